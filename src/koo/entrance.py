@@ -1,0 +1,401 @@
+"""The way in: the gates before a guarded call, and who waits at which of them.
+
+    look at the breaker → latch → cooldown → limits → pace → concurrency → hold money → admit
+
+Whoever refuses gives back what was taken before. Gates that may wait come before the money, because a queue must not
+hold money hostage; the breaker is asked last, because a probe's slot that is taken before a gate which then refuses is
+a leak. After any wait the clock is read again.
+
+`_take` is the short way, for nearly always: nothing refuses, nobody waits. `_line_up` is the long one.
+"""
+
+from __future__ import annotations
+
+import random
+from asyncio import get_running_loop
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NoReturn, Protocol
+
+from koo.clock import SYSTEM_CLOCK, Clock
+from koo.deadlines import NEVER, Alarm, Deadlines
+from koo.errors import (
+    AuthenticationFailed,
+    CircuitOpen,
+    DatabaseTimeout,
+    DatabaseUnavailable,
+    Kind,
+    KooError,
+    PoolSaturated,
+    RateLimited,
+    ServiceSaturated,
+    ServiceTimeout,
+)
+from koo.events import CircuitClosed, CircuitOpened, Event, log
+from koo.options import GuardOptions
+from koo.policies.breaker import NONE, Breaker, Cue, Permit
+from koo.policies.concurrency import Slots
+from koo.policies.cooldown import Cooldown
+from koo.policies.latch import Latches
+from koo.policies.limiter import Limits
+from koo.policies.pacer import Pacer
+from koo.policies.tally import Tally
+
+OnLimit = Literal["refuse", "wait"]
+LOOK_AGAIN_S = 1.0
+"""The first in the queue for a limit looks at least so often."""
+RAMP_FACTOR = 2
+"""After closing, so many times the probes that closed it may run at first (rule R16)."""
+
+
+class Toll(Protocol):
+    """Money: each hold ends in exactly one `settle` or `release`.
+
+    `hold` raises `BudgetExceeded`; where it has to wait, it waits until `deadline` at most. Whatever it raises, a
+    cancellation too, it holds nothing then.
+    """
+
+    async def hold(self, deadline: float) -> None: ...
+
+    def settle(self) -> None: ...
+
+    def release(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The errors with which one kind of dependency refuses."""
+
+    circuit_open: type[KooError]
+    limited: type[KooError]
+    saturated: type[KooError]
+    timeout: type[KooError]
+    latched: type[KooError]
+
+
+SERVICES = Family(CircuitOpen, RateLimited, ServiceSaturated, ServiceTimeout, AuthenticationFailed)
+DATABASES = Family(DatabaseUnavailable, PoolSaturated, PoolSaturated, DatabaseTimeout, DatabaseUnavailable)
+
+
+@dataclass(slots=True)
+class Gates:
+    """What all guards of one dependency share: a service has one breaker a model, but one key and one limit."""
+
+    limits: Limits = field(default_factory=Limits)
+    slots: Slots = field(default_factory=lambda: Slots(1_000_000))
+    quota: Cooldown = field(default_factory=Cooldown)
+    pacer: Pacer = field(default_factory=Pacer)
+    latches: Latches = field(default_factory=Latches)
+    queue: Slots = field(default_factory=lambda: Slots(1))  # one at a time asks a full limit again, in order
+    guards: list[Entrance] = field(default_factory=list)
+
+
+class Entrance:
+    """The gates of one guarded dependency: a database host, or one model of an AI service.
+
+    `name` appears in errors and metrics. `gates` are shared by the guards of one service. `publish` takes events.
+    Nothing here belongs to an event loop until the first call.
+    """
+
+    __slots__ = (
+        "_deadlines", "_draw", "_monotonic", "_publish", "_sleep", "_wall", "breaker", "cooldown", "family", "gates",
+        "model", "name", "options", "tally",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        options: GuardOptions,
+        *,
+        deadlines: Deadlines,
+        gates: Gates | None = None,
+        model: str | None = None,
+        family: Family = SERVICES,
+        clock: Clock = SYSTEM_CLOCK,
+        draw: Callable[[], float] = random.random,
+        publish: Callable[[Event], None] | None = None,
+    ) -> None:
+        now = clock.monotonic()
+        self.name = name
+        self.model = model
+        self.options = options
+        self.family = family
+        self.gates = gates or Gates(slots=Slots(options.concurrency_max))
+        self.gates.guards.append(self)
+        self.breaker = Breaker(
+            name if model is None else f"{name}/{model}", options.breaker, options.slow_s, now
+        )
+        self.cooldown = Cooldown()
+        self.tally = Tally(now)
+        self._deadlines = deadlines
+        self._monotonic = clock.monotonic
+        self._sleep = clock.sleep
+        self._wall = clock.wall
+        self._draw = draw
+        self._publish = publish
+
+    def now(self) -> float:
+        """Monotonic seconds of this guard's clock."""
+        return self._monotonic()
+
+    def count_outage(self, in_row: bool, now: float) -> None:
+        """The host that all models share could not be reached: it counts here too."""
+        self.breaker.count_outage(in_row, now, self._draw)
+        if self.breaker.happened:
+            self._tell()
+
+    # ── the gates ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def enter(self, toll: Toll | None, deadline: float, on_limit: OnLimit | None = None) -> Permit:
+        """Through all gates, waiting where that is allowed. Raises a refusal, and then nothing stays taken."""
+        now = self._monotonic()
+        if now >= deadline:
+            self._refuse(self.family.timeout, "the deadline had passed before the call", None, Kind.DEADLINE)
+        taken_at = now if self._take(now) else await self._line_up(deadline, on_limit)
+        if toll is not None:
+            try:
+                await toll.hold(deadline)
+            except BaseException as error:
+                self._give_back(taken_at)
+                if isinstance(error, KooError):
+                    self.tally.record_refusal(error.kind)
+                raise
+        return self._admit(taken_at, toll, self._monotonic())
+
+    def _take(self, now: float) -> bool:
+        """A place and a unit of each limit at once, if no gate refuses or waits; else nothing is taken."""
+        gates = self.gates
+        if (
+            self.breaker.refuses(now)
+            or now < self.cooldown.until
+            or now < gates.quota.until
+            or gates.latches
+            or gates.pacer.interval_s
+            or gates.queue.used
+        ):
+            return False
+        if gates.limits.take(now) is not None:
+            return False
+        if gates.slots.take():
+            return True
+        gates.limits.refund(now)
+        return False
+
+    async def _line_up(self, deadline: float, on_limit: OnLimit | None) -> float:
+        """Gate by gate; gives when the limits' units were taken, for their refund.
+
+        While a caller waited at a later gate, an earlier one may have closed: a hundred callers in line for a place
+        must not run into the pause that the provider has asked for meanwhile. Then it begins again.
+        """
+        while True:
+            self._look()
+            await self._wait_for_cooldown(deadline, on_limit)
+            taken_at = await self._take_limits(deadline, on_limit)
+            cell = False
+            try:
+                cell = await self._pace(deadline, on_limit)
+                await self._take_slot(deadline, on_limit)
+            except BaseException:
+                self.gates.limits.refund(taken_at)
+                if cell:
+                    self.gates.pacer.give_back()
+                raise
+            now = self._monotonic()
+            # The unit moves to the time of the call: counted when the wait began, it would free another one too early,
+            # and let 61 calls out within a minute.
+            self.gates.limits.refund(taken_at)
+            if not self._is_closed(now) and self.gates.limits.take(now) is None:
+                return now
+            self.gates.slots.give_back()
+
+    def _is_closed(self, now: float) -> bool:
+        """Would one of the gates that come before the limits refuse or wait?"""
+        gates = self.gates
+        return (
+            self.breaker.refuses(now)
+            or now < self.cooldown.until
+            or now < gates.quota.until
+            or (bool(gates.latches) and gates.latches.find(self.model, now) is not None)
+        )
+
+    def _admit(self, taken_at: float, toll: Toll | None, now: float) -> Permit:
+        """The last gate. Whatever waited before it, the breaker is asked about now."""
+        permit = self.breaker.admit(now, self._draw)
+        if self.breaker.happened:
+            self._tell()
+        if permit is None:
+            self._give_back(taken_at)
+            if toll is not None:
+                toll.release()
+            self._refuse_open()
+        return permit
+
+    def _give_back(self, taken_at: float) -> None:
+        self.gates.slots.give_back()
+        self.gates.limits.refund(taken_at)
+
+    def _look(self) -> None:
+        """Refuse early, before anything is taken or waited for."""
+        now = self._monotonic()
+        if self.breaker.refuses(now):
+            self._refuse_open()
+        latches = self.gates.latches
+        latch = latches.find(self.model, now) if latches else None
+        if latch is not None:
+            wait_s = min(latch.until, latch.check_at) - now
+            self._refuse(self.family.latched, latch.reason, max(wait_s, 0.0), Kind.KEY_REFUSED)
+
+    async def _wait_for_cooldown(self, deadline: float, on_limit: OnLimit | None) -> None:
+        while True:
+            now = self._monotonic()
+            quota = self.gates.quota
+            cooldown = quota if quota.until > self.cooldown.until else self.cooldown
+            if now >= cooldown.until:
+                return
+            wait_s = cooldown.until - now
+            passes = cooldown.kind is Kind.THROTTLED or on_limit == "wait"
+            if on_limit == "refuse" or not passes or cooldown.until >= deadline:
+                self._refuse(self.family.limited, cooldown.reason, wait_s, cooldown.kind)
+            await self._sleep(wait_s)
+
+    async def _take_limits(self, deadline: float, on_limit: OnLimit | None) -> float:
+        """One unit of each limit; gives when it was taken, for the refund."""
+        limits, queue = self.gates.limits, self.gates.queue
+        now = self._monotonic()
+        # Whoever comes while somebody waits takes no unit from under his nose, whether he would wait himself or not.
+        if not queue.used and limits.take(now) is None:
+            return now
+        if (
+            on_limit != "wait"
+            or limits.usable_at(now) >= deadline
+            or not await self._stand_in(queue, deadline)
+        ):
+            self._refuse_limit()
+        try:
+            while limits.take(now := self._monotonic()) is not None:
+                usable_at = limits.usable_at(now)
+                if usable_at >= deadline:
+                    self._refuse_limit()
+                # A refund may bring a unit earlier, and wakes nobody.
+                await self._sleep(min(usable_at - now, LOOK_AGAIN_S))
+            return now
+        finally:
+            queue.give_back()
+
+    async def _pace(self, deadline: float, on_limit: OnLimit | None) -> bool:
+        """Wait for a cell of the pacer; True if one was booked."""
+        now = self._monotonic()
+        pacer = self.gates.pacer
+        wait_s = pacer.wait_s(now)
+        if not pacer.interval_s:
+            return False
+        if wait_s and (on_limit == "refuse" or now + wait_s >= deadline):
+            self._refuse(
+                self.family.limited, "the provider's limit is nearly used up", wait_s, Kind.COOLING_DOWN
+            )
+        pacer.take(now)
+        if wait_s:
+            try:
+                await self._sleep(wait_s)
+            except BaseException:
+                pacer.give_back()
+                raise
+        return True
+
+    async def _take_slot(self, deadline: float, on_limit: OnLimit | None) -> None:
+        slots = self.gates.slots
+        ramping = slots.cap < slots.limit
+        if ramping:
+            slots.widen(self._monotonic())
+        if slots.take():
+            return
+        if on_limit == "refuse" or slots.limit == 0:
+            self._refuse_place(f"{slots.used} calls are running and {len(slots.line)} wait")
+        if ramping and not slots.line:
+            get_running_loop().call_at(slots.widens_at, self._widen)
+        if not await self._stand_in(slots, deadline):
+            self._refuse_place("the deadline passed while waiting for a free place")
+
+    def _widen(self) -> None:
+        """Time widens a ramp: somebody has to wake those who wait for it."""
+        slots = self.gates.slots
+        slots.widen(self._monotonic())
+        if slots.line and slots.cap < slots.limit:
+            get_running_loop().call_at(slots.widens_at, self._widen)
+
+    async def _stand_in(self, slots: Slots, deadline: float) -> bool:
+        """Wait for a slot, first come first served; False if the deadline passed before."""
+        if slots.take():
+            return True
+        if len(slots.line) >= self.options.queue_max:
+            self._refuse_place(f"{len(slots.line)} callers wait already")
+        waiter = get_running_loop().create_future()
+        slots.line.append(waiter)
+        try:
+            with Alarm(self._deadlines, deadline):
+                await waiter
+        except BaseException as error:
+            slots.leave(waiter, granted=waiter.done() and not waiter.cancelled())
+            if isinstance(error, TimeoutError):
+                return False
+            raise
+        return True
+
+    # ── refusals ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _refuse(self, error: type[KooError], reason: str, wait_s: float | None, kind: Kind) -> NoReturn:
+        self.tally.record_refusal(kind)
+        # A fresh one each time: a shared exception grows its traceback without end.
+        raise error(self.name, reason, wait_s, kind=kind)
+
+    def _refuse_open(self) -> NoReturn:
+        reason, wait_s = self.breaker.refusal(self._monotonic())
+        self._refuse(self.family.circuit_open, reason, wait_s, Kind.CIRCUIT_OPEN)
+
+    def _refuse_place(self, reason: str) -> NoReturn:
+        self._refuse(self.family.saturated, reason, None, Kind.SATURATED)
+
+    def _refuse_limit(self) -> NoReturn:
+        """Which limit, and when it is usable again; where only others wait before it: soon."""
+        limits, now = self.gates.limits, self._monotonic()
+        full = limits.full(now)
+        if full is None:
+            self._refuse(
+                self.family.limited, "others wait for our limit already", LOOK_AGAIN_S, Kind.RATE_LIMITED
+            )
+        usable_at = limits.usable_at(now)
+        wait_s = None if usable_at == NEVER else usable_at - now
+        reason = f"our limit of {full.limit} {full.name} is reached"
+        self._refuse(self.family.limited, reason, wait_s, Kind.RATE_LIMITED)
+
+    # ── events ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _tell(self) -> None:
+        """Publish what the breaker did, after its state is set; and what follows from it for the other gates."""
+        breaker = self.breaker
+        happened, breaker.happened = breaker.happened, []
+        for event in happened:
+            if isinstance(event, CircuitOpened):
+                breaker.lease_s = self._lease_s()
+            elif (
+                isinstance(event, CircuitClosed)
+                and breaker.override is NONE
+                and breaker.closed_by is not None
+            ):
+                alone = breaker.closed_by is Cue.STAYED_IDLE  # nobody has tried it: one at first
+                few = 1 if alone else RAMP_FACTOR * self.options.breaker.success_threshold
+                self.gates.slots.narrow(few, self._monotonic())
+            self._emit(event)
+
+    def _emit(self, event: Event) -> None:
+        if self._publish is None:
+            return
+        try:
+            self._publish(event)
+        except Exception:  # noqa: BLE001 - whoever listens must not keep a permit, a slot or a hold
+            log.exception("could not publish %s", type(event).__name__)
+
+    def _lease_s(self) -> float:
+        """A probe runs long enough for a slow model's honest answer, and no longer than an attempt."""
+        usual_s = 2 * self.tally.totals().percentile_s(0.99)
+        return min(self.options.attempt_timeout_s, max(self.options.breaker.lease_s, usual_s))

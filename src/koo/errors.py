@@ -1,0 +1,269 @@
+"""What can go wrong, by whose fault: refused by us, failed by them, or the caller's own mistake.
+
+Every error is a small fresh object with the same few facts to program against: `service`, `kind`, `retry_after_s`,
+`attempts`. Its sentence is written when somebody reads it, because most refusals are counted and thrown away. A
+sentence never holds a prompt, a key, a password or a DSN; what the other side said is kept, cleaned, in `detail`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, Self
+
+
+class Kind(StrEnum):
+    """What happened, in one word; what follows from it is `koo.policies.treatment`."""
+
+    # refused by us
+    CIRCUIT_OPEN = "circuit_open"
+    RATE_LIMITED = "rate_limited"
+    BUDGET_EXCEEDED = "budget_exceeded"
+    SATURATED = "saturated"
+    COOLING_DOWN = "cooling_down"
+    KEY_REFUSED = "key_refused"
+    DRAINING = "draining"
+    # failed by them
+    CONNECTION = "connection"
+    TIMEOUT = "timeout"
+    OVERLOADED = "overloaded"
+    SERVER_ERROR = "server_error"
+    BAD_ANSWER = "bad_answer"
+    TRUNCATED_STREAM = "truncated_stream"
+    STALLED = "stalled"
+    THROTTLED = "throttled"
+    QUOTA = "quota"
+    BILLING = "billing"
+    AUTH = "auth"
+    PERMISSION = "permission"
+    CONFLICT = "conflict"
+    UNKNOWN = "unknown"
+    # the caller's mistake
+    INVALID_REQUEST = "invalid_request"
+    CONTEXT_LENGTH = "context_length"
+    CONTENT_POLICY = "content_policy"
+    NOT_FOUND = "not_found"
+    TOO_LARGE = "too_large"
+    NOT_CONFIGURED = "not_configured"
+    UNKNOWN_SERVICE = "unknown_service"
+    PRICE_UNKNOWN = "price_unknown"
+    # nobody's: the caller's own deadline, several at once
+    DEADLINE = "deadline"
+    ALL_FAILED = "all_failed"
+    # databases
+    CONTENTION = "contention"
+    INTEGRITY = "integrity"
+    READ_ONLY = "read_only"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+    CANCELLED = "cancelled"
+
+
+class KooError(Exception):
+    """Base of everything koo raises on purpose.
+
+    `service`: who it is about; `reason`: a sentence without secrets; `retry_after_s`: when to come back, in seconds,
+    or None where nobody knows; `attempts`: calls that reached the other side; `detail`: what the other side said.
+    """
+
+    kind: Kind = Kind.UNKNOWN
+
+    def __init__(
+        self,
+        service: str,
+        reason: str,
+        retry_after_s: float | None = None,
+        *,
+        kind: Kind | None = None,
+        attempts: int = 0,
+        detail: dict[str, Any] | None = None,
+    ) -> None:
+        self.service = service
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+        self.attempts = attempts
+        self.detail = detail
+        if kind is not None:
+            self.kind = kind
+
+    def __str__(self) -> str:
+        sentence = f"{self.service}: {self.reason}"
+        if self.attempts > 1:
+            sentence += f" (after {self.attempts} attempts)"
+        if self.retry_after_s is not None and self.retry_after_s > 0:
+            sentence += f"; try again in {describe_s(self.retry_after_s)}"
+        return sentence
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions travel between processes; the default would call __init__ with `args` and lose the rest.
+        return (_revive, (type(self), self.args, dict(self.__dict__)))
+
+
+def _revive(cls: type[KooError], args: tuple[Any, ...], state: dict[str, Any]) -> KooError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error
+
+
+def describe_s(seconds: float) -> str:
+    """Seconds as a person says them: "0.4 s", "12 s", "5 min", "3 h 20 min", "2 days"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 172_800:
+        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+    return f"{seconds / 86_400:.0f} days"
+
+
+class ConfigurationError(KooError):
+    """A setting that cannot be right: the sentence names the variable, what it holds and what is allowed."""
+
+    kind = Kind.NOT_CONFIGURED
+
+    def __str__(self) -> str:
+        return f"{self.service}: {self.reason}" if self.service else self.reason
+
+
+# ── external services ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ExternalServiceError(KooError):
+    """Base of everything `query_ai` raises on purpose.
+
+    `billable`: the other side may have done paid work although it failed; None: as the kind usually has it.
+    `partial_text` is what a stream had delivered before it broke off.
+    """
+
+    billable: bool | None = None
+    partial_text: str = ""
+
+
+class ServiceRefused(ExternalServiceError):
+    """Refused by us: the service was not asked."""
+
+
+class CircuitOpen(ServiceRefused):
+    """The circuit breaker is open, or its recovery is being tested by somebody else."""
+
+    kind = Kind.CIRCUIT_OPEN
+
+
+class RateLimited(ServiceRefused):
+    """A limit is reached: ours (`kind` rate_limited, not asked) or the provider's (throttled, cooling_down, quota)."""
+
+    kind = Kind.RATE_LIMITED
+
+
+class BudgetExceeded(ServiceRefused):
+    """The day's budget does not hold the worst case of this call."""
+
+    kind = Kind.BUDGET_EXCEEDED
+
+
+class ServiceSaturated(ServiceRefused):
+    """As many calls as allowed are running already, and the queue is full or the deadline too near."""
+
+    kind = Kind.SATURATED
+
+
+class ServiceFailed(ExternalServiceError):
+    """Failed by them: unreachable, overloaded, a server error, or an answer that cannot be read."""
+
+    kind = Kind.SERVER_ERROR
+
+
+class ServiceTimeout(ServiceFailed, TimeoutError):
+    """No answer in time: an attempt's (`kind` timeout), or the whole call's deadline (`kind` deadline)."""
+
+    kind = Kind.TIMEOUT
+
+
+class StreamTruncated(ServiceFailed):
+    """A stream that broke off or stalled after content was delivered; `partial_text` is what came."""
+
+    kind = Kind.TRUNCATED_STREAM
+
+
+class AuthenticationFailed(ServiceFailed):
+    """The provider refused the key (or the account cannot pay): no query goes out until it works again."""
+
+    kind = Kind.AUTH
+
+
+class CallerMistake(ExternalServiceError):
+    """The caller's own mistake: repeating it unchanged cannot help."""
+
+    kind = Kind.INVALID_REQUEST
+
+
+class InvalidRequest(CallerMistake):
+    """The request cannot be right: empty, too long, an unknown model, or content the provider does not accept."""
+
+
+class UnknownService(CallerMistake, LookupError):
+    """No service of that name; the sentence lists the known ones."""
+
+    kind = Kind.UNKNOWN_SERVICE
+
+
+class PriceUnknown(CallerMistake):
+    """The model has no known price, so no budget could hold: set INPUT_PRICE and OUTPUT_PRICE for the service."""
+
+    kind = Kind.PRICE_UNKNOWN
+
+
+class AllServicesFailed(ExternalServiceError, ExceptionGroup[ExternalServiceError]):
+    """Every service that was asked refused or failed; `exceptions` holds the reason of each, in order."""
+
+    kind = Kind.ALL_FAILED
+
+    def __new__(cls, message: str, exceptions: Sequence[ExternalServiceError]) -> Self:
+        return super().__new__(cls, message, exceptions)
+
+    def __init__(self, message: str, exceptions: Sequence[ExternalServiceError]) -> None:
+        waits = [e.retry_after_s for e in exceptions if e.retry_after_s is not None]
+        attempts = sum(e.attempts for e in exceptions)
+        names = ", ".join(e.service for e in exceptions)
+        super().__init__(names, message, min(waits, default=None), attempts=attempts)
+
+    def __str__(self) -> str:
+        return f"{self.reason}: " + " | ".join(str(e) for e in self.exceptions)
+
+    def derive(self, excs: Sequence[ExternalServiceError]) -> AllServicesFailed:  # type: ignore[override]
+        return AllServicesFailed(self.reason, excs)
+
+
+# ── databases ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class DatabaseError(KooError):
+    """Base of what koo itself raises about a database; errors of statements stay SQLAlchemy's own."""
+
+
+class DatabaseUnavailable(DatabaseError):
+    """The database cannot be used now: refused by an open breaker, unreachable, or too late for the deadline."""
+
+    kind = Kind.CIRCUIT_OPEN
+
+
+class PoolSaturated(DatabaseError):
+    """All connections are in use and the wait would not fit: the database itself may be well."""
+
+    kind = Kind.SATURATED
+
+
+class DatabaseTimeout(DatabaseUnavailable, TimeoutError):
+    """The scope's deadline passed."""
+
+    kind = Kind.DEADLINE
+
+
+class CommitOutcomeUnknown(DatabaseError):
+    """The connection was lost during COMMIT: the transaction may have happened or not, so it was not run again."""
+
+    kind = Kind.OUTCOME_UNKNOWN

@@ -1,0 +1,166 @@
+"""What happened, in the past tense: frozen facts with a severity, put out in order after the state is set.
+
+Events are for logs, alerts and metrics. They carry no prompt, key or DSN, and nobody's state depends on them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from koo.errors import Kind
+
+Severity = Literal["critical", "warning", "info"]
+
+log = logging.getLogger("koo")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events. `source` is the guard's or component's name."""
+
+    source: str
+
+    severity = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitOpened(Event):
+    """A breaker tripped: why, and for how many seconds at least."""
+
+    reason: str
+    open_for_s: float
+
+    severity = "critical"
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitHalfOpened(Event):
+    """An open breaker's time is over; probes decide."""
+
+    severity = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitClosed(Event):
+    """Enough probes succeeded, or an operator reset it (`by_operator`)."""
+
+    by_operator: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OverrideSet(Event):
+    """An operator changed what the breaker may do: "none", "forced_open", "disabled" or "metrics_only"."""
+
+    override: str
+
+    severity = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class CooldownBegan(Event):
+    """The other side asked for a pause of so many seconds: for one model, or for the `whole_service`."""
+
+    for_s: float
+    reason: str
+    kind: Kind = Kind.THROTTLED
+    whole_service: bool = False
+
+    severity = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLatched(Event):
+    """The other side refused the key, or its account: nothing is sent until it works again."""
+
+    reason: str
+    model: str | None = None
+
+    severity = "critical"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUnlatched(Event):
+    """The key works again, or an operator said so."""
+
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BillExceededHold(Event):
+    """A bill was above its worst case: booked whole. Amounts in USD as strings."""
+
+    billed_usd: str
+    held_usd: str
+
+    severity = "critical"
+
+
+@dataclass(frozen=True, slots=True)
+class HoldsSwept(Event):
+    """Holds that a dead process left were booked at their bound."""
+
+    count: int
+    booked_usd: str
+
+    severity = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLost(Event):
+    """The state store cannot be reached: what that means for budgets."""
+
+    reason: str
+
+    severity = "critical"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFound(Event):
+    """The state store is back."""
+
+
+Listener = Callable[[Event], None]
+
+
+class EventBus:
+    """Keeps the last events, and tells them to listeners in order.
+
+    A listener that publishes does not overtake what is being told: its event waits in the queue. A listener that
+    raises is logged and harms nobody.
+    """
+
+    __slots__ = ("_listeners", "_queue", "_telling", "recent")
+
+    def __init__(self, keep: int = 1000) -> None:
+        self.recent: deque[Event] = deque(maxlen=keep)
+        self._queue: deque[Event] = deque(maxlen=keep)
+        self._listeners: list[Listener] = []
+        self._telling = False
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with each later event; gives a function that ends it."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def publish(self, event: Event) -> None:
+        self.recent.append(event)
+        self._queue.append(event)
+        if self._telling:
+            return
+        self._telling = True
+        try:
+            while self._queue:
+                self._tell(self._queue.popleft())
+        finally:
+            self._telling = False
+
+    def _tell(self, event: Event) -> None:
+        for listener in tuple(self._listeners):
+            try:
+                listener(event)
+            except Exception:
+                log.exception("a listener failed on %s", type(event).__name__)

@@ -1,0 +1,327 @@
+"""Frozen options: the unit in the name, the range checked, each default with its reason.
+
+`koo.settings` makes them from the environment; a program may make them itself. A value that cannot be right raises
+`ConfigurationError` here, at once, and not at the first call that meets it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from koo.errors import ConfigurationError
+
+T = TypeVar("T")
+DAY_S = 86_400.0
+
+
+def option(
+    default: T,
+    meaning: str,
+    why: str,
+    *,
+    unit: str = "",
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+) -> T:
+    """A dataclass field with its meaning, its unit, its range (None: no bound) and the reason for its default."""
+    about = {
+        "meaning": meaning,
+        "why": why,
+        "unit": unit,
+        "at_least": at_least,
+        "at_most": at_most,
+        "above": above,
+    }
+    made: T = field(default=default, metadata=about)
+    return made
+
+
+def allowed(about: Any) -> str:
+    """An option's range as words: "0.05 to 1", "at least 1", "above 0"."""
+    low, high, above = about.get("at_least"), about.get("at_most"), about.get("above")
+    if low is not None and high is not None:
+        return f"{low:g} to {high:g}"
+    if above is not None:
+        return f"above {above:g}" + (f", at most {high:g}" if high is not None else "")
+    if low is not None:
+        return f"at least {low:g}"
+    return f"at most {high:g}" if high is not None else "any"
+
+
+class Checked:
+    """Base of all options: checks each number against its range when it is made."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, one.name)
+            if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+                self._check(one.name, value, one.metadata)
+
+    def _check(self, name: str, value: float | Decimal, about: Any) -> None:
+        number = float(value)
+        low, high, above = about.get("at_least"), about.get("at_most"), about.get("above")
+        # A NaN fails every comparison, so it is asked whether the value is inside, never whether it is outside.
+        inside = (
+            (low is None or number >= low)
+            and (high is None or number <= high)
+            and (above is None or number > above)
+        )
+        if not inside or number != number:
+            raise ConfigurationError(
+                "", f"{type(self).__name__}.{name} is {value}; allowed is {allowed(about)}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerOptions(Checked):
+    """When a circuit opens, for how long, and how it closes again."""
+
+    failure_threshold: int = option(
+        5,
+        "failures in a row that open it",
+        "fast for a total outage, also at low traffic",
+        at_least=1,
+        at_most=10_000,
+    )
+    success_threshold: int = option(
+        2, "successful probes that close it", "one may be luck", at_least=1, at_most=1000
+    )
+    probe_concurrency: int = option(
+        1, "probes that may run at once", "a backend that recovers needs no crowd", at_least=1, at_most=100
+    )
+    recovery_s: float = option(
+        60.0,
+        "shortest time that it stays open",
+        "about one restart of a backend",
+        unit="s",
+        above=0,
+        at_most=86_400,
+    )
+    open_s_max: float = option(
+        600.0, "longest time that our own backoff makes of it", "an operator's patience", unit="s", above=0
+    )
+    window_s: float = option(
+        30.0, "how far back rates look", "half a recovery", unit="s", above=0, at_most=3600
+    )
+    window_buckets: int = option(10, "parts of the window", "a tenth is fine enough", at_least=2, at_most=600)
+    calls_min: int = option(
+        20,
+        "calls in the window before a rate means anything",
+        "at 10 % failures a window of 20 trips by chance 7 times in a million",
+        at_least=1,
+    )
+    failure_rate: float = option(
+        0.5, "share of failures that opens it", "half", unit="ratio", above=0, at_most=1
+    )
+    slow_rate: float = option(
+        0.8,
+        "share of slow calls that opens it",
+        "slow answers still are answers",
+        unit="ratio",
+        above=0,
+        at_most=1,
+    )
+    inconclusive_max: int = option(
+        10, "probes without a verdict before it opens again", "a probe must lead somewhere", at_least=1
+    )
+    streak_heals_after_s: float = option(
+        600.0,
+        "time of health after which one repeated failure is forgotten",
+        "as long as the longest opening",
+        unit="s",
+        above=0,
+    )
+
+    @property
+    def lease_s(self) -> float:
+        """How long a probe may run: half a recovery, unless the service is known to be slow (rule R9)."""
+        return self.recovery_s / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryOptions(Checked):
+    """How often, and after what pause, a failed call is made again."""
+
+    attempts_max: int = option(4, "calls in all", "three repeats", at_least=1, at_most=100)
+    base_s: float = option(
+        1.0, "the first pause at most", "a rate limiter's breath", unit="s", above=0, at_most=3600
+    )
+    cap_s: float = option(30.0, "the longest pause of our own", "longer is for people", unit="s", above=0)
+    multiplier: float = option(2.0, "growth of the pause", "the customary doubling", at_least=1, at_most=100)
+    budget_tokens: float = option(
+        20.0, "repeats that may be made at once", "a burst of failures, not a storm", at_least=0
+    )
+    budget_per_success: float = option(
+        0.1, "repeats earned by each first success", "load grows by a tenth at most", at_least=0, at_most=10
+    )
+    budget_per_s: float = option(
+        1.0, "repeats earned each second", "so that a quiet service recovers", at_least=0
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitOptions(Checked):
+    """Our own limits; None is no limit."""
+
+    per_minute: int | None = option(None, "requests in any minute", "none unless asked for", at_least=0)
+    per_hour: int | None = option(None, "requests in any hour", "none unless asked for", at_least=0)
+    per_day: int | None = option(None, "requests in a UTC day", "none unless asked for", at_least=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardOptions(Checked):
+    """What one guard does for one dependency."""
+
+    timeout_s: float = option(
+        120.0, "deadline of a whole call, pauses included", "a person's patience", unit="s", above=0
+    )
+    attempt_timeout_s: float = option(60.0, "longest time of one attempt", "half the call", unit="s", above=0)
+    slow_s: float = option(
+        30.0, "an attempt that takes longer counts as slow", "half an attempt", unit="s", above=0
+    )
+    concurrency_max: int = option(
+        1000, "calls that may run at once", "memory is finite", at_least=0, at_most=1_000_000
+    )
+    queue_max: int = option(
+        1000, "callers that may wait for a limit at once", "longer queues outlive their callers", at_least=0
+    )
+    idempotent: bool = option(False, "a repeat does no harm", "only the caller can know")
+    breaker: BreakerOptions = field(default_factory=BreakerOptions)
+    retry: RetryOptions = field(default_factory=RetryOptions)
+    limits: LimitOptions = field(default_factory=LimitOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseOptions(Checked):
+    """The user's database, which koo guards."""
+
+    url: str = field(default="sqlite:///data/koo.db", repr=False)
+    pool_size: int = option(10, "connections kept", "cores times two, and some", at_least=1, at_most=10_000)
+    max_overflow: int = option(
+        20, "connections above that, closed after use", "a burst", at_least=0, at_most=10_000
+    )
+    pool_timeout_s: float = option(
+        5.0,
+        "longest wait for a connection, connecting included",
+        "a person waits no longer",
+        unit="s",
+        above=0,
+    )
+    pool_recycle_s: float = option(
+        3600.0,
+        "age at which a connection is replaced",
+        "below the usual firewall's patience",
+        unit="s",
+        above=0,
+    )
+    scope_timeout_s: float = option(
+        60.0, "deadline of a scope", "a transaction should not last", unit="s", above=0
+    )
+    slow_call_s: float = option(
+        1.0, "database time that counts as slow", "users notice a second", unit="s", above=0
+    )
+    validate_after_idle_s: float = option(
+        1.0,
+        "idle time after which a connection is tried before use",
+        "a ping on every use costs half a query",
+        unit="s",
+        at_least=0,
+    )
+    cleanup_timeout_s: float = option(
+        2.0,
+        "longest time that leaving a scope takes after a failure",
+        "a black hole never answers",
+        unit="s",
+        above=0,
+    )
+    probe_interval_s: float = option(30.0, "time between health probes", "two a minute", unit="s", above=0)
+    probe_timeout_s: float = option(
+        5.0, "longest time of a probe", "as long as a connection may take", unit="s", above=0
+    )
+    exactly_once: Literal["off", "marker"] = "off"
+    breaker: BreakerOptions = field(default_factory=BreakerOptions)
+    retry: RetryOptions = field(default_factory=lambda: RetryOptions(base_s=0.2))
+
+
+ServiceKind = Literal["anthropic", "openai", "openai_compatible", "gemini", "perplexity", "local"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceOptions(Checked):
+    """One AI service. Without `api_key` a hosted service is not configured."""
+
+    name: str
+    kind: ServiceKind
+    model: str = ""
+    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    declared: bool = field(default=False)
+    timeout_s: float = option(120.0, "deadline of a whole query", "a person's patience", unit="s", above=0)
+    attempt_timeout_s: float = option(
+        60.0, "longest time of one attempt", "half the query", unit="s", above=0
+    )
+    first_token_timeout_s: float = option(
+        30.0, "longest wait for a stream's first content", "long prompts take time", unit="s", above=0
+    )
+    stall_timeout_s: float = option(
+        30.0, "longest silence between two pieces of content", "pings are no content", unit="s", above=0
+    )
+    slow_s: float = option(
+        30.0, "an attempt that takes longer counts as slow", "half an attempt", unit="s", above=0
+    )
+    max_tokens: int = option(
+        4096, "longest answer, always sent", "so that a hold has a bound", unit="tokens", at_least=1
+    )
+    daily_budget_usd: Decimal | None = option(
+        Decimal("10.0"),
+        "most money of a UTC day; None is no limit",
+        "a forgotten loop costs a lunch",
+        unit="USD",
+        at_least=0,
+    )
+    budget_is_explicit: bool = False
+    input_price: Decimal | None = option(
+        None, "USD per million tokens read", "from the price table", unit="USD/Mtok", at_least=0
+    )
+    output_price: Decimal | None = option(
+        None, "USD per million tokens written", "from the price table", unit="USD/Mtok", at_least=0
+    )
+    concurrency_max: int = option(200, "queries that may run at once", "sockets are finite", at_least=1)
+    breaker: BreakerOptions = field(default_factory=BreakerOptions)
+    retry: RetryOptions = field(default_factory=RetryOptions)
+    limits: LimitOptions = field(
+        default_factory=lambda: LimitOptions(per_minute=60, per_hour=1000, per_day=10_000)
+    )
+
+    @property
+    def configured(self) -> bool:
+        """Could it be asked at all? A hosted vendor needs a key; a local model or a declared server does not."""
+        return self.api_key is not None or self.kind == "local" or self.declared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlatformOptions(Checked):
+    """Everything that one process of koo needs to know."""
+
+    home: Path = field(default_factory=Path)
+    state_url: str = field(default="sqlite:///data/koo-state.db", repr=False)
+    database: DatabaseOptions = field(default_factory=DatabaseOptions)
+    services: tuple[ServiceOptions, ...] = ()
+    health_check_interval_s: float = option(
+        60.0, "time between unbilled AI checks", "once a minute", unit="s", above=0
+    )
+    health_check_timeout_s: float = option(
+        5.0, "longest time of a health check", "an operator waits", unit="s", above=0
+    )
+    local_model_path: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = option(8000, "TCP port of the server", "the customary one", at_least=0, at_most=65_535)
+    url: str = "http://127.0.0.1:8000"
+    token: str | None = field(default=None, repr=False)
+    read_token: str | None = field(default=None, repr=False)

@@ -1,0 +1,398 @@
+"""The circuit breaker: rules R1 to R13 of the semantics, without a clock, dice or `await`.
+
+    CLOSED ── failures in a row, or too large a share ──▶ OPEN
+    OPEN ── its time is over ──▶ HALF_OPEN
+    HALF_OPEN ── enough probes succeed ──▶ CLOSED
+    HALF_OPEN ── a probe fails, hangs, or too many say nothing ──▶ OPEN, for longer
+
+Each change of phase raises the generation, and a permit carries the generation in which it was given. A result that
+comes late therefore changes nothing: without this fence one old success closes a breaker that has just opened, and one
+old failure opens one that has just closed.
+
+In HALF_OPEN a permit is a lease with an end. Without the end one hung probe would keep the breaker half open for ever.
+A lease past its end is a failed probe, whoever looks first: the clock or the probe's own late result.
+
+`override` is the operator's, and lies across the phases: FORCED_OPEN refuses, DISABLED and METRICS_ONLY let everything
+through. A call that passes only because of an override gets a permit outside all generations: counted, and harmless.
+
+Times are monotonic seconds handed in. `draw` gives a number in [0, 1), and is called only when a trip needs one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, Event, OverrideSet
+from koo.options import BreakerOptions
+from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Verdict
+from koo.policies.window import Window
+
+Draw = Callable[[], float]
+
+HINT_S_MAX = 31 * 86_400.0
+"""A server's word is taken up to a month: caps are for our own guesses."""
+IDLE_RECOVERIES = 3
+"""After so many recovery times without a call, a service that can be reached is believed to be well."""
+
+
+class Phase(Enum):
+    """The only source of transitions."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Override(Enum):
+    """What an operator allows the breaker to do."""
+
+    NONE = "none"
+    FORCED_OPEN = "forced_open"
+    DISABLED = "disabled"
+    METRICS_ONLY = "metrics_only"
+
+
+class Cue(Enum):
+    """What moves a breaker from phase to phase."""
+
+    TRIPPED = "too many failures in a row, or too large a share of failed or slow calls"
+    TIME_WAS_OVER = "the time to stay open is over"
+    PROBES_SUCCEEDED = "enough probes succeeded"
+    PROBE_FAILED = "a probe failed, or its lease ran out"
+    PROBES_SAID_NOTHING = "too many probes ended without a verdict"
+    STAYED_IDLE = "a check succeeded after a long time without calls"
+    RESET = "an operator reset it"
+
+
+CLOSED, OPEN, HALF_OPEN = Phase
+NONE, FORCED_OPEN, DISABLED, METRICS_ONLY = Override
+
+TRANSITIONS: dict[tuple[Phase, Cue], Phase] = {
+    (CLOSED, Cue.TRIPPED): OPEN,
+    (OPEN, Cue.TIME_WAS_OVER): HALF_OPEN,
+    (HALF_OPEN, Cue.PROBES_SUCCEEDED): CLOSED,
+    (HALF_OPEN, Cue.PROBE_FAILED): OPEN,
+    (HALF_OPEN, Cue.PROBES_SAID_NOTHING): OPEN,
+    (HALF_OPEN, Cue.STAYED_IDLE): CLOSED,
+    (CLOSED, Cue.RESET): CLOSED,
+    (OPEN, Cue.RESET): CLOSED,
+    (HALF_OPEN, Cue.RESET): CLOSED,
+}
+"""Every transition there is; `docs/states.md` is generated from it. A pair that is missing is a bug."""
+
+NEVER = float("inf")
+OUTSIDE = -1
+"""The generation of a permit that was given only because of an override."""
+
+
+class Permit:
+    """Leave to make one call: in which generation, when, and in HALF_OPEN until when.
+
+    `lease_ends_at` is when the caller has to stop: METRICS_ONLY watches a probe too, but cuts none short. `kept`: the
+    other side has answered, and how long it lasts from here is its caller's affair.
+    """
+
+    __slots__ = ("expires_at", "generation", "given_at", "kept", "lease_ends_at", "serial", "settled")
+
+    expires_at: float  # a probe's: when the breaker gives it up
+
+    def __init__(self, generation: int, serial: int, given_at: float) -> None:
+        self.generation = generation
+        self.serial = serial
+        self.given_at = given_at
+        self.lease_ends_at = NEVER
+        self.settled = self.kept = False
+
+
+class Breaker:
+    """One breaker. `happened` collects events for the caller to publish after the step, outside this section."""
+
+    __slots__ = (
+        "_counted_serial", "_idle_since", "_serial", "closed_at", "closed_by", "consecutive", "generation", "happened",
+        "inconclusive", "lease_s", "leases", "name", "ok", "open_for_s", "opened_at", "options", "override", "phase",
+        "reason", "running", "slow_s", "stale", "streak", "trips", "window",
+    )  # fmt: skip
+
+    closed_at: float
+    closed_by: Cue | None
+    leases: list[Permit]
+    _counted_serial: int
+
+    def __init__(self, name: str, options: BreakerOptions, slow_s: float, now: float) -> None:
+        self.name = name
+        self.options = options
+        self.slow_s = slow_s
+        self.lease_s = options.lease_s
+        self.phase = CLOSED
+        self.override = NONE
+        self.generation = 0
+        self.window = Window(options.window_s, options.window_buckets, now)
+        self.streak = self.stale = self.trips = 0
+        self.reason = ""
+        self.opened_at = self.open_for_s = 0.0
+        self.running: dict[int, Permit] = {}  # by serial, so the oldest come first
+        self.happened: list[Event] = []
+        self._serial = 0
+        self.closed_by = None
+        self._begin(now)
+        self._be_closed(now)
+
+    # ── admission ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def refuses(self, now: float) -> bool:
+        """Look without taking: would `admit` refuse? Changes nothing."""
+        if self.override is not NONE:
+            return self.override is FORCED_OPEN
+        if self.phase is CLOSED:
+            return False
+        return now < self.opens_until() if self.phase is OPEN else not self._has_lease()
+
+    def admit(self, now: float, draw: Draw) -> Permit | None:
+        """A permit, or None: then `refusal` says why and when to come back."""
+        generation = self.generation
+        if self.phase is not CLOSED or self.override is not NONE:
+            gate = self._gate(now, draw)
+            if gate is None:
+                return None
+            generation = gate
+        self._serial = serial = self._serial + 1
+        permit = Permit(generation, serial, now)
+        self.running[serial] = permit
+        if self.phase is HALF_OPEN and generation != OUTSIDE:
+            permit.expires_at = now + self.lease_s
+            if self.override is NONE:
+                permit.lease_ends_at = permit.expires_at
+            self.leases.append(permit)
+            self._idle_since = now
+        return permit
+
+    def _gate(self, now: float, draw: Draw) -> int | None:
+        """The generation to admit under when it is not simply closed; None refuses."""
+        if self.override is FORCED_OPEN:
+            return None
+        if self.override is DISABLED:
+            return OUTSIDE
+        self.tick(now, draw)
+        if self.phase is CLOSED or (self.phase is HALF_OPEN and self._has_lease()):
+            return self.generation
+        return OUTSIDE if self.override is METRICS_ONLY else None
+
+    def refusal(self, now: float) -> tuple[str, float]:
+        """Why it refuses, and in how many seconds to come back."""
+        if self.override is FORCED_OPEN:
+            return "an operator has forced the circuit open", self.options.recovery_s
+        if self.phase is OPEN:
+            return f"the circuit is open after {self.reason}", max(0.0, self.opens_until() - now)
+        ends_at = min((permit.lease_ends_at for permit in self.leases), default=now)
+        return f"recovery is being tested after {self.reason}", max(0.0, ends_at - now)
+
+    def opens_until(self) -> float:
+        """When an open breaker begins to test recovery, in monotonic seconds."""
+        return self.opened_at + self.open_for_s
+
+    # ── settlement ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def settle(
+        self, permit: Permit, verdict: Verdict, slow: bool, now: float, draw: Draw, hint_s: float = 0.0
+    ) -> bool:
+        """End a permit; False if it was ended before or came too late to count.
+
+        `slow` of a NEUTRAL call says that its caller's deadline cut it short when it was already slow: that counts as
+        a slow call and not in the row, else a hung backend behind short deadlines would never be seen.
+        """
+        if permit.settled:
+            return False
+        permit.settled = True
+        self.running.pop(permit.serial, None)
+        if permit.generation != self.generation:
+            self.stale += permit.generation != OUTSIDE
+            return False
+        if self.phase is CLOSED:
+            self._settle_closed(permit, verdict, slow, now, draw, hint_s)
+        elif now >= permit.expires_at:
+            self._fail_probe("a hung probe", now, draw, hint_s)
+        else:
+            self._settle_probe(permit, verdict, now, draw, hint_s)
+        return True
+
+    def _settle_closed(
+        self, permit: Permit, verdict: Verdict, slow: bool, now: float, draw: Draw, hint_s: float
+    ) -> None:
+        if verdict is SUCCESS:
+            self.consecutive = 0
+            self.window.record(False, slow, now)
+            if self.streak:
+                self._heal_streak(now)
+            if slow:
+                self._trip_if_due(now, draw, hint_s)
+        elif verdict is FAILURE:
+            self._count_failure(permit)
+            self.window.record(True, slow, now)
+            self._trip_if_due(now, draw, hint_s)
+        elif slow and verdict is NEUTRAL:
+            self.window.record(False, True, now)
+            self._trip_if_due(now, draw, hint_s)
+
+    def _count_failure(self, permit: Permit) -> None:
+        """One reset that hits fifty running calls is one step; five failures one after another are five.
+
+        By serial number, not by time: two events in one tick of the clock have an order too.
+        """
+        if permit.serial > self._counted_serial:
+            self.consecutive += 1
+            self._counted_serial = self._serial
+
+    def count_outage(self, in_row: bool, now: float, draw: Draw) -> None:
+        """A failure that another breaker saw on the same host: the rate sees all, the row only what was a step there.
+
+        One reset that hits fifty calls of ten models is one step for each of them, not ten or fifty.
+        """
+        if self.phase is CLOSED and (self.override is NONE or self.override is METRICS_ONLY):
+            if in_row:
+                self.consecutive += 1
+                self._counted_serial = self._serial
+            self.window.record(True, False, now)
+            self._trip_if_due(now, draw, 0.0)
+
+    @property
+    def marks(self) -> int:
+        """Grows with each failure that is a step: one more in the row, or over the edge."""
+        return self.consecutive + self.trips
+
+    def _heal_streak(self, now: float) -> None:
+        if now - self.closed_at >= self.options.streak_heals_after_s:
+            self.streak -= 1
+            self.closed_at = now
+
+    def _trip_if_due(self, now: float, draw: Draw, hint_s: float) -> None:
+        reason = self._why_trip(now)
+        if reason:
+            self._trip(Cue.TRIPPED, reason, now, draw, hint_s)
+
+    def _why_trip(self, now: float) -> str:
+        options, window = self.options, self.window
+        if self.consecutive >= options.failure_threshold:
+            return f"{self.consecutive} failures in a row"
+        hung = self._hung(now)
+        calls, slow = window.calls + hung, window.slow + hung
+        if calls < options.calls_min:
+            return ""
+        if window.failures >= options.failure_rate * calls:
+            return f"{window.failures} failures in {calls} calls"
+        if slow >= options.slow_rate * calls:
+            return f"{slow} slow calls of {calls}"
+        return ""
+
+    def _hung(self, now: float) -> int:
+        """Calls still running and already slow: they count before they end, since some never do."""
+        count = 0
+        for permit in self.running.values():
+            if now - permit.given_at < self.slow_s:
+                break
+            count += permit.generation == self.generation and not permit.kept
+        return count
+
+    def _settle_probe(self, permit: Permit, verdict: Verdict, now: float, draw: Draw, hint_s: float) -> None:
+        self.leases.remove(permit)
+        if verdict is SUCCESS:
+            self.ok += 1
+            if self.ok >= self.options.success_threshold:
+                self._close(Cue.PROBES_SUCCEEDED, now)
+        elif verdict is FAILURE:
+            self._fail_probe("a failed probe", now, draw, hint_s)
+        else:
+            self.inconclusive += 1
+            if self.inconclusive >= self.options.inconclusive_max:
+                reason = f"{self.inconclusive} probes without a verdict"
+                self._trip(Cue.PROBES_SAID_NOTHING, reason, now, draw, hint_s)
+
+    # ── leases ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _has_lease(self) -> bool:
+        taken = len(self.leases)
+        return taken < self.options.probe_concurrency and self.ok + taken < self.options.success_threshold
+
+    def renew(self, permit: Permit, now: float) -> None:
+        """A stream's piece of content came: the probe is alive."""
+        if self.phase is HALF_OPEN and permit.generation == self.generation:
+            permit.expires_at = now + self.lease_s
+            if permit.lease_ends_at is not NEVER:
+                permit.lease_ends_at = permit.expires_at
+
+    # ── transitions ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def tick(self, now: float, draw: Draw) -> None:
+        """What time alone brings about; called by the monitor and by `admit`, never by a reader of the state."""
+        if self.phase is OPEN:
+            if now >= self.opens_until():
+                self._enter(Cue.TIME_WAS_OVER)
+                self._idle_since = now
+                self.happened.append(CircuitHalfOpened(self.name))
+        elif self.phase is HALF_OPEN:
+            if any(permit.expires_at <= now for permit in self.leases):
+                self._fail_probe("a hung probe", now, draw, 0.0)
+        else:
+            self.window.roll(now)
+            self._trip_if_due(now, draw, 0.0)
+
+    def close_idle(self, now: float) -> bool:
+        """After a good check of a service that nobody calls: close, if it has been idle long enough."""
+        idle = now - self._idle_since >= IDLE_RECOVERIES * self.options.recovery_s
+        if self.phase is not HALF_OPEN or self.leases or not idle:
+            return False
+        self._close(Cue.STAYED_IDLE, now)
+        return True
+
+    def _fail_probe(self, reason: str, now: float, draw: Draw, hint_s: float) -> None:
+        self.streak += 1
+        self._trip(Cue.PROBE_FAILED, reason, now, draw, hint_s)
+
+    def _trip(self, cue: Cue, reason: str, now: float, draw: Draw, hint_s: float) -> None:
+        options = self.options
+        # The exponent is bounded before the power: an overflow here would be an error in the middle of an outage.
+        backoff_s = min(options.recovery_s * 2.0 ** min(self.streak, 30), options.open_s_max)
+        guess_s = max(backoff_s, options.recovery_s) * (1.0 + 0.2 * draw())
+        self.opened_at = now
+        self.open_for_s = max(guess_s, min(hint_s, HINT_S_MAX))
+        self.reason = reason
+        self.trips += 1
+        self._enter(cue)
+        self.happened.append(CircuitOpened(self.name, reason, self.open_for_s))
+
+    def _close(self, cue: Cue, now: float) -> None:
+        self.closed_by = None if self.phase is CLOSED else cue
+        self._enter(cue)
+        self._be_closed(now)
+        self.happened.append(CircuitClosed(self.name, by_operator=cue is Cue.RESET))
+
+    def _be_closed(self, now: float) -> None:
+        self.closed_at = now
+        self.consecutive = 0
+        self._counted_serial = self._serial
+        self.window.clear(now)
+
+    def _enter(self, cue: Cue) -> None:
+        self.phase = TRANSITIONS[self.phase, cue]
+        self._begin(self._idle_since)
+
+    def _begin(self, idle_since: float) -> None:
+        """A new generation: everything given out before is void."""
+        self.generation += 1
+        self.leases = []
+        self.ok = self.inconclusive = 0
+        self._idle_since = idle_since
+
+    # ── the operator ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def set_override(self, override: Override) -> None:
+        """Let an operator decide; what is running now no longer counts."""
+        self.override = override
+        self._begin(self._idle_since)
+        self.happened.append(OverrideSet(self.name, override.value))
+
+    def reset(self, now: float) -> None:
+        """An operator says that it is well: closed, without override, all memory of failures gone."""
+        self.override = NONE
+        self.streak = 0
+        self._close(Cue.RESET, now)

@@ -1,0 +1,56 @@
+"""The pause that the other side asked for (rule R14): fed by 429, `Retry-After` and quota headers.
+
+It is no breaker: a 429 never opens one, and never goes uncounted either. All callers of the same credential wait for
+it, not only the one that met the 429. The later time wins: a shorter hint never shortens a longer one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from koo.errors import Kind
+from koo.policies.breaker import HINT_S_MAX
+
+GUESS_S_MIN = 1.0
+RATE_BASE_S, RATE_CAP_S = 1.0, 60.0
+QUOTA_BASE_S, QUOTA_CAP_S = 60.0, 900.0
+"""A spent quota whose end nobody tells is tried again after 1, 2, 4, ... 15 minutes: a refused call is not billed."""
+
+
+class Cooldown:
+    """Until when to stay away, in monotonic seconds; `level` counts pauses without a success between."""
+
+    __slots__ = ("kind", "level", "reason", "until")
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        self.level = 0
+        self.kind = Kind.THROTTLED
+        self.reason = ""
+
+    def extend(
+        self, now: float, hint_s: float | None, draw: Callable[[], float], kind: Kind, reason: str
+    ) -> float:
+        """Take in one throttled answer; gives for how many seconds calls now stay away."""
+        # What comes during the pause answers calls that were sent before it: fifty such answers are one step.
+        if now >= self.until:
+            self.level += 1
+        if hint_s is None:
+            base_s, cap_s = (
+                (RATE_BASE_S, RATE_CAP_S) if kind is Kind.THROTTLED else (QUOTA_BASE_S, QUOTA_CAP_S)
+            )
+            for_s = max(GUESS_S_MIN, min(base_s * 2.0 ** min(max(self.level - 1, 0), 30), cap_s))
+        else:
+            for_s = min(max(hint_s, 0.0), HINT_S_MAX)
+        until = now + for_s * (1.0 + 0.05 * draw())
+        if until > self.until:
+            self.until, self.kind, self.reason = until, kind, reason
+        return self.until - now
+
+    def ease(self) -> None:
+        """A call succeeded: the next guess begins small again."""
+        self.level = 0
+
+    def clear(self) -> None:
+        """An operator says that it is over."""
+        self.until, self.level = 0.0, 0

@@ -1,0 +1,163 @@
+"""Our own limits: so many a minute, an hour, a day. Decided together, all or nothing, and refundable.
+
+"60 a minute" is never 61 in any minute, wherever the minute begins; a token bucket of 60 would let 119 through. So the
+minute and the hour are sliding counts in sixty sub-buckets, and a sub-bucket leaves the count only when its *end* is a
+whole period ago: the promise holds at every instant, and the price is that a unit comes back up to one sub-bucket late.
+The day is a calendar day in UTC; its end is handed in as monotonic time, so that no call reads a wall clock.
+"""
+
+from __future__ import annotations
+
+import math
+
+from koo.options import DAY_S
+
+SUB_BUCKETS = 60
+
+
+class SlidingCount:
+    """At most `limit` in any `period_s`. `rolls_at` is when the counts next change by time alone."""
+
+    __slots__ = ("_bucket", "_bucket_s", "_older", "_past", "limit", "name", "rolls_at", "used")
+
+    rolls_at: float
+    _older: int
+
+    def __init__(self, name: str, limit: int, period_s: float, now: float) -> None:
+        self.name = name
+        self.limit = limit
+        self.used = 0
+        self._bucket_s = period_s / SUB_BUCKETS
+        self._past: list[list[int]] = []  # [bucket number, count], oldest first; empty buckets are not kept
+        self._begin(now)
+
+    def roll(self, now: float) -> None:
+        """Begin the bucket of `now`; drop those that ended a whole period ago."""
+        if now < self.rolls_at:
+            return
+        current = self.used - self._older
+        if current:
+            self._past.append([self._bucket, current])
+        self._begin(now)
+        while self._past and self._past[0][0] < self._bucket - SUB_BUCKETS:
+            self.used -= self._past.pop(0)[1]
+        self._older = self.used
+
+    def refund(self, taken_at: float) -> None:
+        """Give back one unit that was taken at `taken_at`, if it still counts."""
+        bucket = int(taken_at // self._bucket_s)
+        if bucket == self._bucket:
+            self.used -= self.used > self._older  # unless it was cleared in between
+            return
+        for place, past in enumerate(self._past):
+            if past[0] == bucket:
+                past[1] -= 1
+                self.used -= 1
+                self._older -= 1
+                if not past[1]:  # an empty bucket at the head would promise a unit that never comes
+                    del self._past[place]
+                return
+
+    def clear(self, now: float) -> None:
+        """Nothing was used."""
+        self.used = 0
+        self._past.clear()
+        self._begin(now)
+
+    def resets_at(self, now: float) -> float:
+        """When at least one more unit is usable; now, if one is."""
+        if self.used < self.limit:
+            return now
+        oldest = self._past[0][0] if self._past else self._bucket
+        return (oldest + SUB_BUCKETS + 1) * self._bucket_s
+
+    def _begin(self, now: float) -> None:
+        self._bucket = int(now // self._bucket_s)
+        self._older = self.used
+        self.rolls_at = (self._bucket + 1) * self._bucket_s
+
+
+class DayCount:
+    """At most `limit` in a calendar day that ends at `ends_at` (monotonic seconds); `day` is its UTC number."""
+
+    __slots__ = ("day", "limit", "name", "rolls_at", "used")
+
+    def __init__(self, name: str, limit: int, ends_at: float, day: int, used: int = 0) -> None:
+        self.name = name
+        self.limit = limit
+        self.used = used
+        self.day = day
+        self.rolls_at = ends_at
+
+    def roll(self, now: float) -> None:
+        if now < self.rolls_at:
+            return
+        days = int((now - self.rolls_at) // DAY_S) + 1
+        self.used = 0
+        self.day += days
+        self.rolls_at += days * DAY_S
+
+    def anchor(self, ends_at: float, day: int) -> None:
+        """Tell it anew when the day ends: monotonic and wall time drift apart over weeks, or somebody set the clock."""
+        if day > self.day:
+            self.used = 0
+            self.day = day
+        if day == self.day:
+            self.rolls_at = ends_at
+
+    def refund(self, taken_at: float) -> None:
+        if taken_at >= self.rolls_at - DAY_S and self.used > 0:
+            self.used -= 1
+
+    def clear(self, now: float) -> None:
+        """Nothing was used."""
+        self.used = 0
+
+    def resets_at(self, now: float) -> float:
+        return now if self.used < self.limit else self.rolls_at
+
+
+Count = SlidingCount | DayCount
+
+
+class Limits:
+    """Several counts taken as one."""
+
+    __slots__ = ("counts",)
+
+    def __init__(self, *counts: Count) -> None:
+        self.counts = counts
+
+    def take(self, now: float) -> Count | None:
+        """One unit of each, or the count that is full: then nothing was taken."""
+        for count in self.counts:
+            if now >= count.rolls_at:
+                count.roll(now)
+            if count.used >= count.limit:
+                return count
+        for count in self.counts:
+            count.used += 1
+        return None
+
+    def refund(self, taken_at: float) -> None:
+        """Give back what `take` took at `taken_at`: the call was never made."""
+        for count in self.counts:
+            count.refund(taken_at)
+
+    def roll(self, now: float) -> None:
+        """Forget what has left the counts by time alone: without calls nobody else does."""
+        for count in self.counts:
+            count.roll(now)
+
+    def usable_at(self, now: float) -> float:
+        """When all counts have a unit again; never (infinite) where a limit is zero."""
+        full = self.full(now)
+        if full is None:
+            return now
+        return full.resets_at(now) if full.limit else math.inf
+
+    def full(self, now: float) -> Count | None:
+        """Of the counts that are used up the one that holds out longest; None if all have a unit. Takes nothing."""
+        self.roll(now)
+        full = [count for count in self.counts if count.used >= count.limit]
+        return max(full, key=lambda count: count.resets_at(now) if count.limit else math.inf, default=None)

@@ -1,0 +1,138 @@
+"""What users see: a state that is a pure function of what the policies know now.
+
+It has no transitions of its own, so it cannot contradict what is admitted. The first rule that holds, wins; the tables
+are in `docs/states.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from koo.policies.breaker import CLOSED, FORCED_OPEN, HALF_OPEN, OPEN, Breaker
+
+CHECKS_FAILED_MAX = 3
+
+
+class DatabaseState(Enum):
+    """What a database reports."""
+
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+    CIRCUIT_OPEN = "circuit_open"
+    DEGRADED = "degraded"
+
+
+class ServiceState(Enum):
+    """What an AI service reports."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+    CIRCUIT_OPEN = "circuit_open"
+    RATE_LIMITED = "rate_limited"
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What speaks about one breaker: `checks_failed` health checks in a row without a success since."""
+
+    breaker: Breaker
+    checks_failed: int = 0
+
+
+def is_open(breaker: Breaker) -> bool:
+    """Open for its failures, or by an operator's word."""
+    return breaker.override is FORCED_OPEN or breaker.phase is OPEN
+
+
+def is_unhealthy(signs: Signs) -> bool:
+    """Closed, but close to opening."""
+    breaker = signs.breaker
+    options, window = breaker.options, breaker.window
+    if breaker.phase is not CLOSED:
+        return False
+    return (
+        2 * breaker.consecutive >= options.failure_threshold
+        or signs.checks_failed >= CHECKS_FAILED_MAX
+        or (
+            window.calls > 0
+            and window.failures > 1
+            and window.failures >= options.failure_rate * window.calls
+        )
+    )
+
+
+def is_troubled(breaker: Breaker) -> bool:
+    """Closed, with enough calls and half the share that would open it."""
+    options, window = breaker.options, breaker.window
+    if breaker.phase is not CLOSED or window.calls < options.calls_min:
+        return False
+    return (
+        window.failures >= options.failure_rate / 2 * window.calls
+        or window.slow >= options.slow_rate / 2 * window.calls
+    )
+
+
+def database_state(signs: Signs) -> tuple[DatabaseState, str]:
+    """The state of a database, and why."""
+    breaker = signs.breaker
+    if is_open(breaker):
+        return DatabaseState.CIRCUIT_OPEN, _why_open(breaker)
+    if breaker.phase is HALF_OPEN:
+        return DatabaseState.DEGRADED, f"recovery is being tested after {breaker.reason}"
+    if is_unhealthy(signs):
+        return DatabaseState.UNHEALTHY, _why_unhealthy(signs)
+    return DatabaseState.HEALTHY, ""
+
+
+def service_state(
+    default: Signs,
+    others: Sequence[Signs] = (),
+    *,
+    latched: str = "",
+    limited: str = "",
+    model_latched: str = "",
+) -> tuple[ServiceState, str]:
+    """The state of an AI service, and why.
+
+    `default` speaks of its default model, `others` of the rest. `latched`: why the key is refused; `limited`: which
+    limit, budget or cooldown is used up; `model_latched`: why the key is refused for some model. Empty: not so.
+    """
+    breaker = default.breaker
+    if is_open(breaker):
+        return ServiceState.CIRCUIT_OPEN, _why_open(breaker)
+    if latched:
+        return ServiceState.CIRCUIT_OPEN, latched
+    if limited:
+        return ServiceState.RATE_LIMITED, limited
+    if breaker.phase is HALF_OPEN:
+        return ServiceState.DEGRADED, f"recovery is being tested after {breaker.reason}"
+    refused = next((signs.breaker for signs in others if is_open(signs.breaker)), None)
+    if refused is not None:
+        return ServiceState.DEGRADED, f"{refused.name} is refused: {_why_open(refused)}"
+    if model_latched:
+        return ServiceState.DEGRADED, model_latched
+    if is_unhealthy(default):
+        return ServiceState.UNHEALTHY, _why_unhealthy(default)
+    if is_troubled(breaker):
+        window = breaker.window
+        return (
+            ServiceState.DEGRADED,
+            f"{window.failures} failures and {window.slow} slow of {window.calls} recent calls",
+        )
+    return ServiceState.HEALTHY, ""
+
+
+def _why_open(breaker: Breaker) -> str:
+    return "forced open by an operator" if breaker.override is FORCED_OPEN else breaker.reason
+
+
+def _why_unhealthy(signs: Signs) -> str:
+    if signs.checks_failed >= CHECKS_FAILED_MAX:
+        return f"{signs.checks_failed} health checks failed in a row"
+    breaker = signs.breaker
+    if 2 * breaker.consecutive >= breaker.options.failure_threshold:
+        return f"{breaker.consecutive} failures in a row"
+    return f"{breaker.window.failures} of {breaker.window.calls} recent calls failed"

@@ -1,0 +1,41 @@
+"""A token bucket that bounds the load which retries add: a share of the successes, plus a floor each second.
+
+Without it, every client repeating three times turns an overload into four times the load, and the overload stays when
+its cause is gone. An empty bucket never fails a first attempt.
+
+Deposits are not made call by call: they are worked out from the count of successes when somebody wants to retry.
+Between two withdrawals there are only deposits, so capping once is the same as capping each time.
+"""
+
+from __future__ import annotations
+
+from koo.options import RetryOptions
+
+
+class RetryBudget:
+    """The bucket of one dependency; starts full."""
+
+    __slots__ = ("_options", "_seen_at", "_successes_seen", "tokens")
+
+    def __init__(self, options: RetryOptions, now: float) -> None:
+        self._options = options
+        self.tokens = options.budget_tokens
+        self._successes_seen = 0
+        self._seen_at = now
+
+    def take(self, first_successes: int, now: float) -> bool:
+        """One token for one repeat; `first_successes` counts the first attempts that ever succeeded."""
+        options = self._options
+        earned = options.budget_per_success * (first_successes - self._successes_seen)
+        earned += options.budget_per_s * (now - self._seen_at)
+        self.tokens = min(options.budget_tokens, self.tokens + earned)
+        self._successes_seen = first_successes
+        self._seen_at = now
+        if self.tokens < 1.0:
+            return False
+        self.tokens -= 1.0
+        return True
+
+    def give_back(self) -> None:
+        """The repeat was never made."""
+        self.tokens = min(self._options.budget_tokens, self.tokens + 1.0)

@@ -1,0 +1,141 @@
+"""What a guard counts, in plain integers that are read when somebody looks.
+
+Two views of the same calls: counts for the process's life, and rates and percentiles of the last five minutes. Calls
+are recorded only into the bucket being filled; a bucket that ends is added to the life's totals. Refusals of ours are
+no requests to the other side: they are counted apart.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+
+from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED, Verdict
+
+BOUNDS_S = (
+    0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
+    1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0,
+)  # fmt: skip
+"""Upper bounds of the latency histogram, in seconds: neighbours differ by at most half."""
+BUCKET_S = 15.0
+BUCKETS = 20
+"""Twenty buckets of fifteen seconds: five minutes."""
+
+
+class Bucket:
+    """Counts of some seconds: by verdict, by latency of successes, and how many were slow."""
+
+    __slots__ = ("latency", "latency_sum_s", "slow", "verdicts")
+
+    def __init__(self) -> None:
+        self.verdicts = [0, 0, 0, 0]
+        self.latency = [0] * (len(BOUNDS_S) + 1)
+        self.latency_sum_s = 0.0
+        self.slow = 0
+
+    def add(self, other: Bucket) -> None:
+        for i, count in enumerate(other.verdicts):
+            self.verdicts[i] += count
+        for i, count in enumerate(other.latency):
+            self.latency[i] += count
+        self.latency_sum_s += other.latency_sum_s
+        self.slow += other.slow
+
+    @property
+    def answered(self) -> int:
+        """Calls with a verdict about the other side: neutral ones say nothing."""
+        return self.verdicts[SUCCESS] + self.verdicts[FAILURE] + self.verdicts[THROTTLED]
+
+    def success_rate(self) -> float:
+        """Share of successes; 1.0 where nothing was asked."""
+        return self.verdicts[SUCCESS] / self.answered if self.answered else 1.0
+
+    def mean_s(self) -> float:
+        successes = self.verdicts[SUCCESS]
+        return self.latency_sum_s / successes if successes else 0.0
+
+    def percentile_s(self, share: float) -> float:
+        """The latency below which `share` of the successes lie, interpolated within a cell; 0.0 without any."""
+        rank = share * sum(self.latency)
+        below = 0
+        for i, count in enumerate(self.latency):
+            if count and below + count >= rank:
+                low = BOUNDS_S[i - 1] if i else 0.0
+                high = BOUNDS_S[i] if i < len(BOUNDS_S) else BOUNDS_S[-1] * 2
+                return low + (high - low) * (rank - below) / count
+            below += count
+        return 0.0
+
+
+class Tally:
+    """The counts of one guard."""
+
+    __slots__ = (
+        "_past", "_rolls_at", "bucket", "errors", "first_successes", "last_failure_at", "last_success_at", "life",
+        "refused", "retries",
+    )  # fmt: skip
+
+    def __init__(self, now: float) -> None:
+        self.life = Bucket()  # without the bucket being filled
+        self.bucket = Bucket()
+        self._past: deque[Bucket] = deque(maxlen=BUCKETS - 1)
+        self._rolls_at = now + BUCKET_S
+        self.first_successes = 0  # what the retry budget lives on
+        self.retries = 0
+        self.refused: dict[str, int] = {}
+        self.errors: dict[str, int] = {}
+        self.last_failure_at: float | None = None
+        self.last_success_at: float | None = None
+
+    def record_success(self, latency_s: float, slow: bool, first: bool, now: float) -> None:
+        if now >= self._rolls_at:
+            self.roll(now)
+        bucket = self.bucket
+        bucket.verdicts[0] += 1
+        bucket.latency[bisect_left(BOUNDS_S, latency_s)] += 1
+        bucket.latency_sum_s += latency_s
+        self.last_success_at = now
+        if slow:
+            bucket.slow += 1
+        if first:
+            self.first_successes += 1
+
+    def record_other(self, verdict: Verdict, kind: str, slow: bool, now: float) -> None:
+        """A call that did not succeed; `kind` names the error."""
+        self.roll(now)
+        self.bucket.verdicts[verdict] += 1
+        self.bucket.slow += slow
+        self.errors[kind] = self.errors.get(kind, 0) + 1
+        if verdict is not NEUTRAL:
+            self.last_failure_at = now
+
+    def record_refusal(self, kind: str) -> None:
+        self.refused[kind] = self.refused.get(kind, 0) + 1
+
+    def roll(self, now: float) -> None:
+        """End the bucket if its time is over."""
+        if now < self._rolls_at:
+            return
+        ended = int((now - self._rolls_at) // BUCKET_S) + 1
+        self.life.add(self.bucket)
+        self._past.append(self.bucket)
+        for _ in range(min(ended - 1, BUCKETS)):
+            self._past.append(Bucket())
+        self.bucket = Bucket()
+        self._rolls_at += ended * BUCKET_S
+
+    def totals(self) -> Bucket:
+        """Counts of the process's life."""
+        total = Bucket()
+        total.add(self.life)
+        total.add(self.bucket)
+        return total
+
+    def recent(self, now: float) -> Bucket:
+        """Counts of the last five minutes. Changes nothing: buckets that have left by now are left out."""
+        idle = max(0, int((now - self._rolls_at) // BUCKET_S) + 1)
+        total = Bucket()
+        buckets = [*self._past, self.bucket]
+        for bucket in buckets[len(buckets) - (BUCKETS - idle) if len(buckets) > BUCKETS - idle else 0 :]:
+            total.add(bucket)
+        return total

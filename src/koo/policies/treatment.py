@@ -1,0 +1,73 @@
+"""What follows from each kind of error: one table for every service, as users were promised it.
+
+A provider's file only says which of its errors is of which kind. What the kind does (repeat it? count it for the
+breaker? stop using the key?) is decided here, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from koo.errors import (
+    AuthenticationFailed,
+    ExternalServiceError,
+    InvalidRequest,
+    Kind,
+    RateLimited,
+    ServiceFailed,
+    ServiceTimeout,
+    StreamTruncated,
+)
+from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED, Fault, Scope, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """`error`: the class raised; `billed`: work may have been paid for, so the hold is booked rather than released."""
+
+    error: type[ExternalServiceError]
+    verdict: Verdict
+    repeatable: bool = False
+    latch: Scope | None = None
+    scope: Scope = "model"
+    billed: bool = False
+
+
+TREATMENTS: dict[Kind, Treatment] = {
+    Kind.CONNECTION: Treatment(ServiceFailed, FAILURE, repeatable=True, scope="service"),
+    Kind.TIMEOUT: Treatment(ServiceTimeout, FAILURE, repeatable=True, billed=True),
+    Kind.OVERLOADED: Treatment(ServiceFailed, FAILURE, repeatable=True),
+    Kind.SERVER_ERROR: Treatment(ServiceFailed, FAILURE, repeatable=True),
+    Kind.BAD_ANSWER: Treatment(ServiceFailed, FAILURE, repeatable=True, billed=True),
+    Kind.TRUNCATED_STREAM: Treatment(StreamTruncated, FAILURE, repeatable=True, billed=True),
+    Kind.STALLED: Treatment(StreamTruncated, FAILURE, repeatable=True, billed=True),
+    Kind.THROTTLED: Treatment(RateLimited, THROTTLED, repeatable=True),
+    Kind.QUOTA: Treatment(RateLimited, THROTTLED, scope="service"),
+    Kind.BILLING: Treatment(RateLimited, THROTTLED, scope="service"),
+    Kind.AUTH: Treatment(AuthenticationFailed, NEUTRAL, latch="service"),
+    Kind.PERMISSION: Treatment(AuthenticationFailed, NEUTRAL, latch="model"),
+    Kind.CONFLICT: Treatment(ServiceFailed, NEUTRAL, repeatable=True),
+    Kind.UNKNOWN: Treatment(ServiceFailed, FAILURE),
+    Kind.INVALID_REQUEST: Treatment(InvalidRequest, NEUTRAL),
+    Kind.CONTEXT_LENGTH: Treatment(InvalidRequest, NEUTRAL),
+    Kind.CONTENT_POLICY: Treatment(InvalidRequest, NEUTRAL),
+    Kind.NOT_FOUND: Treatment(InvalidRequest, NEUTRAL),
+    Kind.TOO_LARGE: Treatment(InvalidRequest, NEUTRAL),
+}
+"""Kinds a provider's answer can have. What only we say (circuit_open, deadline, ...) is not in it."""
+
+
+def fault_of(error: ExternalServiceError) -> Fault:
+    """The fault that an error of one of these kinds stands for; other kinds are NEUTRAL (our own refusals)."""
+    treatment = TREATMENTS.get(error.kind)
+    if treatment is None:
+        return Fault(verdict=NEUTRAL, kind=error.kind, billed=False)
+    return Fault(
+        verdict=treatment.verdict,
+        kind=error.kind,
+        repeatable=treatment.repeatable,
+        retry_after_s=error.retry_after_s,
+        scope=treatment.scope,
+        latch=treatment.latch,
+        billed=treatment.billed if error.billable is None else error.billable,
+    )

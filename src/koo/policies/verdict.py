@@ -1,0 +1,58 @@
+"""What a call came to: three verdicts, not two, and a fourth for "too fast".
+
+NEUTRAL is no nicety. A cancelled call counted as a failure opens circuits when users navigate away; counted as a
+success it closes one on a dead backend; recorded as nothing it leaks the probe's slot for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+from koo.errors import Kind
+
+
+class Verdict(IntEnum):
+    """How a settled call moves the breaker."""
+
+    SUCCESS = 0
+    FAILURE = 1
+    NEUTRAL = 2
+    THROTTLED = 3
+
+
+# Module names, because a class attribute of an enum costs a dictionary walk on each use.
+SUCCESS, FAILURE, NEUTRAL, THROTTLED = Verdict
+
+Scope = Literal["model", "service"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What an error means: the answer of a classifier.
+
+    `repeatable`: a repeat may succeed; whether it is safe is the guard's question. `scope`: whose failure it is, so
+    that an unreachable host feeds all models. `latch`: refuse from now on until the key (or the key for this model)
+    works again. `billed`: the other side may have done paid work. `error`: raise this instead, `from` the original.
+    `until_wall_s`: a latch's or quota's known end.
+    """
+
+    verdict: Verdict
+    kind: Kind = Kind.UNKNOWN
+    repeatable: bool = False
+    retry_after_s: float | None = None
+    until_wall_s: float | None = None
+    scope: Scope = "model"
+    latch: Scope | None = None
+    billed: bool = True
+    error: Exception | None = None
+
+
+Classify = Callable[[Exception], Fault]
+
+CANCELLED = Fault(verdict=NEUTRAL, kind=Kind.CANCELLED)
+"""Any `BaseException` that is no `Exception`: the caller left."""
+UNJUDGED = Fault(verdict=NEUTRAL)
+"""A classifier that itself raised must not keep the permit."""

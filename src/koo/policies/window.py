@@ -1,0 +1,54 @@
+"""What happened in the last seconds, in a ring of buckets.
+
+The totals of the whole window are three plain integers, and `rolls_at` is the only time that recording looks at: one
+comparison and one to three additions. Dividing and summing happen when a bucket ends.
+"""
+
+from __future__ import annotations
+
+
+class Window:
+    """Counts of calls, failures and slow calls over `window_s` seconds, forgotten a bucket at a time."""
+
+    __slots__ = ("_begun", "_bucket_s", "_buckets", "_past", "calls", "failures", "rolls_at", "slow")
+
+    def __init__(self, window_s: float, buckets: int, now: float) -> None:
+        self._bucket_s = window_s / buckets
+        self._buckets = buckets
+        self.clear(now)
+
+    def clear(self, now: float) -> None:
+        """Forget everything; a bucket begins now."""
+        self.calls = self.failures = self.slow = 0
+        self._begun = (0, 0, 0)  # the totals when the current bucket began
+        self._past: list[tuple[int, int, int]] = []  # what each older bucket holds, oldest first
+        self.rolls_at = now + self._bucket_s
+
+    def record(self, failed: bool, slow: bool, now: float) -> None:
+        """Count one call."""
+        if now >= self.rolls_at:
+            self.roll(now)
+        self.calls += 1
+        if failed:
+            self.failures += 1
+        if slow:
+            self.slow += 1
+
+    def roll(self, now: float) -> None:
+        """End the bucket if its time is over, and forget those that have left the window."""
+        if now < self.rolls_at:
+            return
+        ended = int((now - self.rolls_at) // self._bucket_s) + 1
+        if ended >= self._buckets:
+            self.clear(now)
+            return
+        calls, failures, slow = self._begun
+        self._past.append((self.calls - calls, self.failures - failures, self.slow - slow))
+        self._past.extend([(0, 0, 0)] * (ended - 1))
+        while len(self._past) >= self._buckets:
+            calls, failures, slow = self._past.pop(0)
+            self.calls -= calls
+            self.failures -= failures
+            self.slow -= slow
+        self._begun = (self.calls, self.failures, self.slow)
+        self.rolls_at += ended * self._bucket_s

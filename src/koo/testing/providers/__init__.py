@@ -1,0 +1,72 @@
+"""Fake provider servers that speak the real wire formats on 127.0.0.1: scripted, counted, billed.
+
+    async with FakeAnthropic() as server:
+        server.script(error(529, "overloaded_error"), answer("Paris."))
+        ...                                  # two calls of the code under test, with base_url=server.base_url
+        assert len(server.requests) == 2
+        assert server.billed_usd == ...
+
+Without `async` (`with FakeAnthropic() as server:`) it runs in a thread of its own, for synchronous code. For benchmarks
+`InstantServer("anthropic")` is a process of its own that answers at once with prepared bytes; by hand:
+`python -m koo.testing.providers --vendor anthropic --port 8901 --instant`.
+
+A fake checks what the real server checks (key, required fields, values, the model's name) before it looks at its
+script, and the vendors' own SDKs talk to it in koo's tests, to prove that it is true.
+"""
+
+from __future__ import annotations
+
+from koo.testing.providers.anthropic import FakeAnthropic
+from koo.testing.providers.instant import InstantServer
+from koo.testing.providers.openai import FakeCompatible, FakeOpenAI
+from koo.testing.providers.script import (
+    Answer,
+    Cut,
+    Delay,
+    Failure,
+    Gate,
+    Hang,
+    Nothing,
+    Raw,
+    Step,
+    Stream,
+    answer,
+    cut,
+    delay,
+    error,
+    hang,
+    html,
+    nothing,
+    raw,
+    stream,
+)
+from koo.testing.providers.server import Bill, FakeProvider, ReceivedRequest
+
+__all__ = [
+    "Answer",
+    "Bill",
+    "Cut",
+    "Delay",
+    "Failure",
+    "FakeAnthropic",
+    "FakeCompatible",
+    "FakeOpenAI",
+    "FakeProvider",
+    "Gate",
+    "Hang",
+    "InstantServer",
+    "Nothing",
+    "Raw",
+    "ReceivedRequest",
+    "Step",
+    "Stream",
+    "answer",
+    "cut",
+    "delay",
+    "error",
+    "hang",
+    "html",
+    "nothing",
+    "raw",
+    "stream",
+]

@@ -1,0 +1,180 @@
+"""What a fake provider does with the next request, one step for each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+NO_HEADERS: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A good answer, plain or streamed as the request asks; tokens are counted from the texts unless they are given."""
+
+    text: str = "Paris."
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    stop_reason: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    usage: bool = True
+    cost_usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An error in the vendor's own form. `body` replaces that form; `extra` adds to it (OpenRouter's metadata)."""
+
+    status: int
+    type: str | None = None
+    code: str | int | None = None
+    message: str = "no reason given"
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    body: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raw:
+    """Exactly these bytes as a body."""
+
+    status: int = 200
+    body: bytes = b""
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nothing:
+    """The connection is closed without an answer."""
+
+    billed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A good answer whose connection is cut after so many of its bytes, headers included."""
+
+    after_bytes: int
+    then: Answer = Answer()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hang:
+    """No answer, until the client leaves."""
+
+    billed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delay:
+    """`then`, after so many seconds."""
+
+    seconds: float
+    then: Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """A stream of these pieces, and the ways in which it may go wrong, each after so many pieces.
+
+    `cut_after`: the connection is cut. `stall_after`: silence, with pings if `ping_only`. `error_after`: `error` as an
+    event. `end=False`: the body ends cleanly but without the vendor's own end. `interval_s` lies between two pieces.
+    """
+
+    pieces: Sequence[str]
+    cut_after: int | None = None
+    stall_after: int | None = None
+    ping_only: bool = False
+    error_after: int | None = None
+    error: Failure = Failure(status=529, type="overloaded_error", message="overloaded")
+    end: bool = True
+    interval_s: float = 0.0
+    usage: bool = True
+    input_tokens: int | None = None
+    stop_reason: str | None = None
+    reasoning: Sequence[str] = ()
+
+
+class Gate:
+    """`then`, but only after `open()`: a test sees with `arrived()` that the request is there, and then lets it go."""
+
+    __slots__ = ("_arrived", "_loop", "_opened", "then")
+
+    def __init__(self, then: Step | None = None) -> None:
+        self.then: Step = then or Answer()
+        self._arrived = asyncio.Event()
+        self._opened = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def arrived(self) -> None:
+        """Wait until the request is there. On the server's loop."""
+        await self._arrived.wait()
+
+    def open(self) -> None:
+        """Let it go; from any thread."""
+        if self._loop is None:
+            self._opened.set()
+        else:
+            self._loop.call_soon_threadsafe(self._opened.set)
+
+    async def wait(self) -> None:
+        """The server's side."""
+        self._loop = asyncio.get_running_loop()
+        self._arrived.set()
+        await self._opened.wait()
+
+
+Step = Answer | Failure | Raw | Nothing | Cut | Hang | Delay | Stream | Gate
+
+
+def answer(text: str = "Paris.", **options: Any) -> Answer:
+    """A good answer. Options: those of `Answer`."""
+    return Answer(text=text, **options)
+
+
+def error(status: int, type: str | None = None, message: str = "no reason given", **options: Any) -> Failure:  # noqa: A002
+    """An error in the vendor's form. Options: those of `Failure`."""
+    return Failure(status=status, type=type, message=message, **options)
+
+
+def html(status: int = 502, headers: Mapping[str, str] = NO_HEADERS) -> Raw:
+    """A web page of something on the way."""
+    page = b"<html><head><title>502 Bad Gateway</title></head><body><center>cloudflare</center></body></html>"
+    return Raw(status=status, body=page, content_type="text/html; charset=UTF-8", headers=headers)
+
+
+def raw(body: bytes, status: int = 200, content_type: str = "application/json", **headers: str) -> Raw:
+    """Exactly these bytes."""
+    return Raw(status=status, body=body, content_type=content_type, headers=headers)
+
+
+def nothing(*, billed: bool = False) -> Nothing:
+    """The connection is closed without an answer."""
+    return Nothing(billed=billed)
+
+
+def cut(after_bytes: int, then: Answer | None = None) -> Cut:
+    """A good answer, cut off."""
+    return Cut(after_bytes=after_bytes, then=then or Answer())
+
+
+def hang(*, billed: bool = False) -> Hang:
+    """No answer, until the client leaves."""
+    return Hang(billed=billed)
+
+
+def delay(seconds: float, then: Step | None = None) -> Delay:
+    """`then` (a good answer unless given), late."""
+    return Delay(seconds=seconds, then=then or Answer())
+
+
+def stream(pieces: Sequence[str], **options: Any) -> Stream:
+    """A stream, and how it goes wrong. Options: those of `Stream`."""
+    return Stream(pieces=pieces, **options)

@@ -1,0 +1,554 @@
+"""The server that all fake providers share: sockets, the script, what was asked, what was billed.
+
+It is written on bare asyncio streams, because it has to do what no decent server does: reset a connection in the middle
+of a body, close it without a word, stall. A vendor's class says what requests and answers look like.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from abc import ABC, abstractmethod
+from asyncio import StreamReader, StreamWriter
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from decimal import Decimal
+from http import HTTPStatus
+from typing import Any, Self
+
+import msgspec
+
+from koo.testing.providers.script import (
+    Answer,
+    Cut,
+    Delay,
+    Failure,
+    Gate,
+    Hang,
+    Nothing,
+    Raw,
+    Step,
+    Stream,
+)
+
+HOST = "127.0.0.1"
+HEAD_BYTES_MAX = 256 * 1024
+MILLION = Decimal(1_000_000)
+GONE = (ConnectionError, asyncio.IncompleteReadError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedRequest:
+    """What a client sent. `body` is the decoded JSON, or None; header names are in lower case."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    raw: bytes
+    body: Any
+
+    @property
+    def streams(self) -> bool:
+        """Whether it asks for a stream."""
+        return isinstance(self.body, dict) and self.body.get("stream") is True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bill:
+    """What the provider charges for one request, whatever became of its answer."""
+
+    model: str
+    input_tokens: int
+    output_tokens: int
+    usd: Decimal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """An answer of the server, ready to send."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """What one answer used, all classes disjoint."""
+
+    input: int
+    output: int
+    cache_read: int = 0
+    cache_write: int = 0
+    reasoning: int = 0
+
+    @property
+    def read(self) -> int:
+        """All tokens that were read."""
+        return self.input + self.cache_read + self.cache_write
+
+
+def count_tokens(text: str) -> int:
+    """A tokenizer for fakes: one token for each four bytes begun."""
+    return max(1, (len(text.encode()) + 3) // 4)
+
+
+class FakeProvider(ABC):
+    """A server of one vendor.
+
+    Args:
+        key: what clients must send; None asks for nothing.
+        models: the models that it knows; None: everything that sounds like one of the vendor's.
+        input_price, output_price: what it bills, USD per million tokens, whatever the model.
+        latency_s: how long it thinks before each good answer.
+        port: a certain port, else a free one.
+        default: the step for requests beyond the script.
+    """
+
+    def __init__(
+        self,
+        *,
+        key: str | None = "test-key",
+        models: tuple[str, ...] | None = None,
+        input_price: Decimal = Decimal(2),
+        output_price: Decimal = Decimal(10),
+        latency_s: float = 0.0,
+        port: int = 0,
+        default: Step | None = None,
+    ) -> None:
+        self.key = key
+        self.models = models
+        self.input_price = input_price
+        self.output_price = output_price
+        self.latency_s = latency_s
+        self.port = port
+        self.default: Step = default or Answer()
+        self.requests: list[ReceivedRequest] = []
+        self.bills: list[Bill] = []
+        self.connections = 0
+        self.abandoned = 0
+        self._steps: deque[Step] = deque()
+        self._ids = itertools.count(1)
+        self._writers: set[StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # ── for tests ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def script(self, *steps: Step) -> Self:
+        """What to do with the next requests, one step for each (asking for models takes none)."""
+        self._steps.extend(steps)
+        return self
+
+    @property
+    def url(self) -> str:
+        """The server's root."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def base_url(self) -> str:
+        """The address that a client of the vendor is given."""
+        return self.url
+
+    @property
+    def queries(self) -> list[ReceivedRequest]:
+        """The requests for answers: without questions about models."""
+        return [request for request in self.requests if request.method == "POST"]
+
+    @property
+    def billed_usd(self) -> Decimal:
+        """What it would send a bill for."""
+        return sum((bill.usd for bill in self.bills), Decimal(0))
+
+    def forget(self) -> None:
+        """Forget script, requests and bills."""
+        self._steps.clear()
+        self.requests.clear()
+        self.bills.clear()
+        self.connections = self.abandoned = 0
+
+    # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def start(self) -> None:
+        """Listen, on the running loop."""
+        self._server = await asyncio.start_server(self._serve, HOST, self.port, limit=HEAD_BYTES_MAX)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Stop listening, and break what is open."""
+        if self._server is not None:
+            self._server.close()
+            for writer in tuple(self._writers):
+                writer.transport.abort()
+            tasks = tuple(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._server.wait_closed()
+            self._server = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def __enter__(self) -> Self:
+        ready = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run_in_thread, args=(ready,), name="fake-provider", daemon=True
+        )
+        self._thread.start()
+        ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._loop is not None and self._thread is not None
+        asyncio.run_coroutine_threadsafe(self.stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run_in_thread(self, ready: threading.Event) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._loop.run_until_complete(self.start())
+        self._loop.call_soon(ready.set)
+        self._loop.run_forever()
+
+    # ── one connection ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
+        self.connections += 1
+        self._writers.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            while (request := await _read_request(reader)) is not None:
+                self.requests.append(request)
+                if not await self._handle(request, Connection(reader, writer)):
+                    break
+        except (*GONE, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            self._writers.discard(writer)
+            writer.close()
+            with suppress(*GONE):
+                await writer.wait_closed()
+
+    async def _handle(self, request: ReceivedRequest, connection: Connection) -> bool:
+        """Whether the connection stays open."""
+        refused = self.refuse(request)
+        if refused is not None:
+            await connection.send(refused)
+            return True
+        if request.method == "GET":
+            await connection.send(self.list_models())
+            return True
+        step = self._steps.popleft() if self._steps else self.default
+        return await self._play(step, request, connection)
+
+    async def _play(self, step: Step, request: ReceivedRequest, connection: Connection) -> bool:
+        match step:
+            case Delay():
+                await asyncio.sleep(step.seconds)
+                return await self._play(step.then, request, connection)
+            case Gate():
+                await step.wait()
+                return await self._play(step.then, request, connection)
+            case Failure():
+                await connection.send(
+                    Reply(status=step.status, body=_body(step, self), headers=self._head(step.headers))
+                )
+            case Raw():
+                reply = Reply(
+                    status=step.status, body=step.body, content_type=step.content_type, headers=step.headers
+                )
+                await connection.send(reply)
+            case Nothing():
+                if step.billed:
+                    self._bill(request, self._tokens(request, Answer()))
+                return False
+            case Hang():
+                if step.billed:
+                    self._bill(request, self._tokens(request, Answer()))
+                await self._wait_until_gone(connection)
+                return False
+            case Cut():
+                return await self._cut(step, request, connection)
+            case Answer():
+                await self._answer(step, request, connection)
+            case Stream():
+                return await self._stream(step, request, connection)
+        return True
+
+    async def _answer(self, step: Answer, request: ReceivedRequest, connection: Connection) -> None:
+        await asyncio.sleep(self.latency_s)
+        if request.streams:
+            words = step.text.split(" ")
+            pieces = [word + " " for word in words[:-1]] + words[-1:]
+            await self._stream_good(step, pieces, request, connection)
+            return
+        tokens = self._tokens(request, step)
+        self._bill(request, tokens)
+        body = msgspec.json.encode(self.plain(request, step, tokens, next(self._ids)))
+        await connection.send(Reply(status=200, body=body, headers=self._head(step.headers)))
+
+    async def _stream_good(
+        self, step: Answer, pieces: list[str], request: ReceivedRequest, connection: Connection
+    ) -> None:
+        tokens = self._tokens(request, step)
+        before, after = self.around(request, step, pieces, tokens, next(self._ids))
+        await connection.begin(self._head(step.headers))
+        self._bill(request, tokens)
+        for event in (*before, *(self.piece(request, piece) for piece in pieces), *after):
+            connection.write(event)
+        await connection.end()
+
+    async def _cut(self, step: Cut, request: ReceivedRequest, connection: Connection) -> bool:
+        tokens = self._tokens(request, step.then)
+        self._bill(request, tokens)
+        body = msgspec.json.encode(self.plain(request, step.then, tokens, next(self._ids)))
+        whole = _encode(Reply(status=200, body=body, headers=self._head(step.then.headers)))
+        connection.writer.write(whole[: step.after_bytes])
+        await connection.writer.drain()
+        connection.writer.transport.close()
+        return False
+
+    async def _stream(self, step: Stream, request: ReceivedRequest, connection: Connection) -> bool:
+        """As `_stream_good`, step by step, up to where it goes wrong."""
+        text = "".join(step.pieces)
+        good = Answer(
+            text=text, usage=step.usage, input_tokens=step.input_tokens, stop_reason=step.stop_reason
+        )
+        if not request.streams:
+            await self._answer(good, request, connection)
+            return True
+        tokens = self._tokens(request, good)
+        before, after = self.around(request, good, list(step.pieces), tokens, next(self._ids))
+        await connection.begin(self._head({}))
+        written = 0
+        try:
+            if step.error_after == 0:
+                connection.write(self.error_event(step.error))
+                await connection.end()
+                return True
+            for event in (*before, *(self.thought(request, piece) for piece in step.reasoning)):
+                connection.write(event)
+            for number, piece in enumerate(step.pieces):
+                if not await self._goes_on(step, number, connection):
+                    return step.error_after is not None
+                await asyncio.sleep(step.interval_s)
+                connection.write(self.piece(request, piece))
+                await connection.writer.drain()
+                written += count_tokens(piece)
+            if not await self._goes_on(step, len(step.pieces), connection):
+                return step.error_after is not None
+            for event in after if step.end else ():
+                connection.write(event)
+            await connection.end()
+            written = tokens.output
+        except GONE:
+            self.abandoned += 1
+        finally:
+            if step.error_after != 0:
+                self._bill(request, Tokens(input=tokens.read, output=written))
+        return True
+
+    async def _goes_on(self, step: Stream, number: int, connection: Connection) -> bool:
+        if number == step.cut_after:
+            await connection.writer.drain()
+            connection.writer.transport.close()
+            return False
+        if number == step.stall_after:
+            await self._stall(step, connection)
+            return False
+        if number == step.error_after:
+            connection.write(self.error_event(step.error))
+            await connection.end()
+            return False
+        return True
+
+    async def _stall(self, step: Stream, connection: Connection) -> None:
+        if not step.ping_only:
+            await self._wait_until_gone(connection)
+            return
+        gone = asyncio.ensure_future(self._wait_until_gone(connection))
+        try:
+            while not gone.done():
+                connection.write(self.ping())
+                await asyncio.wait((gone,), timeout=0.01)
+        finally:
+            gone.cancel()
+
+    async def _wait_until_gone(self, connection: Connection) -> None:
+        await connection.writer.drain()
+        with suppress(ConnectionError):
+            await connection.reader.read(1)
+        self.abandoned += 1
+
+    # ── money ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _tokens(self, request: ReceivedRequest, step: Answer) -> Tokens:
+        read = step.input_tokens
+        if read is None:
+            read = count_tokens(self.prompt_of(request))
+        written = step.output_tokens
+        if written is None:
+            written = min(count_tokens(step.text), self.max_tokens_of(request))
+        return Tokens(
+            input=read,
+            output=written,
+            cache_read=step.cache_read_tokens,
+            cache_write=step.cache_write_tokens,
+            reasoning=step.reasoning_tokens,
+        )
+
+    def _bill(self, request: ReceivedRequest, tokens: Tokens) -> None:
+        usd = (tokens.read * self.input_price + tokens.output * self.output_price) / MILLION
+        model = request.body["model"]
+        self.bills.append(Bill(model=model, input_tokens=tokens.read, output_tokens=tokens.output, usd=usd))
+
+    def _head(self, headers: Mapping[str, str]) -> dict[str, str]:
+        return {**self.headers(f"{next(self._ids):08x}"), **headers}
+
+    # ── what a vendor says ────────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def refuse(self, request: ReceivedRequest) -> Reply | None:
+        """What the real server would refuse whatever its mood: key, path, JSON, fields, model."""
+
+    @abstractmethod
+    def list_models(self) -> Reply:
+        """The answer to a question about models."""
+
+    @abstractmethod
+    def prompt_of(self, request: ReceivedRequest) -> str:
+        """All text that is read."""
+
+    @abstractmethod
+    def max_tokens_of(self, request: ReceivedRequest) -> int:
+        """The longest answer that the request allows."""
+
+    @abstractmethod
+    def headers(self, number: str) -> dict[str, str]:
+        """The headers of every answer: the request's id, limits."""
+
+    @abstractmethod
+    def plain(self, request: ReceivedRequest, step: Answer, tokens: Tokens, number: int) -> dict[str, Any]:
+        """A whole answer."""
+
+    @abstractmethod
+    def around(
+        self, request: ReceivedRequest, step: Answer, pieces: list[str], tokens: Tokens, number: int
+    ) -> tuple[list[bytes], list[bytes]]:
+        """The events before and after the pieces of a stream."""
+
+    @abstractmethod
+    def piece(self, request: ReceivedRequest, text: str) -> bytes:
+        """The event that carries a piece of text."""
+
+    @abstractmethod
+    def thought(self, request: ReceivedRequest, text: str) -> bytes:
+        """The event that carries a piece of reasoning."""
+
+    @abstractmethod
+    def ping(self) -> bytes:
+        """What the vendor sends to keep a silent stream open."""
+
+    @abstractmethod
+    def error_body(self, failure: Failure) -> dict[str, Any]:
+        """An error in the vendor's form."""
+
+    @abstractmethod
+    def error_event(self, failure: Failure) -> bytes:
+        """An error inside a stream."""
+
+
+class Connection:
+    """One request's way back."""
+
+    __slots__ = ("reader", "writer")
+
+    def __init__(self, reader: StreamReader, writer: StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, reply: Reply) -> None:
+        self.writer.write(_encode(reply))
+        await self.writer.drain()
+
+    async def begin(self, headers: Mapping[str, str]) -> None:
+        """The head of a stream of events."""
+        lines = [
+            "HTTP/1.1 200 OK",
+            "content-type: text/event-stream; charset=utf-8",
+            "transfer-encoding: chunked",
+            *(f"{name}: {value}" for name, value in headers.items()),
+        ]
+        self.writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
+        await self.writer.drain()
+
+    def write(self, event: bytes) -> None:
+        if self.writer.is_closing():
+            raise ConnectionResetError
+        self.writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+
+    async def end(self) -> None:
+        self.writer.write(b"0\r\n\r\n")
+        await self.writer.drain()
+
+
+def event(data: dict[str, Any], name: str | None = None) -> bytes:
+    """One server-sent event."""
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+def json_reply(status: int, document: dict[str, Any], headers: Mapping[str, str] | None = None) -> Reply:
+    """A reply with a JSON body."""
+    return Reply(status=status, body=msgspec.json.encode(document), headers=headers or {})
+
+
+def _body(step: Failure, server: FakeProvider) -> bytes:
+    return msgspec.json.encode(server.error_body(step) if step.body is None else step.body)
+
+
+def _encode(reply: Reply) -> bytes:
+    phrase = HTTPStatus(reply.status).phrase if reply.status in HTTPStatus._value2member_map_ else "Unknown"
+    lines = [
+        f"HTTP/1.1 {reply.status} {phrase}",
+        f"content-type: {reply.content_type}",
+        f"content-length: {len(reply.body)}",
+        *(f"{name}: {value}" for name, value in reply.headers.items()),
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + reply.body
+
+
+async def _read_request(reader: StreamReader) -> ReceivedRequest | None:
+    """The next request, or None at the end of the connection."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return None
+    first, *lines = head.decode("latin-1").split("\r\n")
+    method, path, _ = first.split(" ", 2)
+    headers = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if colon:
+            headers[name.strip().lower()] = value.strip()
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    try:
+        document = msgspec.json.decode(body) if body else None
+    except msgspec.DecodeError:
+        document = None
+    return ReceivedRequest(method=method, path=path, headers=headers, raw=body, body=document)

@@ -1,0 +1,58 @@
+"""What all tests share: real servers, started when the first test asks for one, one set for each xdist worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+import pytest
+
+from koo.testing.postgres import PostgresServer
+from koo.testing.processes import RealServer
+from koo.testing.valkey import ValkeyServer
+
+Server = TypeVar("Server", bound=RealServer)
+
+# Every server that the fixtures below have started in this process.
+SHARED: dict[str, RealServer] = {}
+
+
+@pytest.fixture(scope="session")
+def postgres16() -> Iterator[PostgresServer]:
+    """A running PostgreSQL 16, shared by all tests of this worker: give a test its own `create_database()`."""
+    yield from _shared("pg16", PostgresServer(16))
+
+
+@pytest.fixture(scope="session")
+def postgres18() -> Iterator[PostgresServer]:
+    """A running PostgreSQL 18, shared by all tests of this worker: give a test its own `create_database()`."""
+    yield from _shared("pg18", PostgresServer(18))
+
+
+@pytest.fixture(scope="session", params=["pg16", "pg18"])
+def postgres(request: pytest.FixtureRequest) -> PostgresServer:
+    """A running PostgreSQL, once as 16 and once as 18: the test runs on both."""
+    server: PostgresServer = request.getfixturevalue(request.param.replace("pg", "postgres"))
+    return server
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    """A running Valkey, shared by all tests of this worker: a test clears what it needs to be empty."""
+    yield from _shared("valkey", ValkeyServer())
+
+
+def _shared(name: str, server: Server) -> Iterator[Server]:
+    with server:
+        SHARED[name] = server
+        yield server
+        del SHARED[name]
+
+
+@pytest.fixture(autouse=True)
+def _revived() -> Iterator[None]:
+    """A test may kill, stop or pause a shared server: the next one finds it running."""
+    yield
+    for server in SHARED.values():
+        server.resume()
+        server.start()

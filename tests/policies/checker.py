@@ -1,0 +1,436 @@
+"""All interleavings, over small scopes: what a breaker does wrong somewhere, it does wrong with three calls.
+
+`explore` goes from the first state through every order of admissions, results (also late and doubled ones), ticks,
+steps of time, hung calls, outages and an operator's acts. States that differ in nothing that matters are visited once.
+In each it holds the breaker against the `Model` and against what must be true of any breaker:
+
+    late        a result whose generation is past changes nothing (R1)
+    once        a permit settles once (R2)
+    order       what phase it is in follows from the rules (R4 to R12)
+    row         failures in a row are counted as R4 and R5 say
+    window      it neither forgets what is young nor remembers what is old
+    cap         no more probes than allowed are running (R9)
+    neutral     a cancelled call neither opens nor closes, unless too many said nothing (R12)
+    books       who is running, and who has a lease, is known exactly
+    look        looking changes nothing, and agrees with what is admitted (R8)
+    open time   it stays open as long as R7 says
+    operator    an operator's act voids what is out (R13)
+    outside     a call that passes only by an override changes nothing (R13)
+    reported    what users see agrees with what is admitted
+    recovery    CLOSED can be reached, even if all calls now running hang for ever
+    table       phases change by TRANSITIONS and in no other way
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+from koo.options import BreakerOptions
+from koo.policies import breaker as real
+from koo.policies.breaker import (
+    CLOSED,
+    DISABLED,
+    FORCED_OPEN,
+    HALF_OPEN,
+    METRICS_ONLY,
+    NONE,
+    OPEN,
+    Breaker,
+    Cue,
+    Permit,
+    Phase,
+)
+from koo.policies.reported import DatabaseState, ServiceState, Signs, database_state, service_state
+from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED
+from koo.policies.window import Window
+from tests.policies.model import Counts, Model
+
+Action = tuple[Any, ...]
+SLOW_S = 1.0
+STEP_S = 1.0
+
+
+def no_draw() -> float:
+    return 0.0
+
+
+class Violation(AssertionError):
+    """Which invariant, and the shortest way to break it."""
+
+    def __init__(self, invariant: str, why: str, path: tuple[Action, ...]) -> None:
+        super().__init__(f"{invariant}: {why}\n  " + "\n  ".join(" ".join(map(str, step)) for step in path))
+        self.invariant = invariant
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How small the world is."""
+
+    options: BreakerOptions
+    calls_max: int = 3
+    seen_max: int = 4
+    streak_max: int = 2
+    states_max: int = 6000
+    hint_s: float = 0.0
+
+
+class Recorder(dict[tuple[Phase, Cue], Phase]):
+    """The table of transitions, and which of them were used."""
+
+    def __init__(self, table: dict[tuple[Phase, Cue], Phase]) -> None:
+        super().__init__(table)
+        self.used: set[tuple[Phase, Cue]] = set()
+        self.steps: list[tuple[Phase, Phase]] = []
+
+    def __getitem__(self, key: tuple[Phase, Cue]) -> Phase:
+        to = super().__getitem__(key)
+        self.used.add(key)
+        self.steps.append((key[0], to))
+        return to
+
+
+class World:
+    """A breaker and its model at one moment, with the calls that are out: those whose result still counts, or not."""
+
+    __slots__ = ("breaker", "model", "now", "out", "path")
+
+    def __init__(self, breaker: Breaker, model: Model, now: float) -> None:
+        self.breaker, self.model, self.now = breaker, model, now
+        self.out: dict[int, Permit] = {}  # by the model's number
+        self.path: tuple[Action, ...] = ()
+
+    def clone(self) -> World:
+        permits: dict[int, Permit] = {}
+        for permit in (*self.out.values(), *self.breaker.running.values(), *self.breaker.leases):
+            if id(permit) not in permits:
+                permits[id(permit)] = _copy_slots(permit)
+        old = self.breaker
+        new = _copy_slots(old)
+        new.window = _copy_slots(old.window)
+        new.window._past = list(old.window._past)
+        new.running = {serial: permits[id(permit)] for serial, permit in old.running.items()}
+        new.leases = [permits[id(permit)] for permit in old.leases]
+        new.happened = []
+        world = World(new, self.model.clone(), self.now)
+        world.out = {number: permits[id(permit)] for number, permit in self.out.items()}
+        world.path = self.path
+        return world
+
+    def counts(self) -> Counts:
+        window: Window = self.breaker.window
+        return Counts(window.calls, window.failures, window.slow)
+
+    def key(self) -> tuple[Any, ...]:
+        """What matters of a state: two states with one key have the same future."""
+        b, now = self.breaker, self.now
+        window = b.window
+        permits = tuple(
+            (
+                permit.generation - b.generation if permit.generation >= 0 else None,
+                max(permit.given_at - now, -2.0),
+                permit.serial > b._counted_serial,
+                permit.kept,
+                max(permit.expires_at - now, 0.0) if hasattr(permit, "expires_at") else None,
+            )
+            for permit in self.out.values()
+        )
+        return (
+            b.phase, b.override, b.consecutive, b.ok, b.inconclusive, b.streak, permits,
+            tuple(window._past), window._begun, window.calls, window.failures, window.slow, window.rolls_at - now,
+            max(b.opens_until() - now, 0.0) if b.phase is OPEN else 0,
+            min(now - b.closed_at, 10.0) if b.streak else 0, min(now - b._idle_since, 10.0),
+        )  # fmt: skip
+
+
+def _copy_slots(thing: Any) -> Any:
+    new = object.__new__(type(thing))
+    for name in thing.__slots__:
+        if hasattr(thing, name):
+            setattr(new, name, getattr(thing, name))
+    return new
+
+
+class Explorer:
+    """One exploration of one breaker (the real one, or a mutant's module) over one scope."""
+
+    def __init__(self, scope: Scope, module: Any = real) -> None:
+        self.scope, self.module = scope, module
+        self.table = Recorder(module.TRANSITIONS)
+        self.states = self.steps = 0
+        self.phases: set[Phase] = set()
+
+    def explore(self) -> None:
+        """Visit every state of the scope; raises `Violation` at the first that breaks an invariant."""
+        kept, self.module.TRANSITIONS = self.module.TRANSITIONS, self.table
+        try:
+            self._explore()
+        finally:
+            self.module.TRANSITIONS = kept
+
+    def _explore(self) -> None:
+        options = self.scope.options
+        first = World(self.module.Breaker("b", options, SLOW_S, 0.0), Model(options, SLOW_S, 0.0), 0.0)
+        first.breaker.happened = []
+        todo, known = deque([first]), {first.key()}
+        while todo and self.states < self.scope.states_max:
+            world = todo.popleft()
+            self.states += 1
+            self.phases.add(world.breaker.phase)
+            self.check_state(world)
+            for action in self.actions(world):
+                self.steps += 1
+                after = self.step(world, action)
+                key = after.key()
+                if key not in known and after.breaker.streak <= self.scope.streak_max:
+                    known.add(key)
+                    todo.append(after)
+
+    # ── what can happen ───────────────────────────────────────────────────────────────────────────────────────
+
+    def actions(self, world: World) -> Iterator[Action]:
+        yield ("wait",)
+        yield ("tick",)
+        if len(world.out) < self.scope.calls_max and world.breaker.window.calls < self.scope.seen_max:
+            yield ("admit",)
+        for number, permit in world.out.items():
+            for verdict, slow in RESULTS:
+                yield ("settle", number, verdict, slow)
+            if world.breaker.phase is HALF_OPEN:
+                yield ("renew", number)
+            if not permit.kept:
+                yield ("keep", number)
+        if world.breaker.window.calls < self.scope.seen_max:
+            yield ("outage", True)
+            yield ("outage", False)
+        yield ("check",)
+        yield ("reset",)
+        for override in (NONE, FORCED_OPEN, DISABLED, METRICS_ONLY):
+            if override is not world.breaker.override:
+                yield ("override", override)
+
+    def step(self, before: World, action: Action) -> World:
+        world = before.clone()
+        world.path = (*before.path, action)
+        world.model.now = world.now
+        self.table.steps.clear()
+        act: Callable[..., None] = getattr(self, f"do_{action[0]}")
+        try:
+            act(before, world, *action[1:])
+        except Violation:
+            raise
+        except Exception as error:
+            self.fail(world, "table" if isinstance(error, KeyError) else "order", f"{type(error).__name__}: {error}")
+        self.check_step(before, world)
+        return world
+
+    def do_wait(self, _: World, world: World) -> None:
+        world.now = world.model.now = world.now + STEP_S
+
+    def do_tick(self, _: World, world: World) -> None:
+        world.breaker.tick(world.now, no_draw)
+        world.model.tick(world.counts())
+
+    def do_admit(self, before: World, world: World) -> None:
+        breaker = world.breaker
+        refused = breaker.refuses(world.now)
+        ran_out = any(permit.expires_at <= world.now for permit in breaker.leases)
+        permit = breaker.admit(world.now, no_draw)
+        number = world.model.admit(world.counts())
+        self.must(world, "look", not (refused and permit is not None), "it refuses, and lets through")
+        self.must(world, "look", refused or permit is not None or ran_out, "it does not refuse, and lets nobody through")
+        self.must(world, "order", (permit is None) == (number is None), f"the model lets through: {number is not None}")
+        if permit is not None and number is not None:
+            world.out[number] = permit
+            ours = permit.generation == breaker.generation
+            theirs = world.model.calls[number].counts_in is not None
+            self.must(world, "outside", ours == theirs, f"the call counts: {ours}, by the model {theirs}")
+
+    def do_settle(self, before: World, world: World, number: int, verdict: Any, slow: bool) -> None:
+        breaker, permit = world.breaker, world.out.pop(number)
+        late = permit.generation != breaker.generation
+        known = world.key()
+        if late:
+            world.out[number] = permit
+            known = world.key()
+            del world.out[number]
+        counted = breaker.settle(permit, verdict, slow, world.now, no_draw, self.scope.hint_s)
+        world.model.settle(number, verdict, slow, self.scope.hint_s, world.counts())
+        if late:
+            self.must(world, "late", not counted, "a result whose generation is past counts")
+            world.out[number] = permit
+            unchanged = known == world.key()
+            del world.out[number]
+            self.must(world, "late", unchanged, "a result whose generation is past changed something")
+        if verdict is NEUTRAL and not slow:
+            self.check_neutral(before, world)
+        again = world.key()
+        for other in (SUCCESS, FAILURE):
+            counted = breaker.settle(permit, other, False, world.now, no_draw)
+            self.must(world, "once", not counted and world.key() == again, "a permit settled twice")
+
+    def check_neutral(self, before: World, world: World) -> None:
+        breaker, options = world.breaker, self.scope.options
+        changed = before.breaker.phase is not breaker.phase
+        ran_out = any(permit.expires_at <= world.now for permit in before.breaker.leases)
+        too_many = before.breaker.inconclusive + 1 >= options.inconclusive_max
+        self.must(world, "neutral", not changed or breaker.phase is OPEN, "a cancelled call closed it")
+        self.must(world, "neutral", not changed or ran_out or too_many, "a cancelled call opened it")
+
+    def do_renew(self, _: World, world: World, number: int) -> None:
+        world.breaker.renew(world.out[number], world.now)
+        world.model.renew(number)
+
+    def do_keep(self, _: World, world: World, number: int) -> None:
+        world.out[number].kept = world.model.calls[number].kept = True
+
+    def do_outage(self, _: World, world: World, in_row: bool) -> None:
+        world.breaker.count_outage(in_row, world.now, no_draw)
+        world.model.outage(in_row, world.counts())
+
+    def do_check(self, _: World, world: World) -> None:
+        world.breaker.close_idle(world.now)
+        world.model.check_succeeded()
+
+    def do_reset(self, before: World, world: World) -> None:
+        world.breaker.reset(world.now)
+        world.model.reset()
+        self.check_operator(before, world)
+        self.must(world, "operator", world.breaker.phase is CLOSED, "a reset does not close it")
+        self.must(world, "operator", world.breaker.override is NONE, "a reset leaves an override")
+
+    def do_override(self, before: World, world: World, override: Any) -> None:
+        world.breaker.set_override(override)
+        world.model.set_override(override)
+        self.check_operator(before, world)
+
+    def check_operator(self, before: World, world: World) -> None:
+        breaker = world.breaker
+        void = all(permit.generation != breaker.generation for permit in world.out.values())
+        self.must(world, "operator", void and not breaker.leases, "what was out before still counts")
+
+    # ── what must be true ─────────────────────────────────────────────────────────────────────────────────────
+
+    def check_step(self, before: World, world: World) -> None:
+        old, breaker, model = before.breaker, world.breaker, world.model
+        phase = old.phase
+        for was, to in self.table.steps:
+            self.must(world, "table", was is phase, f"from {was}, but it was {phase}")
+            phase = to
+        self.must(world, "table", phase is breaker.phase, f"it went to {breaker.phase} by no entry of the table")
+        if self.table.steps:
+            self.must(world, "late", breaker.generation > old.generation, "a new phase without a new generation")
+        self.must(world, "order", breaker.phase is model.phase, f"{breaker.phase}, by the model {model.phase}")
+        self.must(world, "order", breaker.streak == model.streak, f"streak {breaker.streak}, not {model.streak}")
+        if breaker.phase is OPEN:
+            until = breaker.opens_until()
+            self.must(world, "open time", until == model.opens_until, f"open until {until}, not {model.opens_until}")
+        elif breaker.phase is CLOSED:
+            self.must(world, "row", breaker.consecutive == model.row, f"{breaker.consecutive}, not {model.row}")
+        else:
+            mine, theirs = (breaker.ok, breaker.inconclusive), (model.ok, model.inconclusive)
+            self.must(world, "order", mine == theirs, f"probes {mine}, by the model {theirs}")
+
+    def check_state(self, world: World) -> None:
+        self.check_books(world)
+        self.check_look(world)
+        self.check_reported(world)
+        if world.breaker.phase is CLOSED:
+            window = _copy_slots(world.breaker.window)
+            window._past = list(window._past)
+            window.roll(world.now)
+            world.model.now = world.now
+            wrong = world.model.forgets(Counts(window.calls, window.failures, window.slow))
+            self.must(world, "window", not wrong, wrong)
+        else:
+            self.check_recovery(world)
+
+    def check_books(self, world: World) -> None:
+        breaker, options = world.breaker, self.scope.options
+        running = {id(permit) for permit in breaker.running.values()}
+        self.must(world, "books", running == {id(permit) for permit in world.out.values()}, "who is running?")
+        current = [permit for permit in world.out.values() if permit.generation == breaker.generation]
+        probes = current if breaker.phase is HALF_OPEN else []
+        self.must(
+            world, "books", sorted(map(id, breaker.leases)) == sorted(map(id, probes)), "who has a lease?"
+        )
+        self.must(world, "cap", len(probes) <= options.probe_concurrency, f"{len(probes)} probes at once")
+        if breaker.phase is HALF_OPEN:
+            enough = breaker.ok + len(probes) <= options.success_threshold
+            self.must(world, "cap", enough, "more probes than successes needed")
+
+    def check_look(self, world: World) -> None:
+        known = world.key()
+        for ahead_s in (0.0, 100.0):
+            world.breaker.refuses(world.now + ahead_s)
+            world.breaker.refusal(world.now + ahead_s)
+        self.must(world, "look", world.key() == known, "looking changed something")
+        if world.breaker.refuses(world.now):
+            reason, wait_s = world.breaker.refusal(world.now)
+            self.must(world, "look", bool(reason) and wait_s >= 0, f"refused without a reason: {reason!r} {wait_s}")
+
+    def check_reported(self, world: World) -> None:
+        breaker = world.breaker
+        refuses = breaker.refuses(world.now)
+        states: list[tuple[Any, type[DatabaseState] | type[ServiceState]]] = [
+            (database_state(Signs(breaker))[0], DatabaseState),
+            (service_state(Signs(breaker))[0], ServiceState),
+        ]
+        for state, names in states:
+            is_open = state is names.CIRCUIT_OPEN
+            fine = state in (names.HEALTHY, names.UNHEALTHY)
+            self.must(world, "reported", not (fine and refuses), f"{state} and refuses")
+            over = breaker.phase is OPEN and world.now >= breaker.opens_until()
+            passes = breaker.override in (DISABLED, METRICS_ONLY) or over
+            self.must(world, "reported", not is_open or refuses or passes, f"{state} and lets everybody through")
+            if breaker.override is not DISABLED and breaker.phase is HALF_OPEN and breaker.override is not FORCED_OPEN:
+                self.must(world, "reported", state is names.DEGRADED, f"{state} while it is being tested")
+
+    def check_recovery(self, world: World) -> None:
+        """Nobody who is out ever comes back; whoever is let through from now on succeeds at once."""
+        world = world.clone()
+        breaker = world.breaker
+        if breaker.override in (FORCED_OPEN, DISABLED):
+            breaker.set_override(NONE)  # nothing recovers against an operator's word
+        until = world.now + RECOVERIES_MAX * max(self.scope.options.open_s_max, self.scope.hint_s)
+        while breaker.phase is not CLOSED:
+            self.must(world, "recovery", world.now < until, "it never closes again")
+            permit = breaker.admit(world.now, no_draw)
+            if permit is not None:
+                breaker.settle(permit, SUCCESS, False, world.now, no_draw)
+            if breaker.phase is not CLOSED and (permit is None or permit.generation < 0):
+                world.now += STEP_S
+                breaker.tick(world.now, no_draw)
+
+    def must(self, world: World, invariant: str, holds: bool, why: str) -> None:
+        if not holds:
+            self.fail(world, invariant, why)
+
+    def fail(self, world: World, invariant: str, why: str) -> NoReturn:
+        raise Violation(invariant, why, world.path)
+
+
+RECOVERIES_MAX = 10
+RESULTS = [
+    (SUCCESS, False), (SUCCESS, True), (FAILURE, False), (NEUTRAL, False), (NEUTRAL, True), (THROTTLED, False),
+    (THROTTLED, True),
+]  # fmt: skip
+
+
+def _scope(**options: Any) -> BreakerOptions:
+    small: dict[str, Any] = {
+        "failure_threshold": 2, "success_threshold": 2, "recovery_s": 2.0, "open_s_max": 4.0, "window_s": 4.0,
+        "window_buckets": 2, "calls_min": 3, "inconclusive_max": 2, "streak_heals_after_s": 4.0,
+    }  # fmt: skip
+    return BreakerOptions(**{**small, **options})
+
+
+SCOPES = SimpleNamespace(
+    one=Scope(_scope()),
+    two_probes=Scope(_scope(probe_concurrency=2, success_threshold=3, failure_threshold=1), seen_max=2),
+    rates=Scope(_scope(failure_threshold=9, calls_min=2), calls_max=2),
+    hinted=Scope(_scope(failure_threshold=1, success_threshold=1), calls_max=2, seen_max=2, hint_s=7.0),
+)

@@ -1,0 +1,252 @@
+"""A second breaker, written from the rules alone: slow, with lists and no tricks, to compare the real one with.
+
+It keeps everything that ever happened and works out what follows. Only the counts of the window are handed in: how
+buckets forget is the window's own test's business, and `forgets` says what they may not do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from koo.options import BreakerOptions
+from koo.policies.breaker import (
+    CLOSED,
+    DISABLED,
+    FORCED_OPEN,
+    HALF_OPEN,
+    METRICS_ONLY,
+    NONE,
+    OPEN,
+    Override,
+    Phase,
+)
+from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Verdict
+
+
+@dataclass
+class Counts:
+    """What the window holds."""
+
+    calls: int = 0
+    failures: int = 0
+    slow: int = 0
+
+
+@dataclass
+class Call:
+    """A call that was let through and has not ended. `counts`: in which life of the breaker its result counts."""
+
+    number: int
+    counts_in: int | None
+    given_at: float
+    lease_ends_at: float | None = None
+    kept: bool = False
+
+
+@dataclass
+class Model:
+    """The rules R1 to R13, for `draw` = 0."""
+
+    options: BreakerOptions
+    slow_s: float
+    now: float
+    lease_s: float = 0.0
+    phase: Phase = CLOSED
+    override: Override = NONE
+    life: int = 0
+    row: int = 0
+    row_counted_at: int = 0
+    streak: int = 0
+    ok: int = 0
+    inconclusive: int = 0
+    opens_until: float = 0.0
+    healthy_since: float = 0.0
+    idle_since: float = 0.0
+    numbers: int = 0
+    calls: dict[int, Call] = field(default_factory=dict)
+    seen: list[tuple[float, bool, bool]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.lease_s = self.options.lease_s
+        self.healthy_since = self.idle_since = self.now
+
+    def clone(self) -> Model:
+        new = Model.__new__(Model)
+        new.__dict__.update(self.__dict__)
+        new.calls = {number: Call(**call.__dict__) for number, call in self.calls.items()}
+        new.seen = list(self.seen)
+        return new
+
+    # ── what it lets through ──────────────────────────────────────────────────────────────────────────────────
+
+    def probes(self) -> list[Call]:
+        """The probes that are running."""
+        if self.phase is not HALF_OPEN:
+            return []
+        return [call for call in self.calls.values() if call.counts_in == self.life]
+
+    def has_room(self) -> bool:
+        running = len(self.probes())
+        return running < self.options.probe_concurrency and self.ok + running < self.options.success_threshold
+
+    def admit(self, counts: Counts) -> int | None:
+        """The number of the call, or None: refused."""
+        if self.override is FORCED_OPEN:
+            return None
+        counts_in: int | None = None
+        if self.override is not DISABLED:
+            if self.phase is not CLOSED or self.override is METRICS_ONLY:
+                self.tick(counts)
+            passes = self.phase is CLOSED or (self.phase is HALF_OPEN and self.has_room())
+            if not passes and self.override is not METRICS_ONLY:
+                return None
+            counts_in = self.life if passes else None
+        self.numbers += 1
+        call = Call(self.numbers, counts_in, self.now)
+        if self.phase is HALF_OPEN and counts_in is not None:
+            call.lease_ends_at = self.now + self.lease_s
+            self.idle_since = self.now
+        self.calls[call.number] = call
+        return call.number
+
+    # ── what comes back ───────────────────────────────────────────────────────────────────────────────────────
+
+    def settle(self, number: int, verdict: Verdict, slow: bool, hint_s: float, counts: Counts) -> bool:
+        """True if the result counts."""
+        call = self.calls.pop(number, None)
+        if call is None or call.counts_in != self.life:
+            return False
+        if self.phase is CLOSED:
+            self.settle_closed(call, verdict, slow, hint_s, counts)
+        elif call.lease_ends_at is not None and self.now >= call.lease_ends_at:
+            self.fail_probe(hint_s)
+        elif verdict is SUCCESS:
+            self.ok += 1
+            if self.ok >= self.options.success_threshold:
+                self.close()
+        elif verdict is FAILURE:
+            self.fail_probe(hint_s)
+        else:
+            self.inconclusive += 1
+            if self.inconclusive >= self.options.inconclusive_max:
+                self.open(hint_s)
+        return True
+
+    def settle_closed(self, call: Call, verdict: Verdict, slow: bool, hint_s: float, counts: Counts) -> None:
+        if verdict is SUCCESS:
+            self.row = 0
+            self.seen.append((self.now, False, slow))
+            if self.streak and self.now - self.healthy_since >= self.options.streak_heals_after_s:
+                self.streak -= 1
+                self.healthy_since = self.now
+        elif verdict is FAILURE:
+            if call.number > self.row_counted_at:
+                self.row += 1
+                self.row_counted_at = self.numbers
+            self.seen.append((self.now, True, slow))
+        elif verdict is NEUTRAL and slow:
+            self.seen.append((self.now, False, True))
+        else:
+            return
+        if (verdict is FAILURE or slow) and self.is_due(counts):
+            self.open(hint_s)
+
+    def outage(self, in_row: bool, counts: Counts) -> None:
+        if self.phase is CLOSED and self.override in (NONE, METRICS_ONLY):
+            self.row += in_row
+            if in_row:
+                self.row_counted_at = self.numbers
+            self.seen.append((self.now, True, False))
+            if self.is_due(counts):
+                self.open(0.0)
+
+    def hung(self) -> int:
+        return sum(
+            call.counts_in == self.life and not call.kept and self.now - call.given_at >= self.slow_s
+            for call in self.calls.values()
+        )
+
+    def is_due(self, counts: Counts) -> bool:
+        """Rules R5 and R6."""
+        options, hung = self.options, self.hung()
+        if self.row >= options.failure_threshold:
+            return True
+        calls = counts.calls + hung
+        if calls < options.calls_min:
+            return False
+        return (
+            counts.failures / calls >= options.failure_rate
+            or (counts.slow + hung) / calls >= options.slow_rate
+        )
+
+    def forgets(self, counts: Counts) -> str:
+        """What the window may not do: forget what is young, or remember what is old."""
+        options = self.options
+        bucket_s = options.window_s / options.window_buckets
+        old = [one for one in self.seen if one[0] > self.now - options.window_s]
+        young = [one for one in self.seen if one[0] > self.now - (options.window_s - bucket_s)]
+        for name, place in (("calls", None), ("failures", 1), ("slow", 2)):
+            least, most = (sum(True if place is None else bool(one[place]) for one in some) for some in (young, old))
+            has = getattr(counts, name)
+            if not least <= has <= most:
+                return f"{has} {name}, not {least} to {most}"
+        return ""
+
+    # ── time, and the operator ────────────────────────────────────────────────────────────────────────────────
+
+    def tick(self, counts: Counts) -> None:
+        if self.phase is OPEN and self.now >= self.opens_until:
+            self.phase = HALF_OPEN
+            self.begin_life()
+            self.idle_since = self.now
+        elif self.phase is HALF_OPEN:
+            ends = [call.lease_ends_at for call in self.probes() if call.lease_ends_at is not None]
+            if any(end <= self.now for end in ends):
+                self.fail_probe(0.0)
+        elif self.phase is CLOSED and self.is_due(counts):
+            self.open(0.0)
+
+    def renew(self, number: int) -> None:
+        call = self.calls[number]
+        if call.lease_ends_at is not None and call.counts_in == self.life and self.phase is HALF_OPEN:
+            call.lease_ends_at = self.now + self.lease_s
+
+    def check_succeeded(self) -> None:
+        idle = self.now - self.idle_since >= 3 * self.options.recovery_s
+        if self.phase is HALF_OPEN and not self.probes() and idle:
+            self.close()
+
+    def set_override(self, override: Override) -> None:
+        self.override = override
+        self.begin_life()
+
+    def reset(self) -> None:
+        self.override = NONE
+        self.streak = 0
+        self.close()
+
+    # ── transitions ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def fail_probe(self, hint_s: float) -> None:
+        self.streak += 1
+        self.open(hint_s)
+
+    def open(self, hint_s: float) -> None:
+        guess_s = self.options.recovery_s
+        for _ in range(self.streak):
+            guess_s = min(guess_s * 2, max(self.options.open_s_max, self.options.recovery_s))
+        self.opens_until = self.now + max(guess_s, min(hint_s, 31 * 86_400.0))
+        self.phase = OPEN
+        self.begin_life()
+
+    def close(self) -> None:
+        self.phase = CLOSED
+        self.begin_life()
+        self.row = 0
+        self.row_counted_at = self.numbers
+        self.healthy_since = self.now
+        self.seen.clear()
+
+    def begin_life(self) -> None:
+        self.life += 1
+        self.ok = self.inconclusive = 0

@@ -1,0 +1,220 @@
+"""The house rules of ARCHITECTURE.md, held by reading the imports of every file in `src/koo` and `backend`.
+
+A failure says which file breaks which rule. Where the rule is what has to change, change the table here, and say why
+in `docs/decisions/`.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+KOO = ROOT / "src" / "koo"
+
+# Downward only: a part may import what stands in an earlier row, and nothing of its own row but itself.
+# Only the first row may import one another.
+ROWS: list[set[str]] = [
+    {"errors", "options", "events", "clock"},
+    {"policies"},
+    {"deadlines"},
+    {"entrance"},
+    {"guard"},
+    {"http", "storage.base"},
+    {"ai", "database", "alerts", "monitoring", "storage"},
+    {"configuration"},
+    {"settings"},
+    {"sharing"},
+    {"platform"},
+    {"web"},
+    {"cli"},
+]
+ROW = {part: number for number, row in enumerate(ROWS) for part in row}
+
+# Where each package of others may be imported; a path that ends with "/" means all files below it.
+THIRD_PARTIES: dict[str, list[str]] = {
+    "sqlalchemy": ["database/", "storage/sql.py"],
+    "psycopg": ["database/"],
+    "asyncpg": ["database/"],
+    "aiosqlite": ["database/", "storage/sql.py"],
+    "aiohttp": ["http.py", "testing/"],
+    "msgspec": ["http.py", "ai/", "storage/", "testing/"],
+    "genai_prices": ["ai/pricing.py"],
+    "xllamacpp": ["ai/providers/local.py"],
+    "redis": ["storage/redis.py"],
+    "prometheus_client": ["monitoring/", "web/"],
+    "opentelemetry": ["monitoring/"],
+    "pydantic": ["settings.py", "configuration/", "web/"],
+    "pydantic_core": ["settings.py", "configuration/"],
+    "pydantic_settings": ["settings.py", "configuration/"],
+    "fastapi": ["web/"],
+    "starlette": ["web/"],
+    "uvicorn": ["web/", "cli/", "testing/"],
+    "structlog": ["web/", "cli/"],
+    "typer": ["cli/"],
+    "click": ["cli/"],
+    "rich": ["cli/"],
+    "psutil": ["testing/"],
+}
+BACKEND_MAY = {"koo", "core", "services", "api", "fastapi", "starlette", "uvicorn", "sqlalchemy"}
+
+FUNCTION_LINES_MAX = 60
+FILE_LINES_MAX = 500
+
+
+class Import(NamedTuple):
+    """One imported module, and the line that does it."""
+
+    line: int
+    module: str
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def imports(path: Path) -> Iterator[Import]:
+    """Everything that is imported anywhere in the file, also inside functions and under TYPE_CHECKING."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (Import(node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, (
+                f"{path}:{node.lineno}: a relative import hides its direction"
+            )
+            # `from koo.storage import sql` imports a module too: each name is looked up below.
+            yield from (Import(node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def part_of(module: str) -> str:
+    """`koo.ai.types.Usage` → `ai`; `koo.storage.base.Ledger` → `storage.base`; `koo` alone → ``."""
+    names = module.split(".")[1:]
+    if names[:2] == ["storage", "base"]:
+        return "storage.base"
+    return names[0] if names else ""
+
+
+def own_part(path: Path) -> str:
+    return part_of(".".join(["koo", *path.relative_to(KOO).with_suffix("").parts]).removesuffix(".__init__"))
+
+
+def koo_files() -> list[Path]:
+    return sorted(KOO.rglob("*.py"))
+
+
+def backend_files() -> list[Path]:
+    return sorted((ROOT / "backend").rglob("*.py"))
+
+
+def may_import(own: str, other: str) -> bool:
+    if own == other or own in {
+        "",
+        "testing",
+    }:  # `koo/__init__.py` lists everything; test tools may use everything.
+        return True
+    if own == "policies" and other == "clock":  # Time is an argument there.
+        return False
+    first_row = ROW[own] == ROW.get(other) == 0
+    return first_row or ROW.get(other, 99) < ROW[own]
+
+
+def broken_imports(path: Path) -> Iterator[str]:
+    own, place = own_part(path), path.relative_to(KOO).as_posix()
+    for line, module in imports(path):
+        top = module.split(".")[0]
+        if top in sys.stdlib_module_names:
+            continue
+        if top == "koo":
+            if not may_import(own, part_of(module)):
+                yield f"{place}:{line}: {own} may not import {module}"
+        elif not any(_is_at(place, allowed) for allowed in THIRD_PARTIES.get(top, [])):
+            yield f"{place}:{line}: {top} may only be imported in {THIRD_PARTIES.get(top, 'no file at all')}"
+
+
+def _is_at(place: str, allowed: str) -> bool:
+    return place.startswith(allowed) if allowed.endswith("/") else place == allowed
+
+
+@pytest.mark.parametrize("path", koo_files(), ids=lambda path: path.relative_to(KOO).as_posix())
+def test_imports_go_downward_and_third_parties_stay_in_their_place(path: Path) -> None:
+    assert own_part(path) in {*ROW, "", "testing"}, f"give {own_part(path)!r} its place in ROWS"
+    assert list(broken_imports(path)) == []
+
+
+def test_the_backend_binds_and_imports_nothing_else() -> None:
+    strangers = [
+        f"{path.relative_to(ROOT)}:{line}: {module}"
+        for path in backend_files()
+        for line, module in imports(path)
+        if module.split(".")[0] not in BACKEND_MAY | sys.stdlib_module_names
+    ]
+    assert strangers == []
+
+
+def test_only_settings_reads_the_environment() -> None:
+    readers = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in [*koo_files(), *backend_files()]
+        if path != KOO / "settings.py"
+        for line in _reads_of_the_environment(path)
+    ]
+    assert readers == []
+
+
+def _reads_of_the_environment(path: Path) -> Iterator[int]:
+    names = {"environ", "environb", "getenv", "getenvb"}
+    for node in ast.walk(tree(path)):
+        match node:
+            case ast.Attribute(value=ast.Name(id="os"), attr=name) if name in names:
+                yield node.lineno
+            case ast.ImportFrom(module="os", names=imported) if any(
+                alias.name in names for alias in imported
+            ):
+                yield node.lineno
+
+
+def test_no_function_and_no_file_is_longer_than_a_reader_can_hold() -> None:
+    too_long = [
+        f"{path.relative_to(KOO)}: {lines} lines"
+        for path in koo_files()
+        if (lines := len(path.read_text().splitlines())) > FILE_LINES_MAX
+    ]
+    for path in koo_files():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > FUNCTION_LINES_MAX:
+                    too_long.append(f"{path.relative_to(KOO)}:{node.lineno}: {node.name} has {lines} lines")
+    assert too_long == []
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "allowed"),
+    [
+        ("policies", "errors", True),
+        ("policies", "clock", False),
+        ("policies", "guard", False),
+        ("errors", "events", True),
+        ("errors", "policies", False),
+        ("ai", "guard", True),
+        ("ai", "storage.base", True),
+        ("ai", "storage", False),
+        ("ai", "database", False),
+        ("monitoring", "alerts", False),
+        ("guard", "ai", False),
+        ("guard", "testing", False),
+        ("platform", "storage", True),
+        ("cli", "web", True),
+        ("web", "cli", False),
+        ("testing", "ai", True),
+    ],
+)
+def test_the_table_says_what_the_design_says(own: str, other: str, allowed: bool) -> None:
+    assert may_import(own, other) is allowed

@@ -1,0 +1,76 @@
+"""What the repository itself must be: its public names, and nothing of the machine it was written on."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import koo
+
+ROOT = Path(__file__).parents[1]
+PUBLIC_NAMES = ROOT / "tests" / "public_api.txt"
+
+# Folders that exist on the machine of one developer only. The pieces are put together so that this file is clean.
+MACHINE_PATH = re.compile(r"(?<![\w.~>)}-])/" + r"(?:work|root|home/\w+|Users/\w+)/")
+# A version list that says where the packages come from works on one network and fails on the next.
+ADDRESS = re.compile(
+    r"://|^\s*-|--hash| @ |index-url|find-links|\b[\w-]+\.(?:org|com|io|net)\b", re.MULTILINE
+)
+
+
+def tracked_files() -> list[Path]:
+    """What is or will be committed; skipped where there is no git (an unpacked archive)."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("no git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode != 0:
+        pytest.skip(listed.stderr.strip())  # Somebody else's checkout, which git refuses to read.
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file()]
+
+
+def text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:  # A picture or a font.
+        return ""
+
+
+def test_the_public_names_are_the_listed_ones() -> None:
+    """The surface is short and listed, so that a change to it is seen in a diff."""
+    update = """python -c "import koo; print(*sorted(koo.__all__), sep='\\n')" > tests/public_api.txt"""
+    now, listed = sorted(koo.__all__), PUBLIC_NAMES.read_text().split()
+    new, gone = set(now) - set(listed), set(listed) - set(now)
+    assert now == listed, f"new: {new or 'none'}, gone: {gone or 'none'}. If that is meant: {update}"
+
+
+def test_each_public_name_is_there() -> None:
+    assert [name for name in koo.__all__ if not hasattr(koo, name)] == []
+
+
+def test_no_file_names_a_folder_of_one_machine() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}"
+        for path in tracked_files()
+        for number, line in enumerate(text_of(path).splitlines(), 1)
+        if MACHINE_PATH.search(line)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("name", ["constraints.txt"])
+def test_the_pinned_versions_have_no_address(name: str) -> None:
+    lines = (ROOT / name).read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert [line for line in pins if ADDRESS.search(line)] == []
+    assert [line for line in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line)] == []
