@@ -1,0 +1,1 @@
+"""What must outlive the process or be shared between processes: money, quotas, events, the fleet."""

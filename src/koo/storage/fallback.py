@@ -1,0 +1,169 @@
+"""What happens to money while the shared ledger is away.
+
+* A budget that somebody set: the call is refused. Nobody can prove that it still fits, and a cap that holds only
+  while all goes well is none.
+* The default budget, or none: the call goes on. Money is counted in this process, from the numbers that were last
+  seen (what was held then counts as spent), and `view` says "this process". Each of several processes does so
+  for itself: together they can spend more than the one cap.
+
+What is held and spent meanwhile is told to the shared ledger too, whose queue keeps it until the store is back: then
+it is in the books as if it had never been away. Only a process that dies before that takes its numbers with it.
+
+The shared ledger knows by itself that it is away (`trouble`), and tries to come back without any caller's help. So an
+outage costs those who were waiting when it began up to the store's timeout, and everybody after them some
+microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from koo.clock import SYSTEM_CLOCK, Clock
+from koo.errors import Kind, ServiceRefused
+from koo.events import Event, StoreFound, StoreLost
+from koo.storage.base import BudgetView, Charge, Hold, HoldRequest, Ledger, StoreUnavailable
+from koo.storage.memory import SCOPE, MemoryLedger
+from koo.storage.money import in_words
+
+SOURCE = "state store"
+RETRY_AFTER_S = 5.0
+"""When to ask again: the longest pause between two of the store's own attempts to come back."""
+
+
+class SharedLedger(Ledger, Protocol):
+    """A ledger in a store that can be away."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the store cannot be used now, as a sentence without a DSN; None: nothing is known against it."""
+        ...
+
+    def adopt(self, hold: Hold, request: HoldRequest) -> None:
+        """Take a hold that was given elsewhere, without asking whether it fits. Never waits and never raises."""
+        ...
+
+    async def refresh(self) -> None:
+        """Read today's numbers anew. Raises `StoreUnavailable`."""
+        ...
+
+
+class GuardedLedger:
+    """The shared ledger, and what stands in for it while it is away. `publish` hears of `StoreLost` and `StoreFound`.
+
+    `store_changed` must be called when the store is lost (with the reason) or found (with None): give it to the store's
+    `watch`.
+    """
+
+    durable = True
+
+    def __init__(
+        self,
+        shared: SharedLedger,
+        clock: Clock = SYSTEM_CLOCK,
+        publish: Callable[[Event], None] | None = None,
+    ) -> None:
+        self._shared = shared
+        self._clock = clock
+        self._publish = publish
+        self._alone = MemoryLedger(clock)
+        self._started: set[str] = set()  # services whose numbers `_alone` has taken over
+        self._is_alone = False
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the shared ledger cannot be used now; None: it is in use."""
+        return self._shared.trouble
+
+    def store_changed(self, trouble: str | None) -> None:
+        """The store was lost, or found again."""
+        if trouble is not None:
+            self._go_alone()
+        else:
+            self._is_alone = False
+        if self._publish is not None:
+            self._publish(StoreFound(SOURCE) if trouble is None else StoreLost(SOURCE, _meaning(trouble)))
+
+    async def hold(self, request: HoldRequest) -> Hold:
+        """Put the worst case aside.
+
+        Raises `BudgetExceeded`; `ServiceRefused` where the ledger is away and somebody set this budget; ValueError
+        for an amount that is no money.
+        """
+        trouble = self._shared.trouble
+        if trouble is None:
+            try:
+                hold = await self._shared.hold(request)
+            except StoreUnavailable as error:
+                trouble = str(error)
+            else:
+                self._is_alone = self._is_alone and self._shared.trouble is not None
+                return hold
+        return await self._hold_alone(request, trouble)
+
+    async def _hold_alone(self, request: HoldRequest, trouble: str) -> Hold:
+        allowance = request.allowance
+        if allowance.explicit and allowance.limit_usd is not None and request.amount_usd:
+            limit = in_words(allowance.limit_usd)
+            reason = (
+                f"nobody can tell whether the day's budget of {limit} covers this call, because {trouble}"
+            )
+            raise ServiceRefused(request.service, reason, RETRY_AFTER_S, kind=Kind.CIRCUIT_OPEN)
+        self._go_alone()
+        self._take_over(request.service)
+        hold = await self._alone.hold(request)
+        self._shared.adopt(hold, request)
+        return hold
+
+    def _go_alone(self) -> None:
+        if not self._is_alone:
+            # A new one for each outage: what the last one knew is in the shared ledger's queue or books.
+            self._is_alone = True
+            self._alone = MemoryLedger(self._clock)
+            self._started = set()
+
+    def _take_over(self, service: str) -> None:
+        if service not in self._started:
+            self._started.add(service)
+            self._alone.start_from(service, self._shared.view(service))
+
+    def settle(self, hold: Hold, charge: Charge) -> None:
+        """Book what it cost, in both: who does not know the hold ignores it."""
+        self._alone.settle(hold, charge)
+        self._shared.settle(hold, charge)
+
+    def release(self, hold: Hold) -> None:
+        """Nothing was billed."""
+        self._alone.release(hold)
+        self._shared.release(hold)
+
+    def view(self, service: str) -> BudgetView:
+        """The last view; its `scope` is "this process" while the shared ledger is away."""
+        view = self._shared.view(service)
+        if self._shared.trouble is None:
+            return view
+        if service in self._started:
+            return self._alone.view(service)
+        return BudgetView(view.day, view.spent_usd, view.held_usd, view.as_of, SCOPE)
+
+    async def sweep(self) -> list[Hold]:
+        """Book what dead processes left, at its bound; nothing while the shared ledger is away."""
+        await self._alone.sweep()
+        if self._shared.trouble is not None:
+            return []
+        try:
+            return await self._shared.sweep()
+        except StoreUnavailable:
+            return []
+
+    async def refresh(self) -> None:
+        """Read today's numbers anew. Raises `StoreUnavailable`."""
+        await self._shared.refresh()
+
+    async def flush(self) -> None:
+        """Wait until everything said so far is written. Raises `StoreUnavailable`."""
+        await self._shared.flush()
+
+
+def _meaning(trouble: str) -> str:
+    return f"{trouble}; budgets that somebody set refuse until it is back, the default ones count in this process only"

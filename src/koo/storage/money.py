@@ -1,0 +1,65 @@
+"""Money at the edge of a store: USD as `Decimal` outside, whole pico-dollars inside.
+
+A price of $0.15 for a million tokens is 150,000 pico-dollars a token, so integers are exact where a database's own
+decimals differ from one another (SQLite has none). What is finer than a pico-dollar is rounded up for amounts and down
+for limits: never to the side where the cap leaks.
+"""
+
+from __future__ import annotations
+
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
+
+from koo.errors import BudgetExceeded
+from koo.options import DAY_S
+from koo.storage.base import HoldRequest
+
+DIGITS = 12
+AMOUNT_PICO_MAX = 10**18
+"""A million dollars for one call: more is a mistake in a price."""
+TOTAL_PICO_MAX = 2**63 - 1
+"""Some nine million dollars a day: what fits into a database's integer."""
+
+_up = Context(prec=60, rounding=ROUND_CEILING)
+_down = Context(prec=60, rounding=ROUND_FLOOR)
+
+
+def to_pico(amount_usd: Decimal) -> int:
+    """An amount in pico-dollars, rounded up. Raises ValueError unless it is a number from 0 to 1,000,000."""
+    try:
+        pico = int(_up.to_integral_value(_up.scaleb(amount_usd, DIGITS)))
+    except (InvalidOperation, OverflowError, ValueError) as error:
+        raise ValueError(f"an amount of {amount_usd} USD is no money") from error
+    if not 0 <= pico <= AMOUNT_PICO_MAX:
+        raise ValueError(f"an amount of {amount_usd} USD does not fit: it must be between 0 and 1000000")
+    return pico
+
+
+def limit_to_pico(limit_usd: Decimal | None) -> int:
+    """A day's limit in pico-dollars, rounded down; None, and what no total can reach, is the largest total."""
+    if limit_usd is None or limit_usd > AMOUNT_PICO_MAX:
+        return TOTAL_PICO_MAX
+    return min(TOTAL_PICO_MAX, int(_down.to_integral_value(_down.scaleb(limit_usd, DIGITS))))
+
+
+def from_pico(pico: int) -> Decimal:
+    """Pico-dollars as USD, without trailing zeros."""
+    usd = _up.normalize(_up.scaleb(Decimal(pico), -DIGITS))
+    return usd if usd.as_tuple().exponent <= 0 else _up.quantize(usd, Decimal(1))  # type: ignore[operator]
+
+
+def in_words(amount_usd: Decimal) -> str:
+    """ "$0.05", "$12.30", "$0.0000125": at least cents, and no digit lost."""
+    text = f"{amount_usd:f}"
+    whole, _, cents = text.partition(".")
+    return f"${whole}.{cents.rstrip('0').ljust(2, '0')}"
+
+
+def refusal(request: HoldRequest, spent_usd: Decimal, held_usd: Decimal, wall_s: float) -> BudgetExceeded:
+    """The refusal of a hold, with the arithmetic that led to it and the time until the next UTC day."""
+    limit_usd = request.allowance.limit_usd
+    limit = "what a day can hold" if limit_usd is None else f"the day's budget of {in_words(limit_usd)}"
+    reason = (
+        f"{limit} does not cover this call: {in_words(spent_usd)} spent, {in_words(held_usd)} held for calls that "
+        f"are running, up to {in_words(request.amount_usd)} needed"
+    )
+    return BudgetExceeded(request.service, reason, DAY_S - wall_s % DAY_S)

@@ -1,0 +1,306 @@
+"""The state store in SQLite (a file of its own) or PostgreSQL: money, day counts, what operators did, alerts.
+
+SQLite is in WAL mode with `synchronous=NORMAL`. What was committed survives the death of the process, `kill -9`
+included, because it is in the kernel's hands. When the machine itself loses power, the file stays whole, but the
+commits of the last moments (since the last checkpoint, some thousand pages) may be gone: then money that was spent in
+them is not in the books, and that day's cap can be exceeded by that much. `FULL` would close this gap with a flush to
+the disk for each commit, one to ten milliseconds of every call's latency. PostgreSQL does what its server is told
+(`synchronous_commit`).
+
+Waits are bounded: `timeout_s` is what any caller waits at most. A statement that waits for a lock ends by itself a
+little earlier (`busy_timeout`, `statement_timeout`), so that its error says why; what hangs without a word is cut
+off.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import random
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, TextClause, create_engine, event, make_url, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from koo.errors import ConfigurationError
+from koo.storage import schema
+from koo.storage.base import StoreUnavailable
+from koo.storage.faults import sentence, transient
+from koo.storage.transaction import WORDS, Dialect, Row, StatementRejected, Transaction
+
+BUSY_S_MAX = 5.0
+
+
+@functools.lru_cache(maxsize=1024)
+def _statement(sql: str, dialect: Dialect) -> TextClause:
+    return text(sql.format_map(WORDS[dialect]))
+
+
+class SqlTransaction:
+    """A `Transaction` on an SQLAlchemy connection."""
+
+    __slots__ = ("_connection", "again", "dialect")
+
+    def __init__(self, connection: Connection, dialect: Dialect, again: bool) -> None:
+        self._connection = connection
+        self.dialect: Dialect = dialect
+        self.again = again
+
+    def rows(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Row]:
+        """Run a statement, and give the rows it returns."""
+        return [tuple(row) for row in self._connection.execute(_statement(sql, self.dialect), values)]
+
+    def run(self, sql: str, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Run a statement that returns nothing; once for each of several mappings of values."""
+        self._connection.execute(_statement(sql, self.dialect), values)
+
+
+class SqlBackend:
+    """One database, used by one thread through one connection, which is made when needed and dropped when in doubt.
+
+    `place` says where it is, without a password.
+    """
+
+    dialect: Dialect
+
+    def __init__(self, engine: Engine, place: str) -> None:
+        self.place = place
+        self._engine = engine
+        self._connection: Connection | None = None
+        event.listen(engine, "connect", self._made)
+        event.listen(engine, "begin", self._begin)
+        self._exclusive = True
+
+    def transact(self, write: Callable[[Transaction], None], exclusive: bool) -> None:
+        """Run `write` in a transaction and commit. Raises `StoreUnavailable`, or what `write` raised."""
+        try:
+            reused = self._usable()
+            try:
+                self._attempt(write, exclusive, again=False)
+            except DBAPIError as error:
+                # The server was restarted since the last use, or its connection was cut while it was idle.
+                if not transient(error) and not (reused and error.connection_invalidated):
+                    raise
+                self._attempt(write, exclusive, again=True)
+        except (DataError, IntegrityError) as error:
+            raise StatementRejected(f"the state store does not take this: {type(error).__name__}") from error
+        except (SQLAlchemyError, OSError) as error:
+            raise StoreUnavailable(sentence(error, self.place)) from error
+
+    def _attempt(self, write: Callable[[Transaction], None], exclusive: bool, again: bool) -> None:
+        try:
+            connection = self._connect()
+            self._exclusive = exclusive
+            with connection.begin():
+                write(SqlTransaction(connection, self.dialect, again))
+        except BaseException:
+            self.close()  # Nobody knows what state it is in, and a new one costs a millisecond.
+            raise
+
+    def _connect(self) -> Connection:
+        if self._connection is None:
+            self._prepare()
+            self._connection = self._engine.connect()
+            self._exclusive = False
+            with self._connection.begin():
+                current = schema.is_current(SqlTransaction(self._connection, self.dialect, False))
+            if not current:
+                self._exclusive = True
+                with self._connection.begin():
+                    schema.prepare(SqlTransaction(self._connection, self.dialect, False))
+        return self._connection
+
+    def close(self) -> None:
+        """Give the connection back."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.invalidate()
+                connection.close()
+            except SQLAlchemyError:
+                pass  # It is being dropped because it failed.
+
+    def cut(self) -> None:
+        """From another thread: make the statement that hangs fail."""
+        raise NotImplementedError
+
+    def _usable(self) -> bool:
+        """Is there a connection already?"""
+        return self._connection is not None
+
+    def _prepare(self) -> None:
+        """Before a connection is made."""
+
+    def _made(self, connection: Any, record: object) -> None:
+        """After a connection was made: the driver's own."""
+        raise NotImplementedError
+
+    def _begin(self, connection: Connection) -> None:
+        """At the beginning of each transaction."""
+
+
+class SqliteBackend(SqlBackend):
+    """A file of its own, made with its folder, readable for its owner only."""
+
+    dialect = "sqlite"
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        self._path = path
+        self._busy_s = min(BUSY_S_MAX, timeout_s * 0.9)
+        self._file: tuple[int, int] | None = None
+        self._driver: sqlite3.Connection | None = None
+        # The timeout is zero because SQLite's own wait sleeps up to 0.1 s between two looks: see `_begin`.
+        arguments = {"check_same_thread": False, "timeout": 0.0}
+        url = URL.create("sqlite", database=str(path))
+        super().__init__(create_engine(url, poolclass=NullPool, connect_args=arguments), str(path))
+
+    def cut(self) -> None:
+        """Interrupt the statement; a write that waits for the disk cannot be interrupted by anybody."""
+        driver = self._driver
+        try:
+            if driver is not None:
+                driver.interrupt()
+        except sqlite3.ProgrammingError:
+            pass  # It was closed meanwhile.
+
+    def _usable(self) -> bool:
+        # Whoever goes on writing into a file that somebody removed or replaced shares it with nobody.
+        if self._connection is not None and self._identity() != self._file:
+            self.close()
+        return super()._usable()
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _prepare(self) -> None:
+        if self._identity() is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            except FileExistsError:
+                pass  # Another process was faster.
+
+    def _made(self, connection: Any, record: object) -> None:
+        driver: sqlite3.Connection = connection
+        driver.isolation_level = (
+            None  # The module would else begin transactions of its own, and not IMMEDIATE.
+        )
+        self._driver = driver
+        self._file = self._identity()
+        self._patiently(lambda: driver.execute("PRAGMA journal_mode = WAL").fetchall())
+        driver.execute("PRAGMA synchronous = NORMAL")
+
+    def _begin(self, connection: Connection) -> None:
+        begin = "BEGIN IMMEDIATE" if self._exclusive else "BEGIN"
+        self._patiently(lambda: connection.exec_driver_sql(begin))
+
+    def _patiently(self, act: Callable[[], object]) -> None:
+        """Do `act` as soon as nobody else holds the lock: looks again after a millisecond or two, at random."""
+        until = time.monotonic() + self._busy_s
+        while True:
+            try:
+                act()
+                return
+            except (DBAPIError, sqlite3.OperationalError) as error:
+                if "locked" not in str(error) or time.monotonic() >= until:
+                    raise
+            time.sleep(0.0005 + 0.002 * random.random())
+
+
+class PostgresBackend(SqlBackend):
+    """A PostgreSQL database, through psycopg; koo's tables are in the first schema of the search path."""
+
+    dialect = "postgresql"
+
+    def __init__(self, url: URL, timeout_s: float) -> None:
+        timeout_ms = int(timeout_s * 900)
+        self._settings = (
+            f"SET statement_timeout = {timeout_ms}; SET lock_timeout = {timeout_ms}; "
+            # A process that is stopped in the middle of a transaction would keep everybody from the day's row.
+            f"SET idle_in_transaction_session_timeout = {timeout_ms * 2}"
+        )
+        self._plug: socket.socket | None = None
+        self._plug_lock = threading.Lock()
+        arguments = {
+            "connect_timeout": max(2, math.ceil(timeout_s)),
+            "application_name": "koo",
+            "tcp_user_timeout": timeout_ms,
+        }
+        engine = create_engine(
+            url, poolclass=NullPool, connect_args=arguments, isolation_level="READ COMMITTED"
+        )
+        super().__init__(engine, f"PostgreSQL at {url.host or 'localhost'}:{url.port or 5432}/{url.database}")
+
+    def cut(self) -> None:
+        """End the connection under the statement."""
+        with self._plug_lock:
+            if self._plug is not None:
+                try:
+                    self._plug.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass  # The other side was faster.
+
+    def close(self) -> None:
+        """Give the connection back."""
+        with self._plug_lock:
+            if self._plug is not None:
+                self._plug.close()
+                self._plug = None
+        super().close()
+
+    def _made(self, connection: Any, record: object) -> None:
+        # A duplicate of our own: the driver closes its number when it likes, and the number may be another's by then.
+        self._plug = socket.socket(fileno=os.dup(connection.fileno()))
+        connection.autocommit = True
+        connection.execute(self._settings)
+        connection.autocommit = False
+
+
+def read_url(url: str, home: Path) -> Path | URL:
+    """The file of an SQLite URL (relative to `home`), or PostgreSQL's URL. Raises `ConfigurationError`."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ConfigurationError(
+            "KOO_STATE_URL", "it is no URL; sqlite:///data/koo-state.db is one"
+        ) from None
+    backend = parsed.drivername.partition("+")[0]
+    if backend == "sqlite":
+        if not parsed.database or ":memory:" in parsed.database or parsed.query:
+            raise ConfigurationError(
+                "KOO_STATE_URL", "it must name a file and nothing else: sqlite:///path/to/file.db"
+            )
+        return home / Path(parsed.database).expanduser()
+    if backend in ("postgresql", "postgres"):
+        return _for_psycopg(parsed)
+    raise ConfigurationError(
+        "KOO_STATE_URL", f"{parsed.drivername} is no state store; allowed are sqlite and postgresql"
+    )
+
+
+def _for_psycopg(url: URL) -> URL:
+    """asyncpg's own options are not libpq's: `ssl` is `sslmode` there, the caches have no meaning for one thread."""
+    query = {name: value for name, value in url.query.items() if "statement" not in name}
+    if "ssl" in query:
+        query["sslmode"] = query.pop("ssl")
+    return url.set(drivername="postgresql+psycopg", query=query)
+
+
+def make_backend(target: Path | URL, timeout_s: float) -> SqlBackend:
+    """The backend for what `read_url` gave; opens nothing."""
+    if isinstance(target, Path):
+        return SqliteBackend(target, timeout_s)
+    return PostgresBackend(target, timeout_s)

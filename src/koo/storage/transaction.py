@@ -1,0 +1,51 @@
+"""What a store's work sees of its database: one transaction on one connection, in plain SQL that both databases know.
+
+Work is a plain function: it runs in the store's own thread, so it must not touch anything of the event loop.
+Where SQLite and PostgreSQL differ, a statement has a word in braces: see `WORDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+from koo.storage.base import StoreUnavailable
+
+Dialect = Literal["sqlite", "postgresql"]
+Row = tuple[Any, ...]
+
+WORDS: dict[Dialect, dict[str, str]] = {
+    "sqlite": {
+        # The list arrives as one JSON text, so that the statement is the same for one id and for five hundred.
+        "ids": "SELECT value FROM json_each(:ids)",
+        "for_update": "",  # The whole file is ours since BEGIN IMMEDIATE.
+        "serial": "INTEGER PRIMARY KEY AUTOINCREMENT",
+        "latecomers_wait": "SELECT 1",
+    },
+    "postgresql": {
+        "ids": "SELECT json_array_elements_text(CAST(:ids AS json))",
+        "for_update": "FOR UPDATE",
+        "serial": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+        # Until the end of the transaction; any number that nobody else uses.
+        "latecomers_wait": "SELECT pg_advisory_xact_lock(7072003120211)",
+    },
+}
+
+
+class Transaction(Protocol):
+    """`again`: the connection broke before and nobody knows whether the first run was committed."""
+
+    dialect: Dialect
+    again: bool
+
+    def rows(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Row]:
+        """Run a statement, and give the rows it returns."""
+        ...
+
+    def run(self, sql: str, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Run a statement that returns nothing; once for each of several mappings of values."""
+        ...
+
+
+class StatementRejected(StoreUnavailable):
+    """The store works, but does not take this: running it again unchanged cannot help."""
