@@ -1,0 +1,364 @@
+"""Write `.env.example` and `docs/configuration.md` from the settings: `python -m docs.generate_configuration`.
+
+What stands in a table comes from `koo.configuration.variables` and `koo.options`; the prose around it stands here.
+`tests/test_settings.py` fails when a file is older than its source.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from koo.ai.models import DEFAULT_MODELS
+from koo.configuration.becoming import PACKAGED_MODEL
+from koo.configuration.fields import Described, about, describe
+from koo.configuration.sources import PREFIXES
+from koo.configuration.variables import BUILT_IN, ServiceSettings, Variables
+from koo.options import (
+    BreakerOptions,
+    Checked,
+    DatabaseOptions,
+    GuardOptions,
+    LimitOptions,
+    PlatformOptions,
+    RetryOptions,
+    ServiceOptions,
+    allowed,
+)
+
+ROOT = Path(__file__).parents[1]
+WIDTH = 100
+
+
+class Section(NamedTuple):
+    """Variables of one subject: those with one of the prefixes that no earlier section has."""
+
+    title: str
+    prefixes: tuple[str, ...]
+    intro: str = ""
+
+
+SECTIONS = [
+    Section("Where everything is", ("KOO_HOME",)),
+    Section(
+        "Database: connections",
+        ("DATABASE_",),
+        "A relative path of a SQLite file starts at `KOO_HOME`. `postgresql://` means psycopg 3, and `postgres://` is "
+        "taken for it; `postgresql+asyncpg://` means asyncpg. No path, or `:memory:`, is a SQLite database in memory.",
+    ),
+    Section("Database: circuit breaker", ("DB_CIRCUIT_BREAKER_",)),
+    Section("Database: retries", ("DB_MAX_RETRIES", "DB_RETRY_")),
+    Section("Database: slowness, health, exactly once", ("DB_", "HEALTH_CHECK_TIMEOUT")),
+    Section("AI services: circuit breaker", ("AI_CIRCUIT_BREAKER_",)),
+    Section("AI services: retries", ("AI_MAX_RETRIES", "AI_RETRY_")),
+    Section(
+        "AI services: limits and money",
+        ("AI_DEFAULT_",),
+        "A default holds for each service by itself, not for all together. `none` is no limit; `0` lets nothing "
+        "through. A service that costs nothing has no budget unless it is given one.",
+    ),
+    Section("AI services: time and health", ("AI_",)),
+    Section("AI services: keys", tuple(key.upper() for _, key in BUILT_IN.values() if key)),
+    Section(
+        "State, server and command line",
+        ("KOO_",),
+        "An address that others can reach is refused without `KOO_TOKEN`. Valkey and Redis cannot hold the state yet.",
+    ),
+]
+
+
+def variables_by_section() -> list[tuple[Section, list[Described]]]:
+    """Every variable in its section. Raises ValueError for one that no section wants."""
+    found: dict[str, list[Described]] = {section.title: [] for section in SECTIONS}
+    for row in describe(Variables):
+        if row.variable == "AI_SERVICES":
+            continue
+        section = next((one for one in SECTIONS if row.variable.startswith(one.prefixes)), None)
+        if section is None:
+            raise ValueError(f"{row.variable} has no section in {Path(__file__).name}")
+        found[section.title].append(row)
+    return [(section, found[section.title]) for section in SECTIONS]
+
+
+# ── .env.example ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+HEAD_OF_EXAMPLE = [
+    "Every setting of koo, with its default. Copy this file to `.env` and take the # away from what you change. koo "
+    "finds the nearest `.env` from the working directory upwards, and that folder is KOO_HOME.",
+    "",
+    "The environment wins over the file. An empty value is not set. Nothing is expanded: a $ is a $. The copy will "
+    "hold keys, so keep it to yourself: chmod 600 .env",
+    "",
+    "Written by docs/generate_configuration.py; the same as tables, with more words: docs/configuration.md",
+]
+
+EXAMPLE_SERVICES = [
+    "One service differs: AI_SERVICES__<NAME>__<SETTING>, with the name claude, openai, gemini, perplexity or local.",
+    "#AI_SERVICES__CLAUDE__DAILY_BUDGET=20",
+    "#AI_SERVICES__LOCAL__MODEL=models/another.gguf",
+    "",
+    "Any other name is a new service. A server that speaks OpenAI's format needs two lines:",
+    "#AI_SERVICES__OLLAMA__BASE_URL=http://127.0.0.1:11434/v1",
+    "#AI_SERVICES__OLLAMA__MODEL=llama3.2",
+    "",
+    "What can be set for a service:",
+]
+
+
+def example() -> str:
+    """The text of `.env.example`."""
+    lines = [*_comment(HEAD_OF_EXAMPLE)]
+    for section, rows in variables_by_section():
+        lines += ["", "", f"# ---- {section.title} ".ljust(WIDTH, "-")]
+        for row in rows:
+            value = "" if row.variable == "KOO_HOME" else row.default
+            lines += ["", *_comment([_sentence(row)]), f"#{row.variable}={value}"]
+    lines += ["", "", "# ---- AI services: one by one ".ljust(WIDTH, "-"), "", *_comment(EXAMPLE_SERVICES)]
+    for row in describe(ServiceSettings):
+        default = f" Default: {row.default}." if row.default else ""
+        lines += _comment([f"  {row.variable}: {row.meaning}.{default}"], indent="    ")
+    return "\n".join(lines) + "\n"
+
+
+def _sentence(row: Described) -> str:
+    unit = f" [{row.unit}]" if row.unit else ""
+    default = f" Default: {row.default}." if row.variable == "KOO_HOME" else ""
+    return f"{row.variable}{unit}: {row.meaning}. Allowed: {row.allowed}.{default} Why: {row.why}."
+
+
+def _comment(paragraphs: Iterable[str], indent: str = "") -> Iterator[str]:
+    for text in paragraphs:
+        if not text or text.startswith("#"):
+            yield text or "#"
+            continue
+        yield from textwrap.wrap(
+            text.replace("`", ""),
+            WIDTH,
+            initial_indent="# ",
+            subsequent_indent=f"# {indent}",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+
+# ── docs/configuration.md ─────────────────────────────────────────────────────────────────────────────────────────
+
+HEAD = f"""\
+# Configuration
+
+<!-- Written by docs/generate_configuration.py from the settings themselves: change it there. -->
+
+koo works with nothing configured: SQLite files under `data/`, and the local model. Whatever you set, you set as
+an environment variable or as a line in a file named `.env`; [`.env.example`](../.env.example) has every one of
+them to copy from.
+
+## Where values come from
+
+`KOO_HOME` is the folder where everything starts: its `.env` is read, and every relative path in a setting (a
+SQLite file, a model) begins there. You rarely set it. koo looks for a `.env` in the working directory, then in
+the folder above, and so on; the first folder that has one is `KOO_HOME`. If there is none, the working
+directory is. Set it where the working directory is somebody else's choice: in a systemd unit, a container, a
+cron job.
+
+Of two values the nearer one wins:
+
+1. an argument: `Settings(database_pool_size=20)`,
+2. the environment of the process,
+3. the `.env` in `KOO_HOME`,
+4. the default.
+
+An empty value is no value. So `OPENAI_API_KEY= koo serve` starts once without the key that stands in the
+`.env`.
+
+The `.env` holds `NAME=value` lines and comments that begin with `#`. Quote a value that has spaces or a ` #` in
+it, with `'…'` (as it is) or `"…"` (with `\\n` and the like). Nothing is expanded: a `$` in a password is a `$`.
+A line that cannot be read stops the start and is named by its number.
+
+## What happens to a mistake
+
+A value that cannot be right stops the start with one sentence: the variable, what it holds, what is allowed.
+
+```text
+DATABASE_POOL_SIZE holds "-1"; allowed is a whole number, 1 to 10000
+AI_SERVICES__CLAUDE__DALY_BUDGET holds "20", but a service has no such setting (did you mean DAILY_BUDGET?); …
+KOO_HOST holds "0.0.0.0", which others can reach; allowed without KOO_TOKEN are 127.0.0.1, ::1 and localhost
+```
+
+A name that begins like one of ours ({", ".join(f"`{prefix}`" for prefix in PREFIXES)}) and is none of them is
+told as a warning, with the name that was probably meant, and goes on: it may belong to other software. In the
+`.env` that holds for every name that is one slip away from one of ours. Names are written in
+capitals; only what follows `AI_SERVICES__` may be written as you like.
+"""
+
+SERVICES = """\
+## One service differs, and services of your own
+
+`AI_SERVICES__<NAME>__<SETTING>` changes one service and no other. What is not set is as for all services.
+
+{table}
+
+A name that is not in this list makes a new service. Two lines in the `.env` are enough for a server that speaks
+OpenAI's chat completions (Ollama, vLLM, llama.cpp, LM Studio, most gateways):
+
+```text
+AI_SERVICES__OLLAMA__BASE_URL=http://127.0.0.1:11434/v1
+AI_SERVICES__OLLAMA__MODEL=llama3.2
+```
+
+Then `query_ai("ollama", "…")` asks it. `KIND=anthropic` or `KIND=gemini` is for servers that speak those
+formats; and a name with an `API_KEY` and no `BASE_URL` is a second account at the vendor.
+
+What a service costs is known from the price table, by model. A service of your own without key and price costs
+0, as does `local`. With a key its price has to be known: set `INPUT_PRICE` and `OUTPUT_PRICE`, both, where the
+table does not know the model. A query whose price nobody knows is refused, because no budget could hold.
+
+`local` runs in the process: it takes no key, no address and no kind. `MODEL` is the path of a GGUF file,
+relative to `KOO_HOME`; without it the packaged model answers.
+
+{settings}
+"""
+
+SECRETS = """\
+## Secrets
+
+Keys, tokens and the URLs of databases appear in no message, log or `repr`. In Python they are `SecretStr`:
+`settings.database_url` shows as stars, and `settings.database_url.get_secret_value()` gives the text. In a URL,
+write the characters of a password that mean something there with their codes: `/` as `%2F`, `@` as `%40`, `:`
+as `%3A`, `?` as `%3F`, `#` as `%23`. An address of a server may hold no password; that is what `API_KEY` is
+for.
+
+Who can read the `.env` has the keys: `chmod 600 .env`, and keep it out of version control.
+
+## In Python
+
+Each variable is an attribute, in lower case. `AI_SERVICES__…` is the dictionary `ai_services`.
+
+```python
+from koo import Settings
+
+settings = Settings()
+print(settings.database_pool_size, settings.ai_default_daily_budget, settings.koo_home)
+
+for row in settings.explain():  # what is in force, and where it came from; secrets are masked
+    print(f"{row.variable}={row.value}  ({row.source})")
+
+for unknown in settings.unknown_variables:
+    print(unknown)
+
+options = settings.platform_options()  # frozen, checked: what the rest of koo works with
+```
+
+`Settings` raises `koo.ConfigurationError`. It reads the environment when it is made, and never again.
+
+## The options behind the settings
+
+A program can do without the environment and make the options itself: `Platform(PlatformOptions(…))`. Their
+ranges are checked when they are made. The last column names the variable that sets one; the others have none,
+because their defaults are part of how the guard works.
+"""
+
+OPTIONS: list[type[Checked]] = [
+    BreakerOptions,
+    RetryOptions,
+    LimitOptions,
+    GuardOptions,
+    DatabaseOptions,
+    ServiceOptions,
+    PlatformOptions,
+]
+
+
+def page() -> str:
+    """The text of `docs/configuration.md`."""
+    parts = [HEAD]
+    for section, rows in variables_by_section():
+        parts.append(f"## {section.title}\n")
+        if section.intro:
+            parts.append("\n".join(textwrap.wrap(section.intro, 120, break_long_words=False)) + "\n")
+        parts.append(_table(rows) + "\n")
+    services = _markdown(["service", "speaks", "key", "model unless set"], _service_rows())
+    parts.append(SERVICES.format(table=services, settings=_table(describe(ServiceSettings))))
+    parts.append(SECRETS)
+    parts += [_options_part(options) for options in OPTIONS]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _table(rows: Iterable[Described]) -> str:
+    header = ["variable", "default", "unit", "allowed", "meaning", "why this default"]
+    return _markdown(
+        header,
+        ([f"`{row.variable}`", _default(row), row.unit, row.allowed, row.meaning, row.why] for row in rows),
+    )
+
+
+def _default(row: Described) -> str:
+    if not row.default:
+        return "not set"
+    return row.default if " " in row.default else f"`{row.default}`"
+
+
+def _service_rows() -> Iterator[list[str]]:
+    for name, (kind, key) in BUILT_IN.items():
+        model = DEFAULT_MODELS.get(name, PACKAGED_MODEL)
+        yield [f"`{name}`", kind, f"`{key.upper()}`" if key else "none", f"`{model}`"]
+
+
+def _options_part(options: type[Checked]) -> str:
+    rows, plain = [], []
+    for one in fields(options):  # type: ignore[arg-type]
+        words = one.metadata
+        if not words:
+            plain.append(f"`{one.name}`")
+            continue
+        rows.append([f"`{one.name}`", _value(one), words["unit"], allowed(words), words["meaning"], words["why"],
+                     _variables_of(f"{options.__name__}.{one.name}")])  # fmt: skip
+    text = f"### {options.__name__}\n\n{(options.__doc__ or '').splitlines()[0]}"
+    text += f" Also: {', '.join(plain)}." if plain else ""
+    header = ["option", "default", "unit", "allowed", "meaning", "why this default", "set by"]
+    return f"{text}\n\n{_markdown(header, rows)}\n"
+
+
+def _value(one: Any) -> str:
+    return (
+        ""
+        if one.default is MISSING
+        else f"`{one.default:g}`"
+        if isinstance(one.default, float)
+        else f"`{one.default}`"
+    )
+
+
+def _variables_of(option: str) -> str:
+    places: list[tuple[str, type[BaseModel]]] = [("", Variables), ("…__", ServiceSettings)]
+    names = [
+        f"`{prefix}{name.upper()}`"
+        for prefix, cls in places
+        for name, one in cls.model_fields.items()
+        if about(one).option == option
+    ]
+    return ", ".join(names)
+
+
+def _markdown(header: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(re.sub(r"\|", r"\\|", cell) for cell in line) + " |" for line in lines)
+
+
+def pages() -> dict[Path, str]:
+    """Each generated file and what it should hold."""
+    return {ROOT / ".env.example": example(), ROOT / "docs" / "configuration.md": page()}
+
+
+def main() -> None:
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

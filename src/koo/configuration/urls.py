@@ -1,0 +1,140 @@
+"""What a URL may be, where a relative path in it starts, and how it is shown without its secrets.
+
+The checks read no more of a URL than they need. They raise `ValueError` with what is allowed, never with the URL.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+DATABASE_SCHEMES = (
+    "sqlite",
+    "sqlite+aiosqlite",
+    "postgresql",
+    "postgresql+psycopg",
+    "postgresql+asyncpg",
+)
+SHARED_SCHEMES = ("redis", "rediss", "valkey", "valkeys")
+ALLOWED_DATABASES = f"a URL that begins with one of {', '.join(f'{one}://' for one in DATABASE_SCHEMES)}"
+ALLOWED_HOSTS = "an address or a host name, without scheme and port"
+ALLOWED_WEB = "a URL that begins with http:// or https://, without user, password, ? and #"
+
+_PARTS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::(\d{1,5}))?")
+_HOST_NAME = re.compile(r"(?=.{1,253}\.?$)[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62}\.?)+")
+
+
+def effective_database_url(url: str, home: Path) -> str:
+    """The URL that is used: `postgres://` is `postgresql://`, and the relative path of a SQLite file starts at `home`.
+
+    Raises `ValueError` for a scheme, a port or a path that cannot be right.
+    """
+    scheme, rest = _split(url)
+    scheme = "postgresql" if scheme == "postgres" else scheme
+    if scheme not in DATABASE_SCHEMES:
+        raise ValueError(f"allowed is {ALLOWED_DATABASES}")
+    if scheme.startswith("sqlite"):
+        return f"{scheme}://{_absolute(rest, home)}"
+    _check_network_place(rest)
+    return f"{scheme}://{rest}"
+
+
+def effective_state_url(url: str, home: Path) -> str:
+    """The same for koo's own state, which Valkey and Redis will be able to hold. Raises `ValueError`."""
+    if _split(url)[0] in SHARED_SCHEMES:
+        raise ValueError(f"Valkey and Redis cannot hold the state yet; allowed is {ALLOWED_DATABASES}")
+    return effective_database_url(url, home)
+
+
+def _split(url: str) -> tuple[str, str]:
+    parts = _PARTS.fullmatch(url)
+    if parts is None or any(ord(letter) < 32 for letter in url):
+        return "", ""
+    return parts[1].lower(), parts[2]
+
+
+def _absolute(rest: str, home: Path) -> str:
+    if rest and not rest.startswith("/"):
+        raise ValueError(
+            "allowed is sqlite:/// and a path that starts at KOO_HOME, or sqlite://// and an absolute one"
+        )
+    path, question, query = rest[1:].partition("?")
+    if path in {"", ":memory:"} or path.startswith("file:"):
+        return rest
+    place = (home / Path(unquote(path)).expanduser()).resolve()
+    if place.is_dir():
+        raise ValueError("allowed is the path of a file, and that is a folder")
+    # Quoted, because SQLAlchemy takes %41 for A, and what follows a ? for options.
+    return f"/{quote(place.as_posix(), safe='/:')}{question}{query}"
+
+
+def _check_network_place(rest: str) -> None:
+    authority = re.split(r"[/?]", rest, maxsplit=1)[0]
+    place = _HOST_AND_PORT.fullmatch(authority.rpartition("@")[2])
+    if place is None or not (place[1] is None or 0 < int(place[1]) < 65_536):
+        raise ValueError(
+            "allowed is postgresql://user:password@host:port/database with a port from 1 to 65535"
+            " (in a user or password write / as %2F, @ as %40, : as %3A, ? as %3F, # as %23)"
+        )
+
+
+def check_web_url(url: str) -> str:
+    """The URL of a server, without a slash at its end. Raises `ValueError`, also for a password in it."""
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        right = False
+    if not right or re.search(r"[\s?#@\\]|[^\x21-\x7e]", url):
+        raise ValueError(f"allowed is {ALLOWED_WEB}")
+    return url.rstrip("/")
+
+
+def check_host(host: str) -> str:
+    """An address or a name to listen on. Raises `ValueError`."""
+    if not _is_address(host) and not _HOST_NAME.fullmatch(host):
+        raise ValueError(f"allowed is {ALLOWED_HOSTS}")
+    return host
+
+
+def is_loopback(host: str) -> bool:
+    """Can only this machine reach it?"""
+    return host.lower() == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def url_of(host: str, port: int) -> str:
+    """Where a server that listens there is reached from this machine."""
+    if _is_address(host) and ip_address(host).is_unspecified:
+        host = "127.0.0.1" if ip_address(host).version == 4 else "::1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def mask_url(url: str) -> str:
+    """The URL for people's eyes: without user, password, and the values of its options."""
+    parts = _PARTS.fullmatch(url)
+    if parts is None:
+        return "…"
+    scheme, rest = parts[1], parts[2]
+    if not scheme.startswith("sqlite") and "@" in rest:
+        # Up to the last @: a password with an unquoted @, / or ? would else show its tail.
+        rest = "…@" + rest.rpartition("@")[2]
+    rest, question, query = rest.partition("?")
+    names = (option.partition("=")[0] for option in query.split("&"))
+    return f"{scheme}://{rest}" + (question + "&".join(f"{name}=…" for name in names) if question else "")
+
+
+def mask_to_scheme(url: str) -> str:
+    """No more of a URL than its scheme, for a URL that could not be read."""
+    parts = _PARTS.fullmatch(url)
+    return f"{parts[1]}://…" if parts and len(parts[1]) <= 24 else "…"

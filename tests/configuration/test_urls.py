@@ -1,0 +1,102 @@
+"""Where a database is, from whatever was written; and what of a URL may be shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy.engine import make_url
+
+from koo.configuration.urls import (
+    check_web_url,
+    effective_database_url,
+    is_loopback,
+    mask_to_scheme,
+    mask_url,
+    url_of,
+)
+
+HOME = Path("/srv/koo")
+
+
+@pytest.mark.parametrize(
+    ("written", "used"),
+    [
+        ("sqlite:///data/koo.db", "sqlite:////srv/koo/data/koo.db"),
+        ("sqlite:////var/x.db", "sqlite:////var/x.db"),
+        ("sqlite+aiosqlite:///../x.db?timeout=3", "sqlite+aiosqlite:////srv/x.db?timeout=3"),
+        ("SQLite:///x.db", "sqlite:////srv/koo/x.db"),
+        ("sqlite://", "sqlite://"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("sqlite:///file:x.db?uri=true", "sqlite:///file:x.db?uri=true"),
+        ("postgres://u:p@h/d", "postgresql://u:p@h/d"),
+        ("postgresql:///d?host=/run/pg", "postgresql:///d?host=/run/pg"),
+        ("postgresql+asyncpg://u:p%40@[::1]:5432/d", "postgresql+asyncpg://u:p%40@[::1]:5432/d"),
+    ],
+)
+def test_the_url_that_is_used(written: str, used: str) -> None:
+    assert effective_database_url(written, HOME) == used
+
+
+@pytest.mark.parametrize("name", ["a b", "50%41", "what?", "é", "x#y", "a&b"])
+def test_sqlalchemy_finds_the_file_below_a_home_with_any_name(name: str) -> None:
+    """An unquoted `?` in the name of a folder would make another file, silently."""
+    url = effective_database_url("sqlite:///data/koo.db", Path("/srv") / name)
+    assert make_url(url).database == f"/srv/{name}/data/koo.db" and not make_url(url).query
+
+
+def test_a_tilde_is_the_users_home() -> None:
+    assert effective_database_url("sqlite:///~/koo.db", HOME) == f"sqlite:///{quote(str(Path.home()))}/koo.db"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:p@h:1/d", "postgresql://…@h:1/d"),
+        ("postgresql://h/d", "postgresql://h/d"),
+        ("postgresql://u:p@w@h/d", "postgresql://…@h/d"),
+        ("postgresql://u:p?w/x@h/d", "postgresql://…@h/d"),
+        ("postgresql://h/d?password=p&user=u", "postgresql://h/d?password=…&user=…"),
+        ("sqlite:////home/a@b/x.db?timeout=1", "sqlite:////home/a@b/x.db?timeout=…"),
+        ("no url", "…"),
+    ],
+)
+def test_what_of_a_url_is_shown(url: str, shown: str) -> None:
+    assert mask_url(url) == shown
+
+
+@given(st.text(min_size=1, max_size=20).map(lambda text: f"S3CRET{text}S3CRET"))
+def test_no_password_shows_however_it_is_written(password: str) -> None:
+    for url in (f"postgresql://u:{password}@h/d", f"postgresql://{password}@h:1/d?x={quote(password)}"):
+        assert "S3CRET" not in mask_url(url) + mask_to_scheme(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://u@h", "http://h/?a=1", "http://h/#a", "http://h h", "http://h\n", "h", "http:///x", "http://[::1",
+        "http://h:0", "http://höst",
+    ],
+)  # fmt: skip
+def test_what_the_address_of_a_server_cannot_be(url: str) -> None:
+    with pytest.raises(ValueError, match="allowed is a URL that begins with http://"):
+        check_web_url(url)
+
+
+def test_the_address_of_a_server_has_no_slash_at_its_end() -> None:
+    assert check_web_url("https://h:1/v1//") == "https://h:1/v1"
+
+
+def test_which_hosts_only_this_machine_can_reach() -> None:
+    assert [
+        host for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "LOCALHOST") if not is_loopback(host)
+    ] == []
+    assert [host for host in ("0.0.0.0", "::", "10.0.0.1", "localhost.example") if is_loopback(host)] == []
+
+
+def test_where_a_server_is_reached_from_its_own_machine() -> None:
+    assert url_of("0.0.0.0", 1) == "http://127.0.0.1:1"
+    assert url_of("::", 1) == url_of("::1", 1) == "http://[::1]:1"

@@ -1,0 +1,762 @@
+"""What can be set, what it is when nobody sets it, and what is said about a value that cannot be right."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+import traceback
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from rich.console import Console
+
+from docs.generate_configuration import pages, variables_by_section
+from koo.configuration.becoming import in_terms_of_variables
+from koo.configuration.fields import about
+from koo.configuration.sources import read_env_file
+from koo.configuration.variables import BUILT_IN, ServiceSettings, Variables
+from koo.errors import ConfigurationError
+from koo.options import BreakerOptions, PlatformOptions, ServiceOptions
+from koo.settings import Settings, _tell_once
+
+ROOT = Path(__file__).parents[1]
+SECRET = "s3cret-9f8e7d"
+
+# The promised defaults (section 3 of the interface), of what is not a path.
+DEFAULTS: dict[str, Any] = {
+    "DATABASE_POOL_SIZE": 10,
+    "DATABASE_MAX_OVERFLOW": 20,
+    "DATABASE_POOL_TIMEOUT": 5.0,
+    "DATABASE_POOL_RECYCLE": 3600.0,
+    "DATABASE_SCOPE_TIMEOUT": 60.0,
+    "DB_CIRCUIT_BREAKER_FAILURE_THRESHOLD": 5,
+    "DB_CIRCUIT_BREAKER_RECOVERY_TIMEOUT": 60.0,
+    "DB_CIRCUIT_BREAKER_SUCCESS_THRESHOLD": 2,
+    "DB_MAX_RETRIES": 3,
+    "DB_RETRY_BASE_DELAY": 0.2,
+    "DB_RETRY_MAX_DELAY": 30.0,
+    "DB_RETRY_BACKOFF_MULTIPLIER": 2.0,
+    "DB_SLOW_CALL_SECONDS": 1.0,
+    "DB_EXACTLY_ONCE": "off",
+    "DB_HEALTH_CHECK_INTERVAL": 30.0,
+    "HEALTH_CHECK_TIMEOUT": 5.0,
+    "AI_CIRCUIT_BREAKER_FAILURE_THRESHOLD": 5,
+    "AI_CIRCUIT_BREAKER_RECOVERY_TIMEOUT": 60.0,
+    "AI_CIRCUIT_BREAKER_SUCCESS_THRESHOLD": 2,
+    "AI_MAX_RETRIES": 3,
+    "AI_RETRY_BASE_DELAY": 1.0,
+    "AI_RETRY_MAX_DELAY": 30.0,
+    "AI_RETRY_BACKOFF_MULTIPLIER": 2.0,
+    "AI_QUERY_TIMEOUT": 120.0,
+    "AI_ATTEMPT_TIMEOUT": 60.0,
+    "AI_FIRST_TOKEN_TIMEOUT": 30.0,
+    "AI_STALL_TIMEOUT": 30.0,
+    "AI_DEFAULT_REQUESTS_PER_MINUTE": 60,
+    "AI_DEFAULT_REQUESTS_PER_HOUR": 1000,
+    "AI_DEFAULT_REQUESTS_PER_DAY": 10_000,
+    "AI_DEFAULT_DAILY_BUDGET": Decimal("10.0"),
+    "AI_DEFAULT_MAX_TOKENS": 4096,
+    "AI_HEALTH_CHECK_INTERVAL": 60.0,
+    "ANTHROPIC_API_KEY": None,
+    "OPENAI_API_KEY": None,
+    "GEMINI_API_KEY": None,
+    "PERPLEXITY_API_KEY": None,
+    "KOO_HOST": "127.0.0.1",
+    "KOO_PORT": 8000,
+    "KOO_URL": "http://127.0.0.1:8000",
+    "KOO_TOKEN": None,
+    "KOO_READ_TOKEN": None,
+}
+PATHS = {"KOO_HOME", "DATABASE_URL", "KOO_STATE_URL", "AI_SERVICES"}
+
+
+@pytest.fixture(autouse=True)
+def _empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the developer's own settings: the folder is empty, and `read` hands in the environment."""
+    monkeypatch.chdir(tmp_path)
+
+
+def read(environ: dict[str, str] | None = None, /, **arguments: Any) -> Settings:
+    return Settings(environ=environ or {}, **arguments)
+
+
+def refused(environ: dict[str, str], **arguments: Any) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        read(environ, **arguments)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+def service(settings: Settings, name: str) -> ServiceOptions:
+    return next(one for one in settings.platform_options().services if one.name == name)
+
+
+# ── defaults ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("variable", "default"), DEFAULTS.items())
+def test_each_variable_has_its_promised_default(variable: str, default: Any) -> None:
+    value = getattr(read(), variable.lower())
+    assert value == default and type(value) is type(default)
+
+
+def test_there_is_no_variable_without_a_promise() -> None:
+    assert {name.upper() for name in Variables.model_fields} == DEFAULTS.keys() | PATHS
+
+
+def test_the_files_of_the_default_databases_are_below_the_home(tmp_path: Path) -> None:
+    settings = read()
+    assert settings.koo_home == tmp_path
+    assert settings.database_url.get_secret_value() == f"sqlite:///{tmp_path}/data/koo.db"
+    assert settings.koo_state_url.get_secret_value() == f"sqlite:///{tmp_path}/data/koo-state.db"
+
+
+def test_with_nothing_set_the_options_are_the_defaults_of_the_options(tmp_path: Path) -> None:
+    """One source of truth: a program without an environment gets the same as one with an empty one."""
+    options, default = read().platform_options(), PlatformOptions()
+    names = ("database", "host", "port", "url", "health_check_interval_s", "health_check_timeout_s")
+    for name in names:
+        ours = getattr(options, name)
+        assert repr(ours) == repr(getattr(default, name))
+    claude = service(read(), "claude")
+    plain = ServiceOptions(name="claude", kind="anthropic", model=claude.model)
+    assert claude == plain
+
+
+def test_each_limit_of_a_variable_is_accepted_by_the_option_that_it_becomes() -> None:
+    """Else a value could pass here and be refused later, in words that nobody who set it would know."""
+    tried = 0
+    for name, one in Variables.model_fields.items():
+        for bound in (about(one).bounds.get("at_least"), about(one).bounds.get("at_most")):
+            if bound is not None:
+                read({name.upper(): f"{bound:g}"}).platform_options()
+                tried += 1
+    assert tried > 25
+
+
+# ── every variable arrives ────────────────────────────────────────────────────────────────────────────────────────
+
+ARRIVALS: list[tuple[str, str, str, Any]] = [
+    ("DATABASE_URL", "postgres://u:p@h/d", "database.url", "postgresql://u:p@h/d"),
+    ("DATABASE_POOL_SIZE", "7", "database.pool_size", 7),
+    ("DATABASE_MAX_OVERFLOW", "0", "database.max_overflow", 0),
+    ("DATABASE_POOL_TIMEOUT", "1.5", "database.pool_timeout_s", 1.5),
+    ("DATABASE_POOL_RECYCLE", "100", "database.pool_recycle_s", 100.0),
+    ("DATABASE_SCOPE_TIMEOUT", "9", "database.scope_timeout_s", 9.0),
+    ("DB_CIRCUIT_BREAKER_FAILURE_THRESHOLD", "6", "database.breaker.failure_threshold", 6),
+    ("DB_CIRCUIT_BREAKER_RECOVERY_TIMEOUT", "61", "database.breaker.recovery_s", 61.0),
+    ("DB_CIRCUIT_BREAKER_SUCCESS_THRESHOLD", "3", "database.breaker.success_threshold", 3),
+    ("DB_MAX_RETRIES", "0", "database.retry.attempts_max", 1),
+    ("DB_RETRY_BASE_DELAY", "0.5", "database.retry.base_s", 0.5),
+    ("DB_RETRY_MAX_DELAY", "31", "database.retry.cap_s", 31.0),
+    ("DB_RETRY_BACKOFF_MULTIPLIER", "3", "database.retry.multiplier", 3.0),
+    ("DB_SLOW_CALL_SECONDS", "0.3", "database.slow_call_s", 0.3),
+    ("DB_EXACTLY_ONCE", "Marker", "database.exactly_once", "marker"),
+    ("DB_HEALTH_CHECK_INTERVAL", "11", "database.probe_interval_s", 11.0),
+    ("HEALTH_CHECK_TIMEOUT", "4", "database.probe_timeout_s", 4.0),
+    ("HEALTH_CHECK_TIMEOUT", "4", "health_check_timeout_s", 4.0),
+    ("AI_HEALTH_CHECK_INTERVAL", "12", "health_check_interval_s", 12.0),
+    ("AI_CIRCUIT_BREAKER_FAILURE_THRESHOLD", "8", "services.0.breaker.failure_threshold", 8),
+    ("AI_CIRCUIT_BREAKER_RECOVERY_TIMEOUT", "62", "services.0.breaker.recovery_s", 62.0),
+    ("AI_CIRCUIT_BREAKER_SUCCESS_THRESHOLD", "4", "services.0.breaker.success_threshold", 4),
+    ("AI_MAX_RETRIES", "5", "services.0.retry.attempts_max", 6),
+    ("AI_RETRY_BASE_DELAY", "2", "services.0.retry.base_s", 2.0),
+    ("AI_RETRY_MAX_DELAY", "32", "services.0.retry.cap_s", 32.0),
+    ("AI_RETRY_BACKOFF_MULTIPLIER", "1.5", "services.0.retry.multiplier", 1.5),
+    ("AI_QUERY_TIMEOUT", "121", "services.0.timeout_s", 121.0),
+    ("AI_ATTEMPT_TIMEOUT", "40", "services.0.attempt_timeout_s", 40.0),
+    ("AI_ATTEMPT_TIMEOUT", "40", "services.0.slow_s", 20.0),
+    ("AI_FIRST_TOKEN_TIMEOUT", "13", "services.0.first_token_timeout_s", 13.0),
+    ("AI_STALL_TIMEOUT", "14", "services.0.stall_timeout_s", 14.0),
+    ("AI_DEFAULT_REQUESTS_PER_MINUTE", "none", "services.0.limits.per_minute", None),
+    ("AI_DEFAULT_REQUESTS_PER_HOUR", "0", "services.0.limits.per_hour", 0),
+    ("AI_DEFAULT_REQUESTS_PER_DAY", "15", "services.0.limits.per_day", 15),
+    ("AI_DEFAULT_DAILY_BUDGET", "0.30", "services.0.daily_budget_usd", Decimal("0.30")),
+    ("AI_DEFAULT_DAILY_BUDGET", "None", "services.0.daily_budget_usd", None),
+    ("AI_DEFAULT_MAX_TOKENS", "16", "services.0.max_tokens", 16),
+    ("ANTHROPIC_API_KEY", "ka", "services.0.api_key", "ka"),
+    ("OPENAI_API_KEY", "ko", "services.1.api_key", "ko"),
+    ("GEMINI_API_KEY", "kg", "services.2.api_key", "kg"),
+    ("PERPLEXITY_API_KEY", " kp\n", "services.3.api_key", "kp"),
+    ("KOO_STATE_URL", "postgresql+asyncpg://h/d", "state_url", "postgresql+asyncpg://h/d"),
+    ("KOO_HOST", "::1", "host", "::1"),
+    ("KOO_PORT", "9000", "port", 9000),
+    ("KOO_PORT", "9000", "url", "http://127.0.0.1:9000"),
+    ("KOO_HOST", "::1", "url", "http://[::1]:8000"),
+    ("KOO_URL", "https://koo.test/x/", "url", "https://koo.test/x"),
+    ("KOO_TOKEN", "t", "token", "t"),
+    ("KOO_READ_TOKEN", "r", "read_token", "r"),
+]
+
+
+@pytest.mark.parametrize(("variable", "text", "place", "expected"), ARRIVALS)
+def test_each_variable_becomes_its_option(variable: str, text: str, place: str, expected: Any) -> None:
+    value: Any = read({variable: text}).platform_options()
+    for step in place.split("."):
+        value = value[int(step)] if step.isdigit() else getattr(value, step)
+    assert value == expected and type(value) is type(expected)
+
+
+def test_no_variable_is_left_out_of_the_table_of_arrivals() -> None:
+    assert {row[0] for row in ARRIVALS} == DEFAULTS.keys() | {"DATABASE_URL", "KOO_STATE_URL"}
+
+
+def test_an_argument_wins_over_the_environment_and_the_environment_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("DATABASE_POOL_SIZE=1\nDATABASE_MAX_OVERFLOW=1\nKOO_PORT=1\n")
+    environ = {"DATABASE_POOL_SIZE": "2", "DATABASE_MAX_OVERFLOW": "2"}
+    settings = read(environ, database_pool_size=3)
+    assert (settings.database_pool_size, settings.database_max_overflow, settings.koo_port) == (3, 2, 1)
+    sources = {row.variable: row.source for row in settings.explain()}
+    assert sources["DATABASE_POOL_SIZE"] == "argument"
+    assert sources["DATABASE_MAX_OVERFLOW"] == "environment"
+    assert sources["KOO_PORT"] == ".env"
+    assert sources["KOO_HOST"] == "default"
+
+
+def test_an_empty_variable_is_not_set_and_hides_the_one_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("OPENAI_API_KEY=from-the-file\nKOO_PORT=\n")
+    assert read().openai_api_key == SecretStr("from-the-file")
+    assert read({"OPENAI_API_KEY": " "}).openai_api_key is None
+    assert read().koo_port == 8000
+
+
+def test_the_process_environment_and_working_directory_are_read_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KOO_PORT", "1234")
+    monkeypatch.delenv("KOO_HOME", raising=False)
+    settings = Settings()
+    assert settings.koo_port == 1234 and settings.koo_home == tmp_path
+
+
+# ── KOO_HOME ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_home_is_the_nearest_folder_upwards_with_an_env_file(tmp_path: Path) -> None:
+    below = tmp_path / "a" / "b" / "c"
+    below.mkdir(parents=True)
+    (tmp_path / ".env").write_text("KOO_PORT=1\n")
+    (tmp_path / "a" / "b" / ".env").write_text("KOO_PORT=2\n")
+    (below / ".env").mkdir()  # a virtual environment of that name is no settings
+    settings = Settings(environ={}, working_directory=below)
+    assert settings.koo_home == tmp_path / "a" / "b" and settings.koo_port == 2
+    assert settings.database_url.get_secret_value() == f"sqlite:///{tmp_path}/a/b/data/koo.db"
+
+
+def test_home_can_be_given_and_may_be_relative_to_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / ".env").write_text("KOO_PORT=1\n")
+    (tmp_path / "there" / ".env").write_text("KOO_PORT=2\n")
+    for settings in (read({"KOO_HOME": "there"}), read(koo_home=tmp_path / "there")):
+        assert settings.koo_home == tmp_path / "there" and settings.koo_port == 2
+
+
+def test_a_home_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    assert refused({"KOO_HOME": "/no/such"}) == 'KOO_HOME holds "/no/such"; allowed is a folder that exists'
+
+
+def test_an_env_file_cannot_move_the_home_that_it_was_found_by(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("KOO_HOME=/somewhere\n")
+    assert refused({}).startswith('KOO_HOME holds "/somewhere" in ')
+    (tmp_path / ".env").write_text(f"KOO_HOME={tmp_path}\nKOO_PORT=1\n")
+    assert read().koo_port == 1
+
+
+def test_a_working_directory_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert "working directory is gone" in refused({})
+
+
+# ── values that cannot be right ───────────────────────────────────────────────────────────────────────────────────
+
+WRONG: list[tuple[str, str, str]] = [
+    ("DATABASE_POOL_SIZE", "-1", 'holds "-1"; allowed is a whole number, 1 to 10000'),
+    ("DATABASE_POOL_SIZE", "0", "1 to 10000"),
+    ("DATABASE_POOL_SIZE", "10001", "1 to 10000"),
+    ("DATABASE_POOL_SIZE", "ten", 'holds "ten"; allowed is a whole number'),
+    ("DATABASE_POOL_SIZE", "5.5", "a whole number"),
+    ("DATABASE_POOL_SIZE", "true", "a whole number"),
+    ("DATABASE_POOL_SIZE", "none", "a whole number"),
+    ("DATABASE_POOL_SIZE", "9" * 5000, "a whole number"),
+    ("DATABASE_POOL_TIMEOUT", "0", "a number of seconds, above 0"),
+    ("DATABASE_POOL_TIMEOUT", "nan", 'holds "nan"; allowed is a number of seconds'),
+    ("DATABASE_POOL_TIMEOUT", "inf", "a number of seconds"),
+    ("DATABASE_POOL_TIMEOUT", "1e999", "a number of seconds"),
+    ("DATABASE_POOL_TIMEOUT", "5s", "a number of seconds"),
+    ("DATABASE_POOL_TIMEOUT", "yes", "a number of seconds"),
+    ("DB_MAX_RETRIES", "100", "0 to 99"),
+    ("DB_RETRY_BACKOFF_MULTIPLIER", "0.5", "a number, 1 to 100"),
+    ("DB_EXACTLY_ONCE", "on", 'holds "on"; allowed is off or marker'),
+    ("AI_DEFAULT_DAILY_BUDGET", "-0.01", "an amount of USD, at least 0, or none for no limit"),
+    ("AI_DEFAULT_DAILY_BUDGET", "NaN", "an amount of USD"),
+    ("AI_DEFAULT_DAILY_BUDGET", "Infinity", "an amount of USD"),
+    ("AI_DEFAULT_DAILY_BUDGET", "$10", "an amount of USD"),
+    ("AI_DEFAULT_REQUESTS_PER_DAY", "1.5", "a whole number, at least 0, or none for no limit"),
+    ("AI_DEFAULT_MAX_TOKENS", "0", "at least 1"),
+    ("KOO_PORT", "65536", "0 to 65535"),
+    ("KOO_HOST", "http://127.0.0.1", "without scheme and port"),
+    ("KOO_HOST", "127.0.0.1:80", "without scheme and port"),
+    ("KOO_HOST", "*", "without scheme and port"),
+    ("KOO_HOST", "0.0.0.0", "allowed without KOO_TOKEN are 127.0.0.1, ::1 and localhost"),
+    ("KOO_HOST", "koo.example", "allowed without KOO_TOKEN"),
+    ("KOO_URL", "127.0.0.1:8000", "begins with http:// or https://"),
+    ("KOO_URL", "ftp://x", "begins with http:// or https://"),
+    ("KOO_URL", "http://", "begins with http:// or https://"),
+    ("KOO_URL", "http://x:99999", "begins with http:// or https://"),
+    ("DATABASE_URL", "mysql://h/d", 'holds "mysql://…"; allowed is a URL that begins with one of sqlite://'),
+    ("DATABASE_URL", "koo.db", 'holds "…"; allowed is a URL'),
+    ("DATABASE_URL", "postgresql+psycopg2://h/d", "postgresql+psycopg://"),
+    ("DATABASE_URL", "sqlite://data/koo.db", "sqlite:/// and a path that starts at KOO_HOME"),
+    ("DATABASE_URL", "sqlite:///.", "that is a folder"),
+    ("DATABASE_URL", "postgresql://u:p@h:port/d", "with a port from 1 to 65535"),
+    ("DATABASE_URL", "postgresql://u:p@h:0/d", "with a port from 1 to 65535"),
+    ("DATABASE_URL", "postgresql://u:pass/word@h/d", "/ as %2F"),
+    ("KOO_STATE_URL", "redis://h:6379/0", "Valkey and Redis cannot hold the state yet"),
+    ("KOO_STATE_URL", "valkey://h", "Valkey and Redis cannot hold the state yet"),
+    ("KOO_STATE_URL", "mongodb://h", "begins with one of sqlite://"),
+    ("ANTHROPIC_API_KEY", '"quoted"', 'holds "…"; allowed is ASCII text without quotes and spaces'),
+    ("KOO_TOKEN", "two words", 'holds "…"; allowed is ASCII text without quotes and spaces'),
+    ("AI_SERVICES__CLAUDE__DAILY_BUDGET", "-1", "an amount of USD, at least 0, or none for no limit"),
+    ("AI_SERVICES__CLAUDE__REQUESTS_PER_MINUTE", "many", "a whole number, at least 0"),
+    ("AI_SERVICES__CLAUDE__TIMEOUT", "none", "a number of seconds, above 0"),
+    ("AI_SERVICES__CLAUDE__BASE_URL", "localhost:1", "begins with http:// or https://"),
+    ("AI_SERVICES__CLAUDE__API_KEY", "two words", 'holds "…"'),
+    (
+        "AI_SERVICES__CLAUDE__KIND",
+        "openai",
+        'holds "openai"; allowed is none, because claude speaks anthropic',
+    ),
+    ("AI_SERVICES__X__KIND", "mistral", "openai, anthropic or gemini"),
+    ("AI_SERVICES__CLAUDE__INPUT_PRICE", "3", "only together with AI_SERVICES__CLAUDE__OUTPUT_PRICE"),
+    ("AI_SERVICES__CLAUDE__OUTPUT_PRICE", "3", "only together with AI_SERVICES__CLAUDE__INPUT_PRICE"),
+    ("AI_SERVICES__LOCAL__KIND", "openai", "local runs in this process"),
+    (
+        "AI_SERVICES__FOO__MODEL",
+        "x",
+        "belongs to no service; allowed are claude, openai, gemini, perplexity, local, and new",
+    ),
+    ("AI_SERVICES__LOCAL__API_KEY", "k", "local runs in this process"),
+    ("AI_SERVICES__LOCAL__BASE_URL", "http://x", "local runs in this process"),
+    (
+        "AI_SERVICES__LOCAL__MODEL",
+        "none.gguf",
+        'holds "none.gguf"; allowed is the path of a GGUF file that exists',
+    ),
+    ("AI_SERVICES__CLAUDE__MODEL", "a\x07b", "allowed is the name of a model"),
+]
+
+
+@pytest.mark.parametrize(("variable", "text", "said"), WRONG, ids=lambda value: str(value)[:40])
+def test_a_value_that_cannot_be_right_is_refused_in_one_sentence(variable: str, text: str, said: str) -> None:
+    sentence = refused({variable: text})
+    assert sentence.startswith(f"{variable} ") and said in sentence
+    assert len(sentence) < 400
+
+
+def test_a_boolean_is_no_number() -> None:
+    assert refused({}, database_pool_size=True).startswith('DATABASE_POOL_SIZE holds "True"; allowed is')
+
+
+def test_a_refusal_says_which_file_set_the_value(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("KOO_PORT=high\n")
+    assert refused({}).endswith(f"(set in {tmp_path}/.env)")
+    assert "set in" not in refused({"KOO_PORT": "high"})
+
+
+def test_values_that_contradict_one_another_are_refused() -> None:
+    sentence = refused({"DB_RETRY_BASE_DELAY": "9", "DB_RETRY_MAX_DELAY": "3"})
+    assert sentence == 'DB_RETRY_BASE_DELAY holds "9"; allowed is at most 3, which DB_RETRY_MAX_DELAY holds'
+    read({"DB_RETRY_MAX_DELAY": "0.1"})  # what nobody set contradicts nothing
+    same = refused({"KOO_TOKEN": SECRET, "KOO_READ_TOKEN": SECRET})
+    assert same.startswith("KOO_READ_TOKEN ") and SECRET not in same
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "koo.example"])
+def test_an_address_that_others_can_reach_is_allowed_with_a_token(host: str) -> None:
+    assert read({"KOO_HOST": host, "KOO_TOKEN": "t"}).koo_host == host
+    assert "KOO_TOKEN" in refused({"KOO_HOST": host, "KOO_READ_TOKEN": "t"})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "::1", "localhost"])
+def test_loopback_needs_no_token(host: str) -> None:
+    assert read({"KOO_HOST": host}).koo_host == host
+
+
+def test_the_address_of_a_server_that_listens_everywhere_is_loopback() -> None:
+    assert read({"KOO_HOST": "0.0.0.0", "KOO_TOKEN": "t"}).koo_url == "http://127.0.0.1:8000"
+
+
+def test_a_refusal_of_an_option_is_told_in_terms_of_the_variables() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        BreakerOptions(recovery_s=-1)
+    told = str(in_terms_of_variables(caught.value))
+    assert told.startswith("DB_CIRCUIT_BREAKER_RECOVERY_TIMEOUT or AI_CIRCUIT_BREAKER_RECOVERY_TIMEOUT: ")
+
+
+def test_an_argument_that_is_no_setting_is_refused() -> None:
+    assert (
+        refused({}, database_pol_size=1)
+        == "Settings has no database_pol_size; did you mean database_pool_size?"
+    )
+
+
+# ── names that nobody knows ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_misspelt_setting_of_a_service_is_refused_with_the_right_one() -> None:
+    sentence = refused({"AI_SERVICES__CLAUDE__DALY_BUDGET": "20"})
+    assert (
+        sentence.startswith('AI_SERVICES__CLAUDE__DALY_BUDGET holds "20"')
+        and "did you mean DAILY_BUDGET?" in sentence
+        and "REQUESTS_PER_MINUTE" in sentence
+    )
+
+
+def test_a_setting_that_is_like_no_other_is_refused_with_all_of_them_and_without_its_value() -> None:
+    sentence = refused({"AI_SERVICES__CLAUDE__XYZ": SECRET})
+    assert all(name.upper() in sentence for name in ServiceSettings.model_fields) and SECRET not in sentence
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("AI_SERVICES__CLAUDE_DAILY_BUDGET", "AI_SERVICES__CLAUDE__DAILY_BUDGET"),
+        ("AI_SERVICES__CLAUDE__DAILY__BUDGET", "DAILY_BUDGET"),
+        ("AI_SERVICES__CLAUD__DAILY_BUDGET", "AI_SERVICES__CLAUDE__DAILY_BUDGET"),
+        ("AI_SERVICES____MODEL", "AI_SERVICES__<NAME>__<SETTING>"),
+        ("AI_SERVICES__OLLAMA", "AI_SERVICES__<NAME>__<SETTING>"),
+    ],
+)
+def test_a_malformed_name_of_a_service_is_refused(variable: str, meant: str) -> None:
+    sentence = refused({variable: "20"})
+    assert sentence.startswith(variable) and meant in sentence
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("DATABASE_POOLSIZE", "DATABASE_POOL_SIZE"),
+        ("DB_MAX_RETRYS", "DB_MAX_RETRIES"),
+        ("AI_DEFAULT_DAYLY_BUDGET", "AI_DEFAULT_DAILY_BUDGET"),
+        ("KOO_TOKENS", "KOO_TOKEN"),
+        ("koo_port", "KOO_PORT"),
+        ("AI_SERVICES_CLAUDE__MODEL", "AI_SERVICES__CLAUDE__MODEL"),
+        ("DB_SOMETHING_OF_OTHERS", None),
+    ],
+)
+def test_a_misspelt_variable_is_told_and_goes_on(variable: str, meant: str | None) -> None:
+    (unknown,) = read({variable: SECRET, "PATH": "/bin"}).unknown_variables
+    assert (unknown.name, unknown.meant, unknown.source) == (variable, meant, "environment")
+    assert variable in str(unknown) and (meant is None or f"did you mean {meant}?" in str(unknown))
+    assert SECRET not in str(unknown) + repr(unknown)
+
+
+def test_in_the_file_a_near_miss_is_told_whatever_it_begins_with(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("DATABSE_URL=x\nANTROPIC_API_KEY=x\nFOREIGN_THING=x\n")
+    told = {one.name: one.meant for one in read().unknown_variables}
+    assert told == {"DATABSE_URL": "DATABASE_URL", "ANTROPIC_API_KEY": "ANTHROPIC_API_KEY"}
+    assert read({"ANTROPIC_API_KEY": "x"}, koo_home=ROOT / "docs").unknown_variables == ()
+
+
+def test_an_unknown_variable_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    _tell_once.cache_clear()
+    with caplog.at_level(logging.WARNING, "koo"):
+        for _ in range(3):
+            read({"KOO_PROT": SECRET})
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and "did you mean KOO_PORT?" in record.getMessage()
+    assert SECRET not in caplog.text
+
+
+# ── services ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_built_in_services_come_first_and_in_order() -> None:
+    services = read().platform_options().services
+    assert [one.name for one in services] == ["claude", "openai", "gemini", "perplexity", "local"]
+    assert [one.configured for one in services] == [False, False, False, False, True]
+    assert all(one.model for one in services)
+
+
+def test_two_lines_declare_a_server_that_speaks_openais_format(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(
+        "AI_SERVICES__OLLAMA__BASE_URL=http://127.0.0.1:11434/v1/\nAI_SERVICES__OLLAMA__MODEL=llama3.2\n"
+    )
+    ollama = service(read(), "ollama")
+    assert (ollama.kind, ollama.model, ollama.base_url) == (
+        "openai_compatible",
+        "llama3.2",
+        "http://127.0.0.1:11434/v1",
+    )
+    assert ollama.declared and ollama.configured
+    assert (ollama.input_price, ollama.output_price, ollama.daily_budget_usd) == (
+        Decimal(0),
+        Decimal(0),
+        None,
+    )
+    assert ollama.limits == service(read(), "claude").limits
+
+
+def test_a_declared_server_with_a_key_has_a_price_to_be_known_and_a_budget() -> None:
+    own = {"AI_SERVICES__VLLM__BASE_URL": "http://h/v1", "AI_SERVICES__VLLM__API_KEY": "k"}
+    vllm = service(read(own), "vllm")
+    assert (vllm.api_key, vllm.input_price, vllm.daily_budget_usd) == ("k", None, Decimal(10))
+    prices = {"AI_SERVICES__VLLM__INPUT_PRICE": "0.15", "AI_SERVICES__VLLM__OUTPUT_PRICE": "0"}
+    vllm = service(read(own | prices), "vllm")
+    assert (vllm.input_price, vllm.output_price) == (Decimal("0.15"), Decimal(0))
+
+
+def test_a_declared_server_without_a_key_costs_what_it_is_said_to_cost() -> None:
+    own = {"BASE_URL": "http://h", "INPUT_PRICE": "1", "OUTPUT_PRICE": "2"}
+    priced = service(read({f"AI_SERVICES__X__{name}": value for name, value in own.items()}), "x")
+    assert (priced.input_price, priced.output_price, priced.daily_budget_usd) == (
+        Decimal(1),
+        Decimal(2),
+        Decimal(10),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "base_url", "becomes"),
+    [
+        ("openai", "http://h", "openai_compatible"),
+        ("OpenAI", "", "openai"),
+        ("", "", "openai"),
+        ("anthropic", "http://h", "anthropic"),
+        ("anthropic", "", "anthropic"),
+        ("gemini", "", "gemini"),
+    ],
+)
+def test_the_kind_of_a_declared_service(kind: str, base_url: str, becomes: str) -> None:
+    own = {"KIND": kind, "BASE_URL": base_url, "API_KEY": "k"}
+    made = service(read({f"AI_SERVICES__SECOND__{name}": value for name, value in own.items()}), "second")
+    assert made.kind == becomes and made.declared
+    # A vendor's second account has the vendor's model; of a server of somebody's own nobody knows one.
+    assert bool(made.model) is (becomes != "openai_compatible")
+
+
+def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
+    own = {
+        "MODEL": "m", "BASE_URL": "http://h", "API_KEY": "k", "DAILY_BUDGET": "20", "INPUT_PRICE": "1",
+        "OUTPUT_PRICE": "2", "REQUESTS_PER_MINUTE": "3", "REQUESTS_PER_HOUR": "none", "REQUESTS_PER_DAY": "4",
+        "TIMEOUT": "5", "ATTEMPT_TIMEOUT": "6", "FIRST_TOKEN_TIMEOUT": "7", "STALL_TIMEOUT": "8",
+        "SLOW_CALL_SECONDS": "9", "MAX_TOKENS": "10", "KIND": "anthropic",
+    }  # fmt: skip
+    assert own.keys() == {name.upper() for name in ServiceSettings.model_fields}
+    own["KIND"] = ""
+    settings = read(
+        {f"AI_SERVICES__CLAUDE__{name}": value for name, value in own.items()} | {"ANTHROPIC_API_KEY": "no"}
+    )
+    one = service(settings, "claude")
+    assert (one.model, one.base_url, one.api_key, one.kind) == ("m", "http://h", "k", "anthropic")
+    assert (one.daily_budget_usd, one.input_price, one.output_price) == (Decimal(20), Decimal(1), Decimal(2))
+    assert (one.limits.per_minute, one.limits.per_hour, one.limits.per_day) == (3, None, 4)
+    assert (one.timeout_s, one.attempt_timeout_s, one.first_token_timeout_s, one.stall_timeout_s) == (
+        5,
+        6,
+        7,
+        8,
+    )
+    assert (one.slow_s, one.max_tokens) == (9, 10)
+    assert service(settings, "openai") == service(read(), "openai")
+
+
+def test_a_budget_is_explicit_when_somebody_set_it() -> None:
+    assert not service(read(), "claude").budget_is_explicit
+    assert service(read({"AI_DEFAULT_DAILY_BUDGET": "10.0"}), "claude").budget_is_explicit
+    settings = read({"AI_SERVICES__CLAUDE__DAILY_BUDGET": "10"})
+    assert (
+        service(settings, "claude").budget_is_explicit and not service(settings, "openai").budget_is_explicit
+    )
+
+
+def test_the_local_service_costs_nothing_and_has_a_budget_only_when_it_is_given_one() -> None:
+    local = service(read({"AI_DEFAULT_DAILY_BUDGET": "1"}), "local")
+    assert (local.input_price, local.output_price, local.daily_budget_usd) == (Decimal(0), Decimal(0), None)
+    assert service(read({"AI_SERVICES__LOCAL__DAILY_BUDGET": "1"}), "local").daily_budget_usd == Decimal(1)
+    assert read().platform_options().local_model_path is None
+
+
+def test_the_path_of_the_local_model_starts_at_the_home(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("AI_SERVICES__LOCAL__MODEL=models/tiny.gguf\n")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny.gguf").write_bytes(b"GGUF")
+    settings = Settings(environ={}, working_directory=tmp_path / "models")
+    assert settings.platform_options().local_model_path == tmp_path / "models" / "tiny.gguf"
+    assert service(settings, "local").model == "tiny"
+
+
+def test_the_name_of_a_service_may_be_written_in_any_case_but_only_once() -> None:
+    assert service(read({"AI_SERVICES__claude__Model": "m"}), "claude").model == "m"
+    sentence = refused({"AI_SERVICES__claude__MODEL": "m", "AI_SERVICES__CLAUDE__MODEL": "n"})
+    assert sentence == "AI_SERVICES__CLAUDE__MODEL is set twice, in capitals and not; set it once"
+
+
+def test_services_can_be_given_as_arguments() -> None:
+    settings = read({"AI_SERVICES__X__MODEL": "a"}, ai_services={"x": {"base_url": "http://h", "model": "b"}})
+    assert (service(settings, "x").model, service(settings, "x").base_url) == ("b", "http://h")
+    assert "is no name of a service" in refused({}, ai_services={"No Name": {}})
+    assert "belongs to no service" in refused({}, ai_services={"empty": {}})
+
+
+# ── secrets ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SECRETS = {
+    "DATABASE_URL": f"postgresql://{SECRET}:{SECRET}@db.example:5433/app?sslpassword={SECRET}",
+    "KOO_STATE_URL": f"postgresql://u:{SECRET}@db.example/state",
+    "ANTHROPIC_API_KEY": f"sk-ant-{SECRET}",
+    "OPENAI_API_KEY": SECRET,
+    "GEMINI_API_KEY": SECRET,
+    "PERPLEXITY_API_KEY": SECRET,
+    "AI_SERVICES__OLLAMA__API_KEY": SECRET,
+    "KOO_TOKEN": SECRET,
+    "KOO_READ_TOKEN": f"{SECRET}2",
+}
+
+
+def test_nothing_that_shows_settings_shows_a_secret() -> None:
+    settings = read(SECRETS)
+    console = Console(record=True, width=4000)
+    with console.capture():
+        console.print(settings)
+        console.print(settings.explain())
+    views = [
+        repr(settings), str(settings), f"{settings}", repr(settings.explain()), repr(settings.ai_services),
+        repr(settings.model_dump()), settings.model_dump_json(), repr(settings.platform_options()),
+        console.export_text(),
+    ]  # fmt: skip
+    assert [view for view in views if SECRET in view] == []
+    explained = {row.variable: row.value for row in settings.explain()}
+    assert explained["DATABASE_URL"] == "postgresql://…@db.example:5433/app?sslpassword=…"
+    assert explained["ANTHROPIC_API_KEY"] == explained["AI_SERVICES__OLLAMA__API_KEY"] == "…"
+    assert (
+        explained["OPENAI_API_KEY"]
+        and not {row.variable: row.value for row in read().explain()}["OPENAI_API_KEY"]
+    )
+
+
+def test_every_secret_of_the_declarations_is_in_the_table_above() -> None:
+    secret = {name.upper() for name, one in Variables.model_fields.items() if "Secret" in str(one.annotation)}
+    assert secret == {name for name in SECRETS if "__" not in name}
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("DATABASE_URL", f"mysql://u:{SECRET}@h/d"),
+        ("DATABASE_URL", f"postgresql://u:{SECRET}@h:x/d"),
+        ("DATABASE_URL", f"{SECRET}"),
+        ("KOO_STATE_URL", f"redis://:{SECRET}@h"),
+        ("OPENAI_API_KEY", f"{SECRET} {SECRET}"),
+        ("KOO_TOKEN", f"'{SECRET}'"),
+        ("AI_SERVICES__CLAUDE__API_KEY", f"{SECRET}\n{SECRET}"),
+        ("AI_SERVICES__CLAUDE__APIKEY", SECRET),
+        ("AI_SERVICES__CLAUDE__BASE_URL", f"https://u:{SECRET}@h"),
+        ("AI_SERVICES__CLAUDE_API_KEY", SECRET),
+        ("KOO_URL", f"https://{SECRET}@h"),
+        ("AI_DEFAULT_MAX_TOKENS", f"sk-ant-{SECRET}"),
+        ("DATABASE_POOL_SIZE", f"postgresql://u:{SECRET}@h/d"),
+    ],
+)
+def test_a_refusal_holds_no_secret_not_even_in_its_traceback(variable: str, text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read({variable: text})
+    error = caught.value
+    assert SECRET not in "".join(traceback.format_exception(error)) and SECRET not in repr(error)
+    assert error.__context__ is None and error.__cause__ is None
+
+
+def test_a_broken_line_of_the_file_is_named_and_not_repeated(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"# a comment\n\nKOO_PORT=1\nOPENAI_API_KEY {SECRET}\n")
+    sentence = refused({})
+    assert sentence.startswith(f"{tmp_path}/.env, line 4: ") and SECRET not in sentence
+
+
+# ── explanations, documents, house ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_in_force_can_be_explained() -> None:
+    rows = {
+        row.variable: row
+        for row in read({"AI_SERVICES__CLAUDE__DAILY_BUDGET": "none", "KOO_PORT": "1"}).explain()
+    }
+    assert rows.keys() == DEFAULTS.keys() | PATHS - {"AI_SERVICES"} | {"AI_SERVICES__CLAUDE__DAILY_BUDGET"}
+    assert rows["AI_SERVICES__CLAUDE__DAILY_BUDGET"][:3] == (
+        "AI_SERVICES__CLAUDE__DAILY_BUDGET",
+        "none",
+        "environment",
+    )
+    assert rows["KOO_PORT"][1:3] == ("1", "environment")
+    assert rows["DATABASE_POOL_TIMEOUT"].value == "5"
+    assert all(row.meaning and row.allowed for row in rows.values())
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        read().koo_port = 1
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
+def test_the_generated_file_is_as_new_as_the_settings(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == pages()[path], "run: python -m docs.generate_configuration"
+
+
+def test_each_variable_has_words_and_a_place_in_the_documents() -> None:
+    rows = [row for _, section in variables_by_section() for row in section]
+    assert {row.variable for row in rows} == DEFAULTS.keys() | PATHS - {"AI_SERVICES"}
+    assert [row.variable for row in rows if not (row.meaning and row.why and row.allowed)] == []
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    names = (
+        [row.variable for row in rows]
+        + [name.upper() for name in ServiceSettings.model_fields]
+        + list(BUILT_IN)
+    )
+    assert [name for name in names if f"`{name}`" not in page] == []
+
+
+def test_the_example_uncommented_sets_the_defaults(tmp_path: Path) -> None:
+    """Who copies `.env.example` and takes all comment signs away changes nothing."""
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    lines = re.findall(r"^#((?:[A-Z]+_)+[A-Z]+=.*)$", example.split("one by one")[0], re.MULTILINE)
+    assert len(lines) == len(DEFAULTS) + 3
+    (tmp_path / ".env").write_text("\n".join(lines))
+    copied, plain = read(), read()
+    (tmp_path / ".env").unlink()
+    plain = read()
+    assert copied.unknown_variables == ()
+    assert {**copied.model_dump(), "ai_services": 0} == {**plain.model_dump(), "ai_services": 0}
+    assert copied.database_url == plain.database_url
+
+
+def test_the_services_of_the_example_can_be_uncommented_too(tmp_path: Path) -> None:
+    example = (ROOT / ".env.example").read_text(encoding="utf-8").split("one by one")[1]
+    text = "\n".join(re.findall(r"^#(AI_SERVICES__\w+=.*)$", example, re.MULTILINE))
+    (tmp_path / ".env").write_text(text)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "another.gguf").touch()
+    assert len(read_env_file(tmp_path / ".env")) == 4
+    assert {"claude", "local", "ollama"} == read().ai_services.keys()
+
+
+def test_nothing_else_reads_the_environment() -> None:
+    """Whoever reads it elsewhere has a setting that is in no document and checked by nobody."""
+    names = {"environ", "environb", "getenv", "getenvb"}
+    readers = set()
+    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "backend").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Attribute(value=ast.Name(id="os"), attr=name) if name in names:
+                    readers.add(path.relative_to(ROOT).as_posix())
+                case ast.ImportFrom(module="os", names=imported) if names & {one.name for one in imported}:
+                    readers.add(path.relative_to(ROOT).as_posix())
+                case ast.alias(name="os", asname=str()):  # under another name it would not be seen above
+                    readers.add(path.relative_to(ROOT).as_posix())
+    assert readers == {"src/koo/settings.py"}
