@@ -151,6 +151,8 @@ class Entrance:
         now = self._monotonic()
         if now >= deadline:
             self._refuse(self.family.timeout, "the deadline had passed before the call", None, Kind.DEADLINE)
+        if self.breaker.refuses(now):
+            self._refuse_open(now)
         taken_at = now if self._take(now) else await self._line_up(deadline, on_limit)
         if toll is not None:
             try:
@@ -166,8 +168,7 @@ class Entrance:
         """A place and a unit of each limit at once, if no gate refuses or waits; else nothing is taken."""
         gates = self.gates
         if (
-            self.breaker.refuses(now)
-            or now < self.cooldown.until
+            now < self.cooldown.until
             or now < gates.quota.until
             or gates.latches
             or gates.pacer.interval_s
@@ -227,7 +228,7 @@ class Entrance:
             self._give_back(taken_at)
             if toll is not None:
                 toll.release()
-            self._refuse_open()
+            self._refuse_open(now)
         return permit
 
     def _give_back(self, taken_at: float) -> None:
@@ -238,7 +239,7 @@ class Entrance:
         """Refuse early, before anything is taken or waited for."""
         now = self._monotonic()
         if self.breaker.refuses(now):
-            self._refuse_open()
+            self._refuse_open(now)
         latches = self.gates.latches
         latch = latches.find(self.model, now) if latches else None
         if latch is not None:
@@ -348,8 +349,8 @@ class Entrance:
         # A fresh one each time: a shared exception grows its traceback without end.
         raise error(self.name, reason, wait_s, kind=kind)
 
-    def _refuse_open(self) -> NoReturn:
-        reason, wait_s = self.breaker.refusal(self._monotonic())
+    def _refuse_open(self, now: float) -> NoReturn:
+        reason, wait_s = self.breaker.refusal(now)
         self._refuse(self.family.circuit_open, reason, wait_s, Kind.CIRCUIT_OPEN)
 
     def _refuse_place(self, reason: str) -> NoReturn:

@@ -155,6 +155,8 @@ class Guard(Entrance):
         now = self._monotonic()
         deadline = min(ends_at.get(), now + (self.options.timeout_s if timeout_s is None else timeout_s))
         attempt = 1
+        if self.breaker.refuses(now):
+            self._refuse_open(now)
         if toll is None and now < deadline and self._take(now):
             permit = self._admit(now, None, now)
         else:

@@ -26,7 +26,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from koo.options import BreakerOptions
@@ -72,10 +71,10 @@ class Scope:
 
     options: BreakerOptions
     calls_max: int = 3
-    seen_max: int = 4
-    streak_max: int = 2
-    states_max: int = 6000
+    seen_max: int = 2
+    streak_max: int = 1
     hint_s: float = 0.0
+    operator: bool = True
 
 
 class Recorder(dict[tuple[Phase, Cue], Phase]):
@@ -126,32 +125,47 @@ class World:
 
     def key(self) -> tuple[Any, ...]:
         """What matters of a state: two states with one key have the same future."""
-        b, now = self.breaker, self.now
-        window = b.window
-        permits = tuple(
-            (
-                permit.generation - b.generation if permit.generation >= 0 else None,
-                max(permit.given_at - now, -2.0),
-                permit.serial > b._counted_serial,
-                permit.kept,
-                max(permit.expires_at - now, 0.0) if hasattr(permit, "expires_at") else None,
-            )
-            for permit in self.out.values()
-        )
-        return (
-            b.phase, b.override, b.consecutive, b.ok, b.inconclusive, b.streak, permits,
-            tuple(window._past), window._begun, window.calls, window.failures, window.slow, window.rolls_at - now,
-            max(b.opens_until() - now, 0.0) if b.phase is OPEN else 0,
-            min(now - b.closed_at, 10.0) if b.streak else 0, min(now - b._idle_since, 10.0),
-        )  # fmt: skip
+        breaker, now = self.breaker, self.now
+        options = breaker.options
+        closed = breaker.phase is CLOSED
+        rest: tuple[Any, ...]
+        if closed:
+            window = breaker.window
+            until_roll = max(window.rolls_at - now, -options.window_s)
+            healthy_s = min(now - breaker.closed_at, options.streak_heals_after_s) if breaker.streak else 0.0
+            rest = (
+                breaker.consecutive, healthy_s, until_roll, window.calls, window.failures, window.slow,
+                tuple(window._past), window._begun,
+            )  # fmt: skip
+        elif breaker.phase is OPEN:
+            rest = (max(breaker.opens_until() - now, 0.0),)
+        else:
+            idle_s = min(now - breaker._idle_since, 3 * options.recovery_s)
+            rest = (breaker.ok, breaker.inconclusive, idle_s)
+        permits = sorted(self.permit_key(permit, closed) for permit in self.out.values())
+        return breaker.phase, breaker.override, breaker.streak, tuple(permits), rest
+
+    def permit_key(self, permit: Permit, closed: bool) -> tuple[Any, ...]:
+        breaker, now = self.breaker, self.now
+        if permit.generation != breaker.generation:
+            return (0,)
+        if not closed:
+            ends_at = min(permit.lease_ends_at, getattr(permit, "shadow_ends_at", real.NEVER))
+            return (1, max(ends_at - now, 0.0), permit.lease_ends_at < real.NEVER)
+        in_row = permit.serial > breaker._counted_serial
+        return (2, in_row, -1.0 if permit.kept else min(now - permit.given_at, SLOW_S))
 
 
 def _copy_slots(thing: Any) -> Any:
     new = object.__new__(type(thing))
     for name in thing.__slots__:
-        if hasattr(thing, name):
-            setattr(new, name, getattr(thing, name))
+        value = getattr(thing, name, UNSET)
+        if value is not UNSET:
+            setattr(new, name, value)
     return new
+
+
+UNSET: Any = object()
 
 
 class Explorer:
@@ -175,8 +189,8 @@ class Explorer:
         options = self.scope.options
         first = World(self.module.Breaker("b", options, SLOW_S, 0.0), Model(options, SLOW_S, 0.0), 0.0)
         first.breaker.happened = []
-        todo, known = deque([first]), {first.key()}
-        while todo and self.states < self.scope.states_max:
+        todo, known = deque([first]), {(first.key(), first.model.key())}
+        while todo:
             world = todo.popleft()
             self.states += 1
             self.phases.add(world.breaker.phase)
@@ -184,7 +198,7 @@ class Explorer:
             for action in self.actions(world):
                 self.steps += 1
                 after = self.step(world, action)
-                key = after.key()
+                key = (after.key(), after.model.key())
                 if key not in known and after.breaker.streak <= self.scope.streak_max:
                     known.add(key)
                     todo.append(after)
@@ -194,7 +208,8 @@ class Explorer:
     def actions(self, world: World) -> Iterator[Action]:
         yield ("wait",)
         yield ("tick",)
-        if len(world.out) < self.scope.calls_max and world.breaker.window.calls < self.scope.seen_max:
+        may_see = world.breaker.phase is not CLOSED or world.breaker.window.calls < self.scope.seen_max
+        if len(world.out) < self.scope.calls_max and may_see:
             yield ("admit",)
         for number, permit in world.out.items():
             for verdict, slow in RESULTS:
@@ -203,10 +218,12 @@ class Explorer:
                 yield ("renew", number)
             if not permit.kept:
                 yield ("keep", number)
-        if world.breaker.window.calls < self.scope.seen_max:
+        if may_see:
             yield ("outage", True)
             yield ("outage", False)
         yield ("check",)
+        if not self.scope.operator:
+            return
         yield ("reset",)
         for override in (NONE, FORCED_OPEN, DISABLED, METRICS_ONLY):
             if override is not world.breaker.override:
@@ -223,7 +240,9 @@ class Explorer:
         except Violation:
             raise
         except Exception as error:
-            self.fail(world, "table" if isinstance(error, KeyError) else "order", f"{type(error).__name__}: {error}")
+            self.fail(
+                world, "table" if isinstance(error, KeyError) else "order", f"{type(error).__name__}: {error}"
+            )
         self.check_step(before, world)
         return world
 
@@ -237,12 +256,22 @@ class Explorer:
     def do_admit(self, before: World, world: World) -> None:
         breaker = world.breaker
         refused = breaker.refuses(world.now)
-        ran_out = any(permit.expires_at <= world.now for permit in breaker.leases)
+        ran_out = any(permit.is_over(world.now) for permit in breaker.leases)
         permit = breaker.admit(world.now, no_draw)
         number = world.model.admit(world.counts())
         self.must(world, "look", not (refused and permit is not None), "it refuses, and lets through")
-        self.must(world, "look", refused or permit is not None or ran_out, "it does not refuse, and lets nobody through")
-        self.must(world, "order", (permit is None) == (number is None), f"the model lets through: {number is not None}")
+        self.must(
+            world,
+            "look",
+            refused or permit is not None or ran_out,
+            "it does not refuse, and lets nobody through",
+        )
+        self.must(
+            world,
+            "order",
+            (permit is None) == (number is None),
+            f"the model lets through: {number is not None}",
+        )
         if permit is not None and number is not None:
             world.out[number] = permit
             ours = permit.generation == breaker.generation
@@ -257,7 +286,10 @@ class Explorer:
             world.out[number] = permit
             known = world.key()
             del world.out[number]
-        counted = breaker.settle(permit, verdict, slow, world.now, no_draw, self.scope.hint_s)
+        try:
+            counted = breaker.settle(permit, verdict, slow, world.now, no_draw, self.scope.hint_s)
+        except (ValueError, AttributeError) as error:
+            self.fail(world, "late" if late else "books", str(error))
         world.model.settle(number, verdict, slow, self.scope.hint_s, world.counts())
         if late:
             self.must(world, "late", not counted, "a result whose generation is past counts")
@@ -275,7 +307,7 @@ class Explorer:
     def check_neutral(self, before: World, world: World) -> None:
         breaker, options = world.breaker, self.scope.options
         changed = before.breaker.phase is not breaker.phase
-        ran_out = any(permit.expires_at <= world.now for permit in before.breaker.leases)
+        ran_out = any(permit.is_over(world.now) for permit in before.breaker.leases)
         too_many = before.breaker.inconclusive + 1 >= options.inconclusive_max
         self.must(world, "neutral", not changed or breaker.phase is OPEN, "a cancelled call closed it")
         self.must(world, "neutral", not changed or ran_out or too_many, "a cancelled call opened it")
@@ -320,16 +352,29 @@ class Explorer:
         for was, to in self.table.steps:
             self.must(world, "table", was is phase, f"from {was}, but it was {phase}")
             phase = to
-        self.must(world, "table", phase is breaker.phase, f"it went to {breaker.phase} by no entry of the table")
+        self.must(
+            world, "table", phase is breaker.phase, f"it went to {breaker.phase} by no entry of the table"
+        )
         if self.table.steps:
-            self.must(world, "late", breaker.generation > old.generation, "a new phase without a new generation")
-        self.must(world, "order", breaker.phase is model.phase, f"{breaker.phase}, by the model {model.phase}")
-        self.must(world, "order", breaker.streak == model.streak, f"streak {breaker.streak}, not {model.streak}")
+            self.must(
+                world, "late", breaker.generation > old.generation, "a new phase without a new generation"
+            )
+        self.must(
+            world, "order", breaker.phase is model.phase, f"{breaker.phase}, by the model {model.phase}"
+        )
+        self.must(
+            world, "order", breaker.streak == model.streak, f"streak {breaker.streak}, not {model.streak}"
+        )
         if breaker.phase is OPEN:
             until = breaker.opens_until()
-            self.must(world, "open time", until == model.opens_until, f"open until {until}, not {model.opens_until}")
+            self.must(
+                world, "open time", until == model.opens_until, f"open until {until}, not {model.opens_until}"
+            )
         elif breaker.phase is CLOSED:
-            self.must(world, "row", breaker.consecutive == model.row, f"{breaker.consecutive}, not {model.row}")
+            self.check_window(world)
+            self.must(
+                world, "row", breaker.consecutive == model.row, f"{breaker.consecutive}, not {model.row}"
+            )
         else:
             mine, theirs = (breaker.ok, breaker.inconclusive), (model.ok, model.inconclusive)
             self.must(world, "order", mine == theirs, f"probes {mine}, by the model {theirs}")
@@ -338,15 +383,15 @@ class Explorer:
         self.check_books(world)
         self.check_look(world)
         self.check_reported(world)
-        if world.breaker.phase is CLOSED:
-            window = _copy_slots(world.breaker.window)
-            window._past = list(window._past)
-            window.roll(world.now)
-            world.model.now = world.now
-            wrong = world.model.forgets(Counts(window.calls, window.failures, window.slow))
-            self.must(world, "window", not wrong, wrong)
-        else:
+        if world.breaker.phase is not CLOSED:
             self.check_recovery(world)
+
+    def check_window(self, world: World) -> None:
+        window = _copy_slots(world.breaker.window)
+        window._past = list(window._past)
+        window.roll(world.now)
+        wrong = world.model.forgets(Counts(window.calls, window.failures, window.slow))
+        self.must(world, "window", not wrong, wrong)
 
     def check_books(self, world: World) -> None:
         breaker, options = world.breaker, self.scope.options
@@ -370,7 +415,9 @@ class Explorer:
         self.must(world, "look", world.key() == known, "looking changed something")
         if world.breaker.refuses(world.now):
             reason, wait_s = world.breaker.refusal(world.now)
-            self.must(world, "look", bool(reason) and wait_s >= 0, f"refused without a reason: {reason!r} {wait_s}")
+            self.must(
+                world, "look", bool(reason) and wait_s >= 0, f"refused without a reason: {reason!r} {wait_s}"
+            )
 
     def check_reported(self, world: World) -> None:
         breaker = world.breaker
@@ -385,8 +432,14 @@ class Explorer:
             self.must(world, "reported", not (fine and refuses), f"{state} and refuses")
             over = breaker.phase is OPEN and world.now >= breaker.opens_until()
             passes = breaker.override in (DISABLED, METRICS_ONLY) or over
-            self.must(world, "reported", not is_open or refuses or passes, f"{state} and lets everybody through")
-            if breaker.override is not DISABLED and breaker.phase is HALF_OPEN and breaker.override is not FORCED_OPEN:
+            self.must(
+                world, "reported", not is_open or refuses or passes, f"{state} and lets everybody through"
+            )
+            if (
+                breaker.override is not DISABLED
+                and breaker.phase is HALF_OPEN
+                and breaker.override is not FORCED_OPEN
+            ):
                 self.must(world, "reported", state is names.DEGRADED, f"{state} while it is being tested")
 
     def check_recovery(self, world: World) -> None:
@@ -395,15 +448,19 @@ class Explorer:
         breaker = world.breaker
         if breaker.override in (FORCED_OPEN, DISABLED):
             breaker.set_override(NONE)  # nothing recovers against an operator's word
-        until = world.now + RECOVERIES_MAX * max(self.scope.options.open_s_max, self.scope.hint_s)
-        while breaker.phase is not CLOSED:
-            self.must(world, "recovery", world.now < until, "it never closes again")
+        for _ in range(RECOVERY_STEPS_MAX):
+            if breaker.phase is CLOSED:
+                return
             permit = breaker.admit(world.now, no_draw)
-            if permit is not None:
-                breaker.settle(permit, SUCCESS, False, world.now, no_draw)
-            if breaker.phase is not CLOSED and (permit is None or permit.generation < 0):
+            try:
+                if permit is not None:
+                    breaker.settle(permit, SUCCESS, False, world.now, no_draw)
+            except (ValueError, AttributeError) as error:
+                self.fail(world, "recovery", str(error))
+            if permit is None or permit.generation < 0:
                 world.now += STEP_S
                 breaker.tick(world.now, no_draw)
+        self.fail(world, "recovery", "it never closes again")
 
     def must(self, world: World, invariant: str, holds: bool, why: str) -> None:
         if not holds:
@@ -413,7 +470,7 @@ class Explorer:
         raise Violation(invariant, why, world.path)
 
 
-RECOVERIES_MAX = 10
+RECOVERY_STEPS_MAX = 100
 RESULTS = [
     (SUCCESS, False), (SUCCESS, True), (FAILURE, False), (NEUTRAL, False), (NEUTRAL, True), (THROTTLED, False),
     (THROTTLED, True),
@@ -422,15 +479,22 @@ RESULTS = [
 
 def _scope(**options: Any) -> BreakerOptions:
     small: dict[str, Any] = {
-        "failure_threshold": 2, "success_threshold": 2, "recovery_s": 2.0, "open_s_max": 4.0, "window_s": 4.0,
-        "window_buckets": 2, "calls_min": 3, "inconclusive_max": 2, "streak_heals_after_s": 4.0,
+        "failure_threshold": 1, "success_threshold": 2, "recovery_s": 2.0, "open_s_max": 4.0, "window_s": 2.0,
+        "window_buckets": 2, "calls_min": 3, "inconclusive_max": 2, "streak_heals_after_s": 2.0,
     }  # fmt: skip
     return BreakerOptions(**{**small, **options})
 
 
-SCOPES = SimpleNamespace(
-    one=Scope(_scope()),
-    two_probes=Scope(_scope(probe_concurrency=2, success_threshold=3, failure_threshold=1), seen_max=2),
-    rates=Scope(_scope(failure_threshold=9, calls_min=2), calls_max=2),
-    hinted=Scope(_scope(failure_threshold=1, success_threshold=1), calls_max=2, seen_max=2, hint_s=7.0),
-)
+_ONE_PROBE: dict[str, Any] = {"success_threshold": 1, "inconclusive_max": 1}
+SCOPES: dict[str, Scope] = {
+    "hints": Scope(_scope(success_threshold=1), calls_max=1, hint_s=7.0),
+    "phases": Scope(_scope(), calls_max=2, seen_max=1),
+    "row": Scope(_scope(failure_threshold=2, **_ONE_PROBE), calls_max=2, streak_max=0, operator=False),
+    "rates": Scope(
+        _scope(failure_threshold=4, calls_min=2, **_ONE_PROBE), calls_max=2, streak_max=0, operator=False
+    ),
+    "probes": Scope(
+        _scope(probe_concurrency=2, success_threshold=3), seen_max=1, streak_max=0, operator=False
+    ),
+}
+"""What matters differs: each is small where the others are not. Each is visited to its end."""

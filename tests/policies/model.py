@@ -77,6 +77,28 @@ class Model:
         new.seen = list(self.seen)
         return new
 
+    def key(self) -> tuple[object, ...]:
+        """What matters for what follows."""
+        options, now, life = self.options, self.now, self.life
+        rest: tuple[object, ...]
+        if self.phase is CLOSED:
+            healthy_s = min(now - self.healthy_since, options.streak_heals_after_s) if self.streak else 0.0
+            rest = (self.row, healthy_s)
+        elif self.phase is OPEN:
+            rest = (max(self.opens_until - now, 0.0),)
+        else:
+            rest = (self.ok, self.inconclusive, min(now - self.idle_since, 3 * options.recovery_s))
+        calls = []
+        for call in self.calls.values():
+            if call.counts_in != life:
+                calls.append((0.0, 0.0))
+            elif call.lease_ends_at is not None:
+                calls.append((1.0, max(call.lease_ends_at - now, 0.0)))
+            else:
+                hung_s = -1.0 if call.kept else min(now - call.given_at, self.slow_s)
+                calls.append((2.0 + (call.number > self.row_counted_at), hung_s))
+        return self.phase, self.override, self.streak, rest, sorted(calls).__repr__()
+
     # ── what it lets through ──────────────────────────────────────────────────────────────────────────────────
 
     def probes(self) -> list[Call]:
@@ -186,7 +208,9 @@ class Model:
         old = [one for one in self.seen if one[0] > self.now - options.window_s]
         young = [one for one in self.seen if one[0] > self.now - (options.window_s - bucket_s)]
         for name, place in (("calls", None), ("failures", 1), ("slow", 2)):
-            least, most = (sum(True if place is None else bool(one[place]) for one in some) for some in (young, old))
+            least, most = (
+                sum(True if place is None else bool(one[place]) for one in some) for some in (young, old)
+            )
             has = getattr(counts, name)
             if not least <= has <= most:
                 return f"{has} {name}, not {least} to {most}"

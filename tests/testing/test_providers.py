@@ -150,7 +150,12 @@ def test_an_error_inside_a_stream_reaches_anthropics_sdk_with_status_200() -> No
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"messages": []}, 400, "messages"),
         ({"model": "gpt-6"}, 404, "model: gpt-6"),
-        ({"temperature": 1.5}, 400, "temperature"),
+        ({"extra_body": {"temperature": 0.5}}, 400, "temperature: Extra inputs"),
+        (
+            {"extra_body": {"temperature": 0.5}, "extra_headers": {"anthropic-version": "2023-06-01"}},
+            400,
+            "`temperature` is deprecated",
+        ),
         ({"extra_body": {"nonsense": 1}}, 400, "nonsense: Extra inputs"),
     ],
 )
@@ -271,11 +276,11 @@ def test_openais_sdk_lists_models() -> None:
 @pytest.mark.parametrize(
     ("step", "raised", "code"),
     [
-        (error(400, "invalid_request_error", code="context_length_exceeded"), openai.BadRequestError, "context_length_exceeded"),
+        (error(400, "invalid_request_error", code="content_filter"), openai.BadRequestError, "content_filter"),
         (error(401, "invalid_request_error", code="invalid_api_key"), openai.AuthenticationError, "invalid_api_key"),
         (error(429, "insufficient_quota", code="insufficient_quota"), openai.RateLimitError, "insufficient_quota"),
         (error(500, "server_error"), openai.InternalServerError, None),
-        (error(503, "service_unavailable_error", code="server_is_overloaded"), openai.InternalServerError, "server_is_overloaded"),
+        (error(503, "server_error", code="server_is_overloaded"), openai.InternalServerError, "server_is_overloaded"),
         (html(503), openai.InternalServerError, None),
     ],
 )  # fmt: skip
@@ -411,7 +416,7 @@ def test_the_server_bills_what_it_did_and_nothing_for_refusals() -> None:
             await client.messages.create(model=CLAUDE, max_tokens=100, messages=QUESTION)
             with pytest.raises(anthropic.OverloadedError):
                 await client.messages.create(model=CLAUDE, max_tokens=100, messages=QUESTION)
-            with pytest.raises(Exception, match="peer closed|incomplete"):
+            with pytest.raises(Exception, match=r"peer closed|incomplete"):
                 async with client.messages.stream(model=CLAUDE, max_tokens=100, messages=QUESTION) as events:
                     await events.get_final_message()
             assert [(bill.input_tokens, bill.output_tokens) for bill in server.bills] == [(1000, 50), (10, 2)]

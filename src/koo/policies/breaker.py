@@ -89,13 +89,14 @@ OUTSIDE = -1
 class Permit:
     """Leave to make one call: in which generation, when, and in HALF_OPEN until when.
 
-    `lease_ends_at` is when the caller has to stop: METRICS_ONLY watches a probe too, but cuts none short. `kept`: the
-    other side has answered, and how long it lasts from here is its caller's affair.
+    `lease_ends_at` is when a probe is given up, and when its caller has to stop: METRICS_ONLY cuts none short, so there
+    it stays infinite and only `shadow_ends_at` counts. `kept`: the other side has answered, and how long the permit
+    lasts from here is its caller's affair.
     """
 
-    __slots__ = ("expires_at", "generation", "given_at", "kept", "lease_ends_at", "serial", "settled")
+    __slots__ = ("generation", "given_at", "kept", "lease_ends_at", "serial", "settled", "shadow_ends_at")
 
-    expires_at: float  # a probe's: when the breaker gives it up
+    shadow_ends_at: float
 
     def __init__(self, generation: int, serial: int, given_at: float) -> None:
         self.generation = generation
@@ -103,6 +104,10 @@ class Permit:
         self.given_at = given_at
         self.lease_ends_at = NEVER
         self.settled = self.kept = False
+
+    def is_over(self, now: float) -> bool:
+        """Has this probe's lease run out?"""
+        return now >= (self.shadow_ends_at if self.lease_ends_at is NEVER else self.lease_ends_at)
 
 
 class Breaker:
@@ -160,9 +165,7 @@ class Breaker:
         permit = Permit(generation, serial, now)
         self.running[serial] = permit
         if self.phase is HALF_OPEN and generation != OUTSIDE:
-            permit.expires_at = now + self.lease_s
-            if self.override is NONE:
-                permit.lease_ends_at = permit.expires_at
+            self._lend(permit, now)
             self.leases.append(permit)
             self._idle_since = now
         return permit
@@ -210,7 +213,7 @@ class Breaker:
             return False
         if self.phase is CLOSED:
             self._settle_closed(permit, verdict, slow, now, draw, hint_s)
-        elif now >= permit.expires_at:
+        elif permit.is_over(now):
             self._fail_probe("a hung probe", now, draw, hint_s)
         else:
             self._settle_probe(permit, verdict, now, draw, hint_s)
@@ -288,9 +291,11 @@ class Breaker:
         """Calls still running and already slow: they count before they end, since some never do."""
         count = 0
         for permit in self.running.values():
+            if permit.kept:
+                continue
             if now - permit.given_at < self.slow_s:
                 break
-            count += permit.generation == self.generation and not permit.kept
+            count += permit.generation == self.generation
         return count
 
     def _settle_probe(self, permit: Permit, verdict: Verdict, now: float, draw: Draw, hint_s: float) -> None:
@@ -316,9 +321,14 @@ class Breaker:
     def renew(self, permit: Permit, now: float) -> None:
         """A stream's piece of content came: the probe is alive."""
         if self.phase is HALF_OPEN and permit.generation == self.generation:
-            permit.expires_at = now + self.lease_s
-            if permit.lease_ends_at is not NEVER:
-                permit.lease_ends_at = permit.expires_at
+            self._lend(permit, now)
+
+    def _lend(self, permit: Permit, now: float) -> None:
+        ends_at = now + self.lease_s
+        if self.override is NONE:
+            permit.lease_ends_at = ends_at
+        else:
+            permit.shadow_ends_at = ends_at
 
     # ── transitions ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -330,7 +340,7 @@ class Breaker:
                 self._idle_since = now
                 self.happened.append(CircuitHalfOpened(self.name))
         elif self.phase is HALF_OPEN:
-            if any(permit.expires_at <= now for permit in self.leases):
+            if any(permit.is_over(now) for permit in self.leases):
                 self._fail_probe("a hung probe", now, draw, 0.0)
         else:
             self.window.roll(now)

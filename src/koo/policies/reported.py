@@ -56,11 +56,7 @@ def is_unhealthy(signs: Signs) -> bool:
     return (
         2 * breaker.consecutive >= options.failure_threshold
         or signs.checks_failed >= CHECKS_FAILED_MAX
-        or (
-            window.calls > 0
-            and window.failures > 1
-            and window.failures >= options.failure_rate * window.calls
-        )
+        or 0 < options.failure_rate * window.calls <= window.failures
     )
 
 

@@ -62,6 +62,7 @@ class SqlLedger:
         self._ids = Ids()
         self._acts: deque[Act] = deque()
         self._batch_waits = False
+        self._batches = 0  # that are not yet told
         self._timer: asyncio.TimerHandle | None = None
         self._views: dict[str, tuple[int, int, int, float]] = {}  # service → day, settled, held, as of
         self._begun: set[Key] = set()
@@ -157,8 +158,9 @@ class SqlLedger:
 
     async def flush(self) -> None:
         """Wait until everything said so far is written. Raises `StoreUnavailable`."""
-        while self._acts or self._batch_waits:
+        while self._acts or self._batches:
             self.submit()
+            # Done in its turn: after the batches before it.
             await self._store.run(lambda tx: None, exclusive=False)
             if self._acts and self.trouble is not None:
                 raise StoreUnavailable(self.trouble)
@@ -168,7 +170,7 @@ class SqlLedger:
     def _add(self, act: Act) -> None:
         """Write it a moment later."""
         if len(self._acts) >= WAITING_MAX:
-            self._drop(act)
+            self._drop()
             return
         self._acts.append(act)
         if self._timer is None and self._store.is_open:
@@ -178,7 +180,7 @@ class SqlLedger:
         self._timer = None
         self.submit()
 
-    def _drop(self, act: Act) -> None:
+    def _drop(self) -> None:
         self.dropped += 1
         if self.dropped % 1000 == 1:
             log.error(
@@ -201,25 +203,32 @@ class SqlLedger:
             pass
         self._timer = None
         self._batch_waits = False
+        self._batches = 0
         if self._acts:
             self.submit()
 
     def submit(self) -> None:
         """Have the store's thread take what waits."""
+        self._store.start()
         if not self._batch_waits:
             self._batch_waits = True
-            self._store.submit(Batch(self, self._acts))
+            self._submit(self._acts)
 
-    def submit_alone(self, act: Act) -> None:
-        """Give `act` a transaction of its own."""
-        self._store.submit(Batch(self, deque([act])))
+    def one_by_one(self, acts: list[Act]) -> None:
+        """On the loop: one of them is at fault, so each gets a transaction of its own."""
+        self._batches -= 1
+        for act in acts:
+            self._submit(deque([act]))
+
+    def _submit(self, queue: deque[Act]) -> None:
+        self._batches += 1
+        self._store.submit(Batch(self, queue))
 
     def take(self, queue: deque[Act]) -> list[Act]:
         """In the thread: what waits, without holds that nobody waits for any more."""
         if queue is self._acts:
-            self._batch_waits = (
-                False  # Before anything is taken out: what comes in now gets a batch of its own.
-            )
+            # Before anything is taken out: what comes in from now on gets a batch of its own.
+            self._batch_waits = False
         acts: list[Act] = []
         while queue and len(acts) < ACTS_PER_COMMIT:
             act = queue.popleft()
@@ -240,15 +249,17 @@ class SqlLedger:
 
     def done(self, acts: list[Act], posting: Posting) -> None:
         """On the loop: it is written."""
+        self._batches -= 1
         self._see(posting.totals)
         for act in acts:
             if _asked(act):
                 self._tell(act, posting.totals[act.key])
-        if self._acts:
+        if len(acts) == ACTS_PER_COMMIT:  # There may be more, for which nobody has asked for a turn.
             self.submit()
 
     def failed(self, acts: list[Act], error: Exception, *, begun: bool) -> None:
         """On the loop: nothing is written, or nobody knows."""
+        self._batches -= 1
         for act in acts:
             if _asked(act):
                 assert act.answer is not None
@@ -257,8 +268,8 @@ class SqlLedger:
                 if begun:
                     self._forget(act)
             elif not _is_away(error):
+                self.dropped += 1
                 log.error("the state store does not take a booking: %s", error)
-                self._drop(act)
 
     def _tell(self, put: Put, totals: Totals) -> None:
         assert put.answer is not None
@@ -342,14 +353,13 @@ class Batch:
         if _is_away(error):
             self._ledger.put_back(self._acts)
         elif len(self._acts) > 1:
-            self._alone = self._acts  # One of them is at fault: each gets a transaction of its own.
+            self._alone = self._acts
 
     def tell(self, error: Exception | None) -> None:
         if error is None:
             self._ledger.done(self._acts, self._posting)
         elif self._alone:
-            for act in self._alone:
-                self._ledger.submit_alone(act)
+            self._ledger.one_by_one(self._alone)
         else:
             self._ledger.failed(self._acts, error, begun=self._begun)
 

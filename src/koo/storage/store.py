@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.storage.base import StoreUnavailable
+from koo.storage.entries import Entries
 from koo.storage.episodes import Episodes
 from koo.storage.signals import Signals
 from koo.storage.sql_ledger import SqlLedger, SqlQuotas
@@ -58,6 +59,7 @@ class SqlStore:
         self.process = ""
         self.ledger = SqlLedger(self, linger_s)
         self.quotas = SqlQuotas(self, self.ledger)
+        self.entries = Entries(self)
         self.signals = Signals(self)
         self.episodes = Episodes(self)
 
@@ -125,6 +127,8 @@ class SqlStore:
             async with asyncio.timeout(self.timeout_s):
                 return await future
         except TimeoutError:
+            if future.done() and not future.cancelled():
+                return future.result()  # It was the loop that was held up, not the store.
             reason = f"the state store did not answer within {self.timeout_s:g} s"
             if self._worker is not None:
                 self._worker.cut_if_stuck(self.timeout_s, reason)

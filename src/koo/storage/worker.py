@@ -38,7 +38,7 @@ class Job(Protocol):
     exclusive: bool
 
     def wanted(self) -> bool:
-        """In the thread, before it begins: does anybody still want it?"""
+        """In the thread, before it begins: does anybody still want it? If not, only `tell` follows."""
         ...
 
     def write(self, tx: Transaction) -> None:
@@ -145,6 +145,7 @@ class Worker:
 
     def _do(self, job: Job) -> None:
         if not job.wanted():
+            self._on_loop(job.tell, None)
             return
         error: Exception | None = None
         self._busy_since = time.monotonic()
@@ -154,13 +155,13 @@ class Worker:
             error = failed
         self._busy_since = None
         job.after(error)
+        self._note(error, job.exclusive)  # First: whoever hears of the failure finds the store in trouble.
         self._on_loop(job.tell, error)
-        self._note(error)
 
-    def _note(self, error: Exception | None) -> None:
+    def _note(self, error: Exception | None, wrote: bool) -> None:
         if isinstance(error, StoreUnavailable) and not isinstance(error, StatementRejected):
             self._lost(str(error))
-        else:
+        elif wrote:  # A full disk can be read.
             self._found()
 
     def _lost(self, reason: str) -> None:

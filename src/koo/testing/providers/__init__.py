@@ -17,8 +17,10 @@ script, and the vendors' own SDKs talk to it in koo's tests, to prove that it is
 from __future__ import annotations
 
 from koo.testing.providers.anthropic import FakeAnthropic
+from koo.testing.providers.gemini import FakeGemini, blocked, quota
 from koo.testing.providers.instant import InstantServer
 from koo.testing.providers.openai import FakeCompatible, FakeOpenAI
+from koo.testing.providers.perplexity import FakePerplexity
 from koo.testing.providers.script import (
     Answer,
     Cut,
@@ -40,7 +42,8 @@ from koo.testing.providers.script import (
     raw,
     stream,
 )
-from koo.testing.providers.server import Bill, FakeProvider, ReceivedRequest
+from koo.testing.providers.server import Bill, FakeProvider
+from koo.testing.providers.wire import ReceivedRequest
 
 __all__ = [
     "Answer",
@@ -50,7 +53,9 @@ __all__ = [
     "Failure",
     "FakeAnthropic",
     "FakeCompatible",
+    "FakeGemini",
     "FakeOpenAI",
+    "FakePerplexity",
     "FakeProvider",
     "Gate",
     "Hang",
@@ -61,12 +66,14 @@ __all__ = [
     "Step",
     "Stream",
     "answer",
+    "blocked",
     "cut",
     "delay",
     "error",
     "hang",
     "html",
     "nothing",
+    "quota",
     "raw",
     "stream",
 ]

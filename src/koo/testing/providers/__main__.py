@@ -10,14 +10,21 @@ import sys
 from asyncio import CancelledError
 
 from koo.testing.providers.anthropic import FakeAnthropic
+from koo.testing.providers.gemini import FakeGemini
 from koo.testing.providers.instant import VENDORS, serve
 from koo.testing.providers.openai import FakeCompatible, FakeOpenAI
+from koo.testing.providers.perplexity import FakePerplexity
 from koo.testing.providers.server import HOST, FakeProvider
+
+MAKERS: dict[str, type[FakeProvider]] = {
+    "anthropic": FakeAnthropic, "openai": FakeOpenAI, "compatible": FakeCompatible, "gemini": FakeGemini,
+    "perplexity": FakePerplexity,
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m koo.testing.providers", description=__doc__)
-    parser.add_argument("--vendor", choices=VENDORS, default="anthropic")
+    parser.add_argument("--vendor", choices=MAKERS, default="anthropic")
     parser.add_argument("--port", type=int, default=0, help="0: a free one")
     parser.add_argument("--key", default=None, help="what clients must send; default: anything")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
@@ -25,6 +32,8 @@ def main() -> None:
         "--instant", action="store_true", help="prepared bytes, nothing checked: for benchmarks"
     )
     options = parser.parse_args()
+    if options.instant and options.vendor not in VENDORS:
+        parser.error(f"--instant is there for {', '.join(VENDORS)} only")
     with contextlib.suppress(KeyboardInterrupt, CancelledError):
         asyncio.run(_run(options))
 
@@ -36,10 +45,7 @@ async def _run(options: argparse.Namespace) -> None:
     if options.instant:
         await serve(options.vendor, options.port, _announce)
         return
-    makers: dict[str, type[FakeProvider]] = {
-        "anthropic": FakeAnthropic, "openai": FakeOpenAI, "compatible": FakeCompatible,
-    }  # fmt: skip
-    server = makers[options.vendor](key=options.key, port=options.port, latency_s=options.latency)
+    server = MAKERS[options.vendor](key=options.key, port=options.port, latency_s=options.latency)
     async with server:
         _announce(server.port)
         await asyncio.Event().wait()

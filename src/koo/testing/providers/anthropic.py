@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from koo.testing.providers.script import Answer, Failure
-from koo.testing.providers.server import FakeProvider, ReceivedRequest, Reply, Tokens, event, json_reply
+from koo.testing.providers.server import FakeProvider, Tokens
+from koo.testing.providers.wire import ReceivedRequest, Reply, event, json_reply
 
 FIELDS = {
     "cache_control", "container", "context_management", "inference_geo", "max_tokens", "mcp_servers", "messages",
     "metadata", "model", "output_config", "service_tier", "speed", "stop_sequences", "stream", "system", "temperature",
     "thinking", "tool_choice", "tools", "top_k", "top_p",
 }  # fmt: skip
+VERSIONS = ("2023-06-01", "2026-10-21")
+WITHOUT_SAMPLING = re.compile(r"claude-(opus-4-[78]|(opus|sonnet|haiku)-[5-9]|fable|mythos)")
 RESETS_AT = "2099-01-01T00:00:00Z"
 
 
@@ -22,18 +26,21 @@ class FakeAnthropic(FakeProvider):
         path = request.path.partition("?")[0]
         if path not in ("/v1/messages", "/v1/models"):
             return self._refusal(404, "not_found_error", "Not Found")
-        if self.key is not None and request.headers.get("x-api-key") != self.key:
-            missing = "x-api-key" not in request.headers
-            message = "x-api-key header is required" if missing else "invalid x-api-key"
+        key = request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix(
+            "Bearer "
+        )
+        if self.key is not None and key != self.key:
+            message = "invalid x-api-key" if key else "x-api-key header is required"
             return self._refusal(401, "authentication_error", message)
-        if "anthropic-version" not in request.headers:
+        version = request.headers.get("anthropic-version")
+        if version not in VERSIONS:
             return self._refusal(400, "invalid_request_error", "anthropic-version: header is required")
-        return self._refuse_body(request.body) if request.method == "POST" else None
+        return self._refuse_body(request.body, version) if request.method == "POST" else None
 
-    def _refuse_body(self, body: Any) -> Reply | None:
+    def _refuse_body(self, body: Any, version: str) -> Reply | None:
         if not isinstance(body, dict):
             return self._refusal(400, "invalid_request_error", "The request body is not valid JSON")
-        wrong = _wrong_field(body)
+        wrong = _wrong_field(body) or _wrong_sampling(body, version)
         if wrong is not None:
             return self._refusal(400, "invalid_request_error", wrong)
         model = body["model"]
@@ -155,8 +162,17 @@ def _wrong_field(body: dict[str, Any]) -> str | None:
         return "messages: at least one message is required"
     if any(not isinstance(m, dict) or not _text(m.get("content")) for m in messages):
         return "messages.0: user messages must have non-empty content"
-    temperature = body.get("temperature", 1)
-    return None if 0 <= temperature <= 1 else "temperature: range: 0..1"
+    return None
+
+
+def _wrong_sampling(body: dict[str, Any], version: str) -> str | None:
+    """The newest version of the API knows no sampling parameters, and the newer models accept none in any version."""
+    for name in ("temperature", "top_k", "top_p"):
+        if name in body and version == VERSIONS[-1]:
+            return f"{name}: Extra inputs are not permitted"
+        if name in body and WITHOUT_SAMPLING.match(body["model"]):
+            return f"`{name}` is deprecated for this model."
+    return None if 0 <= body.get("temperature", 1) <= 1 else "temperature: range: 0..1"
 
 
 def _text(content: Any) -> str:

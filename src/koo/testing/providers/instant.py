@@ -13,7 +13,8 @@ import msgspec
 from koo.testing.providers.anthropic import FakeAnthropic
 from koo.testing.providers.openai import CHAT, RESPONSES, FakeOpenAI
 from koo.testing.providers.script import Answer
-from koo.testing.providers.server import HOST, FakeProvider, ReceivedRequest, Reply, Tokens, _encode
+from koo.testing.providers.server import HOST, FakeProvider, Tokens
+from koo.testing.providers.wire import ReceivedRequest, Reply, encode
 
 Vendor = Literal["anthropic", "openai", "compatible"]
 VENDORS: tuple[Vendor, ...] = ("anthropic", "openai", "compatible")
@@ -30,12 +31,12 @@ def prepare(
     tokens = Tokens(input=12, output=96)
     step = Answer(text=TEXT)
     headers = server.headers("00000001")
-    plain = _encode(
+    plain = encode(
         Reply(status=200, body=msgspec.json.encode(server.plain(request, step, tokens, 1)), headers=headers)
     )
     before, after = server.around(request, step, [], tokens, 1)
     events = b"".join([*before, *(server.piece(request, "Paris is a city. ") for _ in range(pieces)), *after])
-    streamed = _encode(Reply(status=200, body=events, content_type="text/event-stream", headers=headers))
+    streamed = encode(Reply(status=200, body=events, content_type="text/event-stream", headers=headers))
     return plain, streamed
 
 

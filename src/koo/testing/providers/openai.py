@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from koo.testing.providers.script import Answer, Failure
-from koo.testing.providers.server import FakeProvider, ReceivedRequest, Reply, Tokens, event, json_reply
+from koo.testing.providers.server import FakeProvider, Tokens
+from koo.testing.providers.wire import ReceivedRequest, Reply, event, json_reply
 
 Dialect = Literal["openai", "vllm", "vllm_old", "llama.cpp", "ollama", "openrouter"]
 

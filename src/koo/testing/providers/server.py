@@ -14,9 +14,8 @@ from asyncio import StreamReader, StreamWriter
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
-from http import HTTPStatus
 from typing import Any, Self
 
 import msgspec
@@ -33,27 +32,31 @@ from koo.testing.providers.script import (
     Step,
     Stream,
 )
+from koo.testing.providers.wire import (
+    Connection,
+    ReceivedRequest,
+    Reply,
+    encode,
+    event,
+    json_reply,
+    read_request,
+)
+
+__all__ = [
+    "Bill",
+    "FakeProvider",
+    "ReceivedRequest",
+    "Reply",
+    "Tokens",
+    "count_tokens",
+    "event",
+    "json_reply",
+]
 
 HOST = "127.0.0.1"
 HEAD_BYTES_MAX = 256 * 1024
 MILLION = Decimal(1_000_000)
 GONE = (ConnectionError, asyncio.IncompleteReadError)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReceivedRequest:
-    """What a client sent. `body` is the decoded JSON, or None; header names are in lower case."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    raw: bytes
-    body: Any
-
-    @property
-    def streams(self) -> bool:
-        """Whether it asks for a stream."""
-        return isinstance(self.body, dict) and self.body.get("stream") is True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +67,6 @@ class Bill:
     input_tokens: int
     output_tokens: int
     usd: Decimal
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """An answer of the server, ready to send."""
-
-    status: int
-    body: bytes
-    content_type: str = "application/json"
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +224,7 @@ class FakeProvider(ABC):
         assert task is not None
         self._tasks.add(task)
         try:
-            while (request := await _read_request(reader)) is not None:
+            while (request := await read_request(reader)) is not None:
                 self.requests.append(request)
                 if not await self._handle(request, Connection(reader, writer)):
                     break
@@ -309,15 +302,15 @@ class FakeProvider(ABC):
         before, after = self.around(request, step, pieces, tokens, next(self._ids))
         await connection.begin(self._head(step.headers))
         self._bill(request, tokens)
-        for event in (*before, *(self.piece(request, piece) for piece in pieces), *after):
-            connection.write(event)
+        for one in (*before, *(self.piece(request, piece) for piece in pieces), *after):
+            connection.write(one)
         await connection.end()
 
     async def _cut(self, step: Cut, request: ReceivedRequest, connection: Connection) -> bool:
         tokens = self._tokens(request, step.then)
         self._bill(request, tokens)
         body = msgspec.json.encode(self.plain(request, step.then, tokens, next(self._ids)))
-        whole = _encode(Reply(status=200, body=body, headers=self._head(step.then.headers)))
+        whole = encode(Reply(status=200, body=body, headers=self._head(step.then.headers)))
         connection.writer.write(whole[: step.after_bytes])
         await connection.writer.drain()
         connection.writer.transport.close()
@@ -341,8 +334,8 @@ class FakeProvider(ABC):
                 connection.write(self.error_event(step.error))
                 await connection.end()
                 return True
-            for event in (*before, *(self.thought(request, piece) for piece in step.reasoning)):
-                connection.write(event)
+            for one in (*before, *(self.thought(request, piece) for piece in step.reasoning)):
+                connection.write(one)
             for number, piece in enumerate(step.pieces):
                 if not await self._goes_on(step, number, connection):
                     return step.error_after is not None
@@ -352,8 +345,8 @@ class FakeProvider(ABC):
                 written += count_tokens(piece)
             if not await self._goes_on(step, len(step.pieces), connection):
                 return step.error_after is not None
-            for event in after if step.end else ():
-                connection.write(event)
+            for one in after if step.end else ():
+                connection.write(one)
             await connection.end()
             written = tokens.output
         except GONE:
@@ -414,8 +407,17 @@ class FakeProvider(ABC):
 
     def _bill(self, request: ReceivedRequest, tokens: Tokens) -> None:
         usd = (tokens.read * self.input_price + tokens.output * self.output_price) / MILLION
-        model = request.body["model"]
+        usd += self.fees_usd(request)
+        model = self.model_of(request)
         self.bills.append(Bill(model=model, input_tokens=tokens.read, output_tokens=tokens.output, usd=usd))
+
+    def fees_usd(self, request: ReceivedRequest) -> Decimal:
+        """What is billed besides tokens."""
+        return Decimal(0)
+
+    def model_of(self, request: ReceivedRequest) -> str:
+        """The model that is asked."""
+        return str(request.body["model"])
 
     def _head(self, headers: Mapping[str, str]) -> dict[str, str]:
         return {**self.headers(f"{next(self._ids):08x}"), **headers}
@@ -473,82 +475,5 @@ class FakeProvider(ABC):
         """An error inside a stream."""
 
 
-class Connection:
-    """One request's way back."""
-
-    __slots__ = ("reader", "writer")
-
-    def __init__(self, reader: StreamReader, writer: StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    async def send(self, reply: Reply) -> None:
-        self.writer.write(_encode(reply))
-        await self.writer.drain()
-
-    async def begin(self, headers: Mapping[str, str]) -> None:
-        """The head of a stream of events."""
-        lines = [
-            "HTTP/1.1 200 OK",
-            "content-type: text/event-stream; charset=utf-8",
-            "transfer-encoding: chunked",
-            *(f"{name}: {value}" for name, value in headers.items()),
-        ]
-        self.writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
-        await self.writer.drain()
-
-    def write(self, event: bytes) -> None:
-        if self.writer.is_closing():
-            raise ConnectionResetError
-        self.writer.write(b"%x\r\n%b\r\n" % (len(event), event))
-
-    async def end(self) -> None:
-        self.writer.write(b"0\r\n\r\n")
-        await self.writer.drain()
-
-
-def event(data: dict[str, Any], name: str | None = None) -> bytes:
-    """One server-sent event."""
-    head = f"event: {name}\n".encode() if name else b""
-    return head + b"data: " + msgspec.json.encode(data) + b"\n\n"
-
-
-def json_reply(status: int, document: dict[str, Any], headers: Mapping[str, str] | None = None) -> Reply:
-    """A reply with a JSON body."""
-    return Reply(status=status, body=msgspec.json.encode(document), headers=headers or {})
-
-
 def _body(step: Failure, server: FakeProvider) -> bytes:
     return msgspec.json.encode(server.error_body(step) if step.body is None else step.body)
-
-
-def _encode(reply: Reply) -> bytes:
-    phrase = HTTPStatus(reply.status).phrase if reply.status in HTTPStatus._value2member_map_ else "Unknown"
-    lines = [
-        f"HTTP/1.1 {reply.status} {phrase}",
-        f"content-type: {reply.content_type}",
-        f"content-length: {len(reply.body)}",
-        *(f"{name}: {value}" for name, value in reply.headers.items()),
-    ]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + reply.body
-
-
-async def _read_request(reader: StreamReader) -> ReceivedRequest | None:
-    """The next request, or None at the end of the connection."""
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-    except asyncio.IncompleteReadError:
-        return None
-    first, *lines = head.decode("latin-1").split("\r\n")
-    method, path, _ = first.split(" ", 2)
-    headers = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if colon:
-            headers[name.strip().lower()] = value.strip()
-    body = await reader.readexactly(int(headers.get("content-length", "0")))
-    try:
-        document = msgspec.json.decode(body) if body else None
-    except msgspec.DecodeError:
-        document = None
-    return ReceivedRequest(method=method, path=path, headers=headers, raw=body, body=document)

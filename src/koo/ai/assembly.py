@@ -1,0 +1,95 @@
+"""From options to services that can be asked: which vendor's adapter, which address, whose classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from koo.ai.gateway import Backend
+from koo.ai.operations import compose
+from koo.ai.providers.anthropic import AnthropicProvider
+from koo.ai.providers.base import Provider
+from koo.ai.providers.gemini import GeminiProvider
+from koo.ai.providers.local import LocalProvider
+from koo.ai.providers.openai import OpenAIProvider
+from koo.ai.providers.openai_compatible import OpenAICompatibleProvider
+from koo.ai.providers.perplexity import PerplexityProvider
+from koo.ai.service import Service, guard_options
+from koo.clock import Clock
+from koo.deadlines import Deadlines
+from koo.errors import ConfigurationError
+from koo.events import Event
+from koo.http import HttpClient
+from koo.options import PlatformOptions, ServiceOptions
+from koo.storage.base import Allowance
+
+HOSTED: dict[str, Callable[..., Provider]] = {
+    "anthropic": AnthropicProvider,
+    "openai": OpenAIProvider,
+    "openai_compatible": OpenAICompatibleProvider,
+    "gemini": GeminiProvider,
+    "perplexity": PerplexityProvider,
+}
+"""The adapters that talk over the network, by the kind of service."""
+
+
+def assemble(
+    options: PlatformOptions,
+    *,
+    http: HttpClient,
+    clock: Clock,
+    deadlines: Deadlines,
+    publish: Callable[[Event], None],
+) -> dict[str, Backend]:
+    """Every service of the options, by name. Makes no connection. Raises `ConfigurationError`."""
+    classify = compose(None)
+    backends = {}
+    for one in options.services:
+        service = Service(
+            one.name,
+            guard_options(one),
+            default_model=one.model,
+            clock=clock,
+            deadlines=deadlines,
+            classify=classify,
+            publish=publish,
+            allowance=Allowance(one.daily_budget_usd, one.budget_is_explicit),
+            configured=one.configured,
+            checkable=True,
+        )
+        backends[one.name] = Backend(service, make_provider(one, options, http, clock), one)
+    return backends
+
+
+def make_provider(one: ServiceOptions, options: PlatformOptions, http: HttpClient, clock: Clock) -> Provider:
+    """The adapter of one service. Raises `ConfigurationError` for a kind that nothing speaks."""
+    if one.kind == "local":
+        return LocalProvider(one.name, model_path=options.local_model_path)
+    adapter = HOSTED.get(one.kind)
+    if adapter is None:
+        raise ConfigurationError(one.name, f"no adapter speaks {one.kind!r}")
+    address = {} if one.base_url is None else {"base_url": one.base_url}
+    return adapter(one.name, http, api_key=one.api_key, clock=clock, **address)
+
+
+def describe(options: ServiceOptions) -> dict[str, Any]:
+    """What is in force for a service, for people: never the key."""
+    return {
+        "kind": options.kind,
+        "model": options.model,
+        "base_url": options.base_url,
+        "has_key": options.api_key is not None,
+        "max_tokens": options.max_tokens,
+        "timeout": options.timeout_s,
+        "attempt_timeout": options.attempt_timeout_s,
+        "first_token_timeout": options.first_token_timeout_s,
+        "stall_timeout": options.stall_timeout_s,
+        "slow_call": options.slow_s,
+        "concurrency": options.concurrency_max,
+        "max_retries": options.retry.attempts_max - 1,
+        "failure_threshold": options.breaker.failure_threshold,
+        "recovery_timeout": options.breaker.recovery_s,
+        "success_threshold": options.breaker.success_threshold,
+        "input_price": None if options.input_price is None else str(options.input_price),
+        "output_price": None if options.output_price is None else str(options.output_price),
+    }

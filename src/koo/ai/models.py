@@ -1,0 +1,15 @@
+"""Which model answers where nobody chose one: each vendor's current mid-priced general model.
+
+Chosen on 2026-11-23 among the models that the vendor's own SDK names and the price table prices: the middle of the
+vendor's present family, between the small fast one and the largest. Prices in comments: USD per million tokens, input /
+output.
+"""
+
+from __future__ import annotations
+
+DEFAULT_MODELS: dict[str, str] = {
+    "claude": "claude-sonnet-5-5",  # 2 / 10; haiku 0.1 / 0.5, opus 4 / 20
+    "openai": "gpt-6.1-terra",  # 1 / 5; luna 0.1 / 0.5, sol 2 / 10
+    "gemini": "gemini-3.8-flash",  # 0.75 / 3.75; flash-lite 0.3 / 2.5, argon 2 / 10
+    "perplexity": "perplexity/sonar",  # 0.25 / 2.5, and 2.5 for a thousand searches
+}

@@ -1,0 +1,226 @@
+"""The same guard for anybody's own operation: a vendor's SDK, a payment service, a search index.
+
+An operation is registered by a name and its options, and then run by that name. Limits and a budget: none unless given.
+The name of a built-in service works too: then the operation shares that service's breaker, limits and key.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import fields
+from decimal import Decimal
+from functools import partial
+from typing import Any, TypeVar
+
+from koo.ai.providers.sdk_faults import classify_sdk, own_retries
+from koo.ai.service import Service
+from koo.errors import ConfigurationError
+from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
+from koo.policies.foreign import classify_foreign
+from koo.policies.verdict import Classify, Fault
+from koo.storage.base import Allowance, Charge, Hold, HoldRequest, Ledger
+
+T = TypeVar("T")
+log = logging.getLogger("koo")
+
+NAMES: dict[str, tuple[str, str]] = {
+    "timeout_s": ("guard", "timeout_s"),
+    "attempt_timeout_s": ("guard", "attempt_timeout_s"),
+    "slow_s": ("guard", "slow_s"),
+    "concurrency_max": ("guard", "concurrency_max"),
+    "queue_max": ("guard", "queue_max"),
+    "idempotent": ("guard", "idempotent"),
+    "failure_threshold": ("breaker", "failure_threshold"),
+    "recovery_timeout": ("breaker", "recovery_s"),
+    "success_threshold": ("breaker", "success_threshold"),
+    "retry_base_delay": ("retry", "base_s"),
+    "retry_max_delay": ("retry", "cap_s"),
+    "retry_backoff_multiplier": ("retry", "multiplier"),
+    "requests_per_minute": ("limits", "per_minute"),
+    "requests_per_hour": ("limits", "per_hour"),
+    "requests_per_day": ("limits", "per_day"),
+}
+"""What `register_service` takes, and which option of koo it is. Besides: `max_retries`, `classify`, and money."""
+MONEY = ("daily_budget", "max_cost_usd", "cost_usd")
+
+
+def read_options(options: Mapping[str, Any]) -> GuardOptions:
+    """The guard's options of a registration. Raises `ConfigurationError` for a name or a value that cannot be right."""
+    parts: dict[str, dict[str, Any]] = {"guard": {}, "breaker": {}, "retry": {}, "limits": {}}
+    for name, value in options.items():
+        if name == "max_retries":
+            parts["retry"]["attempts_max"] = value + 1
+        elif name in NAMES:
+            part, field_name = NAMES[name]
+            parts[part][field_name] = value
+        elif name not in ("classify", *MONEY):
+            known = ", ".join(sorted((*NAMES, "classify", "max_retries", *MONEY)))
+            raise ConfigurationError("register_service", f"unknown option {name!r}; known are: {known}")
+    guard = parts["guard"]
+    # A deadline shorter than the default time of an attempt shortens that too, else it could never be told apart.
+    timeout_s = guard.get("timeout_s", _default(GuardOptions, "timeout_s"))
+    guard.setdefault("attempt_timeout_s", min(timeout_s, _default(GuardOptions, "attempt_timeout_s")))
+    guard.setdefault("slow_s", min(guard["attempt_timeout_s"] / 2, _default(GuardOptions, "slow_s")))
+    return GuardOptions(
+        **guard,
+        breaker=BreakerOptions(**parts["breaker"]),
+        retry=RetryOptions(**parts["retry"]),
+        limits=LimitOptions(**parts["limits"]),
+    )
+
+
+def _default(options: type[GuardOptions], name: str) -> Any:
+    return next(one.default for one in fields(options) if one.name == name)
+
+
+def compose(classify: Classify | None) -> Classify:
+    """The user's classifier where it answers; then the vendors' SDKs by table; then everything else."""
+
+    def judge(error: Exception) -> Fault:
+        if classify is not None:
+            fault = classify(error)
+            if fault is not None:
+                return fault
+        return classify_sdk(error) or classify_foreign(error)
+
+    return judge
+
+
+class FixedToll:
+    """Money for an operation whose worst case the caller told: `max_cost_usd` is held, `cost_usd(result)` is booked."""
+
+    __slots__ = ("_bound_usd", "_hold", "_ledger", "_service", "spent_usd")
+
+    def __init__(self, service: Service, bound_usd: Decimal, ledger: Ledger) -> None:
+        self._service = service
+        self._bound_usd = bound_usd
+        self._ledger = ledger
+        self._hold: Hold | None = None
+        self.spent_usd: Decimal | None = None
+
+    async def hold(self, deadline: float) -> None:
+        self.spent_usd = None
+        self._hold = await self._ledger.hold(
+            HoldRequest(
+                service=self._service.name,
+                model="",
+                amount_usd=self._bound_usd,
+                allowance=self._service.allowance,
+                lease_s=self._service.options.timeout_s + 60.0,
+            )
+        )
+        self._service.holds_made += 1
+
+    def settle(self) -> None:
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            spent, source = (
+                (self._bound_usd, "estimate") if self.spent_usd is None else (self.spent_usd, "reported")
+            )
+            self._ledger.settle(hold, Charge(amount_usd=spent, source=source, model=""))
+
+    def release(self) -> None:
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            self._ledger.release(hold)
+
+
+class Money:
+    """What a registration says about money."""
+
+    __slots__ = ("allowance", "bound_usd", "cost_of")
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        budget = options.get("daily_budget")
+        bound = options.get("max_cost_usd")
+        if budget is not None and bound is None:
+            raise ConfigurationError(
+                "register_service", "daily_budget needs max_cost_usd, the most that one call can cost"
+            )
+        limit_usd = None if budget is None else _usd("daily_budget", budget)
+        self.allowance = Allowance(limit_usd, explicit=budget is not None)
+        self.bound_usd = None if bound is None else _usd("max_cost_usd", bound)
+        self.cost_of: Callable[[Any], Any] | None = options.get("cost_usd")
+
+
+def _usd(name: str, value: Any) -> Decimal:
+    try:
+        amount = Decimal(str(value))
+    except ArithmeticError:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or amount < 0:
+        raise ConfigurationError("register_service", f"{name} must be an amount of USD, at least 0")
+    return amount
+
+
+async def execute(
+    service: Service,
+    money: Money | None,
+    ledger: Ledger,
+    operation: Callable[..., Awaitable[T]],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> T:
+    """Run `operation(*args, **kwargs)` under the guard of `service`.
+
+    Raises what INTERFACE promises: SDK and transport errors as `ExternalServiceError`, refusals of ours, everything
+    else unchanged. TypeError where `operation` cannot be awaited.
+    """
+    if inspect.iscoroutine(operation):
+        operation.close()
+        raise TypeError(
+            "pass the function and its arguments, not a coroutine: a coroutine cannot be run again"
+        )
+    if not callable(operation):
+        raise TypeError(
+            f"the operation must be a function that can be awaited, not {type(operation).__name__}"
+        )
+    _warn_of_retries(service.name, operation)
+    guard = service.guard(_model_of(service, kwargs))
+    toll = None
+    if money is not None and money.bound_usd is not None:
+        toll = FixedToll(service, money.bound_usd, ledger)
+    run = partial(_run, operation, args, kwargs, toll, money)
+    return await guard.call(run, toll=toll)
+
+
+def _model_of(service: Service, kwargs: Mapping[str, Any]) -> str | None:
+    """An SDK's call names its model; an operation of the user's own has none that koo would know."""
+    model = kwargs.get("model")
+    return model if isinstance(model, str) and service.default_model is not None else service.default_model
+
+
+async def _run(
+    operation: Callable[..., Awaitable[T]],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    toll: FixedToll | None,
+    money: Money | None,
+) -> T:
+    awaitable = operation(*args, **kwargs)
+    if not inspect.isawaitable(awaitable):
+        raise TypeError("the operation gave a result that cannot be awaited: koo guards async functions")
+    result = await awaitable
+    if toll is not None and money is not None and money.cost_of is not None:
+        toll.spent_usd = _usd("cost_usd", money.cost_of(result))
+    return result
+
+
+_warned: set[str] = set()
+
+
+def _warn_of_retries(name: str, operation: Callable[..., Any]) -> None:
+    """An SDK that repeats by itself multiplies our attempts, and hides them from breaker and budget."""
+    if name in _warned:
+        return
+    retries = own_retries(operation)
+    if retries:
+        _warned.add(name)
+        log.warning(
+            "%s: the SDK repeats calls by itself (%s times), and koo repeats too: set its max_retries=0 "
+            "(google-genai: retry_options=HttpRetryOptions(attempts=1))",
+            name,
+            retries,
+        )

@@ -1,0 +1,358 @@
+"""Anthropic: the Messages API (`POST /v1/messages`), its answers, its stream, and what its errors mean.
+
+Usage: `input_tokens` counts only what was read fresh; what came from or went to the cache is counted beside it.
+Thinking is a part of `output_tokens`. In a stream `message_start` tells what was read and `message_delta` the final
+counts; `message_stop` is the end, and without it the stream was cut. An error after the headers is an `error` event,
+whose status is 200 and whose `type` therefore decides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Mapping
+
+import msgspec
+
+from koo.ai.providers.base import Completion, Pace, Piece, Request
+from koo.ai.providers.faults import FaultTable, Row, Said, until_next_month, until_stated
+from koo.ai.providers.headers import anthropic_pace
+from koo.ai.providers.streaming import read_stream
+from koo.ai.providers.transport import UNREADABLE, Wire, bound_tokens, estimate_usage, name_of
+from koo.ai.types import Usage
+from koo.clock import SYSTEM_CLOCK, Clock
+from koo.errors import ExternalServiceError, Kind
+from koo.http import HttpClient, ServerSentEvent
+
+BASE_URL = "https://api.anthropic.com"
+VERSION = "2023-06-01"
+"""2026-10-21 is newer and takes away what older models can: a temperature. Newer models accept none in any version."""
+
+INVALID = "invalid_request_error"
+
+FAULTS = FaultTable(
+    "anthropic",
+    (
+        # An exact code first.
+        Row(Kind.BILLING, "organization_on_hold"),
+        Row(
+            Kind.BILLING,
+            ("linked_organization_spend_limit_reached", "linked_organization_billing_unavailable"),
+        ),
+        Row(Kind.TIMEOUT, "request_body_timeout", sentence="our request took too long to arrive there"),
+        Row(Kind.THROTTLED, "ramp_limit_exceeded", sentence="our rate grows faster than it allows"),
+        Row(Kind.QUOTA, "enforced_spend_limit_reached", until=until_next_month),
+        Row(Kind.QUOTA, "contract_spend_limit_reached"),
+        # Four things that share one type and differ by their words alone. Words that stop the whole service have to
+        # be how the message begins: elsewhere it may quote the prompt.
+        Row(Kind.BILLING, INVALID, 400, begins=("your credit balance is too low",)),
+        Row(
+            Kind.QUOTA,
+            INVALID,
+            400,
+            begins=(
+                "you have reached your specified api usage limits",
+                "you have reached your specified workspace api usage limits",
+            ),
+            until=until_stated,
+        ),
+        Row(Kind.CONTEXT_LENGTH, INVALID, 400, says=("prompt is too long", "exceed context limit")),
+        # Then the type, which is all there is inside a stream.
+        Row(Kind.INVALID_REQUEST, INVALID),
+        Row(Kind.AUTH, "authentication_error"),
+        Row(Kind.BILLING, "billing_error"),
+        Row(Kind.PERMISSION, "permission_error"),
+        Row(Kind.NOT_FOUND, "not_found_error"),
+        Row(Kind.CONFLICT, "conflict_error"),
+        Row(Kind.TOO_LARGE, "request_too_large"),
+        Row(Kind.THROTTLED, "rate_limit_error"),
+        Row(Kind.TIMEOUT, "timeout_error"),
+        Row(Kind.OVERLOADED, "overloaded_error"),
+        Row(Kind.SERVER_ERROR, "api_error"),
+        # A page of something on the way that forbids is no word of Anthropic about the key.
+        Row(
+            Kind.INVALID_REQUEST,
+            status=403,
+            shaped=False,
+            sentence="something on the way forbids the request",
+        ),
+    ),
+)
+
+
+# ── the wire ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: str
+
+
+class _Body(msgspec.Struct, omit_defaults=True):
+    model: str
+    max_tokens: int
+    messages: list[_Message]
+    system: str | None = None
+    temperature: float | None = None
+    stream: bool = False
+
+
+class _Thinking(msgspec.Struct):
+    thinking_tokens: int = 0
+
+
+class _Usage(msgspec.Struct):
+    input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    output_tokens: int | None = None
+    output_tokens_details: _Thinking | None = None
+
+
+class _Block(msgspec.Struct):
+    type: str
+    text: str = ""
+
+
+class _Answer(msgspec.Struct):
+    model: str
+    content: list[_Block]
+    id: str | None = None
+    stop_reason: str | None = None
+    usage: _Usage | None = None
+
+
+class _Details(msgspec.Struct):
+    error_code: str | None = None
+
+
+class _Fault(msgspec.Struct):
+    type: str | None = None
+    message: str | None = None
+    details: _Details | None = None
+
+
+class _Refusal(msgspec.Struct):
+    error: _Fault
+    request_id: str | None = None
+
+
+class _Delta(msgspec.Struct):
+    type: str = ""
+    text: str = ""
+    thinking: str = ""
+
+
+class _ContentDelta(msgspec.Struct):
+    delta: _Delta
+
+
+class _Begun(msgspec.Struct):
+    model: str | None = None
+    usage: _Usage | None = None
+
+
+class _MessageStart(msgspec.Struct):
+    message: _Begun
+
+
+class _Ending(msgspec.Struct):
+    stop_reason: str | None = None
+
+
+class _MessageDelta(msgspec.Struct):
+    delta: _Ending
+    usage: _Usage | None = None
+
+
+_FIRST_NAME = re.compile(r"`?([a-z_]+)[`:]")
+_encode = msgspec.json.Encoder().encode
+_answer = msgspec.json.Decoder(_Answer)
+_refusal = msgspec.json.Decoder(_Refusal)
+_content_delta = msgspec.json.Decoder(_ContentDelta)
+_message_start = msgspec.json.Decoder(_MessageStart)
+_message_delta = msgspec.json.Decoder(_MessageDelta)
+
+
+class AnthropicProvider:
+    """A service that speaks Anthropic's Messages API.
+
+    `base_url` is the address without `/v1`; `api_key` None sends no key (a server of one's own).
+    """
+
+    __slots__ = ("_wire",)
+
+    def __init__(
+        self,
+        service: str,
+        http: HttpClient,
+        *,
+        base_url: str = BASE_URL,
+        api_key: str | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        headers = {"anthropic-version": VERSION}
+        if api_key is not None:
+            headers["x-api-key"] = api_key
+        base_url = base_url.rstrip("/").removesuffix("/v1")
+        self._wire = Wire(
+            service,
+            http,
+            base_url=base_url,
+            headers=headers,
+            table=FAULTS,
+            read_error=read_error,
+            clock=clock,
+        )
+
+    def __repr__(self) -> str:
+        return f"<AnthropicProvider {self._wire!r}>"
+
+    def bound_input_tokens(self, request: Request) -> int:
+        """UTF-8 bytes of prompt and system, and an allowance for what is put around them."""
+        return bound_tokens(request)
+
+    async def complete(self, request: Request) -> Completion:
+        """Ask once. Raises `ExternalServiceError`."""
+        wire = self._wire
+        response = await wire.post("/v1/messages", encode(request))
+        answer = wire.decode(response, _answer)
+        text = _text(answer.content)
+        return Completion(
+            text=text,
+            model=answer.model,
+            usage=usage_of(answer.usage) if answer.usage else estimate_usage(request, text),
+            stop_reason=answer.stop_reason,
+            request_id=response.headers.get("request-id") or answer.id,
+            pace=anthropic_pace(response.headers, wire.wall()),
+        )
+
+    def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
+        """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
+        body = encode(request, stream=True)
+        return read_stream(self._wire, "/v1/messages", body, lambda headers: _Reader(self._wire, headers))
+
+    async def check(self) -> None:
+        """Ask for one model's name, which is never billed. Raises `ExternalServiceError`."""
+        await self._wire.get("/v1/models?limit=1")
+
+    async def close(self) -> None:
+        """Nothing is held: the connections are the client's."""
+
+
+class _Reader:
+    """Events of one stream → pieces."""
+
+    __slots__ = ("_begun", "_headers", "_pace", "_stop_reason", "_usage", "_wire")
+
+    def __init__(self, wire: Wire, headers: Mapping[str, str]) -> None:
+        self._wire = wire
+        self._headers = headers
+        self._pace: tuple[Pace, ...] = anthropic_pace(headers, wire.wall())
+        self._usage: _Usage | None = None
+        self._stop_reason: str | None = None
+        self._begun = False
+
+    def read(self, event: ServerSentEvent) -> Piece | None:
+        """A piece, or None for what says nothing. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
+        match name_of(event):
+            case "content_block_delta":
+                return _piece(_content_delta.decode(event.data).delta)
+            case "message_start":
+                return self._start(_message_start.decode(event.data).message)
+            case "message_delta":
+                return self._change(_message_delta.decode(event.data))
+            case "message_stop":
+                return Piece(final=True, stop_reason=self._stop_reason)
+            case "error":
+                raise self._error(event.data)
+            case _:  # Pings, and what Anthropic may add: no content.
+                return None
+
+    def finish(self) -> Piece | None:
+        """Anthropic always says `message_stop`: a stream without it was cut."""
+        return None
+
+    def _start(self, message: _Begun) -> Piece:
+        self._begun = True
+        self._usage = message.usage
+        usage = usage_of(message.usage) if message.usage else None
+        request_id = self._headers.get("request-id")
+        return Piece(model=message.model, usage=usage, request_id=request_id, pace=self._pace)
+
+    def _change(self, change: _MessageDelta) -> Piece:
+        self._stop_reason = change.delta.stop_reason or self._stop_reason
+        usage = usage_of(change.usage, self._usage) if change.usage else None
+        return Piece(usage=usage, stop_reason=self._stop_reason)
+
+    def _error(self, data: bytes) -> ExternalServiceError:
+        # As the very first event it stands for a refusal, which nobody bills; later the prompt has been read.
+        return self._wire.told(read_error(200, self._headers, data), billable=self._begun)
+
+
+def encode(request: Request, *, stream: bool = False) -> bytes:
+    """The request's body."""
+    return _encode(
+        _Body(
+            model=request.model,
+            max_tokens=request.max_tokens,
+            messages=[_Message("user", request.prompt)],
+            system=request.system,
+            temperature=request.temperature,
+            stream=stream,
+        )
+    )
+
+
+def read_error(status: int, headers: Mapping[str, str], body: bytes) -> Said:
+    """What an error's body says; a page of something on the way says nothing."""
+    request_id = headers.get("request-id")
+    try:
+        refusal = _refusal.decode(body)
+    except UNREADABLE:
+        return Said(status=status, request_id=request_id, headers=headers)
+    error = refusal.error
+    return Said(
+        status=status,
+        code=error.details.error_code if error.details else None,
+        type=error.type,
+        message=error.message or "",
+        param=_parameter(error.message),
+        request_id=request_id or refusal.request_id,
+        headers=headers,
+        shaped=error.type is not None,
+    )
+
+
+def _parameter(message: str | None) -> str | None:
+    """What the message names first: "max_tokens: must be ...", "`temperature` is deprecated ..."."""
+    found = _FIRST_NAME.match(message or "")
+    return found[1] if found else None
+
+
+def usage_of(usage: _Usage, before: _Usage | None = None) -> Usage:
+    """Tokens by class; what a later report leaves out stays as it was `before`."""
+    old = before or _Usage()
+    details = usage.output_tokens_details
+    return Usage(
+        input_tokens=_later(usage.input_tokens, old.input_tokens),
+        cache_read_tokens=_later(usage.cache_read_input_tokens, old.cache_read_input_tokens),
+        cache_write_tokens=_later(usage.cache_creation_input_tokens, old.cache_creation_input_tokens),
+        output_tokens=_later(usage.output_tokens, old.output_tokens),
+        reasoning_tokens=details.thinking_tokens if details else 0,
+    )
+
+
+def _later(new: int | None, old: int | None) -> int:
+    return max(0, new if new is not None else old or 0)
+
+
+def _text(blocks: list[_Block]) -> str:
+    if len(blocks) == 1 and blocks[0].type == "text":
+        return blocks[0].text
+    return "".join(block.text for block in blocks if block.type == "text")
+
+
+def _piece(delta: _Delta) -> Piece | None:
+    if delta.type == "text_delta":
+        return Piece(text=delta.text)
+    return Piece(text=delta.thinking, reasoning=True) if delta.type == "thinking_delta" else None

@@ -1,0 +1,94 @@
+"""What the gateway asks of a vendor: one request, one completion, one stream, one unbilled check.
+
+A vendor's file holds its wire format and its fault table, and nothing else: no retry, no limit, no money. It raises
+`ExternalServiceError`s whose `kind` says what happened (`koo.policies.treatment` says what follows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Protocol
+
+from koo.ai.types import Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One attempt's worth of work, all defaults filled in."""
+
+    prompt: str
+    model: str
+    max_tokens: int
+    system: str | None = None
+    temperature: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What a provider's headers say about one of its limits: `remaining` of `limit`, full again in `resets_in_s`."""
+
+    resource: str
+    limit: int | None
+    remaining: int | None
+    resets_in_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A finished answer. `cost_usd` only where the provider itself reports a price."""
+
+    text: str
+    model: str
+    usage: Usage
+    stop_reason: str | None = None
+    request_id: str | None = None
+    cost_usd: Decimal | None = None
+    pace: tuple[Pace, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A step of a stream. `text` is content; a piece without it (a ping, a usage report) does not renew any timer.
+
+    `usage` replaces what was reported before; `final` marks the provider's own end of the stream.
+    """
+
+    text: str = ""
+    reasoning: bool = False
+    model: str | None = None
+    usage: Usage | None = None
+    stop_reason: str | None = None
+    request_id: str | None = None
+    cost_usd: Decimal | None = None
+    pace: tuple[Pace, ...] = ()
+    final: bool = False
+
+
+class Provider(Protocol):
+    """One configured service of one vendor."""
+
+    def bound_input_tokens(self, request: Request) -> int:
+        """An upper bound of the tokens that the prompt can be counted as: never less than the bill."""
+        ...
+
+    async def complete(self, request: Request) -> Completion:
+        """Ask once. Raises `ExternalServiceError`."""
+        ...
+
+    def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
+        """Ask once, and give the pieces as they come.
+
+        Ends after a piece with `final`; raises `StreamTruncated` where the stream ends without one. Closing it early
+        closes the connection (so that the provider stops).
+        """
+        ...
+
+    async def check(self) -> None:
+        """Is it there, and does it take the key? Never billed. Raises `ExternalServiceError`."""
+        ...
+
+    async def close(self) -> None:
+        """Give back what it holds."""
+        ...

@@ -1,0 +1,262 @@
+"""Gemini: Google's `generateContent` and `streamGenerateContent?alt=sse`, and what its errors mean.
+
+The key goes in the header `x-goog-api-key`, never into the URL, where every log on the way would keep it; the model's
+name is a part of the path, and so is quoted.
+
+Usage: what was thought stands beside what was said and is billed with it, and `maxOutputTokens` bounds both together.
+What came from the cache is a part of the prompt's count. A stream says after each chunk what was used so far, and has
+no end of its own: it is whole if a chunk named a reason for stopping, and cut if none did. A blocked prompt or answer
+is a success whose stop reason says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Mapping
+from urllib.parse import quote
+
+import msgspec
+
+from koo.ai.providers.base import Completion, Piece, Request
+from koo.ai.providers.gemini_errors import FAULTS, read_error
+from koo.ai.providers.streaming import read_stream
+from koo.ai.providers.transport import Wire, bound_tokens, estimate_usage
+from koo.ai.types import Usage
+from koo.clock import SYSTEM_CLOCK, Clock
+from koo.http import HttpClient, ServerSentEvent
+
+BASE_URL = "https://generativelanguage.googleapis.com/v1"
+
+
+# ── the wire ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+NOTHING = msgspec.Raw(b"")
+
+
+class _Part(msgspec.Struct, omit_defaults=True):
+    text: str | None = None
+    thought: bool | None = None
+
+
+class _Content(msgspec.Struct, omit_defaults=True):
+    parts: list[_Part] | None = None
+    role: str | None = None
+
+
+class _Config(msgspec.Struct, rename="camel", omit_defaults=True):
+    max_output_tokens: int
+    temperature: float | None = None
+
+
+class _Body(msgspec.Struct, rename="camel", omit_defaults=True):
+    contents: list[_Content]
+    generation_config: _Config
+    system_instruction: _Content | None = None
+
+
+class _Candidate(msgspec.Struct, rename="camel"):
+    content: _Content | None = None
+    finish_reason: str | None = None
+
+
+class _Feedback(msgspec.Struct, rename="camel"):
+    block_reason: str | None = None
+
+
+class _Usage(msgspec.Struct, rename="camel"):
+    prompt_token_count: int | None = None
+    cached_content_token_count: int | None = None
+    tool_use_prompt_token_count: int | None = None
+    candidates_token_count: int | None = None
+    thoughts_token_count: int | None = None
+    total_token_count: int | None = None
+
+
+class _Answer(msgspec.Struct, rename="camel"):
+    """A whole answer, or a chunk of a streamed one."""
+
+    candidates: list[_Candidate] | None = None
+    prompt_feedback: _Feedback | None = None
+    usage_metadata: _Usage | None = None
+    model_version: str | None = None
+    response_id: str | None = None
+    error: msgspec.Raw = NOTHING
+
+    @property
+    def candidate(self) -> _Candidate | None:
+        return self.candidates[0] if self.candidates else None
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the model stopped, or why the prompt was not answered at all."""
+        candidate, feedback = self.candidate, self.prompt_feedback
+        reason = candidate.finish_reason if candidate is not None else None
+        return reason or (feedback.block_reason if feedback is not None else None)
+
+
+_encode = msgspec.json.Encoder().encode
+_answer = msgspec.json.Decoder(_Answer)
+
+
+class GeminiProvider:
+    """A service that speaks Google's Gemini API.
+
+    `base_url` is the address with its `/v1` (or `/v1beta`, which knows more models); one without a version gets `/v1`.
+    `api_key` None sends no key (a server of one's own).
+    """
+
+    __slots__ = ("_wire",)
+
+    def __init__(
+        self,
+        service: str,
+        http: HttpClient,
+        *,
+        base_url: str = BASE_URL,
+        api_key: str | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        base_url = base_url.rstrip("/")
+        if not re.search(r"/v\d+\w*$", base_url):
+            base_url += "/v1"
+        self._wire = Wire(
+            service,
+            http,
+            base_url=base_url,
+            headers={} if api_key is None else {"x-goog-api-key": api_key},
+            table=FAULTS,
+            read_error=read_error,
+            clock=clock,
+        )
+
+    def __repr__(self) -> str:
+        return f"<GeminiProvider {self._wire!r}>"
+
+    def bound_input_tokens(self, request: Request) -> int:
+        """UTF-8 bytes of prompt and system, and an allowance for what is put around them."""
+        return bound_tokens(request)
+
+    async def complete(self, request: Request) -> Completion:
+        """Ask once. Raises `ExternalServiceError`."""
+        wire = self._wire
+        response = await wire.post(path_of(request.model, "generateContent"), encode(request))
+        answer = wire.decode(response, _answer)
+        if answer.candidate is None and answer.stop_reason is None:
+            said = read_error(response.status, response.headers, response.body)
+            raise (
+                wire.told(said, billable=False)
+                if said.shaped
+                else wire.unreadable("an answer without candidates")
+            )
+        text = _text(answer.candidate, thought=False)
+        usage = answer.usage_metadata
+        return Completion(
+            text=text,
+            model=answer.model_version or request.model,
+            usage=usage_of(usage) if usage else estimate_usage(request, text),
+            stop_reason=answer.stop_reason,
+            request_id=answer.response_id,
+        )
+
+    def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
+        """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
+        path = path_of(request.model, "streamGenerateContent") + "?alt=sse"
+        return read_stream(
+            self._wire, path, encode(request), lambda headers: _Reader(self._wire, headers, request)
+        )
+
+    async def check(self) -> None:
+        """Ask for one model's name, which is never billed. Raises `ExternalServiceError`."""
+        await self._wire.get("/models?pageSize=1")
+
+    async def close(self) -> None:
+        """Nothing is held: the connections are the client's."""
+
+
+class _Reader:
+    """Chunks of one stream → pieces."""
+
+    __slots__ = ("_begun", "_headers", "_parts", "_request", "_stop_reason", "_usage", "_wire")
+
+    def __init__(self, wire: Wire, headers: Mapping[str, str], request: Request) -> None:
+        self._wire = wire
+        self._headers = headers
+        self._request = request
+        self._parts: list[str] = []
+        self._begun = False
+        self._stop_reason: str | None = None
+        self._usage: _Usage | None = None
+
+    def read(self, event: ServerSentEvent) -> Piece | None:
+        """A piece, or None for what says nothing. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
+        chunk = _answer.decode(event.data)
+        if bytes(chunk.error) not in (b"", b"null"):
+            # As the very first thing it stands for a refusal, which nobody bills.
+            raise self._wire.told(read_error(200, self._headers, event.data), billable=self._begun)
+        self._stop_reason = chunk.stop_reason or self._stop_reason
+        usage = chunk.usage_metadata
+        self._usage = usage or self._usage
+        text, thought = _text(chunk.candidate, thought=False), _text(chunk.candidate, thought=True)
+        if text or thought:
+            self._parts.append(text or thought)
+        first, self._begun = not self._begun, True
+        return Piece(
+            text=text or thought,
+            reasoning=not text and bool(thought),
+            model=chunk.model_version if first else None,
+            request_id=chunk.response_id if first else None,
+            usage=usage_of(usage) if usage else None,
+            stop_reason=chunk.stop_reason,
+        )
+
+    def finish(self) -> Piece | None:
+        """Whole if Google said why it stopped: some models say so in each chunk, so that none is the last by itself."""
+        if self._stop_reason is None:
+            return None
+        usage = None if self._usage else estimate_usage(self._request, "".join(self._parts))
+        return Piece(final=True, usage=usage, stop_reason=self._stop_reason)
+
+
+def path_of(model: str, method: str) -> str:
+    """Where a model is asked. Its name is the caller's, and must not become another path or a query."""
+    collection, slash, name = model.partition("/")
+    if not slash or collection not in {"models", "tunedModels"}:
+        collection, name = "models", model
+    return f"/{collection}/{quote(name, safe='', errors='replace')}:{method}"
+
+
+def encode(request: Request) -> bytes:
+    """The request's body; whether it streams is said by the path."""
+    system = request.system
+    return _encode(
+        _Body(
+            contents=[_Content([_Part(request.prompt)], "user")],
+            generation_config=_Config(request.max_tokens, request.temperature),
+            system_instruction=_Content([_Part(system)]) if system is not None else None,
+        )
+    )
+
+
+def usage_of(usage: _Usage) -> Usage:
+    """Tokens by class, made disjoint. What the total has beyond its parts was written: some leave thoughts out."""
+    read = _count(usage.prompt_token_count) + _count(usage.tool_use_prompt_token_count)
+    cached = min(read, _count(usage.cached_content_token_count))
+    thoughts = _count(usage.thoughts_token_count)
+    return Usage(
+        input_tokens=read - cached,
+        cache_read_tokens=cached,
+        output_tokens=max(
+            _count(usage.candidates_token_count) + thoughts, _count(usage.total_token_count) - read
+        ),
+        reasoning_tokens=thoughts,
+    )
+
+
+def _count(tokens: int | None) -> int:
+    return max(0, tokens or 0)
+
+
+def _text(candidate: _Candidate | None, *, thought: bool) -> str:
+    parts = candidate.content.parts if candidate is not None and candidate.content is not None else None
+    return "".join(part.text or "" for part in parts or () if bool(part.thought) is thought)

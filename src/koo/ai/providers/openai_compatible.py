@@ -1,0 +1,367 @@
+"""Everybody who speaks chat completions (`POST /chat/completions`): vLLM, llama.cpp, Ollama, OpenRouter, Groq, ...
+
+They agree on the request and on the answer, less on usage, and not at all on errors. So: usage is asked for and, where
+none comes, estimated and marked; the finish reason is an end where `[DONE]` is missing; an error is looked for in every
+answer and every chunk, because many send it with a 200. OpenRouter says what a call cost, and is believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from decimal import Decimal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from koo.ai.providers.base import Completion, Piece, Request
+from koo.ai.providers.faults import FaultTable, Row
+from koo.ai.providers.headers import openai_pace
+from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
+from koo.ai.providers.openai import check_models
+from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
+from koo.ai.providers.streaming import read_stream
+from koo.ai.providers.transport import Wire, bound_tokens, estimate_usage
+from koo.ai.types import Usage
+from koo.clock import SYSTEM_CLOCK, Clock
+from koo.errors import ExternalServiceError, Kind
+from koo.http import HttpClient, ServerSentEvent
+
+FAULTS = FaultTable(
+    "openai_compatible",
+    (
+        # OpenRouter: five things behind a 402 and a 403, told apart by its metadata.
+        Row(
+            Kind.THROTTLED,
+            ("in_flight_budget_exhausted", "openrouter_in_flight_budget"),
+            sentence="what is running fills the account's budget for now",
+        ),
+        Row(
+            Kind.TOO_LARGE,
+            "weight_exceeds_budget",
+            sentence="this one request may cost more than the account allows: lower max_tokens",
+        ),
+        Row(Kind.BILLING, "openrouter_credits", 402),
+        Row(
+            Kind.QUOTA,
+            ("openrouter_key_limit", "openrouter_guardrail_budget", "openrouter_workspace_budget"),
+            (402, 403),
+        ),
+        Row(Kind.CONTENT_POLICY, "moderation", 403),
+        # llama.cpp.
+        Row(Kind.CONTEXT_LENGTH, "exceed_context_size_error"),
+        Row(Kind.OVERLOADED, "unavailable_error", sentence="it is still loading the model"),
+        *OPENAI_FAULTS.rows,
+        # vLLM and the rest name no code: words refine a refused request, and nothing else.
+        Row(Kind.CONTEXT_LENGTH, status=(400, 413, 422), says=CONTEXT_WORDS),
+    ),
+)
+
+
+# ── the wire ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+NOTHING = msgspec.Raw(b"")
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: str
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool
+
+
+class _Body(msgspec.Struct, omit_defaults=True):
+    model: str
+    messages: list[_Message]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    stream: bool = False
+    stream_options: _StreamOptions | None = None
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+
+
+class _OutputDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
+    cost: Decimal | None = None
+
+
+class _Part(msgspec.Struct, frozen=True):
+    type: str = ""
+    text: str | None = None
+
+
+class _Said(msgspec.Struct, frozen=True):
+    content: str | list[_Part] | None = None
+    refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Said = _Said()
+    finish_reason: str | None = None
+    error: msgspec.Raw = NOTHING
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice]
+    model: str | None = None
+    id: str | None = None
+    usage: _Usage | None = None
+
+
+class _ChunkChoice(msgspec.Struct):
+    delta: _Said | None = None
+    finish_reason: str | None = None
+    error: msgspec.Raw = NOTHING
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_ChunkChoice] = []
+    model: str | None = None
+    id: str | None = None
+    usage: _Usage | None = None
+    error: msgspec.Raw = NOTHING
+
+
+_encode = msgspec.json.Encoder().encode
+_answer = msgspec.json.Decoder(_Answer)
+_chunk = msgspec.json.Decoder(_Chunk)
+
+
+class OpenAICompatibleProvider:
+    """A server that speaks OpenAI's chat completions.
+
+    `base_url` is the address with its `/v1`; one without any path gets it. `api_key` None sends no key.
+    """
+
+    __slots__ = ("_check_path", "_is_openai", "_wire")
+
+    def __init__(
+        self,
+        service: str,
+        http: HttpClient,
+        *,
+        base_url: str,
+        api_key: str | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        parts = urlsplit(base_url)
+        host = parts.hostname or ""
+        if parts.path in ("", "/"):
+            base_url = base_url.rstrip("/") + "/v1"
+        self._wire = Wire(
+            service,
+            http,
+            base_url=base_url,
+            headers=headers,
+            table=FAULTS,
+            read_error=read_error,
+            clock=clock,
+        )
+        # OpenAI's own models refuse the old name of the bound, most other servers do not know the new one.
+        self._is_openai = host.endswith(("api.openai.com", ".openai.azure.com"))
+        # OpenRouter lists its models to everybody; its `/key` looks at the key.
+        self._check_path = "/key" if host.endswith("openrouter.ai") else "/models"
+
+    def __repr__(self) -> str:
+        return f"<OpenAICompatibleProvider {self._wire!r}>"
+
+    def bound_input_tokens(self, request: Request) -> int:
+        """UTF-8 bytes of prompt and system, and an allowance for what is put around them."""
+        return bound_tokens(request)
+
+    async def complete(self, request: Request) -> Completion:
+        """Ask once. Raises `ExternalServiceError`."""
+        wire = self._wire
+        response = await wire.post("/chat/completions", self._encode(request))
+        answer = wire.decode(response, _answer)
+        if not answer.choices:
+            said = read_error(response.status, response.headers, response.body)
+            raise (
+                wire.told(said, billable=False)
+                if said.shaped
+                else wire.unreadable("an answer without choices")
+            )
+        choice, usage = answer.choices[0], answer.usage
+        if _is_something(choice.error):
+            said = read_error(200, response.headers, b'{"error":%b}' % bytes(choice.error))
+            raise wire.told(said, billable=False)
+        text = _text(choice.message)
+        return Completion(
+            text=text,
+            model=answer.model or request.model,
+            usage=usage_of(usage) if _told(usage) else estimate_usage(request, text),
+            stop_reason=choice.finish_reason,
+            request_id=response.headers.get("x-request-id") or answer.id,
+            cost_usd=_cost(usage),
+            pace=openai_pace(response.headers),
+        )
+
+    def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
+        """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
+        body = self._encode(request, stream=True)
+        return read_stream(
+            self._wire, "/chat/completions", body, lambda headers: _Reader(self._wire, headers, request)
+        )
+
+    async def check(self) -> None:
+        """Ask for the list of models, which is never billed. Raises `ExternalServiceError`.
+
+        A server without such a list is there all the same.
+        """
+        try:
+            await check_models(self._wire, self._check_path)
+        except ExternalServiceError as error:
+            if error.kind is not Kind.NOT_FOUND:
+                raise
+
+    async def close(self) -> None:
+        """Nothing is held: the connections are the client's."""
+
+    def _encode(self, request: Request, *, stream: bool = False) -> bytes:
+        messages = [_Message("user", request.prompt)]
+        if request.system is not None:
+            messages.insert(0, _Message("system", request.system))
+        return _encode(
+            _Body(
+                model=request.model,
+                messages=messages,
+                max_tokens=None if self._is_openai else request.max_tokens,
+                max_completion_tokens=request.max_tokens if self._is_openai else None,
+                temperature=request.temperature,
+                stream=stream,
+                stream_options=_StreamOptions(include_usage=True) if stream else None,
+            )
+        )
+
+
+class _Reader:
+    """Chunks of one stream → pieces."""
+
+    __slots__ = ("_begun", "_headers", "_parts", "_request", "_stop_reason", "_usage_told", "_wire")
+
+    def __init__(self, wire: Wire, headers: Mapping[str, str], request: Request) -> None:
+        self._wire = wire
+        self._headers = headers
+        self._request = request
+        self._parts: list[str] = []
+        self._begun = self._usage_told = False
+        self._stop_reason: str | None = None
+
+    def read(self, event: ServerSentEvent) -> Piece | None:
+        """A piece, or None for what says nothing. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
+        data = event.data
+        if data.startswith(b"[DONE]"):
+            return self._final()
+        if event.event == "error":
+            raise self._error(data)
+        chunk = _chunk.decode(data)
+        choice = chunk.choices[0] if chunk.choices else None
+        if _is_something(chunk.error) or (choice is None and chunk.usage is None and chunk.id is None):
+            raise self._error(data)
+        if choice is not None and _is_something(choice.error):
+            raise self._error(b'{"error":%b}' % bytes(choice.error))
+        return self._piece(chunk, choice)
+
+    def finish(self) -> Piece | None:
+        """Without `[DONE]`: finished if the server said why it stopped, cut if it did not."""
+        return self._final() if self._stop_reason is not None else None
+
+    def _piece(self, chunk: _Chunk, choice: _ChunkChoice | None) -> Piece | None:
+        said = (choice.delta if choice else None) or _Said()
+        text, thought = _text(said), said.reasoning_content or said.reasoning or ""
+        if choice is not None and choice.finish_reason:
+            self._stop_reason = choice.finish_reason
+        if text or thought:
+            self._parts.append(text or thought)
+        if not self._begun:
+            return self._first(chunk, text, thought)
+        usage = self._usage(chunk)
+        if not text and not thought and usage is None:
+            return None
+        return Piece(
+            text=text or thought,
+            reasoning=not text and bool(thought),
+            usage=usage,
+            cost_usd=_cost(chunk.usage),
+        )
+
+    def _first(self, chunk: _Chunk, text: str, thought: str) -> Piece:
+        self._begun = True
+        return Piece(
+            text=text or thought,
+            reasoning=not text and bool(thought),
+            model=chunk.model,
+            usage=self._usage(chunk),
+            request_id=self._headers.get("x-request-id") or chunk.id,
+            pace=openai_pace(self._headers),
+        )
+
+    def _usage(self, chunk: _Chunk) -> Usage | None:
+        if not _told(chunk.usage):
+            return None
+        self._usage_told = True
+        return usage_of(chunk.usage)
+
+    def _final(self) -> Piece:
+        usage = None if self._usage_told else estimate_usage(self._request, "".join(self._parts))
+        return Piece(final=True, usage=usage, stop_reason=self._stop_reason)
+
+    def _error(self, data: bytes) -> ExternalServiceError:
+        said = read_error(200, self._headers, data)
+        if not said.shaped:
+            return self._wire.unreadable("an event of another form")
+        # As the very first thing it stands for a refusal, which nobody bills.
+        return self._wire.told(said, billable=self._begun)
+
+
+def usage_of(usage: _Usage | None) -> Usage:
+    """Tokens by class, made disjoint."""
+    usage = usage or _Usage()
+    details = usage.prompt_tokens_details or _PromptDetails()
+    output = usage.completion_tokens_details or _OutputDetails()
+    cached, written = max(0, details.cached_tokens or 0), max(0, details.cache_write_tokens or 0)
+    return Usage(
+        input_tokens=max(0, (usage.prompt_tokens or 0) - cached - written),
+        cache_read_tokens=cached,
+        cache_write_tokens=written,
+        output_tokens=max(0, usage.completion_tokens or 0),
+        reasoning_tokens=max(0, output.reasoning_tokens or 0),
+    )
+
+
+def _is_something(raw: msgspec.Raw) -> bool:
+    return bytes(raw) not in (b"", b"null")
+
+
+def _told(usage: _Usage | None) -> bool:
+    """Some servers send an object full of nulls, or zeros."""
+    return usage is not None and bool(usage.prompt_tokens or usage.completion_tokens)
+
+
+def _cost(usage: _Usage | None) -> Decimal | None:
+    cost = usage.cost if usage is not None else None
+    return cost if cost is not None and cost.is_finite() and cost >= 0 else None
+
+
+def _text(said: _Said) -> str:
+    content = said.content
+    if isinstance(content, str):
+        return content or said.refusal or ""
+    return "".join(part.text or "" for part in content) if content else said.refusal or ""

@@ -1,0 +1,217 @@
+"""What every vendor's adapter does alike: send, read, and turn whatever goes wrong into an error of koo.
+
+A vendor's file gives the URL, the headers, the fault table, and a function that reads its error bodies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+from unicodedata import is_normalized, normalize
+
+import msgspec
+
+from koo.ai.providers.base import Request
+from koo.ai.providers.faults import FaultTable, Said, make_error, transport_error
+from koo.ai.types import Usage
+from koo.clock import Clock
+from koo.errors import ExternalServiceError, Kind
+from koo.http import HttpClient, HttpResponse, HttpStream, ServerSentEvent, TransportError
+
+T = TypeVar("T")
+ReadError = Callable[[int, Mapping[str, str], bytes], Said]
+
+USER_AGENT = "koo"
+FRAMING_TOKENS = 256
+"""What a vendor may add around a prompt: roles, separators, a hidden preamble. Some dozens are known of."""
+BYTES_PER_TOKEN = 3
+"""For estimates only: ordinary text has three to four bytes a token, so this errs upwards."""
+UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
+"""Not JSON, JSON of other types (a `ValidationError` is a `DecodeError`), JSON nested without end."""
+
+
+_GROWS = re.compile(
+    "[\u00a8-\u00be\u013f-\u0149\u01c4-\u01c6\u02d8-\u02dd\u0344\u037a-\u0385\u0587\u0675-\u0678\u0958-\u095f\u09dc-\u09df"
+    "\u0a33-\u0a5e\u0b5c\u0b5d\u0e33\u0eb3-\u0edd\u0f43-\u0fb9\u1fc1-\u1fee\u2033-\u2057\u2150-\u2189\u222c-\u2230"
+    "\u247d-\u2487\u2a0c\u2adc\u309b-\u309f\u30ff\u3200-\u3243\u327c\u327d\u32c0-\u32cb\u32ff-\u33fe\ufa6c\ufacf-\ufad7"
+    "\ufb13-\ufb4f\ufbdd-\ufdfc\ufe71-\ufe7f\ufef5-\ufefc\U0001d15e-\U0001d164\U0001d1bb-\U0001d1c0\U0001f12a"
+    "\U0001f200\U0001f201\U0001f240-\U0001f248]+"
+)
+"""Every character whose folded form has more bytes than itself; a test holds this against Python's own table."""
+
+
+class Wire:
+    """One service's way out: its address, prebuilt headers, and errors in koo's words."""
+
+    __slots__ = ("_base_url", "_clock", "_headers", "_http", "_read_error", "_table", "service")
+
+    def __init__(
+        self,
+        service: str,
+        http: HttpClient,
+        *,
+        base_url: str,
+        headers: Mapping[str, str],
+        table: FaultTable,
+        read_error: ReadError,
+        clock: Clock,
+    ) -> None:
+        self.service = service
+        self._http = http
+        self._base_url = base_url.rstrip("/")
+        # All headers that aiohttp would otherwise work out anew for each request.
+        self._headers = {
+            "accept": "application/json",
+            "accept-encoding": "identity",
+            "user-agent": USER_AGENT,
+            "content-type": "application/json",
+            **headers,
+        }
+        self._table = table
+        self._read_error = read_error
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"{self.service!r} at {self._base_url.rpartition('@')[2]}"
+
+    def wall(self) -> float:
+        """Wall seconds, for dates in headers."""
+        return self._clock.wall()
+
+    async def post(self, path: str, body: bytes) -> HttpResponse:
+        """Ask once; an answer of status 200 to 299, or `ExternalServiceError`."""
+        return await self._request("POST", path, body)
+
+    async def get(self, path: str) -> HttpResponse:
+        """As `post`, without a body."""
+        return await self._request("GET", path, None)
+
+    async def _request(self, method: str, path: str, body: bytes | None) -> HttpResponse:
+        try:
+            response = await self._http.request(
+                method, self._base_url + path, headers=self._headers, body=body
+            )
+        except TransportError as error:
+            raise transport_error(self.service, error) from error
+        if not 200 <= response.status < 300:
+            raise self.refusal(response.status, response.headers, response.body)
+        return response
+
+    async def open(self, path: str, body: bytes) -> HttpStream:
+        """Ask once for a stream of events; its owner closes it. Raises `ExternalServiceError`."""
+        try:
+            stream = await self._http.stream("POST", self._base_url + path, headers=self._headers, body=body)
+        except TransportError as error:
+            raise transport_error(self.service, error) from error
+        if stream.status == 200 and not _is_document(stream.headers):
+            return stream
+        try:
+            raise await self._refused_stream(stream)
+        finally:
+            await stream.aclose()
+
+    async def _refused_stream(self, stream: HttpStream) -> ExternalServiceError:
+        """A whole document where a stream was asked for: a refusal, an error inside a 200, or somebody else's page."""
+        try:
+            body = await stream.read()
+        except TransportError as error:
+            if stream.status < 400:
+                return transport_error(self.service, error)
+            body = b""
+        if 200 <= stream.status < 300 and not self._read_error(stream.status, stream.headers, body).shaped:
+            return self.unreadable("no stream of events, but " + kind_of_document(stream.headers, body))
+        return self.refusal(stream.status, stream.headers, body)
+
+    def refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> ExternalServiceError:
+        """The error that an answer is."""
+        # A redirect has an answer that somebody may have done work for; nobody bills it.
+        return self._table.error(self.service, self._read_error(status, headers, body), self._clock.wall())
+
+    def told(self, said: Said, *, billable: bool | None) -> ExternalServiceError:
+        """The error that was told inside an answer or a stream whose status promised success."""
+        return self._table.error(self.service, said, self._clock.wall(), billable=billable)
+
+    def unreadable(self, what: str) -> ExternalServiceError:
+        """A success that is none: `what` it is instead."""
+        return make_error(self.service, Kind.BAD_ANSWER, f"its answer cannot be read: {what}", billable=True)
+
+    def broken(self, error: TransportError) -> ExternalServiceError:
+        """A stream that broke off after its headers."""
+        return make_error(self.service, Kind.TRUNCATED_STREAM, error.reason, billable=True)
+
+    def unfinished(self) -> ExternalServiceError:
+        """A stream that ended without the provider's own end."""
+        return make_error(self.service, Kind.TRUNCATED_STREAM, billable=True)
+
+    def decode(self, response: HttpResponse, decoder: msgspec.json.Decoder[T]) -> T:
+        """The answer's body. Raises `ExternalServiceError`: also for an error inside a 200."""
+        try:
+            return decoder.decode(response.body)
+        except UNREADABLE:
+            said = self._read_error(response.status, response.headers, response.body)
+            if said.shaped:
+                raise self.told(said, billable=False) from None
+            raise self.unreadable(kind_of_document(response.headers, response.body)) from None
+
+
+class _Head(msgspec.Struct):
+    type: str = ""
+
+
+_head = msgspec.json.Decoder(_Head)
+
+
+def name_of(event: ServerSentEvent) -> str:
+    """What an event is called: by its name, or, where something on the way dropped that, by its `type`.
+
+    Raises one of `UNREADABLE`.
+    """
+    return event.event if event.event != "message" else _head.decode(event.data).type
+
+
+def _is_document(headers: Mapping[str, str]) -> bool:
+    """JSON or HTML in place of events. Servers that send events without saying so exist."""
+    kind = headers.get("content-type", "").lower()
+    return "json" in kind or "html" in kind
+
+
+def kind_of_document(headers: Mapping[str, str], body: bytes) -> str:
+    """A word for what came, without any of it."""
+    if not body.strip():
+        return "nothing"
+    if "html" in headers.get("content-type", "").lower() or body.lstrip()[:1] == b"<":
+        return "a web page"
+    return "something of another form"
+
+
+def bound_tokens(request: Request) -> int:
+    """No tokenizer makes more tokens of a text than it has bytes, in the form that the tokenizer sees.
+
+    Some fold compatibility characters first (NFKC), which can make eighteen characters of one.
+    """
+    return _bytes(request.prompt) + (_bytes(request.system) if request.system else 0) + FRAMING_TOKENS
+
+
+def _bytes(text: str) -> int:
+    if text.isascii():  # O(1): the common case costs nothing, also with a megabyte.
+        return len(text)
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if is_normalized("NFKC", text):
+        return size
+    # Only what grows is folded: folding a megabyte of Chinese would hold the event loop up for 30 ms.
+    growing = "".join(_GROWS.findall(text))
+    return size + len(normalize("NFKC", growing).encode("utf-8", "surrogatepass")) if growing else size
+
+
+def estimate_usage(request: Request, text: str) -> Usage:
+    """For a provider that does not tell what it used."""
+    read = len(request.prompt.encode("utf-8", "replace")) + len(
+        (request.system or "").encode("utf-8", "replace")
+    )
+    written = len(text.encode("utf-8", "replace"))
+    return Usage(
+        input_tokens=read // BYTES_PER_TOKEN + 1,
+        output_tokens=written // BYTES_PER_TOKEN + 1,
+        estimated=True,
+    )

@@ -1,0 +1,209 @@
+"""One AI service as the platform sees it: its options, its provider, and its guards.
+
+A service has one key, one limit and one budget, and so one set of gates; but one breaker for each model, because an
+overloaded model says nothing about the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from koo.clock import Clock, utc_day
+from koo.deadlines import Deadlines
+from koo.errors import CallerMistake, Kind
+from koo.events import Event, KeyUnlatched
+from koo.guard import Gates, Guard
+from koo.options import DAY_S, GuardOptions, ServiceOptions
+from koo.policies.breaker import CLOSED, Override
+from koo.policies.concurrency import Slots
+from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
+from koo.policies.verdict import Classify
+from koo.storage.base import Allowance
+
+MODELS_MAX = 64
+"""A name of a model is the caller's word: without a bound, wrong names would fill the memory."""
+
+
+def make_limits(options: ServiceOptions | GuardOptions, clock: Clock) -> Limits:
+    """The counts of the limits that are set."""
+    now, wall = clock.monotonic(), clock.wall()
+    limits = options.limits
+    counts: list[Count] = []
+    if limits.per_minute is not None:
+        counts.append(SlidingCount("requests a minute", limits.per_minute, 60.0, now))
+    if limits.per_hour is not None:
+        counts.append(SlidingCount("requests an hour", limits.per_hour, 3600.0, now))
+    if limits.per_day is not None:
+        day = utc_day(wall)
+        counts.append(DayCount("requests a day", limits.per_day, now + (day + 1) * DAY_S - wall, day))
+    return Limits(*counts)
+
+
+def guard_options(options: ServiceOptions) -> GuardOptions:
+    """What a service's options mean for its guards. A query may be repeated: it changes nothing but the bill."""
+    return GuardOptions(
+        timeout_s=options.timeout_s,
+        attempt_timeout_s=options.attempt_timeout_s,
+        slow_s=options.slow_s,
+        concurrency_max=options.concurrency_max,
+        idempotent=True,
+        breaker=options.breaker,
+        retry=options.retry,
+        limits=options.limits,
+    )
+
+
+class Service:
+    """The guards and gates of one service, by model; `default_model` is what a query gets that names none."""
+
+    def __init__(
+        self,
+        name: str,
+        options: GuardOptions,
+        *,
+        default_model: str | None,
+        clock: Clock,
+        deadlines: Deadlines,
+        classify: Classify,
+        publish: Callable[[Event], None] | None = None,
+        allowance: Allowance | None = None,
+        configured: bool = True,
+        checkable: bool = False,
+    ) -> None:
+        self.name = name
+        self.options = options
+        self.default_model = default_model
+        self.configured = configured
+        self.checkable = checkable
+        self.allowance = allowance or Allowance(None)
+        self.clock = clock
+        self.holds_made = 0
+        """Attempts that the ledger has counted with their hold; the day's other requests are counted apart."""
+        self._noted = (0, 0, 0)
+        self._deadlines = deadlines
+        self._classify = classify
+        self._publish = publish
+        self.gates = Gates(limits=make_limits(options, clock), slots=Slots(options.concurrency_max))
+        self._guards: dict[str | None, Guard] = {}
+        self.guard(default_model)
+
+    def guard(self, model: str | None = None) -> Guard:
+        """The guard of one model; made when first asked for."""
+        guard = self._guards.get(model)
+        return guard if guard is not None else self._make_guard(model)
+
+    @property
+    def default_guard(self) -> Guard:
+        return self._guards[self.default_model]
+
+    @property
+    def guards(self) -> list[Guard]:
+        return list(self._guards.values())
+
+    def _make_guard(self, model: str | None) -> Guard:
+        if len(self._guards) >= MODELS_MAX:
+            self._forget_one()
+        guard = Guard(
+            self.name,
+            self.options,
+            deadlines=self._deadlines,
+            gates=self.gates,
+            model=model,
+            classify=self._classify,
+            clock=self.clock,
+            publish=self._publish,
+        )
+        self._guards[model] = guard
+        return guard
+
+    def _forget_one(self) -> None:
+        """Make room: the oldest model that is not in use and has nothing to remember."""
+        for model, guard in self._guards.items():
+            quiet = (
+                guard.breaker.phase is CLOSED and not guard.breaker.running and not guard.breaker.consecutive
+            )
+            if model != self.default_model and quiet:
+                del self._guards[model]
+                self.gates.guards.remove(guard)
+                return
+        raise CallerMistake(
+            self.name, f"more than {MODELS_MAX} different models are in use", kind=Kind.INVALID_REQUEST
+        )
+
+    def reset(self, *, tell: bool = True) -> None:
+        """Clear phases, streaks, cooldowns and latches of all models; never money, limits used or counts.
+
+        `tell` False: another process tells us, so it need not be told.
+        """
+        for guard in self.guards:
+            guard.reset()
+        self.gates.quota.clear()
+        if tell:
+            self.unlatch()
+        else:
+            self.gates.latches.clear()
+
+    def set_override(self, override: Override) -> None:
+        """Let an operator decide about all models."""
+        for guard in self.guards:
+            guard.set_override(override)
+
+    def pause(self, model: str, for_s: float, kind: Kind, reason: str) -> None:
+        """Another process met the provider's limit: stay away too. `model` "" is the whole service."""
+        guard = self._guards.get(model)
+        cooldown = guard.cooldown if guard is not None else self.gates.quota
+        if model and guard is None:
+            return
+        cooldown.extend(self.clock.monotonic(), for_s, lambda: 0.0, kind, reason)
+
+    def unlatch(self) -> None:
+        """The key works again, or somebody says so."""
+        for model in self.gates.latches.clear():
+            if self._publish is not None:
+                self._publish(KeyUnlatched(self.name, model))
+
+    def tick(self) -> None:
+        """What a second brings about: breakers, latches that end by their own time, and the day."""
+        for guard in self.guards:
+            guard.tick()
+        for model in self.gates.latches.expire(self.clock.monotonic()):
+            if self._publish is not None:
+                self._publish(KeyUnlatched(self.name, model))
+        self._anchor_day()
+
+    def forget_used(self) -> None:
+        """An operator resets the limits: nothing was used. Money is never forgotten."""
+        for count in self.gates.limits.counts:
+            count.clear(self.clock.monotonic())
+
+    def _anchor_day(self) -> None:
+        """Tell the day's count anew when the day ends; clocks drift, and somebody may have set one."""
+        now, wall = self.clock.monotonic(), self.clock.wall()
+        day = utc_day(wall)
+        for count in self.gates.limits.counts:
+            if isinstance(count, DayCount):
+                count.roll(now)
+                count.anchor(now + (day + 1) * DAY_S - wall, day)
+
+    def take_uncounted(self) -> tuple[int, int]:
+        """The UTC day, and how many of its requests no store has counted yet; the next call gives later ones."""
+        count = self.day_count
+        if count is None:
+            return 0, 0
+        day, used, held = self._noted
+        if day != count.day:
+            used = 0
+        self._noted = (count.day, count.used, self.holds_made)
+        return count.day, count.used - used - (self.holds_made - held)
+
+    def restore_day(self, used: int) -> None:
+        """Go on where the last process stopped."""
+        count = self.day_count
+        if count is not None:
+            count.used += used
+            self._noted = (count.day, count.used, self.holds_made)
+
+    @property
+    def day_count(self) -> DayCount | None:
+        """The count of today's requests, if they are limited."""
+        return next((count for count in self.gates.limits.counts if isinstance(count, DayCount)), None)

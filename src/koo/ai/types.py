@@ -1,0 +1,89 @@
+"""What goes into the gateway and what comes out of it; nothing here knows a vendor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Literal
+
+OnLimit = Literal["refuse", "wait"]
+"""None, the default: wait for a pause that the provider asked for, be refused by our own limits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """One question to one service.
+
+    `max_tokens` bounds the answer and is always sent (None: the service's default). `timeout_s` is the deadline of the
+    whole query. `fallback` names services asked in order when `service` refuses or fails. `on_limit="wait"` queues
+    within the deadline for our limits too, "refuse" waits for nothing. `tag` and `metadata` are the caller's own, for
+    the ledger; they are never sent to the provider.
+    """
+
+    service: str
+    prompt: str
+    model: str | None = None
+    system: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    timeout_s: float | None = None
+    fallback: tuple[str, ...] = ()
+    on_limit: OnLimit | None = None
+    tag: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens by class. The four paid classes are disjoint, whatever the vendor counts into what.
+
+    `input_tokens` were read fresh; `reasoning_tokens` are a part of `output_tokens`. `estimated` marks numbers that
+    the provider did not send (a stream that broke off).
+    """
+
+    input_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated: bool = False
+
+    @property
+    def total_tokens(self) -> int:
+        """All tokens read and written."""
+        return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens + self.output_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A service's answer; `str(answer)` is its text.
+
+    `cost_usd` is exact (a Decimal); `cost_source` tells whether the provider reported it, a price table gave it, an
+    operator configured it, or it is an estimate. `attempts` are calls that left for the service, `latency_s` the whole
+    query. `stop_reason` is the provider's own word ("end_turn", "stop", "max_tokens", "refusal", ...).
+    """
+
+    text: str
+    service: str
+    model: str
+    usage: Usage
+    cost_usd: Decimal
+    cost_source: str = "table"
+    attempts: int = 1
+    latency_s: float = 0.0
+    stop_reason: str | None = None
+    request_id: str | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed answer; `str(chunk)` is its text."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text

@@ -1,0 +1,1 @@
+"""Which states deserve a person's attention, since when, and who is told."""

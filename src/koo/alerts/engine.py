@@ -1,0 +1,138 @@
+"""When an alert begins and when it ends.
+
+The unit is an episode: it begins with the first finding of its kind about a part, goes on for as long as the finding
+holds, and ends once. A breaker that goes from open to half open and back is one episode of "circuit open" for those
+who watch: while recovery is tested its alarm is kept, but shown as "in recovery", and only closing ends it. What ended
+is listed as information for fifteen minutes.
+
+`step` gives the episodes that began or ended, for whoever keeps them; `restore` takes them back after a restart, so
+that one neither forgets a fire nor reports it as new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from koo.alerts.rules import Finding, Severity
+from koo.clock import iso
+
+LISTED_AFTER_END_S = 900.0
+
+ENDINGS = {
+    "circuit_open": ("circuit_closed", "the circuit breaker is closed again"),
+    "database_unavailable": ("database_recovered", "the database is available again"),
+    "service_down": ("service_recovered", "the service can be asked again"),
+    "degraded_performance": ("performance_recovered", "errors and latency are normal again"),
+}
+"""What is told when an episode ends; other kinds end in silence, because their end is no news."""
+KEPT_IN_RECOVERY = {"circuit_open", "database_unavailable", "service_down"}
+RANK = {"critical": 0, "warning": 1, "info": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """One alert from its beginning to its end. `type` is its severity; times are wall seconds, None: it lasts."""
+
+    fingerprint: str
+    type: Severity
+    component: str
+    message: str
+    started_at: float
+    ended_at: float | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """The rule that found it."""
+        return self.fingerprint.partition(":")[0]
+
+    def view(self) -> dict[str, Any]:
+        """In the promised shape: `type`, `component`, `message`, `timestamp`, and more."""
+        return {
+            "type": self.type,
+            "component": self.component,
+            "message": self.message,
+            "timestamp": iso(self.started_at),
+            "kind": self.kind,
+            "active": self.ended_at is None,
+            "ended_at": iso(self.ended_at),
+            "data": dict(self.data),
+        }
+
+
+class Alerts:
+    """The episodes that last, and the news of those that ended a short while ago."""
+
+    def __init__(self) -> None:
+        self._active: dict[str, Episode] = {}
+        self._news: list[Episode] = []
+
+    def restore(self, episodes: Iterable[Episode]) -> None:
+        """Go on with what an earlier process knew. What no longer holds ends at the next step."""
+        for episode in episodes:
+            if episode.ended_at is None:
+                self._active.setdefault(episode.fingerprint, episode)
+            elif episode.type == "info":
+                self._news.append(episode)
+
+    def step(self, findings: Iterable[Finding], now: float) -> list[Episode]:
+        """Take in what holds now (wall seconds); gives the episodes that began or ended, for keeping."""
+        current = {finding.fingerprint: finding for finding in findings}
+        changed = [self._begin(finding, now) for key, finding in current.items() if key not in self._active]
+        for key, episode in list(self._active.items()):
+            if key in current:
+                self._go_on(episode, current[key])
+            elif not _is_recovering(episode, current):
+                changed.extend(self._end(episode, now))
+        self._news = [news for news in self._news if _is_listed(news, now)]
+        return changed
+
+    def _begin(self, finding: Finding, now: float) -> Episode:
+        episode = Episode(
+            fingerprint=finding.fingerprint,
+            type=finding.severity,
+            component=finding.component,
+            message=finding.message,
+            started_at=now,
+            data=dict(finding.data),
+        )
+        self._active[finding.fingerprint] = episode
+        return episode
+
+    def _go_on(self, episode: Episode, finding: Finding) -> None:
+        newer = replace(episode, message=finding.message, data=dict(finding.data))
+        self._active[episode.fingerprint] = newer
+
+    def _end(self, episode: Episode, now: float) -> list[Episode]:
+        del self._active[episode.fingerprint]
+        ended = replace(episode, ended_at=now)
+        if episode.kind not in ENDINGS:
+            return [ended]
+        kind, message = ENDINGS[episode.kind]
+        news = replace(
+            ended,
+            fingerprint=f"{kind}:{ended.component}",
+            type="info",
+            message=message,
+            started_at=now,
+            data={"lasted_s": now - episode.started_at},
+        )
+        self._news.append(news)
+        return [ended, news]
+
+    def views(self, now: float) -> list[dict[str, Any]]:
+        """What holds now, the worst first, then what ended within fifteen minutes. Changes nothing."""
+        listed = [e for e in self._active.values() if not _is_recovering(e, self._active)]
+        listed += [news for news in self._news if _is_listed(news, now)]
+        return [e.view() for e in sorted(listed, key=lambda e: (RANK[e.type], -e.started_at))]
+
+
+def _is_recovering(episode: Episode, current: Mapping[str, object]) -> bool:
+    """An open breaker that is testing its recovery has neither recovered nor failed anew."""
+    return episode.kind in KEPT_IN_RECOVERY and f"circuit_recovering:{episode.component}" in current
+
+
+def _is_listed(news: Episode, now: float) -> bool:
+    return news.ended_at is None or news.ended_at > now - LISTED_AFTER_END_S

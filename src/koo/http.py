@@ -1,0 +1,403 @@
+"""One pooled HTTP client: timeouts by phase, server-sent events, nothing hidden.
+
+A resilience layer has to know what a convenient client hides, so this one does less than usual and says more:
+
+* It never follows a redirect and never sends a request a second time (aiohttp itself repeats idempotent methods once
+  when a kept-alive connection turns out to be closed; a POST is sent once or not at all).
+* A failure says how far the request got. "connect": nothing of it reached the other side (no name, refused, TLS, too
+  late), so nothing can have been done or billed. "sent": it may have been received. "answer": an answer came and
+  cannot be read, because it broke off, is not HTTP or is larger than anybody meant it to be.
+* It has one timeout of its own, for connecting. Everything later belongs to the caller's deadline: cancelling the task
+  ends the request and closes its connection, which is how the other side learns that nobody waits any longer.
+* What is read is bounded, whole answers and single events alike: a server gone mad must not fill the memory.
+
+The session belongs to the loop that first uses the client. A later `asyncio.run` gets a new one; two loops at once are
+a mistake that is told, because connections cannot be shared between them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from asyncio import AbstractEventLoop, get_running_loop
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from socket import AF_INET, AddressFamily
+from typing import Literal, NamedTuple
+
+import aiohttp
+from aiohttp.abc import ResolveResult
+
+Phase = Literal["connect", "sent", "answer"]
+
+CONNECT_TIMEOUT_S = 5.0
+CONNECTIONS_MAX = 1000
+"""As many as the vendors' own clients keep: the guards limit concurrency, and a queue in here would be invisible."""
+ANSWER_BYTES_MAX = 32 * 1024 * 1024
+EVENT_BYTES_MAX = 1024 * 1024
+IDLE_S_MAX = 30.0
+"""Servers close idle connections after a minute or more; taking one up again shortly before that is a gamble."""
+LINE_BYTES_MAX = 64 * 1024
+WRITTEN_AT_ONCE_MAX = 512 * 1024
+READ_OUT_S_MAX = 0.2
+"""A well-behaved server ends its answer together with the last event; a new connection would cost about this."""
+
+
+class TransportError(Exception):
+    """The exchange failed below HTTP; `phase` says how far it got, `reason` is half a sentence without secrets."""
+
+    def __init__(self, phase: Phase, reason: str) -> None:
+        super().__init__(reason)
+        self.phase = phase
+        self.reason = reason
+
+
+class AnswerTooLarge(TransportError):
+    """More bytes than anybody meant to send: reading was given up and the connection closed."""
+
+    def __init__(self, what: str, bytes_max: int) -> None:
+        super().__init__("answer", f"{what} is larger than {bytes_max // 1024} KiB")
+
+
+class ServerSentEvent(NamedTuple):
+    """One event: its name ("message" unless the server says otherwise) and its data as UTF-8 bytes."""
+
+    event: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    """A whole answer; `headers` is case-insensitive."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class HttpClient:
+    """A pool of connections for the running loop.
+
+    Args:
+        connect_timeout_s: longest time for a name, a TCP and a TLS connection together with each of its parts.
+        connections_max: sockets open at once; further requests wait.
+        answer_bytes_max: largest body of `request`, and of a stream that is read whole.
+        event_bytes_max: largest single event of a stream.
+        trust_env: use the proxies named in the environment.
+    """
+
+    __slots__ = (
+        "_loop",
+        "_session",
+        "answer_bytes_max",
+        "connect_timeout_s",
+        "connections_max",
+        "event_bytes_max",
+        "trust_env",
+    )
+
+    def __init__(
+        self,
+        *,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        connections_max: int = CONNECTIONS_MAX,
+        answer_bytes_max: int = ANSWER_BYTES_MAX,
+        event_bytes_max: int = EVENT_BYTES_MAX,
+        trust_env: bool = False,
+    ) -> None:
+        self.connect_timeout_s = connect_timeout_s
+        self.connections_max = connections_max
+        self.answer_bytes_max = answer_bytes_max
+        self.event_bytes_max = event_bytes_max
+        self.trust_env = trust_env
+        self._session: aiohttp.ClientSession | None = None
+        self._loop: AbstractEventLoop | None = None
+
+    def __repr__(self) -> str:
+        return f"<HttpClient {'closed' if self._session is None else 'open'}, {self.connections_max} connections>"
+
+    async def request(
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> HttpResponse:
+        """Ask once and read the whole answer, whatever its status.
+
+        Raises `TransportError`. A refusal (400 and above) whose body cannot be read whole is still an answer: its
+        status says what matters.
+        """
+        response = await self._send(method, url, headers, body)
+        try:
+            content = await _read(response, self.answer_bytes_max)
+        except TransportError:
+            if response.status < 400:
+                raise
+            content = b""
+        return HttpResponse(response.status, response.headers, content)
+
+    async def stream(
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> HttpStream:
+        """Ask once and return as soon as the headers are there; the caller ends it with `aclose()`.
+
+        Raises `TransportError`.
+        """
+        response = await self._send(method, url, headers, body)
+        return HttpStream(response, self.answer_bytes_max, self.event_bytes_max)
+
+    async def close(self) -> None:
+        """Close all connections. The client may be used again, also on another loop."""
+        session, self._session, self._loop = self._session, None, None
+        if session is not None:
+            await session.close()
+
+    async def _send(
+        self, method: str, url: str, headers: Mapping[str, str] | None, body: bytes | None
+    ) -> aiohttp.ClientResponse:
+        session = self._session
+        if session is None or get_running_loop() is not self._loop:
+            session = await self._open()
+        try:
+            # In one piece while it is small; a large one is written bit by bit, so that the loop goes on.
+            data = body if body is None or len(body) < WRITTEN_AT_ONCE_MAX else io.BytesIO(body)
+            return await session.request(method, url, headers=headers, data=data, allow_redirects=False)
+        except (aiohttp.ClientError, OSError) as error:
+            # Without the cause: aiohttp's errors carry the request's headers, and with them the key.
+            raise _explain(error) from None
+
+    async def _open(self) -> aiohttp.ClientSession:
+        loop = get_running_loop()
+        if self._loop is not None and not self._loop.is_closed():
+            raise RuntimeError(
+                "this HttpClient is used on another event loop: close it there, or make one for each"
+            )
+        # Nothing is awaited before both are set, so that two first callers cannot both make a session.
+        left, self._loop, self._session = self._session, loop, self._make_session()
+        if left is not None:
+            # Its loop ended before anybody closed it. Its sockets are closed when they are collected.
+            await left.close()
+        return self._session
+
+    def _make_session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=self.connections_max,
+                keepalive_timeout=IDLE_S_MAX,
+                resolver=_Resolver(self.connect_timeout_s),
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.connect_timeout_s),
+            trust_env=self.trust_env,
+            max_line_size=LINE_BYTES_MAX,
+            max_field_size=LINE_BYTES_MAX,
+        )
+
+
+class HttpStream:
+    """An answer whose body comes bit by bit. Leave it with `aclose()`."""
+
+    __slots__ = ("_answer_bytes_max", "_events", "_response", "headers", "status")
+
+    def __init__(self, response: aiohttp.ClientResponse, answer_bytes_max: int, event_bytes_max: int) -> None:
+        self._response = response
+        self._answer_bytes_max = answer_bytes_max
+        self._events = EventParser(event_bytes_max)
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+
+    async def next_events(self) -> list[ServerSentEvent]:
+        """The next events, one or more; none: the stream has ended. Raises `TransportError`."""
+        content = self._response.content
+        try:
+            while chunk := await content.readany():
+                if events := self._events.feed(chunk):
+                    return events
+        except (aiohttp.ClientError, OSError) as error:
+            raise _explain_body(error) from None
+        return self._events.finish()
+
+    async def events(self) -> AsyncIterator[ServerSentEvent]:
+        """All events, one by one. Raises `TransportError`."""
+        while batch := await self.next_events():
+            for event in batch:
+                yield event
+
+    async def read(self) -> bytes:
+        """The rest of the body as a whole, for an answer that is no stream. Raises `TransportError`."""
+        return await _read(self._response, self._answer_bytes_max)
+
+    async def aclose(self, *, read_out: bool = False) -> None:
+        """End it, here and on the wire.
+
+        `read_out`: everything of interest has come; what still follows is waited for a moment and dropped, because a
+        connection whose answer was read to its end is used again.
+        """
+        content = self._response.content
+        if read_out and not content.at_eof():
+            try:
+                async with asyncio.timeout(READ_OUT_S_MAX):
+                    while await content.readany():
+                        pass
+            except (aiohttp.ClientError, OSError):
+                pass
+        self._response.close()
+
+
+class EventParser:
+    """Bytes in any portions → server-sent events, by the rules of the HTML standard.
+
+    A line ends with LF, CR or CRLF; an event ends with an empty line. Comments and pings are no events, and neither is
+    a block without data. Lines are cut as bytes: no terminator's byte occurs inside a character of UTF-8, so a
+    character may be split over portions without harm.
+    """
+
+    __slots__ = ("_after_cr", "_begun", "_bytes", "_bytes_max", "_data", "_event", "_tail")
+
+    def __init__(self, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
+        self._bytes_max = event_bytes_max
+        self._tail: list[bytes] = []
+        self._data: list[bytes] = []
+        self._event = ""
+        self._bytes = 0
+        self._after_cr = False
+        self._begun = False
+
+    def feed(self, chunk: bytes) -> list[ServerSentEvent]:
+        """The events that this portion completes. Raises `AnswerTooLarge`."""
+        if self._after_cr and chunk.startswith(b"\n"):
+            chunk = chunk[1:]  # The second half of a CRLF whose first half already ended the line.
+            self._after_cr = False
+        if not chunk:
+            return []
+        self._after_cr = chunk.endswith(b"\r")
+        self._bytes += len(chunk)
+        events: list[ServerSentEvent] = []
+        if b"\n" in chunk or b"\r" in chunk:
+            # Joined only when a line ends: a long line in small portions would otherwise be copied again and again.
+            lines = b"".join([*self._tail, chunk]).splitlines(keepends=True)
+            last = lines[-1]
+            self._tail = [] if last.endswith((b"\n", b"\r")) else [lines.pop()]
+            for line in lines:
+                self._take(line.rstrip(b"\r\n"), events)
+        else:
+            self._tail.append(chunk)
+        if self._bytes > self._bytes_max:
+            self._measure()
+        return events
+
+    def finish(self) -> list[ServerSentEvent]:
+        """At the end of the stream: an event whose lines are whole and that lacks only the empty one.
+
+        The standard would drop it, but servers that end with `data: [DONE]` and a single LF exist.
+        """
+        events: list[ServerSentEvent] = []
+        if not self._tail:
+            self._dispatch(events)
+        return events
+
+    def _take(self, line: bytes, events: list[ServerSentEvent]) -> None:
+        if not self._begun:
+            self._begun = True
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line:
+            self._dispatch(events)
+            return
+        name, _, value = line.partition(b":")
+        value = value[1:] if value.startswith(b" ") else value
+        if name == b"data":
+            self._data.append(value)
+        elif name == b"event":
+            self._event = value.decode("utf-8", "replace")
+        elif name == b"error":
+            # Not in the standard, but in old servers of llama.cpp: an error that ends the stream.
+            self._event = "error"
+            self._data.append(value)
+
+    def _dispatch(self, events: list[ServerSentEvent]) -> None:
+        if self._data:
+            data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
+            events.append(ServerSentEvent(self._event or "message", data))
+            self._data = []
+        self._event = ""
+
+    def _measure(self) -> None:
+        """`_bytes` counts everything that came since it was last measured; what counts is what is still kept."""
+        self._bytes = sum(map(len, self._tail)) + sum(map(len, self._data))
+        if self._bytes > self._bytes_max:
+            raise AnswerTooLarge("an event of the stream", self._bytes_max)
+
+
+class _Resolver(aiohttp.ThreadedResolver):
+    """The system's own name lookup, which knows no timeout, with one."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__()
+        self._timeout_s = timeout_s
+
+    async def resolve(
+        self, host: str, port: int = 0, family: AddressFamily | int = AF_INET
+    ) -> list[ResolveResult]:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await super().resolve(host, port, AddressFamily(family))
+        except TimeoutError:
+            # An OSError without a number would be taken for the timeout of the whole request.
+            raise OSError(None, f"no answer for the name within {self._timeout_s:g} s") from None
+
+
+async def _read(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
+    """The whole body, decompressed, or `TransportError`."""
+    content = response.content
+    try:
+        body = await content.readany()
+        if not content.at_eof():
+            parts, size = [body], len(body)
+            while chunk := await content.readany():
+                parts.append(chunk)
+                size += len(chunk)
+                if size > bytes_max:
+                    raise AnswerTooLarge("the answer", bytes_max)
+            body = b"".join(parts)
+        if len(body) > bytes_max:
+            raise AnswerTooLarge("the answer", bytes_max)
+    except BaseException as error:
+        # Cancellation included: a connection with half an answer in it must not go back to the pool.
+        response.close()
+        if isinstance(error, (aiohttp.ClientError, OSError)):
+            raise _explain_body(error) from None
+        raise
+    return body
+
+
+def _explain(error: aiohttp.ClientError | OSError) -> TransportError:
+    """What went wrong before there were headers. Only our own words and the system's: no URL, no header."""
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return TransportError("connect", f"the name {error.host} cannot be looked up")
+        case aiohttp.ClientSSLError():  # Certificates too.
+            return TransportError(
+                "connect", f"no secure connection to {error.host}:{error.port}: {_cause(error)}"
+            )
+        case aiohttp.ClientConnectorError():
+            return TransportError("connect", f"cannot connect to {error.host}:{error.port}: {_cause(error)}")
+        case aiohttp.ConnectionTimeoutError():
+            return TransportError("connect", "cannot connect in time")
+        case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():
+            return TransportError("connect", "the base URL is not an http or https URL")
+        case aiohttp.ClientResponseError():
+            return TransportError("answer", "the answer is not HTTP")
+        case aiohttp.ServerDisconnectedError():
+            return TransportError("sent", "the connection was closed before an answer came")
+        case _:
+            return TransportError("sent", f"the connection broke before an answer came ({_name(error)})")
+
+
+def _explain_body(error: aiohttp.ClientError | OSError) -> TransportError:
+    return TransportError("answer", f"the answer broke off ({_name(error)})")
+
+
+def _cause(error: aiohttp.ClientConnectorError) -> str:
+    inner = error.os_error
+    return getattr(inner, "reason", None) or inner.strerror or _name(inner)
+
+
+def _name(error: BaseException) -> str:
+    return type(error).__name__

@@ -1,0 +1,1 @@
+"""Health, metrics, and the one aggregation that every view is made of."""

@@ -1,0 +1,328 @@
+"""The numbers that anybody sees: one aggregation for Python, HTTP, the page, the command line and metrics.
+
+Two views that count for themselves will one day disagree, and at 3 a.m. nobody knows which one lies. So each number is
+made here, once. Nothing here does I/O, waits, or changes a state: it reads what the policies know now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Protocol
+
+from koo.clock import Clock, iso, utc_day
+from koo.errors import UnknownService
+from koo.guard import Gates, Guard
+from koo.options import DAY_S, GuardOptions
+from koo.policies.breaker import OPEN, Breaker, Override
+from koo.policies.limiter import Count, DayCount
+from koo.policies.reported import ServiceState, service_state
+from koo.policies.tally import BUCKET_S, BUCKETS, Bucket
+from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED
+from koo.storage.base import Allowance, BudgetView
+
+WINDOW_S = BUCKET_S * BUCKETS
+
+
+class ServiceLike(Protocol):
+    """What a snapshot reads of a service."""
+
+    name: str
+    configured: bool
+    default_model: str | None
+    allowance: Allowance
+    options: GuardOptions
+    gates: Gates
+
+    @property
+    def guards(self) -> list[Guard]: ...
+
+    @property
+    def default_guard(self) -> Guard: ...
+
+
+class Wall:
+    """Monotonic seconds as wall time, for people."""
+
+    __slots__ = ("_offset_s", "now", "wall")
+
+    def __init__(self, clock: Clock) -> None:
+        self.now = clock.monotonic()
+        self.wall = clock.wall()
+        self._offset_s = self.wall - self.now
+
+    def iso(self, monotonic_s: float | None) -> str | None:
+        """ISO 8601 in UTC; None stays None."""
+        return None if monotonic_s is None else iso(monotonic_s + self._offset_s)
+
+
+def breaker_word(breaker: Breaker) -> str:
+    """closed, open, half_open, forced_open or disabled."""
+    if breaker.override in (Override.FORCED_OPEN, Override.DISABLED):
+        return str(breaker.override.value)
+    return str(breaker.phase.value)
+
+
+def breaker_view(guard: Guard, wall: Wall) -> dict[str, Any]:
+    """One breaker, as a person asks about it: its phase, why, and when it will be asked again."""
+    breaker = guard.breaker
+    window = breaker.window
+    return {
+        "name": breaker.name,
+        "state": breaker_word(breaker),
+        "override": breaker.override.value,
+        "reason": breaker.reason if breaker.phase.value != "closed" else "",
+        "consecutive_failures": breaker.consecutive,
+        "failure_threshold": breaker.options.failure_threshold,
+        "success_threshold": breaker.options.success_threshold,
+        "recovery_timeout": breaker.options.recovery_s,
+        "window": {"calls": window.calls, "failures": window.failures, "slow": window.slow},
+        "opened_at": wall.iso(breaker.opened_at) if breaker.trips else None,
+        "next_attempt": wall.iso(breaker.opens_until()) if breaker.phase is OPEN else None,
+        "times_opened": breaker.trips,
+        "stale_results": breaker.stale,
+        "running": len(breaker.running),
+    }
+
+
+def total_of(guards: Sequence[Guard]) -> Bucket:
+    """Counts of the process's life over several guards."""
+    total = Bucket()
+    for guard in guards:
+        total.add(guard.tally.totals())
+    return total
+
+
+def recent_of(guards: Sequence[Guard], now: float) -> Bucket:
+    """The last five minutes over several guards."""
+    recent = Bucket()
+    for guard in guards:
+        recent.add(guard.tally.recent(now))
+    return recent
+
+
+def metrics_view(guards: Sequence[Guard], now: float) -> dict[str, Any]:
+    """Counts of the process's life; rates and percentiles (seconds) of the last five minutes."""
+    total, recent = total_of(guards), recent_of(guards, now)
+    errors: dict[str, int] = {}
+    refused: dict[str, int] = {}
+    for guard in guards:
+        _add_to(errors, guard.tally.errors)
+        _add_to(refused, guard.tally.refused)
+    return {
+        "total_requests": sum(total.verdicts),
+        "successful_requests": total.verdicts[SUCCESS],
+        "failed_requests": total.verdicts[FAILURE] + total.verdicts[THROTTLED],
+        "neutral_requests": total.verdicts[NEUTRAL],
+        "throttled_requests": total.verdicts[THROTTLED],
+        "refused_requests": sum(refused.values()),
+        "refusals": refused,
+        "retries": sum(guard.tally.retries for guard in guards),
+        "recent": {"calls": recent.answered, "slow": recent.slow, "window_s": WINDOW_S},
+        "success_rate": recent.success_rate(),
+        "average_response_time": recent.mean_s(),
+        "error_counts": errors,
+        "p50": recent.percentile_s(0.50),
+        "p95": recent.percentile_s(0.95),
+        "p99": recent.percentile_s(0.99),
+    }
+
+
+def _add_to(total: dict[str, int], counts: Mapping[str, int]) -> None:
+    for key, count in counts.items():
+        total[str(key)] = total.get(str(key), 0) + count
+
+
+# ── limits and money ──────────────────────────────────────────────────────────────────────────────────────────────
+
+COUNT_KEYS = {
+    "requests a minute": "requests_per_minute",
+    "requests an hour": "requests_per_hour",
+    "requests a day": "requests_per_day",
+}
+
+
+def count_view(count: Count, wall: Wall) -> dict[str, Any]:
+    """One limit. Reading rolls nothing: a day that is over by now is shown as the next one."""
+    over = isinstance(count, DayCount) and wall.now >= count.rolls_at
+    used = 0 if over else count.used
+    resets_at = count.rolls_at if isinstance(count, DayCount) else count.resets_at(wall.now)
+    return {
+        "used": used,
+        "limit": count.limit,
+        "remaining": max(0, count.limit - used),
+        "resets_at": wall.iso(resets_at if resets_at > wall.now else None if not used else wall.now),
+    }
+
+
+def limits_view(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> dict[str, Any]:
+    """`requests_per_minute`, `_hour`, `_day` and `daily_budget`; a limit that is not set has None for `limit`."""
+    unset = {"used": 0, "limit": None, "remaining": None, "resets_at": None}
+    view: dict[str, Any] = {key: dict(unset) for key in COUNT_KEYS.values()}
+    for count in service.gates.limits.counts:
+        view[COUNT_KEYS[count.name]] = count_view(count, wall)
+    view["daily_budget"] = budget_view(service.allowance, budget, wall)
+    return view
+
+
+def budget_view(allowance: Allowance, budget: BudgetView | None, wall: Wall) -> dict[str, Any]:
+    """Today's money in USD, as exact decimal strings."""
+    today = utc_day(wall.wall)
+    current = budget is not None and budget.day == today
+    spent = budget.spent_usd if budget is not None and current else Decimal(0)
+    held = budget.held_usd if budget is not None and current else Decimal(0)
+    limit = allowance.limit_usd
+    return {
+        "spent": _usd(spent),
+        "reserved": _usd(held),
+        "limit": None if limit is None else _usd(limit),
+        "remaining": None if limit is None else _usd(max(Decimal(0), limit - spent - held)),
+        "resets_at": iso((today + 1) * DAY_S),
+        "currency": "USD",
+        "scope": budget.scope if budget is not None else "shared",
+        "as_of": iso(budget.as_of) if budget is not None else None,
+    }
+
+
+def _usd(amount: Decimal) -> str:
+    text = f"{amount.normalize():f}"
+    return text if text not in ("-0", "") else "0"
+
+
+def used_up(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> str:
+    """Which limit, budget or pause keeps calls away now; empty if none does."""
+    gates = service.gates
+    for cooldown in (gates.quota, service.default_guard.cooldown):
+        if wall.now < cooldown.until:
+            return f"{cooldown.reason} until {wall.iso(cooldown.until)}"
+    for count in gates.limits.counts:
+        if count_view(count, wall)["remaining"] == 0 and (count.limit or count.used):
+            return f"our limit of {count.limit} {count.name} is reached"
+    limit = service.allowance.limit_usd
+    if (
+        limit is not None
+        and budget is not None
+        and budget.day == utc_day(wall.wall)
+        and budget.spent_usd >= limit
+    ):
+        return f"the daily budget of {_usd(limit)} USD is used up"
+    return ""
+
+
+# ── services ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def state_of(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> tuple[ServiceState, str]:
+    """The reported state of a service, and why."""
+    if not service.configured:
+        return ServiceState.UNHEALTHY, "not configured"
+    latches = service.gates.latches
+    whole = latches.find(None, wall.now) or latches.find(service.default_model, wall.now)
+    models = (latches.find(guard.model, wall.now) for guard in service.guards)
+    some = next((latch for latch in models if latch is not None), None)
+    default = service.default_guard
+    return service_state(
+        default.signs(),
+        [guard.signs() for guard in service.guards if guard is not default],
+        latched=whole.reason if whole else "",
+        limited=used_up(service, budget, wall),
+        model_latched=some.reason if some else "",
+    )
+
+
+def service_view(
+    service: ServiceLike,
+    budget: BudgetView | None,
+    clock: Clock,
+    configuration: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Everything about one service, in the promised shape."""
+    wall = Wall(clock)
+    state, reason = state_of(service, budget, wall)
+    guard = service.default_guard
+    breaker = guard.breaker
+    total = total_of(service.guards)
+    failures = [g.tally.last_failure_at for g in service.guards if g.tally.last_failure_at is not None]
+    successes = [g.tally.last_success_at for g in service.guards if g.tally.last_success_at is not None]
+    next_attempt = breaker.opens_until() if breaker.phase is OPEN else None
+    return {
+        "service_name": service.name,
+        "state": state.value,
+        "configured": service.configured,
+        "reason": reason,
+        "health": {
+            "circuit_breaker_state": breaker_word(breaker),
+            "failure_count": total.verdicts[FAILURE] + total.verdicts[THROTTLED],
+            "success_count": total.verdicts[SUCCESS],
+            "consecutive_failures": breaker.consecutive,
+            "last_failure": wall.iso(max(failures, default=None)),
+            "last_success": wall.iso(max(successes, default=None)),
+            "next_attempt": wall.iso(next_attempt),
+        },
+        "metrics": metrics_view(service.guards, wall.now),
+        "rate_limits": limits_view(service, budget, wall),
+        "models": {str(g.model or "default"): breaker_view(g, wall) for g in service.guards},
+        "configuration": dict(configuration or _configuration(service)),
+        "last_updated": iso(wall.wall),
+    }
+
+
+def _configuration(service: ServiceLike) -> dict[str, Any]:
+    options = service.options
+    return {
+        "model": service.default_model,
+        "timeout": options.timeout_s,
+        "attempt_timeout": options.attempt_timeout_s,
+        "slow_call": options.slow_s,
+        "max_retries": options.retry.attempts_max - 1,
+        "failure_threshold": options.breaker.failure_threshold,
+        "recovery_timeout": options.breaker.recovery_s,
+        "success_threshold": options.breaker.success_threshold,
+        "idempotent": options.idempotent,
+    }
+
+
+def services_view(services: Mapping[str, dict[str, Any]], clock: Clock) -> dict[str, Any]:
+    """All services in one; those without a key are listed, but outside all counts."""
+    configured = [view for view in services.values() if view["configured"]]
+    healthy = sum(view["state"] == "healthy" for view in configured)
+    return {
+        "overall_health": services_health(services),
+        "healthy_services": healthy,
+        "total_services": len(configured),
+        "services": dict(services),
+        "timestamp": iso(clock.wall()),
+    }
+
+
+REFUSING = {"circuit_open", "rate_limited"}
+
+
+def services_health(services: Mapping[str, dict[str, Any]]) -> str:
+    """unhealthy: every configured service refuses; degraded: some part is not healthy; else healthy."""
+    states = [view["state"] for view in services.values() if view["configured"]]
+    if states and all(state in REFUSING for state in states):
+        return "unhealthy"
+    return "healthy" if all(state == "healthy" for state in states) else "degraded"
+
+
+def system_view(database: Mapping[str, Any], services: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    """`overall_health` and what it is made of."""
+    health = services["overall_health"]
+    if database["state"] == "circuit_open" or health == "unhealthy":
+        overall = "unhealthy"
+    elif database["state"] != "healthy" or not database.get("healthy", True) or health != "healthy":
+        overall = "degraded"
+    else:
+        overall = "healthy"
+    return {
+        "overall_health": overall,
+        "database": dict(database),
+        "ai_services": services,
+        "timestamp": iso(clock.wall()),
+    }
+
+
+def unknown_service(name: object, known: Sequence[str]) -> UnknownService:
+    """The error of every view for a name that is not there."""
+    return UnknownService(str(name)[:50], f"no such service; known are: {', '.join(sorted(known))}")

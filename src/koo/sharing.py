@@ -1,0 +1,154 @@
+"""What processes on one state store tell one another: resets, overrides, pauses and refused keys.
+
+A reset that reaches one worker of four leaves three that refuse. So an operator's act goes to the store too, and every
+process follows within a second; so do pauses that a provider asked for and keys that it refused, since both concern all
+who use the same key. Breakers are not told: each process opens on its own evidence.
+
+What comes from another process is applied to the policies directly, never through the events that were told: else two
+processes would echo one another for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from koo.ai.service import Service
+from koo.clock import Clock
+from koo.errors import Kind
+from koo.events import CooldownBegan, Event, KeyLatched, KeyUnlatched
+from koo.policies.breaker import Override
+from koo.storage.base import StoreUnavailable
+from koo.storage.signals import Signal
+from koo.storage.store import SqlStore
+
+log = logging.getLogger("koo")
+
+Act = Literal["reset", "override", "cooldown", "latch"]
+DATABASE = "database"
+EVERY_MODEL = ""
+
+
+class Sharing:
+    """Tells the store what happened here, and does here what the store tells."""
+
+    def __init__(
+        self,
+        store: SqlStore,
+        clock: Clock,
+        services: Callable[[], Mapping[str, Service]],
+        reset_database: Callable[[], object],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._services = services
+        self._reset_database = reset_database
+        self._unsaid: deque[tuple[Act, str, dict[str, Any] | None]] = deque(maxlen=1000)
+        self._telling: asyncio.Task[None] | None = None
+
+    # ── telling ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def hear(self, event: Event) -> None:
+        """An event of this process: what concerns others is told to them."""
+        if isinstance(event, CooldownBegan):
+            until = self._clock.wall() + event.for_s
+            payload = {"until": until, "reason": event.reason, "kind": event.kind.value}
+            target = event.source.partition("/")[0] if event.whole_service else event.source
+            self.tell("cooldown", target, payload)
+        elif isinstance(event, KeyLatched):
+            payload = {"model": event.model or EVERY_MODEL, "reason": event.reason, "latched": True}
+            self.tell("latch", event.source, payload)
+        elif isinstance(event, KeyUnlatched):
+            self.tell("latch", event.source, {"model": event.model or EVERY_MODEL, "latched": False})
+
+    def tell(self, act: Act, target: str, payload: dict[str, Any] | None = None) -> None:
+        """Tell all other processes, in the background; a store that is away is not waited for."""
+        self._unsaid.append((act, target, payload))
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            asyncio.run(self._tell_alone())
+            return
+        if self._telling is None or self._telling.done():
+            self._telling = loop.create_task(self.finish(), name="koo Sharing tells")
+
+    async def _tell_alone(self) -> None:
+        """From a script without a loop: open the store for this one act."""
+        await self.finish()
+        await self._store.close()
+
+    async def finish(self) -> None:
+        """Tell what is not told yet; what was cut short is told by whoever comes last."""
+        while self._unsaid:
+            act, target, payload = self._unsaid[0]
+            try:
+                await self._store.signals.publish(act, target, payload)
+            except StoreUnavailable as error:
+                log.warning("other processes were not told of a %s of %s: %s", act, target, error)
+            if self._unsaid and self._unsaid[0] == (act, target, payload):
+                self._unsaid.popleft()
+
+    # ── following ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def run(self) -> None:
+        """Do what other processes tell, until cancelled. Begins with what they told before this one started."""
+        cursor = await self._catch_up()
+        async for signal in self._store.signals.follow(cursor):
+            self._apply(signal, new=True)
+
+    async def _catch_up(self) -> int | None:
+        try:
+            signals = await self._store.signals.latest()
+        except StoreUnavailable:
+            return None
+        for signal in signals:
+            self._apply(signal, new=False)
+        return signals[-1].id if signals else 0
+
+    def _apply(self, signal: Signal, *, new: bool) -> None:
+        try:
+            if signal.kind == "reset":
+                if new:  # one from before our start finds nothing to reset
+                    self._reset(signal.target)
+            elif signal.kind == "override":
+                self._override(signal)
+            elif signal.kind == "cooldown":
+                self._cool_down(signal)
+            elif signal.kind == "latch":
+                self._latch(signal)
+        except (KeyError, ValueError, TypeError):
+            log.warning("a %s of %s from another process could not be read", signal.kind, signal.target)
+
+    def _reset(self, target: str) -> None:
+        if target == DATABASE:
+            self._reset_database()
+            return
+        service = self._services().get(target)
+        if service is not None:
+            service.reset(tell=False)
+
+    def _override(self, signal: Signal) -> None:
+        service = self._services().get(signal.target)
+        if service is not None:
+            service.set_override(Override(signal.payload["override"]))
+
+    def _cool_down(self, signal: Signal) -> None:
+        left_s = float(signal.payload["until"]) - self._clock.wall()
+        name, _, model = signal.target.partition("/")
+        service = self._services().get(name)
+        if service is not None and left_s > 0:
+            service.pause(model, left_s, Kind(signal.payload["kind"]), str(signal.payload["reason"]))
+
+    def _latch(self, signal: Signal) -> None:
+        service = self._services().get(signal.target)
+        if service is None:
+            return
+        model = signal.payload["model"] or None
+        if not signal.payload["latched"]:
+            service.gates.latches.clear()
+        else:
+            now = self._clock.monotonic()
+            service.gates.latches.set(model, Kind.AUTH, str(signal.payload["reason"]), now)

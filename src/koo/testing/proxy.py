@@ -1,0 +1,248 @@
+"""A TCP proxy that breaks connections: `async with FaultProxy(host, port) as proxy: ... proxy.reset_all()`.
+
+It stands between a client and any server, on the test's own event loop, and can
+
+* refuse new connections (`refuse`), and accept them again (`accept`);
+* reset all connections (`reset_all`), so that both ends see RST;
+* be a black hole (`black_hole`): everything stays connected, nothing passes, nobody is told; until `heal`;
+* be slow (`delay_s`, before each piece of data in each direction);
+* for PostgreSQL, cut exactly at COMMIT (`cut_commit`): before the server has seen it, after the server has done it but
+  before the client hears of it, or hold it until the connection ends. It reads the client's messages for that, of any
+  driver, and needs a connection without TLS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Literal
+
+CommitCut = Literal["before", "after", "hold"]
+
+_CHUNK = 65_536
+_UNTYPED = {
+    80877103,
+    80877104,
+    80877102,
+}  # SSLRequest, GSSENCRequest, CancelRequest: packets without a type byte
+_LINGER_RESET = struct.pack("ii", 1, 0)
+
+
+class FaultProxy:
+    """Listens on 127.0.0.1 (`host`, `port`) and forwards to a server.
+
+    `connections`: accepted so far. `open_connections`: now. `commits`: COMMITs that clients have sent. `cuts`: how many
+    of them were cut.
+    """
+
+    def __init__(self, target_host: str, target_port: int) -> None:
+        self.target = (target_host, target_port)
+        self.host = "127.0.0.1"
+        self.port = 0
+        self.delay_s = 0.0
+        self.connections = 0
+        self.commits = 0
+        self.cuts = 0
+        self._cut: CommitCut | None = None
+        self._cuts_left = 0
+        self._server: asyncio.Server | None = None
+        self._pipes: set[_Pipe] = set()
+        self._open: asyncio.Event | None = None
+
+    async def __aenter__(self) -> FaultProxy:
+        self._open = asyncio.Event()
+        self._open.set()
+        await self.accept()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.refuse()
+        self.heal()
+        await asyncio.gather(*(pipe.end() for pipe in tuple(self._pipes)))
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._pipes)
+
+    # ── faults ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def refuse(self) -> None:
+        """New connections are refused; those that are open stay."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+            if hasattr(server, "close_clients"):  # 3.12 waits for them otherwise, and they may be black holes
+                await asyncio.sleep(0)
+            else:
+                await server.wait_closed()
+
+    async def accept(self) -> None:
+        """New connections are accepted, on the same port as before."""
+        if self._server is None:
+            self._server = await asyncio.start_server(self._serve, self.host, self.port)
+            self.port = self._server.sockets[0].getsockname()[1]
+
+    def reset_all(self) -> None:
+        """Both ends of every connection see a reset."""
+        for pipe in tuple(self._pipes):
+            pipe.reset()
+
+    def black_hole(self) -> None:
+        """Nothing passes any more, and nobody is told; new connections are accepted, and silent."""
+        assert self._open is not None
+        self._open.clear()
+
+    def heal(self) -> None:
+        """What was held up passes."""
+        assert self._open is not None
+        self._open.set()
+
+    def cut_commit(self, when: CommitCut, times: int = 1) -> None:
+        """Cut the next COMMITs: "before" the server sees them, "after" it did them, or "hold" them for good."""
+        self._cut, self._cuts_left = when, times
+
+    # ── passing on ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        pipe = _Pipe(self, reader, writer)
+        self._pipes.add(pipe)
+        try:
+            await pipe.run()
+        finally:
+            self._pipes.discard(pipe)
+
+    async def pass_on(self) -> None:
+        """Wait as long as the faults say."""
+        assert self._open is not None
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
+        await self._open.wait()
+
+    def commit_cut(self) -> CommitCut | None:
+        """A COMMIT came: is it to be cut?"""
+        self.commits += 1
+        if self._cuts_left <= 0:
+            return None
+        self._cuts_left -= 1
+        self.cuts += 1
+        return self._cut
+
+
+class _Pipe:
+    """One connection through the proxy."""
+
+    def __init__(self, proxy: FaultProxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._proxy = proxy
+        self._client = (reader, writer)
+        self._server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._messages = _Messages()
+        self._cut: CommitCut | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Until one side ends."""
+        self._task = asyncio.current_task()
+        writers = [self._client[1]]
+        try:
+            await self._proxy.pass_on()
+            self._server = await asyncio.open_connection(*self._proxy.target)
+            writers.append(self._server[1])
+            await self._pump()
+        except (OSError, asyncio.CancelledError):
+            pass  # a fault of ours, or the server's refusal: the client sees the end of its connection
+        finally:
+            for writer in writers:
+                writer.close()
+            for writer in writers:
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+
+    async def _pump(self) -> None:
+        assert self._server is not None
+        ways = [asyncio.create_task(self._upstream()), asyncio.create_task(self._downstream())]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+    async def _upstream(self) -> None:
+        assert self._server is not None
+        while data := await self._client[0].read(_CHUNK):
+            await self._proxy.pass_on()
+            if any(_is_commit(message) for message in self._messages.feed(data)):
+                self._cut = self._proxy.commit_cut()
+            if self._cut == "before":
+                self.reset()
+                return
+            if self._cut == "hold":
+                await asyncio.get_running_loop().create_future()
+            self._server[1].write(data)
+            await self._server[1].drain()
+
+    async def _downstream(self) -> None:
+        assert self._server is not None
+        while data := await self._server[0].read(_CHUNK):
+            await self._proxy.pass_on()
+            if self._cut == "after":  # the answer to the COMMIT: it is done
+                self.reset()
+                return
+            self._client[1].write(data)
+            await self._client[1].drain()
+
+    def reset(self) -> None:
+        """RST to both ends."""
+        for _, writer in filter(None, (self._client, self._server)):
+            wire = writer.get_extra_info("socket")
+            if wire is not None:
+                with contextlib.suppress(OSError):
+                    wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            writer.transport.abort()
+
+    async def end(self) -> None:
+        task = self._task
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+class _Messages:
+    """Divides a client's bytes into PostgreSQL's frontend messages: (type, body)."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._started = False
+
+    def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
+        self._buffer += data
+        while True:
+            head = 1 if self._started else 0
+            if len(self._buffer) < head + 4:
+                return
+            length = int.from_bytes(self._buffer[head : head + 4], "big")
+            if len(self._buffer) < head + length or length < 4:
+                return
+            kind, body = self._buffer[:head], self._buffer[head + 4 : head + length]
+            self._buffer = self._buffer[head + length :]
+            if not self._started:
+                self._started = int.from_bytes(body[:4], "big") not in _UNTYPED
+            yield kind, body
+
+
+def _is_commit(message: tuple[bytes, bytes]) -> bool:
+    """A simple query (Q), or one to be parsed (P: its name comes first), that commits."""
+    kind, body = message
+    if kind == b"P":
+        body = body.partition(b"\0")[2]
+    elif kind != b"Q":
+        return False
+    words = body.lstrip().upper()
+    return words.startswith((b"COMMIT", b"END"))

@@ -1,0 +1,689 @@
+"""The adapters against the fakes: what they send, what they make of good answers, bad answers and streams."""
+
+from __future__ import annotations
+
+import asyncio
+import unicodedata
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from koo.ai.providers.anthropic import AnthropicProvider
+from koo.ai.providers.base import Completion, Pace, Piece, Request
+from koo.ai.providers.openai import OpenAIProvider
+from koo.ai.providers.openai_compatible import OpenAICompatibleProvider
+from koo.ai.providers.transport import FRAMING_TOKENS, bound_tokens
+from koo.ai.types import Usage
+from koo.errors import AuthenticationFailed, ExternalServiceError, Kind, StreamTruncated
+from koo.http import HttpClient
+from koo.policies.treatment import fault_of
+from koo.testing.providers import (
+    FakeAnthropic,
+    FakeCompatible,
+    FakeOpenAI,
+    FakeProvider,
+    answer,
+    cut,
+    error,
+    hang,
+    html,
+    nothing,
+    raw,
+    stream,
+)
+
+VENDORS = ("anthropic", "openai", "compatible")
+MODELS = {"anthropic": "claude-sonnet-4-6", "openai": "gpt-6.1-terra", "compatible": "llama"}
+FAKES: dict[str, type[FakeProvider]] = {
+    "anthropic": FakeAnthropic,
+    "openai": FakeOpenAI,
+    "compatible": FakeCompatible,
+}
+ADAPTERS: dict[str, Any] = {
+    "anthropic": AnthropicProvider,
+    "openai": OpenAIProvider,
+    "compatible": OpenAICompatibleProvider,
+}
+
+every_vendor = pytest.mark.parametrize("vendor", VENDORS)
+
+
+def asking(vendor: str, prompt: str = "Capital of France?", **options: Any) -> Request:
+    return Request(prompt=prompt, model=MODELS[vendor], **{"max_tokens": 100, **options})
+
+
+@asynccontextmanager
+async def talking(vendor: str, **options: Any) -> AsyncIterator[tuple[Any, FakeProvider]]:
+    """An adapter and the fake that it talks to."""
+    server = FAKES[vendor](**{"key": "test-key", **options})
+    http = HttpClient()
+    async with server:
+        try:
+            yield ADAPTERS[vendor]("svc", http, base_url=server.base_url, api_key="test-key"), server
+        finally:
+            await http.close()
+
+
+def complete(vendor: str, step: Any, **options: Any) -> Completion:
+    async def main() -> Completion:
+        async with talking(vendor) as (provider, server):
+            server.script(step)
+            completion: Completion = await provider.complete(asking(vendor, **options))
+            return completion
+
+    return asyncio.run(main())
+
+
+def pieces_of(vendor: str, step: Any, **options: Any) -> tuple[list[Piece], ExternalServiceError | None]:
+    """The pieces of a stream, and the error in which it ended."""
+
+    async def main() -> tuple[list[Piece], ExternalServiceError | None]:
+        async with talking(vendor) as (provider, server):
+            server.script(step)
+            pieces: list[Piece] = []
+            try:
+                async for piece in provider.stream(asking(vendor, **options)):
+                    pieces.append(piece)  # noqa: PERF401
+            except ExternalServiceError as fault:
+                return pieces, fault
+            return pieces, None
+
+    return asyncio.run(main())
+
+
+def failure(vendor: str, step: Any) -> ExternalServiceError:
+    with pytest.raises(ExternalServiceError) as caught:
+        complete(vendor, step)
+    return caught.value
+
+
+async def eventually(holds: Callable[[], bool]) -> bool:
+    """Poll a condition of the server's side, which follows the client's by a moment."""
+    for _ in range(1000):
+        if holds():
+            return True
+        await asyncio.sleep(0.005)
+    return False
+
+
+# ── what is sent ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def sent(vendor: str, *, streamed: bool = False, **options: Any) -> tuple[str, Any, Any]:
+    """(path, body, headers) of a request as the server saw it."""
+
+    async def main() -> tuple[str, Any, Any]:
+        async with talking(vendor) as (provider, server):
+            if streamed:
+                async for _ in provider.stream(asking(vendor, **options)):
+                    pass
+            else:
+                await provider.complete(asking(vendor, **options))
+            request = server.queries[0]
+            return request.path, request.body, request.headers
+
+    return asyncio.run(main())
+
+
+def test_what_anthropic_is_sent() -> None:
+    path, body, headers = sent("anthropic", system="Be brief.", temperature=0.5)
+    assert path == "/v1/messages"
+    assert body == {
+        "model": "claude-sonnet-4-6", "max_tokens": 100, "system": "Be brief.", "temperature": 0.5,
+        "messages": [{"role": "user", "content": "Capital of France?"}],
+    }  # fmt: skip
+    assert headers["x-api-key"] == "test-key" and headers["anthropic-version"] == "2023-06-01"
+    assert headers["content-type"] == "application/json"
+    assert sent("anthropic", streamed=True)[1]["stream"] is True
+
+
+def test_what_openai_is_sent() -> None:
+    """Nothing is kept there: without `store: false` OpenAI keeps each answer for 30 days."""
+    path, body, headers = sent("openai", system="Be brief.", temperature=0.5)
+    assert path == "/v1/responses"
+    assert body == {
+        "model": "gpt-6.1-terra", "max_output_tokens": 100, "instructions": "Be brief.", "temperature": 0.5,
+        "input": "Capital of France?", "store": False,
+    }  # fmt: skip
+    assert headers["authorization"] == "Bearer test-key"
+    assert sent("openai", streamed=True)[1]["stream"] is True
+
+
+def test_what_imitators_are_sent() -> None:
+    path, body, _ = sent("compatible", system="Be brief.", temperature=0)
+    assert path == "/v1/chat/completions"
+    assert body == {
+        "model": "llama", "max_tokens": 100, "temperature": 0,
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Capital of France?"}],
+    }  # fmt: skip
+    assert sent("compatible", streamed=True)[1]["stream_options"] == {"include_usage": True}
+
+
+def test_openai_itself_gets_the_bound_by_its_new_name() -> None:
+    provider = OpenAICompatibleProvider(
+        "svc", HttpClient(), base_url="https://api.openai.com/v1", api_key="k"
+    )
+    body = provider._encode(asking("compatible"))
+    assert b"max_completion_tokens" in body and b'"max_tokens"' not in body
+
+
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [
+        ("http://h:1", "/v1"),
+        ("http://h:1/", "/v1"),
+        ("http://h:1/v1/", "/v1"),
+        ("http://h:1/api/v1", "/api/v1"),
+    ],
+)
+def test_an_address_without_a_path_gets_the_customary_one(address: str, path: str) -> None:
+    assert repr(OpenAICompatibleProvider("svc", HttpClient(), base_url=address)).endswith(
+        f"http://h:1{path}>"
+    )
+
+
+def test_anthropics_address_is_right_with_and_without_its_version() -> None:
+    for address in ("https://api.anthropic.com", "https://api.anthropic.com/v1/"):
+        assert repr(AnthropicProvider("svc", HttpClient(), base_url=address)) == (
+            "<AnthropicProvider 'svc' at https://api.anthropic.com>"
+        )
+
+
+def test_a_server_of_ones_own_needs_no_key() -> None:
+    async def main() -> None:
+        http = HttpClient()
+        async with FakeCompatible() as server:
+            provider = OpenAICompatibleProvider("svc", http, base_url=server.base_url)
+            assert (await provider.complete(asking("compatible"))).text == "Paris."
+            assert "authorization" not in server.queries[0].headers
+        await http.close()
+
+    asyncio.run(main())
+
+
+# ── good answers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@every_vendor
+def test_a_plain_answer(vendor: str) -> None:
+    completion = complete(vendor, answer("Paris – ça va? 😀", input_tokens=14, output_tokens=5))
+    assert completion.text == "Paris – ça va? 😀"
+    assert completion.model == MODELS[vendor]
+    assert completion.usage == Usage(input_tokens=14, output_tokens=5)
+    assert (
+        completion.stop_reason
+        == {"anthropic": "end_turn", "openai": "completed", "compatible": "stop"}[vendor]
+    )
+    assert completion.request_id and completion.cost_usd is None
+
+
+@every_vendor
+def test_classes_of_tokens_are_disjoint_whatever_the_vendor_counts_into_what(vendor: str) -> None:
+    step = answer(
+        input_tokens=60, cache_read_tokens=30, cache_write_tokens=10, output_tokens=9, reasoning_tokens=4
+    )
+    assert complete(vendor, step).usage == Usage(
+        input_tokens=60, cache_read_tokens=30, cache_write_tokens=10, output_tokens=9, reasoning_tokens=4
+    )
+
+
+@every_vendor
+def test_usage_that_is_not_told_is_estimated_and_marked(vendor: str) -> None:
+    usage = complete(vendor, answer("x" * 300, usage=False)).usage
+    assert usage.estimated and usage.input_tokens >= 4 and usage.output_tokens >= 75
+
+
+def test_the_pace_is_read_from_a_good_answer() -> None:
+    assert complete("openai", answer()).pace == (
+        Pace("requests", 5000, 4999, 0.012),
+        Pace("tokens", 400_000, 399_000, 360.0),
+    )
+    pace = complete("anthropic", answer()).pace
+    assert [(one.resource, one.limit, one.remaining) for one in pace] == [
+        ("requests", 4000, 3999), ("input-tokens", 400_000, 399_000), ("output-tokens", 80_000, 79_000),
+    ]  # fmt: skip
+    assert complete("compatible", answer()).pace == ()
+
+
+@pytest.mark.parametrize(
+    ("vendor", "stop_reason"),
+    [
+        ("anthropic", "refusal"), ("anthropic", "model_context_window_exceeded"), ("anthropic", "max_tokens"),
+        ("openai", "max_output_tokens"), ("openai", "content_filter"), ("compatible", "length"),
+    ],
+)  # fmt: skip
+def test_how_an_answer_stopped_is_an_outcome_and_no_error(vendor: str, stop_reason: str) -> None:
+    assert complete(vendor, answer("As", stop_reason=stop_reason)).stop_reason == stop_reason
+    pieces, fault = pieces_of(vendor, stream(["A", "s"], stop_reason=stop_reason))
+    assert fault is None and pieces[-1].stop_reason == stop_reason
+
+
+def test_openrouter_says_what_it_cost_and_is_believed() -> None:
+    assert complete("compatible", answer(cost_usd=0.00123)).cost_usd == Decimal("0.00123")
+    assert complete("compatible", answer(cost_usd=-1)).cost_usd is None
+
+
+TWO_TEXTS = b'{"type":"text","text":"a"},{"type":"text","text":"b"}'
+OPENAI_BODY = b'{"model":"m","status":"completed","output":[%b],"usage":null}'
+CHAT_BODY = b'{"choices":[{"message":{"content":%b},"finish_reason":"stop"}]}'
+
+
+@pytest.mark.parametrize(
+    ("vendor", "body", "text"),
+    [
+        ("anthropic", b'{"model":"m","content":[{"type":"thinking","thinking":"?"},%b]}' % TWO_TEXTS, "ab"),
+        ("anthropic", b'{"model":"m","content":[],"stop_reason":"refusal"}', ""),
+        ("anthropic", b'{"model":"m","content":[{"type":"of_tomorrow","x":1}],"new":{"y":[]}}', ""),
+        ("openai", OPENAI_BODY % b'{"type":"reasoning"},{"type":"message","content":[{"text":"a"}]}', "a"),
+        ("openai", OPENAI_BODY % b'{"type":"message","content":[{"type":"refusal","refusal":"no"}]}', "no"),
+        ("openai", OPENAI_BODY % b'{"type":"function_call_output","content":"x"}', ""),
+        ("compatible", CHAT_BODY % b'"a"', "a"),
+        ("compatible", CHAT_BODY % b"null", ""),
+        ("compatible", CHAT_BODY % (b"[%b]" % TWO_TEXTS), "ab"),
+        ("compatible", b'{"choices":[{"message":{"content":null,"refusal":"no"}}]}', "no"),
+        ("compatible", b'{"choices":[{"message":{"content":"a"}}],"usage":{"prompt_tokens":null}}', "a"),
+        ("compatible", b'{"choices":[{"message":{"content":"a"}}],"error":null}', "a"),
+    ],
+)  # fmt: skip
+def test_shapes_of_good_answers(vendor: str, body: bytes, text: str) -> None:
+    completion = complete(vendor, raw(body))
+    assert completion.text == text and completion.usage.estimated
+
+
+# ── answers that are none ─────────────────────────────────────────────────────────────────────────────────────────────
+
+BAD_BODIES = [
+    b"", b"   ", b"not json", b"{", b"null", b"7", b"[]", b"{}", b'"text"', b"[" * 100_000, b'{"a":' * 100_000,
+    b"\xff\xfe\x00", b'{"model":7,"content":"x","status":[],"output":{},"choices":3}', b'{"choices":[]}',
+    b'{"model":"m","content":[{"type":"text","text":7}],"status":"completed","output":[{"type":7}]}',
+]  # fmt: skip
+
+
+@every_vendor
+@pytest.mark.parametrize("body", BAD_BODIES, ids=range(len(BAD_BODIES)))
+def test_a_success_that_cannot_be_read_is_a_bad_answer(vendor: str, body: bytes) -> None:
+    """It may have been billed, so its bound is booked."""
+    fault = failure(vendor, raw(body))
+    assert fault.kind is Kind.BAD_ANSWER and fault_of(fault).billed is True
+
+
+@every_vendor
+def test_a_web_page_with_status_200_is_a_bad_answer(vendor: str) -> None:
+    fault = failure(vendor, html(200))
+    assert fault.kind is Kind.BAD_ANSWER and "web page" in fault.reason
+    pieces, fault_too = pieces_of(vendor, html(200))
+    assert pieces == [] and fault_too is not None and fault_too.kind is Kind.BAD_ANSWER
+
+
+FAILED = b'{"model":"m","status":"failed","output":[],"error":%b}'
+INSIDE = [
+    ("anthropic", b'{"type":"error","error":{"type":"overloaded_error","message":"x"}}', Kind.OVERLOADED),
+    ("openai", b'{"error":{"message":"x","type":"server_error","code":"server_is_overloaded"}}', Kind.OVERLOADED),
+    ("openai", FAILED % b'{"code":"rate_limit_exceeded","message":"x"}', Kind.THROTTLED),
+    ("openai", FAILED % b'{"code":"invalid_prompt","message":"x"}', Kind.CONTENT_POLICY),
+    ("openai", FAILED % b"null", Kind.SERVER_ERROR),
+    ("openai", b'{"model":"m","status":"queued","output":[]}', Kind.SERVER_ERROR),
+    ("compatible", b'{"error":{"message":"x","code":429}}', Kind.THROTTLED),
+    ("compatible", b'{"error":{"message":"x","code":"503"},"choices":[]}', Kind.OVERLOADED),
+    ("compatible", b'{"error":"model failed"}', Kind.SERVER_ERROR),
+    ("compatible", b'{"object":"error","message":"x","type":"BadRequestError","code":400}', Kind.INVALID_REQUEST),
+    ("compatible", b'{"choices":[{"error":{"code":502,"message":"x"},"finish_reason":"error"}]}', Kind.SERVER_ERROR),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("vendor", "body", "kind"), INSIDE)
+def test_an_error_inside_a_success_is_the_error_that_it_says(vendor: str, body: bytes, kind: Kind) -> None:
+    assert failure(vendor, raw(body)).kind is kind
+
+
+@pytest.mark.parametrize(
+    ("vendor", "body", "kind"), [row for row in INSIDE if b"error" in row[1] and b"status" not in row[1]]
+)
+def test_a_document_in_place_of_a_stream_is_the_error_that_it_says(
+    vendor: str, body: bytes, kind: Kind
+) -> None:
+    if b"choices" not in body:
+        pieces, fault = pieces_of(vendor, raw(body))
+        assert pieces == [] and fault is not None and fault.kind is kind
+
+
+# ── connections ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@every_vendor
+def test_a_connection_closed_without_a_word_may_have_been_billed(vendor: str) -> None:
+    fault = failure(vendor, nothing())
+    assert (
+        fault.kind is Kind.CONNECTION
+        and fault_of(fault).billed is True
+        and fault_of(fault).scope == "service"
+    )
+
+
+@every_vendor
+def test_an_unreachable_server_has_not_billed(vendor: str) -> None:
+    async def main() -> ExternalServiceError:
+        http = HttpClient()
+        async with FAKES[vendor]() as server:
+            base_url = server.base_url
+        try:
+            with pytest.raises(ExternalServiceError) as caught:
+                await ADAPTERS[vendor]("svc", http, base_url=base_url).complete(asking(vendor))
+            return caught.value
+        finally:
+            await http.close()
+
+    fault = asyncio.run(main())
+    assert fault.kind is Kind.CONNECTION and fault_of(fault).billed is False
+
+
+@every_vendor
+def test_an_answer_that_is_cut_is_a_bad_answer_and_may_have_been_billed(vendor: str) -> None:
+    fault = failure(vendor, cut({"anthropic": 700, "openai": 700, "compatible": 200}[vendor]))
+    assert fault.kind is Kind.BAD_ANSWER and fault_of(fault).billed is True
+
+
+@every_vendor
+def test_a_caller_who_leaves_takes_the_request_along(vendor: str) -> None:
+    async def main() -> None:
+        async with talking(vendor) as (provider, server):
+            server.script(hang())
+            task = asyncio.ensure_future(provider.complete(asking(vendor)))
+            assert await eventually(lambda: bool(server.queries))
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await eventually(lambda: server.abandoned == 1)
+
+    asyncio.run(main())
+
+
+# ── streams ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def text_of(pieces: list[Piece]) -> str:
+    return "".join(piece.text for piece in pieces if not piece.reasoning)
+
+
+@every_vendor
+def test_a_stream_gives_content_usage_and_its_end(vendor: str) -> None:
+    pieces, fault = pieces_of(vendor, stream(["Par", "is ", "€😀"], input_tokens=7))
+    assert fault is None and text_of(pieces) == "Paris €😀"
+    assert [piece.text for piece in pieces if piece.text] == ["Par", "is ", "€😀"]
+    assert [piece.final for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    usage = [piece.usage for piece in pieces if piece.usage is not None][-1]
+    assert usage == Usage(input_tokens=7, output_tokens=4)
+    assert pieces[0].model == MODELS[vendor] and pieces[0].request_id
+    assert (
+        pieces[-1].stop_reason
+        == {"anthropic": "end_turn", "openai": "completed", "compatible": "stop"}[vendor]
+    )
+
+
+@every_vendor
+def test_reasoning_is_told_apart_from_content(vendor: str) -> None:
+    pieces, fault = pieces_of(vendor, stream(["Paris"], reasoning=["hm", "well"]))
+    assert fault is None and text_of(pieces) == "Paris"
+    assert [piece.text for piece in pieces if piece.reasoning] == ["hm", "well"]
+
+
+@pytest.mark.parametrize("vendor", ["anthropic", "openai"])
+def test_what_was_read_is_known_before_the_first_content(vendor: str) -> None:
+    """A stream that its reader leaves is settled by it (Anthropic tells; for the others the bound stands)."""
+    pieces, _ = pieces_of(vendor, stream(["Par", "is"], input_tokens=7, cut_after=1))
+    first = next(piece.usage for piece in pieces) if pieces else None
+    assert (first.input_tokens if first else None) == {"anthropic": 7, "openai": None}[vendor]
+
+
+@every_vendor
+def test_a_stream_that_is_cut_is_truncated(vendor: str) -> None:
+    pieces, fault = pieces_of(vendor, stream(["Par", "is", "!"], cut_after=2, interval_s=0.02))
+    assert text_of(pieces).startswith("Par") and not any(piece.final for piece in pieces)
+    assert (
+        isinstance(fault, StreamTruncated) and fault.kind is Kind.TRUNCATED_STREAM and fault_of(fault).billed
+    )
+
+
+@every_vendor
+def test_a_stream_that_ends_cleanly_without_its_end_is_truncated(vendor: str) -> None:
+    """The most dangerous of all cuts: to HTTP it looks complete."""
+    pieces, fault = pieces_of(vendor, stream(["Par", "is"], end=False))
+    assert text_of(pieces) == "Paris" and isinstance(fault, StreamTruncated)
+
+
+def test_a_finish_reason_is_an_end_where_done_is_missing() -> None:
+    body = b'data: {"id":"c","choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}\n\n'
+    pieces, fault = pieces_of("compatible", raw(body, content_type="text/event-stream"))
+    assert fault is None and pieces[-1].final and pieces[-1].stop_reason == "stop"
+    assert pieces[-1].usage is not None and pieces[-1].usage.estimated
+
+
+@pytest.mark.parametrize(
+    ("vendor", "step", "kind"),
+    [
+        ("anthropic", error(529, "overloaded_error"), Kind.OVERLOADED),
+        ("anthropic", error(429, "rate_limit_error"), Kind.THROTTLED),
+        ("anthropic", error(500, "api_error"), Kind.SERVER_ERROR),
+        ("anthropic", error(500, "of_tomorrow"), Kind.SERVER_ERROR),
+        ("openai", error(503, "server_error", code="server_is_overloaded"), Kind.OVERLOADED),
+        ("openai", error(400, "invalid_request_error", code="context_length_exceeded"), Kind.CONTEXT_LENGTH),
+        ("compatible", error(400), Kind.INVALID_REQUEST),
+        ("compatible", error(500), Kind.SERVER_ERROR),
+    ],
+)
+def test_an_error_inside_a_stream_is_known_by_its_type(vendor: str, step: Any, kind: Kind) -> None:
+    """As the first event nothing was done; after content something was, and may be billed."""
+    pieces, fault = pieces_of(vendor, stream(["Par", "is"], error_after=0, error=step))
+    assert pieces == [] and fault is not None and fault.kind is kind and fault_of(fault).billed is False
+    pieces, fault = pieces_of(vendor, stream(["Par", "is"], error_after=1, error=step))
+    assert (
+        text_of(pieces) == "Par"
+        and fault is not None
+        and fault.kind is kind
+        and fault_of(fault).billed is True
+    )
+
+
+def test_openais_own_form_of_an_error_event() -> None:
+    flat = (
+        b'event: error\ndata: {"type":"error","code":"server_is_overloaded","message":"x","param":null}\n\n'
+    )
+    failed = b'data: {"type":"response.failed","response":%b}\n\n' % (FAILED % b'{"code":"server_error"}')
+    for body, kind in ((flat, Kind.OVERLOADED), (failed, Kind.SERVER_ERROR)):
+        pieces, fault = pieces_of("openai", raw(body, content_type="text/event-stream"))
+        assert pieces == [] and fault is not None and fault.kind is kind
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b'error: {"code":500,"message":"x","type":"server_error"}\n\n', Kind.SERVER_ERROR),
+        (b'error: {"nothing":"known"}\n\n', Kind.BAD_ANSWER),
+        (b'error: {"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}\n\n', Kind.OVERLOADED),
+        (b'data: {"error":{"code":429},"choices":[{"delta":{},"finish_reason":"error"}]}\n\n', Kind.THROTTLED),
+        (b'data: {"choices":[{"delta":{},"finish_reason":"error","error":{"code":503}}]}\n\n', Kind.OVERLOADED),
+        (b'data: {"error":"model runner has stopped"}\n\n', Kind.SERVER_ERROR),
+        (b"data: not json\n\n", Kind.BAD_ANSWER),
+        (b"data: {}\n\n", Kind.BAD_ANSWER),
+        (b"data: [\n\n", Kind.BAD_ANSWER),
+        (b'data: {"choices":7}\n\n', Kind.BAD_ANSWER),
+        (b"data: " + b"[" * 50_000 + b"\n\n", Kind.BAD_ANSWER),
+        (b"", Kind.TRUNCATED_STREAM),
+        (b": nothing but pings\n\n", Kind.TRUNCATED_STREAM),
+    ],
+)  # fmt: skip
+def test_streams_of_imitators_that_go_wrong(body: bytes, kind: Kind) -> None:
+    pieces, fault = pieces_of("compatible", raw(body, content_type="text/event-stream"))
+    assert pieces == [] and fault is not None and fault.kind is kind
+
+
+def test_anthropics_events_are_known_by_their_type_where_something_dropped_their_names() -> None:
+    body = (
+        b'data: {"type":"message_start","message":{"model":"m","usage":{"input_tokens":3,"output_tokens":1}}}\n\n'
+        b'data: {"type":"ping"}\n\n'
+        b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}\n\n'
+        b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":2}}\n\n'
+        b'data: {"type":"message_stop"}\n\n'
+    )
+    pieces, fault = pieces_of("anthropic", raw(body, content_type="text/event-stream"))
+    assert fault is None and text_of(pieces) == "a" and pieces[-1].final
+    assert [piece.usage.output_tokens for piece in pieces if piece.usage] == [1, 2]
+    assert [piece.usage.input_tokens for piece in pieces if piece.usage] == [3, 3]
+
+
+@every_vendor
+def test_pings_are_no_content_and_leaving_closes_the_stream(vendor: str) -> None:
+    async def main() -> None:
+        async with talking(vendor) as (provider, server):
+            server.script(stream(["Par", "is"], stall_after=1, ping_only=True))
+            pieces = provider.stream(asking(vendor))
+            seen = ""
+            while not seen:
+                seen = (await anext(pieces)).text
+            # Ten pings later there still is no piece to renew any timer with.
+            waiting = asyncio.ensure_future(anext(pieces))
+            done, _ = await asyncio.wait((waiting,), timeout=0.1)
+            assert not done and seen == "Par"
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await pieces.aclose()
+            assert await eventually(lambda: server.abandoned == 1)
+
+    asyncio.run(main())
+
+
+@every_vendor
+def test_connections_are_used_again_after_whole_answers_and_whole_streams(vendor: str) -> None:
+    async def main() -> None:
+        async with talking(vendor) as (provider, server):
+            for _ in range(3):
+                await provider.complete(asking(vendor))
+                async for _ in provider.stream(asking(vendor)):
+                    pass
+            assert len(server.queries) == 6 and server.connections == 1
+
+    asyncio.run(main())
+
+
+# ── the unbilled check ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@every_vendor
+def test_a_check_is_never_billed(vendor: str) -> None:
+    async def main() -> None:
+        async with talking(vendor) as (provider, server):
+            await provider.check()
+            await provider.close()
+            assert [request.method for request in server.requests] == ["GET"] and server.bills == []
+
+    asyncio.run(main())
+
+
+@every_vendor
+def test_a_check_finds_a_wrong_key(vendor: str) -> None:
+    async def main() -> None:
+        async with talking(vendor, key="another") as (provider, _):
+            with pytest.raises(AuthenticationFailed) as caught:
+                await provider.check()
+            assert caught.value.kind is Kind.AUTH
+
+    asyncio.run(main())
+
+
+def test_openrouters_check_looks_at_the_key() -> None:
+    """Its list of models is public, and says nothing about the key."""
+    provider = OpenAICompatibleProvider(
+        "svc", HttpClient(), base_url="https://openrouter.ai/api/v1", api_key="k"
+    )
+    assert provider._check_path == "/key"
+
+
+# ── bounds ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.text(max_size=200), st.text(max_size=50))
+def test_no_tokenizer_counts_more_than_the_bound(prompt: str, system: str) -> None:
+    """At most one token a byte, of the text as it is and as it may be folded, and of what is put around it."""
+    bound = bound_tokens(Request(prompt=prompt, system=system, model="m", max_tokens=1))
+    text = prompt + system
+    assert bound >= len(text.encode("utf-8", "surrogatepass")) + FRAMING_TOKENS
+    assert bound >= len(unicodedata.normalize("NFKC", text).encode("utf-8", "surrogatepass"))
+
+
+def test_no_character_grows_beyond_the_bound_when_it_is_folded() -> None:
+    """All of Unicode, each character alone and a thousand times, so that the allowance does not hide it."""
+    for code in range(0x80, 0x110000):
+        folded = len(unicodedata.normalize("NFKC", chr(code)).encode("utf-8", "surrogatepass"))
+        if folded > len(chr(code).encode("utf-8", "surrogatepass")):
+            request = Request(prompt=chr(code) * 1000, model="m", max_tokens=1)
+            assert bound_tokens(request) >= 1000 * folded, hex(code)
+
+
+@every_vendor
+def test_each_adapter_bounds_alike(vendor: str) -> None:
+    provider = ADAPTERS[vendor]("svc", HttpClient(), base_url="http://h/v1")
+    assert provider.bound_input_tokens(asking(vendor, "ab", system="€")) == 2 + 3 + FRAMING_TOKENS
+    assert provider.bound_input_tokens(asking(vendor, "\ufdfa")) == 3 + 33 + FRAMING_TOKENS
+
+
+# ── secrets ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+MARK = "mark4711secret"
+
+
+def every_bad_step(echo: str) -> list[Any]:
+    """Whatever can go wrong, each time with `echo` wherever a server might put it."""
+    page = f"<html>{echo}</html>".encode()
+    return [
+        error(400, "invalid_request_error", f"cannot read {echo}", param=echo),
+        error(400, f"{echo} is no type", f"{echo}: wrong", code=f"a code with {echo}"),
+        error(401, "authentication_error", f"Incorrect key: {echo}", headers={"x-request-id": f"a {echo}"}),
+        error(429, "rate_limit_error", echo, headers={"retry-after": echo}),
+        error(500, "api_error", echo, headers={"request-id": f"/{echo}?"}),
+        raw(echo.encode(), 500), raw(echo.encode(), 200), raw(page, 502, "text/html"), raw(f'{{"{echo}":'.encode()),
+        raw(f'{{"error":"{echo}"}}'.encode(), 404), raw(f'{{"error":"{echo}"}}'.encode()),
+        raw(f"data: {echo}\n\n".encode(), 200, "text/event-stream"), nothing(), cut(700),
+    ]  # fmt: skip
+
+
+@every_vendor
+def test_neither_prompt_nor_key_is_ever_in_an_error(vendor: str) -> None:
+    async def main() -> list[ExternalServiceError]:
+        server = FAKES[vendor](key=None)
+        http = HttpClient()
+        found: list[ExternalServiceError] = []
+        async with server:
+            provider = ADAPTERS[vendor]("svc", http, base_url=server.base_url, api_key=f"sk-{MARK}")
+            for step in every_bad_step(MARK):
+                server.script(step, step)
+                for call in (provider.complete, _drain(provider)):
+                    try:
+                        await call(asking(vendor, f"my {MARK} prompt", system=MARK))
+                    except ExternalServiceError as fault:
+                        found.append(fault)
+            assert MARK not in repr(provider)
+        await http.close()
+        return found
+
+    found = asyncio.run(main())
+    assert len(found) >= 20
+    for fault in found:
+        chain: BaseException | None = fault
+        while chain is not None:
+            shown = [str(chain), repr(chain), repr(chain.args), repr(vars(chain))]
+            assert not any(MARK in one for one in shown), shown
+            chain = chain.__cause__ or chain.__context__
+
+
+def _drain(provider: Any) -> Any:
+    async def call(request: Request) -> None:
+        async for _ in provider.stream(request):
+            pass
+
+    return call

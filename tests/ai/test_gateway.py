@@ -1,0 +1,413 @@
+"""What a query comes to: answers, refusals, retries, fallback and money, counted at the server."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from koo.deadlines import Deadline
+from koo.errors import (
+    AllServicesFailed,
+    AuthenticationFailed,
+    BudgetExceeded,
+    CircuitOpen,
+    ExternalServiceError,
+    InvalidRequest,
+    Kind,
+    PriceUnknown,
+    RateLimited,
+    ServiceFailed,
+    ServiceTimeout,
+    UnknownService,
+)
+from koo.options import BreakerOptions, LimitOptions, RetryOptions
+from koo.testing.providers import Gate, answer, cut, error, hang, html, nothing
+from tests.ai.worlds import World, run, until
+
+
+async def failure_of(awaitable: Any) -> ExternalServiceError:
+    with pytest.raises(ExternalServiceError) as caught:
+        await awaitable
+    return caught.value
+
+
+def test_an_answer_has_its_text_usage_exact_cost_and_attempts() -> None:
+    async def test(world: World) -> None:
+        world.claude.script(answer("Paris.", input_tokens=14, output_tokens=5))
+        got = await world.ask()
+        assert str(got) == got.text == "Paris." and got.service == "claude"
+        assert (got.usage.input_tokens, got.usage.output_tokens) == (14, 5)
+        assert got.cost_usd == world.claude.billed_usd == world.spent_usd() and isinstance(
+            got.cost_usd, Decimal
+        )
+        assert got.attempts == len(world.claude.queries) == 1 and got.latency_s > 0
+        assert world.nothing_is_taken()
+
+    run(test)
+
+
+def test_max_tokens_is_always_sent_and_the_callers_tag_never() -> None:
+    async def test(world: World) -> None:
+        await world.ask(tag="secret-tag", metadata={"who": "secret-user"})
+        body = world.claude.queries[0].body
+        assert body["max_tokens"] == 4096
+        assert "secret" not in str(body)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "sent"),
+    [
+        (error(529, "overloaded_error"), Kind.OVERLOADED, 4),
+        (error(500, "api_error"), Kind.SERVER_ERROR, 4),
+        (html(502), Kind.SERVER_ERROR, 4),
+        (nothing(), Kind.CONNECTION, 4),
+        (cut(after_bytes=60), Kind.CONNECTION, 4),
+        (error(401, "authentication_error"), Kind.AUTH, 1),
+        (error(400, "invalid_request_error"), Kind.INVALID_REQUEST, 1),
+        (error(404, "not_found_error"), Kind.NOT_FOUND, 1),
+        (error(413, "request_too_large"), Kind.TOO_LARGE, 1),
+        (error(429, "rate_limit_error", code="enforced_spend_limit_reached"), Kind.QUOTA, 1),
+    ],
+)
+def test_what_may_pass_is_repeated_and_what_cannot_is_not(step: Any, kind: Kind, sent: int) -> None:
+    """Counted at the server: the attempts on the error are the requests that arrived."""
+
+    async def test(world: World) -> None:
+        world.claude.script(*[step] * 6)
+        failed = await failure_of(world.ask())
+        assert failed.kind == kind
+        assert failed.attempts == len(world.claude.queries) == sent
+        assert world.nothing_is_taken()
+
+    run(test)
+
+
+def test_a_failure_that_passes_is_not_seen() -> None:
+    async def test(world: World) -> None:
+        world.claude.script(error(529, "overloaded_error"), nothing(), answer("At last."))
+        got = await world.ask()
+        assert got.text == "At last." and got.attempts == 3 == len(world.claude.queries)
+
+    run(test)
+
+
+def test_a_429_is_waited_for_as_long_as_it_says_by_all_callers() -> None:
+    async def test(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        world.claude.script(error(429, "rate_limit_error", headers={"retry-after": "1"}))
+        began = loop.time()
+        first = asyncio.ensure_future(world.ask())
+        await until(lambda: world.guard().cooldown.until > loop.time())
+        second = await world.ask()
+        assert loop.time() - began >= 1.0, "the other caller waited too"
+        assert (await first).attempts == 2 and second.attempts == 1
+        assert world.guard().breaker.consecutive == 0, "a 429 is no failure"
+
+    run(test)
+
+
+def test_a_pause_beyond_the_deadline_is_refused_at_once_with_the_time() -> None:
+    async def test(world: World) -> None:
+        world.claude.script(error(429, "rate_limit_error", headers={"retry-after": "3600"}))
+        failed = await failure_of(world.ask(timeout_s=30))
+        assert isinstance(failed, RateLimited) and failed.retry_after_s is not None
+        assert 3500 < failed.retry_after_s < 3800
+        refused = await failure_of(world.ask(timeout_s=30))
+        assert isinstance(refused, RateLimited) and len(world.claude.queries) == 1
+
+    run(test)
+
+
+def test_a_refused_key_stops_all_queries_until_it_works_again() -> None:
+    async def test(world: World) -> None:
+        world.claude.script(error(401, "authentication_error"))
+        assert isinstance(await failure_of(world.ask()), AuthenticationFailed)
+        refused = await failure_of(world.ask())
+        assert refused.kind == Kind.KEY_REFUSED and len(world.claude.queries) == 1
+        assert await world.ask(service="openai"), "another service's key is its own"
+        world.gateway.backends["claude"].service.unlatch()
+        assert (await world.ask()).text
+
+    run(test)
+
+
+def test_five_failures_open_the_circuit_and_the_next_call_never_leaves() -> None:
+    async def test(world: World) -> None:
+        world.claude.script(*[error(500, "api_error")] * 5)
+        for _ in range(5):
+            await failure_of(world.ask())
+        refused = await failure_of(world.ask())
+        assert isinstance(refused, CircuitOpen) and refused.retry_after_s is not None
+        assert "5 failures in a row" in str(refused) and refused.retry_after_s >= 59
+        assert len(world.claude.queries) == 5
+
+    run(test, retry=RetryOptions(attempts_max=1))
+
+
+def test_a_thousand_mistakes_of_callers_do_not_open_it() -> None:
+    async def test(world: World) -> None:
+        world.claude.script(*[error(400, "invalid_request_error")] * 100)
+        for _ in range(100):
+            assert isinstance(await failure_of(world.ask()), InvalidRequest)
+        assert (await world.ask()).text
+
+    run(test, limits=LimitOptions())
+
+
+def test_one_models_failures_do_not_stop_another() -> None:
+    async def test(world: World) -> None:
+        world.claude.script(*[error(529, "overloaded_error")] * 3)
+        for _ in range(3):
+            await failure_of(world.ask())
+        assert isinstance(await failure_of(world.ask()), CircuitOpen)
+        assert (await world.ask(model="claude-haiku-5-5")).model == "claude-haiku-5-5"
+
+    run(test, retry=RetryOptions(attempts_max=1), breaker=BreakerOptions(failure_threshold=3))
+
+
+def test_our_own_limit_refuses_at_once_with_the_time() -> None:
+    async def test(world: World) -> None:
+        for _ in range(3):
+            await world.ask()
+        refused = await failure_of(world.ask())
+        assert isinstance(refused, RateLimited) and refused.kind == Kind.RATE_LIMITED
+        assert refused.retry_after_s is not None and 55 < refused.retry_after_s <= 62
+        assert "3 requests a minute" in str(refused) and len(world.claude.queries) == 3
+
+    run(test, limits=LimitOptions(per_minute=3))
+
+
+def test_a_deadline_ends_the_whole_query_and_is_nobodys_failure() -> None:
+    async def test(world: World) -> None:
+        world.claude.script(hang())
+        late = await failure_of(world.ask(timeout_s=0.1))
+        assert (
+            isinstance(late, ServiceTimeout) and isinstance(late, TimeoutError) and late.kind == Kind.DEADLINE
+        )
+        assert world.guard().breaker.window.failures == 0 and world.nothing_is_taken()
+        world.claude.script(hang())
+        with pytest.raises(TimeoutError):
+            async with Deadline(0.1):
+                await world.ask()
+
+    run(test)
+
+
+def test_an_attempt_that_takes_too_long_is_a_failure_and_booked_at_its_bound() -> None:
+    """It may have been billed, so nothing lower than the worst case would be honest."""
+
+    async def test(world: World) -> None:
+        world.claude.script(hang())
+        failed = await failure_of(world.ask(max_tokens=100))
+        assert failed.kind == Kind.TIMEOUT and world.guard().breaker.consecutive == 1
+        bound = world.spent_usd()
+        assert bound > Decimal("0.001") and world.nothing_is_taken()
+
+    run(test, attempt_timeout_s=0.1, slow_s=0.05, retry=RetryOptions(attempts_max=1))
+
+
+# ── fallback ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_fallback_answers_when_the_first_fails_or_refuses() -> None:
+    async def test(world: World) -> None:
+        world.claude.script(*[error(529, "overloaded_error")] * 4)
+        got = await world.ask(fallback=("openai",))
+        assert got.service == "openai" and len(world.claude.queries) == 4
+
+    run(test)
+
+
+def test_a_callers_mistake_ends_the_query_without_fallback() -> None:
+    async def test(world: World) -> None:
+        world.claude.script(error(400, "invalid_request_error"))
+        assert isinstance(await failure_of(world.ask(fallback=("openai",))), InvalidRequest)
+        assert world.openai.queries == []
+
+    run(test)
+
+
+def test_when_all_fail_the_error_is_a_group_with_the_reason_of_each() -> None:
+    async def test(world: World) -> None:
+        world.claude.script(*[error(529, "overloaded_error")] * 4)
+        world.openai.script(*[error(503, "server_error")] * 4)
+        failed = await failure_of(world.ask(fallback=("openai",)))
+        assert isinstance(failed, AllServicesFailed) and isinstance(failed, ExceptionGroup)
+        assert [e.service for e in failed.exceptions] == ["claude", "openai"]
+        assert failed.attempts == 8 and "claude" in str(failed) and "openai" in str(failed)
+
+    run(test)
+
+
+def test_queries_at_once_keep_their_order_and_one_failure_harms_nobody() -> None:
+    async def test(world: World) -> None:
+        from koo.ai.types import Query
+
+        world.claude.script(error(400, "invalid_request_error"))
+        queries = [Query(service="claude", prompt="a"), Query(service="openai", prompt="b")]
+        first, second = await world.gateway.query_many(queries)
+        assert isinstance(first, InvalidRequest) and not isinstance(second, Exception)
+        assert second.service == "openai"
+
+    run(test)
+
+
+# ── money ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_two_hundred_callers_at_once_never_pass_the_cap() -> None:
+    """What is settled and held never exceeds the budget, and the ledger equals the provider's own bill."""
+
+    async def test(world: World) -> None:
+        highest = Decimal(0)
+
+        async def ask() -> bool:
+            nonlocal highest
+            try:
+                await world.ask(max_tokens=1000)
+            except BudgetExceeded:
+                return False
+            finally:
+                view = world.ledger.view("claude")
+                highest = max(highest, view.spent_usd + view.held_usd)
+            return True
+
+        answered = sum(await asyncio.gather(*(ask() for _ in range(200))))
+        assert 0 < answered < 200 and highest <= Decimal("0.10")
+        assert world.spent_usd() == world.claude.billed_usd and world.nothing_is_taken()
+
+    run(test, daily_budget_usd=Decimal("0.10"), limits=LimitOptions())
+
+
+def test_over_budget_says_the_arithmetic_and_when_the_day_ends() -> None:
+    async def test(world: World) -> None:
+        refused = await failure_of(world.ask())
+        assert isinstance(refused, BudgetExceeded) and world.claude.queries == []
+        assert "$0.0001" in str(refused) and refused.retry_after_s is not None
+        assert 0 < refused.retry_after_s <= 86_400
+
+    run(test, daily_budget_usd=Decimal("0.0001"))
+
+
+def test_an_unknown_price_is_refused_and_never_zero() -> None:
+    async def test(world: World) -> None:
+        refused = await failure_of(world.ask(model="claude-unheard-of"))
+        assert (
+            isinstance(refused, PriceUnknown) and "INPUT_PRICE" in str(refused) and world.claude.queries == []
+        )
+
+    run(test)
+
+
+def test_answers_of_400_and_more_are_not_billed() -> None:
+    async def test(world: World) -> None:
+        world.claude.script(error(400, "invalid_request_error"))
+        await failure_of(world.ask())
+        world.claude.script(error(401, "authentication_error"))
+        await failure_of(world.ask())
+        assert world.spent_usd() == 0 and world.nothing_is_taken()
+
+    run(test)
+
+
+def test_an_answer_lost_on_the_way_back_is_booked_at_its_bound() -> None:
+    async def test(world: World) -> None:
+        world.claude.script(cut(after_bytes=60))
+        await failure_of(world.ask(max_tokens=100))
+        assert world.spent_usd() >= world.claude.billed_usd > 0
+
+    run(test, retry=RetryOptions(attempts_max=1))
+
+
+def test_a_caller_who_leaves_gives_everything_back_and_pays_for_what_was_sent() -> None:
+    async def test(world: World) -> None:
+        gate = Gate()
+        world.claude.script(gate)
+        task = asyncio.ensure_future(world.ask())
+        await gate.arrived()
+        assert world.ledger.view("claude").held_usd > 0
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        gate.open()
+        assert world.nothing_is_taken() and world.spent_usd() > 0
+        assert world.guard().breaker.consecutive == 0, "walking away is no failure of theirs"
+
+    run(test)
+
+
+# ── bad input ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt": ""},
+        {"prompt": "  \n"},
+        {"prompt": 5},
+        {"prompt": None},
+        {"prompt": b"bytes"},
+        {"prompt": "\ud800"},
+        {"prompt": "x" * 10_000_000},
+        {"max_tokens": 0},
+        {"max_tokens": 1.5},
+        {"max_tokens": True},
+        {"temperature": 3},
+        {"temperature": float("nan")},
+        {"timeout_s": 0},
+        {"timeout_s": float("inf")},
+        {"on_limit": "later"},
+        {"model": ""},
+    ],
+)
+def test_bad_input_is_told_before_anything_is_sent(options: dict[str, Any]) -> None:
+    async def test(world: World) -> None:
+        refused = await failure_of(world.ask(**options))
+        assert isinstance(refused, InvalidRequest) and len(str(refused)) < 200
+        assert world.claude.queries == [] and world.nothing_is_taken()
+
+    run(test)
+
+
+@pytest.mark.parametrize("name", ["cloude", "", "x" * 10_000, None, 7])
+def test_an_unknown_service_is_told_with_the_known_ones(name: Any) -> None:
+    async def test(world: World) -> None:
+        refused = await failure_of(world.ask(service=name))
+        assert isinstance(refused, UnknownService) and "claude, openai" in str(refused)
+        assert len(str(refused)) < 200
+
+    run(test)
+
+
+def test_no_error_repeats_the_prompt_or_the_key() -> None:
+    steps = [
+        error(400, "invalid_request_error", message="bad: MARKED-PROMPT with test-key"),
+        error(401, "authentication_error", message="invalid x-api-key: test-key"),
+        error(500, "api_error", message="MARKED-PROMPT"),
+        html(502),
+    ]
+
+    async def test(world: World) -> None:
+        for step in steps:
+            world.claude.script(step)
+            failed = await failure_of(world.ask("MARKED-PROMPT"))
+            world.gateway.backends["claude"].service.reset()
+            shown = f"{failed} {failed!r} {failed.__dict__} {failed.__cause__!r} {world.events.recent}"
+            assert "MARKED" not in shown and "test-key" not in shown
+
+    run(test, retry=RetryOptions(attempts_max=1))
+
+
+def test_a_server_that_is_not_there_is_a_failure_of_the_service() -> None:
+    async def test(world: World) -> None:
+        await world.claude.stop()
+        failed = await failure_of(world.ask())
+        assert isinstance(failed, ServiceFailed) and failed.kind == Kind.CONNECTION and failed.attempts == 4
+        assert world.spent_usd() == 0, "nothing was sent, so nothing was billed"
+
+    run(test)

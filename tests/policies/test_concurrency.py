@@ -1,0 +1,152 @@
+"""Slots: first come, first served; nobody is lost; and a ramp after an outage."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from koo.policies.concurrency import Slots
+
+
+class Caller:
+    """Something that can be woken, as an asyncio future can."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.woken = self.gone = False
+
+    def done(self) -> bool:
+        return self.woken or self.gone
+
+    def set_result(self, result: None, /) -> None:
+        assert not self.done(), "woken twice"
+        self.woken = True
+
+
+def test_who_leaves_hands_the_slot_to_who_has_waited_longest() -> None:
+    slots, callers = Slots(1), [Caller(n) for n in range(3)]
+    assert slots.take()
+    slots.line.extend(callers)
+    for caller in callers:
+        assert not slots.take(), "nobody barges in"
+        slots.give_back()
+        assert caller.woken and slots.used == 1
+    slots.give_back()
+    assert slots.used == 0 and slots.take()
+
+
+def test_who_gave_up_is_passed_over() -> None:
+    slots, first, second = Slots(1), Caller(1), Caller(2)
+    slots.take()
+    slots.line.extend([first, second])
+    first.gone = True  # cancelled, and has not run yet
+    slots.give_back()
+    assert second.woken and slots.used == 1
+    slots.leave(first, granted=False)
+    assert slots.used == 1
+
+
+def test_who_gives_up_when_just_handed_a_slot_hands_it_on() -> None:
+    slots, first, second = Slots(1), Caller(1), Caller(2)
+    slots.take()
+    slots.line.extend([first, second])
+    slots.give_back()
+    slots.leave(first, granted=True)
+    assert second.woken and slots.used == 1
+    slots.leave(second, granted=True)
+    assert slots.used == 0
+
+
+@given(
+    limit=st.integers(1, 3),
+    acts=st.lists(
+        st.tuples(st.sampled_from(["come", "go", "give up", "slip"]), st.integers(0, 9)), max_size=80
+    ),
+)
+@settings(deadline=None, max_examples=300)
+def test_nobody_is_lost_and_nobody_overtakes(limit: int, acts: list[tuple[str, int]]) -> None:
+    """Callers come, leave, give up in line, or give up just after they were handed a slot."""
+    slots, inside, line, served, numbers = Slots(limit), list[int](), list[Caller](), list[int](), 0
+    for act, pick in acts:
+        if act == "come":
+            numbers += 1
+            if slots.take():
+                assert not line, "barged in"
+                inside.append(numbers)
+                served.append(numbers)
+            else:
+                line.append(Caller(numbers))
+                slots.line.append(line[-1])
+        elif act == "go" and inside:
+            inside.pop(pick % len(inside))
+            slots.give_back()
+        elif act == "give up" and line:
+            caller = line.pop(pick % len(line))
+            caller.gone = True
+            slots.leave(caller, granted=False)
+        woken = [caller for caller in line if caller.woken]
+        for caller in woken:
+            line.remove(caller)
+            if act == "slip":
+                slots.leave(caller, granted=True)
+            else:
+                inside.append(caller.number)
+                served.append(caller.number)
+        if act == "slip":
+            for caller in [caller for caller in line if caller.woken]:
+                line.remove(caller)
+                inside.append(caller.number)
+                served.append(caller.number)
+        assert slots.used == len(inside) <= limit
+        assert not line or slots.used == limit, "a free slot, and somebody waits"
+        assert served == sorted(served), "overtaken"
+
+
+# ── the ramp (rule R16) ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_after_an_outage_a_few_may_run_and_the_few_double_each_second() -> None:
+    slots = Slots(50)
+    slots.narrow(4, 100.0)
+    caps = []
+    for second in range(6):
+        slots.widen(100.0 + second)
+        caps.append(slots.cap)
+    assert caps == [4, 8, 16, 32, 50, 50]
+    slots.widen(100.999)
+    assert slots.cap == 4 and slots.widens_at == 101.0
+
+
+def test_what_runs_elsewhere_runs_on() -> None:
+    slots = Slots(1000)
+    for _ in range(150):
+        slots.take()
+    slots.narrow(4, 0.0)
+    assert sum(slots.take() for _ in range(100)) == 4
+    for _ in range(50):
+        slots.give_back()
+    assert sum(slots.take() for _ in range(100)) == 50, "a healthy model keeps what it had"
+    slots.widen(1.0)
+    assert sum(slots.take() for _ in range(100)) == 4
+
+
+def test_a_ramp_that_widens_wakes_who_waits_in_order() -> None:
+    slots, callers = Slots(100), [Caller(n) for n in range(10)]
+    slots.narrow(2, 0.0)
+    assert slots.take() and slots.take() and not slots.take()
+    slots.line.extend(callers)
+    slots.widen(1.0)
+    assert [caller.woken for caller in callers] == [True] * 2 + [False] * 8 and slots.used == 4
+    slots.widen(3.0)
+    assert all(caller.woken for caller in callers) and slots.used == 12 <= slots.cap
+
+
+def test_a_ramp_never_passes_the_limit_and_never_overflows() -> None:
+    slots = Slots(3)
+    slots.narrow(4, 0.0)
+    assert slots.cap == 3
+    slots.widen(1e9)
+    assert slots.cap == 3
+    none = Slots(0)
+    none.narrow(4, 0.0)
+    assert none.cap == 0 and not none.take()

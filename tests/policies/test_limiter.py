@@ -1,0 +1,220 @@
+"""Our own limits: never 61 in any minute, all or nothing, refundable, and honest about when they are usable again."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from koo.options import DAY_S
+from koo.policies.limiter import DayCount, Limits, SlidingCount
+
+PERIODS = st.sampled_from([60.0, 3600.0])
+GAPS = st.one_of(st.just(0.0), st.floats(0.0, 3.0), st.floats(0.0, 90.0))
+
+
+def minute(limit: int, now: float, period_s: float = 60.0) -> SlidingCount:
+    return SlidingCount("requests a minute", limit, period_s, now)
+
+
+@pytest.mark.parametrize("start", [1000.0, 1000.5, 1017.999, 1059.99, 0.0, 3e6 + 0.1])
+def test_the_61st_call_in_a_minute_is_refused_wherever_the_minute_begins(start: float) -> None:
+    limits, taken, now = Limits(minute(60, start)), list[float](), start
+    while now < start + 400.0:
+        if limits.take(now) is None:
+            taken.append(now)
+        now += 0.37
+    assert most_in_a_period(taken, 60.0) <= 60
+    assert len(taken) > 55 * 400 / 60, "and nearly 60 a minute are let through"
+
+
+def most_in_a_period(taken: list[float], period_s: float) -> int:
+    """The largest number in any half-open period, wherever it begins; `taken` is in order."""
+    most = first = 0
+    for last, at in enumerate(taken):
+        while taken[first] <= at - period_s:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+@given(gaps=st.lists(GAPS, max_size=80), limit=st.integers(1, 6), start=st.floats(0.0, 1e6), period_s=PERIODS)
+@settings(deadline=None, max_examples=300)
+def test_never_one_too_many_in_any_period(
+    gaps: list[float], limit: int, start: float, period_s: float
+) -> None:
+    limits, now, taken = Limits(minute(limit, start, period_s)), start, list[float]()
+    for gap in gaps:
+        now += gap * period_s / 60.0
+        if limits.take(now) is None:
+            taken.append(now)
+    assert most_in_a_period(taken, period_s) <= limit
+
+
+@given(
+    steps=st.lists(st.tuples(GAPS, st.none() | st.integers(0, 60)), max_size=60),
+    limit=st.integers(1, 5),
+    start=st.floats(0.0, 1e6),
+)
+@settings(deadline=None, max_examples=200)
+def test_refunds_give_back_what_was_taken_and_no_more(
+    steps: list[tuple[float, int | None]], limit: int, start: float
+) -> None:
+    """With refunds, what was really used is never one too many, and the count never below what it must be."""
+    count, now, kept = minute(limit, start), start, list[float]()
+    limits = Limits(count)
+    for gap, refunded in steps:
+        now += gap
+        if limits.take(now) is None:
+            kept.append(now)
+        if kept and refunded is not None:
+            limits.refund(kept.pop(refunded % len(kept)))
+        assert most_in_a_period(sorted(kept), 60.0) <= limit
+        count.roll(now)
+        least = sum(at > now - 60.0 for at in kept)
+        most = sum(at > now - 61.0 - 1e-6 for at in kept)
+        assert least <= count.used <= most
+
+
+@given(
+    gaps=st.lists(GAPS, min_size=1, max_size=40),
+    limit=st.integers(1, 4),
+    start=st.floats(0.0, 1e5),
+    refunds=st.lists(st.booleans(), min_size=40, max_size=40),
+)
+@settings(deadline=None, max_examples=200)
+def test_resets_at_is_exact(gaps: list[float], limit: int, start: float, refunds: list[bool]) -> None:
+    """Usable at that time, and not a moment before; a refunded unit promises nothing."""
+    count, now, kept = minute(limit, start), start, list[float]()
+    limits = Limits(count)
+    for gap, refund in zip(gaps, refunds, strict=False):
+        now += gap
+        if limits.take(now) is None:
+            kept.append(now)
+        if refund and len(kept) > 1:
+            limits.refund(kept.pop(0))
+    count.roll(now)
+    at = count.resets_at(now)
+    if count.used < limit:
+        assert at == now
+        return
+    assert now < at <= now + 61.0 + 1e-6
+    assert limits.take(math.nextafter(at, 0.0)) is count
+    assert limits.take(at) is None
+
+
+def test_a_unit_comes_back_at_most_a_sixtieth_of_the_period_late() -> None:
+    count = minute(1, 1000.25)
+    limits = Limits(count)
+    assert limits.take(1000.25) is None and limits.take(1000.25) is count
+    assert count.resets_at(1000.25) == 1061.0
+
+
+def test_limits_are_decided_together_all_or_nothing() -> None:
+    short, long, day = minute(10, 0.0), minute(10, 0.0, 3600.0), DayCount("requests a day", 1, 50.0, 7)
+    limits = Limits(short, long, day)
+    assert limits.take(0.0) is None and limits.take(0.0) is day
+    assert (short.used, long.used, day.used) == (1, 1, 1)
+    limits.refund(0.0)
+    assert (short.used, long.used, day.used) == (0, 0, 0)
+
+
+def test_usable_again_is_when_all_are_usable() -> None:
+    short, day = minute(1, 0.0), DayCount("requests a day", 1, 5000.0, 7)
+    limits = Limits(short, day)
+    assert limits.usable_at(0.0) == 0.0 and limits.full(0.0) is None
+    assert limits.take(0.0) is None
+    assert limits.usable_at(3.0) == 5000.0 and limits.full(3.0) is day
+    day.limit = 2
+    assert limits.usable_at(3.0) == 61.0 and limits.full(3.0) is short
+
+
+def test_a_limit_of_zero_is_never_usable() -> None:
+    none, short = minute(0, 0.0), minute(1, 0.0)
+    limits = Limits(short, none)
+    assert limits.take(0.0) is none and short.used == 0
+    assert limits.usable_at(1e9) == math.inf and limits.full(0.0) is none
+
+
+def test_a_refund_of_a_unit_that_was_cleared_meanwhile_gives_nothing() -> None:
+    count = minute(2, 0.0)
+    limits = Limits(count)
+    limits.take(0.1)
+    count.clear(0.2)
+    limits.refund(0.1)
+    assert count.used == 0
+    limits.take(0.3)
+    count.roll(10.0)
+    limits.refund(0.3)
+    limits.refund(0.3)
+    assert count.used == 0 and count.resets_at(10.0) == 10.0
+
+
+def test_rolled_by_time_alone_an_idle_limit_shows_nothing_used() -> None:
+    count = minute(5, 0.0)
+    limits = Limits(count, DayCount("requests a day", 5, 100.0, 1))
+    for _ in range(5):
+        limits.take(0.0)
+    limits.roll(3600.0)
+    assert [one.used for one in limits.counts] == [0, 0]
+
+
+# ── the day ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_day_is_a_calendar_day_and_yesterdays_unit_is_not_taken_from_today() -> None:
+    day = DayCount("requests a day", 1, 50.0, 7)
+    limits = Limits(day)
+    assert limits.take(49.0) is None and limits.take(49.0) is day and day.resets_at(49.0) == 50.0
+    assert limits.take(50.0) is None and day.day == 8
+    limits.refund(49.0)
+    assert day.used == 1
+    limits.refund(50.0)
+    assert day.used == 0
+
+
+def test_a_count_that_survived_a_restart_goes_on() -> None:
+    day = DayCount("requests a day", 3, 50.0, 7, used=2)
+    limits = Limits(day)
+    assert limits.take(0.0) is None and limits.take(0.0) is day
+
+
+@given(
+    steps=st.lists(
+        st.tuples(st.floats(0.0, 2.2 * DAY_S), st.floats(-30.0, 30.0), st.booleans()), max_size=30
+    ),
+    limit=st.integers(1, 3),
+)
+@settings(deadline=None, max_examples=200)
+def test_never_one_too_many_in_a_utc_day_though_the_clocks_drift(
+    steps: list[tuple[float, float, bool]], limit: int
+) -> None:
+    """Wall time drifts by up to half a minute at each step, and a tick tells when the day ends now."""
+    now, drift_s = 5000.0, 0.0
+    day = DayCount("requests a day", limit, now + DAY_S, 0)
+    limits, taken = Limits(day), dict[int, int]()
+    for step_s, by_s, ticks in steps:
+        now += step_s
+        if ticks:
+            drift_s += by_s
+            wall = now - 5000.0 + drift_s
+            number = int(wall // DAY_S)
+            day.roll(now)
+            day.anchor(now + (number + 1) * DAY_S - wall, number)
+        if limits.take(now) is None:
+            taken[day.day] = taken.get(day.day, 0) + 1
+    assert max(taken.values(), default=0) <= limit
+    assert list(taken) == sorted(taken), "a day never comes back"
+
+
+def test_a_clock_that_is_set_back_over_midnight_gives_no_second_day() -> None:
+    day = DayCount("requests a day", 1, 100.0, 7)
+    limits = Limits(day)
+    assert limits.take(0.0) is None
+    day.anchor(50.0, 7)
+    day.roll(60.0)
+    assert day.day == 8 and limits.take(60.0) is None
+    day.anchor(100.0, 7)
+    assert limits.take(70.0) is day and limits.take(100.0) is day

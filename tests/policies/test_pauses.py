@@ -1,0 +1,193 @@
+"""What the other side asks for: cooldowns, the pacer, and latched keys."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from koo.errors import Kind
+from koo.policies.cooldown import Cooldown
+from koo.policies.latch import Latches
+from koo.policies.pacer import Pacer
+
+
+def no_jitter() -> float:
+    return 0.0
+
+
+def throttle(
+    cooldown: Cooldown, now: float, hint_s: float | None = None, kind: Kind = Kind.THROTTLED
+) -> float:
+    return cooldown.extend(now, hint_s, no_jitter, kind, "why")
+
+
+# ── cooldown (rule R14) ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(
+    answers=st.lists(
+        st.tuples(st.floats(0.0, 100.0), st.one_of(st.none(), st.floats(0.0, 1e5)), st.floats(0.0, 1.0))
+    ),
+)
+@settings(deadline=None)
+def test_the_later_time_wins_and_is_never_shortened(answers: list[tuple[float, float | None, float]]) -> None:
+    cooldown, now = Cooldown(), 0.0
+    for gap, hint_s, draw in answers:
+        now += gap
+        before = cooldown.until
+        for_s = cooldown.extend(now, hint_s, lambda draw=draw: draw, Kind.THROTTLED, "why")  # type: ignore[misc]
+        assert cooldown.until >= before
+        assert for_s == cooldown.until - now
+        if hint_s is not None:
+            assert cooldown.until >= now + hint_s
+            assert cooldown.until <= max(before, now + 1.05 * hint_s + 1e-6)
+
+
+def test_without_a_hint_it_guesses_longer_each_time_up_to_a_minute() -> None:
+    cooldown, now, waits = Cooldown(), 0.0, []
+    for _ in range(9):
+        waits.append(throttle(cooldown, now))
+        now = cooldown.until
+    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+    cooldown.ease()
+    assert throttle(cooldown, now) == 1.0, "after a success it begins small again"
+
+
+def test_fifty_calls_that_meet_the_same_limit_at_once_are_one_step() -> None:
+    cooldown = Cooldown()
+    for _ in range(50):
+        throttle(cooldown, 0.0)
+    assert cooldown.until == 1.0 and cooldown.level == 1
+
+
+def test_a_spent_quota_waits_a_minute_to_a_quarter_of_an_hour() -> None:
+    cooldown, now, waits = Cooldown(), 0.0, []
+    for _ in range(6):
+        waits.append(throttle(cooldown, now, kind=Kind.QUOTA))
+        now = cooldown.until
+    assert waits == [60.0, 120.0, 240.0, 480.0, 900.0, 900.0]
+
+
+def test_a_servers_word_is_taken_up_to_a_month_and_lengthened_by_a_twentieth_at_most() -> None:
+    assert throttle(Cooldown(), 0.0, 1e9) == 31 * 86_400.0
+    assert Cooldown().extend(0.0, 100.0, lambda: 1.0, Kind.THROTTLED, "why") == 105.0
+    assert throttle(Cooldown(), 0.0, -5.0) == 0.0, "and an absurd one is none"
+
+
+def test_the_longer_pause_keeps_its_own_reason() -> None:
+    cooldown = Cooldown()
+    cooldown.extend(0.0, 1000.0, no_jitter, Kind.QUOTA, "quota")
+    cooldown.extend(0.0, 1.0, no_jitter, Kind.THROTTLED, "rate")
+    assert (cooldown.kind, cooldown.reason) == (Kind.QUOTA, "quota")
+
+
+def test_thousands_of_throttled_answers_do_not_overflow_and_an_operator_ends_it() -> None:
+    cooldown = Cooldown()
+    cooldown.level = 5000
+    assert throttle(cooldown, 0.0) == 60.0
+    cooldown.clear()
+    assert cooldown.until == 0.0 and throttle(cooldown, 0.0) == 1.0
+
+
+# ── the pacer ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_while_more_than_half_is_left_nothing_is_held_back() -> None:
+    pacer = Pacer()
+    pacer.learn(100, 50, 60.0, 0.0)
+    assert [pacer.take(0.0) for _ in range(5)] == [0.0] * 5 and not pacer.interval_s
+
+
+def test_below_half_what_is_left_is_spread_over_the_time_until_it_is_full() -> None:
+    pacer = Pacer()
+    pacer.learn(100, 10, 50.0, 0.0)
+    assert [pacer.take(0.0) for _ in range(4)] == [0.0, 5.0, 10.0, 15.0], "each caller gets a later cell"
+    assert pacer.wait_s(12.0) == 8.0 and pacer.wait_s(12.0) == 8.0, "asking takes nothing"
+    assert pacer.take(30.0) == 0.0, "and time that nobody used is not owed"
+
+
+def test_it_ends_when_the_limit_is_full_again() -> None:
+    pacer = Pacer()
+    pacer.learn(100, 0, 30.0, 0.0)
+    assert pacer.interval_s == 30.0
+    pacer.take(0.0)
+    assert pacer.take(30.0) == 0.0 and not pacer.interval_s
+
+
+def test_numbers_that_are_missing_or_absurd_are_ignored() -> None:
+    pacer = Pacer()
+    for limit, remaining, resets_in_s in (
+        (None, 1, 1.0),
+        (9, None, 1.0),
+        (9, 1, None),
+        (0, 0, 9.0),
+        (9, 1, -1.0),
+    ):
+        pacer.learn(limit, remaining, resets_in_s, 0.0)
+        assert not pacer.interval_s
+    pacer.learn(1000, 0, 1e9, 0.0)
+    assert pacer.interval_s == 60.0, "one call a minute is let through to see whether it is still so"
+
+
+def test_a_cell_that_nobody_used_is_given_back() -> None:
+    pacer = Pacer()
+    pacer.learn(100, 10, 50.0, 0.0)
+    for _ in range(3):
+        pacer.take(0.0)
+    pacer.give_back()
+    assert pacer.take(0.0) == 10.0
+
+
+# ── latches ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_refused_key_refuses_all_models_and_a_refused_model_only_itself() -> None:
+    latches = Latches()
+    assert not latches and latches.find("a", 0.0) is None
+    assert latches.set("a", Kind.PERMISSION, "not for a", 0.0)
+    assert latches.find("b", 0.0) is None and latches.find(None, 0.0) is None
+    assert latches.set(None, Kind.AUTH, "refused", 0.0) and not latches.set(None, Kind.AUTH, "again", 1.0)
+    found = latches.find("b", 1.0)
+    assert found is not None and found.reason == "refused" and latches
+
+
+def test_a_latch_without_an_end_stays_and_one_with_an_end_goes() -> None:
+    latches = Latches()
+    latches.set(None, Kind.AUTH, "refused", 0.0)
+    latches.set("a", Kind.QUOTA, "spent", 0.0, until=100.0)
+    assert latches.find(None, 1e9) is not None
+    assert latches.expire(99.0) == [] and latches.expire(100.0) == ["a"] and bool(latches)
+
+
+def test_a_later_end_wins() -> None:
+    latches = Latches()
+    latches.set("a", Kind.QUOTA, "spent", 0.0, until=100.0)
+    latches.set("a", Kind.QUOTA, "spent", 0.0, until=50.0)
+    assert latches.find("a", 60.0) is not None
+    latches.set("a", Kind.AUTH, "refused", 0.0)
+    found = latches.find("a", 1e9)
+    assert found is not None and found.until == math.inf
+
+
+def test_it_is_checked_after_one_minute_and_then_ever_more_seldom_up_to_fifteen() -> None:
+    latches = Latches()
+    latches.set(None, Kind.AUTH, "refused", 0.0)
+    now, gaps = 0.0, []
+    for _ in range(7):
+        assert not latches.due(now)
+        latch = latches.find(None, now)
+        assert latch is not None
+        gaps.append(latch.check_at - now)
+        now = latch.check_at
+        assert latches.due(now)
+        latches.postpone(now)
+    assert gaps == [60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0]
+
+
+def test_a_key_that_works_again_clears_all() -> None:
+    latches = Latches()
+    latches.set(None, Kind.AUTH, "refused", 0.0)
+    latches.set("a", Kind.PERMISSION, "not for a", 0.0)
+    assert set(latches.clear()) == {None, "a"} and not latches and latches.clear() == []

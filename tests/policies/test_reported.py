@@ -1,0 +1,136 @@
+"""What users see: the first rule of the table that holds, and never what contradicts what is admitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from koo.options import BreakerOptions
+from koo.policies.breaker import DISABLED, FORCED_OPEN, HALF_OPEN, METRICS_ONLY, Breaker
+from koo.policies.reported import DatabaseState, ServiceState, Signs, database_state, service_state
+from koo.policies.verdict import FAILURE, SUCCESS, Verdict
+
+
+def no_jitter() -> float:
+    return 0.0
+
+
+def after(verdicts: str, slow: bool = False) -> Breaker:
+    """A breaker that has seen these: S, F; "o": it opened before; "h": and tests its recovery."""
+    breaker = Breaker("db", BreakerOptions(), 30.0, 0.0)
+    for letter in verdicts:
+        if letter in "oh":
+            for _ in range(5):
+                settle(breaker, FAILURE, False)
+        if letter == "h":
+            breaker.tick(60.0, no_jitter)
+        if letter in "SF":
+            settle(breaker, SUCCESS if letter == "S" else FAILURE, slow)
+    return breaker
+
+
+def settle(breaker: Breaker, verdict: Verdict, slow: bool) -> None:
+    permit = breaker.admit(0.0, no_jitter)
+    assert permit is not None
+    breaker.settle(permit, verdict, slow, 0.0, no_jitter)
+
+
+DATABASES: list[tuple[str, Callable[[], Signs], DatabaseState]] = [
+    ("nothing happened", lambda: Signs(after("")), DatabaseState.HEALTHY),
+    ("all went well", lambda: Signs(after("SSSSS")), DatabaseState.HEALTHY),
+    ("one of ten failed", lambda: Signs(after("SSSSSSSSSF")), DatabaseState.HEALTHY),
+    ("few calls, and half of them failed", lambda: Signs(after("SF")), DatabaseState.UNHEALTHY),
+    ("the only call failed", lambda: Signs(after("F")), DatabaseState.UNHEALTHY),
+    ("half the row", lambda: Signs(after("SSSSSSSSFFF")), DatabaseState.UNHEALTHY),
+    ("less than half the row", lambda: Signs(after("SSSSSSSSFF")), DatabaseState.HEALTHY),
+    ("three checks failed", lambda: Signs(after("S"), checks_failed=3), DatabaseState.UNHEALTHY),
+    ("two checks failed", lambda: Signs(after("S"), checks_failed=2), DatabaseState.HEALTHY),
+    ("open", lambda: Signs(after("o"), checks_failed=9), DatabaseState.CIRCUIT_OPEN),
+    ("recovery is being tested", lambda: Signs(after("h"), checks_failed=9), DatabaseState.DEGRADED),
+]
+
+
+@pytest.mark.parametrize(("story", "signs", "state"), DATABASES, ids=[one[0] for one in DATABASES])
+def test_database(story: str, signs: Callable[[], Signs], state: DatabaseState) -> None:
+    seen, why = database_state(signs())
+    assert seen is state
+    assert bool(why) == (state is not DatabaseState.HEALTHY), "whatever is not healthy says why"
+
+
+MANY = "S" * 16
+HALF_OPEN_TOO = Signs(after("h"))
+SERVICES: list[tuple[str, Callable[[], tuple[ServiceState, str]], ServiceState]] = [
+    ("nothing happened", lambda: service_state(Signs(after(""))), ServiceState.HEALTHY),
+    ("open", lambda: service_state(Signs(after("o")), limited="x"), ServiceState.CIRCUIT_OPEN),
+    ("the key is refused", lambda: service_state(Signs(after("")), latched="x"), ServiceState.CIRCUIT_OPEN),
+    ("a limit is reached", lambda: service_state(Signs(after("")), limited="x"), ServiceState.RATE_LIMITED),
+    (
+        "limited while tested",
+        lambda: service_state(Signs(after("h")), limited="x"),
+        ServiceState.RATE_LIMITED,
+    ),
+    ("recovery is being tested", lambda: service_state(Signs(after("h"))), ServiceState.DEGRADED),
+    (
+        "another model is open",
+        lambda: service_state(Signs(after("")), [Signs(after("o"))]),
+        ServiceState.DEGRADED,
+    ),
+    (
+        "another model is tested",
+        lambda: service_state(Signs(after("")), [HALF_OPEN_TOO]),
+        ServiceState.HEALTHY,
+    ),
+    (
+        "a model's key is refused",
+        lambda: service_state(Signs(after("")), model_latched="x"),
+        ServiceState.DEGRADED,
+    ),
+    ("half the row", lambda: service_state(Signs(after("SSSSSFFF"))), ServiceState.UNHEALTHY),
+    (
+        "less than a fifth of many failed",
+        lambda: service_state(Signs(after("FFSFFS" + MANY))),
+        ServiceState.HEALTHY,
+    ),
+    (
+        "nearly a quarter of many failed",
+        lambda: service_state(Signs(after("FFSFFSFFS" + MANY))),
+        ServiceState.HEALTHY,
+    ),
+    (
+        "three in ten failed",
+        lambda: service_state(Signs(after("FFSFFSFFS" + "S" * 11))),
+        ServiceState.DEGRADED,
+    ),
+    ("a third of few failed", lambda: service_state(Signs(after("FSSFSS"))), ServiceState.HEALTHY),
+]
+
+
+@pytest.mark.parametrize(("story", "seen", "state"), SERVICES, ids=[one[0] for one in SERVICES])
+def test_service(story: str, seen: Callable[[], tuple[ServiceState, str]], state: ServiceState) -> None:
+    got, why = seen()
+    assert got is state
+    assert bool(why) == (state is not ServiceState.HEALTHY)
+
+
+def test_many_slow_calls_are_degraded_before_they_open_it() -> None:
+    breaker = after("S" * 10, slow=True)
+    for _ in range(10):
+        settle(breaker, SUCCESS, False)
+    state, why = service_state(Signs(breaker))
+    assert state is ServiceState.DEGRADED and "10 slow of 20" in why
+
+
+def test_an_operators_word_is_seen() -> None:
+    breaker = after("")
+    breaker.set_override(FORCED_OPEN)
+    assert database_state(Signs(breaker)) == (DatabaseState.CIRCUIT_OPEN, "forced open by an operator")
+    assert service_state(Signs(breaker))[0] is ServiceState.CIRCUIT_OPEN
+    half = after("h")
+    assert half.phase is HALF_OPEN
+    half.set_override(FORCED_OPEN)
+    assert database_state(Signs(half))[0] is DatabaseState.CIRCUIT_OPEN
+    for override in (DISABLED, METRICS_ONLY):
+        breaker = after("o")
+        breaker.set_override(override)
+        assert database_state(Signs(breaker))[0] is DatabaseState.CIRCUIT_OPEN, "it reports, and lets through"

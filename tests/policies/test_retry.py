@@ -1,0 +1,82 @@
+"""Pauses between attempts, and the budget that bounds what they add to the load."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from koo.options import RetryOptions
+from koo.policies.backoff import pause_s
+from koo.policies.retry_budget import RetryBudget
+
+DRAWS = st.floats(0.0, 1.0, exclude_max=True)
+
+
+@given(attempt=st.integers(1, 100_000), draw=DRAWS, base_s=st.floats(0.001, 3600), cap_s=st.floats(0.001, 1e6),
+       multiplier=st.floats(1.0, 100.0))  # fmt: skip
+@settings(deadline=None, max_examples=300)
+def test_a_pause_lies_between_nothing_and_the_cap(
+    attempt: int, draw: float, base_s: float, cap_s: float, multiplier: float
+) -> None:
+    """For any number of attempts: an exponent that overflows has been a negative sleep elsewhere."""
+    options = RetryOptions(base_s=base_s, cap_s=cap_s, multiplier=multiplier)
+    pause = pause_s(options, attempt, lambda: draw)
+    assert 0.0 <= pause <= min(cap_s, base_s * multiplier ** min(attempt - 1, 30))
+
+
+@pytest.mark.parametrize(
+    ("attempt", "most"), [(1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0), (6, 30.0), (5000, 30.0)]
+)
+def test_full_jitter_is_drawn_from_all_of_a_growing_range(attempt: int, most: float) -> None:
+    assert pause_s(RetryOptions(), attempt, lambda: 1.0) == most
+    assert pause_s(RetryOptions(), attempt, lambda: 0.25) == most / 4
+    assert pause_s(RetryOptions(), attempt, lambda: 0.0) == 0.0
+
+
+@given(attempt=st.integers(1, 50), draw=DRAWS, hint_s=st.floats(0.01, 1e6))
+def test_a_servers_hint_is_the_least_and_never_much_more(attempt: int, draw: float, hint_s: float) -> None:
+    pause = pause_s(RetryOptions(), attempt, lambda: draw, hint_s)
+    assert hint_s <= pause <= max(30.0, 1.05 * hint_s)
+
+
+def test_an_empty_bucket_refuses_and_fills_by_a_tenth_of_each_success_and_by_one_a_second() -> None:
+    budget = RetryBudget(RetryOptions(), 0.0)
+    assert sum(budget.take(0, 0.0) for _ in range(100)) == 20, "it holds twenty and starts full"
+    assert not budget.take(9, 0.0) and budget.take(10, 0.0), "ten successes are one repeat"
+    assert sum(budget.take(10, 3.0) for _ in range(100)) == 3, "and one a second"
+
+
+def test_a_repeat_that_was_never_made_gives_its_token_back() -> None:
+    budget = RetryBudget(RetryOptions(budget_tokens=1), 0.0)
+    assert budget.take(0, 0.0) and not budget.take(0, 0.0)
+    budget.give_back()
+    budget.give_back()
+    assert budget.take(0, 0.0) and not budget.take(0, 0.0), "and no more than it holds"
+
+
+def test_a_bucket_that_holds_nothing_allows_nothing() -> None:
+    assert not RetryBudget(RetryOptions(budget_tokens=0), 0.0).take(10**9, 1e9)
+
+
+@given(
+    steps=st.lists(st.tuples(st.floats(0.0, 5.0), st.integers(0, 50), st.integers(0, 30)), max_size=50),
+    tokens=st.floats(0.0, 40.0),
+    share=st.floats(0.0, 1.0),
+    floor=st.floats(0.0, 3.0),
+)
+@settings(deadline=None, max_examples=200)
+def test_repeats_never_pass_the_share_of_successes_plus_the_floor_plus_the_bucket(
+    steps: list[tuple[float, int, int]], tokens: float, share: float, floor: float
+) -> None:
+    """In any stretch of time, not only from the beginning."""
+    options = RetryOptions(budget_tokens=tokens, budget_per_success=share, budget_per_s=floor)
+    budget, now, successes, granted = RetryBudget(options, 0.0), 0.0, 0, 0
+    marks = [(0.0, 0, 0)]
+    for step_s, succeeded, wanted in steps:
+        now, successes = now + step_s, successes + succeeded
+        granted += sum(budget.take(successes, now) for _ in range(wanted))
+        for at, had, before in marks:
+            assert granted - before <= tokens + share * (successes - had) + floor * (now - at) + 1e-6
+        assert budget.tokens >= 0.0
+        marks.append((now, successes, granted))

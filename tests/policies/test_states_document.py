@@ -1,0 +1,19 @@
+"""`docs/states.md` is as new as the breaker, and names everything there is."""
+
+from __future__ import annotations
+
+from docs.generate_states import PAGE, page
+from koo.policies.breaker import TRANSITIONS, Cue, Override, Phase
+from koo.policies.reported import DatabaseState, ServiceState
+
+
+def test_the_page_is_as_new_as_its_source() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: make docs"
+
+
+def test_it_names_every_phase_cue_override_and_state() -> None:
+    text = page()
+    for names in (Phase, Override, DatabaseState, ServiceState):
+        assert [one for one in names if f"`{one.value}`" not in text] == []
+    assert [cue for cue in Cue if cue.value not in text] == [], "a cue that no transition has is of no use"
+    assert {cue for _, cue in TRANSITIONS} == set(Cue)

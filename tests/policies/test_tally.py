@@ -1,0 +1,102 @@
+"""What a guard counts: for its life, and for the last five minutes."""
+
+from __future__ import annotations
+
+import statistics
+from bisect import bisect_left
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from koo.policies.tally import BOUNDS_S, BUCKET_S, Bucket, Tally
+from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED
+
+LATENCIES = st.lists(st.floats(0.0001, 119.0), min_size=1, max_size=200)
+
+
+@given(latencies=LATENCIES, share=st.sampled_from([0.5, 0.95, 0.99]))
+@settings(deadline=None, max_examples=200)
+def test_a_percentile_lies_in_the_cell_of_the_true_one(latencies: list[float], share: float) -> None:
+    tally = Tally(0.0)
+    for latency_s in latencies:
+        tally.record_success(latency_s, False, True, 0.0)
+    place = min(len(latencies) - 1, max(0, -int(-share * len(latencies) // 1) - 1))
+    true = sorted(latencies)[place]
+    cell = bisect_left(BOUNDS_S, true)
+    low = BOUNDS_S[cell - 1] if cell else 0.0
+    assert low <= tally.totals().percentile_s(share) <= BOUNDS_S[cell] + 1e-9
+    assert tally.totals().mean_s() == pytest.approx(statistics.fmean(latencies))
+
+
+def test_without_any_success_there_is_no_latency_and_the_rate_is_one() -> None:
+    empty = Bucket()
+    assert (empty.percentile_s(0.5), empty.mean_s(), empty.success_rate()) == (0.0, 0.0, 1.0)
+
+
+def test_a_latency_beyond_the_last_bound_is_not_lost() -> None:
+    tally = Tally(0.0)
+    tally.record_success(500.0, True, True, 0.0)
+    assert tally.totals().percentile_s(0.99) >= BOUNDS_S[-1]
+
+
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from([0.0, 1.0, 14.9, 15.0, 40.0, 299.0, 1000.0]), st.integers(0, 3)),
+        max_size=60,
+    )
+)
+@settings(deadline=None, max_examples=200)
+def test_recent_are_the_last_five_minutes_and_totals_are_everything(steps: list[tuple[float, int]]) -> None:
+    now, tally, seen = 1000.0, Tally(1000.0), list[tuple[float, int]]()
+    for step_s, verdict in steps:
+        now += step_s
+        if verdict == SUCCESS:
+            tally.record_success(0.1, False, True, now)
+        else:
+            tally.record_other([FAILURE, NEUTRAL, THROTTLED][verdict - 1], "kind", False, now)
+        seen.append((now, [SUCCESS, FAILURE, NEUTRAL, THROTTLED][verdict]))
+        for later_s in (0.0, 7.0, 150.0, 301.0, 5000.0):
+            recent = tally.recent(now + later_s)
+            for one in (SUCCESS, FAILURE, NEUTRAL, THROTTLED):
+                least = sum(at > now + later_s - 285.0 and v == one for at, v in seen)
+                most = sum(at >= now + later_s - 300.0 and v == one for at, v in seen)
+                assert least <= recent.verdicts[one] <= most
+        assert tally.totals().verdicts == [sum(v == one for _, v in seen) for one in range(4)]
+
+
+def test_looking_changes_nothing() -> None:
+    tally = Tally(0.0)
+    tally.record_success(1.0, False, True, 1.0)
+    for now in (1.0, 100.0, 10_000.0):
+        tally.recent(now)
+    assert tally.recent(2.0).verdicts[SUCCESS] == 1
+
+
+def test_a_neutral_end_says_nothing_about_the_other_side() -> None:
+    tally = Tally(0.0)
+    tally.record_success(1.0, True, True, 1.0)
+    tally.record_other(NEUTRAL, "cancelled", False, 2.0)
+    total = tally.totals()
+    assert total.answered == 1 and total.success_rate() == 1.0 and total.slow == 1
+    assert tally.last_failure_at is None and tally.errors == {"cancelled": 1}
+    tally.record_other(THROTTLED, "throttled", False, 3.0)
+    assert tally.totals().success_rate() == 0.5 and tally.last_failure_at == 3.0
+
+
+def test_refusals_are_counted_apart_and_first_successes_feed_the_retry_budget() -> None:
+    tally = Tally(0.0)
+    tally.record_refusal("circuit_open")
+    tally.record_refusal("circuit_open")
+    tally.record_success(1.0, False, False, 1.0)
+    assert tally.refused == {"circuit_open": 2} and sum(tally.totals().verdicts) == 1
+    assert tally.first_successes == 0, "a repeat's success earns no repeat"
+    tally.record_success(1.0, False, True, 1.0)
+    assert tally.first_successes == 1
+
+
+def test_a_bucket_ends_after_its_seconds_whoever_looks() -> None:
+    tally = Tally(0.0)
+    tally.record_success(1.0, False, True, 1.0)
+    tally.roll(BUCKET_S)
+    assert sum(tally.bucket.verdicts) == 0 and tally.totals().verdicts[SUCCESS] == 1

@@ -1,0 +1,633 @@
+"""The HTTP client: what it says when things go wrong, what it never does, and how it reads a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+import ssl
+import threading
+from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from koo.http import AnswerTooLarge, EventParser, HttpClient, ServerSentEvent, TransportError
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+Talk = Callable[[StreamReader, StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serving(talk: Talk) -> AsyncIterator[str]:
+    """A server whose every connection is `talk`; gives its URL."""
+
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+        try:
+            await talk(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@asynccontextmanager
+async def client(**options: object) -> AsyncIterator[HttpClient]:
+    http = HttpClient(**options)  # type: ignore[arg-type]
+    try:
+        yield http
+    finally:
+        await http.close()
+
+
+async def read_request(reader: StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(
+        (
+            int(line.split(b":")[1])
+            for line in head.lower().split(b"\r\n")
+            if line.startswith(b"content-length")
+        ),
+        0,
+    )
+    return head + await reader.readexactly(length)
+
+
+async def answer(reader: StreamReader, writer: StreamWriter, *parts: bytes) -> None:
+    await read_request(reader)
+    for part in parts:
+        writer.write(part)
+        await writer.drain()
+
+
+def talking(*parts: bytes) -> Talk:
+    return lambda reader, writer: answer(reader, writer, *parts)
+
+
+async def failure_of(call: Awaitable[object]) -> TransportError:
+    with pytest.raises(TransportError) as caught:
+        await call
+    return caught.value
+
+
+# ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_answer_has_status_headers_without_case_and_body() -> None:
+    async def main() -> None:
+        reply = b"HTTP/1.1 418 Teapot\r\nX-Id: 7\r\ncontent-length: 5\r\n\r\nshort"
+        async with serving(talking(reply)) as url, client() as http:
+            response = await http.request("POST", url, headers={"a": "b"}, body=b"{}")
+            assert (response.status, response.headers.get("x-id"), response.body) == (418, "7", b"short")
+
+    asyncio.run(main())
+
+
+def test_a_compressed_answer_is_read_although_none_was_asked_for() -> None:
+    body = gzip.compress(b"hello")
+    reply = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+
+    async def main() -> None:
+        async with serving(talking(reply)) as url, client() as http:
+            assert (await http.request("GET", url)).body == b"hello"
+
+    asyncio.run(main())
+
+
+def test_redirects_are_answers_and_not_followed() -> None:
+    async def main() -> None:
+        seen: list[bytes] = []
+
+        async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+            seen.append(await read_request(reader))
+            writer.write(b"HTTP/1.1 307 Moved\r\nlocation: /elsewhere\r\ncontent-length: 0\r\n\r\n")
+            await writer.drain()
+
+        async with serving(talk) as url, client() as http:
+            assert (await http.request("POST", url, body=b"secret")).status == 307
+        assert len(seen) == 1
+
+    asyncio.run(main())
+
+
+def test_cookies_are_neither_kept_nor_sent() -> None:
+    async def main() -> None:
+        seen: list[bytes] = []
+
+        async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+            while True:
+                seen.append(await read_request(reader))
+                writer.write(b"HTTP/1.1 200 OK\r\nset-cookie: a=b\r\ncontent-length: 0\r\n\r\n")
+                await writer.drain()
+
+        async with serving(talk) as url, client() as http:
+            await http.request("GET", url)
+            await http.request("GET", url)
+        assert len(seen) == 2 and b"cookie" not in seen[1].lower()
+
+    asyncio.run(main())
+
+
+# ── how far a failed request got ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_refused_connection_sent_nothing() -> None:
+    async def main() -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))  # Bound, but nobody listens.
+            port = taken.getsockname()[1]
+            async with client() as http:
+                error = await failure_of(http.request("POST", f"http://127.0.0.1:{port}/", body=b"x"))
+        assert error.phase == "connect" and f"127.0.0.1:{port}" in error.reason
+
+    asyncio.run(main())
+
+
+def test_an_unknown_name_sent_nothing() -> None:
+    async def main() -> None:
+        async with client() as http:
+            error = await failure_of(http.request("POST", "http://no-such-host.invalid/", body=b"x"))
+        assert error.phase == "connect" and "no-such-host.invalid" in error.reason
+
+    asyncio.run(main())
+
+
+def test_a_failed_tls_handshake_sent_nothing() -> None:
+    async def main() -> None:
+        async def talk(_: StreamReader, writer: StreamWriter) -> None:
+            writer.write(b"220 this is no TLS\r\n")
+            await writer.drain()
+
+        async with serving(talk) as url, client() as http:
+            error = await failure_of(http.request("POST", url.replace("http:", "https:"), body=b"x"))
+        assert error.phase == "connect" and "secure" in error.reason
+
+    asyncio.run(main())
+
+
+def test_a_certificate_that_nobody_vouches_for_sent_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if not _self_signed(context, tmp_path_factory):
+        pytest.skip("no openssl here to make a certificate with")
+
+    async def main() -> None:
+        server = await asyncio.start_server(talking(OK), "127.0.0.1", 0, ssl=context)
+        asyncio.get_running_loop().set_exception_handler(
+            lambda *_: None
+        )  # The server's side of the failed handshake.
+        async with server, client() as http:
+            port = server.sockets[0].getsockname()[1]
+            error = await failure_of(http.request("POST", f"https://127.0.0.1:{port}/", body=b"x"))
+        assert error.phase == "connect" and "secure" in error.reason
+
+    asyncio.run(main())
+
+
+def _self_signed(context: ssl.SSLContext, folders: pytest.TempPathFactory) -> bool:
+    import shutil
+    import subprocess
+
+    if shutil.which("openssl") is None:
+        return False
+    folder = folders.mktemp("certificate")
+    key, certificate = folder / "key.pem", folder / "cert.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    context.load_cert_chain(certificate, key)
+    return True
+
+
+def test_connecting_has_a_time_limit_and_sent_nothing() -> None:
+    """A listener with a full queue answers no SYN: exactly what a black hole does."""
+
+    async def main() -> None:
+        with socket.socket() as full:
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            waiting = []
+            for _ in range(4):
+                one = socket.socket()
+                one.setblocking(False)
+                one.connect_ex(full.getsockname())
+                waiting.append(one)
+            try:
+                async with client(connect_timeout_s=0.1) as http:
+                    url = f"http://127.0.0.1:{full.getsockname()[1]}/"
+                    error = await failure_of(http.request("POST", url, body=b"x"))
+            finally:
+                for one in waiting:
+                    one.close()
+        assert (error.phase, error.reason) == ("connect", "cannot connect in time")
+
+    asyncio.run(main())
+
+
+def test_a_name_server_that_never_answers_falls_under_the_same_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def stuck(*_: object, **__: object) -> object:
+        released.wait(20)
+        raise socket.gaierror(socket.EAI_AGAIN, "late")
+
+    monkeypatch.setattr(socket, "getaddrinfo", stuck)
+
+    async def main() -> None:
+        try:
+            async with client(connect_timeout_s=0.05) as http:
+                error = await failure_of(http.request("POST", "http://slow-name.example/", body=b"x"))
+        finally:
+            released.set()
+        assert error.phase == "connect" and "slow-name.example" in error.reason
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("url", ["ftp://example.com/", "nonsense", "http://"])
+def test_an_address_that_cannot_be_right_sent_nothing(url: str) -> None:
+    async def main() -> None:
+        async with client() as http:
+            error = await failure_of(http.request("GET", url))
+        assert error.phase == "connect" and "base URL" in error.reason
+
+    asyncio.run(main())
+
+
+def test_a_connection_closed_without_an_answer_may_have_been_received() -> None:
+    async def main() -> None:
+        async with serving(talking()) as url, client() as http:
+            assert (await failure_of(http.request("POST", url, body=b"x"))).phase == "sent"
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_breaks_off_is_told_as_such() -> None:
+    async def main() -> None:
+        async with (
+            serving(talking(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf")) as url,
+            client() as http,
+        ):
+            assert (await failure_of(http.request("POST", url, body=b"x"))).phase == "answer"
+
+    asyncio.run(main())
+
+
+def test_a_refusal_that_breaks_off_still_is_a_refusal() -> None:
+    async def main() -> None:
+        reply = b"HTTP/1.1 429 Slow\r\nretry-after: 3\r\ncontent-length: 100\r\n\r\nhalf"
+        async with serving(talking(reply)) as url, client() as http:
+            response = await http.request("POST", url, body=b"x")
+            assert (response.status, response.headers["retry-after"], response.body) == (429, "3", b"")
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_is_not_http_is_told_as_such() -> None:
+    async def main() -> None:
+        async with serving(talking(b"220 mail.example ESMTP\r\n\r\n")) as url, client() as http:
+            assert (await failure_of(http.request("POST", url, body=b"x"))).phase == "answer"
+
+    asyncio.run(main())
+
+
+def test_a_refusal_before_the_upload_is_complete_is_read_or_the_upload_is_told_as_sent() -> None:
+    async def main() -> None:
+        async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            await writer.drain()
+
+        async with serving(talk) as url, client() as http:
+            try:
+                seen: object = (await http.request("POST", url, body=b"x" * 20_000_000)).status
+            except TransportError as error:
+                seen = error.phase
+        assert seen in (413, "sent")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_answer_larger_than_anybody_meant_is_given_up(chunked: bool) -> None:
+    head = b"HTTP/1.1 200 OK\r\n" + (
+        b"transfer-encoding: chunked\r\n\r\n" if chunked else b"content-length: 9000\r\n\r\n"
+    )
+    body = b"3e8\r\n" + b"x" * 1000 + b"\r\n" if chunked else b"x" * 1000
+
+    async def main() -> None:
+        end = b"0\r\n\r\n" if chunked else b""
+        async with serving(talking(head, *[body] * 9, end)) as url, client(answer_bytes_max=4000) as http:
+            with pytest.raises(AnswerTooLarge):
+                await http.request("GET", url)
+
+    asyncio.run(main())
+
+
+# ── never twice ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_post_on_a_connection_that_the_server_closed_is_never_sent_twice() -> None:
+    """The server answers once, then ends each kept connection when the next request has arrived on it."""
+
+    async def main() -> None:
+        posts: list[bytes] = []
+
+        async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+            posts.append(await read_request(reader))
+            writer.write(OK)
+            await writer.drain()
+            posts.append(await read_request(reader))
+
+        async with serving(talk) as url, client() as http:
+            assert (await http.request("POST", url, body=b"1")).status == 200
+            assert (await failure_of(http.request("POST", url, body=b"2"))).phase == "sent"
+            assert [post[-1:] for post in posts] == [b"1", b"2"]
+
+    asyncio.run(main())
+
+
+def test_connections_are_used_again() -> None:
+    async def main() -> None:
+        connections: list[StreamWriter] = []
+
+        async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+            connections.append(writer)
+            while True:
+                await answer(reader, writer, OK)
+
+        async with serving(talk) as url, client() as http:
+            for _ in range(5):
+                await http.request("POST", url, body=b"x")
+        assert len(connections) == 1
+
+    asyncio.run(main())
+
+
+# ── leaving ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"], ids=["headers", "body"]
+)
+def test_cancelling_closes_the_connection(sent: bytes) -> None:
+    async def main() -> None:
+        arrived, gone = asyncio.Event(), asyncio.Event()
+
+        async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+            await answer(reader, writer, sent)
+            arrived.set()
+            await reader.read()
+            gone.set()
+
+        async with serving(talk) as url, client() as http:
+            task = asyncio.ensure_future(http.request("POST", url, body=b"x"))
+            await arrived.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.wait_for(gone.wait(), 5)
+
+    asyncio.run(main())
+
+
+def test_closing_a_stream_early_closes_the_connection() -> None:
+    async def main() -> None:
+        gone = asyncio.Event()
+
+        async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+            await answer(reader, writer, STREAM_HEAD, chunk(b"data: 1\n\n"))
+            await reader.read()
+            gone.set()
+
+        async with serving(talk) as url, client() as http:
+            stream = await http.stream("POST", url, body=b"x")
+            assert await stream.next_events() == [ServerSentEvent("message", b"1")]
+            await stream.aclose()
+            await asyncio.wait_for(gone.wait(), 5)
+
+    asyncio.run(main())
+
+
+def test_a_stream_whose_end_is_known_gives_its_connection_back() -> None:
+    async def main() -> None:
+        connections: list[StreamWriter] = []
+        may_end = asyncio.Event()
+
+        async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+            connections.append(writer)
+            while True:
+                await answer(reader, writer, STREAM_HEAD, chunk(b"data: last\n\n"))
+                await may_end.wait()
+                writer.write(b"0\r\n\r\n")
+
+        async with serving(talk) as url, client() as http:
+            for _ in range(3):
+                stream = await http.stream("POST", url, body=b"x")
+                await stream.next_events()
+                may_end.set()  # What is left comes after the last event, as a segment of its own.
+                await stream.aclose(read_out=True)
+        assert len(connections) == 1
+
+    asyncio.run(main())
+
+
+# ── loops ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_later_run_gets_a_session_of_its_own() -> None:
+    http = HttpClient()
+
+    async def main() -> None:
+        async with serving(talking(OK)) as url:
+            assert (await http.request("GET", url)).status == 200
+            await http.close()
+
+    asyncio.run(main())
+    asyncio.run(main())
+
+
+def test_a_later_run_also_works_where_nobody_closed_the_earlier_one() -> None:
+    http = HttpClient()
+
+    async def main(close: bool) -> None:
+        async with serving(
+            talking(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
+        ) as url:
+            assert (await http.request("GET", url)).status == 200
+        if close:
+            await http.close()
+
+    asyncio.run(main(close=False))
+    asyncio.run(main(close=True))
+
+
+def test_two_loops_at_once_are_told_as_a_mistake() -> None:
+    http = HttpClient()
+    said: list[str] = []
+
+    async def elsewhere() -> None:
+        try:
+            await http.request("GET", "http://127.0.0.1:9/")
+        except RuntimeError as error:
+            said.append(str(error))
+
+    async def main() -> None:
+        async with serving(talking(OK)) as url:
+            await http.request("GET", url)
+            await asyncio.to_thread(lambda: asyncio.run(elsewhere()))
+        await http.close()
+
+    asyncio.run(main())
+    assert said and "event loop" in said[0]
+
+
+def test_making_a_client_opens_nothing() -> None:
+    assert "closed" in repr(HttpClient())  # And needs no running loop.
+
+
+# ── server-sent events ────────────────────────────────────────────────────────────────────────────────────────────────
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def parse(*portions: bytes) -> list[ServerSentEvent]:
+    parser = EventParser()
+    events = [event for portion in portions for event in parser.feed(portion)]
+    return events + parser.finish()
+
+
+@pytest.mark.parametrize(
+    ("text", "events"),
+    [
+        (b"data: 1\n\n", [("message", b"1")]),
+        (b"data:1\n\ndata:  2\n\n", [("message", b"1"), ("message", b" 2")]),
+        (b"event: ping\ndata: {}\n\n", [("ping", b"{}")]),
+        (b"data: a\ndata: b\ndata\n\n", [("message", b"a\nb\n")]),
+        (b": a comment\n\ndata: 1\n\n", [("message", b"1")]),
+        (b"event: lost\n\ndata: 1\n\n", [("message", b"1")]),
+        (b"id: 7\nretry: 10\nunknown: x\ndata: 1\n\n", [("message", b"1")]),
+        (
+            b"data: 1\r\rdata: 2\r\n\r\ndata: 3\n\r\n",
+            [("message", b"1"), ("message", b"2"), ("message", b"3")],
+        ),
+        (b"\xef\xbb\xbfdata: 1\n\n", [("message", b"1")]),
+        (b"data: 1\n\ndata: cut in the mid", [("message", b"1")]),
+        (b"data: [DONE]\n", [("message", b"[DONE]")]),
+        (b"data: 1\x0b2\x852\xe2\x80\xa83\n\n", [("message", b"1\x0b2\x852\xe2\x80\xa83")]),
+        (b'error: {"code":500}\n\n', [("error", b'{"code":500}')]),
+        (b"data\n\n", [("message", b"")]),
+        (b"", []),
+    ],
+)
+def test_events_are_read_by_the_standard(text: bytes, events: list[tuple[str, bytes]]) -> None:
+    assert parse(text) == events
+
+
+LINES = st.sampled_from(
+    [
+        b"data: one",
+        b"data: \xe2\x82\xac\xf0\x9f\x98\x80",
+        b"data",
+        b"event: x",
+        b"event:",
+        b": ping",
+        b"",
+        b"",
+        b"id: 1",
+        b"data: [DONE]",
+    ]
+)
+ENDS = st.sampled_from([b"\n", b"\r", b"\r\n"])
+
+
+@given(st.lists(st.tuples(LINES, ENDS), max_size=20), st.booleans(), st.data())
+def test_however_the_bytes_are_cut_the_events_are_the_same(
+    lines: list[tuple[bytes, bytes]], whole: bool, data: st.DataObject
+) -> None:
+    text = b"".join(line + end for line, end in lines)
+    if not whole:
+        text = text[: data.draw(st.integers(0, len(text)))]
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=len(text))))
+    portions = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assert parse(*portions) == parse(text)
+    assert parse(*(text[i : i + 1] for i in range(len(text)))) == parse(text)
+
+
+def test_an_event_of_any_size_below_the_bound_passes_and_one_above_is_given_up() -> None:
+    parser = EventParser(1000)
+    assert len(parser.feed(b"data: " + b"x" * 900 + b"\n\n" + b"data: 1\n\n" * 500)) == 501
+    portions = [b"data: " + b"y" * 100 + b"\n"] * 100
+    with pytest.raises(AnswerTooLarge):
+        list(map(parser.feed, portions))
+    with pytest.raises(AnswerTooLarge):
+        EventParser(1000).feed(b"z" * 1001)
+
+
+def test_a_stream_of_events_over_a_socket() -> None:
+    async def main() -> None:
+        parts = [b"data: a\n", b"\ndata: \xe2", b"\x82\xac\n\n: ping\n\n", b"event: end\ndata: z\n\n"]
+        async with serving(talking(STREAM_HEAD, *map(chunk, parts), b"0\r\n\r\n")) as url, client() as http:
+            stream = await http.stream("POST", url, body=b"x")
+            events = [event async for event in stream.events()]
+            await stream.aclose()
+        assert stream.status == 200 and stream.headers["content-type"] == "text/event-stream"
+        assert events == [("message", b"a"), ("message", "€".encode()), ("end", b"z")]
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_is_cut_says_so() -> None:
+    async def main() -> None:
+        async with (
+            serving(talking(STREAM_HEAD, chunk(b"data: 1\n\n"), b"ff\r\ndata")) as url,
+            client() as http,
+        ):
+            stream = await http.stream("POST", url, body=b"x")
+            await stream.next_events()
+            assert (await failure_of(stream.next_events())).phase == "answer"
+            await stream.aclose()
+
+    asyncio.run(main())
+
+
+def test_an_event_without_end_is_given_up_on_the_wire_too() -> None:
+    async def main() -> None:
+        endless = [chunk(b"data: " + b"x" * 1000 + b"\n")] * 20
+        async with serving(talking(STREAM_HEAD, *endless)) as url, client(event_bytes_max=5000) as http:
+            stream = await http.stream("POST", url, body=b"x")
+            with pytest.raises(AnswerTooLarge):
+                await stream.next_events()
+            await stream.aclose()
+
+    asyncio.run(main())
+
+
+def test_the_body_of_a_stream_can_be_read_whole() -> None:
+    async def main() -> None:
+        async with serving(talking(OK)) as url, client() as http:
+            stream = await http.stream("GET", url)
+            assert await stream.read() == b"ok"
+            await stream.aclose()
+
+    asyncio.run(main())
