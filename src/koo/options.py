@@ -60,8 +60,13 @@ class Checked:
     def __post_init__(self) -> None:
         for one in fields(self):  # type: ignore[arg-type]
             value = getattr(self, one.name)
-            if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-                self._check(one.name, value, one.metadata)
+            if not _is_bounded(one.metadata) or (value is None and "None" in str(one.type)):
+                continue
+            # What is no number would pass here and fail in the first comparison, in the middle of a call.
+            if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+                what = f"{type(self).__name__}.{one.name}"
+                raise ConfigurationError("", f"{what} must be a number, not {type(value).__name__}")
+            self._check(one.name, value, one.metadata)
 
     def _check(self, name: str, value: float | Decimal, about: Any) -> None:
         number = float(value)
@@ -76,6 +81,10 @@ class Checked:
             raise ConfigurationError(
                 "", f"{type(self).__name__}.{name} is {value}; allowed is {allowed(about)}"
             )
+
+
+def _is_bounded(about: Any) -> bool:
+    return any(about.get(bound) is not None for bound in ("at_least", "at_most", "above"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -163,10 +163,11 @@ class Platform:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._close_parts()
 
-    def _background(self) -> list[Work]:
+    def _background(self) -> list[Work | Sharing]:
         return [
             KeepTime(self, self._clock),
             CheckServices(self, self._clock, self.options.health_check_interval_s),
+            self.sharing,
         ]
 
     def tick(self) -> None:
@@ -291,7 +292,7 @@ class Platform:
             default_model=None,
             clock=self._clock,
             deadlines=self.deadlines,
-            classify=compose(options.get("classify")),
+            classify=compose(options.get("classify"), name),
             publish=self.events.publish,
             allowance=money.allowance,
         )

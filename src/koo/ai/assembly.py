@@ -42,7 +42,6 @@ def assemble(
     publish: Callable[[Event], None],
 ) -> dict[str, Backend]:
     """Every service of the options, by name. Makes no connection. Raises `ConfigurationError`."""
-    classify = compose(None)
     backends = {}
     for one in options.services:
         service = Service(
@@ -51,7 +50,7 @@ def assemble(
             default_model=one.model,
             clock=clock,
             deadlines=deadlines,
-            classify=classify,
+            classify=compose(None, one.name),
             publish=publish,
             allowance=Allowance(one.daily_budget_usd, one.budget_is_explicit),
             configured=one.configured,

@@ -55,7 +55,10 @@ def open_server(setup: Setup) -> Any:
         raise EngineMissing("xllamacpp is not installed") from error
     folder = _private_folder()
     try:
-        return xllamacpp.Server(_params(xllamacpp.CommonParams(), setup, folder))
+        server = xllamacpp.Server(_params(xllamacpp.CommonParams(), setup, folder))
+        # One turn of its loop: a server that is destroyed before its loop has begun waits for that loop for ever.
+        server.handle_metrics()
+        return server
     except AttributeError as error:
         raise EngineMissing("xllamacpp is too old") from error
     except (RuntimeError, ValueError, MemoryError) as error:

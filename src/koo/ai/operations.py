@@ -51,6 +51,8 @@ def read_options(options: Mapping[str, Any]) -> GuardOptions:
     parts: dict[str, dict[str, Any]] = {"guard": {}, "breaker": {}, "retry": {}, "limits": {}}
     for name, value in options.items():
         if name == "max_retries":
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigurationError("register_service", "max_retries must be a whole number, at least 0")
             parts["retry"]["attempts_max"] = value + 1
         elif name in NAMES:
             part, field_name = NAMES[name]
@@ -75,7 +77,7 @@ def _default(options: type[GuardOptions], name: str) -> Any:
     return next(one.default for one in fields(options) if one.name == name)
 
 
-def compose(classify: Classify | None) -> Classify:
+def compose(classify: Classify | None, name: str) -> Classify:
     """The user's classifier where it answers; then the vendors' SDKs by table; then everything else."""
 
     def judge(error: Exception) -> Fault:
@@ -83,7 +85,7 @@ def compose(classify: Classify | None) -> Classify:
             fault = classify(error)
             if fault is not None:
                 return fault
-        return classify_sdk(error) or classify_foreign(error)
+        return classify_sdk(error, name) or classify_foreign(error)
 
     return judge
 

@@ -172,10 +172,7 @@ def _from_table(service: ServiceOptions, model: str, wall_s: float) -> ModelPric
         return None
     tiers = tuple(_unit_prices(prices, start) for start in _starts(prices))
     request_usd = _at(prices.get("requests_kcount", NOTHING), 0) / THOUSAND
-    search_usd = NOTHING
-    if service.kind == "perplexity":
-        searches = prices.get("web_searches_kcount")
-        search_usd = SEARCH_USD if searches is None else _at(searches, 0) / THOUSAND
+    search_usd = _search_usd(prices) if service.kind == "perplexity" else NOTHING
     return ModelPrice(
         tiers=tiers,
         request_usd=request_usd + search_usd,
@@ -183,6 +180,13 @@ def _from_table(service: ServiceOptions, model: str, wall_s: float) -> ModelPric
         version=_version(),
         unit_prices=_as_text(tiers[0]),
     )
+
+
+def _search_usd(prices: dict[str, Any]) -> Decimal:
+    """What one search costs; the models of old, which always searched, have it in a fee for each request."""
+    if "web_searches_kcount" in prices:
+        return _at(prices["web_searches_kcount"], 0) / THOUSAND
+    return NOTHING if "requests_kcount" in prices else SEARCH_USD
 
 
 def _find_model(service: ServiceOptions, model: str) -> ModelInfo | None:

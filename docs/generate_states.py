@@ -1,0 +1,242 @@
+"""Write `docs/states.md` from the breaker and the reported states themselves: `python -m docs.generate_states`.
+
+The transitions come from the breaker's own table. What passes in which phase, and which state users see in which
+situation, is found out by doing it: a breaker is brought there and asked. Only the words stand here.
+`tests/policies/test_states_document.py` fails when the page is older than its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from koo.options import BreakerOptions
+from koo.policies.breaker import (
+    CLOSED,
+    DISABLED,
+    FORCED_OPEN,
+    HALF_OPEN,
+    METRICS_ONLY,
+    NONE,
+    OPEN,
+    TRANSITIONS,
+    Breaker,
+    Override,
+    Phase,
+)
+from koo.policies.reported import DatabaseState, ServiceState, Signs, database_state, service_state
+from koo.policies.verdict import FAILURE, SUCCESS, Verdict
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "states.md"
+
+DATABASE_MEANING = {
+    DatabaseState.HEALTHY: "normal operation",
+    DatabaseState.UNHEALTHY: "errors detected, watched closely, calls still pass",
+    DatabaseState.CIRCUIT_OPEN: "too many failures, calls are refused at once",
+    DatabaseState.DEGRADED: "recovery is being tested, a limited number of calls pass",
+}
+SERVICE_MEANING = {
+    ServiceState.HEALTHY: "operating normally",
+    ServiceState.DEGRADED: "some errors or slow, reduced confidence; or recovery is being tested; or one of its models "
+    "is refused",
+    ServiceState.UNHEALTHY: "high error rate, watched closely",
+    ServiceState.CIRCUIT_OPEN: "refused because of failures, or because the key was refused (`reason` tells)",
+    ServiceState.RATE_LIMITED: "a quota or budget limit is reached, ours or the provider's",
+}
+OVERRIDE_MEANING = {
+    NONE: "the breaker decides",
+    FORCED_OPEN: "refuse everything until somebody takes it back",
+    DISABLED: "let everything through and learn nothing",
+    METRICS_ONLY: "count and report, never refuse: how a team rolls a breaker out",
+}
+
+
+# ── a breaker, brought somewhere ──────────────────────────────────────────────────────────────────────────────────
+
+
+def no_jitter() -> float:
+    return 0.0
+
+
+def after(verdicts: Iterable[Verdict] = (), *, phase: Phase = CLOSED, slow: bool = False) -> Breaker:
+    """A breaker with default options in `phase`, which has then seen these verdicts."""
+    breaker = Breaker("model", BreakerOptions(), 30.0, 0.0)
+    if phase is not CLOSED:
+        settle(breaker, [FAILURE] * breaker.options.failure_threshold, False)
+    if phase is HALF_OPEN:
+        breaker.tick(breaker.opens_until(), no_jitter)
+    settle(breaker, verdicts, slow)
+    assert breaker.phase is phase
+    return breaker
+
+
+def settle(breaker: Breaker, verdicts: Iterable[Verdict], slow: bool) -> None:
+    for verdict in verdicts:
+        permit = breaker.admit(0.0, no_jitter)
+        assert permit is not None
+        breaker.settle(permit, verdict, slow, 0.0, no_jitter)
+
+
+def what_passes(phase: Phase, override: Override) -> str:
+    """Two calls arrive: who passes, and whose result counts?"""
+    breaker = after(phase=phase)
+    breaker.set_override(override)
+    now = breaker.opened_at
+    permits = [breaker.admit(now, no_jitter) for _ in range(2)]
+    counts = [permit is not None and permit.generation == breaker.generation for permit in permits]
+    if permits[0] is None:
+        return "refused"
+    if permits[1] is None:
+        return "probes pass, one at a time"
+    if counts == [True, False]:
+        return "all pass, probes count"
+    return "all pass and count" if all(counts) else "all pass, none counts"
+
+
+# ── what users see ────────────────────────────────────────────────────────────────────────────────────────────────
+
+WELL = [SUCCESS] * 16
+Facts = dict[str, str]
+SITUATIONS: list[tuple[str, Callable[[], Signs], Facts]] = [
+    ("nothing was asked yet", lambda: Signs(after()), {}),
+    ("one call in ten failed", lambda: Signs(after([FAILURE, *[SUCCESS] * 9])), {}),
+    ("few calls, half of them failed", lambda: Signs(after([SUCCESS, FAILURE])), {}),
+    ("three failures in a row of five that open it", lambda: Signs(after([*WELL, *[FAILURE] * 3])), {}),
+    ("three health checks failed, and no call succeeded since", lambda: Signs(after(), checks_failed=3), {}),
+    (
+        "three in ten of many calls failed",
+        lambda: Signs(after([*[FAILURE, FAILURE, SUCCESS] * 4, *WELL[:12]])),
+        {},
+    ),
+    ("half of many calls were slow", lambda: Signs(half_slow()), {}),
+    ("the breaker is open", lambda: Signs(after(phase=OPEN)), {}),
+    ("recovery is being tested", lambda: Signs(after(phase=HALF_OPEN)), {}),
+    ("a limit, the budget or the provider's pause holds", lambda: Signs(after()), {"limited": "a limit"}),
+    (
+        "the same, while recovery is being tested",
+        lambda: Signs(after(phase=HALF_OPEN)),
+        {"limited": "a limit"},
+    ),
+    ("the key was refused", lambda: Signs(after()), {"latched": "the key"}),
+    ("the key was refused for one model", lambda: Signs(after()), {"model_latched": "the key"}),
+    ("another of its models is open", lambda: Signs(after()), {"others": "open"}),
+]
+
+
+def half_slow() -> Breaker:
+    breaker = after([SUCCESS] * 10, slow=True)
+    settle(breaker, [SUCCESS] * 10, False)
+    return breaker
+
+
+def seen(signs: Signs, facts: Facts) -> tuple[str, str]:
+    """What a database and what a service reports; a database has no limits, keys or models."""
+    others = [Signs(after(phase=OPEN))] if facts.get("others") else []
+    rest = {name: why for name, why in facts.items() if name != "others"}
+    service = service_state(signs, others, **rest)[0].value
+    return "–" if facts else f"`{database_state(signs)[0].value}`", f"`{service}`"
+
+
+# ── the page ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def table(*rows: Iterable[str]) -> str:
+    head, *rest = [list(row) for row in rows]
+    lines = [head, ["---"] * len(head), *rest]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def diagram() -> str:
+    arrows = [
+        f"    {was.name} --> {to.name}: {cue.value}"
+        for (was, cue), to in TRANSITIONS.items()
+        if was is not to
+    ]
+    return "\n".join(["```mermaid", "stateDiagram-v2", "    [*] --> CLOSED", *arrows, "```"])
+
+
+def page() -> str:
+    """The whole document."""
+    overrides = list(Override)
+    passes = [
+        [f"`{phase.value}`", *(what_passes(phase, override) for override in overrides)] for phase in Phase
+    ]
+    return f"""\
+# States
+
+<!-- Written by docs/generate_states.py from the breaker itself: change it there. -->
+
+Three things that are easily confused. The **phase** of a circuit breaker is the only one that has transitions. The
+**override** is an operator's word and lies across the phases. The **reported state** is what users see: it is worked
+out, whenever somebody looks, from the phase and everything else that is known, so it cannot contradict what is
+admitted.
+
+## Phases
+
+{diagram()}
+
+{
+        table(
+            ("in", "when", "to"),
+            *((f"`{was.value}`", cue.value, f"`{to.value}`") for (was, cue), to in TRANSITIONS.items()),
+        )
+    }
+
+There are no other transitions. Each one voids what was let through before: a result that comes late changes nothing.
+
+## Overrides
+
+{table(("override", "meaning"), *((f"`{one.value}`", OVERRIDE_MEANING[one]) for one in overrides))}
+
+What passes:
+
+{table(("phase", *(f"`{one.value}`" for one in overrides)), *passes)}
+
+"Counts" means that the call's result can move the breaker. Every call is counted in the metrics.
+
+## What a database reports
+
+{table(("state", "meaning"), *((f"`{one.value}`", DATABASE_MEANING[one]) for one in DatabaseState))}
+
+## What an AI service reports
+
+{table(("state", "meaning"), *((f"`{one.value}`", SERVICE_MEANING[one]) for one in ServiceState))}
+
+A service shows `circuit_open` when its default model, or the service as a whole, is refused.
+
+## When
+
+{
+        table(
+            ("when", "a database reports", "an AI service reports"),
+            *((story, *seen(make(), facts)) for story, make, facts in SITUATIONS),
+        )
+    }
+
+Where several hold, the one that says most about the next call wins: refused for failures or for its key, then limited,
+then recovery being tested or one model refused, then the rest.
+
+## Beside the breaker
+
+* **A pause that the provider asked for** (429, `Retry-After`) is no breaker: it never opens one. All callers wait for
+  it within their deadlines, or are refused with the time.
+* **A refused key** is latched: nothing is sent with it until an unbilled check (after 1 to 15 minutes), a reset, or a
+  new key.
+* **After closing** the places for calls begin at a few, and the few double each second until the limit is reached.
+  Callers queue within their deadlines, so that recovery is no stampede.
+"""
+
+
+def pages() -> dict[Path, str]:
+    """Each generated file and what it should hold."""
+    return {PAGE: page()}
+
+
+def main() -> None:
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Talking to one fake provider: through its adapter, or through the whole gateway with the ledger in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from koo.ai.assembly import HOSTED, assemble
+from koo.ai.gateway import Gateway
+from koo.ai.pricing import Prices
+from koo.ai.providers.base import Completion, Piece, Request
+from koo.clock import SYSTEM_CLOCK
+from koo.deadlines import Deadlines
+from koo.errors import ExternalServiceError
+from koo.events import EventBus
+from koo.http import HttpClient
+from koo.options import PlatformOptions, RetryOptions, ServiceKind, ServiceOptions
+from koo.storage.memory import MemoryLedger
+from koo.testing.providers import FakeProvider
+
+Server = TypeVar("Server", bound=FakeProvider)
+
+KEY = "test-key"
+NOON_S = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
+
+
+class StandingClock:
+    """A clock that stands still on a known day."""
+
+    def monotonic(self) -> float:
+        return 1000.0
+
+    def wall(self) -> float:
+        return NOON_S
+
+    async def sleep(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A vendor's adapter, and how to make the fake that it talks to."""
+
+    kind: ServiceKind
+    fake: type[FakeProvider]
+    model: str
+
+    def asking(self, prompt: str = "Capital of France?", **options: Any) -> Request:
+        return Request(prompt=prompt, **{"model": self.model, "max_tokens": 100, **options})
+
+    @asynccontextmanager
+    async def open(self, **options: Any) -> AsyncIterator[tuple[Any, Any]]:
+        """(adapter, fake server)"""
+        http = HttpClient()
+        async with self.fake(**{"key": KEY, **options}) as server:
+            adapter = HOSTED[self.kind]
+            try:
+                yield (
+                    adapter("svc", http, base_url=server.base_url, api_key=KEY, clock=StandingClock()),
+                    server,
+                )
+            finally:
+                await http.close()
+
+    def complete(self, step: Any, **options: Any) -> Completion:
+        """The answer that one step of the server becomes."""
+
+        async def main() -> Completion:
+            async with self.open() as (provider, server):
+                server.script(step)
+                completion: Completion = await provider.complete(self.asking(**options))
+                assert len(server.queries) == 1
+                return completion
+
+        return asyncio.run(main())
+
+    def failure(self, step: Any, **options: Any) -> ExternalServiceError:
+        """The error that one step of the server becomes."""
+        try:
+            completion = self.complete(step, **options)
+        except ExternalServiceError as error:
+            return error
+        raise AssertionError(f"no error, but {completion}")
+
+    def pieces(self, step: Any, **options: Any) -> tuple[list[Piece], ExternalServiceError | None]:
+        """The pieces of a stream, and the error in which it ended."""
+
+        async def main() -> tuple[list[Piece], ExternalServiceError | None]:
+            async with self.open() as (provider, server):
+                server.script(step)
+                pieces: list[Piece] = []
+                try:
+                    async for piece in provider.stream(self.asking(**options)):
+                        pieces.append(piece)  # noqa: PERF401
+                except ExternalServiceError as error:
+                    return pieces, error
+                return pieces, None
+
+        return asyncio.run(main())
+
+    def sent(self, *, streamed: bool = False, **options: Any) -> tuple[str, Any, Any]:
+        """(path, body, headers) of a request as the server saw it."""
+
+        async def main() -> tuple[str, Any, Any]:
+            async with self.open() as (provider, server):
+                if streamed:
+                    async for _ in provider.stream(self.asking(**options)):
+                        pass
+                else:
+                    await provider.complete(self.asking(**options))
+                request = server.queries[0]
+                return request.path, request.body, request.headers
+
+        return asyncio.run(main())
+
+
+def text_of(pieces: list[Piece]) -> str:
+    return "".join(piece.text for piece in pieces if not piece.reasoning)
+
+
+async def eventually(holds: Callable[[], bool]) -> bool:
+    """Poll a condition of the server's side, which follows the client's by a moment."""
+    for _ in range(1000):
+        if holds():
+            return True
+        await asyncio.sleep(0.005)
+    return False
+
+
+@asynccontextmanager
+async def gateway(
+    kind: ServiceKind, model: str, server: FakeProvider, **options: Any
+) -> AsyncIterator[tuple[Gateway, MemoryLedger]]:
+    """A gateway with one service, `svc`, that is this fake."""
+    deadlines, events, http, ledger = Deadlines(), EventBus(), HttpClient(), MemoryLedger(SYSTEM_CLOCK)
+    prices = Prices()
+    await prices.load()
+    service = ServiceOptions(
+        name="svc", kind=kind, model=model, api_key=KEY, base_url=server.base_url,
+        **{"retry": RetryOptions(base_s=0.001, cap_s=0.01), **options},
+    )  # fmt: skip
+    backends = assemble(
+        PlatformOptions(services=(service,)),
+        http=http,
+        clock=SYSTEM_CLOCK,
+        deadlines=deadlines,
+        publish=events.publish,
+    )
+    try:
+        yield (
+            Gateway(backends, ledger=lambda: ledger, prices=prices, deadlines=deadlines, clock=SYSTEM_CLOCK),
+            ledger,
+        )
+    finally:
+        await http.close()
+
+
+def in_gateway(
+    kind: ServiceKind,
+    model: str,
+    server: Server,
+    test: Callable[[Gateway, MemoryLedger, Server], Awaitable[None]],
+    **options: Any,
+) -> None:
+    """Run a test in a gateway whose one service is this fake."""
+
+    async def main() -> None:
+        async with server, gateway(kind, model, server, **options) as (here, ledger):
+            await test(here, ledger, server)
+
+    asyncio.run(main())

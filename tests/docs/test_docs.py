@@ -1,0 +1,205 @@
+"""What is not documented is broken: each error, kind, option and event is told about; each link leads somewhere."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from prometheus_client.core import CounterMetricFamily
+
+from koo import errors, events, options
+from koo.alerts.engine import ENDINGS
+from koo.cli.app import app
+from koo.cli.terminal import Exit
+from koo.errors import Kind
+from koo.options import PlatformOptions
+from koo.platform import Platform
+from koo.web.app import create_app
+from koo.web.metrics import NAMES
+from koo.web.problems import STATUS
+from tests.docs.markdown import ROOT, anchors, documents, links
+
+DOCS = ROOT / "docs"
+GUIDE = DOCS / "ENHANCED_ERROR_HANDLING.md"
+
+
+def text_of_docs() -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md")))
+
+
+def named_in(text: str) -> set[str]:
+    """What stands in `code` in a text."""
+    return set(re.findall(r"`([^`\n]+)`", text))
+
+
+def classes_of(module: object, base: type) -> list[str]:
+    return [
+        name
+        for name, one in inspect.getmembers(module, inspect.isclass)
+        if issubclass(one, base) and one.__module__ == getattr(module, "__name__", "")
+    ]
+
+
+# ── nothing is left out ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", classes_of(errors, errors.KooError))
+def test_each_error_is_explained(name: str) -> None:
+    assert name in named_in((DOCS / "errors.md").read_text())
+
+
+@pytest.mark.parametrize("kind", list(Kind), ids=str)
+def test_each_kind_is_explained(kind: Kind) -> None:
+    kinds = (DOCS / "errors.md").read_text().split("## Kinds")[1].split("## Over HTTP")[0]
+    assert f"\n| `{kind.value}` |" in kinds
+
+
+@pytest.mark.parametrize("name", classes_of(errors, errors.KooError))
+def test_each_error_is_in_the_guides_tree(name: str) -> None:
+    tree = GUIDE.read_text().split("## Error types")[1].split("## How a call is treated")[0]
+    assert re.search(rf"\b{name}\b", tree)
+
+
+OPTIONS = [
+    f"{name}.{one.name}"
+    for name in classes_of(options, options.Checked)
+    if name != "Checked"
+    for one in fields(getattr(options, name))
+]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_each_option_is_explained(name: str) -> None:
+    owner, _, field = name.partition(".")
+    text = text_of_docs()
+    assert f"`{name}`" in text or field in _named_under(text, owner), f"{name} is in no document"
+
+
+def _named_under(text: str, owner: str) -> set[str]:
+    """What the section whose heading is that class tells about."""
+    section = re.search(rf"^#+ `?{owner}`?$.*?(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
+    return named_in(section[0]) if section else set()
+
+
+@pytest.mark.parametrize("name", classes_of(events, events.Event))
+def test_each_event_is_explained(name: str) -> None:
+    assert name in named_in(GUIDE.read_text().split("## Events")[1])
+
+
+def test_the_severity_of_each_event_is_as_the_guide_says() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (critical|warning|info) \|", GUIDE.read_text(), re.MULTILINE)
+    said = {name: severity for name, severity in rows if hasattr(events, name)}
+    real = {
+        name: getattr(events, name).severity for name in classes_of(events, events.Event) if name != "Event"
+    }
+    assert said == real
+
+
+def test_each_news_of_an_ended_alert_is_explained() -> None:
+    alerts = GUIDE.read_text().split("## Alerts")[1].split("## Events")[0]
+    kinds = {*ENDINGS, *(kind for kind, _ in ENDINGS.values())}
+    assert kinds - named_in(alerts) == set()
+
+
+def test_each_kind_has_the_status_that_is_documented() -> None:
+    table = (DOCS / "errors.md").read_text().split("## Over HTTP")[1]
+    rows = re.findall(r"^\| (\d{3}) \|[^|]*\|([^|]*)\|$", table, re.MULTILINE)
+    said = {kind: int(status) for status, kinds in rows for kind in named_in(kinds)}
+    assert said == {kind.value: status for kind, status in STATUS.items()}
+
+
+def test_each_endpoint_is_listed() -> None:
+    """Those of the description of the API, and the few that are not in it."""
+    table = GUIDE.read_text().split("## Endpoints")[1].split("## Metrics")[0]
+    listed = set(re.findall(r"^\| (GET|POST) `(/[^`]*)` \|", table, re.MULTILINE))
+    paths = create_app(Platform(PlatformOptions())).openapi()["paths"]
+    described = {(method.upper(), path) for path, operations in paths.items() for method in operations}
+    assert described <= listed
+    assert listed - described <= {("GET", "/metrics"), ("GET", "/livez"), ("GET", "/readyz")}
+
+
+def test_each_command_is_explained() -> None:
+    table = GUIDE.read_text().split("## Command line")[1].split("## Metrics")[0]
+    listed = {name for name in named_in(table) if name.startswith("koo ")}
+    commands = [one.callback.__name__ for one in app.registered_commands if one.callback]
+    for group in app.registered_groups:
+        inner = group.typer_instance
+        assert inner is not None
+        commands += [
+            f"{group.name} {one.callback.__name__}" for one in inner.registered_commands if one.callback
+        ]
+    unlisted = [name for name in commands if not any(f"{one} ".startswith(f"koo {name} ") for one in listed)]
+    assert unlisted == []
+    assert len(listed) == len(commands)
+
+
+def test_each_exit_code_is_explained() -> None:
+    table = GUIDE.read_text().split("## Command line")[1].split("## Metrics")[0]
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == set(Exit)
+
+
+def test_each_metric_is_explained() -> None:
+    """Under the name that Prometheus shows, with its labels."""
+    table = GUIDE.read_text().split("For Prometheus")[1].split("## Alerts")[0]
+    said = {
+        name: named_in(labels)
+        for names, labels in re.findall(r"^\|([^|]*`[^|]*)\|([^|]*)\|", table, re.MULTILINE)
+        for name in named_in(names)
+    }
+    real = {
+        f"{name}_total" if one.kind is CounterMetricFamily else name: set(one.labels)
+        for name, one in NAMES.items()
+    }
+    assert said == real
+
+
+# ── every link leads somewhere ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_each_link_leads_to_something(path: Path) -> None:
+    assert [f"{path.name}:{line}: {target}" for line, target in links(path) if _is_broken(path, target)] == []
+
+
+def _is_broken(path: Path, target: str) -> bool:
+    if re.match(r"[a-z]+:", target):
+        return not target.startswith(("https://", "mailto:"))
+    place, _, anchor = target.partition("#")
+    file = (path.parent / place).resolve() if place else path
+    # A link out of the repository works on one machine only.
+    if not file.exists() or ROOT not in (file, *file.parents):
+        return True
+    return bool(anchor) and (file.suffix != ".md" or anchor not in anchors(file))
+
+
+def test_each_document_can_be_reached_from_the_readme() -> None:
+    """A page that nothing links to is read by nobody."""
+    seen: set[Path] = set()
+    left = [ROOT / "README.md"]
+    while left:
+        path = left.pop()
+        if path in seen or path.suffix != ".md" or not path.is_file():
+            continue
+        seen.add(path)
+        for _, target in links(path):
+            place = (path.parent / target.partition("#")[0]).resolve()
+            left.append(place / "README.md" if place.is_dir() else place)
+    unreached = {path for path in documents() if "examples" not in path.parts} - seen
+    assert {path.relative_to(ROOT).as_posix() for path in unreached} == set()
+
+
+def test_each_decision_is_listed_and_has_its_three_parts() -> None:
+    folder = DOCS / "decisions"
+    records = sorted(folder.glob("0*.md"))
+    assert [record.name[:4] for record in records] == [f"{n:04}" for n in range(1, len(records) + 1)]
+    listed = {target for _, target in links(folder / "README.md")}
+    for record in records:
+        text = record.read_text()
+        assert record.name in listed
+        assert text.startswith(f"# {record.name[:4]} ")
+        assert all(part in text for part in ("**Context.**", "**Decision.**", "**Consequences.**")), (
+            record.name
+        )

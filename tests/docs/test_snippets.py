@@ -1,0 +1,228 @@
+"""What the documents tell people to type works: each program and each command line in them is run, as it stands there.
+
+A program runs as a script of its own, in an empty KOO_HOME, with the real local model and with fake servers for the
+hosted providers. A command line runs against a real server. `tests/docs/markdown.py` says how a block is marked that
+cannot be run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from koo.settings import Settings
+from koo.testing.providers import FakeAnthropic, FakeCompatible, FakeOpenAI
+from tests.docs.markdown import ROOT, Block, blocks
+
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "docs" / "QUICK_START.md",
+    ROOT / "docs" / "ENHANCED_ERROR_HANDLING.md",
+    ROOT / "docs" / "errors.md",
+    ROOT / "docs" / "operations.md",
+]
+LANGUAGES = {"python", "sh", "text", "ini", "yaml", "nginx", "sql", "json", "mermaid"}
+WORDS = {"fragment", "output", "fails"}
+KOO = Path(sys.executable).with_name("koo")
+TIMEOUT_S = 120.0
+ANYTHING = "…"
+RUN_BY_HAND = {"serve"}
+"""Subcommands of koo that do not end by themselves."""
+
+
+def snippets(language: str) -> list[Block]:
+    """The blocks of a language that are whole."""
+    return [
+        block
+        for path in DOCUMENTS
+        for block in blocks(path)
+        if block.language == language and not {"fragment", "output"} & set(block.words)
+    ]
+
+
+def output_after(program: Block) -> str | None:
+    """What the document says that a program prints: the block after it, if that one is output."""
+    following = [block for block in blocks(program.path) if block.line > program.line]
+    return following[0].text if following and "output" in following[0].words else None
+
+
+def as_pattern(output: str) -> str:
+    return ".*?".join(re.escape(part) for part in output.strip().split(ANYTHING))
+
+
+def commands(block: Block) -> list[str]:
+    """The command lines of a block that ask koo or a server something."""
+    found = []
+    for line in block.text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        program = words[0].rpartition("/")[2] if words else ""
+        if program in ("curl", "koo") and not RUN_BY_HAND & set(words[1:2]):
+            found.append(line)
+    return found
+
+
+# ── the surroundings ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def providers() -> Iterator[dict[str, str]]:
+    """The hosted providers and a server of one's own, played by fakes: the environment that leads there."""
+    with (
+        FakeAnthropic(key="test-key") as claude,
+        FakeOpenAI(key="test-key") as openai,
+        FakeCompatible(key=None) as lab,
+    ):
+        yield {
+            "ANTHROPIC_API_KEY": "test-key",
+            "ANTHROPIC_BASE_URL": claude.base_url,
+            "AI_SERVICES__CLAUDE__BASE_URL": claude.base_url,
+            "OPENAI_API_KEY": "test-key",
+            "AI_SERVICES__OPENAI__BASE_URL": openai.base_url,
+            "AI_SERVICES__LAB__BASE_URL": lab.base_url,
+            "AI_SERVICES__LAB__MODEL": "qwen3:8b",
+        }
+
+
+@pytest.fixture(scope="module")
+def server(
+    providers: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """A running `koo serve`: its address, and the environment for those who talk to it."""
+    home = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    env = environment(home, providers) | {"KOO_PORT": str(port), "KOO_URL": url}
+    log = home / "server.log"
+    with (
+        log.open("w") as out,
+        subprocess.Popen([KOO, "serve"], cwd=home, env=env, stdout=out, stderr=out) as process,
+    ):
+        try:
+            _wait_until_it_lives(url, process, log)
+            yield url, env
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def environment(home: Path, providers: dict[str, str]) -> dict[str, str]:
+    """Nothing of the developer's own settings and keys; PYTHONPATH only where koo is not installed."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ}
+    return kept | providers | {"HOME": str(home), "KOO_HOME": str(home), "PYTHONWARNINGS": "error"}
+
+
+def _wait_until_it_lives(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    ends_at = time.monotonic() + 30
+    while time.monotonic() < ends_at:
+        assert process.poll() is None, f"the server ended: {log.read_text()}"
+        try:
+            with urllib.request.urlopen(f"{url}/livez", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.05)
+    pytest.fail(f"the server does not answer: {log.read_text()}")
+
+
+# ── the tests ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("path", DOCUMENTS[:3], ids=lambda path: path.name)
+def test_each_guide_has_programs_and_command_lines(path: Path) -> None:
+    """Else the tests below would pass for documents that they cannot read."""
+    assert sum(block.path == path for block in snippets("python")) >= 4
+    assert sum(block.path == path and bool(commands(block)) for block in snippets("sh")) >= 1
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_each_block_says_what_it_is(path: Path) -> None:
+    """A block without a language, or with a misspelt word, would be passed over in silence."""
+    assert [b.name for b in blocks(path) if b.language not in LANGUAGES] == []
+    assert [b.name for b in blocks(path) if not set(b.words) <= WORDS] == []
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("program", snippets("python"), ids=lambda block: block.name)
+def test_the_program_runs_and_prints_what_the_document_says(
+    program: Block, providers: dict[str, str], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    script = tmp_path / "snippet.py"
+    script.write_text(program.text)
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=home,
+        env=environment(home, providers),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "no answer" not in done.stdout or "no answer" in (output_after(program) or "")
+    output = output_after(program)
+    if output is not None:
+        pattern = as_pattern(output)
+        assert re.fullmatch(pattern, done.stdout.strip(), re.DOTALL), (
+            f"{done.stdout!r} is not like {output!r}"
+        )
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "block", [block for block in snippets("sh") if commands(block)], ids=lambda block: block.name
+)
+def test_the_command_lines_work(block: Block, server: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    url, env = server
+    script = "\n".join(
+        [
+            "set -eu",
+            'curl() { command curl -sS --fail-with-body --max-time 60 "$@"; }',
+            f'koo() {{ {shlex.quote(str(KOO))} "$@"; }}',
+            *(
+                line.replace("http://127.0.0.1:8000", url).replace(".venv/bin/koo", "koo")
+                for line in commands(block)
+            ),
+        ]
+    )
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    # 22: the server answered with an error.
+    wanted = 22 if "fails" in block.words else 0
+    assert done.returncode == wanted, f"{script}\n{done.stdout[-1000:]}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+
+
+def settings_blocks() -> list[Block]:
+    """Lines of a `.env`, and not of a unit file."""
+    return [block for block in snippets("ini") if "[Unit]" not in block.text]
+
+
+@pytest.mark.parametrize("block", settings_blocks(), ids=lambda block: block.name)
+def test_the_settings_are_accepted_and_known(block: Block, tmp_path: Path) -> None:
+    """A variable that a document names exists, and takes the value that it gives as an example."""
+    lines = [line for line in block.text.splitlines() if line and not line.startswith("#")]
+    environ = dict(line.split("=", 1) for line in lines)
+    settings = Settings(environ=environ, working_directory=tmp_path)
+    settings.platform_options()
+    assert settings.unknown_variables == ()

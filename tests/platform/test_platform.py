@@ -1,0 +1,351 @@
+"""The platform: it opens itself, survives loops that end, remembers what must not be forgotten, and tells others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from koo.ai.types import Query
+from koo.errors import BudgetExceeded, ConfigurationError, ExternalServiceError, UnknownService
+from koo.options import DatabaseOptions, LimitOptions, PlatformOptions, RetryOptions, ServiceOptions
+from koo.platform import Platform
+from koo.testing.providers import FakeAnthropic, error
+from tests.ai.worlds import until
+
+MODEL = "claude-sonnet-5-5"
+QUESTION = Query(service="claude", prompt="What is the capital of France?", max_tokens=100)
+
+
+def options(home: Path, server: FakeAnthropic | None = None, **service: Any) -> PlatformOptions:
+    """One service, SQLite for everything, in a folder of the test's own."""
+    base_url = server.base_url if server is not None else "http://127.0.0.1:9"
+    claude = ServiceOptions(
+        name="claude", kind="anthropic", model=MODEL, api_key="test-key", base_url=base_url, **service
+    )
+    return PlatformOptions(
+        home=home,
+        state_url=f"sqlite:///{home / 'state.db'}",
+        database=DatabaseOptions(url=f"sqlite:///{home / 'user.db'}"),
+        services=(claude,),
+    )
+
+
+def run(test: Callable[[FakeAnthropic], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with FakeAnthropic() as server:
+            await test(server)
+
+    asyncio.run(main())
+
+
+def test_two_runs_of_asyncio_in_one_process_and_no_word_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is opened or closed by hand; the loop's end closes everything."""
+    with FakeAnthropic() as server:
+        platform = Platform(options(tmp_path, server))
+
+        async def main() -> None:
+            assert (await platform.query(QUESTION)).text
+            async with platform.database.session_scope() as session:
+                await session.connection()
+
+        caplog.set_level(logging.WARNING)
+        asyncio.run(main())
+        asyncio.run(main())
+        assert platform.service_health("claude")["metrics"]["total_requests"] == 2
+        assert caplog.records == []
+
+
+def test_a_second_loop_while_the_first_runs_is_a_clear_error(tmp_path: Path) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        async with Platform(options(tmp_path, server)) as platform:
+            said: list[str] = []
+
+            def other() -> None:
+                try:
+                    asyncio.run(platform.query(QUESTION))  # type: ignore[arg-type]
+                except RuntimeError as failed:
+                    said.append(str(failed))
+
+            thread = threading.Thread(target=other)
+            thread.start()
+            await asyncio.to_thread(thread.join)
+            assert said and "another event loop" in said[0]
+
+    run(test)
+
+
+def test_money_and_the_days_requests_survive_a_restart(tmp_path: Path) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        async with Platform(options(tmp_path, server)) as platform:
+            for _ in range(3):
+                await platform.query(QUESTION)
+        async with Platform(options(tmp_path, server)) as platform:
+            limits = platform.service_health("claude")["rate_limits"]
+            assert Decimal(limits["daily_budget"]["spent"]) == server.billed_usd > 0
+            assert limits["requests_per_day"]["used"] == 3 and limits["requests_per_minute"]["used"] == 0
+
+    run(test)
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from tests.platform.test_platform import QUESTION, options
+from koo.platform import Platform
+from koo.options import PlatformOptions
+import dataclasses
+
+async def main(home, url):
+    made = options(Path(home))
+    claude = dataclasses.replace(made.services[0], base_url=url)
+    platform = Platform(dataclasses.replace(made, services=(claude,)))
+    await platform.query(QUESTION)
+    print("asking", flush=True)
+    await platform.query(QUESTION)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_a_process_that_is_killed_leaves_its_hold_and_the_cap_still_holds(tmp_path: Path) -> None:
+    from koo.testing.providers import answer, hang
+
+    with FakeAnthropic() as server:
+        server.script(answer(), hang())
+        arguments = [sys.executable, "-c", KILLED, str(tmp_path), server.base_url]
+        root = Path(__file__).parents[2]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=root) as process:
+            asyncio.run(until(lambda: len(server.queries) == 2))
+            process.kill()
+
+        async def after() -> None:
+            async with Platform(options(tmp_path, server)) as platform:
+                budget = platform.service_health("claude")["rate_limits"]["daily_budget"]
+                assert Decimal(budget["spent"]) == server.billed_usd
+                assert Decimal(budget["reserved"]) > 0, "what may have been billed is still held"
+
+        asyncio.run(after())
+
+
+def test_a_refused_service_is_reset_in_every_process_on_the_same_store(tmp_path: Path) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        server.script(error(401, "authentication_error"))
+        async with Platform(options(tmp_path, server)) as one, Platform(options(tmp_path, server)) as two:
+            with pytest.raises(ExternalServiceError):
+                await one.query(QUESTION)
+            assert one.service_health("claude")["state"] == "circuit_open"
+            await until(lambda: two.service_health("claude")["state"] == "circuit_open")
+            assert two.reset_service("claude")
+            await until(lambda: one.service_health("claude")["state"] == "healthy")
+            assert (await one.query(QUESTION)).text
+
+    run(test)
+
+
+def test_a_reset_from_a_script_without_a_loop_reaches_the_others(tmp_path: Path) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        server.script(error(401, "authentication_error"))
+        async with Platform(options(tmp_path, server)) as one:
+            with pytest.raises(ExternalServiceError):
+                await one.query(QUESTION)
+            script = Platform(options(tmp_path, server))
+            assert await asyncio.to_thread(script.reset_service, "claude")
+            await until(lambda: one.service_health("claude")["state"] == "healthy")
+
+    run(test)
+
+
+def test_a_reset_from_another_thread_is_done_on_the_loop(tmp_path: Path) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        async with Platform(options(tmp_path, server)) as platform:
+            assert await asyncio.to_thread(platform.reset_service, "claude")
+            assert await asyncio.to_thread(platform.reset_service, "nobody") is False
+
+    run(test)
+
+
+def test_a_reset_keeps_money_limits_and_counts(tmp_path: Path) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        async with Platform(options(tmp_path, server)) as platform:
+            await platform.query(QUESTION)
+            await platform.ledger.flush()
+            before = platform.service_health("claude")
+            platform.reset_service("claude")
+            after = platform.service_health("claude")
+            assert (
+                after["rate_limits"]["daily_budget"]["spent"]
+                == before["rate_limits"]["daily_budget"]["spent"]
+                != "0"
+            )
+            assert after["rate_limits"]["requests_per_minute"]["used"] == 1
+            assert after["metrics"]["total_requests"] == 1
+
+    run(test)
+
+
+def test_an_unwritable_state_store_refuses_a_budget_that_somebody_set_and_lets_the_default_one_go_on(
+    tmp_path: Path,
+) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        (tmp_path / "state.db").mkdir()
+        async with Platform(options(tmp_path, server)) as platform:
+            assert (await platform.query(QUESTION)).text
+            budget = platform.service_health("claude")["rate_limits"]["daily_budget"]
+            assert budget["scope"] == "this process" and Decimal(budget["spent"]) > 0
+        async with Platform(options(tmp_path, server, budget_is_explicit=True)) as platform:
+            with pytest.raises(ExternalServiceError) as caught:
+                await platform.query(QUESTION)
+            assert "budget" in str(caught.value)
+
+    run(test)
+
+
+def test_status_is_synchronous_and_changes_nothing(tmp_path: Path) -> None:
+    platform = Platform(options(tmp_path))
+    assert platform.service_health("claude")["state"] == "healthy"
+    assert platform.services_health()["overall_health"] == "healthy"
+    assert list(tmp_path.iterdir()) == [], "looking opens no file"
+    with pytest.raises(UnknownService, match="claude"):
+        platform.service_health("nobody")
+
+
+def test_a_check_is_unbilled_and_unlatches_a_key_that_works_again(tmp_path: Path) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        server.script(error(401, "authentication_error"))
+        async with Platform(options(tmp_path, server)) as platform:
+            with pytest.raises(ExternalServiceError):
+                await platform.query(QUESTION)
+            assert platform.service_health("claude")["state"] == "circuit_open"
+            result = await platform.check_services("claude")
+            assert result["claude"]["healthy"] is True
+            assert platform.service_health("claude")["state"] == "healthy" and server.billed_usd == 0
+
+    run(test)
+
+
+# ── operations of the user's own ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class Flaky:
+    """Fails as often as told, then answers."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.calls = 0
+
+    async def __call__(self, value: int = 1, *, factor: int = 1) -> int:
+        self.calls += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        return value * factor
+
+
+def test_an_operation_of_ones_own_gets_the_same_guard(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Platform(options(tmp_path)) as platform:
+            platform.register_service("stock", idempotent=True, retry_base_delay=0.001, requests_per_minute=3)
+            operation = Flaky(OSError("reset"), TimeoutError())
+            assert await platform.execute("stock", operation, 6, factor=7) == 42 and operation.calls == 3
+            with pytest.raises(ExternalServiceError, match="3 requests a minute"):
+                await platform.execute("stock", operation)
+            view = platform.service_health("stock")
+            assert view["metrics"]["total_requests"] == 3 and view["metrics"]["refused_requests"] == 1
+
+    asyncio.run(main())
+
+
+def test_what_is_not_declared_idempotent_is_never_repeated(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Platform(options(tmp_path)) as platform:
+            platform.register_service("payment")
+            operation = Flaky(OSError("reset"))
+            with pytest.raises(OSError, match="reset"):
+                await platform.execute("payment", operation)
+            assert operation.calls == 1
+
+    asyncio.run(main())
+
+
+def test_a_budget_of_ones_own_holds(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Platform(options(tmp_path)) as platform:
+            platform.register_service(
+                "search", daily_budget="0.10", max_cost_usd="0.04", cost_usd=lambda result: Decimal("0.03")
+            )
+            for _ in range(3):
+                await platform.execute("search", Flaky())
+            with pytest.raises(BudgetExceeded):
+                await platform.execute("search", Flaky())
+            await platform.ledger.flush()
+            assert platform.service_health("search")["rate_limits"]["daily_budget"]["spent"] == "0.09"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"timeout": 5},
+        {"timeout_s": -1},
+        {"failure_threshold": 0},
+        {"daily_budget": 5},
+        {"daily_budget": "much", "max_cost_usd": 1},
+        {"requests_per_minute": -1},
+        {"max_retries": "3"},
+    ],
+)
+def test_options_that_cannot_be_right_are_refused_by_name(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        Platform(options(tmp_path)).register_service("x", **wrong)
+
+
+def test_what_cannot_be_awaited_is_told(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Platform(options(tmp_path)) as platform:
+            platform.register_service("x")
+            with pytest.raises(TypeError, match="coroutine"):
+                await platform.execute("x", Flaky()())  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="async"):
+                await platform.execute("x", lambda: 5)  # type: ignore[arg-type, return-value]
+            with pytest.raises(UnknownService, match="claude"):
+                await platform.execute("y", Flaky())
+
+    asyncio.run(main())
+
+
+def test_a_vendors_sdk_under_guard_has_the_services_fault_table(tmp_path: Path) -> None:
+    import anthropic
+
+    async def test(server: FakeAnthropic) -> None:
+        async with (
+            Platform(
+                options(tmp_path, server, retry=RetryOptions(base_s=0.001), limits=LimitOptions())
+            ) as platform,
+            anthropic.AsyncAnthropic(base_url=server.base_url, api_key="test-key", max_retries=0) as client,
+        ):
+            server.script(error(529, "overloaded_error"))
+            question: Any = [{"role": "user", "content": "Hello"}]
+            message = await platform.execute(
+                "claude", client.messages.create, model=MODEL, max_tokens=10, messages=question
+            )
+            assert message.content and len(server.queries) == 2
+            server.script(error(401, "authentication_error"))
+            with pytest.raises(ExternalServiceError) as caught:
+                await platform.execute(
+                    "claude", client.messages.create, model=MODEL, max_tokens=10, messages=question
+                )
+            assert isinstance(caught.value.__cause__, anthropic.AuthenticationError)
+            assert platform.service_health("claude")["state"] == "circuit_open"
+
+    run(test)
