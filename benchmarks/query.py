@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from decimal import Decimal
 from typing import Any
 
 from koo.ai.assembly import assemble
@@ -56,8 +57,16 @@ async def make_gateway(urls: dict[str, str], stack: AsyncExitStack) -> Gateway:
     http, deadlines = HttpClient(), Deadlines()
     services = tuple(
         ServiceOptions(
-            name=kind, kind=kind, model=MODELS[kind], base_url=url, api_key="sk-bench", limits=MANY
-        )  # type: ignore[arg-type]
+            name=kind,
+            kind=kind,  # type: ignore[arg-type]
+            model=MODELS[kind],
+            base_url=url,
+            api_key="sk-bench",
+            limits=MANY,
+            daily_budget_usd=Decimal(1_000_000),
+            input_price=Decimal(1),
+            output_price=Decimal(5),
+        )
         for kind, url in urls.items()
     )
     options = PlatformOptions(services=services)
@@ -77,7 +86,7 @@ async def sdk_asks(urls: dict[str, str], stack: AsyncExitStack) -> dict[str, Ask
 
     question = [{"role": "user", "content": "What is the capital of France?"}]
     claude = anthropic.AsyncAnthropic(api_key="sk-bench", base_url=urls["anthropic"], max_retries=0)
-    gpt = openai.AsyncOpenAI(api_key="sk-bench", base_url=urls["openai"], max_retries=0)
+    gpt = openai.AsyncOpenAI(api_key="sk-bench", base_url=urls["openai_compatible"], max_retries=0)
     stack.push_async_callback(claude.close)
     stack.push_async_callback(gpt.close)
     return {
@@ -99,7 +108,8 @@ async def report() -> dict[str, float]:
     async with AsyncExitStack() as stack:
         claude = stack.enter_context(InstantServer("anthropic")).base_url
         gpt = stack.enter_context(InstantServer("openai")).base_url
-        urls = {"anthropic": claude, "openai": gpt + "/v1", "openai_compatible": gpt + "/v1"}
+        chat = stack.enter_context(InstantServer("compatible")).base_url
+        urls = {"anthropic": claude, "openai": gpt, "openai_compatible": chat}
         gateway = await make_gateway(urls, stack)
         asks: dict[str, Ask] = {f"koo, {kind}": make_ask(gateway, kind) for kind in urls}
         asks.update(await sdk_asks(urls, stack))
