@@ -44,7 +44,7 @@ class Toll:
         self._budget = Budget(Decimal(1_000_000), time.monotonic() + 40_000.0, 1)
         self._held: Held | None = None
 
-    async def hold(self, deadline: float) -> None:
+    def hold(self, deadline: float) -> None:
         self._held = self._budget.hold(self.BOUND_USD, time.monotonic())
         if self._held is None:
             raise BudgetExceeded("bench", "the budget is used up")

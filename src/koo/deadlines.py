@@ -50,8 +50,9 @@ class Deadlines:
             raise RuntimeError("a deadline needs a running task")
         alarm.task = task
         grain = alarm.when // GRAIN_S
-        members = self._grains.get(grain)
-        if members is None:
+        try:
+            members = self._grains[grain]
+        except KeyError:
             members = self._open(loop, grain)
         members.add(alarm)
         alarm.members = members

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from asyncio import get_running_loop
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn, Protocol
 
@@ -51,11 +51,13 @@ RAMP_FACTOR = 2
 class Toll(Protocol):
     """Money: each hold ends in exactly one `settle` or `release`.
 
+    `hold` gives None where the money is held at once (in memory), else what has to be awaited (a durable ledger).
+
     `hold` raises `BudgetExceeded`; where it has to wait, it waits until `deadline` at most. Whatever it raises, a
     cancellation too, it holds nothing then.
     """
 
-    async def hold(self, deadline: float) -> None: ...
+    def hold(self, deadline: float) -> Awaitable[None] | None: ...
 
     def settle(self) -> None: ...
 
@@ -154,15 +156,32 @@ class Entrance:
         if self.breaker.refuses(now):
             self._refuse_open(now)
         taken_at = now if self._take(now) else await self._line_up(deadline, on_limit)
-        if toll is not None:
+        holding = None if toll is None else self._hold(toll, deadline, taken_at)
+        return await self._admit_held(toll, holding, taken_at)
+
+    def _hold(self, toll: Toll, deadline: float, taken_at: float) -> Awaitable[None] | None:
+        try:
+            return toll.hold(deadline)
+        except BaseException as error:
+            self._unpaid(error, taken_at)
+            raise
+
+    async def _admit_held(
+        self, toll: Toll | None, holding: Awaitable[None] | None, taken_at: float
+    ) -> Permit:
+        """Wait until the money is held, and then through the last gate."""
+        if holding is not None:
             try:
-                await toll.hold(deadline)
+                await holding
             except BaseException as error:
-                self._give_back(taken_at)
-                if isinstance(error, KooError):
-                    self.tally.record_refusal(error.kind)
+                self._unpaid(error, taken_at)
                 raise
         return self._admit(taken_at, toll, self._monotonic())
+
+    def _unpaid(self, error: BaseException, taken_at: float) -> None:
+        self._give_back(taken_at)
+        if isinstance(error, KooError):
+            self.tally.record_refusal(error.kind)
 
     def _take(self, now: float) -> bool:
         """A place and a unit of each limit at once, if no gate refuses or waits; else nothing is taken."""
@@ -170,7 +189,7 @@ class Entrance:
         if (
             now < self.cooldown.until
             or now < gates.quota.until
-            or gates.latches
+            or gates.latches.by_model
             or gates.pacer.interval_s
             or gates.queue.used
         ):

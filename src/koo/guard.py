@@ -157,13 +157,21 @@ class Guard(Entrance):
         attempt = 1
         if self.breaker.refuses(now):
             self._refuse_open(now)
-        if toll is None and now < deadline and self._take(now):
-            permit = self._admit(now, None, now)
+        if now < deadline and self._take(now):
+            holding = None if toll is None else self._hold(toll, deadline, now)
+            if holding is None:
+                permit = self._admit(now, toll, now)
+            else:
+                permit = await self._admit_held(toll, holding, now)
         else:
             permit = await self.enter(toll, deadline, on_limit)
         while True:
             attempt_ends_at = permit.given_at + self.options.attempt_timeout_s
-            alarm = Alarm(self._deadlines, min(deadline, attempt_ends_at, permit.lease_ends_at))
+            # Written out: `min` would be one more call on every call's way.
+            ends_first = deadline if deadline < attempt_ends_at else attempt_ends_at  # noqa: FURB136
+            if permit.lease_ends_at < ends_first:  # noqa: PLR1730
+                ends_first = permit.lease_ends_at
+            alarm = Alarm(self._deadlines, ends_first)
             try:
                 with alarm:
                     result = await operation(*args)

@@ -46,8 +46,8 @@ class Mutant:
 MUTANTS = [
     Mutant("R1 no fence", "if permit.generation != self.generation:", "if permit.generation == OUTSIDE:", "late"),
     Mutant("R1 no new generation", "self.generation += 1", "self.generation += 0", "late"),
-    Mutant("R2 settles twice", "if permit.settled:", "if permit is None:", "once"),
-    Mutant("R2 remembers who has left", "self.running.pop(permit.serial, None)", "self.running.get(0)", "books"),
+    Mutant("R2 settles twice", "if permit.settled:", "if permit is None:", "table"),
+    Mutant("R2 remembers who has left", "del self.running[permit.serial]", "self.running.get(0)", "books"),
     Mutant(
         "R4 a success leaves the row", "            self.consecutive = 0\n", "            pass\n", "row", "row"
     ),

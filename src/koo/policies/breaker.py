@@ -207,7 +207,7 @@ class Breaker:
         if permit.settled:
             return False
         permit.settled = True
-        self.running.pop(permit.serial, None)
+        del self.running[permit.serial]
         if permit.generation != self.generation:
             self.stale += permit.generation != OUTSIDE
             return False

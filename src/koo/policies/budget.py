@@ -91,9 +91,12 @@ class Budget:
         """
         if not ZERO <= spent_usd <= AMOUNT_USD_MAX:
             raise ValueError(f"a cost of {spent_usd} USD cannot be booked")
-        if not self.release(held):
+        if held.ended:
             return False
-        held.day.settled_usd = _plus(held.day.settled_usd, spent_usd)
+        held.ended = True
+        day = held.day
+        day.held_usd = _minus(day.held_usd, held.amount_usd)
+        day.settled_usd = _plus(day.settled_usd, spent_usd)
         return True
 
     def release(self, held: Held) -> bool:

@@ -31,52 +31,52 @@ class Latch:
 class Latches:
     """The latches of one credential: by model, or None for all of them."""
 
-    __slots__ = ("_by_model",)
+    __slots__ = ("by_model",)
 
     def __init__(self) -> None:
-        self._by_model: dict[str | None, Latch] = {}
+        self.by_model: dict[str | None, Latch] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._by_model)
+        return bool(self.by_model)
 
     def set(
         self, model: str | None, kind: Kind, reason: str, now: float, until: float = float("inf")
     ) -> bool:
         """Latch; True if this is new."""
-        known = self._by_model.get(model)
+        known = self.by_model.get(model)
         if known is not None:
             known.until = max(known.until, until)
             return False
-        self._by_model[model] = Latch(kind, reason, now, until, now + CHECK_S_MIN)
+        self.by_model[model] = Latch(kind, reason, now, until, now + CHECK_S_MIN)
         return True
 
     def find(self, model: str | None, now: float) -> Latch | None:
         """The latch that refuses this model now. Changes nothing."""
         for key in (None, model):
-            latch = self._by_model.get(key)
+            latch = self.by_model.get(key)
             if latch is not None and now < latch.until:
                 return latch
         return None
 
     def expire(self, now: float) -> list[str | None]:
         """Drop what is over by its own time; gives the models."""
-        over = [model for model, latch in self._by_model.items() if now >= latch.until]
+        over = [model for model, latch in self.by_model.items() if now >= latch.until]
         for model in over:
-            del self._by_model[model]
+            del self.by_model[model]
         return over
 
     def due(self, now: float) -> bool:
         """Is it time for an unbilled check? A latch with a known end is not asked about."""
-        return any(latch.check_at <= now and latch.until == float("inf") for latch in self._by_model.values())
+        return any(latch.check_at <= now and latch.until == float("inf") for latch in self.by_model.values())
 
     def postpone(self, now: float) -> None:
         """A check failed: look again later, and later still."""
-        for latch in self._by_model.values():
+        for latch in self.by_model.values():
             latch.interval_s = min(latch.interval_s * 2, CHECK_S_MAX)
             latch.check_at = now + latch.interval_s
 
     def clear(self) -> list[str | None]:
         """The key works again, or somebody says so; gives the models that were latched."""
-        models = list(self._by_model)
-        self._by_model.clear()
+        models = list(self.by_model)
+        self.by_model.clear()
         return models

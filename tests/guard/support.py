@@ -1,0 +1,186 @@
+"""A guard on virtual time, and everything that must be conserved around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from koo.clock import Clock
+from koo.deadlines import Deadlines
+from koo.entrance import SERVICES, Family, Gates
+from koo.errors import BudgetExceeded, Kind, RateLimited, ServiceFailed
+from koo.events import Event
+from koo.guard import Guard
+from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
+from koo.policies.breaker import OPEN
+from koo.policies.concurrency import Slots
+from koo.policies.foreign import classify_foreign
+from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
+from koo.policies.verdict import Classify
+from koo.testing.clock import BEGIN_S, VirtualClock, run_virtual
+
+__all__ = ["BEGIN_S", "run_virtual"]
+
+
+def no_jitter() -> float:
+    return 0.0
+
+
+class Wallet:
+    """A toll that knows each hold's end. `wait_s`: a slow store; `refuse`: the budget is spent."""
+
+    def __init__(self, wait_s: float = 0.0, *, refuse: bool = False) -> None:
+        self.wait_s, self.refuse = wait_s, refuse
+        self.held = self.settled = self.released = 0
+
+    async def hold(self, deadline: float) -> None:
+        if self.wait_s:
+            await asyncio.sleep(self.wait_s)
+        if self.refuse:
+            raise BudgetExceeded("money", "the day's budget is spent", 3600.0)
+        self.held += 1
+
+    def settle(self) -> None:
+        self.settled += 1
+
+    def release(self) -> None:
+        self.released += 1
+
+    @property
+    def open(self) -> int:
+        """Holds that have not ended."""
+        return self.held - self.settled - self.released
+
+
+def minute_limit(per_minute: int) -> Limits:
+    now = asyncio.get_running_loop().time()
+    counts: list[Count] = [
+        SlidingCount("requests a minute", per_minute, 60.0, now),
+        SlidingCount("requests an hour", 10_000, 3600.0, now),
+        DayCount("requests a day", 100_000, now + 40_000.0, 7),
+    ]
+    return Limits(*counts)
+
+
+def make_guard(
+    *,
+    name: str = "claude",
+    model: str | None = None,
+    per_minute: int = 10_000,
+    gates: Gates | None = None,
+    attempts: int = 1,
+    idempotent: bool = True,
+    family: Family = SERVICES,
+    classify: Classify = classify_foreign,
+    events: list[Event] | None = None,
+    publish: Callable[[Event], None] | None = None,
+    breaker: BreakerOptions | None = None,
+    retry: dict[str, Any] | None = None,
+    draw: Callable[[], float] = no_jitter,
+    clock: Clock | None = None,
+    **options: Any,
+) -> Guard:
+    """Call it on the virtual loop, or with a clock. Without `attempts` nothing is repeated."""
+    made = GuardOptions(
+        idempotent=idempotent,
+        breaker=breaker or BreakerOptions(),
+        retry=RetryOptions(attempts_max=attempts, **(retry or {})),
+        limits=LimitOptions(),
+        **options,
+    )
+    shared = gates or Gates(limits=minute_limit(per_minute), slots=Slots(made.concurrency_max))
+    listener = publish or (events.append if events is not None else None)
+    return Guard(
+        name, made, deadlines=Deadlines(), gates=shared, model=model, family=family, classify=classify,
+        clock=clock or VirtualClock(), draw=draw, publish=listener,
+    )  # fmt: skip
+
+
+# ── operations ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def answer() -> str:
+    return "answer"
+
+
+async def answer_in(delay_s: float) -> str:
+    await asyncio.sleep(delay_s)
+    return "answer"
+
+
+async def fail() -> str:
+    raise ServiceFailed("claude", "it is down", kind=Kind.SERVER_ERROR)
+
+
+async def reset_by_peer() -> str:
+    raise ConnectionResetError("reset by peer")
+
+
+async def hang() -> str:
+    await asyncio.sleep(1e6)
+    return "never"
+
+
+def throttled(
+    retry_after_s: float | None = None, kind: Kind = Kind.THROTTLED
+) -> Callable[[], Awaitable[str]]:
+    async def operation() -> str:
+        raise RateLimited("claude", "too many requests", retry_after_s, kind=kind)
+
+    return operation
+
+
+class Script:
+    """An operation that does one thing after another, and then answers; counts how often it was called, and when."""
+
+    def __init__(self, *steps: Callable[[], Awaitable[str]]) -> None:
+        self._steps = list(steps)
+        self.at: list[float] = []
+
+    @property
+    def calls(self) -> int:
+        return len(self.at)
+
+    async def __call__(self) -> str:
+        self.at.append(asyncio.get_running_loop().time() - BEGIN_S)
+        return await (self._steps.pop(0) if self._steps else answer)()
+
+
+# ── what must be true ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def error_of(awaitable: Awaitable[Any]) -> Any:
+    """What it raises, or None."""
+    try:
+        await awaitable
+    except BaseException as error:
+        return error
+    return None
+
+
+async def open_breaker(guard: Guard) -> None:
+    """Fail until it opens."""
+    for _ in range(guard.options.breaker.failure_threshold):
+        assert await error_of(guard.call(fail)) is not None
+    assert guard.breaker.phase is OPEN
+
+
+def used(guard: Guard) -> list[int]:
+    """Units of each limit in use."""
+    return [count.used for count in guard.gates.limits.counts]
+
+
+def nothing_is_taken(guard: Guard, wallet: Wallet | None = None) -> bool:
+    """No slot, no place in a line, no lease, no running permit, no open hold, no deadline."""
+    gates = guard.gates
+    return (
+        gates.slots.used == 0
+        and not gates.slots.line
+        and gates.queue.used == 0
+        and not gates.queue.line
+        and not guard.breaker.leases
+        and not guard.breaker.running
+        and (wallet is None or wallet.open == 0)
+        and not any(guard._deadlines._grains.values())
+    )

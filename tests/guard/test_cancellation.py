@@ -1,0 +1,343 @@
+"""Cancellation at every point: whatever the caller was waiting for, nothing stays taken and nobody is lost.
+
+Each situation is run again and again, cancelled one turn of the event loop later each time, until it is over before the
+cancellation comes. So no await is forgotten, also none that is added later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from koo.deadlines import ends_at
+from koo.errors import Kind
+from koo.guard import Guard
+from koo.options import BreakerOptions
+from koo.policies.breaker import CLOSED, HALF_OPEN
+from tests.guard.support import (
+    Script,
+    Wallet,
+    answer,
+    answer_in,
+    error_of,
+    fail,
+    hang,
+    make_guard,
+    no_jitter,
+    nothing_is_taken,
+    open_breaker,
+    run_virtual,
+    throttled,
+    used,
+)
+
+STURDY = BreakerOptions(failure_threshold=1000, calls_min=100_000)
+Situation = Callable[[], Coroutine[Any, Any, tuple[Guard, Callable[[Wallet], Coroutine[Any, Any, Any]]]]]
+
+
+async def turns() -> str:
+    """An operation with several awaits of its own."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return await answer_in(1.0)
+
+
+async def plain() -> tuple[Guard, Any]:
+    guard = make_guard()
+    return guard, lambda wallet: guard.call(turns, toll=wallet)
+
+
+async def with_slow_money() -> tuple[Guard, Any]:
+    guard = make_guard()
+
+    async def act(wallet: Wallet) -> None:
+        wallet.wait_s = 1.0
+        await guard.call(turns, toll=wallet)
+
+    return guard, act
+
+
+async def with_repeats() -> tuple[Guard, Any]:
+    guard = make_guard(attempts=4, breaker=STURDY, draw=lambda: 0.5)
+    return guard, lambda wallet: guard.call(Script(fail, turns, fail, turns), toll=wallet)
+
+
+async def with_a_timeout() -> tuple[Guard, Any]:
+    guard = make_guard(attempts=2, breaker=STURDY, attempt_timeout_s=1.0)
+
+    async def act(wallet: Wallet) -> None:
+        await error_unless_cancelled(guard.call(Script(hang, hang), toll=wallet))
+
+    return guard, act
+
+
+async def error_unless_cancelled(call: Awaitable[Any]) -> None:
+    error = await error_of(call)
+    if isinstance(error, asyncio.CancelledError):
+        raise error
+
+
+async def in_the_queue_for_a_limit() -> tuple[Guard, Any]:
+    guard = make_guard(per_minute=1)
+    await guard.call(answer)
+    keep(guard, asyncio.create_task(guard.call(answer, on_limit="wait")))
+    return guard, lambda wallet: guard.call(turns, toll=wallet, on_limit="wait", timeout_s=1000)
+
+
+async def first_in_the_queue_for_a_limit() -> tuple[Guard, Any]:
+    guard = make_guard(per_minute=1)
+    await guard.call(answer)
+    return guard, lambda wallet: guard.call(turns, toll=wallet, on_limit="wait", timeout_s=1000)
+
+
+async def in_line_for_a_place() -> tuple[Guard, Any]:
+    guard = make_guard(concurrency_max=1)
+    for _ in range(3):
+        keep(guard, asyncio.create_task(guard.call(turns)))
+    await asyncio.sleep(0)
+    return guard, lambda wallet: guard.call(turns, toll=wallet)
+
+
+async def in_a_pause() -> tuple[Guard, Any]:
+    guard = make_guard()
+    await error_of(guard.call(throttled(3.0)))
+    return guard, lambda wallet: guard.call(turns, toll=wallet)
+
+
+async def at_the_pacer() -> tuple[Guard, Any]:
+    guard = make_guard()
+    guard.gates.pacer.learn(100, 10, 50.0, guard.now())
+    guard.gates.pacer.take(guard.now())
+    return guard, lambda wallet: guard.call(turns, toll=wallet)
+
+
+async def as_a_probe() -> tuple[Guard, Any]:
+    guard = make_guard()
+    await open_breaker(guard)
+    await asyncio.sleep(60)
+    return guard, lambda wallet: guard.call(turns, toll=wallet)
+
+
+async def everything_at_once() -> tuple[Guard, Any]:
+    guard = make_guard(
+        per_minute=3, concurrency_max=1, attempts=3, breaker=STURDY, timeout_s=2000, draw=lambda: 0.5
+    )
+    await error_of(guard.call(throttled(2.0), timeout_s=1))
+    for _ in range(2):
+        keep(guard, asyncio.create_task(guard.call(turns, on_limit="wait")))
+    guard.gates.pacer.learn(100, 10, 50.0, guard.now())
+
+    async def act(wallet: Wallet) -> None:
+        wallet.wait_s = 0.5
+        await guard.call(Script(fail, turns), toll=wallet, on_limit="wait")
+
+    return guard, act
+
+
+async def in_a_scope() -> tuple[Guard, Any]:
+    guard = make_guard()
+
+    async def act(wallet: Wallet) -> None:
+        async with guard.permit(wallet) as scope:
+            await turns()
+            scope.renew()
+
+    return guard, act
+
+
+async def in_a_scope_that_was_begun() -> tuple[Guard, Any]:
+    guard = make_guard(attempts=3, breaker=STURDY, draw=lambda: 0.5)
+
+    async def act(wallet: Wallet) -> None:
+        scope = await guard.begin(Script(fail, turns), toll=wallet)
+        async with scope_end(scope):
+            await turns()
+
+    return guard, act
+
+
+class scope_end:  # noqa: N801 - reads as a function
+    """The owner of a begun scope, who ends it whatever happens."""
+
+    def __init__(self, scope: Any) -> None:
+        self.scope = scope
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        await self.scope.__aexit__(kind, error, trace)
+
+
+SITUATIONS: list[Situation] = [
+    plain, with_slow_money, with_repeats, with_a_timeout, in_the_queue_for_a_limit, first_in_the_queue_for_a_limit,
+    in_line_for_a_place, in_a_pause, at_the_pacer, as_a_probe, everything_at_once, in_a_scope,
+    in_a_scope_that_was_begun,
+]  # fmt: skip
+
+OTHERS: dict[int, list[asyncio.Task[Any]]] = {}
+
+
+def keep(guard: Guard, task: asyncio.Task[Any]) -> None:
+    """Somebody else, who must be served whatever happens to the one who is cancelled."""
+    OTHERS.setdefault(id(guard), []).append(task)
+
+
+async def cancelled_at(situation: Situation, turn: int) -> tuple[bool, Guard, Wallet, list[int]]:
+    """Run it, and cancel at that turn of the loop; was it over before?"""
+    guard, act = await situation()
+    wallet, before = Wallet(), used(guard)
+    task = asyncio.create_task(act(wallet))
+    for _ in range(turn):
+        if task.done():
+            break
+        await next_turn()
+    over = task.done()
+    task.cancel()
+    error = await error_of(task)
+    assert over or error is None or isinstance(error, asyncio.CancelledError), "cancellation always goes up"
+    await asyncio.gather(*OTHERS.pop(id(guard), []))
+    return over, guard, wallet, before
+
+
+async def next_turn() -> None:
+    """One turn of the loop; where nothing is ready, to the next timer."""
+    loop: Any = asyncio.get_running_loop()
+    if not loop._ready and loop._scheduled:
+        await asyncio.sleep(max(0.0, min(handle.when() for handle in loop._scheduled) - loop.time()))
+    else:
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__.replace("_", " "))
+def test_cancelled_at_any_point_it_keeps_nothing(situation: Situation) -> None:
+    async def main(turn: int) -> bool:
+        over, guard, wallet, before = await cancelled_at(situation, turn)
+        assert nothing_is_taken(guard, wallet), f"at turn {turn}"
+        assert ends_at.get() == float("inf")
+        assert guard.breaker.streak == 0 and guard.breaker.trips <= 1
+        verdicts = guard.tally.totals().verdicts
+        started = sum(verdicts)
+        assert wallet.held <= started, "a hold without a call"
+        if guard.gates.limits.counts[1].used - before[1] > 0:
+            assert started > 0, "a unit of a limit without a call"
+        return over
+
+    turn = 0
+    while not run_virtual(lambda turn=turn: main(turn)):  # type: ignore[misc]
+        turn += 1
+    assert turn >= 3, "it was over before anything could be cancelled"
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__.replace("_", " "))
+def test_units_of_limits_are_only_kept_by_calls_that_were_made(situation: Situation) -> None:
+    async def main(turn: int) -> bool:
+        over, guard, _, _ = await cancelled_at(situation, turn)
+        assert guard.gates.limits.counts[2].used == sum(guard.tally.totals().verdicts), f"at turn {turn}"
+        assert guard.retry_budget.tokens <= guard.options.retry.budget_tokens
+        assert guard.tally.retries <= sum(guard.tally.totals().verdicts)
+        return over
+
+    turn = 0
+    while not run_virtual(lambda turn=turn: main(turn)):  # type: ignore[misc]
+        turn += 1
+
+
+def test_a_cancelled_probe_leaves_recovery_as_it_was_and_its_slot_free() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        await open_breaker(guard)
+        await asyncio.sleep(60)
+        for _ in range(5):
+            task = asyncio.create_task(guard.call(hang))
+            await asyncio.sleep(1)
+            assert guard.breaker.phase is HALF_OPEN and len(guard.breaker.leases) == 1
+            task.cancel()
+            assert isinstance(await error_of(task), asyncio.CancelledError)
+            assert guard.breaker.phase is HALF_OPEN and not guard.breaker.leases
+        assert await guard.call(answer) == await guard.call(answer) == "answer"
+        assert guard.breaker.phase is CLOSED
+
+    run_virtual(main)
+
+
+def test_users_who_navigate_away_neither_open_nor_close_it() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        for _ in range(100):
+            task = asyncio.create_task(guard.call(hang))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            await error_of(task)
+        assert guard.breaker.phase is CLOSED and guard.breaker.window.calls == 0
+        assert guard.tally.totals().verdicts == [0, 0, 100, 0] and nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_who_is_cancelled_just_when_he_was_handed_a_place_hands_it_on() -> None:
+    async def main() -> None:
+        guard = make_guard(concurrency_max=1)
+        release = asyncio.Event()
+
+        async def until_released() -> None:
+            await release.wait()
+
+        running = asyncio.create_task(guard.call(until_released))
+        await asyncio.sleep(0)
+        waiting = [asyncio.create_task(guard.call(answer)) for _ in range(3)]
+        await asyncio.sleep(0)
+        release.set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert any(not task.done() for task in waiting)
+        waiting[0].cancel()
+        told = await asyncio.gather(running, *waiting, return_exceptions=True)
+        assert told[2:] == ["answer", "answer"] and nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_a_hundred_callers_and_any_of_them_cancelled_leave_nothing() -> None:
+    """Interleaved by a fixed pattern: places, limits, pauses and money together."""
+
+    async def main() -> None:
+        guard = make_guard(
+            per_minute=40, concurrency_max=3, attempts=2, breaker=STURDY, timeout_s=500, draw=lambda: 0.3
+        )
+        wallets = [Wallet(wait_s=0.1 * (n % 3)) for n in range(100)]
+        operations = [turns, fail, lambda: answer_in(2.0), throttled(1.0)]
+
+        async def caller(n: int) -> None:
+            await asyncio.sleep(n * 0.37 % 7)
+            on_limit = "wait" if n % 2 else None
+            await error_unless_cancelled(
+                guard.call(operations[n % 4], toll=wallets[n], on_limit=on_limit)  # type: ignore[arg-type]
+            )
+
+        tasks = [asyncio.create_task(caller(n)) for n in range(100)]
+        for n, task in enumerate(tasks):
+            if n % 5 == 0:
+                await asyncio.sleep(0.31)
+                task.cancel()
+        told = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(one) for one in told} <= {type(None), asyncio.CancelledError}
+        assert nothing_is_taken(guard) and all(wallet.open == 0 for wallet in wallets)
+        assert guard.gates.limits.counts[2].used == sum(guard.tally.totals().verdicts)
+
+    run_virtual(main)
+
+
+def test_a_latch_or_a_pause_that_comes_while_cancelled_is_kept() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        guard.cooldown.extend(guard.now(), 30.0, no_jitter, Kind.THROTTLED, "why")
+        task = asyncio.create_task(guard.call(answer))
+        await asyncio.sleep(1)
+        task.cancel()
+        await error_of(task)
+        assert guard.cooldown.until == guard.now() + 29.0
+
+    run_virtual(main)

@@ -1,0 +1,562 @@
+"""The gates before a call: their order, what a refusal gives back, who waits, and in which order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from koo.entrance import DATABASES, Gates
+from koo.errors import (
+    AuthenticationFailed,
+    BudgetExceeded,
+    CircuitOpen,
+    DatabaseUnavailable,
+    Kind,
+    KooError,
+    PoolSaturated,
+    RateLimited,
+    ServiceSaturated,
+)
+from koo.guard import Guard, OnLimit
+from koo.options import BreakerOptions
+from koo.policies.breaker import FORCED_OPEN, HALF_OPEN
+from koo.policies.concurrency import Slots
+from tests.guard.support import (
+    BEGIN_S,
+    Script,
+    Wallet,
+    answer,
+    answer_in,
+    error_of,
+    fail,
+    hang,
+    make_guard,
+    minute_limit,
+    no_jitter,
+    nothing_is_taken,
+    open_breaker,
+    run_virtual,
+    throttled,
+    used,
+)
+
+Setup = Callable[[Guard], Awaitable[None] | None]
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time() - BEGIN_S
+
+
+# ── each gate refuses, and gives back what was taken before it ────────────────────────────────────────────────────
+
+
+def latch(guard: Guard) -> None:
+    guard.gates.latches.set(None, Kind.AUTH, "the provider refused the key", guard.now())
+
+
+def cool_down(guard: Guard) -> None:
+    guard.cooldown.extend(guard.now(), 500.0, no_jitter, Kind.THROTTLED, "the provider limits our rate")
+
+
+def spend_quota(guard: Guard) -> None:
+    guard.gates.quota.extend(guard.now(), 50.0, no_jitter, Kind.QUOTA, "the provider's quota is used up")
+
+
+async def use_up_the_minute(guard: Guard) -> None:
+    while guard.gates.limits.take(guard.now()) is None:
+        pass
+
+
+def use_up_the_providers_limit(guard: Guard) -> None:
+    guard.gates.pacer.learn(1000, 5, 3000.0, guard.now())
+    for _ in range(10):
+        guard.gates.pacer.take(guard.now())
+
+
+def fill(guard: Guard) -> None:
+    guard.gates.slots.limit = guard.gates.slots.cap = 0
+
+
+REFUSALS: list[tuple[str, Setup, type[KooError], Kind, float | None]] = [
+    ("an open breaker", open_breaker, CircuitOpen, Kind.CIRCUIT_OPEN, 60.0),
+    ("an operator", lambda guard: guard.set_override(FORCED_OPEN), CircuitOpen, Kind.CIRCUIT_OPEN, 60.0),
+    ("a refused key", latch, AuthenticationFailed, Kind.KEY_REFUSED, 60.0),
+    ("a pause beyond the deadline", cool_down, RateLimited, Kind.THROTTLED, 500.0),
+    ("a spent quota", spend_quota, RateLimited, Kind.QUOTA, 50.0),
+    ("our own limit", use_up_the_minute, RateLimited, Kind.RATE_LIMITED, 61.0),
+    ("the pacer", use_up_the_providers_limit, RateLimited, Kind.COOLING_DOWN, 600.0),
+    ("places", fill, ServiceSaturated, Kind.SATURATED, None),
+]
+
+
+@pytest.mark.parametrize(
+    ("story", "setup", "error", "kind", "wait_s"), REFUSALS, ids=[one[0] for one in REFUSALS]
+)
+def test_a_gate_that_refuses_says_why_and_when_and_gives_back(
+    story: str, setup: Setup, error: type[KooError], kind: Kind, wait_s: float | None
+) -> None:
+    async def main() -> None:
+        guard, wallet, script = make_guard(concurrency_max=100, per_minute=100), Wallet(), Script()
+        made = setup(guard)
+        if made is not None:
+            await made
+        before, cell = used(guard), guard.gates.pacer.next_at
+        seen = await error_of(guard.call(script, toll=wallet))
+        assert type(seen) is error and seen.kind is kind, repr(seen)
+        assert seen.retry_after_s == wait_s and seen.service == "claude" and seen.attempts == 0
+        assert used(guard) == before and guard.gates.pacer.next_at == cell
+        assert nothing_is_taken(guard, wallet) and wallet.held == 0 and script.calls == 0
+        assert guard.tally.refused == {kind: 1}, "counted apart: it was no request"
+
+    run_virtual(main)
+
+
+def test_money_that_refuses_gives_back_the_limit_and_the_place() -> None:
+    async def main() -> None:
+        guard, wallet, script = make_guard(), Wallet(refuse=True), Script()
+        error = await error_of(guard.call(script, toll=wallet))
+        assert isinstance(error, BudgetExceeded) and error.retry_after_s == 3600.0
+        assert used(guard) == [0, 0, 0] and nothing_is_taken(guard, wallet) and script.calls == 0
+        assert guard.tally.refused == {"budget_exceeded": 1}
+
+    run_virtual(main)
+
+
+def test_a_breaker_that_opens_while_money_is_held_releases_it() -> None:
+    async def main() -> None:
+        guard, wallet, script = make_guard(), Wallet(wait_s=1.0), Script()
+        task = asyncio.create_task(guard.call(script, toll=wallet))
+        await asyncio.sleep(0.5)
+        await open_breaker(guard)
+        units = used(guard)
+        assert isinstance(await error_of(task), CircuitOpen)
+        assert (wallet.held, wallet.released, wallet.settled) == (1, 1, 0)
+        assert (
+            used(guard) == [one - 1 for one in units]
+            and nothing_is_taken(guard, wallet)
+            and script.calls == 0
+        )
+
+    run_virtual(main)
+
+
+def test_a_probes_slot_that_somebody_else_took_first_is_no_leak() -> None:
+    async def main() -> None:
+        guard, slow, script = make_guard(), Wallet(wait_s=1.0), Script()
+        await open_breaker(guard)
+        await asyncio.sleep(60)
+        second = asyncio.create_task(guard.call(script, toll=slow))
+        await asyncio.sleep(0.5)
+        first = asyncio.create_task(guard.call(answer_in, 5.0))
+        error = await error_of(second)
+        assert isinstance(error, CircuitOpen) and "tested" in error.reason and error.retry_after_s == 29.5
+        assert slow.released == 1 and script.calls == 0
+        assert await first == "answer" and guard.breaker.phase is HALF_OPEN and guard.breaker.ok == 1
+        assert nothing_is_taken(guard, slow)
+
+    run_virtual(main)
+
+
+def test_a_databases_gates_refuse_with_a_databases_errors() -> None:
+    async def main() -> None:
+        guard = make_guard(name="db", family=DATABASES, concurrency_max=1, queue_max=0)
+        task = asyncio.create_task(guard.call(hang))
+        await asyncio.sleep(0)
+        assert isinstance(await error_of(guard.call(answer)), PoolSaturated)
+        task.cancel()
+        await error_of(task)
+        await open_breaker(guard)
+        assert isinstance(await error_of(guard.call(answer)), DatabaseUnavailable)
+
+    run_virtual(main)
+
+
+def test_each_refusal_is_a_fresh_and_small_one() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        await open_breaker(guard)
+        first, second = [await error_of(guard.call(answer)) for _ in range(2)]
+        assert first is not second
+        depth, trace = 0, second.__traceback__
+        while trace is not None:
+            depth, trace = depth + 1, trace.tb_next
+        assert depth <= 5
+
+    run_virtual(main)
+
+
+def test_a_latch_on_one_model_refuses_that_model_only() -> None:
+    async def main() -> None:
+        gates = Gates(limits=minute_limit(100))
+        opus, haiku = (make_guard(model=model, gates=gates) for model in ("opus", "haiku"))
+        gates.latches.set("opus", Kind.PERMISSION, "the provider refused the key for opus", opus.now())
+        error = await error_of(opus.call(answer))
+        assert isinstance(error, AuthenticationFailed) and "opus" in str(error)
+        assert await haiku.call(answer) == "answer"
+
+    run_virtual(main)
+
+
+# ── our own limits ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_full_limit_refuses_at_once_and_says_which() -> None:
+    async def main() -> None:
+        guard = make_guard(per_minute=2)
+        for _ in range(2):
+            await guard.call(answer)
+        error = await error_of(guard.call(answer))
+        assert str(error) == "claude: our limit of 2 requests a minute is reached; try again in 61 s"
+        assert now() == 0
+
+    run_virtual(main)
+
+
+def test_a_limit_of_zero_promises_no_time() -> None:
+    async def main() -> None:
+        guard = make_guard(per_minute=0)
+        for on_limit in (None, "wait"):
+            error = await error_of(guard.call(answer, on_limit=on_limit))
+            assert isinstance(error, RateLimited) and error.retry_after_s is None and now() == 0
+
+    run_virtual(main)
+
+
+def test_with_wait_callers_queue_in_order_and_each_goes_as_soon_as_a_unit_is_free() -> None:
+    async def main() -> None:
+        guard, order = make_guard(per_minute=2, timeout_s=1000), list[tuple[int, float]]()
+
+        async def caller(number: int) -> None:
+            async def operation() -> None:
+                order.append((number, now()))
+
+            await guard.call(operation, on_limit="wait")
+
+        await asyncio.gather(*(caller(number) for number in range(6)))
+        assert order == [(0, 0), (1, 0), (2, 61), (3, 61), (4, 122), (5, 122)]
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_with_wait_a_caller_who_cannot_be_served_in_time_is_refused_at_once() -> None:
+    async def main() -> None:
+        guard = make_guard(per_minute=1)
+        await guard.call(answer)
+        error = await error_of(guard.call(answer, on_limit="wait", timeout_s=30))
+        assert isinstance(error, RateLimited) and error.retry_after_s == 61 and now() == 0
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_who_waits_in_the_queue_until_his_deadline_is_refused_with_the_time() -> None:
+    async def main() -> None:
+        guard = make_guard(per_minute=1)
+        await guard.call(answer)
+        tasks = [asyncio.create_task(guard.call(answer, on_limit="wait", timeout_s=100)) for _ in range(3)]
+        errors = await asyncio.gather(*tasks, return_exceptions=True)
+        assert errors[0] == "answer"
+        for error in errors[1:]:
+            assert (
+                isinstance(error, RateLimited)
+                and error.retry_after_s is not None
+                and error.retry_after_s <= 61
+            )
+        assert nothing_is_taken(guard) and used(guard)[0] == 1
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize("on_limit", [None, "refuse", "wait"])
+def test_nobody_overtakes_who_waits_for_a_limit(on_limit: OnLimit | None) -> None:
+    """A unit that comes back belongs to who waits, even if somebody else comes by first."""
+
+    async def main() -> None:
+        guard, order = make_guard(per_minute=1), list[str]()
+
+        async def note(name: str) -> None:
+            order.append(name)
+
+        await guard.call(answer)
+        waiting = asyncio.create_task(guard.call(note, "who waited", on_limit="wait"))
+        await asyncio.sleep(1)
+        loop = asyncio.get_running_loop()
+        barging: list[asyncio.Task[None]] = []
+
+        def barge() -> None:
+            barging.append(loop.create_task(guard.call(note, "who came by", on_limit=on_limit, timeout_s=70)))
+
+        loop.call_at(BEGIN_S + 61 - 1e-9, barge)
+        await waiting
+        error = await error_of(barging[0])
+        assert order[0] == "who waited"
+        if on_limit != "wait":
+            assert isinstance(error, RateLimited) and error.retry_after_s
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_a_refund_serves_who_waits_within_a_second() -> None:
+    async def main() -> None:
+        guard, slow = make_guard(per_minute=1), Wallet(wait_s=5.0, refuse=True)
+        refused = asyncio.create_task(guard.call(answer, toll=slow))
+        await asyncio.sleep(0)
+        assert await guard.call(answer, on_limit="wait") == "answer"
+        assert isinstance(await error_of(refused), BudgetExceeded)
+        assert 5 <= now() <= 6
+
+    run_virtual(main)
+
+
+def test_a_queue_that_is_full_refuses() -> None:
+    async def main() -> None:
+        guard = make_guard(per_minute=1, queue_max=2)
+        await guard.call(answer)
+        tasks = [asyncio.create_task(guard.call(answer, on_limit="wait")) for _ in range(3)]
+        await asyncio.sleep(0)
+        error = await error_of(guard.call(answer, on_limit="wait"))
+        assert isinstance(error, ServiceSaturated) and error.reason == "2 callers wait already"
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_never_one_too_many_in_a_minute_though_callers_wait_for_a_place_after_the_limit() -> None:
+    """The unit counts when the call goes out, not when its caller began to wait."""
+
+    async def main() -> None:
+        guard, at = make_guard(per_minute=10, concurrency_max=2, timeout_s=10_000), list[float]()
+
+        async def operation() -> None:
+            at.append(now())
+            await asyncio.sleep(13)
+
+        await asyncio.gather(*(guard.call(operation, on_limit="wait") for _ in range(60)))
+        assert len(at) == 60 and nothing_is_taken(guard)
+        for began in at:
+            assert sum(began <= other < began + 60 for other in at) <= 10
+
+    run_virtual(main)
+
+
+# ── places ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_callers_wait_for_a_place_first_come_first_served() -> None:
+    async def main() -> None:
+        guard, order = make_guard(concurrency_max=1), list[tuple[int, float]]()
+
+        async def caller(number: int) -> None:
+            async def operation() -> None:
+                order.append((number, now()))
+                await asyncio.sleep(2)
+
+            await guard.call(operation)
+
+        await asyncio.gather(*(caller(number) for number in range(4)))
+        assert order == [(0, 0), (1, 2), (2, 4), (3, 6)]
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_who_finds_no_place_before_his_deadline_is_refused_and_gives_his_unit_back() -> None:
+    async def main() -> None:
+        guard = make_guard(concurrency_max=1)
+        running = asyncio.create_task(guard.call(answer_in, 50))
+        await asyncio.sleep(0)
+        error = await error_of(guard.call(answer, timeout_s=3))
+        assert isinstance(error, ServiceSaturated) and now() == 3
+        assert error.reason == "the deadline passed while waiting for a free place"
+        assert used(guard) == [1, 1, 1]
+        await running
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_with_refuse_nobody_waits_for_a_place() -> None:
+    async def main() -> None:
+        guard = make_guard(concurrency_max=1)
+        running = asyncio.create_task(guard.call(answer_in, 50))
+        await asyncio.sleep(0)
+        error = await error_of(guard.call(answer, on_limit="refuse"))
+        assert isinstance(error, ServiceSaturated) and error.reason == "1 calls are running and 0 wait"
+        assert now() == 0 and used(guard) == [1, 1, 1]
+        await running
+
+    run_virtual(main)
+
+
+def test_money_is_not_held_while_waiting_for_a_place() -> None:
+    async def main() -> None:
+        guard, wallet = make_guard(concurrency_max=1), Wallet()
+        running = asyncio.create_task(guard.call(answer_in, 10))
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(guard.call(answer, toll=wallet))
+        await asyncio.sleep(5)
+        assert wallet.held == 0
+        await asyncio.gather(running, waiting)
+        assert wallet.held == 1 and nothing_is_taken(guard, wallet)
+
+    run_virtual(main)
+
+
+# ── pauses that the other side asked for ──────────────────────────────────────────────────────────────────────────
+
+
+def test_all_callers_wait_for_a_pause_not_only_the_one_that_met_it() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        await error_of(guard.call(throttled(10.0)))
+        scripts = [Script() for _ in range(5)]
+        await asyncio.gather(*(guard.call(script) for script in scripts))
+        assert [script.at for script in scripts] == [[10.0]] * 5 and nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_a_pause_that_does_not_fit_the_deadline_refuses_at_once_with_the_time() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        await error_of(guard.call(throttled(10.0)))
+        error = await error_of(guard.call(answer, timeout_s=10.0))
+        assert isinstance(error, RateLimited) and error.retry_after_s == 10.0 and error.kind is Kind.THROTTLED
+        assert str(error) == "claude: the provider limits our rate; try again in 10 s" and now() == 0
+
+    run_virtual(main)
+
+
+def test_with_refuse_nobody_waits_for_a_pause() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        await error_of(guard.call(throttled(1.0)))
+        assert isinstance(await error_of(guard.call(answer, on_limit="refuse")), RateLimited) and now() == 0
+
+    run_virtual(main)
+
+
+def test_a_spent_quota_is_waited_for_only_by_who_asks_for_it() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        spend_quota(guard)
+        assert isinstance(await error_of(guard.call(answer)), RateLimited) and now() == 0
+        assert await guard.call(answer, on_limit="wait") == "answer" and now() == 50
+
+    run_virtual(main)
+
+
+def test_a_quota_belongs_to_the_service_and_a_rate_to_the_model() -> None:
+    async def main() -> None:
+        gates = Gates()
+        opus, haiku = (make_guard(model=model, gates=gates) for model in ("opus", "haiku"))
+        await error_of(opus.call(throttled(5.0)))
+        script = Script()
+        await haiku.call(script)
+        assert script.at == [0.0]
+        gates.quota.extend(haiku.now(), 7.0, no_jitter, Kind.QUOTA, "spent")
+        for guard in (opus, haiku):
+            assert (await error_of(guard.call(answer))).retry_after_s == 7.0
+
+    run_virtual(main)
+
+
+def test_a_pause_that_grows_while_somebody_waits_is_waited_for_to_its_end() -> None:
+    async def main() -> None:
+        guard, script = make_guard(), Script()
+        await error_of(guard.call(throttled(5.0)))
+        task = asyncio.create_task(guard.call(script))
+        await asyncio.sleep(3)
+        guard.cooldown.extend(guard.now(), 20.0, no_jitter, Kind.THROTTLED, "again")
+        await task
+        assert script.at == [23.0]
+
+    run_virtual(main)
+
+
+def test_who_waits_for_a_place_does_not_run_into_a_pause_that_begins_meanwhile() -> None:
+    async def main() -> None:
+        guard, scripts = make_guard(concurrency_max=1), [Script() for _ in range(3)]
+
+        async def throttled_after_2_s() -> str:
+            await asyncio.sleep(2)
+            return await throttled(10.0)()
+
+        first = asyncio.create_task(error_of(guard.call(throttled_after_2_s)))
+        await asyncio.sleep(0)
+        await asyncio.gather(*(guard.call(script) for script in scripts))
+        assert [script.at for script in scripts] == [[12.0]] * 3
+        assert isinstance(await first, RateLimited)
+        assert nothing_is_taken(guard) and used(guard) == [4, 4, 4]
+
+    run_virtual(main)
+
+
+def test_who_waits_for_a_place_does_not_run_into_a_breaker_that_opens_meanwhile() -> None:
+    async def main() -> None:
+        guard, script = make_guard(concurrency_max=1, breaker=BreakerOptions(failure_threshold=1)), Script()
+
+        async def fail_after_2_s() -> str:
+            await asyncio.sleep(2)
+            return await fail()
+
+        first = asyncio.create_task(error_of(guard.call(fail_after_2_s)))
+        await asyncio.sleep(0)
+        assert isinstance(await error_of(guard.call(script)), CircuitOpen)
+        await first
+        assert script.calls == 0 and nothing_is_taken(guard) and used(guard) == [1, 1, 1]
+
+    run_virtual(main)
+
+
+# ── the pacer ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_calls_are_spread_when_the_providers_limit_is_nearly_used_up() -> None:
+    async def main() -> None:
+        guard, scripts = make_guard(), [Script() for _ in range(4)]
+        guard.gates.pacer.learn(100, 10, 50.0, guard.now())
+        await asyncio.gather(*(guard.call(script) for script in scripts))
+        assert [script.at for script in scripts] == [[0.0], [5.0], [10.0], [15.0]]
+
+    run_virtual(main)
+
+
+def test_with_refuse_nobody_waits_for_the_pacer() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        guard.gates.pacer.learn(100, 10, 50.0, guard.now())
+        assert await guard.call(answer, on_limit="refuse") == "answer"
+        error = await error_of(guard.call(answer, on_limit="refuse"))
+        assert (
+            isinstance(error, RateLimited) and error.kind is Kind.COOLING_DOWN and error.retry_after_s == 5.0
+        )
+        assert now() == 0 and used(guard) == [1, 1, 1]
+
+    run_virtual(main)
+
+
+def test_a_cell_of_who_gave_up_or_was_refused_later_is_free_again() -> None:
+    async def main() -> None:
+        guard = make_guard(gates=Gates(limits=minute_limit(100), slots=Slots(1)))
+        guard.gates.pacer.learn(100, 10, 50.0, guard.now())
+        running = asyncio.create_task(guard.call(answer_in, 50))
+        await asyncio.sleep(0)
+        waiting = [asyncio.create_task(guard.call(answer)) for _ in range(3)]
+        await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        error = await error_of(guard.call(answer, timeout_s=20))
+        assert isinstance(error, ServiceSaturated), "it got a cell in time, and no place"
+        assert guard.gates.pacer.next_at <= BEGIN_S + 10 and used(guard) == [1, 1, 1]
+        await running
+
+    run_virtual(main)

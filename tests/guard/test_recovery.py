@@ -1,0 +1,563 @@
+"""From an outage back to health: probes, leases, the ramp; what models share; what operators and listeners do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from itertools import pairwise
+
+import pytest
+
+from koo.clock import SystemClock
+from koo.deadlines import WrongLoop
+from koo.entrance import Gates
+from koo.errors import CircuitOpen, Kind, ServiceFailed, ServiceTimeout
+from koo.events import (
+    CircuitClosed,
+    CircuitHalfOpened,
+    CircuitOpened,
+    CooldownBegan,
+    Event,
+    EventBus,
+    KeyLatched,
+    OverrideSet,
+)
+from koo.guard import Guard
+from koo.options import BreakerOptions
+from koo.policies.breaker import CLOSED, DISABLED, FORCED_OPEN, HALF_OPEN, METRICS_ONLY, NONE, OPEN
+from koo.policies.reported import DatabaseState, database_state
+from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED, Fault
+from koo.testing.clock import VirtualClock
+from tests.guard.support import (
+    BEGIN_S,
+    Script,
+    answer,
+    answer_in,
+    error_of,
+    fail,
+    hang,
+    make_guard,
+    minute_limit,
+    nothing_is_taken,
+    open_breaker,
+    reset_by_peer,
+    run_virtual,
+    throttled,
+)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time() - BEGIN_S
+
+
+# ── probes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_probe_at_a_time_and_two_that_succeed_close_it() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        await open_breaker(guard)
+        assert isinstance(await error_of(guard.call(answer)), CircuitOpen)
+        await asyncio.sleep(60)
+        told = await asyncio.gather(*(guard.call(answer_in, 1.0) for _ in range(5)), return_exceptions=True)
+        assert told[0] == "answer" and all(isinstance(one, CircuitOpen) for one in told[1:])
+        assert guard.breaker.phase is HALF_OPEN
+        await guard.call(answer)
+        assert guard.breaker.phase is CLOSED and nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_a_probe_that_hangs_is_cut_at_its_lease_and_counts_as_failed() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        await open_breaker(guard)
+        await asyncio.sleep(60)
+        error = await error_of(guard.call(hang))
+        assert isinstance(error, ServiceTimeout) and now() == 90, "not after the minute that an attempt has"
+        assert guard.breaker.phase is OPEN and guard.breaker.streak == 1 and guard.breaker.open_for_s == 120
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_a_probe_of_a_service_known_to_be_slow_has_the_time_that_its_answers_take() -> None:
+    async def main() -> None:
+        guard = make_guard(breaker=BreakerOptions(recovery_s=10))
+        for _ in range(5):
+            await guard.call(answer_in, 14.0)
+        await open_breaker(guard)
+        await asyncio.sleep(10)
+        assert await guard.call(answer_in, 14.0) == "answer", "half a recovery would be five seconds"
+        slow = make_guard(breaker=BreakerOptions(recovery_s=10))
+        for _ in range(5):
+            await slow.call(answer_in, 59.0)
+        await open_breaker(slow)
+        assert slow.breaker.lease_s == 60.0, "and never more than an attempt"
+
+    run_virtual(main)
+
+
+def test_a_probe_cut_by_its_callers_deadline_says_nothing() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        await open_breaker(guard)
+        await asyncio.sleep(60)
+        for _ in range(9):
+            await error_of(guard.call(hang, timeout_s=1.0))
+            assert guard.breaker.phase is HALF_OPEN
+        await error_of(guard.call(hang, timeout_s=1.0))
+        assert guard.breaker.phase is OPEN and guard.breaker.streak == 0
+
+    run_virtual(main)
+
+
+def test_a_stream_that_probes_keeps_its_lease_while_content_comes() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        await open_breaker(guard)
+        await asyncio.sleep(60)
+        scope = await guard.begin(answer)
+        for _ in range(5):
+            await asyncio.sleep(25)
+            scope.renew()
+            guard.tick()
+        assert guard.breaker.phase is HALF_OPEN
+        scope.settle()
+        assert guard.breaker.ok == 1
+        silent = await guard.begin(answer)
+        await asyncio.sleep(30)
+        guard.tick()
+        assert guard.breaker.phase is OPEN
+        silent.settle()
+        assert guard.breaker.phase is OPEN and guard.breaker.stale == 1 and nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_a_late_answer_from_before_the_outage_changes_nothing() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        late = [
+            asyncio.create_task(error_of(guard.call(work))) for work in (answer_after_50_s, fail_after_50_s)
+        ]
+        await asyncio.sleep(0)
+        await open_breaker(guard)
+        await asyncio.sleep(50)
+        await asyncio.gather(*late)
+        assert guard.breaker.phase is OPEN and guard.breaker.stale == 2
+        assert guard.tally.totals().verdicts == [1, 6, 0, 0], "but it is counted"
+
+    run_virtual(main)
+
+
+async def answer_after_50_s() -> str:
+    return await answer_in(50)
+
+
+async def fail_after_50_s() -> str:
+    await asyncio.sleep(50)
+    return await fail()
+
+
+def test_it_recovers_without_traffic_by_the_monitors_tick_and_check() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        await open_breaker(guard)
+        for second in range(1, 241):
+            await asyncio.sleep(1)
+            guard.tick()
+            assert guard.breaker.phase is (OPEN if second < 60 else HALF_OPEN)
+            if second < 240:
+                guard.note_check(True)
+        guard.note_check(True)
+        assert guard.breaker.phase is CLOSED
+        assert guard.gates.slots.cap == 1, "nobody has tried it: one call at first"
+
+    run_virtual(main)
+
+
+def test_checks_that_fail_show_until_a_call_succeeds() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        for _ in range(3):
+            guard.note_check(False)
+        assert database_state(guard.signs())[0] is DatabaseState.UNHEALTHY
+        await guard.call(answer)
+        assert database_state(guard.signs())[0] is DatabaseState.HEALTHY
+        await asyncio.sleep(1)
+        for _ in range(3):
+            guard.note_check(False)
+        guard.note_check(True)
+        assert database_state(guard.signs())[0] is DatabaseState.HEALTHY
+
+    run_virtual(main)
+
+
+# ── the ramp (rule R16) ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def recover(guard: Guard) -> None:
+    await open_breaker(guard)
+    await asyncio.sleep(60)
+    for _ in range(2):
+        await guard.call(answer)
+    assert guard.breaker.phase is CLOSED
+
+
+def test_after_an_outage_callers_are_let_in_by_and_by_and_none_is_refused() -> None:
+    async def main() -> None:
+        guard, at = make_guard(concurrency_max=1000), list[float]()
+        await recover(guard)
+        began = now()
+
+        async def work() -> None:
+            at.append(now() - began)
+            await asyncio.sleep(20)
+
+        await asyncio.gather(*(guard.call(work) for _ in range(100)))
+        # Two probes had been there when the second closed it: one of them was still counted.
+        running = [sum(one <= second for one in at) for second in range(6)]
+        assert running[0] in (4, 5) and running[-1] == 100
+        for before, after in pairwise(running):
+            assert after <= 2 * before + 1
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_quick_calls_pass_a_ramp_without_waiting_for_its_seconds() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        await recover(guard)
+        began = now()
+        for _ in range(500):
+            await asyncio.gather(*(guard.call(answer) for _ in range(3)))
+        assert now() == began
+
+    run_virtual(main)
+
+
+def test_the_ramp_widens_for_who_waits_though_nobody_ticks_and_nobody_leaves() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        await recover(guard)
+        began, tasks = now(), [asyncio.create_task(guard.call(hang)) for _ in range(12)]
+        await asyncio.sleep(0)
+        assert guard.gates.slots.used in (4, 5)
+        await asyncio.sleep(3)
+        assert guard.gates.slots.used == 12 and now() == began + 3
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_the_ramp_of_one_model_takes_nothing_from_the_others() -> None:
+    async def main() -> None:
+        gates = Gates(limits=minute_limit(10_000))
+        sick, well = (make_guard(model=model, gates=gates) for model in ("sick", "well"))
+        await open_breaker(sick)
+        await asyncio.sleep(60)
+        running = [asyncio.create_task(well.call(answer_in, 30.0)) for _ in range(50)]
+        await asyncio.sleep(0)
+        for _ in range(2):
+            await sick.call(answer)
+        assert sick.breaker.phase is CLOSED and gates.slots.used == 50 and 54 <= gates.slots.cap < 60
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        began = now()
+        await asyncio.gather(*(well.call(answer_in, 0.5) for _ in range(50)))
+        assert now() == began + 0.5, "it may have as many as it had"
+
+    run_virtual(main)
+
+
+def test_a_monitors_tick_ends_a_ramp_and_an_operators_reset_of_a_closed_breaker_begins_none() -> None:
+    async def main() -> None:
+        guard = make_guard(concurrency_max=100)
+        guard.reset()
+        assert guard.gates.slots.cap == 100
+        await recover(guard)
+        assert guard.gates.slots.cap < 100
+        await asyncio.sleep(5)
+        guard.tick()
+        assert guard.gates.slots.cap == 100
+        await open_breaker(guard)
+        guard.reset()
+        assert guard.gates.slots.cap == 4, "a reset in an outage does"
+
+    run_virtual(main)
+
+
+def test_metrics_only_ramps_nothing() -> None:
+    async def main() -> None:
+        guard = make_guard(breaker=BreakerOptions(success_threshold=1))
+        guard.set_override(METRICS_ONLY)
+        for _ in range(5):
+            await error_of(guard.call(fail))
+        await asyncio.sleep(60)
+        await guard.call(answer)
+        assert guard.breaker.phase is CLOSED and guard.gates.slots.cap == guard.gates.slots.limit
+
+    run_virtual(main)
+
+
+# ── what models of one service share ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_unreachable_host_feeds_all_its_models_and_an_overloaded_model_only_itself() -> None:
+    async def main() -> None:
+        def classify(error: Exception) -> Fault:
+            kind = error.kind if isinstance(error, ServiceFailed) else Kind.UNKNOWN
+            return Fault(verdict=FAILURE, kind=kind, scope="service" if kind is Kind.CONNECTION else "model")
+
+        async def unreachable() -> None:
+            raise ServiceFailed("claude", "connection refused", kind=Kind.CONNECTION)
+
+        gates = Gates()
+        opus, haiku = (make_guard(model=model, gates=gates, classify=classify) for model in ("opus", "haiku"))
+        for _ in range(4):
+            await error_of(opus.call(fail))
+        assert (opus.breaker.consecutive, haiku.breaker.consecutive) == (4, 0)
+        await opus.call(answer)
+        for n in range(1, 5):
+            await error_of(opus.call(unreachable))
+            assert (opus.breaker.consecutive, haiku.breaker.consecutive) == (n, n)
+        await error_of(haiku.call(unreachable))
+        assert opus.breaker.phase is OPEN and haiku.breaker.phase is OPEN
+        assert haiku.tally.totals().verdicts[FAILURE] == 1, "another's call is not in its own counts"
+
+    run_virtual(main)
+
+
+def test_one_reset_that_hits_all_calls_of_all_models_is_one_step_for_each() -> None:
+    async def main() -> None:
+        def classify(error: Exception) -> Fault:
+            return Fault(verdict=FAILURE, kind=Kind.CONNECTION, scope="service")
+
+        gates, cut = Gates(), asyncio.Event()
+
+        async def cut_off() -> None:
+            await cut.wait()
+            raise ConnectionResetError("reset")
+
+        sturdy = BreakerOptions(calls_min=1000)
+        guards = [
+            make_guard(model=model, gates=gates, classify=classify, breaker=sturdy)
+            for model in ("a", "b", "c")
+        ]
+        tasks = [asyncio.create_task(error_of(guard.call(cut_off))) for guard in guards for _ in range(10)]
+        await asyncio.sleep(1)
+        cut.set()
+        await asyncio.gather(*tasks)
+        assert [guard.breaker.consecutive for guard in guards] == [1, 1, 1]
+        assert [guard.breaker.window.failures for guard in guards] == [30, 30, 30]
+
+    run_virtual(main)
+
+
+def test_a_refused_key_is_latched_with_an_event_and_refuses_the_next_call() -> None:
+    async def main() -> None:
+        events = list[Event]()
+
+        def classify(error: Exception) -> Fault:
+            return Fault(verdict=NEUTRAL, kind=Kind.AUTH, latch="service")
+
+        guard, script = make_guard(classify=classify, events=events), Script(reset_by_peer)
+        for _ in range(3):
+            await error_of(guard.call(script))
+        assert script.calls == 1 and events == [KeyLatched("claude", "the provider refused the key")]
+        assert guard.tally.refused == {"key_refused": 2}
+
+    run_virtual(main)
+
+
+def returning(fault: Fault, error: Exception) -> Fault:
+    return fault
+
+
+def test_a_latch_or_a_quota_with_a_known_end_ends_then() -> None:
+    async def main() -> None:
+        clock = VirtualClock(wall_s=1_000_000.0)
+        ends: list[Fault] = [
+            Fault(verdict=NEUTRAL, kind=Kind.AUTH, latch="service", until_wall_s=1_000_500.0),
+            Fault(verdict=THROTTLED, kind=Kind.QUOTA, scope="service", until_wall_s=1_000_500.0),
+        ]
+        for fault in ends:
+            clock.set_wall(1_000_000.0)
+            guard = make_guard(classify=partial(returning, fault), clock=clock)
+            began = now()
+            await error_of(guard.call(reset_by_peer))
+            await asyncio.sleep(499)
+            assert await error_of(guard.call(answer)) is not None
+            await asyncio.sleep(1)
+            assert await guard.call(answer) == "answer" and now() == began + 500
+
+    run_virtual(main)
+
+
+# ── operators ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_operator_closes_the_door_and_opens_it_again() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        guard.set_override(FORCED_OPEN)
+        error = await error_of(guard.call(answer))
+        assert isinstance(error, CircuitOpen) and "operator" in str(error)
+        guard.set_override(NONE)
+        assert await guard.call(answer) == "answer"
+
+    run_virtual(main)
+
+
+def test_disabled_and_metrics_only_let_everything_through_and_count_it() -> None:
+    async def main() -> None:
+        for override, phase in ((DISABLED, CLOSED), (METRICS_ONLY, OPEN)):
+            guard, script = make_guard(), Script(*[fail] * 20)
+            guard.set_override(override)
+            for _ in range(20):
+                assert isinstance(await error_of(guard.call(script)), ServiceFailed)
+            assert script.calls == 20 and guard.breaker.phase is phase
+            assert guard.tally.totals().verdicts == [0, 20, 0, 0] and nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_metrics_only_cuts_no_call_short() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        guard.set_override(METRICS_ONLY)
+        for _ in range(5):
+            await error_of(guard.call(fail))
+        await asyncio.sleep(60)
+        assert await guard.call(answer_in, 50.0) == "answer", "a probe's lease would be half a minute"
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_a_reset_forgets_streak_checks_and_pause_but_no_count_and_no_limit() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        await open_breaker(guard)
+        guard.cooldown.extend(guard.now(), 100.0, lambda: 0.0, Kind.THROTTLED, "why")
+        guard.note_check(False)
+        guard.reset()
+        assert await guard.call(answer) == "answer"
+        assert (guard.breaker.phase, guard.breaker.streak, guard.checks_failed) == (CLOSED, 0, 0)
+        assert guard.tally.totals().verdicts == [1, 5, 0, 0] and guard.gates.limits.counts[0].used == 6
+
+    run_virtual(main)
+
+
+# ── events (rule R17) ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_events_come_in_order_after_the_state_is_set() -> None:
+    async def main() -> None:
+        seen = list[tuple[Event, str]]()
+        guard = make_guard(publish=lambda event: seen.append((event, guard.breaker.phase.value)))
+        await recover(guard)
+        guard.set_override(FORCED_OPEN)
+        guard.reset()
+        await error_of(guard.call(throttled(9.0)))
+        assert seen == [
+            (CircuitOpened("claude", "5 failures in a row", 60.0), "open"),
+            (CircuitHalfOpened("claude"), "half_open"),
+            (CircuitClosed("claude"), "closed"),
+            (OverrideSet("claude", "forced_open"), "closed"),
+            (CircuitClosed("claude", by_operator=True), "closed"),
+            (CooldownBegan("claude", 9.0, "the provider limits our rate"), "closed"),
+        ]
+
+    run_virtual(main)
+
+
+def test_a_burst_of_throttled_calls_is_one_event_and_one_step() -> None:
+    async def main() -> None:
+        events = list[Event]()
+        guard = make_guard(events=events)
+
+        async def throttled_together() -> str:
+            await asyncio.sleep(1)
+            return await throttled()()
+
+        await asyncio.gather(*(error_of(guard.call(throttled_together)) for _ in range(50)))
+        assert len(events) == 1 and guard.cooldown.level == 1 and guard.cooldown.until == guard.now() + 1.0
+
+    run_virtual(main)
+
+
+def test_a_listener_that_raises_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        def listener(event: Event) -> None:
+            raise RuntimeError("a bug in a listener")
+
+        bus = EventBus()
+        bus.listen(listener)
+        for publish in (bus.publish, listener):
+            guard = make_guard(publish=publish)
+            await recover(guard)
+            assert nothing_is_taken(guard) and guard.tally.totals().verdicts[SUCCESS] == 2
+
+    with caplog.at_level(logging.ERROR, "koo"):
+        run_virtual(main)
+    assert "a bug in a listener" in caplog.text
+
+
+def test_a_listener_that_calls_the_guard_sees_it_in_order() -> None:
+    async def main() -> None:
+        bus, seen = EventBus(), list[str]()
+        guard = make_guard(publish=bus.publish)
+
+        def reset(event: Event) -> None:
+            seen.append(type(event).__name__)
+            if isinstance(event, CircuitOpened):
+                guard.reset()
+
+        bus.listen(reset)
+        for _ in range(5):
+            await error_of(guard.call(fail))
+        assert seen == ["CircuitOpened", "CircuitClosed"] and guard.breaker.phase is CLOSED
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+# ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_guard_works_in_one_run_after_another() -> None:
+    guard = make_guard(gates=Gates(), clock=SystemClock())
+    assert [asyncio.run(guard.call(answer)) for _ in range(3)] == ["answer"] * 3
+    assert nothing_is_taken(guard)
+
+
+def test_use_from_another_threads_loop_is_a_clear_error_and_no_failure_of_the_service() -> None:
+    """On a real loop: threads have no place in virtual time."""
+
+    async def main() -> None:
+        guard, said, ended = (
+            make_guard(gates=Gates(), clock=SystemClock()),
+            list[BaseException](),
+            asyncio.Event(),
+        )
+
+        async def elsewhere() -> None:
+            said.append(await error_of(guard.call(answer)))
+
+        running = asyncio.create_task(guard.call(ended.wait))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        ended.set()
+        assert await running is True
+        assert isinstance(said[0], WrongLoop) and "another event loop" in str(said[0])
+        assert guard.tally.totals().verdicts == [1, 0, 1, 0] and nothing_is_taken(guard)
+
+    asyncio.run(main())

@@ -1,0 +1,389 @@
+"""Repeats: when, how often, after what pause; and what the error says when there is none."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from koo.errors import CircuitOpen, Kind, RateLimited, ServiceFailed, ServiceTimeout
+from koo.options import BreakerOptions
+from koo.policies.breaker import FORCED_OPEN, OPEN
+from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED, Fault
+from tests.guard.support import (
+    BEGIN_S,
+    Script,
+    Wallet,
+    answer,
+    answer_in,
+    error_of,
+    fail,
+    hang,
+    make_guard,
+    nothing_is_taken,
+    reset_by_peer,
+    run_virtual,
+    throttled,
+    used,
+)
+
+STURDY = BreakerOptions(failure_threshold=1000, calls_min=100_000)
+
+
+def half() -> float:
+    return 0.5
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time() - BEGIN_S
+
+
+async def asks_to_wait(seconds: float = 7.0) -> str:
+    raise ServiceFailed("claude", "it is overloaded", seconds, kind=Kind.OVERLOADED)
+
+
+def test_what_fails_is_repeated_after_growing_pauses() -> None:
+    async def main() -> None:
+        guard, script, wallet = (
+            make_guard(attempts=4, breaker=STURDY, draw=half),
+            Script(fail, fail, fail),
+            Wallet(),
+        )
+        assert await guard.call(script, toll=wallet) == "answer"
+        assert script.at == [0.0, 0.5, 1.5, 3.5], "half of 1, 2 and 4 seconds"
+        assert guard.tally.totals().verdicts == [1, 3, 0, 0] and guard.tally.retries == 3
+        assert guard.tally.first_successes == 0, "a repeat's success earns no repeats"
+        assert wallet.held == 4 and nothing_is_taken(guard, wallet), "money is held for each attempt"
+        assert used(guard) == [4, 4, 4], "and each one counts for the limits"
+
+    run_virtual(main)
+
+
+def test_when_the_attempts_are_used_up_the_last_error_says_how_many() -> None:
+    async def main() -> None:
+        guard, script = make_guard(attempts=3, breaker=STURDY), Script(fail, fail, fail)
+        error = await error_of(guard.call(script))
+        assert isinstance(error, ServiceFailed) and error.attempts == script.calls == 3
+        assert str(error) == "claude: it is down (after 3 attempts)"
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize(("operation", "calls"), [(fail, 1), (reset_by_peer, 1), (hang, 1), (throttled(1.0), 4)],
+                         ids=["failure", "lost connection", "timeout", "throttled"])  # fmt: skip
+def test_an_operation_that_is_not_idempotent_is_repeated_only_if_it_was_turned_away_at_the_door(
+    operation: object, calls: int
+) -> None:
+    async def main() -> None:
+        guard = make_guard(attempts=4, idempotent=False, breaker=STURDY, attempt_timeout_s=5)
+        assert callable(operation)
+        script = Script(*[operation] * 9)
+        assert await error_of(guard.call(script)) is not None
+        assert script.calls == calls
+
+    run_virtual(main)
+
+
+def test_what_is_the_callers_mistake_or_not_worth_it_is_not_repeated() -> None:
+    async def main() -> None:
+        guard = make_guard(attempts=4, breaker=STURDY)
+
+        async def mistake() -> str:
+            raise ValueError("negative")
+
+        async def strange() -> str:
+            raise RuntimeError("strange")
+
+        spent = throttled(kind=Kind.QUOTA)
+        for operation, error in ((mistake, ValueError), (strange, RuntimeError), (spent, RateLimited)):
+            script = Script(operation, operation)
+            assert isinstance(await error_of(guard.call(script)), error) and script.calls == 1
+
+    run_virtual(main)
+
+
+def test_an_attempt_that_ran_out_of_time_is_repeated_within_the_deadline() -> None:
+    async def main() -> None:
+        guard, script = (
+            make_guard(attempts=9, attempt_timeout_s=10, timeout_s=25, breaker=STURDY),
+            Script(*[hang] * 9),
+        )
+        error = await error_of(guard.call(script))
+        assert script.at == [0.0, 10.0, 20.0]
+        assert isinstance(error, ServiceTimeout) and error.kind is Kind.DEADLINE and error.attempts == 3
+        assert guard.tally.totals().verdicts == [0, 2, 1, 0] and now() == 25
+
+    run_virtual(main)
+
+
+# ── the deadline ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_repeat_that_would_not_fit_the_deadline_is_not_begun() -> None:
+    """The pause and at least a second: else the caller gets the real error now instead of a timeout later."""
+
+    async def main() -> None:
+        guard, script = make_guard(attempts=4, breaker=STURDY, draw=half), Script(fail, fail)
+        error = await error_of(guard.call(script, timeout_s=1.4))
+        assert script.calls == 1 and now() == 0
+        assert str(error) == "claude: it is down, and is not repeated: the deadline is too near"
+
+    run_virtual(main)
+
+
+def test_the_usual_latency_must_fit_too() -> None:
+    async def main() -> None:
+        guard = make_guard(attempts=4, breaker=STURDY)
+
+        async def slow() -> str:
+            await asyncio.sleep(20)
+            return "answer"
+
+        for _ in range(5):
+            await guard.call(slow)
+        script = Script(fail, fail)
+        error = await error_of(guard.call(script, timeout_s=10))
+        assert script.calls == 1 and "deadline" in error.reason
+        script = Script(fail)
+        assert await guard.call(script, timeout_s=30) == "answer"
+
+    run_virtual(main)
+
+
+# ── hints ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_servers_hint_is_the_least_pause() -> None:
+    async def main() -> None:
+        guard, script = make_guard(attempts=4, breaker=STURDY, draw=half), Script(asks_to_wait)
+        await guard.call(script)
+        assert script.at == [0.0, pytest.approx(7.0 * 1.025)]
+
+    run_virtual(main)
+
+
+def test_a_hint_beyond_the_deadline_raises_at_once_and_carries_the_hint() -> None:
+    async def main() -> None:
+        guard, script = make_guard(attempts=4, breaker=STURDY), Script(asks_to_wait)
+        error = await error_of(guard.call(script, timeout_s=7.0))
+        assert script.calls == 1 and now() == 0 and error.retry_after_s == 7.0
+        assert "deadline" in str(error) and str(error).endswith("try again in 7.0 s")
+
+    run_virtual(main)
+
+
+def test_a_hint_beyond_the_cap_raises_at_once_and_carries_the_hint() -> None:
+    async def main() -> None:
+        guard = make_guard(attempts=4, breaker=STURDY, timeout_s=10_000)
+        script = Script(lambda: asks_to_wait(31.0))
+        error = await error_of(guard.call(script))
+        assert script.calls == 1 and error.retry_after_s == 31.0 and "asks for a pause of 31 s" in str(error)
+
+    run_virtual(main)
+
+
+def test_a_throttled_call_waits_as_long_as_the_provider_says_if_that_fits() -> None:
+    async def main() -> None:
+        guard, script = make_guard(attempts=4), Script(throttled(50.0))
+        assert await guard.call(script) == "answer"
+        assert script.at == [0.0, 50.0], "longer than our own cap"
+        assert guard.breaker.consecutive == 0 and guard.breaker.window.calls == 1
+        assert guard.tally.totals().verdicts[THROTTLED] == 1
+
+    run_virtual(main)
+
+
+def test_a_throttled_call_without_a_hint_waits_for_the_guess_and_says_the_time_when_it_gives_up() -> None:
+    async def main() -> None:
+        guard, script = make_guard(attempts=3), Script(*[throttled()] * 3)
+        error = await error_of(guard.call(script))
+        assert script.at == [0.0, 1.0, 3.0]
+        assert error.attempts == 3 and error.retry_after_s == 4.0
+
+    run_virtual(main)
+
+
+def test_with_refuse_a_throttled_call_is_not_waited_for() -> None:
+    async def main() -> None:
+        guard, script = make_guard(attempts=4), Script(throttled(1.0))
+        error = await error_of(guard.call(script, on_limit="refuse"))
+        assert (
+            isinstance(error, RateLimited) and error.retry_after_s == 1.0 and script.calls == 1 and now() == 0
+        )
+
+    run_virtual(main)
+
+
+# ── the breaker ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_open_breaker_is_waited_for_only_if_it_reopens_within_the_deadline() -> None:
+    async def main() -> None:
+        patient = make_guard(attempts=9, breaker=BreakerOptions(failure_threshold=2), timeout_s=200)
+        script = Script(fail, fail)
+        assert await patient.call(script) == "answer"
+        assert script.at == [0.0, 0.0, 60.0], "the third attempt is the probe"
+        hurried = make_guard(attempts=9, breaker=BreakerOptions(failure_threshold=2), timeout_s=50)
+        script, began = Script(fail, fail), now()
+        error = await error_of(hurried.call(script))
+        assert isinstance(error, ServiceFailed) and script.calls == 2 and now() == began
+
+    run_virtual(main)
+
+
+def test_who_waited_and_found_the_probe_taken_is_refused_with_what_he_had_tried() -> None:
+    async def main() -> None:
+        guard = make_guard(attempts=9, breaker=BreakerOptions(failure_threshold=2), timeout_s=200)
+        calls = (guard.call(Script(fail, lambda: answer_in(5.0))) for _ in range(2))
+        told = await asyncio.gather(*calls, return_exceptions=True)
+        (error,) = (one for one in told if one != "answer")
+        assert isinstance(error, CircuitOpen) and error.attempts == 1
+        assert isinstance(error.__context__, ServiceFailed), "and why it had to be repeated"
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_against_an_operators_word_nothing_is_repeated() -> None:
+    async def main() -> None:
+        guard = make_guard(attempts=4, breaker=STURDY, timeout_s=10_000)
+
+        async def forced() -> str:
+            guard.set_override(FORCED_OPEN)
+            return await fail()
+
+        error = await error_of(guard.call(Script(forced)))
+        assert isinstance(error, ServiceFailed) and "operator" in str(error) and now() == 0
+
+    run_virtual(main)
+
+
+# ── the retry budget ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_empty_budget_fails_no_first_attempt_and_the_error_says_so() -> None:
+    async def main() -> None:
+        guard, calls = make_guard(attempts=4, breaker=STURDY, retry={"budget_per_s": 0.0}), 0
+
+        async def counted() -> str:
+            nonlocal calls
+            calls += 1
+            return await fail()
+
+        errors = [await error_of(guard.call(counted)) for _ in range(50)]
+        assert calls == 50 + 20 and guard.tally.retries == 20
+        assert str(errors[-1]) == "claude: it is down, and is not repeated: the retry budget is empty"
+        for _ in range(10):
+            await guard.call(answer)
+        calls = 0
+        await error_of(guard.call(counted))
+        assert calls == 2, "ten first successes earn one repeat"
+
+    run_virtual(main)
+
+
+def test_a_foreign_error_leaves_unchanged_with_a_note() -> None:
+    async def main() -> None:
+        guard = make_guard(attempts=4, breaker=STURDY, retry={"budget_tokens": 0.0, "budget_per_s": 0.0})
+        mine = ConnectionResetError("reset by peer")
+
+        async def operation() -> str:
+            raise mine
+
+        for _ in range(3):
+            assert await error_of(guard.call(operation)) is mine and mine.args == ("reset by peer",)
+        assert mine.__notes__ == ["claude: not repeated after 1 attempts: the retry budget is empty"]
+
+    run_virtual(main)
+
+
+def test_the_same_error_raised_twice_does_not_grow() -> None:
+    async def main() -> None:
+        guard = make_guard(attempts=4, breaker=STURDY, retry={"budget_tokens": 0.0, "budget_per_s": 0.0})
+        same = ServiceFailed("claude", "it is down", kind=Kind.SERVER_ERROR)
+
+        async def operation() -> str:
+            raise same
+
+        said = {str(await error_of(guard.call(operation))) for _ in range(5)}
+        assert said == {"claude: it is down, and is not repeated: the retry budget is empty"}
+
+    run_virtual(main)
+
+
+def test_a_repeat_that_is_never_made_costs_no_token() -> None:
+    async def main() -> None:
+        guard = make_guard(attempts=4, breaker=STURDY, draw=half, retry={"budget_per_s": 0.0})
+        task = asyncio.create_task(guard.call(fail))
+        await asyncio.sleep(0.1)
+        assert guard.retry_budget.tokens == 19.0
+        task.cancel()
+        await error_of(task)
+        assert guard.retry_budget.tokens == 20.0 and guard.tally.retries == 0
+        refused = make_guard(attempts=4, breaker=STURDY, per_minute=1, retry={"budget_per_s": 0.0})
+        error = await error_of(refused.call(fail))
+        assert isinstance(error, RateLimited) and error.kind is Kind.RATE_LIMITED and error.attempts == 1
+        assert refused.retry_budget.tokens == 20.0 and nothing_is_taken(refused)
+
+    run_virtual(main)
+
+
+def test_a_storm_of_failures_adds_no_more_load_than_the_budget_allows() -> None:
+    """A backend that fails for a minute under 20 calls a second sees 1.1 times that, and the floor; not four times."""
+
+    async def main() -> None:
+        guard, calls = make_guard(attempts=4, breaker=STURDY), 0
+
+        async def operation() -> str:
+            nonlocal calls
+            calls += 1
+            return await (fail() if 60 <= now() < 120 else answer())
+
+        tasks = []
+        for _ in range(20 * 180):
+            tasks.append(asyncio.create_task(error_of(guard.call(operation))))
+            await asyncio.sleep(0.05)
+        errors = await asyncio.gather(*tasks)
+        first = 20 * 180
+        assert calls - first <= 20 + 0.1 * first + 180
+        assert sum(error is not None for error in errors) >= 0.85 * 20 * 60, (
+            "repeats within the outage do not help"
+        )
+        assert errors[-1] is None and nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_begin_repeats_as_call_does_and_its_scope_knows_how_often() -> None:
+    async def main() -> None:
+        guard, wallet = make_guard(attempts=4, breaker=STURDY), Wallet()
+        scope = await guard.begin(Script(fail, fail), toll=wallet)
+        assert (scope.value, scope.attempts, wallet.held, wallet.open) == ("answer", 3, 3, 1)
+        scope.settle()
+        assert guard.tally.first_successes == 0 and nothing_is_taken(guard, wallet)
+
+    run_virtual(main)
+
+
+def test_permit_repeats_nothing() -> None:
+    async def main() -> None:
+        guard, script = make_guard(attempts=4), Script(fail)
+        with pytest.raises(ServiceFailed):
+            async with guard.permit():
+                await script()
+        assert script.calls == 1 and guard.tally.totals().verdicts[FAILURE] == 1
+
+    run_virtual(main)
+
+
+def test_a_classifiers_repeatable_fault_is_repeated_without_being_a_sign_of_ill_health() -> None:
+    """A serialization failure: repeated, and neutral."""
+
+    async def main() -> None:
+        guard = make_guard(attempts=4, classify=lambda error: Fault(verdict=NEUTRAL, repeatable=True))
+        script = Script(reset_by_peer, reset_by_peer)
+        assert await guard.call(script) == "answer" and script.calls == 3
+        assert guard.tally.totals().verdicts == [1, 0, 2, 0] and guard.breaker.window.failures == 0
+        assert guard.tally.totals().verdicts[SUCCESS] == 1 and guard.breaker.phase is not OPEN
+
+    run_virtual(main)

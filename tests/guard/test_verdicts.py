@@ -1,0 +1,456 @@
+"""How a call ends, through each of the guard's faces: counted, settled, and everything given back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from koo.deadlines import Deadline
+from koo.entrance import DATABASES
+from koo.errors import DatabaseTimeout, InvalidRequest, Kind, ServiceFailed, ServiceTimeout
+from koo.guard import Guard
+from koo.options import BreakerOptions
+from koo.policies.breaker import CLOSED, OPEN
+from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED, Fault
+from tests.guard.support import (
+    Wallet,
+    answer,
+    answer_in,
+    error_of,
+    fail,
+    hang,
+    make_guard,
+    nothing_is_taken,
+    reset_by_peer,
+    run_virtual,
+    throttled,
+)
+
+Operation = Callable[[], Awaitable[str]]
+Face = Callable[[Guard, Operation, Wallet | None], Awaitable[Any]]
+
+
+async def by_call(guard: Guard, operation: Operation, wallet: Wallet | None) -> str:
+    return await guard.call(operation, toll=wallet)
+
+
+async def by_begin(guard: Guard, operation: Operation, wallet: Wallet | None) -> str:
+    scope = await guard.begin(operation, toll=wallet)
+    assert guard.gates.slots.used == 1 and guard.breaker.running, "a success keeps its permit"
+    scope.settle()
+    return scope.value
+
+
+async def by_permit(guard: Guard, operation: Operation, wallet: Wallet | None) -> str:
+    async with guard.permit(wallet):
+        assert guard.gates.slots.used == 1
+        return await operation()
+
+
+FACES: dict[str, Face] = {"call": by_call, "begin": by_begin, "permit": by_permit}
+ENDS: list[tuple[str, Operation, type[BaseException] | None, int]] = [
+    ("an answer", answer, None, SUCCESS),
+    ("a server error", fail, ServiceFailed, FAILURE),
+    ("a lost connection", reset_by_peer, ConnectionResetError, FAILURE),
+    ("too many requests", throttled(), Exception, THROTTLED),
+]
+
+
+async def mistake() -> str:
+    raise InvalidRequest("claude", "the prompt is empty")
+
+
+async def keyboard() -> str:
+    raise KeyboardInterrupt
+
+
+async def end_of_program() -> str:
+    raise SystemExit(3)
+
+
+class Strange(BaseException):
+    """Nobody expects it."""
+
+
+async def strange() -> str:
+    raise Strange
+
+
+async def cancelled_inside() -> str:
+    raise asyncio.CancelledError
+
+
+ENDS += [
+    ("the caller's mistake", mistake, InvalidRequest, NEUTRAL),
+    ("a strange BaseException", strange, Strange, NEUTRAL),
+    ("a cancellation from inside", cancelled_inside, asyncio.CancelledError, NEUTRAL),
+]
+
+
+@pytest.mark.parametrize("face", FACES.values(), ids=FACES)
+@pytest.mark.parametrize(("story", "operation", "error", "verdict"), ENDS, ids=[one[0] for one in ENDS])
+def test_a_call_ends_once_and_gives_everything_back(
+    story: str, operation: Operation, error: type[BaseException] | None, verdict: int, face: Face
+) -> None:
+    async def main() -> None:
+        guard, wallet = make_guard(), Wallet()
+        seen = await error_of(face(guard, operation, wallet))
+        assert (seen is None) if error is None else isinstance(seen, error)
+        counts = [0, 0, 0, 0]
+        counts[verdict] = 1
+        assert guard.tally.totals().verdicts == counts
+        assert nothing_is_taken(guard, wallet) and wallet.held == 1
+        assert guard.breaker.consecutive == (verdict == FAILURE)
+
+    run_virtual(main)
+
+
+def test_a_success_counts_its_latency() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        assert await guard.call(answer_in, 0.25) == "answer"
+        total = guard.tally.totals()
+        assert total.latency_sum_s == pytest.approx(0.25) and total.slow == 0
+        assert await guard.call(answer_in, 31.0) == "answer"
+        assert guard.tally.totals().slow == 1 and guard.breaker.window.slow == 1
+
+    run_virtual(main)
+
+
+# ── whose timeout was it? ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_our_own_timeout_of_an_attempt_is_a_failure() -> None:
+    async def main() -> None:
+        guard, wallet = make_guard(attempt_timeout_s=5), Wallet()
+        error = await error_of(guard.call(hang, toll=wallet))
+        assert (
+            isinstance(error, ServiceTimeout)
+            and isinstance(error, TimeoutError)
+            and error.kind is Kind.TIMEOUT
+        )
+        assert str(error) == "claude: no answer within the time of an attempt"
+        assert isinstance(error.__cause__, TimeoutError)
+        assert guard.tally.totals().verdicts[FAILURE] == 1 and guard.breaker.consecutive == 1
+        assert wallet.settled == 1, "the work may have been done: it may be billed"
+        assert nothing_is_taken(guard, wallet)
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_the_callers_deadline_is_nobodys_fault_but_may_have_been_slow(slow: bool) -> None:
+    async def main() -> None:
+        guard = make_guard(slow_s=1.0 if slow else 10.0)
+        error = await error_of(guard.call(hang, timeout_s=2.0))
+        assert isinstance(error, ServiceTimeout) and error.kind is Kind.DEADLINE
+        assert guard.tally.totals().verdicts[NEUTRAL] == 1 and guard.tally.totals().slow == slow
+        assert guard.breaker.consecutive == 0
+        assert (guard.breaker.window.calls, guard.breaker.window.slow) == (slow, slow)
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_deadline_around_the_call_counts_the_same(slow: bool) -> None:
+    """Both end at the same moment, and the outer one is told; the guard still sees that it was slow."""
+
+    async def main() -> None:
+        guard = make_guard(slow_s=1.0 if slow else 10.0)
+        with pytest.raises(TimeoutError):
+            async with Deadline(2.0):
+                await guard.call(hang)
+        assert guard.tally.totals().verdicts[NEUTRAL] == 1
+        assert guard.tally.errors == {"deadline": 1}
+        assert guard.breaker.window.slow == slow and guard.breaker.consecutive == 0
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_a_hung_backend_behind_short_deadlines_opens_the_breaker() -> None:
+    async def main() -> None:
+        guard = make_guard(slow_s=1.0)
+        for _ in range(20):
+            assert guard.breaker.phase is CLOSED
+            await error_of(guard.call(hang, timeout_s=1.0))
+        assert guard.breaker.phase is OPEN and "slow" in guard.breaker.reason
+
+    run_virtual(main)
+
+
+def test_the_users_own_timeout_error_is_the_operations_failure_and_leaves_unchanged() -> None:
+    async def main() -> None:
+        guard, mine = make_guard(), TimeoutError("the user's own")
+
+        async def late() -> str:
+            raise mine
+
+        assert await error_of(guard.call(late)) is mine
+        assert guard.tally.errors == {"timeout": 1} and guard.breaker.consecutive == 1
+
+    run_virtual(main)
+
+
+def test_an_earlier_deadline_shortens_and_a_later_one_does_not_lengthen() -> None:
+    async def main() -> None:
+        guard, clock = make_guard(timeout_s=30), asyncio.get_running_loop()
+        cases = [(3.0, None, 3.0), (100.0, None, 30.0), (100.0, 7.0, 7.0), (2.0, 7.0, 2.0)]
+        for around_s, timeout_s, expected_s in cases:
+            began = clock.time()
+            with pytest.raises(TimeoutError):
+                async with Deadline(around_s):
+                    await guard.call(hang, timeout_s=timeout_s)
+            assert clock.time() - began == pytest.approx(expected_s)
+
+    run_virtual(main)
+
+
+def test_a_call_whose_deadline_has_passed_is_not_made() -> None:
+    async def main() -> None:
+        guard, calls, wallet = make_guard(), 0, Wallet()
+
+        async def operation() -> None:
+            nonlocal calls
+            calls += 1
+
+        for toll in (None, wallet):
+            error = await error_of(guard.call(operation, toll=toll, timeout_s=0.0))
+            assert isinstance(error, ServiceTimeout) and error.kind is Kind.DEADLINE
+        assert calls == 0 and wallet.held == 0 and guard.tally.refused == {"deadline": 2}
+        assert nothing_is_taken(guard, wallet)
+
+    run_virtual(main)
+
+
+def test_a_databases_guard_speaks_of_databases() -> None:
+    async def main() -> None:
+        guard = make_guard(name="db", family=DATABASES, attempt_timeout_s=1)
+        assert isinstance(await error_of(guard.call(hang)), DatabaseTimeout)
+
+    run_virtual(main)
+
+
+# ── classifiers ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_classifier_decides_and_its_error_is_raised_from_the_original() -> None:
+    async def main() -> None:
+        class VendorError(Exception):
+            pass
+
+        def classify(error: Exception) -> Fault:
+            ours = ServiceFailed("claude", "the vendor is down", kind=Kind.OVERLOADED)
+            return Fault(verdict=FAILURE, kind=Kind.OVERLOADED, error=ours)
+
+        async def operation() -> None:
+            raise VendorError("529")
+
+        guard = make_guard(classify=classify)
+        error = await error_of(guard.call(operation))
+        assert (
+            isinstance(error, ServiceFailed)
+            and isinstance(error.__cause__, VendorError)
+            and error.attempts == 1
+        )
+        assert guard.tally.errors == {"overloaded": 1}
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize("face", FACES.values(), ids=FACES)
+@pytest.mark.parametrize("broken", ["raises", "returns nonsense"])
+def test_a_classifier_that_is_broken_says_nothing_and_keeps_nothing(broken: str, face: Face) -> None:
+    async def main() -> None:
+        def classify(error: Exception) -> Fault:
+            if broken == "raises":
+                raise RuntimeError("a bug")
+            return None  # type: ignore[return-value]
+
+        guard, wallet = make_guard(classify=classify), Wallet()
+        error = await error_of(face(guard, reset_by_peer, wallet))
+        assert isinstance(error, ConnectionResetError), "the operation's own error is what the caller sees"
+        assert guard.tally.totals().verdicts[NEUTRAL] == 1 and nothing_is_taken(guard, wallet)
+
+    run_virtual(main)
+
+
+def test_an_exception_that_is_a_success_counts_as_one() -> None:
+    """Some protocols end well by raising."""
+
+    async def main() -> None:
+        guard = make_guard(classify=lambda error: Fault(verdict=SUCCESS))
+        assert isinstance(await error_of(guard.call(reset_by_peer)), ConnectionResetError)
+        assert guard.tally.totals().verdicts == [1, 0, 0, 0] and guard.tally.last_failure_at is None
+        assert sum(guard.tally.totals().latency) == 1
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize("billed", [False, True])
+def test_what_may_have_been_billed_is_settled_and_the_rest_released(billed: bool) -> None:
+    async def main() -> None:
+        guard = make_guard(classify=lambda error: Fault(verdict=FAILURE, billed=billed))
+        wallet = Wallet()
+        await error_of(guard.call(reset_by_peer, toll=wallet))
+        assert (wallet.settled, wallet.released) == ((1, 0) if billed else (0, 1))
+
+    run_virtual(main)
+
+
+def test_a_toll_that_fails_to_settle_keeps_nothing_else() -> None:
+    async def main() -> None:
+        class Broken(Wallet):
+            def settle(self) -> None:
+                raise RuntimeError("the ledger is broken")
+
+        guard = make_guard()
+        assert isinstance(await error_of(guard.call(answer, toll=Broken())), RuntimeError)
+        assert isinstance(await error_of(guard.call(reset_by_peer, toll=Broken())), RuntimeError)
+        assert nothing_is_taken(guard) and sum(guard.tally.totals().verdicts) == 2
+
+    run_virtual(main)
+
+
+# ── scopes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_scope_settles_once() -> None:
+    async def main() -> None:
+        guard, wallet = make_guard(), Wallet()
+        scope = await guard.begin(answer, toll=wallet)
+        for _ in range(3):
+            scope.settle()
+            scope.settle(Fault(verdict=FAILURE))
+        assert guard.tally.totals().verdicts == [1, 0, 0, 0] and wallet.settled == 1
+        assert nothing_is_taken(guard, wallet)
+
+    run_virtual(main)
+
+
+def test_a_scope_that_was_never_entered_settles_nothing() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        guard.permit().settle()
+        assert sum(guard.tally.totals().verdicts) == 0 and guard.gates.slots.used == 0
+
+    run_virtual(main)
+
+
+def test_a_scope_is_for_one_block_at_a_time() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        scope = guard.permit()
+        async with scope:
+            with pytest.raises(RuntimeError, match="in use"):
+                await scope.__aenter__()
+        async with scope:
+            pass
+        assert guard.tally.totals().verdicts == [2, 0, 0, 0] and nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_the_time_that_a_scopes_owner_takes_is_not_the_other_sides() -> None:
+    async def main() -> None:
+        guard = make_guard(slow_s=1.0)
+        scope = await guard.begin(answer_in, 0.1)
+        await asyncio.sleep(500)
+        scope.settle(took_s=0.2)
+        total = guard.tally.totals()
+        assert total.slow == 0 and total.latency_sum_s == pytest.approx(0.2)
+        scope = await guard.begin(answer)
+        await asyncio.sleep(500)
+        scope.settle(slow=False)
+        assert guard.tally.totals().slow == 0
+        scope = await guard.begin(answer)
+        scope.settle(took_s=1.0)
+        assert guard.tally.totals().slow == 1
+
+    run_virtual(main)
+
+
+def test_twenty_readers_that_take_their_time_do_not_open_the_breaker() -> None:
+    """A stream that has begun, or a session in a user's hands, is no hung call."""
+
+    async def main() -> None:
+        guard = make_guard(slow_s=1.0)
+        scopes = [await guard.begin(answer) for _ in range(20)]
+        await asyncio.sleep(500)
+        guard.tick()
+        assert guard.breaker.phase is CLOSED
+        for scope in scopes:
+            scope.settle(slow=False)
+        await asyncio.sleep(60)  # and the window has forgotten them
+        hung = [asyncio.create_task(guard.call(hang)) for _ in range(20)]
+        await asyncio.sleep(1.5)
+        guard.tick()
+        assert guard.breaker.phase is OPEN, "twenty calls without any answer do"
+        for task in hung:
+            task.cancel()
+        await asyncio.gather(*hung, return_exceptions=True)
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_a_scope_has_a_deadline_and_arms_no_timer() -> None:
+    async def main() -> None:
+        guard = make_guard(timeout_s=9)
+        now = asyncio.get_running_loop().time()
+        async with guard.permit() as scope:
+            assert scope.deadline == now + 9 and not guard._deadlines._grains
+            await asyncio.sleep(100)
+        async with Deadline(4), guard.permit() as scope:
+            assert scope.deadline == asyncio.get_running_loop().time() + 4
+        begun = await guard.begin(answer, timeout_s=3)
+        assert begun.deadline == asyncio.get_running_loop().time() + 3 and begun.attempts == 1
+        begun.settle()
+
+    run_virtual(main)
+
+
+def test_a_consumer_that_walks_away_is_neutral() -> None:
+    async def main() -> None:
+        guard, wallet = make_guard(), Wallet()
+
+        async def stream() -> AsyncIterator[str]:
+            async with guard.permit(wallet) as scope:
+                for chunk in "abc":
+                    scope.renew()
+                    yield chunk
+
+        chunks = stream()
+        assert await anext(chunks) == "a"
+        await chunks.aclose()  # type: ignore[attr-defined]
+        assert guard.tally.totals().verdicts[NEUTRAL] == 1 and nothing_is_taken(guard, wallet)
+        assert wallet.settled == 1, "what was used is settled"
+
+    run_virtual(main)
+
+
+def test_a_coroutine_that_is_closed_without_ever_being_finished_is_neutral() -> None:
+    async def main() -> None:
+        guard = make_guard()
+        coroutine = guard.call(hang)
+        waits = coroutine.send(None)
+        coroutine.close()
+        assert waits is not None
+        waits.cancel()
+        assert guard.tally.totals().verdicts[NEUTRAL] == 1 and nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_a_strange_options_guard_still_reads_well() -> None:
+    async def main() -> None:
+        guard = make_guard(breaker=BreakerOptions(failure_threshold=1))
+        assert repr(guard) == "<Guard 'claude' closed | 0 calls, 0 failed>"
+        await error_of(guard.call(fail))
+        assert repr(guard) == "<Guard 'claude' open, back in 60 s | 1 calls, 1 failed>"
+
+    run_virtual(main)

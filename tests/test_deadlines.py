@@ -1,0 +1,586 @@
+"""Deadlines behave as `asyncio.timeout` does, scenario by scenario; and keep nothing when they are over."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import re
+import sys
+import threading
+import weakref
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+from koo.deadlines import GRAIN_S, NEVER, Alarm, Deadline, Deadlines, OwnTimer, WrongLoop, ends_at
+from koo.testing.clock import BEGIN_S, run_virtual
+
+# ── one shape for all three ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class AlarmBlock:
+    """An `Alarm` as an asynchronous block."""
+
+    def __init__(self, registry: Deadlines, in_s: float) -> None:
+        self._alarm = Alarm(registry, asyncio.get_running_loop().time() + in_s)
+
+    async def __aenter__(self) -> AlarmBlock:
+        self._alarm.__enter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._alarm.__exit__(kind, error, trace)
+
+
+Block = AbstractAsyncContextManager[Any]
+Timeout = Callable[[float], Block]
+
+
+def theirs(in_s: float) -> Block:
+    return asyncio.timeout(in_s)
+
+
+def alarms() -> Timeout:
+    registry = Deadlines()
+    return lambda in_s: AlarmBlock(registry, in_s)
+
+
+def deadline(in_s: float) -> Block:
+    return Deadline(in_s)
+
+
+OURS: dict[str, Callable[[], Timeout]] = {"alarm": alarms, "deadline": lambda: deadline}
+OLD_ASYNCIO = sys.version_info < (3, 11, 5)
+"""Before, `asyncio.timeout` did not look on entry at how many cancellations are pending, and failed one scenario."""
+
+
+def pending() -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancelling()
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def block_loop_until(when: float) -> None:
+    """What a computation that hogs the loop does: when it is over, several timers are due at once."""
+    loop = asyncio.get_running_loop()
+    loop._now = max(loop.time(), when)  # type: ignore[attr-defined]
+
+
+# ── the scenarios: each tells what came of it ─────────────────────────────────────────────────────────────────────
+
+
+async def own_expiry(within: Timeout) -> str:
+    began = now()
+    try:
+        async with within(0.3):
+            await asyncio.sleep(5)
+    except TimeoutError:
+        return f"timeout after {now() - began:.6f}, cancelling {pending()}"
+    return "nothing"
+
+
+async def in_time(within: Timeout) -> str:
+    async with within(0.3):
+        await asyncio.sleep(0.299)
+    await asyncio.sleep(1)
+    return f"nothing, cancelling {pending()}"
+
+
+async def already_over(within: Timeout) -> str:
+    try:
+        async with within(-1):
+            await asyncio.sleep(0)
+            await asyncio.sleep(5)
+    except TimeoutError:
+        return f"timeout, cancelling {pending()}"
+    return "nothing"
+
+
+async def over_but_never_waits(within: Timeout) -> str:
+    async with within(-1):
+        pass
+    await asyncio.sleep(0.01)
+    return f"nothing, cancelling {pending()}"
+
+
+async def callers_cancellation(within: Timeout) -> str:
+    async def inner() -> None:
+        async with within(0.3):
+            await asyncio.sleep(5)
+
+    task = asyncio.create_task(inner())
+    await asyncio.sleep(0.05)
+    task.cancel()
+    return await told(task)
+
+
+async def told(task: asyncio.Task[Any]) -> str:
+    try:
+        result = await task
+    except asyncio.CancelledError:
+        return f"cancelled, cancelling {task.cancelling()}"
+    except TimeoutError:
+        return f"timeout, cancelling {task.cancelling()}"
+    return f"{result}, cancelling {task.cancelling()}"
+
+
+async def both_in_one_turn(within: Timeout, cancel_in_s: float) -> str:
+    """The caller cancels in the very turn of the loop in which the deadline passes."""
+    loop = asyncio.get_running_loop()
+
+    async def inner() -> None:
+        async with within(0.3):
+            loop.call_later(0.29, block_loop_until, now() + 0.32)
+            loop.call_later(cancel_in_s, task.cancel)
+            await asyncio.sleep(5)
+
+    task = asyncio.create_task(inner())
+    return await told(task)
+
+
+async def caller_first_in_one_turn(within: Timeout) -> str:
+    return await both_in_one_turn(within, 0.295)
+
+
+async def caller_second_in_one_turn(within: Timeout) -> str:
+    return await both_in_one_turn(within, 0.305)
+
+
+async def caller_at_the_same_time(within: Timeout) -> str:
+    return await both_in_one_turn(within, 0.3)
+
+
+async def result_wins_the_race(within: Timeout) -> str:
+    """The result is there, but the step that would take it comes after the expiry."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[str] = loop.create_future()
+
+    def settle() -> None:
+        block_loop_until(loop.time() + 0.02)
+        future.set_result("x")
+
+    loop.call_later(0.3, settle)
+    try:
+        async with within(0.31):
+            return await future
+    except TimeoutError:
+        return f"timeout, cancelling {pending()}"
+
+
+async def nested(within: Timeout, outer_s: float, inner_s: float) -> str:
+    try:
+        async with within(outer_s):
+            try:
+                async with within(inner_s):
+                    await asyncio.sleep(5)
+            except TimeoutError:
+                return f"inner, cancelling {pending()}"
+    except TimeoutError:
+        return f"outer, cancelling {pending()}"
+    return "nothing"
+
+
+async def nested_outer_first(within: Timeout) -> str:
+    return await nested(within, 0.3, 60.0)
+
+
+async def nested_inner_first(within: Timeout) -> str:
+    return await nested(within, 60.0, 0.3)
+
+
+async def nested_at_the_same_time(within: Timeout) -> str:
+    return await nested(within, 0.3, 0.3)
+
+
+async def nested_both_past(within: Timeout) -> str:
+    """Both are over before anybody looks: the outer one is told."""
+    asyncio.get_running_loop().call_later(0.25, block_loop_until, now() + 0.35)
+    return await nested(within, 0.3, 0.29)
+
+
+async def three_deep(within: Timeout) -> str:
+    try:
+        async with within(0.3), within(0.3), within(0.3):
+            await asyncio.sleep(5)
+    except TimeoutError:
+        return f"timeout, cancelling {pending()}"
+    return "nothing"
+
+
+async def one_after_another(within: Timeout) -> str:
+    return " ".join([await own_expiry(within) for _ in range(3)])
+
+
+async def swallowed(within: Timeout) -> str:
+    async with within(0.3):
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            pass
+    await asyncio.sleep(0)
+    return f"nothing, cancelling {pending()}"
+
+
+async def other_error_while_expiring(within: Timeout) -> str:
+    try:
+        async with within(0.3):
+            try:
+                await asyncio.sleep(5)
+            except asyncio.CancelledError:
+                raise KeyError("x") from None
+    except KeyError:
+        return f"KeyError, cancelling {pending()}"
+    return "nothing"
+
+
+async def own_error_in_time(within: Timeout) -> str:
+    try:
+        async with within(0.3):
+            raise TimeoutError("the user's own")
+    except TimeoutError as error:
+        return f"{error}, cancelling {pending()}"
+
+
+async def while_being_cancelled(within: Timeout) -> str:
+    """A task that is being cancelled may still use a deadline while it tidies up."""
+
+    async def inner() -> str:
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            try:
+                async with within(0.1):
+                    await asyncio.sleep(5)
+            except TimeoutError:
+                return f"timeout, cancelling {pending()}"
+        return "nothing"
+
+    task = asyncio.create_task(inner())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    return await told(task)
+
+
+async def in_a_group(within: Timeout) -> str:
+    """A sibling's failure cancels, and is no timeout."""
+
+    async def fails() -> None:
+        await asyncio.sleep(0.1)
+        raise KeyError("x")
+
+    async def waits() -> None:
+        async with within(0.3):
+            await asyncio.sleep(5)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fails())
+            group.create_task(waits())
+    except ExceptionGroup as errors:
+        return f"{len(errors.exceptions)} error, cancelling {pending()}"
+    return "nothing"
+
+
+SCENARIOS: list[Callable[[Timeout], Awaitable[str]]] = [
+    own_expiry, in_time, already_over, over_but_never_waits, callers_cancellation, caller_first_in_one_turn,
+    caller_second_in_one_turn, caller_at_the_same_time, result_wins_the_race, nested_outer_first, nested_inner_first,
+    nested_at_the_same_time, nested_both_past, three_deep, one_after_another, swallowed, other_error_while_expiring,
+    own_error_in_time, while_being_cancelled, in_a_group,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ours", OURS.values(), ids=OURS)
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.__name__.replace("_", " "))
+def test_it_does_what_asyncio_timeout_does(
+    scenario: Callable[[Timeout], Any], ours: Callable[[], Timeout]
+) -> None:
+    mine = run_virtual(lambda: scenario(ours()))
+    assert mine != "nothing"
+    if not (OLD_ASYNCIO and scenario is while_being_cancelled):
+        assert mine == run_virtual(lambda: scenario(theirs))
+
+
+@pytest.mark.parametrize("ours", OURS.values(), ids=OURS)
+def test_a_task_that_is_being_cancelled_may_use_one(ours: Callable[[], Timeout]) -> None:
+    """Held on its own, for interpreters whose asyncio.timeout cannot."""
+    assert run_virtual(lambda: while_being_cancelled(ours())) == "timeout, cancelling 1, cancelling 1"
+
+
+def make_uvloop() -> asyncio.AbstractEventLoop:
+    uvloop = pytest.importorskip("uvloop")
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+async def quickly(within: Timeout) -> str:
+    async with within(60):
+        await asyncio.sleep(0)
+    return f"nothing, cancelling {pending()}"
+
+
+REAL: list[tuple[Callable[[Timeout], Awaitable[str]], str]] = [
+    (own_expiry, "timeout, cancelling 0"),
+    (quickly, "nothing, cancelling 0"),
+    (already_over, "timeout, cancelling 0"),
+    (over_but_never_waits, "nothing, cancelling 0"),
+    (callers_cancellation, "cancelled, cancelling 1"),
+    (nested_outer_first, "outer, cancelling 0"),
+    (nested_inner_first, "inner, cancelling 0"),
+    (nested_at_the_same_time, "outer, cancelling 0"),
+    (three_deep, "timeout, cancelling 0"),
+    (swallowed, "nothing, cancelling 0"),
+    (other_error_while_expiring, "KeyError, cancelling 0"),
+    (while_being_cancelled, "timeout, cancelling 1, cancelling 1"),
+]
+
+
+@pytest.mark.parametrize("ours", OURS.values(), ids=OURS)
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, make_uvloop], ids=["asyncio", "uvloop"])
+def test_it_does_so_on_real_loops(make_loop: Callable[[], Any], ours: Callable[[], Timeout]) -> None:
+    """All at once, on real time: a stall of the machine makes a timer late, and changes nothing else."""
+
+    async def main() -> list[str]:
+        within = ours()
+        return list(await asyncio.gather(*(asyncio.create_task(one(story, within)) for story, _ in REAL)))
+
+    async def one(story: Callable[[Timeout], Awaitable[str]], within: Timeout) -> str:
+        return re.sub(r" after [\d.]+", "", await story(within))
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        assert runner.run(main()) == [said for _, said in REAL]
+
+
+# ── exactness, and what is left behind ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "in_s", [0.0, 1e-4, 0.1, GRAIN_S, GRAIN_S - 1e-4, GRAIN_S + 1e-4, 1.0, 59.9, 86_400.0]
+)
+@pytest.mark.parametrize("ours", OURS.values(), ids=OURS)
+def test_it_expires_at_exactly_its_time(in_s: float, ours: Callable[[], Timeout]) -> None:
+    async def main() -> None:
+        when = now() + in_s
+        with pytest.raises(TimeoutError):
+            async with ours()(in_s):
+                await asyncio.sleep(in_s + 1)
+        assert now() == pytest.approx(when, abs=1e-6)
+
+    run_virtual(main)
+
+
+def test_a_thousand_deadlines_keep_nothing_when_they_are_over() -> None:
+    registry = Deadlines()
+
+    async def main() -> None:
+        for n in range(1000):
+            with Alarm(registry, now() + 30 + n / 100):
+                await asyncio.sleep(0.001)
+        assert sum(len(members) for members in registry._grains.values()) == 0
+        await asyncio.sleep(60)
+        assert registry._grains == {}, "and the grains go when their time comes"
+
+    run_virtual(main)
+
+
+def test_all_deadlines_of_a_quarter_of_a_second_share_a_timer() -> None:
+    registry = Deadlines()
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        before = len(loop._scheduled)
+        for n in range(1000):
+            with Alarm(registry, BEGIN_S + 60 + n * GRAIN_S / 1000):
+                pass
+        assert len(loop._scheduled) - before == 1
+
+    run_virtual(main)
+
+
+def test_a_deadline_of_its_own_leaves_no_timer_behind() -> None:
+    """An hour's deadline around each of a million short blocks must not fill the loop for an hour."""
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        for _ in range(1000):
+            async with Deadline(3600):
+                pass
+        await asyncio.sleep(0)
+        left = [handle for handle in loop._scheduled if not handle.cancelled()]
+        assert left == []
+
+    run_virtual(main)
+
+
+def test_a_deadline_that_never_comes_needs_no_timer() -> None:
+    registry = Deadlines()
+
+    async def main() -> None:
+        for block in (Alarm(registry, NEVER), Alarm(registry, NEVER)):
+            with block:
+                await asyncio.sleep(1e6)
+        assert registry._grains == {}
+
+    run_virtual(main)
+
+
+def test_the_time_inside_is_the_nearest_and_outside_it_is_what_it_was() -> None:
+    registry = Deadlines()
+
+    async def main() -> None:
+        assert ends_at.get() == NEVER
+        with Alarm(registry, BEGIN_S + 10):
+            assert ends_at.get() == BEGIN_S + 10
+            with Alarm(registry, BEGIN_S + 20):
+                assert ends_at.get() == BEGIN_S + 10, "a nested one can only shorten"
+            async with Deadline(5):
+                assert ends_at.get() == BEGIN_S + 5
+                async with Deadline(50):
+                    assert ends_at.get() == BEGIN_S + 5
+            with pytest.raises(KeyError), Alarm(registry, BEGIN_S + 3):
+                raise KeyError
+            assert ends_at.get() == BEGIN_S + 10
+        with pytest.raises(TimeoutError), Alarm(registry, BEGIN_S + 1):
+            await asyncio.sleep(2)
+        assert ends_at.get() == NEVER
+
+    run_virtual(main)
+
+
+def test_a_task_started_inside_has_the_deadline_and_cannot_move_ours() -> None:
+    async def main() -> None:
+        async def child() -> float:
+            async with Deadline(1):
+                return ends_at.get()
+
+        async with Deadline(10):
+            assert await asyncio.create_task(child()) == BEGIN_S + 1
+            assert ends_at.get() == BEGIN_S + 10
+
+    run_virtual(main)
+
+
+def test_whose_timeout_it_was_can_be_told() -> None:
+    registry = Deadlines()
+
+    async def main() -> None:
+        ours = Alarm(registry, BEGIN_S + 1)
+        with pytest.raises(TimeoutError), ours:
+            await asyncio.sleep(5)
+        users = Alarm(registry, now() + 10)
+        with pytest.raises(TimeoutError), users:
+            raise TimeoutError("the user's own")
+        assert ours.expired and not users.expired
+
+    run_virtual(main)
+
+
+def test_nothing_keeps_a_finished_task_alive() -> None:
+    registry = Deadlines()
+
+    async def main() -> None:
+        async def work() -> None:
+            with Alarm(registry, now() + 1000):
+                await asyncio.sleep(0.1)
+
+        task = asyncio.create_task(work())
+        gone = weakref.ref(task)
+        await task
+        del task
+        await asyncio.sleep(0)  # the loop itself holds what it has just woken somebody for
+        gc.collect()
+        assert gone() is None
+
+    run_virtual(main)
+
+
+# ── loops and threads ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_registry_follows_to_the_next_run() -> None:
+    registry = Deadlines()
+
+    async def main() -> str:
+        with Alarm(registry, now() + 500):
+            pass  # leaves a grain to a loop that is about to end
+        return await own_expiry(lambda in_s: AlarmBlock(registry, in_s))
+
+    assert {run_virtual(main) for _ in range(3)} == {"timeout after 0.300000, cancelling 0"}
+
+
+def test_two_loops_that_take_turns_keep_their_own_deadlines() -> None:
+    """As a test runner does: a loop for the session, another for each test."""
+    registry, loops = Deadlines(), [asyncio.new_event_loop() for _ in range(2)]
+
+    async def wait() -> str:
+        try:
+            with Alarm(registry, now() + 0.3):
+                await asyncio.sleep(5)
+        except TimeoutError:
+            return "timeout"
+        return "nothing"
+
+    async def turn() -> None:
+        await asyncio.sleep(0.01)
+
+    try:
+        tasks = [loop.create_task(wait()) for loop in loops]
+        for _ in range(3):
+            for loop in loops:
+                loop.run_until_complete(turn())
+        assert [loop.run_until_complete(task) for loop, task in zip(loops, tasks, strict=True)] == [
+            "timeout"
+        ] * 2
+    finally:
+        for loop in loops:
+            loop.close()
+
+
+def test_use_from_a_second_running_loop_is_a_clear_error() -> None:
+    registry, said = Deadlines(), list[str]()
+
+    async def second() -> None:
+        try:
+            with Alarm(registry, now() + 1):
+                pass
+        except WrongLoop as error:
+            said.append(str(error))
+
+    async def first() -> None:
+        with Alarm(registry, now() + 60):
+            thread = threading.Thread(target=lambda: asyncio.run(second()))
+            thread.start()
+            thread.join()
+        assert pending() == 0
+
+    asyncio.run(first())
+    assert said == ["this guard belongs to another event loop, which is still running"]
+
+
+def test_outside_a_task_is_a_clear_error() -> None:
+    registry, said = Deadlines(), list[str]()
+
+    def callback() -> None:
+        for kind in (registry, OwnTimer()):
+            try:
+                with Alarm(kind, 1.0):
+                    pass
+            except RuntimeError as error:
+                said.append(str(error))
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_soon(callback)
+        await asyncio.sleep(1)
+
+    run_virtual(main)
+    assert said == ["a deadline needs a running task"] * 2
+    with pytest.raises(RuntimeError, match="no running event loop"), Alarm(registry, 1.0):
+        pass
