@@ -24,7 +24,7 @@ from koo.errors import (
     UnknownService,
 )
 from koo.options import BreakerOptions, LimitOptions, RetryOptions
-from koo.testing.providers import Gate, answer, cut, error, hang, html, nothing
+from koo.testing.providers import Gate, Step, answer, cut, error, hang, html, nothing
 from tests.ai.worlds import World, run, until
 
 
@@ -129,7 +129,7 @@ def test_a_refused_key_stops_all_queries_until_it_works_again() -> None:
         assert isinstance(await failure_of(world.ask()), AuthenticationFailed)
         refused = await failure_of(world.ask())
         assert refused.kind == Kind.KEY_REFUSED and len(world.claude.queries) == 1
-        assert await world.ask(service="openai"), "another service's key is its own"
+        assert (await world.ask(service="openai")).text, "another service's key is its own"
         world.gateway.backends["claude"].service.unlatch()
         assert (await world.ask()).text
 
@@ -237,8 +237,8 @@ def test_when_all_fail_the_error_is_a_group_with_the_reason_of_each() -> None:
         world.claude.script(*[error(529, "overloaded_error")] * 4)
         world.openai.script(*[error(503, "server_error")] * 4)
         failed = await failure_of(world.ask(fallback=("openai",)))
-        assert isinstance(failed, AllServicesFailed) and isinstance(failed, ExceptionGroup)
-        assert [e.service for e in failed.exceptions] == ["claude", "openai"]
+        assert isinstance(failed, AllServicesFailed) and issubclass(AllServicesFailed, ExceptionGroup)
+        assert [str(e).split(":")[0] for e in failed.exceptions] == ["claude", "openai"]
         assert failed.attempts == 8 and "claude" in str(failed) and "openai" in str(failed)
 
     run(test)
@@ -385,7 +385,7 @@ def test_an_unknown_service_is_told_with_the_known_ones(name: Any) -> None:
 
 
 def test_no_error_repeats_the_prompt_or_the_key() -> None:
-    steps = [
+    steps: list[Step] = [
         error(400, "invalid_request_error", message="bad: MARKED-PROMPT with test-key"),
         error(401, "authentication_error", message="invalid x-api-key: test-key"),
         error(500, "api_error", message="MARKED-PROMPT"),

@@ -68,10 +68,18 @@ def start(script: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it wrote until its end; one that does not end is killed, and fails the test."""
+    try:
+        return process.communicate(timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+
+
 def run(script: str, **environment: str) -> str:
     """The script's stdout; it has to end by itself, well and silently."""
     with start(script, **environment) as process:
-        out, err = process.communicate(timeout=TIMEOUT_S)
+        out, err = finish(process)
     assert err == ""
     assert process.returncode == 0
     return out
@@ -129,7 +137,7 @@ def test_threads_wait_asleep_unless_the_operator_wants_otherwise(chosen: dict[st
         os.system('echo "policy of a child: [$OMP_WAIT_POLICY]"')
     """
     with start(script, OMP_DISPLAY_ENV="verbose", **chosen) as process:
-        out, err = process.communicate(timeout=TIMEOUT_S)
+        out, err = finish(process)
     assert ("GOMP_SPINCOUNT = '0'" in err) is not bool(chosen)
     assert out.startswith(f"policy of a child: [{chosen.get('OMP_WAIT_POLICY', '')}]\n")
 
@@ -175,9 +183,21 @@ def test_a_process_that_ends_while_the_model_is_loaded_ends_well() -> None:
     assert run("begin()") == "stopped early\n"
 
 
+def test_a_model_that_is_unloaded_as_soon_as_it_is_loaded_is_gone() -> None:
+    out = run("""
+        from koo.ai.local_llama import Setup, open_server
+        from koo.ai.local_model import find_model
+        for _ in range(8):
+            server = open_server(Setup(find_model(), context_tokens=256, threads=1))
+            del server
+        print("gone")
+    """)
+    assert out.startswith("gone\n")
+
+
 def test_an_error_in_the_middle_of_an_answer_ends_the_process_with_that_error_alone() -> None:
     with start("begin(); Counted.began.wait(); raise SystemExit('my own words')") as process:
-        out, err = process.communicate(timeout=TIMEOUT_S)
+        out, err = finish(process)
     assert (process.returncode, out, err) == (1, "stopped early\n", "my own words\n")
 
 
@@ -201,7 +221,7 @@ def test_control_c_ends_it(when: str) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=TIMEOUT_S)
+        out, err = finish(process)
     assert (process.returncode, out, err) == (0, "interrupted\nstopped early\n", "")
 
 

@@ -57,7 +57,7 @@ def test_two_runs_of_asyncio_in_one_process_and_no_word_at_the_end(
         async def main() -> None:
             assert (await platform.query(QUESTION)).text
             async with platform.database.session_scope() as session:
-                await session.connection()
+                assert (await session.connection()).closed is False
 
         caplog.set_level(logging.WARNING)
         asyncio.run(main())
@@ -73,7 +73,7 @@ def test_a_second_loop_while_the_first_runs_is_a_clear_error(tmp_path: Path) -> 
 
             def other() -> None:
                 try:
-                    asyncio.run(platform.query(QUESTION))  # type: ignore[arg-type]
+                    asyncio.run(platform.query(QUESTION))
                 except RuntimeError as failed:
                     said.append(str(failed))
 

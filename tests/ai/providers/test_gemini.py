@@ -1,0 +1,759 @@
+"""Gemini's adapter against its fake: what it sends, what it makes of answers, streams, errors, and what they cost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from koo.ai.gateway import Gateway
+from koo.ai.models import DEFAULT_MODELS
+from koo.ai.pricing import Prices
+from koo.ai.providers import gemini_errors
+from koo.ai.providers.base import Request
+from koo.ai.providers.faults import BY_STATUS, SENTENCES, Said
+from koo.ai.providers.gemini import BASE_URL, GeminiProvider, encode, path_of
+from koo.ai.providers.gemini_errors import FAULTS, PACIFIC_STANDARD, read_error, until_midnight_pacific
+from koo.ai.types import Query, Usage
+from koo.errors import AuthenticationFailed, ExternalServiceError, Kind, RateLimited, StreamTruncated
+from koo.http import HttpClient
+from koo.options import ServiceOptions
+from koo.policies.treatment import TREATMENTS, fault_of
+from koo.storage.memory import MemoryLedger
+from koo.testing.providers import (
+    Failure,
+    FakeGemini,
+    answer,
+    blocked,
+    cut,
+    error,
+    hang,
+    html,
+    nothing,
+    quota,
+    raw,
+    stream,
+)
+from tests.ai.providers.talk import Talk, eventually, in_gateway, text_of
+
+FLASH = DEFAULT_MODELS["gemini"]
+TALK = Talk("gemini", FakeGemini, FLASH)
+INVALID, EXHAUSTED = "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"
+EVENTS = "text/event-stream"
+
+PER_DAY = "GenerateRequestsPerDayPerProjectPerModel-FreeTier"
+PER_MINUTE = "GenerateRequestsPerMinutePerProjectPerModel-FreeTier"
+TOKENS_A_MINUTE = "GenerateContentInputTokensPerModelPerMinute-FreeTier"
+
+# ── what is sent ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_gemini_is_sent() -> None:
+    path, body, headers = TALK.sent(system="Be brief.", temperature=0.5)
+    assert path == f"/v1/models/{FLASH}:generateContent"
+    assert body == {
+        "contents": [{"parts": [{"text": "Capital of France?"}], "role": "user"}],
+        "systemInstruction": {"parts": [{"text": "Be brief."}]},
+        "generationConfig": {"maxOutputTokens": 100, "temperature": 0.5},
+    }
+    assert headers["content-type"] == "application/json"
+    assert TALK.sent(temperature=0)[1]["generationConfig"]["temperature"] == 0
+    assert TALK.sent(streamed=True)[0] == f"/v1/models/{FLASH}:streamGenerateContent?alt=sse"
+
+
+def test_the_key_is_in_a_header_and_never_in_an_address() -> None:
+    async def main() -> None:
+        async with TALK.open() as (provider, server):
+            await provider.check()
+            await provider.complete(TALK.asking())
+            async for _ in provider.stream(TALK.asking()):
+                pass
+            assert [request.headers["x-goog-api-key"] for request in server.requests] == ["test-key"] * 3
+            assert not any("test-key" in request.path for request in server.requests)
+            assert "test-key" not in repr(provider)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        ("gemini-3.8-flash", "/models/gemini-3.8-flash:m"),
+        ("models/gemini-3.8-flash", "/models/gemini-3.8-flash:m"),
+        ("tunedModels/mine", "/tunedModels/mine:m"),
+        ("../../v1/files?key=x#y", "/models/..%2F..%2Fv1%2Ffiles%3Fkey%3Dx%23y:m"),
+        ("models/../x", "/models/..%2Fx:m"),
+        ("a b\r\nc", "/models/a%20b%0D%0Ac:m"),
+        ("\ud800", "/models/%3F:m"),
+    ],
+)
+def test_a_models_name_stays_one_part_of_the_path(model: str, path: str) -> None:
+    assert path_of(model, "m") == path
+
+
+def test_a_made_up_name_is_a_model_that_does_not_exist() -> None:
+    async def main() -> None:
+        async with TALK.open() as (provider, server):
+            with pytest.raises(ExternalServiceError) as caught:
+                await provider.complete(TALK.asking(model="../x?alt=sse#y"))
+            assert caught.value.kind is Kind.NOT_FOUND
+            path = server.queries[0].path
+            assert path.startswith("/v1/models/..%2Fx%3Falt") and path.endswith("%23y:generateContent")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("address", "root"),
+    [
+        ("http://h:1", "http://h:1/v1"),
+        ("http://h:1/", "http://h:1/v1"),
+        ("http://h:1/v1", "http://h:1/v1"),
+        ("http://h:1/v1beta/", "http://h:1/v1beta"),
+        ("http://h:1/proxy", "http://h:1/proxy/v1"),
+        (BASE_URL, "https://generativelanguage.googleapis.com/v1"),
+    ],
+)
+def test_an_address_without_a_version_gets_the_stable_one(address: str, root: str) -> None:
+    assert repr(GeminiProvider("svc", HttpClient(), base_url=address)) == f"<GeminiProvider 'svc' at {root}>"
+
+
+def test_a_server_of_ones_own_needs_no_key() -> None:
+    async def main() -> None:
+        http = HttpClient()
+        async with FakeGemini(key=None) as server:
+            provider = GeminiProvider("svc", http, base_url=server.base_url)
+            assert (await provider.complete(TALK.asking())).text == "Paris."
+            assert "x-goog-api-key" not in server.queries[0].headers
+        await http.close()
+
+    asyncio.run(main())
+
+
+# ── good answers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_plain_answer() -> None:
+    completion = TALK.complete(answer("Paris – ça va? 😀", input_tokens=14, output_tokens=5))
+    assert completion.text == "Paris – ça va? 😀" and completion.model == FLASH
+    assert completion.usage == Usage(input_tokens=14, output_tokens=5)
+    assert completion.stop_reason == "STOP" and completion.request_id and completion.cost_usd is None
+
+
+def test_thoughts_are_billed_as_output_and_what_was_cached_is_not_counted_twice() -> None:
+    """Google counts thoughts beside what was said, and what came from the cache within the prompt."""
+    step = answer(input_tokens=60, cache_read_tokens=40, output_tokens=9, reasoning_tokens=4)
+    assert TALK.complete(step).usage == Usage(
+        input_tokens=60, cache_read_tokens=40, output_tokens=9, reasoning_tokens=4
+    )
+
+
+def with_usage(**counts: Any) -> bytes:
+    return msgspec.json.encode(
+        {
+            "candidates": [{"content": {"parts": [{"text": "a"}]}, "finishReason": "STOP"}],
+            "usageMetadata": counts,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "usage"),
+    [
+        # Tools that read count as input; what the total has beyond the parts was thought, and is billed.
+        ({"promptTokenCount": 10, "toolUsePromptTokenCount": 5}, Usage(input_tokens=15)),
+        (
+            {"promptTokenCount": 10, "candidatesTokenCount": 2, "totalTokenCount": 42},
+            Usage(input_tokens=10, output_tokens=32),
+        ),
+        (
+            {"promptTokenCount": 10, "candidatesTokenCount": 2, "totalTokenCount": 5},
+            Usage(input_tokens=10, output_tokens=2),
+        ),
+        ({"promptTokenCount": 3, "cachedContentTokenCount": 9}, Usage(cache_read_tokens=3)),
+        ({"promptTokenCount": None, "candidatesTokenCount": -4}, Usage()),
+    ],
+)
+def test_counts_that_do_not_add_up(counts: dict[str, Any], usage: Usage) -> None:
+    assert TALK.complete(raw(with_usage(**counts))).usage == usage
+
+
+def test_usage_that_is_not_told_is_estimated_and_marked() -> None:
+    usage = TALK.complete(answer("x" * 300, usage=False)).usage
+    assert usage.estimated and usage.input_tokens >= 4 and usage.output_tokens >= 75
+    pieces, fault = TALK.pieces(stream(["x" * 300], usage=False))
+    assert fault is None and pieces[-1].usage is not None
+    assert pieces[-1].usage.estimated and pieces[-1].usage.output_tokens >= 75
+
+
+@pytest.mark.parametrize(
+    "reason", ["SAFETY", "RECITATION", "MAX_TOKENS", "PROHIBITED_CONTENT", "OF_TOMORROW"]
+)
+def test_how_an_answer_stopped_is_an_outcome_and_no_error(reason: str) -> None:
+    completion = TALK.complete(answer("As", stop_reason=reason))
+    assert (completion.text, completion.stop_reason) == ("As", reason)
+    pieces, fault = TALK.pieces(stream(["A", "s"], stop_reason=reason))
+    assert fault is None and pieces[-1].final and pieces[-1].stop_reason == reason
+
+
+@pytest.mark.parametrize("reason", ["SAFETY", "BLOCKLIST", "PROHIBITED_CONTENT", "OTHER"])
+def test_a_blocked_prompt_is_an_outcome_too_and_what_was_read_is_counted(reason: str) -> None:
+    completion = TALK.complete(blocked(reason, prompt_tokens=7))
+    assert (completion.text, completion.stop_reason) == ("", reason)
+    assert completion.usage == Usage(input_tokens=7)
+    pieces, fault = TALK.pieces(blocked(reason, prompt_tokens=7, streamed=True))
+    assert fault is None and pieces[-1].final and pieces[-1].stop_reason == reason
+    assert [piece.usage for piece in pieces if piece.usage] == [Usage(input_tokens=7)]
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"candidates":[{"content":{"parts":[{"text":"a"},{"text":"b"}]}}]}', "ab"),
+        (b'{"candidates":[{"content":{"parts":[{"text":"?","thought":true},{"text":"b"}]}}]}', "b"),
+        (b'{"candidates":[{"content":{"parts":[{"functionCall":{"name":"f"}},{"text":"b"}]}}]}', "b"),
+        (b'{"candidates":[{"content":{"role":"model"},"finishReason":"MAX_TOKENS"}]}', ""),
+        (b'{"candidates":[{"content":null,"finishReason":"SAFETY"}],"of_tomorrow":[{}]}', ""),
+        (b'{"candidates":[{"content":{"parts":null}}],"promptFeedback":{},"error":null}', ""),
+    ],
+)
+def test_shapes_of_good_answers(body: bytes, text: str) -> None:
+    completion = TALK.complete(raw(body))
+    assert completion.text == text and completion.usage.estimated and completion.model == FLASH
+
+
+# ── what errors mean ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+BOTH = quota(TOKENS_A_MINUTE, PER_DAY, PER_MINUTE, retry_delay="12s")
+TOO_LONG = "The input token count (1048999) exceeds the maximum number of tokens allowed (1048576)."
+DEPLETED = "Your prepayment credits are depleted. Please go to AI Studio to manage your project and billing."
+CHECK_QUOTA = "Resource has been exhausted (e.g. check quota)."
+LEAKED = "Your API key was reported as leaked. Please use another API key."
+NO_KEY = "Method doesn't allow unregistered callers (callers without established identity)."
+NO_REGION = "User location is not supported for the API use."
+NO_BILLING = "Gemini API free tier is not available in your country. Please enable billing on your project."
+
+ROWS: list[tuple[Any, Kind]] = [
+    (error(400, INVALID, "API key not valid.", code="API_KEY_INVALID"), Kind.AUTH),
+    (error(400, INVALID, "API key expired. Please renew the API key."), Kind.AUTH),
+    (error(403, "PERMISSION_DENIED", LEAKED), Kind.AUTH),
+    (error(403, "PERMISSION_DENIED", NO_KEY), Kind.AUTH),
+    (error(401, "UNAUTHENTICATED"), Kind.AUTH),
+    (error(400, INVALID, TOO_LONG), Kind.CONTEXT_LENGTH),
+    (error(400, "FAILED_PRECONDITION", NO_BILLING), Kind.BILLING),
+    (error(400, "FAILED_PRECONDITION", NO_REGION), Kind.PERMISSION),
+    (error(400, INVALID, "Invalid JSON payload received."), Kind.INVALID_REQUEST),
+    (error(400, "OUT_OF_RANGE"), Kind.INVALID_REQUEST),
+    (error(402, EXHAUSTED), Kind.BILLING),
+    (error(402, EXHAUSTED, DEPLETED), Kind.BILLING),
+    (error(429, EXHAUSTED, DEPLETED), Kind.BILLING),
+    (error(403, "PERMISSION_DENIED", code="BILLING_DISABLED"), Kind.BILLING),
+    (error(403, "PERMISSION_DENIED", code="SERVICE_DISABLED"), Kind.PERMISSION),
+    (error(404, "NOT_FOUND"), Kind.NOT_FOUND),
+    (error(429, EXHAUSTED, extra=quota(PER_MINUTE, retry_delay="39s")), Kind.THROTTLED),
+    (error(429, EXHAUSTED, extra=quota(PER_DAY, retry_delay="39s")), Kind.QUOTA),
+    (error(429, EXHAUSTED, extra=BOTH), Kind.QUOTA),
+    (error(429, EXHAUSTED, CHECK_QUOTA), Kind.THROTTLED),
+    (error(499, "CANCELLED"), Kind.CONFLICT),
+    (error(409, "ABORTED"), Kind.CONFLICT),
+    (error(500, "INTERNAL"), Kind.SERVER_ERROR),
+    (error(503, "UNAVAILABLE", "The model is overloaded. Please try again later."), Kind.OVERLOADED),
+    (error(504, "DEADLINE_EXCEEDED"), Kind.TIMEOUT),
+    (error(400, "STATUS_OF_TOMORROW"), Kind.INVALID_REQUEST),
+    (error(500, "STATUS_OF_TOMORROW"), Kind.SERVER_ERROR),
+    # Google, or something on the way, without any form of its own.
+    (html(502), Kind.SERVER_ERROR),
+    (html(503), Kind.OVERLOADED),
+    (html(403), Kind.INVALID_REQUEST),
+    (html(413), Kind.TOO_LARGE),
+    (html(429), Kind.THROTTLED),
+    (raw(b"", 307), Kind.INVALID_REQUEST),
+    (raw(b"", 500), Kind.SERVER_ERROR),
+    (raw(b"[" * 100_000, 500), Kind.SERVER_ERROR),
+    (raw(b'{"error": 7}', 500), Kind.SERVER_ERROR),
+    (raw(b'{"error": {"details": 7, "message": [], "status": {}, "code": "x"}}', 503), Kind.OVERLOADED),
+    (raw(b'[{"error": {"code": 503, "status": "UNAVAILABLE"}}]', 503), Kind.OVERLOADED),
+    (
+        raw(b'{"error":{"status":"RESOURCE_EXHAUSTED","details":[7,{"violations":[7,{"quotaId":7}]}]}}', 429),
+        Kind.THROTTLED,
+    ),
+    # Words never contradict the status, and stop the service only where the message begins with them.
+    (error(500, "INTERNAL", f"while reading: {TOO_LONG}"), Kind.SERVER_ERROR),
+    (error(503, "UNAVAILABLE", DEPLETED), Kind.OVERLOADED),
+    (error(429, EXHAUSTED, f"cannot do: {DEPLETED}"), Kind.THROTTLED),
+    (error(400, INVALID, f"cannot parse: {LEAKED}"), Kind.INVALID_REQUEST),
+    (error(403, "PERMISSION_DENIED", f"cannot parse: {LEAKED}"), Kind.PERMISSION),
+]
+
+
+@pytest.mark.parametrize(("step", "kind"), ROWS)
+def test_each_row_over_a_real_socket(step: Any, kind: Kind) -> None:
+    fault = TALK.failure(step)
+    assert fault.kind is kind and type(fault) is TREATMENTS[kind].error
+    # A refusal has never been billed, so nothing is booked for it.
+    assert fault_of(fault).billed is False
+    assert len(fault.reason) <= 300 and fault.service == "svc"
+
+
+@pytest.mark.parametrize(("step", "kind"), ROWS)
+def test_a_refused_stream_means_the_same(step: Any, kind: Kind) -> None:
+    pieces, fault = TALK.pieces(step)
+    assert pieces == [] and fault is not None and fault.kind is kind
+
+
+@pytest.mark.parametrize(
+    ("step", "kind"), [row for row in ROWS if isinstance(row[0], Failure) and row[0].type != "ABORTED"]
+)
+def test_inside_a_stream_the_same_error_means_the_same(step: Any, kind: Kind) -> None:
+    """As the first chunk nothing was done; after content something was, and may be billed."""
+    pieces, fault = TALK.pieces(stream(["Par", "is"], error_after=0, error=step))
+    assert pieces == [] and fault is not None and fault.kind is kind and fault_of(fault).billed is False
+    pieces, fault = TALK.pieces(stream(["Par", "is"], error_after=1, error=step))
+    assert text_of(pieces) == "Par"
+    assert fault is not None and fault.kind is kind and fault_of(fault).billed is True
+
+
+def said(step: Any) -> Said:
+    """What the adapter's reader makes of the fake's answer, without a socket."""
+    body = msgspec.json.encode(FakeGemini().error_body(step)) if isinstance(step, Failure) else step.body
+    return read_error(step.status, {}, body)
+
+
+def test_every_row_of_the_table_is_walked_by_this_file() -> None:
+    """A row that no answer above reaches first could as well be missing."""
+    reached = {id(FAULTS.find(said(step))) for step, _ in ROWS}
+    assert [row for row in FAULTS.rows if id(row) not in reached] == []
+
+
+def test_every_kind_that_the_table_names_has_a_sentence_and_a_treatment() -> None:
+    kinds = {row.kind for row in FAULTS.rows} | set(BY_STATUS.values())
+    assert kinds <= set(TREATMENTS) and kinds <= set(SENTENCES)
+
+
+def test_the_fact_sheet_of_an_error() -> None:
+    refused = TALK.failure(error(400, INVALID, "API key not valid.", code="API_KEY_INVALID"))
+    assert refused.detail == {
+        "status": 400, "type": INVALID, "code": "API_KEY_INVALID", "request_id": None,
+    }  # fmt: skip
+    assert str(refused) == (
+        "svc: it refuses the API key: set a valid one (status 400, API_KEY_INVALID, INVALID_ARGUMENT)"
+    )
+
+
+# ── when to come back ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+UNTIL_MIDNIGHT_S = 20 * 3600.0
+"""From noon in Greenwich on a day in November, which is 4 o'clock in California."""
+
+
+@pytest.mark.parametrize(
+    ("step", "wait_s"),
+    [
+        (error(429, EXHAUSTED, extra=quota(PER_MINUTE, retry_delay="39s")), 39),
+        (error(429, EXHAUSTED, extra=quota(PER_MINUTE, retry_delay="45.837906927s")), 45.837906927),
+        (error(429, EXHAUSTED, extra=quota(PER_MINUTE, retry_delay="0s")), None),
+        (error(429, EXHAUSTED, extra=quota(PER_MINUTE, retry_delay="soon")), None),
+        (error(429, EXHAUSTED, extra=quota(PER_MINUTE)), None),
+        (error(429, EXHAUSTED, "You exceeded your quota.\nPlease retry in 20.04466179s."), 20.04466179),
+        (error(429, EXHAUSTED, headers={"Retry-After": "7"}), 7),
+        # Seconds that a day's quota comes with are not believed: after them it is still used up.
+        (error(429, EXHAUSTED, extra=quota(PER_DAY, retry_delay="39s")), UNTIL_MIDNIGHT_S),
+        (error(429, EXHAUSTED, extra=BOTH), UNTIL_MIDNIGHT_S),
+        (error(429, EXHAUSTED, CHECK_QUOTA), None),
+        (error(503, "UNAVAILABLE"), None),
+    ],
+)
+def test_when_to_come_back(step: Any, wait_s: float | None) -> None:
+    assert TALK.failure(step).retry_after_s == (None if wait_s is None else pytest.approx(wait_s))
+
+
+@pytest.mark.parametrize(
+    ("now", "hours"),
+    [
+        ("2026-11-23T04:00", 20),
+        ("2026-11-23T23:59", 1 / 60),
+        ("2026-11-23T00:00", 24),
+        ("2026-07-01T04:00", 20),
+        # The days on which the clocks change have 23 and 25 hours.
+        ("2026-03-08T00:00", 23),
+        ("2026-03-08T01:30", 21.5),
+        ("2026-11-01T00:00", 25),
+        ("2026-11-01T03:00", 21),
+        ("2026-12-31T12:00", 12),
+        ("2028-02-29T00:00", 24),
+    ],
+)
+def test_a_days_quota_ends_at_midnight_in_california(now: str, hours: float) -> None:
+    wall_s = datetime.fromisoformat(now).replace(tzinfo=ZoneInfo("America/Los_Angeles")).timestamp()
+    wait_s = until_midnight_pacific(Said(status=429), wall_s)
+    assert wait_s == pytest.approx(hours * 3600)
+
+
+def test_without_time_zones_on_the_machine_the_wait_is_near_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slim images come without them; the standard library then raises."""
+
+    def missing(_: str) -> ZoneInfo:
+        raise ZoneInfoNotFoundError("no time zone found")
+
+    monkeypatch.setattr(gemini_errors, "ZoneInfo", missing)
+    gemini_errors._pacific.cache_clear()
+    try:
+        winter = datetime(2026, 11, 23, 4, tzinfo=PACIFIC_STANDARD).timestamp()
+        assert until_midnight_pacific(Said(status=429), winter) == 20 * 3600
+    finally:
+        monkeypatch.undo()
+        gemini_errors._pacific.cache_clear()
+
+
+# ── answers that are none ─────────────────────────────────────────────────────────────────────────────────────────────
+
+BAD_BODIES = [
+    b"", b"   ", b"not json", b"{", b"null", b"7", b"[]", b"{}", b'"text"', b"[" * 100_000, b'{"a":' * 100_000,
+    b"\xff\xfe\x00", b'{"candidates":[]}', b'{"candidates":7}', b'{"candidates":null}', b'{"promptFeedback":{}}',
+    b'{"candidates":[{"content":{"parts":[{"text":7}]}}]}', b'{"usageMetadata":{"promptTokenCount":"7"}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", BAD_BODIES, ids=range(len(BAD_BODIES)))
+def test_a_success_that_cannot_be_read_is_a_bad_answer(body: bytes) -> None:
+    """It may have been billed, so its bound is booked."""
+    fault = TALK.failure(raw(body))
+    assert fault.kind is Kind.BAD_ANSWER and fault_of(fault).billed is True
+
+
+@pytest.mark.parametrize("body", BAD_BODIES, ids=range(len(BAD_BODIES)))
+def test_a_document_in_place_of_a_stream_is_a_bad_answer_too(body: bytes) -> None:
+    pieces, fault = TALK.pieces(raw(body))
+    assert pieces == [] and fault is not None and fault.kind is Kind.BAD_ANSWER
+
+
+def test_a_web_page_with_status_200_is_a_bad_answer() -> None:
+    assert "web page" in TALK.failure(html(200)).reason
+    pieces, fault = TALK.pieces(html(200))
+    assert pieces == [] and fault is not None and fault.kind is Kind.BAD_ANSWER
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b'{"error":{"code":503,"status":"UNAVAILABLE","message":"x"}}', Kind.OVERLOADED),
+        (b'[{"error":{"code":429,"status":"RESOURCE_EXHAUSTED","message":"x"}}]', Kind.THROTTLED),
+        (b'{"error":{"code":500}}', Kind.SERVER_ERROR),
+    ],
+)
+def test_an_error_inside_a_success_is_the_error_that_it_says(body: bytes, kind: Kind) -> None:
+    assert TALK.failure(raw(body)).kind is kind
+    pieces, fault = TALK.pieces(raw(body))
+    assert pieces == [] and fault is not None and fault.kind is kind
+
+
+# ── connections ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_connection_closed_without_a_word_may_have_been_billed() -> None:
+    fault = fault_of(TALK.failure(nothing()))
+    assert (fault.kind, fault.billed, fault.scope) == (Kind.CONNECTION, True, "service")
+
+
+def test_an_unreachable_server_has_not_billed() -> None:
+    async def main() -> ExternalServiceError:
+        http = HttpClient()
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            provider = GeminiProvider("svc", http, base_url=f"http://127.0.0.1:{taken.getsockname()[1]}")
+            with pytest.raises(ExternalServiceError) as caught:
+                await provider.complete(TALK.asking())
+        await http.close()
+        return caught.value
+
+    fault = fault_of(asyncio.run(main()))
+    assert (fault.kind, fault.billed) == (Kind.CONNECTION, False)
+
+
+def test_an_answer_that_is_cut_is_a_bad_answer_and_may_have_been_billed() -> None:
+    fault = fault_of(TALK.failure(cut(200)))
+    assert (fault.kind, fault.billed) == (Kind.BAD_ANSWER, True)
+
+
+def test_a_caller_who_leaves_takes_the_request_along() -> None:
+    async def main() -> None:
+        async with TALK.open() as (provider, server):
+            server.script(hang())
+            task = asyncio.ensure_future(provider.complete(TALK.asking()))
+            assert await eventually(lambda: bool(server.queries))
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await eventually(lambda: server.abandoned == 1)
+
+    asyncio.run(main())
+
+
+# ── streams ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_stream_gives_content_usage_and_its_end() -> None:
+    pieces, fault = TALK.pieces(stream(["Par", "is ", "€😀"], input_tokens=7))
+    assert fault is None and [piece.text for piece in pieces if piece.text] == ["Par", "is ", "€😀"]
+    assert [piece.final for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert [piece.usage for piece in pieces if piece.usage][-1] == Usage(input_tokens=7, output_tokens=4)
+    assert pieces[0].model == FLASH and pieces[0].request_id and pieces[-1].stop_reason == "STOP"
+
+
+def test_what_was_read_is_known_before_the_first_content() -> None:
+    """So a stream that its reader leaves is settled by what Google counted, not by the bound."""
+    pieces, _ = TALK.pieces(stream(["Par", "is"], input_tokens=7, cut_after=1))
+    assert pieces[0].usage == Usage(input_tokens=7)
+
+
+def test_thoughts_are_told_apart_from_content() -> None:
+    pieces, fault = TALK.pieces(stream(["Paris"], reasoning=["hm", "well"]))
+    assert fault is None and text_of(pieces) == "Paris"
+    assert [piece.text for piece in pieces if piece.reasoning] == ["hm", "well"]
+
+
+def test_a_stream_that_is_cut_is_truncated() -> None:
+    pieces, fault = TALK.pieces(stream(["Par", "is", "!"], cut_after=2, interval_s=0.02))
+    assert text_of(pieces).startswith("Par") and not any(piece.final for piece in pieces)
+    assert isinstance(fault, StreamTruncated) and fault.kind is Kind.TRUNCATED_STREAM
+    assert fault_of(fault).billed
+
+
+def test_a_stream_that_ends_cleanly_without_a_reason_is_truncated() -> None:
+    """The most dangerous of all cuts: to HTTP it looks complete."""
+    pieces, fault = TALK.pieces(stream(["Par", "is"], end=False))
+    assert text_of(pieces) == "Paris" and isinstance(fault, StreamTruncated)
+
+
+def chunks(*documents: str) -> Any:
+    body = "".join(f"data: {document}\r\n\r\n" for document in documents)
+    return raw(body.encode(), content_type=EVENTS)
+
+
+def test_a_reason_in_each_chunk_ends_nothing_early() -> None:
+    """Some models say STOP from the first chunk on."""
+    pieces, fault = TALK.pieces(
+        chunks(
+            '{"candidates":[{"content":{"parts":[{"text":"a"}]},"finishReason":"STOP"}]}',
+            '{"candidates":[{"content":{"parts":[{"text":"b"}]},"finishReason":"STOP"}]}',
+            '{"usageMetadata":{"promptTokenCount":3,"candidatesTokenCount":2,"totalTokenCount":5}}',
+        )
+    )
+    assert fault is None and text_of(pieces) == "ab"
+    assert [piece.usage for piece in pieces if piece.usage] == [Usage(input_tokens=3, output_tokens=2)]
+    assert [piece.final for piece in pieces] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"data: not json\n\n", Kind.BAD_ANSWER),
+        (b"data: [\n\n", Kind.BAD_ANSWER),
+        (b'data: {"candidates":7}\n\n', Kind.BAD_ANSWER),
+        (b"data: " + b"[" * 50_000 + b"\n\n", Kind.BAD_ANSWER),
+        (b'data: {"candidates":' + b"[" * 50_000 + b"\n\n", Kind.BAD_ANSWER),
+        (b"data: \xff\n\n", Kind.BAD_ANSWER),
+        (b'data: {"error":{"code":503,"status":"UNAVAILABLE"}}\n\n', Kind.OVERLOADED),
+        (b'data: {"error":"something"}\n\n', Kind.SERVER_ERROR),
+        (b"data: {}\n\n", Kind.TRUNCATED_STREAM),
+        (b"", Kind.TRUNCATED_STREAM),
+        (b": nothing but pings\n\n", Kind.TRUNCATED_STREAM),
+    ],
+)
+def test_streams_that_go_wrong(body: bytes, kind: Kind) -> None:
+    pieces, fault = TALK.pieces(raw(body, content_type=EVENTS))
+    assert text_of(pieces) == "" and fault is not None and fault.kind is kind
+
+
+def test_pings_are_no_content_and_leaving_closes_the_stream() -> None:
+    async def main() -> None:
+        async with TALK.open() as (provider, server):
+            server.script(stream(["Par", "is"], stall_after=1, ping_only=True))
+            pieces = provider.stream(TALK.asking())
+            seen = ""
+            while not seen:
+                seen = (await anext(pieces)).text
+            waiting = asyncio.ensure_future(anext(pieces))
+            done, _ = await asyncio.wait((waiting,), timeout=0.1)
+            assert not done and seen == "Par"
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await pieces.aclose()
+            assert await eventually(lambda: server.abandoned == 1)
+
+    asyncio.run(main())
+
+
+def test_connections_are_used_again_after_whole_answers_and_whole_streams() -> None:
+    async def main() -> None:
+        async with TALK.open() as (provider, server):
+            for _ in range(3):
+                await provider.complete(TALK.asking())
+                async for _ in provider.stream(TALK.asking()):
+                    pass
+            assert len(server.queries) == 6 and server.connections == 1
+
+    asyncio.run(main())
+
+
+# ── the unbilled check ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_check_is_never_billed() -> None:
+    async def main() -> None:
+        async with TALK.open() as (provider, server):
+            await provider.check()
+            await provider.close()
+            assert [(r.method, r.path) for r in server.requests] == [("GET", "/v1/models?pageSize=1")]
+            assert server.bills == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("step", ["wrong", "missing"])
+def test_a_check_finds_a_wrong_key(step: str) -> None:
+    async def main() -> None:
+        http = HttpClient()
+        async with FakeGemini(key="another") as server:
+            key = "test-key" if step == "wrong" else None
+            provider = GeminiProvider("svc", http, base_url=server.base_url, api_key=key)
+            with pytest.raises(AuthenticationFailed) as caught:
+                await provider.check()
+            assert caught.value.kind is Kind.AUTH and fault_of(caught.value).latch == "service"
+        await http.close()
+
+    asyncio.run(main())
+
+
+# ── nothing leaks ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+MARK = "mark4711secret"
+
+
+def test_no_prompt_and_no_key_get_into_an_error() -> None:
+    async def main() -> None:
+        http = HttpClient()
+        async with FakeGemini(key=MARK) as server:
+            provider = GeminiProvider("svc", http, base_url=server.base_url, api_key=MARK)
+            asked = Request(prompt=MARK, model=FLASH, max_tokens=10, system=MARK)
+            told = {"details": [{"reason": f"{MARK} {MARK}", "violations": [{"quotaId": MARK}]}]}
+            for step in (
+                error(400, INVALID, f"cannot read {MARK}", extra=told),
+                error(400, f"{MARK} {MARK}", MARK),
+                error(429, EXHAUSTED, MARK, extra=quota(f"PerDay{MARK}", retry_delay=MARK)),
+                raw(MARK.encode()), raw(MARK.encode(), 500), html(502), nothing(), cut(150),
+                raw(b"data: " + MARK.encode() + b"\n\n", content_type=EVENTS),
+            ):  # fmt: skip
+                for ask in (provider.complete(asked), _drain(provider, asked)):
+                    server.script(step)
+                    try:
+                        await ask
+                    except ExternalServiceError as fault:
+                        chain = f"{fault}{fault!r}{vars(fault)}{fault.__cause__!r}{fault.__context__!r}"
+                        assert MARK not in chain
+        await http.close()
+
+    asyncio.run(main())
+
+
+async def _drain(provider: GeminiProvider, asked: Request) -> None:
+    async for _ in provider.stream(asked):
+        pass
+
+
+# ── money ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def price() -> Any:
+    return Prices().find(ServiceOptions(name="g", kind="gemini", api_key="k"), FLASH)
+
+
+def test_what_is_booked_is_what_the_price_table_says_of_what_google_counted() -> None:
+    async def test(here: Gateway, ledger: MemoryLedger, server: FakeGemini) -> None:
+        per_token = price().tiers[0]
+        server.script(answer(input_tokens=600, cache_read_tokens=400, output_tokens=90, reasoning_tokens=40))
+        got = await here.query(Query(service="svc", prompt="Capital of France?", max_tokens=100))
+        cost = 600 * per_token.input_usd + 400 * per_token.cache_read_usd + 90 * per_token.output_usd
+        assert got.cost_usd == cost > 0 and got.cost_source == "table" and got.attempts == 1
+        assert ledger.view("svc").spent_usd == cost and ledger.view("svc").held_usd == 0
+
+    in_gateway("gemini", FLASH, FakeGemini(), test)
+
+
+def test_a_streamed_answer_costs_the_same() -> None:
+    async def test(here: Gateway, ledger: MemoryLedger, server: FakeGemini) -> None:
+        server.script(stream(["Par", "is"], input_tokens=600), answer("Paris", input_tokens=600))
+        answers = here.stream(Query(service="svc", prompt="Capital?", max_tokens=100))
+        assert "".join([chunk.text async for chunk in answers]) == "Paris"
+        plain = await here.query(Query(service="svc", prompt="Capital?", max_tokens=100))
+        assert answers.answer is not None
+        assert answers.answer.cost_usd == plain.cost_usd == ledger.view("svc").spent_usd / 2
+
+    in_gateway("gemini", FLASH, FakeGemini(), test)
+
+
+def test_a_blocked_prompt_costs_what_was_read() -> None:
+    async def test(here: Gateway, ledger: MemoryLedger, server: FakeGemini) -> None:
+        server.script(blocked("PROHIBITED_CONTENT", prompt_tokens=1000))
+        got = await here.query(Query(service="svc", prompt="Capital?"))
+        assert got.text == "" and got.stop_reason == "PROHIBITED_CONTENT"
+        assert ledger.view("svc").spent_usd == 1000 * price().tiers[0].input_usd
+
+    in_gateway("gemini", FLASH, FakeGemini(), test)
+
+
+def test_a_days_quota_is_asked_for_once() -> None:
+    """Repeating it cannot help before midnight: the next query is refused here, and says when to come back."""
+
+    async def test(here: Gateway, ledger: MemoryLedger, server: FakeGemini) -> None:
+        server.script(error(429, EXHAUSTED, extra=quota(PER_DAY, retry_delay="1s")))
+        for _ in range(2):
+            with pytest.raises(RateLimited) as caught:
+                await here.query(Query(service="svc", prompt="Capital?"))
+            assert caught.value.retry_after_s is not None and caught.value.retry_after_s > 1
+        assert len(server.queries) == 1 and ledger.view("svc").spent_usd == 0
+
+    in_gateway("gemini", FLASH, FakeGemini(), test)
+
+
+def test_a_refused_key_is_asked_with_once() -> None:
+    async def test(here: Gateway, ledger: MemoryLedger, server: FakeGemini) -> None:
+        for _ in range(2):
+            with pytest.raises(AuthenticationFailed):
+                await here.query(Query(service="svc", prompt="Capital?"))
+        assert len(server.queries) == 1 and ledger.view("svc").spent_usd == 0
+
+    in_gateway("gemini", FLASH, FakeGemini(key="another"), test)
+
+
+def test_an_overloaded_model_is_asked_again() -> None:
+    async def test(here: Gateway, ledger: MemoryLedger, server: FakeGemini) -> None:
+        server.script(error(503, "UNAVAILABLE"), error(500, "INTERNAL"))
+        got = await here.query(Query(service="svc", prompt="Capital?"))
+        assert got.attempts == 3 == len(server.queries)
+
+    in_gateway("gemini", FLASH, FakeGemini(), test)
+
+
+@settings(deadline=None, max_examples=100 if os.environ.get("CI") else 50)
+@given(prompt=st.text(min_size=1), cached=st.floats(0, 1), out=st.integers(0, 500), thought=st.floats(0, 1))
+def test_no_bill_is_above_its_bound(prompt: str, cached: float, out: int, thought: float) -> None:
+    """Whatever is cached or thought: no tokenizer makes more tokens of a prompt than it has bytes."""
+    provider, found = GeminiProvider("svc", HttpClient()), price()
+    request = Request(prompt=prompt, model=FLASH, max_tokens=500)
+    read = len(prompt.encode("utf-8", "replace"))
+    usage = Usage(
+        input_tokens=read - int(read * cached), cache_read_tokens=int(read * cached), output_tokens=out,
+        reasoning_tokens=int(out * thought),
+    )  # fmt: skip
+    assert found.cost_usd(usage) <= found.bound_usd(provider.bound_input_tokens(request), request.max_tokens)
+    assert msgspec.json.decode(encode(request))["generationConfig"]["maxOutputTokens"] == 500
