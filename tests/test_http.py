@@ -128,8 +128,9 @@ def test_cookies_are_neither_kept_nor_sent() -> None:
                 await writer.drain()
 
         async with serving(talk) as url, client() as http:
-            await http.request("GET", url)
-            await http.request("GET", url)
+            by_name = url.replace("127.0.0.1", "localhost")  # Cookie jars leave plain addresses out.
+            await http.request("GET", by_name)
+            await http.request("GET", by_name)
         assert len(seen) == 2 and b"cookie" not in seen[1].lower()
 
     asyncio.run(main())

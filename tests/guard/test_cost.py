@@ -38,7 +38,7 @@ class Memory:
         self.limit = limit
         self.held = self.settled = 0
 
-    async def hold(self, deadline: float) -> None:
+    def hold(self, deadline: float) -> None:
         if self.settled + self.held + 1 > self.limit:
             raise AssertionError("spent")
         self.held += 1
@@ -90,7 +90,7 @@ def counted(coroutine: Any) -> dict[str, int]:
 
 
 def least(make: Callable[[], Any]) -> dict[str, int]:
-    """The cheapest of three: in the others a new second, or a quarter of one, may have begun, which costs a bit more."""
+    """The cheapest of three: in the others a new second, or a quarter of one, may have begun, which costs some more."""
     return min((counted(make()) for _ in range(3)), key=lambda seen: sum(seen.values()))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -283,13 +284,15 @@ def test_nobody_overtakes_who_waits_for_a_limit(on_limit: OnLimit | None) -> Non
         await guard.call(answer)
         waiting = asyncio.create_task(guard.call(note, "who waited", on_limit="wait"))
         await asyncio.sleep(1)
-        loop = asyncio.get_running_loop()
+        loop: Any = asyncio.get_running_loop()
         barging: list[asyncio.Task[None]] = []
 
         def barge() -> None:
+            # The loop is late: the unit is free already, and nobody has woken who waits for it.
+            loop._now = BEGIN_S + 61
             barging.append(loop.create_task(guard.call(note, "who came by", on_limit=on_limit, timeout_s=70)))
 
-        loop.call_at(BEGIN_S + 61 - 1e-9, barge)
+        loop.call_at(BEGIN_S + 60.5, barge)
         await waiting
         error = await error_of(barging[0])
         assert order[0] == "who waited"
@@ -556,7 +559,7 @@ def test_a_cell_of_who_gave_up_or_was_refused_later_is_free_again() -> None:
         await asyncio.gather(*waiting, return_exceptions=True)
         error = await error_of(guard.call(answer, timeout_s=20))
         assert isinstance(error, ServiceSaturated), "it got a cell in time, and no place"
-        assert guard.gates.pacer.next_at <= BEGIN_S + 10 and used(guard) == [1, 1, 1]
+        assert guard.gates.pacer.next_at == BEGIN_S + 5 and used(guard) == [1, 1, 1]
         await running
 
     run_virtual(main)

@@ -335,6 +335,27 @@ def test_an_unreachable_host_feeds_all_its_models_and_an_overloaded_model_only_i
     run_virtual(main)
 
 
+def test_an_outage_that_is_told_late_says_nothing_about_the_other_models_either() -> None:
+    async def main() -> None:
+        def classify(error: Exception) -> Fault:
+            unreachable = isinstance(error, ConnectionError)
+            return Fault(verdict=FAILURE, scope="service" if unreachable else "model")
+
+        async def reset_after_a_while() -> None:
+            await asyncio.sleep(5)
+            raise ConnectionResetError("reset")
+
+        gates = Gates()
+        opus, haiku = (make_guard(model=model, gates=gates, classify=classify) for model in ("opus", "haiku"))
+        late = asyncio.create_task(error_of(opus.call(reset_after_a_while)))
+        await asyncio.sleep(0)
+        await open_breaker(opus)
+        assert isinstance(await late, ConnectionResetError) and opus.breaker.stale == 1
+        assert haiku.breaker.consecutive == 0 and haiku.breaker.window.calls == 0
+
+    run_virtual(main)
+
+
 def test_one_reset_that_hits_all_calls_of_all_models_is_one_step_for_each() -> None:
     async def main() -> None:
         def classify(error: Exception) -> Fault:

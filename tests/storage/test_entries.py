@@ -42,6 +42,21 @@ def test_an_entry_keeps_tokens_by_class_unit_prices_and_where_the_price_came_fro
     asyncio.run(main())
 
 
+def test_token_counts_that_cannot_be_are_kept_as_near_as_a_number_holds(shared: Place) -> None:
+    async def main() -> None:
+        async with SqlStore(shared.url, clock=SetClock()) as store:
+            hold = await store.ledger.hold(request("0.05"))
+            cost = Charge(
+                amount_usd=Decimal("0.01"), source="table", model="m", input_tokens=-3, output_tokens=2**70
+            )
+            store.ledger.settle(hold, cost)
+            await store.ledger.flush()
+            (entry,) = await store.entries.of_day(hold.day)
+            assert (entry.input_tokens, entry.output_tokens) == (0, 2**63 - 1)
+
+    asyncio.run(main())
+
+
 def test_an_estimate_is_marked_and_a_lost_hold_is_one(shared: Place) -> None:
     async def main() -> None:
         clock = SetClock()

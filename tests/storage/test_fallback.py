@@ -6,17 +6,19 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Coroutine
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from koo.errors import BudgetExceeded, ExternalServiceError, ServiceRefused
 from koo.events import Event, StoreFound, StoreLost
 from koo.options import DAY_S
-from koo.storage.base import Hold, StoreUnavailable
+from koo.storage.base import StoreUnavailable
 from koo.storage.fallback import GuardedLedger
 from koo.storage.store import SqlStore
 from tests.storage.support import LONG_AFTER_S, Place, SetClock, charge, money, request, until, usd
+
+T = TypeVar("T")
 
 
 class Outage:
@@ -54,13 +56,13 @@ class Outage:
         return money(self.ledger.view("claude"))
 
 
-def at_once(asked: Coroutine[Any, Any, Hold]) -> Hold:
+def at_once(asked: Coroutine[Any, Any, T]) -> T:
     """What `asked` gives, if it does not wait for anything."""
     try:
         asked.send(None)
     except StopIteration as done:
-        held: Hold = done.value
-        return held
+        given: T = done.value
+        return given
     finally:
         asked.close()
     raise AssertionError("it waited")
@@ -116,11 +118,15 @@ def test_the_default_budget_goes_on_at_once_from_the_last_known_numbers_in_this_
         await outage.begin()
         assert outage.ledger.view("claude").scope == "this process"
         assert money(outage.ledger.view("claude")) == usd("0.40", "0.30")
-        at_once(outage.ledger.hold(request("0.20")))
+        settled, released = (at_once(outage.ledger.hold(request("0.10"))) for _ in range(2))
         assert outage.ledger.view("claude").scope == "this process"
-        assert sum(money(outage.ledger.view("claude"))) == Decimal("0.90")
+        assert money(outage.ledger.view("claude")) == usd("0.70", "0.20")
         with pytest.raises(BudgetExceeded):
-            at_once(outage.ledger.hold(request("0.20")))
+            at_once(outage.ledger.hold(request("0.11")))
+        outage.ledger.settle(settled, charge("0.05"))
+        outage.ledger.release(released)
+        assert money(outage.ledger.view("claude")) == usd("0.75")
+        at_once(outage.ledger.hold(request("0.25")))
         at_once(outage.ledger.hold(request("1.00", service="openai")))
         await outage.end()
 
@@ -159,6 +165,7 @@ def test_a_second_outage_begins_with_what_was_spent_in_the_first(sqlite: Place) 
         await other.close()
         await outage.ledger.refresh()
         await outage.begin()
+        assert money(outage.ledger.view("claude")) == usd("0.80")
         with pytest.raises(BudgetExceeded):
             at_once(outage.ledger.hold(request("0.30")))
         at_once(outage.ledger.hold(request("0.20")))
@@ -174,8 +181,7 @@ def test_a_store_that_is_lost_again_before_anything_was_written_hands_out_no_mon
     async def test(outage: Outage) -> None:
         await outage.begin()
         at_once(outage.ledger.hold(request("0.70")))
-        outage.ledger.store_changed(None)
-        outage.ledger.store_changed("it is away again")
+        outage.ledger.store_changed("it is away, as before")
         with pytest.raises(BudgetExceeded):
             at_once(outage.ledger.hold(request("0.40")))
         await outage.end()
@@ -205,7 +211,8 @@ def test_nothing_is_swept_while_the_store_is_away_and_everything_after(sqlite: P
         await outage.begin()
         at_once(outage.ledger.hold(request("0.20")))
         outage.clock.now += LONG_AFTER_S
-        assert await outage.ledger.sweep() == []
+        assert at_once(outage.ledger.sweep()) == []
+        assert money(outage.ledger.view("claude")) == usd("0.30")
         await outage.end()
         await outage.ledger.flush()
         assert sorted(hold.amount_usd for hold in await outage.ledger.sweep()) == [
@@ -229,6 +236,21 @@ def test_losing_and_finding_the_store_is_told_once_each(sqlite: Place) -> None:
         assert "budgets that somebody set refuse" in lost.reason
 
     with_outage(sqlite, test)
+
+
+def test_a_hold_that_the_database_does_not_take_is_refused_and_is_no_outage(shared: Place) -> None:
+    async def main() -> None:
+        store = SqlStore(shared.url, clock=SetClock())
+        ledger = GuardedLedger(store.ledger)
+        await store.open()
+        shared.forbid_more_than("0.10")
+        with pytest.raises(ServiceRefused, match="does not take this: IntegrityError"):
+            await ledger.hold(request("0.50"))
+        assert store.trouble is None and ledger.view("claude").scope == "shared"
+        await ledger.hold(request("0.05"))
+        await store.close()
+
+    asyncio.run(main())
 
 
 def test_a_store_that_was_never_there_is_no_reason_not_to_work(sqlite: Place) -> None:

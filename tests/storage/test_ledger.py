@@ -60,6 +60,30 @@ def test_a_hold_ends_once(place: Place, first: str) -> None:
     asyncio.run(main())
 
 
+def test_two_ends_said_at_the_same_moment_are_one(place: Place) -> None:
+    async def main() -> None:
+        store = place.store(SetClock())
+        holds = [await store.ledger.hold(request("0.05")) for _ in range(3)]
+        store.ledger.settle(holds[0], charge("0.03"))
+        store.ledger.settle(holds[0], charge("0.04"))
+        store.ledger.release(holds[1])
+        store.ledger.settle(holds[1], charge("0.04"))
+        assert await numbers(store) == usd("0.03", "0.05")
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_what_turned_out_to_cost_nothing_is_booked_as_nothing(place: Place) -> None:
+    async def main() -> None:
+        store = place.store(SetClock())
+        store.ledger.settle(await store.ledger.hold(request("0.05")), charge("0"))
+        assert await numbers(store) == usd("0")
+        await store.close()
+
+    asyncio.run(main())
+
+
 def test_the_cap_is_reached_to_the_last_millionth_and_not_passed(place: Place) -> None:
     async def main() -> None:
         store = place.store(SetClock())
@@ -178,6 +202,8 @@ def test_a_hold_settled_after_midnight_belongs_to_yesterday(place: Place) -> Non
         early = await store.ledger.hold(request("1.00"))
         assert early.day == late.day + 1
         store.ledger.settle(late, charge("0.70"))
+        await store.ledger.flush()
+        assert money(store.ledger.view("claude")) == usd("0", "1.00")
         assert await numbers(store) == usd("0", "1.00")
         await store.close()
         if place.is_shared:
@@ -197,6 +223,7 @@ def test_a_hold_whose_lease_is_over_is_booked_at_its_bound(place: Place) -> None
         assert await store.ledger.sweep() == []
         clock.now += LONG_AFTER_S
         assert await store.ledger.sweep() == [lost]
+        assert money(store.ledger.view("claude")) == usd("0.05", "0.02")
         assert await numbers(store) == usd("0.05", "0.02")
         assert await store.ledger.sweep() == []
         store.ledger.settle(lost, charge("0.01"))  # Too late: what was booked is never lowered.
@@ -237,6 +264,9 @@ def test_each_hold_counts_as_a_request_of_its_day_and_a_refused_one_does_not(pla
         assert await store.quotas.used_today("local") == 7
         clock.now += DAY_S
         assert await store.quotas.used_today("claude") == 0
+        store.quotas.add("claude", clock.day, 2)
+        store.quotas.add("claude", clock.day - 1, 5)  # A count that comes late is yesterday's.
+        assert await store.quotas.used_today("claude") == 2
         await store.close()
 
     asyncio.run(main())

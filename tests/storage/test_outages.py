@@ -18,12 +18,25 @@ from pathlib import Path
 
 import pytest
 
-from koo.errors import ConfigurationError
+from koo.errors import BudgetExceeded, ConfigurationError
 from koo.storage.base import StoreUnavailable
 from koo.storage.books import Put
+from koo.storage.money import TOTAL_PICO_MAX, from_pico
+from koo.storage.sql_ledger import FRESH_S, SKEW_S
 from koo.storage.store import SqlStore
 from koo.testing.postgres import PASSWORD, PostgresServer
-from tests.storage.support import Place, SetClock, charge, money, numbers, pico, request, until, usd
+from tests.storage.support import (
+    LONG_AFTER_S,
+    Place,
+    SetClock,
+    charge,
+    money,
+    numbers,
+    pico,
+    request,
+    until,
+    usd,
+)
 
 NOBODY = 65_534
 
@@ -260,6 +273,100 @@ def test_a_file_that_is_removed_is_made_anew_and_not_written_where_nobody_sees_i
     asyncio.run(main())
 
 
+def test_waiting_for_everything_to_be_written_waits_also_for_what_is_being_written(sqlite: Place) -> None:
+    async def main() -> None:
+        store = SqlStore(sqlite.url, clock=SetClock(), timeout_s=20)
+        await store.open()
+        with locked(sqlite):
+            holding = asyncio.create_task(store.ledger.hold(request("0.05")))
+            await until(lambda: store.ledger._batches == 1 and store.ledger.waiting == 0)
+            holding.cancel()
+            await asyncio.sleep(0)
+            flushing = asyncio.create_task(store.ledger.flush())
+            await asyncio.sleep(0.02)
+            assert not flushing.done()
+        await flushing
+        assert await numbers(store) == usd("0")
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_refusal_that_what_is_spent_makes_certain_waits_for_nothing(sqlite: Place) -> None:
+    async def main() -> None:
+        clock = SetClock()
+        store = SqlStore(sqlite.url, clock=clock, timeout_s=0.3)
+        store.ledger.settle(await store.ledger.hold(request("0.90")), charge("0.90"))
+        await store.ledger.flush()
+        await store.ledger.hold(request("0.05"))
+        with locked(sqlite):
+            with pytest.raises(BudgetExceeded):
+                await store.ledger.hold(request("0.100001"))
+            assert store.trouble is None
+            # What is held may come back, what another process did is not known for ever, and another limit is another
+            # question: these have to ask.
+            for amount, limit, later in (
+                ("0.10", "1.00", 0.0),
+                ("0.10", "1.01", 0.0),
+                ("0.20", "1.00", FRESH_S),
+            ):
+                clock.now += later
+                with pytest.raises(StoreUnavailable):
+                    await store.ledger.hold(request(amount, limit))
+        await until(lambda: store.trouble is None)
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_lease_is_not_over_for_a_machine_whose_clock_is_a_little_ahead(sqlite: Place) -> None:
+    async def main() -> None:
+        clock = SetClock()
+        store = SqlStore(sqlite.url, clock=clock)
+        await store.ledger.hold(request("0.05", lease_s=60))
+        clock.now += 60 + SKEW_S - 0.5
+        assert await store.ledger.sweep() == []
+        clock.now += 1
+        assert len(await store.ledger.sweep()) == 1
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_what_does_not_fit_into_the_queue_is_dropped_told_and_booked_at_its_bound(
+    sqlite: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        monkeypatch.setattr("koo.storage.sql_ledger.WAITING_MAX", 3)
+        clock = SetClock()
+        store = SqlStore(sqlite.url, clock=clock, linger_s=30)
+        holds = [await store.ledger.hold(request("0.05")) for _ in range(5)]
+        for hold in holds:
+            store.ledger.settle(hold, charge("0.01"))
+        assert (store.ledger.waiting, store.ledger.dropped) == (3, 2)
+        assert "3 bookings wait; 1 were dropped" in caplog.text
+        assert await numbers(store) == usd("0.03", "0.10")
+        clock.now += LONG_AFTER_S
+        await store.ledger.sweep()
+        assert await numbers(store) == usd("0.13")
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_more_money_than_a_number_holds_is_the_largest_number(shared: Place) -> None:
+    async def main() -> None:
+        store = SqlStore(shared.url, clock=SetClock())
+        for _ in range(10):
+            store.ledger.settle(await store.ledger.hold(request("0.01", limit=None)), charge("1000000"))
+        assert await numbers(store) == (from_pico(TOTAL_PICO_MAX), Decimal(0))
+        with pytest.raises(BudgetExceeded, match="what a day can hold does not cover"):
+            await store.ledger.hold(request("0.01", limit=None))
+        await store.close()
+
+    asyncio.run(main())
+
+
 # ── any database ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -486,6 +593,28 @@ def test_a_frozen_server_keeps_nobody_from_closing(server: PostgresServer) -> No
         await store.close()
         assert not store.is_open
         server.resume()
+
+    asyncio.run(main())
+
+
+def test_a_server_that_becomes_read_only_is_told_also_to_one_who_waits_for_his_bookings(
+    server: PostgresServer,
+) -> None:
+    async def main() -> None:
+        database = server.create_database()
+        store = SqlStore(server.url("psycopg", database), linger_s=30)
+        hold = await store.ledger.hold(request("0.05"))
+        server.sql(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+        server.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
+        store.ledger.settle(hold, charge("0.01"))
+        with pytest.raises(StoreUnavailable, match="it is read-only"):
+            await store.ledger.flush()
+        await store.ledger.refresh()  # It can be read.
+        assert "read-only" in str(store.trouble)
+        server.sql(f"ALTER DATABASE {database} SET default_transaction_read_only = off")
+        await until(lambda: store.trouble is None)
+        assert await numbers(store) == usd("0.01")
+        await store.close()
 
     asyncio.run(main())
 

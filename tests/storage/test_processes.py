@@ -6,14 +6,28 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 import time
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from koo.storage.sql_ledger import SKEW_S
-from tests.storage.support import LONG_AFTER_S, Place, SetClock, charge, money, numbers, pico, request, usd
+from koo.storage.store import SqlStore
+from tests.storage.support import (
+    LONG_AFTER_S,
+    Place,
+    SetClock,
+    charge,
+    money,
+    numbers,
+    pico,
+    request,
+    until,
+    usd,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -204,6 +218,59 @@ def test_one_store_serves_one_loop_after_another(shared: Place) -> None:
             spend()
         )  # It is not closed: the loop just ends, and what was not yet written is written later.
     asyncio.run(look())
+
+
+def test_a_thread_that_a_lost_loop_left_behind_takes_no_hold_of_the_next(sqlite: Place) -> None:
+    """Its loop ended while it was at work and more was waiting: it ends that, and leaves the next loop's to another."""
+    clock = SetClock()
+    store = SqlStore(sqlite.url, clock=clock, linger_s=0.0)
+    first, second = threading.Event(), threading.Event()
+    workers: list[Any] = []
+
+    async def lost() -> None:
+        hold = await store.ledger.hold(request("0.05"))
+        blocking = asyncio.create_task(store.run(lambda tx: first.wait()))
+        await asyncio.sleep(0)
+        store.ledger.settle(hold, charge("0.01"))
+        store.ledger.submit()
+        blocking.cancel()
+        workers.append(store._worker)
+
+    async def found() -> None:
+        blocking = asyncio.create_task(store.run(lambda tx: second.wait(), exclusive=False))
+        await asyncio.sleep(0)
+        holding = asyncio.create_task(store.ledger.hold(request("0.07")))
+        await asyncio.sleep(0)
+        first.set()
+        await until(lambda: not workers[0]._thread.is_alive())
+        second.set()
+        await blocking
+        await holding
+        assert await numbers(store) == usd("0.01", "0.07")
+        await store.close()
+
+    asyncio.run(lost())
+    asyncio.run(found())
+
+
+def test_what_waited_when_its_loop_ended_is_written_on_the_next_without_being_asked_for(
+    sqlite: Place,
+) -> None:
+    clock = SetClock()
+    store = SqlStore(sqlite.url, clock=clock)
+
+    async def settle() -> None:
+        store.ledger.settle(await store.ledger.hold(request("0.05")), charge("0.01"))
+
+    async def settle_and_look() -> None:
+        await store.open()
+        await until(lambda: sqlite.sql("SELECT settled FROM koo_days") == [(pico("0.01"),)])
+        await settle()
+        await until(lambda: sqlite.sql("SELECT settled FROM koo_days") == [(pico("0.02"),)])
+        await store.close()
+
+    asyncio.run(settle())
+    asyncio.run(settle_and_look())
 
 
 def test_a_store_in_use_on_one_loop_refuses_another(sqlite: Place) -> None:

@@ -7,8 +7,9 @@ first come first served, and hand each chunk to whoever waits. It knows nothing 
 
 Stopping. llama.cpp asks us after every token, and after every batch of the prompt, whether to go on: an abandoned
 generation says no. One that still waits in the queue leaves it. What cannot be stopped is cutting the prompt into
-tokens (half a second a megabyte) and loading. And `xllamacpp` keeps the GIL while it loads, so that for this once (0.3 s
-with the small model) the event loops stand still, too: who cannot have that calls `LocalProvider.load` before serving.
+tokens (half a second a megabyte) and loading. And `xllamacpp` keeps the GIL while it loads, so that for this once
+(0.3 s with the small model) the event loops stand still, too: who cannot have that calls `LocalProvider.load` before
+he serves.
 
 The end of the process. A worker that came back from llama.cpp into a Python that is gone would abort the process with
 a message; a model that outlives `main` would race with the destructors of C++. So workers are daemons (Python would

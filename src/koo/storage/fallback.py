@@ -25,6 +25,7 @@ from koo.events import Event, StoreFound, StoreLost
 from koo.storage.base import BudgetView, Charge, Hold, HoldRequest, Ledger, StoreUnavailable
 from koo.storage.memory import SCOPE, MemoryLedger
 from koo.storage.money import in_words
+from koo.storage.transaction import StatementRejected
 
 SOURCE = "state store"
 RETRY_AFTER_S = 5.0
@@ -68,7 +69,6 @@ class GuardedLedger:
         self._publish = publish
         self._alone = MemoryLedger(clock)
         self._started: set[str] = set()  # services whose numbers `_alone` has taken over
-        self._is_alone = False
 
     @property
     def trouble(self) -> str | None:
@@ -78,9 +78,9 @@ class GuardedLedger:
     def store_changed(self, trouble: str | None) -> None:
         """The store was lost, or found again."""
         if trouble is not None:
-            self._go_alone()
-        else:
-            self._is_alone = False
+            # A new one for each outage: what the last one knew is in the shared ledger's view.
+            self._alone = MemoryLedger(self._clock)
+            self._started = set()
         if self._publish is not None:
             self._publish(StoreFound(SOURCE) if trouble is None else StoreLost(SOURCE, _meaning(trouble)))
 
@@ -93,34 +93,21 @@ class GuardedLedger:
         trouble = self._shared.trouble
         if trouble is None:
             try:
-                hold = await self._shared.hold(request)
+                return await self._shared.hold(request)
+            except StatementRejected as error:
+                raise _refusal(request, str(error)) from error
             except StoreUnavailable as error:
                 trouble = str(error)
-            else:
-                self._is_alone = self._is_alone and self._shared.trouble is not None
-                return hold
         return await self._hold_alone(request, trouble)
 
     async def _hold_alone(self, request: HoldRequest, trouble: str) -> Hold:
         allowance = request.allowance
         if allowance.explicit and allowance.limit_usd is not None and request.amount_usd:
-            limit = in_words(allowance.limit_usd)
-            reason = (
-                f"nobody can tell whether the day's budget of {limit} covers this call, because {trouble}"
-            )
-            raise ServiceRefused(request.service, reason, RETRY_AFTER_S, kind=Kind.CIRCUIT_OPEN)
-        self._go_alone()
+            raise _refusal(request, trouble)
         self._take_over(request.service)
         hold = await self._alone.hold(request)
         self._shared.adopt(hold, request)
         return hold
-
-    def _go_alone(self) -> None:
-        if not self._is_alone:
-            # A new one for each outage: what the last one knew is in the shared ledger's queue or books.
-            self._is_alone = True
-            self._alone = MemoryLedger(self._clock)
-            self._started = set()
 
     def _take_over(self, service: str) -> None:
         if service not in self._started:
@@ -163,6 +150,13 @@ class GuardedLedger:
     async def flush(self) -> None:
         """Wait until everything said so far is written. Raises `StoreUnavailable`."""
         await self._shared.flush()
+
+
+def _refusal(request: HoldRequest, trouble: str) -> ServiceRefused:
+    limit_usd = request.allowance.limit_usd
+    budget = "the budget" if limit_usd is None else f"the day's budget of {in_words(limit_usd)}"
+    reason = f"nobody can tell whether {budget} covers this call, because {trouble}"
+    return ServiceRefused(request.service, reason, RETRY_AFTER_S, kind=Kind.CIRCUIT_OPEN)
 
 
 def _meaning(trouble: str) -> str:

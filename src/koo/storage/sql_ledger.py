@@ -399,7 +399,7 @@ def _answered(answer: asyncio.Future[Totals | None]) -> bool:
 
 def _as_unavailable(error: Exception) -> Exception:
     if isinstance(error, StoreUnavailable):
-        return StoreUnavailable(str(error))  # A fresh one each: a shared one grows its traceback without end.
+        return type(error)(str(error))  # A fresh one each: a shared one grows its traceback without end.
     return error
 
 

@@ -5,6 +5,7 @@ It stands between a client and any server, on the test's own event loop, and can
 * refuse new connections (`refuse`), and accept them again (`accept`);
 * reset all connections (`reset_all`), so that both ends see RST;
 * be a black hole (`black_hole`): everything stays connected, nothing passes, nobody is told; until `heal`;
+* forget what is connected (`forget`), so that only those connections are black holes;
 * be slow (`delay_s`, before each piece of data in each direction);
 * for PostgreSQL, cut exactly at COMMIT (`cut_commit`): before the server has seen it, after the server has done it but
   before the client hears of it, or hold it until the connection ends. It reads the client's messages for that, of any
@@ -93,6 +94,11 @@ class FaultProxy:
         for pipe in tuple(self._pipes):
             pipe.reset()
 
+    def forget(self) -> None:
+        """What is connected now becomes a black hole, as when a firewall forgets it; new connections are well."""
+        for pipe in tuple(self._pipes):
+            pipe.forgotten = True
+
     def black_hole(self) -> None:
         """Nothing passes any more, and nobody is told; new connections are accepted, and silent."""
         assert self._open is not None
@@ -118,9 +124,11 @@ class FaultProxy:
         finally:
             self._pipes.discard(pipe)
 
-    async def pass_on(self) -> None:
+    async def pass_on(self, pipe: _Pipe) -> None:
         """Wait as long as the faults say."""
         assert self._open is not None
+        if pipe.forgotten:
+            await asyncio.get_running_loop().create_future()
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         await self._open.wait()
@@ -142,6 +150,7 @@ class _Pipe:
         self._proxy = proxy
         self._client = (reader, writer)
         self._server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self.forgotten = False
         self._messages = _Messages()
         self._cut: CommitCut | None = None
         self._task: asyncio.Task[None] | None = None
@@ -151,7 +160,7 @@ class _Pipe:
         self._task = asyncio.current_task()
         writers = [self._client[1]]
         try:
-            await self._proxy.pass_on()
+            await self._proxy.pass_on(self)
             self._server = await asyncio.open_connection(*self._proxy.target)
             writers.append(self._server[1])
             await self._pump()
@@ -177,7 +186,7 @@ class _Pipe:
     async def _upstream(self) -> None:
         assert self._server is not None
         while data := await self._client[0].read(_CHUNK):
-            await self._proxy.pass_on()
+            await self._proxy.pass_on(self)
             if any(_is_commit(message) for message in self._messages.feed(data)):
                 self._cut = self._proxy.commit_cut()
             if self._cut == "before":
@@ -191,7 +200,7 @@ class _Pipe:
     async def _downstream(self) -> None:
         assert self._server is not None
         while data := await self._server[0].read(_CHUNK):
-            await self._proxy.pass_on()
+            await self._proxy.pass_on(self)
             if self._cut == "after":  # the answer to the COMMIT: it is done
                 self.reset()
                 return

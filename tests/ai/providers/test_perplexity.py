@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from perplexity.generated.api import ResponsesRequestInput, WebSearchToolInput
 
@@ -633,9 +633,14 @@ def test_no_bill_of_the_server_is_above_what_was_held(prompt: str, searches: int
 
 
 @settings(deadline=None, max_examples=100 if os.environ.get("CI") else 50)
-@given(prompt=st.text(min_size=1), out=st.integers(1, 500), cached=st.floats(0, 1), written=st.booleans())
-def test_no_bill_is_above_its_bound(prompt: str, out: int, cached: float, written: bool) -> None:
+@given(
+    words=st.text(min_size=1), times=st.integers(1, 5000), out=st.integers(1, 500), cached=st.floats(0, 1),
+    written=st.booleans(),
+)  # fmt: skip
+@example(words="日", times=5000, out=500, cached=0.0, written=False)
+def test_no_bill_is_above_its_bound(words: str, times: int, out: int, cached: float, written: bool) -> None:
     """Read in each pass, with full searches, from the cache or into it."""
+    prompt = words * times
     provider, found = PerplexityProvider("svc", HttpClient()), price()
     request = Request(prompt=prompt, model=SONAR, max_tokens=500)
     read = 2 * len(prompt.encode("utf-8", "replace")) + SEARCHES_MAX * SEARCH_TOKENS_BOUND

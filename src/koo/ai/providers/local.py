@@ -48,10 +48,11 @@ BYTES_PER_TOKEN_MAX = 128
 """Longest token of the usual vocabularies (a run of spaces): a prompt longer than this many times the context cannot
 fit, and is refused before a worker spends seconds on cutting it up, which nothing can stop."""
 
+SET_PATH = "set AI_SERVICES__LOCAL__MODEL to the path of a GGUF file"
 ENGINE_MISSING = "xllamacpp, which runs the model, is missing or too old: pip install -U 'koo[local]'"
 LOAD_FAILED = (
     "the model could not be loaded: the file is damaged or of an unknown kind, or there is not enough memory; "
-    "`koo model install` gets one that works"
+    f"run `koo model install` to get one that works, or {SET_PATH}"
 )
 
 
@@ -110,16 +111,14 @@ class LocalProvider:
         """The engine that this provider uses, loaded or not. Raises `ServiceFailed` where there is no model file."""
         path = self._model_path or find_model()
         if path is None:
-            raise self._not_configured(
-                "no model is installed: run `koo model install`, or set the path of a GGUF file"
-            )
+            raise self._not_configured(f"no model is installed: run `koo model install`, or {SET_PATH}")
         threads = self._threads or usable_threads()
         engine = ENGINES.get(Setup(path.resolve(), self._context_tokens, threads, self._slots))
         # What is in memory needs its file no more.
         flaw = None if engine.loaded else flaw_of(path)
         if flaw is not None:
             raise self._not_configured(
-                f"the model file {path} {flaw}; set the path of a GGUF file, or run `koo model install` and set none"
+                f"the model file {path} {flaw}: run `koo model install` to get one, or {SET_PATH}"
             )
         return engine
 

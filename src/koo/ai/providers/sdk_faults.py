@@ -216,14 +216,16 @@ def _fault(error: ExternalServiceError) -> Fault:
 
 
 def _retries_of(owner: object) -> int:
-    for thing in (owner, getattr(owner, "_client", None), getattr(owner, "client", None)):
+    client = getattr(owner, "_client", None)
+    # Perplexity's has an adapter between a resource and its client.
+    for thing in (owner, client, getattr(client, "_client", None), getattr(owner, "client", None)):
         retries = getattr(thing, "max_retries", None)
         if isinstance(retries, int) and not isinstance(retries, bool):
             return max(0, retries)
-    client = getattr(owner, "_api_client", None)
-    retry = getattr(getattr(client, "_http_options", None), "retry_options", None)
+    google = getattr(owner, "_api_client", None)
+    retry = getattr(getattr(google, "_http_options", None), "retry_options", None)
     if retry is None:
-        return 1 if _repeats_quietly(owner, client) else 0
+        return 1 if _repeats_quietly(owner, google) else 0
     attempts = getattr(retry, "attempts", None)
     # google-genai: options without a number mean five attempts.
     return max(0, (attempts if isinstance(attempts, int) else 5) - 1)

@@ -14,16 +14,18 @@ RETIRED = ("/chat/completions", "/v1/chat/completions", "/async/chat/completions
 MAX_TOKENS_DEFAULT = 4096
 MAX_TOKENS_MIN = 16
 FIELDS = {
-    "background", "input", "instructions", "language_preference", "max_output_tokens", "max_steps", "max_tool_calls",
-    "metadata", "model", "models", "parallel_tool_calls", "preset", "previous_response_id", "profile", "reasoning",
-    "response_format", "skills", "store", "stream", "stream_options", "temperature", "tool_choice", "tools", "top_p",
-    "truncation",
+    "background", "effort", "input", "instructions", "language_preference", "max_output_tokens", "max_steps", "model",
+    "models", "preset", "previous_response_id", "profile", "prompt_cache_key", "reasoning", "response_format",
+    "service_tier", "skills", "step_budget_reminder", "store", "stream", "temperature", "tool_choice", "tools", "top_p",
 }  # fmt: skip
 SEARCH_FIELDS = {
     "type", "filters", "max_results", "max_tokens", "max_tokens_per_page", "search_context_size", "search_type",
     "user_location",
 }  # fmt: skip
-TOOLS = {"web_search", "fetch_url", "people_search", "finance_search", "sandbox", "function", "mcp"}
+TOOLS = {
+    "web_search", "image_search", "fetch_url", "people_search", "finance_search", "sandbox", "function", "mcp",
+    "connector",
+}  # fmt: skip
 RESULT = {
     "id": 1, "url": "https://example.org/paris", "title": "Paris", "snippet": "Paris is the capital of France.",
     "date": "2026-11-01", "last_updated": "2026-11-20", "source": "web",

@@ -1,0 +1,1 @@
+"""The platform's HTTP routers, and the functions behind them."""

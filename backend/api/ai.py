@@ -1,0 +1,16 @@
+"""AI services over HTTP: questions, state and resets as a FastAPI router.
+
+    app.include_router(router, prefix="/api/v1")
+
+It serves `/ai/...`; its errors are `application/problem+json`. Who may ask is not its business: `koo serve`,
+`backend/main.py` and `koo.web.mount(app, platform)` add that.
+"""
+
+from __future__ import annotations
+
+from core.platform import platform
+from koo.web import ai_router
+
+__all__ = ["router"]
+
+router = ai_router(platform)

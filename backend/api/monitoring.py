@@ -1,0 +1,55 @@
+"""Monitoring: the state of everything, as functions and as a FastAPI router.
+
+    health = await get_system_health()           overall_health, database, ai_services, timestamp
+    overview = await get_monitoring_dashboard()  summary, database, ai_services, alerts, timestamp
+    alerts = await get_system_alerts()           alerts, alert_count, timestamp
+
+    app.include_router(router, prefix="/api/v1")
+
+The functions need no request and no running server. `overall_health` is `unhealthy` if the database refuses or every
+configured AI service does, `degraded` if any part is not healthy, else `healthy`.
+
+The router serves `/monitoring/...`; its errors are `application/problem+json`. It does not ask who may look: `koo
+serve`, `backend/main.py` and `koo.web.mount(app, platform)` add that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from core.platform import platform
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    router: APIRouter
+
+__all__ = ["get_monitoring_dashboard", "get_system_alerts", "get_system_health", "router"]
+
+
+async def get_system_health() -> dict[str, Any]:
+    """`overall_health`, `database` (probed now), `ai_services`, `timestamp`. Never raises for what is ill."""
+    return await platform.system_health()
+
+
+async def get_monitoring_dashboard() -> dict[str, Any]:
+    """`summary`, `database`, `ai_services`, `alerts`, `timestamp`."""
+    from koo.web.views import dashboard
+
+    return await dashboard(platform)
+
+
+async def get_system_alerts() -> dict[str, Any]:
+    """`alerts` (what holds now, worst first, then what ended within fifteen minutes), `alert_count`, `timestamp`."""
+    from koo.web.views import system_alerts
+
+    return await system_alerts(platform)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "router":
+        raise AttributeError(f"module 'api.monitoring' has no attribute {name!r}")
+    from koo.web import monitoring_router  # only those who serve wait for FastAPI's import
+
+    globals()[name] = monitoring_router(platform)
+    return globals()[name]

@@ -1,0 +1,1 @@
+"""Services that the platform offers to its own code."""

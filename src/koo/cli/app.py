@@ -1,0 +1,185 @@
+"""The commands, their arguments and their words. Each loads what it needs when it is run, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Literal
+
+import typer
+
+from koo.cli.terminal import CommandFailed, Exit, code_of, say
+from koo.errors import KooError
+
+EXIT_WORDS = (
+    "Exit codes: 0 done, 1 failed or refused, 2 a mistake in what was asked for or configured, 3 degraded, "
+    "4 unhealthy or no server there, 130 interrupted."
+)
+
+app = typer.Typer(
+    name="koo",
+    help="The resilience layer of a service that stands on a database and on AI providers.",
+    epilog=EXIT_WORDS,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+model_app = typer.Typer(help="The model of the local service.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command; gives its exit code. A mistake or a refusal is one sentence, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(
+                errors="replace"
+            )  # an answer with a letter that the terminal lacks is still one
+    try:
+        app(arguments, prog_name="koo")
+    except SystemExit as end:
+        return _as_int(end.code)
+    except CommandFailed as error:
+        say(f"koo: {error}")
+        return error.code
+    except KooError as error:
+        say(f"koo: {error}")
+        return code_of(error)
+    except KeyboardInterrupt:
+        say("koo: interrupted")
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has what he wanted (`koo query … | head -1`); Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return Exit.OK
+
+
+def _as_int(code: object) -> int:
+    return code if isinstance(code, int) else Exit.OK if code is None else Exit.FAILED
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from koo.web.release import version as installed
+
+        print(f"koo {installed()}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:  # pragma: no cover - typer shows the help before
+        raise typer.Exit(Exit.USAGE)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on, instead of KOO_HOST.")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(help="Port to listen on, instead of KOO_PORT; 0 takes a free one.", max=65_535),
+    ] = None,
+    log_format: Annotated[
+        Literal["auto", "console", "json"], typer.Option(help="auto: json unless on a terminal.")
+    ] = "auto",
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option()] = "info",
+    workers: Annotated[int, typer.Option(min=1, help="Processes; 1 is what there is.")] = 1,
+) -> None:
+    """Serve the HTTP API until Ctrl-C or SIGTERM."""
+    from koo.cli.serve import serve as run_server
+
+    raise typer.Exit(run_server(host, port, log_format, log_level, workers))
+
+
+@app.command()
+def query(
+    service: Annotated[str, typer.Argument(help="claude, openai, gemini, perplexity, local, or your own.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="The question; without it, or with -, from stdin.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Another model of that service.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for the whole query.")] = None,
+    fallback: Annotated[
+        list[str] | None, typer.Option(help="Service to ask when this one refuses or fails; may be repeated.")
+    ] = None,
+    on_limit: Annotated[Literal["refuse", "wait"] | None, typer.Option(help="What to do at a limit.")] = None,
+    no_stream: Annotated[
+        bool, typer.Option("--no-stream", help="Print the answer when it is whole.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask an AI service, in this process: no server is needed. Tokens, cost and time go to standard error."""
+    from koo.cli.query import query as ask
+
+    code = ask(
+        service,
+        prompt,
+        as_json=as_json,
+        stream=not no_stream,
+        model=model,
+        system=system,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        timeout_s=timeout,
+        fallback=tuple(fallback or ()),
+        on_limit=on_limit,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Show the state of the running server. Exit code: 0 healthy, 3 degraded, 4 unhealthy or no server there."""
+    from koo.cli.status import status as show
+
+    raise typer.Exit(show(as_json=as_json))
+
+
+@app.command()
+def alerts(as_json: Json = False) -> None:
+    """Show what is wrong now. Exit code: 0 nothing, 3 warnings, 4 something critical or no server there."""
+    from koo.cli.status import alerts as show
+
+    raise typer.Exit(show(as_json=as_json))
+
+
+@app.command()
+def reset(
+    target: Annotated[str, typer.Argument(help='A service, "database", or "all".')], as_json: Json = False
+) -> None:
+    """Let a service or the database start afresh: its breaker closes. Money and limits stay as they are."""
+    from koo.cli.reset import reset as act
+
+    raise typer.Exit(act(target, as_json=as_json))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Look at configuration, connections, permissions, prices, clock and disk, and say what to do."""
+    from koo.cli.doctor import doctor as examine
+
+    raise typer.Exit(examine(as_json=as_json))
+
+
+@app.command()
+def config(
+    only_set: Annotated[bool, typer.Option("--only-set", help="Leave out what is as by default.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what is in force and where it came from; secrets are masked."""
+    from koo.cli.config import config as show
+
+    raise typer.Exit(show(as_json=as_json, only_set=only_set))
+
+
+@model_app.command()
+def install(as_json: Json = False) -> None:
+    """Install the model of the local service (93 MB), and print where it is."""
+    from koo.cli.model import install as fetch
+
+    raise typer.Exit(fetch(as_json=as_json))

@@ -1,0 +1,87 @@
+"""Talking to the running server, for the commands that look at it or change it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from koo.cli.terminal import CommandFailed, Exit
+from koo.http import HttpClient, HttpResponse, TransportError
+from koo.options import PlatformOptions
+from koo.settings import Settings
+
+TIMEOUT_S = 15.0
+PREFIX = "/api/v1"
+
+
+class ServerClient:
+    """One server at KOO_URL, with KOO_TOKEN (or KOO_READ_TOKEN, which is enough to look)."""
+
+    def __init__(self, options: PlatformOptions) -> None:
+        self.url = options.url.rstrip("/")
+        self._http = HttpClient(connect_timeout_s=3.0)
+        token = options.token or options.read_token
+        self._headers = {"Accept": "application/json"}
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """The JSON document at that path below `/api/v1`. Raises `CommandFailed`."""
+        return await self._ask("GET", path)
+
+    async def post(self, path: str) -> dict[str, Any]:
+        """As `get`, for something that acts."""
+        return await self._ask("POST", path)
+
+    async def close(self) -> None:
+        await self._http.close()
+
+    async def _ask(self, method: str, path: str) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                answer = await self._http.request(method, self.url + PREFIX + path, headers=self._headers)
+        except TimeoutError:
+            raise self._away(f"no answer within {TIMEOUT_S:g} s") from None
+        except TransportError as error:
+            raise self._away("" if error.phase == "connect" else error.reason) from None
+        document = _read(answer)
+        if answer.status == 200 and document is not None:
+            return document
+        raise CommandFailed(self._refusal(answer.status, document))
+
+    def _away(self, reason: str) -> CommandFailed:
+        why = f" ({reason})" if reason else ""
+        return CommandFailed(
+            f"no koo server answers at {self.url}{why}; start one with `koo serve`, or set KOO_URL",
+            Exit.UNHEALTHY,
+        )
+
+    def _refusal(self, status: int, document: dict[str, Any] | None) -> str:
+        if document is None or "detail" not in document:
+            return f"{self.url} answered {status}, and not as a koo server does; is KOO_URL right?"
+        if status == 401:
+            return (
+                f"the server at {self.url} wants a token: set KOO_TOKEN to the one that it was started with"
+            )
+        return str(document["detail"])
+
+
+@asynccontextmanager
+async def connect() -> AsyncIterator[ServerClient]:
+    """A client for the server that the settings name."""
+    client = ServerClient(Settings().platform_options())
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def _read(answer: HttpResponse) -> dict[str, Any] | None:
+    try:
+        document = json.loads(answer.body)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None

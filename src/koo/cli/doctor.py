@@ -1,0 +1,189 @@
+"""`koo doctor`: looks at everything that koo needs, and says what to do about what is missing. Changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import stat
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from koo.ai.gateway import Backend
+from koo.cli.client import ServerClient
+from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async
+from koo.configuration.variables import BUILT_IN
+from koo.errors import ConfigurationError, KooError
+from koo.platform import Platform
+from koo.settings import Settings
+from koo.storage.base import StoreUnavailable
+
+Result = Literal["ok", "note", "warning", "problem"]
+SIGNS: dict[Result, str] = {"ok": "ok     ", "note": "note   ", "warning": "warning", "problem": "PROBLEM"}
+EXITS: dict[Result, Exit] = {"problem": Exit.UNHEALTHY, "warning": Exit.DEGRADED}
+FREE_BYTES_MIN = 200 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at, what was found, and what to do about it."""
+
+    subject: str
+    result: Result
+    found: str
+    advice: str = ""
+
+
+def doctor(*, as_json: bool) -> Exit:
+    """Look at everything; the exit code is that of the worst finding."""
+    findings = run_async(_examine())
+    worst: Result = next((one for one in EXITS if any(f.result == one for f in findings)), "ok")
+    if as_json:
+        put_json({"worst": worst, "findings": [asdict(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            put(f"{SIGNS[finding.result]}  {finding.subject}: {finding.found}")
+            if finding.advice:
+                put(f"{'':9}→ {finding.advice}")
+    return EXITS.get(worst, Exit.OK)
+
+
+async def _examine() -> list[Finding]:
+    try:
+        settings = Settings()
+        platform = Platform(settings.platform_options())
+    except ConfigurationError as error:
+        return [
+            Finding(
+                "configuration", "problem", str(error), "mend this variable; nothing else can be looked at"
+            )
+        ]
+    findings = [*_configuration(settings), *_files(settings), *_clock()]
+    with progress("looking") as shown:
+        async with platform:
+            async for finding in _connections(platform):
+                findings.append(finding)
+                shown.tell(f"looked at {finding.subject}")
+    return findings
+
+
+# ── without a network ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _configuration(settings: Settings) -> Iterator[Finding]:
+    yield Finding("configuration", "ok", f"read; KOO_HOME is {settings.koo_home}")
+    for unknown in settings.unknown_variables:
+        yield Finding("configuration", "warning", str(unknown), "correct its name, or take it out")
+
+
+def _files(settings: Settings) -> Iterator[Finding]:
+    env = settings.koo_home / ".env"
+    if env.is_file() and env.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        yield Finding(
+            "permissions", "warning", f"{env} may be read by others, and holds keys", f"chmod 600 {env}"
+        )
+    data = settings.koo_home / "data"
+    folder = data if data.is_dir() else settings.koo_home
+    flaw = _write_flaw(folder)
+    if flaw:
+        yield Finding(
+            "permissions", "problem", f"{folder} cannot be written: {flaw}", "let koo's user own it"
+        )
+    else:
+        yield Finding("permissions", "ok", f"{folder} can be written")
+    free = shutil.disk_usage(folder).free
+    result: Result = "ok" if free >= FREE_BYTES_MIN else "problem"
+    advice = "" if result == "ok" else "make room: without it no money can be booked"
+    yield Finding("disk", result, f"{free / 2**30:.1f} GiB free", advice)
+
+
+def _write_flaw(folder: Path) -> str:
+    probe = folder / ".koo-doctor"
+    try:
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return ""
+
+
+def _clock() -> Iterator[Finding]:
+    """A clock before the time when koo's own files were written is wrong; days and budgets would be too."""
+    written_at = Path(__file__).stat().st_mtime
+    now = time.time()
+    if now < written_at - 86_400:
+        shown = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now))
+        yield Finding(
+            "clock", "problem", f"it shows {shown}, which is past", "set it: budgets are of a UTC day"
+        )
+    else:
+        yield Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now)))
+
+
+# ── with one ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _connections(platform: Platform) -> AsyncIterator[Finding]:
+    yield await _database(platform)
+    yield await _store(platform)
+    await platform.prices.load()
+    checks = await platform.check_services()
+    for name, backend in platform.backends.items():
+        if name in checks:
+            error = checks[name]["error"]
+            yield Finding(
+                name, "problem" if error else "ok", error or f"answers, with {backend.options.model}"
+            )
+            yield _price(platform, backend)
+        else:
+            key = BUILT_IN[name][1].upper() if name in BUILT_IN else "its key"
+            yield Finding(name, "note", "not configured", f"set {key} to use it")
+    yield await _server(platform)
+
+
+async def _database(platform: Platform) -> Finding:
+    try:
+        health = await platform.database.health_check()
+    except KooError as error:
+        return Finding("database", "problem", str(error))
+    name = platform.database.driver_name
+    if health["error"]:
+        return Finding("database", "problem", health["error"], "is it running, and is DATABASE_URL right?")
+    if health["conditions"]:
+        return Finding("database", "warning", f"{name}, {', '.join(health['conditions'])}")
+    return Finding("database", "ok", f"{name}, answers in {health['response_time_ms']:.1f} ms")
+
+
+async def _store(platform: Platform) -> Finding:
+    try:
+        await platform.store.signals.latest()
+    except StoreUnavailable as error:
+        advice = "explicit budgets refuse while it is away; see KOO_STATE_URL"
+        return Finding("state store", "problem", str(error), advice)
+    return Finding("state store", "ok", "can be read")
+
+
+def _price(platform: Platform, backend: Backend) -> Finding:
+    options = backend.options
+    price = platform.prices.find(options, options.model)
+    if price is None:
+        variable = f"AI_SERVICES__{options.name.upper()}__"
+        advice = f"set {variable}INPUT_PRICE and {variable}OUTPUT_PRICE, or pip install -U genai-prices"
+        return Finding(options.name, "problem", f"the price of {options.model} is unknown", advice)
+    return Finding(
+        options.name, "ok", "costs nothing" if price.free else f"the price of {options.model} is known"
+    )
+
+
+async def _server(platform: Platform) -> Finding:
+    client = ServerClient(platform.options)
+    try:
+        async with asyncio.timeout(platform.options.health_check_timeout_s):
+            health = await client.get("/monitoring/health")
+    except (CommandFailed, TimeoutError) as error:
+        return Finding("server", "note", str(error) or "it did not answer in time")
+    finally:
+        await client.close()
+    return Finding("server", "ok", f"{client.url} says {health['overall_health']}")

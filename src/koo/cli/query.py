@@ -1,0 +1,110 @@
+"""`koo query`: one question in this process; nothing has to run, and the money is booked in the same store."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from koo.ai.gateway import PROMPT_BYTES_MAX
+from koo.ai.stream import AnswerStream
+from koo.ai.types import Answer, Query
+from koo.cli.terminal import (
+    CommandFailed,
+    Exit,
+    Progress,
+    code_of,
+    progress,
+    put,
+    put_json,
+    run_async,
+    say,
+    visible,
+)
+from koo.errors import KooError
+from koo.platform import Platform
+from koo.settings import Settings
+
+
+def query(service: str, prompt: str | None, *, as_json: bool, stream: bool, **options: Any) -> Exit:
+    """Ask, print the text as it comes, and on standard error what it took."""
+    asked = Query(service=service, prompt=_read_prompt(prompt), **options)
+    platform = Platform(Settings().platform_options())
+    if as_json:
+        return run_async(_query_json(platform, asked))
+    answer = run_async(_query_text(platform, asked, stream=stream))
+    say(summary(answer))
+    return Exit.OK
+
+
+async def _query_json(platform: Platform, asked: Query) -> Exit:
+    from koo.web.problems import problem_of
+    from koo.web.views import answer_view
+
+    async with platform:
+        try:
+            with progress(f"{asked.service} is answering"):
+                answer = await platform.query(asked)
+        except KooError as error:
+            put_json(
+                {"error": problem_of(error).model_dump(mode="json", exclude_none=True, exclude={"instance"})}
+            )
+            return code_of(error)
+    put_json(answer_view(answer))
+    return Exit.OK
+
+
+async def _query_text(platform: Platform, asked: Query, *, stream: bool) -> Answer:
+    async with platform:
+        with progress(f"waiting for {asked.service}") as shown:
+            if not stream:
+                answer = await platform.query(asked)
+                shown.stop()
+                put(visible(answer.text))
+                return answer
+            async with platform.stream(asked) as chunks:
+                return await _print_stream(chunks, shown)
+
+
+async def _print_stream(chunks: AnswerStream, shown: Progress) -> Answer:
+    """Each piece as it comes; the line is ended also where the stream breaks off."""
+    last = ""
+    try:
+        async for chunk in chunks:
+            shown.stop()
+            last = chunk.text or last
+            sys.stdout.write(visible(chunk.text))
+            sys.stdout.flush()
+    finally:
+        if last and not last.endswith("\n"):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+    assert chunks.answer is not None
+    return chunks.answer
+
+
+def summary(answer: Answer) -> str:
+    """Tokens, cost, time and model in one line."""
+    usage = answer.usage
+    about = "about " if usage.estimated else ""
+    read = usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens
+    attempts = f", {answer.attempts} attempts" if answer.attempts > 1 else ""
+    cost = f"{answer.cost_usd.normalize():f}".replace("-0", "0")
+    return (
+        f"{about}{read} tokens read, {usage.output_tokens} written; {cost} USD; {answer.latency_s:.2f} s{attempts}; "
+        f"{answer.service} {answer.model}"
+    )
+
+
+def _read_prompt(given: str | None) -> str:
+    """What was given, or all of standard input. Raises `CommandFailed` for what is no text."""
+    if given not in (None, "-"):
+        return given
+    if sys.stdin is None:
+        raise CommandFailed("there is no prompt: give one, or pipe it in", Exit.USAGE)
+    if sys.stdin.isatty():
+        say("type the prompt; Ctrl-D on an empty line ends it")
+    content = sys.stdin.buffer.read(4 * PROMPT_BYTES_MAX + 1)
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise CommandFailed("the prompt on standard input is no text (not UTF-8)", Exit.USAGE) from None

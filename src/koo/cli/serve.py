@@ -1,0 +1,29 @@
+"""`koo serve`: the server, in this process."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from koo.cli.terminal import CommandFailed, Exit, say
+from koo.platform import Platform
+from koo.settings import Settings
+from koo.web.logs import LogFormat
+from koo.web.server import serve as serve_http
+
+
+def serve(host: str | None, port: int | None, log_format: LogFormat, log_level: str, workers: int) -> Exit:
+    """Serve until SIGINT or SIGTERM. `host` and `port` win over the settings."""
+    if workers > 1:
+        raise CommandFailed(
+            "koo serves with one process: breakers and the limits of a minute and an hour are each process's own, "
+            "so several would let through several times as much",
+            Exit.USAGE,
+        )
+    given: dict[str, Any] = {"koo_host": host, "koo_port": port}
+    options = Settings(
+        **{name: value for name, value in given.items() if value is not None}
+    ).platform_options()
+    serve_http(Platform(options), log_format=log_format, log_level=log_level, out=sys.stdout)
+    say("koo has ended")
+    return Exit.OK

@@ -1,0 +1,119 @@
+"""`koo status` and `koo alerts`: what the running server says about itself."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+from koo.cli.client import connect
+from koo.cli.terminal import HEALTH_EXITS, Exit, progress, put, put_json, run_async
+
+COLOURS = {
+    "healthy": "green",
+    "degraded": "yellow",
+    "unhealthy": "red",
+    "circuit_open": "red",
+    "rate_limited": "yellow",
+    "critical": "red",
+    "warning": "yellow",
+    "info": "blue",
+}
+
+
+def status(*, as_json: bool) -> Exit:
+    """Everything at a glance; the exit code says it too."""
+    url, health = run_async(_get("/monitoring/health"))
+    if as_json:
+        put_json(health)
+    else:
+        _show(url, health)
+    return HEALTH_EXITS.get(health["overall_health"], Exit.FAILED)
+
+
+def alerts(*, as_json: bool) -> Exit:
+    """What is wrong now, and what has just ended."""
+    _, answer = run_async(_get("/monitoring/alerts"))
+    if as_json:
+        put_json(answer)
+    elif not answer["alerts"]:
+        put("no alerts")
+    else:
+        _show_alerts(answer["alerts"])
+    active = {alert["type"] for alert in answer["alerts"] if alert.get("active", True)}
+    if "critical" in active:
+        return Exit.UNHEALTHY
+    return Exit.DEGRADED if "warning" in active else Exit.OK
+
+
+async def _get(path: str) -> tuple[str, dict[str, Any]]:
+    async with connect() as client:
+        with progress(f"asking {client.url}"):
+            return client.url, await client.get(path)
+
+
+def _show(url: str, health: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(f"koo at {url}:", _coloured(health["overall_health"]))
+    console.print("database:", *_database_words(health["database"]))
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for head in ("service", "state", "breaker", "requests", "failed", "p95", "spent today"):
+        table.add_column(
+            head, justify="right" if head in ("requests", "failed", "p95", "spent today") else "left"
+        )
+    reasons = []
+    for name, view in health["ai_services"]["services"].items():
+        table.add_row(name, *_service_cells(view))
+        if view["configured"] and view["reason"]:
+            reasons.append(f"{name}: {view['reason']}")
+    console.print()
+    console.print(table)
+    for reason in reasons:
+        console.print(reason, markup=False, style="yellow", soft_wrap=True)
+
+
+def _database_words(view: dict[str, Any]) -> list[Any]:
+    pool = view["pool_status"]
+    words = [_coloured(view["state"])]
+    if view["response_time_ms"] is not None:
+        words.append(f"{view['response_time_ms']:.1f} ms,")
+    words.append(f"{pool['active_connections']} of {pool['max_connections']} connections in use")
+    words += [f"({condition})" for condition in view["conditions"]]
+    if view["error"]:
+        words.append(f"— {view['error']}")
+    return words
+
+
+def _service_cells(view: dict[str, Any]) -> list[Any]:
+    if not view["configured"]:
+        return ["no key", "", "", "", "", ""]
+    metrics, budget = view["metrics"], view["rate_limits"]["daily_budget"]
+    spent = f"{Decimal(budget['spent']):.4f}".rstrip("0").rstrip(".")
+    return [
+        _coloured(view["state"]),
+        view["health"]["circuit_breaker_state"],
+        str(metrics["total_requests"]),
+        str(metrics["failed_requests"]),
+        f"{metrics['p95']:.2f} s" if metrics["total_requests"] else "",
+        f"{spent} of {budget['limit']} USD" if budget["limit"] is not None else f"{spent} USD",
+    ]
+
+
+def _show_alerts(listed: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for head in ("since", "severity", "component", "message"):
+        table.add_column(head)
+    for alert in listed:
+        table.add_row(alert["timestamp"][:19], _coloured(alert["type"]), alert["component"], alert["message"])
+    Console(highlight=False).print(table)
+
+
+def _coloured(word: str) -> Any:
+    from rich.text import Text
+
+    return Text(word, style=COLOURS.get(word, ""))

@@ -1,0 +1,126 @@
+"""How commands end and speak: exit codes, one sentence for an error, progress for whoever waits.
+
+What a command is asked for goes to standard output, everything else to standard error, so that the one can be piped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Any, TypeVar
+
+from koo.errors import CallerMistake, ConfigurationError, Kind, KooError
+
+T = TypeVar("T")
+
+PROGRESS_AFTER_S = 0.4
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters: a model's answer must not move the cursor or rename the window."""
+
+
+class Exit(IntEnum):
+    """How a command ended; documented, so that scripts may rely on it."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    DEGRADED = 3
+    UNHEALTHY = 4
+    INTERRUPTED = 130
+
+
+HEALTH_EXITS = {"healthy": Exit.OK, "degraded": Exit.DEGRADED, "unhealthy": Exit.UNHEALTHY}
+
+
+class CommandFailed(Exception):
+    """A command ends with this sentence and this code."""
+
+    def __init__(self, sentence: str, code: Exit = Exit.FAILED) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+def code_of(error: KooError) -> Exit:
+    """A mistake in what was asked for or configured, or a failure."""
+    if isinstance(error, ConfigurationError):
+        return Exit.USAGE
+    wrong = isinstance(error, CallerMistake) and error.kind is not Kind.NOT_CONFIGURED
+    return Exit.USAGE if wrong else Exit.FAILED
+
+
+def say(sentence: str) -> None:
+    """A line for the person, on standard error."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def put(text: str) -> None:
+    """A line of what was asked for."""
+    print(text, flush=True)
+
+
+def put_json(content: Any) -> None:
+    """What was asked for, as one JSON document."""
+    put(json.dumps(content, ensure_ascii=False, indent=2, default=str))
+
+
+def visible(text: str) -> str:
+    """Text that a terminal shows and does not obey."""
+    return _UNSEEN.sub("�", text) if sys.stdout.isatty() else text
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Run it on a loop of its own; Ctrl-C cancels it, and what was begun is settled first."""
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise CommandFailed("interrupted", Exit.INTERRUPTED) from None
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Progress]:
+    """Tell whoever sits at a terminal what is being waited for; `stop()` ends it early."""
+    shown = Progress(what)
+    try:
+        yield shown
+    finally:
+        shown.stop()
+
+
+class Progress:
+    """A spinner on standard error, if that is a terminal, once the wait is long enough to be noticed."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._status: Any = None
+        self._timer: asyncio.TimerHandle | None = None
+        if not sys.stderr.isatty():
+            return
+        try:
+            self._timer = asyncio.get_running_loop().call_later(PROGRESS_AFTER_S, self._show)
+        except RuntimeError:
+            self._show()
+
+    def tell(self, what: str) -> None:
+        """Something else is being waited for now."""
+        self._what = what
+        if self._status is not None:
+            self._status.update(what)
+
+    def _show(self) -> None:
+        from rich.console import Console
+
+        self._status = Console(stderr=True).status(self._what)
+        self._status.start()
+
+    def stop(self) -> None:
+        """Take it away again."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._status is not None:
+            self._status.stop()
+            self._status = None

@@ -1,0 +1,311 @@
+"""Database: the user's database behind one guard.
+
+    async with database.session_scope() as session: ...      one transaction
+    await database.transaction(move_money, "a", "b", 100)    one transaction, run again on a transient failure
+    database.get_pool_metrics(); await database.health_check()
+
+Nothing is opened before the first use. That first use makes the connections of the running loop, and one keeper task,
+which probes, and which closes everything when the loop ends (`asyncio.run` cancels all tasks at its end). A later
+`asyncio.run` opens anew; breaker and counts go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from koo.clock import SYSTEM_CLOCK, Clock
+from koo.database import views
+from koo.database.connections import Connections
+from koo.database.drivers import DRIVERS
+from koo.database.faults import classify_connect
+from koo.database.gate import Gate
+from koo.database.pool import PoolMetrics
+from koo.database.probe import Look, ProbeDatabase
+from koo.database.scope import SessionScope
+from koo.database.sqlite import Mode, SqliteFile
+from koo.database.transactions import Transaction, check_function
+from koo.deadlines import NEVER, Deadlines
+from koo.errors import ConfigurationError, DatabaseUnavailable, Kind
+from koo.events import Event
+from koo.guard import DATABASES, Gates, Guard
+from koo.options import DatabaseOptions, GuardOptions
+from koo.policies.reported import DatabaseState, database_state
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+NAME = "database"
+DIALECTS = {
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg_async": "postgresql+psycopg",
+    "sqlite": "sqlite+aiosqlite",
+}
+QUEUE_MAX = 10_000
+ATTEMPT_SHARE = 0.98
+ISOLATIONS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
+
+
+class Database:
+    """One guarded database. Constructing it opens nothing.
+
+    `deadlines`: the loop's registry, shared with other guards; `draw`: numbers in [0, 1); `publish` takes events.
+    Raises `ConfigurationError` for a URL that names no driver koo knows.
+    """
+
+    def __init__(
+        self,
+        options: DatabaseOptions,
+        *,
+        deadlines: Deadlines | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        draw: Callable[[], float] = random.random,
+        publish: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.options = options
+        self.clock = clock
+        self.draw = draw
+        self.sleep = clock.sleep
+        self._url = _read_url(options)
+        self._file = SqliteFile(self._url) if self._url.get_backend_name() == "sqlite" else None
+        self._deadlines = deadlines or Deadlines()
+        self.gate = Gate(options.pool_size + options.max_overflow)
+        self.metrics = PoolMetrics(clock.monotonic())
+        self.guard = Guard(
+            NAME,
+            _guard_options(options),
+            deadlines=self._deadlines,
+            gates=Gates(slots=self.gate),
+            family=DATABASES,
+            classify=classify_connect(NAME),
+            clock=clock,
+            draw=draw,
+            publish=publish,
+        )
+        self.connections: Connections | None = None
+        self.last_look: Look | None = None
+        self.is_read_only = False
+        self._probe: ProbeDatabase | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        state = self.circuit_breaker_state.value
+        return f"<Database {self.driver_name} {state} | {self.gate.used} of {self.gate.limit} in use>"
+
+    @property
+    def driver_name(self) -> str:
+        """psycopg, asyncpg or aiosqlite."""
+        return self._url.get_driver_name()
+
+    # ── transactions ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def session_scope(self, *, readonly: bool = False, isolation: str | None = None) -> SessionScope:
+        """`async with` it: an `AsyncSession` in one transaction; see `SessionScope`.
+
+        `readonly`: one that takes no writes (SQLite: beside a writer). `isolation`: "READ COMMITTED", "REPEATABLE
+        READ" or "SERIALIZABLE"; None is the server's default (SQLite: as READ COMMITTED; SERIALIZABLE is the writer
+        from the start). A scope inside another one is a transaction of its own, on a connection of its own.
+        """
+        return self.make_scope(readonly=readonly, isolation=isolation)
+
+    def make_scope(
+        self,
+        *,
+        readonly: bool = False,
+        isolation: str | None = None,
+        deadline: float = NEVER,
+        mode: Mode | None = None,
+    ) -> SessionScope:
+        """As `session_scope`; `deadline` is in monotonic seconds, `mode` is SQLite's."""
+        if isolation is not None and isolation not in ISOLATIONS:
+            raise ConfigurationError(
+                NAME, f"isolation is {isolation!r}; allowed is one of {', '.join(ISOLATIONS)}"
+            )
+        return SessionScope(self._open, readonly=readonly, isolation=isolation, deadline=deadline, mode=mode)
+
+    async def transaction(
+        self,
+        fn: Callable[Concatenate[AsyncSession, ...], Awaitable[T]],
+        *args: Any,
+        max_retries: int | None = None,
+        readonly: bool = False,
+        isolation: str | None = None,
+        **kwargs: Any,
+    ) -> T:
+        """`await fn(session, *args, **kwargs)` as one transaction; again, in a fresh session, on a transient failure.
+
+        `max_retries` counts the repeats; None is what the options say. One deadline covers all attempts. Raises what
+        `fn` raised last, `CommitOutcomeUnknown` without a repeat, and TypeError unless `fn` is an `async def`.
+        """
+        check_function(fn)
+        transaction = Transaction(self, max_retries=max_retries, readonly=readonly, isolation=isolation)
+        return await transaction.run(lambda session: fn(session, *args, **kwargs))
+
+    # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _open(self) -> Connections:
+        """The connections of the running loop. Raises RuntimeError on a second loop while the first still runs."""
+        loop = asyncio.get_running_loop()
+        here = self.connections
+        if here is not None and here.loop is loop:
+            if here.draining:
+                raise DatabaseUnavailable(NAME, "it is being closed", kind=Kind.DRAINING)
+            return here
+        if here is not None and here.loop.is_running():
+            raise RuntimeError(
+                "this Database is open on another event loop, which is still running: connections belong to the loop"
+                " of their birth, so use one Database for each loop"
+            )
+        return self._open_on(loop)
+
+    def _open_on(self, loop: asyncio.AbstractEventLoop) -> Connections:
+        try:
+            url = self._url if self._file is None else self._file.open()
+        except OSError as error:
+            raise DatabaseUnavailable(
+                NAME, f"the folder of the file cannot be made: {error.strerror}", kind=Kind.NOT_FOUND
+            ) from error
+        if self.connections is not None:
+            self.connections.abandon()
+        self.gate.forget()
+        self.connections = Connections(
+            url,
+            self.options,
+            name=NAME,
+            file=self._file,
+            guard=self.guard,
+            gate=self.gate,
+            metrics=self.metrics,
+            deadlines=self._deadlines,
+            monotonic=self.clock.monotonic,
+            draw=self.draw,
+            on_read_only=self._note_read_only,
+        )
+        self._probe = ProbeDatabase(
+            url,
+            self.options,
+            name=NAME,
+            guard=self.guard,
+            deadlines=self._deadlines,
+            clock=self.clock,
+            draw=self.draw,
+            on_look=self._note_look,
+            temporary=self._file is not None and self._file.temporary,
+        )
+        self._keeper = loop.create_task(self._keep(self.connections, self._probe), name="koo ProbeDatabase")
+        return self.connections
+
+    async def _keep(self, connections: Connections, probe: ProbeDatabase) -> None:
+        """Probe until the loop or somebody ends it, then close everything of this loop."""
+        try:
+            await probe.run()
+        finally:
+            await probe.close()
+            await connections.close()
+            if self.connections is connections:
+                self.connections = self._probe = None
+
+    async def close(self) -> None:
+        """Let running scopes end (within the cleanup time), then close all connections. It may be used again."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is None or keeper.done() or keeper.get_loop() is not asyncio.get_running_loop():
+            return
+        # The end of `asyncio.run` has cancelled it already, perhaps: a second cancellation would cut into its closing.
+        if not keeper.cancelling():
+            await asyncio.sleep(0)  # a task that never began would be cancelled before its `finally`
+            keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+
+    def tick(self) -> None:
+        """What time alone brings about; the keeper does it too."""
+        self.guard.tick()
+
+    # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def circuit_breaker_state(self) -> DatabaseState:
+        """healthy, unhealthy, circuit_open or degraded."""
+        return database_state(self.guard.signs())[0]
+
+    def get_pool_metrics(self) -> dict[str, Any]:
+        """`pool_status`, `connection_metrics`, `response_times` (seconds), `errors`, `circuit_breaker`. No I/O."""
+        return views.pool_metrics(self)
+
+    def get_health(self) -> dict[str, Any]:
+        """As `health_check`, from what is known already: no I/O."""
+        return views.health(self)
+
+    async def health_check(self) -> dict[str, Any]:
+        """Probe now (within the probe's timeout), and tell. Never raises for a database that is ill."""
+        try:
+            self._open()
+        except DatabaseUnavailable as error:
+            return {**views.health(self), "healthy": False, "error": str(error)}
+        assert self._probe is not None
+        await self._probe.look()
+        return views.health(self)
+
+    async def get_detailed_status(self) -> dict[str, Any]:
+        """`health_check` and `get_pool_metrics` in one, with the configuration."""
+        checked = await self.health_check()
+        return {**views.detailed_status(self), **checked}
+
+    def _note_look(self, look: Look) -> None:
+        self.last_look = look
+        if look.error is None:
+            self.is_read_only = look.read_only
+
+    def _note_read_only(self) -> None:
+        self.is_read_only = True
+
+    # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def reset_circuit_breaker(self) -> bool:
+        """Close the breaker and forget its failures."""
+        self.guard.reset()
+        return True
+
+
+def _read_url(options: DatabaseOptions) -> URL:
+    if options.exactly_once != "off":
+        raise ConfigurationError(
+            "", f"DB_EXACTLY_ONCE is {options.exactly_once!r}, which koo cannot do yet; allowed is 'off'"
+        )
+    try:
+        url = make_url(options.url)
+    except ArgumentError:
+        # Not its own words: they repeat the URL, with the password.
+        raise ConfigurationError(
+            "", "DATABASE_URL cannot be read; it looks like driver://user:password@host/name"
+        ) from None
+    url = url.set(drivername=DIALECTS.get(url.drivername, url.drivername))
+    backend, _, driver = url.drivername.partition("+")
+    if backend not in ("postgresql", "sqlite") or driver not in DRIVERS:
+        raise ConfigurationError(
+            "",
+            f"DATABASE_URL begins with {url.drivername!r}; allowed are sqlite, postgresql (psycopg)"
+            " and postgresql+asyncpg",
+        )
+    return url
+
+
+def _guard_options(options: DatabaseOptions) -> GuardOptions:
+    """The guard's part: connecting and BEGIN, which may always be repeated."""
+    return GuardOptions(
+        timeout_s=options.pool_timeout_s,
+        # A moment before the whole: an attempt that times out is the server's failure, a deadline is nobody's.
+        attempt_timeout_s=options.pool_timeout_s * ATTEMPT_SHARE,
+        slow_s=options.slow_call_s,
+        concurrency_max=options.pool_size + options.max_overflow,
+        queue_max=QUEUE_MAX,
+        idempotent=True,
+        breaker=options.breaker,
+        retry=options.retry,
+    )

@@ -1,0 +1,83 @@
+"""The fair queue in front of the pool: as many may pass as the pool can have connections.
+
+SQLAlchemy's own pool can let callers wait, but does not wake them when a connect fails: they sit out their whole time
+beside a free place. So nobody ever waits in the pool; all wait here, first come first served, each until his own
+deadline. Waiting and handing over are the guard's (`koo.entrance`, `Slots`); the gate knows who is inside, and since
+when, because "all in use" is only of use to a person who learns by whom.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+from koo.errors import PoolSaturated, describe_s
+from koo.policies.concurrency import Slots
+
+RECENT_S = 30.0
+"""For so long after a caller had to be turned away the pool is said to be saturated."""
+RETRY_S_MIN = 0.1
+
+
+class Holder(Protocol):
+    """A scope, and the task that opened it."""
+
+    owner: asyncio.Task[Any] | None
+
+
+class Gate(Slots):
+    """Permits for `limit` scopes. `holders` maps each scope inside to when it asked, longest first."""
+
+    __slots__ = ("_empty", "holders", "refused", "refused_at")
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.holders: dict[Holder, float] = {}
+        self.refused = 0
+        self.refused_at = float("-inf")
+        self._empty: asyncio.Future[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Callers in line."""
+        return sum(not waiter.done() for waiter in self.line)
+
+    def leave_hold(self, holder: Holder) -> float:
+        """A scope is gone; gives when it had asked. The permit itself comes back with the guard's settlement."""
+        since = self.holders.pop(holder)
+        if not self.holders and self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)
+        return since
+
+    async def drain(self, within_s: float) -> None:
+        """Wait until nobody is inside, for so long at most."""
+        if self.holders:
+            self._empty = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._empty], timeout=within_s)
+            self._empty = None
+
+    def forget(self) -> None:
+        """Another event loop begins: whoever waited or held belongs to one that has ended."""
+        self.used = 0
+        self.line.clear()
+        self.holders.clear()
+
+    def is_saturated(self, now: float) -> bool:
+        """Is somebody waiting, or was somebody turned away lately?"""
+        return self.waiting > 0 or now - self.refused_at < RECENT_S
+
+    def explain(self, refusal: PoolSaturated, now: float, usual_hold_s: float) -> PoolSaturated:
+        """The refusal with what a person needs: who is inside, for how long, and when to come back."""
+        self.refused += 1
+        self.refused_at = now
+        reason = f"all {self.limit} connections are in use and {self.waiting} callers wait"
+        if self.holders:
+            holder, since = next(iter(self.holders.items()))
+            owner = f" (task {holder.owner.get_name()!r})" if holder.owner is not None else ""
+            reason += f"; the oldest of {len(self.holders)} scopes is {describe_s(now - since)} old{owner}"
+        here = asyncio.current_task()
+        if any(holder.owner is here for holder in self.holders):
+            reason += "; this task holds one itself: nested scopes need a connection each"
+        refusal.reason = reason
+        refusal.retry_after_s = max(RETRY_S_MIN, usual_hold_s * (self.waiting + 1) / self.limit)
+        return refusal

@@ -1,0 +1,202 @@
+"""ProbeDatabase: asks the database how it is, over a connection of its own.
+
+Outside the pool and the gate, because a full pool must not look like a dead database. It costs one connection of the
+server's. A probe that fails three times makes a database unhealthy; in HALF_OPEN a probe takes a lease like a scope,
+so that a database that nobody uses recovers too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import URL, NullPool, event, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from koo.clock import Clock
+from koo.database import sqlite
+from koo.database.drivers import DRIVERS, Driver
+from koo.database.faults import Phase, explain, too_late, unavailable
+from koo.database.finishing import to_end
+from koo.database.links import Link
+from koo.deadlines import Alarm, Deadlines
+from koo.errors import DatabaseError
+from koo.guard import Guard
+from koo.options import DatabaseOptions
+from koo.policies.breaker import HALF_OPEN, Permit
+from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Verdict
+
+TICK_S = 1.0
+ASK = {
+    "postgresql": "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool",
+    "sqlite": "SELECT 0",
+}
+
+log = logging.getLogger("koo")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a probe saw: when (wall seconds), how long it took, what failed, and whether writes are refused."""
+
+    at_wall_s: float
+    took_s: float
+    error: DatabaseError | None
+    read_only: bool = False
+
+
+class ProbeDatabase:
+    """Probes at an interval, and whenever somebody asks; the last look is `last`."""
+
+    def __init__(
+        self,
+        url: URL,
+        options: DatabaseOptions,
+        *,
+        name: str,
+        guard: Guard,
+        deadlines: Deadlines,
+        clock: Clock,
+        draw: Callable[[], float],
+        on_look: Callable[[Look], None],
+        temporary: bool = False,
+    ) -> None:
+        self._url = url
+        self._options = options
+        self._name = name
+        self._guard = guard
+        self._deadlines = deadlines
+        self._clock = clock
+        self._draw = draw
+        self._on_look = on_look
+        self._temporary = temporary
+        self._driver: Driver = DRIVERS[url.get_driver_name()]
+        self._engine: AsyncEngine | None = None
+        self._connection: AsyncConnection | None = None
+        self._link: Link | None = None
+        self._running: asyncio.Task[Look] | None = None
+
+    async def run(self) -> None:
+        """For ever: once in an interval, and each second while recovery is being tested."""
+        due_at = self._clock.monotonic() + self._options.probe_interval_s
+        while True:
+            await self._clock.sleep(min(TICK_S, self._options.probe_interval_s))
+            self._guard.tick()
+            now = self._clock.monotonic()
+            if now >= due_at or self._guard.breaker.phase is HALF_OPEN:
+                due_at = now + self._options.probe_interval_s
+                await self.look()
+
+    async def look(self) -> Look:
+        """One probe, shared by all who ask while it runs. Never raises; bounded by the probe's timeout and cleanup."""
+        running = self._running
+        if running is None or running.done() or running.get_loop() is not asyncio.get_running_loop():
+            running = self._running = asyncio.get_running_loop().create_task(self._look(), name="koo probe")
+        return await asyncio.shield(running)
+
+    async def _look(self) -> Look:
+        clock, guard = self._clock, self._guard
+        began = clock.monotonic()
+        permit = guard.breaker.admit(began, self._draw) if guard.breaker.phase is HALF_OPEN else None
+        error: DatabaseError | None = None
+        read_only = False
+        try:
+            read_only = await self._ask()
+        except Exception as failure:  # noqa: BLE001 - whatever it is, the look tells it
+            error = self._name_it(failure)
+            await self._drop()
+        except BaseException:
+            self._feed(permit, NEUTRAL, clock.monotonic() - began)
+            raise
+        took_s = clock.monotonic() - began
+        self._guard.note_check(error is None)
+        self._feed(permit, SUCCESS if error is None else FAILURE, took_s)
+        look = Look(clock.wall(), took_s, error, read_only)
+        self._on_look(look)
+        return look
+
+    def _feed(self, permit: Permit | None, verdict: Verdict, took_s: float) -> None:
+        if permit is not None:
+            slow = took_s >= self._options.slow_call_s
+            self._guard.breaker.settle(permit, verdict, slow, self._clock.monotonic(), self._draw)
+        self._guard.tick()  # tells what happened
+
+    def _name_it(self, failure: Exception) -> DatabaseError:
+        if isinstance(failure, DatabaseError):
+            return failure
+        if isinstance(failure, TimeoutError) or (self._link is not None and self._link.aborted):
+            return unavailable(self._name, failure, too_late(self._options.probe_timeout_s))
+        return unavailable(self._name, failure, explain(failure, Phase.CONNECT))
+
+    async def _ask(self) -> bool:
+        """Does it answer, and does it refuse writes?"""
+        until = self._clock.monotonic() + self._options.probe_timeout_s
+        if self._connection is None:
+            with Alarm(self._deadlines, until):
+                await self._connect()
+        connection, link = self._connection, self._link
+        assert connection is not None and link is not None
+        timer = link.abort_in(max(until - self._clock.monotonic(), 0.0))
+        try:
+            result = await connection.execute(text(ASK[self._url.get_backend_name()]))
+            return bool(result.scalar())
+        finally:
+            timer.cancel()
+
+    async def _connect(self) -> None:
+        if self._engine is None:
+            self._engine = create_async_engine(
+                self._url,
+                poolclass=NullPool,
+                isolation_level="AUTOCOMMIT",
+                hide_parameters=True,
+                connect_args=self._driver.connect_args(self._options),
+            )
+            event.listen(self._engine.sync_engine.pool, "connect", self._on_connect)
+        self._connection = await self._engine.connect()
+
+    def _on_connect(self, adapted: Any, record: Any) -> None:
+        now = self._clock.monotonic()
+        self._link = Link(adapted, self._driver, now=now, expires_at=now, generation=0)
+        if self._url.get_backend_name() == "sqlite":
+            adapted.run_async(lambda connection: sqlite.prepare(connection, self._temporary))
+
+    async def _drop(self) -> None:
+        """The connection is of no use any more: the next probe makes another."""
+        connection, self._connection = self._connection, None
+        link, self._link = self._link, None
+        if link is not None:
+            link.abort()
+        if connection is not None:
+            await to_end(self._close_connection(connection))
+
+    async def _close_connection(self, connection: AsyncConnection) -> None:
+        try:
+            await connection.invalidate()
+            await connection.close()
+        except Exception:
+            log.debug("closing the probe's connection failed", exc_info=True)
+
+    async def close(self) -> None:
+        """Stop what runs, and close the connection in order."""
+        running, self._running = self._running, None
+        if running is not None and not running.done():
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            timer = self._link.abort_in(self._options.cleanup_timeout_s) if self._link is not None else None
+            try:
+                await connection.close()
+            except Exception:
+                log.debug("closing the probe's connection failed", exc_info=True)
+            finally:
+                if timer is not None:
+                    timer.cancel()
+        self._link = None
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            await engine.dispose()

@@ -1,0 +1,93 @@
+"""The session that a scope hands out: SQLAlchemy's own, which runs its very first statement again if need be.
+
+Between BEGIN and the first statement the user's block may do anything for any length of time, and meanwhile the server
+may have been restarted. Nothing has happened in the transaction yet, so it can be begun anew on another connection, and
+the statement be sent once more, unseen. After the first success, or with objects in the session, that would be wrong:
+then the error is the user's to see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
+from sqlalchemy.util import await_
+
+from koo.errors import DatabaseError, Kind
+
+if TYPE_CHECKING:
+    from koo.database.scope import SessionScope
+
+
+class SyncSession(Session):
+    """The part of a session that SQLAlchemy runs in its greenlet. `scope` is whose it is."""
+
+    scope: SessionScope | None = None
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        scope = self.scope
+        if scope is None or scope.statements:
+            return super().execute(*args, **kwargs)
+        return self._run_first(scope, super().execute, args, kwargs)
+
+    def scalar(self, *args: Any, **kwargs: Any) -> Any:
+        scope = self.scope
+        if scope is None or scope.statements:
+            return super().scalar(*args, **kwargs)
+        return self._run_first(scope, super().scalar, args, kwargs)
+
+    def scalars(self, *args: Any, **kwargs: Any) -> Any:
+        scope = self.scope
+        if scope is None or scope.statements:
+            return super().scalars(*args, **kwargs)
+        return self._run_first(scope, super().scalars, args, kwargs)
+
+    def _run_first(
+        self, scope: SessionScope, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        blank = self._is_blank()  # asked before: a flush that fails leaves nothing behind to be seen
+        try:
+            return run(*args, **kwargs)
+        except DBAPIError as error:
+            if not (blank and error.connection_invalidated and scope.may_replay()):
+                raise
+            lost = error
+        await_(scope.begin_again(lost))
+        return run(*args, **kwargs)
+
+    def _is_blank(self) -> bool:
+        """Nothing in it that a rollback would change: neither pending objects nor loaded ones."""
+        return not (self.new or self.deleted or self.in_nested_transaction()) and not len(self.identity_map)
+
+
+class GuardedSession(AsyncSession):
+    """An `AsyncSession` in one guarded transaction."""
+
+    sync_session_class = SyncSession
+    sync_session: SyncSession
+
+    async def connection(self, *args: Any, **kwargs: Any) -> AsyncConnection:
+        """The connection of this transaction, which has begun already. Raises for options that come too late."""
+        options = kwargs.get("execution_options") or {}
+        if "isolation_level" in options:
+            raise DatabaseError(
+                "database",
+                "the transaction has begun, so its isolation level cannot be set here:"
+                " use session_scope(isolation=...)",
+                kind=Kind.INVALID_REQUEST,
+            )
+        scope = self.sync_session.scope
+        if scope is not None:
+            scope.handed_out = True  # whoever holds a connection would not notice that it was exchanged
+        return await super().connection(*args, **kwargs)
+
+
+@event.listens_for(SyncSession, "after_begin")
+def _bind_link(session: SyncSession, transaction: object, connection: Any) -> None:
+    """A connection belongs to the scope from its BEGIN on, also the next one after a commit inside the block."""
+    if session.scope is not None:
+        session.scope.take(connection)

@@ -1,0 +1,33 @@
+"""The HTTP interface: an application of its own (`create_app`), or a guest in somebody else's (`mount`).
+
+from koo import Platform
+from koo.web import mount
+mount(app, Platform())
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from koo.web.ai import ai_router
+    from koo.web.app import create_app, mount
+    from koo.web.monitoring import monitoring_router
+    from koo.web.server import serve
+
+_PLACES = {
+    "ai_router": "koo.web.ai",
+    "create_app": "koo.web.app",
+    "monitoring_router": "koo.web.monitoring",
+    "mount": "koo.web.app",
+    "serve": "koo.web.server",
+}
+
+__all__ = ["ai_router", "create_app", "monitoring_router", "mount", "serve"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'koo.web' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

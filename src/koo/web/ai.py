@@ -1,0 +1,100 @@
+"""Routes under /ai: questions, the state of services, and their resets."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from koo.monitoring.snapshot import unknown_service
+from koo.platform import Platform
+from koo.web import models, views
+from koo.web.routing import JsonView, described, make_router, while_connected
+
+log = logging.getLogger("koo.web")
+
+
+def ai_router(platform: Platform) -> APIRouter:
+    """The routes, below `/ai`, for one platform."""
+    router = make_router("/ai", "ai")
+    _add_queries(router, platform)
+    _add_health(router, platform)
+    _add_resets(router, platform)
+    return router
+
+
+def _add_queries(router: APIRouter, platform: Platform) -> None:
+    @router.post(
+        "/query",
+        summary="Ask an AI service",
+        **described(models.QueryAnswer, 404, 413, 422, 429, 502, 503, 504),
+    )
+    async def query(body: models.QueryBody, request: Request) -> Response:
+        """One question, guarded: retries, limits, budget, and other services if `fallback` names some.
+
+        Whoever closes the connection ends the query.
+        """
+        answer = await while_connected(request, platform.query(views.query_of(body)))
+        return JsonView(views.answer_view(answer))
+
+    @router.post("/batch-query", summary="Ask several at once", **described(models.BatchAnswer, 413, 422))
+    async def query_batch(body: models.BatchBody, request: Request) -> Response:
+        """All at once, in the same order. Always 200: each result says whether it succeeded."""
+        queries = [views.query_of(one) for one in body.queries]
+        outcomes = await while_connected(request, platform.query_many(queries))
+        return JsonView(views.batch_view(queries, outcomes))
+
+
+def _add_health(router: APIRouter, platform: Platform) -> None:
+    @router.get("/services/health", summary="State of all AI services", **described(models.ServicesHealth))
+    async def get_services_health() -> Response:
+        """What is known already: asks no service."""
+        return JsonView(platform.services_health())
+
+    @router.get(
+        "/services/{service}/health",
+        summary="State of one AI service",
+        **described(models.ServiceHealth, 404),
+    )
+    async def get_service_health(service: str) -> Response:
+        """What is known already: does not ask the service."""
+        return JsonView(platform.service_health(service))
+
+    @router.post(
+        "/services/health-check",
+        summary="Check AI services now",
+        **described(models.ServiceChecks, 404),
+    )
+    async def check_services(service: str | None = None) -> Response:
+        """Asks whether they are there and take the key; never billed. Without `service` all that are configured."""
+        return JsonView(await platform.check_services(service))
+
+
+def _add_resets(router: APIRouter, platform: Platform) -> None:
+    @router.post(
+        "/services/{service}/reset-errors",
+        summary="Let an AI service start afresh",
+        **described(models.ServiceReset, 404),
+    )
+    async def reset_service(service: str) -> Response:
+        """Clears phases, streaks, cooldowns and latches of all its models; never money, limits used or counts."""
+        await platform.open()
+        if not platform.reset_service(service):
+            raise unknown_service(service, list(platform.services))
+        log.warning("the AI service %s was reset", service)
+        message = f"{service} starts afresh"
+        return JsonView({"message": message, "service": service, "timestamp": views.timestamp()})
+
+    @router.post(
+        "/services/reset-all-errors",
+        summary="Let all AI services start afresh",
+        **described(models.ServicesReset),
+    )
+    async def reset_services() -> Response:
+        """As the reset of one, for each."""
+        await platform.open()
+        results = platform.reset_services()
+        log.warning("all AI services were reset")
+        message = f"{sum(results.values())} services start afresh"
+        return JsonView({"message": message, "results": results, "timestamp": views.timestamp()})

@@ -1,0 +1,160 @@
+"""The HTTP interface as an application of its own, and as a guest in somebody else's.
+
+`create_app(platform)` is what `koo serve` and `backend/main.py` run. `mount(app, platform)` puts the same routes into
+an application that exists: its other routes, its errors and its middleware stay as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from koo.errors import KooError
+from koo.platform import Platform
+from koo.web.ai import ai_router
+from koo.web.api_docs import docs_router
+from koo.web.dashboard_routes import PATH, dashboard_router
+from koo.web.edge import PROBES, Edge
+from koo.web.metrics import metrics_router
+from koo.web.monitoring import monitoring_router
+from koo.web.probes import Readiness, probes_router
+from koo.web.release import version
+from koo.web.routing import answer_error, answer_http_error, describe_problems
+from koo.web.security import Access, AccessControl
+from koo.web.server import options_of
+
+PREFIX = "/api/v1"
+GZIP_BYTES_MIN = 1024
+FIRST_LOOK_S = 0.5
+"""A database that answers does so by then; the start does not wait for one that is away."""
+DESCRIPTION = (
+    "The resilience layer of a service that stands on a database and on AI providers.\n\n"
+    "Times are ISO 8601 in UTC, durations seconds, ratios 0 to 1, money a decimal number in a string. Errors are "
+    "`application/problem+json` (RFC 9457), with `Retry-After` where a time is known."
+)
+TAGS = [
+    {"name": "monitoring", "description": "The state of everything, and the database."},
+    {"name": "ai", "description": "Questions to AI services, their state, their resets."},
+    {"name": "probes", "description": "For orchestrators and scrapers."},
+]
+
+
+def create_app(platform: Platform) -> FastAPI:
+    """The whole server for one platform, which it opens at its start and closes at its end.
+
+    Nothing is read or opened here. The start raises `ConfigurationError` for settings that cannot be right.
+    """
+    readiness = Readiness(platform)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with _serving(platform, readiness):
+            yield
+
+    app = FastAPI(
+        title="koo",
+        version=version(),
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry={"exclude": _is_probe},
+        middleware=[
+            Middleware(Edge),
+            Middleware(AccessControl, access=lambda: Access.of(options_of(platform))),
+            Middleware(GZipMiddleware, minimum_size=GZIP_BYTES_MIN, compresslevel=6),
+        ],
+        exception_handlers={HTTPException: _answer_http_error, KooError: _answer_error},
+    )
+    _include(app, platform, readiness, PREFIX)
+    app.include_router(docs_router())
+    app.include_router(dashboard_router(PREFIX))
+    describe_problems(app)
+    return app
+
+
+def mount(
+    app: FastAPI,
+    platform: Platform,
+    *,
+    prefix: str = PREFIX,
+    protect: bool = True,
+    hosts: Iterable[str] = (),
+    dashboard: str | None = PATH,
+) -> None:
+    """Put koo's routes into an application that exists; call it before the application starts.
+
+    `protect`: the rules of `koo.web.security` watch over koo's routes (and no others); `hosts` are names by which your
+    server is known, beside those of KOO_HOST and KOO_URL. False: your own middleware decides who may ask. `dashboard`:
+    where the page is; None leaves it out. The platform opens before and closes after the application's own lifespan.
+    koo's errors that your own routes raise become problems, unless you handle them.
+    """
+    readiness = Readiness(platform)
+    _include(app, platform, readiness, prefix)
+    if dashboard is not None:
+        app.include_router(dashboard_router(prefix, dashboard))
+    if protect:
+        paths = (f"{prefix}/monitoring", f"{prefix}/ai", "/metrics")
+        app.add_middleware(AccessControl, access=lambda: Access.of(options_of(platform), hosts), paths=paths)
+    if KooError not in app.exception_handlers:
+        app.add_exception_handler(KooError, _answer_error)
+    _wrap_lifespan(app, platform, readiness)
+    describe_problems(app)
+
+
+def _include(app: FastAPI, platform: Platform, readiness: Readiness, prefix: str) -> None:
+    app.include_router(monitoring_router(platform), prefix=prefix)
+    app.include_router(ai_router(platform), prefix=prefix)
+    app.include_router(probes_router(readiness))
+    app.include_router(metrics_router(platform))
+
+
+def _wrap_lifespan(app: FastAPI, platform: Platform, readiness: Readiness) -> None:
+    inner = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(inner_app: Any) -> AsyncIterator[Any]:
+        async with _serving(platform, readiness), inner(inner_app) as state:
+            yield state
+
+    app.router.lifespan_context = lifespan
+
+
+@asynccontextmanager
+async def _serving(platform: Platform, readiness: Readiness) -> AsyncIterator[None]:
+    """The platform is open, and `/readyz` knows the database, unless that keeps us waiting."""
+    async with platform:
+        look = asyncio.create_task(platform.database.health_check(), name="koo first look")
+        try:
+            await asyncio.wait({look}, timeout=FIRST_LOOK_S)
+            readiness.closing = False
+            yield
+        finally:
+            readiness.closing = True
+            look.cancel()
+            await asyncio.gather(look, return_exceptions=True)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, KooError)
+    return answer_error(request, error)
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return answer_http_error(request, error)
+
+
+def _is_probe(scope: Any) -> bool:
+    return scope.get("path") in PROBES

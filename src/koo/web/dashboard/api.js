@@ -1,0 +1,101 @@
+// @ts-check
+// Talks to the server that this page came from, and to no other. The token lives in this tab's session storage.
+
+const KEY = "koo.token";
+const TIMEOUT_MS = 15_000; // the server itself waits up to five seconds for its database
+const BASE = new URL(`${document.documentElement.dataset.api}/`, document.baseURI);
+
+/** What went wrong, as a sentence. `status` 0: nobody answered. */
+export class Failure extends Error {
+  /**
+   * @param {string} message
+   * @param {number} [status]
+   */
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/**
+ * Everything that the page shows.
+ * @returns {Promise<{dashboard: import("./data.js").Dashboard, pool: import("./data.js").PoolMetrics | null}>}
+ */
+export async function look() {
+  const [dashboard, pool] = await Promise.all([
+    ask("GET", "monitoring/dashboard"),
+    // Beside the rest: how fast the database was. Without it the page is still true.
+    ask("GET", "monitoring/database/pool-metrics").catch(() => null),
+  ]);
+  if (!dashboard?.summary) throw new Failure("the answer is not koo's; something else may be listening here");
+  return { dashboard, pool: pool?.pool_metrics ?? null };
+}
+
+/**
+ * @param {string} reason
+ * @param {string} token empty: the one of this tab
+ */
+export function resetDatabase(reason, token) {
+  const body = reason ? { reason } : {};
+  return ask("POST", "monitoring/database/reset-circuit-breaker", body, token);
+}
+
+/**
+ * @param {string} service
+ * @param {string} token empty: the one of this tab
+ */
+export function resetService(service, token) {
+  return ask("POST", `ai/services/${encodeURIComponent(service)}/reset-errors`, {}, token);
+}
+
+/**
+ * @param {string} method
+ * @param {string} path
+ * @param {object} [body]
+ * @param {string} [token]
+ * @returns {Promise<any>}
+ */
+async function ask(method, path, body, token = "") {
+  /** @type {Record<string, string>} */
+  const headers = { Accept: "application/json" };
+  const bearer = token || readToken();
+  if (bearer) headers.Authorization = `Bearer ${bearer}`;
+  if (body) headers["Content-Type"] = "application/json";
+  const request = { method, headers, body: body && JSON.stringify(body), signal: AbortSignal.timeout(TIMEOUT_MS) };
+  const answer = await fetch(new URL(path, BASE), { ...request, cache: "no-store" }).catch(explain);
+  const content = await answer.json().catch(() => null);
+  if (!answer.ok) throw new Failure(content?.detail ?? `the server answers ${answer.status}`, answer.status);
+  if (content === null) throw new Failure("the answer is not JSON, or was cut off", answer.status);
+  return content;
+}
+
+/**
+ * @param {unknown} error
+ * @returns {never}
+ */
+function explain(error) {
+  const late = error instanceof DOMException && error.name === "TimeoutError";
+  throw new Failure(late ? `no answer within ${TIMEOUT_MS / 1000} s` : "the server cannot be reached");
+}
+
+// A browser that blocks storage still shows the page; the token is then known until the page is left.
+let held = "";
+
+export function readToken() {
+  try {
+    return sessionStorage.getItem(KEY) ?? held;
+  } catch {
+    return held;
+  }
+}
+
+/** @param {string} token empty: forget it */
+export function keepToken(token) {
+  held = token;
+  try {
+    if (token) sessionStorage.setItem(KEY, token);
+    else sessionStorage.removeItem(KEY);
+  } catch {
+    // see above
+  }
+}

@@ -1,0 +1,240 @@
+// @ts-check
+// One card for the database and one for each service: what it is, why, and the numbers behind it.
+
+import { h } from "./dom.js";
+import { bar, figure, nearness } from "./meters.js";
+import { badge, breakerLook, partLook } from "./shapes.js";
+import { capital, clock, count, counted, latency, percent, plainly, span, timeIn, timeOf, until, usd } from "./words.js";
+
+/**
+ * @typedef {import("./data.js").Breaker} Breaker
+ * @typedef {import("./data.js").Service} Service
+ * @typedef {import("./dom.js").Child} Child
+ */
+
+// ── the database ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+/**
+ * @param {import("./data.js").Database} database
+ * @param {import("./data.js").PoolMetrics | null} metrics
+ * @param {number} now
+ */
+export function databaseCard(database, metrics, now) {
+  const breaker = database.circuit_breaker;
+  const look = partLook(database.state, breaker.state);
+  const why = database.error ?? database.reason;
+  return h("article", { class: `card part wide ${look.tone}`, "aria-labelledby": "database-name" },
+    h("header", {}, h("h3", { id: "database-name" }, "database"), badge(look)),
+    why ? h("p", { class: "why" }, capital(plainly(why, now))) : null,
+    database.conditions.length ? h("p", { class: "why" }, `It is ${database.conditions.map(spaced).join(", ")}.`) : null,
+    h("div", { class: "columns" },
+      h("dl", { class: "figures" }, databaseFigures(database, metrics, now)),
+      pool(database.pool_status),
+      breakers("Circuit breaker", [[null, breaker]], why ?? "", now)),
+    resetButton("database", null, "Reset the breaker…", look.tone),
+  );
+}
+
+/** @param {string} word */
+const spaced = (word) => word.replaceAll("_", " ");
+
+/**
+ * @param {import("./data.js").Database} database
+ * @param {import("./data.js").PoolMetrics | null} metrics
+ * @param {number} now
+ */
+function databaseFigures(database, metrics, now) {
+  const times = metrics?.response_times;
+  const asked = times !== undefined && times.p95 > 0;
+  const checked = timeOf(database.last_health_check);
+  const probe = database.response_time_ms;
+  return [
+    figure("p50", asked ? latency(times.p50) : "–", "half of the scopes of the last 5 minutes were faster"),
+    figure("p95", asked ? latency(times.p95) : "–", "19 of 20 scopes of the last 5 minutes were faster"),
+    figure("probe", probe === null ? "–" : latency(probe / 1000), "a question on a connection of its own"),
+    figure("probed", checked === null ? "–" : `${span(now - checked)} ago`),
+  ];
+}
+
+/** @param {import("./data.js").Pool} pool */
+function pool(pool) {
+  const used = pool.active_connections, most = pool.max_connections;
+  const words = `${count(used)} of ${count(most)} connections in use`;
+  const waiting = pool.waiting ? `${count(pool.waiting)} waiting` : "none waiting";
+  return h("div", {},
+    h("h4", {}, "Pool"),
+    bar(words, [most ? used / most : 0]),
+    h("p", { class: "beside" }, nearness(most ? used / most : 0), words, h("span", {}, `${count(pool.idle_connections)} idle, `,
+      pool.waiting ? h("strong", {}, waiting) : waiting)),
+  );
+}
+
+// ── a service ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/**
+ * @param {Service} service
+ * @param {number} place
+ * @param {number} now
+ */
+export function serviceCard(service, place, now) {
+  const look = partLook(service.state, service.health.circuit_breaker_state);
+  const name = service.service_name, id = `service-${place}`;
+  const { model, kind } = service.configuration;
+  return h("article", { class: `card part ${look.tone}`, key: `service ${name}`, "aria-labelledby": id },
+    h("header", {}, h("h3", { id }, name), badge(look)),
+    h("p", { class: "soft" }, [model, kind].filter(Boolean).join(" · ")),
+    service.reason && service.state !== "healthy" ? h("p", { class: "why" }, capital(plainly(service.reason, now))) : null,
+    nextAttempt(service, now),
+    h("dl", { class: "figures" }, serviceFigures(service)),
+    breakers("Circuit breakers", Object.entries(service.models ?? {}), service.reason, now),
+    limits(service, now),
+    money(service.rate_limits.daily_budget, now),
+    resetButton("service", name, "Reset…", look.tone),
+  );
+}
+
+/** @param {Service} service */
+function serviceFigures(service) {
+  const metrics = service.metrics;
+  const calls = metrics.recent?.calls ?? metrics.total_requests;
+  const asked = calls > 0;
+  return [
+    figure("success", asked ? percent(metrics.success_rate) : "–", "of the calls of the last 5 minutes"),
+    figure("p95", asked ? latency(metrics.p95) : "–", `half of the calls took less than ${latency(metrics.p50)}`),
+    figure("calls in 5 min", count(calls), `${count(metrics.total_requests)} since the start`),
+    figure("refused", count(metrics.refused_requests), "by koo itself since the start: open breaker, limit or budget"),
+  ];
+}
+
+/**
+ * When this service will be asked again; null while it is.
+ * @param {Service} service
+ * @returns {number | null}
+ */
+export function nextAttemptAt(service) {
+  if (service.state === "circuit_open") return timeOf(service.health.next_attempt);
+  if (service.state !== "rate_limited") return null;
+  const named = timeIn(service.reason);
+  if (named !== null) return named;
+  const { requests_per_minute, requests_per_hour, requests_per_day, daily_budget } = service.rate_limits;
+  const full = [requests_per_minute, requests_per_hour, requests_per_day].filter((one) => one.remaining === 0);
+  if (daily_budget.limit !== null && Number(daily_budget.remaining) <= 0) full.push(/** @type {any} */ (daily_budget));
+  const ends = full.map((one) => timeOf(one.resets_at)).filter((end) => end !== null);
+  return ends.length ? Math.max(...ends) : null;
+}
+
+/**
+ * @param {Service} service
+ * @param {number} now
+ */
+function nextAttempt(service, now) {
+  const at = nextAttemptAt(service);
+  if (at !== null) {
+    return h("p", { class: "next" }, "Asked again ", h("strong", {}, until(at, now)), ` · ${clock(at, now)}`);
+  }
+  if (service.state !== "circuit_open") return null;
+  return h("p", { class: "next" }, "Asked again when an unbilled check succeeds, or after a reset");
+}
+
+/**
+ * @param {string} title
+ * @param {[string | null, Breaker][]} named a name of null: the card says whose it is
+ * @param {string} said the reason that stands on the card already
+ * @param {number} now
+ */
+function breakers(title, named, said, now) {
+  return h("div", {}, h("h4", {}, title), h("ul", { class: "breakers" }, named.map(([name, breaker]) =>
+    h("li", { key: `breaker ${name}` },
+      h("span", { class: "name" }, name === null ? null : h("b", {}, name), badge(breakerLook(breaker.state))),
+      h("span", { class: "soft" }, breakerWords(breaker, said, now))))));
+}
+
+/**
+ * @param {Breaker} breaker
+ * @param {string} said
+ * @param {number} now
+ */
+function breakerWords(breaker, said, now) {
+  const next = timeOf(breaker.next_attempt);
+  if (breaker.state === "open") {
+    const why = breaker.reason && breaker.reason !== said ? `${breaker.reason}; ` : "";
+    return `${why}tests recovery ${next === null ? "later" : until(next, now)}`;
+  }
+  if (breaker.state === "half_open") return `${breaker.success_threshold ?? "some"} good calls in a row close it`;
+  if (breaker.state === "forced_open") return "by an operator, until a reset";
+  if (breaker.state === "disabled") return "by an operator: failures are not counted";
+  return `${count(breaker.consecutive_failures ?? 0)} of ${count(breaker.failure_threshold ?? 0)} failures in a row`;
+}
+
+// ── limits and money ─────────────────────────────────────────────────────────────────────────────────────────────
+
+/**
+ * @param {Service} service
+ * @param {number} now
+ */
+function limits(service, now) {
+  const all = service.rate_limits;
+  return h("div", { class: "limits" },
+    h("h4", {}, "Requests"),
+    limit("minute", all.requests_per_minute, now), limit("hour", all.requests_per_hour, now), limit("day", all.requests_per_day, now));
+}
+
+/**
+ * @param {string} period
+ * @param {import("./data.js").Limit} one
+ * @param {number} now
+ */
+function limit(period, one, now) {
+  const used = count(one.used);
+  if (one.limit === null) return h("p", {}, h("span", { class: "soft" }, period), h("span", {}, "no limit"));
+  const words = `${used} of ${count(one.limit)}`;
+  const ratio = one.limit ? one.used / one.limit : 1;
+  const end = timeOf(one.resets_at);
+  const title = end !== null && one.used ? `free again ${until(end, now)}` : undefined;
+  return h("p", { title },
+    h("span", { class: "soft" }, period), h("span", {}, nearness(ratio), words),
+    bar(`${words} requests a ${period}`, [ratio]));
+}
+
+/**
+ * @param {import("./data.js").Budget} budget
+ * @param {number} now
+ */
+function money(budget, now) {
+  const spent = Number(budget.spent), held = Number(budget.reserved);
+  const exact = `${budget.spent} spent and ${budget.reserved} reserved of ${budget.limit ?? "no limit"}, in ${budget.currency}`;
+  const words = [h("b", {}, usd(budget.spent)), " spent", held ? ` + ${usd(budget.reserved)} reserved` : "",
+    budget.limit === null ? "" : ` of ${usd(budget.limit)}`];
+  const resets = timeOf(budget.resets_at);
+  const most = budget.limit === null ? null : Number(budget.limit);
+  const ratio = most === null ? 0 : most > 0 ? (spent + held) / most : 1;
+  return h("div", { class: "money", title: exact },
+    h("h4", {}, "Money today"),
+    most === null ? null : bar(exact, most > 0 ? [spent / most, held / most] : [1, 0]),
+    h("p", { class: "beside" }, h("span", {}, nearness(ratio), words),
+      h("span", { class: "soft" }, budget.limit === null ? "no limit" : resets === null ? "" : `resets ${until(resets, now)}`)));
+}
+
+/**
+ * @param {string} kind
+ * @param {string | null} name
+ * @param {string} words
+ * @param {string} tone
+ */
+function resetButton(kind, name, words, tone) {
+  const whose = name === null ? "" : ` ${name}`;
+  return h("p", { class: "act" },
+    h("button", { type: "button", class: tone === "ok" ? "quiet" : "", "data-reset": kind, "data-name": name,
+      "aria-haspopup": "dialog", "aria-label": `${words.replace("…", "")}${whose}…` }, words));
+}
+
+// ── what is not there ────────────────────────────────────────────────────────────────────────────────────────────
+
+/** @param {Service[]} services */
+export function unconfigured(services) {
+  if (services.length === 0) return null;
+  return h("section", { key: "unconfigured", class: "soft unconfigured", "aria-label": "Services without a key" },
+    h("p", {}, `${counted(services.length, "service has", "services have")} no key and `,
+      `${services.length === 1 ? "takes" : "take"} no part in anything above: `,
+      services.map((one, place) => [place ? ", " : "", h("span", {}, one.service_name)]), "."));
+}

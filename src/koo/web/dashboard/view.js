@@ -1,0 +1,216 @@
+// @ts-check
+// The whole page from one look: the verdict, what needs attention, then every part in an order that never changes.
+
+import { databaseCard, nextAttemptAt, serviceCard, unconfigured } from "./cards.js";
+import { h } from "./dom.js";
+import { badge, CONNECTING, DISCONNECTED, LOCKED, partLook, severityLook, shape, stateLook, verdictLook } from "./shapes.js";
+import { capital, clock, counted, plainly, span, timeOf, until } from "./words.js";
+
+/**
+ * @typedef {import("./data.js").Dashboard} Dashboard
+ * @typedef {import("./data.js").Service} Service
+ * @typedef {import("./data.js").Alert} Alert
+ * @typedef {import("./feed.js").Feed} Feed
+ */
+
+// ── the verdict ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+/**
+ * What the icon, the title and the banner say. A page without a connection does not know how things are, and says so.
+ * @param {Feed} feed
+ * @returns {import("./shapes.js").Look}
+ */
+export function verdictOf(feed) {
+  if (feed.link === "lost") return feed.failure?.status ? { ...DISCONNECTED, word: "unknown" } : DISCONNECTED;
+  if (feed.link === "locked") return LOCKED;
+  if (feed.snapshot === null) return CONNECTING;
+  return verdictLook(feed.snapshot.dashboard.summary.overall_health);
+}
+
+/** @param {Feed} feed */
+export function verdict(feed) {
+  const look = verdictOf(feed);
+  return [
+    shape(look, "large"),
+    h("div", {}, h("h1", {}, capital(look.word)), h("p", {}, sentence(feed))),
+  ];
+}
+
+/**
+ * One sentence without numbers that change each second: it is read aloud whenever it changes.
+ * @param {Feed} feed
+ */
+function sentence(feed) {
+  const { snapshot, failure, link } = feed;
+  if (link === "locked") return "The server shows its state to those who have a token.";
+  if (link === "connecting" || (link !== "lost" && snapshot === null)) return "Waiting for the first answer.";
+  if (link === "lost") {
+    const why = capital(failure?.message ?? "no answer").replace(/\.$/, "");
+    if (snapshot === null) return `${why}.`;
+    const last = verdictLook(snapshot.dashboard.summary.overall_health).word;
+    return `${why}. What is below was true at ${clock(feed.cameAt, Date.now())}; then it was ${last}.`;
+  }
+  return stateSentence(/** @type {Dashboard} */ (snapshot?.dashboard));
+}
+
+/** @param {Dashboard} dashboard */
+function stateSentence(dashboard) {
+  const services = configured(dashboard);
+  const ill = services.filter((one) => one.state !== "healthy");
+  const { database } = dashboard;
+  const works = database.state === "healthy" && database.healthy;
+  if (works && ill.length === 0) {
+    if (services.length === 0) return "The database works. No AI service has a key yet.";
+    return services.length === 1
+      ? `The database and ${services[0]?.service_name} work.`
+      : `The database and all ${services.length} AI services work.`;
+  }
+  const wrong = works ? [] : [databaseWords(database)];
+  if (ill.length) wrong.push(ill.map((one) => `${one.service_name}: ${stateLook(one.state).word}`).join(", "));
+  return [...wrong, ...whatWorks(works, services.length - ill.length, ill.length > 0)].join(". ") + ".";
+}
+
+/** @param {import("./data.js").Database} database */
+function databaseWords(database) {
+  if (database.state === "circuit_open") return "The database is refused: its circuit is open";
+  if (database.state === "degraded") return "The database's recovery is being tested";
+  return database.error ? "The database does not answer" : `The database is ${stateLook(database.state).word}`;
+}
+
+/**
+ * @param {boolean} database
+ * @param {number} services
+ * @param {boolean} others some services do not work
+ */
+function whatWorks(database, services, others) {
+  const names = database ? ["the database"] : [];
+  if (services) names.push(others ? counted(services, "other AI service") : services === 1 ? "the AI service" : `all ${services} AI services`);
+  const one = names.length === 1 && (database || services === 1);
+  return names.length ? [`${capital(names.join(" and "))} ${one ? "works" : "work"}`] : [];
+}
+
+/** @param {Dashboard} dashboard */
+function configured(dashboard) {
+  return Object.values(dashboard.ai_services.services).filter((one) => one.configured);
+}
+
+// ── below the verdict ────────────────────────────────────────────────────────────────────────────────────────────
+
+/** @param {Feed} feed */
+export function below(feed) {
+  if (feed.link === "lost") {
+    const when = feed.asking ? "Trying now" : `Trying again ${until(feed.dueAt, Date.now())}`;
+    return [h("p", { class: "row" }, h("span", {}, `${when}.`), h("button", { type: "button", "data-act": "again" }, "Try now"))];
+  }
+  if (feed.snapshot === null) return [];
+  const { summary, database, ai_services: ai, alerts } = feed.snapshot.dashboard;
+  const worst = alerts.find((one) => one.active !== false);
+  return [h("ul", { class: "facts", key: "facts" },
+    h("li", {}, shape(partLook(database.state, database.circuit_breaker.state), "tiny"), "database ", stateLook(database.state).word),
+    h("li", {}, shape(verdictLook(servicesHealth(ai)), "tiny"), `${summary.ai_services_healthy} AI services healthy`),
+    h("li", {}, shape(worst ? severityLook(worst.type) : verdictLook("healthy"), "tiny"),
+      counted(summary.active_alerts, "alert")),
+    h("li", {}, shape(summary.circuit_breakers_open ? severityLook("critical") : verdictLook("healthy"), "tiny"),
+      counted(summary.circuit_breakers_open, "open breaker")),
+  )];
+}
+
+/** @param {Dashboard["ai_services"]} ai */
+function servicesHealth(ai) {
+  if (ai.healthy_services === ai.total_services) return "healthy";
+  return ai.healthy_services === 0 ? "unhealthy" : "degraded";
+}
+
+/** @param {Feed} feed */
+export function link(feed) {
+  const age = span(Date.now() - feed.cameAt);
+  const since = clock(feed.cameAt, Date.now());
+  switch (feed.link) {
+    case "live": return [h("span", { class: "pulse" }), `live · ${age} ago`];
+    case "stale": return [`stale since ${since} · ${age}`];
+    case "lost": return [feed.snapshot === null ? "disconnected" : `disconnected · numbers of ${since}`];
+    case "locked": return ["locked"];
+    default: return ["connecting"];
+  }
+}
+
+// ── the rest ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** @param {Feed} feed */
+export function content(feed) {
+  if (feed.snapshot === null) return [];
+  const { dashboard, pool } = feed.snapshot;
+  const services = Object.values(dashboard.ai_services.services);
+  const now = feed.now;
+  return [
+    attention(dashboard, now),
+    h("section", { key: "database", "aria-labelledby": "database" },
+      h("h2", { id: "database" }, "Database"), databaseCard(dashboard.database, pool, now)),
+    h("section", { key: "services", "aria-labelledby": "services" },
+      h("h2", { id: "services" }, "AI services"),
+      h("div", { class: "parts" }, configured(dashboard).map((one, place) => serviceCard(one, place, now)))),
+    unconfigured(services.filter((one) => !one.configured)),
+  ];
+}
+
+/**
+ * @param {Dashboard} dashboard
+ * @param {number} now
+ */
+function attention(dashboard, now) {
+  const active = dashboard.alerts.filter((one) => one.active !== false);
+  const over = dashboard.alerts.filter((one) => one.active === false);
+  return h("section", { key: "attention", "aria-labelledby": "attention" },
+    h("h2", { id: "attention" }, "Needs attention"),
+    active.length === 0
+      ? h("p", { class: "calm", key: "calm" }, shape(verdictLook("healthy")), "Nothing. No alert is active.")
+      : h("ul", { class: "alerts", key: "active" }, active.map((one) => alertLine(one, dashboard, now))),
+    over.length === 0 ? null : [
+      h("h2", { key: "over-title" }, "Over within the last 15 minutes"),
+      h("ul", { class: "alerts over", key: "over" }, over.map((one) => alertLine(one, dashboard, now))),
+    ]);
+}
+
+/**
+ * @param {Alert} alert
+ * @param {Dashboard} dashboard
+ * @param {number} now
+ */
+function alertLine(alert, dashboard, now) {
+  const look = severityLook(alert.type);
+  const whose = alert.component.replace(/^ai:/, "");
+  const message = alert.message.startsWith(`${whose} `) ? alert.message.slice(whose.length + 1) : alert.message;
+  return h("li", { key: `${alert.kind} ${alert.component} ${alert.timestamp}`, class: look.tone },
+    badge(look),
+    h("p", {}, h("b", {}, whose), " ", capital(plainly(message, now)), ".", comesBack(alert, dashboard, now)),
+    h("p", { class: "soft when" }, alertTimes(alert, now)));
+}
+
+/**
+ * @param {Alert} alert
+ * @param {Dashboard} dashboard
+ * @param {number} now
+ */
+function comesBack(alert, dashboard, now) {
+  if (alert.active === false) return null;
+  const next = timeOf(/** @type {string | null} */ (alert.data?.next_attempt));
+  if (next !== null) return ` Tests recovery ${until(next, now)}.`;
+  const resets = timeOf(/** @type {string | null} */ (alert.data?.resets_at));
+  if (resets !== null) return ` Resets ${until(resets, now)}.`;
+  const service = dashboard.ai_services.services[alert.component.replace(/^ai:/, "")];
+  const at = service && alert.kind === "service_down" ? nextAttemptAt(service) : null;
+  return at === null ? null : ` Asked again ${until(at, now)}.`;
+}
+
+/**
+ * @param {Alert} alert
+ * @param {number} now
+ */
+function alertTimes(alert, now) {
+  const began = timeOf(alert.timestamp), ended = timeOf(alert.ended_at);
+  if (ended !== null) {
+    const lasted = alert.data?.lasted_s;
+    return [`${span(now - ended)} ago`, typeof lasted === "number" ? ` · lasted ${span(lasted * 1000)}` : ""];
+  }
+  return began === null ? [] : [`for ${span(now - began)} · since ${clock(began, now)}`];
+}

@@ -1,0 +1,70 @@
+"""`/dashboard/`: the state of everything as a page that refreshes itself.
+
+Plain files, without a build step, served under a policy that lets the page talk to this server and to nobody else, run
+no script but its own and never make markup out of text (`trusted-types`). The files say nothing about this
+installation, so they are open to all; what they ask for is guarded like every other request.
+
+All addresses in the page are relative, so that it works below whatever path a proxy or another application puts it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from importlib.resources import files
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+PATH = "/dashboard"
+MODULES = (
+    "api.js", "cards.js", "data.js", "dom.js", "feed.js", "main.js", "meters.js", "reset.js", "shapes.js", "view.js",
+    "words.js",
+)  # fmt: skip
+ASSETS = ("style.css", *MODULES)
+OPEN_PATHS = frozenset({PATH, f"{PATH}/", *(f"{PATH}/{name}" for name in ASSETS)})
+"""What needs no token: a browser that opens an address cannot send one."""
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+
+
+def dashboard_router(prefix: str = "/api/v1", path: str = PATH) -> APIRouter:
+    """The page below `path` and its files. `prefix`: where the routes are that it asks."""
+    router = APIRouter(include_in_schema=False)
+    folder = files("koo.web").joinpath("dashboard")
+    page = folder.joinpath("index.html").read_text(encoding="utf-8")
+    page = page.replace("../api/v1", _from(path, prefix)).replace("../docs", _from(path, "/docs"))
+    _add(router, f"{path}/", page.encode(), ".html")
+    for name in ASSETS:
+        _add(router, f"{path}/{name}", folder.joinpath(name).read_bytes(), posixpath.splitext(name)[1])
+
+    async def lead() -> Response:
+        # Relative: below a proxy's own path, an absolute one would lead out of it.
+        return Response(status_code=307, headers={"Location": f"{posixpath.basename(path)}/", **HEADERS})
+
+    router.add_api_route(path, lead, methods=["GET", "HEAD"])
+    return router
+
+
+def _from(path: str, target: str) -> str:
+    """The relative way from the page to `target`; both are absolute paths within the application."""
+    return posixpath.relpath(target, path)
+
+
+def _add(router: APIRouter, path: str, content: bytes, suffix: str) -> None:
+    async def serve() -> Response:
+        return Response(content, media_type=TYPES[suffix], headers=HEADERS)
+
+    router.add_api_route(path, serve, methods=["GET", "HEAD"])

@@ -1,0 +1,141 @@
+"""The outermost layer of the server: an id and a log line for each request, no caching, no endless body, no traceback.
+
+Plain ASGI, because Starlette's `BaseHTTPMiddleware` runs the rest in a task of its own, behind which nobody learns that
+the caller has left.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+from fastapi import HTTPException
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from koo.web.problems import http_problem, respond
+
+BODY_BYTES_MAX = 16 * 1024 * 1024
+"""More than the largest prompt, whose own limit gives the better sentence."""
+PROBES = frozenset({"/livez", "/readyz", "/metrics"})
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+}
+CLOSE = {"Connection": "close"}
+log = logging.getLogger("koo.web")
+
+
+class BodyTooLarge(HTTPException):
+    """More bytes came than any request needs.
+
+    FastAPI's own, because it takes any other error while a body is read for a body that is no JSON.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        # The rest of the body is not read, so the connection cannot be used again.
+        super().__init__(413, f"the body is larger than {bytes_max // 2**20} MiB", CLOSE)
+
+
+class Edge:
+    """Around the whole application."""
+
+    def __init__(self, app: ASGIApp, body_bytes_max: int = BODY_BYTES_MAX) -> None:
+        self.app = app
+        self._body_bytes_max = body_bytes_max
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        scope["koo.request_id"] = _id_of(request)
+        exchange = _Exchange(scope, receive, send, self._body_bytes_max)
+        try:
+            if _announced_bytes(request) > self._body_bytes_max:
+                raise BodyTooLarge(self._body_bytes_max)
+            await self.app(scope, exchange.receive, exchange.send)
+        except BodyTooLarge as error:
+            await exchange.refuse(413, error.detail)
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            await exchange.refuse(500, "something went wrong here; the server's log says more")
+        finally:
+            exchange.tell()
+
+
+class _Exchange:
+    """One request and its answer, on their way through the edge."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, bytes_max: int) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._bytes_max = self._bytes_left = bytes_max
+        self._began_at = time.perf_counter()
+        self.status: int | None = None
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._bytes_left -= len(message.get("body", b""))
+            if self._bytes_left < 0:
+                raise BodyTooLarge(self._bytes_max)
+        return message
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self._scope["koo.request_id"]
+            for name, value in _HEADERS.items():
+                headers.setdefault(name, value)
+        await self._send(message)
+
+    async def refuse(self, status: int, detail: str) -> None:
+        """Answer with a problem, unless an answer has begun: then all that is left is to break it off."""
+        if self.status is not None:
+            raise ConnectionAbortedError("an answer that had begun failed")
+        answer = respond(http_problem(Request(self._scope), status, detail), CLOSE)
+        await answer(self._scope, self._receive, self.send)
+
+    def tell(self) -> None:
+        """One line in the log. Never the query string: somebody may have put a token into it."""
+        status, path = self.status or 499, self._scope["path"]
+        if path in PROBES and status < 400:
+            return
+        took_ms = (time.perf_counter() - self._began_at) * 1000
+        method = self._scope["method"]
+        log.info(
+            "%s %s %d in %.0f ms",
+            method,
+            path,
+            status,
+            took_ms,
+            extra={
+                "method": method,
+                "path": path,
+                "status": status,
+                "took_ms": round(took_ms, 1),
+                "request_id": self._scope["koo.request_id"],
+            },
+        )
+
+
+def _id_of(request: Request) -> str:
+    """The caller's own id, if it is one that may stand in a log; else a new one."""
+    given = request.headers.get("x-request-id", "")
+    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _announced_bytes(request: Request) -> int:
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdecimal() and length.isascii() else 0

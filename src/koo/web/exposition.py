@@ -1,0 +1,207 @@
+"""The numbers of `monitoring.snapshot` as Prometheus text.
+
+Made when somebody asks, from the same views as everything else; nothing is counted twice. Each series exists from the
+start, also at zero: `rate()` does not see a series' first step. Labels are configured names, never a path, a model or a
+message, so their number has a bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from koo.errors import Kind
+from koo.monitoring.snapshot import total_of
+from koo.platform import Platform
+from koo.policies.reported import DatabaseState, ServiceState
+from koo.policies.tally import BOUNDS_S
+from koo.web.release import version
+
+BREAKER_STATES = ("closed", "open", "half_open", "forced_open", "disabled")
+SEVERITIES = ("critical", "warning", "info")
+WINDOWS = ("requests_per_minute", "requests_per_hour", "requests_per_day")
+OUTCOMES = {
+    "success": "successful_requests",
+    "throttled": "throttled_requests",
+    "neutral": "neutral_requests",
+}
+
+
+class Name(NamedTuple):
+    """One metric: its kind, what it says, its labels."""
+
+    kind: type[Metric]
+    help: str
+    labels: tuple[str, ...]
+
+
+NAMES: dict[str, Name] = {
+    "koo_build": Name(GaugeMetricFamily, "1, with the version as a label", ("version",)),
+    "koo_circuit_breaker_state": Name(
+        GaugeMetricFamily,
+        "1 for the state that a breaker is in; of an AI service its default model's",
+        ("breaker", "state"),
+    ),
+    "koo_circuit_breaker_opened": Name(CounterMetricFamily, "times that a breaker opened", ("breaker",)),
+    "koo_service_state": Name(
+        GaugeMetricFamily, "1 for the state that an AI service is in", ("service", "state")
+    ),
+    "koo_service_requests": Name(
+        CounterMetricFamily, "attempts that reached an AI service", ("service", "outcome")
+    ),
+    "koo_service_refusals": Name(
+        CounterMetricFamily, "calls that we refused, and why", ("service", "reason")
+    ),
+    "koo_service_errors": Name(CounterMetricFamily, "errors of an AI service by kind", ("service", "kind")),
+    "koo_service_retries": Name(CounterMetricFamily, "attempts that were repeats", ("service",)),
+    "koo_service_request_duration_seconds": Name(
+        HistogramMetricFamily, "time of successful attempts", ("service",)
+    ),
+    "koo_rate_limit": Name(GaugeMetricFamily, "our own limit", ("service", "window")),
+    "koo_rate_limit_used": Name(GaugeMetricFamily, "what is used of our own limit", ("service", "window")),
+    "koo_budget_limit_usd": Name(GaugeMetricFamily, "budget of the UTC day", ("service",)),
+    "koo_budget_spent_usd": Name(GaugeMetricFamily, "booked today", ("service",)),
+    "koo_budget_reserved_usd": Name(GaugeMetricFamily, "held for running attempts", ("service",)),
+    "koo_database_up": Name(
+        GaugeMetricFamily, "1 if the last look found the database, and it is not refused", ()
+    ),
+    "koo_database_state": Name(GaugeMetricFamily, "1 for the state that the database is in", ("state",)),
+    "koo_database_errors": Name(CounterMetricFamily, "errors of the database by kind", ("kind",)),
+    "db_client_connection_count": Name(GaugeMetricFamily, "connections of the pool", ("state",)),
+    "db_client_connection_max": Name(GaugeMetricFamily, "most connections that there may be", ()),
+    "db_client_connection_pending_requests": Name(
+        GaugeMetricFamily, "callers that wait for a connection", ()
+    ),
+    "koo_alerts": Name(GaugeMetricFamily, "alerts that hold now", ("severity",)),
+}
+"""The one table of names. Counters get `_total`, as the text format wants it."""
+
+Sample = tuple[str, tuple[str, ...], float]
+
+
+class PlatformMetrics(Collector):
+    """Reads a platform when Prometheus asks."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+
+    def collect(self) -> Iterable[Metric]:
+        families = {
+            name: one.kind(name, one.help, labels=one.labels)  # type: ignore[call-arg]
+            for name, one in NAMES.items()
+        }
+        for name, labels, value in self._samples():
+            families[name].add_metric(labels, value)  # type: ignore[attr-defined]
+        self._add_durations(families["koo_service_request_duration_seconds"])
+        return families.values()
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: else registering would read the platform."""
+        return ()
+
+    def _samples(self) -> Iterator[Sample]:
+        yield "koo_build", (version(),), 1
+        for name, view in self._platform.services_status().items():
+            if view["configured"]:
+                yield from _service(name, view)
+        database = self._platform.database
+        yield from _database(database.get_health(), database.get_pool_metrics())
+        active = [alert["type"] for alert in self._platform.active_alerts() if alert["active"]]
+        for severity in SEVERITIES:
+            yield "koo_alerts", (severity,), active.count(severity)
+
+    def _add_durations(self, family: Any) -> None:
+        bounds = [*map(str, BOUNDS_S), "+Inf"]
+        for name, service in self._platform.services.items():
+            if service.configured:
+                total = total_of(service.guards)
+                buckets = list(zip(bounds, accumulate(total.latency), strict=True))
+                family.add_metric((name,), buckets, total.latency_sum_s)
+
+
+def _service(name: str, view: Mapping[str, Any]) -> Iterator[Sample]:
+    metrics, limits = view["metrics"], view["rate_limits"]
+    models = view["models"].values()
+    yield from _one_of(
+        "koo_circuit_breaker_state", name, BREAKER_STATES, view["health"]["circuit_breaker_state"]
+    )
+    yield "koo_circuit_breaker_opened", (name,), sum(model["times_opened"] for model in models)
+    yield from _one_of("koo_service_state", name, [state.value for state in ServiceState], view["state"])
+    for outcome, key in OUTCOMES.items():
+        yield "koo_service_requests", (name, outcome), metrics[key]
+    failed = metrics["failed_requests"] - metrics["throttled_requests"]
+    yield "koo_service_requests", (name, "failure"), failed
+    for kind in Kind:
+        if kind in metrics["refusals"] or kind in REFUSALS:
+            yield "koo_service_refusals", (name, kind.value), metrics["refusals"].get(kind.value, 0)
+        if kind in metrics["error_counts"] or kind in FAILURES:
+            yield "koo_service_errors", (name, kind.value), metrics["error_counts"].get(kind.value, 0)
+    yield "koo_service_retries", (name,), metrics["retries"]
+    for window in WINDOWS:
+        yield "koo_rate_limit_used", (name, window), limits[window]["used"]
+        if limits[window]["limit"] is not None:
+            yield "koo_rate_limit", (name, window), limits[window]["limit"]
+    budget = limits["daily_budget"]
+    yield "koo_budget_spent_usd", (name,), float(Decimal(budget["spent"]))
+    yield "koo_budget_reserved_usd", (name,), float(Decimal(budget["reserved"]))
+    if budget["limit"] is not None:
+        yield "koo_budget_limit_usd", (name,), float(Decimal(budget["limit"]))
+
+
+REFUSALS = frozenset(
+    {
+        Kind.CIRCUIT_OPEN,
+        Kind.RATE_LIMITED,
+        Kind.BUDGET_EXCEEDED,
+        Kind.SATURATED,
+        Kind.COOLING_DOWN,
+        Kind.KEY_REFUSED,
+    }
+)
+FAILURES = frozenset(
+    {
+        Kind.CONNECTION,
+        Kind.TIMEOUT,
+        Kind.OVERLOADED,
+        Kind.SERVER_ERROR,
+        Kind.BAD_ANSWER,
+        Kind.THROTTLED,
+        Kind.AUTH,
+    }
+)
+"""Kinds whose series are there from the start."""
+
+
+def _database(health: Mapping[str, Any], metrics: Mapping[str, Any]) -> Iterator[Sample]:
+    pool, breaker = health["pool_status"], health["circuit_breaker"]
+    up = health["error"] is None and health["state"] != "circuit_open"
+    yield "koo_database_up", (), float(up)
+    for state in DatabaseState:
+        yield "koo_database_state", (state.value,), float(state.value == health["state"])
+    yield from _one_of("koo_circuit_breaker_state", "database", BREAKER_STATES, breaker["state"])
+    yield "koo_circuit_breaker_opened", ("database",), breaker["times_opened"]
+    for kind, count in metrics["errors"]["by_kind"].items():
+        yield "koo_database_errors", (str(kind),), count
+    yield "db_client_connection_count", ("used",), pool["active_connections"]
+    yield "db_client_connection_count", ("idle",), pool["idle_connections"]
+    yield "db_client_connection_max", (), pool["max_connections"]
+    yield "db_client_connection_pending_requests", (), pool["waiting"]
+
+
+def _one_of(metric: str, name: str, states: Iterable[str], current: str) -> Iterator[Sample]:
+    """1 for the current state and 0 for each other, so that none is ever missing."""
+    for state in states:
+        yield metric, (name, state), float(state == current)
+
+
+def text_of(platform: Platform) -> bytes:
+    """What there is to know about a platform, as Prometheus text, version 0.0.4."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(PlatformMetrics(platform))
+    return generate_latest(registry)

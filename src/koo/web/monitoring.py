@@ -1,0 +1,99 @@
+"""Routes under /monitoring: what is the state of everything, and the reset of the database's breaker."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+from fastapi import APIRouter, Body
+from starlette.responses import Response
+
+from koo.platform import Platform
+from koo.web import models, views
+from koo.web.routing import JsonView, described, make_router
+
+log = logging.getLogger("koo.web")
+
+
+def monitoring_router(platform: Platform) -> APIRouter:
+    """The routes, below `/monitoring`, for one platform."""
+    router = make_router("/monitoring", "monitoring")
+    _add_overview(router, platform)
+    _add_database(router, platform)
+    _add_services(router, platform)
+    return router
+
+
+def _add_overview(router: APIRouter, platform: Platform) -> None:
+    @router.get("/health", summary="State of everything", **described(models.SystemHealth))
+    async def get_health() -> Response:
+        """Always 200, whatever the state: machines ask `/readyz`. The database is probed now."""
+        return JsonView(await views.system_health(platform))
+
+    @router.get("/dashboard", summary="Everything that an overview shows", **described(models.Dashboard))
+    async def get_dashboard() -> Response:
+        """The state of everything, its summary, and the alerts."""
+        return JsonView(await views.dashboard(platform))
+
+    @router.get("/alerts", summary="Alerts", **described(models.SystemAlerts))
+    async def get_alerts() -> Response:
+        """What is wrong now, the worst first, then what has ended within fifteen minutes."""
+        return JsonView(await views.system_alerts(platform))
+
+
+def _add_database(router: APIRouter, platform: Platform) -> None:
+    @router.get("/database", summary="Database in detail", **described(models.DatabaseMonitoring))
+    async def get_database() -> Response:
+        """Health, pool, breaker and errors of the database in one."""
+        status = await platform.database.get_detailed_status()
+        return JsonView({"database_monitoring": status, "timestamp": views.timestamp()})
+
+    @router.get("/database/pool-metrics", summary="Connection pool", **described(models.PoolMetricsAnswer))
+    async def get_pool_metrics() -> Response:
+        """What the pool is doing. Asks no connection of it."""
+        metrics = platform.database.get_pool_metrics()
+        return JsonView({"pool_metrics": metrics, "timestamp": views.timestamp()})
+
+    @router.post(
+        "/database/health-check", summary="Check the database now", **described(models.DatabaseCheck)
+    )
+    async def check_database() -> Response:
+        """One probe on a connection of its own. Always 200: what it found is in the answer."""
+        await platform.open()
+        result = await platform.database.health_check()
+        status = await platform.database.get_detailed_status()
+        return JsonView(
+            {"health_check_result": result, "detailed_status": status, "timestamp": views.timestamp()}
+        )
+
+    @router.post(
+        "/database/reset-circuit-breaker",
+        summary="Close the database's breaker",
+        **described(models.DatabaseReset, 413, 422),
+    )
+    async def reset_database(body: Annotated[models.ResetBody | None, Body()] = None) -> Response:
+        """Closes it here and in every process on the same state store. Pool and counts stay as they are."""
+        await platform.open()
+        platform.reset_database()
+        log.warning("the database's circuit breaker was reset; reason: %r", body.reason if body else None)
+        message = "the database's circuit breaker is closed"
+        state = platform.database.circuit_breaker_state.value
+        return JsonView({"message": message, "new_state": state, "timestamp": views.timestamp()})
+
+
+def _add_services(router: APIRouter, platform: Platform) -> None:
+    @router.get("/ai-services", summary="AI services in detail", **described(models.ServicesMonitoring))
+    async def get_services() -> Response:
+        """All AI services."""
+        return JsonView(
+            {"ai_services_monitoring": platform.services_health(), "timestamp": views.timestamp()}
+        )
+
+    @router.get(
+        "/ai-services/{service}/metrics",
+        summary="One AI service in detail",
+        **described(models.ServiceMetricsAnswer, 404),
+    )
+    async def get_service_metrics(service: str) -> Response:
+        """One AI service: state, counts, limits, money."""
+        return JsonView({"service_metrics": platform.service_health(service), "timestamp": views.timestamp()})

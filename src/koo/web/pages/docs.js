@@ -1,0 +1,143 @@
+// The description of the API as a page: reads openapi.json, writes text nodes only (nothing is ever parsed as HTML).
+// @ts-check
+
+const METHODS = ["get", "post", "put", "patch", "delete"];
+
+/** An element with attributes and children; strings become text. */
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
+
+/** Text with `code` marked, in paragraphs. */
+function prose(text) {
+  return (text || "").split(/\n\s*\n/).filter(Boolean).map((paragraph) => {
+    const pieces = paragraph.replace(/\s*\n\s*/g, " ").split("`");
+    return make("p", {}, ...pieces.map((piece, place) => (place % 2 ? make("code", {}, piece) : piece)));
+  });
+}
+
+function resolve(api, schema) {
+  return schema && schema.$ref ? api.components.schemas[schema.$ref.split("/").pop()] : schema || {};
+}
+
+function typeOf(api, schema) {
+  if (!schema) return "";
+  if (schema.$ref) return schema.$ref.split("/").pop();
+  if (schema.anyOf) return schema.anyOf.map((one) => typeOf(api, one)).join(" or ");
+  if (schema.enum) return schema.enum.map((value) => JSON.stringify(value)).join(" or ");
+  if ("const" in schema) return JSON.stringify(schema.const);
+  if (schema.type === "array") return `list of ${typeOf(api, schema.items) || "anything"}`;
+  return schema.type || "";
+}
+
+function boundsOf(schema) {
+  const words = { minimum: "at least", exclusiveMinimum: "above", maximum: "at most", maxLength: "length at most",
+    minLength: "length at least", maxItems: "at most", minItems: "at least" };
+  const all = [schema, ...(schema.anyOf || [])];
+  return all.flatMap((one) => Object.keys(words).filter((key) => key in one).map((key) => `${words[key]} ${one[key]}`)).join(", ");
+}
+
+function table(heads, rows) {
+  return make("table", {},
+    make("thead", {}, make("tr", {}, ...heads.map((head) => make("th", { scope: "col" }, head)))),
+    make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map((cell) => make("td", {}, cell))))));
+}
+
+function fieldsOf(api, schema) {
+  const { properties = {}, required = [] } = resolve(api, schema);
+  const rows = Object.entries(properties).map(([name, field]) => [
+    make("code", {}, name),
+    typeOf(api, field) + (required.includes(name) ? ", required" : ""),
+    [field.description, boundsOf(field)].filter(Boolean).join("; "),
+  ]);
+  return rows.length ? table(["field", "type", "meaning"], rows) : null;
+}
+
+function exampleOf(api, content) {
+  const example = content.example ?? resolve(api, content.schema).example;
+  if (example === undefined) return null;
+  return make("pre", { tabindex: "0" }, typeof example === "string" ? example : JSON.stringify(example, null, 2));
+}
+
+function curlOf(api, method, path, body) {
+  const url = new URL(`.${path}`, document.baseURI).href;
+  const words = ["curl", ...(method === "get" ? [] : ["-X", method.toUpperCase()]), url];
+  const example = body && (body.example ?? resolve(api, body.schema).example);
+  if (!example || !body.required) return words.join(" ");
+  const json = JSON.stringify(example).replaceAll("'", "'\\''");
+  return `${words.join(" ")} \\\n  -H 'Content-Type: application/json' \\\n  -d '${json}'`;
+}
+
+function section(title, ...children) {
+  const shown = children.filter((child) => child !== null);
+  return shown.length ? [make("h3", {}, title), ...shown] : [];
+}
+
+function responsesOf(api, responses) {
+  const rows = Object.entries(responses).map(([status, one]) => [
+    make("code", {}, status), one.description || "", Object.keys(one.content || {}).join(", ")]);
+  return table(["status", "meaning", "as"], rows);
+}
+
+function operationOf(api, method, path, operation) {
+  const parameters = (operation.parameters || []).map((one) => [
+    make("code", {}, one.name), `${typeOf(api, one.schema)}, in the ${one.in}${one.required ? ", required" : ""}`,
+    one.description || ""]);
+  const body = operation.requestBody?.content?.["application/json"];
+  const asked = body && { ...body, required: operation.requestBody.required };
+  const answer = Object.values(operation.responses["200"]?.content || {})[0];
+  return make("details", { id: operation.operationId },
+    make("summary", {}, make("span", { class: `method ${method}` }, method.toUpperCase()), make("code", {}, path),
+      make("span", {}, operation.summary || "")),
+    make("div", { class: "body" },
+      ...prose(operation.description),
+      ...section("Try it", make("pre", { tabindex: "0" }, curlOf(api, method, path, asked))),
+      ...section("Parameters", parameters.length ? table(["name", "type", "meaning"], parameters) : null),
+      ...section("Body", body ? fieldsOf(api, body.schema) : null),
+      ...section("Answer", answer ? exampleOf(api, answer) : null, answer ? fieldsOf(api, answer.schema) : null),
+      ...section("Status", responsesOf(api, operation.responses))));
+}
+
+function operationsOf(api) {
+  return Object.entries(api.paths).flatMap(([path, one]) =>
+    METHODS.filter((method) => method in one).map((method) => ({ method, path, operation: one[method] })));
+}
+
+function show(api) {
+  const about = document.getElementById("about");
+  about.replaceWith(...prose(api.info.description),
+    make("p", {}, `Version ${api.info.version}. As data: `, make("a", { href: "openapi.json" }, "openapi.json")));
+  const main = document.getElementById("operations");
+  const list = make("ul");
+  for (const tag of api.tags || []) {
+    main.append(make("h2", {}, tag.name), ...prose(tag.description));
+    for (const { method, path, operation } of operationsOf(api)) {
+      if (!operation.tags?.includes(tag.name)) continue;
+      main.append(operationOf(api, method, path, operation));
+      list.append(make("li", {}, make("a", { href: `#${operation.operationId}` }, operation.summary || path)));
+    }
+  }
+  document.getElementById("contents").append(list);
+  open();
+}
+
+/** Open the operation that the address names. */
+function open() {
+  const named = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (named instanceof HTMLDetailsElement) {
+    named.open = true;
+    named.scrollIntoView();
+  }
+}
+
+addEventListener("hashchange", open);
+try {
+  const answer = await fetch("openapi.json");
+  if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
+  show(await answer.json());
+} catch (error) {
+  document.getElementById("about").textContent = `The description of the API could not be read: ${error.message}`;
+}

@@ -1,0 +1,54 @@
+"""Routes for an orchestrator. `/livez`: does the process live? `/readyz`: may it take traffic?
+
+Both answer from memory: a probe that waits for a sick database is killed by its own timeout, and a liveness probe that
+asks a dependency restarts a process that nothing is wrong with. Nor does an open breaker of an AI service count here:
+other processes would ask the same provider.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from koo.errors import DatabaseUnavailable, Kind, ServiceRefused
+from koo.platform import Platform
+from koo.web import models
+from koo.web.routing import JsonView, described, make_router
+
+
+class Readiness:
+    """Whether traffic is welcome. `closing` is set when the server begins to end."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+        self.closing = False
+
+    def check(self) -> None:
+        """Raises what stands against it; reads what is known, and asks nobody."""
+        if self.closing:
+            raise ServiceRefused("koo", "this process is ending", kind=Kind.DRAINING)
+        database = self._platform.database.get_health()
+        if database["state"] == "circuit_open":
+            raise DatabaseUnavailable("database", "its circuit breaker is open")
+        if database["error"] is not None:
+            raise DatabaseUnavailable("database", "it does not answer", kind=Kind.CONNECTION)
+
+
+def probes_router(readiness: Readiness) -> APIRouter:
+    """`/livez` and `/readyz`, for GET and HEAD."""
+    router = make_router("", "probes")
+
+    async def livez() -> Response:
+        """200 as long as the process can answer at all."""
+        return JsonView({"status": "alive"})
+
+    async def readyz() -> Response:
+        """503 when the database refuses or does not answer, or the process is ending; from memory."""
+        readiness.check()
+        return JsonView({"status": "ready"})
+
+    router.get("/livez", summary="Does the process live?", **described(models.Alive))(livez)
+    router.get("/readyz", summary="May it take traffic?", **described(models.Ready, 503))(readyz)
+    for path, answer in (("/livez", livez), ("/readyz", readyz)):
+        router.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
+    return router

@@ -1,0 +1,247 @@
+"""Errors over HTTP: one table from what happened to a status, one shape for all of them (RFC 9457).
+
+A status says whose turn it is. 429: slow down, a limit or budget is reached. 503: not now, nothing you did. 504: too
+late. 502: the provider answered, but badly. 404 and 422: change the request. A provider that refuses *our* key is a
+503, never a 401: a caller who sees 401 goes looking for a fault in his own credentials.
+
+A problem never repeats what the caller sent: a prompt in an error is a prompt in somebody's log.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from koo.errors import AllServicesFailed, ExternalServiceError, Kind, KooError
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:koo:problem:"
+
+STATUS: dict[Kind, int] = {
+    Kind.CIRCUIT_OPEN: 503,
+    Kind.RATE_LIMITED: 429,
+    Kind.BUDGET_EXCEEDED: 429,
+    Kind.SATURATED: 503,
+    Kind.COOLING_DOWN: 429,
+    Kind.KEY_REFUSED: 503,
+    Kind.DRAINING: 503,
+    Kind.CONNECTION: 503,
+    Kind.TIMEOUT: 504,
+    Kind.OVERLOADED: 503,
+    Kind.SERVER_ERROR: 502,
+    Kind.BAD_ANSWER: 502,
+    Kind.TRUNCATED_STREAM: 502,
+    Kind.STALLED: 504,
+    Kind.THROTTLED: 429,
+    Kind.QUOTA: 429,
+    Kind.BILLING: 429,
+    Kind.AUTH: 503,
+    Kind.PERMISSION: 503,
+    Kind.CONFLICT: 502,
+    Kind.UNKNOWN: 502,
+    Kind.INVALID_REQUEST: 422,
+    Kind.CONTEXT_LENGTH: 422,
+    Kind.CONTENT_POLICY: 422,
+    Kind.NOT_FOUND: 404,
+    Kind.TOO_LARGE: 422,
+    Kind.NOT_CONFIGURED: 503,
+    Kind.UNKNOWN_SERVICE: 404,
+    Kind.PRICE_UNKNOWN: 422,
+    Kind.DEADLINE: 504,
+    Kind.ALL_FAILED: 503,
+    Kind.CONTENTION: 503,
+    Kind.INTEGRITY: 500,
+    Kind.READ_ONLY: 503,
+    # Not 503: whoever repeats a 503 by himself would run a transaction twice that may have happened.
+    Kind.OUTCOME_UNKNOWN: 500,
+    Kind.CANCELLED: 503,
+}
+"""The status of each kind of error. A test holds it complete."""
+
+HTTP_KINDS: dict[int, str] = {
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    422: "invalid_request",
+    500: "internal_error",
+}
+"""What errors of HTTP itself are called."""
+
+WORDS: dict[str, str] = {
+    "json_invalid": "is not JSON",
+    "missing": "is missing",
+    "extra_forbidden": "is not known",
+}
+"""Our words where pydantic's own would puzzle somebody who has never heard of it."""
+_SAFE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,39}")
+
+
+class FieldProblem(BaseModel):
+    """One thing that is wrong with a request, and where; what was sent is not repeated."""
+
+    loc: list[str | int] = Field(description="path to the field, beginning with body, path or query")
+    msg: str
+    type: str
+
+
+class ServiceProblem(BaseModel):
+    """Why one of several services did not answer."""
+
+    service: str
+    kind: str
+    detail: str
+    retry_after_s: float | None = None
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "example": {
+                "type": f"{TYPE_PREFIX}circuit_open",
+                "title": "Service Unavailable",
+                "status": 503,
+                "detail": "claude: 5 failures in a row; try again in 42 s",
+                "instance": "/api/v1/ai/query",
+                "kind": "circuit_open",
+                "service": "claude",
+                "retry_after_s": 41.7,
+                "attempts": 0,
+                "request_id": "0b2f6c1e9a3d4f50",
+            }
+        },
+    )
+
+    type: str = Field(description="`urn:koo:problem:` and the kind")
+    title: str = Field(description="the status in words")
+    status: int
+    detail: str = Field(description="one sentence for a person, without prompts, keys and passwords")
+    instance: str = Field(description="the path that was asked for")
+    kind: str = Field(description="what happened, in one word, to program against")
+    service: str | None = Field(default=None, description="whom it is about")
+    retry_after_s: float | None = Field(
+        default=None, description="seconds until it is worth coming back; also as Retry-After, rounded up"
+    )
+    attempts: int | None = Field(default=None, description="calls that reached the other side")
+    request_id: str | None = Field(default=None, description="as in X-Request-ID")
+    errors: list[FieldProblem] | None = Field(default=None, description="what is wrong with the request")
+    services: list[ServiceProblem] | None = Field(
+        default=None, description="why each of several services did not answer"
+    )
+
+
+# ── making them ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def status_of(error: KooError) -> int:
+    """The status of an error; of several services' errors the one they agree on, else 503."""
+    if isinstance(error, AllServicesFailed):
+        each = {status_of(one) for one in _causes(error)}
+        return each.pop() if len(each) == 1 else STATUS[Kind.ALL_FAILED]
+    return STATUS[error.kind]
+
+
+def problem_of(error: KooError, instance: str = "", request_id: str | None = None) -> Problem:
+    """An error of koo as a problem."""
+    services = None
+    if isinstance(error, AllServicesFailed):
+        services = [
+            ServiceProblem(
+                service=e.service, kind=e.kind, detail=str(e), retry_after_s=known_s(e.retry_after_s)
+            )
+            for e in _causes(error)
+        ]
+    return _problem(
+        status_of(error),
+        str(error),
+        error.kind,
+        instance=instance,
+        request_id=request_id,
+        service=error.service or None,
+        retry_after_s=known_s(error.retry_after_s),
+        attempts=error.attempts,
+        services=services,
+    )
+
+
+def http_problem(request: Request, status: int, detail: str, **more: Any) -> Problem:
+    """An error of HTTP itself: a path that is not there, a method that is not allowed."""
+    kind = HTTP_KINDS.get(status, "http_error")
+    return _problem(
+        status, detail, kind, instance=request.url.path, request_id=request_id_of(request), **more
+    )
+
+
+def validation_problem(request: Request, wrong: Iterable[Mapping[str, Any]]) -> Problem:
+    """A request whose fields cannot be right. What was sent is not repeated, nor names that may be a prompt."""
+    errors = [_field_problem(one) for one in wrong]
+    first = errors[0] if errors else FieldProblem(loc=["body"], msg="cannot be read", type="invalid")
+    detail = f"{_place(first.loc)}: {first.msg}"
+    if len(errors) > 1:
+        detail += f" (and {len(errors) - 1} more)"
+    media_type = request.headers.get("content-type", "")
+    if first.loc == ["body"] and "json" not in media_type:
+        detail = "send the body as JSON, with the header Content-Type: application/json"
+    return http_problem(request, 422, detail, errors=errors)
+
+
+def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer, with `Retry-After` in whole seconds where a time is known."""
+    more = dict(headers or {})
+    if problem.retry_after_s is not None:
+        more["Retry-After"] = str(max(0, math.ceil(problem.retry_after_s)))
+    body = problem.model_dump_json(exclude_none=True).encode()
+    return Response(body, problem.status, more, media_type=MEDIA_TYPE)
+
+
+def request_id_of(request: Request) -> str | None:
+    """The id that this request was given on its way in."""
+    return request.scope.get("koo.request_id")
+
+
+def known_s(seconds: float | None) -> float | None:
+    """A time that is one: never (infinite) is not."""
+    return round(seconds, 3) if seconds is not None and math.isfinite(seconds) else None
+
+
+def _causes(error: AllServicesFailed) -> list[ExternalServiceError]:
+    return [one for one in error.exceptions if isinstance(one, ExternalServiceError)]
+
+
+def _problem(status: int, detail: str, kind: str, **more: Any) -> Problem:
+    return Problem(
+        type=f"{TYPE_PREFIX}{kind}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        kind=kind,
+        **more,
+    )
+
+
+def _field_problem(wrong: Mapping[str, Any]) -> FieldProblem:
+    kind = str(wrong["type"])
+    loc = [_safe(part) for part in wrong["loc"]]
+    if kind == "json_invalid":
+        loc = ["body"]
+    return FieldProblem(loc=loc, msg=WORDS.get(kind, str(wrong["msg"])), type=kind)
+
+
+def _safe(part: str | int) -> str | int:
+    return part if isinstance(part, int) or _SAFE_NAME.fullmatch(part) else "…"
+
+
+def _place(loc: Sequence[str | int]) -> str:
+    names = [str(part) for part in loc]
+    return "the body" if names == ["body"] else ".".join(names[1:] if len(names) > 1 else names)

@@ -1,0 +1,189 @@
+"""What all our routes have in common: their errors become problems, and a caller who leaves ends the work.
+
+Both are in the routes and not in the application, so that they hold as well where the routers are mounted into
+somebody else's, whose own errors stay his.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import HTTPException, RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from koo.errors import KooError
+from koo.web.problems import (
+    MEDIA_TYPE,
+    Problem,
+    http_problem,
+    problem_of,
+    request_id_of,
+    respond,
+    validation_problem,
+)
+
+T = TypeVar("T")
+
+PROBLEM_WORDS: dict[int, str] = {
+    401: "a token is needed, or the token is not known",
+    403: "the Host, the origin or the token does not allow it",
+    404: "no such service, or the provider knows no such model; `detail` lists the known services",
+    413: "the body is larger than 16 MiB",
+    422: "the request cannot be right",
+    429: "a limit or a budget is reached, ours or the provider's",
+    500: "a mistake of the server",
+    502: "the provider answered badly, or failed",
+    503: "refused by an open breaker, unavailable, or too busy",
+    504: "the deadline passed, or the provider did not answer in time",
+}
+
+
+class CallerLeft(Exception):
+    """Nobody waits for the answer any longer."""
+
+
+class ProblemRoute(APIRoute):
+    """A route whose errors are problems."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except KooError as error:
+                return answer_error(request, error)
+            except RequestValidationError as error:
+                return respond(validation_problem(request, error.errors()))
+            except HTTPException as error:
+                return answer_http_error(request, error)
+            except CallerLeft:
+                return Response(status_code=499)
+
+        return answer
+
+
+def answer_error(request: Request, error: KooError) -> Response:
+    """The problem of one of koo's errors."""
+    return respond(problem_of(error, request.url.path, request_id_of(request)))
+
+
+def answer_http_error(request: Request, error: StarletteHTTPException) -> Response:
+    """The problem of an error of HTTP itself; a body that cannot be read at all is the caller's mistake, a 422."""
+    if error.status_code == 400:
+        return respond(http_problem(request, 422, "the body cannot be read as JSON"))
+    return respond(http_problem(request, error.status_code, str(error.detail)), error.headers)
+
+
+def make_router(prefix: str, tag: str) -> APIRouter:
+    """A router whose operations are called `<tag>_<function>` in the description of the API."""
+    return APIRouter(
+        prefix=prefix,
+        tags=[tag],
+        route_class=ProblemRoute,
+        generate_unique_id_function=lambda route: f"{tag}_{route.name}",
+        redirect_slashes=False,
+    )
+
+
+def described(model: type[BaseModel], *statuses: int) -> dict[str, Any]:
+    """Keyword arguments of a route: its answer's model with its example, and the problems that it can have."""
+    example = (model.model_config.get("json_schema_extra") or {}).get("example")  # type: ignore[union-attr]
+    answer = {"content": {"application/json": {"example": example}}}
+    return {"response_model": model, "responses": {200: answer, **problems(*statuses)}}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problems that a route can have, beside those that each can have, for its description."""
+    return {
+        status: {"model": Problem, "description": PROBLEM_WORDS[status]}
+        for status in sorted({401, 403, 500, *statuses})
+    }
+
+
+def describe_problems(app: FastAPI) -> None:
+    """Let the application's OpenAPI say what FastAPI cannot by itself: our problems are `application/problem+json`.
+
+    And our routes have no `HTTPValidationError`, which FastAPI adds to each that has a parameter.
+    """
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = make()
+        for ways in schema.get("paths", {}).values():
+            for operation in ways.values():
+                _mend_responses(operation.get("responses", {}))
+        if '/HTTPValidationError"' not in json.dumps(schema.get("paths", {})):
+            for name in ("HTTPValidationError", "ValidationError"):
+                schema.get("components", {}).get("schemas", {}).pop(name, None)
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _mend_responses(responses: dict[str, Any]) -> None:
+    contents = {status: response.get("content", {}) for status, response in responses.items()}
+    ours = [status for status, content in contents.items() if _names(content, "Problem")]
+    for status in ours:
+        content = contents[status]
+        content[MEDIA_TYPE] = content.pop("application/json")
+    if ours and _names(contents.get("422", {}), "HTTPValidationError"):
+        del responses["422"]
+
+
+def _names(content: dict[str, Any], model: str) -> bool:
+    schema = content.get("application/json", {}).get("schema", {})
+    return str(schema.get("$ref", "")).endswith(f"/{model}")
+
+
+class JsonView(Response):
+    """A view as it is: what the numbers are called and which there are, `monitoring.snapshot` alone decides."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        try:
+            text = json.dumps(
+                content, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str
+            )
+        except ValueError:  # JSON knows no infinity; a view that fails for one number hides all others
+            text = json.dumps(_finite(content), ensure_ascii=False, separators=(",", ":"), default=str)
+        return text.encode()
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`, and cancel it when the caller leaves: somebody would pay for an answer that nobody reads."""
+    task = asyncio.ensure_future(work)
+    left = asyncio.ensure_future(_until_left(request))
+    try:
+        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise CallerLeft
+        return task.result()
+    finally:
+        task.cancel()
+        left.cancel()
+        await asyncio.gather(task, left, return_exceptions=True)
+
+
+async def _until_left(request: Request) -> None:
+    """Returns when the connection is closed; the body has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,168 @@
+"""The server process: one socket, one event loop, one platform; it says what to try, and ends in order.
+
+SIGTERM and Ctrl-C: no new connections, running requests may finish for `GRACE_S`, then they are cancelled (each settles
+what it held), then the platform closes. A second Ctrl-C does not wait. `kill -9` needs none of it: what was held is in
+the ledger, and is booked when its lease ends.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from koo.errors import ConfigurationError
+from koo.options import PlatformOptions
+from koo.platform import Platform
+from koo.web.logs import LogFormat, set_up_logs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import uvicorn
+    from fastapi import FastAPI
+
+GRACE_S = 10
+BACKLOG = 2048
+KEEP_ALIVE_S = 75
+"""Longer than the usual proxy keeps a connection: whoever closes first loses a request that is on its way."""
+HEADER_BYTES_MAX = 64 * 1024
+SHOWN_PROMPT = "What is the capital of France?"
+
+
+def serve(
+    platform: Platform,
+    *,
+    app: FastAPI | None = None,
+    log_format: LogFormat = "auto",
+    log_level: str = "info",
+    out: TextIO | None = None,
+) -> None:
+    """Serve `app` (None: `create_app(platform)`) until SIGINT or SIGTERM.
+
+    `out` gets what to try, once the server is ready; None is standard output. Raises `ConfigurationError` for settings
+    that cannot be right and for an address that cannot be listened on.
+    """
+    options = options_of(platform)
+    with bind(options.host, options.port) as listener:
+        set_up_logs(log_format, log_level)
+        port = listener.getsockname()[1]
+        server = make_server(platform, app, lambda: announce(options, port, out or sys.stdout))
+        with _signals_ended():
+            server.run(sockets=[listener])
+    if not server.started:
+        raise ConfigurationError("", "the server did not start; the log above says why")
+
+
+def options_of(platform: Platform) -> PlatformOptions:
+    """What is in force; read now, if nobody has read it yet. Raises `ConfigurationError`."""
+    assert platform.services is not None  # asking for a part assembles all
+    return platform.options
+
+
+def make_server(
+    platform: Platform, app: FastAPI | None = None, on_ready: Callable[[], None] = lambda: None
+) -> uvicorn.Server:
+    """A uvicorn server, which is run with its sockets. Opens nothing.
+
+    Raises `ConfigurationError` for settings that cannot be right.
+    """
+    import uvicorn
+
+    from koo.web.app import create_app
+
+    # What cannot be right is said now, in one sentence, and not as a traceback out of the application's start.
+    assert options_of(platform) is not None and platform.database is not None
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                on_ready()
+
+    return Server(
+        uvicorn.Config(
+            app or create_app(platform),
+            lifespan="on",
+            log_config=None,
+            access_log=False,  # ours has an id, a time, and no query strings
+            server_header=False,
+            proxy_headers=False,  # whoever asks without a token must be this machine, not a header that says so
+            timeout_graceful_shutdown=GRACE_S,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            backlog=BACKLOG,
+            h11_max_incomplete_event_size=HEADER_BYTES_MAX,
+        )
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `ConfigurationError`, which says what to do."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise ConfigurationError(
+            "", f"KOO_HOST {host!r} is no address of this machine: {error.strerror}"
+        ) from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            "",
+            f"cannot listen on {host} port {port}: {error.strerror}; another server may be running there, "
+            f"KOO_PORT chooses another port",
+        ) from None
+    return listener
+
+
+def announce(options: PlatformOptions, port: int, out: TextIO) -> None:
+    """What to try, in words that can be copied."""
+    url = url_of(options, port)
+    token = " -H 'Authorization: Bearer $KOO_TOKEN'".replace("'", '"') if options.token else ""
+    lines = [
+        f"koo is ready on {url}",
+        "",
+        f'  koo query local "{SHOWN_PROMPT}"',
+        "  koo status",
+        f"  curl{token} {url}/api/v1/monitoring/health",
+        f"  curl{token} -X POST {url}/api/v1/ai/query -H 'Content-Type: application/json' \\",
+        f"""    -d '{{"service": "local", "prompt": "{SHOWN_PROMPT}"}}'""",
+        "",
+        f"The API is described on {url}/docs. Ctrl-C ends it.",
+    ]
+    try:
+        print(*lines, sep="\n", file=out, flush=True)
+    except OSError:
+        pass  # whoever started it has closed its output; that is no reason not to serve
+
+
+def url_of(options: PlatformOptions, port: int) -> str:
+    """Where people reach it: KOO_URL; with the port that was given to us, where we asked for any."""
+    return f"http://{_in_url(options.host)}:{port}" if options.port == 0 else options.url.rstrip("/")
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+@contextmanager
+def _signals_ended() -> Iterator[None]:
+    """uvicorn raises a caught signal again when it has ended; unheard, that would end us before our own last word."""
+    import signal
+
+    caught = [signal.SIGINT, signal.SIGTERM]
+    before = {one: signal.signal(one, lambda *_: None) for one in caught}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

@@ -1,0 +1,38 @@
+"""The backend's modules, imported afresh for each test: they hold one platform for the whole process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from koo.testing.providers import FakeAnthropic
+from tests.cli.running import KEYS, OURS, settings_of
+
+BACKEND = Path(__file__).parents[2] / "backend"
+MODULES = ("core", "services", "api", "main")
+
+
+def forget_backend() -> None:
+    """The next import of a backend module is the first one."""
+    for name in [one for one in sys.modules if one.split(".")[0] in MODULES]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAnthropic]:
+    """A KOO_HOME of its own, in which `claude` is this fake provider; the backend is not imported yet."""
+    for name in list(os.environ):
+        if name.startswith(OURS) or name in KEYS:
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(BACKEND))
+    forget_backend()
+    with FakeAnthropic() as server:
+        for name, value in settings_of(server, KOO_HOME=str(tmp_path)).items():
+            monkeypatch.setenv(name, value)
+        yield server
+    forget_backend()

@@ -1,0 +1,92 @@
+"""`koo config`, `koo doctor`, `koo model install`: what is in force, what is missing, what to do."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from koo.testing.providers import FakeAnthropic, error
+from tests.cli.running import Here, settings_of
+
+
+def test_config_tells_what_is_in_force_and_where_it_came_from(here: Here) -> None:
+    here.set({"AI_MAX_RETRIES": "7", "ANTHROPIC_API_KEY": "sk-secret-4711", "KOO_PROT": "1"})
+    (here.home / ".env").write_text("DATABASE_URL=postgresql://user:hunter2@host/name\n")
+    code, out, err = here.run("config")
+    assert code == 0
+    assert "AI_MAX_RETRIES" in out and "7  [environment]" in out
+    assert "[.env]" in out and "[default]" in out
+    assert "4711" not in out + err and "hunter2" not in out + err
+    code, out, _ = here.run("config", "--json", "--only-set")
+    document = json.loads(out)
+    assert {"variable", "value", "source", "meaning", "allowed"} <= document["settings"][0].keys()
+    assert {row["source"] for row in document["settings"]} == {"environment", ".env"}
+    assert "KOO_PROT" in document["unknown_variables"][0] and "KOO_PORT" in document["unknown_variables"][0]
+    assert "4711" not in out and "hunter2" not in out
+
+
+def findings(here: Here) -> tuple[int, dict[str, list[dict[str, str]]]]:
+    code, out, _ = here.run("doctor", "--json")
+    found: dict[str, list[dict[str, str]]] = {}
+    for finding in json.loads(out)["findings"]:
+        found.setdefault(finding["subject"], []).append(finding)
+    return code, found
+
+
+def test_doctor_looks_at_everything_and_says_what_to_do(here: Here) -> None:
+    with FakeAnthropic() as fake:
+        here.set(settings_of(fake))
+        _, found = findings(here)
+        for subject in ("configuration", "permissions", "disk", "clock", "database", "state store"):
+            assert [finding["result"] for finding in found[subject]] == ["ok"], subject
+        assert [finding["result"] for finding in found["claude"]] == [
+            "ok",
+            "ok",
+        ]  # it answers; its price is known
+        assert found["openai"][0]["result"] == "note"
+        assert "OPENAI_API_KEY" in found["openai"][0]["advice"]
+        assert found["server"][0]["result"] == "note"
+        assert fake.queries == []  # nothing was billed
+
+
+def test_doctor_finds_what_is_wrong(here: Here) -> None:
+    with FakeAnthropic() as fake:
+        fake.default = error(401, "authentication_error")
+        here.set(
+            settings_of(fake, ANTHROPIC_API_KEY="wrong", DATABASE_URL="postgresql://u:hunter2@127.0.0.1:1/n")
+        )
+        env = here.home / ".env"
+        env.write_text("KOO_PROT=1\n")
+        env.chmod(0o644)
+        code, found = findings(here)
+        assert code == 4
+        assert found["database"][0]["result"] == "problem"
+        assert found["claude"][0]["result"] == "problem"
+        assert (
+            found["configuration"][1]["result"] == "warning"
+            and "KOO_PORT" in found["configuration"][1]["found"]
+        )
+        assert "chmod 600" in found["permissions"][0]["advice"]
+        assert "hunter2" not in json.dumps(found)
+        assert stat.S_IMODE(env.stat().st_mode) == 0o644  # it only looks
+
+
+def test_doctor_says_which_setting_stops_everything(here: Here) -> None:
+    here.set({"DATABASE_POOL_SIZE": "0"})
+    code, out, _ = here.run("doctor")
+    assert code == 4
+    assert out.startswith("PROBLEM  configuration: DATABASE_POOL_SIZE")
+
+
+def test_the_model_that_is_there_is_not_fetched_again(here: Here) -> None:
+    from koo.ai.local_model import find_model
+
+    path = find_model()
+    if path is None:
+        pytest.skip("the model is not installed")
+    assert here.run("model", "install")[:2] == (0, f"{path}\n")
+    code, out, _ = here.run("model", "install", "--json")
+    assert (code, Path(json.loads(out)["path"])) == (0, path)

@@ -1,0 +1,259 @@
+"""`koo serve` as a process, and the commands that talk to it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from koo.testing.providers import FakeAnthropic, error, hang
+from koo.web import models
+from tests.cli.running import Here, command, environment, serving, settings_of
+
+JSON = {"Content-Type": "application/json"}
+RSS_KB_MAX = 100 * 1024
+
+
+def ask(url: str, body: dict[str, Any] | None = None, **headers: str) -> Any:
+    """GET, or POST with a body; the JSON of the answer. Raises `HTTPError`."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {**JSON, **headers})
+    with urllib.request.urlopen(request, timeout=20) as reply:
+        return json.load(reply)
+
+
+def question(url: str) -> Any:
+    return ask(f"{url}/api/v1/ai/query", {"service": "claude", "prompt": "Capital of France?"})
+
+
+# ── its life ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_it_says_what_to_try_and_serves_it(tmp_path: Path) -> None:
+    with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
+        assert process.stdout is not None
+        said = "".join(process.stdout.readline() for _ in range(7))
+        assert "koo query local" in said and "koo status" in said
+        assert f"{url}/api/v1/monitoring/health" in said and f"{url}/api/v1/ai/query" in said
+        assert ask(f"{url}/readyz") == {"status": "ready"}
+        assert question(url)["response"] == "Paris."
+
+
+def test_it_needs_less_than_100_mib_before_a_model_is_loaded(tmp_path: Path) -> None:
+    with serving(tmp_path) as (url, process):
+        ask(f"{url}/api/v1/monitoring/health")
+        status = Path(f"/proc/{process.pid}/status")
+        if not status.exists():
+            pytest.skip("no /proc here")
+        rss_kb = next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmRSS" in line)
+        assert rss_kb < RSS_KB_MAX
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_order(tmp_path: Path, how: signal.Signals) -> None:
+    with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
+        question(url)
+        process.send_signal(how)
+        assert process.wait(20) == 0
+    log = (tmp_path / "serve.log").read_text()
+    assert "koo has ended" in log
+    assert "Traceback" not in log
+
+
+def test_what_runs_when_it_is_told_to_end_may_finish(tmp_path: Path) -> None:
+    from koo.testing.providers import answer, delay
+
+    with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
+        fake.script(delay(1.0, answer("Paris.")))
+        with ThreadPoolExecutor(1) as elsewhere:
+            asked = elsewhere.submit(question, url)
+            while not fake.queries:
+                time.sleep(0.01)
+                assert not asked.done()
+            process.send_signal(signal.SIGTERM)
+            assert asked.result(20)["response"] == "Paris."
+        assert process.wait(20) == 0
+
+
+def test_kill_9_loses_no_money(tmp_path: Path) -> None:
+    """What was booked is booked, and what was held for a running call stays held until its lease ends."""
+    with FakeAnthropic() as fake:
+        settings = settings_of(fake)
+        with serving(tmp_path, **settings) as (url, process):
+            question(url)
+            booked = _wait_for_spent(url, "0")
+            fake.script(hang())
+            with ThreadPoolExecutor(1) as elsewhere:
+                asked = elsewhere.submit(question, url)
+                while len(fake.queries) < 2:
+                    time.sleep(0.01)
+                    assert not asked.done()
+                process.kill()
+                process.wait(20)
+                assert isinstance(asked.exception(20), OSError)
+        with serving(tmp_path, **settings) as (url, process):
+            budget = _budget(url)
+            assert budget["spent"] == booked
+            assert float(budget["reserved"]) > 0
+            limits = ask(f"{url}/api/v1/ai/services/claude/health")["rate_limits"]
+            assert limits["requests_per_day"]["used"] == 2
+
+
+def _budget(url: str) -> Any:
+    return ask(f"{url}/api/v1/ai/services/claude/health")["rate_limits"]["daily_budget"]
+
+
+def _wait_for_spent(url: str, other_than: str) -> str:
+    """What is booked is shown a moment later."""
+    for _ in range(200):
+        spent: str = _budget(url)["spent"]
+        if spent != other_than:
+            return spent
+        time.sleep(0.05)
+    raise AssertionError("nothing was booked")
+
+
+# ── what it refuses ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_port_that_is_taken_is_one_sentence(here: Here) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, out, err = here.run("serve", "--port", str(taken.getsockname()[1]))
+    assert (code, out) == (2, "")
+    assert "KOO_PORT" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "said"),
+    [
+        (["--workers", "2"], {}, "one process"),
+        (["--host", "0.0.0.0"], {}, "KOO_TOKEN"),
+        ([], {"DATABASE_POOL_SIZE": "-1"}, "DATABASE_POOL_SIZE"),
+        ([], {"DATABASE_URL": "mysql://user:hunter2@host/name"}, "DATABASE_URL"),
+        ([], {"AI_SERVICES__CLAUDE__DALY_BUDGET": "20"}, "DAILY_BUDGET"),
+    ],
+)
+def test_what_cannot_be_right_stops_the_start(
+    here: Here, arguments: list[str], settings: dict[str, str], said: str
+) -> None:
+    here.set(settings)
+    code, out, err = here.run("serve", *arguments)
+    assert (code, out) == (2, "")
+    assert said in err and "hunter2" not in err
+
+
+# ── who talks to it ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["alerts"], ["reset", "all"]])
+def test_without_a_server_the_sentence_says_so(here: Here, arguments: list[str]) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        here.set({"KOO_URL": f"http://127.0.0.1:{nobody.getsockname()[1]}"})
+        code, out, err = here.run(*arguments)
+    assert (code, out) == (4, "")
+    assert "no koo server answers" in err and "koo serve" in err
+
+
+def test_status_tells_the_state_in_words_and_as_a_code(here: Here, tmp_path: Path) -> None:
+    with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, _):
+        here.set({"KOO_URL": url})
+        code, out, _ = here.run("status")
+        assert code == 0
+        assert "healthy" in out and "database" in out and "claude" in out and "no key" in out
+        code, out, _ = here.run("status", "--json")
+        models.SystemHealth.model_validate(json.loads(out), strict=True)
+        assert here.run("alerts")[:2] == (0, "no alerts\n")
+
+        fake.script(*[error(500, "api_error")] * 5)
+        for _ in range(5):
+            with pytest.raises(urllib.error.HTTPError):
+                question(url)
+        code, out, _ = here.run("status")
+        assert code == 3  # local still answers
+        assert "circuit_open" in out
+
+        code, out, _ = here.run("reset", "claude")
+        assert (code, out) == (0, "claude starts afresh\n")
+        assert here.run("status")[0] == 0
+        code, out, _ = here.run("reset", "database", "--json")
+        assert (code, json.loads(out)["new_state"]) == (0, "healthy")
+        code, _, err = here.run("reset", "nobody")
+        assert code == 1 and "known are" in err
+
+
+def test_a_token_comes_from_the_settings_and_is_never_shown(here: Here, tmp_path: Path) -> None:
+    with serving(tmp_path, KOO_TOKEN="write-4711") as (url, process):
+        here.set({"KOO_URL": url})
+        code, _, err = here.run("status")
+        assert code == 1 and "KOO_TOKEN" in err
+        here.set({"KOO_TOKEN": "write-4711"})
+        code, out, err = here.run("status")
+        assert code == 0
+        assert process.stdout is not None
+        assert "4711" not in out + err + (tmp_path / "serve.log").read_text()
+
+
+def test_a_server_that_is_not_koo_is_told_as_such(here: Here, tmp_path: Path) -> None:
+    with FakeAnthropic() as other:
+        here.set({"KOO_URL": other.url})
+        code, _, err = here.run("status")
+    assert code == 1
+    assert "KOO_URL" in err
+
+
+# ── logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_logs_are_json_lines_without_probes_prompts_and_queries(tmp_path: Path) -> None:
+    with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
+        for path in ("/livez", "/readyz", "/metrics"):
+            urllib.request.urlopen(url + path, timeout=20).read()
+        ask(f"{url}/api/v1/monitoring/health?token=4711")
+        ask(f"{url}/api/v1/ai/query", {"service": "claude", "prompt": "secret prompt 4711"})
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+    log = (tmp_path / "serve.log").read_text()
+    lines = [json.loads(line) for line in log.splitlines() if line != "koo has ended"]
+    paths = [line.get("path") for line in lines]
+    assert paths == ["/api/v1/monitoring/health", "/api/v1/ai/query"]
+    assert {"timestamp", "level", "logger", "event", "method", "status", "took_ms", "request_id"} <= lines[
+        0
+    ].keys()
+    assert "4711" not in log
+
+
+def test_help_loads_nothing_that_is_slow(tmp_path: Path) -> None:
+    code = (
+        "import sys; from koo.cli.app import run; assert run(['--help']) == 0;"
+        "slow = {'fastapi', 'starlette', 'sqlalchemy', 'aiohttp', 'pydantic', 'uvicorn', 'koo.platform'};"
+        "assert not slow & set(sys.modules), slow & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "serve" in done.stdout and "Exit codes" in done.stdout
+
+
+def test_the_module_runs_as_the_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command("--version"), env=environment(tmp_path), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("koo ")

@@ -1,0 +1,106 @@
+"""What the tests of the database share: databases on three drivers, and a `Database` that must end clean."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import Integer, String, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from koo.database.database import Database
+from koo.options import DatabaseOptions, RetryOptions
+from koo.testing.postgres import Driver, PostgresServer
+from koo.testing.proxy import FaultProxy
+
+SELECT = text("SELECT n FROM notes ORDER BY n")
+INSERT = text("INSERT INTO notes (n) VALUES (:n)")
+QUICK = RetryOptions(attempts_max=4, base_s=0.02, cap_s=0.2)
+ONE = text("SELECT 1")
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Note(Base):
+    __tablename__ = "notes"
+
+    n: Mapped[int] = mapped_column(Integer, primary_key=True)
+    words: Mapped[str | None] = mapped_column(String(200), default=None)
+
+
+def options(url: str, **changes: Any) -> DatabaseOptions:
+    changes.setdefault("retry", QUICK)
+    return DatabaseOptions(url=url, **changes)
+
+
+@asynccontextmanager
+async def opened(url: str, **changes: Any) -> AsyncIterator[Database]:
+    """A `Database` that is closed at the end, and has then nothing checked out and nobody in its gate."""
+    database = Database(options(url, **changes))
+    try:
+        yield database
+    finally:
+        assert_free(database)
+        await database.close()
+
+
+@asynccontextmanager
+async def with_notes(url: str, **changes: Any) -> AsyncIterator[Database]:
+    """As `opened`, with an empty table `notes`."""
+    async with opened(url, **changes) as database:
+        async with database.session_scope() as session:
+            await session.run_sync(lambda sync: Base.metadata.create_all(sync.connection()))
+            await session.execute(text("DELETE FROM notes"))
+        yield database
+
+
+def assert_free(database: Database) -> None:
+    """No place of the pool, no permit, no writer's turn and no transaction is left behind."""
+    assert database.gate.used == 0, database.gate.holders
+    assert not database.gate.holders
+    assert not database.gate.line
+    assert not database.guard.breaker.running
+    connections = database.connections
+    if connections is not None:
+        assert checked_out(database) == 0
+        assert all(link.scope is None and not link.busy for link in connections.links.values())
+        assert connections.writers.is_free
+
+
+def checked_out(database: Database) -> int:
+    assert database.connections is not None
+    pool: Any = database.connections.engine.pool
+    return int(pool.checkedout())
+
+
+async def notes(database: Database) -> list[int]:
+    async with database.session_scope(readonly=True) as session:
+        return list((await session.scalars(SELECT)).all())
+
+
+async def until(condition: Callable[[], object], within_s: float = 10.0) -> None:
+    """Poll a real condition of a server."""
+    give_up_at = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < give_up_at, "it never happened"
+        await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def proxied(server: PostgresServer) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy(server.host, server.port) as proxy:
+        yield proxy
+
+
+def through(proxy: FaultProxy, server: PostgresServer, driver: Driver, database: str) -> str:
+    """The URL of `database` by way of the proxy."""
+    return server.url(driver, database).replace(f":{server.port}/", f":{proxy.port}/")
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(main())

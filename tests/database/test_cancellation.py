@@ -1,0 +1,266 @@
+"""Cancellation at every point: it goes up, and nothing is left behind.
+
+A scope is run again and again, and cancelled at its first, second, third ... wait: once while it waits, and once in the
+very turn of the event loop in which what it waits for is done. There is a last run that is not cancelled any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from koo.database.database import Database
+from koo.deadlines import Deadline
+from koo.policies.verdict import FAILURE
+from tests.database.conftest import Place
+from tests.database.support import (
+    INSERT,
+    ONE,
+    SELECT,
+    assert_free,
+    checked_out,
+    notes,
+    opened,
+    options,
+    run,
+    until,
+    with_notes,
+)
+from tests.database.test_faults import until_asleep
+
+
+class CancelAt:
+    """Awaits `work`, and cancels the task at its `step`-th wait; `late`: when what it waits for is done."""
+
+    def __init__(self, work: Awaitable[Any], step: int, late: bool) -> None:
+        self.work = work
+        self.step = step
+        self.late = late
+        self.waits = 0
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        task = asyncio.current_task()
+        assert task is not None
+        waits = self.work.__await__()
+        send: Callable[[], Any] = lambda: next(waits)  # noqa: E731
+        while True:
+            try:
+                future = send()
+            except StopIteration as end:
+                return end.value
+            self.waits += 1
+            if self.waits == self.step:
+                self._cancel(task, future)
+            try:
+                yield future
+            except BaseException as error:  # noqa: BLE001 - handed on, as an await would
+                send = lambda error=error: waits.throw(error)  # type: ignore[misc] # noqa: E731
+            else:
+                send = lambda: next(waits)  # noqa: E731
+
+    def _cancel(self, task: asyncio.Task[Any], future: Any) -> None:
+        if self.late and future is not None:
+            future.add_done_callback(lambda _: task.cancel(), context=None)
+        else:
+            asyncio.get_running_loop().call_soon(task.cancel)
+
+
+async def cancelled_at(work: Awaitable[Any], step: int, late: bool) -> bool:
+    """Did `work` last until its `step`-th wait, and was it cancelled there?"""
+    at = CancelAt(work, step, late)
+    task = asyncio.ensure_future(_await(at))
+    try:
+        await task
+    except asyncio.CancelledError:
+        return True
+    # A cancellation in the very last turn may come too late to be seen.
+    return at.waits >= step
+
+
+async def _await(at: CancelAt) -> None:
+    await at
+
+
+async def write_one(database: Database) -> None:
+    async with database.session_scope() as session:
+        await session.execute(INSERT, {"n": 1})
+        await session.execute(SELECT)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_at_every_wait_of_a_scope_on_a_warm_pool(url: str, late: bool) -> None:
+    async def main() -> None:
+        async with with_notes(url) as database:
+            step = 1
+            while await cancelled_at(write_one(database), step, late):
+                assert_free(database)
+                async with database.session_scope() as session:
+                    assert list((await session.scalars(SELECT)).all()) in ([], [1])
+                    await session.execute(text("DELETE FROM notes"))
+                step += 1
+            assert step > 3
+            assert await notes(database) == [1]
+            assert database.guard.tally.totals().verdicts[FAILURE] == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_at_every_wait_of_a_scope_that_has_to_connect(url: str, late: bool) -> None:
+    async def main() -> None:
+        if url == "sqlite://":
+            pytest.skip("a database in memory lives as long as its `Database`")
+        async with with_notes(url):
+            pass
+        step = 1
+        more = True
+        while more:
+            database = Database(options(url))
+            more = await cancelled_at(write_one(database), step, late)
+            if database.connections is not None:
+                assert_free(database)
+                async with database.session_scope() as session:
+                    await session.execute(text("DELETE FROM notes"))
+                await database.close()
+            step += 1
+        assert step > 4
+
+    run(main)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_at_every_wait_of_a_rollback(url: str, late: bool) -> None:
+    async def failing(database: Database) -> None:
+        try:
+            async with database.session_scope() as session:
+                await session.execute(INSERT, {"n": 1})
+                raise KeyError
+        except KeyError:
+            pass
+
+    async def main() -> None:
+        async with with_notes(url) as database:
+            step = 1
+            while await cancelled_at(failing(database), step, late):
+                assert_free(database)
+                assert await notes(database) == []
+                step += 1
+            assert step > 2
+
+    run(main)
+
+
+def test_a_cancelled_commit_is_finished_first(pg: Place) -> None:
+    """COMMIT is not cut short by its caller: what was cancelled in it is committed, and the cancellation goes up."""
+
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+            held = asyncio.create_task(lock_notes(database))
+            await until(lambda: database.gate.holders)
+            task = asyncio.create_task(write_deferred(database))
+            await until(lambda: waits_in(pg, "COMMIT"))
+            task.cancel()
+            await asyncio.sleep(0.05)
+            assert not task.done()
+            held.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await notes(database) == [7]
+            assert_free(database)
+
+    run(main)
+
+
+async def lock_notes(database: Database) -> None:
+    async with database.session_scope() as session:
+        await session.execute(text("SELECT pg_advisory_xact_lock(1)"))
+        await asyncio.sleep(60)
+
+
+async def write_deferred(database: Database) -> None:
+    """A transaction whose COMMIT itself has to wait: a deferred trigger takes a lock."""
+    async with database.session_scope() as session:
+        await session.execute(
+            text(
+                "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
+                " 'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END'"
+            )
+        )
+        await session.execute(
+            text(
+                "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON notes DEFERRABLE INITIALLY DEFERRED"
+                " FOR EACH ROW EXECUTE FUNCTION wait()"
+            )
+        )
+        await session.execute(INSERT, {"n": 7})
+
+
+def waits_in(pg: Place, query: str) -> bool:
+    found = pg.server.sql(
+        f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{pg.database}' AND query ILIKE '{query}%'"
+        " AND wait_event_type = 'Lock'"
+    )
+    return found == "1"
+
+
+def test_a_cancelled_statement_stops_on_the_server(any_pg: Place) -> None:
+    async def main() -> None:
+        async with opened(any_pg.url) as database:
+
+            async def asleep() -> None:
+                async with database.session_scope() as session:
+                    await session.execute(text("SELECT pg_sleep(60)"))
+
+            task = asyncio.create_task(asleep())
+            await until_asleep(any_pg)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            sleeping = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{any_pg.database}' AND state = 'active'"
+            await until(lambda: any_pg.server.sql(sleeping) == "0")
+            assert_free(database)
+            assert database.guard.tally.totals().verdicts[FAILURE] == 0
+
+    run(main)
+
+
+def test_a_deadline_around_the_scope_goes_up_as_a_timeout(url: str) -> None:
+    async def main() -> None:
+        async with with_notes(url) as database:
+            with pytest.raises(TimeoutError):
+                async with Deadline(0.1):
+                    async with database.session_scope() as session:
+                        await session.execute(INSERT, {"n": 1})
+                        await asyncio.sleep(60)
+            assert_free(database)
+            assert await notes(database) == []
+
+    run(main)
+
+
+def test_a_storm_of_cancellations_leaves_the_pool_whole(pg: Place) -> None:
+    async def main() -> None:
+        draw = random.Random(7)
+        async with with_notes(pg.url, pool_size=3, max_overflow=2) as database:
+
+            async def work() -> None:
+                async with database.session_scope() as session:
+                    await session.execute(ONE)
+                    await session.execute(text("SELECT pg_sleep(0.002)"))
+
+            for _ in range(8):
+                tasks = [asyncio.create_task(work()) for _ in range(20)]
+                while not all(task.done() for task in tasks):
+                    await asyncio.sleep(draw.random() * 0.003)
+                    draw.choice(tasks).cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                assert_free(database)
+            assert checked_out(database) == 0
+            await asyncio.gather(*(work() for _ in range(5)))
+
+    run(main)

@@ -1,0 +1,428 @@
+"""What each error means: the table, and the measured matrix on real servers with both drivers.
+
+Each row is provoked for real, through a scope, and judged as the scope judges it.
+"""
+
+# ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from koo.database.database import Database
+from koo.database.faults import SQLITE_CODES, SQLSTATES, Meaning, Phase, explain
+from koo.database.scope import SessionScope
+from koo.errors import CommitOutcomeUnknown, DatabaseTimeout, DatabaseUnavailable, Kind
+from koo.options import RetryOptions
+from koo.policies.verdict import FAILURE, NEUTRAL
+from koo.testing.postgres import PostgresServer
+from tests.database.conftest import Place
+from tests.database.support import (
+    INSERT,
+    ONE,
+    assert_free,
+    notes,
+    opened,
+    options,
+    proxied,
+    run,
+    through,
+    until,
+    with_notes,
+)
+
+# ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Told(Exception):
+    """An error as a driver would raise it."""
+
+    def __init__(self, **facts: object) -> None:
+        super().__init__("told")
+        self.__dict__.update(facts)
+
+
+@pytest.mark.parametrize("code", sorted(SQLSTATES))
+def test_each_sqlstate_of_the_table_is_found(code: str) -> None:
+    state = code if len(code) == 5 else f"{code}0ZZ"
+    assert explain(Told(sqlstate=state)) is SQLSTATES[code]
+
+
+@pytest.mark.parametrize("code", sorted(SQLITE_CODES))
+def test_each_sqlite_code_of_the_table_is_found_also_in_its_extended_form(code: int) -> None:
+    assert explain(Told(sqlite_errorcode=code)) is SQLITE_CODES[code]
+    if code < 256:
+        assert explain(Told(sqlite_errorcode=code | 90 << 8)) is SQLITE_CODES[code]
+
+
+def test_busy_snapshot_is_contention() -> None:
+    assert explain(Told(sqlite_errorcode=517)).kind is Kind.CONTENTION
+
+
+def test_what_follows_from_each_kind_is_what_users_were_promised() -> None:
+    """Integrity errors are never repeated and never count; lost connections are and do; conflicts are and do not."""
+    for meaning in {*SQLSTATES.values(), *SQLITE_CODES.values()}:
+        if meaning.kind is Kind.INTEGRITY or meaning.kind is Kind.INVALID_REQUEST:
+            assert not meaning.repeatable and meaning.verdict is NEUTRAL
+        if meaning.kind is Kind.CONTENTION:
+            assert meaning.verdict is NEUTRAL
+        if meaning.kind is Kind.OUTCOME_UNKNOWN:
+            assert not meaning.repeatable
+        if meaning.kind in (Kind.AUTH, Kind.NOT_FOUND, Kind.SERVER_ERROR):
+            assert not meaning.repeatable and meaning.verdict is FAILURE
+
+
+def test_an_unknown_code_is_the_statements_mistake_and_a_strange_error_nobodys() -> None:
+    assert explain(Told(sqlstate="ZZ123")).kind is Kind.INVALID_REQUEST
+    assert explain(ValueError("mine")).verdict is NEUTRAL
+    assert explain(KeyboardInterrupt()).kind is Kind.CANCELLED
+
+
+# ── statements ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+Provoke = Callable[[Database, AsyncSession, Place], Awaitable[None]]
+
+
+async def serialization(database: Database, session: AsyncSession, place: Place) -> None:
+    await session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+    await session.execute(text("SELECT * FROM notes"))
+    async with database.session_scope() as other:
+        await other.execute(text("UPDATE notes SET words = 'theirs' WHERE n = 1"))
+    await session.execute(text("UPDATE notes SET words = 'mine' WHERE n = 1"))
+
+
+async def deadlock(database: Database, session: AsyncSession, place: Place) -> None:
+    update = text("UPDATE notes SET words = 'x' WHERE n = :n")
+    async with database.session_scope() as other:
+        # Only one of the two looks for a deadlock, and so it is the one that is told.
+        await other.execute(text("SET LOCAL deadlock_timeout = '60s'"))
+        await session.execute(text("SET LOCAL deadlock_timeout = '10ms'"))
+        await session.execute(update, {"n": 1})
+        await other.execute(update, {"n": 2})
+        waiting = asyncio.create_task(other.execute(update, {"n": 1}))
+        await asyncio.sleep(0.05)
+        try:
+            await session.execute(update, {"n": 2})
+        finally:
+            place.server.sql("SELECT 1", place.database)
+            await session.rollback()
+            await waiting
+
+
+async def statement_timeout(database: Database, session: AsyncSession, place: Place) -> None:
+    await session.execute(text("SET LOCAL statement_timeout = '20ms'"))
+    await session.execute(text("SELECT pg_sleep(10)"))
+
+
+async def lock_timeout(database: Database, session: AsyncSession, place: Place) -> None:
+    async with database.session_scope() as other:
+        await other.execute(text("LOCK TABLE notes"))
+        await session.execute(text("SET LOCAL lock_timeout = '20ms'"))
+        await session.execute(INSERT, {"n": 9})
+
+
+async def read_only(database: Database, session: AsyncSession, place: Place) -> None:
+    await session.execute(text("SET TRANSACTION READ ONLY"))
+    await session.execute(INSERT, {"n": 9})
+
+
+async def duplicate(database: Database, session: AsyncSession, place: Place) -> None:
+    await session.execute(INSERT, {"n": 1})
+
+
+async def missing_table(database: Database, session: AsyncSession, place: Place) -> None:
+    await session.execute(text("SELECT * FROM nowhere"))
+
+
+async def wrong_parameter(database: Database, session: AsyncSession, place: Place) -> None:
+    await session.execute(text("SELECT CAST(:n AS integer)"), {"n": "no number"})
+
+
+async def failed_transaction(database: Database, session: AsyncSession, place: Place) -> None:
+    with suppress(DBAPIError):
+        await session.execute(text("SELECT * FROM nowhere"))
+    await session.execute(ONE)
+
+
+async def terminated_idle(database: Database, session: AsyncSession, place: Place) -> None:
+    await session.execute(ONE)
+    kill_all(place)
+    await session.execute(ONE)
+
+
+async def terminated_busy(database: Database, session: AsyncSession, place: Place) -> None:
+    await session.execute(ONE)  # a lost first statement would be run again, unseen
+    asleep = asyncio.create_task(session.execute(text("SELECT pg_sleep(30)")))
+    await until_asleep(place)
+    kill_all(place)
+    await asleep
+
+
+async def idle_in_transaction(database: Database, session: AsyncSession, place: Place) -> None:
+    await session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '20ms'"))
+    await until(lambda: backends(place) == 0)
+    await session.execute(ONE)
+
+
+def kill_all(place: Place) -> None:
+    place.server.sql(
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{place.database}'"
+    )
+
+
+def backends(place: Place) -> int:
+    return int(place.server.sql(f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{place.database}'"))
+
+
+async def until_asleep(place: Place) -> None:
+    asleep = (
+        f"SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = '{place.database}'"
+    )
+    await until(lambda: place.server.sql(asleep) == "1")
+
+
+C, N = FAILURE, NEUTRAL
+MATRIX: list[tuple[Provoke, Kind, object, bool]] = [
+    (serialization, Kind.CONTENTION, N, True),
+    (deadlock, Kind.CONTENTION, N, True),
+    (statement_timeout, Kind.TIMEOUT, N, False),
+    (lock_timeout, Kind.CONTENTION, N, False),
+    (read_only, Kind.READ_ONLY, N, False),
+    (duplicate, Kind.INTEGRITY, N, False),
+    (missing_table, Kind.INVALID_REQUEST, N, False),
+    (wrong_parameter, Kind.INVALID_REQUEST, N, False),
+    (failed_transaction, Kind.INVALID_REQUEST, N, False),
+    (terminated_idle, Kind.CONNECTION, C, True),
+    (terminated_busy, Kind.CONNECTION, C, True),
+]
+
+
+@pytest.mark.parametrize(
+    ("provoke", "kind", "verdict", "repeatable"), MATRIX, ids=lambda one: getattr(one, "__name__", "")
+)
+def test_the_matrix(any_pg: Place, provoke: Provoke, kind: Kind, verdict: object, repeatable: bool) -> None:
+    async def main() -> None:
+        async with with_notes(any_pg.url) as database:
+            async with database.session_scope() as session:
+                await session.execute(INSERT, [{"n": 1}, {"n": 2}])
+            before = database.guard.tally.totals().verdicts[FAILURE]
+            error, meaning = await judged(database, provoke, any_pg)
+            assert isinstance(error, DBAPIError)
+            assert (meaning.kind, meaning.verdict, meaning.repeatable) == (kind, verdict, repeatable)
+            after = database.guard.tally.totals().verdicts[FAILURE]
+            assert after - before == (verdict is FAILURE)
+            await works(database)
+
+    run(main)
+
+
+async def judged(database: Database, provoke: Provoke, place: Place) -> tuple[BaseException, Meaning]:
+    scope: SessionScope = database.session_scope()
+    with pytest.raises(Exception) as caught:
+        async with scope as session:
+            await provoke(database, session, place)
+    meaning = scope.meaning_of(caught.value)
+    assert meaning is not None
+    return caught.value, meaning
+
+
+async def works(database: Database) -> None:
+    """The pool is of use again, at once and for all of its places."""
+
+    async def one() -> None:
+        async with database.session_scope() as session:
+            assert await session.scalar(ONE) == 1
+
+    await asyncio.gather(*(one() for _ in range(database.gate.limit)))
+    assert_free(database)
+
+
+def test_an_idle_transaction_that_the_server_ended_is_not_run_again(any_pg: Place) -> None:
+    """asyncpg cannot tell it from a lost connection; psycopg can. With neither is it a success."""
+
+    async def main() -> None:
+        async with with_notes(any_pg.url) as database:
+            _, meaning = await judged(database, idle_in_transaction, any_pg)
+            if any_pg.driver == "psycopg":
+                assert (meaning.kind, meaning.repeatable) == (Kind.TIMEOUT, False)
+            else:
+                assert meaning.kind is Kind.CONNECTION
+            await works(database)
+
+    run(main)
+
+
+def test_a_reset_in_the_middle_of_a_statement(any_pg: Place) -> None:
+    async def main() -> None:
+        async with proxied(any_pg.server) as proxy:
+            url = through(proxy, any_pg.server, any_pg.driver, any_pg.database)
+            async with opened(url) as database:
+                scope = database.session_scope()
+                with pytest.raises(DBAPIError) as caught:
+                    async with scope as session:
+                        await session.execute(ONE)
+                        asleep = asyncio.create_task(session.execute(text("SELECT pg_sleep(30)")))
+                        await until_asleep(any_pg)
+                        proxy.reset_all()
+                        await asleep
+                meaning = scope.meaning_of(caught.value)
+                assert meaning is not None and meaning.kind is Kind.CONNECTION and meaning.repeatable
+                await works(database)
+
+    run(main)
+
+
+def test_a_reset_at_commit_leaves_the_outcome_open(any_pg: Place) -> None:
+    async def main() -> None:
+        async with proxied(any_pg.server) as proxy:
+            url = through(proxy, any_pg.server, any_pg.driver, any_pg.database)
+            async with with_notes(url) as database:
+                proxy.cut_commit("before")
+                with pytest.raises(CommitOutcomeUnknown) as caught:
+                    async with database.session_scope() as session:
+                        await session.execute(INSERT, {"n": 1})
+                assert isinstance(caught.value.__cause__, Exception)
+                assert await notes(database) == []
+
+    run(main)
+
+
+# ── connects that fail ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def refused_entry(url: str, **changes: object) -> DatabaseUnavailable:
+    """The error with which a scope is refused, and the original behind it."""
+    async with opened(url, **changes) as database:
+        with pytest.raises(DatabaseUnavailable) as caught:
+            async with database.session_scope():
+                pytest.fail("the block must not begin")
+        assert caught.value.__cause__ is not None
+        assert "koo-test" not in str(caught.value) and "127.0.0.1" not in str(caught.value)
+        assert database.guard.tally.totals().verdicts[FAILURE] == caught.value.attempts
+    return caught.value
+
+
+def free_port() -> int:
+    with socket.socket() as wire:
+        wire.bind(("127.0.0.1", 0))
+        port: int = wire.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_a_refused_connection_is_tried_again_and_then_told(driver: str) -> None:
+    async def main() -> None:
+        error = await refused_entry(f"postgresql+{driver}://u:koo-test@127.0.0.1:{free_port()}/d")
+        assert error.kind is Kind.CONNECTION and error.attempts == 4
+        assert "refuses connections" in error.reason and error.retry_after_s
+
+    run(main)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_a_host_that_does_not_exist(driver: str) -> None:
+    async def main() -> None:
+        error = await refused_entry(f"postgresql+{driver}://u:koo-test@no-such-host.invalid/d")
+        assert error.kind is Kind.CONNECTION and "host name" in error.reason
+
+    run(main)
+
+
+def test_a_server_that_never_answers_ends_within_the_pools_time(pg: Place) -> None:
+    async def main() -> None:
+        async with proxied(pg.server) as proxy:
+            proxy.black_hole()
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            url = through(proxy, pg.server, pg.driver, pg.database)
+            error = await refused_entry(url, pool_timeout_s=0.4, cleanup_timeout_s=0.2)
+            assert loop.time() - began < 5.0
+            assert isinstance(error, DatabaseTimeout) and error.kind is Kind.TIMEOUT
+            assert "0.4 s" in error.reason
+
+    run(main)
+
+
+def test_a_database_that_does_not_exist(any_pg: Place) -> None:
+    async def main() -> None:
+        error = await refused_entry(any_pg.server.url(any_pg.driver, "nowhere"))
+        assert error.kind is Kind.NOT_FOUND and error.attempts == 1 and error.retry_after_s is None
+
+    run(main)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_wrong_passwords_unknown_users_and_a_full_server(driver: str) -> None:
+    settings = {"max_connections": 5, "superuser_reserved_connections": 1}
+    with PostgresServer(18, auth="scram-sha-256", settings=settings) as server:
+
+        async def main() -> None:
+            right = server.url("psycopg" if driver == "psycopg" else "asyncpg")
+            for wrong in (
+                right.replace("koo-test@", "koo-wrong@"),
+                right.replace("postgres:koo", "nobody:koo"),
+            ):
+                error = await refused_entry(wrong)
+                assert error.kind is Kind.AUTH and error.attempts == 1
+                assert "koo-wrong" not in str(error)
+            server.sql("CREATE ROLE plain LOGIN PASSWORD 'koo-test'")
+            await fill(right.replace("postgres:koo", "plain:koo"))
+
+        run(main)
+
+
+async def fill(url: str) -> None:
+    """More connections than the server has."""
+    async with opened(url, pool_size=10, retry=RetryOptions(attempts_max=1)) as database:
+
+        async def hold(go: asyncio.Event) -> Exception | None:
+            try:
+                async with database.session_scope() as session:
+                    await session.execute(ONE)
+                    await go.wait()
+            except DatabaseUnavailable as error:
+                return error
+            return None
+
+        go = asyncio.Event()
+        holders = [asyncio.create_task(hold(go)) for _ in range(4)]
+        await until(lambda: database.gate.used == 4)
+        await until(lambda: len(database.gate.holders) == 4 or any(holder.done() for holder in holders))
+        holders.append(asyncio.create_task(hold(go)))
+        await until(lambda: any(holder.done() for holder in holders))
+        go.set()
+        refused = [error for error in await asyncio.gather(*holders) if error is not None]
+        assert refused
+        for error in refused:
+            assert isinstance(error, DatabaseUnavailable) and error.kind is Kind.OVERLOADED
+
+
+def test_a_file_that_is_no_database_and_a_folder_that_cannot_be_made(tmp_path: object) -> None:
+    async def main() -> None:
+        nonsense = f"{tmp_path}/nonsense.db"
+        with open(nonsense, "w") as file:  # noqa: ASYNC230, PTH123
+            file.write("this is no database, and long enough to be read as one" * 100)
+        async with opened(f"sqlite:///{nonsense}") as database:
+            with pytest.raises((DatabaseUnavailable, DBAPIError)) as caught:
+                async with database.session_scope() as session:
+                    await session.execute(text("SELECT * FROM sqlite_master"))
+            assert explain(caught.value.__cause__ or caught.value, Phase.BODY).verdict is FAILURE
+        await refused_folder(f"sqlite:///{nonsense}/below/test.db")
+
+    run(main)
+
+
+async def refused_folder(url: str) -> None:
+    database = Database(options(url))
+    with pytest.raises(DatabaseUnavailable, match="folder"):
+        async with database.session_scope():
+            pass
+    assert (await database.health_check())["healthy"] is False

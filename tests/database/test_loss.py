@@ -1,0 +1,489 @@
+"""Lost connections: what nobody sees, what is run again, what is told, and what is never repeated."""
+
+# ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from koo.database.database import Database
+from koo.errors import CommitOutcomeUnknown, DatabaseTimeout, DatabaseUnavailable, KooError
+from koo.options import BreakerOptions, RetryOptions
+from koo.policies.verdict import FAILURE
+from tests.database.conftest import Place
+from tests.database.support import (
+    INSERT,
+    ONE,
+    SELECT,
+    Note,
+    assert_free,
+    notes,
+    opened,
+    proxied,
+    run,
+    through,
+    until,
+    with_notes,
+)
+from tests.database.test_faults import kill_all, until_asleep
+
+PATIENT = RetryOptions(attempts_max=20, base_s=0.05, cap_s=0.3)
+
+
+async def warm(database: Database, count: int) -> None:
+    """So many connections lie in the pool."""
+    together = asyncio.Barrier(count)
+
+    async def one() -> None:
+        async with database.session_scope() as session:
+            await session.execute(ONE)
+            await together.wait()
+
+    await asyncio.gather(*(one() for _ in range(count)))
+
+
+# ── before the first statement: nobody sees it ────────────────────────────────────────────────────────────────────
+
+
+def test_backends_terminated_between_scopes_are_not_seen(any_pg: Place) -> None:
+    async def main() -> None:
+        async with with_notes(any_pg.url) as database:
+            await warm(database, 8)
+            kill_all(any_pg)
+            async with database.session_scope() as session:
+                session.add(Note(n=1))  # pending objects at once: only BEGIN can have noticed
+            await warm(database, 8)
+            assert await notes(database) == [1]
+            metrics = database.get_pool_metrics()
+            assert metrics["connection_metrics"]["stale_replaced"] >= 8
+            # A dead connection in the pool is no failure of the server's.
+            assert database.guard.tally.totals().verdicts[FAILURE] == 0
+            assert metrics["errors"]["total"] == 0
+
+    run(main)
+
+
+def test_a_restart_between_scopes_is_not_seen(any_pg: Place) -> None:
+    async def main() -> None:
+        async with with_notes(any_pg.url, retry=PATIENT) as database:
+            await warm(database, 5)
+            any_pg.server.kill()
+            any_pg.server.start()
+            async with database.session_scope() as session:
+                await session.execute(INSERT, {"n": 1})
+            assert await notes(database) == [1]
+            assert database.circuit_breaker_state.value == "healthy"
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["execute", "scalar", "scalars", "get", "stream"])
+def test_the_first_statement_is_run_again_on_a_new_connection(any_pg: Place, how: str) -> None:
+    """The server was restarted between BEGIN and the first statement."""
+
+    async def first(session: AsyncSession) -> object:
+        if how == "execute":
+            return list((await session.execute(SELECT)).scalars())
+        if how == "scalar":
+            return [await session.scalar(SELECT)]
+        if how == "scalars":
+            return list((await session.scalars(SELECT)).all())
+        if how == "get":
+            note = await session.get(Note, 1)
+            return [note.n] if note else []
+        return [note.n async for note in await session.stream_scalars(select(Note))]
+
+    async def main() -> None:
+        async with with_notes(any_pg.url) as database:
+            async with database.session_scope() as session:
+                await session.execute(INSERT, {"n": 1})
+            async with database.session_scope() as session:
+                kill_all(any_pg)
+                assert await first(session) == [1]
+                await session.execute(INSERT, {"n": 2})
+            assert await notes(database) == [1, 2]
+            assert database.get_pool_metrics()["retries"]["first_statements"] == 1
+
+    run(main)
+
+
+def test_a_server_that_comes_back_in_time_is_waited_for(pg: Place) -> None:
+    async def main() -> None:
+        async with with_notes(pg.url, retry=PATIENT) as database:
+            async with database.session_scope() as session:
+                pg.server.kill()
+                starting = asyncio.get_running_loop().run_in_executor(None, pg.server.start)
+                await session.execute(INSERT, {"n": 1})
+                await starting
+            assert await notes(database) == [1]
+
+    run(main)
+
+
+# ── after it: told ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_nothing_is_replayed_after_the_first_success(any_pg: Place) -> None:
+    async def main() -> None:
+        async with with_notes(any_pg.url) as database:
+            with pytest.raises(DBAPIError) as caught:
+                async with database.session_scope() as session:
+                    await session.execute(INSERT, {"n": 1})
+                    kill_all(any_pg)
+                    await session.execute(INSERT, {"n": 2})
+            assert caught.value.connection_invalidated
+            assert await notes(database) == []
+            assert database.guard.tally.totals().verdicts[FAILURE] == 1
+            assert database.get_pool_metrics()["retries"]["first_statements"] == 0
+
+    run(main)
+
+
+def test_nothing_is_replayed_with_pending_objects(pg: Place) -> None:
+    """Flushing them is a first statement too, but a rollback would change what they are."""
+
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+            with pytest.raises(DBAPIError):
+                async with database.session_scope() as session:
+                    session.add(Note(n=1))
+                    kill_all(pg)
+                    await session.execute(SELECT)
+            assert await notes(database) == []
+
+    run(main)
+
+
+def test_nothing_is_replayed_when_somebody_holds_the_connection(pg: Place) -> None:
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+            with pytest.raises(DBAPIError):
+                async with database.session_scope() as session:
+                    _ = await session.connection()
+                    kill_all(pg)
+                    await session.execute(SELECT)
+
+    run(main)
+
+
+def test_a_lost_connection_counts_once_also_if_it_is_caught(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url) as database:
+            with pytest.raises(KeyError):
+                async with database.session_scope() as session:
+                    await session.execute(ONE)
+                    kill_all(pg)
+                    for _ in range(20):
+                        with pytest.raises(SQLAlchemyError):
+                            await session.execute(ONE)
+                    raise KeyError
+            assert database.guard.tally.totals().verdicts[FAILURE] == 1
+            assert database.guard.breaker.consecutive == 1
+
+    run(main)
+
+
+# ── at COMMIT ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("when", "rows"), [("before", []), ("after", [1])])
+def test_a_cut_commit_is_told_once_and_never_run_again(
+    any_pg: Place, when: Literal["before", "after"], rows: list[int]
+) -> None:
+    runs = 0
+
+    async def insert(session: AsyncSession) -> None:
+        nonlocal runs
+        runs += 1
+        await session.execute(INSERT, {"n": 1})
+
+    async def main() -> None:
+        async with proxied(any_pg.server) as proxy:
+            url = through(proxy, any_pg.server, any_pg.driver, any_pg.database)
+            async with with_notes(url) as database:
+                proxy.cut_commit(when)
+                with pytest.raises(CommitOutcomeUnknown) as caught:
+                    await database.transaction(insert, max_retries=5)
+                assert runs == 1 and proxy.cuts == 1
+                assert isinstance(caught.value.__cause__, Exception)
+                assert await notes(database) == rows
+                metrics = database.get_pool_metrics()
+                assert metrics["errors"]["unknown_commits"] == 1
+                assert database.guard.tally.totals().verdicts[FAILURE] == 1
+
+    run(main)
+
+
+def test_a_commit_that_is_never_answered_ends_after_the_deadline_and_the_cleanup_time(any_pg: Place) -> None:
+    async def main() -> None:
+        async with proxied(any_pg.server) as proxy:
+            url = through(proxy, any_pg.server, any_pg.driver, any_pg.database)
+            async with with_notes(url, cleanup_timeout_s=0.2) as database:
+                proxy.cut_commit("hold")
+                loop = asyncio.get_running_loop()
+                with pytest.raises(CommitOutcomeUnknown):
+                    async with database.make_scope(deadline=loop.time() + 0.3) as session:
+                        await session.execute(INSERT, {"n": 1})
+                assert_free(database)
+
+    run(main)
+
+
+def test_a_lost_commit_of_a_read_only_scope_is_no_riddle(pg: Place) -> None:
+    async def main() -> None:
+        async with proxied(pg.server) as proxy:
+            url = through(proxy, pg.server, pg.driver, pg.database)
+            async with opened(url) as database:
+                async with database.session_scope() as session:
+                    await session.execute(ONE)
+                proxy.cut_commit("before")
+                with pytest.raises(DBAPIError):
+                    async with database.session_scope(readonly=True) as session:
+                        await session.execute(ONE)
+
+    run(main)
+
+
+# ── black holes ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def seconds_of_a_black_hole(pg: Place, at: str) -> float:
+    """How much longer than its deadline a scope takes when the server falls silent at `at`."""
+    async with proxied(pg.server) as proxy:
+        url = through(proxy, pg.server, pg.driver, pg.database)
+        async with with_notes(url, cleanup_timeout_s=0.3) as database:
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + 0.5
+            with pytest.raises((DatabaseTimeout, CommitOutcomeUnknown)):
+                async with database.make_scope(deadline=deadline) as session:
+                    await session.execute(INSERT, {"n": 1})
+                    if at == "statement":
+                        proxy.black_hole()
+                        await session.execute(INSERT, {"n": 2})
+                    elif at == "stream":
+                        rows = await session.stream(text("SELECT generate_series(1, 1000000)"))
+                        proxy.black_hole()
+                        async for _ in rows:
+                            pass
+                    elif at == "commit":
+                        proxy.black_hole()
+                    else:
+                        proxy.black_hole()
+                        await asyncio.sleep(1.0)
+            took_s = loop.time() - deadline
+            assert_free(database)
+            proxy.reset_all()
+            proxy.heal()
+            return took_s
+
+
+@pytest.mark.parametrize("at", ["statement", "stream", "commit", "idle"])
+def test_a_scope_leaves_a_black_hole_within_its_deadline_and_the_cleanup_time(any_pg: Place, at: str) -> None:
+    async def main() -> None:
+        # 0.3 s to clean up (twice: to stop the statement, to roll back); the bound leaves room for a slow machine,
+        # and is far below what the drivers take by themselves (2 s, 10 s, never).
+        assert await seconds_of_a_black_hole(any_pg, at) < 1.5
+
+    run(main)
+
+
+def test_rolling_back_into_a_black_hole_is_bounded_too(any_pg: Place) -> None:
+    async def main() -> None:
+        async with proxied(any_pg.server) as proxy:
+            url = through(proxy, any_pg.server, any_pg.driver, any_pg.database)
+            async with with_notes(url, cleanup_timeout_s=0.3) as database:
+                mine = KeyError("mine")
+                loop = asyncio.get_running_loop()
+                began = 0.0
+                with pytest.raises(KeyError) as caught:
+                    async with database.session_scope() as session:
+                        await session.execute(INSERT, {"n": 1})
+                        proxy.black_hole()
+                        began = loop.time()
+                        raise mine
+                assert caught.value is mine
+                assert loop.time() - began < 1.5
+                assert_free(database)
+                proxy.reset_all()
+                proxy.heal()
+
+    run(main)
+
+
+def test_a_statement_cancelled_in_a_black_hole_leaves_within_the_cleanup_time(any_pg: Place) -> None:
+    async def main() -> None:
+        async with proxied(any_pg.server) as proxy:
+            url = through(proxy, any_pg.server, any_pg.driver, any_pg.database)
+            async with with_notes(url, cleanup_timeout_s=0.3) as database:
+                task = asyncio.create_task(asleep(database, first=ONE))
+                await until_asleep(any_pg)
+                proxy.black_hole()
+                loop = asyncio.get_running_loop()
+                began = loop.time()
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert loop.time() - began < 3.5  # asyncpg: 2 s of SQLAlchemy's; psycopg by itself: 10 s
+                assert_free(database)
+                proxy.reset_all()
+                proxy.heal()
+
+    run(main)
+
+
+async def asleep(database: Database, first: object = ONE) -> None:
+    async with database.session_scope() as session:
+        await session.execute(ONE)
+        await session.execute(text("SELECT pg_sleep(60)"))
+
+
+def test_idle_connections_that_became_black_holes_are_replaced_in_time(any_pg: Place) -> None:
+    """A firewall forgot them: nothing is refused, nothing answers."""
+
+    async def main() -> None:
+        async with proxied(any_pg.server) as proxy:
+            url = through(proxy, any_pg.server, any_pg.driver, any_pg.database)
+            changes = {"pool_timeout_s": 1.5, "validate_after_idle_s": 0.0, "cleanup_timeout_s": 0.2}
+            async with with_notes(url, **changes) as database:
+                await warm(database, 4)
+                proxy.forget()
+                async with database.session_scope() as session:
+                    await session.execute(INSERT, {"n": 1})
+                # The first one cost time; all others of that age are thrown away without trying them.
+                assert database.connections is not None and database.connections.generation == 1
+                await warm(database, 4)
+                assert await notes(database) == [1]
+                assert database.guard.tally.totals().verdicts[FAILURE] == 0
+
+    run(main)
+
+
+def test_a_deadline_stops_the_statement_on_the_server_too(any_pg: Place) -> None:
+    async def main() -> None:
+        async with opened(any_pg.url) as database:
+            loop = asyncio.get_running_loop()
+            with pytest.raises(DatabaseTimeout):
+                async with database.make_scope(deadline=loop.time() + 0.2) as session:
+                    await session.execute(ONE)
+                    await session.execute(text("SELECT pg_sleep(60)"))
+            sleeping = (
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+                f" AND datname = '{any_pg.database}'"
+            )
+            await until(lambda: any_pg.server.sql(sleeping) == "0")
+            # A server that obeys is well, and its connection is still good.
+            assert database.guard.tally.totals().verdicts[FAILURE] == 0
+            assert database.get_pool_metrics()["connection_metrics"]["closed"] == 0
+
+    run(main)
+
+
+def test_an_idle_transaction_loses_its_locks_at_the_deadline(any_pg: Place) -> None:
+    """The user's own await goes on; the transaction, and what waits for its locks, does not."""
+
+    async def main() -> None:
+        async with with_notes(any_pg.url) as database:
+            loop = asyncio.get_running_loop()
+            asleep_for_long = asyncio.Event()
+
+            async def forgetful() -> str:
+                async with database.make_scope(deadline=loop.time() + 0.3) as session:
+                    await session.execute(text("LOCK TABLE notes"))
+                    asleep_for_long.set()
+                    await asyncio.sleep(1.0)  # nobody cancels this
+                    return "it went on"
+
+            forgetting = asyncio.create_task(forgetful())
+            await asleep_for_long.wait()
+            async with database.session_scope() as session:
+                await session.execute(INSERT, {"n": 1})
+            assert not forgetting.done()
+            with pytest.raises(DatabaseTimeout):
+                await forgetting
+            assert await notes(database) == [1]
+
+    run(main)
+
+
+# ── kill -9 under load ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_server_killed_and_started_again_under_load(any_pg: Place) -> None:
+    """Every insert that was acknowledged is there, none is there twice, and traffic goes on by itself."""
+
+    async def main() -> None:
+        breaker = BreakerOptions(failure_threshold=5, recovery_s=0.2, success_threshold=2)
+        async with with_notes(any_pg.url, breaker=breaker, retry=PATIENT) as database:
+            acknowledged: list[int] = []
+            unknown: list[int] = []
+            counter = iter(range(1_000_000))
+            stop = asyncio.Event()
+
+            async def insert(session: AsyncSession, n: int) -> None:
+                await session.execute(ONE)
+                await session.execute(INSERT, {"n": n})
+
+            async def work() -> None:
+                while not stop.is_set():
+                    n = next(counter)
+                    try:
+                        await database.transaction(insert, n)
+                        acknowledged.append(n)
+                    except CommitOutcomeUnknown:
+                        unknown.append(n)
+                    except (DBAPIError, KooError):
+                        await asyncio.sleep(0.01)
+
+            workers = [asyncio.create_task(work()) for _ in range(10)]
+            loop = asyncio.get_running_loop()
+            for _ in range(2):
+                await more(acknowledged)
+                await loop.run_in_executor(None, any_pg.server.kill)
+                await until(lambda: database.circuit_breaker_state.value != "healthy")
+                await loop.run_in_executor(None, any_pg.server.start)
+                await more(acknowledged)
+            stop.set()
+            await asyncio.gather(*workers)
+            stored = await notes(database)
+            assert len(stored) == len(set(stored))
+            assert set(acknowledged) <= set(stored)
+            assert set(stored) <= set(acknowledged) | set(unknown)
+            assert database.circuit_breaker_state.value == "healthy"
+
+    run(main)
+
+
+async def more(acknowledged: list[int]) -> None:
+    enough = len(acknowledged) + 50
+    await until(lambda: len(acknowledged) > enough, within_s=20)
+
+
+def test_a_server_that_is_gone_is_refused_at_once_after_a_few_failures(pg: Place) -> None:
+    async def main() -> None:
+        once = RetryOptions(attempts_max=1)
+        async with opened(pg.url, retry=once) as database:
+            async with database.session_scope() as session:
+                await session.execute(ONE)
+            pg.server.kill()
+            for _ in range(5):
+                with pytest.raises(DatabaseUnavailable):
+                    async with database.session_scope():
+                        pass
+            assert database.circuit_breaker_state.value == "circuit_open"
+            with pytest.raises(DatabaseUnavailable, match="circuit is open") as caught:
+                async with database.session_scope():
+                    pass
+            assert caught.value.retry_after_s is not None and caught.value.retry_after_s > 50
+            assert database.reset_circuit_breaker() is True
+            pg.server.start()
+            async with database.session_scope() as session:
+                await session.execute(ONE)
+            assert database.circuit_breaker_state.value == "healthy"
+
+    run(main)

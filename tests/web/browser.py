@@ -1,0 +1,225 @@
+"""A real browser for tests: Debian's Chromium, spoken to over its DevTools protocol. No dependency but aiohttp.
+
+One process (`chromium()`), and for each test a window of its own, with its own storage (`window(...)`). A machine without
+a browser skips these tests, and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+BINARY = Path("/usr/bin/chromium")
+WAIT_S = 20.0
+"""How long a condition may take on a machine that is busy with other things; what passes does not wait."""
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-port=0",
+    # No name leads out of this machine; strangers of the tests live here under names of their own.
+    "--host-resolver-rules=MAP *.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
+)
+
+needs_browser = pytest.mark.skipif(not BINARY.exists(), reason=f"no browser: {BINARY} is not there")
+
+
+@contextmanager
+def chromium() -> Iterator[str]:
+    """A running browser: the address of its DevTools."""
+    folder = Path(tempfile.mkdtemp(prefix="koo-browser-"))
+    process = subprocess.Popen(
+        [str(BINARY), *FLAGS, f"--user-data-dir={folder}", "about:blank"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "HOME": str(folder)},
+    )
+    try:
+        port, path = _address(process, folder / "DevToolsActivePort")
+        yield f"ws://127.0.0.1:{port}{path}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(WAIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _address(process: subprocess.Popen[bytes], file: Path) -> list[str]:
+    until = time.monotonic() + WAIT_S
+    while time.monotonic() < until:
+        assert process.poll() is None, "the browser ended at its start"
+        lines = file.read_text().split() if file.exists() else []
+        if len(lines) == 2:
+            return lines
+        time.sleep(0.02)
+    raise AssertionError("the browser did not say where it listens")
+
+
+class Window:
+    """One page in the browser. `urls`: everything that it asked for; `told`: what its console said."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._numbers = count(1)
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._session: str | None = None
+        self.urls: list[str] = []
+        self.told: list[str] = []
+
+    async def open(self) -> None:
+        """A window of its own, in a context of its own."""
+        context = await self.send("Target.createBrowserContext", disposeOnDetach=True)
+        given = {"url": "about:blank", "browserContextId": context["browserContextId"]}
+        target = await self.send("Target.createTarget", **given)
+        attached = await self.send("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            await self.send(f"{domain}.enable")
+
+    async def listen(self) -> None:
+        """Take in what the browser says, for as long as it talks."""
+        async for message in self._socket:
+            said = json.loads(message.data)
+            if "id" in said:
+                answer = self._answers.pop(said["id"])
+                if not answer.done():
+                    answer.set_result(said)
+            else:
+                self._hear(said["method"], said.get("params", {}))
+
+    def _hear(self, method: str, params: dict[str, Any]) -> None:
+        if method == "Network.requestWillBeSent":
+            self.urls.append(params["request"]["url"])
+        elif method == "Runtime.exceptionThrown":
+            details = params["exceptionDetails"]
+            self.told.append(details.get("exception", {}).get("description") or details["text"])
+        elif method == "Log.entryAdded":
+            self.told.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+
+    async def send(self, method: str, **params: Any) -> dict[str, Any]:
+        """One command and its result."""
+        number = next(self._numbers)
+        message: dict[str, Any] = {"id": number, "method": method, "params": params}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        await self._socket.send_json(message)
+        async with asyncio.timeout(WAIT_S):
+            said = await answer
+        assert "error" not in said, f"{method}: {said['error']}"
+        result: dict[str, Any] = said["result"]
+        return result
+
+    async def go(self, url: str) -> None:
+        """Open an address; the page may still be loading afterwards."""
+        await self.send("Page.navigate", url=url)
+
+    async def run(self, script: str) -> Any:
+        """The value of a JavaScript expression; promises are awaited."""
+        given = {"expression": script, "awaitPromise": True, "returnByValue": True}
+        result = await self.send("Runtime.evaluate", **given, userGesture=True)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
+
+    async def until(self, script: str, within_s: float = WAIT_S) -> Any:
+        """Wait until an expression is true, and give its value."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + within_s
+        value = await self.run(script)
+        while not value:
+            assert loop.time() < until, f"never true: {script}\n{await self.run('document.body.innerText')}"
+            await asyncio.sleep(0.02)
+            value = await self.run(script)
+        return value
+
+    async def text(self, selector: str = "body") -> str:
+        """What a person reads there; empty if it is not there."""
+        return str(await self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
+
+    async def until_text(self, selector: str, wanted: str) -> str:
+        """Wait until a person can read `wanted` there, and give all that stands there."""
+        place = json.dumps(selector)
+        script = f"(document.querySelector({place})?.innerText ?? '').includes({json.dumps(wanted)})"
+        await self.until(script)
+        return await self.text(selector)
+
+    async def click(self, selector: str) -> None:
+        """Click what is there and can be seen."""
+        script = f"""(() => {{
+            const it = document.querySelector({json.dumps(selector)});
+            if (!it || !it.checkVisibility({{visibilityProperty: true}})) return false;
+            it.click();
+            return true;
+        }})()"""
+        assert await self.run(script), f"nothing to click at {selector}"
+
+    async def type(self, selector: str, text: str) -> None:
+        """Type into a field."""
+        await self.run(f"document.querySelector({json.dumps(selector)}).focus()")
+        await self.send("Input.insertText", text=text)
+
+    async def press(self, key: str, code: int) -> None:
+        """Press a key, as `Escape` (27), `Enter` (13) or `Tab` (9)."""
+        given: dict[str, Any] = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        if key == "Enter":
+            given["text"] = "\r"
+        await self.send("Input.dispatchKeyEvent", type="keyDown", **given)
+        await self.send("Input.dispatchKeyEvent", type="keyUp", key=key, code=key)
+
+    async def resize(self, width: int, height: int = 900) -> None:
+        """A window of this size."""
+        given = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        await self.send("Emulation.setDeviceMetricsOverride", **given)
+        await self.send("Emulation.setScrollbarsHidden", hidden=True)
+
+    async def prefer(self, **features: str) -> None:
+        """As `prefers_color_scheme="dark"`."""
+        media = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
+        await self.send("Emulation.setEmulatedMedia", features=media)
+
+    async def picture(self, path: Path) -> None:
+        """The whole page as PNG."""
+        shot = await self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+
+@asynccontextmanager
+async def window(address: str) -> AsyncIterator[Window]:
+    """A new window of the browser at `address`; its storage goes with it."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(address, max_msg_size=0) as socket,
+    ):
+        opened = Window(socket)
+        listening = asyncio.create_task(opened.listen())
+        try:
+            await opened.open()
+            yield opened
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)

@@ -1,0 +1,135 @@
+"""A real server on a real socket, in the test's own event loop, and a client that hides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import uvicorn
+from fastapi import FastAPI
+
+from koo.options import (
+    BreakerOptions,
+    DatabaseOptions,
+    LimitOptions,
+    PlatformOptions,
+    RetryOptions,
+    ServiceOptions,
+)
+from koo.platform import Platform
+from koo.testing.providers import FakeAnthropic
+
+KEY = "test-key"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer: `body` is its JSON, where it is some."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    @property
+    def body(self) -> Any:
+        return json.loads(self.content)
+
+    @property
+    def text(self) -> str:
+        return self.content.decode()
+
+
+class Client:
+    """Asks one server."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+        self.url = url
+        self._session = session
+
+    async def get(self, path: str, **more: Any) -> Reply:
+        return await self.ask("GET", path, **more)
+
+    async def post(self, path: str, **more: Any) -> Reply:
+        return await self.ask("POST", path, **more)
+
+    async def ask(self, method: str, path: str, **more: Any) -> Reply:
+        async with self._session.request(method, self.url + path, allow_redirects=False, **more) as answer:
+            return Reply(answer.status, answer.headers, await answer.read())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for something that happens elsewhere, on the other end of a socket."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - nobody there could set an event here
+            await asyncio.sleep(0.005)
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Any:
+        yield  # signals belong to pytest
+
+
+@asynccontextmanager
+async def served(app: FastAPI, host: str = "127.0.0.1") -> AsyncIterator[Client]:
+    """`app` on a free port."""
+    listener = socket.socket()
+    listener.bind((host, 0))
+    listener.listen()
+    listener.setblocking(False)
+    config = uvicorn.Config(
+        app, lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=5
+    )
+    server = _Server(config)
+    running = asyncio.create_task(server.serve([listener]))
+    try:
+        while not server.started:
+            assert not running.done(), running.result()
+            await asyncio.sleep(0.005)
+        url = f"http://{host}:{listener.getsockname()[1]}"
+        # A connection for each request: uvicorn closes one whose request failed, and a POST is never sent twice.
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            yield Client(url, session)
+    finally:
+        server.should_exit = True
+        await running
+
+
+def claude(fake: FakeAnthropic, **more: Any) -> ServiceOptions:
+    """A service that asks the fake, once."""
+    given: dict[str, Any] = {
+        "model": "claude-sonnet-5-5",
+        "base_url": fake.base_url,
+        "api_key": KEY,
+        "input_price": Decimal(2),
+        "output_price": Decimal(10),
+        "max_tokens": 100,
+        "retry": RetryOptions(attempts_max=1),
+        "breaker": BreakerOptions(failure_threshold=3),
+        "limits": LimitOptions(per_minute=60, per_hour=1000, per_day=10_000),
+    }
+    return ServiceOptions(name="claude", kind="anthropic", **{**given, **more})
+
+
+def options(folder: Path, *services: ServiceOptions, **more: Any) -> PlatformOptions:
+    """A platform of these services, with its files in `folder`."""
+    given: dict[str, Any] = {
+        "home": folder,
+        "state_url": f"sqlite:///{folder}/state.db",
+        "database": DatabaseOptions(url=f"sqlite:///{folder}/app.db"),
+    }
+    return PlatformOptions(services=services, **{**given, **more})
+
+
+def platform(folder: Path, *services: ServiceOptions, **more: Any) -> Platform:
+    """As `options`, made."""
+    return Platform(options(folder, *services, **more))

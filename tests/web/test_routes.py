@@ -1,0 +1,380 @@
+"""Each promised path: its method, its status, its keys and their types, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from koo.ai.types import Query
+from koo.errors import ExternalServiceError
+from koo.options import DatabaseOptions, ServiceOptions
+from koo.platform import Platform
+from koo.testing.providers import FakeAnthropic, answer, error
+from koo.web import create_app, models
+from tests.web.serving import Client, claude, platform, served, until
+
+NO_KEY = ServiceOptions(name="openai", kind="openai", model="gpt-6.1-terra")
+
+Work = Callable[[Client, FakeAnthropic, Platform], Awaitable[None]]
+
+
+def with_server(folder: Path, work: Work, **more: Any) -> None:
+    """Run `work` against a server with `claude` (a fake provider) and `openai` (without a key)."""
+
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            koo = platform(folder, claude(fake), NO_KEY, **more)
+            async with served(create_app(koo)) as client:
+                await work(client, fake, koo)
+
+    asyncio.run(main())
+
+
+GETS: dict[str, tuple[type[BaseModel], set[str]]] = {
+    "/api/v1/monitoring/health": (
+        models.SystemHealth,
+        {"overall_health", "database", "ai_services", "timestamp"},
+    ),
+    "/api/v1/monitoring/dashboard": (
+        models.Dashboard,
+        {"summary", "database", "ai_services", "alerts", "timestamp"},
+    ),
+    "/api/v1/monitoring/alerts": (models.SystemAlerts, {"alerts", "alert_count", "timestamp"}),
+    "/api/v1/monitoring/database": (models.DatabaseMonitoring, {"database_monitoring", "timestamp"}),
+    "/api/v1/monitoring/database/pool-metrics": (models.PoolMetricsAnswer, {"pool_metrics", "timestamp"}),
+    "/api/v1/monitoring/ai-services": (models.ServicesMonitoring, {"ai_services_monitoring", "timestamp"}),
+    "/api/v1/monitoring/ai-services/claude/metrics": (
+        models.ServiceMetricsAnswer,
+        {"service_metrics", "timestamp"},
+    ),
+    "/api/v1/ai/services/health": (
+        models.ServicesHealth,
+        {"overall_health", "healthy_services", "total_services", "services", "timestamp"},
+    ),
+    "/api/v1/ai/services/claude/health": (
+        models.ServiceHealth,
+        {"service_name", "state", "configured", "reason", "health", "metrics", "rate_limits", "configuration"}
+        | {"last_updated"},
+    ),
+    "/livez": (models.Alive, {"status"}),
+    "/readyz": (models.Ready, {"status"}),
+}
+POSTS: dict[str, tuple[type[BaseModel], set[str]]] = {
+    "/api/v1/monitoring/database/health-check": (
+        models.DatabaseCheck,
+        {"health_check_result", "detailed_status", "timestamp"},
+    ),
+    "/api/v1/monitoring/database/reset-circuit-breaker": (
+        models.DatabaseReset,
+        {"message", "new_state", "timestamp"},
+    ),
+    "/api/v1/ai/services/health-check": (models.ServiceChecks, {"claude"}),
+    "/api/v1/ai/services/claude/reset-errors": (models.ServiceReset, {"message", "service", "timestamp"}),
+    "/api/v1/ai/services/reset-all-errors": (models.ServicesReset, {"message", "results", "timestamp"}),
+}
+
+
+def test_every_path_answers_in_its_promised_shape(tmp_path: Path) -> None:
+    """Each answer has its keys, and is what the description of the API says that it is."""
+
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        for method, paths in (("GET", GETS), ("POST", POSTS)):
+            for path, (model, keys) in paths.items():
+                reply = await client.ask(method, path)
+                assert reply.status == 200, (path, reply.text)
+                assert keys <= reply.body.keys(), path
+                model.model_validate(reply.body, strict=True)
+                assert reply.headers["Content-Type"] == "application/json"
+                assert reply.headers["Cache-Control"] == "no-store"
+
+    with_server(tmp_path, work)
+
+
+def test_the_description_of_the_api_names_exactly_the_paths_that_there_are(tmp_path: Path) -> None:
+    described = create_app(platform(tmp_path)).openapi()["paths"]
+    promised = {path.replace("claude", "{service}") for path in (*GETS, *POSTS)}
+    assert set(described) == promised | {"/api/v1/ai/query", "/api/v1/ai/batch-query", "/metrics"}
+
+
+def test_the_promised_keys_of_a_service(tmp_path: Path) -> None:
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        await client.post("/api/v1/ai/query", json={"service": "claude", "prompt": "Say hello."})
+        view = (await client.get("/api/v1/ai/services/claude/health")).body
+        assert {"circuit_breaker_state", "failure_count", "success_count", "last_failure"} <= view[
+            "health"
+        ].keys()
+        assert {"last_success", "next_attempt"} <= view["health"].keys()
+        assert (view["health"]["success_count"], view["metrics"]["total_requests"]) == (1, 1)
+        for window in ("requests_per_minute", "requests_per_hour", "requests_per_day"):
+            limit = view["rate_limits"][window]
+            assert {"used", "limit", "remaining", "resets_at"} <= limit.keys()
+            assert limit["used"] == 1
+        budget = view["rate_limits"]["daily_budget"]
+        assert {"spent", "reserved", "limit", "remaining", "resets_at", "currency"} <= budget.keys()
+        overview = (await client.get("/api/v1/ai/services/health")).body
+        assert (overview["healthy_services"], overview["total_services"]) == (1, 1)
+        assert overview["services"]["openai"]["configured"] is False
+        assert overview["services"]["claude"].keys() == view.keys()
+
+    with_server(tmp_path, work)
+
+
+def test_the_money_that_a_view_shows_is_the_bill(tmp_path: Path) -> None:
+    """It is booked a moment after the answer."""
+
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        await client.post("/api/v1/ai/query", json={"service": "claude", "prompt": "Say hello."})
+        async with asyncio.timeout(10):
+            while True:
+                view = (await client.get("/api/v1/ai/services/claude/health")).body
+                budget = view["rate_limits"]["daily_budget"]
+                if Decimal(budget["spent"]) == fake.billed_usd and budget["reserved"] == "0":
+                    break
+                await asyncio.sleep(0.01)
+        assert Decimal(budget["remaining"]) == Decimal(budget["limit"]) - fake.billed_usd
+
+    with_server(tmp_path, work)
+
+
+# ── questions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_question_is_answered_with_its_cost(tmp_path: Path) -> None:
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        fake.script(answer("Paris.", input_tokens=20, output_tokens=4))
+        asked = {"service": "claude", "prompt": "Capital of France?", "system": "One word.", "max_tokens": 9}
+        reply = await client.post("/api/v1/ai/query", json=asked)
+        assert reply.status == 200
+        models.QueryAnswer.model_validate(reply.body, strict=True)
+        body = reply.body
+        assert (body["response"], body["service"], body["attempts"]) == ("Paris.", "claude", 1)
+        assert body["usage"]["total_tokens"] == 24
+        assert Decimal(body["cost"]) == Decimal("0.00008")
+        sent = fake.queries[0].body
+        assert (sent["max_tokens"], sent["system"]) == (9, "One word.")
+
+    with_server(tmp_path, work)
+
+
+def test_several_questions_have_a_result_each_in_their_order(tmp_path: Path) -> None:
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        queries = [
+            {"service": "claude", "prompt": "One?"},
+            {"service": "nobody", "prompt": "Two?"},
+            {"service": "openai", "prompt": "Three?"},
+        ]
+        reply = await client.post("/api/v1/ai/batch-query", json={"queries": queries})
+        assert reply.status == 200
+        models.BatchAnswer.model_validate(reply.body, strict=True)
+        body = reply.body
+        assert [result["success"] for result in body["results"]] == [True, False, False]
+        assert [result.get("kind") for result in body["results"]] == [
+            None,
+            "unknown_service",
+            "not_configured",
+        ]
+        assert (body["total_queries"], body["successful_queries"], body["failed_queries"]) == (3, 1, 2)
+        assert Decimal(body["total_cost"]) == fake.billed_usd > 0
+
+    with_server(tmp_path, work)
+
+
+def test_who_leaves_ends_the_query(tmp_path: Path) -> None:
+    """Nobody reads the answer, so nobody shall pay for it: the provider's connection is closed too."""
+
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        from koo.testing.providers import hang
+
+        fake.script(hang())
+        asking = asyncio.create_task(
+            client.post("/api/v1/ai/query", json={"service": "claude", "prompt": "Capital of France?"})
+        )
+        await until(lambda: fake.queries)
+        asking.cancel()
+        await until(lambda: fake.abandoned)
+        await until(lambda: not koo.services["claude"].gates.slots.used)
+        assert koo.services["claude"].default_guard.breaker.consecutive == 0
+
+    with_server(tmp_path, work)
+
+
+# ── resets ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_reset_closes_an_open_breaker(tmp_path: Path) -> None:
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        fake.script(*[error(500, "api_error")] * 3)
+        question = {"service": "claude", "prompt": "Capital of France?"}
+        for _ in range(3):
+            assert (await client.post("/api/v1/ai/query", json=question)).status == 502
+        refused = await client.post("/api/v1/ai/query", json=question)
+        assert (refused.status, refused.body["kind"]) == (503, "circuit_open")
+        assert int(refused.headers["Retry-After"]) >= refused.body["retry_after_s"] > 0
+        assert (await client.get("/api/v1/ai/services/claude/health")).body["state"] == "circuit_open"
+        assert (await client.post("/api/v1/ai/services/claude/reset-errors")).status == 200
+        assert (await client.get("/api/v1/ai/services/claude/health")).body["state"] == "healthy"
+        assert (await client.post("/api/v1/ai/query", json=question)).status == 200
+
+    with_server(tmp_path, work)
+
+
+def test_the_body_of_the_databases_reset_is_optional(tmp_path: Path) -> None:
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        path = "/api/v1/monitoring/database/reset-circuit-breaker"
+        bodies: list[dict[str, Any]] = [{}, {"json": {"reason": "host replaced"}}, {"json": {}}]
+        for more in bodies:
+            reply = await client.post(path, **more)
+            assert (reply.status, reply.body["new_state"]) == (200, "healthy")
+        assert (await client.post(path, json={"target": "half_open"})).status == 422
+
+    with_server(tmp_path, work)
+
+
+# ── probes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_ready_says_no_while_the_database_does_not_answer(tmp_path: Path) -> None:
+    """And alive says yes: a restart would mend nothing."""
+
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        reply = await client.get("/readyz")
+        assert (reply.status, reply.body["kind"]) == (503, "connection")
+        assert (await client.get("/livez")).status == 200
+        health = await client.get("/api/v1/monitoring/health")
+        assert (health.status, health.body["overall_health"]) == (200, "degraded")
+
+    with_server(tmp_path, work, database=DatabaseOptions(url="postgresql://u:secret@127.0.0.1:1/none"))
+
+
+def test_ready_says_no_while_the_breaker_of_the_database_is_open(tmp_path: Path) -> None:
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        from koo.policies.breaker import Override
+
+        koo.database.guard.set_override(Override.FORCED_OPEN)
+        reply = await client.get("/readyz")
+        assert (reply.status, reply.body["kind"]) == (503, "circuit_open")
+        koo.database.reset_circuit_breaker()
+        koo.database.guard.set_override(Override.NONE)
+        assert (await client.get("/readyz")).status == 200
+
+    with_server(tmp_path, work)
+
+
+def test_an_open_breaker_of_a_service_keeps_nobody_from_being_ready(tmp_path: Path) -> None:
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        fake.script(*[error(500, "api_error")] * 3)
+        for _ in range(3):
+            with pytest.raises(ExternalServiceError):
+                await koo.query(Query(service="claude", prompt="Hello?"))
+        assert (await client.get("/readyz")).status == 200
+        health = (await client.get("/api/v1/monitoring/health")).body
+        assert health["overall_health"] == "unhealthy"  # every configured service refuses
+        summary = (await client.get("/api/v1/monitoring/dashboard")).body["summary"]
+        assert (summary["ai_services_healthy"], summary["circuit_breakers_open"]) == ("0/1", 1)
+
+    with_server(tmp_path, work)
+
+
+def test_probes_answer_to_head(tmp_path: Path) -> None:
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        for path in ("/livez", "/readyz"):
+            reply = await client.ask("HEAD", path)
+            assert (reply.status, reply.content) == (200, b"")
+
+    with_server(tmp_path, work)
+
+
+def test_metrics_have_every_series_from_the_start(tmp_path: Path) -> None:
+    """`rate()` does not see the first step of a series that appears with it."""
+
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        text = (await client.get("/metrics")).text
+        assert 'koo_service_requests_total{outcome="failure",service="claude"} 0.0' in text
+        assert 'koo_service_refusals_total{reason="circuit_open",service="claude"} 0.0' in text
+        assert 'koo_service_errors_total{kind="timeout",service="claude"} 0.0' in text
+        assert 'koo_circuit_breaker_state{breaker="database",state="closed"} 1.0' in text
+        assert 'koo_circuit_breaker_state{breaker="claude",state="open"} 0.0' in text
+        assert "koo_database_up 1.0" in text
+        assert "openai" not in text
+        await client.post("/api/v1/ai/query", json={"service": "claude", "prompt": "Say hello."})
+        text = (await client.get("/metrics")).text
+        assert 'koo_service_requests_total{outcome="success",service="claude"} 1.0' in text
+        assert 'koo_service_request_duration_seconds_count{service="claude"} 1.0' in text
+
+    with_server(tmp_path, work)
+
+
+# ── the whole server ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_long_answer_is_compressed_for_those_who_can_read_it(tmp_path: Path) -> None:
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        path = "/api/v1/monitoring/health"
+        packed = await client.get(path, headers={"Accept-Encoding": "gzip"})
+        assert packed.headers["Content-Encoding"] == "gzip"
+        assert int(packed.headers["Content-Length"]) < len(packed.content) / 3
+        assert "overall_health" in packed.body
+        plain = await client.get(path, headers={"Accept-Encoding": "identity"})
+        assert "Content-Encoding" not in plain.headers
+
+    with_server(tmp_path, work)
+
+
+def test_a_request_keeps_its_id_if_that_is_one(tmp_path: Path) -> None:
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        given = await client.get("/livez", headers={"X-Request-ID": "trace-4711"})
+        assert given.headers["X-Request-ID"] == "trace-4711"
+        for nonsense in ("", "a b", "x" * 200, "<script>"):
+            made = (await client.get("/nowhere", headers={"X-Request-ID": nonsense})).headers["X-Request-ID"]
+            assert made != nonsense and len(made) == 32
+
+    with_server(tmp_path, work)
+
+
+def test_the_docs_come_from_here_alone(tmp_path: Path) -> None:
+    """No other host is named in the page, its script or its policy."""
+
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        for path in ("/docs", "/docs/page.js", "/docs/page.css"):
+            reply = await client.get(path)
+            assert reply.status == 200
+            assert "http://" not in reply.text and "https://" not in reply.text
+            assert "script-src 'self';" in reply.headers["Content-Security-Policy"]
+            assert "innerHTML" not in reply.text
+        assert (await client.get("/openapi.json")).body["info"]["title"] == "koo"
+
+    with_server(tmp_path, work)
+
+
+def test_each_example_is_of_its_model(tmp_path: Path) -> None:
+    schema = create_app(platform(tmp_path)).openapi()
+    shown = 0
+    for model in vars(models).values():
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            continue
+        extra = model.model_config.get("json_schema_extra")
+        if isinstance(extra, dict):
+            model.model_validate(extra["example"], strict=True)
+            shown += 1
+    answers = [
+        one["responses"]["200"]["content"] for ways in schema["paths"].values() for one in ways.values()
+    ]
+    assert all("example" in content for media in answers for content in media.values())
+    assert shown > 15
+
+
+def test_every_error_is_described_as_a_problem(tmp_path: Path) -> None:
+    schema = create_app(platform(tmp_path)).openapi()
+    for path, ways in schema["paths"].items():
+        for one in ways.values():
+            for status, response in one["responses"].items():
+                if int(status) >= 400:
+                    assert list(response["content"]) == ["application/problem+json"], (path, status)
+    assert "HTTPValidationError" not in json.dumps(schema)

@@ -1,0 +1,254 @@
+"""Who may ask: the rules as a table, and the attacks on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from koo.options import PlatformOptions
+from koo.web import create_app
+from koo.web.security import Access, Asked, host_name, is_local_peer
+from tests.web.serving import Client, platform, served
+
+RESET = "/api/v1/monitoring/database/reset-circuit-breaker"
+HEALTH = "/api/v1/monitoring/health"
+OWN = "127.0.0.1:8000"
+
+
+def asked(method: str = "GET", path: str = HEALTH, peer: str | None = "127.0.0.1", **headers: str) -> Asked:
+    named = {"host": OWN, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    return Asked(method, path, named, peer)
+
+
+def status(access: Access, question: Asked) -> int:
+    denial = access.judge(question)
+    return 200 if denial is None else denial.status
+
+
+OPEN = Access.of(PlatformOptions())
+LOCKED = Access.of(PlatformOptions(token="write", read_token="read", url="https://koo.example.org"))
+
+
+# ── without a token ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [
+        ("127.0.0.1:8000", True),
+        ("localhost:8000", True),
+        ("LOCALHOST", True),
+        ("localhost.", True),
+        ("[::1]:8000", True),
+        ("127.0.0.2:9999", True),
+        ("evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("localhost.evil.example", False),
+        ("evil.example:127.0.0.1", False),
+        ("evil.example@127.0.0.1", False),
+        ("127.0.0.1/evil", False),
+        ("192.168.1.7:8000", False),
+        ("0.0.0.0:8000", False),
+        ("[::ffff:10.0.0.1]", False),
+        ("", False),
+        ("[", False),
+        ("127.0.0.1:port", False),
+    ],
+)
+def test_a_name_that_is_not_ours_is_refused_whatever_is_asked(host: str, known: bool) -> None:
+    """Else a page whose name suddenly points here would be taken for ours."""
+    for question in (asked(host=host), asked("POST", RESET, host=host), asked(path="/livez", host=host)):
+        assert status(OPEN, question) == (200 if known else 403)
+
+
+def test_the_names_of_the_settings_are_ours() -> None:
+    access = Access.of(
+        PlatformOptions(host="192.168.1.7", url="http://koo.internal:8000", token="t"), ["my.name"]
+    )
+    for host in ("192.168.1.7:8000", "koo.internal", "my.name:80"):
+        assert host_name(host) in (access.hosts or ())
+    everywhere = PlatformOptions(host="0.0.0.0", token="t")
+    assert status(Access.of(everywhere), asked(host="10.1.2.3", authorization="Bearer t")) == 200
+
+
+def test_two_hosts_are_none() -> None:
+    twice = Asked("GET", HEALTH, {"host": OWN}, "127.0.0.1", frozenset({"host"}))
+    assert status(OPEN, twice) == 403
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({}, True),  # curl
+        ({"sec_fetch_site": "none"}, True),  # somebody's own hand
+        ({"sec_fetch_site": "same-origin", "origin": f"http://{OWN}"}, True),
+        ({"origin": f"http://{OWN}"}, True),
+        ({"origin": "http://127.0.0.1:8000"}, True),
+        ({"sec_fetch_site": "cross-site"}, False),
+        ({"sec_fetch_site": "same-site"}, False),  # another port of localhost
+        ({"sec_fetch_site": "cross-site", "origin": f"http://{OWN}"}, False),
+        ({"origin": "http://127.0.0.1:3000"}, False),
+        ({"origin": "http://localhost:8000"}, False),  # the page came from another name than it asks
+        ({"origin": "https://evil.example"}, False),
+        ({"origin": f"http://{OWN}.evil.example"}, False),
+        ({"origin": "null"}, False),
+        ({"origin": ""}, False),
+        ({"sec_fetch_site": ""}, False),
+    ],
+)
+def test_a_page_of_another_origin_changes_nothing(headers: dict[str, str], allowed: bool) -> None:
+    for method in ("POST", "PUT", "PATCH", "DELETE", "BREW"):
+        assert status(OPEN, asked(method, RESET, **headers)) == (200 if allowed else 403)
+    assert status(OPEN, asked("GET", HEALTH, **headers)) == 200
+
+
+@pytest.mark.parametrize(
+    ("peer", "local"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        (None, True),
+        ("", True),
+        ("testclient", True),
+        ("192.168.1.7", False),
+        ("::ffff:192.168.1.7", False),
+        ("2001:db8::1", False),
+    ],
+)
+def test_without_a_token_only_this_machine_asks(peer: str | None, local: bool) -> None:
+    """Somebody else's server may listen on all addresses: a Host header proves nothing there."""
+    assert is_local_peer(peer) is local
+    assert status(OPEN, asked(peer=peer)) == (200 if local else 403)
+
+
+# ── with one ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("authorization", "reads", "writes"),
+    [
+        (None, 401, 401),
+        ("", 401, 401),
+        ("Bearer", 401, 401),
+        ("Bearer ", 401, 401),
+        ("Bearer wrong", 401, 401),
+        ("Basic write", 401, 401),
+        ("write", 401, 401),
+        ("Bearer writ", 401, 401),
+        ("Bearer wríte", 401, 401),
+        ("Bearer read", 200, 403),
+        ("Bearer write", 200, 200),
+        ("bearer  write ", 200, 200),
+    ],
+)
+def test_a_token_is_needed_where_one_is_set(authorization: str | None, reads: int, writes: int) -> None:
+    given = {} if authorization is None else {"authorization": authorization}
+    assert status(LOCKED, asked("GET", HEALTH, **given)) == reads
+    assert status(LOCKED, asked("POST", RESET, **given)) == writes
+
+
+def test_probes_and_the_description_of_the_api_need_no_token() -> None:
+    for path in ("/livez", "/readyz", "/docs", "/openapi.json"):
+        assert status(LOCKED, asked(path=path)) == 200
+    assert status(LOCKED, asked("POST", "/livez")) == 401
+    for path in ("/metrics", "/docs/../api", "/livez/", "/LIVEZ"):
+        assert status(LOCKED, asked(path=path)) == 401
+
+
+def test_who_has_the_token_may_come_from_anywhere() -> None:
+    """A browser never sends it by itself."""
+    page = {
+        "origin": "https://other.example",
+        "sec_fetch_site": "cross-site",
+        "authorization": "Bearer write",
+    }
+    assert status(LOCKED, asked("POST", RESET, peer="10.0.0.9", host="koo.example.org", **page)) == 200
+
+
+# ── on a real server ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_strangers_page_can_reset_nothing(tmp_path: Path) -> None:
+    """What a browser sends for a form, a fetch and a rebound name; each is a problem, and nothing is closed."""
+    attacks: list[dict[str, Any]] = [
+        {"headers": {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}, "data": {"a": "b"}},
+        {"headers": {"Origin": "null", "Content-Type": "text/plain"}, "data": b"{}"},
+        {"headers": {"Origin": "http://localhost:3000", "Sec-Fetch-Site": "same-site"}},
+        {"headers": {"Host": "evil.example"}},
+        {
+            "headers": {
+                "Host": "evil.example",
+                "Origin": "http://evil.example",
+                "Sec-Fetch-Site": "same-origin",
+            }
+        },
+    ]
+
+    async def main() -> None:
+        from koo.policies.breaker import CLOSED
+
+        koo = platform(tmp_path)
+        async with served(create_app(koo)) as client:
+            guard = koo.database.guard
+            for _ in range(5):
+                permit = await guard.enter(None, guard.now() + 1, None)
+                guard.leave(permit, None, _failure(), 1, guard.now(), None, None)
+            assert guard.breaker.phase is not CLOSED
+            for attack in attacks:
+                reply = await client.post(RESET, **attack)
+                assert (reply.status, reply.body["kind"]) == (403, "forbidden")
+                assert guard.breaker.phase is not CLOSED
+            assert (await client.post(RESET)).status == 200
+            assert guard.breaker.phase is CLOSED
+
+    asyncio.run(main())
+
+
+def _failure() -> Any:
+    from koo.errors import Kind
+    from koo.policies.verdict import FAILURE, Fault
+
+    return Fault(verdict=FAILURE, kind=Kind.CONNECTION)
+
+
+def test_a_server_with_a_token_asks_for_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        app = create_app(platform(tmp_path, token="write-4711", read_token="read-4711"))
+        async with served(app) as client:
+            reply = await client.get(HEALTH)
+            assert (reply.status, reply.headers["WWW-Authenticate"]) == (401, "Bearer")
+            assert reply.body["kind"] == "unauthorized"
+            assert "4711" not in reply.text
+            assert (await client.get("/readyz")).status == 200
+            for token, reads, writes in (("read-4711", 200, 403), ("write-4711", 200, 200)):
+                headers = {"Authorization": f"Bearer {token}"}
+                assert (await client.get(HEALTH, headers=headers)).status == reads
+                assert (await client.post(RESET, headers=headers)).status == writes
+
+    asyncio.run(main())
+
+
+def test_two_host_lines_are_refused(tmp_path: Path) -> None:
+    """A proxy may read the one and we the other."""
+
+    async def main() -> None:
+        async with served(create_app(platform(tmp_path))) as client:
+            answer = await _raw(client, b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\n")
+            assert answer.startswith((b"HTTP/1.1 403", b"HTTP/1.1 400"))
+
+    asyncio.run(main())
+
+
+async def _raw(client: Client, head: bytes) -> bytes:
+    host, port = client.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), family=socket.AF_INET)
+    writer.write(head + b"Connection: close\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer

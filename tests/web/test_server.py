@@ -1,0 +1,90 @@
+"""How a server ends: what runs is finished or cancelled, each hold is ended, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from koo.errors import ConfigurationError
+from koo.options import DatabaseOptions
+from koo.platform import Platform
+from koo.testing.providers import FakeAnthropic, hang
+from koo.web import create_app
+from koo.web.server import bind, make_server
+from tests.cli.running import serving, settings_of
+from tests.cli.test_serve import question
+from tests.web.serving import claude, options, platform, served, until
+
+
+def test_a_query_that_does_not_end_in_time_is_cancelled_and_settled(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            fake.script(hang())
+            koo = platform(tmp_path, claude(fake))
+            async with served(create_app(koo), grace_s=0.2) as client:
+                asked = {"service": "claude", "prompt": "Capital of France?"}
+                asking = asyncio.create_task(client.post("/api/v1/ai/query", json=asked))
+                await until(lambda: fake.queries)
+            await asyncio.gather(asking, return_exceptions=True)
+            service = koo.services["claude"]
+            assert service.gates.slots.used == 0
+            assert service.default_guard.breaker.consecutive == 0  # nobody's failure
+            async with Platform(options(tmp_path, claude(fake))) as later:
+                budget = later.service_health("claude")["rate_limits"]["daily_budget"]
+                assert budget["reserved"] == "0"
+                assert budget["spent"] != "0"  # it was sent, and may be billed: the worst case
+
+    asyncio.run(main())
+
+
+def test_a_second_ctrl_c_waits_for_nobody(tmp_path: Path) -> None:
+    with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
+        fake.script(hang())
+        with ThreadPoolExecutor(1) as elsewhere:
+            asked = elsewhere.submit(question, url)
+            while not fake.queries:
+                time.sleep(0.01)
+                assert not asked.done()
+            began = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            while "Waiting" not in (tmp_path / "serve.log").read_text() and time.monotonic() < began + 3:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            process.wait(20)
+            assert isinstance(asked.exception(20), OSError)
+
+
+def test_what_cannot_be_right_is_told_before_anything_is_opened(tmp_path: Path) -> None:
+    wrong = options(tmp_path, database=DatabaseOptions(url="mysql://user:hunter2@host/name"))
+    with pytest.raises(ConfigurationError) as refused:
+        make_server(Platform(wrong))
+    assert "hunter2" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_that_is_not_ours_is_one_sentence() -> None:
+    for host in ("192.0.2.1", "no-such-host.invalid"):
+        with pytest.raises(ConfigurationError):
+            bind(host, 0)
+
+
+def test_a_server_needs_no_main_thread(tmp_path: Path) -> None:
+    """As in somebody's notebook: signals are left alone there."""
+    server = make_server(platform(tmp_path))
+    listener = bind("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not server.started:
+        assert time.monotonic() < deadline and thread.is_alive()
+        time.sleep(0.01)
+    server.should_exit = True
+    thread.join(20)
+    listener.close()
+    assert not thread.is_alive()
