@@ -56,7 +56,6 @@ THIRD_PARTIES: dict[str, list[str]] = {
     "fastapi": ["web/"],
     "starlette": ["web/"],
     "uvicorn": ["web/", "cli/", "testing/"],
-    "structlog": ["web/", "cli/"],
     "typer": ["cli/"],
     "click": ["cli/"],
     "rich": ["cli/"],

@@ -299,7 +299,7 @@ class Platform:
         self.operations[name] = (service, money)
 
     async def execute(
-        self, name: str, operation: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any
+        self, name: str, operation: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any
     ) -> T:
         """Run `operation(*args, **kwargs)` under the guard of `name`: a registered one, or a built-in service's."""
         await self.open()

@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from koo.ai.local_llama import THREADS_MAX, _cgroup_quota, count_steps, usable_threads
+from koo.ai.local_llama import (
+    SMALL_MODEL_BYTES,
+    THREADS_MAX,
+    Setup,
+    Threads,
+    _cgroup_quota,
+    count_steps,
+    threads_for,
+    usable_cores,
+)
 from koo.ai.local_model import PACKAGE, find_model, flaw_of, without_passwords
 
 SOURCES = Path(__file__).parents[2] / "src"
@@ -170,9 +179,20 @@ def test_an_environment_without_pip_is_told_what_to_do(tmp_path: Path) -> None:
 # ── threads ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_threads_are_at_most_the_allowed_cpus() -> None:
+def test_cores_are_at_most_the_allowed_cpus() -> None:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    assert 1 <= usable_threads() <= min(allowed, THREADS_MAX)
+    assert 1 <= usable_cores() <= min(allowed, THREADS_MAX)
+
+
+def test_a_small_model_is_read_by_all_cores_and_written_by_one_thread(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.touch()
+    os.truncate(path, SMALL_MODEL_BYTES - 1)
+    cores = usable_cores()
+    assert threads_for(Setup(path, 4096)) == Threads(reading=cores, writing=1)
+    os.truncate(path, SMALL_MODEL_BYTES)
+    assert threads_for(Setup(path, 4096)) == Threads(reading=cores, writing=cores)
+    assert threads_for(Setup(path, 4096, threads=3)) == Threads(reading=3, writing=3)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from koo.errors import Kind
 from koo.options import PlatformOptions
 from koo.platform import Platform
 from koo.web.app import create_app
-from koo.web.metrics import NAMES
+from koo.web.exposition import NAMES
 from koo.web.problems import STATUS
 from tests.docs.markdown import ROOT, anchors, documents, links
 

@@ -175,6 +175,14 @@ def test_a_day_is_a_calendar_day_and_yesterdays_unit_is_not_taken_from_today() -
     assert day.used == 0
 
 
+def test_after_days_without_a_call_the_day_is_today_and_one_days_units_are_there() -> None:
+    day = DayCount("requests a day", 1, 50.0, 7)
+    limits = Limits(day)
+    now = 50.0 + 3 * DAY_S + 10.0
+    assert limits.take(now) is None and limits.take(now) is day
+    assert day.day == 11 and day.resets_at(now) == 50.0 + 4 * DAY_S
+
+
 def test_a_count_that_survived_a_restart_goes_on() -> None:
     day = DayCount("requests a day", 3, 50.0, 7, used=2)
     limits = Limits(day)

@@ -105,7 +105,7 @@ def test_below_half_what_is_left_is_spread_over_the_time_until_it_is_full() -> N
     pacer.learn(100, 10, 50.0, 0.0)
     assert [pacer.take(0.0) for _ in range(4)] == [0.0, 5.0, 10.0, 15.0], "each caller gets a later cell"
     assert pacer.wait_s(12.0) == 8.0 and pacer.wait_s(12.0) == 8.0, "asking takes nothing"
-    assert pacer.take(30.0) == 0.0, "and time that nobody used is not owed"
+    assert [pacer.take(30.0) for _ in range(2)] == [0.0, 5.0], "and time that nobody used is not saved up"
 
 
 def test_it_ends_when_the_limit_is_full_again() -> None:
@@ -159,6 +159,12 @@ def test_a_latch_without_an_end_stays_and_one_with_an_end_goes() -> None:
     latches.set("a", Kind.QUOTA, "spent", 0.0, until=100.0)
     assert latches.find(None, 1e9) is not None
     assert latches.expire(99.0) == [] and latches.expire(100.0) == ["a"] and bool(latches)
+
+
+def test_a_latch_whose_time_is_over_refuses_nobody_though_it_was_not_swept_yet() -> None:
+    latches = Latches()
+    latches.set("a", Kind.QUOTA, "spent", 0.0, until=100.0)
+    assert latches.find("a", 99.9) is not None and latches.find("a", 100.0) is None and bool(latches)
 
 
 def test_a_later_end_wins() -> None:

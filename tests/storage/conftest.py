@@ -6,8 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from koo.storage.store import SqlStore
 from koo.testing.postgres import PostgresServer
-from tests.storage.support import Place
+from tests.storage.support import PATIENCE_S, Place
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine is no outage: only tests that are about waiting too long say how long that is."""
+    defaults = SqlStore.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "timeout_s", PATIENCE_S)
+
 
 SQL = ["sqlite", "pg16", "pg18"]
 

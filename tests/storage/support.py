@@ -20,6 +20,7 @@ from koo.storage.store import SqlStore
 
 NOON_S = 20_000 * DAY_S + DAY_S / 2
 LEASE_S = 60.0
+PATIENCE_S = 20.0
 LONG_AFTER_S = 600.0
 """Long enough for any lease and any difference between clocks."""
 
@@ -126,6 +127,13 @@ async def numbers(store: Store, service: str = "claude") -> tuple[Decimal, Decim
 
 def usd(settled: str, held: str = "0") -> tuple[Decimal, Decimal]:
     return Decimal(settled), Decimal(held)
+
+
+def impatient(url: str, timeout_s: float, **options: Any) -> SqlStore:
+    """A store whose database gives up soon, while its callers wait for that to be told."""
+    store = SqlStore(url, timeout_s=timeout_s, **options)
+    store.timeout_s = PATIENCE_S
+    return store
 
 
 async def until(what: Callable[[], bool] | Callable[[], Awaitable[bool]], timeout_s: float = 20.0) -> None:

@@ -157,6 +157,48 @@ def test_a_connection_lost_with_the_answer_is_made_anew_unseen_and_nothing_is_do
     asyncio.run(main())
 
 
+def test_a_hold_whose_answer_was_lost_is_found_again(shared: Place, doubt: Doubt) -> None:
+    async def main() -> None:
+        store = SqlStore(shared.url, clock=SetClock(), timeout_s=20)
+        await store.open()
+        doubt.lose_one_answer_and_go_on()
+        await store.ledger.hold(request("0.60"))
+        assert doubt.left == 0 and store.trouble is None
+        assert await numbers(store) == usd("0", "0.60")
+        await store.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("code", ["40001", "40P01"])
+def test_what_the_database_itself_undid_because_of_others_is_done_again(
+    shared: Place, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    class Undone(Exception):
+        sqlstate = code
+
+    attempt, undone = SqlBackend._attempt, list[object]()
+
+    def undo_once(
+        backend: SqlBackend, write: Callable[[Transaction], None], exclusive: bool, again: bool
+    ) -> None:
+        if exclusive and not undone:
+            undone.append(write)
+            raise OperationalError("UPDATE", None, Undone())
+        attempt(backend, write, exclusive, again)
+
+    async def main() -> None:
+        store = SqlStore(shared.url, clock=SetClock())
+        await store.open()
+        monkeypatch.setattr(SqlBackend, "_attempt", undo_once)
+        await store.ledger.hold(request("0.60"))
+        assert undone and store.trouble is None
+        assert await numbers(store) == usd("0", "0.60")
+        await store.close()
+
+    asyncio.run(main())
+
+
 def test_what_waits_is_written_in_the_order_in_which_it_was_said(
     sqlite: Place, doubt: Doubt, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from koo.options import DAY_S
 from koo.storage.base import StoreUnavailable
 from koo.storage.fallback import GuardedLedger
 from koo.storage.store import SqlStore
-from tests.storage.support import LONG_AFTER_S, Place, SetClock, charge, money, request, until, usd
+from tests.storage.support import LONG_AFTER_S, Place, SetClock, charge, impatient, money, request, until, usd
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ class Outage:
         self.place = place
         self.clock = SetClock()
         self.events: list[Event] = []
-        self.store = SqlStore(place.url, clock=self.clock, timeout_s=0.4, linger_s=0.0)
+        self.store = impatient(place.url, 0.4, clock=self.clock, linger_s=0.0)
         self.ledger = GuardedLedger(self.store.ledger, self.clock, self.events.append)
         self.store.watch(self.ledger.store_changed)
 

@@ -17,19 +17,23 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from sqlalchemy import URL
 
 from koo.errors import BudgetExceeded, ConfigurationError
 from koo.storage.base import StoreUnavailable
 from koo.storage.books import Put
 from koo.storage.money import TOTAL_PICO_MAX, from_pico
+from koo.storage.sql import SqliteBackend, read_url
 from koo.storage.sql_ledger import FRESH_S, SKEW_S
 from koo.storage.store import SqlStore
 from koo.testing.postgres import PASSWORD, PostgresServer
 from tests.storage.support import (
     LONG_AFTER_S,
+    PATIENCE_S,
     Place,
     SetClock,
     charge,
+    impatient,
     money,
     numbers,
     pico,
@@ -103,8 +107,8 @@ def test_the_file_is_made_with_its_folder_for_its_owner_only(sqlite: Place) -> N
 
 def test_a_relative_path_begins_at_home(tmp_path: Path) -> None:
     async def main() -> None:
-        async with SqlStore("sqlite:///data/koo-state.db", home=tmp_path):
-            assert (tmp_path / "data" / "koo-state.db").exists()
+        async with SqlStore("sqlite:///some/folders/koo-state.db", home=tmp_path):
+            assert (tmp_path / "some" / "folders" / "koo-state.db").exists()
 
     asyncio.run(main())
 
@@ -220,7 +224,7 @@ def test_a_file_in_the_place_of_the_folder_is_told(sqlite: Place) -> None:
 
 def test_a_lock_that_another_process_keeps_is_told_in_time_and_the_loop_goes_on(sqlite: Place) -> None:
     async def main() -> None:
-        store = SqlStore(sqlite.url, timeout_s=0.5)
+        store = impatient(sqlite.url, 0.5)
         await store.open()
         with locked(sqlite):
             began = time.monotonic()
@@ -229,9 +233,7 @@ def test_a_lock_that_another_process_keeps_is_told_in_time_and_the_loop_goes_on(
             while not holding.done():
                 await asyncio.sleep(0.001)
                 turns += 1
-            with pytest.raises(
-                StoreUnavailable, match=r"another process kept it locked|did not answer within 0\.5 s"
-            ):
+            with pytest.raises(StoreUnavailable, match="another process kept it locked"):
                 await holding
             assert time.monotonic() - began >= 0.4
             assert turns > 20
@@ -243,9 +245,78 @@ def test_a_lock_that_another_process_keeps_is_told_in_time_and_the_loop_goes_on(
     asyncio.run(main())
 
 
+def test_one_who_only_reads_waits_for_no_lock(sqlite: Place) -> None:
+    async def main() -> None:
+        store = impatient(sqlite.url, 0.5)
+        await store.ledger.hold(request("0.05"))
+        with locked(sqlite):
+            await store.ledger.refresh()
+            assert await store.entries.of_day(0) == []
+        assert store.trouble is None
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_two_processes_that_make_the_file_at_the_same_moment_use_one_file(
+    sqlite: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with SqlStore(sqlite.url) as first:
+            await hold_and_settle(first)
+            await first.ledger.flush()
+            identity, looked = SqliteBackend._identity, []
+
+            def not_there_yet(backend: SqliteBackend) -> tuple[int, int] | None:
+                looked.append(backend)
+                return None if len(looked) == 1 else identity(backend)
+
+            monkeypatch.setattr(SqliteBackend, "_identity", not_there_yet)
+            async with SqlStore(sqlite.url) as second:
+                assert await numbers(second) == usd("0.01")
+
+    asyncio.run(main())
+
+
+def test_nobody_waits_longer_than_the_stores_timeout_whatever_the_database_does(sqlite: Place) -> None:
+    async def main() -> None:
+        store = SqlStore(sqlite.url)
+        await store.open()
+        gate = threading.Event()
+        blocking = asyncio.create_task(store.run(lambda tx: gate.wait()))
+        await asyncio.sleep(0)
+        store.timeout_s = 0.1
+        for waiting in (store.ledger.hold(request("0.05")), store.ledger.refresh(), store.ledger.sweep()):
+            with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.1 s"):
+                await waiting
+        store.timeout_s = PATIENCE_S
+        gate.set()
+        await blocking
+        await until(lambda: store.trouble is None)
+        assert await numbers(store) == usd("0")
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_loop_that_was_held_up_longer_than_the_timeout_blames_nobody(sqlite: Place) -> None:
+    async def main() -> None:
+        store = SqlStore(sqlite.url)
+        await store.open()
+        store.timeout_s = 0.05
+        holding = asyncio.create_task(store.ledger.hold(request("0.05")))
+        await asyncio.sleep(0)
+        time.sleep(1.0)  # Somebody's synchronous code: the answer lies there when the loop goes on.
+        await holding
+        assert store.trouble is None
+        await store.close()
+
+    asyncio.run(main())
+
+
 def test_a_short_lock_is_waited_for(sqlite: Place) -> None:
     async def main() -> None:
-        store = SqlStore(sqlite.url, timeout_s=20)
+        store = SqlStore(sqlite.url)
         await store.open()
         with locked(sqlite):
             holding = asyncio.create_task(store.ledger.hold(request("0.05")))
@@ -275,7 +346,7 @@ def test_a_file_that_is_removed_is_made_anew_and_not_written_where_nobody_sees_i
 
 def test_waiting_for_everything_to_be_written_waits_also_for_what_is_being_written(sqlite: Place) -> None:
     async def main() -> None:
-        store = SqlStore(sqlite.url, clock=SetClock(), timeout_s=20)
+        store = SqlStore(sqlite.url, clock=SetClock())
         await store.open()
         with locked(sqlite):
             holding = asyncio.create_task(store.ledger.hold(request("0.05")))
@@ -295,7 +366,7 @@ def test_waiting_for_everything_to_be_written_waits_also_for_what_is_being_writt
 def test_a_refusal_that_what_is_spent_makes_certain_waits_for_nothing(sqlite: Place) -> None:
     async def main() -> None:
         clock = SetClock()
-        store = SqlStore(sqlite.url, clock=clock, timeout_s=0.3)
+        store = impatient(sqlite.url, 0.3, clock=clock)
         store.ledger.settle(await store.ledger.hold(request("0.90")), charge("0.90"))
         await store.ledger.flush()
         await store.ledger.hold(request("0.05"))
@@ -479,6 +550,12 @@ def test_another_url_is_refused_before_anything_is_opened(url: str) -> None:
     assert "secret" not in str(refused.value)
 
 
+def test_the_options_of_an_asyncpg_url_become_those_of_libpq() -> None:
+    url = read_url("postgresql+asyncpg://u@h/d?ssl=require&prepared_statement_cache_size=0", Path())
+    assert isinstance(url, URL)
+    assert (url.drivername, dict(url.query)) == ("postgresql+psycopg", {"sslmode": "require"})
+
+
 # ── PostgreSQL ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -509,7 +586,7 @@ def test_a_server_that_starts_later_is_used_as_soon_as_it_is_there(server: Postg
 
 def test_a_server_that_was_restarted_between_two_calls_is_not_noticed(server: PostgresServer) -> None:
     async def main() -> None:
-        store = SqlStore(server.url("asyncpg", server.create_database()), timeout_s=20)
+        store = SqlStore(server.url("asyncpg", server.create_database()))
         await hold_and_settle(store)
         await store.ledger.flush()
         await asyncio.to_thread(server.stop)
@@ -567,9 +644,10 @@ def test_a_frozen_server_is_given_up_in_time_and_what_it_did_meanwhile_is_undone
     server: PostgresServer,
 ) -> None:
     async def main() -> None:
-        store = SqlStore(server.url("psycopg", server.create_database()), timeout_s=1.0)
+        store = SqlStore(server.url("psycopg", server.create_database()))
         await hold_and_settle(store)
         await store.ledger.flush()
+        store.timeout_s = 1.0
         server.pause()
         began = time.monotonic()
         holding = [asyncio.create_task(store.ledger.hold(request("0.05"))) for _ in range(10)]
@@ -578,6 +656,7 @@ def test_a_frozen_server_is_given_up_in_time_and_what_it_did_meanwhile_is_undone
         assert time.monotonic() - began < 10
         assert "did not answer within 1 s" in str(store.trouble)
         server.resume()
+        store.timeout_s = PATIENCE_S
         await until(lambda: store.trouble is None)
         assert await numbers(store) == usd("0.01")
         await store.close()
@@ -587,11 +666,14 @@ def test_a_frozen_server_is_given_up_in_time_and_what_it_did_meanwhile_is_undone
 
 def test_a_frozen_server_keeps_nobody_from_closing(server: PostgresServer) -> None:
     async def main() -> None:
-        store = SqlStore(server.url("psycopg", server.create_database()), timeout_s=0.3)
+        store = SqlStore(server.url("psycopg", server.create_database()))
         await hold_and_settle(store)
+        store.timeout_s = 0.3
         server.pause()
+        worker = store._worker
         await store.close()
-        assert not store.is_open
+        assert not store.is_open and worker is not None
+        await until(lambda: not worker._thread.is_alive())
         server.resume()
 
     asyncio.run(main())
@@ -622,10 +704,10 @@ def test_a_server_that_becomes_read_only_is_told_also_to_one_who_waits_for_his_b
 def test_a_row_that_another_session_keeps_locked_is_told(server: PostgresServer) -> None:
     async def main() -> None:
         database = server.create_database()
-        store = SqlStore(server.url("psycopg", database), timeout_s=0.5)
+        store = impatient(server.url("psycopg", database), 2.0)
         await hold_and_settle(store)
         await store.ledger.flush()
-        blocker = SqlStore(server.url("psycopg", database), timeout_s=10)
+        blocker = SqlStore(server.url("psycopg", database))
         await blocker.open()
         began, done = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -637,7 +719,7 @@ def test_a_row_that_another_session_keeps_locked_is_told(server: PostgresServer)
 
         blocking = asyncio.create_task(blocker.run(block))
         await began.wait()
-        with pytest.raises(StoreUnavailable, match=r"kept a row locked|took too long|did not answer within"):
+        with pytest.raises(StoreUnavailable, match=r"kept a row locked|took too long"):
             await store.ledger.hold(request("0.05"))
         done.set()
         await blocking
@@ -666,7 +748,7 @@ def test_what_is_wrong_with_the_url_is_told_without_its_password(
         url = make_url(server.url()).set(**change).render_as_string(hide_password=False)  # type: ignore[arg-type]
 
         async def main() -> None:
-            store = SqlStore(url, timeout_s=10)
+            store = SqlStore(url)
             with pytest.raises(StoreUnavailable, match=sentence) as told:
                 await store.open()
             assert "hunter2" not in str(told.value) and PASSWORD not in str(told.value)

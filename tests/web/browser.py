@@ -1,7 +1,7 @@
 """A real browser for tests: Debian's Chromium, spoken to over its DevTools protocol. No dependency but aiohttp.
 
-One process (`chromium()`), and for each test a window of its own, with its own storage (`window(...)`). A machine without
-a browser skips these tests, and says so.
+One process (`chromium()`), and for each test a window of its own, with its own storage (`window(...)`). A machine
+without a browser skips these tests, and says so.
 """
 
 from __future__ import annotations
@@ -159,13 +159,11 @@ class Window:
 
     async def text(self, selector: str = "body") -> str:
         """What a person reads there; empty if it is not there."""
-        return str(await self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
+        return str(await self.run(_text_of(selector)))
 
     async def until_text(self, selector: str, wanted: str) -> str:
         """Wait until a person can read `wanted` there, and give all that stands there."""
-        place = json.dumps(selector)
-        script = f"(document.querySelector({place})?.innerText ?? '').includes({json.dumps(wanted)})"
-        await self.until(script)
+        await self.until(f"{_text_of(selector)}.includes({json.dumps(wanted)})")
         return await self.text(selector)
 
     async def click(self, selector: str) -> None:
@@ -202,10 +200,15 @@ class Window:
         media = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
         await self.send("Emulation.setEmulatedMedia", features=media)
 
-    async def picture(self, path: Path) -> None:
-        """The whole page as PNG."""
+    async def picture(self) -> bytes:
+        """The whole page as PNG, to look at."""
         shot = await self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(shot["data"]))
+        return base64.b64decode(shot["data"])
+
+
+def _text_of(selector: str) -> str:
+    # innerText of what cannot be seen is all its text
+    return f"(it => it?.checkVisibility() ? it.innerText.replace(/\\s+/g, ' ') : '')(document.querySelector({json.dumps(selector)}))"
 
 
 @asynccontextmanager

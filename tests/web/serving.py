@@ -79,22 +79,21 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def served(app: FastAPI, host: str = "127.0.0.1") -> AsyncIterator[Client]:
-    """`app` on a free port."""
+async def served(app: FastAPI, *, grace_s: float = 5) -> AsyncIterator[Client]:
+    """`app` on a free port; at its end, running requests may go on for `grace_s`."""
     listener = socket.socket()
-    listener.bind((host, 0))
+    listener.bind(("127.0.0.1", 0))
     listener.listen()
     listener.setblocking(False)
-    config = uvicorn.Config(
-        app, lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=5
-    )
+    config = uvicorn.Config(app, lifespan="on", log_config=None, access_log=False)
+    config.timeout_graceful_shutdown = grace_s  # type: ignore[assignment]
     server = _Server(config)
     running = asyncio.create_task(server.serve([listener]))
     try:
         while not server.started:
             assert not running.done(), running.result()
             await asyncio.sleep(0.005)
-        url = f"http://{host}:{listener.getsockname()[1]}"
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         # A connection for each request: uvicorn closes one whose request failed, and a POST is never sent twice.
         connector = aiohttp.TCPConnector(force_close=True)
         async with aiohttp.ClientSession(connector=connector) as session:

@@ -212,7 +212,7 @@ WRONG: list[tuple[Any, str]] = [
     ({"service": "claude", "prompt": ""}, "the prompt is empty"),
     ({"service": "claude", "prompt": " \n "}, "the prompt is empty"),
     ({"service": "claude", "prompt": "\ud800"}, ""),
-    ({"service": "claude", "prompt": SECRET, "tempratur": 1}, "tempratur: is not known"),
+    ({"service": "claude", "prompt": SECRET, "tempratur": 1}, "is not known; did you mean temperature?"),
     ({"service": "claude", "prompt": SECRET, "max_tokens": 0}, "max_tokens:"),
     ({"service": "claude", "prompt": SECRET, "max_tokens": True}, "max_tokens:"),
     ({"service": "claude", "prompt": SECRET, "max_tokens": "many"}, "max_tokens:"),

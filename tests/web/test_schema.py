@@ -8,10 +8,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import schemathesis
 from hypothesis import HealthCheck, Phase
+from schemathesis.core.result import Ok
 
 from koo.platform import Platform
 from koo.testing.providers import FakeAnthropic
@@ -39,12 +41,11 @@ def in_a_thread(folder: Path) -> Iterator[str]:
     ready, over, urls = threading.Event(), asyncio.Event(), []
 
     async def main() -> None:
-        async with FakeAnthropic() as fake:
-            async with served(create_app(platform(folder, claude(fake)))) as client:
-                urls.append(client.url)
-                loops.append(asyncio.get_running_loop())
-                ready.set()
-                await over.wait()
+        async with FakeAnthropic() as fake, served(create_app(platform(folder, claude(fake)))) as client:
+            urls.append(client.url)
+            loops.append(asyncio.get_running_loop())
+            ready.set()
+            await over.wait()
 
     loops: list[asyncio.AbstractEventLoop] = []
     thread = threading.Thread(target=asyncio.run, args=(main(),))
@@ -62,6 +63,7 @@ def test_whatever_is_asked_the_answer_is_a_described_one(tmp_path: Path) -> None
     with in_a_thread(tmp_path) as url:
         schema = schemathesis.openapi.from_dict(json.loads(describe()))
         for found in schema.get_all_operations():
+            assert isinstance(found, Ok)
             operation = found.ok()
 
             @hypothesis.settings(
@@ -73,7 +75,7 @@ def test_whatever_is_asked_the_answer_is_a_described_one(tmp_path: Path) -> None
             )
             @hypothesis.seed(4711)
             @hypothesis.given(case=operation.as_strategy())
-            def ask(case: schemathesis.Case) -> None:
+            def ask(case: Any) -> None:
                 case.call_and_validate(base_url=url)
 
             ask()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from koo.options import DatabaseOptions
-from koo.testing.providers import FakeAnthropic, answer, error, html, nothing
+from koo.testing.providers import FakeAnthropic, Step, answer, error, html, nothing
 from koo.web import create_app
 from koo.web.logs import ConsoleLines, JsonLines
 from tests.web.serving import Client, claude, platform, served
@@ -30,15 +30,19 @@ async def go_everywhere(client: Client, fake: FakeAnthropic) -> list[str]:
             for method in ways:
                 place = path.replace("{service}", "claude")
                 replies.append(await client.ask(method.upper(), place, headers=headers))
-    errors = [error(status, "api_error", message=f"{KEY} {PROMPT}") for status in (400, 401, 403, 404, 429, 500, 529)]
-    for step in (*errors, html(500), nothing(), answer("Paris.")):
+    errors = [
+        error(status, "api_error", message=f"{KEY} {PROMPT}")
+        for status in (400, 401, 403, 404, 429, 500, 529)
+    ]
+    steps: list[Step] = [*errors, html(500), nothing(), answer("Paris.")]
+    for step in steps:
         fake.script(step)
         replies.append(await client.post("/api/v1/ai/services/claude/reset-errors", headers=HEADERS))
         replies.append(await client.post("/api/v1/ai/query", json=ASKED, headers=HEADERS))
-    batch = {"queries": [ASKED, {**ASKED, "service": "nobody"}, {**ASKED, "model": PROMPT}]}
+    batch = {"queries": [ASKED, {**ASKED, "service": "nobody"}]}
     replies.append(await client.post("/api/v1/ai/batch-query", json=batch, headers=HEADERS))
-    for wrong in ({**ASKED, PROMPT: 1}, {**ASKED, "prompt": [PROMPT]}, {**ASKED, "on_limit": PROMPT}):
-        replies.append(await client.post("/api/v1/ai/query", json=wrong, headers=HEADERS))
+    wrong = ({**ASKED, PROMPT: 1}, {**ASKED, "prompt": [PROMPT]}, {**ASKED, "on_limit": PROMPT})
+    replies += [await client.post("/api/v1/ai/query", json=one, headers=HEADERS) for one in wrong]
     replies.append(await client.post("/api/v1/ai/query", data=f'{{"prompt": "{PROMPT}', headers=HEADERS))
     replies.append(await client.get(f"/api/v1/monitoring/health?token={TOKEN}", headers=HEADERS))
     return [reply.text + str(reply.headers) for reply in replies]

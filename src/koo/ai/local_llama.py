@@ -24,6 +24,8 @@ BATCH_TOKENS = 64
 """Prompt tokens between two chances to stop: 4 % slower than 512, and a quarter of a second instead of two."""
 THREADS_MAX = 8
 """More only wait for one another, with models small enough for a CPU."""
+SMALL_MODEL_BYTES = 256 * 1024 * 1024
+"""A smaller model writes with one thread: a token is done before a second thread has woken up (see `Threads`)."""
 SOCKET_PATH_BYTES_MAX = 100
 """The kernel's bound is 107 on Linux and 103 on macOS."""
 
@@ -38,12 +40,35 @@ class LoadFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Which file, how many tokens of context for each slot, how many threads, how many answers at once."""
+    """Which file, how many tokens of context for each slot, how many threads (None: as help), how many slots."""
 
     path: Path
     context_tokens: int
-    threads: int
+    threads: int | None = None
     slots: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """How many threads read a prompt, and how many write.
+
+    They wait for one another some hundred times in each step. By default OpenMP waits spinning, and where a neighbour
+    has the other thread's core, it spins for nothing: on two cores the small model wrote 80 tokens a second in silence
+    and 1 to 5 beside one busy process. Asleep it is 30, busy or not: waking up takes longer than the work. One thread
+    waits for nobody: 43 in silence, 24 beside one busy process. So the waiting is asleep, a small model is written by
+    one thread, and all cores read, where a step is 64 tokens, and write with a large model, where a step is long.
+    """
+
+    reading: int
+    writing: int
+
+
+def threads_for(setup: Setup) -> Threads:
+    """What the setup says, else what helps with a file of this size. Raises `OSError` without the file."""
+    if setup.threads is not None:
+        return Threads(setup.threads, setup.threads)
+    cores = usable_cores()
+    return Threads(cores, cores if setup.path.stat().st_size >= SMALL_MODEL_BYTES else 1)
 
 
 def open_server(setup: Setup) -> Any:
@@ -61,7 +86,7 @@ def open_server(setup: Setup) -> Any:
         return server
     except AttributeError as error:
         raise EngineMissing("xllamacpp is too old") from error
-    except (RuntimeError, ValueError, MemoryError) as error:
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
         raise LoadFailed(str(error)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -69,11 +94,10 @@ def open_server(setup: Setup) -> Any:
 
 @contextmanager
 def _openmp_that_sleeps() -> Iterator[None]:
-    """Have OpenMP's threads wait asleep: they read this once, from C's environment, when the library is loaded.
+    """Have OpenMP's threads wait asleep (why: `Threads`).
 
-    By default they spin, some hundred times a token, for one another; and where a neighbour has the core of the other,
-    they spin for nothing: on two cores one busy process took them from 98 tokens a second to 1 (asleep: 32). What an
-    operator chose stands, and nothing of it stays for child processes.
+    OpenMP reads this once, from C's environment, when the library is loaded. What an operator chose stands, and nothing
+    of it stays for child processes.
     """
     c_policy, c_passive = b"OMP_WAIT_POLICY", b"passive"
     if os.name != "posix":
@@ -106,7 +130,8 @@ def _params(params: Any, setup: Setup, folder: Path) -> Any:
     params.n_ctx = setup.context_tokens * setup.slots
     params.n_parallel = setup.slots
     params.n_batch = params.n_ubatch = BATCH_TOKENS
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = setup.threads
+    threads = threads_for(setup)
+    params.cpuparams.n_threads, params.cpuparams_batch.n_threads = threads.writing, threads.reading
     # Below the lowest level: llama.cpp writes to stderr, which belongs to the application.
     params.verbosity = -1
     # The default keeps up to 8 GiB of earlier prompts.
@@ -128,14 +153,14 @@ def count_steps(metrics: str) -> int:
 
 
 @cache
-def usable_threads() -> int:
+def usable_cores() -> int:
     """The physical cores that this process may use, by affinity and cgroup quota, at most `THREADS_MAX`."""
     if hasattr(os, "sched_getaffinity"):
         cores = len({_core_of(cpu) for cpu in os.sched_getaffinity(0)})
     else:
         cores = os.cpu_count() or 1
     quota = _cgroup_quota(Path("/sys/fs/cgroup/cpu.max"))
-    # Threads above the quota would spin while the kernel holds the others back.
+    # Threads above the quota would wait for those that the kernel holds back.
     return max(1, min(cores, THREADS_MAX, quota or cores))
 
 

@@ -52,7 +52,7 @@ class Connections:
         deadlines: Deadlines,
         monotonic: Callable[[], float],
         draw: Callable[[], float] = random.random,
-        on_read_only: Callable[[], None],
+        on_read_only: Callable[[bool], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.options = options
@@ -69,7 +69,7 @@ class Connections:
         self.writers = WriterLine(deadlines, monotonic)
         self.draining = False
         self._draw = draw
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
         self._engines: dict[tuple[bool, str | None], AsyncEngine] = {}
         self.note_read_only = on_read_only
         self.engine = self._make_engine(url)
@@ -145,9 +145,13 @@ class Connections:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something small beside; it is kept until it ends."""
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.keep(self.loop.create_task(work))
+
+    def keep(self, future: asyncio.Future[Any] | None) -> None:
+        """Something that goes on beside, and must have ended before the loop does."""
+        if future is not None:
+            self._tasks.add(future)
+            future.add_done_callback(self._tasks.discard)
 
     # ── SQLite's transactions ─────────────────────────────────────────────────────────────────────────────────
 
@@ -183,6 +187,7 @@ class Connections:
         while True:
             try:
                 await link.connection.execute_fetchall("BEGIN IMMEDIATE")
+                self.note_read_only(False)
                 return
             except sqlite3.OperationalError as error:
                 busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY

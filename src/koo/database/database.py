@@ -259,11 +259,11 @@ class Database:
 
     def _note_look(self, look: Look) -> None:
         self.last_look = look
-        if look.error is None:
+        if look.read_only is not None:
             self.is_read_only = look.read_only
 
-    def _note_read_only(self) -> None:
-        self.is_read_only = True
+    def _note_read_only(self, is_so: bool) -> None:
+        self.is_read_only = is_so
 
     # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -25,7 +25,6 @@ from typing import Any, Protocol
 
 from koo.options import DatabaseOptions
 
-
 STOP_AFTER_S = 0.002
 """So long a cancelled statement of SQLite may go on before it is known that its thread is not idle."""
 
@@ -152,8 +151,13 @@ def stop_running(connection: Any) -> None:
     if connection._connection is None:
         return
     idle: list[bool] = []
+
+    def look() -> None:
+        if not idle:
+            interrupt(connection)
+
     connection._tx.put_nowait((None, partial(idle.append, True)))
-    asyncio.get_running_loop().call_later(STOP_AFTER_S, lambda: idle or interrupt(connection))
+    asyncio.get_running_loop().call_later(STOP_AFTER_S, look)
 
 
 def give_up(connection: Any) -> None:

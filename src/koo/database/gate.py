@@ -26,7 +26,7 @@ class Holder(Protocol):
 
 
 class Gate(Slots):
-    """Permits for `limit` scopes. `holders` maps each scope inside to when it asked, longest first."""
+    """Permits for `limit` scopes. `holders` maps each scope inside to when it asked."""
 
     __slots__ = ("_empty", "holders", "refused", "refused_at")
 
@@ -72,7 +72,7 @@ class Gate(Slots):
         self.refused_at = now
         reason = f"all {self.limit} connections are in use and {self.waiting} callers wait"
         if self.holders:
-            holder, since = next(iter(self.holders.items()))
+            holder, since = min(self.holders.items(), key=lambda item: item[1])
             owner = f" (task {holder.owner.get_name()!r})" if holder.owner is not None else ""
             reason += f"; the oldest of {len(self.holders)} scopes is {describe_s(now - since)} old{owner}"
         here = asyncio.current_task()

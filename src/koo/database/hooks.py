@@ -50,6 +50,7 @@ class Hooks:
         event.listen(engine.pool, "close", self.on_close)
         if self._is_sqlite:
             event.listen(engine.pool, "checkin", self.on_checkin)
+            dialect.do_terminate = self._terminate_sqlite  # type: ignore[method-assign, assignment]
         event.listen(engine, "handle_error", self.on_error)
         event.listen(engine, "do_execute", self.on_execute)
         event.listen(engine, "do_executemany", self.on_executemany)
@@ -79,6 +80,10 @@ class Hooks:
         link = self._links.get(adapted)
         if link is not None:
             self._connections.end_writing(link)
+
+    def _terminate_sqlite(self, adapted: Any) -> None:
+        """Close in its thread, without waiting: SQLAlchemy's way can be cancelled into a wait without end."""
+        self._connections.keep(adapted.driver_connection.stop())
 
     # ── transactions ──────────────────────────────────────────────────────────────────────────────────────────
 

@@ -32,7 +32,7 @@ from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Verdict
 TICK_S = 1.0
 ASK = {
     "postgresql": "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool",
-    "sqlite": "SELECT 0",
+    "sqlite": "SELECT NULL FROM sqlite_master",  # reads the file; only a write tells whether it takes writes
 }
 
 log = logging.getLogger("koo")
@@ -40,12 +40,12 @@ log = logging.getLogger("koo")
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a probe saw: when (wall seconds), how long it took, what failed, and whether writes are refused."""
+    """What a probe saw. `read_only`: are writes refused? None: nobody knows."""
 
     at_wall_s: float
     took_s: float
     error: DatabaseError | None
-    read_only: bool = False
+    read_only: bool | None = None
 
 
 class ProbeDatabase:
@@ -102,9 +102,9 @@ class ProbeDatabase:
         began = clock.monotonic()
         permit = guard.breaker.admit(began, self._draw) if guard.breaker.phase is HALF_OPEN else None
         error: DatabaseError | None = None
-        read_only = False
+        read_only: bool | None = None
         try:
-            read_only = await self._ask()
+            read_only = await self._ask_anew(began + self._options.probe_timeout_s)
         except Exception as failure:  # noqa: BLE001 - whatever it is, the look tells it
             error = self._name_it(failure)
             await self._drop()
@@ -131,9 +131,19 @@ class ProbeDatabase:
             return unavailable(self._name, failure, too_late(self._options.probe_timeout_s))
         return unavailable(self._name, failure, explain(failure, Phase.CONNECT))
 
-    async def _ask(self) -> bool:
+    async def _ask_anew(self, until: float) -> bool | None:
+        """As `_ask`. A connection that was kept and is dead says nothing about the server: then on a new one."""
+        kept = self._connection is not None
+        try:
+            return await self._ask(until)
+        except Exception:
+            if not kept or self._link is None or self._link.aborted:
+                raise
+            await self._drop()
+        return await self._ask(until)
+
+    async def _ask(self, until: float) -> bool | None:
         """Does it answer, and does it refuse writes?"""
-        until = self._clock.monotonic() + self._options.probe_timeout_s
         if self._connection is None:
             with Alarm(self._deadlines, until):
                 await self._connect()
@@ -142,7 +152,8 @@ class ProbeDatabase:
         timer = link.abort_in(max(until - self._clock.monotonic(), 0.0))
         try:
             result = await connection.execute(text(ASK[self._url.get_backend_name()]))
-            return bool(result.scalar())
+            refuses: bool | None = result.scalar()
+            return refuses
         finally:
             timer.cancel()
 

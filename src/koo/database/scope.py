@@ -92,6 +92,7 @@ class SessionScope:
     link: Link | None = None
     phase = Phase.CONNECT
     expired = False
+    left = False
     statements = 0
     handed_out = False
     reports: Sequence[tuple[BaseException, Meaning]] = ()
@@ -259,7 +260,7 @@ class SessionScope:
         if meaning.drop is Drop.ALL and not self.readonly:
             self._connections.distrust_all()
         if meaning is READ_ONLY and not self.readonly:
-            self._connections.note_read_only()
+            self._connections.note_read_only(True)
         ours = self.expired and meaning.kind in (Kind.CONNECTION, Kind.TIMEOUT)
         self._count(error, meaning, ours)
         if ours:
@@ -321,6 +322,7 @@ class SessionScope:
             return
         if not link.busy and self.phase is not Phase.COMMIT:
             link.abort()
+            self._connections.end_writing(link)
             return
         within_s = self._options.cleanup_timeout_s
         self._stopped = True
@@ -332,7 +334,11 @@ class SessionScope:
 
     def may_replay(self) -> bool:
         """Has nothing happened in this transaction, so that it may be begun anew?"""
-        return self.statements == 0 and self.phase is Phase.BODY and not (self.expired or self.handed_out)
+        return (
+            self.statements == 0
+            and self.phase is Phase.BODY
+            and not (self.expired or self.left or self.handed_out)
+        )
 
     async def begin_again(self, error: Exception) -> None:
         """On another connection, with another permit: the lost one was a failure of its own."""
@@ -345,6 +351,9 @@ class SessionScope:
             await self._begin(now)
         except KooError as refusal:
             raise refusal from error
+        if self.left:  # by another task, meanwhile: nobody else would give this permit back
+            await to_end(self._leave_failed(error, late=False))
+            raise error
 
     # ── leaving ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -352,6 +361,7 @@ class SessionScope:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         late = ends_at.get() <= self._monotonic()
+        self.left = True
         if error is not None or self.expired or self._connections.file is not None:
             await to_end(self._leave(error, late))
             return
@@ -390,6 +400,8 @@ class SessionScope:
             await greenlet_spawn(self._sync.close)
             return
         timer = link.abort_in(self._options.cleanup_timeout_s)
+        if link.busy:
+            link.abort()  # another task is still at it: its statement ends here, with an error
         try:
             if link.is_closed:
                 await greenlet_spawn(self._sync.invalidate)

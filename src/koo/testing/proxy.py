@@ -6,6 +6,7 @@ It stands between a client and any server, on the test's own event loop, and can
 * reset all connections (`reset_all`), so that both ends see RST;
 * be a black hole (`black_hole`): everything stays connected, nothing passes, nobody is told; until `heal`;
 * forget what is connected (`forget`), so that only those connections are black holes;
+* reset each new connection as soon as it is made (`reset_new`);
 * be slow (`delay_s`, before each piece of data in each direction);
 * for PostgreSQL, cut exactly at COMMIT (`cut_commit`): before the server has seen it, after the server has done it but
   before the client hears of it, or hold it until the connection ends. It reads the client's messages for that, of any
@@ -45,6 +46,7 @@ class FaultProxy:
         self.host = "127.0.0.1"
         self.port = 0
         self.delay_s = 0.0
+        self.reset_new = False
         self.connections = 0
         self.commits = 0
         self.cuts = 0
@@ -160,6 +162,9 @@ class _Pipe:
         self._task = asyncio.current_task()
         writers = [self._client[1]]
         try:
+            if self._proxy.reset_new:
+                self.reset()
+                return
             await self._proxy.pass_on(self)
             self._server = await asyncio.open_connection(*self._proxy.target)
             writers.append(self._server[1])

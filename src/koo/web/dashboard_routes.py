@@ -60,7 +60,7 @@ def dashboard_router(prefix: str = "/api/v1", path: str = PATH) -> APIRouter:
 
 def _from(path: str, target: str) -> str:
     """The relative way from the page to `target`; both are absolute paths within the application."""
-    return posixpath.relpath(target, path)
+    return posixpath.relpath(target or "/", path)
 
 
 def _add(router: APIRouter, path: str, content: bytes, suffix: str) -> None:

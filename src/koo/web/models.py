@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel
 
 from koo.web import examples
 
@@ -205,6 +205,11 @@ class ServicesReset(View):
     timestamp: Timestamp
 
 
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 50.0 is a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class QueryBody(BaseModel):
     """One question to one service."""
 
@@ -215,10 +220,14 @@ class QueryBody(BaseModel):
     service: str = Field(
         max_length=64, description="claude, openai, gemini, perplexity, local, or one you declared"
     )
-    prompt: str = Field(description="at most 8 Mi characters")
+    prompt: str = Field(
+        description="at most 8 Mi characters, not only blanks", json_schema_extra={"pattern": r"\S"}
+    )
     model: str | None = Field(default=None, min_length=1, max_length=200)
     system: str | None = None
-    max_tokens: int | None = Field(default=None, ge=1, le=10_000_000, description="longest answer")
+    max_tokens: Annotated[int | None, BeforeValidator(_whole)] = Field(
+        default=None, ge=1, le=10_000_000, description="longest answer"
+    )
     temperature: float | None = Field(default=None, ge=0, le=2)
     timeout_s: float | None = Field(default=None, gt=0, le=86_400, description="deadline of the whole query")
     fallback: list[str] = Field(

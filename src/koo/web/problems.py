@@ -10,8 +10,8 @@ A problem never repeats what the caller sent: a prompt in an error is a prompt i
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from http import HTTPStatus
 from typing import Any
 
@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from koo.errors import AllServicesFailed, ExternalServiceError, Kind, KooError
+from koo.web import models
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:koo:problem:"
@@ -82,7 +83,10 @@ WORDS: dict[str, str] = {
     "extra_forbidden": "is not known",
 }
 """Our words where pydantic's own would puzzle somebody who has never heard of it."""
-_SAFE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,39}")
+_PLACES = frozenset({"body", "query", "path", "header"})
+_FIELDS = frozenset(
+    {*models.QueryBody.model_fields, *models.BatchBody.model_fields, *models.ResetBody.model_fields}
+)
 
 
 class FieldProblem(BaseModel):
@@ -231,15 +235,23 @@ def _problem(status: int, detail: str, kind: str, **more: Any) -> Problem:
 
 
 def _field_problem(wrong: Mapping[str, Any]) -> FieldProblem:
-    kind = str(wrong["type"])
-    loc = [_safe(part) for part in wrong["loc"]]
-    if kind == "json_invalid":
-        loc = ["body"]
-    return FieldProblem(loc=loc, msg=WORDS.get(kind, str(wrong["msg"])), type=kind)
+    kind, loc = str(wrong["type"]), wrong["loc"]
+    msg = WORDS.get(kind, str(wrong["msg"]))
+    if kind == "extra_forbidden":
+        msg += _meant(str(loc[-1]))
+    return FieldProblem(
+        loc=["body"] if kind == "json_invalid" else list(map(_known, loc)), msg=msg, type=kind
+    )
 
 
-def _safe(part: str | int) -> str | int:
-    return part if isinstance(part, int) or _SAFE_NAME.fullmatch(part) else "…"
+def _known(part: str | int) -> str | int:
+    """A name of ours; any other may be a prompt that slipped into the wrong place."""
+    return part if isinstance(part, int) or part in _FIELDS | _PLACES else "…"
+
+
+def _meant(name: str) -> str:
+    near = get_close_matches(name[:50], _FIELDS, 1)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(_FIELDS))}"
 
 
 def _place(loc: Sequence[str | int]) -> str:

@@ -30,7 +30,9 @@ from koo.web.dashboard_routes import OPEN_PATHS as PAGE
 from koo.web.problems import http_problem, respond
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/openapi.json", "/docs", "/docs/page.js", "/docs/page.css"}) | PAGE
+OPEN_PATHS = (
+    frozenset({"/livez", "/readyz", "/openapi.json", "/docs", "/docs/page.js", "/docs/page.css"}) | PAGE
+)
 LOOPBACK_NAME = "localhost"
 ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})
 

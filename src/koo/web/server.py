@@ -7,10 +7,12 @@ the ledger, and is booked when its lease ends.
 
 from __future__ import annotations
 
+import shutil
 import socket
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from koo.errors import ConfigurationError
@@ -126,18 +128,18 @@ def bind(host: str, port: int) -> socket.socket:
 
 def announce(options: PlatformOptions, port: int, out: TextIO) -> None:
     """What to try, in words that can be copied."""
-    url = url_of(options, port)
+    url, koo = url_of(options, port), _command()
     token = " -H 'Authorization: Bearer $KOO_TOKEN'".replace("'", '"') if options.token else ""
     lines = [
         f"koo is ready on {url}",
         "",
-        f'  koo query local "{SHOWN_PROMPT}"',
-        "  koo status",
+        f'  {koo} query local "{SHOWN_PROMPT}"',
+        f"  {koo} status",
         f"  curl{token} {url}/api/v1/monitoring/health",
         f"  curl{token} -X POST {url}/api/v1/ai/query -H 'Content-Type: application/json' \\",
         f"""    -d '{{"service": "local", "prompt": "{SHOWN_PROMPT}"}}'""",
         "",
-        f"The API is described on {url}/docs. Ctrl-C ends it.",
+        f"In a browser: {url}/dashboard/ shows the state, {url}/docs describes the API. Ctrl-C ends it.",
     ]
     try:
         print(*lines, sep="\n", file=out, flush=True)
@@ -148,6 +150,16 @@ def announce(options: PlatformOptions, port: int, out: TextIO) -> None:
 def url_of(options: PlatformOptions, port: int) -> str:
     """Where people reach it: KOO_URL; with the port that was given to us, where we asked for any."""
     return f"http://{_in_url(options.host)}:{port}" if options.port == 0 else options.url.rstrip("/")
+
+
+def _command() -> str:
+    """How the command `koo` is called from here: by its path, where it is not on the PATH (a `.venv` beside us)."""
+    script = Path(sys.argv[0])
+    found = shutil.which("koo")
+    if script.name != "koo" or (found is not None and Path(found).samefile(script)):
+        return "koo"
+    here = Path.cwd()
+    return str(script.relative_to(here)) if script.is_relative_to(here) else str(script)
 
 
 def _in_url(host: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from koo.ai.local_engine import ENGINES, Chunk, Engine, EngineClosed, EngineFull, Generation, GenerationFailed
-from koo.ai.local_llama import EngineMissing, LoadFailed, Setup, usable_threads
+from koo.ai.local_llama import EngineMissing, LoadFailed, Setup
 from koo.ai.local_model import find_model, flaw_of
 from koo.ai.providers.base import Completion, Piece, Request
 from koo.ai.types import Usage
@@ -77,7 +77,7 @@ class LocalProvider:
     """A GGUF model in this process.
 
     `model_path` None means the installed package's file, looked for at each use: installing it needs no restart.
-    `context_tokens` is for prompt and answer together; `threads` None means the physical cores that may be used;
+    `context_tokens` is for prompt and answer together; `threads` None means as many as help;
     `queue_max` bounds those who wait for a free slot; `slots` are the answers made at once. Providers with the same
     file, context, threads and slots share one loaded model, in all event loops of the process, until it ends.
     """
@@ -112,8 +112,7 @@ class LocalProvider:
         path = self._model_path or find_model()
         if path is None:
             raise self._not_configured(f"no model is installed: run `koo model install`, or {SET_PATH}")
-        threads = self._threads or usable_threads()
-        engine = ENGINES.get(Setup(path.resolve(), self._context_tokens, threads, self._slots))
+        engine = ENGINES.get(Setup(path.resolve(), self._context_tokens, self._threads, self._slots))
         # What is in memory needs its file no more.
         flaw = None if engine.loaded else flaw_of(path)
         if flaw is not None:

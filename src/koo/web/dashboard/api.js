@@ -2,7 +2,7 @@
 // Talks to the server that this page came from, and to no other. The token lives in this tab's session storage.
 
 const KEY = "koo.token";
-const TIMEOUT_MS = 15_000; // the server itself waits up to five seconds for its database
+const TIMEOUT_MS = 20_000; // the server itself waits up to five seconds for its database
 const BASE = new URL(`${document.documentElement.dataset.api}/`, document.baseURI);
 
 /** What went wrong, as a sentence. `status` 0: nobody answered. */
@@ -59,6 +59,7 @@ async function ask(method, path, body, token = "") {
   /** @type {Record<string, string>} */
   const headers = { Accept: "application/json" };
   const bearer = token || readToken();
+  if (/[^\x21-\x7e]/.test(bearer)) throw new Failure("a token has plain letters, digits and signs only", 401);
   if (bearer) headers.Authorization = `Bearer ${bearer}`;
   if (body) headers["Content-Type"] = "application/json";
   const request = { method, headers, body: body && JSON.stringify(body), signal: AbortSignal.timeout(TIMEOUT_MS) };

@@ -3,7 +3,7 @@
 
 import { h } from "./dom.js";
 import { bar, figure, nearness } from "./meters.js";
-import { badge, breakerLook, partLook } from "./shapes.js";
+import { badge, breakerLook, partLook, severityLook, shape } from "./shapes.js";
 import { capital, clock, count, counted, latency, percent, plainly, span, timeIn, timeOf, until, usd } from "./words.js";
 
 /**
@@ -11,6 +11,9 @@ import { capital, clock, count, counted, latency, percent, plainly, span, timeIn
  * @typedef {import("./data.js").Service} Service
  * @typedef {import("./dom.js").Child} Child
  */
+
+/** From this share of failures on, an alert begins, too. */
+const ERRORS_MAX = 0.1;
 
 // ── the database ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -22,17 +25,25 @@ import { capital, clock, count, counted, latency, percent, plainly, span, timeIn
 export function databaseCard(database, metrics, now) {
   const breaker = database.circuit_breaker;
   const look = partLook(database.state, breaker.state);
-  const why = database.error ?? database.reason;
-  return h("article", { class: `card part wide ${look.tone}`, "aria-labelledby": "database-name" },
-    h("header", {}, h("h3", { id: "database-name" }, "database"), badge(look)),
+  const why = databaseReason(database);
+  return h("article", { class: `card part wide ${look.tone}`, key: "database", "aria-labelledby": "database" },
+    h("header", {}, h("h2", { id: "database" }, "Database"), badge(look)),
     why ? h("p", { class: "why" }, capital(plainly(why, now))) : null,
     database.conditions.length ? h("p", { class: "why" }, `It is ${database.conditions.map(spaced).join(", ")}.`) : null,
     h("div", { class: "columns" },
       h("dl", { class: "figures" }, databaseFigures(database, metrics, now)),
       pool(database.pool_status),
-      breakers("Circuit breaker", [[null, breaker]], why ?? "", now)),
+      breakers("Circuit breaker", [[null, breaker]], why, now)),
     resetButton("database", null, "Reset the breaker…", look.tone),
   );
+}
+
+/**
+ * Why it is not healthy; empty if it is. The card says already whose reason it is.
+ * @param {import("./data.js").Database} database
+ */
+export function databaseReason(database) {
+  return (database.error ?? database.reason ?? "").replace(/^database: /, "");
 }
 
 /** @param {string} word */
@@ -97,10 +108,11 @@ export function serviceCard(service, place, now) {
 function serviceFigures(service) {
   const metrics = service.metrics;
   const calls = metrics.recent?.calls ?? metrics.total_requests;
-  const asked = calls > 0;
+  const failed = calls > 0 ? 1 - metrics.success_rate : 0;
   return [
-    figure("success", asked ? percent(metrics.success_rate) : "–", "of the calls of the last 5 minutes"),
-    figure("p95", asked ? latency(metrics.p95) : "–", `half of the calls took less than ${latency(metrics.p50)}`),
+    figure("success", calls > 0 ? [failed >= ERRORS_MAX ? shape(severityLook("warning"), "tiny") : null, percent(metrics.success_rate)] : "–",
+      "of the calls of the last 5 minutes"),
+    figure("p95", metrics.p95 > 0 ? latency(metrics.p95) : "–", `half of the calls took less than ${latency(metrics.p50)}`),
     figure("calls in 5 min", count(calls), `${count(metrics.total_requests)} since the start`),
     figure("refused", count(metrics.refused_requests), "by koo itself since the start: open breaker, limit or budget"),
   ];

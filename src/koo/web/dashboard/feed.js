@@ -11,8 +11,11 @@ import { timeOf } from "./words.js";
 export const EVERY_MS = 2_000;
 export const HIDDEN_MS = 15_000;
 export const RETRY_MS_MAX = 10_000;
-/** An answer is awaited for so long beyond its turn before its predecessor is called stale. */
-export const GRACE_MS = 4_000;
+/**
+ * An answer is awaited for so long beyond its turn before its predecessor is called stale. More than the five seconds that
+ * the server gives a database that is silent: in that trouble of all the page must not go grey between two answers.
+ */
+export const GRACE_MS = 6_000;
 
 /**
  * connecting: nothing came yet; live; stale: the next answer is late; lost: the last attempt failed; locked: a token is
@@ -51,6 +54,8 @@ export class Feed {
     /** Milliseconds that the server's clock is ahead of ours: its times are counted down by its own clock. */
     this.aheadMs = 0;
     this.timer = 0;
+    /** What was asked in an earlier one is not listened to any more. */
+    this.era = 0;
     this.again = false;
   }
 
@@ -64,6 +69,11 @@ export class Feed {
   /** The server's time now. */
   get now() {
     return Date.now() + this.aheadMs;
+  }
+
+  /** The server's time for which the page is true: it stops where the news stop, and with it all countdowns. */
+  get shownAt() {
+    return this.link === "live" ? this.now : this.cameAt + this.aheadMs;
   }
 
   start() {
@@ -81,6 +91,7 @@ export class Feed {
   /** Show nothing of what was seen, and ask as a stranger. */
   forget() {
     this.snapshot = null;
+    this.era += 1;
     this.onChange();
     this.askNow();
   }
@@ -89,8 +100,10 @@ export class Feed {
     window.clearTimeout(this.timer);
     this.asking = true;
     this.again = false;
+    const era = this.era;
     try {
-      this.take(await this.look());
+      const snapshot = await this.look();
+      if (era === this.era) this.take(snapshot);
     } catch (error) {
       this.failures += 1;
       this.failure = error instanceof Failure ? error : new Failure(String(error));

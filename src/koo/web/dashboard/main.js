@@ -6,7 +6,7 @@ import { keepToken, look, readToken } from "./api.js";
 import { patch } from "./dom.js";
 import { Feed } from "./feed.js";
 import { ResetDialog } from "./reset.js";
-import { favicon, glyph } from "./shapes.js";
+import { favicon, glyph, UNREADABLE } from "./shapes.js";
 import { below, content, link, verdict, verdictOf } from "./view.js";
 import { capital } from "./words.js";
 
@@ -20,28 +20,32 @@ const dialog = new ResetDialog(feed);
 
 function render() {
   document.documentElement.dataset.link = feed.link;
+  patch(part("link"), link(feed));
   try {
-    renderAll();
+    show(verdictOf(feed), verdict(feed), below(feed), content(feed));
+    dialog.render();
   } catch (error) {
-    // Numbers that are half new and half old would be believed.
-    part("content").dataset.broken = "";
-    patch(part("verdict"), [`This page cannot show the server's answer (${error}). Reload it; koo status shows the same.`]);
-    throw error;
+    // An answer of another shape: numbers that are half new and half old would be believed.
+    const words = `This page cannot show the server's answer (${error}). Reload it; koo status shows the same.`;
+    show(UNREADABLE, [words], [], []);
   }
+  renderToken();
 }
 
-function renderAll() {
-  const look = verdictOf(feed);
+/**
+ * @param {import("./shapes.js").Look} look
+ * @param {import("./dom.js").Child[]} verdict
+ * @param {import("./dom.js").Child[]} below
+ * @param {import("./dom.js").Child[]} content
+ */
+function show(look, verdict, below, content) {
   const title = `${glyph(look)} ${capital(look.word)} · koo`;
   if (document.title !== title) document.title = title;
   if (icon.href !== favicon(look)) icon.href = favicon(look);
   part("verdict").className = look.tone;
-  patch(part("verdict"), verdict(feed));
-  patch(part("below"), below(feed));
-  patch(part("link"), link(feed));
-  patch(part("content"), content(feed));
-  renderToken();
-  dialog.render();
+  patch(part("verdict"), verdict);
+  patch(part("below"), below);
+  patch(part("content"), content);
 }
 
 function renderToken() {

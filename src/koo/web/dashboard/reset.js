@@ -2,6 +2,7 @@
 // The dialog of a reset: what it will do, with the state of now; then what it did.
 
 import { Failure, keepToken, readToken, resetDatabase, resetService } from "./api.js";
+import { databaseReason } from "./cards.js";
 import { h, patch } from "./dom.js";
 import { badge, breakerLook, DISCONNECTED, partLook, shape, severityLook, stateLook, verdictLook } from "./shapes.js";
 import { capital, counted, plainly } from "./words.js";
@@ -130,7 +131,7 @@ function effect(target, feed, done) {
     ? nowLine(partLook(service.state, service.health.circuit_breaker_state), service.reason, feed.now)
     : nowLine(
         partLook(dashboard.database.state, dashboard.database.circuit_breaker.state),
-        dashboard.database.error ?? dashboard.database.reason,
+        databaseReason(dashboard.database),
         feed.now,
       );
   return done ? [now] : [now, service ? serviceEffect(service) : databaseEffect(dashboard.database)];
@@ -138,7 +139,7 @@ function effect(target, feed, done) {
 
 /**
  * @param {import("./shapes.js").Look} look
- * @param {string | undefined} why
+ * @param {string} why
  * @param {number} now
  */
 function nowLine(look, why, now) {

@@ -20,9 +20,6 @@ const SHAPES = {
   ring: { glyph: "○", path: "M8 1a7 7 0 1 0 0 14a7 7 0 1 0 0-14zM8 3.4a4.6 4.6 0 1 1 0 9.2a4.6 4.6 0 1 1 0-9.2z" },
 };
 
-/** @type {Look} */
-const UNKNOWN = { shape: "ring", tone: "none", word: "unknown" };
-
 /** @type {Record<string, Look>} */
 const STATES = {
   healthy: { shape: "circle", tone: "ok", word: "healthy" },
@@ -60,6 +57,8 @@ export const DISCONNECTED = { shape: "ring", tone: "none", word: "disconnected" 
 /** @type {Look} */
 export const CONNECTING = { shape: "ring", tone: "none", word: "connecting" };
 /** @type {Look} */
+export const UNREADABLE = { shape: "ring", tone: "none", word: "unknown" };
+/** @type {Look} */
 export const LOCKED = { shape: "ring", tone: "none", word: "locked" };
 
 /**
@@ -70,7 +69,7 @@ export const LOCKED = { shape: "ring", tone: "none", word: "locked" };
  */
 function find(looks, word) {
   const known = Object.hasOwn(looks, String(word)) ? looks[String(word)] : undefined;
-  return known ?? { ...UNKNOWN, word: word ? String(word).replaceAll("_", " ") : UNKNOWN.word };
+  return known ?? { ...UNREADABLE, word: String(word ?? UNREADABLE.word).replaceAll("_", " ") };
 }
 
 /** @param {unknown} state */

@@ -3,7 +3,7 @@
 
 import { databaseCard, nextAttemptAt, serviceCard, unconfigured } from "./cards.js";
 import { h } from "./dom.js";
-import { badge, CONNECTING, DISCONNECTED, LOCKED, partLook, severityLook, shape, stateLook, verdictLook } from "./shapes.js";
+import { badge, CONNECTING, DISCONNECTED, LOCKED, partLook, severityLook, shape, stateLook, UNREADABLE, verdictLook } from "./shapes.js";
 import { capital, clock, counted, plainly, span, timeOf, until } from "./words.js";
 
 /**
@@ -21,7 +21,7 @@ import { capital, clock, counted, plainly, span, timeOf, until } from "./words.j
  * @returns {import("./shapes.js").Look}
  */
 export function verdictOf(feed) {
-  if (feed.link === "lost") return feed.failure?.status ? { ...DISCONNECTED, word: "unknown" } : DISCONNECTED;
+  if (feed.link === "lost") return feed.failure?.status ? UNREADABLE : DISCONNECTED;
   if (feed.link === "locked") return LOCKED;
   if (feed.snapshot === null) return CONNECTING;
   return verdictLook(feed.snapshot.dashboard.summary.overall_health);
@@ -61,9 +61,7 @@ function stateSentence(dashboard) {
   const works = database.state === "healthy" && database.healthy;
   if (works && ill.length === 0) {
     if (services.length === 0) return "The database works. No AI service has a key yet.";
-    return services.length === 1
-      ? `The database and ${services[0]?.service_name} work.`
-      : `The database and all ${services.length} AI services work.`;
+    return `The database and ${allOf(services.length, false)} work.`;
   }
   const wrong = works ? [] : [databaseWords(database)];
   if (ill.length) wrong.push(ill.map((one) => `${one.service_name}: ${stateLook(one.state).word}`).join(", "));
@@ -84,9 +82,19 @@ function databaseWords(database) {
  */
 function whatWorks(database, services, others) {
   const names = database ? ["the database"] : [];
-  if (services) names.push(others ? counted(services, "other AI service") : services === 1 ? "the AI service" : `all ${services} AI services`);
+  if (services) names.push(allOf(services, others));
   const one = names.length === 1 && (database || services === 1);
   return names.length ? [`${capital(names.join(" and "))} ${one ? "works" : "work"}`] : [];
+}
+
+/**
+ * @param {number} services
+ * @param {boolean} others
+ */
+function allOf(services, others) {
+  if (others) return counted(services, "other AI service");
+  if (services === 2) return "both AI services";
+  return services === 1 ? "the AI service" : `all ${services} AI services`;
 }
 
 /** @param {Dashboard} dashboard */
@@ -141,11 +149,10 @@ export function content(feed) {
   if (feed.snapshot === null) return [];
   const { dashboard, pool } = feed.snapshot;
   const services = Object.values(dashboard.ai_services.services);
-  const now = feed.now;
+  const now = feed.shownAt;
   return [
     attention(dashboard, now),
-    h("section", { key: "database", "aria-labelledby": "database" },
-      h("h2", { id: "database" }, "Database"), databaseCard(dashboard.database, pool, now)),
+    databaseCard(dashboard.database, pool, now),
     h("section", { key: "services", "aria-labelledby": "services" },
       h("h2", { id: "services" }, "AI services"),
       h("div", { class: "parts" }, configured(dashboard).map((one, place) => serviceCard(one, place, now)))),

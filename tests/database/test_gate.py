@@ -1,0 +1,169 @@
+"""The gate: fair, bounded by the deadline, safe against cancellation; and full is not ill."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from koo.database.database import Database
+from koo.deadlines import Deadline
+from koo.errors import DatabaseUnavailable, Kind, PoolSaturated
+from koo.policies.verdict import FAILURE
+from tests.database.conftest import Place
+from tests.database.support import ONE, assert_free, checked_out, opened, proxied, run, through, until
+
+SMALL = {"pool_size": 1, "max_overflow": 1}
+
+
+async def hold(database: Database, until_set: asyncio.Event) -> None:
+    async with database.session_scope() as session:
+        await session.execute(ONE)
+        await until_set.wait()
+
+
+async def full(database: Database, until_set: asyncio.Event) -> list[asyncio.Task[None]]:
+    """So many holders as there are places."""
+    holders = [
+        asyncio.create_task(hold(database, until_set), name=f"holder {n}") for n in range(database.gate.limit)
+    ]
+    await until(lambda: len(database.gate.holders) == database.gate.limit)
+    return holders
+
+
+def test_callers_are_served_in_the_order_in_which_they_came(url: str) -> None:
+    async def main() -> None:
+        async with opened(url, pool_size=1, max_overflow=0) as database:
+            go, served = asyncio.Event(), []
+
+            async def stand(n: int) -> None:
+                async with database.session_scope() as session:
+                    served.append(n)
+                    await session.execute(ONE)
+
+            holders = await full(database, go)
+            waiting = []
+            for n in range(6):
+                waiting.append(asyncio.create_task(stand(n)))
+                await until(lambda n=n: database.gate.waiting == n + 1)  # type: ignore[misc]
+            # Whoever leaves the line passes nothing on, and holds nobody up.
+            waiting[1].cancel()
+            go.set()
+            await asyncio.gather(*holders, *waiting, return_exceptions=True)
+            assert served == [0, 2, 3, 4, 5]
+
+    run(main)
+
+
+def test_a_waiter_that_is_cancelled_in_its_very_turn_passes_it_on(url: str) -> None:
+    async def main() -> None:
+        async with opened(url, pool_size=1, max_overflow=0) as database:
+            for _ in range(5):
+                go = asyncio.Event()
+                (holder,) = await full(database, go)
+                first = asyncio.create_task(hold(database, go))
+                second = asyncio.create_task(hold(database, go))
+                await until(lambda: database.gate.waiting == 2)
+                go.set()
+                await until(holder.done)  # its place has just been handed to `first`
+                first.cancel()
+                await asyncio.gather(holder, second)
+                await asyncio.gather(first, return_exceptions=True)
+                assert_free(database)
+
+    run(main)
+
+
+def test_a_full_pool_is_told_with_who_holds_it_and_is_no_failure(url: str) -> None:
+    async def main() -> None:
+        async with opened(url, **SMALL, pool_timeout_s=0.2) as database:
+            go = asyncio.Event()
+            holders = await full(database, go)
+            with pytest.raises(PoolSaturated) as caught:
+                async with database.session_scope():
+                    pytest.fail("it is full")
+            error = caught.value
+            assert error.kind is Kind.SATURATED
+            assert error.retry_after_s is not None and error.retry_after_s > 0
+            assert "2 connections" in error.reason and "task 'holder" in error.reason
+            assert database.guard.breaker.consecutive == 0
+            assert database.guard.tally.totals().verdicts[FAILURE] == 0
+            health = await database.health_check()
+            assert health["healthy"] is True and health["state"] == "healthy"
+            assert health["conditions"] == ["saturated"]
+            assert health["pool_status"]["utilization"] == 1.0
+            go.set()
+            await asyncio.gather(*holders)
+
+    run(main)
+
+
+def test_a_caller_with_less_time_waits_no_longer_than_that(url: str) -> None:
+    async def main() -> None:
+        async with opened(url, **SMALL, pool_timeout_s=30.0) as database:
+            go = asyncio.Event()
+            holders = await full(database, go)
+            with pytest.raises((PoolSaturated, TimeoutError)):
+                async with Deadline(0.1), database.session_scope():
+                    pytest.fail("it is full")
+            assert database.gate.waiting == 0
+            go.set()
+            await asyncio.gather(*holders)
+
+    run(main)
+
+
+def test_a_task_that_waits_for_itself_is_told(url: str) -> None:
+    async def main() -> None:
+        async with opened(url, pool_size=1, max_overflow=0, pool_timeout_s=0.2) as database:
+            async with database.session_scope():
+                with pytest.raises(PoolSaturated, match="this task holds one itself"):
+                    async with database.session_scope():
+                        pass
+
+    run(main)
+
+
+def test_nobody_waits_in_the_pool_when_a_connect_fails(pg: Place) -> None:
+    """SQLAlchemy's own waiters would sit out their whole time beside the free place."""
+
+    async def main() -> None:
+        async with proxied(pg.server) as proxy:
+            url = through(proxy, pg.server, pg.driver, pg.database)
+            async with opened(url, pool_size=1, max_overflow=0, pool_timeout_s=30.0) as database:
+                proxy.reset_new = True
+                failing = asyncio.create_task(hold(database, asyncio.Event()))
+                await until(lambda: proxy.connections >= 1)
+                go = asyncio.Event()
+                go.set()
+                waiting = [asyncio.create_task(hold(database, go)) for _ in range(3)]
+                with pytest.raises(DatabaseUnavailable):
+                    await failing
+                proxy.reset_new = False
+                database.reset_circuit_breaker()
+                loop = asyncio.get_running_loop()
+                began = loop.time()
+                await asyncio.gather(*waiting, return_exceptions=True)
+                assert loop.time() - began < 10.0
+                assert checked_out(database) == 0
+
+    run(main)
+
+
+def test_many_more_callers_than_places_all_get_through(url: str) -> None:
+    async def main() -> None:
+        async with opened(url, pool_size=2, max_overflow=1) as database:
+            most = 0
+
+            async def work() -> None:
+                nonlocal most
+                async with database.session_scope() as session:
+                    await session.execute(ONE)
+                    most = max(most, checked_out(database))
+
+            await asyncio.gather(*(work() for _ in range(60)))
+            assert most <= 3
+            status = database.get_pool_metrics()["pool_status"]
+            assert status["waiting"] == 0 and status["active_connections"] == 0
+
+    run(main)

@@ -1,0 +1,373 @@
+"""States, conditions, the probe, and the promised shapes of what a database tells of itself."""
+
+# ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from koo.database.database import Database
+from koo.errors import DatabaseUnavailable
+from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, Event
+from koo.options import BreakerOptions, RetryOptions
+from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS
+from koo.testing.postgres import PostgresServer
+from tests.database.conftest import Place
+from tests.database.support import INSERT, ONE, checked_out, opened, options, run, until, with_notes
+from tests.database.test_faults import kill_all
+
+ONCE = RetryOptions(attempts_max=1)
+QUICKLY = BreakerOptions(failure_threshold=3, recovery_s=0.2, success_threshold=2)
+
+POOL_STATUS = {
+    "size": int,
+    "active_connections": int,
+    "idle_connections": int,
+    "overflow_connections": int,
+    "waiting": int,
+    "max_connections": int,
+    "utilization": float,
+}
+HEALTH: dict[str, Any] = {
+    "healthy": bool,
+    "state": str,
+    "conditions": list,
+    "response_time_ms": float,
+    "circuit_breaker": dict,
+    "pool_status": dict,
+    "last_health_check": str,
+    "error": type(None),
+}
+METRICS = {
+    "pool_status": dict,
+    "connection_metrics": dict,
+    "response_times": dict,
+    "errors": dict,
+    "circuit_breaker": dict,
+}
+
+
+def check_shape(view: dict[str, Any], shape: dict[str, Any]) -> None:
+    for key, kind in shape.items():
+        assert isinstance(view[key], kind), key
+    json.dumps(view)
+
+
+def test_the_promised_shapes(url: str) -> None:
+    async def main() -> None:
+        database = Database(options(url))
+        check_shape(database.get_pool_metrics(), METRICS)  # also before the first use
+        check_shape(database.get_pool_metrics()["pool_status"], POOL_STATUS)
+        async with database.session_scope() as session:
+            await session.execute(ONE)
+            inside = database.get_pool_metrics()["pool_status"]
+            assert inside["active_connections"] == 1 and inside["idle_connections"] == 0
+        check_shape(await database.health_check(), HEALTH)
+        check_shape(await database.get_detailed_status(), {**HEALTH, **METRICS, "configuration": dict})
+        status = database.get_pool_metrics()["pool_status"]
+        check_shape(status, POOL_STATUS)
+        assert (status["active_connections"], status["idle_connections"]) == (0, 1)
+        assert (status["size"], status["max_connections"]) == (10, 30)
+        await database.close()
+
+    run(main)
+
+
+def test_nothing_that_is_told_holds_the_password(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url) as database:
+            async with database.session_scope() as session:
+                await session.execute(ONE)
+            told = json.dumps(await database.get_detailed_status()) + repr(database) + repr(database.options)
+            assert "koo-test" not in told
+
+    run(main)
+
+
+def test_counts_are_those_of_the_engine(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url) as database:
+            for _ in range(5):
+                async with database.session_scope() as session:
+                    await session.execute(ONE)
+                    await session.execute(ONE)
+            phases = database.get_pool_metrics()["response_times"]["phases"]
+            assert {name: phase["count"] for name, phase in phases.items()} == {
+                "gate_wait": 5,
+                "connect": 1,
+                "statement": 10,
+                "commit": 5,
+                "hold": 5,
+            }
+            assert database.get_pool_metrics()["connection_metrics"]["created"] == 1
+            breaker = database.get_pool_metrics()["circuit_breaker"]
+            assert breaker["success_count"] == 5 and breaker["last_success"] is not None
+
+    run(main)
+
+
+# ── what a scope counts for ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def verdicts(database: Database) -> tuple[int, int, int]:
+    counts = database.guard.tally.totals().verdicts
+    return counts[SUCCESS], counts[FAILURE], counts[NEUTRAL]
+
+
+def test_a_users_own_error_is_the_databases_success(url: str) -> None:
+    async def main() -> None:
+        async with opened(url) as database:
+            with pytest.raises(KeyError):
+                async with database.session_scope() as session:
+                    await session.execute(ONE)
+                    raise KeyError
+            assert verdicts(database) == (1, 0, 0)
+
+    run(main)
+
+
+def test_a_cancelled_scope_says_nothing(url: str) -> None:
+    async def main() -> None:
+        async with opened(url) as database:
+
+            async def work() -> None:
+                async with database.session_scope() as session:
+                    await session.execute(ONE)
+                    await asyncio.sleep(60)
+
+            task = asyncio.create_task(work())
+            await until(lambda: database.metrics.statement.first_successes)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert verdicts(database) == (0, 0, 1)
+
+    run(main)
+
+
+def test_the_users_own_time_is_neither_slow_nor_hung(url: str) -> None:
+    """Thirty scopes that each think for longer than a slow call must not open the circuit."""
+
+    async def main() -> None:
+        async with opened(url, slow_call_s=1.0) as database:
+
+            async def work() -> None:
+                async with database.session_scope() as session:
+                    await session.execute(ONE)
+                    await asyncio.sleep(1.3)
+
+            working = [asyncio.create_task(work()) for _ in range(25)]
+            await asyncio.sleep(1.2)
+            database.tick()
+            await asyncio.gather(*working)
+            assert database.circuit_breaker_state.value == "healthy"
+            assert database.guard.tally.totals().percentile_s(0.5) < 1.0
+
+    run(main)
+
+
+def test_slow_statements_are(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url, slow_call_s=0.001) as database:
+
+            async def work() -> None:
+                async with database.session_scope() as session:
+                    await session.execute(text("SELECT pg_sleep(0.02)"))
+
+            with pytest.raises(DatabaseUnavailable, match="slow calls"):
+                for _ in range(5):
+                    await asyncio.gather(*(work() for _ in range(10)))
+            assert "slow" in (await database.health_check())["conditions"]
+
+    run(main)
+
+
+# ── states ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def fail(database: Database, times: int) -> None:
+    for _ in range(times):
+        with pytest.raises(DatabaseUnavailable):
+            async with database.session_scope():
+                pass
+
+
+def test_from_healthy_to_open_and_back_by_itself(pg: Place) -> None:
+    """healthy → unhealthy → circuit_open → degraded → healthy, with traffic."""
+
+    async def main() -> None:
+        events: list[Event] = []
+        database = Database(options(pg.url, retry=ONCE, breaker=QUICKLY), publish=events.append)
+        async with database.session_scope() as session:
+            await session.execute(ONE)
+        assert database.circuit_breaker_state.value == "healthy"
+        pg.server.kill()
+        for failures, state in ((2, "unhealthy"), (1, "circuit_open")):
+            await fail(database, failures)
+            assert database.circuit_breaker_state.value == state
+        assert (await database.health_check())["healthy"] is False
+        pg.server.start()
+
+        def half_open() -> bool:
+            database.tick()
+            return database.circuit_breaker_state.value == "degraded"
+
+        await until(half_open)
+        for _ in range(2):
+            async with database.session_scope() as session:
+                await session.execute(ONE)
+        assert database.circuit_breaker_state.value == "healthy"
+        assert [type(event) for event in events] == [CircuitOpened, CircuitHalfOpened, CircuitClosed]
+        await database.close()
+
+    run(main)
+
+
+def test_recovery_needs_no_traffic(pg: Place) -> None:
+    """In HALF_OPEN the probe's success counts like a scope's."""
+
+    async def main() -> None:
+        async with opened(pg.url, retry=ONCE, breaker=QUICKLY, probe_interval_s=0.05) as database:
+            pg.server.kill()
+            await fail(database, 3)
+            assert database.circuit_breaker_state.value == "circuit_open"
+            pg.server.start()
+            await until(lambda: database.circuit_breaker_state.value == "healthy")
+
+    run(main)
+
+
+def test_three_failed_probes_without_a_success_are_unhealthy(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url) as database:
+            async with database.session_scope() as session:
+                await session.execute(ONE)
+            pg.server.kill()
+            for state in ("healthy", "healthy", "unhealthy"):
+                health = await database.health_check()
+                assert (health["healthy"], health["state"]) == (False, state)
+                assert "refuses connections" in health["error"]
+            pg.server.start()
+            health = await database.health_check()
+            assert (health["healthy"], health["state"], health["error"]) == (True, "healthy", None)
+
+    run(main)
+
+
+def test_the_probe_uses_a_connection_of_its_own_and_keeps_it(pg: Place) -> None:
+    async def main() -> None:
+        async with (
+            opened(pg.url, pool_size=1, max_overflow=0) as database,
+            database.session_scope() as session,
+        ):
+            await session.execute(ONE)  # the pool is full
+            for _ in range(3):
+                assert (await database.health_check())["healthy"] is True
+            count = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{pg.database}'"
+            assert pg.server.sql(count) == "2"
+            assert checked_out(database) == 1
+
+    run(main)
+
+
+def test_a_probe_whose_connection_was_ended_finds_a_new_one(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url) as database:
+            assert (await database.health_check())["healthy"] is True
+            kill_all(pg)
+            assert (await database.health_check())["healthy"] is True
+
+    run(main)
+
+
+def test_a_probe_into_a_black_hole_ends_in_time(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url, probe_timeout_s=0.2, cleanup_timeout_s=0.2) as database:
+            assert (await database.health_check())["healthy"] is True
+            pg.server.pause()
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            for _ in range(2):  # on its old connection, then on a new one
+                health = await database.health_check()
+                assert health["healthy"] is False and "0.2 s" in health["error"]
+            assert loop.time() - began < 6.0
+            pg.server.resume()
+
+    run(main)
+
+
+def test_a_read_only_server_is_a_condition_and_not_a_failure(pg: Place) -> None:
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+            pg.server.sql(f'ALTER DATABASE "{pg.database}" SET default_transaction_read_only = on')
+            kill_all(pg)
+            for _ in range(3):
+                with pytest.raises(Exception, match="read-only"):
+                    async with database.session_scope() as session:
+                        await session.execute(INSERT, {"n": 1})
+            health = await database.health_check()
+            assert health["conditions"] == ["read_only"] and health["state"] == "healthy"
+            # A failover: connections to what is a standby now must not stay in the pool for days.
+            pg.server.sql(f'ALTER DATABASE "{pg.database}" RESET default_transaction_read_only')
+            async with database.session_scope() as session:
+                await session.execute(INSERT, {"n": 1})
+            kill_all(pg)
+            await database.health_check()
+            assert (await database.health_check())["conditions"] == []
+
+    run(main)
+
+
+def test_asking_twice_at_once_is_one_probe(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url) as database:
+            first, second = await asyncio.gather(database.health_check(), database.health_check())
+            assert first["last_health_check"] == second["last_health_check"]
+
+    run(main)
+
+
+def test_a_health_check_of_a_server_that_does_not_exist_is_an_answer() -> None:
+    async def main() -> None:
+        async with opened("postgresql://u:p@127.0.0.1:1/d") as database:
+            health = await database.health_check()
+            assert health["healthy"] is False and "refuses connections" in health["error"]
+
+    run(main)
+
+
+def test_a_paused_server_under_load_opens_the_circuit_and_closes_again(postgres18: PostgresServer) -> None:
+    async def main() -> None:
+        changes: dict[str, Any] = {
+            "pool_timeout_s": 0.3,
+            "cleanup_timeout_s": 0.2,
+            "scope_timeout_s": 0.6,
+            "breaker": QUICKLY,
+            "retry": ONCE,
+            "probe_interval_s": 0.1,
+        }
+        async with opened(postgres18.url("psycopg"), **changes) as database:
+            stop = asyncio.Event()
+
+            async def work() -> None:
+                while not stop.is_set():
+                    try:
+                        async with database.session_scope() as session:
+                            await session.execute(ONE)
+                    except Exception:
+                        await asyncio.sleep(0.01)
+
+            working = [asyncio.create_task(work()) for _ in range(5)]
+            await until(lambda: database.metrics.commit.first_successes > 20)
+            postgres18.pause()
+            await until(lambda: database.circuit_breaker_state.value == "circuit_open")
+            postgres18.resume()
+            await until(lambda: database.circuit_breaker_state.value == "healthy")
+            stop.set()
+            await asyncio.gather(*working)
+
+    run(main)

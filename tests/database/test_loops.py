@@ -1,0 +1,159 @@
+"""Event loops: one at a time, several after one another, and a clean end of the process."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from koo.database.database import Database
+from koo.errors import DatabaseUnavailable, Kind
+from tests.database.conftest import Place
+from tests.database.support import ONE, assert_free, options, until
+
+
+async def use(database: Database) -> None:
+    async with database.session_scope() as session:
+        assert await session.scalar(ONE) == 1
+
+
+def test_two_runs_after_one_another_work_without_closing(url: str) -> None:
+    """No warning, no connection left on the server, and what is known of the server goes on."""
+    database = Database(options(url))
+    for _ in range(3):
+        asyncio.run(use(database))
+        assert_free(database)
+        assert database.connections is None
+    assert database.guard.tally.first_successes == 3
+
+
+def test_a_run_that_ends_in_the_middle_of_scopes_leaves_the_next_one_a_free_pool(url: str) -> None:
+    database = Database(options(url, pool_size=2, max_overflow=0, pool_timeout_s=2.0))
+
+    async def abandoned() -> None:
+        async def hold() -> None:
+            async with database.session_scope() as session:
+                await session.execute(ONE)
+                await asyncio.sleep(60)
+
+        tasks = {asyncio.create_task(hold()) for _ in range(4)}
+        await until(lambda: len(database.gate.holders) == 2 and database.gate.waiting == 2)
+        assert len(tasks) == 4
+
+    asyncio.run(abandoned())
+    assert_free(database)
+    asyncio.run(use(database))
+
+
+def test_no_connection_is_left_on_the_server(pg: Place) -> None:
+    database = Database(options(pg.url))
+
+    async def main() -> None:
+        await asyncio.gather(*(use(database) for _ in range(5)))
+        await database.health_check()
+
+    asyncio.run(main())
+    count = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{pg.database}'"
+
+    async def gone() -> None:
+        await until(lambda: pg.server.sql(count) == "0")
+
+    asyncio.run(gone())
+
+
+def test_a_second_running_loop_is_a_clear_error(url: str) -> None:
+    database = Database(options(url))
+    errors: list[BaseException] = []
+
+    def elsewhere() -> None:
+        try:
+            asyncio.run(use(database))
+        except BaseException as error:
+            errors.append(error)
+
+    async def main() -> None:
+        await use(database)
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        await asyncio.get_running_loop().run_in_executor(None, thread.join)
+        await use(database)  # unharmed
+
+    asyncio.run(main())
+    (error,) = errors
+    assert isinstance(error, RuntimeError) and "another event loop" in str(error)
+
+
+def test_closing_waits_for_running_scopes_and_refuses_new_ones(url: str) -> None:
+    async def main() -> None:
+        database = Database(options(url))
+        inside, go = asyncio.Event(), asyncio.Event()
+
+        async def hold() -> None:
+            async with database.session_scope() as session:
+                inside.set()
+                await go.wait()
+                await session.execute(ONE)
+
+        holder = asyncio.create_task(hold())
+        await inside.wait()
+        closing = asyncio.create_task(database.close())
+        await until(lambda: database.connections is not None and database.connections.draining)
+        with pytest.raises(DatabaseUnavailable) as caught:
+            await use(database)
+        assert caught.value.kind is Kind.DRAINING
+        go.set()
+        await asyncio.gather(holder, closing)
+        await use(database)  # it may be used again
+        await database.close()
+
+    asyncio.run(main())
+
+
+def test_closing_does_not_wait_for_ever(pg: Place) -> None:
+    async def main() -> None:
+        database = Database(options(pg.url, cleanup_timeout_s=0.2))
+
+        async def hold() -> None:
+            async with database.session_scope() as session:
+                await session.execute(ONE)
+                await asyncio.sleep(60)
+
+        holder = asyncio.create_task(hold())
+        await until(lambda: database.gate.holders)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await database.close()
+        assert loop.time() - began < 3.0
+        holder.cancel()
+        await asyncio.gather(holder, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_process_ends_cleanly(url: str, closes: bool) -> None:
+    script = f"""
+import asyncio, warnings
+warnings.simplefilter("error")
+from sqlalchemy import text
+from koo.database.database import Database
+from koo.options import DatabaseOptions
+
+async def main(database):
+    async with database.session_scope() as session:
+        print(await session.scalar(text("SELECT 1")))
+    if {closes}:
+        await database.close()
+
+database = Database(DatabaseOptions(url={url!r}))
+asyncio.run(main(database))
+asyncio.run(main(database))
+"""
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n1\n"), done.stderr
+    assert "Warning" not in done.stderr and "Traceback" not in done.stderr and "never" not in done.stderr

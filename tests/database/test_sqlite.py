@@ -1,0 +1,378 @@
+"""SQLite's traps: one writer, snapshots, folders, memory, interruption, other processes."""
+
+# ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sqlite3
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from koo.database.database import Database
+from koo.database.sqlite import Need, need_of
+from koo.errors import DatabaseError, DatabaseTimeout, Kind, PoolSaturated
+from tests.database.support import (
+    INSERT,
+    ONE,
+    SELECT,
+    Note,
+    assert_free,
+    notes,
+    opened,
+    options,
+    run,
+    until,
+    with_notes,
+)
+
+# A query that takes some ten seconds of SQLite's time.
+LONG = text(
+    "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 200000000) SELECT count(*) FROM c"
+)
+
+
+@pytest.mark.parametrize(
+    ("statement", "need"),
+    [
+        ("SELECT 1", Need.READ),
+        ("  -- a comment\n select 1", Need.READ),
+        ("/* one */ SELECT 1", Need.READ),
+        ("WITH a AS (SELECT 1) SELECT * FROM a", Need.READ),
+        ("VALUES (1)", Need.READ),
+        ("WITH a AS (SELECT 1) INSERT INTO t SELECT * FROM a", Need.WRITE),
+        ("INSERT INTO t VALUES (1)", Need.WRITE),
+        ("CREATE TABLE t (n)", Need.WRITE),
+        ("SAVEPOINT sa_1", Need.WRITE),
+        ("something unheard of", Need.WRITE),
+        ("PRAGMA foreign_keys", Need.NOTHING),
+        ("VACUUM", Need.NOTHING),
+    ],
+)
+def test_whatever_is_not_surely_a_read_is_a_write(statement: str, need: Need) -> None:
+    assert need_of(statement, SimpleNamespace(compiled=None)) is need
+
+
+def test_connections_are_set_up(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with opened(sqlite_url) as database, database.session_scope() as session:
+            asked = {"journal_mode": "wal", "foreign_keys": 1, "synchronous": 1}
+            for pragma, value in asked.items():
+                assert await session.scalar(text(f"PRAGMA {pragma}")) == value
+
+    run(main)
+
+
+def test_foreign_keys_are_kept(url: str) -> None:
+    async def main() -> None:
+        if not url.startswith("sqlite"):
+            pytest.skip("SQLite's trap")
+        async with opened(url) as database:
+            async with database.session_scope() as session:
+                await session.execute(text("CREATE TABLE a (n INTEGER PRIMARY KEY)"))
+                await session.execute(text("CREATE TABLE b (n INTEGER REFERENCES a)"))
+            with pytest.raises(IntegrityError):
+                async with database.session_scope() as session:
+                    await session.execute(text("INSERT INTO b VALUES (7)"))
+
+    run(main)
+
+
+def test_memory_is_one_database_for_all_and_lives_as_long_as_the_object() -> None:
+    folder = _written_and_read(Database(options("sqlite:///:memory:")))
+    gc.collect()
+    assert not folder.exists()
+
+
+def _written_and_read(database: Database) -> Path:
+    async def write() -> None:
+        async with database.session_scope() as session:
+            await session.execute(text("CREATE TABLE notes (n INTEGER PRIMARY KEY)"))
+        await asyncio.gather(*(insert(database, n) for n in range(10)))
+
+    async def read() -> Path:
+        assert await notes(database) == list(range(10))
+        assert database.connections is not None
+        return Path(str(database.connections.engine.url.database)).parent
+
+    asyncio.run(write())
+    folder = asyncio.run(read())
+    assert folder.exists()
+    return folder
+
+
+async def insert(database: Database, n: int) -> None:
+    async with database.session_scope() as session:
+        await session.execute(INSERT, {"n": n})
+
+
+def test_fifty_writers_at_once_each_have_their_turn(url: str) -> None:
+    async def main() -> None:
+        async with with_notes(url) as database:
+            await asyncio.gather(*(insert(database, n) for n in range(50)))
+            assert await notes(database) == list(range(50))
+            assert database.get_pool_metrics()["errors"]["total"] == 0
+
+    run(main)
+
+
+def test_reading_then_writing_beside_other_writers_is_no_conflict(sqlite_url: str) -> None:
+    """BUSY_SNAPSHOT: a deferred transaction that read before a foreign write could never write."""
+
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            async with database.session_scope() as session:
+                assert list((await session.scalars(SELECT)).all()) == []
+                await insert(database, 1)
+                await session.execute(INSERT, {"n": 2})
+                # From its first write on nobody else writes.
+                assert list((await session.scalars(SELECT)).all()) == [1, 2]
+            assert await notes(database) == [1, 2]
+            assert database.get_pool_metrics()["errors"]["total"] == 0
+
+    run(main)
+
+
+def test_a_select_for_update_is_the_writer_from_then_on(url: str) -> None:
+    """Read, think, write without losing an update: the same code is right here and on PostgreSQL."""
+
+    async def count_up(database: Database) -> None:
+        async with database.session_scope() as session:
+            note = (await session.scalars(select(Note).where(Note.n == 1).with_for_update())).one()
+            await asyncio.sleep(0.001)
+            note.words = str(int(note.words or "0") + 1)
+
+    async def main() -> None:
+        async with with_notes(url) as database:
+            await insert(database, 1)
+            await asyncio.gather(*(count_up(database) for _ in range(20)))
+            async with database.session_scope() as session:
+                assert (await session.get_one(Note, 1)).words == "20"
+
+    run(main)
+
+
+def test_a_transaction_keeps_its_snapshot_and_shows_nobody_a_conflict(sqlite_url: str) -> None:
+    runs = 0
+
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+
+            async def read_then_write(session: AsyncSession) -> list[int]:
+                nonlocal runs
+                runs += 1
+                seen = list((await session.scalars(SELECT)).all())
+                if runs == 1:
+                    await insert(database, 1)
+                    assert list((await session.scalars(SELECT)).all()) == seen
+                await session.execute(INSERT, {"n": 10 + len(seen)})
+                return seen
+
+            assert await database.transaction(read_then_write) == [1]
+            assert runs == 2
+            assert await notes(database) == [1, 11]
+
+    run(main)
+
+
+def test_a_reader_keeps_one_snapshot_and_waits_for_nobody(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            async with database.session_scope() as writer:
+                await writer.execute(INSERT, {"n": 1})
+                async with database.session_scope(readonly=True) as reader:
+                    assert list((await reader.scalars(SELECT)).all()) == []
+                    await writer.commit()
+                    assert list((await reader.scalars(SELECT)).all()) == []
+            assert await notes(database) == [1]
+
+    run(main)
+
+
+def test_a_scope_that_only_reads_stands_in_no_writers_way(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database, database.session_scope() as session:
+            await session.execute(SELECT)
+            await insert(database, 1)  # while the other is open
+            assert list((await session.scalars(SELECT)).all()) == [1]
+
+    run(main)
+
+
+def test_serializable_is_the_writer_from_the_start(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url, pool_timeout_s=0.2) as database:
+            async with database.session_scope(isolation="SERIALIZABLE"):
+                other = asyncio.create_task(insert(database, 1))
+                with pytest.raises(PoolSaturated, match="one writer"):
+                    await other
+            await insert(database, 2)
+            assert await notes(database) == [2]
+
+    run(main)
+
+
+def test_writers_are_served_in_the_order_in_which_they_came(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            turns: list[int] = []
+
+            async def write(n: int) -> None:
+                async with database.session_scope() as session:
+                    await session.execute(INSERT, {"n": n})
+                    turns.append(n)
+
+            async with database.session_scope() as first:
+                await first.execute(INSERT, {"n": 100})
+                waiting = []
+                for n in range(5):
+                    waiting.append(asyncio.create_task(write(n)))
+                    await until(lambda n=n: database.connections.writers.waiting == n + 1)  # type: ignore[misc, union-attr]
+                waiting[1].cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            assert turns == [0, 2, 3, 4]
+            assert_free(database)
+
+    run(main)
+
+
+def test_a_writer_in_a_writer_is_told_at_once_and_not_after_a_timeout(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            async with database.session_scope() as outer:
+                await outer.execute(INSERT, {"n": 1})
+                with pytest.raises(DatabaseError, match="outer") as caught:
+                    await insert(database, 2)
+                assert caught.value.kind is Kind.CONTENTION
+            assert await notes(database) == [1]
+
+    run(main)
+
+
+def test_a_rollback_inside_the_block_ends_the_writers_turn(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            async with database.session_scope() as session:
+                await session.execute(INSERT, {"n": 1})
+                await session.rollback()
+                await insert(database, 2)
+            assert await notes(database) == [2]
+
+    run(main)
+
+
+def test_another_process_that_writes_is_waited_for(sqlite_url: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            other = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("INSERT INTO notes (n) VALUES (1)")
+            writing = asyncio.create_task(insert(database, 2))
+            await asyncio.sleep(0.2)
+            assert not writing.done()
+            other.execute("COMMIT")
+            other.close()
+            await writing
+            assert await notes(database) == [1, 2]
+
+    run(main)
+
+
+def test_another_process_that_never_ends_is_told_in_time(sqlite_url: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url, pool_timeout_s=0.2) as database:
+            other = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(OperationalError, match="locked"):
+                await insert(database, 2)
+            other.close()
+            assert_free(database)
+            assert database.guard.breaker.consecutive == 0
+            await insert(database, 2)
+
+    run(main)
+
+
+def test_a_cancelled_statement_is_interrupted(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with opened(sqlite_url) as database:
+            running = asyncio.Event()
+
+            async def long() -> None:
+                async with database.session_scope() as session:
+                    await session.execute(ONE)
+                    running.set()
+                    await session.execute(LONG)
+
+            loop = asyncio.get_running_loop()
+            task = asyncio.create_task(long())
+            await running.wait()
+            await asyncio.sleep(0.05)
+            began = loop.time()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert loop.time() - began < 2.0
+            assert_free(database)
+
+    run(main)
+
+
+def test_a_deadline_interrupts_the_statement(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            with pytest.raises(DatabaseTimeout):
+                async with database.make_scope(deadline=began + 0.1) as session:
+                    await session.execute(INSERT, {"n": 1})
+                    await session.execute(LONG)
+            assert loop.time() - began < 2.0
+            assert await notes(database) == []
+            await insert(database, 1)
+
+    run(main)
+
+
+def test_an_idle_writer_loses_its_turn_at_the_deadline(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            loop = asyncio.get_running_loop()
+
+            async def forgetful() -> None:
+                async with database.make_scope(deadline=loop.time() + 0.2) as session:
+                    await session.execute(INSERT, {"n": 1})
+                    await asyncio.sleep(0.6)
+
+            forgetting = asyncio.create_task(forgetful())
+            await until(lambda: not database.connections.writers.is_free)  # type: ignore[union-attr]
+            await insert(database, 2)
+            assert not forgetting.done()
+            with pytest.raises(DatabaseTimeout):
+                await forgetting
+            assert await notes(database) == [2]
+
+    run(main)
+
+
+def test_a_read_only_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "given.db"
+    with sqlite3.connect(path) as given:
+        given.execute("CREATE TABLE notes (n INTEGER PRIMARY KEY)")
+        given.execute("INSERT INTO notes VALUES (1)")
+    given.close()
+
+    async def main() -> None:
+        async with opened(f"sqlite:///file:{path}?mode=ro&uri=true") as database:
+            assert await notes(database) == [1]
+            with pytest.raises(OperationalError, match="readonly"):
+                await insert(database, 2)
+            assert "read_only" in (await database.health_check())["conditions"]
+
+    run(main)

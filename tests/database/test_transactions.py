@@ -1,0 +1,382 @@
+"""Functions that are one transaction: run again as a whole, or joined, or told."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from koo.database.database import Database
+from koo.database.transactions import make_transactional
+from koo.errors import DatabaseError, DatabaseTimeout
+from koo.policies.verdict import FAILURE
+from tests.database.conftest import Place
+from tests.database.support import INSERT, ONE, Note, assert_free, notes, opened, run, with_notes
+from tests.database.test_faults import kill_all
+
+SERIALIZABLE = "SERIALIZABLE"
+
+
+async def add_one(session: AsyncSession) -> int:
+    """Read, think, write: what two of them do at once, one has to do again."""
+    note = await session.get_one(Note, 1)
+    count = int(note.words or "0") + 1
+    await asyncio.sleep(0)
+    note.words = str(count)
+    return count
+
+
+async def count_of(database: Database) -> str | None:
+    async with database.session_scope(readonly=True) as session:
+        return (await session.get_one(Note, 1)).words
+
+
+async def put_note(database: Database) -> None:
+    async with database.session_scope() as session:
+        session.add(Note(n=1, words="0"))
+
+
+def test_the_result_comes_back_once_it_is_committed(url: str) -> None:
+    async def insert(session: AsyncSession, n: int, *, twice: bool) -> str:
+        await session.execute(INSERT, {"n": n})
+        if twice:
+            await session.execute(INSERT, {"n": n + 1})
+        return "done"
+
+    async def main() -> None:
+        async with with_notes(url) as database:
+            assert await database.transaction(insert, 1, twice=True) == "done"
+            assert await notes(database) == [1, 2]
+
+    run(main)
+
+
+def test_conflicts_are_run_again_until_each_has_had_its_turn(url: str) -> None:
+    """No update is lost, on any database; the breaker sees nothing of it."""
+
+    async def main() -> None:
+        async with with_notes(url) as database:
+            await put_note(database)
+            await asyncio.gather(
+                *(database.transaction(add_one, max_retries=50, isolation=SERIALIZABLE) for _ in range(12))
+            )
+            assert await count_of(database) == "12"
+            assert database.guard.tally.totals().verdicts[FAILURE] == 0
+            assert database.circuit_breaker_state.value == "healthy"
+
+    run(main)
+
+
+def test_a_deadlock_is_run_again(any_pg: Place) -> None:
+    async def crossing(session: AsyncSession, first: int, second: int, met: asyncio.Barrier | None) -> None:
+        update = text("UPDATE notes SET words = 'x' WHERE n = :n")
+        await session.execute(text("SET LOCAL deadlock_timeout = '20ms'"))
+        await session.execute(update, {"n": first})
+        if met is not None and not met.broken:
+            try:
+                async with asyncio.timeout(0.5):
+                    await met.wait()
+            except (TimeoutError, asyncio.BrokenBarrierError):
+                await met.abort()
+        await session.execute(update, {"n": second})
+
+    async def main() -> None:
+        async with with_notes(any_pg.url) as database:
+            async with database.session_scope() as session:
+                await session.execute(INSERT, [{"n": 1}, {"n": 2}])
+            met = asyncio.Barrier(2)
+            await asyncio.gather(
+                database.transaction(crossing, 1, 2, met), database.transaction(crossing, 2, 1, met)
+            )
+            metrics = database.get_pool_metrics()
+            assert metrics["errors"]["contention"] >= 1
+            assert metrics["retries"]["transactions"] >= 1
+
+    run(main)
+
+
+def test_a_connection_lost_before_commit_is_run_again(any_pg: Place) -> None:
+    runs = 0
+
+    async def main() -> None:
+        async with with_notes(any_pg.url) as database:
+
+            async def insert(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                await session.execute(INSERT, {"n": 1})
+                if runs == 1:
+                    kill_all(any_pg)
+                await session.execute(INSERT, {"n": 2})
+
+            await database.transaction(insert)
+            assert runs == 2
+            assert await notes(database) == [1, 2]
+
+    run(main)
+
+
+def test_max_retries_counts_the_repeats_after_the_first_run(pg: Place) -> None:
+    runs = 0
+
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+
+            async def never(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                await session.execute(
+                    text("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END $$")
+                )
+
+            seen = 0
+            for max_retries, expected in ((0, 1), (2, 3), (None, 4)):
+                with pytest.raises(DBAPIError):
+                    await database.transaction(never, max_retries=max_retries)
+                assert runs - seen == expected
+                seen = runs
+                assert_free(database)
+
+    run(main)
+
+
+def test_what_is_not_transient_is_not_run_again(url: str) -> None:
+    runs = 0
+
+    async def main() -> None:
+        async with with_notes(url) as database:
+
+            async def duplicate(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                await session.execute(INSERT, {"n": 1})
+                await session.execute(INSERT, {"n": 1})
+
+            with pytest.raises(IntegrityError):
+                await database.transaction(duplicate)
+            assert runs == 1
+
+            mine = KeyError("mine")
+
+            async def failing(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                raise mine
+
+            with pytest.raises(KeyError) as caught:
+                await database.transaction(failing)
+            assert caught.value is mine and runs == 2
+
+    run(main)
+
+
+def test_an_error_made_of_a_conflict_is_run_again_too(pg: Place) -> None:
+    """The transaction is as lost as with the original; a repeat is what helps."""
+    runs = 0
+
+    async def main() -> None:
+        async with opened(pg.url) as database:
+
+            async def renamed(session: AsyncSession) -> str:
+                nonlocal runs
+                runs += 1
+                if runs > 1:
+                    return "well"
+                try:
+                    await session.execute(
+                        text("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40P01'; END $$")
+                    )
+                except DBAPIError as error:
+                    raise KeyError("mine") from error
+                return "never"
+
+            assert await database.transaction(renamed) == "well"
+
+    run(main)
+
+
+def test_a_swallowed_conflict_is_run_again_at_commit(pg: Place) -> None:
+    runs = 0
+
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+
+            async def careless(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                await session.execute(INSERT, {"n": 1})
+                if runs == 1:
+                    with pytest.raises(DBAPIError):
+                        await session.execute(
+                            text("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END $$")
+                        )
+
+            await database.transaction(careless)
+            assert runs == 2 and await notes(database) == [1]
+
+    run(main)
+
+
+def test_nobody_sleeps_on_a_permit_or_a_connection(pg: Place) -> None:
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+            pauses: list[float] = []
+
+            async def watched(delay_s: float) -> None:
+                assert_free(database)
+                pauses.append(delay_s)
+
+            database.sleep = watched
+
+            async def conflict(session: AsyncSession) -> None:
+                await session.execute(
+                    text("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END $$")
+                )
+
+            with pytest.raises(DBAPIError):
+                await database.transaction(conflict, max_retries=3)
+            assert len(pauses) == 3 and max(pauses) < 0.1
+
+    run(main)
+
+
+def test_one_deadline_covers_all_attempts(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url, scope_timeout_s=0.5) as database:
+
+            async def slow(session: AsyncSession) -> None:
+                await session.execute(text("SELECT pg_sleep(0.2)"))
+                await session.execute(
+                    text("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END $$")
+                )
+
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            with pytest.raises((DBAPIError, DatabaseTimeout)):
+                await database.transaction(slow, max_retries=1000)
+            assert loop.time() - began < 5.0
+
+    run(main)
+
+
+# ── nesting ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_function_called_inside_another_joins_it(url: str) -> None:
+    async def main() -> None:
+        async with with_notes(url) as database:
+
+            async def inner(session: AsyncSession, n: int) -> AsyncSession:
+                await session.execute(INSERT, {"n": n})
+                return session
+
+            async def outer(session: AsyncSession) -> None:
+                assert await database.transaction(inner, 1) is session
+                raise KeyError
+
+            with pytest.raises(KeyError):
+                await database.transaction(outer)
+            assert await notes(database) == []
+
+    run(main)
+
+
+def test_in_a_task_of_its_own_or_in_an_open_scope_it_is_a_transaction_of_its_own(pg: Place) -> None:
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+
+            async def insert(session: AsyncSession, n: int) -> None:
+                await session.execute(INSERT, {"n": n})
+
+            async def outer(session: AsyncSession) -> None:
+                await asyncio.gather(database.transaction(insert, 1), database.transaction(insert, 2))
+                raise KeyError
+
+            with pytest.raises(KeyError):
+                await database.transaction(outer)
+            assert await notes(database) == [1, 2]
+            async with database.session_scope():
+                await database.transaction(insert, 3)
+                assert await notes(database) == [1, 2, 3]
+
+    run(main)
+
+
+# ── the decorator ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_decorator_finds_its_database_when_it_is_called(url: str) -> None:
+    databases: list[Database] = []
+    transactional_with_retry = make_transactional(lambda: databases[0])
+
+    @transactional_with_retry(max_retries=5)
+    async def insert(session: AsyncSession, n: int, *, words: str = "") -> int:
+        """Insert a note."""
+        session.add(Note(n=n, words=words))
+        return n
+
+    @transactional_with_retry()
+    async def count(session: AsyncSession) -> int:
+        return int(await session.scalar(text("SELECT count(*) FROM notes")) or 0)
+
+    async def main() -> None:
+        async with with_notes(url) as database:
+            databases.append(database)
+            assert await insert(7, words="hello") == 7
+            assert await count() == 1
+
+    run(main)
+    assert insert.__name__ == "insert" and insert.__doc__ == "Insert a note."
+
+
+def test_the_decorator_works_without_parentheses() -> None:
+    databases: list[Database] = []
+    transactional_with_retry: Any = make_transactional(lambda: databases[0])
+
+    @transactional_with_retry  # type: ignore[untyped-decorator]
+    async def one(session: AsyncSession) -> int:
+        return int(await session.scalar(ONE) or 0)
+
+    async def main() -> None:
+        async with opened("sqlite://") as database:
+            databases.append(database)
+            assert await one() == 1
+
+    run(main)
+
+
+def plain(session: AsyncSession) -> None: ...
+
+
+async def generator(session: AsyncSession) -> Any:
+    yield session
+
+
+@pytest.mark.parametrize("wrong", [plain, generator, lambda session: session, 7])
+def test_only_coroutine_functions_can_be_run_again(wrong: Any) -> None:
+    transactional_with_retry = make_transactional(lambda: pytest.fail("not asked"))
+    with pytest.raises(TypeError, match="async def"):
+        transactional_with_retry(max_retries=5)(wrong)
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, True, "3"])
+def test_a_number_of_repeats_that_is_none_is_told_at_decoration(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="max_retries"):
+        make_transactional(lambda: pytest.fail("not asked"))(max_retries=wrong)
+
+
+def test_a_session_that_the_function_shares_out_is_a_clear_error(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url) as database:
+
+            async def together(session: AsyncSession) -> None:
+                await asyncio.gather(session.execute(ONE), session.execute(ONE))
+
+            with pytest.raises(DatabaseError, match="two tasks"):
+                await database.transaction(together)
+
+    run(main)

@@ -1,0 +1,548 @@
+"""The page at /dashboard/ as people and strangers meet it, in a real browser.
+
+A machine without Chromium skips these; `test_dashboard.py` holds there what can be held without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from koo.errors import Kind
+from koo.options import BreakerOptions, LimitOptions, ServiceOptions
+from koo.platform import Platform
+from koo.policies.breaker import CLOSED, OPEN
+from koo.policies.verdict import FAILURE, Fault
+from koo.testing.providers import FakeAnthropic, error
+from koo.testing.proxy import FaultProxy
+from koo.web import create_app
+from tests.web.browser import Window, chromium, needs_browser, window
+from tests.web.serving import Client, claude, platform, served
+from tests.web.test_dashboard import below
+
+pytestmark = [needs_browser, pytest.mark.slow]
+
+HOSTILE = "<img src=x onerror=\"document.title='taken'\"><b>bold</b>" + "x" * 60
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[str]:
+    with chromium() as address:
+        yield address
+
+
+@asynccontextmanager
+async def shown(
+    browser: str, koo: Platform, path: str = "/dashboard/"
+) -> AsyncIterator[tuple[Window, Client]]:
+    """The page of a platform, in a window."""
+    async with served(create_app(koo)) as client, window(browser) as page:
+        await page.go(client.url + path)
+        yield page, client
+
+
+async def break_database(koo: Platform) -> None:
+    """As many failures as open its breaker."""
+    guard = koo.database.guard
+    for _ in range(5):
+        permit = await guard.enter(None, guard.now() + 1, None)
+        guard.leave(permit, None, Fault(verdict=FAILURE, kind=Kind.CONNECTION), 1, guard.now(), None, None)
+    assert guard.breaker.phase is OPEN
+
+
+async def ask(client: Client, service: str = "claude", times: int = 1) -> int:
+    status = 0
+    for _ in range(times):
+        reply = await client.post("/api/v1/ai/query", json={"service": service, "prompt": "Hello?"})
+        status = reply.status
+    return status
+
+
+# ── what it shows ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_it_shows_the_state_of_everything_and_follows_it_by_itself(browser: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            off = ServiceOptions(name="openai", kind="openai", model="gpt-6.1-terra")
+            koo = platform(tmp_path, claude(fake, breaker=BreakerOptions(failure_threshold=3)), off)
+            async with shown(browser, koo) as (page, client):
+                await page.until_text("h1", "Healthy")
+                assert await page.run("document.title") == "● Healthy · koo"
+                assert "The database and the AI service work" in await page.text("#verdict")
+                assert "No alert is active" in await page.text("main")
+                assert "1 service has no key" in await page.text(".unconfigured")
+                assert "openai" in await page.text(".unconfigured")
+                await page.run("window.here = true")
+
+                fake.script(*[error(529, "overloaded_error")] * 3)
+                await ask(client, times=3)
+                await page.until_text("h1", "Unhealthy")  # all AI services refuse
+                alerts = await page.until_text(".alerts", "The circuit breaker is open")
+                assert "Critical" in alerts and "claude" in alerts and "Tests recovery in" in alerts
+                assert await page.run("document.title") == "■ Unhealthy · koo"
+                assert "svg" in await page.run("document.querySelector('link[rel=icon]').href")
+                card = await page.text("[aria-labelledby=service-0]")
+                for words in ("circuit open", "3 failures in a row", "Asked again in", "0 %", "3 of 60"):
+                    assert words in card
+
+                koo.reset_service("claude")
+                assert await ask(client) == 200
+                await page.until_text("h1", "Healthy")
+                assert "The circuit breaker is closed again" in await page.until_text(".over", "claude")
+                assert await page.run("window.here")  # it refreshed itself, nobody loaded it anew
+            assert page.told == []
+
+    asyncio.run(main())
+
+
+def test_it_shows_money_limits_and_the_database_as_the_api_has_them(browser: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            limits = LimitOptions(per_minute=2, per_hour=1000, per_day=10_000)
+            service = claude(fake, limits=limits, daily_budget_usd=Decimal("0.5"))
+            koo = platform(tmp_path, service)
+            async with shown(browser, koo) as (page, client):
+                async with koo.database.session_scope():
+                    await page.until_text("article.wide", "1 of 30 connections in use")
+                assert await ask(client, times=3) == 429
+                card = await page.until_text("[aria-labelledby=service-0]", "rate limited")
+                assert "2 of 2" in card and "2 of 1,000" in card and "Asked again in" in card
+                spent = (await client.get("/api/v1/ai/services/claude/health")).body["rate_limits"][
+                    "daily_budget"
+                ]["spent"]
+                exact = f"{spent} spent and 0 reserved of 0.5, in USD"
+                await page.until(f"document.querySelector('.money').title === {json.dumps(exact)}")
+                assert f"${Decimal(spent):.6f}".rstrip("0") in await page.text(".money")
+                assert "of $0.50" in await page.text(".money")
+
+    asyncio.run(main())
+
+
+def test_a_hostile_name_stays_text(browser: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            koo = platform(tmp_path, replace(claude(fake), name=HOSTILE, model=HOSTILE), claude(fake))
+            async with shown(browser, koo) as (page, _):
+                await page.until_text("[aria-labelledby=service-0]", HOSTILE)
+                assert await page.run("document.querySelectorAll('main img, main b b').length") == 0
+                assert await page.run("document.title") == "● Healthy · koo"
+                await page.click("[data-reset=service]")
+                assert HOSTILE in await page.text("#reset-title")
+                await page.click("#reset-go")
+                assert "starts afresh" in await page.until_text("#reset-result", "Done")
+                await page.resize(320)
+                assert await page.run("document.documentElement.scrollWidth") <= 320
+            assert page.told == []
+
+    asyncio.run(main())
+
+
+def test_it_asks_nobody_but_its_own_server_and_breaks_no_policy(browser: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with shown(browser, platform(tmp_path)) as (page, client):
+            await page.until_text("h1", "Healthy")
+            await page.until("performance.getEntriesByType('resource').length > 16")
+            urls = [url for url in page.urls if not url.startswith(("data:", "about:"))]
+            assert len(urls) > 16 and [url for url in urls if not url.startswith(client.url)] == []
+        assert page.told == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+@pytest.mark.parametrize("width", [320, 768, 1280])
+def test_it_fits_any_window(browser: str, tmp_path: Path, width: int, scheme: str) -> None:
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            koo = platform(tmp_path, claude(fake), replace(claude(fake), name="second"))
+            async with shown(browser, koo) as (page, client):
+                await page.resize(width)
+                await page.prefer(prefers_color_scheme=scheme)
+                fake.script(*[error(529, "overloaded_error")] * 3)
+                await ask(client, times=3)
+                await page.until_text(".alerts", "circuit breaker is open")
+                assert await page.run("document.documentElement.scrollWidth") <= width
+                wide = "[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth)"
+                assert await page.run(f"{wide}.length") == 0
+                small = "[...document.querySelectorAll('main button')].filter(e => e.offsetHeight < 24)"
+                assert await page.run(f"{small}.length") == 0
+                ground = await page.run("getComputedStyle(document.body).backgroundColor")
+                assert ground == ("rgb(14, 17, 22)" if scheme == "dark" else "rgb(246, 247, 249)")
+
+    asyncio.run(main())
+
+
+def test_who_wants_no_motion_has_none(browser: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with shown(browser, platform(tmp_path)) as (page, _):
+            moving = "document.getAnimations().filter(one => one.playState === 'running').length"
+            await page.until(f"document.querySelector('.pulse') && {moving}")
+            await page.prefer(prefers_reduced_motion="reduce")
+            await page.until(f"{moving} === 0")
+
+    asyncio.run(main())
+
+
+def test_below_a_path_it_works_too(browser: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        koo = platform(tmp_path)
+        async with served(below(create_app(koo), "/a/b")) as client, window(browser) as page:
+            await page.go(f"{client.url}/a/b/dashboard")
+            await page.until_text("h1", "Healthy")
+            assert await page.run("location.pathname") == "/a/b/dashboard/"
+            await page.click("[data-reset=database]")
+            await page.click("#reset-go")
+            await page.until_text("#reset-result", "Done")
+
+    asyncio.run(main())
+
+
+# ── resets ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_reset_tells_its_effect_asks_and_reports(browser: str, tmp_path: Path) -> None:
+    """By keyboard alone; closing the dialog changes nothing."""
+
+    async def main() -> None:
+        koo = platform(tmp_path)
+        async with shown(browser, koo) as (page, _):
+            await page.until_text("h1", "Healthy")
+            await break_database(koo)
+            await page.until_text("h1", "Unhealthy")
+            await page.run("document.querySelector('[data-reset=database]').focus()")
+            await page.run("window.button = document.activeElement")
+            await page.until(
+                "performance.getEntriesByName(location.origin + '/api/v1/monitoring/dashboard').length >= 4"
+            )
+            assert await page.run("document.activeElement === window.button")  # refreshed, and still there
+            await page.press("Enter", 13)
+            said = await page.until_text("#reset", "Reset the database's circuit breaker?")
+            assert (
+                "circuit open" in said
+                and "Calls pass at once" in said
+                and "5 failures in a row open it again" in said
+            )
+            await page.press("Escape", 27)
+            await page.until(
+                "!document.querySelector('#reset').open && document.activeElement === window.button"
+            )
+            assert koo.database.guard.breaker.phase is OPEN
+
+            await page.press("Enter", 13)
+            await page.type("#reset-reason", "host replaced")
+            await page.press("Enter", 13)
+            assert "its state is healthy" in await page.until_text("#reset-result", "Done")
+            assert koo.database.guard.breaker.phase is CLOSED
+            await page.until_text("h1", "Healthy")
+            await page.press("Enter", 13)  # Close has the focus
+            await page.until("!document.querySelector('#reset').open")
+        assert page.told == []
+
+    asyncio.run(main())
+
+
+def test_a_service_is_reset_by_its_own_button(browser: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            koo = platform(tmp_path, claude(fake), replace(claude(fake), name="second"))
+            async with shown(browser, koo) as (page, client):
+                fake.script(*[error(529, "overloaded_error")] * 6)
+                await ask(client, "claude", 3)
+                await ask(client, "second", 3)
+                await page.until_text("#verdict", "claude: circuit open, second: circuit open")
+                await page.click("[data-name=second]")
+                assert "The breaker of claude-sonnet-5-5 (open) is closed" in await page.text("#reset-effect")
+                assert not await page.run("document.querySelector('#reset-reason').checkVisibility()")
+                await page.click("#reset-go")
+                await page.until_text("#reset-result", "Done: second starts afresh")
+                services = koo.services
+                assert services["second"].default_guard.breaker.phase is CLOSED
+                assert services["claude"].default_guard.breaker.phase is OPEN
+                await page.until_text("#reset-effect", "Now: healthy")
+
+    asyncio.run(main())
+
+
+# ── when the server does not answer ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_without_its_server_it_says_so_and_keeps_what_it_knew(browser: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        koo = platform(tmp_path)
+        async with served(create_app(koo)) as client, window(browser) as page:
+            async with FaultProxy("127.0.0.1", urlsplit(client.url).port or 0) as proxy:
+                await page.go(f"http://127.0.0.1:{proxy.port}/dashboard/")
+                await page.until_text("h1", "Healthy")
+                await proxy.refuse()
+                proxy.reset_all()
+                await page.until_text("h1", "Disconnected")
+                assert await page.run("document.title") == "○ Disconnected · koo"
+                said = await page.text("#verdict")
+                assert "cannot be reached" in said and "then it was healthy" in said
+                assert "disconnected · numbers of" in await page.text("#link")
+                assert "connections in use" in await page.text("main")
+                grey, ink = "var(--muted)", "getComputedStyle(document.querySelector('main .badge')).color"
+                assert await page.run(ink) == await page.run(_colour_of(grey))
+                assert not await page.run(
+                    "document.querySelector('[data-reset]').checkVisibility({visibilityProperty: true})"
+                )
+                assert "Trying again in" in await page.until_text("#below", "Trying again in")
+                await proxy.accept()
+                await page.click("[data-act=again]")
+                await page.until_text("h1", "Healthy")
+                assert "live" in await page.text("#link")
+                assert await page.run(ink) == await page.run(_colour_of("var(--ok)"))
+
+    asyncio.run(main())
+
+
+def _colour_of(css: str) -> str:
+    return f"""(() => {{ const it = document.body.appendChild(document.createElement('i')); it.style.color = '{css}';
+        const found = getComputedStyle(it).color; it.remove(); return found; }})()"""
+
+
+def test_an_answer_that_is_late_makes_the_last_one_stale(browser: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        koo = platform(tmp_path)
+        async with served(create_app(koo)) as client, window(browser) as page:
+            async with FaultProxy("127.0.0.1", urlsplit(client.url).port or 0) as proxy:
+                await page.go(f"http://127.0.0.1:{proxy.port}/dashboard/")
+                await page.until_text("#link", "live")
+                proxy.black_hole()
+                # the page's clock jumps, so that nobody has to wait
+                await page.run("{ const real = Date.now; Date.now = () => real() + 60_000; }")
+                said = await page.until_text("#link", "stale since")
+                assert "1 min" in said or "60 s" in said or "61 s" in said
+                assert await page.run("document.documentElement.dataset.link") == "stale"
+                assert await page.text("h1") == "Healthy"  # the last thing that is known
+                proxy.heal()
+                proxy.reset_all()
+
+    asyncio.run(main())
+
+
+def test_something_else_on_the_port_is_not_believed(browser: str, tmp_path: Path) -> None:
+    """A proxy's page with status 200, an older server: no number of theirs is shown, and the page says why."""
+
+    async def main() -> None:
+        app = create_app(platform(tmp_path))
+        answers: list[HTMLResponse] = []
+
+        @app.middleware("http")
+        async def between(request: Request, call_next: Any) -> Any:
+            return answers[0] if answers and "/api/" in request.url.path else await call_next(request)
+
+        async with served(app) as client, window(browser) as page:
+            await page.go(client.url + "/dashboard/")
+            await page.until_text("h1", "Healthy")
+            answers.append(HTMLResponse("<h1>Welcome</h1>"))
+            await page.until_text("h1", "Unknown")
+            assert "not JSON" in await page.text("#verdict")
+            answers[0] = HTMLResponse("[]")
+            await page.until_text("#verdict", "not koo's")
+            answers[0] = HTMLResponse('{"summary": {"overall_health": "healthy"}, "database": 3}')
+            await page.until_text("#verdict", "cannot show the server's answer")
+            assert await page.text("main") == ""
+            answers.clear()
+            await page.until_text("h1", "Healthy")
+            assert "connections in use" in await page.text("main")
+
+    asyncio.run(main())
+
+
+def test_pauses_grow_with_failures_and_in_hidden_tabs(browser: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with shown(browser, platform(tmp_path)) as (page, _):
+            await page.until_text("h1", "Healthy")
+            feed = "import('/dashboard/feed.js')"
+            seen = [
+                await page.run(f"{feed}.then(it => it.pauseMs({n}, false))") for n in (0, 1, 2, 3, 4, 500)
+            ]
+            assert seen == [2000, 2000, 4000, 8000, 10_000, 10_000]
+            hidden = [await page.run(f"{feed}.then(it => it.pauseMs({n}, true))") for n in (0, 9)]
+            assert hidden == [15_000, 15_000]
+
+    asyncio.run(main())
+
+
+WORDS: list[tuple[str, str]] = [
+    ("span(0)", "0 s"),
+    ("span(99_400)", "99 s"),
+    ("span(100_000)", "2 min"),
+    ("span(3_599_000)", "1 h"),
+    ("span(3_600_000 * 3 + 300_000)", "3 h 5 min"),
+    ("span(86_400_000 * 2 + 3_600_000 * 4)", "2 d 4 h"),
+    ("until(5_000, 5_000)", "now"),
+    ("until(5_001, 5_000)", "in 1 s"),
+    ("latency(0.00184)", "1.8 ms"),
+    ("latency(0.24)", "240 ms"),
+    ("latency(2.41)", "2.4 s"),
+    ("latency(300)", "5 min"),
+    ("percent(1)", "100 %"),
+    ("percent(0.9999)", "99.9 %"),
+    ("percent(0.984)", "98.4 %"),
+    ("percent(0)", "0 %"),
+    ("usd('0')", "$0.00"),
+    ("usd('10')", "$10.00"),
+    ("usd('1.2043')", "$1.2043"),
+    ("usd('1234.5')", "$1,234.50"),
+    ("usd('0.000082')", "$0.000082"),
+    ("usd('0.01')", "$0.01"),
+    ("counted(1, 'alert')", "1 alert"),
+    ("counted(1200, 'alert')", "1,200 alerts"),
+    ("plainly('no time', 0)", "no time"),
+    ("String(timeOf('2026-11-23T22:27:19.474790+00:00'))", "1795472839474"),
+    ("String(timeOf(null))", "null"),
+    ("String(timeIn('until 2026-11-23T22:27:19+00:00'))", "1795472839000"),
+]
+
+
+def test_numbers_are_written_as_people_read_them(browser: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with shown(browser, platform(tmp_path)) as (page, _):
+            await page.until_text("h1", "Healthy")
+            for call, wanted in WORDS:
+                name = call.removeprefix("String(").partition("(")[0]
+                assert (
+                    await page.run(f"import('/dashboard/words.js').then(({{{name}}}) => {call})") == wanted
+                ), call
+
+    asyncio.run(main())
+
+
+# ── tokens ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_token_opens_the_page_and_stays_in_the_tab(browser: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        koo = platform(tmp_path, token="write-4711", read_token="read-4711")
+        async with shown(browser, koo) as (page, client):
+            await page.until_text("#sign-in", "asks for a token")
+            assert await page.run("document.title") == "○ Locked · koo"
+            assert await page.text("main") == ""
+            await page.type("#token", "nonsense")
+            await page.press("Enter", 13)
+            await page.until_text("#sign-in-why", "The token is not known")
+            await page.type("#token", "ключ")  # which no header can carry
+            await page.press("Enter", 13)
+            await page.until_text("#sign-in-why", "letters")
+            await page.type("#token", "read-4711")
+            await page.press("Enter", 13)
+            await page.until_text("h1", "Healthy")
+
+            await break_database(koo)
+            await page.click("[data-reset=database]")
+            await page.click("#reset-go")
+            assert "Nothing was reset" in await page.until_text("#reset-result", "this token may only look")
+            assert koo.database.guard.breaker.phase is OPEN
+            await page.type("#reset-token", "write-4711")
+            await page.press("Enter", 13)
+            await page.until_text("#reset-result", "Done")
+            assert koo.database.guard.breaker.phase is CLOSED
+
+            kept = "JSON.stringify([{...localStorage}, document.cookie, location.href, document.documentElement.outerHTML])"
+            assert "4711" not in await page.run(kept)
+            assert await page.run("sessionStorage.getItem('koo.token')") == "write-4711"
+            assert [url for url in page.urls if "4711" in url] == []
+            await page.click("#reset-go")
+            await page.click("#forget")
+            await page.until_text("#sign-in", "asks for a token")
+            assert await page.run("sessionStorage.length") == 0
+            assert await page.text("main") == ""
+            await page.go(client.url + "/dashboard/")
+            await page.until_text("#sign-in", "asks for a token")
+
+    asyncio.run(main())
+
+
+# ── strangers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ATTACKS = """<!doctype html><title>stranger</title>
+<form id="form" method="post" enctype="text/plain" target="hole" action="{reset}"><input name='{{"reason":"' value='"}}'></form>
+<iframe name="hole"></iframe><iframe id="framed" src="{koo}/dashboard/"></iframe>
+<script>
+const post = (options) => fetch("{reset}", {{method: "POST", ...options}}).then((a) => `${{a.type}} ${{a.status}}`, () => "failed");
+const json = {{"Content-Type": "application/json"}};
+async function attack() {{
+  document.getElementById("form").submit();
+  const tried = [
+    await post({{mode: "no-cors", body: "{{}}"}}),
+    await post({{mode: "no-cors"}}),
+    await post({{mode: "no-cors", credentials: "include", referrerPolicy: "no-referrer"}}),
+    await post({{headers: json, body: "{{}}"}}),
+    await fetch("{koo}/api/v1/monitoring/dashboard").then((a) => a.text(), () => "failed"),
+  ];
+  navigator.sendBeacon("{reset}", "{{}}");
+  return tried;
+}}
+</script>"""
+
+
+@pytest.mark.parametrize("stranger", ["http://127.0.0.1", "http://localhost", "http://evil.example"])
+def test_a_strangers_page_can_reset_nothing_and_read_nothing(
+    browser: str, tmp_path: Path, stranger: str
+) -> None:
+    """Of another port, of another name for this machine, and of another site. The requests do arrive."""
+
+    async def main() -> None:
+        koo = platform(tmp_path)
+        app = create_app(koo)
+        posts: list[int] = []
+
+        @app.middleware("http")
+        async def count(request: Request, call_next: Any) -> Any:
+            answer = await call_next(request)
+            if request.method == "POST":
+                posts.append(answer.status_code)
+            return answer
+
+        async with served(app) as client, served(FastAPI()) as _, window(browser) as page:
+            await break_database(koo)
+            reset = f"{client.url}/api/v1/monitoring/database/reset-circuit-breaker"
+            evil = FastAPI()
+            evil.add_api_route("/", lambda: HTMLResponse(ATTACKS.format(koo=client.url, reset=reset)))
+            async with served(evil) as theirs:
+                await page.go(f"{stranger}:{urlsplit(theirs.url).port}/")
+                await page.until("typeof attack === 'function'")
+                tried = await page.run("attack()")
+                assert tried == ["opaque 0", "opaque 0", "opaque 0", "failed", "failed"]
+                async with asyncio.timeout(20):
+                    while len(posts) < 5:  # the form, three of fetch, the beacon
+                        await asyncio.sleep(0.02)
+                assert set(posts) == {403}
+                assert koo.database.guard.breaker.phase is OPEN
+                # nor can it show the page in a frame, to have its buttons clicked
+                framed = "document.getElementById('framed').contentDocument"
+                assert await page.run(framed) is None
+                assert [said for said in page.told if "frame-ancestors" in said]
+
+    asyncio.run(main())
+
+
+def test_a_name_that_suddenly_points_here_is_not_served(browser: str, tmp_path: Path) -> None:
+    """DNS rebinding: the stranger's own name leads to this machine, so its page is of the same origin as ours."""
+
+    async def main() -> None:
+        koo = platform(tmp_path)
+        async with served(create_app(koo)) as client, window(browser) as page:
+            await break_database(koo)
+            await page.go(f"http://evil.example:{urlsplit(client.url).port}/dashboard/")
+            await page.until_text("body", "not known by the name")
+            script = "fetch('/api/v1/monitoring/database/reset-circuit-breaker', {method: 'POST'}).then(a => a.status)"
+            assert await page.run(script) == 403
+            assert koo.database.guard.breaker.phase is OPEN
+
+    asyncio.run(main())
