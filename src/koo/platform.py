@@ -266,8 +266,10 @@ class Platform:
 
     async def _ready(self) -> None:
         await self.open()
+        # The price table takes some tenths of a second and some MiB: who has only a local model never needs it.
         if not self._priced:
-            await self.prices.load()
+            if any(b.options.configured and b.options.kind != "local" for b in self.backends.values()):
+                await self.prices.load()
             self._priced = True
 
     # ── operations of the user's own ──────────────────────────────────────────────────────────────────────────

@@ -208,7 +208,8 @@ class Window:
 
 def _text_of(selector: str) -> str:
     # innerText of what cannot be seen is all its text
-    return f"(it => it?.checkVisibility() ? it.innerText.replace(/\\s+/g, ' ') : '')(document.querySelector({json.dumps(selector)}))"
+    shown = "it => it?.checkVisibility() ? it.innerText.replace(/\\s+/g, ' ').trim() : ''"
+    return f"({shown})(document.querySelector({json.dumps(selector)}))"
 
 
 @asynccontextmanager

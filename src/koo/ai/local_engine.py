@@ -16,10 +16,10 @@ a message; a model that outlives `main` would race with the destructors of C++. 
 wait for others before anybody could tell them to stop), and an `atexit` callback stops, joins and unloads, which takes
 about one token's time.
 
-Slots. On two cores and with two threads, four answers of 64 tokens took 2.9 s one after another, 2.2 s with two slots and 1.9 s with four;
-but with four, all four callers waited as long as the last one: the mean was 1.8 s either way. One slot is the default:
-it costs the least memory (each slot has a context of its own), and an answer at temperature 0 does not depend on who
-else is asking, because numbers are never added up in another order.
+Slots. On two cores, with two threads, four answers of 64 tokens took 2.9 s one after another, 2.2 s with two slots and
+1.9 s with four; but with four, all four callers waited as long as the last one: the mean was 1.8 s either way. One slot
+is the default: it costs the least memory (each slot has a context of its own), and an answer at temperature 0 does not
+depend on who else is asking, because numbers are never added up in another order.
 """
 
 from __future__ import annotations

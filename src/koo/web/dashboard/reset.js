@@ -60,7 +60,7 @@ export class ResetDialog {
   render() {
     if (this.target === null) return;
     part("reset-cancel").hidden = this.done;
-    this.go.disabled = this.busy;
+    this.go.ariaDisabled = String(this.busy); // `disabled` would lose the focus
     this.go.textContent = this.done ? "Close" : this.busy ? "Resetting…" : "Reset";
     patch(part("reset-effect"), effect(this.target, this.feed, this.done));
   }
@@ -81,6 +81,7 @@ export class ResetDialog {
     }
     this.busy = false;
     this.render();
+    if (this.done) this.go.focus(); // the field where it was is gone
     this.feed.askNow();
   }
 

@@ -115,7 +115,8 @@ export function below(feed) {
   const worst = alerts.find((one) => one.active !== false);
   return [h("ul", { class: "facts", key: "facts" },
     h("li", {}, shape(partLook(database.state, database.circuit_breaker.state), "tiny"), "database ", stateLook(database.state).word),
-    h("li", {}, shape(verdictLook(servicesHealth(ai)), "tiny"), `${summary.ai_services_healthy} AI services healthy`),
+    ai.total_services === 0 ? null :
+      h("li", {}, shape(verdictLook(servicesHealth(ai)), "tiny"), `${summary.ai_services_healthy} AI services healthy`),
     h("li", {}, shape(worst ? severityLook(worst.type) : verdictLook("healthy"), "tiny"),
       counted(summary.active_alerts, "alert")),
     h("li", {}, shape(summary.circuit_breakers_open ? severityLook("critical") : verdictLook("healthy"), "tiny"),
@@ -155,6 +156,8 @@ export function content(feed) {
     databaseCard(dashboard.database, pool, now),
     h("section", { key: "services", "aria-labelledby": "services" },
       h("h2", { id: "services" }, "AI services"),
+      configured(dashboard).length ? null : h("p", { key: "none" }, "None has a key yet. Put one into the file .env, as ",
+        h("code", {}, "ANTHROPIC_API_KEY=…"), ", and start koo again."),
       h("div", { class: "parts" }, configured(dashboard).map((one, place) => serviceCard(one, place, now)))),
     unconfigured(services.filter((one) => !one.configured)),
   ];
