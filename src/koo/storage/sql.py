@@ -79,16 +79,19 @@ class SqlBackend:
         event.listen(engine, "connect", self._made)
         event.listen(engine, "begin", self._begin)
         self._exclusive = True
+        self._was_cut = False
 
     def transact(self, write: Callable[[Transaction], None], exclusive: bool) -> None:
         """Run `write` in a transaction and commit. Raises `StoreUnavailable`, or what `write` raised."""
+        self._was_cut = False
         try:
             reused = self._usable()
             try:
                 self._attempt(write, exclusive, again=False)
             except DBAPIError as error:
                 # The server was restarted since the last use, or its connection was cut while it was idle.
-                if not transient(error) and not (reused and error.connection_invalidated):
+                stale = reused and error.connection_invalidated and not self._was_cut
+                if not stale and not transient(error):
                     raise
                 self._attempt(write, exclusive, again=True)
         except (DataError, IntegrityError) as error:
@@ -246,6 +249,7 @@ class PostgresBackend(SqlBackend):
 
     def cut(self) -> None:
         """End the connection under the statement."""
+        self._was_cut = True  # A server that hangs would keep the next attempt waiting too.
         with self._plug_lock:
             if self._plug is not None:
                 try:

@@ -1,0 +1,171 @@
+"""The proxy that breaks connections: each fault does what it says, and only that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import psycopg
+import pytest
+
+from koo.testing.postgres import PostgresServer
+from koo.testing.proxy import FaultProxy, _is_commit, _Messages
+
+
+@asynccontextmanager
+async def echo() -> AsyncIterator[FaultProxy]:
+    """A proxy in front of a server that says everything back."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(100):
+                writer.write(data)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, FaultProxy("127.0.0.1", server.sockets[0].getsockname()[1]) as proxy:
+        yield proxy
+
+
+async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, word: bytes) -> bytes:
+    writer.write(word)
+    async with asyncio.timeout(0.3):
+        return await reader.read(100)
+
+
+def test_it_passes_on_what_is_said() -> None:
+    async def main() -> None:
+        async with echo() as proxy:
+            reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+            assert await say(reader, writer, b"hello") == b"hello"
+            assert (proxy.connections, proxy.open_connections) == (1, 1)
+            writer.close()
+
+    asyncio.run(main())
+
+
+def test_a_reset_is_a_reset() -> None:
+    async def main() -> None:
+        async with echo() as proxy:
+            reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+            await say(reader, writer, b"hello")
+            proxy.reset_all()
+            with pytest.raises(ConnectionResetError):
+                await reader.read(100)
+            writer.close()
+
+    asyncio.run(main())
+
+
+def test_a_black_hole_is_silent_until_it_is_healed() -> None:
+    async def main() -> None:
+        async with echo() as proxy:
+            reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+            await say(reader, writer, b"hello")
+            proxy.black_hole()
+            with pytest.raises(TimeoutError):
+                await say(reader, writer, b"anybody?")
+            proxy.heal()
+            assert await reader.read(100) == b"anybody?"
+            writer.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_forgotten_stays_silent_and_what_is_new_is_well() -> None:
+    async def main() -> None:
+        async with echo() as proxy:
+            old = await asyncio.open_connection(proxy.host, proxy.port)
+            await say(*old, b"hello")
+            proxy.forget()
+            with pytest.raises(TimeoutError):
+                await say(*old, b"anybody?")
+            new = await asyncio.open_connection(proxy.host, proxy.port)
+            assert await say(*new, b"hello") == b"hello"
+            old[1].close()
+            new[1].close()
+
+    asyncio.run(main())
+
+
+def test_it_refuses_and_accepts_again_on_the_same_port() -> None:
+    async def main() -> None:
+        async with echo() as proxy:
+            reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+            await say(reader, writer, b"hello")
+            port = proxy.port
+            await proxy.refuse()
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection(proxy.host, port)
+            assert await say(reader, writer, b"still here") == b"still here"
+            await proxy.accept()
+            assert proxy.port == port
+            again = await asyncio.open_connection(proxy.host, port)
+            assert await say(*again, b"hello") == b"hello"
+            writer.close()
+            again[1].close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+@pytest.mark.parametrize(("when", "rows"), [("before", "0"), ("after", "1"), ("hold", "0")])
+def test_it_cuts_exactly_at_commit(postgres: PostgresServer, driver: str, when: str, rows: str) -> None:
+    name = postgres.create_database()
+    postgres.sql("CREATE TABLE t (n int)", name)
+
+    async def commit(port: int) -> None:
+        url = f"postgresql://postgres:koo-test@127.0.0.1:{port}/{name}"
+        if driver == "psycopg":
+            async with await psycopg.AsyncConnection.connect(url) as connection:
+                await connection.execute("INSERT INTO t VALUES (1)")
+                await connection.commit()
+        else:
+            asyncpg_connection = await asyncpg.connect(url)
+            try:
+                async with asyncpg_connection.transaction():
+                    await asyncpg_connection.execute("INSERT INTO t VALUES (1)")
+            finally:
+                asyncpg_connection.terminate()
+
+    async def main() -> None:
+        async with FaultProxy(postgres.host, postgres.port) as proxy:
+            proxy.cut_commit(when)  # type: ignore[arg-type]
+            with pytest.raises((psycopg.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+                async with asyncio.timeout(0.5):
+                    await commit(proxy.port)
+            assert (proxy.commits, proxy.cuts) == (1, 1)
+            assert postgres.sql("SELECT count(*) FROM t", name) == rows
+            # Once only.
+            await commit(proxy.port)
+            assert (proxy.commits, proxy.cuts) == (2, 1)
+
+    try:
+        asyncio.run(main())
+    finally:
+        postgres.drop_database(name)
+
+
+def test_messages_are_found_however_the_bytes_are_cut() -> None:
+    startup = (8 + 5).to_bytes(4, "big") + (196608).to_bytes(4, "big") + b"user\0"
+    ssl = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
+    query = b"Q" + (4 + 7).to_bytes(4, "big") + b"COMMIT\0"
+    sync = b"S" + (4).to_bytes(4, "big")
+    parse = b"P" + (4 + 2 + 7 + 2).to_bytes(4, "big") + b"n\0" + b"commit\0" + b"\0\0"
+    stream = ssl + startup + sync + query + parse
+    for size in (1, 3, len(stream)):
+        messages = _Messages()
+        found = [m for at in range(0, len(stream), size) for m in messages.feed(stream[at : at + size])]
+        assert [kind for kind, _ in found] == [b"", b"", b"S", b"Q", b"P"]
+        assert [_is_commit(message) for message in found] == [False, False, False, True, True]
+
+
+def test_what_only_looks_like_a_commit_is_none() -> None:
+    assert not _is_commit((b"Q", b"SELECT 'COMMIT'\0"))
+    assert not _is_commit((b"D", b"COMMIT\0"))
+    assert not _is_commit((b"P", b"commit\0SELECT 1\0"))
