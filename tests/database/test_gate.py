@@ -115,11 +115,13 @@ def test_a_caller_with_less_time_waits_no_longer_than_that(url: str) -> None:
 
 def test_a_task_that_waits_for_itself_is_told(url: str) -> None:
     async def main() -> None:
-        async with opened(url, pool_size=1, max_overflow=0, pool_timeout_s=0.2) as database:
-            async with database.session_scope():
-                with pytest.raises(PoolSaturated, match="this task holds one itself"):
-                    async with database.session_scope():
-                        pass
+        async with (
+            opened(url, pool_size=1, max_overflow=0, pool_timeout_s=0.2) as database,
+            database.session_scope(),
+        ):
+            with pytest.raises(PoolSaturated, match="this task holds one itself"):
+                async with database.session_scope():
+                    pass
 
     run(main)
 

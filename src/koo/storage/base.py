@@ -79,7 +79,7 @@ class Ledger(Protocol):
     durable: bool
 
     async def hold(self, request: HoldRequest) -> Hold:
-        """Put the worst case aside, durably. Raises `BudgetExceeded` (with the time of the next day) or `StoreUnavailable`."""
+        """Put the worst case aside, durably. Raises `BudgetExceeded` (until the next day) or `StoreUnavailable`."""
         ...
 
     def settle(self, hold: Hold, charge: Charge) -> None:
