@@ -281,9 +281,10 @@ class Platform:
         `daily_budget` with `max_cost_usd` and `cost_usd`. Raises `ConfigurationError`.
         """
         self._assemble()
-        if not isinstance(name, str) or not name or len(name) > 64:
+        if not isinstance(name, str) or not 1 <= len(name) <= 64 or not name.isprintable():
             raise ConfigurationError("register_service", "the name must be a text of 1 to 64 characters")
-        if name in self.backends:
+        if name in self.backends or name == DATABASE:
+            # A reset of "database" is told to other processes as one of the database's breaker.
             raise ConfigurationError(
                 "register_service", f"{name!r} is a built-in service; choose another name"
             )

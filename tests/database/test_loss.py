@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from sqlalchemy import select, text
@@ -33,7 +33,13 @@ from tests.database.support import (
 )
 from tests.database.test_faults import kill_all, until_asleep
 
-PATIENT = RetryOptions(attempts_max=20, base_s=0.05, cap_s=0.3)
+PATIENT: dict[str, Any] = {
+    "retry": RetryOptions(attempts_max=100, base_s=0.05, cap_s=1.0, budget_tokens=1000),
+    "breaker": BreakerOptions(failure_threshold=1000, calls_min=1000),
+    "pool_timeout_s": 100.0,
+    "scope_timeout_s": 110.0,
+}
+"""Waits for a server however slowly this machine starts it; when to stop waiting is another test's."""
 
 
 async def warm(database: Database, count: int) -> None:
@@ -69,12 +75,12 @@ def test_backends_terminated_between_scopes_are_not_seen(any_pg: Place) -> None:
     run(main)
 
 
-def test_a_restart_between_scopes_is_not_seen(any_pg: Place) -> None:
+def test_a_restart_between_scopes_is_not_seen(pg: Place) -> None:
     async def main() -> None:
-        async with with_notes(any_pg.url, retry=PATIENT) as database:
+        async with with_notes(pg.url, **PATIENT) as database:
             await warm(database, 5)
-            any_pg.server.kill()
-            any_pg.server.start()
+            pg.server.kill()
+            pg.server.start()
             async with database.session_scope() as session:
                 await session.execute(INSERT, {"n": 1})
             assert await notes(database) == [1]
@@ -115,7 +121,7 @@ def test_the_first_statement_is_run_again_on_a_new_connection(any_pg: Place, how
 
 def test_a_server_that_comes_back_in_time_is_waited_for(pg: Place) -> None:
     async def main() -> None:
-        async with with_notes(pg.url, retry=PATIENT) as database:
+        async with with_notes(pg.url, **PATIENT) as database:
             async with database.session_scope() as session:
                 pg.server.kill()
                 starting = asyncio.get_running_loop().run_in_executor(None, pg.server.start)
@@ -129,13 +135,13 @@ def test_a_server_that_comes_back_in_time_is_waited_for(pg: Place) -> None:
 # ── after it: told ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_nothing_is_replayed_after_the_first_success(any_pg: Place) -> None:
+def test_nothing_is_replayed_after_the_first_success(pg: Place) -> None:
     async def main() -> None:
-        async with with_notes(any_pg.url) as database:
+        async with with_notes(pg.url) as database:
             with pytest.raises(DBAPIError) as caught:
                 async with database.session_scope() as session:
                     await session.execute(INSERT, {"n": 1})
-                    kill_all(any_pg)
+                    kill_all(pg)
                     await session.execute(INSERT, {"n": 2})
             assert caught.value.connection_invalidated
             assert await notes(database) == []
@@ -220,10 +226,10 @@ def test_a_cut_commit_is_told_once_and_never_run_again(
     run(main)
 
 
-def test_a_commit_that_is_never_answered_ends_after_the_deadline_and_the_cleanup_time(any_pg: Place) -> None:
+def test_a_commit_that_is_never_answered_ends_after_the_deadline_and_the_cleanup_time(pg: Place) -> None:
     async def main() -> None:
-        async with proxied(any_pg.server) as proxy:
-            url = through(proxy, any_pg.server, any_pg.driver, any_pg.database)
+        async with proxied(pg.server) as proxy:
+            url = through(proxy, pg.server, pg.driver, pg.database)
             async with with_notes(url, cleanup_timeout_s=0.2) as database:
                 proxy.cut_commit("hold")
                 loop = asyncio.get_running_loop()
@@ -284,19 +290,19 @@ async def seconds_of_a_black_hole(pg: Place, at: str) -> float:
 
 
 @pytest.mark.parametrize("at", ["statement", "stream", "commit", "idle"])
-def test_a_scope_leaves_a_black_hole_within_its_deadline_and_the_cleanup_time(any_pg: Place, at: str) -> None:
+def test_a_scope_leaves_a_black_hole_within_its_deadline_and_the_cleanup_time(pg: Place, at: str) -> None:
     async def main() -> None:
         # 0.3 s to clean up (twice: to stop the statement, to roll back); the bound leaves room for a slow machine,
         # and is far below what the drivers take by themselves (2 s, 10 s, never).
-        assert await seconds_of_a_black_hole(any_pg, at) < 1.5
+        assert await seconds_of_a_black_hole(pg, at) < 1.5
 
     run(main)
 
 
-def test_rolling_back_into_a_black_hole_is_bounded_too(any_pg: Place) -> None:
+def test_rolling_back_into_a_black_hole_is_bounded_too(pg: Place) -> None:
     async def main() -> None:
-        async with proxied(any_pg.server) as proxy:
-            url = through(proxy, any_pg.server, any_pg.driver, any_pg.database)
+        async with proxied(pg.server) as proxy:
+            url = through(proxy, pg.server, pg.driver, pg.database)
             async with with_notes(url, cleanup_timeout_s=0.3) as database:
                 mine = KeyError("mine")
                 loop = asyncio.get_running_loop()
@@ -316,13 +322,13 @@ def test_rolling_back_into_a_black_hole_is_bounded_too(any_pg: Place) -> None:
     run(main)
 
 
-def test_a_statement_cancelled_in_a_black_hole_leaves_within_the_cleanup_time(any_pg: Place) -> None:
+def test_a_statement_cancelled_in_a_black_hole_leaves_within_the_cleanup_time(pg: Place) -> None:
     async def main() -> None:
-        async with proxied(any_pg.server) as proxy:
-            url = through(proxy, any_pg.server, any_pg.driver, any_pg.database)
+        async with proxied(pg.server) as proxy:
+            url = through(proxy, pg.server, pg.driver, pg.database)
             async with with_notes(url, cleanup_timeout_s=0.3) as database:
                 task = asyncio.create_task(asleep(database, first=ONE))
-                await until_asleep(any_pg)
+                await until_asleep(pg)
                 proxy.black_hole()
                 loop = asyncio.get_running_loop()
                 began = loop.time()
@@ -343,12 +349,12 @@ async def asleep(database: Database, first: object = ONE) -> None:
         await session.execute(text("SELECT pg_sleep(60)"))
 
 
-def test_idle_connections_that_became_black_holes_are_replaced_in_time(any_pg: Place) -> None:
+def test_idle_connections_that_became_black_holes_are_replaced_in_time(pg: Place) -> None:
     """A firewall forgot them: nothing is refused, nothing answers."""
 
     async def main() -> None:
-        async with proxied(any_pg.server) as proxy:
-            url = through(proxy, any_pg.server, any_pg.driver, any_pg.database)
+        async with proxied(pg.server) as proxy:
+            url = through(proxy, pg.server, pg.driver, pg.database)
             changes = {"pool_timeout_s": 1.5, "validate_after_idle_s": 0.0, "cleanup_timeout_s": 0.2}
             async with with_notes(url, **changes) as database:
                 await warm(database, 4)
@@ -384,11 +390,11 @@ def test_a_deadline_stops_the_statement_on_the_server_too(any_pg: Place) -> None
     run(main)
 
 
-def test_an_idle_transaction_loses_its_locks_at_the_deadline(any_pg: Place) -> None:
+def test_an_idle_transaction_loses_its_locks_at_the_deadline(pg: Place) -> None:
     """The user's own await goes on; the transaction, and what waits for its locks, does not."""
 
     async def main() -> None:
-        async with with_notes(any_pg.url) as database:
+        async with with_notes(pg.url) as database:
             loop = asyncio.get_running_loop()
             asleep_for_long = asyncio.Event()
 
@@ -418,8 +424,8 @@ def test_a_server_killed_and_started_again_under_load(any_pg: Place) -> None:
     """Every insert that was acknowledged is there, none is there twice, and traffic goes on by itself."""
 
     async def main() -> None:
-        breaker = BreakerOptions(failure_threshold=5, recovery_s=0.2, success_threshold=2)
-        async with with_notes(any_pg.url, breaker=breaker, retry=PATIENT) as database:
+        breaker = BreakerOptions(failure_threshold=5, recovery_s=1.0, success_threshold=2)
+        async with with_notes(any_pg.url, breaker=breaker, **PATIENT) as database:
             acknowledged: list[int] = []
             unknown: list[int] = []
             counter = iter(range(1_000_000))

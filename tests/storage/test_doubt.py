@@ -56,6 +56,19 @@ class Doubt:
 
         self._patch.setattr(SqlBackend, "_attempt", cut)
 
+    def refuse(self, count: int) -> None:
+        """Nothing is committed, `count` times."""
+        self.left = count
+        transact = SqlBackend.transact
+
+        def away(backend: SqlBackend, write: Callable[[Transaction], None], exclusive: bool) -> None:
+            if exclusive and self.left:
+                self.left -= 1
+                raise StoreUnavailable("away")
+            transact(backend, write, exclusive)
+
+        self._patch.setattr(SqlBackend, "transact", away)
+
     def is_over(self, store: SqlStore) -> Callable[[], bool]:
         return lambda: store.ledger.waiting == 0 and store.trouble is None and self.left == 0
 
@@ -205,7 +218,7 @@ def test_what_waits_is_written_in_the_order_in_which_it_was_said(
     async def main() -> None:
         store = SqlStore(sqlite.url, clock=SetClock())
         await store.open()
-        doubt.lose_answers(1)
+        doubt.refuse(1)
         for amount in ("0.20", "0.10"):
             store.ledger.settle(alone(store, amount), charge("0.05"))
         store.ledger.submit()

@@ -16,6 +16,7 @@ import pytest
 
 from koo.storage.sql_ledger import SKEW_S
 from koo.storage.store import SqlStore
+from koo.storage.transaction import Transaction
 from tests.storage.support import (
     LONG_AFTER_S,
     Place,
@@ -224,13 +225,18 @@ def test_a_thread_that_a_lost_loop_left_behind_takes_no_hold_of_the_next(sqlite:
     """Its loop ended while it was at work and more was waiting: it ends that, and leaves the next loop's to another."""
     clock = SetClock()
     store = SqlStore(sqlite.url, clock=clock, linger_s=0.0)
-    first, second = threading.Event(), threading.Event()
+    at_work, first, second = threading.Event(), threading.Event(), threading.Event()
+
+    def work(tx: Transaction) -> None:
+        at_work.set()
+        first.wait()
+
     workers: list[Any] = []
 
     async def lost() -> None:
         hold = await store.ledger.hold(request("0.05"))
-        blocking = asyncio.create_task(store.run(lambda tx: first.wait()))
-        await asyncio.sleep(0)
+        blocking = asyncio.create_task(store.run(work))
+        await until(at_work.is_set)
         store.ledger.settle(hold, charge("0.01"))
         store.ledger.submit()
         blocking.cancel()

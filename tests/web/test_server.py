@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 
@@ -39,6 +42,32 @@ def test_a_query_that_does_not_end_in_time_is_cancelled_and_settled(tmp_path: Pa
                 budget = later.service_health("claude")["rate_limits"]["daily_budget"]
                 assert budget["reserved"] == "0"
                 assert budget["spent"] != "0"  # it was sent, and may be billed: the worst case
+
+    asyncio.run(main())
+
+
+def test_what_is_cut_at_the_end_learns_why_and_fills_no_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            fake.script(hang())
+            server = make_server(platform(tmp_path, claude(fake)))
+            server.config.timeout_graceful_shutdown = 0.2  # type: ignore[assignment]
+            with closing(bind("127.0.0.1", 0)) as listener:
+                port = listener.getsockname()[1]
+                running = asyncio.create_task(asyncio.to_thread(server.run, [listener]))
+                await until(lambda: server.started or running.done())
+                asking = asyncio.create_task(asyncio.to_thread(question, f"http://127.0.0.1:{port}"))
+                await until(lambda: fake.queries or asking.done())
+                server.should_exit = True
+                with pytest.raises(HTTPError) as refused:
+                    await asking
+                await running
+            with refused.value as reply:
+                assert reply.code == 503 and reply.headers["Content-Type"] == "application/problem+json"
+                assert "ends now" in json.load(reply)["detail"]
+        assert not [record for record in caplog.records if record.exc_info]
 
     asyncio.run(main())
 

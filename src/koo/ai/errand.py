@@ -92,7 +92,7 @@ class Errand:
             model=self._request.model,
             amount_usd=self.bound_usd(),
             allowance=self._service.allowance,
-            lease_s=self._service.options.timeout_s + LEASE_SLACK_S,
+            lease_s=self._lease_s(deadline),
             tag=self._tag,
         )
         try:
@@ -105,6 +105,11 @@ class Errand:
             reason = "the budget's ledger did not answer before the deadline"
             raise BudgetExceeded(self._service.name, reason, kind=Kind.DEADLINE) from error
         self._service.holds_made += 1
+
+    def _lease_s(self, deadline: float) -> float:
+        """As long as the query may run: one that is swept before its end would be booked at its bound."""
+        left_s = deadline - self._service.clock.monotonic()
+        return max(self._service.options.timeout_s, left_s) + LEASE_SLACK_S
 
     def settle(self) -> None:
         """Book what it cost; without the provider's word, the worst case."""

@@ -56,10 +56,12 @@ def read_options(options: Mapping[str, Any]) -> GuardOptions:
             parts["retry"]["attempts_max"] = value + 1
         elif name in NAMES:
             part, field_name = NAMES[name]
-            parts[part][field_name] = value
+            parts[part][field_name] = _checked(name, value)
         elif name not in ("classify", *MONEY):
             known = ", ".join(sorted((*NAMES, "classify", "max_retries", *MONEY)))
             raise ConfigurationError("register_service", f"unknown option {name!r}; known are: {known}")
+        elif name in ("classify", "cost_usd") and value is not None and not callable(value):
+            raise ConfigurationError("register_service", f"{name} must be a function")
     guard = parts["guard"]
     # A deadline shorter than the default time of an attempt shortens that too, else it could never be told apart.
     timeout_s = guard.get("timeout_s", _default(GuardOptions, "timeout_s"))
@@ -71,6 +73,18 @@ def read_options(options: Mapping[str, Any]) -> GuardOptions:
         retry=RetryOptions(**parts["retry"]),
         limits=LimitOptions(**parts["limits"]),
     )
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Of the right kind; its bounds are the options' to check. Whatever is true would else make repeats harmless."""
+    if name == "idempotent":
+        if not isinstance(value, bool):
+            raise ConfigurationError("register_service", "idempotent must be True or False")
+    elif value is None and name.startswith("requests_per_"):
+        return None
+    elif not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ConfigurationError("register_service", f"{name} must be a number, not {type(value).__name__}")
+    return value
 
 
 def _default(options: type[GuardOptions], name: str) -> Any:
@@ -141,6 +155,11 @@ class Money:
             raise ConfigurationError(
                 "register_service", "daily_budget needs max_cost_usd, the most that one call can cost"
             )
+        if bound is None and options.get("cost_usd") is not None:
+            # Without a hold nothing would ever be booked, and nobody told.
+            raise ConfigurationError(
+                "register_service", "cost_usd needs max_cost_usd, the most that one call can cost"
+            )
         limit_usd = None if budget is None else _usd("daily_budget", budget)
         self.allowance = Allowance(limit_usd, explicit=budget is not None)
         self.bound_usd = None if bound is None else _usd("max_cost_usd", bound)
@@ -206,7 +225,11 @@ async def _run(
         raise TypeError("the operation gave a result that cannot be awaited: koo guards async functions")
     result = await awaitable
     if toll is not None and money is not None and money.cost_of is not None:
-        toll.spent_usd = _usd("cost_usd", money.cost_of(result))
+        try:
+            toll.spent_usd = _usd("cost_usd", money.cost_of(result))
+        except Exception:
+            # The call was made and is paid for: its answer is not thrown away, and its money not given back.
+            log.exception("cost_usd failed; the most that the call can cost is booked")
     return result
 
 

@@ -6,7 +6,8 @@ who watch: while recovery is tested its alarm is kept, but shown as "in recovery
 is listed as information for fifteen minutes.
 
 `step` gives the episodes that began or ended, for whoever keeps them; `restore` takes them back after a restart, so
-that one neither forgets a fire nor reports it as new.
+that one neither forgets a fire nor reports it as new. A young process knows nothing yet: its breakers are closed and
+its probes have not looked. So what was restored does not end before everything had the time to be looked at.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from koo.alerts.rules import Finding, Severity
 from koo.clock import iso
 
 LISTED_AFTER_END_S = 900.0
+RESTORED_KEPT_S = 60.0
+"""As long as the usual time between two health checks: a restart is no recovery."""
 
 ENDINGS = {
     "circuit_open": ("circuit_closed", "the circuit breaker is closed again"),
     "database_unavailable": ("database_recovered", "the database is available again"),
     "service_down": ("service_recovered", "the service can be asked again"),
-    "degraded_performance": ("performance_recovered", "errors and latency are normal again"),
+    "degraded_performance": ("performance_recovered", "errors and latency are below their thresholds again"),
 }
 """What is told when an episode ends; other kinds end in silence, because their end is no news."""
 KEPT_IN_RECOVERY = {"circuit_open", "database_unavailable", "service_down"}
@@ -68,26 +71,49 @@ class Alerts:
     def __init__(self) -> None:
         self._active: dict[str, Episode] = {}
         self._news: list[Episode] = []
+        self._doubles: list[Episode] = []
+        self._unseen: set[str] = set()  # restored, and not found by this process yet
+        self._unseen_until: float | None = None
 
     def restore(self, episodes: Iterable[Episode]) -> None:
-        """Go on with what an earlier process knew. What no longer holds ends at the next step."""
+        """Go on with what an earlier process knew; what no longer holds ends `RESTORED_KEPT_S` after the next step.
+
+        Of several that last with the same fingerprint (processes on one store) the first one goes on, and the others
+        end in silence: else they would be restored again and again.
+        """
         for episode in episodes:
-            if episode.ended_at is None:
-                self._active.setdefault(episode.fingerprint, episode)
-            elif episode.type == "info":
-                self._news.append(episode)
+            if episode.ended_at is not None:
+                if episode.type == "info":
+                    self._news.append(episode)
+            elif episode.fingerprint in self._active:
+                self._doubles.append(episode)
+            else:
+                self._active[episode.fingerprint] = episode
+                self._unseen.add(episode.fingerprint)
+        self._unseen_until = None
 
     def step(self, findings: Iterable[Finding], now: float) -> list[Episode]:
         """Take in what holds now (wall seconds); gives the episodes that began or ended, for keeping."""
         current = {finding.fingerprint: finding for finding in findings}
-        changed = [self._begin(finding, now) for key, finding in current.items() if key not in self._active]
+        changed = [replace(double, ended_at=now) for double in self._doubles]
+        self._doubles = []
+        changed += [self._begin(finding, now) for key, finding in current.items() if key not in self._active]
+        self._unseen -= current.keys()
         for key, episode in list(self._active.items()):
             if key in current:
                 self._go_on(episode, current[key])
-            elif not _is_recovering(episode, current):
+            elif not _is_recovering(episode, current) and not self._may_be_unseen(key, now):
                 changed.extend(self._end(episode, now))
         self._news = [news for news in self._news if _is_listed(news, now)]
         return changed
+
+    def _may_be_unseen(self, key: str, now: float) -> bool:
+        """It was restored, and nobody has had the time to look whether it still holds."""
+        if key not in self._unseen:
+            return False
+        if self._unseen_until is None:
+            self._unseen_until = now + RESTORED_KEPT_S
+        return now < self._unseen_until
 
     def _begin(self, finding: Finding, now: float) -> Episode:
         episode = Episode(
@@ -107,6 +133,7 @@ class Alerts:
 
     def _end(self, episode: Episode, now: float) -> list[Episode]:
         del self._active[episode.fingerprint]
+        self._unseen.discard(episode.fingerprint)
         ended = replace(episode, ended_at=now)
         if episode.kind not in ENDINGS:
             return [ended]
@@ -117,7 +144,7 @@ class Alerts:
             type="info",
             message=message,
             started_at=now,
-            data={"lasted_s": now - episode.started_at},
+            data={"lasted_s": max(0.0, now - episode.started_at)},  # somebody may have set the clock
         )
         self._news.append(news)
         return [ended, news]

@@ -2,6 +2,9 @@
 
 Each rule is a few lines over one part of the system's health. The thresholds are the promised ones. A rule says what
 is wrong, where, and with which numbers; when an alert begins and ends is the engine's (`koo.alerts.engine`).
+
+A component's name never changes while the process lives: a service's default model is `ai:claude`, the others are
+`ai:claude/model`. Would the first one be renamed when a second model appears, its alert would end and begin again.
 """
 
 from __future__ import annotations
@@ -17,6 +20,28 @@ ERROR_RATE_MAX = 0.10
 CALLS_MIN = 20
 APPROACHING = 0.80
 
+KINDS: dict[str, Severity] = {
+    "circuit_open": "critical",
+    "database_unavailable": "critical",
+    "service_down": "critical",
+    "circuit_recovering": "warning",
+    "degraded_performance": "warning",
+    "database_unhealthy": "warning",
+    "database_saturated": "warning",
+    "database_slow": "warning",
+    "database_read_only": "warning",
+    "limit_approaching_requests_per_minute": "warning",
+    "limit_approaching_requests_per_hour": "warning",
+    "limit_approaching_requests_per_day": "warning",
+    "budget_approaching": "warning",
+    "budget_local": "warning",
+}
+"""Everything that a rule can find; what is told at its end is in `koo.alerts.engine`, both in `docs/alerts.md`."""
+
+LIMITS = ("requests_per_minute", "requests_per_hour", "requests_per_day")
+REFUSED = ("open", "forced_open")
+STORE = "state_store"
+
 View = Mapping[str, Any]
 
 
@@ -24,11 +49,15 @@ View = Mapping[str, Any]
 class Finding:
     """Something that holds now. `kind` and `component` identify it; `message` may change while it lasts."""
 
-    severity: Severity
     kind: str
     component: str
     message: str
     data: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def severity(self) -> Severity:
+        """How much it matters. A condition that is new to the table is worth a warning, and no failure in an outage."""
+        return KINDS.get(self.kind, "warning")
 
     @property
     def fingerprint(self) -> str:
@@ -39,42 +68,50 @@ class Finding:
 def find(database: View | None, services: Mapping[str, View]) -> list[Finding]:
     """Everything that holds in the views of the database (None: it is not in use) and of the services."""
     findings = list(_database(database)) if database is not None else []
-    for service in services.values():
-        if service["configured"]:
-            findings.extend(_service(service))
+    configured = [service for service in services.values() if service["configured"]]
+    for service in configured:
+        findings.extend(_service(service))
+    findings.extend(_local_budgets(configured))
     return findings
+
+
+# ── a breaker ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _breaker(component: str, breaker: View) -> Iterator[Finding]:
+    reason = str(breaker.get("reason") or "")
+    if breaker["state"] in REFUSED:
+        message = _say("the circuit breaker is open", reason)
+        yield Finding("circuit_open", component, message, {"next_attempt": breaker.get("next_attempt")})
+    elif breaker["state"] == "half_open":
+        yield Finding("circuit_recovering", component, _say("recovery is being tested", reason))
 
 
 # ── the database ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _database(view: View) -> Iterator[Finding]:
-    state, reason = view["state"], view.get("error") or view.get("reason") or ""
-    breaker = view.get("circuit_breaker") or {}
-    if state == "circuit_open":
-        yield _circuit_open("database", breaker)
-        yield Finding("critical", "database_unavailable", "database", _say("the database is refused", reason))
-    elif state == "degraded":
-        yield _recovering("database", breaker)
-    elif not view["healthy"]:
-        yield Finding(
-            "critical", "database_unavailable", "database", _say("the database does not answer", reason)
-        )
+    breaker = view["circuit_breaker"]
+    yield from _breaker("database", breaker)
+    if breaker["state"] in REFUSED:
+        why = view.get("error") or view.get("reason") or ""
+        yield Finding("database_unavailable", "database", _say("the database is refused", why))
+    elif breaker["state"] != "half_open":
+        # While recovery is being tested, the engine keeps the alert that there is.
+        yield from _calls_pass(view)
     for condition in view.get("conditions", ()):
         message = f"the database is {str(condition).replace('_', ' ')}"
-        yield Finding("warning", f"database_{condition}", "database", message)
+        yield Finding(f"database_{condition}", "database", message)
 
 
-def _circuit_open(component: str, breaker: View) -> Finding:
-    message = _say("the circuit breaker is open", str(breaker.get("reason") or ""))
-    return Finding(
-        "critical", "circuit_open", component, message, {"next_attempt": breaker.get("next_attempt")}
-    )
-
-
-def _recovering(component: str, breaker: View) -> Finding:
-    message = _say("recovery is being tested", str(breaker.get("reason") or ""))
-    return Finding("warning", "circuit_recovering", component, message)
+def _calls_pass(view: View) -> Iterator[Finding]:
+    """A database whose probe gets no answer is not there; one that fails now and then is, and is watched closely."""
+    if view.get("error"):
+        message = _say("the database does not answer", view["error"])
+        yield Finding("database_unavailable", "database", message)
+    elif view["state"] == "unhealthy":
+        message = _say("the database is unhealthy, calls still pass", view.get("reason") or "")
+        yield Finding("database_unhealthy", "database", message)
 
 
 # ── a service ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -83,60 +120,73 @@ def _recovering(component: str, breaker: View) -> Finding:
 def _service(view: View) -> Iterator[Finding]:
     name = view["service_name"]
     component = f"ai:{name}"
-    breakers = view["models"]
-    for model, breaker in breakers.items():
-        part = f"{component}/{model}" if len(breakers) > 1 else component
-        if breaker["state"] in ("open", "forced_open"):
-            yield _circuit_open(part, breaker)
-        elif breaker["state"] == "half_open":
-            yield _recovering(part, breaker)
-    if view["state"] == "circuit_open" and _all_refused(view):
-        yield Finding("critical", "service_down", component, _say(f"{name} cannot be asked", view["reason"]))
+    models = list(view["models"].items())
+    for place, (model, breaker) in enumerate(models):
+        yield from _breaker(f"{component}/{model}" if place else component, breaker)
+    if _is_down([breaker for _, breaker in models]):
+        yield Finding("service_down", component, _say(f"{name} cannot be asked", view["reason"]))
     yield from _performance(view, component)
     yield from _limits(view, component)
 
 
-def _all_refused(view: View) -> bool:
-    """No model of it can be asked: all breakers are open, or the key is refused (then its breakers need not be)."""
-    states = [breaker["state"] for breaker in view["models"].values()]
-    opened = [state in ("open", "forced_open") for state in states]
-    return all(opened) or not any(opened)
+def _is_down(models: list[View]) -> bool:
+    """The default model is refused, and no other one can be asked, but for probes.
+
+    One that tests its recovery lets a probe through now and then: that is no service, and no recovery either. While the
+    default model itself does so, the engine keeps the alert that there is.
+    """
+    refused = [bool(model["key_refused"]) or model["state"] in REFUSED for model in models]
+    passes = [not no and model["state"] != "half_open" for no, model in zip(refused, models, strict=True)]
+    return refused[0] and not any(passes)
 
 
 def _performance(view: View, component: str) -> Iterator[Finding]:
-    recent = view["metrics"]["recent"]
-    calls, slow_s = recent["calls"], view["configuration"].get("slow_call")
+    recent, slow_s = view["metrics"]["recent"], view["configuration"].get("slow_call")
+    calls, p95 = recent["calls"], view["metrics"]["p95"]
     if calls < CALLS_MIN:
         return
-    error_rate = 1.0 - view["metrics"]["success_rate"]
-    p95 = view["metrics"]["p95"]
+    # Divided from whole numbers: 1 - 0.9 is less than 0.1, and two failures in twenty would go unseen.
+    error_rate = recent["failed"] / calls
     if error_rate >= ERROR_RATE_MAX:
         message = f"{error_rate:.0%} of the last {calls} calls failed"
-        yield Finding("warning", "degraded_performance", component, message, {"error_rate": error_rate})
+        yield Finding("degraded_performance", component, message, {"error_rate": error_rate})
     elif slow_s is not None and p95 > slow_s:
         message = f"one call in twenty takes longer than {p95:.1f} s"
-        yield Finding("warning", "degraded_performance", component, message, {"p95": p95})
+        yield Finding("degraded_performance", component, message, {"p95": p95})
 
 
 def _limits(view: View, component: str) -> Iterator[Finding]:
     limits = view["rate_limits"]
-    for key in ("requests_per_minute", "requests_per_hour", "requests_per_day"):
+    for key in LIMITS:
         limit = limits[key]
-        if limit["limit"] and limit["used"] >= APPROACHING * limit["limit"]:
+        if limit["limit"] and limit["used"] / limit["limit"] >= APPROACHING:
             message = f"{limit['used']} of {limit['limit']} {key.replace('_', ' ')} are used"
-            yield Finding(
-                "warning", f"limit_approaching_{key}", component, message, {"resets_at": limit["resets_at"]}
-            )
+            yield Finding(f"limit_approaching_{key}", component, message, {"resets_at": limit["resets_at"]})
     budget = limits["daily_budget"]
-    if budget["limit"] is None:
-        return
-    total, used = Decimal(budget["limit"]), Decimal(budget["spent"]) + Decimal(budget["reserved"])
+    total = Decimal(budget["limit"] or 0)
+    used = Decimal(budget["spent"]) + Decimal(budget["reserved"])
     if total > 0 and used >= Decimal(str(APPROACHING)) * total:
         message = f"{used / total:.0%} of today's budget of {total} USD is spent or held"
-        yield Finding("warning", "budget_approaching", component, message, {"resets_at": budget["resets_at"]})
-    if budget["scope"] != "shared" and budget.get("store_lost"):
-        message = "the state store cannot be reached: the budget holds for this process only"
-        yield Finding("warning", "budget_local", component, message)
+        yield Finding("budget_approaching", component, message, {"resets_at": budget["resets_at"]})
+
+
+# ── the state store ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _local_budgets(services: list[View]) -> Iterator[Finding]:
+    """One store for all services, so one alert: five would say the same thing five times."""
+    budgets = {view["service_name"]: view["rate_limits"]["daily_budget"] for view in services}
+    names = sorted(
+        name
+        for name, budget in budgets.items()
+        if budget["limit"] is not None and budget["scope"] != "shared"
+    )
+    if names:
+        message = (
+            "the state store cannot be reached: default budgets hold for this process only, those that somebody set "
+            f"refuse; it concerns {', '.join(names)}"
+        )
+        yield Finding("budget_local", STORE, message, {"services": names})
 
 
 def _say(what: str, why: str) -> str:

@@ -7,6 +7,7 @@ made here, once. Nothing here does I/O, waits, or changes a state: it reads what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy, deepcopy
 from decimal import Decimal
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from koo.clock import Clock, iso, utc_day
 from koo.errors import UnknownService
 from koo.guard import Gates, Guard
 from koo.options import DAY_S, GuardOptions
-from koo.policies.breaker import OPEN, Breaker, Override
+from koo.policies.breaker import CLOSED, OPEN, Breaker, Override
 from koo.policies.limiter import Count, DayCount
 from koo.policies.reported import ServiceState, service_state
 from koo.policies.tally import BUCKET_S, BUCKETS, Bucket
@@ -63,6 +64,12 @@ def breaker_word(breaker: Breaker) -> str:
     return str(breaker.phase.value)
 
 
+def _why(breaker: Breaker) -> str:
+    if breaker.override is Override.FORCED_OPEN:
+        return "forced open by an operator"
+    return breaker.reason if breaker.phase is not CLOSED else ""
+
+
 def breaker_view(guard: Guard, wall: Wall) -> dict[str, Any]:
     """One breaker, as a person asks about it: its phase, why, and when it will be asked again."""
     breaker = guard.breaker
@@ -71,7 +78,7 @@ def breaker_view(guard: Guard, wall: Wall) -> dict[str, Any]:
         "name": breaker.name,
         "state": breaker_word(breaker),
         "override": breaker.override.value,
-        "reason": breaker.reason if breaker.phase.value != "closed" else "",
+        "reason": _why(breaker),
         "consecutive_failures": breaker.consecutive,
         "failure_threshold": breaker.options.failure_threshold,
         "success_threshold": breaker.options.success_threshold,
@@ -118,7 +125,12 @@ def metrics_view(guards: Sequence[Guard], now: float) -> dict[str, Any]:
         "refused_requests": sum(refused.values()),
         "refusals": refused,
         "retries": sum(guard.tally.retries for guard in guards),
-        "recent": {"calls": recent.answered, "slow": recent.slow, "window_s": WINDOW_S},
+        "recent": {
+            "calls": recent.answered,
+            "failed": recent.answered - recent.verdicts[SUCCESS],
+            "slow": recent.slow,
+            "window_s": WINDOW_S,
+        },
         "success_rate": recent.success_rate(),
         "average_response_time": recent.mean_s(),
         "error_counts": errors,
@@ -143,16 +155,30 @@ COUNT_KEYS = {
 
 
 def count_view(count: Count, wall: Wall) -> dict[str, Any]:
-    """One limit. Reading rolls nothing: a day that is over by now is shown as the next one."""
-    over = isinstance(count, DayCount) and wall.now >= count.rolls_at
-    used = 0 if over else count.used
-    resets_at = count.rolls_at if isinstance(count, DayCount) else count.resets_at(wall.now)
+    """One limit as it is now; reading rolls a copy, so a day that is over by now is shown as the next one.
+
+    `resets_at`: when the day ends; for a minute or an hour when the next unit comes back, None if none is used.
+    """
+    if wall.now >= count.rolls_at:
+        count = deepcopy(count)
+        count.roll(wall.now)
     return {
-        "used": used,
+        "used": count.used,
         "limit": count.limit,
-        "remaining": max(0, count.limit - used),
-        "resets_at": wall.iso(resets_at if resets_at > wall.now else None if not used else wall.now),
+        "remaining": max(0, count.limit - count.used),
+        "resets_at": wall.iso(_gives_back_at(count, wall.now)),
     }
+
+
+def _gives_back_at(count: Count, now: float) -> float | None:
+    if isinstance(count, DayCount):
+        return count.rolls_at
+    if not count.used:
+        return None
+    # A count with units left says "now". Asked as if it were full it tells when the oldest unit leaves it.
+    full = copy(count)
+    full.limit = count.used
+    return full.resets_at(now)
 
 
 def limits_view(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> dict[str, Any]:
@@ -196,7 +222,7 @@ def used_up(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> str:
         if wall.now < cooldown.until:
             return f"{cooldown.reason} until {wall.iso(cooldown.until)}"
     for count in gates.limits.counts:
-        if count_view(count, wall)["remaining"] == 0 and (count.limit or count.used):
+        if count_view(count, wall)["remaining"] == 0:
             return f"our limit of {count.limit} {count.name} is reached"
     limit = service.allowance.limit_usd
     if (
@@ -230,13 +256,19 @@ def state_of(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> tup
     )
 
 
+def model_view(service: ServiceLike, guard: Guard, wall: Wall) -> dict[str, Any]:
+    """One model: its breaker, and `key_refused`: why the key is refused for it; empty if it is not."""
+    latch = service.gates.latches.find(guard.model, wall.now)
+    return {**breaker_view(guard, wall), "key_refused": latch.reason if latch else ""}
+
+
 def service_view(
     service: ServiceLike,
     budget: BudgetView | None,
     clock: Clock,
     configuration: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything about one service, in the promised shape."""
+    """Everything about one service, in the promised shape. Of its `models` the default one is the first."""
     wall = Wall(clock)
     state, reason = state_of(service, budget, wall)
     guard = service.default_guard
@@ -261,7 +293,7 @@ def service_view(
         },
         "metrics": metrics_view(service.guards, wall.now),
         "rate_limits": limits_view(service, budget, wall),
-        "models": {str(g.model or "default"): breaker_view(g, wall) for g in service.guards},
+        "models": {str(g.model or "default"): model_view(service, g, wall) for g in service.guards},
         "configuration": dict(configuration or _configuration(service)),
         "last_updated": iso(wall.wall),
     }

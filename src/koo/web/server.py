@@ -7,6 +7,7 @@ the ledger, and is booked when its lease ends.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import sys
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     import uvicorn
     from fastapi import FastAPI
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 GRACE_S = 10
 BACKLOG = 2048
@@ -86,7 +88,7 @@ def make_server(
 
     return Server(
         uvicorn.Config(
-            app or create_app(platform),
+            answering_what_is_cut(app or create_app(platform)),
             lifespan="on",
             log_config=None,
             access_log=False,  # ours has an id, a time, and no query strings
@@ -98,6 +100,35 @@ def make_server(
             h11_max_incomplete_event_size=HEADER_BYTES_MAX,
         )
     )
+
+
+def answering_what_is_cut(app: ASGIApp) -> ASGIApp:
+    """uvicorn cancels what outlives its grace, and would answer that with a bare 500 and log a traceback for each.
+
+    The cancellation ends here: the task is uvicorn's own, made for this one request, and nobody waits for it.
+    """
+    from starlette.requests import Request
+
+    from koo.web.edge import CLOSE
+    from koo.web.problems import http_problem, respond
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def note(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await app(scope, receive, note)
+        except asyncio.CancelledError:
+            if begun or scope["type"] != "http":
+                raise
+            problem = http_problem(Request(scope), 503, "the server ends now; ask again when it is back")
+            await respond(problem, CLOSE)(scope, receive, send)
+
+    return answer
 
 
 def bind(host: str, port: int) -> socket.socket:
