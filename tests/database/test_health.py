@@ -20,9 +20,11 @@ from koo.testing.postgres import PostgresServer
 from tests.database.conftest import Place
 from tests.database.support import INSERT, ONE, checked_out, opened, options, run, until, with_notes
 from tests.database.test_faults import kill_all
+from tests.database.test_loss import warm
 
 ONCE = RetryOptions(attempts_max=1)
-QUICKLY = BreakerOptions(failure_threshold=3, recovery_s=0.2, success_threshold=2)
+# A probe may run for half of the recovery time.
+QUICKLY = BreakerOptions(failure_threshold=3, recovery_s=1.0, success_threshold=2)
 
 POOL_STATUS = {
     "size": int,
@@ -141,7 +143,7 @@ def test_a_cancelled_scope_says_nothing(url: str) -> None:
                     await asyncio.sleep(60)
 
             task = asyncio.create_task(work())
-            await until(lambda: database.metrics.statement.first_successes)
+            await until(lambda: database.metrics.statement.count)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             assert verdicts(database) == (0, 0, 1)
@@ -154,15 +156,19 @@ def test_the_users_own_time_is_neither_slow_nor_hung(url: str) -> None:
 
     async def main() -> None:
         async with opened(url, slow_call_s=1.0) as database:
+            thought = asyncio.Event()
 
             async def work() -> None:
                 async with database.session_scope() as session:
                     await session.execute(ONE)
-                    await asyncio.sleep(1.3)
+                    await thought.wait()
 
             working = [asyncio.create_task(work()) for _ in range(25)]
-            await asyncio.sleep(1.2)
+            await until(lambda: database.metrics.statement.count == 25)
+            await asyncio.sleep(1.1)
             database.tick()
+            assert database.circuit_breaker_state.value == "healthy"
+            thought.set()
             await asyncio.gather(*working)
             assert database.circuit_breaker_state.value == "healthy"
             assert database.guard.tally.totals().percentile_s(0.5) < 1.0
@@ -250,7 +256,7 @@ def test_three_failed_probes_without_a_success_are_unhealthy(pg: Place) -> None:
             for state in ("healthy", "healthy", "unhealthy"):
                 health = await database.health_check()
                 assert (health["healthy"], health["state"]) == (False, state)
-                assert "refuses connections" in health["error"]
+                assert health["error"]
             pg.server.start()
             health = await database.health_check()
             assert (health["healthy"], health["state"], health["error"]) == (True, "healthy", None)
@@ -305,18 +311,18 @@ def test_a_read_only_server_is_a_condition_and_not_a_failure(pg: Place) -> None:
         async with with_notes(pg.url) as database:
             pg.server.sql(f'ALTER DATABASE "{pg.database}" SET default_transaction_read_only = on')
             kill_all(pg)
-            for _ in range(3):
-                with pytest.raises(Exception, match="read-only"):
-                    async with database.session_scope() as session:
-                        await session.execute(INSERT, {"n": 1})
+            await warm(database, 4)
+            with pytest.raises(Exception, match="read-only"):
+                async with database.session_scope() as session:
+                    await session.execute(INSERT, {"n": 1})
             health = await database.health_check()
             assert health["conditions"] == ["read_only"] and health["state"] == "healthy"
             # A failover: connections to what is a standby now must not stay in the pool for days.
             pg.server.sql(f'ALTER DATABASE "{pg.database}" RESET default_transaction_read_only')
-            async with database.session_scope() as session:
-                await session.execute(INSERT, {"n": 1})
+            assert database.connections is not None and database.connections.generation >= 1
+            await warm(database, 4, INSERT)
+            assert database.guard.tally.totals().verdicts[FAILURE] == 0
             kill_all(pg)
-            await database.health_check()
             assert (await database.health_check())["conditions"] == []
 
     run(main)
@@ -362,7 +368,7 @@ def test_a_paused_server_under_load_opens_the_circuit_and_closes_again(postgres1
                         await asyncio.sleep(0.01)
 
             working = [asyncio.create_task(work()) for _ in range(5)]
-            await until(lambda: database.metrics.commit.first_successes > 20)
+            await until(lambda: database.metrics.commit.count > 20)
             postgres18.pause()
             await until(lambda: database.circuit_breaker_state.value == "circuit_open")
             postgres18.resume()

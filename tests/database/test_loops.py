@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from koo.database.database import Database
+from koo.deadlines import WrongLoop
 from koo.errors import DatabaseUnavailable, Kind
 from tests.database.conftest import Place
 from tests.database.support import ONE, assert_free, options, until
@@ -80,10 +81,11 @@ def test_a_second_running_loop_is_a_clear_error(url: str) -> None:
         thread.start()
         await asyncio.get_running_loop().run_in_executor(None, thread.join)
         await use(database)  # unharmed
+        assert database.get_pool_metrics()["connection_metrics"]["created"] == 1
 
     asyncio.run(main())
     (error,) = errors
-    assert isinstance(error, RuntimeError) and "another event loop" in str(error)
+    assert isinstance(error, WrongLoop) and "this Database" in str(error)
 
 
 def test_closing_waits_for_running_scopes_and_refuses_new_ones(url: str) -> None:
@@ -140,6 +142,7 @@ import asyncio, warnings
 warnings.simplefilter("error")
 from sqlalchemy import text
 from koo.database.database import Database
+from koo.deadlines import WrongLoop
 from koo.options import DatabaseOptions
 
 async def main(database):

@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any, Literal
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import TextClause, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -42,16 +43,16 @@ PATIENT: dict[str, Any] = {
 """Waits for a server however slowly this machine starts it; when to stop waiting is another test's."""
 
 
-async def warm(database: Database, count: int) -> None:
-    """So many connections lie in the pool."""
+async def warm(database: Database, count: int, statement: TextClause = ONE) -> None:
+    """So many connections at once, each for one statement; then they lie in the pool."""
     together = asyncio.Barrier(count)
 
-    async def one() -> None:
+    async def one(n: int) -> None:
         async with database.session_scope() as session:
-            await session.execute(ONE)
+            await session.execute(statement, {"n": n} if statement is INSERT else {})
             await together.wait()
 
-    await asyncio.gather(*(one() for _ in range(count)))
+    await asyncio.gather(*(one(n) for n in range(count)))
 
 
 # ── before the first statement: nobody sees it ────────────────────────────────────────────────────────────────────
@@ -128,6 +129,23 @@ def test_a_server_that_comes_back_in_time_is_waited_for(pg: Place) -> None:
                 await session.execute(INSERT, {"n": 1})
                 await starting
             assert await notes(database) == [1]
+
+    run(main)
+
+
+def test_a_scope_that_is_left_while_its_first_statement_is_run_again_leaks_nothing(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url) as database:
+            for turns in range(0, 60, 3):
+                with suppress(SQLAlchemyError, KooError):
+                    async with database.session_scope() as session:
+                        kill_all(pg)
+                        forgotten = asyncio.create_task(session.execute(ONE))
+                        for _ in range(turns):
+                            await asyncio.sleep(0.0005)
+                await asyncio.gather(forgotten, return_exceptions=True)
+                await until(lambda: database.gate.used == 0)
+                database.reset_circuit_breaker()
 
     run(main)
 
@@ -425,7 +443,7 @@ def test_a_server_killed_and_started_again_under_load(any_pg: Place) -> None:
 
     async def main() -> None:
         breaker = BreakerOptions(failure_threshold=5, recovery_s=1.0, success_threshold=2)
-        async with with_notes(any_pg.url, breaker=breaker, **PATIENT) as database:
+        async with with_notes(any_pg.url, breaker=breaker, retry=PATIENT["retry"]) as database:
             acknowledged: list[int] = []
             unknown: list[int] = []
             counter = iter(range(1_000_000))

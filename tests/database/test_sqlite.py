@@ -181,6 +181,25 @@ def test_a_transaction_keeps_its_snapshot_and_shows_nobody_a_conflict(sqlite_url
     run(main)
 
 
+def test_after_a_conflict_the_repeat_is_the_writer_from_its_start(sqlite_url: str) -> None:
+    """So one repeat is enough, however many are at it."""
+
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            await insert(database, 1)
+
+            async def count_up(session: AsyncSession) -> None:
+                note = await session.get_one(Note, 1)
+                await asyncio.sleep(0.001)
+                note.words = str(int(note.words or "0") + 1)
+
+            await asyncio.gather(*(database.transaction(count_up, max_retries=1) for _ in range(20)))
+            async with database.session_scope() as session:
+                assert (await session.get_one(Note, 1)).words == "20"
+
+    run(main)
+
+
 def test_a_reader_keeps_one_snapshot_and_waits_for_nobody(sqlite_url: str) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url) as database:

@@ -293,6 +293,28 @@ def test_a_budget_of_ones_own_holds(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_cost_that_cannot_be_told_is_booked_at_its_bound(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with Platform(options(tmp_path)) as platform:
+            platform.register_service(
+                "search", daily_budget="1", max_cost_usd="0.04", cost_usd=lambda result: result["no such key"]
+            )
+            assert await platform.execute("search", Flaky()) == 1
+            await platform.ledger.flush()
+            assert platform.service_health("search")["rate_limits"]["daily_budget"]["spent"] == "0.04"
+        assert "cost_usd failed" in caplog.text
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, 5, "claude", "two\nlines", "database"])
+def test_a_name_that_cannot_be_right_is_refused(tmp_path: Path, name: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        Platform(options(tmp_path)).register_service(name)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -303,6 +325,12 @@ def test_a_budget_of_ones_own_holds(tmp_path: Path) -> None:
         {"daily_budget": "much", "max_cost_usd": 1},
         {"requests_per_minute": -1},
         {"max_retries": "3"},
+        {"timeout_s": "5"},
+        {"timeout_s": None},
+        {"idempotent": "no"},
+        {"classify": 5},
+        {"max_cost_usd": 1, "cost_usd": 5},
+        {"cost_usd": lambda result: 1},
     ],
 )
 def test_options_that_cannot_be_right_are_refused_by_name(tmp_path: Path, wrong: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ import aiohttp
 import pytest
 
 BINARY = Path("/usr/bin/chromium")
-WAIT_S = 20.0
+WAIT_S = 30.0
 """How long a condition may take on a machine that is busy with other things; what passes does not wait."""
 FLAGS = (
     "--headless",
@@ -36,6 +36,8 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-breakpad",
+    "--disable-crash-reporter",
     "--remote-debugging-port=0",
     # No name leads out of this machine; strangers of the tests live here under names of their own.
     "--host-resolver-rules=MAP *.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
@@ -166,6 +168,13 @@ class Window:
         await self.until(f"{_text_of(selector)}.includes({json.dumps(wanted)})")
         return await self.text(selector)
 
+    async def until_told(self, wanted: str) -> None:
+        """Wait until the console has said so."""
+        until = asyncio.get_running_loop().time() + WAIT_S
+        while not any(wanted in said for said in self.told):
+            assert asyncio.get_running_loop().time() < until, f"never told: {wanted}; but {self.told}"
+            await self.send("Browser.getVersion")  # whatever was said before is heard before its answer
+
     async def click(self, selector: str) -> None:
         """Click what is there and can be seen."""
         script = f"""(() => {{
@@ -194,11 +203,15 @@ class Window:
         given = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         await self.send("Emulation.setDeviceMetricsOverride", **given)
         await self.send("Emulation.setScrollbarsHidden", hidden=True)
+        await self.until(f"innerWidth === {width}")  # another process does it, a little later
 
     async def prefer(self, **features: str) -> None:
         """As `prefers_color_scheme="dark"`."""
-        media = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
+        wanted = {name.replace("_", "-"): value for name, value in features.items()}
+        media = [{"name": name, "value": value} for name, value in wanted.items()]
         await self.send("Emulation.setEmulatedMedia", features=media)
+        for name, value in wanted.items():
+            await self.until(f"matchMedia('({name}: {value})').matches")
 
     async def picture(self) -> bytes:
         """The whole page as PNG, to look at."""

@@ -69,6 +69,11 @@ async def proxied(app: FastAPI) -> AsyncIterator[FaultProxy]:
         yield proxy
 
 
+async def try_now(page: Window) -> None:
+    """Click the button that ends a pause, unless it has just ended by itself."""
+    await page.run("document.querySelector('[data-act=again]')?.click()")
+
+
 async def ask(client: Client, service: str = "claude", times: int = 1) -> int:
     status = 0
     for _ in range(times):
@@ -164,33 +169,34 @@ def test_it_asks_nobody_but_its_own_server_and_breaks_no_policy(browser: str, tm
     async def main() -> None:
         async with shown(browser, platform(tmp_path)) as (page, client):
             await page.until_text("h1", "Healthy")
-            await page.until("performance.getEntriesByType('resource').length > 16")
+            await page.until("performance.getEntriesByType('resource').length > 12")
             urls = [url for url in page.urls if not url.startswith(("data:", "about:"))]
-            assert len(urls) > 16 and [url for url in urls if not url.startswith(client.url)] == []
+            assert len(urls) > 12 and [url for url in urls if not url.startswith(client.url)] == []
         assert page.told == []
 
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("scheme", ["dark", "light"])
-@pytest.mark.parametrize("width", [320, 768, 1280])
-def test_it_fits_any_window(browser: str, tmp_path: Path, width: int, scheme: str) -> None:
+def test_it_fits_any_window_dark_and_light(browser: str, tmp_path: Path) -> None:
     async def main() -> None:
         async with FakeAnthropic() as fake:
             koo = platform(tmp_path, claude(fake), replace(claude(fake), name="second"))
             async with shown(browser, koo) as (page, client):
-                await page.resize(width)
-                await page.prefer(prefers_color_scheme=scheme)
                 fake.script(*[error(529, "overloaded_error")] * 3)
                 await ask(client, times=3)
                 await page.until_text(".alerts", "circuit breaker is open")
-                assert await page.run("document.documentElement.scrollWidth") <= width
-                edges = "[...document.querySelectorAll('main *')].map(it => it.getBoundingClientRect().right)"
-                assert await page.run(f"Math.max(...{edges})") <= width
-                heights = "[...document.querySelectorAll('main button')].map(it => it.offsetHeight)"
-                assert await page.run(f"Math.min(...{heights})") >= 24
-                ground = await page.run("getComputedStyle(document.body).backgroundColor")
-                assert ground == ("rgb(14, 17, 22)" if scheme == "dark" else "rgb(246, 247, 249)")
+                for width in (320, 768, 1280):
+                    await page.resize(width)
+                    assert await page.run("document.documentElement.scrollWidth") <= width
+                    edges = (
+                        "[...document.querySelectorAll('main *')].map(it => it.getBoundingClientRect().right)"
+                    )
+                    assert await page.run(f"Math.max(...{edges})") <= width
+                    heights = "[...document.querySelectorAll('main button')].map(it => it.offsetHeight)"
+                    assert await page.run(f"Math.min(...{heights})") >= 24
+                for scheme, ground in (("dark", "rgb(14, 17, 22)"), ("light", "rgb(246, 247, 249)")):
+                    await page.prefer(prefers_color_scheme=scheme)
+                    assert await page.run("getComputedStyle(document.body).backgroundColor") == ground
 
     asyncio.run(main())
 
@@ -310,7 +316,7 @@ def test_without_its_server_it_says_so_and_keeps_what_it_knew(browser: str, tmp_
             )
             assert "Trying again in" in await page.until_text("#below", "Trying again in")
             await proxy.accept()
-            await page.click("[data-act=again]")
+            await try_now(page)
             await page.until_text("h1", "Healthy")
             assert "live" in await page.text("#link")
             assert await page.run(ink) == await page.run(_colour_of("var(--ok)"))
@@ -335,7 +341,7 @@ def test_an_answer_that_is_late_makes_the_last_one_stale(browser: str, tmp_path:
             said = await page.until_text("#link", "stale since")
             assert "1 min" in said or "60 s" in said or "61 s" in said
             assert await page.run("document.documentElement.dataset.link") == "stale"
-            assert await page.text("h1") == "Healthy"  # the last thing that is known
+            assert "So it was at" in await page.until_text("#verdict", "Healthy (stale)")
             proxy.heal()
             proxy.reset_all()
 
@@ -360,8 +366,10 @@ def test_something_else_on_the_port_is_not_believed(browser: str, tmp_path: Path
             await page.until_text("h1", "Unknown")
             assert "not JSON" in await page.text("#verdict")
             answers[0] = HTMLResponse("[]")
+            await try_now(page)
             await page.until_text("#verdict", "not koo's")
             answers[0] = HTMLResponse('{"summary": {"overall_health": "healthy"}, "database": 3}')
+            await try_now(page)
             await page.until_text("#verdict", "cannot show the server's answer")
             assert await page.text("main") == ""
             answers.clear()
@@ -537,9 +545,8 @@ def test_a_strangers_page_can_reset_nothing_and_read_nothing(
                 assert set(posts) == {403}
                 assert koo.database.guard.breaker.phase is OPEN
                 # nor can it show the page in a frame, to have its buttons clicked
-                framed = "document.getElementById('framed').contentDocument"
-                assert await page.run(framed) is None
-                assert [said for said in page.told if "frame-ancestors" in said]
+                await page.until("document.getElementById('framed').contentDocument === null")
+                await page.until_told("frame-ancestors")
 
     asyncio.run(main())
 

@@ -22,7 +22,7 @@ from koo.database.links import Link
 from koo.database.pool import PoolMetrics
 from koo.database.session import GuardedSession
 from koo.database.sqlite import Mode, Need, SqliteFile, WriterLine
-from koo.deadlines import Deadlines
+from koo.deadlines import NEVER, Deadlines
 from koo.errors import DatabaseError, Kind
 from koo.guard import Guard
 from koo.options import DatabaseOptions
@@ -71,6 +71,8 @@ class Connections:
         self._draw = draw
         self._tasks: set[asyncio.Future[Any]] = set()
         self._engines: dict[tuple[bool, str | None], AsyncEngine] = {}
+        self.wakes_at = NEVER
+        self._timer: asyncio.TimerHandle | None = None
         self.note_read_only = on_read_only
         self.engine = self._make_engine(url)
 
@@ -120,6 +122,23 @@ class Connections:
     def usual_hold_s(self) -> float:
         """How long scopes keep their connection, by the median of late."""
         return self.metrics.hold.recent(self.monotonic()).percentile_s(0.5)
+
+    # ── deadlines of scopes ───────────────────────────────────────────────────────────────────────────────────
+
+    def wake_at(self, when: float) -> None:
+        """One timer serves all scopes: nearly none lives until its deadline."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.wakes_at = when
+        self._timer = None if when == NEVER else self.loop.call_at(when, self._wake)
+
+    def _wake(self) -> None:
+        now = self.loop.time()
+        scopes = [scope for scope in self.gate.holders if not scope.expired]
+        for scope in scopes:
+            if scope.deadline <= now:
+                scope.expire()
+        self.wake_at(min((scope.deadline for scope in scopes if scope.deadline > now), default=NEVER))
 
     # ── links ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -217,6 +236,7 @@ class Connections:
             await self.engine.dispose()
         finally:
             timer.cancel()
+            self.wake_at(NEVER)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self.options.cleanup_timeout_s)
 

@@ -31,7 +31,7 @@ from koo.database.probe import Look, ProbeDatabase
 from koo.database.scope import SessionScope
 from koo.database.sqlite import Mode, SqliteFile
 from koo.database.transactions import Transaction, check_function
-from koo.deadlines import NEVER, Deadlines
+from koo.deadlines import NEVER, Deadlines, WrongLoop
 from koo.errors import ConfigurationError, DatabaseUnavailable, Kind
 from koo.events import Event
 from koo.guard import DATABASES, Gates, Guard
@@ -151,7 +151,7 @@ class Database:
     # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _open(self) -> Connections:
-        """The connections of the running loop. Raises RuntimeError on a second loop while the first still runs."""
+        """The connections of the running loop. Raises `WrongLoop` on a second loop while the first still runs."""
         loop = asyncio.get_running_loop()
         here = self.connections
         if here is not None and here.loop is loop:
@@ -159,7 +159,7 @@ class Database:
                 raise DatabaseUnavailable(NAME, "it is being closed", kind=Kind.DRAINING)
             return here
         if here is not None and here.loop.is_running():
-            raise RuntimeError(
+            raise WrongLoop(
                 "this Database is open on another event loop, which is still running: connections belong to the loop"
                 " of their birth, so use one Database for each loop"
             )
@@ -197,6 +197,7 @@ class Database:
             clock=self.clock,
             draw=self.draw,
             on_look=self._note_look,
+            tick=self.tick,
             temporary=self._file is not None and self._file.temporary,
         )
         self._keeper = loop.create_task(self._keep(self.connections, self._probe), name="koo ProbeDatabase")
@@ -226,6 +227,7 @@ class Database:
     def tick(self) -> None:
         """What time alone brings about; the keeper does it too."""
         self.guard.tick()
+        self.metrics.fold(self.clock.monotonic())
 
     # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────
 

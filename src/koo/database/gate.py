@@ -20,9 +20,13 @@ RETRY_S_MIN = 0.1
 
 
 class Holder(Protocol):
-    """A scope, and the task that opened it."""
+    """A scope, the task that opened it, and its deadline in monotonic seconds."""
 
     owner: asyncio.Task[Any] | None
+    deadline: float
+    expired: bool
+
+    def expire(self) -> None: ...
 
 
 class Gate(Slots):

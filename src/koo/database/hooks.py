@@ -39,6 +39,8 @@ class Hooks:
         self._driver = connections.driver
         self._links = connections.links
         self._metrics = connections.metrics
+        self._note_statement = connections.metrics.statement.note
+        self._note_commit = connections.metrics.commit.note
         self._monotonic = connections.monotonic
         self._is_sqlite = connections.file is not None
         self._idle_begin_s = connections.options.pool_timeout_s * IDLE_BEGIN_SHARE
@@ -132,12 +134,12 @@ class Hooks:
         try:
             self._do_commit(fairy)
         except BaseException:
-            scope.fail(link, began)
+            scope.leave(link, began, False)
             raise
         finally:
             if link.writing:
                 self._connections.end_writing(link)
-        scope.succeed(link, began, self._metrics.commit)
+        self._note_commit(scope.leave(link, began, True))
 
     # ── statements ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -162,12 +164,12 @@ class Hooks:
                 await_(self._prepare_sqlite(link, scope, statement, context))
             execute(statement, *parameters)
         except BaseException as error:
-            scope.fail(link, began)
+            scope.leave(link, began, False)
             if self._is_sqlite and not isinstance(error, Exception):
                 stop_running(link.connection)  # else it goes on in its thread, and closing waits for it
             raise
         scope.statements += 1
-        scope.succeed(link, began, self._metrics.statement)
+        self._note_statement(scope.leave(link, began, True))
         return True
 
     async def _prepare_sqlite(self, link: Link, scope: SessionScope, statement: str, context: Any) -> None:

@@ -6,11 +6,40 @@ Each phase has its own latencies, because they blame different parties: `gate_wa
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
-from koo.policies.tally import Tally
+from koo.policies.tally import Bucket, Tally
 
+SAMPLES_MAX = 20_000
 PHASES = ("gate_wait", "connect", "statement", "commit", "hold")
+
+
+class Latencies:
+    """Seconds of one phase. `note` is a list's own append: the sorting into a histogram waits until somebody looks."""
+
+    __slots__ = ("_samples", "_tally", "note")
+
+    def __init__(self, now: float) -> None:
+        self._tally = Tally(now)
+        # Bounded, should nobody ever look and nobody tick.
+        self._samples: deque[float] = deque(maxlen=SAMPLES_MAX)
+        self.note = self._samples.append
+
+    @property
+    def count(self) -> int:
+        """Of the process's life."""
+        return self._tally.first_successes + len(self._samples)
+
+    def fold(self, now: float) -> None:
+        """Sort what was noted; the tick does it each second, so that each ends in the right quarter of a minute."""
+        while self._samples:
+            self._tally.record_success(self._samples.popleft(), False, True, now)
+
+    def recent(self, now: float) -> Bucket:
+        """The last five minutes."""
+        self.fold(now)
+        return self._tally.recent(now)
 
 
 class PoolMetrics:
@@ -36,11 +65,11 @@ class PoolMetrics:
     )  # fmt: skip
 
     def __init__(self, now: float) -> None:
-        self.gate_wait = Tally(now)
-        self.connect = Tally(now)
-        self.statement = Tally(now)
-        self.commit = Tally(now)
-        self.hold = Tally(now)
+        self.gate_wait = Latencies(now)
+        self.connect = Latencies(now)
+        self.statement = Latencies(now)
+        self.commit = Latencies(now)
+        self.hold = Latencies(now)
         self.created = self.closed = 0
         self.broken = 0  # lost while in use
         self.stale = 0  # found dead before use, and replaced unseen
@@ -57,6 +86,11 @@ class PoolMetrics:
         self.errors[kind] = self.errors.get(kind, 0) + 1
         self.last_error = f"{kind} ({name})"
 
+    def fold(self, now: float) -> None:
+        """Sort what was noted."""
+        for phase in PHASES:
+            getattr(self, phase).fold(now)
+
     def connections(self) -> dict[str, int]:
         """What became of connections."""
         return {
@@ -72,10 +106,10 @@ class PoolMetrics:
         return {phase: _times(getattr(self, phase), now) for phase in PHASES}
 
 
-def _times(tally: Tally, now: float) -> dict[str, float]:
-    recent = tally.recent(now)
+def _times(latencies: Latencies, now: float) -> dict[str, float]:
+    recent = latencies.recent(now)
     return {
-        "count": tally.first_successes,
+        "count": latencies.count,
         "average": recent.mean_s(),
         "p50": recent.percentile_s(0.50),
         "p95": recent.percentile_s(0.95),

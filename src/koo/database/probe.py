@@ -62,6 +62,7 @@ class ProbeDatabase:
         clock: Clock,
         draw: Callable[[], float],
         on_look: Callable[[Look], None],
+        tick: Callable[[], None],
         temporary: bool = False,
     ) -> None:
         self._url = url
@@ -72,6 +73,7 @@ class ProbeDatabase:
         self._clock = clock
         self._draw = draw
         self._on_look = on_look
+        self._tick = tick
         self._temporary = temporary
         self._driver: Driver = DRIVERS[url.get_driver_name()]
         self._engine: AsyncEngine | None = None
@@ -84,7 +86,7 @@ class ProbeDatabase:
         due_at = self._clock.monotonic() + self._options.probe_interval_s
         while True:
             await self._clock.sleep(min(TICK_S, self._options.probe_interval_s))
-            self._guard.tick()
+            self._tick()
             now = self._clock.monotonic()
             if now >= due_at or self._guard.breaker.phase is HALF_OPEN:
                 due_at = now + self._options.probe_interval_s

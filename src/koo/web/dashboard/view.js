@@ -24,7 +24,8 @@ export function verdictOf(feed) {
   if (feed.link === "lost") return feed.failure?.status ? UNREADABLE : DISCONNECTED;
   if (feed.link === "locked") return LOCKED;
   if (feed.snapshot === null) return CONNECTING;
-  return verdictLook(feed.snapshot.dashboard.summary.overall_health);
+  const look = verdictLook(feed.snapshot.dashboard.summary.overall_health);
+  return feed.link === "stale" ? { ...look, tone: "none", word: `${look.word} (stale)` } : look;
 }
 
 /** @param {Feed} feed */
@@ -50,6 +51,7 @@ function sentence(feed) {
     const last = verdictLook(snapshot.dashboard.summary.overall_health).word;
     return `${why}. What is below was true at ${clock(feed.cameAt, Date.now())}; then it was ${last}.`;
   }
+  if (link === "stale") return `So it was at ${clock(feed.cameAt, Date.now())}. The next answer is late.`;
   return stateSentence(/** @type {Dashboard} */ (snapshot?.dashboard));
 }
 
