@@ -28,6 +28,7 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "docs" / "QUICK_START.md",
     ROOT / "docs" / "ENHANCED_ERROR_HANDLING.md",
+    ROOT / "docs" / "alerts.md",
     ROOT / "docs" / "errors.md",
     ROOT / "docs" / "operations.md",
 ]

@@ -7,6 +7,7 @@ and its answer.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from decimal import Decimal
 
@@ -56,13 +57,14 @@ class Doubt:
 
         self._patch.setattr(SqlBackend, "_attempt", cut)
 
-    def refuse(self, count: int) -> None:
-        """Nothing is committed, `count` times."""
-        self.left = count
+    def refuse_after(self, gate: threading.Event) -> None:
+        """One transaction waits for the gate and comes to nothing."""
+        self.left = 1
         transact = SqlBackend.transact
 
         def away(backend: SqlBackend, write: Callable[[Transaction], None], exclusive: bool) -> None:
             if exclusive and self.left:
+                gate.wait()
                 self.left -= 1
                 raise StoreUnavailable("away")
             transact(backend, write, exclusive)
@@ -218,14 +220,17 @@ def test_what_waits_is_written_in_the_order_in_which_it_was_said(
     async def main() -> None:
         store = SqlStore(sqlite.url, clock=SetClock())
         await store.open()
-        doubt.refuse(1)
-        for amount in ("0.20", "0.10"):
-            store.ledger.settle(alone(store, amount), charge("0.05"))
+        gate = threading.Event()
+        doubt.refuse_after(gate)
+        store.ledger.settle(alone(store, "0.20"), charge("0.05"))
+        running = alone(store, "0.10")
         store.ledger.submit()
-        await until(lambda: doubt.left == 0)
+        await until(lambda: store.ledger.waiting == 0)
+        store.ledger.settle(running, charge("0.06"))
         monkeypatch.setattr("koo.storage.sql_ledger.ACTS_PER_COMMIT", 1)
+        gate.set()
         await until(doubt.is_over(store))
-        assert await numbers(store) == usd("0.10")
+        assert await numbers(store) == usd("0.11")
         await store.close()
 
     asyncio.run(main())

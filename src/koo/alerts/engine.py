@@ -90,7 +90,6 @@ class Alerts:
             else:
                 self._active[episode.fingerprint] = episode
                 self._unseen.add(episode.fingerprint)
-        self._unseen_until = None
 
     def step(self, findings: Iterable[Finding], now: float) -> list[Episode]:
         """Take in what holds now (wall seconds); gives the episodes that began or ended, for keeping."""
@@ -133,7 +132,6 @@ class Alerts:
 
     def _end(self, episode: Episode, now: float) -> list[Episode]:
         del self._active[episode.fingerprint]
-        self._unseen.discard(episode.fingerprint)
         ended = replace(episode, ended_at=now)
         if episode.kind not in ENDINGS:
             return [ended]

@@ -38,7 +38,8 @@ class FaultProxy:
     """Listens on 127.0.0.1 (`host`, `port`) and forwards to a server.
 
     `connections`: accepted so far. `open_connections`: now. `commits`: COMMITs that clients have sent. `cuts`: how many
-    of them were cut.
+    of them were cut. `swallowed`: pieces of data that came by a forgotten connection. `requests`: pieces of data from clients,
+    which is how many round trips they made if they waited for each answer.
     """
 
     def __init__(self, target_host: str, target_port: int) -> None:
@@ -50,6 +51,8 @@ class FaultProxy:
         self.connections = 0
         self.commits = 0
         self.cuts = 0
+        self.swallowed = 0
+        self.requests = 0
         self._cut: CommitCut | None = None
         self._cuts_left = 0
         self._server: asyncio.Server | None = None
@@ -130,6 +133,7 @@ class FaultProxy:
         """Wait as long as the faults say."""
         assert self._open is not None
         if pipe.forgotten:
+            self.swallowed += 1
             await asyncio.get_running_loop().create_future()
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
@@ -191,6 +195,7 @@ class _Pipe:
     async def _upstream(self) -> None:
         assert self._server is not None
         while data := await self._client[0].read(_CHUNK):
+            self._proxy.requests += 1
             await self._proxy.pass_on(self)
             if any(_is_commit(message) for message in self._messages.feed(data)):
                 self._cut = self._proxy.commit_cut()

@@ -1,0 +1,337 @@
+"""Write `docs/api.md` from the docstrings of the public names: `python -m docs.generate_api`.
+
+What is said about a name stands at the name; here stands only how it is put on a page. Nothing is opened and no setting
+is read: names that are made when they are first asked for are described, not asked for.
+`tests/docs/test_api.py` fails when the page is older than its source, or when a public name has no docstring.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import koo
+from koo.errors import KooError
+from koo.options import Checked
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "api.md"
+WIDTH = 100
+VALUE_MAX = 40
+
+
+class Group(NamedTuple):
+    """Names of `koo` under one heading, with a sentence before them."""
+
+    title: str
+    names: tuple[str, ...]
+    intro: str = ""
+
+
+GROUPS = [
+    Group(
+        "The platform and its parts",
+        ("Platform", "Database", "Guard", "Settings", "deadline"),
+        "What an application has one of. A `Platform` owns all the others, opens itself at its first use, and closes "
+        "when its event loop ends. Of `Settings` each attribute is a variable of [configuration.md](configuration.md), "
+        "in small letters.",
+    ),
+    Group("Questions and answers", ("Query", "Answer", "Chunk", "Usage")),
+    Group(
+        "Options",
+        (
+            "PlatformOptions",
+            "ServiceOptions",
+            "DatabaseOptions",
+            "GuardOptions",
+            "BreakerOptions",
+            "RetryOptions",
+            "LimitOptions",
+        ),
+        "Frozen, checked when they are made. Each option with its default, its range and the reason for it is in "
+        "[configuration.md](configuration.md).",
+    ),
+    Group(
+        "Errors",
+        (
+            "KooError",
+            "ExternalServiceError",
+            "CircuitOpen",
+            "RateLimited",
+            "BudgetExceeded",
+            "ServiceTimeout",
+            "StreamTruncated",
+            "AuthenticationFailed",
+            "InvalidRequest",
+            "UnknownService",
+            "PriceUnknown",
+            "AllServicesFailed",
+            "DatabaseUnavailable",
+            "PoolSaturated",
+            "CommitOutcomeUnknown",
+            "ConfigurationError",
+            "Kind",
+        ),
+        "What to do about each is in [errors.md](errors.md). All have `reason`, `kind`, `retry_after_s`, `attempts`.",
+    ),
+]
+UNDER_NO_HEADING = {"__version__"}
+INNER = {
+    "Platform": {"act", "budget", "check_service", "sweep", "tick", "watch"},
+    "Database": {"make_scope", "tick"},
+    "Guard": {"begin", "judge", "leave", "note_check", "signs", "tick"},
+}
+"""What koo's own parts call of one another; a page with them would hide what its readers look for."""
+WEB = ("create_app", "mount", "serve", "monitoring_router", "ai_router")
+BACKEND = (
+    "core.config",
+    "core.database",
+    "core.ai_error_handling",
+    "services.hybrid_ai_manager",
+    "api.monitoring",
+    "api.ai",
+)
+"""Modules of `backend/`. `core.exceptions` holds the errors above and some of their relatives."""
+MADE_WHEN_ASKED_FOR = {
+    "core.config.settings": "The one `Settings` of this process, read when it is first asked for.",
+    "core.database.db_manager": "The one `koo.Database` of this process: [`Database`](#database).",
+    "core.database.SessionDep": "For FastAPI: a session that commits before the answer leaves, so that a failed COMMIT "
+    "is a 5xx and not a 200.",
+    "api.monitoring.router": "A FastAPI router that serves `/monitoring/...`.",
+    "api.ai.router": "A FastAPI router that serves `/ai/...`.",
+}
+"""To look at these would read the environment or load FastAPI; `api.ai.router` is an object of FastAPI's own."""
+DECORATOR = """\
+Make an `async def f(session, ...)` one transaction that is run again from the start, in a fresh session, on a \
+transient failure; it is then called without the session.
+
+`max_retries` counts repeats after the first run (None: `DB_MAX_RETRIES`). `readonly` takes no writes; `isolation` \
+is "READ COMMITTED", "REPEATABLE READ" or "SERIALIZABLE". Raises `CommitOutcomeUnknown` without a repeat, and \
+TypeError at the decoration of anything but a coroutine function."""
+"""Made by a function, which has the docstring."""
+ADDRESS = re.compile(r"<.* at 0x[0-9a-f]+>")
+
+
+# ── one name ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def doc_of(thing: Any) -> str:
+    """A docstring as Markdown: its indented parts, code with words beside it, become blocks of text."""
+    written = thing.__doc__ if isinstance(thing, property | type) else inspect.getdoc(thing)
+    text = inspect.cleandoc(written or "")
+    if not text:
+        raise ValueError(f"{thing!r} has no docstring")
+    if is_dataclass(thing) and text.startswith(f"{getattr(thing, '__name__', '')}("):
+        raise ValueError(f"{thing!r} has no docstring but the one that dataclasses make")
+    return re.sub(r"(?:^    .*\n?(?:\n(?=    ))?)+", _as_block, text, flags=re.MULTILINE)
+
+
+def _as_block(indented: re.Match[str]) -> str:
+    code = textwrap.dedent(indented[0]).rstrip("\n")
+    return f"```text\n{code}\n```\n"
+
+
+def signature_of(thing: Any, name: str) -> str:
+    """`name(parameters) -> result`, a parameter a line where one line would be too long."""
+    # Of a class what it declares itself: pydantic would give every setting as a parameter.
+    signature = inspect.signature(vars(thing).get("__init__", thing) if isinstance(thing, type) else thing)
+    parameters = list(_parameters(signature))
+    result = "" if isinstance(thing, type) else _result(signature)
+    line = f"{_prefix(thing)}{name}({', '.join(parameters)}){result}"
+    if len(line) <= WIDTH:
+        return line
+    inner = "".join(f"    {parameter},\n" for parameter in parameters)
+    return f"{_prefix(thing)}{name}(\n{inner}){result}"
+
+
+def _prefix(thing: Any) -> str:
+    if isinstance(thing, type):
+        return ""
+    waits = inspect.iscoroutinefunction(thing) or inspect.isasyncgenfunction(thing)
+    return "async def " if waits else "def "
+
+
+def _parameters(signature: inspect.Signature) -> Iterator[str]:
+    """As they are written; without `self`, with the marks `/` and `*`."""
+    kinds = inspect.Parameter
+    before: Any = None
+    for name, one in signature.parameters.items():
+        if name == "self":
+            continue
+        if before is kinds.POSITIONAL_ONLY and one.kind is not before:
+            yield "/"
+        if one.kind is kinds.KEYWORD_ONLY and before not in (kinds.KEYWORD_ONLY, kinds.VAR_POSITIONAL):
+            yield "*"
+        stars = "*" if one.kind is kinds.VAR_POSITIONAL else "**" if one.kind is kinds.VAR_KEYWORD else ""
+        yield stars + name + _annotation(one) + _default(one)
+        before = one.kind
+
+
+def _annotation(one: inspect.Parameter) -> str:
+    return "" if one.annotation is one.empty else f": {_words(one.annotation)}"
+
+
+def _default(one: inspect.Parameter) -> str:
+    if one.default is one.empty:
+        return ""
+    spaces = " " if one.annotation is not one.empty else ""
+    return f"{spaces}={spaces}{_value(one.default)}"
+
+
+def _value(default: Any) -> str:
+    if isinstance(default, Enum):
+        return f"{type(default).__name__}.{default.name}"
+    shown = repr(default)
+    # An address is another one in each process; and what is long tells less than nothing.
+    return "…" if ADDRESS.fullmatch(shown) or shown == "<factory>" or len(shown) > VALUE_MAX else shown
+
+
+def _result(signature: inspect.Signature) -> str:
+    given = signature.return_annotation
+    return "" if given is inspect.Signature.empty else f" -> {_words(given)}"
+
+
+def _words(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def callable_entry(thing: Any, name: str, level: str) -> Iterator[str]:
+    """A heading, the signature, and what the docstring says."""
+    yield f"{level} `{name}`"
+    yield f"```python fragment\n{signature_of(thing, name.rpartition('.')[2])}\n```"
+    yield DECORATOR if name == "transactional_with_retry" else doc_of(thing)
+
+
+# ── a class ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def class_entry(one: type, name: str, level: str = "###") -> Iterator[str]:
+    """A class with what it has: fields as they are made, properties and methods by name."""
+    yield f"{level} `{name}`"
+    if issubclass(one, Enum):
+        yield doc_of(one)
+        yield "Values: " + ", ".join(f"`{member.value}`" for member in one) + "."
+        return
+    if issubclass(one, KooError):
+        bases = " and ".join(f"`{base.__name__}`" for base in one.__bases__ if base is not Exception)
+        yield doc_of(one) + (f" It is {_article(bases)} {bases}." if bases else "")
+        return
+    if issubclass(one, Checked):
+        yield doc_of(one)
+        yield "Fields: " + ", ".join(f"`{field.name}`" for field in fields(one)) + "."  # type: ignore[arg-type]
+        return
+    yield f"```python fragment\n{signature_of(one, name)}\n```"
+    yield doc_of(one)
+    yield from _members(one, name, level)
+
+
+def _article(words: str) -> str:
+    return "an" if words[1:2] in "AEIOU" else "a"
+
+
+def _members(one: type, name: str, level: str) -> Iterator[str]:
+    for member_name, member in vars(one).items():
+        if member_name.startswith("_") or member_name in INNER.get(one.__name__, ()):
+            continue
+        if isinstance(member, property):
+            yield f"**`{name}.{member_name}`**: {doc_of(member)}"
+        elif isinstance(member, staticmethod):
+            continue  # a name for a function that has an entry of its own
+        elif (
+            inspect.isfunction(member) and member.__module__ == one.__module__
+        ):  # not what pydantic puts there
+            yield from callable_entry(member, f"{name}.{member_name}", f"{level}#")
+
+
+# ── a module of the backend ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def module_entry(module: ModuleType) -> Iterator[str]:
+    """What a module says of itself, and each of its names."""
+    yield f"### `{module.__name__}`"
+    yield doc_of(module)
+    for name in module.__all__:
+        full = f"{module.__name__}.{name}"
+        if full in MADE_WHEN_ASKED_FOR:
+            yield f"#### `{name}`"
+            yield MADE_WHEN_ASKED_FOR[full]
+        else:
+            yield from _name_entry(vars(module)[name], name)
+
+
+def _name_entry(thing: Any, name: str) -> Iterator[str]:
+    if isinstance(thing, type):
+        yield f"#### `{name}`"
+        yield f"[`{thing.__name__}`](#{thing.__name__.lower()}), as in `koo`."
+    elif inspect.ismethod(thing):
+        owner = thing.__func__.__qualname__.rpartition(".")[2]
+        yield f"#### `{name}`"
+        yield f"The same as `{owner}`."
+    elif callable(thing):
+        yield from callable_entry(thing, name, "####")
+    else:
+        yield f"#### `{name}`"
+        yield doc_of(type(thing))
+        yield from _members(type(thing), name, "####")
+
+
+# ── the page ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def body() -> Iterator[str]:
+    """The page, part by part."""
+    yield "# API reference"
+    yield "<!-- Written by docs/generate_api.py from the docstrings: change them. -->"
+    yield (
+        "Every public name with its signature and what it does. How they are used is in the [complete "
+        "guide](ENHANCED_ERROR_HANDLING.md), and in [examples](../examples/README.md). Paths over HTTP are in the "
+        "[guide too](ENHANCED_ERROR_HANDLING.md#endpoints), and at `/docs` of a running server. What koo's own parts "
+        "call of one another is left out."
+    )
+    yield "## `koo`"
+    yield doc_of(koo)
+    for group in GROUPS:
+        yield f"## {group.title}"
+        if group.intro:
+            yield group.intro
+        for name in group.names:
+            yield from class_entry(getattr(koo, name), name)
+    yield "## `koo.web`"
+    yield doc_of(import_module("koo.web")).partition("\n\n")[0]
+    yield "[examples/mounted.py](../examples/mounted.py) is an application with koo mounted into it."
+    for name in WEB:
+        yield from callable_entry(getattr(import_module("koo.web"), name), name, "###")
+    yield "## The backend"
+    yield (
+        "The platform's own names for the same things, on the path of an editable install. `core.exceptions` has the "
+        "[errors](#errors) under their own names."
+    )
+    for module in BACKEND:
+        yield from module_entry(import_module(module))
+
+
+def page() -> str:
+    """The whole document."""
+    return "\n\n".join(part.rstrip("\n") for part in body()) + "\n"
+
+
+def pages() -> dict[Path, str]:
+    """Each generated file and what it should hold."""
+    return {PAGE: page()}
+
+
+def main() -> None:
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

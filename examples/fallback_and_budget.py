@@ -1,0 +1,108 @@
+"""When a service fails, or its budget is spent, another one answers.
+
+    .venv/bin/python examples/fallback_and_budget.py
+
+It needs no key: `claude` and `lab` are fake servers that speak the real wire formats, on 127.0.0.1. With a key the same
+questions go to the real ones; `Platform()` without options reads the environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from koo import (
+    AllServicesFailed,
+    BudgetExceeded,
+    Platform,
+    PlatformOptions,
+    Query,
+    RetryOptions,
+    ServiceOptions,
+)
+from koo.testing.providers import FakeAnthropic, FakeCompatible, error
+
+QUESTION = Query(service="claude", prompt="What is the capital of France?", max_tokens=100, fallback=("lab",))
+ALONE = Query(service="claude", prompt="What is the capital of France?", max_tokens=100)
+
+
+def options(home: Path, claude: FakeAnthropic, lab: FakeCompatible) -> PlatformOptions:
+    """`claude` costs money and has half a cent a day; `lab` is a server of one's own, and free."""
+    return PlatformOptions(
+        home=home,
+        state_url=f"sqlite:///{home / 'koo-state.db'}",
+        services=(
+            ServiceOptions(
+                name="claude",
+                kind="anthropic",
+                model="claude-sonnet-5-5",
+                base_url=claude.base_url,
+                api_key="test-key",
+                input_price=Decimal(3),
+                output_price=Decimal(15),
+                daily_budget_usd=Decimal("0.005"),
+                retry=RetryOptions(attempts_max=2, base_s=0.01),
+            ),
+            ServiceOptions(
+                name="lab",
+                kind="openai_compatible",
+                model="qwen3:8b",
+                base_url=lab.base_url,
+                declared=True,
+                retry=RetryOptions(attempts_max=2, base_s=0.01),
+            ),
+        ),
+    )
+
+
+async def fall_back(platform: Platform, claude: FakeAnthropic) -> None:
+    """A failure moves on after its retries; a refusal moves on at once."""
+    answer = await platform.query(QUESTION)
+    print(f"{answer.service} answered: {answer}")
+    claude.script(error(529, "overloaded_error"), error(529, "overloaded_error"))
+    answer = await platform.query(QUESTION)
+    print(f"{answer.service} answered, because claude is overloaded")
+
+
+async def spend(platform: Platform, claude: FakeAnthropic) -> None:
+    """Before each attempt its worst case is put aside, so the budget holds however many ask at once."""
+    outcomes = await platform.query_many([ALONE] * 10)
+    refused = [one for one in outcomes if isinstance(one, BudgetExceeded)]
+    print(f"{len(outcomes) - len(refused)} of {len(outcomes)} fitted into the budget at once")
+    while True:
+        try:
+            await platform.query(ALONE)
+        except BudgetExceeded as refusal:
+            print(f"refused until midnight UTC: {refusal.retry_after_s is not None}")
+            break
+    budget = platform.service_health("claude")["rate_limits"]["daily_budget"]
+    print(f"within the budget: {claude.billed_usd <= Decimal(budget['limit'])}")
+    answer = await platform.query(QUESTION)
+    print(f"{answer.service} answered, for {answer.cost_usd} USD")
+
+
+async def nobody(platform: Platform, lab: FakeCompatible) -> None:
+    """When nobody answers, the error holds the reason of each."""
+    lab.script(error(503, "unavailable"), error(503, "unavailable"))
+    try:
+        await platform.query(QUESTION)
+    except AllServicesFailed as failed:
+        print("nobody answered:", *(type(reason).__name__ for reason in failed.exceptions))
+
+
+async def main() -> None:
+    with TemporaryDirectory() as home:
+        async with (
+            FakeAnthropic(key="test-key") as claude,
+            FakeCompatible(key=None) as lab,
+            Platform(options(Path(home), claude, lab)) as platform,
+        ):
+            await fall_back(platform, claude)
+            await spend(platform, claude)
+            await nobody(platform, lab)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

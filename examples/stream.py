@@ -1,0 +1,47 @@
+"""An answer, streamed from the small model in the process: no key, no server.
+
+.venv/bin/python examples/stream.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from core.exceptions import ExternalServiceError, StreamTruncated
+from services.hybrid_ai_manager import stream_ai
+
+
+async def read_to_the_end() -> None:
+    """Each chunk as it comes; afterwards the whole answer with its tokens and its cost."""
+    stream = stream_ai("local", "Name three colours.", max_tokens=40, timeout_s=60)
+    async with stream:
+        async for chunk in stream:
+            print(chunk, end="", flush=True)
+    print()
+    if stream.answer is not None:
+        print(f"{stream.answer.usage.output_tokens} tokens, {stream.answer.cost_usd} USD")
+
+
+async def leave_early() -> None:
+    """Whoever has enough leaves: the model stops, and what was used is booked."""
+    words = 0
+    async with stream_ai("local", "Tell me a long story.", max_tokens=200) as stream:
+        async for _ in stream:
+            words += 1
+            if words == 3:
+                break
+    print(f"left after {words} chunks")
+
+
+async def main() -> None:
+    try:
+        await read_to_the_end()
+        await leave_early()
+    except StreamTruncated as error:
+        print(f"\nbroke off after {len(error.partial_text)} characters: {error}")
+    except ExternalServiceError as error:
+        print(f"no answer: {error}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,439 @@
+"""Which alerts hold: the promised kinds and thresholds, over real guards that real calls have gone through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from koo.alerts.rules import KINDS, Finding, Severity
+from koo.options import LimitOptions
+from koo.policies.breaker import Override
+from koo.policies.verdict import THROTTLED, Fault
+from tests.monitoring.houses import (
+    CANCELLED,
+    FAILED,
+    KEY_REFUSED,
+    MODEL_REFUSED,
+    TOO_MANY,
+    House,
+    in_house,
+)
+
+
+def the(house: House, kind: str) -> Finding:
+    """The one finding of that kind."""
+    (finding,) = [one for one in house.findings() if one.kind == kind]
+    return finding
+
+
+def test_where_all_is_well_nothing_is_found(tmp_path: Path) -> None:
+    async def test(house: House) -> None:
+        house.add()
+        house.add("openai")
+        assert house.found() == set(), "nothing was asked yet"
+        await house.calls(30)
+        await house.use_database(True, True)
+        house.look_at_database()
+        assert house.found() == set()
+
+    in_house(test, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "severity"),
+    [
+        ("circuit_open", "critical"),
+        ("database_unavailable", "critical"),
+        ("service_down", "critical"),
+        ("degraded_performance", "warning"),
+        ("limit_approaching_requests_per_minute", "warning"),
+        ("budget_approaching", "warning"),
+        ("circuit_recovering", "warning"),
+    ],
+)
+def test_the_promised_kinds_have_the_promised_severities(kind: str, severity: Severity) -> None:
+    assert KINDS[kind] == severity == Finding(kind, "ai:claude", "").severity
+
+
+def test_a_condition_that_is_new_to_the_table_is_a_warning_and_no_failure() -> None:
+    assert Finding("database_on_fire", "database", "the database is on fire").severity == "warning"
+
+
+# ── performance: an error rate of 10 %, or a 95th percentile above the slow time, of at least 20 calls ────────────────
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "found"),
+    [
+        (18, 2, True),
+        (19, 1, False),
+        (17, 2, False),
+        (10, 9, False),
+        (27, 3, True),
+        (28, 3, False),
+        (63, 7, True),
+    ],
+)
+def test_an_error_rate_of_a_tenth_of_at_least_twenty_calls(good: int, bad: int, found: bool) -> None:
+    """Exactly a tenth counts, and so does none of nineteen calls, however many failed."""
+
+    async def test(house: House) -> None:
+        house.add(failure_threshold=1000)
+        await house.calls(good, bad)
+        assert ("degraded_performance:ai:claude" in house.found()) is found
+        if found:
+            assert "10%" in the(house, "degraded_performance").message
+
+    in_house(test)
+
+
+@pytest.mark.parametrize(
+    ("quick", "slow", "found"), [(18, 2, True), (20, 0, False), (99, 1, False), (17, 2, False)]
+)
+def test_a_95th_percentile_above_the_slow_call_time(quick: int, slow: int, found: bool) -> None:
+    async def test(house: House) -> None:
+        house.add()
+        await house.calls(quick)
+        await house.calls(slow, took_s=9.0)
+        assert ("degraded_performance:ai:claude" in house.found()) is found
+
+    in_house(test)
+
+
+def test_what_was_cancelled_or_refused_by_us_is_no_call() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        await house.calls(good=17, bad=2)
+        for _ in range(10):
+            await house.call(CANCELLED)
+        assert house.found() == set(), "nineteen calls say something"
+        await house.calls(good=1)
+        assert house.found() == {"degraded_performance:ai:claude"}
+
+    in_house(test)
+
+
+def test_throttled_answers_are_errors_too() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        await house.calls(18)
+        for _ in range(2):
+            await house.call(TOO_MANY)
+        assert "degraded_performance:ai:claude" in house.found()
+
+    in_house(test)
+
+
+def test_performance_is_that_of_the_last_five_minutes() -> None:
+    async def test(house: House) -> None:
+        house.add(failure_threshold=1000)
+        await house.calls(10, 10)
+        assert house.found() == {"degraded_performance:ai:claude"}
+        await house.clock.sleep(301)
+        assert house.found() == set()
+
+    in_house(test)
+
+
+# ── limits and money: 80 % ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("option", "key"),
+    [
+        ("per_minute", "requests_per_minute"),
+        ("per_hour", "requests_per_hour"),
+        ("per_day", "requests_per_day"),
+    ],
+)
+def test_a_limit_is_told_from_four_fifths_on(option: str, key: str) -> None:
+    async def test(house: House) -> None:
+        house.add(limits=LimitOptions(**{option: 10}))
+        await house.calls(7)
+        assert house.found() == set()
+        await house.calls(1)
+        assert house.found() == {f"limit_approaching_{key}:ai:claude"}
+        finding = the(house, f"limit_approaching_{key}")
+        assert "8 of 10" in finding.message
+        assert finding.data["resets_at"] == house.view()["rate_limits"][key]["resets_at"] is not None
+
+    in_house(test)
+
+
+def test_a_limit_that_is_not_set_or_is_nothing_is_not_approached() -> None:
+    async def test(house: House) -> None:
+        house.add(limits=LimitOptions(per_minute=0))
+        house.add("openai")
+        await house.calls(50, name="openai")
+        assert house.found() == set()
+
+    in_house(test)
+
+
+@pytest.mark.parametrize(
+    ("spent", "held", "found"),
+    [("7.99", "0", False), ("8", "0", True), ("4", "3.99", False), ("4", "4", True), ("12", "0", True)],
+)
+def test_a_budget_is_told_from_four_fifths_on_spent_and_held_together(
+    spent: str, held: str, found: bool
+) -> None:
+    async def test(house: House) -> None:
+        house.add(budget="10")
+        house.spend(spent, held)
+        assert house.found() == ({"budget_approaching:ai:claude"} if found else set())
+
+    in_house(test)
+
+
+@pytest.mark.parametrize("budget", [None, "0"])
+def test_without_a_budget_none_is_approached(budget: str | None) -> None:
+    async def test(house: House) -> None:
+        house.add(budget=budget)
+        house.spend("100")
+        assert house.found() == set()
+
+    in_house(test)
+
+
+def test_yesterdays_money_is_not_todays() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        house.spend("9.50")
+        assert house.found() == {"budget_approaching:ai:claude"}
+        await house.clock.sleep(86_400)
+        assert house.found() == set()
+
+    in_house(test)
+
+
+def test_a_lost_state_store_is_one_alert_that_names_the_services() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        house.add("openai")
+        house.add("search", budget=None)
+        for name in house.services:
+            house.spend("0", name=name, scope="this process")
+        assert house.found() == {"budget_local:state_store"}
+        assert the(house, "budget_local").data == {"services": ["claude", "openai"]}
+        for name in house.services:
+            house.spend("0", name=name)
+        assert house.found() == set()
+
+    in_house(test)
+
+
+# ── breakers and services ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_open_circuit_of_the_only_model_is_a_service_that_is_down() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        await house.open()
+        assert house.found() == {"circuit_open:ai:claude", "service_down:ai:claude"}
+        opened = the(house, "circuit_open")
+        assert "5 failures in a row" in opened.message
+        assert opened.data["next_attempt"] == house.view()["health"]["next_attempt"] is not None
+        await house.half_open()
+        assert house.found() == {"circuit_recovering:ai:claude"}
+        await house.calls(2)
+        assert house.found() == set()
+
+    in_house(test)
+
+
+def test_a_service_is_down_only_when_none_of_its_models_can_be_asked() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        await house.call(model="opus")
+        await house.open()
+        assert house.found() == {"circuit_open:ai:claude"}, "opus can be asked"
+        await house.open(model="opus")
+        both = {"circuit_open:ai:claude", "circuit_open:ai:claude/opus"}
+        assert house.found() == {*both, "service_down:ai:claude"}
+
+    in_house(test)
+
+
+def test_another_model_that_is_open_is_no_service_that_is_down() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        await house.open(model="opus")
+        assert house.found() == {"circuit_open:ai:claude/opus"}
+
+    in_house(test)
+
+
+def test_a_model_that_only_takes_probes_does_not_bring_the_service_back() -> None:
+    """Else the alert would end and begin again at each probe that fails."""
+
+    async def test(house: House) -> None:
+        house.add(recovery_s=60.0)
+        await house.open(model="opus")
+        await house.clock.sleep(30)
+        await house.open()
+        await house.half_open(model="opus")
+        assert house.found() == {
+            "circuit_recovering:ai:claude/opus",
+            "circuit_open:ai:claude",
+            "service_down:ai:claude",
+        }
+
+    in_house(test)
+
+
+def test_the_name_of_the_default_model_stays_when_another_one_appears() -> None:
+    """A new name would end the alert of a circuit that is still open, and begin another."""
+
+    async def test(house: House) -> None:
+        house.add()
+        await house.open()
+        before = house.found()
+        await house.call(model="opus")
+        assert before - {"service_down:ai:claude"} == house.found() == {"circuit_open:ai:claude"}
+
+    in_house(test)
+
+
+def test_a_refused_key_is_a_service_that_is_down_whatever_its_breakers_are() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        await house.call(model="opus")
+        await house.open(model="opus")
+        await house.call(KEY_REFUSED)
+        assert house.found() == {"circuit_open:ai:claude/opus", "service_down:ai:claude"}
+        assert "refused the key" in the(house, "service_down").message
+        house.services["claude"].unlatch()
+        assert house.found() == {"circuit_open:ai:claude/opus"}
+
+    in_house(test)
+
+
+def test_a_key_that_is_refused_for_one_model_takes_the_service_down_only_with_the_last_one() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        await house.call(model="opus")
+        await house.call(MODEL_REFUSED)
+        assert house.view()["state"] == "circuit_open" and house.found() == set(), "opus can be asked"
+        await house.open(model="opus")
+        assert house.found() == {"circuit_open:ai:claude/opus", "service_down:ai:claude"}
+
+    in_house(test)
+
+
+def test_what_an_operator_forced_open_is_open_and_what_he_switched_off_is_not() -> None:
+    async def test(house: House) -> None:
+        service = house.add()
+        service.set_override(Override.FORCED_OPEN)
+        assert house.found() == {"circuit_open:ai:claude", "service_down:ai:claude"}
+        assert "operator" in the(house, "circuit_open").message
+        service.set_override(Override.NONE)
+        await house.open()
+        service.set_override(Override.DISABLED)
+        assert house.found() == set(), "everything passes"
+
+    in_house(test)
+
+
+def test_services_without_a_key_are_outside() -> None:
+    async def test(house: House) -> None:
+        house.add("gemini", configured=False)
+        await house.open(name="gemini")
+        house.spend("9.99", name="gemini", scope="this process")
+        assert house.found() == set()
+
+    in_house(test)
+
+
+def test_one_service_says_nothing_about_another() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        house.add("openai")
+        await house.open(name="openai")
+        assert house.found() == {"circuit_open:ai:openai", "service_down:ai:openai"}
+
+    in_house(test)
+
+
+# ── the database ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_open_circuit_of_the_database_is_a_database_that_is_unavailable(tmp_path: Path) -> None:
+    async def test(house: House) -> None:
+        await house.use_database(*[False] * 5)
+        assert house.found() == {"circuit_open:database", "database_unavailable:database"}
+        assert "5 failures in a row" in the(house, "database_unavailable").message
+        await house.clock.sleep(60)
+        house.tick()
+        assert house.found() == {"circuit_recovering:database"}
+        house.look_at_database("connection refused")
+        assert house.found() == {"circuit_recovering:database"}, "that it fails a probe is no news"
+        house.look_at_database()
+        await house.use_database(True, True)
+        assert house.found() == set()
+
+    in_house(test, tmp_path)
+
+
+def test_a_database_that_does_not_answer_its_probe_is_unavailable(tmp_path: Path) -> None:
+    async def test(house: House) -> None:
+        house.look_at_database("no answer within 5 s")
+        assert house.found() == {"database_unavailable:database"}
+        assert "no answer within 5 s" in the(house, "database_unavailable").message
+        house.look_at_database()
+        assert house.found() == set()
+
+    in_house(test, tmp_path)
+
+
+def test_a_database_that_fails_but_answers_is_watched_and_not_called_away(tmp_path: Path) -> None:
+    """Calls still pass: nobody is woken for it."""
+
+    async def test(house: House) -> None:
+        house.look_at_database()
+        await house.use_database(True, *[False] * 3)
+        assert house.database is not None and house.database.get_health()["state"] == "unhealthy"
+        assert house.found() == {"database_unhealthy:database"}
+        assert "3 failures in a row" in the(house, "database_unhealthy").message
+
+    in_house(test, tmp_path)
+
+
+def test_each_condition_of_the_database_is_a_warning_beside_its_state(tmp_path: Path) -> None:
+    async def test(house: House) -> None:
+        database = house.database
+        assert database is not None
+        database.is_read_only = True
+        assert house.found() == {"database_read_only:database"}
+        assert the(house, "database_read_only").message == "the database is read only"
+        database.gate.refused_at = house.clock.monotonic()
+        for _ in range(20):
+            database.metrics.statement.note(2.0)
+        conditions = database.get_health()["conditions"]
+        assert set(conditions) == {"saturated", "slow", "read_only"}
+        assert house.found() == {f"database_{one}:database" for one in conditions}
+        assert {one.kind for one in house.findings()} <= KINDS.keys()
+
+    in_house(test, tmp_path)
+
+
+def test_a_database_that_nobody_uses_is_not_watched() -> None:
+    async def test(house: House) -> None:
+        assert house.database is None and house.findings() == []
+
+    in_house(test)
+
+
+@pytest.mark.parametrize(
+    "fault", [FAILED, Fault(verdict=THROTTLED, kind=TOO_MANY.kind)], ids=["failed", "429"]
+)
+def test_no_finding_says_more_than_states_and_numbers(fault: Any) -> None:
+    """What an operation's own exception said may hold a secret."""
+
+    async def test(house: House) -> None:
+        house.add(failure_threshold=1)
+        await house.call(fault)
+        assert all("Ends" not in one.message for one in house.findings())
+
+    in_house(test)

@@ -1,0 +1,117 @@
+"""What a guarded scope costs beside SQLAlchemy's own, counted and not timed: round trips, calls, turns, garbage."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Awaitable, Callable
+from types import FrameType
+from typing import Any
+
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+
+from tests.database.conftest import Place
+from tests.database.support import ONE, opened, proxied, run, through
+
+Run = Callable[[], Awaitable[None]]
+
+
+async def both(url: str, measure: Callable[[Run], Awaitable[int]]) -> tuple[int, int]:
+    """The same measure of a guarded scope and of an unguarded session, both warm."""
+    engine = create_async_engine(url)
+    maker = async_sessionmaker(engine)
+    async with opened(url) as database:
+
+        async def guarded() -> None:
+            async with database.session_scope() as session:
+                await session.execute(ONE)
+
+        async def unguarded() -> None:
+            async with maker.begin() as session:
+                await session.execute(ONE)
+
+        for one in (guarded, unguarded):
+            for _ in range(20):
+                await one()
+        measured = await measure(guarded), await measure(unguarded)
+    await engine.dispose()
+    return measured
+
+
+def test_no_round_trip_more(pg: Place) -> None:
+    """BEGIN, the statement, COMMIT: a warm connection is not asked whether it is there."""
+
+    async def main() -> None:
+        async with proxied(pg.server) as proxy:
+
+            async def round_trips(one: Run) -> int:
+                before = proxy.requests
+                await one()
+                return proxy.requests - before
+
+            url = through(proxy, pg.server, pg.driver, pg.database)
+            assert await both(url, round_trips) == (3, 3)
+
+    run(main)
+
+
+def test_no_more_calls_and_fewer_turns_of_the_event_loop(pg: Place) -> None:
+    async def calls(one: Run) -> int:
+        count = 0
+
+        def note(frame: FrameType, event: str, what: Any) -> None:
+            nonlocal count
+            count += event in {"call", "c_call"}
+
+        sys.setprofile(note)
+        try:
+            await one()
+        finally:
+            sys.setprofile(None)
+        return count
+
+    async def turns(one: Run) -> int:
+        count = 0
+
+        def note(frame: FrameType, event: str, what: Any) -> None:
+            nonlocal count
+            count += event == "call" and frame.f_code.co_name == "_run_once"
+
+        sys.setprofile(note)
+        try:
+            await one()
+        finally:
+            sys.setprofile(None)
+        return count
+
+    async def main() -> None:
+        guarded, unguarded = await both(pg.url, calls)
+        assert guarded <= unguarded
+        guarded, unguarded = await both(pg.url, turns)
+        assert guarded < unguarded
+
+    run(main)
+
+
+def test_a_scope_leaves_nothing_to_the_garbage_collector(url: str) -> None:
+    """A ring of references in each scope costs more than the guard itself."""
+
+    async def main() -> None:
+        async with opened(url) as database:
+
+            async def one() -> None:
+                async with database.session_scope() as session:
+                    await session.execute(ONE)
+
+            for _ in range(20):
+                await one()
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(50):
+                    await one()
+                assert gc.collect() < 50
+            finally:
+                gc.enable()
+
+    run(main)

@@ -1,0 +1,85 @@
+"""`docs/api.md` is as new as the docstrings it is made of, and has every public name."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import koo
+from docs.generate_api import (
+    BACKEND,
+    GROUPS,
+    INNER,
+    MADE_WHEN_ASKED_FOR,
+    PAGE,
+    UNDER_NO_HEADING,
+    WEB,
+    doc_of,
+    page,
+)
+from koo import web
+from tests.docs.markdown import ROOT, blocks
+
+HEADINGS = set(re.findall(r"^#{2,5} `([\w.]+)`$", page(), re.MULTILINE))
+
+
+def test_the_page_is_as_new_as_its_source() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: make docs"
+
+
+def test_every_public_name_has_its_place() -> None:
+    placed = [name for group in GROUPS for name in group.names]
+    assert sorted([*placed, *UNDER_NO_HEADING]) == sorted(koo.__all__)
+    assert sorted(WEB) == sorted(web.__all__)
+    assert {*placed, *WEB} <= HEADINGS
+
+
+@pytest.mark.parametrize("module", BACKEND)
+def test_every_name_of_the_backend_is_there(module: str) -> None:
+    assert {module, *import_module(module).__all__} <= HEADINGS
+
+
+def test_what_is_made_when_it_is_asked_for_is_public() -> None:
+    for full in MADE_WHEN_ASKED_FOR:
+        module, _, name = full.rpartition(".")
+        assert name in import_module(module).__all__
+
+
+def test_what_is_left_out_is_there() -> None:
+    """A name that is gone from the code is gone from this list too."""
+    for owner, names in INNER.items():
+        assert [name for name in names if not hasattr(getattr(koo, owner), name)] == []
+
+
+def test_a_public_name_without_a_docstring_stops_the_making_of_the_page() -> None:
+    def silent() -> None: ...
+
+    with pytest.raises(ValueError, match="no docstring"):
+        doc_of(silent)
+
+
+def test_the_page_says_nothing_of_this_run() -> None:
+    """An address, a folder or a default out of the environment would be another one tomorrow."""
+    text = page()
+    assert re.search(r"0x[0-9a-f]{6}|PosixPath|/home/|object at", text) is None
+    assert len(blocks(PAGE)) > 50
+
+
+def test_making_the_page_reads_no_setting(tmp_path: Path) -> None:
+    """Else a developer's own `.env` could stop `make docs`, or end up in it."""
+    script = "from docs.generate_api import page; print(page(), end='')"
+    env = {
+        "PATH": os.environ["PATH"],
+        "KOO_HOME": str(tmp_path),
+        "DATABASE_POOL_SIZE": "-1",
+        "PYTHONIOENCODING": "utf-8",
+    }
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == page()

@@ -1,0 +1,185 @@
+"""Real services and a real database's guard on virtual time: what a platform looks at, without its sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from koo.ai.service import Service
+from koo.alerts.rules import Finding, find
+from koo.clock import utc_day
+from koo.database.database import Database
+from koo.database.probe import Look
+from koo.deadlines import Deadlines
+from koo.errors import DatabaseUnavailable, Kind
+from koo.monitoring.snapshot import service_view, services_view, system_view
+from koo.options import BreakerOptions, DatabaseOptions, GuardOptions, LimitOptions, RetryOptions
+from koo.policies.breaker import HALF_OPEN, OPEN
+from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED, Fault
+from koo.storage.base import Allowance, BudgetView
+from koo.testing.clock import VirtualClock, run_virtual
+
+MODEL = "sonnet"
+FAILED = Fault(verdict=FAILURE, kind=Kind.SERVER_ERROR)
+CANCELLED = Fault(verdict=NEUTRAL, kind=Kind.INVALID_REQUEST)
+TOO_MANY = Fault(verdict=THROTTLED, kind=Kind.THROTTLED, retry_after_s=20.0)
+KEY_REFUSED = Fault(verdict=NEUTRAL, kind=Kind.AUTH, latch="service")
+MODEL_REFUSED = Fault(verdict=NEUTRAL, kind=Kind.AUTH, latch="model")
+NEVER_BY_RATE = 10_000
+"""As `calls_min`: a breaker that opens by failures in a row only, so that a test can reach every rate."""
+
+
+class Ends(Exception):
+    """An operation that ends as it is told."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.kind)
+        self.fault = fault
+
+
+def told(error: Exception) -> Fault:
+    return error.fault if isinstance(error, Ends) else FAILED
+
+
+class House:
+    """One platform's services, its database, and the numbers of its ledger. Make it on the virtual loop."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.clock = VirtualClock()
+        self.deadlines = Deadlines()
+        self.services: dict[str, Service] = {}
+        self.budgets: dict[str, BudgetView] = {}
+        self.database: Database | None = None
+        if folder is not None:
+            options = DatabaseOptions(
+                url=f"sqlite:///{folder / 'user.db'}", retry=RetryOptions(attempts_max=1)
+            )
+            self.database = Database(options, deadlines=self.deadlines, clock=self.clock, draw=lambda: 0.0)
+
+    def add(
+        self,
+        name: str = "claude",
+        *,
+        limits: LimitOptions | None = None,
+        budget: str | None = "10",
+        configured: bool = True,
+        **breaker: Any,
+    ) -> Service:
+        options = GuardOptions(
+            slow_s=5.0,
+            breaker=BreakerOptions(**{"calls_min": NEVER_BY_RATE, **breaker}),
+            retry=RetryOptions(attempts_max=1),
+            limits=limits or LimitOptions(),
+        )
+        self.services[name] = service = Service(
+            name,
+            options,
+            default_model=MODEL,
+            clock=self.clock,
+            deadlines=self.deadlines,
+            classify=told,
+            allowance=Allowance(None if budget is None else Decimal(budget)),
+            configured=configured,
+        )
+        return service
+
+    # ── what happens ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def call(
+        self, fault: Fault | None = None, *, name: str = "claude", model: str = MODEL, took_s: float = 0.1
+    ) -> None:
+        """One call through the real guard, which ends well or with this fault."""
+
+        async def operation() -> None:
+            await asyncio.sleep(took_s)
+            if fault is not None:
+                raise Ends(fault)
+
+        try:
+            await self.services[name].guard(model).call(operation)
+        except Ends:
+            pass
+
+    async def calls(self, good: int = 0, bad: int = 0, **more: Any) -> None:
+        """So many of each, the bad ones spread so that few come in a row."""
+        for place in range(good + bad):
+            fails = (place + 1) * bad // (good + bad) > place * bad // (good + bad)
+            await self.call(FAILED if fails else None, **more)
+
+    async def open(self, model: str = MODEL, name: str = "claude") -> None:
+        """Fail until the breaker of that model opens: five times, or once where recovery is being tested."""
+        while self.services[name].guard(model).breaker.phase is not OPEN:
+            await self.call(FAILED, name=name, model=model)
+
+    async def half_open(self, model: str = MODEL, name: str = "claude") -> None:
+        """Wait until the breaker of that model tests its recovery."""
+        breaker = self.services[name].guard(model).breaker
+        await self.clock.sleep(breaker.opens_until() - self.clock.monotonic())
+        self.tick()
+        assert breaker.phase is HALF_OPEN
+
+    def tick(self) -> None:
+        for service in self.services.values():
+            service.tick()
+        if self.database is not None:
+            self.database.tick()
+
+    def spend(self, spent: str, held: str = "0", *, name: str = "claude", scope: str = "shared") -> None:
+        """What the ledger says of today."""
+        wall = self.clock.wall()
+        self.budgets[name] = BudgetView(utc_day(wall), Decimal(spent), Decimal(held), wall, scope)
+
+    async def use_database(self, *outcomes: bool) -> None:
+        """Connects of the database that succeed or fail."""
+        assert self.database is not None
+
+        async def connect(well: bool) -> None:
+            if not well:
+                raise ConnectionRefusedError("connection refused")
+
+        for well in outcomes:
+            try:
+                await self.database.guard.call(connect, well)
+            except (DatabaseUnavailable, OSError):
+                assert not well
+
+    def look_at_database(self, error: str | None = None) -> None:
+        """What the probe tells of a look."""
+        assert self.database is not None
+        trouble = None if error is None else DatabaseUnavailable("database", error)
+        self.database.guard.note_check(error is None)
+        self.database._note_look(Look(self.clock.wall(), 0.01, trouble))
+
+    # ── what is seen ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def view(self, name: str = "claude") -> dict[str, Any]:
+        return service_view(self.services[name], self.budgets.get(name), self.clock)
+
+    def views(self) -> dict[str, dict[str, Any]]:
+        return {name: self.view(name) for name in self.services}
+
+    def overview(self) -> dict[str, Any]:
+        return services_view(self.views(), self.clock)
+
+    def system(self) -> dict[str, Any]:
+        assert self.database is not None
+        return system_view(self.database.get_health(), self.overview(), self.clock)
+
+    def findings(self) -> list[Finding]:
+        return find(None if self.database is None else self.database.get_health(), self.views())
+
+    def found(self) -> set[str]:
+        """The fingerprints of what holds now."""
+        return {finding.fingerprint for finding in self.findings()}
+
+
+def in_house(test: Callable[[House], Awaitable[None]], folder: Path | None = None) -> None:
+    """Run a test in a house of its own; with a folder it has a database."""
+
+    async def main() -> None:
+        await test(House(folder))
+
+    run_virtual(main)

@@ -1,0 +1,555 @@
+"""The numbers that anybody sees: the promised keys and types, right at any time, and untouched by looking."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from koo.ai.service import Service
+from koo.clock import utc_day
+from koo.monitoring.snapshot import unknown_service
+from koo.options import DAY_S, LimitOptions
+from koo.policies.breaker import Override
+from tests.monitoring.houses import CANCELLED, FAILED, KEY_REFUSED, MODEL_REFUSED, TOO_MANY, House, in_house
+
+LIMITS = LimitOptions(per_minute=60, per_hour=1000, per_day=10_000)
+Time = "an ISO 8601 time in UTC"
+
+SERVICE: dict[str, Any] = {
+    "service_name": str,
+    "state": str,
+    "configured": bool,
+    "reason": str,
+    "health": {
+        "circuit_breaker_state": str,
+        "failure_count": int,
+        "success_count": int,
+        "last_failure": Time,
+        "last_success": Time,
+        "next_attempt": Time,
+    },
+    "metrics": {
+        "total_requests": int,
+        "successful_requests": int,
+        "failed_requests": int,
+        "refused_requests": int,
+        "success_rate": float,
+        "average_response_time": float,
+        "error_counts": dict,
+        "p50": float,
+        "p95": float,
+        "p99": float,
+    },
+    "rate_limits": {
+        **{
+            key: {"used": int, "limit": (int, None), "remaining": (int, None), "resets_at": Time}
+            for key in ("requests_per_minute", "requests_per_hour", "requests_per_day")
+        },
+        "daily_budget": {
+            "spent": Decimal,
+            "reserved": Decimal,
+            "limit": (Decimal, None),
+            "remaining": (Decimal, None),
+            "resets_at": Time,
+            "currency": str,
+        },
+    },
+    "configuration": dict,
+    "last_updated": Time,
+}
+"""Section 1 of the promised interface. `Decimal`: as an exact string; None beside a type: it may be unset."""
+
+
+def misses(view: Any, shape: Any, place: str = "") -> list[str]:
+    """Where a view is not of the promised shape."""
+    if isinstance(shape, dict):
+        return [
+            one
+            for key, inner in shape.items()
+            for one in (
+                misses(view[key], inner, f"{place}.{key}") if key in view else [f"{place}.{key} is missing"]
+            )
+        ]
+    if isinstance(shape, tuple):
+        return [] if view is None else misses(view, shape[0], place)
+    return [] if _is(view, shape) else [f"{place} is {view!r}"]
+
+
+def _is(view: Any, shape: Any) -> bool:
+    if shape is Time:
+        return view is None or (
+            isinstance(view, str) and datetime.fromisoformat(view).utcoffset() is not None
+        )
+    if shape is Decimal:
+        return isinstance(view, str) and Decimal(view).is_finite() and "E" not in view
+    return type(view) is shape
+
+
+async def trouble(house: House, kind: str) -> None:
+    """Bring the service `claude` somewhere."""
+    if kind == "open":
+        await house.open()
+    elif kind == "half open":
+        await house.open()
+        await house.half_open()
+    elif kind == "latched":
+        await house.call(KEY_REFUSED)
+    elif kind == "throttled":
+        await house.call(TOO_MANY)
+    elif kind == "busy":
+        await house.calls(30, 3)
+        await house.call(CANCELLED, model="opus")
+        house.spend("1.234500", "0.1")
+
+
+SITUATIONS = ["fresh", "open", "half open", "latched", "throttled", "busy"]
+
+
+# ── shape ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", SITUATIONS)
+@pytest.mark.parametrize("limits", [LIMITS, LimitOptions()], ids=["limits", "no limits"])
+def test_a_services_view_has_the_promised_keys_and_types_in_every_situation(
+    kind: str, limits: LimitOptions
+) -> None:
+    async def test(house: House) -> None:
+        house.add(limits=limits, budget="10" if limits is LIMITS else None)
+        await trouble(house, kind)
+        assert misses(house.view(), SERVICE) == []
+        json.dumps(house.view())
+
+    in_house(test)
+
+
+def test_all_services_in_one() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        house.add("openai")
+        overview = house.overview()
+        assert overview.keys() >= {
+            "overall_health",
+            "healthy_services",
+            "total_services",
+            "services",
+            "timestamp",
+        }
+        assert overview["services"] == {name: house.view(name) for name in ("claude", "openai")}
+        assert type(overview["healthy_services"]) is type(overview["total_services"]) is int
+        assert _is(overview["timestamp"], Time)
+
+    in_house(test)
+
+
+def test_the_whole_system(tmp_path: Path) -> None:
+    async def test(house: House) -> None:
+        house.add()
+        assert house.system().keys() >= {"overall_health", "database", "ai_services", "timestamp"}
+
+    in_house(test, tmp_path)
+
+
+@pytest.mark.parametrize("kind", SITUATIONS)
+def test_looking_changes_nothing(kind: str) -> None:
+    """Not even much later: what time brings about is the tick's to do."""
+
+    async def test(house: House) -> None:
+        service = house.add(limits=LIMITS)
+        await trouble(house, kind)
+        for _ in range(3):
+            before = _inside(service)
+            house.overview()
+            house.findings()
+            assert _inside(service) == before
+            await house.clock.sleep(40_000)
+
+    in_house(test)
+
+
+def _inside(service: Service) -> Any:
+    """Everything that a service's policies know, by value."""
+    guards = [(guard.breaker, guard.cooldown, guard.tally, guard.checks_failed) for guard in service.guards]
+    gates = service.gates
+    return _plain([guards, gates.limits, gates.quota, gates.latches, gates.pacer, gates.slots.used])
+
+
+def _plain(thing: Any) -> Any:
+    if isinstance(thing, dict):
+        return {key: _plain(value) for key, value in thing.items()}
+    if isinstance(thing, list | tuple | deque):
+        return [_plain(one) for one in thing]
+    if type(thing).__module__.startswith("koo.policies") and not isinstance(thing, Enum):
+        names = type(thing).__slots__
+        return {name: _plain(getattr(thing, name)) for name in names if hasattr(thing, name)}
+    return thing
+
+
+# ── counts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_counts_are_of_the_life_and_rates_of_the_last_five_minutes() -> None:
+    async def test(house: House) -> None:
+        house.add(failure_threshold=1000)
+        await house.calls(good=9, bad=3)
+        metrics = house.view()["metrics"]
+        assert (metrics["total_requests"], metrics["successful_requests"], metrics["failed_requests"]) == (
+            12,
+            9,
+            3,
+        )
+        assert metrics["success_rate"] == 0.75 and metrics["average_response_time"] == pytest.approx(0.1)
+        assert metrics["error_counts"] == {"server_error": 3}
+        assert metrics["recent"] == {"calls": 12, "failed": 3, "slow": 0, "window_s": 300.0}
+        await house.clock.sleep(301)
+        later = house.view()["metrics"]
+        assert (later["total_requests"], later["failed_requests"], later["success_rate"]) == (12, 3, 1.0)
+        assert later["p95"] == later["average_response_time"] == 0.0 and later["recent"]["calls"] == 0
+
+    in_house(test)
+
+
+def test_a_throttled_answer_is_a_failed_request_that_is_also_counted_apart() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        await house.call(FAILED)
+        await house.call(TOO_MANY)
+        view = house.view()
+        assert (view["metrics"]["failed_requests"], view["metrics"]["throttled_requests"]) == (2, 1)
+        assert view["health"]["failure_count"] == 2
+
+    in_house(test)
+
+
+def test_the_success_rate_is_one_where_nothing_was_asked() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        assert house.view()["metrics"]["success_rate"] == 1.0
+        await house.call(CANCELLED)
+        metrics = house.view()["metrics"]
+        assert (metrics["success_rate"], metrics["total_requests"], metrics["neutral_requests"]) == (
+            1.0,
+            1,
+            1,
+        )
+
+    in_house(test)
+
+
+def test_a_refusal_of_ours_is_no_request_to_the_service() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        await house.open()
+        with pytest.raises(Exception, match="the circuit is open"):
+            await house.call()
+        metrics = house.view()["metrics"]
+        assert (metrics["total_requests"], metrics["refused_requests"]) == (5, 1)
+        assert metrics["refusals"] == {"circuit_open": 1}
+
+    in_house(test)
+
+
+def test_the_models_of_a_service_are_summed_and_shown_apart_the_default_first() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        await house.calls(1, model="opus")
+        await house.open(model="opus")
+        await house.calls(2)
+        view = house.view()
+        assert view["metrics"]["total_requests"] == 8
+        assert (view["health"]["success_count"], view["health"]["failure_count"]) == (3, 5)
+        assert view["health"]["circuit_breaker_state"] == "closed", "the default model's"
+        assert [(name, one["state"]) for name, one in view["models"].items()] == [
+            ("sonnet", "closed"),
+            ("opus", "open"),
+        ]
+
+    in_house(test)
+
+
+def test_times_are_wall_times() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        await house.calls(1)
+        seen = datetime.fromisoformat(house.view()["health"]["last_success"]).timestamp()
+        assert seen == pytest.approx(house.clock.wall(), abs=1e-3)
+        await house.open()
+        breaker = house.services["claude"].default_guard.breaker
+        in_s = breaker.opens_until() - house.clock.monotonic()
+        seen = datetime.fromisoformat(house.view()["health"]["next_attempt"]).timestamp()
+        assert seen == pytest.approx(house.clock.wall() + in_s, abs=1e-3) and in_s >= 60
+
+    in_house(test)
+
+
+@pytest.mark.parametrize("override", [Override.FORCED_OPEN, Override.DISABLED])
+def test_an_operators_word_is_shown_instead_of_the_phase(override: Override) -> None:
+    async def test(house: House) -> None:
+        house.add().set_override(override)
+        assert house.view()["health"]["circuit_breaker_state"] == override.value
+        assert ("operator" in house.view()["models"]["sonnet"]["reason"]) is (
+            override is Override.FORCED_OPEN
+        )
+
+    in_house(test)
+
+
+def test_which_model_the_key_is_refused_for() -> None:
+    async def test(house: House) -> None:
+        service = house.add()
+        await house.call(model="opus")
+        await house.call(MODEL_REFUSED, model="opus")
+        view = house.view()
+        refused = {name: bool(one["key_refused"]) for name, one in view["models"].items()}
+        assert refused == {"sonnet": False, "opus": True} and view["state"] == "degraded"
+        service.unlatch()
+        await house.call(KEY_REFUSED)
+        view = house.view()
+        assert all(one["key_refused"] for one in view["models"].values()) and view["state"] == "circuit_open"
+
+    in_house(test)
+
+
+# ── limits and money ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_limit_tells_what_is_used_what_is_left_and_when_a_unit_comes_back() -> None:
+    async def test(house: House) -> None:
+        house.add(limits=LIMITS)
+        fresh = house.view()["rate_limits"]["requests_per_minute"]
+        assert fresh == {"used": 0, "limit": 60, "remaining": 60, "resets_at": None}
+        begun = house.clock.wall()
+        await house.calls(3, took_s=5.0)
+        for key, limit, period_s, late_s in (
+            ("requests_per_minute", 60, 60, 1),
+            ("requests_per_hour", 1000, 3600, 60),
+        ):
+            seen = house.view()["rate_limits"][key]
+            assert (seen["used"], seen["limit"], seen["remaining"]) == (3, limit, limit - 3)
+            back = datetime.fromisoformat(seen["resets_at"]).timestamp()
+            assert begun + period_s <= back <= begun + period_s + late_s, (
+                "at most a sixtieth of the period late"
+            )
+
+    in_house(test)
+
+
+def test_a_limit_is_right_also_where_no_tick_has_rolled_it() -> None:
+    async def test(house: House) -> None:
+        house.add(limits=LIMITS)
+        await house.calls(3)
+        await house.clock.sleep(62)
+        limits = house.view()["rate_limits"]
+        assert limits["requests_per_minute"] == {"used": 0, "limit": 60, "remaining": 60, "resets_at": None}
+        assert limits["requests_per_hour"]["used"] == limits["requests_per_day"]["used"] == 3
+
+    in_house(test)
+
+
+def test_the_day_ends_at_midnight_in_utc_and_the_next_one_is_shown_before_anybody_rolls_it() -> None:
+    async def test(house: House) -> None:
+        house.add(limits=LIMITS)
+        house.spend("1.50", "0.25")
+        await house.calls(3)
+
+        def seen() -> tuple[Any, ...]:
+            limits = house.view()["rate_limits"]
+            day, budget = limits["requests_per_day"], limits["daily_budget"]
+            return day["used"], day["resets_at"], budget["spent"], budget["reserved"], budget["resets_at"]
+
+        def midnight(days: int) -> str:
+            return datetime.fromtimestamp((utc_day(begun) + days) * DAY_S, UTC).isoformat()
+
+        begun = house.clock.wall()
+        assert seen() == (3, midnight(1), "1.5", "0.25", midnight(1))
+        await house.clock.sleep((utc_day(begun) + 1) * DAY_S - begun)
+        assert seen() == (0, midnight(2), "0", "0", midnight(2))
+        await house.clock.sleep(3 * DAY_S)
+        assert seen() == (0, midnight(5), "0", "0", midnight(5))
+
+    in_house(test)
+
+
+def test_a_limit_that_is_not_set_has_none() -> None:
+    async def test(house: House) -> None:
+        house.add(limits=LimitOptions(per_hour=5), budget=None)
+        limits = house.view()["rate_limits"]
+        assert limits["requests_per_minute"] == {
+            "used": 0,
+            "limit": None,
+            "remaining": None,
+            "resets_at": None,
+        }
+        assert limits["requests_per_hour"]["limit"] == 5
+        assert limits["daily_budget"]["limit"] is limits["daily_budget"]["remaining"] is None
+
+    in_house(test)
+
+
+@pytest.mark.parametrize(
+    ("spent", "held", "remaining"),
+    [("0", "0", "10"), ("2.50", "1.25", "6.25"), ("9", "1", "0"), ("12", "0", "0")],
+)
+def test_money_is_an_exact_string_and_what_is_left_is_never_negative(
+    spent: str, held: str, remaining: str
+) -> None:
+    async def test(house: House) -> None:
+        house.add()
+        house.spend(spent, held)
+        budget = house.view()["rate_limits"]["daily_budget"]
+        assert Decimal(budget["spent"]) == Decimal(spent) and Decimal(budget["reserved"]) == Decimal(held)
+        assert (budget["remaining"], budget["limit"], budget["currency"]) == (remaining, "10", "USD")
+
+    in_house(test)
+
+
+@pytest.mark.parametrize(
+    "limits", [LimitOptions(per_minute=2), LimitOptions(per_day=2), LimitOptions(per_minute=0)]
+)
+def test_a_service_whose_limit_is_used_up_is_rate_limited(limits: LimitOptions) -> None:
+    """Also one whose limit is nothing: every call is refused."""
+
+    async def test(house: House) -> None:
+        house.add(limits=limits)
+        await house.calls(0 if limits.per_minute == 0 else 2)
+        view = house.view()
+        assert view["state"] == "rate_limited" and "our limit of" in view["reason"]
+        with pytest.raises(Exception, match="our limit of"):
+            await house.call()
+
+    in_house(test)
+
+
+def test_a_service_whose_budget_is_spent_is_rate_limited_until_the_day_ends() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        house.spend("9.99")
+        assert house.view()["state"] == "healthy"
+        house.spend("10")
+        assert house.view()["state"] == "rate_limited" and "budget of 10 USD" in house.view()["reason"]
+        await house.clock.sleep(DAY_S)
+        assert house.view()["state"] == "healthy"
+
+    in_house(test)
+
+
+def test_a_pause_that_the_provider_asked_for_is_a_rate_limit_until_it_is_over() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        await house.call(TOO_MANY)
+        view = house.view()
+        assert view["state"] == "rate_limited" and "2026-09-21T14:13:4" in view["reason"]
+        await house.clock.sleep(21.1)
+        assert house.view()["state"] == "healthy"
+
+    in_house(test)
+
+
+# ── overall ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_service_without_its_key_is_listed_and_outside_all_counts() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        house.add("gemini", configured=False)
+        gemini, overview = house.view("gemini"), house.overview()
+        assert (gemini["configured"], gemini["state"], gemini["reason"]) == (
+            False,
+            "unhealthy",
+            "not configured",
+        )
+        assert (overview["healthy_services"], overview["total_services"]) == (1, 1)
+        assert overview["overall_health"] == "healthy" and set(overview["services"]) == {"claude", "gemini"}
+
+    in_house(test)
+
+
+async def degraded(house: House, name: str) -> None:
+    await house.open(name=name)
+    await house.half_open(name=name)
+
+
+async def refused(house: House, name: str) -> None:
+    await house.open(name=name)
+
+
+async def limited(house: House, name: str) -> None:
+    await house.call(TOO_MANY, name=name)
+
+
+async def failing(house: House, name: str) -> None:
+    for _ in range(3):
+        await house.call(FAILED, name=name)
+
+
+@pytest.mark.parametrize(
+    ("claude", "openai", "overall", "healthy"),
+    [
+        (None, None, "healthy", 2),
+        (None, failing, "degraded", 1),
+        (None, refused, "degraded", 1),
+        (None, limited, "degraded", 1),
+        (degraded, refused, "degraded", 0),
+        (failing, failing, "degraded", 0),
+        (refused, refused, "unhealthy", 0),
+        (refused, limited, "unhealthy", 0),
+    ],
+)
+def test_overall_health_is_unhealthy_if_every_service_refuses_and_degraded_if_any_is_not_well(
+    claude: Any, openai: Any, overall: str, healthy: int
+) -> None:
+    async def test(house: House) -> None:
+        for name, bring in (("claude", claude), ("openai", openai)):
+            house.add(name)
+            if bring is not None:
+                await bring(house, name)
+        seen = house.overview()
+        assert (seen["overall_health"], seen["healthy_services"], seen["total_services"]) == (
+            overall,
+            healthy,
+            2,
+        )
+
+    in_house(test)
+
+
+def test_no_service_at_all_is_healthy() -> None:
+    async def test(house: House) -> None:
+        assert house.overview()["overall_health"] == "healthy"
+        house.add("gemini", configured=False)
+        assert house.overview()["overall_health"] == "healthy"
+
+    in_house(test)
+
+
+def test_the_system_is_unhealthy_if_the_database_refuses_or_every_service_does(tmp_path: Path) -> None:
+    async def test(house: House) -> None:
+        house.add()
+        assert house.system()["overall_health"] == "healthy"
+        house.look_at_database("no answer")
+        assert house.system()["overall_health"] == "degraded"
+        house.look_at_database()
+        await house.use_database(*[False] * 5)
+        assert house.system()["overall_health"] == "unhealthy"
+        await house.clock.sleep(60)
+        house.tick()
+        assert house.system()["overall_health"] == "degraded", "its recovery is being tested"
+        await house.use_database(True, True)
+        assert house.system()["overall_health"] == "healthy"
+        await failing(house, "claude")
+        assert house.system()["overall_health"] == "degraded"
+        await house.open()
+        assert house.system()["overall_health"] == "unhealthy"
+
+    in_house(test, tmp_path)
+
+
+def test_an_unknown_service_is_an_error_that_lists_the_known_ones() -> None:
+    error = unknown_service("nobody" * 100, ["openai", "claude"])
+    assert "known are: claude, openai" in str(error) and len(str(error)) < 200
