@@ -87,7 +87,9 @@ class Platform:
         self.store = SqlStore(self.options.state_url, clock=self._clock, home=self.options.home)
         self.ledger = GuardedLedger(self.store.ledger, self._clock, self.events.publish)
         self.store.watch(self.ledger.store_changed)
-        self.sharing = Sharing(self.store, self._clock, lambda: self.services, self._reset_database)
+        self.sharing = Sharing(
+            self.store, self._clock, lambda: self.services, self._reset_database, self._key_of
+        )
         self.events.listen(self.sharing.hear)
         self.alerts = alerts.Alerts()
         self.backends: dict[str, Backend] = assemble(
@@ -443,6 +445,10 @@ class Platform:
 
     def _reset_database(self) -> None:
         self.act(self.database.reset_circuit_breaker)
+
+    def _key_of(self, name: str) -> str | None:
+        backend = self.backends.get(name)
+        return backend.options.api_key if backend is not None else None
 
     def act(self, step: Callable[[], object]) -> None:
         """Run a step of the policies on the loop they belong to, and wait: another thread must not cut into one."""

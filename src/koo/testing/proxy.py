@@ -37,9 +37,9 @@ _LINGER_RESET = struct.pack("ii", 1, 0)
 class FaultProxy:
     """Listens on 127.0.0.1 (`host`, `port`) and forwards to a server.
 
-    `connections`: accepted so far. `open_connections`: now. `commits`: COMMITs that clients have sent. `cuts`: how many
-    of them were cut. `swallowed`: pieces of data that came by a forgotten connection. `requests`: pieces of data from clients,
-    which is how many round trips they made if they waited for each answer.
+    `connections`: accepted so far. `open_connections`: now. `commits`: COMMITs that clients have sent, `cuts`: how many
+    of them were cut. `swallowed`: pieces of data that came by a forgotten connection. `requests`: pieces of data from
+    clients; as many as their round trips, where each waits for its answer.
     """
 
     def __init__(self, target_host: str, target_port: int) -> None:
