@@ -382,7 +382,8 @@ def test_idle_connections_that_became_black_holes_are_replaced_in_time(pg: Place
                 # The first one cost time; all others of that age are thrown away without trying them.
                 assert database.connections is not None and database.connections.generation == 1
                 await warm(database, 4)
-                assert proxy.swallowed == 1
+                # One BEGIN. (asyncpg also says goodbye as it is cut off.)
+                assert proxy.swallowed == (1 if pg.driver == "psycopg" else 4)
                 assert await notes(database) == [1]
                 assert database.guard.tally.totals().verdicts[FAILURE] == 0
 
