@@ -384,9 +384,9 @@ def test_a_thousand_deadlines_keep_nothing_when_they_are_over() -> None:
         for n in range(1000):
             with Alarm(registry, now() + 30 + n / 100):
                 await asyncio.sleep(0.001)
-        assert sum(len(members) for members in registry._grains.values()) == 0
+        assert sum(len(members) for members in registry.grains.values()) == 0
         await asyncio.sleep(60)
-        assert registry._grains == {}, "and the grains go when their time comes"
+        assert registry.grains == {}, "and the grains go when their time comes"
 
     run_virtual(main)
 
@@ -427,7 +427,7 @@ def test_a_deadline_that_never_comes_needs_no_timer() -> None:
         for block in (Alarm(registry, NEVER), Alarm(registry, NEVER)):
             with block:
                 await asyncio.sleep(1e6)
-        assert registry._grains == {}
+        assert registry.grains == {}
 
     run_virtual(main)
 

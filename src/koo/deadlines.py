@@ -33,41 +33,24 @@ class WrongLoop(RuntimeError):
 class Deadlines:
     """The registry of one event loop; a later `asyncio.run` in the same process takes it over."""
 
-    __slots__ = ("_grains", "_loop")
+    __slots__ = ("grains", "loop")
 
     def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._grains: dict[float, set[Alarm]] = {}
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.grains: dict[float, set[Alarm]] = {}
 
-    def add(self, alarm: Alarm) -> None:
-        # The running loop, not the registry's: from another thread the latter names whatever task that loop is in,
-        # and the deadline would cancel it.
-        loop = get_running_loop()
-        if loop is not self._loop:
+    def open(self, loop: asyncio.AbstractEventLoop, alarm: Alarm) -> set[Alarm]:
+        """A set for the alarm and all that end in the same grain, with a timer.
+
+        Raises `WrongLoop` while the registry is in use in another loop.
+        """
+        if loop is not self.loop:
             self._bind(loop)
-        task = current_task(loop)
-        if task is None:
-            raise RuntimeError("a deadline needs a running task")
-        alarm.task = task
         grain = alarm.when // GRAIN_S
-        try:
-            members = self._grains[grain]
-        except KeyError:
-            members = self._open(loop, grain)
-        members.add(alarm)
-        alarm.members = members
-
-    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._loop is not None and self._loop.is_running():
-            raise WrongLoop("this guard belongs to another event loop, which is still running")
-        self._loop = loop
-        self._grains = {}  # timers of the old loop hold on to theirs, should it ever run again
-
-    def _open(self, loop: asyncio.AbstractEventLoop, grain: float) -> set[Alarm]:
         members: set[Alarm] = set()
         if grain == NEVER or grain != grain:
             return members  # no deadline needs no timer
-        grains = self._grains
+        grains = self.grains
         grains[grain] = members
         begins_at = grain * GRAIN_S
         if begins_at <= loop.time():
@@ -75,6 +58,12 @@ class Deadlines:
         else:
             loop.call_at(begins_at, _begin, loop, grains, grain)
         return members
+
+    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.loop is not None and self.loop.is_running():
+            raise WrongLoop("this guard belongs to another event loop, which is still running")
+        self.loop = loop
+        self.grains = {}  # timers of the old loop hold on to theirs, should it ever run again
 
 
 def _begin(loop: asyncio.AbstractEventLoop, grains: dict[float, set[Alarm]], grain: float) -> None:
@@ -92,17 +81,12 @@ class OwnTimer(Deadlines):
 
     __slots__ = ()
 
-    def add(self, alarm: Alarm) -> None:
-        loop = get_running_loop()
-        task = current_task(loop)
-        if task is None:
-            raise RuntimeError("a deadline needs a running task")
-        alarm.task = task
-        alarm.members = set()
+    def open(self, loop: asyncio.AbstractEventLoop, alarm: Alarm) -> set[Alarm]:
         if alarm.when <= loop.time():
             alarm.timer = loop.call_soon(alarm.expire)
         elif alarm.when != NEVER:
             alarm.timer = loop.call_at(alarm.when, alarm.expire)
+        return set()
 
 
 class Alarm:
@@ -125,8 +109,20 @@ class Alarm:
         self._token: Token[float] | None = None
 
     def __enter__(self) -> Alarm:
-        self._registry.add(self)
-        self._cancelling = self.task.cancelling()
+        # The running loop, not the registry's: from another thread the latter names whatever task that loop is in,
+        # and the deadline would cancel it.
+        loop = get_running_loop()
+        task = current_task(loop)
+        if task is None:
+            raise RuntimeError("a deadline needs a running task")
+        self.task = task
+        registry = self._registry
+        members = registry.grains.get(self.when // GRAIN_S) if loop is registry.loop else None
+        if members is None:
+            members = registry.open(loop, self)
+        members.add(self)
+        self.members = members
+        self._cancelling = task.cancelling()
         if self.when < ends_at.get():
             self._token = ends_at.set(self.when)
         return self

@@ -91,6 +91,11 @@ class Gates:
     queue: Slots = field(default_factory=lambda: Slots(1))  # one at a time asks a full limit again, in order
     guards: list[Entrance] = field(default_factory=list)
 
+    def stir(self) -> None:
+        """A gate that is seldom shut may be shut now: each guard has to look at all of them again."""
+        for guard in self.guards:
+            guard.calm = False
+
 
 class Entrance:
     """The gates of one guarded dependency: a database host, or one model of an AI service.
@@ -100,8 +105,8 @@ class Entrance:
     """
 
     __slots__ = (
-        "_deadlines", "_draw", "_monotonic", "_publish", "_sleep", "_wall", "breaker", "cooldown", "family", "gates",
-        "model", "name", "options", "tally",
+        "_deadlines", "_draw", "_monotonic", "_publish", "_sleep", "_wall", "breaker", "calm", "cooldown", "family",
+        "gates", "model", "name", "options", "tally",
     )  # fmt: skip
 
     def __init__(
@@ -128,6 +133,7 @@ class Entrance:
             name if model is None else f"{name}/{model}", options.breaker, options.slow_s, now
         )
         self.cooldown = Cooldown()
+        self.calm = False  # no cooldown, latch, pace or queue: whoever brings one stirs
         self.tally = Tally(now)
         self._deadlines = deadlines
         self._monotonic = clock.monotonic
@@ -185,21 +191,29 @@ class Entrance:
 
     def _take(self, now: float) -> bool:
         """A place and a unit of each limit at once, if no gate refuses or waits; else nothing is taken."""
-        gates = self.gates
-        if (
-            now < self.cooldown.until
-            or now < gates.quota.until
-            or gates.latches.by_model
-            or gates.pacer.interval_s
-            or gates.queue.used
-        ):
+        if not self.calm and not self._is_free(now):
             return False
+        gates = self.gates
         if gates.limits.take(now) is not None:
             return False
         if gates.slots.take():
             return True
         gates.limits.refund(now)
         return False
+
+    def _is_free(self, now: float) -> bool:
+        """Is no gate shut that seldom is? Once all is as if none had ever been, nobody looks again until one stirs."""
+        gates, cooldown = self.gates, self.cooldown
+        if (
+            now < cooldown.until
+            or now < gates.quota.until
+            or gates.latches
+            or gates.pacer.interval_s
+            or gates.queue.used
+        ):
+            return False
+        self.calm = not (cooldown.level or gates.quota.level)
+        return True
 
     async def _line_up(self, deadline: float, on_limit: OnLimit | None) -> float:
         """Gate by gate; gives when the limits' units were taken, for their refund.
@@ -291,6 +305,7 @@ class Entrance:
             or not await self._stand_in(queue, deadline)
         ):
             self._refuse_limit()
+        self.gates.stir()
         try:
             while limits.take(now := self._monotonic()) is not None:
                 usable_at = limits.usable_at(now)

@@ -136,7 +136,7 @@ class Guard(Entrance):
 
     # ── the two faces ─────────────────────────────────────────────────────────────────────────────────────────
 
-    async def call(
+    async def call(  # noqa: PLR0912 - each attempt's way, in one piece: a call more is time on every call
         self,
         operation: Callable[..., Awaitable[T]],
         *args: object,
@@ -153,7 +153,11 @@ class Guard(Entrance):
         not settled: the scope keeps the permit.
         """
         now = self._monotonic()
-        deadline = min(ends_at.get(), now + (self.options.timeout_s if timeout_s is None else timeout_s))
+        options, outer = self.options, ends_at.get()
+        # Written out, here and below: `min` would be one more call on every call's way.
+        deadline = now + (options.timeout_s if timeout_s is None else timeout_s)
+        if outer < deadline:  # noqa: PLR1730
+            deadline = outer
         attempt = 1
         if self.breaker.refuses(now):
             self._refuse_open(now)
@@ -166,8 +170,7 @@ class Guard(Entrance):
         else:
             permit = await self.enter(toll, deadline, on_limit)
         while True:
-            attempt_ends_at = permit.given_at + self.options.attempt_timeout_s
-            # Written out: `min` would be one more call on every call's way.
+            attempt_ends_at = permit.given_at + options.attempt_timeout_s
             ends_first = deadline if deadline < attempt_ends_at else attempt_ends_at  # noqa: FURB136
             if permit.lease_ends_at < ends_first:  # noqa: PLR1730
                 ends_first = permit.lease_ends_at
@@ -184,7 +187,11 @@ class Guard(Entrance):
                     permit.kept = True
                     scope._keep(permit, attempt, deadline)
                 else:
-                    self._succeed(permit, toll, attempt)
+                    now = self._monotonic()
+                    latency_s = now - permit.given_at
+                    self._settle_success(permit, latency_s, latency_s >= options.slow_s, attempt, now)
+                    if toll is not None:
+                        toll.settle()
                 return result
 
     async def _enter_again(
@@ -223,13 +230,6 @@ class Guard(Entrance):
 
     # ── settlement ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _succeed(self, permit: Permit, toll: Toll | None, attempt: int) -> None:
-        now = self._monotonic()
-        latency_s = now - permit.given_at
-        self._settle_success(permit, latency_s, latency_s >= self.options.slow_s, attempt, now)
-        if toll is not None:
-            toll.settle()
-
     def _settle_success(self, permit: Permit, latency_s: float, slow: bool, attempt: int, now: float) -> None:
         self.gates.slots.give_back()
         breaker = self.breaker
@@ -237,7 +237,7 @@ class Guard(Entrance):
         self.tally.record_success(latency_s, slow, attempt == 1, now)
         if breaker.happened:
             self._tell()
-        if self.cooldown.level or self.gates.quota.level:
+        if not self.calm:
             self.cooldown.ease()
             self.gates.quota.ease()
 
@@ -291,6 +291,7 @@ class Guard(Entrance):
         limited = fault.kind is Kind.THROTTLED
         reason = "the provider limits our rate" if limited else "the provider's quota is used up"
         until = cooldown.until
+        self.gates.stir()
         for_s = cooldown.extend(now, self._asked_s(fault), self._draw, fault.kind, reason)
         if (
             cooldown.until > max(until, now) + TELL_AGAIN_S or now >= until
@@ -312,6 +313,7 @@ class Guard(Entrance):
         reason = "the provider refused the key" + (f" for {model}" if model else "")
         asked_s = self._asked_s(fault)
         until = NEVER if fault.until_wall_s is None or asked_s is None else now + asked_s
+        self.gates.stir()
         if self.gates.latches.set(model, fault.kind, reason, now, until):
             self._emit(KeyLatched(self.name, reason, model))
 

@@ -176,6 +176,7 @@ class Sharing:
         ago_s = max(self._clock.wall() - signal.at, 0.0)
         if new or ago_s < CHECK_S_MIN:
             since = self._clock.monotonic() - ago_s
+            service.gates.stir()
             service.gates.latches.set(model, Kind.AUTH, str(signal.payload["reason"]), since)
 
     def _meant(self, name: str, signal: Signal) -> Service | None:

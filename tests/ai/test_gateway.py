@@ -96,6 +96,15 @@ def test_a_failure_that_passes_is_not_seen() -> None:
     run(test)
 
 
+def test_a_429_that_names_no_time_is_repeated_when_the_limit_is_free_again() -> None:
+    async def test(world: World) -> None:
+        world.claude.script(error(429, "rate_limit_error"))
+        answered = await world.ask(timeout_s=10)
+        assert answered.attempts == 2 and len(world.claude.queries) == 2
+
+    run(test)
+
+
 def test_a_429_is_waited_for_as_long_as_it_says_by_all_callers() -> None:
     async def test(world: World) -> None:
         loop = asyncio.get_running_loop()
@@ -357,6 +366,8 @@ def test_a_caller_who_leaves_gives_everything_back_and_pays_for_what_was_sent() 
         {"max_tokens": 0},
         {"max_tokens": 1.5},
         {"max_tokens": True},
+        {"system": 5},
+        {"tag": 5},
         {"temperature": 3},
         {"temperature": float("nan")},
         {"timeout_s": 0},

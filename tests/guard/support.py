@@ -182,5 +182,5 @@ def nothing_is_taken(guard: Guard, wallet: Wallet | None = None) -> bool:
         and not guard.breaker.leases
         and not guard.breaker.running
         and (wallet is None or wallet.open == 0)
-        and not any(guard._deadlines._grains.values())
+        and not any(guard._deadlines.grains.values())
     )

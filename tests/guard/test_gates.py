@@ -465,6 +465,7 @@ def test_a_quota_belongs_to_the_service_and_a_rate_to_the_model() -> None:
         await haiku.call(script)
         assert script.at == [0.0]
         gates.quota.extend(haiku.now(), 7.0, no_jitter, Kind.QUOTA, "spent")
+        gates.stir()
         for guard in (opus, haiku):
             assert (await error_of(guard.call(answer))).retry_after_s == 7.0
 

@@ -7,7 +7,9 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from koo.ai.types import Query
+from koo.clock import SystemClock
 from koo.errors import BudgetExceeded, ConfigurationError, ExternalServiceError, UnknownService
 from koo.options import DatabaseOptions, LimitOptions, PlatformOptions, RetryOptions, ServiceOptions
 from koo.platform import Platform
@@ -149,6 +152,82 @@ def test_a_refused_service_is_reset_in_every_process_on_the_same_store(tmp_path:
             assert two.reset_service("claude")
             await until(lambda: one.service_health("claude")["state"] == "healthy")
             assert (await one.query(QUESTION)).text
+
+    run(test)
+
+
+def test_a_refused_key_does_not_refuse_another_key(tmp_path: Path) -> None:
+    """Else a script that lives for a second would be refused for ever after one wrong key."""
+
+    async def test(server: FakeAnthropic) -> None:
+        wrong = replace(options(tmp_path, server).services[0], api_key="mistyped")
+        mistyped = replace(options(tmp_path, server), services=(wrong,))
+        async with Platform(mistyped) as first, Platform(options(tmp_path, server)) as beside:
+            with pytest.raises(ExternalServiceError):
+                await first.query(QUESTION)
+            async with Platform(mistyped) as again:
+                await until(lambda: again.service_health("claude")["state"] == "circuit_open")
+            assert (await beside.query(QUESTION)).text
+        async with Platform(options(tmp_path, server)) as later:
+            await later.sharing.catch_up()
+            assert (await later.query(QUESTION)).text
+
+    run(test)
+
+
+def test_a_key_that_was_refused_a_while_ago_is_tried_again_by_a_process_that_starts(tmp_path: Path) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        server.script(error(401, "authentication_error"))
+        async with Platform(options(tmp_path, server)) as first:
+            with pytest.raises(ExternalServiceError):
+                await first.query(QUESTION)
+        soon, later = (Platform(options(tmp_path, server), clock=Ahead(ahead_s)) for ahead_s in (30, 61))
+        async with soon:
+            await until(lambda: soon.service_health("claude")["state"] == "circuit_open")
+        async with later:
+            await later.sharing.catch_up()
+            assert later.service_health("claude")["state"] == "healthy"
+
+    run(test)
+
+
+class Ahead(SystemClock):
+    """The wall's time some seconds later."""
+
+    def __init__(self, ahead_s: float) -> None:
+        self.wall = lambda: time.time() + ahead_s
+
+
+def test_a_pause_that_was_reset_does_not_come_back_with_the_next_process(tmp_path: Path) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        server.script(error(429, "rate_limit_error", headers={"retry-after": "100"}))
+        one = replace(QUESTION, on_limit="refuse")
+        async with Platform(options(tmp_path, server)) as first:
+            with pytest.raises(ExternalServiceError):
+                await first.query(one)
+            async with Platform(options(tmp_path, server)) as second:
+                await until(lambda: second.service_health("claude")["state"] == "rate_limited")
+            assert first.reset_service("claude")
+        async with Platform(options(tmp_path, server)) as third:
+            await third.sharing.catch_up()
+            assert (await third.query(one)).text
+
+    run(test)
+
+
+def test_opened_again_a_platform_keeps_what_it_learned_after_a_reset(tmp_path: Path) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        one = replace(QUESTION, on_limit="refuse")
+        async with Platform(options(tmp_path, server)) as other:
+            other.reset_service("claude")
+        platform = Platform(options(tmp_path, server))
+        server.script(error(429, "rate_limit_error", headers={"retry-after": "100"}))
+        async with platform:
+            with pytest.raises(ExternalServiceError):
+                await platform.query(one)
+        async with platform:
+            await platform.sharing.catch_up()
+            assert platform.service_health("claude")["state"] == "rate_limited"
 
     run(test)
 

@@ -182,4 +182,4 @@ def test_it_does_what_its_model_does_in_every_phase() -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
-    assert REACHED[HALF_OPEN] >= RUNS["all"] / 2, f"{REACHED} of {RUNS}: what is behind OPEN is hardly tested"
+    assert REACHED[HALF_OPEN] >= RUNS["all"] / 4, f"{REACHED} of {RUNS}: what is behind OPEN is hardly tested"

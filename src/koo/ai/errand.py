@@ -62,9 +62,11 @@ class Errand:
         self.attempts += 1
         completion = await self._provider.complete(self._request)
         self.note(completion.usage, completion.cost_usd)
-        pacer = self._service.gates.pacer
+        gates = self._service.gates
         for pace in completion.pace:
-            pacer.learn(pace.limit, pace.remaining, pace.resets_in_s, self._service.clock.monotonic())
+            gates.pacer.learn(pace.limit, pace.remaining, pace.resets_in_s, self._service.clock.monotonic())
+        if gates.pacer.interval_s:
+            gates.stir()
         return completion
 
     def note(self, usage: Usage, reported_usd: Decimal | None = None) -> None:

@@ -221,31 +221,40 @@ class Gateway:
 
 def _check(query: Query) -> None:
     """Raises `InvalidRequest` for what no service could answer; the prompt itself is never repeated."""
-    wrong = ""
-    if not isinstance(query.prompt, str):
-        wrong = f"the prompt must be text, not {type(query.prompt).__name__}"
-    elif not query.prompt.strip():
-        wrong = "the prompt is empty"
-    elif len(query.prompt) + len(query.system or "") > PROMPT_BYTES_MAX:
-        wrong = f"the prompt is longer than {PROMPT_BYTES_MAX:,} characters"
-    elif query.max_tokens is not None and not _is_whole(query.max_tokens, 1):
-        wrong = "max_tokens must be a whole number of at least 1"
-    elif query.temperature is not None and not _is_between(query.temperature, 0, 2):
-        wrong = "temperature must be a number from 0 to 2"
-    elif query.timeout_s is not None and not _is_between(query.timeout_s, 0, 86_400, above=True):
-        wrong = "timeout_s must be a number of seconds above 0, at most 86400"
-    elif query.on_limit not in (None, "refuse", "wait"):
-        wrong = 'on_limit must be "refuse" or "wait"'
-    elif query.model is not None and (not isinstance(query.model, str) or not 0 < len(query.model) <= 200):
-        wrong = "model must be the name of a model"
+    wrong = _wrong_in_texts(query) or _wrong_in_options(query)
     if wrong:
         raise InvalidRequest(str(query.service)[:50], wrong, kind=Kind.INVALID_REQUEST)
-    for text in (query.prompt, query.system or ""):
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            reason = "the prompt holds a character that is no text (a lone surrogate)"
-            raise InvalidRequest(query.service, reason) from None
+
+
+def _wrong_in_texts(query: Query) -> str:
+    if not isinstance(query.prompt, str):
+        return f"the prompt must be text, not {type(query.prompt).__name__}"
+    for name, text in (("system", query.system), ("tag", query.tag)):
+        if not isinstance(text, str | None):
+            return f"{name} must be text, not {type(text).__name__}"
+    if not query.prompt.strip():
+        return "the prompt is empty"
+    if len(query.prompt) + len(query.system or "") > PROMPT_BYTES_MAX:
+        return f"the prompt is longer than {PROMPT_BYTES_MAX:,} characters"
+    try:
+        (query.prompt + (query.system or "")).encode()
+    except UnicodeEncodeError:
+        return "the prompt holds a character that is no text (a lone surrogate)"
+    return ""
+
+
+def _wrong_in_options(query: Query) -> str:
+    if query.max_tokens is not None and not _is_whole(query.max_tokens, 1):
+        return "max_tokens must be a whole number of at least 1"
+    if query.temperature is not None and not _is_between(query.temperature, 0, 2):
+        return "temperature must be a number from 0 to 2"
+    if query.timeout_s is not None and not _is_between(query.timeout_s, 0, 86_400, above=True):
+        return "timeout_s must be a number of seconds above 0, at most 86400"
+    if query.on_limit not in (None, "refuse", "wait"):
+        return 'on_limit must be "refuse" or "wait"'
+    if query.model is not None and (not isinstance(query.model, str) or not 0 < len(query.model) <= 200):
+        return "model must be the name of a model"
+    return ""
 
 
 def _is_whole(value: object, low: int) -> bool:

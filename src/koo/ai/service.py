@@ -154,6 +154,7 @@ class Service:
         cooldown = guard.cooldown if guard is not None else self.gates.quota
         if model and guard is None:
             return
+        self.gates.stir()
         cooldown.extend(self.clock.monotonic(), for_s, lambda: 0.0, kind, reason)
 
     def unlatch(self) -> None:

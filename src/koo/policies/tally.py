@@ -25,38 +25,51 @@ BUCKETS = 20
 class Bucket:
     """Counts of some seconds: by verdict, by latency of successes, and how many were slow."""
 
-    __slots__ = ("latency", "latency_sum_s", "slow", "verdicts")
+    __slots__ = ("_others", "latency", "latency_sum_s", "slow")
 
     def __init__(self) -> None:
-        self.verdicts = [0, 0, 0, 0]
+        self._others: dict[Verdict, int] = {}
         self.latency = [0] * (len(BOUNDS_S) + 1)
         self.latency_sum_s = 0.0
         self.slow = 0
 
     def add(self, other: Bucket) -> None:
-        for i, count in enumerate(other.verdicts):
-            self.verdicts[i] += count
+        for verdict, count in other._others.items():
+            self.add_other(verdict, count)
         for i, count in enumerate(other.latency):
             self.latency[i] += count
         self.latency_sum_s += other.latency_sum_s
         self.slow += other.slow
 
+    def add_other(self, verdict: Verdict, count: int = 1) -> None:
+        """Calls that did not succeed."""
+        self._others[verdict] = self._others.get(verdict, 0) + count
+
+    @property
+    def successes(self) -> int:
+        return sum(self.latency)
+
+    @property
+    def verdicts(self) -> list[int]:
+        """How many calls had each verdict, in the order of `Verdict`."""
+        return [self.successes if verdict is SUCCESS else self._others.get(verdict, 0) for verdict in Verdict]
+
     @property
     def answered(self) -> int:
         """Calls with a verdict about the other side: neutral ones say nothing."""
-        return self.verdicts[SUCCESS] + self.verdicts[FAILURE] + self.verdicts[THROTTLED]
+        return self.successes + self._others.get(FAILURE, 0) + self._others.get(THROTTLED, 0)
 
     def success_rate(self) -> float:
         """Share of successes; 1.0 where nothing was asked."""
-        return self.verdicts[SUCCESS] / self.answered if self.answered else 1.0
+        return self.successes / self.answered if self.answered else 1.0
 
     def mean_s(self) -> float:
-        successes = self.verdicts[SUCCESS]
+        successes = self.successes
         return self.latency_sum_s / successes if successes else 0.0
 
     def percentile_s(self, share: float) -> float:
         """The latency below which `share` of the successes lie, interpolated within a cell; 0.0 without any."""
-        rank = share * sum(self.latency)
+        rank = share * self.successes
         below = 0
         for i, count in enumerate(self.latency):
             if count and below + count >= rank:
@@ -71,7 +84,7 @@ class Tally:
     """The counts of one guard."""
 
     __slots__ = (
-        "_past", "_rolls_at", "bucket", "errors", "first_successes", "last_failure_at", "last_success_at", "life",
+        "_past", "_rolls_at", "bucket", "errors", "last_failure_at", "last_success_at", "late_successes", "life",
         "refused", "retries",
     )  # fmt: skip
 
@@ -80,7 +93,7 @@ class Tally:
         self.bucket = Bucket()
         self._past: deque[Bucket] = deque(maxlen=BUCKETS - 1)
         self._rolls_at = now + BUCKET_S
-        self.first_successes = 0  # what the retry budget lives on
+        self.late_successes = 0  # of repeats
         self.retries = 0
         self.refused: dict[str, int] = {}
         self.errors: dict[str, int] = {}
@@ -91,19 +104,23 @@ class Tally:
         if now >= self._rolls_at:
             self.roll(now)
         bucket = self.bucket
-        bucket.verdicts[0] += 1
         bucket.latency[bisect_left(BOUNDS_S, latency_s)] += 1
         bucket.latency_sum_s += latency_s
         self.last_success_at = now
         if slow:
             bucket.slow += 1
-        if first:
-            self.first_successes += 1
+        if not first:
+            self.late_successes += 1
+
+    @property
+    def first_successes(self) -> int:
+        """First attempts that ever succeeded: what the retry budget lives on."""
+        return self.life.successes + self.bucket.successes - self.late_successes
 
     def record_other(self, verdict: Verdict, kind: str, slow: bool, now: float) -> None:
         """A call that did not succeed; `kind` names the error."""
         self.roll(now)
-        self.bucket.verdicts[verdict] += 1
+        self.bucket.add_other(verdict)
         self.bucket.slow += slow
         self.errors[kind] = self.errors.get(kind, 0) + 1
         if verdict is not NEUTRAL:

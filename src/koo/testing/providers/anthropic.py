@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from datetime import UTC, datetime
 from typing import Any
 
 from koo.testing.providers.script import Answer, Failure
@@ -16,7 +18,6 @@ FIELDS = {
 }  # fmt: skip
 VERSIONS = ("2023-06-01", "2026-10-21")
 WITHOUT_SAMPLING = re.compile(r"claude-(opus-4-[78]|(opus|sonnet|haiku)-[5-9]|fable|mythos)")
-RESETS_AT = "2099-01-01T00:00:00Z"
 
 
 class FakeAnthropic(FakeProvider):
@@ -78,10 +79,12 @@ class FakeAnthropic(FakeProvider):
             "output-tokens": (80_000, 79_000),
         }
         headers = {"request-id": f"req_{number}"}
+        # Soon, as with buckets that refill all the time: a 429 that names no time is waited for until then.
+        resets_at = datetime.fromtimestamp(time.time() + 1, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         for name, (limit, remaining) in limits.items():
             headers[f"anthropic-ratelimit-{name}-limit"] = str(limit)
             headers[f"anthropic-ratelimit-{name}-remaining"] = str(remaining)
-            headers[f"anthropic-ratelimit-{name}-reset"] = RESETS_AT
+            headers[f"anthropic-ratelimit-{name}-reset"] = resets_at
         return headers
 
     def plain(self, request: ReceivedRequest, step: Answer, tokens: Tokens, number: int) -> dict[str, Any]:

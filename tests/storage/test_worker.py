@@ -1,0 +1,131 @@
+"""The store's thread over a database that does whatever a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from koo.storage import worker
+from koo.storage.base import StoreUnavailable
+from koo.storage.store import SqlStore
+from koo.storage.transaction import Transaction
+from tests.storage.support import until
+
+
+class Fake:
+    """A database that is there, away, or hangs until it is cut."""
+
+    def __init__(self) -> None:
+        self.is_away = False
+        self.hangs = False
+        self.cuts = threading.Event()
+        self.closed = threading.Event()
+        self.asked = 0
+
+    def transact(self, write: Callable[[Transaction], None], exclusive: bool) -> None:
+        self.asked += 1
+        if self.hangs:
+            self.cuts.wait()
+        if self.is_away or self.hangs:
+            raise StoreUnavailable("away")
+
+    def cut(self) -> None:
+        self.cuts.set()
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    backend = Fake()
+    monkeypatch.setattr("koo.storage.sql.make_backend", lambda target, timeout_s: backend)
+    return backend
+
+
+def store() -> SqlStore:
+    return SqlStore("sqlite:///nowhere.db", home=Path("/nonexistent"))
+
+
+def test_a_store_that_is_away_is_tried_again_with_growing_pauses_that_begin_anew_with_each_outage(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(worker, "PAUSE_S_MAX", 8 * worker.PAUSE_S_MIN)
+        one = store()
+        thread = one.start()
+        fake.is_away = True
+        with pytest.raises(StoreUnavailable):
+            await one.run(lambda tx: None)
+        await until(lambda: thread._pause_s == 8 * worker.PAUSE_S_MIN)
+        fake.is_away = False
+        await until(lambda: one.trouble is None)
+        assert thread._pause_s == worker.PAUSE_S_MIN
+        await one.close()
+
+    asyncio.run(main())
+
+
+def test_a_store_that_is_there_is_not_asked_when_nobody_wants_anything(fake: Fake) -> None:
+    async def main() -> None:
+        one = store()
+        one.start()
+        await one.close()
+        assert fake.asked == 0 and fake.closed.is_set()
+
+    asyncio.run(main())
+
+
+def test_what_hangs_is_cut_by_whoever_waited_for_it_in_vain(fake: Fake) -> None:
+    async def main() -> None:
+        one = store()
+        fake.hangs = True
+        one.timeout_s = 0.05
+        with pytest.raises(StoreUnavailable, match="did not answer"):
+            await one.run(lambda tx: "never")
+        assert fake.cuts.is_set()
+        fake.hangs = False
+        await one.close()
+
+    asyncio.run(main())
+
+
+def test_who_waited_for_his_turn_only_cuts_nobody(fake: Fake) -> None:
+    async def main() -> None:
+        one = store()
+        fake.hangs = True
+        first = asyncio.create_task(one.run(lambda tx: None))
+        await until(lambda: fake.asked == 1)
+        one.timeout_s = 0.01
+        thread = one.start()
+        thread._busy_since = float("inf")  # The one before took its turn just now.
+        with pytest.raises(StoreUnavailable, match="did not answer"):
+            await one.run(lambda tx: None)
+        assert not fake.cuts.is_set()
+        fake.cut()
+        with pytest.raises(StoreUnavailable):
+            await first
+        fake.hangs = False
+        await one.close()
+
+    asyncio.run(main())
+
+
+def test_what_hangs_while_the_store_is_closed_is_cut_too(fake: Fake) -> None:
+    async def main() -> None:
+        one = store()
+        fake.hangs = True
+        running = asyncio.create_task(one.run(lambda tx: None))
+        await until(lambda: fake.asked == 1)
+        one.timeout_s = 0.05
+        await one.close()
+        assert fake.cuts.is_set()
+        await until(fake.closed.is_set)
+        with pytest.raises(StoreUnavailable, match="away"):
+            await running
+
+    asyncio.run(main())
