@@ -26,7 +26,6 @@ from koo.ai.providers.perplexity import (
     SEARCH_TOKENS,
     SEARCH_TOKENS_BOUND,
     PerplexityProvider,
-    encode,
 )
 from koo.ai.types import Query, Usage
 from koo.errors import AuthenticationFailed, ExternalServiceError, Kind, RateLimited, StreamTruncated
@@ -71,7 +70,8 @@ def test_what_perplexity_is_sent() -> None:
 
 def test_perplexitys_own_sdk_knows_every_field_that_is_sent() -> None:
     """An unknown field is refused there, and with it every query."""
-    body = msgspec.json.decode(encode(TALK.asking(system="x", temperature=1.0), stream=True))
+    asking = TALK.asking(system="x", temperature=1.0)
+    body = msgspec.json.decode(PerplexityProvider("svc", HttpClient()).encode(asking, stream=True))
     assert set(body) <= set(ResponsesRequestInput.model_fields)
     assert set(body["tools"][0]) <= set(WebSearchToolInput.model_fields)
     ResponsesRequestInput.model_validate(body)
@@ -449,7 +449,8 @@ WHOLE = (
             Kind.SERVER_ERROR,
             True,
         ),
-        ([b'{"type":"response.completed","response":%b}' % (WHOLE % b"failed")], Kind.SERVER_ERROR, False),
+        ([b'{"type":"response.completed","response":%b}' % (WHOLE % b"failed")], Kind.SERVER_ERROR, True),
+        ([b'{"type":"response.failed"}'], Kind.SERVER_ERROR, False),
         ([b"not json"], Kind.BAD_ANSWER, True),
         ([b'{"type":"response.completed","response":7}'], Kind.BAD_ANSWER, True),
         ([b'{"type":"response.output_text.delta","delta":7}'], Kind.BAD_ANSWER, True),

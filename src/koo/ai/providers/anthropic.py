@@ -13,11 +13,12 @@ from collections.abc import AsyncGenerator, Mapping
 
 import msgspec
 
+from koo.ai.providers.adapter import Adapter
 from koo.ai.providers.base import Completion, Pace, Piece, Request
 from koo.ai.providers.faults import FaultTable, Row, Said, until_next_month, until_stated
 from koo.ai.providers.headers import anthropic_pace
 from koo.ai.providers.streaming import read_stream
-from koo.ai.providers.transport import UNREADABLE, Wire, bound_tokens, estimate_usage, name_of
+from koo.ai.providers.transport import UNREADABLE, Wire, estimate_usage, name_of
 from koo.ai.types import Usage
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.errors import ExternalServiceError, Kind
@@ -173,13 +174,13 @@ _message_start = msgspec.json.Decoder(_MessageStart)
 _message_delta = msgspec.json.Decoder(_MessageDelta)
 
 
-class AnthropicProvider:
+class AnthropicProvider(Adapter):
     """A service that speaks Anthropic's Messages API.
 
     `base_url` is the address without `/v1`; `api_key` None sends no key (a server of one's own).
     """
 
-    __slots__ = ("_wire",)
+    __slots__ = ()
 
     def __init__(
         self,
@@ -194,22 +195,17 @@ class AnthropicProvider:
         if api_key is not None:
             headers["x-api-key"] = api_key
         base_url = base_url.rstrip("/").removesuffix("/v1")
-        self._wire = Wire(
-            service,
-            http,
-            base_url=base_url,
-            headers=headers,
-            table=FAULTS,
-            read_error=read_error,
-            clock=clock,
+        super().__init__(
+            Wire(
+                service,
+                http,
+                base_url=base_url,
+                headers=headers,
+                table=FAULTS,
+                read_error=read_error,
+                clock=clock,
+            )
         )
-
-    def __repr__(self) -> str:
-        return f"<AnthropicProvider {self._wire!r}>"
-
-    def bound_input_tokens(self, request: Request) -> int:
-        """UTF-8 bytes of prompt and system, and an allowance for what is put around them."""
-        return bound_tokens(request)
 
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
@@ -234,9 +230,6 @@ class AnthropicProvider:
     async def check(self) -> None:
         """Ask for one model's name, which is never billed. Raises `ExternalServiceError`."""
         await self._wire.get("/v1/models?limit=1")
-
-    async def close(self) -> None:
-        """Nothing is held: the connections are the client's."""
 
 
 class _Reader:

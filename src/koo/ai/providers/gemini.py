@@ -17,10 +17,11 @@ from urllib.parse import quote
 
 import msgspec
 
+from koo.ai.providers.adapter import Adapter
 from koo.ai.providers.base import Completion, Piece, Request
 from koo.ai.providers.gemini_errors import FAULTS, read_error
 from koo.ai.providers.streaming import read_stream
-from koo.ai.providers.transport import Wire, bound_tokens, estimate_usage
+from koo.ai.providers.transport import Wire, estimate_usage
 from koo.ai.types import Usage
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.http import HttpClient, ServerSentEvent
@@ -99,14 +100,14 @@ _encode = msgspec.json.Encoder().encode
 _answer = msgspec.json.Decoder(_Answer)
 
 
-class GeminiProvider:
+class GeminiProvider(Adapter):
     """A service that speaks Google's Gemini API.
 
     `base_url` is the address with its `/v1` (or `/v1beta`, which knows more models); one without a version gets `/v1`.
     `api_key` None sends no key (a server of one's own).
     """
 
-    __slots__ = ("_wire",)
+    __slots__ = ()
 
     def __init__(
         self,
@@ -120,22 +121,17 @@ class GeminiProvider:
         base_url = base_url.rstrip("/")
         if not re.search(r"/v\d+\w*$", base_url):
             base_url += "/v1"
-        self._wire = Wire(
-            service,
-            http,
-            base_url=base_url,
-            headers={} if api_key is None else {"x-goog-api-key": api_key},
-            table=FAULTS,
-            read_error=read_error,
-            clock=clock,
+        super().__init__(
+            Wire(
+                service,
+                http,
+                base_url=base_url,
+                headers={} if api_key is None else {"x-goog-api-key": api_key},
+                table=FAULTS,
+                read_error=read_error,
+                clock=clock,
+            )
         )
-
-    def __repr__(self) -> str:
-        return f"<GeminiProvider {self._wire!r}>"
-
-    def bound_input_tokens(self, request: Request) -> int:
-        """UTF-8 bytes of prompt and system, and an allowance for what is put around them."""
-        return bound_tokens(request)
 
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
@@ -169,9 +165,6 @@ class GeminiProvider:
     async def check(self) -> None:
         """Ask for one model's name, which is never billed. Raises `ExternalServiceError`."""
         await self._wire.get("/models?pageSize=1")
-
-    async def close(self) -> None:
-        """Nothing is held: the connections are the client's."""
 
 
 class _Reader:

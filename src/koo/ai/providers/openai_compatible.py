@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from koo.ai.providers.adapter import Adapter
 from koo.ai.providers.base import Completion, Piece, Request
 from koo.ai.providers.faults import FaultTable, Row
 from koo.ai.providers.headers import openai_pace
@@ -20,7 +21,7 @@ from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 from koo.ai.providers.openai import check_models
 from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
 from koo.ai.providers.streaming import read_stream
-from koo.ai.providers.transport import Wire, bound_tokens, estimate_usage
+from koo.ai.providers.transport import Wire, estimate_usage
 from koo.ai.types import Usage
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.errors import ExternalServiceError, Kind
@@ -143,13 +144,13 @@ _answer = msgspec.json.Decoder(_Answer)
 _chunk = msgspec.json.Decoder(_Chunk)
 
 
-class OpenAICompatibleProvider:
+class OpenAICompatibleProvider(Adapter):
     """A server that speaks OpenAI's chat completions.
 
     `base_url` is the address with its `/v1`; one without any path gets it. `api_key` None sends no key.
     """
 
-    __slots__ = ("_check_path", "_is_openai", "_wire")
+    __slots__ = ("_check_path", "_is_openai")
 
     def __init__(
         self,
@@ -165,26 +166,21 @@ class OpenAICompatibleProvider:
         host = parts.hostname or ""
         if parts.path in ("", "/"):
             base_url = base_url.rstrip("/") + "/v1"
-        self._wire = Wire(
-            service,
-            http,
-            base_url=base_url,
-            headers=headers,
-            table=FAULTS,
-            read_error=read_error,
-            clock=clock,
+        super().__init__(
+            Wire(
+                service,
+                http,
+                base_url=base_url,
+                headers=headers,
+                table=FAULTS,
+                read_error=read_error,
+                clock=clock,
+            )
         )
         # OpenAI's own models refuse the old name of the bound, most other servers do not know the new one.
         self._is_openai = host.endswith(("api.openai.com", ".openai.azure.com"))
         # OpenRouter lists its models to everybody; its `/key` looks at the key.
         self._check_path = "/key" if host.endswith("openrouter.ai") else "/models"
-
-    def __repr__(self) -> str:
-        return f"<OpenAICompatibleProvider {self._wire!r}>"
-
-    def bound_input_tokens(self, request: Request) -> int:
-        """UTF-8 bytes of prompt and system, and an allowance for what is put around them."""
-        return bound_tokens(request)
 
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
@@ -230,9 +226,6 @@ class OpenAICompatibleProvider:
         except ExternalServiceError as error:
             if error.kind is not Kind.NOT_FOUND:
                 raise
-
-    async def close(self) -> None:
-        """Nothing is held: the connections are the client's."""
 
     def _encode(self, request: Request, *, stream: bool = False) -> bytes:
         messages = [_Message("user", request.prompt)]
