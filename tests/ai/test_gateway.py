@@ -96,6 +96,16 @@ def test_a_failure_that_passes_is_not_seen() -> None:
     run(test)
 
 
+def test_a_failure_that_the_server_asks_not_to_repeat_is_not_repeated() -> None:
+    async def test(world: World) -> None:
+        world.claude.script(error(500, "api_error", headers={"x-should-retry": "false"}))
+        with pytest.raises(ExternalServiceError) as caught:
+            await world.ask()
+        assert caught.value.attempts == 1 and len(world.claude.queries) == 1
+
+    run(test)
+
+
 def test_a_429_that_names_no_time_is_repeated_when_the_limit_is_free_again() -> None:
     async def test(world: World) -> None:
         world.claude.script(error(429, "rate_limit_error"))

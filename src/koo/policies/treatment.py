@@ -57,6 +57,10 @@ TREATMENTS: dict[Kind, Treatment] = {
 """Kinds a provider's answer can have. What only we say (circuit_open, deadline, ...) is not in it."""
 
 
+NOT_REPEATED = frozenset({Kind.AUTH, Kind.QUOTA, Kind.BILLING})
+"""Whatever a server's `x-should-retry` says: these do not pass by asking again."""
+
+
 def fault_of(error: ExternalServiceError) -> Fault:
     """The fault that an error of one of these kinds stands for; other kinds are NEUTRAL (our own refusals)."""
     treatment = TREATMENTS.get(error.kind)
@@ -65,9 +69,15 @@ def fault_of(error: ExternalServiceError) -> Fault:
     return Fault(
         verdict=treatment.verdict,
         kind=error.kind,
-        repeatable=treatment.repeatable,
+        repeatable=_repeatable(error, treatment),
         retry_after_s=error.retry_after_s,
         scope=treatment.scope,
         latch=treatment.latch,
         billed=treatment.billed if error.billable is None else error.billable,
     )
+
+
+def _repeatable(error: ExternalServiceError, treatment: Treatment) -> bool:
+    """The server's own word on whether to repeat wins over the table."""
+    said = None if error.detail is None else error.detail.get("should_retry")
+    return treatment.repeatable if said is None or error.kind in NOT_REPEATED else bool(said)

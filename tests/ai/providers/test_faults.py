@@ -276,9 +276,21 @@ def test_the_fact_sheet_of_an_error() -> None:
     assert refused.detail is not None and refused.detail["param"] == "temperature"
 
 
-def test_the_servers_own_word_on_repeating_is_kept() -> None:
-    refused = ask("anthropic", error(500, "api_error", headers={"x-should-retry": "false"}))
-    assert refused.detail is not None and refused.detail["should_retry"] is False
+@pytest.mark.parametrize(
+    ("status", "type_", "said", "repeatable"),
+    [
+        (500, "api_error", "false", False),
+        (500, "api_error", "perhaps", True),
+        (422, "something_new", "true", True),
+        (401, "authentication_error", "true", False),
+        (400, "billing_error", "true", False),
+    ],
+)
+def test_the_servers_own_word_on_repeating_wins_except_where_nothing_passes_by_asking(
+    status: int, type_: str, said: str, repeatable: bool
+) -> None:
+    refused = ask("anthropic", error(status, type_, headers={"x-should-retry": said}))
+    assert fault_of(refused).repeatable is repeatable
 
 
 @pytest.mark.parametrize(

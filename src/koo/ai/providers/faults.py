@@ -62,9 +62,6 @@ BY_STATUS: dict[int, Kind] = {
 }
 """Other 5xx are the server's errors; other 3xx and 4xx (405, 415, 422, ...) are mistakes of the request or its URL."""
 
-NOT_REPEATED = frozenset({Kind.AUTH, Kind.QUOTA, Kind.BILLING})
-"""Not worth repeating, whatever `x-should-retry` says."""
-
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,79}")
 PARAMETERS = frozenset({
     "model", "max_tokens", "max_completion_tokens", "max_output_tokens", "temperature", "messages", "system", "input",

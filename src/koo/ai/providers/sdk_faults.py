@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from koo.ai.providers.anthropic import FAULTS as ANTHROPIC
-from koo.ai.providers.faults import NOT_REPEATED, FaultTable, Said, make_error
+from koo.ai.providers.faults import FaultTable, Said, make_error
 from koo.ai.providers.gemini_errors import FAULTS as GEMINI
 from koo.ai.providers.gemini_errors import said_of as google_said_of
 from koo.ai.providers.openai import FAULTS as OPENAI
@@ -204,12 +204,7 @@ JUDGES: dict[str, Callable[[Exception, set[str], str], ExternalServiceError | No
 
 
 def _fault(error: ExternalServiceError) -> Fault:
-    fault = replace(fault_of(error), error=error)
-    should_retry = (error.detail or {}).get("should_retry")
-    if should_retry is None or error.kind in NOT_REPEATED:
-        return fault
-    # The server's own word on whether to repeat wins over the table.
-    return replace(fault, repeatable=should_retry)
+    return replace(fault_of(error), error=error)
 
 
 # ── the SDKs' own retries ─────────────────────────────────────────────────────────────────────────────────────────────
