@@ -8,12 +8,13 @@ import sys
 import threading
 
 import pytest
+from sqlalchemy import text
 
 from koo.database.database import Database
 from koo.deadlines import WrongLoop
 from koo.errors import DatabaseUnavailable, Kind
 from tests.database.conftest import Place
-from tests.database.support import ONE, assert_free, options, until
+from tests.database.support import ONE, assert_free, options, proxied, through, until
 
 
 async def use(database: Database) -> None:
@@ -131,6 +132,52 @@ def test_closing_does_not_wait_for_ever(pg: Place) -> None:
         assert loop.time() - began < 3.0
         holder.cancel()
         await asyncio.gather(holder, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_closing_refuses_who_waits_at_once_and_opens_nothing_for_those_it_cuts_off(pg: Place) -> None:
+    """A waiter that took a place which closing had freed would open a connection that nobody closes; so would the
+    first statement of a scope, begun again because its connection was cut off."""
+
+    async def main() -> None:
+        database = Database(options(pg.url, pool_size=2, max_overflow=0, cleanup_timeout_s=0.2))
+
+        async def hold() -> None:
+            async with database.session_scope() as session:
+                await session.execute(text("SELECT pg_sleep(60)"))
+
+        holders = [asyncio.create_task(hold()) for _ in range(6)]
+        await until(lambda: len(database.gate.holders) == 2 and database.gate.waiting == 4)
+        waiting = [task for task in holders if task not in {holder.owner for holder in database.gate.holders}]
+        opened = database.metrics.created
+        closing = asyncio.create_task(database.close())
+        await asyncio.wait(waiting)
+        assert database.gate.holders, "who waits does not wait for those who are inside"
+        assert {task.exception().kind for task in waiting} == {Kind.DRAINING}  # type: ignore[union-attr]
+        await closing
+        ends = await asyncio.gather(*holders, return_exceptions=True)
+        assert all(isinstance(end, Exception) for end in ends)
+        assert database.metrics.created == opened
+        assert_free(database)
+
+    asyncio.run(main())
+
+
+def test_what_was_connecting_while_it_closed_is_refused_and_leaves_nothing_open(pg: Place) -> None:
+    async def main() -> None:
+        async with proxied(pg.server) as proxy:
+            database = Database(options(through(proxy, pg.server, pg.driver, pg.database)))
+            proxy.black_hole()
+            entering = asyncio.create_task(use(database))
+            await until(lambda: proxy.connections == 1)
+            await database.close()
+            proxy.heal()
+            with pytest.raises(DatabaseUnavailable) as caught:
+                await entering
+            assert caught.value.kind is Kind.DRAINING
+            assert_free(database)
+            await until(lambda: proxy.open_connections == 0)
 
     asyncio.run(main())
 

@@ -23,7 +23,7 @@ from koo.database.pool import PoolMetrics
 from koo.database.session import GuardedSession
 from koo.database.sqlite import Mode, Need, SqliteFile, WriterLine
 from koo.deadlines import NEVER, Deadlines
-from koo.errors import DatabaseError, Kind
+from koo.errors import DatabaseError, DatabaseUnavailable, Kind
 from koo.guard import Guard
 from koo.options import DatabaseOptions
 
@@ -224,9 +224,15 @@ class Connections:
 
     # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────
 
+    def refuse_if_draining(self) -> None:
+        """Raises `DatabaseUnavailable` since closing has begun: nobody would close what is opened after that."""
+        if self.draining:
+            raise DatabaseUnavailable(self.name, "it is being closed", kind=Kind.DRAINING)
+
     async def close(self) -> None:
-        """Let running scopes end, within the cleanup time; then cut off what is left, and close."""
+        """Refuse who waits, let running scopes end within the cleanup time, then cut off what is left, and close."""
         self.draining = True
+        self.gate.let_all_go()
         await self.gate.drain(self.options.cleanup_timeout_s)
         for link in tuple(self.links.values()):
             if link.scope is not None:

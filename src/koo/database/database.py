@@ -155,8 +155,7 @@ class Database:
         loop = asyncio.get_running_loop()
         here = self.connections
         if here is not None and here.loop is loop:
-            if here.draining:
-                raise DatabaseUnavailable(NAME, "it is being closed", kind=Kind.DRAINING)
+            here.refuse_if_draining()
             return here
         if here is not None and here.loop.is_running():
             raise WrongLoop(

@@ -53,6 +53,14 @@ class Gate(Slots):
             self._empty.set_result(None)
         return since
 
+    def let_all_go(self) -> None:
+        """Wake everybody in line, whatever the limit: it is being closed, and inside each is told so at once."""
+        while self.line:
+            waiter = self.line.popleft()
+            if not waiter.done():
+                self.used += 1
+                waiter.set_result(None)
+
     async def drain(self, within_s: float) -> None:
         """Wait until nobody is inside, for so long at most."""
         if self.holders:

@@ -110,6 +110,7 @@ class SessionScope(Work):
     async def _connect(self) -> None:
         """One attempt of the guard: a connection that answered BEGIN."""
         connections = self.connections
+        connections.refuse_if_draining()
         began = self._monotonic()
         connections.metrics.gate_wait.note(began - self._asked_at)
         try:
@@ -119,8 +120,11 @@ class SessionScope(Work):
                 await self._connect_past_the_dead()
             if self.mode is Mode.WRITER and connections.file is not None and self.link is not None:
                 await connections.begin_writing(self.link, self)
+            connections.refuse_if_draining()
         except BaseException:
-            await to_end(greenlet_spawn(self._sync.rollback))
+            # A pool that is closed already would keep what is given back to it, open, for ever.
+            end = self._sync.invalidate if connections.draining else self._sync.rollback
+            await to_end(greenlet_spawn(end))
             raise
         self._answered = connections.driver.answers_begin
         self._spent_s = self._monotonic() - began
@@ -170,7 +174,7 @@ class SessionScope(Work):
         return (
             self.statements == 0
             and self.phase is Phase.BODY
-            and not (self.expired or self.left or self.handed_out)
+            and not (self.expired or self.left or self.handed_out or self.connections.draining)
         )
 
     async def begin_again(self, error: Exception) -> None:
