@@ -156,6 +156,15 @@ def test_what_a_provider_does_has_a_status(tmp_path: Path, step: Any, status: in
     with_claude(tmp_path, work)
 
 
+def test_a_price_that_no_ledger_can_hold_is_a_refusal_and_nothing_is_sent(tmp_path: Path) -> None:
+    async def work(client: Client, fake: FakeAnthropic) -> None:
+        body = problem(await client.post(QUERY, json={"service": "claude", "prompt": SECRET}))
+        assert (body["status"], body["kind"]) == (429, "budget_exceeded")
+        assert "price" in body["detail"] and not fake.queries
+
+    with_claude(tmp_path, work, output_price=Decimal("1e20"))
+
+
 def test_a_provider_that_says_nothing_is_a_504(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         fake.script(hang())

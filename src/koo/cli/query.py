@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from koo.ai.gateway import PROMPT_BYTES_MAX
+from koo.ai.checking import PROMPT_BYTES_MAX
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query
 from koo.cli.terminal import (
