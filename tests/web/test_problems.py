@@ -376,3 +376,40 @@ def test_an_error_of_ours_in_anybodys_route_is_its_problem(tmp_path: Path) -> No
             assert problem(reply)["kind"] == "saturated"
 
     asyncio.run(main())
+
+
+# ── bodies that are wrong in many ways at once ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (QUERY, {f"{SECRET}{n}": 1 for n in range(20_000)}),
+        (QUERY, {"service": "claude", "prompt": SECRET, "metadata": {str(n): 1 for n in range(20_000)}}),
+        ("/api/v1/ai/batch-query", {"queries": [{str(n): 1 for n in range(1000)}] * 100}),
+        ("/api/v1/ai/batch-query", {"queries": [{"service": 1, "prompt": 1, "tag": 1}] * 100}),
+        ("/api/v1/monitoring/database/reset-circuit-breaker", {str(n): 1 for n in range(20_000)}),
+    ],
+)
+def test_a_body_that_is_wrong_a_thousand_times_is_one_short_answer(
+    tmp_path: Path, path: str, body: Any
+) -> None:
+    """Looking for the nearest name for each of half a million would stop the server for a minute."""
+
+    async def work(client: Client, fake: FakeAnthropic) -> None:
+        reply = await client.post(path, json=body)
+        assert problem(reply)["kind"] == "invalid_request"
+        assert 1 <= len(reply.body["errors"]) <= 20 and len(reply.content) < 10_000
+        assert not fake.queries
+
+    with_claude(tmp_path, work)
+
+
+@pytest.mark.parametrize("media_type", ["text/json", "application/jsonp", "text/plain", "x", ""])
+def test_a_body_of_another_type_is_told_which_type_is_wanted(tmp_path: Path, media_type: str) -> None:
+    async def work(client: Client, fake: FakeAnthropic) -> None:
+        asked = json.dumps({"service": "claude", "prompt": SECRET})
+        reply = await client.post(QUERY, data=asked, headers={"Content-Type": media_type})
+        assert "Content-Type: application/json" in problem(reply)["detail"]
+
+    with_claude(tmp_path, work)
