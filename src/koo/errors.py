@@ -110,7 +110,7 @@ def _revive(cls: type[KooError], args: tuple[Any, ...], state: dict[str, Any]) -
 def name_of(given: object) -> str:
     """Somebody's word for a service, short enough for an error and in letters that every terminal and log can write."""
     text = given if isinstance(given, str) else f"<{type(given).__name__}>"
-    return text[:50].encode(errors="replace").decode()
+    return text[:50].encode(errors="replace").decode() or '""'
 
 
 def describe_s(seconds: float) -> str:
