@@ -17,7 +17,7 @@ from typing import Any
 from core.platform import platform
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, OnLimit, Query
-from koo.errors import ExternalServiceError, InvalidRequest
+from koo.errors import ExternalServiceError, InvalidRequest, name_of
 
 __all__ = [
     "ExternalServiceError",
@@ -124,8 +124,13 @@ def _query(service: str, prompt: str, **options: Any) -> Query:
     """A question; one service may stand for a list of fallbacks. Raises TypeError for an option that there is not."""
     fallback = options.pop("fallback", None) or ()
     metadata = options.pop("metadata", None) or {}
-    names = (fallback,) if isinstance(fallback, str) else tuple(fallback)
+    names = (fallback,) if isinstance(fallback, str) else _list(fallback)
     return Query(service=service, prompt=prompt, fallback=names, metadata=metadata, **options)
+
+
+def _list(names: Any) -> Any:
+    """What can be gone through, as a tuple; whatever else it is, the gateway tells."""
+    return tuple(names) if isinstance(names, Iterable) and not isinstance(names, bytes) else names
 
 
 def _read(query: Mapping[str, Any]) -> Query | InvalidRequest:
@@ -135,7 +140,7 @@ def _read(query: Mapping[str, Any]) -> Query | InvalidRequest:
     except TypeError as error:
         service = query.get("service", "") if isinstance(query, Mapping) else ""
         # Python's own sentence names the parameter, never its value.
-        return InvalidRequest(str(service)[:50], str(error).replace("koo.ai.types.", ""))
+        return InvalidRequest(name_of(service), str(error).replace("koo.ai.types.", ""))
 
 
 def _result(query: Mapping[str, Any], outcome: Answer | ExternalServiceError) -> dict[str, Any]:

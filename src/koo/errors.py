@@ -107,6 +107,12 @@ def _revive(cls: type[KooError], args: tuple[Any, ...], state: dict[str, Any]) -
     return error
 
 
+def name_of(given: object) -> str:
+    """Somebody's word for a service, short enough for an error and in letters that every terminal and log can write."""
+    text = given if isinstance(given, str) else f"<{type(given).__name__}>"
+    return text[:50].encode(errors="replace").decode() or '""'
+
+
 def describe_s(seconds: float) -> str:
     """Seconds as a person says them: "0.4 s", "12 s", "5 min", "3 h 20 min", "2 days"."""
     if seconds < 10:

@@ -246,8 +246,8 @@ class Platform:
                 kept = await self.store.episodes.load_recent(self._clock.wall() - alerts.LISTED_AFTER_END_S)
                 self.alerts.restore(_alert(episode) for episode in kept)
                 self._restored = True
-        except StoreUnavailable as error:
-            log.warning("the state store cannot be used: %s", error)
+        except StoreUnavailable:
+            log.warning("koo begins without its state store, which is tried again by itself")
 
     # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────
 

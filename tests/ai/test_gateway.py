@@ -376,7 +376,10 @@ def test_a_caller_who_leaves_gives_everything_back_and_pays_for_what_was_sent() 
         {"max_tokens": 0},
         {"max_tokens": 1.5},
         {"max_tokens": True},
+        {"max_tokens": 10**18},
+        {"max_tokens": 10**400},
         {"system": 5},
+        {"system": "\ud800"},
         {"tag": 5},
         {"temperature": 3},
         {"temperature": float("nan")},
@@ -384,6 +387,15 @@ def test_a_caller_who_leaves_gives_everything_back_and_pays_for_what_was_sent() 
         {"timeout_s": float("inf")},
         {"on_limit": "later"},
         {"model": ""},
+        {"model": "claude\ud800"},
+        {"model": "claude\r\nx: y"},
+        {"model": "claude\0"},
+        {"fallback": None},
+        {"fallback": "openai"},
+        {"fallback": b"openai"},
+        {"fallback": (["openai"],)},
+        {"fallback": ("openai",) * 21},
+        {"metadata": 5},
     ],
 )
 def test_bad_input_is_told_before_anything_is_sent(options: dict[str, Any]) -> None:
@@ -395,12 +407,14 @@ def test_bad_input_is_told_before_anything_is_sent(options: dict[str, Any]) -> N
     run(test)
 
 
-@pytest.mark.parametrize("name", ["cloude", "", "x" * 10_000, None, 7])
+@pytest.mark.parametrize("name", ["cloude", "", "x" * 10_000, None, 7, b"claude", ["claude"], {}, "\ud800"])
 def test_an_unknown_service_is_told_with_the_known_ones(name: Any) -> None:
+    """In letters that can be written: a log or a terminal takes no lone surrogate."""
+
     async def test(world: World) -> None:
         refused = await failure_of(world.ask(service=name))
         assert isinstance(refused, UnknownService) and "claude, openai" in str(refused)
-        assert len(str(refused)) < 200
+        assert len(str(refused).encode()) < 200
 
     run(test)
 

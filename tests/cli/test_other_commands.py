@@ -38,7 +38,7 @@ def findings(here: Here) -> tuple[int, dict[str, list[dict[str, str]]]]:
 
 def test_doctor_looks_at_everything_and_says_what_to_do(here: Here) -> None:
     with FakeAnthropic() as fake:
-        here.set(settings_of(fake))
+        here.set(settings_of(fake, KOO_URL="http://127.0.0.1:9"))
         _, found = findings(here)
         for subject in ("configuration", "permissions", "disk", "clock", "database", "state store"):
             assert [finding["result"] for finding in found[subject]] == ["ok"], subject

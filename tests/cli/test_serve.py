@@ -190,8 +190,12 @@ def test_status_tells_the_state_in_words_and_as_a_code(here: Here, tmp_path: Pat
         assert here.run("status")[0] == 0
         code, out, _ = here.run("reset", "database", "--json")
         assert (code, json.loads(out)["new_state"]) == (0, "healthy")
-        code, _, err = here.run("reset", "nobody")
-        assert code == 1 and "known are" in err
+        for name in ("nobody", "n?b=c", "50%", "cl\udcff"):
+            code, _, err = here.run("reset", name)
+            assert code == 2 and "known are" in err
+        for name in ("", ".", "..", "a/b", "../monitoring"):
+            code, _, err = here.run("reset", name)
+            assert code == 2 and "no such service" in err
 
 
 def test_a_token_comes_from_the_settings_and_is_never_shown(here: Here, tmp_path: Path) -> None:

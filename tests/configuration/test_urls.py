@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 from koo.configuration.urls import (
     check_web_url,
     effective_database_url,
+    effective_state_url,
     is_loopback,
     mask_to_scheme,
     mask_url,
@@ -39,6 +40,22 @@ HOME = Path("/srv/koo")
 )
 def test_the_url_that_is_used(written: str, used: str) -> None:
     assert effective_database_url(written, HOME) == used
+
+
+@pytest.mark.parametrize("url", ["u:p@w/x@h/d", "u:p@w?x@h/d", "u:p/w@h/d", "u:1?w@h/d", "u:1/w@h/d"])
+def test_a_password_that_is_cut_in_two_is_no_host_and_no_database(url: str) -> None:
+    """Else its second half is told to everybody as the name of a database that does not exist."""
+    with pytest.raises(ValueError, match="in a user or password write /"):
+        effective_database_url(f"postgresql://{url}", HOME)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///file:x?uri=true", "sqlite:///x.db?a=1"],
+)
+def test_the_state_is_kept_in_a_file(url: str) -> None:
+    with pytest.raises(ValueError, match="the path of a file"):
+        effective_state_url(url, HOME)
 
 
 @pytest.mark.parametrize("name", ["a b", "50%41", "what?", "é", "x#y", "a&b"])

@@ -369,6 +369,7 @@ def test_wrong_passwords_unknown_users_and_a_full_server(driver: str) -> None:
             for wrong in (
                 right.replace("koo-test@", "koo-wrong@"),
                 right.replace("postgres:koo", "nobody:koo"),
+                right.replace(":koo-test@", "@"),
             ):
                 error = await refused_entry(wrong)
                 assert error.kind is Kind.AUTH and error.attempts == 1
@@ -377,6 +378,43 @@ def test_wrong_passwords_unknown_users_and_a_full_server(driver: str) -> None:
             await fill(right.replace("postgres:koo", "plain:koo"))
 
         run(main)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+@pytest.mark.parametrize(
+    ("options_psycopg", "options_asyncpg", "kind", "said"),
+    [
+        ("no_such=hunter2", "no_such=hunter2", Kind.NOT_CONFIGURED, "an option in its URL"),
+        ("sslmode=hunter2", "sslmode=require", Kind.NOT_CONFIGURED, "an option in its URL"),
+        ("sslmode=require", "ssl=require", Kind.CONNECTION, "no TLS"),
+    ],
+)
+def test_an_option_of_the_url_that_cannot_be_right(
+    pg: Place, driver: str, options_psycopg: str, options_asyncpg: str, kind: Kind, said: str
+) -> None:
+    """asyncpg is told of TLS by `ssl`, libpq by `sslmode`: whoever takes the one for the other must be told."""
+
+    async def main() -> None:
+        url = pg.server.url("psycopg" if driver == "psycopg" else "asyncpg", pg.database)
+        error = await refused_entry(f"{url}?{options_psycopg if driver == 'psycopg' else options_asyncpg}")
+        assert error.kind is kind and said in error.reason and "hunter2" not in str(error)
+
+    run(main)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_another_server_behind_the_port_is_no_refused_password(driver: str) -> None:
+    async def speak_http(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async def main() -> None:
+        async with await asyncio.start_server(speak_http, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            error = await refused_entry(f"postgresql+{driver}://u:koo-test@127.0.0.1:{port}/d")
+            assert error.kind is Kind.CONNECTION
+
+    run(main)
 
 
 async def fill(url: str) -> None:

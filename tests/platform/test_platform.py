@@ -402,6 +402,7 @@ def test_a_name_that_cannot_be_right_is_refused(tmp_path: Path, name: Any) -> No
         {"failure_threshold": 0},
         {"daily_budget": 5},
         {"daily_budget": "much", "max_cost_usd": 1},
+        {"max_cost_usd": "1e7"},
         {"requests_per_minute": -1},
         {"max_retries": "3"},
         {"timeout_s": "5"},

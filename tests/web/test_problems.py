@@ -156,6 +156,15 @@ def test_what_a_provider_does_has_a_status(tmp_path: Path, step: Any, status: in
     with_claude(tmp_path, work)
 
 
+def test_a_price_that_no_ledger_can_hold_is_a_refusal_and_nothing_is_sent(tmp_path: Path) -> None:
+    async def work(client: Client, fake: FakeAnthropic) -> None:
+        body = problem(await client.post(QUERY, json={"service": "claude", "prompt": SECRET}))
+        assert (body["status"], body["kind"]) == (429, "budget_exceeded")
+        assert "price" in body["detail"] and not fake.queries
+
+    with_claude(tmp_path, work, output_price=Decimal("1e20"))
+
+
 def test_a_provider_that_says_nothing_is_a_504(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         fake.script(hang())
@@ -367,3 +376,40 @@ def test_an_error_of_ours_in_anybodys_route_is_its_problem(tmp_path: Path) -> No
             assert problem(reply)["kind"] == "saturated"
 
     asyncio.run(main())
+
+
+# ── bodies that are wrong in many ways at once ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (QUERY, {f"{SECRET}{n}": 1 for n in range(20_000)}),
+        (QUERY, {"service": "claude", "prompt": SECRET, "metadata": {str(n): 1 for n in range(20_000)}}),
+        ("/api/v1/ai/batch-query", {"queries": [{str(n): 1 for n in range(1000)}] * 100}),
+        ("/api/v1/ai/batch-query", {"queries": [{"service": 1, "prompt": 1, "tag": 1}] * 100}),
+        ("/api/v1/monitoring/database/reset-circuit-breaker", {str(n): 1 for n in range(20_000)}),
+    ],
+)
+def test_a_body_that_is_wrong_a_thousand_times_is_one_short_answer(
+    tmp_path: Path, path: str, body: Any
+) -> None:
+    """Looking for the nearest name for each of half a million would stop the server for a minute."""
+
+    async def work(client: Client, fake: FakeAnthropic) -> None:
+        reply = await client.post(path, json=body)
+        assert problem(reply)["kind"] == "invalid_request"
+        assert 1 <= len(reply.body["errors"]) <= 20 and len(reply.content) < 10_000
+        assert not fake.queries
+
+    with_claude(tmp_path, work)
+
+
+@pytest.mark.parametrize("media_type", ["text/json", "application/jsonp", "text/plain", "x", ""])
+def test_a_body_of_another_type_is_told_which_type_is_wanted(tmp_path: Path, media_type: str) -> None:
+    async def work(client: Client, fake: FakeAnthropic) -> None:
+        asked = json.dumps({"service": "claude", "prompt": SECRET})
+        reply = await client.post(QUERY, data=asked, headers={"Content-Type": media_type})
+        assert "Content-Type: application/json" in problem(reply)["detail"]
+
+    with_claude(tmp_path, work)

@@ -106,6 +106,9 @@ class Errand:
         except TimeoutError as error:
             reason = "the budget's ledger did not answer before the deadline"
             raise BudgetExceeded(self._service.name, reason, kind=Kind.DEADLINE) from error
+        except ValueError as error:
+            reason = "what this call can cost is more than any ledger holds; is the price of its model right?"
+            raise BudgetExceeded(self._service.name, reason) from error
         self._service.holds_made += 1
 
     def _lease_s(self, deadline: float) -> float:

@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from koo.ai.checking import check
 from koo.ai.errand import Errand
 from koo.ai.pricing import ModelPrice, Prices
 from koo.ai.providers.base import Provider, Request
@@ -26,16 +27,14 @@ from koo.errors import (
     AllServicesFailed,
     CallerMistake,
     ExternalServiceError,
-    InvalidRequest,
     Kind,
     PriceUnknown,
     UnknownService,
+    name_of,
 )
 from koo.options import ServiceOptions
 from koo.storage.base import Ledger
 
-PROMPT_BYTES_MAX = 8 * 1024 * 1024
-"""Larger than any model reads; refused here, before it is copied, counted and sent."""
 MOVES_ON = {Kind.PRICE_UNKNOWN, Kind.NOT_CONFIGURED}
 """Mistakes of the operator, not of the query: another service may well answer it."""
 
@@ -180,16 +179,17 @@ class Gateway:
     # ── before anything is sent ───────────────────────────────────────────────────────────────────────────────
 
     def _choose(self, query: Query) -> list[Backend]:
-        """The services to ask, in order. Raises `UnknownService`."""
-        _check(query)
-        return [self.find(name) for name in dict.fromkeys((query.service, *query.fallback))]
+        """The services to ask, in order. Raises `UnknownService` and `InvalidRequest`."""
+        first = self.find(query.service)
+        check(query)
+        return [first, *(self.find(name) for name in dict.fromkeys(query.fallback) if name != query.service)]
 
     def find(self, name: str) -> Backend:
         """The backend of that name. Raises `UnknownService`, which lists the known ones."""
         backend = self.backends.get(name) if isinstance(name, str) else None
         if backend is None:
             known = ", ".join(sorted(self.backends))
-            raise UnknownService(str(name)[:50], f"no such service; known are: {known}")
+            raise UnknownService(name_of(name), f"no such service; known are: {known}")
         return backend
 
     def _deadline(self, backend: Backend, query: Query) -> float:
@@ -217,51 +217,3 @@ class Gateway:
             temperature=query.temperature,
         )
         return request, price
-
-
-def _check(query: Query) -> None:
-    """Raises `InvalidRequest` for what no service could answer; the prompt itself is never repeated."""
-    wrong = _wrong_in_texts(query) or _wrong_in_options(query)
-    if wrong:
-        raise InvalidRequest(str(query.service)[:50], wrong, kind=Kind.INVALID_REQUEST)
-
-
-def _wrong_in_texts(query: Query) -> str:
-    if not isinstance(query.prompt, str):
-        return f"the prompt must be text, not {type(query.prompt).__name__}"
-    for name, text in (("system", query.system), ("tag", query.tag)):
-        if not isinstance(text, str | None):
-            return f"{name} must be text, not {type(text).__name__}"
-    if not query.prompt.strip():
-        return "the prompt is empty"
-    if len(query.prompt) + len(query.system or "") > PROMPT_BYTES_MAX:
-        return f"the prompt is longer than {PROMPT_BYTES_MAX:,} characters"
-    try:
-        (query.prompt + (query.system or "")).encode()
-    except UnicodeEncodeError:
-        return "the prompt holds a character that is no text (a lone surrogate)"
-    return ""
-
-
-def _wrong_in_options(query: Query) -> str:
-    if query.max_tokens is not None and not _is_whole(query.max_tokens, 1):
-        return "max_tokens must be a whole number of at least 1"
-    if query.temperature is not None and not _is_between(query.temperature, 0, 2):
-        return "temperature must be a number from 0 to 2"
-    if query.timeout_s is not None and not _is_between(query.timeout_s, 0, 86_400, above=True):
-        return "timeout_s must be a number of seconds above 0, at most 86400"
-    if query.on_limit not in (None, "refuse", "wait"):
-        return 'on_limit must be "refuse" or "wait"'
-    if query.model is not None and (not isinstance(query.model, str) or not 0 < len(query.model) <= 200):
-        return "model must be the name of a model"
-    return ""
-
-
-def _is_whole(value: object, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-
-def _is_between(value: object, low: float, high: float, *, above: bool = False) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    return (value > low if above else value >= low) and value <= high

@@ -44,6 +44,8 @@ NAMES: dict[str, tuple[str, str]] = {
 }
 """What `register_service` takes, and which option of koo it is. Besides: `max_retries`, `classify`, and money."""
 MONEY = ("daily_budget", "max_cost_usd", "cost_usd")
+BOUND_USD_MAX = Decimal(1_000_000)
+"""More no ledger holds for one call: each would be refused."""
 
 
 def read_options(options: Mapping[str, Any]) -> GuardOptions:
@@ -162,17 +164,19 @@ class Money:
             )
         limit_usd = None if budget is None else _usd("daily_budget", budget)
         self.allowance = Allowance(limit_usd, explicit=budget is not None)
-        self.bound_usd = None if bound is None else _usd("max_cost_usd", bound)
+        self.bound_usd = None if bound is None else _usd("max_cost_usd", bound, BOUND_USD_MAX)
         self.cost_of: Callable[[Any], Any] | None = options.get("cost_usd")
 
 
-def _usd(name: str, value: Any) -> Decimal:
+def _usd(name: str, value: Any, most: Decimal = Decimal("Infinity")) -> Decimal:
     try:
         amount = Decimal(str(value))
     except ArithmeticError:
         amount = Decimal("NaN")
     if not amount.is_finite() or amount < 0:
         raise ConfigurationError("register_service", f"{name} must be an amount of USD, at least 0")
+    if amount > most:
+        raise ConfigurationError("register_service", f"{name} must be at most {most:,} USD")
     return amount
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated, Literal
 
 import typer
 
-from koo.cli.terminal import CommandFailed, Exit, code_of, say
+from koo.cli.terminal import CommandFailed, Exit, code_of, put_error, say
 from koo.errors import KooError
 
 EXIT_WORDS = (
@@ -32,28 +33,60 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 def run(arguments: list[str]) -> int:
     """Run a command; gives its exit code. A mistake or a refusal is one sentence, never a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(
-                errors="replace"
-            )  # an answer with a letter that the terminal lacks is still one
+    _prepare_streams()
+    try:
+        return _run(arguments)
+    except BrokenPipeError:
+        # Whoever read us has what he wanted (`koo query … | head -1`); Python would complain once more at its end.
+        _forget_output()
+        return Exit.OK
+    except OSError as error:  # Standard output on a full disk, a file that may not be read.
+        _forget_output()
+        with suppress(OSError):
+            say(f"koo: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+        return Exit.FAILED
+
+
+def _prepare_streams() -> None:
+    """A letter that the terminal lacks is still an answer; and whoever has closed a stream wants nothing on it."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Without a descriptor of its own to close, nobody is warned that it was not.
+            setattr(sys, name, open(os.open(os.devnull, os.O_WRONLY), "w", closefd=False))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _run(arguments: list[str]) -> int:
     try:
         app(arguments, prog_name="koo")
     except SystemExit as end:
         return _as_int(end.code)
     except CommandFailed as error:
-        say(f"koo: {error}")
-        return error.code
+        return _end(arguments, str(error), error.kind, error.code)
     except KooError as error:
-        say(f"koo: {error}")
-        return code_of(error)
+        return _end(arguments, str(error), error.kind, code_of(error))
     except KeyboardInterrupt:
-        say("koo: interrupted")
-        return Exit.INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read us has what he wanted (`koo query … | head -1`); Python would complain once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _end(arguments, "interrupted", "interrupted", Exit.INTERRUPTED)
     return Exit.OK
+
+
+def _forget_output() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _end(arguments: list[str], sentence: str, kind: str, code: Exit) -> Exit:
+    """Say why; to standard output where a document was asked for, so that whoever reads it always gets one."""
+    if "--json" in arguments:
+        put_error(kind, sentence)
+    else:
+        say(f"koo: {sentence}")
+    return code
 
 
 def _as_int(code: object) -> int:

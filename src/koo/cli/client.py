@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from koo.cli.terminal import CommandFailed, Exit
+from koo.errors import Kind
 from koo.http import HttpClient, HttpResponse, TransportError
 from koo.options import PlatformOptions
 from koo.settings import Settings
@@ -50,13 +51,17 @@ class ServerClient:
         document = _read(answer)
         if answer.status == 200 and document is not None:
             return document
-        raise CommandFailed(self._refusal(answer.status, document))
+        kind = str((document or {}).get("kind", "no_koo_server"))
+        mistaken = kind in (Kind.UNKNOWN_SERVICE, Kind.INVALID_REQUEST)
+        code = Exit.USAGE if mistaken else Exit.FAILED
+        raise CommandFailed(self._refusal(answer.status, document), code, kind)
 
     def _away(self, reason: str) -> CommandFailed:
         why = f" ({reason})" if reason else ""
         return CommandFailed(
             f"no koo server answers at {self.url}{why}; start one with `koo serve`, or set KOO_URL",
             Exit.UNHEALTHY,
+            "no_server",
         )
 
     def _refusal(self, status: int, document: dict[str, Any] | None) -> str:

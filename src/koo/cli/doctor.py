@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import stat
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,7 +40,8 @@ class Finding:
 
 def doctor(*, as_json: bool) -> Exit:
     """Look at everything; the exit code is that of the worst finding."""
-    findings = run_async(_examine())
+    with _quiet():
+        findings = run_async(_examine())
     worst: Result = next((one for one in EXITS if any(f.result == one for f in findings)), "ok")
     if as_json:
         put_json({"worst": worst, "findings": [asdict(finding) for finding in findings]})
@@ -50,10 +53,24 @@ def doctor(*, as_json: bool) -> Exit:
     return EXITS.get(worst, Exit.OK)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What the log would say in between, the findings say better, and once."""
+    log = logging.getLogger("koo")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
 async def _examine() -> list[Finding]:
     try:
         settings = Settings()
         platform = Platform(settings.platform_options())
+        assert (
+            platform.services is not None
+        )  # Asking for a part assembles all, which may find more that is wrong.
     except ConfigurationError as error:
         return [
             Finding(

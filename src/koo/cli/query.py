@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from koo.ai.gateway import PROMPT_BYTES_MAX
+from koo.ai.checking import PROMPT_BYTES_MAX
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query
 from koo.cli.terminal import (
@@ -72,12 +72,10 @@ async def _print_stream(chunks: AnswerStream, shown: Progress) -> Answer:
         async for chunk in chunks:
             shown.stop()
             last = chunk.text or last
-            sys.stdout.write(visible(chunk.text))
-            sys.stdout.flush()
+            put(visible(chunk.text), end="")
     finally:
         if last and not last.endswith("\n"):
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+            put("")
     assert chunks.answer is not None
     return chunks.answer
 
@@ -100,11 +98,12 @@ def _read_prompt(given: str | None) -> str:
     if given not in (None, "-"):
         return given
     if sys.stdin is None:
-        raise CommandFailed("there is no prompt: give one, or pipe it in", Exit.USAGE)
+        raise CommandFailed("there is no prompt: give one, or pipe it in", Exit.USAGE, "invalid_request")
     if sys.stdin.isatty():
         say("type the prompt; Ctrl-D on an empty line ends it")
     content = sys.stdin.buffer.read(4 * PROMPT_BYTES_MAX + 1)
     try:
         return content.decode()
     except UnicodeDecodeError:
-        raise CommandFailed("the prompt on standard input is no text (not UTF-8)", Exit.USAGE) from None
+        sentence = "the prompt on standard input is no text (not UTF-8)"
+        raise CommandFailed(sentence, Exit.USAGE, "invalid_request") from None

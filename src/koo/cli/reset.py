@@ -6,7 +6,8 @@ from typing import Any
 from urllib.parse import quote
 
 from koo.cli.client import connect
-from koo.cli.terminal import Exit, progress, put, put_json, run_async
+from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async
+from koo.errors import name_of
 
 DATABASE, ALL = "database", "all"
 
@@ -23,11 +24,16 @@ def reset(target: str, *, as_json: bool) -> Exit:
 
 
 async def _reset(target: str) -> list[dict[str, Any]]:
-    paths = {
-        DATABASE: ["/monitoring/database/reset-circuit-breaker"],
-        ALL: ["/monitoring/database/reset-circuit-breaker", "/ai/services/reset-all-errors"],
-    }
+    database, services = "/monitoring/database/reset-circuit-breaker", "/ai/services/reset-all-errors"
+    named = {DATABASE: [database], ALL: [database, services]}
+    paths = named.get(target) or [f"/ai/services/{_quoted(target)}/reset-errors"]
     async with connect() as client:
         with progress(f"asking {client.url}"):
-            one = [f"/ai/services/{quote(target, safe='')}/reset-errors"]
-            return [await client.post(path) for path in paths.get(target, one)]
+            return [await client.post(path) for path in paths]
+
+
+def _quoted(target: str) -> str:
+    """As one part of a path. Raises `CommandFailed` for what would be another path on its way to the server."""
+    if not target or "/" in target or not target.strip("."):
+        raise CommandFailed(f"{name_of(target)}: no such service", Exit.USAGE, "unknown_service")
+    return quote(target.encode(errors="replace"), safe="")

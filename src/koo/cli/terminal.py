@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from typing import Any, TypeVar
 
@@ -40,9 +40,10 @@ HEALTH_EXITS = {"healthy": Exit.OK, "degraded": Exit.DEGRADED, "unhealthy": Exit
 class CommandFailed(Exception):
     """A command ends with this sentence and this code."""
 
-    def __init__(self, sentence: str, code: Exit = Exit.FAILED) -> None:
+    def __init__(self, sentence: str, code: Exit = Exit.FAILED, kind: str = "failed") -> None:
         super().__init__(sentence)
         self.code = code
+        self.kind = kind
 
 
 def code_of(error: KooError) -> Exit:
@@ -54,18 +55,25 @@ def code_of(error: KooError) -> Exit:
 
 
 def say(sentence: str) -> None:
-    """A line for the person, on standard error."""
-    print(sentence, file=sys.stderr, flush=True)
+    """A line for the person, on standard error; an answer is not lost because nobody can be told what it took."""
+    with suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
 
 
-def put(text: str) -> None:
+def put(text: str, end: str = "\n") -> None:
     """A line of what was asked for."""
-    print(text, flush=True)
+    print(text, end=end, flush=True)
 
 
 def put_json(content: Any) -> None:
-    """What was asked for, as one JSON document."""
-    put(json.dumps(content, ensure_ascii=False, indent=2, default=str))
+    """What was asked for, as one JSON document; with escapes where the other side reads no UTF-8."""
+    plain = (sys.stdout.encoding or "ascii").lower().replace("-", "") not in ("utf8", "utf8sig")
+    put(json.dumps(content, ensure_ascii=plain, indent=2, default=str))
+
+
+def put_error(kind: str, detail: str, **more: Any) -> None:
+    """What went wrong, where a JSON document was asked for: the same shape for every command."""
+    put_json({"error": {"kind": kind, "detail": detail, **more}})
 
 
 def visible(text: str) -> str:
@@ -78,7 +86,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except KeyboardInterrupt:
-        raise CommandFailed("interrupted", Exit.INTERRUPTED) from None
+        raise CommandFailed("interrupted", Exit.INTERRUPTED, "interrupted") from None
 
 
 @contextmanager

@@ -46,7 +46,11 @@ def effective_state_url(url: str, home: Path) -> str:
     """The same for koo's own state, which Valkey and Redis will be able to hold. Raises `ValueError`."""
     if _split(url)[0] in SHARED_SCHEMES:
         raise ValueError(f"Valkey and Redis cannot hold the state yet; allowed is {ALLOWED_DATABASES}")
-    return effective_database_url(url, home)
+    effective = effective_database_url(url, home)
+    scheme, rest = _split(effective)
+    if scheme.startswith("sqlite") and (rest in {"", "/", "/:memory:"} or "?" in rest):
+        raise ValueError("allowed is sqlite:/// and the path of a file, and nothing else")
+    return effective
 
 
 def _split(url: str) -> tuple[str, str]:
@@ -74,7 +78,9 @@ def _absolute(rest: str, home: Path) -> str:
 def _check_network_place(rest: str) -> None:
     authority = re.split(r"[/?]", rest, maxsplit=1)[0]
     place = _HOST_AND_PORT.fullmatch(authority.rpartition("@")[2])
-    if place is None or not (place[1] is None or 0 < int(place[1]) < 65_536):
+    # An @ further on is one of a password with a / or ? in it: taken as a path, it would be shown as the database.
+    cut = "@" in rest[len(authority) :]
+    if cut or place is None or not (place[1] is None or 0 < int(place[1]) < 65_536):
         raise ValueError(
             "allowed is postgresql://user:password@host:port/database with a port from 1 to 65535"
             " (in a user or password write / as %2F, @ as %40, : as %3A, ? as %3F, # as %23)"

@@ -93,6 +93,11 @@ VIOLATED = Meaning(Kind.INTEGRITY, NEUTRAL, says="a constraint forbids it")
 FORBIDDEN = Meaning(Kind.PERMISSION, NEUTRAL, says="the user has no permission for it")
 MISTAKEN = Meaning(Kind.INVALID_REQUEST, NEUTRAL, says="the statement cannot be right")
 SATURATED = Meaning(Kind.SATURATED, NEUTRAL, says="all connections are in use")
+MISCONFIGURED = Meaning(
+    Kind.NOT_CONFIGURED,
+    FAILURE,
+    says="an option in its URL is none that the driver knows, or has a wrong value",
+)
 UNREADABLE = Meaning(Kind.NOT_FOUND, FAILURE, says="the file cannot be opened")
 NOBODYS = Meaning(Kind.UNKNOWN, NEUTRAL)
 
@@ -164,7 +169,6 @@ WORDS: tuple[tuple[str, Meaning], ...] = (
     ("remaining connection slots", FULL),
     ("too many connections", FULL),
     ("password authentication failed", REFUSED),
-    ("no password supplied", REFUSED),
     ("no pg_hba.conf entry", REFUSED),
     ("is not permitted to log in", REFUSED),
     ("role ", REFUSED),
@@ -173,7 +177,22 @@ WORDS: tuple[tuple[str, Meaning], ...] = (
     ("is shutting down", STARTING),
     ("in recovery mode", STARTING),
 )
-"""libpq tells why a connect failed in words only; in another language they are a lost connection."""
+"""What the server told libpq, which passes it on in words only; in another language it is a lost connection."""
+OWN_WORDS: tuple[tuple[str, Meaning], ...] = (
+    ("no password supplied", REFUSED),
+    ("connection option", MISCONFIGURED),
+    ("sslmode value", MISCONFIGURED),
+)
+"""What libpq says itself, before or without a word of the server's."""
+REASONS: tuple[tuple[str, str], ...] = (
+    ("resolve", "the host name cannot be resolved"),
+    ("refused", "the server refuses connections"),
+    ("response to SSL negotiation", "what answers there is no PostgreSQL"),
+    ("support SSL", "the server speaks no TLS, which its URL asks for"),
+    ("SSL upgrade", "the server speaks no TLS, which its URL asks for"),
+    ("certificate", "the TLS handshake failed: its certificate is not trusted, or ours is missing"),
+)
+"""Why nobody could be reached."""
 
 
 def explain(error: BaseException, phase: Phase = Phase.BODY, *, lost: bool = False) -> Meaning:
@@ -184,7 +203,7 @@ def explain(error: BaseException, phase: Phase = Phase.BODY, *, lost: bool = Fal
         return Meaning(Kind.CANCELLED, NEUTRAL)
     original = original_of(error)
     lost = lost or getattr(error, "connection_invalidated", False)
-    meaning = _by_code(original, lost) or _by_class(error, original)
+    meaning = _by_code(original, lost) or _by_class(error, original, phase)
     if meaning is None and lost:
         return LOST
     if meaning is None and isinstance(error, exc.DBAPIError) and phase is Phase.CONNECT:
@@ -216,7 +235,7 @@ def _by_code(original: BaseException, lost: bool) -> Meaning | None:
     return None
 
 
-def _by_class(error: Exception, original: BaseException) -> Meaning | None:
+def _by_class(error: Exception, original: BaseException, phase: Phase) -> Meaning | None:
     if isinstance(
         error, exc.TimeoutError
     ):  # the pool's own: the gate in front of it should make it impossible
@@ -227,7 +246,8 @@ def _by_class(error: Exception, original: BaseException) -> Meaning | None:
         return LATE
     if isinstance(original, OSError | EOFError | asyncio.IncompleteReadError):
         return LOST
-    return None
+    # asyncpg.connect takes the URL's options as arguments, and refuses one that it does not have.
+    return MISCONFIGURED if phase is Phase.CONNECT and isinstance(error, TypeError) else None
 
 
 def _by_words(original: BaseException) -> Meaning:
@@ -235,7 +255,7 @@ def _by_words(original: BaseException) -> Meaning:
     for words, meaning in WORDS:
         if words in text and "FATAL" in text:
             return meaning
-    return LOST
+    return next((meaning for words, meaning in OWN_WORDS if words in text), LOST)
 
 
 # ── connects that failed ──────────────────────────────────────────────────────────────────────────────────────────
@@ -267,11 +287,12 @@ def unavailable(service: str, error: Exception, meaning: Meaning) -> DatabaseUna
 
 def _sentence(original: BaseException, meaning: Meaning) -> str:
     if meaning is LOST:
-        if isinstance(original, socket.gaierror) or "resolve" in str(original):
+        if isinstance(original, socket.gaierror):
             return "the host name cannot be resolved"
-        if isinstance(original, ConnectionRefusedError) or "refused" in str(original):
+        if isinstance(original, ConnectionRefusedError):
             return "the server refuses connections"
-        return "the server cannot be reached"
+        said = str(original)
+        return next((reason for words, reason in REASONS if words in said), "the server cannot be reached")
     return meaning.says or f"connecting failed ({type(original).__name__})"
 
 

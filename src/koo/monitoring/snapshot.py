@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from koo.clock import Clock, iso, utc_day
-from koo.errors import UnknownService
+from koo.errors import UnknownService, name_of
 from koo.guard import Gates, Guard
 from koo.options import DAY_S, GuardOptions
 from koo.policies.breaker import CLOSED, OPEN, Breaker, Override
@@ -357,4 +357,4 @@ def system_view(database: Mapping[str, Any], services: dict[str, Any], clock: Cl
 
 def unknown_service(name: object, known: Sequence[str]) -> UnknownService:
     """The error of every view for a name that is not there."""
-    return UnknownService(str(name)[:50], f"no such service; known are: {', '.join(sorted(known))}")
+    return UnknownService(name_of(name), f"no such service; known are: {', '.join(sorted(known))}")

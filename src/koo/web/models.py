@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, model_validator
 
 from koo.web import examples
 
@@ -12,6 +12,7 @@ Health = Literal["healthy", "degraded", "unhealthy"]
 DatabaseState = Literal["healthy", "unhealthy", "circuit_open", "degraded"]
 ServiceState = Literal["healthy", "degraded", "unhealthy", "circuit_open", "rate_limited"]
 BreakerState = Literal["closed", "open", "half_open", "forced_open", "disabled"]
+NAMES_MAX = 50
 Timestamp = str
 """ISO 8601 in UTC, with offset."""
 Money = str
@@ -210,7 +211,23 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-class QueryBody(BaseModel):
+def _few(given: Any) -> Any:
+    """pydantic looks at each of half a million names, and makes an error of each, before it counts them."""
+    if isinstance(given, dict) and len(given) > NAMES_MAX:
+        raise ValueError(f"has more than {NAMES_MAX} names")
+    return given
+
+
+class Body(BaseModel):
+    """What somebody sends."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_names(cls, given: Any) -> Any:
+        return _few(given)
+
+
+class QueryBody(Body):
     """One question to one service."""
 
     model_config = ConfigDict(
@@ -241,7 +258,7 @@ class QueryBody(BaseModel):
         "a pause that the provider asked for",
     )
     tag: str | None = Field(default=None, max_length=200, description="your own word, for the ledger")
-    metadata: dict[str, str] = Field(
+    metadata: Annotated[dict[str, str], BeforeValidator(_few)] = Field(
         default_factory=dict, max_length=50, description="your own words; never sent"
     )
 
@@ -275,7 +292,7 @@ class QueryAnswer(View):
     timestamp: Timestamp
 
 
-class BatchBody(BaseModel):
+class BatchBody(Body):
     """Several questions at once."""
 
     model_config = ConfigDict(
@@ -417,7 +434,7 @@ class DatabaseCheck(View):
     timestamp: Timestamp
 
 
-class ResetBody(BaseModel):
+class ResetBody(Body):
     """Why; for the log. May be left out, and so may the whole body."""
 
     model_config = ConfigDict(

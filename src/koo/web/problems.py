@@ -10,6 +10,7 @@ A problem never repeats what the caller sent: a prompt in an error is a prompt i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from http import HTTPStatus
@@ -67,12 +68,14 @@ STATUS: dict[Kind, int] = {
 """The status of each kind of error. A test holds it complete."""
 
 HTTP_KINDS: dict[int, str] = {
+    400: "invalid_request",
     401: "unauthorized",
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     413: "too_large",
     422: "invalid_request",
+    431: "too_large",
     500: "internal_error",
 }
 """What errors of HTTP itself are called."""
@@ -83,6 +86,9 @@ WORDS: dict[str, str] = {
     "extra_forbidden": "is not known",
 }
 """Our words where pydantic's own would puzzle somebody who has never heard of it."""
+ERRORS_MAX = 20
+"""A body may have half a million wrong fields; nobody reads more than some, and telling all would take a minute."""
+_JSON_TYPE = re.compile(r"application/([\w.!#$&^+-]+\+)?json\s*(;|$)", re.IGNORECASE)
 _PLACES = frozenset({"body", "query", "path", "header"})
 _FIELDS = frozenset(
     {*models.QueryBody.model_fields, *models.BatchBody.model_fields, *models.ResetBody.model_fields}
@@ -187,15 +193,21 @@ def http_problem(request: Request, status: int, detail: str, **more: Any) -> Pro
     )
 
 
+def raw_problem(status: int, detail: str) -> bytes:
+    """The body of an error of what could not even be read as a request."""
+    problem = _problem(status, detail, HTTP_KINDS[status], instance="")
+    return problem.model_dump_json(exclude_none=True).encode()
+
+
 def validation_problem(request: Request, wrong: Iterable[Mapping[str, Any]]) -> Problem:
     """A request whose fields cannot be right. What was sent is not repeated, nor names that may be a prompt."""
-    errors = [_field_problem(one) for one in wrong]
+    found = list(wrong)
+    errors = [_field_problem(one) for one in found[:ERRORS_MAX]]
     first = errors[0] if errors else FieldProblem(loc=["body"], msg="cannot be read", type="invalid")
     detail = f"{_place(first.loc)}: {first.msg}"
-    if len(errors) > 1:
-        detail += f" (and {len(errors) - 1} more)"
-    media_type = request.headers.get("content-type", "")
-    if first.loc == ["body"] and "json" not in media_type:
+    if len(found) > 1:
+        detail += f" (and {len(found) - 1} more)"
+    if first.loc == ["body"] and not _JSON_TYPE.match(request.headers.get("content-type", "")):
         detail = "send the body as JSON, with the header Content-Type: application/json"
     return http_problem(request, 422, detail, errors=errors)
 
@@ -236,7 +248,7 @@ def _problem(status: int, detail: str, kind: str, **more: Any) -> Problem:
 
 def _field_problem(wrong: Mapping[str, Any]) -> FieldProblem:
     kind, loc = str(wrong["type"]), wrong["loc"]
-    msg = WORDS.get(kind, str(wrong["msg"]))
+    msg = WORDS.get(kind, str(wrong["msg"]).removeprefix("Value error, "))
     if kind == "extra_forbidden":
         msg += _meant(str(loc[-1]))
     return FieldProblem(

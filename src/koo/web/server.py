@@ -32,7 +32,6 @@ GRACE_S = 10
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 """Longer than the usual proxy keeps a connection: whoever closes first loses a request that is on its way."""
-HEADER_BYTES_MAX = 64 * 1024
 SHOWN_PROMPT = "What is the capital of France?"
 
 
@@ -76,6 +75,7 @@ def make_server(
     import uvicorn
 
     from koo.web.app import create_app
+    from koo.web.connection import Connection
 
     # What cannot be right is said now, in one sentence, and not as a traceback out of the application's start.
     assert options_of(platform) is not None and platform.database is not None
@@ -89,6 +89,7 @@ def make_server(
     return Server(
         uvicorn.Config(
             answering_what_is_cut(app or create_app(platform)),
+            http=Connection,
             lifespan="on",
             log_config=None,
             access_log=False,  # ours has an id, a time, and no query strings
@@ -97,7 +98,6 @@ def make_server(
             timeout_graceful_shutdown=GRACE_S,
             timeout_keep_alive=KEEP_ALIVE_S,
             backlog=BACKLOG,
-            h11_max_incomplete_event_size=HEADER_BYTES_MAX,
         )
     )
 

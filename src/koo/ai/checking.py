@@ -1,0 +1,74 @@
+"""What no service could answer: told before anything is counted, held or sent. A prompt is never repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from koo.ai.types import Query
+from koo.errors import InvalidRequest, Kind, name_of
+
+PROMPT_BYTES_MAX = 8 * 1024 * 1024
+"""Larger than any model reads; refused here, before it is copied, counted and sent."""
+MAX_TOKENS_MAX = 10_000_000
+"""Longer than any model writes; what it could cost would be no amount of money any more."""
+FALLBACKS_MAX = 20
+
+
+def check(query: Query) -> None:
+    """Raises `InvalidRequest`."""
+    wrong = _wrong_in_names(query) or _wrong_in_texts(query) or _wrong_in_options(query)
+    if wrong:
+        raise InvalidRequest(name_of(query.service), wrong, kind=Kind.INVALID_REQUEST)
+
+
+def _wrong_in_names(query: Query) -> str:
+    fallback = query.fallback
+    if not isinstance(fallback, tuple | list) or not all(isinstance(name, str) for name in fallback):
+        return "fallback must be a list of names of services"
+    if len(fallback) > FALLBACKS_MAX:
+        return f"fallback names more than {FALLBACKS_MAX} services"
+    model = query.model
+    if model is not None and not (isinstance(model, str) and 0 < len(model) <= 200 and model.isprintable()):
+        return "model must be the name of a model"
+    return ""
+
+
+def _wrong_in_texts(query: Query) -> str:
+    if not isinstance(query.prompt, str):
+        return f"the prompt must be text, not {type(query.prompt).__name__}"
+    for name, text in (("system", query.system), ("tag", query.tag)):
+        if not isinstance(text, str | None):
+            return f"{name} must be text, not {type(text).__name__}"
+    if not query.prompt.strip():
+        return "the prompt is empty"
+    if len(query.prompt) + len(query.system or "") > PROMPT_BYTES_MAX:
+        return f"the prompt is longer than {PROMPT_BYTES_MAX:,} characters"
+    try:
+        (query.prompt + (query.system or "")).encode()
+    except UnicodeEncodeError:
+        return "the prompt holds a character that is no text (a lone surrogate)"
+    return ""
+
+
+def _wrong_in_options(query: Query) -> str:
+    if query.max_tokens is not None and not _is_whole(query.max_tokens, 1, MAX_TOKENS_MAX):
+        return f"max_tokens must be a whole number from 1 to {MAX_TOKENS_MAX:,}"
+    if query.temperature is not None and not _is_between(query.temperature, 0, 2):
+        return "temperature must be a number from 0 to 2"
+    if query.timeout_s is not None and not _is_between(query.timeout_s, 0, 86_400, above=True):
+        return "timeout_s must be a number of seconds above 0, at most 86400"
+    if query.on_limit not in (None, "refuse", "wait"):
+        return 'on_limit must be "refuse" or "wait"'
+    if not isinstance(query.metadata, Mapping):
+        return "metadata must be a dict of texts"
+    return ""
+
+
+def _is_whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_between(value: object, low: float, high: float, *, above: bool = False) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return (value > low if above else value >= low) and value <= high

@@ -1,0 +1,143 @@
+"""What comes over a connection before it is a request: heads without an end, what is no HTTP, questions asked ahead."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from koo.web.connection import HEAD_BYTES_MAX
+from koo.web.problems import Problem
+from koo.web.server import bind, make_server
+from tests.web.serving import platform
+
+HOST = b"Host: 127.0.0.1\r\n"
+GET = b"GET /livez HTTP/1.1\r\n" + HOST
+POST = b"POST /api/v1/ai/query HTTP/1.1\r\nContent-Type: application/json\r\n" + HOST
+FLOOD = b"a" * 65_536
+FLOODS_MAX = 1000
+
+
+@contextmanager
+def listening(folder: Path) -> Iterator[tuple[uvicorn.Server, int]]:
+    """The server of `koo serve` in a thread, and its port."""
+    server = make_server(platform(folder))
+    listener = bind("127.0.0.1", 0)
+    port: int = listener.getsockname()[1]
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        deadline = time.monotonic() + 20
+        while not server.started:
+            assert time.monotonic() < deadline and thread.is_alive()
+            time.sleep(0.01)
+        yield server, port
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
+    assert not thread.is_alive()
+
+
+@contextmanager
+def connected(port: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        yield connection
+
+
+def answer_of(connection: socket.socket) -> tuple[int, dict[str, Any] | None]:
+    """Status and body of the only answer; (0, None) for a connection that was just closed."""
+    content = b""
+    try:
+        while piece := connection.recv(65_536):
+            content += piece
+    except ConnectionResetError:
+        pass  # the server has closed while we were still sending
+    if not content:
+        return 0, None
+    head, _, body = content.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head.lower()
+    return int(head.split()[1]), json.loads(body)
+
+
+@pytest.mark.parametrize(
+    ("begin", "more", "statuses"),
+    [
+        pytest.param(GET + b"X: ", FLOOD, {431}, id="a header"),
+        pytest.param(GET, b"X: a\r\n" * 10_000, {431}, id="headers"),
+        pytest.param(b"GET /", FLOOD, {431}, id="a path"),
+        # Here the application waits for the body already; what it would answer is not ours to say.
+        pytest.param(POST + b"Transfer-Encoding: chunked\r\n\r\n1;", FLOOD, {0}, id="the head of a chunk"),
+    ],
+)
+def test_what_never_ends_is_cut_before_it_fills_the_memory(
+    tmp_path: Path, begin: bytes, more: bytes, statuses: set[int]
+) -> None:
+    with listening(tmp_path) as (_, port), connected(port) as connection:
+        sent = 0
+        try:
+            connection.sendall(begin)
+            while sent < FLOODS_MAX:
+                connection.sendall(more)
+                sent += 1
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        assert sent < FLOODS_MAX
+        # Linux may drop the answer together with what we sent after it.
+        status, body = answer_of(connection)
+        assert status in statuses | {0}
+        if body is not None:
+            assert body["kind"] == "too_large" and body["status"] == status
+
+
+def test_a_head_that_is_too_large_is_told_so(tmp_path: Path) -> None:
+    with listening(tmp_path) as (_, port), connected(port) as connection:
+        connection.sendall(GET + b"X: " + b"a" * HEAD_BYTES_MAX + b"\r\n\r\n")
+        status, body = answer_of(connection)
+        assert status == 431
+        Problem.model_validate(body, strict=True)
+        with connected(port) as other:
+            other.sendall(GET + b"X: " + b"a" * (HEAD_BYTES_MAX // 2) + b"\r\nConnection: close\r\n\r\n")
+            assert other.recv(100).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\0 a browser that speaks TLS\r\n\r\n",
+        b"BREW /livez HTTP/1.1\r\n\r\n",
+        POST + b"Content-Length: -1\r\n\r\n",
+        POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: a\0b\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_a_problem_too(tmp_path: Path, sent: bytes) -> None:
+    with listening(tmp_path) as (_, port), connected(port) as connection:
+        connection.sendall(sent)
+        status, body = answer_of(connection)
+        assert status == 400
+        Problem.model_validate(body, strict=True)
+
+
+def test_who_asks_ahead_is_answered_and_does_not_fill_the_memory(tmp_path: Path) -> None:
+    asked, padding = 4000, b"X: " + b"a" * 400 + b"\r\n"
+    with listening(tmp_path) as (server, port), connected(port) as connection:
+        asking = threading.Thread(target=connection.sendall, args=((GET + padding + b"\r\n") * asked,))
+        asking.start()
+        answered, ahead, tail = 0, 0, b""
+        while answered < asked:
+            piece = connection.recv(65_536)
+            assert piece
+            answered += (tail + piece).count(b"HTTP/1.1 200 OK\r\n") - tail.count(b"HTTP/1.1 200 OK\r\n")
+            tail = piece[-17:]
+            ahead = max([ahead, *(len(one.pipeline) for one in list(server.server_state.connections))])  # type: ignore[union-attr]
+        asking.join(20)
+    assert ahead < asked / 2
