@@ -327,7 +327,7 @@ def test_of_two_the_older_one_goes_on_also_when_it_is_found_later() -> None:
     (older,) = Alerts().step([DOWN], T0)
     alerts = Alerts()
     worse = Finding(DOWN.kind, DOWN.component, "the database refuses the password")
-    (newer,) = alerts.step([worse], T0 + 5)
+    alerts.step([worse], T0 + 5)
     alerts.restore([older, older])
     (ended,) = alerts.step([worse], T0 + 10)
     assert (ended.started_at, ended.ended_at) == (T0 + 5, T0 + 10)
