@@ -36,7 +36,7 @@ from koo.http import HttpClient
 from koo.lookout import Lookout
 from koo.monitoring.health import CheckServices, KeepTime, Work
 from koo.monitoring.snapshot import service_view, services_view, system_view, unknown_service
-from koo.options import PlatformOptions
+from koo.options import PlatformOptions, check_service_name
 from koo.policies.breaker import Override
 from koo.sharing import DATABASE, Sharing
 from koo.storage.base import BudgetView, StoreUnavailable
@@ -289,10 +289,8 @@ class Platform:
         `daily_budget` with `max_cost_usd` and `cost_usd`. Raises `ConfigurationError`.
         """
         self._assemble()
-        if not isinstance(name, str) or not 1 <= len(name) <= 64 or not name.isprintable():
-            raise ConfigurationError("register_service", "the name must be a text of 1 to 64 characters")
-        if name in self.backends or name == DATABASE:
-            # A reset of "database" is told to other processes as one of the database's breaker.
+        check_service_name(name)
+        if name in self.backends:
             raise ConfigurationError(
                 "register_service", f"{name!r} is a built-in service; choose another name"
             )
