@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from koo.database.database import Database
 
 T = TypeVar("T")
+LOOK_AGE_MAX_S = 2.0
+"""As often as an open page asks: however many pages there are, they are one probe to the database."""
 log = logging.getLogger("koo")
 
 
@@ -356,9 +358,11 @@ class Platform:
         return services_view(self.services_status(), self._clock)
 
     async def system_health(self) -> dict[str, Any]:
-        """Database and services; the database is probed now."""
+        """Database and services; the database is probed, unless somebody looked within the last two seconds."""
         await self.open()
-        return system_view(await self.database.health_check(), self.services_health(), self._clock)
+        return system_view(
+            await self.database.health_check(max_age_s=LOOK_AGE_MAX_S), self.services_health(), self._clock
+        )
 
     def system_status(self) -> dict[str, Any]:
         """As `system_health`, from what is known already."""
