@@ -30,7 +30,7 @@ ROWS: list[set[str]] = [
     {"ai", "database", "alerts", "monitoring", "storage"},
     {"configuration"},
     {"settings"},
-    {"sharing"},
+    {"sharing", "lookout"},
     {"platform"},
     {"web"},
     {"cli"},

@@ -607,6 +607,24 @@ def test_services_can_be_given_as_arguments() -> None:
     assert "belongs to no service" in refused({}, ai_services={"empty": {}})
 
 
+@pytest.mark.parametrize("name", ["A/B", "A.B", "A B", "_A", "Ä", "X" * 65])
+def test_a_service_has_a_name_that_fits_into_a_path_and_a_variable(name: str) -> None:
+    variable = f"AI_SERVICES__{name}__BASE_URL"
+    assert refused({variable: "http://h/v1"}).startswith(
+        f"{variable.upper()} names no setting of a service; allowed is AI_SERVICES__<NAME>__<SETTING>, and for a name "
+        "1 to 64 small letters, digits, - and _, with a letter or digit first"
+    )
+
+
+@pytest.mark.parametrize("name", ["database", "all"])
+def test_a_service_cannot_be_called_what_a_reset_calls_something_else(name: str) -> None:
+    variable = f"AI_SERVICES__{name.upper()}__BASE_URL"
+    assert refused({variable: "http://h/v1"}) == (
+        f'{variable} names a service "{name}", which means something else to koo; choose another name'
+    )
+    assert "means something else to koo" in refused({}, ai_services={name: {"base_url": "http://h/v1"}})
+
+
 # ── secrets ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 SECRETS = {

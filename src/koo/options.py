@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
@@ -15,6 +16,10 @@ from koo.errors import ConfigurationError
 
 T = TypeVar("T")
 DAY_S = 86_400.0
+SERVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+ALLOWED_SERVICE_NAME = "1 to 64 letters, digits, dots, - and _, with a letter or digit first"
+RESERVED_NAMES = ("database", "all")
+"""What `koo reset` and the processes on one store call something else."""
 
 
 def option(
@@ -81,6 +86,17 @@ class Checked:
             raise ConfigurationError(
                 "", f"{type(self).__name__}.{name} is {value}; allowed is {allowed(about)}"
             )
+
+
+def check_service_name(name: object) -> None:
+    """Raises `ConfigurationError` for a name that no path, variable or alert could carry."""
+    if name in RESERVED_NAMES:
+        raise ConfigurationError(
+            "", f"no service can be called {name!r}, which means something else to koo; choose another name"
+        )
+    if not isinstance(name, str) or not SERVICE_NAME.fullmatch(name):
+        shown = repr(name[:40]) if isinstance(name, str) else f"of type {type(name).__name__}"
+        raise ConfigurationError("", f"the name of a service is {shown}; allowed is {ALLOWED_SERVICE_NAME}")
 
 
 def _is_bounded(about: Any) -> bool:
@@ -334,3 +350,8 @@ class PlatformOptions(Checked):
     url: str = "http://127.0.0.1:8000"
     token: str | None = field(default=None, repr=False)
     read_token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        for service in self.services:
+            check_service_name(service.name)

@@ -27,19 +27,18 @@ from koo.ai.pricing import Prices
 from koo.ai.service import Service
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query
-from koo.alerts import engine as alerts
-from koo.alerts.rules import find
+from koo.alerts.rules import STORE, find
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.deadlines import Deadlines
 from koo.errors import ConfigurationError, ExternalServiceError, Kind
 from koo.events import EventBus, HoldsSwept
 from koo.http import HttpClient
+from koo.lookout import Lookout
 from koo.monitoring.health import CheckServices, KeepTime, Work
 from koo.monitoring.snapshot import service_view, services_view, system_view, unknown_service
-from koo.options import PlatformOptions
+from koo.options import PlatformOptions, check_service_name
 from koo.policies.breaker import Override
 from koo.sharing import DATABASE, Sharing
-from koo.storage import episodes
 from koo.storage.base import BudgetView, StoreUnavailable
 from koo.storage.fallback import GuardedLedger
 from koo.storage.store import SqlStore
@@ -48,7 +47,8 @@ if TYPE_CHECKING:
     from koo.database.database import Database
 
 T = TypeVar("T")
-EPISODE_FIELDS = ("fingerprint", "type", "component", "message", "started_at", "ended_at", "data")
+LOOK_AGE_MAX_S = 2.0
+"""As often as an open page asks: however many pages there are, they are one probe to the database."""
 log = logging.getLogger("koo")
 
 
@@ -91,7 +91,7 @@ class Platform:
             self.store, self._clock, lambda: self.services, self._reset_database, self._key_of
         )
         self.events.listen(self.sharing.hear)
-        self.alerts = alerts.Alerts()
+        self.lookout = Lookout(self.store, self._clock, self._sees)
         self.backends: dict[str, Backend] = assemble(
             self.options,
             http=self.http,
@@ -190,16 +190,21 @@ class Platform:
             self.events.publish(HoldsSwept("ledger", len(swept), str(booked)))
         with suppress(StoreUnavailable):
             await self.ledger.refresh()
+            await self.lookout.sweep()
 
     async def watch(self) -> None:
         """Look at everything once, and let alerts begin and end."""
         # Who does not use a database need not load one to be watched.
         database = self._database.get_health() if self._database is not None else None
-        findings = find(database, self.services_status())
-        changed = self.alerts.step(findings, self._clock.wall())
-        if changed:
-            with suppress(StoreUnavailable):
-                await self.store.episodes.save(*map(_kept, changed))
+        await self.lookout.look(find(database, self.services_status()))
+
+    def _sees(self, component: str) -> bool:
+        """Can this process tell how an alert's component is? Not of a database that it does not use, for one."""
+        if component == DATABASE:
+            return self._database is not None
+        name = component.removeprefix("ai:").partition("/")[0]
+        service = self.services.get(name)
+        return component == STORE or (service is not None and service.configured)
 
     async def _close_parts(self) -> None:
         """In the reverse order of use; one part that fails to close does not keep the others open."""
@@ -209,12 +214,16 @@ class Platform:
         closers.append(self.http.close)
         if self._database is not None:
             closers.append(self._database.close)
-        closers.extend((self.sharing.finish, self.store.close))
+        closers.extend((self._let_go, self.sharing.finish, self.store.close))
         for close in closers:
             try:
                 await close()
             except Exception:
                 log.exception("a part of koo did not close")
+
+    async def _let_go(self) -> None:
+        with suppress(StoreUnavailable):
+            await self.lookout.finish()
 
     async def close(self) -> None:
         """Close what is open: pending bookings are written, connections given back. It may be opened again."""
@@ -243,9 +252,8 @@ class Platform:
             if not self._restored:
                 for service in self.services.values():
                     service.restore_day(await self.store.quotas.used_today(service.name))
-                kept = await self.store.episodes.load_recent(self._clock.wall() - alerts.LISTED_AFTER_END_S)
-                self.alerts.restore(_alert(episode) for episode in kept)
                 self._restored = True
+            await self.lookout.begin()
         except StoreUnavailable:
             log.warning("koo begins without its state store, which is tried again by itself")
 
@@ -283,10 +291,8 @@ class Platform:
         `daily_budget` with `max_cost_usd` and `cost_usd`. Raises `ConfigurationError`.
         """
         self._assemble()
-        if not isinstance(name, str) or not 1 <= len(name) <= 64 or not name.isprintable():
-            raise ConfigurationError("register_service", "the name must be a text of 1 to 64 characters")
-        if name in self.backends or name == DATABASE:
-            # A reset of "database" is told to other processes as one of the database's breaker.
+        check_service_name(name)
+        if name in self.backends:
             raise ConfigurationError(
                 "register_service", f"{name!r} is a built-in service; choose another name"
             )
@@ -352,9 +358,11 @@ class Platform:
         return services_view(self.services_status(), self._clock)
 
     async def system_health(self) -> dict[str, Any]:
-        """Database and services; the database is probed now."""
+        """Database and services; the database is probed, unless somebody looked within the last two seconds."""
         await self.open()
-        return system_view(await self.database.health_check(), self.services_health(), self._clock)
+        return system_view(
+            await self.database.health_check(max_age_s=LOOK_AGE_MAX_S), self.services_health(), self._clock
+        )
 
     def system_status(self) -> dict[str, Any]:
         """As `system_health`, from what is known already."""
@@ -363,7 +371,7 @@ class Platform:
     def active_alerts(self) -> list[dict[str, Any]]:
         """Alerts that hold, the worst first, then what ended within fifteen minutes."""
         self._assemble()
-        return self.alerts.views(self._clock.wall())
+        return self.lookout.views()
 
     async def check_services(self, name: str | None = None) -> dict[str, Any]:
         """Ask services whether they are there and take the key: never billed. None asks all that are configured."""
@@ -473,14 +481,6 @@ def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
         return asyncio.get_running_loop() is loop
     except RuntimeError:
         return False
-
-
-def _kept(episode: alerts.Episode) -> episodes.Episode:
-    return episodes.Episode(**{name: getattr(episode, name) for name in EPISODE_FIELDS})
-
-
-def _alert(episode: episodes.Episode) -> alerts.Episode:
-    return alerts.Episode(**{name: getattr(episode, name) for name in EPISODE_FIELDS})
 
 
 def _read_settings() -> PlatformOptions:

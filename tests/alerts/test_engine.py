@@ -322,6 +322,33 @@ def test_of_two_episodes_of_the_same_thing_the_first_goes_on_and_the_other_is_en
     assert after.step([DOWN], T0 + 11) == []
 
 
+def test_of_two_the_older_one_goes_on_also_when_it_is_found_later() -> None:
+    """Its process has died, and its lease was not over yet when this one found the same thing."""
+    (older,) = Alerts().step([DOWN], T0)
+    alerts = Alerts()
+    worse = Finding(DOWN.kind, DOWN.component, "the database refuses the password")
+    alerts.step([worse], T0 + 5)
+    alerts.restore([older, older])
+    (ended,) = alerts.step([worse], T0 + 10)
+    assert (ended.started_at, ended.ended_at) == (T0 + 5, T0 + 10)
+    (lasting,) = alerts.lasting
+    assert (lasting.started_at, lasting.message) == (T0, worse.message), "with the latest words"
+    assert told(alerts.step([], T0 + 11))[0] == ("database_unavailable", True), (
+        "what was found may end at once"
+    )
+
+
+def test_what_was_taken_over_later_has_its_own_time_to_be_looked_at() -> None:
+    alerts = Alerts()
+    alerts.restore(Alerts().step([DOWN], T0))
+    alerts.step([], T0 + 100)
+    alerts.restore(Alerts().step([SLOW], T0))
+    alerts.step([], T0 + 130)
+    assert told(alerts.step([], T0 + 160))[0] == ("database_unavailable", True)
+    assert alerts.step([], T0 + 189) == []
+    assert told(alerts.step([], T0 + 190))[0] == ("degraded_performance", True)
+
+
 # ── whatever happens ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 PARTS = [

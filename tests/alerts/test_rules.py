@@ -437,3 +437,15 @@ def test_no_finding_says_more_than_states_and_numbers(fault: Any) -> None:
         assert all("Ends" not in one.message for one in house.findings())
 
     in_house(test)
+
+
+def test_a_sentence_says_once_whom_it_is_about(tmp_path: Path) -> None:
+    async def test(house: House) -> None:
+        house.look_at_database("the server refuses the password")
+        (before,) = [one.message for one in house.findings() if one.kind == "database_unavailable"]
+        assert before == "the database does not answer: the server refuses the password"
+        await house.use_database(*[False] * 5)
+        (after,) = [one.message for one in house.findings() if one.kind == "database_unavailable"]
+        assert after == "the database is refused: the server refuses the password"
+
+    in_house(test, tmp_path)

@@ -104,3 +104,20 @@ def through(proxy: FaultProxy, server: PostgresServer, driver: Driver, database:
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(main())
+
+
+class StillClock:
+    """Stands still until somebody moves it, so far ahead of the real one that no deadline passes; sleeps are real."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+        self._ahead_s = time.monotonic() - self.now + 1e6
+
+    def monotonic(self) -> float:
+        return self.now + self._ahead_s
+
+    def wall(self) -> float:
+        return self.now
+
+    async def sleep(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)

@@ -6,19 +6,32 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from koo.clock import iso
 from koo.database.database import Database
+from koo.database.probe import Look
 from koo.errors import DatabaseUnavailable
 from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, Event
 from koo.options import BreakerOptions, RetryOptions
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS
 from koo.testing.postgres import PostgresServer
 from tests.database.conftest import Place
-from tests.database.support import INSERT, ONE, checked_out, opened, options, run, until, with_notes
+from tests.database.support import (
+    INSERT,
+    ONE,
+    StillClock,
+    checked_out,
+    opened,
+    options,
+    run,
+    until,
+    with_notes,
+)
 from tests.database.test_faults import kill_all
 from tests.database.test_loss import warm
 
@@ -52,6 +65,35 @@ METRICS = {
     "errors": dict,
     "circuit_breaker": dict,
 }
+
+
+def test_a_look_that_is_young_enough_is_not_repeated(tmp_path: Path) -> None:
+    """An open page asks every two seconds: however many there are, they are not a probe each."""
+
+    async def main() -> None:
+        clock = StillClock()
+        database = Database(options(f"sqlite:///{tmp_path / 'a.db'}"), clock=clock)
+        looks: list[float] = []
+        note = database._note_look
+
+        def count(look: Look) -> None:
+            looks.append(look.at_wall_s)
+            note(look)
+
+        database._note_look = count  # type: ignore[method-assign]
+        first = await database.health_check(max_age_s=2)
+        clock.now += 1.9
+        assert (await database.health_check(max_age_s=2))["last_health_check"] == first["last_health_check"]
+        assert (await database.get_detailed_status(max_age_s=2))["healthy"] is True
+        assert len(looks) == 1
+        await database.health_check()
+        assert len(looks) == 2, "who wants to know it now, gets to know it now"
+        clock.now += 2
+        together = await asyncio.gather(*(database.health_check(max_age_s=2) for _ in range(20)))
+        assert len(looks) == 3 and {one["last_health_check"] for one in together} == {iso(clock.now)}
+        await database.close()
+
+    asyncio.run(main())
 
 
 def check_shape(view: dict[str, Any], shape: dict[str, Any]) -> None:

@@ -388,10 +388,19 @@ def test_a_cost_that_cannot_be_told_is_booked_at_its_bound(
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("name", ["", "x" * 65, 5, "claude", "two\nlines", "database"])
+@pytest.mark.parametrize(
+    "name", ["", "x" * 65, 5, ["list"], "claude", "two\nlines", "database", "all", "a/b", "a b", "über", ".."]
+)
 def test_a_name_that_cannot_be_right_is_refused(tmp_path: Path, name: Any) -> None:
-    with pytest.raises(ConfigurationError):
+    """It stands in paths, in alerts, and in what processes tell one another."""
+    with pytest.raises(ConfigurationError) as caught:
         Platform(options(tmp_path)).register_service(name)
+    assert "\n" not in str(caught.value) and (
+        "allowed is" in str(caught.value) or "choose another" in str(caught.value)
+    )
+    if name != "claude":
+        with pytest.raises(ConfigurationError):
+            PlatformOptions(services=(ServiceOptions(name=name, kind="local"),))
 
 
 @pytest.mark.parametrize(

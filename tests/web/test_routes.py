@@ -13,12 +13,15 @@ import pytest
 from pydantic import BaseModel
 
 from koo.ai.types import Query
+from koo.database.database import Database
+from koo.database.probe import Look
 from koo.errors import ExternalServiceError
 from koo.options import DatabaseOptions, ServiceOptions
-from koo.platform import Platform
+from koo.platform import LOOK_AGE_MAX_S, Platform
 from koo.testing.providers import FakeAnthropic, answer, error
 from koo.web import create_app, models
-from tests.web.serving import Client, claude, platform, served, until
+from tests.database.support import StillClock
+from tests.web.serving import Client, claude, options, platform, served, until
 
 NO_KEY = ServiceOptions(name="openai", kind="openai", model="gpt-6.1-terra")
 
@@ -141,6 +144,32 @@ def test_the_money_that_a_view_shows_is_the_bill(tmp_path: Path) -> None:
         assert Decimal(budget["remaining"]) == Decimal(budget["limit"]) - fake.billed_usd
 
     with_server(tmp_path, work)
+
+
+def test_pages_that_are_open_do_not_probe_the_database_each(tmp_path: Path) -> None:
+    async def main() -> None:
+        clock = StillClock()
+        koo = Platform(options(tmp_path), clock=clock)
+        async with served(create_app(koo)) as client:
+            await until(lambda: koo.database.last_look)
+            clock.now += LOOK_AGE_MAX_S
+            for path in ("health", "dashboard", "database"):
+                for _ in range(3):
+                    assert (await client.get(f"/api/v1/monitoring/{path}")).status == 200
+            assert len(looks) == 2, "the first one is from the start"
+            forced = await client.post("/api/v1/monitoring/database/health-check")
+            assert forced.status == 200 and len(looks) == 3
+
+    looks: list[Look] = []
+    note = Database._note_look
+
+    def count(self: Database, look: Look) -> None:
+        looks.append(look)
+        note(self, look)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Database, "_note_look", count)
+        asyncio.run(main())
 
 
 # ── questions ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -5,9 +5,10 @@ holds, and ends once. A breaker that goes from open to half open and back is one
 who watch: while recovery is tested its alarm is kept, but shown as "in recovery", and only closing ends it. What ended
 is listed as information for fifteen minutes.
 
-`step` gives the episodes that began or ended, for whoever keeps them; `restore` takes them back after a restart, so
-that one neither forgets a fire nor reports it as new. A young process knows nothing yet: its breakers are closed and
-its probes have not looked. So what was restored does not end before everything had the time to be looked at.
+`step` gives the episodes that began or ended, for whoever keeps them; `restore` takes over those of a process that is
+gone, so that a restart neither forgets a fire nor reports it as new. Who takes them over knows nothing of them yet: its
+breakers are closed and its probes have not looked. So what was restored does not end before everything had the time to
+be looked at.
 """
 
 from __future__ import annotations
@@ -72,24 +73,37 @@ class Alerts:
         self._active: dict[str, Episode] = {}
         self._news: list[Episode] = []
         self._doubles: list[Episode] = []
-        self._unseen: set[str] = set()  # restored, and not found by this process yet
-        self._unseen_until: float | None = None
+        # Restored, and not found by this process yet; when it may end, or None: from the next step on that is counted.
+        self._unseen: dict[str, float | None] = {}
+
+    @property
+    def lasting(self) -> list[Episode]:
+        """Everything that has begun and not ended, with its latest message."""
+        return list(self._active.values())
 
     def restore(self, episodes: Iterable[Episode]) -> None:
         """Go on with what an earlier process knew; what no longer holds ends `RESTORED_KEPT_S` after the next step.
 
-        Of several that last with the same fingerprint (processes on one store) the first one goes on, and the others
-        end in silence: else they would be restored again and again.
+        Of several that last with the same fingerprint the oldest one goes on, and the others end in silence: else they
+        would be restored again and again.
         """
         for episode in episodes:
-            if episode.ended_at is not None:
-                if episode.type == "info":
-                    self._news.append(episode)
-            elif episode.fingerprint in self._active:
-                self._doubles.append(episode)
-            else:
-                self._active[episode.fingerprint] = episode
-                self._unseen.add(episode.fingerprint)
+            if episode.ended_at is None:
+                self._take_over(episode)
+            elif episode.type == "info":
+                self._news.append(episode)
+
+    def _take_over(self, episode: Episode) -> None:
+        known = self._active.get(episode.fingerprint)
+        if known is None:
+            self._active[episode.fingerprint] = episode
+            self._unseen[episode.fingerprint] = None
+        elif episode.started_at < known.started_at:
+            newest = replace(episode, message=known.message, data=known.data)
+            self._active[episode.fingerprint] = newest
+            self._doubles.append(known)
+        elif episode.started_at > known.started_at:
+            self._doubles.append(episode)
 
     def step(self, findings: Iterable[Finding], now: float) -> list[Episode]:
         """Take in what holds now (wall seconds); gives the episodes that began or ended, for keeping."""
@@ -97,7 +111,8 @@ class Alerts:
         changed = [replace(double, ended_at=now) for double in self._doubles]
         self._doubles = []
         changed += [self._begin(finding, now) for key, finding in current.items() if key not in self._active]
-        self._unseen -= current.keys()
+        for key in current:
+            self._unseen.pop(key, None)
         for key, episode in list(self._active.items()):
             if key in current:
                 self._go_on(episode, current[key])
@@ -110,9 +125,10 @@ class Alerts:
         """It was restored, and nobody has had the time to look whether it still holds."""
         if key not in self._unseen:
             return False
-        if self._unseen_until is None:
-            self._unseen_until = now + RESTORED_KEPT_S
-        return now < self._unseen_until
+        until = self._unseen[key]
+        if until is None:
+            until = self._unseen[key] = now + RESTORED_KEPT_S
+        return now < until
 
     def _begin(self, finding: Finding, now: float) -> Episode:
         episode = Episode(
@@ -132,6 +148,7 @@ class Alerts:
 
     def _end(self, episode: Episode, now: float) -> list[Episode]:
         del self._active[episode.fingerprint]
+        self._unseen.pop(episode.fingerprint, None)
         ended = replace(episode, ended_at=now)
         if episode.kind not in ENDINGS:
             return [ended]

@@ -94,7 +94,7 @@ def _database(view: View) -> Iterator[Finding]:
     breaker = view["circuit_breaker"]
     yield from _breaker("database", breaker)
     if breaker["state"] in REFUSED:
-        why = view.get("error") or view.get("reason") or ""
+        why = _error(view) or view.get("reason") or ""
         yield Finding("database_unavailable", "database", _say("the database is refused", why))
     elif breaker["state"] != "half_open":
         # While recovery is being tested, the engine keeps the alert that there is.
@@ -107,11 +107,16 @@ def _database(view: View) -> Iterator[Finding]:
 def _calls_pass(view: View) -> Iterator[Finding]:
     """A database whose probe gets no answer is not there; one that fails now and then is, and is watched closely."""
     if view.get("error"):
-        message = _say("the database does not answer", view["error"])
+        message = _say("the database does not answer", _error(view))
         yield Finding("database_unavailable", "database", message)
     elif view["state"] == "unhealthy":
         message = _say("the database is unhealthy, calls still pass", view.get("reason") or "")
         yield Finding("database_unhealthy", "database", message)
+
+
+def _error(view: View) -> str:
+    """What the probe met; the sentence of the alert says already whom it is about."""
+    return str(view.get("error") or "").removeprefix("database: ")
 
 
 # ── a service ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,12 +10,14 @@ from koo.configuration.fields import shown
 from koo.configuration.sources import SERVICE_PREFIX, Found, Source, UnknownVariable, nearest, tell_unknown
 from koo.configuration.variables import BUILT_IN, ServiceSettings, Variables, variable_of_service
 from koo.errors import ConfigurationError
+from koo.options import RESERVED_NAMES, check_service_name
 
 KNOWN = {name.upper() for name in Variables.model_fields} - {"AI_SERVICES"}
 _MEANT = KNOWN | {
     variable_of_service(service, name) for service in BUILT_IN for name in ServiceSettings.model_fields
 }
 _ALLOWED_NAME = "1 to 64 small letters, digits, - and _, with a letter or digit first"
+# A variable is written in capitals and knows no dots, so these names have neither.
 _SERVICE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
@@ -31,6 +33,7 @@ def merge(
     for name in services:
         if not _SERVICE_NAME.fullmatch(name):
             raise ConfigurationError("", f"{shown(name)} is no name of a service; allowed is {_ALLOWED_NAME}")
+        check_service_name(name)
     sources: dict[str, Source] = {name.upper(): "argument" for name in values}
     sources |= {variable_of_service(name, one): "argument" for name, own in services.items() for one in own}
     for one in found.values():
@@ -50,6 +53,11 @@ def merge(
 
 def _split(variable: str) -> tuple[str, str]:
     service, _, name = variable.removeprefix(SERVICE_PREFIX).lower().partition("__")
+    if name and service in RESERVED_NAMES:
+        raise ConfigurationError(
+            "",
+            f'{variable} names a service "{service}", which means something else to koo; choose another name',
+        )
     if name and _SERVICE_NAME.fullmatch(service):
         return service, name
     meant = nearest(variable.upper(), _MEANT)

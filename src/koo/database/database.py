@@ -92,6 +92,7 @@ class Database:
         self.connections: Connections | None = None
         self.last_look: Look | None = None
         self.is_read_only = False
+        self._looked_at = -NEVER
         self._probe: ProbeDatabase | None = None
         self._keeper: asyncio.Task[None] | None = None
 
@@ -243,23 +244,28 @@ class Database:
         """As `health_check`, from what is known already: no I/O."""
         return views.health(self)
 
-    async def health_check(self) -> dict[str, Any]:
-        """Probe now (within the probe's timeout), and tell. Never raises for a database that is ill."""
+    async def health_check(self, *, max_age_s: float = 0.0) -> dict[str, Any]:
+        """Probe now (within the probe's timeout), and tell. Never raises for a database that is ill.
+
+        Who asks while a probe runs gets that one's look; `max_age_s`: a look that is younger will do as well.
+        """
         try:
             self._open()
         except DatabaseUnavailable as error:
             return {**views.health(self), "healthy": False, "error": str(error)}
         assert self._probe is not None
-        await self._probe.look()
+        if self.clock.monotonic() - self._looked_at >= max_age_s:
+            await self._probe.look()
         return views.health(self)
 
-    async def get_detailed_status(self) -> dict[str, Any]:
+    async def get_detailed_status(self, *, max_age_s: float = 0.0) -> dict[str, Any]:
         """`health_check` and `get_pool_metrics` in one, with the configuration."""
-        checked = await self.health_check()
+        checked = await self.health_check(max_age_s=max_age_s)
         return {**views.detailed_status(self), **checked}
 
     def _note_look(self, look: Look) -> None:
         self.last_look = look
+        self._looked_at = self.clock.monotonic()
         if look.read_only is not None:
             self.is_read_only = look.read_only
 

@@ -152,6 +152,23 @@ def make_transactional(
     def transactional_with_retry(
         max_retries: int | None = None, *, readonly: bool = False, isolation: str | None = None
     ) -> Callable[[Callable[Concatenate[AsyncSession, P], Awaitable[T]]], Callable[P, Awaitable[T]]]:
+        """Make an `async def f(session, ...)` one transaction that may run again from its start.
+
+            @transactional_with_retry(max_retries=5)
+            async def move(session, a, b): ...
+
+            await move(a, b)                                       called without the session
+
+        It commits when the function returns, and gives what that gives. After a connection loss, a deadlock or a
+        conflict of serializable transactions it runs again, in a fresh session, after a pause with jitter: so the
+        function must do nothing but SQL that it would not do twice. `max_retries` counts the repeats after the first
+        run; None is `DB_MAX_RETRIES`. `readonly` and `isolation`: as for `session_scope`. One deadline,
+        `DATABASE_SCOPE_TIMEOUT`, covers all runs.
+
+        Raises what the function raised last; `CommitOutcomeUnknown` without a repeat, because it may have happened;
+        `DatabaseUnavailable` or `PoolSaturated` where no run could begin. At decoration: TypeError for anything but an
+        `async def`, ValueError for a `max_retries` that is no whole number from 0.
+        """
         if callable(max_retries):  # @transactional_with_retry without its parentheses
             bare: Any = _decorate(get_database, max_retries, None, False, None)
             return bare

@@ -8,7 +8,7 @@ while others wait; it refuses a store that has more steps than it knows. A step 
   it has ended it; nobody else can. `process` tells whose it was.
 * `koo_entries`: what was booked, one row for each hold that ended with a cost.
 * `koo_signals`: what operators did, for all processes.
-* `koo_episodes`: alerts, from their beginning to their end.
+* `koo_episodes`: alerts, from their beginning to their end. Each is its `process`'s as long as the lease lasts.
 
 Money is in pico-dollars, times are milliseconds since 1970, days are days since then.
 """
@@ -43,6 +43,18 @@ STEPS: tuple[tuple[str, ...], ...] = (
              fingerprint TEXT NOT NULL, started_ms BIGINT NOT NULL, ended_ms BIGINT,
              type TEXT NOT NULL, component TEXT NOT NULL, message TEXT NOT NULL, data TEXT NOT NULL,
              PRIMARY KEY (fingerprint, started_ms))""",
+    ),
+    (
+        "ALTER TABLE koo_episodes RENAME TO koo_episodes_before",
+        """CREATE TABLE koo_episodes (
+             fingerprint TEXT NOT NULL, started_ms BIGINT NOT NULL, ended_ms BIGINT,
+             type TEXT NOT NULL, component TEXT NOT NULL, message TEXT NOT NULL, data TEXT NOT NULL,
+             process TEXT NOT NULL, lease_ends_ms BIGINT NOT NULL,
+             PRIMARY KEY (fingerprint, started_ms, process))""",
+        """INSERT INTO koo_episodes
+             SELECT fingerprint, started_ms, ended_ms, type, component, message, data, '', started_ms
+             FROM koo_episodes_before""",
+        "DROP TABLE koo_episodes_before",
     ),
 )
 

@@ -2,6 +2,7 @@
 
 from koo import Platform
 from koo.web import mount
+
 mount(app, Platform())
 """
 

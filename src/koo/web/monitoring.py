@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body
 from starlette.responses import Response
 
-from koo.platform import Platform
+from koo.platform import LOOK_AGE_MAX_S, Platform
 from koo.web import models, views
 from koo.web.routing import JsonView, described, make_router
 
@@ -27,7 +27,10 @@ def monitoring_router(platform: Platform) -> APIRouter:
 def _add_overview(router: APIRouter, platform: Platform) -> None:
     @router.get("/health", summary="State of everything", **described(models.SystemHealth))
     async def get_health() -> Response:
-        """Always 200, whatever the state: machines ask `/readyz`. The database is probed now."""
+        """Always 200, whatever the state: machines ask `/readyz`.
+
+        The database is probed, unless somebody looked within the last two seconds.
+        """
         return JsonView(await views.system_health(platform))
 
     @router.get("/dashboard", summary="Everything that an overview shows", **described(models.Dashboard))
@@ -45,7 +48,7 @@ def _add_database(router: APIRouter, platform: Platform) -> None:
     @router.get("/database", summary="Database in detail", **described(models.DatabaseMonitoring))
     async def get_database() -> Response:
         """Health, pool, breaker and errors of the database in one."""
-        status = await platform.database.get_detailed_status()
+        status = await platform.database.get_detailed_status(max_age_s=LOOK_AGE_MAX_S)
         return JsonView({"database_monitoring": status, "timestamp": views.timestamp()})
 
     @router.get("/database/pool-metrics", summary="Connection pool", **described(models.PoolMetricsAnswer))
@@ -61,7 +64,7 @@ def _add_database(router: APIRouter, platform: Platform) -> None:
         """One probe on a connection of its own. Always 200: what it found is in the answer."""
         await platform.open()
         result = await platform.database.health_check()
-        status = await platform.database.get_detailed_status()
+        status = await platform.database.get_detailed_status(max_age_s=LOOK_AGE_MAX_S)
         return JsonView(
             {"health_check_result": result, "detailed_status": status, "timestamp": views.timestamp()}
         )

@@ -33,7 +33,7 @@ def money(amount: Decimal) -> str:
 
 
 async def system_health(platform: Platform) -> dict[str, Any]:
-    """`overall_health`, `database` (probed now), `ai_services`, `timestamp`."""
+    """`overall_health`, `database` (looked at within two seconds), `ai_services`, `timestamp`."""
     return await platform.system_health()
 
 
