@@ -177,7 +177,7 @@ def _inside(service: Service) -> Any:
     """Everything that a service's policies know, by value."""
     guards = [(guard.breaker, guard.cooldown, guard.tally, guard.checks_failed) for guard in service.guards]
     gates = service.gates
-    return _plain([guards, gates.limits, gates.quota, gates.latches, gates.pacer, gates.slots.used])
+    return _plain([guards, gates.limits.counts, gates.quota, gates.latches, gates.pacer, gates.slots.used])
 
 
 def _plain(thing: Any) -> Any:

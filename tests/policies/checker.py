@@ -104,14 +104,15 @@ class World:
 
     def clone(self) -> World:
         permits: dict[int, Permit] = {}
-        for permit in (*self.out.values(), *self.breaker.running.values(), *self.breaker.leases):
+        for permit in (*self.out.values(), *self.breaker._running(), *self.breaker.leases):
             if id(permit) not in permits:
                 permits[id(permit)] = _copy_slots(permit)
         old = self.breaker
         new = _copy_slots(old)
         new.window = _copy_slots(old.window)
         new.window._past = list(old.window._past)
-        new.running = {serial: permits[id(permit)] for serial, permit in old.running.items()}
+        new._older = {serial: permits[id(permit)] for serial, permit in old._older.items()}
+        new._newest = permits[id(old._newest)] if old._newest is not None else None
         new.leases = [permits[id(permit)] for permit in old.leases]
         new.happened = []
         world = World(new, self.model.clone(), self.now)
@@ -395,7 +396,7 @@ class Explorer:
 
     def check_books(self, world: World) -> None:
         breaker, options = world.breaker, self.scope.options
-        running = {id(permit) for permit in breaker.running.values()}
+        running = {id(permit) for permit in breaker._running()}
         self.must(world, "books", running == {id(permit) for permit in world.out.values()}, "who is running?")
         current = [permit for permit in world.out.values() if permit.generation == breaker.generation]
         probes = current if breaker.phase is HALF_OPEN else []

@@ -47,7 +47,9 @@ MUTANTS = [
     Mutant("R1 no fence", "if permit.generation != self.generation:", "if permit.generation == OUTSIDE:", "late"),
     Mutant("R1 no new generation", "self.generation += 1", "self.generation += 0", "late"),
     Mutant("R2 settles twice", "if permit.settled:", "if permit is None:", "table"),
-    Mutant("R2 remembers who has left", "del self.running[permit.serial]", "self.running.get(0)", "books"),
+    Mutant("R2 remembers who has left", "del self._older[permit.serial]", "self._older.get(0)", "order"),
+    Mutant("R2 remembers who came last", "            self._newest = None\n", "            pass\n", "books"),
+    Mutant("R2 forgets who came before", "self._older[newest.serial] = newest", "pass", "books"),
     Mutant(
         "R4 a success leaves the row", "            self.consecutive = 0\n", "            pass\n", "row", "row"
     ),

@@ -60,12 +60,16 @@ def test_who_gives_up_when_just_handed_a_slot_hands_it_on() -> None:
 @given(
     limit=st.integers(1, 3),
     acts=st.lists(
-        st.tuples(st.sampled_from(["come", "go", "give up", "slip"]), st.integers(0, 9)), max_size=80
+        st.tuples(
+            st.sampled_from(["come", "come", "go", "go", "give up", "slip", "ramp"]),
+            st.integers(0, 9),
+        ),
+        max_size=80,
     ),
 )
 @settings(deadline=None, max_examples=300)
 def test_nobody_is_lost_and_nobody_overtakes(limit: int, acts: list[tuple[str, int]]) -> None:
-    """Callers come, leave, give up in line, or give up just after they were handed a slot."""
+    """Callers come, leave, give up in line, or just after they were handed a slot; and a ramp begins and widens."""
     slots, inside, line, served, numbers = Slots(limit), list[int](), list[Caller](), list[int](), 0
     for act, pick in acts:
         if act == "come":
@@ -84,6 +88,8 @@ def test_nobody_is_lost_and_nobody_overtakes(limit: int, acts: list[tuple[str, i
             caller = line.pop(pick % len(line))
             caller.gone = True
             slots.leave(caller, granted=False)
+        elif act == "ramp":
+            ramp(slots, pick, float(numbers))
         woken = [caller for caller in line if caller.woken]
         for caller in woken:
             line.remove(caller)
@@ -98,8 +104,16 @@ def test_nobody_is_lost_and_nobody_overtakes(limit: int, acts: list[tuple[str, i
                 inside.append(caller.number)
                 served.append(caller.number)
         assert slots.used == len(inside) <= limit
-        assert not line or slots.used == limit, "a free slot, and somebody waits"
+        assert not line or slots.used >= slots.cap, "a free slot, and somebody waits"
         assert served == sorted(served), "overtaken"
+
+
+def ramp(slots: Slots, pick: int, now: float) -> None:
+    """It begins, or goes on for some seconds."""
+    if pick < 5:
+        slots.narrow(pick % 3, now)
+    else:
+        slots.widen(now + pick - 5)
 
 
 # ── the ramp (rule R16) ───────────────────────────────────────────────────────────────────────────────────────────
@@ -139,6 +153,15 @@ def test_a_ramp_that_widens_wakes_who_waits_in_order() -> None:
     assert [caller.woken for caller in callers] == [True] * 2 + [False] * 8 and slots.used == 4
     slots.widen(3.0)
     assert all(caller.woken for caller in callers) and slots.used == 12 <= slots.cap
+
+
+def test_during_a_ramp_who_leaves_hands_his_slot_on() -> None:
+    slots, caller = Slots(3), Caller(1)
+    slots.narrow(1, 0.0)
+    assert slots.take() and not slots.take()
+    slots.line.append(caller)
+    slots.give_back()
+    assert caller.woken and slots.used == 1
 
 
 def test_a_ramp_never_passes_the_limit_and_never_overflows() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from koo.options import DAY_S
-from koo.policies.limiter import DayCount, Limits, SlidingCount
+from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
 
 PERIODS = st.sampled_from([60.0, 3600.0])
 GAPS = st.one_of(st.just(0.0), st.floats(0.0, 3.0), st.floats(0.0, 90.0))
@@ -72,7 +72,7 @@ def test_refunds_give_back_what_was_taken_and_no_more(
         if kept and refunded is not None:
             limits.refund(kept.pop(refunded % len(kept)))
         assert most_in_a_period(sorted(kept), 60.0) <= limit
-        count.roll(now)
+        limits.roll(now)
         least = sum(at > now - 60.0 for at in kept)
         most = sum(at > now - 61.0 - 1e-6 for at in kept)
         assert least <= count.used <= most
@@ -142,11 +142,12 @@ def test_a_refund_of_a_unit_that_was_cleared_meanwhile_gives_nothing() -> None:
     count = minute(2, 0.0)
     limits = Limits(count)
     limits.take(0.1)
-    count.clear(0.2)
+    for one in limits.counts:
+        one.clear(0.2)
     limits.refund(0.1)
     assert count.used == 0
     limits.take(0.3)
-    count.roll(10.0)
+    limits.roll(10.0)
     limits.refund(0.3)
     limits.refund(0.3)
     assert count.used == 0 and count.resets_at(10.0) == 10.0
@@ -159,6 +160,78 @@ def test_rolled_by_time_alone_an_idle_limit_shows_nothing_used() -> None:
         limits.take(0.0)
     limits.roll(3600.0)
     assert [one.used for one in limits.counts] == [0, 0]
+
+
+class Plain:
+    """The same counts, where each call looks at each of them."""
+
+    def __init__(self, *counts: Count) -> None:
+        self.counts = counts
+
+    def take(self, now: float) -> Count | None:
+        for count in self.counts:
+            count.roll(now)
+        full = next((count for count in self.counts if count.used >= count.limit), None)
+        for count in self.counts:
+            count.used += full is None
+        return full
+
+
+ACTS = st.sampled_from(
+    ["take", "take", "take", "burst", "refund", "look", "ask", "clear", "restore", "day ends"]
+)
+
+
+@given(
+    steps=st.lists(st.tuples(GAPS | st.floats(0.0, 4000.0), ACTS, st.integers(0, 999)), max_size=60),
+    sizes=st.tuples(*[st.integers(0, 9) | st.integers(250, 600)] * 3),
+    start=st.floats(0.0, 1e6),
+)
+@settings(deadline=None, max_examples=400)
+def test_units_granted_ahead_are_the_same_units(
+    steps: list[tuple[float, str, int]], sizes: tuple[int, int, int], start: float
+) -> None:
+    """Whoever looks whenever sees what he would see if each call had looked at each count."""
+
+    def three() -> tuple[Count, ...]:
+        short, long = minute(sizes[0], start), minute(sizes[1], start, 3600.0)
+        return short, long, DayCount("requests a day", sizes[2], start + 5000.0, 7)
+
+    limits, plain, now, kept = Limits(*three()), Plain(*three()), start, list[float]()
+    for gap, act, pick in steps:
+        now += gap
+        for _ in range({"take": 1, "burst": pick}.get(act, 0)):
+            full, other = limits.take(now), plain.take(now)
+            assert (full and full.name) == (other and other.name)
+            if full is None:
+                kept.append(now)
+        if act == "refund" and kept:
+            at = kept.pop(pick % len(kept))
+            limits.refund(at)
+            for count in plain.counts:
+                count.refund(at)
+        elif act == "ask":
+            assert limits.usable_at(now) == Limits(*plain.counts).usable_at(now)
+        elif act in ("clear", "restore", "day ends"):
+            change(act, limits.counts, pick, now)
+            change(act, plain.counts, pick, now)
+        if act in ("look", "ask"):
+            Limits(*plain.counts).roll(now)
+            limits.roll(now)
+            assert [count.used for count in limits.counts] == [count.used for count in plain.counts]
+
+
+def change(act: str, counts: tuple[Count, ...], pick: int, now: float) -> None:
+    """What an operator, a restart and the monitor do to counts."""
+    if act == "clear":
+        counts[pick % len(counts)].clear(now)
+    elif act == "restore":
+        counts[-1].used += pick % 10
+    elif act == "day ends":
+        for day in counts:
+            if isinstance(day, DayCount):
+                day.roll(now)
+                day.anchor(now + pick, day.day)
 
 
 # ── the day ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -220,9 +293,9 @@ def test_never_one_too_many_in_a_utc_day_though_the_clocks_drift(
 def test_a_clock_that_is_set_back_over_midnight_gives_no_second_day() -> None:
     day = DayCount("requests a day", 1, 100.0, 7)
     limits = Limits(day)
-    assert limits.take(0.0) is None
+    assert limits.take(0.0) is None and limits.counts == (day,)
     day.anchor(50.0, 7)
     day.roll(60.0)
-    assert day.day == 8 and limits.take(60.0) is None
+    assert day.day == 8 and limits.take(60.0) is None and limits.counts == (day,)
     day.anchor(100.0, 7)
     assert limits.take(70.0) is day and limits.take(100.0) is day

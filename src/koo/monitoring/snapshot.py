@@ -88,7 +88,7 @@ def breaker_view(guard: Guard, wall: Wall) -> dict[str, Any]:
         "next_attempt": wall.iso(breaker.opens_until()) if breaker.phase is OPEN else None,
         "times_opened": breaker.trips,
         "stale_results": breaker.stale,
-        "running": len(breaker.running),
+        "running": breaker.running,
     }
 
 

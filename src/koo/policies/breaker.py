@@ -20,7 +20,7 @@ Times are monotonic seconds handed in. `draw` gives a number in [0, 1), and is c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 
 from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, Event, OverrideSet
@@ -114,9 +114,9 @@ class Breaker:
     """One breaker. `happened` collects events for the caller to publish after the step, outside this section."""
 
     __slots__ = (
-        "_counted_serial", "_idle_since", "_serial", "closed_at", "closed_by", "consecutive", "generation", "happened",
-        "inconclusive", "lease_s", "leases", "name", "ok", "open_for_s", "opened_at", "options", "override", "phase",
-        "reason", "running", "slow_s", "stale", "streak", "trips", "window",
+        "_counted_serial", "_idle_since", "_newest", "_older", "_serial", "closed_at", "closed_by", "consecutive",
+        "generation", "happened", "inconclusive", "lease_s", "leases", "name", "ok", "open_for_s", "opened_at",
+        "options", "override", "phase", "reason", "slow_s", "stale", "streak", "trips", "window",
     )  # fmt: skip
 
     closed_at: float
@@ -136,7 +136,8 @@ class Breaker:
         self.streak = self.stale = self.trips = 0
         self.reason = ""
         self.opened_at = self.open_for_s = 0.0
-        self.running: dict[int, Permit] = {}  # by serial, so the oldest come first
+        self._newest: Permit | None = None  # of the running ones; apart, because most calls are alone
+        self._older: dict[int, Permit] = {}  # by serial, so the oldest come first
         self.happened: list[Event] = []
         self._serial = 0
         self.closed_by = None
@@ -163,7 +164,10 @@ class Breaker:
             generation = gate
         self._serial = serial = self._serial + 1
         permit = Permit(generation, serial, now)
-        self.running[serial] = permit
+        newest = self._newest
+        if newest is not None:
+            self._older[newest.serial] = newest
+        self._newest = permit
         if self.phase is HALF_OPEN and generation != OUTSIDE:
             self._lend(permit, now)
             self.leases.append(permit)
@@ -207,7 +211,10 @@ class Breaker:
         if permit.settled:
             return False
         permit.settled = True
-        del self.running[permit.serial]
+        if permit is self._newest:
+            self._newest = None
+        else:
+            del self._older[permit.serial]
         if permit.generation != self.generation:
             self.stale += permit.generation != OUTSIDE
             return False
@@ -287,10 +294,21 @@ class Breaker:
             return f"{slow} slow calls of {calls}"
         return ""
 
+    @property
+    def running(self) -> int:
+        """How many permits have not ended."""
+        return len(self._older) + (self._newest is not None)
+
+    def _running(self) -> Iterator[Permit]:
+        """The permits that have not ended, the oldest first."""
+        yield from self._older.values()
+        if self._newest is not None:
+            yield self._newest
+
     def _hung(self, now: float) -> int:
         """Calls still running and already slow: they count before they end, since some never do."""
         count = 0
-        for permit in self.running.values():
+        for permit in self._running():
             if permit.kept:
                 continue
             if now - permit.given_at < self.slow_s:

@@ -1,7 +1,8 @@
 """How many calls may run at once, and who is next.
 
 A slot is handed from the one who leaves to the one who has waited longest: nobody barges in between, so nobody starves.
-Waiting itself is the guard's; here it is only a line of things that can be woken.
+It is handed on in the step in which it becomes free, so while one is free nobody waits. Waiting itself is the guard's;
+here it is only a line of things that can be woken.
 
 After an outage everybody comes back at once, and what has just recovered falls over again. So a breaker that closes
 narrows the slots to what runs at that moment and a few more; the few double each second until the limit is reached.
@@ -38,16 +39,17 @@ class Slots:
         self._narrowed_at = self.widens_at = 0.0
 
     def take(self) -> bool:
-        """A slot now, if one is free and nobody waits."""
-        if self.used >= self.cap or self.line:
+        """A slot now, if one is free: then nobody waits."""
+        if self.used >= self.cap:
             return False
         self.used += 1
         return True
 
     def give_back(self) -> None:
         """Hand the slot to the next in line, or free it."""
+        full = self.used >= self.cap
         self.used -= 1
-        if self.line:
+        if full:
             self._hand_out()
 
     def leave(self, waiter: Waiter, *, granted: bool) -> None:

@@ -4,6 +4,9 @@
 minute and the hour are sliding counts in sixty sub-buckets, and a sub-bucket leaves the count only when its *end* is a
 whole period ago: the promise holds at every instant, and the price is that a unit comes back up to one sub-bucket late.
 The day is a calendar day in UTC; its end is handed in as monotonic time, so that no call reads a wall clock.
+
+A call does not look at each count. Until the first of them rolls, time brings no unit back and none is lost, so one
+look tells how many may be taken until then, and each call takes one of these.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import math
 from koo.options import DAY_S
 
 SUB_BUCKETS = 60
+GRANT_MAX = 250
+"""Python makes a new object for each larger number, so counting down from more would be slower."""
 
 
 class SlidingCount:
@@ -121,22 +126,48 @@ Count = SlidingCount | DayCount
 
 
 class Limits:
-    """Several counts taken as one."""
+    """Several counts taken as one.
 
-    __slots__ = ("counts",)
+    Between two looks at the counts only what is left is counted: `_left` of the `_granted` units that fit into all of
+    them until the first of them rolls. What was taken is booked when somebody asks for `counts`.
+    """
+
+    __slots__ = ("_counts", "_granted", "_left", "_until")
 
     def __init__(self, *counts: Count) -> None:
-        self.counts = counts
+        self._counts = counts
+        self._granted = self._left = 0
+        self._until = 0.0
+
+    @property
+    def counts(self) -> tuple[Count, ...]:
+        """The counts as they are now. Ask anew after each `take`; they may be changed until the next one."""
+        taken = self._granted - self._left
+        self._granted = self._left = 0
+        for count in self._counts:
+            count.used += taken
+        return self._counts
 
     def take(self, now: float) -> Count | None:
         """One unit of each, or the count that is full: then nothing was taken."""
+        if not self._left or now >= self._until:
+            full = self._grant(now)
+            if full is not None:
+                return full
+        self._left -= 1
+        return None
+
+    def _grant(self, now: float) -> Count | None:
+        """Look at the counts: how many units may be taken until when, or which count is full."""
+        units, until = GRANT_MAX, math.inf
         for count in self.counts:
-            if now >= count.rolls_at:
-                count.roll(now)
+            count.roll(now)
             if count.used >= count.limit:
                 return count
-        for count in self.counts:
-            count.used += 1
+            units = min(units, count.limit - count.used)
+            until = min(until, count.rolls_at)
+        self._granted = self._left = units
+        self._until = until
         return None
 
     def refund(self, taken_at: float) -> None:
@@ -159,5 +190,5 @@ class Limits:
     def full(self, now: float) -> Count | None:
         """Of the counts that are used up the one that holds out longest; None if all have a unit. Takes nothing."""
         self.roll(now)
-        full = [count for count in self.counts if count.used >= count.limit]
+        full = [count for count in self._counts if count.used >= count.limit]
         return max(full, key=lambda count: count.resets_at(now) if count.limit else math.inf, default=None)
