@@ -28,7 +28,7 @@ __all__ = ["get_monitoring_dashboard", "get_system_alerts", "get_system_health",
 
 
 async def get_system_health() -> dict[str, Any]:
-    """`overall_health`, `database` (looked at within two seconds), `ai_services`, `timestamp`. Never raises for what is ill."""
+    """`overall_health`, `database` (a look of the last seconds), `ai_services`, `timestamp`. Illness is no error."""
     return await platform.system_health()
 
 

@@ -34,6 +34,7 @@ from tests.web.test_dashboard import below
 
 pytestmark = [needs_browser, pytest.mark.slow]
 
+LONG = "x" * 64
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><b>bold" + "x" * 60
 
 
@@ -142,11 +143,11 @@ def test_it_shows_money_limits_and_the_database_as_the_api_has_them(browser: str
     asyncio.run(main())
 
 
-def test_a_hostile_name_stays_text(browser: str, tmp_path: Path) -> None:
+def test_a_hostile_model_stays_text_and_a_long_name_fits(browser: str, tmp_path: Path) -> None:
     async def main() -> None:
         async with FakeAnthropic() as fake:
             koo = platform(
-                tmp_path, replace(claude(fake), name=HOSTILE, model=f"{HOSTILE}</b><script>1"), claude(fake)
+                tmp_path, replace(claude(fake), name=LONG, model=f"{HOSTILE}</b><script>1"), claude(fake)
             )
             async with shown(browser, koo) as (page, _):
                 assert f"{HOSTILE}</b><script>1" in await page.until_text(
@@ -155,7 +156,7 @@ def test_a_hostile_name_stays_text(browser: str, tmp_path: Path) -> None:
                 assert await page.run("document.querySelectorAll('main img, main b b').length") == 0
                 assert await page.run("document.title") == "● Healthy · koo"
                 await page.click("[data-reset=service]")
-                assert HOSTILE in await page.text("#reset-title")
+                assert LONG in await page.text("#reset-title")
                 await page.click("#reset-go")
                 assert "starts afresh" in await page.until_text("#reset-result", "Done")
                 await page.resize(320)
