@@ -58,6 +58,9 @@ class Kind(StrEnum):
     CANCELLED = "cancelled"
 
 
+NAME_MAX = 64
+
+
 class KooError(Exception):
     """Base of everything koo raises on purpose.
 
@@ -108,9 +111,14 @@ def _revive(cls: type[KooError], args: tuple[Any, ...], state: dict[str, Any]) -
 
 
 def name_of(given: object) -> str:
-    """Somebody's word for a service, short enough for an error and in letters that every terminal and log can write."""
+    """Somebody's word for a service, for an error: in letters that every terminal can write, and never a prompt.
+
+    Whoever takes the service for the prompt and the prompt for the service would else read it in his log.
+    """
     text = given if isinstance(given, str) else f"<{type(given).__name__}>"
-    return text[:50].encode(errors="replace").decode() or '""'
+    if len(text) > NAME_MAX or len(text.split()) > 1:
+        return "…"
+    return text.encode(errors="replace").decode() or '""'
 
 
 def describe_s(seconds: float) -> str:

@@ -419,6 +419,14 @@ def test_an_unknown_service_is_told_with_the_known_ones(name: Any) -> None:
     run(test)
 
 
+def test_a_prompt_in_the_place_of_the_service_is_not_repeated() -> None:
+    async def test(world: World) -> None:
+        refused = await failure_of(world.ask(service="the secret plan", prompt="claude"))
+        assert isinstance(refused, UnknownService) and "secret" not in str(refused) + refused.service
+
+    run(test)
+
+
 def test_no_error_repeats_the_prompt_or_the_key() -> None:
     steps: list[Step] = [
         error(400, "invalid_request_error", message="bad: MARKED-PROMPT with test-key"),

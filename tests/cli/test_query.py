@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
@@ -148,15 +150,20 @@ def test_a_setting_that_cannot_be_right_is_told_before_anything_is_asked(here: H
 # ── as a process ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_ctrl_c_ends_it_at_once_and_the_provider_knows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_at_once_the_provider_knows_and_no_money_stays_held(
+    tmp_path: Path, how: signal.Signals
+) -> None:
     with FakeAnthropic() as fake:
         fake.script(hang())
         process = _start(tmp_path, fake, "query", "claude", "Hello?")
         _until(lambda: bool(fake.queries), process)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(how)
         _, err = process.communicate(timeout=20)
         assert process.returncode == 130
         assert "Traceback" not in err and "interrupted" in err
+        with closing(sqlite3.connect(tmp_path / "data" / "koo-state.db")) as store:
+            assert store.execute("SELECT count(*) FROM koo_holds").fetchone() == (0,)
         _until(lambda: fake.abandoned == 1, None)
 
 

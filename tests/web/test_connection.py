@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,35 @@ def test_who_asks_ahead_is_answered_and_does_not_fill_the_memory(tmp_path: Path)
             ahead = max([ahead, *(len(one.pipeline) for one in list(server.server_state.connections))])  # type: ignore[union-attr]
         asking.join(20)
     assert ahead < asked / 2
+
+
+def test_who_leaves_in_the_midst_of_an_answer_fills_no_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with listening(tmp_path) as (server, port), socket.socket() as connection:
+        state = server.server_state
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", port))
+        asking = threading.Thread(target=ask_until_closed, args=(connection,))
+        asking.start()
+        # Until the answers that nobody reads have filled all buffers.
+        wait_until(lambda: any(one.flow.write_paused for one in list(state.connections)))  # type: ignore[union-attr]
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.shutdown(socket.SHUT_RDWR)
+        asking.join(20)
+        connection.close()
+        wait_until(lambda: not state.tasks and not state.connections)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def ask_until_closed(connection: socket.socket) -> None:
+    with suppress(OSError):
+        while True:
+            connection.sendall((GET + b"\r\n") * 100)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

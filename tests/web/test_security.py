@@ -16,6 +16,14 @@ from tests.web.serving import Client, platform, served
 
 RESET = "/api/v1/monitoring/database/reset-circuit-breaker"
 HEALTH = "/api/v1/monitoring/health"
+ACTS = (
+    "/api/v1/ai/query",
+    "/api/v1/ai/batch-query",
+    "/api/v1/ai/services/health-check",
+    "/api/v1/ai/services/claude/reset-errors",
+    "/api/v1/ai/services/reset-all-errors",
+    "/api/v1/monitoring/database/health-check",
+)
 OWN = "127.0.0.1:8000"
 
 
@@ -200,11 +208,30 @@ def test_a_strangers_page_can_reset_nothing(tmp_path: Path) -> None:
                 guard.leave(permit, None, _failure(), 1, guard.now(), None, None)
             assert guard.breaker.phase is not CLOSED
             for attack in attacks:
-                reply = await client.post(RESET, **attack)
-                assert (reply.status, reply.body["kind"]) == (403, "forbidden")
+                for path in (RESET, *ACTS):
+                    reply = await client.post(path, **attack)
+                    assert (reply.status, reply.body["kind"]) == (403, "forbidden")
                 assert guard.breaker.phase is not CLOSED
             assert (await client.post(RESET)).status == 200
             assert guard.breaker.phase is CLOSED
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("origin", [b"", b"Origin: http://evil.example\r\n", b"Origin: null\r\n"])
+def test_a_websocket_is_no_way_in(tmp_path: Path, origin: bytes) -> None:
+    """A browser opens one to any address without asking first; nothing here speaks it."""
+    upgrade = (
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    )
+
+    async def main() -> None:
+        async with served(create_app(platform(tmp_path))) as client:
+            for path in (HEALTH, RESET, "/dashboard/"):
+                head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode()
+                answer = await _raw(client, head + upgrade + origin, closing=False)
+                assert answer.startswith(b"HTTP/1.1 403"), answer
 
     asyncio.run(main())
 
@@ -244,10 +271,10 @@ def test_two_host_lines_are_refused(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-async def _raw(client: Client, head: bytes) -> bytes:
+async def _raw(client: Client, head: bytes, *, closing: bool = True) -> bytes:
     host, port = client.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port), family=socket.AF_INET)
-    writer.write(head + b"Connection: close\r\n\r\n")
+    writer.write(head + (b"Connection: close\r\n\r\n" if closing else b"\r\n"))
     answer = await reader.read()
     writer.close()
     await writer.wait_closed()

@@ -19,9 +19,9 @@ from koo.options import DatabaseOptions
 from koo.platform import Platform
 from koo.testing.providers import FakeAnthropic, hang
 from koo.web import create_app
-from koo.web.server import bind, make_server
+from koo.web.server import GRACE_S, bind, make_server
 from tests.cli.running import serving, settings_of
-from tests.cli.test_serve import question
+from tests.cli.test_serve import ask, question
 from tests.web.serving import claude, options, platform, served, until
 
 
@@ -72,21 +72,43 @@ def test_what_is_cut_at_the_end_learns_why_and_fills_no_log(
     asyncio.run(main())
 
 
-def test_a_second_ctrl_c_waits_for_nobody(tmp_path: Path) -> None:
-    with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
-        fake.script(hang())
-        with ThreadPoolExecutor(1) as elsewhere:
-            asked = elsewhere.submit(question, url)
-            while not fake.queries:
-                time.sleep(0.01)
-                assert not asked.done()
-            began = time.monotonic()
-            process.send_signal(signal.SIGINT)
-            while "Waiting" not in (tmp_path / "serve.log").read_text() and time.monotonic() < began + 3:
-                time.sleep(0.05)
-            process.send_signal(signal.SIGINT)
-            process.wait(20)
-            assert isinstance(asked.exception(20), OSError)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_after_a_second_signal_nobody_waits_and_all_is_settled(tmp_path: Path, how: signal.Signals) -> None:
+    with FakeAnthropic() as fake:
+        settings = settings_of(fake)
+        with serving(tmp_path, **settings) as (url, process):
+            fake.script(hang())
+            with ThreadPoolExecutor(1) as elsewhere:
+                asked = elsewhere.submit(question, url)
+                while not fake.queries:
+                    time.sleep(0.01)
+                    assert not asked.done()
+                process.send_signal(how)
+                _until_it_ends(url)
+                began = time.monotonic()
+                process.send_signal(how)
+                assert process.wait(20) == 0
+                assert time.monotonic() - began < GRACE_S - 1
+                with pytest.raises(HTTPError) as refused:
+                    asked.result(20)
+                with refused.value as reply:
+                    assert (reply.code, json.load(reply)["kind"]) == (503, "draining")
+        assert "Traceback" not in (tmp_path / "serve.log").read_text()
+        with serving(tmp_path, **settings) as (url, _):
+            health = ask(f"{url}/api/v1/ai/services/claude/health")
+            assert health["rate_limits"]["daily_budget"]["reserved"] == "0"
+
+
+def _until_it_ends(url: str) -> None:
+    """It has heard the first signal when it takes no new connection."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            ask(f"{url}/livez")
+        except OSError:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_what_cannot_be_right_is_told_before_anything_is_opened(tmp_path: Path) -> None:

@@ -107,6 +107,22 @@ def options(
         raise typer.Exit(Exit.USAGE)
 
 
+def _services(incomplete: str) -> list[str]:
+    """For the completion of a shell: the services that the settings name."""
+    from koo.settings import Settings
+
+    try:
+        names = [service.name for service in Settings().platform_options().services]
+    except KooError:  # There is nobody to tell it to here; the command itself will.
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _targets(incomplete: str) -> list[str]:
+    """As `_services`, and what else can be reset."""
+    return [*_services(incomplete), *(name for name in ("all", "database") if name.startswith(incomplete))]
+
+
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on, instead of KOO_HOST.")] = None,
@@ -128,7 +144,12 @@ def serve(
 
 @app.command()
 def query(
-    service: Annotated[str, typer.Argument(help="claude, openai, gemini, perplexity, local, or your own.")],
+    service: Annotated[
+        str,
+        typer.Argument(
+            help="claude, openai, gemini, perplexity, local, or your own.", autocompletion=_services
+        ),
+    ],
     prompt: Annotated[
         str | None, typer.Argument(help="The question; without it, or with -, from stdin.")
     ] = None,
@@ -138,7 +159,10 @@ def query(
     temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds for the whole query.")] = None,
     fallback: Annotated[
-        list[str] | None, typer.Option(help="Service to ask when this one refuses or fails; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Service to ask when this one refuses or fails; may be repeated.", autocompletion=_services
+        ),
     ] = None,
     on_limit: Annotated[Literal["refuse", "wait"] | None, typer.Option(help="What to do at a limit.")] = None,
     no_stream: Annotated[
@@ -183,7 +207,8 @@ def alerts(as_json: Json = False) -> None:
 
 @app.command()
 def reset(
-    target: Annotated[str, typer.Argument(help='A service, "database", or "all".')], as_json: Json = False
+    target: Annotated[str, typer.Argument(help='A service, "database", or "all".', autocompletion=_targets)],
+    as_json: Json = False,
 ) -> None:
     """Let a service or the database start afresh: its breaker closes. Money and limits stay as they are."""
     from koo.cli.reset import reset as act

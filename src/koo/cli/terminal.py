@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 import sys
+import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from enum import IntEnum
@@ -82,11 +84,25 @@ def visible(text: str) -> str:
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run it on a loop of its own; Ctrl-C cancels it, and what was begun is settled first."""
+    """Run it on a loop of its own; Ctrl-C or SIGTERM cancels it, and what was begun is settled first."""
     try:
-        return asyncio.run(work)
+        with _ended_as_by_ctrl_c():
+            return asyncio.run(work)
     except KeyboardInterrupt:
         raise CommandFailed("interrupted", Exit.INTERRUPTED, "interrupted") from None
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """`timeout 30 koo query …` sends SIGTERM: unheard, it would leave money held until its lease ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -77,6 +77,7 @@ HTTP_KINDS: dict[int, str] = {
     422: "invalid_request",
     431: "too_large",
     500: "internal_error",
+    503: "draining",
 }
 """What errors of HTTP itself are called."""
 

@@ -1,18 +1,19 @@
 """The server process: one socket, one event loop, one platform; it says what to try, and ends in order.
 
 SIGTERM and Ctrl-C: no new connections, running requests may finish for `GRACE_S`, then they are cancelled (each settles
-what it held), then the platform closes. A second Ctrl-C does not wait. `kill -9` needs none of it: what was held is in
-the ledger, and is booked when its lease ends.
+what it held), then the platform closes. After a second signal nobody waits: requests are cancelled now. `kill -9` needs
+none of it: what was held is in the ledger, and is booked when its lease ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -23,12 +24,15 @@ from koo.web.logs import LogFormat, set_up_logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
     import uvicorn
     from fastapi import FastAPI
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 GRACE_S = 10
+HURRY_S = 2
+"""After a second signal, for the requests to settle what they held, and again for the platform to close."""
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 """Longer than the usual proxy keeps a connection: whoever closes first loses a request that is on its way."""
@@ -86,6 +90,15 @@ def make_server(
             if self.started:
                 on_ready()
 
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            # uvicorn hears a second Ctrl-C only; to whoever sends SIGTERM twice it is as urgent.
+            super().handle_exit(signal.SIGINT if self.should_exit else sig, frame)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().shutdown(sockets)
+            if self.force_exit:
+                await _hurry(self)
+
     return Server(
         uvicorn.Config(
             answering_what_is_cut(app or create_app(platform)),
@@ -100,6 +113,21 @@ def make_server(
             backlog=BACKLOG,
         )
     )
+
+
+async def _hurry(server: uvicorn.Server) -> None:
+    """What uvicorn leaves undone after a second signal: first the requests settle, then the platform closes.
+
+    Left to the end of the loop, all would be cancelled at once, and the log told of it as of a failure.
+    """
+    tasks = set(server.server_state.tasks)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=HURRY_S)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(HURRY_S):
+            await server.lifespan.shutdown()
 
 
 def answering_what_is_cut(app: ASGIApp) -> ASGIApp:
@@ -118,7 +146,12 @@ def answering_what_is_cut(app: ASGIApp) -> ASGIApp:
         async def note(message: Message) -> None:
             nonlocal begun
             begun = begun or message["type"] == "http.response.start"
-            await send(message)
+            try:
+                await send(message)
+            except RuntimeError as error:
+                # The caller has left a moment ago; uvloop tells of it as if we had closed the connection ourselves.
+                if "handler is closed" not in str(error):
+                    raise
 
         try:
             await app(scope, receive, note)
@@ -200,8 +233,6 @@ def _in_url(host: str) -> str:
 @contextmanager
 def _signals_ended() -> Iterator[None]:
     """uvicorn raises a caught signal again when it has ended; unheard, that would end us before our own last word."""
-    import signal
-
     caught = [signal.SIGINT, signal.SIGTERM]
     before = {one: signal.signal(one, lambda *_: None) for one in caught}
     try:
