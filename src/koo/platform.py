@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from koo.ai.assembly import assemble, describe
 from koo.ai.gateway import Backend, Gateway
+from koo.ai.models import not_configured
 from koo.ai.operations import Money, compose, execute, read_options
 from koo.ai.pricing import Prices
 from koo.ai.service import Service
@@ -402,7 +403,8 @@ class Platform:
 
     async def _check(self, backend: Backend) -> ExternalServiceError | None:
         if not backend.options.configured:
-            return ExternalServiceError(backend.options.name, "not configured", kind=Kind.NOT_CONFIGURED)
+            name = backend.options.name
+            return ExternalServiceError(name, not_configured(name), kind=Kind.NOT_CONFIGURED)
         try:
             async with asyncio.timeout(self.options.health_check_timeout_s):
                 await backend.provider.check()

@@ -311,11 +311,37 @@ def test_an_open_breaker_of_a_service_keeps_nobody_from_being_ready(tmp_path: Pa
     with_server(tmp_path, work)
 
 
-def test_probes_answer_to_head(tmp_path: Path) -> None:
+PAGES = ("/metrics", "/openapi.json", "/docs", "/docs/page.js", "/dashboard/", "/dashboard/main.js")
+
+
+def test_what_answers_to_get_answers_to_head(tmp_path: Path) -> None:
+    """`curl -I` shows the headers, and nothing comes after them."""
+
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
-        for path in ("/livez", "/readyz"):
+        for path in (*GETS, *PAGES):
             reply = await client.ask("HEAD", path)
-            assert (reply.status, reply.content) == (200, b"")
+            assert (reply.status, reply.content) == (200, b""), path
+            assert reply.headers["Content-Type"] == (await client.get(path)).headers["Content-Type"]
+        assert (await client.ask("HEAD", "/api/v1/ai/services/nobody/health")).status == 404
+
+    with_server(tmp_path, work)
+
+
+def test_each_path_says_what_may_be_done_with_it(tmp_path: Path) -> None:
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        asked = ("/api/v1/ai/query", "/api/v1/ai/batch-query")
+        for paths, allow in (((*GETS, *PAGES), "GET, HEAD, OPTIONS"), ((*POSTS, *asked), "OPTIONS, POST")):
+            for path in paths:
+                if path == "/openapi.json":
+                    continue  # FastAPI's own
+                told = await client.ask("OPTIONS", path)
+                assert (told.status, told.headers["Allow"], told.content) == (204, allow, b""), path
+                wrong = await client.ask("DELETE", path)
+                assert (wrong.status, wrong.headers["Allow"]) == (405, allow), path
+                assert wrong.headers["Content-Type"] == "application/problem+json"
+                assert wrong.body["kind"] == "method_not_allowed"
+
+    with_server(tmp_path, work)
 
     with_server(tmp_path, work)
 

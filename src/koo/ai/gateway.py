@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from koo.ai.checking import check
 from koo.ai.errand import Errand
+from koo.ai.models import not_configured
 from koo.ai.pricing import ModelPrice, Prices
 from koo.ai.providers.base import Provider, Request
 from koo.ai.service import Service
@@ -199,8 +200,7 @@ class Gateway:
     def _prepare(self, backend: Backend, query: Query) -> tuple[Request, ModelPrice]:
         options = backend.options
         if not options.configured:
-            reason = f"not configured: set the key of {options.name} (see docs/configuration.md)"
-            raise CallerMistake(options.name, reason, kind=Kind.NOT_CONFIGURED)
+            raise CallerMistake(options.name, not_configured(options.name), kind=Kind.NOT_CONFIGURED)
         model = query.model or options.model
         price = self._prices.find(options, model)
         if price is None:

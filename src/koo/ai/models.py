@@ -13,3 +13,17 @@ DEFAULT_MODELS: dict[str, str] = {
     "gemini": "gemini-3.8-flash",  # 0.75 / 3.75; flash-lite 0.3 / 2.5, argon 2 / 10
     "perplexity": "perplexity/sonar",  # 0.25 / 2.5, and 2.5 for a thousand searches
 }
+
+KEY_VARIABLES: dict[str, str] = {
+    "claude": "ANTHROPIC_API_KEY",
+    "openai": "OPENAI_API_KEY",
+    "gemini": "GEMINI_API_KEY",
+    "perplexity": "PERPLEXITY_API_KEY",
+}
+"""The variable that makes a hosted service configured, for the sentence of an error; what reads it is `Settings`."""
+
+
+def not_configured(service: str) -> str:
+    """What is missing, and what to do about it."""
+    variable = KEY_VARIABLES.get(service, f"AI_SERVICES__{service.upper()}__API_KEY")
+    return f"not configured: set {variable} to its key, in the environment or the .env in KOO_HOME"

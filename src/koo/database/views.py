@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from koo.clock import iso
-from koo.policies.breaker import OPEN, Override
+from koo.policies.breaker import CLOSED, OPEN, Breaker, Override
 from koo.policies.reported import database_state
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS
 
@@ -46,7 +46,7 @@ def circuit_breaker(database: Database) -> dict[str, Any]:
     return {
         "state": breaker.override.value if forced else breaker.phase.value,
         "override": breaker.override.value,
-        "reason": breaker.reason if breaker.phase.value != "closed" else "",
+        "reason": _why(breaker),
         "failure_count": total.verdicts[FAILURE],
         "success_count": total.verdicts[SUCCESS],
         "neutral_count": total.verdicts[NEUTRAL],
@@ -60,6 +60,12 @@ def circuit_breaker(database: Database) -> dict[str, Any]:
         "last_success": when(guard.tally.last_success_at),
         "next_attempt": when(breaker.opens_until()) if breaker.phase is OPEN else None,
     }
+
+
+def _why(breaker: Breaker) -> str:
+    if breaker.override is Override.FORCED_OPEN:
+        return "forced open by an operator"
+    return breaker.reason if breaker.phase is not CLOSED else ""
 
 
 def pool_metrics(database: Database) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from importlib.resources import files
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from koo.web.routing import ProblemRoute
+
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -24,7 +26,7 @@ FILES = {
 
 def docs_router() -> APIRouter:
     """The page and its two files."""
-    router = APIRouter(include_in_schema=False)
+    router = APIRouter(include_in_schema=False, route_class=ProblemRoute)
     for path, (name, media_type) in FILES.items():
         router.add_api_route(path, _serve(name, media_type), methods=["GET"], response_class=Response)
     return router

@@ -15,6 +15,8 @@ from importlib.resources import files
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from koo.web.routing import ProblemRoute
+
 PATH = "/dashboard"
 MODULES = (
     "api.js", "cards.js", "data.js", "dom.js", "feed.js", "main.js", "meters.js", "reset.js", "shapes.js", "view.js",
@@ -42,7 +44,7 @@ TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 
 def dashboard_router(prefix: str = "/api/v1", path: str = PATH) -> APIRouter:
     """The page below `path` and its files. `prefix`: where the routes are that it asks."""
-    router = APIRouter(include_in_schema=False)
+    router = APIRouter(include_in_schema=False, route_class=ProblemRoute)
     folder = files("koo.web").joinpath("dashboard")
     page = folder.joinpath("index.html").read_text(encoding="utf-8")
     page = page.replace("../api/v1", _from(path, prefix)).replace("../docs", _from(path, "/docs"))
@@ -54,7 +56,7 @@ def dashboard_router(prefix: str = "/api/v1", path: str = PATH) -> APIRouter:
         # Relative: below a proxy's own path, an absolute one would lead out of it.
         return Response(status_code=307, headers={"Location": f"{posixpath.basename(path)}/", **HEADERS})
 
-    router.add_api_route(path, lead, methods=["GET", "HEAD"])
+    router.add_api_route(path, lead, methods=["GET"])
     return router
 
 
@@ -67,4 +69,4 @@ def _add(router: APIRouter, path: str, content: bytes, suffix: str) -> None:
     async def serve() -> Response:
         return Response(content, media_type=TYPES[suffix], headers=HEADERS)
 
-    router.add_api_route(path, serve, methods=["GET", "HEAD"])
+    router.add_api_route(path, serve, methods=["GET"])

@@ -49,6 +49,4 @@ def probes_router(readiness: Readiness) -> APIRouter:
 
     router.get("/livez", summary="Does the process live?", **described(models.Alive))(livez)
     router.get("/readyz", summary="May it take traffic?", **described(models.Ready, 503))(readyz)
-    for path, answer in (("/livez", livez), ("/readyz", readyz)):
-        router.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
     return router

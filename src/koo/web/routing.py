@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from koo.errors import KooError
 from koo.web.problems import (
@@ -52,7 +53,18 @@ class CallerLeft(Exception):
 
 
 class ProblemRoute(APIRoute):
-    """A route whose errors are problems."""
+    """A route whose errors are problems, which answers HEAD where it answers GET, and says to OPTIONS what it does."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, methods = scope["method"], self.methods or set()
+        if method not in methods:
+            if method == "HEAD" and "GET" in methods:
+                # In a copy: the server looks at its own scope to know that no body follows.
+                scope = {**scope, "method": "GET"}
+            else:
+                await _tell_allowed(Request(scope), methods)(scope, receive, send)
+                return
+        await super().handle(scope, receive, send)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -70,6 +82,15 @@ class ProblemRoute(APIRoute):
                 return Response(status_code=499)
 
         return answer
+
+
+def _tell_allowed(request: Request, methods: set[str]) -> Response:
+    """Who asks what may be done here is told; who does something else is told so."""
+    more = {"OPTIONS", "HEAD"} if "GET" in methods else {"OPTIONS"}
+    allow = {"Allow": ", ".join(sorted(methods | more))}
+    if request.method == "OPTIONS":
+        return Response(status_code=204, headers=allow)
+    return respond(http_problem(request, 405, f"{request.method[:20]} is not allowed here"), allow)
 
 
 def answer_error(request: Request, error: KooError) -> Response:
