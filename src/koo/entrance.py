@@ -79,7 +79,7 @@ SERVICES = Family(CircuitOpen, RateLimited, ServiceSaturated, ServiceTimeout, Au
 DATABASES = Family(DatabaseUnavailable, PoolSaturated, PoolSaturated, DatabaseTimeout, DatabaseUnavailable)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Gates:
     """What all guards of one dependency share: a service has one breaker a model, but one key and one limit."""
 
@@ -105,8 +105,8 @@ class Entrance:
     """
 
     __slots__ = (
-        "_deadlines", "_draw", "_monotonic", "_publish", "_sleep", "_wall", "breaker", "calm", "cooldown", "family",
-        "gates", "model", "name", "options", "tally",
+        "_deadlines", "_draw", "_limits", "_monotonic", "_publish", "_sleep", "_slots", "_wall", "breaker", "calm",
+        "cooldown", "family", "gates", "model", "name", "options", "tally",
     )  # fmt: skip
 
     def __init__(
@@ -129,6 +129,7 @@ class Entrance:
         self.family = family
         self.gates = gates or Gates(slots=Slots(options.concurrency_max))
         self.gates.guards.append(self)
+        self._limits, self._slots = self.gates.limits, self.gates.slots  # at hand: every call takes from them
         self.breaker = Breaker(
             name if model is None else f"{name}/{model}", options.breaker, options.slow_s, now
         )
@@ -193,12 +194,11 @@ class Entrance:
         """A place and a unit of each limit at once, if no gate refuses or waits; else nothing is taken."""
         if not self.calm and not self._is_free(now):
             return False
-        gates = self.gates
-        if gates.limits.take(now) is not None:
+        if self._limits.take(now) is not None:
             return False
-        if gates.slots.take():
+        if self._slots.take():
             return True
-        gates.limits.refund(now)
+        self._limits.refund(now)
         return False
 
     def _is_free(self, now: float) -> bool:
@@ -230,17 +230,17 @@ class Entrance:
                 cell = await self._pace(deadline, on_limit)
                 await self._take_slot(deadline, on_limit)
             except BaseException:
-                self.gates.limits.refund(taken_at)
+                self._limits.refund(taken_at)
                 if cell:
                     self.gates.pacer.give_back()
                 raise
             now = self._monotonic()
             # The unit moves to the time of the call: counted when the wait began, it would free another one too early,
             # and let 61 calls out within a minute.
-            self.gates.limits.refund(taken_at)
-            if not self._is_closed(now) and self.gates.limits.take(now) is None:
+            self._limits.refund(taken_at)
+            if not self._is_closed(now) and self._limits.take(now) is None:
                 return now
-            self.gates.slots.give_back()
+            self._slots.give_back()
 
     def _is_closed(self, now: float) -> bool:
         """Would one of the gates that come before the limits refuse or wait?"""
@@ -265,8 +265,8 @@ class Entrance:
         return permit
 
     def _give_back(self, taken_at: float) -> None:
-        self.gates.slots.give_back()
-        self.gates.limits.refund(taken_at)
+        self._slots.give_back()
+        self._limits.refund(taken_at)
 
     def _look(self) -> None:
         """Refuse early, before anything is taken or waited for."""
@@ -294,7 +294,7 @@ class Entrance:
 
     async def _take_limits(self, deadline: float, on_limit: OnLimit | None) -> float:
         """One unit of each limit; gives when it was taken, for the refund."""
-        limits, queue = self.gates.limits, self.gates.queue
+        limits, queue = self._limits, self.gates.queue
         now = self._monotonic()
         # Whoever comes while somebody waits takes no unit from under his nose, whether he would wait himself or not.
         if not queue.used and limits.take(now) is None:
@@ -338,7 +338,7 @@ class Entrance:
         return True
 
     async def _take_slot(self, deadline: float, on_limit: OnLimit | None) -> None:
-        slots = self.gates.slots
+        slots = self._slots
         ramping = slots.cap < slots.limit
         if ramping:
             slots.widen(self._monotonic())
@@ -353,7 +353,7 @@ class Entrance:
 
     def _widen(self) -> None:
         """Time widens a ramp: somebody has to wake those who wait for it."""
-        slots = self.gates.slots
+        slots = self._slots
         slots.widen(self._monotonic())
         if slots.line and slots.cap < slots.limit:
             get_running_loop().call_at(slots.widens_at, self._widen)
@@ -392,7 +392,7 @@ class Entrance:
 
     def _refuse_limit(self) -> NoReturn:
         """Which limit, and when it is usable again; where only others wait before it: soon."""
-        limits, now = self.gates.limits, self._monotonic()
+        limits, now = self._limits, self._monotonic()
         full = limits.full(now)
         if full is None:
             self._refuse(
@@ -419,7 +419,7 @@ class Entrance:
             ):
                 alone = breaker.closed_by is Cue.STAYED_IDLE  # nobody has tried it: one at first
                 few = 1 if alone else RAMP_FACTOR * self.options.breaker.success_threshold
-                self.gates.slots.narrow(few, self._monotonic())
+                self._slots.narrow(few, self._monotonic())
             self._emit(event)
 
     def _emit(self, event: Event) -> None:

@@ -231,7 +231,7 @@ class Guard(Entrance):
     # ── settlement ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _settle_success(self, permit: Permit, latency_s: float, slow: bool, attempt: int, now: float) -> None:
-        self.gates.slots.give_back()
+        self._slots.give_back()
         breaker = self.breaker
         breaker.settle(permit, SUCCESS, slow, now, self._draw)
         self.tally.record_success(latency_s, slow, attempt == 1, now)
@@ -269,7 +269,7 @@ class Guard(Entrance):
 
     def _settle_fault(self, permit: Permit, fault: Fault, slow: bool, now: float) -> None:
         verdict, breaker = fault.verdict, self.breaker
-        self.gates.slots.give_back()
+        self._slots.give_back()
         # Of neutral ends only the deadline's tells anything about the other side: that it was slow.
         slow = slow and (verdict is FAILURE or fault.kind is Kind.DEADLINE)
         marks = breaker.marks
@@ -414,10 +414,10 @@ class Guard(Entrance):
     def tick(self) -> None:
         """What time alone brings about; the monitor calls it about once a second."""
         now = self._monotonic()
-        slots = self.gates.slots
+        slots = self._slots
         self.breaker.tick(now, self._draw)
         self.tally.roll(now)
-        self.gates.limits.roll(now)
+        self._limits.roll(now)
         if slots.cap < slots.limit:
             slots.widen(now)
         if self.breaker.happened:
