@@ -88,7 +88,8 @@ $(STAMPS)/test: $(PINS) | $(STAMPS)/run
 	@$(INSTALL_KOO) '.[dev]'
 	@mkdir -p $(STAMPS) && touch $@
 
-$(STAMPS)/bench: $(PINS) | $(STAMPS)/test
+# Code 3: some peers could not be installed. The tables say so, the others are measured, and there is no stamp, so
+# that the next `make bench` tries again.
+$(STAMPS)/bench: $(PINS) benchmarks/constraints.txt | $(STAMPS)/test
 	@echo "koo: installing what the benchmarks compare with" >&2
-	@$(INSTALL_KOO) '.[dev,bench]'
-	@mkdir -p $(STAMPS) && touch $@
+	@rm -f $@; $(BIN)/python -m benchmarks.install && touch $@ || [ $$? -eq 3 ]

@@ -1,17 +1,25 @@
-"""`python -m benchmarks [guard] [database] [query] [imports]`: measure, print, and keep the result beside the goals."""
+"""`python -m benchmarks [--rounds N] [guard] [database] [query] [imports]`: measure and print.
+
+All subjects with all rounds are also kept in `results/`, and the tables of README.md are written from them.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import importlib
 import json
+import statistics
 import sys
+import time
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import Any
 
-from benchmarks.measure import machine
+from benchmarks.goals import describe
+from benchmarks.measure import Report, machine, noise
+from benchmarks.peers import versions
+from benchmarks.tables import RESULTS, write_readme
 
-RESULTS = Path(__file__).parent / "results"
 SUBJECTS = {
     "guard": "benchmarks.guard_call",
     "database": "benchmarks.database_scope",
@@ -19,53 +27,69 @@ SUBJECTS = {
     "imports": "benchmarks.imports",
 }
 
-GOALS: dict[str, tuple[str, float]] = {
-    "guarded call over a bare await, in thousands of additions": ("at most", 0.22),
-    "stack by hand / koo": ("at least", 7.0),
-    "refusal over raise and catch, us": ("at most", 1.5),
-    "10,000 guards / one": ("at most", 2.2),
-    "10,000 guards / 1,000": ("at most", 1.4),
-    "koo / SQLAlchemy, psycopg": ("at most", 1.05),
-    "koo / SQLAlchemy, asyncpg": ("at most", 1.05),
-    "koo / SQLAlchemy with pool_pre_ping, psycopg": ("at most", 0.80),
-    "koo / SQLAlchemy with pool_pre_ping, asyncpg": ("at most", 0.80),
-    "koo, anthropic, calls a second": ("at least", 4000.0),
-    "koo, openai, calls a second": ("at least", 4000.0),
-    "import koo, s": ("at most", 0.15),
-    "server: ready after, s": ("at most", 1.5),
-    "server: resident memory, MiB": ("at most", 100.0),
-}
+
+def measure(subject: str, rounds: int | None) -> Report:
+    options = {} if rounds is None else {"rounds": rounds}
+    report: Report = asyncio.run(importlib.import_module(SUBJECTS[subject]).report(**options))
+    return report
 
 
-def describe(name: str, value: float) -> str:
-    """One line: the figure, and whether it meets its goal."""
-    line = f"  {name:<64} {value:>10.3f}"
-    if name not in GOALS:
-        return line
-    word, goal = GOALS[name]
-    met = value <= goal if word == "at most" else value >= goal
-    return f"{line}   {'meets' if met else 'MISSES'} {word} {goal:g}"
+def short(value: float) -> float:
+    """Four digits: more are noise."""
+    return float(f"{value:.4g}")
 
 
-def main(subjects: list[str]) -> int:
-    """Measure the subjects; 2 for one that does not exist."""
-    unknown = [name for name in subjects if name not in SUBJECTS]
-    if unknown:
-        print(f"unknown: {', '.join(unknown)}; there are: {', '.join(SUBJECTS)}", file=sys.stderr)
-        return 2
+def result(reports: dict[str, Report], about: dict[str, str]) -> dict[str, Any]:
+    """What is kept: medians, how much they moved, and who was not measured."""
+    kept: dict[str, Any] = {"machine": about, "packages": versions()}
+    for key in ("figures", "noise", "not_measured"):
+        kept[key] = {}
+    for subject, report in reports.items():
+        noises = {name: noise(values) for name, values in report.figures.items()}
+        kept["figures"][subject] = {
+            name: short(statistics.median(values)) for name, values in sorted(report.figures.items())
+        }
+        kept["noise"][subject] = {
+            name: short(value) for name, value in sorted(noises.items()) if value is not None
+        }
+        kept["not_measured"][subject] = dict(sorted(report.not_measured.items()))
+    return kept
+
+
+def show(report: Report) -> None:
+    for name, values in report.figures.items():
+        print(describe(name, statistics.median(values)), flush=True)
+    for name, why in report.not_measured.items():
+        print(f"  {name}: not measured: {why}", flush=True)
+
+
+def keep(found: dict[str, Any]) -> None:
+    """In a file of today, and in the tables."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}.json"
+    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_readme()
+    print(f"\nkept in benchmarks/results/{path.name} and in the tables of benchmarks/README.md")
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, help="fewer are faster and noisier; nothing is kept then")
+    parser.add_argument("subject", nargs="*", help=f"of {', '.join(SUBJECTS)}; all if none is named")
+    asked = parser.parse_args(arguments)
+    if unknown := set(asked.subject) - set(SUBJECTS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are: {', '.join(SUBJECTS)}")
+    began = time.perf_counter()
     about = machine()
     print(f"{about['processor']}, Python {about['python']}, a thousand additions {about['additions_us']} us")
-    figures: dict[str, dict[str, float]] = {}
-    for name in subjects or SUBJECTS:
-        print(f"\n{name}", flush=True)
-        figures[name] = asyncio.run(importlib.import_module(SUBJECTS[name]).report())
-        for figure, value in figures[name].items():
-            print(describe(figure, value), flush=True)
-    if not subjects:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}.json"
-        path.write_text(json.dumps({"machine": about, "figures": figures}, indent=2) + "\n")
-        print(f"\nkept in {path.relative_to(Path.cwd())}")
+    reports: dict[str, Report] = {}
+    for subject in asked.subject or SUBJECTS:
+        print(f"\n{subject}", flush=True)
+        reports[subject] = measure(subject, asked.rounds)
+        show(reports[subject])
+    print(f"\ntook {time.perf_counter() - began:.0f} s")
+    if not asked.subject and asked.rounds is None:
+        keep(result(reports, about))
     return 0
 
 

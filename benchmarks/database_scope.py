@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +13,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 
-from benchmarks.measure import AsyncRun, Table, compare
+from benchmarks.measure import AsyncRun, Report, Table, compare
 from koo.database.database import Database
 from koo.deadlines import Deadlines
 from koo.options import DatabaseOptions
@@ -56,16 +57,16 @@ async def contenders(url: str) -> AsyncIterator[dict[str, Enter]]:
             await engine.dispose()
 
 
-async def scope_table(url: str) -> Table:
+async def scope_table(url: str, rounds: int) -> Table:
     """One scope after another."""
     async with contenders(url) as enters:
         runs = {name: runner(enter) for name, enter in enters.items()}
-        return await compare("session_scope with SELECT 1", runs, times=400, rounds=11)
+        return await compare(runs, times=400, rounds=rounds)
 
 
-async def fairness(url: str, tasks: int = 300, each: int = 10) -> dict[str, float]:
+async def fairness(url: str, rounds: int, tasks: int = 300, each: int = 10) -> Report:
     """Many tasks on ten connections: the wait of the unlucky, and the throughput."""
-    figures: dict[str, float] = {}
+    found = Report()
     engine = create_async_engine(url, pool_size=10, max_overflow=0, pool_timeout=60)
     database = Database(
         DatabaseOptions(url=url, pool_size=10, max_overflow=0, pool_timeout_s=60.0), deadlines=Deadlines()
@@ -75,38 +76,44 @@ async def fairness(url: str, tasks: int = 300, each: int = 10) -> dict[str, floa
         "koo": database.session_scope,
     }
     try:
-        for name, enter in enters.items():
-            waits: list[float] = []
-
-            async def work(enter: Enter = enter, waits: list[float] = waits) -> None:
-                for _ in range(each):
-                    began = time.perf_counter()
-                    async with enter() as session:
-                        await session.execute(ONE)
-                    waits.append(time.perf_counter() - began)
-
-            began = time.perf_counter()
-            await asyncio.gather(*(work() for _ in range(tasks)))
-            took = time.perf_counter() - began
-            cuts = statistics.quantiles(waits, n=100)
-            figures[f"{name}: scopes a second, {tasks} tasks on 10 connections"] = tasks * each / took
-            figures[f"{name}: wait p99 / p50"] = cuts[98] / cuts[49]
+        for _ in range(rounds):
+            for name in random.sample(list(enters), len(enters)):
+                a_second, unlucky = await crowd(enters[name], tasks, each)
+                found.figures.setdefault(f"{name}: scopes a second", []).append(a_second)
+                found.figures.setdefault(f"{name}: wait p99 / p50", []).append(unlucky)
     finally:
         await database.close()
         await engine.dispose()
-    return figures
+    return found
 
 
-async def report() -> dict[str, float]:
-    """The figures that have goals, for both drivers."""
-    figures: dict[str, float] = {}
+async def crowd(enter: Enter, tasks: int, each: int) -> tuple[float, float]:
+    """Scopes a second, and the wait's p99 / p50."""
+    waits: list[float] = []
+
+    async def work() -> None:
+        for _ in range(each):
+            began = time.perf_counter()
+            async with enter() as session:
+                await session.execute(ONE)
+            waits.append(time.perf_counter() - began)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(tasks)))
+    took = time.perf_counter() - began
+    cuts = statistics.quantiles(waits, n=100)
+    return tasks * each / took, cuts[98] / cuts[49]
+
+
+async def report(rounds: int = 11) -> Report:
+    """Both drivers one after another, then the crowd."""
+    found = Report()
     with PostgresServer(18) as server:
         for driver in ("psycopg", "asyncpg"):
-            url = server.url(driver=driver)
-            table = await scope_table(url)
-            figures[f"koo / SQLAlchemy, {driver}"] = table.ratio("koo", "SQLAlchemy")
-            figures[f"koo / SQLAlchemy with pool_pre_ping, {driver}"] = table.ratio(
+            table = await scope_table(server.url(driver=driver), rounds)
+            found.figures[f"koo / SQLAlchemy, {driver}"] = table.ratios("koo", "SQLAlchemy")
+            found.figures[f"koo / SQLAlchemy with pool_pre_ping, {driver}"] = table.ratios(
                 "koo", "SQLAlchemy, pool_pre_ping"
             )
-        figures.update(await fairness(server.url(driver="asyncpg")))
-    return figures
+        found.add(await fairness(server.url(driver="asyncpg"), max(rounds // 3, 1)))
+    return found

@@ -1,4 +1,4 @@
-"""One guarded call with everything on, beside the stack that people assemble by hand.
+"""One guarded call with everything on, beside the stack that people assemble by hand and beside interlock.
 
 Everything on: a deadline, the breaker, three windows, a budget in memory, metrics. The stack by hand: stamina (retry),
 purgatory (breaker), limits with three fixed windows, prometheus-client (counter and histogram).
@@ -7,31 +7,44 @@ purgatory (breaker), limits with three fixed windows, prometheus-client (counter
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
 
-import limits
-import limits.aio.storage
-import limits.aio.strategies
-import prometheus_client
-import purgatory
-import stamina
-
-from benchmarks.measure import Table, add_up, compare
+from benchmarks import guard_keys
+from benchmarks.guard_peers import (
+    INTERLOCK,
+    MANY,
+    PIPELINE,
+    STACK,
+    Call,
+    Refusal,
+    bare,
+    hand_stack,
+    interlock_breaker,
+    interlock_open,
+    interlock_pipeline,
+    limits_full,
+    pipeline_open,
+    purgatory_open,
+    stack_open,
+)
+from benchmarks.measure import AsyncRun, Report, add_up, compare
+from benchmarks.peers import NotMeasured
 from koo.deadlines import Deadlines
-from koo.errors import BudgetExceeded, CircuitOpen
-from koo.guard import Gates, Guard
+from koo.entrance import Gates
+from koo.errors import BudgetExceeded, CircuitOpen, RateLimited
+from koo.guard import Guard
 from koo.options import GuardOptions
 from koo.policies.breaker import FORCED_OPEN
 from koo.policies.budget import Budget, Held
 from koo.policies.concurrency import Slots
 from koo.policies.limiter import DayCount, Limits, SlidingCount
 
-MANY = 10**9
 YARDSTICK = "a thousand additions"
-
-
-async def bare() -> int:
-    return 1
+BARE = "bare await"
+KOO = "koo, everything on"
+WITHOUT_MONEY = "koo, without money"
+OVER = "over a bare await, us"
 
 
 class Toll:
@@ -59,51 +72,44 @@ class Toll:
             self._budget.release(self._held)
 
 
-def make_guard(name: str = "bench", deadlines: Deadlines | None = None) -> Guard:
-    """A guard with three windows that never fill."""
+def make_guard(name: str = "bench", deadlines: Deadlines | None = None, *, limit: int = MANY) -> Guard:
+    """A guard with three windows."""
     now = time.monotonic()
     windows = Limits(
-        SlidingCount("requests a minute", MANY, 60.0, now),
-        SlidingCount("requests an hour", MANY, 3600.0, now),
-        DayCount("requests a day", MANY, now + 40_000.0, 1),
+        SlidingCount("requests a minute", limit, 60.0, now),
+        SlidingCount("requests an hour", limit, 3600.0, now),
+        DayCount("requests a day", limit, now + 40_000.0, 1),
     )
     gates = Gates(limits=windows, slots=Slots(1000))
     return Guard(name, GuardOptions(idempotent=True), deadlines=deadlines or Deadlines(), gates=gates)
 
 
-def make_stack() -> object:
-    """The stack by hand, as its documentation puts it together."""
-    breakers = purgatory.AsyncCircuitBreakerFactory(default_threshold=5, default_ttl=60)
-    limiter = limits.aio.strategies.FixedWindowRateLimiter(limits.aio.storage.MemoryStorage())
-    windows = [limits.parse(f"{MANY}/{unit}") for unit in ("minute", "hour", "day")]
-    registry = prometheus_client.CollectorRegistry()
-    calls = prometheus_client.Counter("calls", "Calls", ["outcome"], registry=registry)
-    seconds = prometheus_client.Histogram("seconds", "Latency", ["service"], registry=registry)
-
-    @stamina.retry(on=OSError, attempts=4)
-    async def call() -> int:
-        for window in windows:
-            if not await limiter.hit(window, "bench"):
-                raise RuntimeError("limited")
-        began = time.perf_counter()
-        async with await breakers.get_breaker("bench"):
-            result = await bare()
-        calls.labels("success").inc()
-        seconds.labels("bench").observe(time.perf_counter() - began)
-        return result
-
-    return call
-
-
-async def call_table() -> Table:
-    """Bare await, koo with and without money, and the stack by hand."""
-    guard = make_guard()
-    toll = Toll()
-    stack = make_stack()
-
-    async def run_bare(times: int) -> None:
+def repeat(call: Call) -> AsyncRun:
+    async def run(times: int) -> None:
         for _ in range(times):
-            await bare()
+            await call()
+
+    return run
+
+
+def repeat_refused(call: Call, error: type[BaseException]) -> AsyncRun:
+    async def run(times: int) -> None:
+        for _ in range(times):
+            try:
+                await call()
+            except error as refusal:
+                # purgatory raises one and the same exception each time: its traceback, and with it the cost, would
+                # grow with each refusal, and the figure would only tell how many there were.
+                refusal.__traceback__ = None
+                continue
+            raise AssertionError("this was to be refused")
+
+    return run
+
+
+async def calls(rounds: int) -> Report:
+    """Bare await, koo with and without money, and the peers."""
+    guard, toll = make_guard(), Toll()
 
     async def run_koo(times: int) -> None:
         for _ in range(times):
@@ -113,18 +119,24 @@ async def call_table() -> Table:
         for _ in range(times):
             await guard.call(bare)
 
-    async def run_stack(times: int) -> None:
-        for _ in range(times):
-            await stack()  # type: ignore[operator]
-
-    contenders = {
-        "bare await": run_bare,
-        YARDSTICK: add_up,
-        "koo, everything on": run_koo,
-        "koo, without money": run_without_money,
-        "stamina + purgatory + limits x3 + prometheus": run_stack,
-    }
-    return await compare("A guarded call", contenders, times=4000)
+    contenders = {BARE: repeat(bare), YARDSTICK: add_up, KOO: run_koo, WITHOUT_MONEY: run_without_money}
+    report = Report()
+    peers = {STACK: hand_stack, INTERLOCK: interlock_breaker, PIPELINE: interlock_pipeline}
+    for name, make in peers.items():
+        try:
+            contenders[name] = repeat(make())
+        except NotMeasured as error:
+            report.not_measured[f"{name}: {OVER}"] = str(error)
+    table = await compare(contenders, times=4000, rounds=rounds)
+    for name in contenders.keys() - {BARE, YARDSTICK}:
+        report.figures[f"{name}: {OVER}"] = table.over_us(name, BARE)
+    pairs = zip(table.over_us(KOO, BARE), table.seconds[YARDSTICK], strict=True)
+    report.figures["guarded call over a bare await, in thousands of additions"] = [
+        over / (yardstick * 1e6) for over, yardstick in pairs
+    ]
+    if STACK in contenders:
+        report.figures["stack by hand / koo"] = table.ratios(STACK, KOO, less=BARE)
+    return report
 
 
 class Fresh(Exception):
@@ -136,64 +148,54 @@ class Fresh(Exception):
         self.retry_after_s = retry_after_s
 
 
-async def refusal_table() -> Table:
-    """A refusal by an open breaker, over raising and catching a fresh exception from an awaited coroutine."""
+async def fail() -> None:
+    raise Fresh("bench", "open", 1.0)
+
+
+async def koo_open() -> Refusal:
     guard = make_guard()
     guard.set_override(FORCED_OPEN)
-
-    async def fail() -> None:
-        raise Fresh("bench", "open", 1.0)
-
-    async def run_raise(times: int) -> None:
-        for _ in range(times):
-            try:
-                await fail()
-            except Fresh:
-                pass
-
-    async def run_koo(times: int) -> None:
-        for _ in range(times):
-            try:
-                await guard.call(bare)
-            except CircuitOpen:
-                pass
-
-    return await compare("A refusal", {"raise and catch": run_raise, "koo, open": run_koo}, times=20_000)
+    return (lambda: guard.call(bare)), CircuitOpen
 
 
-async def many_table(count: int = 10_000) -> Table:
-    """Calls over one guard, a thousand, and ten thousand, in random order."""
-    import random
-
-    deadlines = Deadlines()
-    guards = [make_guard(f"bench {i}", deadlines) for i in range(count)]
-    order = random.Random(7).choices(range(count), k=20_000)
-
-    def runner(among: int):  # type: ignore[no-untyped-def]
-        async def run(times: int) -> None:
-            for i in range(times):
-                await guards[order[i % 20_000] % among].call(bare)
-
-        return run
-
-    contenders = {"one guard": runner(1), "1,000 guards": runner(1000), "10,000 guards": runner(count)}
-    return await compare("Many guards", contenders, times=20_000, rounds=5)
+async def koo_full() -> Refusal:
+    guard = make_guard(limit=1)
+    await guard.call(bare)
+    return (lambda: guard.call(bare)), RateLimited
 
 
-async def report() -> dict[str, float]:
-    """The figures that have goals."""
-    calls = await call_table()
-    refusals = await refusal_table()
-    many = await many_table()
-    over = calls.over_us("koo, everything on", "bare await")
-    stack = "stamina + purgatory + limits x3 + prometheus"
-    return {
-        "guarded call over a bare await, us": over,
-        "guarded call over a bare await, in thousands of additions": over / calls.series[YARDSTICK].median_us,
-        "guarded call without money over a bare await, us": calls.over_us("koo, without money", "bare await"),
-        "stack by hand over a bare await, us": calls.over_us(stack, "bare await"),
-        "stack by hand / koo": calls.ratio(stack, "koo, everything on", less="bare await"),
-        "refusal over raise and catch, us": refusals.over_us("koo, open", "raise and catch"),
-        "10,000 guards / one": many.ratio("10,000 guards", "one guard"),
-        "10,000 guards / 1,000": many.ratio("10,000 guards", "1,000 guards"),
-    }
+OPEN, FULL = "refusal by an open breaker, us", "refusal by a limit, us"
+REFUSALS: Mapping[tuple[str, str], Callable[[], Awaitable[Refusal]]] = {
+    ("koo", OPEN): koo_open,
+    ("purgatory", OPEN): purgatory_open,
+    (INTERLOCK, OPEN): interlock_open,
+    (PIPELINE, OPEN): pipeline_open,
+    (STACK, OPEN): stack_open,
+    ("koo", FULL): koo_full,
+    ("limits x3", FULL): limits_full,
+}
+
+
+async def refusals(rounds: int) -> Report:
+    """Refusals, over raising and catching a fresh exception from an awaited coroutine."""
+    raised = "raise and catch"
+    contenders = {raised: repeat_refused(fail, Fresh)}
+    report = Report()
+    for (who, kind), make in REFUSALS.items():
+        try:
+            call, error = await make()
+            contenders[f"{who}: {kind}"] = repeat_refused(call, error)
+        except NotMeasured as missing:
+            report.not_measured[f"{who}: {kind}"] = str(missing)
+    table = await compare(contenders, times=6000, rounds=rounds)
+    for name in contenders.keys() - {raised}:
+        report.figures[name] = table.over_us(name, raised)
+    return report
+
+
+async def report(rounds: int = 7) -> Report:
+    """All of it."""
+    found = await calls(rounds)
+    found.add(await refusals(rounds))
+    found.add(await guard_keys.report(make_guard, rounds))
+    return found

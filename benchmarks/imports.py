@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+import random
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -15,20 +14,55 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-TIMED = "import time; began = time.perf_counter(); import {module}; print(time.perf_counter() - began)"
+from benchmarks.measure import Report
+from benchmarks.peers import APART_PYTHON, is_installed, why_missing
+
+TIMED = "import time; began = time.perf_counter(); import {modules}; print(time.perf_counter() - began)"
+
+MODULES = {
+    "koo": "koo",
+    "asyncio": "asyncio",
+    "the stack by hand": "stamina, purgatory, limits, limits.aio.strategies, prometheus_client",
+    "interlock": "interlock",
+    "anthropic": "anthropic",
+    "openai": "openai",
+}
+MODULES_APART = {"litellm": "litellm", "tensorzero": "tensorzero"}
 
 
-def import_s(module: str, times: int = 7) -> float:
-    """Median seconds of an import in a fresh interpreter, files warm."""
-    runs = [
-        float(
-            subprocess.run(
-                [sys.executable, "-c", TIMED.format(module=module)], capture_output=True, check=True
-            ).stdout
-        )
-        for _ in range(times)
-    ]
-    return statistics.median(runs)
+def import_s(python: str, modules: str) -> float | None:
+    """Seconds of an import in a fresh interpreter; None where it fails."""
+    # LiteLLM downloads a price table otherwise.
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    done = subprocess.run(
+        [python, "-c", TIMED.format(modules=modules)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    return float(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+
+
+def imports(rounds: int) -> Report:
+    """Each import, files warm, in rounds of random order."""
+    found = Report()
+    pythons = dict.fromkeys(MODULES, sys.executable) | dict.fromkeys(MODULES_APART, str(APART_PYTHON))
+    modules = MODULES | MODULES_APART
+    for name in MODULES_APART:
+        if not is_installed(name, apart=True):
+            found.not_measured[f"{name}: import, s"] = why_missing(name)
+            del pythons[name]
+    for name in list(pythons):  # Once uncounted, so that bytecode is written and files are warm.
+        if import_s(pythons[name], modules[name]) is None:
+            found.not_measured[f"{name}: import, s"] = "it cannot be imported"
+            del pythons[name]
+    for _ in range(rounds):
+        for name in random.sample(list(pythons), len(pythons)):
+            took_s = import_s(pythons[name], modules[name])
+            if took_s is not None:
+                found.figures.setdefault(f"{name}: import, s", []).append(took_s)
+    return found
 
 
 def free_port() -> int:
@@ -38,7 +72,7 @@ def free_port() -> int:
         return port
 
 
-def server_figures() -> dict[str, float]:
+def server_figures() -> tuple[float, float]:
     """Seconds until `koo serve` is ready, and its resident memory then."""
     port = free_port()
     with tempfile.TemporaryDirectory() as home:
@@ -53,11 +87,7 @@ def server_figures() -> dict[str, float]:
                 if server.poll() is not None or time.perf_counter() - began > 30:
                     raise RuntimeError("the server did not become ready")
                 time.sleep(0.02)
-            ready_s = time.perf_counter() - began
-            return {
-                "server: ready after, s": ready_s,
-                "server: resident memory, MiB": resident_mib(server.pid),
-            }
+            return time.perf_counter() - began, resident_mib(server.pid)
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(10)
@@ -78,10 +108,10 @@ def resident_mib(pid: int) -> float:
     raise RuntimeError("no resident memory in /proc")
 
 
-async def report() -> dict[str, float]:
-    """The figures that have goals."""
-    figures = {
-        f"import {module}, s": import_s(module) for module in ("koo", "asyncio", "anthropic", "openai")
-    }
-    figures.update(await asyncio.to_thread(server_figures))
-    return figures
+async def report(rounds: int = 5) -> Report:
+    """All of it."""
+    found = imports(rounds)
+    starts = [server_figures() for _ in range(rounds)]
+    found.figures["server: ready after, s"] = [ready_s for ready_s, _ in starts]
+    found.figures["server: resident memory, MiB"] = [mib for _, mib in starts]
+    return found

@@ -21,51 +21,61 @@ AsyncRun = Callable[[int], Awaitable[None]]
 
 
 @dataclass(slots=True)
-class Series:
-    """Seconds for one operation, by round."""
+class Report:
+    """What a subject found: each figure's value by round, and who was not measured and why."""
 
-    seconds: list[float] = field(default_factory=list)
+    figures: dict[str, list[float]] = field(default_factory=dict)
+    not_measured: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def median_us(self) -> float:
-        return statistics.median(self.seconds) * 1e6
+    def add(self, other: Report) -> None:
+        self.figures.update(other.figures)
+        self.not_measured.update(other.not_measured)
+
+
+def noise(values: list[float]) -> float | None:
+    """Half the distance between the quartiles, as a share of the median; None where rounds are too few to tell."""
+    if len(values) < 4:
+        return None
+    first, median, third = statistics.quantiles(values, n=4, method="inclusive")
+    return (third - first) / 2 / abs(median) if median else None
 
 
 @dataclass(slots=True)
 class Table:
-    """The contenders of one benchmark, by name; each has a time for each round."""
+    """The seconds for one operation of each contender, by round."""
 
-    title: str
-    series: dict[str, Series]
+    seconds: dict[str, list[float]]
 
-    def ratio(self, name: str, to: str, *, less: str | None = None) -> float:
-        """The median over rounds of `name` / `to`; with `less`, both without the time of `less`."""
-        rounds = range(len(self.series[name].seconds))
-        return statistics.median(self._net(name, less, i) / self._net(to, less, i) for i in rounds)
+    def ratios(self, name: str, to: str, *, less: str | None = None) -> list[float]:
+        """`name` / `to` in each round; with `less`, both without the time of `less`."""
+        return [a / b for a, b in zip(self._net(name, less), self._net(to, less), strict=True)]
 
-    def over_us(self, name: str, bare: str) -> float:
-        """The median of what `name` costs over `bare`, in microseconds."""
-        pairs = zip(self.series[name].seconds, self.series[bare].seconds, strict=True)
-        return statistics.median(a - b for a, b in pairs) * 1e6
+    def over_us(self, name: str, bare: str) -> list[float]:
+        """What `name` costs over `bare` in each round, in microseconds."""
+        return [seconds * 1e6 for seconds in self._net(name, bare)]
 
-    def _net(self, name: str, less: str | None, i: int) -> float:
-        off = self.series[less].seconds[i] if less else 0.0
-        return self.series[name].seconds[i] - off
+    def _net(self, name: str, less: str | None) -> list[float]:
+        if less is None:
+            return self.seconds[name]
+        return [a - b for a, b in zip(self.seconds[name], self.seconds[less], strict=True)]
 
 
-async def compare(title: str, contenders: Mapping[str, AsyncRun], *, times: int, rounds: int = 7) -> Table:
-    """Run each contender `times` times in each of `rounds` rounds."""
-    table = Table(title, {name: Series() for name in contenders})
-    for run in contenders.values():
-        await run(max(times // 20, 10))
+async def compare(
+    contenders: Mapping[str, AsyncRun], *, times: int | Mapping[str, int], rounds: int
+) -> Table:
+    """Run each contender so many times in each round; `times` by name where a slow one would take all the time."""
+    of = {name: times if isinstance(times, int) else times[name] for name in contenders}
+    table = Table({name: [] for name in contenders})
+    for name, run in contenders.items():
+        await run(max(of[name] // 20, 10))
     for _ in range(rounds):
         names = list(contenders)
         random.shuffle(names)
         for name in names:
             gc.collect()
             began = time.perf_counter()
-            await contenders[name](times)
-            table.series[name].seconds.append((time.perf_counter() - began) / times)
+            await contenders[name](of[name])
+            table.seconds[name].append((time.perf_counter() - began) / of[name])
     return table
 
 
@@ -84,8 +94,8 @@ def _add() -> int:
 
 async def additions_us() -> float:
     """The yardstick alone, for the machine's description."""
-    table = await compare("The machine", {"additions": add_up}, times=2000)
-    return table.series["additions"].median_us
+    table = await compare({"additions": add_up}, times=2000, rounds=7)
+    return statistics.median(table.seconds["additions"]) * 1e6
 
 
 def machine() -> dict[str, str]:

@@ -1,124 +1,120 @@
 """`query_ai` against a server that answers at once, 50 in flight, money in memory, one core for the client.
 
-The server runs in another process. Beside koo: the vendors' own SDKs, with their retries off.
+The servers run in processes of their own, and so does each contender, bound to one core; in each round they are
+measured one after another, in random order, and the others sleep.
 """
 
 from __future__ import annotations
 
-import asyncio
+import json
 import random
-import statistics
-import time
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
-from decimal import Decimal
-from typing import Any
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
 
-from koo.ai.assembly import assemble
-from koo.ai.gateway import Gateway
-from koo.ai.pricing import Prices
-from koo.ai.types import Query
-from koo.clock import SYSTEM_CLOCK
-from koo.deadlines import Deadlines
-from koo.http import HttpClient
-from koo.options import LimitOptions, PlatformOptions, ServiceOptions
-from koo.storage.memory import MemoryLedger
+from benchmarks.contenders import ANTHROPIC, COMPATIBLE, CONTENDERS, OPENAI, Contender
+from benchmarks.measure import Report
+from benchmarks.peers import APART_PYTHON, NotMeasured, is_installed, why_missing
 from koo.testing.providers import InstantServer
 
-IN_FLIGHT = 50
-CALLS = 3000
-ROUNDS = 5
-MANY = LimitOptions(per_minute=10**9, per_hour=10**9, per_day=10**9)
-MODELS = {"anthropic": "claude-sonnet-5-5", "openai": "gpt-6.1-terra", "openai_compatible": "gpt-6.1-terra"}
-
-Ask = Callable[[], Awaitable[Any]]
+ROUND_S = 0.8
+ROOT = Path(__file__).parents[1]
 
 
-async def calls_a_second(ask: Ask, calls: int) -> float:
-    """So many calls, fifty at a time."""
-    left = iter(range(calls))
+class Process:
+    """A contender's process, which is told for how long to ask."""
 
-    async def work() -> None:
-        for _ in left:
-            await ask()
-
-    began = time.perf_counter()
-    await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
-    return calls / (time.perf_counter() - began)
-
-
-def make_ask(gateway: Gateway, service: str) -> Ask:
-    query = Query(service=service, prompt="What is the capital of France?", max_tokens=64)
-    return lambda: gateway.query(query)
-
-
-async def make_gateway(urls: dict[str, str], stack: AsyncExitStack) -> Gateway:
-    """koo's whole way of a query, with everything on and the ledger in memory."""
-    http, deadlines = HttpClient(), Deadlines()
-    services = tuple(
-        ServiceOptions(
-            name=kind,
-            kind=kind,  # type: ignore[arg-type]
-            model=MODELS[kind],
-            base_url=url,
-            api_key="sk-bench",
-            limits=MANY,
-            daily_budget_usd=Decimal(1_000_000),
-            input_price=Decimal(1),
-            output_price=Decimal(5),
+    def __init__(self, contender: Contender, url: str) -> None:
+        if contender.distribution and not is_installed(contender.distribution, apart=contender.apart):
+            raise NotMeasured(why_missing(contender.distribution))
+        self.contender = contender
+        python = str(APART_PYTHON) if contender.apart else sys.executable
+        self._said: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  # see close()
+        self._process = subprocess.Popen(
+            [python, "-m", "benchmarks.asking", contender.name, url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+            cwd=ROOT,
         )
-        for kind, url in urls.items()
-    )
-    options = PlatformOptions(services=services)
-    backends = assemble(
-        options, http=http, clock=SYSTEM_CLOCK, deadlines=deadlines, publish=lambda event: None
-    )
-    stack.push_async_callback(http.close)
-    ledger, prices = MemoryLedger(SYSTEM_CLOCK), Prices()
-    await prices.load()
-    return Gateway(backends, ledger=lambda: ledger, prices=prices, deadlines=deadlines, clock=SYSTEM_CLOCK)
+
+    def wait_until_ready(self) -> None:
+        """Its first answer was right."""
+        answer = self._read()
+        if "not_measured" in answer:
+            raise NotMeasured(answer["not_measured"])
+
+    def close(self) -> None:
+        assert self._process.stdin and self._process.stdout
+        self._process.kill()
+        self._process.wait()
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._said.close()
+
+    def calls_a_second(self, for_s: float) -> float:
+        assert self._process.stdin
+        self._process.stdin.write(f"{for_s}\n")
+        self._process.stdin.flush()
+        return float(self._read()["rate"])
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if line:
+            found: dict[str, Any] = json.loads(line)
+            return found
+        code = self._process.wait()
+        self._said.seek(0)
+        print(self._said.read()[-4000:], file=sys.stderr)
+        if not self.contender.distribution:
+            raise RuntimeError(f"{self.contender.name} ended with code {code}")
+        raise NotMeasured(f"its process ended with code {code}")
 
 
-async def sdk_asks(urls: dict[str, str], stack: AsyncExitStack) -> dict[str, Ask]:
-    """The vendors' SDKs, as their documentation has them."""
-    import anthropic
-    import openai
-
-    question = [{"role": "user", "content": "What is the capital of France?"}]
-    claude = anthropic.AsyncAnthropic(api_key="sk-bench", base_url=urls["anthropic"], max_retries=0)
-    gpt = openai.AsyncOpenAI(api_key="sk-bench", base_url=urls["openai_compatible"], max_retries=0)
-    stack.push_async_callback(claude.close)
-    stack.push_async_callback(gpt.close)
-    return {
-        "anthropic SDK": lambda: claude.messages.create(
-            model=MODELS["anthropic"],
-            max_tokens=64,
-            messages=question,  # type: ignore[arg-type]
-        ),
-        "openai SDK": lambda: gpt.chat.completions.create(
-            model=MODELS["openai"],
-            messages=question,  # type: ignore[arg-type]
-            max_completion_tokens=64,
-        ),
+def start(stack: ExitStack, report: Report) -> dict[str, Process]:
+    """The contenders that are here; the reasons of the others go into the report."""
+    urls = {
+        ANTHROPIC: stack.enter_context(InstantServer("anthropic")).base_url,
+        OPENAI: stack.enter_context(InstantServer("openai")).base_url,
+        COMPATIBLE: stack.enter_context(InstantServer("compatible")).base_url,
     }
+    started: dict[str, Process] = {}
+    for name, contender in CONTENDERS.items():
+        try:
+            started[name] = Process(contender, urls[contender.format])
+        except NotMeasured as missing:
+            report.not_measured[name] = str(missing)
+        else:
+            stack.callback(started[name].close)
+    return {name: process for name, process in started.items() if is_ready(process, report)}
 
 
-async def report() -> dict[str, float]:
-    """Calls a second of each contender, medians over rounds in random order."""
-    async with AsyncExitStack() as stack:
-        claude = stack.enter_context(InstantServer("anthropic")).base_url
-        gpt = stack.enter_context(InstantServer("openai")).base_url
-        chat = stack.enter_context(InstantServer("compatible")).base_url
-        urls = {"anthropic": claude, "openai": gpt, "openai_compatible": chat}
-        gateway = await make_gateway(urls, stack)
-        asks: dict[str, Ask] = {f"koo, {kind}": make_ask(gateway, kind) for kind in urls}
-        asks.update(await sdk_asks(urls, stack))
-        seen: dict[str, list[float]] = {name: [] for name in asks}
-        for _ in range(ROUNDS):
-            names = list(asks)
-            random.shuffle(names)
-            for name in names:
-                seen[name].append(
-                    await calls_a_second(asks[name], CALLS if name.startswith("koo") else CALLS // 5)
-                )
-        return {f"{name}, calls a second": statistics.median(rates) for name, rates in seen.items()}
+def is_ready(process: Process, report: Report) -> bool:
+    try:
+        process.wait_until_ready()
+    except NotMeasured as missing:
+        report.not_measured[process.contender.name] = str(missing)
+        return False
+    return True
+
+
+async def report(rounds: int = 5) -> Report:
+    """Calls a second of each contender."""
+    found = Report()
+    rates: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        running = start(stack, found)
+        for _ in range(rounds):
+            for name in random.sample(list(running), len(running)):
+                try:
+                    rates.setdefault(name, []).append(running[name].calls_a_second(ROUND_S))
+                except NotMeasured as ended:
+                    found.not_measured[name] = str(ended)
+                    del running[name]
+    found.figures = {name: rates[name] for name in CONTENDERS if name in running}
+    return found

@@ -68,7 +68,7 @@ def test_no_file_names_a_folder_of_one_machine() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("name", ["constraints.txt"])
+@pytest.mark.parametrize("name", ["constraints.txt", "benchmarks/constraints.txt"])
 def test_the_pinned_versions_have_no_address(name: str) -> None:
     lines = (ROOT / name).read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]

@@ -1,0 +1,79 @@
+"""One contender of the query benchmark in a process of its own: `python -m benchmarks.asking NAME URL`.
+
+It says `{"ready": …}` once its first answer was right, then for each line with a number of seconds it asks for so long,
+fifty at a time, and says how many calls a second that were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import sys
+import time
+from contextlib import AsyncExitStack
+from typing import IO, Any
+
+from benchmarks.contenders import CONTENDERS, Ask
+from benchmarks.peers import NotMeasured
+
+IN_FLIGHT = 50
+WARM_SHARE = 0.2
+"""Of the seconds, before they are counted: connections that were idle meanwhile are made anew."""
+
+
+def use_one_core() -> None:
+    """For all threads of this process: some peers bring their own."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+async def calls_a_second(ask: Ask, for_s: float) -> float:
+    """Fifty at a time; all that were begun are waited for and counted."""
+    calls = 0
+    began = time.perf_counter()
+
+    async def work() -> None:
+        nonlocal calls
+        while time.perf_counter() - began < for_s:
+            await ask()
+            calls += 1
+
+    await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
+    return calls / (time.perf_counter() - began)
+
+
+async def serve(name: str, url: str, say: IO[str]) -> None:
+    """Until standard input ends."""
+
+    def tell(**what: Any) -> None:
+        print(json.dumps(what), file=say, flush=True)
+
+    async with AsyncExitStack() as stack:
+        try:
+            ask = await CONTENDERS[name].make(url, stack)
+        except NotMeasured as error:
+            tell(not_measured=str(error))
+            return
+        answer = str(await ask())
+        if "Paris" not in answer:
+            raise RuntimeError(f"this was to be an answer: {answer[:200]}")
+        tell(ready=True)
+        # Blocking: nothing of this process is to run while others are measured.
+        for line in sys.stdin:
+            gc.collect()
+            await calls_a_second(ask, float(line) * WARM_SHARE)
+            tell(rate=await calls_a_second(ask, float(line)))
+
+
+def main() -> None:
+    # Some peers log to standard output.
+    say = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    use_one_core()
+    asyncio.run(serve(sys.argv[1], sys.argv[2], say))
+
+
+if __name__ == "__main__":
+    main()

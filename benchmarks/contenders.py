@@ -1,0 +1,194 @@
+"""Who asks the fake servers in the query benchmark, each as its documentation advises: asynchronous, one client with
+pooled connections, retries on.
+
+Each contender runs in a process of its own, some under the peers' own python: so nothing but the standard library is
+imported here before a contender is chosen.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import load
+
+Ask = Callable[[], Awaitable[Any]]
+Make = Callable[[str, AsyncExitStack], Awaitable[Ask]]
+
+PROMPT = "What is the capital of France?"
+MESSAGES: Any = [{"role": "user", "content": PROMPT}]
+KEY = "sk-bench"
+MAX_TOKENS = 64
+CLAUDE, GPT = "claude-sonnet-5-5", "gpt-6.1-terra"
+ANTHROPIC, OPENAI, COMPATIBLE = "anthropic", "openai", "openai_compatible"
+"""The three formats, as koo calls them: Messages, Responses, Chat Completions."""
+MODELS = {ANTHROPIC: CLAUDE, OPENAI: GPT, COMPATIBLE: GPT}
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way to ask in one format; `apart`: in the peers' own environment."""
+
+    who: str
+    format: str
+    make: Make
+    distribution: str | None = None
+    apart: bool = False
+
+    @property
+    def name(self) -> str:
+        """What its figure is called."""
+        return f"{self.who}: {self.format}, calls a second"
+
+
+def koo(kind: str) -> Make:
+    """koo's whole way of a query, with everything on and the ledger in memory."""
+
+    async def make(url: str, stack: AsyncExitStack) -> Ask:
+        from koo.ai.assembly import assemble
+        from koo.ai.gateway import Gateway
+        from koo.ai.pricing import Prices
+        from koo.ai.types import Query
+        from koo.clock import SYSTEM_CLOCK
+        from koo.deadlines import Deadlines
+        from koo.http import HttpClient
+        from koo.options import LimitOptions, PlatformOptions, ServiceOptions
+        from koo.storage.memory import MemoryLedger
+
+        http, deadlines = HttpClient(), Deadlines()
+        service = ServiceOptions(
+            name=kind,
+            kind=kind,  # type: ignore[arg-type]
+            model=MODELS[kind],
+            base_url=url,
+            api_key=KEY,
+            limits=LimitOptions(per_minute=10**9, per_hour=10**9, per_day=10**9),
+            daily_budget_usd=Decimal(1_000_000),
+            input_price=Decimal(1),
+            output_price=Decimal(5),
+        )
+        backends = assemble(
+            PlatformOptions(services=(service,)),
+            http=http,
+            clock=SYSTEM_CLOCK,
+            deadlines=deadlines,
+            publish=lambda event: None,
+        )
+        stack.push_async_callback(http.close)
+        ledger, prices = MemoryLedger(SYSTEM_CLOCK), Prices()
+        await prices.load()
+        gateway = Gateway(
+            backends, ledger=lambda: ledger, prices=prices, deadlines=deadlines, clock=SYSTEM_CLOCK
+        )
+        query = Query(service=kind, prompt=PROMPT, max_tokens=MAX_TOKENS)
+        return lambda: gateway.query(query)
+
+    return make
+
+
+def anthropic_sdk(*, aiohttp: bool) -> Make:
+    async def make(url: str, stack: AsyncExitStack) -> Ask:
+        anthropic = load("anthropic", "anthropic")
+        options = {"http_client": anthropic.DefaultAioHttpClient()} if aiohttp else {}
+        client = anthropic.AsyncAnthropic(api_key=KEY, base_url=url, **options)
+        stack.push_async_callback(client.close)
+        return lambda: client.messages.create(model=CLAUDE, max_tokens=MAX_TOKENS, messages=MESSAGES)
+
+    return make
+
+
+def openai_sdk(*, responses: bool, aiohttp: bool) -> Make:
+    async def make(url: str, stack: AsyncExitStack) -> Ask:
+        openai = load("openai", "openai")
+        options = {"http_client": openai.DefaultAioHttpClient()} if aiohttp else {}
+        client = openai.AsyncOpenAI(api_key=KEY, base_url=url, **options)
+        stack.push_async_callback(client.close)
+        if responses:
+            return lambda: client.responses.create(model=GPT, input=PROMPT, max_output_tokens=MAX_TOKENS)
+        return lambda: client.chat.completions.create(
+            model=GPT, messages=MESSAGES, max_completion_tokens=MAX_TOKENS
+        )
+
+    return make
+
+
+def litellm_router(model: str) -> Make:
+    async def make(url: str, stack: AsyncExitStack) -> Ask:
+        # Otherwise importing it downloads a price table.
+        os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+        litellm = load("litellm", "litellm")
+        deployment = {"model": model, "api_key": KEY, "api_base": url}
+        router = litellm.Router(
+            model_list=[{"model_name": "bench", "litellm_params": deployment}], num_retries=2
+        )
+        return lambda: router.acompletion(model="bench", messages=MESSAGES, max_tokens=MAX_TOKENS)
+
+    return make
+
+
+TENSORZERO = """
+[gateway]
+observability.enabled = false
+disable_pseudonymous_usage_analytics = true
+
+[models.bench]
+routing = ["server"]
+
+[models.bench.providers.server]
+type = "{kind}"
+model_name = "{model}"
+api_base = "{url}/"
+api_key_location = "env::BENCH_KEY"
+
+[functions.ask]
+type = "chat"
+
+[functions.ask.variants.only]
+type = "chat_completion"
+model = "bench"
+max_tokens = {max_tokens}
+retries = {{ num_retries = 2, max_delay_s = 10 }}
+"""
+
+
+def tensorzero_embedded(kind: str, model: str, path: str = "") -> Make:
+    async def make(url: str, stack: AsyncExitStack) -> Ask:
+        tensorzero = load("tensorzero", "tensorzero")
+        os.environ["BENCH_KEY"] = KEY
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        config = folder / "tensorzero.toml"
+        config.write_text(
+            TENSORZERO.format(kind=kind, model=model, url=url + path, max_tokens=MAX_TOKENS), encoding="utf-8"
+        )
+        gateway = await tensorzero.AsyncTensorZeroGateway.build_embedded(config_file=str(config))
+        await stack.enter_async_context(gateway)
+        return lambda: gateway.inference(function_name="ask", input={"messages": MESSAGES})
+
+    return make
+
+
+SDK, SDK_AIOHTTP = "the vendor's SDK", "the vendor's SDK on aiohttp"
+ROUTER, ZERO = "LiteLLM Router", "TensorZero, embedded"
+
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        *(Contender("koo", kind, koo(kind)) for kind in MODELS),
+        Contender(SDK, ANTHROPIC, anthropic_sdk(aiohttp=False), "anthropic"),
+        Contender(SDK, OPENAI, openai_sdk(responses=True, aiohttp=False), "openai"),
+        Contender(SDK, COMPATIBLE, openai_sdk(responses=False, aiohttp=False), "openai"),
+        Contender(SDK_AIOHTTP, ANTHROPIC, anthropic_sdk(aiohttp=True), "anthropic"),
+        Contender(SDK_AIOHTTP, OPENAI, openai_sdk(responses=True, aiohttp=True), "openai"),
+        Contender(SDK_AIOHTTP, COMPATIBLE, openai_sdk(responses=False, aiohttp=True), "openai"),
+        Contender(ROUTER, ANTHROPIC, litellm_router(f"anthropic/{CLAUDE}"), "litellm", apart=True),
+        Contender(ROUTER, COMPATIBLE, litellm_router(f"openai/{GPT}"), "litellm", apart=True),
+        Contender(ZERO, ANTHROPIC, tensorzero_embedded("anthropic", CLAUDE, "/v1"), "tensorzero", apart=True),
+        Contender(ZERO, COMPATIBLE, tensorzero_embedded("openai", GPT), "tensorzero", apart=True),
+    )
+}

@@ -1,0 +1,36 @@
+"""What each figure is to be."""
+
+from __future__ import annotations
+
+AT_MOST, AT_LEAST = "at most", "at least"
+
+GOALS: dict[str, tuple[str, float]] = {
+    "guarded call over a bare await, in thousands of additions": (AT_MOST, 0.22),
+    "stack by hand / koo": (AT_LEAST, 7.0),
+    "koo: refusal by an open breaker, us": (AT_MOST, 1.5),
+    "10,000 guards / one": (AT_MOST, 2.2),
+    "10,000 guards / 1,000": (AT_MOST, 1.4),
+    "koo / SQLAlchemy, psycopg": (AT_MOST, 1.05),
+    "koo / SQLAlchemy, asyncpg": (AT_MOST, 1.05),
+    "koo / SQLAlchemy with pool_pre_ping, psycopg": (AT_MOST, 0.80),
+    "koo / SQLAlchemy with pool_pre_ping, asyncpg": (AT_MOST, 0.80),
+    "koo: anthropic, calls a second": (AT_LEAST, 4000.0),
+    "koo: openai, calls a second": (AT_LEAST, 4000.0),
+    "koo: import, s": (AT_MOST, 0.15),
+    "server: ready after, s": (AT_MOST, 1.5),
+    "server: resident memory, MiB": (AT_MOST, 100.0),
+}
+
+
+def is_met(name: str, value: float) -> bool:
+    word, goal = GOALS[name]
+    return value <= goal if word == AT_MOST else value >= goal
+
+
+def describe(name: str, value: float) -> str:
+    """One line: the figure, and whether it meets its goal."""
+    line = f"  {name:<64} {value:>10.3f}"
+    if name not in GOALS:
+        return line
+    word, goal = GOALS[name]
+    return f"{line}   {'meets' if is_met(name, value) else 'MISSES'} {word} {goal:g}"

@@ -1,0 +1,179 @@
+"""The tables of README.md, made from the newest result: the goals, then koo beside its peers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.goals import GOALS, is_met
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results"
+README = FOLDER / "README.md"
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Rows: who; columns: figures called `who: name`, by their heading. `koo`: the row that the others stand beside."""
+
+    title: str
+    subject: str
+    columns: dict[str, str]
+    koo: str = "koo"
+    more_is_better: bool = False
+
+
+COMPARISONS = (
+    Comparison(
+        "A guarded call that succeeds, µs over a bare await",
+        "guard",
+        {"µs": "over a bare await, us"},
+        koo="koo, everything on",
+    ),
+    Comparison(
+        "A refusal by an open breaker, µs over raising and catching an exception",
+        "guard",
+        {"µs": "refusal by an open breaker, us"},
+    ),
+    Comparison(
+        "A refusal by a limit, µs over raising and catching an exception",
+        "guard",
+        {"µs": "refusal by a limit, us"},
+    ),
+    Comparison(
+        "Many tenants: a call for one of so many, µs over a turn of the event loop",
+        "guard",
+        {f"of {count}": f"with {count} keys, us" for count in ("1", "1,000", "10,000")},
+    ),
+    Comparison(
+        "300 tasks on 10 connections, asyncpg",
+        "database",
+        {"scopes a second": "scopes a second"},
+        more_is_better=True,
+    ),
+    Comparison("The unlucky of these tasks", "database", {"wait p99 / p50": "wait p99 / p50"}),
+    Comparison(
+        "AI queries, calls a second on one core, 50 in flight",
+        "query",
+        {
+            "Anthropic Messages": "anthropic, calls a second",
+            "OpenAI Responses": "openai, calls a second",
+            "OpenAI Chat Completions": "openai_compatible, calls a second",
+        },
+        more_is_better=True,
+    ),
+    Comparison("Importing it, seconds", "imports", {"s": "import, s"}),
+)
+
+
+def newest() -> Path:
+    return max(RESULTS.glob("????-??-??.json"))
+
+
+def figure(value: float) -> str:
+    """Three digits."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
+
+
+def line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def head(*cells: str) -> Iterator[str]:
+    """The heading of a table: the first column is text, the others are numbers."""
+    yield line(*cells)
+    yield line("---", *("---:" for _ in cells[1:]))
+
+
+def goal_lines(result: dict[str, Any]) -> Iterator[str]:
+    """Each goal, its figure, and whether it is met."""
+    found = {name: value for figures in result["figures"].values() for name, value in figures.items()}
+    noises = {name: value for values in result["noise"].values() for name, value in values.items()}
+    yield from head("figure", "goal", "value", "noise", "")
+    for name, (word, goal) in GOALS.items():
+        if name not in found:
+            yield line(name, f"{word} {goal:,g}", "not measured", "", "")
+            continue
+        verdict = "met" if is_met(name, found[name]) else "**missed**"
+        noise = f"± {noises[name]:.0%}" if name in noises else ""
+        yield line(name, f"{word} {goal:,g}", figure(found[name]), noise, verdict)
+
+
+def comparison_lines(comparison: Comparison, result: dict[str, Any]) -> Iterator[str]:
+    """koo first, then its peers from the nearest to the farthest, then those that were not measured."""
+    figures: dict[str, float] = result["figures"].get(comparison.subject, {})
+    missing: dict[str, str] = result["not_measured"].get(comparison.subject, {})
+    who: dict[str, None] = dict.fromkeys(
+        name.removesuffix(f": {column}")
+        for column in comparison.columns.values()
+        for name in (*figures, *missing)
+        if name.endswith(f": {column}")
+    )
+    yield from head(comparison.title, *comparison.columns)
+    for row in sorted(who, key=lambda row: order(comparison, figures, row)):
+        yield line(
+            row, *(cell(comparison, figures, missing, row, name) for name in comparison.columns.values())
+        )
+
+
+def order(comparison: Comparison, figures: dict[str, float], row: str) -> tuple[bool, float, str]:
+    names = [f"{row}: {column}" for column in comparison.columns.values()]
+    values = [figures[name] for name in names if name in figures]
+    if comparison.more_is_better:
+        return row != comparison.koo, -max(values, default=0.0), row
+    return row != comparison.koo, max(values, default=float("inf")), row
+
+
+def cell(
+    comparison: Comparison, figures: dict[str, float], missing: dict[str, str], row: str, column: str
+) -> str:
+    """The figure, and how many times koo's cost that is."""
+    value = figures.get(f"{row}: {column}")
+    if value is None:
+        why = missing.get(f"{row}: {column}")
+        return f"not measured: {why}" if why else "–"
+    own = figures.get(f"{comparison.koo}: {column}")
+    if row == comparison.koo or own is None:
+        return figure(value)
+    return f"{figure(value)} · {figure(own / value if comparison.more_is_better else value / own)}×"
+
+
+def tables(result: dict[str, Any], day: str) -> str:
+    """All that stands between the marks."""
+    about, packages = result["machine"], result["packages"]
+    parts = [
+        f"{day}: {about['processor']}, {about['system']} {about['machine']}, Python {about['python']}; "
+        f"a thousand additions take {about['additions_us']} µs.",
+        "\n".join(goal_lines(result)),
+        "A figure with × stands beside koo's: so many times its cost.",
+        *("\n".join(comparison_lines(comparison, result)) for comparison in COMPARISONS),
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(packages.items())) + ".",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def with_tables(readme: str, result: dict[str, Any], day: str) -> str:
+    """README's text with its tables made anew."""
+    between = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
+    made = f"{BEGIN}\n\n{tables(result, day)}\n\n{END}"
+    changed, count = between.subn(lambda _: made, readme)
+    if count != 1:
+        raise ValueError(f"README.md needs {BEGIN} and {END}, once each")
+    return changed
+
+
+def write_readme() -> None:
+    path = newest()
+    result = json.loads(path.read_text(encoding="utf-8"))
+    README.write_text(with_tables(README.read_text(encoding="utf-8"), result, path.stem), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_readme()
