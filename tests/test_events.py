@@ -54,6 +54,16 @@ def test_listeners_hear_each_event_in_order_until_they_stop() -> None:
     assert one == [opened] and other == [opened, closed] == list(bus.recent)
 
 
+def test_a_listener_may_stop_twice_and_stops_only_itself() -> None:
+    bus, heard = EventBus(), list[Event]()
+    stop = bus.listen(heard.append)
+    bus.listen(heard.append)
+    stop()
+    stop()
+    bus.publish(CircuitClosed("a"))
+    assert heard == [CircuitClosed("a")]
+
+
 def test_what_a_listener_publishes_waits_until_all_have_heard_what_is_being_told() -> None:
     bus, heard = EventBus(), list[tuple[str, Event]]()
 

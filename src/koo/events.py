@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from koo.errors import Kind
@@ -142,9 +144,15 @@ class EventBus:
         self._telling = False
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` with each later event; gives a function that ends it."""
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+        """Call `listener` with each later event; gives a function that ends it, however often it is called."""
+        entry = partial(listener)  # of its own: the same function may listen twice, and stop once
+        self._listeners.append(entry)
+
+        def stop() -> None:
+            with suppress(ValueError):  # it has stopped already
+                self._listeners.remove(entry)
+
+        return stop
 
     def publish(self, event: Event) -> None:
         self.recent.append(event)

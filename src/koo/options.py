@@ -329,6 +329,12 @@ class ServiceOptions(Checked):
         """Could it be asked at all? A hosted vendor needs a key; a local model or a declared server does not."""
         return self.api_key is not None or self.kind == "local" or self.declared
 
+    @property
+    def free(self) -> bool:
+        """Does it cost nothing? The local model, and a server of one's own, declared without key and price."""
+        unpriced = self.input_price is None and self.output_price is None
+        return self.kind == "local" or (self.declared and self.api_key is None and unpriced)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlatformOptions(Checked):

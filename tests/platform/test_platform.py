@@ -18,10 +18,11 @@ import pytest
 
 from koo.ai.types import Query
 from koo.clock import SystemClock
-from koo.errors import BudgetExceeded, ConfigurationError, ExternalServiceError, UnknownService
+from koo.errors import BudgetExceeded, CircuitOpen, ConfigurationError, ExternalServiceError, UnknownService
 from koo.options import DatabaseOptions, LimitOptions, PlatformOptions, RetryOptions, ServiceOptions
 from koo.platform import Platform
-from koo.testing.providers import FakeAnthropic, error
+from koo.policies.breaker import Override
+from koo.testing.providers import FakeAnthropic, FakeCompatible, error
 from tests.ai.worlds import until
 
 MODEL = "claude-sonnet-5-5"
@@ -106,6 +107,7 @@ import asyncio, sys
 from pathlib import Path
 from tests.platform.test_platform import QUESTION, options
 from koo.platform import Platform
+from koo.policies.breaker import Override
 from koo.options import PlatformOptions
 import dataclasses
 
@@ -297,6 +299,40 @@ def test_status_is_synchronous_and_changes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "looking opens no file"
     with pytest.raises(UnknownService, match="claude"):
         platform.service_health("nobody")
+
+
+def test_a_free_service_without_a_budget_is_not_limited(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with FakeCompatible(key=None) as server:
+            own = ServiceOptions(
+                name="own",
+                kind="openai_compatible",
+                model="m",
+                base_url=server.base_url,
+                declared=True,
+                daily_budget_usd=Decimal(0),
+                budget_is_explicit=True,
+            )
+            async with Platform(replace(options(tmp_path), services=(own,))) as platform:
+                assert (await platform.query(replace(QUESTION, service="own"))).cost_usd == 0
+                await platform.ledger.refresh()
+                assert platform.service_health("own")["state"] == "healthy"
+
+    asyncio.run(main())
+
+
+def test_an_operators_word_holds_for_models_that_are_first_asked_for_later(tmp_path: Path) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        async with Platform(options(tmp_path, server)) as platform:
+            platform.override_service("claude", Override.FORCED_OPEN)
+            with pytest.raises(CircuitOpen):
+                await platform.query(replace(QUESTION, model="claude-opus-5-5"))
+            assert not server.queries
+            platform.reset_service("claude")
+            await platform.query(replace(QUESTION, model="claude-haiku-5-5"))
+            assert len(server.queries) == 1
+
+    run(test)
 
 
 def test_a_check_is_unbilled_and_unlatches_a_key_that_works_again(tmp_path: Path) -> None:

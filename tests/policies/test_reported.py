@@ -130,7 +130,18 @@ def test_an_operators_word_is_seen() -> None:
     assert half.phase is HALF_OPEN
     half.set_override(FORCED_OPEN)
     assert database_state(Signs(half))[0] is DatabaseState.CIRCUIT_OPEN
-    for override in (DISABLED, METRICS_ONLY):
-        breaker = after("o")
-        breaker.set_override(override)
-        assert database_state(Signs(breaker))[0] is DatabaseState.CIRCUIT_OPEN, "it reports, and lets through"
+    breaker = after("o")
+    breaker.set_override(METRICS_ONLY)
+    assert database_state(Signs(breaker))[0] is DatabaseState.CIRCUIT_OPEN, "it reports, and lets through"
+
+
+@pytest.mark.parametrize("story", ["o", "h"])
+def test_a_disabled_breaker_refuses_nobody_and_reports_no_refusal(story: str) -> None:
+    breaker = after(story)
+    breaker.set_override(DISABLED)
+    state, why = database_state(Signs(breaker))
+    assert state is DatabaseState.UNHEALTHY and "in a row" in why, (
+        "what it was disabled with is not forgotten"
+    )
+    assert service_state(Signs(breaker))[0] is ServiceState.UNHEALTHY
+    assert service_state(Signs(after("")), [Signs(breaker)]) == (ServiceState.HEALTHY, "")

@@ -55,6 +55,7 @@ def assemble(
             allowance=Allowance(one.daily_budget_usd, one.budget_is_explicit),
             configured=one.configured,
             checkable=True,
+            free=one.free,
         )
         backends[one.name] = Backend(service, make_provider(one, options, http, clock), one)
     return backends

@@ -126,15 +126,12 @@ class Prices:
 
     def find(self, service: ServiceOptions, model: str) -> ModelPrice | None:
         """The price of a model at a service, or None where nobody knows it."""
-        if service.kind == "local":
+        if service.free:
             return FREE
         if service.input_price is not None and service.output_price is not None:
             # Not remembered: two services may have two prices for one model.
             search_usd = SEARCH_USD if service.kind == "perplexity" else NOTHING
             return _configured(service.input_price, service.output_price, search_usd)
-        unpriced = service.input_price is None and service.output_price is None
-        if service.declared and service.api_key is None and unpriced:
-            return FREE
         return self._look_up(service, model)
 
     def _look_up(self, service: ServiceOptions, model: str) -> ModelPrice | None:

@@ -69,12 +69,14 @@ class Service:
         allowance: Allowance | None = None,
         configured: bool = True,
         checkable: bool = False,
+        free: bool = False,
     ) -> None:
         self.name = name
         self.options = options
         self.default_model = default_model
         self.configured = configured
         self.checkable = checkable
+        self.free = free
         self.allowance = allowance or Allowance(None)
         self.clock = clock
         self.holds_made = 0
@@ -85,6 +87,7 @@ class Service:
         self._publish = publish
         self.gates = Gates(limits=make_limits(options, clock), slots=Slots(options.concurrency_max))
         self._guards: dict[str | None, Guard] = {}
+        self._override = Override.NONE
         self.guard(default_model)
 
     def guard(self, model: str | None = None) -> Guard:
@@ -113,6 +116,8 @@ class Service:
             clock=self.clock,
             publish=self._publish,
         )
+        if self._override is not Override.NONE:
+            guard.set_override(self._override)
         self._guards[model] = guard
         return guard
 
@@ -135,6 +140,7 @@ class Service:
 
         `tell` False: another process tells us, so it need not be told.
         """
+        self._override = Override.NONE
         for guard in self.guards:
             guard.reset()
         self.gates.quota.clear()
@@ -144,7 +150,8 @@ class Service:
             self.gates.latches.clear()
 
     def set_override(self, override: Override) -> None:
-        """Let an operator decide about all models."""
+        """Let an operator decide about all models, also about those that are first asked for later."""
+        self._override = override
         for guard in self.guards:
             guard.set_override(override)
 

@@ -37,7 +37,7 @@ BUSY_PAUSE_S = (0.002, 0.03)
 
 
 class Connections:
-    """One engine on one loop. Made without I/O; `close` ends what it began."""
+    """One engine on one loop. Made without I/O; `close` ends what it began. `kept`: has who will close it begun?"""
 
     def __init__(
         self,
@@ -68,6 +68,7 @@ class Connections:
         self.links: dict[Any, Link] = {}  # by SQLAlchemy's adapted connection
         self.writers = WriterLine(deadlines, monotonic)
         self.draining = False
+        self.kept = False
         self._draw = draw
         self._tasks: set[asyncio.Future[Any]] = set()
         self._engines: dict[tuple[bool, str | None], AsyncEngine] = {}
@@ -86,7 +87,7 @@ class Connections:
             # The connection that was used last is the least likely to be dead, and the rest may age and go.
             pool_use_lifo=True,
             hide_parameters=True,
-            connect_args=self.driver.connect_args(self.options),
+            connect_args=self.driver.connect_args(self.options, self.keep),
         )
         Hooks(self).install(engine.sync_engine)
         return engine

@@ -205,6 +205,7 @@ class Database:
 
     async def _keep(self, connections: Connections, probe: ProbeDatabase) -> None:
         """Probe until the loop or somebody ends it, then close everything of this loop."""
+        connections.kept = True
         try:
             await probe.run()
         finally:

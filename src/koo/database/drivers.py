@@ -25,6 +25,8 @@ from typing import Any, Protocol
 
 from koo.options import DatabaseOptions
 
+Keep = Callable[[asyncio.Future[Any] | None], None]
+
 STOP_AFTER_S = 0.002
 """So long a cancelled statement of SQLite may go on before it is known that its thread is not idle."""
 
@@ -36,7 +38,9 @@ class Driver(Protocol):
     answers_begin: bool
     """Is BEGIN a round trip, so that its success says that the server is well?"""
 
-    def connect_args(self, options: DatabaseOptions) -> dict[str, Any]: ...
+    def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
+        """For SQLAlchemy. `keep` is given what goes on beside, and must have ended before the loop does."""
+        ...
 
     def begin(self, adapted: Any) -> Awaitable[Any] | None: ...
 
@@ -53,7 +57,7 @@ class Psycopg:
     name = "psycopg"
     answers_begin = True
 
-    def connect_args(self, options: DatabaseOptions) -> dict[str, Any]:
+    def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
         from koo.database.psycopg_connection import PromptConnection
 
         connect = partial(PromptConnection.connect_within, options.cleanup_timeout_s)
@@ -89,7 +93,7 @@ class Asyncpg:
     name = "asyncpg"
     answers_begin = True
 
-    def connect_args(self, options: DatabaseOptions) -> dict[str, Any]:
+    def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
         return {"timeout": options.pool_timeout_s}
 
     def begin(self, adapted: Any) -> Awaitable[Any] | None:
@@ -116,9 +120,11 @@ class Aiosqlite:
     name = "aiosqlite"
     answers_begin = False
 
-    def connect_args(self, options: DatabaseOptions) -> dict[str, Any]:
+    def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
+        from koo.database.sqlite_connection import connect
+
         # No transaction of pysqlite's own making: koo says BEGIN. Its busy timeout is set by a PRAGMA.
-        return {"isolation_level": None, "timeout": 0.0}
+        return {"isolation_level": None, "timeout": 0.0, "async_creator_fn": partial(connect, keep)}
 
     def begin(self, adapted: Any) -> Awaitable[Any] | None:
         return None

@@ -80,6 +80,7 @@ class ProbeDatabase:
         self._connection: AsyncConnection | None = None
         self._link: Link | None = None
         self._running: asyncio.Task[Look] | None = None
+        self._ending: set[asyncio.Future[Any]] = set()
 
     async def run(self) -> None:
         """For ever: once in an interval, and each second while recovery is being tested."""
@@ -166,7 +167,7 @@ class ProbeDatabase:
                 poolclass=NullPool,
                 isolation_level="AUTOCOMMIT",
                 hide_parameters=True,
-                connect_args=self._driver.connect_args(self._options),
+                connect_args=self._driver.connect_args(self._options, self._keep),
             )
             event.listen(self._engine.sync_engine.pool, "connect", self._on_connect)
         self._connection = await self._engine.connect()
@@ -176,6 +177,11 @@ class ProbeDatabase:
         self._link = Link(adapted, self._driver, now=now, expires_at=now, generation=0)
         if self._url.get_backend_name() == "sqlite":
             adapted.run_async(lambda connection: sqlite.prepare(connection, self._temporary))
+
+    def _keep(self, future: asyncio.Future[Any] | None) -> None:
+        if future is not None:
+            self._ending.add(future)
+            future.add_done_callback(self._ending.discard)
 
     async def _drop(self) -> None:
         """The connection is of no use any more: the next probe makes another."""
@@ -213,3 +219,5 @@ class ProbeDatabase:
         if self._engine is not None:
             engine, self._engine = self._engine, None
             await engine.dispose()
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=self._options.cleanup_timeout_s)

@@ -110,6 +110,8 @@ class SessionScope(Work):
     async def _connect(self) -> None:
         """One attempt of the guard: a connection that answered BEGIN."""
         connections = self.connections
+        if not connections.kept:  # a keeper that is cancelled before its first step closes nothing
+            await asyncio.sleep(0)
         connections.refuse_if_draining()
         began = self._monotonic()
         connections.metrics.gate_wait.note(began - self._asked_at)

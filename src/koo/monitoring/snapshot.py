@@ -30,6 +30,7 @@ class ServiceLike(Protocol):
 
     name: str
     configured: bool
+    free: bool
     default_model: str | None
     allowance: Allowance
     options: GuardOptions
@@ -227,6 +228,7 @@ def used_up(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> str:
     limit = service.allowance.limit_usd
     if (
         limit is not None
+        and not service.free  # then no call is ever refused for money
         and budget is not None
         and budget.day == utc_day(wall.wall)
         and budget.spent_usd >= limit

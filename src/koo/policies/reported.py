@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from koo.policies.breaker import CLOSED, FORCED_OPEN, HALF_OPEN, OPEN, Breaker
+from koo.policies.breaker import CLOSED, DISABLED, FORCED_OPEN, HALF_OPEN, OPEN, Breaker
 
 CHECKS_FAILED_MAX = 3
 
@@ -43,15 +43,20 @@ class Signs:
 
 
 def is_open(breaker: Breaker) -> bool:
-    """Open for its failures, or by an operator's word."""
-    return breaker.override is FORCED_OPEN or breaker.phase is OPEN
+    """Open for its failures, or by an operator's word. One that is disabled refuses nobody, whatever its phase."""
+    return breaker.override is FORCED_OPEN or (breaker.phase is OPEN and breaker.override is not DISABLED)
+
+
+def is_testing(breaker: Breaker) -> bool:
+    """Is recovery being tested?"""
+    return breaker.phase is HALF_OPEN and breaker.override is not DISABLED
 
 
 def is_unhealthy(signs: Signs) -> bool:
-    """Closed, but close to opening."""
+    """Calls pass, but it is close to opening; or it would be open, if it were not disabled."""
     breaker = signs.breaker
     options, window = breaker.options, breaker.window
-    if breaker.phase is not CLOSED:
+    if breaker.phase is not CLOSED and breaker.override is not DISABLED:
         return False
     return (
         2 * breaker.consecutive >= options.failure_threshold
@@ -76,7 +81,7 @@ def database_state(signs: Signs) -> tuple[DatabaseState, str]:
     breaker = signs.breaker
     if is_open(breaker):
         return DatabaseState.CIRCUIT_OPEN, _why_open(breaker)
-    if breaker.phase is HALF_OPEN:
+    if is_testing(breaker):
         return DatabaseState.DEGRADED, f"recovery is being tested after {breaker.reason}"
     if is_unhealthy(signs):
         return DatabaseState.UNHEALTHY, _why_unhealthy(signs)
@@ -103,7 +108,7 @@ def service_state(
         return ServiceState.CIRCUIT_OPEN, latched
     if limited:
         return ServiceState.RATE_LIMITED, limited
-    if breaker.phase is HALF_OPEN:
+    if is_testing(breaker):
         return ServiceState.DEGRADED, f"recovery is being tested after {breaker.reason}"
     refused = next((signs.breaker for signs in others if is_open(signs.breaker)), None)
     if refused is not None:
