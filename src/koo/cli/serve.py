@@ -17,7 +17,8 @@ def serve(host: str | None, port: int | None, log_format: LogFormat, log_level: 
     if workers > 1:
         raise CommandFailed(
             "koo serves with one process: breakers and the limits of a minute and an hour are each process's own, "
-            "so several would let through several times as much",
+            "so several would let through several times as much; --workers will take more with the version that shares "
+            "them, until then use --workers 1",
             Exit.USAGE,
         )
     given: dict[str, Any] = {"koo_host": host, "koo_port": port}

@@ -213,7 +213,7 @@ class Variables(BaseSettings):
     db_exactly_once: Literal["off", "marker"] = variable(
         _DATABASE.exactly_once,
         "`marker` writes a row with each transaction, which tells after a connection was lost during COMMIT whether it "
-        "happened",
+        "happened; this version knows `off` only, and refuses to use the database with the other",
         "koo puts no table into your database unless told to",
         allowed="off or marker",
     )

@@ -284,7 +284,8 @@ class Database:
 def _read_url(options: DatabaseOptions) -> URL:
     if options.exactly_once != "off":
         raise ConfigurationError(
-            "", f"DB_EXACTLY_ONCE is {options.exactly_once!r}, which koo cannot do yet; allowed is 'off'"
+            "",
+            f'DB_EXACTLY_ONCE holds "{options.exactly_once}", which this version cannot do yet; allowed is off',
         )
     try:
         url = make_url(options.url)

@@ -1,0 +1,166 @@
+"""Each service by the variables that users set: its key, or two lines in `.env` for a server of one's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from koo.testing.providers import (
+    FakeAnthropic,
+    FakeCompatible,
+    FakeGemini,
+    FakeOpenAI,
+    FakePerplexity,
+    FakeProvider,
+    error,
+)
+from koo.web import create_app
+from tests.cli.running import command, environment
+from tests.web.serving import served
+
+KEYS: dict[str, tuple[type[FakeProvider], str]] = {
+    "claude": (FakeAnthropic, "ANTHROPIC_API_KEY"),
+    "openai": (FakeOpenAI, "OPENAI_API_KEY"),
+    "gemini": (FakeGemini, "GEMINI_API_KEY"),
+    "perplexity": (FakePerplexity, "PERPLEXITY_API_KEY"),
+}
+
+
+@pytest.fixture
+def ollama(fake: FakeAnthropic, tmp_path: Path) -> Iterator[FakeCompatible]:
+    """A server that speaks OpenAI's format, declared by two lines."""
+    with FakeCompatible() as server:
+        (tmp_path / ".env").write_text(
+            f"AI_SERVICES__OLLAMA__BASE_URL={server.base_url}\nAI_SERVICES__OLLAMA__MODEL=llama3.3\n"
+        )
+        yield server
+
+
+@pytest.mark.parametrize("service", KEYS)
+def test_a_key_is_all_that_a_hosted_service_needs(
+    service: str, fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the model of the table, at its price in the price data."""
+    make, variable = KEYS[service]
+    with make() as server:
+        monkeypatch.setenv(variable, "test-key")
+        monkeypatch.setenv(f"AI_SERVICES__{service.upper()}__BASE_URL", server.base_url)
+        if service == "claude":
+            monkeypatch.delenv("AI_SERVICES__CLAUDE__INPUT_PRICE")
+            monkeypatch.delenv("AI_SERVICES__CLAUDE__OUTPUT_PRICE")
+
+        async def main() -> None:
+            from koo.ai.models import DEFAULT_MODELS
+            from services.hybrid_ai_manager import (
+                get_ai_service_health,
+                perform_ai_health_check,
+                query_ai,
+                stream_ai,
+            )
+
+            answer = await query_ai(service, "Hello?")
+            assert answer.service == service and str(answer) and answer.cost_usd > 0
+            assert answer.cost_usd <= Decimal("0.05") and answer.usage.output_tokens > 0
+            assert "".join([str(piece) async for piece in stream_ai(service, "Hello?")]) == answer.text
+            assert get_ai_service_health(service)["configuration"]["model"] == DEFAULT_MODELS[service]
+            asked = len(server.queries)
+            checked = (await perform_ai_health_check(service))[service]
+            assert checked["healthy"] is True and len(server.queries) == asked == 2, "a check asks nothing"
+
+        asyncio.run(main())
+
+
+def test_the_variable_of_each_key_is_the_one_that_is_read(fake: FakeAnthropic) -> None:
+    from koo.ai.models import KEY_VARIABLES
+    from koo.configuration.variables import BUILT_IN
+
+    assert {name: key.upper() for name, (_, key) in BUILT_IN.items() if key} == KEY_VARIABLES
+    assert {name: variable for name, (_, variable) in KEYS.items()} == KEY_VARIABLES
+
+
+def test_two_lines_make_a_server_a_service(ollama: FakeCompatible) -> None:
+    async def main() -> None:
+        from services.hybrid_ai_manager import get_ai_service_health, query_ai, stream_ai
+
+        answer = await query_ai("ollama", "Hello?")
+        assert (answer.service, answer.cost_usd, answer.attempts) == ("ollama", Decimal(0), 1) and answer.text
+        assert "".join([str(piece) async for piece in stream_ai("ollama", "Hello?")]) == answer.text
+        assert [asked.body["model"] for asked in ollama.queries] == ["llama3.3"] * 2
+        view = get_ai_service_health("ollama")
+        assert (view["configured"], view["state"], view["metrics"]["successful_requests"]) == (
+            True,
+            "healthy",
+            2,
+        )
+
+    asyncio.run(main())
+
+
+def test_it_is_a_service_over_http_too(ollama: FakeCompatible) -> None:
+    async def main() -> None:
+        from core.platform import platform
+
+        async with served(create_app(platform)) as client:
+            body = {"service": "ollama", "prompt": "Hello?"}
+            reply = await client.post("/api/v1/ai/query", json=body)
+            assert (reply.status, reply.body["service"], reply.body["cost"]) == (200, "ollama", "0")
+            assert (await client.get("/api/v1/ai/services/ollama/health")).status == 200
+            ollama.script(error(503, "unavailable"))
+            refused = await client.post("/api/v1/ai/query", json=body)
+            assert refused.status in (502, 503) and refused.body["service"] == "ollama"
+            assert (await client.post("/api/v1/ai/services/ollama/reset-errors")).status == 200
+            assert 'service="ollama"' in (await client.get("/metrics")).text
+
+    asyncio.run(main())
+
+
+def test_it_is_a_service_on_the_command_line_too(ollama: FakeCompatible, tmp_path: Path) -> None:
+    async def main() -> Any:
+        process = await asyncio.create_subprocess_exec(
+            *command("query", "ollama", "Hello?"),
+            env=environment(tmp_path),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        return process.returncode, *(await process.communicate())
+
+    _, out, err = asyncio.run(main())
+    assert out.strip() and b"Traceback" not in err and len(ollama.queries) == 1, err
+
+
+def test_five_services_at_once_and_one_of_them_fails(
+    ollama: FakeCompatible, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others do not notice, and the sums are right."""
+    with FakeOpenAI() as openai, FakeGemini() as gemini, FakePerplexity() as perplexity:
+        for name, server in (("openai", openai), ("gemini", gemini), ("perplexity", perplexity)):
+            monkeypatch.setenv(KEYS[name][1], "test-key")
+            monkeypatch.setenv(f"AI_SERVICES__{name.upper()}__BASE_URL", server.base_url)
+        gemini.script(*[error(500, "INTERNAL")] * 40)
+        names = ["claude", "openai", "gemini", "perplexity", "ollama"]
+
+        async def main() -> None:
+            from api.monitoring import get_monitoring_dashboard
+            from services.hybrid_ai_manager import get_all_ai_services_health, query_multiple_ai
+
+            asked: list[dict[str, Any]] = [{"service": names[n % 5], "prompt": f"{n}?"} for n in range(50)]
+            results = await query_multiple_ai(asked)
+            assert [one["success"] for one in results] == [names[n % 5] != "gemini" for n in range(50)]
+            for _ in range(5):
+                await query_multiple_ai([{"service": "gemini", "prompt": "again?"}])
+            overview = get_all_ai_services_health()
+            states = {name: overview["services"][name]["state"] for name in names}
+            assert states == {name: "circuit_open" if name == "gemini" else "healthy" for name in names}
+            # `local` is the sixth.
+            assert (overview["healthy_services"], overview["total_services"]) == (5, 6)
+            assert overview["overall_health"] == "degraded"
+            dashboard = await get_monitoring_dashboard()
+            assert dashboard["summary"]["ai_services_healthy"] == "5/6"
+            assert dashboard["summary"]["circuit_breakers_open"] == 1
+
+        asyncio.run(main())
