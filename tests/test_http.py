@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koo.http import AnswerTooLarge, EventParser, HttpClient, ServerSentEvent, TransportError
+from koo.http import AnswerTooLarge, ClosedHere, EventParser, HttpClient, ServerSentEvent, TransportError
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 Talk = Callable[[StreamReader, StreamWriter], Awaitable[None]]
@@ -630,5 +630,40 @@ def test_the_body_of_a_stream_can_be_read_whole() -> None:
             stream = await http.stream("GET", url)
             assert await stream.read() == b"ok"
             await stream.aclose()
+
+    asyncio.run(main())
+
+
+SENT_UNTIL = {"nothing": (), "headers": (STREAM_HEAD,), "a part": (STREAM_HEAD, chunk(b"data: 1\n\n"))}
+
+
+@pytest.mark.parametrize("sent", SENT_UNTIL.values(), ids=SENT_UNTIL.keys())
+@pytest.mark.parametrize("way", ["request", "stream"])
+def test_closing_the_client_wakes_whoever_waits_for_an_answer(way: str, sent: tuple[bytes, ...]) -> None:
+    """aiohttp closes the socket of a body that somebody reads, and lets him wait."""
+
+    async def main() -> None:
+        arrived = asyncio.Event()
+
+        async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+            await answer(reader, writer, *sent)
+            arrived.set()
+            await reader.read()
+
+        async def stream(http: HttpClient, url: str) -> None:
+            answered = await http.stream("POST", url, body=b"x")
+            while await answered.next_events():
+                pass
+
+        async with serving(talk) as url, client() as http:
+            work = http.request("POST", url, body=b"x") if way == "request" else stream(http, url)
+            task = asyncio.ensure_future(work)
+            await arrived.wait()
+            for _ in range(20):  # until it waits where it would wait for ever
+                await asyncio.sleep(0)
+            await http.close()
+            async with asyncio.timeout(5):
+                with pytest.raises(ClosedHere):
+                    await task
 
     asyncio.run(main())

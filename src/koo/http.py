@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from socket import AF_INET, AddressFamily
 from typing import Literal, NamedTuple
+from weakref import WeakSet
 
 import aiohttp
 from aiohttp.abc import ResolveResult
@@ -50,6 +51,13 @@ class TransportError(Exception):
         super().__init__(reason)
         self.phase = phase
         self.reason = reason
+
+
+class ClosedHere(TransportError):
+    """The client was closed while the exchange was under way: nobody on the other side failed."""
+
+    def __init__(self, phase: Phase) -> None:
+        super().__init__(phase, "it was cut off here, because koo is being closed")
 
 
 class AnswerTooLarge(TransportError):
@@ -87,7 +95,9 @@ class HttpClient:
     """
 
     __slots__ = (
+        "_cut_off",
         "_loop",
+        "_responses",
         "_session",
         "answer_bytes_max",
         "connect_timeout_s",
@@ -112,6 +122,8 @@ class HttpClient:
         self.trust_env = trust_env
         self._session: aiohttp.ClientSession | None = None
         self._loop: AbstractEventLoop | None = None
+        self._responses: WeakSet[aiohttp.ClientResponse] = WeakSet()
+        self._cut_off: WeakSet[aiohttp.ClientResponse] = WeakSet()
 
     def __repr__(self) -> str:
         return f"<HttpClient {'closed' if self._session is None else 'open'}, {self.connections_max} connections>"
@@ -126,9 +138,9 @@ class HttpClient:
         """
         response = await self._send(method, url, headers, body)
         try:
-            content = await _read(response, self.answer_bytes_max)
-        except TransportError:
-            if response.status < 400:
+            content = await self.read(response)
+        except TransportError as error:
+            if response.status < 400 or isinstance(error, ClosedHere):
                 raise
             content = b""
         return HttpResponse(response.status, response.headers, content)
@@ -141,12 +153,50 @@ class HttpClient:
         Raises `TransportError`.
         """
         response = await self._send(method, url, headers, body)
-        return HttpStream(response, self.answer_bytes_max, self.event_bytes_max)
+        return HttpStream(response, self)
+
+    async def read(self, response: aiohttp.ClientResponse) -> bytes:
+        """The whole body, decompressed. Raises `TransportError`."""
+        content, bytes_max = response.content, self.answer_bytes_max
+        try:
+            body = await content.readany()
+            if not content.at_eof():
+                parts, size = [body], len(body)
+                while chunk := await content.readany():
+                    parts.append(chunk)
+                    size += len(chunk)
+                    if size > bytes_max:
+                        raise AnswerTooLarge("the answer", bytes_max)
+                body = b"".join(parts)
+            if len(body) > bytes_max:
+                raise AnswerTooLarge("the answer", bytes_max)
+        except BaseException as error:
+            # Cancellation included: a connection with half an answer in it must not go back to the pool.
+            response.close()
+            if isinstance(error, (aiohttp.ClientError, OSError)):
+                raise self.explain_body(response, error) from None
+            raise
+        return body
+
+    def explain_body(
+        self, response: aiohttp.ClientResponse, error: aiohttp.ClientError | OSError
+    ) -> TransportError:
+        """What went wrong after there were headers."""
+        if response in self._cut_off:
+            return ClosedHere("answer")
+        return TransportError("answer", f"the answer broke off ({_name(error)})")
 
     async def close(self) -> None:
-        """Close all connections. The client may be used again, also on another loop."""
+        """Close all connections. The client may be used again, also on another loop.
+
+        What is under way ends with `ClosedHere`.
+        """
         session, self._session, self._loop = self._session, None, None
         if session is not None:
+            # By hand: aiohttp closes their sockets, and does not wake who waits for the next bytes.
+            self._cut_off, self._responses = self._responses, WeakSet()
+            for response in tuple(self._cut_off):
+                response.close()
             await session.close()
 
     async def _send(
@@ -158,10 +208,14 @@ class HttpClient:
         try:
             # In one piece while it is small; a large one is written bit by bit, so that the loop goes on.
             data = body if body is None or len(body) < WRITTEN_AT_ONCE_MAX else io.BytesIO(body)
-            return await session.request(method, url, headers=headers, data=data, allow_redirects=False)
+            response = await session.request(method, url, headers=headers, data=data, allow_redirects=False)
         except (aiohttp.ClientError, OSError) as error:
+            if session.closed:
+                raise ClosedHere("sent") from None
             # Without the cause: aiohttp's errors carry the request's headers, and with them the key.
             raise _explain(error) from None
+        self._responses.add(response)
+        return response
 
     async def _open(self) -> aiohttp.ClientSession:
         loop = get_running_loop()
@@ -194,12 +248,12 @@ class HttpClient:
 class HttpStream:
     """An answer whose body comes bit by bit. Leave it with `aclose()`."""
 
-    __slots__ = ("_answer_bytes_max", "_events", "_response", "headers", "status")
+    __slots__ = ("_client", "_events", "_response", "headers", "status")
 
-    def __init__(self, response: aiohttp.ClientResponse, answer_bytes_max: int, event_bytes_max: int) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, client: HttpClient) -> None:
         self._response = response
-        self._answer_bytes_max = answer_bytes_max
-        self._events = EventParser(event_bytes_max)
+        self._client = client
+        self._events = EventParser(client.event_bytes_max)
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
 
@@ -211,7 +265,7 @@ class HttpStream:
                 if events := self._events.feed(chunk):
                     return events
         except (aiohttp.ClientError, OSError) as error:
-            raise _explain_body(error) from None
+            raise self._client.explain_body(self._response, error) from None
         return self._events.finish()
 
     async def events(self) -> AsyncIterator[ServerSentEvent]:
@@ -222,7 +276,7 @@ class HttpStream:
 
     async def read(self) -> bytes:
         """The rest of the body as a whole, for an answer that is no stream. Raises `TransportError`."""
-        return await _read(self._response, self._answer_bytes_max)
+        return await self._client.read(self._response)
 
     async def aclose(self, *, read_out: bool = False) -> None:
         """End it, here and on the wire.
@@ -343,30 +397,6 @@ class _Resolver(aiohttp.ThreadedResolver):
             raise OSError(None, f"no answer for the name within {self._timeout_s:g} s") from None
 
 
-async def _read(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
-    """The whole body, decompressed, or `TransportError`."""
-    content = response.content
-    try:
-        body = await content.readany()
-        if not content.at_eof():
-            parts, size = [body], len(body)
-            while chunk := await content.readany():
-                parts.append(chunk)
-                size += len(chunk)
-                if size > bytes_max:
-                    raise AnswerTooLarge("the answer", bytes_max)
-            body = b"".join(parts)
-        if len(body) > bytes_max:
-            raise AnswerTooLarge("the answer", bytes_max)
-    except BaseException as error:
-        # Cancellation included: a connection with half an answer in it must not go back to the pool.
-        response.close()
-        if isinstance(error, (aiohttp.ClientError, OSError)):
-            raise _explain_body(error) from None
-        raise
-    return body
-
-
 def _explain(error: aiohttp.ClientError | OSError) -> TransportError:
     """What went wrong before there were headers. Only our own words and the system's: no URL, no header."""
     match error:
@@ -388,10 +418,6 @@ def _explain(error: aiohttp.ClientError | OSError) -> TransportError:
             return TransportError("sent", "the connection was closed before an answer came")
         case _:
             return TransportError("sent", f"the connection broke before an answer came ({_name(error)})")
-
-
-def _explain_body(error: aiohttp.ClientError | OSError) -> TransportError:
-    return TransportError("answer", f"the answer broke off ({_name(error)})")
 
 
 def _cause(error: aiohttp.ClientConnectorError) -> str:

@@ -18,11 +18,20 @@ import pytest
 
 from koo.ai.types import Query
 from koo.clock import SystemClock
-from koo.errors import BudgetExceeded, CircuitOpen, ConfigurationError, ExternalServiceError, UnknownService
+from koo.errors import (
+    BudgetExceeded,
+    CircuitOpen,
+    ConfigurationError,
+    ExternalServiceError,
+    Kind,
+    ServiceFailed,
+    StreamTruncated,
+    UnknownService,
+)
 from koo.options import DatabaseOptions, LimitOptions, PlatformOptions, RetryOptions, ServiceOptions
 from koo.platform import Platform
 from koo.policies.breaker import Override
-from koo.testing.providers import FakeAnthropic, FakeCompatible, error
+from koo.testing.providers import FakeAnthropic, FakeCompatible, error, hang, stream
 from tests.ai.worlds import until
 
 MODEL = "claude-sonnet-5-5"
@@ -299,6 +308,38 @@ def test_status_is_synchronous_and_changes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "looking opens no file"
     with pytest.raises(UnknownService, match="claude"):
         platform.service_health("nobody")
+
+
+def test_what_runs_while_a_platform_closes_ends_is_not_repeated_and_is_booked(tmp_path: Path) -> None:
+    """A repeat would open connections anew, which nobody closes."""
+
+    async def test(server: FakeAnthropic) -> None:
+        server.script(hang(billed=True), stream(["Pa"], stall_after=1))
+        async with Platform(options(tmp_path, server)) as platform:
+            query = asyncio.ensure_future(platform.query(QUESTION))
+            await until(lambda: len(server.queries) == 1)
+            chunks = platform.stream(QUESTION)
+            await anext(chunks)
+            reading = asyncio.ensure_future(anext(chunks))
+            await asyncio.sleep(0)
+            await platform.close()
+            async with asyncio.timeout(5):
+                with pytest.raises(ServiceFailed) as failed:
+                    await query
+                with pytest.raises(StreamTruncated) as truncated:
+                    await reading
+            assert failed.value.kind is truncated.value.kind is Kind.DRAINING
+            assert truncated.value.partial_text == "Pa"
+            assert len(server.queries) == 2
+            assert "closed" in repr(platform.http)
+            guard = platform.services["claude"].default_guard
+            assert not guard.breaker.running and not guard.breaker.consecutive
+        async with Platform(options(tmp_path, server)) as platform:
+            await platform.ledger.refresh()
+            money = platform.budget("claude")
+            assert money is not None and money.held_usd == 0 and money.spent_usd >= server.billed_usd > 0
+
+    run(test)
 
 
 def test_a_free_service_without_a_budget_is_not_limited(tmp_path: Path) -> None:

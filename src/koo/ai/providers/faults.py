@@ -18,8 +18,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from koo.ai.providers.headers import hinted_s, resets_in_s, retry_after_s, sensible
-from koo.errors import ExternalServiceError, Kind
-from koo.http import TransportError
+from koo.errors import ExternalServiceError, Kind, ServiceFailed
+from koo.http import ClosedHere, TransportError
 from koo.policies.treatment import TREATMENTS
 
 SENTENCE_MAX = 300
@@ -191,11 +191,20 @@ def make_error(
 
 def transport_error(service: str, error: TransportError) -> ExternalServiceError:
     """Nobody spoke at all, or what they said broke off."""
+    if isinstance(error, ClosedHere):
+        return _closed_here(service, error)
     kind = Kind.BAD_ANSWER if error.phase == "answer" else Kind.CONNECTION
     # What never left cannot be billed; of everything else nobody knows.
     return make_error(
         service, kind, error.reason, detail={"phase": error.phase}, billable=error.phase != "connect"
     )
+
+
+def _closed_here(service: str, error: ClosedHere) -> ExternalServiceError:
+    """Nobody's failure; what was sent may be billed all the same."""
+    closed = ServiceFailed(service, error.reason, kind=Kind.DRAINING, detail={"phase": error.phase})
+    closed.billable = True
+    return closed
 
 
 def sentence_of(words: str, detail: Mapping[str, Any]) -> str:

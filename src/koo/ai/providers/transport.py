@@ -17,7 +17,7 @@ from koo.ai.providers.faults import FaultTable, Said, make_error, transport_erro
 from koo.ai.types import Usage
 from koo.clock import Clock
 from koo.errors import ExternalServiceError, Kind
-from koo.http import HttpClient, HttpResponse, HttpStream, ServerSentEvent, TransportError
+from koo.http import ClosedHere, HttpClient, HttpResponse, HttpStream, ServerSentEvent, TransportError
 
 T = TypeVar("T")
 ReadError = Callable[[int, Mapping[str, str], bytes], Said]
@@ -138,6 +138,8 @@ class Wire:
 
     def broken(self, error: TransportError) -> ExternalServiceError:
         """A stream that broke off after its headers."""
+        if isinstance(error, ClosedHere):
+            return transport_error(self.service, error)
         return make_error(self.service, Kind.TRUNCATED_STREAM, error.reason, billable=True)
 
     def unfinished(self) -> ExternalServiceError:
