@@ -25,7 +25,7 @@ from koo.policies.breaker import FORCED_OPEN
 from koo.policies.concurrency import Slots
 from koo.policies.limiter import DayCount, Limits, SlidingCount
 
-CALLS_MAX = 45
+CALLS_MAX = 36
 BYTES_MAX = 2048
 
 

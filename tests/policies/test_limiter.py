@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -232,6 +233,26 @@ def change(act: str, counts: tuple[Count, ...], pick: int, now: float) -> None:
             if isinstance(day, DayCount):
                 day.roll(now)
                 day.anchor(now + pick, day.day)
+
+
+class Watched(DayCount):
+    """How often is anything of it read or written?"""
+
+    __slots__ = ()
+    looks = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        Watched.looks += 1
+        return super().__getattribute__(name)
+
+
+def test_a_call_does_not_look_at_the_counts_while_units_are_left() -> None:
+    """Each count is some cache lines more on every call, which is what ten thousand guards in turn are slow by."""
+    limits = Limits(Watched("requests a day", 1000, 50.0, 7))
+    assert limits.take(0.0) is None
+    before = Watched.looks
+    assert all(limits.take(1.0) is None for _ in range(200)) and Watched.looks == before
+    assert limits.counts[0].used == 201
 
 
 # ── the day ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -46,6 +46,9 @@ class Driver(Protocol):
 
     def is_closed(self, connection: Any) -> bool: ...
 
+    def is_idle(self, connection: Any) -> bool:
+        """Is it known without asking that no transaction is open? False leaves that to SQLAlchemy."""
+
     async def cancel(self, connection: Any, within_s: float) -> None: ...
 
     def cut_off(self, connection: Any) -> None: ...
@@ -70,6 +73,9 @@ class Psycopg:
 
     def is_closed(self, connection: Any) -> bool:
         return bool(connection.closed)
+
+    def is_idle(self, connection: Any) -> bool:
+        return bool(connection.is_idle)
 
     async def cancel(self, connection: Any, within_s: float) -> None:
         await connection.cancel_safe(timeout=within_s)
@@ -103,6 +109,9 @@ class Asyncpg:
     def is_closed(self, connection: Any) -> bool:
         return bool(connection.is_closed())
 
+    def is_idle(self, connection: Any) -> bool:
+        return False
+
     async def cancel(self, connection: Any, within_s: float) -> None:
         cancel = getattr(connection, "_cancel", None)
         if cancel is None or connection.is_closed():
@@ -131,6 +140,9 @@ class Aiosqlite:
 
     def is_closed(self, connection: Any) -> bool:
         return connection._connection is None or not connection._running
+
+    def is_idle(self, connection: Any) -> bool:
+        return False
 
     async def cancel(self, connection: Any, within_s: float) -> None:
         interrupt(connection)

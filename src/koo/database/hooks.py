@@ -60,6 +60,8 @@ class Hooks:
         dialect.do_begin = self._begin  # type: ignore[method-assign, assignment]
         self._do_commit: Callable[[Any], None] = dialect.do_commit
         dialect.do_commit = self._commit  # type: ignore[method-assign, assignment]
+        self._do_rollback: Callable[[Any], None] = dialect.do_rollback
+        dialect.do_rollback = self._rollback  # type: ignore[method-assign, assignment]
 
     # ── a connection's life ───────────────────────────────────────────────────────────────────────────────────
 
@@ -140,6 +142,11 @@ class Hooks:
             if link.writing:
                 self._connections.end_writing(link)
         self._note_commit(scope.leave(link, began, True))
+
+    def _rollback(self, fairy: Any) -> None:
+        """Nothing to do where nothing is open: the pool rolls back whatever comes home, after a COMMIT too."""
+        if not self._driver.is_idle(fairy.dbapi_connection.driver_connection):
+            self._do_rollback(fairy)
 
     # ── statements ────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -36,6 +36,11 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
         connection.server_cursor_factory = ServerCursor
         return connection
 
+    @property
+    def is_idle(self) -> bool:
+        """Is no transaction open, by what the server said last?"""
+        return self.pgconn.transaction_status == TransactionStatus.IDLE
+
     async def wait(self, gen: Any, interval: float = 0.1, **more: Any) -> Any:  # type: ignore[override]
         """Run a step of the protocol to its end; a cancellation in the midst of a statement closes the connection."""
         try:
