@@ -92,6 +92,11 @@ class Scope(Generic[T]):
         self._ended = True
         self._guard.leave(self.permit, self._toll, fault, self.attempts, self._guard.now(), slow, took_s)
 
+    def __del__(self) -> None:
+        # Dropped unsettled: without this its permit, its place and its money would stay taken for ever.
+        if not self._ended:
+            self._guard.forsake(self.permit, self._toll, self.attempts)
+
 
 class Guard(Entrance):
     """One guarded dependency. `classify` says what an error means; the rest is said at `Entrance`."""
@@ -266,6 +271,15 @@ class Guard(Entrance):
                 toll.settle()
             else:
                 toll.release()
+
+    def forsake(self, permit: Permit, toll: Toll | None, attempt: int) -> None:
+        """Settle what nobody will settle any more: neutral, and paid for. From any thread, at any moment."""
+        loop = self._deadlines.loop
+        if loop is not None and loop.is_running():
+            # Not at once: the garbage collector comes in the middle of anything, and in any thread.
+            loop.call_soon_threadsafe(lambda: self.leave(permit, toll, CANCELLED, attempt, self.now()))
+        else:
+            self.leave(permit, toll, CANCELLED, attempt, self.now())
 
     def _settle_fault(self, permit: Permit, fault: Fault, slow: bool, now: float) -> None:
         verdict, breaker = fault.verdict, self.breaker
