@@ -43,7 +43,7 @@ from koo.policies.tally import Tally
 
 OnLimit = Literal["refuse", "wait"]
 LOOK_AGAIN_S = 1.0
-"""The first in the queue for a limit looks at least so often."""
+"""Who waits for a time that may come earlier (a limit's unit, the end of a pause) looks at least so often."""
 RAMP_FACTOR = 2
 """After closing, so many times the probes that closed it may run at first (rule R16)."""
 
@@ -290,7 +290,8 @@ class Entrance:
             passes = cooldown.kind is Kind.THROTTLED or on_limit == "wait"
             if on_limit == "refuse" or not passes or cooldown.until >= deadline:
                 self._refuse(self.family.limited, cooldown.reason, wait_s, cooldown.kind)
-            await self._sleep(wait_s)
+            # An operator's reset ends it earlier, and wakes nobody.
+            await self._sleep(min(wait_s, LOOK_AGAIN_S))
 
     async def _take_limits(self, deadline: float, on_limit: OnLimit | None) -> float:
         """One unit of each limit; gives when it was taken, for the refund."""

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.deadlines import NEVER, Alarm, Deadlines, WrongLoop, ends_at
-from koo.entrance import DATABASES, SERVICES, Entrance, Family, Gates, OnLimit, Toll
+from koo.entrance import DATABASES, LOOK_AGAIN_S, SERVICES, Entrance, Family, Gates, OnLimit, Toll
 from koo.errors import Kind, KooError, describe_s
 from koo.events import CooldownBegan, Event, KeyLatched
 from koo.options import GuardOptions
@@ -92,11 +92,16 @@ class Scope(Generic[T]):
         self._ended = True
         self._guard.leave(self.permit, self._toll, fault, self.attempts, self._guard.now(), slow, took_s)
 
+    def __del__(self) -> None:
+        # Dropped unsettled: without this its permit, its place and its money would stay taken for ever.
+        if not self._ended:
+            self._guard.forsake(self.permit, self._toll, self.attempts)
+
 
 class Guard(Entrance):
     """One guarded dependency. `classify` says what an error means; the rest is said at `Entrance`."""
 
-    __slots__ = ("_classify", "check_failed_at", "checks_failed", "retry_budget")
+    __slots__ = ("_classify", "check_failed_at", "checks_failed", "resets", "retry_budget")
 
     def __init__(
         self,
@@ -125,6 +130,7 @@ class Guard(Entrance):
         )
         self._classify = classify
         self.retry_budget = RetryBudget(options.retry, self.now())
+        self.resets = 0
         self.checks_failed = 0
         self.check_failed_at = self.now()
 
@@ -199,7 +205,7 @@ class Guard(Entrance):
     ) -> Permit:
         """Pause, and through all gates once more. A repeat that is never made costs no token."""
         try:
-            await self._sleep(pause_s)
+            await self._pause(pause_s)
             permit = await self.enter(toll, deadline, on_limit)
         except BaseException as error:
             self.retry_budget.give_back()
@@ -208,6 +214,15 @@ class Guard(Entrance):
             raise
         self.tally.retries += 1
         return permit
+
+    async def _pause(self, pause_s: float) -> None:
+        """Until the pause is over, or an operator resets: then what it was for is over too."""
+        resets, over_at = self.resets, self.now() + pause_s
+        while True:
+            await self._sleep(min(pause_s, LOOK_AGAIN_S))
+            pause_s = over_at - self.now()
+            if pause_s <= 0 or self.resets != resets:
+                return
 
     async def begin(
         self,
@@ -266,6 +281,15 @@ class Guard(Entrance):
                 toll.settle()
             else:
                 toll.release()
+
+    def forsake(self, permit: Permit, toll: Toll | None, attempt: int) -> None:
+        """Settle what nobody will settle any more: neutral, and paid for. From any thread, at any moment."""
+        loop = self._deadlines.loop
+        if loop is not None and loop.is_running():
+            # Not at once: the garbage collector comes in the middle of anything, and in any thread.
+            loop.call_soon_threadsafe(lambda: self.leave(permit, toll, CANCELLED, attempt, self.now()))
+        else:
+            self.leave(permit, toll, CANCELLED, attempt, self.now())
 
     def _settle_fault(self, permit: Permit, fault: Fault, slow: bool, now: float) -> None:
         verdict, breaker = fault.verdict, self.breaker
@@ -451,5 +475,6 @@ class Guard(Entrance):
         """Close the breaker and forget streaks, checks and cooldown; never counts, limits or money."""
         self.breaker.reset(self._monotonic())
         self.cooldown.clear()
+        self.resets += 1
         self.checks_failed = 0
         self._tell()

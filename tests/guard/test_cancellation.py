@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from koo.clock import SYSTEM_CLOCK
 from koo.deadlines import ends_at
 from koo.errors import Kind
 from koo.guard import Guard
 from koo.options import BreakerOptions
 from koo.policies.breaker import CLOSED, HALF_OPEN
+from koo.policies.verdict import NEUTRAL
 from tests.guard.support import (
     Script,
     Wallet,
@@ -328,6 +330,39 @@ def test_a_hundred_callers_and_any_of_them_cancelled_leave_nothing() -> None:
         assert guard.gates.limits.counts[2].used == sum(guard.tally.totals().verdicts)
 
     run_virtual(main)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "in another thread"])
+def test_a_scope_that_its_owner_drops_gives_everything_back(elsewhere: bool) -> None:
+    async def main() -> None:
+        guard, wallet = make_guard(clock=SYSTEM_CLOCK, concurrency_max=1), Wallet()
+        dropped = [await guard.begin(answer, toll=wallet)]
+        assert wallet.open == 1
+        waits = asyncio.ensure_future(guard.call(answer))
+        await asyncio.sleep(0)
+        assert guard.gates.slots.line
+        if elsewhere:
+            await asyncio.to_thread(dropped.clear)
+        else:
+            dropped.clear()
+        await waits
+        assert nothing_is_taken(guard, wallet)
+        assert wallet.settled == 1, "what was done may be billed"
+        assert guard.breaker.phase is CLOSED and not guard.breaker.window.failures
+        assert guard.tally.totals().verdicts[NEUTRAL] == 1
+
+    asyncio.run(main())
+
+
+def test_a_scope_dropped_after_its_loop_gives_everything_back_too() -> None:
+    async def main() -> tuple[Guard, Wallet, object]:
+        guard, wallet = make_guard(clock=SYSTEM_CLOCK), Wallet()
+        return guard, wallet, await guard.begin(answer, toll=wallet)
+
+    guard, wallet, scope = asyncio.run(main())
+    assert wallet.open == 1
+    del scope
+    assert nothing_is_taken(guard, wallet)
 
 
 def test_a_latch_or_a_pause_that_comes_while_cancelled_is_kept() -> None:

@@ -485,6 +485,23 @@ def test_a_pause_that_grows_while_somebody_waits_is_waited_for_to_its_end() -> N
     run_virtual(main)
 
 
+def test_a_reset_wakes_all_who_wait_for_a_pause_within_a_second() -> None:
+    """The one who met it, and waits to repeat, and those who came later."""
+
+    async def main() -> None:
+        guard = make_guard(attempts=2, timeout_s=200.0)
+        met_it = asyncio.ensure_future(guard.call(Script(throttled(60.0))))
+        await asyncio.sleep(0)
+        later = asyncio.ensure_future(guard.call(answer))
+        await asyncio.sleep(10.5)
+        assert not met_it.done() and not later.done()
+        guard.reset()
+        async with asyncio.timeout(1.0):
+            assert list(await asyncio.gather(met_it, later)) == ["answer", "answer"]
+
+    run_virtual(main)
+
+
 def test_who_waits_for_a_place_does_not_run_into_a_pause_that_begins_meanwhile() -> None:
     async def main() -> None:
         guard, scripts = make_guard(concurrency_max=1), [Script() for _ in range(3)]
