@@ -7,8 +7,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from sqlalchemy import select, text
@@ -16,7 +18,9 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from koo.database.database import Database
+from koo.database.drivers import DRIVERS
 from koo.database.sqlite import Need, need_of
+from koo.database.sqlite_connection import connect
 from koo.errors import DatabaseError, DatabaseTimeout, Kind, PoolSaturated
 from tests.database.support import (
     INSERT,
@@ -395,3 +399,23 @@ def test_a_read_only_file_is_read(tmp_path: Path) -> None:
             assert "read_only" in (await database.health_check())["conditions"]
 
     run(main)
+
+
+def test_an_interrupt_that_an_open_statement_keeps_for_the_rollback_leaves_no_lock(tmp_path: Path) -> None:
+    """A cancelled caller's traceback holds his cursor; the next writer must not wait until it is forgotten."""
+
+    async def main() -> None:
+        kept: list[asyncio.Future[Any] | None] = []
+        one = await connect(kept.append, str(tmp_path / "x.db"), isolation_level=None)
+        await one.execute("CREATE TABLE notes (id INTEGER)")
+        await one.execute("INSERT INTO notes VALUES (1), (2), (3)")
+        await one.execute("BEGIN IMMEDIATE")
+        cursor = await one.execute("SELECT id FROM notes")
+        await cursor.fetchone()
+        DRIVERS["aiosqlite"].cut_off(one)
+        await one.close()
+        with closing(sqlite3.connect(tmp_path / "x.db", timeout=0)) as other:
+            other.execute("BEGIN IMMEDIATE")
+        del cursor
+
+    asyncio.run(main())

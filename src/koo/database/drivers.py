@@ -21,9 +21,12 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from koo.options import DatabaseOptions
+
+if TYPE_CHECKING:
+    from koo.database.sqlite_connection import OwnCursors
 
 Keep = Callable[[asyncio.Future[Any] | None], None]
 
@@ -189,9 +192,9 @@ def give_up(connection: Any) -> None:
         connection._tx.put_nowait((None, partial(_roll_back, inner)))
 
 
-def _roll_back(inner: sqlite3.Connection) -> None:
+def _roll_back(inner: OwnCursors) -> None:
     with suppress(sqlite3.Error):
-        inner.rollback()
+        inner.give_up()
 
 
 DRIVERS: dict[str, Driver] = {"psycopg": Psycopg(), "asyncpg": Asyncpg(), "aiosqlite": Aiosqlite()}
