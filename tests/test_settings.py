@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from rich.console import Console
 
 from docs.generate_configuration import pages, variables_by_section
+from koo.ai.models import not_configured
 from koo.configuration.becoming import in_terms_of_variables
 from koo.configuration.fields import about
 from koo.configuration.sources import read_env_file
@@ -61,6 +62,7 @@ DEFAULTS: dict[str, Any] = {
     "AI_DEFAULT_DAILY_BUDGET": Decimal("10.0"),
     "AI_DEFAULT_MAX_TOKENS": 4096,
     "AI_HEALTH_CHECK_INTERVAL": 60.0,
+    "AI_LOCAL_ENABLED": True,
     "ANTHROPIC_API_KEY": None,
     "OPENAI_API_KEY": None,
     "GEMINI_API_KEY": None,
@@ -179,6 +181,8 @@ ARRIVALS: list[tuple[str, str, str, Any]] = [
     ("AI_DEFAULT_DAILY_BUDGET", "0.30", "services.0.daily_budget_usd", Decimal("0.30")),
     ("AI_DEFAULT_DAILY_BUDGET", "None", "services.0.daily_budget_usd", None),
     ("AI_DEFAULT_MAX_TOKENS", "16", "services.0.max_tokens", 16),
+    ("AI_LOCAL_ENABLED", "False", "services.4.disabled_by", "AI_LOCAL_ENABLED=false"),
+    ("AI_LOCAL_ENABLED", "on", "services.4.disabled_by", ""),
     ("ANTHROPIC_API_KEY", "ka", "services.0.api_key", "ka"),
     ("OPENAI_API_KEY", "ko", "services.1.api_key", "ko"),
     ("GEMINI_API_KEY", "kg", "services.2.api_key", "kg"),
@@ -322,6 +326,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("KOO_STATE_URL", "redis://h:6379/0", "Valkey and Redis cannot hold the state yet"),
     ("KOO_STATE_URL", "valkey://h", "Valkey and Redis cannot hold the state yet"),
     ("KOO_STATE_URL", "mongodb://h", "begins with one of sqlite://"),
+    ("AI_LOCAL_ENABLED", "maybe", 'holds "maybe"; allowed is true or false'),
     ("ANTHROPIC_API_KEY", '"quoted"', 'holds "…"; allowed is ASCII text without quotes and spaces'),
     ("KOO_TOKEN", "two words", 'holds "…"; allowed is ASCII text without quotes and spaces'),
     ("AI_SERVICES__CLAUDE__DAILY_BUDGET", "-1", "an amount of USD, at least 0, or none for no limit"),
@@ -583,6 +588,13 @@ def test_the_local_service_costs_nothing_and_has_a_budget_only_when_it_is_given_
     assert (local.input_price, local.output_price, local.daily_budget_usd) == (Decimal(0), Decimal(0), None)
     assert service(read({"AI_SERVICES__LOCAL__DAILY_BUDGET": "1"}), "local").daily_budget_usd == Decimal(1)
     assert read().platform_options().local_model_path is None
+
+
+def test_the_local_service_can_be_switched_off_and_is_then_not_configured() -> None:
+    local = service(read({"AI_LOCAL_ENABLED": "false"}), "local")
+    assert not local.configured and not_configured(local) == "switched off by AI_LOCAL_ENABLED=false"
+    assert service(read(), "local").configured
+    assert service(read(ai_local_enabled=False), "local").disabled_by == "AI_LOCAL_ENABLED=false"
 
 
 def test_the_path_of_the_local_model_starts_at_the_home(tmp_path: Path) -> None:

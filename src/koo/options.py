@@ -287,6 +287,8 @@ class ServiceOptions(Checked):
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
     declared: bool = field(default=False)
+    disabled_by: str = ""
+    """The setting that switched the service off, as it was written (`AI_LOCAL_ENABLED=false`); empty: it is on."""
     timeout_s: float = option(120.0, "deadline of a whole query", "a person's patience", unit="s", above=0)
     attempt_timeout_s: float = option(
         60.0, "longest time of one attempt", "half the query", unit="s", above=0
@@ -326,8 +328,8 @@ class ServiceOptions(Checked):
 
     @property
     def configured(self) -> bool:
-        """Could it be asked at all? A hosted vendor needs a key; a local model or a declared server does not."""
-        return self.api_key is not None or self.kind == "local" or self.declared
+        """Whether it can be asked at all: it is not switched off, and a hosted vendor has a key."""
+        return not self.disabled_by and (self.api_key is not None or self.kind == "local" or self.declared)
 
     @property
     def free(self) -> bool:

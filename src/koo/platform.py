@@ -404,7 +404,7 @@ class Platform:
     async def _check(self, backend: Backend) -> ExternalServiceError | None:
         if not backend.options.configured:
             name = backend.options.name
-            return ExternalServiceError(name, not_configured(name), kind=Kind.NOT_CONFIGURED)
+            return ExternalServiceError(name, not_configured(backend.options), kind=Kind.NOT_CONFIGURED)
         try:
             async with asyncio.timeout(self.options.health_check_timeout_s):
                 await backend.provider.check()

@@ -200,7 +200,7 @@ class Gateway:
     def _prepare(self, backend: Backend, query: Query) -> tuple[Request, ModelPrice]:
         options = backend.options
         if not options.configured:
-            raise CallerMistake(options.name, not_configured(options.name), kind=Kind.NOT_CONFIGURED)
+            raise CallerMistake(options.name, not_configured(options), kind=Kind.NOT_CONFIGURED)
         model = query.model or options.model
         price = self._prices.find(options, model)
         if price is None:

@@ -7,6 +7,8 @@ output.
 
 from __future__ import annotations
 
+from koo.options import ServiceOptions
+
 DEFAULT_MODELS: dict[str, str] = {
     "claude": "claude-sonnet-5-5",  # 2 / 10; haiku 0.1 / 0.5, opus 4 / 20
     "openai": "gpt-6.1-terra",  # 1 / 5; luna 0.1 / 0.5, sol 2 / 10
@@ -23,7 +25,9 @@ KEY_VARIABLES: dict[str, str] = {
 """The variable that makes a hosted service configured, for the sentence of an error; what reads it is `Settings`."""
 
 
-def not_configured(service: str) -> str:
-    """What is missing, and what to do about it."""
-    variable = KEY_VARIABLES.get(service, f"AI_SERVICES__{service.upper()}__API_KEY")
+def not_configured(service: ServiceOptions) -> str:
+    """Why a service is not configured, and what to do about it."""
+    if service.disabled_by:
+        return f"switched off by {service.disabled_by}"
+    variable = KEY_VARIABLES.get(service.name, f"AI_SERVICES__{service.name.upper()}__API_KEY")
     return f"not configured: set {variable} to its key, in the environment or the .env in KOO_HOME"

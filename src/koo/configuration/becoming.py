@@ -101,6 +101,7 @@ def _service_options(settings: Variables, name: str) -> ServiceOptions:
         base_url=own.base_url,
         api_key=key,
         declared=name not in BUILT_IN,
+        disabled_by="AI_LOCAL_ENABLED=false" if kind == "local" and not settings.ai_local_enabled else "",
         timeout_s=own.timeout or settings.ai_query_timeout,
         attempt_timeout_s=attempt_timeout_s,
         first_token_timeout_s=own.first_token_timeout or settings.ai_first_token_timeout,

@@ -95,11 +95,12 @@ def about(one: FieldInfo) -> About:
 
 def tidy(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
     """Before the types: what pydantic would take although it cannot be meant, and the words of a choice."""
-    if isinstance(value, bool):
+    one = cls.model_fields[info.field_name or ""]
+    if isinstance(value, bool) and one.annotation is not bool:
         raise ValueError  # pydantic takes True for the number 1
     if not isinstance(value, str):
         return value
-    one, text = cls.model_fields[info.field_name or ""], value.strip()
+    text = value.strip()
     if about(one).may_be_none and text.lower() == "none":
         return None
     return text.lower() if text.lower() in _types(one.annotation) else text
@@ -157,6 +158,8 @@ def as_text(value: object) -> str:
         return ""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -257,6 +257,12 @@ class Variables(BaseSettings):
     )
     ai_default_max_tokens: int = variable_of(ServiceOptions, "max_tokens")
     ai_health_check_interval: float = variable_of(PlatformOptions, "health_check_interval_s")
+    ai_local_enabled: bool = variable(
+        True,
+        "whether the built-in service `local` is there; without it, it is not configured and no model is loaded",
+        "a machine without keys can answer too",
+        allowed="true or false",
+    )
     anthropic_api_key: SecretStr | None = _key_of("claude")
     openai_api_key: SecretStr | None = _key_of("openai")
     gemini_api_key: SecretStr | None = _key_of("gemini")
