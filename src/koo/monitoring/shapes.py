@@ -1,0 +1,418 @@
+"""What is seen, once: the shape of each answer about the state of things.
+
+Each key is a promise; its sentence, with the unit and when it is None, stands beside it. `monitoring.snapshot` builds
+the shapes, and mypy checks each key where it is built and where it is read: alert rules, metrics, the command line,
+routes, `backend/`. The description of the API and the types of the page are made of them, sentences included.
+
+Times are ISO 8601 in UTC with offset. Durations are seconds, except where a name ends in `_ms`. Ratios are 0 to 1.
+Money is an exact decimal number in a string, in USD. Counts cover the process's life; rates and percentiles the last
+five minutes. Keys may be added; a key that stands here never disappears and never changes its type.
+"""
+
+# Without `from __future__ import annotations`: the types are read at run time, where the API is described.
+
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NotRequired
+
+if sys.version_info >= (3, 12):
+    from typing import TypedDict
+else:  # Before 3.12 pydantic refuses those of `typing`: they forget which key of which base may be missing.
+    from typing_extensions import TypedDict
+
+
+class Doc:
+    """The sentence of a key. Pydantic, which describes the API, finds it by the method's name."""
+
+    __slots__ = ("sentence",)
+
+    def __init__(self, sentence: str) -> None:
+        self.sentence = sentence
+
+    def __get_pydantic_json_schema__(
+        self, schema: object, describe: Callable[[object], dict[str, Any]]
+    ) -> dict[str, Any]:
+        return {**describe(schema), "description": self.sentence}
+
+
+Time = str
+Usd = str
+
+Severity = Literal["critical", "warning", "info"]
+OverallHealth = Literal["healthy", "degraded", "unhealthy"]
+DatabaseWord = Literal["healthy", "unhealthy", "circuit_open", "degraded"]
+ServiceWord = Literal["healthy", "degraded", "unhealthy", "circuit_open", "rate_limited"]
+BreakerWord = Literal["closed", "open", "half_open", "forced_open", "disabled"]
+OverrideWord = Literal["none", "forced_open", "disabled", "metrics_only"]
+
+
+# ── breakers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class WindowCounts(TypedDict):
+    """The recent calls that a breaker judges by."""
+
+    calls: int
+    failures: int
+    slow: int
+
+
+class BreakerStatus(TypedDict):
+    """A circuit breaker."""
+
+    name: str
+    state: Annotated[BreakerWord, Doc("what it does with calls now")]
+    override: Annotated[OverrideWord, Doc("what an operator set")]
+    reason: Annotated[str, Doc("why it is not closed; empty if it is")]
+    consecutive_failures: int
+    failure_threshold: Annotated[int, Doc("failures in a row that open it")]
+    success_threshold: Annotated[int, Doc("successes in a row that close it again")]
+    recovery_timeout: Annotated[float, Doc("seconds from opening to the first probe")]
+    window: WindowCounts
+    opened_at: Annotated[Time | None, Doc("when it last opened; null: never")]
+    next_attempt: Annotated[Time | None, Doc("when an open one is tried again; null: it is not open")]
+    times_opened: int
+    stale_results: Annotated[int, Doc("answers that came after the breaker had moved on, and were ignored")]
+    running: Annotated[int, Doc("calls that it admitted and that have not ended")]
+
+
+class Outcomes(TypedDict):
+    """What became of the calls behind a guard."""
+
+    failure_count: int
+    success_count: int
+    last_failure: Annotated[Time | None, Doc("null: none yet")]
+    last_success: Annotated[Time | None, Doc("null: none yet")]
+
+
+# ── the database ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class DatabaseBreaker(BreakerStatus, Outcomes):
+    """The database's circuit breaker, and what became of the calls that it saw."""
+
+    neutral_count: Annotated[int, Doc("calls that say nothing about the database")]
+    refused_count: Annotated[int, Doc("calls that koo refused; the database did not see them")]
+
+
+class PoolStatus(TypedDict):
+    """Connections of the pool, now."""
+
+    size: Annotated[int, Doc("connections that are kept open")]
+    active_connections: int
+    idle_connections: int
+    overflow_connections: Annotated[int, Doc("open ones beyond `size`")]
+    open_connections: int
+    waiting: Annotated[int, Doc("callers in line for a connection")]
+    max_connections: int
+    utilization: Annotated[float, Doc("share of `max_connections` in use, 0 to 1")]
+
+
+class ConnectionCounts(TypedDict):
+    """What became of connections."""
+
+    created: int
+    closed: int
+    broken: Annotated[int, Doc("lost while in use")]
+    stale_replaced: Annotated[int, Doc("found dead before use, and replaced unseen")]
+    aborted: Annotated[int, Doc("cut off by koo, because they were too late")]
+
+
+class PhaseTimes(TypedDict):
+    """Seconds of one phase: `count` of the process's life, the rest of the last five minutes."""
+
+    count: int
+    average: float
+    p50: float
+    p95: float
+    p99: float
+
+
+class Phases(TypedDict):
+    """Each phase of a scope by itself, because they blame different parties."""
+
+    gate_wait: Annotated[PhaseTimes, Doc("waiting for a place in the pool")]
+    connect: PhaseTimes
+    statement: PhaseTimes
+    commit: PhaseTimes
+    hold: Annotated[PhaseTimes, Doc("how long a scope kept its connection")]
+
+
+class ResponseTimes(TypedDict):
+    """Seconds of the last five minutes."""
+
+    average: float
+    p50: float
+    p95: float
+    p99: float
+    success_rate: Annotated[float, Doc("0 to 1; 1 where nothing was asked")]
+    phases: Phases
+
+
+class DatabaseErrors(TypedDict):
+    """Errors by kind, and what koo made of them."""
+
+    by_kind: dict[str, int]
+    total: int
+    contention: Annotated[int, Doc("transactions that others were in the way of")]
+    unknown_commits: Annotated[int, Doc("COMMITs whose outcome is unknown")]
+    pool_timeouts: Annotated[int, Doc("callers that got no connection in time")]
+    last_error: Annotated[str | None, Doc("its kind and the driver's name for it; null: none yet")]
+
+
+class DatabaseRetries(TypedDict):
+    """What was repeated."""
+
+    connects: int
+    transactions: int
+    first_statements: int
+
+
+class DatabaseMetrics(TypedDict):
+    """What the pool is doing and has done."""
+
+    pool_status: PoolStatus
+    connection_metrics: ConnectionCounts
+    response_times: ResponseTimes
+    errors: DatabaseErrors
+    retries: DatabaseRetries
+    circuit_breaker: DatabaseBreaker
+    timestamp: Time
+
+
+class DatabaseHealth(TypedDict):
+    """The database as its guard and the last probe see it."""
+
+    healthy: Annotated[bool, Doc("the last probe got its answer, and the state is healthy")]
+    state: DatabaseWord
+    reason: Annotated[str, Doc("why it is not healthy; empty if it is")]
+    conditions: Annotated[list[str], Doc("what is true beside the state: saturated, slow, read_only, …")]
+    response_time_ms: Annotated[float | None, Doc("of the last probe; null: none yet")]
+    circuit_breaker: DatabaseBreaker
+    pool_status: PoolStatus
+    last_health_check: Annotated[Time | None, Doc("null: none yet")]
+    error: Annotated[str | None, Doc("what the last probe met; null: nothing wrong")]
+    timestamp: Time
+
+
+class DatabaseConfiguration(TypedDict):
+    """What is in force; never the URL, which may hold a password."""
+
+    driver: str
+    pool_size: int
+    max_overflow: int
+    pool_timeout: float
+    pool_recycle: float
+    scope_timeout: float
+    slow_call: Annotated[float, Doc("seconds from which a call counts as slow")]
+    max_retries: int
+    health_check_interval: float
+    exactly_once: str
+
+
+class DatabaseStatus(DatabaseHealth, DatabaseMetrics):
+    """Health, metrics and configuration in one."""
+
+    configuration: DatabaseConfiguration
+
+
+# ── AI services ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ServiceBreaker(Outcomes):
+    """The breaker of a service's default model, and what became of the calls to all its models."""
+
+    circuit_breaker_state: BreakerWord
+    consecutive_failures: int
+    next_attempt: Annotated[Time | None, Doc("when an open breaker is tried again; null: it is not open")]
+
+
+class RecentCalls(TypedDict):
+    """Calls of the last `window_s` seconds."""
+
+    calls: int
+    failed: int
+    slow: int
+    window_s: float
+
+
+class ServiceMetrics(TypedDict):
+    """Counts of the process's life; rates and percentiles (seconds) of the last five minutes."""
+
+    total_requests: int
+    successful_requests: int
+    failed_requests: Annotated[int, Doc("throttled ones included")]
+    neutral_requests: Annotated[int, Doc("requests that say nothing about the service")]
+    throttled_requests: Annotated[int, Doc("requests that the provider answered with a limit")]
+    refused_requests: Annotated[int, Doc("calls that koo refused; they are not requests to the service")]
+    refusals: Annotated[dict[str, int], Doc("refused calls by kind")]
+    retries: Annotated[int, Doc("requests that were repeats")]
+    recent: RecentCalls
+    success_rate: Annotated[float, Doc("0 to 1; 1 where nothing was asked")]
+    average_response_time: float
+    error_counts: Annotated[dict[str, int], Doc("errors by kind")]
+    p50: float
+    p95: float
+    p99: float
+
+
+class RateLimit(TypedDict):
+    """One limit of ours on requests."""
+
+    used: int
+    limit: Annotated[int | None, Doc("null: none")]
+    remaining: Annotated[int | None, Doc("null: there is no limit")]
+    resets_at: Annotated[
+        Time | None, Doc("when the day ends, or the next unit comes back; null: nothing to come back")
+    ]
+
+
+class DailyBudget(TypedDict):
+    """Money of today (UTC)."""
+
+    spent: Usd
+    reserved: Annotated[Usd, Doc("held for requests that are running")]
+    limit: Annotated[Usd | None, Doc("null: none")]
+    remaining: Annotated[Usd | None, Doc("null: there is no limit")]
+    resets_at: Time
+    currency: Literal["USD"]
+    scope: Annotated[str, Doc("whose spending this is: shared, or this process")]
+    as_of: Annotated[Time | None, Doc("when the numbers were read; null: not yet")]
+
+
+class RateLimits(TypedDict):
+    """Our own limits."""
+
+    requests_per_minute: RateLimit
+    requests_per_hour: RateLimit
+    requests_per_day: RateLimit
+    daily_budget: DailyBudget
+
+
+class ModelStatus(BreakerStatus):
+    """One model of a service: its circuit breaker, and whether it takes our key."""
+
+    key_refused: Annotated[str, Doc("why the key is refused for it; empty if it is not")]
+
+
+class ServiceConfiguration(TypedDict):
+    """What is in force; never the key. Operations of your own have no more than the keys that are always there."""
+
+    model: str | None
+    timeout: float
+    attempt_timeout: float
+    slow_call: Annotated[float | None, Doc("seconds from which a call counts as slow; null: never")]
+    max_retries: int
+    failure_threshold: int
+    recovery_timeout: float
+    success_threshold: int
+    idempotent: NotRequired[bool]
+    kind: NotRequired[Annotated[str, Doc("whose format it speaks")]]
+    base_url: NotRequired[str | None]
+    has_key: NotRequired[bool]
+    max_tokens: NotRequired[int]
+    first_token_timeout: NotRequired[float]
+    stall_timeout: NotRequired[float]
+    concurrency: NotRequired[int | None]
+    input_price: NotRequired[Annotated[Usd | None, Doc("per million tokens; null: from the price table")]]
+    output_price: NotRequired[Annotated[Usd | None, Doc("per million tokens; null: from the price table")]]
+
+
+class ServiceHealth(TypedDict):
+    """One AI service."""
+
+    service_name: str
+    state: ServiceWord
+    configured: Annotated[bool, Doc("false: outside all counts, alerts and the overall health")]
+    reason: Annotated[str, Doc("why it is not healthy; empty if it is")]
+    health: ServiceBreaker
+    metrics: ServiceMetrics
+    rate_limits: RateLimits
+    models: Annotated[dict[str, ModelStatus], Doc("by name; the default one first")]
+    configuration: ServiceConfiguration
+    last_updated: Time
+
+
+class ServicesHealth(TypedDict):
+    """All AI services; only configured ones are counted."""
+
+    overall_health: OverallHealth
+    healthy_services: int
+    total_services: int
+    services: dict[str, ServiceHealth]
+    timestamp: Time
+
+
+class ServiceCheck(TypedDict):
+    """What an unbilled check found."""
+
+    service_name: str
+    healthy: bool
+    state: ServiceWord
+    error: Annotated[str | None, Doc("null: it answered, and took the key")]
+    response_time_ms: float
+    last_updated: Time
+
+
+# ── everything together ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+class SystemHealth(TypedDict):
+    """Database and services."""
+
+    overall_health: Annotated[OverallHealth, Doc("unhealthy: the database or every service refuses")]
+    database: DatabaseHealth
+    ai_services: ServicesHealth
+    timestamp: Time
+
+
+class AlertData(TypedDict, total=False):
+    """The numbers behind an alert, as its kind has them."""
+
+    next_attempt: Annotated[Time | None, Doc("when an open breaker is tried again; null: not by itself")]
+    resets_at: Annotated[Time | None, Doc("when a limit or a budget is free again")]
+    error_rate: Annotated[float, Doc("share of recent calls that failed, 0 to 1")]
+    p95: Annotated[float, Doc("seconds")]
+    services: Annotated[list[str], Doc("whom it concerns")]
+    lasted_s: Annotated[float, Doc("how long what has ended lasted")]
+
+
+class Alert(TypedDict):
+    """Something that is wrong, or that ended a short while ago."""
+
+    type: Severity
+    component: Annotated[str, Doc("database, state_store, ai:SERVICE or ai:SERVICE/MODEL")]
+    message: str
+    timestamp: Annotated[Time, Doc("when it began")]
+    kind: Annotated[str, Doc("the rule that found it")]
+    active: bool
+    ended_at: Annotated[Time | None, Doc("null: it lasts")]
+    data: AlertData
+
+
+class SystemAlerts(TypedDict):
+    """The worst first."""
+
+    alerts: list[Alert]
+    alert_count: int
+    timestamp: Time
+
+
+class Summary(TypedDict):
+    """Everything at a glance."""
+
+    overall_health: OverallHealth
+    database_healthy: bool
+    ai_services_healthy: Annotated[str, Doc('"3/5": healthy ones of the configured')]
+    active_alerts: int
+    circuit_breakers_open: Annotated[int, Doc("of the database and of all models")]
+
+
+class Dashboard(TypedDict):
+    """Everything that an overview shows."""
+
+    summary: Summary
+    database: DatabaseHealth
+    ai_services: ServicesHealth
+    alerts: list[Alert]
+    timestamp: Time
