@@ -20,7 +20,7 @@ app = create_app(platform)
 def main() -> None:
     """Serve until Ctrl-C or SIGTERM."""
     try:
-        serve(platform, app=app)
+        serve(platform, app)
     except ConfigurationError as error:
         sys.exit(f"koo: {error}")
 

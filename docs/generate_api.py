@@ -85,7 +85,7 @@ GROUPS = [
 ]
 UNDER_NO_HEADING = {"__version__"}
 INNER = {
-    "Platform": {"act", "budget", "check_service", "sweep", "tick", "watch"},
+    "Platform": {"assemble", "parts"},
     "Database": {"make_scope", "tick"},
     "Guard": {"begin", "judge", "leave", "note_check", "signs", "tick"},
 }

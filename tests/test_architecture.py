@@ -32,6 +32,8 @@ ROWS: list[set[str]] = [
     {"configuration"},
     {"settings"},
     {"sharing", "lookout"},
+    {"composition"},
+    {"upkeep"},
     {"platform"},
     {"web"},
     {"cli"},

@@ -234,12 +234,12 @@ def make_platform(home: Path, url: str = "sqlite:///user.db") -> Platform:
 def test_a_platform_sees_what_it_uses(tmp_path: Path, component: str, is_seen: bool) -> None:
     """`openai` has no key."""
     platform = make_platform(tmp_path)
-    assert platform.services and platform._sees(component) is is_seen
+    assert platform.parts.observes(component) is is_seen
 
 
 def test_a_database_that_is_used_is_seen(tmp_path: Path) -> None:
     platform = make_platform(tmp_path)
-    assert platform.database.last_look is None and platform._sees("database")
+    assert platform.database.last_look is None and platform.parts.observes("database")
 
 
 def test_the_next_process_lists_what_the_last_one_left(tmp_path: Path) -> None:

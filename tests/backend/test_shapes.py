@@ -322,7 +322,7 @@ def test_a_budget_that_is_spent(fake: FakeAnthropic, monkeypatch: pytest.MonkeyP
         from core.platform import platform
 
         await ask()
-        await platform.ledger.flush()
+        await platform.parts.ledger.flush()
         await ask(ExternalServiceError)
 
     view = in_situation(spent, fake)

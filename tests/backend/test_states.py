@@ -33,7 +33,7 @@ READ_ONLY = """DO $$ BEGIN EXECUTE format(
 @pytest.fixture
 def _fast_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens each second happens twenty times a second, so that nobody waits for it."""
-    monkeypatch.setattr("koo.monitoring.health.TICK_S", 0.05)
+    monkeypatch.setattr("koo.upkeep.TICK_S", 0.05)
     monkeypatch.setattr("koo.database.probe.TICK_S", 0.05)
 
 

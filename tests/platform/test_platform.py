@@ -180,7 +180,7 @@ def test_a_refused_key_does_not_refuse_another_key(tmp_path: Path) -> None:
                 await until(lambda: again.service_health("claude")["state"] == "circuit_open")
             assert (await beside.query(QUESTION)).text
         async with Platform(options(tmp_path, server)) as later:
-            await later.sharing.catch_up()
+            await later.parts.sharing.catch_up()
             assert (await later.query(QUESTION)).text
 
     run(test)
@@ -196,7 +196,7 @@ def test_a_key_that_was_refused_a_while_ago_is_tried_again_by_a_process_that_sta
         async with soon:
             await until(lambda: soon.service_health("claude")["state"] == "circuit_open")
         async with later:
-            await later.sharing.catch_up()
+            await later.parts.sharing.catch_up()
             assert later.service_health("claude")["state"] == "healthy"
 
     run(test)
@@ -220,7 +220,7 @@ def test_a_pause_that_was_reset_does_not_come_back_with_the_next_process(tmp_pat
                 await until(lambda: second.service_health("claude")["state"] == "rate_limited")
             assert first.reset_service("claude")
         async with Platform(options(tmp_path, server)) as third:
-            await third.sharing.catch_up()
+            await third.parts.sharing.catch_up()
             assert (await third.query(one)).text
 
     run(test)
@@ -237,7 +237,7 @@ def test_opened_again_a_platform_keeps_what_it_learned_after_a_reset(tmp_path: P
             with pytest.raises(ExternalServiceError):
                 await platform.query(one)
         async with platform:
-            await platform.sharing.catch_up()
+            await platform.parts.sharing.catch_up()
             assert platform.service_health("claude")["state"] == "rate_limited"
 
     run(test)
@@ -269,7 +269,7 @@ def test_a_reset_keeps_money_limits_and_counts(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         async with Platform(options(tmp_path, server)) as platform:
             await platform.query(QUESTION)
-            await platform.ledger.flush()
+            await platform.parts.ledger.flush()
             before = platform.service_health("claude")
             platform.reset_service("claude")
             after = platform.service_health("claude")
@@ -331,12 +331,12 @@ def test_what_runs_while_a_platform_closes_ends_is_not_repeated_and_is_booked(tm
             assert failed.value.kind is truncated.value.kind is Kind.DRAINING
             assert truncated.value.partial_text == "Pa"
             assert len(server.queries) == 2
-            assert "closed" in repr(platform.http)
+            assert "closed" in repr(platform.parts.http)
             guard = platform.services["claude"].default_guard
             assert not guard.breaker.running and not guard.breaker.consecutive
         async with Platform(options(tmp_path, server)) as platform:
-            await platform.ledger.refresh()
-            money = platform.budget("claude")
+            await platform.parts.ledger.refresh()
+            money = platform.parts.budget("claude")
             assert money is not None and money.held_usd == 0 and money.spent_usd >= server.billed_usd > 0
 
     run(test)
@@ -356,7 +356,7 @@ def test_a_free_service_without_a_budget_is_not_limited(tmp_path: Path) -> None:
             )
             async with Platform(replace(options(tmp_path), services=(own,))) as platform:
                 assert (await platform.query(replace(QUESTION, service="own"))).cost_usd == 0
-                await platform.ledger.refresh()
+                await platform.parts.ledger.refresh()
                 assert platform.service_health("own")["state"] == "healthy"
 
     asyncio.run(main())
@@ -443,7 +443,7 @@ def test_a_budget_of_ones_own_holds(tmp_path: Path) -> None:
                 await platform.execute("search", Flaky())
             with pytest.raises(BudgetExceeded):
                 await platform.execute("search", Flaky())
-            await platform.ledger.flush()
+            await platform.parts.ledger.flush()
             assert platform.service_health("search")["rate_limits"]["daily_budget"]["spent"] == "0.09"
 
     asyncio.run(main())
@@ -458,7 +458,7 @@ def test_a_cost_that_cannot_be_told_is_booked_at_its_bound(
                 "search", daily_budget="1", max_cost_usd="0.04", cost_usd=lambda result: result["no such key"]
             )
             assert await platform.execute("search", Flaky()) == 1
-            await platform.ledger.flush()
+            await platform.parts.ledger.flush()
             assert platform.service_health("search")["rate_limits"]["daily_budget"]["spent"] == "0.04"
         assert "cost_usd failed" in caplog.text
 

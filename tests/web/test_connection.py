@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from koo.web import create_app
 from koo.web.connection import HEAD_BYTES_MAX
 from koo.web.problems import Problem
 from koo.web.server import bind, make_server
@@ -30,7 +31,8 @@ FLOODS_MAX = 1000
 @contextmanager
 def listening(folder: Path) -> Iterator[tuple[uvicorn.Server, int]]:
     """The server of `koo serve` in a thread, and its port."""
-    server = make_server(platform(folder))
+    made = platform(folder)
+    server = make_server(made, create_app(made))
     listener = bind("127.0.0.1", 0)
     port: int = listener.getsockname()[1]
     thread = threading.Thread(target=server.run, args=([listener],))

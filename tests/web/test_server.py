@@ -52,7 +52,8 @@ def test_what_is_cut_at_the_end_learns_why_and_fills_no_log(
     async def main() -> None:
         async with FakeAnthropic() as fake:
             fake.script(hang())
-            server = make_server(platform(tmp_path, claude(fake)))
+            made = platform(tmp_path, claude(fake))
+            server = make_server(made, create_app(made))
             server.config.timeout_graceful_shutdown = 0.2  # type: ignore[assignment]
             with closing(bind("127.0.0.1", 0)) as listener:
                 port = listener.getsockname()[1]
@@ -114,7 +115,7 @@ def _until_it_ends(url: str) -> None:
 def test_what_cannot_be_right_is_told_before_anything_is_opened(tmp_path: Path) -> None:
     wrong = options(tmp_path, database=DatabaseOptions(url="mysql://user:hunter2@host/name"))
     with pytest.raises(ConfigurationError) as refused:
-        make_server(Platform(wrong))
+        make_server(Platform(wrong), create_app(Platform(wrong)))
     assert "hunter2" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -127,7 +128,8 @@ def test_an_address_that_is_not_ours_is_one_sentence() -> None:
 
 def test_a_server_needs_no_main_thread(tmp_path: Path) -> None:
     """As in somebody's notebook: signals are left alone there."""
-    server = make_server(platform(tmp_path))
+    made = platform(tmp_path)
+    server = make_server(made, create_app(made))
     listener = bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

@@ -68,9 +68,7 @@ async def _examine() -> list[Finding]:
     try:
         settings = Settings()
         platform = Platform(settings.platform_options())
-        assert (
-            platform.services is not None
-        )  # Asking for a part assembles all, which may find more that is wrong.
+        _ = platform.options  # Making the parts may find more that is wrong.
     except ConfigurationError as error:
         return [
             Finding(
@@ -145,9 +143,9 @@ def _clock() -> Iterator[Finding]:
 async def _connections(platform: Platform) -> AsyncIterator[Finding]:
     yield await _database(platform)
     yield await _store(platform)
-    await platform.prices.load()
+    await platform.parts.prices.load()
     checks = await platform.check_services()
-    for name, backend in platform.backends.items():
+    for name, backend in platform.parts.backends.items():
         if name in checks:
             error = checks[name]["error"]
             yield Finding(
@@ -175,7 +173,7 @@ async def _database(platform: Platform) -> Finding:
 
 async def _store(platform: Platform) -> Finding:
     try:
-        await platform.store.signals.latest()
+        await platform.parts.store.signals.latest()
     except StoreUnavailable as error:
         advice = "explicit budgets refuse while it is away; see KOO_STATE_URL"
         return Finding("state store", "problem", str(error), advice)
@@ -184,7 +182,7 @@ async def _store(platform: Platform) -> Finding:
 
 def _price(platform: Platform, backend: Backend) -> Finding:
     options = backend.options
-    price = platform.prices.find(options, options.model)
+    price = platform.parts.prices.find(options, options.model)
     if price is None:
         variable = f"AI_SERVICES__{options.name.upper()}__"
         advice = f"set {variable}INPUT_PRICE and {variable}OUTPUT_PRICE, or pip install -U genai-prices"

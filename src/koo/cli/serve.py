@@ -8,6 +8,7 @@ from typing import Any
 from koo.cli.terminal import CommandFailed, Exit, say
 from koo.platform import Platform
 from koo.settings import Settings
+from koo.web.app import create_app
 from koo.web.logs import LogFormat
 from koo.web.server import serve as serve_http
 
@@ -25,6 +26,7 @@ def serve(host: str | None, port: int | None, log_format: LogFormat, log_level: 
     options = Settings(
         **{name: value for name, value in given.items() if value is not None}
     ).platform_options()
-    serve_http(Platform(options), log_format=log_format, log_level=log_level, out=sys.stdout)
+    platform = Platform(options)
+    serve_http(platform, create_app(platform), log_format=log_format, log_level=log_level, out=sys.stdout)
     say("koo has ended")
     return Exit.OK

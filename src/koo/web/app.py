@@ -30,7 +30,6 @@ from koo.web.probes import Readiness, probes_router
 from koo.web.release import version
 from koo.web.routing import answer_error, answer_http_error, describe_problems
 from koo.web.security import Access, AccessControl
-from koo.web.server import options_of
 
 PREFIX = "/api/v1"
 GZIP_BYTES_MIN = 1024
@@ -72,7 +71,7 @@ def create_app(platform: Platform) -> FastAPI:
         telemetry={"exclude": _is_probe},
         middleware=[
             Middleware(Edge),
-            Middleware(AccessControl, access=lambda: Access.of(options_of(platform))),
+            Middleware(AccessControl, access=lambda: Access.of(platform.options)),
             Middleware(GZipMiddleware, minimum_size=GZIP_BYTES_MIN, compresslevel=6),
         ],
         exception_handlers={HTTPException: _answer_http_error, KooError: _answer_error},
@@ -106,7 +105,7 @@ def mount(
         app.include_router(dashboard_router(prefix, dashboard))
     if protect:
         paths = (f"{prefix}/monitoring", f"{prefix}/ai", "/metrics")
-        app.add_middleware(AccessControl, access=lambda: Access.of(options_of(platform), hosts), paths=paths)
+        app.add_middleware(AccessControl, access=lambda: Access.of(platform.options, hosts), paths=paths)
     if KooError not in app.exception_handlers:
         app.add_exception_handler(KooError, _answer_error)
     _wrap_lifespan(app, platform, readiness)

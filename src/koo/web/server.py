@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from types import FrameType
 
     import uvicorn
-    from fastapi import FastAPI
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 GRACE_S = 10
@@ -41,18 +40,18 @@ SHOWN_PROMPT = "What is the capital of France?"
 
 def serve(
     platform: Platform,
+    app: ASGIApp,
     *,
-    app: FastAPI | None = None,
     log_format: LogFormat = "auto",
     log_level: str = "info",
     out: TextIO | None = None,
 ) -> None:
-    """Serve `app` (None: `create_app(platform)`) until SIGINT or SIGTERM.
+    """Serve `app`, an application of this platform (`create_app`, `mount`), until SIGINT or SIGTERM.
 
     `out` gets what to try, once the server is ready; None is standard output. Raises `ConfigurationError` for settings
     that cannot be right and for an address that cannot be listened on.
     """
-    options = options_of(platform)
+    options = platform.options
     with bind(options.host, options.port) as listener:
         set_up_logs(log_format, log_level)
         port = listener.getsockname()[1]
@@ -63,14 +62,8 @@ def serve(
         raise ConfigurationError("", "the server did not start; the log above says why")
 
 
-def options_of(platform: Platform) -> PlatformOptions:
-    """What is in force; read now, if nobody has read it yet. Raises `ConfigurationError`."""
-    assert platform.services is not None  # asking for a part assembles all
-    return platform.options
-
-
 def make_server(
-    platform: Platform, app: FastAPI | None = None, on_ready: Callable[[], None] = lambda: None
+    platform: Platform, app: ASGIApp, on_ready: Callable[[], None] = lambda: None
 ) -> uvicorn.Server:
     """A uvicorn server, which is run with its sockets. Opens nothing.
 
@@ -78,11 +71,10 @@ def make_server(
     """
     import uvicorn
 
-    from koo.web.app import create_app
     from koo.web.connection import Connection
 
-    # What cannot be right is said now, in one sentence, and not as a traceback out of the application's start.
-    assert options_of(platform) is not None and platform.database is not None
+    # Report wrong settings now, in one sentence, and not as a traceback out of the application's start.
+    platform.assemble()
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -101,7 +93,7 @@ def make_server(
 
     return Server(
         uvicorn.Config(
-            answering_what_is_cut(app or create_app(platform)),
+            answering_what_is_cut(app),
             http=Connection,
             lifespan="on",
             log_config=None,

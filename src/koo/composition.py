@@ -1,0 +1,177 @@
+"""Composition: what one process of koo is made of, and what each part is given.
+
+Only here do the parts meet: services, database, ledger, alerts, events. `Parts` makes them without I/O, opens what
+must know its past before the first call (the state store), and closes everything in the reverse order of use. When
+that happens, and on which loop, is decided in `platform.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from koo.ai.assembly import assemble, describe
+from koo.ai.gateway import Backend, Gateway
+from koo.ai.operations import Money
+from koo.ai.pricing import Prices
+from koo.ai.service import Service
+from koo.alerts.rules import STORE
+from koo.clock import Clock
+from koo.deadlines import Deadlines
+from koo.events import EventBus
+from koo.http import HttpClient
+from koo.lookout import Lookout
+from koo.monitoring.snapshot import service_view, unknown_service
+from koo.options import PlatformOptions
+from koo.sharing import DATABASE, Sharing
+from koo.storage.base import BudgetView, StoreUnavailable
+from koo.storage.fallback import GuardedLedger
+from koo.storage.store import SqlStore
+
+if TYPE_CHECKING:
+    from koo.database.database import Database
+
+log = logging.getLogger("koo")
+
+
+class Parts:
+    """Every part of koo in one process, connected. Raises `ConfigurationError` for options that cannot be right."""
+
+    def __init__(
+        self, options: PlatformOptions, *, clock: Clock, deadlines: Deadlines, events: EventBus
+    ) -> None:
+        self.options = options
+        self.clock = clock
+        self.deadlines = deadlines
+        self.events = events
+        self.http = HttpClient()
+        self.prices = Prices()
+        self.store = SqlStore(options.state_url, clock=clock, home=options.home)
+        self.ledger = GuardedLedger(self.store.ledger, clock, events.publish)
+        self.store.watch(self.ledger.store_changed)
+        self.backends: dict[str, Backend] = assemble(
+            options, http=self.http, clock=clock, deadlines=deadlines, publish=events.publish
+        )
+        self.operations: dict[str, tuple[Service, Money]] = {}
+        self.gateway = Gateway(
+            self.backends,
+            ledger=lambda: self.ledger,
+            prices=self.prices,
+            deadlines=deadlines,
+            clock=clock,
+        )
+        self.sharing = Sharing(self.store, clock, lambda: self.services, self._reset_database, self._key_of)
+        events.listen(self.sharing.hear)
+        self.lookout = Lookout(self.store, clock, self.observes)
+        self.database_in_use: Database | None = None
+        self._restored = self._priced = False
+
+    # ── finding ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def database(self) -> Database:
+        """The guarded database; made when first asked for, opened at its first use."""
+        if self.database_in_use is None:
+            from koo.database.database import Database  # SQLAlchemy is loaded by those who use a database
+
+            self.database_in_use = Database(
+                self.options.database,
+                deadlines=self.deadlines,
+                clock=self.clock,
+                publish=self.events.publish,
+            )
+        return self.database_in_use
+
+    @property
+    def services(self) -> dict[str, Service]:
+        """All services by name: built-in, declared, and registered by the user."""
+        services = {name: backend.service for name, backend in self.backends.items()}
+        services.update({name: service for name, (service, _) in self.operations.items()})
+        return services
+
+    def find_service(self, name: str) -> Service:
+        """One service. Raises `UnknownService`, which lists the known ones."""
+        service = self.services.get(name) if isinstance(name, str) else None
+        if service is None:
+            raise unknown_service(name, list(self.services))
+        return service
+
+    def find_operation(self, name: str) -> tuple[Service, Money | None]:
+        """What guards an operation: its own registration, or a built-in service. Raises `UnknownService`."""
+        return self.operations.get(name) or (self.find_service(name), None)
+
+    def budget(self, name: str) -> BudgetView | None:
+        """The last view of a service's money of today."""
+        return self.ledger.view(name)
+
+    def service_health(self, name: str) -> dict[str, Any]:
+        """One service, in the promised shape. Raises `UnknownService`."""
+        service = self.find_service(name)
+        backend = self.backends.get(name)
+        configuration = describe(backend.options) if backend is not None else None
+        return service_view(service, self.budget(name), self.clock, configuration)
+
+    def services_status(self) -> dict[str, dict[str, Any]]:
+        """Every service by name."""
+        return {name: self.service_health(name) for name in self.services}
+
+    def observes(self, component: str) -> bool:
+        """Can this process observe an alert's component? Not, for example, a database that it does not use."""
+        if component == DATABASE:
+            return self.database_in_use is not None
+        name = component.removeprefix("ai:").partition("/")[0]
+        service = self.services.get(name)
+        return component == STORE or (service is not None and service.configured)
+
+    def _reset_database(self) -> None:
+        self.database.reset_circuit_breaker()
+
+    def _key_of(self, name: str) -> str | None:
+        backend = self.backends.get(name)
+        return backend.options.api_key if backend is not None else None
+
+    # ── opening and closing ───────────────────────────────────────────────────────────────────────────────────
+
+    async def open(self) -> None:
+        """Go on where the last process stopped: today's money and requests, and alerts that last.
+
+        A store that cannot be reached does not stop the process: the ledger decides what that means for budgets.
+        """
+        try:
+            await self.store.open()
+            if not self._restored:
+                for service in self.services.values():
+                    service.restore_day(await self.store.quotas.used_today(service.name))
+                self._restored = True
+            await self.lookout.begin()
+        except StoreUnavailable:
+            log.warning("koo begins without its state store, which is tried again by itself")
+
+    async def load_prices(self) -> None:
+        """Load the price table, once, if a service may need it."""
+        # It takes some tenths of a second and some MiB, which a process with only a local model should not pay.
+        if not self._priced:
+            if any(b.options.configured and b.options.kind != "local" for b in self.backends.values()):
+                await self.prices.load()
+            self._priced = True
+
+    async def close(self) -> None:
+        """Close in the reverse order of use; a part that fails to close does not keep the others open."""
+        closers: list[Callable[[], Awaitable[None]]] = [
+            backend.provider.close for backend in self.backends.values()
+        ]
+        closers.append(self.http.close)
+        if self.database_in_use is not None:
+            closers.append(self.database_in_use.close)
+        closers.extend((self._release_alerts, self.sharing.finish, self.store.close))
+        for close in closers:
+            try:
+                await close()
+            except Exception:
+                log.exception("a part of koo did not close")
+
+    async def _release_alerts(self) -> None:
+        with suppress(StoreUnavailable):
+            await self.lookout.finish()

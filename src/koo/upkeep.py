@@ -1,0 +1,163 @@
+"""Upkeep: what time brings about, with or without traffic.
+
+Without it a dashboard of a quiet service would show an open circuit for ever, a latched key would stay latched, and a
+dead process's holds would stay held. Each task survives its own errors: they are logged when they begin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from decimal import Decimal
+from typing import Any
+
+from koo.ai.gateway import Backend
+from koo.ai.models import not_configured
+from koo.ai.service import Service
+from koo.alerts.rules import find
+from koo.composition import Parts
+from koo.errors import ExternalServiceError, Kind
+from koo.events import HoldsSwept
+from koo.storage.base import StoreUnavailable
+
+TICK_S = 1.0
+SWEEP_EVERY_TICKS = 30
+
+log = logging.getLogger("koo")
+
+
+class BackgroundTask(ABC):
+    """Something done each second until it is cancelled."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self._failing = False
+
+    async def run(self) -> None:
+        """For ever: wait, and step."""
+        while True:
+            await self.parts.clock.sleep(TICK_S)
+            try:
+                await self.step()
+            except Exception:
+                if not self._failing:
+                    log.exception("%s failed, and goes on", type(self).__name__)
+                self._failing = True
+            else:
+                self._failing = False
+
+    @abstractmethod
+    async def step(self) -> None: ...
+
+
+class KeepTime(BackgroundTask):
+    """Breakers whose time is over, latches that end, days that roll, alerts; and now and then dead processes' holds."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        self._ticks = 0
+
+    async def step(self) -> None:
+        self._tick()
+        await self._watch()
+        self._ticks += 1
+        if self._ticks % SWEEP_EVERY_TICKS == 0:
+            await self._sweep()
+
+    def _tick(self) -> None:
+        """What a second brings about in every guard; reads no network."""
+        parts = self.parts
+        for service in parts.services.values():
+            service.tick()
+            day, count = service.take_uncounted()
+            if count:
+                parts.store.quotas.add(service.name, day, count)
+        if parts.database_in_use is not None:
+            parts.database_in_use.tick()
+
+    async def _watch(self) -> None:
+        """Look at everything once, and let alerts begin and end."""
+        # Do not import SQLAlchemy just to watch a database that is not used.
+        database = self.parts.database_in_use
+        health = database.get_health() if database is not None else None
+        await self.parts.lookout.look(find(health, self.parts.services_status()))
+
+    async def _sweep(self) -> None:
+        """Book what dead processes left held, and read the shared numbers anew."""
+        parts = self.parts
+        swept = await parts.ledger.sweep()
+        if swept:
+            booked = sum((hold.amount_usd for hold in swept), Decimal(0))
+            parts.events.publish(HoldsSwept("ledger", len(swept), str(booked)))
+        with suppress(StoreUnavailable):
+            await parts.ledger.refresh()
+            await parts.lookout.sweep()
+
+
+class CheckServices(BackgroundTask):
+    """One unbilled check of each configured service at its interval; a latched key at its own, growing one."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        self._due_at = self._next_round()
+
+    def _next_round(self) -> float:
+        return self.parts.clock.monotonic() + self.parts.options.health_check_interval_s
+
+    async def step(self) -> None:
+        now = self.parts.clock.monotonic()
+        due = now >= self._due_at
+        if due:
+            self._due_at = self._next_round()
+        names = [name for name, service in self.parts.services.items() if _wants_check(service, due, now)]
+        await asyncio.gather(*(self._check(name) for name in names))
+
+    async def _check(self, name: str) -> None:
+        result = await check_service(self.parts, name)
+        latches = self.parts.services[name].gates.latches
+        if latches and not result["healthy"]:
+            latches.postpone(self.parts.clock.monotonic())
+
+
+def _wants_check(service: Service, due: bool, now: float) -> bool:
+    if not service.configured or not service.checkable:
+        return False
+    return service.gates.latches.due(now) if service.gates.latches else due
+
+
+async def check_service(parts: Parts, name: str) -> dict[str, Any]:
+    """Ask a built-in service whether it is there and takes the key: never billed.
+
+    Returns `healthy`, `error`, `response_time_ms`, and the state that follows.
+    """
+    backend, clock = parts.backends[name], parts.clock
+    began = clock.monotonic()
+    error = await _ask(backend, parts.options.health_check_timeout_s)
+    backend.service.default_guard.note_check(error is None)
+    if error is None and backend.service.gates.latches:
+        backend.service.unlatch()
+    view = parts.service_health(name)
+    return {
+        "service_name": name,
+        "healthy": error is None and view["state"] not in ("circuit_open", "unhealthy"),
+        "state": view["state"],
+        "error": None if error is None else str(error),
+        "response_time_ms": (clock.monotonic() - began) * 1000,
+        "last_updated": view["last_updated"],
+    }
+
+
+async def _ask(backend: Backend, timeout_s: float) -> ExternalServiceError | None:
+    name = backend.options.name
+    if not backend.options.configured:
+        return ExternalServiceError(name, not_configured(backend.options), kind=Kind.NOT_CONFIGURED)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await backend.provider.check()
+    except TimeoutError:
+        return ExternalServiceError(name, "the check got no answer in time", kind=Kind.TIMEOUT)
+    except ExternalServiceError as error:
+        return error
+    return None
