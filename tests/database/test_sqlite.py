@@ -18,9 +18,8 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from koo.database.database import Database
-from koo.database.drivers import DRIVERS
+from koo.database.drivers.aiosqlite import Aiosqlite, connect
 from koo.database.sqlite import Need, need_of
-from koo.database.sqlite_connection import connect
 from koo.errors import DatabaseError, DatabaseTimeout, Kind, PoolSaturated
 from tests.database.support import (
     INSERT,
@@ -412,7 +411,7 @@ def test_an_interrupt_that_an_open_statement_keeps_for_the_rollback_leaves_no_lo
         await one.execute("BEGIN IMMEDIATE")
         cursor = await one.execute("SELECT id FROM notes")
         await cursor.fetchone()
-        DRIVERS["aiosqlite"].cut_off(one)
+        Aiosqlite().cut_off(one)
         await one.close()
         with closing(sqlite3.connect(tmp_path / "x.db", timeout=0)) as other:
             other.execute("BEGIN IMMEDIATE")

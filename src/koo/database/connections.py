@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from koo.database.drivers import DRIVERS, Driver
+from koo.database.drivers.base import Driver
+from koo.database.drivers.loading import load_driver
 from koo.database.gate import Gate
 from koo.database.hooks import Hooks
-from koo.database.links import Link
 from koo.database.pool import PoolMetrics
+from koo.database.records import ConnectionRecord
 from koo.database.session import GuardedSession
 from koo.database.sqlite import Mode, Need, SqliteFile, WriterLine
 from koo.deadlines import NEVER, Deadlines
@@ -63,9 +64,9 @@ class Connections:
         self.metrics = metrics
         self.deadlines = deadlines
         self.monotonic = monotonic
-        self.driver: Driver = DRIVERS[url.get_driver_name()]
+        self.driver: Driver = load_driver(url.get_driver_name())
         self.generation = 0
-        self.links: dict[Any, Link] = {}  # by SQLAlchemy's adapted connection
+        self.links: dict[Any, ConnectionRecord] = {}  # by SQLAlchemy's adapted connection
         self.writers = WriterLine(deadlines, monotonic)
         self.draining = False
         self.kept = False
@@ -143,18 +144,18 @@ class Connections:
 
     # ── links ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def link_of(self, connection: Any) -> Link:
+    def link_of(self, connection: Any) -> ConnectionRecord:
         """The link of one of SQLAlchemy's connections."""
         return self.links[connection.connection.dbapi_connection]
 
     def make_link(self, adapted: Any) -> None:
         now = self.monotonic()
         age_s = self.options.pool_recycle_s * (1.0 - AGE_JITTER * self._draw())
-        self.links[adapted] = Link(
+        self.links[adapted] = ConnectionRecord(
             adapted, self.driver, now=now, expires_at=now + age_s, generation=self.generation
         )
 
-    def forget(self, link: Link) -> None:
+    def forget(self, link: ConnectionRecord) -> None:
         """A connection is closed."""
         self.metrics.aborted += link.aborted
         self.end_writing(link)
@@ -175,7 +176,7 @@ class Connections:
 
     # ── SQLite's transactions ─────────────────────────────────────────────────────────────────────────────────
 
-    async def begin_sqlite(self, link: Link, scope: SessionScope, need: Need) -> None:
+    async def begin_sqlite(self, link: ConnectionRecord, scope: SessionScope, need: Need) -> None:
         """Before a statement: open the transaction that it needs, as late as possible and no later."""
         mode = scope.mode
         if need is Need.WRITE and mode is not Mode.READER:
@@ -189,7 +190,7 @@ class Connections:
             await link.connection.execute_fetchall("BEGIN")
             link.in_transaction = True
 
-    async def begin_writing(self, link: Link, scope: SessionScope) -> None:
+    async def begin_writing(self, link: ConnectionRecord, scope: SessionScope) -> None:
         """Stand in the line of writers, then take SQLite's own lock. A snapshot that is open goes on as it is."""
         until = min(scope.deadline, self.monotonic() + self.options.pool_timeout_s)
         await self.writers.enter(self.name, until, scope.owner)
@@ -203,7 +204,7 @@ class Connections:
             raise
         link.in_transaction = True
 
-    async def _begin_immediate(self, link: Link, until: float) -> None:
+    async def _begin_immediate(self, link: ConnectionRecord, until: float) -> None:
         while True:
             try:
                 await link.connection.execute_fetchall("BEGIN IMMEDIATE")
@@ -216,7 +217,7 @@ class Connections:
             low, high = BUSY_PAUSE_S
             await asyncio.sleep(low + (high - low) * self._draw())
 
-    def end_writing(self, link: Link) -> None:
+    def end_writing(self, link: ConnectionRecord) -> None:
         """The transaction has ended, or its connection: the next writer's turn."""
         link.in_transaction = False
         if link.writing:

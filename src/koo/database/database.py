@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.database import views
 from koo.database.connections import Connections
-from koo.database.drivers import DRIVERS
+from koo.database.drivers.loading import DRIVERS
 from koo.database.faults import classify_connect
 from koo.database.gate import Gate
 from koo.database.pool import PoolMetrics

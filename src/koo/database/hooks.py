@@ -15,9 +15,9 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.util import await_
 
 from koo.database import sqlite
-from koo.database.drivers import give_up, stop_running
+from koo.database.drivers.aiosqlite import give_up, stop_running
 from koo.database.faults import Phase
-from koo.database.links import Link
+from koo.database.records import ConnectionRecord
 
 if TYPE_CHECKING:
     from koo.database.connections import Connections
@@ -118,7 +118,7 @@ class Hooks:
             if timer is not None:
                 timer.cancel()
 
-    def _check(self, link: Link) -> None:
+    def _check(self, link: ConnectionRecord) -> None:
         """Before a connection is used again: is it too old, or known to be useless?"""
         if link.generation != self._connections.generation:
             link.abort()  # an orderly goodbye to a black hole takes seconds
@@ -179,7 +179,9 @@ class Hooks:
         self._note_statement(scope.leave(link, began, True))
         return True
 
-    async def _prepare_sqlite(self, link: Link, scope: SessionScope, statement: str, context: Any) -> None:
+    async def _prepare_sqlite(
+        self, link: ConnectionRecord, scope: SessionScope, statement: str, context: Any
+    ) -> None:
         need = sqlite.need_of(statement, context)
         if need is not sqlite.Need.NOTHING:
             await self._connections.begin_sqlite(link, scope, need)

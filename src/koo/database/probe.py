@@ -18,10 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from koo.clock import Clock
 from koo.database import sqlite
-from koo.database.drivers import DRIVERS, Driver
+from koo.database.drivers.base import Driver
+from koo.database.drivers.loading import load_driver
 from koo.database.faults import Phase, explain, too_late, unavailable
 from koo.database.finishing import to_end
-from koo.database.links import Link
+from koo.database.records import ConnectionRecord
 from koo.deadlines import Alarm, Deadlines
 from koo.errors import DatabaseError
 from koo.guard import Guard
@@ -30,10 +31,6 @@ from koo.policies.breaker import HALF_OPEN, Permit
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Verdict
 
 TICK_S = 1.0
-ASK = {
-    "postgresql": "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool",
-    "sqlite": "SELECT NULL FROM sqlite_master",  # reads the file; only a write tells whether it takes writes
-}
 
 log = logging.getLogger("koo")
 
@@ -75,10 +72,10 @@ class ProbeDatabase:
         self._on_look = on_look
         self._tick = tick
         self._temporary = temporary
-        self._driver: Driver = DRIVERS[url.get_driver_name()]
+        self._driver: Driver = load_driver(url.get_driver_name())
         self._engine: AsyncEngine | None = None
         self._connection: AsyncConnection | None = None
-        self._link: Link | None = None
+        self._link: ConnectionRecord | None = None
         self._running: asyncio.Task[Look] | None = None
         self._ending: set[asyncio.Future[Any]] = set()
 
@@ -154,7 +151,7 @@ class ProbeDatabase:
         assert connection is not None and link is not None
         timer = link.abort_in(max(until - self._clock.monotonic(), 0.0))
         try:
-            result = await connection.execute(text(ASK[self._url.get_backend_name()]))
+            result = await connection.execute(text(self._driver.health_query))
             refuses: bool | None = result.scalar()
             return refuses
         finally:
@@ -174,7 +171,7 @@ class ProbeDatabase:
 
     def _on_connect(self, adapted: Any, record: Any) -> None:
         now = self._clock.monotonic()
-        self._link = Link(adapted, self._driver, now=now, expires_at=now, generation=0)
+        self._link = ConnectionRecord(adapted, self._driver, now=now, expires_at=now, generation=0)
         if self._url.get_backend_name() == "sqlite":
             adapted.run_async(lambda connection: sqlite.prepare(connection, self._temporary))
 

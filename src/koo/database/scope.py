@@ -24,10 +24,10 @@ from sqlalchemy.util import greenlet_spawn
 from koo.database.faults import Phase
 from koo.database.finishing import Unbroken, to_end
 from koo.database.hooks import Stale
-from koo.database.links import Link
+from koo.database.records import ConnectionRecord
 from koo.database.session import GuardedSession, SyncSession
 from koo.database.sqlite import MODES, Mode
-from koo.database.work import Work
+from koo.database.transcript import Transcript
 from koo.deadlines import NEVER, ends_at
 from koo.errors import DatabaseError, DatabaseTimeout, Kind, KooError, PoolSaturated, describe_s
 from koo.policies.verdict import UNJUDGED, Fault
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("koo")
 
 
-class SessionScope(Work):
+class SessionScope(Transcript):
     """`async with` it: an `AsyncSession` in one transaction, committed at the end, rolled back on any exception.
 
     Raises `DatabaseUnavailable` and `PoolSaturated` on entry, `DatabaseTimeout` when its time is over,
@@ -48,7 +48,7 @@ class SessionScope(Work):
     _sync: SyncSession
     session: GuardedSession
 
-    link: Link | None = None
+    link: ConnectionRecord | None = None
     left = False
     handed_out = False
     _timer: asyncio.TimerHandle | None = None

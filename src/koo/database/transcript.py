@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.engine import ExceptionContext
 
 from koo.database.faults import LOST, READ_ONLY, Drop, Meaning, Phase, explain, sqlstate_of
-from koo.database.links import Link
+from koo.database.records import ConnectionRecord
 from koo.errors import CommitOutcomeUnknown, DatabaseError, DatabaseTimeout, Kind, KooError, describe_s
 from koo.guard import Scope
 from koo.options import DatabaseOptions
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 REPORTS_MAX = 8
 
 
-class Work:
+class Transcript:
     """The part of a scope that the hooks inside SQLAlchemy see. What is rarely set stands at the class."""
 
     connections: Connections
@@ -47,7 +47,7 @@ class Work:
 
     # ── a statement, or COMMIT ────────────────────────────────────────────────────────────────────────────────
 
-    def enter(self, link: Link, phase: Phase) -> float:
+    def enter(self, link: ConnectionRecord, phase: Phase) -> float:
         """Before anything is sent. Gives the time. Raises when it is too late, or when another task is at it."""
         if (
             link.busy
@@ -60,7 +60,7 @@ class Work:
         self.phase = phase
         return self._monotonic()
 
-    def _why_not(self, link: Link) -> DatabaseError:
+    def _why_not(self, link: ConnectionRecord) -> DatabaseError:
         name = self.connections.name
         if link.busy:
             reason = "two tasks use one session at once: open a scope in each of them"
@@ -75,7 +75,7 @@ class Work:
             )
         return DatabaseError(name, reason, kind=Kind.INVALID_REQUEST)
 
-    def leave(self, link: Link, began: float, succeeded: bool) -> float:
+    def leave(self, link: ConnectionRecord, began: float, succeeded: bool) -> float:
         """After it; gives how long it took. Of a failure `report` hears the rest."""
         link.busy = False
         took_s = self._monotonic() - began
@@ -90,7 +90,9 @@ class Work:
 
     # ── what the engine reports ───────────────────────────────────────────────────────────────────────────────
 
-    def report(self, context: ExceptionContext, link: Link, error: BaseException) -> BaseException | None:
+    def report(
+        self, context: ExceptionContext, link: ConnectionRecord, error: BaseException
+    ) -> BaseException | None:
         """An error of the engine in this scope; gives what is to be raised in its place, if anything."""
         if isinstance(error, KooError):
             return None

@@ -1,22 +1,68 @@
-"""psycopg's connection, whose cancelled statement ends promptly.
+"""psycopg 3, which `postgresql://` means.
 
 psycopg answers a cancellation by asking the server to stop the statement and waiting until it has: up to ten seconds
 when the server is a black hole, and nothing from outside can shorten them. SQLAlchemy drops a connection whose
-statement was cancelled, so there is nothing to wait for: ask once, within the cleanup time, and close.
+statement was cancelled, so there is nothing to wait for: `PromptConnection` asks once, within the cleanup time, and
+closes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.waiting import wait_async
 
+from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep
+from koo.options import DatabaseOptions
+
+
+class Psycopg:
+    """The driver `psycopg`."""
+
+    answers_begin = True
+    health_query = POSTGRESQL_HEALTH
+
+    def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
+        connect = partial(PromptConnection.connect_within, options.cleanup_timeout_s)
+        return {"async_creator_fn": connect}
+
+    def begin(self, adapted: Any) -> Awaitable[Any] | None:
+        connection = adapted.driver_connection
+        start: Callable[[], Any] | None = getattr(connection, "_start_query", None)
+        return None if start is None else _start(connection, start)
+
+    def is_closed(self, connection: Any) -> bool:
+        return bool(connection.closed)
+
+    def is_idle(self, connection: Any) -> bool:
+        return bool(connection.is_idle)
+
+    async def cancel(self, connection: Any, within_s: float) -> None:
+        await connection.cancel_safe(timeout=within_s)
+
+    def cut_off(self, connection: Any) -> None:
+        if connection.closed:
+            return
+        # Of a copy: closing the original would pull it from under the selector and from libpq.
+        with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as wire:
+            wire.shutdown(socket.SHUT_RDWR)
+
+
+async def _start(connection: Any, start: Callable[[], Any]) -> None:
+    async with connection.lock:
+        await connection.wait(start())
+
 
 class ServerCursor(psycopg.AsyncServerCursor[Any]):
-    """A streamed result. When its connection is lost nobody can close it, and psycopg's warning would be no help."""
+    """A streamed result. When its connection is lost it cannot be closed, and psycopg's warning would not help."""
 
     def __del__(self, *warn: Any) -> None:
         if not self.connection.closed:
@@ -38,7 +84,7 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
 
     @property
     def is_idle(self) -> bool:
-        """Is no transaction open, by what the server said last?"""
+        """Whether no transaction is open, by what the server said last."""
         return self.pgconn.transaction_status == TransactionStatus.IDLE
 
     async def wait(self, gen: Any, interval: float = 0.1, **more: Any) -> Any:  # type: ignore[override]

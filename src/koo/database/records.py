@@ -1,4 +1,4 @@
-"""Link: what koo knows of one connection of the pool, for as long as it lives.
+"""ConnectionRecord: what koo knows of one connection of the pool, for as long as it lives.
 
 SQLAlchemy measures the age of connections in wall time and throws a whole pool away by it: after one lost connection
 and a step of the clock each checkout reconnects. A link counts in monotonic time, and belongs to a *generation*: when
@@ -12,13 +12,13 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from koo.database.drivers import Driver
+from koo.database.drivers.base import Driver
 
 if TYPE_CHECKING:
     from koo.database.scope import SessionScope
 
 
-class Link:
+class ConnectionRecord:
     """One connection. `busy`: something is sent and not answered; `scope`: whose it is while it is checked out."""
 
     __slots__ = (

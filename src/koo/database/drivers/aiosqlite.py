@@ -1,0 +1,146 @@
+"""aiosqlite, beneath `sqlite://`: a thread for each connection.
+
+The thread serves its connection until it is told to stop. Told twice, aiosqlite waits for a second answer that never
+comes: a task that is cancelled while SQLAlchemy closes (at the end of `asyncio.run`, say) would wait for ever. And an
+attempt to connect that is cancelled stops its thread without waiting, so that the thread may answer to a loop that has
+ended meanwhile. `SingleEnd` stops once, and its end is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import weakref
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import aiosqlite
+
+from koo.database.drivers.base import Keep
+from koo.options import DatabaseOptions
+
+CHUNK_ROWS = 64
+STOP_AFTER_S = 0.002
+"""So long a cancelled statement may go on before it is known that its thread is not idle."""
+
+
+class Aiosqlite:
+    """The driver `aiosqlite`."""
+
+    answers_begin = False
+    health_query = "SELECT NULL FROM sqlite_master"  # reads the file
+
+    def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
+        # No transaction of pysqlite's own making: koo says BEGIN. Its busy timeout is set by a PRAGMA.
+        return {"isolation_level": None, "timeout": 0.0, "async_creator_fn": partial(connect, keep)}
+
+    def begin(self, adapted: Any) -> Awaitable[Any] | None:
+        return None
+
+    def is_closed(self, connection: Any) -> bool:
+        return connection._connection is None or not connection._running
+
+    def is_idle(self, connection: Any) -> bool:
+        return False
+
+    async def cancel(self, connection: Any, within_s: float) -> None:
+        interrupt(connection)
+
+    def cut_off(self, connection: Any) -> None:
+        # Not `connection.stop()`: SQLAlchemy closes it later, and that would wait for a thread which has ended.
+        interrupt(connection)
+        give_up(connection)
+
+
+def interrupt(connection: Any) -> None:
+    """End SQLite's running statement at once; it raises SQLITE_INTERRUPT in its thread."""
+    inner = connection._connection
+    if inner is not None:
+        inner.interrupt()
+
+
+def stop_running(connection: Any) -> None:
+    """As `interrupt`, but only if its thread is at work.
+
+    Between `execute` and `fetchall` it is not. An interrupt would then lie in wait for the ROLLBACK that comes next,
+    because SQLite forgets it only when no statement is open.
+    """
+    if connection._connection is None:
+        return
+    idle: list[bool] = []
+
+    def look() -> None:
+        if not idle:
+            interrupt(connection)
+
+    connection._tx.put_nowait((None, partial(idle.append, True)))
+    asyncio.get_running_loop().call_later(STOP_AFTER_S, look)
+
+
+def give_up(connection: Any) -> None:
+    """End SQLite's transaction in its thread, before whatever is put there next.
+
+    A connection that is closed with a statement still open lives on as a zombie until the garbage collector finds the
+    statement, and so do its locks.
+    """
+    inner = connection._connection
+    if inner is not None:
+        connection._tx.put_nowait((None, partial(_roll_back, inner)))
+
+
+def _roll_back(inner: OwnCursors) -> None:
+    with suppress(sqlite3.Error):
+        inner.give_up()
+
+
+class OwnCursors(sqlite3.Connection):
+    """Knows its cursors, so that they can be closed by another than their owner.
+
+    While a statement is open SQLite remembers an interrupt, and applies it to the ROLLBACK that comes next: then the
+    transaction and its locks would live on. A cancelled caller's traceback can keep a cursor, and so a statement, open.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._cursors: weakref.WeakSet[sqlite3.Cursor] = weakref.WeakSet()
+
+    def cursor(self, *args: Any, **options: Any) -> Any:
+        cursor = super().cursor(*args, **options)
+        self._cursors.add(cursor)
+        return cursor
+
+    def execute(self, *args: Any) -> Any:
+        return self.cursor().execute(*args)  # the C code would make a cursor past `cursor`
+
+    def give_up(self) -> None:
+        """Close every statement, and end the transaction. In the connection's thread."""
+        for cursor in tuple(self._cursors):
+            cursor.close()
+        self.rollback()
+
+
+class SingleEnd(aiosqlite.Connection):
+    """Stops once, however often it is told to; `keep` receives what is done when its thread has ended."""
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection], keep: Keep) -> None:
+        super().__init__(connector, CHUNK_ROWS)
+        self._thread.daemon = True  # a statement without end must not keep the process alive
+        self._keep: Keep | None = keep
+        self._stopped: asyncio.Future[Any] | None = None
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        if self._running:
+            self._stopped = super().stop()
+            keep, self._keep = self._keep, None  # the ending thread must not keep a whole database alive
+            if keep is not None:
+                keep(self._stopped)
+        return self._stopped
+
+
+async def connect(keep: Keep, database: str, **options: Any) -> SingleEnd:
+    """As `aiosqlite.connect`."""
+    connection = SingleEnd(partial(sqlite3.connect, database, factory=OwnCursors, **options), keep)
+    _ = await connection
+    return connection

@@ -1,0 +1,53 @@
+"""What differs between the drivers, beneath SQLAlchemy: how to begin at once, to cancel, and to cut off.
+
+*Begin at once.* A driver sends BEGIN with the first statement. koo sends it when the scope is entered: that costs no
+extra round trip, and it is the cheapest validation there is. A dead connection is found before any of the user's code
+has run, while another one may still be taken unseen.
+
+*Cancel* asks the server, over a connection of its own, to stop the statement. *Cut off* needs no answer: it is what
+remains when the other side is a black hole. It must wake the task that waits on the socket, so it shuts the socket down
+and does not close it under the selector.
+
+Some of this uses names that a driver does not document. Each is looked up when needed, and where it is gone koo falls
+back: to beginning with the first statement, or from cancelling to cutting off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from koo.options import DatabaseOptions
+
+Keep = Callable[[asyncio.Future[Any] | None], None]
+
+
+class Driver(Protocol):
+    """One driver. `connection` is the driver's own; `adapted` is SQLAlchemy's wrapper around it."""
+
+    answers_begin: bool
+    """Whether BEGIN is a round trip, so that its success shows that the server is well."""
+    health_query: str
+    """Its one value says whether writes are refused; NULL where only a write can show that."""
+
+    def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
+        """For SQLAlchemy. `keep` receives background work that must end before the event loop does."""
+        ...
+
+    def begin(self, adapted: Any) -> Awaitable[Any] | None:
+        """BEGIN, to be awaited; None leaves it to the first statement."""
+        ...
+
+    def is_closed(self, connection: Any) -> bool: ...
+
+    def is_idle(self, connection: Any) -> bool:
+        """Whether it is known without asking that no transaction is open; False leaves that to SQLAlchemy."""
+        ...
+
+    async def cancel(self, connection: Any, within_s: float) -> None: ...
+
+    def cut_off(self, connection: Any) -> None: ...
+
+
+POSTGRESQL_HEALTH = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"
