@@ -146,7 +146,7 @@ def test_a_refused_connection_sent_nothing() -> None:
             port = taken.getsockname()[1]
             async with client() as http:
                 error = await failure_of(http.request("POST", f"http://127.0.0.1:{port}/", body=b"x"))
-        assert error.phase == "connect" and f"127.0.0.1:{port}" in error.reason
+        assert error.stage == "connect" and f"127.0.0.1:{port}" in error.reason
 
     asyncio.run(main())
 
@@ -155,7 +155,7 @@ def test_an_unknown_name_sent_nothing() -> None:
     async def main() -> None:
         async with client() as http:
             error = await failure_of(http.request("POST", "http://no-such-host.invalid/", body=b"x"))
-        assert error.phase == "connect" and "no-such-host.invalid" in error.reason
+        assert error.stage == "connect" and "no-such-host.invalid" in error.reason
 
     asyncio.run(main())
 
@@ -168,7 +168,7 @@ def test_a_failed_tls_handshake_sent_nothing() -> None:
 
         async with serving(talk) as url, client() as http:
             error = await failure_of(http.request("POST", url.replace("http:", "https:"), body=b"x"))
-        assert error.phase == "connect" and "secure" in error.reason
+        assert error.stage == "connect" and "secure" in error.reason
 
     asyncio.run(main())
 
@@ -186,7 +186,7 @@ def test_a_certificate_that_nobody_vouches_for_sent_nothing(tmp_path_factory: py
         async with server, client() as http:
             port = server.sockets[0].getsockname()[1]
             error = await failure_of(http.request("POST", f"https://127.0.0.1:{port}/", body=b"x"))
-        assert error.phase == "connect" and "secure" in error.reason
+        assert error.stage == "connect" and "secure" in error.reason
 
     asyncio.run(main())
 
@@ -236,7 +236,7 @@ def test_connecting_has_a_time_limit_and_sent_nothing() -> None:
             finally:
                 for one in waiting:
                     one.close()
-        assert (error.phase, error.reason) == ("connect", "cannot connect in time")
+        assert (error.stage, error.reason) == ("connect", "cannot connect in time")
 
     asyncio.run(main())
 
@@ -256,7 +256,7 @@ def test_a_name_server_that_never_answers_falls_under_the_same_limit(monkeypatch
                 error = await failure_of(http.request("POST", "http://slow-name.example/", body=b"x"))
         finally:
             released.set()
-        assert error.phase == "connect" and "slow-name.example" in error.reason
+        assert error.stage == "connect" and "slow-name.example" in error.reason
 
     asyncio.run(main())
 
@@ -266,7 +266,7 @@ def test_an_address_that_cannot_be_right_sent_nothing(url: str) -> None:
     async def main() -> None:
         async with client() as http:
             error = await failure_of(http.request("GET", url))
-        assert error.phase == "connect" and "base URL" in error.reason
+        assert error.stage == "connect" and "base URL" in error.reason
 
     asyncio.run(main())
 
@@ -274,7 +274,7 @@ def test_an_address_that_cannot_be_right_sent_nothing(url: str) -> None:
 def test_a_connection_closed_without_an_answer_may_have_been_received() -> None:
     async def main() -> None:
         async with serving(talking()) as url, client() as http:
-            assert (await failure_of(http.request("POST", url, body=b"x"))).phase == "sent"
+            assert (await failure_of(http.request("POST", url, body=b"x"))).stage == "sent"
 
     asyncio.run(main())
 
@@ -285,7 +285,7 @@ def test_an_answer_that_breaks_off_is_told_as_such() -> None:
             serving(talking(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf")) as url,
             client() as http,
         ):
-            assert (await failure_of(http.request("POST", url, body=b"x"))).phase == "answer"
+            assert (await failure_of(http.request("POST", url, body=b"x"))).stage == "answer"
 
     asyncio.run(main())
 
@@ -303,7 +303,7 @@ def test_a_refusal_that_breaks_off_still_is_a_refusal() -> None:
 def test_an_answer_that_is_not_http_is_told_as_such() -> None:
     async def main() -> None:
         async with serving(talking(b"220 mail.example ESMTP\r\n\r\n")) as url, client() as http:
-            assert (await failure_of(http.request("POST", url, body=b"x"))).phase == "answer"
+            assert (await failure_of(http.request("POST", url, body=b"x"))).stage == "answer"
 
     asyncio.run(main())
 
@@ -319,7 +319,7 @@ def test_a_refusal_before_the_upload_is_complete_is_read_or_the_upload_is_told_a
             try:
                 seen: object = (await http.request("POST", url, body=b"x" * 20_000_000)).status
             except TransportError as error:
-                seen = error.phase
+                seen = error.stage
         assert seen in (413, "sent")
 
     asyncio.run(main())
@@ -358,7 +358,7 @@ def test_a_post_on_a_connection_that_the_server_closed_is_never_sent_twice() -> 
 
         async with serving(talk) as url, client() as http:
             assert (await http.request("POST", url, body=b"1")).status == 200
-            assert (await failure_of(http.request("POST", url, body=b"2"))).phase == "sent"
+            assert (await failure_of(http.request("POST", url, body=b"2"))).stage == "sent"
             assert [post[-1:] for post in posts] == [b"1", b"2"]
 
     asyncio.run(main())
@@ -606,7 +606,7 @@ def test_a_stream_that_is_cut_says_so() -> None:
         ):
             stream = await http.stream("POST", url, body=b"x")
             await stream.next_events()
-            assert (await failure_of(stream.next_events())).phase == "answer"
+            assert (await failure_of(stream.next_events())).stage == "answer"
             await stream.aclose()
 
     asyncio.run(main())

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from koo.ai.assembly import assemble, describe
-from koo.ai.gateway import Backend, Gateway
+from koo.ai.gateway import AIService, Gateway
 from koo.ai.operations import Money
 from koo.ai.pricing import Prices
 from koo.ai.service import Service
@@ -51,7 +51,7 @@ class Parts:
         self.store = SqlStore(options.state_url, clock=clock, home=options.home)
         self.ledger = GuardedLedger(self.store.ledger, clock, events.publish)
         self.store.watch(self.ledger.store_changed)
-        self.backends: dict[str, Backend] = assemble(
+        self.backends: dict[str, AIService] = assemble(
             options, http=self.http, clock=clock, deadlines=deadlines, publish=events.publish
         )
         self.operations: dict[str, tuple[Service, Money]] = {}

@@ -1,4 +1,4 @@
-"""One pooled HTTP client: timeouts by phase, server-sent events, nothing hidden.
+"""One pooled HTTP client: timeouts by stage, server-sent events, nothing hidden.
 
 A resilience layer has to know what a convenient client hides, so this one does less than usual and says more:
 
@@ -29,7 +29,7 @@ from weakref import WeakSet
 import aiohttp
 from aiohttp.abc import ResolveResult
 
-Phase = Literal["connect", "sent", "answer"]
+Stage = Literal["connect", "sent", "answer"]
 
 CONNECT_TIMEOUT_S = 5.0
 CONNECTIONS_MAX = 1000
@@ -45,19 +45,19 @@ READ_OUT_S_MAX = 0.2
 
 
 class TransportError(Exception):
-    """The exchange failed below HTTP; `phase` says how far it got, `reason` is half a sentence without secrets."""
+    """The exchange failed below HTTP; `stage` says how far it got, `reason` is half a sentence without secrets."""
 
-    def __init__(self, phase: Phase, reason: str) -> None:
+    def __init__(self, stage: Stage, reason: str) -> None:
         super().__init__(reason)
-        self.phase = phase
+        self.stage = stage
         self.reason = reason
 
 
 class ClosedHere(TransportError):
     """The client was closed while the exchange was under way: nobody on the other side failed."""
 
-    def __init__(self, phase: Phase) -> None:
-        super().__init__(phase, "it was cut off here, because koo is being closed")
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage, "it was cut off here, because koo is being closed")
 
 
 class AnswerTooLarge(TransportError):

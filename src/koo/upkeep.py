@@ -13,7 +13,7 @@ from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
-from koo.ai.gateway import Backend
+from koo.ai.gateway import AIService
 from koo.ai.models import not_configured
 from koo.ai.service import Service
 from koo.alerts.rules import find
@@ -149,7 +149,7 @@ async def check_service(parts: Parts, name: str) -> dict[str, Any]:
     }
 
 
-async def _ask(backend: Backend, timeout_s: float) -> ExternalServiceError | None:
+async def _ask(backend: AIService, timeout_s: float) -> ExternalServiceError | None:
     name = backend.options.name
     if not backend.options.configured:
         return ExternalServiceError(name, not_configured(backend.options), kind=Kind.NOT_CONFIGURED)

@@ -14,7 +14,7 @@ import pytest
 
 from koo.ai.local_engine import Engine
 from koo.ai.local_model import find_model
-from koo.ai.providers.base import Completion, Piece, Request
+from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.local import SYSTEM, TEMPLATE_TOKENS, LocalProvider
 from koo.errors import (
     CallerMistake,
@@ -56,7 +56,7 @@ def ask(prompt: str = CAPITAL, **options: Any) -> Request:
 SHORT = ask(max_tokens=2)
 
 
-async def collect(provider: LocalProvider, request: Request) -> list[Piece]:
+async def collect(provider: LocalProvider, request: Request) -> list[CompletionChunk]:
     return [piece async for piece in provider.stream(request)]
 
 

@@ -13,7 +13,7 @@ from decimal import Decimal
 
 from koo.errors import BudgetExceeded
 from koo.storage.store import SqlStore
-from tests.storage.support import charge, request
+from tests.storage.support import bill, request
 
 AT_ONCE = 10
 
@@ -34,7 +34,7 @@ async def spend(store: SqlStore, calls: int, amount: str, cap: str, lease_s: flo
         await asyncio.sleep(random.random() * 0.002)
         cost = Decimal(random.randint(1, 10)) / 10_000
         say("billed", hold.id, cost)
-        store.ledger.settle(hold, charge(str(cost)))
+        store.ledger.settle(hold, bill(str(cost)))
 
 
 async def main(url: str, calls: str, amount: str, cap: str, lease_s: str) -> None:

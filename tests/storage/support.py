@@ -14,7 +14,7 @@ import psycopg
 
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.options import DAY_S
-from koo.storage.base import Allowance, BudgetView, Charge, HoldRequest
+from koo.storage.base import Allowance, Bill, BudgetView, HoldRequest
 from koo.storage.memory import MemoryStore
 from koo.storage.store import SqlStore
 
@@ -109,8 +109,8 @@ def request(
     )
 
 
-def charge(amount: str = "0.03") -> Charge:
-    return Charge(amount_usd=Decimal(amount), source="table", model="m-1", input_tokens=5, output_tokens=7)
+def bill(amount: str = "0.03") -> Bill:
+    return Bill(amount_usd=Decimal(amount), source="table", model="m-1", input_tokens=5, output_tokens=7)
 
 
 def money(view: BudgetView) -> tuple[Decimal, Decimal]:

@@ -19,7 +19,7 @@ from koo.storage.base import Hold, StoreUnavailable
 from koo.storage.sql import SqlBackend
 from koo.storage.store import SqlStore
 from koo.storage.transaction import Transaction
-from tests.storage.support import Place, SetClock, charge, numbers, request, until, usd
+from tests.storage.support import Place, SetClock, bill, numbers, request, until, usd
 
 
 class Doubt:
@@ -112,7 +112,7 @@ def test_settlements_in_doubt_are_booked_once(shared: Place, doubt: Doubt) -> No
         holds = [await store.ledger.hold(request("0.05")) for _ in range(4)]
         doubt.lose_answers(2)
         for hold in holds[:2]:
-            store.ledger.settle(hold, charge("0.03"))
+            store.ledger.settle(hold, bill("0.03"))
         store.ledger.release(holds[2])
         await until(doubt.is_over(store))
         assert await numbers(store) == usd("0.06", "0.05")
@@ -127,7 +127,7 @@ def test_what_was_given_while_the_store_was_away_is_booked_once(shared: Place, d
         await store.open()
         doubt.lose_answers(1)
         alone(store, "0.10")
-        store.ledger.settle(alone(store, "0.20"), charge("0.15"))
+        store.ledger.settle(alone(store, "0.20"), bill("0.15"))
         await until(doubt.is_over(store))
         assert await numbers(store) == usd("0.15", "0.10")
         assert await store.quotas.used_today("claude") == 2
@@ -161,7 +161,7 @@ def test_a_connection_lost_with_the_answer_is_made_anew_unseen_and_nothing_is_do
         store = SqlStore(shared.url, clock=clock, timeout_s=20, linger_s=30)
         first = await store.ledger.hold(request("0.05"))
         doubt.lose_one_answer_and_go_on()
-        store.ledger.settle(first, charge("0.03"))
+        store.ledger.settle(first, bill("0.03"))
         store.quotas.add("claude", clock.day, -1)
         await store.ledger.hold(request("0.10"))
         assert doubt.left == 0 and store.trouble is None
@@ -222,11 +222,11 @@ def test_what_waits_is_written_in_the_order_in_which_it_was_said(
         await store.open()
         gate = threading.Event()
         doubt.refuse_after(gate)
-        store.ledger.settle(alone(store, "0.20"), charge("0.05"))
+        store.ledger.settle(alone(store, "0.20"), bill("0.05"))
         running = alone(store, "0.10")
         store.ledger.submit()
         await until(lambda: store.ledger.waiting == 0)
-        store.ledger.settle(running, charge("0.06"))
+        store.ledger.settle(running, bill("0.06"))
         monkeypatch.setattr("koo.storage.sql_ledger.ACTS_PER_COMMIT", 1)
         gate.set()
         await until(doubt.is_over(store))

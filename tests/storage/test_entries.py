@@ -6,9 +6,9 @@ import asyncio
 from decimal import Decimal
 
 from koo.options import DAY_S
-from koo.storage.base import Charge
+from koo.storage.base import Bill
 from koo.storage.store import SqlStore
-from tests.storage.support import LONG_AFTER_S, NOON_S, Place, SetClock, charge, request
+from tests.storage.support import LONG_AFTER_S, NOON_S, Place, SetClock, bill, request
 
 
 def test_an_entry_keeps_tokens_by_class_unit_prices_and_where_the_price_came_from(shared: Place) -> None:
@@ -16,7 +16,7 @@ def test_an_entry_keeps_tokens_by_class_unit_prices_and_where_the_price_came_fro
         clock = SetClock()
         async with SqlStore(shared.url, clock=clock) as store:
             hold = await store.ledger.hold(request("0.05", tag="nightly"))
-            cost = Charge(
+            cost = Bill(
                 amount_usd=Decimal("0.000123456789"),
                 source="table",
                 model="m-2026",
@@ -46,7 +46,7 @@ def test_token_counts_that_cannot_be_are_kept_as_near_as_a_number_holds(shared: 
     async def main() -> None:
         async with SqlStore(shared.url, clock=SetClock()) as store:
             hold = await store.ledger.hold(request("0.05"))
-            cost = Charge(
+            cost = Bill(
                 amount_usd=Decimal("0.01"), source="table", model="m", input_tokens=-3, output_tokens=2**70
             )
             store.ledger.settle(hold, cost)
@@ -62,7 +62,7 @@ def test_an_estimate_is_marked_and_a_lost_hold_is_one(shared: Place) -> None:
         clock = SetClock()
         async with SqlStore(shared.url, clock=clock) as store:
             guessed = await store.ledger.hold(request("0.05"))
-            store.ledger.settle(guessed, Charge(amount_usd=Decimal("0.04"), source="estimate", model="m"))
+            store.ledger.settle(guessed, Bill(amount_usd=Decimal("0.04"), source="estimate", model="m"))
             lost = await store.ledger.hold(request("0.07"))
             clock.now += LONG_AFTER_S
             await store.ledger.sweep()
@@ -77,10 +77,10 @@ def test_old_entries_are_forgotten_with_their_days_but_never_a_hold(shared: Plac
     async def main() -> None:
         clock = SetClock()
         async with SqlStore(shared.url, clock=clock) as store:
-            store.ledger.settle(await store.ledger.hold(request("0.05")), charge("0.01"))
+            store.ledger.settle(await store.ledger.hold(request("0.05")), bill("0.01"))
             await store.ledger.hold(request("0.07", service="openai"))
             clock.now += DAY_S
-            store.ledger.settle(await store.ledger.hold(request("0.05")), charge("0.02"))
+            store.ledger.settle(await store.ledger.hold(request("0.05")), bill("0.02"))
             await store.ledger.flush()
             await store.entries.prune(clock.day)
             assert [entry.amount_usd for entry in await store.entries.of_day(clock.day)] == [Decimal("0.02")]

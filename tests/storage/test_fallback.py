@@ -16,7 +16,7 @@ from koo.options import DAY_S
 from koo.storage.base import StoreUnavailable
 from koo.storage.fallback import GuardedLedger
 from koo.storage.store import SqlStore
-from tests.storage.support import LONG_AFTER_S, Place, SetClock, charge, impatient, money, request, until, usd
+from tests.storage.support import LONG_AFTER_S, Place, SetClock, bill, impatient, money, request, until, usd
 
 T = TypeVar("T")
 
@@ -101,7 +101,7 @@ def test_what_no_budget_speaks_about_goes_on(sqlite: Place, amount: str, limit: 
     async def test(outage: Outage) -> None:
         await outage.begin()
         hold = at_once(outage.ledger.hold(request(amount, limit, explicit=True)))
-        outage.ledger.settle(hold, charge("0.01"))
+        outage.ledger.settle(hold, bill("0.01"))
         await outage.end()
         assert await outage.numbers() == usd("0.01")
 
@@ -112,7 +112,7 @@ def test_the_default_budget_goes_on_at_once_from_the_last_known_numbers_in_this_
     sqlite: Place,
 ) -> None:
     async def test(outage: Outage) -> None:
-        outage.ledger.settle(await outage.ledger.hold(request("0.50")), charge("0.40"))
+        outage.ledger.settle(await outage.ledger.hold(request("0.50")), bill("0.40"))
         await outage.ledger.flush()
         await outage.ledger.hold(request("0.30"))
         await outage.begin()
@@ -123,7 +123,7 @@ def test_the_default_budget_goes_on_at_once_from_the_last_known_numbers_in_this_
         assert money(outage.ledger.view("claude")) == usd("0.70", "0.20")
         with pytest.raises(BudgetExceeded):
             at_once(outage.ledger.hold(request("0.11")))
-        outage.ledger.settle(settled, charge("0.05"))
+        outage.ledger.settle(settled, bill("0.05"))
         outage.ledger.release(released)
         assert money(outage.ledger.view("claude")) == usd("0.75")
         at_once(outage.ledger.hold(request("0.25")))
@@ -140,12 +140,12 @@ def test_what_was_held_and_spent_meanwhile_is_booked_when_the_store_is_back(sqli
         settled = at_once(outage.ledger.hold(request("0.05", tag="meanwhile")))
         released = at_once(outage.ledger.hold(request("0.05")))
         running = at_once(outage.ledger.hold(request("0.20")))
-        outage.ledger.settle(before, charge("0.01"))
-        outage.ledger.settle(settled, charge("0.02"))
+        outage.ledger.settle(before, bill("0.01"))
+        outage.ledger.settle(settled, bill("0.02"))
         outage.ledger.release(released)
         await outage.end()
         assert await outage.numbers() == usd("0.03", "0.20")
-        outage.ledger.settle(running, charge("0.15"))
+        outage.ledger.settle(running, bill("0.15"))
         assert await outage.numbers() == usd("0.18")
         assert await outage.store.quotas.used_today("claude") == 4
         (entry,) = [entry for entry in await outage.store.entries.of_day(outage.clock.day) if entry.tag]
@@ -157,11 +157,11 @@ def test_what_was_held_and_spent_meanwhile_is_booked_when_the_store_is_back(sqli
 def test_a_second_outage_begins_with_what_was_spent_in_the_first(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
         await outage.begin()
-        outage.ledger.settle(at_once(outage.ledger.hold(request("0.60"))), charge("0.60"))
+        outage.ledger.settle(at_once(outage.ledger.hold(request("0.60"))), bill("0.60"))
         await outage.end()
         await outage.ledger.flush()
         other = SqlStore(sqlite.url, clock=outage.clock)
-        other.ledger.settle(await other.ledger.hold(request("0.20")), charge("0.20"))
+        other.ledger.settle(await other.ledger.hold(request("0.20")), bill("0.20"))
         await other.close()
         await outage.ledger.refresh()
         await outage.begin()
@@ -196,7 +196,7 @@ def test_a_day_that_ends_during_an_outage_begins_with_all_its_money(sqlite: Plac
         late = at_once(outage.ledger.hold(request("1.00")))
         outage.clock.now += DAY_S
         at_once(outage.ledger.hold(request("1.00")))
-        outage.ledger.settle(late, charge("0.90"))
+        outage.ledger.settle(late, bill("0.90"))
         await outage.end()
         assert await outage.numbers() == usd("0", "1.00")
         rows = sqlite.sql("SELECT settled, held FROM koo_days ORDER BY day")
@@ -261,7 +261,7 @@ def test_a_store_that_was_never_there_is_no_reason_not_to_work(sqlite: Place) ->
         assert outage.ledger.view("claude").scope == "this process"
         with pytest.raises(ServiceRefused):
             await outage.ledger.hold(request("0.05", explicit=True))
-        outage.ledger.settle(hold, charge("0.02"))
+        outage.ledger.settle(hold, bill("0.02"))
         sqlite.file.parent.unlink()
         await until(lambda: outage.store.trouble is None)
         assert await outage.numbers() == usd("0.02")

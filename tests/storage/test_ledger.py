@@ -11,7 +11,7 @@ import pytest
 from koo.errors import BudgetExceeded
 from koo.options import DAY_S
 from koo.storage.base import Hold
-from tests.storage.support import LONG_AFTER_S, Place, SetClock, charge, money, numbers, request, usd
+from tests.storage.support import LONG_AFTER_S, Place, SetClock, bill, money, numbers, request, usd
 
 
 def test_a_hold_is_seen_at_once_and_a_settlement_gives_back_the_rest(place: Place) -> None:
@@ -21,7 +21,7 @@ def test_a_hold_is_seen_at_once_and_a_settlement_gives_back_the_rest(place: Plac
         hold = await store.ledger.hold(request("0.05"))
         assert (hold.service, hold.amount_usd) == ("claude", Decimal("0.05"))
         assert money(store.ledger.view("claude")) == usd("0", "0.05")
-        store.ledger.settle(hold, charge("0.03"))
+        store.ledger.settle(hold, bill("0.03"))
         assert await numbers(store) == usd("0.03")
         await store.close()
 
@@ -46,13 +46,13 @@ def test_a_hold_ends_once(place: Place, first: str) -> None:
         hold = await store.ledger.hold(request("0.05"))
         other = await store.ledger.hold(request("0.02"))
         if first == "settle":
-            store.ledger.settle(hold, charge("0.03"))
+            store.ledger.settle(hold, bill("0.03"))
         else:
             store.ledger.release(hold)
         expected = await numbers(store)
-        store.ledger.settle(hold, charge("0.04"))
+        store.ledger.settle(hold, bill("0.04"))
         store.ledger.release(hold)
-        store.ledger.settle(hold, charge("0.04"))
+        store.ledger.settle(hold, bill("0.04"))
         assert await numbers(store) == expected
         assert expected[1] == other.amount_usd
         await store.close()
@@ -64,12 +64,12 @@ def test_two_ends_said_at_the_same_moment_are_one(place: Place) -> None:
     async def main() -> None:
         store = place.store(SetClock())
         holds = [await store.ledger.hold(request("0.05")) for _ in range(3)]
-        store.ledger.settle(holds[0], charge("0.03"))
-        store.ledger.settle(holds[0], charge("0.04"))
+        store.ledger.settle(holds[0], bill("0.03"))
+        store.ledger.settle(holds[0], bill("0.04"))
         assert await numbers(store) == usd("0.03", "0.10")
         store.ledger.release(holds[1])
         store.ledger.release(holds[1])
-        store.ledger.settle(holds[1], charge("0.04"))
+        store.ledger.settle(holds[1], bill("0.04"))
         assert await numbers(store) == usd("0.03", "0.05")
         await store.close()
 
@@ -79,7 +79,7 @@ def test_two_ends_said_at_the_same_moment_are_one(place: Place) -> None:
 def test_what_turned_out_to_cost_nothing_is_booked_as_nothing(place: Place) -> None:
     async def main() -> None:
         store = place.store(SetClock())
-        store.ledger.settle(await store.ledger.hold(request("0.05")), charge("0"))
+        store.ledger.settle(await store.ledger.hold(request("0.05")), bill("0"))
         assert await numbers(store) == usd("0")
         await store.close()
 
@@ -103,7 +103,7 @@ def test_a_refusal_shows_its_arithmetic_and_when_the_next_day_begins(place: Plac
     async def main() -> None:
         clock = SetClock()
         store = place.store(clock)
-        store.ledger.settle(await store.ledger.hold(request("0.60")), charge("0.60"))
+        store.ledger.settle(await store.ledger.hold(request("0.60")), bill("0.60"))
         await store.ledger.flush()
         await store.ledger.hold(request("0.30"))
         with pytest.raises(BudgetExceeded) as refused:
@@ -123,7 +123,7 @@ def test_a_bill_above_its_hold_is_booked_whole_and_refuses_the_rest_of_the_day(p
     async def main() -> None:
         clock = SetClock()
         store = place.store(clock)
-        store.ledger.settle(await store.ledger.hold(request("0.05")), charge("2.50"))
+        store.ledger.settle(await store.ledger.hold(request("0.05")), bill("2.50"))
         assert await numbers(store) == usd("2.50")
         with pytest.raises(BudgetExceeded):
             await store.ledger.hold(request("0.01"))
@@ -137,10 +137,10 @@ def test_a_bill_above_its_hold_is_booked_whole_and_refuses_the_rest_of_the_day(p
 def test_what_costs_nothing_goes_on_when_the_money_is_gone(place: Place) -> None:
     async def main() -> None:
         store = place.store(SetClock())
-        store.ledger.settle(await store.ledger.hold(request("0.05")), charge("2.50"))
+        store.ledger.settle(await store.ledger.hold(request("0.05")), bill("2.50"))
         await store.ledger.flush()
         free = await store.ledger.hold(request("0"))
-        store.ledger.settle(free, charge("0"))
+        store.ledger.settle(free, bill("0"))
         assert await numbers(store) == usd("2.50")
         assert await store.quotas.used_today("claude") == 2
         await store.close()
@@ -151,7 +151,7 @@ def test_what_costs_nothing_goes_on_when_the_money_is_gone(place: Place) -> None
 def test_a_surprising_bill_for_what_costs_nothing_is_booked_all_the_same(place: Place) -> None:
     async def main() -> None:
         store = place.store(SetClock())
-        store.ledger.settle(await store.ledger.hold(request("0")), charge("0.10"))
+        store.ledger.settle(await store.ledger.hold(request("0")), bill("0.10"))
         assert await numbers(store) == usd("0.10")
         await store.close()
 
@@ -203,7 +203,7 @@ def test_a_hold_settled_after_midnight_belongs_to_yesterday(place: Place) -> Non
         assert money(store.ledger.view("claude")) == usd("0")
         early = await store.ledger.hold(request("1.00"))
         assert early.day == late.day + 1
-        store.ledger.settle(late, charge("0.70"))
+        store.ledger.settle(late, bill("0.70"))
         await store.ledger.flush()
         assert money(store.ledger.view("claude")) == usd("0", "1.00")
         assert await numbers(store) == usd("0", "1.00")
@@ -228,8 +228,8 @@ def test_a_hold_whose_lease_is_over_is_booked_at_its_bound(place: Place) -> None
         assert money(store.ledger.view("claude")) == usd("0.05", "0.02")
         assert await numbers(store) == usd("0.05", "0.02")
         assert await store.ledger.sweep() == []
-        store.ledger.settle(lost, charge("0.01"))  # Too late: what was booked is never lowered.
-        store.ledger.settle(kept, charge("0.02"))
+        store.ledger.settle(lost, bill("0.01"))  # Too late: what was booked is never lowered.
+        store.ledger.settle(kept, bill("0.02"))
         assert await numbers(store) == usd("0.07")
         await store.close()
 
@@ -304,7 +304,7 @@ def test_what_is_no_money_is_not_held(place: Place, amount: str) -> None:
 def test_a_cost_that_is_no_money_is_booked_at_the_holds_bound(place: Place, amount: str) -> None:
     async def main() -> None:
         store = place.store(SetClock())
-        store.ledger.settle(await store.ledger.hold(request("0.05")), charge(amount))
+        store.ledger.settle(await store.ledger.hold(request("0.05")), bill(amount))
         assert await numbers(store) == usd("0.05")
         await store.close()
 
@@ -316,7 +316,7 @@ def test_a_hold_that_nobody_gave_ends_nothing(place: Place) -> None:
         clock = SetClock()
         store = place.store(clock)
         await store.ledger.hold(request("0.05"))
-        store.ledger.settle(Hold("unheard-of", "claude", clock.day, Decimal(1)), charge("1"))
+        store.ledger.settle(Hold("unheard-of", "claude", clock.day, Decimal(1)), bill("1"))
         store.ledger.release(Hold("unheard-of", "openai", clock.day, Decimal(1)))
         assert await numbers(store) == usd("0", "0.05")
         await store.close()
@@ -355,7 +355,7 @@ def test_two_hundred_calls_at_once_with_random_costs_and_cancellations_never_pas
             running.discard(hold.id)
             if not ended:
                 billed.append(cost)
-                store.ledger.settle(hold, charge(str(cost)))
+                store.ledger.settle(hold, bill(str(cost)))
 
     async def main() -> None:
         await store.open()

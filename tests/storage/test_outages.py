@@ -33,7 +33,7 @@ from tests.storage.support import (
     PATIENCE_S,
     Place,
     SetClock,
-    charge,
+    bill,
     impatient,
     money,
     numbers,
@@ -91,7 +91,7 @@ def locked(place: Place) -> Iterator[None]:
 
 
 async def hold_and_settle(store: SqlStore, cost: str = "0.01") -> None:
-    store.ledger.settle(await store.ledger.hold(request("0.05")), charge(cost))
+    store.ledger.settle(await store.ledger.hold(request("0.05")), bill(cost))
 
 
 # ── SQLite ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -156,7 +156,7 @@ def test_a_full_disk_is_told_loses_nothing_and_ends_when_there_is_room(sqlite: P
             with pytest.raises(StoreUnavailable, match="full"):
                 await store.ledger.hold(request("0.001"))
             for hold in held:
-                store.ledger.settle(hold, charge("0.0005"))
+                store.ledger.settle(hold, bill("0.0005"))
             with pytest.raises(StoreUnavailable, match="full"):
                 await store.ledger.flush()
             assert store.ledger.waiting >= len(held)
@@ -368,7 +368,7 @@ def test_a_refusal_that_what_is_spent_makes_certain_waits_for_nothing(sqlite: Pl
     async def main() -> None:
         clock = SetClock()
         store = impatient(sqlite.url, 0.3, clock=clock)
-        store.ledger.settle(await store.ledger.hold(request("0.90")), charge("0.90"))
+        store.ledger.settle(await store.ledger.hold(request("0.90")), bill("0.90"))
         await store.ledger.flush()
         await store.ledger.hold(request("0.05"))
         with locked(sqlite):
@@ -414,7 +414,7 @@ def test_what_does_not_fit_into_the_queue_is_dropped_told_and_booked_at_its_boun
         store = SqlStore(sqlite.url, clock=clock, linger_s=30)
         holds = [await store.ledger.hold(request("0.05")) for _ in range(5)]
         for hold in holds:
-            store.ledger.settle(hold, charge("0.01"))
+            store.ledger.settle(hold, bill("0.01"))
         assert (store.ledger.waiting, store.ledger.dropped) == (3, 2)
         assert "3 bookings wait; 1 were dropped" in caplog.text
         assert await numbers(store) == usd("0.03", "0.10")
@@ -430,7 +430,7 @@ def test_more_money_than_a_number_holds_is_the_largest_number(shared: Place) -> 
     async def main() -> None:
         store = SqlStore(shared.url, clock=SetClock())
         for _ in range(10):
-            store.ledger.settle(await store.ledger.hold(request("0.01", limit=None)), charge("1000000"))
+            store.ledger.settle(await store.ledger.hold(request("0.01", limit=None)), bill("1000000"))
         assert await numbers(store) == (from_pico(TOTAL_PICO_MAX), Decimal(0))
         with pytest.raises(BudgetExceeded, match="what a day can hold does not cover"):
             await store.ledger.hold(request("0.01", limit=None))
@@ -504,8 +504,8 @@ def test_a_booking_that_the_store_does_not_take_keeps_no_other_from_being_writte
         await store.open()
         good, bad = await store.ledger.hold(request("0.05")), await store.ledger.hold(request("0.04"))
         shared.sql("CREATE UNIQUE INDEX no_such_price ON koo_entries (price_version)")
-        store.ledger.settle(good, charge("0.03"))
-        store.ledger.settle(bad, charge("0.03"))
+        store.ledger.settle(good, bill("0.03"))
+        store.ledger.settle(bad, bill("0.03"))
         other = await store.ledger.hold(request("0.01"))
         store.ledger.release(other)
         assert await numbers(store) == usd("0.03", "0.04")
@@ -520,7 +520,7 @@ def test_odd_texts_are_kept_as_far_as_a_database_takes_them(shared: Place) -> No
     async def main() -> None:
         store = SqlStore(shared.url, clock=SetClock())
         hold = await store.ledger.hold(request("0.05", tag="a\0b\ud800c" + "x" * 1000))
-        store.ledger.settle(hold, charge("0.03"))
+        store.ledger.settle(hold, bill("0.03"))
         assert await numbers(store) == usd("0.03")
         ((tag,),) = shared.sql("SELECT tag FROM koo_entries")
         assert tag.startswith("ab?cxxx") and len(tag) <= 256
@@ -619,7 +619,7 @@ def test_a_server_killed_under_load_loses_no_settlement_and_keeps_no_hold(server
                     unavailable += 1
                     await asyncio.sleep(0.01)
                     continue
-                store.ledger.settle(hold, charge("0.0005"))
+                store.ledger.settle(hold, bill("0.0005"))
                 settled += 1
 
         def reached(count: int) -> bool:
@@ -693,7 +693,7 @@ def test_a_server_that_becomes_read_only_is_told_also_to_one_who_waits_for_his_b
         hold = await store.ledger.hold(request("0.05"))
         server.sql(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
         server.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
-        store.ledger.settle(hold, charge("0.01"))
+        store.ledger.settle(hold, bill("0.01"))
         with pytest.raises(StoreUnavailable, match="it is read-only"):
             await store.ledger.flush()
         told: list[str | None] = []

@@ -21,7 +21,7 @@ from tests.storage.support import (
     LONG_AFTER_S,
     Place,
     SetClock,
-    charge,
+    bill,
     money,
     numbers,
     pico,
@@ -171,7 +171,7 @@ def test_a_hold_settled_while_another_process_sweeps_is_booked_once(shared: Plac
         holds = await asyncio.gather(*(one.ledger.hold(request("0.002", lease_s=1)) for _ in range(200)))
         clock.now += LONG_AFTER_S
         for hold in holds:
-            one.ledger.settle(hold, charge("0.001"))
+            one.ledger.settle(hold, bill("0.001"))
         swept, _ = await asyncio.gather(two.ledger.sweep(), one.ledger.flush())
         expected = Decimal("0.2") + Decimal("0.001") * len(swept)
         assert await numbers(one) == (expected, Decimal(0))
@@ -184,7 +184,7 @@ def test_a_hold_settled_while_another_process_sweeps_is_booked_once(shared: Plac
 def test_a_restart_finds_everything_again(shared: Place) -> None:
     async def spend(clock: SetClock) -> None:
         async with shared.store(clock) as store:  # type: ignore[union-attr]
-            store.ledger.settle(await store.ledger.hold(request("0.50")), charge("0.40"))
+            store.ledger.settle(await store.ledger.hold(request("0.50")), bill("0.40"))
             await store.ledger.hold(request("0.05"))
             store.quotas.add("claude", clock.day, 3)
 
@@ -203,7 +203,7 @@ def test_one_store_serves_one_loop_after_another(shared: Place) -> None:
     store = shared.store(clock)
 
     async def spend() -> None:
-        store.ledger.settle(await store.ledger.hold(request("0.05")), charge("0.01"))
+        store.ledger.settle(await store.ledger.hold(request("0.05")), bill("0.01"))
 
     async def spend_and_close() -> None:
         await spend()
@@ -237,7 +237,7 @@ def test_a_thread_that_a_lost_loop_left_behind_takes_no_hold_of_the_next(sqlite:
         hold = await store.ledger.hold(request("0.05"))
         blocking = asyncio.create_task(store.run(work))
         await until(at_work.is_set)
-        store.ledger.settle(hold, charge("0.01"))
+        store.ledger.settle(hold, bill("0.01"))
         store.ledger.submit()
         blocking.cancel()
         workers.append(store._worker)
@@ -266,7 +266,7 @@ def test_what_waited_when_its_loop_ended_is_written_on_the_next_without_being_as
     store = SqlStore(sqlite.url, clock=clock)
 
     async def settle() -> None:
-        store.ledger.settle(await store.ledger.hold(request("0.05")), charge("0.01"))
+        store.ledger.settle(await store.ledger.hold(request("0.05")), bill("0.01"))
 
     async def settle_and_look() -> None:
         await store.open()

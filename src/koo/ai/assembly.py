@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from koo.ai.gateway import Backend
+from koo.ai.gateway import AIService
 from koo.ai.operations import compose
 from koo.ai.providers.anthropic import AnthropicProvider
 from koo.ai.providers.base import Provider
@@ -40,7 +40,7 @@ def assemble(
     clock: Clock,
     deadlines: Deadlines,
     publish: Callable[[Event], None],
-) -> dict[str, Backend]:
+) -> dict[str, AIService]:
     """Every service of the options, by name. Makes no connection. Raises `ConfigurationError`."""
     backends = {}
     for one in options.services:
@@ -57,7 +57,7 @@ def assemble(
             checkable=True,
             free=one.free,
         )
-        backends[one.name] = Backend(service, make_provider(one, options, http, clock), one)
+        backends[one.name] = AIService(service, make_provider(one, options, http, clock), one)
     return backends
 
 

@@ -15,7 +15,7 @@ from koo.ai.providers.base import Completion, Provider, Request
 from koo.ai.service import Service
 from koo.ai.types import Usage
 from koo.errors import BudgetExceeded, Kind
-from koo.storage.base import Charge, Hold, HoldRequest, Ledger
+from koo.storage.base import Bill, Hold, HoldRequest, Ledger
 
 LEASE_SLACK_S = 60.0
 """A hold outlives its call's deadline by this, so that no sweeper books a call that is just ending."""
@@ -120,7 +120,7 @@ class Errand:
         """Book what it cost; without the provider's word, the worst case."""
         hold, self._hold = self._hold, None
         if hold is not None:
-            self._ledger.settle(hold, self._charge(hold))
+            self._ledger.settle(hold, self._bill(hold))
 
     def release(self) -> None:
         """Nothing can have been billed."""
@@ -128,11 +128,11 @@ class Errand:
         if hold is not None:
             self._ledger.release(hold)
 
-    def _charge(self, hold: Hold) -> Charge:
+    def _bill(self, hold: Hold) -> Bill:
         usage, price = self.usage, self._price
         if usage is None:
-            return Charge(amount_usd=hold.amount_usd, source="estimate", model=self._request.model)
-        return Charge(
+            return Bill(amount_usd=hold.amount_usd, source="estimate", model=self._request.model)
+        return Bill(
             amount_usd=self.cost_usd,
             source=self.cost_source,
             model=self._request.model,

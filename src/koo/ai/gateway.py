@@ -41,7 +41,7 @@ MOVES_ON = {Kind.PRICE_UNKNOWN, Kind.NOT_CONFIGURED}
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
+class AIService:
     """A service that can be asked: its guards, its wire, its options."""
 
     service: Service
@@ -54,7 +54,7 @@ class Gateway:
 
     def __init__(
         self,
-        backends: Mapping[str, Backend],
+        backends: Mapping[str, AIService],
         *,
         ledger: Callable[[], Ledger],
         prices: Prices,
@@ -124,7 +124,7 @@ class Gateway:
 
     # ── one service ───────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _ask(self, backend: Backend, query: Query, timeout_s: float | None) -> Answer:
+    async def _ask(self, backend: AIService, query: Query, timeout_s: float | None) -> Answer:
         began_at = self._clock.monotonic()
         request, price = self._prepare(backend, query)
         service = backend.service
@@ -159,7 +159,7 @@ class Gateway:
                 failures.append(error)
         raise AllServicesFailed("no service could answer", failures)
 
-    async def _begin(self, stream: AnswerStream, backend: Backend, query: Query, deadline: float) -> None:
+    async def _begin(self, stream: AnswerStream, backend: AIService, query: Query, deadline: float) -> None:
         now = self._clock.monotonic()
         request, price = self._prepare(backend, query)
         options, service = backend.options, backend.service
@@ -179,13 +179,13 @@ class Gateway:
 
     # ── before anything is sent ───────────────────────────────────────────────────────────────────────────────
 
-    def _choose(self, query: Query) -> list[Backend]:
+    def _choose(self, query: Query) -> list[AIService]:
         """The services to ask, in order. Raises `UnknownService` and `InvalidRequest`."""
         first = self.find(query.service)
         check(query)
         return [first, *(self.find(name) for name in dict.fromkeys(query.fallback) if name != query.service)]
 
-    def find(self, name: str) -> Backend:
+    def find(self, name: str) -> AIService:
         """The backend of that name. Raises `UnknownService`, which lists the known ones."""
         backend = self.backends.get(name) if isinstance(name, str) else None
         if backend is None:
@@ -193,11 +193,11 @@ class Gateway:
             raise UnknownService(name_of(name), f"no such service; known are: {known}")
         return backend
 
-    def _deadline(self, backend: Backend, query: Query) -> float:
+    def _deadline(self, backend: AIService, query: Query) -> float:
         timeout_s = query.timeout_s or backend.options.timeout_s
         return min(self._clock.monotonic() + timeout_s, ends_at.get())
 
-    def _prepare(self, backend: Backend, query: Query) -> tuple[Request, ModelPrice]:
+    def _prepare(self, backend: AIService, query: Query) -> tuple[Request, ModelPrice]:
         options = backend.options
         if not options.configured:
             raise CallerMistake(options.name, not_configured(options), kind=Kind.NOT_CONFIGURED)

@@ -20,7 +20,7 @@ from koo.errors import ConfigurationError
 from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
 from koo.policies.foreign import classify_foreign
 from koo.policies.verdict import Classify, Fault
-from koo.storage.base import Allowance, Charge, Hold, HoldRequest, Ledger
+from koo.storage.base import Allowance, Bill, Hold, HoldRequest, Ledger
 
 T = TypeVar("T")
 log = logging.getLogger("koo")
@@ -137,7 +137,7 @@ class FixedToll:
             spent, source = (
                 (self._bound_usd, "estimate") if self.spent_usd is None else (self.spent_usd, "reported")
             )
-            self._ledger.settle(hold, Charge(amount_usd=spent, source=source, model=""))
+            self._ledger.settle(hold, Bill(amount_usd=spent, source=source, model=""))
 
     def release(self) -> None:
         hold, self._hold = self._hold, None

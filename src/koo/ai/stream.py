@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from koo.ai.errand import Errand
-from koo.ai.providers.base import Piece, Provider, Request
+from koo.ai.providers.base import CompletionChunk, Provider, Request
 from koo.ai.types import Answer, Chunk, Usage
 from koo.deadlines import Alarm, Deadlines
 from koo.errors import ExternalServiceError, Kind, ServiceTimeout, StreamTruncated
@@ -25,7 +25,7 @@ from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, Fault
 TOKEN_BYTES_MIN = 1
 """No tokenizer makes more tokens of a text than it has UTF-8 bytes."""
 
-Source = AsyncGenerator[Piece, None]
+Source = AsyncGenerator[CompletionChunk, None]
 
 
 class Flow:
@@ -57,7 +57,7 @@ class Flow:
         self.final = True
         return None
 
-    def _take_in(self, piece: Piece) -> None:
+    def _take_in(self, piece: CompletionChunk) -> None:
         self.usage = piece.usage or self.usage
         self._cost_usd = piece.cost_usd if piece.cost_usd is not None else self._cost_usd
         self.model = piece.model or self.model

@@ -47,7 +47,7 @@ class ServerClient:
         except TimeoutError:
             raise self._away(f"no answer within {TIMEOUT_S:g} s") from None
         except TransportError as error:
-            raise self._away("" if error.phase == "connect" else error.reason) from None
+            raise self._away("" if error.stage == "connect" else error.reason) from None
         document = _read(answer)
         if answer.status == 200 and document is not None:
             return document

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from koo.ai.gateway import Backend
+from koo.ai.gateway import AIService
 from koo.cli.client import ServerClient
 from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async
 from koo.configuration.variables import BUILT_IN
@@ -180,7 +180,7 @@ async def _store(platform: Platform) -> Finding:
     return Finding("state store", "ok", "can be read")
 
 
-def _price(platform: Platform, backend: Backend) -> Finding:
+def _price(platform: Platform, backend: AIService) -> Finding:
     options = backend.options
     price = platform.parts.prices.find(options, options.model)
     if price is None:

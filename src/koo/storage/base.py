@@ -43,7 +43,7 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Charge:
+class Bill:
     """What an attempt cost in the end.
 
     `source`: "reported" by the provider, price "table", "configured" price, or "estimate". Unit prices are USD per
@@ -82,10 +82,10 @@ class Ledger(Protocol):
         """Put the worst case aside, durably. Raises `BudgetExceeded` (until the next day) or `StoreUnavailable`."""
         ...
 
-    def settle(self, hold: Hold, charge: Charge) -> None:
+    def settle(self, hold: Hold, bill: Bill) -> None:
         """Book what it cost. Never waits and never raises; written a moment later. A second end of a hold is ignored.
 
-        A charge above its hold is booked whole: the day is then overspent and refuses further holds.
+        A bill above its hold is booked whole: the day is then overspent and refuses further holds.
         """
         ...
 

@@ -89,14 +89,14 @@ class Put(Act):
 
 
 @dataclass(slots=True, frozen=True)
-class Bill:
-    """What to book for a hold; `amount` None: all of it. `columns`: what the charge knows of the entry."""
+class Booking:
+    """What to book for a hold; `amount` None: all of it. `columns`: what the bill knows of the entry."""
 
     amount: int | None
     columns: dict[str, Any]
 
 
-LOST = Bill(
+LOST = Booking(
     None,
     {
         "model": "",
@@ -111,15 +111,15 @@ LOST = Bill(
         "price_version": "",
     },
 )
-"""The bill of a hold whose end nobody heard of."""
+"""The booking of a hold whose end never came."""
 
 
 @dataclass(slots=True, kw_only=True)
 class End(Act):
-    """A hold's end: with a bill, or released. `uncount`: nobody got the hold, so its request is taken back too."""
+    """A hold's end: with a booking, or released. `uncount`: nobody got the hold, so its request is taken back too."""
 
     id: str
-    bill: Bill | None = None
+    booking: Booking | None = None
     uncount: bool = False
 
 
@@ -238,8 +238,8 @@ def _end(tx: Transaction, ends: list[End], posting: Posting, process: str, now_m
         today = posting.totals[end.key]
         today.held -= row[4]
         today.requests -= end.uncount
-        if end.bill is not None:
-            entry = _entry(row, end.bill, process, now_ms)
+        if end.booking is not None:
+            entry = _entry(row, end.booking, process, now_ms)
             today.settled += entry["amount"]
             entries.append(entry)
     if posting.ended:
@@ -248,19 +248,19 @@ def _end(tx: Transaction, ends: list[End], posting: Posting, process: str, now_m
         tx.run(BOOK, entries)
 
 
-def _entry(row: Row, bill: Bill, process: str, now_ms: int) -> dict[str, Any]:
+def _entry(row: Row, booking: Booking, process: str, now_ms: int) -> dict[str, Any]:
     id_, service, day, model, bound, tag, _ = row
     own = {
         "id": id_,
         "at_ms": now_ms,
         "service": service,
         "day": day,
-        "amount": bound if bill.amount is None else bill.amount,
+        "amount": bound if booking.amount is None else booking.amount,
         "bound": bound,
         "tag": tag,
         "process": process,
     }
-    return {**bill.columns, "model": bill.columns["model"] or model, **own}
+    return {**booking.columns, "model": booking.columns["model"] or model, **own}
 
 
 def _write_days(tx: Transaction, totals: dict[Key, Totals]) -> None:
@@ -278,7 +278,7 @@ def sweep(tx: Transaction, process: str, now_ms: int, begun: set[Key]) -> Postin
     expired = tx.rows(EXPIRED, {"now_ms": now_ms})
     if not expired:
         return Posting()
-    ends = [End(service=service, day=day, id=id_, bill=LOST) for id_, service, day in expired]
+    ends = [End(service=service, day=day, id=id_, booking=LOST) for id_, service, day in expired]
     return post(tx, ends, process, now_ms, begun)
 
 

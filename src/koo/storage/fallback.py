@@ -22,7 +22,7 @@ from typing import Protocol
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.errors import Kind, ServiceRefused
 from koo.events import Event, StoreFound, StoreLost
-from koo.storage.base import BudgetView, Charge, Hold, HoldRequest, Ledger, StoreUnavailable
+from koo.storage.base import Bill, BudgetView, Hold, HoldRequest, Ledger, StoreUnavailable
 from koo.storage.memory import SCOPE, MemoryLedger
 from koo.storage.money import in_words
 from koo.storage.transaction import StatementRejected
@@ -114,10 +114,10 @@ class GuardedLedger:
             self._started.add(service)
             self._alone.start_from(service, self._shared.view(service))
 
-    def settle(self, hold: Hold, charge: Charge) -> None:
+    def settle(self, hold: Hold, bill: Bill) -> None:
         """Book what it cost, in both: who does not know the hold ignores it."""
-        self._alone.settle(hold, charge)
-        self._shared.settle(hold, charge)
+        self._alone.settle(hold, bill)
+        self._shared.settle(hold, bill)
 
     def release(self, hold: Hold) -> None:
         """Nothing was billed."""

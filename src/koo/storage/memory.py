@@ -10,7 +10,7 @@ import secrets
 from koo.clock import SYSTEM_CLOCK, Clock, utc_day
 from koo.options import DAY_S
 from koo.policies.budget import Budget, Held
-from koo.storage.base import BudgetView, Charge, Hold, HoldRequest
+from koo.storage.base import Bill, BudgetView, Hold, HoldRequest
 from koo.storage.money import refusal
 
 log = logging.getLogger("koo")
@@ -90,18 +90,16 @@ class MemoryLedger:
         self.quotas.add(service, day, 1)
         return hold
 
-    def settle(self, hold: Hold, charge: Charge) -> None:
+    def settle(self, hold: Hold, bill: Bill) -> None:
         """Book what it cost, to the hold's own day. A cost that is no money is booked at the hold's bound."""
         entry = self._open.pop(hold.id, None)
         if entry is None:
             return
         budget = self._budgets[hold.service]
         try:
-            budget.settle(entry[0], charge.amount_usd)
+            budget.settle(entry[0], bill.amount_usd)
         except (ValueError, ArithmeticError):
-            log.error(
-                "%s: a cost of %s USD is no money; its bound was booked", hold.service, charge.amount_usd
-            )
+            log.error("%s: a cost of %s USD is no money; its bound was booked", hold.service, bill.amount_usd)
             budget.settle(entry[0], hold.amount_usd)
 
     def release(self, hold: Hold) -> None:
@@ -125,7 +123,7 @@ class MemoryLedger:
             budget.anchor(ends_at, day)
         lost = [hold for _, hold, lease_ends_at in self._open.values() if now >= lease_ends_at]
         for hold in lost:
-            self.settle(hold, Charge(amount_usd=hold.amount_usd, source="estimate", model=""))
+            self.settle(hold, Bill(amount_usd=hold.amount_usd, source="estimate", model=""))
         return lost
 
     async def flush(self) -> None:

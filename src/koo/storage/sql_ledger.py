@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from koo.clock import utc_day
 from koo.options import DAY_S
-from koo.storage.base import BudgetView, Charge, Hold, HoldRequest, StoreUnavailable
-from koo.storage.books import Act, Bill, Count, End, Key, Posting, Put, Totals, post, read_days, sweep
+from koo.storage.base import Bill, BudgetView, Hold, HoldRequest, StoreUnavailable
+from koo.storage.books import Act, Booking, Count, End, Key, Posting, Put, Totals, post, read_days, sweep
 from koo.storage.memory import Ids
 from koo.storage.money import from_pico, limit_to_pico, refusal, to_pico
 from koo.storage.transaction import Row, StatementRejected, Transaction
@@ -107,16 +107,16 @@ class SqlLedger:
             self._views[put.service] = (day, settled, held + put.amount, as_of)
         self._add(put)
 
-    def settle(self, hold: Hold, charge: Charge) -> None:
+    def settle(self, hold: Hold, bill: Bill) -> None:
         """Book what it cost, to the hold's own day. A cost that is no money is booked at the hold's bound."""
         try:
-            amount: int | None = to_pico(charge.amount_usd)
+            amount: int | None = to_pico(bill.amount_usd)
         except ValueError:
-            log.error(
-                "%s: a cost of %s USD is no money; its bound was booked", hold.service, charge.amount_usd
-            )
+            log.error("%s: a cost of %s USD is no money; its bound was booked", hold.service, bill.amount_usd)
             amount = None
-        self._add(End(service=hold.service, day=hold.day, id=hold.id, bill=Bill(amount, _columns(charge))))
+        self._add(
+            End(service=hold.service, day=hold.day, id=hold.id, booking=Booking(amount, _columns(bill)))
+        )
 
     def release(self, hold: Hold) -> None:
         """Nothing was billed. The request stays counted: it was made."""
@@ -408,18 +408,18 @@ def _hold(row: Row) -> Hold:
     return Hold(id_, service, day, from_pico(amount))
 
 
-def _columns(charge: Charge) -> dict[str, Any]:
+def _columns(bill: Bill) -> dict[str, Any]:
     return {
-        "model": _cut(charge.model),
-        "source": _cut(charge.source),
-        "estimated": int(charge.source == "estimate"),
-        "input_tokens": _fit(charge.input_tokens),
-        "cache_read_tokens": _fit(charge.cache_read_tokens),
-        "cache_write_tokens": _fit(charge.cache_write_tokens),
-        "output_tokens": _fit(charge.output_tokens),
-        "reasoning_tokens": _fit(charge.reasoning_tokens),
-        "unit_prices": json.dumps(charge.unit_prices, default=str),
-        "price_version": _cut(charge.price_version),
+        "model": _cut(bill.model),
+        "source": _cut(bill.source),
+        "estimated": int(bill.source == "estimate"),
+        "input_tokens": _fit(bill.input_tokens),
+        "cache_read_tokens": _fit(bill.cache_read_tokens),
+        "cache_write_tokens": _fit(bill.cache_write_tokens),
+        "output_tokens": _fit(bill.output_tokens),
+        "reasoning_tokens": _fit(bill.reasoning_tokens),
+        "unit_prices": json.dumps(bill.unit_prices, default=str),
+        "price_version": _cut(bill.price_version),
     }
 
 

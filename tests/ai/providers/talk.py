@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from koo.ai.assembly import HOSTED, assemble
 from koo.ai.gateway import Gateway
 from koo.ai.pricing import Prices
-from koo.ai.providers.base import Completion, Piece, Request
+from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.clock import SYSTEM_CLOCK
 from koo.deadlines import Deadlines
 from koo.errors import ExternalServiceError
@@ -86,13 +86,13 @@ class Talk:
             return error
         raise AssertionError(f"no error, but {completion}")
 
-    def pieces(self, step: Any, **options: Any) -> tuple[list[Piece], ExternalServiceError | None]:
+    def pieces(self, step: Any, **options: Any) -> tuple[list[CompletionChunk], ExternalServiceError | None]:
         """The pieces of a stream, and the error in which it ended."""
 
-        async def main() -> tuple[list[Piece], ExternalServiceError | None]:
+        async def main() -> tuple[list[CompletionChunk], ExternalServiceError | None]:
             async with self.open() as (provider, server):
                 server.script(step)
-                pieces: list[Piece] = []
+                pieces: list[CompletionChunk] = []
                 try:
                     async for piece in provider.stream(self.asking(**options)):
                         pieces.append(piece)  # noqa: PERF401
@@ -118,7 +118,7 @@ class Talk:
         return asyncio.run(main())
 
 
-def text_of(pieces: list[Piece]) -> str:
+def text_of(pieces: list[CompletionChunk]) -> str:
     return "".join(piece.text for piece in pieces if not piece.reasoning)
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from koo.ai.providers.anthropic import AnthropicProvider
-from koo.ai.providers.base import Completion, Pace, Piece, Request
+from koo.ai.providers.base import Completion, CompletionChunk, Pace, Request
 from koo.ai.providers.openai import OpenAIProvider
 from koo.ai.providers.openai_compatible import OpenAICompatibleProvider
 from koo.ai.providers.transport import FRAMING_TOKENS, bound_tokens
@@ -79,13 +79,15 @@ def complete(vendor: str, step: Any, **options: Any) -> Completion:
     return asyncio.run(main())
 
 
-def pieces_of(vendor: str, step: Any, **options: Any) -> tuple[list[Piece], ExternalServiceError | None]:
+def pieces_of(
+    vendor: str, step: Any, **options: Any
+) -> tuple[list[CompletionChunk], ExternalServiceError | None]:
     """The pieces of a stream, and the error in which it ended."""
 
-    async def main() -> tuple[list[Piece], ExternalServiceError | None]:
+    async def main() -> tuple[list[CompletionChunk], ExternalServiceError | None]:
         async with talking(vendor) as (provider, server):
             server.script(step)
-            pieces: list[Piece] = []
+            pieces: list[CompletionChunk] = []
             try:
                 async for piece in provider.stream(asking(vendor, **options)):
                     pieces.append(piece)  # noqa: PERF401
@@ -406,7 +408,7 @@ def test_a_caller_who_leaves_takes_the_request_along(vendor: str) -> None:
 # ── streams ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def text_of(pieces: list[Piece]) -> str:
+def text_of(pieces: list[CompletionChunk]) -> str:
     return "".join(piece.text for piece in pieces if not piece.reasoning)
 
 

@@ -17,7 +17,14 @@ import pytest
 from koo.ai.providers.anthropic import FAULTS as ANTHROPIC_FAULTS
 from koo.ai.providers.anthropic import AnthropicProvider
 from koo.ai.providers.base import Request
-from koo.ai.providers.faults import BY_STATUS, SENTENCES, Said, kind_of_status, until_next_month, until_stated
+from koo.ai.providers.faults import (
+    BY_STATUS,
+    SENTENCES,
+    ParsedError,
+    kind_of_status,
+    until_next_month,
+    until_stated,
+)
 from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 from koo.ai.providers.openai import OpenAIProvider
 from koo.ai.providers.openai_compatible import FAULTS as COMPATIBLE_FAULTS
@@ -325,12 +332,12 @@ def test_when_to_come_back(vendor: str, step: Any, wait_s: float | None) -> None
 )
 def test_a_monthly_limit_ends_with_the_month(now: str, days: float) -> None:
     wall_s = datetime.fromisoformat(now + "+00:00").timestamp()
-    assert until_next_month(Said(status=429), wall_s) == pytest.approx(days * 86_400)
+    assert until_next_month(ParsedError(status=429), wall_s) == pytest.approx(days * 86_400)
 
 
 @pytest.mark.parametrize("text", ["", "on 2026-99-99 at 00:00", "on 2020-01-01", "tomorrow"])
 def test_a_point_in_time_that_cannot_be_right_is_not_stated(text: str) -> None:
-    assert until_stated(Said(status=400, message=text), WALL_S) is None
+    assert until_stated(ParsedError(status=400, message=text), WALL_S) is None
 
 
 @pytest.mark.parametrize(
@@ -358,7 +365,7 @@ def test_every_row_of_the_tables_is_walked_by_this_file() -> None:
     reached = set()
     for vendor, step, _ in ROWS:
         table = {"anthropic": ANTHROPIC_FAULTS, "openai": OPENAI_FAULTS}.get(vendor, COMPATIBLE_FAULTS)
-        refused = _said(vendor, step)
+        refused = parsed(vendor, step)
         row = table.find(refused)
         reached |= {(row.kind, row.name, row.begins, row.says, row.status, row.shaped)}
     missing = [
@@ -370,7 +377,7 @@ def test_every_row_of_the_tables_is_walked_by_this_file() -> None:
     assert missing == []
 
 
-def _said(vendor: str, step: Any) -> Said:
+def parsed(vendor: str, step: Any) -> ParsedError:
     """What the adapter's reader makes of the fake's answer, without a socket."""
     import msgspec
 

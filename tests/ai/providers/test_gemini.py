@@ -19,7 +19,7 @@ from koo.ai.models import DEFAULT_MODELS
 from koo.ai.pricing import Prices
 from koo.ai.providers import gemini_errors
 from koo.ai.providers.base import Request
-from koo.ai.providers.faults import BY_STATUS, SENTENCES, Said
+from koo.ai.providers.faults import BY_STATUS, SENTENCES, ParsedError
 from koo.ai.providers.gemini import BASE_URL, GeminiProvider, encode, path_of
 from koo.ai.providers.gemini_errors import FAULTS, PACIFIC_STANDARD, read_error, until_midnight_pacific
 from koo.ai.types import Query, Usage
@@ -321,7 +321,7 @@ def test_inside_a_stream_the_same_error_means_the_same(step: Any, kind: Kind) ->
     assert fault is not None and fault.kind is kind and fault_of(fault).billed is True
 
 
-def said(step: Any) -> Said:
+def parsed(step: Any) -> ParsedError:
     """What the adapter's reader makes of the fake's answer, without a socket."""
     body = msgspec.json.encode(FakeGemini().error_body(step)) if isinstance(step, Failure) else step.body
     return read_error(step.status, {}, body)
@@ -329,7 +329,7 @@ def said(step: Any) -> Said:
 
 def test_every_row_of_the_table_is_walked_by_this_file() -> None:
     """A row that no answer above reaches first could as well be missing."""
-    reached = {id(FAULTS.find(said(step))) for step, _ in ROWS}
+    reached = {id(FAULTS.find(parsed(step))) for step, _ in ROWS}
     assert [row for row in FAULTS.rows if id(row) not in reached] == []
 
 
@@ -393,7 +393,7 @@ def test_when_to_come_back(step: Any, wait_s: float | None) -> None:
 )
 def test_a_days_quota_ends_at_midnight_in_california(now: str, hours: float) -> None:
     wall_s = datetime.fromisoformat(now).replace(tzinfo=ZoneInfo("America/Los_Angeles")).timestamp()
-    wait_s = until_midnight_pacific(Said(status=429), wall_s)
+    wait_s = until_midnight_pacific(ParsedError(status=429), wall_s)
     assert wait_s == pytest.approx(hours * 3600)
 
 
@@ -407,7 +407,7 @@ def test_without_time_zones_on_the_machine_the_wait_is_near_enough(monkeypatch: 
     gemini_errors._pacific.cache_clear()
     try:
         winter = datetime(2026, 11, 23, 4, tzinfo=PACIFIC_STANDARD).timestamp()
-        assert until_midnight_pacific(Said(status=429), winter) == 20 * 3600
+        assert until_midnight_pacific(ParsedError(status=429), winter) == 20 * 3600
     finally:
         monkeypatch.undo()
         gemini_errors._pacific.cache_clear()

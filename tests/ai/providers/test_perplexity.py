@@ -18,7 +18,7 @@ from koo.ai.gateway import Gateway
 from koo.ai.models import DEFAULT_MODELS
 from koo.ai.pricing import SEARCH_USD, SEARCHES_MAX, Prices
 from koo.ai.providers.base import Request
-from koo.ai.providers.faults import BY_STATUS, SENTENCES, Said
+from koo.ai.providers.faults import BY_STATUS, SENTENCES, ParsedError
 from koo.ai.providers.openai_errors import read_error
 from koo.ai.providers.perplexity import (
     BASE_URL,
@@ -227,7 +227,7 @@ def test_a_401_that_does_not_say_why_names_both_reasons() -> None:
     assert "credits" not in TALK.failure(error(401, "invalid_api_key")).reason
 
 
-def said(step: Any) -> Said:
+def parsed(step: Any) -> ParsedError:
     """What the adapter's reader makes of the fake's answer, without a socket."""
     if isinstance(step, Failure):
         return read_error(step.status, {}, msgspec.json.encode(FakePerplexity().error_body(step)))
@@ -238,7 +238,7 @@ def test_every_row_of_the_tables_own_part_is_walked_by_this_file() -> None:
     """A row that no answer above reaches first could as well be missing; those of OpenAI's are walked there."""
     from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 
-    reached = {id(FAULTS.find(said(step))) for step, _ in ROWS}
+    reached = {id(FAULTS.find(parsed(step))) for step, _ in ROWS}
     shared = {id(row) for row in OPENAI_FAULTS.rows}
     assert [row for row in FAULTS.rows if id(row) not in reached | shared] == []
 

@@ -14,8 +14,8 @@ from collections.abc import AsyncGenerator, Mapping
 import msgspec
 
 from koo.ai.providers.adapter import Adapter
-from koo.ai.providers.base import Completion, Pace, Piece, Request
-from koo.ai.providers.faults import FaultTable, Row, Said, until_next_month, until_stated
+from koo.ai.providers.base import Completion, CompletionChunk, Pace, Request
+from koo.ai.providers.faults import FaultTable, ParsedError, Row, until_next_month, until_stated
 from koo.ai.providers.headers import anthropic_pace
 from koo.ai.providers.streaming import read_stream
 from koo.ai.providers.transport import UNREADABLE, Wire, estimate_usage, name_of
@@ -222,7 +222,7 @@ class AnthropicProvider(Adapter):
             pace=anthropic_pace(response.headers, wire.wall()),
         )
 
-    def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
+    def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
         body = encode(request, stream=True)
         return read_stream(self._wire, "/v1/messages", body, lambda headers: _Reader(self._wire, headers))
@@ -245,7 +245,7 @@ class _Reader:
         self._stop_reason: str | None = None
         self._begun = False
 
-    def read(self, event: ServerSentEvent) -> Piece | None:
+    def read(self, event: ServerSentEvent) -> CompletionChunk | None:
         """A piece, or None for what says nothing. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
         match name_of(event):
             case "content_block_delta":
@@ -255,31 +255,31 @@ class _Reader:
             case "message_delta":
                 return self._change(_message_delta.decode(event.data))
             case "message_stop":
-                return Piece(final=True, stop_reason=self._stop_reason)
+                return CompletionChunk(final=True, stop_reason=self._stop_reason)
             case "error":
                 raise self._error(event.data)
             case _:  # Pings, and what Anthropic may add: no content.
                 return None
 
-    def finish(self) -> Piece | None:
+    def finish(self) -> CompletionChunk | None:
         """Anthropic always says `message_stop`: a stream without it was cut."""
         return None
 
-    def _start(self, message: _Begun) -> Piece:
+    def _start(self, message: _Begun) -> CompletionChunk:
         self._begun = True
         self._usage = message.usage
         usage = usage_of(message.usage) if message.usage else None
         request_id = self._headers.get("request-id")
-        return Piece(model=message.model, usage=usage, request_id=request_id, pace=self._pace)
+        return CompletionChunk(model=message.model, usage=usage, request_id=request_id, pace=self._pace)
 
-    def _change(self, change: _MessageDelta) -> Piece:
+    def _change(self, change: _MessageDelta) -> CompletionChunk:
         self._stop_reason = change.delta.stop_reason or self._stop_reason
         usage = usage_of(change.usage, self._usage) if change.usage else None
-        return Piece(usage=usage, stop_reason=self._stop_reason)
+        return CompletionChunk(usage=usage, stop_reason=self._stop_reason)
 
     def _error(self, data: bytes) -> ExternalServiceError:
         # As the very first event it stands for a refusal, which nobody bills; later the prompt has been read.
-        return self._wire.told(read_error(200, self._headers, data), billable=self._begun)
+        return self._wire.error(read_error(200, self._headers, data), billable=self._begun)
 
 
 def encode(request: Request, *, stream: bool = False) -> bytes:
@@ -296,15 +296,15 @@ def encode(request: Request, *, stream: bool = False) -> bytes:
     )
 
 
-def read_error(status: int, headers: Mapping[str, str], body: bytes) -> Said:
+def read_error(status: int, headers: Mapping[str, str], body: bytes) -> ParsedError:
     """What an error's body says; a page of something on the way says nothing."""
     request_id = headers.get("request-id")
     try:
         refusal = _refusal.decode(body)
     except UNREADABLE:
-        return Said(status=status, request_id=request_id, headers=headers)
+        return ParsedError(status=status, request_id=request_id, headers=headers)
     error = refusal.error
-    return Said(
+    return ParsedError(
         status=status,
         code=error.details.error_code if error.details else None,
         type=error.type,
@@ -345,7 +345,7 @@ def _text(blocks: list[_Block]) -> str:
     return "".join(block.text for block in blocks if block.type == "text")
 
 
-def _piece(delta: _Delta) -> Piece | None:
+def _piece(delta: _Delta) -> CompletionChunk | None:
     if delta.type == "text_delta":
-        return Piece(text=delta.text)
-    return Piece(text=delta.thinking, reasoning=True) if delta.type == "thinking_delta" else None
+        return CompletionChunk(text=delta.text)
+    return CompletionChunk(text=delta.thinking, reasoning=True) if delta.type == "thinking_delta" else None

@@ -49,7 +49,7 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class CompletionChunk:
     """A step of a stream. `text` is content; a piece without it (a ping, a usage report) does not renew any timer.
 
     `usage` replaces what was reported before; `final` marks the provider's own end of the stream.
@@ -77,7 +77,7 @@ class Provider(Protocol):
         """Ask once. Raises `ExternalServiceError`."""
         ...
 
-    def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
+    def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come.
 
         Ends after a piece with `final`; raises `StreamTruncated` where the stream ends without one. Closing it early

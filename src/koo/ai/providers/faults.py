@@ -71,7 +71,7 @@ PARAMETERS = frozenset({
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class ParsedError:
     """What the other side said, as structured as it came.
 
     `code` is more specific than `type`; `more` holds what some vendors name elsewhere. `message` is for the table's
@@ -96,7 +96,7 @@ class Said:
         return (self.code, self.type, *self.more)
 
 
-Until = Callable[[Said, float], float | None]
+Until = Callable[[ParsedError, float], float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +116,11 @@ class Row:
     until: Until | None = None
     sentence: str = ""
 
-    def fits(self, said: Said, message: str) -> bool:
+    def fits(self, parsed: ParsedError, message: str) -> bool:
         return (
-            (not self.status or said.status in _several(self.status))
-            and (not self.name or not _several(self.name).isdisjoint(said.names))
-            and (self.shaped is None or self.shaped is said.shaped)
+            (not self.status or parsed.status in _several(self.status))
+            and (not self.name or not _several(self.name).isdisjoint(parsed.names))
+            and (self.shaped is None or self.shaped is parsed.shaped)
             and (not self.begins or message.startswith(self.begins))
             and (not self.says or any(words in message for words in self.says))
         )
@@ -137,28 +137,28 @@ class FaultTable:
     vendor: str
     rows: tuple[Row, ...]
 
-    def find(self, said: Said) -> Row:
+    def find(self, parsed: ParsedError) -> Row:
         """The first row that fits, else the status'."""
         # A message of a megabyte is no message.
-        message = said.message[:2000].strip().lower()
+        message = parsed.message[:2000].strip().lower()
         for row in self.rows:
-            if row.fits(said, message):
+            if row.fits(parsed, message):
                 return row
-        return Row(kind_of_status(said.status))
+        return Row(kind_of_status(parsed.status))
 
     def error(
-        self, service: str, said: Said, wall_s: float, *, billable: bool | None = False
+        self, service: str, parsed: ParsedError, wall_s: float, *, billable: bool | None = False
     ) -> ExternalServiceError:
         """The error that it is. `wall_s`: our clock, for dates."""
-        row = self.find(said)
-        wait_s = row.until(said, wall_s) if row.until else None
-        if wait_s is None and said.until_wall_s is not None:
-            wait_s = sensible(said.until_wall_s - wall_s)
+        row = self.find(parsed)
+        wait_s = row.until(parsed, wall_s) if row.until else None
+        if wait_s is None and parsed.until_wall_s is not None:
+            wait_s = sensible(parsed.until_wall_s - wall_s)
         if wait_s is None:
-            wait_s = retry_after_s(said.headers, wall_s)
+            wait_s = retry_after_s(parsed.headers, wall_s)
         if wait_s is None and row.kind is Kind.THROTTLED:
-            wait_s = hinted_s(said.message[:2000]) or resets_in_s(said.headers, wall_s)
-        detail = detail_of(said)
+            wait_s = hinted_s(parsed.message[:2000]) or resets_in_s(parsed.headers, wall_s)
+        detail = detail_of(parsed)
         reason = sentence_of(row.sentence or SENTENCES[row.kind], detail)
         return make_error(service, row.kind, reason, wait_s, detail=detail, billable=billable)
 
@@ -193,16 +193,16 @@ def transport_error(service: str, error: TransportError) -> ExternalServiceError
     """Nobody spoke at all, or what they said broke off."""
     if isinstance(error, ClosedHere):
         return _closed_here(service, error)
-    kind = Kind.BAD_ANSWER if error.phase == "answer" else Kind.CONNECTION
+    kind = Kind.BAD_ANSWER if error.stage == "answer" else Kind.CONNECTION
     # What never left cannot be billed; of everything else nobody knows.
     return make_error(
-        service, kind, error.reason, detail={"phase": error.phase}, billable=error.phase != "connect"
+        service, kind, error.reason, detail={"phase": error.stage}, billable=error.stage != "connect"
     )
 
 
 def _closed_here(service: str, error: ClosedHere) -> ExternalServiceError:
     """Nobody's failure; what was sent may be billed all the same."""
-    closed = ServiceFailed(service, error.reason, kind=Kind.DRAINING, detail={"phase": error.phase})
+    closed = ServiceFailed(service, error.reason, kind=Kind.DRAINING, detail={"phase": error.stage})
     closed.billable = True
     return closed
 
@@ -218,17 +218,17 @@ def sentence_of(words: str, detail: Mapping[str, Any]) -> str:
     return f"{words} ({', '.join(dict.fromkeys(facts))})" if facts else words
 
 
-def detail_of(said: Said) -> dict[str, Any]:
+def detail_of(parsed: ParsedError) -> dict[str, Any]:
     """What the other side said, as checked short words."""
     detail: dict[str, Any] = {
-        "status": said.status,
-        "type": word(said.type),
-        "code": word(said.code),
-        "request_id": word(said.request_id),
+        "status": parsed.status,
+        "type": word(parsed.type),
+        "code": word(parsed.code),
+        "request_id": word(parsed.request_id),
     }
-    if said.param in PARAMETERS:
-        detail["param"] = said.param
-    should_retry = said.headers.get("x-should-retry")
+    if parsed.param in PARAMETERS:
+        detail["param"] = parsed.param
+    should_retry = parsed.headers.get("x-should-retry")
     if should_retry in ("true", "false"):
         detail["should_retry"] = should_retry == "true"
     return detail
@@ -246,16 +246,16 @@ def word(text: str | None) -> str | None:
 _ON_DATE = re.compile(r"\b(20\d\d-\d\d-\d\d)(?:[t ]+(?:at )?(\d\d:\d\d))?", re.IGNORECASE)
 
 
-def until_next_month(said: Said, wall_s: float) -> float | None:
+def until_next_month(parsed: ParsedError, wall_s: float) -> float | None:
     """Monthly limits end at 00:00 UTC on the first day of the next month."""
     now = datetime.fromtimestamp(wall_s, UTC)
     first = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
     return sensible(first.timestamp() - wall_s)
 
 
-def until_stated(said: Said, wall_s: float) -> float | None:
+def until_stated(parsed: ParsedError, wall_s: float) -> float | None:
     """The point in time that the message names: "You will regain access on 2026-12-01 at 00:00 UTC"."""
-    found = _ON_DATE.search(said.message[:2000])
+    found = _ON_DATE.search(parsed.message[:2000])
     if found is None:
         return None
     try:

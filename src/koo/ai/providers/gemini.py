@@ -18,7 +18,7 @@ from urllib.parse import quote
 import msgspec
 
 from koo.ai.providers.adapter import Adapter
-from koo.ai.providers.base import Completion, Piece, Request
+from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.gemini_errors import FAULTS, read_error
 from koo.ai.providers.streaming import read_stream
 from koo.ai.providers.transport import Wire, estimate_usage
@@ -139,10 +139,10 @@ class GeminiProvider(Adapter):
         response = await wire.post(path_of(request.model, "generateContent"), encode(request))
         answer = wire.decode(response, _answer)
         if answer.candidate is None and answer.stop_reason is None:
-            said = read_error(response.status, response.headers, response.body)
+            parsed = read_error(response.status, response.headers, response.body)
             raise (
-                wire.told(said, billable=False)
-                if said.shaped
+                wire.error(parsed, billable=False)
+                if parsed.shaped
                 else wire.unreadable("an answer without candidates")
             )
         text = _text(answer.candidate, thought=False)
@@ -155,7 +155,7 @@ class GeminiProvider(Adapter):
             request_id=answer.response_id,
         )
 
-    def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
+    def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
         path = path_of(request.model, "streamGenerateContent") + "?alt=sse"
         return read_stream(
@@ -181,12 +181,12 @@ class _Reader:
         self._stop_reason: str | None = None
         self._usage: _Usage | None = None
 
-    def read(self, event: ServerSentEvent) -> Piece | None:
+    def read(self, event: ServerSentEvent) -> CompletionChunk | None:
         """A piece, or None for what says nothing. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
         chunk = _answer.decode(event.data)
         if bytes(chunk.error) not in (b"", b"null"):
             # As the very first thing it stands for a refusal, which nobody bills.
-            raise self._wire.told(read_error(200, self._headers, event.data), billable=self._begun)
+            raise self._wire.error(read_error(200, self._headers, event.data), billable=self._begun)
         self._stop_reason = chunk.stop_reason or self._stop_reason
         usage = chunk.usage_metadata
         self._usage = usage or self._usage
@@ -194,7 +194,7 @@ class _Reader:
         if text or thought:
             self._parts.append(text or thought)
         first, self._begun = not self._begun, True
-        return Piece(
+        return CompletionChunk(
             text=text or thought,
             reasoning=not text and bool(thought),
             model=chunk.model_version if first else None,
@@ -203,12 +203,12 @@ class _Reader:
             stop_reason=chunk.stop_reason,
         )
 
-    def finish(self) -> Piece | None:
+    def finish(self) -> CompletionChunk | None:
         """Whole if Google said why it stopped: some models say so in each chunk, so that none is the last by itself."""
         if self._stop_reason is None:
             return None
         usage = None if self._usage else estimate_usage(self._request, "".join(self._parts))
-        return Piece(final=True, usage=usage, stop_reason=self._stop_reason)
+        return CompletionChunk(final=True, usage=usage, stop_reason=self._stop_reason)
 
 
 def path_of(model: str, method: str) -> str:

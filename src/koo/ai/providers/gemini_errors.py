@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
-from koo.ai.providers.faults import FaultTable, Row, Said
+from koo.ai.providers.faults import FaultTable, ParsedError, Row
 from koo.ai.providers.headers import duration_s, sensible
 from koo.ai.providers.openai_errors import CONTEXT_WORDS
 from koo.ai.providers.transport import UNREADABLE
@@ -34,7 +34,7 @@ INVALID = "INVALID_ARGUMENT"
 PERIODS = ("PerDay", "PerMinute")
 
 
-def until_midnight_pacific(said: Said, wall_s: float) -> float | None:
+def until_midnight_pacific(parsed: ParsedError, wall_s: float) -> float | None:
     """Daily quotas end at midnight in California, whose days have 23 or 25 hours twice a year."""
     zone = _pacific()
     today = datetime.fromtimestamp(wall_s, zone).date()
@@ -104,22 +104,22 @@ _document: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 _RETRY_IN = re.compile(r"\bretry in (\d+(?:\.\d+)?(?:ms|s|m|h))\b", re.IGNORECASE)
 
 
-def read_error(status: int, headers: Mapping[str, str], body: bytes) -> Said:
+def read_error(status: int, headers: Mapping[str, str], body: bytes) -> ParsedError:
     """What an error's body says; a page of something on the way says nothing."""
     try:
         document = _document.decode(body)
     except UNREADABLE:
-        return Said(status=status, headers=headers)
-    return said_of(status, headers, document)
+        return ParsedError(status=status, headers=headers)
+    return parse_error(status, headers, document)
 
 
-def said_of(status: int, headers: Mapping[str, str], document: object) -> Said:
+def parse_error(status: int, headers: Mapping[str, str], document: object) -> ParsedError:
     """As `read_error`, of a decoded body: `{"error": {"code", "message", "status", "details": [...]}}`."""
     if isinstance(document, list) and len(document) == 1:
         document = document[0]  # A stream without `alt=sse` is a list, and so are its errors.
     error = document.get("error") if isinstance(document, Mapping) else None
     if not isinstance(error, Mapping):
-        return Said(status=status, headers=headers)
+        return ParsedError(status=status, headers=headers)
     kind, message, code = error.get("status"), error.get("message"), error.get("code")
     reasons, periods, wait_s = _details(error.get("details"))
     if wait_s is None and kind == EXHAUSTED and isinstance(message, str):
@@ -127,7 +127,7 @@ def said_of(status: int, headers: Mapping[str, str], document: object) -> Said:
         wait_s = duration_s(hint[1]) if hint else None
     if wait_s is not None:
         headers = {**{name.lower(): value for name, value in headers.items()}, "retry-after": f"{wait_s}"}
-    return Said(
+    return ParsedError(
         # Inside a success the code is the status that it would have had.
         status=code if status < 300 and isinstance(code, int) and 400 <= code < 600 else status,
         code=reasons[0] if reasons else None,

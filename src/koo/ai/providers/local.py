@@ -17,7 +17,7 @@ from typing import Any
 from koo.ai.local_engine import ENGINES, Chunk, Engine, EngineClosed, EngineFull, Generation, GenerationFailed
 from koo.ai.local_llama import EngineMissing, LoadFailed, Setup
 from koo.ai.local_model import find_model, flaw_of
-from koo.ai.providers.base import Completion, Piece, Request
+from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.types import Usage
 from koo.errors import (
     ExternalServiceError,
@@ -141,7 +141,7 @@ class LocalProvider:
     async def complete(self, request: Request) -> Completion:
         """The whole answer. Raises `InvalidRequest`, `ServiceSaturated` and `ServiceFailed`."""
         texts: list[str] = []
-        last = Piece()
+        last = CompletionChunk()
         async with aclosing(self.stream(request)) as pieces:
             async for last in pieces:
                 if not last.reasoning:
@@ -154,7 +154,7 @@ class LocalProvider:
             request_id=last.request_id,
         )
 
-    async def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
+    async def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """The answer as it is made. Closing it, or cancelling who waits for it, stops the model at that token.
 
         Raises as `complete` does, and `StreamTruncated` where it ends before its end.
@@ -291,7 +291,7 @@ class Reading:
         self._stop_reason: str | None = None
         self.done = False
 
-    def take(self, chunk: Chunk) -> Piece | None:
+    def take(self, chunk: Chunk) -> CompletionChunk | None:
         """The piece that this chunk is, or None where it only reports how far the prompt is read."""
         self._prompt_tokens = chunk.get("prompt_progress", {}).get("total", self._prompt_tokens)
         for choice in chunk.get("choices", ()):
@@ -304,13 +304,13 @@ class Reading:
             return self._end(chunk)
         return None
 
-    def _content(self, text: str, *, reasoning: bool) -> Piece:
+    def _content(self, text: str, *, reasoning: bool) -> CompletionChunk:
         # For a reader who leaves now: a chunk may hold two tokens where a character took both.
         self._tokens += 1
         usage = Usage(input_tokens=self._prompt_tokens, output_tokens=self._tokens, estimated=True)
-        return Piece(text=text, reasoning=reasoning, model=self._model, usage=usage)
+        return CompletionChunk(text=text, reasoning=reasoning, model=self._model, usage=usage)
 
-    def _end(self, chunk: Chunk) -> Piece:
+    def _end(self, chunk: Chunk) -> CompletionChunk:
         self.done = True
         counted = chunk["usage"]
         cached = counted.get("prompt_tokens_details", {}).get("cached_tokens", 0)
@@ -319,7 +319,7 @@ class Reading:
             cache_read_tokens=cached,
             output_tokens=counted["completion_tokens"],
         )
-        return Piece(
+        return CompletionChunk(
             model=self._model,
             usage=usage,
             stop_reason=self._stop_reason,

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from koo.ai.providers.adapter import Adapter
-from koo.ai.providers.base import Completion, Piece, Request
+from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.faults import FaultTable, Row
 from koo.ai.providers.headers import openai_pace
 from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
@@ -105,7 +105,7 @@ class _Part(msgspec.Struct, frozen=True):
     text: str | None = None
 
 
-class _Said(msgspec.Struct, frozen=True):
+class _Reply(msgspec.Struct, frozen=True):
     content: str | list[_Part] | None = None
     refusal: str | None = None
     reasoning: str | None = None
@@ -113,7 +113,7 @@ class _Said(msgspec.Struct, frozen=True):
 
 
 class _Choice(msgspec.Struct):
-    message: _Said = _Said()
+    message: _Reply = _Reply()
     finish_reason: str | None = None
     error: msgspec.Raw = NOTHING
 
@@ -126,7 +126,7 @@ class _Answer(msgspec.Struct):
 
 
 class _ChunkChoice(msgspec.Struct):
-    delta: _Said | None = None
+    delta: _Reply | None = None
     finish_reason: str | None = None
     error: msgspec.Raw = NOTHING
 
@@ -188,16 +188,16 @@ class OpenAICompatibleProvider(Adapter):
         response = await wire.post("/chat/completions", self._encode(request))
         answer = wire.decode(response, _answer)
         if not answer.choices:
-            said = read_error(response.status, response.headers, response.body)
+            parsed = read_error(response.status, response.headers, response.body)
             raise (
-                wire.told(said, billable=False)
-                if said.shaped
+                wire.error(parsed, billable=False)
+                if parsed.shaped
                 else wire.unreadable("an answer without choices")
             )
         choice, usage = answer.choices[0], answer.usage
         if _is_something(choice.error):
-            said = read_error(200, response.headers, b'{"error":%b}' % bytes(choice.error))
-            raise wire.told(said, billable=False)
+            parsed = read_error(200, response.headers, b'{"error":%b}' % bytes(choice.error))
+            raise wire.error(parsed, billable=False)
         text = _text(choice.message)
         return Completion(
             text=text,
@@ -209,7 +209,7 @@ class OpenAICompatibleProvider(Adapter):
             pace=openai_pace(response.headers),
         )
 
-    def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
+    def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
         body = self._encode(request, stream=True)
         return read_stream(
@@ -257,7 +257,7 @@ class _Reader:
         self._begun = self._usage_told = False
         self._stop_reason: str | None = None
 
-    def read(self, event: ServerSentEvent) -> Piece | None:
+    def read(self, event: ServerSentEvent) -> CompletionChunk | None:
         """A piece, or None for what says nothing. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
         data = event.data
         if data.startswith(b"[DONE]"):
@@ -272,13 +272,13 @@ class _Reader:
             raise self._error(b'{"error":%b}' % bytes(choice.error))
         return self._piece(chunk, choice)
 
-    def finish(self) -> Piece | None:
+    def finish(self) -> CompletionChunk | None:
         """Without `[DONE]`: finished if the server said why it stopped, cut if it did not."""
         return self._final() if self._stop_reason is not None else None
 
-    def _piece(self, chunk: _Chunk, choice: _ChunkChoice | None) -> Piece | None:
-        said = (choice.delta if choice else None) or _Said()
-        text, thought = _text(said), said.reasoning_content or said.reasoning or ""
+    def _piece(self, chunk: _Chunk, choice: _ChunkChoice | None) -> CompletionChunk | None:
+        reply = (choice.delta if choice else None) or _Reply()
+        text, thought = _text(reply), reply.reasoning_content or reply.reasoning or ""
         if choice is not None and choice.finish_reason:
             self._stop_reason = choice.finish_reason
         if text or thought:
@@ -288,16 +288,16 @@ class _Reader:
         usage = self._usage(chunk)
         if not text and not thought and usage is None:
             return None
-        return Piece(
+        return CompletionChunk(
             text=text or thought,
             reasoning=not text and bool(thought),
             usage=usage,
             cost_usd=_cost(chunk.usage),
         )
 
-    def _first(self, chunk: _Chunk, text: str, thought: str) -> Piece:
+    def _first(self, chunk: _Chunk, text: str, thought: str) -> CompletionChunk:
         self._begun = True
-        return Piece(
+        return CompletionChunk(
             text=text or thought,
             reasoning=not text and bool(thought),
             model=chunk.model,
@@ -312,16 +312,16 @@ class _Reader:
         self._usage_told = True
         return usage_of(chunk.usage)
 
-    def _final(self) -> Piece:
+    def _final(self) -> CompletionChunk:
         usage = None if self._usage_told else estimate_usage(self._request, "".join(self._parts))
-        return Piece(final=True, usage=usage, stop_reason=self._stop_reason)
+        return CompletionChunk(final=True, usage=usage, stop_reason=self._stop_reason)
 
     def _error(self, data: bytes) -> ExternalServiceError:
-        said = read_error(200, self._headers, data)
-        if not said.shaped:
+        parsed = read_error(200, self._headers, data)
+        if not parsed.shaped:
             return self._wire.unreadable("an event of another form")
         # As the very first thing it stands for a refusal, which nobody bills.
-        return self._wire.told(said, billable=self._begun)
+        return self._wire.error(parsed, billable=self._begun)
 
 
 def usage_of(usage: _Usage | None) -> Usage:
@@ -353,8 +353,8 @@ def _cost(usage: _Usage | None) -> Decimal | None:
     return cost if cost is not None and cost.is_finite() and cost >= 0 else None
 
 
-def _text(said: _Said) -> str:
-    content = said.content
+def _text(reply: _Reply) -> str:
+    content = reply.content
     if isinstance(content, str):
-        return content or said.refusal or ""
-    return "".join(part.text or "" for part in content) if content else said.refusal or ""
+        return content or reply.refusal or ""
+    return "".join(part.text or "" for part in content) if content else reply.refusal or ""

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from koo.ai.providers.faults import Said
+from koo.ai.providers.faults import ParsedError
 from koo.ai.providers.transport import UNREADABLE
 
 CONTEXT_WORDS = (
@@ -37,26 +37,26 @@ _METADATA_NAMES = ("error_type", "limit_source", "reason", "code")
 _document: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
 
-def read_error(status: int, headers: Mapping[str, str], body: bytes) -> Said:
+def read_error(status: int, headers: Mapping[str, str], body: bytes) -> ParsedError:
     """What an error's body says; anything that is no such body says nothing (`shaped` is False)."""
     request_id = headers.get("x-request-id")
     try:
         document = _document.decode(body)
     except UNREADABLE:
-        return Said(status=status, request_id=request_id, headers=headers)
-    return said_of(status, headers, document)
+        return ParsedError(status=status, request_id=request_id, headers=headers)
+    return parse_error(status, headers, document)
 
 
-def said_of(status: int, headers: Mapping[str, str], document: object) -> Said:
+def parse_error(status: int, headers: Mapping[str, str], document: object) -> ParsedError:
     """As `read_error`, of a decoded body."""
     request_id = headers.get("x-request-id")
     error = _error_of(document)
     if error is None:
-        return Said(status=status, request_id=request_id, headers=headers)
+        return ParsedError(status=status, request_id=request_id, headers=headers)
     if isinstance(error, str):
-        return Said(status=status, message=error, request_id=request_id, headers=headers, shaped=True)
+        return ParsedError(status=status, message=error, request_id=request_id, headers=headers, shaped=True)
     code, more = error.get("code"), _metadata_names(error.get("metadata"))
-    return Said(
+    return ParsedError(
         status=_status(status, code),
         code=code if isinstance(code, str) and not code.isdigit() else None,
         type=_text(error.get("type")),

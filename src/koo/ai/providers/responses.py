@@ -15,9 +15,9 @@ from decimal import Decimal
 import msgspec
 
 from koo.ai.providers.adapter import Adapter
-from koo.ai.providers.base import Completion, Piece, Request
+from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.headers import openai_pace
-from koo.ai.providers.openai_errors import read_error, said_of
+from koo.ai.providers.openai_errors import parse_error, read_error
 from koo.ai.providers.streaming import read_stream
 from koo.ai.providers.transport import Wire, estimate_usage, name_of
 from koo.ai.types import Usage
@@ -152,7 +152,7 @@ class ResponsesAdapter(Adapter):
             pace=openai_pace(response.headers),
         )
 
-    def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
+    def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
         body = self.encode(request, stream=True)
         return read_stream(self._wire, PATH, body, lambda headers: _Reader(self._wire, headers))
@@ -169,23 +169,23 @@ class _Reader:
         self._parts: list[str] = []
         self._worked = False
 
-    def read(self, event: ServerSentEvent) -> Piece | None:
+    def read(self, event: ServerSentEvent) -> CompletionChunk | None:
         """A piece, or None for what says nothing. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
         match name_of(event):
             case "response.output_text.delta" | "response.refusal.delta":
                 text = _delta.decode(event.data).delta
                 self._worked = True
                 self._parts.append(text)
-                return Piece(text=text)
+                return CompletionChunk(text=text)
             case "response.reasoning_text.delta" | "response.reasoning_summary_text.delta":
                 self._worked = True
-                return Piece(text=_delta.decode(event.data).delta, reasoning=True)
+                return CompletionChunk(text=_delta.decode(event.data).delta, reasoning=True)
             case "response.created":
                 return self._begin(_begun.decode(event.data).response or _BegunResponse())
             case "response.completed" | "response.incomplete":
                 ended = _ended.decode(event.data)
                 nothing = ended.response is None and ended.error is None
-                return Piece(final=True) if nothing else self._end(ended)
+                return CompletionChunk(final=True) if nothing else self._end(ended)
             case "response.failed" | "response.cancelled":
                 return self._end(_ended.decode(event.data))
             case "error" | "":
@@ -194,36 +194,36 @@ class _Reader:
             case name if name.startswith("response.reasoning."):
                 # Searches are among them, and are paid for.
                 self._worked = True
-                return Piece(text=_thought.decode(event.data).thought or "", reasoning=True)
+                return CompletionChunk(text=_thought.decode(event.data).thought or "", reasoning=True)
             case _:  # Items and parts that begin and end, and what may be added: no content.
                 return None
 
-    def finish(self) -> Piece | None:
+    def finish(self) -> CompletionChunk | None:
         """A run always says how it ended: a stream without that was cut."""
         return None
 
     def _fail(self, data: bytes) -> None:
         """Raise the error that an `error` event is, or an event without a name that holds one."""
-        said = read_error(200, self._headers, data)
-        if said.shaped:
+        parsed = read_error(200, self._headers, data)
+        if parsed.shaped:
             # As the very first thing it stands for a refusal, which nobody bills.
-            raise self._wire.told(said, billable=self._worked)
+            raise self._wire.error(parsed, billable=self._worked)
 
-    def _begin(self, response: _BegunResponse) -> Piece:
+    def _begin(self, response: _BegunResponse) -> CompletionChunk:
         request_id = self._headers.get("x-request-id") or response.id
-        return Piece(model=response.model, request_id=request_id, pace=openai_pace(self._headers))
+        return CompletionChunk(model=response.model, request_id=request_id, pace=openai_pace(self._headers))
 
-    def _end(self, ended: _Ended) -> Piece:
+    def _end(self, ended: _Ended) -> CompletionChunk:
         answer = ended.response
         if answer is None or answer.status not in ANSWERED:
             error = ended.error or (answer.error if answer is not None else None)
             run = answer.id if answer is not None else None
             billable = self._worked or (answer is not None and answer.usage is not None)
             raise _failure(self._wire, self._headers, error, run, billable=billable)
-        text, told = answer.text, "".join(self._parts)
-        return Piece(
+        text, seen = answer.text, "".join(self._parts)
+        return CompletionChunk(
             final=True,
-            text=text[len(told) :] if text.startswith(told) else "",
+            text=text[len(seen) :] if text.startswith(seen) else "",
             model=answer.model,
             usage=usage_of(answer.usage) if answer.usage else None,
             cost_usd=cost_of(answer.usage),
@@ -258,5 +258,5 @@ def _failure(
     wire: Wire, headers: Mapping[str, str], error: _Failure | None, run: str | None, *, billable: bool
 ) -> ExternalServiceError:
     """A run that ended otherwise than with an answer; without a reason it is the server's error."""
-    said = said_of(200, headers, {"error": msgspec.to_builtins(error or _Failure())})
-    return wire.told(replace(said, request_id=said.request_id or run), billable=billable)
+    parsed = parse_error(200, headers, {"error": msgspec.to_builtins(error or _Failure())})
+    return wire.error(replace(parsed, request_id=parsed.request_id or run), billable=billable)

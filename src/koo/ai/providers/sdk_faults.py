@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from koo.ai.providers.anthropic import FAULTS as ANTHROPIC
-from koo.ai.providers.faults import FaultTable, Said, make_error
+from koo.ai.providers.faults import FaultTable, ParsedError, make_error
 from koo.ai.providers.gemini_errors import FAULTS as GEMINI
-from koo.ai.providers.gemini_errors import said_of as google_said_of
+from koo.ai.providers.gemini_errors import parse_error as parse_google_error
 from koo.ai.providers.openai import FAULTS as OPENAI
-from koo.ai.providers.openai_errors import said_of
+from koo.ai.providers.openai_errors import parse_error
 from koo.ai.providers.perplexity import FAULTS as PERPLEXITY
 from koo.clock import SYSTEM_CLOCK
 from koo.errors import ExternalServiceError, Kind
@@ -88,7 +88,7 @@ def _judge_stainless(table: FaultTable) -> Callable[[Exception, set[str], str], 
         if "ContentFilterFinishReasonError" in names:
             return make_error(service, Kind.CONTENT_POLICY, billable=True)
         if "APIError" in names:
-            return table.error(service, _said(error), SYSTEM_CLOCK.wall(), billable=_billable(error))
+            return table.error(service, _parse(error), SYSTEM_CLOCK.wall(), billable=_billable(error))
         # What is left is a client set up wrongly, like a missing key: the caller's.
         return make_error(
             service, Kind.INVALID_REQUEST, "the SDK's client is not set up to make this call", billable=False
@@ -106,7 +106,7 @@ def _unreached(error: Exception, names: set[str], service: str) -> ExternalServi
     return make_error(service, Kind.CONNECTION, reason, billable=not unsent)
 
 
-def _said(error: Exception) -> Said:
+def _parse(error: Exception) -> ParsedError:
     """What an SDK's error carries: the decoded body, the headers, and the status where there is one."""
     code = getattr(error, "status_code", None)
     status = code if isinstance(code, int) else 200
@@ -115,14 +115,14 @@ def _said(error: Exception) -> Said:
     body = getattr(error, "body", None)
     if not isinstance(body, Mapping):
         # A page of something on the way.
-        return Said(status=status, headers=headers, request_id=request_id)
+        return ParsedError(status=status, headers=headers, request_id=request_id)
     # openai's SDK hands over the inner object of the error, anthropic's the whole body.
     document = dict(body) if "error" in body or "object" in body else {"error": dict(body)}
-    said = said_of(status, headers, document)
+    parsed = parse_error(status, headers, document)
     return replace(
-        said,
-        code=_anthropic_code(document.get("error")) or said.code,
-        request_id=request_id or said.request_id,
+        parsed,
+        code=_anthropic_code(document.get("error")) or parsed.code,
+        request_id=request_id or parsed.request_id,
     )
 
 
@@ -146,10 +146,12 @@ def _judge_google(error: Exception, names: set[str], service: str) -> ExternalSe
         return None
     code, response = getattr(error, "code", None), getattr(error, "response", None)
     status = code if isinstance(code, int) else 200
-    said = google_said_of(status, getattr(response, "headers", None) or {}, getattr(error, "details", None))
+    parsed = parse_google_error(
+        status, getattr(response, "headers", None) or {}, getattr(error, "details", None)
+    )
     # A refusal is not billed. An error inside a stream has a code like one, but carries the SDK's own answer.
     billable = hasattr(response, "response_stream")
-    return GEMINI.error(service, said, SYSTEM_CLOCK.wall(), billable=billable)
+    return GEMINI.error(service, parsed, SYSTEM_CLOCK.wall(), billable=billable)
 
 
 # ── plain HTTP libraries ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -188,8 +190,8 @@ def _by_status(error: Exception, status: object, service: str) -> ExternalServic
         return make_error(service, Kind.BAD_ANSWER, billable=True)
     headers = getattr(getattr(error, "response", error), "headers", None) or {}
     # Only `Retry-After` and its kin are read from them.
-    said = Said(status=status, headers=headers, shaped=True)
-    return HTTP.error(service, said, SYSTEM_CLOCK.wall())
+    parsed = ParsedError(status=status, headers=headers, shaped=True)
+    return HTTP.error(service, parsed, SYSTEM_CLOCK.wall())
 
 
 JUDGES: dict[str, Callable[[Exception, set[str], str], ExternalServiceError | None]] = {

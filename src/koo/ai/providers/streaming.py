@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Protocol
 
-from koo.ai.providers.base import Piece
+from koo.ai.providers.base import CompletionChunk
 from koo.ai.providers.transport import UNREADABLE, Wire
 from koo.http import ServerSentEvent, TransportError
 
@@ -13,11 +13,11 @@ from koo.http import ServerSentEvent, TransportError
 class Reader(Protocol):
     """Events of one stream → pieces."""
 
-    def read(self, event: ServerSentEvent) -> Piece | None:
+    def read(self, event: ServerSentEvent) -> CompletionChunk | None:
         """A piece, or None for what says nothing. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
         ...
 
-    def finish(self) -> Piece | None:
+    def finish(self) -> CompletionChunk | None:
         """The stream has ended without an end of its own: the last piece, or None where it was cut."""
         ...
 
@@ -26,7 +26,9 @@ Begin = Callable[[Mapping[str, str]], Reader]
 """Makes the reader of a stream from its headers."""
 
 
-async def read_stream(wire: Wire, path: str, body: bytes, begin: Begin) -> AsyncGenerator[Piece, None]:
+async def read_stream(
+    wire: Wire, path: str, body: bytes, begin: Begin
+) -> AsyncGenerator[CompletionChunk, None]:
     """Ask once; the pieces up to the final one. Leaving early closes the connection: so the provider knows, and stops.
 
     Raises `ExternalServiceError`.

@@ -13,14 +13,14 @@ from unicodedata import is_normalized, normalize
 import msgspec
 
 from koo.ai.providers.base import Request
-from koo.ai.providers.faults import FaultTable, Said, make_error, transport_error
+from koo.ai.providers.faults import FaultTable, ParsedError, make_error, transport_error
 from koo.ai.types import Usage
 from koo.clock import Clock
 from koo.errors import ExternalServiceError, Kind
 from koo.http import ClosedHere, HttpClient, HttpResponse, HttpStream, ServerSentEvent, TransportError
 
 T = TypeVar("T")
-ReadError = Callable[[int, Mapping[str, str], bytes], Said]
+ReadError = Callable[[int, Mapping[str, str], bytes], ParsedError]
 
 USER_AGENT = "koo"
 FRAMING_TOKENS = 256
@@ -128,9 +128,9 @@ class Wire:
         # A redirect has an answer that somebody may have done work for; nobody bills it.
         return self._table.error(self.service, self._read_error(status, headers, body), self._clock.wall())
 
-    def told(self, said: Said, *, billable: bool | None) -> ExternalServiceError:
-        """The error that was told inside an answer or a stream whose status promised success."""
-        return self._table.error(self.service, said, self._clock.wall(), billable=billable)
+    def error(self, parsed: ParsedError, *, billable: bool | None) -> ExternalServiceError:
+        """The error inside an answer or a stream whose status promised success."""
+        return self._table.error(self.service, parsed, self._clock.wall(), billable=billable)
 
     def unreadable(self, what: str) -> ExternalServiceError:
         """A success that is none: `what` it is instead."""
@@ -151,9 +151,9 @@ class Wire:
         try:
             return decoder.decode(response.body)
         except UNREADABLE:
-            said = self._read_error(response.status, response.headers, response.body)
-            if said.shaped:
-                raise self.told(said, billable=False) from None
+            parsed = self._read_error(response.status, response.headers, response.body)
+            if parsed.shaped:
+                raise self.error(parsed, billable=False) from None
             raise self.unreadable(kind_of_document(response.headers, response.body)) from None
 
 
