@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import asyncpg
+import psutil
 import psycopg
 import pytest
 
-from koo.testing import postgres as postgres_tools
 from koo.testing.postgres import PASSWORD, PostgresServer, postgres_binaries
 from koo.testing.processes import Account, ServerFailed, lease_port, scratch
 
@@ -197,13 +200,33 @@ def test_programs_out_of_reach_are_copied_to_where_the_server_may_run_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Account, "reaches", lambda _account, path: path.is_relative_to(scratch()))
-    postgres_tools._programs.cache_clear()
-    try:
+    # Twice: the second server must make do with the copy that is there.
+    for _ in range(2):
         with PostgresServer(18) as server:
-            assert postgres_tools._programs(18).is_relative_to(scratch())
+            assert Path(psutil.Process(server.pid).exe()).is_relative_to(scratch())
             assert one(server) == 1
-    finally:
-        postgres_tools._programs.cache_clear()
+
+
+def test_two_processes_copy_the_programs_at_once_and_both_can_run_them(tmp_path: Path) -> None:
+    copier = """
+import pathlib, sys
+from koo.testing.postgres import copy_programs
+sys.stdin.readline()
+print(copy_programs(*map(pathlib.Path, sys.argv[1:])))
+"""
+    place = tmp_path / "programs"
+    command = [sys.executable, "-c", copier, str(postgres_binaries(18)), str(place)]
+    copiers = [subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) for _ in range(2)]
+    for process in copiers:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    copies = {process.communicate(timeout=60)[0].strip() for process in copiers}
+    assert [process.returncode for process in copiers] == [0, 0]
+    assert len(copies) == 1
+    version = subprocess.check_output([Path(copies.pop()) / "postgres", "--version"], text=True)
+    assert "(PostgreSQL) 18." in version
+    assert list(tmp_path.iterdir()) == [place], "the copy that came second is gone"
 
 
 def test_servers_may_be_started_from_several_threads_at_once() -> None:

