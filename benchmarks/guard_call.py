@@ -31,13 +31,13 @@ from benchmarks.guard_peers import (
 from benchmarks.measure import AsyncRun, Report, add_up, compare
 from benchmarks.peers import NotMeasured
 from koo.deadlines import Deadlines
-from koo.entrance import Gates
 from koo.errors import BudgetExceeded, CircuitOpen, RateLimited
+from koo.gates import Gates
 from koo.guard import Guard
 from koo.options import GuardOptions
 from koo.policies.breaker import FORCED_OPEN
 from koo.policies.budget import Budget, Held
-from koo.policies.concurrency import Slots
+from koo.policies.bulkhead import Bulkhead
 from koo.policies.limiter import DayCount, Limits, SlidingCount
 
 YARDSTICK = "a thousand additions"
@@ -47,7 +47,7 @@ WITHOUT_MONEY = "koo, without money"
 OVER = "over a bare await, us"
 
 
-class Toll:
+class Charge:
     """Money in memory: the worst case is held before the call, and what it cost is booked after it."""
 
     __slots__ = ("_budget", "_held")
@@ -80,7 +80,7 @@ def make_guard(name: str = "bench", deadlines: Deadlines | None = None, *, limit
         SlidingCount("requests an hour", limit, 3600.0, now),
         DayCount("requests a day", limit, now + 40_000.0, 1),
     )
-    gates = Gates(limits=windows, slots=Slots(1000))
+    gates = Gates(limits=windows, bulkhead=Bulkhead(1000))
     return Guard(name, GuardOptions(idempotent=True), deadlines=deadlines or Deadlines(), gates=gates)
 
 
@@ -109,11 +109,11 @@ def repeat_refused(call: Call, error: type[BaseException]) -> AsyncRun:
 
 async def calls(rounds: int) -> Report:
     """Bare await, koo with and without money, and the peers."""
-    guard, toll = make_guard(), Toll()
+    guard, charge = make_guard(), Charge()
 
     async def run_koo(times: int) -> None:
         for _ in range(times):
-            await guard.call(bare, toll=toll)
+            await guard.call(bare, charge=charge)
 
     async def run_without_money(times: int) -> None:
         for _ in range(times):

@@ -118,8 +118,8 @@ SITUATIONS: list[tuple[str, Callable[[], Signs], Facts]] = [
         lambda: Signs(after(phase=HALF_OPEN)),
         {"limited": "a limit"},
     ),
-    ("the key was refused", lambda: Signs(after()), {"latched": "the key"}),
-    ("the key was refused for one model", lambda: Signs(after()), {"model_latched": "the key"}),
+    ("the key was refused", lambda: Signs(after()), {"key_blocked": "the key"}),
+    ("the key was refused for one model", lambda: Signs(after()), {"model_blocked": "the key"}),
     ("another of its models is open", lambda: Signs(after()), {"others": "open"}),
 ]
 
@@ -221,7 +221,7 @@ then recovery being tested or one model refused, then the rest.
 
 * **A pause that the provider asked for** (429, `Retry-After`) is no breaker: it never opens one. All callers wait for
   it within their deadlines, or are refused with the time.
-* **A refused key** is latched: nothing is sent with it until an unbilled check (after 1 to 15 minutes), a reset, or a
+* **A refused key** is blocked: nothing is sent with it until an unbilled check (after 1 to 15 minutes), a reset, or a
   new key.
 * **After closing** the places for calls begin at a few, and the few double each second until the limit is reached.
   Callers queue within their deadlines, so that recovery is no stampede.

@@ -24,7 +24,7 @@ ROWS: list[set[str]] = [
     {"errors", "options", "events", "clock"},
     {"policies"},
     {"deadlines"},
-    {"entrance"},
+    {"gates"},
     {"guard"},
     {"http", "storage.base"},
     {"monitoring"},

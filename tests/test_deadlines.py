@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from koo.deadlines import GRAIN_S, NEVER, Alarm, Deadline, Deadlines, OwnTimer, WrongLoop, ends_at
+from koo.deadlines import GRAIN_S, Alarm, Deadline, Deadlines, OwnTimer, WrongLoop, ends_at
+from koo.options import NEVER
 from koo.testing.clock import BEGIN_S, run_virtual
 
 # ── one shape for all three ───────────────────────────────────────────────────────────────────────────────────────

@@ -5,14 +5,14 @@
 
 The operation gets a circuit breaker, retries (only if `idempotent`), a deadline, limits and a budget (none unless
 given). Its options belong to `register_service`, its arguments to the call. A built-in service's name works as well:
-then a vendor's SDK shares that service's breaker, limits and key latch.
+then a vendor's SDK shares that service's breaker, limits and key block.
 
 What happens to an operation's exceptions: errors of SDKs and transports become an `ExternalServiceError`, raised `from`
 the original; `OSError` and `TimeoutError` are failures; `TypeError`, `ValueError`, `LookupError` and `AttributeError`
 are the caller's own and pass unchanged; anything else is a failure and passes unchanged; `classify` overrides.
 
 Looking (`get_all_services_status`, `get_service_status`) is synchronous, does no I/O and changes nothing. A reset
-clears phases, streaks, cooldowns and key latches of all models of a service, here and in every process on the same
+clears phases, streaks, cooldowns and key blocks of all models of a service, here and in every process on the same
 state store; never money, limits used or counts.
 """
 

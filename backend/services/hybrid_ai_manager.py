@@ -16,8 +16,9 @@ from typing import Any
 
 from core.platform import platform
 from koo.ai.stream import AnswerStream
-from koo.ai.types import Answer, OnLimit, Query
+from koo.ai.types import Answer, Query
 from koo.errors import ExternalServiceError, InvalidRequest, name_of
+from koo.gates import OnLimit
 
 __all__ = [
     "ExternalServiceError",

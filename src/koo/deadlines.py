@@ -14,13 +14,13 @@ as ours and swallow it.
 from __future__ import annotations
 
 import asyncio
-import math
 from asyncio import CancelledError, current_task, get_running_loop
 from contextvars import ContextVar, Token
 from types import TracebackType
 
+from koo.options import NEVER
+
 GRAIN_S = 0.25
-NEVER = math.inf
 
 ends_at: ContextVar[float] = ContextVar("koo_deadline", default=NEVER)
 """The deadline of the work in hand, in monotonic seconds of the event loop; `NEVER` where there is none."""

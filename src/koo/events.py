@@ -75,7 +75,7 @@ class CooldownBegan(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class KeyLatched(Event):
+class KeyBlocked(Event):
     """The other side refused the key, or its account: nothing is sent until it works again."""
 
     reason: str
@@ -85,7 +85,7 @@ class KeyLatched(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class KeyUnlatched(Event):
+class KeyUnblocked(Event):
     """The key works again, or an operator said so."""
 
     model: str | None = None
@@ -135,13 +135,13 @@ class EventBus:
     raises is logged and harms nobody.
     """
 
-    __slots__ = ("_listeners", "_queue", "_telling", "recent")
+    __slots__ = ("_delivering", "_listeners", "_queue", "recent")
 
     def __init__(self, keep: int = 1000) -> None:
         self.recent: deque[Event] = deque(maxlen=keep)
         self._queue: deque[Event] = deque(maxlen=keep)
         self._listeners: list[Listener] = []
-        self._telling = False
+        self._delivering = False
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with each later event; gives a function that ends it, however often it is called."""
@@ -157,16 +157,16 @@ class EventBus:
     def publish(self, event: Event) -> None:
         self.recent.append(event)
         self._queue.append(event)
-        if self._telling:
+        if self._delivering:
             return
-        self._telling = True
+        self._delivering = True
         try:
             while self._queue:
-                self._tell(self._queue.popleft())
+                self._deliver(self._queue.popleft())
         finally:
-            self._telling = False
+            self._delivering = False
 
-    def _tell(self, event: Event) -> None:
+    def _deliver(self, event: Event) -> None:
         for listener in tuple(self._listeners):
             try:
                 listener(event)

@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from koo.clock import SYSTEM_CLOCK, Clock
-from koo.deadlines import NEVER, Alarm, Deadlines, WrongLoop, ends_at
-from koo.entrance import DATABASES, LOOK_AGAIN_S, SERVICES, Entrance, Family, Gates, OnLimit, Toll
+from koo.deadlines import Alarm, Deadlines, WrongLoop, ends_at
 from koo.errors import Kind, KooError, describe_s
-from koo.events import CooldownBegan, Event, KeyLatched
-from koo.options import GuardOptions
+from koo.events import CooldownBegan, Event, KeyBlocked
+from koo.gates import DATABASES, LOOK_AGAIN_S, SERVICES, Charge, Entrance, Family, Gates, OnLimit
+from koo.options import NEVER, GuardOptions
 from koo.policies.backoff import pause_s
 from koo.policies.breaker import FORCED_OPEN, OPEN, Override, Permit
 from koo.policies.cooldown import Cooldown
@@ -29,7 +29,7 @@ from koo.policies.reported import Signs
 from koo.policies.retry_budget import RetryBudget
 from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, SUCCESS, THROTTLED, UNJUDGED, Classify, Fault
 
-__all__ = ["DATABASES", "SERVICES", "Family", "Gates", "Guard", "OnLimit", "Scope", "Toll"]
+__all__ = ["DATABASES", "SERVICES", "Charge", "Family", "Gates", "Guard", "OnLimit", "Scope"]
 
 T = TypeVar("T")
 LATENCY_S_MIN = 1.0
@@ -47,14 +47,14 @@ class Scope(Generic[T]):
     block, so whoever waits inside bounds each wait with it.
     """
 
-    __slots__ = ("_ended", "_guard", "_toll", "attempts", "deadline", "on_limit", "permit", "value")
+    __slots__ = ("_charge", "_ended", "_guard", "attempts", "deadline", "on_limit", "permit", "value")
 
     value: T
     permit: Permit
 
-    def __init__(self, guard: Guard, toll: Toll | None, on_limit: OnLimit | None = None) -> None:
+    def __init__(self, guard: Guard, charge: Charge | None, on_limit: OnLimit | None = None) -> None:
         self._guard = guard
-        self._toll = toll
+        self._charge = charge
         self._ended = True  # nothing is taken yet
         self.on_limit = on_limit
         self.attempts = 1
@@ -65,7 +65,7 @@ class Scope(Generic[T]):
         if not self._ended:
             raise RuntimeError("this scope is in use: each block needs a permit() of its own")
         self.deadline = min(ends_at.get(), guard.now() + guard.options.timeout_s)
-        self._keep(await guard.enter(self._toll, self.deadline, self.on_limit), 1, self.deadline)
+        self._keep(await guard.enter(self._charge, self.deadline, self.on_limit), 1, self.deadline)
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -90,12 +90,12 @@ class Scope(Generic[T]):
         if self._ended:
             return
         self._ended = True
-        self._guard.leave(self.permit, self._toll, fault, self.attempts, self._guard.now(), slow, took_s)
+        self._guard.leave(self.permit, self._charge, fault, self.attempts, self._guard.now(), slow, took_s)
 
     def __del__(self) -> None:
         # Dropped unsettled: without this its permit, its place and its money would stay taken for ever.
         if not self._ended:
-            self._guard.forsake(self.permit, self._toll, self.attempts)
+            self._guard.abandon(self.permit, self._charge, self.attempts)
 
 
 class Guard(Entrance):
@@ -146,7 +146,7 @@ class Guard(Entrance):
         self,
         operation: Callable[..., Awaitable[T]],
         *args: object,
-        toll: Toll | None = None,
+        charge: Charge | None = None,
         on_limit: OnLimit | None = None,
         timeout_s: float | None = None,
         scope: Scope[T] | None = None,
@@ -168,13 +168,13 @@ class Guard(Entrance):
         if self.breaker.refuses(now):
             self._refuse_open(now)
         if now < deadline and self._take(now):
-            holding = None if toll is None else self._hold(toll, deadline, now)
+            holding = None if charge is None else self._hold(charge, deadline, now)
             if holding is None:
-                permit = self._admit(now, toll, now)
+                permit = self._admit(now, charge, now)
             else:
-                permit = await self._admit_held(toll, holding, now)
+                permit = await self._admit_held(charge, holding, now)
         else:
-            permit = await self.enter(toll, deadline, on_limit)
+            permit = await self.enter(charge, deadline, on_limit)
         while True:
             attempt_ends_at = permit.given_at + options.attempt_timeout_s
             ends_first = deadline if deadline < attempt_ends_at else attempt_ends_at  # noqa: FURB136
@@ -185,8 +185,8 @@ class Guard(Entrance):
                 with alarm:
                     result = await operation(*args)
             except BaseException as error:  # noqa: BLE001 - a cancellation too must end its permit; it is raised again
-                pause = self._fail(permit, toll, error, alarm, attempt, deadline, on_limit)
-                permit = await self._enter_again(pause, attempt, toll, deadline, on_limit)
+                pause = self._fail(permit, charge, error, alarm, attempt, deadline, on_limit)
+                permit = await self._enter_again(pause, attempt, charge, deadline, on_limit)
                 attempt += 1
             else:
                 if scope is not None:
@@ -196,17 +196,17 @@ class Guard(Entrance):
                     now = self._monotonic()
                     latency_s = now - permit.given_at
                     self._settle_success(permit, latency_s, latency_s >= options.slow_s, attempt, now)
-                    if toll is not None:
-                        toll.settle()
+                    if charge is not None:
+                        charge.settle()
                 return result
 
     async def _enter_again(
-        self, pause_s: float, attempt: int, toll: Toll | None, deadline: float, on_limit: OnLimit | None
+        self, pause_s: float, attempt: int, charge: Charge | None, deadline: float, on_limit: OnLimit | None
     ) -> Permit:
         """Pause, and through all gates once more. A repeat that is never made costs no token."""
         try:
             await self._pause(pause_s)
-            permit = await self.enter(toll, deadline, on_limit)
+            permit = await self.enter(charge, deadline, on_limit)
         except BaseException as error:
             self.retry_budget.give_back()
             if isinstance(error, KooError):
@@ -228,38 +228,38 @@ class Guard(Entrance):
         self,
         operation: Callable[..., Awaitable[T]],
         *args: object,
-        toll: Toll | None = None,
+        charge: Charge | None = None,
         on_limit: OnLimit | None = None,
         timeout_s: float | None = None,
     ) -> Scope[T]:
         """As `call`, but a success keeps its permit: the scope's `value` is the result, and its owner settles it."""
-        scope: Scope[T] = Scope(self, toll)
+        scope: Scope[T] = Scope(self, charge)
         scope.value = await self.call(
-            operation, *args, toll=toll, on_limit=on_limit, timeout_s=timeout_s, scope=scope
+            operation, *args, charge=charge, on_limit=on_limit, timeout_s=timeout_s, scope=scope
         )
         return scope
 
-    def permit(self, toll: Toll | None = None, on_limit: OnLimit | None = None) -> Scope[None]:
+    def permit(self, charge: Charge | None = None, on_limit: OnLimit | None = None) -> Scope[None]:
         """`async with guard.permit() as scope:` for a block: never repeated, judged by what leaves it."""
-        return Scope(self, toll, on_limit)
+        return Scope(self, charge, on_limit)
 
     # ── settlement ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _settle_success(self, permit: Permit, latency_s: float, slow: bool, attempt: int, now: float) -> None:
-        self._slots.give_back()
+        self._bulkhead.give_back()
         breaker = self.breaker
         breaker.settle(permit, SUCCESS, slow, now, self._draw)
         self.tally.record_success(latency_s, slow, attempt == 1, now)
         if breaker.happened:
-            self._tell()
-        if not self.calm:
+            self._publish_steps()
+        if not self.quiet:
             self.cooldown.ease()
             self.gates.quota.ease()
 
     def leave(
         self,
         permit: Permit,
-        toll: Toll | None,
+        charge: Charge | None,
         fault: Fault | None,
         attempt: int,
         now: float,
@@ -276,36 +276,36 @@ class Guard(Entrance):
             self._settle_success(permit, latency_s, late, attempt, now)
         else:
             self._settle_fault(permit, fault, late, now)
-        if toll is not None:
+        if charge is not None:
             if fault is None or fault.billed:
-                toll.settle()
+                charge.settle()
             else:
-                toll.release()
+                charge.release()
 
-    def forsake(self, permit: Permit, toll: Toll | None, attempt: int) -> None:
+    def abandon(self, permit: Permit, charge: Charge | None, attempt: int) -> None:
         """Settle what nobody will settle any more: neutral, and paid for. From any thread, at any moment."""
         loop = self._deadlines.loop
         if loop is not None and loop.is_running():
             # Not at once: the garbage collector comes in the middle of anything, and in any thread.
-            loop.call_soon_threadsafe(lambda: self.leave(permit, toll, CANCELLED, attempt, self.now()))
+            loop.call_soon_threadsafe(lambda: self.leave(permit, charge, CANCELLED, attempt, self.now()))
         else:
-            self.leave(permit, toll, CANCELLED, attempt, self.now())
+            self.leave(permit, charge, CANCELLED, attempt, self.now())
 
     def _settle_fault(self, permit: Permit, fault: Fault, slow: bool, now: float) -> None:
         verdict, breaker = fault.verdict, self.breaker
-        self._slots.give_back()
+        self._bulkhead.give_back()
         # Of neutral ends only the deadline's tells anything about the other side: that it was slow.
         slow = slow and (verdict is FAILURE or fault.kind is Kind.DEADLINE)
         marks = breaker.marks
         counted = breaker.settle(permit, verdict, slow, now, self._draw, fault.retry_after_s or 0.0)
         self.tally.record_other(verdict, fault.kind, slow, now)
         if breaker.happened:
-            self._tell()
+            self._publish_steps()
         if verdict is THROTTLED:
             self._cool_down(fault, now)
-        elif fault.latch is not None:
-            self._latch(fault, now)
-        elif verdict is FAILURE and fault.scope == "service" and counted:
+        elif fault.block is not None:
+            self._block_key(fault, now)
+        elif verdict is FAILURE and fault.reach == "service" and counted:
             for peer in tuple(self.gates.guards):
                 if peer is not self:
                     peer.count_outage(breaker.marks > marks, now)
@@ -315,7 +315,7 @@ class Guard(Entrance):
         limited = fault.kind is Kind.THROTTLED
         reason = "the provider limits our rate" if limited else "the provider's quota is used up"
         until = cooldown.until
-        self.gates.stir()
+        self.gates.invalidate()
         for_s = cooldown.extend(now, self._asked_s(fault), self._draw, fault.kind, reason)
         if (
             cooldown.until > max(until, now) + TELL_AGAIN_S or now >= until
@@ -324,7 +324,7 @@ class Guard(Entrance):
             self._emit(CooldownBegan(self.breaker.name, for_s, reason, fault.kind, whole))
 
     def _cooldown_of(self, fault: Fault) -> Cooldown:
-        return self.gates.quota if fault.scope == "service" else self.cooldown
+        return self.gates.quota if fault.reach == "service" else self.cooldown
 
     def _asked_s(self, fault: Fault) -> float | None:
         """How long the other side asked us to stay away: in seconds, or as a time of day."""
@@ -332,14 +332,14 @@ class Guard(Entrance):
             return fault.retry_after_s
         return max(fault.until_wall_s - self._wall(), fault.retry_after_s or 0.0)
 
-    def _latch(self, fault: Fault, now: float) -> None:
-        model = self.model if fault.latch == "model" else None
+    def _block_key(self, fault: Fault, now: float) -> None:
+        model = self.model if fault.block == "model" else None
         reason = "the provider refused the key" + (f" for {model}" if model else "")
         asked_s = self._asked_s(fault)
         until = NEVER if fault.until_wall_s is None or asked_s is None else now + asked_s
-        self.gates.stir()
-        if self.gates.latches.set(model, fault.kind, reason, now, until):
-            self._emit(KeyLatched(self.name, reason, model))
+        self.gates.invalidate()
+        if self.gates.key_blocks.set(model, fault.kind, reason, now, until):
+            self._emit(KeyBlocked(self.name, reason, model))
 
     # ── between attempts ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -372,7 +372,7 @@ class Guard(Entrance):
     def _fail(
         self,
         permit: Permit,
-        toll: Toll | None,
+        charge: Charge | None,
         error: BaseException,
         alarm: Alarm,
         attempt: int,
@@ -382,7 +382,7 @@ class Guard(Entrance):
         """Settle a failed attempt; gives the pause before the next one, or raises the real error now."""
         fault = self._judge_attempt(error, alarm, deadline)
         now = self._monotonic()
-        self.leave(permit, toll, fault, attempt, now)
+        self.leave(permit, charge, fault, attempt, now)
         pause, why_not = self._plan_repeat(fault, attempt, deadline, now, on_limit)
         if pause is not None:
             return pause
@@ -438,14 +438,14 @@ class Guard(Entrance):
     def tick(self) -> None:
         """What time alone brings about; the monitor calls it about once a second."""
         now = self._monotonic()
-        slots = self._slots
+        bulkhead = self._bulkhead
         self.breaker.tick(now, self._draw)
         self.tally.roll(now)
         self._limits.roll(now)
-        if slots.cap < slots.limit:
-            slots.widen(now)
+        if bulkhead.cap < bulkhead.limit:
+            bulkhead.widen(now)
         if self.breaker.happened:
-            self._tell()
+            self._publish_steps()
 
     def note_check(self, succeeded: bool) -> None:
         """A health check ended. Its success closes a breaker only where nobody has called for long."""
@@ -454,7 +454,7 @@ class Guard(Entrance):
             self.checks_failed = 0
             self.breaker.close_idle(now)
             if self.breaker.happened:
-                self._tell()
+                self._publish_steps()
         else:
             self.checks_failed += 1
             self.check_failed_at = now
@@ -469,7 +469,7 @@ class Guard(Entrance):
     def set_override(self, override: Override) -> None:
         """Let an operator decide."""
         self.breaker.set_override(override)
-        self._tell()
+        self._publish_steps()
 
     def reset(self) -> None:
         """Close the breaker and forget streaks, checks and cooldown; never counts, limits or money."""
@@ -477,4 +477,4 @@ class Guard(Entrance):
         self.cooldown.clear()
         self.resets += 1
         self.checks_failed = 0
-        self._tell()
+        self._publish_steps()

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
@@ -16,6 +17,8 @@ from koo.errors import ConfigurationError
 
 T = TypeVar("T")
 DAY_S = 86_400.0
+NEVER = math.inf
+"""The time of what has no end, in the seconds of any clock."""
 SERVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ALLOWED_SERVICE_NAME = "1 to 64 letters, digits, dots, - and _, with a letter or digit first"
 RESERVED_NAMES = ("database", "all")

@@ -226,7 +226,7 @@ class Platform:
     # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def reset_service(self, name: str) -> bool:
-        """Clear phases, streaks, cooldowns and latches of all its models; False for an unknown service."""
+        """Clear phases, streaks, cooldowns and key blocks of all its models; False for an unknown service."""
         service = self.services.get(name) if isinstance(name, str) else None
         if service is None:
             return False

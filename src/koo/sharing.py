@@ -25,9 +25,9 @@ from typing import Any, Literal
 from koo.ai.service import Service
 from koo.clock import Clock
 from koo.errors import Kind
-from koo.events import CooldownBegan, Event, KeyLatched, KeyUnlatched
+from koo.events import CooldownBegan, Event, KeyBlocked, KeyUnblocked
 from koo.policies.breaker import Override
-from koo.policies.latch import CHECK_S_MIN
+from koo.policies.key_block import CHECK_S_MIN
 from koo.storage.base import StoreUnavailable
 from koo.storage.signals import Signal
 from koo.storage.store import SqlStore
@@ -35,6 +35,7 @@ from koo.storage.store import SqlStore
 log = logging.getLogger("koo")
 
 Act = Literal["reset", "override", "cooldown", "latch"]
+"""As stored, so that processes of other versions on the same store understand: a blocked key is a "latch"."""
 DATABASE = "database"
 EVERY_MODEL = ""
 
@@ -69,10 +70,10 @@ class Sharing:
             name = event.source.partition("/")[0]
             target = name if event.whole_service else event.source
             self.tell("cooldown", target, payload | self._whose(name))
-        elif isinstance(event, KeyLatched):
+        elif isinstance(event, KeyBlocked):
             payload = {"model": event.model or EVERY_MODEL, "reason": event.reason, "latched": True}
             self.tell("latch", event.source, payload | self._whose(event.source))
-        elif isinstance(event, KeyUnlatched):
+        elif isinstance(event, KeyUnblocked):
             payload = {"model": event.model or EVERY_MODEL, "latched": False}
             self.tell("latch", event.source, payload | self._whose(event.source))
 
@@ -138,7 +139,7 @@ class Sharing:
             elif signal.kind == "cooldown":
                 self._cool_down(signal)
             elif signal.kind == "latch":
-                self._latch(signal, new)
+                self._block_key(signal, new)
         except (KeyError, ValueError, TypeError):
             log.warning("a %s of %s from another process could not be read", signal.kind, signal.target)
 
@@ -165,19 +166,19 @@ class Sharing:
         if service is not None and left_s > 0:
             service.pause(model, left_s, Kind(signal.payload["kind"]), str(signal.payload["reason"]))
 
-    def _latch(self, signal: Signal, new: bool) -> None:
+    def _block_key(self, signal: Signal, new: bool) -> None:
         service = self._meant(signal.target, signal)
         if service is None:
             return
         model = signal.payload["model"] or None
         if not signal.payload["latched"]:
-            service.gates.latches.clear()
+            service.gates.key_blocks.clear()
             return
         ago_s = max(self._clock.wall() - signal.at, 0.0)
         if new or ago_s < CHECK_S_MIN:
             since = self._clock.monotonic() - ago_s
-            service.gates.stir()
-            service.gates.latches.set(model, Kind.AUTH, str(signal.payload["reason"]), since)
+            service.gates.invalidate()
+            service.gates.key_blocks.set(model, Kind.AUTH, str(signal.payload["reason"]), since)
 
     def _meant(self, name: str, signal: Signal) -> Service | None:
         """The service that a signal is about, if it has the same credential here."""

@@ -1,6 +1,6 @@
 """Upkeep: what time brings about, with or without traffic.
 
-Without it a dashboard of a quiet service would show an open circuit for ever, a latched key would stay latched, and a
+Without it a dashboard of a quiet service would show an open circuit for ever, a blocked key would stay blocked, and a
 dead process's holds would stay held. Each task survives its own errors: they are logged when they begin.
 """
 
@@ -53,7 +53,7 @@ class BackgroundTask(ABC):
 
 
 class KeepTime(BackgroundTask):
-    """Breakers whose time is over, latches that end, days that roll, alerts; and now and then dead processes' holds."""
+    """Breakers whose time is over, key blocks that end, days that roll, alerts; now and then dead processes' holds."""
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
@@ -97,7 +97,7 @@ class KeepTime(BackgroundTask):
 
 
 class CheckServices(BackgroundTask):
-    """One unbilled check of each configured service at its interval; a latched key at its own, growing one."""
+    """One unbilled check of each configured service at its interval; a blocked key at its own, growing one."""
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
@@ -116,15 +116,15 @@ class CheckServices(BackgroundTask):
 
     async def _check(self, name: str) -> None:
         result = await check_service(self.parts, name)
-        latches = self.parts.services[name].gates.latches
-        if latches and not result["healthy"]:
-            latches.postpone(self.parts.clock.monotonic())
+        blocks = self.parts.services[name].gates.key_blocks
+        if blocks and not result["healthy"]:
+            blocks.postpone(self.parts.clock.monotonic())
 
 
 def _wants_check(service: Service, due: bool, now: float) -> bool:
     if not service.configured or not service.checkable:
         return False
-    return service.gates.latches.due(now) if service.gates.latches else due
+    return service.gates.key_blocks.due(now) if service.gates.key_blocks else due
 
 
 async def check_service(parts: Parts, name: str) -> dict[str, Any]:
@@ -136,8 +136,8 @@ async def check_service(parts: Parts, name: str) -> dict[str, Any]:
     began = clock.monotonic()
     error = await _ask(backend, parts.options.health_check_timeout_s)
     backend.service.default_guard.note_check(error is None)
-    if error is None and backend.service.gates.latches:
-        backend.service.unlatch()
+    if error is None and backend.service.gates.key_blocks:
+        backend.service.unblock_key()
     view = parts.service_health(name)
     return {
         "service_name": name,

@@ -149,7 +149,7 @@ def test_a_refused_key_stops_all_queries_until_it_works_again() -> None:
         refused = await failure_of(world.ask())
         assert refused.kind == Kind.KEY_REFUSED and len(world.claude.queries) == 1
         assert (await world.ask(service="openai")).text, "another service's key is its own"
-        world.gateway.backends["claude"].service.unlatch()
+        world.gateway.backends["claude"].service.unblock_key()
         assert (await world.ask()).text
 
     run(test)

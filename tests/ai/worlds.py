@@ -47,7 +47,7 @@ class World:
         """No place, no permit, no money is held by anybody."""
         for name, backend in self.gateway.backends.items():
             gates = backend.service.gates
-            if gates.slots.used or gates.queue.used or self.ledger.view(name).held_usd:
+            if gates.bulkhead.used or gates.limit_queue.used or self.ledger.view(name).held_usd:
                 return False
             if any(guard.breaker.running or guard.breaker.leases for guard in backend.service.guards):
                 return False

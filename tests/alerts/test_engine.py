@@ -244,7 +244,7 @@ def test_a_key_that_works_again_is_a_service_that_recovered_at_once() -> None:
         watch = Watch(house)
         await house.call(KEY_REFUSED)
         assert watch.look() == ["service_down"]
-        house.services["claude"].unlatch()
+        house.services["claude"].unblock_key()
         assert watch.look() == ["service_recovered"]
 
     in_house(test)

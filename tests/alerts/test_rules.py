@@ -304,7 +304,7 @@ def test_a_refused_key_is_a_service_that_is_down_whatever_its_breakers_are() -> 
         await house.call(KEY_REFUSED)
         assert house.found() == {"circuit_open:ai:claude/opus", "service_down:ai:claude"}
         assert "refused the key" in the(house, "service_down").message
-        house.services["claude"].unlatch()
+        house.services["claude"].unblock_key()
         assert house.found() == {"circuit_open:ai:claude/opus"}
 
     in_house(test)

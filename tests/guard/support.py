@@ -8,13 +8,13 @@ from typing import Any
 
 from koo.clock import Clock
 from koo.deadlines import Deadlines
-from koo.entrance import SERVICES, Family, Gates
 from koo.errors import BudgetExceeded, Kind, RateLimited, ServiceFailed
 from koo.events import Event
+from koo.gates import SERVICES, Family, Gates
 from koo.guard import Guard
 from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
 from koo.policies.breaker import OPEN
-from koo.policies.concurrency import Slots
+from koo.policies.bulkhead import Bulkhead
 from koo.policies.foreign import classify_foreign
 from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
 from koo.policies.verdict import Classify
@@ -28,7 +28,7 @@ def no_jitter() -> float:
 
 
 class Wallet:
-    """A toll that knows each hold's end. `wait_s`: a slow store; `refuse`: the budget is spent."""
+    """A charge that knows each hold's end. `wait_s`: a slow store; `refuse`: the budget is spent."""
 
     def __init__(self, wait_s: float = 0.0, *, refuse: bool = False) -> None:
         self.wait_s, self.refuse = wait_s, refuse
@@ -89,7 +89,7 @@ def make_guard(
         limits=LimitOptions(),
         **options,
     )
-    shared = gates or Gates(limits=minute_limit(per_minute), slots=Slots(made.concurrency_max))
+    shared = gates or Gates(limits=minute_limit(per_minute), bulkhead=Bulkhead(made.concurrency_max))
     listener = publish or (events.append if events is not None else None)
     return Guard(
         name, made, deadlines=Deadlines(), gates=shared, model=model, family=family, classify=classify,
@@ -175,10 +175,10 @@ def nothing_is_taken(guard: Guard, wallet: Wallet | None = None) -> bool:
     """No slot, no place in a line, no lease, no running permit, no open hold, no deadline."""
     gates = guard.gates
     return (
-        gates.slots.used == 0
-        and not gates.slots.line
-        and gates.queue.used == 0
-        and not gates.queue.line
+        gates.bulkhead.used == 0
+        and not gates.bulkhead.line
+        and gates.limit_queue.used == 0
+        and not gates.limit_queue.line
         and not guard.breaker.leases
         and not guard.breaker.running
         and (wallet is None or wallet.open == 0)

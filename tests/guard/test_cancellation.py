@@ -49,7 +49,7 @@ async def turns() -> str:
 
 async def plain() -> tuple[Guard, Any]:
     guard = make_guard()
-    return guard, lambda wallet: guard.call(turns, toll=wallet)
+    return guard, lambda wallet: guard.call(turns, charge=wallet)
 
 
 async def with_slow_money() -> tuple[Guard, Any]:
@@ -57,21 +57,21 @@ async def with_slow_money() -> tuple[Guard, Any]:
 
     async def act(wallet: Wallet) -> None:
         wallet.wait_s = 1.0
-        await guard.call(turns, toll=wallet)
+        await guard.call(turns, charge=wallet)
 
     return guard, act
 
 
 async def with_repeats() -> tuple[Guard, Any]:
     guard = make_guard(attempts=4, breaker=STURDY, draw=lambda: 0.5)
-    return guard, lambda wallet: guard.call(Script(fail, turns, fail, turns), toll=wallet)
+    return guard, lambda wallet: guard.call(Script(fail, turns, fail, turns), charge=wallet)
 
 
 async def with_a_timeout() -> tuple[Guard, Any]:
     guard = make_guard(attempts=2, breaker=STURDY, attempt_timeout_s=1.0)
 
     async def act(wallet: Wallet) -> None:
-        await error_unless_cancelled(guard.call(Script(hang, hang), toll=wallet))
+        await error_unless_cancelled(guard.call(Script(hang, hang), charge=wallet))
 
     return guard, act
 
@@ -86,13 +86,13 @@ async def in_the_queue_for_a_limit() -> tuple[Guard, Any]:
     guard = make_guard(per_minute=1)
     await guard.call(answer)
     keep(guard, asyncio.create_task(guard.call(answer, on_limit="wait")))
-    return guard, lambda wallet: guard.call(turns, toll=wallet, on_limit="wait", timeout_s=1000)
+    return guard, lambda wallet: guard.call(turns, charge=wallet, on_limit="wait", timeout_s=1000)
 
 
 async def first_in_the_queue_for_a_limit() -> tuple[Guard, Any]:
     guard = make_guard(per_minute=1)
     await guard.call(answer)
-    return guard, lambda wallet: guard.call(turns, toll=wallet, on_limit="wait", timeout_s=1000)
+    return guard, lambda wallet: guard.call(turns, charge=wallet, on_limit="wait", timeout_s=1000)
 
 
 async def in_line_for_a_place() -> tuple[Guard, Any]:
@@ -100,27 +100,27 @@ async def in_line_for_a_place() -> tuple[Guard, Any]:
     for _ in range(3):
         keep(guard, asyncio.create_task(guard.call(turns)))
     await asyncio.sleep(0)
-    return guard, lambda wallet: guard.call(turns, toll=wallet)
+    return guard, lambda wallet: guard.call(turns, charge=wallet)
 
 
 async def in_a_pause() -> tuple[Guard, Any]:
     guard = make_guard()
     await error_of(guard.call(throttled(3.0)))
-    return guard, lambda wallet: guard.call(turns, toll=wallet)
+    return guard, lambda wallet: guard.call(turns, charge=wallet)
 
 
 async def at_the_pacer() -> tuple[Guard, Any]:
     guard = make_guard()
     guard.gates.pacer.learn(100, 10, 50.0, guard.now())
     guard.gates.pacer.take(guard.now())
-    return guard, lambda wallet: guard.call(turns, toll=wallet)
+    return guard, lambda wallet: guard.call(turns, charge=wallet)
 
 
 async def as_a_probe() -> tuple[Guard, Any]:
     guard = make_guard()
     await open_breaker(guard)
     await asyncio.sleep(60)
-    return guard, lambda wallet: guard.call(turns, toll=wallet)
+    return guard, lambda wallet: guard.call(turns, charge=wallet)
 
 
 async def everything_at_once() -> tuple[Guard, Any]:
@@ -134,7 +134,7 @@ async def everything_at_once() -> tuple[Guard, Any]:
 
     async def act(wallet: Wallet) -> None:
         wallet.wait_s = 0.5
-        await guard.call(Script(fail, turns), toll=wallet, on_limit="wait")
+        await guard.call(Script(fail, turns), charge=wallet, on_limit="wait")
 
     return guard, act
 
@@ -154,7 +154,7 @@ async def in_a_scope_that_was_begun() -> tuple[Guard, Any]:
     guard = make_guard(attempts=3, breaker=STURDY, draw=lambda: 0.5)
 
     async def act(wallet: Wallet) -> None:
-        scope = await guard.begin(Script(fail, turns), toll=wallet)
+        scope = await guard.begin(Script(fail, turns), charge=wallet)
         async with scope_end(scope):
             await turns()
 
@@ -316,7 +316,7 @@ def test_a_hundred_callers_and_any_of_them_cancelled_leave_nothing() -> None:
             await asyncio.sleep(n * 0.37 % 7)
             on_limit = "wait" if n % 2 else None
             await error_unless_cancelled(
-                guard.call(operations[n % 4], toll=wallets[n], on_limit=on_limit)  # type: ignore[arg-type]
+                guard.call(operations[n % 4], charge=wallets[n], on_limit=on_limit)  # type: ignore[arg-type]
             )
 
         tasks = [asyncio.create_task(caller(n)) for n in range(100)]
@@ -336,11 +336,11 @@ def test_a_hundred_callers_and_any_of_them_cancelled_leave_nothing() -> None:
 def test_a_scope_that_its_owner_drops_gives_everything_back(elsewhere: bool) -> None:
     async def main() -> None:
         guard, wallet = make_guard(clock=SYSTEM_CLOCK, concurrency_max=1), Wallet()
-        dropped = [await guard.begin(answer, toll=wallet)]
+        dropped = [await guard.begin(answer, charge=wallet)]
         assert wallet.open == 1
         waits = asyncio.ensure_future(guard.call(answer))
         await asyncio.sleep(0)
-        assert guard.gates.slots.line
+        assert guard.gates.bulkhead.line
         if elsewhere:
             await asyncio.to_thread(dropped.clear)
         else:
@@ -357,7 +357,7 @@ def test_a_scope_that_its_owner_drops_gives_everything_back(elsewhere: bool) -> 
 def test_a_scope_dropped_after_its_loop_gives_everything_back_too() -> None:
     async def main() -> tuple[Guard, Wallet, object]:
         guard, wallet = make_guard(clock=SYSTEM_CLOCK), Wallet()
-        return guard, wallet, await guard.begin(answer, toll=wallet)
+        return guard, wallet, await guard.begin(answer, charge=wallet)
 
     guard, wallet, scope = asyncio.run(main())
     assert wallet.open == 1
@@ -365,7 +365,7 @@ def test_a_scope_dropped_after_its_loop_gives_everything_back_too() -> None:
     assert nothing_is_taken(guard, wallet)
 
 
-def test_a_latch_or_a_pause_that_comes_while_cancelled_is_kept() -> None:
+def test_a_key_block_or_a_pause_that_comes_while_cancelled_is_kept() -> None:
     async def main() -> None:
         guard = make_guard()
         guard.cooldown.extend(guard.now(), 30.0, no_jitter, Kind.THROTTLED, "why")

@@ -17,12 +17,12 @@ import pytest
 
 from koo.clock import SystemClock
 from koo.deadlines import Deadline, Deadlines
-from koo.entrance import Gates
 from koo.errors import CircuitOpen
+from koo.gates import Gates
 from koo.guard import Guard
 from koo.options import GuardOptions
 from koo.policies.breaker import FORCED_OPEN
-from koo.policies.concurrency import Slots
+from koo.policies.bulkhead import Bulkhead
 from koo.policies.limiter import DayCount, Limits, SlidingCount
 
 CALLS_MAX = 36
@@ -64,7 +64,7 @@ def everything_on() -> Guard:
         DayCount("requests a day", 10**6, now + 40_000.0, 7),
     )
     options = GuardOptions(idempotent=True)
-    return Guard("claude", options, deadlines=Deadlines(), gates=Gates(limits=limits, slots=Slots(100)))
+    return Guard("claude", options, deadlines=Deadlines(), gates=Gates(limits=limits, bulkhead=Bulkhead(100)))
 
 
 def counted(coroutine: Any) -> dict[str, int]:
@@ -94,14 +94,14 @@ def least(make: Callable[[], Any]) -> dict[str, int]:
     return min((counted(make()) for _ in range(3)), key=lambda seen: sum(seen.values()))
 
 
-@pytest.mark.parametrize("toll", [None, Memory(10**6)], ids=["without money", "with money"])
-def test_one_guarded_call_makes_few_calls_and_gives_no_turn_to_the_loop(toll: Memory | None) -> None:
+@pytest.mark.parametrize("charge", [None, Memory(10**6)], ids=["without money", "with money"])
+def test_one_guarded_call_makes_few_calls_and_gives_no_turn_to_the_loop(charge: Memory | None) -> None:
     async def main() -> dict[str, int]:
         guard = everything_on()
         async with Deadline(600):
             for _ in range(50):
-                await guard.call(nothing, toll=toll)
-            return least(lambda: guard.call(nothing, toll=toll))
+                await guard.call(nothing, charge=charge)
+            return least(lambda: guard.call(nothing, charge=charge))
 
     seen = asyncio.run(main())
     assert seen["turns"] == 0
@@ -110,9 +110,9 @@ def test_one_guarded_call_makes_few_calls_and_gives_no_turn_to_the_loop(toll: Me
 
 def test_one_guarded_call_leaves_nothing_and_needs_little() -> None:
     async def main() -> tuple[int, int]:
-        guard, toll = everything_on(), Memory(10**6)
+        guard, charge = everything_on(), Memory(10**6)
         for _ in range(50):
-            await guard.call(nothing, toll=toll)
+            await guard.call(nothing, charge=charge)
         gc.collect()
         gc.disable()
         tracemalloc.start()
@@ -121,7 +121,7 @@ def test_one_guarded_call_leaves_nothing_and_needs_little() -> None:
             for _ in range(5):
                 before = tracemalloc.get_traced_memory()[0]
                 tracemalloc.reset_peak()
-                await guard.call(nothing, toll=toll)
+                await guard.call(nothing, charge=charge)
                 after, peak = tracemalloc.get_traced_memory()
                 seen.append((peak - before, after - before))
         finally:
@@ -155,7 +155,7 @@ def test_a_refusal_by_an_open_breaker_is_cheap() -> None:
 def test_a_call_costs_the_same_however_many_are_running() -> None:
     async def main() -> tuple[dict[str, int], dict[str, int]]:
         guard = everything_on()
-        guard.gates.slots.limit = guard.gates.slots.cap = 10_000
+        guard.gates.bulkhead.limit = guard.gates.bulkhead.cap = 10_000
         for _ in range(5):
             await guard.call(nothing)
         alone = least(lambda: guard.call(nothing))

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from koo.entrance import DATABASES, Gates
 from koo.errors import (
     AuthenticationFailed,
     BudgetExceeded,
@@ -20,10 +19,11 @@ from koo.errors import (
     RateLimited,
     ServiceSaturated,
 )
+from koo.gates import DATABASES, Gates
 from koo.guard import Guard, OnLimit
 from koo.options import BreakerOptions
 from koo.policies.breaker import FORCED_OPEN, HALF_OPEN
-from koo.policies.concurrency import Slots
+from koo.policies.bulkhead import Bulkhead
 from tests.guard.support import (
     BEGIN_S,
     Script,
@@ -53,8 +53,8 @@ def now() -> float:
 # ── each gate refuses, and gives back what was taken before it ────────────────────────────────────────────────────
 
 
-def latch(guard: Guard) -> None:
-    guard.gates.latches.set(None, Kind.AUTH, "the provider refused the key", guard.now())
+def block_key(guard: Guard) -> None:
+    guard.gates.key_blocks.set(None, Kind.AUTH, "the provider refused the key", guard.now())
 
 
 def cool_down(guard: Guard) -> None:
@@ -77,13 +77,13 @@ def use_up_the_providers_limit(guard: Guard) -> None:
 
 
 def fill(guard: Guard) -> None:
-    guard.gates.slots.limit = guard.gates.slots.cap = 0
+    guard.gates.bulkhead.limit = guard.gates.bulkhead.cap = 0
 
 
 REFUSALS: list[tuple[str, Setup, type[KooError], Kind, float | None]] = [
     ("an open breaker", open_breaker, CircuitOpen, Kind.CIRCUIT_OPEN, 60.0),
     ("an operator", lambda guard: guard.set_override(FORCED_OPEN), CircuitOpen, Kind.CIRCUIT_OPEN, 60.0),
-    ("a refused key", latch, AuthenticationFailed, Kind.KEY_REFUSED, 60.0),
+    ("a refused key", block_key, AuthenticationFailed, Kind.KEY_REFUSED, 60.0),
     ("a pause beyond the deadline", cool_down, RateLimited, Kind.THROTTLED, 500.0),
     ("a spent quota", spend_quota, RateLimited, Kind.QUOTA, 50.0),
     ("our own limit", use_up_the_minute, RateLimited, Kind.RATE_LIMITED, 61.0),
@@ -104,7 +104,7 @@ def test_a_gate_that_refuses_says_why_and_when_and_gives_back(
         if made is not None:
             await made
         before, cell = used(guard), guard.gates.pacer.next_at
-        seen = await error_of(guard.call(script, toll=wallet))
+        seen = await error_of(guard.call(script, charge=wallet))
         assert type(seen) is error and seen.kind is kind, repr(seen)
         assert seen.retry_after_s == wait_s and seen.service == "claude" and seen.attempts == 0
         assert used(guard) == before and guard.gates.pacer.next_at == cell
@@ -117,7 +117,7 @@ def test_a_gate_that_refuses_says_why_and_when_and_gives_back(
 def test_money_that_refuses_gives_back_the_limit_and_the_place() -> None:
     async def main() -> None:
         guard, wallet, script = make_guard(), Wallet(refuse=True), Script()
-        error = await error_of(guard.call(script, toll=wallet))
+        error = await error_of(guard.call(script, charge=wallet))
         assert isinstance(error, BudgetExceeded) and error.retry_after_s == 3600.0
         assert used(guard) == [0, 0, 0] and nothing_is_taken(guard, wallet) and script.calls == 0
         assert guard.tally.refused == {"budget_exceeded": 1}
@@ -128,7 +128,7 @@ def test_money_that_refuses_gives_back_the_limit_and_the_place() -> None:
 def test_a_breaker_that_opens_while_money_is_held_releases_it() -> None:
     async def main() -> None:
         guard, wallet, script = make_guard(), Wallet(wait_s=1.0), Script()
-        task = asyncio.create_task(guard.call(script, toll=wallet))
+        task = asyncio.create_task(guard.call(script, charge=wallet))
         await asyncio.sleep(0.5)
         await open_breaker(guard)
         units = used(guard)
@@ -148,7 +148,7 @@ def test_a_probes_slot_that_somebody_else_took_first_is_no_leak() -> None:
         guard, slow, script = make_guard(), Wallet(wait_s=1.0), Script()
         await open_breaker(guard)
         await asyncio.sleep(60)
-        second = asyncio.create_task(guard.call(script, toll=slow))
+        second = asyncio.create_task(guard.call(script, charge=slow))
         await asyncio.sleep(0.5)
         first = asyncio.create_task(guard.call(answer_in, 5.0))
         error = await error_of(second)
@@ -188,11 +188,11 @@ def test_each_refusal_is_a_fresh_and_small_one() -> None:
     run_virtual(main)
 
 
-def test_a_latch_on_one_model_refuses_that_model_only() -> None:
+def test_a_key_block_on_one_model_refuses_that_model_only() -> None:
     async def main() -> None:
         gates = Gates(limits=minute_limit(100))
         opus, haiku = (make_guard(model=model, gates=gates) for model in ("opus", "haiku"))
-        gates.latches.set("opus", Kind.PERMISSION, "the provider refused the key for opus", opus.now())
+        gates.key_blocks.set("opus", Kind.PERMISSION, "the provider refused the key for opus", opus.now())
         error = await error_of(opus.call(answer))
         assert isinstance(error, AuthenticationFailed) and "opus" in str(error)
         assert await haiku.call(answer) == "answer"
@@ -306,7 +306,7 @@ def test_nobody_overtakes_who_waits_for_a_limit(on_limit: OnLimit | None) -> Non
 def test_a_refund_serves_who_waits_within_a_second() -> None:
     async def main() -> None:
         guard, slow = make_guard(per_minute=1), Wallet(wait_s=5.0, refuse=True)
-        refused = asyncio.create_task(guard.call(answer, toll=slow))
+        refused = asyncio.create_task(guard.call(answer, charge=slow))
         await asyncio.sleep(0)
         assert await guard.call(answer, on_limit="wait") == "answer"
         assert isinstance(await error_of(refused), BudgetExceeded)
@@ -403,7 +403,7 @@ def test_money_is_not_held_while_waiting_for_a_place() -> None:
         guard, wallet = make_guard(concurrency_max=1), Wallet()
         running = asyncio.create_task(guard.call(answer_in, 10))
         await asyncio.sleep(0)
-        waiting = asyncio.create_task(guard.call(answer, toll=wallet))
+        waiting = asyncio.create_task(guard.call(answer, charge=wallet))
         await asyncio.sleep(5)
         assert wallet.held == 0
         await asyncio.gather(running, waiting)
@@ -465,7 +465,7 @@ def test_a_quota_belongs_to_the_service_and_a_rate_to_the_model() -> None:
         await haiku.call(script)
         assert script.at == [0.0]
         gates.quota.extend(haiku.now(), 7.0, no_jitter, Kind.QUOTA, "spent")
-        gates.stir()
+        gates.invalidate()
         for guard in (opus, haiku):
             assert (await error_of(guard.call(answer))).retry_after_s == 7.0
 
@@ -566,7 +566,7 @@ def test_with_refuse_nobody_waits_for_the_pacer() -> None:
 
 def test_a_cell_of_who_gave_up_or_was_refused_later_is_free_again() -> None:
     async def main() -> None:
-        guard = make_guard(gates=Gates(limits=minute_limit(100), slots=Slots(1)))
+        guard = make_guard(gates=Gates(limits=minute_limit(100), bulkhead=Bulkhead(1)))
         guard.gates.pacer.learn(100, 10, 50.0, guard.now())
         running = asyncio.create_task(guard.call(answer_in, 50))
         await asyncio.sleep(0)

@@ -11,7 +11,6 @@ import pytest
 
 from koo.clock import SystemClock
 from koo.deadlines import WrongLoop
-from koo.entrance import Gates
 from koo.errors import CircuitOpen, Kind, ServiceFailed, ServiceTimeout
 from koo.events import (
     CircuitClosed,
@@ -20,9 +19,10 @@ from koo.events import (
     CooldownBegan,
     Event,
     EventBus,
-    KeyLatched,
+    KeyBlocked,
     OverrideSet,
 )
+from koo.gates import Gates
 from koo.guard import Guard
 from koo.options import BreakerOptions
 from koo.policies.breaker import CLOSED, DISABLED, FORCED_OPEN, HALF_OPEN, METRICS_ONLY, NONE, OPEN
@@ -173,7 +173,7 @@ def test_it_recovers_without_traffic_by_the_monitors_tick_and_check() -> None:
                 guard.note_check(True)
         guard.note_check(True)
         assert guard.breaker.phase is CLOSED
-        assert guard.gates.slots.cap == 1, "nobody has tried it: one call at first"
+        assert guard.gates.bulkhead.cap == 1, "nobody has tried it: one call at first"
 
     run_virtual(main)
 
@@ -245,9 +245,9 @@ def test_the_ramp_widens_for_who_waits_though_nobody_ticks_and_nobody_leaves() -
         await recover(guard)
         began, tasks = now(), [asyncio.create_task(guard.call(hang)) for _ in range(12)]
         await asyncio.sleep(0)
-        assert guard.gates.slots.used in (4, 5)
+        assert guard.gates.bulkhead.used in (4, 5)
         await asyncio.sleep(3)
-        assert guard.gates.slots.used == 12 and now() == began + 3
+        assert guard.gates.bulkhead.used == 12 and now() == began + 3
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -266,7 +266,7 @@ def test_the_ramp_of_one_model_takes_nothing_from_the_others() -> None:
         await asyncio.sleep(0)
         for _ in range(2):
             await sick.call(answer)
-        assert sick.breaker.phase is CLOSED and gates.slots.used == 50 and 54 <= gates.slots.cap < 60
+        assert sick.breaker.phase is CLOSED and gates.bulkhead.used == 50 and 54 <= gates.bulkhead.cap < 60
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -281,15 +281,15 @@ def test_a_monitors_tick_ends_a_ramp_and_an_operators_reset_of_a_closed_breaker_
     async def main() -> None:
         guard = make_guard(concurrency_max=100)
         guard.reset()
-        assert guard.gates.slots.cap == 100
+        assert guard.gates.bulkhead.cap == 100
         await recover(guard)
-        assert guard.gates.slots.cap < 100
+        assert guard.gates.bulkhead.cap < 100
         await asyncio.sleep(5)
         guard.tick()
-        assert guard.gates.slots.cap == 100
+        assert guard.gates.bulkhead.cap == 100
         await open_breaker(guard)
         guard.reset()
-        assert guard.gates.slots.cap == 4, "a reset in an outage does"
+        assert guard.gates.bulkhead.cap == 4, "a reset in an outage does"
 
     run_virtual(main)
 
@@ -302,7 +302,7 @@ def test_metrics_only_ramps_nothing() -> None:
             await error_of(guard.call(fail))
         await asyncio.sleep(60)
         await guard.call(answer)
-        assert guard.breaker.phase is CLOSED and guard.gates.slots.cap == guard.gates.slots.limit
+        assert guard.breaker.phase is CLOSED and guard.gates.bulkhead.cap == guard.gates.bulkhead.limit
 
     run_virtual(main)
 
@@ -314,7 +314,7 @@ def test_an_unreachable_host_feeds_all_its_models_and_an_overloaded_model_only_i
     async def main() -> None:
         def classify(error: Exception) -> Fault:
             kind = error.kind if isinstance(error, ServiceFailed) else Kind.UNKNOWN
-            return Fault(verdict=FAILURE, kind=kind, scope="service" if kind is Kind.CONNECTION else "model")
+            return Fault(verdict=FAILURE, kind=kind, reach="service" if kind is Kind.CONNECTION else "model")
 
         async def unreachable() -> None:
             raise ServiceFailed("claude", "connection refused", kind=Kind.CONNECTION)
@@ -339,7 +339,7 @@ def test_an_outage_that_is_told_late_says_nothing_about_the_other_models_either(
     async def main() -> None:
         def classify(error: Exception) -> Fault:
             unreachable = isinstance(error, ConnectionError)
-            return Fault(verdict=FAILURE, scope="service" if unreachable else "model")
+            return Fault(verdict=FAILURE, reach="service" if unreachable else "model")
 
         async def reset_after_a_while() -> None:
             await asyncio.sleep(5)
@@ -359,7 +359,7 @@ def test_an_outage_that_is_told_late_says_nothing_about_the_other_models_either(
 def test_one_reset_that_hits_all_calls_of_all_models_is_one_step_for_each() -> None:
     async def main() -> None:
         def classify(error: Exception) -> Fault:
-            return Fault(verdict=FAILURE, kind=Kind.CONNECTION, scope="service")
+            return Fault(verdict=FAILURE, kind=Kind.CONNECTION, reach="service")
 
         gates, cut = Gates(), asyncio.Event()
 
@@ -382,17 +382,17 @@ def test_one_reset_that_hits_all_calls_of_all_models_is_one_step_for_each() -> N
     run_virtual(main)
 
 
-def test_a_refused_key_is_latched_with_an_event_and_refuses_the_next_call() -> None:
+def test_a_refused_key_is_blocked_with_an_event_and_refuses_the_next_call() -> None:
     async def main() -> None:
         events = list[Event]()
 
         def classify(error: Exception) -> Fault:
-            return Fault(verdict=NEUTRAL, kind=Kind.AUTH, latch="service")
+            return Fault(verdict=NEUTRAL, kind=Kind.AUTH, block="service")
 
         guard, script = make_guard(classify=classify, events=events), Script(reset_by_peer)
         for _ in range(3):
             await error_of(guard.call(script))
-        assert script.calls == 1 and events == [KeyLatched("claude", "the provider refused the key")]
+        assert script.calls == 1 and events == [KeyBlocked("claude", "the provider refused the key")]
         assert guard.tally.refused == {"key_refused": 2}
 
     run_virtual(main)
@@ -402,12 +402,12 @@ def returning(fault: Fault, error: Exception) -> Fault:
     return fault
 
 
-def test_a_latch_or_a_quota_with_a_known_end_ends_then() -> None:
+def test_a_key_block_or_a_quota_with_a_known_end_ends_then() -> None:
     async def main() -> None:
         clock = VirtualClock(wall_s=1_000_000.0)
         ends: list[Fault] = [
-            Fault(verdict=NEUTRAL, kind=Kind.AUTH, latch="service", until_wall_s=1_000_500.0),
-            Fault(verdict=THROTTLED, kind=Kind.QUOTA, scope="service", until_wall_s=1_000_500.0),
+            Fault(verdict=NEUTRAL, kind=Kind.AUTH, block="service", until_wall_s=1_000_500.0),
+            Fault(verdict=THROTTLED, kind=Kind.QUOTA, reach="service", until_wall_s=1_000_500.0),
         ]
         for fault in ends:
             clock.set_wall(1_000_000.0)

@@ -49,7 +49,7 @@ def test_what_fails_is_repeated_after_growing_pauses() -> None:
             Script(fail, fail, fail),
             Wallet(),
         )
-        assert await guard.call(script, toll=wallet) == "answer"
+        assert await guard.call(script, charge=wallet) == "answer"
         assert script.at == [0.0, 0.5, 1.5, 3.5], "half of 1, 2 and 4 seconds"
         assert guard.tally.totals().verdicts == [1, 3, 0, 0] and guard.tally.retries == 3
         assert guard.tally.first_successes == 0, "a repeat's success earns no repeats"
@@ -357,7 +357,7 @@ def test_a_storm_of_failures_adds_no_more_load_than_the_budget_allows() -> None:
 def test_begin_repeats_as_call_does_and_its_scope_knows_how_often() -> None:
     async def main() -> None:
         guard, wallet = make_guard(attempts=4, breaker=STURDY), Wallet()
-        scope = await guard.begin(Script(fail, fail), toll=wallet)
+        scope = await guard.begin(Script(fail, fail), charge=wallet)
         assert (scope.value, scope.attempts, wallet.held, wallet.open) == ("answer", 3, 3, 1)
         scope.settle()
         assert guard.tally.first_successes == 0 and nothing_is_taken(guard, wallet)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from koo.deadlines import Deadline
-from koo.entrance import DATABASES
 from koo.errors import DatabaseTimeout, InvalidRequest, Kind, ServiceFailed, ServiceTimeout
+from koo.gates import DATABASES
 from koo.guard import Guard
 from koo.options import BreakerOptions
 from koo.policies.breaker import CLOSED, OPEN
@@ -34,19 +34,19 @@ Face = Callable[[Guard, Operation, Wallet | None], Awaitable[Any]]
 
 
 async def by_call(guard: Guard, operation: Operation, wallet: Wallet | None) -> str:
-    return await guard.call(operation, toll=wallet)
+    return await guard.call(operation, charge=wallet)
 
 
 async def by_begin(guard: Guard, operation: Operation, wallet: Wallet | None) -> str:
-    scope = await guard.begin(operation, toll=wallet)
-    assert guard.gates.slots.used == 1 and guard.breaker.running, "a success keeps its permit"
+    scope = await guard.begin(operation, charge=wallet)
+    assert guard.gates.bulkhead.used == 1 and guard.breaker.running, "a success keeps its permit"
     scope.settle()
     return scope.value
 
 
 async def by_permit(guard: Guard, operation: Operation, wallet: Wallet | None) -> str:
     async with guard.permit(wallet):
-        assert guard.gates.slots.used == 1
+        assert guard.gates.bulkhead.used == 1
         return await operation()
 
 
@@ -126,7 +126,7 @@ def test_a_success_counts_its_latency() -> None:
 def test_our_own_timeout_of_an_attempt_is_a_failure() -> None:
     async def main() -> None:
         guard, wallet = make_guard(attempt_timeout_s=5), Wallet()
-        error = await error_of(guard.call(hang, toll=wallet))
+        error = await error_of(guard.call(hang, charge=wallet))
         assert (
             isinstance(error, ServiceTimeout)
             and isinstance(error, TimeoutError)
@@ -218,8 +218,8 @@ def test_a_call_whose_deadline_has_passed_is_not_made() -> None:
             nonlocal calls
             calls += 1
 
-        for toll in (None, wallet):
-            error = await error_of(guard.call(operation, toll=toll, timeout_s=0.0))
+        for charge in (None, wallet):
+            error = await error_of(guard.call(operation, charge=charge, timeout_s=0.0))
             assert isinstance(error, ServiceTimeout) and error.kind is Kind.DEADLINE
         assert calls == 0 and wallet.held == 0 and guard.tally.refused == {"deadline": 2}
         assert nothing_is_taken(guard, wallet)
@@ -296,7 +296,7 @@ def test_what_may_have_been_billed_is_settled_and_the_rest_released(billed: bool
     async def main() -> None:
         guard = make_guard(classify=lambda error: Fault(verdict=FAILURE, billed=billed))
         wallet = Wallet()
-        await error_of(guard.call(reset_by_peer, toll=wallet))
+        await error_of(guard.call(reset_by_peer, charge=wallet))
         assert (wallet.settled, wallet.released) == ((1, 0) if billed else (0, 1))
 
     run_virtual(main)
@@ -309,8 +309,8 @@ def test_a_toll_that_fails_to_settle_keeps_nothing_else() -> None:
                 raise RuntimeError("the ledger is broken")
 
         guard = make_guard()
-        assert isinstance(await error_of(guard.call(answer, toll=Broken())), RuntimeError)
-        assert isinstance(await error_of(guard.call(reset_by_peer, toll=Broken())), RuntimeError)
+        assert isinstance(await error_of(guard.call(answer, charge=Broken())), RuntimeError)
+        assert isinstance(await error_of(guard.call(reset_by_peer, charge=Broken())), RuntimeError)
         assert nothing_is_taken(guard) and sum(guard.tally.totals().verdicts) == 2
 
     run_virtual(main)
@@ -322,7 +322,7 @@ def test_a_toll_that_fails_to_settle_keeps_nothing_else() -> None:
 def test_a_scope_settles_once() -> None:
     async def main() -> None:
         guard, wallet = make_guard(), Wallet()
-        scope = await guard.begin(answer, toll=wallet)
+        scope = await guard.begin(answer, charge=wallet)
         for _ in range(3):
             scope.settle()
             scope.settle(Fault(verdict=FAILURE))
@@ -336,7 +336,7 @@ def test_a_scope_that_was_never_entered_settles_nothing() -> None:
     async def main() -> None:
         guard = make_guard()
         guard.permit().settle()
-        assert sum(guard.tally.totals().verdicts) == 0 and guard.gates.slots.used == 0
+        assert sum(guard.tally.totals().verdicts) == 0 and guard.gates.bulkhead.used == 0
 
     run_virtual(main)
 

@@ -26,8 +26,8 @@ MODEL = "sonnet"
 FAILED = Fault(verdict=FAILURE, kind=Kind.SERVER_ERROR)
 CANCELLED = Fault(verdict=NEUTRAL, kind=Kind.INVALID_REQUEST)
 TOO_MANY = Fault(verdict=THROTTLED, kind=Kind.THROTTLED, retry_after_s=20.0)
-KEY_REFUSED = Fault(verdict=NEUTRAL, kind=Kind.AUTH, latch="service")
-MODEL_REFUSED = Fault(verdict=NEUTRAL, kind=Kind.AUTH, latch="model")
+KEY_REFUSED = Fault(verdict=NEUTRAL, kind=Kind.AUTH, block="service")
+MODEL_REFUSED = Fault(verdict=NEUTRAL, kind=Kind.AUTH, block="model")
 NEVER_BY_RATE = 10_000
 """As `calls_min`: a breaker that opens by failures in a row only, so that a test can reach every rate."""
 

@@ -99,7 +99,7 @@ async def trouble(house: House, kind: str) -> None:
     elif kind == "half open":
         await house.open()
         await house.half_open()
-    elif kind == "latched":
+    elif kind == "key blocked":
         await house.call(KEY_REFUSED)
     elif kind == "throttled":
         await house.call(TOO_MANY)
@@ -109,7 +109,7 @@ async def trouble(house: House, kind: str) -> None:
         house.spend("1.234500", "0.1")
 
 
-SITUATIONS = ["fresh", "open", "half open", "latched", "throttled", "busy"]
+SITUATIONS = ["fresh", "open", "half open", "key blocked", "throttled", "busy"]
 
 
 # ── shape ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -177,7 +177,9 @@ def _inside(service: Service) -> Any:
     """Everything that a service's policies know, by value."""
     guards = [(guard.breaker, guard.cooldown, guard.tally, guard.checks_failed) for guard in service.guards]
     gates = service.gates
-    return _plain([guards, gates.limits.counts, gates.quota, gates.latches, gates.pacer, gates.slots.used])
+    return _plain(
+        [guards, gates.limits.counts, gates.quota, gates.key_blocks, gates.pacer, gates.bulkhead.used]
+    )
 
 
 def _plain(thing: Any) -> Any:
@@ -308,7 +310,7 @@ def test_which_model_the_key_is_refused_for() -> None:
         view = house.view()
         refused = {name: bool(one["key_refused"]) for name, one in view["models"].items()}
         assert refused == {"sonnet": False, "opus": True} and view["state"] == "degraded"
-        service.unlatch()
+        service.unblock_key()
         await house.call(KEY_REFUSED)
         view = house.view()
         assert all(one["key_refused"] for one in view["models"].values()) and view["state"] == "circuit_open"

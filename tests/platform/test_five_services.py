@@ -63,7 +63,7 @@ def test_the_others_answer_as_if_it_were_well(
             await ask_in_batches(koo, kinds)
             states = {name: view["state"] for name, view in koo.services_status().items()}
             assert states == dict.fromkeys(WELL, "healthy") | {"sick": state}
-            assert all(one.gates.slots.used == 0 for one in koo.services.values())
+            assert all(one.gates.bulkhead.used == 0 for one in koo.services.values())
 
     asyncio.run(main())
 

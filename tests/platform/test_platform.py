@@ -376,7 +376,7 @@ def test_an_operators_word_holds_for_models_that_are_first_asked_for_later(tmp_p
     run(test)
 
 
-def test_a_check_is_unbilled_and_unlatches_a_key_that_works_again(tmp_path: Path) -> None:
+def test_a_check_is_unbilled_and_unblocks_a_key_that_works_again(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         server.script(error(401, "authentication_error"))
         async with Platform(options(tmp_path, server)) as platform:

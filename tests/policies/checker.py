@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from koo.options import BreakerOptions
+from koo.options import NEVER, BreakerOptions
 from koo.policies import breaker as real
 from koo.policies.breaker import (
     CLOSED,
@@ -151,8 +151,8 @@ class World:
         if permit.generation != breaker.generation:
             return (0,)
         if not closed:
-            ends_at = min(permit.lease_ends_at, getattr(permit, "shadow_ends_at", real.NEVER))
-            return (1, max(ends_at - now, 0.0), permit.lease_ends_at < real.NEVER)
+            ends_at = min(permit.lease_ends_at, getattr(permit, "shadow_ends_at", NEVER))
+            return (1, max(ends_at - now, 0.0), permit.lease_ends_at < NEVER)
         in_row = permit.serial > breaker._counted_serial
         return (2, in_row, -1.0 if permit.kept else min(now - permit.given_at, SLOW_S))
 

@@ -1,4 +1,4 @@
-"""What the other side asks for: cooldowns, the pacer, and latched keys."""
+"""What the other side asks for: cooldowns, the pacer, and blocked keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from koo.errors import Kind
 from koo.policies.cooldown import Cooldown
-from koo.policies.latch import Latches
+from koo.policies.key_block import KeyBlocks
 from koo.policies.pacer import Pacer
 
 
@@ -140,60 +140,60 @@ def test_a_cell_that_nobody_used_is_given_back() -> None:
     assert pacer.take(0.0) == 10.0
 
 
-# ── latches ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── blocks ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_refused_key_refuses_all_models_and_a_refused_model_only_itself() -> None:
-    latches = Latches()
-    assert not latches and latches.find("a", 0.0) is None
-    assert latches.set("a", Kind.PERMISSION, "not for a", 0.0)
-    assert latches.find("b", 0.0) is None and latches.find(None, 0.0) is None
-    assert latches.set(None, Kind.AUTH, "refused", 0.0) and not latches.set(None, Kind.AUTH, "again", 1.0)
-    found = latches.find("b", 1.0)
-    assert found is not None and found.reason == "refused" and latches
+    blocks = KeyBlocks()
+    assert not blocks and blocks.find("a", 0.0) is None
+    assert blocks.set("a", Kind.PERMISSION, "not for a", 0.0)
+    assert blocks.find("b", 0.0) is None and blocks.find(None, 0.0) is None
+    assert blocks.set(None, Kind.AUTH, "refused", 0.0) and not blocks.set(None, Kind.AUTH, "again", 1.0)
+    found = blocks.find("b", 1.0)
+    assert found is not None and found.reason == "refused" and blocks
 
 
-def test_a_latch_without_an_end_stays_and_one_with_an_end_goes() -> None:
-    latches = Latches()
-    latches.set(None, Kind.AUTH, "refused", 0.0)
-    latches.set("a", Kind.QUOTA, "spent", 0.0, until=100.0)
-    assert latches.find(None, 1e9) is not None
-    assert latches.expire(99.0) == [] and latches.expire(100.0) == ["a"] and bool(latches)
+def test_a_block_without_an_end_stays_and_one_with_an_end_goes() -> None:
+    blocks = KeyBlocks()
+    blocks.set(None, Kind.AUTH, "refused", 0.0)
+    blocks.set("a", Kind.QUOTA, "spent", 0.0, until=100.0)
+    assert blocks.find(None, 1e9) is not None
+    assert blocks.expire(99.0) == [] and blocks.expire(100.0) == ["a"] and bool(blocks)
 
 
-def test_a_latch_whose_time_is_over_refuses_nobody_though_it_was_not_swept_yet() -> None:
-    latches = Latches()
-    latches.set("a", Kind.QUOTA, "spent", 0.0, until=100.0)
-    assert latches.find("a", 99.9) is not None and latches.find("a", 100.0) is None and bool(latches)
+def test_a_block_whose_time_is_over_refuses_nobody_though_it_was_not_swept_yet() -> None:
+    blocks = KeyBlocks()
+    blocks.set("a", Kind.QUOTA, "spent", 0.0, until=100.0)
+    assert blocks.find("a", 99.9) is not None and blocks.find("a", 100.0) is None and bool(blocks)
 
 
 def test_a_later_end_wins() -> None:
-    latches = Latches()
-    latches.set("a", Kind.QUOTA, "spent", 0.0, until=100.0)
-    latches.set("a", Kind.QUOTA, "spent", 0.0, until=50.0)
-    assert latches.find("a", 60.0) is not None
-    latches.set("a", Kind.AUTH, "refused", 0.0)
-    found = latches.find("a", 1e9)
+    blocks = KeyBlocks()
+    blocks.set("a", Kind.QUOTA, "spent", 0.0, until=100.0)
+    blocks.set("a", Kind.QUOTA, "spent", 0.0, until=50.0)
+    assert blocks.find("a", 60.0) is not None
+    blocks.set("a", Kind.AUTH, "refused", 0.0)
+    found = blocks.find("a", 1e9)
     assert found is not None and found.until == math.inf
 
 
 def test_it_is_checked_after_one_minute_and_then_ever_more_seldom_up_to_fifteen() -> None:
-    latches = Latches()
-    latches.set(None, Kind.AUTH, "refused", 0.0)
+    blocks = KeyBlocks()
+    blocks.set(None, Kind.AUTH, "refused", 0.0)
     now, gaps = 0.0, []
     for _ in range(7):
-        assert not latches.due(now)
-        latch = latches.find(None, now)
-        assert latch is not None
-        gaps.append(latch.check_at - now)
-        now = latch.check_at
-        assert latches.due(now)
-        latches.postpone(now)
+        assert not blocks.due(now)
+        block = blocks.find(None, now)
+        assert block is not None
+        gaps.append(block.check_at - now)
+        now = block.check_at
+        assert blocks.due(now)
+        blocks.postpone(now)
     assert gaps == [60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0]
 
 
 def test_a_key_that_works_again_clears_all() -> None:
-    latches = Latches()
-    latches.set(None, Kind.AUTH, "refused", 0.0)
-    latches.set("a", Kind.PERMISSION, "not for a", 0.0)
-    assert set(latches.clear()) == {None, "a"} and not latches and latches.clear() == []
+    blocks = KeyBlocks()
+    blocks.set(None, Kind.AUTH, "refused", 0.0)
+    blocks.set("a", Kind.PERMISSION, "not for a", 0.0)
+    assert set(blocks.clear()) == {None, "a"} and not blocks and blocks.clear() == []

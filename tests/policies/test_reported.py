@@ -63,7 +63,11 @@ HALF_OPEN_TOO = Signs(after("h"))
 SERVICES: list[tuple[str, Callable[[], tuple[ServiceState, str]], ServiceState]] = [
     ("nothing happened", lambda: service_state(Signs(after(""))), ServiceState.HEALTHY),
     ("open", lambda: service_state(Signs(after("o")), limited="x"), ServiceState.CIRCUIT_OPEN),
-    ("the key is refused", lambda: service_state(Signs(after("")), latched="x"), ServiceState.CIRCUIT_OPEN),
+    (
+        "the key is refused",
+        lambda: service_state(Signs(after("")), key_blocked="x"),
+        ServiceState.CIRCUIT_OPEN,
+    ),
     ("a limit is reached", lambda: service_state(Signs(after("")), limited="x"), ServiceState.RATE_LIMITED),
     (
         "limited while tested",
@@ -83,7 +87,7 @@ SERVICES: list[tuple[str, Callable[[], tuple[ServiceState, str]], ServiceState]]
     ),
     (
         "a model's key is refused",
-        lambda: service_state(Signs(after("")), model_latched="x"),
+        lambda: service_state(Signs(after("")), model_blocked="x"),
         ServiceState.DEGRADED,
     ),
     ("half the row", lambda: service_state(Signs(after("SSSSSFFF"))), ServiceState.UNHEALTHY),

@@ -128,7 +128,7 @@ def test_a_kind_is_treated_as_promised(
 ) -> None:
     treatment = TREATMENTS[kind]
     assert (treatment.error, treatment.verdict, treatment.repeatable) == (error, verdict, repeatable)
-    assert not (treatment.repeatable and treatment.latch), "a latched key is not tried again at once"
+    assert not (treatment.repeatable and treatment.block), "a blocked key is not tried again at once"
 
 
 def test_every_kind_with_a_treatment_is_in_the_table_of_promises() -> None:
@@ -144,10 +144,10 @@ def test_a_fault_carries_the_servers_hint_and_what_was_billed() -> None:
     assert not fault_of(cut).billed, "unless the provider says so"
 
 
-def test_only_a_refused_key_is_latched_and_an_unreachable_host_is_everybodys() -> None:
-    latched = {kind: treatment.latch for kind, treatment in TREATMENTS.items() if treatment.latch}
-    assert latched == {Kind.AUTH: "service", Kind.PERMISSION: "model"}
-    assert {kind for kind, treatment in TREATMENTS.items() if treatment.scope == "service"} == {
+def test_only_a_refused_key_is_blocked_and_an_unreachable_host_is_everybodys() -> None:
+    blocked = {kind: treatment.block for kind, treatment in TREATMENTS.items() if treatment.block}
+    assert blocked == {Kind.AUTH: "service", Kind.PERMISSION: "model"}
+    assert {kind for kind, treatment in TREATMENTS.items() if treatment.reach == "service"} == {
         Kind.CONNECTION,
         Kind.QUOTA,
         Kind.BILLING,

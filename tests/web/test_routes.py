@@ -228,7 +228,7 @@ def test_who_leaves_ends_the_query(tmp_path: Path) -> None:
         await until(lambda: fake.queries)
         asking.cancel()
         await until(lambda: fake.abandoned)
-        await until(lambda: not koo.services["claude"].gates.slots.used)
+        await until(lambda: not koo.services["claude"].gates.bulkhead.used)
         assert koo.services["claude"].default_guard.breaker.consecutive == 0
 
     with_server(tmp_path, work)

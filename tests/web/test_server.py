@@ -36,7 +36,7 @@ def test_a_query_that_does_not_end_in_time_is_cancelled_and_settled(tmp_path: Pa
                 await until(lambda: fake.queries)
             await asyncio.gather(asking, return_exceptions=True)
             service = koo.services["claude"]
-            assert service.gates.slots.used == 0
+            assert service.gates.bulkhead.used == 0
             assert service.default_guard.breaker.consecutive == 0  # nobody's failure
             async with Platform(options(tmp_path, claude(fake))) as later:
                 budget = later.service_health("claude")["rate_limits"]["daily_budget"]

@@ -2,7 +2,7 @@
 
 Money follows `hold → run → settle`, for each attempt, always: an attempt that failed on the way back may have been
 billed. What is held is the worst case. What is booked is what the provider reported; where it reported nothing and may
-have billed, the whole hold, marked as an estimate. A free service has no money to hold, and its errand is not a toll.
+have billed, the whole hold, marked as an estimate. A free service has no money to hold, and its errand is not a charge.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NOTHING = Decimal(0)
 
 
 class Errand:
-    """A toll for the guard, and the operation that it runs."""
+    """A charge for the guard, and the operation that it runs."""
 
     __slots__ = (
         "_hold", "_ledger", "_price", "_provider", "_request", "_service", "_tag", "attempts", "completion",
@@ -53,7 +53,7 @@ class Errand:
         self.cost_source = "table"
 
     @property
-    def toll(self) -> Errand | None:
+    def charge(self) -> Errand | None:
         """Itself, where the service costs something."""
         return None if self._price.free else self
 
@@ -66,7 +66,7 @@ class Errand:
         for pace in completion.pace:
             gates.pacer.learn(pace.limit, pace.remaining, pace.resets_in_s, self._service.clock.monotonic())
         if gates.pacer.interval_s:
-            gates.stir()
+            gates.invalidate()
         return completion
 
     def note(self, usage: Usage, reported_usd: Decimal | None = None) -> None:

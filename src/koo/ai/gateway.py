@@ -130,7 +130,7 @@ class Gateway:
         service = backend.service
         errand = Errand(service, backend.provider, request, price, self._ledger(), query.tag)
         completion = await service.guard(request.model).call(
-            errand.run, toll=errand.toll, on_limit=query.on_limit, timeout_s=timeout_s
+            errand.run, charge=errand.charge, on_limit=query.on_limit, timeout_s=timeout_s
         )
         return Answer(
             text=completion.text,
@@ -172,7 +172,7 @@ class Gateway:
 
         guard = service.guard(request.model)
         scope = await guard.begin(
-            open_one, toll=errand.toll, on_limit=query.on_limit, timeout_s=max(deadline - now, 0.001)
+            open_one, charge=errand.charge, on_limit=query.on_limit, timeout_s=max(deadline - now, 0.001)
         )
         bound = backend.provider.bound_input_tokens(request)
         stream.begin(scope, errand, guard, self._deadlines, options.stall_timeout_s, request, bound, now)

@@ -106,7 +106,7 @@ def compose(classify: Classify | None, name: str) -> Classify:
     return judge
 
 
-class FixedToll:
+class FixedCharge:
     """Money for an operation whose worst case the caller told: `max_cost_usd` is held, `cost_usd(result)` is booked."""
 
     __slots__ = ("_bound_usd", "_hold", "_ledger", "_service", "spent_usd")
@@ -204,11 +204,11 @@ async def execute(
         )
     _warn_of_retries(service.name, operation)
     guard = service.guard(_model_of(service, kwargs))
-    toll = None
+    charge = None
     if money is not None and money.bound_usd is not None:
-        toll = FixedToll(service, money.bound_usd, ledger)
-    run = partial(_run, operation, args, kwargs, toll, money)
-    return await guard.call(run, toll=toll)
+        charge = FixedCharge(service, money.bound_usd, ledger)
+    run = partial(_run, operation, args, kwargs, charge, money)
+    return await guard.call(run, charge=charge)
 
 
 def _model_of(service: Service, kwargs: Mapping[str, Any]) -> str | None:
@@ -221,16 +221,16 @@ async def _run(
     operation: Callable[..., Awaitable[T]],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    toll: FixedToll | None,
+    charge: FixedCharge | None,
     money: Money | None,
 ) -> T:
     awaitable = operation(*args, **kwargs)
     if not inspect.isawaitable(awaitable):
         raise TypeError("the operation gave a result that cannot be awaited: koo guards async functions")
     result = await awaitable
-    if toll is not None and money is not None and money.cost_of is not None:
+    if charge is not None and money is not None and money.cost_of is not None:
         try:
-            toll.spent_usd = _usd("cost_usd", money.cost_of(result))
+            charge.spent_usd = _usd("cost_usd", money.cost_of(result))
         except Exception:
             # The call was made and is paid for: its answer is not thrown away, and its money not given back.
             log.exception("cost_usd failed; the most that the call can cost is booked")

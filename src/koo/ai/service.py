@@ -11,11 +11,11 @@ from collections.abc import Callable
 from koo.clock import Clock, utc_day
 from koo.deadlines import Deadlines
 from koo.errors import CallerMistake, Kind
-from koo.events import Event, KeyUnlatched
+from koo.events import Event, KeyUnblocked
 from koo.guard import Gates, Guard
 from koo.options import DAY_S, GuardOptions, ServiceOptions
 from koo.policies.breaker import CLOSED, Override
-from koo.policies.concurrency import Slots
+from koo.policies.bulkhead import Bulkhead
 from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
 from koo.policies.verdict import Classify
 from koo.storage.base import Allowance
@@ -85,7 +85,7 @@ class Service:
         self._deadlines = deadlines
         self._classify = classify
         self._publish = publish
-        self.gates = Gates(limits=make_limits(options, clock), slots=Slots(options.concurrency_max))
+        self.gates = Gates(limits=make_limits(options, clock), bulkhead=Bulkhead(options.concurrency_max))
         self._guards: dict[str | None, Guard] = {}
         self._override = Override.NONE
         self.guard(default_model)
@@ -136,7 +136,7 @@ class Service:
         )
 
     def reset(self, *, tell: bool = True) -> None:
-        """Clear phases, streaks, cooldowns and latches of all models; never money, limits used or counts.
+        """Clear phases, streaks, cooldowns and key blocks of all models; never money, limits used or counts.
 
         `tell` False: another process tells us, so it need not be told.
         """
@@ -145,9 +145,9 @@ class Service:
             guard.reset()
         self.gates.quota.clear()
         if tell:
-            self.unlatch()
+            self.unblock_key()
         else:
-            self.gates.latches.clear()
+            self.gates.key_blocks.clear()
 
     def set_override(self, override: Override) -> None:
         """Let an operator decide about all models, also about those that are first asked for later."""
@@ -161,22 +161,22 @@ class Service:
         cooldown = guard.cooldown if guard is not None else self.gates.quota
         if model and guard is None:
             return
-        self.gates.stir()
+        self.gates.invalidate()
         cooldown.extend(self.clock.monotonic(), for_s, lambda: 0.0, kind, reason)
 
-    def unlatch(self) -> None:
+    def unblock_key(self) -> None:
         """The key works again, or somebody says so."""
-        for model in self.gates.latches.clear():
+        for model in self.gates.key_blocks.clear():
             if self._publish is not None:
-                self._publish(KeyUnlatched(self.name, model))
+                self._publish(KeyUnblocked(self.name, model))
 
     def tick(self) -> None:
-        """What a second brings about: breakers, latches that end by their own time, and the day."""
+        """What a second brings about: breakers, key blocks that end by their own time, and the day."""
         for guard in self.guards:
             guard.tick()
-        for model in self.gates.latches.expire(self.clock.monotonic()):
+        for model in self.gates.key_blocks.expire(self.clock.monotonic()):
             if self._publish is not None:
-                self._publish(KeyUnlatched(self.name, model))
+                self._publish(KeyUnblocked(self.name, model))
         self._anchor_day()
 
     def forget_used(self) -> None:

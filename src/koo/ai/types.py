@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Literal
 
-OnLimit = Literal["refuse", "wait"]
-"""None, the default: wait for a pause that the provider asked for, be refused by our own limits."""
+from koo.gates import OnLimit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,10 +23,10 @@ from koo.database.pool import PoolMetrics
 from koo.database.records import ConnectionRecord
 from koo.database.session import GuardedSession
 from koo.database.sqlite import Mode, Need, SqliteFile, WriterLine
-from koo.deadlines import NEVER, Deadlines
+from koo.deadlines import Deadlines
 from koo.errors import DatabaseError, DatabaseUnavailable, Kind
 from koo.guard import Guard
-from koo.options import DatabaseOptions
+from koo.options import NEVER, DatabaseOptions
 
 if TYPE_CHECKING:
     from koo.database.scope import SessionScope

@@ -31,11 +31,11 @@ from koo.database.probe import Look, ProbeDatabase
 from koo.database.scope import SessionScope
 from koo.database.sqlite import Mode, SqliteFile
 from koo.database.transactions import Transaction, check_function
-from koo.deadlines import NEVER, Deadlines, WrongLoop
+from koo.deadlines import Deadlines, WrongLoop
 from koo.errors import ConfigurationError, DatabaseUnavailable, Kind
 from koo.events import Event
 from koo.guard import DATABASES, Gates, Guard
-from koo.options import DatabaseOptions, GuardOptions
+from koo.options import NEVER, DatabaseOptions, GuardOptions
 from koo.policies.reported import DatabaseState, database_state
 
 P = ParamSpec("P")
@@ -82,7 +82,7 @@ class Database:
             NAME,
             _guard_options(options),
             deadlines=self._deadlines,
-            gates=Gates(slots=self.gate),
+            gates=Gates(bulkhead=self.gate),
             family=DATABASES,
             classify=classify_connect(NAME),
             clock=clock,

@@ -2,7 +2,7 @@
 
 SQLAlchemy's own pool can let callers wait, but does not wake them when a connect fails: they sit out their whole time
 beside a free place. So nobody ever waits in the pool; all wait here, first come first served, each until his own
-deadline. Waiting and handing over are the guard's (`koo.entrance`, `Slots`); the gate knows who is inside, and since
+deadline. Waiting and handing over are the guard's (`koo.gates`, `Bulkhead`); the gate knows who is inside, and since
 when, because "all in use" is only of use to a person who learns by whom.
 """
 
@@ -12,7 +12,7 @@ import asyncio
 from typing import Any, Protocol
 
 from koo.errors import PoolSaturated, describe_s
-from koo.policies.concurrency import Slots
+from koo.policies.bulkhead import Bulkhead
 
 RECENT_S = 30.0
 """For so long after a caller had to be turned away the pool is said to be saturated."""
@@ -29,7 +29,7 @@ class Holder(Protocol):
     def expire(self) -> None: ...
 
 
-class Gate(Slots):
+class Gate(Bulkhead):
     """Permits for `limit` scopes. `holders` maps each scope inside to when it asked."""
 
     __slots__ = ("_empty", "holders", "refused", "refused_at")

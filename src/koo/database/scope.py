@@ -28,8 +28,9 @@ from koo.database.records import ConnectionRecord
 from koo.database.session import GuardedSession, SyncSession
 from koo.database.sqlite import MODES, Mode
 from koo.database.transcript import Transcript
-from koo.deadlines import NEVER, ends_at
+from koo.deadlines import ends_at
 from koo.errors import DatabaseError, DatabaseTimeout, Kind, KooError, PoolSaturated, describe_s
+from koo.options import NEVER
 from koo.policies.verdict import UNJUDGED, Fault
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from koo.database.faults import LOST, Meaning
 from koo.database.sqlite import MODES, Mode
-from koo.deadlines import NEVER, ends_at
+from koo.deadlines import ends_at
 from koo.errors import CommitOutcomeUnknown, DatabaseTimeout, Kind, KooError
-from koo.options import RetryOptions
+from koo.options import NEVER, RetryOptions
 from koo.policies.backoff import pause_s
 
 if TYPE_CHECKING:

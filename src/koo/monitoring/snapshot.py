@@ -244,24 +244,24 @@ def state_of(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> tup
     """The reported state of a service, and why."""
     if not service.configured:
         return ServiceState.UNHEALTHY, "not configured"
-    latches = service.gates.latches
-    whole = latches.find(None, wall.now) or latches.find(service.default_model, wall.now)
-    models = (latches.find(guard.model, wall.now) for guard in service.guards)
-    some = next((latch for latch in models if latch is not None), None)
+    blocks = service.gates.key_blocks
+    whole = blocks.find(None, wall.now) or blocks.find(service.default_model, wall.now)
+    models = (blocks.find(guard.model, wall.now) for guard in service.guards)
+    some = next((block for block in models if block is not None), None)
     default = service.default_guard
     return service_state(
         default.signs(),
         [guard.signs() for guard in service.guards if guard is not default],
-        latched=whole.reason if whole else "",
+        key_blocked=whole.reason if whole else "",
         limited=used_up(service, budget, wall),
-        model_latched=some.reason if some else "",
+        model_blocked=some.reason if some else "",
     )
 
 
 def model_view(service: ServiceLike, guard: Guard, wall: Wall) -> dict[str, Any]:
     """One model: its breaker, and `key_refused`: why the key is refused for it; empty if it is not."""
-    latch = service.gates.latches.find(guard.model, wall.now)
-    return {**breaker_view(guard, wall), "key_refused": latch.reason if latch else ""}
+    block = service.gates.key_blocks.find(guard.model, wall.now)
+    return {**breaker_view(guard, wall), "key_refused": block.reason if block else ""}
 
 
 def service_view(

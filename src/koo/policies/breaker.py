@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 
 from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, Event, OverrideSet
-from koo.options import BreakerOptions
+from koo.options import NEVER, BreakerOptions
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Verdict
 from koo.policies.window import Window
 
@@ -81,7 +81,6 @@ TRANSITIONS: dict[tuple[Phase, Cue], Phase] = {
 }
 """Every transition there is; `docs/states.md` is generated from it. A pair that is missing is a bug."""
 
-NEVER = float("inf")
 OUTSIDE = -1
 """The generation of a permit that was given only because of an override."""
 

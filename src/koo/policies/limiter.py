@@ -11,9 +11,7 @@ look tells how many may be taken until then, and each call takes one of these.
 
 from __future__ import annotations
 
-import math
-
-from koo.options import DAY_S
+from koo.options import DAY_S, NEVER
 
 SUB_BUCKETS = 60
 GRANT_MAX = 250
@@ -159,7 +157,7 @@ class Limits:
 
     def _grant(self, now: float) -> Count | None:
         """Look at the counts: how many units may be taken until when, or which count is full."""
-        units, until = GRANT_MAX, math.inf
+        units, until = GRANT_MAX, NEVER
         for count in self.counts:
             count.roll(now)
             if count.used >= count.limit:
@@ -185,10 +183,10 @@ class Limits:
         full = self.full(now)
         if full is None:
             return now
-        return full.resets_at(now) if full.limit else math.inf
+        return full.resets_at(now) if full.limit else NEVER
 
     def full(self, now: float) -> Count | None:
         """Of the counts that are used up the one that holds out longest; None if all have a unit. Takes nothing."""
         self.roll(now)
         full = [count for count in self._counts if count.used >= count.limit]
-        return max(full, key=lambda count: count.resets_at(now) if count.limit else math.inf, default=None)
+        return max(full, key=lambda count: count.resets_at(now) if count.limit else NEVER, default=None)

@@ -92,20 +92,20 @@ def service_state(
     default: Signs,
     others: Sequence[Signs] = (),
     *,
-    latched: str = "",
+    key_blocked: str = "",
     limited: str = "",
-    model_latched: str = "",
+    model_blocked: str = "",
 ) -> tuple[ServiceState, str]:
     """The state of an AI service, and why.
 
-    `default` speaks of its default model, `others` of the rest. `latched`: why the key is refused; `limited`: which
-    limit, budget or cooldown is used up; `model_latched`: why the key is refused for some model. Empty: not so.
+    `default` speaks of its default model, `others` of the rest. `key_blocked`: why the key is refused; `limited`: which
+    limit, budget or cooldown is used up; `model_blocked`: why the key is refused for some model. Empty: not so.
     """
     breaker = default.breaker
     if is_open(breaker):
         return ServiceState.CIRCUIT_OPEN, _why_open(breaker)
-    if latched:
-        return ServiceState.CIRCUIT_OPEN, latched
+    if key_blocked:
+        return ServiceState.CIRCUIT_OPEN, key_blocked
     if limited:
         return ServiceState.RATE_LIMITED, limited
     if is_testing(breaker):
@@ -113,8 +113,8 @@ def service_state(
     refused = next((signs.breaker for signs in others if is_open(signs.breaker)), None)
     if refused is not None:
         return ServiceState.DEGRADED, f"{refused.name} is refused: {_why_open(refused)}"
-    if model_latched:
-        return ServiceState.DEGRADED, model_latched
+    if model_blocked:
+        return ServiceState.DEGRADED, model_blocked
     if is_unhealthy(default):
         return ServiceState.UNHEALTHY, _why_unhealthy(default)
     if is_troubled(breaker):

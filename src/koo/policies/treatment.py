@@ -18,7 +18,7 @@ from koo.errors import (
     ServiceTimeout,
     StreamTruncated,
 )
-from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED, Fault, Scope, Verdict
+from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED, Fault, Reach, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,13 @@ class Treatment:
     error: type[ExternalServiceError]
     verdict: Verdict
     repeatable: bool = False
-    latch: Scope | None = None
-    scope: Scope = "model"
+    block: Reach | None = None
+    reach: Reach = "model"
     billed: bool = False
 
 
 TREATMENTS: dict[Kind, Treatment] = {
-    Kind.CONNECTION: Treatment(ServiceFailed, FAILURE, repeatable=True, scope="service"),
+    Kind.CONNECTION: Treatment(ServiceFailed, FAILURE, repeatable=True, reach="service"),
     Kind.TIMEOUT: Treatment(ServiceTimeout, FAILURE, repeatable=True, billed=True),
     Kind.OVERLOADED: Treatment(ServiceFailed, FAILURE, repeatable=True),
     Kind.SERVER_ERROR: Treatment(ServiceFailed, FAILURE, repeatable=True),
@@ -42,10 +42,10 @@ TREATMENTS: dict[Kind, Treatment] = {
     Kind.TRUNCATED_STREAM: Treatment(StreamTruncated, FAILURE, repeatable=True, billed=True),
     Kind.STALLED: Treatment(StreamTruncated, FAILURE, repeatable=True, billed=True),
     Kind.THROTTLED: Treatment(RateLimited, THROTTLED, repeatable=True),
-    Kind.QUOTA: Treatment(RateLimited, THROTTLED, scope="service"),
-    Kind.BILLING: Treatment(RateLimited, THROTTLED, scope="service"),
-    Kind.AUTH: Treatment(AuthenticationFailed, NEUTRAL, latch="service"),
-    Kind.PERMISSION: Treatment(AuthenticationFailed, NEUTRAL, latch="model"),
+    Kind.QUOTA: Treatment(RateLimited, THROTTLED, reach="service"),
+    Kind.BILLING: Treatment(RateLimited, THROTTLED, reach="service"),
+    Kind.AUTH: Treatment(AuthenticationFailed, NEUTRAL, block="service"),
+    Kind.PERMISSION: Treatment(AuthenticationFailed, NEUTRAL, block="model"),
     Kind.CONFLICT: Treatment(ServiceFailed, NEUTRAL, repeatable=True),
     Kind.UNKNOWN: Treatment(ServiceFailed, FAILURE),
     Kind.INVALID_REQUEST: Treatment(InvalidRequest, NEUTRAL),
@@ -71,8 +71,8 @@ def fault_of(error: ExternalServiceError) -> Fault:
         kind=error.kind,
         repeatable=_repeatable(error, treatment),
         retry_after_s=error.retry_after_s,
-        scope=treatment.scope,
-        latch=treatment.latch,
+        reach=treatment.reach,
+        block=treatment.block,
         billed=treatment.billed if error.billable is None else error.billable,
     )
 

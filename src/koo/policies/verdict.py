@@ -26,17 +26,17 @@ class Verdict(IntEnum):
 # Module names, because a class attribute of an enum costs a dictionary walk on each use.
 SUCCESS, FAILURE, NEUTRAL, THROTTLED = Verdict
 
-Scope = Literal["model", "service"]
+Reach = Literal["model", "service"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """What an error means: the answer of a classifier.
 
-    `repeatable`: a repeat may succeed; whether it is safe is the guard's question. `scope`: whose failure it is, so
-    that an unreachable host feeds all models. `latch`: refuse from now on until the key (or the key for this model)
+    `repeatable`: a repeat may succeed; whether it is safe is the guard's question. `reach`: whose failure it is, so
+    that an unreachable host feeds all models. `block`: refuse from now on until the key (or the key for this model)
     works again. `billed`: the other side may have done paid work. `error`: raise this instead, `from` the original.
-    `until_wall_s`: a latch's or quota's known end.
+    `until_wall_s`: a key block's or quota's known end.
     """
 
     verdict: Verdict
@@ -44,8 +44,8 @@ class Fault:
     repeatable: bool = False
     retry_after_s: float | None = None
     until_wall_s: float | None = None
-    scope: Scope = "model"
-    latch: Scope | None = None
+    reach: Reach = "model"
+    block: Reach | None = None
     billed: bool = True
     error: Exception | None = None
 

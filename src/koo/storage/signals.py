@@ -1,4 +1,4 @@
-"""What operators and processes tell all processes on the same store: resets, overrides, cooldowns, latches.
+"""What operators and processes tell all processes on the same store: resets, overrides, cooldowns, blocked keys.
 
 Everybody asks for what is new twice a second, which is how a reset is followed within a second. A new signal's number
 is drawn under a lock that is kept until its commit: else a smaller number could become visible after a larger one, and

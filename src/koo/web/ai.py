@@ -78,7 +78,7 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
         **described(models.ServiceReset, 404),
     )
     async def reset_service(service: str) -> Response:
-        """Clears phases, streaks, cooldowns and latches of all its models; never money, limits used or counts."""
+        """Clears phases, streaks, cooldowns and key blocks of all its models; never money, limits used or counts."""
         await platform.open()
         if not platform.reset_service(service):
             raise unknown_service(service, list(platform.services))

@@ -363,7 +363,7 @@ def test_a_connection_closed_without_a_word_may_have_been_billed(vendor: str) ->
     assert (
         fault.kind is Kind.CONNECTION
         and fault_of(fault).billed is True
-        and fault_of(fault).scope == "service"
+        and fault_of(fault).reach == "service"
     )
 
 

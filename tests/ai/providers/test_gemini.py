@@ -460,7 +460,7 @@ def test_an_error_inside_a_success_is_the_error_that_it_says(body: bytes, kind: 
 
 def test_a_connection_closed_without_a_word_may_have_been_billed() -> None:
     fault = fault_of(TALK.failure(nothing()))
-    assert (fault.kind, fault.billed, fault.scope) == (Kind.CONNECTION, True, "service")
+    assert (fault.kind, fault.billed, fault.reach) == (Kind.CONNECTION, True, "service")
 
 
 def test_an_unreachable_server_has_not_billed() -> None:
@@ -628,7 +628,7 @@ def test_a_check_finds_a_wrong_key(step: str) -> None:
             provider = GeminiProvider("svc", http, base_url=server.base_url, api_key=key)
             with pytest.raises(AuthenticationFailed) as caught:
                 await provider.check()
-            assert caught.value.kind is Kind.AUTH and fault_of(caught.value).latch == "service"
+            assert caught.value.kind is Kind.AUTH and fault_of(caught.value).block == "service"
         await http.close()
 
     asyncio.run(main())

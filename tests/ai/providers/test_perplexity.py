@@ -332,7 +332,7 @@ def test_a_run_that_failed_is_a_success_to_http_and_an_error_to_us(
 
 def test_a_connection_closed_without_a_word_may_have_been_billed() -> None:
     fault = fault_of(TALK.failure(nothing()))
-    assert (fault.kind, fault.billed, fault.scope) == (Kind.CONNECTION, True, "service")
+    assert (fault.kind, fault.billed, fault.reach) == (Kind.CONNECTION, True, "service")
 
 
 def test_an_unreachable_server_has_not_billed() -> None:
@@ -544,7 +544,7 @@ def test_a_check_finds_a_wrong_key() -> None:
         async with TALK.open(key="another") as (provider, _):
             with pytest.raises(AuthenticationFailed) as caught:
                 await provider.check()
-            assert caught.value.kind is Kind.AUTH and fault_of(caught.value).latch == "service"
+            assert caught.value.kind is Kind.AUTH and fault_of(caught.value).block == "service"
 
     asyncio.run(main())
 

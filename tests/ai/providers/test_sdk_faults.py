@@ -169,7 +169,7 @@ def test_a_refused_connection_was_not_billed(by: Any) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         fault = fault_of(by(nothing(), base_url=f"http://127.0.0.1:{taken.getsockname()[1]}"))
-    assert fault.kind is Kind.CONNECTION and not fault.billed and fault.scope == "service"
+    assert fault.kind is Kind.CONNECTION and not fault.billed and fault.reach == "service"
 
 
 def test_a_stream_that_is_cut_is_the_http_librarys_error() -> None:

@@ -1,6 +1,6 @@
 """The way in: the gates before a guarded call, and who waits at which of them.
 
-    look at the breaker → latch → cooldown → limits → pace → concurrency → hold money → admit
+    look at the breaker → key block → cooldown → limits → pace → concurrency → hold money → admit
 
 Whoever refuses gives back what was taken before. Gates that may wait come before the money, because a queue must not
 hold money hostage; the breaker is asked last, because a probe's slot that is taken before a gate which then refuses is
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NoReturn, Protocol
 
 from koo.clock import SYSTEM_CLOCK, Clock
-from koo.deadlines import NEVER, Alarm, Deadlines
+from koo.deadlines import Alarm, Deadlines
 from koo.errors import (
     AuthenticationFailed,
     CircuitOpen,
@@ -32,23 +32,24 @@ from koo.errors import (
     ServiceTimeout,
 )
 from koo.events import CircuitClosed, CircuitOpened, Event, log
-from koo.options import GuardOptions
+from koo.options import NEVER, GuardOptions
 from koo.policies.breaker import NONE, Breaker, Cue, Permit
-from koo.policies.concurrency import Slots
+from koo.policies.bulkhead import Bulkhead
 from koo.policies.cooldown import Cooldown
-from koo.policies.latch import Latches
+from koo.policies.key_block import KeyBlocks
 from koo.policies.limiter import Limits
 from koo.policies.pacer import Pacer
 from koo.policies.tally import Tally
 
 OnLimit = Literal["refuse", "wait"]
+"""None, the default: wait for a pause that the other side asked for, be refused by our own limits."""
 LOOK_AGAIN_S = 1.0
 """Who waits for a time that may come earlier (a limit's unit, the end of a pause) looks at least so often."""
 RAMP_FACTOR = 2
 """After closing, so many times the probes that closed it may run at first (rule R16)."""
 
 
-class Toll(Protocol):
+class Charge(Protocol):
     """Money: each hold ends in exactly one `settle` or `release`.
 
     `hold` gives None where the money is held at once (in memory), else what has to be awaited (a durable ledger).
@@ -72,7 +73,7 @@ class Family:
     limited: type[KooError]
     saturated: type[KooError]
     timeout: type[KooError]
-    latched: type[KooError]
+    key_blocked: type[KooError]
 
 
 SERVICES = Family(CircuitOpen, RateLimited, ServiceSaturated, ServiceTimeout, AuthenticationFailed)
@@ -84,17 +85,19 @@ class Gates:
     """What all guards of one dependency share: a service has one breaker a model, but one key and one limit."""
 
     limits: Limits = field(default_factory=Limits)
-    slots: Slots = field(default_factory=lambda: Slots(1_000_000))
+    bulkhead: Bulkhead = field(default_factory=lambda: Bulkhead(1_000_000))
     quota: Cooldown = field(default_factory=Cooldown)
     pacer: Pacer = field(default_factory=Pacer)
-    latches: Latches = field(default_factory=Latches)
-    queue: Slots = field(default_factory=lambda: Slots(1))  # one at a time asks a full limit again, in order
+    key_blocks: KeyBlocks = field(default_factory=KeyBlocks)
+    limit_queue: Bulkhead = field(
+        default_factory=lambda: Bulkhead(1)
+    )  # one at a time asks a full limit again, in order
     guards: list[Entrance] = field(default_factory=list)
 
-    def stir(self) -> None:
+    def invalidate(self) -> None:
         """A gate that is seldom shut may be shut now: each guard has to look at all of them again."""
         for guard in self.guards:
-            guard.calm = False
+            guard.quiet = False
 
 
 class Entrance:
@@ -105,8 +108,23 @@ class Entrance:
     """
 
     __slots__ = (
-        "_deadlines", "_draw", "_limits", "_monotonic", "_publish", "_sleep", "_slots", "_wall", "breaker", "calm",
-        "cooldown", "family", "gates", "model", "name", "options", "tally",
+        "_bulkhead",
+        "_deadlines",
+        "_draw",
+        "_limits",
+        "_monotonic",
+        "_publish",
+        "_sleep",
+        "_wall",
+        "breaker",
+        "cooldown",
+        "family",
+        "gates",
+        "model",
+        "name",
+        "options",
+        "quiet",
+        "tally",
     )  # fmt: skip
 
     def __init__(
@@ -127,14 +145,17 @@ class Entrance:
         self.model = model
         self.options = options
         self.family = family
-        self.gates = gates or Gates(slots=Slots(options.concurrency_max))
+        self.gates = gates or Gates(bulkhead=Bulkhead(options.concurrency_max))
         self.gates.guards.append(self)
-        self._limits, self._slots = self.gates.limits, self.gates.slots  # at hand: every call takes from them
+        self._limits, self._bulkhead = (
+            self.gates.limits,
+            self.gates.bulkhead,
+        )  # at hand: every call takes from them
         self.breaker = Breaker(
             name if model is None else f"{name}/{model}", options.breaker, options.slow_s, now
         )
         self.cooldown = Cooldown()
-        self.calm = False  # no cooldown, latch, pace or queue: whoever brings one stirs
+        self.quiet = False  # no cooldown, key block, pace or queue: whoever brings one invalidates
         self.tally = Tally(now)
         self._deadlines = deadlines
         self._monotonic = clock.monotonic
@@ -151,11 +172,11 @@ class Entrance:
         """The host that all models share could not be reached: it counts here too."""
         self.breaker.count_outage(in_row, now, self._draw)
         if self.breaker.happened:
-            self._tell()
+            self._publish_steps()
 
     # ── the gates ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def enter(self, toll: Toll | None, deadline: float, on_limit: OnLimit | None = None) -> Permit:
+    async def enter(self, charge: Charge | None, deadline: float, on_limit: OnLimit | None = None) -> Permit:
         """Through all gates, waiting where that is allowed. Raises a refusal, and then nothing stays taken."""
         now = self._monotonic()
         if now >= deadline:
@@ -163,18 +184,18 @@ class Entrance:
         if self.breaker.refuses(now):
             self._refuse_open(now)
         taken_at = now if self._take(now) else await self._line_up(deadline, on_limit)
-        holding = None if toll is None else self._hold(toll, deadline, taken_at)
-        return await self._admit_held(toll, holding, taken_at)
+        holding = None if charge is None else self._hold(charge, deadline, taken_at)
+        return await self._admit_held(charge, holding, taken_at)
 
-    def _hold(self, toll: Toll, deadline: float, taken_at: float) -> Awaitable[None] | None:
+    def _hold(self, charge: Charge, deadline: float, taken_at: float) -> Awaitable[None] | None:
         try:
-            return toll.hold(deadline)
+            return charge.hold(deadline)
         except BaseException as error:
             self._unpaid(error, taken_at)
             raise
 
     async def _admit_held(
-        self, toll: Toll | None, holding: Awaitable[None] | None, taken_at: float
+        self, charge: Charge | None, holding: Awaitable[None] | None, taken_at: float
     ) -> Permit:
         """Wait until the money is held, and then through the last gate."""
         if holding is not None:
@@ -183,7 +204,7 @@ class Entrance:
             except BaseException as error:
                 self._unpaid(error, taken_at)
                 raise
-        return self._admit(taken_at, toll, self._monotonic())
+        return self._admit(taken_at, charge, self._monotonic())
 
     def _unpaid(self, error: BaseException, taken_at: float) -> None:
         self._give_back(taken_at)
@@ -192,27 +213,27 @@ class Entrance:
 
     def _take(self, now: float) -> bool:
         """A place and a unit of each limit at once, if no gate refuses or waits; else nothing is taken."""
-        if not self.calm and not self._is_free(now):
+        if not self.quiet and not self._is_free(now):
             return False
         if self._limits.take(now) is not None:
             return False
-        if self._slots.take():
+        if self._bulkhead.take():
             return True
         self._limits.refund(now)
         return False
 
     def _is_free(self, now: float) -> bool:
-        """Is no gate shut that seldom is? Once all is as if none had ever been, nobody looks again until one stirs."""
+        """Is no gate shut that seldom is? Once all is quiet nobody looks again until one invalidates that."""
         gates, cooldown = self.gates, self.cooldown
         if (
             now < cooldown.until
             or now < gates.quota.until
-            or gates.latches
+            or gates.key_blocks
             or gates.pacer.interval_s
-            or gates.queue.used
+            or gates.limit_queue.used
         ):
             return False
-        self.calm = not (cooldown.level or gates.quota.level)
+        self.quiet = not (cooldown.level or gates.quota.level)
         return True
 
     async def _line_up(self, deadline: float, on_limit: OnLimit | None) -> float:
@@ -228,7 +249,7 @@ class Entrance:
             cell = False
             try:
                 cell = await self._pace(deadline, on_limit)
-                await self._take_slot(deadline, on_limit)
+                await self._take_place(deadline, on_limit)
             except BaseException:
                 self._limits.refund(taken_at)
                 if cell:
@@ -240,7 +261,7 @@ class Entrance:
             self._limits.refund(taken_at)
             if not self._is_closed(now) and self._limits.take(now) is None:
                 return now
-            self._slots.give_back()
+            self._bulkhead.give_back()
 
     def _is_closed(self, now: float) -> bool:
         """Would one of the gates that come before the limits refuse or wait?"""
@@ -249,23 +270,23 @@ class Entrance:
             self.breaker.refuses(now)
             or now < self.cooldown.until
             or now < gates.quota.until
-            or (bool(gates.latches) and gates.latches.find(self.model, now) is not None)
+            or (bool(gates.key_blocks) and gates.key_blocks.find(self.model, now) is not None)
         )
 
-    def _admit(self, taken_at: float, toll: Toll | None, now: float) -> Permit:
+    def _admit(self, taken_at: float, charge: Charge | None, now: float) -> Permit:
         """The last gate. Whatever waited before it, the breaker is asked about now."""
         permit = self.breaker.admit(now, self._draw)
         if self.breaker.happened:
-            self._tell()
+            self._publish_steps()
         if permit is None:
             self._give_back(taken_at)
-            if toll is not None:
-                toll.release()
+            if charge is not None:
+                charge.release()
             self._refuse_open(now)
         return permit
 
     def _give_back(self, taken_at: float) -> None:
-        self._slots.give_back()
+        self._bulkhead.give_back()
         self._limits.refund(taken_at)
 
     def _look(self) -> None:
@@ -273,11 +294,11 @@ class Entrance:
         now = self._monotonic()
         if self.breaker.refuses(now):
             self._refuse_open(now)
-        latches = self.gates.latches
-        latch = latches.find(self.model, now) if latches else None
-        if latch is not None:
-            wait_s = min(latch.until, latch.check_at) - now
-            self._refuse(self.family.latched, latch.reason, max(wait_s, 0.0), Kind.KEY_REFUSED)
+        blocks = self.gates.key_blocks
+        block = blocks.find(self.model, now) if blocks else None
+        if block is not None:
+            wait_s = min(block.until, block.check_at) - now
+            self._refuse(self.family.key_blocked, block.reason, max(wait_s, 0.0), Kind.KEY_REFUSED)
 
     async def _wait_for_cooldown(self, deadline: float, on_limit: OnLimit | None) -> None:
         while True:
@@ -295,7 +316,7 @@ class Entrance:
 
     async def _take_limits(self, deadline: float, on_limit: OnLimit | None) -> float:
         """One unit of each limit; gives when it was taken, for the refund."""
-        limits, queue = self._limits, self.gates.queue
+        limits, queue = self._limits, self.gates.limit_queue
         now = self._monotonic()
         # Whoever comes while somebody waits takes no unit from under his nose, whether he would wait himself or not.
         if not queue.used and limits.take(now) is None:
@@ -306,7 +327,7 @@ class Entrance:
             or not await self._stand_in(queue, deadline)
         ):
             self._refuse_limit()
-        self.gates.stir()
+        self.gates.invalidate()
         try:
             while limits.take(now := self._monotonic()) is not None:
                 usable_at = limits.usable_at(now)
@@ -338,40 +359,40 @@ class Entrance:
                 raise
         return True
 
-    async def _take_slot(self, deadline: float, on_limit: OnLimit | None) -> None:
-        slots = self._slots
-        ramping = slots.cap < slots.limit
+    async def _take_place(self, deadline: float, on_limit: OnLimit | None) -> None:
+        bulkhead = self._bulkhead
+        ramping = bulkhead.cap < bulkhead.limit
         if ramping:
-            slots.widen(self._monotonic())
-        if slots.take():
+            bulkhead.widen(self._monotonic())
+        if bulkhead.take():
             return
-        if on_limit == "refuse" or slots.limit == 0:
-            self._refuse_place(f"{slots.used} calls are running and {len(slots.line)} wait")
-        if ramping and not slots.line:
-            get_running_loop().call_at(slots.widens_at, self._widen)
-        if not await self._stand_in(slots, deadline):
+        if on_limit == "refuse" or bulkhead.limit == 0:
+            self._refuse_place(f"{bulkhead.used} calls are running and {len(bulkhead.line)} wait")
+        if ramping and not bulkhead.line:
+            get_running_loop().call_at(bulkhead.widens_at, self._widen)
+        if not await self._stand_in(bulkhead, deadline):
             self._refuse_place("the deadline passed while waiting for a free place")
 
     def _widen(self) -> None:
         """Time widens a ramp: somebody has to wake those who wait for it."""
-        slots = self._slots
-        slots.widen(self._monotonic())
-        if slots.line and slots.cap < slots.limit:
-            get_running_loop().call_at(slots.widens_at, self._widen)
+        bulkhead = self._bulkhead
+        bulkhead.widen(self._monotonic())
+        if bulkhead.line and bulkhead.cap < bulkhead.limit:
+            get_running_loop().call_at(bulkhead.widens_at, self._widen)
 
-    async def _stand_in(self, slots: Slots, deadline: float) -> bool:
+    async def _stand_in(self, bulkhead: Bulkhead, deadline: float) -> bool:
         """Wait for a slot, first come first served; False if the deadline passed before."""
-        if slots.take():
+        if bulkhead.take():
             return True
-        if len(slots.line) >= self.options.queue_max:
-            self._refuse_place(f"{len(slots.line)} callers wait already")
+        if len(bulkhead.line) >= self.options.queue_max:
+            self._refuse_place(f"{len(bulkhead.line)} callers wait already")
         waiter = get_running_loop().create_future()
-        slots.line.append(waiter)
+        bulkhead.line.append(waiter)
         try:
             with Alarm(self._deadlines, deadline):
                 await waiter
         except BaseException as error:
-            slots.leave(waiter, granted=waiter.done() and not waiter.cancelled())
+            bulkhead.leave(waiter, granted=waiter.done() and not waiter.cancelled())
             if isinstance(error, TimeoutError):
                 return False
             raise
@@ -406,7 +427,7 @@ class Entrance:
 
     # ── events ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _tell(self) -> None:
+    def _publish_steps(self) -> None:
         """Publish what the breaker did, after its state is set; and what follows from it for the other gates."""
         breaker = self.breaker
         happened, breaker.happened = breaker.happened, []
@@ -420,7 +441,7 @@ class Entrance:
             ):
                 alone = breaker.closed_by is Cue.STAYED_IDLE  # nobody has tried it: one at first
                 few = 1 if alone else RAMP_FACTOR * self.options.breaker.success_threshold
-                self._slots.narrow(few, self._monotonic())
+                self._bulkhead.narrow(few, self._monotonic())
             self._emit(event)
 
     def _emit(self, event: Event) -> None:
@@ -428,7 +449,7 @@ class Entrance:
             return
         try:
             self._publish(event)
-        except Exception:  # noqa: BLE001 - whoever listens must not keep a permit, a slot or a hold
+        except Exception:  # noqa: BLE001 - whoever listens must not keep a permit, a place or a hold
             log.exception("could not publish %s", type(event).__name__)
 
     def _lease_s(self) -> float:

@@ -1,11 +1,11 @@
-"""Slots: first come, first served; nobody is lost; and a ramp after an outage."""
+"""Bulkhead: first come, first served; nobody is lost; and a ramp after an outage."""
 
 from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from koo.policies.concurrency import Slots
+from koo.policies.bulkhead import Bulkhead
 
 
 class Caller:
@@ -24,7 +24,7 @@ class Caller:
 
 
 def test_who_leaves_hands_the_slot_to_who_has_waited_longest() -> None:
-    slots, callers = Slots(1), [Caller(n) for n in range(3)]
+    slots, callers = Bulkhead(1), [Caller(n) for n in range(3)]
     assert slots.take()
     slots.line.extend(callers)
     for caller in callers:
@@ -36,7 +36,7 @@ def test_who_leaves_hands_the_slot_to_who_has_waited_longest() -> None:
 
 
 def test_who_gave_up_is_passed_over() -> None:
-    slots, first, second = Slots(1), Caller(1), Caller(2)
+    slots, first, second = Bulkhead(1), Caller(1), Caller(2)
     slots.take()
     slots.line.extend([first, second])
     first.gone = True  # cancelled, and has not run yet
@@ -47,7 +47,7 @@ def test_who_gave_up_is_passed_over() -> None:
 
 
 def test_who_gives_up_when_just_handed_a_slot_hands_it_on() -> None:
-    slots, first, second = Slots(1), Caller(1), Caller(2)
+    slots, first, second = Bulkhead(1), Caller(1), Caller(2)
     slots.take()
     slots.line.extend([first, second])
     slots.give_back()
@@ -70,7 +70,7 @@ def test_who_gives_up_when_just_handed_a_slot_hands_it_on() -> None:
 @settings(deadline=None, max_examples=300)
 def test_nobody_is_lost_and_nobody_overtakes(limit: int, acts: list[tuple[str, int]]) -> None:
     """Callers come, leave, give up in line, or just after they were handed a slot; and a ramp begins and widens."""
-    slots, inside, line, served, numbers = Slots(limit), list[int](), list[Caller](), list[int](), 0
+    slots, inside, line, served, numbers = Bulkhead(limit), list[int](), list[Caller](), list[int](), 0
     for act, pick in acts:
         if act == "come":
             numbers += 1
@@ -108,7 +108,7 @@ def test_nobody_is_lost_and_nobody_overtakes(limit: int, acts: list[tuple[str, i
         assert served == sorted(served), "overtaken"
 
 
-def ramp(slots: Slots, pick: int, now: float) -> None:
+def ramp(slots: Bulkhead, pick: int, now: float) -> None:
     """It begins, or goes on for some seconds."""
     if pick < 5:
         slots.narrow(pick % 3, now)
@@ -120,7 +120,7 @@ def ramp(slots: Slots, pick: int, now: float) -> None:
 
 
 def test_after_an_outage_a_few_may_run_and_the_few_double_each_second() -> None:
-    slots = Slots(50)
+    slots = Bulkhead(50)
     slots.narrow(4, 100.0)
     caps = []
     for second in range(6):
@@ -132,7 +132,7 @@ def test_after_an_outage_a_few_may_run_and_the_few_double_each_second() -> None:
 
 
 def test_what_runs_elsewhere_runs_on() -> None:
-    slots = Slots(1000)
+    slots = Bulkhead(1000)
     for _ in range(150):
         slots.take()
     slots.narrow(4, 0.0)
@@ -145,7 +145,7 @@ def test_what_runs_elsewhere_runs_on() -> None:
 
 
 def test_a_ramp_that_widens_wakes_who_waits_in_order() -> None:
-    slots, callers = Slots(100), [Caller(n) for n in range(10)]
+    slots, callers = Bulkhead(100), [Caller(n) for n in range(10)]
     slots.narrow(2, 0.0)
     assert slots.take() and slots.take() and not slots.take()
     slots.line.extend(callers)
@@ -156,7 +156,7 @@ def test_a_ramp_that_widens_wakes_who_waits_in_order() -> None:
 
 
 def test_during_a_ramp_who_leaves_hands_his_slot_on() -> None:
-    slots, caller = Slots(3), Caller(1)
+    slots, caller = Bulkhead(3), Caller(1)
     slots.narrow(1, 0.0)
     assert slots.take() and not slots.take()
     slots.line.append(caller)
@@ -165,11 +165,11 @@ def test_during_a_ramp_who_leaves_hands_his_slot_on() -> None:
 
 
 def test_a_ramp_never_passes_the_limit_and_never_overflows() -> None:
-    slots = Slots(3)
+    slots = Bulkhead(3)
     slots.narrow(4, 0.0)
     assert slots.cap == 3
     slots.widen(1e9)
     assert slots.cap == 3
-    none = Slots(0)
+    none = Bulkhead(0)
     none.narrow(4, 0.0)
     assert none.cap == 0 and not none.take()

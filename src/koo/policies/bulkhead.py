@@ -26,7 +26,7 @@ class Waiter(Protocol):
     def set_result(self, result: None, /) -> None: ...
 
 
-class Slots:
+class Bulkhead:
     """`used` of `limit`; `line` holds those who wait, longest first. `cap` is less than `limit` while a ramp lasts."""
 
     __slots__ = ("_base", "_few", "_narrowed_at", "cap", "limit", "line", "used", "widens_at")

@@ -1,7 +1,7 @@
 """Keys that the other side refused: nothing is sent with them until they work again.
 
 A refused key, an empty account or a spent quota does not pass by trying: each try is one more refused request, and some
-providers lock accounts for it. So the first refusal latches the key (or the key for one model). An unbilled check with
+providers lock accounts for it. So the first refusal blocks the key (or the key for one model). An unbilled check with
 a growing interval (1 to 15 minutes) clears it when the key works again; so does a reset, a new key, or the time that
 the provider named.
 """
@@ -11,13 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from koo.errors import Kind
+from koo.options import NEVER
 
 CHECK_S_MIN = 60.0
 CHECK_S_MAX = 900.0
 
 
 @dataclass(slots=True)
-class Latch:
+class KeyBlock:
     """Why a key is not used, since and until when (infinite: until a check), in monotonic seconds."""
 
     kind: Kind
@@ -28,55 +29,53 @@ class Latch:
     interval_s: float = CHECK_S_MIN
 
 
-class Latches:
-    """The latches of one credential: by model, or None for all of them."""
+class KeyBlocks:
+    """The blocks of one credential: by model, or None for all of them."""
 
     __slots__ = ("by_model",)
 
     def __init__(self) -> None:
-        self.by_model: dict[str | None, Latch] = {}
+        self.by_model: dict[str | None, KeyBlock] = {}
 
     def __bool__(self) -> bool:
         return bool(self.by_model)
 
-    def set(
-        self, model: str | None, kind: Kind, reason: str, now: float, until: float = float("inf")
-    ) -> bool:
-        """Latch; True if this is new."""
+    def set(self, model: str | None, kind: Kind, reason: str, now: float, until: float = NEVER) -> bool:
+        """Block the key; True if this is new."""
         known = self.by_model.get(model)
         if known is not None:
             known.until = max(known.until, until)
             return False
-        self.by_model[model] = Latch(kind, reason, now, until, now + CHECK_S_MIN)
+        self.by_model[model] = KeyBlock(kind, reason, now, until, now + CHECK_S_MIN)
         return True
 
-    def find(self, model: str | None, now: float) -> Latch | None:
-        """The latch that refuses this model now. Changes nothing."""
+    def find(self, model: str | None, now: float) -> KeyBlock | None:
+        """The block that refuses this model now. Changes nothing."""
         for key in (None, model):
-            latch = self.by_model.get(key)
-            if latch is not None and now < latch.until:
-                return latch
+            block = self.by_model.get(key)
+            if block is not None and now < block.until:
+                return block
         return None
 
     def expire(self, now: float) -> list[str | None]:
         """Drop what is over by its own time; gives the models."""
-        over = [model for model, latch in self.by_model.items() if now >= latch.until]
+        over = [model for model, block in self.by_model.items() if now >= block.until]
         for model in over:
             del self.by_model[model]
         return over
 
     def due(self, now: float) -> bool:
-        """Is it time for an unbilled check? A latch with a known end is not asked about."""
-        return any(latch.check_at <= now and latch.until == float("inf") for latch in self.by_model.values())
+        """Is it time for an unbilled check? A block with a known end is not asked about."""
+        return any(block.check_at <= now and block.until == NEVER for block in self.by_model.values())
 
     def postpone(self, now: float) -> None:
         """A check failed: look again later, and later still."""
-        for latch in self.by_model.values():
-            latch.interval_s = min(latch.interval_s * 2, CHECK_S_MAX)
-            latch.check_at = now + latch.interval_s
+        for block in self.by_model.values():
+            block.interval_s = min(block.interval_s * 2, CHECK_S_MAX)
+            block.check_at = now + block.interval_s
 
     def clear(self) -> list[str | None]:
-        """The key works again, or somebody says so; gives the models that were latched."""
+        """The key works again, or somebody says so; gives the models that were blocked."""
         models = list(self.by_model)
         self.by_model.clear()
         return models
