@@ -78,7 +78,7 @@ async def spend(platform: Platform, claude: FakeAnthropic) -> None:
             print(f"refused until midnight UTC: {refusal.retry_after_s is not None}")
             break
     budget = platform.service_health("claude")["rate_limits"]["daily_budget"]
-    print(f"within the budget: {claude.billed_usd <= Decimal(budget['limit'])}")
+    print(f"within the budget: {claude.billed_usd <= Decimal(budget['limit'] or 0)}")
     answer = await platform.query(QUESTION)
     print(f"{answer.service} answered, for {answer.cost_usd} USD")
 

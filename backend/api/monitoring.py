@@ -18,6 +18,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from core.platform import platform
+from koo.clock import SYSTEM_CLOCK
+from koo.monitoring.shapes import Dashboard, SystemAlerts, SystemHealth
+from koo.monitoring.snapshot import alerts_view, dashboard_view
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -27,23 +30,19 @@ if TYPE_CHECKING:
 __all__ = ["get_monitoring_dashboard", "get_system_alerts", "get_system_health", "router"]
 
 
-async def get_system_health() -> dict[str, Any]:
+async def get_system_health() -> SystemHealth:
     """`overall_health`, `database` (a look of the last seconds), `ai_services`, `timestamp`. Illness is no error."""
     return await platform.system_health()
 
 
-async def get_monitoring_dashboard() -> dict[str, Any]:
+async def get_monitoring_dashboard() -> Dashboard:
     """`summary`, `database`, `ai_services`, `alerts`, `timestamp`."""
-    from koo.web.views import dashboard
-
-    return await dashboard(platform)
+    return dashboard_view(await platform.system_health(), platform.active_alerts())
 
 
-async def get_system_alerts() -> dict[str, Any]:
+async def get_system_alerts() -> SystemAlerts:
     """`alerts` (what holds now, worst first, then what ended within fifteen minutes), `alert_count`, `timestamp`."""
-    from koo.web.views import system_alerts
-
-    return await system_alerts(platform)
+    return alerts_view(platform.active_alerts(), SYSTEM_CLOCK)
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from core.platform import platform
+from koo.monitoring.shapes import ServiceHealth
 
 __all__ = ["ai_error_handler", "execute_ai_operation"]
 
@@ -44,11 +45,11 @@ class AIErrorHandler:
         """Run `operation(*args, **kwargs)` under the guard of `name`. Raises `UnknownService`."""
         return await platform.execute(name, operation, *args, **kwargs)
 
-    def get_all_services_status(self) -> dict[str, dict[str, Any]]:
+    def get_all_services_status(self) -> dict[str, ServiceHealth]:
         """{name: status} of every service, also of registered ones."""
         return platform.services_status()
 
-    def get_service_status(self, name: str) -> dict[str, Any]:
+    def get_service_status(self, name: str) -> ServiceHealth:
         """One service's status. Raises `UnknownService`, which lists the known ones."""
         return platform.service_health(name)
 

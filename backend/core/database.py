@@ -30,6 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from core.platform import platform
 from koo.database.transactions import make_transactional
+from koo.monitoring.shapes import DatabaseHealth
 
 if TYPE_CHECKING:
     from fastapi import Depends
@@ -41,7 +42,7 @@ __all__ = ["SessionDep", "check_database_health", "db_manager", "get_session", "
 transactional_with_retry = make_transactional(lambda: platform.database)
 
 
-async def check_database_health() -> dict[str, Any]:
+async def check_database_health() -> DatabaseHealth:
     """Probe the database now: `healthy`, `state`, `conditions`, `response_time_ms`, `pool_status`, `error`, ..."""
     return await platform.database.health_check()
 

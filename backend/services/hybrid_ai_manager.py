@@ -19,6 +19,7 @@ from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query
 from koo.errors import ExternalServiceError, InvalidRequest, name_of
 from koo.gates import OnLimit
+from koo.monitoring.shapes import ServiceCheck, ServiceHealth, ServicesHealth
 
 __all__ = [
     "ExternalServiceError",
@@ -153,17 +154,17 @@ def _result(query: Mapping[str, Any], outcome: Answer | ExternalServiceError) ->
 # ── looking and resetting ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def get_ai_service_health(service: str) -> dict[str, Any]:
+def get_ai_service_health(service: str) -> ServiceHealth:
     """State, counts, limits and money of one service, without I/O. Raises `UnknownService`, which lists the known."""
     return platform.service_health(service)
 
 
-def get_all_ai_services_health() -> dict[str, Any]:
+def get_all_ai_services_health() -> ServicesHealth:
     """`overall_health`, `healthy_services`, `total_services` (configured), `services`, `timestamp`; without I/O."""
     return platform.services_health()
 
 
-async def perform_ai_health_check(service: str | None = None) -> dict[str, Any]:
+async def perform_ai_health_check(service: str | None = None) -> dict[str, ServiceCheck]:
     """Ask services whether they are there and take the key: {name: `healthy`, `state`, `error`, ...}. Never billed.
 
     None asks all that are configured. Raises `UnknownService`.

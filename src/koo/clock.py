@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, overload
 
 from koo.options import DAY_S
 
@@ -38,6 +38,12 @@ class SystemClock:
 SYSTEM_CLOCK = SystemClock()
 
 
+@overload
+def iso(wall_s: float) -> str: ...
+@overload
+def iso(wall_s: None) -> None: ...
+@overload
+def iso(wall_s: float | None) -> str | None: ...
 def iso(wall_s: float | None) -> str | None:
     """Wall seconds as ISO 8601 in UTC with offset, or None."""
     return None if wall_s is None else datetime.fromtimestamp(wall_s, UTC).isoformat()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from koo.ai.assembly import assemble, describe
 from koo.ai.gateway import AIService, Gateway
@@ -23,6 +23,7 @@ from koo.deadlines import Deadlines
 from koo.events import EventBus
 from koo.http import HttpClient
 from koo.lookout import Lookout
+from koo.monitoring.shapes import ServiceHealth
 from koo.monitoring.snapshot import service_view, unknown_service
 from koo.options import PlatformOptions
 from koo.sharing import DATABASE, Sharing
@@ -106,14 +107,14 @@ class Parts:
         """The last view of a service's money of today."""
         return self.ledger.view(name)
 
-    def service_health(self, name: str) -> dict[str, Any]:
+    def service_health(self, name: str) -> ServiceHealth:
         """One service, in the promised shape. Raises `UnknownService`."""
         service = self.find_service(name)
         backend = self.backends.get(name)
         configuration = describe(backend.options) if backend is not None else None
         return service_view(service, self.budget(name), self.clock, configuration)
 
-    def services_status(self) -> dict[str, dict[str, Any]]:
+    def services_status(self) -> dict[str, ServiceHealth]:
         """Every service by name."""
         return {name: self.service_health(name) for name in self.services}
 

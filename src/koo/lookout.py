@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
 
 from koo.alerts.engine import LISTED_AFTER_END_S, Alerts, Episode
 from koo.alerts.rules import Finding
 from koo.clock import Clock
+from koo.monitoring.shapes import Alert
 from koo.options import DAY_S
 from koo.storage import episodes
 from koo.storage.base import StoreUnavailable
@@ -43,7 +43,7 @@ class Lookout:
         self._unwritten: dict[tuple[str, float], Episode] = {}
         self._round_at = 0.0
 
-    def views(self) -> list[dict[str, Any]]:
+    def views(self) -> list[Alert]:
         """What holds now, the worst first, then what ended within fifteen minutes. Changes nothing."""
         return self._alerts.views(self._clock.wall())
 

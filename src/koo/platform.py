@@ -25,6 +25,7 @@ from koo.composition import Parts
 from koo.deadlines import Deadlines
 from koo.errors import ConfigurationError, ExternalServiceError
 from koo.events import EventBus
+from koo.monitoring.shapes import Alert, ServiceCheck, ServiceHealth, ServicesHealth, SystemHealth
 from koo.monitoring.snapshot import services_view, system_view, unknown_service
 from koo.options import PlatformOptions, check_service_name
 from koo.policies.breaker import Override
@@ -190,30 +191,30 @@ class Platform:
 
     # ── looking: synchronous, no I/O, changes nothing ─────────────────────────────────────────────────────────
 
-    def service_health(self, name: str) -> dict[str, Any]:
+    def service_health(self, name: str) -> ServiceHealth:
         """One service, in the promised shape. Raises `UnknownService`, which lists the known ones."""
         return self.parts.service_health(name)
 
-    def services_status(self) -> dict[str, dict[str, Any]]:
+    def services_status(self) -> dict[str, ServiceHealth]:
         """Every service by name."""
         return self.parts.services_status()
 
-    def services_health(self) -> dict[str, Any]:
+    def services_health(self) -> ServicesHealth:
         """All services with their overall health."""
         return services_view(self.services_status(), self._clock)
 
-    async def system_health(self) -> dict[str, Any]:
+    async def system_health(self) -> SystemHealth:
         """Database and services; the database is probed, unless it was within the last two seconds."""
         await self.open()
         return system_view(
             await self.database.health_check(max_age_s=LOOK_AGE_MAX_S), self.services_health(), self._clock
         )
 
-    def active_alerts(self) -> list[dict[str, Any]]:
+    def active_alerts(self) -> list[Alert]:
         """Alerts that hold, the worst first, then what ended within fifteen minutes."""
         return self.parts.lookout.views()
 
-    async def check_services(self, name: str | None = None) -> dict[str, Any]:
+    async def check_services(self, name: str | None = None) -> dict[str, ServiceCheck]:
         """Ask services whether they are there and take the key: never billed. None asks all that are configured."""
         await self.open()
         backends = self.parts.backends

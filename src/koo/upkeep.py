@@ -11,7 +11,6 @@ import logging
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from decimal import Decimal
-from typing import Any
 
 from koo.ai.gateway import AIService
 from koo.ai.models import not_configured
@@ -20,6 +19,7 @@ from koo.alerts.rules import find
 from koo.composition import Parts
 from koo.errors import ExternalServiceError, Kind
 from koo.events import HoldsSwept
+from koo.monitoring.shapes import ServiceCheck
 from koo.storage.base import StoreUnavailable
 
 TICK_S = 1.0
@@ -127,7 +127,7 @@ def _wants_check(service: Service, due: bool, now: float) -> bool:
     return service.gates.key_blocks.due(now) if service.gates.key_blocks else due
 
 
-async def check_service(parts: Parts, name: str) -> dict[str, Any]:
+async def check_service(parts: Parts, name: str) -> ServiceCheck:
     """Ask a built-in service whether it is there and takes the key: never billed.
 
     Returns `healthy`, `error`, `response_time_ms`, and the state that follows.

@@ -146,7 +146,7 @@ def test_looking_changes_nothing() -> None:
     first = alerts.views(T0 + 1)
     alerts.views(T0 + 5000)
     assert alerts.views(T0 + 1) == first
-    first[0]["data"]["x"] = 1
+    first[0]["data"]["error_rate"] = 1.0
     assert alerts.views(T0 + 1)[0]["data"] == {"error_rate": 0.1}
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from koo.alerts.rules import KINDS, Finding, Severity
+from koo.alerts.rules import KINDS, Finding
+from koo.events import Severity
+from koo.monitoring.shapes import RequestWindow
 from koo.options import LimitOptions
 from koo.policies.breaker import Override
 from koo.policies.verdict import THROTTLED, Fault
@@ -148,7 +150,7 @@ def test_performance_is_that_of_the_last_five_minutes() -> None:
         ("per_day", "requests_per_day"),
     ],
 )
-def test_a_limit_is_told_from_four_fifths_on(option: str, key: str) -> None:
+def test_a_limit_is_told_from_four_fifths_on(option: str, key: RequestWindow) -> None:
     async def test(house: House) -> None:
         house.add(limits=LimitOptions(**{option: 10}))
         await house.calls(7)

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from koo.errors import DatabaseUnavailable, ExternalServiceError, Kind, KooError
+from koo.monitoring.shapes import DatabaseHealth, RequestWindow, ServiceHealth
 from koo.policies.breaker import HALF_OPEN, OPEN, Override
 from koo.policies.verdict import FAILURE
 from koo.testing.postgres import PostgresServer
@@ -53,7 +54,7 @@ def check_error(failure: KooError, service: str) -> None:
 # ── what is looked at, in every situation ─────────────────────────────────────────────────────────────────────────
 
 
-async def check_python(service: str) -> dict[str, Any]:
+async def check_python(service: str) -> ServiceHealth:
     """All statuses that Python gives; the one of this service is returned."""
     import services.hybrid_ai_manager as manager
     from api import monitoring
@@ -112,10 +113,10 @@ async def check_http(client: Client, service: str) -> None:
 
 def in_situation(
     bring_about: Callable[[FakeAnthropic], Awaitable[Any]], fake: FakeAnthropic, service: str = "claude"
-) -> dict[str, Any]:
+) -> ServiceHealth:
     """Serve, let it come to this, look at everything; gives the view of the service."""
 
-    async def main() -> dict[str, Any]:
+    async def main() -> ServiceHealth:
         from core.platform import platform
 
         async with served(create_app(platform)) as client:
@@ -256,7 +257,7 @@ def test_a_limit_of_the_provider(fake: FakeAnthropic) -> None:
     ],
 )
 def test_a_limit_of_ours(
-    fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, variable: str, key: str
+    fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, variable: str, key: RequestWindow
 ) -> None:
     monkeypatch.setenv(f"AI_SERVICES__CLAUDE__{variable}", "1")
 
@@ -273,7 +274,7 @@ def test_a_limit_of_ours(
 
 
 @pytest.mark.parametrize("key", ["requests_per_minute", "requests_per_hour", "requests_per_day"])
-def test_a_limit_of_zero(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_a_limit_of_zero(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, key: RequestWindow) -> None:
     """Nobody may ask, and no time of return is known but the end of a day."""
     monkeypatch.setenv(f"AI_SERVICES__CLAUDE__{key.upper()}", "0")
 
@@ -375,10 +376,10 @@ async def use_database(*, fails: bool = False) -> DatabaseUnavailable | None:
     return caught.value
 
 
-def in_database_situation(bring_about: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
+def in_database_situation(bring_about: Callable[[], Awaitable[Any]]) -> DatabaseHealth:
     """As `in_situation`; gives the view of the database."""
 
-    async def main() -> dict[str, Any]:
+    async def main() -> DatabaseHealth:
         from core.database import db_manager
         from core.platform import platform
 
@@ -417,7 +418,7 @@ def test_a_database_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         "unhealthy",
         "closed",
     )
-    assert view["error"] and "hidden" not in view["error"] and view["response_time_ms"] > 0
+    assert view["error"] and "hidden" not in view["error"] and (view["response_time_ms"] or 0) > 0
 
 
 def test_a_database_whose_breaker_opened(monkeypatch: pytest.MonkeyPatch) -> None:

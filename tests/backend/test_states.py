@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import text
 
 from koo.errors import DatabaseError, ExternalServiceError
+from koo.monitoring.shapes import Alert
 from koo.testing.postgres import PostgresServer
 from koo.testing.providers import FakeAnthropic, answer, delay, error
 from koo.testing.proxy import FaultProxy
@@ -116,7 +117,7 @@ class Sights:
         return sorted(map(brief, (await get_system_alerts())["alerts"]))
 
 
-def brief(alert: dict[str, Any]) -> str:
+def brief(alert: Alert | dict[str, Any]) -> str:
     return f"{alert['kind']} {alert['component']}"
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from sqlalchemy import text
 
 from koo.clock import iso
 from koo.database.database import Database
-from koo.database.probe import Look
 from koo.errors import DatabaseUnavailable
 from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, Event
+from koo.monitoring.vitals import Look
 from koo.options import BreakerOptions, RetryOptions
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS
 from koo.testing.postgres import PostgresServer
@@ -96,7 +97,7 @@ def test_a_look_that_is_young_enough_is_not_repeated(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def check_shape(view: dict[str, Any], shape: dict[str, Any]) -> None:
+def check_shape(view: Mapping[str, object], shape: dict[str, Any]) -> None:
     for key, kind in shape.items():
         assert isinstance(view[key], kind), key
     json.dumps(view)
@@ -141,13 +142,9 @@ def test_counts_are_those_of_the_engine(pg: Place) -> None:
                     await session.execute(ONE)
                     await session.execute(ONE)
             phases = database.get_pool_metrics()["response_times"]["phases"]
-            assert {name: phase["count"] for name, phase in phases.items()} == {
-                "gate_wait": 5,
-                "connect": 1,
-                "statement": 10,
-                "commit": 5,
-                "hold": 5,
-            }
+            assert (phases["gate_wait"]["count"], phases["connect"]["count"]) == (5, 1)
+            assert (phases["statement"]["count"], phases["commit"]["count"]) == (10, 5)
+            assert phases["hold"]["count"] == 5
             assert database.get_pool_metrics()["connection_metrics"]["created"] == 1
             breaker = database.get_pool_metrics()["circuit_breaker"]
             assert breaker["success_count"] == 5 and breaker["last_success"] is not None
@@ -341,7 +338,7 @@ def test_a_probe_into_a_black_hole_ends_in_time(pg: Place) -> None:
             began = loop.time()
             for _ in range(2):  # on its old connection, then on a new one
                 health = await database.health_check()
-                assert health["healthy"] is False and "0.2 s" in health["error"]
+                assert health["healthy"] is False and "0.2 s" in str(health["error"])
             assert loop.time() - began < 6.0
             pg.server.resume()
 
@@ -383,7 +380,7 @@ def test_a_health_check_of_a_server_that_does_not_exist_is_an_answer() -> None:
     async def main() -> None:
         async with opened("postgresql://u:p@127.0.0.1:1/d") as database:
             health = await database.health_check()
-            assert health["healthy"] is False and "refuses connections" in health["error"]
+            assert health["healthy"] is False and "refuses connections" in str(health["error"])
 
     run(main)
 

@@ -12,10 +12,11 @@ from koo.ai.service import Service
 from koo.alerts.rules import Finding, find
 from koo.clock import utc_day
 from koo.database.database import Database
-from koo.database.probe import Look
 from koo.deadlines import Deadlines
 from koo.errors import DatabaseUnavailable, Kind
+from koo.monitoring.shapes import ServiceHealth, ServicesHealth, SystemHealth
 from koo.monitoring.snapshot import service_view, services_view, system_view
+from koo.monitoring.vitals import Look
 from koo.options import BreakerOptions, DatabaseOptions, GuardOptions, LimitOptions, RetryOptions
 from koo.policies.breaker import HALF_OPEN, OPEN
 from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED, Fault
@@ -155,16 +156,16 @@ class House:
 
     # ── what is seen ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def view(self, name: str = "claude") -> dict[str, Any]:
+    def view(self, name: str = "claude") -> ServiceHealth:
         return service_view(self.services[name], self.budgets.get(name), self.clock)
 
-    def views(self) -> dict[str, dict[str, Any]]:
+    def views(self) -> dict[str, ServiceHealth]:
         return {name: self.view(name) for name in self.services}
 
-    def overview(self) -> dict[str, Any]:
+    def overview(self) -> ServicesHealth:
         return services_view(self.views(), self.clock)
 
-    def system(self) -> dict[str, Any]:
+    def system(self) -> SystemHealth:
         assert self.database is not None
         return system_view(self.database.get_health(), self.overview(), self.clock)
 

@@ -14,6 +14,7 @@ import pytest
 
 from koo.ai.service import Service
 from koo.clock import utc_day
+from koo.monitoring.shapes import RequestWindow
 from koo.monitoring.snapshot import unknown_service
 from koo.options import DAY_S, LimitOptions
 from koo.policies.breaker import Override
@@ -90,6 +91,12 @@ def _is(view: Any, shape: Any) -> bool:
     if shape is Decimal:
         return isinstance(view, str) and Decimal(view).is_finite() and "E" not in view
     return type(view) is shape
+
+
+def seconds(time: str | None) -> float:
+    """A time that is known, as wall seconds."""
+    assert time is not None
+    return datetime.fromisoformat(time).timestamp()
 
 
 async def trouble(house: House, kind: str) -> None:
@@ -279,12 +286,12 @@ def test_times_are_wall_times() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.calls(1)
-        seen = datetime.fromisoformat(house.view()["health"]["last_success"]).timestamp()
+        seen = seconds(house.view()["health"]["last_success"])
         assert seen == pytest.approx(house.clock.wall(), abs=1e-3)
         await house.open()
         breaker = house.services["claude"].default_guard.breaker
         in_s = breaker.opens_until() - house.clock.monotonic()
-        seen = datetime.fromisoformat(house.view()["health"]["next_attempt"]).timestamp()
+        seen = seconds(house.view()["health"]["next_attempt"])
         assert seen == pytest.approx(house.clock.wall() + in_s, abs=1e-3) and in_s >= 60
 
     in_house(test)
@@ -328,13 +335,14 @@ def test_a_limit_tells_what_is_used_what_is_left_and_when_a_unit_comes_back() ->
         assert fresh == {"used": 0, "limit": 60, "remaining": 60, "resets_at": None}
         begun = house.clock.wall()
         await house.calls(3, took_s=5.0)
-        for key, limit, period_s, late_s in (
+        windows: list[tuple[RequestWindow, int, int, int]] = [
             ("requests_per_minute", 60, 60, 1),
             ("requests_per_hour", 1000, 3600, 60),
-        ):
+        ]
+        for key, limit, period_s, late_s in windows:
             seen = house.view()["rate_limits"][key]
             assert (seen["used"], seen["limit"], seen["remaining"]) == (3, limit, limit - 3)
-            back = datetime.fromisoformat(seen["resets_at"]).timestamp()
+            back = seconds(seen["resets_at"])
             assert begun + period_s <= back <= begun + period_s + late_s, (
                 "at most a sixtieth of the period late"
             )

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from koo.ai.types import Query
 from koo.database.database import Database
-from koo.database.probe import Look
 from koo.errors import ExternalServiceError
+from koo.monitoring.vitals import Look
 from koo.options import DatabaseOptions, ServiceOptions
 from koo.platform import LOOK_AGE_MAX_S, Platform
 from koo.testing.providers import FakeAnthropic, answer, error

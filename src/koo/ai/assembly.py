@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from koo.ai.gateway import AIService
 from koo.ai.operations import compose
@@ -20,6 +19,7 @@ from koo.deadlines import Deadlines
 from koo.errors import ConfigurationError
 from koo.events import Event
 from koo.http import HttpClient
+from koo.monitoring.shapes import ServiceConfiguration
 from koo.options import PlatformOptions, ServiceOptions
 from koo.storage.base import Allowance
 
@@ -72,7 +72,7 @@ def make_provider(one: ServiceOptions, options: PlatformOptions, http: HttpClien
     return adapter(one.name, http, api_key=one.api_key, clock=clock, **address)
 
 
-def describe(options: ServiceOptions) -> dict[str, Any]:
+def describe(options: ServiceOptions) -> ServiceConfiguration:
     """What is in force for a service, for people: never the key."""
     return {
         "kind": options.kind,

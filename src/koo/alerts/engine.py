@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import cast
 
-from koo.alerts.rules import Finding, Severity
+from koo.alerts.rules import Finding
 from koo.clock import iso
+from koo.events import Severity
+from koo.monitoring.shapes import Alert, AlertData
 
 LISTED_AFTER_END_S = 900.0
 RESTORED_KEPT_S = 60.0
@@ -45,14 +47,14 @@ class Episode:
     message: str
     started_at: float
     ended_at: float | None = None
-    data: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
         """The rule that found it."""
         return self.fingerprint.partition(":")[0]
 
-    def view(self) -> dict[str, Any]:
+    def view(self) -> Alert:
         """In the promised shape: `type`, `component`, `message`, `timestamp`, and more."""
         return {
             "type": self.type,
@@ -62,7 +64,7 @@ class Episode:
             "kind": self.kind,
             "active": self.ended_at is None,
             "ended_at": iso(self.ended_at),
-            "data": dict(self.data),
+            "data": cast(AlertData, dict(self.data)),  # the store keeps any JSON
         }
 
 
@@ -153,18 +155,19 @@ class Alerts:
         if episode.kind not in ENDINGS:
             return [ended]
         kind, message = ENDINGS[episode.kind]
+        data: AlertData = {"lasted_s": max(0.0, now - episode.started_at)}  # the clock may have been set back
         news = replace(
             ended,
             fingerprint=f"{kind}:{ended.component}",
             type="info",
             message=message,
             started_at=now,
-            data={"lasted_s": max(0.0, now - episode.started_at)},  # somebody may have set the clock
+            data=data,
         )
         self._news.append(news)
         return [ended, news]
 
-    def views(self, now: float) -> list[dict[str, Any]]:
+    def views(self, now: float) -> list[Alert]:
         """What holds now, the worst first, then what ended within fifteen minutes. Changes nothing."""
         listed = [e for e in self._active.values() if not _is_recovering(e, self._active)]
         listed += [news for news in self._news if _is_listed(news, now)]

@@ -1,10 +1,10 @@
-"""Which alerts hold now: a pure function of the numbers that everybody sees.
+"""Which alerts hold now: a pure function of the numbers that are shown.
 
 Each rule is a few lines over one part of the system's health. The thresholds are the promised ones. A rule says what
 is wrong, where, and with which numbers; when an alert begins and ends is the engine's (`koo.alerts.engine`).
 
 A component's name never changes while the process lives: a service's default model is `ai:claude`, the others are
-`ai:claude/model`. Would the first one be renamed when a second model appears, its alert would end and begin again.
+`ai:claude/model`. If the first were renamed when a second model appears, its alert would end and start again.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal
 
-Severity = Literal["critical", "warning", "info"]
+from koo.events import Severity
+from koo.monitoring.shapes import AlertData, BreakerStatus, DatabaseHealth, ModelStatus, ServiceHealth
+from koo.monitoring.snapshot import WINDOWS
 
 ERROR_RATE_MAX = 0.10
 CALLS_MIN = 20
@@ -38,11 +39,8 @@ KINDS: dict[str, Severity] = {
 }
 """Everything that a rule can find; what is told at its end is in `koo.alerts.engine`, both in `docs/alerts.md`."""
 
-LIMITS = ("requests_per_minute", "requests_per_hour", "requests_per_day")
 REFUSED = ("open", "forced_open")
 STORE = "state_store"
-
-View = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class Finding:
     kind: str
     component: str
     message: str
-    data: Mapping[str, Any] = field(default_factory=dict)
+    data: AlertData = field(default_factory=AlertData)
 
     @property
     def severity(self) -> Severity:
@@ -65,7 +63,7 @@ class Finding:
         return f"{self.kind}:{self.component}"
 
 
-def find(database: View | None, services: Mapping[str, View]) -> list[Finding]:
+def find(database: DatabaseHealth | None, services: Mapping[str, ServiceHealth]) -> list[Finding]:
     """Everything that holds in the views of the database (None: it is not in use) and of the services."""
     findings = list(_database(database)) if database is not None else []
     configured = [service for service in services.values() if service["configured"]]
@@ -78,11 +76,11 @@ def find(database: View | None, services: Mapping[str, View]) -> list[Finding]:
 # ── a breaker ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _breaker(component: str, breaker: View) -> Iterator[Finding]:
-    reason = str(breaker.get("reason") or "")
+def _breaker(component: str, breaker: BreakerStatus) -> Iterator[Finding]:
+    reason = breaker["reason"]
     if breaker["state"] in REFUSED:
         message = _say("the circuit breaker is open", reason)
-        yield Finding("circuit_open", component, message, {"next_attempt": breaker.get("next_attempt")})
+        yield Finding("circuit_open", component, message, {"next_attempt": breaker["next_attempt"]})
     elif breaker["state"] == "half_open":
         yield Finding("circuit_recovering", component, _say("recovery is being tested", reason))
 
@@ -90,39 +88,39 @@ def _breaker(component: str, breaker: View) -> Iterator[Finding]:
 # ── the database ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _database(view: View) -> Iterator[Finding]:
+def _database(view: DatabaseHealth) -> Iterator[Finding]:
     breaker = view["circuit_breaker"]
     yield from _breaker("database", breaker)
     if breaker["state"] in REFUSED:
-        why = _error(view) or view.get("reason") or ""
+        why = _error(view) or view["reason"]
         yield Finding("database_unavailable", "database", _say("the database is refused", why))
     elif breaker["state"] != "half_open":
         # While recovery is being tested, the engine keeps the alert that there is.
         yield from _calls_pass(view)
-    for condition in view.get("conditions", ()):
-        message = f"the database is {str(condition).replace('_', ' ')}"
+    for condition in view["conditions"]:
+        message = f"the database is {condition.replace('_', ' ')}"
         yield Finding(f"database_{condition}", "database", message)
 
 
-def _calls_pass(view: View) -> Iterator[Finding]:
+def _calls_pass(view: DatabaseHealth) -> Iterator[Finding]:
     """A database whose probe gets no answer is not there; one that fails now and then is, and is watched closely."""
-    if view.get("error"):
+    if view["error"]:
         message = _say("the database does not answer", _error(view))
         yield Finding("database_unavailable", "database", message)
     elif view["state"] == "unhealthy":
-        message = _say("the database is unhealthy, calls still pass", view.get("reason") or "")
+        message = _say("the database is unhealthy, calls still pass", view["reason"])
         yield Finding("database_unhealthy", "database", message)
 
 
-def _error(view: View) -> str:
+def _error(view: DatabaseHealth) -> str:
     """What the probe met; the sentence of the alert says already whom it is about."""
-    return str(view.get("error") or "").removeprefix("database: ")
+    return (view["error"] or "").removeprefix("database: ")
 
 
 # ── a service ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _service(view: View) -> Iterator[Finding]:
+def _service(view: ServiceHealth) -> Iterator[Finding]:
     name = view["service_name"]
     component = f"ai:{name}"
     models = list(view["models"].items())
@@ -134,7 +132,7 @@ def _service(view: View) -> Iterator[Finding]:
     yield from _limits(view, component)
 
 
-def _is_down(models: list[View]) -> bool:
+def _is_down(models: list[ModelStatus]) -> bool:
     """The default model is refused, and no other one can be asked, but for probes.
 
     One that tests its recovery lets a probe through now and then: that is no service, and no recovery either. While the
@@ -145,8 +143,8 @@ def _is_down(models: list[View]) -> bool:
     return refused[0] and not any(passes)
 
 
-def _performance(view: View, component: str) -> Iterator[Finding]:
-    recent, slow_s = view["metrics"]["recent"], view["configuration"].get("slow_call")
+def _performance(view: ServiceHealth, component: str) -> Iterator[Finding]:
+    recent, slow_s = view["metrics"]["recent"], view["configuration"]["slow_call"]
     calls, p95 = recent["calls"], view["metrics"]["p95"]
     if calls < CALLS_MIN:
         return
@@ -160,9 +158,9 @@ def _performance(view: View, component: str) -> Iterator[Finding]:
         yield Finding("degraded_performance", component, message, {"p95": p95})
 
 
-def _limits(view: View, component: str) -> Iterator[Finding]:
+def _limits(view: ServiceHealth, component: str) -> Iterator[Finding]:
     limits = view["rate_limits"]
-    for key in LIMITS:
+    for key in WINDOWS:
         limit = limits[key]
         if limit["limit"] and limit["used"] / limit["limit"] >= APPROACHING:
             message = f"{limit['used']} of {limit['limit']} {key.replace('_', ' ')} are used"
@@ -178,7 +176,7 @@ def _limits(view: View, component: str) -> Iterator[Finding]:
 # ── the state store ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _local_budgets(services: list[View]) -> Iterator[Finding]:
+def _local_budgets(services: list[ServiceHealth]) -> Iterator[Finding]:
     """One store for all services, so one alert: five would say the same thing five times."""
     budgets = {view["service_name"]: view["rate_limits"]["daily_budget"] for view in services}
     names = sorted(

@@ -21,6 +21,7 @@ from koo.cli.terminal import (
     visible,
 )
 from koo.errors import KooError
+from koo.monitoring.snapshot import money
 from koo.platform import Platform
 from koo.settings import Settings
 
@@ -86,7 +87,7 @@ def summary(answer: Answer) -> str:
     about = "about " if usage.estimated else ""
     read = usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens
     attempts = f", {answer.attempts} attempts" if answer.attempts > 1 else ""
-    cost = f"{answer.cost_usd.normalize():f}".replace("-0", "0")
+    cost = money(answer.cost_usd)
     return (
         f"{about}{read} tokens read, {usage.output_tokens} written; {cost} USD; {answer.latency_s:.2f} s{attempts}; "
         f"{answer.service} {answer.model}"

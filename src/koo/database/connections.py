@@ -19,13 +19,13 @@ from koo.database.drivers.base import Driver
 from koo.database.drivers.loading import load_driver
 from koo.database.gate import Gate
 from koo.database.hooks import Hooks
-from koo.database.pool import PoolMetrics
 from koo.database.records import ConnectionRecord
 from koo.database.session import GuardedSession
 from koo.database.sqlite import Mode, Need, SqliteFile, WriterLine
 from koo.deadlines import Deadlines
 from koo.errors import DatabaseError, DatabaseUnavailable, Kind
 from koo.guard import Guard
+from koo.monitoring.pool import PoolMetrics
 from koo.options import NEVER, DatabaseOptions
 
 if TYPE_CHECKING:

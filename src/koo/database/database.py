@@ -21,13 +21,11 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from koo.clock import SYSTEM_CLOCK, Clock
-from koo.database import views
 from koo.database.connections import Connections
 from koo.database.drivers.loading import DRIVERS
 from koo.database.faults import classify_connect
 from koo.database.gate import Gate
-from koo.database.pool import PoolMetrics
-from koo.database.probe import Look, ProbeDatabase
+from koo.database.probe import ProbeDatabase
 from koo.database.scope import SessionScope
 from koo.database.sqlite import Mode, SqliteFile
 from koo.database.transactions import Transaction, check_function
@@ -35,6 +33,9 @@ from koo.deadlines import Deadlines, WrongLoop
 from koo.errors import ConfigurationError, DatabaseUnavailable, Kind
 from koo.events import Event
 from koo.guard import DATABASES, Gates, Guard
+from koo.monitoring.pool import PoolMetrics
+from koo.monitoring.shapes import DatabaseHealth, DatabaseMetrics, DatabaseStatus
+from koo.monitoring.vitals import Look, Vitals, database_health, database_metrics, database_status
 from koo.options import NEVER, DatabaseOptions, GuardOptions
 from koo.policies.reported import DatabaseState, database_state
 
@@ -237,32 +238,50 @@ class Database:
         """healthy, unhealthy, circuit_open or degraded."""
         return database_state(self.guard.signs())[0]
 
-    def get_pool_metrics(self) -> dict[str, Any]:
+    def vitals(self) -> Vitals:
+        """What `koo.monitoring.vitals` makes every answer about this database of. No I/O."""
+        connections = self.connections
+        return Vitals(
+            options=self.options,
+            driver=self.driver_name,
+            clock=self.clock,
+            guard=self.guard,
+            metrics=self.metrics,
+            open=len(connections.links) if connections is not None else 0,
+            active=self.gate.used,
+            waiting=self.gate.waiting,
+            pool_timeouts=self.gate.refused,
+            is_saturated=self.gate.is_saturated(self.clock.monotonic()),
+            is_read_only=self.is_read_only,
+            look=self.last_look,
+        )
+
+    def get_pool_metrics(self) -> DatabaseMetrics:
         """`pool_status`, `connection_metrics`, `response_times` (seconds), `errors`, `circuit_breaker`. No I/O."""
-        return views.pool_metrics(self)
+        return database_metrics(self.vitals())
 
-    def get_health(self) -> dict[str, Any]:
+    def get_health(self) -> DatabaseHealth:
         """As `health_check`, from what is known already: no I/O."""
-        return views.health(self)
+        return database_health(self.vitals())
 
-    async def health_check(self, *, max_age_s: float = 0.0) -> dict[str, Any]:
-        """Probe now (within the probe's timeout), and tell. Never raises for a database that is ill.
+    async def health_check(self, *, max_age_s: float = 0.0) -> DatabaseHealth:
+        """Probe now, within the probe's timeout. Never raises for a database that is ill.
 
-        Who asks while a probe runs gets that one's look; `max_age_s`: a look that is younger will do as well.
+        Calls made while a probe runs share its look; `max_age_s`: a look that is younger will do as well.
         """
         try:
             self._open()
         except DatabaseUnavailable as error:
-            return {**views.health(self), "healthy": False, "error": str(error)}
+            return {**self.get_health(), "healthy": False, "error": str(error)}
         assert self._probe is not None
         if self.clock.monotonic() - self._looked_at >= max_age_s:
             await self._probe.look()
-        return views.health(self)
+        return self.get_health()
 
-    async def get_detailed_status(self, *, max_age_s: float = 0.0) -> dict[str, Any]:
+    async def get_detailed_status(self, *, max_age_s: float = 0.0) -> DatabaseStatus:
         """`health_check` and `get_pool_metrics` in one, with the configuration."""
         checked = await self.health_check(max_age_s=max_age_s)
-        return {**views.detailed_status(self), **checked}
+        return database_status(self.vitals(), checked)
 
     def _note_look(self, look: Look) -> None:
         self.last_look = look

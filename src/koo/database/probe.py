@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import URL, NullPool, event, text
@@ -26,6 +25,7 @@ from koo.database.records import ConnectionRecord
 from koo.deadlines import Alarm, Deadlines
 from koo.errors import DatabaseError
 from koo.guard import Guard
+from koo.monitoring.vitals import Look
 from koo.options import DatabaseOptions
 from koo.policies.breaker import HALF_OPEN, Permit
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Verdict
@@ -33,16 +33,6 @@ from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Verdict
 TICK_S = 1.0
 
 log = logging.getLogger("koo")
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What a probe saw. `read_only`: are writes refused? None: nobody knows."""
-
-    at_wall_s: float
-    took_s: float
-    error: DatabaseError | None
-    read_only: bool | None = None
 
 
 class ProbeDatabase:

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NotRequired
 
+from koo.events import Severity
+
 if sys.version_info >= (3, 12):
     from typing import TypedDict
 else:  # Before 3.12 pydantic refuses those of `typing`: they forget which key of which base may be missing.
@@ -38,12 +40,13 @@ class Doc:
 Time = str
 Usd = str
 
-Severity = Literal["critical", "warning", "info"]
 OverallHealth = Literal["healthy", "degraded", "unhealthy"]
 DatabaseWord = Literal["healthy", "unhealthy", "circuit_open", "degraded"]
 ServiceWord = Literal["healthy", "degraded", "unhealthy", "circuit_open", "rate_limited"]
 BreakerWord = Literal["closed", "open", "half_open", "forced_open", "disabled"]
 OverrideWord = Literal["none", "forced_open", "disabled", "metrics_only"]
+RequestWindow = Literal["requests_per_minute", "requests_per_hour", "requests_per_day"]
+"""The keys of `RateLimits` that are limits on requests."""
 
 
 # ── breakers ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,7 +1,8 @@
-"""The numbers that anybody sees: one aggregation for Python, HTTP, the page, the command line and metrics.
+"""The numbers that are seen: one aggregation for Python, HTTP, the page, the command line and metrics.
 
-Two views that count for themselves will one day disagree, and at 3 a.m. nobody knows which one lies. So each number is
-made here, once. Nothing here does I/O, waits, or changes a state: it reads what the policies know now.
+Two views that count for themselves would one day disagree, and at 3 a.m. it is unknown which of them is right. So each
+number is made once: here for services and for everything together, in `vitals` for the database. Nothing here does
+I/O, waits, or changes a state: it reads what the policies know now. The shapes are those of `shapes`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Protocol, get_args
 
 from koo.clock import Clock, iso, utc_day
 from koo.errors import UnknownService, name_of
 from koo.guard import Gates, Guard
+from koo.monitoring.shapes import (
+    Alert,
+    BreakerStatus,
+    BreakerWord,
+    DailyBudget,
+    Dashboard,
+    DatabaseHealth,
+    ModelStatus,
+    Outcomes,
+    OverallHealth,
+    RateLimit,
+    RateLimits,
+    RequestWindow,
+    ServiceConfiguration,
+    ServiceHealth,
+    ServiceMetrics,
+    ServicesHealth,
+    Summary,
+    SystemAlerts,
+    SystemHealth,
+)
 from koo.options import DAY_S, GuardOptions
 from koo.policies.breaker import CLOSED, OPEN, Breaker, Override
 from koo.policies.limiter import Count, DayCount
@@ -58,11 +80,25 @@ class Wall:
         return None if monotonic_s is None else iso(monotonic_s + self._offset_s)
 
 
-def breaker_word(breaker: Breaker) -> str:
-    """closed, open, half_open, forced_open or disabled."""
-    if breaker.override in (Override.FORCED_OPEN, Override.DISABLED):
-        return str(breaker.override.value)
-    return str(breaker.phase.value)
+def now_iso(clock: Clock) -> str:
+    """Now, as all answers say it."""
+    return iso(clock.wall())
+
+
+def money(amount_usd: Decimal) -> str:
+    """An exact amount, without an exponent and without trailing zeros."""
+    text = f"{amount_usd.normalize():f}"
+    return text if text != "-0" else "0"
+
+
+# ── breakers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def breaker_word(breaker: Breaker) -> BreakerWord:
+    """What a breaker does with calls, in one word: an operator's, else its phase."""
+    if breaker.override is Override.FORCED_OPEN:
+        return "forced_open"
+    return "disabled" if breaker.override is Override.DISABLED else breaker.phase.value
 
 
 def _why(breaker: Breaker) -> str:
@@ -71,7 +107,7 @@ def _why(breaker: Breaker) -> str:
     return breaker.reason if breaker.phase is not CLOSED else ""
 
 
-def breaker_view(guard: Guard, wall: Wall) -> dict[str, Any]:
+def breaker_view(guard: Guard, wall: Wall) -> BreakerStatus:
     """One breaker, as a person asks about it: its phase, why, and when it will be asked again."""
     breaker = guard.breaker
     window = breaker.window
@@ -93,6 +129,19 @@ def breaker_view(guard: Guard, wall: Wall) -> dict[str, Any]:
     }
 
 
+def outcomes_view(guards: Sequence[Guard], wall: Wall) -> Outcomes:
+    """What became of the calls behind several guards; throttled ones have failed."""
+    verdicts = total_of(guards).verdicts
+    failures = [guard.tally.last_failure_at for guard in guards if guard.tally.last_failure_at is not None]
+    successes = [guard.tally.last_success_at for guard in guards if guard.tally.last_success_at is not None]
+    return {
+        "failure_count": verdicts[FAILURE] + verdicts[THROTTLED],
+        "success_count": verdicts[SUCCESS],
+        "last_failure": wall.iso(max(failures, default=None)),
+        "last_success": wall.iso(max(successes, default=None)),
+    }
+
+
 def total_of(guards: Sequence[Guard]) -> Bucket:
     """Counts of the process's life over several guards."""
     total = Bucket()
@@ -109,7 +158,7 @@ def recent_of(guards: Sequence[Guard], now: float) -> Bucket:
     return recent
 
 
-def metrics_view(guards: Sequence[Guard], now: float) -> dict[str, Any]:
+def metrics_view(guards: Sequence[Guard], now: float) -> ServiceMetrics:
     """Counts of the process's life; rates and percentiles (seconds) of the last five minutes."""
     total, recent = total_of(guards), recent_of(guards, now)
     errors: dict[str, int] = {}
@@ -148,14 +197,15 @@ def _add_to(total: dict[str, int], counts: Mapping[str, int]) -> None:
 
 # ── limits and money ──────────────────────────────────────────────────────────────────────────────────────────────
 
-COUNT_KEYS = {
+WINDOWS: tuple[RequestWindow, ...] = get_args(RequestWindow)
+COUNT_KEYS: dict[str, RequestWindow] = {
     "requests a minute": "requests_per_minute",
     "requests an hour": "requests_per_hour",
     "requests a day": "requests_per_day",
 }
 
 
-def count_view(count: Count, wall: Wall) -> dict[str, Any]:
+def count_view(count: Count, wall: Wall) -> RateLimit:
     """One limit as it is now; reading rolls a copy, so a day that is over by now is shown as the next one.
 
     `resets_at`: when the day ends; for a minute or an hour when the next unit comes back, None if none is used.
@@ -182,17 +232,24 @@ def _gives_back_at(count: Count, now: float) -> float | None:
     return full.resets_at(now)
 
 
-def limits_view(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> dict[str, Any]:
+def limits_view(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> RateLimits:
     """`requests_per_minute`, `_hour`, `_day` and `daily_budget`; a limit that is not set has None for `limit`."""
-    unset = {"used": 0, "limit": None, "remaining": None, "resets_at": None}
-    view: dict[str, Any] = {key: dict(unset) for key in COUNT_KEYS.values()}
+    views: RateLimits = {
+        "requests_per_minute": _unlimited(),
+        "requests_per_hour": _unlimited(),
+        "requests_per_day": _unlimited(),
+        "daily_budget": budget_view(service.allowance, budget, wall),
+    }
     for count in service.gates.limits.counts:
-        view[COUNT_KEYS[count.name]] = count_view(count, wall)
-    view["daily_budget"] = budget_view(service.allowance, budget, wall)
-    return view
+        views[COUNT_KEYS[count.name]] = count_view(count, wall)
+    return views
 
 
-def budget_view(allowance: Allowance, budget: BudgetView | None, wall: Wall) -> dict[str, Any]:
+def _unlimited() -> RateLimit:
+    return {"used": 0, "limit": None, "remaining": None, "resets_at": None}
+
+
+def budget_view(allowance: Allowance, budget: BudgetView | None, wall: Wall) -> DailyBudget:
     """Today's money in USD, as exact decimal strings."""
     today = utc_day(wall.wall)
     current = budget is not None and budget.day == today
@@ -200,20 +257,15 @@ def budget_view(allowance: Allowance, budget: BudgetView | None, wall: Wall) -> 
     held = budget.held_usd if budget is not None and current else Decimal(0)
     limit = allowance.limit_usd
     return {
-        "spent": _usd(spent),
-        "reserved": _usd(held),
-        "limit": None if limit is None else _usd(limit),
-        "remaining": None if limit is None else _usd(max(Decimal(0), limit - spent - held)),
+        "spent": money(spent),
+        "reserved": money(held),
+        "limit": None if limit is None else money(limit),
+        "remaining": None if limit is None else money(max(Decimal(0), limit - spent - held)),
         "resets_at": iso((today + 1) * DAY_S),
         "currency": "USD",
         "scope": budget.scope if budget is not None else "shared",
         "as_of": iso(budget.as_of) if budget is not None else None,
     }
-
-
-def _usd(amount: Decimal) -> str:
-    text = f"{amount.normalize():f}"
-    return text if text not in ("-0", "") else "0"
 
 
 def used_up(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> str:
@@ -233,7 +285,7 @@ def used_up(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> str:
         and budget.day == utc_day(wall.wall)
         and budget.spent_usd >= limit
     ):
-        return f"the daily budget of {_usd(limit)} USD is used up"
+        return f"the daily budget of {money(limit)} USD is used up"
     return ""
 
 
@@ -258,7 +310,7 @@ def state_of(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> tup
     )
 
 
-def model_view(service: ServiceLike, guard: Guard, wall: Wall) -> dict[str, Any]:
+def model_view(service: ServiceLike, guard: Guard, wall: Wall) -> ModelStatus:
     """One model: its breaker, and `key_refused`: why the key is refused for it; empty if it is not."""
     block = service.gates.key_blocks.find(guard.model, wall.now)
     return {**breaker_view(guard, wall), "key_refused": block.reason if block else ""}
@@ -268,16 +320,13 @@ def service_view(
     service: ServiceLike,
     budget: BudgetView | None,
     clock: Clock,
-    configuration: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    configuration: ServiceConfiguration | None = None,
+) -> ServiceHealth:
     """Everything about one service, in the promised shape. Of its `models` the default one is the first."""
     wall = Wall(clock)
     state, reason = state_of(service, budget, wall)
     guard = service.default_guard
     breaker = guard.breaker
-    total = total_of(service.guards)
-    failures = [g.tally.last_failure_at for g in service.guards if g.tally.last_failure_at is not None]
-    successes = [g.tally.last_success_at for g in service.guards if g.tally.last_success_at is not None]
     next_attempt = breaker.opens_until() if breaker.phase is OPEN else None
     return {
         "service_name": service.name,
@@ -285,23 +334,20 @@ def service_view(
         "configured": service.configured,
         "reason": reason,
         "health": {
+            **outcomes_view(service.guards, wall),
             "circuit_breaker_state": breaker_word(breaker),
-            "failure_count": total.verdicts[FAILURE] + total.verdicts[THROTTLED],
-            "success_count": total.verdicts[SUCCESS],
             "consecutive_failures": breaker.consecutive,
-            "last_failure": wall.iso(max(failures, default=None)),
-            "last_success": wall.iso(max(successes, default=None)),
             "next_attempt": wall.iso(next_attempt),
         },
         "metrics": metrics_view(service.guards, wall.now),
         "rate_limits": limits_view(service, budget, wall),
         "models": {str(g.model or "default"): model_view(service, g, wall) for g in service.guards},
-        "configuration": dict(configuration or _configuration(service)),
+        "configuration": configuration or _configuration(service),
         "last_updated": iso(wall.wall),
     }
 
 
-def _configuration(service: ServiceLike) -> dict[str, Any]:
+def _configuration(service: ServiceLike) -> ServiceConfiguration:
     options = service.options
     return {
         "model": service.default_model,
@@ -316,44 +362,77 @@ def _configuration(service: ServiceLike) -> dict[str, Any]:
     }
 
 
-def services_view(services: Mapping[str, dict[str, Any]], clock: Clock) -> dict[str, Any]:
+def services_view(services: Mapping[str, ServiceHealth], clock: Clock) -> ServicesHealth:
     """All services in one; those without a key are listed, but outside all counts."""
     configured = [view for view in services.values() if view["configured"]]
-    healthy = sum(view["state"] == "healthy" for view in configured)
     return {
-        "overall_health": services_health(services),
-        "healthy_services": healthy,
+        "overall_health": services_health(configured),
+        "healthy_services": sum(view["state"] == "healthy" for view in configured),
         "total_services": len(configured),
         "services": dict(services),
-        "timestamp": iso(clock.wall()),
+        "timestamp": now_iso(clock),
     }
 
 
-REFUSING = {"circuit_open", "rate_limited"}
-
-
-def services_health(services: Mapping[str, dict[str, Any]]) -> str:
+def services_health(configured: Sequence[ServiceHealth]) -> OverallHealth:
     """unhealthy: every configured service refuses; degraded: some part is not healthy; else healthy."""
-    states = [view["state"] for view in services.values() if view["configured"]]
-    if states and all(state in REFUSING for state in states):
+    states = {view["state"] for view in configured}
+    if states and states <= {"circuit_open", "rate_limited"}:
         return "unhealthy"
-    return "healthy" if all(state == "healthy" for state in states) else "degraded"
+    return "healthy" if states <= {"healthy"} else "degraded"
 
 
-def system_view(database: Mapping[str, Any], services: dict[str, Any], clock: Clock) -> dict[str, Any]:
+# ── everything together ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def system_view(database: DatabaseHealth, services: ServicesHealth, clock: Clock) -> SystemHealth:
     """`overall_health` and what it is made of."""
     health = services["overall_health"]
+    overall: OverallHealth = "healthy"
     if database["state"] == "circuit_open" or health == "unhealthy":
         overall = "unhealthy"
-    elif database["state"] != "healthy" or not database.get("healthy", True) or health != "healthy":
+    elif not is_database_healthy(database) or health != "healthy":
         overall = "degraded"
-    else:
-        overall = "healthy"
     return {
         "overall_health": overall,
-        "database": dict(database),
+        "database": database,
         "ai_services": services,
-        "timestamp": iso(clock.wall()),
+        "timestamp": now_iso(clock),
+    }
+
+
+def is_database_healthy(database: DatabaseHealth) -> bool:
+    """Nothing is wrong with it: neither for its guard nor for the last probe."""
+    return database["healthy"] and database["state"] == "healthy"
+
+
+def alerts_view(alerts: list[Alert], clock: Clock) -> SystemAlerts:
+    """The alerts and how many they are."""
+    return {"alerts": alerts, "alert_count": len(alerts), "timestamp": now_iso(clock)}
+
+
+def dashboard_view(health: SystemHealth, alerts: list[Alert]) -> Dashboard:
+    """Everything that an overview shows."""
+    return {
+        "summary": _summary(health, alerts),
+        "database": health["database"],
+        "ai_services": health["ai_services"],
+        "alerts": alerts,
+        "timestamp": health["timestamp"],
+    }
+
+
+def _summary(health: SystemHealth, alerts: list[Alert]) -> Summary:
+    services = health["ai_services"]
+    breakers: list[BreakerStatus] = [health["database"]["circuit_breaker"]]
+    for service in services["services"].values():
+        breakers += service["models"].values()
+    return {
+        "overall_health": health["overall_health"],
+        "database_healthy": is_database_healthy(health["database"]),
+        "ai_services_healthy": f"{services['healthy_services']}/{services['total_services']}",
+        "active_alerts": sum(alert["active"] for alert in alerts),
+        "circuit_breakers_open": sum(breaker["state"] in ("open", "forced_open") for breaker in breakers),
     }
 
 

@@ -1,32 +1,41 @@
-"""The numbers of `monitoring.snapshot` as Prometheus text.
+"""The numbers of `koo.monitoring` as Prometheus text.
 
-Made when somebody asks, from the same views as everything else; nothing is counted twice. Each series exists from the
+Made when it is asked for, from the same views as everything else; nothing is counted twice. Each series exists from the
 start, also at zero: `rate()` does not see a series' first step. Labels are configured names, never a path, a model or a
 message, so their number has a bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from koo.errors import Kind
-from koo.monitoring.snapshot import total_of
+from koo.events import Severity
+from koo.monitoring.shapes import (
+    BreakerWord,
+    DatabaseHealth,
+    DatabaseMetrics,
+    DatabaseWord,
+    ServiceHealth,
+    ServiceWord,
+)
+from koo.monitoring.snapshot import WINDOWS, total_of
 from koo.platform import Platform
-from koo.policies.reported import DatabaseState, ServiceState
 from koo.policies.tally import BOUNDS_S
 from koo.web.release import version
 
-BREAKER_STATES = ("closed", "open", "half_open", "forced_open", "disabled")
-SEVERITIES = ("critical", "warning", "info")
-WINDOWS = ("requests_per_minute", "requests_per_hour", "requests_per_day")
-OUTCOMES = {
+BREAKER_STATES: tuple[BreakerWord, ...] = get_args(BreakerWord)
+SERVICE_STATES: tuple[ServiceWord, ...] = get_args(ServiceWord)
+DATABASE_STATES: tuple[DatabaseWord, ...] = get_args(DatabaseWord)
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+OUTCOMES: dict[str, Literal["successful_requests", "throttled_requests", "neutral_requests"]] = {
     "success": "successful_requests",
     "throttled": "throttled_requests",
     "neutral": "neutral_requests",
@@ -125,14 +134,14 @@ class PlatformMetrics(Collector):
                 family.add_metric((name,), buckets, total.latency_sum_s)
 
 
-def _service(name: str, view: Mapping[str, Any]) -> Iterator[Sample]:
+def _service(name: str, view: ServiceHealth) -> Iterator[Sample]:
     metrics, limits = view["metrics"], view["rate_limits"]
     models = view["models"].values()
     yield from _one_of(
         "koo_circuit_breaker_state", name, BREAKER_STATES, view["health"]["circuit_breaker_state"]
     )
     yield "koo_circuit_breaker_opened", (name,), sum(model["times_opened"] for model in models)
-    yield from _one_of("koo_service_state", name, [state.value for state in ServiceState], view["state"])
+    yield from _one_of("koo_service_state", name, SERVICE_STATES, view["state"])
     for outcome, key in OUTCOMES.items():
         yield "koo_service_requests", (name, outcome), metrics[key]
     failed = metrics["failed_requests"] - metrics["throttled_requests"]
@@ -144,9 +153,10 @@ def _service(name: str, view: Mapping[str, Any]) -> Iterator[Sample]:
             yield "koo_service_errors", (name, kind.value), metrics["error_counts"].get(kind.value, 0)
     yield "koo_service_retries", (name,), metrics["retries"]
     for window in WINDOWS:
+        limit = limits[window]["limit"]
         yield "koo_rate_limit_used", (name, window), limits[window]["used"]
-        if limits[window]["limit"] is not None:
-            yield "koo_rate_limit", (name, window), limits[window]["limit"]
+        if limit is not None:
+            yield "koo_rate_limit", (name, window), limit
     budget = limits["daily_budget"]
     yield "koo_budget_spent_usd", (name,), float(Decimal(budget["spent"]))
     yield "koo_budget_reserved_usd", (name,), float(Decimal(budget["reserved"]))
@@ -178,16 +188,16 @@ FAILURES = frozenset(
 """Kinds whose series are there from the start."""
 
 
-def _database(health: Mapping[str, Any], metrics: Mapping[str, Any]) -> Iterator[Sample]:
+def _database(health: DatabaseHealth, metrics: DatabaseMetrics) -> Iterator[Sample]:
     pool, breaker = health["pool_status"], health["circuit_breaker"]
     up = health["error"] is None and health["state"] != "circuit_open"
     yield "koo_database_up", (), float(up)
-    for state in DatabaseState:
-        yield "koo_database_state", (state.value,), float(state.value == health["state"])
+    for state in DATABASE_STATES:
+        yield "koo_database_state", (state,), float(state == health["state"])
     yield from _one_of("koo_circuit_breaker_state", "database", BREAKER_STATES, breaker["state"])
     yield "koo_circuit_breaker_opened", ("database",), breaker["times_opened"]
     for kind, count in metrics["errors"]["by_kind"].items():
-        yield "koo_database_errors", (str(kind),), count
+        yield "koo_database_errors", (kind,), count
     yield "db_client_connection_count", ("used",), pool["active_connections"]
     yield "db_client_connection_count", ("idle",), pool["idle_connections"]
     yield "db_client_connection_max", (), pool["max_connections"]

@@ -8,6 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Body
 from starlette.responses import Response
 
+from koo.clock import SYSTEM_CLOCK
+from koo.monitoring.snapshot import alerts_view, dashboard_view
 from koo.platform import LOOK_AGE_MAX_S, Platform
 from koo.web import models, views
 from koo.web.routing import JsonView, described, make_router
@@ -31,17 +33,17 @@ def _add_overview(router: APIRouter, platform: Platform) -> None:
 
         The database is probed, unless somebody looked within the last two seconds.
         """
-        return JsonView(await views.system_health(platform))
+        return JsonView(await platform.system_health())
 
     @router.get("/dashboard", summary="Everything that an overview shows", **described(models.Dashboard))
     async def get_dashboard() -> Response:
         """The state of everything, its summary, and the alerts."""
-        return JsonView(await views.dashboard(platform))
+        return JsonView(dashboard_view(await platform.system_health(), platform.active_alerts()))
 
     @router.get("/alerts", summary="Alerts", **described(models.SystemAlerts))
     async def get_alerts() -> Response:
         """What is wrong now, the worst first, then what has ended within fifteen minutes."""
-        return JsonView(await views.system_alerts(platform))
+        return JsonView(alerts_view(platform.active_alerts(), SYSTEM_CLOCK))
 
 
 def _add_database(router: APIRouter, platform: Platform) -> None:

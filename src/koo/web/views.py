@@ -1,73 +1,21 @@
-"""Views that put others together: the overview, alerts, and answers as JSON. Nothing here counts for itself."""
+"""Answers of AI services as JSON, and the time that each answer carries."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
 from koo.ai.types import Answer, Query
-from koo.clock import SYSTEM_CLOCK, iso
+from koo.clock import SYSTEM_CLOCK
 from koo.errors import ExternalServiceError
-from koo.platform import Platform
+from koo.monitoring.snapshot import money, now_iso
 from koo.web.models import QueryBody
 from koo.web.problems import known_s, status_of
-
-OPEN = ("open", "forced_open")
 
 
 def timestamp() -> str:
     """Now, as all answers say it."""
-    now = iso(SYSTEM_CLOCK.wall())
-    assert now is not None
-    return now
-
-
-def money(amount: Decimal) -> str:
-    """An exact amount, without an exponent and without trailing zeros."""
-    text = f"{amount.normalize():f}"
-    return text if text != "-0" else "0"
-
-
-# ── monitoring ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def system_health(platform: Platform) -> dict[str, Any]:
-    """`overall_health`, `database` (looked at within two seconds), `ai_services`, `timestamp`."""
-    return await platform.system_health()
-
-
-async def system_alerts(platform: Platform) -> dict[str, Any]:
-    """`alerts`, the worst first, `alert_count`, `timestamp`."""
-    alerts = platform.active_alerts()
-    return {"alerts": alerts, "alert_count": len(alerts), "timestamp": timestamp()}
-
-
-async def dashboard(platform: Platform) -> dict[str, Any]:
-    """`summary`, `database`, `ai_services`, `alerts`, `timestamp`."""
-    health = await platform.system_health()
-    alerts = platform.active_alerts()
-    database, services = health["database"], health["ai_services"]
-    summary = {
-        "overall_health": health["overall_health"],
-        "database_healthy": database["healthy"] and database["state"] == "healthy",
-        "ai_services_healthy": f"{services['healthy_services']}/{services['total_services']}",
-        "active_alerts": sum(alert["active"] for alert in alerts),
-        "circuit_breakers_open": _count_open(database, services),
-    }
-    return {
-        "summary": summary,
-        "database": database,
-        "ai_services": services,
-        "alerts": alerts,
-        "timestamp": health["timestamp"],
-    }
-
-
-def _count_open(database: Mapping[str, Any], services: Mapping[str, Any]) -> int:
-    """Open breakers of the database and of all models."""
-    models = [model for service in services["services"].values() for model in service["models"].values()]
-    return sum(breaker["state"] in OPEN for breaker in (database["circuit_breaker"], *models))
+    return now_iso(SYSTEM_CLOCK)
 
 
 # ── queries ───────────────────────────────────────────────────────────────────────────────────────────────────────

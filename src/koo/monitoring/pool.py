@@ -7,12 +7,11 @@ Each phase has its own latencies, because they blame different parties: `gate_wa
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
 
+from koo.monitoring.shapes import ConnectionCounts, Phases, PhaseTimes
 from koo.policies.tally import Bucket, Tally
 
 SAMPLES_MAX = 20_000
-PHASES = ("gate_wait", "connect", "statement", "commit", "hold")
 
 
 class Latencies:
@@ -88,10 +87,10 @@ class PoolMetrics:
 
     def fold(self, now: float) -> None:
         """Sort what was noted."""
-        for phase in PHASES:
-            getattr(self, phase).fold(now)
+        for phase in (self.gate_wait, self.connect, self.statement, self.commit, self.hold):
+            phase.fold(now)
 
-    def connections(self) -> dict[str, int]:
+    def connections(self) -> ConnectionCounts:
         """What became of connections."""
         return {
             "created": self.created,
@@ -101,12 +100,18 @@ class PoolMetrics:
             "aborted": self.aborted,
         }
 
-    def times(self, now: float) -> dict[str, Any]:
+    def times(self, now: float) -> Phases:
         """Seconds of each phase: `count` of the process's life, the rest of the last five minutes."""
-        return {phase: _times(getattr(self, phase), now) for phase in PHASES}
+        return {
+            "gate_wait": _times(self.gate_wait, now),
+            "connect": _times(self.connect, now),
+            "statement": _times(self.statement, now),
+            "commit": _times(self.commit, now),
+            "hold": _times(self.hold, now),
+        }
 
 
-def _times(latencies: Latencies, now: float) -> dict[str, float]:
+def _times(latencies: Latencies, now: float) -> PhaseTimes:
     recent = latencies.recent(now)
     return {
         "count": latencies.count,

@@ -1,0 +1,186 @@
+"""The database as it is seen: what a `Database` hands over, and the shapes that are made of it.
+
+Nothing here does I/O or changes a state. The database's own numbers (who is inside, what the last probe saw) come as
+`Vitals`; counts, rates and the breaker are read from its guard and its pool's counters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from koo.clock import Clock, iso
+from koo.errors import DatabaseError
+from koo.guard import Guard
+from koo.monitoring.pool import PoolMetrics
+from koo.monitoring.shapes import (
+    DatabaseBreaker,
+    DatabaseConfiguration,
+    DatabaseErrors,
+    DatabaseHealth,
+    DatabaseMetrics,
+    DatabaseRetries,
+    DatabaseStatus,
+    PoolStatus,
+    ResponseTimes,
+)
+from koo.monitoring.snapshot import Wall, breaker_view, now_iso, outcomes_view
+from koo.options import DatabaseOptions
+from koo.policies.reported import database_state
+from koo.policies.verdict import NEUTRAL
+
+SLOW_CALLS_MIN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a probe saw. `read_only`: are writes refused? None: unknown."""
+
+    at_wall_s: float
+    took_s: float
+    error: DatabaseError | None
+    read_only: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vitals:
+    """A database at one moment. `open`, `active`, `waiting`: connections, and callers inside and in line."""
+
+    options: DatabaseOptions
+    driver: str
+    clock: Clock
+    guard: Guard
+    metrics: PoolMetrics
+    open: int
+    active: int
+    waiting: int
+    pool_timeouts: int
+    is_saturated: bool
+    is_read_only: bool
+    look: Look | None
+
+    @property
+    def most(self) -> int:
+        """Connections that there may be."""
+        return self.options.pool_size + self.options.max_overflow
+
+
+def pool_view(vitals: Vitals) -> PoolStatus:
+    """How full the pool is."""
+    size, active = vitals.options.pool_size, min(vitals.active, vitals.most)
+    return {
+        "size": size,
+        "active_connections": active,
+        "idle_connections": max(0, vitals.open - active),
+        "overflow_connections": max(0, vitals.open - size),
+        "open_connections": vitals.open,
+        "waiting": vitals.waiting,
+        "max_connections": vitals.most,
+        "utilization": active / vitals.most,
+    }
+
+
+def database_breaker(vitals: Vitals) -> DatabaseBreaker:
+    """The breaker, and what became of the calls that it saw."""
+    guard, wall = vitals.guard, Wall(vitals.clock)
+    return {
+        **breaker_view(guard, wall),
+        **outcomes_view([guard], wall),
+        "neutral_count": guard.tally.totals().verdicts[NEUTRAL],
+        "refused_count": sum(guard.tally.refused.values()),
+    }
+
+
+def database_metrics(vitals: Vitals) -> DatabaseMetrics:
+    """Everything that is counted."""
+    return {
+        "pool_status": pool_view(vitals),
+        "connection_metrics": vitals.metrics.connections(),
+        "response_times": _response_times(vitals),
+        "errors": _errors(vitals),
+        "retries": _retries(vitals),
+        "circuit_breaker": database_breaker(vitals),
+        "timestamp": now_iso(vitals.clock),
+    }
+
+
+def _response_times(vitals: Vitals) -> ResponseTimes:
+    now = vitals.clock.monotonic()
+    recent = vitals.guard.tally.recent(now)
+    return {
+        "average": recent.mean_s(),
+        "p50": recent.percentile_s(0.50),
+        "p95": recent.percentile_s(0.95),
+        "p99": recent.percentile_s(0.99),
+        "success_rate": recent.success_rate(),
+        "phases": vitals.metrics.times(now),
+    }
+
+
+def _errors(vitals: Vitals) -> DatabaseErrors:
+    metrics = vitals.metrics
+    return {
+        "by_kind": dict(metrics.errors),
+        "total": sum(metrics.errors.values()),
+        "contention": metrics.contention,
+        "unknown_commits": metrics.unknown_commits,
+        "pool_timeouts": vitals.pool_timeouts,
+        "last_error": metrics.last_error,
+    }
+
+
+def _retries(vitals: Vitals) -> DatabaseRetries:
+    metrics = vitals.metrics
+    return {
+        "connects": vitals.guard.tally.retries - metrics.repeats,
+        "transactions": metrics.repeats,
+        "first_statements": metrics.replays,
+    }
+
+
+def _conditions(vitals: Vitals) -> list[str]:
+    statements = vitals.metrics.statement.recent(vitals.clock.monotonic())
+    is_slow = (
+        statements.answered >= SLOW_CALLS_MIN and statements.percentile_s(0.95) >= vitals.options.slow_call_s
+    )
+    known = {"saturated": vitals.is_saturated, "slow": is_slow, "read_only": vitals.is_read_only}
+    return [condition for condition, holds in known.items() if holds]
+
+
+def database_health(vitals: Vitals) -> DatabaseHealth:
+    """The state, and what the last probe saw."""
+    state, reason = database_state(vitals.guard.signs())
+    look = vitals.look
+    error = None if look is None or look.error is None else str(look.error)
+    return {
+        "healthy": error is None and state.value == "healthy",
+        "state": state.value,
+        "reason": reason,
+        "conditions": _conditions(vitals),
+        "response_time_ms": None if look is None else look.took_s * 1000,
+        "circuit_breaker": database_breaker(vitals),
+        "pool_status": pool_view(vitals),
+        "last_health_check": None if look is None else iso(look.at_wall_s),
+        "error": error,
+        "timestamp": now_iso(vitals.clock),
+    }
+
+
+def database_status(vitals: Vitals, checked: DatabaseHealth) -> DatabaseStatus:
+    """Metrics, configuration, and the health that was just checked."""
+    return {**database_metrics(vitals), **checked, "configuration": _configuration(vitals)}
+
+
+def _configuration(vitals: Vitals) -> DatabaseConfiguration:
+    options = vitals.options
+    return {
+        "driver": vitals.driver,
+        "pool_size": options.pool_size,
+        "max_overflow": options.max_overflow,
+        "pool_timeout": options.pool_timeout_s,
+        "pool_recycle": options.pool_recycle_s,
+        "scope_timeout": options.scope_timeout_s,
+        "slow_call": options.slow_call_s,
+        "max_retries": options.retry.attempts_max - 1,
+        "health_check_interval": options.probe_interval_s,
+        "exactly_once": options.exactly_once,
+    }
