@@ -1,21 +1,71 @@
-"""The frame of every adapter that talks over the network; its wire format is told in its vendor's file."""
+"""What all adapters that talk over the network share; a vendor's file holds its wire format and nothing of this."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from koo.ai.providers.base import Request
-from koo.ai.providers.transport import Wire, bound_tokens
+from koo.ai.providers.faults import FaultTable
+from koo.ai.providers.transport import ReadError, Wire, bound_tokens
+from koo.clock import SYSTEM_CLOCK, Clock
+from koo.http import HttpClient
+
+
+@dataclass(frozen=True, slots=True)
+class Vendor:
+    """A vendor's own facts: what its errors mean, how their bodies are read, and its address.
+
+    `base_url` "" means that there is none: each service declares its own.
+    """
+
+    faults: FaultTable
+    read_error: ReadError
+    base_url: str = ""
 
 
 class Adapter:
-    """One service behind a `Wire`."""
+    """One service of one vendor, behind a `Wire`.
+
+    `base_url` None is the vendor's own address; `api_key` None sends no key (a server of one's own). A subclass names
+    its `vendor`, and overrides `address` and `headers` where its vendor differs.
+    """
 
     __slots__ = ("_wire",)
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+    vendor: ClassVar[Vendor]
+
+    def __init__(
+        self,
+        service: str,
+        http: HttpClient,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._wire = Wire(
+            service,
+            http,
+            base_url=self.address((base_url or self.vendor.base_url).rstrip("/")),
+            headers=self.headers(api_key),
+            table=self.vendor.faults,
+            read_error=self.vendor.read_error,
+            clock=clock,
+        )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._wire!r}>"
+
+    @staticmethod
+    def address(base_url: str) -> str:
+        """The address that paths are appended to, of what an operator configured (without a slash at its end)."""
+        return base_url
+
+    @staticmethod
+    def headers(api_key: str | None) -> dict[str, str]:
+        """The headers of every request: the key, and what else the vendor wants."""
+        return {} if api_key is None else {"authorization": f"Bearer {api_key}"}
 
     def bound_input_tokens(self, request: Request) -> int:
         """UTF-8 bytes of prompt and system, and an allowance for what is put around them."""

@@ -13,16 +13,15 @@ from collections.abc import AsyncGenerator, Mapping
 
 import msgspec
 
-from koo.ai.providers.adapter import Adapter
+from koo.ai.providers.adapter import Adapter, Vendor
 from koo.ai.providers.base import Completion, CompletionChunk, Pace, Request
 from koo.ai.providers.faults import FaultTable, ParsedError, Row, until_next_month, until_stated
 from koo.ai.providers.headers import anthropic_pace
 from koo.ai.providers.streaming import read_stream
 from koo.ai.providers.transport import UNREADABLE, Wire, estimate_usage, name_of
 from koo.ai.types import Usage
-from koo.clock import SYSTEM_CLOCK, Clock
 from koo.errors import ExternalServiceError, Kind
-from koo.http import HttpClient, ServerSentEvent
+from koo.http import ServerSentEvent
 
 BASE_URL = "https://api.anthropic.com"
 VERSION = "2023-06-01"
@@ -174,43 +173,52 @@ _message_start = msgspec.json.Decoder(_MessageStart)
 _message_delta = msgspec.json.Decoder(_MessageDelta)
 
 
-class AnthropicProvider(Adapter):
-    """A service that speaks Anthropic's Messages API.
+def read_error(status: int, headers: Mapping[str, str], body: bytes) -> ParsedError:
+    """What an error's body says; a page of something on the way says nothing."""
+    request_id = headers.get("request-id")
+    try:
+        refusal = _refusal.decode(body)
+    except UNREADABLE:
+        return ParsedError(status=status, request_id=request_id, headers=headers)
+    error = refusal.error
+    return ParsedError(
+        status=status,
+        code=error.details.error_code if error.details else None,
+        type=error.type,
+        message=error.message or "",
+        param=_parameter(error.message),
+        request_id=request_id or refusal.request_id,
+        headers=headers,
+        shaped=error.type is not None,
+    )
 
-    `base_url` is the address without `/v1`; `api_key` None sends no key (a server of one's own).
-    """
+
+def _parameter(message: str | None) -> str | None:
+    """What the message names first: "max_tokens: must be ...", "`temperature` is deprecated ..."."""
+    found = _FIRST_NAME.match(message or "")
+    return found[1] if found else None
+
+
+class AnthropicProvider(Adapter):
+    """A service that speaks Anthropic's Messages API. `base_url` is the address without `/v1`."""
 
     __slots__ = ()
 
-    def __init__(
-        self,
-        service: str,
-        http: HttpClient,
-        *,
-        base_url: str = BASE_URL,
-        api_key: str | None = None,
-        clock: Clock = SYSTEM_CLOCK,
-    ) -> None:
+    vendor = Vendor(FAULTS, read_error, BASE_URL)
+
+    @staticmethod
+    def address(base_url: str) -> str:
+        return base_url.removesuffix("/v1")
+
+    @staticmethod
+    def headers(api_key: str | None) -> dict[str, str]:
         headers = {"anthropic-version": VERSION}
-        if api_key is not None:
-            headers["x-api-key"] = api_key
-        base_url = base_url.rstrip("/").removesuffix("/v1")
-        super().__init__(
-            Wire(
-                service,
-                http,
-                base_url=base_url,
-                headers=headers,
-                table=FAULTS,
-                read_error=read_error,
-                clock=clock,
-            )
-        )
+        return headers if api_key is None else {**headers, "x-api-key": api_key}
 
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
         wire = self._wire
-        response = await wire.post("/v1/messages", encode(request))
+        response = await wire.request("POST", "/v1/messages", encode(request))
         answer = wire.decode(response, _answer)
         text = _text(answer.content)
         return Completion(
@@ -229,7 +237,7 @@ class AnthropicProvider(Adapter):
 
     async def check(self) -> None:
         """Ask for one model's name, which is never billed. Raises `ExternalServiceError`."""
-        await self._wire.get("/v1/models?limit=1")
+        await self._wire.request("GET", "/v1/models?limit=1")
 
 
 class _Reader:
@@ -294,32 +302,6 @@ def encode(request: Request, *, stream: bool = False) -> bytes:
             stream=stream,
         )
     )
-
-
-def read_error(status: int, headers: Mapping[str, str], body: bytes) -> ParsedError:
-    """What an error's body says; a page of something on the way says nothing."""
-    request_id = headers.get("request-id")
-    try:
-        refusal = _refusal.decode(body)
-    except UNREADABLE:
-        return ParsedError(status=status, request_id=request_id, headers=headers)
-    error = refusal.error
-    return ParsedError(
-        status=status,
-        code=error.details.error_code if error.details else None,
-        type=error.type,
-        message=error.message or "",
-        param=_parameter(error.message),
-        request_id=request_id or refusal.request_id,
-        headers=headers,
-        shaped=error.type is not None,
-    )
-
-
-def _parameter(message: str | None) -> str | None:
-    """What the message names first: "max_tokens: must be ...", "`temperature` is deprecated ..."."""
-    found = _FIRST_NAME.match(message or "")
-    return found[1] if found else None
 
 
 def usage_of(usage: _Usage, before: _Usage | None = None) -> Usage:

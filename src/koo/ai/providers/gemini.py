@@ -17,14 +17,13 @@ from urllib.parse import quote
 
 import msgspec
 
-from koo.ai.providers.adapter import Adapter
+from koo.ai.providers.adapter import Adapter, Vendor
 from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.gemini_errors import FAULTS, read_error
 from koo.ai.providers.streaming import read_stream
 from koo.ai.providers.transport import Wire, estimate_usage
 from koo.ai.types import Usage
-from koo.clock import SYSTEM_CLOCK, Clock
-from koo.http import HttpClient, ServerSentEvent
+from koo.http import ServerSentEvent
 
 BASE_URL = "https://generativelanguage.googleapis.com/v1"
 
@@ -104,39 +103,24 @@ class GeminiProvider(Adapter):
     """A service that speaks Google's Gemini API.
 
     `base_url` is the address with its `/v1` (or `/v1beta`, which knows more models); one without a version gets `/v1`.
-    `api_key` None sends no key (a server of one's own).
     """
 
     __slots__ = ()
 
-    def __init__(
-        self,
-        service: str,
-        http: HttpClient,
-        *,
-        base_url: str = BASE_URL,
-        api_key: str | None = None,
-        clock: Clock = SYSTEM_CLOCK,
-    ) -> None:
-        base_url = base_url.rstrip("/")
-        if not re.search(r"/v\d+\w*$", base_url):
-            base_url += "/v1"
-        super().__init__(
-            Wire(
-                service,
-                http,
-                base_url=base_url,
-                headers={} if api_key is None else {"x-goog-api-key": api_key},
-                table=FAULTS,
-                read_error=read_error,
-                clock=clock,
-            )
-        )
+    vendor = Vendor(FAULTS, read_error, BASE_URL)
+
+    @staticmethod
+    def address(base_url: str) -> str:
+        return base_url if re.search(r"/v\d+\w*$", base_url) else base_url + "/v1"
+
+    @staticmethod
+    def headers(api_key: str | None) -> dict[str, str]:
+        return {} if api_key is None else {"x-goog-api-key": api_key}
 
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
         wire = self._wire
-        response = await wire.post(path_of(request.model, "generateContent"), encode(request))
+        response = await wire.request("POST", path_of(request.model, "generateContent"), encode(request))
         answer = wire.decode(response, _answer)
         if answer.candidate is None and answer.stop_reason is None:
             parsed = read_error(response.status, response.headers, response.body)
@@ -164,7 +148,7 @@ class GeminiProvider(Adapter):
 
     async def check(self) -> None:
         """Ask for one model's name, which is never billed. Raises `ExternalServiceError`."""
-        await self._wire.get("/models?pageSize=1")
+        await self._wire.request("GET", "/models?pageSize=1")
 
 
 class _Reader:

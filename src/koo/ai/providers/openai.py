@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import msgspec
 
+from koo.ai.providers.adapter import Vendor
 from koo.ai.providers.base import Request
 from koo.ai.providers.faults import FaultTable, Row
 from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
 from koo.ai.providers.responses import ResponsesAdapter
 from koo.ai.providers.transport import Wire
-from koo.clock import SYSTEM_CLOCK, Clock
 from koo.errors import ExternalServiceError, Kind
-from koo.http import HttpClient
 
 BASE_URL = "https://api.openai.com/v1"
 
@@ -79,27 +78,7 @@ class OpenAIProvider(ResponsesAdapter):
 
     __slots__ = ()
 
-    def __init__(
-        self,
-        service: str,
-        http: HttpClient,
-        *,
-        base_url: str = BASE_URL,
-        api_key: str | None = None,
-        clock: Clock = SYSTEM_CLOCK,
-    ) -> None:
-        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-        super().__init__(
-            Wire(
-                service,
-                http,
-                base_url=base_url,
-                headers=headers,
-                table=FAULTS,
-                read_error=read_error,
-                clock=clock,
-            )
-        )
+    vendor = Vendor(FAULTS, read_error, BASE_URL)
 
     async def check(self) -> None:
         """Ask for the list of models, which is never billed. Raises `ExternalServiceError`."""
@@ -121,7 +100,7 @@ class OpenAIProvider(ResponsesAdapter):
 async def check_models(wire: Wire, path: str = "/models") -> None:
     """GET it. A key that may ask but not list is a working key: restricted keys are common."""
     try:
-        await wire.get(path)
+        await wire.request("GET", path)
     except ExternalServiceError as error:
         if error.kind is not Kind.PERMISSION:
             raise

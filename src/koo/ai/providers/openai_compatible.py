@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from koo.ai.providers.adapter import Adapter
+from koo.ai.providers.adapter import Adapter, Vendor
 from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.faults import FaultTable, Row
 from koo.ai.providers.headers import openai_pace
@@ -147,10 +147,12 @@ _chunk = msgspec.json.Decoder(_Chunk)
 class OpenAICompatibleProvider(Adapter):
     """A server that speaks OpenAI's chat completions.
 
-    `base_url` is the address with its `/v1`; one without any path gets it. `api_key` None sends no key.
+    `base_url` is the address with its `/v1`; one without any path gets it.
     """
 
     __slots__ = ("_check_path", "_is_openai")
+
+    vendor = Vendor(FAULTS, read_error)
 
     def __init__(
         self,
@@ -161,31 +163,21 @@ class OpenAICompatibleProvider(Adapter):
         api_key: str | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-        parts = urlsplit(base_url)
-        host = parts.hostname or ""
-        if parts.path in ("", "/"):
-            base_url = base_url.rstrip("/") + "/v1"
-        super().__init__(
-            Wire(
-                service,
-                http,
-                base_url=base_url,
-                headers=headers,
-                table=FAULTS,
-                read_error=read_error,
-                clock=clock,
-            )
-        )
+        super().__init__(service, http, base_url=base_url, api_key=api_key, clock=clock)
+        host = urlsplit(base_url).hostname or ""
         # OpenAI's own models refuse the old name of the bound, most other servers do not know the new one.
         self._is_openai = host.endswith(("api.openai.com", ".openai.azure.com"))
         # OpenRouter lists its models to everybody; its `/key` looks at the key.
         self._check_path = "/key" if host.endswith("openrouter.ai") else "/models"
 
+    @staticmethod
+    def address(base_url: str) -> str:
+        return base_url if urlsplit(base_url).path else base_url + "/v1"
+
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
         wire = self._wire
-        response = await wire.post("/chat/completions", self._encode(request))
+        response = await wire.request("POST", "/chat/completions", self._encode(request))
         answer = wire.decode(response, _answer)
         if not answer.choices:
             parsed = read_error(response.status, response.headers, response.body)

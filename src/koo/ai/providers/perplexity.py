@@ -17,15 +17,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 from koo.ai.pricing import SEARCHES_MAX
+from koo.ai.providers.adapter import Vendor
 from koo.ai.providers.base import Request
 from koo.ai.providers.faults import FaultTable, Row
 from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
 from koo.ai.providers.responses import ResponsesAdapter
-from koo.ai.providers.transport import Wire, bound_tokens
-from koo.clock import SYSTEM_CLOCK, Clock
+from koo.ai.providers.transport import bound_tokens
 from koo.errors import Kind
-from koo.http import HttpClient
 
 BASE_URL = "https://api.perplexity.ai/v1"
 
@@ -106,33 +105,16 @@ _encode = msgspec.json.Encoder().encode
 class PerplexityProvider(ResponsesAdapter):
     """A service that speaks Perplexity's Agent API.
 
-    `base_url` is the address with its `/v1`; one without any path gets it. `api_key` None sends no key.
+    `base_url` is the address with its `/v1`; one without any path gets it.
     """
 
     __slots__ = ()
 
-    def __init__(
-        self,
-        service: str,
-        http: HttpClient,
-        *,
-        base_url: str = BASE_URL,
-        api_key: str | None = None,
-        clock: Clock = SYSTEM_CLOCK,
-    ) -> None:
-        if urlsplit(base_url).path in ("", "/"):
-            base_url = base_url.rstrip("/") + "/v1"
-        super().__init__(
-            Wire(
-                service,
-                http,
-                base_url=base_url,
-                headers={} if api_key is None else {"authorization": f"Bearer {api_key}"},
-                table=FAULTS,
-                read_error=read_error,
-                clock=clock,
-            )
-        )
+    vendor = Vendor(FAULTS, read_error, BASE_URL)
+
+    @staticmethod
+    def address(base_url: str) -> str:
+        return base_url if urlsplit(base_url).path else base_url + "/v1"
 
     def bound_input_tokens(self, request: Request) -> int:
         """UTF-8 bytes of prompt and system in each pass, and what searches may bring."""
@@ -140,7 +122,7 @@ class PerplexityProvider(ResponsesAdapter):
 
     async def check(self) -> None:
         """Ask for the list of models, which is never billed. Raises `ExternalServiceError`."""
-        await self._wire.get("/models")
+        await self._wire.request("GET", "/models")
 
     def encode(self, request: Request, *, stream: bool) -> bytes:
         body = _Body(

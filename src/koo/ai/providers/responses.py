@@ -137,7 +137,7 @@ class ResponsesAdapter(Adapter):
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
         wire = self._wire
-        response = await wire.post(PATH, self.encode(request, stream=False))
+        response = await wire.request("POST", PATH, self.encode(request, stream=False))
         answer = wire.decode(response, _answer)
         if answer.status not in ANSWERED:
             billable = answer.usage is not None

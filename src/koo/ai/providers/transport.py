@@ -59,7 +59,7 @@ class Wire:
     ) -> None:
         self.service = service
         self._http = http
-        self._base_url = base_url.rstrip("/")
+        self._base_url = base_url
         # All headers that aiohttp would otherwise work out anew for each request.
         self._headers = {
             "accept": "application/json",
@@ -79,15 +79,8 @@ class Wire:
         """Wall seconds, for dates in headers."""
         return self._clock.wall()
 
-    async def post(self, path: str, body: bytes) -> HttpResponse:
-        """Ask once; an answer of status 200 to 299, or `ExternalServiceError`."""
-        return await self._request("POST", path, body)
-
-    async def get(self, path: str) -> HttpResponse:
-        """As `post`, without a body."""
-        return await self._request("GET", path, None)
-
-    async def _request(self, method: str, path: str, body: bytes | None) -> HttpResponse:
+    async def request(self, method: str, path: str, body: bytes | None = None) -> HttpResponse:
+        """Ask once; an answer of status 200 to 299. Raises `ExternalServiceError`."""
         try:
             response = await self._http.request(
                 method, self._base_url + path, headers=self._headers, body=body
