@@ -202,36 +202,44 @@ def test_a_bound_takes_the_dearest_tier_that_it_can_reach() -> None:
 # ── cost of the lookup ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_price_is_looked_up_once_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
-    from koo.ai import pricing
+@pytest.fixture
+def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Models that the price table was asked for."""
+    from genai_prices import data_snapshot
 
-    looked_up: list[str] = []
-    real = pricing._from_table
+    models: list[str] = []
+    table = data_snapshot.get_snapshot()
 
-    def watched(service: ServiceOptions, model: str, wall_s: float) -> ModelPrice | None:
-        looked_up.append(model)
-        return real(service, model, wall_s)
+    class Watched:
+        def find_provider_model(self, model: str, *rest: Any) -> Any:
+            models.append(model)
+            if model.startswith("made-up"):
+                raise LookupError
+            return table.find_provider_model(model, *rest)
 
-    monkeypatch.setattr(pricing, "_from_table", watched)
+    monkeypatch.setattr(data_snapshot, "get_snapshot", Watched)
+    return models
+
+
+def test_a_price_is_looked_up_once_a_day(looked_up: list[str]) -> None:
     clock = Clock()
     prices = Prices(clock)
     for _ in range(5):
         prices.find(service(), "claude-sonnet-5-5")
-        prices.find(service(), "claude-of-tomorrow")
-    assert looked_up == ["claude-sonnet-5-5", "claude-of-tomorrow"]
+        prices.find(service(), "made-up")
+    assert looked_up == ["claude-sonnet-5-5", "made-up"]
     clock.now = datetime(2026, 11, 24, tzinfo=UTC)
     prices.find(service(), "claude-sonnet-5-5")
-    assert len(looked_up) == 3
+    assert len(looked_up) == 3, "prices change at midnight"
 
 
-def test_names_that_callers_make_up_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    from koo.ai import pricing
-
-    monkeypatch.setattr(pricing, "_from_table", lambda *_: None)
+def test_names_that_callers_make_up_do_not_fill_the_memory(looked_up: list[str]) -> None:
+    """What is known is forgotten when the bound is reached, and looked up again."""
     prices, asked = Prices(Clock()), service()
-    for number in range(KNOWN_MAX + 100):
+    for number in range(KNOWN_MAX + 1):
         prices.find(asked, f"made-up-{number}")
-    assert len(prices._known) <= KNOWN_MAX
+    prices.find(asked, "made-up-0")
+    assert looked_up.count("made-up-0") == 2
 
 
 def test_the_table_is_not_imported_before_somebody_needs_it() -> None:

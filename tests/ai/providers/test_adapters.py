@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import unicodedata
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
@@ -20,7 +20,7 @@ from koo.ai.providers.openai_compatible import OpenAICompatibleProvider
 from koo.ai.providers.transport import FRAMING_TOKENS, bound_tokens
 from koo.ai.types import Usage
 from koo.errors import AuthenticationFailed, ExternalServiceError, Kind, StreamTruncated
-from koo.http import HttpClient
+from koo.http import HttpClient, HttpResponse
 from koo.policies.treatment import fault_of
 from koo.testing.providers import (
     FakeAnthropic,
@@ -49,6 +49,24 @@ ADAPTERS: dict[str, Any] = {
     "openai": OpenAIProvider,
     "compatible": OpenAICompatibleProvider,
 }
+
+
+class Recording(HttpClient):
+    """Answers for hosts that no test may ask, and keeps (URL, body) of what was to be sent to them."""
+
+    __slots__ = ("body", "seen")
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__()
+        self.body = body
+        self.seen: list[tuple[str, bytes]] = []
+
+    async def request(
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> HttpResponse:
+        self.seen.append((url, body or b""))
+        return HttpResponse(200, {}, self.body)
+
 
 every_vendor = pytest.mark.parametrize("vendor", VENDORS)
 
@@ -167,10 +185,10 @@ def test_what_imitators_are_sent() -> None:
 
 
 def test_openai_itself_gets_the_bound_by_its_new_name() -> None:
-    provider = OpenAICompatibleProvider(
-        "svc", HttpClient(), base_url="https://api.openai.com/v1", api_key="k"
-    )
-    body = provider._encode(asking("compatible"))
+    http = Recording(b'{"choices":[{"message":{"content":"ok"}}]}')
+    provider = OpenAICompatibleProvider("svc", http, base_url="https://api.openai.com/v1", api_key="k")
+    asyncio.run(provider.complete(asking("compatible")))
+    [(_, body)] = http.seen
     assert b"max_completion_tokens" in body and b'"max_tokens"' not in body
 
 
@@ -600,10 +618,10 @@ def test_a_check_finds_a_wrong_key(vendor: str) -> None:
 
 def test_openrouters_check_looks_at_the_key() -> None:
     """Its list of models is public, and says nothing about the key."""
-    provider = OpenAICompatibleProvider(
-        "svc", HttpClient(), base_url="https://openrouter.ai/api/v1", api_key="k"
-    )
-    assert provider._check_path == "/key"
+    http = Recording(b"{}")
+    provider = OpenAICompatibleProvider("svc", http, base_url="https://openrouter.ai/api/v1", api_key="k")
+    asyncio.run(provider.check())
+    assert http.seen == [("https://openrouter.ai/api/v1/key", b"")]
 
 
 # ── bounds ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -404,13 +404,8 @@ def test_without_time_zones_on_the_machine_the_wait_is_near_enough(monkeypatch: 
         raise ZoneInfoNotFoundError("no time zone found")
 
     monkeypatch.setattr(gemini_errors, "ZoneInfo", missing)
-    gemini_errors._pacific.cache_clear()
-    try:
-        winter = datetime(2026, 11, 23, 4, tzinfo=PACIFIC_STANDARD).timestamp()
-        assert until_midnight_pacific(ParsedError(status=429), winter) == 20 * 3600
-    finally:
-        monkeypatch.undo()
-        gemini_errors._pacific.cache_clear()
+    winter = datetime(2026, 11, 23, 4, tzinfo=PACIFIC_STANDARD).timestamp()
+    assert until_midnight_pacific(ParsedError(status=429), winter) == 20 * 3600
 
 
 # ── answers that are none ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime, time, timedelta, timezone, tzinfo
-from functools import cache
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -42,7 +41,6 @@ def until_midnight_pacific(parsed: ParsedError, wall_s: float) -> float | None:
     return sensible(midnight.timestamp() - wall_s)
 
 
-@cache
 def _pacific() -> tzinfo:
     try:
         return ZoneInfo(PACIFIC)

@@ -23,9 +23,8 @@ from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
 from koo.ai.providers.streaming import read_stream
 from koo.ai.providers.transport import Wire, estimate_usage
 from koo.ai.types import Usage
-from koo.clock import SYSTEM_CLOCK, Clock
 from koo.errors import ExternalServiceError, Kind
-from koo.http import HttpClient, ServerSentEvent
+from koo.http import ServerSentEvent
 
 FAULTS = FaultTable(
     "openai_compatible",
@@ -150,25 +149,9 @@ class OpenAICompatibleProvider(Adapter):
     `base_url` is the address with its `/v1`; one without any path gets it.
     """
 
-    __slots__ = ("_check_path", "_is_openai")
+    __slots__ = ()
 
     vendor = Vendor(FAULTS, read_error)
-
-    def __init__(
-        self,
-        service: str,
-        http: HttpClient,
-        *,
-        base_url: str,
-        api_key: str | None = None,
-        clock: Clock = SYSTEM_CLOCK,
-    ) -> None:
-        super().__init__(service, http, base_url=base_url, api_key=api_key, clock=clock)
-        host = urlsplit(base_url).hostname or ""
-        # OpenAI's own models refuse the old name of the bound, most other servers do not know the new one.
-        self._is_openai = host.endswith(("api.openai.com", ".openai.azure.com"))
-        # OpenRouter lists its models to everybody; its `/key` looks at the key.
-        self._check_path = "/key" if host.endswith("openrouter.ai") else "/models"
 
     @staticmethod
     def address(base_url: str) -> str:
@@ -213,8 +196,10 @@ class OpenAICompatibleProvider(Adapter):
 
         A server without such a list is there all the same.
         """
+        # OpenRouter lists its models to everybody; its `/key` looks at the key.
+        path = "/key" if self._wire.host.endswith("openrouter.ai") else "/models"
         try:
-            await check_models(self._wire, self._check_path)
+            await check_models(self._wire, path)
         except ExternalServiceError as error:
             if error.kind is not Kind.NOT_FOUND:
                 raise
@@ -223,12 +208,14 @@ class OpenAICompatibleProvider(Adapter):
         messages = [_Message("user", request.prompt)]
         if request.system is not None:
             messages.insert(0, _Message("system", request.system))
+        # OpenAI's own models refuse the old name of the bound, most other servers do not know the new one.
+        is_openai = self._wire.host.endswith(("api.openai.com", ".openai.azure.com"))
         return _encode(
             _Body(
                 model=request.model,
                 messages=messages,
-                max_tokens=None if self._is_openai else request.max_tokens,
-                max_completion_tokens=request.max_tokens if self._is_openai else None,
+                max_tokens=None if is_openai else request.max_tokens,
+                max_completion_tokens=request.max_tokens if is_openai else None,
                 temperature=request.temperature,
                 stream=stream,
                 stream_options=_StreamOptions(include_usage=True) if stream else None,

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 from unicodedata import is_normalized, normalize
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -44,7 +45,7 @@ _GROWS = re.compile(
 class Wire:
     """One service's way out: its address, prebuilt headers, and errors in koo's words."""
 
-    __slots__ = ("_base_url", "_clock", "_headers", "_http", "_read_error", "_table", "service")
+    __slots__ = ("_base_url", "_clock", "_headers", "_http", "_read_error", "_table", "host", "service")
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class Wire:
         self.service = service
         self._http = http
         self._base_url = base_url
+        self.host = urlsplit(base_url).hostname or ""
         # All headers that aiohttp would otherwise work out anew for each request.
         self._headers = {
             "accept": "application/json",
