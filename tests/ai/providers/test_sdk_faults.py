@@ -160,7 +160,7 @@ def test_the_wait_the_request_id_and_the_servers_word_on_repeating_are_kept() ->
 
 @pytest.mark.parametrize("by", [by_anthropic, by_openai])
 def test_an_sdks_own_timeout_may_have_been_billed(by: Any) -> None:
-    fault = fault_of(by(hang(), timeout=0.1))
+    fault = fault_of(by(hang(), timeout=0.5))
     assert fault.kind is Kind.TIMEOUT and fault.billed
 
 
