@@ -31,7 +31,7 @@ ROWS: list[set[str]] = [
     {"ai", "database", "alerts", "storage"},
     {"configuration"},
     {"settings"},
-    {"sharing", "lookout"},
+    {"sharing"},
     {"composition"},
     {"upkeep"},
     {"platform"},

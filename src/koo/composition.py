@@ -17,17 +17,17 @@ from koo.ai.gateway import AIService, Gateway
 from koo.ai.operations import Money
 from koo.ai.pricing import Prices
 from koo.ai.service import Service
+from koo.alerts.keeping import AlertKeeper
 from koo.alerts.rules import STORE
 from koo.clock import Clock
 from koo.deadlines import Deadlines
 from koo.events import EventBus
 from koo.http import HttpClient
-from koo.lookout import Lookout
 from koo.monitoring.shapes import ServiceHealth
 from koo.monitoring.snapshot import service_view, unknown_service
 from koo.options import PlatformOptions
 from koo.sharing import DATABASE, Sharing
-from koo.storage.base import BudgetView, StoreUnavailable
+from koo.storage.base import BudgetView, Store, StoreUnavailable
 from koo.storage.fallback import GuardedLedger
 from koo.storage.store import SqlStore
 
@@ -49,7 +49,7 @@ class Parts:
         self.events = events
         self.http = HttpClient()
         self.prices = Prices()
-        self.store = SqlStore(options.state_url, clock=clock, home=options.home)
+        self.store: Store = SqlStore(options.state_url, clock=clock, home=options.home)
         self.ledger = GuardedLedger(self.store.ledger, clock, events.publish)
         self.store.watch(self.ledger.store_changed)
         self.backends: dict[str, AIService] = assemble(
@@ -65,7 +65,7 @@ class Parts:
         )
         self.sharing = Sharing(self.store, clock, lambda: self.services, self._reset_database, self._key_of)
         events.listen(self.sharing.hear)
-        self.lookout = Lookout(self.store, clock, self.observes)
+        self.alerts = AlertKeeper(self.store, clock, self.observes)
         self.database_in_use: Database | None = None
         self._restored = self._priced = False
 
@@ -146,7 +146,7 @@ class Parts:
                 for service in self.services.values():
                     service.restore_day(await self.store.quotas.used_today(service.name))
                 self._restored = True
-            await self.lookout.begin()
+            await self.alerts.begin()
         except StoreUnavailable:
             log.warning("koo begins without its state store, which is tried again by itself")
 
@@ -175,4 +175,4 @@ class Parts:
 
     async def _release_alerts(self) -> None:
         with suppress(StoreUnavailable):
-            await self.lookout.finish()
+            await self.alerts.finish()

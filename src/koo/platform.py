@@ -212,7 +212,7 @@ class Platform:
 
     def active_alerts(self) -> list[Alert]:
         """Alerts that hold, the worst first, then what ended within fifteen minutes."""
-        return self.parts.lookout.views()
+        return self.parts.alerts.views()
 
     async def check_services(self, name: str | None = None) -> dict[str, ServiceCheck]:
         """Ask services whether they are there and take the key: never billed. None asks all that are configured."""

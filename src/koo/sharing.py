@@ -20,7 +20,7 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from koo.ai.service import Service
 from koo.clock import Clock
@@ -28,14 +28,10 @@ from koo.errors import Kind
 from koo.events import CooldownBegan, Event, KeyBlocked, KeyUnblocked
 from koo.policies.breaker import Override
 from koo.policies.key_block import CHECK_S_MIN
-from koo.storage.base import StoreUnavailable
-from koo.storage.signals import Signal
-from koo.storage.store import SqlStore
+from koo.storage.base import Signal, SignalKind, Store, StoreUnavailable
 
 log = logging.getLogger("koo")
 
-Act = Literal["reset", "override", "cooldown", "latch"]
-"""As stored, so that processes of other versions on the same store understand: a blocked key is a "latch"."""
 DATABASE = "database"
 EVERY_MODEL = ""
 
@@ -45,7 +41,7 @@ class Sharing:
 
     def __init__(
         self,
-        store: SqlStore,
+        store: Store,
         clock: Clock,
         services: Callable[[], Mapping[str, Service]],
         reset_database: Callable[[], object],
@@ -57,7 +53,7 @@ class Sharing:
         self._reset_database = reset_database
         self._key_of = key_of
         self._seen: int | None = None  # the number of the last act that is done here too
-        self._unsaid: deque[tuple[Act, str, dict[str, Any] | None]] = deque(maxlen=1000)
+        self._unsaid: deque[tuple[SignalKind, str, dict[str, Any] | None]] = deque(maxlen=1000)
         self._telling: asyncio.Task[None] | None = None
 
     # ── telling ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -82,7 +78,7 @@ class Sharing:
         key = self._key_of(name) or ""
         return {"credential": hashlib.sha256(key.encode()).hexdigest()[:8]}
 
-    def tell(self, act: Act, target: str, payload: dict[str, Any] | None = None) -> None:
+    def tell(self, act: SignalKind, target: str, payload: dict[str, Any] | None = None) -> None:
         """Tell all other processes, in the background; a store that is away is not waited for."""
         self._unsaid.append((act, target, payload))
         try:

@@ -82,7 +82,7 @@ class KeepTime(BackgroundTask):
         # Do not import SQLAlchemy just to watch a database that is not used.
         database = self.parts.database_in_use
         health = database.get_health() if database is not None else None
-        await self.parts.lookout.look(find(health, self.parts.services_status()))
+        await self.parts.alerts.look(find(health, self.parts.services_status()))
 
     async def _sweep(self) -> None:
         """Book what dead processes left held, and read the shared numbers anew."""
@@ -93,7 +93,7 @@ class KeepTime(BackgroundTask):
             parts.events.publish(HoldsSwept("ledger", len(swept), str(booked)))
         with suppress(StoreUnavailable):
             await parts.ledger.refresh()
-            await parts.lookout.sweep()
+            await parts.alerts.sweep()
 
 
 class CheckServices(BackgroundTask):

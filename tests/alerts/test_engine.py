@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koo.alerts.engine import ENDINGS, LISTED_AFTER_END_S, RESTORED_KEPT_S, Alerts, Episode
+from koo.alerts.engine import ENDINGS, LISTED_AFTER_END_S, RESTORED_KEPT_S, Alerts
 from koo.alerts.rules import KINDS, Finding
+from koo.storage.base import Episode
 from tests.monitoring.houses import KEY_REFUSED, House, in_house
 
 T0 = 1_790_000_000.0

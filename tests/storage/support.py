@@ -132,8 +132,8 @@ def usd(settled: str, held: str = "0") -> tuple[Decimal, Decimal]:
 def impatient(url: str, timeout_s: float, **options: Any) -> SqlStore:
     """A store whose database gives up soon, while its callers wait for that to be told."""
     store = SqlStore(url, timeout_s=timeout_s, **options)
-    store.start()
-    store.timeout_s = PATIENCE_S
+    store.executor.start()
+    store.executor.timeout_s = PATIENCE_S
     return store
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from koo.storage.episodes import LEASE_S, Episode, Free
+from koo.storage.base import Episode, OrphanedEpisode
+from koo.storage.episodes import LEASE_S
 from koo.storage.schema import STEPS
 from koo.storage.store import SqlStore
 from tests.storage.support import NOON_S, Place, SetClock
@@ -25,13 +26,13 @@ def test_an_episode_is_free_only_when_its_lease_is_over(shared: Place) -> None:
         async with SqlStore(shared.url, clock=clock) as one, SqlStore(shared.url, clock=clock) as two:
             await one.episodes.save(OPEN)
             clock.now += LEASE_S - 1
-            assert await two.episodes.load_free() == []
+            assert await two.episodes.load_orphaned() == []
             await one.episodes.save(OPEN)
             clock.now += LEASE_S - 1
-            assert await two.episodes.load_free() == [], "it was renewed"
+            assert await two.episodes.load_orphaned() == [], "it was renewed"
             clock.now += 1
-            assert await two.episodes.load_free() == [Free(OPEN, one.process)]
-            assert await one.episodes.load_free() == [], "to its own process it is never free"
+            assert await two.episodes.load_orphaned() == [OrphanedEpisode(OPEN, one.process)]
+            assert await one.episodes.load_orphaned() == [], "to its own process it is never free"
 
     asyncio.run(main())
 
@@ -46,7 +47,7 @@ def test_what_was_let_go_is_free_at_once_but_not_what_ended(shared: Place) -> No
             async with SqlStore(shared.url, clock=clock) as one:
                 await one.episodes.save(OPEN, ended)
                 await one.episodes.release()
-            assert [free.episode for free in await two.episodes.load_free()] == [OPEN]
+            assert [free.episode for free in await two.episodes.load_orphaned()] == [OPEN]
 
     asyncio.run(main())
 
@@ -58,7 +59,7 @@ def test_of_several_who_want_it_one_gets_it(shared: Place) -> None:
             await dead.episodes.save(OPEN)
             await dead.episodes.release()
         stores = [SqlStore(shared.url, clock=clock, timeout_s=20) for _ in range(4)]
-        free = [await store.episodes.load_free() for store in stores]
+        free = [await store.episodes.load_orphaned() for store in stores]
         assert all(len(one) == 1 for one in free)
         taken = await asyncio.gather(
             *(store.episodes.take(wanted) for store, wanted in zip(stores, free, strict=True))
@@ -104,7 +105,7 @@ def test_who_has_written_the_same_episode_anew_forgets_the_double(shared: Place)
             await before.episodes.release()
         async with SqlStore(shared.url, clock=clock) as again:
             await again.episodes.save(OPEN)
-            assert await again.episodes.take(await again.episodes.load_free()) == []
+            assert await again.episodes.take(await again.episodes.load_orphaned()) == []
             assert shared.sql("SELECT process FROM koo_episodes") == [(again.process,)]
 
     asyncio.run(main())
@@ -140,7 +141,7 @@ def test_the_episodes_of_an_older_store_are_free_for_the_newer_koo(tmp_path: Pat
 
     async def main() -> None:
         async with SqlStore(place.url, clock=SetClock()) as store:
-            (free,) = await store.episodes.load_free()
+            (free,) = await store.episodes.load_orphaned()
             assert (free.episode.started_at, free.owner) == (5.0, "")
             assert await store.episodes.take([free]) == [free.episode]
 

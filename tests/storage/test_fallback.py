@@ -42,7 +42,7 @@ class Outage:
             except sqlite3.OperationalError:
                 pass
         with pytest.raises(StoreUnavailable):
-            await self.store.run(lambda tx: None)
+            await self.store.executor.run(lambda tx: None)
         assert self.store.trouble is not None
 
     async def end(self) -> None:

@@ -284,13 +284,13 @@ def test_nobody_waits_longer_than_the_stores_timeout_whatever_the_database_does(
         store = SqlStore(sqlite.url)
         await store.open()
         gate = threading.Event()
-        blocking = asyncio.create_task(store.run(lambda tx: gate.wait()))
+        blocking = asyncio.create_task(store.executor.run(lambda tx: gate.wait()))
         await asyncio.sleep(0)
-        store.timeout_s = 0.1
+        store.executor.timeout_s = 0.1
         for waiting in (store.ledger.hold(request("0.05")), store.ledger.refresh(), store.ledger.sweep()):
             with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.1 s"):
                 await waiting
-        store.timeout_s = PATIENCE_S
+        store.executor.timeout_s = PATIENCE_S
         gate.set()
         await blocking
         await until(lambda: store.trouble is None)
@@ -304,7 +304,7 @@ def test_a_loop_that_was_held_up_longer_than_the_timeout_blames_nobody(sqlite: P
     async def main() -> None:
         store = SqlStore(sqlite.url)
         await store.open()
-        store.timeout_s = 0.05
+        store.executor.timeout_s = 0.05
         holding = asyncio.create_task(store.ledger.hold(request("0.05")))
         await asyncio.sleep(0)
         time.sleep(1.0)  # Somebody's synchronous code: the answer lies there when the loop goes on.
@@ -475,7 +475,7 @@ def test_a_caller_who_is_cancelled_in_the_turn_in_which_its_hold_is_given_leaves
         store = SqlStore(shared.url, clock=SetClock())
         await store.open()
         gate = threading.Event()
-        waiting = asyncio.create_task(store.run(lambda tx: gate.wait()))
+        waiting = asyncio.create_task(store.executor.run(lambda tx: gate.wait()))
         first = asyncio.create_task(store.ledger.hold(request("0.01")))
         second = asyncio.create_task(store.ledger.hold(request("0.01")))
         await until(lambda: store.ledger.waiting == 2)
@@ -648,7 +648,7 @@ def test_a_frozen_server_is_given_up_in_time_and_what_it_did_meanwhile_is_undone
         store = SqlStore(server.url("psycopg", server.create_database()))
         await hold_and_settle(store)
         await store.ledger.flush()
-        store.timeout_s = 1.0
+        store.executor.timeout_s = 1.0
         told: list[str | None] = []
         store.watch(told.append)
         server.pause()
@@ -661,7 +661,7 @@ def test_a_frozen_server_is_given_up_in_time_and_what_it_did_meanwhile_is_undone
         assert "did not answer within 1 s" in str(told[0]) and None not in told
         assert store.trouble is not None
         server.resume()
-        store.timeout_s = PATIENCE_S
+        store.executor.timeout_s = PATIENCE_S
         await until(lambda: store.trouble is None)
         assert await numbers(store) == usd("0.01")
         await store.close()
@@ -673,9 +673,9 @@ def test_a_frozen_server_keeps_nobody_from_closing(server: PostgresServer) -> No
     async def main() -> None:
         store = impatient(server.url("psycopg", server.create_database()), 2.0)
         await hold_and_settle(store)
-        store.timeout_s = 0.3
+        store.executor.timeout_s = 0.3
         server.pause()
-        worker = store._worker
+        worker = store.executor.worker
         await store.close()
         assert not store.is_open and worker is not None
         await until(lambda: not worker._thread.is_alive())
@@ -700,7 +700,7 @@ def test_a_server_that_becomes_read_only_is_told_also_to_one_who_waits_for_his_b
         store.watch(told.append)
         # It can be read. That, and three attempts to write, call it well to nobody.
         await store.ledger.refresh()
-        worker = store.start()
+        worker = store.executor.start()
         await until(lambda: worker._pause_s > 4 * PAUSE_S_MIN)
         assert "read-only" in str(store.trouble) and None not in told
         server.sql(f"ALTER DATABASE {database} SET default_transaction_read_only = off")
@@ -727,7 +727,7 @@ def test_a_row_that_another_session_keeps_locked_is_told(server: PostgresServer)
             loop.call_soon_threadsafe(began.set)
             asyncio.run_coroutine_threadsafe(done.wait(), loop).result(20)
 
-        blocking = asyncio.create_task(blocker.run(block))
+        blocking = asyncio.create_task(blocker.executor.run(block))
         await began.wait()
         with pytest.raises(StoreUnavailable, match=r"kept a row locked|took too long"):
             await store.ledger.hold(request("0.05"))

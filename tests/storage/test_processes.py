@@ -235,15 +235,15 @@ def test_a_thread_that_a_lost_loop_left_behind_takes_no_hold_of_the_next(sqlite:
 
     async def lost() -> None:
         hold = await store.ledger.hold(request("0.05"))
-        blocking = asyncio.create_task(store.run(work))
+        blocking = asyncio.create_task(store.executor.run(work))
         await until(at_work.is_set)
         store.ledger.settle(hold, bill("0.01"))
         store.ledger.submit()
         blocking.cancel()
-        workers.append(store._worker)
+        workers.append(store.executor.worker)
 
     async def found() -> None:
-        blocking = asyncio.create_task(store.run(lambda tx: second.wait(), exclusive=False))
+        blocking = asyncio.create_task(store.executor.run(lambda tx: second.wait(), exclusive=False))
         await asyncio.sleep(0)
         holding = asyncio.create_task(store.ledger.hold(request("0.07")))
         await asyncio.sleep(0)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from koo.storage.base import StoreUnavailable
-from koo.storage.episodes import Episode
-from koo.storage.signals import KEPT_S, Signal
+from koo.storage.base import Episode, Signal, StoreUnavailable
+from koo.storage.signals import SIGNAL_KEPT_S
 from koo.storage.store import SqlStore
 from tests.storage.support import NOON_S, Place, SetClock
 
@@ -106,7 +105,7 @@ def test_old_signals_are_forgotten_but_for_the_last_of_each_kind_and_target(shar
         async with SqlStore(shared.url, clock=clock) as store:
             for override in ("forced_open", "none"):
                 await store.signals.publish("override", "claude", {"override": override})
-            clock.now += KEPT_S + 1
+            clock.now += SIGNAL_KEPT_S + 1
             await store.signals.publish("reset", "openai")
             assert [brief(signal) for signal in await store.signals.since(0)] == [
                 ("override", "claude"),

@@ -57,10 +57,10 @@ def test_a_store_that_is_away_is_tried_again_with_growing_pauses_that_begin_anew
     async def main() -> None:
         monkeypatch.setattr(worker, "PAUSE_S_MAX", 8 * worker.PAUSE_S_MIN)
         one = store()
-        thread = one.start()
+        thread = one.executor.start()
         fake.is_away = True
         with pytest.raises(StoreUnavailable):
-            await one.run(lambda tx: None)
+            await one.executor.run(lambda tx: None)
         await until(lambda: thread._pause_s == 8 * worker.PAUSE_S_MIN)
         fake.is_away = False
         await until(lambda: one.trouble is None)
@@ -73,7 +73,7 @@ def test_a_store_that_is_away_is_tried_again_with_growing_pauses_that_begin_anew
 def test_a_store_that_is_there_is_not_asked_when_nobody_wants_anything(fake: Fake) -> None:
     async def main() -> None:
         one = store()
-        one.start()
+        one.executor.start()
         await one.close()
         assert fake.asked == 0 and fake.closed.is_set()
 
@@ -84,9 +84,9 @@ def test_what_hangs_is_cut_by_whoever_waited_for_it_in_vain(fake: Fake) -> None:
     async def main() -> None:
         one = store()
         fake.hangs = True
-        one.timeout_s = 0.05
+        one.executor.timeout_s = 0.05
         with pytest.raises(StoreUnavailable, match="did not answer"):
-            await one.run(lambda tx: "never")
+            await one.executor.run(lambda tx: "never")
         assert fake.cuts.is_set()
         fake.hangs = False
         await one.close()
@@ -98,13 +98,13 @@ def test_who_waited_for_his_turn_only_cuts_nobody(fake: Fake) -> None:
     async def main() -> None:
         one = store()
         fake.hangs = True
-        first = asyncio.create_task(one.run(lambda tx: None))
+        first = asyncio.create_task(one.executor.run(lambda tx: None))
         await until(lambda: fake.asked == 1)
-        one.timeout_s = 0.01
-        thread = one.start()
+        one.executor.timeout_s = 0.01
+        thread = one.executor.start()
         thread._busy_since = float("inf")  # The one before took its turn just now.
         with pytest.raises(StoreUnavailable, match="did not answer"):
-            await one.run(lambda tx: None)
+            await one.executor.run(lambda tx: None)
         assert not fake.cuts.is_set()
         fake.cut()
         with pytest.raises(StoreUnavailable):
@@ -119,9 +119,9 @@ def test_what_hangs_while_the_store_is_closed_is_cut_too(fake: Fake) -> None:
     async def main() -> None:
         one = store()
         fake.hangs = True
-        running = asyncio.create_task(one.run(lambda tx: None))
+        running = asyncio.create_task(one.executor.run(lambda tx: None))
         await until(lambda: fake.asked == 1)
-        one.timeout_s = 0.05
+        one.executor.timeout_s = 0.05
         await one.close()
         assert fake.cuts.is_set()
         await until(fake.closed.is_set)

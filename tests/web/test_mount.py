@@ -39,9 +39,8 @@ def test_his_routes_errors_and_lifespan_stay_his(tmp_path: Path) -> None:
 
         async with served(app) as client:
             assert told == ["his start"]
-            assert (
-                koo.parts.store.is_open and koo.database.last_look is not None
-            )  # open before the first request
+            # Open before the first request.
+            assert repr(koo.parts.store) == "<SqlStore open>" and koo.database.last_look is not None
             assert (await client.get("/his/2")).body == {"number": 2}
             assert (await client.get("/his/0")).body == {"detail": "his own words"}
             assert "detail" in (await client.get("/his/x")).body  # FastAPI's own 422
@@ -52,7 +51,7 @@ def test_his_routes_errors_and_lifespan_stay_his(tmp_path: Path) -> None:
             # another name is his business, on his routes
             assert (await client.get("/his/2", headers={"Host": "his.example"})).status == 200
         assert told == ["his start", "his end"]
-        assert not koo.parts.store.is_open
+        assert repr(koo.parts.store) == "<SqlStore closed>"
 
     asyncio.run(main())
 

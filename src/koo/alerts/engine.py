@@ -5,22 +5,22 @@ holds, and ends once. A breaker that goes from open to half open and back is one
 who watch: while recovery is tested its alarm is kept, but shown as "in recovery", and only closing ends it. What ended
 is listed as information for fifteen minutes.
 
-`step` gives the episodes that began or ended, for whoever keeps them; `restore` takes over those of a process that is
-gone, so that a restart neither forgets a fire nor reports it as new. Who takes them over knows nothing of them yet: its
-breakers are closed and its probes have not looked. So what was restored does not end before everything had the time to
-be looked at.
+`step` returns the episodes that began or ended, to be kept; `restore` takes over those of a process that is gone, so
+that a restart neither forgets a fire nor reports it as new. The process that takes them over knows nothing of them yet:
+its breakers are closed and its probes have not looked. So what was restored does not end before everything had the time
+to be looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import cast
 
 from koo.alerts.rules import Finding
 from koo.clock import iso
-from koo.events import Severity
 from koo.monitoring.shapes import Alert, AlertData
+from koo.storage.base import Episode
 
 LISTED_AFTER_END_S = 900.0
 RESTORED_KEPT_S = 60.0
@@ -32,40 +32,9 @@ ENDINGS = {
     "service_down": ("service_recovered", "the service can be asked again"),
     "degraded_performance": ("performance_recovered", "errors and latency are below their thresholds again"),
 }
-"""What is told when an episode ends; other kinds end in silence, because their end is no news."""
+"""What is listed when an episode ends; other kinds end in silence, because their end is not news."""
 KEPT_IN_RECOVERY = {"circuit_open", "database_unavailable", "service_down"}
 RANK = {"critical": 0, "warning": 1, "info": 2}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Episode:
-    """One alert from its beginning to its end. `type` is its severity; times are wall seconds, None: it lasts."""
-
-    fingerprint: str
-    type: Severity
-    component: str
-    message: str
-    started_at: float
-    ended_at: float | None = None
-    data: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def kind(self) -> str:
-        """The rule that found it."""
-        return self.fingerprint.partition(":")[0]
-
-    def view(self) -> Alert:
-        """In the promised shape: `type`, `component`, `message`, `timestamp`, and more."""
-        return {
-            "type": self.type,
-            "component": self.component,
-            "message": self.message,
-            "timestamp": iso(self.started_at),
-            "kind": self.kind,
-            "active": self.ended_at is None,
-            "ended_at": iso(self.ended_at),
-            "data": cast(AlertData, dict(self.data)),  # the store keeps any JSON
-        }
 
 
 class Alerts:
@@ -86,7 +55,7 @@ class Alerts:
     def restore(self, episodes: Iterable[Episode]) -> None:
         """Go on with what an earlier process knew; what no longer holds ends `RESTORED_KEPT_S` after the next step.
 
-        Of several that last with the same fingerprint the oldest one goes on, and the others end in silence: else they
+        Of several that last with the same fingerprint the oldest one goes on. The others end in silence; otherwise they
         would be restored again and again.
         """
         for episode in episodes:
@@ -108,7 +77,7 @@ class Alerts:
             self._doubles.append(episode)
 
     def step(self, findings: Iterable[Finding], now: float) -> list[Episode]:
-        """Take in what holds now (wall seconds); gives the episodes that began or ended, for keeping."""
+        """Take in what holds now (wall seconds); returns the episodes that began or ended, to be kept."""
         current = {finding.fingerprint: finding for finding in findings}
         changed = [replace(double, ended_at=now) for double in self._doubles]
         self._doubles = []
@@ -124,7 +93,7 @@ class Alerts:
         return changed
 
     def _may_be_unseen(self, key: str, now: float) -> bool:
-        """It was restored, and nobody has had the time to look whether it still holds."""
+        """It was restored, and this process has not had the time to look whether it still holds."""
         if key not in self._unseen:
             return False
         until = self._unseen[key]
@@ -171,7 +140,7 @@ class Alerts:
         """What holds now, the worst first, then what ended within fifteen minutes. Changes nothing."""
         listed = [e for e in self._active.values() if not _is_recovering(e, self._active)]
         listed += [news for news in self._news if _is_listed(news, now)]
-        return [e.view() for e in sorted(listed, key=lambda e: (RANK[e.type], -e.started_at))]
+        return [_view(e) for e in sorted(listed, key=lambda e: (RANK[e.type], -e.started_at))]
 
 
 def _is_recovering(episode: Episode, current: Mapping[str, object]) -> bool:
@@ -181,3 +150,16 @@ def _is_recovering(episode: Episode, current: Mapping[str, object]) -> bool:
 
 def _is_listed(news: Episode, now: float) -> bool:
     return news.ended_at is None or news.ended_at > now - LISTED_AFTER_END_S
+
+
+def _view(episode: Episode) -> Alert:
+    return {
+        "type": episode.type,
+        "component": episode.component,
+        "message": episode.message,
+        "timestamp": iso(episode.started_at),
+        "kind": episode.kind,
+        "active": episode.ended_at is None,
+        "ended_at": iso(episode.ended_at),
+        "data": cast(AlertData, dict(episode.data)),  # the store keeps any JSON
+    }

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from koo.storage.executor import Executor
 from koo.storage.money import from_pico
 from koo.storage.transaction import Row, Transaction
-
-if TYPE_CHECKING:
-    from koo.storage.store import SqlStore
 
 AS_THEY_ARE = (
     "id", "service", "day", "model", "source", "input_tokens", "cache_read_tokens", "cache_write_tokens",
@@ -56,13 +54,13 @@ class Entry:
 class Entries:
     """The bookings of all processes on one store."""
 
-    def __init__(self, store: SqlStore) -> None:
-        self._store = store
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
 
     async def of_day(self, day: int, *, limit: int = 1000, offset: int = 0) -> list[Entry]:
         """Those that a UTC day's budget paid, oldest first. Raises `StoreUnavailable`."""
         values = {"day": day, "limit": limit, "offset": offset}
-        rows = await self._store.run(lambda tx: tx.rows(OF_DAY, values), exclusive=False)
+        rows = await self._executor.run(lambda tx: tx.rows(OF_DAY, values), exclusive=False)
         return [_entry(row) for row in rows]
 
     async def prune(self, before_day: int) -> None:
@@ -76,7 +74,7 @@ class Entries:
             tx.run(PRUNE, values)
             tx.run(PRUNE_DAYS, values)
 
-        await self._store.run(write)
+        await self._executor.run(write)
 
 
 def _entry(row: Row) -> Entry:

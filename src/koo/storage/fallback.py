@@ -17,12 +17,11 @@ microseconds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.errors import Kind, ServiceRefused
 from koo.events import Event, StoreFound, StoreLost
-from koo.storage.base import Bill, BudgetView, Hold, HoldRequest, Ledger, StoreUnavailable
+from koo.storage.base import Bill, BudgetView, Hold, HoldRequest, SharedLedger, StoreUnavailable
 from koo.storage.memory import SCOPE, MemoryLedger
 from koo.storage.money import in_words
 from koo.storage.transaction import StatementRejected
@@ -30,23 +29,6 @@ from koo.storage.transaction import StatementRejected
 SOURCE = "state store"
 RETRY_AFTER_S = 5.0
 """When to ask again: the longest pause between two of the store's own attempts to come back."""
-
-
-class SharedLedger(Ledger, Protocol):
-    """A ledger in a store that can be away."""
-
-    @property
-    def trouble(self) -> str | None:
-        """Why the store cannot be used now, as a sentence without a DSN; None: nothing is known against it."""
-        ...
-
-    def adopt(self, hold: Hold, request: HoldRequest) -> None:
-        """Take a hold that was given elsewhere, without asking whether it fits. Never waits and never raises."""
-        ...
-
-    async def refresh(self) -> None:
-        """Read today's numbers anew. Raises `StoreUnavailable`."""
-        ...
 
 
 class GuardedLedger:

@@ -23,18 +23,16 @@ import json
 import logging
 from collections import deque
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 from koo.clock import utc_day
 from koo.options import DAY_S
 from koo.storage.base import Bill, BudgetView, Hold, HoldRequest, StoreUnavailable
 from koo.storage.books import Act, Booking, Count, End, Key, Posting, Put, Totals, post, read_days, sweep
+from koo.storage.executor import Executor
 from koo.storage.memory import Ids
 from koo.storage.money import from_pico, limit_to_pico, refusal, to_pico
 from koo.storage.transaction import Row, StatementRejected, Transaction
-
-if TYPE_CHECKING:
-    from koo.storage.store import SqlStore
 
 log = logging.getLogger("koo")
 
@@ -54,10 +52,10 @@ class SqlLedger:
 
     durable = True
 
-    def __init__(self, store: SqlStore, linger_s: float) -> None:
+    def __init__(self, executor: Executor, linger_s: float) -> None:
         self.dropped = 0
-        self._store = store
-        self._clock = store.clock
+        self._executor = executor
+        self._clock = executor.clock
         self._linger_s = linger_s
         self._ids = Ids()
         self._acts: deque[Act] = deque()
@@ -70,7 +68,7 @@ class SqlLedger:
     @property
     def trouble(self) -> str | None:
         """Why the store cannot be used now; None: nothing is known against it."""
-        return self._store.trouble
+        return self._executor.trouble
 
     @property
     def waiting(self) -> int:
@@ -140,7 +138,7 @@ class SqlLedger:
     async def refresh(self) -> None:
         """Read today's numbers of all services anew. Raises `StoreUnavailable`."""
         today = utc_day(self._clock.wall())
-        days = await self._store.run(lambda tx: read_days(tx, today), exclusive=False)
+        days = await self._executor.run(lambda tx: read_days(tx, today), exclusive=False)
         self._see({(service, today): totals for service, totals in days.items()})
 
     async def sweep(self) -> list[Hold]:
@@ -148,8 +146,8 @@ class SqlLedger:
         swept: list[Hold] = []
         while True:
             now_ms = int((self._clock.wall() - SKEW_S) * 1000)
-            posting: Posting = await self._store.run(
-                lambda tx, now_ms=now_ms: sweep(tx, self._store.process, now_ms, self._begun)  # type: ignore[misc]
+            posting: Posting = await self._executor.run(
+                lambda tx, now_ms=now_ms: sweep(tx, self._executor.process, now_ms, self._begun)  # type: ignore[misc]
             )
             if not posting.totals:
                 return swept
@@ -161,7 +159,7 @@ class SqlLedger:
         while self._acts or self._batches:
             self.submit()
             # Done in its turn: after the batches before it.
-            await self._store.run(lambda tx: None, exclusive=False)
+            await self._executor.run(lambda tx: None, exclusive=False)
             if self._acts and self.trouble is not None:
                 raise StoreUnavailable(self.trouble)
 
@@ -173,7 +171,7 @@ class SqlLedger:
             self._drop()
             return
         self._acts.append(act)
-        if self._timer is None and self._store.is_open:
+        if self._timer is None and self._executor.is_open:
             self._timer = asyncio.get_running_loop().call_later(self._linger_s, self._linger_ended)
 
     def _linger_ended(self) -> None:
@@ -207,9 +205,14 @@ class SqlLedger:
         if self._acts:
             self.submit()
 
+    def store_changed(self, trouble: str | None) -> None:
+        """The store was lost, or is back: then what could not be written is."""
+        if trouble is None:
+            self.submit()
+
     def submit(self) -> None:
         """Have the store's thread take what waits."""
-        self._store.start()
+        self._executor.start()
         if not self._batch_waits:
             self._batch_waits = True
             self._submit(self._acts)
@@ -222,7 +225,7 @@ class SqlLedger:
 
     def _submit(self, queue: deque[Act]) -> None:
         self._batches += 1
-        self._store.submit(Batch(self, queue))
+        self._executor.submit(Batch(self, queue))
 
     def take(self, queue: deque[Act]) -> list[Act]:
         """In the thread: what waits, without holds that nobody waits for any more."""
@@ -241,7 +244,7 @@ class SqlLedger:
         now_ms = int(self._clock.wall() * 1000)
         if len(self._begun) > DAYS_KNOWN_MAX:
             self._begun.clear()
-        return post(tx, acts, self._store.process, now_ms, self._begun)
+        return post(tx, acts, self._executor.process, now_ms, self._begun)
 
     def put_back(self, acts: list[Act]) -> None:
         """In the thread: they are not written, or nobody knows. A hold is not asked for again: its caller is told."""
@@ -281,11 +284,11 @@ class SqlLedger:
     async def _answer(self, put: Put) -> Totals | None:
         """None: admitted; else the totals that left no room. Whoever is cancelled here keeps no hold."""
         put.answer = asyncio.get_running_loop().create_future()
-        self._store.start()  # Before it is in a queue that a thread of another loop might still look into.
+        self._executor.start()  # Before it is in a queue that a thread of another loop might still look into.
         self._acts.append(put)
         self.submit()
         try:
-            return await self._store.wait(put.answer)
+            return await self._executor.wait(put.answer)
         except BaseException:
             # Cancelled in the very moment when the answer was there already.
             if _answered(put.answer) and put.admitted:
@@ -367,15 +370,15 @@ class Batch:
 class SqlQuotas:
     """How many requests a service had today; a hold of the same store's ledger counts as one already."""
 
-    def __init__(self, store: SqlStore, ledger: SqlLedger) -> None:
-        self._store = store
+    def __init__(self, executor: Executor, ledger: SqlLedger) -> None:
+        self._executor = executor
         self._ledger = ledger
 
     async def used_today(self, service: str) -> int:
         """Requests of all processes on this UTC day. Raises `StoreUnavailable`."""
-        today = utc_day(self._store.clock.wall())
+        today = utc_day(self._executor.clock.wall())
         await self._ledger.flush()
-        days = await self._store.run(lambda tx: read_days(tx, today), exclusive=False)
+        days = await self._executor.run(lambda tx: read_days(tx, today), exclusive=False)
         totals = days.get(service)
         return 0 if totals is None else totals.requests
 

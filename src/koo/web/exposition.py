@@ -121,7 +121,7 @@ class PlatformMetrics(Collector):
                 yield from _service(name, view)
         database = self._platform.database
         yield from _database(database.get_health(), database.get_pool_metrics())
-        active = [alert["type"] for alert in self._platform.active_alerts() if alert["active"]]
+        active: list[str] = [alert["type"] for alert in self._platform.active_alerts() if alert["active"]]
         for severity in SEVERITIES:
             yield "koo_alerts", (severity,), active.count(severity)
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from koo.alerts.engine import RESTORED_KEPT_S
+from koo.alerts.keeping import ENDED_KEPT_S, EXPIRES_AFTER_S, RENEW_EVERY_S, AlertKeeper
 from koo.alerts.rules import Finding
-from koo.lookout import EXPIRES_AFTER_S, KEPT_S, LOOK_ROUND_EVERY_S, Lookout
 from koo.options import DatabaseOptions, PlatformOptions, ServiceOptions
 from koo.platform import Platform
 from koo.policies.breaker import Override
@@ -27,20 +27,20 @@ SLOW = Finding("degraded_performance", "ai:claude", "10% of the last 20 calls fa
 
 
 class Process:
-    """A process's lookout on the common store."""
+    """A process's alerts on the common store."""
 
     def __init__(self, folder: Path, clock: SetClock, *sees: str) -> None:
         self.store = SqlStore(f"sqlite:///{folder / 'state.db'}", clock=clock)
         self.clock = clock
-        self.lookout = Lookout(self.store, clock, lambda component: component in sees)
+        self.keeper = AlertKeeper(self.store, clock, lambda component: component in sees)
 
     async def __aenter__(self) -> Process:
         await self.store.open()
-        await self.lookout.begin()
+        await self.keeper.begin()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.lookout.finish()
+        await self.keeper.finish()
         await self.store.close()
 
     async def die(self) -> None:
@@ -50,8 +50,8 @@ class Process:
     async def look(self, *findings: Finding, after_s: float = 1.0) -> list[str]:
         """A look so much later; the kinds that are listed then."""
         self.clock.now += after_s
-        await self.lookout.look(findings)
-        return [view["kind"] for view in self.lookout.views()]
+        await self.keeper.look(findings)
+        return [view["kind"] for view in self.keeper.views()]
 
 
 def lasting(folder: Path) -> list[str]:
@@ -109,12 +109,12 @@ def test_the_alerts_of_a_process_that_died_go_on_with_another_one_when_the_lease
         dead = Process(tmp_path, clock, "database")
         await dead.store.open()
         await dead.look(DOWN)
-        (began,) = dead.lookout.views()
+        (began,) = dead.keeper.views()
         await dead.die()
         async with Process(tmp_path, clock, "database") as next_one:
-            assert await next_one.look(after_s=LOOK_ROUND_EVERY_S) == [], "it may still live"
+            assert await next_one.look(after_s=RENEW_EVERY_S) == [], "it may still live"
             assert await next_one.look(after_s=LEASE_S) == ["database_unavailable"]
-            assert next_one.lookout.views() == [began], "under its old time"
+            assert next_one.keeper.views() == [began], "under its old time"
             for after_s in (1, RESTORED_KEPT_S - 1):
                 assert await next_one.look(after_s=after_s) == ["database_unavailable"], (
                     "it has not looked yet"
@@ -133,13 +133,13 @@ def test_a_fire_that_was_found_anew_meanwhile_is_the_same_fire(tmp_path: Path) -
         dead = Process(tmp_path, clock, "database")
         await dead.store.open()
         await dead.look(DOWN)
-        (began,) = dead.lookout.views()
+        (began,) = dead.keeper.views()
         await dead.die()
         async with Process(tmp_path, clock, "database") as next_one:
             assert await next_one.look(DOWN, after_s=10) == ["database_unavailable"]
-            assert next_one.lookout.views()[0]["timestamp"] > began["timestamp"]
+            assert next_one.keeper.views()[0]["timestamp"] > began["timestamp"]
             await next_one.look(DOWN, after_s=LEASE_S)
-            assert next_one.lookout.views() == [began]
+            assert next_one.keeper.views() == [began]
             await next_one.look(DOWN)
             assert lasting(tmp_path) == ["database_unavailable:database"], "one row of it lasts"
 
@@ -172,10 +172,10 @@ def test_opened_again_a_process_goes_on_with_its_own(tmp_path: Path) -> None:
         process = Process(tmp_path, clock, "database")
         async with process:
             await process.look(DOWN)
-            (began,) = process.lookout.views()
+            (began,) = process.keeper.views()
         async with process:
-            await process.look(DOWN, after_s=LOOK_ROUND_EVERY_S)
-            assert process.lookout.views() == [began]
+            await process.look(DOWN, after_s=RENEW_EVERY_S)
+            assert process.keeper.views() == [began]
             assert lasting(tmp_path) == ["database_unavailable:database"]
             await process.look()
             assert lasting(tmp_path) == []
@@ -190,14 +190,14 @@ def test_what_nobody_can_see_any_more_ends_after_a_day_and_is_forgotten_at_last(
             await before.look(Finding("service_down", "ai:gone", "gone cannot be asked"))
         async with Process(tmp_path, clock, "database") as now:
             clock.now += EXPIRES_AFTER_S - 1
-            await now.lookout.sweep()
+            await now.keeper.sweep()
             assert lasting(tmp_path) == ["service_down:ai:gone"]
             clock.now += 2
-            await now.lookout.sweep()
+            await now.keeper.sweep()
             assert lasting(tmp_path) == []
             assert await now.look() == [], "in silence"
-            clock.now += KEPT_S + 1
-            await now.lookout.sweep()
+            clock.now += ENDED_KEPT_S + 1
+            await now.keeper.sweep()
             assert await now.store.episodes.load_recent(0) == []
 
     run(test)
