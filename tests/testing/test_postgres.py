@@ -207,25 +207,32 @@ def test_programs_out_of_reach_are_copied_to_where_the_server_may_run_them(
             assert one(server) == 1
 
 
-def test_two_processes_copy_the_programs_at_once_and_both_can_run_them(tmp_path: Path) -> None:
-    copier = """
-import pathlib, sys
+COPIER = """
+import pathlib, shutil, subprocess, sys
 from koo.testing.postgres import copy_programs
-sys.stdin.readline()
-print(copy_programs(*map(pathlib.Path, sys.argv[1:])))
+
+def copy_and_wait(*args, **options):
+    copytree(*args, **options)
+    print("copied a folder", flush=True)
+    sys.stdin.readline()
+
+copytree, shutil.copytree = shutil.copytree, copy_and_wait
+programs = copy_programs(*map(pathlib.Path, sys.argv[1:]))
+sys.exit(subprocess.run([programs / "postgres", "--version"]).returncode)
 """
+
+
+def test_two_processes_copy_the_programs_at_once_and_both_can_run_them(tmp_path: Path) -> None:
     place = tmp_path / "programs"
-    command = [sys.executable, "-c", copier, str(postgres_binaries(18)), str(place)]
+    command = [sys.executable, "-c", COPIER, str(postgres_binaries(18)), str(place)]
     copiers = [subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) for _ in range(2)]
     for process in copiers:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    copies = {process.communicate(timeout=60)[0].strip() for process in copiers}
-    assert [process.returncode for process in copiers] == [0, 0]
-    assert len(copies) == 1
-    version = subprocess.check_output([Path(copies.pop()) / "postgres", "--version"], text=True)
-    assert "(PostgreSQL) 18." in version
+        assert process.stdout is not None
+        assert process.stdout.readline() == "copied a folder\n", "both are half done now"
+    for process in copiers:
+        output, _ = process.communicate("go\n" * 2, timeout=60)
+        assert process.returncode == 0
+        assert "(PostgreSQL) 18." in output
     assert list(tmp_path.iterdir()) == [place], "the copy that came second is gone"
 
 
