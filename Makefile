@@ -1,4 +1,5 @@
-# One word for each thing a developer does. Needed: Python >= 3.11 with venv and pip, make, and a package registry.
+# One word for each thing a developer does. Needed: Python >= 3.11 with venv and pip, make, curl, on Linux GNU's OpenMP
+# (libgomp), and a package registry.
 #
 # Each environment step leaves a stamp in .venv, so a later `make run` installs nothing and starts at once. A stamp
 # is older than pyproject.toml or constraints.txt exactly when what is installed may be out of date.
@@ -25,6 +26,19 @@ unexport PYTHONPATH PYTHONHOME
 
 # An environment whose python is gone (an upgrade of the system's) is made anew, whatever its stamps say.
 $(shell test -x $(BIN)/python || rm -rf $(STAMPS))
+
+# Fails with the one command that installs what this machine lacks. It comes before anything of ours is installed: a
+# missing library otherwise shows when the first question is asked, a missing program when the tests have run for minutes.
+define NEEDS
+@missing=; \
+test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
+test "$$(uname)" != Linux || $(PYTHON) -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2>/dev/null \
+  || missing="$$missing libgomp1"; \
+test "$(MAKECMDGOALS)" = run || command -v curl >/dev/null || missing="$$missing curl"; \
+test -z "$$missing" || { \
+  echo "koo: not on this machine:$$missing (the names of Debian and Ubuntu). Install it, then try again:" >&2; \
+  echo "  apt install$$missing" >&2; exit 1; }
+endef
 
 .DEFAULT_GOAL := help
 # Two pips at a time in one environment break it, so `make -j` changes nothing here.
@@ -66,6 +80,7 @@ clean: ## remove .venv and what the tools leave behind; never data/
 
 # Without a prerequisite: an environment that exists is used, whoever made it.
 $(BIN)/python:
+	$(NEEDS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "koo: $(PYTHON) is older than 3.11; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "koo: making $(VENV)" >&2
@@ -77,6 +92,7 @@ $(STAMPS)/build: $(PINS) | $(BIN)/python
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/run: $(PINS) | $(STAMPS)/build
+	$(NEEDS)
 	@echo "koo: installing koo and what it runs on" >&2
 	@$(INSTALL_KOO) '.[local]'
 	@echo "koo: installing the local model (93 MB)" >&2
@@ -84,6 +100,7 @@ $(STAMPS)/run: $(PINS) | $(STAMPS)/build
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/test: $(PINS) | $(STAMPS)/run
+	$(NEEDS)
 	@echo "koo: installing what the tests need: PostgreSQL, Valkey, the vendors' SDKs" >&2
 	@$(INSTALL_KOO) '.[dev]'
 	@mkdir -p $(STAMPS) && touch $@
