@@ -73,7 +73,7 @@ def koo(kind: str) -> Make:
             input_price=Decimal(1),
             output_price=Decimal(5),
         )
-        backends = assemble(
+        services = assemble(
             PlatformOptions(services=(service,)),
             http=http,
             clock=SYSTEM_CLOCK,
@@ -84,7 +84,7 @@ def koo(kind: str) -> Make:
         ledger, prices = MemoryLedger(SYSTEM_CLOCK), Prices()
         await prices.load()
         gateway = Gateway(
-            backends, ledger=lambda: ledger, prices=prices, deadlines=deadlines, clock=SYSTEM_CLOCK
+            services, ledger=lambda: ledger, prices=prices, deadlines=deadlines, clock=SYSTEM_CLOCK
         )
         query = Query(service=kind, prompt=PROMPT, max_tokens=MAX_TOKENS)
         return lambda: gateway.query(query)

@@ -13,13 +13,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from koo.ai.assembly import assemble, describe
-from koo.ai.gateway import AIService, Gateway
+from koo.ai.gateway import Gateway
 from koo.ai.operations import Money
 from koo.ai.pricing import Prices
-from koo.ai.service import Service
+from koo.ai.service import AIService, Service
 from koo.alerts.keeping import AlertKeeper
 from koo.alerts.rules import STORE
-from koo.clock import Clock
+from koo.clock import Clock, utc_day
 from koo.deadlines import Deadlines
 from koo.events import EventBus
 from koo.http import HttpClient
@@ -52,12 +52,12 @@ class Parts:
         self.store: Store = SqlStore(options.state_url, clock=clock, home=options.home)
         self.ledger = GuardedLedger(self.store.ledger, clock, events.publish)
         self.store.watch(self.ledger.store_changed)
-        self.backends: dict[str, AIService] = assemble(
+        self.ai_services: dict[str, AIService] = assemble(
             options, http=self.http, clock=clock, deadlines=deadlines, publish=events.publish
         )
         self.operations: dict[str, tuple[Service, Money]] = {}
         self.gateway = Gateway(
-            self.backends,
+            self.ai_services,
             ledger=lambda: self.ledger,
             prices=self.prices,
             deadlines=deadlines,
@@ -88,7 +88,7 @@ class Parts:
     @property
     def services(self) -> dict[str, Service]:
         """All services by name: built-in, declared, and registered by the user."""
-        services = {name: backend.service for name, backend in self.backends.items()}
+        services = {name: ai_service.service for name, ai_service in self.ai_services.items()}
         services.update({name: service for name, (service, _) in self.operations.items()})
         return services
 
@@ -110,8 +110,8 @@ class Parts:
     def service_health(self, name: str) -> ServiceHealth:
         """One service, in the promised shape. Raises `UnknownService`."""
         service = self.find_service(name)
-        backend = self.backends.get(name)
-        configuration = describe(backend.options) if backend is not None else None
+        ai_service = self.ai_services.get(name)
+        configuration = describe(ai_service.options) if ai_service is not None else None
         return service_view(service, self.budget(name), self.clock, configuration)
 
     def services_status(self) -> dict[str, ServiceHealth]:
@@ -130,8 +130,8 @@ class Parts:
         self.database.reset_circuit_breaker()
 
     def _key_of(self, name: str) -> str | None:
-        backend = self.backends.get(name)
-        return backend.options.api_key if backend is not None else None
+        ai_service = self.ai_services.get(name)
+        return ai_service.options.api_key if ai_service is not None else None
 
     # ── opening and closing ───────────────────────────────────────────────────────────────────────────────────
 
@@ -143,8 +143,9 @@ class Parts:
         try:
             await self.store.open()
             if not self._restored:
+                day = utc_day(self.clock.wall())
                 for service in self.services.values():
-                    service.restore_day(await self.store.quotas.used_today(service.name))
+                    service.restore_day(day, await self.store.quotas.used_today(service.name))
                 self._restored = True
             await self.alerts.begin()
         except StoreUnavailable:
@@ -154,14 +155,14 @@ class Parts:
         """Load the price table, once, if a service may need it."""
         # It takes some tenths of a second and some MiB, which a process with only a local model should not pay.
         if not self._priced:
-            if any(b.options.configured and b.options.kind != "local" for b in self.backends.values()):
+            if any(b.options.configured and b.options.kind != "local" for b in self.ai_services.values()):
                 await self.prices.load()
             self._priced = True
 
     async def close(self) -> None:
         """Close in the reverse order of use; a part that fails to close does not keep the others open."""
         closers: list[Callable[[], Awaitable[None]]] = [
-            backend.provider.close for backend in self.backends.values()
+            ai_service.provider.close for ai_service in self.ai_services.values()
         ]
         closers.append(self.http.close)
         if self.database_in_use is not None:

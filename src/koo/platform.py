@@ -164,7 +164,7 @@ class Platform:
         `daily_budget` with `max_cost_usd` and `cost_usd`. Raises `ConfigurationError`.
         """
         check_service_name(name)
-        if name in self.parts.backends:
+        if name in self.parts.ai_services:
             raise ConfigurationError(
                 "register_service", f"{name!r} is a built-in service; choose another name"
             )
@@ -217,10 +217,10 @@ class Platform:
     async def check_services(self, name: str | None = None) -> dict[str, ServiceCheck]:
         """Ask services whether they are there and take the key: never billed. None asks all that are configured."""
         await self.open()
-        backends = self.parts.backends
-        if name is not None and name not in backends:
-            raise unknown_service(name, list(backends))
-        names = [name] if name is not None else [n for n, b in backends.items() if b.options.configured]
+        ai_services = self.parts.ai_services
+        if name is not None and name not in ai_services:
+            raise unknown_service(name, list(ai_services))
+        names = [name] if name is not None else [n for n, b in ai_services.items() if b.options.configured]
         results = await asyncio.gather(*(check_service(self.parts, one) for one in names))
         return dict(zip(names, results, strict=True))
 

@@ -12,9 +12,8 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from decimal import Decimal
 
-from koo.ai.gateway import AIService
 from koo.ai.models import not_configured
-from koo.ai.service import Service
+from koo.ai.service import AIService, Service
 from koo.alerts.rules import find
 from koo.composition import Parts
 from koo.errors import ExternalServiceError, Kind
@@ -71,7 +70,7 @@ class KeepTime(BackgroundTask):
         parts = self.parts
         for service in parts.services.values():
             service.tick()
-            day, count = service.take_uncounted()
+            day, count = service.take_unstored()
             if count:
                 parts.store.quotas.add(service.name, day, count)
         if parts.database_in_use is not None:
@@ -132,12 +131,12 @@ async def check_service(parts: Parts, name: str) -> ServiceCheck:
 
     Returns `healthy`, `error`, `response_time_ms`, and the state that follows.
     """
-    backend, clock = parts.backends[name], parts.clock
+    ai_service, clock = parts.ai_services[name], parts.clock
     began = clock.monotonic()
-    error = await _ask(backend, parts.options.health_check_timeout_s)
-    backend.service.default_guard.note_check(error is None)
-    if error is None and backend.service.gates.key_blocks:
-        backend.service.unblock_key()
+    error = await _ask(ai_service, parts.options.health_check_timeout_s)
+    ai_service.service.default_guard.note_check(error is None)
+    if error is None and ai_service.service.gates.key_blocks:
+        ai_service.service.unblock_key()
     view = parts.service_health(name)
     return {
         "service_name": name,
@@ -149,13 +148,13 @@ async def check_service(parts: Parts, name: str) -> ServiceCheck:
     }
 
 
-async def _ask(backend: AIService, timeout_s: float) -> ExternalServiceError | None:
-    name = backend.options.name
-    if not backend.options.configured:
-        return ExternalServiceError(name, not_configured(backend.options), kind=Kind.NOT_CONFIGURED)
+async def _ask(ai_service: AIService, timeout_s: float) -> ExternalServiceError | None:
+    name = ai_service.options.name
+    if not ai_service.options.configured:
+        return ExternalServiceError(name, not_configured(ai_service.options), kind=Kind.NOT_CONFIGURED)
     try:
         async with asyncio.timeout(timeout_s):
-            await backend.provider.check()
+            await ai_service.provider.check()
     except TimeoutError:
         return ExternalServiceError(name, "the check got no answer in time", kind=Kind.TIMEOUT)
     except ExternalServiceError as error:

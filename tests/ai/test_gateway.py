@@ -149,7 +149,7 @@ def test_a_refused_key_stops_all_queries_until_it_works_again() -> None:
         refused = await failure_of(world.ask())
         assert refused.kind == Kind.KEY_REFUSED and len(world.claude.queries) == 1
         assert (await world.ask(service="openai")).text, "another service's key is its own"
-        world.gateway.backends["claude"].service.unblock_key()
+        world.gateway.services["claude"].service.unblock_key()
         assert (await world.ask()).text
 
     run(test)
@@ -439,7 +439,7 @@ def test_no_error_repeats_the_prompt_or_the_key() -> None:
         for step in steps:
             world.claude.script(step)
             failed = await failure_of(world.ask("MARKED-PROMPT"))
-            world.gateway.backends["claude"].service.reset()
+            world.gateway.services["claude"].service.reset()
             shown = f"{failed} {failed!r} {failed.__dict__} {failed.__cause__!r} {world.events.recent}"
             assert "MARKED" not in shown and "test-key" not in shown
 

@@ -41,15 +41,15 @@ class World:
         return await self.gateway.query(Query(prompt=prompt, **options))
 
     def guard(self, service: str = "claude") -> Guard:
-        return self.gateway.backends[service].service.default_guard
+        return self.gateway.services[service].service.default_guard
 
     def nothing_is_taken(self) -> bool:
         """No place, no permit, no money is held by anybody."""
-        for name, backend in self.gateway.backends.items():
-            gates = backend.service.gates
+        for name, ai_service in self.gateway.services.items():
+            gates = ai_service.service.gates
             if gates.bulkhead.used or gates.limit_queue.used or self.ledger.view(name).held_usd:
                 return False
-            if any(guard.breaker.running or guard.breaker.leases for guard in backend.service.guards):
+            if any(guard.breaker.running or guard.breaker.leases for guard in ai_service.service.guards):
                 return False
         return True
 
@@ -84,7 +84,7 @@ async def world(**options: Any) -> AsyncIterator[World]:
                 **options,
             ),
         )
-        backends = assemble(
+        ai_services = assemble(
             PlatformOptions(services=services),
             http=http,
             clock=SYSTEM_CLOCK,
@@ -92,7 +92,7 @@ async def world(**options: Any) -> AsyncIterator[World]:
             publish=events.publish,
         )
         gateway = Gateway(
-            backends, ledger=lambda: ledger, prices=prices, deadlines=deadlines, clock=SYSTEM_CLOCK
+            ai_services, ledger=lambda: ledger, prices=prices, deadlines=deadlines, clock=SYSTEM_CLOCK
         )
         try:
             yield World(gateway, claude, openai, ledger, events, deadlines)

@@ -24,6 +24,7 @@ from koo.guard import Guard, OnLimit
 from koo.options import BreakerOptions
 from koo.policies.breaker import FORCED_OPEN, HALF_OPEN
 from koo.policies.bulkhead import Bulkhead
+from koo.policies.pacer import LimitLeft
 from tests.guard.support import (
     BEGIN_S,
     Script,
@@ -71,7 +72,7 @@ async def use_up_the_minute(guard: Guard) -> None:
 
 
 def use_up_the_providers_limit(guard: Guard) -> None:
-    guard.gates.pacer.learn(1000, 5, 3000.0, guard.now())
+    guard.gates.pacer.learn([LimitLeft(1000, 5, 3000.0)], guard.now())
     for _ in range(10):
         guard.gates.pacer.take(guard.now())
 
@@ -543,7 +544,7 @@ def test_who_waits_for_a_place_does_not_run_into_a_breaker_that_opens_meanwhile(
 def test_calls_are_spread_when_the_providers_limit_is_nearly_used_up() -> None:
     async def main() -> None:
         guard, scripts = make_guard(), [Script() for _ in range(4)]
-        guard.gates.pacer.learn(100, 10, 50.0, guard.now())
+        guard.gates.pacer.learn([LimitLeft(100, 10, 50.0)], guard.now())
         await asyncio.gather(*(guard.call(script) for script in scripts))
         assert [script.at for script in scripts] == [[0.0], [5.0], [10.0], [15.0]]
 
@@ -553,7 +554,7 @@ def test_calls_are_spread_when_the_providers_limit_is_nearly_used_up() -> None:
 def test_with_refuse_nobody_waits_for_the_pacer() -> None:
     async def main() -> None:
         guard = make_guard()
-        guard.gates.pacer.learn(100, 10, 50.0, guard.now())
+        guard.gates.pacer.learn([LimitLeft(100, 10, 50.0)], guard.now())
         assert await guard.call(answer, on_limit="refuse") == "answer"
         error = await error_of(guard.call(answer, on_limit="refuse"))
         assert (
@@ -567,7 +568,7 @@ def test_with_refuse_nobody_waits_for_the_pacer() -> None:
 def test_a_cell_of_who_gave_up_or_was_refused_later_is_free_again() -> None:
     async def main() -> None:
         guard = make_guard(gates=Gates(limits=minute_limit(100), bulkhead=Bulkhead(1)))
-        guard.gates.pacer.learn(100, 10, 50.0, guard.now())
+        guard.gates.pacer.learn([LimitLeft(100, 10, 50.0)], guard.now())
         running = asyncio.create_task(guard.call(answer_in, 50))
         await asyncio.sleep(0)
         waiting = [asyncio.create_task(guard.call(answer)) for _ in range(3)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from koo.ai.gateway import AIService
 from koo.ai.operations import compose
 from koo.ai.providers.anthropic import AnthropicProvider
 from koo.ai.providers.base import Provider
@@ -13,7 +12,7 @@ from koo.ai.providers.local import LocalProvider
 from koo.ai.providers.openai import OpenAIProvider
 from koo.ai.providers.openai_compatible import OpenAICompatibleProvider
 from koo.ai.providers.perplexity import PerplexityProvider
-from koo.ai.service import Service, guard_options
+from koo.ai.service import AIService, Service, guard_options
 from koo.clock import Clock
 from koo.deadlines import Deadlines
 from koo.errors import ConfigurationError
@@ -42,7 +41,7 @@ def assemble(
     publish: Callable[[Event], None],
 ) -> dict[str, AIService]:
     """Every service of the options, by name. Makes no connection. Raises `ConfigurationError`."""
-    backends = {}
+    ai_services = {}
     for one in options.services:
         service = Service(
             one.name,
@@ -57,8 +56,8 @@ def assemble(
             checkable=True,
             free=one.free,
         )
-        backends[one.name] = AIService(service, make_provider(one, options, http, clock), one)
-    return backends
+        ai_services[one.name] = AIService(service, make_provider(one, options, http, clock), one)
+    return ai_services
 
 
 def make_provider(one: ServiceOptions, options: PlatformOptions, http: HttpClient, clock: Clock) -> Provider:

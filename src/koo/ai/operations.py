@@ -11,16 +11,16 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import fields
 from decimal import Decimal
-from functools import partial
 from typing import Any, TypeVar
 
+from koo.ai.charge import FixedCharge
 from koo.ai.providers.sdk_faults import classify_sdk, own_retries
 from koo.ai.service import Service
 from koo.errors import ConfigurationError
 from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
 from koo.policies.foreign import classify_foreign
 from koo.policies.verdict import Classify, Fault
-from koo.storage.base import Allowance, Bill, Hold, HoldRequest, Ledger
+from koo.storage.base import Allowance, Ledger
 
 T = TypeVar("T")
 log = logging.getLogger("koo")
@@ -106,49 +106,10 @@ def compose(classify: Classify | None, name: str) -> Classify:
     return judge
 
 
-class FixedCharge:
-    """Money for an operation whose worst case the caller told: `max_cost_usd` is held, `cost_usd(result)` is booked."""
-
-    __slots__ = ("_bound_usd", "_hold", "_ledger", "_service", "spent_usd")
-
-    def __init__(self, service: Service, bound_usd: Decimal, ledger: Ledger) -> None:
-        self._service = service
-        self._bound_usd = bound_usd
-        self._ledger = ledger
-        self._hold: Hold | None = None
-        self.spent_usd: Decimal | None = None
-
-    async def hold(self, deadline: float) -> None:
-        self.spent_usd = None
-        self._hold = await self._ledger.hold(
-            HoldRequest(
-                service=self._service.name,
-                model="",
-                amount_usd=self._bound_usd,
-                allowance=self._service.allowance,
-                lease_s=self._service.options.timeout_s + 60.0,
-            )
-        )
-        self._service.holds_made += 1
-
-    def settle(self) -> None:
-        hold, self._hold = self._hold, None
-        if hold is not None:
-            spent, source = (
-                (self._bound_usd, "estimate") if self.spent_usd is None else (self.spent_usd, "reported")
-            )
-            self._ledger.settle(hold, Bill(amount_usd=spent, source=source, model=""))
-
-    def release(self) -> None:
-        hold, self._hold = self._hold, None
-        if hold is not None:
-            self._ledger.release(hold)
-
-
 class Money:
     """What a registration says about money."""
 
-    __slots__ = ("allowance", "bound_usd", "cost_of")
+    __slots__ = ("_cost_of", "allowance", "bound_usd")
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         budget = options.get("daily_budget")
@@ -165,7 +126,22 @@ class Money:
         limit_usd = None if budget is None else _usd("daily_budget", budget)
         self.allowance = Allowance(limit_usd, explicit=budget is not None)
         self.bound_usd = None if bound is None else _usd("max_cost_usd", bound, BOUND_USD_MAX)
-        self.cost_of: Callable[[Any], Any] | None = options.get("cost_usd")
+        self._cost_of: Callable[[Any], Any] | None = options.get("cost_usd")
+
+    def charge(self, service: Service, ledger: Ledger) -> FixedCharge | None:
+        """The charge of one call; None where it costs nothing."""
+        return None if self.bound_usd is None else FixedCharge(service, ledger, self.bound_usd)
+
+    def cost_usd(self, result: object) -> Decimal | None:
+        """What the call that returned `result` cost; None where the caller does not say, or says nothing sensible."""
+        if self._cost_of is None:
+            return None
+        try:
+            return _usd("cost_usd", self._cost_of(result))
+        except Exception:
+            # The call was made and is paid for: its answer is not thrown away, and its money not given back.
+            log.exception("cost_usd failed; the most that the call can cost is booked")
+            return None
 
 
 def _usd(name: str, value: Any, most: Decimal = Decimal("Infinity")) -> Decimal:
@@ -204,10 +180,17 @@ async def execute(
         )
     _warn_of_retries(service.name, operation)
     guard = service.guard(_model_of(service, kwargs))
-    charge = None
-    if money is not None and money.bound_usd is not None:
-        charge = FixedCharge(service, money.bound_usd, ledger)
-    run = partial(_run, operation, args, kwargs, charge, money)
+    charge = money.charge(service, ledger) if money is not None else None
+
+    async def run() -> T:
+        awaitable = operation(*args, **kwargs)
+        if not inspect.isawaitable(awaitable):
+            raise TypeError("the operation gave a result that cannot be awaited: koo guards async functions")
+        result: T = await awaitable
+        if charge is not None and money is not None:
+            charge.note(money.cost_usd(result))
+        return result
+
     return await guard.call(run, charge=charge)
 
 
@@ -215,26 +198,6 @@ def _model_of(service: Service, kwargs: Mapping[str, Any]) -> str | None:
     """An SDK's call names its model; an operation of the user's own has none that koo would know."""
     model = kwargs.get("model")
     return model if isinstance(model, str) and service.default_model is not None else service.default_model
-
-
-async def _run(
-    operation: Callable[..., Awaitable[T]],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    charge: FixedCharge | None,
-    money: Money | None,
-) -> T:
-    awaitable = operation(*args, **kwargs)
-    if not inspect.isawaitable(awaitable):
-        raise TypeError("the operation gave a result that cannot be awaited: koo guards async functions")
-    result = await awaitable
-    if charge is not None and money is not None and money.cost_of is not None:
-        try:
-            charge.spent_usd = _usd("cost_usd", money.cost_of(result))
-        except Exception:
-            # The call was made and is paid for: its answer is not thrown away, and its money not given back.
-            log.exception("cost_usd failed; the most that the call can cost is booked")
-    return result
 
 
 _warned: set[str] = set()

@@ -6,8 +6,11 @@ overloaded model says nothing about the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
+from koo.ai.providers.base import Pace, Provider
+from koo.ai.types import Usage
 from koo.clock import Clock, utc_day
 from koo.deadlines import Deadlines
 from koo.errors import CallerMistake, Kind
@@ -17,6 +20,7 @@ from koo.options import DAY_S, GuardOptions, ServiceOptions
 from koo.policies.breaker import CLOSED, Override
 from koo.policies.bulkhead import Bulkhead
 from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
+from koo.policies.pacer import LimitLeft
 from koo.policies.verdict import Classify
 from koo.storage.base import Allowance
 
@@ -53,6 +57,15 @@ def guard_options(options: ServiceOptions) -> GuardOptions:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class AIService:
+    """A service that can be asked: its guards, its wire, its options."""
+
+    service: Service
+    provider: Provider
+    options: ServiceOptions
+
+
 class Service:
     """The guards and gates of one service, by model; `default_model` is what a query gets that names none."""
 
@@ -79,10 +92,8 @@ class Service:
         self.free = free
         self.allowance = allowance or Allowance(None)
         self.clock = clock
-        self.holds_made = 0
-        """Attempts that the ledger has counted with their hold; the day's other requests are counted apart."""
-        self._noted = (0, 0, 0)
-        self._deadlines = deadlines
+        self.deadlines = deadlines
+        self._stored = (0, 0)  # a UTC day, and how many of its requests the state store knows
         self._classify = classify
         self._publish = publish
         self.gates = Gates(limits=make_limits(options, clock), bulkhead=Bulkhead(options.concurrency_max))
@@ -109,7 +120,7 @@ class Service:
         guard = Guard(
             self.name,
             self.options,
-            deadlines=self._deadlines,
+            deadlines=self.deadlines,
             gates=self.gates,
             model=model,
             classify=self._classify,
@@ -179,6 +190,13 @@ class Service:
                 self._publish(KeyUnblocked(self.name, model))
         self._anchor_day()
 
+    def learn_pace(self, paces: Iterable[Pace], usage: Usage | None) -> None:
+        """Take in what an answer's headers say about the provider's limits; `usage` is that answer's, if known."""
+        pacer = self.gates.pacer
+        pacer.learn([limit for pace in paces if (limit := _in_calls(pace, usage))], self.clock.monotonic())
+        if pacer.interval_s:
+            self.gates.invalidate()
+
     def forget_used(self) -> None:
         """An operator resets the limits: nothing was used. Money is never forgotten."""
         for count in self.gates.limits.counts:
@@ -193,25 +211,54 @@ class Service:
                 count.roll(now)
                 count.anchor(now + (day + 1) * DAY_S - wall, day)
 
-    def take_uncounted(self) -> tuple[int, int]:
-        """The UTC day, and how many of its requests no store has counted yet; the next call gives later ones."""
+    # ── the day's requests, which outlive the process ─────────────────────────────────────────────────────────
+
+    def note_stored(self, day: int, count: int) -> None:
+        """The state store knows of so many more requests of that UTC day: each hold of money counts one there."""
+        known_day, known = self._stored
+        if day >= known_day:
+            self._stored = (day, count + (known if day == known_day else 0))
+
+    def take_unstored(self) -> tuple[int, int]:
+        """The UTC day, and how many of its requests the state store does not know; a refund makes it negative.
+
+        The caller stores them: the next call returns only later ones.
+        """
         count = self.day_count
         if count is None:
             return 0, 0
-        day, used, held = self._noted
-        if day != count.day:
-            used = 0
-        self._noted = (count.day, count.used, self.holds_made)
-        return count.day, count.used - used - (self.holds_made - held)
+        day, known = self._stored
+        self._stored = (count.day, count.used)
+        return count.day, count.used - (known if day == count.day else 0)
 
-    def restore_day(self, used: int) -> None:
-        """Go on where the last process stopped."""
+    def restore_day(self, day: int, used: int) -> None:
+        """Go on where the last process stopped: `used` requests of UTC day `day` are in the state store."""
+        # The counts may have been made before midnight: added to a day that is over they would go with it.
+        self._anchor_day()
         count = self.day_count
-        if count is not None:
+        if count is not None and count.day == day:
             count.used += used
-            self._noted = (count.day, count.used, self.holds_made)
+            self.note_stored(day, used)
 
     @property
     def day_count(self) -> DayCount | None:
         """The count of today's requests, if they are limited."""
         return next((count for count in self.gates.limits.counts if isinstance(count, DayCount)), None)
+
+
+def _in_calls(pace: Pace, usage: Usage | None) -> LimitLeft | None:
+    """A limit as calls like the one that was just answered; None where nothing says how many tokens that took."""
+    each = 1 if pace.resource == "requests" else _tokens(pace.resource, usage) if usage is not None else 0
+    if not each or pace.limit is None or pace.remaining is None:
+        return None
+    return LimitLeft(pace.limit / each, pace.remaining / each, pace.resets_in_s)
+
+
+def _tokens(resource: str, usage: Usage) -> int:
+    """What an answer takes of a limit; what comes out of the provider's cache takes nothing of its input."""
+    match resource:
+        case "input-tokens":
+            return usage.input_tokens + usage.cache_write_tokens
+        case "output-tokens":
+            return usage.output_tokens
+    return usage.total_tokens

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from koo.ai.gateway import AIService
+from koo.ai.service import AIService
 from koo.cli.client import ServerClient
 from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async
 from koo.configuration.variables import BUILT_IN
@@ -145,13 +145,13 @@ async def _connections(platform: Platform) -> AsyncIterator[Finding]:
     yield await _store(platform)
     await platform.parts.prices.load()
     checks = await platform.check_services()
-    for name, backend in platform.parts.backends.items():
+    for name, ai_service in platform.parts.ai_services.items():
         if name in checks:
             error = checks[name]["error"]
             yield Finding(
-                name, "problem" if error else "ok", error or f"answers, with {backend.options.model}"
+                name, "problem" if error else "ok", error or f"answers, with {ai_service.options.model}"
             )
-            yield _price(platform, backend)
+            yield _price(platform, ai_service)
         else:
             key = BUILT_IN[name][1].upper() if name in BUILT_IN else "its key"
             yield Finding(name, "note", "not configured", f"set {key} to use it")
@@ -180,8 +180,8 @@ async def _store(platform: Platform) -> Finding:
     return Finding("state store", "ok", "can be read")
 
 
-def _price(platform: Platform, backend: AIService) -> Finding:
-    options = backend.options
+def _price(platform: Platform, ai_service: AIService) -> Finding:
+    options = ai_service.options
     price = platform.parts.prices.find(options, options.model)
     if price is None:
         variable = f"AI_SERVICES__{options.name.upper()}__"

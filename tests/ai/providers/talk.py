@@ -143,7 +143,7 @@ async def gateway(
         name="svc", kind=kind, model=model, api_key=KEY, base_url=server.base_url,
         **{"retry": RetryOptions(base_s=0.001, cap_s=0.01), **options},
     )  # fmt: skip
-    backends = assemble(
+    services = assemble(
         PlatformOptions(services=(service,)),
         http=http,
         clock=SYSTEM_CLOCK,
@@ -152,7 +152,7 @@ async def gateway(
     )
     try:
         yield (
-            Gateway(backends, ledger=lambda: ledger, prices=prices, deadlines=deadlines, clock=SYSTEM_CLOCK),
+            Gateway(services, ledger=lambda: ledger, prices=prices, deadlines=deadlines, clock=SYSTEM_CLOCK),
             ledger,
         )
     finally:

@@ -626,7 +626,7 @@ def test_no_bill_of_the_server_is_above_what_was_held(prompt: str, searches: int
         query = Query(service="svc", prompt=prompt, max_tokens=200, system="Be brief.")
         assert (await here.query(query)).cost_usd == server.billed_usd
         asked = TALK.asking(prompt, max_tokens=200, system="Be brief.")
-        bound = price().bound_usd(here.backends["svc"].provider.bound_input_tokens(asked), 200)
+        bound = price().bound_usd(here.services["svc"].provider.bound_input_tokens(asked), 200)
         assert server.billed_usd <= bound
 
     server = FakePerplexity(searches=searches, search_tokens=SEARCH_TOKENS_BOUND)

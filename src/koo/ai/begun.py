@@ -1,0 +1,46 @@
+"""A service that has begun to answer, whole or streamed: what is open until the answer ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from koo.ai.charge import QueryCharge
+from koo.ai.providers.base import Completion
+from koo.ai.types import Answer
+from koo.guard import Guard, Scope
+from koo.options import ServiceOptions
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Begun(Generic[T]):
+    """The permit and the money of an answer, and how the `Answer` is made of what the provider said.
+
+    `scope.value` is what the provider gave: a whole completion, or a streamed one that has its first content.
+    `began_at` is when the query began, in monotonic seconds.
+    """
+
+    options: ServiceOptions
+    guard: Guard
+    charge: QueryCharge
+    scope: Scope[T]
+    began_at: float
+
+    def end(self, completion: Completion, *, slow: bool | None = None) -> Answer:
+        """Book what it cost and settle the permit as a success. `slow`: see `Scope.settle`."""
+        bill = self.charge.note(completion)
+        self.scope.settle(slow=slow)
+        return Answer(
+            text=completion.text,
+            service=self.guard.name,
+            model=completion.model,
+            usage=completion.usage,
+            cost_usd=bill.amount_usd,
+            cost_source=bill.source,
+            attempts=self.scope.attempts,
+            latency_s=self.guard.now() - self.began_at,
+            stop_reason=completion.stop_reason,
+            request_id=completion.request_id,
+        )

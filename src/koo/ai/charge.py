@@ -1,0 +1,155 @@
+"""The money of one call, which its guard asks for before each attempt.
+
+`hold → run → settle`, for each attempt, always: an attempt that failed on the way back may have been billed. What is
+held is the worst case. What is booked is the attempt's `bill`; where nothing has said what it cost and it may have been
+billed, the whole hold, marked as an estimate.
+
+All charges hold and end alike. They differ in their worst case, and in what they read the bill from: a query from the
+provider's usage and a price, an own operation from what its caller says.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from asyncio import timeout_at
+from decimal import Decimal
+
+from koo.ai.pricing import ModelPrice
+from koo.ai.providers.base import Completion, Provider, Request
+from koo.ai.service import Service
+from koo.errors import BudgetExceeded, Kind
+from koo.storage.base import Bill, Hold, HoldRequest, Ledger
+
+LEASE_SLACK_S = 60.0
+"""A hold outlives its call's deadline by this, so that no sweeper books a call that is just ending."""
+
+
+class ServiceCharge(ABC):
+    """Money for one call at a service: what a guard's `Charge` is. `bill` None: nothing has said what it cost."""
+
+    __slots__ = ("_hold", "_ledger", "_service", "bill", "model", "tag")
+
+    def __init__(self, service: Service, ledger: Ledger, model: str = "", tag: str | None = None) -> None:
+        self._service = service
+        self._ledger = ledger
+        self._hold: Hold | None = None
+        self.model = model
+        self.tag = tag
+        self.bill: Bill | None = None
+
+    @abstractmethod
+    def bound_usd(self) -> Decimal:
+        """The worst case of one attempt."""
+
+    async def hold(self, deadline: float) -> None:
+        """Put the worst case aside, by `deadline` (monotonic seconds) at the latest.
+
+        Raises `BudgetExceeded`, also where the ledger does not answer in time; then nothing is held.
+        """
+        self.bill = None
+        request = HoldRequest(
+            service=self._service.name,
+            model=self.model,
+            amount_usd=self.bound_usd(),
+            allowance=self._service.allowance,
+            lease_s=self._lease_s(deadline),
+            tag=self.tag,
+        )
+        try:
+            async with timeout_at(deadline):
+                self._hold = await self._ledger.hold(request)
+        except TimeoutError as error:
+            reason = "the budget's ledger did not answer before the deadline"
+            raise BudgetExceeded(self._service.name, reason, kind=Kind.DEADLINE) from error
+        except ValueError as error:
+            reason = "what this call can cost is more than any ledger holds; is the price of its model right?"
+            raise BudgetExceeded(self._service.name, reason) from error
+        self._service.note_stored(self._hold.day, 1)
+
+    def _lease_s(self, deadline: float) -> float:
+        # As long as the call may run: a hold that is swept before its end would be booked at its bound.
+        left_s = deadline - self._service.clock.monotonic()
+        return max(self._service.options.timeout_s, left_s) + LEASE_SLACK_S
+
+    def settle(self) -> None:
+        """Book what it cost; without a bill, the worst case."""
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            worst = Bill(amount_usd=hold.amount_usd, source="estimate", model=self.model)
+            self._ledger.settle(hold, self.bill or worst)
+
+    def release(self) -> None:
+        """Nothing can have been billed."""
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            self._ledger.release(hold)
+
+
+class QueryCharge(ServiceCharge):
+    """Money for a query: its worst case by the length of its prompt, its bill by the provider's usage."""
+
+    __slots__ = ("_input_tokens_max", "_provider", "price", "request")
+
+    def __init__(
+        self,
+        service: Service,
+        ledger: Ledger,
+        provider: Provider,
+        request: Request,
+        price: ModelPrice,
+        tag: str | None = None,
+    ) -> None:
+        super().__init__(service, ledger, request.model, tag)
+        self._provider = provider
+        self._input_tokens_max: int | None = None
+        self.request = request
+        self.price = price
+
+    @property
+    def input_tokens_max(self) -> int:
+        """An upper bound of what the prompt is counted as."""
+        # Worked out when it is first needed: a query that a gate refuses must not pay for counting a long prompt.
+        if self._input_tokens_max is None:
+            self._input_tokens_max = self._provider.bound_input_tokens(self.request)
+        return self._input_tokens_max
+
+    def bound_usd(self) -> Decimal:
+        return self.price.bound_usd(self.input_tokens_max, self.request.max_tokens)
+
+    def note(self, completion: Completion) -> Bill:
+        """Take down what the attempt cost: the provider's own price where it reports one, else the table's."""
+        usage, price = completion.usage, self.price
+        if completion.cost_usd is not None:
+            amount_usd, source = completion.cost_usd, "reported"
+        else:
+            amount_usd, source = price.cost_usd(usage), "estimate" if usage.estimated else price.source
+        self.bill = Bill(
+            amount_usd=amount_usd,
+            source=source,
+            model=self.model,
+            input_tokens=usage.input_tokens,
+            cache_read_tokens=usage.cache_read_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
+            output_tokens=usage.output_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            unit_prices=price.unit_prices,
+            price_version=price.version,
+        )
+        return self.bill
+
+
+class FixedCharge(ServiceCharge):
+    """Money for an own operation, whose caller names its worst case and may say what it cost."""
+
+    __slots__ = ("_bound_usd",)
+
+    def __init__(self, service: Service, ledger: Ledger, bound_usd: Decimal) -> None:
+        super().__init__(service, ledger)
+        self._bound_usd = bound_usd
+
+    def bound_usd(self) -> Decimal:
+        return self._bound_usd
+
+    def note(self, cost_usd: Decimal | None) -> None:
+        """Take down what the call cost; None: its caller does not say."""
+        self.bill = None if cost_usd is None else Bill(amount_usd=cost_usd, source="reported", model="")
