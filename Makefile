@@ -101,7 +101,7 @@ $(STAMPS)/run: $(PINS) | $(STAMPS)/build
 
 $(STAMPS)/test: $(PINS) | $(STAMPS)/run
 	$(NEEDS)
-	@echo "koo: installing what the tests need: PostgreSQL, Valkey, the vendors' SDKs" >&2
+	@echo "koo: installing what the tests need: PostgreSQL, the vendors' SDKs" >&2
 	@$(INSTALL_KOO) '.[dev]'
 	@mkdir -p $(STAMPS) && touch $@
 

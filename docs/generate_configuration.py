@@ -68,7 +68,7 @@ SECTIONS = [
     Section(
         "State, server and command line",
         ("KOO_",),
-        "An address that others can reach is refused without `KOO_TOKEN`. Valkey and Redis cannot hold the state yet.",
+        "An address that others can reach is refused without `KOO_TOKEN`.",
     ),
 ]
 

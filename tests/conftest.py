@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
 
 import pytest
 
 from koo.testing.postgres import PostgresServer
-from koo.testing.processes import RealServer
-from koo.testing.valkey import ValkeyServer
-
-Server = TypeVar("Server", bound=RealServer)
 
 # Every server that the fixtures below have started in this process.
-SHARED: dict[str, RealServer] = {}
+SHARED: dict[str, PostgresServer] = {}
 
 
 @pytest.fixture(scope="session")
@@ -36,13 +31,7 @@ def postgres(request: pytest.FixtureRequest) -> PostgresServer:
     return server
 
 
-@pytest.fixture(scope="session")
-def valkey() -> Iterator[ValkeyServer]:
-    """A running Valkey, shared by all tests of this worker: a test clears what it needs to be empty."""
-    yield from _shared("valkey", ValkeyServer())
-
-
-def _shared(name: str, server: Server) -> Iterator[Server]:
+def _shared(name: str, server: PostgresServer) -> Iterator[PostgresServer]:
     with server:
         SHARED[name] = server
         yield server

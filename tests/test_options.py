@@ -139,7 +139,9 @@ def test_a_key_or_an_address_with_a_password_is_never_shown() -> None:
         [
             make(ServiceOptions, api_key="sk-secret"),
             DatabaseOptions(url="postgresql://me:secret@host/db"),
-            PlatformOptions(token="secret", read_token="secret", state_url="redis://:secret@host"),
+            PlatformOptions(
+                token="secret", read_token="secret", state_url="postgresql://me:secret@host/state"
+            ),
         ]
     )
     assert "secret" not in shown

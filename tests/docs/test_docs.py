@@ -194,7 +194,9 @@ def test_each_document_can_be_reached_from_the_readme() -> None:
 def test_each_decision_is_listed_and_has_its_three_parts() -> None:
     folder = DOCS / "decisions"
     records = sorted(folder.glob("0*.md"))
-    assert [record.name[:4] for record in records] == [f"{n:04}" for n in range(1, len(records) + 1)]
+    numbers = [record.name[:4] for record in records]
+    # A record that a later one replaces may be deleted: its number is not given again.
+    assert len(set(numbers)) == len(numbers) and all(re.fullmatch(r"\d{4}", number) for number in numbers)
     listed = {target for _, target in links(folder / "README.md")}
     for record in records:
         text = record.read_text()

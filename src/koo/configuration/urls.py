@@ -17,7 +17,6 @@ DATABASE_SCHEMES = (
     "postgresql+psycopg",
     "postgresql+asyncpg",
 )
-SHARED_SCHEMES = ("redis", "rediss", "valkey", "valkeys")
 ALLOWED_DATABASES = f"a URL that begins with one of {', '.join(f'{one}://' for one in DATABASE_SCHEMES)}"
 ALLOWED_HOSTS = "an address or a host name, without scheme and port"
 ALLOWED_WEB = "a URL that begins with http:// or https://, without user, password, ? and #"
@@ -43,9 +42,7 @@ def effective_database_url(url: str, home: Path) -> str:
 
 
 def effective_state_url(url: str, home: Path) -> str:
-    """The same for koo's own state, which Valkey and Redis will be able to hold. Raises `ValueError`."""
-    if _split(url)[0] in SHARED_SCHEMES:
-        raise ValueError(f"Valkey and Redis cannot hold the state yet; allowed is {ALLOWED_DATABASES}")
+    """The same for koo's own state, which must be in a file or a server. Raises `ValueError`."""
     effective = effective_database_url(url, home)
     scheme, rest = _split(effective)
     if scheme.startswith("sqlite") and (rest in {"", "/", "/:memory:"} or "?" in rest):

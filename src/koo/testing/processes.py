@@ -1,10 +1,9 @@
 """A real server as a child process, to be hurt: started, stopped, killed, frozen and started again.
 
-`koo.testing.postgres` and `koo.testing.valkey` say which program runs and when it is ready; what they have in common
-is here. Every server has a directory of its own and one port on 127.0.0.1 for its whole life, so that a client's
-URL stays true over a kill and a restart. Calls block for some milliseconds (a start for some tenths of a second):
-from a coroutine use `asyncio.to_thread(server.kill)`. Whatever is still alive when the interpreter ends is ended
-and its directory removed.
+`koo.testing.postgres` says which program runs and when it is ready; what holds for any server is here. Every server has
+a directory of its own and one port on 127.0.0.1 for its whole life, so that a client's URL stays true over a kill and a
+restart. Calls block for some milliseconds (a start for some tenths of a second): from a coroutine use
+`asyncio.to_thread(server.kill)`. What is still alive when the interpreter ends is ended and its directory removed.
 
 Four lessons are in the code:
 
