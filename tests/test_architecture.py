@@ -53,7 +53,7 @@ THIRD_PARTIES: dict[str, list[str]] = {
     "xllamacpp": ["ai/local_llama.py"],
     "prometheus_client": ["web/exposition.py"],
     "pydantic": ["settings.py", "configuration/", "web/"],
-    "pydantic_core": ["settings.py", "configuration/"],
+    "pydantic_core": ["settings.py", "configuration/", "web/"],
     "pydantic_settings": ["settings.py", "configuration/"],
     "fastapi": ["web/"],
     "starlette": ["web/"],

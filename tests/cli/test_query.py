@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from koo.testing.providers import FakeAnthropic, answer, error, hang, stream
-from koo.web import models
+from koo.web.answers import QueryAnswer
 from tests.cli.running import Here, command, environment, settings_of
+from tests.web.exact import check_exactly
 
 
 def test_the_answer_goes_to_standard_output_and_what_it_took_to_standard_error(here: Here) -> None:
@@ -65,7 +66,7 @@ def test_json_is_what_the_api_answers(here: Here) -> None:
         code, out, err = here.run("query", "claude", "Capital of France?", "--json")
         assert (code, err) == (0, "")
         document = json.loads(out)
-        models.QueryAnswer.model_validate(document, strict=True)
+        check_exactly(document, QueryAnswer)
         assert (document["response"], Decimal(document["cost"])) == ("Paris.", fake.billed_usd)
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from koo.monitoring.shapes import SystemHealth
 from koo.testing.providers import FakeAnthropic, error, hang
-from koo.web import models
 from tests.cli.running import Here, command, environment, serving, settings_of
+from tests.web.exact import check_exactly
 
 JSON = {"Content-Type": "application/json"}
 RSS_KB_MAX = 100 * 1024
@@ -174,7 +175,7 @@ def test_status_tells_the_state_in_words_and_as_a_code(here: Here, tmp_path: Pat
         assert code == 0
         assert "healthy" in out and "database" in out and "claude" in out and "no key" in out
         code, out, _ = here.run("status", "--json")
-        models.SystemHealth.model_validate(json.loads(out), strict=True)
+        check_exactly(json.loads(out), SystemHealth)
         assert here.run("alerts")[:2] == (0, "no alerts\n")
 
         fake.script(*[error(500, "api_error")] * 5)

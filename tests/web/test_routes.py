@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import ValidationError
 
 from koo.ai.types import Query
 from koo.database.database import Database
 from koo.errors import ExternalServiceError
+from koo.monitoring import shapes
 from koo.monitoring.vitals import Look
 from koo.options import DatabaseOptions, ServiceOptions
 from koo.platform import LOOK_AGE_MAX_S, Platform
 from koo.testing.providers import FakeAnthropic, answer, error
-from koo.web import create_app, models
+from koo.web import answers, bodies, create_app, examples
 from tests.database.support import StillClock
+from tests.web.exact import check_exactly
 from tests.web.serving import Client, claude, options, platform, served, until
 
 NO_KEY = ServiceOptions(name="openai", kind="openai", model="gpt-6.1-terra")
@@ -40,47 +42,47 @@ def with_server(folder: Path, work: Work, **more: Any) -> None:
     asyncio.run(main())
 
 
-GETS: dict[str, tuple[type[BaseModel], set[str]]] = {
+GETS: dict[str, tuple[Any, set[str]]] = {
     "/api/v1/monitoring/health": (
-        models.SystemHealth,
+        shapes.SystemHealth,
         {"overall_health", "database", "ai_services", "timestamp"},
     ),
     "/api/v1/monitoring/dashboard": (
-        models.Dashboard,
+        shapes.Dashboard,
         {"summary", "database", "ai_services", "alerts", "timestamp"},
     ),
-    "/api/v1/monitoring/alerts": (models.SystemAlerts, {"alerts", "alert_count", "timestamp"}),
-    "/api/v1/monitoring/database": (models.DatabaseMonitoring, {"database_monitoring", "timestamp"}),
-    "/api/v1/monitoring/database/pool-metrics": (models.PoolMetricsAnswer, {"pool_metrics", "timestamp"}),
-    "/api/v1/monitoring/ai-services": (models.ServicesMonitoring, {"ai_services_monitoring", "timestamp"}),
+    "/api/v1/monitoring/alerts": (shapes.SystemAlerts, {"alerts", "alert_count", "timestamp"}),
+    "/api/v1/monitoring/database": (answers.DatabaseMonitoring, {"database_monitoring", "timestamp"}),
+    "/api/v1/monitoring/database/pool-metrics": (answers.PoolMetrics, {"pool_metrics", "timestamp"}),
+    "/api/v1/monitoring/ai-services": (answers.ServicesMonitoring, {"ai_services_monitoring", "timestamp"}),
     "/api/v1/monitoring/ai-services/claude/metrics": (
-        models.ServiceMetricsAnswer,
+        answers.ServiceMonitoring,
         {"service_metrics", "timestamp"},
     ),
     "/api/v1/ai/services/health": (
-        models.ServicesHealth,
+        shapes.ServicesHealth,
         {"overall_health", "healthy_services", "total_services", "services", "timestamp"},
     ),
     "/api/v1/ai/services/claude/health": (
-        models.ServiceHealth,
+        shapes.ServiceHealth,
         {"service_name", "state", "configured", "reason", "health", "metrics", "rate_limits", "configuration"}
         | {"last_updated"},
     ),
-    "/livez": (models.Alive, {"status"}),
-    "/readyz": (models.Ready, {"status"}),
+    "/livez": (answers.Alive, {"status"}),
+    "/readyz": (answers.Ready, {"status"}),
 }
-POSTS: dict[str, tuple[type[BaseModel], set[str]]] = {
+POSTS: dict[str, tuple[Any, set[str]]] = {
     "/api/v1/monitoring/database/health-check": (
-        models.DatabaseCheck,
+        answers.DatabaseCheck,
         {"health_check_result", "detailed_status", "timestamp"},
     ),
     "/api/v1/monitoring/database/reset-circuit-breaker": (
-        models.DatabaseReset,
+        answers.DatabaseReset,
         {"message", "new_state", "timestamp"},
     ),
-    "/api/v1/ai/services/health-check": (models.ServiceChecks, {"claude"}),
-    "/api/v1/ai/services/claude/reset-errors": (models.ServiceReset, {"message", "service", "timestamp"}),
-    "/api/v1/ai/services/reset-all-errors": (models.ServicesReset, {"message", "results", "timestamp"}),
+    "/api/v1/ai/services/health-check": (answers.ServiceChecks, {"claude"}),
+    "/api/v1/ai/services/claude/reset-errors": (answers.ServiceReset, {"message", "service", "timestamp"}),
+    "/api/v1/ai/services/reset-all-errors": (answers.ServicesReset, {"message", "results", "timestamp"}),
 }
 
 
@@ -89,11 +91,11 @@ def test_every_path_answers_in_its_promised_shape(tmp_path: Path) -> None:
 
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         for method, paths in (("GET", GETS), ("POST", POSTS)):
-            for path, (model, keys) in paths.items():
+            for path, (shape, keys) in paths.items():
                 reply = await client.ask(method, path)
                 assert reply.status == 200, (path, reply.text)
                 assert keys <= reply.body.keys(), path
-                model.model_validate(reply.body, strict=True)
+                check_exactly(reply.body, shape)
                 assert reply.headers["Content-Type"] == "application/json"
                 assert reply.headers["Cache-Control"] == "no-store"
 
@@ -181,7 +183,7 @@ def test_a_question_is_answered_with_its_cost(tmp_path: Path) -> None:
         asked = {"service": "claude", "prompt": "Capital of France?", "system": "One word.", "max_tokens": 9}
         reply = await client.post("/api/v1/ai/query", json=asked)
         assert reply.status == 200
-        models.QueryAnswer.model_validate(reply.body, strict=True)
+        check_exactly(reply.body, answers.QueryAnswer)
         body = reply.body
         assert (body["response"], body["service"], body["attempts"]) == ("Paris.", "claude", 1)
         assert body["usage"]["total_tokens"] == 24
@@ -201,7 +203,7 @@ def test_several_questions_have_a_result_each_in_their_order(tmp_path: Path) -> 
         ]
         reply = await client.post("/api/v1/ai/batch-query", json={"queries": queries})
         assert reply.status == 200
-        models.BatchAnswer.model_validate(reply.body, strict=True)
+        check_exactly(reply.body, answers.BatchAnswer)
         body = reply.body
         assert [result["success"] for result in body["results"]] == [True, False, False]
         assert [result.get("kind") for result in body["results"]] == [
@@ -408,21 +410,32 @@ def test_the_docs_come_from_here_alone(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-def test_each_example_is_of_its_model(tmp_path: Path) -> None:
+SHAPES = vars(shapes) | vars(answers)
+
+
+@pytest.mark.parametrize("name", examples.RECORDED)
+def test_each_example_is_exactly_of_its_shape(name: str) -> None:
+    check_exactly(examples.RECORDED[name], SHAPES[name])
+
+
+def test_an_example_with_a_key_that_no_answer_has_is_found() -> None:
+    changed = {**examples.SERVICE, "health": {**examples.SERVICE["health"], "opened": 4}}
+    with pytest.raises(ValidationError, match="opened"):
+        check_exactly(changed, shapes.ServiceHealth)
+
+
+def test_each_example_of_a_body_is_taken() -> None:
+    for body in (bodies.QueryBody, bodies.BatchBody, bodies.ResetBody):
+        extra = body.model_config["json_schema_extra"]
+        assert isinstance(extra, dict)
+        body.model_validate(extra["example"], strict=True)
+
+
+def test_each_answer_has_an_example(tmp_path: Path) -> None:
     schema = create_app(platform(tmp_path)).openapi()
-    shown = 0
-    for model in vars(models).values():
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            continue
-        extra = model.model_config.get("json_schema_extra")
-        if isinstance(extra, dict):
-            model.model_validate(extra["example"], strict=True)
-            shown += 1
-    answers = [
-        one["responses"]["200"]["content"] for ways in schema["paths"].values() for one in ways.values()
-    ]
-    assert all("example" in content for media in answers for content in media.values())
-    assert shown > 15
+    found = [one["responses"]["200"]["content"] for ways in schema["paths"].values() for one in ways.values()]
+    assert all(content.get("example") for media in found for content in media.values())
+    assert len(found) == len(examples.RECORDED) + 1, "and `/metrics`, which is no JSON"
 
 
 def test_every_error_is_described_as_a_problem(tmp_path: Path) -> None:

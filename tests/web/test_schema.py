@@ -15,24 +15,26 @@ import schemathesis
 from hypothesis import HealthCheck, Phase
 from schemathesis.core.result import Ok
 
-from koo.platform import Platform
+from docs.generate_openapi import DESCRIPTION, description, look_of, record
 from koo.testing.providers import FakeAnthropic
 from koo.web import create_app
+from koo.web.examples import RECORDED
 from tests.web.serving import claude, platform, served
-
-COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
-UPDATE = "python -m tests.web.test_schema"
-
-
-def describe() -> str:
-    """`openapi.json` as it is committed; the version in it is the package's, and would differ in a source tree."""
-    schema = create_app(Platform()).openapi()
-    schema["info"]["version"] = "…"
-    return json.dumps(schema, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def test_the_committed_description_is_the_true_one() -> None:
-    assert COMMITTED.read_text() == describe(), f"the API has changed; if that is meant: {UPDATE}"
+    assert DESCRIPTION.read_text(encoding="utf-8") == description(), (
+        "the API has changed; if meant: make docs"
+    )
+
+
+def test_the_examples_are_what_a_server_answers_now() -> None:
+    """Recorded again: an example with a key, a type or a word that no answer has any more is not one."""
+    fresh = asyncio.run(record())
+    assert RECORDED.keys() == fresh.keys(), "run: make docs"
+    assert {name: look_of(one) for name, one in RECORDED.items()} == {
+        name: look_of(one) for name, one in fresh.items()
+    }, "run: make docs"
 
 
 @contextmanager
@@ -61,7 +63,7 @@ def in_a_thread(folder: Path) -> Iterator[str]:
 def test_whatever_is_asked_the_answer_is_a_described_one(tmp_path: Path) -> None:
     """No 500, no status and no media type that is not described, no body that is not of its schema."""
     with in_a_thread(tmp_path) as url:
-        schema = schemathesis.openapi.from_dict(json.loads(describe()))
+        schema = schemathesis.openapi.from_dict(json.loads(description()))
         for found in schema.get_all_operations():
             assert isinstance(found, Ok)
             operation = found.ok()
@@ -79,7 +81,3 @@ def test_whatever_is_asked_the_answer_is_a_described_one(tmp_path: Path) -> None
                 case.call_and_validate(base_url=url)
 
             ask()
-
-
-if __name__ == "__main__":
-    COMMITTED.write_text(describe())

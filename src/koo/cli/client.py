@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from koo.cli.terminal import CommandFailed, Exit
 from koo.errors import Kind
@@ -16,6 +16,7 @@ from koo.settings import Settings
 
 TIMEOUT_S = 15.0
 PREFIX = "/api/v1"
+T = TypeVar("T")
 
 
 class ServerClient:
@@ -29,18 +30,18 @@ class ServerClient:
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
 
-    async def get(self, path: str) -> dict[str, Any]:
-        """The JSON document at that path below `/api/v1`. Raises `CommandFailed`."""
-        return await self._ask("GET", path)
+    async def get(self, path: str, shape: type[T]) -> T:
+        """The answer at that path below `/api/v1`, of which `shape` is a `TypedDict`. Raises `CommandFailed`."""
+        return await self._ask("GET", path, shape)
 
-    async def post(self, path: str) -> dict[str, Any]:
+    async def post(self, path: str, shape: type[T]) -> T:
         """As `get`, for something that acts."""
-        return await self._ask("POST", path)
+        return await self._ask("POST", path, shape)
 
     async def close(self) -> None:
         await self._http.close()
 
-    async def _ask(self, method: str, path: str) -> dict[str, Any]:
+    async def _ask(self, method: str, path: str, shape: type[T]) -> T:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 answer = await self._http.request(method, self.url + PREFIX + path, headers=self._headers)
@@ -49,8 +50,8 @@ class ServerClient:
         except TransportError as error:
             raise self._away("" if error.stage == "connect" else error.reason) from None
         document = _read(answer)
-        if answer.status == 200 and document is not None:
-            return document
+        if answer.status == 200 and document is not None and shape.__annotations__.keys() <= document.keys():
+            return cast(T, document)
         kind = str((document or {}).get("kind", "no_koo_server"))
         mistaken = kind in (Kind.UNKNOWN_SERVICE, Kind.INVALID_REQUEST)
         code = Exit.USAGE if mistaken else Exit.FAILED

@@ -18,6 +18,7 @@ from koo.cli.client import ServerClient
 from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async
 from koo.configuration.variables import BUILT_IN
 from koo.errors import ConfigurationError, KooError
+from koo.monitoring.shapes import SystemHealth
 from koo.platform import Platform
 from koo.settings import Settings
 from koo.storage.base import StoreUnavailable
@@ -196,7 +197,7 @@ async def _server(platform: Platform) -> Finding:
     client = ServerClient(platform.options)
     try:
         async with asyncio.timeout(platform.options.health_check_timeout_s):
-            health = await client.get("/monitoring/health")
+            health = await client.get("/monitoring/health", SystemHealth)
     except (CommandFailed, TimeoutError) as error:
         return Finding("server", "note", str(error) or "it did not answer in time")
     finally:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 from urllib.parse import quote
 
 from koo.cli.client import connect
 from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async
 from koo.errors import name_of
+from koo.monitoring.shapes import Time
 
 DATABASE, ALL = "database", "all"
 
@@ -19,17 +20,24 @@ def reset(target: str, *, as_json: bool) -> Exit:
         put_json(answers[0] if len(answers) == 1 else {"results": answers})
     else:
         for answer in answers:
-            put(str(answer["message"]))
+            put(answer["message"])
     return Exit.OK
 
 
-async def _reset(target: str) -> list[dict[str, Any]]:
+class Reset(TypedDict):
+    """What each of the three resets answers."""
+
+    message: str
+    timestamp: Time
+
+
+async def _reset(target: str) -> list[Reset]:
     database, services = "/monitoring/database/reset-circuit-breaker", "/ai/services/reset-all-errors"
     named = {DATABASE: [database], ALL: [database, services]}
     paths = named.get(target) or [f"/ai/services/{_quoted(target)}/reset-errors"]
     async with connect() as client:
         with progress(f"asking {client.url}"):
-            return [await client.post(path) for path in paths]
+            return [await client.post(path, Reset) for path in paths]
 
 
 def _quoted(target: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 from koo.cli.client import connect
 from koo.cli.terminal import HEALTH_EXITS, Exit, progress, put, put_json, run_async
+from koo.monitoring.shapes import Alert, DatabaseHealth, ServiceHealth, SystemAlerts, SystemHealth
 
+T = TypeVar("T")
 COLOURS = {
     "healthy": "green",
     "degraded": "yellow",
@@ -22,7 +24,7 @@ COLOURS = {
 
 def status(*, as_json: bool) -> Exit:
     """Everything at a glance; the exit code says it too."""
-    url, health = run_async(_get("/monitoring/health"))
+    url, health = run_async(_get("/monitoring/health", SystemHealth))
     if as_json:
         put_json(health)
     else:
@@ -32,26 +34,26 @@ def status(*, as_json: bool) -> Exit:
 
 def alerts(*, as_json: bool) -> Exit:
     """What is wrong now, and what has just ended."""
-    _, answer = run_async(_get("/monitoring/alerts"))
+    _, answer = run_async(_get("/monitoring/alerts", SystemAlerts))
     if as_json:
         put_json(answer)
     elif not answer["alerts"]:
         put("no alerts")
     else:
         _show_alerts(answer["alerts"])
-    active = {alert["type"] for alert in answer["alerts"] if alert.get("active", True)}
+    active = {alert["type"] for alert in answer["alerts"] if alert["active"]}
     if "critical" in active:
         return Exit.UNHEALTHY
     return Exit.DEGRADED if "warning" in active else Exit.OK
 
 
-async def _get(path: str) -> tuple[str, dict[str, Any]]:
+async def _get(path: str, shape: type[T]) -> tuple[str, T]:
     async with connect() as client:
         with progress(f"asking {client.url}"):
-            return client.url, await client.get(path)
+            return client.url, await client.get(path, shape)
 
 
-def _show(url: str, health: dict[str, Any]) -> None:
+def _show(url: str, health: SystemHealth) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -74,7 +76,7 @@ def _show(url: str, health: dict[str, Any]) -> None:
         console.print(reason, markup=False, style="yellow", soft_wrap=True)
 
 
-def _database_words(view: dict[str, Any]) -> list[Any]:
+def _database_words(view: DatabaseHealth) -> list[Any]:
     pool = view["pool_status"]
     words = [_coloured(view["state"])]
     if view["response_time_ms"] is not None:
@@ -86,7 +88,7 @@ def _database_words(view: dict[str, Any]) -> list[Any]:
     return words
 
 
-def _service_cells(view: dict[str, Any]) -> list[Any]:
+def _service_cells(view: ServiceHealth) -> list[Any]:
     if not view["configured"]:
         return ["no key", "", "", "", "", ""]
     metrics, budget = view["metrics"], view["rate_limits"]["daily_budget"]
@@ -101,7 +103,7 @@ def _service_cells(view: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _show_alerts(listed: list[dict[str, Any]]) -> None:
+def _show_alerts(listed: list[Alert]) -> None:
     from rich.console import Console
     from rich.table import Table
 

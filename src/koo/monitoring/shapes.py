@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal, NotRequired
 from koo.events import Severity
 
 if sys.version_info >= (3, 12):
-    from typing import TypedDict
+    from typing import TypedDict as TypedDict  # noqa: PLC0414 - `koo.web.answers` takes it from here
 else:  # Before 3.12 pydantic refuses those of `typing`: they forget which key of which base may be missing.
-    from typing_extensions import TypedDict
+    from typing_extensions import TypedDict as TypedDict  # noqa: PLC0414
 
 
 class Doc:

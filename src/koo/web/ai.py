@@ -7,9 +7,10 @@ import logging
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from koo.monitoring import shapes
 from koo.monitoring.snapshot import unknown_service
 from koo.platform import Platform
-from koo.web import models, views
+from koo.web import answers, bodies, views
 from koo.web.routing import JsonView, described, make_router, while_connected
 
 log = logging.getLogger("koo.web")
@@ -28,9 +29,9 @@ def _add_queries(router: APIRouter, platform: Platform) -> None:
     @router.post(
         "/query",
         summary="Ask an AI service",
-        **described(models.QueryAnswer, 404, 413, 422, 429, 502, 503, 504),
+        **described(answers.QueryAnswer, 404, 413, 422, 429, 502, 503, 504),
     )
-    async def query(body: models.QueryBody, request: Request) -> Response:
+    async def query(body: bodies.QueryBody, request: Request) -> Response:
         """One question, guarded: retries, limits, budget, and other services if `fallback` names some.
 
         Whoever closes the connection ends the query.
@@ -38,8 +39,8 @@ def _add_queries(router: APIRouter, platform: Platform) -> None:
         answer = await while_connected(request, platform.query(views.query_of(body)))
         return JsonView(views.answer_view(answer))
 
-    @router.post("/batch-query", summary="Ask several at once", **described(models.BatchAnswer, 413, 422))
-    async def query_batch(body: models.BatchBody, request: Request) -> Response:
+    @router.post("/batch-query", summary="Ask several at once", **described(answers.BatchAnswer, 413, 422))
+    async def query_batch(body: bodies.BatchBody, request: Request) -> Response:
         """All at once, in the same order. Always 200: each result says whether it succeeded."""
         queries = [views.query_of(one) for one in body.queries]
         outcomes = await while_connected(request, platform.query_many(queries))
@@ -47,7 +48,7 @@ def _add_queries(router: APIRouter, platform: Platform) -> None:
 
 
 def _add_health(router: APIRouter, platform: Platform) -> None:
-    @router.get("/services/health", summary="State of all AI services", **described(models.ServicesHealth))
+    @router.get("/services/health", summary="State of all AI services", **described(shapes.ServicesHealth))
     async def get_services_health() -> Response:
         """What is known already: asks no service."""
         return JsonView(platform.services_health())
@@ -55,7 +56,7 @@ def _add_health(router: APIRouter, platform: Platform) -> None:
     @router.get(
         "/services/{service}/health",
         summary="State of one AI service",
-        **described(models.ServiceHealth, 404),
+        **described(shapes.ServiceHealth, 404),
     )
     async def get_service_health(service: str) -> Response:
         """What is known already: does not ask the service."""
@@ -64,7 +65,7 @@ def _add_health(router: APIRouter, platform: Platform) -> None:
     @router.post(
         "/services/health-check",
         summary="Check AI services now",
-        **described(models.ServiceChecks, 404),
+        **described(answers.ServiceChecks, 404, name="ServiceChecks"),
     )
     async def check_services(service: str | None = None) -> Response:
         """Asks whether they are there and take the key; never billed. Without `service` all that are configured."""
@@ -75,7 +76,7 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
     @router.post(
         "/services/{service}/reset-errors",
         summary="Let an AI service start afresh",
-        **described(models.ServiceReset, 404),
+        **described(answers.ServiceReset, 404),
     )
     async def reset_service(service: str) -> Response:
         """Clears phases, streaks, cooldowns and key blocks of all its models; never money, limits used or counts."""
@@ -89,7 +90,7 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
     @router.post(
         "/services/reset-all-errors",
         summary="Let all AI services start afresh",
-        **described(models.ServicesReset),
+        **described(answers.ServicesReset),
     )
     async def reset_services() -> Response:
         """As the reset of one, for each."""

@@ -9,9 +9,10 @@ from fastapi import APIRouter, Body
 from starlette.responses import Response
 
 from koo.clock import SYSTEM_CLOCK
+from koo.monitoring import shapes
 from koo.monitoring.snapshot import alerts_view, dashboard_view
 from koo.platform import LOOK_AGE_MAX_S, Platform
-from koo.web import models, views
+from koo.web import answers, bodies, views
 from koo.web.routing import JsonView, described, make_router
 
 log = logging.getLogger("koo.web")
@@ -27,7 +28,7 @@ def monitoring_router(platform: Platform) -> APIRouter:
 
 
 def _add_overview(router: APIRouter, platform: Platform) -> None:
-    @router.get("/health", summary="State of everything", **described(models.SystemHealth))
+    @router.get("/health", summary="State of everything", **described(shapes.SystemHealth))
     async def get_health() -> Response:
         """Always 200, whatever the state: machines ask `/readyz`.
 
@@ -35,32 +36,32 @@ def _add_overview(router: APIRouter, platform: Platform) -> None:
         """
         return JsonView(await platform.system_health())
 
-    @router.get("/dashboard", summary="Everything that an overview shows", **described(models.Dashboard))
+    @router.get("/dashboard", summary="Everything that an overview shows", **described(shapes.Dashboard))
     async def get_dashboard() -> Response:
         """The state of everything, its summary, and the alerts."""
         return JsonView(dashboard_view(await platform.system_health(), platform.active_alerts()))
 
-    @router.get("/alerts", summary="Alerts", **described(models.SystemAlerts))
+    @router.get("/alerts", summary="Alerts", **described(shapes.SystemAlerts))
     async def get_alerts() -> Response:
         """What is wrong now, the worst first, then what has ended within fifteen minutes."""
         return JsonView(alerts_view(platform.active_alerts(), SYSTEM_CLOCK))
 
 
 def _add_database(router: APIRouter, platform: Platform) -> None:
-    @router.get("/database", summary="Database in detail", **described(models.DatabaseMonitoring))
+    @router.get("/database", summary="Database in detail", **described(answers.DatabaseMonitoring))
     async def get_database() -> Response:
         """Health, pool, breaker and errors of the database in one."""
         status = await platform.database.get_detailed_status(max_age_s=LOOK_AGE_MAX_S)
         return JsonView({"database_monitoring": status, "timestamp": views.timestamp()})
 
-    @router.get("/database/pool-metrics", summary="Connection pool", **described(models.PoolMetricsAnswer))
+    @router.get("/database/pool-metrics", summary="Connection pool", **described(answers.PoolMetrics))
     async def get_pool_metrics() -> Response:
         """What the pool is doing. Asks no connection of it."""
         metrics = platform.database.get_pool_metrics()
         return JsonView({"pool_metrics": metrics, "timestamp": views.timestamp()})
 
     @router.post(
-        "/database/health-check", summary="Check the database now", **described(models.DatabaseCheck)
+        "/database/health-check", summary="Check the database now", **described(answers.DatabaseCheck)
     )
     async def check_database() -> Response:
         """One probe on a connection of its own. Always 200: what it found is in the answer."""
@@ -74,9 +75,9 @@ def _add_database(router: APIRouter, platform: Platform) -> None:
     @router.post(
         "/database/reset-circuit-breaker",
         summary="Close the database's breaker",
-        **described(models.DatabaseReset, 413, 422),
+        **described(answers.DatabaseReset, 413, 422),
     )
-    async def reset_database(body: Annotated[models.ResetBody | None, Body()] = None) -> Response:
+    async def reset_database(body: Annotated[bodies.ResetBody | None, Body()] = None) -> Response:
         """Closes it here and in every process on the same state store. Pool and counts stay as they are."""
         await platform.open()
         platform.reset_database()
@@ -87,7 +88,7 @@ def _add_database(router: APIRouter, platform: Platform) -> None:
 
 
 def _add_services(router: APIRouter, platform: Platform) -> None:
-    @router.get("/ai-services", summary="AI services in detail", **described(models.ServicesMonitoring))
+    @router.get("/ai-services", summary="AI services in detail", **described(answers.ServicesMonitoring))
     async def get_services() -> Response:
         """All AI services."""
         return JsonView(
@@ -97,7 +98,7 @@ def _add_services(router: APIRouter, platform: Platform) -> None:
     @router.get(
         "/ai-services/{service}/metrics",
         summary="One AI service in detail",
-        **described(models.ServiceMetricsAnswer, 404),
+        **described(answers.ServiceMonitoring, 404),
     )
     async def get_service_metrics(service: str) -> Response:
         """One AI service: state, counts, limits, money."""

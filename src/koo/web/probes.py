@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from koo.errors import DatabaseUnavailable, Kind, ServiceRefused
 from koo.platform import Platform
-from koo.web import models
+from koo.web import answers
 from koo.web.routing import JsonView, described, make_router
 
 
@@ -47,6 +47,6 @@ def probes_router(readiness: Readiness) -> APIRouter:
         readiness.check()
         return JsonView({"status": "ready"})
 
-    router.get("/livez", summary="Does the process live?", **described(models.Alive))(livez)
-    router.get("/readyz", summary="May it take traffic?", **described(models.Ready, 503))(readyz)
+    router.get("/livez", summary="Does the process live?", **described(answers.Alive))(livez)
+    router.get("/readyz", summary="May it take traffic?", **described(answers.Ready, 503))(readyz)
     return router

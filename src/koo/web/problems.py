@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from koo.errors import AllServicesFailed, ExternalServiceError, Kind, KooError
-from koo.web import models
+from koo.web import bodies
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:koo:problem:"
@@ -92,7 +92,7 @@ ERRORS_MAX = 20
 _JSON_TYPE = re.compile(r"application/([\w.!#$&^+-]+\+)?json\s*(;|$)", re.IGNORECASE)
 _PLACES = frozenset({"body", "query", "path", "header"})
 _FIELDS = frozenset(
-    {*models.QueryBody.model_fields, *models.BatchBody.model_fields, *models.ResetBody.model_fields}
+    {*bodies.QueryBody.model_fields, *bodies.BatchBody.model_fields, *bodies.ResetBody.model_fields}
 )
 
 

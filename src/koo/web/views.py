@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Any
 
 from koo.ai.types import Answer, Query
 from koo.clock import SYSTEM_CLOCK
 from koo.errors import ExternalServiceError
 from koo.monitoring.snapshot import money, now_iso
-from koo.web.models import QueryBody
+from koo.web.answers import BatchAnswer, BatchFailure, BatchSuccess, QueryAnswer
+from koo.web.bodies import QueryBody
 from koo.web.problems import known_s, status_of
 
 
@@ -26,7 +26,7 @@ def query_of(body: QueryBody) -> Query:
     return Query(**{**body.model_dump(), "fallback": tuple(body.fallback)})
 
 
-def answer_view(answer: Answer) -> dict[str, Any]:
+def answer_view(answer: Answer) -> QueryAnswer:
     """An answer in the promised shape."""
     usage = answer.usage
     return {
@@ -51,7 +51,7 @@ def answer_view(answer: Answer) -> dict[str, Any]:
     }
 
 
-def error_view(service: str, error: ExternalServiceError) -> dict[str, Any]:
+def error_view(service: str, error: ExternalServiceError) -> BatchFailure:
     """Why one of several questions has no answer."""
     return {
         "success": False,
@@ -64,16 +64,17 @@ def error_view(service: str, error: ExternalServiceError) -> dict[str, Any]:
     }
 
 
-def batch_view(queries: list[Query], outcomes: list[Answer | ExternalServiceError]) -> dict[str, Any]:
+def _result(query: Query, outcome: Answer | ExternalServiceError) -> BatchSuccess | BatchFailure:
+    if isinstance(outcome, Answer):
+        return {"success": True, **answer_view(outcome)}
+    return error_view(query.service, outcome)
+
+
+def batch_view(queries: list[Query], outcomes: list[Answer | ExternalServiceError]) -> BatchAnswer:
     """A result for each question, and their sums."""
     answers = [one for one in outcomes if isinstance(one, Answer)]
     return {
-        "results": [
-            {"success": True, **answer_view(one)}
-            if isinstance(one, Answer)
-            else error_view(query.service, one)
-            for query, one in zip(queries, outcomes, strict=True)
-        ],
+        "results": [_result(query, one) for query, one in zip(queries, outcomes, strict=True)],
         "total_queries": len(queries),
         "successful_queries": len(answers),
         "failed_queries": len(queries) - len(answers),

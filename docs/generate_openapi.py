@@ -1,0 +1,133 @@
+"""Write `docs/openapi.json`, and record the examples in it: `python -m docs.generate_openapi`.
+
+The description is what the server says of itself at `/openapi.json`. Its examples are answers of a real server with a
+provider that plays its part, one of each shape, in `src/koo/web/examples.json`. An example is replaced only when an
+answer looks different: times and measured numbers are never twice the same, and would change the file at each run.
+`tests/web/test_schema.py` fails when either file is older than the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sqlalchemy import text
+
+from koo.options import LimitOptions
+from koo.platform import Platform
+from koo.testing.providers import FakeAnthropic, answer, error
+from koo.upkeep import KeepTime
+from koo.web import create_app
+from koo.web.bodies import QUERY
+from koo.web.examples import RECORDED
+from tests.web.serving import Client, claude, platform, served
+
+ROOT = Path(__file__).parents[1]
+DESCRIPTION = ROOT / "docs" / "openapi.json"
+EXAMPLES = ROOT / "src" / "koo" / "web" / "examples.json"
+
+API = "/api/v1"
+ASKED = {**QUERY, "fallback": []}
+ANSWERS = {
+    "QueryAnswer": ("POST", f"{API}/ai/query", ASKED),
+    "BatchAnswer": ("POST", f"{API}/ai/batch-query", {"queries": [ASKED, {**ASKED, "service": "clod"}]}),
+    "SystemHealth": ("GET", f"{API}/monitoring/health", None),
+    "Dashboard": ("GET", f"{API}/monitoring/dashboard", None),
+    "SystemAlerts": ("GET", f"{API}/monitoring/alerts", None),
+    "DatabaseMonitoring": ("GET", f"{API}/monitoring/database", None),
+    "PoolMetrics": ("GET", f"{API}/monitoring/database/pool-metrics", None),
+    "DatabaseCheck": ("POST", f"{API}/monitoring/database/health-check", None),
+    "ServicesMonitoring": ("GET", f"{API}/monitoring/ai-services", None),
+    "ServiceMonitoring": ("GET", f"{API}/monitoring/ai-services/claude/metrics", None),
+    "ServicesHealth": ("GET", f"{API}/ai/services/health", None),
+    "ServiceHealth": ("GET", f"{API}/ai/services/claude/health", None),
+    "ServiceChecks": ("POST", f"{API}/ai/services/health-check", None),
+    "Alive": ("GET", "/livez", None),
+    "Ready": ("GET", "/readyz", None),
+    "DatabaseReset": ("POST", f"{API}/monitoring/database/reset-circuit-breaker", None),
+    "ServiceReset": ("POST", f"{API}/ai/services/claude/reset-errors", None),
+    "ServicesReset": ("POST", f"{API}/ai/services/reset-all-errors", None),
+}
+"""By shape: how its example is asked for, in this order."""
+
+
+async def record() -> dict[str, Any]:
+    """One answer of each shape, after some traffic: a failure, a limit that is near, a statement of the database."""
+    with TemporaryDirectory() as folder:
+        async with FakeAnthropic() as fake:
+            fake.script(
+                error(529, "overloaded_error"), *[answer("Paris.", input_tokens=21, output_tokens=4)] * 3
+            )
+            limits = LimitOptions(per_minute=5, per_hour=1000, per_day=10_000)
+            service = claude(fake, limits=limits, daily_budget_usd=Decimal(10))
+            koo = platform(Path(folder), service)
+            async with served(create_app(koo)) as client:
+                await client.post(f"{API}/ai/query", json=ASKED)
+                await client.post(f"{API}/ai/query", json=ASKED)
+                async with koo.database.session_scope() as session:
+                    await session.execute(text("SELECT 1"))
+                answers = {name: await _ask(client, koo, *asked) for name, asked in ANSWERS.items()}
+            shown = json.dumps(answers).replace(fake.base_url, "https://api.anthropic.com")
+    recorded: dict[str, Any] = json.loads(shown)
+    return recorded
+
+
+async def _ask(client: Client, koo: Platform, method: str, path: str, body: Any) -> Any:
+    await koo.parts.ledger.flush()
+    await KeepTime(koo.parts).step()  # as each second does: else an alert would be in some answers only
+    reply = await client.ask(method, path, json=body) if body else await client.ask(method, path)
+    assert reply.status == 200, (path, reply.text)
+    return reply.body
+
+
+def is_alike(one: Any, other: Any) -> bool:
+    """Two answers have the same keys, types and words."""
+    return bool(look_of(one) == look_of(other))
+
+
+def look_of(value: Any) -> Any:
+    """A value without what differs from run to run: measured numbers, times, and texts with a number in them."""
+    if isinstance(value, dict):
+        return {key: look_of(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [look_of(inner) for inner in value]
+    if isinstance(value, float):
+        return "a number"
+    return re.sub(r"\d.*\d|\d", "…", value) if isinstance(value, str) else value
+
+
+def examples() -> dict[str, Any]:
+    """The committed ones; a new recording for each that looks different now."""
+    fresh = asyncio.run(record())
+    kept = {
+        name: RECORDED[name]
+        for name in fresh.keys() & RECORDED.keys()
+        if is_alike(RECORDED[name], fresh[name])
+    }
+    return fresh | kept
+
+
+def description() -> str:
+    """`openapi.json`; the version in it is the package's, and would differ in a source tree."""
+    schema = create_app(Platform()).openapi()
+    schema["info"]["version"] = "…"
+    return json.dumps(schema, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def main() -> None:
+    logging.disable()  # the server of the recording logs its resets
+    recorded = examples()
+    RECORDED.clear()  # in place: the description is made of this dict
+    RECORDED.update(recorded)
+    EXAMPLES.write_text(json.dumps(RECORDED, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    DESCRIPTION.write_text(description(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

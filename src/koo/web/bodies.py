@@ -1,0 +1,95 @@
+"""What is sent to the routes that act, checked: a name or a value that cannot be right is refused with a 422."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+NAMES_MAX = 50
+QUERY: dict[str, Any] = {
+    "service": "claude",
+    "prompt": "What is the capital of France?",
+    "system": "Answer in one word.",
+    "max_tokens": 50,
+    "timeout_s": 20.0,
+    "fallback": ["local"],
+}
+"""The question that the description of the API shows, and whose recorded answer stands beside it."""
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 50.0 is a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _few(given: Any) -> Any:
+    """pydantic looks at each of half a million names, and makes an error of each, before it counts them."""
+    if isinstance(given, dict) and len(given) > NAMES_MAX:
+        raise ValueError(f"has more than {NAMES_MAX} names")
+    return given
+
+
+class Body(BaseModel):
+    """The body of a request."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_names(cls, given: Any) -> Any:
+        return _few(given)
+
+
+class QueryBody(Body):
+    """One question to one service."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra={"example": QUERY}
+    )
+
+    service: str = Field(
+        max_length=64, description="claude, openai, gemini, perplexity, local, or one you declared"
+    )
+    prompt: str = Field(
+        description="at most 8 Mi characters, not only blanks", json_schema_extra={"pattern": r"\S"}
+    )
+    model: str | None = Field(default=None, min_length=1, max_length=200)
+    system: str | None = None
+    max_tokens: Annotated[int | None, BeforeValidator(_whole)] = Field(
+        default=None, ge=1, le=10_000_000, description="longest answer"
+    )
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    timeout_s: float | None = Field(default=None, gt=0, le=86_400, description="deadline of the whole query")
+    fallback: list[str] = Field(
+        default_factory=list,
+        max_length=20,
+        description="services asked in order when this one refuses or fails",
+    )
+    on_limit: Literal["refuse", "wait"] | None = Field(
+        default=None,
+        description="wait: queue for limits within the deadline; refuse: wait for nothing; without it: wait only for "
+        "a pause that the provider asked for",
+    )
+    tag: str | None = Field(default=None, max_length=200, description="your own word, for the ledger")
+    metadata: Annotated[dict[str, str], BeforeValidator(_few)] = Field(
+        default_factory=dict, max_length=50, description="your own words; never sent"
+    )
+
+
+class BatchBody(Body):
+    """Several questions at once."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"example": {"queries": [QUERY]}}
+    )
+
+    queries: list[QueryBody] = Field(min_length=1, max_length=100)
+
+
+class ResetBody(Body):
+    """Why; for the log. May be left out, and so may the whole body."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"example": {"reason": "host replaced"}}
+    )
+
+    reason: str | None = Field(default=None, max_length=500)
