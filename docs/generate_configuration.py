@@ -13,12 +13,11 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
-
 from koo.ai.models import DEFAULT_MODELS
 from koo.configuration.becoming import PACKAGED_MODEL
-from koo.configuration.fields import Described, about, describe
-from koo.configuration.sources import PREFIXES
+from koo.configuration.names import PREFIXES
+from koo.configuration.table import Row, Table
+from koo.configuration.values import as_text
 from koo.configuration.variables import BUILT_IN, ServiceSettings, Variables
 from koo.options import (
     BreakerOptions,
@@ -64,7 +63,7 @@ SECTIONS = [
         "through. A service that costs nothing has no budget unless it is given one.",
     ),
     Section("AI services: time and health", ("AI_",)),
-    Section("AI services: keys", tuple(key.upper() for _, key in BUILT_IN.values() if key)),
+    Section("AI services: keys", tuple(key for _, key in BUILT_IN.values() if key)),
     Section(
         "State, server and command line",
         ("KOO_",),
@@ -73,17 +72,28 @@ SECTIONS = [
 ]
 
 
-def variables_by_section() -> list[tuple[Section, list[Described]]]:
+def variables_by_section() -> list[tuple[Section, list[Row]]]:
     """Every variable in its section. Raises ValueError for one that no section wants."""
-    found: dict[str, list[Described]] = {section.title: [] for section in SECTIONS}
-    for row in describe(Variables):
-        if row.variable == "AI_SERVICES":
-            continue
-        section = next((one for one in SECTIONS if row.variable.startswith(one.prefixes)), None)
+    found: dict[str, list[Row]] = {section.title: [] for section in SECTIONS}
+    for row in Variables.rows.values():
+        section = next((one for one in SECTIONS if variable(row).startswith(one.prefixes)), None)
         if section is None:
-            raise ValueError(f"{row.variable} has no section in {Path(__file__).name}")
+            raise ValueError(f"{variable(row)} has no section in {Path(__file__).name}")
         found[section.title].append(row)
     return [(section, found[section.title]) for section in SECTIONS]
+
+
+def variable(row: Row) -> str:
+    """The variable of a row; of a service's setting what follows `AI_SERVICES__<NAME>__`."""
+    return row.name.upper()
+
+
+def default(row: Row) -> str:
+    """What is in force where a variable is not set: its default, or of a service's setting the variable it follows."""
+    if row.shown_default or row is Variables.rows.get(row.name):
+        return row.shown_default or as_text(row.default)
+    followed = (one for one in Variables.rows.values() if (one.root, one.places) == (row.root, row.places))
+    return next((f"as `{variable(one)}`" for one in followed), "")
 
 
 # ── .env.example ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -117,19 +127,19 @@ def example() -> str:
     for section, rows in variables_by_section():
         lines += ["", "", f"# ---- {section.title} ".ljust(WIDTH, "-")]
         for row in rows:
-            value = "" if row.variable == "KOO_HOME" else row.default
-            lines += ["", *_comment([_sentence(row)]), f"#{row.variable}={value}"]
+            value = "" if variable(row) == "KOO_HOME" else default(row)
+            lines += ["", *_comment([_sentence(row)]), f"#{variable(row)}={value}"]
     lines += ["", "", "# ---- AI services: one by one ".ljust(WIDTH, "-"), "", *_comment(EXAMPLE_SERVICES)]
-    for row in describe(ServiceSettings):
-        default = f" Default: {row.default}." if row.default else ""
-        lines += _comment([f"  {row.variable}: {row.meaning}.{default}"], indent="    ")
+    for row in ServiceSettings.rows.values():
+        words = f" Default: {default(row)}." if default(row) else ""
+        lines += _comment([f"  {variable(row)}: {row.meaning}.{words}"], indent="    ")
     return "\n".join(lines) + "\n"
 
 
-def _sentence(row: Described) -> str:
+def _sentence(row: Row) -> str:
     unit = f" [{row.unit}]" if row.unit else ""
-    default = f" Default: {row.default}." if row.variable == "KOO_HOME" else ""
-    return f"{row.variable}{unit}: {row.meaning}. Allowed: {row.allowed}.{default} Why: {row.why}."
+    words = f" Default: {row.shown_default}." if row.shown_default else ""
+    return f"{variable(row)}{unit}: {row.meaning}. Allowed: {row.allowed}.{words} Why: {row.why}."
 
 
 def _comment(paragraphs: Iterable[str], indent: str = "") -> Iterator[str]:
@@ -283,30 +293,29 @@ def page() -> str:
             parts.append("\n".join(textwrap.wrap(section.intro, 120, break_long_words=False)) + "\n")
         parts.append(_table(rows) + "\n")
     services = _markdown(["service", "speaks", "key", "model unless set"], _service_rows())
-    parts.append(SERVICES.format(table=services, settings=_table(describe(ServiceSettings))))
+    parts.append(SERVICES.format(table=services, settings=_table(ServiceSettings.rows.values())))
     parts.append(SECRETS)
     parts += [_options_part(options) for options in OPTIONS]
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _table(rows: Iterable[Described]) -> str:
+def _table(rows: Iterable[Row]) -> str:
     header = ["variable", "default", "unit", "allowed", "meaning", "why this default"]
     return _markdown(
         header,
-        ([f"`{row.variable}`", _default(row), row.unit, row.allowed, row.meaning, row.why] for row in rows),
+        ([f"`{variable(row)}`", _default(row), row.unit, row.allowed, row.meaning, row.why] for row in rows),
     )
 
 
-def _default(row: Described) -> str:
-    if not row.default:
-        return "not set"
-    return row.default if " " in row.default else f"`{row.default}`"
+def _default(row: Row) -> str:
+    text = default(row)
+    return f"`{text}`" if text and " " not in text else text or "not set"
 
 
 def _service_rows() -> Iterator[list[str]]:
     for name, (kind, key) in BUILT_IN.items():
         model = DEFAULT_MODELS.get(name, PACKAGED_MODEL)
-        yield [f"`{name}`", kind, f"`{key.upper()}`" if key else "none", f"`{model}`"]
+        yield [f"`{name}`", kind, f"`{key}`" if key else "none", f"`{model}`"]
 
 
 def _options_part(options: type[Checked]) -> str:
@@ -325,22 +334,18 @@ def _options_part(options: type[Checked]) -> str:
 
 
 def _value(one: Any) -> str:
-    return (
-        ""
-        if one.default is MISSING
-        else f"`{one.default:g}`"
-        if isinstance(one.default, float)
-        else f"`{one.default}`"
-    )
+    text = f"{one.default:g}" if isinstance(one.default, float) else str(one.default)
+    text = "" if one.default is MISSING else text
+    return text and f"`{text}`"
 
 
 def _variables_of(option: str) -> str:
-    places: list[tuple[str, type[BaseModel]]] = [("", Variables), ("…__", ServiceSettings)]
+    tables: list[tuple[str, type[Table]]] = [("", Variables), ("…__", ServiceSettings)]
     names = [
-        f"`{prefix}{name.upper()}`"
-        for prefix, cls in places
-        for name, one in cls.model_fields.items()
-        if about(one).option == option
+        f"`{prefix}{variable(row)}`"
+        for prefix, table in tables
+        for row in table.rows.values()
+        if option in row.options()
     ]
     return ", ".join(names)
 

@@ -70,7 +70,7 @@ def test_a_value_out_of_range_is_refused_with_a_sentence_that_says_what_is_allow
     kind: type[Any], one: Any
 ) -> None:
     about = one.metadata
-    wrong: list[Any] = [math.nan, Decimal("NaN"), "5", True, [], -math.inf]
+    wrong: list[Any] = [math.nan, Decimal("NaN"), Decimal("sNaN"), "5", True, [], -math.inf, 10**400]
     if about["at_least"] is not None:
         wrong.append(about["at_least"] - 1)
     if about["above"] is not None:

@@ -1,7 +1,8 @@
 """Frozen options: the unit in the name, the range checked, each default with its reason.
 
-`koo.settings` makes them from the environment; a program may make them itself. A value that cannot be right raises
-`ConfigurationError` here, at once, and not at the first call that meets it.
+`koo.settings` makes them from the environment; a program may make them itself. What an option means, its unit, range
+and default stand here and nowhere else: a variable that sets an option takes them from it. A value that cannot be right
+raises `ConfigurationError` here, at once, and not at the first call that meets it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ T = TypeVar("T")
 DAY_S = 86_400.0
 NEVER = math.inf
 """The time of what has no end, in the seconds of any clock."""
+BOUNDS = ("at_least", "at_most", "above")
+"""The ends of a range, as an option's metadata names them."""
 SERVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ALLOWED_SERVICE_NAME = "1 to 64 letters, digits, dots, - and _, with a letter or digit first"
 RESERVED_NAMES = ("database", "all")
@@ -34,8 +37,13 @@ def option(
     at_least: float | None = None,
     at_most: float | None = None,
     above: float | None = None,
+    none: str = "",
+    secret: bool = False,
 ) -> T:
-    """A dataclass field with its meaning, its unit, its range (None: no bound) and the reason for its default."""
+    """A dataclass field with its meaning, its unit, its range (None: no bound) and the reason for its default.
+
+    `none` says what None means where it is a value to choose ("no limit"); a secret is left out of every `repr`.
+    """
     about = {
         "meaning": meaning,
         "why": why,
@@ -43,9 +51,26 @@ def option(
         "at_least": at_least,
         "at_most": at_most,
         "above": above,
+        "none": none,
     }
-    made: T = field(default=default, metadata=about)
+    made: T = field(default=default, metadata=about, repr=not secret)
     return made
+
+
+def is_inside(about: Any, value: float | Decimal) -> bool:
+    """Whether a number is in an option's range; NaN is in none."""
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):  # a signalling NaN; an integer larger than any float
+        return False
+    low, high, above = about.get("at_least"), about.get("at_most"), about.get("above")
+    # NaN fails every comparison: the last line refuses it where there is no bound to compare with.
+    return (
+        (low is None or number >= low)
+        and (high is None or number <= high)
+        and (above is None or number > above)
+        and number == number
+    )
 
 
 def allowed(about: Any) -> str:
@@ -74,21 +99,9 @@ class Checked:
             if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
                 what = f"{type(self).__name__}.{one.name}"
                 raise ConfigurationError("", f"{what} must be a number, not {type(value).__name__}")
-            self._check(one.name, value, one.metadata)
-
-    def _check(self, name: str, value: float | Decimal, about: Any) -> None:
-        number = float(value)
-        low, high, above = about.get("at_least"), about.get("at_most"), about.get("above")
-        # A NaN fails every comparison, so it is asked whether the value is inside, never whether it is outside.
-        inside = (
-            (low is None or number >= low)
-            and (high is None or number <= high)
-            and (above is None or number > above)
-        )
-        if not inside or number != number:
-            raise ConfigurationError(
-                "", f"{type(self).__name__}.{name} is {value}; allowed is {allowed(about)}"
-            )
+            if not is_inside(one.metadata, value):
+                what = f"{type(self).__name__}.{one.name}"
+                raise ConfigurationError("", f"{what} is {value}; allowed is {allowed(one.metadata)}")
 
 
 def check_service_name(name: object) -> None:
@@ -103,7 +116,7 @@ def check_service_name(name: object) -> None:
 
 
 def _is_bounded(about: Any) -> bool:
-    return any(about.get(bound) is not None for bound in ("at_least", "at_most", "above"))
+    return any(about.get(bound) is not None for bound in BOUNDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,9 +210,15 @@ class RetryOptions(Checked):
 class LimitOptions(Checked):
     """Our own limits; None is no limit."""
 
-    per_minute: int | None = option(None, "requests in any minute", "none unless asked for", at_least=0)
-    per_hour: int | None = option(None, "requests in any hour", "none unless asked for", at_least=0)
-    per_day: int | None = option(None, "requests in a UTC day", "none unless asked for", at_least=0)
+    per_minute: int | None = option(
+        None, "requests in any minute", "none unless asked for", at_least=0, none="no limit"
+    )
+    per_hour: int | None = option(
+        None, "requests in any hour", "none unless asked for", at_least=0, none="no limit"
+    )
+    per_day: int | None = option(
+        None, "requests in a UTC day", "none unless asked for", at_least=0, none="no limit"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +248,9 @@ class GuardOptions(Checked):
 class DatabaseOptions(Checked):
     """The user's database, which koo guards."""
 
-    url: str = field(default="sqlite:///data/koo.db", repr=False)
+    url: str = option(
+        "sqlite:///data/koo.db", "the database that koo guards", "works without a server", secret=True
+    )
     pool_size: int = option(10, "connections kept", "cores times two, and some", at_least=1, at_most=10_000)
     max_overflow: int = option(
         20, "connections above that, closed after use", "a burst", at_least=0, at_most=10_000
@@ -272,7 +293,12 @@ class DatabaseOptions(Checked):
     probe_timeout_s: float = option(
         5.0, "longest time of a probe", "as long as a connection may take", unit="s", above=0
     )
-    exactly_once: Literal["off", "marker"] = "off"
+    exactly_once: Literal["off", "marker"] = option(
+        "off",
+        "`marker` writes a row with each transaction, which tells after a connection was lost during COMMIT whether it "
+        "happened; this version knows `off` only, and refuses to use the database with the other",
+        "koo puts no table into your database unless told to",
+    )
     breaker: BreakerOptions = field(default_factory=BreakerOptions)
     retry: RetryOptions = field(default_factory=lambda: RetryOptions(base_s=0.2))
 
@@ -286,12 +312,26 @@ class ServiceOptions(Checked):
 
     name: str
     kind: ServiceKind
-    model: str = ""
-    base_url: str | None = None
-    api_key: str | None = field(default=None, repr=False)
-    declared: bool = field(default=False)
-    disabled_by: str = ""
-    """The setting that switched the service off, as it was written (`AI_LOCAL_ENABLED=false`); empty: it is on."""
+    model: str = option(
+        "",
+        "model of a query that names none; for `local` a GGUF file",
+        "the vendor's current mid-priced general model",
+    )
+    base_url: str | None = option(
+        None, "address of the server, with its version path", "the vendor's own address"
+    )
+    api_key: str | None = option(
+        None,
+        "key; wins over the vendor's own variable",
+        "a server of one's own often needs none",
+        secret=True,
+    )
+    declared: bool = option(False, "a server of one's own, which needs no key", "a vendor asks for a key")
+    disabled_by: str = option(
+        "",
+        "the setting that switched the service off, as `NAME=value`",
+        "a service is on unless switched off",
+    )
     timeout_s: float = option(120.0, "deadline of a whole query", "a person's patience", unit="s", above=0)
     attempt_timeout_s: float = option(
         60.0, "longest time of one attempt", "half the query", unit="s", above=0
@@ -310,12 +350,17 @@ class ServiceOptions(Checked):
     )
     daily_budget_usd: Decimal | None = option(
         Decimal("10.0"),
-        "most money of a UTC day; None is no limit",
+        "most money of a UTC day",
         "a forgotten loop costs a lunch",
         unit="USD",
         at_least=0,
+        none="no limit",
     )
-    budget_is_explicit: bool = False
+    budget_is_explicit: bool = option(
+        False,
+        "somebody set the budget, so it refuses while the state store is away",
+        "a default must not stop what works",
+    )
     input_price: Decimal | None = option(
         None, "USD per million tokens read", "from the price table", unit="USD/Mtok", at_least=0
     )
@@ -345,8 +390,17 @@ class ServiceOptions(Checked):
 class PlatformOptions(Checked):
     """Everything that one process of koo needs to know."""
 
-    home: Path = field(default_factory=Path)
-    state_url: str = field(default="sqlite:///data/koo-state.db", repr=False)
+    home: Path = option(
+        Path(),
+        "folder where all relative paths start, and whose `.env` is read",
+        "a project keeps its data beside its settings, whatever folder it is started from",
+    )
+    state_url: str = option(
+        "sqlite:///data/koo-state.db",
+        "where koo keeps its own state: money, limits, events",
+        "a guard must not depend on the database that it guards",
+        secret=True,
+    )
     database: DatabaseOptions = field(default_factory=DatabaseOptions)
     services: tuple[ServiceOptions, ...] = ()
     health_check_interval_s: float = option(
@@ -355,12 +409,24 @@ class PlatformOptions(Checked):
     health_check_timeout_s: float = option(
         5.0, "longest time of a health check", "an operator waits", unit="s", above=0
     )
-    local_model_path: Path | None = None
-    host: str = "127.0.0.1"
+    local_model_path: Path | None = option(None, "GGUF file of `local`", "the packaged model")
+    host: str = option(
+        "127.0.0.1",
+        "address that the server listens on; one that others can reach needs `KOO_TOKEN`",
+        "nobody else can reach it",
+    )
     port: int = option(8000, "TCP port of the server", "the customary one", at_least=0, at_most=65_535)
-    url: str = "http://127.0.0.1:8000"
-    token: str | None = field(default=None, repr=False)
-    read_token: str | None = field(default=None, repr=False)
+    url: str = option(
+        "http://127.0.0.1:8000",
+        "where the command line finds the running server",
+        "follows `KOO_HOST` and `KOO_PORT`",
+    )
+    token: str | None = option(
+        None, "token of those who may do everything", "without one, only this machine may ask", secret=True
+    )
+    read_token: str | None = option(
+        None, "token of those who may only look", "without one, only this machine may ask", secret=True
+    )
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)

@@ -285,6 +285,6 @@ def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
 
 
 def _read_settings() -> PlatformOptions:
-    from koo.settings import Settings  # pydantic is loaded by those who read the environment
+    from koo.settings import Settings  # loaded only where the environment is read
 
     return Settings().platform_options()

@@ -11,7 +11,8 @@ from dotenv import dotenv_values
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from koo.configuration.sources import find_home, gather, nearest, read_env_file
+from koo.configuration.names import nearest
+from koo.configuration.sources import find_home, gather, read_env_file
 from koo.errors import ConfigurationError
 
 CASES = {

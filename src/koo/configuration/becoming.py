@@ -1,159 +1,88 @@
-"""What becomes of the variables: the frozen options that the rest of koo sees."""
+"""What becomes of the variables: the frozen options that the rest of koo sees.
+
+Each row knows the places of its options, so most values go there by themselves. What stands here is what a service
+takes from more than one variable: its kind, key, model, slowness and money.
+"""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
-
-from pydantic import SecretStr
+from typing import Any, TypeVar, cast
 
 from koo.ai.models import DEFAULT_MODELS
-from koo.configuration.fields import about
+from koo.configuration.table import PLATFORM, SERVICE, Place, Table
+from koo.configuration.values import reveal
 from koo.configuration.variables import BUILT_IN, ServiceSettings, Variables
-from koo.errors import ConfigurationError
-from koo.options import (
-    BreakerOptions,
-    DatabaseOptions,
-    LimitOptions,
-    PlatformOptions,
-    RetryOptions,
-    ServiceKind,
-    ServiceOptions,
-)
+from koo.options import Checked, PlatformOptions, ServiceKind, ServiceOptions
 
+Options = TypeVar("Options", bound=Checked)
 PACKAGED_MODEL = "SmolLM2-135M-Instruct"
 FREE = Decimal(0)
 
 
 def platform_options(settings: Variables) -> PlatformOptions:
-    """Everything that one process of koo needs to know. Raises `ConfigurationError`, in terms of the variables."""
-    try:
-        return _platform_options(settings)
-    except ConfigurationError as error:
-        raise in_terms_of_variables(error) from None
-
-
-def in_terms_of_variables(error: ConfigurationError) -> ConfigurationError:
-    """An option's refusal, for people who know the variable that it came from."""
-    option = re.match(r"\w+Options\.\w+", error.reason)
-    names = [
-        name.upper()
-        for name, one in Variables.model_fields.items()
-        if option is not None and about(one).option == option[0]
-    ]
-    return ConfigurationError("", f"{' or '.join(names)}: {error.reason}" if names else error.reason)
-
-
-def _platform_options(settings: Variables) -> PlatformOptions:
+    """Everything that one process of koo needs to know."""
     declared = sorted(settings.ai_services.keys() - BUILT_IN.keys())
-    return PlatformOptions(
-        home=settings.koo_home,
-        state_url=settings.koo_state_url.get_secret_value(),
-        database=_database_options(settings),
+    options = _with(PLATFORM, _values(settings, PLATFORM))
+    return replace(
+        options,
         services=tuple(_service_options(settings, name) for name in (*BUILT_IN, *declared)),
-        health_check_interval_s=settings.ai_health_check_interval,
-        health_check_timeout_s=settings.health_check_timeout,
         local_model_path=local_model_path(settings),
-        host=settings.koo_host,
-        port=settings.koo_port,
-        url=settings.koo_url,
-        token=_open(settings.koo_token),
-        read_token=_open(settings.koo_read_token),
     )
 
 
-def _database_options(settings: Variables) -> DatabaseOptions:
-    return DatabaseOptions(
-        url=settings.database_url.get_secret_value(),
-        pool_size=settings.database_pool_size,
-        max_overflow=settings.database_max_overflow,
-        pool_timeout_s=settings.database_pool_timeout,
-        pool_recycle_s=settings.database_pool_recycle,
-        scope_timeout_s=settings.database_scope_timeout,
-        slow_call_s=settings.db_slow_call_seconds,
-        probe_interval_s=settings.db_health_check_interval,
-        probe_timeout_s=settings.health_check_timeout,
-        exactly_once=settings.db_exactly_once,
-        breaker=BreakerOptions(
-            failure_threshold=settings.db_circuit_breaker_failure_threshold,
-            success_threshold=settings.db_circuit_breaker_success_threshold,
-            recovery_s=settings.db_circuit_breaker_recovery_timeout,
-        ),
-        retry=RetryOptions(
-            attempts_max=settings.db_max_retries + 1,
-            base_s=settings.db_retry_base_delay,
-            cap_s=settings.db_retry_max_delay,
-            multiplier=settings.db_retry_backoff_multiplier,
-        ),
-    )
+def _values(table: Table, root: Checked) -> dict[Place, Any]:
+    """What a table's rows say of the options in `root`. None says nothing, unless it is the value `none`."""
+    values = {}
+    for name, row in table.rows.items():
+        value = reveal(getattr(table, name))
+        if row.root is root and (value is not None or (row.none and name in table.given)):
+            values.update(dict.fromkeys(row.places, value + row.less if row.less else value))
+    return values
+
+
+def _with(options: Options, values: Mapping[Place, Any]) -> Options:
+    """The options with each value at its place."""
+    own = {place[0]: value for place, value in values.items() if len(place) == 1}
+    for part in {place[0] for place in values if len(place) > 1}:
+        inside = {place[1:]: value for place, value in values.items() if place[0] == part}
+        own[part] = _with(getattr(options, part), inside)
+    made: Options = replace(cast("Any", options), **own)
+    return made
 
 
 def _service_options(settings: Variables, name: str) -> ServiceOptions:
-    own = settings.ai_services.get(name, ServiceSettings())
+    own = settings.ai_services.get(name, ServiceSettings({}, frozenset()))
     kind, key = _kind_and_key(settings, name, own)
-    attempt_timeout_s = own.attempt_timeout or settings.ai_attempt_timeout
-    return ServiceOptions(
-        name=name,
-        kind=kind,
-        model=_model(settings, kind, own),
-        base_url=own.base_url,
-        api_key=key,
-        declared=name not in BUILT_IN,
-        disabled_by="AI_LOCAL_ENABLED=false" if kind == "local" and not settings.ai_local_enabled else "",
-        timeout_s=own.timeout or settings.ai_query_timeout,
-        attempt_timeout_s=attempt_timeout_s,
-        first_token_timeout_s=own.first_token_timeout or settings.ai_first_token_timeout,
-        stall_timeout_s=own.stall_timeout or settings.ai_stall_timeout,
-        slow_s=own.slow_call_seconds or attempt_timeout_s / 2,
-        max_tokens=own.max_tokens or settings.ai_default_max_tokens,
-        **_money(settings, own, free=kind == "local" or (name not in BUILT_IN and key is None)),
-        breaker=BreakerOptions(
-            failure_threshold=settings.ai_circuit_breaker_failure_threshold,
-            success_threshold=settings.ai_circuit_breaker_success_threshold,
-            recovery_s=settings.ai_circuit_breaker_recovery_timeout,
-        ),
-        retry=RetryOptions(
-            attempts_max=settings.ai_max_retries + 1,
-            base_s=settings.ai_retry_base_delay,
-            cap_s=settings.ai_retry_max_delay,
-            multiplier=settings.ai_retry_backoff_multiplier,
-        ),
-        limits=LimitOptions(
-            per_minute=_own_or_default(settings, own, "requests_per_minute"),
-            per_hour=_own_or_default(settings, own, "requests_per_hour"),
-            per_day=_own_or_default(settings, own, "requests_per_day"),
-        ),
-    )
-
-
-def _money(settings: Variables, own: ServiceSettings, *, free: bool) -> dict[str, Any]:
-    """Prices and budget. What costs nothing has no budget: its queries need not wait for a ledger."""
-    budget_set = "daily_budget" in own.model_fields_set
-    free = free and own.input_price is None
-    return {
-        "input_price": FREE if free else own.input_price,
-        "output_price": FREE if free else own.output_price,
-        "daily_budget_usd": None
-        if free and not budget_set
-        else _own_or_default(settings, own, "daily_budget"),
-        "budget_is_explicit": budget_set or "ai_default_daily_budget" in settings.model_fields_set,
+    free = (kind == "local" or (name not in BUILT_IN and key is None)) and own.input_price is None
+    off = kind == "local" and not settings.ai_local_enabled
+    derived: dict[Place, Any] = {
+        ("name",): name,
+        ("kind",): kind,
+        ("model",): _model(settings, kind, own),
+        ("api_key",): key,
+        ("declared",): name not in BUILT_IN,
+        ("disabled_by",): "AI_LOCAL_ENABLED=false" if off else "",
+        ("slow_s",): own.slow_call_seconds or (own.attempt_timeout or settings.ai_attempt_timeout) / 2,
+        ("budget_is_explicit",): "daily_budget" in own.given or "ai_default_daily_budget" in settings.given,
     }
-
-
-def _own_or_default(settings: Variables, own: ServiceSettings, name: str) -> Any:
-    """A service's limit. None is a value there (no limit), so what counts is whether somebody set it."""
-    return getattr(own, name) if name in own.model_fields_set else getattr(settings, f"ai_default_{name}")
+    if free:
+        derived |= {("input_price",): FREE, ("output_price",): FREE}
+    if free and "daily_budget" not in own.given:
+        derived[("daily_budget_usd",)] = None  # What costs nothing need not wait for a ledger.
+    return _with(SERVICE, _values(settings, SERVICE) | _values(own, SERVICE) | derived)
 
 
 def _kind_and_key(settings: Variables, name: str, own: ServiceSettings) -> tuple[ServiceKind, str | None]:
-    key = _open(own.api_key)
+    key = reveal(own.api_key)
     if name in BUILT_IN:
         kind, variable = BUILT_IN[name]
-        return kind, key or (_open(getattr(settings, variable)) if variable else None)
+        return kind, key or (reveal(getattr(settings, variable.lower())) if variable else None)
     if own.kind in {None, "openai"}:
-        # A server of somebody's own speaks chat completions; OpenAI's own has the newer Responses.
+        # A server of one's own speaks chat completions; OpenAI's own has the newer Responses.
         return ("openai_compatible" if own.base_url else "openai"), key
     return ("anthropic" if own.kind == "anthropic" else "gemini"), key
 
@@ -170,7 +99,3 @@ def local_model_path(settings: Variables) -> Path | None:
     """The file that `AI_SERVICES__LOCAL__MODEL` names, or None: the packaged one."""
     own = settings.ai_services.get("local")
     return (settings.koo_home / Path(own.model).expanduser()).resolve() if own and own.model else None
-
-
-def _open(secret: SecretStr | None) -> str | None:
-    return secret.get_secret_value() if secret is not None else None

@@ -1,27 +1,23 @@
-"""The one sentence that a value gets which cannot be right: the variable, what it holds, what is allowed.
+"""Reading values, and the one sentence that a wrong one gets: the variable, what it holds, what is allowed.
 
 Of a secret it shows no more than "…", also where the secret stands in a wrong place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
-
 from koo.configuration.becoming import local_model_path
-from koo.configuration.fields import describe_allowed, is_secret, shown
-from koo.configuration.sources import ENV_FILE, Source, nearest
-from koo.configuration.urls import is_loopback, mask_to_scheme, mask_url
+from koo.configuration.names import nearest
+from koo.configuration.sources import ENV_FILE, Found
+from koo.configuration.table import Row
+from koo.configuration.urls import is_loopback
+from koo.configuration.values import quoted, reveal
 from koo.configuration.variables import BUILT_IN, ServiceSettings, Variables, variable_of_service
 from koo.errors import ConfigurationError
 
-DATABASE_URLS = {"database_url", "koo_state_url"}
-WEB_URLS = {"koo_url", "base_url"}
 ORDERED = [("db_retry_base_delay", "db_retry_max_delay"), ("ai_retry_base_delay", "ai_retry_max_delay")]
 """Where somebody set both, the first must not be larger than the second."""
 
@@ -29,50 +25,55 @@ ORDERED = [("db_retry_base_delay", "db_retry_max_delay"), ("ai_retry_base_delay"
 # ── one value ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def refusal(wrong: ErrorDetails, sources: Mapping[str, Source], home: Path) -> ConfigurationError:
-    """What pydantic refused, as our sentence."""
-    place, value = wrong["loc"], wrong["input"]
-    name = str(place[-1])
-    of_service = place[0] == "ai_services" and len(place) > 2
-    variable = variable_of_service(str(place[1]), name) if of_service else name.upper()
-    where = f" (set in {home / ENV_FILE})" if sources.get(variable) == ENV_FILE else ""
-    cls: type[BaseModel] = ServiceSettings if of_service else Variables
-    one = cls.model_fields.get(name)
-    if one is None:
-        return _unknown(variable, name, cls, of_service, value, where)
-    error = wrong.get("ctx", {}).get("error")
-    said = str(error) if isinstance(error, ValueError) else ""
-    return ConfigurationError(
-        "",
-        f"{variable} holds {held(one, name, value)}; {said or 'allowed is ' + describe_allowed(one)}{where}",
-    )
+def read_rows(
+    rows: Mapping[str, Row], found: Mapping[str, Found | None], variable: Callable[[str], str], home: Path
+) -> dict[str, Any]:
+    """The value of each row: what was found, else the default. Raises `ConfigurationError`, naming the variable."""
+    return {name: _read(row, found.get(name), variable(name), home) for name, row in rows.items()}
 
 
-def _unknown(
-    variable: str, name: str, cls: type[BaseModel], of_service: bool, value: Any, where: str
-) -> ConfigurationError:
-    known = [one.upper() if of_service else one for one in cls.model_fields]
-    meant = nearest(name.upper() if of_service else name, known)
-    # Of a name that nobody knows only a number is shown: the rest may be a key.
-    text = f'"{value}"' if str(value).replace(".", "", 1).isdecimal() and len(str(value)) < 20 else '"…"'
-    if of_service:
-        hint = f" (did you mean {meant}?)" if meant else ""
-        allowed = f"allowed are {', '.join(known)}"
-        return ConfigurationError(
-            "", f"{variable} holds {text}, but a service has no such setting{hint}; {allowed}{where}"
+def _read(row: Row, found: Found | None, variable: str, home: Path) -> object:
+    value = row.default if found is None else found.value
+    try:
+        return row.read(value, home)
+    except ValueError as error:
+        said = str(error) or f"allowed is {row.allowed}"
+    # Raised out here: the error before, whose frames hold the value, would come along as the context of this one.
+    held = row.form.held(str(reveal(value)))
+    raise ConfigurationError("", f"{variable} holds {held}; {said}{_where(found, home)}")
+
+
+def _where(found: Found | None, home: Path) -> str:
+    return f" (set in {home / ENV_FILE})" if found is not None and found.source == ENV_FILE else ""
+
+
+def check_names(service: str, own: Mapping[str, Found], home: Path) -> None:
+    """Raises `ConfigurationError` for a setting that no service has."""
+    known = [name.upper() for name in ServiceSettings.rows]
+    for name, found in own.items():
+        if name.upper() not in known:
+            # Of a setting that does not exist only a number is shown: the rest may be a key.
+            text = str(reveal(found.value))
+            shown = f'"{text}"' if text.replace(".", "", 1).isdecimal() and len(text) < 20 else '"…"'
+            meant = nearest(name.upper(), known)
+            hint = f" (did you mean {meant}?)" if meant else ""
+            raise ConfigurationError(
+                "",
+                f"{variable_of_service(service, name)} holds {shown}, but a service has no such setting{hint}; "
+                f"allowed are {', '.join(known)}{_where(found, home)}",
+            )
+
+
+def check_home(found: Found | None, home: Path) -> None:
+    """Raises `ConfigurationError` where the `.env` names another KOO_HOME than the folder it was found in."""
+    if found is None or found.source != ENV_FILE or not found.value:
+        return
+    if (home / Path(str(found.value)).expanduser()).resolve() != home.resolve():
+        raise ConfigurationError(
+            "",
+            f"KOO_HOME holds {quoted(str(found.value))} in {home / ENV_FILE}, which is found by KOO_HOME itself; "
+            "allowed is to set it in the environment",
         )
-    hint = f"; did you mean {meant}?" if meant else ""
-    return ConfigurationError("", f"Settings has no {name}{hint}")
-
-
-def held(one: FieldInfo, name: str, value: Any) -> str:
-    """What a variable holds, for people's eyes and for logs."""
-    text = str(value.get_secret_value() if hasattr(value, "get_secret_value") else value)
-    if name in DATABASE_URLS:
-        return f'"{mask_to_scheme(text)}"'
-    if is_secret(one):
-        return '"…"'
-    return f'"{mask_url(text)}"' if name in WEB_URLS and "://" in text else shown(text)
 
 
 # ── values together ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -82,7 +83,7 @@ def check_together(settings: Variables) -> None:
     """What can be right alone and not beside the others. Raises `ConfigurationError`."""
     for less, more in ORDERED:
         low, high = getattr(settings, less), getattr(settings, more)
-        if {less, more} <= settings.model_fields_set and low > high:
+        if {less, more} <= settings.given and low > high:
             _refuse(less, f'holds "{low:g}"; allowed is at most {high:g}, which {more.upper()} holds')
     if not is_loopback(settings.koo_host) and settings.koo_token is None:
         _refuse(
@@ -112,7 +113,7 @@ def _check_service(settings: Variables, name: str, own: ServiceSettings) -> None
     if name in BUILT_IN:
         _check_built_in(settings, name, own)
     elif own.base_url is None and own.api_key is None:
-        setting = next(iter(own.model_fields_set), "base_url")
+        setting = next((one for one in own.rows if one in own.given), "base_url")
         meant = nearest(name, BUILT_IN)
         hint = f" (did you mean {variable_of_service(meant, setting)}?)" if meant else ""
         _refuse(
@@ -132,7 +133,7 @@ def _check_built_in(settings: Variables, name: str, own: ServiceSettings) -> Non
             )
         return
     for setting in ("kind", "base_url", "api_key"):
-        if setting in own.model_fields_set:
+        if setting in own.given:
             _refuse(
                 variable_of_service(name, setting),
                 "is set; allowed is none, because local runs in this process",

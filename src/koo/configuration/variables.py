@@ -1,147 +1,38 @@
-"""Every variable, declared: its type, its bounds, its default, and the words that are said about it.
+"""Every variable, one row each; `koo.configuration.table` says what a row is.
 
-No behaviour but the check of one value at a time; how they are read, what they must be together and what becomes of
-them is `koo.settings`.
+No behaviour: how the variables are read is in `koo.settings`, what they must be together in `refusing`, what becomes of
+them in `becoming`.
 """
 
 from __future__ import annotations
 
-from decimal import Decimal
-from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationInfo
-from pydantic import field_validator as validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
-
-from koo.configuration.fields import ALLOWED_SECRET, check_secret, tidy, variable, variable_of
-from koo.configuration.sources import SERVICE_PREFIX
-from koo.configuration.urls import (
-    ALLOWED_DATABASES,
-    ALLOWED_HOSTS,
-    ALLOWED_WEB,
-    check_host,
-    check_web_url,
-    effective_database_url,
-    effective_state_url,
-    url_of,
+from koo.ai.models import KEY_VARIABLES
+from koo.configuration.table import Table, alone, for_services, of_one, secret, variable
+from koo.configuration.values import (
+    DATABASE_URL,
+    FOLDER,
+    HOST,
+    KEY,
+    MODEL,
+    SERVICE_KIND,
+    STATE_URL,
+    WEB_URL,
+    YES_OR_NO,
+    SecretStr,
 )
-from koo.options import (
-    BreakerOptions,
-    DatabaseOptions,
-    LimitOptions,
-    PlatformOptions,
-    RetryOptions,
-    ServiceKind,
-    ServiceOptions,
-)
+from koo.options import ServiceKind
+
+SERVICE_PREFIX = "AI_SERVICES__"
+ONE_RULE = "one rule for all is easily kept in mind"
 
 BUILT_IN: dict[str, tuple[ServiceKind, str]] = {
-    "claude": ("anthropic", "anthropic_api_key"),
-    "openai": ("openai", "openai_api_key"),
-    "gemini": ("gemini", "gemini_api_key"),
-    "perplexity": ("perplexity", "perplexity_api_key"),
+    "claude": ("anthropic", KEY_VARIABLES["claude"]),
+    "openai": ("openai", KEY_VARIABLES["openai"]),
+    "gemini": ("gemini", KEY_VARIABLES["gemini"]),
+    "perplexity": ("perplexity", KEY_VARIABLES["perplexity"]),
     "local": ("local", ""),
 }
-"""The services that need no declaration: what they speak, and the attribute that holds their key."""
-
-_DATABASE = DatabaseOptions()
-_LIMITS = ServiceOptions(name="", kind="openai").limits
-
-
-class ServiceSettings(BaseModel):
-    """`AI_SERVICES__<NAME>__…`: what differs for one service, or makes a new one; None is as for all services."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    kind: Literal["openai", "anthropic", "gemini"] | None = variable(
-        None,
-        "format that a declared server speaks",
-        "most servers speak OpenAI's",
-        default="openai",
-        allowed="openai, anthropic or gemini, for a declared service only",
-    )
-    base_url: str | None = variable(
-        None,
-        "address of the server, with its version path",
-        "the vendor's own address",
-        allowed=ALLOWED_WEB,
-    )
-    api_key: SecretStr | None = variable(
-        None,
-        "key; wins over the vendor's own variable",
-        "a server of one's own often needs none",
-        allowed=ALLOWED_SECRET,
-    )
-    model: str | None = variable(
-        None,
-        "model of a query that names none; for `local` a GGUF file",
-        "the vendor's current mid-priced general model",
-        default="see the table of services",
-        allowed="the name of a model, for `local` the path of a file that exists",
-    )
-    daily_budget: Decimal | None = variable_of(
-        ServiceOptions,
-        "daily_budget_usd",
-        None,
-        may_be_none=True,
-        default="as `AI_DEFAULT_DAILY_BUDGET`",
-        meaning="most money of a UTC day",
-    )
-    input_price: Decimal | None = variable_of(ServiceOptions, "input_price", default="from the price table")
-    output_price: Decimal | None = variable_of(ServiceOptions, "output_price", default="from the price table")
-    requests_per_minute: int | None = variable_of(
-        LimitOptions,
-        "per_minute",
-        may_be_none=True,
-        default="as `AI_DEFAULT_REQUESTS_PER_MINUTE`",
-        why="one rule for all is easily kept in mind",
-    )
-    requests_per_hour: int | None = variable_of(
-        LimitOptions,
-        "per_hour",
-        may_be_none=True,
-        default="as `AI_DEFAULT_REQUESTS_PER_HOUR`",
-        why="one rule for all is easily kept in mind",
-    )
-    requests_per_day: int | None = variable_of(
-        LimitOptions,
-        "per_day",
-        may_be_none=True,
-        default="as `AI_DEFAULT_REQUESTS_PER_DAY`",
-        why="one rule for all is easily kept in mind",
-    )
-    timeout: float | None = variable_of(ServiceOptions, "timeout_s", None, default="as `AI_QUERY_TIMEOUT`")
-    attempt_timeout: float | None = variable_of(
-        ServiceOptions, "attempt_timeout_s", None, default="as `AI_ATTEMPT_TIMEOUT`"
-    )
-    first_token_timeout: float | None = variable_of(
-        ServiceOptions, "first_token_timeout_s", None, default="as `AI_FIRST_TOKEN_TIMEOUT`"
-    )
-    stall_timeout: float | None = variable_of(
-        ServiceOptions, "stall_timeout_s", None, default="as `AI_STALL_TIMEOUT`"
-    )
-    slow_call_seconds: float | None = variable_of(
-        ServiceOptions, "slow_s", None, default="half of the attempt's timeout"
-    )
-    max_tokens: int | None = variable_of(
-        ServiceOptions, "max_tokens", None, default="as `AI_DEFAULT_MAX_TOKENS`"
-    )
-
-    _tidied = validator("*", mode="before")(classmethod(tidy))
-    _checked_key = validator("api_key")(check_secret)
-
-    @validator("base_url")
-    @classmethod
-    def _check_base_url(cls, value: str | None) -> str | None:
-        return None if value is None else check_web_url(value)
-
-    @validator("model")
-    @classmethod
-    def _check_model(cls, value: str | None) -> str | None:
-        if value is not None and (len(value) > 4096 or not value.isprintable()):
-            raise ValueError
-        return value
+"""The services that need no declaration: what they speak, and the variable that holds their key."""
 
 
 def variable_of_service(service: str, name: str) -> str:
@@ -149,182 +40,125 @@ def variable_of_service(service: str, name: str) -> str:
     return f"{SERVICE_PREFIX}{service}__{name}".upper()
 
 
-def _key_of(service: str) -> Any:
-    return variable(
-        None, f"key of `{service}`", "without it the service is not configured", allowed=ALLOWED_SECRET
+def _key_of(service: str) -> SecretStr | None:
+    unset: str | None = None
+    return secret(alone(unset, f"key of `{service}`", "without it the service is not configured", KEY))
+
+
+class ServiceSettings(Table):
+    """`AI_SERVICES__<NAME>__…`: what differs for one service, or makes a new one; None is as for all services."""
+
+    kind = of_one(
+        lambda service: service.kind,
+        form=SERVICE_KIND,
+        meaning="format that a declared server speaks",
+        why="most servers speak OpenAI's",
+        shown_default="openai",
     )
+    base_url = of_one(lambda service: service.base_url, form=WEB_URL)
+    api_key = secret(of_one(lambda service: service.api_key, form=KEY))
+    model = of_one(lambda service: service.model, form=MODEL, shown_default="see the table of services")
+    daily_budget = of_one(lambda service: service.daily_budget_usd)
+    input_price = of_one(lambda service: service.input_price, shown_default="from the price table")
+    output_price = of_one(lambda service: service.output_price, shown_default="from the price table")
+    requests_per_minute = of_one(lambda service: service.limits.per_minute, why=ONE_RULE)
+    requests_per_hour = of_one(lambda service: service.limits.per_hour, why=ONE_RULE)
+    requests_per_day = of_one(lambda service: service.limits.per_day, why=ONE_RULE)
+    timeout = of_one(lambda service: service.timeout_s)
+    attempt_timeout = of_one(lambda service: service.attempt_timeout_s)
+    first_token_timeout = of_one(lambda service: service.first_token_timeout_s)
+    stall_timeout = of_one(lambda service: service.stall_timeout_s)
+    slow_call_seconds = of_one(lambda service: service.slow_s, shown_default="half of the attempt's timeout")
+    max_tokens = of_one(lambda service: service.max_tokens)
 
 
-def _token_of(whom: str) -> Any:
-    return variable(
-        None,
-        f"token of those who may {whom}",
-        "without one, only this machine may ask",
-        allowed=ALLOWED_SECRET,
-    )
-
-
-class Variables(BaseSettings):
+class Variables(Table):
     """What can be set, one attribute a variable: `DATABASE_POOL_SIZE` is `database_pool_size`."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    ai_services: dict[str, ServiceSettings]
+    """What differs for one service, and services of one's own, by name."""
 
-    koo_home: Path = variable(
-        Path(),
-        "folder where all relative paths start, and whose `.env` is read",
-        "a project keeps its data beside its settings, whatever folder it is started from",
-        default="the nearest folder with a `.env`, from the working directory upwards; else the working directory",
-        allowed="a folder that exists; set in the environment, not in a `.env`",
+    koo_home = variable(
+        lambda koo: koo.home,
+        form=FOLDER,
+        shown_default="the nearest folder with a `.env`, from the working directory upwards; else the working "
+        "directory",
     )
 
     # ── the database that koo guards ──
-    database_url: SecretStr = variable(
-        SecretStr(_DATABASE.url),
-        "the database that koo guards",
-        "works without a server",
-        allowed=ALLOWED_DATABASES,
+    database_url = secret(variable(lambda koo: koo.database.url, form=DATABASE_URL))
+    database_pool_size = variable(lambda koo: koo.database.pool_size)
+    database_max_overflow = variable(lambda koo: koo.database.max_overflow)
+    database_pool_timeout = variable(lambda koo: koo.database.pool_timeout_s)
+    database_pool_recycle = variable(lambda koo: koo.database.pool_recycle_s)
+    database_scope_timeout = variable(lambda koo: koo.database.scope_timeout_s)
+    db_circuit_breaker_failure_threshold = variable(lambda koo: koo.database.breaker.failure_threshold)
+    db_circuit_breaker_recovery_timeout = variable(lambda koo: koo.database.breaker.recovery_s)
+    db_circuit_breaker_success_threshold = variable(lambda koo: koo.database.breaker.success_threshold)
+    db_max_retries = variable(
+        lambda koo: koo.database.retry.attempts_max,
+        less=1,
+        meaning="repeats after the first run; 0 repeats nothing",
+        why="most failures that pass have passed by then",
     )
-    database_pool_size: int = variable_of(DatabaseOptions, "pool_size")
-    database_max_overflow: int = variable_of(DatabaseOptions, "max_overflow")
-    database_pool_timeout: float = variable_of(DatabaseOptions, "pool_timeout_s")
-    database_pool_recycle: float = variable_of(DatabaseOptions, "pool_recycle_s")
-    database_scope_timeout: float = variable_of(DatabaseOptions, "scope_timeout_s")
-    db_circuit_breaker_failure_threshold: int = variable_of(BreakerOptions, "failure_threshold")
-    db_circuit_breaker_recovery_timeout: float = variable_of(BreakerOptions, "recovery_s")
-    db_circuit_breaker_success_threshold: int = variable_of(BreakerOptions, "success_threshold")
-    db_max_retries: int = variable(
-        _DATABASE.retry.attempts_max - 1,
-        "repeats after the first run; 0 repeats nothing",
-        "most failures that pass have passed by then",
-        option="RetryOptions.attempts_max",
-        at_least=0,
-        at_most=99,
+    db_retry_base_delay = variable(
+        lambda koo: koo.database.retry.base_s,
+        why="pauses of at most 0.2, 0.4 and 0.8 s: together long enough for the restart of a small server, and hardly "
+        "noticed by a person who waits",
     )
-    db_retry_base_delay: float = variable_of(
-        RetryOptions,
-        "base_s",
-        _DATABASE.retry.base_s,
-        why="pauses of at most 0.2, 0.4 and 0.8 s: together long enough for the restart of a small server, and "
-        "hardly noticed by a person who waits",
-    )
-    db_retry_max_delay: float = variable_of(RetryOptions, "cap_s")
-    db_retry_backoff_multiplier: float = variable_of(RetryOptions, "multiplier")
-    db_slow_call_seconds: float = variable_of(DatabaseOptions, "slow_call_s")
-    db_exactly_once: Literal["off", "marker"] = variable(
-        _DATABASE.exactly_once,
-        "`marker` writes a row with each transaction, which tells after a connection was lost during COMMIT whether it "
-        "happened; this version knows `off` only, and refuses to use the database with the other",
-        "koo puts no table into your database unless told to",
-        allowed="off or marker",
-    )
-    db_health_check_interval: float = variable_of(DatabaseOptions, "probe_interval_s")
-    health_check_timeout: float = variable_of(
-        PlatformOptions,
-        "health_check_timeout_s",
+    db_retry_max_delay = variable(lambda koo: koo.database.retry.cap_s)
+    db_retry_backoff_multiplier = variable(lambda koo: koo.database.retry.multiplier)
+    db_slow_call_seconds = variable(lambda koo: koo.database.slow_call_s)
+    db_exactly_once = variable(lambda koo: koo.database.exactly_once)
+    db_health_check_interval = variable(lambda koo: koo.database.probe_interval_s)
+    health_check_timeout = variable(
+        lambda koo: koo.health_check_timeout_s,
+        lambda koo: koo.database.probe_timeout_s,
         meaning="longest time of a health check, of database and AI services",
     )
 
     # ── AI services ──
-    ai_circuit_breaker_failure_threshold: int = variable_of(BreakerOptions, "failure_threshold")
-    ai_circuit_breaker_recovery_timeout: float = variable_of(BreakerOptions, "recovery_s")
-    ai_circuit_breaker_success_threshold: int = variable_of(BreakerOptions, "success_threshold")
-    ai_max_retries: int = variable(
-        RetryOptions().attempts_max - 1,
-        "repeats after the first attempt; 0 repeats nothing",
-        "more would only add to an overload",
-        option="RetryOptions.attempts_max",
-        at_least=0,
-        at_most=99,
+    ai_circuit_breaker_failure_threshold = for_services(lambda service: service.breaker.failure_threshold)
+    ai_circuit_breaker_recovery_timeout = for_services(lambda service: service.breaker.recovery_s)
+    ai_circuit_breaker_success_threshold = for_services(lambda service: service.breaker.success_threshold)
+    ai_max_retries = for_services(
+        lambda service: service.retry.attempts_max,
+        less=1,
+        meaning="repeats after the first attempt; 0 repeats nothing",
+        why="more would only add to an overload",
     )
-    ai_retry_base_delay: float = variable_of(RetryOptions, "base_s")
-    ai_retry_max_delay: float = variable_of(RetryOptions, "cap_s")
-    ai_retry_backoff_multiplier: float = variable_of(RetryOptions, "multiplier")
-    ai_query_timeout: float = variable_of(ServiceOptions, "timeout_s")
-    ai_attempt_timeout: float = variable_of(ServiceOptions, "attempt_timeout_s")
-    ai_first_token_timeout: float = variable_of(ServiceOptions, "first_token_timeout_s")
-    ai_stall_timeout: float = variable_of(ServiceOptions, "stall_timeout_s")
-    ai_default_requests_per_minute: int | None = variable_of(
-        LimitOptions, "per_minute", _LIMITS.per_minute, may_be_none=True, why="below most vendors' first tier"
+    ai_retry_base_delay = for_services(lambda service: service.retry.base_s)
+    ai_retry_max_delay = for_services(lambda service: service.retry.cap_s)
+    ai_retry_backoff_multiplier = for_services(lambda service: service.retry.multiplier)
+    ai_query_timeout = for_services(lambda service: service.timeout_s)
+    ai_attempt_timeout = for_services(lambda service: service.attempt_timeout_s)
+    ai_first_token_timeout = for_services(lambda service: service.first_token_timeout_s)
+    ai_stall_timeout = for_services(lambda service: service.stall_timeout_s)
+    ai_default_requests_per_minute = for_services(
+        lambda service: service.limits.per_minute, why="below most vendors' first tier"
     )
-    ai_default_requests_per_hour: int | None = variable_of(
-        LimitOptions, "per_hour", _LIMITS.per_hour, may_be_none=True, why="a busy hour, not a runaway loop"
+    ai_default_requests_per_hour = for_services(
+        lambda service: service.limits.per_hour, why="a busy hour, not a runaway loop"
     )
-    ai_default_requests_per_day: int | None = variable_of(
-        LimitOptions, "per_day", _LIMITS.per_day, may_be_none=True, why="ten busy hours"
-    )
-    ai_default_daily_budget: Decimal | None = variable_of(
-        ServiceOptions, "daily_budget_usd", may_be_none=True, meaning="most money of a UTC day"
-    )
-    ai_default_max_tokens: int = variable_of(ServiceOptions, "max_tokens")
-    ai_health_check_interval: float = variable_of(PlatformOptions, "health_check_interval_s")
-    ai_local_enabled: bool = variable(
+    ai_default_requests_per_day = for_services(lambda service: service.limits.per_day, why="ten busy hours")
+    ai_default_daily_budget = for_services(lambda service: service.daily_budget_usd)
+    ai_default_max_tokens = for_services(lambda service: service.max_tokens)
+    ai_health_check_interval = variable(lambda koo: koo.health_check_interval_s)
+    ai_local_enabled = alone(
         True,
         "whether the built-in service `local` is there; without it, it is not configured and no model is loaded",
         "a machine without keys can answer too",
-        allowed="true or false",
+        YES_OR_NO,
     )
-    anthropic_api_key: SecretStr | None = _key_of("claude")
-    openai_api_key: SecretStr | None = _key_of("openai")
-    gemini_api_key: SecretStr | None = _key_of("gemini")
-    perplexity_api_key: SecretStr | None = _key_of("perplexity")
-    ai_services: dict[str, ServiceSettings] = variable(
-        {}, "what differs for one service, and services of your own", "the built-in services need nothing"
-    )
+    anthropic_api_key = _key_of("claude")
+    openai_api_key = _key_of("openai")
+    gemini_api_key = _key_of("gemini")
+    perplexity_api_key = _key_of("perplexity")
 
     # ── koo itself ──
-    koo_state_url: SecretStr = variable(
-        SecretStr(PlatformOptions().state_url),
-        "where koo keeps its own state: money, limits, events",
-        "a guard must not depend on the database that it guards",
-        allowed=ALLOWED_DATABASES,
-    )
-    koo_host: str = variable(
-        PlatformOptions().host,
-        "address that the server listens on; one that others can reach needs `KOO_TOKEN`",
-        "nobody else can reach it",
-        allowed=ALLOWED_HOSTS,
-    )
-    koo_port: int = variable_of(PlatformOptions, "port")
-    koo_url: str = variable(
-        "",
-        "where the command line finds the running server",
-        "follows `KOO_HOST` and `KOO_PORT`",
-        default=PlatformOptions().url,
-        allowed=ALLOWED_WEB,
-    )
-    koo_token: SecretStr | None = _token_of("do everything")
-    koo_read_token: SecretStr | None = _token_of("only look")
-
-    _tidied = validator("*", mode="before")(classmethod(tidy))
-    _checked_keys = validator(
-        "anthropic_api_key",
-        "openai_api_key",
-        "gemini_api_key",
-        "perplexity_api_key",
-        "koo_token",
-        "koo_read_token",
-    )(check_secret)
-
-    @validator("database_url")
-    @classmethod
-    def _check_database_url(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
-        return SecretStr(effective_database_url(value.get_secret_value(), info.data["koo_home"]))
-
-    @validator("koo_state_url")
-    @classmethod
-    def _check_state_url(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
-        return SecretStr(effective_state_url(value.get_secret_value(), info.data["koo_home"]))
-
-    @validator("koo_host")
-    @classmethod
-    def _check_host(cls, value: str) -> str:
-        return check_host(value)
-
-    @validator("koo_url")
-    @classmethod
-    def _check_url(cls, value: str, info: ValidationInfo) -> str:
-        if value:
-            return check_web_url(value)
-        # A host or port that was refused is told as itself, and leaves nothing to follow here.
-        known = {"koo_host", "koo_port"} <= info.data.keys()
-        return url_of(info.data["koo_host"], info.data["koo_port"]) if known else value
+    koo_state_url = secret(variable(lambda koo: koo.state_url, form=STATE_URL))
+    koo_host = variable(lambda koo: koo.host, form=HOST)
+    koo_port = variable(lambda koo: koo.port)
+    koo_url = variable(lambda koo: koo.url, form=WEB_URL)
+    koo_token = secret(variable(lambda koo: koo.token, form=KEY))
+    koo_read_token = secret(variable(lambda koo: koo.read_token, form=KEY))

@@ -1,0 +1,134 @@
+"""Which variable a name means, and what to say of a name that means none.
+
+A name that is close to one of ours is logged as a warning and ignored, because it may belong to other software. Under
+`AI_SERVICES__` every name is ours, so a wrong one there is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from koo.configuration.sources import Found, Source
+from koo.configuration.values import quoted
+from koo.configuration.variables import (
+    BUILT_IN,
+    SERVICE_PREFIX,
+    ServiceSettings,
+    Variables,
+    variable_of_service,
+)
+from koo.errors import ConfigurationError
+from koo.options import RESERVED_NAMES, check_service_name
+
+PREFIXES = ("DATABASE_", "DB_", "AI_", "KOO_")
+KNOWN = {name.upper() for name in Variables.rows}
+_MEANT = KNOWN | {variable_of_service(service, name) for service in BUILT_IN for name in ServiceSettings.rows}
+_ALLOWED_NAME = "1 to 64 small letters, digits, - and _, with a letter or digit first"
+# A variable is written in capitals and knows no dots, so these names have neither.
+_SERVICE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownVariable:
+    """A variable that looks like one of koo's and is not; `meant` is the nearest known one, if one is near."""
+
+    name: str
+    source: Source
+    meant: str | None = None
+
+    def __str__(self) -> str:
+        place = "the environment" if self.source == "environment" else self.source
+        hint = f": did you mean {self.meant}?" if self.meant else "."
+        return f"{self.name}, set in {place}, is no variable of koo and has no effect{hint}"
+
+
+def nearest(name: str, known: Iterable[str], likeness: float = 0.75) -> str | None:
+    """The known name that is most like this one, if one is like it at all; `likeness` is a ratio, 1 the same."""
+    from difflib import get_close_matches  # loaded for a mistake only
+
+    return next(iter(get_close_matches(name, list(known), 1, likeness)), None)
+
+
+def unknown(found: Iterable[Found]) -> tuple[UnknownVariable, ...]:
+    """Names that look like koo's and are not: under koo's prefixes, or in the `.env` and one slip from a known one."""
+    seen = []
+    for one in found:
+        if one.variable in KNOWN or one.variable.startswith(SERVICE_PREFIX) or not one.value:
+            continue
+        name = one.variable.upper()
+        ours = name.startswith(PREFIXES) or name in KNOWN
+        # The .env may be shared with other software: outside of the prefixes only a near miss is worth a word.
+        meant = nearest(name, _MEANT, 0.75 if ours else 0.9) if ours or one.source == ".env" else None
+        if ours or meant:
+            seen.append(UnknownVariable(one.variable, one.source, meant))
+    return tuple(seen)
+
+
+def merge(found: Iterable[Found], arguments: Mapping[str, Any]) -> dict[str, Found]:
+    """What is set, by variable as it is documented; arguments win, and an empty value is not set.
+
+    Raises `ConfigurationError` for a name under `AI_SERVICES__` that means nothing, and for an argument that does.
+    """
+    merged = {one.variable: one for one in _from_arguments(arguments)}
+    for one in found:
+        if one.value and one.variable in KNOWN:
+            merged.setdefault(one.variable, one)
+        elif one.value and one.variable.startswith(SERVICE_PREFIX):
+            variable = variable_of_service(*_split(one.variable))
+            if variable not in merged:
+                merged[variable] = replace(one, variable=variable)
+            elif merged[variable].source != "argument":
+                raise ConfigurationError("", f"{variable} is set twice, in capitals and not; set it once")
+    return merged
+
+
+def _from_arguments(arguments: Mapping[str, Any]) -> Iterator[Found]:
+    for service, own in dict(arguments.get("ai_services", ())).items():
+        if not _SERVICE_NAME.fullmatch(service):
+            raise ConfigurationError(
+                "", f"{quoted(service)} is no name of a service; allowed is {_ALLOWED_NAME}"
+            )
+        check_service_name(service)
+        for name, value in own.items():
+            if value != "":
+                yield Found(variable_of_service(service, name), value, "argument")
+    for name, value in arguments.items():
+        if name not in Variables.rows and name != "ai_services":
+            meant = nearest(name, Variables.rows)
+            raise ConfigurationError(
+                "", f"Settings has no {name}" + (f"; did you mean {meant}?" if meant else "")
+            )
+        if name != "ai_services" and value != "":
+            yield Found(name.upper(), value, "argument")
+
+
+def by_service(merged: Iterable[Found], named: Iterable[str]) -> dict[str, dict[str, Found]]:
+    """The settings of each service that has some or is `named`, by the attributes of `ServiceSettings`."""
+    by_name: dict[str, dict[str, Found]] = {name: {} for name in named}
+    for one in merged:
+        if one.variable.startswith(SERVICE_PREFIX):
+            service, name = _split(one.variable)
+            by_name.setdefault(service, {})[name] = one
+    return by_name
+
+
+def _split(variable: str) -> tuple[str, str]:
+    """`AI_SERVICES__CLAUDE__DAILY_BUDGET` → ("claude", "daily_budget")."""
+    service, _, name = variable.removeprefix(SERVICE_PREFIX).lower().partition("__")
+    if name and service in RESERVED_NAMES:
+        raise ConfigurationError(
+            "",
+            f'{variable} names a service "{service}", which means something else to koo; choose another name',
+        )
+    if name and _SERVICE_NAME.fullmatch(service):
+        return service, name
+    meant = nearest(variable.upper(), _MEANT)
+    hint = f"; did you mean {meant}?" if meant else ""
+    raise ConfigurationError(
+        "",
+        f"{variable} names no setting of a service; allowed is {SERVICE_PREFIX}<NAME>__<SETTING>, and for a name "
+        f"{_ALLOWED_NAME}{hint}",
+    )

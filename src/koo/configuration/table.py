@@ -1,0 +1,222 @@
+"""The table of variables: what a row is, and how it stands in a class.
+
+A row names the option that a variable sets, by a function: `pool_size = variable(lambda koo: koo.database.pool_size)`.
+The option's meaning, unit, range, default and reason are the variable's, so a row says only what differs. The function
+is called once, with a recorder, to learn the option's place; mypy checks that the option exists and takes its type for
+the attribute. So a variable is told once: its name by the attribute, everything else by the option.
+
+A class of rows is a `Table`. Its instances hold a value for each row, under the row's name, and do not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
+
+from koo.configuration.values import YES_OR_NO, Form, SecretStr, as_text, choice, number, reveal
+from koo.options import BOUNDS, Checked, PlatformOptions, ServiceOptions
+
+T = TypeVar("T")
+Place = tuple[str, ...]
+"""Where an option is: ("database", "pool_size") in `PlatformOptions`."""
+
+PLATFORM = PlatformOptions()
+SERVICE = ServiceOptions(name="", kind="openai")
+
+
+@dataclass(slots=True)
+class Row:
+    """One variable. `places` of the options that it sets, in `root`; `less`: by how much it is below the option."""
+
+    form: Form
+    default: object
+    meaning: str
+    why: str
+    unit: str = ""
+    shown_default: str = ""
+    """What documents say in place of the default."""
+    root: Checked | None = None
+    places: tuple[Place, ...] = ()
+    less: int = 0
+    takes_none: bool = False
+    none: str = ""
+    """What the word `none` means; empty where it is no value."""
+    secret: bool = False
+    name: str = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @property
+    def allowed(self) -> str:
+        """What the variable may hold, as words: "a whole number, 1 to 10000"."""
+        return self.form.allowed + (f", or none for {self.none}" if self.none else "")
+
+    def read(self, value: object, home: Path) -> object:
+        """The value of what somebody set, mostly text. Raises `ValueError`."""
+        if value is None and self.takes_none:
+            return None
+        value = reveal(value)
+        if not isinstance(value, self.form.types):
+            raise ValueError
+        text = str(value).strip()
+        if self.none and text.lower() == "none":
+            return None
+        made = self.form.read(text, home)
+        return SecretStr(str(made)) if self.secret else made
+
+    def options(self) -> Iterator[str]:
+        """The options that it sets, as `Class.field`."""
+        for *parts, name in self.places:
+            yield f"{type(_inside(self.root, parts)).__name__}.{name}"
+
+    def explain(self, value: object) -> str:
+        """A value for people's eyes: a secret is masked."""
+        if value is None:
+            return "none" if self.none else ""
+        return self.form.shown(as_text(value))
+
+
+class Words(TypedDict, total=False):
+    """What a row says of itself, in place of its option."""
+
+    form: Form
+    meaning: str
+    why: str
+    shown_default: str
+    less: int
+
+
+def variable(
+    option: Callable[[PlatformOptions], T], *more: Callable[[PlatformOptions], T], **words: Unpack[Words]
+) -> T:
+    """A variable that sets this option, and `more` of them."""
+    return cast("T", _row(PLATFORM, (option, *more), words))
+
+
+def for_services(option: Callable[[ServiceOptions], T], **words: Unpack[Words]) -> T:
+    """A variable that sets this option of each service."""
+    return cast("T", _row(SERVICE, (option,), words))
+
+
+def of_one(option: Callable[[ServiceOptions], T], **words: Unpack[Words]) -> T | None:
+    """A setting of one service; None where it is not set."""
+    return cast("T", replace(_row(SERVICE, (option,), words), default=None, takes_none=True))
+
+
+def alone(default: T, meaning: str, why: str, form: Form) -> T:
+    """A variable that no one option stands for."""
+    return cast("T", Row(form, default, meaning, why, takes_none=default is None))
+
+
+@overload
+def secret(row: str) -> SecretStr: ...
+@overload
+def secret(row: str | None) -> SecretStr | None: ...
+def secret(row: object) -> object:
+    """The same row, with a value that nothing shows."""
+    return replace(cast("Row", row), secret=True)
+
+
+class _Recorder:
+    """Stands for the options while a row's function says which one it means."""
+
+    def __init__(self) -> None:
+        self.place: Place = ()
+
+    def __getattr__(self, name: str) -> _Recorder:
+        self.place += (name,)
+        return self
+
+
+def _row(root: Checked, options: tuple[Callable[[Any], object], ...], words: Words) -> Row:
+    places = tuple(_place(option) for option in options)
+    *parents, name = places[0]
+    owner = _inside(root, parents)
+    types, less = _types(owner.__class__)[name], words.get("less", 0)
+    about = dict(owner.__dataclass_fields__[name].metadata)
+    about |= {bound: about[bound] - less for bound in BOUNDS if about.get(bound) is not None}
+    default = getattr(owner, name)
+    return Row(
+        words.get("form") or _form(types, about),
+        default - less if less else default,
+        words.get("meaning") or about["meaning"],
+        words.get("why") or about["why"],
+        unit=about.get("unit", ""),
+        shown_default=words.get("shown_default", ""),
+        root=root,
+        places=places,
+        less=less,
+        takes_none=NoneType in types,
+        none=about.get("none", ""),
+    )
+
+
+def _place(option: Callable[[Any], object]) -> Place:
+    recorder = _Recorder()
+    option(recorder)
+    return recorder.place
+
+
+def _inside(options: Any, parts: Iterable[str]) -> Any:
+    for part in parts:
+        options = getattr(options, part)
+    return options
+
+
+@cache
+def _types(owner: type[object]) -> dict[str, tuple[object, ...]]:
+    """Of each option of a class its types: `int | None` → (int, NoneType), `Literal["a"]` stays one."""
+    hints = get_type_hints(owner)
+    return {
+        name: (hint,) if get_origin(hint) is Literal else get_args(hint) or (hint,)
+        for name, hint in hints.items()
+    }
+
+
+def _form(types: tuple[object, ...], about: Mapping[str, Any]) -> Form:
+    """The form of a value that its type and range describe."""
+    kind: Any = types[0]
+    if get_origin(kind) is Literal:
+        return choice(*get_args(kind))
+    return YES_OR_NO if kind is bool else number(kind, about)
+
+
+class Table:
+    """Base of the classes of rows. `given` names the attributes that somebody set; the others have their default."""
+
+    rows: ClassVar[dict[str, Row]] = {}
+    given: frozenset[str]
+
+    def __init_subclass__(cls) -> None:
+        cls.rows = cls.rows | {name: row for name, row in vars(cls).items() if isinstance(row, Row)}
+
+    def __init__(self, values: Mapping[str, object], given: frozenset[str]) -> None:
+        vars(self).update({name: row.default for name, row in self.rows.items()} | dict(values), given=given)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise ValueError(f"{type(self).__name__} is frozen; make another one to change {name}")
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{name}={row.explain(getattr(self, name))}"
+            for name, row in self.rows.items()
+            if name in self.given
+        )
+        return f"<{type(self).__name__} {', '.join(shown)}>"

@@ -1,0 +1,185 @@
+"""How one value is written: read from text, checked, shown, and what is allowed in words.
+
+A value that cannot be right raises `ValueError`; its text, if it has one, is what is allowed and replaces the words of
+the form. No text ever repeats the value, because it may be a secret.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from koo.configuration.urls import (
+    ALLOWED_DATABASES,
+    ALLOWED_HOSTS,
+    ALLOWED_WEB,
+    check_host,
+    check_web_url,
+    effective_database_url,
+    effective_state_url,
+    mask_to_scheme,
+    mask_url,
+)
+from koo.options import allowed, is_inside
+
+SHOWN_MAX = 40
+SWITCH = {
+    "true": True,
+    "on": True,
+    "yes": True,
+    "1": True,
+    "false": False,
+    "off": False,
+    "no": False,
+    "0": False,
+}
+# A key in the wrong variable: it must not get into a log by way of the sentence that refuses it.
+_LOOKS_SECRET = re.compile(r"://|@|^(?:sk|pk|key|AIza|pplx|xai|gsk|ghp|eyJ)[-_A-Za-z0-9]{6}")
+
+
+class SecretStr:
+    """Text that no `repr`, log or message shows; `get_secret_value()` returns it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def get_secret_value(self) -> str:
+        return self._text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SecretStr) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __len__(self) -> int:
+        return len(self._text)
+
+    def __str__(self) -> str:
+        return "**********" if self._text else ""
+
+    def __repr__(self) -> str:
+        return f"SecretStr('{self}')"
+
+
+def reveal(value: Any) -> Any:
+    """The text of a secret, also of pydantic's; any other value as it is."""
+    return value.get_secret_value() if hasattr(value, "get_secret_value") else value
+
+
+# ── showing ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def as_text(value: object) -> str:
+    """A value as it would be written in a `.env`; nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(reveal(value))
+
+
+def quoted(text: str) -> str:
+    """What a variable holds, for a message: quoted, cut, and "…" where it looks like a key in the wrong place."""
+    text = "".join(letter if letter.isprintable() else "�" for letter in text)
+    if _LOOKS_SECRET.search(text):
+        return '"…"'
+    return f'"{text[:SHOWN_MAX]}…"' if len(text) > SHOWN_MAX else f'"{text}"'
+
+
+# ── the forms ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Form(NamedTuple):
+    """A way to write a value. `read(text, home)` raises `ValueError`.
+
+    `held` makes what a refusal shows of the text, `shown` what an explanation shows of a value that is in force;
+    `types` are those that an argument in Python may have.
+    """
+
+    allowed: str
+    read: Callable[[str, Path], object]
+    held: Callable[[str], str] = quoted
+    shown: Callable[[str], str] = str
+    types: tuple[type, ...] = (str,)
+
+
+def number(kind: type[int] | type[float] | type[Decimal], about: Any) -> Form:
+    """A number in an option's range. Infinity is no number here: no limit is written as `none`."""
+
+    def read(text: str, _home: Path) -> object:
+        try:
+            value = kind(re.sub(r"\.0+$", "", text) if kind is int else text)  # 10.0 is a whole number too
+        except (ValueError, ArithmeticError):
+            raise ValueError from None
+        if not text.isascii() or not is_inside(about, value) or not math.isfinite(value):
+            raise ValueError
+        return value
+
+    words = {int: "a whole number", "s": "a number of seconds", "USD": "an amount of USD"}
+    text = words.get(kind) or words.get(about["unit"], "a number")
+    return Form(
+        text if (bounds := allowed(about)) == "any" else f"{text}, {bounds}",
+        read,
+        types=(str, int, float, Decimal),
+    )
+
+
+def choice(*words: str) -> Form:
+    """One of a few words, in any case."""
+
+    def read(text: str, _home: Path) -> str:
+        if text.lower() not in words:
+            raise ValueError
+        return text.lower()
+
+    return Form(f"{', '.join(words[:-1])} or {words[-1]}", read)
+
+
+def _switch(text: str, _home: Path) -> bool:
+    if text.lower() not in SWITCH:
+        raise ValueError
+    return SWITCH[text.lower()]
+
+
+def _key(text: str, _home: Path) -> str:
+    # A line break or a quote that came along when a key was copied would make it another one, or break the header.
+    if not re.fullmatch(r"[\x21\x23-\x26\x28-\x7e]+", text):
+        raise ValueError
+    return text
+
+
+def _model(text: str, _home: Path) -> str:
+    if len(text) > 4096 or not text.isprintable():
+        raise ValueError
+    return text
+
+
+def _masked(text: str) -> str:
+    return f'"{mask_url(text)}"' if "://" in text else quoted(text)
+
+
+def _scheme(text: str) -> str:
+    return f'"{mask_to_scheme(text)}"'
+
+
+YES_OR_NO = Form("true or false", _switch, types=(str, bool))
+KEY = Form("ASCII text without quotes and spaces", _key, lambda _text: '"…"', lambda _text: "…")
+MODEL = Form("the name of a model, for `local` the path of a file that exists", _model)
+FOLDER = Form(
+    "a folder that exists; set in the environment, not in a `.env`",
+    lambda _text, home: home,
+    types=(str, Path),
+)
+HOST = Form(ALLOWED_HOSTS, lambda text, _home: check_host(text))
+WEB_URL = Form(ALLOWED_WEB, lambda text, _home: check_web_url(text), _masked)
+DATABASE_URL = Form(ALLOWED_DATABASES, effective_database_url, _scheme, mask_url)
+STATE_URL = Form(ALLOWED_DATABASES, effective_state_url, _scheme, mask_url)
+SERVICE_KIND = choice("openai", "anthropic", "gemini")
+SERVICE_KIND = SERVICE_KIND._replace(allowed=f"{SERVICE_KIND.allowed}, for a declared service only")
