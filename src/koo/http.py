@@ -92,6 +92,7 @@ class HttpClient:
         answer_bytes_max: largest body of `request`, and of a stream that is read whole.
         event_bytes_max: largest single event of a stream.
         trust_env: use the proxies named in the environment.
+        unix_socket: connect to this path, whatever the URL's host. Each request has a connection of its own.
     """
 
     __slots__ = (
@@ -104,6 +105,7 @@ class HttpClient:
         "connections_max",
         "event_bytes_max",
         "trust_env",
+        "unix_socket",
     )
 
     def __init__(
@@ -114,12 +116,14 @@ class HttpClient:
         answer_bytes_max: int = ANSWER_BYTES_MAX,
         event_bytes_max: int = EVENT_BYTES_MAX,
         trust_env: bool = False,
+        unix_socket: str | None = None,
     ) -> None:
         self.connect_timeout_s = connect_timeout_s
         self.connections_max = connections_max
         self.answer_bytes_max = answer_bytes_max
         self.event_bytes_max = event_bytes_max
         self.trust_env = trust_env
+        self.unix_socket = unix_socket
         self._session: aiohttp.ClientSession | None = None
         self._loop: AbstractEventLoop | None = None
         self._responses: WeakSet[aiohttp.ClientResponse] = WeakSet()
@@ -232,16 +236,22 @@ class HttpClient:
 
     def _make_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=self.connections_max,
-                keepalive_timeout=IDLE_S_MAX,
-                resolver=_Resolver(self.connect_timeout_s),
-            ),
+            connector=self._make_connector(),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.connect_timeout_s),
             trust_env=self.trust_env,
             max_line_size=LINE_BYTES_MAX,
             max_field_size=LINE_BYTES_MAX,
+        )
+
+    def _make_connector(self) -> aiohttp.BaseConnector:
+        if self.unix_socket is not None:
+            # llama.cpp closes a connection that was idle for some seconds, and a POST is sent once or not at all.
+            return aiohttp.UnixConnector(self.unix_socket, force_close=True, limit=self.connections_max)
+        return aiohttp.TCPConnector(
+            limit=self.connections_max,
+            keepalive_timeout=IDLE_S_MAX,
+            resolver=_Resolver(self.connect_timeout_s),
         )
 
 

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
 import sys
+import time
 import traceback
 from contextlib import aclosing
 from dataclasses import replace
@@ -12,10 +19,13 @@ from typing import Any
 
 import pytest
 
-from koo.ai.local_engine import Engine
-from koo.ai.local_model import find_model
+from koo.ai import local_llama
+from koo.ai.local_model import PACKAGE, find_model
+from koo.ai.local_server import SERVERS, ModelServer
 from koo.ai.providers.base import Completion, CompletionChunk, Request
-from koo.ai.providers.local import SYSTEM, TEMPLATE_TOKENS, LocalProvider
+from koo.ai.providers.local import SYSTEM, LocalProvider
+from koo.ai.providers.transport import FRAMING_TOKENS
+from koo.ai.types import Usage
 from koo.errors import (
     CallerMistake,
     ExternalServiceError,
@@ -42,10 +52,10 @@ MARK = "xyzzy-4711"
 
 
 class Endless(LocalProvider):
-    """Answers until the context is full: whoever stops it earlier has stopped it."""
+    """Answers until the context is full: an earlier end is a stop."""
 
-    def _body(self, request: Request) -> dict[str, Any]:
-        return super()._body(request) | {"ignore_eos": True}
+    def body(self, request: Request) -> dict[str, Any]:
+        return super().body(request) | {"ignore_eos": True}
 
 
 def ask(prompt: str = CAPITAL, **options: Any) -> Request:
@@ -60,18 +70,38 @@ async def collect(provider: LocalProvider, request: Request) -> list[CompletionC
     return [piece async for piece in provider.stream(request)]
 
 
+def server_of(provider: LocalProvider) -> ModelServer:
+    server = provider.server()
+    assert server is not None
+    return server
+
+
+def steps(provider: LocalProvider) -> int:
+    """How often llama.cpp has computed, for each batch of a prompt and each token, by its own count."""
+    server = server_of(provider)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(server.socket_path)
+        connection.sendall(
+            b"GET /metrics HTTP/1.0\r\nConnection: close\r\n"
+            b"Authorization: Bearer %b\r\n\r\n" % server.key.encode()
+        )
+        text = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    found = re.search(r"^llamacpp:n_decode_total (\d+)", text, re.MULTILINE)
+    assert found, text
+    return int(found[1])
+
+
 async def begin(provider: LocalProvider) -> asyncio.Task[Completion]:
     """A generation that is certainly running, and would not end soon."""
-    engine = provider.engine()
     await provider.load()
-    before = engine.steps()
+    before = steps(provider)
     task = asyncio.create_task(provider.complete(ask(max_tokens=4000)))
-    await steps_reach(engine, before + 3)
+    await steps_reach(provider, before + 3)
     return task
 
 
-async def steps_reach(engine: Engine, steps: int) -> None:
-    while engine.steps() < steps:  # noqa: ASYNC110 - llama.cpp has no event for it
+async def steps_reach(provider: LocalProvider, number: int) -> None:
+    while steps(provider) < number:  # noqa: ASYNC110 - llama.cpp has no event for it
         await asyncio.sleep(0)
 
 
@@ -83,10 +113,14 @@ async def end(task: asyncio.Task[Completion]) -> None:
 
 async def steps_of(provider: LocalProvider, request: Request) -> int:
     """How often llama.cpp computes for this request; what was stopped before has then ended, too."""
-    engine = provider.engine()
-    before = engine.steps()
+    before = steps(provider)
     await provider.complete(request)
-    return engine.steps() - before
+    return steps(provider) - before
+
+
+def usage_of(pieces: list[CompletionChunk]) -> Usage:
+    """What the stream reported last."""
+    return [piece.usage for piece in pieces if piece.usage is not None][-1]
 
 
 # ── answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -111,7 +145,7 @@ def test_at_temperature_zero_the_stream_is_the_same_text_as_the_answer() -> None
         pieces = await collect(provider, request)
         assert "".join(piece.text for piece in pieces) == completion.text
         assert [piece.final for piece in pieces] == [False] * (len(pieces) - 1) + [True]
-        assert pieces[-1].usage == completion.usage
+        assert usage_of(pieces) == completion.usage
         assert pieces[-1].stop_reason == completion.stop_reason == "length"
 
     asyncio.run(main())
@@ -129,7 +163,7 @@ def test_max_tokens_is_bounded_by_the_context() -> None:
         completion = await provider.complete(ask(" a" * 220, max_tokens=1_000_000))
         assert completion.usage.total_tokens == 256
         assert completion.stop_reason == "length"
-        provider.engine().unload()
+        server_of(provider).stop()
 
     asyncio.run(main())
 
@@ -165,21 +199,20 @@ def test_a_character_of_several_tokens_is_never_cut() -> None:
                 LocalProvider("local"), ask("Repeat: 日本語 😀🎉", system="", max_tokens=max_tokens)
             )
             assert "\ufffd" not in "".join(piece.text for piece in pieces)
-        assert pieces[-1].usage is not None
-        assert pieces[-1].usage.output_tokens > len(pieces) - 1  # otherwise no character took two tokens
+        texts = [piece for piece in pieces if piece.text]
+        assert usage_of(pieces).output_tokens > len(texts)  # otherwise no character took two tokens
 
     asyncio.run(main())
 
 
 def test_each_piece_says_how_much_was_used_until_then() -> None:
     async def main() -> None:
-        *pieces, last = await collect(LocalProvider("local"), ask(max_tokens=6))
-        used = [piece.usage for piece in pieces]
-        assert [usage.output_tokens for usage in used if usage] == list(range(1, len(pieces) + 1))
-        assert all(usage and usage.estimated and last.usage for usage in used)
-        assert {usage.input_tokens for usage in used if usage} == {
-            last.usage.input_tokens if last.usage else None
-        }
+        pieces = await collect(LocalProvider("local"), ask(max_tokens=6))
+        used = [piece.usage for piece in pieces if piece.text]
+        assert [usage.output_tokens for usage in used if usage] == list(range(1, 7))
+        assert all(usage and usage.estimated for usage in used)
+        assert {usage.input_tokens for usage in used if usage} == {usage_of(pieces).input_tokens}
+        assert not usage_of(pieces).estimated
 
     asyncio.run(main())
 
@@ -201,7 +234,7 @@ def test_the_bound_of_input_tokens_is_never_below_the_count(case: str) -> None:
 
 def test_the_template_of_the_model_fits_into_its_bound() -> None:
     completion = asyncio.run(LocalProvider("local").complete(ask(".", system="", max_tokens=1)))
-    assert completion.usage.input_tokens - 1 < TEMPLATE_TOKENS / 4
+    assert completion.usage.input_tokens - 1 < FRAMING_TOKENS / 4
 
 
 NAMES = ["", "local", "mine", "SmolLM2-135M-Instruct.Q4_1", "smollm2-135m-instruct", "smollm2"]
@@ -216,42 +249,82 @@ def test_a_model_is_meant_by_the_beginning_of_its_name(name: str) -> None:
 # ── one model for all ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def model_processes() -> int:
+    """How many children of this process run models."""
+    listed = subprocess.run(
+        ["ps", "-o", "args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=False
+    )
+    return listed.stdout.count(local_llama.__file__)
+
+
 def test_twenty_first_queries_of_two_providers_load_the_model_once() -> None:
     async def main() -> None:
+        SERVERS.stop()
+        assert model_processes() == 0
         providers = [LocalProvider("local"), LocalProvider("second")]
-        engine = providers[0].engine()
-        engine.unload()
-        loads = engine.loads
-        assert not engine.loaded
-        requests = [providers[i % 2].complete(ask("Hi", system="", max_tokens=2)) for i in range(20)]
-        assert {completion.usage.output_tokens for completion in await asyncio.gather(*requests)} == {2}
-        assert engine.loads == loads + 1
+        assert [provider.server() for provider in providers] == [None, None]
+        requests = [
+            asyncio.create_task(providers[i % 2].complete(ask("Hi", system="", max_tokens=2)))
+            for i in range(20)
+        ]
+        await requests[0]
+        assert model_processes() == 1
+        answers = await asyncio.gather(*requests)
+        assert {completion.usage.output_tokens for completion in answers} == {2}
+        assert model_processes() == 1
+        assert server_of(providers[0]) is server_of(providers[1])
 
     asyncio.run(main())
 
 
 def test_the_model_stays_loaded_across_event_loops() -> None:
-    async def main() -> Engine:
-        provider = LocalProvider("local")
+    async def main() -> ModelServer:
         assert "Paris" in (await provider.complete(ask(max_tokens=PARIS_TOKENS))).text
         await provider.close()
-        return provider.engine()
+        return server_of(provider)
 
+    provider = LocalProvider("local")
     first = asyncio.run(main())
-    loads = first.loads
     assert asyncio.run(main()) is first
-    assert first.loads == loads
+
+
+def test_two_event_loops_at_once_share_one_model() -> None:
+    def ask_elsewhere() -> str:
+        return asyncio.run(LocalProvider("local").complete(ask(max_tokens=PARIS_TOKENS))).text
+
+    async def main() -> None:
+        here = LocalProvider("local").complete(ask(max_tokens=PARIS_TOKENS))
+        texts = await asyncio.gather(asyncio.to_thread(ask_elsewhere), here)
+        assert "Paris" in texts[0] and "Paris" in texts[1].text
+        assert model_processes() == 1
+
+    SERVERS.stop()
+    asyncio.run(main())
+
+
+def test_the_event_loop_turns_while_the_model_is_loaded() -> None:
+    async def main() -> None:
+        SERVERS.stop()
+        task = asyncio.create_task(LocalProvider("local").load())
+        turns, longest_s = 0, 0.0
+        while not task.done():
+            began_at = time.perf_counter()
+            await asyncio.sleep(0.001)
+            turns, longest_s = turns + 1, max(longest_s, time.perf_counter() - began_at)
+        # Loading takes some 300 ms; in this process it would be one turn.
+        assert turns > 20 and longest_s < 0.15
+
+    asyncio.run(main())
 
 
 def test_load_loads_without_asking() -> None:
     async def main() -> None:
+        SERVERS.stop()
         provider = LocalProvider("local")
-        engine = provider.engine()
-        engine.unload()
         await provider.check()
-        assert not engine.loaded
+        assert provider.server() is None
         await provider.load()
-        assert engine.loaded and engine.steps() == 0
+        assert steps(provider) == 0
         await provider.check()
 
     asyncio.run(main())
@@ -277,7 +350,6 @@ def test_with_two_slots_two_are_answered_at_once_by_one_model() -> None:
         provider = Endless("local", slots=2)
         try:
             await asyncio.gather(*(provider.complete(ask(max_tokens=1)) for _ in range(2)))
-            assert provider.engine().loads == 1
             task = await begin(provider)
             assert (
                 "Paris" in (await LocalProvider("local", slots=2).complete(ask(max_tokens=PARIS_TOKENS))).text
@@ -285,7 +357,7 @@ def test_with_two_slots_two_are_answered_at_once_by_one_model() -> None:
             assert not task.done()
             await end(task)
         finally:
-            provider.engine().unload()
+            server_of(provider).stop()
 
     asyncio.run(main())
 
@@ -350,13 +422,12 @@ def test_a_long_prompt_stops_being_read() -> None:
     async def main() -> None:
         provider = LocalProvider("local")
         await provider.load()
-        engine = provider.engine()
         alone = await steps_of(provider, SHORT)
-        before = engine.steps()
+        before = steps(provider)
         task = asyncio.create_task(provider.complete(ask(LONG)))
-        await steps_reach(engine, before + 1)
+        await steps_reach(provider, before + 1)
         await end(task)
-        batches_read = engine.steps() - before
+        batches_read = steps(provider) - before
         assert await steps_of(provider, SHORT) <= alone + 2
         assert batches_read < LONG_TOKENS / 64 / 2
 
@@ -365,14 +436,17 @@ def test_a_long_prompt_stops_being_read() -> None:
 
 def test_a_query_that_is_cancelled_in_the_queue_is_never_run() -> None:
     async def main() -> None:
-        provider = Endless("local")
+        provider, plain = Endless("local"), LocalProvider("local")
+        await plain.load()
+        alone = await steps_of(plain, SHORT)
         running = await begin(provider)
         waiting = asyncio.create_task(provider.complete(ask(LONG)))
         await asyncio.sleep(0)
-        assert "1 running, 1 waiting" in repr(provider.engine())
+        assert "2 under way" in repr(provider)
         await end(waiting)
-        assert "1 running, 0 waiting" in repr(provider.engine())
+        assert "1 under way" in repr(provider)
         await end(running)
+        assert await steps_of(plain, SHORT) <= alone + 2
 
     asyncio.run(main())
 
@@ -380,11 +454,11 @@ def test_a_query_that_is_cancelled_in_the_queue_is_never_run() -> None:
 def test_a_full_queue_refuses_and_a_place_that_gets_free_is_given_again() -> None:
     async def main() -> None:
         provider = Endless("local", queue_max=1)
-        await LocalProvider("local").complete(ask(max_tokens=2))
+        await provider.complete(ask(max_tokens=2))
         running = await begin(provider)
         waiting = asyncio.create_task(provider.complete(ask()))
         await asyncio.sleep(0)
-        with pytest.raises(ServiceSaturated, match="the model is busy and 1 queries wait") as refusal:
+        with pytest.raises(ServiceSaturated, match="the model is busy and 1 queries are waiting") as refusal:
             await provider.complete(ask())
         assert refusal.value.kind is Kind.SATURATED
         assert refusal.value.retry_after_s is not None and refusal.value.retry_after_s > 0
@@ -420,7 +494,7 @@ def test_unloading_ends_what_runs_and_what_waits_and_the_next_query_loads_again(
         running = await begin(provider)
         waiting = asyncio.create_task(provider.complete(ask()))
         await asyncio.sleep(0)
-        provider.engine().unload()
+        server_of(provider).stop()
         for task in (running, waiting):
             with pytest.raises(StreamTruncated, match="unloaded"):
                 await task
@@ -439,11 +513,6 @@ async def error_of(provider: LocalProvider, request: Request) -> ExternalService
 
 
 WRONG = {
-    "empty": (ask(" \n"), Kind.INVALID_REQUEST, "empty"),
-    "not text": (ask(f"{MARK} \ud800"), Kind.INVALID_REQUEST, "not valid text"),
-    "no tokens": (ask(MARK, max_tokens=0), Kind.INVALID_REQUEST, "max_tokens"),
-    "cold": (ask(MARK, temperature=-1.0), Kind.INVALID_REQUEST, "temperature"),
-    "not a number": (ask(MARK, temperature=float("nan")), Kind.INVALID_REQUEST, "temperature"),
     "another model": (ask(MARK, model="gpt-9"), Kind.NOT_FOUND, "SmolLM2-135M-Instruct.Q4_1"),
     "too long": (ask(f"{MARK} " * 1000), Kind.CONTEXT_LENGTH, "reads 4096"),
     "far too long": (ask(f"{MARK} " * 100_000), Kind.CONTEXT_LENGTH, "reads 4096"),
@@ -470,7 +539,7 @@ def test_a_prompt_that_fills_the_context_is_too_long_and_one_token_less_is_not()
         assert "has 256 tokens, and the model reads 256, its answer included" in str(error)
         completion = await provider.complete(ask("a" + " a" * (255 - one)))
         assert (completion.usage.output_tokens, completion.stop_reason) == (1, "length")
-        provider.engine().unload()
+        server_of(provider).stop()
 
     asyncio.run(main())
 
@@ -491,7 +560,7 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_without_an_installed_model_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setitem(sys.modules, PACKAGE, None)
     error = asyncio.run(error_of(LocalProvider("local"), ask()))
     assert isinstance(error, ServiceFailed) and error.kind is Kind.NOT_CONFIGURED
     assert "koo model install" in str(error)
@@ -521,7 +590,7 @@ def test_a_file_that_is_no_gguf_file_is_not_given_to_the_engine(tmp_path: Path) 
     assert "is not a GGUF file" in str(error)
 
 
-def test_all_who_wait_for_a_file_that_does_not_load_are_told_and_a_good_file_then_works(
+def test_each_query_that_waits_for_a_file_that_does_not_load_fails_and_a_good_file_then_works(
     tmp_path: Path,
 ) -> None:
     assert MODEL is not None
@@ -535,7 +604,6 @@ def test_all_who_wait_for_a_file_that_does_not_load_are_told_and_a_good_file_the
         assert {type(error) for error in errors} == {ServiceFailed}
         assert not isinstance(errors[0], CallerMistake)
         assert "could not be loaded" in str(errors[0])
-        assert provider.engine().loads < 5
         path.unlink()
         path.symlink_to(MODEL)
         assert "Paris" in (await provider.complete(ask(max_tokens=PARIS_TOKENS))).text
@@ -553,3 +621,33 @@ async def refused_load(provider: LocalProvider) -> ExternalServiceError:
     with pytest.raises(ExternalServiceError) as error:
         await provider.load()
     return error.value
+
+
+def test_a_model_whose_process_is_killed_is_named_and_the_next_query_loads_it_again() -> None:
+    async def main() -> None:
+        provider = Endless("local")
+        running = await begin(provider)
+        os.kill(server_of(provider).pid, signal.SIGKILL)
+        with pytest.raises(ServiceFailed, match="too little memory") as error:
+            await running
+        assert error.value.kind is Kind.SERVER_ERROR
+        assert "Paris" in (await LocalProvider("local").complete(ask(max_tokens=PARIS_TOKENS))).text
+
+    asyncio.run(main())
+
+
+def test_too_little_memory_to_load_is_called_that() -> None:
+    # A tenth of what a context of this size needs; the limit is inherited by the process of the model.
+    before = resource.getrlimit(resource.RLIMIT_AS)
+
+    async def main() -> None:
+        provider = LocalProvider("local", context_tokens=200_000_000)
+        resource.setrlimit(resource.RLIMIT_AS, (6 << 30, before[1]))
+        try:
+            error = await error_of(provider, ask())
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+        assert isinstance(error, ServiceFailed)
+        assert "too little memory" in str(error) and "damaged" not in str(error)
+
+    asyncio.run(main())

