@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
+from koo.ai.stream import AnswerStream
+from koo.ai.types import Query
+from koo.clock import SYSTEM_CLOCK
 from koo.deadlines import Deadline
 from koo.errors import (
     AllServicesFailed,
@@ -26,6 +31,10 @@ from koo.errors import (
 from koo.options import BreakerOptions, LimitOptions, RetryOptions
 from koo.testing.providers import Gate, Step, answer, cut, error, hang, html, nothing
 from tests.ai.worlds import World, run, until
+
+
+async def texts(chunks: AnswerStream) -> list[str]:
+    return [str(chunk) async for chunk in chunks]
 
 
 async def failure_of(awaitable: Any) -> ExternalServiceError:
@@ -199,6 +208,48 @@ def test_our_own_limit_refuses_at_once_with_the_time() -> None:
         assert "3 requests a minute" in str(refused) and len(world.claude.queries) == 3
 
     run(test, limits=LimitOptions(per_minute=3))
+
+
+def limits(**left: tuple[int, int]) -> dict[str, str]:
+    """Headers of an Anthropic answer: of each limit how many there are and how many are left, full again in 30 s."""
+    resets_at = datetime.fromtimestamp(SYSTEM_CLOCK.wall() + 30, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        f"anthropic-ratelimit-{name.replace('_', '-')}-{key}": value
+        for name, (limit, remaining) in left.items()
+        for key, value in (("limit", str(limit)), ("remaining", str(remaining)), ("reset", resets_at))
+    }
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("left", "sent"),
+    [
+        ({"requests": (50, 40), "tokens": (100_000, 90_000)}, 3),
+        ({"requests": (50, 2), "tokens": (100_000, 95_000), "output_tokens": (9_000, 8_900)}, 1),
+        ({"requests": (50, 45), "tokens": (100_000, 95_000), "output_tokens": (9_000, 100)}, 1),
+    ],
+    ids=["plenty", "few requests", "tokens for two answers"],
+)
+def test_calls_keep_to_the_providers_scarcest_limit(
+    left: dict[str, tuple[int, int]], sent: int, streamed: bool
+) -> None:
+    """Whole answers and streams say what is left; three more callers who do not wait come at once."""
+    plenty = limits(requests=(50, 49), output_tokens=(9_000, 8_950))
+
+    async def test(world: World) -> None:
+        world.claude.script(answer(output_tokens=50, headers=plenty), *[answer(headers=limits(**left))] * 4)
+        await world.ask()
+        if streamed:
+            assert await texts(world.gateway.stream(Query(service="claude", prompt="Hi")))
+        else:
+            await world.ask()
+        before = len(world.claude.queries)
+        for _ in range(3):
+            with suppress(RateLimited):
+                await world.ask(on_limit="refuse")
+        assert len(world.claude.queries) - before == sent
+
+    run(test)
 
 
 def test_a_deadline_ends_the_whole_query_and_is_nobodys_failure() -> None:

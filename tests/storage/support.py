@@ -1,10 +1,10 @@
-"""What the tests of the state store share: a clock to set, requests, charges, and a look into the tables."""
+"""What the tests of the state store share: a clock to set, requests, bills, and a look into the tables."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -102,10 +102,16 @@ def request(
     explicit: bool = False,
     lease_s: float = LEASE_S,
     tag: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> HoldRequest:
-    allowance = Allowance(None if limit is None else Decimal(limit), explicit)
     return HoldRequest(
-        service=service, model="m", amount_usd=Decimal(amount), allowance=allowance, lease_s=lease_s, tag=tag
+        service=service,
+        model="m",
+        amount_usd=Decimal(amount),
+        allowance=Allowance(None if limit is None else Decimal(limit), explicit),
+        lease_s=lease_s,
+        tag=tag,
+        metadata=metadata or {},
     )
 
 

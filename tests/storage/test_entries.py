@@ -42,6 +42,27 @@ def test_an_entry_keeps_tokens_by_class_unit_prices_and_where_the_price_came_fro
     asyncio.run(main())
 
 
+def test_an_entry_keeps_the_callers_own_words_also_of_a_hold_that_was_lost(shared: Place) -> None:
+    """In letters that any database takes, and cut where somebody hands over a book."""
+
+    async def main() -> None:
+        clock = SetClock()
+        async with SqlStore(shared.url, clock=clock) as store:
+            words = {"team": "blue", "\ud800": "nul\0", "long": "x" * 10_000}
+            settled = await store.ledger.hold(request(tag="nightly", metadata=words))
+            store.ledger.settle(settled, bill())
+            lost = await store.ledger.hold(request(metadata={"team": "red"}))
+            plain = await store.ledger.hold(request())
+            clock.now += LONG_AFTER_S
+            await store.ledger.sweep()
+            entries = {entry.id: entry for entry in await store.entries.of_day(clock.day)}
+            assert entries[settled.id].metadata == {**words, "long": "x" * 256}
+            assert entries[settled.id].tag == "nightly"
+            assert entries[lost.id].metadata == {"team": "red"} and entries[plain.id].metadata == {}
+
+    asyncio.run(main())
+
+
 def test_token_counts_that_cannot_be_are_kept_as_near_as_a_number_holds(shared: Place) -> None:
     async def main() -> None:
         async with SqlStore(shared.url, clock=SetClock()) as store:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from koo.errors import BudgetExceeded, ExternalServiceError, ServiceRefused
-from koo.events import Event, StoreFound, StoreLost
+from koo.events import BillExceededHold, Event, StoreFound, StoreLost
 from koo.options import DAY_S
 from koo.storage.base import StoreUnavailable
 from koo.storage.fallback import GuardedLedger
@@ -150,6 +150,31 @@ def test_what_was_held_and_spent_meanwhile_is_booked_when_the_store_is_back(sqli
         assert await outage.store.quotas.used_today("claude") == 4
         (entry,) = [entry for entry in await outage.store.entries.of_day(outage.clock.day) if entry.tag]
         assert (entry.id, entry.amount_usd, entry.model) == (settled.id, Decimal("0.02"), "m-1")
+
+    with_outage(sqlite, test)
+
+
+def test_a_bill_above_its_hold_is_booked_whole_published_and_shown(sqlite: Place) -> None:
+    """Whether the store is there or away; what was within its hold, or is no money, is no news."""
+
+    async def test(outage: Outage) -> None:
+        ledger = outage.ledger
+        ledger.settle(await ledger.hold(request("0.05")), bill("0.05"))
+        ledger.settle(await ledger.hold(request("0.05")), bill("NaN"))
+        assert outage.events == [] and ledger.view("claude").above_hold_usd == 0
+        ledger.settle(await ledger.hold(request("0.05")), bill("0.20"))
+        assert outage.events == [BillExceededHold("claude", "0.20", "0.05")]
+        assert ledger.view("claude").above_hold_usd == Decimal("0.15")
+        assert await outage.numbers() == usd("0.30")
+        await outage.begin()
+        ledger.settle(at_once(ledger.hold(request("0.10"))), bill("0.11"))
+        assert BillExceededHold("claude", "0.11", "0.10") in outage.events
+        assert ledger.view("claude").above_hold_usd == Decimal("0.16")
+        assert ledger.view("openai").above_hold_usd == 0
+        await outage.end()
+        assert await outage.numbers() == usd("0.41")
+        outage.clock.now += DAY_S
+        assert ledger.view("claude").above_hold_usd == 0, "a new day begins"
 
     with_outage(sqlite, test)
 

@@ -7,9 +7,9 @@ from typing import Generic, TypeVar
 
 from koo.ai.charge import QueryCharge
 from koo.ai.providers.base import Completion
+from koo.ai.service import AIService
 from koo.ai.types import Answer
 from koo.guard import Guard, Scope
-from koo.options import ServiceOptions
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ class Begun(Generic[T]):
     `began_at` is when the query began, in monotonic seconds.
     """
 
-    options: ServiceOptions
+    service: AIService
     guard: Guard
     charge: QueryCharge
     scope: Scope[T]
@@ -32,6 +32,7 @@ class Begun(Generic[T]):
         """Book what it cost and settle the permit as a success. `slow`: see `Scope.settle`."""
         bill = self.charge.note(completion)
         self.scope.settle(slow=slow)
+        self.service.service.last_usage = completion.usage
         return Answer(
             text=completion.text,
             service=self.guard.name,

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from asyncio import timeout_at
+from collections.abc import Mapping
 from decimal import Decimal
+from types import MappingProxyType
 
 from koo.ai.pricing import ModelPrice
 from koo.ai.providers.base import Completion, Provider, Request
@@ -24,17 +26,29 @@ LEASE_SLACK_S = 60.0
 """A hold outlives its call's deadline by this, so that no sweeper books a call that is just ending."""
 
 
+NO_WORDS: Mapping[str, str] = MappingProxyType({})
+
+
 class ServiceCharge(ABC):
     """Money for one call at a service: what a guard's `Charge` is. `bill` None: nothing has said what it cost."""
 
-    __slots__ = ("_hold", "_ledger", "_service", "bill", "model", "tag")
+    __slots__ = ("_hold", "_ledger", "_metadata", "_service", "_tag", "bill", "model")
 
-    def __init__(self, service: Service, ledger: Ledger, model: str = "", tag: str | None = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        ledger: Ledger,
+        *,
+        model: str = "",
+        tag: str | None = None,
+        metadata: Mapping[str, str] = NO_WORDS,
+    ) -> None:
         self._service = service
         self._ledger = ledger
         self._hold: Hold | None = None
         self.model = model
-        self.tag = tag
+        self._tag = tag
+        self._metadata = metadata
         self.bill: Bill | None = None
 
     @abstractmethod
@@ -53,7 +67,8 @@ class ServiceCharge(ABC):
             amount_usd=self.bound_usd(),
             allowance=self._service.allowance,
             lease_s=self._lease_s(deadline),
-            tag=self.tag,
+            tag=self._tag,
+            metadata=self._metadata,
         )
         try:
             async with timeout_at(deadline):
@@ -97,9 +112,11 @@ class QueryCharge(ServiceCharge):
         provider: Provider,
         request: Request,
         price: ModelPrice,
+        *,
         tag: str | None = None,
+        metadata: Mapping[str, str] = NO_WORDS,
     ) -> None:
-        super().__init__(service, ledger, request.model, tag)
+        super().__init__(service, ledger, model=request.model, tag=tag, metadata=metadata)
         self._provider = provider
         self._input_tokens_max: int | None = None
         self.request = request

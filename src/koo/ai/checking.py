@@ -12,6 +12,8 @@ PROMPT_BYTES_MAX = 8 * 1024 * 1024
 MAX_TOKENS_MAX = 10_000_000
 """Longer than any model writes; what it could cost would be no amount of money any more."""
 FALLBACKS_MAX = 20
+METADATA_MAX = 50
+"""The ledger keeps them in one row; a request's headers, copied by mistake, would fill it."""
 
 
 def check(query: Query) -> None:
@@ -61,6 +63,8 @@ def _wrong_in_options(query: Query) -> str:
         return 'on_limit must be "refuse" or "wait"'
     if not isinstance(query.metadata, Mapping):
         return "metadata must be a dict of texts"
+    if len(query.metadata) > METADATA_MAX:
+        return f"metadata holds more than {METADATA_MAX} texts"
     return ""
 
 

@@ -74,7 +74,10 @@ class Gateway:
         `ExternalServiceError`, or `AllServicesFailed` where there was a choice.
         """
         begun = await self._begin(query, lambda one, request: one.provider.complete(request))
-        return begun.end(begun.scope.value)
+        completion = begun.scope.value
+        answer = begun.end(completion)
+        begun.service.service.learn_pace(completion.pace)
+        return answer
 
     def stream(self, query: Query, before: Callable[[], Awaitable[object]] | None = None) -> AnswerStream:
         """As `query`, streamed; nothing is sent before the first `anext`, which awaits `before` first.
@@ -129,8 +132,7 @@ class Gateway:
                     raise
                 failures.append(error)
             else:
-                one.service.learn_pace(scope.value.pace, scope.value.usage)
-                return Begun(one.options, guard, charge, scope, began_at)
+                return Begun(one, guard, charge, scope, began_at)
         raise AllServicesFailed("no service could answer", failures)
 
     # ── before anything is sent ───────────────────────────────────────────────────────────────────────────────
@@ -163,7 +165,9 @@ class Gateway:
             temperature=query.temperature,
         )
         price = self._price(options, model)
-        return QueryCharge(one.service, self._ledger(), one.provider, request, price, query.tag)
+        return QueryCharge(
+            one.service, self._ledger(), one.provider, request, price, tag=query.tag, metadata=query.metadata
+        )
 
     def _price(self, options: ServiceOptions, model: str) -> ModelPrice:
         price = self._prices.find(options, model)

@@ -93,6 +93,7 @@ class Service:
         self.allowance = allowance or Allowance(None)
         self.clock = clock
         self.deadlines = deadlines
+        self.last_usage: Usage | None = None  # of the last answer: a limit that counts tokens is read by it
         self._stored = (0, 0)  # a UTC day, and how many of its requests the state store knows
         self._classify = classify
         self._publish = publish
@@ -190,9 +191,9 @@ class Service:
                 self._publish(KeyUnblocked(self.name, model))
         self._anchor_day()
 
-    def learn_pace(self, paces: Iterable[Pace], usage: Usage | None) -> None:
-        """Take in what an answer's headers say about the provider's limits; `usage` is that answer's, if known."""
-        pacer = self.gates.pacer
+    def learn_pace(self, paces: Iterable[Pace]) -> None:
+        """Take in what an answer's headers say about the provider's limits."""
+        pacer, usage = self.gates.pacer, self.last_usage
         pacer.learn([limit for pace in paces if (limit := _in_calls(pace, usage))], self.clock.monotonic())
         if pacer.interval_s:
             self.gates.invalidate()
@@ -247,7 +248,7 @@ class Service:
 
 
 def _in_calls(pace: Pace, usage: Usage | None) -> LimitLeft | None:
-    """A limit as calls like the one that was just answered; None where nothing says how many tokens that took."""
+    """A limit as calls like the last one; None where nothing says yet how many tokens that took."""
     each = 1 if pace.resource == "requests" else _tokens(pace.resource, usage) if usage is not None else 0
     if not each or pace.limit is None or pace.remaining is None:
         return None

@@ -30,15 +30,15 @@ TOKEN_BYTES_MIN = 1
 class StreamedCompletion:
     """The chunks of one attempt, and the completion that they have become so far. `first` is its first content."""
 
-    __slots__ = ("_cost_usd", "_final", "_model", "_request_id", "_stop_reason", "_texts", "chunks", "first", "pace",
-                 "usage")  # fmt: skip
+    __slots__ = ("_cost_usd", "_final", "_model", "_request_id", "_stop_reason", "_texts", "_usage", "chunks", "first",
+                 "pace")  # fmt: skip
 
     def __init__(self, chunks: AsyncGenerator[CompletionChunk, None]) -> None:
         self.chunks = chunks
         self.first = ""
-        self.usage: Usage | None = None
         self.pace: tuple[Pace, ...] = ()
         self._texts: list[str] = []
+        self._usage: Usage | None = None
         self._cost_usd: Decimal | None = None
         self._final = False
         self._model: str | None = None
@@ -58,8 +58,8 @@ class StreamedCompletion:
         return None
 
     def _take_in(self, chunk: CompletionChunk) -> None:
-        self.usage = chunk.usage or self.usage
         self.pace = chunk.pace or self.pace
+        self._usage = chunk.usage or self._usage
         self._cost_usd = chunk.cost_usd if chunk.cost_usd is not None else self._cost_usd
         self._model = chunk.model or self._model
         self._stop_reason = chunk.stop_reason or self._stop_reason
@@ -74,7 +74,7 @@ class StreamedCompletion:
         return Completion(
             text=self.text,
             model=self._model or charge.model,
-            usage=self.usage if self.usage is not None and self._final else self._usage_so_far(charge),
+            usage=self._usage if self._usage is not None and self._final else self._usage_so_far(charge),
             stop_reason=self._stop_reason,
             request_id=self._request_id,
             cost_usd=self._cost_usd,
@@ -82,7 +82,7 @@ class StreamedCompletion:
         )
 
     def _usage_so_far(self, charge: QueryCharge) -> Usage:
-        known = self.usage or Usage(input_tokens=charge.input_tokens_max)
+        known = self._usage or Usage(input_tokens=charge.input_tokens_max)
         written = max(known.output_tokens, len(self.text.encode()) // TOKEN_BYTES_MIN)
         return replace(known, output_tokens=written, estimated=True)
 
@@ -127,15 +127,17 @@ class AnswerStream:
 
     async def _begin(self) -> str:
         try:
-            self._begun = await self._start()
+            begun = self._begun = await self._start()
         except BaseException:
             self._closed = True
             raise
-        return self._begun.scope.value.first
+        begun.scope.renew()
+        begun.service.service.learn_pace(begun.scope.value.pace)
+        return begun.scope.value.first
 
     async def _next_text(self, begun: Begun[StreamedCompletion]) -> str | None:
         scope = begun.scope
-        stalls_at = begun.guard.now() + begun.options.stall_timeout_s
+        stalls_at = begun.guard.now() + begun.service.options.stall_timeout_s
         alarm = Alarm(self._deadlines, min(stalls_at, scope.deadline, scope.permit.lease_ends_at))
         try:
             with alarm:

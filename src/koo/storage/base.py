@@ -25,7 +25,10 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HoldRequest:
-    """The worst case of one attempt. The hold ends by itself `lease_s` seconds later: then it is booked whole."""
+    """The worst case of one attempt. The hold ends by itself `lease_s` seconds later: then it is booked whole.
+
+    `tag` and `metadata` are the caller's own words for the entry; texts are cut at 256 characters.
+    """
 
     service: str
     model: str
@@ -33,6 +36,7 @@ class HoldRequest:
     allowance: Allowance
     lease_s: float
     tag: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +71,21 @@ class Bill:
 
 @dataclass(frozen=True, slots=True)
 class BudgetView:
-    """The last known numbers of one service and day; `as_of` is wall seconds, `scope` "shared" or "this process"."""
+    """The last known numbers of one service and day; `as_of` is wall seconds, `scope` "shared" or "this process".
+
+    `above_hold_usd` is by how much this process's bills of the day were above what was held for them.
+    """
 
     day: int
     spent_usd: Decimal
     held_usd: Decimal
     as_of: float
     scope: str = "shared"
+    above_hold_usd: Decimal = Decimal(0)
 
 
 class Ledger(Protocol):
-    """Money, held before the call and settled after it. `durable`: `hold` waits for a write."""
-
-    durable: bool
+    """Money, held before the call and settled after it."""
 
     async def hold(self, request: HoldRequest) -> Hold:
         """Put the worst case aside, durably. Raises `BudgetExceeded` (until the next day) or `StoreUnavailable`."""

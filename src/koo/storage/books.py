@@ -34,16 +34,17 @@ BEGIN_DAY = """INSERT INTO koo_days (service, day, settled, held, requests) VALU
     ON CONFLICT (service, day) DO NOTHING"""
 WRITE_DAY = """UPDATE koo_days SET settled = settled + :settled, held = held + :held, requests = requests + :requests
     WHERE service = :service AND day = :day"""
-FIND = "SELECT id, service, day, model, amount, tag, process FROM koo_holds WHERE id IN ({ids})"
+FIND = "SELECT id, service, day, model, amount, tag, metadata, process FROM koo_holds WHERE id IN ({ids})"
 DELETE = "DELETE FROM koo_holds WHERE id IN ({ids})"
 SEEN = "SELECT id FROM koo_holds WHERE id IN ({ids}) UNION ALL SELECT id FROM koo_entries WHERE id IN ({ids})"
-PUT = """INSERT INTO koo_holds (id, service, day, model, amount, lease_ends_ms, tag, process)
-    VALUES (:id, :service, :day, :model, :amount, :lease_ends_ms, :tag, :process)"""
+PUT = """INSERT INTO koo_holds (id, service, day, model, amount, lease_ends_ms, tag, metadata, process)
+    VALUES (:id, :service, :day, :model, :amount, :lease_ends_ms, :tag, :metadata, :process)"""
 BOOK = """INSERT INTO koo_entries (id, at_ms, service, day, model, amount, bound, source, estimated, input_tokens,
-      cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens, unit_prices, price_version, tag, process)
+      cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens, unit_prices, price_version, tag,
+      metadata, process)
     VALUES (:id, :at_ms, :service, :day, :model, :amount, :bound, :source, :estimated, :input_tokens,
       :cache_read_tokens, :cache_write_tokens, :output_tokens, :reasoning_tokens, :unit_prices, :price_version, :tag,
-      :process)"""
+      :metadata, :process)"""
 EXPIRED = (
     "SELECT id, service, day FROM koo_holds WHERE lease_ends_ms < :now_ms ORDER BY lease_ends_ms LIMIT 500"
 )
@@ -71,6 +72,7 @@ class Put(Act):
     amount: int
     lease_ends_ms: int
     tag: str | None
+    metadata: str | None
     limit: int | None = None
     answer: asyncio.Future[Totals | None] | None = None
     admitted: bool = False
@@ -84,6 +86,7 @@ class Put(Act):
             "amount": self.amount,
             "lease_ends_ms": self.lease_ends_ms,
             "tag": self.tag,
+            "metadata": self.metadata,
             "process": process,
         }
 
@@ -249,7 +252,7 @@ def _end(tx: Transaction, ends: list[End], posting: Posting, process: str, now_m
 
 
 def _entry(row: Row, booking: Booking, process: str, now_ms: int) -> dict[str, Any]:
-    id_, service, day, model, bound, tag, _ = row
+    id_, service, day, model, bound, tag, metadata, _ = row
     own = {
         "id": id_,
         "at_ms": now_ms,
@@ -258,6 +261,7 @@ def _entry(row: Row, booking: Booking, process: str, now_ms: int) -> dict[str, A
         "amount": bound if booking.amount is None else booking.amount,
         "bound": bound,
         "tag": tag,
+        "metadata": metadata,
         "process": process,
     }
     return {**booking.columns, "model": booking.columns["model"] or model, **own}

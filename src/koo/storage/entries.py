@@ -15,7 +15,7 @@ AS_THEY_ARE = (
     "id", "service", "day", "model", "source", "input_tokens", "cache_read_tokens", "cache_write_tokens",
     "output_tokens", "reasoning_tokens", "price_version", "tag", "process",
 )  # fmt: skip
-COLUMNS = "at_ms, amount, bound, estimated, unit_prices, " + ", ".join(AS_THEY_ARE)
+COLUMNS = "at_ms, amount, bound, estimated, unit_prices, metadata, " + ", ".join(AS_THEY_ARE)
 OF_DAY = f"SELECT {COLUMNS} FROM koo_entries WHERE day = :day ORDER BY at_ms, id LIMIT :limit OFFSET :offset"
 PRUNE = """DELETE FROM koo_entries
     WHERE id IN (SELECT id FROM koo_entries WHERE day < :before ORDER BY day LIMIT 1000)"""
@@ -27,8 +27,8 @@ PRUNE_DAYS = """DELETE FROM koo_days WHERE day < :before AND held = 0
 class Entry:
     """One booking. `at` is wall seconds, `day` the UTC day whose budget paid; `held_usd` was the worst case.
 
-    `estimated`: the provider sent no usage. `unit_prices` are USD per million tokens, by class, as texts. `process` is
-    the one that booked it.
+    `estimated`: the provider sent no usage. `unit_prices` are USD per million tokens, by class, as texts. `tag`
+    and `metadata` are the caller's own words. `process` is the one that booked it.
     """
 
     id: str
@@ -48,6 +48,7 @@ class Entry:
     unit_prices: dict[str, str]
     price_version: str
     tag: str | None
+    metadata: dict[str, str]
     process: str
 
 
@@ -78,12 +79,13 @@ class Entries:
 
 
 def _entry(row: Row) -> Entry:
-    at_ms, amount, bound, estimated, prices, *rest = row
+    at_ms, amount, bound, estimated, prices, metadata, *rest = row
     return Entry(
         at=at_ms / 1000,
         amount_usd=from_pico(amount),
         held_usd=from_pico(bound),
         estimated=bool(estimated),
         unit_prices=json.loads(prices),
+        metadata=json.loads(metadata) if metadata else {},
         **dict(zip(AS_THEY_ARE, rest, strict=True)),
     )

@@ -9,6 +9,8 @@
 What is held and spent meanwhile is told to the shared ledger too, whose queue keeps it until the store is back: then
 it is in the books as if it had never been away. Only a process that dies before that takes its numbers with it.
 
+A bill above its hold is booked whole, here as there, and published: the cap rests on worst cases that are true.
+
 The shared ledger knows by itself that it is away (`trouble`), and tries to come back without any caller's help. So an
 outage costs those who were waiting when it began up to the store's timeout, and everybody after them some
 microseconds.
@@ -17,13 +19,15 @@ microseconds.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from decimal import Decimal
 
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.errors import Kind, ServiceRefused
-from koo.events import Event, StoreFound, StoreLost
+from koo.events import BillExceededHold, Event, StoreFound, StoreLost
 from koo.storage.base import Bill, BudgetView, Hold, HoldRequest, SharedLedger, StoreUnavailable
 from koo.storage.memory import SCOPE, MemoryLedger
-from koo.storage.money import in_words
+from koo.storage.money import in_words, to_pico
 from koo.storage.transaction import StatementRejected
 
 SOURCE = "state store"
@@ -32,13 +36,13 @@ RETRY_AFTER_S = 5.0
 
 
 class GuardedLedger:
-    """The shared ledger, and what stands in for it while it is away. `publish` hears of `StoreLost` and `StoreFound`.
+    """The shared ledger, and what stands in for it while it is away.
+
+    It publishes `StoreLost`, `StoreFound` and `BillExceededHold`.
 
     `store_changed` must be called when the store is lost (with the reason) or found (with None): give it to the store's
     `watch`.
     """
-
-    durable = True
 
     def __init__(
         self,
@@ -51,6 +55,9 @@ class GuardedLedger:
         self._publish = publish
         self._alone = MemoryLedger(clock)
         self._started: set[str] = set()  # services whose numbers `_alone` has taken over
+        self._above: dict[
+            str, tuple[int, Decimal]
+        ] = {}  # service → day, by how much bills were above their holds
 
     @property
     def trouble(self) -> str | None:
@@ -97,9 +104,19 @@ class GuardedLedger:
             self._alone.start_from(service, self._shared.view(service))
 
     def settle(self, hold: Hold, bill: Bill) -> None:
-        """Book what it cost, in both: who does not know the hold ignores it."""
+        """Book what it cost, in both: the one that does not know the hold ignores it."""
         self._alone.settle(hold, bill)
         self._shared.settle(hold, bill)
+        if _exceeds(bill, hold):
+            self._note_excess(hold, bill.amount_usd)
+
+    def _note_excess(self, hold: Hold, billed_usd: Decimal) -> None:
+        day, above_usd = self._above.get(hold.service, (hold.day, Decimal(0)))
+        if hold.day >= day:
+            before_usd = above_usd if day == hold.day else Decimal(0)
+            self._above[hold.service] = (hold.day, before_usd + billed_usd - hold.amount_usd)
+        if self._publish is not None:
+            self._publish(BillExceededHold(hold.service, f"{billed_usd:f}", f"{hold.amount_usd:f}"))
 
     def release(self, hold: Hold) -> None:
         """Nothing was billed."""
@@ -109,11 +126,10 @@ class GuardedLedger:
     def view(self, service: str) -> BudgetView:
         """The last view; its `scope` is "this process" while the shared ledger is away."""
         view = self._shared.view(service)
-        if self._shared.trouble is None:
-            return view
-        if service in self._started:
-            return self._alone.view(service)
-        return BudgetView(view.day, view.spent_usd, view.held_usd, view.as_of, SCOPE)
+        if self._shared.trouble is not None:
+            view = self._alone.view(service) if service in self._started else replace(view, scope=SCOPE)
+        day, above_usd = self._above.get(service, (view.day, Decimal(0)))
+        return replace(view, above_hold_usd=above_usd) if above_usd and day == view.day else view
 
     async def sweep(self) -> list[Hold]:
         """Book what dead processes left, at its bound; nothing while the shared ledger is away."""
@@ -132,6 +148,13 @@ class GuardedLedger:
     async def flush(self) -> None:
         """Wait until everything said so far is written. Raises `StoreUnavailable`."""
         await self._shared.flush()
+
+
+def _exceeds(bill: Bill, hold: Hold) -> bool:
+    try:
+        return to_pico(bill.amount_usd) > to_pico(hold.amount_usd)
+    except ValueError:  # A cost that is no money is booked at the hold's bound.
+        return False
 
 
 def _refusal(request: HoldRequest, trouble: str) -> ServiceRefused:

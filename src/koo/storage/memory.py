@@ -59,8 +59,6 @@ class MemoryQuotas:
 class MemoryLedger:
     """Money of this process. A hold also counts as a request of its day, in `quotas`."""
 
-    durable = False
-
     def __init__(self, clock: Clock = SYSTEM_CLOCK, quotas: MemoryQuotas | None = None) -> None:
         self.quotas = quotas or MemoryQuotas(clock)
         self._clock = clock

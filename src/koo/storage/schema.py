@@ -56,6 +56,10 @@ STEPS: tuple[tuple[str, ...], ...] = (
              FROM koo_episodes_before""",
         "DROP TABLE koo_episodes_before",
     ),
+    (
+        "ALTER TABLE koo_holds ADD COLUMN metadata TEXT",
+        "ALTER TABLE koo_entries ADD COLUMN metadata TEXT",
+    ),
 )
 
 _EXISTS = {

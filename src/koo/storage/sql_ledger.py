@@ -22,6 +22,7 @@ import asyncio
 import json
 import logging
 from collections import deque
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, TypeGuard
 
@@ -49,8 +50,6 @@ INTEGER_MAX = 2**63 - 1
 
 class SqlLedger:
     """Money that is shared by all processes on the same store."""
-
-    durable = True
 
     def __init__(self, executor: Executor, linger_s: float) -> None:
         self.dropped = 0
@@ -323,6 +322,7 @@ class SqlLedger:
             amount=amount,
             lease_ends_ms=int((wall + request.lease_s) * 1000),
             tag=None if request.tag is None else _cut(request.tag),
+            metadata=_as_json(request.metadata),
         )
 
 
@@ -407,7 +407,7 @@ def _as_unavailable(error: Exception) -> Exception:
 
 
 def _hold(row: Row) -> Hold:
-    id_, service, day, _, amount, _, _ = row
+    id_, service, day, _, amount, *_ = row
     return Hold(id_, service, day, from_pico(amount))
 
 
@@ -431,6 +431,13 @@ def _cut(said: str) -> str:
     if said.isascii() and len(said) <= TEXT_MAX and "\0" not in said:
         return said
     return said[:TEXT_MAX].replace("\0", "").encode(errors="replace").decode()
+
+
+def _as_json(metadata: Mapping[str, str]) -> str | None:
+    """ASCII alone, so that any text fits into any database."""
+    if not metadata:
+        return None
+    return json.dumps({str(key)[:TEXT_MAX]: str(value)[:TEXT_MAX] for key, value in metadata.items()})
 
 
 def _fit(tokens: int) -> int:

@@ -1,0 +1,104 @@
+"""A gateway on virtual time: everything real but the providers, which answer from memory when a test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from decimal import Decimal
+from typing import Any
+
+from koo.ai.gateway import Gateway
+from koo.ai.operations import compose
+from koo.ai.pricing import Prices
+from koo.ai.providers.base import Completion, CompletionChunk, Request
+from koo.ai.service import AIService, Service, guard_options
+from koo.ai.stream import AnswerStream
+from koo.ai.types import Answer, Query, Usage
+from koo.deadlines import Deadlines
+from koo.options import LimitOptions, RetryOptions, ServiceOptions
+from koo.storage.base import Allowance
+from koo.storage.memory import MemoryLedger
+from koo.testing.clock import VirtualClock
+
+ONCE = RetryOptions(attempts_max=1)
+INPUT_TOKENS_MAX = 100
+
+Chunks = list[tuple[float, CompletionChunk]]
+
+
+def words(*texts: str, pause_s: float) -> Chunks:
+    """Content after equal pauses, and then the provider's own end."""
+    usage = Usage(input_tokens=10, output_tokens=len(texts))
+    chunks = [(pause_s, CompletionChunk(text=text)) for text in texts]
+    return [*chunks, (pause_s, CompletionChunk(final=True, usage=usage))]
+
+
+class MemoryProvider:
+    """Answers "ok" at once. `script`: what happens instead, an async function for each call; `chunks`: its streams."""
+
+    def __init__(self) -> None:
+        self.script: list[Callable[[Request], Awaitable[Completion]]] = []
+        self.chunks: Chunks = []
+        self.asked = 0
+
+    def bound_input_tokens(self, request: Request) -> int:
+        return INPUT_TOKENS_MAX
+
+    async def complete(self, request: Request) -> Completion:
+        self.asked += 1
+        if self.script:
+            return await self.script.pop(0)(request)
+        return Completion(text="ok", model=request.model, usage=Usage(input_tokens=10, output_tokens=5))
+
+    async def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
+        self.asked += 1
+        for pause_s, chunk in self.chunks:
+            await asyncio.sleep(pause_s)
+            yield chunk
+
+    async def check(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class VirtualWorld:
+    """Services `first` and `second`, 3 and 15 USD a million tokens, over one ledger in memory."""
+
+    def __init__(self, ledger: MemoryLedger | None = None, **options: Any) -> None:
+        self.clock = VirtualClock()
+        self.ledger = ledger or MemoryLedger(self.clock)
+        self.first, self.second = MemoryProvider(), MemoryProvider()
+        deadlines, services = Deadlines(), dict[str, AIService]()
+        for name, provider in (("first", self.first), ("second", self.second)):
+            one = ServiceOptions(
+                name=name, kind="openai_compatible", model="m", api_key="k", base_url="http://127.0.0.1:9/v1",
+                declared=True, input_price=Decimal(3), output_price=Decimal(15),
+                **{"limits": LimitOptions(), **options},
+            )  # fmt: skip
+            service = Service(
+                name, guard_options(one), default_model="m", clock=self.clock, deadlines=deadlines,
+                classify=compose(None, name), allowance=Allowance(one.daily_budget_usd),
+            )  # fmt: skip
+            services[name] = AIService(service, provider, one)
+        self.service = services["first"].service
+        self.gateway = Gateway(
+            services,
+            ledger=lambda: self.ledger,
+            prices=Prices(self.clock),
+            deadlines=deadlines,
+            clock=self.clock,
+        )
+
+    async def ask(self, **options: Any) -> Answer:
+        return await self.gateway.query(Query(service="first", prompt="Hi", **options))
+
+    def stream(self, **options: Any) -> AnswerStream:
+        return self.gateway.stream(Query(service="first", prompt="Hi", **options))
+
+    @property
+    def spent_usd(self) -> Decimal:
+        return self.ledger.view("first").spent_usd
+
+    def bound_usd(self, max_tokens: int) -> Decimal:
+        """The worst case of one attempt."""
+        return (3 * Decimal(INPUT_TOKENS_MAX) + 15 * Decimal(max_tokens)) / 1_000_000
