@@ -64,7 +64,7 @@ class Parts:
             clock=clock,
         )
         self.sharing = Sharing(self.store, clock, lambda: self.services, self._reset_database, self._key_of)
-        events.listen(self.sharing.hear)
+        events.listen(self.sharing.on_event)
         self.alerts = AlertKeeper(self.store, clock, self.observes)
         self.database_in_use: Database | None = None
         self._restored = self._priced = False
@@ -167,7 +167,7 @@ class Parts:
         closers.append(self.http.close)
         if self.database_in_use is not None:
             closers.append(self.database_in_use.close)
-        closers.extend((self._release_alerts, self.sharing.finish, self.store.close))
+        closers.extend((self._release_alerts, self.sharing.flush, self.store.close))
         for close in closers:
             try:
                 await close()

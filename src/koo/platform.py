@@ -232,7 +232,7 @@ class Platform:
         if service is None:
             return False
         self._act(service.reset)
-        self._act(lambda: self.parts.sharing.tell("reset", name))
+        self._act(lambda: self.parts.sharing.publish("reset", name))
         return True
 
     def reset_services(self) -> dict[str, bool]:
@@ -251,12 +251,12 @@ class Platform:
         """Set an operator's override on all models of a service. Raises `UnknownService`."""
         service = self.parts.find_service(name)
         self._act(lambda: service.set_override(override))
-        self._act(lambda: self.parts.sharing.tell("override", name, {"override": override.value}))
+        self._act(lambda: self.parts.sharing.publish("override", name, {"override": override.value}))
 
     def reset_database(self) -> bool:
         """Close the database's breaker, here and in every process on the same state store."""
         self._act(self.database.reset_circuit_breaker)
-        self._act(lambda: self.parts.sharing.tell("reset", DATABASE))
+        self._act(lambda: self.parts.sharing.publish("reset", DATABASE))
         return True
 
     def _act(self, step: Callable[[], object]) -> None:

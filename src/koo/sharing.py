@@ -1,16 +1,16 @@
-"""What processes on one state store tell one another: resets, overrides, pauses and refused keys.
+"""What the processes on one state store share: resets, overrides, pauses and refused keys.
 
 A reset that reaches one worker of four leaves three that refuse. So an operator's act goes to the store too, and every
-process follows within a second; so do pauses that a provider asked for and keys that it refused, since both concern all
-who use the same key. Breakers are not told: each process opens on its own evidence.
+process follows within a second. So do pauses that a provider asked for and keys that it refused, since both concern all
+processes with the same key. Breakers are not shared: each process opens on its own evidence.
 
-A pause or a refused key belongs to the credential: it says which one it means (by a short digest, never the key), and
-a process that has another key does not follow. Who starts does what was told before, in its order, so that a reset
-undoes what came before it; but a key that was refused a while ago is tried again. Else a script that runs for a second,
-and so lives to see no check of the key, would be refused for ever after one wrong key.
+A pause or a refused key belongs to a credential: its signal names the credential (by a short digest, never the key),
+and a process with another key does not follow. A starting process replays earlier signals in order, so that a reset
+undoes what came before it. An old key refusal is skipped: a script that runs for a second never lives to see a key
+check, and would otherwise be refused for ever after one wrong key.
 
-What comes from another process is applied to the policies directly, never through the events that were told: else two
-processes would echo one another for ever.
+What comes from another process is applied to the policies directly and publishes no event. Otherwise two processes
+would echo one another for ever.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EVERY_MODEL = ""
 
 
 class Sharing:
-    """Tells the store what happened here, and does here what the store tells."""
+    """Publishes to the store what happened here, and applies here what other processes published."""
 
     def __init__(
         self,
@@ -52,69 +52,72 @@ class Sharing:
         self._services = services
         self._reset_database = reset_database
         self._key_of = key_of
-        self._seen: int | None = None  # the number of the last act that is done here too
-        self._unsaid: deque[tuple[SignalKind, str, dict[str, Any] | None]] = deque(maxlen=1000)
-        self._telling: asyncio.Task[None] | None = None
+        self._seen: int | None = None  # the number of the last signal that is applied here
+        self._unpublished: deque[tuple[SignalKind, str, dict[str, Any] | None]] = deque(maxlen=1000)
+        self._publishing: asyncio.Task[None] | None = None
 
-    # ── telling ───────────────────────────────────────────────────────────────────────────────────────────────
+    # ── publishing ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def hear(self, event: Event) -> None:
-        """An event of this process: what concerns others is told to them."""
+    def on_event(self, event: Event) -> None:
+        """Publish those events of this process that concern the others."""
         if isinstance(event, CooldownBegan):
             until = self._clock.wall() + event.for_s
             payload = {"until": until, "reason": event.reason, "kind": event.kind.value}
             name = event.source.partition("/")[0]
             target = name if event.whole_service else event.source
-            self.tell("cooldown", target, payload | self._whose(name))
+            self.publish("cooldown", target, payload | self._credential_of(name))
         elif isinstance(event, KeyBlocked):
             payload = {"model": event.model or EVERY_MODEL, "reason": event.reason, "latched": True}
-            self.tell("latch", event.source, payload | self._whose(event.source))
+            self.publish("latch", event.source, payload | self._credential_of(event.source))
         elif isinstance(event, KeyUnblocked):
             payload = {"model": event.model or EVERY_MODEL, "latched": False}
-            self.tell("latch", event.source, payload | self._whose(event.source))
+            self.publish("latch", event.source, payload | self._credential_of(event.source))
 
-    def _whose(self, name: str) -> dict[str, str]:
+    def _credential_of(self, name: str) -> dict[str, str]:
         """The credential that a service has here: enough to tell two keys apart, and too little to find one."""
         key = self._key_of(name) or ""
         return {"credential": hashlib.sha256(key.encode()).hexdigest()[:8]}
 
-    def tell(self, act: SignalKind, target: str, payload: dict[str, Any] | None = None) -> None:
-        """Tell all other processes, in the background; a store that is away is not waited for."""
-        self._unsaid.append((act, target, payload))
+    def publish(self, kind: SignalKind, target: str, payload: dict[str, Any] | None = None) -> None:
+        """Publish to all other processes, in the background; it does not wait for a store that is away."""
+        self._unpublished.append((kind, target, payload))
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            asyncio.run(self._tell_alone())
+            asyncio.run(self._publish_alone())
             return
-        if self._telling is None or self._telling.done():
-            self._telling = loop.create_task(self.finish(), name="koo Sharing tells")
+        if self._publishing is None or self._publishing.done():
+            self._publishing = loop.create_task(self.flush(), name="koo Sharing")
 
-    async def _tell_alone(self) -> None:
-        """From a script without a loop: open the store for this one act."""
-        await self.finish()
+    async def _publish_alone(self) -> None:
+        """From a script without a loop: open the store for this one signal."""
+        await self.flush()
         await self._store.close()
 
-    async def finish(self) -> None:
-        """Tell what is not told yet; what was cut short is told by whoever comes last."""
-        while self._unsaid:
-            act, target, payload = self._unsaid[0]
+    async def flush(self) -> None:
+        """Publish what is not published yet."""
+        while self._unpublished:
+            signal = self._unpublished[0]
+            kind, target, payload = signal
             try:
-                await self._store.signals.publish(act, target, payload)
+                await self._store.signals.publish(kind, target, payload)
             except StoreUnavailable as error:
-                log.warning("other processes were not told of a %s of %s: %s", act, target, error)
-            if self._unsaid and self._unsaid[0] == (act, target, payload):
-                self._unsaid.popleft()
+                log.warning("a %s of %s did not reach other processes: %s", kind, target, error)
+            # It leaves the queue only now, so that a flush which is cancelled loses none. The flush at closing may run
+            # beside one in the background, which has then removed it already.
+            if self._unpublished and self._unpublished[0] is signal:
+                self._unpublished.popleft()
 
-    # ── following ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── following ───────────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
-        """Do what other processes tell, until cancelled. Begins with what they told before this one started."""
+        """Apply the signals of other processes until cancelled, beginning with those from before this one started."""
         async for signal in self._store.signals.follow(await self.catch_up()):
             self._seen = signal.id
             self._apply(signal, new=True)
 
     async def catch_up(self) -> int | None:
-        """Do what was told before now, in its order; gives the number of the last act."""
+        """Apply earlier signals, in their order; returns the number of the last one."""
         try:
             signals = await self._store.signals.latest()
         except StoreUnavailable:
@@ -141,14 +144,13 @@ class Sharing:
 
     def _reset(self, target: str, new: bool) -> None:
         if target == DATABASE:
-            if (
-                new
-            ):  # nothing is told of a database but resets: one from before our start finds nothing to reset
+            # Of a database only resets are shared: one from before our start finds nothing to reset.
+            if new:
                 self._reset_database()
             return
         service = self._services().get(target)
         if service is not None:
-            service.reset(tell=False)
+            service.reset(publish=False)
 
     def _override(self, signal: Signal) -> None:
         service = self._services().get(signal.target)
@@ -158,12 +160,12 @@ class Sharing:
     def _cool_down(self, signal: Signal) -> None:
         left_s = float(signal.payload["until"]) - self._clock.wall()
         name, _, model = signal.target.partition("/")
-        service = self._meant(name, signal)
+        service = self._service_of(name, signal)
         if service is not None and left_s > 0:
             service.pause(model, left_s, Kind(signal.payload["kind"]), str(signal.payload["reason"]))
 
     def _block_key(self, signal: Signal, new: bool) -> None:
-        service = self._meant(signal.target, signal)
+        service = self._service_of(signal.target, signal)
         if service is None:
             return
         model = signal.payload["model"] or None
@@ -176,7 +178,8 @@ class Sharing:
             service.gates.invalidate()
             service.gates.key_blocks.set(model, Kind.AUTH, str(signal.payload["reason"]), since)
 
-    def _meant(self, name: str, signal: Signal) -> Service | None:
+    def _service_of(self, name: str, signal: Signal) -> Service | None:
         """The service that a signal is about, if it has the same credential here."""
-        said = signal.payload.get("credential")
-        return self._services().get(name) if said in (None, self._whose(name)["credential"]) else None
+        if signal.payload.get("credential") in (None, self._credential_of(name)["credential"]):
+            return self._services().get(name)
+        return None

@@ -147,16 +147,16 @@ class Service:
             self.name, f"more than {MODELS_MAX} different models are in use", kind=Kind.INVALID_REQUEST
         )
 
-    def reset(self, *, tell: bool = True) -> None:
+    def reset(self, *, publish: bool = True) -> None:
         """Clear phases, streaks, cooldowns and key blocks of all models; never money, limits used or counts.
 
-        `tell` False: another process tells us, so it need not be told.
+        `publish` False: another process did, and publishing again would send the reset back to it.
         """
         self._override = Override.NONE
         for guard in self.guards:
             guard.reset()
         self.gates.quota.clear()
-        if tell:
+        if publish:
             self.unblock_key()
         else:
             self.gates.key_blocks.clear()
