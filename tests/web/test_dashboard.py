@@ -18,10 +18,13 @@ from urllib.parse import urljoin
 import pytest
 from fastapi import FastAPI
 
+from docs.generate_page_types import FILE, is_shape, keys_of, page_types
+from koo.monitoring import shapes
 from koo.policies.breaker import Override, Phase
 from koo.policies.reported import DatabaseState, ServiceState
 from koo.web import create_app, mount
 from koo.web.dashboard_routes import ASSETS, HEADERS, MODULES, OPEN_PATHS
+from tests.web.page_reads import reads_of
 from tests.web.serving import platform, served
 
 FOLDER = Path(str(files("koo.web").joinpath("dashboard")))
@@ -130,6 +133,19 @@ def test_the_page_knows_every_word_that_the_server_says(table: str, words: set[s
     body = re.search(rf"const {table} = \{{(.*?)\n\}};", SCRIPTS["shapes.js"], re.DOTALL)
     assert body is not None
     assert set(re.findall(r"^  (\w+): \{", body[1], re.MULTILINE)) == words
+
+
+def test_the_types_of_the_page_are_those_of_the_shapes() -> None:
+    assert FILE.read_text(encoding="utf-8") == page_types(), "run: make docs"
+
+
+def test_the_page_reads_no_key_that_an_answer_does_not_have() -> None:
+    reads = {read for name, text in SCRIPTS.items() if name != "data.js" for read in reads_of(text)}
+    assert [read for read in reads if not read.exists] == []
+    assert len(reads) > 60, "the reader of the scripts still finds what they read"
+    keys = {key for shape in vars(shapes).values() if is_shape(shape) for key in keys_of(shape)}
+    written = "".join(text for name, text in SCRIPTS.items() if name != "data.js")
+    assert set(re.findall(r"\.([a-z]+(?:_[a-z]+)+)\b", written)) - keys == {"pool_metrics", "new_state"}
 
 
 # ── colours ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -19,7 +19,7 @@ export class Failure extends Error {
 
 /**
  * Everything that the page shows.
- * @returns {Promise<{dashboard: import("./data.js").Dashboard, pool: import("./data.js").PoolMetrics | null}>}
+ * @returns {Promise<{dashboard: import("./data.js").Dashboard, pool: import("./data.js").DatabaseMetrics | null}>}
  */
 export async function look() {
   const [dashboard, pool] = await Promise.all([

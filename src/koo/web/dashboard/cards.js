@@ -7,8 +7,8 @@ import { badge, breakerLook, partLook, severityLook, shape } from "./shapes.js";
 import { capital, clock, count, counted, latency, percent, plainly, span, timeIn, timeOf, until, usd } from "./words.js";
 
 /**
- * @typedef {import("./data.js").Breaker} Breaker
- * @typedef {import("./data.js").Service} Service
+ * @typedef {import("./data.js").DatabaseBreaker | import("./data.js").ModelStatus} Breaker
+ * @typedef {import("./data.js").ServiceHealth} Service
  * @typedef {import("./dom.js").Child} Child
  */
 
@@ -18,8 +18,8 @@ const ERRORS_MAX = 0.1;
 // ── the database ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 /**
- * @param {import("./data.js").Database} database
- * @param {import("./data.js").PoolMetrics | null} metrics
+ * @param {import("./data.js").DatabaseHealth} database
+ * @param {import("./data.js").DatabaseMetrics | null} metrics
  * @param {number} now
  */
 export function databaseCard(database, metrics, now) {
@@ -40,18 +40,18 @@ export function databaseCard(database, metrics, now) {
 
 /**
  * Why it is not healthy; empty if it is. The card says already whose reason it is.
- * @param {import("./data.js").Database} database
+ * @param {import("./data.js").DatabaseHealth} database
  */
 export function databaseReason(database) {
-  return (database.error ?? database.reason ?? "").replace(/^database: /, "");
+  return (database.error ?? database.reason).replace(/^database: /, "");
 }
 
 /** @param {string} word */
 const spaced = (word) => word.replaceAll("_", " ");
 
 /**
- * @param {import("./data.js").Database} database
- * @param {import("./data.js").PoolMetrics | null} metrics
+ * @param {import("./data.js").DatabaseHealth} database
+ * @param {import("./data.js").DatabaseMetrics | null} metrics
  * @param {number} now
  */
 function databaseFigures(database, metrics, now) {
@@ -67,7 +67,7 @@ function databaseFigures(database, metrics, now) {
   ];
 }
 
-/** @param {import("./data.js").Pool} pool */
+/** @param {import("./data.js").PoolStatus} pool */
 function pool(pool) {
   const used = pool.active_connections, most = pool.max_connections;
   const words = `${count(used)} of ${count(most)} connections in use`;
@@ -97,7 +97,7 @@ export function serviceCard(service, place, now) {
     service.reason && service.state !== "healthy" ? h("p", { class: "why" }, capital(plainly(service.reason, now))) : null,
     nextAttempt(service, now),
     h("dl", { class: "figures" }, serviceFigures(service)),
-    breakers("Circuit breakers", Object.entries(service.models ?? {}), service.reason, now),
+    breakers("Circuit breakers", Object.entries(service.models), service.reason, now),
     limits(service, now),
     money(service.rate_limits.daily_budget, now),
     resetButton("service", name, "Reset…", look.tone),
@@ -107,7 +107,7 @@ export function serviceCard(service, place, now) {
 /** @param {Service} service */
 function serviceFigures(service) {
   const metrics = service.metrics;
-  const calls = metrics.recent?.calls ?? metrics.total_requests;
+  const calls = metrics.recent.calls;
   const failed = calls > 0 ? 1 - metrics.success_rate : 0;
   return [
     figure("success", calls > 0 ? [failed >= ERRORS_MAX ? shape(severityLook("warning"), "tiny") : null, percent(metrics.success_rate)] : "–",
@@ -172,10 +172,10 @@ function breakerWords(breaker, said, now) {
     const why = breaker.reason && breaker.reason !== said ? `${breaker.reason}; ` : "";
     return `${why}tests recovery ${next === null ? "later" : until(next, now)}`;
   }
-  if (breaker.state === "half_open") return `${breaker.success_threshold ?? "some"} good calls in a row close it`;
+  if (breaker.state === "half_open") return `${breaker.success_threshold} good calls in a row close it`;
   if (breaker.state === "forced_open") return "by an operator, until a reset";
   if (breaker.state === "disabled") return "by an operator: failures are not counted";
-  return `${count(breaker.consecutive_failures ?? 0)} of ${count(breaker.failure_threshold ?? 0)} failures in a row`;
+  return `${count(breaker.consecutive_failures)} of ${count(breaker.failure_threshold)} failures in a row`;
 }
 
 // ── limits and money ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -193,7 +193,7 @@ function limits(service, now) {
 
 /**
  * @param {string} period
- * @param {import("./data.js").Limit} one
+ * @param {import("./data.js").RateLimit} one
  * @param {number} now
  */
 function limit(period, one, now) {
@@ -209,7 +209,7 @@ function limit(period, one, now) {
 }
 
 /**
- * @param {import("./data.js").Budget} budget
+ * @param {import("./data.js").DailyBudget} budget
  * @param {number} now
  */
 function money(budget, now) {

@@ -1,58 +1,136 @@
 // @ts-check
-// The shapes of the server's answers, as far as this page reads them. Types only.
+// The shapes of the server's answers, as `make docs` wrote them from koo/monitoring/shapes.py. Types only.
 
 /**
  * @typedef {{
- *   state: string, override?: string, reason?: string, consecutive_failures?: number, failure_threshold?: number,
- *   success_threshold?: number, recovery_timeout?: number, next_attempt?: string | null, times_opened?: number,
- *   window?: {calls: number, failures: number, slow: number}, running?: number, refused_count?: number,
- * }} Breaker
+ *   overall_health: "healthy" | "degraded" | "unhealthy", database_healthy: boolean, ai_services_healthy: string,
+ *   active_alerts: number, circuit_breakers_open: number,
+ * }} Summary
+ *
+ * @typedef {{
+ *   calls: number, failures: number, slow: number,
+ * }} WindowCounts
+ *
+ * @typedef {{
+ *   name: string, state: "closed" | "open" | "half_open" | "forced_open" | "disabled",
+ *   override: "none" | "forced_open" | "disabled" | "metrics_only", reason: string, consecutive_failures: number,
+ *   failure_threshold: number, success_threshold: number, recovery_timeout: number, window: WindowCounts,
+ *   opened_at: string | null, next_attempt: string | null, times_opened: number, stale_results: number,
+ *   running: number, failure_count: number, success_count: number, last_failure: string | null,
+ *   last_success: string | null, neutral_count: number, refused_count: number,
+ * }} DatabaseBreaker
  *
  * @typedef {{
  *   size: number, active_connections: number, idle_connections: number, overflow_connections: number,
- *   waiting: number, max_connections: number, utilization: number,
- * }} Pool
+ *   open_connections: number, waiting: number, max_connections: number, utilization: number,
+ * }} PoolStatus
  *
  * @typedef {{
- *   healthy: boolean, state: string, reason?: string, conditions: string[], response_time_ms: number | null,
- *   circuit_breaker: Breaker, pool_status: Pool, last_health_check: string | null, error: string | null,
- * }} Database
+ *   healthy: boolean, state: "healthy" | "unhealthy" | "circuit_open" | "degraded", reason: string,
+ *   conditions: string[], response_time_ms: number | null, circuit_breaker: DatabaseBreaker,
+ *   pool_status: PoolStatus, last_health_check: string | null, error: string | null, timestamp: string,
+ * }} DatabaseHealth
  *
- * @typedef {{response_times: {p50: number, p95: number, phases?: {statement?: {count: number}}}}} PoolMetrics
+ * @typedef {{
+ *   failure_count: number, success_count: number, last_failure: string | null, last_success: string | null,
+ *   circuit_breaker_state: "closed" | "open" | "half_open" | "forced_open" | "disabled",
+ *   consecutive_failures: number, next_attempt: string | null,
+ * }} ServiceBreaker
  *
- * @typedef {{used: number, limit: number | null, remaining: number | null, resets_at: string | null}} Limit
+ * @typedef {{
+ *   calls: number, failed: number, slow: number, window_s: number,
+ * }} RecentCalls
+ *
+ * @typedef {{
+ *   total_requests: number, successful_requests: number, failed_requests: number, neutral_requests: number,
+ *   throttled_requests: number, refused_requests: number, refusals: Record<string, number>, retries: number,
+ *   recent: RecentCalls, success_rate: number, average_response_time: number, error_counts: Record<string, number>,
+ *   p50: number, p95: number, p99: number,
+ * }} ServiceMetrics
+ *
+ * @typedef {{
+ *   used: number, limit: number | null, remaining: number | null, resets_at: string | null,
+ * }} RateLimit
  *
  * @typedef {{
  *   spent: string, reserved: string, limit: string | null, remaining: string | null, resets_at: string,
- *   currency: string, scope?: string, as_of?: string | null,
- * }} Budget
+ *   currency: "USD", scope: string, as_of: string | null,
+ * }} DailyBudget
  *
  * @typedef {{
- *   service_name: string, state: string, configured: boolean, reason: string,
- *   health: {circuit_breaker_state: string, next_attempt: string | null, last_failure: string | null,
- *            last_success: string | null},
- *   metrics: {total_requests: number, refused_requests: number, failed_requests: number, success_rate: number,
- *             p50: number, p95: number, recent?: {calls: number, window_s: number},
- *             error_counts: Record<string, number>},
- *   rate_limits: {requests_per_minute: Limit, requests_per_hour: Limit, requests_per_day: Limit,
- *                 daily_budget: Budget},
- *   models?: Record<string, Breaker>,
- *   configuration: Record<string, unknown>,
- * }} Service
+ *   requests_per_minute: RateLimit, requests_per_hour: RateLimit, requests_per_day: RateLimit,
+ *   daily_budget: DailyBudget,
+ * }} RateLimits
  *
  * @typedef {{
- *   type: string, component: string, message: string, timestamp: string, kind?: string, active?: boolean,
- *   ended_at?: string | null, data?: Record<string, unknown>,
+ *   name: string, state: "closed" | "open" | "half_open" | "forced_open" | "disabled",
+ *   override: "none" | "forced_open" | "disabled" | "metrics_only", reason: string, consecutive_failures: number,
+ *   failure_threshold: number, success_threshold: number, recovery_timeout: number, window: WindowCounts,
+ *   opened_at: string | null, next_attempt: string | null, times_opened: number, stale_results: number,
+ *   running: number, key_refused: string,
+ * }} ModelStatus
+ *
+ * @typedef {{
+ *   model: string | null, timeout: number, attempt_timeout: number, slow_call: number | null, max_retries: number,
+ *   failure_threshold: number, recovery_timeout: number, success_threshold: number, idempotent?: boolean,
+ *   kind?: string, base_url?: string | null, has_key?: boolean, max_tokens?: number, first_token_timeout?: number,
+ *   stall_timeout?: number, concurrency?: number | null, input_price?: string | null, output_price?: string | null,
+ * }} ServiceConfiguration
+ *
+ * @typedef {{
+ *   service_name: string, state: "healthy" | "degraded" | "unhealthy" | "circuit_open" | "rate_limited",
+ *   configured: boolean, reason: string, health: ServiceBreaker, metrics: ServiceMetrics, rate_limits: RateLimits,
+ *   models: Record<string, ModelStatus>, configuration: ServiceConfiguration, last_updated: string,
+ * }} ServiceHealth
+ *
+ * @typedef {{
+ *   overall_health: "healthy" | "degraded" | "unhealthy", healthy_services: number, total_services: number,
+ *   services: Record<string, ServiceHealth>, timestamp: string,
+ * }} ServicesHealth
+ *
+ * @typedef {{
+ *   next_attempt?: string | null, resets_at?: string | null, error_rate?: number, p95?: number,
+ *   services?: string[], lasted_s?: number,
+ * }} AlertData
+ *
+ * @typedef {{
+ *   type: "critical" | "warning" | "info", component: string, message: string, timestamp: string, kind: string,
+ *   active: boolean, ended_at: string | null, data: AlertData,
  * }} Alert
  *
  * @typedef {{
- *   summary: {overall_health: string, database_healthy: boolean, ai_services_healthy: string,
- *             active_alerts: number, circuit_breakers_open: number},
- *   database: Database,
- *   ai_services: {healthy_services: number, total_services: number, services: Record<string, Service>},
- *   alerts: Alert[],
- *   timestamp: string,
+ *   summary: Summary, database: DatabaseHealth, ai_services: ServicesHealth, alerts: Alert[], timestamp: string,
  * }} Dashboard
+ *
+ * @typedef {{
+ *   created: number, closed: number, broken: number, stale_replaced: number, aborted: number,
+ * }} ConnectionCounts
+ *
+ * @typedef {{
+ *   count: number, average: number, p50: number, p95: number, p99: number,
+ * }} PhaseTimes
+ *
+ * @typedef {{
+ *   gate_wait: PhaseTimes, connect: PhaseTimes, statement: PhaseTimes, commit: PhaseTimes, hold: PhaseTimes,
+ * }} Phases
+ *
+ * @typedef {{
+ *   average: number, p50: number, p95: number, p99: number, success_rate: number, phases: Phases,
+ * }} ResponseTimes
+ *
+ * @typedef {{
+ *   by_kind: Record<string, number>, total: number, contention: number, unknown_commits: number,
+ *   pool_timeouts: number, last_error: string | null,
+ * }} DatabaseErrors
+ *
+ * @typedef {{
+ *   connects: number, transactions: number, first_statements: number,
+ * }} DatabaseRetries
+ *
+ * @typedef {{
+ *   pool_status: PoolStatus, connection_metrics: ConnectionCounts, response_times: ResponseTimes,
+ *   errors: DatabaseErrors, retries: DatabaseRetries, circuit_breaker: DatabaseBreaker, timestamp: string,
+ * }} DatabaseMetrics
  */
 
 export {};

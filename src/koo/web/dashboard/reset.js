@@ -147,18 +147,18 @@ function nowLine(look, why, now) {
   return h("p", {}, "Now: ", badge(look), why ? ` ${capital(plainly(why, now))}.` : "");
 }
 
-/** @param {import("./data.js").Database} database */
+/** @param {import("./data.js").DatabaseHealth} database */
 function databaseEffect(database) {
-  const failures = counted(database.circuit_breaker.failure_threshold ?? 1, "failure");
+  const failures = counted(database.circuit_breaker.failure_threshold, "failure");
   return h("ul", {},
     h("li", {}, "Calls pass at once, here and in every process on the same state store."),
     h("li", {}, `If the database still fails, ${failures} in a row open it again.`),
     h("li", {}, "Connections and counts stay as they are."));
 }
 
-/** @param {import("./data.js").Service} service */
+/** @param {import("./data.js").ServiceHealth} service */
 function serviceEffect(service) {
-  const refused = Object.entries(service.models ?? {}).filter(([, one]) => one.state !== "closed");
+  const refused = Object.entries(service.models).filter(([, one]) => one.state !== "closed");
   return h("ul", {},
     refused.map(([name, one]) => h("li", { key: `model ${name}` }, `The breaker of ${name} (${breakerLook(one.state).word}) is closed.`)),
     h("li", {}, "Streaks of failures, pauses that the provider asked for and a refused key are forgotten, for all its models, "

@@ -8,7 +8,7 @@ import { capital, clock, counted, plainly, span, timeOf, until } from "./words.j
 
 /**
  * @typedef {import("./data.js").Dashboard} Dashboard
- * @typedef {import("./data.js").Service} Service
+ * @typedef {import("./data.js").ServiceHealth} Service
  * @typedef {import("./data.js").Alert} Alert
  * @typedef {import("./feed.js").Feed} Feed
  */
@@ -70,7 +70,7 @@ function stateSentence(dashboard) {
   return [...wrong, ...whatWorks(works, services.length - ill.length, ill.length > 0)].join(". ") + ".";
 }
 
-/** @param {import("./data.js").Database} database */
+/** @param {import("./data.js").DatabaseHealth} database */
 function databaseWords(database) {
   if (database.state === "circuit_open") return "The database is refused: its circuit is open";
   if (database.state === "degraded") return "The database's recovery is being tested";
@@ -114,7 +114,7 @@ export function below(feed) {
   }
   if (feed.snapshot === null) return [];
   const { summary, database, ai_services: ai, alerts } = feed.snapshot.dashboard;
-  const worst = alerts.find((one) => one.active !== false);
+  const worst = alerts.find((one) => one.active);
   return [h("ul", { class: "facts", key: "facts" },
     h("li", {}, shape(partLook(database.state, database.circuit_breaker.state), "tiny"), "database ", stateLook(database.state).word),
     ai.total_services === 0 ? null :
@@ -170,8 +170,8 @@ export function content(feed) {
  * @param {number} now
  */
 function attention(dashboard, now) {
-  const active = dashboard.alerts.filter((one) => one.active !== false);
-  const over = dashboard.alerts.filter((one) => one.active === false);
+  const active = dashboard.alerts.filter((one) => one.active);
+  const over = dashboard.alerts.filter((one) => !one.active);
   return h("section", { key: "attention", "aria-labelledby": "attention" },
     h("h2", { id: "attention" }, "Needs attention"),
     active.length === 0
@@ -204,10 +204,10 @@ function alertLine(alert, dashboard, now) {
  * @param {number} now
  */
 function comesBack(alert, dashboard, now) {
-  if (alert.active === false) return null;
-  const next = timeOf(/** @type {string | null} */ (alert.data?.next_attempt));
+  if (!alert.active) return null;
+  const next = timeOf(alert.data.next_attempt);
   if (next !== null) return ` Tests recovery ${until(next, now)}.`;
-  const resets = timeOf(/** @type {string | null} */ (alert.data?.resets_at));
+  const resets = timeOf(alert.data.resets_at);
   if (resets !== null) return ` Resets ${until(resets, now)}.`;
   const service = dashboard.ai_services.services[alert.component.replace(/^ai:/, "")];
   const at = service && alert.kind === "service_down" ? nextAttemptAt(service) : null;
@@ -221,8 +221,8 @@ function comesBack(alert, dashboard, now) {
 function alertTimes(alert, now) {
   const began = timeOf(alert.timestamp), ended = timeOf(alert.ended_at);
   if (ended !== null) {
-    const lasted = alert.data?.lasted_s;
-    return [`${span(now - ended)} ago`, typeof lasted === "number" ? ` · lasted ${span(lasted * 1000)}` : ""];
+    const lasted = alert.data.lasted_s;
+    return [`${span(now - ended)} ago`, lasted !== undefined ? ` · lasted ${span(lasted * 1000)}` : ""];
   }
   return began === null ? [] : [`for ${span(now - began)} · since ${clock(began, now)}`];
 }

@@ -1,0 +1,87 @@
+"""Write the types of the page's data from `koo.monitoring.shapes`: `python -m docs.generate_page_types`.
+
+They are comments for an editor that checks the page (`// @ts-check`); a browser never asks for the file. That the page
+reads no key that there is not, `tests/web/test_dashboard.py` checks, which also fails when the file is out of date.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, NotRequired, get_args, get_origin, get_type_hints
+
+from koo.monitoring.shapes import Dashboard, DatabaseMetrics
+
+FILE = Path(__file__).parents[1] / "src" / "koo" / "web" / "dashboard" / "data.js"
+READ = (Dashboard, DatabaseMetrics)
+"""What the page asks for."""
+NAMES = {str: "string", int: "number", float: "number", bool: "boolean", NoneType: "null"}
+GLUE = "\0"
+HEAD = """\
+// @ts-check
+// The shapes of the server's answers, as `make docs` wrote them from koo/monitoring/shapes.py. Types only.
+"""
+
+
+def keys_of(shape: Any) -> dict[str, Any]:
+    """The keys of a shape, those of its bases too, with their types."""
+    return get_type_hints(shape, include_extras=True)
+
+
+def is_shape(hint: Any) -> bool:
+    """A TypedDict of ours."""
+    return isinstance(hint, type) and hasattr(hint, "__required_keys__")
+
+
+def name_of(hint: Any) -> str:
+    """A type as JSDoc writes it."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Annotated, NotRequired):
+        return name_of(inner[0])
+    if origin is Literal:
+        return " | ".join(f'"{word}"' for word in inner)
+    if origin is dict:
+        return f"Record<string, {name_of(inner[1])}>"
+    if origin is list:
+        return f"{name_of(inner[0])}[]"
+    if inner:
+        return " | ".join(map(name_of, inner))
+    return str(hint.__name__) if is_shape(hint) else NAMES[hint]
+
+
+def shapes_in(hint: Any) -> Iterator[Any]:
+    """The shapes that a type is made of, each after those that it needs."""
+    if is_shape(hint):
+        for inner in keys_of(hint).values():
+            yield from shapes_in(inner)
+        yield hint
+    for inner in get_args(hint):
+        yield from shapes_in(inner)
+
+
+def typedef(shape: Any) -> str:
+    """One shape, as a comment."""
+    required = shape.__required_keys__
+    keys = (
+        f"{key}{'' if key in required else '?'}: {name_of(hint)}," for key, hint in keys_of(shape).items()
+    )
+    glued = " ".join(key.replace(" ", GLUE) for key in keys)  # a line ends between two keys only
+    lines = textwrap.wrap(glued, 116, initial_indent=" *   ", subsequent_indent=" *   ")
+    return "\n".join([" * @typedef {{", *lines, f" * }}}} {shape.__name__}"]).replace(GLUE, " ")
+
+
+def page_types() -> str:
+    """The whole file."""
+    shapes = dict.fromkeys(one for read in READ for one in shapes_in(read))
+    body = "\n *\n".join(map(typedef, shapes))
+    return f"{HEAD}\n/**\n{body}\n */\n\nexport {{}};\n"
+
+
+def main() -> None:
+    FILE.write_text(page_types(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

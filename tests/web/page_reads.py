@@ -1,0 +1,64 @@
+"""Which keys of the server's answers the page reads, and which of them there are not.
+
+A small reader of the page's scripts, in place of a type checker that Python's registries do not have: it follows a
+parameter with a type of `data.js` through `a.b.c`, `const x = a.b` and `const { x } = a.b`, to the end of its function.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from docs.generate_page_types import is_shape
+from koo.monitoring import shapes
+
+PARAMETER = re.compile(r"@param \{([^}]+)\} (\w+)")
+ALIAS = re.compile(r"@typedef \{(import\(\"\./data\.js\"\)[^}]+)\} (\w+)")
+IMPORTED = re.compile(r"import\(\"\./data\.js\"\)\.(\w+)")
+CHAIN = re.compile(r"(?<![\w.\"])(\w+)((?:\??\.\w+)+)")
+ASSIGNED = re.compile(r"(?:const|,) (\w+) = (\w+(?:\??\.\w+)+)(?=[;,])")
+UNPACKED = re.compile(r"const \{ ([\w, ]+) \} = (\w+(?:\??\.\w+)*);")
+
+
+class Read(NamedTuple):
+    """One key that is read of one shape."""
+
+    shape: str
+    key: str
+    exists: bool
+
+
+def reads_of(script: str) -> Iterator[Read]:
+    """Every key that a script reads of a value whose shape is known."""
+    aliases = {alias: IMPORTED.findall(type_) for type_, alias in ALIAS.findall(script)}
+    for block in re.split(r"(?=/\*\*)", script):
+        comment, _, code = block.partition("*/")
+        known: dict[str, list[Any]] = {}
+        for type_, name in PARAMETER.findall(comment):
+            names = IMPORTED.findall(type_) or aliases.get(type_, [])
+            known[name] = [getattr(shapes, one) for one in names]
+        for name, chain in ASSIGNED.findall(code):
+            _, known[name] = _follow(known, chain)
+        for names, chain in UNPACKED.findall(code):
+            for name in names.split(", "):
+                reads, known[name] = _follow(known, f"{chain}.{name}")
+                yield from reads
+        for root, keys in CHAIN.findall(code):
+            yield from _follow(known, root + keys)[0]
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, UnionType)
+
+
+def _follow(known: dict[str, list[Any]], chain: str) -> tuple[list[Read], list[Any]]:
+    """The keys that `a.b.c` reads, as far as it goes through shapes, and what it may be in the end."""
+    root, *keys = chain.replace("?", "").split(".")
+    reads, hints = [], known.get(root, [])
+    for key in keys:
+        found = [(one, get_type_hints(one).get(key)) for one in hints if is_shape(one)]
+        reads += [Read(one.__name__, key, hint is not None) for one, hint in found]
+        hints = [part for _, hint in found for part in (get_args(hint) if _is_union(hint) else [hint])]
+    return reads, hints
