@@ -25,6 +25,7 @@ KOO = ROOT / "src" / "koo"
 ROWS: list[set[str]] = [
     {"errors", "options", "events", "clock"},
     {"policies"},
+    {"sqlstates"},
     {"deadlines"},
     {"gates"},
     {"guard"},

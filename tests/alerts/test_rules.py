@@ -406,7 +406,7 @@ def test_each_condition_of_the_database_is_a_warning_beside_its_state(tmp_path: 
     async def test(house: House) -> None:
         database = house.database
         assert database is not None
-        database.is_read_only = True
+        database.metrics.is_read_only = True
         assert house.found() == {"database_read_only:database"}
         assert the(house, "database_read_only").message == "the database is read only"
         database.gate.refused_at = house.clock.monotonic()

@@ -68,8 +68,9 @@ def assert_free(database: Database) -> None:
     connections = database.connections
     if connections is not None:
         assert checked_out(database) == 0
-        assert all(link.scope is None and not link.busy for link in connections.links.values())
-        assert connections.writers.is_free
+        records = connections.records.by_connection.values()
+        assert all(record.occupant is None and not record.busy for record in records)
+        assert connections.writers is None or connections.writers.is_free
 
 
 def checked_out(database: Database) -> int:

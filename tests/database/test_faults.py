@@ -18,11 +18,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from koo.database.database import Database
-from koo.database.faults import SQLITE_CODES, SQLSTATES, Meaning, Phase, explain
+from koo.database.faults import ScopeStage, explain
 from koo.database.scope import SessionScope
 from koo.errors import CommitOutcomeUnknown, DatabaseTimeout, DatabaseUnavailable, Kind
 from koo.options import RetryOptions
 from koo.policies.verdict import FAILURE, NEUTRAL
+from koo.sqlstates import SQLITE_CODES, SQLSTATES, Meaning
 from koo.testing.postgres import PostgresServer
 from tests.database.conftest import Place
 from tests.database.support import (
@@ -229,7 +230,7 @@ async def judged(database: Database, provoke: Provoke, place: Place) -> tuple[Ba
     with pytest.raises(Exception) as caught:
         async with scope as session:
             await provoke(database, session, place)
-    meaning = scope.meaning_of(caught.value)
+    meaning = scope.transcript.meaning_of(caught.value)
     assert meaning is not None
     return caught.value, meaning
 
@@ -273,7 +274,7 @@ def test_a_reset_in_the_middle_of_a_statement(any_pg: Place) -> None:
                         await until_asleep(any_pg)
                         proxy.reset_all()
                         await asleep
-                meaning = scope.meaning_of(caught.value)
+                meaning = scope.transcript.meaning_of(caught.value)
                 assert meaning is not None and meaning.kind is Kind.CONNECTION and meaning.repeatable
                 await works(database)
 
@@ -452,7 +453,7 @@ def test_a_file_that_is_no_database_and_a_folder_that_cannot_be_made(tmp_path: o
             with pytest.raises((DatabaseUnavailable, DBAPIError)) as caught:
                 async with database.session_scope() as session:
                     await session.execute(text("SELECT * FROM sqlite_master"))
-            assert explain(caught.value.__cause__ or caught.value, Phase.BODY).verdict is FAILURE
+            assert explain(caught.value.__cause__ or caught.value, ScopeStage.BODY).verdict is FAILURE
         await refused_folder(f"sqlite:///{nonsense}/below/test.db")
 
     run(main)

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, event, text
 
 from koo.clock import iso
 from koo.database.database import Database
 from koo.errors import DatabaseUnavailable
 from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, Event
-from koo.monitoring.vitals import Look
 from koo.options import BreakerOptions, RetryOptions
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS
 from koo.testing.postgres import PostgresServer
@@ -74,14 +73,13 @@ def test_a_look_that_is_young_enough_is_not_repeated(tmp_path: Path) -> None:
     async def main() -> None:
         clock = StillClock()
         database = Database(options(f"sqlite:///{tmp_path / 'a.db'}"), clock=clock)
-        looks: list[float] = []
-        note = database._note_look
+        looks: list[str] = []
 
-        def count(look: Look) -> None:
-            looks.append(look.at_wall_s)
-            note(look)
+        def count(connection: object, cursor: object, statement: str, *_: object) -> None:
+            if "sqlite_master" in statement:
+                looks.append(statement)
 
-        database._note_look = count  # type: ignore[method-assign]
+        event.listen(Engine, "before_cursor_execute", count)
         first = await database.health_check(max_age_s=2)
         clock.now += 1.9
         assert (await database.health_check(max_age_s=2))["last_health_check"] == first["last_health_check"]
@@ -92,6 +90,7 @@ def test_a_look_that_is_young_enough_is_not_repeated(tmp_path: Path) -> None:
         clock.now += 2
         together = await asyncio.gather(*(database.health_check(max_age_s=2) for _ in range(20)))
         assert len(looks) == 3 and {one["last_health_check"] for one in together} == {iso(clock.now)}
+        event.remove(Engine, "before_cursor_execute", count)
         await database.close()
 
     asyncio.run(main())
@@ -358,7 +357,7 @@ def test_a_read_only_server_is_a_condition_and_not_a_failure(pg: Place) -> None:
             assert health["conditions"] == ["read_only"] and health["state"] == "healthy"
             # A failover: connections to what is a standby now must not stay in the pool for days.
             pg.server.sql(f'ALTER DATABASE "{pg.database}" RESET default_transaction_read_only')
-            assert database.connections is not None and database.connections.generation >= 1
+            assert database.connections is not None and database.connections.records.generation >= 1
             await warm(database, 4, INSERT)
             assert database.guard.tally.totals().verdicts[FAILURE] == 0
             kill_all(pg)

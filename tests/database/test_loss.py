@@ -380,7 +380,7 @@ def test_idle_connections_that_became_black_holes_are_replaced_in_time(pg: Place
                 async with database.session_scope() as session:
                     await session.execute(INSERT, {"n": 1})
                 # The first one cost time; all others of that age are thrown away without trying them.
-                assert database.connections is not None and database.connections.generation == 1
+                assert database.connections is not None and database.connections.records.generation == 1
                 await warm(database, 4)
                 # One BEGIN. (asyncpg also says goodbye as it is cut off.)
                 assert proxy.swallowed == (1 if pg.driver == "psycopg" else 4)

@@ -11,9 +11,9 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError, InvalidRequestError, ProgrammingError
 
 from koo.database.database import Database
-from koo.database.faults import original_of
 from koo.errors import ConfigurationError, DatabaseError, Kind
 from koo.options import DatabaseOptions
+from koo.sqlstates import original_of
 from tests.database.conftest import Place
 from tests.database.support import INSERT, ONE, SELECT, Note, assert_free, notes, opened, run, with_notes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,12 +11,13 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from koo.clock import SystemClock
 from koo.database.database import Database
 from koo.database.transactions import make_transactional
 from koo.errors import DatabaseError, DatabaseTimeout
 from koo.policies.verdict import FAILURE
 from tests.database.conftest import Place
-from tests.database.support import INSERT, ONE, Note, assert_free, notes, opened, run, with_notes
+from tests.database.support import INSERT, ONE, Note, assert_free, notes, opened, options, run, with_notes
 from tests.database.test_faults import kill_all
 
 SERIALIZABLE = "SERIALIZABLE"
@@ -221,25 +223,34 @@ def test_a_swallowed_conflict_is_run_again_at_commit(pg: Place) -> None:
     run(main)
 
 
-def test_nobody_sleeps_on_a_permit_or_a_connection(pg: Place) -> None:
+class WatchedClock(SystemClock):
+    """The system's; `check` is called for each short sleep, which then takes no time."""
+
+    def __init__(self) -> None:
+        self.pauses: list[float] = []
+        self.check: Callable[[], None] = lambda: None
+
+    async def sleep(self, delay_s: float) -> None:
+        if delay_s >= 0.5:  # the keeper's, between two probes
+            await super().sleep(delay_s)
+            return
+        self.check()
+        self.pauses.append(delay_s)
+
+
+def test_a_pause_between_two_attempts_keeps_no_permit_and_no_connection(pg: Place) -> None:
     async def main() -> None:
-        async with with_notes(pg.url) as database:
-            pauses: list[float] = []
+        clock = WatchedClock()
+        database = Database(options(pg.url), clock=clock)
+        clock.check = lambda: assert_free(database)
 
-            async def watched(delay_s: float) -> None:
-                assert_free(database)
-                pauses.append(delay_s)
+        async def conflict(session: AsyncSession) -> None:
+            await session.execute(text("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END $$"))
 
-            database.sleep = watched
-
-            async def conflict(session: AsyncSession) -> None:
-                await session.execute(
-                    text("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END $$")
-                )
-
-            with pytest.raises(DBAPIError):
-                await database.transaction(conflict, max_retries=3)
-            assert len(pauses) == 3 and max(pauses) < 0.1
+        with pytest.raises(DBAPIError):
+            await database.transaction(conflict, max_retries=3)
+        assert len(clock.pauses) == 3 and max(clock.pauses) < 0.1
+        await database.close()
 
     run(main)
 

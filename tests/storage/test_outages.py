@@ -175,7 +175,9 @@ def test_a_damaged_file_is_told_and_left_alone(sqlite: Place, content: bytes) ->
         sqlite.file.parent.mkdir()
         sqlite.file.write_bytes(content)
         store = SqlStore(sqlite.url)
-        with pytest.raises(StoreUnavailable, match="no SQLite database: move it away, or restore a backup"):
+        with pytest.raises(
+            StoreUnavailable, match="is not an SQLite database: move it away, or restore a backup"
+        ):
             await store.open()
         assert sqlite.file.read_bytes() == content
         sqlite.file.unlink()
@@ -234,7 +236,7 @@ def test_a_lock_that_another_process_keeps_is_told_in_time_and_the_loop_goes_on(
             while not holding.done():
                 await asyncio.sleep(0.001)
                 turns += 1
-            with pytest.raises(StoreUnavailable, match="another process kept it locked"):
+            with pytest.raises(StoreUnavailable, match="another process kept the file locked"):
                 await holding
             assert time.monotonic() - began >= 0.4
             assert turns > 20
@@ -572,7 +574,8 @@ def test_a_server_that_starts_later_is_used_as_soon_as_it_is_there(server: Postg
         await asyncio.to_thread(server.kill)
         store = SqlStore(url)
         with pytest.raises(
-            StoreUnavailable, match=rf"PostgreSQL at 127\.0\.0\.1:{server.port}/.*nobody listens"
+            StoreUnavailable,
+            match=rf"PostgreSQL at 127\.0\.0\.1:{server.port}/.*the server refuses connections",
         ) as told:
             await store.open()
         assert PASSWORD not in str(told.value)
@@ -744,9 +747,9 @@ def test_a_row_that_another_session_keeps_locked_is_told(server: PostgresServer)
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"database": "nowhere"}, "the database or the user does not exist there"),
-        ({"password": "hunter2"}, "it refuses the password"),
-        ({"host": "no-such-host.invalid"}, "its host name is unknown"),
+        ({"database": "nowhere"}, "the database does not exist"),
+        ({"password": "hunter2"}, "the server refuses the password"),
+        ({"host": "no-such-host.invalid"}, "the host name cannot be resolved"),
     ],
 )
 def test_what_is_wrong_with_the_url_is_told_without_its_password(

@@ -23,12 +23,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.database.connections import Connections
 from koo.database.drivers.loading import DRIVERS
-from koo.database.faults import classify_connect
+from koo.database.faults import SERVICE, classify_connect
 from koo.database.gate import Gate
 from koo.database.probe import ProbeDatabase
 from koo.database.scope import SessionScope
 from koo.database.sqlite import Mode, SqliteFile
-from koo.database.transactions import Transaction, check_function
+from koo.database.transactions import Transactions, check_function
 from koo.deadlines import Deadlines, WrongLoop
 from koo.errors import ConfigurationError, DatabaseUnavailable, Kind
 from koo.events import Event
@@ -42,7 +42,6 @@ from koo.policies.reported import DatabaseState, database_state
 P = ParamSpec("P")
 T = TypeVar("T")
 
-NAME = "database"
 DIALECTS = {
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",
@@ -72,27 +71,26 @@ class Database:
     ) -> None:
         self.options = options
         self.clock = clock
-        self.draw = draw
-        self.sleep = clock.sleep
+        self._draw = draw
         self._url = _read_url(options)
         self._file = SqliteFile(self._url) if self._url.get_backend_name() == "sqlite" else None
         self._deadlines = deadlines or Deadlines()
         self.gate = Gate(options.pool_size + options.max_overflow)
         self.metrics = PoolMetrics(clock.monotonic())
         self.guard = Guard(
-            NAME,
+            SERVICE,
             _guard_options(options),
             deadlines=self._deadlines,
             gates=Gates(bulkhead=self.gate),
             family=DATABASES,
-            classify=classify_connect(NAME),
+            classify=classify_connect,
             clock=clock,
             draw=draw,
             publish=publish,
         )
+        self.transactions = Transactions(self.make_scope, self.guard, self.metrics, options, clock, draw)
         self.connections: Connections | None = None
         self.last_look: Look | None = None
-        self.is_read_only = False
         self._looked_at = -NEVER
         self._probe: ProbeDatabase | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -128,7 +126,7 @@ class Database:
         """As `session_scope`; `deadline` is in monotonic seconds, `mode` is SQLite's."""
         if isolation is not None and isolation not in ISOLATIONS:
             raise ConfigurationError(
-                NAME, f"isolation is {isolation!r}; allowed is one of {', '.join(ISOLATIONS)}"
+                SERVICE, f"isolation is {isolation!r}; allowed is one of {', '.join(ISOLATIONS)}"
             )
         return SessionScope(self._open, readonly=readonly, isolation=isolation, deadline=deadline, mode=mode)
 
@@ -147,8 +145,12 @@ class Database:
         `fn` raised last, `CommitOutcomeUnknown` without a repeat, and TypeError unless `fn` is an `async def`.
         """
         check_function(fn)
-        transaction = Transaction(self, max_retries=max_retries, readonly=readonly, isolation=isolation)
-        return await transaction.run(lambda session: fn(session, *args, **kwargs))
+        return await self.transactions.run(
+            lambda session: fn(session, *args, **kwargs),
+            max_retries=max_retries,
+            readonly=readonly,
+            isolation=isolation,
+        )
 
     # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -171,42 +173,40 @@ class Database:
             url = self._url if self._file is None else self._file.open()
         except OSError as error:
             raise DatabaseUnavailable(
-                NAME, f"the folder of the file cannot be made: {error.strerror}", kind=Kind.NOT_FOUND
+                SERVICE, f"the folder of the file cannot be made: {error.strerror}", kind=Kind.NOT_FOUND
             ) from error
         if self.connections is not None:
-            self.connections.abandon()
+            self.connections.records.abort_all()
         self.gate.forget()
+        temporary = self._file is not None and self._file.temporary
         self.connections = Connections(
             url,
             self.options,
-            name=NAME,
-            file=self._file,
+            temporary=temporary,
             guard=self.guard,
             gate=self.gate,
             metrics=self.metrics,
             deadlines=self._deadlines,
             monotonic=self.clock.monotonic,
-            draw=self.draw,
-            on_read_only=self._note_read_only,
+            draw=self._draw,
         )
         self._probe = ProbeDatabase(
             url,
             self.options,
-            name=NAME,
+            temporary=temporary,
             guard=self.guard,
             deadlines=self._deadlines,
             clock=self.clock,
-            draw=self.draw,
+            draw=self._draw,
             on_look=self._note_look,
             tick=self.tick,
-            temporary=self._file is not None and self._file.temporary,
         )
         self._keeper = loop.create_task(self._keep(self.connections, self._probe), name="koo ProbeDatabase")
         return self.connections
 
     async def _keep(self, connections: Connections, probe: ProbeDatabase) -> None:
         """Probe until the loop or somebody ends it, then close everything of this loop."""
-        connections.kept = True
+        connections.has_keeper = True
         try:
             await probe.run()
         finally:
@@ -234,6 +234,11 @@ class Database:
     # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
+    def is_read_only(self) -> bool:
+        """Whether it refused the last write, or said in the last probe that it would."""
+        return self.metrics.is_read_only
+
+    @property
     def circuit_breaker_state(self) -> DatabaseState:
         """healthy, unhealthy, circuit_open or degraded."""
         return database_state(self.guard.signs())[0]
@@ -247,7 +252,7 @@ class Database:
             clock=self.clock,
             guard=self.guard,
             metrics=self.metrics,
-            open=len(connections.links) if connections is not None else 0,
+            open=len(connections.records) if connections is not None else 0,
             active=self.gate.used,
             waiting=self.gate.waiting,
             pool_timeouts=self.gate.refused,
@@ -287,10 +292,7 @@ class Database:
         self.last_look = look
         self._looked_at = self.clock.monotonic()
         if look.read_only is not None:
-            self.is_read_only = look.read_only
-
-    def _note_read_only(self, is_so: bool) -> None:
-        self.is_read_only = is_so
+            self.metrics.is_read_only = look.read_only
 
     # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -24,7 +24,9 @@ class Holder(Protocol):
 
     owner: asyncio.Task[Any] | None
     deadline: float
-    expired: bool
+
+    @property
+    def expired(self) -> bool: ...
 
     def expire(self) -> None: ...
 

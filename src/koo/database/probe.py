@@ -19,7 +19,7 @@ from koo.clock import Clock
 from koo.database import sqlite
 from koo.database.drivers.base import Driver
 from koo.database.drivers.loading import load_driver
-from koo.database.faults import Phase, explain, too_late, unavailable
+from koo.database.faults import ScopeStage, explain, too_late, unavailable
 from koo.database.finishing import to_end
 from koo.database.records import ConnectionRecord
 from koo.deadlines import Alarm, Deadlines
@@ -43,7 +43,6 @@ class ProbeDatabase:
         url: URL,
         options: DatabaseOptions,
         *,
-        name: str,
         guard: Guard,
         deadlines: Deadlines,
         clock: Clock,
@@ -54,7 +53,6 @@ class ProbeDatabase:
     ) -> None:
         self._url = url
         self._options = options
-        self._name = name
         self._guard = guard
         self._deadlines = deadlines
         self._clock = clock
@@ -65,7 +63,7 @@ class ProbeDatabase:
         self._driver: Driver = load_driver(url.get_driver_name())
         self._engine: AsyncEngine | None = None
         self._connection: AsyncConnection | None = None
-        self._link: ConnectionRecord | None = None
+        self._record: ConnectionRecord | None = None
         self._running: asyncio.Task[Look] | None = None
         self._ending: set[asyncio.Future[Any]] = set()
 
@@ -117,9 +115,9 @@ class ProbeDatabase:
     def _name_it(self, failure: Exception) -> DatabaseError:
         if isinstance(failure, DatabaseError):
             return failure
-        if isinstance(failure, TimeoutError) or (self._link is not None and self._link.aborted):
-            return unavailable(self._name, failure, too_late(self._options.probe_timeout_s))
-        return unavailable(self._name, failure, explain(failure, Phase.CONNECT))
+        if isinstance(failure, TimeoutError) or (self._record is not None and self._record.aborted):
+            return unavailable(failure, too_late(self._options.probe_timeout_s))
+        return unavailable(failure, explain(failure, ScopeStage.CONNECT))
 
     async def _ask_anew(self, until: float) -> bool | None:
         """As `_ask`. A connection that was kept and is dead says nothing about the server: then on a new one."""
@@ -127,7 +125,7 @@ class ProbeDatabase:
         try:
             return await self._ask(until)
         except Exception:
-            if not kept or self._link is None or self._link.aborted:
+            if not kept or self._record is None or self._record.aborted:
                 raise
             await self._drop()
         return await self._ask(until)
@@ -137,9 +135,9 @@ class ProbeDatabase:
         if self._connection is None:
             with Alarm(self._deadlines, until):
                 await self._connect()
-        connection, link = self._connection, self._link
-        assert connection is not None and link is not None
-        timer = link.abort_in(max(until - self._clock.monotonic(), 0.0))
+        connection, record = self._connection, self._record
+        assert connection is not None and record is not None
+        timer = record.abort_in(max(until - self._clock.monotonic(), 0.0))
         try:
             result = await connection.execute(text(self._driver.health_query))
             refuses: bool | None = result.scalar()
@@ -161,7 +159,7 @@ class ProbeDatabase:
 
     def _on_connect(self, adapted: Any, record: Any) -> None:
         now = self._clock.monotonic()
-        self._link = ConnectionRecord(adapted, self._driver, now=now, expires_at=now, generation=0)
+        self._record = ConnectionRecord(adapted, self._driver, now=now, expires_at=now)
         if self._url.get_backend_name() == "sqlite":
             adapted.run_async(lambda connection: sqlite.prepare(connection, self._temporary))
 
@@ -173,9 +171,9 @@ class ProbeDatabase:
     async def _drop(self) -> None:
         """The connection is of no use any more: the next probe makes another."""
         connection, self._connection = self._connection, None
-        link, self._link = self._link, None
-        if link is not None:
-            link.abort()
+        record, self._record = self._record, None
+        if record is not None:
+            record.abort()
         if connection is not None:
             await to_end(self._close_connection(connection))
 
@@ -194,7 +192,9 @@ class ProbeDatabase:
             await asyncio.gather(running, return_exceptions=True)
         connection, self._connection = self._connection, None
         if connection is not None:
-            timer = self._link.abort_in(self._options.cleanup_timeout_s) if self._link is not None else None
+            timer = (
+                self._record.abort_in(self._options.cleanup_timeout_s) if self._record is not None else None
+            )
             try:
                 await connection.close()
             except Exception:
@@ -202,7 +202,7 @@ class ProbeDatabase:
             finally:
                 if timer is not None:
                     timer.cancel()
-        self._link = None
+        self._record = None
         if self._engine is not None:
             engine, self._engine = self._engine, None
             await engine.dispose()

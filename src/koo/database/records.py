@@ -1,39 +1,63 @@
-"""ConnectionRecord: what koo knows of one connection of the pool, for as long as it lives.
+"""The connections of one pool: how old each is, of which generation, and which scope occupies it.
 
 SQLAlchemy measures the age of connections in wall time and throws a whole pool away by it: after one lost connection
-and a step of the clock each checkout reconnects. A link counts in monotonic time, and belongs to a *generation*: when
-all connections are known to be useless (a black hole, a failover) the number goes up, and each older link is replaced
-when it is next taken.
+and a step of the clock each checkout reconnects. A record counts in monotonic time, and belongs to a *generation*: when
+all connections are known to be useless (a black hole, a failover) the number goes up, and each older connection is
+replaced when it is next taken.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+
+from sqlalchemy.engine import ExceptionContext
 
 from koo.database.drivers.base import Driver
+from koo.database.faults import ScopeStage
+from koo.database.sqlite_writes import SqliteTransaction
 
-if TYPE_CHECKING:
-    from koo.database.scope import SessionScope
+AGE_JITTER = 0.1
+"""A connection lives up to this share shorter: those that were opened together must not be replaced together."""
+
+
+class Stale(Exception):
+    """A pooled connection turned out to be dead before the block began: take another, unseen."""
+
+
+class Occupant(Protocol):
+    """A scope, as far as the hooks inside SQLAlchemy know it."""
+
+    statements: int
+    """How many have succeeded."""
+
+    def enter(self, record: ConnectionRecord, stage: ScopeStage) -> float:
+        """Before a statement or COMMIT is sent; returns the time. Raises `DatabaseError` where it must not be."""
+        ...
+
+    def leave(self, record: ConnectionRecord, began: float, succeeded: bool) -> float:
+        """After it; returns the seconds that it took."""
+        ...
+
+    def report(
+        self, context: ExceptionContext, record: ConnectionRecord, error: BaseException
+    ) -> Exception | None:
+        """An error of the engine; returns what is raised in its place, or None."""
+        ...
 
 
 class ConnectionRecord:
-    """One connection. `busy`: something is sent and not answered; `scope`: whose it is while it is checked out."""
+    """One connection. `busy`: a statement was sent and is not answered; `occupant`: the scope that has it."""
 
     __slots__ = (
         "_loop", "aborted", "adapted", "busy", "driver", "expires_at", "fresh", "generation", "idle_since",
-        "in_transaction", "scope", "writing",
+        "occupant", "transaction",
     )  # fmt: skip
 
     def __init__(
-        self,
-        adapted: Any,
-        driver: Driver,
-        *,
-        now: float,
-        expires_at: float,
-        generation: int,
+        self, adapted: Any, driver: Driver, *, now: float, expires_at: float, generation: int = 0
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.adapted = adapted
@@ -43,10 +67,9 @@ class ConnectionRecord:
         self.idle_since = now
         self.fresh = True
         self.aborted = False
-        self.in_transaction = False  # SQLite only: the others know it themselves
-        self.writing = False
-        self.scope: SessionScope | None = None
         self.busy = False
+        self.occupant: Occupant | None = None
+        self.transaction: SqliteTransaction | None = None  # the servers keep track of theirs themselves
 
     @property
     def connection(self) -> Any:
@@ -57,8 +80,14 @@ class ConnectionRecord:
     def is_closed(self) -> bool:
         return self.aborted or self.driver.is_closed(self.connection)
 
+    def end_transaction(self) -> None:
+        """The transaction has ended, or its connection: on SQLite that is the next writer's turn."""
+        if self.transaction is not None:
+            self.transaction.end()
+            self.transaction = None
+
     def abort(self) -> None:
-        """Cut it off: whoever waits for it gets an error now. The other side is not asked."""
+        """Cut it off: a task that waits for it gets an error now. The other side is not asked."""
         if self.aborted:
             return
         self.aborted = True
@@ -70,8 +99,55 @@ class ConnectionRecord:
         return self._loop.call_later(seconds, self.abort)
 
     async def cancel(self, within_s: float) -> None:
-        """Ask the other side to stop the statement that runs. Best effort: who must be sure also calls `abort_in`."""
+        """Ask the other side to stop the running statement. Best effort: to be sure, call `abort_in` as well."""
         try:
             await self.driver.cancel(self.connection, within_s)
         except Exception:  # noqa: BLE001 - any driver's error; the cutting off follows
             return
+
+
+class ConnectionRecords:
+    """The records of all open connections of one pool, by SQLAlchemy's adapted connection."""
+
+    def __init__(
+        self, driver: Driver, *, recycle_s: float, monotonic: Callable[[], float], draw: Callable[[], float]
+    ) -> None:
+        self.driver = driver
+        self.by_connection: dict[Any, ConnectionRecord] = {}
+        self.generation = 0
+        self._recycle_s = recycle_s
+        self._monotonic = monotonic
+        self._draw = draw
+
+    def __len__(self) -> int:
+        return len(self.by_connection)
+
+    def add(self, adapted: Any) -> None:
+        """A connection was opened."""
+        now = self._monotonic()
+        age_s = self._recycle_s * (1.0 - AGE_JITTER * self._draw())
+        self.by_connection[adapted] = ConnectionRecord(
+            adapted, self.driver, now=now, expires_at=now + age_s, generation=self.generation
+        )
+
+    def of(self, connection: Any) -> ConnectionRecord:
+        """The record of an SQLAlchemy `Connection`."""
+        return self.by_connection[connection.connection.dbapi_connection]
+
+    def check(self, record: ConnectionRecord, now: float) -> None:
+        """Raises `Stale` for a connection that is too old, or known to be useless."""
+        if record.generation != self.generation:
+            record.abort()  # an orderly goodbye to a black hole takes seconds
+            raise Stale
+        if now >= record.expires_at:
+            raise Stale
+
+    def distrust_all(self) -> None:
+        """Each connection opened before now is replaced when it is next taken."""
+        self.generation += 1
+
+    def abort_all(self, *, occupied_only: bool = False) -> None:
+        """Cut off every connection, or those that a scope has."""
+        for record in tuple(self.by_connection.values()):
+            if record.occupant is not None or not occupied_only:
+                record.abort()

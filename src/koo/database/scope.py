@@ -8,6 +8,10 @@
 deadline: at its end the running statement is cancelled on the server, and what does not answer is cut off
 `cleanup_timeout_s` later. An idle transaction is cut off at once, because others wait for its locks. COMMIT is never
 cancelled, only cut off.
+
+**Judgement.** What happens on the connection is written into a `Transcript`, and the permit is settled by it. A lost
+COMMIT is decided last (`_decide`), when the connection and the permit are back: only then may the scope take another
+of either without waiting for itself.
 """
 
 from __future__ import annotations
@@ -16,42 +20,46 @@ import asyncio
 import logging
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
-from koo.database.faults import Phase
+from koo.database.connections import Connections
+from koo.database.faults import SERVICE, ScopeStage
 from koo.database.finishing import Unbroken, to_end
-from koo.database.hooks import Stale
-from koo.database.records import ConnectionRecord
+from koo.database.records import ConnectionRecord, Stale
 from koo.database.session import GuardedSession, SyncSession
 from koo.database.sqlite import MODES, Mode
+from koo.database.sqlite_writes import SqliteTransaction
 from koo.database.transcript import Transcript
 from koo.deadlines import ends_at
 from koo.errors import DatabaseError, DatabaseTimeout, Kind, KooError, PoolSaturated, describe_s
+from koo.guard import Scope
 from koo.options import NEVER
 from koo.policies.verdict import UNJUDGED, Fault
-
-if TYPE_CHECKING:
-    from koo.database.connections import Connections
+from koo.sqlstates import Meaning, original_of
 
 log = logging.getLogger("koo")
 
 
-class SessionScope(Transcript):
+class SessionScope:
     """`async with` it: an `AsyncSession` in one transaction, committed at the end, rolled back on any exception.
 
     Raises `DatabaseUnavailable` and `PoolSaturated` on entry, `DatabaseTimeout` when its time is over,
     `CommitOutcomeUnknown` when the connection was lost in COMMIT. What the block raises leaves unchanged.
     """
 
-    _sync: SyncSession
     session: GuardedSession
+    transcript: Transcript
+    _sync: SyncSession
+    _connections: Connections
+    _monotonic: Callable[[], float]
 
-    link: ConnectionRecord | None = None
-    left = False
+    owner: asyncio.Task[Any] | None = None
     handed_out = False
+    _record: ConnectionRecord | None = None
+    _held: Scope[None] | None = None
     _timer: asyncio.TimerHandle | None = None
     _asked_at = 0.0
 
@@ -65,9 +73,9 @@ class SessionScope(Transcript):
         mode: Mode | None = None,
     ) -> None:
         self._open = open_connections
-        self.readonly = readonly
-        self.isolation = isolation
-        self.mode = mode or (Mode.READER if readonly else MODES.get(isolation, Mode.COMMITTED))
+        self._readonly = readonly
+        self._isolation = isolation
+        self._mode = mode or (Mode.READER if readonly else MODES.get(isolation, Mode.COMMITTED))
         self.deadline = deadline
 
     # ── entering ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -75,22 +83,33 @@ class SessionScope(Transcript):
     async def __aenter__(self) -> GuardedSession:
         if self.owner is not None:
             raise RuntimeError("a session scope is used once: call session_scope() again")
-        connections = self.connections = self._open()
-        self._monotonic, self._options = connections.monotonic, connections.options
+        connections = self._connections = self._open()
+        options = connections.options
+        monotonic = self._monotonic = connections.monotonic
         self.owner = asyncio.current_task()
-        now = self._monotonic()
-        self.deadline = min(self.deadline, ends_at.get(), now + self._options.scope_timeout_s)
-        self.session = session = connections.make_session(self)
+        now = monotonic()
+        self.deadline = min(self.deadline, ends_at.get(), now + options.scope_timeout_s)
+        self.transcript = Transcript(
+            connections.records, connections.metrics, options, monotonic, self._readonly
+        )
+        # Without expire_on_commit: an attribute read after the scope would need a connection that is gone.
+        # Closed for good at its end: used later it would take a connection past the gate.
+        session = self.session = GuardedSession(
+            connections.engine_for(self._readonly, self._isolation),
+            expire_on_commit=False,
+            close_resets_only=False,
+        )
         self._sync = session.sync_session
+        self._sync.scope = self
         await self._begin(now)
         return session
 
     async def _begin(self, now: float) -> None:
         """Through the breaker and the gate to a connection with an open transaction."""
-        connections = self.connections
+        connections, transcript = self._connections, self.transcript
         self._asked_at = now
-        self.phase = Phase.CONNECT
-        within_s = min(self._options.pool_timeout_s, self.deadline - now)
+        transcript.stage = ScopeStage.CONNECT
+        within_s = min(connections.options.pool_timeout_s, self.deadline - now)
         try:
             held = await connections.guard.begin(self._connect, timeout_s=max(within_s, 1e-6))
         except PoolSaturated as refusal:
@@ -101,17 +120,18 @@ class SessionScope(Transcript):
                 late.reason = f"no connection came about within {describe_s(self._monotonic() - now)}"
             raise
         self._held = held
+        transcript.has_permit = True
         connections.gate.holders[self] = now
         if self.deadline < connections.wakes_at:
             connections.wake_at(self.deadline)
-        self.phase = Phase.BODY
+        transcript.stage = ScopeStage.BODY
         if held.permit.lease_ends_at is not NEVER:  # a probe, bounded by the scope's own deadline
-            held.permit.lease_ends_at = self.deadline + 2 * self._options.cleanup_timeout_s
+            held.permit.lease_ends_at = self.deadline + 2 * connections.options.cleanup_timeout_s
 
     async def _connect(self) -> None:
         """One attempt of the guard: a connection that answered BEGIN."""
-        connections = self.connections
-        if not connections.kept:  # a keeper that is cancelled before its first step closes nothing
+        connections = self._connections
+        if not connections.has_keeper:  # a task that is cancelled before its first step closes nothing
             await asyncio.sleep(0)
         connections.refuse_if_draining()
         began = self._monotonic()
@@ -121,79 +141,107 @@ class SessionScope(Transcript):
                 await greenlet_spawn(self._sync.connection)
             except Stale:
                 await self._connect_past_the_dead()
-            if self.mode is Mode.WRITER and connections.file is not None and self.link is not None:
-                await connections.begin_writing(self.link, self)
+            record = self._record
+            if self._mode is Mode.WRITER and record is not None and record.transaction is not None:
+                await record.transaction.begin_writing()
             connections.refuse_if_draining()
         except BaseException:
             # A pool that is closed already would keep what is given back to it, open, for ever.
             end = self._sync.invalidate if connections.draining else self._sync.rollback
             await to_end(greenlet_spawn(end))
             raise
-        self._answered = connections.driver.answers_begin
-        self._spent_s = self._monotonic() - began
-        link = self.link
-        if link is not None and link.fresh:
-            link.fresh = False
-            self._slowest_s = self._spent_s
-            connections.metrics.connect.note(self._spent_s)
+        self.transcript.begin(
+            self._monotonic() - began,
+            answered=connections.driver.answers_begin,
+            connected=record is not None and record.fresh,
+        )
+        if record is not None:
+            record.fresh = False
 
     async def _connect_past_the_dead(self) -> None:
         """Dead connections that lay in the pool are replaced unseen."""
-        for _ in range(self.connections.gate.limit + 1):
+        for _ in range(self._connections.gate.limit + 1):
             try:
                 await greenlet_spawn(self._sync.connection)
             except Stale:
                 continue
             return
-        raise DatabaseError(self.connections.name, "no connection stays open", kind=Kind.CONNECTION)
+        raise DatabaseError(SERVICE, "no connection stays open", kind=Kind.CONNECTION)
 
     def take(self, connection: Any) -> None:
         """A connection of this scope has begun its transaction."""
-        self.link = link = self.connections.link_of(connection)
-        link.scope = self
+        connections = self._connections
+        record = self._record = connections.records.of(connection)
+        record.occupant = self.transcript
+        if connections.writers is not None and record.transaction is None:  # a savepoint begins nothing new
+            record.transaction = SqliteTransaction(
+                record.connection,
+                connections.writers,
+                mode=self._mode,
+                owner=self.owner,
+                deadline=self.deadline,
+            )
+
+    def _occupied(self) -> ConnectionRecord | None:
+        """The connection that this scope has now."""
+        record = self._record
+        return record if record is not None and record.occupant is self.transcript else None
 
     # ── the deadline ──────────────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def expired(self) -> bool:
+        return self.transcript.expired
+
     def expire(self) -> None:
         """The deadline came, somewhere in the event loop."""
-        self.expired = True
-        link = self.link
-        if link is None or link.scope is not self:
+        transcript, record = self.transcript, self._occupied()
+        transcript.expired = True
+        if record is None:
             return
-        if not link.busy and self.phase is not Phase.COMMIT:
-            link.abort()
-            self.connections.end_writing(link)
+        if not record.busy and transcript.stage is not ScopeStage.COMMIT:
+            record.abort()
+            record.end_transaction()
             return
-        within_s = self._options.cleanup_timeout_s
-        self._stopped = True
-        self._timer = link.abort_in(within_s)
-        if self.phase is Phase.BODY:
-            self.connections.spawn(link.cancel(within_s))
+        within_s = self._connections.options.cleanup_timeout_s
+        transcript.stopped = True
+        self._timer = record.abort_in(within_s)
+        if transcript.stage is ScopeStage.BODY:
+            self._connections.spawn(record.cancel(within_s))
 
     # ── the first statement once more ─────────────────────────────────────────────────────────────────────────
 
     def may_replay(self) -> bool:
-        """Has nothing happened in this transaction, so that it may be begun anew?"""
+        """Whether nothing has happened in this transaction, so that it may be begun anew."""
+        transcript = self.transcript
         return (
-            self.statements == 0
-            and self.phase is Phase.BODY
-            and not (self.expired or self.left or self.handed_out or self.connections.draining)
+            transcript.statements == 0
+            and transcript.stage is ScopeStage.BODY
+            and not (
+                transcript.expired or transcript.leaving or self.handed_out or self._connections.draining
+            )
         )
 
     async def begin_again(self, error: Exception) -> None:
         """On another connection, with another permit: the lost one was a failure of its own."""
         now = self._monotonic()
         await greenlet_spawn(self._sync.rollback)
-        self._settle(self._failure.fault() if self._failure is not None else UNJUDGED, now)
-        self._failure = None
-        self.connections.metrics.replays += 1
+        failure, self.transcript.failure = self.transcript.failure, None
+        self._settle(failure.fault() if failure is not None else UNJUDGED, now)
+        self._connections.metrics.replays += 1
         try:
             await self._begin(now)
         except KooError as refusal:
             raise refusal from error
-        if self.left:  # by another task, meanwhile: nobody else would give this permit back
+        if (
+            self.transcript.leaving
+        ):  # another task left the scope meanwhile: it could not give this permit back
             await to_end(self._leave_failed(error, late=False))
             raise error
+
+    def why_repeat(self, error: Exception) -> Meaning | None:
+        """Why the whole transaction may be run again after `error` left it, or None."""
+        return self.transcript.why_repeat(error) if self.owner is not None else None
 
     # ── leaving ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -201,8 +249,8 @@ class SessionScope(Transcript):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         late = ends_at.get() <= self._monotonic()
-        self.left = True
-        if error is not None or self.expired or self.connections.file is not None:
+        self.transcript.leaving = True
+        if error is not None or self.transcript.expired or self._connections.writers is not None:
             await to_end(self._leave(error, late))
             return
         try:
@@ -218,8 +266,8 @@ class SessionScope(Transcript):
         try:
             if error is not None:
                 await self._roll_back()
-            elif self.expired:
-                raise self.too_late()
+            elif self.transcript.expired:
+                raise self.transcript.too_late()
             else:
                 await greenlet_spawn(_commit_and_close, self._sync)
         except BaseException as failure:
@@ -232,18 +280,28 @@ class SessionScope(Transcript):
             await self._roll_back()
         finally:
             self._end(failure, late)
+        if self.transcript.in_doubt:
+            self._decide(failure)
+
+    def _decide(self, failure: BaseException) -> None:
+        """A COMMIT was lost, and may have happened: raises what the caller learns, or leaves `failure` as it is."""
+        unknown = self.transcript.unknown_outcome()
+        if isinstance(failure, Exception):
+            raise unknown from original_of(failure)
+        unknown.__cause__ = failure.__cause__  # a cancellation that was put aside during COMMIT goes up first
+        failure.__cause__ = unknown
 
     async def _roll_back(self) -> None:
         """Give the connection back, clean or not at all, within the cleanup time. The first error is the one to see."""
-        link = self.link
-        if link is None or link.scope is not self:
+        record = self._occupied()
+        if record is None:
             await greenlet_spawn(self._sync.close)
             return
-        timer = link.abort_in(self._options.cleanup_timeout_s)
-        if link.busy:
-            link.abort()  # another task is still at it: its statement ends here, with an error
+        timer = record.abort_in(self._connections.options.cleanup_timeout_s)
+        if record.busy:
+            record.abort()  # another task is still at it: its statement ends here, with an error
         try:
-            if link.is_closed:
+            if record.is_closed:
                 await greenlet_spawn(self._sync.invalidate)
             await greenlet_spawn(_roll_back_and_close, self._sync)
         except Exception:
@@ -257,23 +315,26 @@ class SessionScope(Transcript):
         if self._timer is not None:
             self._timer.cancel()
         now = self._monotonic()
-        link = self.link
-        if link is not None and link.scope is self:
-            link.scope = None
-            link.idle_since = now
-            self.connections.end_writing(link)
+        record = self._record
+        if record is not None and record.occupant is self.transcript:
+            record.occupant = None
+            record.idle_since = now
+            record.end_transaction()
         # A ring of references would leave each scope to the garbage collector, which costs more than all else here.
-        self._sync.scope = self.link = None
-        self._settle(self.verdict(error, late), now)
+        self._sync.scope = self._record = None
+        self._settle(self.transcript.verdict(error, late), now)
 
     def _settle(self, fault: Fault | None, now: float) -> None:
         held, self._held = self._held, None
+        transcript = self.transcript
+        transcript.has_permit = False
         if held is None:
             return
-        connections = self.connections
+        connections = self._connections
         connections.metrics.hold.note(now - connections.gate.leave_hold(self))
         # The database's time, not the scope's: the rest was the user's.
-        held.settle(fault, slow=self._slowest_s >= self._options.slow_call_s, took_s=self._spent_s)
+        slow = transcript.slowest_s >= connections.options.slow_call_s
+        held.settle(fault, slow=slow, took_s=transcript.spent_s)
 
 
 def _commit_and_close(session: Session) -> None:

@@ -9,7 +9,7 @@ then the error is the user's to see.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
@@ -17,37 +17,56 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_
 
+from koo.database.faults import SERVICE
+from koo.database.transcript import Transcript
 from koo.errors import DatabaseError, Kind
 
-if TYPE_CHECKING:
-    from koo.database.scope import SessionScope
+
+class Renewable(Protocol):
+    """The scope of a session: it may begin its transaction anew."""
+
+    transcript: Transcript
+    handed_out: bool
+    """Whether the block has a connection in its hands, and would not notice that it was exchanged."""
+
+    def take(self, connection: Any) -> None:
+        """A connection has begun a transaction for this scope."""
+        ...
+
+    def may_replay(self) -> bool:
+        """Whether nothing has happened in this transaction, so that it may be begun anew."""
+        ...
+
+    async def begin_again(self, error: Exception) -> None:
+        """Begin it on another connection: `error` is how the last one was lost."""
+        ...
 
 
 class SyncSession(Session):
-    """The part of a session that SQLAlchemy runs in its greenlet. `scope` is whose it is."""
+    """The part of a session that SQLAlchemy runs in its greenlet. `scope` is whose it is, until it ends."""
 
-    scope: SessionScope | None = None
+    scope: Renewable | None = None
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         scope = self.scope
-        if scope is None or scope.statements:
+        if scope is None or scope.transcript.statements:
             return super().execute(*args, **kwargs)
         return self._run_first(scope, super().execute, args, kwargs)
 
     def scalar(self, *args: Any, **kwargs: Any) -> Any:
         scope = self.scope
-        if scope is None or scope.statements:
+        if scope is None or scope.transcript.statements:
             return super().scalar(*args, **kwargs)
         return self._run_first(scope, super().scalar, args, kwargs)
 
     def scalars(self, *args: Any, **kwargs: Any) -> Any:
         scope = self.scope
-        if scope is None or scope.statements:
+        if scope is None or scope.transcript.statements:
             return super().scalars(*args, **kwargs)
         return self._run_first(scope, super().scalars, args, kwargs)
 
     def _run_first(
-        self, scope: SessionScope, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, scope: Renewable, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         blank = self._is_blank()  # asked before: a flush that fails leaves nothing behind to be seen
         try:
@@ -60,7 +79,7 @@ class SyncSession(Session):
         return run(*args, **kwargs)
 
     def _is_blank(self) -> bool:
-        """Nothing in it that a rollback would change: neither pending objects nor loaded ones."""
+        """Whether a rollback would change nothing in it: neither pending objects nor loaded ones."""
         return not (self.new or self.deleted or self.in_nested_transaction()) and not len(self.identity_map)
 
 
@@ -75,19 +94,19 @@ class GuardedSession(AsyncSession):
         options = kwargs.get("execution_options") or {}
         if "isolation_level" in options:
             raise DatabaseError(
-                "database",
+                SERVICE,
                 "the transaction has begun, so its isolation level cannot be set here:"
                 " use session_scope(isolation=...)",
                 kind=Kind.INVALID_REQUEST,
             )
         scope = self.sync_session.scope
         if scope is not None:
-            scope.handed_out = True  # whoever holds a connection would not notice that it was exchanged
+            scope.handed_out = True
         return await super().connection(*args, **kwargs)
 
 
 @event.listens_for(SyncSession, "after_begin")
-def _bind_link(session: SyncSession, transaction: object, connection: Any) -> None:
+def _take_connection(session: SyncSession, transaction: object, connection: Any) -> None:
     """A connection belongs to the scope from its BEGIN on, also the next one after a commit inside the block."""
     if session.scope is not None:
         session.scope.take(connection)

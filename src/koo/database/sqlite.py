@@ -18,13 +18,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
 import sqlite3
 import tempfile
 import weakref
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -32,9 +30,6 @@ from typing import Any
 from urllib.parse import unquote
 
 from sqlalchemy import URL
-
-from koo.deadlines import Alarm, Deadlines
-from koo.errors import DatabaseError, Kind, PoolSaturated, describe_s
 
 BUSY_MS = 50
 """SQLite's own polling for another process's lock, in its thread; koo asks again, and can be cancelled in between."""
@@ -137,72 +132,3 @@ async def prepare(connection: Any, temporary: bool) -> None:
     except sqlite3.OperationalError:
         # A database that is read-only, or that another process holds just now: it works in the mode it has.
         return
-
-
-class WriterLine:
-    """The in-process line of writers: one at a time, first come first served."""
-
-    __slots__ = ("_deadlines", "_monotonic", "_owner", "_since", "_waiters")
-
-    def __init__(self, deadlines: Deadlines, monotonic: Callable[[], float]) -> None:
-        self._deadlines = deadlines
-        self._monotonic = monotonic
-        self._owner: asyncio.Task[Any] | None = None
-        self._since: float | None = None
-        self._waiters: deque[asyncio.Future[None]] = deque()
-
-    @property
-    def waiting(self) -> int:
-        return len(self._waiters)
-
-    @property
-    def is_free(self) -> bool:
-        """Does nobody write, and nobody wait?"""
-        return self._since is None and not self._waiters
-
-    async def enter(self, service: str, deadline: float, owner: asyncio.Task[Any] | None) -> None:
-        """Be the writer on behalf of `owner`, or raise `PoolSaturated` at `deadline`."""
-        if self._since is None:
-            self._take(owner)
-            return
-        if self._owner is not None and self._owner is owner:
-            raise DatabaseError(
-                service,
-                "this task writes in an outer scope already, and SQLite has one writer at a time:"
-                " hand the outer session down, or end the outer scope first",
-                kind=Kind.CONTENTION,
-            )
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        try:
-            with Alarm(self._deadlines, deadline):
-                await waiter
-        except BaseException as error:
-            if waiter.done() and not waiter.cancelled():
-                self.leave()  # it was our turn just now: on to the next
-            elif waiter in self._waiters:
-                self._waiters.remove(waiter)
-            if isinstance(error, TimeoutError):
-                raise self._refusal(service) from None
-            raise
-        self._take(owner)
-
-    def leave(self) -> None:
-        """Hand over to the next in line."""
-        self._since = self._owner = None
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                self._since = self._monotonic()  # taken: nobody barges in before the waiter wakes
-                waiter.set_result(None)
-                return
-
-    def _take(self, owner: asyncio.Task[Any] | None) -> None:
-        self._since = self._monotonic()
-        self._owner = owner
-
-    def _refusal(self, service: str) -> PoolSaturated:
-        held = "" if self._since is None else f", held for {describe_s(self._monotonic() - self._since)}"
-        return PoolSaturated(
-            service, f"SQLite has one writer at a time, and its turn did not come{held}", 1.0
-        )

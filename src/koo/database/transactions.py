@@ -15,21 +15,19 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy.exc import InvalidRequestError, ResourceClosedError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from koo.database.faults import LOST, Meaning
+from koo.clock import Clock
+from koo.database.scope import SessionScope
 from koo.database.sqlite import MODES, Mode
 from koo.deadlines import ends_at
-from koo.errors import CommitOutcomeUnknown, DatabaseTimeout, Kind, KooError
-from koo.options import NEVER, RetryOptions
+from koo.errors import Kind, KooError
+from koo.guard import Guard
+from koo.monitoring.pool import PoolMetrics
+from koo.options import DatabaseOptions, RetryOptions
 from koo.policies.backoff import pause_s
-
-if TYPE_CHECKING:
-    from koo.database.database import Database
-    from koo.database.scope import SessionScope
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,65 +35,90 @@ T = TypeVar("T")
 CONTENTION = RetryOptions(base_s=0.02, cap_s=1.0)
 """Conflicts pass in milliseconds: the first pause is a fiftieth of a second at most."""
 
-_current: ContextVar[tuple[Database, SessionScope, AsyncSession] | None] = ContextVar(
-    "koo_transaction", default=None
-)
+
+class MakeScope(Protocol):
+    """`Database.make_scope`."""
+
+    def __call__(
+        self, *, readonly: bool, isolation: str | None, deadline: float, mode: Mode | None
+    ) -> SessionScope: ...
 
 
-class Transaction:
-    """One call: `run` makes as many attempts as are worth it."""
+class Transactions:
+    """Runs functions as transactions of one database."""
 
     def __init__(
-        self, database: Database, *, max_retries: int | None, readonly: bool, isolation: str | None
+        self,
+        make_scope: MakeScope,
+        guard: Guard,
+        metrics: PoolMetrics,
+        options: DatabaseOptions,
+        clock: Clock,
+        draw: Callable[[], float],
     ) -> None:
-        retry = database.options.retry
-        self._database = database
-        self._repeats_max = retry.attempts_max - 1 if max_retries is None else max_retries
+        self.make_scope = make_scope
+        self.guard = guard
+        self.metrics = metrics
+        self.options = options
+        self.clock = clock
+        self.draw = draw
+
+    async def run(
+        self,
+        call: Callable[[AsyncSession], Awaitable[T]],
+        *,
+        max_retries: int | None = None,
+        readonly: bool = False,
+        isolation: str | None = None,
+    ) -> T:
+        """`call(session)` in a transaction, run again where that may help; its result, once that is committed."""
+        outer = _current.get()
+        # A task that was started inside inherits the ContextVar, but a session is for one task at a time.
+        if outer is not None and outer.transactions is self and outer.scope.owner is asyncio.current_task():
+            return await call(outer.scope.session)
+        return await RepeatedTransaction(self, max_retries, readonly, isolation).run(call)
+
+
+class RepeatedTransaction:
+    """One call: `run` makes as many attempts as are worth it. One deadline covers them."""
+
+    def __init__(
+        self, transactions: Transactions, max_retries: int | None, readonly: bool, isolation: str | None
+    ) -> None:
+        options = transactions.options
+        self.transactions = transactions
+        self.scope: SessionScope
+        self._repeats_max = options.retry.attempts_max - 1 if max_retries is None else max_retries
         self._readonly = readonly
         self._isolation = isolation
-        self._deadline = NEVER
+        self._deadline = min(ends_at.get(), transactions.guard.now() + options.scope_timeout_s)
         self._must_write = False
 
     async def run(self, call: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        """`call(session)` in a transaction; its result, once that is committed."""
-        outer = self._outer()
-        if outer is not None:
-            return await call(outer)
-        database = self._database
-        now = database.guard.now()
-        self._deadline = min(ends_at.get(), now + database.options.scope_timeout_s)
         attempt = 1
         while True:
-            scope = database.make_scope(
+            self.scope = self.transactions.make_scope(
                 readonly=self._readonly, isolation=self._isolation, deadline=self._deadline, mode=self._mode()
             )
             try:
-                return await self._attempt(scope, call)
+                return await self._attempt(call)
             except Exception as error:
-                pause = self._plan(scope, error, attempt)
+                pause = self._plan(error, attempt)
                 if pause is None:
                     if isinstance(error, KooError):
                         error.attempts = attempt
                     raise
-            # Outside the scope: nobody sleeps on a permit or a connection.
-            await database.sleep(pause)
+            # Outside the scope: a pause must not keep a permit or a connection.
+            await self.transactions.clock.sleep(pause)
             attempt += 1
 
-    async def _attempt(self, scope: SessionScope, call: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        async with scope as session:
-            token = _current.set((self._database, scope, session))
+    async def _attempt(self, call: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        async with self.scope as session:
+            token = _current.set(self)
             try:
                 return await call(session)
             finally:
                 _current.reset(token)
-
-    def _outer(self) -> AsyncSession | None:
-        current = _current.get()
-        if current is None:
-            return None
-        database, scope, session = current
-        # A task that was started inside inherits the ContextVar, but a session is for one task at a time.
-        return session if database is self._database and scope.owner is asyncio.current_task() else None
 
     def _mode(self) -> Mode | None:
         """SQLite: a snapshot for the whole function; after a conflict the writers' lock from the start."""
@@ -104,17 +127,15 @@ class Transaction:
         mode = Mode.WRITER if self._must_write else Mode.SNAPSHOT
         return mode if self._isolation is None else MODES.get(self._isolation)
 
-    # ── again? ────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _plan(self, scope: SessionScope, error: Exception, attempt: int) -> float | None:
+    def _plan(self, error: Exception, attempt: int) -> float | None:
         """The pause before the next attempt; None: raise the error."""
-        meaning = _transient(scope, error)
+        meaning = self.scope.why_repeat(error)
         if meaning is None or attempt > self._repeats_max:
             return None
         contended = meaning.kind in (Kind.CONTENTION, Kind.CONFLICT)
-        guard = self._database.guard
-        options = CONTENTION if contended else self._database.options.retry
-        pause = pause_s(options, attempt, self._database.draw)
+        transactions, guard = self.transactions, self.transactions.guard
+        options = CONTENTION if contended else transactions.options.retry
+        pause = pause_s(options, attempt, transactions.draw)
         now = guard.now()
         if guard.breaker.refuses(now + pause) or now + pause >= self._deadline:
             return None
@@ -122,30 +143,29 @@ class Transaction:
         if not contended and not guard.retry_budget.take(guard.tally.first_successes, now):
             return None
         guard.tally.retries += 1
-        self._database.metrics.repeats += 1
+        transactions.metrics.repeats += 1
         self._must_write = self._must_write or contended
         return pause
 
 
-def _transient(scope: SessionScope, error: Exception) -> Meaning | None:
-    """Why the whole may be run again, or None."""
-    if isinstance(error, CommitOutcomeUnknown | DatabaseTimeout) or scope.phase.value == "connect":
-        return None  # on entry the guard has repeated what was worth it
-    meaning = scope.meaning_of(error)
-    if meaning is None and isinstance(error, StatementError | InvalidRequestError | ResourceClosedError):
-        # What SQLAlchemy says about a session whose connection was lost before, and the loss was caught.
-        meaning = next((one for _, one in scope.reports if one is LOST), None)
-    return meaning if meaning is not None and meaning.repeatable else None
+_current: ContextVar[RepeatedTransaction | None] = ContextVar("koo_transaction", default=None)
+
+
+class HasTransactions(Protocol):
+    """A `koo.Database`."""
+
+    @property
+    def transactions(self) -> Transactions: ...
 
 
 def make_transactional(
-    get_database: Callable[[], Database],
+    get_database: Callable[[], HasTransactions],
 ) -> Callable[
     ..., Callable[[Callable[Concatenate[AsyncSession, P], Awaitable[T]]], Callable[P, Awaitable[T]]]
 ]:
     """The decorator `transactional_with_retry(max_retries=..., readonly=..., isolation=...)` of a database.
 
-    `get_database` is asked at each call. The decorated `async def f(session, ...)` is called without the session.
+    `get_database` is called for each call. The decorated `async def f(session, ...)` is called without the session.
     Raises TypeError at decoration for anything but a coroutine function: a generator cannot be run again.
     """
 
@@ -159,7 +179,7 @@ def make_transactional(
 
             await move(a, b)                                       called without the session
 
-        It commits when the function returns, and gives what that gives. After a connection loss, a deadlock or a
+        It commits when the function returns, and returns its result. After a connection loss, a deadlock or a
         conflict of serializable transactions it runs again, in a fresh session, after a pause with jitter: so the
         function must do nothing but SQL that it would not do twice. `max_retries` counts the repeats after the first
         run; None is `DB_MAX_RETRIES`. `readonly` and `isolation`: as for `session_scope`. One deadline,
@@ -167,7 +187,7 @@ def make_transactional(
 
         Raises what the function raised last; `CommitOutcomeUnknown` without a repeat, because it may have happened;
         `DatabaseUnavailable` or `PoolSaturated` where no run could begin. At decoration: TypeError for anything but an
-        `async def`, ValueError for a `max_retries` that is no whole number from 0.
+        `async def`, ValueError for a `max_retries` that is not a whole number from 0.
         """
         if callable(max_retries):  # @transactional_with_retry without its parentheses
             bare: Any = _decorate(get_database, max_retries, None, False, None)
@@ -186,7 +206,7 @@ def make_transactional(
 
 
 def _decorate(
-    get_database: Callable[[], Database],
+    get_database: Callable[[], HasTransactions],
     fn: Callable[..., Awaitable[Any]],
     max_retries: int | None,
     readonly: bool,
@@ -196,10 +216,12 @@ def _decorate(
 
     @functools.wraps(fn)
     async def run(*args: Any, **kwargs: Any) -> Any:
-        transaction = Transaction(
-            get_database(), max_retries=max_retries, readonly=readonly, isolation=isolation
+        return await get_database().transactions.run(
+            lambda session: fn(session, *args, **kwargs),
+            max_retries=max_retries,
+            readonly=readonly,
+            isolation=isolation,
         )
-        return await transaction.run(lambda session: fn(session, *args, **kwargs))
 
     return run
 

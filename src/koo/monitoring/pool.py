@@ -55,6 +55,7 @@ class PoolMetrics:
         "errors",
         "gate_wait",
         "hold",
+        "is_read_only",
         "last_error",
         "repeats",
         "replays",
@@ -70,6 +71,7 @@ class PoolMetrics:
         self.commit = Latencies(now)
         self.hold = Latencies(now)
         self.created = self.closed = 0
+        self.is_read_only = False  # by the last write or look
         self.broken = 0  # lost while in use
         self.stale = 0  # found dead before use, and replaced unseen
         self.aborted = 0  # cut off by koo, because they were too late

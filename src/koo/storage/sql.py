@@ -32,6 +32,7 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError,
 from sqlalchemy.pool import NullPool
 
 from koo.errors import ConfigurationError
+from koo.sqlstates import is_locked
 from koo.storage import schema
 from koo.storage.base import StoreUnavailable
 from koo.storage.faults import sentence, transient
@@ -218,7 +219,7 @@ class SqliteBackend(SqlBackend):
                 act()
                 return
             except (DBAPIError, sqlite3.OperationalError) as error:
-                if "locked" not in str(error) or time.monotonic() >= until:
+                if not is_locked(error) or time.monotonic() >= until:
                     raise
             time.sleep(0.0005 + 0.002 * random.random())
 

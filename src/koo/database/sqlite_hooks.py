@@ -1,0 +1,87 @@
+"""The hooks of an engine on SQLite: what `koo.database.sqlite` promises, at the places where SQLAlchemy can be met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Engine, event
+from sqlalchemy.util import await_
+
+from koo.database import sqlite
+from koo.database.drivers.aiosqlite import give_up, stop_running
+from koo.database.hooks import Hooks
+from koo.database.records import ConnectionRecord, ConnectionRecords
+from koo.monitoring.pool import PoolMetrics
+from koo.options import DatabaseOptions
+
+
+class SqliteHooks(Hooks):
+    """`temporary`: nothing in the database needs to survive the process."""
+
+    def __init__(
+        self,
+        records: ConnectionRecords,
+        metrics: PoolMetrics,
+        options: DatabaseOptions,
+        monotonic: Callable[[], float],
+        temporary: bool,
+    ) -> None:
+        super().__init__(records, metrics, options, monotonic)
+        self._temporary = temporary
+
+    def install(self, engine: Engine) -> None:
+        super().install(engine)
+        event.listen(engine.pool, "checkin", self.on_checkin)
+        engine.dialect.do_terminate = self._terminate  # type: ignore[method-assign, assignment]
+        self._do_commit = partial(self._commit_and_end, self._do_commit)
+
+    def on_connect(self, adapted: Any, record: Any) -> None:
+        super().on_connect(adapted, record)
+        await_(sqlite.prepare(adapted.driver_connection, self._temporary))
+
+    def on_close(self, adapted: Any, record: Any) -> None:
+        give_up(adapted.driver_connection)
+        super().on_close(adapted, record)
+
+    def on_checkin(self, adapted: Any, record: Any) -> None:
+        """A rollback or a commit inside the block ends the writer's turn, also before the scope does."""
+        returned = self._by_connection.get(adapted)
+        if returned is not None:
+            returned.end_transaction()
+
+    def _terminate(self, adapted: Any) -> None:
+        """Close in its thread, without waiting for it: whatever still runs there goes first."""
+        adapted.driver_connection.stop()
+
+    def _commit_and_end(self, commit: Callable[[Any], None], fairy: Any) -> None:
+        try:
+            commit(fairy)
+        finally:
+            self._by_connection[fairy.dbapi_connection].end_transaction()
+
+    def _run(self, execute: Callable[..., Any], context: Any, statement: str, *parameters: Any) -> bool:
+        record = self._by_connection.get(context.root_connection.connection.dbapi_connection)
+        if record is not None:
+            execute = partial(self._execute, execute, record, context)
+        return super()._run(execute, context, statement, *parameters)
+
+    def _execute(
+        self,
+        execute: Callable[..., Any],
+        record: ConnectionRecord,
+        context: Any,
+        statement: str,
+        *parameters: Any,
+    ) -> None:
+        """Begin what the statement needs, then run it."""
+        try:
+            need = sqlite.need_of(statement, context)
+            if record.transaction is not None and need is not sqlite.Need.NOTHING:
+                await_(record.transaction.prepare(need))
+            execute(statement, *parameters)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                stop_running(record.connection)  # else it goes on in its thread, and closing waits for it
+            raise

@@ -1,0 +1,266 @@
+"""What PostgreSQL and SQLite say, and what it means: one table for the user's database and for koo's own store.
+
+The classes of exceptions mislead (through SQLAlchemy, asyncpg's deadlock is a bare `DBAPIError` and its refused
+connection a raw `OSError`; psycopg's "too many connections" has no SQLSTATE), so the code is looked up first, and only
+for psycopg's failed connects the words of the server: libpq passes nothing else on.
+
+`Meaning.unsure` is about COMMIT alone: a connection that is lost there leaves open whether the transaction happened,
+also where the server had time to say why (57P01 while it waited for a standby: it *is* committed).
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from koo.errors import Kind
+from koo.policies.verdict import FAILURE, NEUTRAL, Fault, Verdict
+
+
+class Drop(Enum):
+    """Which connections of a pool are of no use any more."""
+
+    KEEP = "keep"
+    ONE = "one"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """`repeatable`: the whole transaction may be run again. `unsure`: in COMMIT it may have happened.
+
+    `says` is a clause to act on, without addresses, users, passwords and values.
+    """
+
+    kind: Kind
+    verdict: Verdict
+    repeatable: bool = False
+    drop: Drop = Drop.KEEP
+    unsure: bool = False
+    says: str = ""
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether the connection is gone, through no fault of its user."""
+        return self.unsure and self.kind is Kind.CONNECTION
+
+    def saying(self, says: str) -> Meaning:
+        """The same, in other words."""
+        return replace(self, says=says)
+
+    def fault(self, error: Exception | None = None) -> Fault:
+        """For the guard; `error` is raised in place of the original."""
+        return Fault(
+            verdict=self.verdict, kind=self.kind, repeatable=self.repeatable, billed=False, error=error
+        )
+
+
+# ── what there is to mean ─────────────────────────────────────────────────────────────────────────────────────────
+
+LOST = Meaning(
+    Kind.CONNECTION, FAILURE, repeatable=True, drop=Drop.ONE, unsure=True, says="the connection was lost"
+)
+STARTING = Meaning(
+    Kind.CONNECTION, FAILURE, repeatable=True, says="the server is starting, recovering or shutting down"
+)
+IDLED = Meaning(
+    Kind.CONNECTION, NEUTRAL, repeatable=True, drop=Drop.ONE, says="the server closed an idle session"
+)
+UNSURE = Meaning(
+    Kind.OUTCOME_UNKNOWN, FAILURE, unsure=True, says="the server does not know whether it committed"
+)
+BROKEN = Meaning(Kind.SERVER_ERROR, FAILURE, drop=Drop.ONE, unsure=True, says="the server broke the protocol")
+LATE = Meaning(Kind.TIMEOUT, FAILURE, repeatable=True, unsure=True, says="there was no answer in time")
+STOPPED = Meaning(Kind.TIMEOUT, NEUTRAL, says="a statement was cancelled or took too long")
+OVERSTAYED = Meaning(Kind.TIMEOUT, NEUTRAL, drop=Drop.ONE, says="the transaction was open for too long")
+FULL = Meaning(Kind.OVERLOADED, FAILURE, repeatable=True, says="the server has no connection left")
+EXHAUSTED = Meaning(Kind.SERVER_ERROR, FAILURE, says="the server is out of memory, disk or another resource")
+FAILED = Meaning(Kind.SERVER_ERROR, FAILURE, says="the server failed")
+CORRUPT = Meaning(Kind.SERVER_ERROR, FAILURE, says="the data is corrupt")
+REFUSED = Meaning(Kind.AUTH, FAILURE, says="the server refuses the user, the password or this address")
+MISSING = Meaning(Kind.NOT_FOUND, FAILURE, says="the database does not exist")
+CONTENDED = Meaning(
+    Kind.CONTENTION, NEUTRAL, repeatable=True, says="another transaction was in conflict with this one"
+)
+LOCKED = Meaning(Kind.CONTENTION, NEUTRAL, says="another transaction holds the lock")
+OUTDATED = Meaning(
+    Kind.CONFLICT, NEUTRAL, repeatable=True, says="the schema changed under a prepared statement"
+)
+READ_ONLY = Meaning(Kind.READ_ONLY, NEUTRAL, drop=Drop.ALL, says="the database takes no writes")
+VIOLATED = Meaning(Kind.INTEGRITY, NEUTRAL, says="a constraint forbids it")
+FORBIDDEN = Meaning(Kind.PERMISSION, NEUTRAL, says="the user has no permission for it")
+MISTAKEN = Meaning(Kind.INVALID_REQUEST, NEUTRAL, says="the statement cannot be right")
+SATURATED = Meaning(Kind.SATURATED, NEUTRAL, says="all connections are in use")
+MISCONFIGURED = Meaning(
+    Kind.NOT_CONFIGURED,
+    FAILURE,
+    says="an option in its URL is unknown to the driver, or has a wrong value",
+)
+UNREADABLE = Meaning(
+    Kind.NOT_FOUND, FAILURE, says="the file cannot be opened: look at its folder and permissions"
+)
+UNEXPLAINED = Meaning(Kind.UNKNOWN, NEUTRAL)
+
+SQLSTATES: dict[str, Meaning] = {
+    "08": LOST,
+    "08007": UNSURE,
+    "08P01": BROKEN,
+    "22": MISTAKEN,
+    "23": VIOLATED,
+    "25": MISTAKEN,
+    "25006": READ_ONLY,
+    "25P03": OVERSTAYED,
+    "25P04": OVERSTAYED,
+    "28": REFUSED,
+    "28P01": REFUSED.saying("the server refuses the password"),
+    "3D000": MISSING,
+    "40001": CONTENDED,
+    "40002": VIOLATED,
+    "40003": UNSURE,
+    "40P01": CONTENDED,
+    "42": MISTAKEN,
+    "42501": FORBIDDEN,
+    "53": EXHAUSTED,
+    "53100": EXHAUSTED.saying("the server's disk is full"),
+    "53200": EXHAUSTED.saying("the server is out of memory"),
+    "53300": FULL,
+    "55": MISTAKEN,
+    "55006": LOCKED,
+    "55P03": LOCKED,
+    "57": FAILED,
+    "57014": STOPPED,
+    "57P01": LOST.saying("the server is shutting down"),
+    "57P02": LOST.saying("the server crashed and recovers"),
+    "57P03": STARTING,
+    "57P04": MISSING,
+    "57P05": IDLED,
+    "58": FAILED,
+    "F0": FAILED,
+    "HV": FAILED,
+    "XX": FAILED,
+    "XX001": CORRUPT,
+    "XX002": CORRUPT,
+}
+"""PostgreSQL: the code itself, else its class (the first two letters), else the statement's mistake."""
+
+HELD = CONTENDED.saying("another process kept the file locked for too long")
+NOT_OURS = CORRUPT.saying("the file is not an SQLite database: move it away, or restore a backup")
+
+SQLITE_CODES: dict[int, Meaning] = {
+    1: MISTAKEN,
+    3: FORBIDDEN,
+    5: HELD,
+    6: HELD,
+    7: EXHAUSTED.saying("memory is exhausted"),
+    8: READ_ONLY.saying("the file or its folder is read-only for this user"),
+    9: STOPPED,
+    10: FAILED.saying("the disk failed or is full (I/O error)"),
+    11: CORRUPT.saying("the file is damaged: move it away, or restore a backup"),
+    13: EXHAUSTED.saying("the disk (or its quota) is full"),
+    14: UNREADABLE,
+    17: OUTDATED,
+    18: MISTAKEN,
+    19: VIOLATED,
+    20: MISTAKEN,
+    23: FORBIDDEN,
+    25: MISTAKEN,
+    26: NOT_OURS,
+    # SQLITE_READONLY_DBMOVED: the file was moved away under the connection.
+    1032: FAILED.saying("the file was moved or removed while it was open"),
+}
+"""SQLite: the extended result code, else its primary one (the low byte)."""
+
+WORDS: tuple[tuple[str, Meaning], ...] = (
+    ("too many clients", FULL),
+    ("remaining connection slots", FULL),
+    ("too many connections", FULL),
+    ("password authentication failed", SQLSTATES["28P01"]),
+    ("no pg_hba.conf entry", REFUSED),
+    ("is not permitted to log in", REFUSED),
+    ("role ", REFUSED),
+    ("does not exist", MISSING),
+    ("is starting up", STARTING),
+    ("is shutting down", STARTING),
+    ("in recovery mode", STARTING),
+)
+"""The server's, which libpq passes on as text only; in another language it is a lost connection."""
+OWN_WORDS: tuple[tuple[str, Meaning], ...] = (
+    ("no password supplied", REFUSED.saying("the server asks for a password")),
+    ("connection option", MISCONFIGURED),
+    ("sslmode value", MISCONFIGURED),
+)
+"""What libpq says itself, before or without a word of the server's."""
+REASONS: tuple[tuple[str, str], ...] = (
+    ("resolve", "the host name cannot be resolved"),
+    ("refused", "the server refuses connections"),
+    ("response to SSL negotiation", "what answers there is not PostgreSQL"),
+    ("support SSL", "the server speaks no TLS, which its URL asks for"),
+    ("SSL upgrade", "the server speaks no TLS, which its URL asks for"),
+    ("certificate", "the TLS handshake failed: its certificate is not trusted, or ours is missing"),
+    ("closed the connection unexpectedly", "the server closed the connection"),
+)
+"""Why a server could not be reached."""
+
+
+# ── reading an error ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def original_of(error: BaseException) -> BaseException:
+    """The driver's own error inside SQLAlchemy's."""
+    original = getattr(error, "orig", None)
+    return original if isinstance(original, BaseException) else error
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """PostgreSQL's five letters, or None."""
+    code = getattr(original_of(error), "sqlstate", None)
+    return code if isinstance(code, str) else None
+
+
+def is_locked(error: BaseException) -> bool:
+    """Whether another connection holds SQLite's lock, so that the same statement may succeed soon."""
+    return by_code(original_of(error)) is HELD
+
+
+def by_code(original: BaseException) -> Meaning | None:
+    """What a driver's error means by its code, or None where it has none."""
+    state = sqlstate_of(original)
+    if state is not None:
+        return SQLSTATES.get(state) or SQLSTATES.get(state[:2], MISTAKEN)
+    code = getattr(original, "sqlite_errorcode", None)
+    if isinstance(code, int):
+        return SQLITE_CODES.get(code) or SQLITE_CODES.get(code & 0xFF, FAILED)
+    return None
+
+
+def by_class(original: BaseException) -> Meaning | None:
+    """What a driver's error without a code means by its class."""
+    if type(original).__name__ == "InvalidCachedStatementError":  # built by SQLAlchemy without its SQLSTATE
+        return OUTDATED
+    if isinstance(original, TimeoutError) or type(original).__name__ == "ConnectionTimeout":
+        return LATE
+    if isinstance(original, OSError | EOFError):  # asyncio.IncompleteReadError is an EOFError
+        return LOST
+    return None
+
+
+def by_words(original: BaseException) -> Meaning:
+    """What libpq's failed connect means."""
+    text = str(original)
+    for words, meaning in WORDS:
+        if words in text and "FATAL" in text:
+            return meaning
+    return next((meaning for words, meaning in OWN_WORDS if words in text), LOST)
+
+
+def sentence_of(original: BaseException, meaning: Meaning) -> str:
+    """Why a database cannot be used."""
+    if meaning is not LOST:
+        return meaning.says or f"it failed with {type(original).__name__}"
+    if isinstance(original, socket.gaierror):
+        return "the host name cannot be resolved"
+    if isinstance(original, ConnectionRefusedError):
+        return "the server refuses connections"
+    said = str(original)
+    return next((reason for words, reason in REASONS if words in said), "the server cannot be reached")
