@@ -44,7 +44,7 @@ endef
 # Two pips at a time in one environment break it, so `make -j` changes nothing here.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check lint bench docs clean
+.PHONY: help setup run test check lint bench docs clean prove-bare prove-oldest prove-python
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +71,15 @@ bench: $(STAMPS)/bench ## measure koo beside its peers
 
 docs: $(STAMPS)/test ## write the generated pages of docs/ again
 	@$(BIN)/python docs/generate.py
+
+prove-bare: ## both commands on bare Debian 12 and 13 (root and debootstrap needed); ARGS: bookworm, trixie, user
+	@$(PYTHON) -m proofs.bare $(ARGS)
+
+prove-oldest: ## all tests with the lower bounds of pyproject.toml
+	@$(PYTHON) -m proofs.fresh --oldest $(ARGS)
+
+prove-python: ## all tests in a fresh environment of PYTHON=…
+	@$(PYTHON) -m proofs.fresh $(ARGS)
 
 clean: ## remove .venv and what the tools leave behind; never data/
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov

