@@ -37,7 +37,6 @@ from koo.guard import Guard
 from koo.options import GuardOptions
 from koo.policies.breaker import FORCED_OPEN
 from koo.policies.budget import Budget, Held
-from koo.policies.bulkhead import Bulkhead
 from koo.policies.limiter import DayCount, Limits, SlidingCount
 
 YARDSTICK = "a thousand additions"
@@ -58,7 +57,7 @@ class Charge:
         self._budget = Budget(Decimal(1_000_000), time.monotonic() + 40_000.0, 1)
         self._held: Held | None = None
 
-    def hold(self, deadline: float) -> None:
+    async def hold(self, deadline: float) -> None:
         self._held = self._budget.hold(self.BOUND_USD, time.monotonic())
         if self._held is None:
             raise BudgetExceeded("bench", "the budget is used up")
@@ -80,8 +79,8 @@ def make_guard(name: str = "bench", deadlines: Deadlines | None = None, *, limit
         SlidingCount("requests an hour", limit, 3600.0, now),
         DayCount("requests a day", limit, now + 40_000.0, 1),
     )
-    gates = Gates(limits=windows, bulkhead=Bulkhead(1000))
-    return Guard(name, GuardOptions(idempotent=True), deadlines=deadlines or Deadlines(), gates=gates)
+    options = GuardOptions(idempotent=True)
+    return Guard(Gates(name, options, deadlines=deadlines or Deadlines(), limits=windows))
 
 
 def repeat(call: Call) -> AsyncRun:

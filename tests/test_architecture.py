@@ -28,6 +28,7 @@ ROWS: list[set[str]] = [
     {"sqlstates"},
     {"deadlines"},
     {"gates"},
+    {"scope"},
     {"guard"},
     {"http", "storage.base"},
     {"monitoring"},

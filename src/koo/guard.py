@@ -1,138 +1,86 @@
 """Guard: the one place where policies meet I/O.
 
-Two faces over one permit: `call` runs a function and repeats it where that is safe and worth it; `begin` and `permit()`
-give a scope, for a block or a stream, that its owner ends.
+A guard stands before one dependency: a database host, or one model of an AI service. It *has* a breaker, a cooldown and
+counts of its own, and asks the gates that it shares with the other models of its service (`koo.gates`).
 
-Each attempt goes in through the gates (`Entrance`), runs, and settles: exactly once, whatever happens, by its result,
-by an error, by a cancellation (NEUTRAL), or by its own end of time. Between two attempts the policies are asked and
-answer; they never call back.
+Each attempt enters through the gates, runs, and settles exactly once, whatever happens: by its result, by an error, by
+a cancellation (NEUTRAL), or by the end of its time. Between two attempts the policies are asked and answer; they never
+call back. What a failed attempt took is given back before the next one enters, so a pause keeps no place and no money.
+
+There are two faces over one permit. `call` runs a function, and runs it again where that is safe and worth it. `begin`
+and `permit()` give a `Scope` for a block or a stream, whose owner ends it.
+
+Nothing here awaits between two looks at a policy unless it says so, so on one event loop each step is atomic.
 """
 
 from __future__ import annotations
 
-import random
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import TypeVar
 
-from koo.clock import SYSTEM_CLOCK, Clock
-from koo.deadlines import Alarm, Deadlines, WrongLoop, ends_at
+from koo.deadlines import Alarm, WrongLoop, ends_at
 from koo.errors import Kind, KooError, describe_s
-from koo.events import CooldownBegan, Event, KeyBlocked
-from koo.gates import DATABASES, LOOK_AGAIN_S, SERVICES, Charge, Entrance, Family, Gates, OnLimit
-from koo.options import NEVER, GuardOptions
-from koo.policies.backoff import pause_s
-from koo.policies.breaker import FORCED_OPEN, OPEN, Override, Permit
+from koo.events import CircuitClosed, CircuitOpened
+from koo.gates import LOOK_AGAIN_S, Charge, Gates, OnLimit, Passage
+from koo.options import NEVER
+from koo.policies.breaker import NONE, OPEN, Breaker, Cue, Override, Permit
 from koo.policies.cooldown import Cooldown
 from koo.policies.foreign import classify_foreign
+from koo.policies.repeat import Repeats
 from koo.policies.reported import Signs
 from koo.policies.retry_budget import RetryBudget
+from koo.policies.tally import Tally
 from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, SUCCESS, THROTTLED, UNJUDGED, Classify, Fault
+from koo.scope import Scope
 
-__all__ = ["DATABASES", "SERVICES", "Charge", "Family", "Gates", "Guard", "OnLimit", "Scope"]
+__all__ = ["Guard", "Scope"]
 
 T = TypeVar("T")
-LATENCY_S_MIN = 1.0
-"""A repeat is not begun when less than this (or the usual latency, if that is longer) is left of the deadline."""
-TELL_AGAIN_S = 1.0
-"""A pause that grows by less is no news."""
+RAMP_FACTOR = 2
+"""After closing, this many times the probes that closed the breaker may run at first (rule R16): so many at once have
+just been seen to work, and doubling is what each later second does."""
 OVERDUE = Fault(verdict=NEUTRAL, kind=Kind.DEADLINE)
-"""The caller's deadline cut the attempt short: nobody's fault, but it may have been slow."""
+"""The caller's deadline cut the attempt short: not the other side's fault, but it may have been slow."""
 
 
-class Scope(Generic[T]):
-    """One permit for the length of a block or a stream; `value` is what `begin`'s operation gave.
+class Guard:
+    """One guarded dependency: `gates` with a breaker, a cooldown and counts for one `model` (None: there is only one).
 
-    End it with `settle`, or use it as `async with`. `deadline` is in monotonic seconds: no timer of its own spans the
-    block, so whoever waits inside bounds each wait with it.
+    `classify` says what an error means. `on_outage(guard, in_row)` is called for each counted failure of the host that
+    all models of the service share; see `count_outage`.
     """
 
-    __slots__ = ("_charge", "_ended", "_guard", "attempts", "deadline", "on_limit", "permit", "value")
-
-    value: T
-    permit: Permit
-
-    def __init__(self, guard: Guard, charge: Charge | None, on_limit: OnLimit | None = None) -> None:
-        self._guard = guard
-        self._charge = charge
-        self._ended = True  # nothing is taken yet
-        self.on_limit = on_limit
-        self.attempts = 1
-        self.deadline = 0.0
-
-    async def __aenter__(self) -> Scope[T]:
-        guard = self._guard
-        if not self._ended:
-            raise RuntimeError("this scope is in use: each block needs a permit() of its own")
-        self.deadline = min(ends_at.get(), guard.now() + guard.options.timeout_s)
-        self._keep(await guard.enter(self._charge, self.deadline, self.on_limit), 1, self.deadline)
-        return self
-
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.settle(None if error is None else self._guard.judge(error))
-
-    def _keep(self, permit: Permit, attempts: int, deadline: float) -> None:
-        self.permit, self.attempts, self.deadline = permit, attempts, deadline
-        self._ended = False
-
-    def renew(self) -> None:
-        """A piece of content came: a probe that streams is alive."""
-        self._guard.breaker.renew(self.permit, self._guard.now())
-
-    def settle(
-        self, fault: Fault | None = None, *, slow: bool | None = None, took_s: float | None = None
-    ) -> None:
-        """End it, once: None is success.
-
-        The scope's own length may be its caller's time: `took_s` is what the other side took of it, and `slow`
-        whether that was slow, where it is not simply `took_s` against the option.
-        """
-        if self._ended:
-            return
-        self._ended = True
-        self._guard.leave(self.permit, self._charge, fault, self.attempts, self._guard.now(), slow, took_s)
-
-    def __del__(self) -> None:
-        # Dropped unsettled: without this its permit, its place and its money would stay taken for ever.
-        if not self._ended:
-            self._guard.abandon(self.permit, self._charge, self.attempts)
-
-
-class Guard(Entrance):
-    """One guarded dependency. `classify` says what an error means; the rest is said at `Entrance`."""
-
-    __slots__ = ("_classify", "check_failed_at", "checks_failed", "resets", "retry_budget")
+    __slots__ = (
+        "_classify", "_deadlines", "_monotonic", "_on_outage", "_repeats", "breaker", "check_failed_at",
+        "checks_failed", "cooldown", "gates", "model", "name", "options", "resets", "tally",
+    )  # fmt: skip
 
     def __init__(
         self,
-        name: str,
-        options: GuardOptions,
+        gates: Gates,
         *,
-        deadlines: Deadlines,
-        gates: Gates | None = None,
         model: str | None = None,
-        family: Family = SERVICES,
         classify: Classify = classify_foreign,
-        clock: Clock = SYSTEM_CLOCK,
-        draw: Callable[[], float] = random.random,
-        publish: Callable[[Event], None] | None = None,
+        on_outage: Callable[[Guard, bool], None] | None = None,
     ) -> None:
-        super().__init__(
-            name,
-            options,
-            deadlines=deadlines,
-            gates=gates,
-            model=model,
-            family=family,
-            clock=clock,
-            draw=draw,
-            publish=publish,
-        )
-        self._classify = classify
-        self.retry_budget = RetryBudget(options.retry, self.now())
+        options, now = gates.options, gates.clock.monotonic()
+        self.gates = gates
+        self.model = model
+        self.name = gates.name
+        self.options = options
+        title = gates.name if model is None else f"{gates.name}/{model}"
+        self.breaker = Breaker(title, options.breaker, options.slow_s, now)
+        self.cooldown = Cooldown()
+        self.tally = Tally(now)
+        self._repeats = Repeats(options, self.breaker, self.tally, now)
         self.resets = 0
         self.checks_failed = 0
-        self.check_failed_at = self.now()
+        self.check_failed_at = now
+        self._classify = classify
+        self._on_outage = on_outage
+        self._deadlines = gates.deadlines  # these two are at hand, because each call reads them
+        self._monotonic: Callable[[], float] = gates.clock.monotonic
 
     def __repr__(self) -> str:
         breaker, total = self.breaker, self.tally.totals()
@@ -140,9 +88,18 @@ class Guard(Entrance):
         counts = f"{sum(total.verdicts)} calls, {total.verdicts[FAILURE]} failed"
         return f"<Guard {breaker.name!r} {breaker.phase.value}{back} | {counts}>"
 
+    def now(self) -> float:
+        """Monotonic seconds of this guard's clock."""
+        return self._monotonic()
+
+    @property
+    def retry_budget(self) -> RetryBudget:
+        """What bounds the load that repeats add."""
+        return self._repeats.budget
+
     # ── the two faces ─────────────────────────────────────────────────────────────────────────────────────────
 
-    async def call(  # noqa: PLR0912 - each attempt's way, in one piece: a call more is time on every call
+    async def call(
         self,
         operation: Callable[..., Awaitable[T]],
         *args: object,
@@ -159,70 +116,46 @@ class Guard(Entrance):
         not settled: the scope keeps the permit.
         """
         now = self._monotonic()
-        options, outer = self.options, ends_at.get()
-        # Written out, here and below: `min` would be one more call on every call's way.
-        deadline = now + (options.timeout_s if timeout_s is None else timeout_s)
-        if outer < deadline:  # noqa: PLR1730
+        options = self.options
+        # Here and below `if`, not `min()`: two of these cost each call a tenth of all that the guard adds to it.
+        deadline, outer = now + (options.timeout_s if timeout_s is None else timeout_s), ends_at.get()
+        if outer < deadline:
             deadline = outer
-        attempt = 1
         if self.breaker.refuses(now):
-            self._refuse_open(now)
-        if now < deadline and self._take(now):
-            holding = None if charge is None else self._hold(charge, deadline, now)
-            if holding is None:
-                permit = self._admit(now, charge, now)
+            self.gates.refuse_open(self, now)
+        passage = None
+        if now < deadline and self.gates.take(now, self.cooldown.until):
+            if charge is None:
+                permit = self._admit(now, None, now)
             else:
-                permit = await self._admit_held(charge, holding, now)
+                permit = await self._pay(charge, deadline, now)
         else:
-            permit = await self.enter(charge, deadline, on_limit)
+            passage = Passage(charge, deadline, on_limit)
+            permit = await self.enter(passage)
         while True:
-            attempt_ends_at = permit.given_at + options.attempt_timeout_s
-            ends_first = deadline if deadline < attempt_ends_at else attempt_ends_at  # noqa: FURB136
-            if permit.lease_ends_at < ends_first:  # noqa: PLR1730
+            # An attempt ends at the earliest of three times. After the deadline its caller has gone. Without the limit
+            # of an attempt one that hangs would use up the time of all its repeats. And a probe whose lease is over
+            # has made room for the next one: running on, two would try a backend that is to be tried by one.
+            ends_first = permit.given_at + options.attempt_timeout_s
+            if deadline < ends_first:
+                ends_first = deadline
+            if permit.lease_ends_at < ends_first:
                 ends_first = permit.lease_ends_at
             alarm = Alarm(self._deadlines, ends_first)
             try:
                 with alarm:
                     result = await operation(*args)
             except BaseException as error:  # noqa: BLE001 - a cancellation too must end its permit; it is raised again
-                pause = self._fail(permit, charge, error, alarm, attempt, deadline, on_limit)
-                permit = await self._enter_again(pause, attempt, charge, deadline, on_limit)
-                attempt += 1
+                passage = passage or Passage(charge, deadline, on_limit)
+                pause = self._fail(passage, permit, error, alarm)
+                permit = await self._enter_again(passage, pause)
             else:
-                if scope is not None:
-                    permit.kept = True
-                    scope._keep(permit, attempt, deadline)
-                else:
-                    now = self._monotonic()
-                    latency_s = now - permit.given_at
-                    self._settle_success(permit, latency_s, latency_s >= options.slow_s, attempt, now)
-                    if charge is not None:
-                        charge.settle()
+                if scope is None:
+                    self._settle_success(permit, charge, passage is None or passage.attempt == 1)
+                    return result
+                permit.kept = True
+                scope.keep(permit, passage or Passage(charge, deadline, on_limit))
                 return result
-
-    async def _enter_again(
-        self, pause_s: float, attempt: int, charge: Charge | None, deadline: float, on_limit: OnLimit | None
-    ) -> Permit:
-        """Pause, and through all gates once more. A repeat that is never made costs no token."""
-        try:
-            await self._pause(pause_s)
-            permit = await self.enter(charge, deadline, on_limit)
-        except BaseException as error:
-            self.retry_budget.give_back()
-            if isinstance(error, KooError):
-                error.attempts = attempt
-            raise
-        self.tally.retries += 1
-        return permit
-
-    async def _pause(self, pause_s: float) -> None:
-        """Until the pause is over, or an operator resets: then what it was for is over too."""
-        resets, over_at = self.resets, self.now() + pause_s
-        while True:
-            await self._sleep(min(pause_s, LOOK_AGAIN_S))
-            pause_s = over_at - self.now()
-            if pause_s <= 0 or self.resets != resets:
-                return
 
     async def begin(
         self,
@@ -233,7 +166,7 @@ class Guard(Entrance):
         timeout_s: float | None = None,
     ) -> Scope[T]:
         """As `call`, but a success keeps its permit: the scope's `value` is the result, and its owner settles it."""
-        scope: Scope[T] = Scope(self, charge)
+        scope: Scope[T] = Scope(self)
         scope.value = await self.call(
             operation, *args, charge=charge, on_limit=on_limit, timeout_s=timeout_s, scope=scope
         )
@@ -241,28 +174,129 @@ class Guard(Entrance):
 
     def permit(self, charge: Charge | None = None, on_limit: OnLimit | None = None) -> Scope[None]:
         """`async with guard.permit() as scope:` for a block: never repeated, judged by what leaves it."""
-        return Scope(self, charge, on_limit)
+        return Scope(self, Passage(charge, NEVER, on_limit))
+
+    # ── the way in ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def enter(self, passage: Passage) -> Permit:
+        """Through all gates, waiting where that is allowed. Raises a refusal, and then nothing stays taken."""
+        gates, charge = self.gates, passage.charge
+        now = self._monotonic()
+        if now >= passage.deadline:
+            reason = "the deadline had passed before the call"
+            gates.refuse(self, gates.family.timeout, reason, None, Kind.DEADLINE)
+        # Before the queues: a call that the breaker will refuse anyway must not stand in them, nor take a unit.
+        if self.breaker.refuses(now):
+            gates.refuse_open(self, now)
+        if not gates.take(now, self.cooldown.until):
+            now = await gates.line_up(self, passage)
+        if charge is None:
+            return self._admit(now, None, now)
+        return await self._pay(charge, passage.deadline, now)
+
+    async def _pay(self, charge: Charge, deadline: float, taken_at: float) -> Permit:
+        """Hold the money, and then through the last gate."""
+        try:
+            await charge.hold(deadline)
+        except BaseException as error:
+            self.gates.give_back(taken_at)
+            if isinstance(error, KooError):
+                self.tally.record_refusal(error.kind)
+            raise
+        return self._admit(taken_at, charge, self._monotonic())
+
+    def _admit(self, taken_at: float, charge: Charge | None, now: float) -> Permit:
+        """The last gate. Whatever waited before it, the breaker is asked about now."""
+        breaker, gates = self.breaker, self.gates
+        permit = breaker.admit(now, gates.draw)
+        if breaker.happened:
+            self._publish_steps()
+        if permit is None:
+            gates.give_back(taken_at)
+            if charge is not None:
+                charge.release()
+            gates.refuse_open(self, now)
+        return permit
+
+    async def _enter_again(self, passage: Passage, pause_s: float) -> Permit:
+        """Pause, and through all gates once more. A repeat that is never made costs no token."""
+        try:
+            await self._pause(pause_s)
+            permit = await self.enter(passage)
+        except BaseException as error:
+            self._repeats.budget.give_back()
+            if isinstance(error, KooError):
+                error.attempts = passage.attempt
+            raise
+        passage.attempt += 1
+        self.tally.retries += 1
+        return permit
+
+    async def _pause(self, pause_s: float) -> None:
+        """Until the pause is over, or an operator resets: then what it was for is over too."""
+        resets, over_at = self.resets, self.now() + pause_s
+        while True:
+            await self.gates.clock.sleep(min(pause_s, LOOK_AGAIN_S))
+            pause_s = over_at - self.now()
+            if pause_s <= 0 or self.resets != resets:
+                return
 
     # ── settlement ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _settle_success(self, permit: Permit, latency_s: float, slow: bool, attempt: int, now: float) -> None:
-        self._bulkhead.give_back()
-        breaker = self.breaker
-        breaker.settle(permit, SUCCESS, slow, now, self._draw)
-        self.tally.record_success(latency_s, slow, attempt == 1, now)
-        if breaker.happened:
-            self._publish_steps()
-        if not self.quiet:
-            self.cooldown.ease()
-            self.gates.quota.ease()
-
-    def leave(
+    def _settle_success(
         self,
         permit: Permit,
         charge: Charge | None,
+        first: bool,
+        slow: bool | None = None,
+        took_s: float | None = None,
+    ) -> None:
+        """`first`: it was the first attempt. The rest as at `leave`."""
+        now, breaker, gates, cooldown = self._monotonic(), self.breaker, self.gates, self.cooldown
+        if took_s is None:
+            took_s = now - permit.given_at
+        if slow is None:
+            slow = took_s >= self.options.slow_s
+        gates.bulkhead.give_back()
+        breaker.settle(permit, SUCCESS, slow, now, gates.draw)
+        self.tally.record_success(took_s, slow, first, now)
+        if breaker.happened:
+            self._publish_steps()
+        if cooldown.level:
+            cooldown.ease()
+        if not gates.quiet:
+            gates.quota.ease()
+        if charge is not None:
+            charge.settle()
+
+    def _settle_fault(
+        self, permit: Permit, fault: Fault, slow: bool | None = None, took_s: float | None = None
+    ) -> None:
+        now, verdict, breaker = self._monotonic(), fault.verdict, self.breaker
+        if took_s is None:
+            took_s = now - permit.given_at
+        if slow is None:
+            slow = took_s >= self.options.slow_s
+        # Of neutral ends only the deadline's tells anything about the other side: that it was slow.
+        slow = slow and (verdict is FAILURE or fault.kind is Kind.DEADLINE)
+        self.gates.bulkhead.give_back()
+        marks = breaker.marks
+        counted = breaker.settle(permit, verdict, slow, now, self.gates.draw, fault.retry_after_s or 0.0)
+        self.tally.record_other(verdict, fault.kind, slow, now)
+        if breaker.happened:
+            self._publish_steps()
+        if verdict is THROTTLED or fault.block is not None:
+            self.gates.heed(self, fault, now)
+        # A late result, or one from before a trip, says nothing about the host as it is now. If it spread all the same,
+        # the stragglers of one outage would open the other models' breakers after the host has come back.
+        elif verdict is FAILURE and fault.reach == "service" and counted and self._on_outage is not None:
+            self._on_outage(self, breaker.marks > marks)
+
+    def leave(
+        self,
+        passage: Passage,
+        permit: Permit,
         fault: Fault | None,
-        attempt: int,
-        now: float,
         slow: bool | None = None,
         took_s: float | None = None,
     ) -> None:
@@ -270,76 +304,37 @@ class Guard(Entrance):
 
         `took_s` and `slow`: see `Scope.settle`. Money comes last: if its settlement fails, the rest is done.
         """
-        latency_s = now - permit.given_at if took_s is None else took_s
-        late = latency_s >= self.options.slow_s if slow is None else slow
-        if fault is None or fault.verdict is SUCCESS:
-            self._settle_success(permit, latency_s, late, attempt, now)
+        charge, first = passage.charge, passage.attempt == 1
+        if fault is None:
+            self._settle_success(permit, charge, first, slow, took_s)
+            return
+        if fault.verdict is SUCCESS:  # a classifier's word: this error is an answer
+            self._settle_success(permit, None, first, slow, took_s)
         else:
-            self._settle_fault(permit, fault, late, now)
+            self._settle_fault(permit, fault, slow, took_s)
         if charge is not None:
-            if fault is None or fault.billed:
+            if fault.billed:
                 charge.settle()
             else:
                 charge.release()
 
-    def abandon(self, permit: Permit, charge: Charge | None, attempt: int) -> None:
-        """Settle what nobody will settle any more: neutral, and paid for. From any thread, at any moment."""
+    def abandon(self, passage: Passage, permit: Permit) -> None:
+        """Settle a dropped scope: neutral, and paid for. From any thread, at any moment."""
         loop = self._deadlines.loop
         if loop is not None and loop.is_running():
             # Not at once: the garbage collector comes in the middle of anything, and in any thread.
-            loop.call_soon_threadsafe(lambda: self.leave(permit, charge, CANCELLED, attempt, self.now()))
+            loop.call_soon_threadsafe(self.leave, passage, permit, CANCELLED)
         else:
-            self.leave(permit, charge, CANCELLED, attempt, self.now())
+            self.leave(passage, permit, CANCELLED)
 
-    def _settle_fault(self, permit: Permit, fault: Fault, slow: bool, now: float) -> None:
-        verdict, breaker = fault.verdict, self.breaker
-        self._bulkhead.give_back()
-        # Of neutral ends only the deadline's tells anything about the other side: that it was slow.
-        slow = slow and (verdict is FAILURE or fault.kind is Kind.DEADLINE)
-        marks = breaker.marks
-        counted = breaker.settle(permit, verdict, slow, now, self._draw, fault.retry_after_s or 0.0)
-        self.tally.record_other(verdict, fault.kind, slow, now)
-        if breaker.happened:
+    def count_outage(self, in_row: bool) -> None:
+        """The host that all models of the service share could not be reached: that counts here too.
+
+        `in_row`: it was a step in the row of failures where it was met, so it is one here.
+        """
+        self.breaker.count_outage(in_row, self._monotonic(), self.gates.draw)
+        if self.breaker.happened:
             self._publish_steps()
-        if verdict is THROTTLED:
-            self._cool_down(fault, now)
-        elif fault.block is not None:
-            self._block_key(fault, now)
-        elif verdict is FAILURE and fault.reach == "service" and counted:
-            for peer in tuple(self.gates.guards):
-                if peer is not self:
-                    peer.count_outage(breaker.marks > marks, now)
-
-    def _cool_down(self, fault: Fault, now: float) -> None:
-        cooldown = self._cooldown_of(fault)
-        limited = fault.kind is Kind.THROTTLED
-        reason = "the provider limits our rate" if limited else "the provider's quota is used up"
-        until = cooldown.until
-        self.gates.invalidate()
-        for_s = cooldown.extend(now, self._asked_s(fault), self._draw, fault.kind, reason)
-        if (
-            cooldown.until > max(until, now) + TELL_AGAIN_S or now >= until
-        ):  # once, not by each call of a burst
-            whole = cooldown is self.gates.quota
-            self._emit(CooldownBegan(self.breaker.name, for_s, reason, fault.kind, whole))
-
-    def _cooldown_of(self, fault: Fault) -> Cooldown:
-        return self.gates.quota if fault.reach == "service" else self.cooldown
-
-    def _asked_s(self, fault: Fault) -> float | None:
-        """How long the other side asked us to stay away: in seconds, or as a time of day."""
-        if fault.until_wall_s is None:
-            return fault.retry_after_s
-        return max(fault.until_wall_s - self._wall(), fault.retry_after_s or 0.0)
-
-    def _block_key(self, fault: Fault, now: float) -> None:
-        model = self.model if fault.block == "model" else None
-        reason = "the provider refused the key" + (f" for {model}" if model else "")
-        asked_s = self._asked_s(fault)
-        until = NEVER if fault.until_wall_s is None or asked_s is None else now + asked_s
-        self.gates.invalidate()
-        if self.gates.key_blocks.set(model, fault.kind, reason, now, until):
-            self._emit(KeyBlocked(self.name, reason, model))
 
     # ── between attempts ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -356,99 +351,62 @@ class Guard(Entrance):
         return fault if isinstance(fault, Fault) else UNJUDGED
 
     def _judge_attempt(self, error: BaseException, alarm: Alarm, deadline: float) -> Fault:
-        """As `judge`; but a timeout of ours is a failure, and the caller's deadline cutting in is nobody's fault."""
+        """As `judge`; but a timeout of ours is a failure, and the caller's deadline cutting in is not."""
         if not alarm.expired:
             # Where the caller's own timeout ends at the same moment, its cancellation wins; the call was as late.
             both = isinstance(error, CancelledError) and self._monotonic() >= deadline
             return OVERDUE if both else self.judge(error)
+        timeout = self.gates.family.timeout
         if alarm.when >= deadline:
-            late = self.family.timeout(
-                self.name, "the deadline passed before an answer came", kind=Kind.DEADLINE
-            )
+            late = timeout(self.name, "the deadline passed before an answer came", kind=Kind.DEADLINE)
             return Fault(verdict=NEUTRAL, kind=Kind.DEADLINE, error=late)
-        late = self.family.timeout(self.name, "no answer within the time of an attempt", kind=Kind.TIMEOUT)
+        late = timeout(self.name, "no answer within the time of an attempt", kind=Kind.TIMEOUT)
         return Fault(verdict=FAILURE, kind=Kind.TIMEOUT, repeatable=True, error=late)
 
-    def _fail(
-        self,
-        permit: Permit,
-        charge: Charge | None,
-        error: BaseException,
-        alarm: Alarm,
-        attempt: int,
-        deadline: float,
-        on_limit: OnLimit | None,
-    ) -> float:
-        """Settle a failed attempt; gives the pause before the next one, or raises the real error now."""
-        fault = self._judge_attempt(error, alarm, deadline)
-        now = self._monotonic()
-        self.leave(permit, charge, fault, attempt, now)
-        pause, why_not = self._plan_repeat(fault, attempt, deadline, now, on_limit)
+    def _fail(self, passage: Passage, permit: Permit, error: BaseException, alarm: Alarm) -> float:
+        """Settle a failed attempt; returns the pause before the next one, or raises the real error now."""
+        fault = self._judge_attempt(error, alarm, passage.deadline)
+        self.leave(passage, permit, fault)
+        now, pause, why_not = self._monotonic(), None, ""
+        paused_until = self.gates.cooldown_of(self, fault).until
+        if fault.verdict is not THROTTLED or passage.on_limit != "refuse":
+            pause, why_not = self._repeats.plan(
+                fault, passage.attempt, passage.deadline, paused_until, now, self.gates.draw
+            )
         if pause is not None:
             return pause
         real = fault.error or error
-        self._explain(real, fault, attempt, why_not, now)
+        self._explain(real, passage.attempt, why_not)
+        if fault.verdict is THROTTLED and isinstance(real, KooError) and real.retry_after_s is None:
+            real.retry_after_s = paused_until - now
         if real is error:
             raise error
         raise real from error
 
-    def _explain(self, real: BaseException, fault: Fault, attempt: int, why_not: str, now: float) -> None:
-        """Write on the error how often was tried, why not again, and when to come back."""
+    def _explain(self, real: BaseException, attempt: int, why_not: str) -> None:
+        """Write on the error how often was tried, and why not again."""
         if isinstance(real, KooError):
             real.attempts = attempt
             if why_not and why_not not in real.reason:  # the same object may be raised twice
                 real.reason += f", and is not repeated: {why_not}"
-            if fault.verdict is THROTTLED and real.retry_after_s is None:
-                real.retry_after_s = self._cooldown_of(fault).until - now
         elif why_not:
             note = f"{self.name}: not repeated after {attempt} attempts: {why_not}"
             if note not in getattr(real, "__notes__", ()):
                 real.add_note(note)
-
-    def _plan_repeat(
-        self, fault: Fault, attempt: int, deadline: float, now: float, on_limit: OnLimit | None
-    ) -> tuple[float | None, str]:
-        """The pause before the next attempt, or None and why there is none (empty: nobody would expect one)."""
-        retry, breaker = self.options.retry, self.breaker
-        throttled = fault.verdict is THROTTLED
-        safe = self.options.idempotent or throttled  # what was turned away at the door was not done
-        if not fault.repeatable or not safe or attempt >= retry.attempts_max:
-            return None, ""
-        if throttled and on_limit == "refuse":
-            return None, ""
-        hint_s = fault.retry_after_s or 0.0
-        if hint_s > retry.cap_s and not throttled:
-            return None, f"it asks for a pause of {describe_s(hint_s)}"
-        pause = pause_s(retry, attempt, self._draw, hint_s)
-        if throttled:
-            pause = max(pause, self._cooldown_of(fault).until - now)
-        if breaker.override is FORCED_OPEN:
-            return None, breaker.refusal(now)[0]
-        if breaker.refuses(now + pause):
-            pause = max(pause, breaker.refusal(now)[1])
-        usual_s = max(self.tally.recent(now).percentile_s(0.5), LATENCY_S_MIN)
-        if now + pause + usual_s > deadline:
-            return None, "the deadline is too near"
-        if not self.retry_budget.take(self.tally.first_successes, now):
-            return None, "the retry budget is empty"
-        return pause, ""
 
     # ── the monitor and the operator ──────────────────────────────────────────────────────────────────────────
 
     def tick(self) -> None:
         """What time alone brings about; the monitor calls it about once a second."""
         now = self._monotonic()
-        bulkhead = self._bulkhead
-        self.breaker.tick(now, self._draw)
+        self.breaker.tick(now, self.gates.draw)
         self.tally.roll(now)
-        self._limits.roll(now)
-        if bulkhead.cap < bulkhead.limit:
-            bulkhead.widen(now)
+        self.gates.tick(now)
         if self.breaker.happened:
             self._publish_steps()
 
     def note_check(self, succeeded: bool) -> None:
-        """A health check ended. Its success closes a breaker only where nobody has called for long."""
+        """A health check ended. Its success closes a breaker only where there have been no calls for long."""
         now = self._monotonic()
         if succeeded:
             self.checks_failed = 0
@@ -478,3 +436,29 @@ class Guard(Entrance):
         self.resets += 1
         self.checks_failed = 0
         self._publish_steps()
+
+    def _publish_steps(self) -> None:
+        """Publish what the breaker did, after its state is set; and do what follows from it for probes and places."""
+        breaker = self.breaker
+        happened, breaker.happened = breaker.happened, []
+        for event in happened:
+            if isinstance(event, CircuitOpened):
+                breaker.lease_s = self._lease_s()
+            elif (
+                isinstance(event, CircuitClosed)
+                and breaker.override is NONE
+                and breaker.closed_by is not None
+            ):
+                self._narrow(breaker.closed_by)
+            self.gates.emit(event)
+
+    def _narrow(self, closed_by: Cue) -> None:
+        """Begin the ramp of rule R16; with one call where no probe has tried it."""
+        untried = closed_by is Cue.STAYED_IDLE
+        few = 1 if untried else RAMP_FACTOR * self.options.breaker.success_threshold
+        self.gates.bulkhead.narrow(few, self._monotonic())
+
+    def _lease_s(self) -> float:
+        """A probe runs long enough for a slow model's honest answer, and no longer than an attempt."""
+        usual_s = 2 * self.tally.totals().percentile_s(0.99)
+        return min(self.options.attempt_timeout_s, max(self.options.breaker.lease_s, usual_s))

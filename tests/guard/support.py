@@ -68,7 +68,8 @@ def make_guard(
     name: str = "claude",
     model: str | None = None,
     per_minute: int = 10_000,
-    gates: Gates | None = None,
+    limits: Limits | None = None,
+    bulkhead: Bulkhead | None = None,
     attempts: int = 1,
     idempotent: bool = True,
     family: Family = SERVICES,
@@ -89,12 +90,26 @@ def make_guard(
         limits=LimitOptions(),
         **options,
     )
-    shared = gates or Gates(limits=minute_limit(per_minute), bulkhead=Bulkhead(made.concurrency_max))
     listener = publish or (events.append if events is not None else None)
-    return Guard(
-        name, made, deadlines=Deadlines(), gates=shared, model=model, family=family, classify=classify,
-        clock=clock or VirtualClock(), draw=draw, publish=listener,
+    gates = Gates(
+        name, made, deadlines=Deadlines(), family=family, limits=limits or minute_limit(per_minute),
+        bulkhead=bulkhead, clock=clock or VirtualClock(), draw=draw, publish=listener,
     )  # fmt: skip
+    return Guard(gates, model=model, classify=classify)
+
+
+def make_peers(*models: str, **about: Any) -> list[Guard]:
+    """Guards of several models of one service, which tell one another of outages as a `Service`'s do."""
+
+    def spread(met_by: Guard, in_row: bool) -> None:
+        for guard in peers:
+            if guard is not met_by:
+                guard.count_outage(in_row)
+
+    classify = about.pop("classify", classify_foreign)
+    gates = make_guard(**about).gates
+    peers = [Guard(gates, model=model, classify=classify, on_outage=spread) for model in models]
+    return peers
 
 
 # ── operations ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -182,5 +197,5 @@ def nothing_is_taken(guard: Guard, wallet: Wallet | None = None) -> bool:
         and not guard.breaker.leases
         and not guard.breaker.running
         and (wallet is None or wallet.open == 0)
-        and not any(guard._deadlines.grains.values())
+        and not any(gates.deadlines.grains.values())
     )

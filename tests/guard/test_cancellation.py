@@ -112,7 +112,7 @@ async def in_a_pause() -> tuple[Guard, Any]:
 
 async def at_the_pacer() -> tuple[Guard, Any]:
     guard = make_guard()
-    guard.gates.pacer.learn([LimitLeft(100, 10, 50.0)], guard.now())
+    guard.gates.learn_pace([LimitLeft(100, 10, 50.0)])
     guard.gates.pacer.take(guard.now())
     return guard, lambda wallet: guard.call(turns, charge=wallet)
 
@@ -131,7 +131,7 @@ async def everything_at_once() -> tuple[Guard, Any]:
     await error_of(guard.call(throttled(2.0), timeout_s=1))
     for _ in range(2):
         keep(guard, asyncio.create_task(guard.call(turns, on_limit="wait")))
-    guard.gates.pacer.learn([LimitLeft(100, 10, 50.0)], guard.now())
+    guard.gates.learn_pace([LimitLeft(100, 10, 50.0)])
 
     async def act(wallet: Wallet) -> None:
         wallet.wait_s = 0.5

@@ -22,7 +22,6 @@ from koo.gates import Gates
 from koo.guard import Guard
 from koo.options import GuardOptions
 from koo.policies.breaker import FORCED_OPEN
-from koo.policies.bulkhead import Bulkhead
 from koo.policies.limiter import DayCount, Limits, SlidingCount
 
 CALLS_MAX = 36
@@ -38,7 +37,7 @@ class Memory:
         self.limit = limit
         self.held = self.settled = 0
 
-    def hold(self, deadline: float) -> None:
+    async def hold(self, deadline: float) -> None:
         if self.settled + self.held + 1 > self.limit:
             raise AssertionError("spent")
         self.held += 1
@@ -64,7 +63,7 @@ def everything_on() -> Guard:
         DayCount("requests a day", 10**6, now + 40_000.0, 7),
     )
     options = GuardOptions(idempotent=True)
-    return Guard("claude", options, deadlines=Deadlines(), gates=Gates(limits=limits, bulkhead=Bulkhead(100)))
+    return Guard(Gates("claude", options, deadlines=Deadlines(), limits=limits))
 
 
 def counted(coroutine: Any) -> dict[str, int]:

@@ -19,11 +19,10 @@ from koo.errors import (
     RateLimited,
     ServiceSaturated,
 )
-from koo.gates import DATABASES, Gates
-from koo.guard import Guard, OnLimit
+from koo.gates import DATABASES, OnLimit
+from koo.guard import Guard
 from koo.options import BreakerOptions
 from koo.policies.breaker import FORCED_OPEN, HALF_OPEN
-from koo.policies.bulkhead import Bulkhead
 from koo.policies.pacer import LimitLeft
 from tests.guard.support import (
     BEGIN_S,
@@ -35,7 +34,7 @@ from tests.guard.support import (
     fail,
     hang,
     make_guard,
-    minute_limit,
+    make_peers,
     no_jitter,
     nothing_is_taken,
     open_breaker,
@@ -55,7 +54,7 @@ def now() -> float:
 
 
 def block_key(guard: Guard) -> None:
-    guard.gates.key_blocks.set(None, Kind.AUTH, "the provider refused the key", guard.now())
+    guard.gates.block_key(None, Kind.AUTH, "the provider refused the key", guard.now())
 
 
 def cool_down(guard: Guard) -> None:
@@ -63,7 +62,7 @@ def cool_down(guard: Guard) -> None:
 
 
 def spend_quota(guard: Guard) -> None:
-    guard.gates.quota.extend(guard.now(), 50.0, no_jitter, Kind.QUOTA, "the provider's quota is used up")
+    guard.gates.pause(guard.now(), 50.0, no_jitter, Kind.QUOTA, "the provider's quota is used up")
 
 
 async def use_up_the_minute(guard: Guard) -> None:
@@ -72,7 +71,7 @@ async def use_up_the_minute(guard: Guard) -> None:
 
 
 def use_up_the_providers_limit(guard: Guard) -> None:
-    guard.gates.pacer.learn([LimitLeft(1000, 5, 3000.0)], guard.now())
+    guard.gates.learn_pace([LimitLeft(1000, 5, 3000.0)])
     for _ in range(10):
         guard.gates.pacer.take(guard.now())
 
@@ -191,9 +190,8 @@ def test_each_refusal_is_a_fresh_and_small_one() -> None:
 
 def test_a_key_block_on_one_model_refuses_that_model_only() -> None:
     async def main() -> None:
-        gates = Gates(limits=minute_limit(100))
-        opus, haiku = (make_guard(model=model, gates=gates) for model in ("opus", "haiku"))
-        gates.key_blocks.set("opus", Kind.PERMISSION, "the provider refused the key for opus", opus.now())
+        opus, haiku = make_peers("opus", "haiku")
+        opus.gates.block_key("opus", Kind.PERMISSION, "the provider refused the key for opus", opus.now())
         error = await error_of(opus.call(answer))
         assert isinstance(error, AuthenticationFailed) and "opus" in str(error)
         assert await haiku.call(answer) == "answer"
@@ -323,7 +321,7 @@ def test_a_queue_that_is_full_refuses() -> None:
         tasks = [asyncio.create_task(guard.call(answer, on_limit="wait")) for _ in range(3)]
         await asyncio.sleep(0)
         error = await error_of(guard.call(answer, on_limit="wait"))
-        assert isinstance(error, ServiceSaturated) and error.reason == "2 callers wait already"
+        assert isinstance(error, ServiceSaturated) and error.reason == "2 callers are waiting already"
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -392,7 +390,7 @@ def test_with_refuse_nobody_waits_for_a_place() -> None:
         running = asyncio.create_task(guard.call(answer_in, 50))
         await asyncio.sleep(0)
         error = await error_of(guard.call(answer, on_limit="refuse"))
-        assert isinstance(error, ServiceSaturated) and error.reason == "1 calls are running and 0 wait"
+        assert isinstance(error, ServiceSaturated) and error.reason == "1 calls are running and 0 are waiting"
         assert now() == 0 and used(guard) == [1, 1, 1]
         await running
 
@@ -459,14 +457,12 @@ def test_a_spent_quota_is_waited_for_only_by_who_asks_for_it() -> None:
 
 def test_a_quota_belongs_to_the_service_and_a_rate_to_the_model() -> None:
     async def main() -> None:
-        gates = Gates()
-        opus, haiku = (make_guard(model=model, gates=gates) for model in ("opus", "haiku"))
+        opus, haiku = make_peers("opus", "haiku")
         await error_of(opus.call(throttled(5.0)))
         script = Script()
         await haiku.call(script)
         assert script.at == [0.0]
-        gates.quota.extend(haiku.now(), 7.0, no_jitter, Kind.QUOTA, "spent")
-        gates.invalidate()
+        opus.gates.pause(haiku.now(), 7.0, no_jitter, Kind.QUOTA, "spent")
         for guard in (opus, haiku):
             assert (await error_of(guard.call(answer))).retry_after_s == 7.0
 
@@ -544,7 +540,7 @@ def test_who_waits_for_a_place_does_not_run_into_a_breaker_that_opens_meanwhile(
 def test_calls_are_spread_when_the_providers_limit_is_nearly_used_up() -> None:
     async def main() -> None:
         guard, scripts = make_guard(), [Script() for _ in range(4)]
-        guard.gates.pacer.learn([LimitLeft(100, 10, 50.0)], guard.now())
+        guard.gates.learn_pace([LimitLeft(100, 10, 50.0)])
         await asyncio.gather(*(guard.call(script) for script in scripts))
         assert [script.at for script in scripts] == [[0.0], [5.0], [10.0], [15.0]]
 
@@ -554,7 +550,7 @@ def test_calls_are_spread_when_the_providers_limit_is_nearly_used_up() -> None:
 def test_with_refuse_nobody_waits_for_the_pacer() -> None:
     async def main() -> None:
         guard = make_guard()
-        guard.gates.pacer.learn([LimitLeft(100, 10, 50.0)], guard.now())
+        guard.gates.learn_pace([LimitLeft(100, 10, 50.0)])
         assert await guard.call(answer, on_limit="refuse") == "answer"
         error = await error_of(guard.call(answer, on_limit="refuse"))
         assert (
@@ -567,8 +563,8 @@ def test_with_refuse_nobody_waits_for_the_pacer() -> None:
 
 def test_a_cell_of_who_gave_up_or_was_refused_later_is_free_again() -> None:
     async def main() -> None:
-        guard = make_guard(gates=Gates(limits=minute_limit(100), bulkhead=Bulkhead(1)))
-        guard.gates.pacer.learn([LimitLeft(100, 10, 50.0)], guard.now())
+        guard = make_guard(per_minute=100, concurrency_max=1)
+        guard.gates.learn_pace([LimitLeft(100, 10, 50.0)])
         running = asyncio.create_task(guard.call(answer_in, 50))
         await asyncio.sleep(0)
         waiting = [asyncio.create_task(guard.call(answer)) for _ in range(3)]

@@ -22,10 +22,10 @@ from koo.events import (
     KeyBlocked,
     OverrideSet,
 )
-from koo.gates import Gates
 from koo.guard import Guard
 from koo.options import BreakerOptions
 from koo.policies.breaker import CLOSED, DISABLED, FORCED_OPEN, HALF_OPEN, METRICS_ONLY, NONE, OPEN
+from koo.policies.limiter import Limits
 from koo.policies.reported import DatabaseState, database_state
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED, Fault
 from koo.testing.clock import VirtualClock
@@ -38,7 +38,7 @@ from tests.guard.support import (
     fail,
     hang,
     make_guard,
-    minute_limit,
+    make_peers,
     nothing_is_taken,
     open_breaker,
     reset_by_peer,
@@ -258,8 +258,8 @@ def test_the_ramp_widens_for_who_waits_though_nobody_ticks_and_nobody_leaves() -
 
 def test_the_ramp_of_one_model_takes_nothing_from_the_others() -> None:
     async def main() -> None:
-        gates = Gates(limits=minute_limit(10_000))
-        sick, well = (make_guard(model=model, gates=gates) for model in ("sick", "well"))
+        sick, well = make_peers("sick", "well")
+        gates = sick.gates
         await open_breaker(sick)
         await asyncio.sleep(60)
         running = [asyncio.create_task(well.call(answer_in, 30.0)) for _ in range(50)]
@@ -319,8 +319,7 @@ def test_an_unreachable_host_feeds_all_its_models_and_an_overloaded_model_only_i
         async def unreachable() -> None:
             raise ServiceFailed("claude", "connection refused", kind=Kind.CONNECTION)
 
-        gates = Gates()
-        opus, haiku = (make_guard(model=model, gates=gates, classify=classify) for model in ("opus", "haiku"))
+        opus, haiku = make_peers("opus", "haiku", classify=classify)
         for _ in range(4):
             await error_of(opus.call(fail))
         assert (opus.breaker.consecutive, haiku.breaker.consecutive) == (4, 0)
@@ -345,8 +344,7 @@ def test_an_outage_that_is_told_late_says_nothing_about_the_other_models_either(
             await asyncio.sleep(5)
             raise ConnectionResetError("reset")
 
-        gates = Gates()
-        opus, haiku = (make_guard(model=model, gates=gates, classify=classify) for model in ("opus", "haiku"))
+        opus, haiku = make_peers("opus", "haiku", classify=classify)
         late = asyncio.create_task(error_of(opus.call(reset_after_a_while)))
         await asyncio.sleep(0)
         await open_breaker(opus)
@@ -361,17 +359,14 @@ def test_one_reset_that_hits_all_calls_of_all_models_is_one_step_for_each() -> N
         def classify(error: Exception) -> Fault:
             return Fault(verdict=FAILURE, kind=Kind.CONNECTION, reach="service")
 
-        gates, cut = Gates(), asyncio.Event()
+        cut = asyncio.Event()
 
         async def cut_off() -> None:
             await cut.wait()
             raise ConnectionResetError("reset")
 
         sturdy = BreakerOptions(calls_min=1000)
-        guards = [
-            make_guard(model=model, gates=gates, classify=classify, breaker=sturdy)
-            for model in ("a", "b", "c")
-        ]
+        guards = make_peers("a", "b", "c", classify=classify, breaker=sturdy)
         tasks = [asyncio.create_task(error_of(guard.call(cut_off))) for guard in guards for _ in range(10)]
         await asyncio.sleep(1)
         cut.set()
@@ -555,7 +550,7 @@ def test_a_listener_that_calls_the_guard_sees_it_in_order() -> None:
 
 
 def test_a_guard_works_in_one_run_after_another() -> None:
-    guard = make_guard(gates=Gates(), clock=SystemClock())
+    guard = make_guard(limits=Limits(), clock=SystemClock())
     assert [asyncio.run(guard.call(answer)) for _ in range(3)] == ["answer"] * 3
     assert nothing_is_taken(guard)
 
@@ -565,7 +560,7 @@ def test_use_from_another_threads_loop_is_a_clear_error_and_no_failure_of_the_se
 
     async def main() -> None:
         guard, said, ended = (
-            make_guard(gates=Gates(), clock=SystemClock()),
+            make_guard(limits=Limits(), clock=SystemClock()),
             list[BaseException](),
             asyncio.Event(),
         )

@@ -403,7 +403,7 @@ def test_a_scope_has_a_deadline_and_arms_no_timer() -> None:
         guard = make_guard(timeout_s=9)
         now = asyncio.get_running_loop().time()
         async with guard.permit() as scope:
-            assert scope.deadline == now + 9 and not guard._deadlines.grains
+            assert scope.deadline == now + 9 and not guard.gates.deadlines.grains
             await asyncio.sleep(100)
         async with Deadline(4), guard.permit() as scope:
             assert scope.deadline == asyncio.get_running_loop().time() + 4

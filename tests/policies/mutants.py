@@ -1,13 +1,18 @@
 """Breakers with one rule taken out: the checker or a story must find each of them.
 
-A mutant is the breaker's own source with one piece replaced. `found_by` names who has to find it: an invariant of the
-checker (`checker.py` lists them) in one of its scopes, or a story of `rules.py`.
+A mutant is the breaker with one piece of one method replaced, as a syntax tree: layout and comments do not matter, and
+a local variable in `old` stands for whatever the method calls it. `found_by` names who has to find it: an invariant of
+the checker (`checker.py` lists them) in one of its scopes, or a story of `rules.py`.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -15,13 +20,20 @@ from koo.policies import breaker as real
 
 SHARED = ("Phase", "Override", "Cue", "Permit")
 """Classes that a mutant keeps: another `Phase` would be unequal to everybody else's."""
+FIXED = {"self", *vars(real), *vars(builtins)}
+"""Names that mean themselves in a pattern; any other is a local variable."""
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """`rule`: which one it breaks, and how; `old` stands exactly once in the source."""
+    """`rule`: which one it breaks, and how.
+
+    `old` stands exactly once in the method `method`, and becomes `new`: an expression, or statements in a row, where
+    `...` as a body is any body. Without a method `new` is run at the module's end.
+    """
 
     rule: str
+    method: str
     old: str
     new: str
     found_by: str
@@ -29,148 +41,220 @@ class Mutant:
 
     def load(self) -> ModuleType:
         """The mutant as a module of its own."""
-        source = Path(real.__file__).read_text()
-        assert source.count(self.old) == 1, (
-            f"{self.rule}: {source.count(self.old)} times in the source: {self.old!r}"
-        )
-        tree = ast.parse(source.replace(self.old, self.new))
+        tree = ast.parse(Path(real.__file__).read_text())
         tree.body = [
             node for node in tree.body if not (isinstance(node, ast.ClassDef) and node.name in SHARED)
         ]
+        if self.method:
+            replace(self.method_in(tree), self.old, self.new)
+        else:
+            tree.body += ast.parse(self.new).body
         module = ModuleType("mutant")
         module.__dict__.update({name: getattr(real, name) for name in SHARED})
-        exec(compile(tree, f"mutant of {self.rule}", "exec"), module.__dict__)
+        code = compile(ast.fix_missing_locations(tree), f"mutant of {self.rule}", "exec")
+        exec(code, module.__dict__)
         return module
 
+    def method_in(self, tree: ast.Module) -> ast.FunctionDef:
+        found = [
+            node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == self.method
+        ]
+        assert len(found) == 1, f"{self.rule}: {len(found)} methods are called {self.method}"
+        return found[0]
 
+
+class Match:
+    """What the local names and the bodies of a pattern stand for."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, str] = {}
+        self.bodies: list[list[ast.stmt]] = []
+
+    def fits(self, pattern: object, node: object) -> bool:
+        """Takes `node` for `pattern`, if it can be."""
+        if isinstance(pattern, ast.Name) and pattern.id not in FIXED:
+            return isinstance(node, ast.Name) and self.names.setdefault(pattern.id, node.id) == node.id
+        if isinstance(pattern, list):
+            if not isinstance(node, list):
+                return False
+            if is_any_body(pattern):
+                self.bodies.append(node)
+                return True
+            return len(pattern) == len(node) and all(map(self.fits, pattern, node))
+        if not isinstance(pattern, ast.AST):
+            return pattern == node
+        if type(pattern) is not type(node):
+            return False
+        return all(
+            self.fits(getattr(pattern, field), getattr(node, field))
+            for field in pattern._fields
+            if not (field == "orelse" and isinstance(pattern, ast.If) and not pattern.orelse)
+        )
+
+    def fill(self, template: list[ast.stmt], orelse: list[ast.stmt]) -> list[ast.stmt]:
+        """The template with this match's names and bodies; an `else` that the pattern did not name stays."""
+        filled = copy.deepcopy(template)
+        for statement in filled:
+            for node in ast.walk(statement):
+                if isinstance(node, ast.Name):
+                    node.id = self.names.get(node.id, node.id)
+                if isinstance(node, ast.If) and is_any_body(node.body):
+                    node.body, node.orelse = self.bodies.pop(0), orelse
+        return filled
+
+
+def is_any_body(body: list[object] | list[ast.stmt]) -> bool:
+    first = body[0] if len(body) == 1 else None
+    return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and first.value.value is ...
+
+
+def replace(method: ast.FunctionDef, old: str, new: str) -> None:
+    """Put `new` in the one place in `method` where `old` stands."""
+    pattern, template = ast.parse(old).body, ast.parse(new).body
+    first, instead = pattern[0], template[0]
+    if isinstance(first, ast.Expr) and isinstance(instead, ast.Expr):
+        changes = list(in_expressions(method, first.value, instead))
+    else:
+        changes = list(in_statements(method, pattern, template))
+    assert len(changes) == 1, f"{len(changes)} times in {method.name}: {old!r}"
+    changes[0]()
+
+
+Change = Callable[[], None]
+
+
+def in_expressions(method: ast.FunctionDef, pattern: ast.expr, template: ast.Expr) -> Iterator[Change]:
+    """A change for each place where the expression stands."""
+
+    def put(holder: ast.AST, field: str, index: int | None, match: Match) -> None:
+        filled = match.fill([template], [])[0]
+        assert isinstance(filled, ast.Expr)
+        if index is None:
+            setattr(holder, field, filled.value)
+        else:
+            getattr(holder, field)[index] = filled.value
+
+    for holder in ast.walk(method):
+        for field, value in ast.iter_fields(holder):
+            numbered = enumerate(value) if isinstance(value, list) else [(None, value)]
+            for index, node in numbered:
+                match = Match()
+                if isinstance(node, ast.expr) and match.fits(pattern, node):
+                    yield partial(put, holder, field, index, match)
+
+
+def in_statements(
+    method: ast.FunctionDef, pattern: list[ast.stmt], template: list[ast.stmt]
+) -> Iterator[Change]:
+    """A change for each place where the statements stand in a row."""
+
+    def put(body: list[ast.stmt], index: int, match: Match) -> None:
+        orelse = getattr(body[index + len(pattern) - 1], "orelse", [])
+        body[index : index + len(pattern)] = match.fill(template, orelse)
+
+    for holder in ast.walk(method):
+        for field in ("body", "orelse"):
+            body: list[ast.stmt] = found if isinstance(found := getattr(holder, field, None), list) else []
+            for index in range(len(body) - len(pattern) + 1):
+                match = Match()
+                if match.fits(pattern, body[index : index + len(pattern)]):
+                    yield partial(put, body, index, match)
+
+
+LOOK = "if self.phase is CLOSED: ...\nreturn now < self.opens_until() if self.phase is OPEN else not self._has_lease()"
 MUTANTS = [
-    Mutant("R1 no fence", "if permit.generation != self.generation:", "if permit.generation == OUTSIDE:", "late"),
-    Mutant("R1 no new generation", "self.generation += 1", "self.generation += 0", "late"),
-    Mutant("R2 settles twice", "if permit.settled:", "if permit is None:", "table"),
-    Mutant("R2 remembers who has left", "del self._older[permit.serial]", "self._older.get(0)", "order"),
-    Mutant("R2 remembers who came last", "            self._newest = None\n", "            pass\n", "books"),
-    Mutant("R2 forgets who came before", "self._older[newest.serial] = newest", "pass", "books"),
-    Mutant(
-        "R4 a success leaves the row", "            self.consecutive = 0\n", "            pass\n", "row", "row"
-    ),
-    Mutant(
-        "R4 the streak never heals", "            self.streak -= 1\n", "            pass\n", "order"
-    ),
-    Mutant("R4 heals at once", ">= self.options.streak_heals_after_s", ">= 0", "order"),
-    Mutant(
-        "R5 one failure too late", "self.consecutive >= options.failure_threshold",
-        "self.consecutive > options.failure_threshold", "order",
-    ),
-    Mutant(
-        "R5 no failure rate", "if window.failures >= options.failure_rate * calls:", "if False:", "order", "rates"
-    ),
-    Mutant("R5 no slow rate", "if slow >= options.slow_rate * calls:", "if False:", "order", "rates"),
-    Mutant("R5 a rate of too few calls", "if calls < options.calls_min:", "if calls < 1:", "order", "rates"),
-    Mutant(
-        "R5 a cancelled call is a failure", "        elif verdict is FAILURE:\n            self._count_failure",
-        "        elif verdict in (FAILURE, NEUTRAL):\n            self._count_failure", "neutral",
-    ),
-    Mutant(
-        "R5 a throttled call is a failure", "        elif verdict is FAILURE:\n            self._count_failure",
-        "        elif verdict is not NEUTRAL:\n            self._count_failure", "order",
-    ),
-    Mutant("R5 a slow 429 counts", "elif slow and verdict is NEUTRAL:", "elif slow:", "window"),
-    Mutant("R5 a slow deadline does not", "elif slow and verdict is NEUTRAL:", "elif False:", "window"),
-    Mutant("R5 serial: fifty steps at once", "if permit.serial > self._counted_serial:", "if True:", "order", "row"),
-    Mutant(
-        "R5 serial: an outage is a step for each model", "            if in_row:\n", "            if True:\n",
-        "a_reset_that_hits_all_models_of_a_host_is_one_step_for_each",
-    ),
-    Mutant(
-        "R5 serial: the own calls count again", "                self._counted_serial = self._serial\n",
-        "                pass\n", "order", "row",
-    ),
-    Mutant("R6 hung calls are not seen", "hung = self._hung(now)", "hung = 0", "order", "rates"),
-    Mutant("R6 kept calls are hung", "            if permit.kept:\n                continue\n", "", "order", "rates"),
-    Mutant("R6 kept calls hide the others", "            if permit.kept:\n                continue\n",
-           "            if permit.kept:\n                break\n", "order", "rates"),
-    Mutant("R6 late calls are hung", "count += permit.generation == self.generation", "count += 1", "order", "rates"),
-    Mutant("R7 the streak does not lengthen", "2.0 ** min(self.streak, 30)", "1.0", "open time"),
-    Mutant("R7 no cap", ", options.open_s_max)", ", 1e9)", "open time"),
-    Mutant("R7 a streak overflows", "min(self.streak, 30)", "self.streak",
+    Mutant("R1 no fence", "settle", "permit.generation != self.generation", "permit.generation == OUTSIDE", "late"),
+    Mutant("R1 no new generation", "_begin", "self.generation += 1", "pass", "late"),
+    Mutant("R2 settles twice", "settle", "permit.settled", "False", "table"),
+    Mutant("R2 remembers who has left", "settle", "del self._older[permit.serial]", "pass", "order"),
+    Mutant("R2 remembers who came last", "settle", "self._newest = None", "pass", "books"),
+    Mutant("R2 forgets who came before", "admit", "self._older[newest.serial] = newest", "pass", "books"),
+    Mutant("R4 a success leaves the row", "settle", "self.consecutive = 0", "pass", "row", "row"),
+    Mutant("R4 the streak never heals", "_heal_streak", "self.streak -= 1", "pass", "order"),
+    Mutant("R4 heals at once", "_heal_streak", "self.options.streak_heals_after_s", "0", "order"),
+    Mutant("R5 one failure too late", "_why_trip", "self.consecutive >= options.failure_threshold",
+           "self.consecutive > options.failure_threshold", "order"),
+    Mutant("R5 no failure rate", "_why_trip", "window.failures >= options.failure_rate * calls", "False",
+           "order", "rates"),
+    Mutant("R5 no slow rate", "_why_trip", "slow >= options.slow_rate * calls", "False", "order", "rates"),
+    Mutant("R5 a rate of too few calls", "_why_trip", "options.calls_min", "1", "order", "rates"),
+    Mutant("R5 a cancelled call is a failure", "settle", "verdict is FAILURE", "verdict in (FAILURE, NEUTRAL)",
+           "neutral"),
+    Mutant("R5 a throttled call is a failure", "settle", "verdict is FAILURE", "verdict is not NEUTRAL", "order"),
+    Mutant("R5 a slow 429 counts", "settle", "slow and verdict is NEUTRAL", "slow", "window"),
+    Mutant("R5 a slow deadline does not", "settle", "slow and verdict is NEUTRAL", "False", "window"),
+    Mutant("R5 serial: fifty steps at once", "_count_failure", "permit.serial > self._counted_serial", "True",
+           "order", "row"),
+    Mutant("R5 serial: an outage is a step for each model", "count_outage", "if in_row: ...", "if True: ...",
+           "a_reset_that_hits_all_models_of_a_host_is_one_step_for_each"),
+    Mutant("R5 serial: the own calls count again", "count_outage", "self._counted_serial = self._serial", "pass",
+           "order", "row"),
+    Mutant("R6 hung calls are not seen", "_why_trip", "self._hung(now)", "0", "order", "rates"),
+    Mutant("R6 kept calls are hung", "_hung", "permit.kept", "False", "order", "rates"),
+    Mutant("R6 kept calls hide the others", "_hung", "continue", "break", "order", "rates"),
+    Mutant("R6 late calls are hung", "_hung", "permit.generation == self.generation", "True", "order", "rates"),
+    Mutant("R7 the streak does not lengthen", "_trip", "2.0 ** min(self.streak, 30)", "1.0", "open time"),
+    Mutant("R7 no cap", "_trip", "options.open_s_max", "1e9", "open time"),
+    Mutant("R7 a streak overflows", "_trip", "min(self.streak, 30)", "self.streak",
            "a_streak_of_thousands_does_not_overflow"),
-    Mutant("R7 jitter shortens", "(1.0 + 0.2 * draw())", "(1.0 - 0.2 * draw())", "jitter_only_lengthens"),
-    Mutant("R7 deaf to the server", "max(guess_s, min(hint_s, HINT_S_MAX))", "guess_s", "open time", "hints"),
-    Mutant("R7 the server shortens", "max(guess_s, min(hint_s, HINT_S_MAX))", "hint_s or guess_s",
+    Mutant("R7 jitter shortens", "_trip", "1.0 + OPEN_JITTER * draw()", "1.0 - OPEN_JITTER * draw()",
+           "jitter_only_lengthens"),
+    Mutant("R7 deaf to the server", "_trip", "max(guess_s, min(hint_s, HINT_S_MAX))", "guess_s", "open time", "hints"),
+    Mutant("R7 the server shortens", "_trip", "max(guess_s, min(hint_s, HINT_S_MAX))", "hint_s or guess_s",
            "a_servers_word_is_not_capped_by_our_caps_but_by_a_month"),
-    Mutant("R8 a moment too late", "if now >= self.opens_until():", "if now > self.opens_until():", "order"),
-    Mutant("R8 looks too early", "return now < self.opens_until() if", "return now + 1 < self.opens_until() if",
-           "reported"),
-    Mutant(
-        "R8 looking moves it", "        if self.phase is CLOSED:\n            return False\n        return now",
-        "        self.tick(now, lambda: 0.0)\n        if self.phase is CLOSED:\n"
-        "            return False\n        return now",
-        "look",
-    ),
-    Mutant("R8 never tested", "if now >= self.opens_until():", "if now < 0:", "recovery"),
-    Mutant("R9 a crowd", "return taken < self.options.probe_concurrency and", "return", "order", "probes"),
-    Mutant("R9 too many probes", " and self.ok + taken < self.options.success_threshold", "", "order", "probes"),
-    Mutant("R9 a probe has no lease", "            self.leases.append(permit)\n", "", "recovery"),
-    Mutant("R9 a lease has no end", "any(permit.is_over(now) for", "any(permit.is_over(-1.0) for", "recovery"),
-    Mutant("R9 a late success counts", "elif permit.is_over(now):", "elif False:", "order"),
-    Mutant("R9 content does not renew", "self.generation:\n            self._lend(permit, now)",
-           "self.generation:\n            pass",
+    Mutant("R8 a moment too late", "tick", "now >= self.opens_until()", "now > self.opens_until()", "order"),
+    Mutant("R8 looks too early", "refuses", "now < self.opens_until()", "now + 1 < self.opens_until()", "reported"),
+    Mutant("R8 looking moves it", "refuses", LOOK, f"self.tick(now, lambda: 0.0)\n{LOOK}", "look"),
+    Mutant("R8 never tested", "tick", "now >= self.opens_until()", "False", "recovery"),
+    Mutant("R9 a crowd", "_has_lease", "taken < self.options.probe_concurrency", "True", "order", "probes"),
+    Mutant("R9 too many probes", "_has_lease", "self.ok + taken < self.options.success_threshold", "True",
+           "order", "probes"),
+    Mutant("R9 a probe has no lease", "admit", "self.leases.append(permit)", "pass", "recovery"),
+    Mutant("R9 a lease has no end", "tick", "permit.is_over(now)", "permit.is_over(-1.0)", "recovery"),
+    Mutant("R9 a late success counts", "settle", "permit.is_over(now)", "False", "order"),
+    Mutant("R9 content does not renew", "renew", "self._lend(permit, now)", "pass",
            "each_piece_of_content_renews_a_streams_lease"),
-    Mutant(
-        "R9 METRICS_ONLY cuts probes short", "        if self.override is NONE:\n            permit.lease",
-        "        if True:\n            permit.lease",
-        "metrics_only_cuts_no_probe_short_and_gives_it_up_all_the_same",
-    ),
-    Mutant("R10 one success closes", "if self.ok >= self.options.success_threshold:", "if self.ok >= 1:", "order"),
-    Mutant("R10 never enough", "            self.ok += 1\n", "            pass\n", "recovery"),
-    Mutant("R10 an old window", "        self.window.clear(now)\n", "", "window"),
-    Mutant("R10 an old row", "        self.consecutive = 0\n        self._counted",
-           "        self.consecutive = getattr(self, 'consecutive', 0)\n        self._counted", "row"),
-    Mutant("R11 no escalation", "        self.streak += 1\n", "", "order"),
-    Mutant("R11 a failed probe closes", "(HALF_OPEN, Cue.PROBE_FAILED): OPEN", "(HALF_OPEN, Cue.PROBE_FAILED): CLOSED",
-           "order"),
-    Mutant(
-        "R12 a cancelled probe keeps its slot", "        self.leases.remove(permit)\n",
-        "        if verdict is not NEUTRAL:\n            self.leases.remove(permit)\n", "books",
-    ),
-    Mutant(
-        "R12 a cancelled probe closes", "        if verdict is SUCCESS:\n            self.ok",
-        "        if verdict is not FAILURE:\n            self.ok", "neutral", "hints",
-    ),
-    Mutant(
-        "R12 a cancelled probe opens", '        elif verdict is FAILURE:\n            self._fail_probe("a failed',
-        '        elif verdict in (FAILURE, NEUTRAL):\n            self._fail_probe("a failed', "neutral",
-    ),
-    Mutant("R12 no end of saying nothing", "if self.inconclusive >= self.options.inconclusive_max:", "if False:",
-           "order"),
-    Mutant("R12 saying nothing escalates", "            self.inconclusive += 1\n",
-                "            self.inconclusive += 1\n            self.streak += 1\n", "order"),
-    Mutant("R13 an act voids nothing", "        self.override = override\n        self._begin(self._idle_since)\n",
-           "        self.override = override\n", "operator"),
-    Mutant("R13 a reset keeps the streak", "        self.override = NONE\n        self.streak = 0\n",
-           "        self.override = NONE\n", "order"),
-    Mutant("R13 a reset keeps the override", "        self.override = NONE\n        self.streak = 0\n",
-           "        self.streak = 0\n", "operator"),
-    Mutant("R13 METRICS_ONLY counts what it would refuse", "return OUTSIDE if self.override is METRICS_ONLY else None",
-           "return self.generation if self.override is METRICS_ONLY else None", "recovery"),
-    Mutant("R13 METRICS_ONLY refuses", "return OUTSIDE if self.override is METRICS_ONLY else None", "return None",
-           "look"),
-    Mutant("R13 DISABLED learns", "        if self.override is DISABLED:\n            return OUTSIDE",
-           "        if self.override is DISABLED:\n            return self.generation", "outside"),
-    Mutant("R13 DISABLED learns of outages", "(self.override is NONE or self.override is METRICS_ONLY)", "True",
-           "order"),
-    Mutant("R13 FORCED_OPEN lets through", "        if self.override is FORCED_OPEN:\n            return None\n", "",
-           "look"),
-    Mutant("idle: closes over a running probe", "or self.leases or not idle", "or not idle", "order"),
-    Mutant("idle: closes at once", "IDLE_RECOVERIES = 3", "IDLE_RECOVERIES = 0", "order"),
-    Mutant("idle: never", "IDLE_RECOVERIES = 3", "IDLE_RECOVERIES = 1e9", "order"),
-    Mutant("a transition is missing", "    (HALF_OPEN, Cue.PROBES_SAID_NOTHING): OPEN,\n", "", "table"),
-    Mutant("a transition past the table", "self.phase = TRANSITIONS[self.phase, cue]",
-           "self.phase = OPEN if self.phase is CLOSED and cue is Cue.TRIPPED else TRANSITIONS[self.phase, cue]",
-           "table"),
-    Mutant("R17 an opening is not told",
-           "        self.happened.append(CircuitOpened(self.name, reason, self.open_for_s))\n", "",
+    Mutant("R9 METRICS_ONLY cuts probes short", "_lend", "self.override is NONE", "True",
+           "metrics_only_cuts_no_probe_short_and_gives_it_up_all_the_same"),
+    Mutant("R10 one success closes", "_settle_probe", "self.options.success_threshold", "1", "order"),
+    Mutant("R10 never enough", "_settle_probe", "self.ok += 1", "pass", "recovery"),
+    Mutant("R10 an old window", "_be_closed", "self.window.clear(now)", "pass", "window"),
+    Mutant("R10 an old row", "_be_closed", "self.consecutive = 0",
+           "self.consecutive = getattr(self, 'consecutive', 0)", "row"),
+    Mutant("R11 no escalation", "_fail_probe", "self.streak += 1", "pass", "order"),
+    Mutant("R11 a failed probe closes", "", "", "TRANSITIONS[HALF_OPEN, Cue.PROBE_FAILED] = CLOSED", "order"),
+    Mutant("R12 a cancelled probe keeps its slot", "_settle_probe",
+           "self.leases.remove(permit)\nif verdict is SUCCESS: ...",
+           "if verdict is not NEUTRAL: self.leases.remove(permit)\nif verdict is SUCCESS: ...", "books"),
+    Mutant("R12 a cancelled probe closes", "_settle_probe", "verdict is SUCCESS", "verdict is not FAILURE",
+           "neutral", "hints"),
+    Mutant("R12 a cancelled probe opens", "_settle_probe", "verdict is FAILURE", "verdict in (FAILURE, NEUTRAL)",
+           "neutral"),
+    Mutant("R12 no end of saying nothing", "_settle_probe", "self.inconclusive >= self.options.inconclusive_max",
+           "False", "order"),
+    Mutant("R12 saying nothing escalates", "_settle_probe", "self.inconclusive += 1",
+           "self.inconclusive += 1\nself.streak += 1", "order"),
+    Mutant("R13 an act voids nothing", "set_override", "self._begin(self._idle_since)", "pass", "operator"),
+    Mutant("R13 a reset keeps the streak", "reset", "self.streak = 0", "pass", "order"),
+    Mutant("R13 a reset keeps the override", "reset", "self.override = NONE", "pass", "operator"),
+    Mutant("R13 METRICS_ONLY counts what it would refuse", "_gate",
+           "OUTSIDE if self.override is METRICS_ONLY else None",
+           "self.generation if self.override is METRICS_ONLY else None", "recovery"),
+    Mutant("R13 METRICS_ONLY refuses", "_gate", "OUTSIDE if self.override is METRICS_ONLY else None", "None", "look"),
+    Mutant("R13 DISABLED learns", "_gate", "if self.override is DISABLED: return OUTSIDE",
+           "if self.override is DISABLED: return self.generation", "outside"),
+    Mutant("R13 DISABLED learns of outages", "count_outage",
+           "self.override is NONE or self.override is METRICS_ONLY", "True", "order"),
+    Mutant("R13 FORCED_OPEN lets through", "_gate", "if self.override is FORCED_OPEN: return None", "pass", "look"),
+    Mutant("idle: closes over a running probe", "close_idle", "self.leases", "False", "order"),
+    Mutant("idle: closes at once", "", "", "IDLE_RECOVERIES = 0", "order"),
+    Mutant("idle: never", "", "", "IDLE_RECOVERIES = 1e9", "order"),
+    Mutant("a transition is missing", "", "", "del TRANSITIONS[HALF_OPEN, Cue.PROBES_SAID_NOTHING]", "table"),
+    Mutant("a transition past the table", "_enter", "TRANSITIONS[self.phase, cue]",
+           "OPEN if self.phase is CLOSED and cue is Cue.TRIPPED else TRANSITIONS[self.phase, cue]", "table"),
+    Mutant("R17 an opening is not told", "_trip",
+           "self.happened.append(CircuitOpened(self.name, reason, self.open_for_s))", "pass",
            "events_tell_what_happened_in_order_and_leave_publishing_to_the_caller"),
-    Mutant("R17 a test is not told", "                self.happened.append(CircuitHalfOpened(self.name))\n", "",
+    Mutant("R17 a test is not told", "tick", "self.happened.append(CircuitHalfOpened(self.name))", "pass",
            "events_tell_what_happened_in_order_and_leave_publishing_to_the_caller"),
 ]  # fmt: skip

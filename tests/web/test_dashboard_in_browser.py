@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from koo.errors import Kind
+from koo.gates import Passage
 from koo.options import BreakerOptions, LimitOptions, ServiceOptions
 from koo.platform import Platform
 from koo.policies.breaker import CLOSED, OPEN
@@ -58,8 +59,9 @@ async def break_database(koo: Platform) -> None:
     """As many failures as open its breaker."""
     guard = koo.database.guard
     for _ in range(5):
-        permit = await guard.enter(None, guard.now() + 1, None)
-        guard.leave(permit, None, Fault(verdict=FAILURE, kind=Kind.CONNECTION), 1, guard.now(), None, None)
+        passage = Passage(None, guard.now() + 1, None)
+        permit = await guard.enter(passage)
+        guard.leave(passage, permit, Fault(verdict=FAILURE, kind=Kind.CONNECTION))
     assert guard.breaker.phase is OPEN
 
 

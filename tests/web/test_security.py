@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from koo.gates import Passage
 from koo.options import PlatformOptions
 from koo.web import create_app
 from koo.web.security import Access, Asked, host_name, is_local_peer
@@ -204,8 +205,9 @@ def test_a_strangers_page_can_reset_nothing(tmp_path: Path) -> None:
         async with served(create_app(koo)) as client:
             guard = koo.database.guard
             for _ in range(5):
-                permit = await guard.enter(None, guard.now() + 1, None)
-                guard.leave(permit, None, _failure(), 1, guard.now(), None, None)
+                passage = Passage(None, guard.now() + 1, None)
+                permit = await guard.enter(passage)
+                guard.leave(passage, permit, _failure())
             assert guard.breaker.phase is not CLOSED
             for attack in attacks:
                 for path in (RESET, *ACTS):

@@ -15,10 +15,10 @@ from koo.clock import Clock, utc_day
 from koo.deadlines import Deadlines
 from koo.errors import CallerMistake, Kind
 from koo.events import Event, KeyUnblocked
-from koo.guard import Gates, Guard
+from koo.gates import Gates
+from koo.guard import Guard
 from koo.options import DAY_S, GuardOptions, ServiceOptions
 from koo.policies.breaker import CLOSED, Override
-from koo.policies.bulkhead import Bulkhead
 from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
 from koo.policies.pacer import LimitLeft
 from koo.policies.verdict import Classify
@@ -97,7 +97,14 @@ class Service:
         self._stored = (0, 0)  # a UTC day, and how many of its requests the state store knows
         self._classify = classify
         self._publish = publish
-        self.gates = Gates(limits=make_limits(options, clock), bulkhead=Bulkhead(options.concurrency_max))
+        self.gates = Gates(
+            name,
+            options,
+            deadlines=deadlines,
+            limits=make_limits(options, clock),
+            clock=clock,
+            publish=publish,
+        )
         self._guards: dict[str | None, Guard] = {}
         self._override = Override.NONE
         self.guard(default_model)
@@ -118,20 +125,17 @@ class Service:
     def _make_guard(self, model: str | None) -> Guard:
         if len(self._guards) >= MODELS_MAX:
             self._forget_one()
-        guard = Guard(
-            self.name,
-            self.options,
-            deadlines=self.deadlines,
-            gates=self.gates,
-            model=model,
-            classify=self._classify,
-            clock=self.clock,
-            publish=self._publish,
-        )
+        guard = Guard(self.gates, model=model, classify=self._classify, on_outage=self._spread_outage)
         if self._override is not Override.NONE:
             guard.set_override(self._override)
         self._guards[model] = guard
         return guard
+
+    def _spread_outage(self, met_by: Guard, in_row: bool) -> None:
+        """The host is the same for all models: what one of them could not reach, none can."""
+        for guard in self.guards:
+            if guard is not met_by:
+                guard.count_outage(in_row)
 
     def _forget_one(self) -> None:
         """Make room: the oldest model that is not in use and has nothing to remember."""
@@ -141,7 +145,6 @@ class Service:
             )
             if model != self.default_model and quiet:
                 del self._guards[model]
-                self.gates.guards.remove(guard)
                 return
         raise CallerMistake(
             self.name, f"more than {MODELS_MAX} different models are in use", kind=Kind.INVALID_REQUEST
@@ -169,12 +172,12 @@ class Service:
 
     def pause(self, model: str, for_s: float, kind: Kind, reason: str) -> None:
         """Another process met the provider's limit: stay away too. `model` "" is the whole service."""
+        now = self.clock.monotonic()
         guard = self._guards.get(model)
-        cooldown = guard.cooldown if guard is not None else self.gates.quota
-        if model and guard is None:
-            return
-        self.gates.invalidate()
-        cooldown.extend(self.clock.monotonic(), for_s, lambda: 0.0, kind, reason)
+        if guard is not None:
+            guard.cooldown.extend(now, for_s, lambda: 0.0, kind, reason)
+        elif not model:
+            self.gates.pause(now, for_s, lambda: 0.0, kind, reason)
 
     def unblock_key(self) -> None:
         """The key works again, or somebody says so."""
@@ -193,10 +196,8 @@ class Service:
 
     def learn_pace(self, paces: Iterable[Pace]) -> None:
         """Take in what an answer's headers say about the provider's limits."""
-        pacer, usage = self.gates.pacer, self.last_usage
-        pacer.learn([limit for pace in paces if (limit := _in_calls(pace, usage))], self.clock.monotonic())
-        if pacer.interval_s:
-            self.gates.invalidate()
+        usage = self.last_usage
+        self.gates.learn_pace([limit for pace in paces if (limit := _in_calls(pace, usage))])
 
     def forget_used(self) -> None:
         """An operator resets the limits: nothing was used. Money is never forgotten."""

@@ -32,7 +32,8 @@ from koo.database.transactions import Transactions, check_function
 from koo.deadlines import Deadlines, WrongLoop
 from koo.errors import ConfigurationError, DatabaseUnavailable, Kind
 from koo.events import Event
-from koo.guard import DATABASES, Gates, Guard
+from koo.gates import DATABASES, Gates
+from koo.guard import Guard
 from koo.monitoring.pool import PoolMetrics
 from koo.monitoring.shapes import DatabaseHealth, DatabaseMetrics, DatabaseStatus
 from koo.monitoring.vitals import Look, Vitals, database_health, database_metrics, database_status
@@ -77,17 +78,17 @@ class Database:
         self._deadlines = deadlines or Deadlines()
         self.gate = Gate(options.pool_size + options.max_overflow)
         self.metrics = PoolMetrics(clock.monotonic())
-        self.guard = Guard(
+        gates = Gates(
             SERVICE,
             _guard_options(options),
             deadlines=self._deadlines,
-            gates=Gates(bulkhead=self.gate),
             family=DATABASES,
-            classify=classify_connect,
+            bulkhead=self.gate,
             clock=clock,
             draw=draw,
             publish=publish,
         )
+        self.guard = Guard(gates, classify=classify_connect)
         self.transactions = Transactions(self.make_scope, self.guard, self.metrics, options, clock, draw)
         self.connections: Connections | None = None
         self.last_look: Look | None = None

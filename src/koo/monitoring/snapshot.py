@@ -14,7 +14,8 @@ from typing import Protocol, get_args
 
 from koo.clock import Clock, iso, utc_day
 from koo.errors import UnknownService, name_of
-from koo.guard import Gates, Guard
+from koo.gates import Gates
+from koo.guard import Guard
 from koo.monitoring.shapes import (
     Alert,
     BreakerStatus,

@@ -33,7 +33,12 @@ Draw = Callable[[], float]
 HINT_S_MAX = 31 * 86_400.0
 """A server's word is taken up to a month: caps are for our own guesses."""
 IDLE_RECOVERIES = 3
-"""After so many recovery times without a call, a service that can be reached is believed to be well."""
+"""After so many recovery times without a call, a service that can be reached is believed to be well: as long as the
+first three openings of one that stays ill would have lasted without their doubling, and a cheap guess to get wrong,
+since one call at first is all that is let through then (rule R16)."""
+OPEN_JITTER = 0.2
+"""An opening is lengthened by up to this share, so that all processes that one outage opened do not probe in the same
+second: with a fifth, a hundred of them spread over twelve of sixty seconds, and none waits much longer than asked."""
 
 
 class Phase(Enum):
@@ -175,6 +180,8 @@ class Breaker:
 
     def _gate(self, now: float, draw: Draw) -> int | None:
         """The generation to admit under when it is not simply closed; None refuses."""
+        # The operator's word comes before the tick. Under FORCED_OPEN time must not move the breaker into
+        # HALF_OPEN, where it would wait for probes that are never admitted; under DISABLED nothing moves it.
         if self.override is FORCED_OPEN:
             return None
         if self.override is DISABLED:
@@ -217,18 +224,12 @@ class Breaker:
         if permit.generation != self.generation:
             self.stale += permit.generation != OUTSIDE
             return False
-        if self.phase is CLOSED:
-            self._settle_closed(permit, verdict, slow, now, draw, hint_s)
-        elif permit.is_over(now):
-            self._fail_probe("a hung probe", now, draw, hint_s)
-        else:
-            self._settle_probe(permit, verdict, now, draw, hint_s)
-        return True
-
-    def _settle_closed(
-        self, permit: Permit, verdict: Verdict, slow: bool, now: float, draw: Draw, hint_s: float
-    ) -> None:
-        if verdict is SUCCESS:
+        if self.phase is not CLOSED:
+            if permit.is_over(now):
+                self._fail_probe("a hung probe", now, draw, hint_s)
+            else:
+                self._settle_probe(permit, verdict, now, draw, hint_s)
+        elif verdict is SUCCESS:
             self.consecutive = 0
             self.window.record(False, slow, now)
             if self.streak:
@@ -242,6 +243,7 @@ class Breaker:
         elif slow and verdict is NEUTRAL:
             self.window.record(False, True, now)
             self._trip_if_due(now, draw, hint_s)
+        return True
 
     def _count_failure(self, permit: Permit) -> None:
         """One reset that hits fifty running calls is one step; five failures one after another are five.
@@ -379,7 +381,7 @@ class Breaker:
         options = self.options
         # The exponent is bounded before the power: an overflow here would be an error in the middle of an outage.
         backoff_s = min(options.recovery_s * 2.0 ** min(self.streak, 30), options.open_s_max)
-        guess_s = max(backoff_s, options.recovery_s) * (1.0 + 0.2 * draw())
+        guess_s = max(backoff_s, options.recovery_s) * (1.0 + OPEN_JITTER * draw())
         self.opened_at = now
         self.open_for_s = max(guess_s, min(hint_s, HINT_S_MAX))
         self.reason = reason

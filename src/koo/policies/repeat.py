@@ -1,0 +1,62 @@
+"""May a failed call be made again, and after what pause?
+
+The questions are asked in this order: may it be repeated safely, are attempts left, will the breaker let it through
+(one that is open: only if it reopens within the deadline), what pause, does the deadline hold that pause and a usual
+answer, and last: is there a token of the retry budget. The token is last, because what is taken from the budget is
+missed by the calls that could have been repeated.
+"""
+
+from __future__ import annotations
+
+from koo.errors import describe_s
+from koo.options import GuardOptions
+from koo.policies.backoff import pause_s
+from koo.policies.breaker import FORCED_OPEN, Breaker, Draw
+from koo.policies.retry_budget import RetryBudget
+from koo.policies.tally import Tally
+from koo.policies.verdict import THROTTLED, Fault
+
+LATENCY_S_MIN = 1.0
+"""A repeat is not begun when less than this (or the usual latency, if that is longer) is left of the deadline."""
+
+
+class Repeats:
+    """The repeats of one guard; `budget` bounds the load that they add."""
+
+    __slots__ = ("_breaker", "_options", "_tally", "budget")
+
+    def __init__(self, options: GuardOptions, breaker: Breaker, tally: Tally, now: float) -> None:
+        self._options = options
+        self._breaker = breaker
+        self._tally = tally
+        self.budget = RetryBudget(options.retry, now)
+
+    def plan(
+        self, fault: Fault, attempt: int, deadline: float, paused_until: float, now: float, draw: Draw
+    ) -> tuple[float | None, str]:
+        """The pause before the next attempt, and a token is taken for it; or None and why there is none.
+
+        The reason is empty where no repeat was to be expected. `paused_until`: the end of the cooldown that the fault
+        belongs to. Times in monotonic seconds.
+        """
+        retry, breaker = self._options.retry, self._breaker
+        throttled = fault.verdict is THROTTLED
+        safe = self._options.idempotent or throttled  # what was turned away at the door was not done
+        if not fault.repeatable or not safe or attempt >= retry.attempts_max:
+            return None, ""
+        hint_s = fault.retry_after_s or 0.0
+        if hint_s > retry.cap_s and not throttled:
+            return None, f"it asks for a pause of {describe_s(hint_s)}"
+        pause = pause_s(retry, attempt, draw, hint_s)
+        if throttled:
+            pause = max(pause, paused_until - now)
+        if breaker.override is FORCED_OPEN:
+            return None, breaker.refusal(now)[0]
+        if breaker.refuses(now + pause):
+            pause = max(pause, breaker.refusal(now)[1])
+        usual_s = max(self._tally.recent(now).percentile_s(0.5), LATENCY_S_MIN)
+        if now + pause + usual_s > deadline:
+            return None, "the deadline is too near"
+        if not self.budget.take(self._tally.first_successes, now):
+            return None, "the retry budget is empty"
+        return pause, ""

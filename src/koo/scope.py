@@ -1,0 +1,103 @@
+"""Scope: one permit of a guard for the length of a block or a stream, which its owner ends."""
+
+from __future__ import annotations
+
+from typing import Generic, Protocol, TypeVar
+
+from koo.deadlines import ends_at
+from koo.gates import Passage
+from koo.options import GuardOptions
+from koo.policies.breaker import Breaker, Permit
+from koo.policies.verdict import Fault
+
+T = TypeVar("T")
+
+
+class ScopeGuard(Protocol):
+    """What a scope asks of its guard."""
+
+    breaker: Breaker
+    options: GuardOptions
+
+    def now(self) -> float: ...
+
+    def judge(self, error: BaseException) -> Fault: ...
+
+    async def enter(self, passage: Passage) -> Permit: ...
+
+    def leave(
+        self,
+        passage: Passage,
+        permit: Permit,
+        fault: Fault | None,
+        slow: bool | None = None,
+        took_s: float | None = None,
+    ) -> None: ...
+
+    def abandon(self, passage: Passage, permit: Permit) -> None: ...
+
+
+class Scope(Generic[T]):
+    """One permit for the length of a block or a stream; `value` is the result of `begin`'s operation.
+
+    End it with `settle`, or use it as `async with`. `deadline` is in monotonic seconds: no timer spans the block, so
+    each wait inside has to be bounded with it.
+    """
+
+    __slots__ = ("_ended", "_guard", "passage", "permit", "value")
+
+    value: T
+    passage: Passage
+    permit: Permit
+
+    def __init__(self, guard: ScopeGuard, passage: Passage | None = None) -> None:
+        self._guard = guard
+        self._ended = True  # nothing is taken yet
+        if passage is not None:
+            self.passage = passage
+
+    @property
+    def deadline(self) -> float:
+        """When the whole call has to end."""
+        return self.passage.deadline
+
+    @property
+    def attempts(self) -> int:
+        """How often the operation was run."""
+        return self.passage.attempt
+
+    async def __aenter__(self) -> Scope[T]:
+        if not self._ended:
+            raise RuntimeError("this scope is in use: each block needs a permit() of its own")
+        self.passage.deadline = min(self._guard.now() + self._guard.options.timeout_s, ends_at.get())
+        self.keep(await self._guard.enter(self.passage), self.passage)
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.settle(None if error is None else self._guard.judge(error))
+
+    def keep(self, permit: Permit, passage: Passage) -> None:
+        """From here the permit, and what was taken with it, are this scope's to end."""
+        self.permit, self.passage = permit, passage
+        self._ended = False
+
+    def renew(self) -> None:
+        """A piece of content came: a probe that streams is alive."""
+        self._guard.breaker.renew(self.permit, self._guard.now())
+
+    def settle(
+        self, fault: Fault | None = None, *, slow: bool | None = None, took_s: float | None = None
+    ) -> None:
+        """End it, once: None is success.
+
+        The scope's own length may be its caller's time: `took_s` is what the other side took of it, and `slow`
+        whether that was slow, where it is not simply `took_s` against the option.
+        """
+        if not self._ended:
+            self._ended = True
+            self._guard.leave(self.passage, self.permit, fault, slow, took_s)
+
+    def __del__(self) -> None:
+        # Dropped unsettled: without this its permit, its place and its money would stay taken for ever.
+        if not self._ended:
+            self._guard.abandon(self.passage, self.permit)
