@@ -74,12 +74,12 @@ def test_errors_and_options_are_there_without_anything_heavy() -> None:
     assert (HEAVY - {"asyncio"}) & {name.partition(".")[0] for name in seen["modules"]} == set()
 
 
-def test_reading_settings_loads_no_database_server_or_client_and_writes_nothing() -> None:
+def test_reading_settings_loads_no_database_server_client_or_validator_and_writes_nothing() -> None:
     seen = watch("koo.Settings(environ={}).platform_options()")
     assert [one for one in seen["happened"] if one[0] != "socket.__new__"] == [] and seen["threads"] == [
         "MainThread"
     ]
-    assert {"sqlalchemy", "aiohttp", "fastapi", "genai_prices"} & set(seen["modules"]) == set()
+    assert {"sqlalchemy", "aiohttp", "fastapi", "genai_prices", "pydantic"} & set(seen["modules"]) == set()
 
 
 def test_a_name_stays_the_same_object_and_is_found_only_once() -> None:

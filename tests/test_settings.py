@@ -384,6 +384,8 @@ def test_a_refusal_says_which_file_set_the_value(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("KOO_PORT=high\n")
     assert refused({}).endswith(f"(set in {tmp_path}/.env)")
     assert "set in" not in refused({"KOO_PORT": "high"})
+    (tmp_path / ".env").write_text("KOO_HOST=0.0.0.0\n")
+    assert refused({}).endswith(f"localhost (set in {tmp_path}/.env)")
 
 
 def test_values_that_contradict_one_another_are_refused() -> None:

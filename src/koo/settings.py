@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from koo.configuration.becoming import platform_options
-from koo.configuration.names import UnknownVariable, by_service, merge, unknown
-from koo.configuration.refusing import check_home, check_names, check_together, read_rows
+from koo.configuration.names import Name, UnknownVariable, merge, unknown
+from koo.configuration.reading import check_home, read_rows, where
 from koo.configuration.sources import ENV_FILE, Found, Source, find_home, gather
 from koo.configuration.table import Row
+from koo.configuration.together import contradictions
 from koo.configuration.urls import url_of
 from koo.configuration.values import SecretStr
-from koo.configuration.variables import ServiceSettings, Variables, variable_of_service
+from koo.configuration.variables import ServiceSettings, Variables, variable_of
 from koo.errors import ConfigurationError
 from koo.options import PlatformOptions
 
@@ -65,20 +66,24 @@ class Settings(Variables):
         found = gather(environ, home / ENV_FILE)
         check_home(found.get("KOO_HOME"), home)
         merged = merge(found.values(), values)
-        own = by_service(merged.values(), values.get("ai_services", ()))
-        read = read_rows(self.rows, {name: merged.get(name.upper()) for name in self.rows}, str.upper, home)
-        read["ai_services"] = {service: _service(service, its, home) for service, its in own.items()}
-        if "KOO_URL" not in merged:
+        read, given = read_rows(Variables, "", merged, home)
+        if "koo_url" not in given:
             read["koo_url"] = url_of(read["koo_host"], read["koo_port"])
-        super().__init__(read, frozenset(name for name in self.rows if name.upper() in merged))
-        vars(self).update(
-            _sources={name: one.source for name, one in merged.items()}, _unknown=unknown(found.values())
+        services = dict.fromkeys(
+            [*values.get("ai_services", ()), *(service for service, _ in merged if service)]
         )
-        check_together(self)
+        read["ai_services"] = {
+            service: ServiceSettings(*read_rows(ServiceSettings, service, merged, home))
+            for service in services
+        }
+        super().__init__(read, given)
+        vars(self).update(_merged=merged, _unknown=unknown(found.values()))
+        for name, sentence in contradictions(self):
+            raise ConfigurationError("", f"{variable_of(*name)} {sentence}{where(merged.get(name), home)}")
         for one in self._unknown:
             _warn_once(str(one))
 
-    _sources: dict[str, Source]
+    _merged: dict[Name, Found]
     _unknown: tuple[UnknownVariable, ...]
 
     @property
@@ -92,22 +97,21 @@ class Settings(Variables):
 
     def explain(self) -> list[Explained]:
         """What is in force and where it came from, without secrets: each variable, and what each service was given."""
-        rows = [self._explain(name.upper(), row, getattr(self, name)) for name, row in self.rows.items()]
-        for service, own in self.ai_services.items():
-            rows += [
-                self._explain(variable_of_service(service, name), row, getattr(own, name))
-                for name, row in own.rows.items()
-                if name in own.given
-            ]
-        return rows
+        return [
+            self._explain(service, row, getattr(table, name))
+            for service, table in (("", self), *self.ai_services.items())
+            for name, row in table.rows.items()
+            if not service or name in table.given
+        ]
 
-    def _explain(self, variable: str, row: Row, value: object) -> Explained:
-        source = self._sources.get(variable, "default")
-        return Explained(variable, row.explain(value), source, row.meaning, row.allowed)
+    def _explain(self, service: str, row: Row, value: object) -> Explained:
+        found = self._merged.get((service, row.name))
+        source: Source = "default" if found is None else found.source
+        return Explained(variable_of(service, row.name), row.explain(value), source, row.meaning, row.allowed)
 
     def __repr__(self) -> str:
         unknown = f", {len(self._unknown)} unknown" if self._unknown else ""
-        return f"<Settings {self.koo_home}: {len(self._sources)} set{unknown}>"
+        return f"<Settings {self.koo_home}: {len(self._merged)} set{unknown}>"
 
 
 def _working_directory() -> Path:
@@ -115,12 +119,6 @@ def _working_directory() -> Path:
         return Path.cwd()
     except FileNotFoundError:
         raise ConfigurationError("", "the working directory is gone; change to one that exists") from None
-
-
-def _service(service: str, own: Mapping[str, Found], home: Path) -> ServiceSettings:
-    check_names(service, own, home)
-    values = read_rows(ServiceSettings.rows, own, lambda name: variable_of_service(service, name), home)
-    return ServiceSettings(values, frozenset(own))
 
 
 @cache

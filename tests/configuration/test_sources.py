@@ -95,6 +95,14 @@ def test_whatever_is_read_is_read_as_python_dotenv_reads_it(lines: list[str]) ->
         assert ours == dotenv_values(path, interpolate=False)
 
 
+def test_a_quote_that_is_not_closed_is_named_by_the_line_it_opens_in(env_file: Path) -> None:
+    env_file.write_text("A=1\n\nB='open\nC=3\n")
+    with pytest.raises(
+        ConfigurationError, match="line 3: this is not NAME=value, or its quote is not closed"
+    ):
+        read_env_file(env_file)
+
+
 def test_a_file_that_is_not_text_is_told(env_file: Path) -> None:
     env_file.write_bytes(b"A=\xff\xfe")
     with pytest.raises(ConfigurationError, match="is not UTF-8 text"):

@@ -18,14 +18,16 @@ from koo.configuration.variables import (
     SERVICE_PREFIX,
     ServiceSettings,
     Variables,
-    variable_of_service,
+    variable_of,
 )
 from koo.errors import ConfigurationError
 from koo.options import RESERVED_NAMES, check_service_name
 
 PREFIXES = ("DATABASE_", "DB_", "AI_", "KOO_")
+Name = tuple[str, str]
+"""A service, or "", and an attribute: ("claude", "daily_budget"), ("", "koo_port")."""
 KNOWN = {name.upper() for name in Variables.rows}
-_MEANT = KNOWN | {variable_of_service(service, name) for service in BUILT_IN for name in ServiceSettings.rows}
+_MEANT = KNOWN | {variable_of(service, name) for service in BUILT_IN for name in ServiceSettings.rows}
 _ALLOWED_NAME = "1 to 64 small letters, digits, - and _, with a letter or digit first"
 # A variable is written in capitals and knows no dots, so these names have neither.
 _SERVICE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -67,55 +69,45 @@ def unknown(found: Iterable[Found]) -> tuple[UnknownVariable, ...]:
     return tuple(seen)
 
 
-def merge(found: Iterable[Found], arguments: Mapping[str, Any]) -> dict[str, Found]:
-    """What is set, by variable as it is documented; arguments win, and an empty value is not set.
+def merge(found: Iterable[Found], arguments: Mapping[str, Any]) -> dict[Name, Found]:
+    """What is set; arguments win, and an empty value is not set.
 
-    Raises `ConfigurationError` for a name under `AI_SERVICES__` that means nothing, and for an argument that does.
+    Raises `ConfigurationError` for a name under `AI_SERVICES__` that means nothing, and for such an argument.
     """
-    merged = {one.variable: one for one in _from_arguments(arguments)}
+    merged = {
+        name: Found(variable_of(*name), value, "argument") for name, value in _named(arguments) if value != ""
+    }
     for one in found:
-        if one.value and one.variable in KNOWN:
-            merged.setdefault(one.variable, one)
-        elif one.value and one.variable.startswith(SERVICE_PREFIX):
-            variable = variable_of_service(*_split(one.variable))
-            if variable not in merged:
-                merged[variable] = replace(one, variable=variable)
-            elif merged[variable].source != "argument":
-                raise ConfigurationError("", f"{variable} is set twice, in capitals and not; set it once")
+        if one.value and (one.variable in KNOWN or one.variable.startswith(SERVICE_PREFIX)):
+            name = ("", one.variable.lower()) if one.variable in KNOWN else _split(one.variable)
+            if name not in merged:
+                merged[name] = replace(one, variable=variable_of(*name))
+            elif merged[name].source != "argument":
+                raise ConfigurationError(
+                    "", f"{variable_of(*name)} is set twice, in capitals and not; set it once"
+                )
     return merged
 
 
-def _from_arguments(arguments: Mapping[str, Any]) -> Iterator[Found]:
-    for service, own in dict(arguments.get("ai_services", ())).items():
-        if not _SERVICE_NAME.fullmatch(service):
-            raise ConfigurationError(
-                "", f"{quoted(service)} is no name of a service; allowed is {_ALLOWED_NAME}"
-            )
-        check_service_name(service)
-        for name, value in own.items():
-            if value != "":
-                yield Found(variable_of_service(service, name), value, "argument")
+def _named(arguments: Mapping[str, Any]) -> Iterator[tuple[Name, object]]:
     for name, value in arguments.items():
-        if name not in Variables.rows and name != "ai_services":
+        if name in Variables.rows:
+            yield ("", name), value
+        elif name == "ai_services":
+            for service, own in dict(value).items():
+                if not _SERVICE_NAME.fullmatch(service):
+                    what = f"{quoted(service)} is no name of a service"
+                    raise ConfigurationError("", f"{what}; allowed is {_ALLOWED_NAME}")
+                check_service_name(service)
+                yield from (((service, one), its) for one, its in own.items())
+        else:
             meant = nearest(name, Variables.rows)
             raise ConfigurationError(
                 "", f"Settings has no {name}" + (f"; did you mean {meant}?" if meant else "")
             )
-        if name != "ai_services" and value != "":
-            yield Found(name.upper(), value, "argument")
 
 
-def by_service(merged: Iterable[Found], named: Iterable[str]) -> dict[str, dict[str, Found]]:
-    """The settings of each service that has some or is `named`, by the attributes of `ServiceSettings`."""
-    by_name: dict[str, dict[str, Found]] = {name: {} for name in named}
-    for one in merged:
-        if one.variable.startswith(SERVICE_PREFIX):
-            service, name = _split(one.variable)
-            by_name.setdefault(service, {})[name] = one
-    return by_name
-
-
-def _split(variable: str) -> tuple[str, str]:
+def _split(variable: str) -> Name:
     """`AI_SERVICES__CLAUDE__DAILY_BUDGET` → ("claude", "daily_budget")."""
     service, _, name = variable.removeprefix(SERVICE_PREFIX).lower().partition("__")
     if name and service in RESERVED_NAMES:

@@ -91,7 +91,8 @@ def _parse(text: str, path: Path) -> dict[str, str]:
             blank = one.original.string[: -len(one.original.string.lstrip()) or None].count("\n")
             line = one.original.line + blank
             raise ConfigurationError(
-                "", f"{path}, line {line}: this is not NAME=value; a comment begins with #"
+                "",
+                f"{path}, line {line}: this is not NAME=value, or its quote is not closed; a comment begins with #",
             )
         if one.key is not None and one.value is not None:
             found[one.key] = one.value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,31 +42,20 @@ SWITCH = {
 _LOOKS_SECRET = re.compile(r"://|@|^(?:sk|pk|key|AIza|pplx|xai|gsk|ghp|eyJ)[-_A-Za-z0-9]{6}")
 
 
+@dataclass(frozen=True, slots=True, repr=False)
 class SecretStr:
     """Text that no `repr`, log or message shows; `get_secret_value()` returns it."""
 
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
+    _text: str
 
     def get_secret_value(self) -> str:
         return self._text
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SecretStr) and self._text == other._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    def __len__(self) -> int:
-        return len(self._text)
-
-    def __str__(self) -> str:
-        return "**********" if self._text else ""
-
     def __repr__(self) -> str:
         return f"SecretStr('{self}')"
+
+    def __str__(self) -> str:
+        return "**********"
 
 
 def reveal(value: Any) -> Any:

@@ -35,9 +35,9 @@ BUILT_IN: dict[str, tuple[ServiceKind, str]] = {
 """The services that need no declaration: what they speak, and the variable that holds their key."""
 
 
-def variable_of_service(service: str, name: str) -> str:
-    """("claude", "daily_budget") → `AI_SERVICES__CLAUDE__DAILY_BUDGET`."""
-    return f"{SERVICE_PREFIX}{service}__{name}".upper()
+def variable_of(service: str, name: str) -> str:
+    """("claude", "daily_budget") → `AI_SERVICES__CLAUDE__DAILY_BUDGET`, ("", "koo_port") → `KOO_PORT`."""
+    return (f"{SERVICE_PREFIX}{service}__{name}" if service else name).upper()
 
 
 def _key_of(service: str) -> SecretStr | None:

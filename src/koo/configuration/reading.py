@@ -1,0 +1,70 @@
+"""Reading the rows of a table, and the one sentence that a wrong value gets: variable, what it holds, what is allowed.
+
+Of a secret the sentence shows no more than "…", also where the secret stands in a wrong place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from koo.configuration.names import Name, nearest
+from koo.configuration.sources import ENV_FILE, Found
+from koo.configuration.table import Row, Table
+from koo.configuration.values import quoted, reveal
+from koo.errors import ConfigurationError
+
+
+def read_rows(
+    table: type[Table], service: str, merged: Mapping[Name, Found], home: Path
+) -> tuple[dict[str, Any], frozenset[str]]:
+    """The value of each row, what was found or else the default, and the names of those that were found.
+
+    Raises `ConfigurationError`, naming the variable.
+    """
+    found = {name: one for (whose, name), one in merged.items() if whose == service}
+    for name, one in found.items():
+        if name not in table.rows:
+            raise _no_such_setting(table, name, one, home)
+    return {name: _read(row, found.get(name), home) for name, row in table.rows.items()}, frozenset(found)
+
+
+def _read(row: Row, found: Found | None, home: Path) -> object:
+    value = row.default if found is None else found.value
+    try:
+        return row.read(value, home)
+    except ValueError as error:
+        said = str(error) or f"allowed is {row.allowed}"
+    # Raised out here: the error before, whose frames hold the value, would come along as the context of this one.
+    held = row.form.held(str(reveal(value)))
+    variable = row.name.upper() if found is None else found.variable
+    raise ConfigurationError("", f"{variable} holds {held}; {said}{where(found, home)}")
+
+
+def where(found: Found | None, home: Path) -> str:
+    """Which file a refused value stands in."""
+    return f" (set in {home / ENV_FILE})" if found is not None and found.source == ENV_FILE else ""
+
+
+def _no_such_setting(table: type[Table], name: str, found: Found, home: Path) -> ConfigurationError:
+    # Of a setting that does not exist only a number is shown: the rest may be a key.
+    text = str(reveal(found.value))
+    shown = f'"{text}"' if text.replace(".", "", 1).isdecimal() and len(text) < 20 else '"…"'
+    known = [one.upper() for one in table.rows]
+    meant = nearest(name.upper(), known)
+    hint = f" (did you mean {meant}?)" if meant else ""
+    sentence = f"{found.variable} holds {shown}, but a service has no such setting{hint}"
+    return ConfigurationError("", f"{sentence}; allowed are {', '.join(known)}{where(found, home)}")
+
+
+def check_home(found: Found | None, home: Path) -> None:
+    """Raises `ConfigurationError` where the `.env` names another KOO_HOME than the folder it was found in."""
+    if found is None or found.source != ENV_FILE or not found.value:
+        return
+    if (home / Path(str(found.value)).expanduser()).resolve() != home.resolve():
+        raise ConfigurationError(
+            "",
+            f"KOO_HOME holds {quoted(str(found.value))} in {home / ENV_FILE}, which is found by KOO_HOME itself; "
+            "allowed is to set it in the environment",
+        )

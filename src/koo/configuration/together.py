@@ -1,0 +1,66 @@
+"""What can be right alone and not beside the other values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from koo.configuration.becoming import local_model_path
+from koo.configuration.names import Name, nearest
+from koo.configuration.urls import is_loopback
+from koo.configuration.variables import BUILT_IN, ServiceSettings, Variables, variable_of
+
+ORDERED = [("db_retry_base_delay", "db_retry_max_delay"), ("ai_retry_base_delay", "ai_retry_max_delay")]
+"""Where both are set, the first must not be larger than the second."""
+
+
+def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
+    """Each value that cannot be right beside the others, and what is said of it after the variable's name."""
+    for less, more in ORDERED:
+        low, high = getattr(settings, less), getattr(settings, more)
+        if {less, more} <= settings.given and low > high:
+            yield ("", less), f'holds "{low:g}"; allowed is at most {high:g}, which {more.upper()} holds'
+    if not is_loopback(settings.koo_host) and settings.koo_token is None:
+        loopback = "127.0.0.1, ::1 and localhost"
+        sentence = (
+            f'holds "{settings.koo_host}", which others can reach; allowed without KOO_TOKEN are {loopback}'
+        )
+        yield ("", "koo_host"), sentence
+    if settings.koo_token is not None and settings.koo_token == settings.koo_read_token:
+        sentence = 'holds "…", the same as KOO_TOKEN; allowed is another one, or who may only look could do everything'
+        yield ("", "koo_read_token"), sentence
+    for service, own in settings.ai_services.items():
+        for name, sentence in _of_service(settings, service, own):
+            yield (service, name), sentence
+
+
+def _of_service(settings: Variables, service: str, own: ServiceSettings) -> Iterator[tuple[str, str]]:
+    prices = {"input_price": own.input_price, "output_price": own.output_price}
+    for one, other in (("input_price", "output_price"), ("output_price", "input_price")):
+        if prices[one] is not None and prices[other] is None:
+            yield one, f'holds "{prices[one]}"; allowed is only together with {variable_of(service, other)}'
+    if service == "local":
+        yield from _of_local(settings, own)
+    elif service in BUILT_IN:
+        kind = BUILT_IN[service][0]
+        if own.kind not in {None, kind}:
+            yield "kind", f'holds "{own.kind}"; allowed is none, because {service} speaks {kind}'
+    elif own.base_url is None and own.api_key is None:
+        setting = next((name for name in own.rows if name in own.given), "base_url")
+        meant = nearest(service, BUILT_IN)
+        hint = f" (did you mean {variable_of(meant, setting)}?)" if meant else ""
+        known = (
+            f"{', '.join(BUILT_IN)}, and new ones that have {variable_of(service, 'base_url')} or an API_KEY"
+        )
+        yield setting, f"belongs to no service{hint}; allowed are {known}"
+
+
+def _of_local(settings: Variables, own: ServiceSettings) -> Iterator[tuple[str, str]]:
+    for name in ("kind", "base_url", "api_key"):
+        if name in own.given:
+            yield name, "is set; allowed is none, because local runs in this process"
+    path = local_model_path(settings)
+    if path is not None and not path.is_file():
+        yield (
+            "model",
+            f'holds "{own.model}"; allowed is the path of a GGUF file that exists, and {path} does not',
+        )
