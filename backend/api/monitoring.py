@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from core.platform import platform
 from koo.clock import SYSTEM_CLOCK
+from koo.monitoring.overview import alerts_view, dashboard_view
 from koo.monitoring.shapes import Dashboard, SystemAlerts, SystemHealth
-from koo.monitoring.snapshot import alerts_view, dashboard_view
 
 if TYPE_CHECKING:
     from fastapi import APIRouter

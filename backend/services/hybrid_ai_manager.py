@@ -12,7 +12,7 @@ Everything that a question raises on purpose is an `ExternalServiceError`. Looki
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from core.platform import platform
 from koo.ai.stream import AnswerStream
@@ -110,7 +110,16 @@ def stream_ai(
     )
 
 
-async def query_multiple_ai(queries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+class Outcome(TypedDict):
+    """What became of one of several questions: `response` if `success`, else `error`."""
+
+    success: bool
+    service: str
+    response: NotRequired[Answer]
+    error: NotRequired[ExternalServiceError]
+
+
+async def query_multiple_ai(queries: Sequence[Mapping[str, Any]]) -> list[Outcome]:
     """Ask all at once: [{"service": ..., "prompt": ..., and the options of `query_ai`}, ...].
 
     A dict for each, in the same order: `success`, `service`, and `response` (an `Answer`) or `error` (the
@@ -145,7 +154,7 @@ def _read(query: Mapping[str, Any]) -> Query | InvalidRequest:
         return InvalidRequest(name_of(service), str(error).replace("koo.ai.types.", ""))
 
 
-def _result(query: Mapping[str, Any], outcome: Answer | ExternalServiceError) -> dict[str, Any]:
+def _result(query: Mapping[str, Any], outcome: Answer | ExternalServiceError) -> Outcome:
     if isinstance(outcome, Answer):
         return {"success": True, "service": outcome.service, "response": outcome}
     return {"success": False, "service": outcome.service, "error": outcome}

@@ -25,8 +25,9 @@ from koo.composition import Parts
 from koo.deadlines import Deadlines
 from koo.errors import ConfigurationError, ExternalServiceError
 from koo.events import EventBus
+from koo.monitoring.overview import services_view, system_view
 from koo.monitoring.shapes import Alert, ServiceCheck, ServiceHealth, ServicesHealth, SystemHealth
-from koo.monitoring.snapshot import services_view, system_view, unknown_service
+from koo.monitoring.snapshot import unknown_service
 from koo.options import PlatformOptions, check_service_name
 from koo.policies.breaker import Override
 from koo.sharing import DATABASE

@@ -14,8 +14,9 @@ from koo.clock import utc_day
 from koo.database.database import Database
 from koo.deadlines import Deadlines
 from koo.errors import DatabaseUnavailable, Kind
+from koo.monitoring.overview import services_view, system_view
 from koo.monitoring.shapes import ServiceHealth, ServicesHealth, SystemHealth
-from koo.monitoring.snapshot import service_view, services_view, system_view
+from koo.monitoring.snapshot import service_view
 from koo.monitoring.vitals import Look
 from koo.options import BreakerOptions, DatabaseOptions, GuardOptions, LimitOptions, RetryOptions
 from koo.policies.breaker import HALF_OPEN, OPEN

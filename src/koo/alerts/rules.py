@@ -14,8 +14,14 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from koo.events import Severity
-from koo.monitoring.shapes import AlertData, BreakerStatus, DatabaseHealth, ModelStatus, ServiceHealth
-from koo.monitoring.snapshot import WINDOWS
+from koo.monitoring.shapes import (
+    WINDOWS,
+    AlertData,
+    BreakerStatus,
+    DatabaseHealth,
+    ModelStatus,
+    ServiceHealth,
+)
 
 ERROR_RATE_MAX = 0.10
 CALLS_MIN = 20

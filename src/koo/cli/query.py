@@ -21,7 +21,7 @@ from koo.cli.terminal import (
     visible,
 )
 from koo.errors import KooError
-from koo.monitoring.snapshot import money
+from koo.monitoring.guards import money
 from koo.platform import Platform
 from koo.settings import Settings
 

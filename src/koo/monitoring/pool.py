@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from koo.monitoring.shapes import ConnectionCounts, Phases, PhaseTimes
+from koo.monitoring.shapes import ConnectionCounts, Phases, PhaseTimes, Spread
 from koo.policies.tally import Bucket, Tally
 
 SAMPLES_MAX = 20_000
@@ -114,9 +114,12 @@ class PoolMetrics:
 
 
 def _times(latencies: Latencies, now: float) -> PhaseTimes:
-    recent = latencies.recent(now)
+    return {"count": latencies.count, **spread_of(latencies.recent(now))}
+
+
+def spread_of(recent: Bucket) -> Spread:
+    """Mean and percentiles."""
     return {
-        "count": latencies.count,
         "average": recent.mean_s(),
         "p50": recent.percentile_s(0.50),
         "p95": recent.percentile_s(0.95),

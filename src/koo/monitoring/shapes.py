@@ -13,7 +13,7 @@ five minutes. Keys may be added; a key that stands here never disappears and nev
 
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, get_args
 
 from koo.events import Severity
 
@@ -46,6 +46,7 @@ ServiceWord = Literal["healthy", "degraded", "unhealthy", "circuit_open", "rate_
 BreakerWord = Literal["closed", "open", "half_open", "forced_open", "disabled"]
 OverrideWord = Literal["none", "forced_open", "disabled", "metrics_only"]
 RequestWindow = Literal["requests_per_minute", "requests_per_hour", "requests_per_day"]
+WINDOWS: tuple[RequestWindow, ...] = get_args(RequestWindow)
 """The keys of `RateLimits` that are limits on requests."""
 
 
@@ -121,14 +122,19 @@ class ConnectionCounts(TypedDict):
     aborted: Annotated[int, Doc("cut off by koo, because they were too late")]
 
 
-class PhaseTimes(TypedDict):
-    """Seconds of one phase: `count` of the process's life, the rest of the last five minutes."""
+class Spread(TypedDict):
+    """Seconds of the last five minutes."""
 
-    count: int
     average: float
     p50: float
     p95: float
     p99: float
+
+
+class PhaseTimes(Spread):
+    """One phase of a scope."""
+
+    count: Annotated[int, Doc("in the process's life")]
 
 
 class Phases(TypedDict):
@@ -141,13 +147,9 @@ class Phases(TypedDict):
     hold: Annotated[PhaseTimes, Doc("how long a scope kept its connection")]
 
 
-class ResponseTimes(TypedDict):
-    """Seconds of the last five minutes."""
+class ResponseTimes(Spread):
+    """Seconds of scopes, and of each phase of them by itself."""
 
-    average: float
-    p50: float
-    p95: float
-    p99: float
     success_rate: Annotated[float, Doc("0 to 1; 1 where nothing was asked")]
     phases: Phases
 

@@ -1,8 +1,8 @@
-"""The numbers that are seen: one aggregation for Python, HTTP, the page, the command line and metrics.
+"""The numbers of a service: one aggregation for Python, HTTP, the page, the command line and metrics.
 
 Two views that count for themselves would one day disagree, and at 3 a.m. it is unknown which of them is right. So each
-number is made once: here for services and for everything together, in `vitals` for the database. Nothing here does
-I/O, waits, or changes a state: it reads what the policies know now. The shapes are those of `shapes`.
+number is made once: here for services, in `vitals` for the database, in `overview` for everything together. Nothing in
+these files does I/O, waits, or changes a state: they read what the policies know now. The shapes are those of `shapes`.
 """
 
 from __future__ import annotations
@@ -10,38 +10,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
 from decimal import Decimal
-from typing import Protocol, get_args
+from typing import Protocol
 
 from koo.clock import Clock, iso, utc_day
 from koo.errors import UnknownService, name_of
 from koo.gates import Gates
 from koo.guard import Guard
+from koo.monitoring.guards import Wall, breaker_view, breaker_word, money, outcomes_view, recent_of, total_of
 from koo.monitoring.shapes import (
-    Alert,
-    BreakerStatus,
-    BreakerWord,
     DailyBudget,
-    Dashboard,
-    DatabaseHealth,
     ModelStatus,
-    Outcomes,
-    OverallHealth,
     RateLimit,
     RateLimits,
     RequestWindow,
     ServiceConfiguration,
     ServiceHealth,
     ServiceMetrics,
-    ServicesHealth,
-    Summary,
-    SystemAlerts,
-    SystemHealth,
 )
 from koo.options import DAY_S, GuardOptions
-from koo.policies.breaker import CLOSED, OPEN, Breaker, Override
+from koo.policies.breaker import OPEN
 from koo.policies.limiter import Count, DayCount
 from koo.policies.reported import ServiceState, service_state
-from koo.policies.tally import BUCKET_S, BUCKETS, Bucket
+from koo.policies.tally import BUCKET_S, BUCKETS
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED
 from koo.storage.base import Allowance, BudgetView
 
@@ -64,99 +54,6 @@ class ServiceLike(Protocol):
 
     @property
     def default_guard(self) -> Guard: ...
-
-
-class Wall:
-    """Monotonic seconds as wall time, for people."""
-
-    __slots__ = ("_offset_s", "now", "wall")
-
-    def __init__(self, clock: Clock) -> None:
-        self.now = clock.monotonic()
-        self.wall = clock.wall()
-        self._offset_s = self.wall - self.now
-
-    def iso(self, monotonic_s: float | None) -> str | None:
-        """ISO 8601 in UTC; None stays None."""
-        return None if monotonic_s is None else iso(monotonic_s + self._offset_s)
-
-
-def now_iso(clock: Clock) -> str:
-    """Now, as all answers say it."""
-    return iso(clock.wall())
-
-
-def money(amount_usd: Decimal) -> str:
-    """An exact amount, without an exponent and without trailing zeros."""
-    text = f"{amount_usd.normalize():f}"
-    return text if text != "-0" else "0"
-
-
-# ── breakers ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def breaker_word(breaker: Breaker) -> BreakerWord:
-    """What a breaker does with calls, in one word: an operator's, else its phase."""
-    if breaker.override is Override.FORCED_OPEN:
-        return "forced_open"
-    return "disabled" if breaker.override is Override.DISABLED else breaker.phase.value
-
-
-def _why(breaker: Breaker) -> str:
-    if breaker.override is Override.FORCED_OPEN:
-        return "forced open by an operator"
-    return breaker.reason if breaker.phase is not CLOSED else ""
-
-
-def breaker_view(guard: Guard, wall: Wall) -> BreakerStatus:
-    """One breaker, as a person asks about it: its phase, why, and when it will be asked again."""
-    breaker = guard.breaker
-    window = breaker.window
-    return {
-        "name": breaker.name,
-        "state": breaker_word(breaker),
-        "override": breaker.override.value,
-        "reason": _why(breaker),
-        "consecutive_failures": breaker.consecutive,
-        "failure_threshold": breaker.options.failure_threshold,
-        "success_threshold": breaker.options.success_threshold,
-        "recovery_timeout": breaker.options.recovery_s,
-        "window": {"calls": window.calls, "failures": window.failures, "slow": window.slow},
-        "opened_at": wall.iso(breaker.opened_at) if breaker.trips else None,
-        "next_attempt": wall.iso(breaker.opens_until()) if breaker.phase is OPEN else None,
-        "times_opened": breaker.trips,
-        "stale_results": breaker.stale,
-        "running": breaker.running,
-    }
-
-
-def outcomes_view(guards: Sequence[Guard], wall: Wall) -> Outcomes:
-    """What became of the calls behind several guards; throttled ones have failed."""
-    verdicts = total_of(guards).verdicts
-    failures = [guard.tally.last_failure_at for guard in guards if guard.tally.last_failure_at is not None]
-    successes = [guard.tally.last_success_at for guard in guards if guard.tally.last_success_at is not None]
-    return {
-        "failure_count": verdicts[FAILURE] + verdicts[THROTTLED],
-        "success_count": verdicts[SUCCESS],
-        "last_failure": wall.iso(max(failures, default=None)),
-        "last_success": wall.iso(max(successes, default=None)),
-    }
-
-
-def total_of(guards: Sequence[Guard]) -> Bucket:
-    """Counts of the process's life over several guards."""
-    total = Bucket()
-    for guard in guards:
-        total.add(guard.tally.totals())
-    return total
-
-
-def recent_of(guards: Sequence[Guard], now: float) -> Bucket:
-    """The last five minutes over several guards."""
-    recent = Bucket()
-    for guard in guards:
-        recent.add(guard.tally.recent(now))
-    return recent
 
 
 def metrics_view(guards: Sequence[Guard], now: float) -> ServiceMetrics:
@@ -198,7 +95,6 @@ def _add_to(total: dict[str, int], counts: Mapping[str, int]) -> None:
 
 # ── limits and money ──────────────────────────────────────────────────────────────────────────────────────────────
 
-WINDOWS: tuple[RequestWindow, ...] = get_args(RequestWindow)
 COUNT_KEYS: dict[str, RequestWindow] = {
     "requests a minute": "requests_per_minute",
     "requests an hour": "requests_per_hour",
@@ -360,80 +256,6 @@ def _configuration(service: ServiceLike) -> ServiceConfiguration:
         "recovery_timeout": options.breaker.recovery_s,
         "success_threshold": options.breaker.success_threshold,
         "idempotent": options.idempotent,
-    }
-
-
-def services_view(services: Mapping[str, ServiceHealth], clock: Clock) -> ServicesHealth:
-    """All services in one; those without a key are listed, but outside all counts."""
-    configured = [view for view in services.values() if view["configured"]]
-    return {
-        "overall_health": services_health(configured),
-        "healthy_services": sum(view["state"] == "healthy" for view in configured),
-        "total_services": len(configured),
-        "services": dict(services),
-        "timestamp": now_iso(clock),
-    }
-
-
-def services_health(configured: Sequence[ServiceHealth]) -> OverallHealth:
-    """unhealthy: every configured service refuses; degraded: some part is not healthy; else healthy."""
-    states = {view["state"] for view in configured}
-    if states and states <= {"circuit_open", "rate_limited"}:
-        return "unhealthy"
-    return "healthy" if states <= {"healthy"} else "degraded"
-
-
-# ── everything together ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-def system_view(database: DatabaseHealth, services: ServicesHealth, clock: Clock) -> SystemHealth:
-    """`overall_health` and what it is made of."""
-    health = services["overall_health"]
-    overall: OverallHealth = "healthy"
-    if database["state"] == "circuit_open" or health == "unhealthy":
-        overall = "unhealthy"
-    elif not is_database_healthy(database) or health != "healthy":
-        overall = "degraded"
-    return {
-        "overall_health": overall,
-        "database": database,
-        "ai_services": services,
-        "timestamp": now_iso(clock),
-    }
-
-
-def is_database_healthy(database: DatabaseHealth) -> bool:
-    """Nothing is wrong with it: neither for its guard nor for the last probe."""
-    return database["healthy"] and database["state"] == "healthy"
-
-
-def alerts_view(alerts: list[Alert], clock: Clock) -> SystemAlerts:
-    """The alerts and how many they are."""
-    return {"alerts": alerts, "alert_count": len(alerts), "timestamp": now_iso(clock)}
-
-
-def dashboard_view(health: SystemHealth, alerts: list[Alert]) -> Dashboard:
-    """Everything that an overview shows."""
-    return {
-        "summary": _summary(health, alerts),
-        "database": health["database"],
-        "ai_services": health["ai_services"],
-        "alerts": alerts,
-        "timestamp": health["timestamp"],
-    }
-
-
-def _summary(health: SystemHealth, alerts: list[Alert]) -> Summary:
-    services = health["ai_services"]
-    breakers: list[BreakerStatus] = [health["database"]["circuit_breaker"]]
-    for service in services["services"].values():
-        breakers += service["models"].values()
-    return {
-        "overall_health": health["overall_health"],
-        "database_healthy": is_database_healthy(health["database"]),
-        "ai_services_healthy": f"{services['healthy_services']}/{services['total_services']}",
-        "active_alerts": sum(alert["active"] for alert in alerts),
-        "circuit_breakers_open": sum(breaker["state"] in ("open", "forced_open") for breaker in breakers),
     }
 
 

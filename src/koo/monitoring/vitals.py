@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from koo.clock import Clock, iso
 from koo.errors import DatabaseError
 from koo.guard import Guard
-from koo.monitoring.pool import PoolMetrics
+from koo.monitoring.guards import Wall, breaker_view, now_iso, outcomes_view
+from koo.monitoring.pool import PoolMetrics, spread_of
 from koo.monitoring.shapes import (
     DatabaseBreaker,
     DatabaseConfiguration,
@@ -23,7 +24,6 @@ from koo.monitoring.shapes import (
     PoolStatus,
     ResponseTimes,
 )
-from koo.monitoring.snapshot import Wall, breaker_view, now_iso, outcomes_view
 from koo.options import DatabaseOptions
 from koo.policies.reported import database_state
 from koo.policies.verdict import NEUTRAL
@@ -107,10 +107,7 @@ def _response_times(vitals: Vitals) -> ResponseTimes:
     now = vitals.clock.monotonic()
     recent = vitals.guard.tally.recent(now)
     return {
-        "average": recent.mean_s(),
-        "p50": recent.percentile_s(0.50),
-        "p95": recent.percentile_s(0.95),
-        "p99": recent.percentile_s(0.99),
+        **spread_of(recent),
         "success_rate": recent.success_rate(),
         "phases": vitals.metrics.times(now),
     }

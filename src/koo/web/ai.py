@@ -85,7 +85,7 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
             raise unknown_service(service, list(platform.services))
         log.warning("the AI service %s was reset", service)
         message = f"{service} starts afresh"
-        return JsonView({"message": message, "service": service, "timestamp": views.timestamp()})
+        return JsonView(answers.ServiceReset(message=message, service=service, timestamp=views.timestamp()))
 
     @router.post(
         "/services/reset-all-errors",
@@ -98,4 +98,4 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
         results = platform.reset_services()
         log.warning("all AI services were reset")
         message = f"{sum(results.values())} services start afresh"
-        return JsonView({"message": message, "results": results, "timestamp": views.timestamp()})
+        return JsonView(answers.ServicesReset(message=message, results=results, timestamp=views.timestamp()))

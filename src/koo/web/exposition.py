@@ -18,7 +18,9 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from koo.errors import Kind
 from koo.events import Severity
+from koo.monitoring.guards import total_of
 from koo.monitoring.shapes import (
+    WINDOWS,
     BreakerWord,
     DatabaseHealth,
     DatabaseMetrics,
@@ -26,7 +28,6 @@ from koo.monitoring.shapes import (
     ServiceHealth,
     ServiceWord,
 )
-from koo.monitoring.snapshot import WINDOWS, total_of
 from koo.platform import Platform
 from koo.policies.tally import BOUNDS_S
 from koo.web.release import version

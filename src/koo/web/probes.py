@@ -40,12 +40,12 @@ def probes_router(readiness: Readiness) -> APIRouter:
 
     async def livez() -> Response:
         """200 as long as the process can answer at all."""
-        return JsonView({"status": "alive"})
+        return JsonView(answers.Alive(status="alive"))
 
     async def readyz() -> Response:
         """503 when the database refuses or does not answer, or the process is ending; from memory."""
         readiness.check()
-        return JsonView({"status": "ready"})
+        return JsonView(answers.Ready(status="ready"))
 
     router.get("/livez", summary="Does the process live?", **described(answers.Alive))(livez)
     router.get("/readyz", summary="May it take traffic?", **described(answers.Ready, 503))(readyz)

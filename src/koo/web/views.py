@@ -7,7 +7,7 @@ from decimal import Decimal
 from koo.ai.types import Answer, Query
 from koo.clock import SYSTEM_CLOCK
 from koo.errors import ExternalServiceError
-from koo.monitoring.snapshot import money, now_iso
+from koo.monitoring.guards import money, now_iso
 from koo.web.answers import BatchAnswer, BatchFailure, BatchSuccess, QueryAnswer
 from koo.web.bodies import QueryBody
 from koo.web.problems import known_s, status_of

@@ -107,7 +107,7 @@
  * }} ConnectionCounts
  *
  * @typedef {{
- *   count: number, average: number, p50: number, p95: number, p99: number,
+ *   average: number, p50: number, p95: number, p99: number, count: number,
  * }} PhaseTimes
  *
  * @typedef {{

@@ -1,0 +1,106 @@
+"""What is seen of guards, and how times and money are written: common to services and the database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+from koo.clock import Clock, iso
+from koo.guard import Guard
+from koo.monitoring.shapes import BreakerStatus, BreakerWord, Outcomes
+from koo.policies.breaker import CLOSED, OPEN, Breaker, Override
+from koo.policies.tally import Bucket
+from koo.policies.verdict import FAILURE, SUCCESS, THROTTLED
+
+
+class Wall:
+    """Monotonic seconds as wall time, for people."""
+
+    __slots__ = ("_offset_s", "now", "wall")
+
+    def __init__(self, clock: Clock) -> None:
+        self.now = clock.monotonic()
+        self.wall = clock.wall()
+        self._offset_s = self.wall - self.now
+
+    def iso(self, monotonic_s: float | None) -> str | None:
+        """ISO 8601 in UTC; None stays None."""
+        return None if monotonic_s is None else iso(monotonic_s + self._offset_s)
+
+
+def now_iso(clock: Clock) -> str:
+    """Now, as all answers say it."""
+    return iso(clock.wall())
+
+
+def money(amount_usd: Decimal) -> str:
+    """An exact amount, without an exponent and without trailing zeros."""
+    text = f"{amount_usd.normalize():f}"
+    return text if text != "-0" else "0"
+
+
+# ── breakers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def breaker_word(breaker: Breaker) -> BreakerWord:
+    """What a breaker does with calls, in one word: an operator's, else its phase."""
+    if breaker.override is Override.FORCED_OPEN:
+        return "forced_open"
+    return "disabled" if breaker.override is Override.DISABLED else breaker.phase.value
+
+
+def _why(breaker: Breaker) -> str:
+    if breaker.override is Override.FORCED_OPEN:
+        return "forced open by an operator"
+    return breaker.reason if breaker.phase is not CLOSED else ""
+
+
+def breaker_view(guard: Guard, wall: Wall) -> BreakerStatus:
+    """One breaker, as a person asks about it: its phase, why, and when it will be asked again."""
+    breaker = guard.breaker
+    window = breaker.window
+    return {
+        "name": breaker.name,
+        "state": breaker_word(breaker),
+        "override": breaker.override.value,
+        "reason": _why(breaker),
+        "consecutive_failures": breaker.consecutive,
+        "failure_threshold": breaker.options.failure_threshold,
+        "success_threshold": breaker.options.success_threshold,
+        "recovery_timeout": breaker.options.recovery_s,
+        "window": {"calls": window.calls, "failures": window.failures, "slow": window.slow},
+        "opened_at": wall.iso(breaker.opened_at) if breaker.trips else None,
+        "next_attempt": wall.iso(breaker.opens_until()) if breaker.phase is OPEN else None,
+        "times_opened": breaker.trips,
+        "stale_results": breaker.stale,
+        "running": breaker.running,
+    }
+
+
+def outcomes_view(guards: Sequence[Guard], wall: Wall) -> Outcomes:
+    """What became of the calls behind several guards; throttled ones have failed."""
+    verdicts = total_of(guards).verdicts
+    failures = [guard.tally.last_failure_at for guard in guards if guard.tally.last_failure_at is not None]
+    successes = [guard.tally.last_success_at for guard in guards if guard.tally.last_success_at is not None]
+    return {
+        "failure_count": verdicts[FAILURE] + verdicts[THROTTLED],
+        "success_count": verdicts[SUCCESS],
+        "last_failure": wall.iso(max(failures, default=None)),
+        "last_success": wall.iso(max(successes, default=None)),
+    }
+
+
+def total_of(guards: Sequence[Guard]) -> Bucket:
+    """Counts of the process's life over several guards."""
+    total = Bucket()
+    for guard in guards:
+        total.add(guard.tally.totals())
+    return total
+
+
+def recent_of(guards: Sequence[Guard], now: float) -> Bucket:
+    """The last five minutes over several guards."""
+    recent = Bucket()
+    for guard in guards:
+        recent.add(guard.tally.recent(now))
+    return recent
