@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import io
 from asyncio import AbstractEventLoop, get_running_loop
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from socket import AF_INET, AddressFamily
 from typing import Literal, NamedTuple
@@ -277,12 +277,6 @@ class HttpStream:
         except (aiohttp.ClientError, OSError) as error:
             raise self._client.explain_body(self._response, error) from None
         return self._events.finish()
-
-    async def events(self) -> AsyncIterator[ServerSentEvent]:
-        """All events, one by one. Raises `TransportError`."""
-        while batch := await self.next_events():
-            for event in batch:
-                yield event
 
     async def read(self) -> bytes:
         """The rest of the body as a whole, for an answer that is no stream. Raises `TransportError`."""

@@ -227,6 +227,9 @@ def change(act: str, counts: tuple[Count, ...], pick: int, now: float) -> None:
     if act == "clear":
         counts[pick % len(counts)].clear(now)
     elif act == "restore":
+        counts[-1].roll(
+            now
+        )  # what is restored is of today: added to a day that is over it would go with that
         counts[-1].used += pick % 10
     elif act == "day ends":
         for day in counts:

@@ -1,0 +1,120 @@
+"""The day's requests: they outlive the process, and the state store counts each of them once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from koo.ai.operations import compose
+from koo.ai.service import Service, guard_options
+from koo.clock import utc_day
+from koo.deadlines import Deadlines
+from koo.options import DAY_S, LimitOptions, PlatformOptions, ServiceOptions
+from koo.platform import Platform
+from koo.storage.store import SqlStore
+
+MIDNIGHT_S = 20_001 * DAY_S
+TODAY = 20_000
+LIMITED = ServiceOptions(
+    name="own", kind="openai_compatible", declared=True, base_url="http://127.0.0.1:9/v1",
+    limits=LimitOptions(per_day=100),
+)  # fmt: skip
+
+
+class MovedClock:
+    """The wall's time begins `before_s` before a midnight, and both times go on as a test says."""
+
+    def __init__(self, before_s: float) -> None:
+        self.passed_s = 0.0
+        self._wall_s = MIDNIGHT_S - before_s
+
+    def monotonic(self) -> float:
+        return 1000.0 + self.passed_s
+
+    def wall(self) -> float:
+        return self._wall_s + self.passed_s
+
+    async def sleep(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+
+
+def service(clock: MovedClock) -> Service:
+    return Service(
+        "own",
+        guard_options(LIMITED),
+        default_model="m",
+        clock=clock,
+        deadlines=Deadlines(),
+        classify=compose(None, "own"),
+    )
+
+
+def used(one: Service) -> int:
+    count = one.day_count
+    assert count is not None
+    return count.used
+
+
+def take(one: Service, clock: MovedClock, requests: int = 1) -> None:
+    for _ in range(requests):
+        assert one.gates.limits.take(clock.monotonic()) is None
+
+
+def test_a_platform_made_before_midnight_and_opened_after_it_counts_the_new_days_requests(
+    tmp_path: Path,
+) -> None:
+    """Another process has used the day up; the counts here were made when somebody looked, yesterday."""
+
+    async def main() -> None:
+        clock = MovedClock(before_s=1.5)
+        options = PlatformOptions(home=tmp_path, services=(LIMITED,))
+        platform = Platform(options, clock=clock)
+        platform.services_status()
+        clock.passed_s += 3.0
+        async with SqlStore(options.state_url, clock=clock, home=tmp_path) as store:
+            store.quotas.add("own", utc_day(clock.wall()), 100)
+        async with platform:
+            view = platform.service_health("own")["rate_limits"]["requests_per_day"]
+            assert (view["used"], view["remaining"]) == (100, 0)
+
+    asyncio.run(main())
+
+
+def test_what_is_restored_of_a_day_that_is_over_counts_for_no_other() -> None:
+    """The store was asked before midnight and answered after it."""
+    clock = MovedClock(before_s=1.0)
+    one = service(clock)
+    clock.passed_s += 2.0
+    one.restore_day(TODAY, 70)
+    assert used(one) == 0 and one.take_unstored() == (TODAY + 1, 0)
+
+
+def test_the_store_is_given_each_request_once() -> None:
+    """A hold of money counts in the store at once, the rest is told; a refund takes back what was told."""
+    clock = MovedClock(before_s=3600.0)
+    one = service(clock)
+    one.restore_day(TODAY, 40)
+    assert used(one) == 40 and one.take_unstored() == (TODAY, 0), "the store knows these"
+    take(one, clock, requests=5)
+    one.note_stored(TODAY, 2)
+    assert one.take_unstored() == (TODAY, 3) and one.take_unstored() == (TODAY, 0)
+    one.gates.limits.refund(clock.monotonic())
+    assert one.take_unstored() == (TODAY, -1) and used(one) == 44
+
+
+def test_a_new_day_begins_with_nothing_that_the_store_knows() -> None:
+    clock = MovedClock(before_s=1.0)
+    one = service(clock)
+    take(one, clock, requests=5)
+    assert one.take_unstored() == (TODAY, 5)
+    clock.passed_s += 2.0
+    one.note_stored(TODAY + 1, 1)
+    take(one, clock, requests=3)
+    one.tick()
+    assert one.take_unstored() == (TODAY + 1, 2)
+    one.note_stored(TODAY, 1)
+    assert one.take_unstored() == (TODAY + 1, 0), "a hold of yesterday is told late"
+    clock.passed_s += DAY_S
+    one.tick()
+    take(one, clock, requests=3)
+    assert one.take_unstored() == (TODAY + 2, 3), "a free service holds no money"

@@ -1,0 +1,74 @@
+"""How far a prompt walks from its caller to the wire. A frame that only passes things on is one more file to read."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from koo.http import HttpClient
+from koo.testing.providers import FakeAnthropic
+
+ROOT = Path(__file__).parents[2]
+WAY = [
+    "backend/services/hybrid_ai_manager.py query_ai",
+    "src/koo/platform.py query",  # opens what is not open
+    "src/koo/ai/gateway.py query",  # makes the answer of what was said
+    "src/koo/ai/gateway.py _begin",  # service after service
+    "src/koo/guard.py begin",  # keeps the permit until the answer is made
+    "src/koo/guard.py call",  # attempt after attempt
+    "src/koo/ai/providers/anthropic.py complete",  # the wire format
+    "src/koo/ai/providers/transport.py request",  # errors in koo's words
+]
+STREAMED = [
+    "src/koo/ai/stream.py __anext__",
+    "src/koo/ai/stream.py _begin",
+    "src/koo/ai/gateway.py start",
+    "src/koo/ai/gateway.py _begin",
+    "src/koo/guard.py begin",
+    "src/koo/guard.py call",
+    "src/koo/ai/stream.py open_stream",
+    "src/koo/ai/stream.py next_text",
+    "src/koo/ai/providers/streaming.py read_stream",
+    "src/koo/ai/providers/transport.py open",
+]
+
+
+@pytest.mark.parametrize(("method", "way"), [("request", WAY), ("stream", STREAMED)])
+def test_a_prompt_takes_the_shortest_way(
+    fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, method: str, way: list[str]
+) -> None:
+    """The frames of our own code under the HTTP client, outermost first."""
+    from services.hybrid_ai_manager import query_ai, stream_ai
+
+    seen: list[list[str]] = []
+    real = getattr(HttpClient, method)
+
+    async def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(frames())
+        return await real(*args, **kwargs)
+
+    monkeypatch.setattr(HttpClient, method, watched)
+
+    async def main() -> None:
+        if method == "request":
+            await query_ai("claude", "Hi")
+        else:
+            async with stream_ai("claude", "Hi") as chunks:
+                await anext(chunks)
+
+    asyncio.run(main())
+    assert seen == [way]
+
+
+def frames() -> list[str]:
+    found, frame = list[str](), inspect.currentframe()
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(ROOT / "src") or path.is_relative_to(ROOT / "backend"):
+            found.insert(0, f"{path.relative_to(ROOT)} {frame.f_code.co_name}")
+        frame = frame.f_back
+    return found
