@@ -221,7 +221,7 @@ class Platform:
         ai_services = self.parts.ai_services
         if name is not None and name not in ai_services:
             raise unknown_service(name, list(ai_services))
-        names = [name] if name is not None else [n for n, b in ai_services.items() if b.options.configured]
+        names = [name] if name is not None else [n for n, b in ai_services.items() if b.service.configured]
         results = await asyncio.gather(*(check_service(self.parts, one) for one in names))
         return dict(zip(names, results, strict=True))
 

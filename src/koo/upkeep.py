@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from decimal import Decimal
 
-from koo.ai.models import not_configured
 from koo.ai.service import AIService, Service
 from koo.alerts.rules import find
 from koo.composition import Parts
@@ -68,6 +67,10 @@ class KeepTime(BackgroundTask):
     def _tick(self) -> None:
         """What a second brings about in every guard; reads no network."""
         parts = self.parts
+        for ai_service in parts.ai_services.values():
+            if ai_service.service.obstacle:
+                # What was missing may have been installed.
+                ai_service.look()
         for service in parts.services.values():
             service.tick()
             day, count = service.take_unstored()
@@ -134,7 +137,8 @@ async def check_service(parts: Parts, name: str) -> ServiceCheck:
     ai_service, clock = parts.ai_services[name], parts.clock
     began = clock.monotonic()
     error = await _ask(ai_service, parts.options.health_check_timeout_s)
-    ai_service.service.default_guard.note_check(error is None)
+    if ai_service.service.configured:
+        ai_service.service.default_guard.note_check(error is None)
     if error is None and ai_service.service.gates.key_blocks:
         ai_service.service.unblock_key()
     view = parts.service_health(name)
@@ -150,8 +154,9 @@ async def check_service(parts: Parts, name: str) -> ServiceCheck:
 
 async def _ask(ai_service: AIService, timeout_s: float) -> ExternalServiceError | None:
     name = ai_service.options.name
-    if not ai_service.options.configured:
-        return ExternalServiceError(name, not_configured(ai_service.options), kind=Kind.NOT_CONFIGURED)
+    obstacle = ai_service.look()
+    if obstacle:
+        return ExternalServiceError(name, obstacle, kind=Kind.NOT_CONFIGURED)
     try:
         async with asyncio.timeout(timeout_s):
             await ai_service.provider.check()

@@ -58,6 +58,9 @@ class MemoryProvider:
 
     async def check(self) -> None: ...
 
+    def obstacle(self) -> str:
+        return ""
+
     async def close(self) -> None: ...
 
 

@@ -159,7 +159,11 @@ def test_a_service_without_its_key(fake: FakeAnthropic) -> None:
         assert "OPENAI_API_KEY" in str(failure)
 
     view = in_situation(asked, fake, "openai")
-    assert (view["configured"], view["state"], view["reason"]) == (False, "unhealthy", "not configured")
+    assert (view["configured"], view["state"], view["reason"]) == (
+        False,
+        "unhealthy",
+        "not configured: set OPENAI_API_KEY to its key, in the environment or the .env in KOO_HOME",
+    )
     assert view["metrics"]["total_requests"] == 0
 
 

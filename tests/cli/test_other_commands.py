@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 
+from koo.ai.local_model import find_model
+from koo.ai.local_server import SERVERS
 from koo.testing.providers import FakeAnthropic, error
 from tests.cli.running import Here, settings_of
 
@@ -74,6 +77,42 @@ def test_doctor_finds_what_is_wrong(here: Here) -> None:
         assert stat.S_IMODE(env.stat().st_mode) == 0o644  # it only looks
 
 
+def test_doctor_asks_the_local_model_for_a_token_before_it_says_that_it_answers(
+    here: Here, tmp_path: Path
+) -> None:
+    model = find_model()
+    if model is None:
+        pytest.skip("the model is not installed")
+    here.set(settings_of(KOO_URL="http://127.0.0.1:9"))
+    _, found = findings(here)
+    assert found["local"][0]["result"] == "ok"
+    assert found["local"][0]["found"] == "SmolLM2-135M-Instruct.Q4_1 was loaded and answers"
+    half = tmp_path / "half.gguf"
+    with model.open("rb") as whole:
+        half.write_bytes(whole.read(3_000_000))
+    here.set({"AI_SERVICES__LOCAL__MODEL": str(half)})
+    code, found = findings(here)
+    assert (code, found["local"][0]["result"]) == (4, "problem")
+    assert "could not be loaded" in found["local"][0]["found"]
+
+
+def test_without_its_engine_doctor_says_so_and_no_model_is_fetched(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SERVERS.stop()
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    here.set(settings_of(KOO_URL="http://127.0.0.1:9"))
+    _, found = findings(here)
+    assert [check["result"] for check in found["local"]] == ["note"]
+    assert "run pip install -U 'koo[local]'" in found["local"][0]["found"]
+    # Were it to look for the model first, it would find it and be content.
+    code, out, err = here.run("model", "install")
+    assert (code, out) == (1, "")
+    assert "its engine xllamacpp is not installed" in err
+    code, _, err = here.run("query", "local", "Hello?")
+    assert code == 1 and "its engine xllamacpp is not installed" in err
+
+
 def test_doctor_says_which_setting_stops_everything(here: Here) -> None:
     here.set({"DATABASE_POOL_SIZE": "0"})
     code, out, _ = here.run("doctor")
@@ -82,8 +121,6 @@ def test_doctor_says_which_setting_stops_everything(here: Here) -> None:
 
 
 def test_the_model_that_is_there_is_not_fetched_again(here: Here) -> None:
-    from koo.ai.local_model import find_model
-
     path = find_model()
     if path is None:
         pytest.skip("the model is not installed")

@@ -158,6 +158,17 @@ def test_what_cannot_be_right_stops_the_start(
 # ── who talks to it ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_status_shows_what_the_local_model_lacks(here: Here, tmp_path: Path) -> None:
+    path = tmp_path / "notes.gguf"
+    path.write_text("these are my notes")
+    with serving(tmp_path, AI_SERVICES__LOCAL__MODEL=str(path)) as (url, _):
+        here.set({"KOO_URL": url})
+        code, out, _ = here.run("status")
+    assert code == 0
+    assert "not configured" in out
+    assert f"local: not configured: the model file {path} is not a GGUF file; run koo model install" in out
+
+
 @pytest.mark.parametrize("arguments", [["status"], ["alerts"], ["reset", "all"]])
 def test_without_a_server_the_sentence_says_so(here: Here, arguments: list[str]) -> None:
     with socket.socket() as nobody:

@@ -84,7 +84,7 @@ class House:
             deadlines=self.deadlines,
             classify=told,
             allowance=Allowance(None if budget is None else Decimal(budget)),
-            configured=configured,
+            obstacle="" if configured else "not configured",
         )
         return service
 

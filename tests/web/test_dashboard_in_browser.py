@@ -92,7 +92,10 @@ def test_it_shows_the_state_of_everything_and_follows_it_by_itself(browser: str,
     async def main() -> None:
         async with FakeAnthropic() as fake:
             off = ServiceOptions(name="openai", kind="openai", model="gpt-6.1-terra")
-            koo = platform(tmp_path, claude(fake, breaker=BreakerOptions(failure_threshold=3)), off)
+            local = ServiceOptions(
+                name="local", kind="local", model="local", disabled_by="AI_LOCAL_ENABLED=false"
+            )
+            koo = platform(tmp_path, claude(fake, breaker=BreakerOptions(failure_threshold=3)), off, local)
             async with shown(browser, koo) as (page, client):
                 await page.until_text("h1", "Healthy")
                 assert await page.run("document.title") == "● Healthy · koo"
@@ -100,6 +103,9 @@ def test_it_shows_the_state_of_everything_and_follows_it_by_itself(browser: str,
                 assert "No alert is active" in await page.text("main")
                 assert "1 service has no key" in await page.text(".unconfigured")
                 assert "openai" in await page.text(".unconfigured")
+                assert "local takes no part in anything above: switched off by AI_LOCAL_ENABLED=false." in (
+                    await page.text(".unconfigured")
+                )
                 await page.run("window.here = true")
 
                 fake.script(*[error(529, "overloaded_error")] * 3)

@@ -52,11 +52,11 @@ def assemble(
             classify=compose(None, one.name),
             publish=publish,
             allowance=Allowance(one.daily_budget_usd, one.budget_is_explicit),
-            configured=one.configured,
             checkable=True,
             free=one.free,
         )
         ai_services[one.name] = AIService(service, make_provider(one, options, http, clock), one)
+        ai_services[one.name].look()
     return ai_services
 
 

@@ -19,7 +19,6 @@ from typing import TypeVar
 from koo.ai.begun import Begun
 from koo.ai.charge import QueryCharge
 from koo.ai.checking import check
-from koo.ai.models import not_configured
 from koo.ai.pricing import ModelPrice, Prices
 from koo.ai.providers.base import Completion, Request
 from koo.ai.service import AIService
@@ -154,8 +153,9 @@ class Gateway:
     def _prepare(self, one: AIService, query: Query) -> QueryCharge:
         """What the service is asked, and what that may cost. Raises `CallerMistake` and `PriceUnknown`."""
         options = one.options
-        if not options.configured:
-            raise CallerMistake(options.name, not_configured(options), kind=Kind.NOT_CONFIGURED)
+        # What was missing may have been installed since.
+        if one.service.obstacle and one.look():
+            raise CallerMistake(options.name, one.service.obstacle, kind=Kind.NOT_CONFIGURED)
         model = query.model or options.model
         request = Request(
             prompt=query.prompt,

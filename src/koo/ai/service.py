@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from koo.ai.models import not_configured
 from koo.ai.providers.base import Pace, Provider
 from koo.ai.types import Usage
 from koo.clock import Clock, utc_day
@@ -65,6 +66,12 @@ class AIService:
     provider: Provider
     options: ServiceOptions
 
+    def look(self) -> str:
+        """Look anew whether it can be asked at all: `Service.obstacle`, as it is from now on."""
+        missing = not_configured(self.options) if not self.options.configured else self.provider.obstacle()
+        self.service.obstacle = missing
+        return missing
+
 
 class Service:
     """The guards and gates of one service, by model; `default_model` is what a query gets that names none."""
@@ -80,14 +87,15 @@ class Service:
         classify: Classify,
         publish: Callable[[Event], None] | None = None,
         allowance: Allowance | None = None,
-        configured: bool = True,
+        obstacle: str = "",
         checkable: bool = False,
         free: bool = False,
     ) -> None:
         self.name = name
         self.options = options
         self.default_model = default_model
-        self.configured = configured
+        self.obstacle = obstacle
+        """What is missing before it can be asked at all, and what to do about it; empty if nothing is."""
         self.checkable = checkable
         self.free = free
         self.allowance = allowance or Allowance(None)
@@ -113,6 +121,11 @@ class Service:
         """The guard of one model; made when first asked for."""
         guard = self._guards.get(model)
         return guard if guard is not None else self._make_guard(model)
+
+    @property
+    def configured(self) -> bool:
+        """Whether it can be asked at all. If not it is outside all counts, alerts and the overall health."""
+        return not self.obstacle
 
     @property
     def default_guard(self) -> Guard:

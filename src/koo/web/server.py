@@ -55,7 +55,7 @@ def serve(
     with bind(options.host, options.port) as listener:
         set_up_logs(log_format, log_level)
         port = listener.getsockname()[1]
-        server = make_server(platform, app, lambda: announce(options, port, out or sys.stdout))
+        server = make_server(platform, app, lambda: announce(platform, port, out or sys.stdout))
         with _signals_ended():
             server.run(sockets=[listener])
     if not server.started:
@@ -182,25 +182,41 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def announce(options: PlatformOptions, port: int, out: TextIO) -> None:
-    """What to try, in words that can be copied."""
+def announce(platform: Platform, port: int, out: TextIO) -> None:
+    """What to try, in words that can be copied: a query only of a service that can answer it."""
+    options = platform.options
     url, koo = url_of(options, port), _command()
     token = " -H 'Authorization: Bearer $KOO_TOKEN'".replace("'", '"') if options.token else ""
+    service, obstacle = _offered(platform)
+    query = [
+        f"  curl{token} -X POST {url}/api/v1/ai/query -H 'Content-Type: application/json' \\",
+        f"""    -d '{{"service": "{service}", "prompt": "{SHOWN_PROMPT}"}}'""",
+    ]
     lines = [
         f"koo is ready on {url}",
         "",
-        f'  {koo} query local "{SHOWN_PROMPT}"',
+        *([f'  {koo} query {service} "{SHOWN_PROMPT}"'] if service else []),
         f"  {koo} status",
         f"  curl{token} {url}/api/v1/monitoring/health",
-        f"  curl{token} -X POST {url}/api/v1/ai/query -H 'Content-Type: application/json' \\",
-        f"""    -d '{{"service": "local", "prompt": "{SHOWN_PROMPT}"}}'""",
+        *(query if service else []),
         "",
+        *([f"The service local is {obstacle}.", ""] if obstacle else []),
         f"In a browser: {url}/dashboard/ shows the state, {url}/docs describes the API. Ctrl-C ends it.",
     ]
     try:
         print(*lines, sep="\n", file=out, flush=True)
     except OSError:
         pass  # whoever started it has closed its output; that is no reason not to serve
+
+
+def _offered(platform: Platform) -> tuple[str, str]:
+    """The service to try, empty without any, and why it is not the local model, where its operator wants that one."""
+    services = platform.parts.ai_services
+    local = services["local"]
+    if local.service.configured:
+        return "local", ""
+    others = (name for name, one in services.items() if one.service.configured)
+    return next(others, ""), local.service.obstacle if local.options.configured else ""
 
 
 def url_of(options: PlatformOptions, port: int) -> str:

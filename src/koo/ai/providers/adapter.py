@@ -71,5 +71,9 @@ class Adapter:
         """UTF-8 bytes of prompt and system, and an allowance for what is put around them."""
         return bound_tokens(request)
 
+    def obstacle(self) -> str:
+        """Nothing on this machine: the options say whether there is a key."""
+        return ""
+
     async def close(self) -> None:
         """Nothing is held: the connections are the client's."""

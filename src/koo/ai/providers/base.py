@@ -85,6 +85,10 @@ class Provider(Protocol):
         """
         ...
 
+    def obstacle(self) -> str:
+        """What is missing on this machine before it can be asked, and what to do about it; empty if nothing is."""
+        ...
+
     async def check(self) -> None:
         """Is it there, and does it take the key? Never billed. Raises `ExternalServiceError`."""
         ...

@@ -245,8 +245,13 @@ function resetButton(kind, name, words, tone) {
 /** @param {Service[]} services */
 export function unconfigured(services) {
   if (services.length === 0) return null;
-  return h("section", { key: "unconfigured", class: "soft unconfigured", "aria-label": "Services without a key" },
-    h("p", {}, `${counted(services.length, "service has", "services have")} no key and `,
-      `${services.length === 1 ? "takes" : "take"} no part in anything above: `,
-      services.map((one, place) => [place ? ", " : "", h("span", {}, one.service_name)]), "."));
+  // The local model needs no key: what it lacks, and the command that mends it, is in its reason.
+  const local = services.filter((one) => one.configuration.kind === "local");
+  const keyless = services.filter((one) => one.configuration.kind !== "local");
+  return h("section", { key: "unconfigured", class: "soft unconfigured", "aria-label": "Services that are not configured" },
+    keyless.length === 0 ? null : h("p", {}, `${counted(keyless.length, "service has", "services have")} no key and `,
+      `${keyless.length === 1 ? "takes" : "take"} no part in anything above: `,
+      keyless.map((one, place) => [place ? ", " : "", h("span", {}, one.service_name)]), "."),
+    local.map((one) => h("p", { key: one.service_name }, h("span", {}, one.service_name),
+      ` takes no part in anything above: ${one.reason}.`)));
 }

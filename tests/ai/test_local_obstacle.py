@@ -1,0 +1,79 @@
+"""What keeps the local model from running, in a sentence with the one command that mends it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from koo.ai import local_obstacle
+from koo.ai.local_model import PACKAGE
+from koo.ai.local_obstacle import ENGINE, engine_obstacle, import_obstacle, model_obstacle
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there it can be missing")
+NO_LIBGOMP = "libgomp.so.1: cannot open shared object file: No such file or directory"
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An engine that is not imported where it is looked for, on a system whose list of libraries is another file."""
+    package = tmp_path / ENGINE
+    package.mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, ENGINE, raising=False)
+    monkeypatch.setattr(local_obstacle, "LD_CACHE", tmp_path / "ld.so.cache")
+    yield package / "__init__.py"
+    assert ENGINE not in sys.modules
+
+
+def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, ENGINE, None)
+    assert engine_obstacle() == (
+        "not configured: its engine xllamacpp is not installed; run pip install -U 'koo[local]'"
+    )
+
+
+@linux
+def test_a_missing_library_is_named_with_its_package_and_noticed_when_it_is_installed(engine: Path) -> None:
+    engine.write_text(f"raise ImportError({NO_LIBGOMP!r})")
+    local_obstacle.LD_CACHE.write_bytes(b"libc.so.6\0")
+    missing = (
+        "not configured: its engine needs libgomp.so.1, which this machine lacks; run apt install libgomp1"
+    )
+    assert engine_obstacle() == missing
+    assert engine_obstacle() == missing
+    # What installs a library writes the list anew.
+    local_obstacle.LD_CACHE.write_bytes(b"libc.so.6\0libgomp.so.1\0")
+    assert engine_obstacle() == ""
+
+
+@linux
+def test_an_engine_that_brings_its_own_library_is_no_obstacle_where_the_system_has_none(engine: Path) -> None:
+    engine.write_text("")
+    assert engine_obstacle() == ""
+
+
+@linux
+def test_an_engine_that_failed_to_load_is_tried_though_the_usual_library_is_there(engine: Path) -> None:
+    engine.write_text("raise ImportError('libfoo.so.7: cannot open shared object file: No such file')")
+    local_obstacle.LD_CACHE.write_bytes(b"\0libgomp.so.1\0")
+    assert engine_obstacle() == ""
+    assert "needs libfoo.so.7, which this machine lacks; install the system's package that has it" in (
+        engine_obstacle(doubted=True)
+    )
+
+
+def test_another_failure_of_the_import_is_an_engine_to_install_again() -> None:
+    assert import_obstacle("ImportError: undefined symbol: llama_decode").endswith(
+        "is damaged or too old; run pip install -U 'koo[local]'"
+    )
+
+
+def test_a_missing_model_and_a_file_that_is_not_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, PACKAGE, None)
+    assert "no model is installed; run koo model install (93 MB), or set AI_SERVICES__LOCAL__MODEL" in (
+        model_obstacle(None)
+    )
+    assert "none.gguf does not exist; run koo model install" in model_obstacle(tmp_path / "none.gguf")
