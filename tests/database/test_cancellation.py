@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import text
 
 from koo.database.database import Database
+from koo.database.drivers.aiosqlite import OwnCursors
 from koo.deadlines import Deadline
 from koo.policies.verdict import FAILURE
 from tests.database.conftest import Place
@@ -134,6 +135,43 @@ def test_at_every_wait_of_a_scope_that_has_to_connect(url: str, late: bool) -> N
                 await database.close()
             step += 1
         assert step > 4
+
+    run(main)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_each_sqlite_connection_is_closed_wherever_its_connecting_was_cancelled(
+    sqlite_url: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not left to the garbage collector, which 3.13 reports and older Pythons hide."""
+    still_open: set[int] = set()
+
+    class Counted(OwnCursors):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.number = opened_ever[0] = opened_ever[0] + 1
+            still_open.add(self.number)
+
+        def close(self) -> None:
+            super().close()
+            still_open.discard(self.number)
+
+    opened_ever = [0]
+    monkeypatch.setattr("koo.database.drivers.aiosqlite.OwnCursors", Counted)
+
+    async def read(database: Database) -> None:
+        async with database.session_scope() as session:
+            await session.execute(text("SELECT 1"))
+
+    async def main() -> None:
+        step, more = 1, True
+        while more:
+            database = Database(options(sqlite_url))
+            more = await cancelled_at(read(database), step, late)
+            await database.close()
+            assert still_open == set(), step
+            step += 1
+        assert opened_ever[0] >= 3
 
     run(main)
 

@@ -124,14 +124,19 @@ class OwnCursors(sqlite3.Connection):
 class SingleEnd(aiosqlite.Connection):
     """Stops once, however often it is told to; `keep` receives what is done when its thread has ended."""
 
-    def __init__(self, connector: Callable[[], sqlite3.Connection], keep: Keep) -> None:
-        super().__init__(connector, CHUNK_ROWS)
+    def __init__(self, connector: Callable[[], OwnCursors], keep: Keep) -> None:
+        opened: list[OwnCursors] = []
+        super().__init__(partial(_open, connector, opened), CHUNK_ROWS)
+        self._opened = opened
         self._thread.daemon = True  # a statement without end must not keep the process alive
         self._keep: Keep | None = keep
         self._stopped: asyncio.Future[Any] | None = None
 
     def stop(self) -> asyncio.Future[Any] | None:
         if self._running:
+            # aiosqlite closes only what it was handed. A cancelled connect is not handed what the thread opens for it,
+            # and a cancelled close forgets it: SQLite's handle would stay open until the garbage collector finds it.
+            self._tx.put_nowait((None, partial(_close, self._opened)))
             self._stopped = super().stop()
             keep, self._keep = self._keep, None  # the ending thread must not keep a whole database alive
             if keep is not None:
@@ -139,8 +144,22 @@ class SingleEnd(aiosqlite.Connection):
         return self._stopped
 
 
+def _open(connector: Callable[[], OwnCursors], opened: list[OwnCursors]) -> OwnCursors:
+    """In the thread."""
+    inner = connector()
+    opened.append(inner)
+    return inner
+
+
+def _close(opened: list[OwnCursors]) -> None:
+    """In the thread, after all that was asked of it before."""
+    for inner in opened:
+        _roll_back(inner)
+        inner.close()
+
+
 async def connect(keep: Keep, database: str, **options: Any) -> SingleEnd:
     """As `aiosqlite.connect`."""
-    connection = SingleEnd(partial(sqlite3.connect, database, factory=OwnCursors, **options), keep)
+    connection = SingleEnd(partial(OwnCursors, database, **options), keep)
     _ = await connection
     return connection
