@@ -259,6 +259,47 @@ def test_a_commit_that_is_never_answered_ends_after_the_deadline_and_the_cleanup
     run(main)
 
 
+def test_a_commit_inside_the_block_that_is_lost_is_raised_where_it_was_sent(pg: Place) -> None:
+    async def main() -> None:
+        async with proxied(pg.server) as proxy:
+            url = through(proxy, pg.server, pg.driver, pg.database)
+            async with with_notes(url) as database:
+                proxy.cut_commit("after")
+                async with database.session_scope() as session:
+                    await session.execute(INSERT, {"n": 1})
+                    with pytest.raises(CommitOutcomeUnknown):
+                        await session.commit()
+                    await session.rollback()
+                assert database.get_pool_metrics()["errors"]["unknown_commits"] == 1
+                assert await notes(database) == [1]
+
+    run(main)
+
+
+def test_a_cancellation_during_a_commit_that_is_lost_goes_up_and_carries_the_doubt(pg: Place) -> None:
+    async def main() -> None:
+        async with proxied(pg.server) as proxy:
+            url = through(proxy, pg.server, pg.driver, pg.database)
+            async with with_notes(url, cleanup_timeout_s=0.2) as database:
+                proxy.cut_commit("hold")
+                deadline = asyncio.get_running_loop().time() + 0.5
+
+                async def insert() -> None:
+                    async with database.make_scope(deadline=deadline) as session:
+                        await session.execute(INSERT, {"n": 1})
+
+                inserting = asyncio.create_task(insert())
+                await until(lambda: proxy.cuts == 1)
+                inserting.cancel()
+                with pytest.raises(asyncio.CancelledError) as caught:
+                    await inserting
+                assert isinstance(caught.value.__cause__, CommitOutcomeUnknown)
+                assert database.get_pool_metrics()["errors"]["unknown_commits"] == 1
+                assert_free(database)
+
+    run(main)
+
+
 def test_a_lost_commit_of_a_read_only_scope_is_no_riddle(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy:

@@ -258,6 +258,8 @@ class SessionScope:
         except BaseException as failure:
             # A cancellation that was put aside comes here too, after the COMMIT: then nothing is left to roll back.
             await to_end(self._leave_failed(failure, late))
+            if self.transcript.in_doubt:
+                self._decide(failure)
             raise
         self._end(None, late)
 
@@ -280,11 +282,12 @@ class SessionScope:
             await self._roll_back()
         finally:
             self._end(failure, late)
-        if self.transcript.in_doubt:
-            self._decide(failure)
 
     def _decide(self, failure: BaseException) -> None:
-        """A COMMIT was lost, and may have happened: raises what the caller learns, or leaves `failure` as it is."""
+        """The last COMMIT was lost, and may have happened: raises what the caller learns in place of `failure`.
+
+        Connection and permit are back, so this is where the outcome could be asked for on another connection.
+        """
         unknown = self.transcript.unknown_outcome()
         if isinstance(failure, Exception):
             raise unknown from original_of(failure)

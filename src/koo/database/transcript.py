@@ -132,6 +132,7 @@ class Transcript:
         if ours:
             self._unanswered = self.stopped and record.aborted
         if self._is_doubtful(meaning):
+            self._metrics.unknown_commits += 1
             self.in_doubt = self.leaving
             return None if self.leaving else self.unknown_outcome()
         return self.too_late() if ours else None
@@ -159,8 +160,7 @@ class Transcript:
         return DatabaseTimeout(SERVICE, f"the scope's deadline passed (at most {describe_s(total_s)})")
 
     def unknown_outcome(self) -> CommitOutcomeUnknown:
-        """The word for a COMMIT whose outcome stays unknown; counted."""
-        self._metrics.unknown_commits += 1
+        """The error for a COMMIT whose outcome stays unknown."""
         return CommitOutcomeUnknown(
             SERVICE,
             "the connection was lost during COMMIT: the transaction may have happened or not,"
