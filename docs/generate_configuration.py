@@ -228,8 +228,9 @@ What a service costs is known from the price table, by model. A service of your 
 0, as does `local`. With a key its price has to be known: set `INPUT_PRICE` and `OUTPUT_PRICE`, both, where the
 table does not know the model. A query whose price nobody knows is refused, because no budget could hold.
 
-`local` runs in the process: it takes no key, no address and no kind. `MODEL` is the path of a GGUF file,
-relative to `KOO_HOME`; without it the packaged model answers.
+`local` runs on this machine: it takes no key, no address and no kind. `MODEL` is the path of a GGUF file,
+relative to `KOO_HOME`; without it the packaged model answers. `AI_LOCAL_ENABLED=false` switches the service
+off: it is then not configured, and no model is loaded.
 
 {settings}
 """

@@ -338,14 +338,14 @@ WRONG: list[tuple[str, str, str]] = [
     ("AI_SERVICES__X__KIND", "mistral", "openai, anthropic or gemini"),
     ("AI_SERVICES__CLAUDE__INPUT_PRICE", "3", "only together with AI_SERVICES__CLAUDE__OUTPUT_PRICE"),
     ("AI_SERVICES__CLAUDE__OUTPUT_PRICE", "3", "only together with AI_SERVICES__CLAUDE__INPUT_PRICE"),
-    ("AI_SERVICES__LOCAL__KIND", "openai", "local runs in this process"),
+    ("AI_SERVICES__LOCAL__KIND", "openai", "local runs on this machine"),
     (
         "AI_SERVICES__FOO__MODEL",
         "x",
-        "belongs to no service; allowed are claude, openai, gemini, perplexity, local, and new",
+        "belongs to a service that is not known; allowed are claude, openai, gemini, perplexity, local, and new",
     ),
-    ("AI_SERVICES__LOCAL__API_KEY", "k", "local runs in this process"),
-    ("AI_SERVICES__LOCAL__BASE_URL", "http://x", "local runs in this process"),
+    ("AI_SERVICES__LOCAL__API_KEY", "k", "local runs on this machine"),
+    ("AI_SERVICES__LOCAL__BASE_URL", "http://x", "local runs on this machine"),
     (
         "AI_SERVICES__LOCAL__MODEL",
         "none.gguf",
@@ -619,16 +619,16 @@ def test_the_name_of_a_service_may_be_written_in_any_case_but_only_once() -> Non
 def test_services_can_be_given_as_arguments() -> None:
     settings = read({"AI_SERVICES__X__MODEL": "a"}, ai_services={"x": {"base_url": "http://h", "model": "b"}})
     assert (service(settings, "x").model, service(settings, "x").base_url) == ("b", "http://h")
-    assert "is no name of a service" in refused({}, ai_services={"No Name": {}})
-    assert "belongs to no service" in refused({}, ai_services={"empty": {}})
+    assert "is not a name for a service" in refused({}, ai_services={"No Name": {}})
+    assert "belongs to a service that is not known" in refused({}, ai_services={"empty": {}})
 
 
 @pytest.mark.parametrize("name", ["A/B", "A.B", "A B", "_A", "Ä", "X" * 65])
 def test_a_service_has_a_name_that_fits_into_a_path_and_a_variable(name: str) -> None:
     variable = f"AI_SERVICES__{name}__BASE_URL"
     assert refused({variable: "http://h/v1"}).startswith(
-        f"{variable.upper()} names no setting of a service; allowed is AI_SERVICES__<NAME>__<SETTING>, and for a name "
-        "1 to 64 small letters, digits, - and _, with a letter or digit first"
+        f"{variable.upper()} does not name a setting of a service; allowed is AI_SERVICES__<NAME>__<SETTING>, "
+        "and for a name 1 to 64 small letters, digits, - and _, with a letter or digit first"
     )
 
 

@@ -108,7 +108,7 @@ def check_service_name(name: object) -> None:
     """Raises `ConfigurationError` for a name that no path, variable or alert could carry."""
     if name in RESERVED_NAMES:
         raise ConfigurationError(
-            "", f"no service can be called {name!r}, which means something else to koo; choose another name"
+            "", f"a service cannot be called {name!r}, which means something else to koo; choose another name"
         )
     if not isinstance(name, str) or not SERVICE_NAME.fullmatch(name):
         shown = repr(name[:40]) if isinstance(name, str) else f"of type {type(name).__name__}"
@@ -358,7 +358,7 @@ class ServiceOptions(Checked):
     )
     budget_is_explicit: bool = option(
         False,
-        "somebody set the budget, so it refuses while the state store is away",
+        "the budget was set, so it refuses while the state store is away",
         "a default must not stop what works",
     )
     input_price: Decimal | None = option(
@@ -413,7 +413,7 @@ class PlatformOptions(Checked):
     host: str = option(
         "127.0.0.1",
         "address that the server listens on; one that others can reach needs `KOO_TOKEN`",
-        "nobody else can reach it",
+        "other machines cannot reach it",
     )
     port: int = option(8000, "TCP port of the server", "the customary one", at_least=0, at_most=65_535)
     url: str = option(
@@ -422,10 +422,10 @@ class PlatformOptions(Checked):
         "follows `KOO_HOST` and `KOO_PORT`",
     )
     token: str | None = option(
-        None, "token of those who may do everything", "without one, only this machine may ask", secret=True
+        None, "token of callers that may do everything", "without one, only this machine may ask", secret=True
     )
     read_token: str | None = option(
-        None, "token of those who may only look", "without one, only this machine may ask", secret=True
+        None, "token of callers that may only look", "without one, only this machine may ask", secret=True
     )
 
     def __post_init__(self) -> None:

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from koo.configuration.becoming import platform_options
 from koo.configuration.names import Name, UnknownVariable, merge, unknown
-from koo.configuration.reading import check_home, read_rows, where
-from koo.configuration.sources import ENV_FILE, Found, Source, find_home, gather
+from koo.configuration.reading import read_rows, where
+from koo.configuration.sources import ENV_FILE, Found, Source, check_home, find_home, gather
 from koo.configuration.table import Row
 from koo.configuration.together import contradictions
 from koo.configuration.urls import url_of
@@ -69,14 +69,9 @@ class Settings(Variables):
         read, given = read_rows(Variables, "", merged, home)
         if "koo_url" not in given:
             read["koo_url"] = url_of(read["koo_host"], read["koo_port"])
-        services = dict.fromkeys(
-            [*values.get("ai_services", ()), *(service for service, _ in merged if service)]
-        )
-        read["ai_services"] = {
-            service: ServiceSettings(*read_rows(ServiceSettings, service, merged, home))
-            for service in services
-        }
-        super().__init__(read, given)
+        services = dict.fromkeys([*values.get("ai_services", ()), *(one for one, _ in merged if one)])
+        own = {one: ServiceSettings(*read_rows(ServiceSettings, one, merged, home)) for one in services}
+        super().__init__(read | {"ai_services": own}, given)
         vars(self).update(_merged=merged, _unknown=unknown(found.values()))
         for name, sentence in contradictions(self):
             raise ConfigurationError("", f"{variable_of(*name)} {sentence}{where(merged.get(name), home)}")

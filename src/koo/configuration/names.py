@@ -44,7 +44,7 @@ class UnknownVariable:
     def __str__(self) -> str:
         place = "the environment" if self.source == "environment" else self.source
         hint = f": did you mean {self.meant}?" if self.meant else "."
-        return f"{self.name}, set in {place}, is no variable of koo and has no effect{hint}"
+        return f"{self.name}, set in {place}, is not a variable of koo and has no effect{hint}"
 
 
 def nearest(name: str, known: Iterable[str], likeness: float = 0.75) -> str | None:
@@ -96,7 +96,7 @@ def _named(arguments: Mapping[str, Any]) -> Iterator[tuple[Name, object]]:
         elif name == "ai_services":
             for service, own in dict(value).items():
                 if not _SERVICE_NAME.fullmatch(service):
-                    what = f"{quoted(service)} is no name of a service"
+                    what = f"{quoted(service)} is not a name for a service"
                     raise ConfigurationError("", f"{what}; allowed is {_ALLOWED_NAME}")
                 check_service_name(service)
                 yield from (((service, one), its) for one, its in own.items())
@@ -121,6 +121,6 @@ def _split(variable: str) -> Name:
     hint = f"; did you mean {meant}?" if meant else ""
     raise ConfigurationError(
         "",
-        f"{variable} names no setting of a service; allowed is {SERVICE_PREFIX}<NAME>__<SETTING>, and for a name "
-        f"{_ALLOWED_NAME}{hint}",
+        f"{variable} does not name a setting of a service; allowed is {SERVICE_PREFIX}<NAME>__<SETTING>, and for a "
+        f"name {_ALLOWED_NAME}{hint}",
     )

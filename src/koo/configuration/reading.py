@@ -12,7 +12,7 @@ from typing import Any
 from koo.configuration.names import Name, nearest
 from koo.configuration.sources import ENV_FILE, Found
 from koo.configuration.table import Row, Table
-from koo.configuration.values import quoted, reveal
+from koo.configuration.values import reveal
 from koo.errors import ConfigurationError
 
 
@@ -56,15 +56,3 @@ def _no_such_setting(table: type[Table], name: str, found: Found, home: Path) ->
     hint = f" (did you mean {meant}?)" if meant else ""
     sentence = f"{found.variable} holds {shown}, but a service has no such setting{hint}"
     return ConfigurationError("", f"{sentence}; allowed are {', '.join(known)}{where(found, home)}")
-
-
-def check_home(found: Found | None, home: Path) -> None:
-    """Raises `ConfigurationError` where the `.env` names another KOO_HOME than the folder it was found in."""
-    if found is None or found.source != ENV_FILE or not found.value:
-        return
-    if (home / Path(str(found.value)).expanduser()).resolve() != home.resolve():
-        raise ConfigurationError(
-            "",
-            f"KOO_HOME holds {quoted(str(found.value))} in {home / ENV_FILE}, which is found by KOO_HOME itself; "
-            "allowed is to set it in the environment",
-        )

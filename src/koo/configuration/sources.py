@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from koo.configuration.values import quoted
 from koo.errors import ConfigurationError
 
 ENV_FILE = ".env"
@@ -56,6 +57,18 @@ def _holds_env_file(folder: Path) -> bool:
         return (folder / ENV_FILE).exists() and not (folder / ENV_FILE).is_dir()
     except PermissionError:  # A folder above that may not be looked into holds nothing for us.
         return False
+
+
+def check_home(found: Found | None, home: Path) -> None:
+    """Raises `ConfigurationError` where the `.env` names another KOO_HOME than the folder it was found in."""
+    if found is None or found.source != ENV_FILE or not found.value:
+        return
+    if (home / Path(str(found.value)).expanduser()).resolve() != home.resolve():
+        raise ConfigurationError(
+            "",
+            f"KOO_HOME holds {quoted(str(found.value))} in {home / ENV_FILE}, which is found by KOO_HOME itself; "
+            "allowed is to set it in the environment",
+        )
 
 
 # ── .env ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -26,8 +26,8 @@ def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
         )
         yield ("", "koo_host"), sentence
     if settings.koo_token is not None and settings.koo_token == settings.koo_read_token:
-        sentence = 'holds "…", the same as KOO_TOKEN; allowed is another one, or who may only look could do everything'
-        yield ("", "koo_read_token"), sentence
+        why = "because callers that may only look could do everything with it"
+        yield ("", "koo_read_token"), f'holds "…", the same as KOO_TOKEN; allowed is another one, {why}'
     for service, own in settings.ai_services.items():
         for name, sentence in _of_service(settings, service, own):
             yield (service, name), sentence
@@ -51,13 +51,13 @@ def _of_service(settings: Variables, service: str, own: ServiceSettings) -> Iter
         known = (
             f"{', '.join(BUILT_IN)}, and new ones that have {variable_of(service, 'base_url')} or an API_KEY"
         )
-        yield setting, f"belongs to no service{hint}; allowed are {known}"
+        yield setting, f"belongs to a service that is not known{hint}; allowed are {known}"
 
 
 def _of_local(settings: Variables, own: ServiceSettings) -> Iterator[tuple[str, str]]:
     for name in ("kind", "base_url", "api_key"):
         if name in own.given:
-            yield name, "is set; allowed is none, because local runs in this process"
+            yield name, "is set; allowed is none, because local runs on this machine"
     path = local_model_path(settings)
     if path is not None and not path.is_file():
         yield (
