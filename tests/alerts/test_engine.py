@@ -382,5 +382,5 @@ def test_a_step_never_loses_an_episode(steps: list[tuple[set[Any], int, bool]]) 
             assert old is not None or episode.ended_at is None or episode.type == "info"
             store[episode.fingerprint, episode.started_at] = episode
         lasting = sorted(one.fingerprint for one in store.values() if one.ended_at is None)
-        assert lasting == sorted(alerts._active)
+        assert lasting == sorted(one.fingerprint for one in alerts.lasting)
         assert {f"{kind}:{part}" for kind, part in found} <= set(lasting)

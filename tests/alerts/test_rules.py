@@ -395,7 +395,7 @@ def test_a_database_that_fails_but_answers_is_watched_and_not_called_away(tmp_pa
     async def test(house: House) -> None:
         house.look_at_database()
         await house.use_database(True, *[False] * 3)
-        assert house.database is not None and house.database.get_health()["state"] == "unhealthy"
+        assert house.database is not None and house.database_health()["state"] == "unhealthy"
         assert house.found() == {"database_unhealthy:database"}
         assert "3 failures in a row" in the(house, "database_unhealthy").message
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from koo.database.database import Database
 from koo.deadlines import Deadlines
 from koo.errors import DatabaseUnavailable, Kind
 from koo.monitoring.overview import services_view, system_view
-from koo.monitoring.shapes import ServiceHealth, ServicesHealth, SystemHealth
+from koo.monitoring.shapes import DatabaseHealth, ServiceHealth, ServicesHealth, SystemHealth
 from koo.monitoring.snapshot import service_view
-from koo.monitoring.vitals import Look
+from koo.monitoring.vitals import Look, database_health
 from koo.options import BreakerOptions, DatabaseOptions, GuardOptions, LimitOptions, RetryOptions
 from koo.policies.breaker import HALF_OPEN, OPEN
 from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED, Fault
@@ -55,6 +56,7 @@ class House:
         self.services: dict[str, Service] = {}
         self.budgets: dict[str, BudgetView] = {}
         self.database: Database | None = None
+        self.look: Look | None = None
         if folder is not None:
             options = DatabaseOptions(
                 url=f"sqlite:///{folder / 'user.db'}", retry=RetryOptions(attempts_max=1)
@@ -153,9 +155,13 @@ class House:
         assert self.database is not None
         trouble = None if error is None else DatabaseUnavailable("database", error)
         self.database.guard.note_check(error is None)
-        self.database._note_look(Look(self.clock.wall(), 0.01, trouble))
+        self.look = Look(self.clock.wall(), 0.01, trouble)
 
     # ── what is seen ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def database_health(self) -> DatabaseHealth:
+        assert self.database is not None
+        return database_health(replace(self.database.vitals(), look=self.look))
 
     def view(self, name: str = "claude") -> ServiceHealth:
         return service_view(self.services[name], self.budgets.get(name), self.clock)
@@ -167,11 +173,10 @@ class House:
         return services_view(self.views(), self.clock)
 
     def system(self) -> SystemHealth:
-        assert self.database is not None
-        return system_view(self.database.get_health(), self.overview(), self.clock)
+        return system_view(self.database_health(), self.overview(), self.clock)
 
     def findings(self) -> list[Finding]:
-        return find(None if self.database is None else self.database.get_health(), self.views())
+        return find(None if self.database is None else self.database_health(), self.views())
 
     def found(self) -> set[str]:
         """The fingerprints of what holds now."""

@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from koo.ai.types import Query
-from koo.database.database import Database
+from koo.database.probe import ProbeDatabase
 from koo.errors import ExternalServiceError
 from koo.monitoring import shapes
 from koo.monitoring.vitals import Look
@@ -162,15 +162,15 @@ def test_pages_that_are_open_do_not_probe_the_database_each(tmp_path: Path) -> N
             forced = await client.post("/api/v1/monitoring/database/health-check")
             assert forced.status == 200 and len(looks) == 3
 
-    looks: list[Look] = []
-    note = Database._note_look
+    looks: list[ProbeDatabase] = []
+    look = ProbeDatabase.look
 
-    def count(self: Database, look: Look) -> None:
-        looks.append(look)
-        note(self, look)
+    async def count(self: ProbeDatabase) -> Look:
+        looks.append(self)
+        return await look(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Database, "_note_look", count)
+        patch.setattr(ProbeDatabase, "look", count)
         asyncio.run(main())
 
 
