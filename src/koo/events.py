@@ -1,6 +1,6 @@
-"""What happened, in the past tense: frozen facts with a severity, put out in order after the state is set.
+"""What happened, in the past tense: frozen facts with a severity, published in order after the state is set.
 
-Events are for logs, alerts and metrics. They carry no prompt, key or DSN, and nobody's state depends on them.
+Events are for logs, alerts and metrics. They carry no prompt, key or DSN, and no state depends on them.
 """
 
 from __future__ import annotations
@@ -129,10 +129,10 @@ Listener = Callable[[Event], None]
 
 
 class EventBus:
-    """Keeps the last events, and tells them to listeners in order.
+    """Keeps the last events, and calls listeners with them in order.
 
-    A listener that publishes does not overtake what is being told: its event waits in the queue. A listener that
-    raises is logged and harms nobody.
+    An event that a listener publishes waits until all have heard the current one. An exception of a listener is logged,
+    and the others hear the event.
     """
 
     __slots__ = ("_delivering", "_listeners", "_queue", "recent")
@@ -144,8 +144,8 @@ class EventBus:
         self._delivering = False
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` with each later event; gives a function that ends it, however often it is called."""
-        entry = partial(listener)  # of its own: the same function may listen twice, and stop once
+        """Call `listener` with each later event; returns a function that ends that, and may be called again."""
+        entry = partial(listener)  # Its own object: the same function may listen twice, and stop once.
         self._listeners.append(entry)
 
         def stop() -> None:

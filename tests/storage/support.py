@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import sqlite3
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
+import pytest
 
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.options import DAY_S
+from koo.storage import worker
 from koo.storage.base import Allowance, Bill, BudgetView, HoldRequest
 from koo.storage.memory import MemoryStore
 from koo.storage.store import SqlStore
@@ -141,6 +146,25 @@ def impatient(url: str, timeout_s: float, **options: Any) -> SqlStore:
     store.executor.start()
     store.executor.timeout_s = PATIENCE_S
     return store
+
+
+def note_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between the attempts of stores that are away, as they come."""
+    pauses: list[float] = []
+
+    class Jobs(queue.SimpleQueue[Any]):
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            if timeout is not None:
+                pauses.append(timeout)
+            return super().get(block, timeout)
+
+    monkeypatch.setattr(worker, "queue", SimpleNamespace(SimpleQueue=Jobs, Empty=queue.Empty))
+    return pauses
+
+
+def store_threads() -> list[threading.Thread]:
+    """The threads of stores that still run in this process, the youngest last."""
+    return [thread for thread in threading.enumerate() if thread.name == "koo state store"]
 
 
 async def until(what: Callable[[], bool] | Callable[[], Awaitable[bool]], timeout_s: float = 20.0) -> None:

@@ -36,9 +36,11 @@ from tests.storage.support import (
     bill,
     impatient,
     money,
+    note_pauses,
     numbers,
     pico,
     request,
+    store_threads,
     until,
     usd,
 )
@@ -678,18 +680,20 @@ def test_a_frozen_server_keeps_nobody_from_closing(server: PostgresServer) -> No
         await hold_and_settle(store)
         store.executor.timeout_s = 0.3
         server.pause()
-        worker = store.executor.worker
+        thread = store_threads()[-1]
         await store.close()
-        assert not store.is_open and worker is not None
-        await until(lambda: not worker._thread.is_alive())
+        assert not store.is_open
+        await until(lambda: not thread.is_alive())
         server.resume()
 
     asyncio.run(main())
 
 
 def test_a_server_that_becomes_read_only_is_told_also_to_one_who_waits_for_his_bookings(
-    server: PostgresServer,
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pauses = note_pauses(monkeypatch)
+
     async def main() -> None:
         database = server.create_database()
         store = SqlStore(server.url("psycopg", database), linger_s=30)
@@ -703,8 +707,7 @@ def test_a_server_that_becomes_read_only_is_told_also_to_one_who_waits_for_his_b
         store.watch(told.append)
         # It can be read. That, and three attempts to write, call it well to nobody.
         await store.ledger.refresh()
-        worker = store.executor.start()
-        await until(lambda: worker._pause_s > 4 * PAUSE_S_MIN)
+        await until(lambda: max(pauses, default=0.0) > 4 * PAUSE_S_MIN)
         assert "read-only" in str(store.trouble) and None not in told
         server.sql(f"ALTER DATABASE {database} SET default_transaction_read_only = off")
         await until(lambda: store.trouble is None)

@@ -10,7 +10,6 @@ import threading
 import time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,6 +25,7 @@ from tests.storage.support import (
     numbers,
     pico,
     request,
+    store_threads,
     until,
     usd,
 )
@@ -231,7 +231,7 @@ def test_a_thread_that_a_lost_loop_left_behind_takes_no_hold_of_the_next(sqlite:
         at_work.set()
         first.wait()
 
-    workers: list[Any] = []
+    threads: list[threading.Thread] = []
 
     async def lost() -> None:
         hold = await store.ledger.hold(request("0.05"))
@@ -240,7 +240,7 @@ def test_a_thread_that_a_lost_loop_left_behind_takes_no_hold_of_the_next(sqlite:
         store.ledger.settle(hold, bill("0.01"))
         store.ledger.submit()
         blocking.cancel()
-        workers.append(store.executor.worker)
+        threads.append(store_threads()[-1])
 
     async def found() -> None:
         blocking = asyncio.create_task(store.executor.run(lambda tx: second.wait(), exclusive=False))
@@ -248,7 +248,7 @@ def test_a_thread_that_a_lost_loop_left_behind_takes_no_hold_of_the_next(sqlite:
         holding = asyncio.create_task(store.ledger.hold(request("0.07")))
         await asyncio.sleep(0)
         first.set()
-        await until(lambda: not workers[0]._thread.is_alive())
+        await until(lambda: not threads[0].is_alive())
         second.set()
         await blocking
         await holding

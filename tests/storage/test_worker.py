@@ -13,7 +13,7 @@ from koo.storage import worker
 from koo.storage.base import StoreUnavailable
 from koo.storage.store import SqlStore
 from koo.storage.transaction import Transaction
-from tests.storage.support import until
+from tests.storage.support import note_pauses, until
 
 
 class Fake:
@@ -55,16 +55,23 @@ def test_a_store_that_is_away_is_tried_again_with_growing_pauses_that_begin_anew
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        monkeypatch.setattr(worker, "PAUSE_S_MAX", 8 * worker.PAUSE_S_MIN)
+        shortest_s, longest_s = worker.PAUSE_S_MIN, 8 * worker.PAUSE_S_MIN
+        monkeypatch.setattr(worker, "PAUSE_S_MAX", longest_s)
+        pauses = note_pauses(monkeypatch)
         one = store()
-        thread = one.executor.start()
         fake.is_away = True
         with pytest.raises(StoreUnavailable):
             await one.executor.run(lambda tx: None)
-        await until(lambda: thread._pause_s == 8 * worker.PAUSE_S_MIN)
+        await until(lambda: pauses[-2:] == [longest_s, longest_s])
+        assert pauses[:5] == [shortest_s, 2 * shortest_s, 4 * shortest_s, longest_s, longest_s]
         fake.is_away = False
         await until(lambda: one.trouble is None)
-        assert thread._pause_s == worker.PAUSE_S_MIN
+        fake.is_away, first = True, len(pauses)
+        with pytest.raises(StoreUnavailable):
+            await one.executor.run(lambda tx: None)
+        await until(lambda: len(pauses) > first)
+        assert pauses[first] == shortest_s
+        fake.is_away = False
         await one.close()
 
     asyncio.run(main())

@@ -140,7 +140,7 @@ class Call(Generic[T]):
     def after(self, error: Exception | None) -> None:
         pass
 
-    def tell(self, error: Exception | None) -> None:
+    def finished(self, error: Exception | None) -> None:
         if self.result.done():
             return
         if error is None:

@@ -358,7 +358,7 @@ class Batch:
         elif len(self._acts) > 1:
             self._alone = self._acts
 
-    def tell(self, error: Exception | None) -> None:
+    def finished(self, error: Exception | None) -> None:
         if error is None:
             self._ledger.done(self._acts, self._posting)
         elif self._alone:

@@ -2,15 +2,14 @@
 
 Why a thread, and not a driver for asyncio: a transaction is some six statements, and an asynchronous driver gives the
 loop at least one turn for each step of each. In a loop that is busy for half a millisecond a turn, such a transaction
-was measured at 23 ms, and in a thread of its own at 1.4 ms (idle: 0.9 and 0.3). The loop hands over a job and hears
-of its end: one turn. Both databases take the same way.
+was measured at 23 ms, and in a thread of its own at 1.4 ms (idle: 0.9 and 0.3). The loop hands over a job, and its end
+costs the loop one turn. Both databases work the same way.
 
-While a transaction runs, jobs gather; whoever gathers them (the ledger) does so with one job. That is the group
-commit.
+While a transaction runs, bookings gather; the ledger writes all of them with one job. That is the group commit.
 
-A store that fails is not asked in vain by every caller: `trouble` says why it failed last, and while it is not None
-the thread itself tries the store again, with growing pauses. A call that does not come back is cut off by whoever
-waits longest for it (`cut_if_stuck`): the thread cannot do it, it is the one that hangs.
+Callers do not each try a store that fails: `trouble` says why it failed last, and while it is not None the thread
+itself tries the store again, with growing pauses. A call that does not come back is cut off by the caller that waits
+longest for it (`cut_if_stuck`): the thread cannot do that, because it is the one that hangs.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Job(Protocol):
     exclusive: bool
 
     def wanted(self) -> bool:
-        """In the thread, before it begins: does anybody still want it? If not, only `tell` follows."""
+        """In the thread, before it begins: False when no caller waits any more. Then only `finished` follows."""
         ...
 
     def write(self, tx: Transaction) -> None:
@@ -49,7 +48,7 @@ class Job(Protocol):
         """In the thread, at once after commit or failure."""
         ...
 
-    def tell(self, error: Exception | None) -> None:
+    def finished(self, error: Exception | None) -> None:
         """On the loop, a moment later."""
         ...
 
@@ -92,7 +91,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Does it work, and for a loop that can still hear of it? A fork has no threads."""
+        """True while it works for a loop that is open. In a fork it is False: a fork has no threads."""
         return self._thread.is_alive() and not self.loop.is_closed()
 
     def submit(self, job: Job) -> None:
@@ -115,7 +114,7 @@ class Worker:
         log.error("the state store's thread does not end: %s", self.trouble)
 
     def cut_if_stuck(self, after_s: float, reason: str) -> None:
-        """On the loop, by somebody who waited in vain: the store is lost, and a call that takes so long is ended."""
+        """On the loop, after a wait in vain: the store is lost, and a call that takes that long is ended."""
         self._lost(reason)
         since = self._busy_since
         if since is not None and time.monotonic() - since >= after_s:
@@ -145,18 +144,20 @@ class Worker:
 
     def _do(self, job: Job) -> None:
         if not job.wanted():
-            self._on_loop(job.tell, None)
+            self._on_loop(job.finished, None)
             return
         error: Exception | None = None
         self._busy_since = time.monotonic()
         try:
             self._backend.transact(job.write, job.exclusive)
-        except Exception as failed:  # noqa: BLE001 (told to whoever waits for the job)
+        except Exception as failed:  # noqa: BLE001 (it is the job that raises it, where it is waited for)
             error = failed
         self._busy_since = None
         job.after(error)
-        self._note(error, job.exclusive)  # First: whoever hears of the failure finds the store in trouble.
-        self._on_loop(job.tell, error)
+        self._note(
+            error, job.exclusive
+        )  # First, so that a caller that gets the failure finds the store in trouble.
+        self._on_loop(job.finished, error)
 
     def _note(self, error: Exception | None, wrote: bool) -> None:
         if isinstance(error, StoreUnavailable) and not isinstance(error, StatementRejected):
@@ -179,7 +180,7 @@ class Worker:
     def _on_loop(self, call: Callable[..., None], *values: object) -> None:
         try:
             self.loop.call_soon_threadsafe(call, *values)
-        except RuntimeError:  # The loop is closed: nobody is left to hear it.
+        except RuntimeError:  # The loop is closed, and its callers with it.
             pass
 
 
@@ -197,5 +198,5 @@ class Knock:
     def after(self, error: Exception | None) -> None:
         pass
 
-    def tell(self, error: Exception | None) -> None:
+    def finished(self, error: Exception | None) -> None:
         pass
