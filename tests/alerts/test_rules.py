@@ -52,6 +52,7 @@ def test_where_all_is_well_nothing_is_found(tmp_path: Path) -> None:
         ("degraded_performance", "warning"),
         ("limit_approaching_requests_per_minute", "warning"),
         ("budget_approaching", "warning"),
+        ("bill_above_hold", "warning"),
         ("circuit_recovering", "warning"),
     ],
 )
@@ -204,6 +205,22 @@ def test_yesterdays_money_is_not_todays() -> None:
         house.add()
         house.spend("9.50")
         assert house.found() == {"budget_approaching:ai:claude"}
+        await house.clock.sleep(86_400)
+        assert house.found() == set()
+
+    in_house(test)
+
+
+@pytest.mark.parametrize("budget", [None, "10"])
+def test_a_bill_above_its_worst_case_is_told_until_the_day_is_over(budget: str | None) -> None:
+    """With and without a budget: the worst cases of both come from the same prices."""
+
+    async def test(house: House) -> None:
+        house.add(budget=budget)
+        house.spend("0.20", above_hold="0.15")
+        assert house.found() == {"bill_above_hold:ai:claude"}
+        finding = the(house, "bill_above_hold")
+        assert finding.severity == "warning" and "0.15 USD above" in finding.message
         await house.clock.sleep(86_400)
         assert house.found() == set()
 

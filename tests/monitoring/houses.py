@@ -131,10 +131,20 @@ class House:
         if self.database is not None:
             self.database.tick()
 
-    def spend(self, spent: str, held: str = "0", *, name: str = "claude", scope: str = "shared") -> None:
+    def spend(
+        self,
+        spent: str,
+        held: str = "0",
+        *,
+        name: str = "claude",
+        scope: str = "shared",
+        above_hold: str = "0",
+    ) -> None:
         """What the ledger says of today."""
         wall = self.clock.wall()
-        self.budgets[name] = BudgetView(utc_day(wall), Decimal(spent), Decimal(held), wall, scope)
+        self.budgets[name] = BudgetView(
+            utc_day(wall), Decimal(spent), Decimal(held), wall, scope, Decimal(above_hold)
+        )
 
     async def use_database(self, *outcomes: bool) -> None:
         """Connects of the database that succeed or fail."""

@@ -59,6 +59,7 @@ SERVICE: dict[str, Any] = {
             "limit": (Decimal, None),
             "remaining": (Decimal, None),
             "resets_at": Time,
+            "above_hold": str,
             "currency": str,
         },
     },

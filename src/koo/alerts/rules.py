@@ -41,6 +41,7 @@ KINDS: dict[str, Severity] = {
     "limit_approaching_requests_per_hour": "warning",
     "limit_approaching_requests_per_day": "warning",
     "budget_approaching": "warning",
+    "bill_above_hold": "warning",
     "budget_local": "warning",
 }
 """Everything that a rule can find; what is told at its end is in `koo.alerts.engine`, both in `docs/alerts.md`."""
@@ -177,6 +178,11 @@ def _limits(view: ServiceHealth, component: str) -> Iterator[Finding]:
     if total > 0 and used >= Decimal(str(APPROACHING)) * total:
         message = f"{used / total:.0%} of today's budget of {total} USD is spent or held"
         yield Finding("budget_approaching", component, message, {"resets_at": budget["resets_at"]})
+    if Decimal(budget["above_hold"]) > 0:
+        message = (
+            f"bills of today were {budget['above_hold']} USD above their worst cases, and are booked whole"
+        )
+        yield Finding("bill_above_hold", component, message, {"resets_at": budget["resets_at"]})
 
 
 # ── the state store ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -280,6 +280,7 @@ class DailyBudget(TypedDict):
     limit: Annotated[Usd | None, Doc("null: none")]
     remaining: Annotated[Usd | None, Doc("null: there is no limit")]
     resets_at: Time
+    above_hold: Annotated[Usd, Doc("by how much this process's bills of today exceeded their worst cases")]
     currency: Literal["USD"]
     scope: Annotated[str, Doc("whose spending this is: shared, or this process")]
     as_of: Annotated[Time | None, Doc("when the numbers were read; null: not yet")]

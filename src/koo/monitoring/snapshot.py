@@ -155,6 +155,7 @@ def budget_view(allowance: Allowance, budget: BudgetView | None, wall: Wall) -> 
     current = budget is not None and budget.day == today
     spent = budget.spent_usd if budget is not None and current else Decimal(0)
     held = budget.held_usd if budget is not None and current else Decimal(0)
+    above_hold = budget.above_hold_usd if budget is not None and current else Decimal(0)
     limit = allowance.limit_usd
     return {
         "spent": money(spent),
@@ -162,6 +163,7 @@ def budget_view(allowance: Allowance, budget: BudgetView | None, wall: Wall) -> 
         "limit": None if limit is None else money(limit),
         "remaining": None if limit is None else money(max(Decimal(0), limit - spent - held)),
         "resets_at": iso((today + 1) * DAY_S),
+        "above_hold": money(above_hold),
         "currency": "USD",
         "scope": budget.scope if budget is not None else "shared",
         "as_of": iso(budget.as_of) if budget is not None else None,

@@ -54,7 +54,7 @@
  *
  * @typedef {{
  *   spent: string, reserved: string, limit: string | null, remaining: string | null, resets_at: string,
- *   currency: "USD", scope: string, as_of: string | null,
+ *   above_hold: string, currency: "USD", scope: string, as_of: string | null,
  * }} DailyBudget
  *
  * @typedef {{
