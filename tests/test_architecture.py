@@ -196,6 +196,11 @@ def test_imports_go_downward_and_third_parties_stay_in_their_place(path: Path) -
     assert list(broken_imports(path)) == []
 
 
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    """Also none through types or late imports: each module can be read, and moved, without those above it."""
+    assert circles(graph(KOO.parent)) == []
+
+
 @pytest.mark.parametrize(
     ("name", "source"),
     [
