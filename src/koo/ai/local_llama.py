@@ -80,11 +80,14 @@ def main(folder: Path) -> None:
 
 
 def _serve(folder: Path) -> None:
+    # What a library prints while it is imported must not be taken for the answer.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     order = json.loads(sys.stdin.readline())
     key = order.pop("key")
     answer, server = _load(Setup(Path(order.pop("path")), **order), folder, key)
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
+    out.write(json.dumps(answer) + "\n")
+    out.flush()
     if server is not None:
         sys.stdin.read()
 

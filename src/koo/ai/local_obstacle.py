@@ -31,12 +31,13 @@ PROBE_TIMEOUT_S = 20.0
 
 def engine_obstacle(*, doubted: bool = False) -> str:
     """Why the engine cannot be imported, or empty. `doubted`: it failed to, so try it wherever its library is."""
-    if find_spec(ENGINE) is None:
+    spec = find_spec(ENGINE)
+    if spec is None:
         return f"not configured: its engine {ENGINE} is not installed; run {INSTALL_ENGINE}"
     libraries, changed_at = _read_ld_cache()
     if not sys.platform.startswith("linux") or (not doubted and f"{LIBRARY}\0".encode() in libraries):
         return ""
-    words = _import_in_a_child(changed_at)
+    words = _import_in_a_child(changed_at, _changed_at(Path(spec.origin or "")))
     return "" if words is None else import_obstacle(words)
 
 
@@ -64,14 +65,21 @@ def model_obstacle(path: Path | None) -> str:
 
 def _read_ld_cache() -> tuple[bytes, float]:
     try:
-        return LD_CACHE.read_bytes(), LD_CACHE.stat().st_mtime
+        return LD_CACHE.read_bytes(), _changed_at(LD_CACHE)
     except OSError:
         return b"", 0.0
 
 
+def _changed_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 @cache
-def _import_in_a_child(changed_at: float) -> str | None:
-    """The words of its ImportError, or None. Once for each state of the system's libraries."""
+def _import_in_a_child(libraries_changed_at: float, engine_changed_at: float) -> str | None:
+    """The words of its ImportError, or None. Once for each state of the system's libraries and of the engine."""
     done = subprocess.run(
         [sys.executable, "-c", f"import {ENGINE}"],
         env=child_environment(),

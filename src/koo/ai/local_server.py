@@ -72,7 +72,11 @@ class ModelServer:
             future.set_running_or_notify_cancel()
         self.stopped = False
         self._folder = _make_folder()
-        self._process = _spawn(self._folder)
+        try:
+            self._process = _spawn(self._folder)
+        except OSError:
+            self._folder.rmdir()
+            raise
         threading.Thread(target=self._watch, name="koo-local-model", daemon=True).start()
 
     def __repr__(self) -> str:
@@ -201,7 +205,10 @@ class ModelServers:
         return server if server is not None and not server.stopped and not server.ended.done() else None
 
     def get(self, setup: Setup) -> ModelServer:
-        """The model of this setup; begins to load it unless it is loaded. Raises `Stopped` and `FolderMissing`."""
+        """The model of this setup; begins to load it unless it is loaded.
+
+        Raises `Stopped`, `FolderMissing`, and `OSError` where no process can be started.
+        """
         with self._lock:
             server = self.find(setup)
             if server is None:

@@ -25,7 +25,15 @@ import msgspec
 from koo.ai.local_llama import Setup
 from koo.ai.local_model import find_model
 from koo.ai.local_obstacle import SET_PATH, engine_obstacle, import_obstacle, model_obstacle
-from koo.ai.local_server import SERVERS, EngineMissing, FolderMissing, LoadFailed, ModelServer, Stopped
+from koo.ai.local_server import (
+    KILLED,
+    SERVERS,
+    EngineMissing,
+    FolderMissing,
+    LoadFailed,
+    ModelServer,
+    Stopped,
+)
 from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.openai_compatible import OpenAICompatibleProvider
 from koo.ai.providers.transport import bound_tokens
@@ -68,6 +76,10 @@ LOAD_FAILED = (
     f"run `koo model install` to get one that works, or {SET_PATH}"
 )
 NO_MEMORY = f"there is too little memory to run the model: free some, or {SET_PATH} of a smaller one"
+WAS_KILLED = (
+    "the model's process was killed, which the system does when there is too little memory: free some, or "
+    f"{SET_PATH} of a smaller one"
+)
 NO_FOLDER = "no folder can be made for the model's socket: set TMPDIR to a writable folder with a short path"
 
 
@@ -222,6 +234,9 @@ class LocalProvider:
             raise self._unloaded() from None
         except FolderMissing:
             raise self._not_configured(NO_FOLDER) from None
+        except OSError as error:
+            reason = f"no process can be started for the model ({error.strerror})"
+            raise ServiceFailed(self.service, reason) from None
         session, loop = self._session, asyncio.get_running_loop()
         if session is None or session.server is not server or session.loop is not loop:
             session = self._session = Session(server, loop)
@@ -276,8 +291,8 @@ class LocalProvider:
         if error.kind in (Kind.CONNECTION, Kind.BAD_ANSWER, Kind.TRUNCATED_STREAM):
             code = await _exit_code(session.server)
             if code is not None:
-                reason = f"the model's process ended in the middle of an answer (exit code {code})"
-                return ServiceFailed(self.service, NO_MEMORY if code == -9 else reason)
+                ended = f"the model's process ended in the middle of an answer (exit code {code})"
+                return ServiceFailed(self.service, WAS_KILLED if code == KILLED else ended)
         return error
 
     def _unloaded(self) -> StreamTruncated:
