@@ -9,45 +9,33 @@ import asyncio
 import gc
 import sys
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 
+from koo.ai.types import Query
 from koo.clock import SystemClock
 from koo.deadlines import Deadline, Deadlines
 from koo.errors import CircuitOpen
 from koo.gates import Gates
 from koo.guard import Guard
-from koo.options import GuardOptions
+from koo.options import GuardOptions, PlatformOptions, ServiceOptions
+from koo.platform import Platform
 from koo.policies.breaker import FORCED_OPEN
 from koo.policies.limiter import DayCount, Limits, SlidingCount
+from koo.testing.providers import FakeOpenAI
 
 CALLS_MAX = 36
 BYTES_MAX = 2048
-
-
-class Memory:
-    """A budget in memory, in cents: as small as money can be, so that the guard's own cost is seen."""
-
-    __slots__ = ("held", "limit", "settled")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.held = self.settled = 0
-
-    async def hold(self, deadline: float) -> None:
-        if self.settled + self.held + 1 > self.limit:
-            raise AssertionError("spent")
-        self.held += 1
-
-    def settle(self) -> None:
-        self.held -= 1
-        self.settled += 1
-
-    def release(self) -> None:
-        self.held -= 1
+GUARD = {
+    module.__file__
+    for name, module in sys.modules.items()
+    if name in ("koo.guard", "koo.gates") or name.startswith("koo.policies.")
+}
 
 
 async def nothing() -> None:
@@ -93,25 +81,24 @@ def least(make: Callable[[], Any]) -> dict[str, int]:
     return min((counted(make()) for _ in range(3)), key=lambda seen: sum(seen.values()))
 
 
-@pytest.mark.parametrize("charge", [None, Memory(10**6)], ids=["without money", "with money"])
-def test_one_guarded_call_makes_few_calls_and_gives_no_turn_to_the_loop(charge: Memory | None) -> None:
+def test_a_free_call_makes_few_calls_and_gives_no_turn_to_the_loop() -> None:
     async def main() -> dict[str, int]:
         guard = everything_on()
         async with Deadline(600):
             for _ in range(50):
-                await guard.call(nothing, charge=charge)
-            return least(lambda: guard.call(nothing, charge=charge))
+                await guard.call(nothing)
+            return least(lambda: guard.call(nothing))
 
     seen = asyncio.run(main())
     assert seen["turns"] == 0
     assert 10 < seen["call"] + seen["c_call"] <= CALLS_MAX, seen
 
 
-def test_one_guarded_call_leaves_nothing_and_needs_little() -> None:
+def test_a_free_call_leaves_nothing_and_needs_little() -> None:
     async def main() -> tuple[int, int]:
-        guard, charge = everything_on(), Memory(10**6)
+        guard = everything_on()
         for _ in range(50):
-            await guard.call(nothing, charge=charge)
+            await guard.call(nothing)
         gc.collect()
         gc.disable()
         tracemalloc.start()
@@ -120,7 +107,7 @@ def test_one_guarded_call_leaves_nothing_and_needs_little() -> None:
             for _ in range(5):
                 before = tracemalloc.get_traced_memory()[0]
                 tracemalloc.reset_peak()
-                await guard.call(nothing, charge=charge)
+                await guard.call(nothing)
                 after, peak = tracemalloc.get_traced_memory()
                 seen.append((peak - before, after - before))
         finally:
@@ -131,6 +118,61 @@ def test_one_guarded_call_leaves_nothing_and_needs_little() -> None:
     peak, left = asyncio.run(main())
     assert 0 < peak < BYTES_MAX
     assert left < 200, "what a call leaves would grow with the calls"
+
+
+@pytest.mark.parametrize("free", [True, False], ids=["free", "paid"])
+def test_the_guards_share_of_a_query_through_the_platform(tmp_path: Path, free: bool) -> None:
+    """The product's own query: a real server, and for a paid service the durable ledger. The money's own work is not
+    the guard's, and asking for it must not make the guard's part longer."""
+
+    async def main() -> int:
+        async with FakeOpenAI() as fake:
+            service = ServiceOptions(
+                name="openai",
+                kind="openai",
+                model="gpt-6.1-terra",
+                api_key="test-key",
+                base_url=fake.base_url,
+                input_price=Decimal(0 if free else 1),
+                output_price=Decimal(0 if free else 1),
+            )
+            state_url = f"sqlite:///{tmp_path}/state.db"
+            platform = Platform(PlatformOptions(home=tmp_path, state_url=state_url, services=(service,)))
+            query = Query(service="openai", prompt="What is the capital of France?")
+            try:
+                for _ in range(3):
+                    answer = await platform.query(query)
+                    assert (answer.cost_usd == 0) is free
+                return min([await calls_in_guard(lambda: platform.query(query)) for _ in range(3)])
+            finally:
+                await platform.close()
+
+    seen = asyncio.run(main())
+    assert 10 < seen <= CALLS_MAX, seen
+
+
+async def calls_in_guard(make: Callable[[], Awaitable[object]]) -> int:
+    """Calls of functions of the guard, its gates and policies, and calls that these make into C.
+
+    A coroutine that goes on after a wait is the same call.
+    """
+    entered: list[FrameType] = []
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal calls
+        if frame.f_code.co_filename not in GUARD or (event == "call" and frame in entered):
+            return
+        if event == "call":
+            entered.append(frame)
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        await make()
+    finally:
+        sys.setprofile(None)
+    return calls
 
 
 def test_a_refusal_by_an_open_breaker_is_cheap() -> None:
