@@ -397,6 +397,34 @@ def test_with_refuse_nobody_waits_for_a_place() -> None:
     run_virtual(main)
 
 
+def test_a_call_that_the_breaker_will_refuse_stands_in_no_queue_and_holds_no_money() -> None:
+    """Else it would wait for its refusal, and a durable ledger would write twice for nothing."""
+
+    async def main() -> None:
+        guard, wallet = make_guard(concurrency_max=1), Wallet()
+        running = asyncio.create_task(guard.call(answer_in, 10))
+        await asyncio.sleep(0)
+        guard.set_override(FORCED_OPEN)
+        assert isinstance(await error_of(guard.call(answer, charge=wallet)), CircuitOpen) and now() == 0
+        await running
+        assert isinstance(await error_of(guard.call(answer, charge=wallet)), CircuitOpen)
+        assert (wallet.held, used(guard)) == (0, [1, 1, 1])
+
+    run_virtual(main)
+
+
+def test_a_repeat_that_the_breaker_will_refuse_holds_no_money_either() -> None:
+    async def main() -> None:
+        guard, wallet = make_guard(attempts=3), Wallet()
+        call = asyncio.create_task(error_of(guard.call(fail, charge=wallet)))
+        await asyncio.sleep(0)
+        guard.set_override(FORCED_OPEN)
+        assert isinstance(await call, CircuitOpen)
+        assert (wallet.held, wallet.open) == (1, 0)
+
+    run_virtual(main)
+
+
 def test_money_is_not_held_while_waiting_for_a_place() -> None:
     async def main() -> None:
         guard, wallet = make_guard(concurrency_max=1), Wallet()

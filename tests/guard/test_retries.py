@@ -311,6 +311,16 @@ def test_the_same_error_raised_twice_does_not_grow() -> None:
     run_virtual(main)
 
 
+def test_a_repeat_that_its_deadline_forbids_takes_no_token_from_the_others() -> None:
+    async def main() -> None:
+        guard = make_guard(attempts=4, breaker=STURDY, draw=half, retry={"budget_per_s": 0.0})
+        error = await error_of(guard.call(fail, timeout_s=1.2))
+        assert "the deadline is too near" in str(error)
+        assert guard.retry_budget.tokens == 20.0
+
+    run_virtual(main)
+
+
 def test_a_repeat_that_is_never_made_costs_no_token() -> None:
     async def main() -> None:
         guard = make_guard(attempts=4, breaker=STURDY, draw=half, retry={"budget_per_s": 0.0})
