@@ -351,7 +351,7 @@ class Gates:
         reason = "the provider refused the key" + (f" for {model}" if model else "")
         asked_s = self._asked_s(fault)
         until = NEVER if fault.until_wall_s is None or asked_s is None else now + asked_s
-        if self.block_key(model, fault.kind, reason, now, until):
+        if self.block_key(model, reason, now, until):
             self.emit(KeyBlocked(self.name, reason, model))
 
     def cooldown_of(self, guard: Guarded, fault: Fault) -> Cooldown:
@@ -369,12 +369,10 @@ class Gates:
         self.quiet = False
         return self.quota.extend(now, asked_s, draw, kind, reason)
 
-    def block_key(
-        self, model: str | None, kind: Kind, reason: str, since: float, until: float = NEVER
-    ) -> bool:
+    def block_key(self, model: str | None, reason: str, since: float, until: float = NEVER) -> bool:
         """Send nothing with the key (or, for a `model`, nothing to that); returns False if that is known already."""
         self.quiet = False
-        return self.key_blocks.set(model, kind, reason, since, until)
+        return self.key_blocks.set(model, reason, since, until)
 
     def learn_pace(self, limits: Iterable[LimitLeft]) -> None:
         """Take in what one answer's headers say about the provider's own limits."""

@@ -175,7 +175,7 @@ class Sharing:
         ago_s = max(self._clock.wall() - signal.at, 0.0)
         if new or ago_s < CHECK_S_MIN:
             since = self._clock.monotonic() - ago_s
-            service.gates.block_key(model, Kind.AUTH, str(signal.payload["reason"]), since)
+            service.gates.block_key(model, str(signal.payload["reason"]), since)
 
     def _service_of(self, name: str, signal: Signal) -> Service | None:
         """The service that a signal is about, if it has the same credential here."""

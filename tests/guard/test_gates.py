@@ -54,7 +54,7 @@ def now() -> float:
 
 
 def block_key(guard: Guard) -> None:
-    guard.gates.block_key(None, Kind.AUTH, "the provider refused the key", guard.now())
+    guard.gates.block_key(None, "the provider refused the key", guard.now())
 
 
 def cool_down(guard: Guard) -> None:
@@ -191,7 +191,7 @@ def test_each_refusal_is_a_fresh_and_small_one() -> None:
 def test_a_key_block_on_one_model_refuses_that_model_only() -> None:
     async def main() -> None:
         opus, haiku = make_peers("opus", "haiku")
-        opus.gates.block_key("opus", Kind.PERMISSION, "the provider refused the key for opus", opus.now())
+        opus.gates.block_key("opus", "the provider refused the key for opus", opus.now())
         error = await error_of(opus.call(answer))
         assert isinstance(error, AuthenticationFailed) and "opus" in str(error)
         assert await haiku.call(answer) == "answer"

@@ -146,40 +146,40 @@ def test_a_cell_that_nobody_used_is_given_back() -> None:
 def test_a_refused_key_refuses_all_models_and_a_refused_model_only_itself() -> None:
     blocks = KeyBlocks()
     assert not blocks and blocks.find("a", 0.0) is None
-    assert blocks.set("a", Kind.PERMISSION, "not for a", 0.0)
+    assert blocks.set("a", "not for a", 0.0)
     assert blocks.find("b", 0.0) is None and blocks.find(None, 0.0) is None
-    assert blocks.set(None, Kind.AUTH, "refused", 0.0) and not blocks.set(None, Kind.AUTH, "again", 1.0)
+    assert blocks.set(None, "refused", 0.0) and not blocks.set(None, "again", 1.0)
     found = blocks.find("b", 1.0)
     assert found is not None and found.reason == "refused" and blocks
 
 
 def test_a_block_without_an_end_stays_and_one_with_an_end_goes() -> None:
     blocks = KeyBlocks()
-    blocks.set(None, Kind.AUTH, "refused", 0.0)
-    blocks.set("a", Kind.QUOTA, "spent", 0.0, until=100.0)
+    blocks.set(None, "refused", 0.0)
+    blocks.set("a", "spent", 0.0, until=100.0)
     assert blocks.find(None, 1e9) is not None
     assert blocks.expire(99.0) == [] and blocks.expire(100.0) == ["a"] and bool(blocks)
 
 
 def test_a_block_whose_time_is_over_refuses_nobody_though_it_was_not_swept_yet() -> None:
     blocks = KeyBlocks()
-    blocks.set("a", Kind.QUOTA, "spent", 0.0, until=100.0)
+    blocks.set("a", "spent", 0.0, until=100.0)
     assert blocks.find("a", 99.9) is not None and blocks.find("a", 100.0) is None and bool(blocks)
 
 
 def test_a_later_end_wins() -> None:
     blocks = KeyBlocks()
-    blocks.set("a", Kind.QUOTA, "spent", 0.0, until=100.0)
-    blocks.set("a", Kind.QUOTA, "spent", 0.0, until=50.0)
+    blocks.set("a", "spent", 0.0, until=100.0)
+    blocks.set("a", "spent", 0.0, until=50.0)
     assert blocks.find("a", 60.0) is not None
-    blocks.set("a", Kind.AUTH, "refused", 0.0)
+    blocks.set("a", "refused", 0.0)
     found = blocks.find("a", 1e9)
     assert found is not None and found.until == math.inf
 
 
 def test_it_is_checked_after_one_minute_and_then_ever_more_seldom_up_to_fifteen() -> None:
     blocks = KeyBlocks()
-    blocks.set(None, Kind.AUTH, "refused", 0.0)
+    blocks.set(None, "refused", 0.0)
     now, gaps = 0.0, []
     for _ in range(7):
         assert not blocks.due(now)
@@ -194,6 +194,6 @@ def test_it_is_checked_after_one_minute_and_then_ever_more_seldom_up_to_fifteen(
 
 def test_a_key_that_works_again_clears_all() -> None:
     blocks = KeyBlocks()
-    blocks.set(None, Kind.AUTH, "refused", 0.0)
-    blocks.set("a", Kind.PERMISSION, "not for a", 0.0)
+    blocks.set(None, "refused", 0.0)
+    blocks.set("a", "not for a", 0.0)
     assert set(blocks.clear()) == {None, "a"} and not blocks and blocks.clear() == []

@@ -9,7 +9,10 @@ from koo.options import RetryOptions
 EXPONENT_MAX = 30
 """2.0 ** 2000 overflows, and elsewhere an overflow has become a negative sleep."""
 HINT_SLACK = 0.05
-"""A server's hint is lengthened by up to this share, so that its clients do not all come back at once."""
+"""A server's hint is lengthened by up to this share, so that its clients do not all come back at once.
+
+A twentieth: of the 20 s that a provider typically asks for, its clients then return over a second, and none of them
+waits noticeably longer than it was asked to."""
 
 
 def pause_s(options: RetryOptions, attempt: int, draw: Callable[[], float], hint_s: float = 0.0) -> float:

@@ -107,14 +107,6 @@ class Budget:
         held.day.held_usd = _minus(held.day.held_usd, held.amount_usd)
         return True
 
-    def free_usd(self, now: float) -> Decimal | None:
-        """What could be held now, at least zero; None is no limit."""
-        self.roll(now)
-        if self.limit_usd is None:
-            return None
-        used_usd = _plus(self.today.settled_usd, self.today.held_usd)
-        return max(ZERO, _minus(self.limit_usd, used_usd))
-
     def roll(self, now: float) -> None:
         """Begin the day of `now`, if it is a later one."""
         if now >= self.rolls_at:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from koo.errors import Kind
+from koo.policies.backoff import HINT_SLACK
 from koo.policies.breaker import HINT_S_MAX
 
 GUESS_S_MIN = 1.0
@@ -42,7 +43,7 @@ class Cooldown:
             for_s = max(GUESS_S_MIN, min(base_s * 2.0 ** min(max(self.level - 1, 0), 30), cap_s))
         else:
             for_s = min(max(hint_s, 0.0), HINT_S_MAX)
-        until = now + for_s * (1.0 + 0.05 * draw())
+        until = now + for_s * (1.0 + HINT_SLACK * draw())
         if until > self.until:
             self.until, self.kind, self.reason = until, kind, reason
         return self.until - now

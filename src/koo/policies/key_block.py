@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from koo.errors import Kind
 from koo.options import NEVER
 
 CHECK_S_MIN = 60.0
@@ -19,11 +18,9 @@ CHECK_S_MAX = 900.0
 
 @dataclass(slots=True)
 class KeyBlock:
-    """Why a key is not used, since and until when (infinite: until a check), in monotonic seconds."""
+    """Why a key is not used, and until when (infinite: until a check), in monotonic seconds."""
 
-    kind: Kind
     reason: str
-    since: float
     until: float
     check_at: float
     interval_s: float = CHECK_S_MIN
@@ -40,13 +37,13 @@ class KeyBlocks:
     def __bool__(self) -> bool:
         return bool(self.by_model)
 
-    def set(self, model: str | None, kind: Kind, reason: str, now: float, until: float = NEVER) -> bool:
+    def set(self, model: str | None, reason: str, now: float, until: float = NEVER) -> bool:
         """Block the key; True if this is new."""
         known = self.by_model.get(model)
         if known is not None:
             known.until = max(known.until, until)
             return False
-        self.by_model[model] = KeyBlock(kind, reason, now, until, now + CHECK_S_MIN)
+        self.by_model[model] = KeyBlock(reason, until, now + CHECK_S_MIN)
         return True
 
     def find(self, model: str | None, now: float) -> KeyBlock | None:

@@ -157,6 +157,10 @@ class Limits:
 
     def _grant(self, now: float) -> Count | None:
         """Look at the counts: how many units may be taken until when, or which count is full."""
+        # Exact, and not an estimate: until the first count rolls, time brings no unit back, and all that take or give
+        # back units come through here, where `counts` books what was granted and not used. A grant that went on past
+        # that moment would refuse units that are free again; one larger than what the fullest count has left would let
+        # a 61st call into the minute.
         units, until = GRANT_MAX, NEVER
         for count in self.counts:
             count.roll(now)

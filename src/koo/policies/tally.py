@@ -19,7 +19,8 @@ BOUNDS_S = (
 """Upper bounds of the latency histogram, in seconds: neighbours differ by at most half."""
 BUCKET_S = 15.0
 BUCKETS = 20
-"""Twenty buckets of fifteen seconds: five minutes."""
+"""Twenty buckets of fifteen seconds: five minutes, the time that dashboards usually look back, and so long that a
+service with a call every few seconds has a percentile. A bucket that leaves moves a rate by a twentieth."""
 
 
 class Bucket:
