@@ -17,7 +17,7 @@ import pytest
 
 from koo.deadlines import GRAIN_S, Alarm, Deadline, Deadlines, OwnTimer, WrongLoop, ends_at
 from koo.options import NEVER
-from koo.testing.clock import BEGIN_S, run_virtual
+from koo.testing.clock import BEGIN_S, run_virtual, virtual_loop
 
 # ── one shape for all three ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -72,8 +72,7 @@ def now() -> float:
 
 def block_loop_until(when: float) -> None:
     """What a computation that hogs the loop does: when it is over, several timers are due at once."""
-    loop = asyncio.get_running_loop()
-    loop._now = max(loop.time(), when)  # type: ignore[attr-defined]
+    virtual_loop().hog(when)
 
 
 # ── the scenarios: each tells what came of it ─────────────────────────────────────────────────────────────────────
@@ -396,12 +395,12 @@ def test_all_deadlines_of_a_quarter_of_a_second_share_a_timer() -> None:
     registry = Deadlines()
 
     async def main() -> None:
-        loop: Any = asyncio.get_running_loop()
-        before = len(loop._scheduled)
+        loop = virtual_loop()
+        before = len(loop.timers())
         for n in range(1000):
             with Alarm(registry, BEGIN_S + 60 + n * GRAIN_S / 1000):
                 pass
-        assert len(loop._scheduled) - before == 1
+        assert len(loop.timers()) - before == 1
 
     run_virtual(main)
 
@@ -410,13 +409,12 @@ def test_a_deadline_of_its_own_leaves_no_timer_behind() -> None:
     """An hour's deadline around each of a million short blocks must not fill the loop for an hour."""
 
     async def main() -> None:
-        loop: Any = asyncio.get_running_loop()
+        loop = virtual_loop()
         for _ in range(1000):
             async with Deadline(3600):
                 pass
         await asyncio.sleep(0)
-        left = [handle for handle in loop._scheduled if not handle.cancelled()]
-        assert left == []
+        assert loop.timers() == []
 
     run_virtual(main)
 

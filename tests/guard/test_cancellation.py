@@ -20,6 +20,7 @@ from koo.options import BreakerOptions
 from koo.policies.breaker import CLOSED, HALF_OPEN
 from koo.policies.pacer import LimitLeft
 from koo.policies.verdict import NEUTRAL
+from koo.testing.clock import virtual_loop
 from tests.guard.support import (
     Script,
     Wallet,
@@ -207,11 +208,9 @@ async def cancelled_at(situation: Situation, turn: int) -> tuple[bool, Guard, Wa
 
 async def next_turn() -> None:
     """One turn of the loop; where nothing is ready, to the next timer."""
-    loop: Any = asyncio.get_running_loop()
-    if not loop._ready and loop._scheduled:
-        await asyncio.sleep(max(0.0, min(handle.when() for handle in loop._scheduled) - loop.time()))
-    else:
-        await asyncio.sleep(0)
+    loop = virtual_loop()
+    timers = loop.timers()
+    await asyncio.sleep(0 if loop.has_work() or not timers else max(0.0, timers[0] - loop.time()))
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__.replace("_", " "))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 
@@ -24,6 +23,7 @@ from koo.guard import Guard
 from koo.options import BreakerOptions
 from koo.policies.breaker import FORCED_OPEN, HALF_OPEN
 from koo.policies.pacer import LimitLeft
+from koo.testing.clock import virtual_loop
 from tests.guard.support import (
     BEGIN_S,
     Script,
@@ -283,12 +283,12 @@ def test_nobody_overtakes_who_waits_for_a_limit(on_limit: OnLimit | None) -> Non
         await guard.call(answer)
         waiting = asyncio.create_task(guard.call(note, "who waited", on_limit="wait"))
         await asyncio.sleep(1)
-        loop: Any = asyncio.get_running_loop()
+        loop = virtual_loop()
         barging: list[asyncio.Task[None]] = []
 
         def barge() -> None:
             # The loop is late: the unit is free already, and nobody has woken who waits for it.
-            loop._now = BEGIN_S + 61
+            loop.hog(BEGIN_S + 61)
             barging.append(loop.create_task(guard.call(note, "who came by", on_limit=on_limit, timeout_s=70)))
 
         loop.call_at(BEGIN_S + 60.5, barge)

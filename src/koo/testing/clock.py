@@ -65,6 +65,19 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         heapq.heappush(self._whens, when)
         return super().call_at(when, callback, *args, context=context)
 
+    def hog(self, until: float) -> None:
+        """Let time pass without a turn, as a computation that hogs the loop does: then several timers are due."""
+        self._now = max(self._now, until)
+
+    def timers(self) -> list[float]:
+        """When the timers that are set go off, the cancelled ones left out."""
+        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
+        return sorted(handle.when() for handle in scheduled if not handle.cancelled())
+
+    def has_work(self) -> bool:
+        """Is there something to run before time moves?"""
+        return bool(self._ready)  # type: ignore[attr-defined]
+
     def _jump(self, in_s: float | None) -> None:
         if in_s is None:
             raise Deadlock("nothing is scheduled and the main task waits")
@@ -80,6 +93,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         later = whens[0] if near else max(target, math.nextafter(self._now, math.inf))
         # asyncio runs what is due before `time() + 1e-9`, which after some months of seconds is `time()` itself.
         self._now = later if later + TICK_S > later else math.nextafter(later, math.inf)
+
+
+def virtual_loop() -> VirtualLoop:
+    """The running loop. Raises RuntimeError on a loop whose time is real."""
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, VirtualLoop):
+        raise RuntimeError("this needs a loop with virtual time: see run_virtual")
+    return loop
 
 
 class _Jumps(selectors.BaseSelector):
