@@ -44,7 +44,7 @@ KINDS: dict[str, Severity] = {
     "bill_above_hold": "warning",
     "budget_local": "warning",
 }
-"""Everything that a rule can find; what is told at its end is in `koo.alerts.engine`, both in `docs/alerts.md`."""
+"""Everything that a rule can find; what its end is announced as is in `koo.alerts.engine`, both in `docs/alerts.md`."""
 
 REFUSED = ("open", "forced_open")
 STORE = "state_store"

@@ -258,7 +258,6 @@ class Database:
             waiting=self.gate.waiting,
             pool_timeouts=self.gate.refused,
             is_saturated=self.gate.is_saturated(self.clock.monotonic()),
-            is_read_only=self.is_read_only,
             look=self.last_look,
         )
 

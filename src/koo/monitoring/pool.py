@@ -15,13 +15,13 @@ SAMPLES_MAX = 20_000
 
 
 class Latencies:
-    """Seconds of one phase. `note` is a list's own append: the sorting into a histogram waits until somebody looks."""
+    """Seconds of one phase. `note` is a list's own append: the sorting into a histogram waits until it is read."""
 
     __slots__ = ("_samples", "_tally", "note")
 
     def __init__(self, now: float) -> None:
         self._tally = Tally(now)
-        # Bounded, should nobody ever look and nobody tick.
+        # Bounded: without a tick and without a reader it would grow for ever.
         self._samples: deque[float] = deque(maxlen=SAMPLES_MAX)
         self.note = self._samples.append
 

@@ -1,6 +1,6 @@
 """The database as it is seen: what a `Database` hands over, and the shapes that are made of it.
 
-Nothing here does I/O or changes a state. The database's own numbers (who is inside, what the last probe saw) come as
+Nothing here does I/O or changes a state. Its own numbers (how many are inside, what the last probe saw) come as
 `Vitals`; counts, rates and the breaker are read from its guard and its pool's counters.
 """
 
@@ -55,7 +55,6 @@ class Vitals:
     waiting: int
     pool_timeouts: int
     is_saturated: bool
-    is_read_only: bool
     look: Look | None
 
     @property
@@ -139,7 +138,7 @@ def _conditions(vitals: Vitals) -> list[str]:
     is_slow = (
         statements.answered >= SLOW_CALLS_MIN and statements.percentile_s(0.95) >= vitals.options.slow_call_s
     )
-    known = {"saturated": vitals.is_saturated, "slow": is_slow, "read_only": vitals.is_read_only}
+    known = {"saturated": vitals.is_saturated, "slow": is_slow, "read_only": vitals.metrics.is_read_only}
     return [condition for condition, holds in known.items() if holds]
 
 

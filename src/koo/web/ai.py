@@ -34,7 +34,7 @@ def _add_queries(router: APIRouter, platform: Platform) -> None:
     async def query(body: bodies.QueryBody, request: Request) -> Response:
         """One question, guarded: retries, limits, budget, and other services if `fallback` names some.
 
-        Whoever closes the connection ends the query.
+        Closing the connection ends the query.
         """
         answer = await while_connected(request, platform.query(views.query_of(body)))
         return JsonView(views.answer_view(answer))

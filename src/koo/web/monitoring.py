@@ -32,7 +32,7 @@ def _add_overview(router: APIRouter, platform: Platform) -> None:
     async def get_health() -> Response:
         """Always 200, whatever the state: machines ask `/readyz`.
 
-        The database is probed, unless somebody looked within the last two seconds.
+        The database is probed, unless it was within the last two seconds.
         """
         return JsonView(await platform.system_health())
 
