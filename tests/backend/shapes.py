@@ -120,6 +120,7 @@ SERVICE: dict[str, Shape] = {
         "daily_budget": {
             "spent": money,
             "reserved": money,
+            "above_hold": money,
             "limit": or_none(money),
             "remaining": or_none(money),
             "resets_at": at,
