@@ -20,7 +20,7 @@ from koo.clock import SYSTEM_CLOCK, Clock
 from koo.options import DAY_S
 from koo.storage import worker
 from koo.storage.base import Allowance, Bill, BudgetView, HoldRequest
-from koo.storage.memory import MemoryStore
+from koo.storage.memory import MemoryLedger
 from koo.storage.store import SqlStore
 
 NOON_S = 20_000 * DAY_S + DAY_S / 2
@@ -50,6 +50,19 @@ class SetClock:
         return int(self.now // DAY_S)
 
 
+class MemoryStore:
+    """The memory's ledger with the life of a store, for the rules that hold for every ledger."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.ledger = MemoryLedger(clock)
+
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
 Store = MemoryStore | SqlStore
 
 
@@ -65,7 +78,11 @@ class Place:
         return self.url != ""
 
     def store(self, clock: Clock = SYSTEM_CLOCK, **options: Any) -> Store:
-        return SqlStore(self.url, clock=clock, **options) if self.url else MemoryStore(clock)
+        return self.sql_store(clock, **options) if self.url else MemoryStore(clock)
+
+    def sql_store(self, clock: Clock = SYSTEM_CLOCK, **options: Any) -> SqlStore:
+        """The store of a place that outlives the process."""
+        return SqlStore(self.url, clock=clock, **options)
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
         """Ask the database behind the store's back."""

@@ -67,13 +67,13 @@ def end(process: subprocess.Popen[str]) -> list[list[str]]:
 @pytest.mark.slow
 def test_three_processes_one_killed_the_cap_holds_and_no_cent_is_lost(shared: Place) -> None:
     async def prepare() -> None:
-        store = shared.store()
+        store = shared.sql_store()
         await store.open()
         await store.close()
         shared.forbid_more_than("1.00")
 
     async def sweep() -> None:
-        store = shared.store(SetClock(time.time() + LONG_AFTER_S))
+        store = shared.sql_store(SetClock(time.time() + LONG_AFTER_S))
         await store.ledger.sweep()
         await store.close()
 
@@ -111,7 +111,7 @@ def test_a_hold_is_there_when_the_process_is_killed_the_moment_it_was_given(shar
 
     async def main() -> None:
         clock = SetClock(time.time())
-        store = shared.store(clock)
+        store = shared.sql_store(clock)
         await store.open()
         assert money(store.ledger.view("claude")) == usd("0", "0.40")
         assert await store.quotas.used_today("claude") == 1
@@ -131,7 +131,7 @@ def test_a_hold_is_there_when_the_process_is_killed_the_moment_it_was_given(shar
 def test_two_stores_on_one_place_share_one_cap_and_see_each_others_money(shared: Place) -> None:
     async def main() -> None:
         clock = SetClock()
-        one, two = shared.store(clock), shared.store(clock)
+        one, two = shared.sql_store(clock), shared.sql_store(clock)
         await asyncio.gather(one.open(), two.open())
         shared.forbid_more_than("1.00")
         results = await asyncio.gather(
@@ -150,7 +150,7 @@ def test_two_stores_on_one_place_share_one_cap_and_see_each_others_money(shared:
 def test_several_sweepers_at_once_book_each_lost_hold_once(shared: Place) -> None:
     async def main() -> None:
         clock = SetClock()
-        stores = [shared.store(clock) for _ in range(4)]
+        stores = [shared.sql_store(clock) for _ in range(4)]
         await asyncio.gather(*(stores[0].ledger.hold(request("0.001", lease_s=1)) for _ in range(300)))
         clock.now += LONG_AFTER_S
         swept = [
@@ -167,7 +167,7 @@ def test_several_sweepers_at_once_book_each_lost_hold_once(shared: Place) -> Non
 def test_a_hold_settled_while_another_process_sweeps_is_booked_once(shared: Place) -> None:
     async def main() -> None:
         clock = SetClock()
-        one, two = shared.store(clock), shared.store(clock)
+        one, two = shared.sql_store(clock), shared.sql_store(clock)
         holds = await asyncio.gather(*(one.ledger.hold(request("0.002", lease_s=1)) for _ in range(200)))
         clock.now += LONG_AFTER_S
         for hold in holds:
@@ -183,13 +183,13 @@ def test_a_hold_settled_while_another_process_sweeps_is_booked_once(shared: Plac
 
 def test_a_restart_finds_everything_again(shared: Place) -> None:
     async def spend(clock: SetClock) -> None:
-        async with shared.store(clock) as store:  # type: ignore[union-attr]
+        async with shared.sql_store(clock) as store:
             store.ledger.settle(await store.ledger.hold(request("0.50")), bill("0.40"))
             await store.ledger.hold(request("0.05"))
             store.quotas.add("claude", clock.day, 3)
 
     async def look(clock: SetClock) -> None:
-        async with shared.store(clock) as store:  # type: ignore[union-attr]
+        async with shared.sql_store(clock) as store:
             assert money(store.ledger.view("claude")) == usd("0.40", "0.05")
             assert await store.quotas.used_today("claude") == 5
 
@@ -200,7 +200,7 @@ def test_a_restart_finds_everything_again(shared: Place) -> None:
 
 def test_one_store_serves_one_loop_after_another(shared: Place) -> None:
     clock = SetClock()
-    store = shared.store(clock)
+    store = shared.sql_store(clock)
 
     async def spend() -> None:
         store.ledger.settle(await store.ledger.hold(request("0.05")), bill("0.01"))

@@ -59,11 +59,6 @@ class GuardedLedger:
             str, tuple[int, Decimal]
         ] = {}  # service → day, by how much bills were above their holds
 
-    @property
-    def trouble(self) -> str | None:
-        """Why the shared ledger cannot be used now; None: it is in use."""
-        return self._shared.trouble
-
     def store_changed(self, trouble: str | None) -> None:
         """The store was lost, or found again."""
         if trouble is not None:

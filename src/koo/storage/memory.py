@@ -1,4 +1,4 @@
-"""A store that ends with the process: for tests, for scripts that want no file, and while the real one is down."""
+"""A ledger that ends with the process: it stands in for the shared one while the store is away."""
 
 from __future__ import annotations
 
@@ -35,32 +35,10 @@ class Ids:
         return f"{self._prefix}{next(self._next):012x}"
 
 
-class MemoryQuotas:
-    """Requests of today, by service. Only the last day that was counted is kept."""
+class MemoryLedger:
+    """Money of this process."""
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._clock = clock
-        self._counts: dict[str, tuple[int, int]] = {}
-
-    async def used_today(self, service: str) -> int:
-        """How many requests the service had on this UTC day."""
-        day, count = self._counts.get(service, (0, 0))
-        return count if day == utc_day(self._clock.wall()) else 0
-
-    def add(self, service: str, day: int, count: int) -> None:
-        """Count `count` requests on `day`; a negative number gives some back. A past day is forgotten."""
-        last, sum_ = self._counts.get(service, (day, 0))
-        if day > last:
-            last, sum_ = day, 0
-        if day == last:
-            self._counts[service] = (last, max(0, sum_ + count))
-
-
-class MemoryLedger:
-    """Money of this process. A hold also counts as a request of its day, in `quotas`."""
-
-    def __init__(self, clock: Clock = SYSTEM_CLOCK, quotas: MemoryQuotas | None = None) -> None:
-        self.quotas = quotas or MemoryQuotas(clock)
         self._clock = clock
         self._ids = Ids()
         self._budgets: dict[str, Budget] = {}
@@ -85,7 +63,6 @@ class MemoryLedger:
         day = held.day.number
         hold = Hold(self._ids.new(), service, day, request.amount_usd)
         self._open[hold.id] = (held, hold, now + request.lease_s)
-        self.quotas.add(service, day, 1)
         return hold
 
     def settle(self, hold: Hold, bill: Bill) -> None:
@@ -142,17 +119,3 @@ class MemoryLedger:
         wall = self._clock.wall()
         day = utc_day(wall)
         return self._clock.monotonic() + (day + 1) * DAY_S - wall, day
-
-
-class MemoryStore:
-    """The memory's ledger and quotas, with the life of any other store."""
-
-    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
-        self.quotas = MemoryQuotas(clock)
-        self.ledger = MemoryLedger(clock, self.quotas)
-
-    async def open(self) -> None:
-        """Nothing to open."""
-
-    async def close(self) -> None:
-        """Nothing to close; the numbers stay."""
