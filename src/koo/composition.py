@@ -75,7 +75,7 @@ class Parts:
     def database(self) -> Database:
         """The guarded database; made when first asked for, opened at its first use."""
         if self.database_in_use is None:
-            from koo.database.database import Database  # SQLAlchemy is loaded by those who use a database
+            from koo.database.database import Database  # importing SQLAlchemy takes longer than all of koo
 
             self.database_in_use = Database(
                 self.options.database,

@@ -1,8 +1,8 @@
 """When an alert begins and when it ends.
 
 The unit is an episode: it begins with the first finding of its kind about a part, goes on for as long as the finding
-holds, and ends once. A breaker that goes from open to half open and back is one episode of "circuit open" for those
-who watch: while recovery is tested its alarm is kept, but shown as "in recovery", and only closing ends it. What ended
+holds, and ends once. A breaker that goes from open to half open and back is one episode of "circuit open": while
+recovery is tested the alarm is kept, but shown as "in recovery", and only closing ends it. What ended
 is listed as information for fifteen minutes.
 
 `step` returns the episodes that began or ended, to be kept; `restore` takes over those of a process that is gone, so

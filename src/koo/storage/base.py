@@ -1,8 +1,8 @@
 """What must outlive the process or be shared, as protocols: money, day counts, operators' acts, alert episodes.
 
 Two rules for every store. A hold is durable before `hold` returns, and `settled + held <= limit` at every instant,
-whoever else writes. Everything else may be written a moment later, and losing it errs on the safe side: a hold whose
-settlement was lost is booked at its bound by the sweeper.
+whichever processes write. Everything else may be written a moment later, and losing it errs on the safe side: a hold
+whose settlement was lost is booked at its bound by the sweeper.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from koo.events import Severity
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """A service's daily budget: `limit_usd` a UTC day; None is no limit. `explicit`: somebody set it."""
+    """A service's daily budget: `limit_usd` a UTC day; None is no limit. `explicit`: an operator set it."""
 
     limit_usd: Decimal | None
     explicit: bool = False

@@ -67,7 +67,7 @@ class Entries:
     async def prune(self, before_day: int) -> None:
         """Forget a thousand of the oldest before that day, and days of which nothing is left.
 
-        Little at a time, because nobody can hold money meanwhile. Raises `StoreUnavailable`.
+        Little at a time, because no call can hold money meanwhile. Raises `StoreUnavailable`.
         """
         values: dict[str, Any] = {"before": before_day}
 

@@ -39,7 +39,7 @@ class SqlStore:
         timeout_s: float = 2.0,
         linger_s: float = 0.02,
     ) -> None:
-        from koo.storage import sql  # SQLAlchemy is loaded by those who use it.
+        from koo.storage import sql  # Importing SQLAlchemy takes longer than all of koo.
 
         target = sql.read_url(url, home)
         self.clock = clock

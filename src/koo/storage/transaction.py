@@ -26,14 +26,14 @@ WORDS: dict[Dialect, dict[str, str]] = {
         "ids": "SELECT json_array_elements_text(CAST(:ids AS json))",
         "for_update": "FOR UPDATE",
         "serial": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
-        # Until the end of the transaction; any number that nobody else uses.
+        # Until the end of the transaction; any number that no other application uses.
         "latecomers_wait": "SELECT pg_advisory_xact_lock(7072003120211)",
     },
 }
 
 
 class Transaction(Protocol):
-    """`again`: the connection broke before and nobody knows whether the first run was committed."""
+    """`again`: the connection broke before, and the first run may have been committed."""
 
     dialect: Dialect
     again: bool

@@ -1,4 +1,4 @@
-"""The HTTP interface as an application of its own, and as a guest in somebody else's.
+"""The HTTP interface as an application of its own, and as a guest in another one.
 
 `create_app(platform)` is what `koo serve` and `backend/main.py` run. `mount(app, platform)` puts the same routes into
 an application that exists: its other routes, its errors and its middleware stay as they are.

@@ -1,7 +1,7 @@
-"""The server process: one socket, one event loop, one platform; it says what to try, and ends in order.
+"""The server process: one socket, one event loop, one platform; it prints what to try, and ends in order.
 
 SIGTERM and Ctrl-C: no new connections, running requests may finish for `GRACE_S`, then they are cancelled (each settles
-what it held), then the platform closes. After a second signal nobody waits: requests are cancelled now. `kill -9` needs
+what it held), then the platform closes. A second signal cancels the requests at once. `kill -9` needs
 none of it: what was held is in the ledger, and is booked when its lease ends.
 """
 
@@ -34,7 +34,7 @@ HURRY_S = 2
 """After a second signal, for the requests to settle what they held, and again for the platform to close."""
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
-"""Longer than the usual proxy keeps a connection: whoever closes first loses a request that is on its way."""
+"""Longer than the usual proxy keeps a connection: the side that closes first may lose a request on its way."""
 SHOWN_PROMPT = "What is the capital of France?"
 
 
@@ -83,7 +83,7 @@ def make_server(
                 on_ready()
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            # uvicorn hears a second Ctrl-C only; to whoever sends SIGTERM twice it is as urgent.
+            # uvicorn hurries after a second Ctrl-C only; a second SIGTERM is as urgent.
             super().handle_exit(signal.SIGINT if self.should_exit else sig, frame)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -99,7 +99,7 @@ def make_server(
             log_config=None,
             access_log=False,  # ours has an id, a time, and no query strings
             server_header=False,
-            proxy_headers=False,  # whoever asks without a token must be this machine, not a header that says so
+            proxy_headers=False,  # a request without a token must come from this machine, not claim so in a header
             timeout_graceful_shutdown=GRACE_S,
             timeout_keep_alive=KEEP_ALIVE_S,
             backlog=BACKLOG,
@@ -110,7 +110,7 @@ def make_server(
 async def _hurry(server: uvicorn.Server) -> None:
     """What uvicorn leaves undone after a second signal: first the requests settle, then the platform closes.
 
-    Left to the end of the loop, all would be cancelled at once, and the log told of it as of a failure.
+    Left to the end of the loop, all would be cancelled at once, and logged as a failure.
     """
     tasks = set(server.server_state.tasks)
     for task in tasks:
@@ -125,7 +125,7 @@ async def _hurry(server: uvicorn.Server) -> None:
 def answering_what_is_cut(app: ASGIApp) -> ASGIApp:
     """uvicorn cancels what outlives its grace, and would answer that with a bare 500 and log a traceback for each.
 
-    The cancellation ends here: the task is uvicorn's own, made for this one request, and nobody waits for it.
+    The cancellation ends here: the task is uvicorn's own, made for this one request, and nothing awaits it.
     """
     from starlette.requests import Request
 
@@ -141,7 +141,7 @@ def answering_what_is_cut(app: ASGIApp) -> ASGIApp:
             try:
                 await send(message)
             except RuntimeError as error:
-                # The caller has left a moment ago; uvloop tells of it as if we had closed the connection ourselves.
+                # The caller has left a moment ago; uvloop raises as if we had closed the connection ourselves.
                 if "handler is closed" not in str(error):
                     raise
 
@@ -206,7 +206,7 @@ def announce(platform: Platform, port: int, out: TextIO) -> None:
     try:
         print(*lines, sep="\n", file=out, flush=True)
     except OSError:
-        pass  # whoever started it has closed its output; that is no reason not to serve
+        pass  # the parent process has closed our output; the server works without it
 
 
 def _offered(platform: Platform) -> tuple[str, str]:
