@@ -8,11 +8,11 @@ A resilience layer has to know what a convenient client hides, so this one does 
   late), so nothing can have been done or billed. "sent": it may have been received. "answer": an answer came and
   cannot be read, because it broke off, is not HTTP or is larger than anybody meant it to be.
 * It has one timeout of its own, for connecting. Everything later belongs to the caller's deadline: cancelling the task
-  ends the request and closes its connection, which is how the other side learns that nobody waits any longer.
+  ends the request and closes its connection, which is how the other side learns that the caller has left.
 * What is read is bounded, whole answers and single events alike: a server gone mad must not fill the memory.
 
-The session belongs to the loop that first uses the client. A later `asyncio.run` gets a new one; two loops at once are
-a mistake that is told, because connections cannot be shared between them.
+The session belongs to the loop that first uses the client. A later `asyncio.run` gets a new one; using it from two
+loops at once raises RuntimeError, because connections cannot be shared between them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TransportError(Exception):
 
 
 class ClosedHere(TransportError):
-    """The client was closed while the exchange was under way: nobody on the other side failed."""
+    """The client was closed while the exchange was under way: the other side did not fail."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(stage, "it was cut off here, because koo is being closed")
@@ -279,7 +279,7 @@ class HttpStream:
         return self._events.finish()
 
     async def read(self) -> bytes:
-        """The rest of the body as a whole, for an answer that is no stream. Raises `TransportError`."""
+        """The rest of the body as a whole, for an answer that is not a stream. Raises `TransportError`."""
         return await self._client.read(self._response)
 
     async def aclose(self, *, read_out: bool = False) -> None:
@@ -302,7 +302,7 @@ class HttpStream:
 class EventParser:
     """Bytes in any portions → server-sent events, by the rules of the HTML standard.
 
-    A line ends with LF, CR or CRLF; an event ends with an empty line. Comments and pings are no events, and neither is
+    A line ends with LF, CR or CRLF; an event ends with an empty line. Comments and pings are not events, and neither is
     a block without data. Lines are cut as bytes: no terminator's byte occurs inside a character of UTF-8, so a
     character may be split over portions without harm.
     """

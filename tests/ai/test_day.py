@@ -63,7 +63,7 @@ def take(one: Service, clock: MovedClock, requests: int = 1) -> None:
 def test_a_platform_made_before_midnight_and_opened_after_it_counts_the_new_days_requests(
     tmp_path: Path,
 ) -> None:
-    """Another process has used the day up; the counts here were made when somebody looked, yesterday."""
+    """Another process has used the day up; the counts here were made by a look at the status, yesterday."""
 
     async def main() -> None:
         clock = MovedClock(before_s=1.5)
@@ -90,7 +90,7 @@ def test_what_is_restored_of_a_day_that_is_over_counts_for_no_other() -> None:
 
 
 def test_the_store_is_given_each_request_once() -> None:
-    """A hold of money counts in the store at once, the rest is told; a refund takes back what was told."""
+    """A hold of money counts in the store at once, the rest with each tick; a refund takes it back."""
     clock = MovedClock(before_s=3600.0)
     one = service(clock)
     one.restore_day(TODAY, 40)
@@ -113,7 +113,7 @@ def test_a_new_day_begins_with_nothing_that_the_store_knows() -> None:
     one.tick()
     assert one.take_unstored() == (TODAY + 1, 2)
     one.note_stored(TODAY, 1)
-    assert one.take_unstored() == (TODAY + 1, 0), "a hold of yesterday is told late"
+    assert one.take_unstored() == (TODAY + 1, 0), "a hold of yesterday that is noted late"
     clock.passed_s += DAY_S
     one.tick()
     take(one, clock, requests=3)

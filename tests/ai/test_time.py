@@ -19,7 +19,7 @@ from tests.ai.virtual import ONCE, VirtualWorld, words
 
 async def hang(request: Request) -> Completion:
     await asyncio.sleep(3600)
-    raise AssertionError("nobody waits so long")
+    raise AssertionError("no test waits so long")
 
 
 async def fail(request: Request) -> Completion:
@@ -119,7 +119,7 @@ def test_a_probing_stream_without_content_ends_with_its_lease() -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_no_service_is_asked_after_the_deadline(streamed: bool) -> None:
-    """The first one used it up: its reason is told, and the second would be asked for nobody."""
+    """The first one used it up: its reason is raised, and an answer of the second would come too late."""
 
     async def main() -> None:
         world = VirtualWorld(first_token_timeout_s=60.0)

@@ -1,4 +1,4 @@
-"""What no service could answer: told before anything is counted, held or sent. A prompt is never repeated."""
+"""Queries that no service could answer, refused before anything is counted, held or sent. No prompt is quoted."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _wrong_in_texts(query: Query) -> str:
     try:
         (query.prompt + (query.system or "")).encode()
     except UnicodeEncodeError:
-        return "the prompt holds a character that is no text (a lone surrogate)"
+        return "the prompt holds a character that is not text (a lone surrogate)"
     return ""
 
 

@@ -65,7 +65,7 @@ def read_options(options: Mapping[str, Any]) -> GuardOptions:
         elif name in ("classify", "cost_usd") and value is not None and not callable(value):
             raise ConfigurationError("register_service", f"{name} must be a function")
     guard = parts["guard"]
-    # A deadline shorter than the default time of an attempt shortens that too, else it could never be told apart.
+    # A deadline shorter than the default time of an attempt shortens that too, else both would end at once.
     timeout_s = guard.get("timeout_s", _default(GuardOptions, "timeout_s"))
     guard.setdefault("attempt_timeout_s", min(timeout_s, _default(GuardOptions, "attempt_timeout_s")))
     guard.setdefault("slow_s", min(guard["attempt_timeout_s"] / 2, _default(GuardOptions, "slow_s")))
@@ -119,7 +119,7 @@ class Money:
                 "register_service", "daily_budget needs max_cost_usd, the most that one call can cost"
             )
         if bound is None and options.get("cost_usd") is not None:
-            # Without a hold nothing would ever be booked, and nobody told.
+            # Without a hold nothing would ever be booked.
             raise ConfigurationError(
                 "register_service", "cost_usd needs max_cost_usd, the most that one call can cost"
             )

@@ -193,7 +193,7 @@ class Service:
             self.gates.pause(now, for_s, lambda: 0.0, kind, reason)
 
     def unblock_key(self) -> None:
-        """The key works again, or somebody says so."""
+        """The key works again, or an operator says so."""
         for model in self.gates.key_blocks.clear():
             if self._publish is not None:
                 self._publish(KeyUnblocked(self.name, model))
@@ -218,7 +218,7 @@ class Service:
             count.clear(self.clock.monotonic())
 
     def _anchor_day(self) -> None:
-        """Tell the day's count anew when the day ends; clocks drift, and somebody may have set one."""
+        """Set the end of the day's count by the wall clock: clocks drift apart, and can be set."""
         now, wall = self.clock.monotonic(), self.clock.wall()
         day = utc_day(wall)
         for count in self.gates.limits.counts:

@@ -42,7 +42,7 @@ SENTENCES: dict[Kind, str] = {
     Kind.CONTENT_POLICY: "it refuses the content by its policy",
     Kind.NOT_FOUND: "it does not know this model or path: see MODEL and BASE_URL",
     Kind.TOO_LARGE: "the request is larger than it accepts",
-    Kind.UNKNOWN: "it failed in a way that nobody has described yet",
+    Kind.UNKNOWN: "unexpected error: please report it",
 }
 """Our own words for each kind: no sentence of a provider is repeated."""
 
@@ -140,7 +140,7 @@ class FaultTable:
 
     def find(self, parsed: ParsedError) -> Row:
         """The first row that fits, else the status'."""
-        # A message of a megabyte is no message.
+        # A message of a megabyte is not a message.
         message = parsed.message[:2000].strip().lower()
         for row in self.rows:
             if row.fits(parsed, message):
@@ -195,7 +195,7 @@ def transport_error(service: str, error: TransportError) -> ExternalServiceError
     if isinstance(error, ClosedHere):
         return _closed_here(service, error)
     kind = Kind.BAD_ANSWER if error.stage == "answer" else Kind.CONNECTION
-    # What never left cannot be billed; of everything else nobody knows.
+    # What never left cannot be billed; anything else may have been.
     return make_error(
         service, kind, error.reason, detail={"phase": error.stage}, billable=error.stage != "connect"
     )

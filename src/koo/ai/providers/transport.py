@@ -1,6 +1,6 @@
 """What every vendor's adapter does alike: send, read, and turn whatever goes wrong into an error of koo.
 
-A vendor's file gives the URL, the headers, the fault table, and a function that reads its error bodies.
+A vendor's file has its wire format and a `Vendor`: its address, its fault table, and what reads its error bodies.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Wire:
             await stream.aclose()
 
     async def _refused_stream(self, stream: HttpStream) -> ExternalServiceError:
-        """A whole document where a stream was asked for: a refusal, an error inside a 200, or somebody else's page."""
+        """A whole document where a stream was asked for: a refusal, an error inside a 200, or a page from the way."""
         try:
             body = await stream.read()
         except TransportError as error:
@@ -120,7 +120,7 @@ class Wire:
 
     def refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> ExternalServiceError:
         """The error that an answer is."""
-        # A redirect has an answer that somebody may have done work for; nobody bills it.
+        # Not billed, a redirect included: work may have been done for it, but no vendor charges for that.
         return self._table.error(self.service, self._read_error(status, headers, body), self._clock.wall())
 
     def error(self, parsed: ParsedError, *, billable: bool | None) -> ExternalServiceError:
@@ -202,7 +202,7 @@ def _bytes(text: str) -> int:
 
 
 def estimate_usage(request: Request, text: str) -> Usage:
-    """For a provider that does not tell what it used."""
+    """For a provider that does not say what it used."""
     read = len(request.prompt.encode("utf-8", "replace")) + len(
         (request.system or "").encode("utf-8", "replace")
     )
