@@ -16,6 +16,7 @@ from koo.errors import ExternalServiceError, Kind
 from koo.options import DatabaseOptions, PlatformOptions, ServiceOptions
 from koo.platform import Platform
 from koo.testing.providers import FakeOpenAI
+from koo.upkeep import KeepTime
 from koo.web.server import announce
 
 ENGINE = "xllamacpp"
@@ -65,6 +66,21 @@ def test_what_is_missing_is_the_reason_everywhere_until_it_is_installed(
             assert (await platform.check_services("local"))["local"]["healthy"]
             assert platform.service_health("local")["state"] == "healthy"
             assert platform.services_health()["total_services"] == 1
+
+    asyncio.run(main())
+
+
+def test_what_was_installed_is_noticed_without_a_query(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        monkeypatch.setitem(sys.modules, ENGINE, None)
+        async with Platform(options(tmp_path)) as platform:
+            await KeepTime(platform.parts).step()
+            assert not platform.service_health("local")["configured"]
+            monkeypatch.delitem(sys.modules, ENGINE)
+            await KeepTime(platform.parts).step()
+            assert platform.service_health("local")["configured"]
 
     asyncio.run(main())
 

@@ -206,9 +206,6 @@ class LocalProvider:
             "stream_options": {"include_usage": True},
             # Each chunk then says how much was used: for a reader who leaves before the end.
             "timings_per_token": True,
-            # Without these reports nothing would be written while a long prompt is read, and so the server would not
-            # notice that its client has left.
-            "return_progress": True,
         }
 
     # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────
