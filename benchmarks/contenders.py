@@ -48,20 +48,14 @@ class Contender:
 
 
 def koo(kind: str) -> Make:
-    """koo's whole way of a query, with everything on and the ledger in memory."""
+    """What `query_ai` calls: a platform with everything on, and the durable ledger that each paid service has."""
 
     async def make(url: str, stack: AsyncExitStack) -> Ask:
-        from koo.ai.assembly import assemble
-        from koo.ai.gateway import Gateway
-        from koo.ai.pricing import Prices
         from koo.ai.types import Query
-        from koo.clock import SYSTEM_CLOCK
-        from koo.deadlines import Deadlines
-        from koo.http import HttpClient
         from koo.options import LimitOptions, PlatformOptions, ServiceOptions
-        from koo.storage.memory import MemoryLedger
+        from koo.platform import Platform
 
-        http, deadlines = HttpClient(), Deadlines()
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         service = ServiceOptions(
             name=kind,
             kind=kind,  # type: ignore[arg-type]
@@ -73,21 +67,12 @@ def koo(kind: str) -> Make:
             input_price=Decimal(1),
             output_price=Decimal(5),
         )
-        services = assemble(
-            PlatformOptions(services=(service,)),
-            http=http,
-            clock=SYSTEM_CLOCK,
-            deadlines=deadlines,
-            publish=lambda event: None,
+        platform = Platform(
+            PlatformOptions(home=home, state_url=f"sqlite:///{home}/state.db", services=(service,))
         )
-        stack.push_async_callback(http.close)
-        ledger, prices = MemoryLedger(SYSTEM_CLOCK), Prices()
-        await prices.load()
-        gateway = Gateway(
-            services, ledger=lambda: ledger, prices=prices, deadlines=deadlines, clock=SYSTEM_CLOCK
-        )
+        stack.push_async_callback(platform.close)
         query = Query(service=kind, prompt=PROMPT, max_tokens=MAX_TOKENS)
-        return lambda: gateway.query(query)
+        return lambda: platform.query(query)
 
     return make
 

@@ -1,7 +1,8 @@
 """One guarded call with everything on, beside the stack that people assemble by hand and beside interlock.
 
-Everything on: a deadline, the breaker, three windows, a budget in memory, metrics. The stack by hand: stamina (retry),
-purgatory (breaker), limits with three fixed windows, prometheus-client (counter and histogram).
+Everything on: a deadline, the breaker, three windows, metrics, and the money of a paid query as the gateway holds and
+books it. Without money: what a free service has. The stack by hand: stamina (retry), purgatory (breaker), limits with
+three fixed windows, prometheus-client (counter and histogram).
 """
 
 from __future__ import annotations
@@ -30,14 +31,22 @@ from benchmarks.guard_peers import (
 )
 from benchmarks.measure import AsyncRun, Report, add_up, compare
 from benchmarks.peers import NotMeasured
+from koo.ai.assembly import assemble
+from koo.ai.charge import QueryCharge
+from koo.ai.pricing import Prices
+from koo.ai.providers.base import Completion, Request
+from koo.ai.types import Usage
+from koo.clock import SYSTEM_CLOCK
 from koo.deadlines import Deadlines
-from koo.errors import BudgetExceeded, CircuitOpen, RateLimited
+from koo.errors import CircuitOpen, RateLimited
 from koo.gates import Gates
 from koo.guard import Guard
-from koo.options import GuardOptions
+from koo.http import HttpClient
+from koo.options import GuardOptions, LimitOptions, PlatformOptions, ServiceOptions
 from koo.policies.breaker import FORCED_OPEN
-from koo.policies.budget import Budget, Held
 from koo.policies.limiter import DayCount, Limits, SlidingCount
+from koo.storage.base import Bill
+from koo.storage.memory import MemoryLedger
 
 YARDSTICK = "a thousand additions"
 BARE = "bare await"
@@ -46,29 +55,44 @@ WITHOUT_MONEY = "koo, without money"
 OVER = "over a bare await, us"
 
 
-class Charge:
-    """Money in memory: the worst case is held before the call, and what it cost is booked after it."""
+def make_paid_call() -> Call:
+    """A paid query without its wire: the guard of a service, and the charge that the gateway makes for each query.
 
-    __slots__ = ("_budget", "_held")
+    The ledger is in memory: what a durable one writes is measured with whole queries (`query.py`).
+    """
+    options = ServiceOptions(
+        name="bench",
+        kind="openai",
+        model="bench",
+        api_key="none",
+        limits=LimitOptions(per_minute=MANY, per_hour=MANY, per_day=MANY),
+        daily_budget_usd=Decimal(1_000_000),
+        input_price=Decimal(1),
+        output_price=Decimal(5),
+    )
+    services = assemble(
+        PlatformOptions(services=(options,)),
+        http=HttpClient(),
+        clock=SYSTEM_CLOCK,
+        deadlines=Deadlines(),
+        publish=lambda event: None,
+    )
+    one, ledger = services["bench"], MemoryLedger(SYSTEM_CLOCK)
+    price = Prices().find(options, options.model)
+    assert price is not None, "the options say it"
+    request = Request(prompt="What is the capital of France?", model=options.model, max_tokens=64)
+    completion = Completion(text="Paris.", model=options.model, usage=Usage(input_tokens=12, output_tokens=3))
+    guard = one.service.default_guard
 
-    BOUND_USD, COST_USD = Decimal("0.001"), Decimal("0.0001")
+    async def call() -> None:
+        charge = QueryCharge(one.service, ledger, one.provider, request, price)
 
-    def __init__(self) -> None:
-        self._budget = Budget(Decimal(1_000_000), time.monotonic() + 40_000.0, 1)
-        self._held: Held | None = None
+        async def ask() -> Bill:
+            return charge.note(completion)
 
-    async def hold(self, deadline: float) -> None:
-        self._held = self._budget.hold(self.BOUND_USD, time.monotonic())
-        if self._held is None:
-            raise BudgetExceeded("bench", "the budget is used up")
+        await guard.call(ask, charge=charge)
 
-    def settle(self) -> None:
-        if self._held is not None:
-            self._budget.settle(self._held, self.COST_USD)
-
-    def release(self) -> None:
-        if self._held is not None:
-            self._budget.release(self._held)
+    return call
 
 
 def make_guard(name: str = "bench", deadlines: Deadlines | None = None, *, limit: int = MANY) -> Guard:
@@ -107,18 +131,19 @@ def repeat_refused(call: Call, error: type[BaseException]) -> AsyncRun:
 
 
 async def calls(rounds: int) -> Report:
-    """Bare await, koo with and without money, and the peers."""
-    guard, charge = make_guard(), Charge()
-
-    async def run_koo(times: int) -> None:
-        for _ in range(times):
-            await guard.call(bare, charge=charge)
+    """Bare await, koo with and without money, and the peers, which have none."""
+    guard = make_guard()
 
     async def run_without_money(times: int) -> None:
         for _ in range(times):
             await guard.call(bare)
 
-    contenders = {BARE: repeat(bare), YARDSTICK: add_up, KOO: run_koo, WITHOUT_MONEY: run_without_money}
+    contenders = {
+        BARE: repeat(bare),
+        YARDSTICK: add_up,
+        KOO: repeat(make_paid_call()),
+        WITHOUT_MONEY: run_without_money,
+    }
     report = Report()
     peers = {STACK: hand_stack, INTERLOCK: interlock_breaker, PIPELINE: interlock_pipeline}
     for name, make in peers.items():
@@ -129,12 +154,12 @@ async def calls(rounds: int) -> Report:
     table = await compare(contenders, times=4000, rounds=rounds)
     for name in contenders.keys() - {BARE, YARDSTICK}:
         report.figures[f"{name}: {OVER}"] = table.over_us(name, BARE)
-    pairs = zip(table.over_us(KOO, BARE), table.seconds[YARDSTICK], strict=True)
+    pairs = zip(table.over_us(WITHOUT_MONEY, BARE), table.seconds[YARDSTICK], strict=True)
     report.figures["guarded call over a bare await, in thousands of additions"] = [
         over / (yardstick * 1e6) for over, yardstick in pairs
     ]
     if STACK in contenders:
-        report.figures["stack by hand / koo"] = table.ratios(STACK, KOO, less=BARE)
+        report.figures["stack by hand / koo"] = table.ratios(STACK, WITHOUT_MONEY, less=BARE)
     return report
 
 
