@@ -38,8 +38,8 @@ __all__ = ["Guard", "Scope"]
 
 T = TypeVar("T")
 RAMP_FACTOR = 2
-"""After closing, this many times the probes that closed the breaker may run at first (rule R16): so many at once have
-just been seen to work, and doubling is what each later second does."""
+"""After closing, this many times the probes that closed the breaker may run at first (rule R16): the probes are all
+that is known to work, and doubling them is the step that each later second takes too."""
 OVERDUE = Fault(verdict=NEUTRAL, kind=Kind.DEADLINE)
 """The caller's deadline cut the attempt short: not the other side's fault, but it may have been slow."""
 

@@ -180,8 +180,9 @@ class Breaker:
 
     def _gate(self, now: float, draw: Draw) -> int | None:
         """The generation to admit under when it is not simply closed; None refuses."""
-        # The operator's word comes before the tick. Under FORCED_OPEN time must not move the breaker into
-        # HALF_OPEN, where it would wait for probes that are never admitted; under DISABLED nothing moves it.
+        # The operator's word comes before the tick: a call that is refused or let through whatever the phase must not
+        # be what trips or half opens the breaker. METRICS_ONLY comes last, because there the breaker goes on as if it
+        # decided, and only its refusal is not carried out.
         if self.override is FORCED_OPEN:
             return None
         if self.override is DISABLED:

@@ -15,7 +15,7 @@ from collections import deque
 from typing import Protocol
 
 DOUBLES_AFTER_S = 1.0
-"""From two calls to a thousand in nine seconds: each step lasts long enough to see slow answers before the next one."""
+"""From four calls to a thousand in eight seconds: each step lasts long enough to see slow answers before the next."""
 DOUBLINGS_MAX = 30
 
 
