@@ -1,0 +1,217 @@
+"""Where treasuries live: in memory, or in rows of a database. What they decide is in `policies/treasury.py`.
+
+A beat is one transaction: the rows that it touches are loaded and locked in one order, `receive` decides over them, and
+what has changed is written back. Locking first and deciding second is what keeps the sum: a decision made on rows that
+were read without a lock is applied to newer ones, and grants the same money twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Protocol
+
+from koo.policies.treasury import (
+    Answer,
+    Beat,
+    Key,
+    ProcessRow,
+    Rows,
+    Totals,
+    Treasury,
+    keys_of,
+    opened,
+    receive,
+)
+from koo.storage.transaction import Transaction
+
+UNBOUNDED = -1
+"""How a database says that a budget has no limit: NULL would need its own words in each comparison."""
+
+
+class Treasuries(Protocol):
+    """All treasuries of one store."""
+
+    def receive(self, beat: Beat, now_ms: int, beat_ms: int) -> Answer:
+        """Take a beat in, all of it or nothing."""
+        ...
+
+    def write_off(self, process: str) -> dict[Key, int]:
+        """Free what a process was granted and has not spent; its name answers no more. Returns what came free."""
+        ...
+
+
+class MemoryTreasuries:
+    """Treasuries that end with the process."""
+
+    def __init__(self) -> None:
+        self.treasuries: dict[Key, Treasury] = {}
+        self.purses: dict[tuple[Key, str], Totals] = {}
+        self.processes: dict[str, ProcessRow] = {}
+        self.frozen_until_ms = 0
+
+    def receive(self, beat: Beat, now_ms: int, beat_ms: int) -> Answer:
+        """Take a beat in."""
+        keys = keys_of(beat, now_ms)
+        rows = Rows(
+            process=self.processes.setdefault(beat.process, ProcessRow()),
+            treasuries={key: self._treasury(key) for key in sorted(keys)},
+            purses={
+                key: self.purses[key, beat.process] for key in keys if (key, beat.process) in self.purses
+            },
+            frozen_until_ms=self.frozen_until_ms,
+        )
+        answer = receive(rows, beat, now_ms, beat_ms)
+        self.frozen_until_ms = rows.frozen_until_ms
+        self.purses.update({(key, beat.process): row for key, row in rows.purses.items()})
+        return answer
+
+    def _treasury(self, key: Key) -> Treasury:
+        if key not in self.treasuries:
+            earlier = [one for one in self.treasuries if one.budget == key.budget and one.period < key.period]
+            self.treasuries[key] = opened(self.treasuries[max(earlier)] if earlier else None)
+        return self.treasuries[key]
+
+    def write_off(self, process: str) -> dict[Key, int]:
+        """Free what a process was granted and has not spent."""
+        freed: dict[Key, int] = {}
+        for (key, name), row in self.purses.items():
+            if name == process and row.net > row.spent:
+                freed[key] = row.net - row.spent
+                row.back += freed[key]
+                self.treasuries[key].booked -= freed[key]
+        self.processes[process] = ProcessRow(closed=True)
+        return freed
+
+
+OPEN_PROCESS = """INSERT INTO koo_processes (name, number, token, closed, seen_ms)
+    VALUES (:process, 0, '', 0, 0) ON CONFLICT (name) DO NOTHING"""
+LOCK_PROCESS = "SELECT number, token, closed FROM koo_processes WHERE name = :process {for_update}"
+SAVE_PROCESS = """UPDATE koo_processes SET number = :number, token = :token, closed = :closed, seen_ms = :now_ms
+    WHERE name = :process"""
+# A new period begins with the limit of the last one before it.
+OPEN_TREASURIES = """INSERT INTO koo_treasuries
+        (budget, period, limit_amount, limit_at_ms, booked, spent, recall_at_ms)
+    SELECT k.budget, k.period, coalesce(b.limit_amount, -1), coalesce(b.limit_at_ms, 0), 0, 0, 0
+    FROM ({keys}) k LEFT JOIN koo_treasuries b ON b.budget = k.budget AND b.period =
+        (SELECT max(e.period) FROM koo_treasuries e WHERE e.budget = k.budget AND e.period < k.period)
+    WHERE NOT EXISTS (SELECT 1 FROM koo_treasuries t WHERE t.budget = k.budget AND t.period = k.period)
+    ORDER BY k.budget, k.period
+    ON CONFLICT (budget, period) DO NOTHING"""
+LOCK_TREASURIES = """SELECT t.budget, t.period, t.limit_amount, t.limit_at_ms, t.booked, t.spent, t.recall_at_ms
+    FROM koo_treasuries t JOIN ({keys}) k ON k.budget = t.budget AND k.period = t.period
+    ORDER BY t.budget, t.period {for_update_of_t}"""
+SAVE_TREASURY = """UPDATE koo_treasuries SET limit_amount = :limit_amount, limit_at_ms = :limit_at_ms,
+    booked = :booked, spent = :spent, recall_at_ms = :recall_at_ms WHERE budget = :budget AND period = :period"""
+READ_PURSES = """SELECT p.budget, p.period, p.granted, p.back, p.spent, p.over_granted, p.held
+    FROM koo_purses p JOIN ({keys}) k ON k.budget = p.budget AND k.period = p.period
+    WHERE p.process = :process"""
+SAVE_PURSE = """INSERT INTO koo_purses (budget, period, process, granted, back, spent, over_granted, held)
+    VALUES (:budget, :period, :process, :granted, :back, :spent, :over_granted, :held)
+    ON CONFLICT (budget, period, process) DO UPDATE SET granted = excluded.granted, back = excluded.back,
+    spent = excluded.spent, over_granted = excluded.over_granted, held = excluded.held"""
+FROZEN = "SELECT frozen_until_ms FROM koo_schema"
+FREEZE = "UPDATE koo_schema SET frozen_until_ms = :until_ms"
+FREED = """SELECT budget, period, granted - back + over_granted - spent FROM koo_purses
+    WHERE process = :process AND granted - back + over_granted > spent ORDER BY budget, period"""
+FREE_PURSE = """UPDATE koo_purses SET back = back + :amount
+    WHERE budget = :budget AND period = :period AND process = :process"""
+FREE_TREASURY = (
+    "UPDATE koo_treasuries SET booked = booked - :amount WHERE budget = :budget AND period = :period"
+)
+CLOSE = "UPDATE koo_processes SET closed = 1, number = 0, token = '' WHERE name = :process"
+
+
+def receive_in(tx: Transaction, beat: Beat, now_ms: int, beat_ms: int) -> Answer:
+    """Take a beat in, in a transaction."""
+    rows = _load(tx, beat, now_ms)
+    treasuries = {key: _values(key, row) for key, row in rows.treasuries.items()}
+    purses = {key: _purse_values(key, row, beat.process) for key, row in rows.purses.items()}
+    frozen_until_ms = rows.frozen_until_ms
+    answer = receive(rows, beat, now_ms, beat_ms)
+    if not answer.is_you:
+        return answer
+    if rows.frozen_until_ms != frozen_until_ms:
+        tx.run(FREEZE, {"until_ms": rows.frozen_until_ms})
+    _save(tx, SAVE_TREASURY, (_values(key, row) for key, row in rows.treasuries.items()), treasuries.values())
+    _save(
+        tx,
+        SAVE_PURSE,
+        (_purse_values(k, row, beat.process) for k, row in rows.purses.items()),
+        purses.values(),
+    )
+    process = rows.process
+    tx.run(
+        SAVE_PROCESS,
+        {
+            "process": beat.process, "number": process.number, "token": process.token, "closed": int(process.closed),
+            "now_ms": now_ms,
+        },
+    )  # fmt: skip
+    return answer
+
+
+def _load(tx: Transaction, beat: Beat, now_ms: int) -> Rows:
+    values = {"process": beat.process, "keys": json.dumps(sorted(keys_of(beat, now_ms)))}
+    tx.run(OPEN_PROCESS, values)
+    number, token, closed = tx.rows(LOCK_PROCESS, values)[0]
+    tx.run(OPEN_TREASURIES, values)
+    return Rows(
+        process=ProcessRow(number, token, bool(closed)),
+        treasuries={
+            Key(budget, period): Treasury(None if limit == UNBOUNDED else limit, *rest)
+            for budget, period, limit, *rest in tx.rows(LOCK_TREASURIES, values)
+        },
+        purses={
+            Key(budget, period): Totals(*totals) for budget, period, *totals in tx.rows(READ_PURSES, values)
+        },
+        frozen_until_ms=tx.rows(FROZEN)[0][0],
+    )
+
+
+def _values(key: Key, row: Treasury) -> dict[str, str | int]:
+    return {
+        "budget": key.budget,
+        "period": key.period,
+        "limit_amount": UNBOUNDED if row.limit is None else row.limit,
+        "limit_at_ms": row.limit_at_ms,
+        "booked": row.booked,
+        "spent": row.spent,
+        "recall_at_ms": row.recall_at_ms,
+    }
+
+
+def _purse_values(key: Key, row: Totals, process: str) -> dict[str, str | int]:
+    return {
+        "budget": key.budget,
+        "period": key.period,
+        "process": process,
+        "granted": row.granted,
+        "back": row.back,
+        "spent": row.spent,
+        "over_granted": row.over,
+        "held": row.held,
+    }
+
+
+def _save(
+    tx: Transaction, sql: str, now: Iterable[dict[str, str | int]], before: Iterable[dict[str, str | int]]
+) -> None:
+    known = list(before)
+    changed = [values for values in now if values not in known]
+    if changed:
+        tx.run(sql, changed)
+
+
+def write_off_in(tx: Transaction, process: str) -> dict[Key, int]:
+    """Free what a process was granted and has not spent, in a transaction."""
+    values = {"process": process}
+    tx.run(OPEN_PROCESS, values)
+    tx.rows(LOCK_PROCESS, values)
+    freed = {Key(budget, period): amount for budget, period, amount in tx.rows(FREED, values)}
+    for key, amount in freed.items():
+        one = {"budget": key.budget, "period": key.period, "process": process, "amount": amount}
+        tx.run(FREE_TREASURY, one)
+        tx.run(FREE_PURSE, one)
+    tx.run(CLOSE, values)
+    return freed
