@@ -197,7 +197,8 @@ class World:
             return
         if process.stopped_until > self.now_ms:
             later = (process.stopped_until - self.now_ms) // TICK_MS
-            return self.post(later, lambda: self.end(process, call))
+            self.post(later, lambda: self.end(process, call))
+            return
         process.calls.remove(call)
         assert call.hold is not None
         process.purses.settle(call.hold, call.cost)
@@ -268,7 +269,7 @@ class World:
             if granted <= max(before.get(key, 0), told_granted):
                 continue
             told = [one for (name, _), one in self.told.items() if name == key.budget]
-            recent = {limit for limit, at_ms in told if at_ms >= self.now_ms - 6 * BEAT_MS}
+            recent = {limit for limit, at_ms in told if at_ms >= self.now_ms - 9 * BEAT_MS}
             near = [
                 limit for limit, at_ms in told if at_ms >= self.now_ms - 3 * BEAT_MS and limit is not None
             ]
@@ -294,7 +295,8 @@ class World:
             return
         if process.stopped_until > self.now_ms:
             later = (process.stopped_until - self.now_ms) // TICK_MS
-            return self.post(later, lambda: self.hear(process, answer))
+            self.post(later, lambda: self.hear(process, answer))
+            return
         purses = process.purses
         granted = {key: purse.granted for key, purse in purses.purses.items()}
         name, was_flying = purses.name, purses.flying is not None

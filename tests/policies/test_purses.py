@@ -499,12 +499,12 @@ def _some_of_all(patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 @without("the first waiter's need alone")
 def _needs_of_all(patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    class Purses_(Purses):
+    class Changed(Purses):
         def _asks(self) -> tuple[list[tuple[Key, ...]], list[Ask]]:
             groups, asks = super()._asks()
             return groups, [Ask(dict(ask.want), ask.want, ask.amount) if ask.amount else ask for ask in asks]
 
-    return {"make": Purses_}
+    return {"make": Changed}
 
 
 @without("locked rows")
@@ -537,7 +537,7 @@ def _last_limit(patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 @without("the store's day")
 def _own_day(patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    class Purses_(Purses):
+    class Changed(Purses):
         def hear(self, answer: Answer, now: float) -> bool:
             kept = self._store_ms, self._heard_at
             heard = super().hear(answer, now)
@@ -552,7 +552,7 @@ def _own_day(patch: pytest.MonkeyPatch) -> dict[str, Any]:
         return true(rows, beat, key, starts_ms(beat.limits[key.budget].kind, key.period))
 
     patch.setattr(treasury, "_room", room)
-    return {"make": Purses_}
+    return {"make": Changed}
 
 
 @without("totals that only grow")

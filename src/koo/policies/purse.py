@@ -1,6 +1,6 @@
 """Purses: the process's half of a budget. What a call may cost is held and settled here, in memory, without waiting.
 
-    room     granted − back + over − spent − held
+    room     granted − back + over − spent − what is held of that
     hold     room ≥ bound in every budget that applies, else nothing is held
     settle   held − bound, spent + cost; what a cost has above its bound is `over`: booked, above the limit or not
     release  held − bound
@@ -27,8 +27,8 @@ class Purse:
     """What one process may spend of one budget in one period. Amounts are whole pico-dollars, or requests.
 
     `pace`: spent in each of the last two beats; `marked`: spent when it was last taken. `bound` and `bound_before`: the
-    largest hold since then, and in the beat before. `told`: spent, back and over as the store has confirmed them. `low`:
-    with less room it asks for more. `unfunded`: the part of `held` that was not granted.
+    largest hold since then, and in the beat before. `told`: spent, back and over as the store has confirmed them.
+    `low`: with less room it asks for more. `unfunded`: the part of `held` that was not granted.
     """
 
     __slots__ = (

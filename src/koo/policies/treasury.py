@@ -157,7 +157,7 @@ class Answer:
     """The store's answer. `met` is empty for a beat that was answered before. `now_ms` is the store's clock.
 
     `has_forgotten`: the store is behind this process, which should tell it everything again; `forgotten` is what it did
-    not know of, by key, as far as this beat told it. `short`: of each ask that was not met, the key with too little room.
+    not know of, by key, as far as this beat told it. `short`: the key with too little room, of each ask not met.
     """
 
     beat: Beat
