@@ -75,12 +75,14 @@ class World:
         beats: int = BEATS,
         make: Callable[..., Purses] | None = None,
         fork_is_empty: bool = True,
+        restores: bool = True,
     ) -> None:
         self.rng = random.Random(seed)
         self.kind = kind
         self.store: Treasuries = store if store is not None else MemoryTreasuries()
         self.make = make or PURSES
         self.fork_is_empty = fork_is_empty
+        self.restores = restores
         self.start_ms = 20_000 * DAY_MS - 55 * BEAT_MS
         self.now_ms, self.end_ms = self.start_ms, self.start_ms + beats * BEAT_MS
         self.calm_since = -(10**15) if kind == "calm" else 10**15
@@ -420,7 +422,8 @@ class World:
             self.clone(process)
         if self.chance(0.004):
             self.away_until = self.now_ms + self.rng.randint(4, 60) * TICK_MS
-        if isinstance(self.store, MemoryTreasuries):
+        if self.restores:
+            assert isinstance(self.store, MemoryTreasuries)
             store = self.store
             if self.chance(0.01) or self.older is None:
                 self.older = copy.deepcopy(

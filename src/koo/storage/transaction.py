@@ -18,12 +18,17 @@ WORDS: dict[Dialect, dict[str, str]] = {
     "sqlite": {
         # The list arrives as one JSON text, so that the statement is the same for one id and for five hundred.
         "ids": "SELECT value FROM json_each(:ids)",
+        "keys": "SELECT value ->> 0 AS budget, value ->> 1 AS period FROM json_each(:keys)",
+        "for_update_of_t": "",
         "for_update": "",  # The whole file is ours since BEGIN IMMEDIATE.
         "serial": "INTEGER PRIMARY KEY AUTOINCREMENT",
         "latecomers_wait": "SELECT 1",
     },
     "postgresql": {
         "ids": "SELECT json_array_elements_text(CAST(:ids AS json))",
+        "keys": """SELECT value ->> 0 AS budget, CAST(value ->> 1 AS bigint) AS period
+            FROM json_array_elements(CAST(:keys AS json))""",
+        "for_update_of_t": "FOR UPDATE OF t",
         "for_update": "FOR UPDATE",
         "serial": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
         # Until the end of the transaction; any number that no other application uses.
