@@ -29,8 +29,8 @@ class SqlTreasuries:
         self.backend.transact(lambda tx: results.append(work(tx)), exclusive=True)
         return results[-1]
 
-    def receive(self, beat: Beat, now_ms: int, beat_ms: int) -> Answer:
-        return self.run(lambda tx: receive_in(tx, beat, now_ms, beat_ms))
+    def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Answer:
+        return self.run(lambda tx: receive_in(tx, beat, now_ms, beat_ms, is_asked=is_asked))
 
     def write_off(self, process: str) -> dict[Key, int]:
         return self.run(lambda tx: write_off_in(tx, process))

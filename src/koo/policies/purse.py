@@ -127,6 +127,7 @@ class Refusal(Enum):
 
     NEVER = "what is spent leaves no room for it"
     NOT_MET = "others hold what is left"
+    AWAY = "the store that knows is away"
 
 
 @dataclass(slots=True, eq=False)

@@ -176,11 +176,21 @@ class Purses:
         if waiter in self.waiting:
             self.waiting.remove(waiter)
 
+    def decide_without(self, now: float) -> None:
+        """The store is away: waiters go on in memory where their budgets may, else they are refused."""
+        waiting, self.waiting = self.waiting, []
+        for waiter in waiting:
+            waiter.decided(self.hold_without(waiter.budgets, waiter.amount, now) or Refusal.AWAY)
+
     # ── the beat ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def has_news(self) -> bool:
         """Is there something that the store does not know, or that should go home?"""
         return bool(self.waiting) or any(not purse.is_settled() for purse in self.purses.values())
+
+    def send_home(self) -> None:
+        """This process ends: with the next beat it keeps only what calls hold."""
+        self._recalled = frozenset(self.purses)
 
     def beat(self, now: float) -> Beat:
         """The next beat, or the same one again until it is answered."""

@@ -33,6 +33,8 @@ FREEZE_MS = 6_000
 """A store is found again within five seconds of being back; then each living process tells its totals in a beat."""
 LIMIT_STANDS_MS = 5_000
 """How long a told limit keeps a higher one out: three beats of a second, and two for a process that tells it idly."""
+LIVES_MS = 10_000
+"""A process that has not told anything for so long is taken for dead: only for what is shown, never for the cap."""
 RECALL_BEATS = 2
 """A recall reaches a purse with its next beat, and what it sends home travels with the one after that."""
 
@@ -144,6 +146,40 @@ class Beat:
     asks: Sequence[Ask]
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One budget in one period, over all processes.
+
+    `spent` was billed, `held` is held by calls that run now, `idle` lies in purses of living processes and can be
+    recalled. `unsettled` was granted to processes that no longer report, beyond what they told as spent.
+    `processes`: how many living ones have a purse of it.
+    """
+
+    limit: int | None = None
+    booked: int = 0
+    spent: int = 0
+    held: int = 0
+    idle: int = 0
+    unsettled: int = 0
+    processes: int = 0
+
+
+def standing_of(treasury: Treasury, living: Sequence[Totals], dead: Sequence[Totals]) -> Standing:
+    """Add up the purses of one budget."""
+    held = sum(row.held for row in living)
+    granted = sum(row.net - row.spent for row in living)
+    return Standing(
+        limit=treasury.limit,
+        booked=treasury.booked,
+        spent=treasury.spent,
+        held=held,
+        # A call that was held without a grant, or under a lower limit, is held above what was granted.
+        idle=max(0, granted - held),
+        unsettled=sum(max(0, row.net - row.spent) for row in dead),
+        processes=len(living),
+    )
+
+
 class Met(Enum):
     """What became of an ask. NEVER: what is spent alone leaves no room for it in this period."""
 
@@ -158,6 +194,7 @@ class Answer:
 
     `has_forgotten`: the store is behind this process, which should tell it everything again; `forgotten` is what it did
     not know of, by key, as far as this beat told it. `short`: the key with too little room, of each ask not met.
+    `standings`: where the store was asked how its budgets stand, and of what is in `short`.
     """
 
     beat: Beat
@@ -170,6 +207,7 @@ class Answer:
     frozen: bool = False
     has_forgotten: bool = False
     forgotten: Mapping[Key, int] = field(default_factory=dict)
+    standings: Mapping[Key, Standing] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -8,20 +8,24 @@ were read without a lock is applied to newer ones, and grants the same money twi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from koo.policies.treasury import (
+    LIVES_MS,
     Answer,
     Beat,
     Key,
     ProcessRow,
     Rows,
+    Standing,
     Totals,
     Treasury,
     keys_of,
     opened,
     receive,
+    standing_of,
 )
 from koo.storage.transaction import Transaction
 
@@ -32,8 +36,8 @@ UNBOUNDED = -1
 class Treasuries(Protocol):
     """All treasuries of one store."""
 
-    def receive(self, beat: Beat, now_ms: int, beat_ms: int) -> Answer:
-        """Take a beat in, all of it or nothing."""
+    def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Answer:
+        """Take a beat in, all of it or nothing. `is_asked`: the answer says how all budgets of the beat stand."""
         ...
 
     def write_off(self, process: str) -> dict[Key, int]:
@@ -48,9 +52,10 @@ class MemoryTreasuries:
         self.treasuries: dict[Key, Treasury] = {}
         self.purses: dict[tuple[Key, str], Totals] = {}
         self.processes: dict[str, ProcessRow] = {}
+        self.seen_ms: dict[str, int] = {}
         self.frozen_until_ms = 0
 
-    def receive(self, beat: Beat, now_ms: int, beat_ms: int) -> Answer:
+    def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Answer:
         """Take a beat in."""
         keys = keys_of(beat, now_ms)
         rows = Rows(
@@ -64,7 +69,22 @@ class MemoryTreasuries:
         answer = receive(rows, beat, now_ms, beat_ms)
         self.frozen_until_ms = rows.frozen_until_ms
         self.purses.update({(key, beat.process): row for key, row in rows.purses.items()})
-        return answer
+        self.seen_ms[beat.process] = now_ms
+        return replace(answer, standings=self.standings(_asked(answer, keys, is_asked), now_ms))
+
+    def standings(self, keys: Iterable[Key], now_ms: int) -> dict[Key, Standing]:
+        """How these budgets stand."""
+        found: dict[Key, Standing] = {}
+        for key in keys:
+            rows = [
+                (self._lives(name, now_ms), row) for (one, name), row in self.purses.items() if one == key
+            ]
+            living, dead = [row for lives, row in rows if lives], [row for lives, row in rows if not lives]
+            found[key] = standing_of(self.treasuries[key], living, dead)
+        return found
+
+    def _lives(self, process: str, now_ms: int) -> bool:
+        return self.seen_ms.get(process, 0) >= now_ms - LIVES_MS and not self.processes[process].closed
 
     def _treasury(self, key: Key) -> Treasury:
         if key not in self.treasuries:
@@ -122,7 +142,18 @@ FREE_TREASURY = (
 CLOSE = "UPDATE koo_processes SET closed = 1, number = 0, token = '' WHERE name = :process"
 
 
-def receive_in(tx: Transaction, beat: Beat, now_ms: int, beat_ms: int) -> Answer:
+STANDINGS = """SELECT p.budget, p.period, CASE WHEN q.seen_ms >= :since_ms AND q.closed = 0 THEN 1 ELSE 0 END,
+        p.granted, p.back, p.spent, p.over_granted, p.held
+    FROM koo_purses p JOIN ({keys}) k ON k.budget = p.budget AND k.period = p.period
+    LEFT JOIN koo_processes q ON q.name = p.process"""
+
+
+def _asked(answer: Answer, keys: Iterable[Key], is_asked: bool) -> set[Key]:
+    """Of which budgets the answer says how they stand."""
+    return set(keys) if is_asked else {key for key in answer.short if key is not None}
+
+
+def receive_in(tx: Transaction, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Answer:
     """Take a beat in, in a transaction."""
     rows = _load(tx, beat, now_ms)
     treasuries = {key: _values(key, row) for key, row in rows.treasuries.items()}
@@ -148,7 +179,19 @@ def receive_in(tx: Transaction, beat: Beat, now_ms: int, beat_ms: int) -> Answer
             "now_ms": now_ms,
         },
     )  # fmt: skip
-    return answer
+    asked = _asked(answer, rows.treasuries, is_asked)
+    return replace(answer, standings=_standings(tx, rows.treasuries, asked, now_ms)) if asked else answer
+
+
+def _standings(
+    tx: Transaction, treasuries: Mapping[Key, Treasury], keys: set[Key], now_ms: int
+) -> dict[Key, Standing]:
+    living: dict[Key, list[Totals]] = {key: [] for key in keys}
+    dead: dict[Key, list[Totals]] = {key: [] for key in keys}
+    values = {"keys": json.dumps(sorted(keys)), "since_ms": now_ms - LIVES_MS}
+    for budget, period, lives, *totals in tx.rows(STANDINGS, values):
+        (living if lives else dead)[Key(budget, period)].append(Totals(*totals))
+    return {key: standing_of(treasuries[key], living[key], dead[key]) for key in keys}
 
 
 def _load(tx: Transaction, beat: Beat, now_ms: int) -> Rows:
