@@ -67,6 +67,8 @@ class Bill:
     reasoning_tokens: int = 0
     unit_prices: dict[str, str] = field(default_factory=dict)
     price_version: str = ""
+    tag: str | None = None
+    metadata: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

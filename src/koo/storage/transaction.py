@@ -18,6 +18,8 @@ WORDS: dict[Dialect, dict[str, str]] = {
     "sqlite": {
         # The list arrives as one JSON text, so that the statement is the same for one id and for five hundred.
         "ids": "SELECT value FROM json_each(:ids)",
+        # The clock of the machine, which all processes on one file share.
+        "clock_ms": "SELECT :wall_ms",
         "keys": "SELECT value ->> 0 AS budget, value ->> 1 AS period FROM json_each(:keys)",
         "for_update_of_t": "",
         "for_update": "",  # The whole file is ours since BEGIN IMMEDIATE.
@@ -26,6 +28,7 @@ WORDS: dict[Dialect, dict[str, str]] = {
     },
     "postgresql": {
         "ids": "SELECT json_array_elements_text(CAST(:ids AS json))",
+        "clock_ms": "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)",
         "keys": """SELECT value ->> 0 AS budget, CAST(value ->> 1 AS bigint) AS period
             FROM json_array_elements(CAST(:keys AS json))""",
         "for_update_of_t": "FOR UPDATE OF t",

@@ -1,0 +1,358 @@
+"""The ledger: calls hold and settle in this process's purses, and a beat behind them keeps the store up to date.
+
+A call with room in its purses never waits. One without waits for the answer to the next beat, which goes out at once.
+While the store is away, purses go on until they are used up; then a budget that somebody set refuses, and a default one
+goes on in memory ("budget scope: this process"). What was spent meanwhile is told when the store is back.
+
+Beats carry the ledger's entries. One beat is in flight at a time, and is sent again, unchanged, until it is answered;
+what is booked meanwhile waits for the next one. A process that is killed loses the entries of its last beat, and never
+money: what it was granted stays booked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from koo.clock import Clock
+from koo.policies.purse import Budget, Hold, Refusal, Waiter
+from koo.policies.purses import PATIENCE, Purses
+from koo.policies.treasury import Answer, Beat, Key, PeriodKind, Standing, Totals
+from koo.storage.base import Bill, StoreUnavailable
+from koo.storage.executor import Executor
+from koo.storage.money import to_pico
+from koo.storage.postings import Ids, Posting, book
+from koo.storage.transaction import Transaction
+from koo.storage.treasuries import MemoryTreasuries, receive_in
+
+log = logging.getLogger("koo")
+
+IDLE_S = 2.0
+"""A process that spends nothing still tells its limits this often, so that a lower one stands (LIMIT_STANDS_MS)."""
+AWAY_S = 1.0
+"""How often a beat is tried while the store is away. It rings when it is back, so this is only for what nobody saw."""
+LOOK_S = 1.0
+"""How often a beat also asks how all budgets stand, for what is shown."""
+POSTINGS_MAX = 100_000
+"""Entries that wait for a store that is away. More are dropped and counted; the money itself is never lost."""
+
+
+class Exchange(Protocol):
+    """Where beats go. `beat_s` is the time between two of them."""
+
+    beat_s: float
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the store cannot be used now; None: nothing is known against it."""
+        ...
+
+    async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Answer:
+        """Have a beat taken in, with its entries, in one transaction. Raises `StoreUnavailable`."""
+        ...
+
+
+class MemoryExchange:
+    """Treasuries that end with the process."""
+
+    beat_s = 0.1
+    trouble = None
+
+    def __init__(self, clock: Clock) -> None:
+        self.treasuries = MemoryTreasuries()
+        self.postings: list[Posting] = []
+        self._clock = clock
+
+    async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Answer:
+        """Answer at once."""
+        self.postings += postings
+        now_ms, beat_ms = int(self._clock.wall() * 1000), int(self.beat_s * 1000)
+        return self.treasuries.receive(beat, now_ms, beat_ms, is_asked=is_asked)
+
+
+class SqlExchange:
+    """Treasuries in a database, reached through the store's thread."""
+
+    def __init__(self, executor: Executor, beat_s: float) -> None:
+        self.beat_s = beat_s
+        self._executor = executor
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the store cannot be used now."""
+        return self._executor.trouble
+
+    async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Answer:
+        """One transaction. Raises `StoreUnavailable`."""
+        wall_ms, beat_ms = int(self._executor.clock.wall() * 1000), int(self.beat_s * 1000)
+
+        def write(tx: Transaction) -> Answer:
+            now_ms = tx.rows("{clock_ms}", {"wall_ms": wall_ms})[0][0]
+            book(tx, postings, beat.process)
+            return receive_in(tx, beat, now_ms, beat_ms, is_asked=is_asked)
+
+        return await self._executor.run(write)
+
+
+@dataclass(slots=True)
+class Known:
+    """How a budget stood when the store was last asked, what this process had told by then, and when that was."""
+
+    standing: Standing
+    told: Totals
+    at: float
+
+
+class Ledger:
+    """This process's money over one store. `heard` is called with each answer that says something new.
+
+    Use it on one event loop at a time. `run` is its background task; without it nothing is asked or told.
+    """
+
+    def __init__(
+        self, exchange: Exchange, clock: Clock, heard: Callable[[Answer], None] = lambda answer: None
+    ) -> None:
+        self.dropped = 0
+        self._exchange = exchange
+        self._clock = clock
+        self._heard = heard
+        self._now = clock.monotonic
+        self._wake: asyncio.Event | None = None
+        self._rung = False
+        self._ids = Ids()
+        self._postings: deque[Posting] = deque()
+        self._flying: list[Posting] = []
+        self._known: dict[Key, Known] = {}
+        self._looked_at = float("-inf")
+        self.purses = Purses(
+            lambda: secrets.token_hex(16),
+            beat_s=exchange.beat_s,
+            wall_ms=int(clock.wall() * 1000),
+            now=clock.monotonic(),
+            ring=self._ring,
+        )
+        _ledgers.add(self)
+
+    # ── budgets ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def budget(
+        self, name: str, limit: int | None, kind: PeriodKind = "day", *, is_default: bool = False
+    ) -> Budget:
+        """Know a budget from now on; `limit` in pico-dollars a period, None only counts."""
+        return self.purses.add(Budget(name, limit, kind, is_default), self._now())
+
+    def standing(self, name: str) -> Standing:
+        """How a budget stands in this period: the store's last word, with this process's own numbers of now."""
+        budget = self.purses.budgets[name]
+        self.purses.roll((budget,), self._now())
+        purse, known = budget.purse, self._known.get(budget.purse.key)
+        if known is None:
+            return Standing(budget.limit, 0, purse.spent, purse.held, max(0, purse.room), 0, 1)
+        now, told, standing = purse.totals(), known.told, known.standing
+        return Standing(
+            limit=budget.limit if standing.limit is None else standing.limit,
+            booked=standing.booked,
+            spent=standing.spent + now.spent - told.spent,
+            held=standing.held + now.held - told.held,
+            idle=standing.idle,
+            unsettled=standing.unsettled,
+            processes=standing.processes,
+        )
+
+    # ── a call ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def hold(self, budgets: tuple[Budget, ...], amount: int) -> Hold | None:
+        """Hold a call's worst case now; None where it has to wait.
+
+        A newcomer must not take room ahead of callers that already wait for one of its budgets.
+        """
+        waiting = self.purses.waiting
+        if waiting and not {b for waiter in waiting for b in waiter.budgets}.isdisjoint(budgets):
+            return None
+        return self.purses.hold(budgets, amount, self._now())
+
+    async def wait(
+        self, budgets: tuple[Budget, ...], amount: int, deadline: float, *, is_patient: bool
+    ) -> Hold | tuple[Refusal, Key | None]:
+        """Wait for the store's answer; a patient caller also waits for what is recalled from other processes.
+
+        Returns a hold, or why there is none and which budget is short. Raises TimeoutError at `deadline`.
+        """
+        if self._exchange.trouble is not None:
+            return self.purses.hold_without(budgets, amount, self._now()) or (Refusal.AWAY, None)
+        future: asyncio.Future[Hold | Refusal] = asyncio.get_running_loop().create_future()
+        waiter = Waiter(
+            budgets, amount, PATIENCE if is_patient else 1, lambda verdict: self._tell(future, verdict)
+        )
+        self.purses.wait(waiter)
+        try:
+            async with asyncio.timeout_at(deadline):
+                verdict = await future
+        except BaseException:
+            self.purses.leave(waiter)
+            # Cancelled in the very moment when the answer was there already.
+            if future.done() and not future.cancelled() and isinstance(future.result(), Hold):
+                self._give_up(future.result())
+            raise
+        return verdict if isinstance(verdict, Hold) else (verdict, waiter.short)
+
+    def _tell(self, future: asyncio.Future[Hold | Refusal], verdict: Hold | Refusal) -> None:
+        if not future.done():
+            future.set_result(verdict)
+        else:
+            self._give_up(verdict)
+
+    def _give_up(self, verdict: Hold | Refusal) -> None:
+        if isinstance(verdict, Hold):
+            self.purses.release(verdict)
+
+    def shrink(self, hold: Hold, amount: int) -> None:
+        """Something has proved a call's worst case smaller."""
+        self.purses.shrink(hold, amount)
+
+    def settle(self, hold: Hold, service: str, bill: Bill) -> int:
+        """Book what a call cost; returns it in pico-dollars. A cost that is no money is booked at the call's bound."""
+        try:
+            amount = to_pico(bill.amount_usd)
+        except ValueError:
+            log.error(
+                "%s: a cost of %s USD is not an amount of money; its bound is booked",
+                service,
+                bill.amount_usd,
+            )
+            amount = hold.amount
+        bound = hold.amount
+        self.purses.settle(hold, amount)
+        day = int(self.purses.wall_ms(self._now()) // 86_400_000)
+        self._post(
+            Posting(self._ids.new(), int(self._clock.wall() * 1000), service, day, amount, bound, bill)
+        )
+        return amount
+
+    def release(self, hold: Hold) -> None:
+        """Nothing was billed."""
+        self.purses.release(hold)
+
+    def count(self, budget: Budget, amount: int) -> None:
+        """Count requests; a negative amount takes back what no beat has told yet."""
+        self.purses.count(budget, amount, self._now())
+
+    def _post(self, posting: Posting) -> None:
+        if len(self._postings) < POSTINGS_MAX:
+            self._postings.append(posting)
+            return
+        self.dropped += 1
+        if self.dropped % 1000 == 1:
+            log.error(
+                "the state store is away and %d entries of the ledger wait; %d were dropped (their money is counted)",
+                len(self._postings),
+                self.dropped,
+            )
+
+    # ── the beat ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def run(self) -> None:
+        """Beat until cancelled."""
+        self._wake = asyncio.Event()
+        if self._rung:
+            self._wake.set()
+        while True:
+            await self._until_due()
+            try:
+                await self.beat()
+            except StoreUnavailable:
+                # Sent again when the store is back, which rings; and now and then, should nobody notice that it is.
+                self.purses.decide_without(self._now())
+
+    async def beat(self) -> None:
+        """One exchange with the store. Raises `StoreUnavailable`; then the same beat is sent the next time."""
+        self._rung = False
+        if self.purses.flying is None:
+            self._flying += self._postings
+            self._postings.clear()
+        now = self._now()
+        is_asked = now - self._looked_at >= LOOK_S
+        beat = self.purses.beat(now)
+        answer = await self._exchange.send(beat, self._flying, is_asked=is_asked)
+        if answer.is_you:
+            self._flying = []
+            self._learn(answer, beat, is_asked)
+        self.purses.hear(answer, self._now())
+        if not answer.is_you or answer.forgotten:
+            self._heard(answer)
+
+    def _learn(self, answer: Answer, beat: Beat, is_asked: bool) -> None:
+        now = self._now()
+        if is_asked:
+            self._looked_at = now
+            self._known = {}
+        for key, standing in answer.standings.items():
+            purse = self.purses.purses.get(key)
+            told = beat.totals.get(key) or (purse.totals() if purse is not None else Totals())
+            self._known[key] = Known(standing, told, now)
+            if purse is not None:
+                purse.budget.elsewhere = standing.spent - told.spent
+
+    async def flush(self) -> None:
+        """Tell everything that is not told yet. Raises `StoreUnavailable`."""
+        while self._postings or self._flying or self.purses.flying is not None or self.purses.has_news():
+            before = (len(self._postings), self.purses.waiting)
+            await self.beat()
+            if before == (0, []) and self.purses.flying is None and not self._rung:
+                return  # What is left is held by calls that still run.
+
+    async def finish(self) -> None:
+        """This process ends: send home what no call holds. Raises `StoreUnavailable`."""
+        self.purses.send_home()
+        await self.flush()
+
+    def store_changed(self, trouble: str | None) -> None:
+        """The store was lost, or found again."""
+        if trouble is None:
+            self._ring()
+        else:
+            self.purses.decide_without(self._now())
+
+    async def _until_due(self) -> None:
+        assert self._wake is not None
+        has_news = self.purses.flying is not None or bool(self._postings) or self.purses.has_news()
+        delay_s = self._exchange.beat_s if has_news else IDLE_S
+        if self._exchange.trouble is not None:
+            delay_s = AWAY_S
+        timer = asyncio.get_running_loop().call_later(delay_s, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
+        self._wake.clear()
+
+    def _ring(self) -> None:
+        self._rung = True
+        if self._wake is not None:
+            self._wake.set()
+
+    def forget_parent(self) -> None:
+        """In a forked child."""
+        self._wake = None
+        self._postings.clear()
+        self._flying = []
+        self.purses.empty()
+
+
+_ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    ledgers: Iterable[Ledger] = list(_ledgers)
+    for ledger in ledgers:
+        ledger.forget_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork)

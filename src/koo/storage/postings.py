@@ -1,0 +1,99 @@
+"""What a call cost in the end, as it travels to the store with the next beat."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from koo.storage.base import Bill
+from koo.storage.transaction import Transaction
+
+TEXT_MAX = 256
+INTEGER_MAX = 2**63 - 1
+
+# Told twice it is written once: its id is its own.
+BOOK = """INSERT INTO koo_entries (id, at_ms, service, day, model, amount, bound, source, estimated, input_tokens,
+      cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens, unit_prices, price_version, tag, process,
+      metadata)
+    VALUES (:id, :at_ms, :service, :day, :model, :amount, :bound, :source, :estimated, :input_tokens,
+      :cache_read_tokens, :cache_write_tokens, :output_tokens, :reasoning_tokens, :unit_prices, :price_version, :tag,
+      :process, :metadata)
+    ON CONFLICT (id) DO NOTHING"""
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """One entry of the ledger. Amounts are pico-dollars; `bound` is what was held at last."""
+
+    id: str
+    at_ms: int
+    service: str
+    day: int
+    amount: int
+    bound: int
+    bill: Bill
+
+
+class Ids:
+    """Ids for entries: unique across processes and machines, and in order within one process."""
+
+    __slots__ = ("_next", "_pid", "_prefix")
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._prefix = ""
+        self._next = itertools.count(1)
+
+    def new(self) -> str:
+        """The next one."""
+        if self._pid != os.getpid():  # A fork would go on with its parent's numbers.
+            self._pid = os.getpid()
+            self._prefix = secrets.token_hex(8)
+        return f"{self._prefix}{next(self._next):012x}"
+
+
+def book(tx: Transaction, postings: Sequence[Posting], process: str) -> None:
+    """Write entries, in a transaction."""
+    if postings:
+        tx.run(BOOK, [_columns(posting, process) for posting in postings])
+
+
+def _columns(posting: Posting, process: str) -> Mapping[str, Any]:
+    bill = posting.bill
+    return {
+        "id": posting.id,
+        "at_ms": posting.at_ms,
+        "service": posting.service,
+        "day": posting.day,
+        "model": _cut(bill.model),
+        "amount": posting.amount,
+        "bound": posting.bound,
+        "source": _cut(bill.source),
+        "estimated": int(bill.source == "estimate"),
+        "input_tokens": _fit(bill.input_tokens),
+        "cache_read_tokens": _fit(bill.cache_read_tokens),
+        "cache_write_tokens": _fit(bill.cache_write_tokens),
+        "output_tokens": _fit(bill.output_tokens),
+        "reasoning_tokens": _fit(bill.reasoning_tokens),
+        "unit_prices": json.dumps(bill.unit_prices, default=str),
+        "price_version": _cut(bill.price_version),
+        "tag": None if bill.tag is None else _cut(bill.tag),
+        "process": process,
+        "metadata": json.dumps(bill.metadata, default=str),
+    }
+
+
+def _cut(said: str) -> str:
+    """What a text column takes: PostgreSQL has no NUL in a text, neither database a lone surrogate."""
+    if said.isascii() and len(said) <= TEXT_MAX and "\0" not in said:
+        return said
+    return said[:TEXT_MAX].replace("\0", "").encode(errors="replace").decode()
+
+
+def _fit(tokens: int) -> int:
+    return max(0, min(int(tokens), INTEGER_MAX))
