@@ -13,28 +13,33 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from koo.ai.assembly import assemble, describe
+from koo.ai.budgets import Budgets
 from koo.ai.gateway import Gateway
 from koo.ai.operations import Money
 from koo.ai.pricing import Prices
 from koo.ai.service import AIService, Service
 from koo.alerts.keeping import AlertKeeper
 from koo.alerts.rules import STORE
-from koo.clock import Clock, utc_day
+from koo.clock import Clock
 from koo.deadlines import Deadlines
-from koo.events import EventBus
+from koo.events import EventBus, ProcessRenamed, StoreForgot, StoreFound, StoreLost
 from koo.http import HttpClient
 from koo.monitoring.shapes import ServiceHealth
 from koo.monitoring.snapshot import service_view, unknown_service
 from koo.options import PlatformOptions
+from koo.policies.money import from_pico
+from koo.policies.treasury import Answer
 from koo.sharing import DATABASE, Sharing
 from koo.storage.base import BudgetView, Store, StoreUnavailable
-from koo.storage.fallback import GuardedLedger
 from koo.storage.store import SqlStore
 
 if TYPE_CHECKING:
     from koo.database.database import Database
 
 log = logging.getLogger("koo")
+
+STORE_SOURCE = "state store"
+AWAY = "budgets that were set refuse until it is back, the default ones count in this process only"
 
 
 class Parts:
@@ -50,15 +55,18 @@ class Parts:
         self.http = HttpClient()
         self.prices = Prices()
         self.store: Store = SqlStore(options.state_url, clock=clock, home=options.home)
-        self.ledger = GuardedLedger(self.store.ledger, clock, events.publish)
-        self.store.watch(self.ledger.store_changed)
+        self.store.watch(self._store_changed)
+        self.store.ledger.heard = self._heard
+        self.budgets = Budgets(self.store.ledger, options.budgets, events.publish)
         self.ai_services: dict[str, AIService] = assemble(
             options, http=self.http, clock=clock, deadlines=deadlines, publish=events.publish
         )
+        for name, one in self.ai_services.items():
+            self.budgets.add_service(name, one.service.allowance)
         self.operations: dict[str, tuple[Service, Money]] = {}
         self.gateway = Gateway(
             self.ai_services,
-            ledger=lambda: self.ledger,
+            budgets=self.budgets,
             prices=self.prices,
             deadlines=deadlines,
             clock=clock,
@@ -67,7 +75,7 @@ class Parts:
         events.listen(self.sharing.on_event)
         self.alerts = AlertKeeper(self.store, clock, self.observes)
         self.database_in_use: Database | None = None
-        self._restored = self._priced = False
+        self._priced = False
 
     # ── finding ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -103,9 +111,14 @@ class Parts:
         """What guards an operation: its own registration, or a built-in service. Raises `UnknownService`."""
         return self.operations.get(name) or (self.find_service(name), None)
 
-    def budget(self, name: str) -> BudgetView | None:
+    def add_operation(self, service: Service, money: Money) -> None:
+        """Guard an own operation from now on; one of the same name is replaced."""
+        self.operations[service.name] = (service, money)
+        self.budgets.add_service(service.name, service.allowance)
+
+    def budget(self, name: str) -> BudgetView:
         """The last view of a service's money of today."""
-        return self.ledger.view(name)
+        return self.budgets.view(name)
 
     def service_health(self, name: str) -> ServiceHealth:
         """One service, in the promised shape. Raises `UnknownService`."""
@@ -126,6 +139,22 @@ class Parts:
         service = self.services.get(name)
         return component == STORE or (service is not None and service.configured)
 
+    def _store_changed(self, trouble: str | None) -> None:
+        """The state store was lost (with the reason), or found again."""
+        self.events.publish(
+            StoreFound(STORE_SOURCE) if trouble is None else StoreLost(STORE_SOURCE, f"{trouble}; {AWAY}")
+        )
+
+    def _heard(self, answer: Answer) -> None:
+        """The ledger's store has forgotten something, or has another process under this one's name."""
+        if not answer.is_you:
+            self.events.publish(ProcessRenamed(STORE_SOURCE))
+        forgotten = sum(
+            amount for key, amount in answer.forgotten.items() if not key.budget.startswith("requests/")
+        )
+        if forgotten:
+            self.events.publish(StoreForgot(STORE_SOURCE, str(from_pico(forgotten))))
+
     def _reset_database(self) -> None:
         self.database.reset_circuit_breaker()
 
@@ -142,11 +171,8 @@ class Parts:
         """
         try:
             await self.store.open()
-            if not self._restored:
-                day = utc_day(self.clock.wall())
-                for service in self.services.values():
-                    service.restore_day(day, await self.store.quotas.used_today(service.name))
-                self._restored = True
+            for service in self.services.values():
+                self.budgets.keep_count(service)
             await self.alerts.begin()
         except StoreUnavailable:
             log.warning("koo begins without its state store, which is tried again by itself")
@@ -167,12 +193,16 @@ class Parts:
         closers.append(self.http.close)
         if self.database_in_use is not None:
             closers.append(self.database_in_use.close)
-        closers.extend((self._release_alerts, self.sharing.flush, self.store.close))
+        closers.extend((self._release_alerts, self.sharing.flush, self._keep_counts, self.store.close))
         for close in closers:
             try:
                 await close()
             except Exception:
                 log.exception("a part of koo did not close")
+
+    async def _keep_counts(self) -> None:
+        for service in self.services.values():
+            self.budgets.keep_count(service)
 
     async def _release_alerts(self) -> None:
         with suppress(StoreUnavailable):

@@ -108,7 +108,12 @@ class Platform:
 
     async def _keep(self, ready: asyncio.Future[None]) -> None:
         """Hold everything open until the loop ends or `close` cancels this task."""
-        background = (KeepTime(self.parts), CheckServices(self.parts), self.parts.sharing)
+        background = (
+            self.parts.store.ledger,
+            KeepTime(self.parts),
+            CheckServices(self.parts),
+            self.parts.sharing,
+        )
         tasks = [asyncio.create_task(one.run(), name=f"koo {type(one).__name__}") for one in background]
         ready.set_result(None)
         try:
@@ -180,7 +185,7 @@ class Platform:
             publish=self.events.publish,
             allowance=money.allowance,
         )
-        self.parts.operations[name] = (service, money)
+        self.parts.add_operation(service, money)
 
     async def execute(
         self, name: str, operation: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any
@@ -188,7 +193,7 @@ class Platform:
         """Run `operation(*args, **kwargs)` under the guard of `name`: a registered one, or a built-in service's."""
         await self.open()
         service, money = self.parts.find_operation(name)
-        return await execute(service, money, self.parts.ledger, operation, args, kwargs)
+        return await execute(service, money, self.parts.budgets, operation, args, kwargs)
 
     # ── looking: synchronous, no I/O, changes nothing ─────────────────────────────────────────────────────────
 

@@ -10,13 +10,11 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from decimal import Decimal
 
 from koo.ai.service import AIService, Service
 from koo.alerts.rules import find
 from koo.composition import Parts
 from koo.errors import ExternalServiceError, Kind
-from koo.events import HoldsSwept
 from koo.monitoring.shapes import ServiceCheck
 from koo.storage.base import StoreUnavailable
 
@@ -73,9 +71,7 @@ class KeepTime(BackgroundTask):
                 ai_service.look()
         for service in parts.services.values():
             service.tick()
-            day, count = service.take_unstored()
-            if count:
-                parts.store.quotas.add(service.name, day, count)
+            parts.budgets.keep_count(service)
         if parts.database_in_use is not None:
             parts.database_in_use.tick()
 
@@ -87,15 +83,9 @@ class KeepTime(BackgroundTask):
         await self.parts.alerts.look(find(health, self.parts.services_status()))
 
     async def _sweep(self) -> None:
-        """Book what dead processes left held, and read the shared numbers anew."""
-        parts = self.parts
-        swept = await parts.ledger.sweep()
-        if swept:
-            booked = sum((hold.amount_usd for hold in swept), Decimal(0))
-            parts.events.publish(HoldsSwept("ledger", len(swept), str(booked)))
+        """Forget what is old."""
         with suppress(StoreUnavailable):
-            await parts.ledger.refresh()
-            await parts.alerts.sweep()
+            await self.parts.alerts.sweep()
 
 
 class CheckServices(BackgroundTask):

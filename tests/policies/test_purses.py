@@ -215,13 +215,12 @@ def test_a_counted_budget_is_never_refused_and_its_spending_is_known() -> None:
     hold = purses.hold((purses.budgets["requests"],), 5, party.now)
     assert hold is not None
     purses.settle(hold, 4)
-    purses.count(purses.budgets["requests"], 3, party.now)
-    purses.count(purses.budgets["requests"], -1, party.now)
+    purses.count(purses.budgets["requests"], 20_000, 3)
     party.turn(purses)
-    assert party.row("requests").spent == 6
-    purses.count(purses.budgets["requests"], -5, party.now)  # What was told cannot become less.
+    assert (party.row("requests").booked, party.row("requests").spent) == (7, 7)
+    purses.count(purses.budgets["requests"], 20_000, -5)  # What was told is taken back, not forgotten.
     party.turn(purses)
-    assert party.row("requests").spent == 6
+    assert (party.row("requests").booked, party.row("requests").spent) == (2, 7)
 
 
 def test_a_hold_is_settled_in_the_day_in_which_it_was_held() -> None:

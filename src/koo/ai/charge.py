@@ -11,93 +11,99 @@ provider's usage and a price, an own operation from what its caller says.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from asyncio import timeout_at
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from types import MappingProxyType
 
+from koo.ai.budgets import Budgets
 from koo.ai.pricing import ModelPrice
 from koo.ai.providers.base import Completion, Provider, Request
 from koo.ai.service import Service
 from koo.errors import BudgetExceeded, Kind
-from koo.storage.base import Bill, Hold, HoldRequest, Ledger
-
-LEASE_SLACK_S = 60.0
-"""A hold outlives its call's deadline by this, so that no sweeper books a call that is just ending."""
-
+from koo.policies.money import from_pico, to_pico
+from koo.policies.purse import Budget, Hold
+from koo.storage.base import Bill
 
 NO_WORDS: Mapping[str, str] = MappingProxyType({})
 
 
 class ServiceCharge(ABC):
-    """Money for one call at a service: what a guard's `Charge` is. `bill` None: nothing has said what it cost."""
+    """Money for one call at a service: what a guard's `Charge` is. `bill` None: nothing has said what it cost.
 
-    __slots__ = ("_hold", "_ledger", "_metadata", "_service", "_tag", "bill", "model")
+    `is_patient`: wait for money that other processes have been asked to send home.
+    """
+
+    __slots__ = ("_budgets", "_hold", "_is_patient", "_metadata", "_service", "_tag", "bill", "model")
 
     def __init__(
         self,
         service: Service,
-        ledger: Ledger,
+        budgets: Budgets,
         *,
         model: str = "",
         tag: str | None = None,
         metadata: Mapping[str, str] = NO_WORDS,
+        is_patient: bool = False,
     ) -> None:
         self._service = service
-        self._ledger = ledger
+        self._budgets = budgets
         self._hold: Hold | None = None
         self.model = model
         self._tag = tag
         self._metadata = metadata
+        self._is_patient = is_patient
         self.bill: Bill | None = None
 
     @abstractmethod
     def bound_usd(self) -> Decimal:
         """The worst case of one attempt."""
 
-    async def hold(self, deadline: float) -> None:
-        """Put the worst case aside, by `deadline` (monotonic seconds) at the latest.
+    def hold(self, deadline: float) -> Awaitable[None] | None:
+        """Hold the worst case: at once where there is room, else by `deadline` (monotonic seconds) at the latest.
 
-        Raises `BudgetExceeded`, also where the ledger does not answer in time; then nothing is held.
+        Raises `BudgetExceeded`, also where the store does not answer in time; then nothing is held.
         """
         self.bill = None
-        request = HoldRequest(
-            service=self._service.name,
-            model=self.model,
-            amount_usd=self.bound_usd(),
-            allowance=self._service.allowance,
-            lease_s=self._lease_s(deadline),
-            tag=self._tag,
-            metadata=self._metadata,
-        )
+        service = self._service.name
         try:
-            async with timeout_at(deadline):
-                self._hold = await self._ledger.hold(request)
-        except TimeoutError as error:
-            reason = "the budget's ledger did not answer before the deadline"
-            raise BudgetExceeded(self._service.name, reason, kind=Kind.DEADLINE) from error
+            amount = to_pico(self.bound_usd())
         except ValueError as error:
             reason = "what this call can cost is more than any ledger holds; is the price of its model right?"
-            raise BudgetExceeded(self._service.name, reason) from error
-        self._service.note_stored(self._hold.day, 1)
+            raise BudgetExceeded(service, reason) from error
+        budgets = self._budgets.of(service, self.model, self._tag)
+        self._hold = self._budgets.ledger.hold(budgets, amount)
+        return None if self._hold is not None else self._wait(budgets, amount, deadline)
 
-    def _lease_s(self, deadline: float) -> float:
-        # As long as the call may run: a hold that is swept before its end would be booked at its bound.
-        left_s = deadline - self._service.clock.monotonic()
-        return max(self._service.options.timeout_s, left_s) + LEASE_SLACK_S
+    async def _wait(self, budgets: tuple[Budget, ...], amount: int, deadline: float) -> None:
+        service, ledger = self._service, self._budgets.ledger
+        try:
+            answer = await ledger.wait(budgets, amount, deadline, is_patient=self._is_patient)
+        except TimeoutError as error:
+            reason = "the budget's ledger did not answer before the deadline"
+            raise BudgetExceeded(service.name, reason, kind=Kind.DEADLINE) from error
+        if not isinstance(answer, tuple):
+            self._hold = answer
+            return
+        why, short = answer
+        name = None if short is None else short.budget
+        raise self._budgets.refusal(service.name, budgets, amount, why, name, service.clock.wall())
 
     def settle(self) -> None:
         """Book what it cost; without a bill, the worst case."""
         hold, self._hold = self._hold, None
-        if hold is not None:
-            worst = Bill(amount_usd=hold.amount_usd, source="estimate", model=self.model)
-            self._ledger.settle(hold, self.bill or worst)
+        if hold is None:
+            return
+        bill = self.bill or Bill(amount_usd=from_pico(hold.amount), source="estimate", model=self.model)
+        if self._tag is not None or self._metadata:
+            bill = replace(bill, tag=self._tag, metadata=self._metadata)
+        self._budgets.settle(hold, self._service.name, bill)
 
     def release(self) -> None:
         """Nothing can have been billed."""
         hold, self._hold = self._hold, None
         if hold is not None:
-            self._ledger.release(hold)
+            self._budgets.ledger.release(hold)
 
 
 class QueryCharge(ServiceCharge):
@@ -108,15 +114,18 @@ class QueryCharge(ServiceCharge):
     def __init__(
         self,
         service: Service,
-        ledger: Ledger,
+        budgets: Budgets,
         provider: Provider,
         request: Request,
         price: ModelPrice,
         *,
         tag: str | None = None,
         metadata: Mapping[str, str] = NO_WORDS,
+        is_patient: bool = False,
     ) -> None:
-        super().__init__(service, ledger, model=request.model, tag=tag, metadata=metadata)
+        super().__init__(
+            service, budgets, model=request.model, tag=tag, metadata=metadata, is_patient=is_patient
+        )
         self._provider = provider
         self._input_tokens_max: int | None = None
         self.request = request
@@ -160,8 +169,8 @@ class FixedCharge(ServiceCharge):
 
     __slots__ = ("_bound_usd",)
 
-    def __init__(self, service: Service, ledger: Ledger, bound_usd: Decimal) -> None:
-        super().__init__(service, ledger)
+    def __init__(self, service: Service, budgets: Budgets, bound_usd: Decimal) -> None:
+        super().__init__(service, budgets)
         self._bound_usd = bound_usd
 
     def bound_usd(self) -> Decimal:

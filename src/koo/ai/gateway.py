@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from koo.ai.begun import Begun
+from koo.ai.budgets import Budgets
 from koo.ai.charge import QueryCharge
 from koo.ai.checking import check
 from koo.ai.pricing import ModelPrice, Prices
@@ -36,7 +37,6 @@ from koo.errors import (
     name_of,
 )
 from koo.options import ServiceOptions
-from koo.storage.base import Ledger
 
 MOVES_ON = {Kind.PRICE_UNKNOWN, Kind.NOT_CONFIGURED}
 """Mistakes of the operator, not of the query: another service may well answer it."""
@@ -47,19 +47,19 @@ Ask = Callable[[AIService, Request], Awaitable[T]]
 
 
 class Gateway:
-    """Asks configured services. `services` by name; `ledger` returns the ledger in force now."""
+    """Asks configured services. `services` by name; `budgets` hold what they cost."""
 
     def __init__(
         self,
         services: Mapping[str, AIService],
         *,
-        ledger: Callable[[], Ledger],
+        budgets: Budgets,
         prices: Prices,
         deadlines: Deadlines,
         clock: Clock,
     ) -> None:
         self.services = services
-        self._ledger = ledger
+        self._budgets = budgets
         self._prices = prices
         self._deadlines = deadlines
         self._clock = clock
@@ -166,7 +166,14 @@ class Gateway:
         )
         price = self._price(options, model)
         return QueryCharge(
-            one.service, self._ledger(), one.provider, request, price, tag=query.tag, metadata=query.metadata
+            one.service,
+            self._budgets,
+            one.provider,
+            request,
+            price,
+            tag=query.tag,
+            metadata=query.metadata,
+            is_patient=query.on_limit == "wait",
         )
 
     def _price(self, options: ServiceOptions, model: str) -> ModelPrice:

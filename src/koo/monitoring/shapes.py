@@ -278,7 +278,13 @@ class DailyBudget(TypedDict):
     spent: Usd
     reserved: Annotated[Usd, Doc("held for requests that are running")]
     limit: Annotated[Usd | None, Doc("null: none")]
-    remaining: Annotated[Usd | None, Doc("null: there is no limit")]
+    remaining: Annotated[Usd | None, Doc("limit - spent - reserved - unsettled; null: there is no limit")]
+    idle: Annotated[
+        Usd, Doc("granted to processes in advance and not in use; it is recalled when somebody needs it")
+    ]
+    unsettled: Annotated[
+        Usd, Doc("granted to processes that no longer report; it stays booked until the day is over")
+    ]
     resets_at: Time
     above_hold: Annotated[Usd, Doc("by how much this process's bills of today exceeded their worst cases")]
     currency: Literal["USD"]

@@ -29,18 +29,19 @@ class Purse:
     `pace`: spent in each of the last two beats; `marked`: spent when it was last taken. `bound` and `bound_before`: the
     largest hold since then, and in the beat before. `told`: spent, back and over as the store has confirmed them.
     `low`: with less room it asks for more. `unfunded`: the part of `held` that was not granted.
+    `above`: by how much bills here were above what was held for them.
     """
 
     __slots__ = (
-        "back", "bound", "bound_before", "budget", "granted", "held", "key", "low", "marked", "over", "pace", "room",
-        "spent", "told", "unfunded",
+        "above", "back", "bound", "bound_before", "budget", "granted", "held", "key", "low", "marked", "over", "pace",
+        "room", "spent", "told", "unfunded",
     )  # fmt: skip
 
     def __init__(self, budget: Budget, key: Key) -> None:
         self.budget = budget
         self.key = key
         self.granted = self.back = self.spent = self.over = self.held = 0
-        self.room = self.unfunded = self.bound = self.bound_before = self.marked = self.low = 0
+        self.room = self.unfunded = self.above = self.bound = self.bound_before = self.marked = self.low = 0
         self.pace = (0.0, 0.0)
         self.told = (0, 0, 0)
 

@@ -134,6 +134,8 @@ class Purses:
         for purse in hold.purses:
             purse.held -= bound
             purse.spent += cost
+            if cost > bound:
+                purse.above += cost - bound
             if purse in hold.without:
                 purse.unfunded -= bound
                 purse.over += cost
@@ -151,18 +153,15 @@ class Purses:
         """Nothing was billed."""
         self.settle(hold, 0)
 
-    def count(self, budget: Budget, amount: int, now: float) -> None:
-        """Spend of a budget that is only counted. A negative amount takes back, but never what may have been told."""
-        self.roll((budget,), now)
-        purse = budget.purse
+    def count(self, budget: Budget, period: int, amount: int) -> None:
+        """Count without a limit, in a period of the caller's choice; a negative amount takes back."""
+        key = Key(budget.name, period)
+        purse = self.purses.setdefault(key, Purse(budget, key))
         if amount < 0:
-            amount = -min(-amount, purse.spent - self._told_of(purse))
-        purse.spent += amount
-        purse.over += amount
-
-    def _told_of(self, purse: Purse) -> int:
-        told = self.flying.totals.get(purse.key) if self.flying is not None else None
-        return max(purse.told[0], 0) if told is None else max(purse.told[0], told.spent)
+            purse.back -= amount
+        else:
+            purse.spent += amount
+            purse.over += amount
 
     # ── waiting ───────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from koo.policies.money import from_pico
 from koo.storage.executor import Executor
-from koo.storage.money import from_pico
 from koo.storage.transaction import Row, Transaction
 
 AS_THEY_ARE = (

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from koo.clock import Clock
+from koo.policies.money import from_pico, to_pico
 from koo.policies.purse import Budget, Hold, Refusal, Waiter
 from koo.policies.purses import PATIENCE, Purses
-from koo.policies.treasury import Answer, Beat, Key, PeriodKind, Standing, Totals
-from koo.storage.base import Bill, StoreUnavailable
+from koo.policies.treasury import Answer, Beat, Key, PeriodKind, Standing, Totals, starts_ms
+from koo.storage.base import Bill, BudgetView, StoreUnavailable
 from koo.storage.executor import Executor
-from koo.storage.money import to_pico
 from koo.storage.postings import Ids, Posting, book
 from koo.storage.transaction import Transaction
 from koo.storage.treasuries import MemoryTreasuries, receive_in
@@ -40,6 +40,8 @@ AWAY_S = 1.0
 """How often a beat is tried while the store is away. It rings when it is back, so this is only for what nobody saw."""
 LOOK_S = 1.0
 """How often a beat also asks how all budgets stand, for what is shown."""
+BEATS_TO_FINISH = 3
+"""One that may be in flight, one that tells the rest, and one for a new name where the old one was another's."""
 POSTINGS_MAX = 100_000
 """Entries that wait for a store that is away. More are dropped and counted; the money itself is never lost."""
 
@@ -107,22 +109,21 @@ class Known:
 
     standing: Standing
     told: Totals
-    at: float
+    wall_s: float
 
 
 class Ledger:
-    """This process's money over one store. `heard` is called with each answer that says something new.
+    """This process's money over one store. `heard` is called with an answer that gives this process
+    another name, or says that the store has forgotten something.
 
     Use it on one event loop at a time. `run` is its background task; without it nothing is asked or told.
     """
 
-    def __init__(
-        self, exchange: Exchange, clock: Clock, heard: Callable[[Answer], None] = lambda answer: None
-    ) -> None:
+    def __init__(self, exchange: Exchange, clock: Clock) -> None:
         self.dropped = 0
+        self.heard: Callable[[Answer], None] = lambda answer: None
         self._exchange = exchange
         self._clock = clock
-        self._heard = heard
         self._now = clock.monotonic
         self._wake: asyncio.Event | None = None
         self._rung = False
@@ -165,6 +166,27 @@ class Ledger:
             unsettled=standing.unsettled,
             processes=standing.processes,
         )
+
+    def view(self, name: str) -> BudgetView:
+        """How a budget stands, for people."""
+        standing, budget = self.standing(name), self.purses.budgets[name]
+        purse, known = budget.purse, self._known.get(budget.purse.key)
+        return BudgetView(
+            limit_usd=None if standing.limit is None else from_pico(standing.limit),
+            spent_usd=from_pico(standing.spent),
+            held_usd=from_pico(max(0, standing.held)),
+            idle_usd=from_pico(standing.idle),
+            unsettled_usd=from_pico(standing.unsettled),
+            resets_at=starts_ms(budget.kind, purse.key.period + 1) / 1000,
+            as_of=None if known is None else known.wall_s,
+            scope="shared" if self._exchange.trouble is None else "this process",
+            above_hold_usd=from_pico(purse.above),
+        )
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the store cannot be used now; None: nothing is known against it."""
+        return self._exchange.trouble
 
     # ── a call ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -240,9 +262,14 @@ class Ledger:
         """Nothing was billed."""
         self.purses.release(hold)
 
-    def count(self, budget: Budget, amount: int) -> None:
-        """Count requests; a negative amount takes back what no beat has told yet."""
-        self.purses.count(budget, amount, self._now())
+    def count(self, budget: Budget, day: int, amount: int) -> None:
+        """Count requests of a UTC day; a negative amount takes back."""
+        self.purses.count(budget, day, amount)
+
+    def counted_elsewhere(self, budget: Budget, day: int) -> int:
+        """What other processes, and earlier ones, have counted on that day, as last known."""
+        known = self._known.get(Key(budget.name, day))
+        return 0 if known is None else known.standing.booked - known.told.net
 
     def _post(self, posting: Posting) -> None:
         if len(self._postings) < POSTINGS_MAX:
@@ -263,13 +290,18 @@ class Ledger:
         self._wake = asyncio.Event()
         if self._rung:
             self._wake.set()
-        while True:
-            await self._until_due()
-            try:
-                await self.beat()
-            except StoreUnavailable:
-                # Sent again when the store is back, which rings; and now and then, should nobody notice that it is.
-                self.purses.decide_without(self._now())
+        try:
+            while True:
+                await self._until_due()
+                await self._try_to_beat()
+        finally:
+            self._wake = None
+
+    async def _try_to_beat(self) -> None:
+        try:
+            await self.beat()
+        except StoreUnavailable:
+            self.purses.decide_without(self._now())
 
     async def beat(self) -> None:
         """One exchange with the store. Raises `StoreUnavailable`; then the same beat is sent the next time."""
@@ -286,32 +318,31 @@ class Ledger:
             self._learn(answer, beat, is_asked)
         self.purses.hear(answer, self._now())
         if not answer.is_you or answer.forgotten:
-            self._heard(answer)
+            self.heard(answer)
 
     def _learn(self, answer: Answer, beat: Beat, is_asked: bool) -> None:
-        now = self._now()
         if is_asked:
-            self._looked_at = now
+            self._looked_at = self._now()
             self._known = {}
         for key, standing in answer.standings.items():
             purse = self.purses.purses.get(key)
             told = beat.totals.get(key) or (purse.totals() if purse is not None else Totals())
-            self._known[key] = Known(standing, told, now)
+            self._known[key] = Known(standing, told, self._clock.wall())
             if purse is not None:
                 purse.budget.elsewhere = standing.spent - told.spent
 
-    async def flush(self) -> None:
-        """Tell everything that is not told yet. Raises `StoreUnavailable`."""
-        while self._postings or self._flying or self.purses.flying is not None or self.purses.has_news():
-            before = (len(self._postings), self.purses.waiting)
-            await self.beat()
-            if before == (0, []) and self.purses.flying is None and not self._rung:
-                return  # What is left is held by calls that still run.
+    async def look(self) -> None:
+        """Tell what is new, and learn how all budgets stand. Raises `StoreUnavailable`."""
+        self._looked_at = float("-inf")
+        await self.beat()
 
     async def finish(self) -> None:
-        """This process ends: send home what no call holds. Raises `StoreUnavailable`."""
-        self.purses.send_home()
-        await self.flush()
+        """This process ends: tell everything, and send home what no call holds. Raises `StoreUnavailable`."""
+        for _ in range(BEATS_TO_FINISH):
+            self.purses.send_home()
+            if not (self._postings or self._flying or self.purses.flying or self.purses.has_news()):
+                return
+            await self.beat()
 
     def store_changed(self, trouble: str | None) -> None:
         """The store was lost, or found again."""

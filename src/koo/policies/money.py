@@ -1,4 +1,4 @@
-"""Money at the edge of a store: USD as `Decimal` outside, whole pico-dollars inside.
+"""Money: USD as `Decimal` where people see it, whole pico-dollars where it is counted.
 
 A price of $0.15 for a million tokens is 150,000 pico-dollars a token, so integers are exact where a database's own
 decimals differ from one another (SQLite has none). What is finer than a pico-dollar is rounded up for amounts and down
@@ -8,10 +8,6 @@ for limits: never to the side where the cap leaks.
 from __future__ import annotations
 
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
-
-from koo.errors import BudgetExceeded
-from koo.options import DAY_S
-from koo.storage.base import HoldRequest
 
 DIGITS = 12
 AMOUNT_PICO_MAX = 10**18
@@ -52,14 +48,3 @@ def in_words(amount_usd: Decimal) -> str:
     text = f"{amount_usd:f}"
     whole, _, cents = text.partition(".")
     return f"${whole}.{cents.rstrip('0').ljust(2, '0')}"
-
-
-def refusal(request: HoldRequest, spent_usd: Decimal, held_usd: Decimal, wall_s: float) -> BudgetExceeded:
-    """The refusal of a hold, with the arithmetic that led to it and the time until the next UTC day."""
-    limit_usd = request.allowance.limit_usd
-    limit = "what a day can hold" if limit_usd is None else f"the day's budget of {in_words(limit_usd)}"
-    reason = (
-        f"{limit} does not cover this call: {in_words(spent_usd)} spent, {in_words(held_usd)} held for calls that "
-        f"are running, up to {in_words(request.amount_usd)} needed"
-    )
-    return BudgetExceeded(request.service, reason, DAY_S - wall_s % DAY_S)
