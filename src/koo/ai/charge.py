@@ -11,7 +11,7 @@ provider's usage and a price, an own operation from what its caller says.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from types import MappingProxyType
@@ -59,7 +59,7 @@ class ServiceCharge(ABC):
     def bound_usd(self) -> Decimal:
         """The worst case of one attempt."""
 
-    def hold(self, deadline: float) -> Awaitable[None] | None:
+    async def hold(self, deadline: float) -> None:
         """Hold the worst case: at once where there is room, else by `deadline` (monotonic seconds) at the latest.
 
         Raises `BudgetExceeded`, also where the store does not answer in time; then nothing is held.
@@ -73,7 +73,8 @@ class ServiceCharge(ABC):
             raise BudgetExceeded(service, reason) from error
         budgets = self._budgets.of(service, self.model, self._tag)
         self._hold = self._budgets.ledger.hold(budgets, amount)
-        return None if self._hold is not None else self._wait(budgets, amount, deadline)
+        if self._hold is None:
+            await self._wait(budgets, amount, deadline)
 
     async def _wait(self, budgets: tuple[Budget, ...], amount: int, deadline: float) -> None:
         service, ledger = self._service, self._budgets.ledger
