@@ -6,6 +6,7 @@ while others wait; it refuses a store that has more steps than it knows. A step 
 * `koo_treasuries`: one row for each budget and period (`policies/treasury.py`). `limit_amount` -1 is no limit.
 * `koo_purses`: what one process was granted, sent back, spent, and spent without a grant, by budget and period.
 * `koo_processes`: the last beat of each process, and when it came.
+* `koo_probe`: what is written to find out whether a store that failed takes writes again.
 * `koo_entries`: what was booked, one row for each call that ended with a cost.
 * `koo_signals`: what operators did, for all processes.
 * `koo_episodes`: alerts, from their beginning to their end. Each is its `process`'s as long as the lease lasts.
@@ -72,6 +73,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE koo_processes (
              name TEXT NOT NULL PRIMARY KEY, number BIGINT NOT NULL, token TEXT NOT NULL,
              closed INTEGER NOT NULL, seen_ms BIGINT NOT NULL)""",
+        "CREATE TABLE koo_probe (filler TEXT NOT NULL)",
         "ALTER TABLE koo_schema ADD COLUMN frozen_until_ms BIGINT NOT NULL DEFAULT 0",
         # What was settled stays spent. What was held may have been billed, so it stays booked until its day is over.
         """INSERT INTO koo_treasuries
