@@ -86,6 +86,7 @@ class Worker:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._busy_since: float | None = None
         self._pause_s = PAUSE_S_MIN
+        self._knock_at = 0.0
         self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._serve, name="koo state store", daemon=True)
 
@@ -140,38 +141,49 @@ class Worker:
     def _next(self) -> Job | None:
         if self.trouble is None:
             return self._jobs.get()
+        # By the clock, not when the queue is empty: what waits in it would put the knock off for ever.
+        wait_s = self._knock_at - time.monotonic()
         try:
-            return self._jobs.get(timeout=self._pause_s)
+            if wait_s > 0:
+                return self._jobs.get(timeout=wait_s)
         except queue.Empty:
-            self._pause_s = min(PAUSE_S_MAX, self._pause_s * 2)
-            return Knock()
+            pass
+        self._pause_s = min(PAUSE_S_MAX, self._pause_s * 2)
+        return Knock()
 
     def _do(self, job: Job) -> None:
         if not job.wanted():
             self._on_loop(job.finished, None)
             return
-        error: Exception | None = None
+        error = self._transact(job)
+        job.after(error)
+        self._note(job, error)  # First, so that a caller that gets the failure finds the store in trouble.
+        self._on_loop(job.finished, error)
+
+    def _transact(self, job: Job) -> Exception | None:
+        if self.trouble is not None and not isinstance(job, Knock):
+            return StoreUnavailable(self.trouble)  # Each would wait for its own timeout, one after the other.
         self._busy_since = time.monotonic()
         try:
             self._backend.transact(job.write, job.exclusive)
         except Exception as failed:  # noqa: BLE001 (it is the job that raises it, where it is waited for)
-            error = failed
-        self._busy_since = None
-        job.after(error)
-        self._note(
-            error, job.exclusive
-        )  # First, so that a caller that gets the failure finds the store in trouble.
-        self._on_loop(job.finished, error)
+            return failed
+        finally:
+            self._busy_since = None
+        return None
 
-    def _note(self, error: Exception | None, wrote: bool) -> None:
+    def _note(self, job: Job, error: Exception | None) -> None:
         if isinstance(error, StoreUnavailable) and not isinstance(error, StatementRejected):
             self._lost(str(error))
-        elif wrote:  # A full disk can be read.
+        elif isinstance(job, Knock):
             self._found()
+        if isinstance(job, Knock):
+            self._knock_at = time.monotonic() + self._pause_s
 
     def _lost(self, reason: str) -> None:
         lost, self.trouble = self.trouble is None, reason
         if lost:
+            self._knock_at = time.monotonic() + self._pause_s
             self._on_loop(self._changed, reason)
 
     def _found(self) -> None:
