@@ -8,8 +8,9 @@ costs the loop one turn. Both databases work the same way.
 While a transaction runs, bookings gather; the ledger writes all of them with one job. That is the group commit.
 
 Callers do not each try a store that fails: `trouble` says why it failed last. While it is not None all jobs fail at
-once with that, and the thread itself tries the store again, with growing pauses. A call that does not come back is cut off by the caller that waits
-longest for it (`cut_if_stuck`): the thread cannot do that, because it is the one that hangs.
+once with that, and the thread itself tries the store again, with growing pauses. A call that does not come back is cut
+off by the caller that waits longest for it (`cut_if_stuck`): the thread cannot do that, because it is the one that
+hangs.
 """
 
 from __future__ import annotations
