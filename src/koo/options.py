@@ -420,6 +420,14 @@ class PlatformOptions(Checked):
         "a guard must not depend on the database that it guards",
         secret=True,
     )
+    ledger_days: int = option(
+        400,
+        "how many days the ledger keeps what was booked",
+        "a year, and time to compare it with the one before",
+        unit="days",
+        at_least=62,
+        at_most=36_500,
+    )
     database: DatabaseOptions = field(default_factory=DatabaseOptions)
     services: tuple[ServiceOptions, ...] = ()
     budgets: tuple[BudgetOptions, ...] = ()
@@ -452,3 +460,12 @@ class PlatformOptions(Checked):
         Checked.__post_init__(self)
         for service in self.services:
             check_service_name(service.name)
+        names = [budget.name for budget in self.budgets]
+        for budget in self.budgets:
+            if names.count(budget.name) > 1 or not budget.name or "/" in budget.name:
+                what = f"a budget is called {budget.name[:64]!r}"
+                raise ConfigurationError("", f"{what}; allowed is a name of its own, without a slash")
+            known = ["refuse", *(service.name for service in self.services)]
+            if budget.on_exhausted not in known:
+                what = f"on_exhausted of budget {budget.name[:64]!r} is {budget.on_exhausted[:64]!r}"
+                raise ConfigurationError("", f"{what}; allowed are {', '.join(known)}")
