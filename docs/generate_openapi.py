@@ -79,7 +79,7 @@ async def record() -> dict[str, Any]:
 
 
 async def _ask(client: Client, koo: Platform, method: str, path: str, body: Any) -> Any:
-    await koo.parts.ledger.flush()
+    await koo.parts.store.ledger.look()
     await KeepTime(koo.parts).step()  # as each second does: else an alert would be in some answers only
     reply = await client.ask(method, path, json=body) if body else await client.ask(method, path)
     assert reply.status == 200, (path, reply.text)

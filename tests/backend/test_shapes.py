@@ -326,10 +326,7 @@ def test_a_budget_that_is_spent(fake: FakeAnthropic, monkeypatch: pytest.MonkeyP
     fake.script(answer("x", input_tokens=500, output_tokens=100))
 
     async def spent(fake: FakeAnthropic) -> None:
-        from core.platform import platform
-
         await ask()
-        await platform.parts.ledger.flush()
         await ask(ExternalServiceError)
 
     view = in_situation(spent, fake)

@@ -269,7 +269,6 @@ def test_a_reset_keeps_money_limits_and_counts(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         async with Platform(options(tmp_path, server)) as platform:
             await platform.query(QUESTION)
-            await platform.parts.ledger.flush()
             before = platform.service_health("claude")
             platform.reset_service("claude")
             after = platform.service_health("claude")
@@ -335,9 +334,9 @@ def test_what_runs_while_a_platform_closes_ends_is_not_repeated_and_is_booked(tm
             guard = platform.services["claude"].default_guard
             assert not guard.breaker.running and not guard.breaker.consecutive
         async with Platform(options(tmp_path, server)) as platform:
-            await platform.parts.ledger.refresh()
+            await platform.parts.store.ledger.look()
             money = platform.parts.budget("claude")
-            assert money is not None and money.held_usd == 0 and money.spent_usd >= server.billed_usd > 0
+            assert money.held_usd == money.unsettled_usd == 0 and money.spent_usd >= server.billed_usd > 0
 
     run(test)
 
@@ -356,7 +355,7 @@ def test_a_free_service_without_a_budget_is_not_limited(tmp_path: Path) -> None:
             )
             async with Platform(replace(options(tmp_path), services=(own,))) as platform:
                 assert (await platform.query(replace(QUESTION, service="own"))).cost_usd == 0
-                await platform.parts.ledger.refresh()
+                await platform.parts.store.ledger.look()
                 assert platform.service_health("own")["state"] == "healthy"
 
     asyncio.run(main())
@@ -443,7 +442,6 @@ def test_a_budget_of_ones_own_holds(tmp_path: Path) -> None:
                 await platform.execute("search", Flaky())
             with pytest.raises(BudgetExceeded):
                 await platform.execute("search", Flaky())
-            await platform.parts.ledger.flush()
             assert platform.service_health("search")["rate_limits"]["daily_budget"]["spent"] == "0.09"
 
     asyncio.run(main())
@@ -458,7 +456,6 @@ def test_a_cost_that_cannot_be_told_is_booked_at_its_bound(
                 "search", daily_budget="1", max_cost_usd="0.04", cost_usd=lambda result: result["no such key"]
             )
             assert await platform.execute("search", Flaky()) == 1
-            await platform.parts.ledger.flush()
             assert platform.service_health("search")["rate_limits"]["daily_budget"]["spent"] == "0.04"
         assert "cost_usd failed" in caplog.text
 

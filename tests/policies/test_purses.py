@@ -116,6 +116,22 @@ def test_a_released_call_leaves_nothing() -> None:
     assert (party.row("day").booked, party.row("day").spent) == (0, 0)
 
 
+def test_a_call_that_runs_for_long_is_told_once() -> None:
+    """Else a process with one long stream would write ten times a second for nothing."""
+    party = Party(day=100)
+    purses = party.process()
+    decided = party.ask(purses, 10)
+    party.turn(purses)
+    assert purses.has_news(), "it is held"
+    party.turn(purses)
+    assert not purses.has_news()
+    party.turn(purses)
+    purses.release(held(decided))
+    assert purses.has_news(), "it is held no longer"
+    party.turn(purses)
+    assert not purses.has_news()
+
+
 def test_with_room_a_call_is_held_and_settled_without_the_store() -> None:
     party = Party(day=1000)
     purses = party.process()

@@ -234,6 +234,8 @@ class Service:
 
         The caller stores them: the next call returns only later ones. (0, 0) where requests a day are not limited.
         """
+        # A count that was made before midnight, and not asked since, would name a day of which nobody wants to know.
+        self._anchor_day()
         count = self.day_count
         if count is None:
             return 0, 0

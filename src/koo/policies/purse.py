@@ -19,7 +19,7 @@ from enum import Enum
 
 from koo.policies.treasury import Key, PeriodKind, Totals
 
-UNTOLD = (-1, -1, -1)
+UNTOLD = (-1, -1, -1, -1)
 """Of a purse of which the store must be told everything again."""
 
 
@@ -27,7 +27,7 @@ class Purse:
     """What one process may spend of one budget in one period. Amounts are whole pico-dollars, or requests.
 
     `pace`: spent in each of the last two beats; `marked`: spent when it was last taken. `bound` and `bound_before`: the
-    largest hold since then, and in the beat before. `told`: spent, back and over as the store has confirmed them.
+    largest hold since then, and in the beat before. `told`: spent, back, over and held as the store has confirmed them.
     `low`: with less room it asks for more. `unfunded`: the part of `held` that was not granted.
     `above`: by how much bills here were above what was held for them.
     """
@@ -43,7 +43,7 @@ class Purse:
         self.granted = self.back = self.spent = self.over = self.held = 0
         self.room = self.unfunded = self.above = self.bound = self.bound_before = self.marked = self.low = 0
         self.pace = (0.0, 0.0)
-        self.told = (0, 0, 0)
+        self.told = (0, 0, 0, 0)
 
     def keep(self) -> int:
         """How much room stays here when the rest is sent home."""
@@ -72,14 +72,19 @@ class Purse:
         """What a beat tells."""
         return Totals(self.granted, self.back, self.spent, self.over, self.held)
 
+    def has_news(self) -> bool:
+        """Is there something that the store does not know, or that should go home?"""
+        # A call that runs for an hour is told once: beats without news would be writes for nothing.
+        return bool(self.room) or self.told != (self.spent, self.back, self.over, self.held)
+
     def is_settled(self) -> bool:
         """Does the store know all about it, and is nothing held or idle?"""
-        return not self.room and not self.held and self.told == (self.spent, self.back, self.over)
+        return not self.held and not self.has_news()
 
     def confirm(self, told: Totals) -> None:
         """A beat that told these totals was answered."""
-        spent, back, over = self.told
-        self.told = (max(spent, told.spent), max(back, told.back), max(over, told.over))
+        spent, back, over, _ = self.told
+        self.told = (max(spent, told.spent), max(back, told.back), max(over, told.over), told.held)
 
     def begin_again(self) -> None:
         """Tell, under a new name, what is held and what was spent since the last answered beat: as granted, no more.
@@ -90,7 +95,7 @@ class Purse:
         is_counted = self.budget.limit is None
         self.granted, self.over = (0, unsure) if is_counted else (self.held - self.unfunded + unsure, 0)
         self.back, self.spent, self.marked, self.room = 0, unsure, unsure, 0
-        self.told = (0, 0, 0)
+        self.told = (0, 0, 0, 0)
 
 
 @dataclass(slots=True, eq=False)

@@ -185,7 +185,7 @@ class Purses:
 
     def has_news(self) -> bool:
         """Is there something that the store does not know, or that should go home?"""
-        return bool(self.waiting) or any(not purse.is_settled() for purse in self.purses.values())
+        return bool(self.waiting) or any(purse.has_news() for purse in self.purses.values())
 
     def send_home(self) -> None:
         """This process ends: with the next beat it keeps only what calls hold."""
