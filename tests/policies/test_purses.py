@@ -403,7 +403,8 @@ def test_a_limit_below_what_is_booked_recalls() -> None:
 def test_without_the_store_a_default_budget_goes_on_to_its_limit_and_a_set_one_does_not() -> None:
     party = Party(day=100)
     purses = party.process()
-    purses.budgets["default"] = purses.add(Budget("default", 100, is_default=True, elsewhere=50), party.now)
+    purses.budgets["default"] = purses.add(Budget("default", 100, is_default=True), party.now)
+    purses.budgets["default"].purse.elsewhere = 50
     assert purses.hold_without((purses.budgets["day"],), 1, party.now) is None
     first = purses.hold_without((purses.budgets["default"],), 30, party.now)
     assert first is not None

@@ -30,7 +30,7 @@ class SqlTreasuries:
         return results[-1]
 
     def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Answer:
-        return self.run(lambda tx: receive_in(tx, beat, now_ms, beat_ms, is_asked=is_asked))
+        return self.run(lambda tx: receive_in(tx, beat, 0, beat_ms, is_asked=is_asked, now_ms=now_ms))
 
     def write_off(self, process: str) -> dict[Key, int]:
         return self.run(lambda tx: write_off_in(tx, process))

@@ -19,29 +19,27 @@ from enum import Enum
 
 from koo.policies.treasury import Key, PeriodKind, Totals
 
-UNTOLD = (-1, -1, -1, -1)
-"""Of a purse of which the store must be told everything again."""
-
 
 class Purse:
     """What one process may spend of one budget in one period. Amounts are whole pico-dollars, or requests.
 
     `pace`: spent in each of the last two beats; `marked`: spent when it was last taken. `bound` and `bound_before`: the
     largest hold since then, and in the beat before. `told`: spent, back, over and held as the store has confirmed them.
-    `low`: with less room it asks for more. `unfunded`: the part of `held` that was not granted.
-    `above`: by how much bills here were above what was held for them.
+    `low`: with less room it asks for more. `unfunded`: the part of `held` that was not granted. `elsewhere`: what other
+    processes had spent when that was last read. `above`: by how much bills here were above what was held for them.
     """
 
     __slots__ = (
-        "above", "back", "bound", "bound_before", "budget", "granted", "held", "key", "low", "marked", "over", "pace",
-        "room", "spent", "told", "unfunded",
+        "above", "back", "bound", "bound_before", "budget", "elsewhere", "granted", "held", "key", "low", "marked",
+        "over", "pace", "room", "spent", "told", "unfunded",
     )  # fmt: skip
 
     def __init__(self, budget: Budget, key: Key) -> None:
         self.budget = budget
         self.key = key
         self.granted = self.back = self.spent = self.over = self.held = 0
-        self.room = self.unfunded = self.above = self.bound = self.bound_before = self.marked = self.low = 0
+        self.room = self.unfunded = self.elsewhere = self.above = 0
+        self.bound = self.bound_before = self.marked = self.low = 0
         self.pace = (0.0, 0.0)
         self.told = (0, 0, 0, 0)
 
@@ -91,7 +89,8 @@ class Purse:
 
         The old name's grant stays booked as well, so this may book above the limit. It never spends above it.
         """
-        unsure = self.spent - max(self.told[0], 0)
+        unsure = self.spent - self.told[0]
+        self.elsewhere += self.told[0]
         is_counted = self.budget.limit is None
         self.granted, self.over = (0, unsure) if is_counted else (self.held - self.unfunded + unsure, 0)
         self.back, self.spent, self.marked, self.room = 0, unsure, unsure, 0
@@ -102,22 +101,20 @@ class Purse:
 class Budget:
     """A limit for each period. `limit` None: spending is counted and never refused.
 
-    `is_default`: nobody set it, so it may go on in memory while the store is away. `elsewhere`: what other processes
-    had spent when that was last read.
+    `is_default`: nobody set it, so it may go on in memory while the store is away.
     """
 
     name: str
     limit: int | None
     kind: PeriodKind = "day"
     is_default: bool = False
-    elsewhere: int = 0
     purse: Purse = field(init=False)
     ends_at: float = field(init=False, default=-math.inf)
 
 
 @dataclass(slots=True, eq=False)
 class Hold:
-    """A call's worst case, held in all of its purses.
+    """A call's worst case, held in all of its purses; in none once it was settled or released.
 
     `without`: purses that hold it without a grant, because they are only counted, or because their budget is a default
     one and the store is away.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from koo.policies.purse import UNTOLD, Budget, Hold, Purse, Refusal, Waiter
+from koo.policies.purse import Budget, Hold, Purse, Refusal, Waiter
 from koo.policies.treasury import Answer, Ask, Beat, Key, Limit, Met, period_at, starts_ms
 
 PATIENCE = 3
@@ -94,7 +94,7 @@ class Purses:
 
     def _may_go_on(self, purse: Purse, amount: int) -> bool:
         budget = purse.budget
-        total = budget.elsewhere + purse.spent + purse.held + amount
+        total = purse.elsewhere + purse.spent + purse.held + amount
         return budget.is_default and budget.limit is not None and total <= budget.limit
 
     def _held(self, budgets: tuple[Budget, ...], amount: int, without: tuple[Purse, ...]) -> Hold:
@@ -129,9 +129,10 @@ class Purses:
         hold.amount = amount
 
     def settle(self, hold: Hold, cost: int) -> None:
-        """Book what a call cost, in the periods in which it was held."""
-        bound = hold.amount
-        for purse in hold.purses:
+        """Book what a call cost, in the periods in which it was held. A second time changes nothing."""
+        bound, purses = hold.amount, hold.purses
+        hold.purses = ()
+        for purse in purses:
             purse.held -= bound
             purse.spent += cost
             if cost > bound:
@@ -202,7 +203,12 @@ class Purses:
             purse.send_back(self._keep_of(purse))
         self._groups_asked, asks = self._asks()
         asked = {key for ask in asks for key in ask.need}
-        totals = {key: p.totals() for key, p in self.purses.items() if key in asked or not p.is_settled()}
+        # Those of this period each time: a store that has forgotten is told all of them in one beat.
+        totals = {
+            key: purse.totals()
+            for key, purse in self.purses.items()
+            if purse.budget.purse is purse or key in asked or not purse.is_settled()
+        }
         limits = {name: Limit(budget.limit, budget.kind) for name, budget in self.budgets.items()}
         self.flying = Beat(self.name, self._number + 1, self._draw(), self._last_token, totals, limits, asks)
         return self.flying
@@ -269,10 +275,6 @@ class Purses:
             purse = self.purses[key]
             purse.take_granted(answer.granted.get(key, 0))
             purse.confirm(told)
-        if answer.has_forgotten:
-            for purse in self.purses.values():
-                purse.told = UNTOLD
-            self._ring()
         # As of now, though the store looked at its clock before it answered: so late by a trip, and never early.
         self._store_ms, self._heard_at = answer.now_ms, now
         for budget in self.budgets.values():
@@ -327,10 +329,11 @@ class Purses:
     def empty(self) -> None:
         """In a forked child: what was granted is the parent's, and so are the callers who wait."""
         self._rename()
-        self.waiting = []
-        self.purses = {}
+        self.waiting, self.purses = [], {}
         for budget in self.budgets.values():
-            budget.ends_at = -math.inf
+            before = budget.purse
+            budget.purse = self.purses[before.key] = Purse(budget, before.key)
+            budget.purse.elsewhere = before.elsewhere + before.spent
 
     def _rename(self) -> None:
         self.name, self._number, self._last_token, self.flying = self._draw(), 0, "", None

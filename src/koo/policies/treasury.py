@@ -192,9 +192,10 @@ class Met(Enum):
 class Answer:
     """The store's answer. `met` is empty for a beat that was answered before. `now_ms` is the store's clock.
 
-    `has_forgotten`: the store is behind this process, which should tell it everything again; `forgotten` is what it did
-    not know of, by key, as far as this beat told it. `short`: the key with too little room, of each ask not met.
-    `standings`: where the store was asked how its budgets stand, and of what is in `short`.
+    `has_forgotten`: the store was behind this process; `forgotten` is what it did not know of, by key.
+
+    `short`: the key with too little room, of each ask not met. `standings`: where the store was asked how its budgets
+    stand, and of what is in `short`.
     """
 
     beat: Beat

@@ -15,21 +15,22 @@ import asyncio
 import logging
 import os
 import secrets
+import socket
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from koo.clock import Clock
 from koo.policies.money import from_pico, to_pico
 from koo.policies.purse import Budget, Hold, Refusal, Waiter
 from koo.policies.purses import PATIENCE, Purses
-from koo.policies.treasury import Answer, Beat, Key, PeriodKind, Standing, Totals, starts_ms
+from koo.policies.treasury import DAY_MS, FREEZE_MS, Answer, Beat, Key, PeriodKind, Standing, starts_ms
 from koo.storage.base import Bill, BudgetView, StoreUnavailable
 from koo.storage.executor import Executor
 from koo.storage.postings import Ids, Posting, book
-from koo.storage.transaction import Transaction
+from koo.storage.transaction import StatementRejected, Transaction
 from koo.storage.treasuries import MemoryTreasuries, receive_in
 
 log = logging.getLogger("koo")
@@ -42,6 +43,8 @@ LOOK_S = 1.0
 """How often a beat also asks how all budgets stand, for what is shown."""
 BEATS_TO_FINISH = 3
 """One that may be in flight, one that tells the rest, and one for a new name where the old one was another's."""
+POSTINGS_PER_BEAT = 500
+"""So that what gathered in an outage is not one transaction that takes longer than the store's timeout, for ever."""
 POSTINGS_MAX = 100_000
 """Entries that wait for a store that is away. More are dropped and counted; the money itself is never lost."""
 
@@ -50,6 +53,11 @@ class Exchange(Protocol):
     """Where beats go. `beat_s` is the time between two of them."""
 
     beat_s: float
+
+    @property
+    def dropped(self) -> int:
+        """Entries that the store did not take."""
+        ...
 
     @property
     def trouble(self) -> str | None:
@@ -66,25 +74,28 @@ class MemoryExchange:
 
     beat_s = 0.1
     trouble = None
+    dropped = 0
 
     def __init__(self, clock: Clock) -> None:
         self.treasuries = MemoryTreasuries()
-        self.postings: list[Posting] = []
+        self.postings: dict[str, Posting] = {}
         self._clock = clock
 
     async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Answer:
         """Answer at once."""
-        self.postings += postings
+        self.postings |= {posting.id: posting for posting in postings}
         now_ms, beat_ms = int(self._clock.wall() * 1000), int(self.beat_s * 1000)
         return self.treasuries.receive(beat, now_ms, beat_ms, is_asked=is_asked)
 
 
 class SqlExchange:
-    """Treasuries in a database, reached through the store's thread."""
+    """Treasuries in a database, reached through the store's thread. `dropped` counts entries that it did not take."""
 
     def __init__(self, executor: Executor, beat_s: float) -> None:
         self.beat_s = beat_s
+        self.dropped = 0
         self._executor = executor
+        self._opened: set[Key] = set()
 
     @property
     def trouble(self) -> str | None:
@@ -93,47 +104,75 @@ class SqlExchange:
 
     async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Answer:
         """One transaction. Raises `StoreUnavailable`."""
+        try:
+            return await self._send(beat, postings, is_asked)
+        except StatementRejected:
+            # An entry that the store does not take must keep neither the money nor other entries from being written.
+            answer = await self._send(beat, (), is_asked)
+        for posting in postings:
+            await self._book_alone(posting, beat.process)
+        return answer
+
+    async def _send(self, beat: Beat, postings: Sequence[Posting], is_asked: bool) -> Answer:
         wall_ms, beat_ms = int(self._executor.clock.wall() * 1000), int(self.beat_s * 1000)
 
         def write(tx: Transaction) -> Answer:
-            now_ms = tx.rows("{clock_ms}", {"wall_ms": wall_ms})[0][0]
-            book(tx, postings, beat.process)
-            return receive_in(tx, beat, now_ms, beat_ms, is_asked=is_asked)
+            answer = receive_in(tx, beat, wall_ms, beat_ms, is_asked=is_asked, opened=self._opened)
+            if answer.is_you:
+                book(tx, postings, beat.process)
+            return answer
 
         return await self._executor.run(write)
+
+    async def _book_alone(self, posting: Posting, process: str) -> None:
+        try:
+            await self._executor.run(lambda tx: book(tx, [posting], process))
+        except StatementRejected as error:
+            self.dropped += 1
+            log.error(
+                "%s; an entry of %s is lost to the ledger, and its money counted", error, posting.service
+            )
 
 
 @dataclass(slots=True)
 class Known:
-    """How a budget stood when the store was last asked, what this process had told by then, and when that was."""
+    """How a budget stood when the store was last asked, without what this process had told, and when that was."""
 
-    standing: Standing
-    told: Totals
+    others: Standing
     wall_s: float
+
+
+def _word() -> str:
+    """For people, where a process has money that it no longer reports; and random, for its chain of tokens."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
 
 
 class Ledger:
     """This process's money over one store. `heard` is called with an answer that gives this process
     another name, or says that the store has forgotten something.
 
-    Use it on one event loop at a time. `run` is its background task; without it nothing is asked or told.
+    Use it on one event loop at a time. `run` is its background task. Without it nothing is told, and what a caller
+    waits for is asked by a task that lasts as long as some caller waits.
     """
 
     def __init__(self, exchange: Exchange, clock: Clock) -> None:
-        self.dropped = 0
         self.heard: Callable[[Answer], None] = lambda answer: None
         self._exchange = exchange
-        self._clock = clock
+        self.clock = clock
         self._now = clock.monotonic
-        self._wake: asyncio.Event | None = None
-        self._rung = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
+        self._runs = 0
+        self._helper: asyncio.Task[None] | None = None
+        self._refused = 0
         self._ids = Ids()
         self._postings: deque[Posting] = deque()
         self._flying: list[Posting] = []
         self._known: dict[Key, Known] = {}
         self._looked_at = float("-inf")
         self.purses = Purses(
-            lambda: secrets.token_hex(16),
+            _word,
             beat_s=exchange.beat_s,
             wall_ms=int(clock.wall() * 1000),
             now=clock.monotonic(),
@@ -156,15 +195,13 @@ class Ledger:
         purse, known = budget.purse, self._known.get(budget.purse.key)
         if known is None:
             return Standing(budget.limit, 0, purse.spent, purse.held, max(0, purse.room), 0, 1)
-        now, told, standing = purse.totals(), known.told, known.standing
-        return Standing(
-            limit=budget.limit if standing.limit is None else standing.limit,
-            booked=standing.booked,
-            spent=standing.spent + now.spent - told.spent,
-            held=standing.held + now.held - told.held,
-            idle=standing.idle,
-            unsettled=standing.unsettled,
-            processes=standing.processes,
+        others = known.others
+        return replace(
+            others,
+            limit=budget.limit if others.limit is None else others.limit,
+            booked=others.booked + purse.granted - purse.back + purse.over,
+            spent=others.spent + purse.spent,
+            held=others.held + purse.held,
         )
 
     def view(self, name: str) -> BudgetView:
@@ -188,6 +225,11 @@ class Ledger:
         """Why the store cannot be used now; None: nothing is known against it."""
         return self._exchange.trouble
 
+    @property
+    def dropped(self) -> int:
+        """Entries that are lost: too many waited, or the store did not take them."""
+        return self._refused + self._exchange.dropped
+
     # ── a call ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def hold(self, budgets: tuple[Budget, ...], amount: int) -> Hold | None:
@@ -196,7 +238,7 @@ class Ledger:
         A newcomer must not take room ahead of callers that already wait for one of its budgets.
         """
         waiting = self.purses.waiting
-        if waiting and not {b for waiter in waiting for b in waiter.budgets}.isdisjoint(budgets):
+        if amount and waiting and not {b for waiter in waiting for b in waiter.budgets}.isdisjoint(budgets):
             return None
         return self.purses.hold(budgets, amount, self._now())
 
@@ -213,9 +255,12 @@ class Ledger:
         waiter = Waiter(
             budgets, amount, PATIENCE if is_patient else 1, lambda verdict: self._tell(future, verdict)
         )
+        self._come_to_this_loop()
         self.purses.wait(waiter)
+        if not self._runs and (self._helper is None or self._helper.done()):
+            self._helper = asyncio.create_task(self._run_for_waiters())
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout(deadline - self._now()):
                 verdict = await future
         except BaseException:
             self.purses.leave(waiter)
@@ -240,7 +285,12 @@ class Ledger:
         self.purses.shrink(hold, amount)
 
     def settle(self, hold: Hold, service: str, bill: Bill) -> int:
-        """Book what a call cost; returns it in pico-dollars. A cost that is no money is booked at the call's bound."""
+        """Book what a call cost; returns it in pico-dollars. A cost that is no money is booked at the call's bound.
+
+        A hold ends once: a second settlement, or a release, changes nothing.
+        """
+        if not hold.purses:
+            return 0
         try:
             amount = to_pico(bill.amount_usd)
         except ValueError:
@@ -250,13 +300,17 @@ class Ledger:
                 bill.amount_usd,
             )
             amount = hold.amount
-        bound = hold.amount
+        bound, day = hold.amount, self._day_of(hold)
         self.purses.settle(hold, amount)
-        day = int(self.purses.wall_ms(self._now()) // 86_400_000)
-        self._post(
-            Posting(self._ids.new(), int(self._clock.wall() * 1000), service, day, amount, bound, bill)
-        )
+        self._post(Posting(self._ids.new(), int(self.clock.wall() * 1000), service, day, amount, bound, bill))
         return amount
+
+    def _day_of(self, hold: Hold) -> int:
+        """The UTC day whose budget pays."""
+        for purse in hold.purses:
+            if purse.budget.kind == "day":
+                return purse.key.period
+        return self.purses.wall_ms(self._now()) // DAY_MS
 
     def release(self, hold: Hold) -> None:
         """Nothing was billed."""
@@ -269,46 +323,69 @@ class Ledger:
     def counted_elsewhere(self, budget: Budget, day: int) -> int:
         """What other processes, and earlier ones, have counted on that day, as last known."""
         known = self._known.get(Key(budget.name, day))
-        return 0 if known is None else known.standing.booked - known.told.net
+        return 0 if known is None else max(0, known.others.booked)
 
     def _post(self, posting: Posting) -> None:
         if len(self._postings) < POSTINGS_MAX:
             self._postings.append(posting)
             return
-        self.dropped += 1
-        if self.dropped % 1000 == 1:
+        self._refused += 1
+        if self._refused % 1000 == 1:
             log.error(
                 "the state store is away and %d entries of the ledger wait; %d were dropped (their money is counted)",
                 len(self._postings),
-                self.dropped,
+                self._refused,
             )
 
     # ── the beat ──────────────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
         """Beat until cancelled."""
-        self._wake = asyncio.Event()
-        if self._rung:
-            self._wake.set()
+        await self._run(lambda: True)
+
+    async def _run_for_waiters(self) -> None:
+        await self._run(lambda: bool(self.purses.waiting))
+
+    async def _run(self, goes_on: Callable[[], bool]) -> None:
+        self._come_to_this_loop()
+        loop = self._loop
+        self._runs += 1
         try:
-            while True:
+            while goes_on():
                 await self._until_due()
                 await self._try_to_beat()
         finally:
-            self._wake = None
+            if self._loop is loop:
+                self._runs -= 1
+
+    def _come_to_this_loop(self) -> None:
+        """Leave a loop that has ended, with what waited there: an event and a lock belong to one loop."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._runs, self._helper = loop, 0, None
+            self._wake, self._one_at_a_time = asyncio.Event(), asyncio.Lock()
+            self._wake.set()
 
     async def _try_to_beat(self) -> None:
         try:
             await self.beat()
         except StoreUnavailable:
             self.purses.decide_without(self._now())
+        except Exception:
+            log.exception("the ledger's beat failed, and is tried again")
+            self.purses.decide_without(self._now())
 
     async def beat(self) -> None:
         """One exchange with the store. Raises `StoreUnavailable`; then the same beat is sent the next time."""
-        self._rung = False
+        self._come_to_this_loop()
+        # Two at once would send one beat twice, and the second answer would be taken for that of the next beat.
+        async with self._one_at_a_time:
+            await self._beat()
+
+    async def _beat(self) -> None:
         if self.purses.flying is None:
-            self._flying += self._postings
-            self._postings.clear()
+            while self._postings and len(self._flying) < POSTINGS_PER_BEAT:
+                self._flying.append(self._postings.popleft())
         now = self._now()
         is_asked = now - self._looked_at >= LOOK_S
         beat = self.purses.beat(now)
@@ -316,20 +393,55 @@ class Ledger:
         if answer.is_you:
             self._flying = []
             self._learn(answer, beat, is_asked)
+        else:
+            for key, purse in self.purses.purses.items():
+                self._disown(key, purse.granted, *purse.told[:3])
         self.purses.hear(answer, self._now())
-        if not answer.is_you or answer.forgotten:
-            self.heard(answer)
+        if self._postings:
+            self._ring()
+        self._report(answer)
 
     def _learn(self, answer: Answer, beat: Beat, is_asked: bool) -> None:
         if is_asked:
             self._looked_at = self._now()
             self._known = {}
         for key, standing in answer.standings.items():
+            told = beat.totals.get(key)
+            others = standing
+            if told is not None:
+                others = replace(
+                    standing,
+                    booked=standing.booked - answer.granted[key] + told.granted - told.net,
+                    spent=standing.spent - told.spent,
+                    held=standing.held - told.held,
+                )
+            self._known[key] = Known(others, self.clock.wall())
             purse = self.purses.purses.get(key)
-            told = beat.totals.get(key) or (purse.totals() if purse is not None else Totals())
-            self._known[key] = Known(standing, told, self._clock.wall())
             if purse is not None:
-                purse.budget.elsewhere = standing.spent - told.spent
+                purse.elsewhere = others.spent
+
+    def _disown(self, key: Key, granted: int, spent: int, back: int, over: int) -> None:
+        """What was told under a name that is left is another process's from now on."""
+        known = self._known.setdefault(key, Known(Standing(), self.clock.wall()))
+        booked = known.others.booked + granted - back + over
+        known.others = replace(known.others, booked=booked, spent=known.others.spent + spent)
+
+    def _report(self, answer: Answer) -> None:
+        if not answer.is_you:
+            log.warning(
+                "the state store heard another process under this one's name, or it was written off: this process "
+                "goes on as %s",
+                self.purses.name,
+            )
+        elif answer.has_forgotten:
+            log.error(
+                "the state store is older than what this process told it: it was replaced, or has lost what it had "
+                "acknowledged. What this process knows is told again; what processes that have ended told it is lost. "
+                "Nothing is granted for %g s",
+                FREEZE_MS / 1000,
+            )
+        if not answer.is_you or answer.has_forgotten:
+            self.heard(answer)
 
     async def look(self) -> None:
         """Tell what is new, and learn how all budgets stand. Raises `StoreUnavailable`."""
@@ -338,7 +450,7 @@ class Ledger:
 
     async def finish(self) -> None:
         """This process ends: tell everything, and send home what no call holds. Raises `StoreUnavailable`."""
-        for _ in range(BEATS_TO_FINISH):
+        for _ in range(BEATS_TO_FINISH + len(self._postings) // POSTINGS_PER_BEAT):
             self.purses.send_home()
             if not (self._postings or self._flying or self.purses.flying or self.purses.has_news()):
                 return
@@ -352,7 +464,6 @@ class Ledger:
             self.purses.decide_without(self._now())
 
     async def _until_due(self) -> None:
-        assert self._wake is not None
         has_news = self.purses.flying is not None or bool(self._postings) or self.purses.has_news()
         delay_s = self._exchange.beat_s if has_news else IDLE_S
         if self._exchange.trouble is not None:
@@ -365,15 +476,17 @@ class Ledger:
         self._wake.clear()
 
     def _ring(self) -> None:
-        self._rung = True
-        if self._wake is not None:
+        if self._loop is None or not self._loop.is_closed():  # It would wake a task of a loop that has ended.
             self._wake.set()
 
     def forget_parent(self) -> None:
-        """In a forked child."""
-        self._wake = None
+        """In a forked child, where the parent's spending is another process's."""
+        self._loop = None
+        self._wake, self._one_at_a_time = asyncio.Event(), asyncio.Lock()
         self._postings.clear()
         self._flying = []
+        for key, purse in self.purses.purses.items():
+            self._disown(key, purse.granted, purse.spent, purse.back, purse.over)
         self.purses.empty()
 
 

@@ -49,12 +49,11 @@ def _statement(sql: str, dialect: Dialect) -> TextClause:
 class SqlTransaction:
     """A `Transaction` on an SQLAlchemy connection."""
 
-    __slots__ = ("_connection", "again", "dialect")
+    __slots__ = ("_connection", "dialect")
 
-    def __init__(self, connection: Connection, dialect: Dialect, again: bool) -> None:
+    def __init__(self, connection: Connection, dialect: Dialect) -> None:
         self._connection = connection
         self.dialect: Dialect = dialect
-        self.again = again
 
     def rows(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Row]:
         """Run a statement, and give the rows it returns."""
@@ -88,24 +87,24 @@ class SqlBackend:
         try:
             reused = self._usable()
             try:
-                self._attempt(write, exclusive, again=False)
+                self._attempt(write, exclusive)
             except DBAPIError as error:
                 # The server was restarted since the last use, or its connection was cut while it was idle.
                 stale = reused and error.connection_invalidated and not self._was_cut
                 if not stale and not transient(error):
                     raise
-                self._attempt(write, exclusive, again=True)
+                self._attempt(write, exclusive)
         except (DataError, IntegrityError) as error:
             raise StatementRejected(f"the state store does not take this: {type(error).__name__}") from error
         except (SQLAlchemyError, OSError) as error:
             raise StoreUnavailable(sentence(error, self.place)) from error
 
-    def _attempt(self, write: Callable[[Transaction], None], exclusive: bool, again: bool) -> None:
+    def _attempt(self, write: Callable[[Transaction], None], exclusive: bool) -> None:
         try:
             connection = self._connect()
             self._exclusive = exclusive
             with connection.begin():
-                write(SqlTransaction(connection, self.dialect, again))
+                write(SqlTransaction(connection, self.dialect))
         except BaseException:
             self.close()  # Nobody knows what state it is in, and a new one costs a millisecond.
             raise
@@ -116,11 +115,11 @@ class SqlBackend:
             self._connection = self._engine.connect()
             self._exclusive = False
             with self._connection.begin():
-                current = schema.is_current(SqlTransaction(self._connection, self.dialect, False))
+                current = schema.is_current(SqlTransaction(self._connection, self.dialect))
             if not current:
                 self._exclusive = True
                 with self._connection.begin():
-                    schema.prepare(SqlTransaction(self._connection, self.dialect, False))
+                    schema.prepare(SqlTransaction(self._connection, self.dialect))
         return self._connection
 
     def close(self) -> None:

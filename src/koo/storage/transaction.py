@@ -19,7 +19,8 @@ WORDS: dict[Dialect, dict[str, str]] = {
         # The list arrives as one JSON text, so that the statement is the same for one id and for five hundred.
         "ids": "SELECT value FROM json_each(:ids)",
         # The clock of the machine, which all processes on one file share.
-        "clock_ms": "SELECT :wall_ms",
+        "clock_ms": ":wall_ms",
+        "now_ms": ":now_ms",
         "keys": "SELECT value ->> 0 AS budget, value ->> 1 AS period FROM json_each(:keys)",
         "for_update_of_t": "",
         "for_update": "",  # The whole file is ours since BEGIN IMMEDIATE.
@@ -28,7 +29,8 @@ WORDS: dict[Dialect, dict[str, str]] = {
     },
     "postgresql": {
         "ids": "SELECT json_array_elements_text(CAST(:ids AS json))",
-        "clock_ms": "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)",
+        "clock_ms": "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)",
+        "now_ms": "CAST(:now_ms AS bigint)",
         "keys": """SELECT value ->> 0 AS budget, CAST(value ->> 1 AS bigint) AS period
             FROM json_array_elements(CAST(:keys AS json))""",
         "for_update_of_t": "FOR UPDATE OF t",
@@ -41,10 +43,9 @@ WORDS: dict[Dialect, dict[str, str]] = {
 
 
 class Transaction(Protocol):
-    """`again`: the connection broke before, and the first run may have been committed."""
+    """One transaction. Work may be run again after a lost connection, when the first run may have been committed."""
 
     dialect: Dialect
-    again: bool
 
     def rows(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Row]:
         """Run a statement, and give the rows it returns."""

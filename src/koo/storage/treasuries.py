@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
+from koo.policies.money import TOTAL_PICO_MAX
 from koo.policies.treasury import (
     LIVES_MS,
     Answer,
@@ -28,6 +29,8 @@ from koo.policies.treasury import (
     standing_of,
 )
 from koo.storage.transaction import Transaction
+
+Values = dict[str, str | int]
 
 UNBOUNDED = -1
 """How a database says that a budget has no limit: NULL would need its own words in each comparison."""
@@ -106,7 +109,10 @@ class MemoryTreasuries:
 
 OPEN_PROCESS = """INSERT INTO koo_processes (name, number, token, closed, seen_ms)
     VALUES (:process, 0, '', 0, 0) ON CONFLICT (name) DO NOTHING"""
-LOCK_PROCESS = "SELECT number, token, closed FROM koo_processes WHERE name = :process {for_update}"
+# All that is known before the treasuries are: one statement, because each is a round trip.
+LOCK_PROCESS = """SELECT number, token, closed, (SELECT frozen_until_ms FROM koo_schema),
+        coalesce({now_ms}, {clock_ms})
+    FROM koo_processes WHERE name = :process {for_update}"""
 SAVE_PROCESS = """UPDATE koo_processes SET number = :number, token = :token, closed = :closed, seen_ms = :now_ms
     WHERE name = :process"""
 # A new period begins with the limit of the last one before it.
@@ -118,19 +124,17 @@ OPEN_TREASURIES = """INSERT INTO koo_treasuries
     WHERE NOT EXISTS (SELECT 1 FROM koo_treasuries t WHERE t.budget = k.budget AND t.period = k.period)
     ORDER BY k.budget, k.period
     ON CONFLICT (budget, period) DO NOTHING"""
-LOCK_TREASURIES = """SELECT t.budget, t.period, t.limit_amount, t.limit_at_ms, t.booked, t.spent, t.recall_at_ms
+LOCK_TREASURIES = """SELECT t.budget, t.period, t.limit_amount, t.limit_at_ms, t.booked, t.spent, t.recall_at_ms,
+        p.granted, p.back, p.spent, p.over_granted, p.held
     FROM koo_treasuries t JOIN ({keys}) k ON k.budget = t.budget AND k.period = t.period
+    LEFT JOIN koo_purses p ON p.budget = t.budget AND p.period = t.period AND p.process = :process
     ORDER BY t.budget, t.period {for_update_of_t}"""
 SAVE_TREASURY = """UPDATE koo_treasuries SET limit_amount = :limit_amount, limit_at_ms = :limit_at_ms,
     booked = :booked, spent = :spent, recall_at_ms = :recall_at_ms WHERE budget = :budget AND period = :period"""
-READ_PURSES = """SELECT p.budget, p.period, p.granted, p.back, p.spent, p.over_granted, p.held
-    FROM koo_purses p JOIN ({keys}) k ON k.budget = p.budget AND k.period = p.period
-    WHERE p.process = :process"""
 SAVE_PURSE = """INSERT INTO koo_purses (budget, period, process, granted, back, spent, over_granted, held)
     VALUES (:budget, :period, :process, :granted, :back, :spent, :over_granted, :held)
     ON CONFLICT (budget, period, process) DO UPDATE SET granted = excluded.granted, back = excluded.back,
     spent = excluded.spent, over_granted = excluded.over_granted, held = excluded.held"""
-FROZEN = "SELECT frozen_until_ms FROM koo_schema"
 FREEZE = "UPDATE koo_schema SET frozen_until_ms = :until_ms"
 FREED = """SELECT budget, period, granted - back + over_granted - spent FROM koo_purses
     WHERE process = :process AND granted - back + over_granted > spent ORDER BY budget, period"""
@@ -153,34 +157,74 @@ def _asked(answer: Answer, keys: Iterable[Key], is_asked: bool) -> set[Key]:
     return set(keys) if is_asked else {key for key in answer.short if key is not None}
 
 
-def receive_in(tx: Transaction, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Answer:
-    """Take a beat in, in a transaction."""
-    rows = _load(tx, beat, now_ms)
+def receive_in(
+    tx: Transaction,
+    beat: Beat,
+    wall_ms: int,
+    beat_ms: int,
+    *,
+    is_asked: bool = False,
+    opened: set[Key] | None = None,
+    now_ms: int | None = None,
+) -> Answer:
+    """Take a beat in, in a transaction. The time is the store's clock, which for a file is `wall_ms`, or `now_ms`.
+
+    `opened` remembers which treasuries were there at the last beat, so that they need not be opened again.
+    """
+    values = {"process": beat.process, "wall_ms": wall_ms, "now_ms": now_ms}
+    process, frozen_until_ms, now_ms = _lock_process(tx, values)
+    rows = _load(tx, beat.process, keys_of(beat, now_ms), set() if opened is None else opened)
+    rows.process, rows.frozen_until_ms = process, frozen_until_ms
     treasuries = {key: _values(key, row) for key, row in rows.treasuries.items()}
     purses = {key: _purse_values(key, row, beat.process) for key, row in rows.purses.items()}
-    frozen_until_ms = rows.frozen_until_ms
     answer = receive(rows, beat, now_ms, beat_ms)
     if not answer.is_you:
         return answer
     if rows.frozen_until_ms != frozen_until_ms:
         tx.run(FREEZE, {"until_ms": rows.frozen_until_ms})
-    _save(tx, SAVE_TREASURY, (_values(key, row) for key, row in rows.treasuries.items()), treasuries.values())
+    _save(tx, SAVE_TREASURY, {key: _values(key, row) for key, row in rows.treasuries.items()}, treasuries)
     _save(
         tx,
         SAVE_PURSE,
-        (_purse_values(k, row, beat.process) for k, row in rows.purses.items()),
-        purses.values(),
+        {key: _purse_values(key, row, beat.process) for key, row in rows.purses.items()},
+        purses,
     )
-    process = rows.process
-    tx.run(
-        SAVE_PROCESS,
-        {
-            "process": beat.process, "number": process.number, "token": process.token, "closed": int(process.closed),
-            "now_ms": now_ms,
-        },
-    )  # fmt: skip
+    now = {"number": process.number, "token": process.token, "closed": int(process.closed), "now_ms": now_ms}
+    tx.run(SAVE_PROCESS, {"process": beat.process, **now})
     asked = _asked(answer, rows.treasuries, is_asked)
     return replace(answer, standings=_standings(tx, rows.treasuries, asked, now_ms)) if asked else answer
+
+
+def _lock_process(tx: Transaction, values: Mapping[str, Any]) -> tuple[ProcessRow, int, int]:
+    """This process's row, until when the store is frozen, and the time."""
+    found = tx.rows(LOCK_PROCESS, values)
+    if not found:
+        tx.run(OPEN_PROCESS, values)
+        found = tx.rows(LOCK_PROCESS, values)
+    number, token, closed, frozen_until_ms, now_ms = found[0]
+    return ProcessRow(number, token, bool(closed)), frozen_until_ms, now_ms
+
+
+def _load(tx: Transaction, process: str, keys: set[Key], opened: set[Key]) -> Rows:
+    values = {"process": process, "keys": json.dumps(sorted(keys))}
+    if not keys <= opened:
+        # Before any is locked: one that is locked while another is made would be two processes' deadlock.
+        tx.run(OPEN_TREASURIES, values)
+    found = tx.rows(LOCK_TREASURIES, values)
+    if len(found) < len(keys):  # This store is another one than before.
+        tx.run(OPEN_TREASURIES, values)
+        found = tx.rows(LOCK_TREASURIES, values)
+    opened.clear()
+    opened.update(keys)
+    rows = Rows(process=ProcessRow())
+    for budget, period, limit, limit_at_ms, booked, spent, recall_at_ms, *totals in found:
+        key = Key(budget, period)
+        rows.treasuries[key] = Treasury(
+            None if limit == UNBOUNDED else limit, limit_at_ms, booked, spent, recall_at_ms
+        )
+        if totals[0] is not None:
+            rows.purses[key] = Totals(*totals)
+    return rows
 
 
 def _standings(
@@ -194,54 +238,38 @@ def _standings(
     return {key: standing_of(treasuries[key], living[key], dead[key]) for key in keys}
 
 
-def _load(tx: Transaction, beat: Beat, now_ms: int) -> Rows:
-    values = {"process": beat.process, "keys": json.dumps(sorted(keys_of(beat, now_ms)))}
-    tx.run(OPEN_PROCESS, values)
-    number, token, closed = tx.rows(LOCK_PROCESS, values)[0]
-    tx.run(OPEN_TREASURIES, values)
-    return Rows(
-        process=ProcessRow(number, token, bool(closed)),
-        treasuries={
-            Key(budget, period): Treasury(None if limit == UNBOUNDED else limit, *rest)
-            for budget, period, limit, *rest in tx.rows(LOCK_TREASURIES, values)
-        },
-        purses={
-            Key(budget, period): Totals(*totals) for budget, period, *totals in tx.rows(READ_PURSES, values)
-        },
-        frozen_until_ms=tx.rows(FROZEN)[0][0],
-    )
-
-
-def _values(key: Key, row: Treasury) -> dict[str, str | int]:
+def _values(key: Key, row: Treasury) -> Values:
     return {
         "budget": key.budget,
         "period": key.period,
         "limit_amount": UNBOUNDED if row.limit is None else row.limit,
         "limit_at_ms": row.limit_at_ms,
-        "booked": row.booked,
-        "spent": row.spent,
+        "booked": _fit(row.booked),
+        "spent": _fit(row.spent),
         "recall_at_ms": row.recall_at_ms,
     }
 
 
-def _purse_values(key: Key, row: Totals, process: str) -> dict[str, str | int]:
+def _purse_values(key: Key, row: Totals, process: str) -> Values:
     return {
         "budget": key.budget,
         "period": key.period,
         "process": process,
-        "granted": row.granted,
-        "back": row.back,
-        "spent": row.spent,
-        "over_granted": row.over,
-        "held": row.held,
+        "granted": _fit(row.granted),
+        "back": _fit(row.back),
+        "spent": _fit(row.spent),
+        "over_granted": _fit(row.over),
+        "held": _fit(row.held),
     }
 
 
-def _save(
-    tx: Transaction, sql: str, now: Iterable[dict[str, str | int]], before: Iterable[dict[str, str | int]]
-) -> None:
-    known = list(before)
-    changed = [values for values in now if values not in known]
+def _fit(amount: int) -> int:
+    """Of more money than a column holds, the most that it holds: a beat that is rejected would be sent for ever."""
+    return min(amount, TOTAL_PICO_MAX)
+
+
+def _save(tx: Transaction, sql: str, now: Mapping[Key, Values], before: Mapping[Key, Values]) -> None:
+    changed = [values for key, values in now.items() if values != before.get(key)]
     if changed:
         tx.run(sql, changed)
 
@@ -249,8 +277,7 @@ def _save(
 def write_off_in(tx: Transaction, process: str) -> dict[Key, int]:
     """Free what a process was granted and has not spent, in a transaction."""
     values = {"process": process}
-    tx.run(OPEN_PROCESS, values)
-    tx.rows(LOCK_PROCESS, values)
+    _lock_process(tx, {**values, "wall_ms": 0, "now_ms": None})
     freed = {Key(budget, period): amount for budget, period, amount in tx.rows(FREED, values)}
     for key, amount in freed.items():
         one = {"budget": key.budget, "period": key.period, "process": process, "amount": amount}

@@ -5,7 +5,7 @@ loop at least one turn for each step of each. In a loop that is busy for half a 
 was measured at 23 ms, and in a thread of its own at 1.4 ms (idle: 0.9 and 0.3). The loop hands over a job, and its end
 costs the loop one turn. Both databases work the same way.
 
-While a transaction runs, bookings gather; the ledger writes all of them with one job. That is the group commit.
+No call waits for it, but for one that finds its purse empty (`ledger.py`).
 
 Callers do not each try a store that fails: `trouble` says why it failed last. While it is not None all jobs fail at
 once with that, and the thread itself tries the store again, with growing pauses. A call that does not come back is cut
@@ -32,8 +32,8 @@ log = logging.getLogger("koo")
 PAUSE_S_MIN = 0.05
 PAUSE_S_MAX = 2.0
 """So that a store is found again within five seconds of being back, a slow attempt included."""
-KNOCK_BYTES = 65_536
-"""As large as a beat with a hundred entries: what fits in less says nothing about a disk that is nearly full."""
+KNOCK_BYTES = 262_144
+"""As large as the largest beat: what fits in less says nothing about a disk that is nearly full."""
 
 
 class Job(Protocol):
@@ -46,11 +46,7 @@ class Job(Protocol):
         ...
 
     def write(self, tx: Transaction) -> None:
-        """In the thread, in a transaction. May be run a second time, with `tx.again`, after a lost connection."""
-        ...
-
-    def after(self, error: Exception | None) -> None:
-        """In the thread, at once after commit or failure."""
+        """In the thread, in a transaction. May be run a second time, after a lost connection."""
         ...
 
     def finished(self, error: Exception | None) -> None:
@@ -157,7 +153,6 @@ class Worker:
             self._on_loop(job.finished, None)
             return
         error = self._transact(job)
-        job.after(error)
         self._note(job, error)  # First, so that a caller that gets the failure finds the store in trouble.
         self._on_loop(job.finished, error)
 
@@ -178,6 +173,8 @@ class Worker:
             self._lost(str(error))
         elif isinstance(job, Knock):
             self._found()
+        elif error is None and job.exclusive:
+            self._pause_s = PAUSE_S_MIN  # Not when it was found: one that flaps is found less and less often.
         if isinstance(job, Knock):
             self._knock_at = time.monotonic() + self._pause_s
 
@@ -191,7 +188,6 @@ class Worker:
         if self.trouble is None:
             return
         self.trouble = None
-        self._pause_s = PAUSE_S_MIN
         self._on_loop(self._changed, None)
 
     def _on_loop(self, call: Callable[..., None], *values: object) -> None:
@@ -215,9 +211,6 @@ class Knock:
         tx.run(
             "INSERT INTO koo_probe (filler) VALUES (:filler)", {"filler": secrets.token_hex(KNOCK_BYTES // 2)}
         )
-
-    def after(self, error: Exception | None) -> None:
-        pass
 
     def finished(self, error: Exception | None) -> None:
         pass
