@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -15,7 +15,7 @@ from koo.ai.service import AIService, Service, guard_options
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query, Usage
 from koo.deadlines import Deadlines
-from koo.options import LimitOptions, RetryOptions, ServiceOptions
+from koo.options import BudgetOptions, LimitOptions, RetryOptions, ServiceOptions
 from koo.storage.base import Allowance
 from koo.storage.ledger import Ledger
 from koo.storage.memory import MemoryLedger
@@ -69,7 +69,9 @@ class MemoryProvider:
 class VirtualWorld:
     """Services `first` and `second`, 3 and 15 USD a million tokens, over one ledger. Make it on the virtual loop."""
 
-    def __init__(self, ledger: Ledger | None = None, **options: Any) -> None:
+    def __init__(
+        self, ledger: Ledger | None = None, *, own: Sequence[BudgetOptions] = (), **options: Any
+    ) -> None:
         self.clock = VirtualClock()
         ledger = ledger or MemoryLedger(self.clock)
         self.beats = asyncio.create_task(ledger.run())
@@ -87,7 +89,7 @@ class VirtualWorld:
             )  # fmt: skip
             services[name] = AIService(service, provider, one)
         self.service = services["first"].service
-        self.budgets = budgets_of(ledger, services)
+        self.budgets = budgets_of(ledger, services, own)
         self.gateway = Gateway(
             services,
             budgets=self.budgets,

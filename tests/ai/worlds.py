@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -20,7 +20,7 @@ from koo.deadlines import Deadlines
 from koo.events import EventBus
 from koo.guard import Guard
 from koo.http import HttpClient
-from koo.options import BreakerOptions, PlatformOptions, RetryOptions, ServiceOptions
+from koo.options import BreakerOptions, BudgetOptions, PlatformOptions, RetryOptions, ServiceOptions
 from koo.storage.ledger import Ledger
 from koo.storage.memory import MemoryLedger
 from koo.testing.providers import FakeAnthropic, FakeOpenAI
@@ -105,9 +105,11 @@ async def world(**options: Any) -> AsyncIterator[World]:
             await http.close()
 
 
-def budgets_of(ledger: Ledger, services: Mapping[str, AIService]) -> Budgets:
-    """The daily budgets of services, as `koo.composition` makes them."""
-    budgets = Budgets(ledger)
+def budgets_of(
+    ledger: Ledger, services: Mapping[str, AIService], own: Sequence[BudgetOptions] = ()
+) -> Budgets:
+    """The daily budgets of services and those of an operator, as `koo.composition` makes them."""
+    budgets = Budgets(ledger, own)
     for name, one in services.items():
         budgets.add_service(name, one.service.allowance)
     return budgets

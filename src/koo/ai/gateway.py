@@ -5,8 +5,9 @@ and breakers are the guard's; what an error means is the provider's; money is th
 before each attempt.
 
 The rules of the order. A caller's mistake ends the query: the next service could only repeat it. A refusal (open
-breaker, limit, budget, unknown price) moves on at once. A failure moves on after its retries. A cancellation settles
-what was spent and goes on up. Whole and streamed answers begin in the same way; a whole one ends at once.
+breaker, limit, budget, unknown price) moves on at once; a budget may name the service that is asked next. A failure
+moves on after its retries. A cancellation settles what was spent and goes on up. Whole and streamed answers begin in
+the same way; a whole one ends at once.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from koo.errors import (
     ExternalServiceError,
     Kind,
     PriceUnknown,
+    ServiceRefused,
     UnknownService,
     name_of,
 )
@@ -115,7 +117,7 @@ class Gateway:
         began_at = self._clock.monotonic()
         deadline = min(began_at + (query.timeout_s or services[0].options.timeout_s), ends_at.get())
         failures: list[ExternalServiceError] = []
-        for one in services:
+        for place, one in enumerate(services, start=1):
             left_s = deadline - self._clock.monotonic()
             if failures and left_s <= 0:
                 break
@@ -127,6 +129,7 @@ class Gateway:
                     ask, one, charge.request, charge=paid, on_limit=query.on_limit, timeout_s=left_s
                 )
             except ExternalServiceError as error:
+                services[place:place] = self._instead(error, services)
                 if len(services) == 1 or _ends_the_query(error):
                     raise
                 failures.append(error)
@@ -141,6 +144,12 @@ class Gateway:
         first = self.find(query.service)
         check(query)
         return [first, *(self.find(name) for name in dict.fromkeys(query.fallback) if name != query.service)]
+
+    def _instead(self, error: ExternalServiceError, services: Sequence[AIService]) -> list[AIService]:
+        """The service that a budget which refuses wants to be asked next, unless the query asks it anyway."""
+        name = error.instead if isinstance(error, ServiceRefused) else None
+        one = self.services.get(name) if name is not None else None
+        return [one] if one is not None and one not in services else []
 
     def find(self, name: str) -> AIService:
         """The service of that name. Raises `UnknownService`, which lists the known ones."""

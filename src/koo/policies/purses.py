@@ -55,6 +55,18 @@ class Purses:
         self._open(budget, now)
         return budget
 
+    def forget(self, name: str) -> bool:
+        """Know a budget no longer, if it was not used in this period; a purse that was granted something stays."""
+        budget = self.budgets[name]
+        purse = budget.purse
+        is_told = self.flying is not None and any(purse.key in ask.need for ask in self.flying.asks)
+        is_waited_for = any(budget in waiter.budgets for waiter in self.waiting)
+        if purse.granted or purse.spent or purse.held or is_told or is_waited_for:
+            return False
+        del self.budgets[name]
+        self.purses.pop(purse.key, None)
+        return True
+
     def wall_ms(self, now: float) -> int:
         """The store's clock as last told, and this process's own steady time since."""
         return self._store_ms + int((now - self._heard_at) * 1000)

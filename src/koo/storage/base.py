@@ -12,6 +12,8 @@ from decimal import Decimal
 from typing import Any, Literal, Protocol
 
 from koo.events import Severity
+from koo.options import BudgetOptions
+from koo.policies.forecast import RunOut
 from koo.policies.purse import Budget, Hold, Refusal
 from koo.policies.treasury import Answer, Key, PeriodKind, Standing
 
@@ -52,7 +54,9 @@ class BudgetView:
 
     `held_usd` is held by calls that run now. `idle_usd` lies in the purses of processes and can be recalled,
     `unsettled_usd` was granted to processes that no longer report. `scope` is "shared", or "this process" while the
-    store is away. `above_hold_usd` is by how much this process's bills were above what was held for them.
+    store is away. `above_hold_usd` is by how much this process's bills were above what was held for them. `runs_out`
+    is when it is used up if spending goes on. `shortage` says why the last call that it should cover was refused, for
+    as long as the same call would be refused again.
     """
 
     limit_usd: Decimal | None
@@ -64,6 +68,17 @@ class BudgetView:
     as_of: float | None
     scope: str = "shared"
     above_hold_usd: Decimal = Decimal(0)
+    runs_out: RunOut | None = None
+    shortage: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnBudgetView:
+    """A budget that an operator set; `tag` where it is one of those for each tag."""
+
+    options: BudgetOptions
+    tag: str | None
+    view: BudgetView
 
 
 class Ledger(Protocol):
@@ -78,6 +93,10 @@ class Ledger(Protocol):
         self, name: str, limit: int | None, kind: PeriodKind = "day", *, is_default: bool = False
     ) -> Budget:
         """Know a budget from now on; a limit of None only counts."""
+        ...
+
+    def forget(self, name: str) -> bool:
+        """Know a budget no longer, if it was not used in this period."""
         ...
 
     def hold(self, budgets: tuple[Budget, ...], amount: int) -> Hold | None:

@@ -188,6 +188,12 @@ class Ledger:
         """Know a budget from now on; `limit` in pico-dollars a period, None only counts."""
         return self.purses.add(Budget(name, limit, kind, is_default), self._now())
 
+    def forget(self, name: str) -> bool:
+        """Know a budget no longer, if it was not used in this period."""
+        budget = self.purses.budgets[name]
+        self.purses.roll((budget,), self._now())
+        return self.purses.forget(name)
+
     def standing(self, name: str) -> Standing:
         """How a budget stands in this period: the store's last word, with this process's own numbers of now."""
         budget = self.purses.budgets[name]
