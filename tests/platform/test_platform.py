@@ -147,7 +147,12 @@ def test_a_process_that_is_killed_leaves_its_hold_and_the_cap_still_holds(tmp_pa
             async with Platform(options(tmp_path, server)) as platform:
                 budget = platform.service_health("claude")["rate_limits"]["daily_budget"]
                 assert Decimal(budget["spent"]) == server.billed_usd
-                assert Decimal(budget["reserved"]) > 0, "what may have been billed is still held"
+                assert Decimal(budget["reserved"]) + Decimal(budget["idle"]) > 0, "it may yet report"
+            async with Platform(options(tmp_path, server), clock=Ahead(11)) as platform:
+                budget = platform.service_health("claude")["rate_limits"]["daily_budget"]
+                left = Decimal(budget["limit"] or 0) - Decimal(budget["spent"]) - Decimal(budget["unsettled"])
+                assert Decimal(budget["unsettled"]) > 0, "what may have been billed stays booked"
+                assert Decimal(budget["remaining"] or 0) == left
 
         asyncio.run(after())
 
