@@ -1,12 +1,13 @@
-"""`query_ai` against a server that answers at once, 50 in flight, money in memory, one core for the client.
+"""`query_ai` against a server that answers at once, 50 in flight, with the durable ledger, one core for the client.
 
-The servers run in processes of their own, and so does each contender, bound to one core; in each round they are
-measured one after another, in random order, and the others sleep.
+The servers run in processes of their own on the first core, and so does each contender on the last one. In each round
+the contenders are measured one after another, in random order, and the others sleep.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -19,8 +20,10 @@ from benchmarks.contenders import ANTHROPIC, COMPATIBLE, CONTENDERS, OPENAI, Con
 from benchmarks.measure import Report
 from benchmarks.peers import APART_PYTHON, NotMeasured, is_installed, why_missing
 from koo.testing.providers import InstantServer
+from koo.testing.providers.instant import Vendor
 
 ROUND_S = 0.8
+VENDORS: dict[str, Vendor] = {ANTHROPIC: "anthropic", OPENAI: "openai", COMPATIBLE: "compatible"}
 ROOT = Path(__file__).parents[1]
 
 
@@ -76,12 +79,16 @@ class Process:
         raise NotMeasured(f"its process ended with code {code}")
 
 
+def first_core() -> int | None:
+    """The servers' core: a server that wanders onto its client's core halves what the client can ask."""
+    return min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
 def start(stack: ExitStack, report: Report) -> dict[str, Process]:
     """The contenders that are here; the reasons of the others go into the report."""
     urls = {
-        ANTHROPIC: stack.enter_context(InstantServer("anthropic")).base_url,
-        OPENAI: stack.enter_context(InstantServer("openai")).base_url,
-        COMPATIBLE: stack.enter_context(InstantServer("compatible")).base_url,
+        kind: stack.enter_context(InstantServer(vendor, core=first_core())).base_url
+        for kind, vendor in VENDORS.items()
     }
     started: dict[str, Process] = {}
     for name, contender in CONTENDERS.items():

@@ -46,7 +46,7 @@ COMPARISONS = (
         {"µs": "refusal by a limit, us"},
     ),
     Comparison(
-        "Many tenants: a call for one of so many, µs over a turn of the event loop",
+        "Many tenants: a call for one of so many, µs over a turn of the event loop (limits: its memory storage)",
         "guard",
         {f"of {count}": f"with {count} keys, us" for count in ("1", "1,000", "10,000")},
     ),
