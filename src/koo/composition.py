@@ -19,13 +19,14 @@ from koo.ai.operations import Money
 from koo.ai.pricing import Prices
 from koo.ai.service import AIService, Service
 from koo.alerts.keeping import AlertKeeper
-from koo.alerts.rules import STORE
+from koo.alerts.news import StoreNews
+from koo.alerts.rules import BUDGET, STORE
 from koo.clock import Clock
 from koo.deadlines import Deadlines
 from koo.events import EventBus, ProcessRenamed, StoreForgot, StoreFound, StoreLost
 from koo.http import HttpClient
-from koo.monitoring.shapes import ServiceHealth
-from koo.monitoring.snapshot import service_view, unknown_service
+from koo.monitoring.shapes import Budget, ServiceHealth
+from koo.monitoring.snapshot import own_budget_view, service_view, unknown_service
 from koo.options import PlatformOptions
 from koo.policies.money import from_pico
 from koo.policies.treasury import Answer
@@ -74,6 +75,8 @@ class Parts:
         self.sharing = Sharing(self.store, clock, lambda: self.services, self._reset_database, self._key_of)
         events.listen(self.sharing.on_event)
         self.alerts = AlertKeeper(self.store, clock, self.observes)
+        self.store_news = StoreNews(clock)
+        events.listen(self.store_news.on_event)
         self.database_in_use: Database | None = None
         self._priced = False
 
@@ -116,16 +119,20 @@ class Parts:
         self.operations[service.name] = (service, money)
         self.budgets.add_service(service.name, service.allowance)
 
-    def budget(self, name: str) -> BudgetView:
+    def budget(self, service: Service) -> BudgetView:
         """The last view of a service's money of today."""
-        return self.budgets.view(name)
+        return self.budgets.view(service.name, service.default_model, self.clock.wall())
+
+    def own_budgets(self) -> list[Budget]:
+        """The budgets that an operator set."""
+        return [own_budget_view(one) for one in self.budgets.views(self.clock.wall())]
 
     def service_health(self, name: str) -> ServiceHealth:
         """One service, in the promised shape. Raises `UnknownService`."""
         service = self.find_service(name)
         ai_service = self.ai_services.get(name)
         configuration = describe(ai_service.options) if ai_service is not None else None
-        return service_view(service, self.budget(name), self.clock, configuration)
+        return service_view(service, self.budget(service), self.clock, configuration)
 
     def services_status(self) -> dict[str, ServiceHealth]:
         """Every service by name."""
@@ -135,9 +142,11 @@ class Parts:
         """Can this process observe an alert's component? Not, for example, a database that it does not use."""
         if component == DATABASE:
             return self.database_in_use is not None
+        if component == STORE or component.startswith(BUDGET):
+            return True
         name = component.removeprefix("ai:").partition("/")[0]
         service = self.services.get(name)
-        return component == STORE or (service is not None and service.configured)
+        return service is not None and service.configured
 
     def _store_changed(self, trouble: str | None) -> None:
         """The state store was lost (with the reason), or found again."""

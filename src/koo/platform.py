@@ -207,7 +207,7 @@ class Platform:
 
     def services_health(self) -> ServicesHealth:
         """All services with their overall health."""
-        return services_view(self.services_status(), self._clock)
+        return services_view(self.services_status(), self._clock, self.parts.own_budgets())
 
     async def system_health(self) -> SystemHealth:
         """Database and services; the database is probed, unless it was within the last two seconds."""

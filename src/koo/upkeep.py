@@ -72,6 +72,7 @@ class KeepTime(BackgroundTask):
         for service in parts.services.values():
             service.tick()
             parts.budgets.keep_count(service)
+        parts.budgets.note_paces(parts.clock.wall())
         if parts.database_in_use is not None:
             parts.database_in_use.tick()
 
@@ -80,10 +81,13 @@ class KeepTime(BackgroundTask):
         # Do not import SQLAlchemy just to watch a database that is not used.
         database = self.parts.database_in_use
         health = database.get_health() if database is not None else None
-        await self.parts.alerts.look(find(health, self.parts.services_status()))
+        parts = self.parts
+        found = find(health, parts.services_status(), parts.own_budgets())
+        await parts.alerts.look([*found, *parts.store_news.findings()])
 
     async def _sweep(self) -> None:
         """Forget what is old."""
+        self.parts.budgets.forget_unused_tags()
         with suppress(StoreUnavailable):
             await self.parts.alerts.sweep()
 

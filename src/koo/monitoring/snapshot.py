@@ -18,22 +18,25 @@ from koo.gates import Gates
 from koo.guard import Guard
 from koo.monitoring.guards import Wall, breaker_view, breaker_word, money, outcomes_view, recent_of, total_of
 from koo.monitoring.shapes import (
-    DailyBudget,
+    Budget,
+    BudgetMoney,
     ModelStatus,
     RateLimit,
     RateLimits,
     RequestWindow,
+    RunOut,
     ServiceConfiguration,
     ServiceHealth,
     ServiceMetrics,
 )
 from koo.options import GuardOptions
+from koo.policies import forecast
 from koo.policies.breaker import OPEN
 from koo.policies.limiter import Count, DayCount
 from koo.policies.reported import ServiceState, service_state
 from koo.policies.tally import BUCKET_S, BUCKETS
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED
-from koo.storage.base import Allowance, BudgetView
+from koo.storage.base import Allowance, BudgetView, OwnBudgetView
 
 WINDOW_S = BUCKET_S * BUCKETS
 
@@ -149,8 +152,8 @@ def _unlimited() -> RateLimit:
     return {"used": 0, "limit": None, "remaining": None, "resets_at": None}
 
 
-def budget_view(budget: BudgetView) -> DailyBudget:
-    """A service's money of today in USD, as exact decimal strings."""
+def budget_view(budget: BudgetView, on_exhausted: str = "refuse") -> BudgetMoney:
+    """A budget's money in USD, as exact decimal strings."""
     limit, away = budget.limit_usd, budget.spent_usd + budget.held_usd + budget.unsettled_usd
     return {
         "spent": money(budget.spent_usd),
@@ -164,6 +167,30 @@ def budget_view(budget: BudgetView) -> DailyBudget:
         "currency": "USD",
         "scope": budget.scope,
         "as_of": iso(budget.as_of) if budget.as_of is not None else None,
+        "runs_out": None if budget.runs_out is None else _run_out_view(budget.runs_out, on_exhausted),
+    }
+
+
+def _run_out_view(runs_out: forecast.RunOut, on_exhausted: str) -> RunOut:
+    return {
+        "earliest": iso(runs_out.earliest),
+        "latest": iso(runs_out.latest),
+        "then": "calls are refused" if on_exhausted == "refuse" else f"{on_exhausted} is asked instead",
+    }
+
+
+def own_budget_view(own: OwnBudgetView) -> Budget:
+    """A budget that an operator set."""
+    options = own.options
+    return {
+        **budget_view(own.view, options.on_exhausted),
+        "name": options.name,
+        "title": options.name if own.tag is None else f"{options.name}/{own.tag}",
+        "period": options.period,
+        "service": options.service,
+        "model": options.model,
+        "tag": own.tag or options.tag,
+        "on_exhausted": options.on_exhausted,
     }
 
 
@@ -183,7 +210,7 @@ def used_up(service: ServiceLike, budget: BudgetView, wall: Wall) -> str:
         and budget.spent_usd >= limit
     ):
         return f"the daily budget of {money(limit)} USD is used up"
-    return ""
+    return "" if service.free else budget.shortage
 
 
 # ── services ──────────────────────────────────────────────────────────────────────────────────────────────────────
