@@ -367,6 +367,11 @@ class ServiceOptions(Checked):
     output_price: Decimal | None = option(
         None, "USD per million tokens written", "from the price table", unit="USD/Mtok", at_least=0
     )
+    thinks_unseen: bool | None = option(
+        None,
+        "its models may bill what they do not send: a stream that ends before its usage is told is booked at its hold",
+        "a bill must not be too small",
+    )
     concurrency_max: int = option(200, "queries that may run at once", "sockets are finite", at_least=1)
     breaker: BreakerOptions = field(default_factory=BreakerOptions)
     retry: RetryOptions = field(default_factory=RetryOptions)

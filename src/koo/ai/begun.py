@@ -44,4 +44,6 @@ class Begun(Generic[T]):
             latency_s=self.guard.now() - self.began_at,
             stop_reason=completion.stop_reason,
             request_id=completion.request_id,
+            max_tokens=self.charge.request.max_tokens,
+            clamped=self.charge.clamped,
         )

@@ -150,6 +150,17 @@ class Budgets:
         if cost > bound:
             self._publish(BillExceededHold(service, str(from_pico(cost)), str(from_pico(bound))))
 
+    def room(self, budgets: tuple[Budget, ...]) -> int | None:
+        """What all of them leave, as last known: neither spent, nor held by calls, nor left unsettled by the dead.
+
+        In pico-dollars; None: none of them has a limit.
+        """
+        standings = [self.ledger.standing(budget.name) for budget in budgets]
+        rooms = [
+            one.limit - one.spent - one.held - one.unsettled for one in standings if one.limit is not None
+        ]
+        return min(rooms, default=None)
+
     def keep_count(self, service: Service) -> None:
         """Have the day's requests of a service counted in the store, and learn what others have counted."""
         budget = self._names[requests_count(service.name)]

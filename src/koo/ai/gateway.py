@@ -15,12 +15,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import TypeVar
 
 from koo.ai.begun import Begun
 from koo.ai.budgets import Budgets
-from koo.ai.charge import QueryCharge
+from koo.ai.charge import QueryCharge, Terms
 from koo.ai.checking import check
+from koo.ai.conversations import Conversations
+from koo.ai.models import may_think_unseen
 from koo.ai.pricing import ModelPrice, Prices
 from koo.ai.providers.base import Completion, Request
 from koo.ai.service import AIService
@@ -38,14 +41,22 @@ from koo.errors import (
     UnknownService,
     name_of,
 )
+from koo.http import departure
 from koo.options import ServiceOptions
 
 MOVES_ON = {Kind.PRICE_UNKNOWN, Kind.NOT_CONFIGURED}
 """Mistakes of the operator, not of the query: another service may well answer it."""
 
+COST_USD_MAX = Decimal(1_000_000)
+"""More no ledger holds for one call."""
+
 T = TypeVar("T", Completion, StreamedCompletion)
-Ask = Callable[[AIService, Request], Awaitable[T]]
+Ask = Callable[[AIService, QueryCharge], Awaitable[T]]
 """One attempt at a service: until the whole answer is there, or the first content of a streamed one."""
+
+
+async def _ask_whole(one: AIService, charge: QueryCharge) -> Completion:
+    return await one.provider.complete(charge.request)
 
 
 class Gateway:
@@ -65,6 +76,7 @@ class Gateway:
         self._prices = prices
         self._deadlines = deadlines
         self._clock = clock
+        self._conversations = Conversations(clock.monotonic)
 
     # ── the faces ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -74,7 +86,7 @@ class Gateway:
         Raises `UnknownService` or `InvalidRequest` before anything is sent, the one service's own
         `ExternalServiceError`, or `AllServicesFailed` where there was a choice.
         """
-        begun = await self._begin(query, lambda one, request: one.provider.complete(request))
+        begun = await self._begin(query, _ask_whole)
         completion = begun.scope.value
         answer = begun.end(completion)
         begun.service.service.learn_pace(completion.pace)
@@ -126,7 +138,7 @@ class Gateway:
                 charge = self._prepare(one, asked)
                 guard, paid = one.service.guard(charge.model), None if charge.price.free else charge
                 scope = await guard.begin(
-                    ask, one, charge.request, charge=paid, on_limit=query.on_limit, timeout_s=left_s
+                    self._depart, ask, one, charge, charge=paid, on_limit=query.on_limit, timeout_s=left_s
                 )
             except ExternalServiceError as error:
                 services[place:place] = self._instead(error, services)
@@ -136,6 +148,15 @@ class Gateway:
             else:
                 return Begun(one, guard, charge, scope, began_at)
         raise AllServicesFailed("no service could answer", failures)
+
+    @staticmethod
+    async def _depart(ask: Ask[T], one: AIService, charge: QueryCharge) -> T:
+        """One attempt, whose request is noted for its charge: it may be cancelled before it is sent."""
+        token = departure.set(charge.departure)
+        try:
+            return await ask(one, charge)
+        finally:
+            departure.reset(token)
 
     # ── before anything is sent ───────────────────────────────────────────────────────────────────────────────
 
@@ -173,16 +194,16 @@ class Gateway:
             system=query.system,
             temperature=query.temperature,
         )
-        price = self._price(options, model)
         return QueryCharge(
             one.service,
             self._budgets,
             one.provider,
             request,
-            price,
-            tag=query.tag,
-            metadata=query.metadata,
-            is_patient=query.on_limit == "wait",
+            self._price(options, model),
+            _terms(query),
+            # What Perplexity counts is the prompt and what it found, which differs from one time to the next.
+            conversations=None if options.kind == "perplexity" else self._conversations,
+            thinks_unseen=may_think_unseen(options, model),
         )
 
     def _price(self, options: ServiceOptions, model: str) -> ModelPrice:
@@ -194,6 +215,17 @@ class Gateway:
             )
             raise PriceUnknown(options.name, reason)
         return price
+
+
+def _terms(query: Query) -> Terms:
+    most = query.max_cost_usd
+    return Terms(
+        tag=query.tag,
+        metadata=query.metadata,
+        max_cost_usd=None if most is None else min(Decimal(str(most)), COST_USD_MAX),
+        is_clamped=query.clamp,
+        is_patient=query.on_limit == "wait",
+    )
 
 
 def _ends_the_query(error: ExternalServiceError) -> bool:

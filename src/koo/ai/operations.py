@@ -187,6 +187,8 @@ async def execute(
         awaitable = operation(*args, **kwargs)
         if not inspect.isawaitable(awaitable):
             raise TypeError("the operation gave a result that cannot be awaited: koo guards async functions")
+        if charge is not None:
+            charge.begun = True
         result: T = await awaitable
         if charge is not None and money is not None:
             charge.note(money.cost_usd(result))

@@ -76,6 +76,11 @@ class ServiceSettings(Table):
     daily_budget = of_one(lambda service: service.daily_budget_usd)
     input_price = of_one(lambda service: service.input_price, shown_default="from the price table")
     output_price = of_one(lambda service: service.output_price, shown_default="from the price table")
+    thinks_unseen = of_one(
+        lambda service: service.thinks_unseen,
+        form=YES_OR_NO,
+        shown_default="by the model; true for one that is not known",
+    )
     requests_per_minute = of_one(lambda service: service.limits.per_minute, why=ONE_RULE)
     requests_per_hour = of_one(lambda service: service.limits.per_hour, why=ONE_RULE)
     requests_per_day = of_one(lambda service: service.limits.per_day, why=ONE_RULE)

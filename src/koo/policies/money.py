@@ -7,7 +7,16 @@ for limits: never to the side where the cap leaks.
 
 from __future__ import annotations
 
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
+from decimal import (
+    ROUND_CEILING,
+    ROUND_FLOOR,
+    ROUND_HALF_EVEN,
+    Context,
+    Decimal,
+    DivisionByZero,
+    InvalidOperation,
+    Overflow,
+)
 
 DIGITS = 12
 AMOUNT_PICO_MAX = 10**18
@@ -15,8 +24,16 @@ AMOUNT_PICO_MAX = 10**18
 TOTAL_PICO_MAX = 2**63 - 1
 """Some nine million dollars a day: what fits into a database's integer."""
 
-_up = Context(prec=60, rounding=ROUND_CEILING)
-_down = Context(prec=60, rounding=ROUND_FLOOR)
+
+def _context(rounding: str) -> Context:
+    traps = [InvalidOperation, DivisionByZero, Overflow]
+    return Context(prec=60, rounding=rounding, Emin=-999_999, Emax=999_999, traps=traps)
+
+
+EXACT = _context(ROUND_HALF_EVEN)
+"""All arithmetic with money is done in contexts of koo's own: the caller's may round to three digits, or trap."""
+_up = _context(ROUND_CEILING)
+_down = _context(ROUND_FLOOR)
 
 
 def to_pico(amount_usd: Decimal) -> int:

@@ -97,7 +97,7 @@ class _Body(msgspec.Struct, omit_defaults=True):
 
 
 class _Thinking(msgspec.Struct):
-    thinking_tokens: int = 0
+    thinking_tokens: int | None = None
 
 
 class _Usage(msgspec.Struct):
@@ -278,12 +278,21 @@ class _Reader:
         self._usage = message.usage
         usage = usage_of(message.usage) if message.usage else None
         request_id = self._headers.get("request-id")
-        return CompletionChunk(model=message.model, usage=usage, request_id=request_id, pace=self._pace)
+        # Its count of what was written is a first token's: it says nothing of what comes.
+        return CompletionChunk(
+            model=message.model,
+            usage=usage,
+            input_counted=True,
+            output_counted=False,
+            request_id=request_id,
+            pace=self._pace,
+        )
 
     def _change(self, change: _MessageDelta) -> CompletionChunk:
         self._stop_reason = change.delta.stop_reason or self._stop_reason
         usage = usage_of(change.usage, self._usage) if change.usage else None
-        return CompletionChunk(usage=usage, stop_reason=self._stop_reason)
+        counted = change.usage is not None and change.usage.output_tokens is not None
+        return CompletionChunk(usage=usage, output_counted=counted, stop_reason=self._stop_reason)
 
     def _error(self, data: bytes) -> ExternalServiceError:
         # As the very first event it stands for a refusal, which nobody bills; later the prompt has been read.
@@ -305,7 +314,7 @@ def encode(request: Request, *, stream: bool = False) -> bytes:
 
 
 def usage_of(usage: _Usage, before: _Usage | None = None) -> Usage:
-    """Tokens by class; what a later report leaves out stays as it was `before`."""
+    """Tokens by class; what a later report leaves out, or sets back, stays as it was `before`."""
     old = before or _Usage()
     details = usage.output_tokens_details
     return Usage(
@@ -313,12 +322,12 @@ def usage_of(usage: _Usage, before: _Usage | None = None) -> Usage:
         cache_read_tokens=_later(usage.cache_read_input_tokens, old.cache_read_input_tokens),
         cache_write_tokens=_later(usage.cache_creation_input_tokens, old.cache_creation_input_tokens),
         output_tokens=_later(usage.output_tokens, old.output_tokens),
-        reasoning_tokens=details.thinking_tokens if details else 0,
+        reasoning_tokens=_later(details.thinking_tokens if details else None, None),
     )
 
 
 def _later(new: int | None, old: int | None) -> int:
-    return max(0, new if new is not None else old or 0)
+    return max(0, new or 0, old or 0)
 
 
 def _text(blocks: list[_Block]) -> str:

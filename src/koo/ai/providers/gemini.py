@@ -170,7 +170,10 @@ class _Reader:
         chunk = _answer.decode(event.data)
         if bytes(chunk.error) not in (b"", b"null"):
             # As the very first thing it stands for a refusal, which nobody bills.
-            raise self._wire.error(read_error(200, self._headers, event.data), billable=self._begun)
+            error = self._wire.error(read_error(200, self._headers, event.data), billable=self._begun)
+            if chunk.usage_metadata is None:
+                raise error
+            return CompletionChunk(usage=usage_of(chunk.usage_metadata), error=error)
         self._stop_reason = chunk.stop_reason or self._stop_reason
         usage = chunk.usage_metadata
         self._usage = usage or self._usage
@@ -184,6 +187,7 @@ class _Reader:
             model=chunk.model_version if first else None,
             request_id=chunk.response_id if first else None,
             usage=usage_of(usage) if usage else None,
+            input_counted=True,
             stop_reason=chunk.stop_reason,
         )
 

@@ -22,6 +22,7 @@ from koo.ai.providers.openai import check_models
 from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
 from koo.ai.providers.streaming import read_stream
 from koo.ai.providers.transport import Wire, estimate_usage
+from koo.ai.providers.usage import usage_from
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError, Kind
 from koo.http import ServerSentEvent
@@ -85,6 +86,8 @@ class _Body(msgspec.Struct, omit_defaults=True):
 class _PromptDetails(msgspec.Struct):
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
+    cache_creation_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
 
 
 class _OutputDetails(msgspec.Struct):
@@ -94,6 +97,13 @@ class _OutputDetails(msgspec.Struct):
 class _Usage(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    total_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cached_tokens: int | None = None  # Moonshot
+    num_cached_tokens: int | None = None  # Mistral
+    prompt_cache_hit_tokens: int | None = None  # DeepSeek
+    cache_read_input_tokens: int | None = None  # gateways before Anthropic
+    cache_creation_input_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
     cost: Decimal | None = None
@@ -186,7 +196,9 @@ class OpenAICompatibleProvider(Adapter):
         return Completion(
             text=text,
             model=answer.model or request.model,
-            usage=usage_of(usage) if _told(usage) else estimate_usage(request, text),
+            usage=usage_of(usage)
+            if _told(usage)
+            else estimate_usage(request, text + _thought(choice.message)),
             stop_reason=choice.finish_reason,
             request_id=response.headers.get("x-request-id") or answer.id,
             cost_usd=_cost(usage),
@@ -254,10 +266,13 @@ class _Reader:
             raise self._error(data)
         chunk = _chunk.decode(data)
         choice = chunk.choices[0] if chunk.choices else None
+        error = None
         if _is_something(chunk.error) or (choice is None and chunk.usage is None and chunk.id is None):
-            raise self._error(data)
-        if choice is not None and _is_something(choice.error):
-            raise self._error(b'{"error":%b}' % bytes(choice.error))
+            error = self._error(data)
+        elif choice is not None and _is_something(choice.error):
+            error = self._error(b'{"error":%b}' % bytes(choice.error))
+        if error is not None:
+            return self._failed(error, chunk)
         return self._piece(chunk, choice)
 
     def finish(self) -> CompletionChunk | None:
@@ -266,7 +281,7 @@ class _Reader:
 
     def _piece(self, chunk: _Chunk, choice: _ChunkChoice | None) -> CompletionChunk | None:
         reply = (choice.delta if choice else None) or _Reply()
-        text, thought = _text(reply), reply.reasoning_content or reply.reasoning or ""
+        text, thought = _text(reply), _thought(reply)
         if choice is not None and choice.finish_reason:
             self._stop_reason = choice.finish_reason
         if text or thought:
@@ -280,6 +295,7 @@ class _Reader:
             text=text or thought,
             reasoning=not text and bool(thought),
             usage=usage,
+            input_counted=_counts_prompt(chunk),
             cost_usd=_cost(chunk.usage),
         )
 
@@ -290,9 +306,16 @@ class _Reader:
             reasoning=not text and bool(thought),
             model=chunk.model,
             usage=self._usage(chunk),
+            input_counted=_counts_prompt(chunk),
             request_id=self._headers.get("x-request-id") or chunk.id,
             pace=openai_pace(self._headers),
         )
+
+    def _failed(self, error: ExternalServiceError, chunk: _Chunk) -> CompletionChunk:
+        usage = self._usage(chunk)
+        if usage is None:
+            raise error
+        return CompletionChunk(usage=usage, cost_usd=_cost(chunk.usage), error=error)
 
     def _usage(self, chunk: _Chunk) -> Usage | None:
         if not _told(chunk.usage):
@@ -317,23 +340,33 @@ def usage_of(usage: _Usage | None) -> Usage:
     usage = usage or _Usage()
     details = usage.prompt_tokens_details or _PromptDetails()
     output = usage.completion_tokens_details or _OutputDetails()
-    cached, written = max(0, details.cached_tokens or 0), max(0, details.cache_write_tokens or 0)
-    return Usage(
-        input_tokens=max(0, (usage.prompt_tokens or 0) - cached - written),
-        cache_read_tokens=cached,
-        cache_write_tokens=written,
-        output_tokens=max(0, usage.completion_tokens or 0),
-        reasoning_tokens=max(0, output.reasoning_tokens or 0),
+    return usage_from(
+        read=usage.prompt_tokens,
+        written=usage.completion_tokens,
+        total=usage.total_tokens,
+        cached=(
+            details.cached_tokens,
+            usage.cached_tokens,
+            usage.num_cached_tokens,
+            usage.prompt_cache_hit_tokens,
+            usage.cache_read_input_tokens,
+        ),
+        into_cache=(
+            details.cache_write_tokens,
+            details.cache_creation_tokens,
+            details.cache_creation_input_tokens,
+            usage.cache_creation_input_tokens,
+        ),
+        reasoning=(output.reasoning_tokens, usage.reasoning_tokens),
     )
 
 
 def usage_so_far(timings: _Timings) -> Usage:
-    """For a reader who leaves before the end; the last chunk has the whole usage."""
+    """What it has counted up to a chunk, for a reader who leaves before the end."""
     return Usage(
         input_tokens=timings.prompt_n,
         cache_read_tokens=timings.cache_n,
         output_tokens=timings.predicted_n,
-        estimated=True,
     )
 
 
@@ -341,9 +374,18 @@ def _is_something(raw: msgspec.Raw) -> bool:
     return bytes(raw) not in (b"", b"null")
 
 
+def _thought(reply: _Reply) -> str:
+    return reply.reasoning_content or reply.reasoning or ""
+
+
+def _counts_prompt(chunk: _Chunk) -> bool:
+    """A server that says in the middle what the prompt was counted as has read it."""
+    return chunk.usage is not None and bool(chunk.usage.prompt_tokens)
+
+
 def _told(usage: _Usage | None) -> bool:
     """Some servers send an object full of nulls, or zeros."""
-    return usage is not None and bool(usage.prompt_tokens or usage.completion_tokens)
+    return usage is not None and bool(usage.prompt_tokens or usage.completion_tokens or usage.total_tokens)
 
 
 def _cost(usage: _Usage | None) -> Decimal | None:

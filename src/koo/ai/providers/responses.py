@@ -20,6 +20,7 @@ from koo.ai.providers.headers import openai_pace
 from koo.ai.providers.openai_errors import parse_error, read_error
 from koo.ai.providers.streaming import read_stream
 from koo.ai.providers.transport import Wire, estimate_usage, name_of
+from koo.ai.providers.usage import usage_from
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError
 from koo.http import ServerSentEvent
@@ -45,8 +46,9 @@ class _Cost(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    input_tokens: int = 0
-    output_tokens: int = 0
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
     input_tokens_details: _InputDetails | None = None
     output_tokens_details: _OutputDetails | None = None
     cost: _Cost | None = None
@@ -219,7 +221,12 @@ class _Reader:
             error = ended.error or (answer.error if answer is not None else None)
             run = answer.id if answer is not None else None
             billable = self._worked or (answer is not None and answer.usage is not None)
-            raise _failure(self._wire, self._headers, error, run, billable=billable)
+            failure = _failure(self._wire, self._headers, error, run, billable=billable)
+            if answer is None or answer.usage is None:
+                raise failure
+            return CompletionChunk(
+                usage=usage_of(answer.usage), cost_usd=cost_of(answer.usage), error=failure
+            )
         text, seen = answer.text, "".join(self._parts)
         return CompletionChunk(
             final=True,
@@ -235,14 +242,13 @@ def usage_of(usage: _Usage) -> Usage:
     """Tokens by class, made disjoint: what came from or went to the cache is a part of what was read."""
     details = usage.input_tokens_details or _InputDetails()
     output = usage.output_tokens_details or _OutputDetails()
-    cached = max(0, details.cached_tokens or details.cache_read_input_tokens or 0)
-    written = max(0, details.cache_write_tokens or details.cache_creation_input_tokens or 0)
-    return Usage(
-        input_tokens=max(0, usage.input_tokens - cached - written),
-        cache_read_tokens=cached,
-        cache_write_tokens=written,
-        output_tokens=max(0, usage.output_tokens),
-        reasoning_tokens=max(0, output.reasoning_tokens or 0),
+    return usage_from(
+        read=usage.input_tokens,
+        written=usage.output_tokens,
+        total=usage.total_tokens,
+        cached=(details.cached_tokens, details.cache_read_input_tokens),
+        into_cache=(details.cache_write_tokens, details.cache_creation_input_tokens),
+        reasoning=(output.reasoning_tokens,),
     )
 
 
