@@ -205,14 +205,14 @@ def _bytes(text: str) -> int:
     if is_normalized("NFKC", text):
         return size
     growing = "".join(_GROWS.findall(text))
-    # Each character's own growth, counted: to fold a megabyte of them would take seconds.
-    return size + sum(times * _growth(one) for one, times in Counter(growing).items()) if growing else size
+    # Each character by itself, and counted: to fold a megabyte of them would take seconds.
+    return size + sum(times * _folded(one) for one, times in Counter(growing).items()) if growing else size
 
 
 @cache
-def _growth(character: str) -> int:
-    """By how many bytes a character of `_GROWS` grows when it is folded."""
-    return len(normalize("NFKC", character).encode()) - len(character.encode())
+def _folded(character: str) -> int:
+    """Bytes of a character of `_GROWS` in its folded form."""
+    return len(normalize("NFKC", character).encode())
 
 
 def estimate_usage(request: Request, text: str) -> Usage:
