@@ -165,6 +165,10 @@ def query(
         ),
     ] = None,
     on_limit: Annotated[Literal["refuse", "wait"] | None, typer.Option(help="What to do at a limit.")] = None,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="Refuse what may cost more, in USD.")] = None,
+    clamp: Annotated[
+        bool, typer.Option("--clamp", help="Shorten the answer to what --max-cost and the budgets allow.")
+    ] = False,
     no_stream: Annotated[
         bool, typer.Option("--no-stream", help="Print the answer when it is whole.")
     ] = False,
@@ -185,6 +189,8 @@ def query(
         timeout_s=timeout,
         fallback=tuple(fallback or ()),
         on_limit=on_limit,
+        max_cost_usd=max_cost,
+        clamp=clamp,
     )
     raise typer.Exit(code)
 

@@ -69,6 +69,13 @@ class QueryBody(Body):
         description="wait: queue for limits within the deadline; refuse: wait for nothing; without it: wait only for "
         "a pause that the provider asked for",
     )
+    max_cost_usd: float | None = Field(
+        default=None, ge=0, description="the most that one attempt may cost at worst; a dearer one is refused"
+    )
+    clamp: bool = Field(
+        default=False,
+        description="lower `max_tokens` to what `max_cost_usd` and the budgets leave room for; the answer says so",
+    )
     tag: str | None = Field(default=None, max_length=200, description="your own word, for the ledger")
     metadata: Annotated[dict[str, str], BeforeValidator(_few)] = Field(
         default_factory=dict, max_length=50, description="your own words; never sent"
