@@ -58,9 +58,10 @@ async def query_ai(
     """Ask a service; `str(answer)` is its text.
 
     `timeout_s` is the deadline of everything; `fallback` names services asked in order when this one refuses or fails;
-    `on_limit`: "wait" queues for limits within the deadline, "refuse" waits for nothing. `max_cost_usd`: an attempt that
-    may cost more is refused; `clamp` lowers `max_tokens` to what that and the budgets leave room for, and
-    `answer.clamped` says so. `tag` and `metadata` are your own words and are never sent. Raises `ExternalServiceError`, and TypeError for an option that there is not.
+    `on_limit`: "wait" queues for limits within the deadline, "refuse" waits for nothing. `max_cost_usd`: an attempt
+    that may cost more is refused; `clamp` lowers `max_tokens` to what that and the budgets leave room for, and
+    `answer.clamped` says so. `tag` and `metadata` are your own words and are never sent. Raises `ExternalServiceError`,
+    and TypeError for an option that there is not.
     """
     return await platform.query(
         _query(

@@ -90,8 +90,8 @@ def summary(answer: Answer) -> str:
     clamped = f" (at most {answer.max_tokens}, to fit)" if answer.clamped else ""
     cost = money(answer.cost_usd)
     return (
-        f"{about}{read} tokens read, {usage.output_tokens} written{clamped}; {cost} USD; {answer.latency_s:.2f} s{attempts}; "
-        f"{answer.service} {answer.model}"
+        f"{about}{read} tokens read, {usage.output_tokens} written{clamped}; {cost} USD; "
+        f"{answer.latency_s:.2f} s{attempts}; {answer.service} {answer.model}"
     )
 
 
