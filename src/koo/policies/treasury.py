@@ -152,7 +152,7 @@ class Standing:
 
     `spent` was billed, `held` is held by calls that run now, `idle` lies in purses of living processes and can be
     recalled. `unsettled` was granted to processes that no longer report, beyond what they told as spent.
-    `processes`: how many living ones have a purse of it.
+    `processes`: in how many living ones it is idle.
     """
 
     limit: int | None = None
@@ -176,7 +176,7 @@ def standing_of(treasury: Treasury, living: Sequence[Totals], dead: Sequence[Tot
         # A call that was held without a grant, or under a lower limit, is held above what was granted.
         idle=max(0, granted - held),
         unsettled=sum(max(0, row.net - row.spent) for row in dead),
-        processes=len(living),
+        processes=sum(row.net - row.spent > row.held for row in living),
     )
 
 
