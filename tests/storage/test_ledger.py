@@ -423,12 +423,12 @@ def test_what_lies_idle_in_another_process_is_recalled_for_one_who_waits_and_not
         purse.pace = (10.0**12, 10.0**12)  # It spends much: what is free stays here for the next calls.
         rich.ledger.release(idle)
         await rich.ledger.look()
-        assert purse.room == pico("0.35")
+        assert purse.room == pico("0.39")
         with pytest.raises(Refused) as refused:
             await hold(poor, "0.30", is_patient=False)
         assert refused.value.why is Refusal.NOT_MET
         standing = poor.ledger.standing(CLAUDE)
-        assert (standing.idle, standing.processes) == (pico("0.35"), 1)
+        assert (standing.idle, standing.processes) == (pico("0.39"), 1)
         assert (await hold(poor, "0.30")).amount == pico("0.30")
         for task in running:
             task.cancel()

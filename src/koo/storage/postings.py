@@ -84,7 +84,7 @@ def _columns(posting: Posting, process: str) -> Mapping[str, Any]:
         "price_version": _cut(bill.price_version),
         "tag": None if bill.tag is None else _cut(bill.tag),
         "process": process,
-        "metadata": json.dumps(bill.metadata, default=str),
+        "metadata": json.dumps({word: str(said)[:TEXT_MAX] for word, said in bill.metadata.items()}),
     }
 
 

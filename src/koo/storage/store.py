@@ -91,8 +91,7 @@ class SqlStore:
     async def close(self) -> None:
         """Write what waits, as far as the store lets us, and end the thread. It may be opened again."""
         try:
-            if self.is_open:
-                await self.ledger.finish()
+            await self.ledger.finish()
         except StoreUnavailable as error:
             log.error(
                 "what was spent last is not in the state store (%s): it stays booked at its bound", error
