@@ -24,6 +24,7 @@ log = logging.getLogger("koo")
 
 T = TypeVar("T")
 
+IN_USE = "the state store is in use on another event loop: close it there first, or make a second SqlStore"
 _left_behind: list[Worker] = []
 """Workers of a parent process: closing their connections here would close the parent's."""
 
@@ -92,9 +93,7 @@ class Executor:
         if worker is not None and worker.alive:
             if worker.loop is loop:
                 return worker
-            raise RuntimeError(
-                "the state store is in use on another event loop: close it there first, or make a second SqlStore"
-            )
+            raise RuntimeError(IN_USE)
         if worker is not None:
             worker.stop()
             _left_behind.append(worker)

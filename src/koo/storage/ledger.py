@@ -26,9 +26,19 @@ from koo.clock import Clock
 from koo.policies.money import from_pico, to_pico
 from koo.policies.purse import Budget, Hold, Refusal, Waiter
 from koo.policies.purses import PATIENCE, Purses
-from koo.policies.treasury import DAY_MS, FREEZE_MS, Answer, Beat, Key, PeriodKind, Standing, starts_ms
+from koo.policies.treasury import (
+    DAY_MS,
+    FREEZE_MS,
+    Answer,
+    Beat,
+    Key,
+    PeriodKind,
+    Standing,
+    Totals,
+    starts_ms,
+)
 from koo.storage.base import Bill, BudgetView, StoreUnavailable
-from koo.storage.executor import Executor
+from koo.storage.executor import IN_USE, Executor
 from koo.storage.postings import Ids, Posting, book
 from koo.storage.transaction import StatementRejected, Transaction
 from koo.storage.treasuries import MemoryTreasuries, receive_in
@@ -365,12 +375,18 @@ class Ledger:
                 self._runs -= 1
 
     def _come_to_this_loop(self) -> None:
-        """Leave a loop that has ended, with what waited there: an event and a lock belong to one loop."""
+        """Leave a loop that has ended, with what waited there: an event and a lock belong to one loop.
+
+        Raises RuntimeError while the other loop runs.
+        """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
+            if self._loop is not None and self._loop.is_running():
+                raise RuntimeError(IN_USE)
             self._loop, self._runs, self._helper = loop, 0, None
             self._wake, self._one_at_a_time = asyncio.Event(), asyncio.Lock()
             self._wake.set()
+            self.purses.waiting.clear()  # A caller on a loop that has ended cannot be told.
 
     async def _try_to_beat(self) -> None:
         try:
@@ -401,7 +417,8 @@ class Ledger:
             self._learn(answer, beat, is_asked)
         else:
             for key, purse in self.purses.purses.items():
-                self._disown(key, purse.granted, *purse.told[:3])
+                spent, back, over, _ = purse.told  # What is held is told again, under the new name.
+                self._disown(key, Totals(purse.granted, back, spent, over))
         self.purses.hear(answer, self._now())
         if self._postings:
             self._ring()
@@ -426,11 +443,16 @@ class Ledger:
             if purse is not None:
                 purse.elsewhere = others.spent
 
-    def _disown(self, key: Key, granted: int, spent: int, back: int, over: int) -> None:
+    def _disown(self, key: Key, told: Totals) -> None:
         """What was told under a name that is left is another process's from now on."""
         known = self._known.setdefault(key, Known(Standing(), self.clock.wall()))
-        booked = known.others.booked + granted - back + over
-        known.others = replace(known.others, booked=booked, spent=known.others.spent + spent)
+        others = known.others
+        known.others = replace(
+            others,
+            booked=others.booked + told.net,
+            spent=others.spent + told.spent,
+            held=others.held + told.held,
+        )
 
     def _report(self, answer: Answer) -> None:
         if not answer.is_you:
@@ -492,7 +514,7 @@ class Ledger:
         self._postings.clear()
         self._flying = []
         for key, purse in self.purses.purses.items():
-            self._disown(key, purse.granted, purse.spent, purse.back, purse.over)
+            self._disown(key, purse.totals())
         self.purses.empty()
 
 
