@@ -80,8 +80,8 @@ class VirtualWorld:
         for name, provider in (("first", self.first), ("second", self.second)):
             one = ServiceOptions(
                 name=name, kind="openai_compatible", model="m", api_key="k", base_url="http://127.0.0.1:9/v1",
-                declared=True, input_price=Decimal(3), output_price=Decimal(15),
-                **{"limits": LimitOptions(), **options},
+                declared=True,
+                **{"limits": LimitOptions(), "input_price": Decimal(3), "output_price": Decimal(15), **options},
             )  # fmt: skip
             service = Service(
                 name, guard_options(one), default_model="m", clock=self.clock, deadlines=deadlines,
