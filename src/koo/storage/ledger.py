@@ -49,7 +49,7 @@ IDLE_S = 2.0
 """A process that spends nothing still tells its limits this often, so that a lower one stands (LIMIT_STANDS_MS)."""
 AWAY_S = 1.0
 """How often a beat is tried while the store is away. It rings when it is back, so this is only for what nobody saw."""
-LOOK_S = 1.0
+LOOK_S = 2.0
 """How often a beat also asks how all budgets stand, for what is shown."""
 BEATS_TO_FINISH = 3
 """One that may be in flight, one that tells the rest, and one for a new name where the old one was another's."""
@@ -420,7 +420,7 @@ class Ledger:
                 spent, back, over, _ = purse.told  # What is held is told again, under the new name.
                 self._disown(key, Totals(purse.granted, back, spent, over))
         self.purses.hear(answer, self._now())
-        if self._postings:
+        if len(self._postings) >= POSTINGS_PER_BEAT:
             self._ring()
         self._report(answer)
 

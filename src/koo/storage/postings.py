@@ -6,23 +6,25 @@ import itertools
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from koo.storage.base import Bill
-from koo.storage.transaction import Transaction
+from koo.storage.transaction import Transaction, as_rows, picked
 
 TEXT_MAX = 256
 INTEGER_MAX = 2**63 - 1
 
+COLUMNS = picked(
+    ("id", "service", "model", "source", "unit_prices", "price_version", "tag", "process", "metadata"),
+    (
+        "at_ms", "day", "amount", "bound", "estimated", "input_tokens", "cache_read_tokens", "cache_write_tokens",
+        "output_tokens", "reasoning_tokens",
+    ),
+)  # fmt: skip
 # Told twice it is written once: its id is its own.
-BOOK = """INSERT INTO koo_entries (id, at_ms, service, day, model, amount, bound, source, estimated, input_tokens,
-      cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens, unit_prices, price_version, tag, process,
-      metadata)
-    VALUES (:id, :at_ms, :service, :day, :model, :amount, :bound, :source, :estimated, :input_tokens,
-      :cache_read_tokens, :cache_write_tokens, :output_tokens, :reasoning_tokens, :unit_prices, :price_version, :tag,
-      :process, :metadata)
+BOOK = f"""INSERT INTO koo_entries ({", ".join(COLUMNS)})
+    SELECT {", ".join(COLUMNS.values())} FROM ({{rows}}) r WHERE true
     ON CONFLICT (id) DO NOTHING"""
 
 
@@ -60,32 +62,33 @@ class Ids:
 def book(tx: Transaction, postings: Sequence[Posting], process: str) -> None:
     """Write entries, in a transaction."""
     if postings:
-        tx.run(BOOK, [_columns(posting, process) for posting in postings])
+        tx.run(BOOK, as_rows(_columns(posting, process) for posting in postings))
 
 
-def _columns(posting: Posting, process: str) -> Mapping[str, Any]:
+def _columns(posting: Posting, process: str) -> Sequence[str | int | None]:
+    """As in `COLUMNS`."""
     bill = posting.bill
-    return {
-        "id": posting.id,
-        "at_ms": posting.at_ms,
-        "service": posting.service,
-        "day": posting.day,
-        "model": _cut(bill.model),
-        "amount": posting.amount,
-        "bound": posting.bound,
-        "source": _cut(bill.source),
-        "estimated": int(bill.source == "estimate"),
-        "input_tokens": _fit(bill.input_tokens),
-        "cache_read_tokens": _fit(bill.cache_read_tokens),
-        "cache_write_tokens": _fit(bill.cache_write_tokens),
-        "output_tokens": _fit(bill.output_tokens),
-        "reasoning_tokens": _fit(bill.reasoning_tokens),
-        "unit_prices": json.dumps(bill.unit_prices, default=str),
-        "price_version": _cut(bill.price_version),
-        "tag": None if bill.tag is None else _cut(bill.tag),
-        "process": process,
-        "metadata": json.dumps({word: str(said)[:TEXT_MAX] for word, said in bill.metadata.items()}),
-    }
+    return (
+        posting.id,
+        posting.service,
+        _cut(bill.model),
+        _cut(bill.source),
+        json.dumps(bill.unit_prices, default=str),
+        _cut(bill.price_version),
+        None if bill.tag is None else _cut(bill.tag),
+        process,
+        json.dumps({word: str(said)[:TEXT_MAX] for word, said in bill.metadata.items()}),
+        posting.at_ms,
+        posting.day,
+        posting.amount,
+        posting.bound,
+        int(bill.source == "estimate"),
+        _fit(bill.input_tokens),
+        _fit(bill.cache_read_tokens),
+        _fit(bill.cache_write_tokens),
+        _fit(bill.output_tokens),
+        _fit(bill.reasoning_tokens),
+    )
 
 
 def _cut(said: str) -> str:

@@ -241,6 +241,7 @@ class PostgresBackend(SqlBackend):
             "connect_timeout": max(2, math.ceil(timeout_s)),
             "application_name": "koo",
             "tcp_user_timeout": timeout_ms,
+            "prepare_threshold": None,  # Preparing takes a round trip, and does not work behind every pooler.
         }
         engine = create_engine(
             url, poolclass=NullPool, connect_args=arguments, isolation_level="READ COMMITTED"

@@ -28,9 +28,9 @@ from koo.policies.treasury import (
     receive,
     standing_of,
 )
-from koo.storage.transaction import Transaction
+from koo.storage.transaction import Transaction, as_rows, picked
 
-Values = dict[str, str | int]
+Values = tuple[str | int, ...]
 
 UNBOUNDED = -1
 """How a database says that a budget has no limit: NULL would need its own words in each comparison."""
@@ -129,12 +129,14 @@ LOCK_TREASURIES = """SELECT t.budget, t.period, t.limit_amount, t.limit_at_ms, t
     FROM koo_treasuries t JOIN ({keys}) k ON k.budget = t.budget AND k.period = t.period
     LEFT JOIN koo_purses p ON p.budget = t.budget AND p.period = t.period AND p.process = :process
     ORDER BY t.budget, t.period {for_update_of_t}"""
-SAVE_TREASURY = """UPDATE koo_treasuries SET limit_amount = :limit_amount, limit_at_ms = :limit_at_ms,
-    booked = :booked, spent = :spent, recall_at_ms = :recall_at_ms WHERE budget = :budget AND period = :period"""
-SAVE_PURSE = """INSERT INTO koo_purses (budget, period, process, granted, back, spent, over_granted, held)
-    VALUES (:budget, :period, :process, :granted, :back, :spent, :over_granted, :held)
-    ON CONFLICT (budget, period, process) DO UPDATE SET granted = excluded.granted, back = excluded.back,
-    spent = excluded.spent, over_granted = excluded.over_granted, held = excluded.held"""
+TREASURY = picked(("budget",), ("period", "limit_amount", "limit_at_ms", "booked", "spent", "recall_at_ms"))
+SAVE_TREASURIES = f"""UPDATE koo_treasuries SET {", ".join(f"{one} = {TREASURY[one]}" for one in list(TREASURY)[2:])}
+    FROM ({{rows}}) r WHERE budget = {TREASURY["budget"]} AND period = {TREASURY["period"]}"""
+PURSE = picked(("budget", "process"), ("period", "granted", "back", "spent", "over_granted", "held"))
+SAVE_PURSES = f"""INSERT INTO koo_purses ({", ".join(PURSE)}) SELECT {", ".join(PURSE.values())}
+    FROM ({{rows}}) r WHERE true
+    ON CONFLICT (budget, period, process) DO UPDATE SET
+    {", ".join(f"{one} = excluded.{one}" for one in list(PURSE)[3:])}"""
 FREEZE = "UPDATE koo_schema SET frozen_until_ms = :until_ms"
 FREED = """SELECT budget, period, granted - back + over_granted - spent FROM koo_purses
     WHERE process = :process AND granted - back + over_granted > spent ORDER BY budget, period"""
@@ -182,10 +184,10 @@ def receive_in(
         return answer
     if rows.frozen_until_ms != frozen_until_ms:
         tx.run(FREEZE, {"until_ms": rows.frozen_until_ms})
-    _save(tx, SAVE_TREASURY, {key: _values(key, row) for key, row in rows.treasuries.items()}, treasuries)
+    _save(tx, SAVE_TREASURIES, {key: _values(key, row) for key, row in rows.treasuries.items()}, treasuries)
     _save(
         tx,
-        SAVE_PURSE,
+        SAVE_PURSES,
         {key: _purse_values(key, row, beat.process) for key, row in rows.purses.items()},
         purses,
     )
@@ -239,28 +241,13 @@ def _standings(
 
 
 def _values(key: Key, row: Treasury) -> Values:
-    return {
-        "budget": key.budget,
-        "period": key.period,
-        "limit_amount": UNBOUNDED if row.limit is None else row.limit,
-        "limit_at_ms": row.limit_at_ms,
-        "booked": _fit(row.booked),
-        "spent": _fit(row.spent),
-        "recall_at_ms": row.recall_at_ms,
-    }
+    limit = UNBOUNDED if row.limit is None else row.limit
+    return (*key, limit, row.limit_at_ms, _fit(row.booked), _fit(row.spent), row.recall_at_ms)
 
 
 def _purse_values(key: Key, row: Totals, process: str) -> Values:
-    return {
-        "budget": key.budget,
-        "period": key.period,
-        "process": process,
-        "granted": _fit(row.granted),
-        "back": _fit(row.back),
-        "spent": _fit(row.spent),
-        "over_granted": _fit(row.over),
-        "held": _fit(row.held),
-    }
+    amounts = (row.granted, row.back, row.spent, row.over, row.held)
+    return (key.budget, process, key.period, *map(_fit, amounts))
 
 
 def _fit(amount: int) -> int:
@@ -271,7 +258,7 @@ def _fit(amount: int) -> int:
 def _save(tx: Transaction, sql: str, now: Mapping[Key, Values], before: Mapping[Key, Values]) -> None:
     changed = [values for key, values in now.items() if values != before.get(key)]
     if changed:
-        tx.run(sql, changed)
+        tx.run(sql, as_rows(changed))
 
 
 def write_off_in(tx: Transaction, process: str) -> dict[Key, int]:
