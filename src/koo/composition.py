@@ -31,6 +31,7 @@ from koo.options import PlatformOptions
 from koo.policies.money import from_pico
 from koo.policies.treasury import Answer
 from koo.sharing import DATABASE, Sharing
+from koo.spending import SpendReports
 from koo.storage.base import BudgetView, Store, StoreUnavailable
 from koo.storage.store import SqlStore
 
@@ -74,6 +75,7 @@ class Parts:
         )
         self.sharing = Sharing(self.store, clock, lambda: self.services, self._reset_database, self._key_of)
         events.listen(self.sharing.on_event)
+        self.spending = SpendReports(self.store, clock, self.own_budgets)
         self.alerts = AlertKeeper(self.store, clock, self.observes)
         self.store_news = StoreNews(clock)
         events.listen(self.store_news.on_event)

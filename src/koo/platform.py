@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import date
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from koo.ai.operations import Money, compose, execute, read_options
@@ -26,7 +27,15 @@ from koo.deadlines import Deadlines
 from koo.errors import ConfigurationError, ExternalServiceError
 from koo.events import EventBus
 from koo.monitoring.overview import services_view, system_view
-from koo.monitoring.shapes import Alert, ServiceCheck, ServiceHealth, ServicesHealth, SystemHealth
+from koo.monitoring.shapes import (
+    Alert,
+    ServiceCheck,
+    ServiceHealth,
+    ServicesHealth,
+    Spend,
+    SystemHealth,
+    WriteOffs,
+)
 from koo.monitoring.snapshot import unknown_service
 from koo.options import PlatformOptions, check_service_name
 from koo.policies.breaker import Override
@@ -230,6 +239,23 @@ class Platform:
         results = await asyncio.gather(*(check_service(self.parts, one) for one in names))
         return dict(zip(names, results, strict=True))
 
+    async def spend(
+        self,
+        *,
+        days: int | None = None,
+        first_day: date | None = None,
+        last_day: date | None = None,
+        month: str | None = None,
+        by: Sequence[str] = ("service",),
+    ) -> Spend:
+        """What all processes booked in a period: the last `days`, two UTC days included, or a `month` ("2026-11").
+
+        Without one it is the month that runs. `by`: any of "day", "service", "model" and "tag". Raises
+        `InvalidRequest`, and `ServiceRefused` while the state store is away.
+        """
+        await self.open()
+        return await self.parts.spending.report(days, first_day, last_day, month, by)
+
     # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def reset_service(self, name: str) -> bool:
@@ -258,6 +284,16 @@ class Platform:
         service = self.parts.find_service(name)
         self._act(lambda: service.set_override(override))
         self._act(lambda: self.parts.sharing.publish("override", name, {"override": override.value}))
+
+    async def write_off(self, process: str | None, *, by: str, reason: str = "") -> WriteOffs:
+        """Free what a process that no longer reports had left of the budgets; None: every such process.
+
+        That may raise the possible bill by the amount: the process may have spent it. `by` and `reason` are kept with
+        it. Raises `CallerMistake` for a process that left nothing or still reports, and `ServiceRefused` while the
+        state store is away.
+        """
+        await self.open()
+        return await self.parts.spending.write_off(process, by, reason)
 
     def reset_database(self) -> bool:
         """Close the database's breaker, here and in every process on the same state store."""

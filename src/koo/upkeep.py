@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from koo.ai.service import AIService, Service
 from koo.alerts.rules import find
+from koo.clock import utc_day
 from koo.composition import Parts
 from koo.errors import ExternalServiceError, Kind
 from koo.monitoring.shapes import ServiceCheck
@@ -20,6 +21,7 @@ from koo.storage.base import StoreUnavailable
 
 TICK_S = 1.0
 SWEEP_EVERY_TICKS = 30
+PRUNE_EVERY_S = 3600.0
 
 log = logging.getLogger("koo")
 
@@ -54,6 +56,7 @@ class KeepTime(BackgroundTask):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self._ticks = 0
+        self._prune_at = 0.0
 
     async def step(self) -> None:
         self._tick()
@@ -90,6 +93,15 @@ class KeepTime(BackgroundTask):
         self.parts.budgets.forget_unused_tags()
         with suppress(StoreUnavailable):
             await self.parts.alerts.sweep()
+            await self._prune()
+
+    async def _prune(self) -> None:
+        """Once an hour, and on with the next sweep where there was more than a little."""
+        now = self.parts.clock.monotonic()
+        if now >= self._prune_at:
+            before_day = utc_day(self.parts.clock.wall()) - self.parts.options.ledger_days
+            more = await self.parts.store.past.prune(before_day)
+            self._prune_at = now if more else now + PRUNE_EVERY_S
 
 
 class CheckServices(BackgroundTask):

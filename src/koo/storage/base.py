@@ -6,7 +6,7 @@ settled + held ≤ limit, whatever happens to this process or to the store. Ever
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, Protocol
@@ -79,6 +79,82 @@ class OwnBudgetView:
     options: BudgetOptions
     tag: str | None
     view: BudgetView
+
+
+SpendGroup = Literal["day", "service", "model", "tag"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What was booked in one group, whose values stand in the order of `SpendGroup`; a day is a UTC day.
+
+    `estimated_usd` is the part of which the provider did not say what it used, `input_tokens` those read in any way.
+    """
+
+    group: tuple[str | int | None, ...]
+    calls: int
+    estimated_calls: int
+    amount_usd: Decimal
+    estimated_usd: Decimal
+    input_tokens: int
+    output_tokens: int
+
+
+class Spending(Protocol):
+    """What was booked by all processes on one store."""
+
+    async def spent(
+        self, first_day: int, last_day: int, by: Sequence[SpendGroup], *, limit: int = 10_000
+    ) -> list[Spent]:
+        """Added up from one UTC day to another, both included. Raises `StoreUnavailable`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """What one process that no longer reports was granted and has not spent, as it told; amounts in pico-dollars."""
+
+    process: str
+    seen_at: float
+    amounts: Mapping[Key, int]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOff:
+    """An operator freed what a process had left, at wall time `at`. `by` and `reason` are the operator's words."""
+
+    process: str
+    at: float
+    by: str
+    reason: str
+    amounts: Mapping[Key, int]
+
+
+class UnsettledMoney(Protocol):
+    """What dead processes left behind in all budgets of one store. Each method raises `StoreUnavailable`."""
+
+    async def find(self) -> list[Unsettled]:
+        """Of the day and the month that run, by process."""
+        ...
+
+    async def write_off(self, process: str | None, by: str, reason: str) -> list[WriteOff]:
+        """Free it for one process, or for all (None); returns what was freed. A process that lives is left alone."""
+        ...
+
+    async def written_off(self, since: float, until: float) -> list[WriteOff]:
+        """What operators wrote off between two wall times, oldest first."""
+        ...
+
+
+class Upkeep(Protocol):
+    """What the store forgets. It may be done by any process, at any time."""
+
+    async def prune(self, before_day: int) -> bool:
+        """Forget a little of what ended before that UTC day; True where there may be more.
+
+        Raises `StoreUnavailable`.
+        """
+        ...
 
 
 class Ledger(Protocol):
@@ -159,7 +235,7 @@ class LedgerKeeper(Ledger, Protocol):
         ...
 
 
-SignalKind = Literal["reset", "override", "cooldown", "latch"]
+SignalKind = Literal["reset", "override", "cooldown", "latch", "write_off"]
 """As stored, so that processes of other versions on the same store understand: a blocked key is a "latch"."""
 
 
@@ -270,6 +346,15 @@ class Store(Protocol):
 
     @property
     def ledger(self) -> LedgerKeeper: ...
+
+    @property
+    def entries(self) -> Spending: ...
+
+    @property
+    def unsettled(self) -> UnsettledMoney: ...
+
+    @property
+    def past(self) -> Upkeep: ...
 
     @property
     def signals(self) -> Signals: ...

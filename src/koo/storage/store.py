@@ -17,7 +17,9 @@ from koo.storage.entries import Entries
 from koo.storage.episodes import SqlEpisodes
 from koo.storage.executor import Executor
 from koo.storage.ledger import Ledger, SqlExchange
+from koo.storage.past import Past
 from koo.storage.signals import SqlSignals
+from koo.storage.unsettled import SqlUnsettled
 
 log = logging.getLogger("koo")
 
@@ -55,6 +57,8 @@ class SqlStore:
         self.ledger = Ledger(exchange, clock)
         self.executor.watch(self.ledger.store_changed)
         self.entries = Entries(self.executor)
+        self.unsettled = SqlUnsettled(self.executor)
+        self.past = Past(self.executor)
         self.signals = SqlSignals(self.executor)
         self.episodes = SqlEpisodes(self.executor)
 

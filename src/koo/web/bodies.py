@@ -92,6 +92,33 @@ class BatchBody(Body):
     queries: list[QueryBody] = Field(min_length=1, max_length=100)
 
 
+SPEND_NAMES = ("days", "from", "to", "month", "by")
+"""What is asked of `/ai/spend` in its address."""
+
+
+class WriteOffBody(Body):
+    """Whose unsettled money is freed: of one process, or of all that no longer report."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"example": {"all": True, "by": "ada", "reason": "host gone"}},
+    )
+
+    process: str | None = Field(
+        default=None, min_length=1, max_length=64, description="as `/ai/spend` lists it"
+    )
+    all: bool = Field(default=False, description="every process that no longer reports, instead of one")
+    by: str = Field(min_length=1, max_length=100, description="who does this; kept with it")
+    reason: str = Field(default="", max_length=500, description="why; kept with it")
+
+    @model_validator(mode="after")
+    def _names_one_or_all(self) -> WriteOffBody:
+        if (self.process is None) is not self.all:
+            raise ValueError("choose either a process, or all")
+        return self
+
+
 class ResetBody(Body):
     """Why; for the log. May be left out, and so may the whole body."""
 
