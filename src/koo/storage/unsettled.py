@@ -68,7 +68,7 @@ class SqlUnsettled:
 
 
 def _left(tx: Transaction, wall_ms: int) -> list[Unsettled]:
-    now_ms = tx.rows("{clock_ms}", {"wall_ms": wall_ms})[0][0]
+    now_ms = tx.rows("SELECT {clock_ms}", {"wall_ms": wall_ms})[0][0]
     amounts: dict[tuple[str, float], dict[Key, int]] = {}
     values = {
         "day": period_at("day", now_ms),

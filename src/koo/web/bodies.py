@@ -106,7 +106,7 @@ class WriteOffBody(Body):
     )
 
     process: str | None = Field(
-        default=None, min_length=1, max_length=64, description="as `/ai/spend` lists it"
+        default=None, min_length=1, max_length=300, description="as `/ai/spend` lists it"
     )
     all: bool = Field(default=False, description="every process that no longer reports, instead of one")
     by: str = Field(min_length=1, max_length=100, description="who does this; kept with it")
