@@ -45,6 +45,8 @@ ANSWERS = {
     "DatabaseCheck": ("POST", f"{API}/monitoring/database/health-check", None),
     "ServicesMonitoring": ("GET", f"{API}/monitoring/ai-services", None),
     "ServiceMonitoring": ("GET", f"{API}/monitoring/ai-services/claude/metrics", None),
+    "Spend": ("GET", f"{API}/ai/spend?by=day&by=service&by=model", None),
+    "WriteOffs": ("POST", f"{API}/ai/spend/write-off", {"all": True, "by": "ada"}),
     "ServicesHealth": ("GET", f"{API}/ai/services/health", None),
     "ServiceHealth": ("GET", f"{API}/ai/services/claude/health", None),
     "ServiceChecks": ("POST", f"{API}/ai/services/health-check", None),

@@ -18,6 +18,7 @@ from koo.errors import ConfigurationError
 
 T = TypeVar("T")
 DAY_S = 86_400.0
+LEDGER_DAYS_MAX = 36_500
 NEVER = math.inf
 """The time of what has no end, in the seconds of any clock."""
 BOUNDS = ("at_least", "at_most", "above")
@@ -431,7 +432,7 @@ class PlatformOptions(Checked):
         "a year, and time to compare it with the one before",
         unit="days",
         at_least=62,
-        at_most=36_500,
+        at_most=LEDGER_DAYS_MAX,
     )
     database: DatabaseOptions = field(default_factory=DatabaseOptions)
     services: tuple[ServiceOptions, ...] = ()

@@ -32,11 +32,10 @@ from koo.monitoring.shapes import (
     ServiceCheck,
     ServiceHealth,
     ServicesHealth,
-    Spend,
     SystemHealth,
-    WriteOffs,
 )
 from koo.monitoring.snapshot import unknown_service
+from koo.monitoring.spend_shapes import Spend, WriteOffs
 from koo.options import PlatformOptions, check_service_name
 from koo.policies.breaker import Override
 from koo.sharing import DATABASE

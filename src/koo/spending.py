@@ -14,8 +14,8 @@ from decimal import Decimal
 from koo.clock import Clock, iso
 from koo.errors import CallerMistake, InvalidRequest, Kind, ServiceRefused
 from koo.monitoring.guards import money, now_iso
-from koo.monitoring.shapes import (
-    Budget,
+from koo.monitoring.shapes import Budget
+from koo.monitoring.spend_shapes import (
     PeriodAmount,
     Spend,
     SpendRow,
@@ -23,7 +23,7 @@ from koo.monitoring.shapes import (
     WriteOffs,
     WrittenOff,
 )
-from koo.options import DAY_S
+from koo.options import DAY_S, LEDGER_DAYS_MAX
 from koo.policies.money import from_pico
 from koo.policies.treasury import Key, period_at
 from koo.storage.base import SpendGroup, Spent, Store, StoreUnavailable, Unsettled, WriteOff
@@ -32,7 +32,6 @@ log = logging.getLogger("koo")
 
 GROUPS: tuple[SpendGroup, ...] = ("day", "service", "model", "tag")
 ROWS_MAX = 10_000
-DAYS_MAX = 36_500
 AWAY_RETRY_S = 5.0
 EPOCH = date(1970, 1, 1)
 
@@ -115,8 +114,8 @@ def period_of(
     if sum((days is not None, first is not None or last is not None, month is not None)) > 1:
         raise _mistake("choose one of days, from and to, or month")
     if days is not None:
-        if not 1 <= days <= DAYS_MAX:
-            raise _mistake(f"days must be a whole number, 1 to {DAYS_MAX}")
+        if not 1 <= days <= LEDGER_DAYS_MAX:
+            raise _mistake(f"days must be a whole number, 1 to {LEDGER_DAYS_MAX}")
         return today - timedelta(days=days - 1), today
     if first is not None or last is not None:
         end = last or today

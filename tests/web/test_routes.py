@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from koo.ai.types import Query
 from koo.database.probe import ProbeDatabase
 from koo.errors import ExternalServiceError
-from koo.monitoring import shapes
+from koo.monitoring import shapes, spend_shapes
 from koo.monitoring.vitals import Look
 from koo.options import DatabaseOptions, ServiceOptions
 from koo.platform import LOOK_AGE_MAX_S, Platform
@@ -68,6 +68,10 @@ GETS: dict[str, tuple[Any, set[str]]] = {
         {"service_name", "state", "configured", "reason", "health", "metrics", "rate_limits", "configuration"}
         | {"last_updated"},
     ),
+    "/api/v1/ai/spend": (
+        spend_shapes.Spend,
+        {"first_day", "last_day", "by", "rows", "amount", "unsettled", "budgets"},
+    ),
     "/livez": (answers.Alive, {"status"}),
     "/readyz": (answers.Ready, {"status"}),
 }
@@ -105,7 +109,12 @@ def test_every_path_answers_in_its_promised_shape(tmp_path: Path) -> None:
 def test_the_description_of_the_api_names_exactly_the_paths_that_there_are(tmp_path: Path) -> None:
     described = create_app(platform(tmp_path)).openapi()["paths"]
     promised = {path.replace("claude", "{service}") for path in (*GETS, *POSTS)}
-    assert set(described) == promised | {"/api/v1/ai/query", "/api/v1/ai/batch-query", "/metrics"}
+    assert set(described) == promised | {
+        "/api/v1/ai/query",
+        "/api/v1/ai/batch-query",
+        "/api/v1/ai/spend/write-off",
+        "/metrics",
+    }
 
 
 def test_the_promised_keys_of_a_service(tmp_path: Path) -> None:
@@ -410,7 +419,7 @@ def test_the_docs_come_from_here_alone(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-SHAPES = vars(shapes) | vars(answers)
+SHAPES = vars(shapes) | vars(spend_shapes) | vars(answers)
 
 
 @pytest.mark.parametrize("name", examples.RECORDED)

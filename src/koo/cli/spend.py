@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 from koo.cli.client import connect
 from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async, say, visible
-from koo.monitoring.shapes import PeriodAmount, Spend, SpendRow, WriteOffs
+from koo.monitoring.spend_shapes import PeriodAmount, Spend, SpendRow, WriteOffs
 
 T = TypeVar("T")
 NUMBERS = ("calls", "amount", "estimated", "estimated_calls", "input_tokens", "output_tokens")

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from koo.monitoring import shapes
+from koo.monitoring import shapes, spend_shapes
 from koo.monitoring.snapshot import unknown_service
+from koo.options import LEDGER_DAYS_MAX
 from koo.platform import Platform
-from koo.spending import DAYS_MAX
 from koo.web import answers, bodies, views
 from koo.web.routing import JsonView, described, make_router, while_connected
 
@@ -77,10 +77,10 @@ def _add_health(router: APIRouter, platform: Platform) -> None:
 
 
 def _add_spending(router: APIRouter, platform: Platform) -> None:
-    @router.get("/spend", summary="What was spent", **described(shapes.Spend, 422, 503))
+    @router.get("/spend", summary="What was spent", **described(spend_shapes.Spend, 422, 503))
     async def get_spend(
         days: Annotated[
-            int | None, Query(ge=1, le=DAYS_MAX, description="the last days, today included")
+            int | None, Query(ge=1, le=LEDGER_DAYS_MAX, description="the last days, today included")
         ] = None,
         first_day: Annotated[
             date | None, Query(alias="from", description="first UTC day: 2026-11-01")
@@ -88,7 +88,10 @@ def _add_spending(router: APIRouter, platform: Platform) -> None:
         last_day: Annotated[date | None, Query(alias="to", description="last UTC day, included")] = None,
         month: Annotated[
             str | None,
-            Query(pattern=r"^\d{4}-\d{2}$", description="2026-11; without any period the one that runs"),
+            Query(
+                pattern=r"^\d{4}-(0[1-9]|1[0-2])$",
+                description="2026-11; without any period the one that runs",
+            ),
         ] = None,
         by: Annotated[
             list[Literal["day", "service", "model", "tag"]] | None,
@@ -104,7 +107,7 @@ def _add_spending(router: APIRouter, platform: Platform) -> None:
     @router.post(
         "/spend/write-off",
         summary="Free what dead processes left",
-        **described(shapes.WriteOffs, 404, 413, 422, 503),
+        **described(spend_shapes.WriteOffs, 404, 413, 422, 503),
     )
     async def write_off(body: bodies.WriteOffBody) -> Response:
         """Frees money that stays booked because a process that no longer reports may have spent it.
