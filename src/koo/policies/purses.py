@@ -250,7 +250,7 @@ class Purses:
             asked |= need.keys()
         for purse in self.purses.values():
             keep = self._keep_of(purse)
-            if purse.key not in asked and purse.room < keep // 2 and purse.budget.limit is not None:
+            if purse.key not in asked and purse.room < keep and purse.budget.limit is not None:
                 asks.append(Ask({purse.key: 0}, {purse.key: keep - purse.room}, 0))
         return list(groups), asks
 
@@ -292,7 +292,7 @@ class Purses:
         for budget in self.budgets.values():
             self._open(budget, now)
         for key, purse in list(self.purses.items()):
-            purse.low = self._keep_of(purse) // 2
+            purse.low = self._keep_of(purse) // 3  # After a beat of steady spending half of it is left.
             if purse.budget.purse is not purse and purse.is_settled():
                 del self.purses[key]
 
