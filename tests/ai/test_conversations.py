@@ -131,9 +131,14 @@ def test_no_prompt_is_bounded_below_what_was_counted_and_what_is_new(parts: list
 
 def test_a_long_text_is_measured_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slice takes some milliseconds at most, whatever it holds; between two of them the loop has its turn."""
-    sizes = []
+    sizes = list[int]()
     measure = transport._bytes
-    monkeypatch.setattr(transport, "_bytes", lambda text: sizes.append(len(text)) or measure(text))
+
+    def note(text: str) -> int:
+        sizes.append(len(text))
+        return measure(text)
+
+    monkeypatch.setattr(transport, "_bytes", note)
     prompt = "漢" * 100_000 + "½ab" * 30_000
     assert bound_tokens(ask(prompt)) >= len(prompt.encode())
     assert len(sizes) > 10 and max(sizes) <= transport.SLICE
@@ -141,15 +146,15 @@ def test_a_long_text_is_measured_in_slices(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("prompt", ["漢" * 200_000, "x" * 8 * 2**20], ids=["beyond ASCII", "8 MB"])
 def test_a_long_prompt_is_measured_off_the_loop(prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = []
+    threads = list[int]()
+
+    def note(self: object, request: Request) -> int:
+        threads.append(threading.get_ident())
+        return bound_tokens(request)
 
     async def test(world: World) -> None:
         provider = world.gateway.services["claude"].provider
-        monkeypatch.setattr(
-            type(provider),
-            "bound_input_tokens",
-            lambda self, request: threads.append(threading.get_ident()) or bound_tokens(request),
-        )
+        monkeypatch.setattr(type(provider), "bound_input_tokens", note)
         await world.ask(prompt)
         await world.ask("a short one")
 

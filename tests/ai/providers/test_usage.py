@@ -94,6 +94,10 @@ def test_a_later_report_sets_nothing_back() -> None:
     assert classes(anthropic.usage_of(later, first)) == (9, 40, 0, 7, 0)
 
 
+def test_a_count_may_be_written_as_a_float() -> None:
+    assert classes(chat(prompt_tokens=12.0, completion_tokens=3.5, total_tokens=None)) == (12, 0, 0, 4, 0)
+
+
 def test_counts_never_shrink_though_a_class_may_become_another() -> None:
     fresh, cached = Usage(input_tokens=100, output_tokens=9), Usage(input_tokens=10, cache_read_tokens=90)
     assert classes(fresh.grown(cached)) == (10, 90, 0, 9, 0)

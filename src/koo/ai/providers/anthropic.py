@@ -19,6 +19,7 @@ from koo.ai.providers.faults import FaultTable, ParsedError, Row, until_next_mon
 from koo.ai.providers.headers import anthropic_pace
 from koo.ai.providers.streaming import read_stream
 from koo.ai.providers.transport import UNREADABLE, Wire, estimate_usage, name_of
+from koo.ai.providers.usage import Count, count_of
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError, Kind
 from koo.http import ServerSentEvent
@@ -97,14 +98,14 @@ class _Body(msgspec.Struct, omit_defaults=True):
 
 
 class _Thinking(msgspec.Struct):
-    thinking_tokens: int | None = None
+    thinking_tokens: Count = None
 
 
 class _Usage(msgspec.Struct):
-    input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    output_tokens: int | None = None
+    input_tokens: Count = None
+    cache_read_input_tokens: Count = None
+    cache_creation_input_tokens: Count = None
+    output_tokens: Count = None
     output_tokens_details: _Thinking | None = None
 
 
@@ -326,8 +327,8 @@ def usage_of(usage: _Usage, before: _Usage | None = None) -> Usage:
     )
 
 
-def _later(new: int | None, old: int | None) -> int:
-    return max(0, new or 0, old or 0)
+def _later(new: Count, old: Count) -> int:
+    return max(count_of(new), count_of(old))
 
 
 def _text(blocks: list[_Block]) -> str:

@@ -22,6 +22,7 @@ from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.gemini_errors import FAULTS, read_error
 from koo.ai.providers.streaming import read_stream
 from koo.ai.providers.transport import Wire, estimate_usage
+from koo.ai.providers.usage import Count, count_of
 from koo.ai.types import Usage
 from koo.http import ServerSentEvent
 
@@ -65,12 +66,12 @@ class _Feedback(msgspec.Struct, rename="camel"):
 
 
 class _Usage(msgspec.Struct, rename="camel"):
-    prompt_token_count: int | None = None
-    cached_content_token_count: int | None = None
-    tool_use_prompt_token_count: int | None = None
-    candidates_token_count: int | None = None
-    thoughts_token_count: int | None = None
-    total_token_count: int | None = None
+    prompt_token_count: Count = None
+    cached_content_token_count: Count = None
+    tool_use_prompt_token_count: Count = None
+    candidates_token_count: Count = None
+    thoughts_token_count: Count = None
+    total_token_count: Count = None
 
 
 class _Answer(msgspec.Struct, rename="camel"):
@@ -221,21 +222,17 @@ def encode(request: Request) -> bytes:
 
 def usage_of(usage: _Usage) -> Usage:
     """Tokens by class, made disjoint. What the total has beyond its parts was written: some leave thoughts out."""
-    read = _count(usage.prompt_token_count) + _count(usage.tool_use_prompt_token_count)
-    cached = min(read, _count(usage.cached_content_token_count))
-    thoughts = _count(usage.thoughts_token_count)
+    read = count_of(usage.prompt_token_count) + count_of(usage.tool_use_prompt_token_count)
+    cached = min(read, count_of(usage.cached_content_token_count))
+    thoughts = count_of(usage.thoughts_token_count)
     return Usage(
         input_tokens=read - cached,
         cache_read_tokens=cached,
         output_tokens=max(
-            _count(usage.candidates_token_count) + thoughts, _count(usage.total_token_count) - read
+            count_of(usage.candidates_token_count) + thoughts, count_of(usage.total_token_count) - read
         ),
         reasoning_tokens=thoughts,
     )
-
-
-def _count(tokens: int | None) -> int:
-    return max(0, tokens or 0)
 
 
 def _text(candidate: _Candidate | None, *, thought: bool) -> str:

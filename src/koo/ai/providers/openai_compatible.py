@@ -22,7 +22,7 @@ from koo.ai.providers.openai import check_models
 from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
 from koo.ai.providers.streaming import read_stream
 from koo.ai.providers.transport import Wire, estimate_usage
-from koo.ai.providers.usage import usage_from
+from koo.ai.providers.usage import Count, usage_from
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError, Kind
 from koo.http import ServerSentEvent
@@ -84,26 +84,26 @@ class _Body(msgspec.Struct, omit_defaults=True):
 
 
 class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
-    cache_creation_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
+    cached_tokens: Count = None
+    cache_write_tokens: Count = None
+    cache_creation_tokens: Count = None
+    cache_creation_input_tokens: Count = None
 
 
 class _OutputDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
+    reasoning_tokens: Count = None
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
-    reasoning_tokens: int | None = None
-    cached_tokens: int | None = None  # Moonshot
-    num_cached_tokens: int | None = None  # Mistral
-    prompt_cache_hit_tokens: int | None = None  # DeepSeek
-    cache_read_input_tokens: int | None = None  # gateways before Anthropic
-    cache_creation_input_tokens: int | None = None
+    prompt_tokens: Count = None
+    completion_tokens: Count = None
+    total_tokens: Count = None
+    reasoning_tokens: Count = None
+    cached_tokens: Count = None  # Moonshot
+    num_cached_tokens: Count = None  # Mistral
+    prompt_cache_hit_tokens: Count = None  # DeepSeek
+    cache_read_input_tokens: Count = None  # gateways before Anthropic
+    cache_creation_input_tokens: Count = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
     cost: Decimal | None = None

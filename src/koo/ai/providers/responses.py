@@ -20,7 +20,7 @@ from koo.ai.providers.headers import openai_pace
 from koo.ai.providers.openai_errors import parse_error, read_error
 from koo.ai.providers.streaming import read_stream
 from koo.ai.providers.transport import Wire, estimate_usage, name_of
-from koo.ai.providers.usage import usage_from
+from koo.ai.providers.usage import Count, usage_from
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError
 from koo.http import ServerSentEvent
@@ -30,14 +30,14 @@ ANSWERED = ("completed", "incomplete")
 
 
 class _InputDetails(msgspec.Struct):
-    cached_tokens: int | None = None  # these two are OpenAI's names
-    cache_write_tokens: int | None = None
-    cache_read_input_tokens: int | None = None  # and these Perplexity's
-    cache_creation_input_tokens: int | None = None
+    cached_tokens: Count = None  # these two are OpenAI's names
+    cache_write_tokens: Count = None
+    cache_read_input_tokens: Count = None  # and these Perplexity's
+    cache_creation_input_tokens: Count = None
 
 
 class _OutputDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
+    reasoning_tokens: Count = None
 
 
 class _Cost(msgspec.Struct):
@@ -46,9 +46,9 @@ class _Cost(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    total_tokens: int | None = None
+    input_tokens: Count = None
+    output_tokens: Count = None
+    total_tokens: Count = None
     input_tokens_details: _InputDetails | None = None
     output_tokens_details: _OutputDetails | None = None
     cost: _Cost | None = None

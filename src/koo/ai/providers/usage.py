@@ -7,11 +7,13 @@ total has beyond the prompt was written, and so was reasoning that is more than 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from koo.ai.types import Usage
 
-Count = int | None
+Count = int | float | None
+"""Some write 12.0, and not every one that is promised is there."""
 
 
 def usage_from(
@@ -24,7 +26,7 @@ def usage_from(
     reasoning: Iterable[Count] = (),
 ) -> Usage:
     """Tokens by class, made disjoint. Of `cached`, `into_cache` and `reasoning` each is one name's number."""
-    prompt, answer, sum_of_all = _one(read), _one(written), _one(total)
+    prompt, answer, sum_of_all = count_of(read), count_of(written), count_of(total)
     from_cache, to_cache, thought = _most(cached), _most(into_cache), _most(reasoning)
     if not prompt:
         prompt = max(0, sum_of_all - answer)
@@ -43,9 +45,10 @@ def usage_from(
     )
 
 
-def _one(count: Count) -> int:
-    return max(0, count or 0)
+def count_of(told: Count) -> int:
+    """What was told as a count of tokens: 0 for nothing and for less."""
+    return max(0, math.ceil(told)) if told is not None and math.isfinite(told) else 0
 
 
 def _most(counts: Iterable[Count]) -> int:
-    return max((_one(count) for count in counts), default=0)
+    return max((count_of(count) for count in counts), default=0)
