@@ -33,9 +33,9 @@ from benchmarks.measure import AsyncRun, Report, add_up, compare
 from benchmarks.peers import NotMeasured
 from koo.ai.assembly import assemble
 from koo.ai.budgets import Budgets
-from koo.ai.charge import QueryCharge
 from koo.ai.pricing import Prices
 from koo.ai.providers.base import Completion, Request
+from koo.ai.query_charge import QueryCharge
 from koo.ai.types import Usage
 from koo.clock import SYSTEM_CLOCK
 from koo.deadlines import Deadlines

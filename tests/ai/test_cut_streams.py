@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from koo.ai.charge import QueryCharge
+from koo.ai.query_charge import QueryCharge
 from koo.ai.types import Usage
 from proofs.running import ProofFailed
 from proofs.streams import ENDS, FORMATS, cut_and_left

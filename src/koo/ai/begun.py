@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from koo.ai.charge import QueryCharge
 from koo.ai.providers.base import Completion
+from koo.ai.query_charge import QueryCharge
 from koo.ai.service import AIService
 from koo.ai.types import Answer
 from koo.guard import Guard, Scope

@@ -20,12 +20,12 @@ from typing import TypeVar
 
 from koo.ai.begun import Begun
 from koo.ai.budgets import Budgets
-from koo.ai.charge import QueryCharge, Terms
 from koo.ai.checking import check
 from koo.ai.conversations import Conversations
 from koo.ai.models import may_think_unseen
 from koo.ai.pricing import ModelPrice, Prices
 from koo.ai.providers.base import Completion, Request
+from koo.ai.query_charge import QueryCharge, Terms
 from koo.ai.service import AIService
 from koo.ai.stream import AnswerStream, StreamedCompletion, open_stream
 from koo.ai.types import Answer, Query

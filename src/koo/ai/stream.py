@@ -15,9 +15,9 @@ from dataclasses import replace
 from decimal import Decimal
 
 from koo.ai.begun import Begun
-from koo.ai.charge import QueryCharge
 from koo.ai.providers.base import Completion, CompletionChunk, Pace
 from koo.ai.providers.transport import bound_text
+from koo.ai.query_charge import QueryCharge
 from koo.ai.service import AIService
 from koo.ai.types import Answer, Chunk, Usage
 from koo.deadlines import Alarm, Deadlines
