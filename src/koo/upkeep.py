@@ -75,7 +75,6 @@ class KeepTime(BackgroundTask):
         for service in parts.services.values():
             service.tick()
             parts.budgets.keep_count(service)
-        parts.budgets.note_paces(parts.clock.wall())
         if parts.database_in_use is not None:
             parts.database_in_use.tick()
 
@@ -86,11 +85,12 @@ class KeepTime(BackgroundTask):
         health = database.get_health() if database is not None else None
         parts = self.parts
         found = find(health, parts.services_status(), parts.own_budgets())
-        await parts.alerts.look([*found, *parts.store_news.findings()])
+        await parts.alerts.look(parts.store_news.add_to(found))
 
     async def _sweep(self) -> None:
-        """Forget what is old."""
+        """Forget what is old, and note what forecasts are made of."""
         self.parts.budgets.forget_unused_tags()
+        self.parts.budgets.note_paces(self.parts.clock.wall())
         with suppress(StoreUnavailable):
             await self.parts.alerts.sweep()
             await self._prune()

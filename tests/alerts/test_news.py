@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from koo.alerts.news import KEPT_S, StoreNews
-from koo.events import ProcessRenamed, StoreForgot, StoreLost
+from koo.alerts.news import KEPT_S, SETTLES_S, StoreNews
+from koo.alerts.rules import Finding
+from koo.events import ProcessRenamed, StoreForgot, StoreFound, StoreLost
 from tests.storage.support import SetClock
 
 
@@ -33,3 +34,15 @@ def test_a_process_under_another_name_is_told_for_an_hour() -> None:
     assert (finding.fingerprint, finding.severity) == ("process_renamed:state_store", "warning")
     clock.now += KEPT_S
     assert list(news.findings()) == []
+
+
+def test_a_store_that_is_just_back_takes_nobody_for_dead() -> None:
+    """It has heard of no process while it was away."""
+    clock = SetClock()
+    news = StoreNews(clock)
+    found = [Finding("money_unsettled", "state_store", ""), Finding("circuit_open", "ai:claude", "")]
+    assert news.add_to(found) == found
+    news.on_event(StoreFound("state store"))
+    assert news.add_to(found) == found[1:]
+    clock.now += SETTLES_S
+    assert news.add_to(found) == found

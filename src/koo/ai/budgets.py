@@ -175,11 +175,11 @@ class Budgets:
     def note_paces(self, now_s: float) -> None:
         """Take down what is spent of each budget that has a limit, for forecasts; `now_s` in wall seconds."""
         for name, budget in self._names.items():
-            view = self.ledger.view(name)
+            standing = self.ledger.standing(name)
             # Before the store was asked once, what others have spent is unknown, and would seem to be spent just now.
-            if budget.limit is not None and view.as_of is not None:
+            if budget.limit is not None and self.ledger.knows(name):
                 pace = self._paces.setdefault(name, SpendingPace())
-                pace.note(now_s, budget.purse.key.period, limit_to_pico(view.spent_usd))
+                pace.note(now_s, budget.purse.key.period, standing.spent)
 
     def view(self, service: str, model: str | None = None, now_s: float | None = None) -> BudgetView:
         """A service's own budget of today; its `shortage` speaks of other budgets of the service too.
@@ -196,10 +196,13 @@ class Budgets:
             if one.tag != EACH:
                 found.append(OwnBudgetView(one, None, self._view(f"budget/{one.name}", now_s)))
                 continue
-            tags = [(tag, self._view(f"budget/{one.name}/{tag}", now_s)) for tag in self._of_tags[one.name]]
-            tags.sort(key=lambda tag: (-tag[1].spent_usd - tag[1].held_usd, tag[0]))
-            found += [OwnBudgetView(one, tag, view) for tag, view in tags[:TAGS_SHOWN]]
+            tags = sorted(self._of_tags[one.name], key=lambda tag: self._by_use(one, tag))[:TAGS_SHOWN]
+            found += [OwnBudgetView(one, tag, self._view(f"budget/{one.name}/{tag}", now_s)) for tag in tags]
         return found
+
+    def _by_use(self, one: BudgetOptions, tag: str) -> tuple[int, str]:
+        standing = self.ledger.standing(f"budget/{one.name}/{tag}")
+        return -standing.spent - standing.held, tag
 
     def _view(self, name: str, now_s: float | None) -> BudgetView:
         view, budget = self.ledger.view(name), self._names[name]

@@ -6,24 +6,26 @@ seconds, and what it means for money is not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 
-from koo.alerts.rules import STORE, Finding
+from koo.alerts.rules import STORE, UNSETTLED, Finding
 from koo.clock import Clock
-from koo.events import Event, ProcessRenamed, StoreForgot
+from koo.events import Event, ProcessRenamed, StoreForgot, StoreFound
 
 KEPT_S = 3600.0
 """An hour after the last time: long enough to be woken, and to look."""
+SETTLES_S = 20.0
+"""A store that was away has heard of no process meanwhile. Until each has told again, all others look dead."""
 
 
 class StoreNews:
-    """Hears of the store's events; `findings` are what holds now."""
+    """Hears of the store's events; `findings` are what holds now of them."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._forgotten_usd = Decimal(0)
-        self._forgot_until = self._renamed_until = 0.0
+        self._forgot_until = self._renamed_until = self._settles_at = 0.0
 
     def on_event(self, event: Event) -> None:
         """Take an event down."""
@@ -35,6 +37,14 @@ class StoreNews:
             self._forgot_until = now + KEPT_S
         elif isinstance(event, ProcessRenamed):
             self._renamed_until = now + KEPT_S
+        elif isinstance(event, StoreFound):
+            self._settles_at = now + SETTLES_S
+
+    def add_to(self, found: Iterable[Finding]) -> list[Finding]:
+        """What holds now, beside what rules found in the numbers; money is unsettled only where the store is sure."""
+        is_settling = self._clock.monotonic() < self._settles_at
+        sure = [one for one in found if not (is_settling and one.kind == UNSETTLED)]
+        return [*sure, *self.findings()]
 
     def findings(self) -> Iterator[Finding]:
         """What is still worth a look."""

@@ -58,6 +58,7 @@ KINDS: dict[str, Severity] = {
 
 REFUSED = ("open", "forced_open")
 STORE = "state_store"
+UNSETTLED = "money_unsettled"
 BUDGET = "budget:"
 
 
@@ -239,7 +240,7 @@ def _unsettled(services: list[ServiceHealth], budgets: Sequence[Budget]) -> Iter
             "processes that no longer report were granted money, which stays booked because it may have been spent: "
             + ", ".join(f"{amount:f} USD of {name}" for name, amount in left.items())
         )
-        yield Finding("money_unsettled", STORE, message, {"amount": f"{max(left.values()):f}"})
+        yield Finding(UNSETTLED, STORE, message, {"amount": f"{max(left.values()):f}"})
 
 
 # ── the state store ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -209,6 +209,10 @@ class Ledger(Protocol):
         """How a budget stands, without I/O."""
         ...
 
+    def knows(self, name: str) -> bool:
+        """Has the store said how this budget stands in this period?"""
+        ...
+
     def view(self, name: str) -> BudgetView:
         """As `standing`, for people. Without I/O."""
         ...

@@ -220,6 +220,10 @@ class Ledger:
             held=others.held + purse.held,
         )
 
+    def knows(self, name: str) -> bool:
+        """Has the store said how this budget stands in this period?"""
+        return self.purses.budgets[name].purse.key in self._known
+
     def view(self, name: str) -> BudgetView:
         """How a budget stands, for people."""
         standing, budget = self.standing(name), self.purses.budgets[name]

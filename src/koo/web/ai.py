@@ -89,7 +89,7 @@ def _add_spending(router: APIRouter, platform: Platform) -> None:
         month: Annotated[
             str | None,
             Query(
-                pattern=r"^\d{4}-(0[1-9]|1[0-2])$",
+                json_schema_extra={"pattern": r"^\d{4}-(0[1-9]|1[0-2])$"},
                 description="2026-11; without any period the one that runs",
             ),
         ] = None,
