@@ -24,7 +24,7 @@ Make = Callable[[str, AsyncExitStack], Awaitable[Ask]]
 PROMPT = "What is the capital of France?"
 MESSAGES: Any = [{"role": "user", "content": PROMPT}]
 KEY = "sk-bench"
-MAX_TOKENS = 64
+MAX_TOKENS = 128
 CLAUDE, GPT = "claude-sonnet-5-5", "gpt-6.1-terra"
 ANTHROPIC, OPENAI, COMPATIBLE = "anthropic", "openai", "openai_compatible"
 """The three formats, as koo calls them: Messages, Responses, Chat Completions."""
