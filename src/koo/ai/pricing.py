@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from koo.ai.types import Usage
@@ -170,7 +171,6 @@ class Prices:
         if service.free:
             return FREE
         if service.input_price is not None and service.output_price is not None:
-            # Not remembered: two services may have two prices for one model.
             search_usd = SEARCH_USD if service.kind == "perplexity" else NOTHING
             return _configured(service.input_price, service.output_price, search_usd)
         return self._look_up(service, model)
@@ -275,6 +275,7 @@ def _of_one(mtok: Decimal) -> Decimal:
     return EXACT.divide(mtok, MILLION)
 
 
+@lru_cache(KNOWN_MAX)
 def _configured(input_mtok: Decimal, output_mtok: Decimal, search_usd: Decimal = NOTHING) -> ModelPrice:
     read, written = _of_one(input_mtok), _of_one(output_mtok)
     tier = UnitPrices(

@@ -34,12 +34,13 @@ EXACT = _context(ROUND_HALF_EVEN)
 """All arithmetic with money is done in contexts of koo's own: the caller's may round to three digits, or trap."""
 _up = _context(ROUND_CEILING)
 _down = _context(ROUND_FLOOR)
+_scale, _whole = _up.scaleb, _up.to_integral_value
 
 
 def to_pico(amount_usd: Decimal) -> int:
     """An amount in pico-dollars, rounded up. Raises ValueError unless it is a number from 0 to 1,000,000."""
     try:
-        pico = int(_up.to_integral_value(_up.scaleb(amount_usd, DIGITS)))
+        pico = int(_whole(_scale(amount_usd, DIGITS)))
     except (InvalidOperation, OverflowError, ValueError) as error:
         raise ValueError(f"an amount of {amount_usd} USD is no money") from error
     if not 0 <= pico <= AMOUNT_PICO_MAX:

@@ -116,7 +116,7 @@ class Purses:
             if budget.limit is None:
                 without += (purse,)
                 purse.unfunded += amount
-            elif purse in without:
+            elif without and purse in without:
                 purse.unfunded += amount
             else:
                 purse.room -= amount
@@ -142,14 +142,14 @@ class Purses:
 
     def settle(self, hold: Hold, cost: int) -> None:
         """Book what a call cost, in the periods in which it was held. A second time changes nothing."""
-        bound, purses = hold.amount, hold.purses
+        bound, purses, without = hold.amount, hold.purses, hold.without
         hold.purses = ()
         for purse in purses:
             purse.held -= bound
             purse.spent += cost
             if cost > bound:
                 purse.above += cost - bound
-            if purse in hold.without:
+            if without and purse in without:
                 purse.unfunded -= bound
                 purse.over += cost
                 continue

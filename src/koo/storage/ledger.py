@@ -59,6 +59,11 @@ POSTINGS_MAX = 100_000
 """Entries that wait for a store that is away. More are dropped and counted; the money itself is never lost."""
 
 
+Settled = tuple[float, str, int, int, int, Bill]
+"""When (wall seconds), service, day, amount, bound and bill of a call whose entry waits. The beat makes the entry, with
+its id: made at settlement it would cost each call as much as all the rest of its money."""
+
+
 class Exchange(Protocol):
     """Where beats go. `beat_s` is the time between two of them."""
 
@@ -177,7 +182,7 @@ class Ledger:
         self._helper: asyncio.Task[None] | None = None
         self._refused = 0
         self._ids = Ids()
-        self._postings: deque[Posting] = deque()
+        self._settled: deque[Settled] = deque()
         self._flying: list[Posting] = []
         self._known: dict[Key, Known] = {}
         self._looked_at = float("-inf")
@@ -320,9 +325,13 @@ class Ledger:
                 bill.amount_usd,
             )
             amount = hold.amount
-        bound, day = hold.amount, self._day_of(hold)
+        bound, first = hold.amount, hold.purses[0]
+        day = first.key.period if first.budget.kind == "day" else self._day_of(hold)
         self.purses.settle(hold, amount)
-        self._post(Posting(self._ids.new(), int(self.clock.wall() * 1000), service, day, amount, bound, bill))
+        if len(self._settled) < POSTINGS_MAX:
+            self._settled.append((self.clock.wall(), service, day, amount, bound, bill))
+        else:
+            self._refuse()
         return amount
 
     def _day_of(self, hold: Hold) -> int:
@@ -345,15 +354,12 @@ class Ledger:
         known = self._known.get(Key(budget.name, day))
         return 0 if known is None else max(0, known.others.booked)
 
-    def _post(self, posting: Posting) -> None:
-        if len(self._postings) < POSTINGS_MAX:
-            self._postings.append(posting)
-            return
+    def _refuse(self) -> None:
         self._refused += 1
         if self._refused % 1000 == 1:
             log.error(
                 "the state store is away and %d entries of the ledger wait; %d were dropped (their money is counted)",
-                len(self._postings),
+                len(self._settled),
                 self._refused,
             )
 
@@ -410,8 +416,11 @@ class Ledger:
 
     async def _beat(self) -> None:
         if self.purses.flying is None:
-            while self._postings and len(self._flying) < POSTINGS_PER_BEAT:
-                self._flying.append(self._postings.popleft())
+            while self._settled and len(self._flying) < POSTINGS_PER_BEAT:
+                at_s, service, day, amount, bound, bill = self._settled.popleft()
+                self._flying.append(
+                    Posting(self._ids.new(), int(at_s * 1000), service, day, amount, bound, bill)
+                )
         now = self._now()
         is_asked = now - self._looked_at >= LOOK_S
         beat = self.purses.beat(now)
@@ -424,7 +433,7 @@ class Ledger:
                 spent, back, over, _ = purse.told  # What is held is told again, under the new name.
                 self._disown(key, Totals(purse.granted, back, spent, over))
         self.purses.hear(answer, self._now())
-        if len(self._postings) >= POSTINGS_PER_BEAT:
+        if len(self._settled) >= POSTINGS_PER_BEAT:
             self._ring()
         self._report(answer)
 
@@ -482,9 +491,9 @@ class Ledger:
 
     async def finish(self) -> None:
         """This process ends: tell everything, and send home what no call holds. Raises `StoreUnavailable`."""
-        for _ in range(BEATS_TO_FINISH + len(self._postings) // POSTINGS_PER_BEAT):
+        for _ in range(BEATS_TO_FINISH + len(self._settled) // POSTINGS_PER_BEAT):
             self.purses.send_home()
-            if not (self._postings or self._flying or self.purses.flying or self.purses.has_news()):
+            if not (self._settled or self._flying or self.purses.flying or self.purses.has_news()):
                 return
             await self.beat()
 
@@ -496,7 +505,7 @@ class Ledger:
             self.purses.decide_without(self._now())
 
     async def _until_due(self) -> None:
-        has_news = self.purses.flying is not None or bool(self._postings) or self.purses.has_news()
+        has_news = self.purses.flying is not None or bool(self._settled) or self.purses.has_news()
         delay_s = self._exchange.beat_s if has_news else IDLE_S
         if self._exchange.trouble is not None:
             delay_s = AWAY_S
@@ -515,7 +524,7 @@ class Ledger:
         """In a forked child, where the parent's spending is another process's."""
         self._loop = None
         self._wake, self._one_at_a_time = asyncio.Event(), asyncio.Lock()
-        self._postings.clear()
+        self._settled.clear()
         self._flying = []
         for key, purse in self.purses.purses.items():
             self._disown(key, purse.totals())

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from koo.storage.base import Bill
 from koo.storage.transaction import Transaction, as_rows, picked
@@ -28,8 +28,7 @@ BOOK = f"""INSERT INTO koo_entries ({", ".join(COLUMNS)})
     ON CONFLICT (id) DO NOTHING"""
 
 
-@dataclass(frozen=True, slots=True)
-class Posting:
+class Posting(NamedTuple):
     """One entry of the ledger. Amounts are pico-dollars; `bound` is what was held at last."""
 
     id: str
