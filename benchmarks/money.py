@@ -181,9 +181,7 @@ async def peer_on_postgres(server: PostgresServer) -> Report:
                     stack.enter_context, postgres_rows(server, LIMIT_PICO, through)
                 )
                 proxy.delay_s = delay_s / 2
-                waits_ms = await asyncio.to_thread(
-                    timed_ms, partial(rows.hold, 1, BOUND_PICO), calls
-                )
+                waits_ms = await asyncio.to_thread(timed_ms, partial(rows.hold, 1, BOUND_PICO), calls)
                 report.figures[f"{POSTGRES}: {column}"] = [p99(waits_ms)]
                 proxy.delay_s = 0.0
             await asyncio.to_thread(stack.close)

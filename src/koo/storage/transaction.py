@@ -7,7 +7,7 @@ Where SQLite and PostgreSQL differ, a statement has a word in braces: see `WORDS
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from koo.storage.base import StoreUnavailable
@@ -52,6 +52,10 @@ class Transaction(Protocol):
 
     def rows(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Row]:
         """Run a statement, and give the rows it returns."""
+        ...
+
+    def later(self, sql: str, values: Mapping[str, Any] | None = None) -> Callable[[], list[Row]]:
+        """Run a statement whose rows are asked for later: several of these are one round trip, where there are any."""
         ...
 
     def run(self, sql: str, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:

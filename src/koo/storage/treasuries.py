@@ -8,7 +8,7 @@ were read without a lock is applied to newer ones, and grants the same money twi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ from koo.policies.treasury import (
     receive,
     standing_of,
 )
-from koo.storage.transaction import Transaction, as_rows, picked
+from koo.storage.transaction import Row, Transaction, as_rows, picked
 
 Values = tuple[str | int, ...]
 
@@ -148,10 +148,11 @@ FREE_TREASURY = (
 CLOSE = "UPDATE koo_processes SET closed = 1, number = 0, token = '' WHERE name = :process"
 
 
-STANDINGS = """SELECT p.budget, p.period, CASE WHEN q.seen_ms >= :since_ms AND q.closed = 0 THEN 1 ELSE 0 END,
+OTHERS = """SELECT p.budget, p.period, CASE WHEN q.seen_ms >= :since_ms AND q.closed = 0 THEN 1 ELSE 0 END,
         p.granted, p.back, p.spent, p.over_granted, p.held
     FROM koo_purses p JOIN ({keys}) k ON k.budget = p.budget AND k.period = p.period
-    LEFT JOIN koo_processes q ON q.name = p.process"""
+    LEFT JOIN koo_processes q ON q.name = p.process
+    WHERE p.process <> :process"""
 
 
 def _asked(answer: Answer, keys: Iterable[Key], is_asked: bool) -> set[Key]:
@@ -175,7 +176,14 @@ def receive_in(
     """
     values = {"process": beat.process, "wall_ms": wall_ms, "now_ms": now_ms}
     process, frozen_until_ms, now_ms = _lock_process(tx, values)
-    rows = _load(tx, beat.process, keys_of(beat, now_ms), set() if opened is None else opened)
+    since_ms = now_ms - LIVES_MS
+    rows, others = _load(
+        tx,
+        beat.process,
+        keys_of(beat, now_ms),
+        set() if opened is None else opened,
+        since_ms if is_asked else None,
+    )
     rows.process, rows.frozen_until_ms = process, frozen_until_ms
     treasuries = {key: _values(key, row) for key, row in rows.treasuries.items()}
     purses = {key: _purse_values(key, row, beat.process) for key, row in rows.purses.items()}
@@ -194,7 +202,9 @@ def receive_in(
     now = {"number": process.number, "token": process.token, "closed": int(process.closed), "now_ms": now_ms}
     tx.run(SAVE_PROCESS, {"process": beat.process, **now})
     asked = _asked(answer, rows.treasuries, is_asked)
-    return replace(answer, standings=_standings(tx, rows.treasuries, asked, now_ms)) if asked else answer
+    if asked and not is_asked:
+        others = tx.later(OTHERS, _of_others(beat.process, asked, since_ms))
+    return replace(answer, standings=_standings(rows, asked, others())) if asked else answer
 
 
 def _lock_process(tx: Transaction, values: Mapping[str, Any]) -> tuple[ProcessRow, int, int]:
@@ -207,12 +217,19 @@ def _lock_process(tx: Transaction, values: Mapping[str, Any]) -> tuple[ProcessRo
     return ProcessRow(number, token, bool(closed)), frozen_until_ms, now_ms
 
 
-def _load(tx: Transaction, process: str, keys: set[Key], opened: set[Key]) -> Rows:
+def _load(
+    tx: Transaction, process: str, keys: set[Key], opened: set[Key], since_ms: int | None
+) -> tuple[Rows, Callable[[], list[Row]]]:
+    """The rows of a beat, and with `since_ms` the purses of other processes, of which those are dead that were not seen
+    since then."""
     values = {"process": process, "keys": json.dumps(sorted(keys))}
     if not keys <= opened:
         # Before any is locked: one that is locked while another is made would be two processes' deadlock.
         tx.run(OPEN_TREASURIES, values)
-    found = tx.rows(LOCK_TREASURIES, values)
+    locked = tx.later(LOCK_TREASURIES, values)
+    # After the lock, so that no other beat changes anything; with it, because a round trip may take long.
+    others = list if since_ms is None else tx.later(OTHERS, _of_others(process, keys, since_ms))
+    found = locked()
     if len(found) < len(keys):  # This store is another one than before.
         tx.run(OPEN_TREASURIES, values)
         found = tx.rows(LOCK_TREASURIES, values)
@@ -226,18 +243,19 @@ def _load(tx: Transaction, process: str, keys: set[Key], opened: set[Key]) -> Ro
         )
         if totals[0] is not None:
             rows.purses[key] = Totals(*totals)
-    return rows
+    return rows, others
 
 
-def _standings(
-    tx: Transaction, treasuries: Mapping[Key, Treasury], keys: set[Key], now_ms: int
-) -> dict[Key, Standing]:
-    living: dict[Key, list[Totals]] = {key: [] for key in keys}
+def _of_others(process: str, keys: Iterable[Key], since_ms: int) -> Values:
+    return {"process": process, "keys": json.dumps(sorted(keys)), "since_ms": since_ms}
+
+
+def _standings(rows: Rows, keys: set[Key], others: list[Row]) -> dict[Key, Standing]:
+    living = {key: [rows.purses[key]] if key in rows.purses else [] for key in keys}
     dead: dict[Key, list[Totals]] = {key: [] for key in keys}
-    values = {"keys": json.dumps(sorted(keys)), "since_ms": now_ms - LIVES_MS}
-    for budget, period, lives, *totals in tx.rows(STANDINGS, values):
+    for budget, period, lives, *totals in others:
         (living if lives else dead)[Key(budget, period)].append(Totals(*totals))
-    return {key: standing_of(treasuries[key], living[key], dead[key]) for key in keys}
+    return {key: standing_of(rows.treasuries[key], living[key], dead[key]) for key in keys}
 
 
 def _values(key: Key, row: Treasury) -> Values:
