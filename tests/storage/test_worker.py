@@ -27,6 +27,9 @@ class Nothing:
     def rows(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Row]:
         return []
 
+    def later(self, sql: str, values: Mapping[str, Any] | None = None) -> Callable[[], list[Row]]:
+        return list
+
     def run(self, sql: str, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:
         pass
 
