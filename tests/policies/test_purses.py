@@ -116,6 +116,27 @@ def test_a_released_call_leaves_nothing() -> None:
     assert (party.row("day").booked, party.row("day").spent) == (0, 0)
 
 
+@pytest.mark.parametrize(("trip_ms", "calls"), [(0, 40), (BEAT_MS, 80)])
+def test_the_further_away_the_store_the_more_a_purse_keeps(trip_ms: int, calls: int) -> None:
+    """Two beats of spending, each as long as it takes: else calls would wait for each answer of a store far away."""
+    party = Party(day=100_000)
+    purses = party.process()
+    waiting: list[list[Hold | Refusal]] = []
+    for _ in range(6):
+        answer = party.store.receive(purses.beat(party.now), party.now_ms, BEAT_MS)
+        party.now_ms += trip_ms
+        purses.hear(answer, party.now)
+        for decided in waiting:
+            purses.settle(held(decided), 10)
+        waiting = [party.ask(purses, 10) for _ in range(20 * (BEAT_MS + trip_ms) // BEAT_MS)]
+        party.now_ms += BEAT_MS
+    party.speak(purses)
+    held_at_once = 0
+    while purses.hold((purses.budgets["day"],), 10, party.now) is not None:
+        held_at_once += 1
+    assert held_at_once == calls
+
+
 def test_a_call_that_runs_for_long_is_told_once() -> None:
     """Else a process with one long stream would write ten times a second for nothing."""
     party = Party(day=100)

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable
 from koo.policies.purse import Budget, Hold, Purse, Refusal, Waiter
 from koo.policies.treasury import Answer, Ask, Beat, Key, Limit, Met, period_at, starts_ms
 
+TRIP_S_MAX = 2.0
+"""A store that takes longer to answer is away."""
 PATIENCE = 3
 """Beats that a patient caller's need may go unmet: a recall takes two, and one may have been on its way."""
 
@@ -45,6 +47,9 @@ class Purses:
         self._groups_asked: list[tuple[Key, ...]] = []
         self._recalled: frozenset[Key] = frozenset()
         self._store_ms, self._heard_at = wall_ms, now
+        # A beat lasts as long as it is waited for, and as its answer takes.
+        self._span_s = beat_s
+        self._sent_at = now
         self._paced_at = -math.inf
 
     # ── budgets and their periods ─────────────────────────────────────────────────────────────────────────────
@@ -222,11 +227,12 @@ class Purses:
             if purse.budget.purse is purse or key in asked or not purse.is_settled()
         }
         limits = {name: Limit(budget.limit, budget.kind) for name, budget in self.budgets.items()}
+        self._sent_at = now
         self.flying = Beat(self.name, self._number + 1, self._draw(), self._last_token, totals, limits, asks)
         return self.flying
 
     def _take_paces(self, now: float) -> None:
-        beats = (now - self._paced_at) / self._beat_s
+        beats = (now - self._paced_at) / self._span_s
         if beats < 1:
             return  # This beat goes out early. What was spent since the last one says nothing about a whole beat.
         self._paced_at = now
@@ -274,6 +280,8 @@ class Purses:
             self.begin_again()
             return True
         self.flying = None
+        # Two beats of spending must last until the next answer is there, however far away the store is.
+        self._span_s = self._beat_s + min(now - self._sent_at, TRIP_S_MAX)
         self._number, self._last_token = beat.number, beat.token
         self._recalled = answer.recalled
         self._take_answer(answer, beat, now)

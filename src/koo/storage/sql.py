@@ -72,7 +72,7 @@ class SqlTransaction:
 
 class PipelinedTransaction:
     """A `Transaction` in psycopg's pipeline: what returns nothing travels with the next statement that does, or with
-    COMMIT. A beat of ten statements is three round trips so, and a server that is far away is no server that hangs."""
+    COMMIT. A beat of ten statements is two round trips so, and a server that is far away is no server that hangs."""
 
     __slots__ = ("_connection", "_driver", "dialect")
 
@@ -87,11 +87,11 @@ class PipelinedTransaction:
 
     def later(self, sql: str, values: Mapping[str, Any] | None = None) -> Callable[[], list[Row]]:
         """Send a statement; its rows are waited for when they are asked for."""
-        with self._translated(sql):
+        with self.translated(sql):
             cursor = self._driver.execute(_for_driver(sql), values or {})
 
         def found() -> list[Row]:
-            with self._translated(sql):
+            with self.translated(sql):
                 rows: list[Row] = cursor.fetchall()
             return rows
 
@@ -99,14 +99,14 @@ class PipelinedTransaction:
 
     def run(self, sql: str, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:
         """Run a statement that returns nothing; once for each of several mappings of values."""
-        with self._translated(sql):
+        with self.translated(sql):
             if isinstance(values, Sequence):
                 self._driver.cursor().executemany(_for_driver(sql), values)
             else:
                 self._driver.execute(_for_driver(sql), values or {})
 
     @contextmanager
-    def _translated(self, sql: str) -> Iterator[None]:
+    def translated(self, sql: str) -> Iterator[None]:
         """The driver's errors as those of SQLAlchemy, which knows whether the connection is lost with them."""
         dialect = self._connection.dialect
         try:
@@ -324,12 +324,16 @@ class PostgresBackend(SqlBackend):
 
     def _run(self, connection: Connection, write: Callable[[Transaction], None]) -> None:
         driver: Any = connection.connection.driver_connection
+        # BEGIN and COMMIT are statements like the others: the driver's own would each be a round trip of its own.
+        driver.autocommit = True
+        tx, pipeline = PipelinedTransaction(connection), driver.pipeline()
         # Not as a block: after an error the connection is closed, and leaving the pipeline would only warn about that.
-        pipeline = driver.pipeline()
         pipeline.__enter__()
-        with connection.begin():
-            write(PipelinedTransaction(connection))
-        pipeline.__exit__(None, None, None)
+        tx.run("BEGIN")
+        write(tx)
+        tx.run("COMMIT")
+        with tx.translated("COMMIT"):
+            pipeline.__exit__(None, None, None)
 
     def close(self) -> None:
         """Give the connection back."""

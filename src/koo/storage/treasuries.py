@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from koo.policies.money import TOTAL_PICO_MAX
 from koo.policies.treasury import (
@@ -148,8 +148,7 @@ FREE_TREASURY = (
 CLOSE = "UPDATE koo_processes SET closed = 1, number = 0, token = '' WHERE name = :process"
 
 
-OTHERS = """SELECT p.budget, p.period, CASE WHEN q.seen_ms >= :since_ms AND q.closed = 0 THEN 1 ELSE 0 END,
-        p.granted, p.back, p.spent, p.over_granted, p.held
+OTHERS = """SELECT p.budget, p.period, q.seen_ms, q.closed, p.granted, p.back, p.spent, p.over_granted, p.held
     FROM koo_purses p JOIN ({keys}) k ON k.budget = p.budget AND k.period = p.period
     LEFT JOIN koo_processes q ON q.name = p.process
     WHERE p.process <> :process"""
@@ -174,16 +173,7 @@ def receive_in(
 
     `opened` remembers which treasuries were there at the last beat, so that they need not be opened again.
     """
-    values = {"process": beat.process, "wall_ms": wall_ms, "now_ms": now_ms}
-    process, frozen_until_ms, now_ms = _lock_process(tx, values)
-    since_ms = now_ms - LIVES_MS
-    rows, others = _load(
-        tx,
-        beat.process,
-        keys_of(beat, now_ms),
-        set() if opened is None else opened,
-        since_ms if is_asked else None,
-    )
+    process, frozen_until_ms, now_ms, rows, others = _load(tx, beat, wall_ms, now_ms, opened, is_asked)
     rows.process, rows.frozen_until_ms = process, frozen_until_ms
     treasuries = {key: _values(key, row) for key, row in rows.treasuries.items()}
     purses = {key: _purse_values(key, row, beat.process) for key, row in rows.purses.items()}
@@ -203,57 +193,83 @@ def receive_in(
     tx.run(SAVE_PROCESS, {"process": beat.process, **now})
     asked = _asked(answer, rows.treasuries, is_asked)
     if asked and not is_asked:
-        others = tx.later(OTHERS, _of_others(beat.process, asked, since_ms))
-    return replace(answer, standings=_standings(rows, asked, others())) if asked else answer
-
-
-def _lock_process(tx: Transaction, values: Mapping[str, Any]) -> tuple[ProcessRow, int, int]:
-    """This process's row, until when the store is frozen, and the time."""
-    found = tx.rows(LOCK_PROCESS, values)
-    if not found:
-        tx.run(OPEN_PROCESS, values)
-        found = tx.rows(LOCK_PROCESS, values)
-    number, token, closed, frozen_until_ms, now_ms = found[0]
-    return ProcessRow(number, token, bool(closed)), frozen_until_ms, now_ms
+        others = tx.later(OTHERS, _values_of(beat.process, asked))
+    return replace(answer, standings=_standings(rows, asked, others(), now_ms)) if asked else answer
 
 
 def _load(
-    tx: Transaction, process: str, keys: set[Key], opened: set[Key], since_ms: int | None
-) -> tuple[Rows, Callable[[], list[Row]]]:
-    """The rows of a beat, and with `since_ms` the purses of other processes, of which those are dead that were not seen
-    since then."""
-    values = {"process": process, "keys": json.dumps(sorted(keys))}
-    if not keys <= opened:
-        # Before any is locked: one that is locked while another is made would be two processes' deadlock.
-        tx.run(OPEN_TREASURIES, values)
-    locked = tx.later(LOCK_TREASURIES, values)
-    # After the lock, so that no other beat changes anything; with it, because a round trip may take long.
-    others = list if since_ms is None else tx.later(OTHERS, _of_others(process, keys, since_ms))
-    found = locked()
-    if len(found) < len(keys):  # This store is another one than before.
-        tx.run(OPEN_TREASURIES, values)
-        found = tx.rows(LOCK_TREASURIES, values)
-    opened.clear()
-    opened.update(keys)
-    rows = Rows(process=ProcessRow())
-    for budget, period, limit, limit_at_ms, booked, spent, recall_at_ms, *totals in found:
-        key = Key(budget, period)
-        rows.treasuries[key] = Treasury(
-            None if limit == UNBOUNDED else limit, limit_at_ms, booked, spent, recall_at_ms
-        )
-        if totals[0] is not None:
-            rows.purses[key] = Totals(*totals)
-    return rows, others
+    tx: Transaction, beat: Beat, wall_ms: int, now_ms: int | None, opened: set[Key] | None, is_asked: bool
+) -> tuple[ProcessRow, int, int, Rows, Callable[[], list[Row]]]:
+    """Lock this process, and then what its beat touches: its row, until when the store is frozen, the time, all rows,
+    and the purses of other processes where the store was asked how its budgets stand.
+    """
+    opened = set() if opened is None else opened
+    locked = tx.later(LOCK_PROCESS, {"process": beat.process, "wall_ms": wall_ms, "now_ms": now_ms})
+    # With the same round trip the treasuries of the last beat, which are nearly always those of this one.
+    likely = _Locked(tx, beat.process, opened, is_asked) if opened else None
+    process, frozen_until_ms, now_ms, is_new = _process(tx, beat.process, locked(), wall_ms, now_ms)
+    keys = keys_of(beat, now_ms)
+    rows = None if likely is None else likely.rows()
+    # A process that is new was not locked, so what was read with it may be another's, of the same name.
+    if rows is None or likely is None or is_new or keys != opened:
+        # Before any is locked: one that is locked while another is made would be two processes' deadlock. Where the
+        # likely ones are locked already, at midnight, the database ends one of the two, and it is run again.
+        tx.run(OPEN_TREASURIES, _values_of(beat.process, keys))
+        likely = _Locked(tx, beat.process, keys, is_asked)
+        rows = likely.rows()
+        assert rows is not None
+        opened.clear()
+        opened.update(keys)
+    return process, frozen_until_ms, now_ms, rows, likely.others
 
 
-def _of_others(process: str, keys: Iterable[Key], since_ms: int) -> Values:
-    return {"process": process, "keys": json.dumps(sorted(keys)), "since_ms": since_ms}
+def _process(
+    tx: Transaction, name: str, found: list[Row], wall_ms: int, now_ms: int | None
+) -> tuple[ProcessRow, int, int, bool]:
+    values = {"process": name, "wall_ms": wall_ms, "now_ms": now_ms}
+    is_new = not found
+    if is_new:
+        tx.run(OPEN_PROCESS, values)
+        found = tx.rows(LOCK_PROCESS, values)
+    number, token, closed, frozen_until_ms, at_ms = found[0]
+    return ProcessRow(number, token, bool(closed)), frozen_until_ms, at_ms, is_new
 
 
-def _standings(rows: Rows, keys: set[Key], others: list[Row]) -> dict[Key, Standing]:
+class _Locked:
+    """Some treasuries, locked in one order, with this process's purses; and the purses of the others, if `is_asked`."""
+
+    def __init__(self, tx: Transaction, process: str, keys: set[Key], is_asked: bool) -> None:
+        values = _values_of(process, keys)
+        self._keys = keys
+        self._found = tx.later(LOCK_TREASURIES, values)
+        # After the lock, so that no other beat changes them; at once, because a round trip may take long.
+        self.others = tx.later(OTHERS, values) if is_asked else list
+
+    def rows(self) -> Rows | None:
+        """Wait for them; None where some are missing, because this store is another one than before."""
+        found = self._found()
+        if len(found) < len(self._keys):
+            return None
+        rows = Rows(process=ProcessRow())
+        for budget, period, limit, limit_at_ms, booked, spent, recall_at_ms, *totals in found:
+            key = Key(budget, period)
+            rows.treasuries[key] = Treasury(
+                None if limit == UNBOUNDED else limit, limit_at_ms, booked, spent, recall_at_ms
+            )
+            if totals[0] is not None:
+                rows.purses[key] = Totals(*totals)
+        return rows
+
+
+def _values_of(process: str, keys: Iterable[Key]) -> dict[str, object]:
+    return {"process": process, "keys": json.dumps(sorted(keys))}
+
+
+def _standings(rows: Rows, keys: set[Key], others: list[Row], now_ms: int) -> dict[Key, Standing]:
     living = {key: [rows.purses[key]] if key in rows.purses else [] for key in keys}
     dead: dict[Key, list[Totals]] = {key: [] for key in keys}
-    for budget, period, lives, *totals in others:
+    for budget, period, seen_ms, closed, *totals in others:
+        lives = not closed and seen_ms is not None and seen_ms >= now_ms - LIVES_MS
         (living if lives else dead)[Key(budget, period)].append(Totals(*totals))
     return {key: standing_of(rows.treasuries[key], living[key], dead[key]) for key in keys}
 
@@ -282,7 +298,7 @@ def _save(tx: Transaction, sql: str, now: Mapping[Key, Values], before: Mapping[
 def write_off_in(tx: Transaction, process: str) -> dict[Key, int]:
     """Free what a process was granted and has not spent, in a transaction."""
     values = {"process": process}
-    _lock_process(tx, {**values, "wall_ms": 0, "now_ms": None})
+    _process(tx, process, tx.rows(LOCK_PROCESS, {**values, "wall_ms": 0, "now_ms": None}), 0, None)
     freed = {Key(budget, period): amount for budget, period, amount in tx.rows(FREED, values)}
     for key, amount in freed.items():
         one = {"budget": key.budget, "period": key.period, "process": process, "amount": amount}
