@@ -340,7 +340,7 @@ def test_what_runs_while_a_platform_closes_ends_is_not_repeated_and_is_booked(tm
             assert not guard.breaker.running and not guard.breaker.consecutive
         async with Platform(options(tmp_path, server)) as platform:
             await platform.parts.store.ledger.look()
-            money = platform.parts.budget("claude")
+            money = platform.parts.budget(platform.services["claude"])
             assert money.held_usd == money.unsettled_usd == 0 and money.spent_usd >= server.billed_usd > 0
 
     run(test)
