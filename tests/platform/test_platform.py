@@ -140,6 +140,7 @@ def test_a_process_that_is_killed_leaves_its_hold_and_the_cap_still_holds(tmp_pa
         arguments = [sys.executable, "-c", KILLED, str(tmp_path), server.base_url]
         root = Path(__file__).parents[2]
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=root) as process:
+            assert process.stdout is not None and process.stdout.readline() == b"asking\n"
             asyncio.run(until(lambda: len(server.queries) == 2))
             process.kill()
 
