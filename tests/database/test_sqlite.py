@@ -255,7 +255,7 @@ def test_writers_are_served_in_the_order_in_which_they_came(sqlite_url: str) -> 
                 waiting = []
                 for n in range(5):
                     waiting.append(asyncio.create_task(write(n)))
-                    await until(lambda n=n: database.connections.writers.waiting == n + 1)  # type: ignore[misc, union-attr]
+                    await until(lambda n=n: len(database.connections.writers.line) == n + 1)  # type: ignore[misc, union-attr]
                 waiting[1].cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
             assert turns == [0, 2, 3, 4]

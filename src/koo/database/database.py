@@ -16,13 +16,11 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.database.connections import Connections
-from koo.database.drivers.loading import DRIVERS
+from koo.database.drivers.loading import read_url
 from koo.database.faults import SERVICE, classify_connect
 from koo.database.gate import Gate
 from koo.database.probe import ProbeDatabase
@@ -43,12 +41,6 @@ from koo.policies.reported import DatabaseState, database_state
 P = ParamSpec("P")
 T = TypeVar("T")
 
-DIALECTS = {
-    "postgres": "postgresql+psycopg",
-    "postgresql": "postgresql+psycopg",
-    "postgresql+psycopg_async": "postgresql+psycopg",
-    "sqlite": "sqlite+aiosqlite",
-}
 QUEUE_MAX = 10_000
 ATTEMPT_SHARE = 0.98
 ISOLATIONS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
@@ -73,7 +65,12 @@ class Database:
         self.options = options
         self.clock = clock
         self._draw = draw
-        self._url = _read_url(options)
+        if options.exactly_once != "off":
+            raise ConfigurationError(
+                "",
+                f'DB_EXACTLY_ONCE holds "{options.exactly_once}", which this version cannot do yet; allowed is off',
+            )
+        self._url = read_url(options.url)
         self._file = SqliteFile(self._url) if self._url.get_backend_name() == "sqlite" else None
         self._deadlines = deadlines or Deadlines()
         self.gate = Gate(options.pool_size + options.max_overflow)
@@ -206,7 +203,7 @@ class Database:
         return self.connections
 
     async def _keep(self, connections: Connections, probe: ProbeDatabase) -> None:
-        """Probe until the loop or somebody ends it, then close everything of this loop."""
+        """Probe until the loop ends or `close` is called, then close everything of this loop."""
         connections.has_keeper = True
         try:
             await probe.run()
@@ -300,30 +297,6 @@ class Database:
         """Close the breaker and forget its failures."""
         self.guard.reset()
         return True
-
-
-def _read_url(options: DatabaseOptions) -> URL:
-    if options.exactly_once != "off":
-        raise ConfigurationError(
-            "",
-            f'DB_EXACTLY_ONCE holds "{options.exactly_once}", which this version cannot do yet; allowed is off',
-        )
-    try:
-        url = make_url(options.url)
-    except ArgumentError:
-        # Not its own words: they repeat the URL, with the password.
-        raise ConfigurationError(
-            "", "DATABASE_URL cannot be read; it looks like driver://user:password@host/name"
-        ) from None
-    url = url.set(drivername=DIALECTS.get(url.drivername, url.drivername))
-    backend, _, driver = url.drivername.partition("+")
-    if backend not in ("postgresql", "sqlite") or driver not in DRIVERS:
-        raise ConfigurationError(
-            "",
-            f"DATABASE_URL begins with {url.drivername!r}; allowed are sqlite, postgresql (psycopg)"
-            " and postgresql+asyncpg",
-        )
-    return url
 
 
 def _guard_options(options: DatabaseOptions) -> GuardOptions:

@@ -15,6 +15,7 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -44,24 +45,16 @@ class MakeScope(Protocol):
     ) -> SessionScope: ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Transactions:
     """Runs functions as transactions of one database."""
 
-    def __init__(
-        self,
-        make_scope: MakeScope,
-        guard: Guard,
-        metrics: PoolMetrics,
-        options: DatabaseOptions,
-        clock: Clock,
-        draw: Callable[[], float],
-    ) -> None:
-        self.make_scope = make_scope
-        self.guard = guard
-        self.metrics = metrics
-        self.options = options
-        self.clock = clock
-        self.draw = draw
+    make_scope: MakeScope
+    guard: Guard
+    metrics: PoolMetrics
+    options: DatabaseOptions
+    clock: Clock
+    draw: Callable[[], float]
 
     async def run(
         self,
