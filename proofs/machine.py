@@ -122,13 +122,15 @@ class Machine:
         path = Path(word.removeprefix("file://"))
         if not (path.is_absolute() and path.exists()):
             return word
-        there = self._mounts.setdefault(path, MOUNTED / str(len(self._mounts)))
+        # The pages of an index in a folder name files beside that folder.
+        mounted = path.parent if word.startswith("file://") else path
+        there = self._mounts.setdefault(mounted, MOUNTED / str(len(self._mounts)))
         place = self.root / there.relative_to("/")
-        if path.is_dir():
+        if mounted.is_dir():
             place.mkdir(exist_ok=True)
         else:
             place.touch()
-        return word.replace(str(path), str(there))
+        return word.replace(str(path), str(there / path.relative_to(mounted)))
 
     def _check_out(self, limit: TimeLimit) -> None:
         self.checkout.mkdir()
