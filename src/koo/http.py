@@ -425,8 +425,12 @@ def _explain(error: aiohttp.ClientError | OSError) -> TransportError:
 
 
 def _cause(error: aiohttp.ClientConnectorError) -> str:
-    inner = error.os_error
-    return getattr(inner, "reason", None) or inner.strerror or _name(inner)
+    inner: Exception
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        inner = error.certificate_error  # Its `os_error` is not set before aiohttp 3.14.
+    else:
+        inner = error.os_error
+    return getattr(inner, "reason", None) or getattr(inner, "strerror", None) or _name(inner)
 
 
 def _name(error: BaseException) -> str:

@@ -95,6 +95,7 @@ def make_server(
         uvicorn.Config(
             answering_what_is_cut(app),
             http=Connection,
+            ws="none",  # "auto" would load a websocket library that is installed by chance, in its deprecated half
             lifespan="on",
             log_config=None,
             access_log=False,  # ours has an id, a time, and no query strings
