@@ -215,14 +215,16 @@ def test_a_limit_and_a_budget_that_are_nearly_used_up(
         (near,) = await seen.alerts("limit_approaching_requests_per_minute ai:claude")
         assert near["type"] == "warning" and near["message"] == "4 of 5 requests per minute are used"
         await seen.state("healthy")
+        # Twice what max_tokens allows: so the bill is above its worst case too.
         fake.script(answer("x", input_tokens=10, output_tokens=8000))
         await seen.ask(good=1)
         await seen.state("rate_limited")
-        await seen.alerts("limit_approaching_requests_per_minute ai:claude", "budget_approaching ai:claude")
+        money = ("bill_above_hold ai:claude", "budget_approaching ai:claude")
+        await seen.alerts(*money, "limit_approaching_requests_per_minute ai:claude")
         from core.ai_error_handling import ai_error_handler
 
         assert ai_error_handler.reset_rate_limiter("claude")
-        await seen.alerts("budget_approaching ai:claude")
+        await seen.alerts(*money)
 
     watch(tmp_path, test)
 
