@@ -15,7 +15,14 @@ import msgspec
 
 from koo.ai.providers.adapter import Adapter, Vendor
 from koo.ai.providers.base import Completion, CompletionChunk, Pace, Request
-from koo.ai.providers.faults import FaultTable, ParsedError, Row, until_next_month, until_stated
+from koo.ai.providers.faults import (
+    FORBIDDEN_ON_THE_WAY,
+    FaultTable,
+    ParsedError,
+    Row,
+    until_next_month,
+    until_stated,
+)
 from koo.ai.providers.headers import anthropic_pace
 from koo.ai.providers.streaming import read_stream
 from koo.ai.providers.transport import UNREADABLE, Wire, estimate_usage, name_of
@@ -68,13 +75,7 @@ FAULTS = FaultTable(
         Row(Kind.TIMEOUT, "timeout_error"),
         Row(Kind.OVERLOADED, "overloaded_error"),
         Row(Kind.SERVER_ERROR, "api_error"),
-        # A page of something on the way that forbids is no word of Anthropic about the key.
-        Row(
-            Kind.INVALID_REQUEST,
-            status=403,
-            shaped=False,
-            sentence="something on the way forbids the request",
-        ),
+        FORBIDDEN_ON_THE_WAY,
     ),
 )
 

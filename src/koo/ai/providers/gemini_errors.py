@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
-from koo.ai.providers.faults import FaultTable, ParsedError, Row
+from koo.ai.providers.faults import FORBIDDEN_ON_THE_WAY, FaultTable, ParsedError, Row
 from koo.ai.providers.headers import duration_s, sensible
 from koo.ai.providers.openai_errors import CONTEXT_WORDS
 from koo.ai.providers.transport import UNREADABLE
@@ -85,13 +85,7 @@ FAULTS = FaultTable(
         Row(Kind.SERVER_ERROR, ("INTERNAL", "UNKNOWN", "DATA_LOSS")),
         Row(Kind.OVERLOADED, "UNAVAILABLE"),
         Row(Kind.TIMEOUT, "DEADLINE_EXCEEDED"),
-        # A page of something on the way that forbids is no word of Google about the key.
-        Row(
-            Kind.INVALID_REQUEST,
-            status=403,
-            shaped=False,
-            sentence="something on the way forbids the request",
-        ),
+        FORBIDDEN_ON_THE_WAY,
     ),
 )
 

@@ -13,7 +13,7 @@ import msgspec
 
 from koo.ai.providers.adapter import Vendor
 from koo.ai.providers.base import Request
-from koo.ai.providers.faults import FaultTable, Row
+from koo.ai.providers.faults import FORBIDDEN_ON_THE_WAY, FaultTable, Row
 from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
 from koo.ai.providers.responses import ResponsesAdapter
 from koo.ai.providers.transport import Wire
@@ -54,8 +54,7 @@ FAULTS = FaultTable(
         Row(Kind.CONTEXT_LENGTH, INVALID, (200, 400), says=CONTEXT_WORDS),
         # The type alone decides only where no status says more: a 401 and a 404 have it too.
         Row(Kind.INVALID_REQUEST, INVALID, (200, 400)),
-        # A page of something on the way that forbids is no word of OpenAI about the key.
-        Row(Kind.INVALID_REQUEST, status=403, shaped=False, sentence="something on the way forbids the request"),
+        FORBIDDEN_ON_THE_WAY,
     ),
 )  # fmt: skip
 

@@ -19,7 +19,7 @@ import msgspec
 from koo.ai.pricing import SEARCHES_MAX
 from koo.ai.providers.adapter import Vendor
 from koo.ai.providers.base import Request
-from koo.ai.providers.faults import FaultTable, Row
+from koo.ai.providers.faults import FORBIDDEN_ON_THE_WAY, FaultTable, Row
 from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
 from koo.ai.providers.responses import ResponsesAdapter
@@ -55,7 +55,7 @@ FAULTS = FaultTable(
             sentence="it refuses the API key, or the account has no credits left: see both at the provider",
         ),
         Row(Kind.NOT_FOUND, "chat_completions_not_available"),
-        Row(Kind.INVALID_REQUEST, status=403, shaped=False, sentence="something on the way forbids the request"),
+        FORBIDDEN_ON_THE_WAY,
         Row(Kind.PERMISSION, "forbidden"),
         Row(Kind.NOT_FOUND, ("invalid_model", "not_found")),
         Row(Kind.TOO_LARGE, "payload_too_large"),
