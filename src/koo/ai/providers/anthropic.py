@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Mapping
 import msgspec
 
 from koo.ai.providers.adapter import Adapter, Vendor
-from koo.ai.providers.base import Completion, CompletionChunk, Pace, Request
+from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.faults import (
     FORBIDDEN_ON_THE_WAY,
     FaultTable,
@@ -24,10 +24,10 @@ from koo.ai.providers.faults import (
     until_stated,
 )
 from koo.ai.providers.headers import anthropic_pace
-from koo.ai.providers.streaming import read_stream
+from koo.ai.providers.streaming import Reader, read_stream
 from koo.ai.providers.transport import UNREADABLE, Wire, estimate_usage, name_of
 from koo.ai.types import Usage
-from koo.errors import ExternalServiceError, Kind
+from koo.errors import Kind
 from koo.http import ServerSentEvent
 
 BASE_URL = "https://api.anthropic.com"
@@ -233,29 +233,21 @@ class AnthropicProvider(Adapter):
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
-        body = encode(request, stream=True)
-        return read_stream(self._wire, "/v1/messages", body, lambda headers: _Reader(self._wire, headers))
+        return read_stream(self._wire, "/v1/messages", encode(request, stream=True), request, _Reader)
 
     async def check(self) -> None:
         """Ask for one model's name, which is never billed. Raises `ExternalServiceError`."""
         await self._wire.request("GET", "/v1/models?limit=1")
 
 
-class _Reader:
-    """Events of one stream → pieces."""
+class _Reader(Reader):
+    __slots__ = ("_usage",)
 
-    __slots__ = ("_begun", "_headers", "_pace", "_stop_reason", "_usage", "_wire")
-
-    def __init__(self, wire: Wire, headers: Mapping[str, str]) -> None:
-        self._wire = wire
-        self._headers = headers
-        self._pace: tuple[Pace, ...] = anthropic_pace(headers, wire.wall())
+    def __init__(self, wire: Wire, headers: Mapping[str, str], request: Request) -> None:
+        super().__init__(wire, headers, request)
         self._usage: _Usage | None = None
-        self._stop_reason: str | None = None
-        self._begun = False
 
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
-        """A piece, or None for what says nothing. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
         match name_of(event):
             case "content_block_delta":
                 return _piece(_content_delta.decode(event.data).delta)
@@ -266,7 +258,7 @@ class _Reader:
             case "message_stop":
                 return CompletionChunk(final=True, stop_reason=self._stop_reason)
             case "error":
-                raise self._error(event.data)
+                raise self._error(read_error(200, self._headers, event.data))
             case _:  # Pings, and what Anthropic may add: no content.
                 return None
 
@@ -279,16 +271,13 @@ class _Reader:
         self._usage = message.usage
         usage = usage_of(message.usage) if message.usage else None
         request_id = self._headers.get("request-id")
-        return CompletionChunk(model=message.model, usage=usage, request_id=request_id, pace=self._pace)
+        pace = anthropic_pace(self._headers, self._wire.wall())
+        return CompletionChunk(model=message.model, usage=usage, request_id=request_id, pace=pace)
 
     def _change(self, change: _MessageDelta) -> CompletionChunk:
         self._stop_reason = change.delta.stop_reason or self._stop_reason
         usage = usage_of(change.usage, self._usage) if change.usage else None
         return CompletionChunk(usage=usage, stop_reason=self._stop_reason)
-
-    def _error(self, data: bytes) -> ExternalServiceError:
-        # As the very first event it stands for a refusal, which nobody bills; later the prompt has been read.
-        return self._wire.error(read_error(200, self._headers, data), billable=self._begun)
 
 
 def encode(request: Request, *, stream: bool = False) -> bytes:

@@ -7,7 +7,7 @@ answer and every chunk, because many send it with a 200. OpenRouter says what a 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from decimal import Decimal
 from urllib.parse import urlsplit
 
@@ -20,8 +20,8 @@ from koo.ai.providers.headers import openai_pace
 from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 from koo.ai.providers.openai import check_models
 from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
-from koo.ai.providers.streaming import read_stream
-from koo.ai.providers.transport import Wire, estimate_usage
+from koo.ai.providers.streaming import Reader, read_stream
+from koo.ai.providers.transport import estimate_usage
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError, Kind
 from koo.http import ServerSentEvent
@@ -196,9 +196,7 @@ class OpenAICompatibleProvider(Adapter):
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
         body = self._encode(request, stream=True)
-        return read_stream(
-            self._wire, "/chat/completions", body, lambda headers: _Reader(self._wire, headers, request)
-        )
+        return read_stream(self._wire, "/chat/completions", body, request, _Reader)
 
     async def check(self) -> None:
         """Ask for the list of models, which is never billed. Raises `ExternalServiceError`.
@@ -232,32 +230,21 @@ class OpenAICompatibleProvider(Adapter):
         )
 
 
-class _Reader:
-    """Chunks of one stream → pieces."""
-
-    __slots__ = ("_begun", "_headers", "_parts", "_request", "_stop_reason", "_usage_told", "_wire")
-
-    def __init__(self, wire: Wire, headers: Mapping[str, str], request: Request) -> None:
-        self._wire = wire
-        self._headers = headers
-        self._request = request
-        self._parts: list[str] = []
-        self._begun = self._usage_told = False
-        self._stop_reason: str | None = None
+class _Reader(Reader):
+    __slots__ = ()
 
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
-        """A piece, or None for what says nothing. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
         data = event.data
         if data.startswith(b"[DONE]"):
             return self._final()
         if event.event == "error":
-            raise self._error(data)
+            raise self._fault(data)
         chunk = _chunk.decode(data)
         choice = chunk.choices[0] if chunk.choices else None
         if _is_something(chunk.error) or (choice is None and chunk.usage is None and chunk.id is None):
-            raise self._error(data)
+            raise self._fault(data)
         if choice is not None and _is_something(choice.error):
-            raise self._error(b'{"error":%b}' % bytes(choice.error))
+            raise self._fault(b'{"error":%b}' % bytes(choice.error))
         return self._piece(chunk, choice)
 
     def finish(self) -> CompletionChunk | None:
@@ -270,7 +257,7 @@ class _Reader:
         if choice is not None and choice.finish_reason:
             self._stop_reason = choice.finish_reason
         if text or thought:
-            self._parts.append(text or thought)
+            self._texts.append(text or thought)
         if not self._begun:
             return self._first(chunk, text, thought)
         usage = self._usage(chunk)
@@ -300,16 +287,11 @@ class _Reader:
         self._usage_told = True
         return usage_of(chunk.usage)
 
-    def _final(self) -> CompletionChunk:
-        usage = None if self._usage_told else estimate_usage(self._request, "".join(self._parts))
-        return CompletionChunk(final=True, usage=usage, stop_reason=self._stop_reason)
-
-    def _error(self, data: bytes) -> ExternalServiceError:
+    def _fault(self, data: bytes) -> ExternalServiceError:
         parsed = read_error(200, self._headers, data)
         if not parsed.shaped:
             return self._wire.unreadable("an event of another form")
-        # As the very first thing it stands for a refusal, which nobody bills.
-        return self._wire.error(parsed, billable=self._begun)
+        return self._error(parsed)
 
 
 def usage_of(usage: _Usage | None) -> Usage:
