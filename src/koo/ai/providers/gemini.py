@@ -123,12 +123,7 @@ class GeminiProvider(Adapter):
         response = await wire.request("POST", path_of(request.model, "generateContent"), encode(request))
         answer = wire.decode(response, _answer)
         if answer.candidate is None and answer.stop_reason is None:
-            parsed = read_error(response.status, response.headers, response.body)
-            raise (
-                wire.error(parsed, billable=False)
-                if parsed.shaped
-                else wire.unreadable("an answer without candidates")
-            )
+            raise wire.no_answer(response, "an answer without candidates")
         text = _text(answer.candidate, thought=False)
         usage = answer.usage_metadata
         return Completion(

@@ -172,12 +172,7 @@ class OpenAICompatibleProvider(Adapter):
         response = await wire.request("POST", "/chat/completions", self._encode(request))
         answer = wire.decode(response, _answer)
         if not answer.choices:
-            parsed = read_error(response.status, response.headers, response.body)
-            raise (
-                wire.error(parsed, billable=False)
-                if parsed.shaped
-                else wire.unreadable("an answer without choices")
-            )
+            raise wire.no_answer(response, "an answer without choices")
         choice, usage = answer.choices[0], answer.usage
         if _is_something(choice.error):
             parsed = read_error(200, response.headers, b'{"error":%b}' % bytes(choice.error))

@@ -146,10 +146,12 @@ class Wire:
         try:
             return decoder.decode(response.body)
         except UNREADABLE:
-            parsed = self._read_error(response.status, response.headers, response.body)
-            if parsed.shaped:
-                raise self.error(parsed, billable=False) from None
-            raise self.unreadable(kind_of_document(response.headers, response.body)) from None
+            raise self.no_answer(response, kind_of_document(response.headers, response.body)) from None
+
+    def no_answer(self, response: HttpResponse, what: str) -> ExternalServiceError:
+        """The error inside a 200 that holds no answer; `what` it is, where it is not an error either."""
+        parsed = self._read_error(response.status, response.headers, response.body)
+        return self.error(parsed, billable=False) if parsed.shaped else self.unreadable(what)
 
 
 class _Head(msgspec.Struct):
