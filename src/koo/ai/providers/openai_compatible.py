@@ -253,27 +253,18 @@ class _Reader(Reader):
             self._stop_reason = choice.finish_reason
         if text or thought:
             self._texts.append(text or thought)
-        if not self._begun:
-            return self._first(chunk, text, thought)
+        first, self._begun = not self._begun, True
         usage = self._usage(chunk)
-        if not text and not thought and usage is None:
+        if not (first or text or thought or usage):
             return None
         return CompletionChunk(
             text=text or thought,
             reasoning=not text and bool(thought),
+            model=chunk.model if first else None,
             usage=usage,
+            request_id=(self._headers.get("x-request-id") or chunk.id) if first else None,
             cost_usd=_cost(chunk.usage),
-        )
-
-    def _first(self, chunk: _Chunk, text: str, thought: str) -> CompletionChunk:
-        self._begun = True
-        return CompletionChunk(
-            text=text or thought,
-            reasoning=not text and bool(thought),
-            model=chunk.model,
-            usage=self._usage(chunk),
-            request_id=self._headers.get("x-request-id") or chunk.id,
-            pace=openai_pace(self._headers),
+            pace=openai_pace(self._headers) if first else (),
         )
 
     def _usage(self, chunk: _Chunk) -> Usage | None:
