@@ -26,13 +26,12 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from koo.options import PlatformOptions
+from koo.web.api_docs import FILES as DOCS
 from koo.web.dashboard_routes import OPEN_PATHS as PAGE
 from koo.web.problems import http_problem, respond
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-OPEN_PATHS = (
-    frozenset({"/livez", "/readyz", "/openapi.json", "/docs", "/docs/page.js", "/docs/page.css"}) | PAGE
-)
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/openapi.json", *DOCS}) | PAGE
 LOOPBACK_NAME = "localhost"
 ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})
 
