@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
-from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.registry import Collector
 
 from koo.errors import Kind
 from koo.events import Severity
@@ -110,10 +110,6 @@ class PlatformMetrics(Collector):
             families[name].add_metric(labels, value)  # type: ignore[attr-defined]
         self._add_durations(families["koo_service_request_duration_seconds"])
         return families.values()
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: else registering would read the platform."""
-        return ()
 
     def _samples(self) -> Iterator[Sample]:
         yield "koo_build", (version(),), 1
@@ -213,6 +209,4 @@ def _one_of(metric: str, name: str, states: Iterable[str], current: str) -> Iter
 
 def text_of(platform: Platform) -> bytes:
     """What there is to know about a platform, as Prometheus text, version 0.0.4."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(PlatformMetrics(platform))
-    return generate_latest(registry)
+    return generate_latest(PlatformMetrics(platform))
