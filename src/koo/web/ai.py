@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from koo.monitoring import shapes
+from koo.monitoring.guards import now_iso
 from koo.monitoring.snapshot import unknown_service
 from koo.platform import Platform
 from koo.web import answers, bodies, views
@@ -85,7 +86,7 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
             raise unknown_service(service, list(platform.services))
         log.warning("the AI service %s was reset", service)
         message = f"{service} starts afresh"
-        return JsonView(answers.ServiceReset(message=message, service=service, timestamp=views.timestamp()))
+        return JsonView(answers.ServiceReset(message=message, service=service, timestamp=now_iso()))
 
     @router.post(
         "/services/reset-all-errors",
@@ -98,4 +99,4 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
         results = platform.reset_services()
         log.warning("all AI services were reset")
         message = f"{sum(results.values())} services start afresh"
-        return JsonView(answers.ServicesReset(message=message, results=results, timestamp=views.timestamp()))
+        return JsonView(answers.ServicesReset(message=message, results=results, timestamp=now_iso()))
