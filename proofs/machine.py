@@ -108,6 +108,8 @@ class Machine:
         etc = self.root / "etc"
         if Path("/etc/resolv.conf").exists():
             shutil.copy("/etc/resolv.conf", etc / "resolv.conf")
+        # debootstrap leaves it to an installer, which every machine and container has seen.
+        (etc / "hosts").write_text("127.0.0.1 localhost\n")
         apt = ["apt-config", "dump", "--format", '%f "%v";%n']
         names = ["Acquire::http", "Acquire::https", "Acquire::Check-Valid-Until", "Acquire::Check-Date"]
         (etc / "apt" / "apt.conf.d" / "99network").write_text(_output([*apt, *names]))
