@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+import koo
 from koo.errors import Kind
 from koo.events import Severity
 from koo.monitoring.guards import total_of
@@ -30,7 +31,6 @@ from koo.monitoring.shapes import (
 )
 from koo.platform import Platform
 from koo.policies.tally import BOUNDS_S
-from koo.web.release import version
 
 BREAKER_STATES: tuple[BreakerWord, ...] = get_args(BreakerWord)
 SERVICE_STATES: tuple[ServiceWord, ...] = get_args(ServiceWord)
@@ -112,7 +112,7 @@ class PlatformMetrics(Collector):
         return families.values()
 
     def _samples(self) -> Iterator[Sample]:
-        yield "koo_build", (version(),), 1
+        yield "koo_build", (koo.__version__,), 1
         for name, view in self._platform.services_status().items():
             if view["configured"]:
                 yield from _service(name, view)
