@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 from unicodedata import is_normalized, normalize
 from urllib.parse import urlsplit
 
@@ -152,6 +152,17 @@ class Wire:
         """The error inside a 200 that holds no answer; `what` it is, where it is not an error either."""
         parsed = self._read_error(response.status, response.headers, response.body)
         return self.error(parsed, billable=False) if parsed.shaped else self.unreadable(what)
+
+
+_document: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+
+
+def document_of(body: bytes) -> Any:
+    """A body as JSON, or None for anything else: a page of something on the way, or nothing."""
+    try:
+        return _document.decode(body)
+    except UNREADABLE:
+        return None
 
 
 class _Head(msgspec.Struct):
