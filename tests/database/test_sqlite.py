@@ -373,7 +373,7 @@ def test_an_idle_writer_loses_its_turn_at_the_deadline(sqlite_url: str) -> None:
                     await asyncio.sleep(0.6)
 
             forgetting = asyncio.create_task(forgetful())
-            await until(lambda: not database.connections.writers.is_free)  # type: ignore[union-attr]
+            await until(lambda: database.connections.writers.used)  # type: ignore[union-attr]
             await insert(database, 2)
             assert not forgetting.done()
             with pytest.raises(DatabaseTimeout):

@@ -52,11 +52,6 @@ class WriterLine(Bulkhead):
         self._owner: asyncio.Task[Any] | None = None
         self._since = 0.0
 
-    @property
-    def is_free(self) -> bool:
-        """Whether there is neither a writer nor a waiter."""
-        return not self.used and not self.line
-
     async def enter(self, writer: Writer, until: float) -> None:
         """Be the writer, or raise `PoolSaturated` at `until`."""
         if not self.take():

@@ -188,10 +188,7 @@ def make_transactional(
         _check_repeats(max_retries)
 
         def decorate(fn: Callable[Concatenate[AsyncSession, P], Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-            decorated: Callable[P, Awaitable[T]] = _decorate(
-                get_database, fn, max_retries, readonly, isolation
-            )
-            return decorated
+            return _decorate(get_database, fn, max_retries, readonly, isolation)
 
         return decorate
 
@@ -200,15 +197,15 @@ def make_transactional(
 
 def _decorate(
     get_database: Callable[[], HasTransactions],
-    fn: Callable[..., Awaitable[Any]],
+    fn: Callable[Concatenate[AsyncSession, P], Awaitable[T]],
     max_retries: int | None,
     readonly: bool,
     isolation: str | None,
-) -> Any:
+) -> Callable[P, Awaitable[T]]:
     check_function(fn)
 
     @functools.wraps(fn)
-    async def run(*args: Any, **kwargs: Any) -> Any:
+    async def run(*args: P.args, **kwargs: P.kwargs) -> T:
         return await get_database().transactions.run(
             lambda session: fn(session, *args, **kwargs),
             max_retries=max_retries,
