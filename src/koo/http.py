@@ -93,17 +93,6 @@ class HttpClient:
         unix_socket: connect to this path, whatever the URL's host. Each request has a connection of its own.
     """
 
-    __slots__ = (
-        "_cut_off",
-        "_loop",
-        "_responses",
-        "_session",
-        "answer_bytes_max",
-        "connect_timeout_s",
-        "event_bytes_max",
-        "unix_socket",
-    )
-
     def __init__(
         self,
         *,

@@ -203,8 +203,6 @@ def _parameter(message: str | None) -> str | None:
 class AnthropicProvider(Adapter):
     """A service that speaks Anthropic's Messages API. `base_url` is the address without `/v1`."""
 
-    __slots__ = ()
-
     vendor = Vendor(FAULTS, read_error, BASE_URL)
 
     @staticmethod
@@ -241,8 +239,6 @@ class AnthropicProvider(Adapter):
 
 
 class _Reader(Reader):
-    __slots__ = ("_usage",)
-
     def __init__(self, wire: Wire, headers: Mapping[str, str], request: Request) -> None:
         super().__init__(wire, headers, request)
         self._usage: _Usage | None = None

@@ -105,8 +105,6 @@ class GeminiProvider(Adapter):
     `base_url` is the address with its `/v1` (or `/v1beta`, which knows more models); one without a version gets `/v1`.
     """
 
-    __slots__ = ()
-
     vendor = Vendor(FAULTS, read_error, BASE_URL)
 
     @staticmethod
@@ -145,8 +143,6 @@ class GeminiProvider(Adapter):
 
 
 class _Reader(Reader):
-    __slots__ = ()
-
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
         chunk = _answer.decode(event.data)
         if bytes(chunk.error) not in (b"", b"null"):

@@ -75,8 +75,6 @@ _encode = msgspec.json.Encoder().encode
 class OpenAIProvider(ResponsesAdapter):
     """A service that speaks OpenAI's Responses API. `base_url` is the address with its `/v1`."""
 
-    __slots__ = ()
-
     vendor = Vendor(FAULTS, read_error, BASE_URL)
 
     async def check(self) -> None:

@@ -158,8 +158,6 @@ class OpenAICompatibleProvider(Adapter):
     `base_url` is the address with its `/v1`; one without any path gets it.
     """
 
-    __slots__ = ()
-
     vendor = Vendor(FAULTS, read_error)
 
     @staticmethod
@@ -226,8 +224,6 @@ class OpenAICompatibleProvider(Adapter):
 
 
 class _Reader(Reader):
-    __slots__ = ()
-
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
         data = event.data
         if data.startswith(b"[DONE]"):

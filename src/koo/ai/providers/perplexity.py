@@ -108,8 +108,6 @@ class PerplexityProvider(ResponsesAdapter):
     `base_url` is the address with its `/v1`; one without any path gets it.
     """
 
-    __slots__ = ()
-
     vendor = Vendor(FAULTS, read_error, BASE_URL)
 
     @staticmethod

@@ -128,8 +128,6 @@ _ended = msgspec.json.Decoder(_Ended)
 class ResponsesAdapter(Adapter):
     """A service that speaks the Responses format; a vendor says how a request is written."""
 
-    __slots__ = ()
-
     @abstractmethod
     def encode(self, request: Request, *, stream: bool) -> bytes:
         """The request's body."""
@@ -158,8 +156,6 @@ class ResponsesAdapter(Adapter):
 
 
 class _Reader(Reader):
-    __slots__ = ()
-
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
         match name_of(event):
             case "response.output_text.delta" | "response.refusal.delta":

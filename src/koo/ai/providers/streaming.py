@@ -18,8 +18,6 @@ from koo.http import ServerSentEvent, TransportError
 class Reader(ABC):
     """Events of one stream → pieces. `_begun` is True once the provider has worked; `_texts` came so far."""
 
-    __slots__ = ("_begun", "_headers", "_request", "_stop_reason", "_texts", "_usage_told", "_wire")
-
     def __init__(self, wire: Wire, headers: Mapping[str, str], request: Request) -> None:
         self._wire = wire
         self._headers = headers

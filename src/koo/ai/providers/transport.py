@@ -45,8 +45,6 @@ _GROWS = re.compile(
 class Wire:
     """One service's way out: its address, prebuilt headers, and errors in koo's words."""
 
-    __slots__ = ("_base_url", "_clock", "_headers", "_http", "_read_error", "_table", "host", "service")
-
     def __init__(
         self,
         service: str,
