@@ -9,10 +9,7 @@ Usage: `input_tokens` includes what came from and went to the cache; reasoning i
 
 from __future__ import annotations
 
-import msgspec
-
 from koo.ai.providers.adapter import Vendor
-from koo.ai.providers.base import Request
 from koo.ai.providers.faults import FORBIDDEN_ON_THE_WAY, FaultTable, Row
 from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
 from koo.ai.providers.responses import ResponsesAdapter
@@ -59,19 +56,6 @@ FAULTS = FaultTable(
 )  # fmt: skip
 
 
-class _Body(msgspec.Struct, omit_defaults=True):
-    model: str
-    input: str
-    max_output_tokens: int
-    store: bool  # Without a default, so that false is sent.
-    instructions: str | None = None
-    temperature: float | None = None
-    stream: bool = False
-
-
-_encode = msgspec.json.Encoder().encode
-
-
 class OpenAIProvider(ResponsesAdapter):
     """A service that speaks OpenAI's Responses API. `base_url` is the address with its `/v1`."""
 
@@ -80,18 +64,6 @@ class OpenAIProvider(ResponsesAdapter):
     async def check(self) -> None:
         """Ask for the list of models, which is never billed. Raises `ExternalServiceError`."""
         await check_models(self._wire)
-
-    def encode(self, request: Request, *, stream: bool) -> bytes:
-        body = _Body(
-            model=request.model,
-            input=request.prompt,
-            max_output_tokens=request.max_tokens,
-            store=False,
-            instructions=request.system,
-            temperature=request.temperature,
-            stream=stream,
-        )
-        return _encode(body)
 
 
 async def check_models(wire: Wire, path: str = "/models") -> None:

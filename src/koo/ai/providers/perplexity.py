@@ -22,7 +22,7 @@ from koo.ai.providers.base import Request
 from koo.ai.providers.faults import FORBIDDEN_ON_THE_WAY, FaultTable, Row
 from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
-from koo.ai.providers.responses import ResponsesAdapter
+from koo.ai.providers.responses import Body, ResponsesAdapter, encode_body
 from koo.ai.providers.transport import bound_tokens
 from koo.errors import Kind
 
@@ -86,20 +86,10 @@ class _Choice(msgspec.Struct):
 SEARCH, SEARCH_FIRST = _Search(), _Choice()
 
 
-class _Body(msgspec.Struct, omit_defaults=True):
-    model: str
-    input: str
-    max_output_tokens: int
-    store: bool  # These without defaults, so that they are always sent.
+class _Body(Body, kw_only=True):
     max_steps: int
     tools: list[_Search]
     tool_choice: _Choice
-    instructions: str | None = None
-    temperature: float | None = None
-    stream: bool = False
-
-
-_encode = msgspec.json.Encoder().encode
 
 
 class PerplexityProvider(ResponsesAdapter):
@@ -135,4 +125,4 @@ class PerplexityProvider(ResponsesAdapter):
             temperature=request.temperature,
             stream=stream,
         )
-        return _encode(body)
+        return encode_body(body)

@@ -7,7 +7,6 @@ Text that came in no delta stands in the final answer.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from decimal import Decimal
@@ -26,6 +25,18 @@ from koo.http import ServerSentEvent
 
 PATH = "/responses"
 ANSWERED = ("completed", "incomplete")
+
+
+class Body(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """A request. What has no default is always sent, false included."""
+
+    model: str
+    input: str
+    max_output_tokens: int
+    store: bool
+    instructions: str | None = None
+    temperature: float | None = None
+    stream: bool = False
 
 
 class _InputDetails(msgspec.Struct):
@@ -118,6 +129,7 @@ class _Ended(msgspec.Struct):
     error: _Failure | None = None
 
 
+encode_body = msgspec.json.Encoder().encode
 _answer = msgspec.json.Decoder(_Answer)
 _delta = msgspec.json.Decoder(_Delta)
 _thought = msgspec.json.Decoder(_Thought)
@@ -126,11 +138,20 @@ _ended = msgspec.json.Decoder(_Ended)
 
 
 class ResponsesAdapter(Adapter):
-    """A service that speaks the Responses format; a vendor says how a request is written."""
+    """A service that speaks the Responses format; a vendor may send more in a request."""
 
-    @abstractmethod
     def encode(self, request: Request, *, stream: bool) -> bytes:
         """The request's body."""
+        body = Body(
+            model=request.model,
+            input=request.prompt,
+            max_output_tokens=request.max_tokens,
+            store=False,
+            instructions=request.system,
+            temperature=request.temperature,
+            stream=stream,
+        )
+        return encode_body(body)
 
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
