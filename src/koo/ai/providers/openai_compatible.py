@@ -20,6 +20,7 @@ from koo.ai.providers.headers import openai_pace
 from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 from koo.ai.providers.openai import check_models
 from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
+from koo.ai.providers.responses import InputDetails, OutputDetails, disjoint_usage
 from koo.ai.providers.streaming import Reader, read_stream
 from koo.ai.providers.transport import estimate_usage
 from koo.ai.types import Usage
@@ -82,20 +83,11 @@ class _Body(msgspec.Struct, omit_defaults=True):
     stream_options: _StreamOptions | None = None
 
 
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
-
-
-class _OutputDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
-
-
 class _Usage(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _OutputDetails | None = None
+    prompt_tokens_details: InputDetails | None = None
+    completion_tokens_details: OutputDetails | None = None
     cost: Decimal | None = None
 
 
@@ -277,18 +269,10 @@ class _Reader(Reader):
 
 
 def usage_of(usage: _Usage | None) -> Usage:
-    """Tokens by class, made disjoint."""
+    """Tokens by class."""
     usage = usage or _Usage()
-    details = usage.prompt_tokens_details or _PromptDetails()
-    output = usage.completion_tokens_details or _OutputDetails()
-    cached, written = max(0, details.cached_tokens or 0), max(0, details.cache_write_tokens or 0)
-    return Usage(
-        input_tokens=max(0, (usage.prompt_tokens or 0) - cached - written),
-        cache_read_tokens=cached,
-        cache_write_tokens=written,
-        output_tokens=max(0, usage.completion_tokens or 0),
-        reasoning_tokens=max(0, output.reasoning_tokens or 0),
-    )
+    read, answered = usage.prompt_tokens or 0, usage.completion_tokens or 0
+    return disjoint_usage(read, answered, usage.prompt_tokens_details, usage.completion_tokens_details)
 
 
 def usage_so_far(timings: _Timings) -> Usage:

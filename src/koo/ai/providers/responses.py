@@ -39,14 +39,14 @@ class Body(msgspec.Struct, omit_defaults=True, kw_only=True):
     stream: bool = False
 
 
-class _InputDetails(msgspec.Struct):
+class InputDetails(msgspec.Struct):
     cached_tokens: int | None = None  # these two are OpenAI's names
     cache_write_tokens: int | None = None
     cache_read_input_tokens: int | None = None  # and these Perplexity's
     cache_creation_input_tokens: int | None = None
 
 
-class _OutputDetails(msgspec.Struct):
+class OutputDetails(msgspec.Struct):
     reasoning_tokens: int | None = None
 
 
@@ -58,8 +58,8 @@ class _Cost(msgspec.Struct):
 class _Usage(msgspec.Struct):
     input_tokens: int = 0
     output_tokens: int = 0
-    input_tokens_details: _InputDetails | None = None
-    output_tokens_details: _OutputDetails | None = None
+    input_tokens_details: InputDetails | None = None
+    output_tokens_details: OutputDetails | None = None
     cost: _Cost | None = None
 
 
@@ -234,16 +234,24 @@ class _Reader(Reader):
 
 
 def usage_of(usage: _Usage) -> Usage:
+    """Tokens by class."""
+    return disjoint_usage(
+        usage.input_tokens, usage.output_tokens, usage.input_tokens_details, usage.output_tokens_details
+    )
+
+
+def disjoint_usage(
+    read: int, answered: int, details: InputDetails | None, output: OutputDetails | None
+) -> Usage:
     """Tokens by class, made disjoint: what came from or went to the cache is a part of what was read."""
-    details = usage.input_tokens_details or _InputDetails()
-    output = usage.output_tokens_details or _OutputDetails()
+    details, output = details or InputDetails(), output or OutputDetails()
     cached = max(0, details.cached_tokens or details.cache_read_input_tokens or 0)
     written = max(0, details.cache_write_tokens or details.cache_creation_input_tokens or 0)
     return Usage(
-        input_tokens=max(0, usage.input_tokens - cached - written),
+        input_tokens=max(0, read - cached - written),
         cache_read_tokens=cached,
         cache_write_tokens=written,
-        output_tokens=max(0, usage.output_tokens),
+        output_tokens=max(0, answered),
         reasoning_tokens=max(0, output.reasoning_tokens or 0),
     )
 
