@@ -63,7 +63,9 @@ class Parts:
             deadlines=deadlines,
             clock=clock,
         )
-        self.sharing = Sharing(self.store, clock, lambda: self.services, self._reset_database, self._key_of)
+        self.sharing = Sharing(
+            self.store, clock, lambda: self.services, self._follow_database_reset, self._key_of
+        )
         events.listen(self.sharing.on_event)
         self.alerts = AlertKeeper(self.store, clock, self.observes)
         self.database_in_use: Database | None = None
@@ -82,6 +84,7 @@ class Parts:
                 deadlines=self.deadlines,
                 clock=self.clock,
                 publish=self.events.publish,
+                on_reset=self._publish_database_reset,
             )
         return self.database_in_use
 
@@ -126,8 +129,13 @@ class Parts:
         service = self.services.get(name)
         return component == STORE or (service is not None and service.configured)
 
-    def _reset_database(self) -> None:
-        self.database.reset_circuit_breaker()
+    def _publish_database_reset(self) -> None:
+        self.sharing.publish("reset", DATABASE)
+
+    def _follow_database_reset(self) -> None:
+        """Another process reset its database: a process that does not use one has nothing to reset."""
+        if self.database_in_use is not None:
+            self.database_in_use.guard.reset()
 
     def _key_of(self, name: str) -> str | None:
         ai_service = self.ai_services.get(name)

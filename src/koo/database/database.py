@@ -49,8 +49,8 @@ ISOLATIONS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 class Database:
     """One guarded database. Constructing it opens nothing.
 
-    `deadlines`: the loop's registry, shared with other guards; `draw`: numbers in [0, 1); `publish` takes events.
-    Raises `ConfigurationError` for a URL that names no driver koo knows.
+    `deadlines`: the loop's registry, shared with other guards; `draw`: numbers in [0, 1); `publish` takes events;
+    `on_reset` is called after an operator's reset. Raises `ConfigurationError` for a URL whose driver is not known.
     """
 
     def __init__(
@@ -61,8 +61,10 @@ class Database:
         clock: Clock = SYSTEM_CLOCK,
         draw: Callable[[], float] = random.random,
         publish: Callable[[Event], None] | None = None,
+        on_reset: Callable[[], None] | None = None,
     ) -> None:
         self.options = options
+        self._on_reset = on_reset
         self.clock = clock
         self._draw = draw
         if options.exactly_once != "off":
@@ -162,7 +164,7 @@ class Database:
         if here is not None and here.loop.is_running():
             raise WrongLoop(
                 "this Database is open on another event loop, which is still running: connections belong to the loop"
-                " of their birth, so use one Database for each loop"
+                " that opened them, so use one Database for each loop"
             )
         return self._open_on(loop)
 
@@ -232,11 +234,6 @@ class Database:
     # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def is_read_only(self) -> bool:
-        """Whether it refused the last write, or said in the last probe that it would."""
-        return self.metrics.is_read_only
-
-    @property
     def circuit_breaker_state(self) -> DatabaseState:
         """healthy, unhealthy, circuit_open or degraded."""
         return database_state(self.guard.signs())[0]
@@ -294,8 +291,10 @@ class Database:
     # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def reset_circuit_breaker(self) -> bool:
-        """Close the breaker and forget its failures."""
+        """Close the breaker and forget its failures, in every process if the platform made this database."""
         self.guard.reset()
+        if self._on_reset is not None:
+            self._on_reset()
         return True
 
 

@@ -144,7 +144,7 @@ class Quotas(Protocol):
         ...
 
 
-SignalKind = Literal["reset", "override", "cooldown", "latch"]
+SignalKind = Literal["reset", "limits", "override", "cooldown", "latch"]
 """As stored, so that processes of other versions on the same store understand: a blocked key is a "latch"."""
 
 
