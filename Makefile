@@ -47,7 +47,7 @@ endef
 .PHONY: help setup run test check lint bench docs clean prove-bare prove-oldest prove-python
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMPS)/run $(STAMPS)/test $(STAMPS)/bench ## make .venv with everything in it
 

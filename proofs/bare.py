@@ -33,7 +33,8 @@ from proofs.running import (
     write_page,
 )
 
-RELEASES = ("bookworm", "trixie")
+# Each with its Python, which the classifiers of pyproject.toml name.
+RELEASES = {"bookworm": "3.11", "trixie": "3.13"}
 APT_COMMAND = re.compile(r"apt install ([\w .+-]+)")
 ROOT_USER = Owner("root", "koo")
 ORDINARY_USER = Owner("ada", "koo and a space")
@@ -119,6 +120,8 @@ def try_release(release: str, owner: Owner, mirror: str) -> tuple[list[str], Cou
         answer_s = seconds_to_first_answer(machine, limit)
         for_test = refused(machine, "test")
         machine.install(for_test, limit)
+        if not machine.python().startswith(f"{RELEASES[release]}."):
+            raise ProofFailed(f"{release} has Python {machine.python()}, not {RELEASES[release]}")
         _hold_against_readme({"make"} | for_run | for_test)
         test_s, counts = tested(machine, limit)
         lines = [
@@ -150,7 +153,7 @@ def main(arguments: list[str]) -> int:
         )
     else:
         owner, page, who = ROOT_USER, "bare", "as root, in root's home folder"
-    releases = [name for name in arguments if name in RELEASES] or RELEASES
+    releases = [name for name in arguments if name in RELEASES] or list(RELEASES)
     failed = False
     lines = ["# Both commands on a bare machine", "", f"Run {who}.", ""]
     for release in releases:

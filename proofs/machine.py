@@ -108,6 +108,8 @@ class Machine:
         etc = self.root / "etc"
         if Path("/etc/resolv.conf").exists():
             shutil.copy("/etc/resolv.conf", etc / "resolv.conf")
+        # debootstrap leaves it to an installer, which every machine and container has seen.
+        (etc / "hosts").write_text("127.0.0.1 localhost\n")
         apt = ["apt-config", "dump", "--format", '%f "%v";%n']
         names = ["Acquire::http", "Acquire::https", "Acquire::Check-Valid-Until", "Acquire::Check-Date"]
         (etc / "apt" / "apt.conf.d" / "99network").write_text(_output([*apt, *names]))
@@ -122,13 +124,15 @@ class Machine:
         path = Path(word.removeprefix("file://"))
         if not (path.is_absolute() and path.exists()):
             return word
-        there = self._mounts.setdefault(path, MOUNTED / str(len(self._mounts)))
+        # The pages of an index in a folder name files beside that folder.
+        mounted = path.parent if word.startswith("file://") else path
+        there = self._mounts.setdefault(mounted, MOUNTED / str(len(self._mounts)))
         place = self.root / there.relative_to("/")
-        if path.is_dir():
+        if mounted.is_dir():
             place.mkdir(exist_ok=True)
         else:
             place.touch()
-        return word.replace(str(path), str(there))
+        return word.replace(str(path), str(there / path.relative_to(mounted)))
 
     def _check_out(self, limit: TimeLimit) -> None:
         self.checkout.mkdir()

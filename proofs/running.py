@@ -19,7 +19,8 @@ from xml.etree import ElementTree as ET
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "proofs"
-LIMIT_S = 20 * 60.0
+# PROOF_MINUTES=… is for a machine that is busy with other things.
+LIMIT_S = 60 * float(os.environ.get("PROOF_MINUTES", "20"))
 
 
 class ProofFailed(Exception):

@@ -73,7 +73,9 @@ class Parts:
             deadlines=deadlines,
             clock=clock,
         )
-        self.sharing = Sharing(self.store, clock, lambda: self.services, self._reset_database, self._key_of)
+        self.sharing = Sharing(
+            self.store, clock, lambda: self.services, self._follow_database_reset, self._key_of
+        )
         events.listen(self.sharing.on_event)
         self.spending = SpendReports(self.store, clock, self.own_budgets)
         self.alerts = AlertKeeper(self.store, clock, self.observes)
@@ -95,6 +97,7 @@ class Parts:
                 deadlines=self.deadlines,
                 clock=self.clock,
                 publish=self.events.publish,
+                on_reset=self._publish_database_reset,
             )
         return self.database_in_use
 
@@ -166,8 +169,13 @@ class Parts:
         if forgotten:
             self.events.publish(StoreForgot(STORE_SOURCE, str(from_pico(forgotten))))
 
-    def _reset_database(self) -> None:
-        self.database.reset_circuit_breaker()
+    def _publish_database_reset(self) -> None:
+        self.sharing.publish("reset", DATABASE)
+
+    def _follow_database_reset(self) -> None:
+        """Another process reset its database: a process that does not use one has nothing to reset."""
+        if self.database_in_use is not None:
+            self.database_in_use.guard.reset()
 
     def _key_of(self, name: str) -> str | None:
         ai_service = self.ai_services.get(name)

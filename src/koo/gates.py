@@ -101,14 +101,16 @@ class Guarded(Protocol):
 class Passage:
     """One call on its way through the gates, from its first attempt to its last.
 
-    `deadline` is in monotonic seconds; `attempt` counts from 1. Made only for calls that something sets apart: a
-    wait, a repeat, or an end that its owner settles. Most calls go the short way and need none.
+    `deadline` is in monotonic seconds; `attempt` counts from 1; `paced`: this attempt has a cell of the pacer. Made
+    only for calls that something sets apart: a wait, a repeat, or an end that its owner settles. Most calls go the
+    short way and need none.
     """
 
     charge: Charge | None
     deadline: float
     on_limit: OnLimit | None
     attempt: int = 1
+    paced: bool = False
 
 
 class Gates:
@@ -148,9 +150,8 @@ class Gates:
         self.quota = Cooldown()
         self.pacer = Pacer()
         self.key_blocks = KeyBlocks()
-        self.limit_queue = Bulkhead(
-            1
-        )  # one call at a time asks a full limit again, the others in order behind it
+        # One call at a time asks a full limit again, the others in order behind it.
+        self.limit_queue = Bulkhead(1)
         self.quiet = False
 
     # ── the short way ─────────────────────────────────────────────────────────────────────────────────────────
@@ -194,14 +195,12 @@ class Gates:
             self.look(guard)
             await self._wait_for_cooldown(guard, passage)
             taken_at = await self._take_limits(guard, passage)
-            paced = False
             try:
-                paced = await self._pace(guard, passage)
+                passage.paced = await self._pace(guard, passage)
                 await self._take_place(guard, passage)
             except BaseException:
                 self.limits.refund(taken_at)
-                if paced:
-                    self.pacer.give_back()
+                self.give_back_cell(passage)
                 raise
             now = self.clock.monotonic()
             # The unit moves to the time of the call: counted when the wait began, it would free another one too early,
@@ -212,6 +211,13 @@ class Gates:
             # While this call waited for a place, a gate before it has shut (the provider asked for a pause, say). With
             # a hundred calls in line for places, all hundred would run into it.
             self.bulkhead.give_back()
+            self.give_back_cell(passage)
+
+    def give_back_cell(self, passage: Passage) -> None:
+        """An attempt that may have booked a cell of the pacer is not made."""
+        if passage.paced:
+            self.pacer.give_back()
+            passage.paced = False
 
     def _is_shut(self, guard: Guarded, now: float) -> bool:
         """True if one of the gates before the limits would refuse or wait."""

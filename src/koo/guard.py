@@ -187,14 +187,20 @@ class Guard:
         # Before the queues: a call that the breaker will refuse anyway must not stand in them, nor take a unit.
         if self.breaker.refuses(now):
             gates.refuse_open(self, now)
+        passage.paced = False  # the cell of an earlier attempt was used
         if not gates.take(now, self.cooldown.until):
             now = await gates.line_up(self, passage)
             if now >= passage.deadline:
                 gates.give_back(now)
+                gates.give_back_cell(passage)
                 self._refuse_late()
-        if charge is None:
-            return self._admit(now, None, now)
-        return await self._pay(charge, passage.deadline, now)
+        try:
+            if charge is None:
+                return self._admit(now, None, now)
+            return await self._pay(charge, passage.deadline, now)
+        except BaseException:
+            gates.give_back_cell(passage)
+            raise
 
     def _refuse_late(self) -> NoReturn:
         reason = "the deadline had passed before the call"

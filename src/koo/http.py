@@ -110,41 +110,22 @@ class HttpClient:
 
     Args:
         connect_timeout_s: longest time for a name, a TCP and a TLS connection together with each of its parts.
-        connections_max: sockets open at once; further requests wait.
         answer_bytes_max: largest body of `request`, and of a stream that is read whole.
         event_bytes_max: largest single event of a stream.
-        trust_env: use the proxies named in the environment.
         unix_socket: connect to this path, whatever the URL's host. Each request has a connection of its own.
     """
-
-    __slots__ = (
-        "_cut_off",
-        "_loop",
-        "_responses",
-        "_session",
-        "answer_bytes_max",
-        "connect_timeout_s",
-        "connections_max",
-        "event_bytes_max",
-        "trust_env",
-        "unix_socket",
-    )
 
     def __init__(
         self,
         *,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        connections_max: int = CONNECTIONS_MAX,
         answer_bytes_max: int = ANSWER_BYTES_MAX,
         event_bytes_max: int = EVENT_BYTES_MAX,
-        trust_env: bool = False,
         unix_socket: str | None = None,
     ) -> None:
         self.connect_timeout_s = connect_timeout_s
-        self.connections_max = connections_max
         self.answer_bytes_max = answer_bytes_max
         self.event_bytes_max = event_bytes_max
-        self.trust_env = trust_env
         self.unix_socket = unix_socket
         self._session: aiohttp.ClientSession | None = None
         self._loop: AbstractEventLoop | None = None
@@ -152,7 +133,7 @@ class HttpClient:
         self._cut_off: WeakSet[aiohttp.ClientResponse] = WeakSet()
 
     def __repr__(self) -> str:
-        return f"<HttpClient {'closed' if self._session is None else 'open'}, {self.connections_max} connections>"
+        return f"<HttpClient {'closed' if self._session is None else 'open'}>"
 
     async def request(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
@@ -263,7 +244,6 @@ class HttpClient:
             connector=self._make_connector(),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.connect_timeout_s),
-            trust_env=self.trust_env,
             max_line_size=LINE_BYTES_MAX,
             max_field_size=LINE_BYTES_MAX,
         )
@@ -271,9 +251,9 @@ class HttpClient:
     def _make_connector(self) -> aiohttp.BaseConnector:
         if self.unix_socket is not None:
             # llama.cpp closes a connection that was idle for some seconds, and a POST is sent once or not at all.
-            return aiohttp.UnixConnector(self.unix_socket, force_close=True, limit=self.connections_max)
+            return aiohttp.UnixConnector(self.unix_socket, force_close=True, limit=CONNECTIONS_MAX)
         return _Connector(
-            limit=self.connections_max,
+            limit=CONNECTIONS_MAX,
             keepalive_timeout=IDLE_S_MAX,
             resolver=_Resolver(self.connect_timeout_s),
         )
@@ -485,8 +465,12 @@ def _explain(error: aiohttp.ClientError | OSError) -> TransportError:
 
 
 def _cause(error: aiohttp.ClientConnectorError) -> str:
-    inner = error.os_error
-    return getattr(inner, "reason", None) or inner.strerror or _name(inner)
+    inner: Exception
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        inner = error.certificate_error  # Its `os_error` is not set before aiohttp 3.14.
+    else:
+        inner = error.os_error
+    return getattr(inner, "reason", None) or getattr(inner, "strerror", None) or _name(inner)
 
 
 def _name(error: BaseException) -> str:

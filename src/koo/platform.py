@@ -38,7 +38,6 @@ from koo.monitoring.snapshot import unknown_service
 from koo.monitoring.spend_shapes import Spend, WriteOffs
 from koo.options import PlatformOptions, check_service_name
 from koo.policies.breaker import Override
-from koo.sharing import DATABASE
 from koo.upkeep import CheckServices, KeepTime, check_service
 
 if TYPE_CHECKING:
@@ -271,11 +270,15 @@ class Platform:
         return {name: self.reset_service(name) for name in self.services}
 
     def reset_limits(self, name: str) -> bool:
-        """Forget what was used of a service's limits; False for an unknown service. Money is never forgotten."""
+        """Forget what was used of a service's limits, in every process; False for an unknown service.
+
+        Money is never forgotten.
+        """
         service = self.services.get(name) if isinstance(name, str) else None
         if service is None:
             return False
         self._act(service.forget_used)
+        self._act(lambda: self.parts.sharing.publish("limits", name))
         return True
 
     def override_service(self, name: str, override: Override) -> None:
@@ -297,7 +300,6 @@ class Platform:
     def reset_database(self) -> bool:
         """Close the database's breaker, here and in every process on the same state store."""
         self._act(self.database.reset_circuit_breaker)
-        self._act(lambda: self.parts.sharing.publish("reset", DATABASE))
         return True
 
     def _act(self, step: Callable[[], object]) -> None:

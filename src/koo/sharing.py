@@ -55,6 +55,7 @@ class Sharing:
         self._seen: int | None = None  # the number of the last signal that is applied here
         self._unpublished: deque[tuple[SignalKind, str, dict[str, Any] | None]] = deque(maxlen=1000)
         self._publishing: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     # ── publishing ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -84,8 +85,15 @@ class Sharing:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            asyncio.run(self._publish_alone())
+            if self._loop is not None and self._loop.is_running():
+                # From another thread: the store belongs to the loop that follows it.
+                self._loop.call_soon_threadsafe(self._begin_to_publish, self._loop)
+            else:
+                asyncio.run(self._publish_alone())
             return
+        self._begin_to_publish(loop)
+
+    def _begin_to_publish(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._publishing is None or self._publishing.done():
             self._publishing = loop.create_task(self.flush(), name="koo Sharing")
 
@@ -112,6 +120,7 @@ class Sharing:
 
     async def run(self) -> None:
         """Apply the signals of other processes until cancelled, beginning with those from before this one started."""
+        self._loop = asyncio.get_running_loop()
         async for signal in self._store.signals.follow(await self.catch_up()):
             self._seen = signal.id
             self._apply(signal, new=True)
@@ -133,6 +142,8 @@ class Sharing:
         try:
             if signal.kind == "reset":
                 self._reset(signal.target, new)
+            elif signal.kind == "limits":
+                self._forget_used(signal.target, new)
             elif signal.kind == "override":
                 self._override(signal)
             elif signal.kind == "cooldown":
@@ -141,6 +152,8 @@ class Sharing:
                 self._block_key(signal, new)
         except (KeyError, ValueError, TypeError):
             log.warning("a %s of %s from another process could not be read", signal.kind, signal.target)
+        except Exception:  # whatever one signal meets here must not keep the later ones from being followed
+            log.exception("a %s of %s from another process could not be applied", signal.kind, signal.target)
 
     def _reset(self, target: str, new: bool) -> None:
         if target == DATABASE:
@@ -151,6 +164,12 @@ class Sharing:
         service = self._services().get(target)
         if service is not None:
             service.reset(publish=False)
+
+    def _forget_used(self, target: str, new: bool) -> None:
+        service = self._services().get(target)
+        # A process that starts later has used nothing yet; what it restored of the day was counted after the reset.
+        if service is not None and new:
+            service.forget_used(stored=True)
 
     def _override(self, signal: Signal) -> None:
         service = self._services().get(signal.target)
@@ -170,7 +189,7 @@ class Sharing:
             return
         model = signal.payload["model"] or None
         if not signal.payload["latched"]:
-            service.gates.key_blocks.clear()
+            service.gates.key_blocks.remove(model)
             return
         ago_s = max(self._clock.wall() - signal.at, 0.0)
         if new or ago_s < CHECK_S_MIN:

@@ -8,7 +8,6 @@ import re
 import resource
 import signal
 import socket
-import subprocess
 import sys
 import time
 import traceback
@@ -17,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from koo.ai import local_llama
@@ -250,10 +250,7 @@ def test_a_model_is_meant_by_the_beginning_of_its_name(name: str) -> None:
 
 def model_processes() -> int:
     """How many children of this process run models."""
-    listed = subprocess.run(
-        ["ps", "-o", "args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=False
-    )
-    return listed.stdout.count(local_llama.__file__)
+    return sum(local_llama.__file__ in child.cmdline() for child in psutil.Process().children())
 
 
 def test_twenty_first_queries_of_two_providers_load_the_model_once() -> None:

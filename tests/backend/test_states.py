@@ -111,6 +111,9 @@ class Sights:
     async def alerts_on_the_command_line(self, *expected: str) -> None:
         assert sorted(map(brief, (await self.run("alerts", "--json"))["alerts"])) == sorted(expected)
 
+    async def lists(self, alert: str) -> bool:
+        return alert in await self._kinds_in_python()
+
     async def _kinds_in_python(self) -> list[str]:
         from api.monitoring import get_system_alerts
 
@@ -145,10 +148,10 @@ def watch(home: Path, test: Callable[[Sights], Awaitable[None]]) -> None:
 # ── AI services ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_breaker_from_closed_to_open_to_its_recovery_and_closed_again(
-    fake: FakeAnthropic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AI_CIRCUIT_BREAKER_RECOVERY_TIMEOUT", "5")
+def test_a_breaker_that_opens(fake: FakeAnthropic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "AI_CIRCUIT_BREAKER_RECOVERY_TIMEOUT", "3600"
+    )  # it stays open however slow the machine is
 
     async def test(seen: Sights) -> None:
         await seen.ask(good=1)
@@ -164,14 +167,28 @@ def test_a_breaker_from_closed_to_open_to_its_recovery_and_closed_again(
         assert {one["type"] for one in alarms} == {"critical"}
         await seen.state_on_the_command_line("circuit_open")
         await seen.alerts_on_the_command_line("circuit_open ai:claude", "service_down ai:claude")
+
+    watch(tmp_path, test)
+
+
+def test_a_breaker_that_recovers_and_closes_again(
+    fake: FakeAnthropic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it was open is not looked for: a slow machine may see it only when its time is over."""
+    monkeypatch.setenv("AI_CIRCUIT_BREAKER_RECOVERY_TIMEOUT", "2")
+
+    async def test(seen: Sights) -> None:
+        await seen.ask(good=1)
+        fake.script(*[FAILED] * 5)
+        await seen.ask(bad=5)
         await seen.state("degraded")
         (testing,) = await seen.alerts("circuit_recovering ai:claude")
         assert testing["type"] == "warning"
         await seen.ask(good=2)
         await seen.state("healthy")
-        news = await seen.alerts("circuit_closed ai:claude", "service_recovered ai:claude")
+        await poll(lambda: seen.lists("circuit_closed ai:claude"), True)
+        news = (await seen.run("alerts", "--json"))["alerts"]
         assert {(one["type"], one["active"]) for one in news} == {("info", False)}
-        await seen.alerts_on_the_command_line("circuit_closed ai:claude", "service_recovered ai:claude")
 
     watch(tmp_path, test)
 

@@ -255,7 +255,7 @@ def test_writers_are_served_in_the_order_in_which_they_came(sqlite_url: str) -> 
                 waiting = []
                 for n in range(5):
                     waiting.append(asyncio.create_task(write(n)))
-                    await until(lambda n=n: database.connections.writers.waiting == n + 1)  # type: ignore[misc, union-attr]
+                    await until(lambda n=n: len(database.connections.writers.line) == n + 1)  # type: ignore[misc, union-attr]
                 waiting[1].cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
             assert turns == [0, 2, 3, 4]
@@ -373,7 +373,7 @@ def test_an_idle_writer_loses_its_turn_at_the_deadline(sqlite_url: str) -> None:
                     await asyncio.sleep(0.6)
 
             forgetting = asyncio.create_task(forgetful())
-            await until(lambda: not database.connections.writers.is_free)  # type: ignore[union-attr]
+            await until(lambda: database.connections.writers.used)  # type: ignore[union-attr]
             await insert(database, 2)
             assert not forgetting.done()
             with pytest.raises(DatabaseTimeout):

@@ -21,7 +21,7 @@ from koo.errors import (
 from koo.gates import DATABASES, OnLimit
 from koo.guard import Guard
 from koo.options import BreakerOptions
-from koo.policies.breaker import FORCED_OPEN, HALF_OPEN
+from koo.policies.breaker import FORCED_OPEN, HALF_OPEN, Override
 from koo.policies.pacer import LimitLeft
 from koo.testing.clock import virtual_loop
 from tests.guard.support import (
@@ -585,6 +585,48 @@ def test_with_refuse_nobody_waits_for_the_pacer() -> None:
             isinstance(error, RateLimited) and error.kind is Kind.COOLING_DOWN and error.retry_after_s == 5.0
         )
         assert now() == 0 and used(guard) == [1, 1, 1]
+
+    run_virtual(main)
+
+
+def test_a_call_that_is_refused_for_money_gives_its_cell_back() -> None:
+    async def main() -> None:
+        guard, script = make_guard(), Script()
+        guard.gates.learn_pace([LimitLeft(100, 10, 50.0)])
+        for _ in range(4):
+            assert isinstance(await error_of(guard.call(script, charge=Wallet(refuse=True))), BudgetExceeded)
+        await guard.call(script)
+        assert script.at == [0.0], "it need not wait for the cells of calls that were not made"
+
+    run_virtual(main)
+
+
+def test_a_call_that_the_breaker_refuses_last_gives_its_cell_back() -> None:
+    async def main() -> None:
+        guard, script = make_guard(), Script()
+        guard.gates.learn_pace([LimitLeft(100, 10, 50.0)])
+        task = asyncio.create_task(guard.call(script, charge=Wallet(wait_s=1.0)))
+        await asyncio.sleep(0.5)
+        guard.set_override(FORCED_OPEN)
+        assert isinstance(await error_of(task), CircuitOpen)
+        guard.set_override(Override.NONE)
+        await guard.call(script)
+        assert script.at == [1.0]
+
+    run_virtual(main)
+
+
+def test_a_call_that_begins_again_after_its_wait_for_a_place_keeps_no_cell() -> None:
+    async def main() -> None:
+        guard, script = make_guard(concurrency_max=1), Script()
+        guard.gates.learn_pace([LimitLeft(100, 10, 50.0)])
+        running = asyncio.create_task(guard.call(answer_in, 7.0))
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(guard.call(script))
+        await asyncio.sleep(6.0)  # it has the cell of second 5, and waits for the place
+        guard.cooldown.extend(guard.now(), 2.0, no_jitter, Kind.THROTTLED, "the provider limits our rate")
+        await asyncio.gather(running, waiting)
+        assert script.at == [8.0], "the end of the pause, and not the next cell after its own"
 
     run_virtual(main)
 

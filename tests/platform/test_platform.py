@@ -28,6 +28,7 @@ from koo.errors import (
     StreamTruncated,
     UnknownService,
 )
+from koo.events import KeyUnblocked
 from koo.options import DatabaseOptions, LimitOptions, PlatformOptions, RetryOptions, ServiceOptions
 from koo.platform import Platform
 from koo.policies.breaker import Override
@@ -140,6 +141,7 @@ def test_a_process_that_is_killed_leaves_its_hold_and_the_cap_still_holds(tmp_pa
         arguments = [sys.executable, "-c", KILLED, str(tmp_path), server.base_url]
         root = Path(__file__).parents[2]
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=root) as process:
+            assert process.stdout is not None and process.stdout.readline() == b"asking\n"
             asyncio.run(until(lambda: len(server.queries) == 2))
             process.kill()
 
@@ -168,6 +170,97 @@ def test_a_refused_service_is_reset_in_every_process_on_the_same_store(tmp_path:
             assert two.reset_service("claude")
             await until(lambda: one.service_health("claude")["state"] == "healthy")
             assert (await one.query(QUESTION)).text
+
+    run(test)
+
+
+def test_a_reset_of_the_database_itself_reaches_every_process(tmp_path: Path) -> None:
+    """By `db_manager`, which is the database itself, as by the platform's own method; from another thread too."""
+
+    async def test(server: FakeAnthropic) -> None:
+        async with Platform(options(tmp_path, server)) as one, Platform(options(tmp_path, server)) as two:
+            await two.parts.sharing.catch_up()
+            for reset in (one.database.reset_circuit_breaker, one.reset_database):
+                for from_thread in (False, True):
+                    before = two.database.guard.resets
+                    assert await asyncio.to_thread(reset) if from_thread else reset()
+                    await until(lambda before=before: two.database.guard.resets == before + 1)  # type: ignore[misc]
+
+    run(test)
+
+
+def test_a_reset_of_a_services_limits_reaches_every_process(tmp_path: Path) -> None:
+    """And the day's count in the state store is corrected once, not by each process."""
+
+    async def test(server: FakeAnthropic) -> None:
+        def used(platform: Platform) -> list[int]:
+            limits = platform.service_health("claude")["rate_limits"]
+            counts = (limits["requests_per_minute"], limits["requests_per_hour"], limits["requests_per_day"])
+            return [count["used"] for count in counts]
+
+        async def used_at_start() -> list[int]:
+            async with Platform(options(tmp_path, server)) as later:
+                await later.parts.sharing.catch_up()  # a reset from before it started is over
+                return used(later)
+
+        async with Platform(options(tmp_path, server)) as one:
+            await one.parts.sharing.catch_up()
+            for _ in range(2):
+                await one.query(QUESTION)
+            async with Platform(options(tmp_path, server)) as two:
+                assert used(one) == [2, 2, 2] and used(two) == [0, 0, 2]
+                assert two.reset_limits("claude") and used(two) == [0, 0, 0]
+                await until(lambda: used(one) == [0, 0, 0])
+                await one.query(QUESTION)
+                async with asyncio.timeout(5):
+                    while await used_at_start() != [0, 0, 1]:
+                        pass
+
+    run(test)
+
+
+def test_a_reset_of_a_database_that_a_process_does_not_use_does_not_make_it(tmp_path: Path) -> None:
+    """Nor does one that could not be made: the resets after it are followed."""
+
+    async def test(server: FakeAnthropic) -> None:
+        unusable = replace(options(tmp_path, server), database=DatabaseOptions(url="mysql://nowhere/app"))
+        async with Platform(options(tmp_path, server)) as one, Platform(unusable) as two:
+            await two.parts.sharing.catch_up()
+            assert one.reset_database()
+            two.services["claude"].set_override(Override.FORCED_OPEN)
+            assert one.reset_service("claude")
+            await until(lambda: two.service_health("claude")["state"] == "healthy")
+            assert not two.parts.observes("database")
+
+    run(test)
+
+
+def test_a_signal_that_cannot_be_applied_is_logged_and_the_next_ones_are_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        async with Platform(options(tmp_path, server)) as one, Platform(options(tmp_path, server)) as two:
+            await two.parts.sharing.catch_up()
+            monkeypatch.setattr(two.services["claude"], "forget_used", lambda **_: 1 / 0)
+            two.services["claude"].set_override(Override.FORCED_OPEN)
+            assert one.reset_limits("claude") and one.reset_service("claude")
+            await until(lambda: two.service_health("claude")["state"] == "healthy")
+        (record,) = caplog.records
+        assert "a limits of claude from another process could not be applied" in record.message
+
+    run(test)
+
+
+def test_a_key_that_is_unblocked_elsewhere_for_one_model_stays_blocked_for_the_others(tmp_path: Path) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        async with Platform(options(tmp_path, server)) as one, Platform(options(tmp_path, server)) as two:
+            gates = two.services["claude"].gates
+            for model in (None, "claude-a", "claude-b"):
+                gates.block_key(model, "the provider refused the key", 0.0)
+            one.events.publish(KeyUnblocked("claude", "claude-a"))
+            await until(lambda: list(gates.key_blocks.by_model) == [None, "claude-b"])
+            one.events.publish(KeyUnblocked("claude", None))
+            await until(lambda: list(gates.key_blocks.by_model) == ["claude-b"])
 
     run(test)
 

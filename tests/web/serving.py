@@ -85,7 +85,7 @@ async def served(app: FastAPI, *, grace_s: float = 5) -> AsyncIterator[Client]:
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     listener.setblocking(False)
-    config = uvicorn.Config(app, lifespan="on", log_config=None, access_log=False)
+    config = uvicorn.Config(app, ws="websockets-sansio", lifespan="on", log_config=None, access_log=False)
     config.timeout_graceful_shutdown = grace_s  # type: ignore[assignment]
     server = _Server(config)
     running = asyncio.create_task(server.serve([listener]))

@@ -213,10 +213,15 @@ class Service:
         usage = self.last_usage
         self.gates.learn_pace([limit for pace in paces if (limit := _in_calls(pace, usage))])
 
-    def forget_used(self) -> None:
-        """An operator resets the limits: nothing was used. Money is never forgotten."""
+    def forget_used(self, *, stored: bool = False) -> None:
+        """An operator resets the limits: nothing was used. Money is never forgotten.
+
+        `stored`: another process did, and has corrected the state store too.
+        """
         for count in self.gates.limits.counts:
             count.clear(self.clock.monotonic())
+            if stored and isinstance(count, DayCount):
+                self._stored = (count.day, 0)
 
     def _anchor_day(self) -> None:
         """Set the end of the day's count by the wall clock: clocks drift apart, and can be set."""

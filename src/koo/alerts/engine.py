@@ -86,7 +86,8 @@ class Alerts:
             self._unseen.pop(key, None)
         for key, episode in list(self._active.items()):
             if key in current:
-                self._go_on(episode, current[key])
+                newest = current[key]
+                self._active[key] = replace(episode, message=newest.message, data=dict(newest.data))
             elif not _is_recovering(episode, current) and not self._may_be_unseen(key, now):
                 changed.extend(self._end(episode, now))
         self._news = [news for news in self._news if _is_listed(news, now)]
@@ -112,10 +113,6 @@ class Alerts:
         )
         self._active[finding.fingerprint] = episode
         return episode
-
-    def _go_on(self, episode: Episode, finding: Finding) -> None:
-        newer = replace(episode, message=finding.message, data=dict(finding.data))
-        self._active[episode.fingerprint] = newer
 
     def _end(self, episode: Episode, now: float) -> list[Episode]:
         del self._active[episode.fingerprint]

@@ -101,9 +101,9 @@ def options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        from koo.web.release import version as installed
+        import koo
 
-        print(f"koo {installed()}")
+        print(f"koo {koo.__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:  # pragma: no cover - typer shows the help before
         raise typer.Exit(Exit.USAGE)

@@ -53,14 +53,10 @@ class Connections:
         self.metrics = metrics
         self.monotonic = monotonic
         self.driver = load_driver(url.get_driver_name())
-        self.records = ConnectionRecords(
-            self.driver, recycle_s=options.pool_recycle_s, monotonic=monotonic, draw=draw
-        )
+        self.records = ConnectionRecords(self.driver, options, metrics, monotonic, draw)
         self.writers: WriterLine | None = None
         if url.get_backend_name() == "sqlite":
-            self.writers = WriterLine(
-                deadlines, metrics, wait_s=options.pool_timeout_s, monotonic=monotonic, draw=draw
-            )
+            self.writers = WriterLine(deadlines, metrics, options.pool_timeout_s, monotonic, draw)
         self.draining = False
         self.has_keeper = False
         self.wakes_at = NEVER
@@ -84,8 +80,8 @@ class Connections:
         if self.writers is not None:
             from koo.database.sqlite_hooks import SqliteHooks  # loads aiosqlite
 
-            return SqliteHooks(self.records, self.metrics, self.options, self.monotonic, temporary)
-        return Hooks(self.records, self.metrics, self.options, self.monotonic)
+            return SqliteHooks(self.records, temporary)
+        return Hooks(self.records)
 
     def engine_for(self, readonly: bool, isolation: str | None) -> AsyncEngine:
         """The engine, for transactions of this kind; on SQLite they are koo's own."""
@@ -143,7 +139,7 @@ class Connections:
     async def close(self) -> None:
         """Refuse the waiting, let running scopes end within the cleanup time, then cut off what is left, and close."""
         self.draining = True
-        self.gate.let_all_go()
+        self.gate.wake_all()
         await self.gate.drain(self.options.cleanup_timeout_s)
         self.records.abort_all(occupied_only=True)
         timer = self.loop.call_later(self.options.cleanup_timeout_s, self.records.abort_all)

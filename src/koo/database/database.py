@@ -16,13 +16,11 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.database.connections import Connections
-from koo.database.drivers.loading import DRIVERS
+from koo.database.drivers.loading import read_url
 from koo.database.faults import SERVICE, classify_connect
 from koo.database.gate import Gate
 from koo.database.probe import ProbeDatabase
@@ -43,12 +41,6 @@ from koo.policies.reported import DatabaseState, database_state
 P = ParamSpec("P")
 T = TypeVar("T")
 
-DIALECTS = {
-    "postgres": "postgresql+psycopg",
-    "postgresql": "postgresql+psycopg",
-    "postgresql+psycopg_async": "postgresql+psycopg",
-    "sqlite": "sqlite+aiosqlite",
-}
 QUEUE_MAX = 10_000
 ATTEMPT_SHARE = 0.98
 ISOLATIONS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
@@ -57,8 +49,8 @@ ISOLATIONS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 class Database:
     """One guarded database. Constructing it opens nothing.
 
-    `deadlines`: the loop's registry, shared with other guards; `draw`: numbers in [0, 1); `publish` takes events.
-    Raises `ConfigurationError` for a URL that names no driver koo knows.
+    `deadlines`: the loop's registry, shared with other guards; `draw`: numbers in [0, 1); `publish` takes events;
+    `on_reset` is called after an operator's reset. Raises `ConfigurationError` for a URL whose driver is not known.
     """
 
     def __init__(
@@ -69,11 +61,18 @@ class Database:
         clock: Clock = SYSTEM_CLOCK,
         draw: Callable[[], float] = random.random,
         publish: Callable[[Event], None] | None = None,
+        on_reset: Callable[[], None] | None = None,
     ) -> None:
         self.options = options
+        self._on_reset = on_reset
         self.clock = clock
         self._draw = draw
-        self._url = _read_url(options)
+        if options.exactly_once != "off":
+            raise ConfigurationError(
+                "",
+                f'DB_EXACTLY_ONCE holds "{options.exactly_once}", which this version cannot do yet; allowed is off',
+            )
+        self._url = read_url(options.url)
         self._file = SqliteFile(self._url) if self._url.get_backend_name() == "sqlite" else None
         self._deadlines = deadlines or Deadlines()
         self.gate = Gate(options.pool_size + options.max_overflow)
@@ -165,7 +164,7 @@ class Database:
         if here is not None and here.loop.is_running():
             raise WrongLoop(
                 "this Database is open on another event loop, which is still running: connections belong to the loop"
-                " of their birth, so use one Database for each loop"
+                " that opened them, so use one Database for each loop"
             )
         return self._open_on(loop)
 
@@ -206,7 +205,7 @@ class Database:
         return self.connections
 
     async def _keep(self, connections: Connections, probe: ProbeDatabase) -> None:
-        """Probe until the loop or somebody ends it, then close everything of this loop."""
+        """Probe until the loop ends or `close` is called, then close everything of this loop."""
         connections.has_keeper = True
         try:
             await probe.run()
@@ -233,11 +232,6 @@ class Database:
         self.metrics.fold(self.clock.monotonic())
 
     # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────
-
-    @property
-    def is_read_only(self) -> bool:
-        """Whether it refused the last write, or said in the last probe that it would."""
-        return self.metrics.is_read_only
 
     @property
     def circuit_breaker_state(self) -> DatabaseState:
@@ -297,33 +291,11 @@ class Database:
     # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def reset_circuit_breaker(self) -> bool:
-        """Close the breaker and forget its failures."""
+        """Close the breaker and forget its failures, in every process if the platform made this database."""
         self.guard.reset()
+        if self._on_reset is not None:
+            self._on_reset()
         return True
-
-
-def _read_url(options: DatabaseOptions) -> URL:
-    if options.exactly_once != "off":
-        raise ConfigurationError(
-            "",
-            f'DB_EXACTLY_ONCE holds "{options.exactly_once}", which this version cannot do yet; allowed is off',
-        )
-    try:
-        url = make_url(options.url)
-    except ArgumentError:
-        # Not its own words: they repeat the URL, with the password.
-        raise ConfigurationError(
-            "", "DATABASE_URL cannot be read; it looks like driver://user:password@host/name"
-        ) from None
-    url = url.set(drivername=DIALECTS.get(url.drivername, url.drivername))
-    backend, _, driver = url.drivername.partition("+")
-    if backend not in ("postgresql", "sqlite") or driver not in DRIVERS:
-        raise ConfigurationError(
-            "",
-            f"DATABASE_URL begins with {url.drivername!r}; allowed are sqlite, postgresql (psycopg)"
-            " and postgresql+asyncpg",
-        )
-    return url
 
 
 def _guard_options(options: DatabaseOptions) -> GuardOptions:

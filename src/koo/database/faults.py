@@ -97,4 +97,4 @@ def unavailable(error: Exception, meaning: Meaning) -> DatabaseUnavailable:
 
 def too_late(seconds: float) -> Meaning:
     """No connection could be opened within the pool's time; nothing of it is left for a repeat."""
-    return replace(LATE, repeatable=False, says=f"no connection came about within {seconds:g} s")
+    return replace(LATE, repeatable=False, says=f"no connection could be opened within {seconds:g} s")

@@ -1,7 +1,7 @@
 """The fair queue in front of the pool: as many may pass as the pool can have connections.
 
 SQLAlchemy's own pool can let callers wait, but does not wake them when a connect fails: they sit out their whole time
-beside a free place. So nobody ever waits in the pool; all wait here, first come first served, each until his own
+beside a free place. So no caller waits in the pool; all wait here, first come first served, each until its own
 deadline. Waiting and handing over are the guard's (`koo.gates`, `Bulkhead`); the gate knows who is inside, and since
 when, because "all in use" is only of use to a person who learns by whom.
 """
@@ -49,14 +49,14 @@ class Gate(Bulkhead):
         return sum(not waiter.done() for waiter in self.line)
 
     def leave_hold(self, holder: Holder) -> float:
-        """A scope is gone; gives when it had asked. The permit itself comes back with the guard's settlement."""
+        """A scope has left; returns when it had asked. The permit itself comes back with the guard's settlement."""
         since = self.holders.pop(holder)
         if not self.holders and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
         return since
 
-    def let_all_go(self) -> None:
-        """Wake everybody in line, whatever the limit: it is being closed, and inside each is told so at once."""
+    def wake_all(self) -> None:
+        """Wake all in line, whatever the limit: it is being closed, and inside each one is refused at once."""
         while self.line:
             waiter = self.line.popleft()
             if not waiter.done():
@@ -64,20 +64,20 @@ class Gate(Bulkhead):
                 waiter.set_result(None)
 
     async def drain(self, within_s: float) -> None:
-        """Wait until nobody is inside, for so long at most."""
+        """Wait until the last scope has left, for so long at most."""
         if self.holders:
             self._empty = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._empty], timeout=within_s)
             self._empty = None
 
     def forget(self) -> None:
-        """Another event loop begins: whoever waited or held belongs to one that has ended."""
+        """Another event loop begins: the waiters and holders belong to one that has ended."""
         self.used = 0
         self.line.clear()
         self.holders.clear()
 
     def is_saturated(self, now: float) -> bool:
-        """Is somebody waiting, or was somebody turned away lately?"""
+        """Whether callers wait, or one was turned away lately."""
         return self.waiting > 0 or now - self.refused_at < RECENT_S
 
     def explain(self, refusal: PoolSaturated, now: float, usual_hold_s: float) -> PoolSaturated:

@@ -16,8 +16,6 @@ from sqlalchemy.util import await_
 
 from koo.database.faults import ScopeStage
 from koo.database.records import ConnectionRecords, Stale
-from koo.monitoring.pool import PoolMetrics
-from koo.options import DatabaseOptions
 
 IDLE_BEGIN_SHARE = 0.4
 """Of the time to get a connection: how long BEGIN may take on one that lay idle. The rest is for a new one."""
@@ -29,22 +27,16 @@ BODY, COMMIT = ScopeStage.BODY, ScopeStage.COMMIT
 class Hooks:
     """The hooks of one engine."""
 
-    def __init__(
-        self,
-        records: ConnectionRecords,
-        metrics: PoolMetrics,
-        options: DatabaseOptions,
-        monotonic: Callable[[], float],
-    ) -> None:
+    def __init__(self, records: ConnectionRecords) -> None:
         self._records = records
         self._by_connection = records.by_connection
         self._driver = records.driver
-        self._metrics = metrics
-        self._note_statement = metrics.statement.note
-        self._note_commit = metrics.commit.note
-        self._monotonic = monotonic
-        self._validate_after_idle_s = options.validate_after_idle_s
-        self._idle_begin_s = options.pool_timeout_s * IDLE_BEGIN_SHARE
+        self._metrics = records.metrics
+        self._note_statement = records.metrics.statement.note
+        self._note_commit = records.metrics.commit.note
+        self._monotonic = records.monotonic
+        self._validate_after_idle_s = records.options.validate_after_idle_s
+        self._idle_begin_s = records.options.pool_timeout_s * IDLE_BEGIN_SHARE
 
     def install(self, engine: Engine) -> None:
         """Listen to the engine's pool and dialect, and stand before BEGIN and COMMIT."""

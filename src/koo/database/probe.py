@@ -2,7 +2,7 @@
 
 Outside the pool and the gate, because a full pool must not look like a dead database. It costs one connection of the
 server's. A probe that fails three times makes a database unhealthy; in HALF_OPEN a probe takes a lease like a scope,
-so that a database that nobody uses recovers too.
+so that an unused database recovers too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = logging.getLogger("koo")
 
 
 class ProbeDatabase:
-    """Probes at an interval, and whenever somebody asks; the last look is `last`."""
+    """Probes at an interval, and when asked; `on_look` receives what it saw."""
 
     def __init__(
         self,

@@ -18,6 +18,8 @@ from sqlalchemy.engine import ExceptionContext
 from koo.database.drivers.base import Driver
 from koo.database.faults import ScopeStage
 from koo.database.sqlite_writes import SqliteTransaction
+from koo.monitoring.pool import PoolMetrics
+from koo.options import DatabaseOptions
 
 AGE_JITTER = 0.1
 """A connection lives up to this share shorter: those that were opened together must not be replaced together."""
@@ -107,16 +109,25 @@ class ConnectionRecord:
 
 
 class ConnectionRecords:
-    """The records of all open connections of one pool, by SQLAlchemy's adapted connection."""
+    """The records of all open connections of one pool, and what its hooks and transcripts count by.
+
+    `by_connection`: SQLAlchemy's adapted connections are the keys.
+    """
 
     def __init__(
-        self, driver: Driver, *, recycle_s: float, monotonic: Callable[[], float], draw: Callable[[], float]
+        self,
+        driver: Driver,
+        options: DatabaseOptions,
+        metrics: PoolMetrics,
+        monotonic: Callable[[], float],
+        draw: Callable[[], float],
     ) -> None:
         self.driver = driver
+        self.options = options
+        self.metrics = metrics
+        self.monotonic = monotonic
         self.by_connection: dict[Any, ConnectionRecord] = {}
         self.generation = 0
-        self._recycle_s = recycle_s
-        self._monotonic = monotonic
         self._draw = draw
 
     def __len__(self) -> int:
@@ -124,8 +135,8 @@ class ConnectionRecords:
 
     def add(self, adapted: Any) -> None:
         """A connection was opened."""
-        now = self._monotonic()
-        age_s = self._recycle_s * (1.0 - AGE_JITTER * self._draw())
+        now = self.monotonic()
+        age_s = self.options.pool_recycle_s * (1.0 - AGE_JITTER * self._draw())
         self.by_connection[adapted] = ConnectionRecord(
             adapted, self.driver, now=now, expires_at=now + age_s, generation=self.generation
         )

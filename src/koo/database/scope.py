@@ -89,9 +89,7 @@ class SessionScope:
         self.owner = asyncio.current_task()
         now = monotonic()
         self.deadline = min(self.deadline, ends_at.get(), now + options.scope_timeout_s)
-        self.transcript = Transcript(
-            connections.records, connections.metrics, options, monotonic, self._readonly
-        )
+        self.transcript = Transcript(connections.records, self._readonly)
         # Without expire_on_commit: an attribute read after the scope would need a connection that is gone.
         # Closed for good at its end: used later it would take a connection past the gate.
         session = self.session = GuardedSession(
@@ -117,7 +115,7 @@ class SessionScope:
             raise
         except DatabaseTimeout as late:
             if late.kind is Kind.TIMEOUT:
-                late.reason = f"no connection came about within {describe_s(self._monotonic() - now)}"
+                late.reason = f"no connection could be opened within {describe_s(self._monotonic() - now)}"
             raise
         self._held = held
         transcript.has_permit = True
@@ -137,10 +135,7 @@ class SessionScope:
         began = self._monotonic()
         connections.metrics.gate_wait.note(began - self._asked_at)
         try:
-            try:
-                await greenlet_spawn(self._sync.connection)
-            except Stale:
-                await self._connect_past_the_dead()
+            await self._take_living()
             record = self._record
             if self._mode is Mode.WRITER and record is not None and record.transaction is not None:
                 await record.transaction.begin_writing()
@@ -158,9 +153,9 @@ class SessionScope:
         if record is not None:
             record.fresh = False
 
-    async def _connect_past_the_dead(self) -> None:
-        """Dead connections that lay in the pool are replaced unseen."""
-        for _ in range(self._connections.gate.limit + 1):
+    async def _take_living(self) -> None:
+        """A connection with an open transaction. Dead ones that lay in the pool are replaced unseen."""
+        for _ in range(self._connections.gate.limit + 2):
             try:
                 await greenlet_spawn(self._sync.connection)
             except Stale:
@@ -174,13 +169,7 @@ class SessionScope:
         record = self._record = connections.records.of(connection)
         record.occupant = self.transcript
         if connections.writers is not None and record.transaction is None:  # a savepoint begins nothing new
-            record.transaction = SqliteTransaction(
-                record.connection,
-                connections.writers,
-                mode=self._mode,
-                owner=self.owner,
-                deadline=self.deadline,
-            )
+            record.transaction = SqliteTransaction(record.connection, connections.writers, self._mode, self)
 
     def _occupied(self) -> ConnectionRecord | None:
         """The connection that this scope has now."""

@@ -8,9 +8,9 @@
   to be in conflict with. `SELECT ... FOR UPDATE` begins to write too: read, think and write is safe with it, here as
   there.
 * **readonly** keeps one snapshot for the whole scope (plain BEGIN), and never waits for a writer.
-* A **function that is run again** (`transaction`) keeps its snapshot: 517 is seen by nobody, since the repeat takes the
-  writers' lock at its start.
-* **Foreign keys** are off, and a deleted file's folder is missing, unless somebody sees to it.
+* A **function that is run again** (`transaction`) keeps its snapshot: callers do not see 517, since the repeat takes
+  the writers' lock at its start.
+* **Foreign keys** are off, and a deleted file's folder is missing: koo sees to both.
 * **`:memory:`** is another database for each connection, or one transaction shared by all. Here it is a file in a
   temporary folder that goes when the `Database` does.
 * A cancelled statement goes on in its thread, and closing waits for it: it is interrupted.

@@ -13,22 +13,13 @@ from koo.database import sqlite
 from koo.database.drivers.aiosqlite import give_up, stop_running
 from koo.database.hooks import Hooks
 from koo.database.records import ConnectionRecord, ConnectionRecords
-from koo.monitoring.pool import PoolMetrics
-from koo.options import DatabaseOptions
 
 
 class SqliteHooks(Hooks):
     """`temporary`: nothing in the database needs to survive the process."""
 
-    def __init__(
-        self,
-        records: ConnectionRecords,
-        metrics: PoolMetrics,
-        options: DatabaseOptions,
-        monotonic: Callable[[], float],
-        temporary: bool,
-    ) -> None:
-        super().__init__(records, metrics, options, monotonic)
+    def __init__(self, records: ConnectionRecords, temporary: bool) -> None:
+        super().__init__(records)
         self._temporary = temporary
 
     def install(self, engine: Engine) -> None:

@@ -8,120 +8,89 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from koo.database.faults import SERVICE
 from koo.database.sqlite import Mode, Need
 from koo.deadlines import Alarm, Deadlines
 from koo.errors import DatabaseError, Kind, PoolSaturated, describe_s
 from koo.monitoring.pool import PoolMetrics
+from koo.policies.bulkhead import Bulkhead
 from koo.sqlstates import is_locked
 
 BUSY_PAUSE_S = (0.002, 0.03)
 """Between two tries to begin a write while another process holds the lock."""
 
 
-class WriterLine:
-    """The writers of this process: one at a time, first come first served, each waiting `wait_s` at most."""
+class Writer(Protocol):
+    """A scope: the task that opened it, and its deadline in monotonic seconds."""
 
-    __slots__ = ("_deadlines", "_owner", "_since", "_waiters", "draw", "metrics", "monotonic", "wait_s")
+    owner: asyncio.Task[Any] | None
+    deadline: float
+
+
+class WriterLine(Bulkhead):
+    """The writers of this process: one at a time, first come first served."""
+
+    __slots__ = ("_deadlines", "_owner", "_since", "draw", "metrics", "monotonic", "wait_s")
 
     def __init__(
         self,
         deadlines: Deadlines,
         metrics: PoolMetrics,
-        *,
         wait_s: float,
         monotonic: Callable[[], float],
         draw: Callable[[], float],
     ) -> None:
+        super().__init__(1)
         self.metrics = metrics
         self.wait_s = wait_s
         self.monotonic = monotonic
         self.draw = draw
         self._deadlines = deadlines
         self._owner: asyncio.Task[Any] | None = None
-        self._since: float | None = None
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._since = 0.0
 
-    @property
-    def waiting(self) -> int:
-        return len(self._waiters)
+    async def enter(self, writer: Writer, until: float) -> None:
+        """Be the writer, or raise `PoolSaturated` at `until`."""
+        if not self.take():
+            if self._owner is not None and self._owner is writer.owner:
+                raise DatabaseError(
+                    SERVICE,
+                    "this task writes in an outer scope already, and SQLite has one writer at a time:"
+                    " hand the outer session down, or end the outer scope first",
+                    kind=Kind.CONTENTION,
+                )
+            await self._wait(until)
+        self._owner, self._since = writer.owner, self.monotonic()
 
-    @property
-    def is_free(self) -> bool:
-        """Whether there is neither a writer nor a waiter."""
-        return self._since is None and not self._waiters
-
-    async def enter(self, owner: asyncio.Task[Any] | None, until: float) -> None:
-        """Be the writer on behalf of `owner`, or raise `PoolSaturated` at `until`."""
-        if self._since is None:
-            self._take(owner)
-            return
-        if self._owner is not None and self._owner is owner:
-            raise DatabaseError(
-                SERVICE,
-                "this task writes in an outer scope already, and SQLite has one writer at a time:"
-                " hand the outer session down, or end the outer scope first",
-                kind=Kind.CONTENTION,
-            )
+    async def _wait(self, until: float) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+        self.line.append(waiter)
         try:
             with Alarm(self._deadlines, until):
                 await waiter
         except BaseException as error:
-            if waiter.done() and not waiter.cancelled():
-                self.leave()  # it was our turn just now: on to the next
-            elif waiter in self._waiters:
-                self._waiters.remove(waiter)
-            if isinstance(error, TimeoutError):
-                raise self._refusal() from None
-            raise
-        self._take(owner)
-
-    def leave(self) -> None:
-        """Hand over to the next in line."""
-        self._since = self._owner = None
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                self._since = self.monotonic()  # taken: a newcomer must not write before the waiter wakes
-                waiter.set_result(None)
-                return
-
-    def _take(self, owner: asyncio.Task[Any] | None) -> None:
-        self._since = self.monotonic()
-        self._owner = owner
-
-    def _refusal(self) -> PoolSaturated:
-        held = "" if self._since is None else f", held for {describe_s(self.monotonic() - self._since)}"
-        return PoolSaturated(
-            SERVICE, f"SQLite has one writer at a time, and its turn did not come{held}", 1.0
-        )
+            self.leave(waiter, granted=waiter.done() and not waiter.cancelled())
+            if not isinstance(error, TimeoutError):
+                raise
+            held = f", held for {describe_s(self.monotonic() - self._since)}"
+            raise PoolSaturated(
+                SERVICE, f"SQLite has one writer at a time, and its turn did not come{held}", 1.0
+            ) from None
 
 
 class SqliteTransaction:
-    """One transaction on aiosqlite's `connection`, of a scope in `mode` that `owner` opened, until `deadline`."""
+    """One transaction on aiosqlite's `connection`, of a scope in `mode`."""
 
-    __slots__ = ("_connection", "_deadline", "_is_open", "_is_writing", "_line", "_mode", "_owner")
+    __slots__ = ("_connection", "_is_open", "_is_writing", "_line", "_mode", "_writer")
 
-    def __init__(
-        self,
-        connection: Any,
-        line: WriterLine,
-        *,
-        mode: Mode,
-        owner: asyncio.Task[Any] | None,
-        deadline: float,
-    ) -> None:
+    def __init__(self, connection: Any, line: WriterLine, mode: Mode, writer: Writer) -> None:
         self._connection = connection
         self._line = line
         self._mode = mode
-        self._owner = owner
-        self._deadline = deadline
+        self._writer = writer
         self._is_open = False
         self._is_writing = False
 
@@ -141,8 +110,8 @@ class SqliteTransaction:
     async def begin_writing(self) -> None:
         """Stand in the line, then take SQLite's own lock. A snapshot that is open goes on as it is."""
         line = self._line
-        until = min(self._deadline, line.monotonic() + line.wait_s)
-        await line.enter(self._owner, until)
+        until = min(self._writer.deadline, line.monotonic() + line.wait_s)
+        await line.enter(self._writer, until)
         self._is_writing = True
         if self._is_open:
             return
@@ -171,4 +140,4 @@ class SqliteTransaction:
         self._is_open = False
         if self._is_writing:
             self._is_writing = False
-            self._line.leave()
+            self._line.give_back()

@@ -15,6 +15,7 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -44,24 +45,16 @@ class MakeScope(Protocol):
     ) -> SessionScope: ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Transactions:
     """Runs functions as transactions of one database."""
 
-    def __init__(
-        self,
-        make_scope: MakeScope,
-        guard: Guard,
-        metrics: PoolMetrics,
-        options: DatabaseOptions,
-        clock: Clock,
-        draw: Callable[[], float],
-    ) -> None:
-        self.make_scope = make_scope
-        self.guard = guard
-        self.metrics = metrics
-        self.options = options
-        self.clock = clock
-        self.draw = draw
+    make_scope: MakeScope
+    guard: Guard
+    metrics: PoolMetrics
+    options: DatabaseOptions
+    clock: Clock
+    draw: Callable[[], float]
 
     async def run(
         self,
@@ -195,10 +188,7 @@ def make_transactional(
         _check_repeats(max_retries)
 
         def decorate(fn: Callable[Concatenate[AsyncSession, P], Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-            decorated: Callable[P, Awaitable[T]] = _decorate(
-                get_database, fn, max_retries, readonly, isolation
-            )
-            return decorated
+            return _decorate(get_database, fn, max_retries, readonly, isolation)
 
         return decorate
 
@@ -207,15 +197,15 @@ def make_transactional(
 
 def _decorate(
     get_database: Callable[[], HasTransactions],
-    fn: Callable[..., Awaitable[Any]],
+    fn: Callable[Concatenate[AsyncSession, P], Awaitable[T]],
     max_retries: int | None,
     readonly: bool,
     isolation: str | None,
-) -> Any:
+) -> Callable[P, Awaitable[T]]:
     check_function(fn)
 
     @functools.wraps(fn)
-    async def run(*args: Any, **kwargs: Any) -> Any:
+    async def run(*args: P.args, **kwargs: P.kwargs) -> T:
         return await get_database().transactions.run(
             lambda session: fn(session, *args, **kwargs),
             max_retries=max_retries,

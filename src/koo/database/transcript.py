@@ -10,7 +10,7 @@ the scope's own: it is only noted here (`in_doubt`), and the scope decides when 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import InvalidRequestError, ResourceClosedError, StatementError
@@ -18,8 +18,6 @@ from sqlalchemy.exc import InvalidRequestError, ResourceClosedError, StatementEr
 from koo.database.faults import SERVICE, ScopeStage, explain
 from koo.database.records import ConnectionRecord, ConnectionRecords
 from koo.errors import CommitOutcomeUnknown, DatabaseError, DatabaseTimeout, Kind, KooError, describe_s
-from koo.monitoring.pool import PoolMetrics
-from koo.options import DatabaseOptions
 from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, UNJUDGED, Fault
 from koo.sqlstates import Drop, Meaning, sqlstate_of
 
@@ -31,23 +29,15 @@ class Transcript:
     """One scope's. The hooks inside SQLAlchemy write it (`koo.database.records.Occupant`); the scope reads it."""
 
     __slots__ = (
-        "_answered", "_metrics", "_monotonic", "_options", "_readonly", "_records", "_reports", "_spoiler",
+        "_answered", "_metrics", "_monotonic", "_readonly", "_records", "_reports", "_spoiler",
         "_unanswered", "expired", "failure", "has_permit", "in_doubt", "leaving", "slowest_s", "spent_s", "stage",
         "statements", "stopped",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        records: ConnectionRecords,
-        metrics: PoolMetrics,
-        options: DatabaseOptions,
-        monotonic: Callable[[], float],
-        readonly: bool,
-    ) -> None:
+    def __init__(self, records: ConnectionRecords, readonly: bool) -> None:
         self._records = records
-        self._metrics = metrics
-        self._options = options
-        self._monotonic = monotonic
+        self._metrics = records.metrics
+        self._monotonic = records.monotonic
         self._readonly = readonly
         self._reports: Sequence[tuple[BaseException, Meaning]] = ()
         self._spoiler: BaseException | None = None
@@ -156,7 +146,7 @@ class Transcript:
             self.failure = meaning
 
     def too_late(self) -> DatabaseTimeout:
-        total_s = self._options.scope_timeout_s
+        total_s = self._records.options.scope_timeout_s
         return DatabaseTimeout(SERVICE, f"the scope's deadline passed (at most {describe_s(total_s)})")
 
     def unknown_outcome(self) -> CommitOutcomeUnknown:

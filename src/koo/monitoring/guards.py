@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 
-from koo.clock import Clock, iso
+from koo.clock import SYSTEM_CLOCK, Clock, iso
 from koo.guard import Guard
 from koo.monitoring.shapes import BreakerStatus, BreakerWord, Outcomes
 from koo.policies.breaker import CLOSED, OPEN, Breaker, Override
@@ -29,7 +29,7 @@ class Wall:
         return None if monotonic_s is None else iso(monotonic_s + self._offset_s)
 
 
-def now_iso(clock: Clock) -> str:
+def now_iso(clock: Clock = SYSTEM_CLOCK) -> str:
     """Now, as all answers say it."""
     return iso(clock.wall())
 

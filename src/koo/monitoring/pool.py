@@ -44,26 +44,6 @@ class Latencies:
 class PoolMetrics:
     """Counts of the process's life and latencies of the last five minutes."""
 
-    __slots__ = (
-        "aborted",
-        "broken",
-        "closed",
-        "commit",
-        "connect",
-        "contention",
-        "created",
-        "errors",
-        "gate_wait",
-        "hold",
-        "is_read_only",
-        "last_error",
-        "repeats",
-        "replays",
-        "stale",
-        "statement",
-        "unknown_commits",
-    )  # fmt: skip
-
     def __init__(self, now: float) -> None:
         self.gate_wait = Latencies(now)
         self.connect = Latencies(now)

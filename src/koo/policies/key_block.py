@@ -71,6 +71,10 @@ class KeyBlocks:
             block.interval_s = min(block.interval_s * 2, CHECK_S_MAX)
             block.check_at = now + block.interval_s
 
+    def remove(self, model: str | None) -> None:
+        """Unblock the key for one model, or with None the key itself; the other blocks stay."""
+        self.by_model.pop(model, None)
+
     def clear(self) -> list[str | None]:
         """The key works again, or somebody says so; gives the models that were blocked."""
         models = list(self.by_model)

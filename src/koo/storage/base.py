@@ -239,7 +239,7 @@ class LedgerKeeper(Ledger, Protocol):
         ...
 
 
-SignalKind = Literal["reset", "override", "cooldown", "latch", "write_off"]
+SignalKind = Literal["reset", "limits", "override", "cooldown", "latch", "write_off"]
 """As stored, so that processes of other versions on the same store understand: a blocked key is a "latch"."""
 
 

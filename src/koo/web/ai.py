@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from koo.monitoring import shapes, spend_shapes
+from koo.monitoring.guards import now_iso
 from koo.monitoring.snapshot import unknown_service
 from koo.options import LEDGER_DAYS_MAX
 from koo.platform import Platform
@@ -130,7 +131,7 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
             raise unknown_service(service, list(platform.services))
         log.warning("the AI service %s was reset", service)
         message = f"{service} starts afresh"
-        return JsonView(answers.ServiceReset(message=message, service=service, timestamp=views.timestamp()))
+        return JsonView(answers.ServiceReset(message=message, service=service, timestamp=now_iso()))
 
     @router.post(
         "/services/reset-all-errors",
@@ -143,4 +144,4 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
         results = platform.reset_services()
         log.warning("all AI services were reset")
         message = f"{sum(results.values())} services start afresh"
-        return JsonView(answers.ServicesReset(message=message, results=results, timestamp=views.timestamp()))
+        return JsonView(answers.ServicesReset(message=message, results=results, timestamp=now_iso()))

@@ -9,9 +9,8 @@ from __future__ import annotations
 from importlib.resources import files
 
 from fastapi import APIRouter
-from starlette.responses import Response
 
-from koo.web.routing import ProblemRoute
+from koo.web.routing import add_file, file_router
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -26,16 +25,8 @@ FILES = {
 
 def docs_router() -> APIRouter:
     """The page and its two files."""
-    router = APIRouter(include_in_schema=False, route_class=ProblemRoute)
+    router, folder = file_router(), files("koo.web").joinpath("pages")
     for path, (name, media_type) in FILES.items():
-        router.add_api_route(path, _serve(name, media_type), methods=["GET"], response_class=Response)
+        content = folder.joinpath(name).read_bytes()
+        add_file(router, path, content, media_type, {"Content-Security-Policy": POLICY})
     return router
-
-
-def _serve(name: str, media_type: str):  # type: ignore[no-untyped-def]
-    content = files("koo.web").joinpath("pages", name).read_bytes()
-
-    async def page() -> Response:
-        return Response(content, media_type=media_type, headers={"Content-Security-Policy": POLICY})
-
-    return page

@@ -18,6 +18,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+import koo
 from koo.errors import KooError
 from koo.platform import Platform
 from koo.web.ai import ai_router
@@ -27,7 +28,6 @@ from koo.web.edge import PROBES, Edge
 from koo.web.metrics import metrics_router
 from koo.web.monitoring import monitoring_router
 from koo.web.probes import Readiness, probes_router
-from koo.web.release import version
 from koo.web.routing import answer_error, answer_http_error, describe_problems
 from koo.web.security import Access, AccessControl
 
@@ -61,7 +61,7 @@ def create_app(platform: Platform) -> FastAPI:
 
     app = FastAPI(
         title="koo",
-        version=version(),
+        version=koo.__version__,
         description=DESCRIPTION,
         openapi_tags=TAGS,
         lifespan=lifespan,

@@ -15,7 +15,7 @@ from importlib.resources import files
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from koo.web.routing import ProblemRoute
+from koo.web.routing import add_file, file_router
 
 PATH = "/dashboard"
 MODULES = (
@@ -39,18 +39,18 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 
 
 def dashboard_router(prefix: str = "/api/v1", path: str = PATH) -> APIRouter:
     """The page below `path` and its files. `prefix`: where the routes are that it asks."""
-    router = APIRouter(include_in_schema=False, route_class=ProblemRoute)
+    router = file_router()
     folder = files("koo.web").joinpath("dashboard")
     page = folder.joinpath("index.html").read_text(encoding="utf-8")
     page = page.replace("../api/v1", _from(path, prefix)).replace("../docs", _from(path, "/docs"))
-    _add(router, f"{path}/", page.encode(), ".html")
+    add_file(router, f"{path}/", page.encode(), "text/html", HEADERS)
     for name in ASSETS:
-        _add(router, f"{path}/{name}", folder.joinpath(name).read_bytes(), posixpath.splitext(name)[1])
+        media_type = "text/css" if name.endswith(".css") else "text/javascript"
+        add_file(router, f"{path}/{name}", folder.joinpath(name).read_bytes(), media_type, HEADERS)
 
     async def lead() -> Response:
         # Relative: below a proxy's own path, an absolute one would lead out of it.
@@ -63,10 +63,3 @@ def dashboard_router(prefix: str = "/api/v1", path: str = PATH) -> APIRouter:
 def _from(path: str, target: str) -> str:
     """The relative way from the page to `target`; both are absolute paths within the application."""
     return posixpath.relpath(target or "/", path)
-
-
-def _add(router: APIRouter, path: str, content: bytes, suffix: str) -> None:
-    async def serve() -> Response:
-        return Response(content, media_type=TYPES[suffix], headers=HEADERS)
-
-    router.add_api_route(path, serve, methods=["GET"])

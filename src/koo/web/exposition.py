@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
-from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.registry import Collector
 
+import koo
 from koo.errors import Kind
 from koo.events import Severity
 from koo.monitoring.guards import total_of
@@ -31,7 +32,6 @@ from koo.monitoring.shapes import (
 )
 from koo.platform import Platform
 from koo.policies.tally import BOUNDS_S
-from koo.web.release import version
 
 BREAKER_STATES: tuple[BreakerWord, ...] = get_args(BreakerWord)
 SERVICE_STATES: tuple[ServiceWord, ...] = get_args(ServiceWord)
@@ -121,12 +121,8 @@ class PlatformMetrics(Collector):
         self._add_durations(families["koo_service_request_duration_seconds"])
         return families.values()
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: else registering would read the platform."""
-        return ()
-
     def _samples(self) -> Iterator[Sample]:
-        yield "koo_build", (version(),), 1
+        yield "koo_build", (koo.__version__,), 1
         overview = self._platform.services_health()
         for name, view in overview["services"].items():
             if view["configured"]:
@@ -230,6 +226,4 @@ def _one_of(metric: str, name: str, states: Iterable[str], current: str) -> Iter
 
 def text_of(platform: Platform) -> bytes:
     """What there is to know about a platform, as Prometheus text, version 0.0.4."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(PlatformMetrics(platform))
-    return generate_latest(registry)
+    return generate_latest(PlatformMetrics(platform))

@@ -10,9 +10,10 @@ from starlette.responses import Response
 
 from koo.clock import SYSTEM_CLOCK
 from koo.monitoring import shapes
+from koo.monitoring.guards import now_iso
 from koo.monitoring.overview import alerts_view, dashboard_view
 from koo.platform import LOOK_AGE_MAX_S, Platform
-from koo.web import answers, bodies, views
+from koo.web import answers, bodies
 from koo.web.routing import JsonView, described, make_router
 
 log = logging.getLogger("koo.web")
@@ -52,13 +53,13 @@ def _add_database(router: APIRouter, platform: Platform) -> None:
     async def get_database() -> Response:
         """Health, pool, breaker and errors of the database in one."""
         status = await platform.database.get_detailed_status(max_age_s=LOOK_AGE_MAX_S)
-        return JsonView(answers.DatabaseMonitoring(database_monitoring=status, timestamp=views.timestamp()))
+        return JsonView(answers.DatabaseMonitoring(database_monitoring=status, timestamp=now_iso()))
 
     @router.get("/database/pool-metrics", summary="Connection pool", **described(answers.PoolMetrics))
     async def get_pool_metrics() -> Response:
         """What the pool is doing. Asks no connection of it."""
         metrics = platform.database.get_pool_metrics()
-        return JsonView(answers.PoolMetrics(pool_metrics=metrics, timestamp=views.timestamp()))
+        return JsonView(answers.PoolMetrics(pool_metrics=metrics, timestamp=now_iso()))
 
     @router.post(
         "/database/health-check", summary="Check the database now", **described(answers.DatabaseCheck)
@@ -69,9 +70,7 @@ def _add_database(router: APIRouter, platform: Platform) -> None:
         result = await platform.database.health_check()
         status = await platform.database.get_detailed_status(max_age_s=LOOK_AGE_MAX_S)
         return JsonView(
-            answers.DatabaseCheck(
-                health_check_result=result, detailed_status=status, timestamp=views.timestamp()
-            )
+            answers.DatabaseCheck(health_check_result=result, detailed_status=status, timestamp=now_iso())
         )
 
     @router.post(
@@ -86,9 +85,7 @@ def _add_database(router: APIRouter, platform: Platform) -> None:
         log.warning("the database's circuit breaker was reset; reason: %r", body.reason if body else None)
         message = "the database's circuit breaker is closed"
         state = platform.database.circuit_breaker_state
-        return JsonView(
-            answers.DatabaseReset(message=message, new_state=state.value, timestamp=views.timestamp())
-        )
+        return JsonView(answers.DatabaseReset(message=message, new_state=state.value, timestamp=now_iso()))
 
 
 def _add_services(router: APIRouter, platform: Platform) -> None:
@@ -96,9 +93,7 @@ def _add_services(router: APIRouter, platform: Platform) -> None:
     async def get_services() -> Response:
         """All AI services."""
         return JsonView(
-            answers.ServicesMonitoring(
-                ai_services_monitoring=platform.services_health(), timestamp=views.timestamp()
-            )
+            answers.ServicesMonitoring(ai_services_monitoring=platform.services_health(), timestamp=now_iso())
         )
 
     @router.get(
@@ -109,7 +104,5 @@ def _add_services(router: APIRouter, platform: Platform) -> None:
     async def get_service_metrics(service: str) -> Response:
         """One AI service: state, counts, limits, money."""
         return JsonView(
-            answers.ServiceMonitoring(
-                service_metrics=platform.service_health(service), timestamp=views.timestamp()
-            )
+            answers.ServiceMonitoring(service_metrics=platform.service_health(service), timestamp=now_iso())
         )

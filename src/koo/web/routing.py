@@ -118,6 +118,22 @@ def make_router(prefix: str, tag: str) -> APIRouter:
     )
 
 
+def file_router() -> APIRouter:
+    """A router for the files of a page, which are not in the description of the API."""
+    return APIRouter(include_in_schema=False, route_class=ProblemRoute)
+
+
+def add_file(
+    router: APIRouter, path: str, content: bytes, media_type: str, headers: Mapping[str, str]
+) -> None:
+    """A route that answers with one file."""
+
+    async def serve() -> Response:
+        return Response(content, media_type=media_type, headers=headers)
+
+    router.add_api_route(path, serve, methods=["GET"])
+
+
 class Described:
     """An answer's shape in the description of the API, and nowhere else: routes send what `koo.monitoring` made.
 

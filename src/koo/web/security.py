@@ -25,15 +25,14 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from koo.configuration.urls import is_loopback
 from koo.options import PlatformOptions
+from koo.web.api_docs import FILES as DOCS
 from koo.web.dashboard_routes import OPEN_PATHS as PAGE
 from koo.web.problems import http_problem, respond
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-OPEN_PATHS = (
-    frozenset({"/livez", "/readyz", "/openapi.json", "/docs", "/docs/page.js", "/docs/page.css"}) | PAGE
-)
-LOOPBACK_NAME = "localhost"
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/openapi.json", *DOCS}) | PAGE
 ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})
 
 
@@ -96,7 +95,7 @@ class Access:
         if self.hosts is None:
             return True
         name = host_name(asked.headers.get("host", ""))
-        return name is not None and (name in self.hosts or name == LOOPBACK_NAME or is_loopback(name))
+        return name is not None and (name in self.hosts or is_loopback(name))
 
     # ── who asks ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -142,14 +141,6 @@ def host_name(header: str) -> str | None:
     if not parts.hostname or parts.path or parts.query or parts.fragment or parts.username is not None:
         return None
     return parts.hostname.lower().removesuffix(".")
-
-
-def is_loopback(address: str) -> bool:
-    """An address of this machine, written as a number."""
-    try:
-        return ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 def is_local_peer(peer: str | None) -> bool:

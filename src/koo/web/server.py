@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from koo.configuration.urls import url_of
 from koo.errors import ConfigurationError
 from koo.options import PlatformOptions
 from koo.platform import Platform
@@ -95,6 +96,7 @@ def make_server(
         uvicorn.Config(
             answering_what_is_cut(app),
             http=Connection,
+            ws="none",  # "auto" would load a websocket library that is installed by chance, in its deprecated half
             lifespan="on",
             log_config=None,
             access_log=False,  # ours has an id, a time, and no query strings
@@ -185,7 +187,7 @@ def bind(host: str, port: int) -> socket.socket:
 def announce(platform: Platform, port: int, out: TextIO) -> None:
     """What to try, in words that can be copied: a query only of a service that can answer it."""
     options = platform.options
-    url, koo = url_of(options, port), _command()
+    url, koo = _shown_url(options, port), _command()
     token = " -H 'Authorization: Bearer $KOO_TOKEN'".replace("'", '"') if options.token else ""
     service, obstacle = _offered(platform)
     query = [
@@ -219,9 +221,9 @@ def _offered(platform: Platform) -> tuple[str, str]:
     return next(others, ""), local.service.obstacle if local.options.configured else ""
 
 
-def url_of(options: PlatformOptions, port: int) -> str:
+def _shown_url(options: PlatformOptions, port: int) -> str:
     """Where people reach it: KOO_URL; with the port that was given to us, where we asked for any."""
-    return f"http://{_in_url(options.host)}:{port}" if options.port == 0 else options.url.rstrip("/")
+    return url_of(options.host, port) if options.port == 0 else options.url.rstrip("/")
 
 
 def _command() -> str:
@@ -232,10 +234,6 @@ def _command() -> str:
         return "koo"
     here = Path.cwd()
     return str(script.relative_to(here)) if script.is_relative_to(here) else str(script)
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 @contextmanager

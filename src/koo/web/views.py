@@ -1,23 +1,14 @@
-"""Answers of AI services as JSON, and the time that each answer carries."""
+"""Answers of AI services as JSON."""
 
 from __future__ import annotations
 
 from koo.ai.pricing import add_up
 from koo.ai.types import Answer, Query
-from koo.clock import SYSTEM_CLOCK
 from koo.errors import ExternalServiceError
 from koo.monitoring.guards import money, now_iso
 from koo.web.answers import BatchAnswer, BatchFailure, BatchSuccess, QueryAnswer
 from koo.web.bodies import QueryBody
 from koo.web.problems import known_s, status_of
-
-
-def timestamp() -> str:
-    """Now, as all answers say it."""
-    return now_iso(SYSTEM_CLOCK)
-
-
-# ── queries ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def query_of(body: QueryBody) -> Query:
@@ -48,7 +39,7 @@ def answer_view(answer: Answer) -> QueryAnswer:
         "stop_reason": answer.stop_reason,
         "max_tokens": answer.max_tokens,
         "clamped": answer.clamped,
-        "timestamp": timestamp(),
+        "timestamp": now_iso(),
     }
 
 
@@ -80,5 +71,5 @@ def batch_view(queries: list[Query], outcomes: list[Answer | ExternalServiceErro
         "successful_queries": len(answers),
         "failed_queries": len(queries) - len(answers),
         "total_cost": money(add_up(answer.cost_usd for answer in answers)),
-        "timestamp": timestamp(),
+        "timestamp": now_iso(),
     }

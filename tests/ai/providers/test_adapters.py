@@ -288,6 +288,15 @@ def test_openrouter_says_what_it_cost_and_is_believed() -> None:
     assert complete("compatible", answer(cost_usd=-1)).cost_usd is None
 
 
+def test_a_cost_is_believed_also_in_a_stream_of_one_chunk() -> None:
+    chunk = (
+        b'data: {"id":"1","choices":[{"delta":{"content":"As"},"finish_reason":"stop"}],'
+        b'"usage":{"prompt_tokens":3,"completion_tokens":1,"cost":0.5}}\n\n'
+    )
+    pieces, fault = pieces_of("compatible", raw(chunk, content_type="text/event-stream"))
+    assert fault is None and [piece.cost_usd for piece in pieces] == [Decimal("0.5"), None]
+
+
 TWO_TEXTS = b'{"type":"text","text":"a"},{"type":"text","text":"b"}'
 OPENAI_BODY = b'{"model":"m","status":"completed","output":[%b],"usage":null}'
 CHAT_BODY = b'{"choices":[{"message":{"content":%b},"finish_reason":"stop"}]}'

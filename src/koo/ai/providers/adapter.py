@@ -31,8 +31,6 @@ class Adapter:
     its `vendor`, and overrides `address` and `headers` where its vendor differs.
     """
 
-    __slots__ = ("_wire",)
-
     vendor: ClassVar[Vendor]
 
     def __init__(

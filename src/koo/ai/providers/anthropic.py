@@ -14,14 +14,21 @@ from collections.abc import AsyncGenerator, Mapping
 import msgspec
 
 from koo.ai.providers.adapter import Adapter, Vendor
-from koo.ai.providers.base import Completion, CompletionChunk, Pace, Request
-from koo.ai.providers.faults import FaultTable, ParsedError, Row, until_next_month, until_stated
+from koo.ai.providers.base import Completion, CompletionChunk, Request
+from koo.ai.providers.faults import (
+    FORBIDDEN_ON_THE_WAY,
+    FaultTable,
+    ParsedError,
+    Row,
+    until_next_month,
+    until_stated,
+)
 from koo.ai.providers.headers import anthropic_pace
-from koo.ai.providers.streaming import read_stream
+from koo.ai.providers.streaming import Reader, read_stream
 from koo.ai.providers.transport import UNREADABLE, Wire, estimate_usage, name_of
 from koo.ai.providers.usage import Count, count_of
 from koo.ai.types import Usage
-from koo.errors import ExternalServiceError, Kind
+from koo.errors import Kind
 from koo.http import ServerSentEvent
 
 BASE_URL = "https://api.anthropic.com"
@@ -69,13 +76,7 @@ FAULTS = FaultTable(
         Row(Kind.TIMEOUT, "timeout_error"),
         Row(Kind.OVERLOADED, "overloaded_error"),
         Row(Kind.SERVER_ERROR, "api_error"),
-        # A page of something on the way that forbids is no word of Anthropic about the key.
-        Row(
-            Kind.INVALID_REQUEST,
-            status=403,
-            shaped=False,
-            sentence="something on the way forbids the request",
-        ),
+        FORBIDDEN_ON_THE_WAY,
     ),
 )
 
@@ -203,8 +204,6 @@ def _parameter(message: str | None) -> str | None:
 class AnthropicProvider(Adapter):
     """A service that speaks Anthropic's Messages API. `base_url` is the address without `/v1`."""
 
-    __slots__ = ()
-
     vendor = Vendor(FAULTS, read_error, BASE_URL)
 
     @staticmethod
@@ -233,29 +232,19 @@ class AnthropicProvider(Adapter):
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
-        body = encode(request, stream=True)
-        return read_stream(self._wire, "/v1/messages", body, lambda headers: _Reader(self._wire, headers))
+        return read_stream(self._wire, "/v1/messages", encode(request, stream=True), request, _Reader)
 
     async def check(self) -> None:
         """Ask for one model's name, which is never billed. Raises `ExternalServiceError`."""
         await self._wire.request("GET", "/v1/models?limit=1")
 
 
-class _Reader:
-    """Events of one stream → pieces."""
-
-    __slots__ = ("_begun", "_headers", "_pace", "_stop_reason", "_usage", "_wire")
-
-    def __init__(self, wire: Wire, headers: Mapping[str, str]) -> None:
-        self._wire = wire
-        self._headers = headers
-        self._pace: tuple[Pace, ...] = anthropic_pace(headers, wire.wall())
+class _Reader(Reader):
+    def __init__(self, wire: Wire, headers: Mapping[str, str], request: Request) -> None:
+        super().__init__(wire, headers, request)
         self._usage: _Usage | None = None
-        self._stop_reason: str | None = None
-        self._begun = False
 
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
-        """A piece, or None for what says nothing. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
         match name_of(event):
             case "content_block_delta":
                 return _piece(_content_delta.decode(event.data).delta)
@@ -266,7 +255,7 @@ class _Reader:
             case "message_stop":
                 return CompletionChunk(final=True, stop_reason=self._stop_reason)
             case "error":
-                raise self._error(event.data)
+                raise self._error(read_error(200, self._headers, event.data))
             case _:  # Pings, and what Anthropic may add: no content.
                 return None
 
@@ -286,7 +275,7 @@ class _Reader:
             input_counted=True,
             output_counted=False,
             request_id=request_id,
-            pace=self._pace,
+            pace=anthropic_pace(self._headers, self._wire.wall()),
         )
 
     def _change(self, change: _MessageDelta) -> CompletionChunk:
@@ -294,10 +283,6 @@ class _Reader:
         usage = usage_of(change.usage, self._usage) if change.usage else None
         counted = change.usage is not None and change.usage.output_tokens is not None
         return CompletionChunk(usage=usage, output_counted=counted, stop_reason=self._stop_reason)
-
-    def _error(self, data: bytes) -> ExternalServiceError:
-        # As the very first event it stands for a refusal, which nobody bills; later the prompt has been read.
-        return self._wire.error(read_error(200, self._headers, data), billable=self._begun)
 
 
 def encode(request: Request, *, stream: bool = False) -> bytes:

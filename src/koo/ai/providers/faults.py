@@ -131,6 +131,12 @@ def _several(one_or_more: object) -> frozenset[object]:
     return frozenset(one_or_more) if isinstance(one_or_more, tuple) else frozenset((one_or_more,))
 
 
+FORBIDDEN_ON_THE_WAY = Row(
+    Kind.INVALID_REQUEST, status=403, shaped=False, sentence="something on the way forbids the request"
+)
+"""In every vendor's table: a page of a proxy or firewall that forbids is not the vendor's word about the key."""
+
+
 @dataclass(frozen=True, slots=True)
 class FaultTable:
     """A vendor's rows. `vendor` is the name for errors where no service is known."""

@@ -12,7 +12,7 @@ is a success whose stop reason says so.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from urllib.parse import quote
 
 import msgspec
@@ -20,8 +20,8 @@ import msgspec
 from koo.ai.providers.adapter import Adapter, Vendor
 from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.gemini_errors import FAULTS, read_error
-from koo.ai.providers.streaming import read_stream
-from koo.ai.providers.transport import Wire, estimate_usage
+from koo.ai.providers.streaming import Reader, read_stream
+from koo.ai.providers.transport import estimate_usage
 from koo.ai.providers.usage import Count, count_of
 from koo.ai.types import Usage
 from koo.http import ServerSentEvent
@@ -106,8 +106,6 @@ class GeminiProvider(Adapter):
     `base_url` is the address with its `/v1` (or `/v1beta`, which knows more models); one without a version gets `/v1`.
     """
 
-    __slots__ = ()
-
     vendor = Vendor(FAULTS, read_error, BASE_URL)
 
     @staticmethod
@@ -124,12 +122,7 @@ class GeminiProvider(Adapter):
         response = await wire.request("POST", path_of(request.model, "generateContent"), encode(request))
         answer = wire.decode(response, _answer)
         if answer.candidate is None and answer.stop_reason is None:
-            parsed = read_error(response.status, response.headers, response.body)
-            raise (
-                wire.error(parsed, billable=False)
-                if parsed.shaped
-                else wire.unreadable("an answer without candidates")
-            )
+            raise wire.no_answer(response, "an answer without candidates")
         text = _text(answer.candidate, thought=False)
         usage = answer.usage_metadata
         return Completion(
@@ -143,44 +136,27 @@ class GeminiProvider(Adapter):
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
         path = path_of(request.model, "streamGenerateContent") + "?alt=sse"
-        return read_stream(
-            self._wire, path, encode(request), lambda headers: _Reader(self._wire, headers, request)
-        )
+        return read_stream(self._wire, path, encode(request), request, _Reader)
 
     async def check(self) -> None:
         """Ask for one model's name, which is never billed. Raises `ExternalServiceError`."""
         await self._wire.request("GET", "/models?pageSize=1")
 
 
-class _Reader:
-    """Chunks of one stream → pieces."""
-
-    __slots__ = ("_begun", "_headers", "_parts", "_request", "_stop_reason", "_usage", "_wire")
-
-    def __init__(self, wire: Wire, headers: Mapping[str, str], request: Request) -> None:
-        self._wire = wire
-        self._headers = headers
-        self._request = request
-        self._parts: list[str] = []
-        self._begun = False
-        self._stop_reason: str | None = None
-        self._usage: _Usage | None = None
-
+class _Reader(Reader):
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
-        """A piece, or None for what says nothing. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
         chunk = _answer.decode(event.data)
         if bytes(chunk.error) not in (b"", b"null"):
-            # As the very first thing it stands for a refusal, which nobody bills.
-            error = self._wire.error(read_error(200, self._headers, event.data), billable=self._begun)
+            error = self._error(read_error(200, self._headers, event.data))
             if chunk.usage_metadata is None:
                 raise error
             return CompletionChunk(usage=usage_of(chunk.usage_metadata), error=error)
         self._stop_reason = chunk.stop_reason or self._stop_reason
         usage = chunk.usage_metadata
-        self._usage = usage or self._usage
+        self._usage_told = self._usage_told or usage is not None
         text, thought = _text(chunk.candidate, thought=False), _text(chunk.candidate, thought=True)
         if text or thought:
-            self._parts.append(text or thought)
+            self._texts.append(text or thought)
         first, self._begun = not self._begun, True
         return CompletionChunk(
             text=text or thought,
@@ -194,10 +170,7 @@ class _Reader:
 
     def finish(self) -> CompletionChunk | None:
         """Whole if Google said why it stopped: some models say so in each chunk, so that none is the last by itself."""
-        if self._stop_reason is None:
-            return None
-        usage = None if self._usage else estimate_usage(self._request, "".join(self._parts))
-        return CompletionChunk(final=True, usage=usage, stop_reason=self._stop_reason)
+        return self._final() if self._stop_reason is not None else None
 
 
 def path_of(model: str, method: str) -> str:

@@ -14,15 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime, time, timedelta, timezone, tzinfo
-from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import msgspec
-
-from koo.ai.providers.faults import FaultTable, ParsedError, Row
+from koo.ai.providers.faults import FORBIDDEN_ON_THE_WAY, FaultTable, ParsedError, Row
 from koo.ai.providers.headers import duration_s, sensible
 from koo.ai.providers.openai_errors import CONTEXT_WORDS
-from koo.ai.providers.transport import UNREADABLE
+from koo.ai.providers.transport import document_of
 from koo.errors import Kind
 
 PACIFIC = "America/Los_Angeles"
@@ -85,30 +82,19 @@ FAULTS = FaultTable(
         Row(Kind.SERVER_ERROR, ("INTERNAL", "UNKNOWN", "DATA_LOSS")),
         Row(Kind.OVERLOADED, "UNAVAILABLE"),
         Row(Kind.TIMEOUT, "DEADLINE_EXCEEDED"),
-        # A page of something on the way that forbids is no word of Google about the key.
-        Row(
-            Kind.INVALID_REQUEST,
-            status=403,
-            shaped=False,
-            sentence="something on the way forbids the request",
-        ),
+        FORBIDDEN_ON_THE_WAY,
     ),
 )
 
 
 # ── reading them ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-_document: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 _RETRY_IN = re.compile(r"\bretry in (\d+(?:\.\d+)?(?:ms|s|m|h))\b", re.IGNORECASE)
 
 
 def read_error(status: int, headers: Mapping[str, str], body: bytes) -> ParsedError:
     """What an error's body says; a page of something on the way says nothing."""
-    try:
-        document = _document.decode(body)
-    except UNREADABLE:
-        return ParsedError(status=status, headers=headers)
-    return parse_error(status, headers, document)
+    return parse_error(status, headers, document_of(body))
 
 
 def parse_error(status: int, headers: Mapping[str, str], document: object) -> ParsedError:

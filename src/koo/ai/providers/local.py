@@ -338,8 +338,6 @@ class Session:
 class Chat(OpenAICompatibleProvider):
     """Chat completions with the words that only llama.cpp knows."""
 
-    __slots__ = ("_provider",)
-
     def __init__(self, provider: LocalProvider, http: HttpClient, key: str) -> None:
         super().__init__(provider.service, http, base_url="http://local", api_key=key)
         self._provider = provider

@@ -9,11 +9,8 @@ Usage: `input_tokens` includes what came from and went to the cache; reasoning i
 
 from __future__ import annotations
 
-import msgspec
-
 from koo.ai.providers.adapter import Vendor
-from koo.ai.providers.base import Request
-from koo.ai.providers.faults import FaultTable, Row
+from koo.ai.providers.faults import FORBIDDEN_ON_THE_WAY, FaultTable, Row
 from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
 from koo.ai.providers.responses import ResponsesAdapter
 from koo.ai.providers.transport import Wire
@@ -54,47 +51,19 @@ FAULTS = FaultTable(
         Row(Kind.CONTEXT_LENGTH, INVALID, (200, 400), says=CONTEXT_WORDS),
         # The type alone decides only where no status says more: a 401 and a 404 have it too.
         Row(Kind.INVALID_REQUEST, INVALID, (200, 400)),
-        # A page of something on the way that forbids is no word of OpenAI about the key.
-        Row(Kind.INVALID_REQUEST, status=403, shaped=False, sentence="something on the way forbids the request"),
+        FORBIDDEN_ON_THE_WAY,
     ),
 )  # fmt: skip
 
 
-class _Body(msgspec.Struct, omit_defaults=True):
-    model: str
-    input: str
-    max_output_tokens: int
-    store: bool  # Without a default, so that false is sent.
-    instructions: str | None = None
-    temperature: float | None = None
-    stream: bool = False
-
-
-_encode = msgspec.json.Encoder().encode
-
-
 class OpenAIProvider(ResponsesAdapter):
     """A service that speaks OpenAI's Responses API. `base_url` is the address with its `/v1`."""
-
-    __slots__ = ()
 
     vendor = Vendor(FAULTS, read_error, BASE_URL)
 
     async def check(self) -> None:
         """Ask for the list of models, which is never billed. Raises `ExternalServiceError`."""
         await check_models(self._wire)
-
-    def encode(self, request: Request, *, stream: bool) -> bytes:
-        body = _Body(
-            model=request.model,
-            input=request.prompt,
-            max_output_tokens=request.max_tokens,
-            store=False,
-            instructions=request.system,
-            temperature=request.temperature,
-            stream=stream,
-        )
-        return _encode(body)
 
 
 async def check_models(wire: Wire, path: str = "/models") -> None:

@@ -7,7 +7,7 @@ answer and every chunk, because many send it with a 200. OpenRouter says what a 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from decimal import Decimal
 from urllib.parse import urlsplit
 
@@ -20,8 +20,8 @@ from koo.ai.providers.headers import openai_pace
 from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 from koo.ai.providers.openai import check_models
 from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
-from koo.ai.providers.streaming import read_stream
-from koo.ai.providers.transport import Wire, estimate_usage
+from koo.ai.providers.streaming import Reader, read_stream
+from koo.ai.providers.transport import estimate_usage
 from koo.ai.providers.usage import Count, usage_from
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError, Kind
@@ -168,8 +168,6 @@ class OpenAICompatibleProvider(Adapter):
     `base_url` is the address with its `/v1`; one without any path gets it.
     """
 
-    __slots__ = ()
-
     vendor = Vendor(FAULTS, read_error)
 
     @staticmethod
@@ -182,12 +180,7 @@ class OpenAICompatibleProvider(Adapter):
         response = await wire.request("POST", "/chat/completions", self._encode(request))
         answer = wire.decode(response, _answer)
         if not answer.choices:
-            parsed = read_error(response.status, response.headers, response.body)
-            raise (
-                wire.error(parsed, billable=False)
-                if parsed.shaped
-                else wire.unreadable("an answer without choices")
-            )
+            raise wire.no_answer(response, "an answer without choices")
         choice, usage = answer.choices[0], answer.usage
         if _is_something(choice.error):
             parsed = read_error(200, response.headers, b'{"error":%b}' % bytes(choice.error))
@@ -208,9 +201,7 @@ class OpenAICompatibleProvider(Adapter):
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
         body = self._encode(request, stream=True)
-        return read_stream(
-            self._wire, "/chat/completions", body, lambda headers: _Reader(self._wire, headers, request)
-        )
+        return read_stream(self._wire, "/chat/completions", body, request, _Reader)
 
     async def check(self) -> None:
         """Ask for the list of models, which is never billed. Raises `ExternalServiceError`.
@@ -244,33 +235,20 @@ class OpenAICompatibleProvider(Adapter):
         )
 
 
-class _Reader:
-    """Chunks of one stream → pieces."""
-
-    __slots__ = ("_begun", "_headers", "_parts", "_request", "_stop_reason", "_usage_told", "_wire")
-
-    def __init__(self, wire: Wire, headers: Mapping[str, str], request: Request) -> None:
-        self._wire = wire
-        self._headers = headers
-        self._request = request
-        self._parts: list[str] = []
-        self._begun = self._usage_told = False
-        self._stop_reason: str | None = None
-
+class _Reader(Reader):
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
-        """A piece, or None for what says nothing. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
         data = event.data
         if data.startswith(b"[DONE]"):
             return self._final()
         if event.event == "error":
-            raise self._error(data)
+            raise self._fault(data)
         chunk = _chunk.decode(data)
         choice = chunk.choices[0] if chunk.choices else None
         error = None
         if _is_something(chunk.error) or (choice is None and chunk.usage is None and chunk.id is None):
-            error = self._error(data)
+            error = self._fault(data)
         elif choice is not None and _is_something(choice.error):
-            error = self._error(b'{"error":%b}' % bytes(choice.error))
+            error = self._fault(b'{"error":%b}' % bytes(choice.error))
         if error is not None:
             return self._failed(error, chunk)
         return self._piece(chunk, choice)
@@ -285,30 +263,20 @@ class _Reader:
         if choice is not None and choice.finish_reason:
             self._stop_reason = choice.finish_reason
         if text or thought:
-            self._parts.append(text or thought)
-        if not self._begun:
-            return self._first(chunk, text, thought)
+            self._texts.append(text or thought)
+        first, self._begun = not self._begun, True
         usage = self._usage(chunk)
-        if not text and not thought and usage is None:
+        if not (first or text or thought or usage):
             return None
         return CompletionChunk(
             text=text or thought,
             reasoning=not text and bool(thought),
+            model=chunk.model if first else None,
             usage=usage,
             input_counted=_counts_prompt(chunk),
+            request_id=(self._headers.get("x-request-id") or chunk.id) if first else None,
             cost_usd=_cost(chunk.usage),
-        )
-
-    def _first(self, chunk: _Chunk, text: str, thought: str) -> CompletionChunk:
-        self._begun = True
-        return CompletionChunk(
-            text=text or thought,
-            reasoning=not text and bool(thought),
-            model=chunk.model,
-            usage=self._usage(chunk),
-            input_counted=_counts_prompt(chunk),
-            request_id=self._headers.get("x-request-id") or chunk.id,
-            pace=openai_pace(self._headers),
+            pace=openai_pace(self._headers) if first else (),
         )
 
     def _failed(self, error: ExternalServiceError, chunk: _Chunk) -> CompletionChunk:
@@ -323,20 +291,15 @@ class _Reader:
         self._usage_told = True
         return usage_of(chunk.usage)
 
-    def _final(self) -> CompletionChunk:
-        usage = None if self._usage_told else estimate_usage(self._request, "".join(self._parts))
-        return CompletionChunk(final=True, usage=usage, stop_reason=self._stop_reason)
-
-    def _error(self, data: bytes) -> ExternalServiceError:
+    def _fault(self, data: bytes) -> ExternalServiceError:
         parsed = read_error(200, self._headers, data)
         if not parsed.shaped:
             return self._wire.unreadable("an event of another form")
-        # As the very first thing it stands for a refusal, which nobody bills.
-        return self._wire.error(parsed, billable=self._begun)
+        return self._error(parsed)
 
 
 def usage_of(usage: _Usage | None) -> Usage:
-    """Tokens by class, made disjoint."""
+    """Tokens by class."""
     usage = usage or _Usage()
     details = usage.prompt_tokens_details or _PromptDetails()
     output = usage.completion_tokens_details or _OutputDetails()

@@ -14,10 +14,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-import msgspec
-
 from koo.ai.providers.faults import ParsedError
-from koo.ai.providers.transport import UNREADABLE
+from koo.ai.providers.transport import document_of
 
 CONTEXT_WORDS = (
     "exceed context limit",
@@ -34,17 +32,11 @@ CONTEXT_WORDS = (
 """Servers differ, and each by its version. All of them are looked for in refusals of a request only."""
 
 _METADATA_NAMES = ("error_type", "limit_source", "reason", "code")
-_document: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
 
 def read_error(status: int, headers: Mapping[str, str], body: bytes) -> ParsedError:
     """What an error's body says; anything that is no such body says nothing (`shaped` is False)."""
-    request_id = headers.get("x-request-id")
-    try:
-        document = _document.decode(body)
-    except UNREADABLE:
-        return ParsedError(status=status, request_id=request_id, headers=headers)
-    return parse_error(status, headers, document)
+    return parse_error(status, headers, document_of(body))
 
 
 def parse_error(status: int, headers: Mapping[str, str], document: object) -> ParsedError:

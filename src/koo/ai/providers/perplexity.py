@@ -19,10 +19,10 @@ import msgspec
 from koo.ai.pricing import SEARCHES_MAX
 from koo.ai.providers.adapter import Vendor
 from koo.ai.providers.base import Request
-from koo.ai.providers.faults import FaultTable, Row
+from koo.ai.providers.faults import FORBIDDEN_ON_THE_WAY, FaultTable, Row
 from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
-from koo.ai.providers.responses import ResponsesAdapter
+from koo.ai.providers.responses import Body, ResponsesAdapter, encode_body
 from koo.ai.providers.transport import bound_tokens
 from koo.errors import Kind
 
@@ -55,7 +55,7 @@ FAULTS = FaultTable(
             sentence="it refuses the API key, or the account has no credits left: see both at the provider",
         ),
         Row(Kind.NOT_FOUND, "chat_completions_not_available"),
-        Row(Kind.INVALID_REQUEST, status=403, shaped=False, sentence="something on the way forbids the request"),
+        FORBIDDEN_ON_THE_WAY,
         Row(Kind.PERMISSION, "forbidden"),
         Row(Kind.NOT_FOUND, ("invalid_model", "not_found")),
         Row(Kind.TOO_LARGE, "payload_too_large"),
@@ -86,20 +86,10 @@ class _Choice(msgspec.Struct):
 SEARCH, SEARCH_FIRST = _Search(), _Choice()
 
 
-class _Body(msgspec.Struct, omit_defaults=True):
-    model: str
-    input: str
-    max_output_tokens: int
-    store: bool  # These without defaults, so that they are always sent.
+class _Body(Body, kw_only=True):
     max_steps: int
     tools: list[_Search]
     tool_choice: _Choice
-    instructions: str | None = None
-    temperature: float | None = None
-    stream: bool = False
-
-
-_encode = msgspec.json.Encoder().encode
 
 
 class PerplexityProvider(ResponsesAdapter):
@@ -107,8 +97,6 @@ class PerplexityProvider(ResponsesAdapter):
 
     `base_url` is the address with its `/v1`; one without any path gets it.
     """
-
-    __slots__ = ()
 
     vendor = Vendor(FAULTS, read_error, BASE_URL)
 
@@ -137,4 +125,4 @@ class PerplexityProvider(ResponsesAdapter):
             temperature=request.temperature,
             stream=stream,
         )
-        return _encode(body)
+        return encode_body(body)

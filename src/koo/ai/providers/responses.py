@@ -7,7 +7,6 @@ Text that came in no delta stands in the final answer.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from decimal import Decimal
@@ -18,7 +17,7 @@ from koo.ai.providers.adapter import Adapter
 from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.headers import openai_pace
 from koo.ai.providers.openai_errors import parse_error, read_error
-from koo.ai.providers.streaming import read_stream
+from koo.ai.providers.streaming import Reader, read_stream
 from koo.ai.providers.transport import Wire, estimate_usage, name_of
 from koo.ai.providers.usage import Count, usage_from
 from koo.ai.types import Usage
@@ -27,6 +26,18 @@ from koo.http import ServerSentEvent
 
 PATH = "/responses"
 ANSWERED = ("completed", "incomplete")
+
+
+class Body(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """A request. What has no default is always sent, false included."""
+
+    model: str
+    input: str
+    max_output_tokens: int
+    store: bool
+    instructions: str | None = None
+    temperature: float | None = None
+    stream: bool = False
 
 
 class _InputDetails(msgspec.Struct):
@@ -120,6 +131,7 @@ class _Ended(msgspec.Struct):
     error: _Failure | None = None
 
 
+encode_body = msgspec.json.Encoder().encode
 _answer = msgspec.json.Decoder(_Answer)
 _delta = msgspec.json.Decoder(_Delta)
 _thought = msgspec.json.Decoder(_Thought)
@@ -128,13 +140,20 @@ _ended = msgspec.json.Decoder(_Ended)
 
 
 class ResponsesAdapter(Adapter):
-    """A service that speaks the Responses format; a vendor says how a request is written."""
+    """A service that speaks the Responses format; a vendor may send more in a request."""
 
-    __slots__ = ()
-
-    @abstractmethod
     def encode(self, request: Request, *, stream: bool) -> bytes:
         """The request's body."""
+        body = Body(
+            model=request.model,
+            input=request.prompt,
+            max_output_tokens=request.max_tokens,
+            store=False,
+            instructions=request.system,
+            temperature=request.temperature,
+            stream=stream,
+        )
+        return encode_body(body)
 
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
@@ -156,31 +175,19 @@ class ResponsesAdapter(Adapter):
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
-        body = self.encode(request, stream=True)
-        return read_stream(self._wire, PATH, body, lambda headers: _Reader(self._wire, headers))
+        return read_stream(self._wire, PATH, self.encode(request, stream=True), request, _Reader)
 
 
-class _Reader:
-    """Events of one stream → pieces."""
-
-    __slots__ = ("_headers", "_parts", "_wire", "_worked")
-
-    def __init__(self, wire: Wire, headers: Mapping[str, str]) -> None:
-        self._wire = wire
-        self._headers = headers
-        self._parts: list[str] = []
-        self._worked = False
-
+class _Reader(Reader):
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
-        """A piece, or None for what says nothing. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
         match name_of(event):
             case "response.output_text.delta" | "response.refusal.delta":
                 text = _delta.decode(event.data).delta
-                self._worked = True
-                self._parts.append(text)
+                self._begun = True
+                self._texts.append(text)
                 return CompletionChunk(text=text)
             case "response.reasoning_text.delta" | "response.reasoning_summary_text.delta":
-                self._worked = True
+                self._begun = True
                 return CompletionChunk(text=_delta.decode(event.data).delta, reasoning=True)
             case "response.created":
                 return self._begin(_begun.decode(event.data).response or _BegunResponse())
@@ -195,21 +202,16 @@ class _Reader:
                 return None
             case name if name.startswith("response.reasoning."):
                 # Searches are among them, and are paid for.
-                self._worked = True
+                self._begun = True
                 return CompletionChunk(text=_thought.decode(event.data).thought or "", reasoning=True)
             case _:  # Items and parts that begin and end, and what may be added: no content.
                 return None
-
-    def finish(self) -> CompletionChunk | None:
-        """A run always says how it ended: a stream without that was cut."""
-        return None
 
     def _fail(self, data: bytes) -> None:
         """Raise the error that an `error` event is, or an event without a name that holds one."""
         parsed = read_error(200, self._headers, data)
         if parsed.shaped:
-            # As the very first thing it stands for a refusal, which nobody bills.
-            raise self._wire.error(parsed, billable=self._worked)
+            raise self._error(parsed)
 
     def _begin(self, response: _BegunResponse) -> CompletionChunk:
         request_id = self._headers.get("x-request-id") or response.id
@@ -220,14 +222,14 @@ class _Reader:
         if answer is None or answer.status not in ANSWERED:
             error = ended.error or (answer.error if answer is not None else None)
             run = answer.id if answer is not None else None
-            billable = self._worked or (answer is not None and answer.usage is not None)
+            billable = self._begun or (answer is not None and answer.usage is not None)
             failure = _failure(self._wire, self._headers, error, run, billable=billable)
             if answer is None or answer.usage is None:
                 raise failure
             return CompletionChunk(
                 usage=usage_of(answer.usage), cost_usd=cost_of(answer.usage), error=failure
             )
-        text, seen = answer.text, "".join(self._parts)
+        text, seen = answer.text, "".join(self._texts)
         return CompletionChunk(
             final=True,
             text=text[len(seen) :] if text.startswith(seen) else "",

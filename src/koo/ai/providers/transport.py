@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 from unicodedata import is_normalized, normalize
 from urllib.parse import urlsplit
 
@@ -46,8 +46,6 @@ _GROWS = re.compile(
 
 class Wire:
     """One service's way out: its address, prebuilt headers, and errors in koo's words."""
-
-    __slots__ = ("_base_url", "_clock", "_headers", "_http", "_read_error", "_table", "host", "service")
 
     def __init__(
         self,
@@ -148,10 +146,23 @@ class Wire:
         try:
             return decoder.decode(response.body)
         except UNREADABLE:
-            parsed = self._read_error(response.status, response.headers, response.body)
-            if parsed.shaped:
-                raise self.error(parsed, billable=False) from None
-            raise self.unreadable(kind_of_document(response.headers, response.body)) from None
+            raise self.no_answer(response, kind_of_document(response.headers, response.body)) from None
+
+    def no_answer(self, response: HttpResponse, what: str) -> ExternalServiceError:
+        """The error inside a 200 that holds no answer; `what` it is, where it is not an error either."""
+        parsed = self._read_error(response.status, response.headers, response.body)
+        return self.error(parsed, billable=False) if parsed.shaped else self.unreadable(what)
+
+
+_document: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+
+
+def document_of(body: bytes) -> Any:
+    """A body as JSON, or None for anything else: a page of something on the way, or nothing."""
+    try:
+        return _document.decode(body)
+    except UNREADABLE:
+        return None
 
 
 class _Head(msgspec.Struct):

@@ -1,10 +1,20 @@
-"""Which drivers there are. Each is loaded when a URL names it, because importing them takes longer than koo itself."""
+"""Which drivers there are, and which one a URL names. It is loaded then: importing all takes longer than koo itself."""
 
 from __future__ import annotations
 
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
 from koo.database.drivers.base import Driver
+from koo.errors import ConfigurationError
 
 DRIVERS = ("psycopg", "asyncpg", "aiosqlite")
+DIALECTS = {
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg_async": "postgresql+psycopg",
+    "sqlite": "sqlite+aiosqlite",
+}
 
 
 def load_driver(name: str) -> Driver:
@@ -23,3 +33,23 @@ def load_driver(name: str) -> Driver:
 
             return Aiosqlite()
     raise KeyError(name)
+
+
+def read_url(text: str) -> URL:
+    """The URL with its driver named. Raises `ConfigurationError`, without repeating a password."""
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        # Not its own words: they repeat the URL, with the password.
+        raise ConfigurationError(
+            "", "DATABASE_URL cannot be read; it looks like driver://user:password@host/name"
+        ) from None
+    url = url.set(drivername=DIALECTS.get(url.drivername, url.drivername))
+    backend, _, driver = url.drivername.partition("+")
+    if backend not in ("postgresql", "sqlite") or driver not in DRIVERS:
+        raise ConfigurationError(
+            "",
+            f"DATABASE_URL begins with {url.drivername!r}; allowed are sqlite, postgresql (psycopg)"
+            " and postgresql+asyncpg",
+        )
+    return url

@@ -1,0 +1,76 @@
+"""The proofs install the bounds that pyproject.toml names, count what was run, and hold the named Pythons."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from proofs.bare import RELEASES
+from proofs.fresh import lower_bounds, oldest_of_what_koo_runs_on, pins_of_the_tools
+from proofs.running import ProofFailed, TimeLimit, read_counts
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PAGES = ROOT / "docs" / "proofs"
+CLASSIFIER = "Programming Language :: Python :: "
+
+JUNIT = """<testsuites><testsuite>
+<testcase classname="tests.a" name="test_good"/>
+<testcase classname="tests.a" name="test_wrong"><failure message="no"/></testcase>
+<testcase classname="tests.a" name="test_broken"><error message="no"/></testcase>
+<testcase classname="tests.a" name="test_left_out"><skipped message="no browser: /opt/a/b is not there"/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_the_named_pythons_are_those_that_are_tested() -> None:
+    """Those of the bare machines, and those that have a page of `make prove-python` without a failure."""
+    named = [
+        line.removeprefix(CLASSIFIER) for line in PROJECT["project"]["classifiers"] if CLASSIFIER in line
+    ]
+    proven = {
+        page.stem.removeprefix("python-")
+        for page in PAGES.glob("python-*.md")
+        if re.search(r"\b0 failed", page.read_text(encoding="utf-8"))
+    }
+    assert named[0] == "3"
+    assert set(named[1:]) <= proven | set(RELEASES.values())
+
+
+def test_a_lower_bound_is_the_version_that_is_installed() -> None:
+    bounds = lower_bounds(
+        ["sqlalchemy[asyncio]>=2.1,<3", "uvloop>=0.21; sys_platform != 'win32'", "a_b.c>=1"]
+    )
+    assert bounds == {"sqlalchemy": "2.1", "uvloop": "0.21", "a-b-c": "1"}
+    with pytest.raises(ProofFailed, match="typer"):
+        lower_bounds(["typer"])
+
+
+def test_what_koo_runs_on_has_its_bound_and_the_tests_tools_their_pin() -> None:
+    oldest = oldest_of_what_koo_runs_on(PROJECT)
+    assert {"aiohttp", "sqlalchemy", "xllamacpp", "hatchling"} <= oldest.keys()
+    tools = pins_of_the_tools(PROJECT, oldest)
+    assert {"pytest", "anthropic"} <= tools.keys()
+    assert not oldest.keys() & tools.keys()
+
+
+def test_the_counts_are_those_of_the_run_and_name_no_folder(tmp_path: Path) -> None:
+    junit = tmp_path / "tests.xml"
+    with pytest.raises(ProofFailed):
+        read_counts(junit)
+    junit.write_text(JUNIT)
+    counts = read_counts(junit)
+    assert counts.sentence() == "1 passed, 2 failed, 1 skipped"
+    assert counts.failed == ["tests.a::test_wrong", "tests.a::test_broken"]
+    assert list(counts.skipped) == ["no browser: a path is not there"]
+
+
+def test_a_proof_that_hangs_ends_at_its_limit() -> None:
+    began = time.monotonic()
+    with pytest.raises(ProofFailed, match="did not end"):
+        TimeLimit(0.2).run([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert time.monotonic() - began < 30
