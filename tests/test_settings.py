@@ -559,7 +559,7 @@ def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
         "MODEL": "m", "BASE_URL": "http://h", "API_KEY": "k", "DAILY_BUDGET": "20", "INPUT_PRICE": "1",
         "OUTPUT_PRICE": "2", "REQUESTS_PER_MINUTE": "3", "REQUESTS_PER_HOUR": "none", "REQUESTS_PER_DAY": "4",
         "TIMEOUT": "5", "ATTEMPT_TIMEOUT": "6", "FIRST_TOKEN_TIMEOUT": "7", "STALL_TIMEOUT": "8",
-        "SLOW_CALL_SECONDS": "9", "MAX_TOKENS": "10", "KIND": "anthropic",
+        "SLOW_CALL_SECONDS": "9", "MAX_TOKENS": "10", "THINKS_UNSEEN": "false", "KIND": "anthropic",
     }  # fmt: skip
     assert own.keys() == {name.upper() for name in ServiceSettings.rows}
     own["KIND"] = ""
@@ -576,7 +576,7 @@ def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
         7,
         8,
     )
-    assert (one.slow_s, one.max_tokens) == (9, 10)
+    assert (one.slow_s, one.max_tokens, one.thinks_unseen) == (9, 10, False)
     assert service(settings, "openai") == service(read(), "openai")
 
 

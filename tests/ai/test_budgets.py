@@ -124,6 +124,19 @@ def test_more_tags_than_there_may_be_share_one_budget(monkeypatch: pytest.Monkey
     in_world(test, own(tag="*"))
 
 
+def test_a_tag_that_was_refused_and_forgotten_is_no_shortage_any_more() -> None:
+    async def test(world: VirtualWorld) -> None:
+        with pytest.raises(BudgetExceeded):
+            await world.ask(tag="a")
+        assert "the budget 'team/a'" in world.budgets.view("first").shortage
+        world.budgets.forget_unused_tags()
+        assert world.budgets.view("first").shortage == "" and spent(world) == {}
+        with pytest.raises(BudgetExceeded):
+            await world.ask(tag="a")
+
+    in_world(test, own(limit="0.001", tag="*"))
+
+
 # ── who is asked instead ──────────────────────────────────────────────────────────────────────────────────────────────
 
 

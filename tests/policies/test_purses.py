@@ -246,6 +246,29 @@ def test_a_caller_that_has_left_is_not_waited_for() -> None:
     assert decided == [] and party.row("day").booked == 0
 
 
+def test_a_budget_is_forgotten_only_when_the_store_cannot_grant_it_anything_more() -> None:
+    """What was granted to a purse that is gone would be granted again to the next one of that name."""
+    party = Party(day=100)
+    purses = party.process()
+    waiter = Waiter((purses.budgets["day"],), 10, PATIENCE, lambda verdict: None)
+    purses.wait(waiter)
+    assert not purses.forget("day"), "a call waits for it"
+    beat = purses.beat(party.now)
+    purses.leave(waiter)
+    assert not purses.forget("day"), "it may be granted by the beat that is in flight"
+    purses.hear(party.store.receive(beat, party.now_ms, BEAT_MS), party.now)
+    party.turn(purses)
+    assert not purses.forget("day"), "it was granted, and went home"
+    party.turn(purses, after_ms=DAY_MS)
+    party.turn(purses)
+    assert purses.forget("day") and purses.budgets == {}
+    party.turn(purses)
+    purses.add(Budget("day", 100), party.now)
+    decided = party.ask(purses, 10)
+    party.turn(purses)
+    assert held(decided).amount == 10 and party.row("day").booked == 10
+
+
 def test_a_counted_budget_is_never_refused_and_its_spending_is_known() -> None:
     party = Party(requests=None)
     purses = party.process()

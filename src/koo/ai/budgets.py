@@ -138,6 +138,9 @@ class Budgets:
                     tags.discard(tag)
                     for known in (self._names, self._options, self._paces):
                         known.pop(name, None)
+                    self._shortages = {
+                        service: one for service, one in self._shortages.items() if one.name != name
+                    }
         if self._of_tags:
             self._sets.clear()
 

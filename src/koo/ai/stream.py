@@ -96,7 +96,9 @@ class StreamedCompletion:
         if not usage.read_tokens:
             usage = replace(usage, input_tokens=self._charge.input_tokens_max, estimated=True)
         if self._unreported:
-            usage = replace(usage, output_tokens=usage.output_tokens + self._unreported, estimated=True)
+            # A token may be each byte; but there are no more of them than were asked for.
+            written = min(usage.output_tokens + self._unreported, self._charge.request.max_tokens)
+            usage = replace(usage, output_tokens=max(written, usage.output_tokens), estimated=True)
         return usage
 
 

@@ -64,7 +64,7 @@ class Purses:
         """Know a budget no longer, if it was not used in this period; a purse that was granted something stays."""
         budget = self.budgets[name]
         purse = budget.purse
-        is_told = self.flying is not None and any(purse.key in ask.need for ask in self.flying.asks)
+        is_told = self.flying is not None and purse.key in self.flying.totals
         is_waited_for = any(budget in waiter.budgets for waiter in self.waiting)
         if purse.granted or purse.spent or purse.held or is_told or is_waited_for:
             return False
