@@ -11,6 +11,7 @@ import pytest
 from koo.ai import budgets
 from koo.errors import AllServicesFailed, BudgetExceeded, UnknownService
 from koo.options import BudgetOptions
+from koo.storage.memory import MemoryLedger
 from koo.testing.clock import run_virtual
 from tests.ai.virtual import VirtualWorld, words
 
@@ -181,6 +182,19 @@ def test_a_service_that_the_query_asks_anyway_is_asked_once_and_in_its_turn() ->
             await world.ask(fallback=("third",))
 
     in_world(test, own(limit="0.001", service="first", on_exhausted="second"))
+
+
+def test_a_budget_that_refuses_because_the_store_is_away_leads_on_too() -> None:
+    async def test(world: VirtualWorld) -> None:
+        assert isinstance(world.budgets.ledger, MemoryLedger)
+        world.budgets.ledger.exchange.trouble = "the disk is full"  # type: ignore[assignment]
+        answer = await world.ask()
+        assert (answer.service, world.first.asked) == ("second", 0)
+        with pytest.raises(AllServicesFailed) as failure:
+            await world.ask(tag="x")
+        assert str(failure.value).count("the disk is full") == 2
+
+    in_world(test, own(service="first", on_exhausted="second"), own("x", tag="x"))
 
 
 def test_two_budgets_that_lead_to_one_another_end() -> None:
