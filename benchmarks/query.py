@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.contenders import ANTHROPIC, COMPATIBLE, CONTENDERS, OPENAI, Contender
+from benchmarks.contenders import ANTHROPIC, COMPATIBLE, CONTENDERS, FLOOR, KOO, OPENAI, Contender
 from benchmarks.measure import Report
 from benchmarks.peers import APART_PYTHON, NotMeasured, is_installed, why_missing
 from koo.testing.providers import InstantServer
@@ -124,4 +124,7 @@ async def report(rounds: int = 5) -> Report:
                     found.not_measured[name] = str(ended)
                     del running[name]
     found.figures = {name: rates[name] for name in CONTENDERS if name in running}
+    for kind in VENDORS:
+        koo, floor = (rates[f"{who}: {kind}, calls a second"] for who in (KOO, FLOOR))
+        found.figures[f"koo / aiohttp and msgspec, {kind}"] = [a / b for a, b in zip(koo, floor, strict=True)]
     return found

@@ -15,7 +15,8 @@ from koo.deadlines import Deadlines
 from koo.errors import BudgetExceeded, Kind
 from koo.policies.treasury import Answer as BeatAnswer
 from koo.policies.treasury import Beat
-from koo.storage.ledger import Ledger, MemoryExchange
+from koo.storage.exchanges import MemoryExchange
+from koo.storage.ledger import Ledger
 from koo.storage.memory import MemoryLedger
 from koo.storage.postings import Posting
 from koo.testing.clock import VirtualClock, run_virtual

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from koo.storage.ledger import MemoryExchange
+from koo.storage.exchanges import MemoryExchange
 from koo.storage.store import SqlStore
 from koo.testing.postgres import Driver, PostgresServer
 from tests.storage.support import BEAT_S, PATIENCE_S, Place

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from koo.clock import SYSTEM_CLOCK, Clock
-from koo.storage.ledger import Ledger, MemoryExchange
+from koo.storage.exchanges import MemoryExchange
+from koo.storage.ledger import Ledger
 
 
 class MemoryLedger(Ledger):

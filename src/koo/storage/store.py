@@ -15,8 +15,9 @@ from koo.clock import SYSTEM_CLOCK, Clock
 from koo.storage.base import StoreUnavailable
 from koo.storage.entries import Entries
 from koo.storage.episodes import SqlEpisodes
+from koo.storage.exchanges import SqlExchange
 from koo.storage.executor import Executor
-from koo.storage.ledger import Ledger, SqlExchange
+from koo.storage.ledger import Ledger
 from koo.storage.past import Past
 from koo.storage.signals import SqlSignals
 from koo.storage.unsettled import SqlUnsettled
