@@ -167,8 +167,8 @@ def test_the_money_of_a_query_with_room_in_its_purse(tmp_path: Path) -> None:
             )  # fmt: skip
             state_url = f"sqlite:///{tmp_path}/state.db"
             platform = Platform(PlatformOptions(home=tmp_path, state_url=state_url, services=(service,)))
-            query = Query(service="openai", prompt="What is the capital of France?", max_tokens=5)
-            fake.script(gate := Gate(), *[answer(input_tokens=12, output_tokens=5) for _ in range(60)])
+            query = Query(service="openai", prompt="What is the capital of France?", max_tokens=16)
+            fake.script(gate := Gate(), *[answer(input_tokens=12, output_tokens=16) for _ in range(60)])
             async with platform:
                 # A call that runs keeps the purse here: with the end of the last one it goes home.
                 running = asyncio.ensure_future(platform.query(query))
