@@ -138,6 +138,7 @@ def test_an_operators_budgets_are_in_the_overview_and_a_small_one_makes_the_serv
     budgets = (
         BudgetOptions(name="month", limit_usd=Decimal(5), period="month"),
         BudgetOptions(name="each", limit_usd=Decimal("0.0011"), tag="*"),
+        BudgetOptions(name="small", limit_usd=Decimal("0.0012")),
     )
 
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
@@ -145,7 +146,7 @@ def test_an_operators_budgets_are_in_the_overview_and_a_small_one_makes_the_serv
         await client.get(SPEND)
         overview = (await client.get("/api/v1/ai/services/health")).body
         check_exactly(overview, shapes.ServicesHealth)
-        month, each = overview["budgets"]
+        month, each, _ = overview["budgets"]
         assert (month["title"], month["period"], month["limit"]) == ("month", "month", "5")
         assert (each["title"], each["name"], each["tag"]) == ("each/night", "each", "night")
         assert Decimal(month["spent"]) == Decimal(each["spent"]) == fake.billed_usd
@@ -160,7 +161,11 @@ def test_an_operators_budgets_are_in_the_overview_and_a_small_one_makes_the_serv
             and "the budget 'each/night' of $0.0011 does not cover this call" in reply.text
         )
         view = (await client.get("/api/v1/ai/services/claude/health")).body
-        assert view["state"] == "rate_limited" and "the budget 'each/night' of $0.0011" in view["reason"]
+        assert view["state"] == "healthy", "others can ask it"
+        reply = await client.post("/api/v1/ai/query", json={"service": "claude", "prompt": "Say hello."})
+        assert reply.status == 429
+        view = (await client.get("/api/v1/ai/services/claude/health")).body
+        assert view["state"] == "rate_limited" and "the budget 'small' of $0.0012" in view["reason"]
 
     with_server(tmp_path, work, budgets=budgets)
 

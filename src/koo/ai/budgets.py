@@ -138,9 +138,6 @@ class Budgets:
                     tags.discard(tag)
                     for known in (self._names, self._options, self._paces):
                         known.pop(name, None)
-                    self._shortages = {
-                        service: one for service, one in self._shortages.items() if one.name != name
-                    }
         if self._of_tags:
             self._sets.clear()
 
@@ -273,7 +270,9 @@ class Budgets:
         standing, resets_at = self.ledger.standing(name), self.ledger.view(name).resets_at
         is_recalled = why is Refusal.NOT_MET and standing.idle > 0
         retry_after_s = RECALL_RETRY_S if is_recalled else max(0.0, resets_at - now_s)
-        self._shortages[service] = Shortage(name, self._names[name].purse.key.period, amount)
+        if name not in self._options or self._options[name].tag is None:
+            # A tag that has used up its own budget says nothing about the service, which all others can ask.
+            self._shortages[service] = Shortage(name, self._names[name].purse.key.period, amount)
         return BudgetExceeded(service, _sentence(_titled(name, standing), standing, amount), retry_after_s)
 
 
