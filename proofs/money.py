@@ -53,7 +53,7 @@ class Provider(FakeCompatible):
             key=None, models=("m",), input_price=INPUT_PRICE, output_price=OUTPUT_PRICE, latency_s=0.02
         )
 
-    @property  # type: ignore[override]
+    @property
     def default(self) -> Step:
         """The next answer."""
         rng = self._rng
