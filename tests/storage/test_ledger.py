@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Callable, Coroutine
 from decimal import Decimal
 from typing import Any
@@ -324,15 +325,22 @@ def test_who_comes_later_does_not_take_the_room_of_those_who_wait(place: Place) 
     with_store(place, test)
 
 
-def test_a_caller_waits_no_longer_than_its_deadline_and_then_holds_nothing(place: Place) -> None:
-    async def test(store: Store, clock: SetClock) -> None:
+def test_a_caller_waits_no_longer_than_its_deadline_and_then_holds_nothing(shared: Place) -> None:
+    async def main() -> None:
+        store = shared.sql_store(shared.clock())
+        await store.open()
+        gate = threading.Event()
+        hanging = asyncio.create_task(store.executor.run(lambda tx: gate.wait()))
+        await asyncio.sleep(0)
+        with pytest.raises(TimeoutError):
+            await hold(store, "0.05", within_s=0.01)
+        gate.set()
+        await hanging
         await store.ledger.look()
-        async with store.ledger._one_at_a_time:  # A beat that is under way, and not answered.
-            with pytest.raises(TimeoutError):
-                await hold(store, "0.05", within_s=0.01)
         assert await numbers(store) == usd("0")
+        await store.close()
 
-    with_store(place, test)
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("cancel_after", range(6))
@@ -467,7 +475,7 @@ def test_a_process_that_no_longer_tells_leaves_what_it_held_unsettled(shared: Pl
         await dead.ledger.beat()
         await alive.ledger.look()
         view = alive.ledger.view(CLAUDE)
-        assert (view.spent_usd, view.held_usd, view.unsettled_usd) == (*usd("0.10", "0.30"), 0)
+        assert (view.spent_usd, view.held_usd, view.unsettled_usd) == (*usd("0.10", "0.30"), Decimal(0))
         shared.sql(f"UPDATE koo_processes SET seen_ms = seen_ms - {LIVES_MS + 1000}")
         await alive.ledger.look()
         view = alive.ledger.view(CLAUDE)

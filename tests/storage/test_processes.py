@@ -9,6 +9,7 @@ import sys
 import threading
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,7 +109,7 @@ def test_a_hold_stays_booked_when_the_process_is_killed(shared: Place) -> None:
     lines(victim, "held")
     kill(victim)
     assert shared.booked() == (pico("0.40"), 0)
-    assert asyncio.run(look(shared)) == (0, 0, Decimal("0.40"))
+    assert asyncio.run(look(shared)) == (*usd("0"), Decimal("0.40"))
 
 
 @pytest.mark.slow
@@ -291,7 +292,8 @@ def test_a_loop_that_was_closed_in_the_middle_of_a_beat_leaves_nothing_to_wait_f
     loop.close()
     gate.set()
     settle(store, given, "0.02")
-    for task in (blocking, waiting):
+    left: list[asyncio.Task[Any]] = [blocking, waiting]
+    for task in left:
         task._log_destroy_pending = False  # type: ignore[attr-defined]
 
     async def go_on() -> None:
