@@ -86,7 +86,7 @@ class Departure:
 
 
 departure: ContextVar[Departure | None] = ContextVar("departure", default=None)
-"""Where the next request of this task is noted."""
+"""Where the requests of this task are noted, until it is set anew."""
 
 
 class ServerSentEvent(NamedTuple):

@@ -55,8 +55,10 @@ Ask = Callable[[AIService, QueryCharge], Awaitable[T]]
 """One attempt at a service: until the whole answer is there, or the first content of a streamed one."""
 
 
-async def _ask_whole(one: AIService, charge: QueryCharge) -> Completion:
-    return await one.provider.complete(charge.request)
+def ask_whole(one: AIService, charge: QueryCharge) -> Awaitable[Completion]:
+    """Ask, and wait for the whole answer."""
+    departure.set(charge.departure)
+    return one.provider.complete(charge.request)
 
 
 class Gateway:
@@ -86,7 +88,7 @@ class Gateway:
         Raises `UnknownService` or `InvalidRequest` before anything is sent, the one service's own
         `ExternalServiceError`, or `AllServicesFailed` where there was a choice.
         """
-        begun = await self._begin(query, _ask_whole)
+        begun = await self._begin(query, ask_whole)
         completion = begun.scope.value
         answer = begun.end(completion)
         begun.service.service.learn_pace(completion.pace)
@@ -138,7 +140,7 @@ class Gateway:
                 charge = self._prepare(one, asked)
                 guard, paid = one.service.guard(charge.model), None if charge.price.free else charge
                 scope = await guard.begin(
-                    self._depart, ask, one, charge, charge=paid, on_limit=query.on_limit, timeout_s=left_s
+                    ask, one, charge, charge=paid, on_limit=query.on_limit, timeout_s=left_s
                 )
             except ExternalServiceError as error:
                 services[place:place] = self._instead(error, services)
@@ -148,15 +150,6 @@ class Gateway:
             else:
                 return Begun(one, guard, charge, scope, began_at)
         raise AllServicesFailed("no service could answer", failures)
-
-    @staticmethod
-    async def _depart(ask: Ask[T], one: AIService, charge: QueryCharge) -> T:
-        """One attempt, whose request is noted for its charge: it may be cancelled before it is sent."""
-        token = departure.set(charge.departure)
-        try:
-            return await ask(one, charge)
-        finally:
-            departure.reset(token)
 
     # ── before anything is sent ───────────────────────────────────────────────────────────────────────────────
 

@@ -192,6 +192,8 @@ class QueryCharge(ServiceCharge):
         return usage
 
     def _estimate_usd(self, usage: Usage) -> Decimal:
+        if self.price.free:
+            return NOTHING
         held_usd = self.bound_usd() if self._hold is None else from_pico(self._hold.amount)
         return held_usd if self._thinks_unseen else min(held_usd, self.price.cost_usd(usage))
 

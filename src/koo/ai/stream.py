@@ -22,6 +22,7 @@ from koo.ai.service import AIService
 from koo.ai.types import Answer, Chunk, Usage
 from koo.deadlines import Alarm, Deadlines
 from koo.errors import ExternalServiceError, Kind, ServiceTimeout, StreamTruncated
+from koo.http import departure
 from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, Fault
 
 
@@ -223,6 +224,7 @@ def _judge(
 
 async def open_stream(one: AIService, charge: QueryCharge) -> StreamedCompletion:
     """Ask, and wait for the first content; on any error the connection is closed."""
+    departure.set(charge.departure)
     streamed = StreamedCompletion(one.provider.stream(charge.request), charge)
     first_by = one.service.clock.monotonic() + one.options.first_token_timeout_s
     alarm = Alarm(one.service.deadlines, first_by)
