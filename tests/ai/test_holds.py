@@ -161,6 +161,26 @@ def test_clamp_makes_room_beside_what_other_calls_hold() -> None:
     run_virtual(main)
 
 
+def test_a_call_that_others_leave_no_room_is_told_to_come_again_soon() -> None:
+    """What they hold is their worst case, and most of it comes back when they end."""
+
+    async def main() -> None:
+        world = VirtualWorld(daily_budget_usd=Decimal("0.01"))
+        world.first.chunks = words("a", "b", pause_s=1)
+        chunks = world.stream(max_tokens=400)
+        await anext(chunks)
+        with pytest.raises(BudgetExceeded) as caught:
+            await world.ask(max_tokens=400)
+        assert caught.value.retry_after_s == 2.0
+        await chunks.aclose()
+        assert str(await world.ask(max_tokens=100)) == "ok"
+        with pytest.raises(BudgetExceeded) as caught:
+            await world.ask(max_tokens=640)
+        assert caught.value.retry_after_s is not None and caught.value.retry_after_s > 60
+
+    run_virtual(main)
+
+
 def test_where_not_even_one_token_fits_a_clamped_query_is_refused() -> None:
     async def main() -> None:
         world = VirtualWorld(daily_budget_usd=Decimal("0.0001"))

@@ -203,6 +203,21 @@ def test_a_question_is_answered_with_its_cost(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
+def test_a_clamped_question_says_so(tmp_path: Path) -> None:
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        asked = {"service": "claude", "prompt": "Say hello.", "max_tokens": 4000, "max_cost_usd": 0.002}
+        refused = await client.post("/api/v1/ai/query", json=asked)
+        assert refused.status == 429 and "max_cost_usd" in refused.body["detail"]
+        reply = await client.post("/api/v1/ai/query", json={**asked, "clamp": True})
+        assert reply.status == 200 and reply.body["clamped"] is True
+        assert 1 <= reply.body["max_tokens"] < 4000
+        assert fake.queries[-1].body["max_tokens"] == reply.body["max_tokens"]
+        batch = await client.post("/api/v1/ai/batch-query", json={"queries": [{**asked, "clamp": True}]})
+        assert batch.body["results"][0]["clamped"] is True
+
+    with_server(tmp_path, work)
+
+
 def test_several_questions_have_a_result_each_in_their_order(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         queries = [

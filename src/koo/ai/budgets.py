@@ -155,11 +155,8 @@ class Budgets:
 
         In pico-dollars; None: none of them has a limit.
         """
-        standings = [self.ledger.standing(budget.name) for budget in budgets]
-        rooms = [
-            one.limit - one.spent - one.held - one.unsettled for one in standings if one.limit is not None
-        ]
-        return min(rooms, default=None)
+        lefts = [_left(self.ledger.standing(budget.name)) for budget in budgets]
+        return min((left for left in lefts if left is not None), default=None)
 
     def keep_count(self, service: Service) -> None:
         """Have the day's requests of a service counted in the store, and learn what others have counted."""
@@ -268,8 +265,10 @@ class Budgets:
             return ServiceRefused(service, reason, AWAY_RETRY_S, kind=Kind.CIRCUIT_OPEN)
         name = short or next(b.name for b in budgets if b.limit is not None)
         standing, resets_at = self.ledger.standing(name), self.ledger.view(name).resets_at
-        is_recalled = why is Refusal.NOT_MET and standing.idle > 0
-        retry_after_s = RECALL_RETRY_S if is_recalled else max(0.0, resets_at - now_s)
+        # What is recalled comes home in two beats; and calls that run seldom cost what they hold.
+        fits_soon = standing.limit is None or amount <= standing.limit - standing.spent - standing.unsettled
+        is_soon = why is Refusal.NOT_MET and (standing.idle > 0 or fits_soon)
+        retry_after_s = RECALL_RETRY_S if is_soon else max(0.0, resets_at - now_s)
         if name not in self._options or self._options[name].tag is None:
             # A tag that has used up its own budget says nothing about the service, which all others can ask.
             self._shortages[service] = Shortage(name, self._names[name].purse.key.period, amount)
