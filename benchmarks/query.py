@@ -125,6 +125,9 @@ async def report(rounds: int = 5) -> Report:
                     del running[name]
     found.figures = {name: rates[name] for name in CONTENDERS if name in running}
     for kind in VENDORS:
-        koo, floor = (rates[f"{who}: {kind}, calls a second"] for who in (KOO, FLOOR))
-        found.figures[f"koo / aiohttp and msgspec, {kind}"] = [a / b for a, b in zip(koo, floor, strict=True)]
+        koo, floor = (found.figures.get(f"{who}: {kind}, calls a second") for who in (KOO, FLOOR))
+        if koo and floor:
+            found.figures[f"koo / aiohttp and msgspec, {kind}"] = [
+                one / other for one, other in zip(koo, floor, strict=True)
+            ]
     return found

@@ -60,11 +60,19 @@ class Ids:
 
 def book(tx: Transaction, postings: Sequence[Posting], process: str) -> None:
     """Write entries, in a transaction."""
-    if postings:
-        tx.run(BOOK, as_rows(_columns(posting, process) for posting in postings))
+    if not postings:
+        return
+    # All calls for one model share their prices: to write them out for each would take half of the time.
+    prices = {
+        id(unit_prices): unit_prices for unit_prices in (posting.bill.unit_prices for posting in postings)
+    }
+    texts = {one: json.dumps(unit_prices, default=str) for one, unit_prices in prices.items()}
+    tx.run(
+        BOOK, as_rows(_columns(posting, process, texts[id(posting.bill.unit_prices)]) for posting in postings)
+    )
 
 
-def _columns(posting: Posting, process: str) -> Sequence[str | int | None]:
+def _columns(posting: Posting, process: str, unit_prices: str) -> Sequence[str | int | None]:
     """As in `COLUMNS`."""
     bill = posting.bill
     return (
@@ -72,11 +80,13 @@ def _columns(posting: Posting, process: str) -> Sequence[str | int | None]:
         posting.service,
         _cut(bill.model),
         _cut(bill.source),
-        json.dumps(bill.unit_prices, default=str),
+        unit_prices,
         _cut(bill.price_version),
         None if bill.tag is None else _cut(bill.tag),
         process,
-        json.dumps({word: str(said)[:TEXT_MAX] for word, said in bill.metadata.items()}),
+        json.dumps({word: str(said)[:TEXT_MAX] for word, said in bill.metadata.items()})
+        if bill.metadata
+        else "{}",
         posting.at_ms,
         posting.day,
         posting.amount,
