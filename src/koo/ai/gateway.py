@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from koo.ai.begun import Begun
 from koo.ai.charge import QueryCharge
 from koo.ai.checking import check
+from koo.ai.open_answer import Begun
 from koo.ai.pricing import ModelPrice, Prices
 from koo.ai.providers.base import Completion, Request
 from koo.ai.service import AIService
@@ -75,7 +75,7 @@ class Gateway:
         begun = await self._begin(query, lambda one, request: one.provider.complete(request))
         completion = begun.scope.value
         answer = begun.end(completion)
-        begun.service.service.learn_pace(completion.pace)
+        begun.guarded.learn_pace(completion.pace)
         return answer
 
     def stream(self, query: Query, before: Callable[[], Awaitable[object]] | None = None) -> AnswerStream:

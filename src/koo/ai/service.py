@@ -267,7 +267,7 @@ class Service:
 
 
 def _in_calls(pace: Pace, usage: Usage | None) -> LimitLeft | None:
-    """A limit as calls like the last one; None where nothing says yet how many tokens that took."""
+    """The limit in calls of the last answer's size; None until a token count is known."""
     each = 1 if pace.resource == "requests" else _tokens(pace.resource, usage) if usage is not None else 0
     if not each or pace.limit is None or pace.remaining is None:
         return None
