@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from koo.ai.models import DEFAULT_MODELS
-from koo.configuration.becoming import PACKAGED_MODEL
 from koo.configuration.names import PREFIXES
 from koo.configuration.table import Row, Table
+from koo.configuration.to_options import PACKAGED_MODEL
 from koo.configuration.values import as_text
 from koo.configuration.variables import BUILT_IN, BudgetSettings, ServiceSettings, Variables
 from koo.options import (
@@ -109,8 +109,9 @@ HEAD_OF_EXAMPLE = [
     "Written by docs/generate_configuration.py; the same as tables, with more words: docs/configuration.md",
 ]
 
+*_FIRST, _LAST = BUILT_IN
 EXAMPLE_SERVICES = [
-    "One service differs: AI_SERVICES__<NAME>__<SETTING>, with the name claude, openai, gemini, perplexity or local.",
+    f"One service differs: AI_SERVICES__<NAME>__<SETTING>, with the name {', '.join(_FIRST)} or {_LAST}.",
     "#AI_SERVICES__CLAUDE__DAILY_BUDGET=20",
     "#AI_SERVICES__LOCAL__MODEL=models/another.gguf",
     "",

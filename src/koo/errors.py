@@ -47,7 +47,7 @@ class Kind(StrEnum):
     NOT_CONFIGURED = "not_configured"
     UNKNOWN_SERVICE = "unknown_service"
     PRICE_UNKNOWN = "price_unknown"
-    # nobody's: the caller's own deadline, several at once
+    # nobody's: the caller's own deadline, several services failed
     DEADLINE = "deadline"
     ALL_FAILED = "all_failed"
     # databases

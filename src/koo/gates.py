@@ -14,7 +14,7 @@ read again, and a call that has passed the last queue begins again where an earl
 `take` is the short way: everything at once, without waiting, or nothing. `line_up` is the long one, gate by gate.
 
 Four of the gates are seldom shut (the service's quota, a blocked key, pacing, the queue for a limit). `quiet` is True
-while none of them is and none has anything to forget, so the short way looks at one flag. Each of them is shut through
+while all four are open and hold no state to clear, so the short way looks at one flag. Each of them is shut through
 a method here, which clears the flag; the first call that finds them all open sets it again.
 """
 
@@ -56,7 +56,7 @@ OnLimit = Literal["refuse", "wait"]
 LOOK_AGAIN_S = 1.0
 """A call that waits for a time which may come earlier (a limit's unit, the end of a pause) looks at least so often."""
 NEWS_S = 1.0
-"""A pause that grows by less is not published again: each call of a burst brings its own slightly later end."""
+"""A pause extended by less is not published again; each call of a burst moves its end a little."""
 
 
 class Charge(Protocol):

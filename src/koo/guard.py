@@ -38,8 +38,8 @@ __all__ = ["Guard", "Scope"]
 
 T = TypeVar("T")
 RAMP_FACTOR = 2
-"""After closing, this many times the probes that closed the breaker may run at first (rule R16): the probes are all
-that is known to work, and doubling them is the step that each later second takes too."""
+"""After closing, this many times the probes that closed the breaker may run at first (rule R16).
+Only the probes are known to work; doubling is each later step, too."""
 OVERDUE = Fault(verdict=NEUTRAL, kind=Kind.DEADLINE)
 """The caller's deadline cut the attempt short: not the other side's fault, but it may have been slow."""
 
@@ -117,7 +117,7 @@ class Guard:
         """
         now = self._monotonic()
         options = self.options
-        # Here and below `if`, not `min()`: two of these cost each call a tenth of all that the guard adds to it.
+        # `if` instead of `min()`, here and below: two calls of `min` are a tenth of the guard's overhead.
         deadline, outer = now + (options.timeout_s if timeout_s is None else timeout_s), ends_at.get()
         if outer < deadline:
             deadline = outer
@@ -135,7 +135,7 @@ class Guard:
         while True:
             # An attempt ends at the earliest of three times. After the deadline its caller has gone. Without the limit
             # of an attempt one that hangs would use up the time of all its repeats. And a probe whose lease is over
-            # has made room for the next one: running on, two would try a backend that is to be tried by one.
+            # has made room for the next one: if it ran on, two probes would hit a backend meant for one.
             ends_first = permit.given_at + options.attempt_timeout_s
             if deadline < ends_first:
                 ends_first = deadline

@@ -192,9 +192,16 @@ class RetryOptions(Checked):
 
     attempts_max: int = option(4, "calls in all", "three repeats", at_least=1, at_most=100)
     base_s: float = option(
-        1.0, "the first pause at most", "a rate limiter's breath", unit="s", above=0, at_most=3600
+        1.0,
+        "the first pause at most",
+        "long enough for a rate limiter to refill",
+        unit="s",
+        above=0,
+        at_most=3600,
     )
-    cap_s: float = option(30.0, "the longest pause of our own", "longer is for people", unit="s", above=0)
+    cap_s: float = option(
+        30.0, "the longest pause of our own", "waiting longer is the caller's decision", unit="s", above=0
+    )
     multiplier: float = option(2.0, "growth of the pause", "the customary doubling", at_least=1, at_most=100)
     budget_tokens: float = option(
         20.0, "repeats that may be made at once", "a burst of failures, not a storm", at_least=0
@@ -252,7 +259,9 @@ class DatabaseOptions(Checked):
     url: str = option(
         "sqlite:///data/koo.db", "the database that koo guards", "works without a server", secret=True
     )
-    pool_size: int = option(10, "connections kept", "cores times two, and some", at_least=1, at_most=10_000)
+    pool_size: int = option(
+        10, "connections kept", "about twice a small server's cores, plus a few", at_least=1, at_most=10_000
+    )
     max_overflow: int = option(
         20, "connections above that, closed after use", "a burst", at_least=0, at_most=10_000
     )

@@ -4,7 +4,7 @@ Nothing has to be started. The first call that needs the running loop opens the 
 closes it when that loop ends: `asyncio.run` cancels all tasks at its end, and the keeper's `finally` does the rest. A
 second `asyncio.run` opens it anew; what is known in memory (breakers, counts, limits) goes on. `async with platform` or
 `await platform.close()` do the same at a time of one's own choosing. Use from a second loop while the first still runs
-is an error: connections belong to the loop of their birth.
+is an error: connections belong to the loop that opened them.
 
 What a platform is made of stands in `composition.py`, what it does each second in `upkeep.py`.
 """

@@ -18,12 +18,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from koo.configuration.becoming import platform_options
+from koo.configuration.cross_checks import contradictions
 from koo.configuration.names import UnknownVariable, merge, unknown
 from koo.configuration.reading import read_rows, where
 from koo.configuration.sources import ENV_FILE, Found, Source, check_home, find_home, gather
 from koo.configuration.table import Row
-from koo.configuration.together import contradictions
+from koo.configuration.to_options import platform_options
 from koo.configuration.urls import url_of
 from koo.configuration.values import SecretStr
 from koo.configuration.variables import FAMILIES, Name, Variables

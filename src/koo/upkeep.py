@@ -1,7 +1,7 @@
 """Upkeep: what time brings about, with or without traffic.
 
 Without it a dashboard of a quiet service would show an open circuit for ever, a blocked key would stay blocked, and a
-dead process's holds would stay held. Each task survives its own errors: they are logged when they begin.
+dead process's holds would stay held. Each task survives its own errors: the first of a run of errors is logged.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from koo.ai.pricing import TABLE_NAMES
+from koo.configuration.variables import BUILT_IN
 from koo.testing.providers import (
     FakeAnthropic,
     FakeCompatible,
@@ -45,8 +47,11 @@ def ollama(fake: FakeAnthropic, tmp_path: Path) -> Iterator[FakeCompatible]:
 def test_a_key_is_all_that_a_hosted_service_needs(
     service: str, fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the model of the table, at its price in the price data."""
+    """With the model of the table, at its price in the price data; a vendor that is not in there needs prices too."""
     make, variable = KEYS[service]
+    if BUILT_IN[service][0] not in TABLE_NAMES:
+        for price in ("INPUT_PRICE", "OUTPUT_PRICE"):
+            monkeypatch.setenv(f"AI_SERVICES__{service.upper()}__{price}", "1")
     with make() as server:
         monkeypatch.setenv(variable, "test-key")
         monkeypatch.setenv(f"AI_SERVICES__{service.upper()}__BASE_URL", server.base_url)
@@ -77,7 +82,6 @@ def test_a_key_is_all_that_a_hosted_service_needs(
 
 def test_the_variable_of_each_key_is_the_one_that_is_read(fake: FakeAnthropic) -> None:
     from koo.ai.models import KEY_VARIABLES
-    from koo.configuration.variables import BUILT_IN
 
     assert {name: key.upper() for name, (_, key) in BUILT_IN.items() if key} == KEY_VARIABLES
     assert {name: variable for name, (_, variable) in KEYS.items()} == KEY_VARIABLES

@@ -12,8 +12,9 @@ from prometheus_client.core import CounterMetricFamily
 
 from koo import errors, events, options
 from koo.alerts.engine import ENDINGS
-from koo.cli.app import app
+from koo.cli.app import app, query
 from koo.cli.terminal import Exit
+from koo.configuration.variables import BUILT_IN
 from koo.errors import Kind
 from koo.options import PlatformOptions
 from koo.platform import Platform
@@ -44,6 +45,17 @@ def classes_of(module: object, base: type) -> list[str]:
 
 
 # ── nothing is left out ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_each_built_in_service_is_named_where_services_are_listed(name: str) -> None:
+    """On the page of errors, in the help of `koo query`; and its key where the README says what to put into `.env`."""
+    service = inspect.signature(query, eval_str=True).parameters["service"].annotation.__metadata__[0]
+    assert name in re.split(r"\W+", service.help)
+    known = re.search(r"no such service; known are: ([^\"]+)", (DOCS / "errors.md").read_text())
+    assert known is not None and name in known[1].split(", ")
+    key = BUILT_IN[name][1].upper()
+    assert not key or f"`{key}`" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", classes_of(errors, errors.KooError))

@@ -7,9 +7,11 @@ from decimal import Decimal
 from typing import Any
 
 import anthropic
+import msgspec
 import openai
 import pytest
 
+from koo.http import HttpClient
 from koo.testing.providers import (
     FakeAnthropic,
     FakeCompatible,
@@ -25,6 +27,7 @@ from koo.testing.providers import (
     nothing,
     stream,
 )
+from koo.testing.providers.wire import ReceivedRequest
 
 CLAUDE = "claude-sonnet-5-5"
 GPT = "gpt-6.1-terra"
@@ -421,6 +424,24 @@ def test_the_server_bills_what_it_did_and_nothing_for_refusals() -> None:
                     await events.get_final_message()
             assert [(bill.input_tokens, bill.output_tokens) for bill in server.bills] == [(1000, 50), (10, 2)]
             assert server.billed_usd == Decimal("0.00375") + Decimal("0.00006")
+
+    asyncio.run(main())
+
+
+def test_a_vendor_may_ask_for_a_stream_in_a_way_of_its_own() -> None:
+    class FakeAcme(FakeCompatible):
+        def streams(self, request: ReceivedRequest) -> bool:
+            return request.headers.get("x-mode") == "live"
+
+    async def main() -> None:
+        http, body = HttpClient(), msgspec.json.encode({"model": "llama3.3", "messages": QUESTION})
+        async with FakeAcme() as fake:
+            for mode, expected in (("live", "text/event-stream"), ("whole", "application/json")):
+                headers = {"content-type": "application/json", "x-mode": mode}
+                url = f"{fake.base_url}/chat/completions"
+                response = await http.request("POST", url, headers=headers, body=body)
+                assert (response.status, response.headers["content-type"].split(";")[0]) == (200, expected)
+        await http.close()
 
     asyncio.run(main())
 

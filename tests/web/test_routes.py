@@ -470,3 +470,17 @@ def test_every_error_is_described_as_a_problem(tmp_path: Path) -> None:
                 if int(status) >= 400:
                     assert list(response["content"]) == ["application/problem+json"], (path, status)
     assert "HTTPValidationError" not in json.dumps(schema)
+
+
+def test_a_reset_of_all_services_says_how_many_in_english(tmp_path: Path) -> None:
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        koo.parts.operations.clear()
+        for name in [name for name in koo.parts.ai_services if name != "claude"]:
+            del koo.parts.ai_services[name]
+        reply = await client.post("/api/v1/ai/services/reset-all-errors")
+        assert reply.body["message"] == "1 service starts afresh"
+        koo.register_service("search")
+        reply = await client.post("/api/v1/ai/services/reset-all-errors")
+        assert reply.body["message"] == "2 services start afresh"
+
+    with_server(tmp_path, work)

@@ -18,11 +18,11 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import TypeVar
 
-from koo.ai.begun import Begun
 from koo.ai.budgets import Budgets
 from koo.ai.checking import check
 from koo.ai.conversations import Conversations
 from koo.ai.models import may_think_unseen
+from koo.ai.open_answer import Begun
 from koo.ai.pricing import ModelPrice, Prices
 from koo.ai.providers.base import Completion, Request
 from koo.ai.query_charge import QueryCharge, Terms
@@ -91,7 +91,7 @@ class Gateway:
         begun = await self._begin(query, ask_whole)
         completion = begun.scope.value
         answer = begun.end(completion)
-        begun.service.service.learn_pace(completion.pace)
+        begun.guarded.learn_pace(completion.pace)
         return answer
 
     def stream(self, query: Query, before: Callable[[], Awaitable[object]] | None = None) -> AnswerStream:

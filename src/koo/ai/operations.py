@@ -167,8 +167,8 @@ async def execute(
 ) -> T:
     """Run `operation(*args, **kwargs)` under the guard of `service`.
 
-    Raises what INTERFACE promises: SDK and transport errors as `ExternalServiceError`, refusals of ours, everything
-    else unchanged. TypeError where `operation` cannot be awaited.
+    Raises SDK and transport errors as `ExternalServiceError`, refusals of ours, everything else unchanged.
+    TypeError where `operation` cannot be awaited.
     """
     if inspect.iscoroutine(operation):
         operation.close()

@@ -216,12 +216,13 @@ class Service:
     def forget_used(self, *, stored: bool = False) -> None:
         """An operator resets the limits: nothing was used. Money is never forgotten.
 
-        `stored`: another process did, and has corrected the state store too.
+        `stored`: another process did, and takes the day's requests of all processes back in the state store.
         """
         for count in self.gates.limits.counts:
-            count.clear(self.clock.monotonic())
             if stored and isinstance(count, DayCount):
-                self._stored = (count.day, 0)
+                # What was taken back there includes this process's own: the store will say "elsewhere: minus these".
+                self._elsewhere = (count.day, self._of(self._elsewhere, count.day) - count.used)
+            count.clear(self.clock.monotonic())
 
     def _anchor_day(self) -> None:
         """Set the end of the day's count by the wall clock: clocks drift apart, and can be set."""
@@ -269,7 +270,7 @@ class Service:
 
 
 def _in_calls(pace: Pace, usage: Usage | None) -> LimitLeft | None:
-    """A limit as calls like the last one; None where nothing says yet how many tokens that took."""
+    """The limit in calls of the last answer's size; None until a token count is known."""
     each = 1 if pace.resource == "requests" else _tokens(pace.resource, usage) if usage is not None else 0
     if not each or pace.limit is None or pace.remaining is None:
         return None

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from decimal import Decimal
 
-from koo.ai.begun import Begun
+from koo.ai.open_answer import Begun
 from koo.ai.providers.base import Completion, CompletionChunk, Pace
 from koo.ai.providers.transport import bound_text
 from koo.ai.query_charge import QueryCharge
@@ -148,7 +148,7 @@ class AnswerStream:
             self._closed = True
             raise
         begun.scope.renew()
-        begun.service.service.learn_pace(begun.scope.value.pace)
+        begun.guarded.learn_pace(begun.scope.value.pace)
         return begun.scope.value.first
 
     async def _next_text(self, begun: Begun[StreamedCompletion]) -> str | None:

@@ -3,7 +3,7 @@
 A row names the option that a variable sets, by a function: `pool_size = variable(lambda koo: koo.database.pool_size)`.
 The option's meaning, unit, range, default and reason are the variable's, so a row says only what differs. The function
 is called once, with a recorder, to learn the option's place; mypy checks that the option exists and takes its type for
-the attribute. So a variable is told once: its name by the attribute, everything else by the option.
+the attribute. So a variable is declared once: its name by the attribute, everything else by the option.
 
 A class of rows is a `Table`. Its instances hold a value for each row, under the row's name, and do not change.
 """

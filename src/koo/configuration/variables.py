@@ -1,7 +1,7 @@
 """Every variable, one row each; `koo.configuration.table` says what a row is.
 
-No behaviour: how the variables are read is in `koo.settings`, what they must be together in `refusing`, what becomes of
-them in `becoming`.
+No behaviour: how the variables are read is in `koo.settings`, what is checked across them in `cross_checks`, and what
+becomes of them in `to_options`.
 """
 
 from __future__ import annotations

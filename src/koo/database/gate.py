@@ -3,7 +3,7 @@
 SQLAlchemy's own pool can let callers wait, but does not wake them when a connect fails: they sit out their whole time
 beside a free place. So no caller waits in the pool; all wait here, first come first served, each until its own
 deadline. Waiting and handing over are the guard's (`koo.gates`, `Bulkhead`); the gate knows who is inside, and since
-when, because "all in use" is only of use to a person who learns by whom.
+when, because "all in use" is useless without knowing by whom.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from koo.database import sqlite
 from koo.database.drivers.base import Driver
 from koo.database.drivers.loading import load_driver
 from koo.database.faults import ScopeStage, explain, too_late, unavailable
-from koo.database.finishing import to_end
 from koo.database.records import ConnectionRecord
+from koo.database.uncancellable import to_end
 from koo.deadlines import Alarm, Deadlines
 from koo.errors import DatabaseError
 from koo.guard import Guard

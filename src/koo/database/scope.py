@@ -27,12 +27,12 @@ from sqlalchemy.util import greenlet_spawn
 
 from koo.database.connections import Connections
 from koo.database.faults import SERVICE, ScopeStage
-from koo.database.finishing import Unbroken, to_end
 from koo.database.records import ConnectionRecord, Stale
 from koo.database.session import GuardedSession, SyncSession
 from koo.database.sqlite import MODES, Mode
 from koo.database.sqlite_writes import SqliteTransaction
 from koo.database.transcript import Transcript
+from koo.database.uncancellable import Unbroken, to_end
 from koo.deadlines import ends_at
 from koo.errors import DatabaseError, DatabaseTimeout, Kind, KooError, PoolSaturated, describe_s
 from koo.guard import Scope
@@ -245,7 +245,7 @@ class SessionScope:
         try:
             await Unbroken(greenlet_spawn(_commit_and_close, self._sync))
         except BaseException as failure:
-            # A cancellation that was put aside comes here too, after the COMMIT: then nothing is left to roll back.
+            # A deferred cancellation lands here too, after the COMMIT; nothing is left to roll back.
             await to_end(self._leave_failed(failure, late))
             if self.transcript.in_doubt:
                 self._decide(failure)
@@ -253,7 +253,8 @@ class SessionScope:
         self._end(None, late)
 
     async def _leave(self, error: BaseException | None, late: bool) -> None:
-        """As the short way, for everything that is not short."""
+        """The slow path: errors, expired scopes, SQLite."""
+        # Of these only SQLite commits, and it always knows whether it did: nothing to decide as on the fast path.
         try:
             if error is not None:
                 await self._roll_back()

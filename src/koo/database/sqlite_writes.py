@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from koo.database.faults import SERVICE
+from koo.database.gate import Holder
 from koo.database.sqlite import Mode, Need
 from koo.deadlines import Alarm, Deadlines
 from koo.errors import DatabaseError, Kind, PoolSaturated, describe_s
@@ -21,13 +22,6 @@ from koo.sqlstates import is_locked
 
 BUSY_PAUSE_S = (0.002, 0.03)
 """Between two tries to begin a write while another process holds the lock."""
-
-
-class Writer(Protocol):
-    """A scope: the task that opened it, and its deadline in monotonic seconds."""
-
-    owner: asyncio.Task[Any] | None
-    deadline: float
 
 
 class WriterLine(Bulkhead):
@@ -52,7 +46,7 @@ class WriterLine(Bulkhead):
         self._owner: asyncio.Task[Any] | None = None
         self._since = 0.0
 
-    async def enter(self, writer: Writer, until: float) -> None:
+    async def enter(self, writer: Holder, until: float) -> None:
         """Be the writer, or raise `PoolSaturated` at `until`."""
         if not self.take():
             if self._owner is not None and self._owner is writer.owner:
@@ -86,7 +80,7 @@ class SqliteTransaction:
 
     __slots__ = ("_connection", "_is_open", "_is_writing", "_line", "_mode", "_writer")
 
-    def __init__(self, connection: Any, line: WriterLine, mode: Mode, writer: Writer) -> None:
+    def __init__(self, connection: Any, line: WriterLine, mode: Mode, writer: Holder) -> None:
         self._connection = connection
         self._line = line
         self._mode = mode

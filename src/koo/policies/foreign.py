@@ -1,4 +1,7 @@
-"""What an exception means that koo did not raise: the promised treatment of a user's own operation."""
+"""What an exception means: the promised treatment of a user's own operation, and the judge of koo's own errors.
+
+An error of koo's own says itself what it is (`fault_of`); one that koo did not raise is judged by its type.
+"""
 
 from __future__ import annotations
 

@@ -143,5 +143,6 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
         await platform.open()
         results = platform.reset_services()
         log.warning("all AI services were reset")
-        message = f"{sum(results.values())} services start afresh"
+        count = sum(results.values())
+        message = "1 service starts afresh" if count == 1 else f"{count} services start afresh"
         return JsonView(answers.ServicesReset(message=message, results=results, timestamp=now_iso()))

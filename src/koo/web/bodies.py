@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from koo.configuration.variables import BUILT_IN
+
 NAMES_MAX = 50
 QUERY: dict[str, Any] = {
     "service": "claude",
@@ -46,9 +48,7 @@ class QueryBody(Body):
         extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra={"example": QUERY}
     )
 
-    service: str = Field(
-        max_length=64, description="claude, openai, gemini, perplexity, local, or one you declared"
-    )
+    service: str = Field(max_length=64, description=f"{', '.join(BUILT_IN)}, or one you declared")
     prompt: str = Field(
         description="at most 8 Mi characters, not only blanks", json_schema_extra={"pattern": r"\S"}
     )

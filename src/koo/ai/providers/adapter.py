@@ -16,12 +16,14 @@ from koo.http import HttpClient
 class Vendor:
     """A vendor's own facts: what its errors mean, how their bodies are read, and its address.
 
-    `base_url` "" means that there is none: each service declares its own.
+    `base_url` "" means that there is none: each service declares its own. `models` is the path of its list of models,
+    which is never billed, cut to one where that can be asked for.
     """
 
     faults: FaultTable
     read_error: ReadError
     base_url: str = ""
+    models: str = "/models"
 
 
 class Adapter:
@@ -72,6 +74,10 @@ class Adapter:
     def obstacle(self) -> str:
         """Nothing on this machine: the options say whether there is a key."""
         return ""
+
+    async def check(self) -> None:
+        """Ask for the list of models. Raises `ExternalServiceError`."""
+        await self._wire.request("GET", self.vendor.models)
 
     async def close(self) -> None:
         """Nothing is held: the connections are the client's."""

@@ -204,7 +204,7 @@ def _parameter(message: str | None) -> str | None:
 class AnthropicProvider(Adapter):
     """A service that speaks Anthropic's Messages API. `base_url` is the address without `/v1`."""
 
-    vendor = Vendor(FAULTS, read_error, BASE_URL)
+    vendor = Vendor(FAULTS, read_error, BASE_URL, "/v1/models?limit=1")
 
     @staticmethod
     def address(base_url: str) -> str:
@@ -233,10 +233,6 @@ class AnthropicProvider(Adapter):
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
         return read_stream(self._wire, "/v1/messages", encode(request, stream=True), request, _Reader)
-
-    async def check(self) -> None:
-        """Ask for one model's name, which is never billed. Raises `ExternalServiceError`."""
-        await self._wire.request("GET", "/v1/models?limit=1")
 
 
 class _Reader(Reader):

@@ -106,7 +106,7 @@ class GeminiProvider(Adapter):
     `base_url` is the address with its `/v1` (or `/v1beta`, which knows more models); one without a version gets `/v1`.
     """
 
-    vendor = Vendor(FAULTS, read_error, BASE_URL)
+    vendor = Vendor(FAULTS, read_error, BASE_URL, "/models?pageSize=1")
 
     @staticmethod
     def address(base_url: str) -> str:
@@ -137,10 +137,6 @@ class GeminiProvider(Adapter):
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
         path = path_of(request.model, "streamGenerateContent") + "?alt=sse"
         return read_stream(self._wire, path, encode(request), request, _Reader)
-
-    async def check(self) -> None:
-        """Ask for one model's name, which is never billed. Raises `ExternalServiceError`."""
-        await self._wire.request("GET", "/models?pageSize=1")
 
 
 class _Reader(Reader):

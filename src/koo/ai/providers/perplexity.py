@@ -108,10 +108,6 @@ class PerplexityProvider(ResponsesAdapter):
         """UTF-8 bytes of prompt and system in each pass, and what searches may bring."""
         return PASSES * (bound_tokens(request) + PASS_TOKENS) + SEARCHES_MAX * SEARCH_TOKENS_BOUND
 
-    async def check(self) -> None:
-        """Ask for the list of models, which is never billed. Raises `ExternalServiceError`."""
-        await self._wire.request("GET", "/models")
-
     def encode(self, request: Request, *, stream: bool) -> bytes:
         body = _Body(
             model=request.model,

@@ -48,6 +48,9 @@ class FakeGemini(FakeProvider):
             return self._refusal(400, "INVALID_ARGUMENT", "This fake streams with alt=sse only.")
         return self._refuse_body(request) if request.method == "POST" else None
 
+    def streams(self, request: ReceivedRequest) -> bool:
+        return f":{STREAMED}" in request.path
+
     def _refuse_key(self, missing: bool) -> Reply:
         if missing:
             message = "Method doesn't allow unregistered callers (callers without established identity)."

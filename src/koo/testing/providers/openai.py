@@ -97,8 +97,8 @@ class FakeOpenAI(FakeProvider):
     def prompt_of(self, request: ReceivedRequest) -> str:
         body = request.body
         if _is_chat(request):
-            return "".join(_text(message.get("content")) for message in body["messages"])
-        return _text(body.get("instructions")) + _text(body["input"])
+            return "".join(text_of(message.get("content")) for message in body["messages"])
+        return text_of(body.get("instructions")) + text_of(body["input"])
 
     def max_tokens_of(self, request: ReceivedRequest) -> int:
         body = request.body
@@ -145,16 +145,8 @@ class FakeOpenAI(FakeProvider):
     def _response(
         self, request: ReceivedRequest, step: Answer, tokens: Tokens, number: int
     ) -> dict[str, Any]:
-        cut_short = step.stop_reason in ("max_output_tokens", "content_filter")
-        if step.stop_reason is None:
-            cut_short = tokens.output >= self.max_tokens_of(request)
-        reason = step.stop_reason or "max_output_tokens"
-        response = _response_head(request, number)
-        response |= {
-            "status": "incomplete" if cut_short else "completed",
-            "incomplete_details": {"reason": reason} if cut_short else None,
-            "output": [_output_message(number, step.text)],
-        }
+        response = _response_head(request, number) | how_it_ended(step, tokens, self.max_tokens_of(request))
+        response["output"] = [_output_message(number, step.text)]
         if step.usage:
             response["usage"] = _response_usage(tokens)
         return response
@@ -302,14 +294,26 @@ class FakeCompatible(FakeOpenAI):
                 return super().error_body(failure)
 
 
+def how_it_ended(step: Answer, tokens: Tokens, tokens_max: int) -> dict[str, Any]:
+    """The end of a run of the Responses format, Perplexity's too."""
+    cut_short = step.stop_reason in ("max_output_tokens", "content_filter")
+    if step.stop_reason is None:
+        cut_short = tokens.output >= tokens_max
+    return {
+        "status": "incomplete" if cut_short else "completed",
+        "incomplete_details": {"reason": step.stop_reason or "max_output_tokens"} if cut_short else None,
+    }
+
+
 def _is_chat(request: ReceivedRequest) -> bool:
     return request.path.startswith(CHAT)
 
 
-def _text(content: Any) -> str:
+def text_of(content: Any) -> str:
+    """All text in a field that takes a string or a list of parts."""
     if isinstance(content, list):
         return "".join(
-            _text(part.get("text") or part.get("content")) for part in content if isinstance(part, dict)
+            text_of(part.get("text") or part.get("content")) for part in content if isinstance(part, dict)
         )
     return content if isinstance(content, str) else ""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
+from koo.testing.providers.openai import how_it_ended, text_of
 from koo.testing.providers.script import Answer, Failure
 from koo.testing.providers.server import MILLION, FakeProvider, Tokens
 from koo.testing.providers.wire import ReceivedRequest, Reply, event, json_reply
@@ -93,7 +95,7 @@ class FakePerplexity(FakeProvider):
         return json_reply(200, {"object": "list", "data": data}, self._head({}))
 
     def prompt_of(self, request: ReceivedRequest) -> str:
-        prompt = _text(request.body.get("instructions")) + _text(request.body["input"])
+        prompt = text_of(request.body.get("instructions")) + text_of(request.body["input"])
         return prompt * 2 if _searches(request) else prompt
 
     def max_tokens_of(self, request: ReceivedRequest) -> int:
@@ -108,14 +110,7 @@ class FakePerplexity(FakeProvider):
         tokens = super()._tokens(request, step)
         if not _searches(request) or step.input_tokens is not None:
             return tokens
-        found = self.searches * self.search_tokens
-        return Tokens(
-            input=tokens.input + found,
-            output=tokens.output,
-            cache_read=tokens.cache_read,
-            cache_write=tokens.cache_write,
-            reasoning=tokens.reasoning,
-        )
+        return replace(tokens, input=tokens.input + self.searches * self.search_tokens)
 
     def fees_usd(self, request: ReceivedRequest) -> Decimal:
         return self.searches * self.search_usd if _searches(request) else Decimal(0)
@@ -123,15 +118,8 @@ class FakePerplexity(FakeProvider):
     # ── answers ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def plain(self, request: ReceivedRequest, step: Answer, tokens: Tokens, number: int) -> dict[str, Any]:
-        cut_short = step.stop_reason in ("max_output_tokens", "content_filter")
-        if step.stop_reason is None:
-            cut_short = tokens.output >= self.max_tokens_of(request)
-        reason = step.stop_reason or "max_output_tokens"
-        response = _response_head(request, number) | {
-            "status": "incomplete" if cut_short else "completed",
-            "incomplete_details": {"reason": reason} if cut_short else None,
-            "output": [*_found(request), _message(number, step.text)],
-        }
+        response = _response_head(request, number) | how_it_ended(step, tokens, self.max_tokens_of(request))
+        response["output"] = [*_found(request), _message(number, step.text)]
         if step.usage:
             response["usage"] = self._usage(request, step, tokens)
         return response
@@ -246,14 +234,6 @@ def _searches(request: ReceivedRequest) -> bool:
 def _found(request: ReceivedRequest) -> list[dict[str, Any]]:
     item = {"type": "search_results", "queries": ["capital of France"], "results": [RESULT]}
     return [item] if _searches(request) else []
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, list):
-        return "".join(
-            _text(part.get("text") or part.get("content")) for part in content if isinstance(part, dict)
-        )
-    return content if isinstance(content, str) else ""
 
 
 def _response_head(request: ReceivedRequest, number: int) -> dict[str, Any]:

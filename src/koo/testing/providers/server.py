@@ -285,7 +285,7 @@ class FakeProvider(ABC):
 
     async def _answer(self, step: Answer, request: ReceivedRequest, connection: Connection) -> None:
         await asyncio.sleep(self.latency_s)
-        if request.streams:
+        if self.streams(request):
             words = step.text.split(" ")
             pieces = [word + " " for word in words[:-1]] + words[-1:]
             await self._stream_good(step, pieces, request, connection)
@@ -330,7 +330,7 @@ class FakeProvider(ABC):
             cache_write_tokens=step.cache_write_tokens,
             stop_reason=step.stop_reason,
         )
-        if not request.streams:
+        if not self.streams(request):
             await self._answer(good, request, connection)
             return True
         tokens = self._tokens(request, good)
@@ -436,6 +436,10 @@ class FakeProvider(ABC):
     @abstractmethod
     def refuse(self, request: ReceivedRequest) -> Reply | None:
         """What the real server would refuse whatever its mood: key, path, JSON, fields, model."""
+
+    def streams(self, request: ReceivedRequest) -> bool:
+        """Whether it asks for a stream; most vendors read it in the body."""
+        return isinstance(request.body, dict) and request.body.get("stream") is True
 
     @abstractmethod
     def list_models(self) -> Reply:

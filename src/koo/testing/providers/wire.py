@@ -22,12 +22,6 @@ class ReceivedRequest:
     raw: bytes
     body: Any
 
-    @property
-    def streams(self) -> bool:
-        """Whether it asks for a stream: in its body, or, with Gemini, in its path."""
-        in_body = isinstance(self.body, dict) and self.body.get("stream") is True
-        return in_body or ":streamGenerateContent" in self.path
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from koo.ai.providers.base import Completion
 from koo.ai.query_charge import QueryCharge
-from koo.ai.service import AIService
+from koo.ai.service import AIService, Service
 from koo.ai.types import Answer
 from koo.guard import Guard, Scope
 
@@ -28,11 +28,16 @@ class Begun(Generic[T]):
     scope: Scope[T]
     began_at: float
 
+    @property
+    def guarded(self) -> Service:
+        """The guarded service, without its provider."""
+        return self.service.service
+
     def end(self, completion: Completion, *, slow: bool | None = None) -> Answer:
         """Book what it cost and settle the permit as a success. `slow`: see `Scope.settle`."""
         bill = self.charge.note(completion)
         self.scope.settle(slow=slow)
-        self.service.service.last_usage = completion.usage
+        self.guarded.last_usage = completion.usage
         return Answer(
             text=completion.text,
             service=self.guard.name,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from koo.database.finishing import Unbroken, to_end
+from koo.database.uncancellable import Unbroken, to_end
 
 Way = Callable[[Coroutine[Any, Any, None]], Awaitable[None]]
 ways = pytest.mark.parametrize("way", [to_end, Unbroken])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from koo.configuration.becoming import local_model_path
 from koo.configuration.names import nearest
+from koo.configuration.to_options import local_model_path
 from koo.configuration.urls import is_loopback
 from koo.configuration.values import quoted
 from koo.configuration.variables import BUILT_IN, BudgetSettings, Name, ServiceSettings, Variables
