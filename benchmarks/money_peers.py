@@ -71,7 +71,7 @@ class PostgresRows:
     """On a server, through psycopg; a single statement commits itself."""
 
     def __init__(self, url: str, limit: int) -> None:
-        self._connection = load("psycopg", "psycopg").connect(url, autocommit=True)
+        self._connection = load("psycopg", "psycopg").connect(url, autocommit=True, prepare_threshold=0)
         for statement in TABLES:
             self._connection.execute(statement)
         for number in range(BUDGETS_MAX):

@@ -36,11 +36,13 @@ from koo.testing.providers.script import Answer, Nothing, Step, Stream
 from koo.testing.proxy import FaultProxy
 from proofs.running import ROOT, ProofFailed, write_page
 from proofs.spending import BOUND_USD, INPUT_PRICE, OUTPUT_PRICE, OUTPUT_TOKENS_MAX, SERVICE, Task
+from proofs.streams import ENDS, FORMATS, cut_and_left
 
 CALLERS = 200
 QUIET_S = 4.0
 """So long nothing is billed before the budget is taken for used up: longer than any refusal's wait."""
 LONGEST_S = 120.0
+STREAMS = 10_000
 PICO = Decimal(10**12)
 
 
@@ -399,6 +401,7 @@ def passes_the_cap(run: Run) -> bool:
 
 def main() -> int:
     began = time.monotonic()
+    streams = cut_and_left(STREAMS, random.randrange(10**6))
     runs = asyncio.run(prove())
     counted = asyncio.run(control())
     failed = [run for run in runs if run.found]
@@ -419,8 +422,12 @@ def main() -> int:
         *(run.line() for run in [*runs, counted]),
         "",
         f"{len(runs) - len([run for run in runs if run.found])} of {len(runs)} runs hold. The control passes the cap"
-        f" by {counted.fleet.provider.billed_usd - Decimal(counted.fleet.cap_usd):.2f} USD."
-        f" All took {(time.monotonic() - began) / 60:.0f} minutes.",
+        f" by {counted.fleet.provider.billed_usd - Decimal(counted.fleet.cap_usd):.2f} USD.",
+        "",
+        f"{streams.total():,} streams in {len(FORMATS)} wire formats, cut, left and broken in {len(ENDS)} ways: no",
+        "estimate is above its hold, and none is booked below what its provider had reported.",
+        "",
+        f"All took {(time.monotonic() - began) / 60:.0f} minutes.",
     ]
     write_page("money", "prove-money", lines)
     return int(bool(failed))
