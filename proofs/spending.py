@@ -1,6 +1,6 @@
 """One process of the proof of money: many callers that spend a budget at a fake provider until they are told to stop.
 
-`python -m proofs.spending JSON`. It says "ready", then "holds N" when it was told to stop (SIGTERM) and has closed.
+`python -m proofs.spending JSON`. It says "ready" and waits for a line, and closes when it is told to stop (SIGTERM).
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ async def spend(task: Task) -> None:
             assert isinstance(ledger, Ledger)
             count_in_batches(ledger)
         print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
         callers = [asyncio.create_task(Caller(platform, rng).run()) for _ in range(task.callers)]
         while not stop.is_set():
             with contextlib.suppress(TimeoutError):
@@ -138,7 +139,6 @@ async def spend(task: Task) -> None:
         for caller in callers:
             caller.cancel()
         await asyncio.gather(*callers, return_exceptions=True)
-    print("done", flush=True)
 
 
 if __name__ == "__main__":
