@@ -6,8 +6,8 @@ own bill is the judge:
 
 * the bill is never above the cap;
 * without kills all of the cap can be spent, but for less than one call's bound;
-* what a kill leaves unsettled is at most what the dead process's callers held or waited for, two beats of spending, and
-  one bound;
+* what a kill leaves unsettled is at most what the dead process's callers held or waited for since two beats before the
+  last answered one, twice what it spent since then, and one bound: it says these numbers until it is killed;
 * in the end the ledger says what the bill says, but for what it marks as an estimate, and the purses add up to what is
   booked.
 
@@ -26,6 +26,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 import psycopg
@@ -79,6 +80,7 @@ class Process:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.was_killed = False
+        self.said: list[tuple[int, int, int]] = []
 
     async def start(self) -> Process:
         """Until it is ready."""
@@ -88,7 +90,28 @@ class Process:
         assert self._child.stdout is not None
         if await self._child.stdout.readline() != b"ready\n":
             raise ProofFailed("a process did not start")
+        self._listening = asyncio.create_task(self._listen(self._child.stdout))
         return self
+
+    async def _listen(self, words: asyncio.StreamReader) -> None:
+        while line := await words.readline():
+            if line.endswith(b"\n"):
+                wanted, spent, beats = map(int, line.split())
+                self.said.append((wanted, spent, beats))
+
+    def stranded_max(self) -> Decimal:
+        """What a kill may leave, by what it said last: what was held or waited for since two beats before the last
+        answered one, twice what was spent since then, and one bound."""
+        since = [said for said in self.said if said[2] >= self.said[-1][2] - 3] if self.said else [(0, 0, 0)]
+        # It spent for another moment after it had said the last: as much as in the busiest between two that it said.
+        steps = [later[1] - one[1] for one, later in pairwise(since)] or [0]
+        pico = max(said[0] for said in since) + 2 * (since[-1][1] - since[0][1] + max(steps))
+        return Decimal(pico) / PICO + BOUND_USD
+
+    @property
+    def pid(self) -> str:
+        """As in the name of its purses."""
+        return str(self._child.pid)
 
     def go(self) -> None:
         """Let it spend."""
@@ -110,8 +133,10 @@ class Process:
         """Ask it to close, and wait until it has."""
         if not self.was_killed:
             self._child.terminate()
+            self.go()  # One that still waits.
         async with asyncio.timeout(60):
-            await self._child.communicate()
+            await self._listening
+            await self._child.wait()
 
 
 @dataclass
@@ -257,14 +282,10 @@ def read_books(ask: Callable[[str], list[tuple[Any, ...]]]) -> Books:
     )
 
 
-def faults_found(fleet: Fleet, books: Books, beat_s: float, lasted_s: float) -> list[str]:
+def faults_found(fleet: Fleet, books: Books) -> list[str]:
     """What does not hold."""
     bill, cap = fleet.provider.billed_usd, Decimal(fleet.cap_usd)
     killed = sum(process.was_killed for process in fleet.ended)
-    share = max(1, CALLERS // fleet.processes)
-    # The busiest two beats cannot have more in them than all callers' calls, at the provider's quickest.
-    beats = Decimal(2 * beat_s / max(1.0, lasted_s)) * bill * 3
-    stranded_max = share * BOUND_USD + beats + BOUND_USD
     found = []
     if bill > cap:
         found.append(f"the bill of {bill} is above the cap of {cap}")
@@ -276,11 +297,7 @@ def faults_found(fleet: Fleet, books: Books, beat_s: float, lasted_s: float) -> 
         found.append(f"the bill of {bill} is above what is booked, {books.booked}")
     if len(books.unsettled) > killed:
         found.append(f"{len(books.unsettled)} processes left something unsettled, and {killed} were killed")
-    found += [
-        f"a kill left {amount} unsettled, above {stranded_max}"
-        for amount in books.unsettled.values()
-        if amount > stranded_max
-    ]
+    found += _left_behind(fleet, books)
     if killed and cap > 100 * BOUND_USD and not books.unsettled:
         found.append("the kills came when no call ran")
     if not killed:
@@ -291,6 +308,16 @@ def faults_found(fleet: Fleet, books: Books, beat_s: float, lasted_s: float) -> 
         if not books.entries - books.marked <= bill <= books.entries:
             found.append(f"the bill of {bill} is not the ledger's, of which {books.marked} is marked")
     return found
+
+
+def _left_behind(fleet: Fleet, books: Books) -> list[str]:
+    """Which kills left more than they may."""
+    limits = {process.pid: process.stranded_max() for process in fleet.ended}
+    return [
+        f"a kill left {amount:.4f} unsettled, above {limits.get(name.split(':')[1], 0):.4f}"
+        for name, amount in books.unsettled.items()
+        if amount > limits.get(name.split(":")[1], 0)
+    ]
 
 
 @dataclass(frozen=True)
@@ -315,7 +342,7 @@ class Run:
         )
 
 
-async def run(where: str, what: str, fault: Fault, fleet: Fleet, ask_url: str, beat_s: float) -> Run:
+async def run(where: str, what: str, fault: Fault, fleet: Fleet, ask_url: str) -> Run:
     """One run from its first process to its judgement."""
     rng = random.Random(fleet.seed)
     began = time.monotonic()
@@ -324,7 +351,7 @@ async def run(where: str, what: str, fault: Fault, fleet: Fleet, ask_url: str, b
     await fleet.finish()
     lasted_s = time.monotonic() - began
     books = await asyncio.to_thread(read_books, tables(ask_url))
-    found = faults_found(fleet, books, beat_s, lasted_s)
+    found = faults_found(fleet, books)
     result = Run(where, what, fleet, books, lasted_s, found)
     print(result.line(), flush=True)
     return result
@@ -344,7 +371,7 @@ async def on_sqlite(
     with tempfile.TemporaryDirectory() as home, Provider(seed) as provider:
         url = f"sqlite:///{home}/state.db"
         fleet = Fleet(cap_usd, processes, seed, provider, url, home, counts, spares)
-        return await run("SQLite", what, fault, fleet, url, 0.1)
+        return await run("SQLite", what, fault, fleet, url)
 
 
 async def on_postgres(
@@ -361,7 +388,7 @@ async def on_postgres(
             url = server.url("psycopg", server.create_database())
             through = url.replace(f":{server.port}/", f":{proxy.port}/")
             fleet = Fleet(cap_usd, 8, seed, provider, through, home, spares=spares)
-            return await run("PostgreSQL", what, fault(server, proxy), fleet, url, 1.0)
+            return await run("PostgreSQL", what, fault(server, proxy), fleet, url)
 
 
 def over(fault: Fault) -> Callable[[PostgresServer, FaultProxy], Fault]:
