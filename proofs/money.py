@@ -6,8 +6,8 @@ own bill is the judge:
 
 * the bill is never above the cap;
 * without kills all of the cap can be spent, but for less than one call's bound;
-* what a kill leaves unsettled is at most what the dead process's callers held or waited for, two beats of spending, and
-  one bound;
+* what a kill leaves unsettled is at most what the dead process's callers held or waited for since two beats before the
+  last answered one, twice what it spent since then, and one bound: it says these numbers until it is killed;
 * in the end the ledger says what the bill says, but for what it marks as an estimate, and the purses add up to what is
   booked.
 
@@ -26,6 +26,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 import psycopg
@@ -79,20 +80,43 @@ class Process:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.was_killed = False
+        self.said: list[tuple[int, int, int]] = []
 
     async def start(self) -> Process:
         """Until it is ready."""
         self._child = await asyncio.create_subprocess_exec(
-            *self.task.command(), cwd=ROOT, stdout=asyncio.subprocess.PIPE
+            *self.task.command(), cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
         )
         assert self._child.stdout is not None
         if await self._child.stdout.readline() != b"ready\n":
             raise ProofFailed("a process did not start")
+        self._listening = asyncio.create_task(self._listen(self._child.stdout))
         return self
 
+    async def _listen(self, words: asyncio.StreamReader) -> None:
+        while line := await words.readline():
+            if line.endswith(b"\n"):
+                wanted, spent, beats = map(int, line.split())
+                self.said.append((wanted, spent, beats))
+
+    def stranded_max(self) -> Decimal:
+        """What a kill may leave, by what it said last: what was held or waited for since two beats before the last
+        answered one, twice what was spent since then, and one bound."""
+        since = [said for said in self.said if said[2] >= self.said[-1][2] - 3] if self.said else [(0, 0, 0)]
+        # It spent for another moment after it had said the last: as much as in the busiest between two that it said.
+        steps = [later[1] - one[1] for one, later in pairwise(since)] or [0]
+        pico = max(said[0] for said in since) + 2 * (since[-1][1] - since[0][1] + max(steps))
+        return Decimal(pico) / PICO + BOUND_USD
+
     @property
-    def pid(self) -> int:
-        return self._child.pid
+    def pid(self) -> str:
+        """As in the name of its purses."""
+        return str(self._child.pid)
+
+    def go(self) -> None:
+        """Let it spend."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(b"go\n")
 
     def kill(self) -> None:
         """As the kernel does when memory runs out."""
@@ -109,8 +133,10 @@ class Process:
         """Ask it to close, and wait until it has."""
         if not self.was_killed:
             self._child.terminate()
+            self.go()  # One that still waits.
         async with asyncio.timeout(60):
-            await self._child.communicate()
+            await self._listening
+            await self._child.wait()
 
 
 @dataclass
@@ -136,14 +162,22 @@ class Fleet:
     state_url: str
     home: str
     counts: bool = False
-    callers: int = CALLERS
+    spares: int = 0
     running: list[Process] = field(default_factory=list)
+    _waiting: list[Process] = field(default_factory=list)
     ended: list[Process] = field(default_factory=list)
 
-    async def start_one(self) -> Process:
-        """One more process."""
-        number = len(self.running) + len(self.ended)
-        share = max(1, self.callers // self.processes)
+    async def start(self) -> None:
+        """All of them, and then let them spend at the same moment; `spares` wait until others are killed."""
+        started = await asyncio.gather(
+            *(self._start(number) for number in range(self.processes + self.spares))
+        )
+        self.running, self._waiting = started[: self.processes], started[self.processes :]
+        for process in self.running:
+            process.go()
+
+    async def _start(self, number: int) -> Process:
+        share = max(1, CALLERS // self.processes)
         task = Task(
             self.provider.base_url,
             self.state_url,
@@ -153,15 +187,15 @@ class Fleet:
             self.seed + number,
             self.counts,
         )
-        process = await Process(task).start()
-        self.running.append(process)
-        return process
+        return await Process(task).start()
 
     def kill_one(self, rng: random.Random) -> None:
-        """Kill one of them."""
+        """Kill one of the busy ones, and let a spare one spend in its place."""
         process = self.running.pop(rng.randrange(len(self.running)))
         process.kill()
         self.ended.append(process)
+        self.running.append(self._waiting.pop())
+        self.running[-1].go()
 
     def spent_share(self) -> float:
         """How much of the cap is billed."""
@@ -182,7 +216,7 @@ class Fleet:
             return bills > 0 and time.monotonic() - since > QUIET_S
 
         await self._until(is_quiet)
-        await asyncio.gather(*(process.end() for process in self.running + self.ended))
+        await asyncio.gather(*(process.end() for process in self.running + self.ended + self._waiting))
 
     async def _until(self, met: Callable[[], bool]) -> None:
         began = time.monotonic()
@@ -201,10 +235,9 @@ async def no_fault(fleet: Fleet, rng: random.Random) -> None:
 
 async def kills(fleet: Fleet, rng: random.Random) -> None:
     """Three are killed, and others begin."""
-    for share in (0.05, 0.2, 0.4):
+    for share in (0.05, 0.15, 0.3):
         await fleet.until_share(share)
         fleet.kill_one(rng)
-        await fleet.start_one()
 
 
 async def stop(fleet: Fleet, rng: random.Random) -> None:
@@ -249,14 +282,10 @@ def read_books(ask: Callable[[str], list[tuple[Any, ...]]]) -> Books:
     )
 
 
-def faults_found(fleet: Fleet, books: Books, beat_s: float, lasted_s: float) -> list[str]:
+def faults_found(fleet: Fleet, books: Books) -> list[str]:
     """What does not hold."""
     bill, cap = fleet.provider.billed_usd, Decimal(fleet.cap_usd)
     killed = sum(process.was_killed for process in fleet.ended)
-    share = max(1, fleet.callers // fleet.processes)
-    # The busiest two beats cannot have more in them than all callers' calls, at the provider's quickest.
-    beats = Decimal(2 * beat_s / max(1.0, lasted_s)) * bill * 3
-    stranded_max = share * BOUND_USD + beats + BOUND_USD
     found = []
     if bill > cap:
         found.append(f"the bill of {bill} is above the cap of {cap}")
@@ -268,11 +297,7 @@ def faults_found(fleet: Fleet, books: Books, beat_s: float, lasted_s: float) -> 
         found.append(f"the bill of {bill} is above what is booked, {books.booked}")
     if len(books.unsettled) > killed:
         found.append(f"{len(books.unsettled)} processes left something unsettled, and {killed} were killed")
-    found += [
-        f"a kill left {amount} unsettled, above {stranded_max}"
-        for amount in books.unsettled.values()
-        if amount > stranded_max
-    ]
+    found += _left_behind(fleet, books)
     if killed and cap > 100 * BOUND_USD and not books.unsettled:
         found.append("the kills came when no call ran")
     if not killed:
@@ -283,6 +308,16 @@ def faults_found(fleet: Fleet, books: Books, beat_s: float, lasted_s: float) -> 
         if not books.entries - books.marked <= bill <= books.entries:
             found.append(f"the bill of {bill} is not the ledger's, of which {books.marked} is marked")
     return found
+
+
+def _left_behind(fleet: Fleet, books: Books) -> list[str]:
+    """Which kills left more than they may."""
+    limits = {process.pid: process.stranded_max() for process in fleet.ended}
+    return [
+        f"a kill left {amount:.4f} unsettled, above {limits.get(name.split(':')[1], 0):.4f}"
+        for name, amount in books.unsettled.items()
+        if amount > limits.get(name.split(":")[1], 0)
+    ]
 
 
 @dataclass(frozen=True)
@@ -307,41 +342,53 @@ class Run:
         )
 
 
-async def run(where: str, what: str, fault: Fault, fleet: Fleet, ask_url: str, beat_s: float) -> Run:
+async def run(where: str, what: str, fault: Fault, fleet: Fleet, ask_url: str) -> Run:
     """One run from its first process to its judgement."""
     rng = random.Random(fleet.seed)
     began = time.monotonic()
-    await asyncio.gather(*(fleet.start_one() for _ in range(fleet.processes)))
+    await fleet.start()
     await fault(fleet, rng)
     await fleet.finish()
     lasted_s = time.monotonic() - began
     books = await asyncio.to_thread(read_books, tables(ask_url))
-    found = faults_found(fleet, books, beat_s, lasted_s)
+    found = faults_found(fleet, books)
     result = Run(where, what, fleet, books, lasted_s, found)
     print(result.line(), flush=True)
     return result
 
 
 async def on_sqlite(
-    what: str, fault: Fault, cap_usd: str, *, processes: int = 4, seed: int = 1, counts: bool = False
+    what: str,
+    fault: Fault,
+    cap_usd: str,
+    *,
+    processes: int = 4,
+    seed: int = 1,
+    counts: bool = False,
+    spares: int = 0,
 ) -> Run:
     """Over one file."""
     with tempfile.TemporaryDirectory() as home, Provider(seed) as provider:
         url = f"sqlite:///{home}/state.db"
-        fleet = Fleet(cap_usd, processes, seed, provider, url, home, counts)
-        return await run("SQLite", what, fault, fleet, url, 0.1)
+        fleet = Fleet(cap_usd, processes, seed, provider, url, home, counts, spares)
+        return await run("SQLite", what, fault, fleet, url)
 
 
 async def on_postgres(
-    what: str, fault: Callable[[PostgresServer, FaultProxy], Fault], cap_usd: str, *, seed: int = 1
+    what: str,
+    fault: Callable[[PostgresServer, FaultProxy], Fault],
+    cap_usd: str,
+    *,
+    seed: int = 1,
+    spares: int = 0,
 ) -> Run:
     """Over one server, reached through a proxy that can cut it off."""
     with tempfile.TemporaryDirectory() as home, Provider(seed) as provider, PostgresServer(18) as server:
         async with FaultProxy("127.0.0.1", server.port) as proxy:
             url = server.url("psycopg", server.create_database())
             through = url.replace(f":{server.port}/", f":{proxy.port}/")
-            fleet = Fleet(cap_usd, 8, seed, provider, through, home)
-            return await run("PostgreSQL", what, fault(server, proxy), fleet, url, 1.0)
+            fleet = Fleet(cap_usd, 8, seed, provider, through, home, spares=spares)
+            return await run("PostgreSQL", what, fault(server, proxy), fleet, url)
 
 
 def over(fault: Fault) -> Callable[[PostgresServer, FaultProxy], Fault]:
@@ -359,7 +406,6 @@ def server_killed(server: PostgresServer, proxy: FaultProxy) -> Fault:
             fleet.kill_one(rng)
             await asyncio.sleep(2)
             await asyncio.to_thread(server.start)
-            await fleet.start_one()
 
     return fault
 
@@ -388,12 +434,14 @@ async def prove() -> list[Run]:
     for cap_usd, seed in (("1", 1), ("40", 2)):
         runs += [
             await on_sqlite("no fault", no_fault, cap_usd, seed=seed),
-            await on_sqlite("three killed", kills, cap_usd, seed=seed + 10),
+            await on_sqlite("three killed", kills, cap_usd, seed=seed + 10, spares=3),
             await on_sqlite("one stopped for 10 s", stop, cap_usd, seed=seed + 20),
             await on_postgres("no fault", over(no_fault), cap_usd, seed=seed + 30),
-            await on_postgres("three killed", over(kills), cap_usd, seed=seed + 40),
+            await on_postgres("three killed", over(kills), cap_usd, seed=seed + 40, spares=3),
             await on_postgres("one stopped for 10 s", over(stop), cap_usd, seed=seed + 50),
-            await on_postgres("the server and two processes killed", server_killed, cap_usd, seed=seed + 60),
+            await on_postgres(
+                "the server and two processes killed", server_killed, cap_usd, seed=seed + 60, spares=2
+            ),
             await on_postgres("cut off, reset, COMMITs cut", partitioned, cap_usd, seed=seed + 70),
         ]
     return runs

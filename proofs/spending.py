@@ -1,6 +1,7 @@
 """One process of the proof of money: many callers that spend a budget at a fake provider until they are told to stop.
 
-`python -m proofs.spending JSON`. It says "ready", then "holds N" when it was told to stop (SIGTERM) and has closed.
+`python -m proofs.spending JSON`. It says "ready" and waits for a line, and closes when it is told to stop (SIGTERM).
+Meanwhile it says fifty times a second what it holds and waits for, what it has spent, and how many beats were answered.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ OUTPUT_TOKENS_MAX = 49
 OUTPUT_PRICE = Decimal(1000)
 """USD per million tokens: so one call may cost 0.049 USD and a little for its prompt."""
 INPUT_PRICE = Decimal("0.1")
+SAID_S = 0.02
 COUNTERS_TOLD_S = 0.5
 """The control tells and reads its counter so often; gateways do it each 0.25 to 60 s."""
 
@@ -118,17 +120,31 @@ def count_in_batches(ledger: Ledger) -> None:
     ledger.hold = hold  # type: ignore[method-assign]
 
 
+async def say(ledger: Ledger) -> None:
+    """For the judgement of a kill. Until cancelled."""
+    purses, answered, last = ledger.purses, 0, ""
+    while True:
+        wanted = sum(waiter.amount for waiter in purses.waiting)
+        purse = purses.budgets[f"service/{SERVICE}"].purse
+        if purses.flying is not None and purses.flying.before != last:
+            answered, last = answered + 1, purses.flying.before
+        print(purse.held + wanted, purse.spent, answered, flush=True)
+        await asyncio.sleep(SAID_S)
+
+
 async def spend(task: Task) -> None:
     rng = random.Random(task.seed)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with Platform(options(task)) as platform:
         ledger = platform.parts.store.ledger
+        assert isinstance(ledger, Ledger)
         if task.counts:
-            assert isinstance(ledger, Ledger)
             count_in_batches(ledger)
         print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
         callers = [asyncio.create_task(Caller(platform, rng).run()) for _ in range(task.callers)]
+        callers.append(asyncio.create_task(say(ledger)))
         while not stop.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(COUNTERS_TOLD_S):
@@ -138,7 +154,6 @@ async def spend(task: Task) -> None:
         for caller in callers:
             caller.cancel()
         await asyncio.gather(*callers, return_exceptions=True)
-    print("done", flush=True)
 
 
 if __name__ == "__main__":

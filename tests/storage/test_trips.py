@@ -29,7 +29,7 @@ async def call(store: SqlStore) -> None:
     settle(store, given, "0.005")
 
 
-def test_a_beat_is_ten_round_trips_at_most(postgres18: PostgresServer) -> None:
+def test_a_beat_with_a_hundred_entries_is_a_few_round_trips(postgres18: PostgresServer) -> None:
     async def main() -> None:
         async with FaultProxy("127.0.0.1", postgres18.port) as proxy:
             store = through(proxy, postgres18, postgres18.create_database())
@@ -42,7 +42,7 @@ def test_a_beat_is_ten_round_trips_at_most(postgres18: PostgresServer) -> None:
                     settle(store, one, "0")
                 before = proxy.requests
                 await store.ledger.look()
-                assert proxy.requests - before <= 10
+                assert proxy.requests - before <= 5  # Two, but for what does not fit into one packet.
             await store.close()
 
     asyncio.run(main())
@@ -96,7 +96,7 @@ def test_a_slow_store_holds_up_no_call_while_the_purse_lasts(postgres18: Postgre
 
             for number in range(1000):
                 if number == 400:
-                    proxy.delay_s = 0.025  # Each way of each trip: half a second for a beat.
+                    proxy.delay_s = 0.125  # Each way of two trips: half a second for a beat.
                     waits.clear()
                 tasks.append(asyncio.create_task(timed()))
                 await asyncio.sleep(0.005)
@@ -104,6 +104,6 @@ def test_a_slow_store_holds_up_no_call_while_the_purse_lasts(postgres18: Postgre
             proxy.delay_s = 0.0
             running.cancel()
             await store.close()
-            assert sorted(waits)[int(len(waits) * 0.99)] < 0.05
+            assert sorted(waits)[int(len(waits) * 0.99)] < 0.2, "what waits for a beat waits longer"
 
     asyncio.run(main())
