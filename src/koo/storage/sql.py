@@ -36,7 +36,7 @@ from koo.errors import ConfigurationError
 from koo.sqlstates import is_locked
 from koo.storage import schema
 from koo.storage.base import StoreUnavailable
-from koo.storage.faults import sentence, transient
+from koo.storage.faults import lost, sentence, transient
 from koo.storage.transaction import WORDS, Dialect, Row, StatementRejected, Transaction
 
 BUSY_S_MAX = 5.0
@@ -151,7 +151,8 @@ class SqlBackend:
                 self._attempt(write, exclusive)
             except DBAPIError as error:
                 # The server was restarted since the last use, or its connection was cut while it was idle.
-                stale = reused and error.connection_invalidated and not self._was_cut
+                is_lost = error.connection_invalidated or lost(error)
+                stale = reused and is_lost and not self._was_cut
                 if not stale and not transient(error):
                     raise
                 self._attempt(write, exclusive)
