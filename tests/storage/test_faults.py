@@ -20,5 +20,5 @@ from koo.storage.faults import lost
     ids=lambda value: type(value).__name__,
 )
 def test_a_servers_word_that_it_ends_a_connection_is_heard(error: Exception, ended: bool) -> None:
-    """It may arrive before the connection's end does: taken for a fault of the store, an idle one would be an outage."""
+    """It may arrive before the connection ends. Taken for a fault of the store, an idle one would be an outage."""
     assert lost(error) is ended
