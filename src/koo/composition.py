@@ -59,8 +59,6 @@ class Parts:
         self.store: Store = SqlStore(options.state_url, clock=clock, home=options.home)
         self.store.watch(self._store_changed)
         self.store.ledger.heard = self._heard
-        # A call that waits for money is told with its request: a process killed in the middle of it has counted it.
-        self.store.ledger.before_beat = self._count_requests
         self.budgets = Budgets(self.store.ledger, options.budgets, events.publish)
         self.ai_services: dict[str, AIService] = assemble(
             options, http=self.http, clock=clock, deadlines=deadlines, publish=events.publish
@@ -214,14 +212,14 @@ class Parts:
         closers.append(self.http.close)
         if self.database_in_use is not None:
             closers.append(self.database_in_use.close)
-        closers.extend((self._release_alerts, self.sharing.flush, self.store.close))
+        closers.extend((self._release_alerts, self.sharing.flush, self._keep_counts, self.store.close))
         for close in closers:
             try:
                 await close()
             except Exception:
                 log.exception("a part of koo did not close")
 
-    def _count_requests(self) -> None:
+    async def _keep_counts(self) -> None:
         for service in self.services.values():
             self.budgets.keep_count(service)
 

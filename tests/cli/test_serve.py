@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,9 @@ def test_kill_9_loses_no_money(tmp_path: Path) -> None:
                 while len(fake.queries) < 2:
                     time.sleep(0.01)
                     assert not asked.done()
+                _until_counted(
+                    tmp_path, 2
+                )  # told within a second or two; what was asked since a kill may lose
                 process.kill()
                 process.wait(20)
                 assert isinstance(asked.exception(20), OSError)
@@ -108,6 +113,17 @@ def test_kill_9_loses_no_money(tmp_path: Path) -> None:
             assert sum(float(budget[key]) for key in ("reserved", "idle", "unsettled")) > 0
             limits = ask(f"{url}/api/v1/ai/services/claude/health")["rate_limits"]
             assert limits["requests_per_day"]["used"] == 2
+
+
+def _until_counted(home: Path, requests: int) -> None:
+    """Wait until the state store knows of so many requests of the day."""
+    counted = "SELECT sum(booked) FROM koo_treasuries WHERE budget = 'requests/claude'"
+    for _ in range(2000):
+        with closing(sqlite3.connect(home / "data" / "koo-state.db")) as store:
+            if store.execute(counted).fetchone() == (requests,):
+                return
+        time.sleep(0.01)
+    raise AssertionError("the requests were not counted in the state store")
 
 
 def _budget(url: str) -> Any:

@@ -255,9 +255,10 @@ def test_a_signal_that_cannot_be_applied_is_logged_and_the_next_ones_are_followe
 def test_a_key_that_is_unblocked_elsewhere_for_one_model_stays_blocked_for_the_others(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         async with Platform(options(tmp_path, server)) as one, Platform(options(tmp_path, server)) as two:
+            await two.parts.sharing.catch_up()
             gates = two.services["claude"].gates
             for model in (None, "claude-a", "claude-b"):
-                gates.block_key(model, "the provider refused the key", 0.0)
+                gates.block_key(model, "the provider refused the key", gates.clock.monotonic())
             one.events.publish(KeyUnblocked("claude", "claude-a"))
             await until(lambda: list(gates.key_blocks.by_model) == [None, "claude-b"])
             one.events.publish(KeyUnblocked("claude", None))

@@ -222,11 +222,9 @@ class LedgerKeeper(Ledger, Protocol):
     """The ledger as its owner sees it.
 
     `heard` is called with an answer that gives this process another name, or says that the store has forgotten.
-    `before_beat` is called before a beat is made, so that it can carry what was counted up to then.
     """
 
     heard: Callable[[Answer], None]
-    before_beat: Callable[[], None]
 
     async def run(self) -> None:
         """Keep the store up to date, until cancelled."""

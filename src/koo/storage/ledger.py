@@ -85,7 +85,6 @@ class Ledger:
 
     def __init__(self, exchange: Exchange, clock: Clock) -> None:
         self.heard: Callable[[Answer], None] = lambda answer: None
-        self.before_beat: Callable[[], None] = lambda: None
         self._exchange = exchange
         self.clock = clock
         self._now = clock.monotonic
@@ -330,7 +329,6 @@ class Ledger:
 
     async def _beat(self) -> None:
         if self.purses.flying is None:
-            self.before_beat()
             while self._settled and len(self._flying) < POSTINGS_PER_BEAT:
                 at_s, service, day, amount, bound, bill = self._settled.popleft()
                 self._flying.append(
