@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--rounds N] [guard] [database] [query] [imports]`: measure and print.
+"""`python -m benchmarks [--rounds N] [guard] [database] [money] [query] [imports]`: measure and print.
 
 All subjects with all rounds are also kept in `results/`, and the tables of README.md are written from them.
 """
@@ -23,6 +23,7 @@ from benchmarks.tables import RESULTS, write_readme
 SUBJECTS = {
     "guard": "benchmarks.guard_call",
     "database": "benchmarks.database_scope",
+    "money": "benchmarks.money",
     "query": "benchmarks.query",
     "imports": "benchmarks.imports",
 }

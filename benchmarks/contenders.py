@@ -24,7 +24,7 @@ Make = Callable[[str, AsyncExitStack], Awaitable[Ask]]
 PROMPT = "What is the capital of France?"
 MESSAGES: Any = [{"role": "user", "content": PROMPT}]
 KEY = "sk-bench"
-MAX_TOKENS = 64
+MAX_TOKENS = 128
 CLAUDE, GPT = "claude-sonnet-5-5", "gpt-6.1-terra"
 ANTHROPIC, OPENAI, COMPATIBLE = "anthropic", "openai", "openai_compatible"
 """The three formats, as koo calls them: Messages, Responses, Chat Completions."""
@@ -47,32 +47,77 @@ class Contender:
         return f"{self.who}: {self.format}, calls a second"
 
 
-def koo(kind: str) -> Make:
-    """What `query_ai` calls: a platform with everything on, and the durable ledger that each paid service has."""
+def koo(kind: str, *, priced: bool = True) -> Make:
+    """The product's own way: a platform with its state store on disk. With a price each call is held in the durable
+    ledger before it is sent; without one the service is free and holds no money."""
 
     async def make(url: str, stack: AsyncExitStack) -> Ask:
         from koo.ai.types import Query
         from koo.options import LimitOptions, PlatformOptions, ServiceOptions
         from koo.platform import Platform
 
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         service = ServiceOptions(
-            name=kind,
+            name="bench",
             kind=kind,  # type: ignore[arg-type]
             model=MODELS[kind],
             base_url=url,
             api_key=KEY,
             limits=LimitOptions(per_minute=10**9, per_hour=10**9, per_day=10**9),
-            daily_budget_usd=Decimal(1_000_000),
-            input_price=Decimal(1),
-            output_price=Decimal(5),
+            daily_budget_usd=Decimal(1_000_000) if priced else None,
+            input_price=Decimal(1) if priced else Decimal(0),
+            output_price=Decimal(5) if priced else Decimal(0),
         )
-        platform = Platform(
-            PlatformOptions(home=home, state_url=f"sqlite:///{home}/state.db", services=(service,))
-        )
-        stack.push_async_callback(platform.close)
-        query = Query(service=kind, prompt=PROMPT, max_tokens=MAX_TOKENS)
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        platform = await stack.enter_async_context(Platform(PlatformOptions(home=home, services=(service,))))
+        query = Query(service="bench", prompt=PROMPT, max_tokens=MAX_TOKENS)
         return lambda: platform.query(query)
+
+    return make
+
+
+MESSAGES_BODY = {"model": CLAUDE, "max_tokens": MAX_TOKENS, "messages": MESSAGES}
+RESPONSES_BODY = {"model": GPT, "input": PROMPT, "max_output_tokens": MAX_TOKENS}
+CHAT_BODY = {"model": GPT, "messages": MESSAGES, "max_completion_tokens": MAX_TOKENS}
+
+
+def bare_client(path: str, body: dict[str, Any]) -> Make:
+    """The floor: a POST and its decoded answer, with nothing around it."""
+
+    async def make(url: str, stack: AsyncExitStack) -> Ask:
+        import aiohttp
+        import msgspec
+
+        headers = {"content-type": "application/json", "x-api-key": KEY, "authorization": f"Bearer {KEY}"}
+        session = await stack.enter_async_context(aiohttp.ClientSession(headers=headers))
+
+        async def ask() -> Any:
+            async with session.post(url + path, data=msgspec.json.encode(body)) as answer:
+                return msgspec.json.decode(await answer.read())
+
+        return ask
+
+    return make
+
+
+def pydantic_ai_direct(kind: str) -> Make:
+    """Its direct requests, without an agent around them."""
+
+    async def make(url: str, stack: AsyncExitStack) -> Ask:
+        name = "pydantic-ai-slim"
+        messages = [load("pydantic_ai", name).ModelRequest.user_text_prompt(PROMPT)]
+        request = load("pydantic_ai.direct", name).model_request
+        if kind == ANTHROPIC:
+            provider = load("pydantic_ai.providers.anthropic", name).AnthropicProvider(
+                api_key=KEY, base_url=url
+            )
+            model = load("pydantic_ai.models.anthropic", name).AnthropicModel(CLAUDE, provider=provider)
+        else:
+            provider = load("pydantic_ai.providers.openai", name).OpenAIProvider(api_key=KEY, base_url=url)
+            models = load("pydantic_ai.models.openai", name)
+            kinds = {OPENAI: models.OpenAIResponsesModel, COMPATIBLE: models.OpenAIChatModel}
+            model = kinds[kind](GPT, provider=provider)
+        settings = {"max_tokens": MAX_TOKENS}
+        return lambda: request(model, messages, model_settings=settings)
 
     return make
 
@@ -158,19 +203,26 @@ def tensorzero_embedded(kind: str, model: str, path: str = "") -> Make:
     return make
 
 
+KOO, FREE, FLOOR = "koo", "koo, a free service", "aiohttp and msgspec, nothing around them"
 SDK, SDK_AIOHTTP = "the vendor's SDK", "the vendor's SDK on aiohttp"
-ROUTER, ZERO = "LiteLLM Router", "TensorZero, embedded"
+DIRECT = "pydantic-ai, direct requests"
+ROUTER, ZERO = "LiteLLM Router", "TensorZero, embedded (archived)"
 
 CONTENDERS = {
     contender.name: contender
     for contender in (
-        *(Contender("koo", kind, koo(kind)) for kind in MODELS),
+        *(Contender(KOO, kind, koo(kind)) for kind in MODELS),
+        *(Contender(FREE, kind, koo(kind, priced=False)) for kind in MODELS),
+        Contender(FLOOR, ANTHROPIC, bare_client("/v1/messages", MESSAGES_BODY)),
+        Contender(FLOOR, OPENAI, bare_client("/responses", RESPONSES_BODY)),
+        Contender(FLOOR, COMPATIBLE, bare_client("/chat/completions", CHAT_BODY)),
         Contender(SDK, ANTHROPIC, anthropic_sdk(aiohttp=False), "anthropic"),
         Contender(SDK, OPENAI, openai_sdk(responses=True, aiohttp=False), "openai"),
         Contender(SDK, COMPATIBLE, openai_sdk(responses=False, aiohttp=False), "openai"),
         Contender(SDK_AIOHTTP, ANTHROPIC, anthropic_sdk(aiohttp=True), "anthropic"),
         Contender(SDK_AIOHTTP, OPENAI, openai_sdk(responses=True, aiohttp=True), "openai"),
         Contender(SDK_AIOHTTP, COMPATIBLE, openai_sdk(responses=False, aiohttp=True), "openai"),
+        *(Contender(DIRECT, kind, pydantic_ai_direct(kind), "pydantic-ai-slim") for kind in MODELS),
         Contender(ROUTER, ANTHROPIC, litellm_router(f"anthropic/{CLAUDE}"), "litellm", apart=True),
         Contender(ROUTER, COMPATIBLE, litellm_router(f"openai/{GPT}"), "litellm", apart=True),
         Contender(ZERO, ANTHROPIC, tensorzero_embedded("anthropic", CLAUDE, "/v1"), "tensorzero", apart=True),

@@ -32,9 +32,10 @@ from benchmarks.guard_peers import (
 from benchmarks.measure import AsyncRun, Report, add_up, compare
 from benchmarks.peers import NotMeasured
 from koo.ai.assembly import assemble
-from koo.ai.charge import QueryCharge
+from koo.ai.budgets import Budgets
 from koo.ai.pricing import Prices
 from koo.ai.providers.base import Completion, Request
+from koo.ai.query_charge import QueryCharge
 from koo.ai.types import Usage
 from koo.clock import SYSTEM_CLOCK
 from koo.deadlines import Deadlines
@@ -77,7 +78,8 @@ def make_paid_call() -> Call:
         deadlines=Deadlines(),
         publish=lambda event: None,
     )
-    one, ledger = services["bench"], MemoryLedger(SYSTEM_CLOCK)
+    one, budgets = services["bench"], Budgets(MemoryLedger(SYSTEM_CLOCK))
+    budgets.add_service("bench", one.service.allowance)
     price = Prices().find(options, options.model)
     assert price is not None, "the options say it"
     request = Request(prompt="What is the capital of France?", model=options.model, max_tokens=64)
@@ -85,7 +87,7 @@ def make_paid_call() -> Call:
     guard = one.service.default_guard
 
     async def call() -> None:
-        charge = QueryCharge(one.service, ledger, one.provider, request, price)
+        charge = QueryCharge(one.service, budgets, one.provider, request, price)
 
         async def ask() -> Bill:
             return charge.note(completion)

@@ -22,7 +22,7 @@ REASONS = Path(sys.prefix) / "peers.json"
 
 TOGETHER = (
     "stamina", "tenacity", "purgatory", "limits", "prometheus_client", "interlock-cb",
-    "anthropic", "openai", "aiohttp", "SQLAlchemy", "psycopg", "asyncpg",
+    "anthropic", "openai", "pydantic-ai-slim", "aiohttp", "SQLAlchemy", "psycopg", "asyncpg",
 )  # fmt: skip
 ON_THEIR_OWN = ("litellm", "tensorzero")
 

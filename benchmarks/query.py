@@ -1,12 +1,13 @@
-"""`query_ai` against a server that answers at once, 50 in flight, money in memory, one core for the client.
+"""`query_ai` against a server that answers at once, 50 in flight, with the durable ledger, one core for the client.
 
-The servers run in processes of their own, and so does each contender, bound to one core; in each round they are
-measured one after another, in random order, and the others sleep.
+The servers run in processes of their own on the first core, and so does each contender on the last one. In each round
+the contenders are measured one after another, in random order, and the others sleep.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -15,12 +16,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.contenders import ANTHROPIC, COMPATIBLE, CONTENDERS, OPENAI, Contender
+from benchmarks.contenders import ANTHROPIC, COMPATIBLE, CONTENDERS, FLOOR, KOO, OPENAI, Contender
 from benchmarks.measure import Report
 from benchmarks.peers import APART_PYTHON, NotMeasured, is_installed, why_missing
 from koo.testing.providers import InstantServer
+from koo.testing.providers.instant import Vendor
 
 ROUND_S = 0.8
+VENDORS: dict[str, Vendor] = {ANTHROPIC: "anthropic", OPENAI: "openai", COMPATIBLE: "compatible"}
 ROOT = Path(__file__).parents[1]
 
 
@@ -76,12 +79,16 @@ class Process:
         raise NotMeasured(f"its process ended with code {code}")
 
 
+def first_core() -> int | None:
+    """The servers' core: a server that wanders onto its client's core halves what the client can ask."""
+    return min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
 def start(stack: ExitStack, report: Report) -> dict[str, Process]:
     """The contenders that are here; the reasons of the others go into the report."""
     urls = {
-        ANTHROPIC: stack.enter_context(InstantServer("anthropic")).base_url,
-        OPENAI: stack.enter_context(InstantServer("openai")).base_url,
-        COMPATIBLE: stack.enter_context(InstantServer("compatible")).base_url,
+        kind: stack.enter_context(InstantServer(vendor, core=first_core())).base_url
+        for kind, vendor in VENDORS.items()
     }
     started: dict[str, Process] = {}
     for name, contender in CONTENDERS.items():
@@ -117,4 +124,10 @@ async def report(rounds: int = 5) -> Report:
                     found.not_measured[name] = str(ended)
                     del running[name]
     found.figures = {name: rates[name] for name in CONTENDERS if name in running}
+    for kind in VENDORS:
+        koo, floor = (found.figures.get(f"{who}: {kind}, calls a second") for who in (KOO, FLOOR))
+        if koo and floor:
+            found.figures[f"koo / aiohttp and msgspec, {kind}"] = [
+                one / other for one, other in zip(koo, floor, strict=True)
+            ]
     return found

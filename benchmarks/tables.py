@@ -28,6 +28,7 @@ class Comparison:
     more_is_better: bool = False
 
 
+BUDGETS = ("one budget", "two budgets", "four budgets")
 COMPARISONS = (
     Comparison(
         "A guarded call that succeeds, µs over a bare await",
@@ -46,7 +47,7 @@ COMPARISONS = (
         {"µs": "refusal by a limit, us"},
     ),
     Comparison(
-        "Many tenants: a call for one of so many, µs over a turn of the event loop",
+        "Many tenants: a call for one of so many, µs over a turn of the event loop (limits: its memory storage)",
         "guard",
         {f"of {count}": f"with {count} keys, us" for count in ("1", "1,000", "10,000")},
     ),
@@ -57,6 +58,19 @@ COMPARISONS = (
         more_is_better=True,
     ),
     Comparison("The unlucky of these tasks", "database", {"wait p99 / p50": "wait p99 / p50"}),
+    Comparison(
+        "Money before a call and after it, µs where there is room",
+        "money",
+        {f"in {count}": f"a hold and its settlement in {count}, us" for count in BUDGETS},
+    ),
+    Comparison(
+        "What calls wait for their hold on PostgreSQL, p99 in ms",
+        "money",
+        {
+            "at hand": "a hold's wait, p99 ms",
+            "500 ms away": "a hold's wait with the store 500 ms away, p99 ms",
+        },
+    ),
     Comparison(
         "AI queries, calls a second on one core, 50 in flight",
         "query",

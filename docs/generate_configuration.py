@@ -18,9 +18,10 @@ from koo.configuration.names import PREFIXES
 from koo.configuration.table import Row, Table
 from koo.configuration.to_options import PACKAGED_MODEL
 from koo.configuration.values import as_text
-from koo.configuration.variables import BUILT_IN, ServiceSettings, Variables
+from koo.configuration.variables import BUILT_IN, BudgetSettings, ServiceSettings, Variables
 from koo.options import (
     BreakerOptions,
+    BudgetOptions,
     Checked,
     DatabaseOptions,
     GuardOptions,
@@ -120,6 +121,16 @@ EXAMPLE_SERVICES = [
     "",
     "What can be set for a service:",
 ]
+EXAMPLE_BUDGETS = [
+    "Budgets beside the daily one of each service: AI_BUDGETS__<NAME>__<SETTING>, under any name. Two of them:",
+    "#AI_BUDGETS__MONTH__LIMIT=200",
+    "#AI_BUDGETS__MONTH__PERIOD=month",
+    "#AI_BUDGETS__EACH_TAG__LIMIT=5",
+    "#AI_BUDGETS__EACH_TAG__TAG=*",
+    "#AI_BUDGETS__EACH_TAG__ON_EXHAUSTED=local",
+    "",
+    "What can be set for a budget:",
+]
 
 
 def example() -> str:
@@ -130,11 +141,16 @@ def example() -> str:
         for row in rows:
             value = "" if variable(row) == "KOO_HOME" else default(row)
             lines += ["", *_comment([_sentence(row)]), f"#{variable(row)}={value}"]
-    lines += ["", "", "# ---- AI services: one by one ".ljust(WIDTH, "-"), "", *_comment(EXAMPLE_SERVICES)]
-    for row in ServiceSettings.rows.values():
-        words = f" Default: {default(row)}." if default(row) else ""
-        lines += _comment([f"  {variable(row)}: {row.meaning}.{words}"], indent="    ")
+    lines += _family("AI services: one by one", EXAMPLE_SERVICES, ServiceSettings)
+    lines += _family("AI services: more budgets", EXAMPLE_BUDGETS, BudgetSettings)
     return "\n".join(lines) + "\n"
+
+
+def _family(title: str, words: list[str], table: type[Table]) -> Iterator[str]:
+    yield from ("", "", f"# ---- {title} ".ljust(WIDTH, "-"), "", *_comment(words))
+    for row in table.rows.values():
+        default_words = f" Default: {default(row)}." if default(row) else ""
+        yield from _comment([f"  {variable(row)}: {row.meaning}.{default_words}"], indent="    ")
 
 
 def _sentence(row: Row) -> str:
@@ -204,7 +220,7 @@ KOO_HOST holds "0.0.0.0", which others can reach; allowed without KOO_TOKEN are 
 A name that begins like one of ours ({", ".join(f"`{prefix}`" for prefix in PREFIXES)}) and is none of them is
 told as a warning, with the name that was probably meant, and goes on: it may belong to other software. In the
 `.env` that holds for every name that is one slip away from one of ours. Names are written in
-capitals; only what follows `AI_SERVICES__` may be written as you like.
+capitals; only what follows `AI_SERVICES__` and `AI_BUDGETS__` may be written as you like.
 """
 
 SERVICES = """\
@@ -236,6 +252,30 @@ off: it is then not configured, and no model is loaded.
 {settings}
 """
 
+BUDGETS = """\
+## More budgets
+
+Each service has a budget of its own for each UTC day. `AI_BUDGETS__<NAME>__<SETTING>` makes more, under any name: for a
+day or a month; for one service, one model, one tag, or all together.
+
+```text
+AI_BUDGETS__MONTH__LIMIT=200
+AI_BUDGETS__MONTH__PERIOD=month
+AI_BUDGETS__EACH_TAG__LIMIT=5
+AI_BUDGETS__EACH_TAG__TAG=*
+AI_BUDGETS__EACH_TAG__ON_EXHAUSTED=local
+```
+
+A call is held in all budgets that count it, or in none: here in its service's day, in `month`, and in the day of
+its tag. `TAG=*` gives each tag a budget of its own; a call without a tag is in none of them. `ON_EXHAUSTED` names
+the service that is asked next where this budget refuses, if the query does not ask it anyway. That service's own
+budgets and limits hold, and the answer's `service` says who answered.
+
+A budget that somebody set refuses while the state store is away and its purse is empty.
+
+{settings}
+"""
+
 SECRETS = """\
 ## Secrets
 
@@ -249,7 +289,8 @@ Who can read the `.env` has the keys: `chmod 600 .env`, and keep it out of versi
 
 ## In Python
 
-Each variable is an attribute, in lower case. `AI_SERVICES__…` is the dictionary `ai_services`.
+Each variable is an attribute, in lower case. `AI_SERVICES__…` is the dictionary `ai_services`, and
+`AI_BUDGETS__…` is `ai_budgets`.
 
 ```python
 from koo import Settings
@@ -282,6 +323,7 @@ OPTIONS: list[type[Checked]] = [
     GuardOptions,
     DatabaseOptions,
     ServiceOptions,
+    BudgetOptions,
     PlatformOptions,
 ]
 
@@ -296,6 +338,7 @@ def page() -> str:
         parts.append(_table(rows) + "\n")
     services = _markdown(["service", "speaks", "key", "model unless set"], _service_rows())
     parts.append(SERVICES.format(table=services, settings=_table(ServiceSettings.rows.values())))
+    parts.append(BUDGETS.format(settings=_table(BudgetSettings.rows.values())))
     parts.append(SECRETS)
     parts += [_options_part(options) for options in OPTIONS]
     return "\n".join(parts).rstrip() + "\n"
@@ -342,7 +385,11 @@ def _value(one: Any) -> str:
 
 
 def _variables_of(option: str) -> str:
-    tables: list[tuple[str, type[Table]]] = [("", Variables), ("…__", ServiceSettings)]
+    tables: list[tuple[str, type[Table]]] = [
+        ("", Variables),
+        ("…__", ServiceSettings),
+        ("AI_BUDGETS__…__", BudgetSettings),
+    ]
     names = [
         f"`{prefix}{variable(row)}`"
         for prefix, table in tables

@@ -45,6 +45,8 @@ ANSWERS = {
     "DatabaseCheck": ("POST", f"{API}/monitoring/database/health-check", None),
     "ServicesMonitoring": ("GET", f"{API}/monitoring/ai-services", None),
     "ServiceMonitoring": ("GET", f"{API}/monitoring/ai-services/claude/metrics", None),
+    "Spend": ("GET", f"{API}/ai/spend?by=day&by=service&by=model", None),
+    "WriteOffs": ("POST", f"{API}/ai/spend/write-off", {"all": True, "by": "ada"}),
     "ServicesHealth": ("GET", f"{API}/ai/services/health", None),
     "ServiceHealth": ("GET", f"{API}/ai/services/claude/health", None),
     "ServiceChecks": ("POST", f"{API}/ai/services/health-check", None),
@@ -79,7 +81,7 @@ async def record() -> dict[str, Any]:
 
 
 async def _ask(client: Client, koo: Platform, method: str, path: str, body: Any) -> Any:
-    await koo.parts.ledger.flush()
+    await koo.parts.store.ledger.look()
     await KeepTime(koo.parts).step()  # as each second does: else an alert would be in some answers only
     reply = await client.ask(method, path, json=body) if body else await client.ask(method, path)
     assert reply.status == 200, (path, reply.text)

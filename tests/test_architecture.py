@@ -35,7 +35,7 @@ ROWS: list[set[str]] = [
     {"ai", "database", "alerts", "storage"},
     {"configuration"},
     {"settings"},
-    {"sharing"},
+    {"sharing", "spending"},
     {"composition"},
     {"upkeep"},
     {"platform"},

@@ -44,7 +44,8 @@ def test_each_goal_has_a_figure(goal: str, result: dict[str, Any]) -> None:
 
 def test_each_contender_of_the_query_benchmark_has_a_figure_or_a_reason(result: dict[str, Any]) -> None:
     told = result["figures"]["query"].keys() | result["not_measured"]["query"].keys()
-    assert told == CONTENDERS.keys()
+    ratios = GOALS.keys() - CONTENDERS.keys()
+    assert told - ratios == CONTENDERS.keys()
 
 
 @pytest.mark.parametrize("comparison", tables.COMPARISONS, ids=lambda comparison: comparison.title)

@@ -21,6 +21,7 @@ IMPORTED_AS = {
     "perplexityai": "perplexity",
     "pytest_xdist": "xdist",
     "interlock_cb": "interlock",
+    "pydantic_ai_slim": "pydantic_ai",
 }
 USED_BY_NAME = {
     "asyncpg": ("src/koo/configuration/urls.py", "postgresql+asyncpg"),

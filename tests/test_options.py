@@ -13,6 +13,7 @@ from koo import options
 from koo.errors import ConfigurationError, KooError
 from koo.options import (
     BreakerOptions,
+    BudgetOptions,
     Checked,
     DatabaseOptions,
     GuardOptions,
@@ -30,9 +31,13 @@ CLASSES = [
     GuardOptions,
     DatabaseOptions,
     ServiceOptions,
+    BudgetOptions,
     PlatformOptions,
 ]
-NEEDED: dict[type[Checked], dict[str, Any]] = {ServiceOptions: {"name": "claude", "kind": "anthropic"}}
+NEEDED: dict[type[Checked], dict[str, Any]] = {
+    ServiceOptions: {"name": "claude", "kind": "anthropic"},
+    BudgetOptions: {"name": "team"},
+}
 NUMBERS = [
     (kind, one)
     for kind in CLASSES
@@ -160,3 +165,19 @@ def test_half_a_recovery_is_a_probes_lease() -> None:
 
 def test_a_configuration_error_is_one_of_koos() -> None:
     assert issubclass(ConfigurationError, KooError)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "sentence"),
+    [
+        ([BudgetOptions(name="a"), BudgetOptions(name="a")], "a budget is called 'a'"),
+        ([BudgetOptions(name="a/b")], "without a slash"),
+        ([BudgetOptions(name="a", on_exhausted="none")], "allowed are refuse, claude"),
+    ],
+)
+def test_budgets_have_names_of_their_own_and_lead_to_a_service_that_is_there(
+    budgets: list[BudgetOptions], sentence: str
+) -> None:
+    claude = ServiceOptions(name="claude", kind="anthropic")
+    with pytest.raises(ConfigurationError, match=sentence):
+        PlatformOptions(services=(claude,), budgets=tuple(budgets))

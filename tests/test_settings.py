@@ -15,9 +15,9 @@ from rich.console import Console
 from docs.generate_configuration import pages, variables_by_section
 from koo.ai.models import not_configured
 from koo.configuration.sources import read_env_file
-from koo.configuration.variables import BUILT_IN, ServiceSettings
+from koo.configuration.variables import BUILT_IN, BudgetSettings, ServiceSettings
 from koo.errors import ConfigurationError
-from koo.options import PlatformOptions, ServiceOptions
+from koo.options import BudgetOptions, PlatformOptions, ServiceOptions
 from koo.settings import SecretStr, Settings
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +63,7 @@ DEFAULTS: dict[str, Any] = {
     "OPENAI_API_KEY": None,
     "GEMINI_API_KEY": None,
     "PERPLEXITY_API_KEY": None,
+    "KOO_LEDGER_DAYS": 400,
     "KOO_HOST": "127.0.0.1",
     "KOO_PORT": 8000,
     "KOO_URL": "http://127.0.0.1:8000",
@@ -183,6 +184,7 @@ ARRIVALS: list[tuple[str, str, str, Any]] = [
     ("GEMINI_API_KEY", "kg", "services.2.api_key", "kg"),
     ("PERPLEXITY_API_KEY", " kp\n", "services.3.api_key", "kp"),
     ("KOO_STATE_URL", "postgresql+asyncpg://h/d", "state_url", "postgresql+asyncpg://h/d"),
+    ("KOO_LEDGER_DAYS", "100", "ledger_days", 100),
     ("KOO_HOST", "::1", "host", "::1"),
     ("KOO_PORT", "9000", "port", 9000),
     ("KOO_PORT", "9000", "url", "http://127.0.0.1:9000"),
@@ -557,7 +559,7 @@ def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
         "MODEL": "m", "BASE_URL": "http://h", "API_KEY": "k", "DAILY_BUDGET": "20", "INPUT_PRICE": "1",
         "OUTPUT_PRICE": "2", "REQUESTS_PER_MINUTE": "3", "REQUESTS_PER_HOUR": "none", "REQUESTS_PER_DAY": "4",
         "TIMEOUT": "5", "ATTEMPT_TIMEOUT": "6", "FIRST_TOKEN_TIMEOUT": "7", "STALL_TIMEOUT": "8",
-        "SLOW_CALL_SECONDS": "9", "MAX_TOKENS": "10", "KIND": "anthropic",
+        "SLOW_CALL_SECONDS": "9", "MAX_TOKENS": "10", "THINKS_UNSEEN": "false", "KIND": "anthropic",
     }  # fmt: skip
     assert own.keys() == {name.upper() for name in ServiceSettings.rows}
     own["KIND"] = ""
@@ -574,7 +576,7 @@ def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
         7,
         8,
     )
-    assert (one.slow_s, one.max_tokens) == (9, 10)
+    assert (one.slow_s, one.max_tokens, one.thinks_unseen) == (9, 10, False)
     assert service(settings, "openai") == service(read(), "openai")
 
 
@@ -734,6 +736,79 @@ def test_what_is_in_force_can_be_explained() -> None:
     assert all(row.meaning and row.allowed for row in rows.values())
 
 
+def test_every_setting_of_a_budget_arrives() -> None:
+    own = {
+        "LIMIT": "12.50",
+        "PERIOD": "Month",
+        "SERVICE": "Claude",
+        "MODEL": "m",
+        "TAG": "*",
+        "ON_EXHAUSTED": "local",
+    }
+    assert own.keys() == {name.upper() for name in BudgetSettings.rows}
+    settings = read(
+        {f"AI_BUDGETS__TEAM__{name}": value for name, value in own.items()} | {"AI_BUDGETS__ALL__LIMIT": "3"}
+    )
+    assert settings.platform_options().budgets == (
+        BudgetOptions(name="all", limit_usd=Decimal(3)),
+        BudgetOptions(
+            name="team",
+            limit_usd=Decimal("12.50"),
+            period="month",
+            service="claude",
+            model="m",
+            tag="*",
+            on_exhausted="local",
+        ),
+    )
+    assert settings.ai_budgets["all"].period is None
+    shown = {row.variable: (row.value, row.source) for row in settings.explain()}
+    assert (
+        shown["AI_BUDGETS__TEAM__LIMIT"] == ("12.50", "environment")
+        and "AI_BUDGETS__ALL__PERIOD" not in shown
+    )
+
+
+def test_budgets_can_be_given_as_arguments() -> None:
+    settings = read({"AI_BUDGETS__X__LIMIT": "1"}, ai_budgets={"x": {"limit": Decimal(2), "tag": "night"}})
+    (budget,) = settings.platform_options().budgets
+    assert (budget.limit_usd, budget.tag) == (Decimal(2), "night")
+    assert "is not a name for a budget" in refused({}, ai_budgets={"No Name": {}})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("LIMIT", "-1", 'LIMIT holds "-1"; allowed is an amount of USD, at least 0'),
+        ("LIMIT", "none", 'LIMIT holds "none"; allowed is an amount of USD, at least 0'),
+        ("PERIOD", "week", 'PERIOD holds "week"; allowed is day or month'),
+        ("SERVICE", "clade", 'SERVICE holds "clade" (did you mean claude?); allowed are claude, gemini, local'),
+        ("ON_EXHAUSTED", "stop", 'ON_EXHAUSTED holds "stop"; allowed are refuse, claude, gemini, local, openai'),
+        ("TAG", "x" * 201, "allowed is a tag of at most 200 characters, or * for a budget for each tag"),
+        ("LIMT", "3", 'LIMT holds "3", but a budget has no such setting (did you mean LIMIT?)'),
+        ("ON_EXHAUSTED", "sk-s3cret9f8e7d", 'ON_EXHAUSTED holds "…"; allowed are refuse'),
+    ],
+)  # fmt: skip
+def test_a_setting_of_a_budget_that_cannot_be_right(name: str, value: str, sentence: str) -> None:
+    said = refused({"AI_BUDGETS__TEAM__LIMIT": "1"} | {f"AI_BUDGETS__TEAM__{name}": value})
+    assert said.startswith("AI_BUDGETS__TEAM__") and sentence in said
+
+
+def test_settings_of_a_budget_that_cannot_be_right_together() -> None:
+    assert refused({"AI_BUDGETS__TEAM__TAG": "night"}) == (
+        "AI_BUDGETS__TEAM__TAG belongs to a budget without a limit; allowed is only together with "
+        "AI_BUDGETS__TEAM__LIMIT"
+    )
+    own = {"LIMIT": "1", "SERVICE": "claude", "ON_EXHAUSTED": "claude"}
+    assert 'holds "claude", the service that it counts' in refused(
+        {f"AI_BUDGETS__TEAM__{name}": value for name, value in own.items()}
+    )
+    assert "does not name a setting of a budget" in refused({"AI_BUDGETS__LIMIT": "1"})
+    declared = {"AI_SERVICES__LAB__BASE_URL": "http://h/v1", "AI_BUDGETS__TEAM__ON_EXHAUSTED": "LAB"}
+    settings = read(declared | {"AI_BUDGETS__TEAM__LIMIT": "1"})
+    assert settings.platform_options().budgets[0].on_exhausted == "lab"
+
+
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         read().koo_port = 1
@@ -750,7 +825,9 @@ def test_each_variable_has_words_and_a_place_in_the_documents() -> None:
     assert [row.name for row in rows if not (row.meaning and row.why and row.allowed)] == []
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     names = (
-        [row.name.upper() for row in rows] + [name.upper() for name in ServiceSettings.rows] + list(BUILT_IN)
+        [row.name.upper() for row in rows]
+        + [name.upper() for table in (ServiceSettings, BudgetSettings) for name in table.rows]
+        + list(BUILT_IN)
     )
     assert [name for name in names if f"`{name}`" not in page] == []
 

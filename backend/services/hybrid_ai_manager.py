@@ -12,6 +12,7 @@ Everything that a question raises on purpose is an `ExternalServiceError`. Looki
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NotRequired, TypedDict
 
 from core.platform import platform
@@ -49,14 +50,18 @@ async def query_ai(
     timeout_s: float | None = None,
     fallback: Iterable[str] = (),
     on_limit: OnLimit | None = None,
+    max_cost_usd: Decimal | float | None = None,
+    clamp: bool = False,
     tag: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Answer:
     """Ask a service; `str(answer)` is its text.
 
     `timeout_s` is the deadline of everything; `fallback` names services asked in order when this one refuses or fails;
-    `on_limit`: "wait" queues for limits within the deadline, "refuse" waits for nothing; `tag` and `metadata` are your
-    own words and are never sent. Raises `ExternalServiceError`, and TypeError for an option that there is not.
+    `on_limit`: "wait" queues for limits within the deadline, "refuse" waits for nothing. `max_cost_usd`: an attempt
+    that may cost more is refused; `clamp` lowers `max_tokens` to what that and the budgets leave room for, and
+    `answer.clamped` says so. `tag` and `metadata` are your own words and are never sent. Raises `ExternalServiceError`,
+    and TypeError for an option that there is not.
     """
     return await platform.query(
         _query(
@@ -69,6 +74,8 @@ async def query_ai(
             timeout_s=timeout_s,
             fallback=fallback,
             on_limit=on_limit,
+            max_cost_usd=max_cost_usd,
+            clamp=clamp,
             tag=tag,
             metadata=metadata,
         )
@@ -86,6 +93,8 @@ def stream_ai(
     timeout_s: float | None = None,
     fallback: Iterable[str] = (),
     on_limit: OnLimit | None = None,
+    max_cost_usd: Decimal | float | None = None,
+    clamp: bool = False,
     tag: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> AnswerStream:
@@ -104,6 +113,8 @@ def stream_ai(
             timeout_s=timeout_s,
             fallback=fallback,
             on_limit=on_limit,
+            max_cost_usd=max_cost_usd,
+            clamp=clamp,
             tag=tag,
             metadata=metadata,
         )

@@ -13,28 +13,35 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from koo.ai.assembly import assemble, describe
+from koo.ai.budgets import Budgets
 from koo.ai.gateway import Gateway
 from koo.ai.operations import Money
 from koo.ai.pricing import Prices
 from koo.ai.service import AIService, Service
 from koo.alerts.keeping import AlertKeeper
-from koo.alerts.rules import STORE
-from koo.clock import Clock, utc_day
+from koo.alerts.news import StoreNews
+from koo.alerts.rules import BUDGET, STORE
+from koo.clock import Clock
 from koo.deadlines import Deadlines
-from koo.events import EventBus
+from koo.events import EventBus, ProcessRenamed, StoreForgot, StoreFound, StoreLost
 from koo.http import HttpClient
-from koo.monitoring.shapes import ServiceHealth
-from koo.monitoring.snapshot import service_view, unknown_service
+from koo.monitoring.shapes import Budget, ServiceHealth
+from koo.monitoring.snapshot import own_budget_view, service_view, unknown_service
 from koo.options import PlatformOptions
+from koo.policies.money import from_pico
+from koo.policies.treasury import Answer
 from koo.sharing import DATABASE, Sharing
+from koo.spending import SpendReports
 from koo.storage.base import BudgetView, Store, StoreUnavailable
-from koo.storage.fallback import GuardedLedger
 from koo.storage.store import SqlStore
 
 if TYPE_CHECKING:
     from koo.database.database import Database
 
 log = logging.getLogger("koo")
+
+STORE_SOURCE = "state store"
+AWAY = "budgets that were set refuse until it is back, the default ones count in this process only"
 
 
 class Parts:
@@ -50,15 +57,18 @@ class Parts:
         self.http = HttpClient()
         self.prices = Prices()
         self.store: Store = SqlStore(options.state_url, clock=clock, home=options.home)
-        self.ledger = GuardedLedger(self.store.ledger, clock, events.publish)
-        self.store.watch(self.ledger.store_changed)
+        self.store.watch(self._store_changed)
+        self.store.ledger.heard = self._heard
+        self.budgets = Budgets(self.store.ledger, options.budgets, events.publish)
         self.ai_services: dict[str, AIService] = assemble(
             options, http=self.http, clock=clock, deadlines=deadlines, publish=events.publish
         )
+        for name, one in self.ai_services.items():
+            self.budgets.add_service(name, one.service.allowance)
         self.operations: dict[str, tuple[Service, Money]] = {}
         self.gateway = Gateway(
             self.ai_services,
-            ledger=lambda: self.ledger,
+            budgets=self.budgets,
             prices=self.prices,
             deadlines=deadlines,
             clock=clock,
@@ -67,9 +77,12 @@ class Parts:
             self.store, clock, lambda: self.services, self._follow_database_reset, self._key_of
         )
         events.listen(self.sharing.on_event)
+        self.spending = SpendReports(self.store, clock, self.own_budgets)
         self.alerts = AlertKeeper(self.store, clock, self.observes)
+        self.store_news = StoreNews(clock)
+        events.listen(self.store_news.on_event)
         self.database_in_use: Database | None = None
-        self._restored = self._priced = False
+        self._priced = False
 
     # ── finding ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -106,16 +119,25 @@ class Parts:
         """What guards an operation: its own registration, or a built-in service. Raises `UnknownService`."""
         return self.operations.get(name) or (self.find_service(name), None)
 
-    def budget(self, name: str) -> BudgetView | None:
+    def add_operation(self, service: Service, money: Money) -> None:
+        """Guard an own operation from now on; one of the same name is replaced."""
+        self.operations[service.name] = (service, money)
+        self.budgets.add_service(service.name, service.allowance)
+
+    def budget(self, service: Service) -> BudgetView:
         """The last view of a service's money of today."""
-        return self.ledger.view(name)
+        return self.budgets.view(service.name, service.default_model, self.clock.wall())
+
+    def own_budgets(self) -> list[Budget]:
+        """The budgets that an operator set."""
+        return [own_budget_view(one) for one in self.budgets.views(self.clock.wall())]
 
     def service_health(self, name: str) -> ServiceHealth:
         """One service, in the promised shape. Raises `UnknownService`."""
         service = self.find_service(name)
         ai_service = self.ai_services.get(name)
         configuration = describe(ai_service.options) if ai_service is not None else None
-        return service_view(service, self.budget(name), self.clock, configuration)
+        return service_view(service, self.budget(service), self.clock, configuration)
 
     def services_status(self) -> dict[str, ServiceHealth]:
         """Every service by name."""
@@ -125,9 +147,27 @@ class Parts:
         """Can this process observe an alert's component? Not, for example, a database that it does not use."""
         if component == DATABASE:
             return self.database_in_use is not None
+        if component == STORE or component.startswith(BUDGET):
+            return True
         name = component.removeprefix("ai:").partition("/")[0]
         service = self.services.get(name)
-        return component == STORE or (service is not None and service.configured)
+        return service is not None and service.configured
+
+    def _store_changed(self, trouble: str | None) -> None:
+        """The state store was lost (with the reason), or found again."""
+        self.events.publish(
+            StoreFound(STORE_SOURCE) if trouble is None else StoreLost(STORE_SOURCE, f"{trouble}; {AWAY}")
+        )
+
+    def _heard(self, answer: Answer) -> None:
+        """The ledger's store has forgotten something, or has another process under this one's name."""
+        if not answer.is_you:
+            self.events.publish(ProcessRenamed(STORE_SOURCE))
+        forgotten = sum(
+            amount for key, amount in answer.forgotten.items() if not key.budget.startswith("requests/")
+        )
+        if forgotten:
+            self.events.publish(StoreForgot(STORE_SOURCE, str(from_pico(forgotten))))
 
     def _publish_database_reset(self) -> None:
         self.sharing.publish("reset", DATABASE)
@@ -150,11 +190,8 @@ class Parts:
         """
         try:
             await self.store.open()
-            if not self._restored:
-                day = utc_day(self.clock.wall())
-                for service in self.services.values():
-                    service.restore_day(day, await self.store.quotas.used_today(service.name))
-                self._restored = True
+            for service in self.services.values():
+                self.budgets.keep_count(service)
             await self.alerts.begin()
         except StoreUnavailable:
             log.warning("koo begins without its state store, which is tried again by itself")
@@ -175,12 +212,16 @@ class Parts:
         closers.append(self.http.close)
         if self.database_in_use is not None:
             closers.append(self.database_in_use.close)
-        closers.extend((self._release_alerts, self.sharing.flush, self.store.close))
+        closers.extend((self._release_alerts, self.sharing.flush, self._keep_counts, self.store.close))
         for close in closers:
             try:
                 await close()
             except Exception:
                 log.exception("a part of koo did not close")
+
+    async def _keep_counts(self) -> None:
+        for service in self.services.values():
+            self.budgets.keep_count(service)
 
     async def _release_alerts(self) -> None:
         with suppress(StoreUnavailable):

@@ -158,7 +158,9 @@ class ExternalServiceError(KooError):
 
 
 class ServiceRefused(ExternalServiceError):
-    """Refused by us: the service was not asked."""
+    """Refused by us: the service was not asked. `instead`: whom an operator wants to be asked in its place."""
+
+    instead: str | None = None
 
 
 class CircuitOpen(ServiceRefused):
@@ -174,7 +176,7 @@ class RateLimited(ServiceRefused):
 
 
 class BudgetExceeded(ServiceRefused):
-    """The day's budget does not hold the worst case of this call."""
+    """A budget does not hold the worst case of this call."""
 
     kind = Kind.BUDGET_EXCEEDED
 

@@ -102,11 +102,24 @@ class BillExceededHold(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class HoldsSwept(Event):
-    """Holds that a dead process left were booked at their bound."""
+class StoreForgot(Event):
+    """The state store is older than what this process told it: it was restored, or lost acknowledged writes.
 
-    count: int
-    booked_usd: str
+    So much, in USD as a string, was booked here and was not known there. Nothing is granted for six seconds, in which
+    every living process tells its own; what dead ones had drawn since the copy was made is lost to the books.
+    """
+
+    forgotten_usd: str
+
+    severity = "critical"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRenamed(Event):
+    """Another process spoke to the state store under this one's name: a machine was copied, or it was written off.
+
+    This process goes on under another name, and what it holds and has not told is booked a second time.
+    """
 
     severity = "warning"
 

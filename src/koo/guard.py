@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from koo.deadlines import Alarm, WrongLoop, ends_at
 from koo.errors import Kind, KooError, describe_s
@@ -183,14 +183,17 @@ class Guard:
         gates, charge = self.gates, passage.charge
         now = self._monotonic()
         if now >= passage.deadline:
-            reason = "the deadline had passed before the call"
-            gates.refuse(self, gates.family.timeout, reason, None, Kind.DEADLINE)
+            self._refuse_late()
         # Before the queues: a call that the breaker will refuse anyway must not stand in them, nor take a unit.
         if self.breaker.refuses(now):
             gates.refuse_open(self, now)
         passage.paced = False  # the cell of an earlier attempt was used
         if not gates.take(now, self.cooldown.until):
             now = await gates.line_up(self, passage)
+            if now >= passage.deadline:
+                gates.give_back(now)
+                gates.give_back_cell(passage)
+                self._refuse_late()
         try:
             if charge is None:
                 return self._admit(now, None, now)
@@ -198,6 +201,10 @@ class Guard:
         except BaseException:
             gates.give_back_cell(passage)
             raise
+
+    def _refuse_late(self) -> NoReturn:
+        reason = "the deadline had passed before the call"
+        self.gates.refuse(self, self.gates.family.timeout, reason, None, Kind.DEADLINE)
 
     async def _pay(self, charge: Charge, deadline: float, taken_at: float) -> Permit:
         """Hold the money, and then through the last gate."""
@@ -208,7 +215,12 @@ class Guard:
             if isinstance(error, KooError):
                 self.tally.record_refusal(error.kind)
             raise
-        return self._admit(taken_at, charge, self._monotonic())
+        now = self._monotonic()
+        if now >= deadline:
+            charge.release()
+            self.gates.give_back(taken_at)
+            self._refuse_late()
+        return self._admit(taken_at, charge, now)
 
     def _admit(self, taken_at: float, charge: Charge | None, now: float) -> Permit:
         """The last gate. Whatever waited before it, the breaker is asked about now."""

@@ -5,7 +5,8 @@ A resilience layer has to know what a convenient client hides, so this one does 
 * It never follows a redirect and never sends a request a second time (aiohttp itself repeats idempotent methods once
   when a kept-alive connection turns out to be closed; a POST is sent once or not at all).
 * A failure says how far the request got. "connect": nothing of it reached the other side (no name, refused, TLS, too
-  late), so nothing can have been done or billed. "sent": it may have been received. "answer": an answer came and
+  late, or a kept connection that turned out to be closed), so nothing can have been done or billed. "sent": it may
+  have been received. "answer": an answer came and
   cannot be read, because it broke off, is not HTTP or is larger than anybody meant it to be.
 * It has one timeout of its own, for connecting. Everything later belongs to the caller's deadline: cancelling the task
   ends the request and closes its connection, which is how the other side learns that the caller has left.
@@ -21,9 +22,10 @@ import asyncio
 import io
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from socket import AF_INET, AddressFamily
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from weakref import WeakSet
 
 import aiohttp
@@ -40,6 +42,8 @@ IDLE_S_MAX = 30.0
 """Servers close idle connections after a minute or more; taking one up again shortly before that is a gamble."""
 LINE_BYTES_MAX = 64 * 1024
 WRITTEN_AT_ONCE_MAX = 512 * 1024
+STALE_S_MAX = 5.0
+"""A kept connection that is closed already answers within a round trip; later, a server may have died at its work."""
 READ_OUT_S_MAX = 0.2
 """A well-behaved server ends its answer together with the last event; a new connection would cost about this."""
 
@@ -65,6 +69,24 @@ class AnswerTooLarge(TransportError):
 
     def __init__(self, what: str, bytes_max: int) -> None:
         super().__init__("answer", f"{what} is larger than {bytes_max // 1024} KiB")
+
+
+class Departure:
+    """How far one request got: a note for an owner who may be cancelled, and so never sees an error that says it.
+
+    `waits`: no connection was there yet, so nothing was sent. `reused_at`: when it got a connection that others had
+    used before it, in the loop's time; None: it got a new one.
+    """
+
+    __slots__ = ("reused_at", "waits")
+
+    def __init__(self) -> None:
+        self.waits = False
+        self.reused_at: float | None = None
+
+
+departure: ContextVar[Departure | None] = ContextVar("departure", default=None)
+"""Where the requests of this task are noted, until it is set anew."""
 
 
 class ServerSentEvent(NamedTuple):
@@ -197,6 +219,8 @@ class HttpClient:
         except (aiohttp.ClientError, OSError) as error:
             if session.closed:
                 raise ClosedHere("sent") from None
+            if _was_stale(error, departure.get()):
+                raise TransportError("connect", "the kept connection had been closed") from None
             # Without the cause: aiohttp's errors carry the request's headers, and with them the key.
             raise _explain(error) from None
         self._responses.add(response)
@@ -228,7 +252,7 @@ class HttpClient:
         if self.unix_socket is not None:
             # llama.cpp closes a connection that was idle for some seconds, and a POST is sent once or not at all.
             return aiohttp.UnixConnector(self.unix_socket, force_close=True, limit=CONNECTIONS_MAX)
-        return aiohttp.TCPConnector(
+        return _Connector(
             limit=CONNECTIONS_MAX,
             keepalive_timeout=IDLE_S_MAX,
             resolver=_Resolver(self.connect_timeout_s),
@@ -363,6 +387,33 @@ class EventParser:
             raise AnswerTooLarge("an event of the stream", self._bytes_max)
 
 
+class _Connector(aiohttp.TCPConnector):
+    """A pool that notes whether a request got a connection, and whether others had used it before."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._used: WeakSet[object] = WeakSet()
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Any],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own parameter
+    ) -> Any:
+        note = departure.get()
+        if note is None:
+            return await super().connect(req, traces, timeout)
+        note.waits = True
+        connection = await super().connect(req, traces, timeout)
+        note.waits = False
+        protocol = connection.protocol
+        if protocol in self._used:
+            note.reused_at = get_running_loop().time()
+        elif protocol is not None:
+            self._used.add(protocol)
+        return connection
+
+
 class _Resolver(aiohttp.ThreadedResolver):
     """The system's own name lookup, which knows no timeout, with one."""
 
@@ -379,6 +430,15 @@ class _Resolver(aiohttp.ThreadedResolver):
         except TimeoutError:
             # An OSError without a number would be taken for the timeout of the whole request.
             raise OSError(None, f"no answer for the name within {self._timeout_s:g} s") from None
+
+
+def _was_stale(error: aiohttp.ClientError | OSError, note: Departure | None) -> bool:
+    """Did a kept connection turn out to be closed? Then not a byte of an answer came, and that at once."""
+    if note is None or note.reused_at is None or get_running_loop().time() > note.reused_at + STALE_S_MAX:
+        return False
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return isinstance(error.message, str)  # else it is the beginning of an answer
+    return isinstance(error, OSError)
 
 
 def _explain(error: aiohttp.ClientError | OSError) -> TransportError:

@@ -18,6 +18,7 @@ from koo.errors import ConfigurationError
 
 T = TypeVar("T")
 DAY_S = 86_400.0
+LEDGER_DAYS_MAX = 36_500
 NEVER = math.inf
 """The time of what has no end, in the seconds of any clock."""
 BOUNDS = ("at_least", "at_most", "above")
@@ -376,6 +377,11 @@ class ServiceOptions(Checked):
     output_price: Decimal | None = option(
         None, "USD per million tokens written", "from the price table", unit="USD/Mtok", at_least=0
     )
+    thinks_unseen: bool | None = option(
+        None,
+        "its models may bill what they do not send: a stream that ends before its usage is told is booked at its hold",
+        "a bill must not be too small",
+    )
     concurrency_max: int = option(200, "queries that may run at once", "sockets are finite", at_least=1)
     breaker: BreakerOptions = field(default_factory=BreakerOptions)
     retry: RetryOptions = field(default_factory=RetryOptions)
@@ -396,6 +402,25 @@ class ServiceOptions(Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetOptions(Checked):
+    """A budget that an operator set, beside those that each service has."""
+
+    name: str
+    limit_usd: Decimal = option(
+        Decimal(0), "most money of a period", "it has to be set", unit="USD", at_least=0
+    )
+    period: Literal["day", "month"] = option(
+        "day", "the UTC day or month that it counts", "as a service's own budget"
+    )
+    service: str | None = option(None, "the one service that it counts", "all together")
+    model: str | None = option(None, "the one model that it counts", "all together")
+    tag: str | None = option(
+        None, "the one tag that it counts; * gives each tag a budget of its own", "all together"
+    )
+    on_exhausted: str = option("refuse", "`refuse`, or the service that is asked instead", "a cap that holds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlatformOptions(Checked):
     """Everything that one process of koo needs to know."""
 
@@ -410,8 +435,17 @@ class PlatformOptions(Checked):
         "a guard must not depend on the database that it guards",
         secret=True,
     )
+    ledger_days: int = option(
+        400,
+        "how many days the ledger keeps what was booked",
+        "a year, and time to compare it with the one before",
+        unit="days",
+        at_least=62,
+        at_most=LEDGER_DAYS_MAX,
+    )
     database: DatabaseOptions = field(default_factory=DatabaseOptions)
     services: tuple[ServiceOptions, ...] = ()
+    budgets: tuple[BudgetOptions, ...] = ()
     health_check_interval_s: float = option(
         60.0, "time between unbilled AI checks", "once a minute", unit="s", above=0
     )
@@ -441,3 +475,12 @@ class PlatformOptions(Checked):
         Checked.__post_init__(self)
         for service in self.services:
             check_service_name(service.name)
+        names = [budget.name for budget in self.budgets]
+        for budget in self.budgets:
+            if names.count(budget.name) > 1 or not budget.name or "/" in budget.name:
+                what = f"a budget is called {budget.name[:64]!r}"
+                raise ConfigurationError("", f"{what}; allowed is a name of its own, without a slash")
+            known = ["refuse", *(service.name for service in self.services)]
+            if budget.on_exhausted not in known:
+                what = f"on_exhausted of budget {budget.name[:64]!r} is {budget.on_exhausted[:64]!r}"
+                raise ConfigurationError("", f"{what}; allowed are {', '.join(known)}")

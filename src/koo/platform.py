@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import date
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from koo.ai.operations import Money, compose, execute, read_options
@@ -26,8 +27,15 @@ from koo.deadlines import Deadlines
 from koo.errors import ConfigurationError, ExternalServiceError
 from koo.events import EventBus
 from koo.monitoring.overview import services_view, system_view
-from koo.monitoring.shapes import Alert, ServiceCheck, ServiceHealth, ServicesHealth, SystemHealth
+from koo.monitoring.shapes import (
+    Alert,
+    ServiceCheck,
+    ServiceHealth,
+    ServicesHealth,
+    SystemHealth,
+)
 from koo.monitoring.snapshot import unknown_service
+from koo.monitoring.spend_shapes import Spend, WriteOffs
 from koo.options import PlatformOptions, check_service_name
 from koo.policies.breaker import Override
 from koo.upkeep import CheckServices, KeepTime, check_service
@@ -107,7 +115,12 @@ class Platform:
 
     async def _keep(self, ready: asyncio.Future[None]) -> None:
         """Hold everything open until the loop ends or `close` cancels this task."""
-        background = (KeepTime(self.parts), CheckServices(self.parts), self.parts.sharing)
+        background = (
+            self.parts.store.ledger,
+            KeepTime(self.parts),
+            CheckServices(self.parts),
+            self.parts.sharing,
+        )
         tasks = [asyncio.create_task(one.run(), name=f"koo {type(one).__name__}") for one in background]
         ready.set_result(None)
         try:
@@ -179,7 +192,7 @@ class Platform:
             publish=self.events.publish,
             allowance=money.allowance,
         )
-        self.parts.operations[name] = (service, money)
+        self.parts.add_operation(service, money)
 
     async def execute(
         self, name: str, operation: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any
@@ -187,7 +200,7 @@ class Platform:
         """Run `operation(*args, **kwargs)` under the guard of `name`: a registered one, or a built-in service's."""
         await self.open()
         service, money = self.parts.find_operation(name)
-        return await execute(service, money, self.parts.ledger, operation, args, kwargs)
+        return await execute(service, money, self.parts.budgets, operation, args, kwargs)
 
     # ── looking: synchronous, no I/O, changes nothing ─────────────────────────────────────────────────────────
 
@@ -201,7 +214,7 @@ class Platform:
 
     def services_health(self) -> ServicesHealth:
         """All services with their overall health."""
-        return services_view(self.services_status(), self._clock)
+        return services_view(self.services_status(), self._clock, self.parts.own_budgets())
 
     async def system_health(self) -> SystemHealth:
         """Database and services; the database is probed, unless it was within the last two seconds."""
@@ -223,6 +236,23 @@ class Platform:
         names = [name] if name is not None else [n for n, b in ai_services.items() if b.service.configured]
         results = await asyncio.gather(*(check_service(self.parts, one) for one in names))
         return dict(zip(names, results, strict=True))
+
+    async def spend(
+        self,
+        *,
+        days: int | None = None,
+        first_day: date | None = None,
+        last_day: date | None = None,
+        month: str | None = None,
+        by: Sequence[str] = ("service",),
+    ) -> Spend:
+        """What all processes booked in a period: the last `days`, two UTC days included, or a `month` ("2026-11").
+
+        Without one it is the month that runs. `by`: any of "day", "service", "model" and "tag". Raises
+        `InvalidRequest`, and `ServiceRefused` while the state store is away.
+        """
+        await self.open()
+        return await self.parts.spending.report(days, first_day, last_day, month, by)
 
     # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -256,6 +286,16 @@ class Platform:
         service = self.parts.find_service(name)
         self._act(lambda: service.set_override(override))
         self._act(lambda: self.parts.sharing.publish("override", name, {"override": override.value}))
+
+    async def write_off(self, process: str | None, *, by: str, reason: str = "") -> WriteOffs:
+        """Free what a process that no longer reports had left of the budgets; None: every such process.
+
+        That may raise the possible bill by the amount: the process may have spent it. `by` and `reason` are kept with
+        it. Raises `CallerMistake` for a process that left nothing or still reports, and `ServiceRefused` while the
+        state store is away.
+        """
+        await self.open()
+        return await self.parts.spending.write_off(process, by, reason)
 
     def reset_database(self) -> bool:
         """Close the database's breaker, here and in every process on the same state store."""

@@ -6,7 +6,7 @@ options of `koo.options`, which is all that the rest of koo ever sees. What can 
 
 A value that cannot be right stops the start with one sentence: the variable, what it holds (of a secret no more than
 "…"), what is allowed. A name that is close to one of ours is logged as a warning and ignored, because it may belong to
-other software; but `AI_SERVICES__…` belongs to koo alone, so there a wrong name is an error.
+other software; but `AI_SERVICES__…` and `AI_BUDGETS__…` belong to koo alone, so there a wrong name is an error.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from koo.configuration.cross_checks import contradictions
-from koo.configuration.names import Name, UnknownVariable, merge, unknown
+from koo.configuration.names import UnknownVariable, merge, unknown
 from koo.configuration.reading import read_rows, where
 from koo.configuration.sources import ENV_FILE, Found, Source, check_home, find_home, gather
 from koo.configuration.table import Row
 from koo.configuration.to_options import platform_options
 from koo.configuration.urls import url_of
 from koo.configuration.values import SecretStr
-from koo.configuration.variables import ServiceSettings, Variables, variable_of
+from koo.configuration.variables import FAMILIES, Name, Variables
 from koo.errors import ConfigurationError
 from koo.options import PlatformOptions
 
@@ -66,15 +66,16 @@ class Settings(Variables):
         found = gather(environ, home / ENV_FILE)
         check_home(found.get("KOO_HOME"), home)
         merged = merge(found.values(), values)
-        read, given = read_rows(Variables, "", merged, home)
+        read, given = read_rows(merged, home)
         if "koo_url" not in given:
             read["koo_url"] = url_of(read["koo_host"], read["koo_port"])
-        services = dict.fromkeys([*values.get("ai_services", ()), *(one for one, _ in merged if one)])
-        own = {one: ServiceSettings(*read_rows(ServiceSettings, one, merged, home)) for one in services}
-        super().__init__(read | {"ai_services": own}, given)
+        for family, (table, _) in FAMILIES.items():
+            names = [*values.get(family, ()), *(name.whose for name in merged if name.family == family)]
+            read[family] = {one: table(*read_rows(merged, home, family, one)) for one in dict.fromkeys(names)}
+        super().__init__(read, given)
         vars(self).update(_merged=merged, _unknown=unknown(found.values()))
         for name, sentence in contradictions(self):
-            raise ConfigurationError("", f"{variable_of(*name)} {sentence}{where(merged.get(name), home)}")
+            raise ConfigurationError("", f"{name.variable} {sentence}{where(merged.get(name), home)}")
         for one in self._unknown:
             _warn_once(str(one))
 
@@ -91,18 +92,25 @@ class Settings(Variables):
         return platform_options(self)
 
     def explain(self) -> list[Explained]:
-        """What is in force and where it came from, without secrets: each variable, and what each service was given."""
-        return [
-            self._explain(service, row, getattr(table, name))
-            for service, table in (("", self), *self.ai_services.items())
+        """What is in force and where it came from, without secrets.
+
+        Each variable, and what each service and each budget was given.
+        """
+        rows = [
+            self._explain(Name("", "", name), row, getattr(self, name)) for name, row in self.rows.items()
+        ]
+        return rows + [
+            self._explain(Name(family, whose, name), row, getattr(table, name))
+            for family in FAMILIES
+            for whose, table in getattr(self, family).items()
             for name, row in table.rows.items()
-            if not service or name in table.given
+            if name in table.given
         ]
 
-    def _explain(self, service: str, row: Row, value: object) -> Explained:
-        found = self._merged.get((service, row.name))
+    def _explain(self, name: Name, row: Row, value: object) -> Explained:
+        found = self._merged.get(name)
         source: Source = "default" if found is None else found.source
-        return Explained(variable_of(service, row.name), row.explain(value), source, row.meaning, row.allowed)
+        return Explained(name.variable, row.explain(value), source, row.meaning, row.allowed)
 
     def __repr__(self) -> str:
         unknown = f", {len(self._unknown)} unknown" if self._unknown else ""

@@ -10,18 +10,18 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from decimal import Decimal
 
 from koo.ai.service import AIService, Service
 from koo.alerts.rules import find
+from koo.clock import utc_day
 from koo.composition import Parts
 from koo.errors import ExternalServiceError, Kind
-from koo.events import HoldsSwept
 from koo.monitoring.shapes import ServiceCheck
 from koo.storage.base import StoreUnavailable
 
 TICK_S = 1.0
 SWEEP_EVERY_TICKS = 30
+PRUNE_EVERY_S = 3600.0
 
 log = logging.getLogger("koo")
 
@@ -56,6 +56,7 @@ class KeepTime(BackgroundTask):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self._ticks = 0
+        self._prune_at = 0.0
 
     async def step(self) -> None:
         self._tick()
@@ -73,9 +74,7 @@ class KeepTime(BackgroundTask):
                 ai_service.look()
         for service in parts.services.values():
             service.tick()
-            day, count = service.take_unstored()
-            if count:
-                parts.store.quotas.add(service.name, day, count)
+            parts.budgets.keep_count(service)
         if parts.database_in_use is not None:
             parts.database_in_use.tick()
 
@@ -84,18 +83,25 @@ class KeepTime(BackgroundTask):
         # Do not import SQLAlchemy just to watch a database that is not used.
         database = self.parts.database_in_use
         health = database.get_health() if database is not None else None
-        await self.parts.alerts.look(find(health, self.parts.services_status()))
+        parts = self.parts
+        found = find(health, parts.services_status(), parts.own_budgets())
+        await parts.alerts.look(parts.store_news.add_to(found))
 
     async def _sweep(self) -> None:
-        """Book what dead processes left held, and read the shared numbers anew."""
-        parts = self.parts
-        swept = await parts.ledger.sweep()
-        if swept:
-            booked = sum((hold.amount_usd for hold in swept), Decimal(0))
-            parts.events.publish(HoldsSwept("ledger", len(swept), str(booked)))
+        """Forget what is old, and note what forecasts are made of."""
+        self.parts.budgets.forget_unused_tags()
+        self.parts.budgets.note_paces(self.parts.clock.wall())
         with suppress(StoreUnavailable):
-            await parts.ledger.refresh()
-            await parts.alerts.sweep()
+            await self.parts.alerts.sweep()
+            await self._prune()
+
+    async def _prune(self) -> None:
+        """Once an hour, and on with the next sweep where there was more than a little."""
+        now = self.parts.clock.monotonic()
+        if now >= self._prune_at:
+            before_day = utc_day(self.parts.clock.wall()) - self.parts.options.ledger_days
+            more = await self.parts.store.past.prune(before_day)
+            self._prune_at = now if more else now + PRUNE_EVERY_S
 
 
 class CheckServices(BackgroundTask):

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
 
 import pytest
 
+from koo.ai.budgets import Budgets
 from koo.ai.operations import Money, compose, execute, read_options
 from koo.ai.service import Service
 from koo.deadlines import Deadlines
 from koo.errors import BudgetExceeded, Kind
-from koo.storage.base import Hold, HoldRequest
+from koo.policies.treasury import Answer as BeatAnswer
+from koo.policies.treasury import Beat
+from koo.storage.exchanges import MemoryExchange
+from koo.storage.ledger import Ledger
 from koo.storage.memory import MemoryLedger
+from koo.storage.postings import Posting
 from koo.testing.clock import VirtualClock, run_virtual
 from tests.ai.virtual import VirtualWorld, words
 
 
-class SlowLedger(MemoryLedger):
+class SlowExchange(MemoryExchange):
     """A store that takes its time."""
 
-    def __init__(self, clock: VirtualClock, holds_after_s: float) -> None:
+    def __init__(self, clock: VirtualClock, answers_after_s: float) -> None:
         super().__init__(clock)
-        self.holds_after_s = holds_after_s
-        self.requests: list[HoldRequest] = []
+        self.answers_after_s = answers_after_s
 
-    async def hold(self, request: HoldRequest) -> Hold:
-        self.requests.append(request)
-        await asyncio.sleep(self.holds_after_s)
-        return await super().hold(request)
+    async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> BeatAnswer:
+        await asyncio.sleep(self.answers_after_s)
+        return await super().send(beat, postings, is_asked=is_asked)
 
 
-async def a_query(ledger: SlowLedger, ran: list[str]) -> None:
+async def a_query(ledger: Ledger, ran: list[str]) -> None:
     world = VirtualWorld(ledger)
     try:
         await world.ask(timeout_s=0.5)
@@ -40,7 +43,7 @@ async def a_query(ledger: SlowLedger, ran: list[str]) -> None:
         ran += ["sent"] * world.first.asked
 
 
-async def a_stream(ledger: SlowLedger, ran: list[str]) -> None:
+async def a_stream(ledger: Ledger, ran: list[str]) -> None:
     world = VirtualWorld(ledger)
     world.first.chunks = words("a", pause_s=0.0)
     try:
@@ -49,34 +52,47 @@ async def a_stream(ledger: SlowLedger, ran: list[str]) -> None:
         ran += ["sent"] * world.first.asked
 
 
-async def an_own_operation(ledger: SlowLedger, ran: list[str]) -> None:
+async def an_own_operation(ledger: Ledger, ran: list[str]) -> None:
     options = {"timeout_s": 0.5, "max_cost_usd": 1, "daily_budget": 10}
     service = Service(
         "own", read_options(options), default_model=None, clock=VirtualClock(), deadlines=Deadlines(),
         classify=compose(None, "own"), allowance=Money(options).allowance,
     )  # fmt: skip
+    budgets = Budgets(ledger)
+    budgets.add_service("own", service.allowance)
+    beats = asyncio.create_task(ledger.run())
 
     async def operation() -> None:
         ran.append("sent")
 
-    await execute(service, Money(options), ledger, operation, (), {})
+    try:
+        await execute(service, Money(options), budgets, operation, (), {})
+    finally:
+        beats.cancel()
+
+
+def held_pico(ledger: Ledger) -> int:
+    """What all budgets together hold now."""
+    return sum(ledger.standing(name).held for name in ledger.purses.budgets)
 
 
 @pytest.mark.parametrize("call", [a_query, a_stream, an_own_operation])
 def test_a_ledger_that_does_not_answer_outlives_no_deadline(
-    call: Callable[[SlowLedger, list[str]], Awaitable[None]],
+    call: Callable[[Ledger, list[str]], Awaitable[None]],
 ) -> None:
     """The call ends at its deadline, nothing is sent, and nothing stays held."""
 
     async def main() -> None:
         clock, ran = VirtualClock(), list[str]()
-        ledger = SlowLedger(clock, holds_after_s=2.0)
+        ledger = Ledger(SlowExchange(clock, answers_after_s=2.0), clock)
         began = clock.monotonic()
         with pytest.raises(BudgetExceeded) as caught:
             await call(ledger, ran)
         assert clock.monotonic() - began == pytest.approx(0.5)
         assert caught.value.kind == Kind.DEADLINE and "before the deadline" in str(caught.value)
-        assert ran == [] and ledger.view(ledger.requests[0].service).held_usd == 0
+        assert ran == [] and held_pico(ledger) == 0
+        await asyncio.sleep(5.0)
+        assert held_pico(ledger) == 0, "what the late answer granted is held by nobody"
 
     run_virtual(main)
 
@@ -84,15 +100,17 @@ def test_a_ledger_that_does_not_answer_outlives_no_deadline(
 @pytest.mark.parametrize("streamed", [False, True])
 def test_the_callers_own_words_go_to_the_ledger(streamed: bool) -> None:
     async def main() -> None:
-        ledger = SlowLedger(VirtualClock(), holds_after_s=0.0)
+        ledger = MemoryLedger(VirtualClock())
         world = VirtualWorld(ledger)
         world.first.chunks = words("a", pause_s=0.0)
         if streamed:
-            await anext(world.stream(tag="nightly", metadata={"team": "blue"}))
+            async for _ in world.stream(tag="nightly", metadata={"team": "blue"}):
+                pass
         else:
             await world.ask(tag="nightly", metadata={"team": "blue"})
-        (request,) = ledger.requests
-        assert request.tag == "nightly" and request.metadata == {"team": "blue"}
+        await ledger.look()
+        (posting,) = ledger.exchange.postings.values()
+        assert posting.bill.tag == "nightly" and posting.bill.metadata == {"team": "blue"}
 
     run_virtual(main)
 

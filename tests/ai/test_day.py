@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from koo.ai.budgets import requests_count
 from koo.ai.operations import compose
 from koo.ai.service import Service, guard_options
 from koo.clock import utc_day
@@ -72,7 +73,7 @@ def test_a_platform_made_before_midnight_and_opened_after_it_counts_the_new_days
         platform.services_status()
         clock.passed_s += 3.0
         async with SqlStore(options.state_url, clock=clock, home=tmp_path) as store:
-            store.quotas.add("own", utc_day(clock.wall()), 100)
+            store.ledger.count(store.ledger.budget(requests_count("own"), None), utc_day(clock.wall()), 100)
         async with platform:
             view = platform.service_health("own")["rate_limits"]["requests_per_day"]
             assert (view["used"], view["remaining"]) == (100, 0)
@@ -85,36 +86,39 @@ def test_what_is_restored_of_a_day_that_is_over_counts_for_no_other() -> None:
     clock = MovedClock(before_s=1.0)
     one = service(clock)
     clock.passed_s += 2.0
-    one.restore_day(TODAY, 70)
+    one.note_elsewhere(TODAY, 70)
     assert used(one) == 0 and one.take_unstored() == (TODAY + 1, 0)
 
 
 def test_the_store_is_given_each_request_once() -> None:
-    """A hold of money counts in the store at once, the rest with each tick; a refund takes it back."""
+    """With each tick; a refund takes it back, and what others made is theirs to tell."""
     clock = MovedClock(before_s=3600.0)
     one = service(clock)
-    one.restore_day(TODAY, 40)
+    one.note_elsewhere(TODAY, 40)
     assert used(one) == 40 and one.take_unstored() == (TODAY, 0), "the store knows these"
     take(one, clock, requests=5)
-    one.note_stored(TODAY, 2)
-    assert one.take_unstored() == (TODAY, 3) and one.take_unstored() == (TODAY, 0)
+    one.note_elsewhere(TODAY, 42)
+    assert used(one) == 47
+    assert one.take_unstored() == (TODAY, 5) and one.take_unstored() == (TODAY, 0)
     one.gates.limits.refund(clock.monotonic())
-    assert one.take_unstored() == (TODAY, -1) and used(one) == 44
+    assert one.take_unstored() == (TODAY, -1) and used(one) == 46
 
 
 def test_a_new_day_begins_with_nothing_that_the_store_knows() -> None:
     clock = MovedClock(before_s=1.0)
     one = service(clock)
+    one.note_elsewhere(TODAY, 7)
     take(one, clock, requests=5)
     assert one.take_unstored() == (TODAY, 5)
     clock.passed_s += 2.0
-    one.note_stored(TODAY + 1, 1)
     take(one, clock, requests=3)
     one.tick()
-    assert one.take_unstored() == (TODAY + 1, 2)
-    one.note_stored(TODAY, 1)
-    assert one.take_unstored() == (TODAY + 1, 0), "a hold of yesterday that is noted late"
+    assert one.take_unstored() == (TODAY + 1, 3) and used(one) == 3
+    one.note_elsewhere(TODAY, 8)
+    assert used(one) == 3 and one.take_unstored() == (TODAY + 1, 0), "a word of yesterday that comes late"
+    one.note_elsewhere(TODAY + 1, 2)
+    assert used(one) == 5 and one.take_unstored() == (TODAY + 1, 0)
     clock.passed_s += DAY_S
     one.tick()
     take(one, clock, requests=3)
-    assert one.take_unstored() == (TODAY + 2, 3), "a free service holds no money"
+    assert one.take_unstored() == (TODAY + 2, 3), "the days between are gone"

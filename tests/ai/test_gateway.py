@@ -343,7 +343,7 @@ def test_two_hundred_callers_at_once_never_pass_the_cap() -> None:
             except BudgetExceeded:
                 return False
             finally:
-                view = world.ledger.view("claude")
+                view = world.budgets.view("claude")
                 highest = max(highest, view.spent_usd + view.held_usd)
             return True
 
@@ -400,7 +400,7 @@ def test_a_caller_who_leaves_gives_everything_back_and_pays_for_what_was_sent() 
         world.claude.script(gate)
         task = asyncio.ensure_future(world.ask())
         await gate.arrived()
-        assert world.ledger.view("claude").held_usd > 0
+        assert world.budgets.view("claude").held_usd > 0
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

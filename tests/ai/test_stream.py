@@ -13,7 +13,6 @@ from koo.ai.types import Query
 from koo.errors import ExternalServiceError, Kind, ServiceFailed, ServiceTimeout, StreamTruncated
 from koo.options import RetryOptions
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS
-from koo.storage.base import Hold, HoldRequest
 from koo.testing.providers import answer, error, hang, stream
 from tests.ai.worlds import World, run, until
 
@@ -188,24 +187,3 @@ def test_an_error_of_a_stream_is_an_external_service_error() -> None:
         assert isinstance(caught.value, ServiceFailed)
 
     run(test, retry=ONCE)
-
-
-def test_a_query_with_more_time_than_usual_keeps_its_hold_for_as_long() -> None:
-    """Swept while it runs, it would be booked at its bound, and its real cost ignored."""
-
-    async def test(world: World) -> None:
-        leases: list[float] = []
-        hold = world.ledger.hold
-
-        async def note(request: HoldRequest) -> Hold:
-            leases.append(request.lease_s)
-            return await hold(request)
-
-        world.ledger.hold = note  # type: ignore[method-assign]
-        await texts(ask(world, timeout_s=3600))
-        await world.ask(timeout_s=3600)
-        await world.ask(timeout_s=1)
-        assert all(lease_s > 3600 for lease_s in leases[:2])
-        assert 60 <= leases[2] < 3600
-
-    run(test)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from koo.ai.providers.base import Completion, CompletionChunk, Request
+from koo.ai.types import Usage
 from koo.deadlines import Deadline
 from koo.errors import AllServicesFailed, ExternalServiceError, Kind, ServiceFailed, ServiceTimeout
 from koo.options import BreakerOptions
@@ -26,6 +28,18 @@ async def fail(request: Request) -> Completion:
     raise ServiceFailed("first", "it failed", kind=Kind.SERVER_ERROR)
 
 
+async def respond(request: Request) -> Completion:
+    return Completion(text="ok", model=request.model, usage=Usage(input_tokens=10, output_tokens=5))
+
+
+async def ask(world: VirtualWorld, streamed: bool, **options: Any) -> None:
+    if not streamed:
+        await world.ask(**options)
+        return
+    async for _ in world.stream(**options):
+        pass
+
+
 Act = Callable[[Request], Awaitable[Completion]]
 
 
@@ -35,6 +49,29 @@ def after(pause_s: float, act: Act) -> Act:
         return await act(request)
 
     return later
+
+
+# ── a hold's time ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_call_of_three_hours_keeps_its_hold_for_as_long_and_is_booked_at_its_real_cost(
+    streamed: bool,
+) -> None:
+    """Nothing comes back by time: given back while the call runs, its money would be spent by another one."""
+
+    async def main() -> None:
+        world = VirtualWorld(stall_timeout_s=7200.0, first_token_timeout_s=7200.0, attempt_timeout_s=14_400.0)
+        world.first.script = [after(10_800.0, respond)]
+        world.first.chunks = words("slowly", pause_s=5400.0)
+        asking = asyncio.create_task(ask(world, streamed, timeout_s=14_400.0, max_tokens=200))
+        await asyncio.sleep(10_000.0)
+        assert world.budgets.view("first").held_usd == world.bound_usd(200)
+        await asking
+        assert world.budgets.view("first").held_usd == 0
+        assert world.spent_usd == Decimal(10 * 3 + (1 if streamed else 5) * 15) / 1_000_000
+
+    run_virtual(main)
 
 
 # ── a stream's first content ──────────────────────────────────────────────────────────────────────────────────────────
@@ -52,7 +89,7 @@ def test_silence_is_cut_at_the_bound_of_the_first_content_and_booked_at_the_wors
         assert caught.value.kind == Kind.TIMEOUT
         assert world.clock.monotonic() - began == 7.0
         assert world.spent_usd == world.bound_usd(200) > 0
-        assert world.ledger.view("first").held_usd == 0
+        assert world.budgets.view("first").held_usd == 0
         assert world.service.default_guard.breaker.consecutive == 1, "silence is the provider's failure"
 
     run_virtual(main)

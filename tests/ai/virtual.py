@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -15,10 +15,12 @@ from koo.ai.service import AIService, Service, guard_options
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query, Usage
 from koo.deadlines import Deadlines
-from koo.options import LimitOptions, RetryOptions, ServiceOptions
+from koo.options import BudgetOptions, LimitOptions, RetryOptions, ServiceOptions
 from koo.storage.base import Allowance
+from koo.storage.ledger import Ledger
 from koo.storage.memory import MemoryLedger
 from koo.testing.clock import VirtualClock
+from tests.ai.worlds import budgets_of
 
 ONCE = RetryOptions(attempts_max=1)
 INPUT_TOKENS_MAX = 100
@@ -65,18 +67,21 @@ class MemoryProvider:
 
 
 class VirtualWorld:
-    """Services `first` and `second`, 3 and 15 USD a million tokens, over one ledger in memory."""
+    """Services `first` and `second`, 3 and 15 USD a million tokens, over one ledger. Make it on the virtual loop."""
 
-    def __init__(self, ledger: MemoryLedger | None = None, **options: Any) -> None:
+    def __init__(
+        self, ledger: Ledger | None = None, *, own: Sequence[BudgetOptions] = (), **options: Any
+    ) -> None:
         self.clock = VirtualClock()
-        self.ledger = ledger or MemoryLedger(self.clock)
+        ledger = ledger or MemoryLedger(self.clock)
+        self.beats = asyncio.create_task(ledger.run())
         self.first, self.second = MemoryProvider(), MemoryProvider()
         deadlines, services = Deadlines(), dict[str, AIService]()
         for name, provider in (("first", self.first), ("second", self.second)):
             one = ServiceOptions(
                 name=name, kind="openai_compatible", model="m", api_key="k", base_url="http://127.0.0.1:9/v1",
-                declared=True, input_price=Decimal(3), output_price=Decimal(15),
-                **{"limits": LimitOptions(), **options},
+                declared=True,
+                **{"limits": LimitOptions(), "input_price": Decimal(3), "output_price": Decimal(15), **options},
             )  # fmt: skip
             service = Service(
                 name, guard_options(one), default_model="m", clock=self.clock, deadlines=deadlines,
@@ -84,9 +89,10 @@ class VirtualWorld:
             )  # fmt: skip
             services[name] = AIService(service, provider, one)
         self.service = services["first"].service
+        self.budgets = budgets_of(ledger, services, own)
         self.gateway = Gateway(
             services,
-            ledger=lambda: self.ledger,
+            budgets=self.budgets,
             prices=Prices(self.clock),
             deadlines=deadlines,
             clock=self.clock,
@@ -100,7 +106,7 @@ class VirtualWorld:
 
     @property
     def spent_usd(self) -> Decimal:
-        return self.ledger.view("first").spent_usd
+        return self.budgets.view("first").spent_usd
 
     def bound_usd(self, max_tokens: int) -> Decimal:
         """The worst case of one attempt."""

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 from koo.ai.assembly import assemble
+from koo.ai.budgets import Budgets
 from koo.ai.gateway import Gateway
 from koo.ai.pricing import Prices
+from koo.ai.service import AIService
 from koo.ai.types import Answer, Query
 from koo.clock import SYSTEM_CLOCK
 from koo.deadlines import Deadlines
 from koo.events import EventBus
 from koo.guard import Guard
 from koo.http import HttpClient
-from koo.options import BreakerOptions, PlatformOptions, RetryOptions, ServiceOptions
+from koo.options import BreakerOptions, BudgetOptions, PlatformOptions, RetryOptions, ServiceOptions
+from koo.storage.ledger import Ledger
 from koo.storage.memory import MemoryLedger
 from koo.testing.providers import FakeAnthropic, FakeOpenAI
 
@@ -32,7 +35,7 @@ class World:
     gateway: Gateway
     claude: FakeAnthropic
     openai: FakeOpenAI
-    ledger: MemoryLedger
+    budgets: Budgets
     events: EventBus
     deadlines: Deadlines
 
@@ -47,14 +50,14 @@ class World:
         """No place, no permit, no money is held by anybody."""
         for name, ai_service in self.gateway.services.items():
             gates = ai_service.service.gates
-            if gates.bulkhead.used or gates.limit_queue.used or self.ledger.view(name).held_usd:
+            if gates.bulkhead.used or gates.limit_queue.used or self.budgets.view(name).held_usd:
                 return False
             if any(guard.breaker.running or guard.breaker.leases for guard in ai_service.service.guards):
                 return False
         return True
 
     def spent_usd(self, service: str = "claude") -> Decimal:
-        return self.ledger.view(service).spent_usd
+        return self.budgets.view(service).spent_usd
 
 
 @asynccontextmanager
@@ -91,13 +94,35 @@ async def world(**options: Any) -> AsyncIterator[World]:
             deadlines=deadlines,
             publish=events.publish,
         )
+        budgets = budgets_of(ledger, ai_services)
         gateway = Gateway(
-            ai_services, ledger=lambda: ledger, prices=prices, deadlines=deadlines, clock=SYSTEM_CLOCK
+            ai_services, budgets=budgets, prices=prices, deadlines=deadlines, clock=SYSTEM_CLOCK
         )
         try:
-            yield World(gateway, claude, openai, ledger, events, deadlines)
+            async with beating(ledger):
+                yield World(gateway, claude, openai, budgets, events, deadlines)
         finally:
             await http.close()
+
+
+def budgets_of(
+    ledger: Ledger, services: Mapping[str, AIService], own: Sequence[BudgetOptions] = ()
+) -> Budgets:
+    """The daily budgets of services and those of an operator, as `koo.composition` makes them."""
+    budgets = Budgets(ledger, own)
+    for name, one in services.items():
+        budgets.add_service(name, one.service.allowance)
+    return budgets
+
+
+@asynccontextmanager
+async def beating(ledger: Ledger) -> AsyncIterator[None]:
+    """Beats behind the calls for as long as the block runs."""
+    beats = asyncio.create_task(ledger.run())
+    try:
+        yield
+    finally:
+        beats.cancel()
 
 
 def run(test: Callable[[World], Awaitable[None]], **options: Any) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from koo.alerts.rules import KINDS, Finding
+from koo.alerts.rules import KINDS, Finding, find
+from koo.clock import iso
 from koo.events import Severity
 from koo.monitoring.shapes import RequestWindow
-from koo.options import LimitOptions
+from koo.monitoring.snapshot import own_budget_view
+from koo.options import BudgetOptions, LimitOptions
 from koo.policies.breaker import Override
+from koo.policies.forecast import RunOut
 from koo.policies.verdict import THROTTLED, Fault
+from koo.storage.base import OwnBudgetView
 from tests.monitoring.houses import (
     CANCELLED,
     FAILED,
@@ -177,7 +183,7 @@ def test_a_limit_that_is_not_set_or_is_nothing_is_not_approached() -> None:
 
 @pytest.mark.parametrize(
     ("spent", "held", "found"),
-    [("7.99", "0", False), ("8", "0", True), ("4", "3.99", False), ("4", "4", True), ("12", "0", True)],
+    [("7.99", "0", False), ("8", "0", True), ("4", "3.99", False), ("4", "4", True), ("8.99", "0", True)],
 )
 def test_a_budget_is_told_from_four_fifths_on_spent_and_held_together(
     spent: str, held: str, found: bool
@@ -186,6 +192,77 @@ def test_a_budget_is_told_from_four_fifths_on_spent_and_held_together(
         house.add(budget="10")
         house.spend(spent, held)
         assert house.found() == ({"budget_approaching:ai:claude"} if found else set())
+
+    in_house(test)
+
+
+@pytest.mark.parametrize(
+    ("spent", "held", "more"),
+    [
+        ("8.99", "0", set()),
+        ("8", "1", {"budget_at_90"}),
+        ("9.49", "0", {"budget_at_90"}),
+        ("9", "0.5", {"budget_at_95"}),
+        ("12", "0", {"budget_at_95"}),
+    ],
+)
+def test_nine_tenths_and_nineteen_twentieths_are_alerts_of_their_own(
+    spent: str, held: str, more: set[str]
+) -> None:
+    """Beside the first one, so that each begins, and is told, when its share is reached."""
+
+    async def test(house: House) -> None:
+        house.add(budget="10")
+        house.spend(spent, held)
+        assert house.found() == {f"{kind}:ai:claude" for kind in ("budget_approaching", *more)}
+
+    in_house(test)
+
+
+def test_idle_grants_are_not_counted() -> None:
+    async def test(house: House) -> None:
+        house.add(budget="10")
+        house.spend("1", "1", idle="8")
+        assert house.found() == set()
+
+    in_house(test)
+
+
+def test_a_budget_of_an_operator_is_told_with_its_own_name_and_what_happens_then() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        now = house.clock.wall()
+        view = replace(
+            house.budget(),
+            limit_usd=Decimal(5),
+            spent_usd=Decimal("4.20"),
+            runs_out=RunOut(now + 60, now + 3600),
+        )
+        options = BudgetOptions(
+            name="team", limit_usd=Decimal(5), period="month", tag="*", on_exhausted="local"
+        )
+        budget = own_budget_view(OwnBudgetView(options, "night", view))
+        (finding,) = find(None, house.views(), [budget])
+        assert finding.fingerprint == "budget_approaching:budget:team/night"
+        assert finding.message == (
+            "84% of the month's budget 'team/night' of 5 USD is spent or held; at this pace it is used up between "
+            f"{iso(now + 60)[:16]} and {iso(now + 3600)[:16]} UTC, then local is asked instead"
+        )
+        assert finding.data["share"] == pytest.approx(0.84)
+
+    in_house(test)
+
+
+def test_what_the_dead_left_unsettled_is_one_alert_that_names_each_budget() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        house.add("openai")
+        house.spend("1", unsettled="0.25")
+        house.spend("1", name="openai", unsettled="0.5")
+        assert house.found() == {"money_unsettled:state_store"}
+        finding = the(house, "money_unsettled")
+        assert "0.25 USD of claude's day, 0.5 USD of openai's day" in finding.message
+        assert finding.data == {"amount": "0.5"}
 
     in_house(test)
 
@@ -203,7 +280,7 @@ def test_without_a_budget_none_is_approached(budget: str | None) -> None:
 def test_yesterdays_money_is_not_todays() -> None:
     async def test(house: House) -> None:
         house.add()
-        house.spend("9.50")
+        house.spend("8.50")
         assert house.found() == {"budget_approaching:ai:claude"}
         await house.clock.sleep(86_400)
         assert house.found() == set()

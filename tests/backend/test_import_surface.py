@@ -44,6 +44,8 @@ OPTIONS = [
     "timeout_s",
     "fallback",
     "on_limit",
+    "max_cost_usd",
+    "clamp",
     "tag",
     "metadata",
 ]

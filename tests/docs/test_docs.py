@@ -141,8 +141,12 @@ def test_each_command_is_explained() -> None:
         inner = group.typer_instance
         assert inner is not None
         commands += [
-            f"{group.name} {one.callback.__name__}" for one in inner.registered_commands if one.callback
+            f"{group.name} {one.name or one.callback.__name__}"
+            for one in inner.registered_commands
+            if one.callback
         ]
+        if inner.registered_callback is not None:
+            commands.append(str(group.name))
     unlisted = [name for name in commands if not any(f"{one} ".startswith(f"koo {name} ") for one in listed)]
     assert unlisted == []
     assert len(listed) == len(commands)

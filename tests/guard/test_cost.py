@@ -23,19 +23,24 @@ from koo.deadlines import Deadline, Deadlines
 from koo.errors import CircuitOpen
 from koo.gates import Gates
 from koo.guard import Guard
-from koo.options import GuardOptions, PlatformOptions, ServiceOptions
+from koo.options import GuardOptions, LimitOptions, PlatformOptions, ServiceOptions
 from koo.platform import Platform
 from koo.policies.breaker import FORCED_OPEN
 from koo.policies.limiter import DayCount, Limits, SlidingCount
-from koo.testing.providers import FakeOpenAI
+from koo.testing.providers import FakeOpenAI, Gate, answer
 
 CALLS_MAX = 36
+MONEY_CALLS_MAX = 40
 BYTES_MAX = 2048
+OF_MONEY = tuple(f"koo.{name}" for name in (
+    "ai.charge", "ai.budgets", "ai.pricing", "policies.money", "policies.purse", "policies.purses", "storage.ledger",
+))  # fmt: skip
+MONEY = {sys.modules[name].__file__ for name in OF_MONEY}
 GUARD = {
     module.__file__
     for name, module in sys.modules.items()
-    if name in ("koo.guard", "koo.gates") or name.startswith("koo.policies.")
-}
+    if name in ("koo.guard", "koo.gates") or (name.startswith("koo.policies.") and name not in OF_MONEY)
+} - {sys.modules["koo.policies.treasury"].__file__}
 
 
 async def nothing() -> None:
@@ -151,8 +156,39 @@ def test_the_guards_share_of_a_query_through_the_platform(tmp_path: Path, free: 
     assert 10 < seen <= CALLS_MAX, seen
 
 
+def test_the_money_of_a_query_with_room_in_its_purse(tmp_path: Path) -> None:
+    """Bound, hold, bill and settlement, in the product's own query; what its beats do is behind the calls."""
+
+    async def main() -> int:
+        async with FakeOpenAI() as fake:
+            service = ServiceOptions(
+                name="openai", kind="openai", model="gpt-6.1-terra", api_key="test-key", base_url=fake.base_url,
+                input_price=Decimal(1), output_price=Decimal(1), limits=LimitOptions(),
+            )  # fmt: skip
+            state_url = f"sqlite:///{tmp_path}/state.db"
+            platform = Platform(PlatformOptions(home=tmp_path, state_url=state_url, services=(service,)))
+            query = Query(service="openai", prompt="What is the capital of France?", max_tokens=16)
+            fake.script(gate := Gate(), *[answer(input_tokens=12, output_tokens=16) for _ in range(60)])
+            async with platform:
+                # A call that runs keeps the purse here: with the end of the last one it goes home.
+                running = asyncio.ensure_future(platform.query(query))
+                await gate.arrived()
+                seen = [await calls_in(MONEY, lambda: platform.query(query)) for _ in range(60)]
+                gate.open()
+                await running
+            return min(seen)
+
+    seen = asyncio.run(main())
+    assert 10 < seen <= MONEY_CALLS_MAX, seen
+
+
 async def calls_in_guard(make: Callable[[], Awaitable[object]]) -> int:
-    """Calls of functions of the guard, its gates and policies, and calls that these make into C.
+    """Calls of functions of the guard, its gates and policies, and calls that these make into C."""
+    return await calls_in(GUARD, make)
+
+
+async def calls_in(files: set[str | None], make: Callable[[], Awaitable[object]]) -> int:
+    """Calls of functions in these files, and calls that these make into C.
 
     A coroutine that goes on after a wait is the same call.
     """
@@ -161,7 +197,7 @@ async def calls_in_guard(make: Callable[[], Awaitable[object]]) -> int:
 
     def count(frame: FrameType, event: str, argument: Any) -> None:
         nonlocal calls
-        if frame.f_code.co_filename not in GUARD or (event == "call" and frame in entered):
+        if frame.f_code.co_filename not in files or (event == "call" and frame in entered):
             return
         if event == "call":
             entered.append(frame)

@@ -19,7 +19,7 @@ from koo.monitoring.overview import services_view, system_view
 from koo.monitoring.shapes import DatabaseHealth, ServiceHealth, ServicesHealth, SystemHealth
 from koo.monitoring.snapshot import service_view
 from koo.monitoring.vitals import Look, database_health
-from koo.options import BreakerOptions, DatabaseOptions, GuardOptions, LimitOptions, RetryOptions
+from koo.options import DAY_S, BreakerOptions, DatabaseOptions, GuardOptions, LimitOptions, RetryOptions
 from koo.policies.breaker import HALF_OPEN, OPEN
 from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED, Fault
 from koo.storage.base import Allowance, BudgetView
@@ -139,12 +139,33 @@ class House:
         name: str = "claude",
         scope: str = "shared",
         above_hold: str = "0",
+        idle: str = "0",
+        unsettled: str = "0",
     ) -> None:
         """What the ledger says of today."""
-        wall = self.clock.wall()
-        self.budgets[name] = BudgetView(
-            utc_day(wall), Decimal(spent), Decimal(held), wall, scope, Decimal(above_hold)
+        self.budgets[name] = replace(
+            self.budget(name),
+            spent_usd=Decimal(spent),
+            held_usd=Decimal(held),
+            idle_usd=Decimal(idle),
+            unsettled_usd=Decimal(unsettled),
+            as_of=self.clock.wall(),
+            scope=scope,
+            above_hold_usd=Decimal(above_hold),
         )
+
+    def budget(self, name: str = "claude") -> BudgetView:
+        """What the ledger knows of today: nothing yet, or what it was last said to know."""
+        today = utc_day(self.clock.wall())
+        known = self.budgets.get(name)
+        if known is not None and known.resets_at == (today + 1) * DAY_S:
+            return known
+        nothing = Decimal(0)
+        limit_usd = self.services[name].allowance.limit_usd
+        return BudgetView(
+            limit_usd=limit_usd, spent_usd=nothing, held_usd=nothing, idle_usd=nothing, unsettled_usd=nothing,
+            resets_at=(today + 1) * DAY_S, as_of=None,
+        )  # fmt: skip
 
     async def use_database(self, *outcomes: bool) -> None:
         """Connects of the database that succeed or fail."""
@@ -174,7 +195,7 @@ class House:
         return database_health(replace(self.database.vitals(), look=self.look))
 
     def view(self, name: str = "claude") -> ServiceHealth:
-        return service_view(self.services[name], self.budgets.get(name), self.clock)
+        return service_view(self.services[name], self.budget(name), self.clock)
 
     def views(self) -> dict[str, ServiceHealth]:
         return {name: self.view(name) for name in self.services}

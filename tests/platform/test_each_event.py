@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -20,21 +20,23 @@ from koo.events import (
     CircuitOpened,
     CooldownBegan,
     Event,
-    HoldsSwept,
     KeyBlocked,
     KeyUnblocked,
     OverrideSet,
+    ProcessRenamed,
+    StoreForgot,
     StoreFound,
     StoreLost,
 )
 from koo.options import BreakerOptions, RetryOptions
 from koo.platform import Platform
 from koo.policies.breaker import Override
-from koo.storage.base import Allowance, HoldRequest
+from koo.policies.money import to_pico
 from koo.storage.store import SqlStore
+from koo.storage.treasuries import write_off_in
 from koo.testing.providers import FakeAnthropic, answer, error
 from tests.ai.worlds import until
-from tests.platform.test_platform import QUESTION, Ahead, options
+from tests.platform.test_platform import QUESTION, options
 
 FAILED = error(500, "api_error")
 REFUSED = error(401, "authentication_error")
@@ -51,6 +53,23 @@ class World:
 
     def happened(self, kind: type[Event]) -> bool:
         return any(isinstance(event, kind) for event in self.platform.events.recent)
+
+    @property
+    def state(self) -> Path:
+        return self.home / "state.db"
+
+    async def spending_is_told(self) -> None:
+        """Wait until the store knows what was spent here."""
+        spent_pico = to_pico(self.server.billed_usd)
+
+        def is_told() -> bool:
+            with sqlite3.connect(self.state) as state:
+                ((told,),) = state.execute(
+                    "SELECT sum(spent) FROM koo_treasuries WHERE budget LIKE 'service/%'"
+                )
+            return bool(told == spent_pico)
+
+        await until(is_told)
 
     async def ask(self, *script: object) -> None:
         """One question, which the provider answers as scripted."""
@@ -94,25 +113,41 @@ async def bill_more_than_was_held(world: World) -> None:
     await world.ask(answer(output_tokens=1_000_000))
 
 
-async def leave_a_hold_behind(world: World) -> None:
-    """As a process that died a while ago did."""
-    dead = SqlStore(world.platform.options.state_url, clock=Ahead(-1000))
-    await dead.open()
-    await dead.ledger.hold(
-        HoldRequest(service="claude", model="m", amount_usd=Decimal(1), allowance=Allowance(None), lease_s=1)
-    )
-    await dead.close()
-    await world.platform.open()
+async def be_written_off(world: World) -> None:
+    """This process is taken for dead, and its money is freed."""
+    await world.ask(answer())
+    await world.spending_is_told()
+    state_url = world.platform.options.state_url
+    with sqlite3.connect(world.state) as state:
+        (name,) = state.execute("SELECT name FROM koo_processes").fetchone()
+    async with SqlStore(state_url) as store:
+        await store.executor.run(lambda tx: write_off_in(tx, name))
+    await world.ask(answer())
+
+
+async def be_forgotten(world: World) -> None:
+    """The store is replaced by a copy of itself that was made before the last call."""
+    await world.ask(answer())
+    await world.spending_is_told()
+    older = world.home / "older.db"
+    with sqlite3.connect(world.state) as state:
+        state.execute("VACUUM INTO ?", (str(older),))
+    await world.ask(answer())
+    await world.spending_is_told()
+    older.replace(world.state)
+    for rest in ("state.db-wal", "state.db-shm"):
+        (world.home / rest).unlink()
+    await world.ask(answer())
 
 
 async def lose_the_store(world: World) -> None:
-    (world.home / "state.db").mkdir()
+    world.state.mkdir()
     await world.platform.open()
 
 
 async def lose_and_find_the_store(world: World) -> None:
     await lose_the_store(world)
-    (world.home / "state.db").rmdir()
+    world.state.rmdir()
 
 
 CAUSES: dict[type[Event], Callable[[World], Awaitable[None]]] = {
@@ -124,7 +159,8 @@ CAUSES: dict[type[Event], Callable[[World], Awaitable[None]]] = {
     KeyBlocked: refuse_the_key,
     KeyUnblocked: take_the_key_again,
     BillExceededHold: bill_more_than_was_held,
-    HoldsSwept: leave_a_hold_behind,
+    ProcessRenamed: be_written_off,
+    StoreForgot: be_forgotten,
     StoreLost: lose_the_store,
     StoreFound: lose_and_find_the_store,
 }

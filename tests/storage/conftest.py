@@ -7,17 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from koo.storage.exchanges import MemoryExchange
 from koo.storage.store import SqlStore
 from koo.testing.postgres import Driver, PostgresServer
-from tests.storage.support import PATIENCE_S, Place
+from tests.storage.support import BEAT_S, PATIENCE_S, Place
 
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow machine is no outage: only tests that are about waiting too long say how long that is."""
+    """A slow machine is no outage: only tests that are about waiting too long say how long that is. Beats are short."""
     defaults = SqlStore.__init__.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "timeout_s", PATIENCE_S)
+    monkeypatch.setitem(defaults, "beat_s", BEAT_S)
+    monkeypatch.setattr(MemoryExchange, "beat_s", BEAT_S)
 
 
 SQL = ["sqlite", "pg16", "pg18"]

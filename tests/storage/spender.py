@@ -1,21 +1,22 @@
-"""A process that spends, for tests that kill it: `python -m tests.storage.spender URL CALLS HOLD_USD CAP_USD LEASE_S`.
+"""A process that spends, for tests that kill it: `python -m tests.storage.spender URL CALLS BOUND_USD CAP_USD`.
 
-It prints "held ID" when a hold was given, and "billed ID USD" before it settles it. With CALLS 0 it holds once and
-hangs.
+Several callers at once. It says "held NUMBER" when a hold was given, "billed NUMBER USD" before it settles it,
+"refused" where none was given, and "done" at its end. With CALLS 0 it holds once and hangs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import sys
 from decimal import Decimal
 
-from koo.errors import BudgetExceeded
 from koo.storage.store import SqlStore
-from tests.storage.support import bill, request
+from tests.storage.support import BEAT_S, PATIENCE_S, Refused, hold, know, settle
 
 AT_ONCE = 10
+numbers = itertools.count(1)
 
 
 def say(*words: object) -> None:
@@ -23,26 +24,33 @@ def say(*words: object) -> None:
     sys.stdout.flush()
 
 
-async def spend(store: SqlStore, calls: int, amount: str, cap: str, lease_s: float) -> None:
+async def spend(store: SqlStore, calls: int, amount: str) -> None:
     for _ in range(calls // AT_ONCE):
         try:
-            hold = await store.ledger.hold(request(amount, cap, lease_s=lease_s))
-        except BudgetExceeded:
+            given = await hold(store, amount)
+        except Refused:
             say("refused")
             continue
-        say("held", hold.id)
+        number = next(numbers)
+        say("held", number)
         await asyncio.sleep(random.random() * 0.002)
         cost = Decimal(random.randint(1, 10)) / 10_000
-        say("billed", hold.id, cost)
-        store.ledger.settle(hold, bill(str(cost)))
+        say("billed", number, cost)
+        settle(store, given, str(cost))
 
 
-async def main(url: str, calls: str, amount: str, cap: str, lease_s: str) -> None:
-    async with SqlStore(url, timeout_s=20) as store:
+async def main(url: str, calls: str, amount: str, cap: str) -> None:
+    store = SqlStore(url, timeout_s=PATIENCE_S, beat_s=BEAT_S)
+    know(store, cap)
+    async with store:
+        running = asyncio.create_task(store.ledger.run())
         if calls == "0":
-            say("held", (await store.ledger.hold(request(amount, cap, lease_s=float(lease_s)))).id)
+            await hold(store, amount)
+            await store.ledger.beat()  # It has told what it holds.
+            say("held", 1)
             await asyncio.get_running_loop().create_future()
-        await asyncio.gather(*(spend(store, int(calls), amount, cap, float(lease_s)) for _ in range(AT_ONCE)))
+        await asyncio.gather(*(spend(store, int(calls), amount) for _ in range(AT_ONCE)))
+        running.cancel()
     say("done")
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the state store share: a clock to set, requests, bills, and a look into the tables."""
+"""What the tests of the state store share: a clock to set, holds, bills, and a look into the tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import queue
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -18,16 +19,17 @@ import pytest
 
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.options import DAY_S
+from koo.policies.money import limit_to_pico
+from koo.policies.purse import Hold, Refusal
 from koo.storage import worker
-from koo.storage.base import Allowance, Bill, BudgetView, HoldRequest
+from koo.storage.base import Bill
 from koo.storage.memory import MemoryLedger
 from koo.storage.store import SqlStore
 
 NOON_S = 20_000 * DAY_S + DAY_S / 2
-LEASE_S = 60.0
 PATIENCE_S = 20.0
-LONG_AFTER_S = 600.0
-"""Long enough for any lease and any difference between clocks."""
+BEAT_S = 0.02
+CLAUDE = "service/claude"
 
 
 class SetClock:
@@ -35,9 +37,10 @@ class SetClock:
 
     def __init__(self, wall_s: float = NOON_S) -> None:
         self.now = wall_s
+        self._begin_s = wall_s
 
     def monotonic(self) -> float:
-        return self.now - NOON_S + 1000.0
+        return self.now - self._begin_s + 1000.0
 
     def wall(self) -> float:
         return self.now
@@ -57,10 +60,10 @@ class MemoryStore:
         self.ledger = MemoryLedger(clock)
 
     async def open(self) -> None:
-        pass
+        await self.ledger.look()
 
     async def close(self) -> None:
-        pass
+        await self.ledger.finish()
 
 
 Store = MemoryStore | SqlStore
@@ -77,12 +80,28 @@ class Place:
     def is_shared(self) -> bool:
         return self.url != ""
 
-    def store(self, clock: Clock = SYSTEM_CLOCK, **options: Any) -> Store:
-        return self.sql_store(clock, **options) if self.url else MemoryStore(clock)
+    @property
+    def has_own_clock(self) -> bool:
+        """Is a test's clock the store's? A server goes by its own."""
+        return not self.url.startswith("postgresql")
 
-    def sql_store(self, clock: Clock = SYSTEM_CLOCK, **options: Any) -> SqlStore:
+    def clock(self) -> SetClock:
+        """A clock that stands still at noon; for a server at the noon of its own day."""
+        return SetClock() if self.has_own_clock else SetClock(time.time() // DAY_S * DAY_S + DAY_S / 2)
+
+    def store(self, clock: Clock = SYSTEM_CLOCK, limit: str | None = "1.00", **options: Any) -> Store:
+        """A store that knows the budget of `claude`."""
+        if self.url:
+            return self.sql_store(clock, limit, **options)
+        store = MemoryStore(clock)
+        know(store, limit)
+        return store
+
+    def sql_store(self, clock: Clock = SYSTEM_CLOCK, limit: str | None = "1.00", **options: Any) -> SqlStore:
         """The store of a place that outlives the process."""
-        return SqlStore(self.url, clock=clock, **options)
+        store = SqlStore(self.url, clock=clock, **options)
+        know(store, limit)
+        return store
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
         """Ask the database behind the store's back."""
@@ -100,66 +119,104 @@ class Place:
         return Path(self.url.removeprefix("sqlite:///"))
 
     def forbid_more_than(self, cap_usd: str) -> None:
-        """Make the database itself refuse any moment in which settled + held is above the cap."""
-        above = f"settled + held > {pico(cap_usd)}"
+        """Make the database itself refuse any moment in which more than the cap is booked."""
         if self.url.startswith("sqlite"):
             for act in ("INSERT", "UPDATE"):
                 self.sql(
-                    f"CREATE TRIGGER cap_{act} AFTER {act} ON koo_days WHEN NEW.settled + NEW.held > {pico(cap_usd)} "
+                    f"CREATE TRIGGER cap_{act} AFTER {act} ON koo_treasuries WHEN NEW.booked > {pico(cap_usd)} "
                     "BEGIN SELECT RAISE(ABORT, 'above the cap'); END"
                 )
         else:
-            self.sql(f"ALTER TABLE koo_days ADD CONSTRAINT cap CHECK (NOT ({above}))")
+            self.sql(f"ALTER TABLE koo_treasuries ADD CONSTRAINT cap CHECK (booked <= {pico(cap_usd)})")
+
+    def booked(self, budget: str = CLAUDE) -> tuple[int, int]:
+        """What is booked and what is spent, over all days, by the treasuries; the purses must say the same."""
+        treasuries = self.sql(
+            f"SELECT sum(booked), sum(spent) FROM koo_treasuries WHERE budget = '{budget}'"
+        )[0]
+        purses = self.sql(
+            f"SELECT sum(granted - back + over_granted), sum(spent) FROM koo_purses WHERE budget = '{budget}'"
+        )[0]
+        found = tuple(int(one or 0) for one in treasuries)
+        assert found == tuple(int(one or 0) for one in purses)
+        return found[0], found[1]
 
 
 def pico(usd: str | Decimal) -> int:
     return int(Decimal(usd) * 10**12)
 
 
-def request(
+class Refused(Exception):
+    """A call got no hold."""
+
+    def __init__(self, why: Refusal, short: str | None) -> None:
+        super().__init__(why, short)
+        self.why = why
+        self.short = short
+
+
+def know(store: Store, limit: str | None = "1.00", name: str = CLAUDE, *, is_default: bool = False) -> None:
+    """Have the store's ledger know a budget of a day."""
+    pico = None if limit is None else limit_to_pico(Decimal(limit))
+    store.ledger.budget(name, pico, is_default=is_default)
+
+
+async def hold(
+    store: Store,
     amount: str = "0.05",
-    limit: str | None = "1.00",
-    *,
-    service: str = "claude",
-    explicit: bool = False,
-    lease_s: float = LEASE_S,
-    tag: str | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> HoldRequest:
-    return HoldRequest(
-        service=service,
-        model="m",
-        amount_usd=Decimal(amount),
-        allowance=Allowance(None if limit is None else Decimal(limit), explicit),
-        lease_s=lease_s,
-        tag=tag,
-        metadata=metadata or {},
+    *names: str,
+    is_patient: bool = True,
+    within_s: float = PATIENCE_S,
+) -> Hold:
+    """Hold what a call may cost, as a call does it. Raises `Refused`, or TimeoutError."""
+    ledger = store.ledger
+    budgets = tuple(ledger.purses.budgets[name] for name in names or (CLAUDE,))
+    given = ledger.hold(budgets, pico(amount))
+    if given is not None:
+        return given
+    deadline = ledger.clock.monotonic() + within_s
+    answer = await ledger.wait(budgets, pico(amount), deadline, is_patient=is_patient)
+    if isinstance(answer, Hold):
+        return answer
+    why, short = answer
+    raise Refused(why, None if short is None else short.budget)
+
+
+def bill(amount: str = "0.03", **words: Any) -> Bill:
+    return Bill(
+        amount_usd=Decimal(amount), source="table", model="m-1", input_tokens=5, output_tokens=7, **words
     )
 
 
-def bill(amount: str = "0.03") -> Bill:
-    return Bill(amount_usd=Decimal(amount), source="table", model="m-1", input_tokens=5, output_tokens=7)
+def settle(store: Store, hold: Hold, cost: str = "0.03") -> None:
+    store.ledger.settle(hold, "claude", bill(cost))
 
 
-def money(view: BudgetView) -> tuple[Decimal, Decimal]:
-    """What is settled and what is held."""
+async def spend(store: Store, cost: str = "0.01", amount: str = "0.05") -> None:
+    settle(store, await hold(store, amount), cost)
+
+
+def seen(store: Store, name: str = CLAUDE) -> tuple[Decimal, Decimal]:
+    """What is spent and what is held, as far as this process knows."""
+    view = store.ledger.view(name)
     return view.spent_usd, view.held_usd
 
 
-async def numbers(store: Store, service: str = "claude") -> tuple[Decimal, Decimal]:
-    """What is settled and what is held, when all is written."""
-    await store.ledger.flush()
-    await store.ledger.refresh()
-    return money(store.ledger.view(service))
+async def numbers(store: Store, name: str = CLAUDE) -> tuple[Decimal, Decimal]:
+    """What is spent and what is held, when all is told and known."""
+    for _ in range(2):  # What another beat had in flight, and what came after it.
+        await store.ledger.look()
+    return seen(store, name)
 
 
-def usd(settled: str, held: str = "0") -> tuple[Decimal, Decimal]:
-    return Decimal(settled), Decimal(held)
+def usd(spent: str, held: str = "0") -> tuple[Decimal, Decimal]:
+    return Decimal(spent), Decimal(held)
 
 
 def impatient(url: str, timeout_s: float, **options: Any) -> SqlStore:
     """A store whose database gives up soon, while its callers wait for that to be told."""
     store = SqlStore(url, timeout_s=timeout_s, **options)
+    know(store)
     store.executor.start()
     store.executor.timeout_s = PATIENCE_S
     return store

@@ -3,112 +3,156 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 
-from koo.options import DAY_S
+import pytest
+
 from koo.storage.base import Bill
+from koo.storage.entries import Entry
+from koo.storage.postings import Ids
 from koo.storage.store import SqlStore
-from tests.storage.support import LONG_AFTER_S, NOON_S, Place, SetClock, bill, request
+from tests.storage.support import Place, SetClock, bill, hold, numbers, pico, usd
+
+
+def with_store(place: Place, test: Callable[[SqlStore, SetClock], Awaitable[None]]) -> None:
+    async def main() -> None:
+        clock = place.clock()
+        store = place.sql_store(clock, "100")
+        await test(store, clock)
+        await store.close()
+
+    asyncio.run(main())
+
+
+async def booked(store: SqlStore, *costs: Bill, amount: str = "0.05") -> list[Entry]:
+    """The entries of today, after calls that cost this much."""
+    for cost in costs:
+        given = await hold(store, amount)
+        day = given.purses[0].key.period
+        store.ledger.settle(given, "claude", cost)
+    await store.ledger.look()
+    return await store.entries.of_day(day)
 
 
 def test_an_entry_keeps_tokens_by_class_unit_prices_and_where_the_price_came_from(shared: Place) -> None:
-    async def main() -> None:
-        clock = SetClock()
-        async with SqlStore(shared.url, clock=clock) as store:
-            hold = await store.ledger.hold(request("0.05", tag="nightly"))
-            cost = Bill(
-                amount_usd=Decimal("0.000123456789"),
-                source="table",
-                model="m-2026",
-                input_tokens=1,
-                cache_read_tokens=2,
-                cache_write_tokens=3,
-                output_tokens=4,
-                reasoning_tokens=5,
-                unit_prices={"input": "3", "output": "15"},
-                price_version="2026-11",
-            )
-            store.ledger.settle(hold, cost)
-            await store.ledger.flush()
-            (entry,) = await store.entries.of_day(clock.day)
-            assert (entry.id, entry.at, entry.service, entry.day) == (hold.id, NOON_S, "claude", clock.day)
-            assert (entry.amount_usd, entry.held_usd) == (cost.amount_usd, Decimal("0.05"))
-            assert (entry.model, entry.source, entry.estimated) == ("m-2026", "table", False)
-            assert (entry.input_tokens, entry.cache_read_tokens, entry.cache_write_tokens) == (1, 2, 3)
-            assert (entry.output_tokens, entry.reasoning_tokens) == (4, 5)
-            assert (entry.unit_prices, entry.price_version) == (cost.unit_prices, "2026-11")
-            assert (entry.tag, entry.process) == ("nightly", store.process)
+    async def test(store: SqlStore, clock: SetClock) -> None:
+        cost = Bill(
+            amount_usd=Decimal("0.000123456789"),
+            source="table",
+            model="m-2026",
+            input_tokens=1,
+            cache_read_tokens=2,
+            cache_write_tokens=3,
+            output_tokens=4,
+            reasoning_tokens=5,
+            unit_prices={"input": "3", "output": "15"},
+            price_version="2026-11",
+            tag="nightly",
+        )
+        (entry,) = await booked(store, cost)
+        assert (entry.at, entry.service) == (clock.now, "claude")
+        assert (entry.amount_usd, entry.held_usd) == (cost.amount_usd, Decimal("0.05"))
+        assert (entry.model, entry.source, entry.estimated) == ("m-2026", "table", False)
+        assert (entry.input_tokens, entry.cache_read_tokens, entry.cache_write_tokens) == (1, 2, 3)
+        assert (entry.output_tokens, entry.reasoning_tokens) == (4, 5)
+        assert (entry.unit_prices, entry.price_version) == (cost.unit_prices, "2026-11")
+        assert (entry.tag, entry.process) == ("nightly", store.ledger.purses.name)
 
-    asyncio.run(main())
+    with_store(shared, test)
 
 
-def test_an_entry_keeps_the_callers_own_words_also_of_a_hold_that_was_lost(shared: Place) -> None:
-    """In letters that any database takes, and cut where somebody hands over a book."""
+def test_an_entry_keeps_the_callers_own_words(shared: Place) -> None:
+    async def test(store: SqlStore, clock: SetClock) -> None:
+        words = {"team": "blue", "\ud800": "nul\0", "long": "x" * 10_000}
+        entries = await booked(store, bill(metadata=words), bill())
+        assert [entry.metadata for entry in entries] == [{**words, "long": "x" * 256}, {}]
 
-    async def main() -> None:
-        clock = SetClock()
-        async with SqlStore(shared.url, clock=clock) as store:
-            words = {"team": "blue", "\ud800": "nul\0", "long": "x" * 10_000}
-            settled = await store.ledger.hold(request(tag="nightly", metadata=words))
-            store.ledger.settle(settled, bill())
-            lost = await store.ledger.hold(request(metadata={"team": "red"}))
-            plain = await store.ledger.hold(request())
-            clock.now += LONG_AFTER_S
-            await store.ledger.sweep()
-            entries = {entry.id: entry for entry in await store.entries.of_day(clock.day)}
-            assert entries[settled.id].metadata == {**words, "long": "x" * 256}
-            assert entries[settled.id].tag == "nightly"
-            assert entries[lost.id].metadata == {"team": "red"} and entries[plain.id].metadata == {}
+    with_store(shared, test)
 
-    asyncio.run(main())
+
+def test_odd_texts_are_kept_as_far_as_a_database_takes_them(shared: Place) -> None:
+    async def test(store: SqlStore, clock: SetClock) -> None:
+        (entry,) = await booked(store, bill(tag="a\0b\ud800c" + "x" * 1000))
+        assert entry.tag is not None and entry.tag.startswith("ab?cxxx") and len(entry.tag) <= 256
+
+    with_store(shared, test)
 
 
 def test_token_counts_that_cannot_be_are_kept_as_near_as_a_number_holds(shared: Place) -> None:
-    async def main() -> None:
-        async with SqlStore(shared.url, clock=SetClock()) as store:
-            hold = await store.ledger.hold(request("0.05"))
-            cost = Bill(
-                amount_usd=Decimal("0.01"), source="table", model="m", input_tokens=-3, output_tokens=2**70
-            )
-            store.ledger.settle(hold, cost)
-            await store.ledger.flush()
-            (entry,) = await store.entries.of_day(hold.day)
-            assert (entry.input_tokens, entry.output_tokens) == (0, 2**63 - 1)
+    async def test(store: SqlStore, clock: SetClock) -> None:
+        cost = Bill(
+            amount_usd=Decimal("0.01"), source="table", model="m", input_tokens=-3, output_tokens=2**70
+        )
+        (entry,) = await booked(store, cost)
+        assert (entry.input_tokens, entry.output_tokens) == (0, 2**63 - 1)
 
-    asyncio.run(main())
+    with_store(shared, test)
 
 
-def test_an_estimate_is_marked_and_a_lost_hold_is_one(shared: Place) -> None:
-    async def main() -> None:
-        clock = SetClock()
-        async with SqlStore(shared.url, clock=clock) as store:
-            guessed = await store.ledger.hold(request("0.05"))
-            store.ledger.settle(guessed, Bill(amount_usd=Decimal("0.04"), source="estimate", model="m"))
-            lost = await store.ledger.hold(request("0.07"))
-            clock.now += LONG_AFTER_S
-            await store.ledger.sweep()
-            entries = {entry.id: entry for entry in await store.entries.of_day(clock.day)}
-            assert entries[guessed.id].estimated and entries[lost.id].estimated
-            assert (entries[lost.id].amount_usd, entries[lost.id].model) == (Decimal("0.07"), "m")
+def test_an_estimate_is_marked(shared: Place) -> None:
+    async def test(store: SqlStore, clock: SetClock) -> None:
+        (entry,) = await booked(store, Bill(amount_usd=Decimal("0.04"), source="estimate", model="m"))
+        assert entry.estimated
 
-    asyncio.run(main())
+    with_store(shared, test)
 
 
-def test_old_entries_are_forgotten_with_their_days_but_never_a_hold(shared: Place) -> None:
-    async def main() -> None:
-        clock = SetClock()
-        async with SqlStore(shared.url, clock=clock) as store:
-            store.ledger.settle(await store.ledger.hold(request("0.05")), bill("0.01"))
-            await store.ledger.hold(request("0.07", service="openai"))
-            clock.now += DAY_S
-            store.ledger.settle(await store.ledger.hold(request("0.05")), bill("0.02"))
-            await store.ledger.flush()
-            await store.entries.prune(clock.day)
-            assert [entry.amount_usd for entry in await store.entries.of_day(clock.day)] == [Decimal("0.02")]
-            assert await store.entries.of_day(clock.day - 1) == []
-            assert shared.sql("SELECT service, day FROM koo_days ORDER BY service, day") == [
-                ("claude", clock.day),
-                ("openai", clock.day - 1),
-            ]
+def test_an_entry_that_the_store_does_not_take_keeps_no_money_and_no_other_entry_from_being_written(
+    shared: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(store: SqlStore, clock: SetClock) -> None:
+        await store.open()
+        shared.sql("CREATE UNIQUE INDEX no_such_price ON koo_entries (model)")
+        one = Bill(amount_usd=Decimal("0.03"), source="table", model="one")
+        other = Bill(amount_usd=Decimal("0.02"), source="table", model="other")
+        entries = await booked(store, one, one, other)
+        assert sorted(entry.model for entry in entries) == ["one", "other"]
+        assert store.ledger.dropped == 1 and store.trouble is None
+        assert "lost to the ledger, and its money counted" in caplog.text
+        assert await numbers(store) == usd("0.08")
+        assert shared.booked() == (pico("0.08"), pico("0.08"))
 
-    asyncio.run(main())
+    with_store(shared, test)
+
+
+def test_more_entries_than_one_beat_takes_travel_with_the_next_ones(shared: Place) -> None:
+    async def test(store: SqlStore, clock: SetClock) -> None:
+        await store.open()
+        for _ in range(1200):
+            given = await hold(store, "0")
+            store.ledger.settle(given, "claude", bill("0"))
+        await store.ledger.beat()
+        ((written,),) = shared.sql("SELECT count(*) FROM koo_entries")
+        assert 0 < written < 1200
+        await store.close()
+        assert shared.sql("SELECT count(*) FROM koo_entries") == [(1200,)]
+
+    with_store(shared, test)
+
+
+def test_entries_that_do_not_fit_into_the_queue_are_dropped_and_counted_and_their_money_is_not(
+    sqlite: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(store: SqlStore, clock: SetClock) -> None:
+        await store.open()
+        monkeypatch.setattr("koo.storage.ledger.POSTINGS_MAX", 3)
+        holds = [await hold(store, "0.05") for _ in range(5)]
+        for given in holds:
+            store.ledger.settle(given, "claude", bill("0.01"))
+        assert store.ledger.dropped == 2
+        assert "3 entries of the ledger wait; 1 were dropped" in caplog.text
+        assert await numbers(store) == usd("0.05")
+        assert sqlite.sql("SELECT count(*) FROM koo_entries") == [(3,)]
+
+    with_store(sqlite, test)
+
+
+def test_ids_are_unique_also_in_a_child_that_goes_on_from_its_parents_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids = Ids()
+    mine = [ids.new() for _ in range(100)]
+    assert mine == sorted(set(mine))
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    assert ids.new()[:16] != mine[0][:16]

@@ -1,4 +1,4 @@
-"""Money while the shared ledger is away: a budget that somebody set refuses, the default one goes on alone."""
+"""Money while the store is away: purses go on until they are used up, then a set budget refuses, a default goes on."""
 
 from __future__ import annotations
 
@@ -10,31 +10,43 @@ from typing import Any, TypeVar
 
 import pytest
 
-from koo.errors import BudgetExceeded, ExternalServiceError, ServiceRefused
-from koo.events import BillExceededHold, Event, StoreFound, StoreLost
 from koo.options import DAY_S
+from koo.policies.purse import Hold, Refusal
 from koo.storage.base import StoreUnavailable
-from koo.storage.fallback import GuardedLedger
 from koo.storage.store import SqlStore
-from tests.storage.support import LONG_AFTER_S, Place, SetClock, bill, impatient, money, request, until, usd
+from tests.storage.support import (
+    CLAUDE,
+    Place,
+    Refused,
+    SetClock,
+    hold,
+    impatient,
+    know,
+    numbers,
+    pico,
+    seen,
+    settle,
+    spend,
+    until,
+    usd,
+)
 
 T = TypeVar("T")
 
 
 class Outage:
-    """A guarded ledger over a file that can be taken away: another process keeps it locked."""
+    """A store over a file that can be taken away: another process keeps it locked."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, *, is_default: bool = True, limit: str = "1.00") -> None:
         self.place = place
         self.clock = SetClock()
-        self.events: list[Event] = []
-        self.store = impatient(place.url, 0.4, clock=self.clock, linger_s=0.0)
-        self.ledger = GuardedLedger(self.store.ledger, self.clock, self.events.append)
-        self.store.watch(self.ledger.store_changed)
+        self.changes: list[str | None] = []
+        self.store = impatient(place.url, 0.4, clock=self.clock)
+        self.store.watch(self.changes.append)
+        know(self.store, limit, is_default=is_default)
 
     async def begin(self) -> None:
         self.locker = sqlite3.connect(self.place.file, isolation_level=None)
-        await self.store.ledger.flush()
         while True:  # The store itself wants the lock too.
             try:
                 self.locker.execute("BEGIN IMMEDIATE")
@@ -50,14 +62,13 @@ class Outage:
         await until(lambda: self.store.trouble is None)
 
     async def numbers(self) -> tuple[Decimal, Decimal]:
-        await self.ledger.flush()
-        await self.ledger.refresh()
-        assert self.ledger.view("claude").scope == "shared"
-        return money(self.ledger.view("claude"))
+        await numbers(self.store)
+        assert self.store.ledger.view(CLAUDE).scope == "shared"
+        return seen(self.store)
 
 
 def at_once(asked: Coroutine[Any, Any, T]) -> T:
-    """What `asked` gives, if it does not wait for anything."""
+    """What `asked` returns, if it does not wait for anything."""
     try:
         asked.send(None)
     except StopIteration as done:
@@ -68,9 +79,9 @@ def at_once(asked: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("it waited")
 
 
-def with_outage(place: Place, test: Callable[[Outage], Coroutine[Any, Any, None]]) -> None:
+def with_outage(place: Place, test: Callable[[Outage], Coroutine[Any, Any, None]], **options: Any) -> None:
     async def main() -> None:
-        outage = Outage(place)
+        outage = Outage(place, **options)
         await outage.store.open()
         await test(outage)
         await outage.store.close()
@@ -78,103 +89,111 @@ def with_outage(place: Place, test: Callable[[Outage], Coroutine[Any, Any, None]
     asyncio.run(main())
 
 
-def test_a_budget_that_somebody_set_refuses_at_once_and_says_why(sqlite: Place) -> None:
+def test_a_budget_that_somebody_set_refuses_at_once(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
         await outage.begin()
-        with pytest.raises(ServiceRefused) as refused:
-            at_once(outage.ledger.hold(request("0.05", "12.50", explicit=True)))
-        error = refused.value
-        assert isinstance(error, ExternalServiceError) and not isinstance(error, BudgetExceeded)
-        assert error.service == "claude" and error.retry_after_s is not None and error.retry_after_s < 60
-        assert (
-            "nobody can tell whether the day's budget of $12.50 covers this call, because the state store"
-            in str(error)
-        )
+        with pytest.raises(Refused) as refused:
+            at_once(hold(outage.store, "0.05"))
+        assert refused.value.why is Refusal.AWAY
         await outage.end()
-        await outage.ledger.hold(request("0.05", "12.50", explicit=True))
+        await hold(outage.store, "0.05")
 
-    with_outage(sqlite, test)
+    with_outage(sqlite, test, is_default=False)
 
 
-@pytest.mark.parametrize(("amount", "limit"), [("0", "1.00"), ("0.05", None)])
-def test_what_no_budget_speaks_about_goes_on(sqlite: Place, amount: str, limit: str | None) -> None:
+def test_what_costs_nothing_and_what_has_no_limit_goes_on(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
+        know(outage.store, None, "service/unlimited")
         await outage.begin()
-        hold = at_once(outage.ledger.hold(request(amount, limit, explicit=True)))
-        outage.ledger.settle(hold, bill("0.01"))
+        settle(outage.store, at_once(hold(outage.store, "0")), "0.01")
+        settle(outage.store, at_once(hold(outage.store, "3.00", "service/unlimited")), "2.00")
         await outage.end()
         assert await outage.numbers() == usd("0.01")
+        assert await numbers(outage.store, "service/unlimited") == usd("2.00")
 
-    with_outage(sqlite, test)
+    with_outage(sqlite, test, is_default=False)
 
 
-def test_the_default_budget_goes_on_at_once_from_the_last_known_numbers_in_this_process(
-    sqlite: Place,
-) -> None:
+def test_a_purse_goes_on_until_it_is_used_up_also_for_a_budget_that_somebody_set(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
-        outage.ledger.settle(await outage.ledger.hold(request("0.50")), bill("0.40"))
-        await outage.ledger.flush()
-        await outage.ledger.hold(request("0.30"))
+        first = await hold(outage.store, "0.50")
         await outage.begin()
-        assert outage.ledger.view("claude").scope == "this process"
-        assert money(outage.ledger.view("claude")) == usd("0.40", "0.30")
-        settled, released = (at_once(outage.ledger.hold(request("0.10"))) for _ in range(2))
-        assert outage.ledger.view("claude").scope == "this process"
-        assert money(outage.ledger.view("claude")) == usd("0.70", "0.20")
-        with pytest.raises(BudgetExceeded):
-            at_once(outage.ledger.hold(request("0.11")))
-        outage.ledger.settle(settled, bill("0.05"))
-        outage.ledger.release(released)
-        assert money(outage.ledger.view("claude")) == usd("0.75")
-        at_once(outage.ledger.hold(request("0.25")))
-        at_once(outage.ledger.hold(request("1.00", service="openai")))
+        outage.store.ledger.shrink(first, pico("0.10"))
+        settle(outage.store, at_once(hold(outage.store, "0.25")), "0.20")
+        at_once(hold(outage.store, "0.20"))
+        with pytest.raises(Refused):
+            at_once(hold(outage.store, "0.01"))
+        settle(outage.store, first, "0.10")
         await outage.end()
+        assert await outage.numbers() == usd("0.30", "0.20")
+        assert sqlite.booked() == (pico("0.50"), pico("0.30"))
+
+    with_outage(sqlite, test, is_default=False)
+
+
+def test_a_default_budget_goes_on_from_the_last_known_numbers_in_this_process(sqlite: Place) -> None:
+    async def test(outage: Outage) -> None:
+        store = outage.store
+        other = SqlStore(sqlite.url, clock=outage.clock)
+        know(other)
+        await spend(other, "0.40", "0.50")
+        await other.close()
+        await hold(store, "0.30")
+        await store.ledger.look()
+        await outage.begin()
+        assert store.ledger.view(CLAUDE).scope == "this process"
+        assert seen(store) == usd("0.40", "0.30")
+        settled, released = (at_once(hold(store, "0.10")) for _ in range(2))
+        assert seen(store) == usd("0.40", "0.50")
+        with pytest.raises(Refused):
+            at_once(hold(store, "0.11"))
+        settle(store, settled, "0.05")
+        store.ledger.release(released)
+        assert seen(store) == usd("0.45", "0.30")
+        at_once(hold(store, "0.25"))
+        await outage.end()
+        assert await outage.numbers() == usd("0.45", "0.55")
 
     with_outage(sqlite, test)
 
 
-def test_what_was_held_and_spent_meanwhile_is_booked_when_the_store_is_back(sqlite: Place) -> None:
+def test_who_waits_when_the_store_is_lost_is_decided_at_once(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
-        before = await outage.ledger.hold(request("0.10"))
+        know(outage.store, "1.00", "budget/set")
+        first = await hold(outage.store, "0.80")
+        other = sqlite3.connect(sqlite.file, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        waiting = [
+            asyncio.create_task(hold(outage.store, "0.20")),
+            asyncio.create_task(hold(outage.store, "0.20", CLAUDE, "budget/set")),
+        ]
+        default, explicit = await asyncio.gather(*waiting, return_exceptions=True)
+        assert isinstance(default, Hold)
+        assert isinstance(explicit, Refused) and explicit.why is Refusal.AWAY
+        other.close()
+        await until(lambda: outage.store.trouble is None)
+        settle(outage.store, first, "0.80")
+        assert await outage.numbers() == usd("0.80", "0.20")
+
+    with_outage(sqlite, test)
+
+
+def test_what_was_spent_meanwhile_is_told_when_the_store_is_back_with_its_entries(sqlite: Place) -> None:
+    async def test(outage: Outage) -> None:
+        store = outage.store
+        before = await hold(store, "0.10")
         await outage.begin()
-        settled = at_once(outage.ledger.hold(request("0.05", tag="meanwhile")))
-        released = at_once(outage.ledger.hold(request("0.05")))
-        running = at_once(outage.ledger.hold(request("0.20")))
-        outage.ledger.settle(before, bill("0.01"))
-        outage.ledger.settle(settled, bill("0.02"))
-        outage.ledger.release(released)
+        settled, released, running = (at_once(hold(store, amount)) for amount in ("0.05", "0.05", "0.20"))
+        settle(store, before, "0.01")
+        settle(store, settled, "0.02")
+        store.ledger.release(released)
         await outage.end()
         assert await outage.numbers() == usd("0.03", "0.20")
-        outage.ledger.settle(running, bill("0.15"))
+        settle(store, running, "0.15")
         assert await outage.numbers() == usd("0.18")
-        assert await outage.store.quotas.used_today("claude") == 4
-        (entry,) = [entry for entry in await outage.store.entries.of_day(outage.clock.day) if entry.tag]
-        assert (entry.id, entry.amount_usd, entry.model) == (settled.id, Decimal("0.02"), "m-1")
-
-    with_outage(sqlite, test)
-
-
-def test_a_bill_above_its_hold_is_booked_whole_published_and_shown(sqlite: Place) -> None:
-    """Whether the store is there or away; what was within its hold, or is no money, is no news."""
-
-    async def test(outage: Outage) -> None:
-        ledger = outage.ledger
-        ledger.settle(await ledger.hold(request("0.05")), bill("0.05"))
-        ledger.settle(await ledger.hold(request("0.05")), bill("NaN"))
-        assert outage.events == [] and ledger.view("claude").above_hold_usd == 0
-        ledger.settle(await ledger.hold(request("0.05")), bill("0.20"))
-        assert outage.events == [BillExceededHold("claude", "0.20", "0.05")]
-        assert ledger.view("claude").above_hold_usd == Decimal("0.15")
-        assert await outage.numbers() == usd("0.30")
-        await outage.begin()
-        ledger.settle(at_once(ledger.hold(request("0.10"))), bill("0.11"))
-        assert BillExceededHold("claude", "0.11", "0.10") in outage.events
-        assert ledger.view("claude").above_hold_usd == Decimal("0.16")
-        assert ledger.view("openai").above_hold_usd == 0
-        await outage.end()
-        assert await outage.numbers() == usd("0.41")
-        outage.clock.now += DAY_S
-        assert ledger.view("claude").above_hold_usd == 0, "a new day begins"
+        entries = await store.entries.of_day(outage.clock.day)
+        assert [entry.amount_usd for entry in entries] == [Decimal(one) for one in ("0.01", "0.02", "0.15")]
+        assert sqlite.booked() == (pico("0.18"), pico("0.18"))
 
     with_outage(sqlite, test)
 
@@ -182,18 +201,19 @@ def test_a_bill_above_its_hold_is_booked_whole_published_and_shown(sqlite: Place
 def test_a_second_outage_begins_with_what_was_spent_in_the_first(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
         await outage.begin()
-        outage.ledger.settle(at_once(outage.ledger.hold(request("0.60"))), bill("0.60"))
+        settle(outage.store, at_once(hold(outage.store, "0.60")), "0.60")
         await outage.end()
-        await outage.ledger.flush()
+        await outage.store.ledger.look()
         other = SqlStore(sqlite.url, clock=outage.clock)
-        other.ledger.settle(await other.ledger.hold(request("0.20")), bill("0.20"))
+        know(other)
+        await spend(other, "0.20", "0.20")
         await other.close()
-        await outage.ledger.refresh()
+        await outage.store.ledger.look()
         await outage.begin()
-        assert money(outage.ledger.view("claude")) == usd("0.80")
-        with pytest.raises(BudgetExceeded):
-            at_once(outage.ledger.hold(request("0.30")))
-        at_once(outage.ledger.hold(request("0.20")))
+        assert seen(outage.store) == usd("0.80")
+        with pytest.raises(Refused):
+            at_once(hold(outage.store, "0.30"))
+        at_once(hold(outage.store, "0.20"))
         await outage.end()
         assert await outage.numbers() == usd("0.80", "0.20")
 
@@ -205,10 +225,10 @@ def test_a_store_that_is_lost_again_before_anything_was_written_hands_out_no_mon
 ) -> None:
     async def test(outage: Outage) -> None:
         await outage.begin()
-        at_once(outage.ledger.hold(request("0.70")))
-        outage.ledger.store_changed("it is away, as before")
-        with pytest.raises(BudgetExceeded):
-            at_once(outage.ledger.hold(request("0.40")))
+        at_once(hold(outage.store, "0.70"))
+        outage.store.ledger.store_changed("it is away, as before")
+        with pytest.raises(Refused):
+            at_once(hold(outage.store, "0.40"))
         await outage.end()
         assert await outage.numbers() == usd("0", "0.70")
 
@@ -217,63 +237,51 @@ def test_a_store_that_is_lost_again_before_anything_was_written_hands_out_no_mon
 
 def test_a_day_that_ends_during_an_outage_begins_with_all_its_money(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
+        other = SqlStore(sqlite.url, clock=outage.clock)
+        know(other)
+        await spend(other, "0.50", "0.50")
+        await other.close()
+        await outage.store.ledger.look()
         await outage.begin()
-        late = at_once(outage.ledger.hold(request("1.00")))
+        late = at_once(hold(outage.store, "0.50"))
         outage.clock.now += DAY_S
-        at_once(outage.ledger.hold(request("1.00")))
-        outage.ledger.settle(late, bill("0.90"))
+        early = at_once(hold(outage.store, "1.00"))
+        settle(outage.store, late, "0.40")
         await outage.end()
         assert await outage.numbers() == usd("0", "1.00")
-        rows = sqlite.sql("SELECT settled, held FROM koo_days ORDER BY day")
-        assert rows == [(900_000_000_000, 0), (0, 10**12)]
+        settle(outage.store, early, "1.00")
+        assert await outage.numbers() == usd("1.00")
+        rows = sqlite.sql("SELECT booked, spent FROM koo_treasuries ORDER BY period")
+        assert rows == [(pico("0.90"), pico("0.90")), (pico("1.00"), pico("1.00"))]
 
     with_outage(sqlite, test)
 
 
-def test_nothing_is_swept_while_the_store_is_away_and_everything_after(sqlite: Place) -> None:
+def test_losing_and_finding_the_store_is_said_once_each(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
-        await outage.ledger.hold(request("0.10"))
-        await outage.begin()
-        at_once(outage.ledger.hold(request("0.20")))
-        outage.clock.now += LONG_AFTER_S
-        assert at_once(outage.ledger.sweep()) == []
-        assert money(outage.ledger.view("claude")) == usd("0.30")
-        await outage.end()
-        await outage.ledger.flush()
-        assert sorted(hold.amount_usd for hold in await outage.ledger.sweep()) == [
-            Decimal("0.1"),
-            Decimal("0.2"),
-        ]
-        assert await outage.numbers() == usd("0.30")
-
-    with_outage(sqlite, test)
-
-
-def test_losing_and_finding_the_store_is_told_once_each(sqlite: Place) -> None:
-    async def test(outage: Outage) -> None:
+        running = asyncio.create_task(outage.store.ledger.run())
         await outage.begin()
         for _ in range(3):
-            at_once(outage.ledger.hold(request("0.01")))
+            settle(outage.store, at_once(hold(outage.store, "0.01")), "0.01")
         await outage.end()
-        await until(lambda: len(outage.events) == 2)
-        lost, found = outage.events
-        assert isinstance(lost, StoreLost) and isinstance(found, StoreFound)
-        assert "budgets that somebody set refuse" in lost.reason
+        await until(lambda: len(outage.changes) == 2)
+        assert outage.changes[0] is not None and outage.changes[1] is None
+        await until(lambda: sqlite.booked() == (pico("0.03"), pico("0.03")))
+        running.cancel()
 
     with_outage(sqlite, test)
 
 
-def test_a_hold_that_the_database_does_not_take_is_refused_and_is_no_outage(shared: Place) -> None:
+def test_a_grant_that_the_database_does_not_take_is_refused_and_is_no_outage(shared: Place) -> None:
     async def main() -> None:
-        store = SqlStore(shared.url, clock=SetClock())
-        ledger = GuardedLedger(store.ledger)
+        store = shared.sql_store()
         await store.open()
         shared.forbid_more_than("0.10")
-        with pytest.raises(ServiceRefused, match="does not take this: IntegrityError"):
-            await ledger.hold(request("0.50"))
-        assert store.trouble is None and ledger.view("claude").scope == "shared"
-        await ledger.hold(request("0.05"))
-        await store.close()
+        with pytest.raises(Refused) as refused:
+            await hold(store, "0.50")
+        assert refused.value.why is Refusal.AWAY
+        assert store.trouble is None and store.ledger.view(CLAUDE).scope == "shared"
+        await store.executor.stop()
 
     asyncio.run(main())
 
@@ -282,14 +290,40 @@ def test_a_store_that_was_never_there_is_no_reason_not_to_work(sqlite: Place) ->
     async def main() -> None:
         sqlite.file.parent.write_text("not a folder")
         outage = Outage(sqlite)
-        hold = await outage.ledger.hold(request("0.05"))
-        assert outage.ledger.view("claude").scope == "this process"
-        with pytest.raises(ServiceRefused):
-            await outage.ledger.hold(request("0.05", explicit=True))
-        outage.ledger.settle(hold, bill("0.02"))
+        know(outage.store, "1.00", "budget/set")
+        given = await hold(outage.store, "0.05")
+        assert outage.store.ledger.view(CLAUDE).scope == "this process"
+        with pytest.raises(Refused):
+            await hold(outage.store, "0.05", CLAUDE, "budget/set")
+        settle(outage.store, given, "0.02")
         sqlite.file.parent.unlink()
         await until(lambda: outage.store.trouble is None)
         assert await outage.numbers() == usd("0.02")
         await outage.store.close()
+
+    asyncio.run(main())
+
+
+def test_a_process_that_begins_while_the_store_is_away_counts_its_requests_and_learns_the_others(
+    sqlite: Place,
+) -> None:
+    async def main() -> None:
+        other = SqlStore(sqlite.url, clock=SetClock())
+        know(other, None, "requests/claude")
+        theirs = other.ledger.purses.budgets["requests/claude"]
+        other.ledger.count(theirs, theirs.purse.key.period, 100)
+        await other.close()
+        outage = Outage(sqlite)
+        store = outage.store
+        know(store, None, "requests/claude")
+        budget = store.ledger.purses.budgets["requests/claude"]
+        await outage.begin()
+        store.ledger.count(budget, budget.purse.key.period, 5)
+        assert store.ledger.counted_elsewhere(budget, budget.purse.key.period) == 0
+        await outage.end()
+        await store.ledger.look()
+        assert store.ledger.counted_elsewhere(budget, budget.purse.key.period) == 100
+        assert sqlite.booked("requests/claude") == (105, 105)
+        await store.close()
 
     asyncio.run(main())

@@ -4,322 +4,487 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+from collections.abc import Callable, Coroutine
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
-from koo.errors import BudgetExceeded
 from koo.options import DAY_S
-from koo.storage.base import Hold
-from tests.storage.support import LONG_AFTER_S, Place, SetClock, bill, money, numbers, request, usd
+from koo.policies.purse import Hold, Refusal
+from koo.policies.treasury import LIMIT_STANDS_MS, LIVES_MS
+from tests.storage.support import (
+    CLAUDE,
+    Place,
+    Refused,
+    SetClock,
+    Store,
+    bill,
+    hold,
+    know,
+    numbers,
+    pico,
+    seen,
+    settle,
+    spend,
+    until,
+    usd,
+)
+
+Test = Callable[[Store, SetClock], Coroutine[Any, Any, None]]
+
+
+def with_store(place: Place, test: Test, limit: str | None = "1.00") -> None:
+    """Run a test with a store that knows the budget of `claude`, and the clock that it goes by."""
+
+    async def main() -> None:
+        clock = place.clock()
+        store = place.store(clock, limit)
+        await test(store, clock)
+        await store.close()
+
+    asyncio.run(main())
+
+
+# ── a call ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_hold_is_seen_at_once_and_a_settlement_gives_back_the_rest(place: Place) -> None:
-    async def main() -> None:
-        store = place.store(SetClock())
-        await store.open()
-        hold = await store.ledger.hold(request("0.05"))
-        assert (hold.service, hold.amount_usd) == ("claude", Decimal("0.05"))
-        assert money(store.ledger.view("claude")) == usd("0", "0.05")
-        store.ledger.settle(hold, bill("0.03"))
-        assert await numbers(store) == usd("0.03")
-        await store.close()
+    async def test(store: Store, clock: SetClock) -> None:
+        given = await hold(store, "0.05")
+        assert given.amount == pico("0.05")
+        assert seen(store) == usd("0", "0.05")
+        settle(store, given, "0.03")
+        assert seen(store) == await numbers(store) == usd("0.03")
 
-    asyncio.run(main())
+    with_store(place, test)
 
 
 def test_a_release_gives_all_back(place: Place) -> None:
-    async def main() -> None:
-        store = place.store(SetClock())
-        hold = await store.ledger.hold(request("0.05"))
-        store.ledger.release(hold)
+    async def test(store: Store, clock: SetClock) -> None:
+        store.ledger.release(await hold(store, "1.00"))
         assert await numbers(store) == usd("0")
-        await store.close()
+        await hold(store, "1.00")
 
-    asyncio.run(main())
+    with_store(place, test)
 
 
 @pytest.mark.parametrize("first", ["settle", "release"])
 def test_a_hold_ends_once(place: Place, first: str) -> None:
-    async def main() -> None:
-        store = place.store(SetClock())
-        hold = await store.ledger.hold(request("0.05"))
-        other = await store.ledger.hold(request("0.02"))
+    async def test(store: Store, clock: SetClock) -> None:
+        given, _ = await hold(store, "0.05"), await hold(store, "0.02")
         if first == "settle":
-            store.ledger.settle(hold, bill("0.03"))
+            settle(store, given, "0.03")
         else:
-            store.ledger.release(hold)
+            store.ledger.release(given)
         expected = await numbers(store)
-        store.ledger.settle(hold, bill("0.04"))
-        store.ledger.release(hold)
-        store.ledger.settle(hold, bill("0.04"))
-        assert await numbers(store) == expected
-        assert expected[1] == other.amount_usd
-        await store.close()
+        settle(store, given, "0.04")
+        store.ledger.release(given)
+        settle(store, given, "0.04")
+        assert await numbers(store) == expected == usd("0.03" if first == "settle" else "0", "0.02")
+        if place.is_shared:
+            assert place.sql("SELECT count(*) FROM koo_entries") == [(int(first == "settle"),)]
 
-    asyncio.run(main())
-
-
-def test_two_ends_said_at_the_same_moment_are_one(place: Place) -> None:
-    async def main() -> None:
-        store = place.store(SetClock())
-        holds = [await store.ledger.hold(request("0.05")) for _ in range(3)]
-        store.ledger.settle(holds[0], bill("0.03"))
-        store.ledger.settle(holds[0], bill("0.04"))
-        assert await numbers(store) == usd("0.03", "0.10")
-        store.ledger.release(holds[1])
-        store.ledger.release(holds[1])
-        store.ledger.settle(holds[1], bill("0.04"))
-        assert await numbers(store) == usd("0.03", "0.05")
-        await store.close()
-
-    asyncio.run(main())
+    with_store(place, test)
 
 
 def test_what_turned_out_to_cost_nothing_is_booked_as_nothing(place: Place) -> None:
-    async def main() -> None:
-        store = place.store(SetClock())
-        store.ledger.settle(await store.ledger.hold(request("0.05")), bill("0"))
+    async def test(store: Store, clock: SetClock) -> None:
+        settle(store, await hold(store, "0.05"), "0")
         assert await numbers(store) == usd("0")
-        await store.close()
 
-    asyncio.run(main())
+    with_store(place, test)
 
 
 def test_the_cap_is_reached_to_the_last_millionth_and_not_passed(place: Place) -> None:
-    async def main() -> None:
-        store = place.store(SetClock())
-        await store.ledger.hold(request("0.999999"))
-        with pytest.raises(BudgetExceeded):
-            await store.ledger.hold(request("0.000001000001"))
-        await store.ledger.hold(request("0.000001"))
+    async def test(store: Store, clock: SetClock) -> None:
+        await hold(store, "0.999999")
+        with pytest.raises(Refused):
+            await hold(store, "0.000001000001")
+        await hold(store, "0.000001")
         assert await numbers(store) == usd("0", "1")
-        await store.close()
 
-    asyncio.run(main())
-
-
-def test_a_refusal_shows_its_arithmetic_and_when_the_next_day_begins(place: Place) -> None:
-    async def main() -> None:
-        clock = SetClock()
-        store = place.store(clock)
-        store.ledger.settle(await store.ledger.hold(request("0.60")), bill("0.60"))
-        await store.ledger.flush()
-        await store.ledger.hold(request("0.30"))
-        with pytest.raises(BudgetExceeded) as refused:
-            await store.ledger.hold(request("0.25"))
-        assert refused.value.service == "claude"
-        assert refused.value.retry_after_s == DAY_S / 2
-        assert str(refused.value) == (
-            "claude: the day's budget of $1.00 does not cover this call: $0.60 spent, $0.30 held for calls that are "
-            "running, up to $0.25 needed; try again in 12 h 0 min"
-        )
-        await store.close()
-
-    asyncio.run(main())
+    with_store(place, test)
 
 
 def test_a_bill_above_its_hold_is_booked_whole_and_refuses_the_rest_of_the_day(place: Place) -> None:
-    async def main() -> None:
-        clock = SetClock()
-        store = place.store(clock)
-        store.ledger.settle(await store.ledger.hold(request("0.05")), bill("2.50"))
+    async def test(store: Store, clock: SetClock) -> None:
+        settle(store, await hold(store, "0.05"), "2.50")
         assert await numbers(store) == usd("2.50")
-        with pytest.raises(BudgetExceeded):
-            await store.ledger.hold(request("0.01"))
-        clock.now += DAY_S
-        await store.ledger.hold(request("0.01"))
-        await store.close()
+        assert store.ledger.view(CLAUDE).above_hold_usd == Decimal("2.45")
+        with pytest.raises(Refused):
+            await hold(store, "0.01")
+        if place.has_own_clock:
+            clock.now += DAY_S
+            await hold(store, "0.01")
 
-    asyncio.run(main())
+    with_store(place, test)
 
 
 def test_what_costs_nothing_goes_on_when_the_money_is_gone(place: Place) -> None:
-    async def main() -> None:
-        store = place.store(SetClock())
-        store.ledger.settle(await store.ledger.hold(request("0.05")), bill("2.50"))
-        await store.ledger.flush()
-        free = await store.ledger.hold(request("0"))
-        store.ledger.settle(free, bill("0"))
+    async def test(store: Store, clock: SetClock) -> None:
+        settle(store, await hold(store, "0.05"), "2.50")
+        settle(store, await hold(store, "0"), "0")
         assert await numbers(store) == usd("2.50")
-        await store.close()
 
-    asyncio.run(main())
+    with_store(place, test)
 
 
 def test_a_surprising_bill_for_what_costs_nothing_is_booked_all_the_same(place: Place) -> None:
-    async def main() -> None:
-        store = place.store(SetClock())
-        store.ledger.settle(await store.ledger.hold(request("0")), bill("0.10"))
+    async def test(store: Store, clock: SetClock) -> None:
+        settle(store, await hold(store, "0"), "0.10")
         assert await numbers(store) == usd("0.10")
-        await store.close()
 
-    asyncio.run(main())
+    with_store(place, test)
 
 
 def test_without_a_limit_nothing_is_refused_and_everything_is_booked(place: Place) -> None:
-    async def main() -> None:
-        store = place.store(SetClock())
-        await store.ledger.hold(request("1000", limit=None))
-        assert await numbers(store) == usd("0", "1000")
-        await store.close()
+    async def test(store: Store, clock: SetClock) -> None:
+        given = await hold(store, "1000")
+        assert seen(store) == await numbers(store) == usd("0", "1000")
+        settle(store, given, "900")
+        assert await numbers(store) == usd("900")
 
-    asyncio.run(main())
-
-
-def test_a_limit_that_is_changed_holds_from_the_next_call_on(place: Place) -> None:
-    async def main() -> None:
-        store = place.store(SetClock())
-        await store.ledger.hold(request("0.50", limit="1.00"))
-        with pytest.raises(BudgetExceeded):
-            await store.ledger.hold(request("0.10", limit="0.55"))
-        await store.ledger.hold(request("0.10", limit="0.60"))
-        await store.close()
-
-    asyncio.run(main())
-
-
-def test_services_have_money_of_their_own(place: Place) -> None:
-    async def main() -> None:
-        store = place.store(SetClock())
-        await store.ledger.hold(request("1.00", service="claude"))
-        await store.ledger.hold(request("1.00", service="openai"))
-        with pytest.raises(BudgetExceeded):
-            await store.ledger.hold(request("0.01", service="claude"))
-        assert money(store.ledger.view("gemini")) == usd("0")
-        await store.close()
-
-    asyncio.run(main())
-
-
-def test_a_hold_settled_after_midnight_belongs_to_yesterday(place: Place) -> None:
-    async def main() -> None:
-        clock = SetClock()
-        store = place.store(clock)
-        late = await store.ledger.hold(request("0.80"))
-        clock.now += DAY_S / 2
-        assert store.ledger.view("claude").day == clock.day == late.day + 1
-        assert money(store.ledger.view("claude")) == usd("0")
-        early = await store.ledger.hold(request("1.00"))
-        assert early.day == late.day + 1
-        store.ledger.settle(late, bill("0.70"))
-        await store.ledger.flush()
-        assert money(store.ledger.view("claude")) == usd("0", "1.00")
-        assert await numbers(store) == usd("0", "1.00")
-        await store.close()
-        if place.is_shared:
-            rows = place.sql("SELECT settled, held FROM koo_days ORDER BY day")
-            assert rows == [(700_000_000_000, 0), (0, 10**12)]
-
-    asyncio.run(main())
-
-
-def test_a_hold_whose_lease_is_over_is_booked_at_its_bound(place: Place) -> None:
-    async def main() -> None:
-        clock = SetClock()
-        store = place.store(clock)
-        lost = await store.ledger.hold(request("0.05", lease_s=60, tag="night"))
-        kept = await store.ledger.hold(request("0.02", lease_s=10 * LONG_AFTER_S))
-        clock.now += 59
-        assert await store.ledger.sweep() == []
-        clock.now += LONG_AFTER_S
-        assert await store.ledger.sweep() == [lost]
-        assert money(store.ledger.view("claude")) == usd("0.05", "0.02")
-        assert await numbers(store) == usd("0.05", "0.02")
-        assert await store.ledger.sweep() == []
-        store.ledger.settle(lost, bill("0.01"))  # Too late: what was booked is never lowered.
-        store.ledger.settle(kept, bill("0.02"))
-        assert await numbers(store) == usd("0.07")
-        await store.close()
-
-    asyncio.run(main())
-
-
-def test_more_lost_holds_than_one_transaction_takes_are_all_booked(place: Place) -> None:
-    async def main() -> None:
-        clock = SetClock()
-        store = place.store(clock)
-        await asyncio.gather(*(store.ledger.hold(request("0.001", limit=None)) for _ in range(1200)))
-        clock.now += LONG_AFTER_S
-        assert len(await store.ledger.sweep()) == 1200
-        assert await numbers(store) == usd("1.2")
-        await store.close()
-
-    asyncio.run(main())
-
-
-def test_each_hold_counts_as_a_request_of_its_day_and_a_refused_one_does_not(shared: Place) -> None:
-    async def main() -> None:
-        clock = SetClock()
-        store = shared.sql_store(clock)
-        first = await store.ledger.hold(request("0.50"))
-        await store.ledger.hold(request("0.50"))
-        with pytest.raises(BudgetExceeded):
-            await store.ledger.hold(request("0.50"))
-        await store.ledger.hold(request("0"))
-        store.ledger.release(first)  # It was made, and was refused there.
-        assert await store.quotas.used_today("claude") == 3
-        store.quotas.add("claude", clock.day, 3)
-        store.quotas.add("claude", clock.day, -1)
-        store.quotas.add("local", clock.day, 7)
-        assert await store.quotas.used_today("claude") == 5
-        assert await store.quotas.used_today("local") == 7
-        clock.now += DAY_S
-        assert await store.quotas.used_today("claude") == 0
-        store.quotas.add("claude", clock.day, 2)
-        store.quotas.add("claude", clock.day - 1, 5)  # A count that comes late is yesterday's.
-        assert await store.quotas.used_today("claude") == 2
-        await store.close()
-
-    asyncio.run(main())
-
-
-def test_more_requests_given_back_than_made_are_none(shared: Place) -> None:
-    async def main() -> None:
-        clock = SetClock()
-        store = shared.sql_store(clock)
-        store.quotas.add("claude", clock.day, 2)
-        store.quotas.add("claude", clock.day, -5)
-        assert await store.quotas.used_today("claude") == 0
-        store.quotas.add("claude", clock.day, 1)
-        assert await store.quotas.used_today("claude") == 1
-        await store.close()
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("amount", ["-0.01", "NaN", "Infinity", "1e20"])
-def test_what_is_no_money_is_not_held(place: Place, amount: str) -> None:
-    async def main() -> None:
-        store = place.store(SetClock())
-        with pytest.raises((ValueError, ArithmeticError)):
-            await store.ledger.hold(request(amount, limit=None))
-        assert await numbers(store) == usd("0")
-        await store.close()
-
-    asyncio.run(main())
+    with_store(place, test, limit=None)
 
 
 @pytest.mark.parametrize("amount", ["-0.01", "NaN", "Infinity", "1e20"])
 def test_a_cost_that_is_no_money_is_booked_at_the_holds_bound(place: Place, amount: str) -> None:
-    async def main() -> None:
-        store = place.store(SetClock())
-        store.ledger.settle(await store.ledger.hold(request("0.05")), bill(amount))
+    async def test(store: Store, clock: SetClock) -> None:
+        settle(store, await hold(store, "0.05"), amount)
         assert await numbers(store) == usd("0.05")
+
+    with_store(place, test)
+
+
+def test_a_bound_that_is_proved_smaller_frees_the_rest(place: Place) -> None:
+    async def test(store: Store, clock: SetClock) -> None:
+        large = await hold(store, "1.00")
+        store.ledger.shrink(large, pico("0.30"))
+        assert await numbers(store) == usd("0", "0.30")
+        await hold(store, "0.70")
+        settle(store, large, "0.20")
+        assert await numbers(store) == usd("0.20", "0.70")
+
+    with_store(place, test)
+
+
+def test_services_have_money_of_their_own(place: Place) -> None:
+    async def test(store: Store, clock: SetClock) -> None:
+        know(store, "1.00", "service/openai")
+        know(store, "1.00", "service/gemini")
+        await hold(store, "1.00", CLAUDE)
+        await hold(store, "1.00", "service/openai")
+        with pytest.raises(Refused):
+            await hold(store, "0.01", CLAUDE)
+        assert await numbers(store, "service/gemini") == usd("0")
+
+    with_store(place, test)
+
+
+def test_a_call_is_held_in_all_its_budgets_or_in_none_and_the_one_without_room_is_named(place: Place) -> None:
+    async def test(store: Store, clock: SetClock) -> None:
+        know(store, "0.30", "budget/team")
+        await hold(store, "0.20", CLAUDE, "budget/team")
+        with pytest.raises(Refused) as refused:
+            await hold(store, "0.20", CLAUDE, "budget/team", is_patient=False)
+        assert (refused.value.why, refused.value.short) == (Refusal.NOT_MET, "budget/team")
+        with pytest.raises(Refused) as refused:
+            await hold(store, "0.31", CLAUDE, "budget/team")
+        assert (refused.value.why, refused.value.short) == (Refusal.NEVER, "budget/team")
+        assert await numbers(store) == await numbers(store, "budget/team") == usd("0", "0.20")
+        await hold(store, "0.80", CLAUDE)
+
+    with_store(place, test)
+
+
+def test_what_no_call_holds_goes_home_with_the_last_settlement(place: Place) -> None:
+    """A script of one call that is killed a moment later leaves nothing behind."""
+
+    async def test(store: Store, clock: SetClock) -> None:
+        await spend(store, "0.01")
+        await store.ledger.look()
+        if place.is_shared:
+            assert place.booked() == (pico("0.01"), pico("0.01"))
+        standing = store.ledger.standing(CLAUDE)
+        assert (standing.booked, standing.idle) == (pico("0.01"), 0)
+
+    with_store(place, test)
+
+
+# ── limits and days ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_limit_that_is_lowered_counts_from_the_next_call_on_and_a_raised_one_some_beats_later(
+    place: Place,
+) -> None:
+    async def test(store: Store, clock: SetClock) -> None:
+        await hold(store, "0.50")
+        know(store, "0.55")
+        with pytest.raises(Refused):
+            await hold(store, "0.10")
+        know(store, "0.60")
+        with pytest.raises(Refused):
+            await hold(store, "0.10")
+        if place.has_own_clock:
+            clock.now += LIMIT_STANDS_MS / 1000 + 1
+            await hold(store, "0.10")
+
+    with_store(place, test)
+
+
+def test_a_hold_settled_after_midnight_belongs_to_yesterday(place: Place) -> None:
+    async def test(store: Store, clock: SetClock) -> None:
+        late = await hold(store, "0.80")
+        assert store.ledger.view(CLAUDE).resets_at == clock.now + DAY_S / 2
+        clock.now += DAY_S / 2
+        assert seen(store) == usd("0")
+        await hold(store, "1.00")
+        settle(store, late, "0.70")
+        assert await numbers(store) == usd("0", "1.00")
+        if place.is_shared:
+            rows = place.sql("SELECT booked, spent FROM koo_treasuries ORDER BY period")
+            assert rows == [(pico("0.70"), pico("0.70")), (pico("1"), 0)]
+            assert place.sql("SELECT day FROM koo_entries") == [(clock.day - 1,)]
+
+    if place.has_own_clock:
+        with_store(place, test)
+
+
+def test_the_day_is_the_stores_own_and_a_step_of_this_machines_clock_changes_nothing(shared: Place) -> None:
+    """A clock that is a day ahead draws no money of tomorrow, and one that steps back no money of yesterday twice."""
+
+    class Stepping(SetClock):
+        ahead_s = 0.0
+
+        def wall(self) -> float:
+            return self.now + self.ahead_s
+
+    async def main() -> None:
+        clock = Stepping()
+        store = shared.store(clock)
+        await store.ledger.look()
+        period = store.ledger.purses.budgets[CLAUDE].purse.key.period
+        for clock.ahead_s in (DAY_S, -DAY_S):
+            given = store.ledger.hold((store.ledger.purses.budgets[CLAUDE],), 0)
+            assert given is not None and given.purses[0].key.period == period
+            store.ledger.release(given)
+        clock.ahead_s = 0.0
         await store.close()
 
     asyncio.run(main())
 
 
-def test_a_hold_that_nobody_gave_ends_nothing(place: Place) -> None:
+def test_requests_are_counted_by_the_day_in_which_they_were_made(place: Place) -> None:
+    async def test(store: Store, clock: SetClock) -> None:
+        know(store, None, "requests/claude")
+        budget = store.ledger.purses.budgets["requests/claude"]
+        today = budget.purse.key.period
+        store.ledger.count(budget, today, 3)
+        store.ledger.count(budget, today, -1)
+        store.ledger.count(budget, today - 1, 5)  # A count that comes late is yesterday's.
+        await store.ledger.look()
+        standing = store.ledger.standing("requests/claude")
+        assert standing.booked == 2
+        assert store.ledger.counted_elsewhere(budget, today) == 0
+        if place.is_shared:
+            rows = place.sql(
+                "SELECT period, booked FROM koo_treasuries WHERE budget LIKE 'requests/%' ORDER BY period"
+            )
+            assert rows == [(today - 1, 5), (today, 2)]
+            other = place.store(clock)
+            know(other, None, "requests/claude")
+            await other.ledger.look()
+            theirs = other.ledger.purses.budgets["requests/claude"]
+            assert other.ledger.counted_elsewhere(theirs, today) == 2
+            other.ledger.count(theirs, today, 4)
+            await other.close()
+            await store.ledger.look()
+            assert store.ledger.counted_elsewhere(budget, today) == 4
+
+    with_store(place, test)
+
+
+# ── waiting ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_who_comes_later_does_not_take_the_room_of_those_who_wait(place: Place) -> None:
+    async def test(store: Store, clock: SetClock) -> None:
+        first = await hold(store, "0.60")
+        waiting = asyncio.create_task(hold(store, "0.60"))
+        await asyncio.sleep(0)
+        budgets = (store.ledger.purses.budgets[CLAUDE],)
+        assert store.ledger.hold(budgets, pico("0.01")) is None
+        free = store.ledger.hold(budgets, 0)
+        assert free is not None, "what costs nothing takes no room"
+        store.ledger.release(free)
+        store.ledger.release(first)
+        assert (await waiting).amount == pico("0.60")
+
+    with_store(place, test)
+
+
+def test_a_caller_waits_no_longer_than_its_deadline_and_then_holds_nothing(shared: Place) -> None:
     async def main() -> None:
-        clock = SetClock()
-        store = place.store(clock)
-        await store.ledger.hold(request("0.05"))
-        store.ledger.settle(Hold("unheard-of", "claude", clock.day, Decimal(1)), bill("1"))
-        store.ledger.release(Hold("unheard-of", "openai", clock.day, Decimal(1)))
-        assert await numbers(store) == usd("0", "0.05")
+        store = shared.sql_store(shared.clock())
+        await store.open()
+        gate = threading.Event()
+        hanging = asyncio.create_task(store.executor.run(lambda tx: gate.wait()))
+        await asyncio.sleep(0)
+        with pytest.raises(TimeoutError):
+            await hold(store, "0.05", within_s=0.01)
+        gate.set()
+        await hanging
+        await store.ledger.look()
+        assert await numbers(store) == usd("0")
         await store.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("cancel_after", range(6))
+def test_a_caller_who_leaves_while_it_waits_leaves_no_hold_behind(place: Place, cancel_after: int) -> None:
+    """Whether it leaves before its need was told, while the store answers, or in the moment it was given."""
+
+    async def test(store: Store, clock: SetClock) -> None:
+        waiting = [asyncio.create_task(hold(store, "0.01")) for _ in range(20)]
+        for _ in range(cancel_after):
+            await asyncio.sleep(0)
+        if cancel_after == 5:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        given = [one for one in results if isinstance(one, Hold)]
+        assert await numbers(store) == (Decimal(0), len(given) * Decimal("0.01"))
+        for one in given:
+            store.ledger.release(one)
+        await store.ledger.beat()
+        await store.ledger.beat()
+        assert store.ledger.standing(CLAUDE).booked == 0
+
+    with_store(place, test)
+
+
+def test_a_caller_who_is_cancelled_in_the_turn_in_which_its_hold_is_given_leaves_none_behind(
+    place: Place,
+) -> None:
+    async def test(store: Store, clock: SetClock) -> None:
+        await store.ledger.look()
+        second: asyncio.Task[Hold]
+
+        async def first() -> Hold:
+            given = await hold(store, "0.01")
+            second.cancel()  # Both were answered in one turn, and the other has not taken its own yet.
+            return given
+
+        one = asyncio.create_task(first())
+        second = asyncio.create_task(hold(store, "0.01"))
+        store.ledger.release(await one)
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        assert await numbers(store) == usd("0")
+
+    with_store(place, test)
+
+
+def test_a_waiter_that_finds_no_beat_under_way_asks_by_itself_and_many_ask_once(place: Place) -> None:
+    async def test(store: Store, clock: SetClock) -> None:
+        know(store, "100")
+        asyncio_tasks = len(asyncio.all_tasks())
+        await asyncio.gather(*(hold(store, "0.01") for _ in range(50)))
+        await until(lambda: len(asyncio.all_tasks()) == asyncio_tasks)
+        assert await numbers(store) == usd("0", "0.50")
+
+    with_store(place, test, "100")
+
+
+def test_the_background_task_tells_what_was_spent_without_being_asked(place: Place) -> None:
+    async def test(store: Store, clock: SetClock) -> None:
+        running = asyncio.create_task(store.ledger.run())
+        given = await hold(store, "0.05")
+        settle(store, given, "0.02")
+        await until(lambda: not store.ledger.purses.has_news() and store.ledger.purses.flying is None)
+        running.cancel()
+        if place.is_shared:
+            assert place.booked() == (pico("0.02"), pico("0.02"))
+
+    with_store(place, test)
+
+
+# ── several processes ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_lies_idle_in_another_process_is_recalled_for_one_who_waits_and_not_for_one_who_does_not(
+    shared: Place,
+) -> None:
+    async def main() -> None:
+        clock = shared.clock()
+        rich, poor = shared.store(clock), shared.store(clock)
+        await asyncio.gather(rich.ledger.look(), poor.ledger.look())
+        running = [asyncio.create_task(store.ledger.run()) for store in (rich, poor)]
+        kept = await hold(rich, "0.01")
+        purse = kept.purses[0]
+        await hold(rich, "0.60")
+        idle = await hold(rich, "0.35")
+        purse.pace = (10.0**12, 10.0**12)  # It spends much: what is free stays here for the next calls.
+        rich.ledger.release(idle)
+        await rich.ledger.look()
+        assert purse.room == pico("0.39")
+        with pytest.raises(Refused) as refused:
+            await hold(poor, "0.30", is_patient=False)
+        assert refused.value.why is Refusal.NOT_MET
+        standing = poor.ledger.standing(CLAUDE)
+        assert (standing.idle, standing.processes) == (pico("0.39"), 1)
+        assert (await hold(poor, "0.30")).amount == pico("0.30")
+        for task in running:
+            task.cancel()
+        await rich.close()
+        await poor.close()
+
+    asyncio.run(main())
+
+
+def test_two_stores_on_one_place_share_one_cap_and_see_each_others_money(shared: Place) -> None:
+    async def main() -> None:
+        clock = shared.clock()
+        one, two = shared.sql_store(clock), shared.sql_store(clock)
+        await asyncio.gather(one.open(), two.open())
+        shared.forbid_more_than("1.00")
+        results = await asyncio.gather(
+            *(hold(store, "0.05") for store in (one, two) for _ in range(50)), return_exceptions=True
+        )
+        held = [result for result in results if isinstance(result, Hold)]
+        assert len(held) == 20
+        assert {type(result) for result in results} == {Hold, Refused}
+        await numbers(one)
+        assert await numbers(two) == await numbers(one) == usd("0", "1")
+        await one.close()
+        await two.close()
+
+    asyncio.run(main())
+
+
+def test_a_process_that_no_longer_tells_leaves_what_it_held_unsettled(shared: Place) -> None:
+    async def main() -> None:
+        clock = shared.clock()
+        dead, alive = shared.store(clock), shared.store(clock)
+        settle(dead, await hold(dead, "0.20"), "0.10")
+        await hold(dead, "0.30")
+        await dead.ledger.beat()
+        await alive.ledger.look()
+        view = alive.ledger.view(CLAUDE)
+        assert (view.spent_usd, view.held_usd, view.unsettled_usd) == (*usd("0.10", "0.30"), Decimal(0))
+        shared.sql(f"UPDATE koo_processes SET seen_ms = seen_ms - {LIVES_MS + 1000}")
+        await alive.ledger.look()
+        view = alive.ledger.view(CLAUDE)
+        assert (view.spent_usd, view.held_usd, view.unsettled_usd) == (*usd("0.10"), Decimal("0.30"))
+        with pytest.raises(Refused):
+            await hold(alive, "0.61")
+        await hold(alive, "0.60")
+        await dead.close()
+        await alive.close()
 
     asyncio.run(main())
 
@@ -331,18 +496,17 @@ def test_two_hundred_calls_at_once_with_random_costs_and_cancellations_never_pas
     do, the database itself sees no moment above the cap, and in the end the books are the sum of all bills."""
     rng = random.Random(7)
     billed: list[Decimal] = []
-    running: set[str] = set()
+    running: set[int] = set()
     refused = 0
 
-    async def call(number: int) -> None:
+    async def call(store: Store, number: int) -> None:
         nonlocal refused
-        store_request = request("0.05")
         try:
-            hold = await store.ledger.hold(store_request)
-        except BudgetExceeded:
+            given = await hold(store, "0.05")
+        except Refused:
             refused += 1
             return
-        running.add(hold.id)
+        running.add(number)
         assert len(running) * Decimal("0.05") + sum(billed) <= 1
         cost = Decimal(rng.randint(100, 500)) / 10_000
         ended = False
@@ -350,18 +514,18 @@ def test_two_hundred_calls_at_once_with_random_costs_and_cancellations_never_pas
             await asyncio.sleep(rng.random() * 0.02)
             if number % 5 == 0:
                 ended = True
-                store.ledger.release(hold)
+                store.ledger.release(given)
         finally:
-            running.discard(hold.id)
+            running.discard(number)
             if not ended:
                 billed.append(cost)
-                store.ledger.settle(hold, bill(str(cost)))
+                settle(store, given, str(cost))
 
-    async def main() -> None:
+    async def test(store: Store, clock: SetClock) -> None:
         await store.open()
         if place.is_shared:
             place.forbid_more_than("1.00")
-        tasks = [asyncio.create_task(call(number)) for number in range(200)]
+        tasks = [asyncio.create_task(call(store, number)) for number in range(200)]
         for task in rng.sample(tasks, 80):
             await asyncio.sleep(rng.random() * 0.001)
             task.cancel()
@@ -369,12 +533,20 @@ def test_two_hundred_calls_at_once_with_random_costs_and_cancellations_never_pas
             assert result is None or isinstance(result, asyncio.CancelledError), result
         assert await numbers(store) == (sum(billed, Decimal(0)), Decimal(0))
         assert refused > 0 and billed
-        await store.close()
+        await store.ledger.finish()
         if place.is_shared:
-            assert place.sql("SELECT count(*) FROM koo_holds") == [(0,)]
-            assert place.sql("SELECT count(*), sum(amount) FROM koo_entries") == [
-                (len(billed), int(sum(billed) * 10**12))
-            ]
+            total = int(sum(billed) * 10**12)
+            assert place.booked() == (total, total)
+            assert place.sql("SELECT count(*), sum(amount) FROM koo_entries") == [(len(billed), total)]
 
-    store = place.store(SetClock())
-    asyncio.run(main())
+    with_store(place, test)
+
+
+def test_a_bill_says_whose_it_is(shared: Place) -> None:
+    async def test(store: Store, clock: SetClock) -> None:
+        store.ledger.settle(await hold(store), "claude", bill("0.03", tag="nightly"))
+        await store.ledger.look()
+        ((service, tag, process),) = shared.sql("SELECT service, tag, process FROM koo_entries")
+        assert (service, tag, process) == ("claude", "nightly", store.ledger.purses.name)
+
+    with_store(shared, test)

@@ -15,31 +15,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import URL
 
-from koo.errors import BudgetExceeded, ConfigurationError
+from koo.errors import ConfigurationError
+from koo.policies.money import TOTAL_PICO_MAX
+from koo.policies.treasury import FREEZE_MS, Answer
 from koo.storage.base import StoreUnavailable
-from koo.storage.books import Put
-from koo.storage.money import TOTAL_PICO_MAX, from_pico
 from koo.storage.sql import SqliteBackend, read_url
-from koo.storage.sql_ledger import FRESH_S, SKEW_S
 from koo.storage.store import SqlStore
 from koo.storage.worker import PAUSE_S_MIN
 from koo.testing.postgres import PASSWORD, PostgresServer
 from tests.storage.support import (
-    LONG_AFTER_S,
+    CLAUDE,
     PATIENCE_S,
     Place,
-    SetClock,
-    bill,
+    Refused,
+    hold,
     impatient,
-    money,
+    know,
     note_pauses,
     numbers,
     pico,
-    request,
+    seen,
+    settle,
+    spend,
     store_threads,
     until,
     usd,
@@ -92,8 +94,11 @@ def locked(place: Place) -> Iterator[None]:
         connection.close()
 
 
-async def hold_and_settle(store: SqlStore, cost: str = "0.01") -> None:
-    store.ledger.settle(await store.ledger.hold(request("0.05")), bill(cost))
+def at(url: str, limit: str = "1.00", **options: Any) -> SqlStore:
+    """A store that knows the budget of `claude`."""
+    store = SqlStore(url, **options)
+    know(store, limit)
+    return store
 
 
 # ── SQLite ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -101,7 +106,7 @@ async def hold_and_settle(store: SqlStore, cost: str = "0.01") -> None:
 
 def test_the_file_is_made_with_its_folder_for_its_owner_only(sqlite: Place) -> None:
     async def main() -> None:
-        async with SqlStore(sqlite.url):
+        async with at(sqlite.url):
             assert sqlite.file.stat().st_mode & 0o777 == 0o600
             assert {file.stat().st_mode & 0o777 for file in sqlite.file.parent.iterdir()} == {0o600}
 
@@ -117,8 +122,8 @@ def test_a_relative_path_begins_at_home(tmp_path: Path) -> None:
 
 
 def test_a_store_that_was_not_used_opened_nothing(sqlite: Place) -> None:
-    store = SqlStore(sqlite.url)
-    assert money(store.ledger.view("claude")) == usd("0")
+    store = at(sqlite.url)
+    assert seen(store) == usd("0")
     assert not store.is_open and not sqlite.file.exists()
 
 
@@ -130,8 +135,8 @@ def test_a_read_only_file_is_told_and_used_when_it_is_writable_again(
     place = Place("sqlite", f"sqlite:///{folder}/koo.db")
 
     async def main() -> None:
-        store = SqlStore(place.url)
-        await hold_and_settle(store)
+        store = at(place.url)
+        await spend(store)
         await store.close()
         place.file.chmod(0o444)
         folder.chmod(0o555 if folder_too else 0o777)
@@ -139,7 +144,7 @@ def test_a_read_only_file_is_told_and_used_when_it_is_writable_again(
             with pytest.raises(
                 StoreUnavailable, match=r"koo\.db\) cannot be used: the file .*(read-only|permissions)"
             ):
-                await store.ledger.hold(request("0.05"))
+                await store.open()
             assert "koo.db" in str(store.trouble)
         folder.chmod(0o755)
         place.file.chmod(0o644)
@@ -152,18 +157,45 @@ def test_a_read_only_file_is_told_and_used_when_it_is_writable_again(
 
 def test_a_full_disk_is_told_loses_nothing_and_ends_when_there_is_room(sqlite: Place) -> None:
     async def main() -> None:
-        store = SqlStore(sqlite.url, linger_s=0.0)
-        held = [await store.ledger.hold(request("0.001")) for _ in range(20)]
+        store = at(sqlite.url)
+        held = [await hold(store, "0.001") for _ in range(20)]
         with limited_files(8192):
             with pytest.raises(StoreUnavailable, match="full"):
-                await store.ledger.hold(request("0.001"))
-            for hold in held:
-                store.ledger.settle(hold, bill("0.0005"))
+                await store.open()
+            for given in held:
+                settle(store, given, "0.0005")
             with pytest.raises(StoreUnavailable, match="full"):
-                await store.ledger.flush()
-            assert store.ledger.waiting >= len(held)
+                await store.ledger.beat()
         await until(lambda: store.trouble is None)
         assert await numbers(store) == (Decimal("0.0005") * len(held), Decimal(0))
+        assert sqlite.sql("SELECT count(*) FROM koo_entries") == [(len(held),)]
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_disk_with_room_for_less_than_a_booking_is_not_called_well(
+    sqlite: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is lost and found many times a second would let waiting callers through each time."""
+    pauses = note_pauses(monkeypatch)
+
+    async def main() -> None:
+        store = at(sqlite.url)
+        await store.open()
+        changes: list[str | None] = []
+        store.watch(changes.append)
+        running = asyncio.create_task(store.ledger.run())
+        size = max(file.stat().st_size for file in sqlite.file.parent.iterdir())
+        with limited_files(size + 65_536):
+            for given in [await hold(store, "0") for _ in range(400)]:
+                settle(store, given, "0")
+            await until(lambda: store.trouble is not None)
+            await until(lambda: len(pauses) > 4)
+            assert None not in changes
+        await until(lambda: store.trouble is None)
+        await until(lambda: sqlite.sql("SELECT count(*) FROM koo_entries") == [(400,)])
+        running.cancel()
         await store.close()
 
     asyncio.run(main())
@@ -176,7 +208,7 @@ def test_a_damaged_file_is_told_and_left_alone(sqlite: Place, content: bytes) ->
     async def main() -> None:
         sqlite.file.parent.mkdir()
         sqlite.file.write_bytes(content)
-        store = SqlStore(sqlite.url)
+        store = at(sqlite.url)
         with pytest.raises(
             StoreUnavailable, match="is not an SQLite database: move it away, or restore a backup"
         ):
@@ -184,7 +216,7 @@ def test_a_damaged_file_is_told_and_left_alone(sqlite: Place, content: bytes) ->
         assert sqlite.file.read_bytes() == content
         sqlite.file.unlink()
         await until(lambda: store.trouble is None)
-        await hold_and_settle(store)
+        await spend(store)
         await store.close()
 
     asyncio.run(main())
@@ -192,14 +224,14 @@ def test_a_damaged_file_is_told_and_left_alone(sqlite: Place, content: bytes) ->
 
 def test_a_file_damaged_in_the_middle_is_told(sqlite: Place) -> None:
     async def main() -> None:
-        store = SqlStore(sqlite.url)
-        await asyncio.gather(*(hold_and_settle(store, "0.001") for _ in range(15)))
+        store = at(sqlite.url)
+        await asyncio.gather(*(spend(store, "0.001") for _ in range(15)))
         await store.close()
         with sqlite.file.open("r+b") as file:
             file.seek(4096)
             file.write(b"\xff" * 200_000)
         with pytest.raises(StoreUnavailable, match="the file is damaged: move it away"):
-            await store.ledger.hold(request("0.05"))
+            await store.open()
         await store.close()
 
     asyncio.run(main())
@@ -208,7 +240,7 @@ def test_a_file_damaged_in_the_middle_is_told(sqlite: Place) -> None:
 def test_a_folder_in_the_place_of_the_file_is_told(sqlite: Place) -> None:
     async def main() -> None:
         sqlite.file.mkdir(parents=True)
-        store = SqlStore(sqlite.url)
+        store = at(sqlite.url)
         with pytest.raises(StoreUnavailable, match="cannot be opened: look at its folder"):
             await store.open()
         await store.close()
@@ -219,7 +251,7 @@ def test_a_folder_in_the_place_of_the_file_is_told(sqlite: Place) -> None:
 def test_a_file_in_the_place_of_the_folder_is_told(sqlite: Place) -> None:
     async def main() -> None:
         sqlite.file.parent.write_text("a file")
-        store = SqlStore(sqlite.url)
+        store = at(sqlite.url)
         with pytest.raises(StoreUnavailable, match=r"cannot be used: (file exists|not a directory)"):
             await store.open()
         await store.close()
@@ -233,7 +265,7 @@ def test_a_lock_that_another_process_keeps_is_told_in_time_and_the_loop_goes_on(
         await store.open()
         with locked(sqlite):
             began = time.monotonic()
-            holding = asyncio.create_task(store.ledger.hold(request("0.05")))
+            holding = asyncio.create_task(store.open())
             turns = 0
             while not holding.done():
                 await asyncio.sleep(0.001)
@@ -243,7 +275,7 @@ def test_a_lock_that_another_process_keeps_is_told_in_time_and_the_loop_goes_on(
             assert time.monotonic() - began >= 0.4
             assert turns > 20
         await until(lambda: store.trouble is None)
-        await hold_and_settle(store)
+        await spend(store)
         assert await numbers(store) == usd("0.01")
         await store.close()
 
@@ -253,9 +285,8 @@ def test_a_lock_that_another_process_keeps_is_told_in_time_and_the_loop_goes_on(
 def test_one_who_only_reads_waits_for_no_lock(sqlite: Place) -> None:
     async def main() -> None:
         store = impatient(sqlite.url, 0.5)
-        await store.ledger.hold(request("0.05"))
+        await hold(store)
         with locked(sqlite):
-            await store.ledger.refresh()
             assert await store.entries.of_day(0) == []
         assert store.trouble is None
         await store.close()
@@ -267,9 +298,9 @@ def test_two_processes_that_make_the_file_at_the_same_moment_use_one_file(
     sqlite: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        async with SqlStore(sqlite.url) as first:
-            await hold_and_settle(first)
-            await first.ledger.flush()
+        async with at(sqlite.url) as first:
+            await spend(first)
+            await first.ledger.beat()
             identity, looked = SqliteBackend._identity, []
 
             def not_there_yet(backend: SqliteBackend) -> tuple[int, int] | None:
@@ -277,7 +308,7 @@ def test_two_processes_that_make_the_file_at_the_same_moment_use_one_file(
                 return None if len(looked) == 1 else identity(backend)
 
             monkeypatch.setattr(SqliteBackend, "_identity", not_there_yet)
-            async with SqlStore(sqlite.url) as second:
+            async with at(sqlite.url) as second:
                 assert await numbers(second) == usd("0.01")
 
     asyncio.run(main())
@@ -285,13 +316,16 @@ def test_two_processes_that_make_the_file_at_the_same_moment_use_one_file(
 
 def test_nobody_waits_longer_than_the_stores_timeout_whatever_the_database_does(sqlite: Place) -> None:
     async def main() -> None:
-        store = SqlStore(sqlite.url)
+        store = at(sqlite.url)
         await store.open()
         gate = threading.Event()
         blocking = asyncio.create_task(store.executor.run(lambda tx: gate.wait()))
         await asyncio.sleep(0)
         store.executor.timeout_s = 0.1
-        for waiting in (store.ledger.hold(request("0.05")), store.ledger.refresh(), store.ledger.sweep()):
+        with pytest.raises(Refused):
+            await hold(store)
+        assert "did not answer within 0.1 s" in str(store.trouble)
+        for waiting in (store.ledger.look(), store.entries.of_day(0)):
             with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.1 s"):
                 await waiting
         store.executor.timeout_s = PATIENCE_S
@@ -306,10 +340,10 @@ def test_nobody_waits_longer_than_the_stores_timeout_whatever_the_database_does(
 
 def test_a_loop_that_was_held_up_longer_than_the_timeout_blames_nobody(sqlite: Place) -> None:
     async def main() -> None:
-        store = SqlStore(sqlite.url)
+        store = at(sqlite.url)
         await store.open()
         store.executor.timeout_s = 0.05
-        holding = asyncio.create_task(store.ledger.hold(request("0.05")))
+        holding = asyncio.create_task(hold(store))
         await asyncio.sleep(0)
         time.sleep(1.0)  # Somebody's synchronous code: the answer lies there when the loop goes on.
         await holding
@@ -321,10 +355,10 @@ def test_a_loop_that_was_held_up_longer_than_the_timeout_blames_nobody(sqlite: P
 
 def test_a_short_lock_is_waited_for(sqlite: Place) -> None:
     async def main() -> None:
-        store = SqlStore(sqlite.url)
+        store = at(sqlite.url)
         await store.open()
         with locked(sqlite):
-            holding = asyncio.create_task(store.ledger.hold(request("0.05")))
+            holding = asyncio.create_task(hold(store))
             await asyncio.sleep(0.05)
             assert not holding.done()
         await holding
@@ -334,110 +368,95 @@ def test_a_short_lock_is_waited_for(sqlite: Place) -> None:
     asyncio.run(main())
 
 
-def test_a_file_that_is_removed_is_made_anew_and_not_written_where_nobody_sees_it(sqlite: Place) -> None:
+def remove(place: Place) -> None:
+    for file in place.file.parent.iterdir():
+        file.unlink()
+
+
+def test_a_file_that_is_removed_is_made_anew_with_what_this_process_knows(
+    sqlite: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it spent is not spent twice; it is said, and nothing is granted until others can have told theirs."""
+
     async def main() -> None:
-        store = SqlStore(sqlite.url)
-        await hold_and_settle(store)
-        await store.ledger.flush()
-        for file in sqlite.file.parent.iterdir():
-            file.unlink()
-        await hold_and_settle(store, "0.04")
-        await store.ledger.flush()
-        assert sqlite.sql("SELECT settled FROM koo_days") == [(pico("0.04"),)]
+        clock = sqlite.clock()
+        store = at(sqlite.url, clock=clock)
+        know(store, None, "requests/claude")
+        heard: list[Answer] = []
+        store.ledger.heard = heard.append
+        await spend(store, "0.70", "0.70")
+        given = await hold(store, "0.10")
+        budget = store.ledger.purses.budgets["requests/claude"]
+        store.ledger.count(budget, budget.purse.key.period, 3)
+        await store.ledger.look()
+        remove(sqlite)
+        await store.ledger.look()
+        assert sqlite.booked() == (pico("0.80"), pico("0.70"))
+        assert sqlite.booked("requests/claude") == (3, 3)
+        assert "older than what this process told it" in caplog.text
+        (answer,) = heard
+        assert {key.budget: amount for key, amount in answer.forgotten.items()} == {
+            CLAUDE: pico("0.80"),
+            "requests/claude": 3,
+        }
+        with pytest.raises(TimeoutError):
+            await hold(store, "0.01", within_s=0.2)
+        clock.now += FREEZE_MS / 1000
+        with pytest.raises(Refused):
+            await hold(store, "0.25")
+        settle(store, given, "0.10")
+        await hold(store, "0.20")
         await store.close()
 
     asyncio.run(main())
 
 
-def test_waiting_for_everything_to_be_written_waits_also_for_what_is_being_written(sqlite: Place) -> None:
-    async def main() -> None:
-        store = SqlStore(sqlite.url, clock=SetClock())
-        await store.open()
-        with locked(sqlite):
-            holding = asyncio.create_task(store.ledger.hold(request("0.05")))
-            await until(lambda: store.ledger._batches == 1 and store.ledger.waiting == 0)
-            holding.cancel()
-            await asyncio.sleep(0)
-            flushing = asyncio.create_task(store.ledger.flush())
-            await asyncio.sleep(0.02)
-            assert not flushing.done()
-        await flushing
-        assert await numbers(store) == usd("0")
-        await store.close()
-
-    asyncio.run(main())
-
-
-def test_a_refusal_that_what_is_spent_makes_certain_waits_for_nothing(sqlite: Place) -> None:
-    async def main() -> None:
-        clock = SetClock()
-        store = impatient(sqlite.url, 0.3, clock=clock)
-        store.ledger.settle(await store.ledger.hold(request("0.90")), bill("0.90"))
-        await store.ledger.flush()
-        await store.ledger.hold(request("0.05"))
-        with locked(sqlite):
-            with pytest.raises(BudgetExceeded):
-                await store.ledger.hold(request("0.100001"))
-            assert store.trouble is None
-            # What is held may come back, what another process did is not known for ever, and another limit is another
-            # question: these have to ask.
-            for amount, limit, later in (
-                ("0.10", "1.00", 0.0),
-                ("0.10", "1.01", 0.0),
-                ("0.20", "1.00", FRESH_S),
-            ):
-                clock.now += later
-                with pytest.raises(StoreUnavailable):
-                    await store.ledger.hold(request(amount, limit))
-        await until(lambda: store.trouble is None)
-        await store.close()
-
-    asyncio.run(main())
-
-
-def test_a_lease_is_not_over_for_a_machine_whose_clock_is_a_little_ahead(sqlite: Place) -> None:
-    async def main() -> None:
-        clock = SetClock()
-        store = SqlStore(sqlite.url, clock=clock)
-        await store.ledger.hold(request("0.05", lease_s=60))
-        clock.now += 60 + SKEW_S - 0.5
-        assert await store.ledger.sweep() == []
-        clock.now += 1
-        assert len(await store.ledger.sweep()) == 1
-        await store.close()
-
-    asyncio.run(main())
-
-
-def test_what_does_not_fit_into_the_queue_is_dropped_told_and_booked_at_its_bound(
-    sqlite: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_file_that_is_replaced_by_an_older_copy_is_healed_by_those_who_live(
+    sqlite: Place, tmp_path: Path
 ) -> None:
     async def main() -> None:
-        monkeypatch.setattr("koo.storage.sql_ledger.WAITING_MAX", 3)
-        clock = SetClock()
-        store = SqlStore(sqlite.url, clock=clock, linger_s=30)
-        holds = [await store.ledger.hold(request("0.05")) for _ in range(5)]
-        for hold in holds:
-            store.ledger.settle(hold, bill("0.01"))
-        assert (store.ledger.waiting, store.ledger.dropped) == (3, 2)
-        assert "3 bookings wait; 1 were dropped" in caplog.text
-        assert await numbers(store) == usd("0.03", "0.10")
-        clock.now += LONG_AFTER_S
-        await store.ledger.sweep()
-        assert await numbers(store) == usd("0.13")
-        await store.close()
+        clock = sqlite.clock()
+        one, two = at(sqlite.url, clock=clock), at(sqlite.url, clock=clock)
+        await spend(one, "0.10")
+        await spend(two, "0.10")
+        await one.ledger.look()
+        with sqlite3.connect(sqlite.file) as source, sqlite3.connect(tmp_path / "copy.db") as copy:
+            source.backup(copy)
+        source.close()
+        copy.close()
+        settle(one, await hold(one, "0.30"), "0.30")
+        settle(two, await hold(two, "0.20"), "0.20")
+        await one.ledger.look()
+        await two.ledger.look()
+        remove(sqlite)
+        (tmp_path / "copy.db").replace(sqlite.file)
+        for store in (one, two, one, two):
+            await store.ledger.look()
+        assert sqlite.booked() == (pico("0.70"), pico("0.70"))
+        assert seen(one) == seen(two) == usd("0.70")
+        clock.now += FREEZE_MS / 1000
+        with pytest.raises(Refused):
+            await hold(one, "0.35")
+        await hold(two, "0.30")
+        await one.close()
+        await two.close()
 
     asyncio.run(main())
 
 
 def test_more_money_than_a_number_holds_is_the_largest_number(shared: Place) -> None:
     async def main() -> None:
-        store = SqlStore(shared.url, clock=SetClock())
+        store = at(shared.url, "9300000")
         for _ in range(10):
-            store.ledger.settle(await store.ledger.hold(request("0.01", limit=None)), bill("1000000"))
-        assert await numbers(store) == (from_pico(TOTAL_PICO_MAX), Decimal(0))
-        with pytest.raises(BudgetExceeded, match="what a day can hold does not cover"):
-            await store.ledger.hold(request("0.01", limit=None))
+            await spend(store, "1000000", "0")
+        await store.ledger.look()
+        assert shared.sql(f"SELECT booked FROM koo_treasuries WHERE budget = '{CLAUDE}'") == [
+            (TOTAL_PICO_MAX,)
+        ]
+        assert store.trouble is None
+        with pytest.raises(Refused):
+            await hold(store, "0.01")
+        await spend(store, "0", "0")
         await store.close()
 
     asyncio.run(main())
@@ -446,96 +465,9 @@ def test_more_money_than_a_number_holds_is_the_largest_number(shared: Place) -> 
 # ── any database ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("cancel_after", range(6))
-def test_a_caller_who_leaves_while_it_waits_leaves_no_hold_behind(shared: Place, cancel_after: int) -> None:
-    """Whether it leaves before its hold was taken up, while it is written, or in the moment it was given."""
-
-    async def main() -> None:
-        store = SqlStore(shared.url, clock=SetClock())
-        await store.open()
-        holding = [asyncio.create_task(store.ledger.hold(request("0.01"))) for _ in range(20)]
-        for _ in range(cancel_after):
-            await asyncio.sleep(0)
-        if cancel_after == 5:
-            await asyncio.wait(holding, return_when=asyncio.FIRST_COMPLETED)
-        for task in holding:
-            task.cancel()
-        given = [
-            held
-            for held in await asyncio.gather(*holding, return_exceptions=True)
-            if not isinstance(held, BaseException)
-        ]
-        assert await numbers(store) == (Decimal(0), len(given) * Decimal("0.01"))
-        assert await store.quotas.used_today("claude") == len(given)
-        await store.close()
-
-    asyncio.run(main())
-
-
-def test_a_caller_who_is_cancelled_in_the_turn_in_which_its_hold_is_given_leaves_none_behind(
-    shared: Place,
-) -> None:
-    async def main() -> None:
-        store = SqlStore(shared.url, clock=SetClock())
-        await store.open()
-        gate = threading.Event()
-        waiting = asyncio.create_task(store.executor.run(lambda tx: gate.wait()))
-        first = asyncio.create_task(store.ledger.hold(request("0.01")))
-        second = asyncio.create_task(store.ledger.hold(request("0.01")))
-        await until(lambda: store.ledger.waiting == 2)
-        answers = [act.answer for act in store.ledger._acts if isinstance(act, Put)]
-        # Both are answered in one turn; the first one's answer cancels the second before that has taken its own.
-        assert answers[0] is not None and answers[1] is not None
-        answers[0].add_done_callback(lambda _: second.cancel())
-        gate.set()
-        await waiting
-        with pytest.raises(asyncio.CancelledError):
-            await second
-        assert answers[1].result() is None
-        store.ledger.release(await first)
-        assert await numbers(store) == usd("0")
-        assert await store.quotas.used_today("claude") == 1
-        await store.close()
-
-    asyncio.run(main())
-
-
-def test_a_booking_that_the_store_does_not_take_keeps_no_other_from_being_written(
-    shared: Place, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def main() -> None:
-        store = SqlStore(shared.url, clock=SetClock())
-        await store.open()
-        good, bad = await store.ledger.hold(request("0.05")), await store.ledger.hold(request("0.04"))
-        shared.sql("CREATE UNIQUE INDEX no_such_price ON koo_entries (price_version)")
-        store.ledger.settle(good, bill("0.03"))
-        store.ledger.settle(bad, bill("0.03"))
-        other = await store.ledger.hold(request("0.01"))
-        store.ledger.release(other)
-        assert await numbers(store) == usd("0.03", "0.04")
-        assert store.ledger.dropped == 1 and store.trouble is None
-        assert "does not take a booking" in caplog.text
-        await store.close()
-
-    asyncio.run(main())
-
-
-def test_odd_texts_are_kept_as_far_as_a_database_takes_them(shared: Place) -> None:
-    async def main() -> None:
-        store = SqlStore(shared.url, clock=SetClock())
-        hold = await store.ledger.hold(request("0.05", tag="a\0b\ud800c" + "x" * 1000))
-        store.ledger.settle(hold, bill("0.03"))
-        assert await numbers(store) == usd("0.03")
-        ((tag,),) = shared.sql("SELECT tag FROM koo_entries")
-        assert tag.startswith("ab?cxxx") and len(tag) <= 256
-        await store.close()
-
-    asyncio.run(main())
-
-
 def test_a_store_of_a_newer_koo_is_refused_with_what_to_do(shared: Place) -> None:
     async def main() -> None:
-        store = SqlStore(shared.url)
+        store = at(shared.url)
         await store.open()
         await store.close()
         shared.sql("UPDATE koo_schema SET steps = 99")
@@ -574,7 +506,7 @@ def test_a_server_that_starts_later_is_used_as_soon_as_it_is_there(server: Postg
     async def main() -> None:
         url = server.url("psycopg", server.create_database())
         await asyncio.to_thread(server.kill)
-        store = SqlStore(url)
+        store = at(url)
         with pytest.raises(
             StoreUnavailable,
             match=rf"PostgreSQL at 127\.0\.0\.1:{server.port}/.*the server refuses connections",
@@ -583,7 +515,7 @@ def test_a_server_that_starts_later_is_used_as_soon_as_it_is_there(server: Postg
         assert PASSWORD not in str(told.value)
         await asyncio.to_thread(server.start)
         await until(lambda: store.trouble is None)
-        await hold_and_settle(store)
+        await spend(store)
         assert await numbers(store) == usd("0.01")
         await store.close()
 
@@ -592,12 +524,12 @@ def test_a_server_that_starts_later_is_used_as_soon_as_it_is_there(server: Postg
 
 def test_a_server_that_was_restarted_between_two_calls_is_not_noticed(server: PostgresServer) -> None:
     async def main() -> None:
-        store = SqlStore(server.url("asyncpg", server.create_database()))
-        await hold_and_settle(store)
-        await store.ledger.flush()
+        store = at(server.url("asyncpg", server.create_database()))
+        await spend(store)
+        await store.ledger.beat()
         await asyncio.to_thread(server.stop)
         await asyncio.to_thread(server.start)
-        await hold_and_settle(store)
+        await spend(store)
         assert await numbers(store) == usd("0.02")
         assert store.trouble is None
         await store.close()
@@ -606,41 +538,47 @@ def test_a_server_that_was_restarted_between_two_calls_is_not_noticed(server: Po
 
 
 @pytest.mark.slow
-def test_a_server_killed_under_load_loses_no_settlement_and_keeps_no_hold(server: PostgresServer) -> None:
+def test_a_server_killed_under_load_loses_no_settlement_and_no_cent(server: PostgresServer) -> None:
     async def main() -> None:
-        database = server.create_database()
-        store = SqlStore(server.url("psycopg", database))
-        told: list[str | None] = []
-        store.watch(told.append)
-        settled = unavailable = 0
+        store = at(server.url("psycopg", server.create_database()), "1000")
+        changes: list[str | None] = []
+        store.watch(changes.append)
+        settled = refused = 0
         over = asyncio.Event()
 
-        async def spend() -> None:
-            nonlocal settled, unavailable
+        async def call() -> None:
+            nonlocal settled, refused
             while not over.is_set():
                 try:
-                    hold = await store.ledger.hold(request("0.001", "1000"))
-                except StoreUnavailable:
-                    unavailable += 1
+                    given = await hold(store, "0.001")
+                except Refused:
+                    refused += 1
                     await asyncio.sleep(0.01)
                     continue
-                store.ledger.settle(hold, bill("0.0005"))
+                await asyncio.sleep(0)
+                settle(store, given, "0.0005")
                 settled += 1
 
         def reached(count: int) -> bool:
             return settled >= count
 
-        spenders = [asyncio.create_task(spend()) for _ in range(20)]
+        def is_away(before: int) -> bool:
+            return refused > before and store.trouble is not None
+
+        running = asyncio.create_task(store.ledger.run())
+        callers = [asyncio.create_task(call()) for _ in range(20)]
         for _ in range(2):
+            before = refused
             await until(functools.partial(reached, settled + 200))
             await asyncio.to_thread(server.kill)
-            await until(lambda: unavailable > 0 and store.trouble is not None)
+            await until(functools.partial(is_away, before))
             await asyncio.to_thread(server.start)
             await until(lambda: store.trouble is None)
         over.set()
-        await asyncio.gather(*spenders)
+        await asyncio.gather(*callers)
+        running.cancel()
         assert await numbers(store) == (settled * Decimal("0.0005"), Decimal(0))
-        assert [change is None for change in told[:4]] == [False, True, False, True]
+        assert [change is None for change in changes[:4]] == [False, True, False, True]
         await store.close()
 
     asyncio.run(main())
@@ -650,17 +588,17 @@ def test_a_frozen_server_is_given_up_in_time_and_what_it_did_meanwhile_is_undone
     server: PostgresServer,
 ) -> None:
     async def main() -> None:
-        store = SqlStore(server.url("psycopg", server.create_database()))
-        await hold_and_settle(store)
-        await store.ledger.flush()
+        store = at(server.url("psycopg", server.create_database()))
+        await spend(store)
+        await store.ledger.beat()
         store.executor.timeout_s = 1.0
         told: list[str | None] = []
         store.watch(told.append)
         server.pause()
         began = time.monotonic()
-        holding = [asyncio.create_task(store.ledger.hold(request("0.05"))) for _ in range(10)]
+        holding = [asyncio.create_task(hold(store)) for _ in range(10)]
         for result in await asyncio.gather(*holding, return_exceptions=True):
-            assert isinstance(result, StoreUnavailable)
+            assert isinstance(result, Refused)
         assert time.monotonic() - began < 10
         # The first word of it: later ones tell what came of cutting the connection.
         assert "did not answer within 1 s" in str(told[0]) and None not in told
@@ -677,7 +615,7 @@ def test_a_frozen_server_is_given_up_in_time_and_what_it_did_meanwhile_is_undone
 def test_a_frozen_server_keeps_nobody_from_closing(server: PostgresServer) -> None:
     async def main() -> None:
         store = impatient(server.url("psycopg", server.create_database()), 2.0)
-        await hold_and_settle(store)
+        await spend(store)
         store.executor.timeout_s = 0.3
         server.pause()
         thread = store_threads()[-1]
@@ -696,18 +634,17 @@ def test_a_server_that_becomes_read_only_is_told_also_to_one_who_waits_for_his_b
 
     async def main() -> None:
         database = server.create_database()
-        store = SqlStore(server.url("psycopg", database), linger_s=30)
-        hold = await store.ledger.hold(request("0.05"))
+        store = at(server.url("psycopg", database))
+        given = await hold(store)
         server.sql(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
         server.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
-        store.ledger.settle(hold, bill("0.01"))
+        settle(store, given, "0.01")
         with pytest.raises(StoreUnavailable, match="it is read-only"):
-            await store.ledger.flush()
+            await store.ledger.beat()
         told: list[str | None] = []
         store.watch(told.append)
-        # It can be read. That, and three attempts to write, call it well to nobody.
-        await store.ledger.refresh()
-        await until(lambda: max(pauses, default=0.0) > 4 * PAUSE_S_MIN)
+        # It can be read. That, and three attempts to write, do not call it well.
+        await until(lambda: max(pauses, default=0.0) > 3 * PAUSE_S_MIN)
         assert "read-only" in str(store.trouble) and None not in told
         server.sql(f"ALTER DATABASE {database} SET default_transaction_read_only = off")
         await until(lambda: store.trouble is None)
@@ -721,22 +658,22 @@ def test_a_row_that_another_session_keeps_locked_is_told(server: PostgresServer)
     async def main() -> None:
         database = server.create_database()
         store = impatient(server.url("psycopg", database), 2.0)
-        await hold_and_settle(store)
-        await store.ledger.flush()
-        blocker = SqlStore(server.url("psycopg", database))
+        await spend(store)
+        await store.ledger.beat()
+        blocker = at(server.url("psycopg", database))
         await blocker.open()
         began, done = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
 
         def block(tx: object) -> None:
-            tx.rows("SELECT * FROM koo_days FOR UPDATE")  # type: ignore[attr-defined]
+            tx.rows("SELECT * FROM koo_treasuries FOR UPDATE")  # type: ignore[attr-defined]
             loop.call_soon_threadsafe(began.set)
             asyncio.run_coroutine_threadsafe(done.wait(), loop).result(20)
 
         blocking = asyncio.create_task(blocker.executor.run(block))
         await began.wait()
         with pytest.raises(StoreUnavailable, match=r"kept a row locked|took too long"):
-            await store.ledger.hold(request("0.05"))
+            await store.ledger.look()
         done.set()
         await blocking
         await until(lambda: store.trouble is None)

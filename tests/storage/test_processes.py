@@ -7,24 +7,27 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from koo.storage.sql_ledger import SKEW_S
+from koo.policies.purse import Hold, Refusal
+from koo.policies.treasury import LIVES_MS
 from koo.storage.store import SqlStore
 from koo.storage.transaction import Transaction
 from tests.storage.support import (
-    LONG_AFTER_S,
+    CLAUDE,
     Place,
-    SetClock,
-    bill,
-    money,
+    Refused,
+    hold,
+    know,
     numbers,
     pico,
-    request,
+    seen,
+    settle,
+    spend,
     store_threads,
     until,
     usd,
@@ -64,150 +67,201 @@ def end(process: subprocess.Popen[str]) -> list[list[str]]:
     return said
 
 
+BOUND = "0.05"
+
+
+async def look(place: Place) -> tuple[Decimal, Decimal, Decimal]:
+    """What another process sees as spent, held, and unsettled once the others no longer tell."""
+    place.sql(f"UPDATE koo_processes SET seen_ms = seen_ms - {LIVES_MS + 1000}")
+    async with place.sql_store() as store:
+        view = store.ledger.view(CLAUDE)
+    return view.spent_usd, view.held_usd, view.unsettled_usd
+
+
 @pytest.mark.slow
 def test_three_processes_one_killed_the_cap_holds_and_no_cent_is_lost(shared: Place) -> None:
     async def prepare() -> None:
-        store = shared.sql_store()
-        await store.open()
-        await store.close()
-        shared.forbid_more_than("1.00")
-
-    async def sweep() -> None:
-        store = shared.sql_store(SetClock(time.time() + LONG_AFTER_S))
-        await store.ledger.sweep()
-        await store.close()
+        async with shared.sql_store():
+            shared.forbid_more_than("1.00")
 
     asyncio.run(prepare())
-    victim = start(shared, 100_000, "0.05", "1.00", 60)
+    victim = start(shared, 100_000, BOUND, "1.00")
     said_by_victim = lines(victim, "held", 5)
-    others = [start(shared, 200, "0.05", "1.00", 60) for _ in range(2)]
+    others = [start(shared, 200, BOUND, "1.00") for _ in range(2)]
     said_by_others = [lines(other, "held", 20) for other in others]
     said_by_victim += lines(victim, "held", 20) + kill(victim)
     said = [line for other, said in zip(others, said_by_others, strict=True) for line in said + end(other)]
     assert [line for line in said if line == ["done"]] == [["done"]] * 2
 
-    held = [line[1] for line in said + said_by_victim if line[0] == "held"]
-    bills = {line[1]: pico(line[2]) for line in said if line[0] == "billed"}
-    billed_by_victim = {line[1]: pico(line[2]) for line in said_by_victim if line[0] == "billed"}
-    asyncio.run(sweep())
-    booked = {
-        id_: (amount, estimated)
-        for id_, amount, estimated in shared.sql("SELECT id, amount, estimated FROM koo_entries")
-    }
-    assert set(held) <= set(booked)
-    assert {id_: booked[id_] for id_ in bills} == {id_: (bill, 0) for id_, bill in bills.items()}
-    for id_ in booked.keys() - bills.keys():
-        assert booked[id_] in ((billed_by_victim.get(id_), 0), (pico("0.05"), 1))
-    settled = sum(amount for amount, _ in booked.values())
-    assert shared.sql("SELECT sum(settled), sum(held), sum(requests) FROM koo_days") == [
-        (settled, 0, len(booked))
-    ]
+    billed = sum(pico(line[2]) for line in said if line[0] == "billed")
+    billed_by_victim = sum(pico(line[2]) for line in said_by_victim if line[0] == "billed")
+    entries = shared.sql("SELECT process, sum(amount) FROM koo_entries GROUP BY process")
+    victims = {process for process, _ in entries if process.split(":")[1] == str(victim.pid)}
+    assert sum(amount for process, amount in entries if process not in victims) == billed
+    booked, spent = shared.booked()
+    assert booked <= pico("1.00")
+    assert billed <= spent <= billed + billed_by_victim, "what the victim had told is not lost"
+    _, _, unsettled = asyncio.run(look(shared))
+    assert pico(unsettled) == booked - spent, "and nothing else is left behind"
+    assert booked >= billed + billed_by_victim
 
 
-def test_a_hold_is_there_when_the_process_is_killed_the_moment_it_was_given(shared: Place) -> None:
-    victim = start(shared, 0, "0.40", "1.00", 60)
+def test_a_hold_stays_booked_when_the_process_is_killed(shared: Place) -> None:
+    victim = start(shared, 0, "0.40", "1.00")
     lines(victim, "held")
     kill(victim)
+    assert shared.booked() == (pico("0.40"), 0)
+    assert asyncio.run(look(shared)) == (*usd("0"), Decimal("0.40"))
+
+
+@pytest.mark.slow
+def test_a_script_of_one_call_leaves_nothing_behind(shared: Place) -> None:
+    for _ in range(3):
+        script = start(shared, 10, BOUND, "1.00")
+        billed = sum(line[0] == "billed" for line in end(script))
+        assert billed == 10
+    booked, spent = shared.booked()
+    assert booked == spent
+    assert shared.sql("SELECT count(*), sum(amount) FROM koo_entries") == [(30, spent)]
+
+
+def test_several_processes_that_lock_the_same_budgets_in_any_order_do_not_block_each_other(
+    shared: Place,
+) -> None:
+    """Each knows them in another order, and some begin a new day's rows while others lock them."""
+    names = [f"budget/{letter}" for letter in "abcdef"]
 
     async def main() -> None:
-        clock = SetClock(time.time())
-        store = shared.sql_store(clock)
-        await store.open()
-        assert money(store.ledger.view("claude")) == usd("0", "0.40")
-        assert await store.quotas.used_today("claude") == 1
-        day = clock.day
-        clock.now += 60 + SKEW_S + 1
-        swept = await store.ledger.sweep()
-        assert [hold.amount_usd for hold in swept] == [Decimal("0.40")]
-        await store.close()
-        assert shared.sql(f"SELECT settled, held FROM koo_days WHERE day = {day}") == [(pico("0.40"), 0)]
-        assert shared.sql("SELECT model, source, estimated, bound FROM koo_entries") == [
-            ("m", "estimate", 1, pico("0.40"))
-        ]
+        stores = [shared.sql_store(limit="100") for _ in range(4)]
+        for number, store in enumerate(stores):
+            for name in names[number:] + names[:number]:
+                know(store, "100", name)
+        await asyncio.gather(*(store.open() for store in stores))
 
-    asyncio.run(main())
+        async def calls(store: SqlStore, number: int) -> None:
+            for turn in range(10):
+                chosen = [names[(turn + number) % 6], names[(turn * number + 1) % 6]]
+                settle(store, await patiently(store, *dict.fromkeys([CLAUDE, *chosen])), "0.01")
 
+        async def patiently(store: SqlStore, *budgets: str) -> Hold:
+            """What others hold for a moment comes home: a caller that is refused meanwhile asks again."""
+            while True:
+                try:
+                    return await hold(store, "0.10", *budgets)
+                except Refused as refused:
+                    assert refused.why is Refusal.NOT_MET
 
-def test_two_stores_on_one_place_share_one_cap_and_see_each_others_money(shared: Place) -> None:
-    async def main() -> None:
-        clock = SetClock()
-        one, two = shared.sql_store(clock), shared.sql_store(clock)
-        await asyncio.gather(one.open(), two.open())
-        shared.forbid_more_than("1.00")
-        results = await asyncio.gather(
-            *(store.ledger.hold(request("0.05")) for store in (one, two) for _ in range(50)),
-            return_exceptions=True,
-        )
-        held = [result for result in results if not isinstance(result, BaseException)]
-        assert len(held) == 20
-        assert await numbers(one) == await numbers(two) == usd("0", "1")
-        await one.close()
-        await two.close()
-
-    asyncio.run(main())
-
-
-def test_several_sweepers_at_once_book_each_lost_hold_once(shared: Place) -> None:
-    async def main() -> None:
-        clock = SetClock()
-        stores = [shared.sql_store(clock) for _ in range(4)]
-        await asyncio.gather(*(stores[0].ledger.hold(request("0.001", lease_s=1)) for _ in range(300)))
-        clock.now += LONG_AFTER_S
-        swept = [
-            hold for holds in await asyncio.gather(*(s.ledger.sweep() for s in stores)) for hold in holds
-        ]
-        assert len({hold.id for hold in swept}) == len(swept) == 300
-        assert await numbers(stores[0]) == usd("0.3")
+        await asyncio.gather(*(calls(store, number) for number, store in enumerate(stores)))
+        assert [store.trouble for store in stores] == [None] * 4
         for store in stores:
             await store.close()
+        assert shared.booked() == (pico("0.40"), pico("0.40"))
 
     asyncio.run(main())
 
 
-def test_a_hold_settled_while_another_process_sweeps_is_booked_once(shared: Place) -> None:
+def test_a_fork_begins_with_an_empty_purse_and_under_another_name(shared: Place) -> None:
+    """What the parent had is another process's, for the child: its purse, its callers, and its entries."""
+
     async def main() -> None:
-        clock = SetClock()
-        one, two = shared.sql_store(clock), shared.sql_store(clock)
-        holds = await asyncio.gather(*(one.ledger.hold(request("0.002", lease_s=1)) for _ in range(200)))
-        clock.now += LONG_AFTER_S
-        for hold in holds:
-            one.ledger.settle(hold, bill("0.001"))
-        swept, _ = await asyncio.gather(two.ledger.sweep(), one.ledger.flush())
-        expected = Decimal("0.2") + Decimal("0.001") * len(swept)
-        assert await numbers(one) == (expected, Decimal(0))
-        await one.close()
-        await two.close()
+        store = shared.sql_store()
+        await spend(store, "0.20")
+        await hold(store, "0.30")
+        await store.ledger.look()
+        parent = store.ledger.purses.name
+        settle(store, await hold(store, "0"), "0.01")  # Not told yet: the parent tells it.
+        store.ledger.forget_parent()
+        assert store.ledger.purses.name != parent
+        assert seen(store) == usd("0.21", "0.30")
+        assert store.ledger.hold((store.ledger.purses.budgets[CLAUDE],), 1) is None
+        await hold(store, "0.40")
+        await store.ledger.look()
+        assert shared.booked() == (pico("0.90"), pico("0.20"))
+        assert shared.sql("SELECT count(*) FROM koo_entries") == [(1,)]
+        await store.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_real_fork_does_not_spend_its_parents_money(sqlite: Place) -> None:
+    async def prepare() -> SqlStore:
+        store = sqlite.sql_store()
+        first = await hold(store, "0.60")
+        store.ledger.shrink(first, pico("0.10"))
+        return store
+
+    store = asyncio.run(prepare())
+    child = os.fork()
+    if child == 0:
+        try:
+            given = store.ledger.hold((store.ledger.purses.budgets[CLAUDE],), pico("0.01"))
+            os._exit(0 if given is None else 1)
+        except BaseException:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert store.ledger.hold((store.ledger.purses.budgets[CLAUDE],), pico("0.50")) is not None
+
+
+def test_a_name_that_was_written_off_is_left_and_what_it_held_is_told_under_another(
+    shared: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        store = shared.sql_store()
+        given = await hold(store, "0.40")
+        settle(store, await hold(store, "0.10"), "0.05")
+        await store.ledger.look()
+        name = store.ledger.purses.name
+        heard: list[bool] = []
+        store.ledger.heard = lambda answer: heard.append(answer.is_you)
+        shared.sql(f"UPDATE koo_processes SET closed = 1 WHERE name = '{name}'")
+        settle(store, given, "0.30")
+        assert await numbers(store) == usd("0.35")
+        assert store.ledger.purses.name != name
+        assert heard == [False]
+        assert "goes on as " + store.ledger.purses.name in caplog.text
+        assert shared.sql("SELECT sum(amount), count(*) FROM koo_entries") == [(pico("0.35"), 2)]
+        await store.close()
 
     asyncio.run(main())
 
 
 def test_a_restart_finds_everything_again(shared: Place) -> None:
-    async def spend(clock: SetClock) -> None:
+    async def main() -> None:
+        clock = shared.clock()
         async with shared.sql_store(clock) as store:
-            store.ledger.settle(await store.ledger.hold(request("0.50")), bill("0.40"))
-            await store.ledger.hold(request("0.05"))
-            store.quotas.add("claude", clock.day, 3)
-
-    async def look(clock: SetClock) -> None:
+            know(store, None, "requests/claude")
+            settle(store, await hold(store, "0.50"), "0.40")
+            await hold(store, "0.05")
+            budget = store.ledger.purses.budgets["requests/claude"]
+            store.ledger.count(budget, budget.purse.key.period, 3)
         async with shared.sql_store(clock) as store:
-            assert money(store.ledger.view("claude")) == usd("0.40", "0.05")
-            assert await store.quotas.used_today("claude") == 5
+            know(store, None, "requests/claude")
+            await store.ledger.look()
+            assert seen(store) == usd("0.40", "0.05")
+            budget = store.ledger.purses.budgets["requests/claude"]
+            assert store.ledger.counted_elsewhere(budget, budget.purse.key.period) == 3
 
-    clock = SetClock()
-    asyncio.run(spend(clock))
-    asyncio.run(look(clock))
+    asyncio.run(main())
+
+
+# ── event loops ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_one_store_serves_one_loop_after_another(shared: Place) -> None:
-    clock = SetClock()
-    store = shared.sql_store(clock)
-
-    async def spend() -> None:
-        store.ledger.settle(await store.ledger.hold(request("0.05")), bill("0.01"))
+    store = shared.sql_store()
 
     async def spend_and_close() -> None:
-        await spend()
+        running = asyncio.create_task(store.ledger.run())
+        await spend(store)
+        running.cancel()
         await store.close()
+
+    async def spend_and_go() -> None:
+        """It is not closed: the loop just ends, and what was not yet told is told later."""
+        running = asyncio.create_task(store.ledger.run())
+        await spend(store)
+        del running
 
     async def look() -> None:
         assert await numbers(store) == usd("0.20")
@@ -215,42 +269,74 @@ def test_one_store_serves_one_loop_after_another(shared: Place) -> None:
 
     for _ in range(10):
         asyncio.run(spend_and_close())
-        asyncio.run(
-            spend()
-        )  # It is not closed: the loop just ends, and what was not yet written is written later.
+        asyncio.run(spend_and_go())
     asyncio.run(look())
 
 
-def test_a_thread_that_a_lost_loop_left_behind_takes_no_hold_of_the_next(sqlite: Place) -> None:
-    """Its loop ended while it was at work and more was waiting: it ends that, and leaves the next loop's to another."""
-    clock = SetClock()
-    store = SqlStore(sqlite.url, clock=clock, linger_s=0.0)
-    at_work, first, second = threading.Event(), threading.Event(), threading.Event()
+def test_what_waited_when_its_loop_ended_is_told_on_the_next_without_being_asked_for(sqlite: Place) -> None:
+    store = sqlite.sql_store()
+
+    async def go_on() -> None:
+        running = asyncio.create_task(store.ledger.run())
+        await until(lambda: sqlite.booked() == (pico("0.01"), pico("0.01")))
+        await spend(store)
+        await until(lambda: sqlite.booked() == (pico("0.02"), pico("0.02")))
+        running.cancel()
+        await store.close()
+
+    asyncio.run(spend(store))
+    asyncio.run(go_on())
+
+
+def test_a_loop_that_was_closed_in_the_middle_of_a_beat_leaves_nothing_to_wait_for(sqlite: Place) -> None:
+    store = sqlite.sql_store()
+    gate = threading.Event()
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(store.open())
+    given = loop.run_until_complete(hold(store))
+    blocking = loop.create_task(store.executor.run(lambda tx: gate.wait()))
+    waiting = loop.create_task(hold(store, "0.10"))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    gate.set()
+    settle(store, given, "0.02")
+    left: list[asyncio.Task[Any]] = [blocking, waiting]
+    for task in left:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+    async def go_on() -> None:
+        await hold(store, "0.90")
+        await numbers(store)
+        await store.close()
+
+    asyncio.run(go_on())
+    assert sqlite.booked()[1] == pico("0.02")
+
+
+def test_a_thread_that_a_lost_loop_left_behind_ends_what_it_does_and_takes_nothing_of_the_next(
+    sqlite: Place,
+) -> None:
+    store = sqlite.sql_store()
+    at_work, first = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
 
     def work(tx: Transaction) -> None:
         at_work.set()
         first.wait()
 
-    threads: list[threading.Thread] = []
-
     async def lost() -> None:
-        hold = await store.ledger.hold(request("0.05"))
+        given = await hold(store, "0.05")
         blocking = asyncio.create_task(store.executor.run(work))
         await until(at_work.is_set)
-        store.ledger.settle(hold, bill("0.01"))
-        store.ledger.submit()
+        settle(store, given, "0.01")
         blocking.cancel()
         threads.append(store_threads()[-1])
 
     async def found() -> None:
-        blocking = asyncio.create_task(store.executor.run(lambda tx: second.wait(), exclusive=False))
-        await asyncio.sleep(0)
-        holding = asyncio.create_task(store.ledger.hold(request("0.07")))
+        holding = asyncio.create_task(hold(store, "0.07"))
         await asyncio.sleep(0)
         first.set()
         await until(lambda: not threads[0].is_alive())
-        second.set()
-        await blocking
         await holding
         assert await numbers(store) == usd("0.01", "0.07")
         await store.close()
@@ -259,33 +345,19 @@ def test_a_thread_that_a_lost_loop_left_behind_takes_no_hold_of_the_next(sqlite:
     asyncio.run(found())
 
 
-def test_what_waited_when_its_loop_ended_is_written_on_the_next_without_being_asked_for(
-    sqlite: Place,
-) -> None:
-    clock = SetClock()
-    store = SqlStore(sqlite.url, clock=clock)
-
-    async def settle() -> None:
-        store.ledger.settle(await store.ledger.hold(request("0.05")), bill("0.01"))
-
-    async def settle_and_look() -> None:
-        await store.open()
-        await until(lambda: sqlite.sql("SELECT settled FROM koo_days") == [(pico("0.01"),)])
-        await settle()
-        await until(lambda: sqlite.sql("SELECT settled FROM koo_days") == [(pico("0.02"),)])
-        await store.close()
-
-    asyncio.run(settle())
-    asyncio.run(settle_and_look())
-
-
 def test_a_store_in_use_on_one_loop_refuses_another(sqlite: Place) -> None:
     store = sqlite.store()
 
     async def main() -> None:
         await store.open()
+        running = asyncio.create_task(store.ledger.run())
+        first = await hold(store, "0.60")
+        waiting = asyncio.create_task(hold(store, "0.60"))
         with pytest.raises(RuntimeError, match="in use on another event loop"):
             await asyncio.to_thread(asyncio.run, store.open())
+        store.ledger.release(first)
+        await waiting
+        running.cancel()
         await store.close()
 
     asyncio.run(main())

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from koo.storage import worker
 from koo.storage.base import StoreUnavailable
 from koo.storage.store import SqlStore
-from koo.storage.transaction import Transaction
+from koo.storage.transaction import Dialect, Row, Transaction
 from tests.storage.support import note_pauses, until
+
+
+class Nothing:
+    """A transaction on nothing."""
+
+    dialect: Dialect = "sqlite"
+
+    def rows(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Row]:
+        return []
+
+    def later(self, sql: str, values: Mapping[str, Any] | None = None) -> Callable[[], list[Row]]:
+        return list
+
+    def run(self, sql: str, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:
+        pass
 
 
 class Fake:
@@ -32,6 +50,7 @@ class Fake:
             self.cuts.wait()
         if self.is_away or self.hangs:
             raise StoreUnavailable("away")
+        write(Nothing())
 
     def cut(self) -> None:
         self.cuts.set()
@@ -51,27 +70,68 @@ def store() -> SqlStore:
     return SqlStore("sqlite:///nowhere.db", home=Path("/nonexistent"))
 
 
-def test_a_store_that_is_away_is_tried_again_with_growing_pauses_that_begin_anew_with_each_outage(
+def test_a_store_that_is_away_is_tried_again_with_growing_pauses_that_begin_anew_once_it_has_done_something(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
         shortest_s, longest_s = worker.PAUSE_S_MIN, 8 * worker.PAUSE_S_MIN
         monkeypatch.setattr(worker, "PAUSE_S_MAX", longest_s)
         pauses = note_pauses(monkeypatch)
+
+        def doublings() -> list[int]:
+            """Of the shortest pause; each is a little shorter by what was done since it began."""
+            return [math.ceil(math.log2(pause_s / shortest_s)) for pause_s in pauses]
+
+        async def lose() -> None:
+            fake.is_away = True
+            pauses.clear()
+            with pytest.raises(StoreUnavailable):
+                await one.executor.run(lambda tx: None)
+
+        async def find() -> None:
+            fake.is_away = False
+            await until(lambda: one.trouble is None)
+
         one = store()
-        fake.is_away = True
-        with pytest.raises(StoreUnavailable):
-            await one.executor.run(lambda tx: None)
-        await until(lambda: pauses[-2:] == [longest_s, longest_s])
-        assert pauses[:5] == [shortest_s, 2 * shortest_s, 4 * shortest_s, longest_s, longest_s]
+        await lose()
+        await until(lambda: doublings()[-2:] == [3, 3])
+        assert doublings()[:5] == [0, 1, 2, 3, 3]
+        await find()
+        await lose()
+        await until(lambda: len(pauses) > 0)
+        assert doublings()[0] == 3, "it was found and did nothing: it flaps"
+        await find()
+        await one.executor.run(lambda tx: None)
+        await lose()
+        await until(lambda: len(pauses) > 0)
+        assert doublings()[0] == 0
+        await find()
+        await one.close()
+
+    asyncio.run(main())
+
+
+def test_a_store_in_trouble_is_knocked_at_on_time_however_much_waits_in_its_queue(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(worker, "PAUSE_S_MAX", 4 * worker.PAUSE_S_MIN)
+        one = store()
+        fake.is_away, busy = True, True
+
+        async def ask_again_and_again() -> None:
+            while busy:
+                with pytest.raises(StoreUnavailable):
+                    await one.executor.run(lambda tx: None)
+
+        asking = [asyncio.create_task(ask_again_and_again()) for _ in range(20)]
+        await until(
+            lambda: fake.asked >= 5
+        )  # The first call, and knocks: no other reaches a database in trouble.
+        busy = False
+        await asyncio.gather(*asking)
         fake.is_away = False
         await until(lambda: one.trouble is None)
-        fake.is_away, first = True, len(pauses)
-        with pytest.raises(StoreUnavailable):
-            await one.executor.run(lambda tx: None)
-        await until(lambda: len(pauses) > first)
-        assert pauses[first] == shortest_s
-        fake.is_away = False
         await one.close()
 
     asyncio.run(main())
@@ -101,15 +161,15 @@ def test_what_hangs_is_cut_by_whoever_waited_for_it_in_vain(fake: Fake) -> None:
     asyncio.run(main())
 
 
-def test_who_waited_for_his_turn_only_cuts_nobody(fake: Fake) -> None:
+def test_who_waited_for_his_turn_only_cuts_nobody(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         one = store()
         fake.hangs = True
         first = asyncio.create_task(one.executor.run(lambda tx: None))
         await until(lambda: fake.asked == 1)
         one.executor.timeout_s = 0.01
-        thread = one.executor.start()
-        thread._busy_since = float("inf")  # The one before took its turn just now.
+        # The one before took its turn just now.
+        monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: float("-inf")))
         with pytest.raises(StoreUnavailable, match="did not answer"):
             await one.executor.run(lambda tx: None)
         assert not fake.cuts.is_set()

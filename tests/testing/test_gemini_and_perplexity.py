@@ -83,7 +83,9 @@ def test_googles_sdk_reads_a_stream() -> None:
             assert [part.text for part in parts if not part.thought] == ["Par", "is ", "€"]
             assert [part.text for part in parts if part.thought] == ["hm"]
             assert chunks[-1].candidates[0].finish_reason is types.FinishReason.STOP
-            assert chunks[-1].usage_metadata.total_token_count == 10
+            used = chunks[-1].usage_metadata
+            assert (used.candidates_token_count, used.thoughts_token_count) == (3, 1)
+            assert used.total_token_count == 11
             assert chunks[0].usage_metadata.prompt_token_count == 7
 
     asyncio.run(main())

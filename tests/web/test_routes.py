@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from koo.ai.types import Query
 from koo.database.probe import ProbeDatabase
 from koo.errors import ExternalServiceError
-from koo.monitoring import shapes
+from koo.monitoring import shapes, spend_shapes
 from koo.monitoring.vitals import Look
 from koo.options import DatabaseOptions, ServiceOptions
 from koo.platform import LOOK_AGE_MAX_S, Platform
@@ -68,6 +68,10 @@ GETS: dict[str, tuple[Any, set[str]]] = {
         {"service_name", "state", "configured", "reason", "health", "metrics", "rate_limits", "configuration"}
         | {"last_updated"},
     ),
+    "/api/v1/ai/spend": (
+        spend_shapes.Spend,
+        {"first_day", "last_day", "by", "rows", "amount", "unsettled", "budgets"},
+    ),
     "/livez": (answers.Alive, {"status"}),
     "/readyz": (answers.Ready, {"status"}),
 }
@@ -105,7 +109,12 @@ def test_every_path_answers_in_its_promised_shape(tmp_path: Path) -> None:
 def test_the_description_of_the_api_names_exactly_the_paths_that_there_are(tmp_path: Path) -> None:
     described = create_app(platform(tmp_path)).openapi()["paths"]
     promised = {path.replace("claude", "{service}") for path in (*GETS, *POSTS)}
-    assert set(described) == promised | {"/api/v1/ai/query", "/api/v1/ai/batch-query", "/metrics"}
+    assert set(described) == promised | {
+        "/api/v1/ai/query",
+        "/api/v1/ai/batch-query",
+        "/api/v1/ai/spend/write-off",
+        "/metrics",
+    }
 
 
 def test_the_promised_keys_of_a_service(tmp_path: Path) -> None:
@@ -190,6 +199,21 @@ def test_a_question_is_answered_with_its_cost(tmp_path: Path) -> None:
         assert Decimal(body["cost"]) == Decimal("0.00008")
         sent = fake.queries[0].body
         assert (sent["max_tokens"], sent["system"]) == (9, "One word.")
+
+    with_server(tmp_path, work)
+
+
+def test_a_clamped_question_says_so(tmp_path: Path) -> None:
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        asked = {"service": "claude", "prompt": "Say hello.", "max_tokens": 4000, "max_cost_usd": 0.002}
+        refused = await client.post("/api/v1/ai/query", json=asked)
+        assert refused.status == 429 and "max_cost_usd" in refused.body["detail"]
+        reply = await client.post("/api/v1/ai/query", json={**asked, "clamp": True})
+        assert reply.status == 200 and reply.body["clamped"] is True
+        assert 1 <= reply.body["max_tokens"] < 4000
+        assert fake.queries[-1].body["max_tokens"] == reply.body["max_tokens"]
+        batch = await client.post("/api/v1/ai/batch-query", json={"queries": [{**asked, "clamp": True}]})
+        assert batch.body["results"][0]["clamped"] is True
 
     with_server(tmp_path, work)
 
@@ -410,7 +434,7 @@ def test_the_docs_come_from_here_alone(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-SHAPES = vars(shapes) | vars(answers)
+SHAPES = vars(shapes) | vars(spend_shapes) | vars(answers)
 
 
 @pytest.mark.parametrize("name", examples.RECORDED)

@@ -14,6 +14,7 @@ import hypothesis
 import schemathesis
 from hypothesis import HealthCheck, Phase
 from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from docs.generate_openapi import DESCRIPTION, description, look_of, record
 from koo.testing.providers import FakeAnthropic
@@ -78,6 +79,8 @@ def test_whatever_is_asked_the_answer_is_a_described_one(tmp_path: Path) -> None
             @hypothesis.seed(4711)
             @hypothesis.given(case=operation.as_strategy())
             def ask(case: Any) -> None:
-                case.call_and_validate(base_url=url)
+                # OpenAPI cannot say that of two parameters only one may be given.
+                rules_out = [positive_data_acceptance] if "/ai/spend" in case.path else []
+                case.call_and_validate(base_url=url, excluded_checks=rules_out)
 
             ask()

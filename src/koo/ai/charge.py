@@ -11,44 +11,46 @@ provider's usage and a price, an own operation from what its caller says.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from asyncio import timeout_at
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 from types import MappingProxyType
 
-from koo.ai.pricing import ModelPrice
-from koo.ai.providers.base import Completion, Provider, Request
+from koo.ai.budgets import Budgets
 from koo.ai.service import Service
 from koo.errors import BudgetExceeded, Kind
-from koo.storage.base import Bill, Hold, HoldRequest, Ledger
-
-LEASE_SLACK_S = 60.0
-"""A hold outlives its call's deadline by this, so that no sweeper books a call that is just ending."""
-
+from koo.policies.money import from_pico, to_pico
+from koo.policies.purse import Budget, Hold
+from koo.storage.base import Bill
 
 NO_WORDS: Mapping[str, str] = MappingProxyType({})
 
 
 class ServiceCharge(ABC):
-    """Money for one call at a service: what a guard's `Charge` is. `bill` None: nothing has said what it cost."""
+    """Money for one call at a service: what a guard's `Charge` is. `bill` None: nothing has said what it cost.
 
-    __slots__ = ("_hold", "_ledger", "_metadata", "_service", "_tag", "bill", "model")
+    `is_patient`: wait for money that other processes have been asked to send home.
+    """
+
+    __slots__ = ("_budgets", "_hold", "_is_patient", "_metadata", "_service", "_tag", "bill", "model")
 
     def __init__(
         self,
         service: Service,
-        ledger: Ledger,
+        budgets: Budgets,
         *,
         model: str = "",
         tag: str | None = None,
         metadata: Mapping[str, str] = NO_WORDS,
+        is_patient: bool = False,
     ) -> None:
         self._service = service
-        self._ledger = ledger
+        self._budgets = budgets
         self._hold: Hold | None = None
         self.model = model
         self._tag = tag
         self._metadata = metadata
+        self._is_patient = is_patient
         self.bill: Bill | None = None
 
     @abstractmethod
@@ -56,113 +58,73 @@ class ServiceCharge(ABC):
         """The worst case of one attempt."""
 
     async def hold(self, deadline: float) -> None:
-        """Put the worst case aside, by `deadline` (monotonic seconds) at the latest.
+        """Hold the worst case: at once where there is room, else by `deadline` (monotonic seconds) at the latest.
 
-        Raises `BudgetExceeded`, also where the ledger does not answer in time; then nothing is held.
+        Raises `BudgetExceeded`, also where the store does not answer in time; then nothing is held.
         """
         self.bill = None
-        request = HoldRequest(
-            service=self._service.name,
-            model=self.model,
-            amount_usd=self.bound_usd(),
-            allowance=self._service.allowance,
-            lease_s=self._lease_s(deadline),
-            tag=self._tag,
-            metadata=self._metadata,
-        )
+        service = self._service.name
         try:
-            async with timeout_at(deadline):
-                self._hold = await self._ledger.hold(request)
-        except TimeoutError as error:
-            reason = "the budget's ledger did not answer before the deadline"
-            raise BudgetExceeded(self._service.name, reason, kind=Kind.DEADLINE) from error
+            amount = to_pico(self.bound_usd())
         except ValueError as error:
             reason = "what this call can cost is more than any ledger holds; is the price of its model right?"
-            raise BudgetExceeded(self._service.name, reason) from error
-        self._service.note_stored(self._hold.day, 1)
+            raise BudgetExceeded(service, reason) from error
+        budgets = self._budgets.of(service, self.model, self._tag)
+        self._hold = self._budgets.ledger.hold(budgets, amount)
+        if self._hold is None:
+            await self._wait(budgets, amount, deadline)
 
-    def _lease_s(self, deadline: float) -> float:
-        # As long as the call may run: a hold that is swept before its end would be booked at its bound.
-        left_s = deadline - self._service.clock.monotonic()
-        return max(self._service.options.timeout_s, left_s) + LEASE_SLACK_S
+    async def _wait(self, budgets: tuple[Budget, ...], amount: int, deadline: float) -> None:
+        service, ledger = self._service, self._budgets.ledger
+        try:
+            answer = await ledger.wait(budgets, amount, deadline, is_patient=self._is_patient)
+        except TimeoutError as error:
+            reason = "the budget's ledger did not answer before the deadline"
+            raise BudgetExceeded(service.name, reason, kind=Kind.DEADLINE) from error
+        if not isinstance(answer, tuple):
+            self._hold = answer
+            return
+        why, short = answer
+        name = None if short is None else short.budget
+        raise self._budgets.refusal(service.name, budgets, amount, why, name, service.clock.wall())
 
     def settle(self) -> None:
         """Book what it cost; without a bill, the worst case."""
         hold, self._hold = self._hold, None
-        if hold is not None:
-            worst = Bill(amount_usd=hold.amount_usd, source="estimate", model=self.model)
-            self._ledger.settle(hold, self.bill or worst)
+        if hold is None:
+            return
+        bill = self.bill or Bill(amount_usd=from_pico(hold.amount), source="estimate", model=self.model)
+        if self._tag is not None or self._metadata:
+            bill = replace(bill, tag=self._tag, metadata=self._metadata)
+        self._budgets.settle(hold, self._service.name, bill)
 
     def release(self) -> None:
         """Nothing can have been billed."""
         hold, self._hold = self._hold, None
         if hold is not None:
-            self._ledger.release(hold)
-
-
-class QueryCharge(ServiceCharge):
-    """Money for a query: its worst case by the length of its prompt, its bill by the provider's usage."""
-
-    __slots__ = ("_input_tokens_max", "_provider", "price", "request")
-
-    def __init__(
-        self,
-        service: Service,
-        ledger: Ledger,
-        provider: Provider,
-        request: Request,
-        price: ModelPrice,
-        *,
-        tag: str | None = None,
-        metadata: Mapping[str, str] = NO_WORDS,
-    ) -> None:
-        super().__init__(service, ledger, model=request.model, tag=tag, metadata=metadata)
-        self._provider = provider
-        self._input_tokens_max: int | None = None
-        self.request = request
-        self.price = price
-
-    @property
-    def input_tokens_max(self) -> int:
-        """An upper bound of what the prompt is counted as."""
-        # Worked out when it is first needed: a query that a gate refuses must not pay for counting a long prompt.
-        if self._input_tokens_max is None:
-            self._input_tokens_max = self._provider.bound_input_tokens(self.request)
-        return self._input_tokens_max
-
-    def bound_usd(self) -> Decimal:
-        return self.price.bound_usd(self.input_tokens_max, self.request.max_tokens)
-
-    def note(self, completion: Completion) -> Bill:
-        """Take down what the attempt cost: the provider's own price where it reports one, else the table's."""
-        usage, price = completion.usage, self.price
-        if completion.cost_usd is not None:
-            amount_usd, source = completion.cost_usd, "reported"
-        else:
-            amount_usd, source = price.cost_usd(usage), "estimate" if usage.estimated else price.source
-        self.bill = Bill(
-            amount_usd=amount_usd,
-            source=source,
-            model=self.model,
-            input_tokens=usage.input_tokens,
-            cache_read_tokens=usage.cache_read_tokens,
-            cache_write_tokens=usage.cache_write_tokens,
-            output_tokens=usage.output_tokens,
-            reasoning_tokens=usage.reasoning_tokens,
-            unit_prices=price.unit_prices,
-            price_version=price.version,
-        )
-        return self.bill
+            self._budgets.ledger.release(hold)
 
 
 class FixedCharge(ServiceCharge):
     """Money for an own operation, whose caller names its worst case and may say what it cost."""
 
-    __slots__ = ("_bound_usd",)
+    __slots__ = ("_bound_usd", "begun")
 
-    def __init__(self, service: Service, ledger: Ledger, bound_usd: Decimal) -> None:
-        super().__init__(service, ledger)
+    def __init__(self, service: Service, budgets: Budgets, bound_usd: Decimal) -> None:
+        super().__init__(service, budgets)
         self._bound_usd = bound_usd
+        self.begun = False
+        """Whether it was awaited: from then on it has been paid for, whatever it raises."""
+
+    async def hold(self, deadline: float) -> None:
+        self.begun = False
+        await super().hold(deadline)
+
+    def settle(self) -> None:
+        if self.begun:
+            super().settle()
+        else:
+            self.release()
 
     def bound_usd(self) -> Decimal:
         return self._bound_usd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 
 from koo.ai.types import Query
 from koo.errors import InvalidRequest, Kind, name_of
@@ -59,6 +60,10 @@ def _wrong_in_options(query: Query) -> str:
         return "temperature must be a number from 0 to 2"
     if query.timeout_s is not None and not _is_between(query.timeout_s, 0, 86_400, above=True):
         return "timeout_s must be a number of seconds above 0, at most 86400"
+    if query.max_cost_usd is not None and not _is_amount(query.max_cost_usd):
+        return "max_cost_usd must be an amount of USD, at least 0"
+    if not isinstance(query.clamp, bool):
+        return "clamp must be True or False"
     if query.on_limit not in (None, "refuse", "wait"):
         return 'on_limit must be "refuse" or "wait"'
     if not isinstance(query.metadata, Mapping):
@@ -70,6 +75,13 @@ def _wrong_in_options(query: Query) -> str:
 
 def _is_whole(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_amount(value: object) -> bool:
+    if not isinstance(value, (int, float, Decimal)) or isinstance(value, bool):
+        return False
+    amount = Decimal(str(value))
+    return amount.is_finite() and amount >= 0
 
 
 def _is_between(value: object, low: float, high: float, *, above: bool = False) -> bool:

@@ -5,8 +5,9 @@ and breakers are the guard's; what an error means is the provider's; money is th
 before each attempt.
 
 The rules of the order. A caller's mistake ends the query: the next service could only repeat it. A refusal (open
-breaker, limit, budget, unknown price) moves on at once. A failure moves on after its retries. A cancellation settles
-what was spent and goes on up. Whole and streamed answers begin in the same way; a whole one ends at once.
+breaker, limit, budget, unknown price) moves on at once; a budget may name the service that is asked next. A failure
+moves on after its retries. A cancellation settles what was spent and goes on up. Whole and streamed answers begin in
+the same way; a whole one ends at once.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import TypeVar
 
-from koo.ai.charge import QueryCharge
+from koo.ai.budgets import Budgets
 from koo.ai.checking import check
+from koo.ai.conversations import Conversations
+from koo.ai.models import may_think_unseen
 from koo.ai.open_answer import Begun
 from koo.ai.pricing import ModelPrice, Prices
 from koo.ai.providers.base import Completion, Request
+from koo.ai.query_charge import QueryCharge, Terms
 from koo.ai.service import AIService
 from koo.ai.stream import AnswerStream, StreamedCompletion, open_stream
 from koo.ai.types import Answer, Query
@@ -32,37 +37,48 @@ from koo.errors import (
     ExternalServiceError,
     Kind,
     PriceUnknown,
+    ServiceRefused,
     UnknownService,
     name_of,
 )
+from koo.http import departure
 from koo.options import ServiceOptions
-from koo.storage.base import Ledger
 
 MOVES_ON = {Kind.PRICE_UNKNOWN, Kind.NOT_CONFIGURED}
 """Mistakes of the operator, not of the query: another service may well answer it."""
 
+COST_USD_MAX = Decimal(1_000_000)
+"""More no ledger holds for one call."""
+
 T = TypeVar("T", Completion, StreamedCompletion)
-Ask = Callable[[AIService, Request], Awaitable[T]]
+Ask = Callable[[AIService, QueryCharge], Awaitable[T]]
 """One attempt at a service: until the whole answer is there, or the first content of a streamed one."""
 
 
+def ask_whole(one: AIService, charge: QueryCharge) -> Awaitable[Completion]:
+    """Ask, and wait for the whole answer."""
+    departure.set(charge.departure)
+    return one.provider.complete(charge.request)
+
+
 class Gateway:
-    """Asks configured services. `services` by name; `ledger` returns the ledger in force now."""
+    """Asks configured services. `services` by name; `budgets` hold what they cost."""
 
     def __init__(
         self,
         services: Mapping[str, AIService],
         *,
-        ledger: Callable[[], Ledger],
+        budgets: Budgets,
         prices: Prices,
         deadlines: Deadlines,
         clock: Clock,
     ) -> None:
         self.services = services
-        self._ledger = ledger
+        self._budgets = budgets
         self._prices = prices
         self._deadlines = deadlines
         self._clock = clock
+        self._conversations = Conversations(clock.monotonic)
 
     # ── the faces ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -72,7 +88,7 @@ class Gateway:
         Raises `UnknownService` or `InvalidRequest` before anything is sent, the one service's own
         `ExternalServiceError`, or `AllServicesFailed` where there was a choice.
         """
-        begun = await self._begin(query, lambda one, request: one.provider.complete(request))
+        begun = await self._begin(query, ask_whole)
         completion = begun.scope.value
         answer = begun.end(completion)
         begun.guarded.learn_pace(completion.pace)
@@ -115,7 +131,7 @@ class Gateway:
         began_at = self._clock.monotonic()
         deadline = min(began_at + (query.timeout_s or services[0].options.timeout_s), ends_at.get())
         failures: list[ExternalServiceError] = []
-        for one in services:
+        for place, one in enumerate(services, start=1):
             left_s = deadline - self._clock.monotonic()
             if failures and left_s <= 0:
                 break
@@ -124,9 +140,10 @@ class Gateway:
                 charge = self._prepare(one, asked)
                 guard, paid = one.service.guard(charge.model), None if charge.price.free else charge
                 scope = await guard.begin(
-                    ask, one, charge.request, charge=paid, on_limit=query.on_limit, timeout_s=left_s
+                    ask, one, charge, charge=paid, on_limit=query.on_limit, timeout_s=left_s
                 )
             except ExternalServiceError as error:
+                services[place:place] = self._instead(error, services)
                 if len(services) == 1 or _ends_the_query(error):
                     raise
                 failures.append(error)
@@ -141,6 +158,12 @@ class Gateway:
         first = self.find(query.service)
         check(query)
         return [first, *(self.find(name) for name in dict.fromkeys(query.fallback) if name != query.service)]
+
+    def _instead(self, error: ExternalServiceError, services: Sequence[AIService]) -> list[AIService]:
+        """The service that a budget which refuses wants to be asked next, unless the query asks it anyway."""
+        name = error.instead if isinstance(error, ServiceRefused) else None
+        one = self.services.get(name) if name is not None else None
+        return [one] if one is not None and one not in services else []
 
     def find(self, name: str) -> AIService:
         """The service of that name. Raises `UnknownService`, which lists the known ones."""
@@ -164,9 +187,16 @@ class Gateway:
             system=query.system,
             temperature=query.temperature,
         )
-        price = self._price(options, model)
         return QueryCharge(
-            one.service, self._ledger(), one.provider, request, price, tag=query.tag, metadata=query.metadata
+            one.service,
+            self._budgets,
+            one.provider,
+            request,
+            self._price(options, model),
+            _terms(query),
+            # What Perplexity counts is the prompt and what it found, which differs from one time to the next.
+            conversations=None if options.kind == "perplexity" else self._conversations,
+            thinks_unseen=may_think_unseen(options, model),
         )
 
     def _price(self, options: ServiceOptions, model: str) -> ModelPrice:
@@ -178,6 +208,17 @@ class Gateway:
             )
             raise PriceUnknown(options.name, reason)
         return price
+
+
+def _terms(query: Query) -> Terms:
+    most = query.max_cost_usd
+    return Terms(
+        tag=query.tag,
+        metadata=query.metadata,
+        max_cost_usd=None if most is None else min(Decimal(str(most)), COST_USD_MAX),
+        is_clamped=query.clamp,
+        is_patient=query.on_limit == "wait",
+    )
 
 
 def _ends_the_query(error: ExternalServiceError) -> bool:

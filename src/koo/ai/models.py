@@ -7,6 +7,8 @@ output.
 
 from __future__ import annotations
 
+import re
+
 from koo.options import ServiceOptions
 
 DEFAULT_MODELS: dict[str, str] = {
@@ -23,6 +25,22 @@ KEY_VARIABLES: dict[str, str] = {
     "perplexity": "PERPLEXITY_API_KEY",
 }
 """The variable that makes a hosted service configured, for the sentence of an error; what reads it is `Settings`."""
+
+
+SAYS_ALL = re.compile(
+    r"claude-(2|3|instant|v1)|claude-(opus|sonnet|haiku)-4"  # these think only if asked to, and koo does not ask
+    r"|gpt-(3\.5|4)|chatgpt-4o|gemini-(1|2\.0)|gemini-(pro|flash)-1|gemma-[123]"
+    r"|(codestral|ministral|mistral-(7b|nemo|tiny|small-2|large-2))|(open-)?mi[sx]tral-8x|llama-?[23](?!.*nemotron)"
+)
+"""Models of which all that is paid for is seen (looked up on 2026-11-23). The others may think before they answer, or
+between two words, and show none or a summary of it: what came of their streams says little about the bill."""
+
+
+def may_think_unseen(service: ServiceOptions, model: str) -> bool:
+    """May it bill what nobody sees? By the service's setting, else by the model; one that is not known may."""
+    if service.thinks_unseen is not None:
+        return service.thinks_unseen
+    return SAYS_ALL.match(model.rpartition("/")[2].lower()) is None
 
 
 def not_configured(service: ServiceOptions) -> str:

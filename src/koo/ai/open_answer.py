@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from koo.ai.charge import QueryCharge
 from koo.ai.providers.base import Completion
+from koo.ai.query_charge import QueryCharge
 from koo.ai.service import AIService, Service
 from koo.ai.types import Answer
 from koo.guard import Guard, Scope
@@ -49,4 +49,6 @@ class Begun(Generic[T]):
             latency_s=self.guard.now() - self.began_at,
             stop_reason=completion.stop_reason,
             request_id=completion.request_id,
+            max_tokens=self.charge.request.max_tokens,
+            clamped=self.charge.clamped,
         )

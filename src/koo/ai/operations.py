@@ -13,6 +13,7 @@ from dataclasses import fields
 from decimal import Decimal
 from typing import Any, TypeVar
 
+from koo.ai.budgets import Budgets
 from koo.ai.charge import FixedCharge
 from koo.ai.providers.sdk_faults import classify_sdk, own_retries
 from koo.ai.service import Service
@@ -20,7 +21,7 @@ from koo.errors import ConfigurationError
 from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
 from koo.policies.foreign import classify_foreign
 from koo.policies.verdict import Classify, Fault
-from koo.storage.base import Allowance, Ledger
+from koo.storage.base import Allowance
 
 T = TypeVar("T")
 log = logging.getLogger("koo")
@@ -128,9 +129,9 @@ class Money:
         self.bound_usd = None if bound is None else _usd("max_cost_usd", bound, BOUND_USD_MAX)
         self._cost_of: Callable[[Any], Any] | None = options.get("cost_usd")
 
-    def charge(self, service: Service, ledger: Ledger) -> FixedCharge | None:
+    def charge(self, service: Service, budgets: Budgets) -> FixedCharge | None:
         """The charge of one call; None where it costs nothing."""
-        return None if self.bound_usd is None else FixedCharge(service, ledger, self.bound_usd)
+        return None if self.bound_usd is None else FixedCharge(service, budgets, self.bound_usd)
 
     def cost_usd(self, result: object) -> Decimal | None:
         """What the call that returned `result` cost; None where the caller does not say, or says nothing sensible."""
@@ -159,7 +160,7 @@ def _usd(name: str, value: Any, most: Decimal = Decimal("Infinity")) -> Decimal:
 async def execute(
     service: Service,
     money: Money | None,
-    ledger: Ledger,
+    budgets: Budgets,
     operation: Callable[..., Awaitable[T]],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -180,12 +181,14 @@ async def execute(
         )
     _warn_of_retries(service.name, operation)
     guard = service.guard(_model_of(service, kwargs))
-    charge = money.charge(service, ledger) if money is not None else None
+    charge = money.charge(service, budgets) if money is not None else None
 
     async def run() -> T:
         awaitable = operation(*args, **kwargs)
         if not inspect.isawaitable(awaitable):
             raise TypeError("the operation gave a result that cannot be awaited: koo guards async functions")
+        if charge is not None:
+            charge.begun = True
         result: T = await awaitable
         if charge is not None and money is not None:
             charge.note(money.cost_usd(result))

@@ -12,15 +12,17 @@ into one is dearer, so the bound takes the dearest of the three.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from koo.ai.types import Usage
 from koo.clock import SYSTEM_CLOCK, Clock, utc_day
 from koo.options import ServiceOptions
+from koo.policies.money import EXACT
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo
@@ -35,6 +37,8 @@ SEARCHES_MAX = 3
 """Web searches that a bound reckons with, for models whose answers come with one: a model may send some at once."""
 SEARCH_USD = Decimal("0.0025")
 """One search of Perplexity, whatever model reads it, where the table does not say (checked in October 2026)."""
+TOKENS_MAX = 10**12
+"""More than any answer has: what an answer may be long where it costs nothing."""
 KNOWN_MAX = 10_000
 """Models remembered: callers choose their names, and memory must not grow with them."""
 
@@ -80,33 +84,71 @@ class ModelPrice:
         """The exact cost of what was used."""
         if self.free:
             return NOTHING
+        tier, fma = self._tier(usage), EXACT.fma
+        cost = fma(
+            usage.input_tokens, tier.input_usd, fma(usage.output_tokens, tier.output_usd, self.request_usd)
+        )
+        if usage.cache_read_tokens or usage.cache_write_tokens:
+            cost = fma(usage.cache_read_tokens, tier.cache_read_usd, cost)
+            cost = fma(usage.cache_write_tokens, tier.cache_write_usd, cost)
+        if usage.reasoning_tokens and tier.reasoning_usd != tier.output_usd:
+            cost = fma(usage.reasoning_tokens, EXACT.subtract(tier.reasoning_usd, tier.output_usd), cost)
+        return cost
+
+    def _tier(self, usage: Usage) -> UnitPrices:
         tier = self.tiers[0]
         if len(self.tiers) > 1:
-            read = usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens
             tier = next(
-                tier for tier in reversed(self.tiers) if read > tier.above_tokens or not tier.above_tokens
+                tier
+                for tier in reversed(self.tiers)
+                if usage.read_tokens > tier.above_tokens or not tier.above_tokens
             )
-        cost = usage.input_tokens * tier.input_usd + usage.output_tokens * tier.output_usd + self.request_usd
-        if usage.cache_read_tokens or usage.cache_write_tokens:
-            cost += (
-                usage.cache_read_tokens * tier.cache_read_usd
-                + usage.cache_write_tokens * tier.cache_write_usd
-            )
-        if usage.reasoning_tokens and tier.reasoning_usd != tier.output_usd:
-            cost += usage.reasoning_tokens * (tier.reasoning_usd - tier.output_usd)
-        return cost
+        return tier
 
     def bound_usd(self, input_tokens_max: int, output_tokens_max: int) -> Decimal:
         """Never less than the bill of a call that reads and writes at most so many tokens."""
         if self.free:
             return NOTHING
-        bound = NOTHING
+        bound = max(
+            EXACT.fma(output_tokens_max, tier.dearest_output_usd, input_usd)
+            for tier, input_usd in self._reached(input_tokens_max)
+        )
+        return EXACT.add(bound, EXACT.add(self.request_usd, self.extra_usd))
+
+    def _reached(self, input_tokens_max: int) -> Iterator[tuple[UnitPrices, Decimal]]:
+        """Each tier that so long a prompt can reach, with the most that the prompt costs there."""
         for tier in self.tiers:
             if tier.above_tokens and input_tokens_max <= tier.above_tokens:
-                break
-            cost = input_tokens_max * tier.dearest_input_usd + output_tokens_max * tier.dearest_output_usd
-            bound = max(bound, cost)
-        return bound + self.request_usd + self.extra_usd
+                return
+            yield tier, EXACT.multiply(input_tokens_max, tier.dearest_input_usd)
+
+    def rest_usd(self, read: Usage, output_tokens_max: int) -> Decimal:
+        """As `bound_usd` for a call of which is known what it has `read`, by class."""
+        if self.free:
+            return NOTHING
+        written = max(output_tokens_max, read.output_tokens)
+        cost = self.cost_usd(replace(read, output_tokens=0, reasoning_tokens=0))
+        return EXACT.fma(written, self._tier(read).dearest_output_usd, EXACT.add(cost, self.extra_usd))
+
+    def tokens_within(self, amount_usd: Decimal, input_tokens_max: int) -> int:
+        """How long an answer may be at most, so that `bound_usd` is not above an amount; below 1 where nothing fits."""
+        left = EXACT.subtract(amount_usd, EXACT.add(self.request_usd, self.extra_usd))
+        most = TOKENS_MAX
+        for tier, input_usd in self._reached(input_tokens_max):
+            rest = EXACT.subtract(left, input_usd)
+            if rest < 0:
+                return 0
+            if tier.dearest_output_usd:
+                most = min(most, int(EXACT.divide_int(rest, tier.dearest_output_usd)))
+        return most
+
+
+def add_up(amounts: Iterable[Decimal]) -> Decimal:
+    """The exact sum."""
+    total = NOTHING
+    for amount in amounts:
+        total = EXACT.add(total, amount)
+    return total
 
 
 FREE = ModelPrice(tiers=(), source="free", version="free", free=True)
@@ -129,7 +171,6 @@ class Prices:
         if service.free:
             return FREE
         if service.input_price is not None and service.output_price is not None:
-            # Not remembered: two services may have two prices for one model.
             search_usd = SEARCH_USD if service.kind == "perplexity" else NOTHING
             return _configured(service.input_price, service.output_price, search_usd)
         return self._look_up(service, model)
@@ -168,12 +209,12 @@ def _from_table(service: ServiceOptions, model: str, wall_s: float) -> ModelPric
     if "input_mtok" not in prices or "output_mtok" not in prices:
         return None
     tiers = tuple(_unit_prices(prices, start) for start in _starts(prices))
-    request_usd = _at(prices.get("requests_kcount", NOTHING), 0) / THOUSAND
+    request_usd = EXACT.divide(_at(prices.get("requests_kcount", NOTHING), 0), THOUSAND)
     search_usd = _search_usd(prices) if service.kind == "perplexity" else NOTHING
     return ModelPrice(
         tiers=tiers,
-        request_usd=request_usd + search_usd,
-        extra_usd=(SEARCHES_MAX - 1) * search_usd,
+        request_usd=EXACT.add(request_usd, search_usd),
+        extra_usd=EXACT.multiply(SEARCHES_MAX - 1, search_usd),
         version=_version(),
         unit_prices=_as_text(tiers[0]),
     )
@@ -182,7 +223,7 @@ def _from_table(service: ServiceOptions, model: str, wall_s: float) -> ModelPric
 def _search_usd(prices: dict[str, Any]) -> Decimal:
     """What one search costs; the models of old, which always searched, have it in a fee for each request."""
     if "web_searches_kcount" in prices:
-        return _at(prices["web_searches_kcount"], 0) / THOUSAND
+        return EXACT.divide(_at(prices["web_searches_kcount"], 0), THOUSAND)
     return NOTHING if "requests_kcount" in prices else SEARCH_USD
 
 
@@ -221,23 +262,29 @@ def _unit_prices(prices: dict[str, Any], start: int) -> UnitPrices:
 
     return UnitPrices(
         above_tokens=start,
-        input_usd=read / MILLION,
-        cache_read_usd=price("cache_read_mtok", read) / MILLION,
-        cache_write_usd=price("cache_write_mtok", read) / MILLION,
-        output_usd=written / MILLION,
-        reasoning_usd=price("output_reasoning_mtok", written) / MILLION,
+        input_usd=_of_one(read),
+        cache_read_usd=_of_one(price("cache_read_mtok", read)),
+        cache_write_usd=_of_one(price("cache_write_mtok", read)),
+        output_usd=_of_one(written),
+        reasoning_usd=_of_one(price("output_reasoning_mtok", written)),
     )
 
 
+def _of_one(mtok: Decimal) -> Decimal:
+    """The price of one token, of that of a million."""
+    return EXACT.divide(mtok, MILLION)
+
+
+@lru_cache(KNOWN_MAX)
 def _configured(input_mtok: Decimal, output_mtok: Decimal, search_usd: Decimal = NOTHING) -> ModelPrice:
-    read, written = input_mtok / MILLION, output_mtok / MILLION
+    read, written = _of_one(input_mtok), _of_one(output_mtok)
     tier = UnitPrices(
         input_usd=read, cache_read_usd=read, cache_write_usd=read, output_usd=written, reasoning_usd=written
     )
     return ModelPrice(
         tiers=(tier,),
         request_usd=search_usd,
-        extra_usd=(SEARCHES_MAX - 1) * search_usd,
+        extra_usd=EXACT.multiply(SEARCHES_MAX - 1, search_usd),
         source="configured",
         version="configured",
         unit_prices=_as_text(tier),
@@ -252,7 +299,7 @@ def _as_text(tier: UnitPrices) -> dict[str, str]:
         "output": tier.output_usd,
         "reasoning": tier.reasoning_usd,
     }
-    return {name: f"{(usd * MILLION).normalize():f}" for name, usd in prices.items()}
+    return {name: f"{EXACT.normalize(EXACT.multiply(usd, MILLION)):f}" for name, usd in prices.items()}
 
 
 def _version() -> str:

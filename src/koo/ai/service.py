@@ -102,7 +102,8 @@ class Service:
         self.clock = clock
         self.deadlines = deadlines
         self.last_usage: Usage | None = None  # of the last answer: a limit that counts tokens is read by it
-        self._stored = (0, 0)  # a UTC day, and how many of its requests the state store knows
+        self._stored = (0, 0)  # a UTC day, and how many of its requests here the state store knows
+        self._elsewhere = (0, 0)  # a UTC day, and how many of its requests were made elsewhere
         self._classify = classify
         self._publish = publish
         self.gates = Gates(
@@ -215,12 +216,13 @@ class Service:
     def forget_used(self, *, stored: bool = False) -> None:
         """An operator resets the limits: nothing was used. Money is never forgotten.
 
-        `stored`: another process did, and has corrected the state store too.
+        `stored`: another process did, and takes the day's requests of all processes back in the state store.
         """
         for count in self.gates.limits.counts:
-            count.clear(self.clock.monotonic())
             if stored and isinstance(count, DayCount):
-                self._stored = (count.day, 0)
+                # What was taken back there includes this process's own: the store will say "elsewhere: minus these".
+                self._elsewhere = (count.day, self._of(self._elsewhere, count.day) - count.used)
+            count.clear(self.clock.monotonic())
 
     def _anchor_day(self) -> None:
         """Set the end of the day's count by the wall clock: clocks drift apart, and can be set."""
@@ -233,32 +235,33 @@ class Service:
 
     # ── the day's requests, which outlive the process ─────────────────────────────────────────────────────────
 
-    def note_stored(self, day: int, count: int) -> None:
-        """The state store knows of so many more requests of that UTC day: each hold of money counts one there."""
-        known_day, known = self._stored
-        if day >= known_day:
-            self._stored = (day, count + (known if day == known_day else 0))
-
     def take_unstored(self) -> tuple[int, int]:
         """The UTC day, and how many of its requests the state store does not know; a refund makes it negative.
 
-        The caller stores them: the next call returns only later ones.
+        The caller stores them: the next call returns only later ones. (0, 0) where requests a day are not limited.
         """
+        # A count that was made before midnight, and not asked since, would name a day of which nobody wants to know.
+        self._anchor_day()
         count = self.day_count
         if count is None:
             return 0, 0
-        day, known = self._stored
-        self._stored = (count.day, count.used)
-        return count.day, count.used - (known if day == count.day else 0)
+        own = count.used - self._of(self._elsewhere, count.day)
+        unstored = own - self._of(self._stored, count.day)
+        self._stored = (count.day, own)
+        return count.day, unstored
 
-    def restore_day(self, day: int, used: int) -> None:
-        """Go on where the last process stopped: `used` requests of UTC day `day` are in the state store."""
+    def note_elsewhere(self, day: int, used: int) -> None:
+        """Other processes, and earlier ones, made so many requests on that UTC day."""
         # The counts may have been made before midnight: added to a day that is over they would go with it.
         self._anchor_day()
         count = self.day_count
         if count is not None and count.day == day:
-            count.used += used
-            self.note_stored(day, used)
+            count.used += used - self._of(self._elsewhere, day)
+            self._elsewhere = (day, used)
+
+    @staticmethod
+    def _of(known: tuple[int, int], day: int) -> int:
+        return known[1] if known[0] == day else 0
 
     @property
     def day_count(self) -> DayCount | None:

@@ -14,33 +14,37 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from decimal import Decimal
 
-from koo.ai.charge import QueryCharge
 from koo.ai.open_answer import Begun
-from koo.ai.providers.base import Completion, CompletionChunk, Pace, Request
+from koo.ai.providers.base import Completion, CompletionChunk, Pace
+from koo.ai.providers.transport import bound_text
+from koo.ai.query_charge import QueryCharge
 from koo.ai.service import AIService
 from koo.ai.types import Answer, Chunk, Usage
 from koo.deadlines import Alarm, Deadlines
 from koo.errors import ExternalServiceError, Kind, ServiceTimeout, StreamTruncated
+from koo.http import departure
 from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, Fault
-
-TOKEN_BYTES_MIN = 1
-"""No tokenizer makes more tokens of a text than it has UTF-8 bytes."""
 
 
 class StreamedCompletion:
-    """The chunks of one attempt, and the completion that they have become so far. `first` is its first content."""
+    """The chunks of one attempt, and the completion that they have become so far. `first` is its first content.
 
-    __slots__ = ("_cost_usd", "_final", "_model", "_request_id", "_stop_reason", "_texts", "_usage", "chunks", "first",
-                 "pace")  # fmt: skip
+    Each usage report goes on to the `charge`. What came since the last one, reasoning included, is counted in bytes: no
+    tokenizer makes more tokens of a text than that.
+    """
 
-    def __init__(self, chunks: AsyncGenerator[CompletionChunk, None]) -> None:
+    __slots__ = ("_charge", "_cost_usd", "_model", "_request_id", "_stop_reason", "_texts", "_unreported", "_usage",
+                 "chunks", "first", "pace")  # fmt: skip
+
+    def __init__(self, chunks: AsyncGenerator[CompletionChunk, None], charge: QueryCharge) -> None:
         self.chunks = chunks
+        self._charge = charge
         self.first = ""
         self.pace: tuple[Pace, ...] = ()
         self._texts: list[str] = []
         self._usage: Usage | None = None
         self._cost_usd: Decimal | None = None
-        self._final = False
+        self._unreported = 0
         self._model: str | None = None
         self._stop_reason: str | None = None
         self._request_id: str | None = None
@@ -54,12 +58,13 @@ class StreamedCompletion:
                 return chunk.text
             if chunk.final:
                 break
-        self._final = True
         return None
 
     def _take_in(self, chunk: CompletionChunk) -> None:
         self.pace = chunk.pace or self.pace
-        self._usage = chunk.usage or self._usage
+        self._unreported += bound_text(chunk.text)
+        if chunk.usage is not None and not chunk.usage.estimated:
+            self._take_report(chunk, chunk.usage)
         self._cost_usd = chunk.cost_usd if chunk.cost_usd is not None else self._cost_usd
         self._model = chunk.model or self._model
         self._stop_reason = chunk.stop_reason or self._stop_reason
@@ -69,22 +74,33 @@ class StreamedCompletion:
     def text(self) -> str:
         return "".join(self._texts)
 
-    def completion(self, charge: QueryCharge) -> Completion:
-        """What it came to; where the stream broke off, its usage is an upper bound, marked as an estimate."""
+    def _take_report(self, chunk: CompletionChunk, usage: Usage) -> None:
+        self._usage = usage if self._usage is None else self._usage.grown(usage)
+        if chunk.output_counted and usage.output_tokens:
+            self._unreported = 0
+        self._charge.report(self._usage, input_counted=chunk.input_counted)
+
+    def completion(self) -> Completion:
+        """What it came to; where not all of it was reported, its usage is an upper bound, marked as an estimate."""
         return Completion(
             text=self.text,
-            model=self._model or charge.model,
-            usage=self._usage if self._usage is not None and self._final else self._usage_so_far(charge),
+            model=self._model or self._charge.model,
+            usage=self._usage_so_far(),
             stop_reason=self._stop_reason,
             request_id=self._request_id,
             cost_usd=self._cost_usd,
             pace=self.pace,
         )
 
-    def _usage_so_far(self, charge: QueryCharge) -> Usage:
-        known = self._usage or Usage(input_tokens=charge.input_tokens_max)
-        written = max(known.output_tokens, len(self.text.encode()) // TOKEN_BYTES_MIN)
-        return replace(known, output_tokens=written, estimated=True)
+    def _usage_so_far(self) -> Usage:
+        usage = self._usage or Usage()
+        if not usage.read_tokens:
+            usage = replace(usage, input_tokens=self._charge.input_tokens_max, estimated=True)
+        if self._unreported:
+            # A token may be each byte; but there are no more of them than were asked for.
+            written = min(usage.output_tokens + self._unreported, self._charge.request.max_tokens)
+            usage = replace(usage, output_tokens=max(written, usage.output_tokens), estimated=True)
+        return usage
 
 
 class AnswerStream:
@@ -156,7 +172,7 @@ class AnswerStream:
         streamed = begun.scope.value
         self._closed = True
         # A long answer is not a slow one: what counts as slow is the time to the first content, which `begin` saw.
-        self.answer = begun.end(streamed.completion(begun.charge), slow=False)
+        self.answer = begun.end(streamed.completion(), slow=False)
         await streamed.chunks.aclose()
 
     async def _end(self, begun: Begun[StreamedCompletion], fault: Fault) -> None:
@@ -166,7 +182,7 @@ class AnswerStream:
 
     def _settle(self, begun: Begun[StreamedCompletion], fault: Fault) -> None:
         self._closed = True
-        begun.charge.note(begun.scope.value.completion(begun.charge))
+        begun.charge.note(begun.scope.value.completion())
         # A stream that was answered has been billed, whatever its end.
         begun.scope.settle(
             Fault(verdict=fault.verdict, kind=fault.kind, retry_after_s=fault.retry_after_s, billed=True)
@@ -206,9 +222,10 @@ def _judge(
     return fault, seen
 
 
-async def open_stream(one: AIService, request: Request) -> StreamedCompletion:
+async def open_stream(one: AIService, charge: QueryCharge) -> StreamedCompletion:
     """Ask, and wait for the first content; on any error the connection is closed."""
-    streamed = StreamedCompletion(one.provider.stream(request))
+    departure.set(charge.departure)
+    streamed = StreamedCompletion(one.provider.stream(charge.request), charge)
     first_by = one.service.clock.monotonic() + one.options.first_token_timeout_s
     alarm = Alarm(one.service.deadlines, first_by)
     try:

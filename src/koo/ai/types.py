@@ -15,8 +15,10 @@ class Query:
 
     `max_tokens` bounds the answer and is always sent (None: the service's default). `timeout_s` is the deadline of the
     whole query. `fallback` names services asked in order when `service` refuses or fails. `on_limit="wait"` queues
-    within the deadline for our limits too, "refuse" waits for nothing. `tag` and `metadata` are the caller's own, for
-    the ledger; they are never sent to the provider.
+    within the deadline for our limits too, "refuse" waits for nothing. `max_cost_usd` is the most that one attempt may
+    cost in the worst case: a dearer one is refused. `clamp` lowers `max_tokens` to what that and the budgets leave room
+    for, never below 1; `Answer.clamped` says so. `tag` and `metadata` are the caller's own, for the ledger; they are
+    never sent to the provider.
     """
 
     service: str
@@ -28,6 +30,8 @@ class Query:
     timeout_s: float | None = None
     fallback: tuple[str, ...] = ()
     on_limit: OnLimit | None = None
+    max_cost_usd: Decimal | float | None = None
+    clamp: bool = False
     tag: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -48,9 +52,26 @@ class Usage:
     estimated: bool = False
 
     @property
+    def read_tokens(self) -> int:
+        """All tokens read: fresh, from the cache, and into it."""
+        return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens
+
+    @property
     def total_tokens(self) -> int:
         """All tokens read and written."""
-        return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens + self.output_tokens
+        return self.read_tokens + self.output_tokens
+
+    def grown(self, later: Usage) -> Usage:
+        """This report and a later one of the same answer: counts never shrink, though a class may become another."""
+        read = later if later.read_tokens >= self.read_tokens else self
+        return Usage(
+            input_tokens=read.input_tokens,
+            cache_read_tokens=read.cache_read_tokens,
+            cache_write_tokens=read.cache_write_tokens,
+            output_tokens=max(self.output_tokens, later.output_tokens),
+            reasoning_tokens=max(self.reasoning_tokens, later.reasoning_tokens),
+            estimated=later.estimated,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +80,8 @@ class Answer:
 
     `cost_usd` is exact (a Decimal); `cost_source` tells whether the provider reported it, a price table gave it, an
     operator configured it, or it is an estimate. `attempts` are calls that left for the service, `latency_s` the whole
-    query. `stop_reason` is the provider's own word ("end_turn", "stop", "max_tokens", "refusal", ...).
+    query. `stop_reason` is the provider's own word ("end_turn", "stop", "max_tokens", "refusal", ...). `max_tokens` is
+    the longest answer that was asked for; `clamped`: lower than the query said, so that it fitted (`Query.clamp`).
     """
 
     text: str
@@ -72,6 +94,8 @@ class Answer:
     latency_s: float = 0.0
     stop_reason: str | None = None
     request_id: str | None = None
+    max_tokens: int | None = None
+    clamped: bool = False
 
     def __str__(self) -> str:
         return self.text

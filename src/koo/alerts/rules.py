@@ -9,7 +9,7 @@ A component's name never changes while the process lives: a service's default mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -18,14 +18,19 @@ from koo.monitoring.shapes import (
     WINDOWS,
     AlertData,
     BreakerStatus,
+    Budget,
+    BudgetMoney,
     DatabaseHealth,
     ModelStatus,
+    RunOut,
     ServiceHealth,
 )
 
 ERROR_RATE_MAX = 0.10
 CALLS_MIN = 20
 APPROACHING = 0.80
+BUDGET_STEPS = ((Decimal("0.95"), "budget_at_95"), (Decimal("0.90"), "budget_at_90"))
+"""Further shares of a budget, the highest first: each is an alert of its own, so that it begins when it is reached."""
 
 KINDS: dict[str, Severity] = {
     "circuit_open": "critical",
@@ -41,6 +46,11 @@ KINDS: dict[str, Severity] = {
     "limit_approaching_requests_per_hour": "warning",
     "limit_approaching_requests_per_day": "warning",
     "budget_approaching": "warning",
+    "budget_at_90": "warning",
+    "budget_at_95": "warning",
+    "money_unsettled": "warning",
+    "store_forgot": "warning",
+    "process_renamed": "warning",
     "bill_above_hold": "warning",
     "budget_local": "warning",
 }
@@ -48,6 +58,8 @@ KINDS: dict[str, Severity] = {
 
 REFUSED = ("open", "forced_open")
 STORE = "state_store"
+UNSETTLED = "money_unsettled"
+BUDGET = "budget:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +82,20 @@ class Finding:
         return f"{self.kind}:{self.component}"
 
 
-def find(database: DatabaseHealth | None, services: Mapping[str, ServiceHealth]) -> list[Finding]:
-    """Everything that holds in the views of the database (None: it is not in use) and of the services."""
+def find(
+    database: DatabaseHealth | None,
+    services: Mapping[str, ServiceHealth],
+    budgets: Sequence[Budget] = (),
+) -> list[Finding]:
+    """Everything that holds in the views of the database (None: it is not in use), the services and the budgets."""
     findings = list(_database(database)) if database is not None else []
     configured = [service for service in services.values() if service["configured"]]
     for service in configured:
         findings.extend(_service(service))
+    for budget in budgets:
+        title = budget["title"]
+        findings.extend(_budget(f"{BUDGET}{title}", f"the {budget['period']}'s budget {title!r}", budget))
+    findings.extend(_unsettled(configured, budgets))
     findings.extend(_local_budgets(configured))
     return findings
 
@@ -173,16 +193,54 @@ def _limits(view: ServiceHealth, component: str) -> Iterator[Finding]:
             message = f"{limit['used']} of {limit['limit']} {key.replace('_', ' ')} are used"
             yield Finding(f"limit_approaching_{key}", component, message, {"resets_at": limit["resets_at"]})
     budget = limits["daily_budget"]
-    total = Decimal(budget["limit"] or 0)
-    used = Decimal(budget["spent"]) + Decimal(budget["reserved"])
-    if total > 0 and used >= Decimal(str(APPROACHING)) * total:
-        message = f"{used / total:.0%} of today's budget of {total} USD is spent or held"
-        yield Finding("budget_approaching", component, message, {"resets_at": budget["resets_at"]})
+    yield from _budget(component, "today's budget", budget)
     if Decimal(budget["above_hold"]) > 0:
         message = (
             f"bills of today were {budget['above_hold']} USD above their worst cases, and are booked whole"
         )
         yield Finding("bill_above_hold", component, message, {"resets_at": budget["resets_at"]})
+
+
+# ── budgets ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _budget(component: str, what: str, budget: BudgetMoney) -> Iterator[Finding]:
+    """What calls have spent or hold counts. What lies idle in purses does not: it is there for whom it is asked."""
+    total = Decimal(budget["limit"] or 0)
+    share = (Decimal(budget["spent"]) + Decimal(budget["reserved"])) / total if total > 0 else Decimal(0)
+    if share < Decimal(str(APPROACHING)):
+        return
+    message = f"{share:.0%} of {what} of {total} USD is spent or held"
+    runs_out = budget["runs_out"]
+    if runs_out is not None:
+        message += f"; {_run_out(runs_out)}"
+    data: AlertData = {"resets_at": budget["resets_at"], "share": float(share), "runs_out": runs_out}
+    yield Finding("budget_approaching", component, message, data)
+    step = next((kind for reached, kind in BUDGET_STEPS if share >= reached), None)
+    if step is not None:
+        yield Finding(step, component, message, data)
+
+
+def _run_out(runs_out: RunOut) -> str:
+    earliest, latest = runs_out["earliest"][:16], runs_out["latest"]
+    until = (
+        f"between {earliest} and {latest[:16]}" if latest is not None else f"at the earliest at {earliest}"
+    )
+    return f"at this pace it is used up {until} UTC, then {runs_out['then']}"
+
+
+def _unsettled(services: list[ServiceHealth], budgets: Sequence[Budget]) -> Iterator[Finding]:
+    """One process that died leaves money behind in each of its budgets, so this is one alert."""
+    days = {f"{view['service_name']}'s day": view["rate_limits"]["daily_budget"] for view in services}
+    own = {f"the budget {budget['title']!r}": budget for budget in budgets}
+    left = {name: Decimal(budget["unsettled"]) for name, budget in [*days.items(), *own.items()]}
+    left = {name: amount for name, amount in left.items() if amount > 0}
+    if left:
+        message = (
+            "processes that no longer report were granted money, which stays booked because it may have been spent: "
+            + ", ".join(f"{amount:f} USD of {name}" for name, amount in left.items())
+        )
+        yield Finding(UNSETTLED, STORE, message, {"amount": f"{max(left.values()):f}"})
 
 
 # ── the state store ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 model_app = typer.Typer(help="The model of the local service.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
+spend_app = typer.Typer(help="What was spent, and money that dead processes left behind.")
+app.add_typer(spend_app, name="spend")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -165,6 +167,10 @@ def query(
         ),
     ] = None,
     on_limit: Annotated[Literal["refuse", "wait"] | None, typer.Option(help="What to do at a limit.")] = None,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="Refuse what may cost more, in USD.")] = None,
+    clamp: Annotated[
+        bool, typer.Option("--clamp", help="Shorten the answer to what --max-cost and the budgets allow.")
+    ] = False,
     no_stream: Annotated[
         bool, typer.Option("--no-stream", help="Print the answer when it is whole.")
     ] = False,
@@ -185,6 +191,8 @@ def query(
         timeout_s=timeout,
         fallback=tuple(fallback or ()),
         on_limit=on_limit,
+        max_cost_usd=max_cost,
+        clamp=clamp,
     )
     raise typer.Exit(code)
 
@@ -214,6 +222,46 @@ def reset(
     from koo.cli.reset import reset as act
 
     raise typer.Exit(act(target, as_json=as_json))
+
+
+@spend_app.callback(invoke_without_command=True)
+def spend(
+    context: typer.Context,
+    days: Annotated[int | None, typer.Option(min=1, help="The last days, today (UTC) included.")] = None,
+    first: Annotated[str | None, typer.Option("--from", help="First UTC day: 2026-11-01.")] = None,
+    last: Annotated[str | None, typer.Option("--to", help="Last UTC day, included.")] = None,
+    month: Annotated[
+        str | None, typer.Option(help="A month: 2026-11. Without any period the one that runs.")
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="day, service, model or tag; may be repeated, or joined by commas."),
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what all processes spent, by service unless told otherwise; ask the running server."""
+    if context.invoked_subcommand is not None:
+        return
+    from koo.cli.spend import spend as show
+
+    asked = {"days": days, "from": first, "to": last, "month": month}
+    raise typer.Exit(show(asked, by or ["service"], as_csv=csv, as_json=as_json))
+
+
+@spend_app.command("write-off")
+def write_off(
+    process: Annotated[
+        str | None, typer.Argument(help="A process that no longer reports, as `koo spend` lists it.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every such process.")] = False,
+    reason: Annotated[str, typer.Option(help="Why; kept with it.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Free money that a dead process left. It may have spent it: this may raise the possible bill by the amount."""
+    from koo.cli.spend import write_off as act
+
+    raise typer.Exit(act(process, everything=everything, reason=reason, as_json=as_json))
 
 
 @app.command()

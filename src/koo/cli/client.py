@@ -34,17 +34,20 @@ class ServerClient:
         """The answer at that path below `/api/v1`, of which `shape` is a `TypedDict`. Raises `CommandFailed`."""
         return await self._ask("GET", path, shape)
 
-    async def post(self, path: str, shape: type[T]) -> T:
-        """As `get`, for something that acts."""
-        return await self._ask("POST", path, shape)
+    async def post(self, path: str, shape: type[T], body: object = None) -> T:
+        """As `get`, for something that acts; `body` is sent as JSON."""
+        return await self._ask("POST", path, shape, None if body is None else json.dumps(body).encode())
 
     async def close(self) -> None:
         await self._http.close()
 
-    async def _ask(self, method: str, path: str, shape: type[T]) -> T:
+    async def _ask(self, method: str, path: str, shape: type[T], body: bytes | None = None) -> T:
+        headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                answer = await self._http.request(method, self.url + PREFIX + path, headers=self._headers)
+                answer = await self._http.request(
+                    method, self.url + PREFIX + path, headers=headers, body=body
+                )
         except TimeoutError:
             raise self._away(f"no answer within {TIMEOUT_S:g} s") from None
         except TransportError as error:
@@ -53,7 +56,7 @@ class ServerClient:
         if answer.status == 200 and document is not None and shape.__annotations__.keys() <= document.keys():
             return cast(T, document)
         kind = str((document or {}).get("kind", "no_koo_server"))
-        mistaken = kind in (Kind.UNKNOWN_SERVICE, Kind.INVALID_REQUEST)
+        mistaken = kind in (Kind.UNKNOWN_SERVICE, Kind.INVALID_REQUEST, Kind.NOT_FOUND)
         code = Exit.USAGE if mistaken else Exit.FAILED
         raise CommandFailed(self._refusal(answer.status, document), code, kind)
 

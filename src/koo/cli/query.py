@@ -87,10 +87,11 @@ def summary(answer: Answer) -> str:
     about = "about " if usage.estimated else ""
     read = usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens
     attempts = f", {answer.attempts} attempts" if answer.attempts > 1 else ""
+    clamped = f" (at most {answer.max_tokens}, to fit)" if answer.clamped else ""
     cost = money(answer.cost_usd)
     return (
-        f"{about}{read} tokens read, {usage.output_tokens} written; {cost} USD; {answer.latency_s:.2f} s{attempts}; "
-        f"{answer.service} {answer.model}"
+        f"{about}{read} tokens read, {usage.output_tokens} written{clamped}; {cost} USD; "
+        f"{answer.latency_s:.2f} s{attempts}; {answer.service} {answer.model}"
     )
 
 

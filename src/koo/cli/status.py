@@ -6,8 +6,16 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from koo.cli.client import connect
-from koo.cli.terminal import HEALTH_EXITS, Exit, progress, put, put_json, run_async
-from koo.monitoring.shapes import Alert, DatabaseHealth, ServiceHealth, SystemAlerts, SystemHealth
+from koo.cli.terminal import HEALTH_EXITS, Exit, progress, put, put_json, run_async, visible
+from koo.monitoring.shapes import (
+    Alert,
+    Budget,
+    DatabaseHealth,
+    RunOut,
+    ServiceHealth,
+    SystemAlerts,
+    SystemHealth,
+)
 
 T = TypeVar("T")
 COLOURS = {
@@ -72,8 +80,42 @@ def _show(url: str, health: SystemHealth) -> None:
             reasons.append(f"{name}: {view['reason']}")
     console.print()
     console.print(table)
+    if health["ai_services"]["budgets"]:
+        console.print()
+        console.print(_budgets(health["ai_services"]["budgets"]))
     for reason in reasons:
         console.print(reason, markup=False, style="yellow", soft_wrap=True)
+
+
+def _budgets(budgets: list[Budget]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for head in ("budget", "period", "spent", "held", "left", "unsettled", "used up at this pace"):
+        table.add_column(head, justify="right" if head in ("spent", "held", "left", "unsettled") else "left")
+    for budget in budgets:
+        amounts = [_short(budget[key]) for key in ("spent", "reserved", "remaining", "unsettled")]
+        table.add_row(
+            Text(visible(budget["title"])), budget["period"], *amounts, _run_out(budget["runs_out"])
+        )
+    return table
+
+
+def _run_out(runs_out: RunOut | None) -> str:
+    if runs_out is None:
+        return ""
+    latest = runs_out["latest"]
+    until = (
+        f"{runs_out['earliest'][:16]} to {latest[:16]}"
+        if latest
+        else f"not before {runs_out['earliest'][:16]}"
+    )
+    return f"{until}, then {runs_out['then']}"
+
+
+def _short(amount: str | None) -> str:
+    return "" if amount is None else f"{Decimal(amount):.4f}".rstrip("0").rstrip(".")
 
 
 def _database_words(view: DatabaseHealth) -> list[Any]:
@@ -92,7 +134,7 @@ def _service_cells(view: ServiceHealth) -> list[Any]:
     if not view["configured"]:
         return ["not configured" if _is_local(view) else "no key", "", "", "", "", ""]
     metrics, budget = view["metrics"], view["rate_limits"]["daily_budget"]
-    spent = f"{Decimal(budget['spent']):.4f}".rstrip("0").rstrip(".")
+    spent = _short(budget["spent"])
     return [
         _coloured(view["state"]),
         view["health"]["circuit_breaker_state"],

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from koo.configuration.names import Name, nearest
+from koo.configuration.names import nearest
 from koo.configuration.to_options import local_model_path
 from koo.configuration.urls import is_loopback
-from koo.configuration.variables import BUILT_IN, ServiceSettings, Variables, variable_of
+from koo.configuration.values import quoted
+from koo.configuration.variables import BUILT_IN, BudgetSettings, Name, ServiceSettings, Variables
 
 ORDERED = [("db_retry_base_delay", "db_retry_max_delay"), ("ai_retry_base_delay", "ai_retry_max_delay")]
 """Where both are set, the first must not be larger than the second."""
@@ -18,26 +19,36 @@ def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
     for less, more in ORDERED:
         low, high = getattr(settings, less), getattr(settings, more)
         if {less, more} <= settings.given and low > high:
-            yield ("", less), f'holds "{low:g}"; allowed is at most {high:g}, which {more.upper()} holds'
+            yield (
+                Name("", "", less),
+                f'holds "{low:g}"; allowed is at most {high:g}, which {more.upper()} holds',
+            )
     if not is_loopback(settings.koo_host) and settings.koo_token is None:
         loopback = "127.0.0.1, ::1 and localhost"
         sentence = (
             f'holds "{settings.koo_host}", which others can reach; allowed without KOO_TOKEN are {loopback}'
         )
-        yield ("", "koo_host"), sentence
+        yield Name("", "", "koo_host"), sentence
     if settings.koo_token is not None and settings.koo_token == settings.koo_read_token:
         why = "because callers that may only look could do everything with it"
-        yield ("", "koo_read_token"), f'holds "…", the same as KOO_TOKEN; allowed is another one, {why}'
+        yield (
+            Name("", "", "koo_read_token"),
+            f'holds "…", the same as KOO_TOKEN; allowed is another one, {why}',
+        )
     for service, own in settings.ai_services.items():
         for name, sentence in _of_service(settings, service, own):
-            yield (service, name), sentence
+            yield Name("ai_services", service, name), sentence
+    services = sorted(BUILT_IN.keys() | settings.ai_services.keys())
+    for budget, its in settings.ai_budgets.items():
+        for name, sentence in _of_budget(budget, its, services):
+            yield Name("ai_budgets", budget, name), sentence
 
 
 def _of_service(settings: Variables, service: str, own: ServiceSettings) -> Iterator[tuple[str, str]]:
     prices = {"input_price": own.input_price, "output_price": own.output_price}
     for one, other in (("input_price", "output_price"), ("output_price", "input_price")):
         if prices[one] is not None and prices[other] is None:
-            yield one, f'holds "{prices[one]}"; allowed is only together with {variable_of(service, other)}'
+            yield one, f'holds "{prices[one]}"; allowed is only together with {_of(service, other)}'
     if service == "local":
         yield from _of_local(settings, own)
     elif service in BUILT_IN:
@@ -47,11 +58,28 @@ def _of_service(settings: Variables, service: str, own: ServiceSettings) -> Iter
     elif own.base_url is None and own.api_key is None:
         setting = next((name for name in own.rows if name in own.given), "base_url")
         meant = nearest(service, BUILT_IN)
-        hint = f" (did you mean {variable_of(meant, setting)}?)" if meant else ""
-        known = (
-            f"{', '.join(BUILT_IN)}, and new ones that have {variable_of(service, 'base_url')} or an API_KEY"
-        )
+        hint = f" (did you mean {_of(meant, setting)}?)" if meant else ""
+        known = f"{', '.join(BUILT_IN)}, and new ones that have {_of(service, 'base_url')} or an API_KEY"
         yield setting, f"belongs to a service that is not known{hint}; allowed are {known}"
+
+
+def _of(service: str, name: str) -> str:
+    return Name("ai_services", service, name).variable
+
+
+def _of_budget(budget: str, own: BudgetSettings, services: list[str]) -> Iterator[tuple[str, str]]:
+    if own.limit is None:
+        setting = next((name for name in own.rows if name in own.given), "limit")
+        limit = Name("ai_budgets", budget, "limit").variable
+        yield setting, f"belongs to a budget without a limit; allowed is only together with {limit}"
+    for name, service in (("service", own.service), ("on_exhausted", own.on_exhausted)):
+        if service not in {None, "refuse", *services} or (name, service) == ("service", "refuse"):
+            meant = nearest(str(service), services)
+            hint = f" (did you mean {meant}?)" if meant else ""
+            others = "refuse, " if name == "on_exhausted" else ""
+            yield name, f"holds {quoted(str(service))}{hint}; allowed are {others}{', '.join(services)}"
+    if own.service is not None and own.service == own.on_exhausted:
+        yield "on_exhausted", f'holds "{own.service}", the service that it counts; allowed is another one'
 
 
 def _of_local(settings: Variables, own: ServiceSettings) -> Iterator[tuple[str, str]]:

@@ -1,36 +1,28 @@
 """Which variable a name means, and what to say of a name that means none.
 
 A name that is close to one of ours is logged as a warning and ignored, because it may belong to other software. Under
-`AI_SERVICES__` every name is ours, so a wrong one there is an error.
+`AI_SERVICES__` and `AI_BUDGETS__` every name is ours, so a wrong one there is an error.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from koo.configuration.sources import Found, Source
-from koo.configuration.values import quoted
-from koo.configuration.variables import (
-    BUILT_IN,
-    SERVICE_PREFIX,
-    ServiceSettings,
-    Variables,
-    variable_of,
-)
+from koo.configuration.values import SERVICE_WORD, quoted
+from koo.configuration.variables import BUILT_IN, FAMILIES, Name, ServiceSettings, Variables
 from koo.errors import ConfigurationError
 from koo.options import RESERVED_NAMES, check_service_name
 
 PREFIXES = ("DATABASE_", "DB_", "AI_", "KOO_")
-Name = tuple[str, str]
-"""A service, or "", and an attribute: ("claude", "daily_budget"), ("", "koo_port")."""
 KNOWN = {name.upper() for name in Variables.rows}
-_MEANT = KNOWN | {variable_of(service, name) for service in BUILT_IN for name in ServiceSettings.rows}
+_MEANT = KNOWN | {
+    Name("ai_services", service, name).variable for service in BUILT_IN for name in ServiceSettings.rows
+}
+_FAMILY_PREFIXES = tuple(f"{family}__".upper() for family in FAMILIES)
 _ALLOWED_NAME = "1 to 64 small letters, digits, - and _, with a letter or digit first"
-# A variable is written in capitals and knows no dots, so these names have neither.
-_SERVICE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +50,7 @@ def unknown(found: Iterable[Found]) -> tuple[UnknownVariable, ...]:
     """Names that look like koo's and are not: under koo's prefixes, or in the `.env` and one slip from a known one."""
     seen = []
     for one in found:
-        if one.variable in KNOWN or one.variable.startswith(SERVICE_PREFIX) or not one.value:
+        if one.variable in KNOWN or one.variable.startswith(_FAMILY_PREFIXES) or not one.value:
             continue
         name = one.variable.upper()
         ours = name.startswith(PREFIXES) or name in KNOWN
@@ -72,19 +64,19 @@ def unknown(found: Iterable[Found]) -> tuple[UnknownVariable, ...]:
 def merge(found: Iterable[Found], arguments: Mapping[str, Any]) -> dict[Name, Found]:
     """What is set; arguments win, and an empty value is not set.
 
-    Raises `ConfigurationError` for a name under `AI_SERVICES__` that means nothing, and for such an argument.
+    Raises `ConfigurationError` for a name in a family that means nothing, and for such an argument.
     """
     merged = {
-        name: Found(variable_of(*name), value, "argument") for name, value in _named(arguments) if value != ""
+        name: Found(name.variable, value, "argument") for name, value in _named(arguments) if value != ""
     }
     for one in found:
-        if one.value and (one.variable in KNOWN or one.variable.startswith(SERVICE_PREFIX)):
-            name = ("", one.variable.lower()) if one.variable in KNOWN else _split(one.variable)
+        if one.value and (one.variable in KNOWN or one.variable.startswith(_FAMILY_PREFIXES)):
+            name = Name("", "", one.variable.lower()) if one.variable in KNOWN else _split(one.variable)
             if name not in merged:
-                merged[name] = replace(one, variable=variable_of(*name))
+                merged[name] = replace(one, variable=name.variable)
             elif merged[name].source != "argument":
                 raise ConfigurationError(
-                    "", f"{variable_of(*name)} is set twice, in capitals and not; set it once"
+                    "", f"{name.variable} is set twice, in capitals and not; set it once"
                 )
     return merged
 
@@ -92,14 +84,16 @@ def merge(found: Iterable[Found], arguments: Mapping[str, Any]) -> dict[Name, Fo
 def _named(arguments: Mapping[str, Any]) -> Iterator[tuple[Name, object]]:
     for name, value in arguments.items():
         if name in Variables.rows:
-            yield ("", name), value
-        elif name == "ai_services":
-            for service, own in dict(value).items():
-                if not _SERVICE_NAME.fullmatch(service):
-                    what = f"{quoted(service)} is not a name for a service"
-                    raise ConfigurationError("", f"{what}; allowed is {_ALLOWED_NAME}")
-                check_service_name(service)
-                yield from (((service, one), its) for one, its in own.items())
+            yield Name("", "", name), value
+        elif name in FAMILIES:
+            what = FAMILIES[name][1]
+            for whose, own in dict(value).items():
+                if not SERVICE_WORD.fullmatch(whose):
+                    wrong = f"{quoted(whose)} is not a name for a {what}"
+                    raise ConfigurationError("", f"{wrong}; allowed is {_ALLOWED_NAME}")
+                if what == "service":
+                    check_service_name(whose)
+                yield from ((Name(name, whose, one), its) for one, its in own.items())
         else:
             meant = nearest(name, Variables.rows)
             raise ConfigurationError(
@@ -108,19 +102,21 @@ def _named(arguments: Mapping[str, Any]) -> Iterator[tuple[Name, object]]:
 
 
 def _split(variable: str) -> Name:
-    """`AI_SERVICES__CLAUDE__DAILY_BUDGET` → ("claude", "daily_budget")."""
-    service, _, name = variable.removeprefix(SERVICE_PREFIX).lower().partition("__")
-    if name and service in RESERVED_NAMES:
+    """`AI_SERVICES__CLAUDE__DAILY_BUDGET` → ("ai_services", "claude", "daily_budget")."""
+    family = next(one for one in FAMILIES if variable.startswith(f"{one}__".upper()))
+    prefix, what = f"{family}__".upper(), FAMILIES[family][1]
+    whose, _, name = variable.removeprefix(prefix).lower().partition("__")
+    if name and what == "service" and whose in RESERVED_NAMES:
         raise ConfigurationError(
             "",
-            f'{variable} names a service "{service}", which means something else to koo; choose another name',
+            f'{variable} names a service "{whose}", which means something else to koo; choose another name',
         )
-    if name and _SERVICE_NAME.fullmatch(service):
-        return service, name
+    if name and SERVICE_WORD.fullmatch(whose):
+        return Name(family, whose, name)
     meant = nearest(variable.upper(), _MEANT)
     hint = f"; did you mean {meant}?" if meant else ""
     raise ConfigurationError(
         "",
-        f"{variable} does not name a setting of a service; allowed is {SERVICE_PREFIX}<NAME>__<SETTING>, and for a "
+        f"{variable} does not name a setting of a {what}; allowed is {prefix}<NAME>__<SETTING>, and for a "
         f"name {_ALLOWED_NAME}{hint}",
     )

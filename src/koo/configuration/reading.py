@@ -9,24 +9,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from koo.configuration.names import Name, nearest
+from koo.configuration.names import nearest
 from koo.configuration.sources import ENV_FILE, Found
 from koo.configuration.table import Row, Table
 from koo.configuration.values import reveal
+from koo.configuration.variables import FAMILIES, Name, Variables
 from koo.errors import ConfigurationError
 
 
 def read_rows(
-    table: type[Table], service: str, merged: Mapping[Name, Found], home: Path
+    merged: Mapping[Name, Found], home: Path, family: str = "", whose: str = ""
 ) -> tuple[dict[str, Any], frozenset[str]]:
     """The value of each row, what was found or else the default, and the names of those that were found.
 
-    Raises `ConfigurationError`, naming the variable.
+    Without a family of the variables that are in none. Raises `ConfigurationError`, naming the variable.
     """
-    found = {name: one for (whose, name), one in merged.items() if whose == service}
+    table, what = FAMILIES[family] if family else (Variables, "koo")
+    found = {
+        name.attribute: one for name, one in merged.items() if (name.family, name.whose) == (family, whose)
+    }
     for name, one in found.items():
         if name not in table.rows:
-            raise _no_such_setting(table, name, one, home)
+            raise _no_such_setting(table, what, name, one, home)
     return {name: _read(row, found.get(name), home) for name, row in table.rows.items()}, frozenset(found)
 
 
@@ -47,12 +51,14 @@ def where(found: Found | None, home: Path) -> str:
     return f" (set in {home / ENV_FILE})" if found is not None and found.source == ENV_FILE else ""
 
 
-def _no_such_setting(table: type[Table], name: str, found: Found, home: Path) -> ConfigurationError:
+def _no_such_setting(
+    table: type[Table], what: str, name: str, found: Found, home: Path
+) -> ConfigurationError:
     # Of a setting that does not exist only a number is shown: the rest may be a key.
     text = str(reveal(found.value))
     shown = f'"{text}"' if text.replace(".", "", 1).isdecimal() and len(text) < 20 else '"…"'
     known = [one.upper() for one in table.rows]
     meant = nearest(name.upper(), known)
     hint = f" (did you mean {meant}?)" if meant else ""
-    sentence = f"{found.variable} holds {shown}, but a service has no such setting{hint}"
+    sentence = f"{found.variable} holds {shown}, but a {what} has no such setting{hint}"
     return ConfigurationError("", f"{sentence}; allowed are {', '.join(known)}{where(found, home)}")

@@ -30,7 +30,7 @@ from typing import (
 )
 
 from koo.configuration.values import YES_OR_NO, Form, SecretStr, as_text, choice, number, reveal
-from koo.options import BOUNDS, Checked, PlatformOptions, ServiceOptions
+from koo.options import BOUNDS, BudgetOptions, Checked, PlatformOptions, ServiceOptions
 
 T = TypeVar("T")
 Place = tuple[str, ...]
@@ -38,6 +38,7 @@ Place = tuple[str, ...]
 
 PLATFORM = PlatformOptions()
 SERVICE = ServiceOptions(name="", kind="openai")
+BUDGET = BudgetOptions(name="")
 
 
 @dataclass(slots=True)
@@ -118,6 +119,11 @@ def for_services(option: Callable[[ServiceOptions], T], **words: Unpack[Words]) 
 def of_one(option: Callable[[ServiceOptions], T], **words: Unpack[Words]) -> T | None:
     """A setting of one service; None where it is not set."""
     return cast("T", replace(_row(SERVICE, (option,), words), default=None, takes_none=True))
+
+
+def of_budget(option: Callable[[BudgetOptions], T], **words: Unpack[Words]) -> T | None:
+    """A setting of one budget; None where it is not set."""
+    return cast("T", replace(_row(BUDGET, (option,), words), default=None, takes_none=True))
 
 
 def alone(default: T, meaning: str, why: str, form: Form) -> T:

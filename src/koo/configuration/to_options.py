@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from koo.ai.models import DEFAULT_MODELS
-from koo.configuration.table import PLATFORM, SERVICE, Place, Table
+from koo.configuration.table import BUDGET, PLATFORM, SERVICE, Place, Table
 from koo.configuration.values import reveal
 from koo.configuration.variables import BUILT_IN, ServiceSettings, Variables
 from koo.options import Checked, PlatformOptions, ServiceKind, ServiceOptions
@@ -30,6 +30,10 @@ def platform_options(settings: Variables) -> PlatformOptions:
     return replace(
         options,
         services=tuple(_service_options(settings, name) for name in (*BUILT_IN, *declared)),
+        budgets=tuple(
+            _with(BUDGET, {("name",): name} | _values(own, BUDGET))
+            for name, own in sorted(settings.ai_budgets.items())
+        ),
         local_model_path=local_model_path(settings),
     )
 

@@ -28,6 +28,9 @@ from koo.configuration.urls import (
 from koo.options import allowed, is_inside
 
 SHOWN_MAX = 40
+TAG_MAX = 200
+# A variable is written in capitals and knows no dots, so the names in one have neither.
+SERVICE_WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 SWITCH = {
     "true": True,
     "on": True,
@@ -151,6 +154,18 @@ def _model(text: str, _home: Path) -> str:
     return text
 
 
+def _service_name(text: str, _home: Path) -> str:
+    if not SERVICE_WORD.fullmatch(text.lower()):
+        raise ValueError
+    return text.lower()
+
+
+def _tag(text: str, _home: Path) -> str:
+    if len(text) > TAG_MAX or not text.isprintable():
+        raise ValueError
+    return text
+
+
 def _masked(text: str) -> str:
     return f'"{mask_url(text)}"' if "://" in text else quoted(text)
 
@@ -171,5 +186,8 @@ HOST = Form(ALLOWED_HOSTS, lambda text, _home: check_host(text))
 WEB_URL = Form(ALLOWED_WEB, lambda text, _home: check_web_url(text), _masked)
 DATABASE_URL = Form(ALLOWED_DATABASES, effective_database_url, _scheme, mask_url)
 STATE_URL = Form(ALLOWED_DATABASES, effective_state_url, _scheme, mask_url)
+SERVICE_NAME = Form("the name of a service", _service_name)
+SERVICE_OR_REFUSE = Form("refuse, or the name of another service", _service_name)
+TAG = Form(f"a tag of at most {TAG_MAX} characters, or * for a budget for each tag", _tag)
 SERVICE_KIND = choice("openai", "anthropic", "gemini")
 SERVICE_KIND = SERVICE_KIND._replace(allowed=f"{SERVICE_KIND.allowed}, for a declared service only")

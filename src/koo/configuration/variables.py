@@ -6,8 +6,10 @@ becomes of them in `to_options`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from koo.ai.models import KEY_VARIABLES
-from koo.configuration.table import Table, alone, for_services, of_one, secret, variable
+from koo.configuration.table import Table, alone, for_services, of_budget, of_one, secret, variable
 from koo.configuration.values import (
     DATABASE_URL,
     FOLDER,
@@ -15,14 +17,16 @@ from koo.configuration.values import (
     KEY,
     MODEL,
     SERVICE_KIND,
+    SERVICE_NAME,
+    SERVICE_OR_REFUSE,
     STATE_URL,
+    TAG,
     WEB_URL,
     YES_OR_NO,
     SecretStr,
 )
 from koo.options import ServiceKind
 
-SERVICE_PREFIX = "AI_SERVICES__"
 ONE_RULE = "one rule for all is easily kept in mind"
 
 BUILT_IN: dict[str, tuple[ServiceKind, str]] = {
@@ -35,9 +39,20 @@ BUILT_IN: dict[str, tuple[ServiceKind, str]] = {
 """The services that need no declaration: what they speak, and the variable that holds their key."""
 
 
-def variable_of(service: str, name: str) -> str:
-    """("claude", "daily_budget") → `AI_SERVICES__CLAUDE__DAILY_BUDGET`, ("", "koo_port") → `KOO_PORT`."""
-    return (f"{SERVICE_PREFIX}{service}__{name}" if service else name).upper()
+class Name(NamedTuple):
+    """One variable: ("ai_services", "claude", "daily_budget") is `AI_SERVICES__CLAUDE__DAILY_BUDGET`.
+
+    One that is in no family has "" for `family` and `whose`: ("", "", "koo_port") is `KOO_PORT`.
+    """
+
+    family: str
+    whose: str
+    attribute: str
+
+    @property
+    def variable(self) -> str:
+        """As it stands in the environment."""
+        return (f"{self.family}__{self.whose}__{self.attribute}" if self.family else self.attribute).upper()
 
 
 def _key_of(service: str) -> SecretStr | None:
@@ -61,6 +76,11 @@ class ServiceSettings(Table):
     daily_budget = of_one(lambda service: service.daily_budget_usd)
     input_price = of_one(lambda service: service.input_price, shown_default="from the price table")
     output_price = of_one(lambda service: service.output_price, shown_default="from the price table")
+    thinks_unseen = of_one(
+        lambda service: service.thinks_unseen,
+        form=YES_OR_NO,
+        shown_default="by the model; true for one that is not known",
+    )
     requests_per_minute = of_one(lambda service: service.limits.per_minute, why=ONE_RULE)
     requests_per_hour = of_one(lambda service: service.limits.per_hour, why=ONE_RULE)
     requests_per_day = of_one(lambda service: service.limits.per_day, why=ONE_RULE)
@@ -72,11 +92,33 @@ class ServiceSettings(Table):
     max_tokens = of_one(lambda service: service.max_tokens)
 
 
+class BudgetSettings(Table):
+    """`AI_BUDGETS__<NAME>__…`: one more budget, beside the daily one that each service has."""
+
+    limit = of_budget(lambda budget: budget.limit_usd, shown_default="it has to be set")
+    period = of_budget(lambda budget: budget.period, shown_default="day")
+    service = of_budget(lambda budget: budget.service, form=SERVICE_NAME, shown_default="all together")
+    model = of_budget(lambda budget: budget.model, form=MODEL, shown_default="all together")
+    tag = of_budget(lambda budget: budget.tag, form=TAG, shown_default="all together")
+    on_exhausted = of_budget(
+        lambda budget: budget.on_exhausted, form=SERVICE_OR_REFUSE, shown_default="refuse"
+    )
+
+
+FAMILIES: dict[str, tuple[type[Table], str]] = {
+    "ai_services": (ServiceSettings, "service"),
+    "ai_budgets": (BudgetSettings, "budget"),
+}
+"""Tables of which there may be many, each under a name of the operator's choice, and what one of them is called."""
+
+
 class Variables(Table):
     """What can be set, one attribute a variable: `DATABASE_POOL_SIZE` is `database_pool_size`."""
 
     ai_services: dict[str, ServiceSettings]
     """What differs for one service, and services of one's own, by name."""
+    ai_budgets: dict[str, BudgetSettings]
+    """Budgets beside the daily ones of services, by name."""
 
     koo_home = variable(
         lambda koo: koo.home,
@@ -157,6 +199,7 @@ class Variables(Table):
 
     # ── koo itself ──
     koo_state_url = secret(variable(lambda koo: koo.state_url, form=STATE_URL))
+    koo_ledger_days = variable(lambda koo: koo.ledger_days)
     koo_host = variable(lambda koo: koo.host, form=HOST)
     koo_port = variable(lambda koo: koo.port)
     koo_url = variable(lambda koo: koo.url, form=WEB_URL)

@@ -9,6 +9,7 @@ from koo.clock import SYSTEM_CLOCK, Clock, iso
 from koo.guard import Guard
 from koo.monitoring.shapes import BreakerStatus, BreakerWord, Outcomes
 from koo.policies.breaker import CLOSED, OPEN, Breaker, Override
+from koo.policies.money import EXACT
 from koo.policies.tally import Bucket
 from koo.policies.verdict import FAILURE, SUCCESS, THROTTLED
 
@@ -35,7 +36,7 @@ def now_iso(clock: Clock = SYSTEM_CLOCK) -> str:
 
 def money(amount_usd: Decimal) -> str:
     """An exact amount, without an exponent and without trailing zeros."""
-    text = f"{amount_usd.normalize():f}"
+    text = f"{EXACT.normalize(amount_usd):f}"
     return text if text != "-0" else "0"
 
 

@@ -9,6 +9,7 @@ from koo.monitoring.guards import now_iso
 from koo.monitoring.shapes import (
     Alert,
     BreakerStatus,
+    Budget,
     Dashboard,
     DatabaseHealth,
     OverallHealth,
@@ -20,7 +21,9 @@ from koo.monitoring.shapes import (
 )
 
 
-def services_view(services: Mapping[str, ServiceHealth], clock: Clock) -> ServicesHealth:
+def services_view(
+    services: Mapping[str, ServiceHealth], clock: Clock, budgets: Sequence[Budget] = ()
+) -> ServicesHealth:
     """All services in one; those without a key are listed, but outside all counts."""
     configured = [view for view in services.values() if view["configured"]]
     return {
@@ -28,6 +31,7 @@ def services_view(services: Mapping[str, ServiceHealth], clock: Clock) -> Servic
         "healthy_services": sum(view["state"] == "healthy" for view in configured),
         "total_services": len(configured),
         "services": dict(services),
+        "budgets": list(budgets),
         "timestamp": now_iso(clock),
     }
 

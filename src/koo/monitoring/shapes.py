@@ -272,18 +272,49 @@ class RateLimit(TypedDict):
     ]
 
 
-class DailyBudget(TypedDict):
-    """Money of today (UTC)."""
+class RunOut(TypedDict):
+    """When a budget is used up if spending goes on: by the last hour's pace, and by that of the period so far."""
+
+    earliest: Time
+    latest: Annotated[Time | None, Doc("null: by the slower pace not before the period ends")]
+    then: Annotated[str, Doc("what happens then")]
+
+
+class BudgetMoney(TypedDict):
+    """A budget's money in the period that runs."""
 
     spent: Usd
     reserved: Annotated[Usd, Doc("held for requests that are running")]
     limit: Annotated[Usd | None, Doc("null: none")]
-    remaining: Annotated[Usd | None, Doc("null: there is no limit")]
+    remaining: Annotated[Usd | None, Doc("limit - spent - reserved - unsettled; null: there is no limit")]
+    idle: Annotated[
+        Usd, Doc("granted to processes in advance and not in use; it is recalled when somebody needs it")
+    ]
+    unsettled: Annotated[
+        Usd, Doc("granted to processes that no longer report; it stays booked until the period is over")
+    ]
     resets_at: Time
-    above_hold: Annotated[Usd, Doc("by how much this process's bills of today exceeded their worst cases")]
+    above_hold: Annotated[Usd, Doc("by how much this process's bills exceeded their worst cases")]
     currency: Literal["USD"]
     scope: Annotated[str, Doc("whose spending this is: shared, or this process")]
     as_of: Annotated[Time | None, Doc("when the numbers were read; null: not yet")]
+    runs_out: Annotated[RunOut | None, Doc("null: not before the period ends, as far as the paces tell")]
+
+
+class DailyBudget(BudgetMoney):
+    """Money of today (UTC) of one service."""
+
+
+class Budget(BudgetMoney):
+    """A budget that an operator set, beside the daily ones of services."""
+
+    name: str
+    title: Annotated[str, Doc("its name, and the tag where each tag has a budget of its own: NAME/TAG")]
+    period: Literal["day", "month"]
+    service: Annotated[str | None, Doc("the one that it counts; null: all together")]
+    model: Annotated[str | None, Doc("the one that it counts; null: all together")]
+    tag: Annotated[str | None, Doc("the one that it counts; null: with any tag or none")]
+    on_exhausted: Annotated[str, Doc("refuse, or the service that is asked instead")]
 
 
 class RateLimits(TypedDict):
@@ -346,6 +377,9 @@ class ServicesHealth(TypedDict):
     healthy_services: int
     total_services: int
     services: dict[str, ServiceHealth]
+    budgets: Annotated[
+        list[Budget], Doc("those that an operator set; of one for each tag the tags that spent most")
+    ]
     timestamp: Time
 
 
@@ -381,13 +415,18 @@ class AlertData(TypedDict, total=False):
     p95: Annotated[float, Doc("seconds")]
     services: Annotated[list[str], Doc("whom it concerns")]
     lasted_s: Annotated[float, Doc("how long what has ended lasted")]
+    share: Annotated[float, Doc("of a budget that is spent or held, 0 to 1")]
+    runs_out: Annotated[RunOut | None, Doc("when a budget is used up if spending goes on")]
+    amount: Annotated[Usd, Doc("the money that it is about")]
 
 
 class Alert(TypedDict):
     """Something that is wrong, or that ended a short while ago."""
 
     type: Severity
-    component: Annotated[str, Doc("database, state_store, ai:SERVICE or ai:SERVICE/MODEL")]
+    component: Annotated[
+        str, Doc("database, state_store, ai:SERVICE, ai:SERVICE/MODEL, budget:NAME or budget:NAME/TAG")
+    ]
     message: str
     timestamp: Annotated[Time, Doc("when it began")]
     kind: Annotated[str, Doc("the rule that found it")]

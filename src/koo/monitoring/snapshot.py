@@ -12,28 +12,31 @@ from copy import copy, deepcopy
 from decimal import Decimal
 from typing import Protocol
 
-from koo.clock import Clock, iso, utc_day
+from koo.clock import Clock, iso
 from koo.errors import UnknownService, name_of
 from koo.gates import Gates
 from koo.guard import Guard
 from koo.monitoring.guards import Wall, breaker_view, breaker_word, money, outcomes_view, recent_of, total_of
 from koo.monitoring.shapes import (
-    DailyBudget,
+    Budget,
+    BudgetMoney,
     ModelStatus,
     RateLimit,
     RateLimits,
     RequestWindow,
+    RunOut,
     ServiceConfiguration,
     ServiceHealth,
     ServiceMetrics,
 )
-from koo.options import DAY_S, GuardOptions
+from koo.options import GuardOptions
+from koo.policies import forecast
 from koo.policies.breaker import OPEN
 from koo.policies.limiter import Count, DayCount
 from koo.policies.reported import ServiceState, service_state
 from koo.policies.tally import BUCKET_S, BUCKETS
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED
-from koo.storage.base import Allowance, BudgetView
+from koo.storage.base import Allowance, BudgetView, OwnBudgetView
 
 WINDOW_S = BUCKET_S * BUCKETS
 
@@ -132,13 +135,13 @@ def _gives_back_at(count: Count, now: float) -> float | None:
     return full.resets_at(now)
 
 
-def limits_view(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> RateLimits:
+def limits_view(service: ServiceLike, budget: BudgetView, wall: Wall) -> RateLimits:
     """`requests_per_minute`, `_hour`, `_day` and `daily_budget`; a limit that is not set has None for `limit`."""
     views: RateLimits = {
         "requests_per_minute": _unlimited(),
         "requests_per_hour": _unlimited(),
         "requests_per_day": _unlimited(),
-        "daily_budget": budget_view(service.allowance, budget, wall),
+        "daily_budget": budget_view(budget),
     }
     for count in service.gates.limits.counts:
         views[COUNT_KEYS[count.name]] = count_view(count, wall)
@@ -149,28 +152,49 @@ def _unlimited() -> RateLimit:
     return {"used": 0, "limit": None, "remaining": None, "resets_at": None}
 
 
-def budget_view(allowance: Allowance, budget: BudgetView | None, wall: Wall) -> DailyBudget:
-    """Today's money in USD, as exact decimal strings."""
-    today = utc_day(wall.wall)
-    current = budget is not None and budget.day == today
-    spent = budget.spent_usd if budget is not None and current else Decimal(0)
-    held = budget.held_usd if budget is not None and current else Decimal(0)
-    above_hold = budget.above_hold_usd if budget is not None and current else Decimal(0)
-    limit = allowance.limit_usd
+def budget_view(budget: BudgetView, on_exhausted: str = "refuse") -> BudgetMoney:
+    """A budget's money in USD, as exact decimal strings."""
+    limit, away = budget.limit_usd, budget.spent_usd + budget.held_usd + budget.unsettled_usd
     return {
-        "spent": money(spent),
-        "reserved": money(held),
+        "spent": money(budget.spent_usd),
+        "reserved": money(budget.held_usd),
         "limit": None if limit is None else money(limit),
-        "remaining": None if limit is None else money(max(Decimal(0), limit - spent - held)),
-        "resets_at": iso((today + 1) * DAY_S),
-        "above_hold": money(above_hold),
+        "remaining": None if limit is None else money(max(Decimal(0), limit - away)),
+        "idle": money(budget.idle_usd),
+        "unsettled": money(budget.unsettled_usd),
+        "resets_at": iso(budget.resets_at),
+        "above_hold": money(budget.above_hold_usd),
         "currency": "USD",
-        "scope": budget.scope if budget is not None else "shared",
-        "as_of": iso(budget.as_of) if budget is not None else None,
+        "scope": budget.scope,
+        "as_of": iso(budget.as_of) if budget.as_of is not None else None,
+        "runs_out": None if budget.runs_out is None else _run_out_view(budget.runs_out, on_exhausted),
     }
 
 
-def used_up(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> str:
+def _run_out_view(runs_out: forecast.RunOut, on_exhausted: str) -> RunOut:
+    return {
+        "earliest": iso(runs_out.earliest),
+        "latest": iso(runs_out.latest),
+        "then": "calls are refused" if on_exhausted == "refuse" else f"{on_exhausted} is asked instead",
+    }
+
+
+def own_budget_view(own: OwnBudgetView) -> Budget:
+    """A budget that an operator set."""
+    options = own.options
+    return {
+        **budget_view(own.view, options.on_exhausted),
+        "name": options.name,
+        "title": options.name if own.tag is None else f"{options.name}/{own.tag}",
+        "period": options.period,
+        "service": options.service,
+        "model": options.model,
+        "tag": own.tag or options.tag,
+        "on_exhausted": options.on_exhausted,
+    }
+
+
+def used_up(service: ServiceLike, budget: BudgetView, wall: Wall) -> str:
     """Which limit, budget or pause keeps calls away now; empty if none does."""
     gates = service.gates
     for cooldown in (gates.quota, service.default_guard.cooldown):
@@ -183,18 +207,16 @@ def used_up(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> str:
     if (
         limit is not None
         and not service.free  # then no call is ever refused for money
-        and budget is not None
-        and budget.day == utc_day(wall.wall)
         and budget.spent_usd >= limit
     ):
         return f"the daily budget of {money(limit)} USD is used up"
-    return ""
+    return "" if service.free else budget.shortage
 
 
 # ── services ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def state_of(service: ServiceLike, budget: BudgetView | None, wall: Wall) -> tuple[ServiceState, str]:
+def state_of(service: ServiceLike, budget: BudgetView, wall: Wall) -> tuple[ServiceState, str]:
     """The reported state of a service, and why."""
     if service.obstacle:
         return ServiceState.UNHEALTHY, service.obstacle
@@ -220,7 +242,7 @@ def model_view(service: ServiceLike, guard: Guard, wall: Wall) -> ModelStatus:
 
 def service_view(
     service: ServiceLike,
-    budget: BudgetView | None,
+    budget: BudgetView,
     clock: Clock,
     configuration: ServiceConfiguration | None = None,
 ) -> ServiceHealth:

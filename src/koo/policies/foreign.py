@@ -14,8 +14,8 @@ CALLERS = (TypeError, ValueError, LookupError, AttributeError)
 
 UNREACHABLE = Fault(verdict=FAILURE, kind=Kind.CONNECTION, repeatable=True)
 LATE = Fault(verdict=FAILURE, kind=Kind.TIMEOUT, repeatable=True)
-MISTAKEN = Fault(verdict=NEUTRAL, kind=Kind.INVALID_REQUEST, billed=False)
-OURS = Fault(verdict=NEUTRAL, billed=False)
+MISTAKEN = Fault(verdict=NEUTRAL, kind=Kind.INVALID_REQUEST)
+OURS = Fault(verdict=NEUTRAL)
 ELSE = Fault(verdict=FAILURE)
 
 

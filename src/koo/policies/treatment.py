@@ -65,7 +65,7 @@ def fault_of(error: ExternalServiceError) -> Fault:
     """The fault that an error of one of these kinds stands for; other kinds are NEUTRAL (our own refusals)."""
     treatment = TREATMENTS.get(error.kind)
     if treatment is None:
-        return Fault(verdict=NEUTRAL, kind=error.kind, billed=bool(error.billable))
+        return Fault(verdict=NEUTRAL, kind=error.kind, billed=error.billable is not False)
     return Fault(
         verdict=treatment.verdict,
         kind=error.kind,

@@ -1,52 +1,29 @@
-"""What must outlive the process or be shared, as protocols: money, day counts, operators' acts, alert episodes.
+"""What must outlive the process or be shared, as protocols: money, operators' acts, alert episodes.
 
-Two rules for every store. A hold is durable before `hold` returns, and `settled + held <= limit` at every instant,
-whichever processes write. Everything else may be written a moment later, and losing it errs on the safe side: a hold
-whose settlement was lost is booked at its bound by the sweeper.
+Money is held in memory against what the store has granted in advance (`policies/purses.py`), so at every instant
+settled + held ≤ limit, whatever happens to this process or to the store. Everything else may be written a moment later.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, Protocol
 
 from koo.events import Severity
+from koo.options import BudgetOptions
+from koo.policies.forecast import RunOut
+from koo.policies.purse import Budget, Hold, Refusal
+from koo.policies.treasury import Answer, Key, PeriodKind, Standing
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """A service's daily budget: `limit_usd` a UTC day; None is no limit. `explicit`: an operator set it."""
+    """A service's daily budget: `limit_usd` a UTC day; None is no limit. `explicit`: somebody set it."""
 
     limit_usd: Decimal | None
     explicit: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HoldRequest:
-    """The worst case of one attempt. The hold ends by itself `lease_s` seconds later: then it is booked whole.
-
-    `tag` and `metadata` are the caller's own words for the entry; texts are cut at 256 characters.
-    """
-
-    service: str
-    model: str
-    amount_usd: Decimal
-    allowance: Allowance
-    lease_s: float
-    tag: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """Money put aside. It belongs to its UTC `day` (days since 1970), also when it is settled after midnight."""
-
-    id: str
-    service: str
-    day: int
-    amount_usd: Decimal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,84 +44,202 @@ class Bill:
     reasoning_tokens: int = 0
     unit_prices: dict[str, str] = field(default_factory=dict)
     price_version: str = ""
+    tag: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetView:
+    """One budget in its present period, as last known, in USD; times are wall seconds.
+
+    `held_usd` is held by calls that run now. `idle_usd` lies in the purses of processes and can be recalled,
+    `unsettled_usd` was granted to processes that no longer report. `scope` is "shared", or "this process" while the
+    store is away. `above_hold_usd` is by how much this process's bills were above what was held for them. `runs_out`
+    is when it is used up if spending goes on. `shortage` says why the last call that it should cover was refused, for
+    as long as the same call would be refused again.
+    """
+
+    limit_usd: Decimal | None
+    spent_usd: Decimal
+    held_usd: Decimal
+    idle_usd: Decimal
+    unsettled_usd: Decimal
+    resets_at: float
+    as_of: float | None
+    scope: str = "shared"
+    above_hold_usd: Decimal = Decimal(0)
+    runs_out: RunOut | None = None
+    shortage: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class BudgetView:
-    """The last known numbers of one service and day; `as_of` is wall seconds, `scope` "shared" or "this process".
+class OwnBudgetView:
+    """A budget that an operator set; `tag` where it is one of those for each tag."""
 
-    `above_hold_usd` is by how much this process's bills of the day were above what was held for them.
+    options: BudgetOptions
+    tag: str | None
+    view: BudgetView
+
+
+SpendGroup = Literal["day", "service", "model", "tag"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What was booked in one group, whose values stand in the order of `SpendGroup`; a day is a UTC day.
+
+    `estimated_usd` is the part of which the provider did not say what it used, `input_tokens` those read in any way.
     """
 
-    day: int
-    spent_usd: Decimal
-    held_usd: Decimal
-    as_of: float
-    scope: str = "shared"
-    above_hold_usd: Decimal = Decimal(0)
+    group: tuple[str | int | None, ...]
+    calls: int
+    estimated_calls: int
+    amount_usd: Decimal
+    estimated_usd: Decimal
+    input_tokens: int
+    output_tokens: int
+
+
+class Spending(Protocol):
+    """What was booked by all processes on one store."""
+
+    async def spent(
+        self, first_day: int, last_day: int, by: Sequence[SpendGroup], *, limit: int = 10_000
+    ) -> list[Spent]:
+        """Added up from one UTC day to another, both included. Raises `StoreUnavailable`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """What one process that no longer reports was granted and has not spent, as it told; amounts in pico-dollars."""
+
+    process: str
+    seen_at: float
+    amounts: Mapping[Key, int]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOff:
+    """An operator freed what a process had left, at wall time `at`. `by` and `reason` are the operator's words."""
+
+    process: str
+    at: float
+    by: str
+    reason: str
+    amounts: Mapping[Key, int]
+
+
+class UnsettledMoney(Protocol):
+    """What dead processes left behind in all budgets of one store. Each method raises `StoreUnavailable`."""
+
+    async def find(self) -> list[Unsettled]:
+        """Of the day and the month that run, by process."""
+        ...
+
+    async def write_off(self, process: str | None, by: str, reason: str) -> list[WriteOff]:
+        """Free it for one process, or for all (None); returns what was freed. A process that lives is left alone."""
+        ...
+
+    async def written_off(self, since: float, until: float) -> list[WriteOff]:
+        """What operators wrote off between two wall times, oldest first."""
+        ...
+
+
+class Upkeep(Protocol):
+    """What the store forgets. It may be done by any process, at any time."""
+
+    async def prune(self, before_day: int) -> bool:
+        """Forget a little of what ended before that UTC day; True where there may be more.
+
+        Raises `StoreUnavailable`.
+        """
+        ...
 
 
 class Ledger(Protocol):
-    """Money, held before the call and settled after it."""
+    """Money, held before a call and settled after it; amounts are whole pico-dollars (`policies/money.py`)."""
 
-    async def hold(self, request: HoldRequest) -> Hold:
-        """Put the worst case aside, durably. Raises `BudgetExceeded` (until the next day) or `StoreUnavailable`."""
+    @property
+    def trouble(self) -> str | None:
+        """Why the store cannot be used now, as a sentence; None: nothing is known against it."""
         ...
 
-    def settle(self, hold: Hold, bill: Bill) -> None:
-        """Book what it cost. Never waits and never raises; written a moment later. A second end of a hold is ignored.
+    def budget(
+        self, name: str, limit: int | None, kind: PeriodKind = "day", *, is_default: bool = False
+    ) -> Budget:
+        """Know a budget from now on; a limit of None only counts."""
+        ...
 
-        A bill above its hold is booked whole: the day is then overspent and refuses further holds.
-        """
+    def forget(self, name: str) -> bool:
+        """Know a budget no longer, if it was not used in this period."""
+        ...
+
+    def hold(self, budgets: tuple[Budget, ...], amount: int) -> Hold | None:
+        """Hold a call's worst case in all its budgets, in memory; None where it has to wait."""
+        ...
+
+    async def wait(
+        self, budgets: tuple[Budget, ...], amount: int, deadline: float, *, is_patient: bool
+    ) -> Hold | tuple[Refusal, Key | None]:
+        """Wait for the store's answer, and where `is_patient` for what is recalled. Raises TimeoutError."""
+        ...
+
+    def shrink(self, hold: Hold, amount: int) -> None:
+        """Something has proved a call's worst case smaller."""
+        ...
+
+    def settle(self, hold: Hold, service: str, bill: Bill) -> int:
+        """Book what a call cost, once; returns it. Never waits and never raises."""
         ...
 
     def release(self, hold: Hold) -> None:
         """Nothing was billed. Never waits and never raises."""
         ...
 
-    def view(self, service: str) -> BudgetView:
-        """The last view of today's numbers, without I/O."""
+    def count(self, budget: Budget, day: int, amount: int) -> None:
+        """Count requests of a UTC day; a negative amount takes back."""
         ...
 
-    async def sweep(self) -> list[Hold]:
-        """Book what dead processes left, at its bound; gives the holds that were booked."""
+    def counted_elsewhere(self, budget: Budget, day: int) -> int:
+        """What other processes, and earlier ones, have counted on that day, as last known."""
         ...
 
-    async def flush(self) -> None:
-        """Wait until everything said so far is written."""
+    def standing(self, name: str) -> Standing:
+        """How a budget stands, without I/O."""
         ...
 
-
-class SharedLedger(Ledger, Protocol):
-    """A ledger in a store that can be away."""
-
-    @property
-    def trouble(self) -> str | None:
-        """Why the store cannot be used now, as a sentence without a DSN; None: nothing is known against it."""
+    def knows(self, name: str) -> bool:
+        """Has the store said how this budget stands in this period?"""
         ...
 
-    def adopt(self, hold: Hold, request: HoldRequest) -> None:
-        """Take a hold that was given elsewhere, without asking whether it fits. Never waits and never raises."""
-        ...
-
-    async def refresh(self) -> None:
-        """Read today's numbers anew. Raises `StoreUnavailable`."""
+    def view(self, name: str) -> BudgetView:
+        """As `standing`, for people. Without I/O."""
         ...
 
 
-class Quotas(Protocol):
-    """How many requests a service had today, so that a day's limit survives a restart."""
+class LedgerKeeper(Ledger, Protocol):
+    """The ledger as its owner sees it.
 
-    async def used_today(self, service: str) -> int:
-        """Requests of all processes on this UTC day. Raises `StoreUnavailable`."""
+    `heard` is called with an answer that gives this process another name, or says that the store has forgotten.
+    """
+
+    heard: Callable[[Answer], None]
+
+    async def run(self) -> None:
+        """Keep the store up to date, until cancelled."""
         ...
 
-    def add(self, service: str, day: int, count: int) -> None:
-        """`count` may be negative (a refund). Written a moment later."""
+    async def look(self) -> None:
+        """Tell what is new, and learn how all budgets stand. Raises `StoreUnavailable`."""
+        ...
+
+    async def finish(self) -> None:
+        """This process ends: tell everything, and send home what no call holds. Raises `StoreUnavailable`."""
         ...
 
 
-SignalKind = Literal["reset", "limits", "override", "cooldown", "latch"]
+SignalKind = Literal["reset", "limits", "override", "cooldown", "latch", "write_off"]
 """As stored, so that processes of other versions on the same store understand: a blocked key is a "latch"."""
 
 
@@ -254,10 +349,16 @@ class Store(Protocol):
         ...
 
     @property
-    def ledger(self) -> SharedLedger: ...
+    def ledger(self) -> LedgerKeeper: ...
 
     @property
-    def quotas(self) -> Quotas: ...
+    def entries(self) -> Spending: ...
+
+    @property
+    def unsettled(self) -> UnsettledMoney: ...
+
+    @property
+    def past(self) -> Upkeep: ...
 
     @property
     def signals(self) -> Signals: ...

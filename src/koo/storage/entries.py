@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import get_args
 
+from koo.policies.money import from_pico
+from koo.storage.base import SpendGroup, Spent
 from koo.storage.executor import Executor
-from koo.storage.money import from_pico
-from koo.storage.transaction import Row, Transaction
+from koo.storage.transaction import Row
 
 AS_THEY_ARE = (
     "id", "service", "day", "model", "source", "input_tokens", "cache_read_tokens", "cache_write_tokens",
@@ -17,10 +19,16 @@ AS_THEY_ARE = (
 )  # fmt: skip
 COLUMNS = "at_ms, amount, bound, estimated, unit_prices, metadata, " + ", ".join(AS_THEY_ARE)
 OF_DAY = f"SELECT {COLUMNS} FROM koo_entries WHERE day = :day ORDER BY at_ms, id LIMIT :limit OFFSET :offset"
-PRUNE = """DELETE FROM koo_entries
-    WHERE id IN (SELECT id FROM koo_entries WHERE day < :before ORDER BY day LIMIT 1000)"""
-PRUNE_DAYS = """DELETE FROM koo_days WHERE day < :before AND held = 0
-    AND NOT EXISTS (SELECT 1 FROM koo_entries WHERE koo_entries.day < :before)"""
+GROUPS: tuple[SpendGroup, ...] = get_args(SpendGroup)
+# Amounts are added up in two parts: a sum of pico-dollars has no room in a database's integer above nine million
+# dollars, and SQLite raises for it. Tokens are added up as floats, because a provider may tell any number.
+SPENT = """SELECT {columns}, count(*), sum(estimated), sum(amount / 1000000), sum(amount - amount / 1000000 * 1000000),
+      sum(CASE WHEN estimated = 1 THEN amount / 1000000 ELSE 0 END),
+      sum(CASE WHEN estimated = 1 THEN amount - amount / 1000000 * 1000000 ELSE 0 END),
+      sum(CAST(input_tokens AS DOUBLE PRECISION) + cache_read_tokens + cache_write_tokens),
+      sum(CAST(output_tokens AS DOUBLE PRECISION))
+    FROM koo_entries WHERE day >= :first AND day <= :last
+    GROUP BY {columns} ORDER BY {order} LIMIT :limit"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,18 +72,36 @@ class Entries:
         rows = await self._executor.run(lambda tx: tx.rows(OF_DAY, values), exclusive=False)
         return [_entry(row) for row in rows]
 
-    async def prune(self, before_day: int) -> None:
-        """Forget a thousand of the oldest before that day, and days of which nothing is left.
+    async def spent(
+        self, first_day: int, last_day: int, by: Sequence[SpendGroup], *, limit: int = 10_000
+    ) -> list[Spent]:
+        """What was booked from one UTC day to another, both included, added up by at least one of `GROUPS`.
 
-        Little at a time, because no call can hold money meanwhile. Raises `StoreUnavailable`.
+        By day the oldest first, then what cost most. Raises `StoreUnavailable`.
         """
-        values: dict[str, Any] = {"before": before_day}
+        columns = ", ".join(name for name in GROUPS if name in by)
+        sql = SPENT.replace("{columns}", columns).replace(
+            "{order}",
+            f"day, sum(amount / 1000000) DESC, {columns}"
+            if "day" in by
+            else f"sum(amount / 1000000) DESC, {columns}",
+        )
+        values = {"first": first_day, "last": last_day, "limit": limit}
+        rows = await self._executor.run(lambda tx: tx.rows(sql, values), exclusive=False)
+        return [_spent(row, columns.count(",") + 1) for row in rows]
 
-        def write(tx: Transaction) -> None:
-            tx.run(PRUNE, values)
-            tx.run(PRUNE_DAYS, values)
 
-        await self._executor.run(write)
+def _spent(row: Row, groups: int) -> Spent:
+    calls, estimated, high, low, estimated_high, estimated_low, read, written = row[groups:]
+    return Spent(
+        group=row[:groups],
+        calls=int(calls),
+        estimated_calls=int(estimated),
+        amount_usd=from_pico(int(high) * 1_000_000 + int(low)),
+        estimated_usd=from_pico(int(estimated_high) * 1_000_000 + int(estimated_low)),
+        input_tokens=int(read),
+        output_tokens=int(written),
+    )
 
 
 def _entry(row: Row) -> Entry:

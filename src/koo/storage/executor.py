@@ -24,6 +24,7 @@ log = logging.getLogger("koo")
 
 T = TypeVar("T")
 
+IN_USE = "the state store is in use on another event loop: close it there first, or make a second SqlStore"
 _left_behind: list[Worker] = []
 """Workers of a parent process: closing their connections here would close the parent's."""
 
@@ -31,14 +32,13 @@ _left_behind: list[Worker] = []
 class Executor:
     """One thread at a time over the database that `connect` makes.
 
-    `timeout_s` is the longest time that a caller waits. `on_start` is called on the loop when a thread has begun.
+    `timeout_s` is the longest time that a caller waits.
     """
 
     def __init__(self, connect: Callable[[float], Backend], clock: Clock, timeout_s: float) -> None:
         self._connect = connect
         self.clock = clock
         self.timeout_s = timeout_s
-        self.on_start: Callable[[], None] = lambda: None
         self.process = ""
         self.worker: Worker | None = None
         self._watchers: list[Callable[[str | None], None]] = []
@@ -93,9 +93,7 @@ class Executor:
         if worker is not None and worker.alive:
             if worker.loop is loop:
                 return worker
-            raise RuntimeError(
-                "the state store is in use on another event loop: close it there first, or make a second SqlStore"
-            )
+            raise RuntimeError(IN_USE)
         if worker is not None:
             worker.stop()
             _left_behind.append(worker)
@@ -105,7 +103,6 @@ class Executor:
         self.process = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         worker = self.worker = Worker(self._connect(self.timeout_s), loop, self._changed)
         worker.start()
-        self.on_start()
         return worker
 
     async def stop(self) -> None:
@@ -136,9 +133,6 @@ class Call(Generic[T]):
 
     def write(self, tx: Transaction) -> None:
         self._value = self._work(tx)
-
-    def after(self, error: Exception | None) -> None:
-        pass
 
     def finished(self, error: Exception | None) -> None:
         if self.result.done():

@@ -46,3 +46,12 @@ def transient(error: BaseException) -> bool:
     """Whether the server itself undid the transaction, so that the same one may succeed at once."""
     state = sqlstate_of(error)
     return state is not None and SQLSTATES.get(state) is CONTENDED
+
+
+def lost(error: BaseException) -> bool:
+    """Whether the server says that it has ended this connection.
+
+    Its word may arrive before the end of the connection does: then the driver takes the connection for a good one.
+    """
+    meaning = by_code(original_of(error))
+    return meaning is not None and meaning.unsure

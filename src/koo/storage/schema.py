@@ -3,10 +3,11 @@
 `koo_schema` holds one row: how many steps of `STEPS` were taken. A process takes the missing steps in one transaction,
 while others wait; it refuses a store that has more steps than it knows. A step that was published never changes.
 
-* `koo_days`: one row for each service and UTC day. Whoever writes money locks this row first.
-* `koo_holds`: what is held now. A hold's row is its state: it is there as long as the hold stands, and whoever deletes
-  it has ended it; nobody else can. `process` tells whose it was.
-* `koo_entries`: what was booked, one row for each hold that ended with a cost.
+* `koo_treasuries`: one row for each budget and period (`policies/treasury.py`). `limit_amount` -1 is no limit.
+* `koo_purses`: what one process was granted, sent back, spent, and spent without a grant, by budget and period.
+* `koo_processes`: the last beat of each process, and when it came.
+* `koo_probe`: what is written to find out whether a store that failed takes writes again.
+* `koo_entries`: what was booked, one row for each call that ended with a cost.
 * `koo_signals`: what operators did, for all processes.
 * `koo_episodes`: alerts, from their beginning to their end. Each is its `process`'s as long as the lease lasts.
 
@@ -59,6 +60,32 @@ STEPS: tuple[tuple[str, ...], ...] = (
     (
         "ALTER TABLE koo_holds ADD COLUMN metadata TEXT",
         "ALTER TABLE koo_entries ADD COLUMN metadata TEXT",
+    ),
+    (
+        """CREATE TABLE koo_treasuries (
+             budget TEXT NOT NULL, period BIGINT NOT NULL, limit_amount BIGINT NOT NULL, limit_at_ms BIGINT NOT NULL,
+             booked BIGINT NOT NULL, spent BIGINT NOT NULL, recall_at_ms BIGINT NOT NULL,
+             PRIMARY KEY (budget, period))""",
+        """CREATE TABLE koo_purses (
+             budget TEXT NOT NULL, period BIGINT NOT NULL, process TEXT NOT NULL,
+             granted BIGINT NOT NULL, back BIGINT NOT NULL, spent BIGINT NOT NULL, over_granted BIGINT NOT NULL,
+             held BIGINT NOT NULL, PRIMARY KEY (budget, period, process))""",
+        """CREATE TABLE koo_processes (
+             name TEXT NOT NULL PRIMARY KEY, number BIGINT NOT NULL, token TEXT NOT NULL,
+             closed INTEGER NOT NULL, seen_ms BIGINT NOT NULL)""",
+        "CREATE TABLE koo_probe (filler TEXT NOT NULL)",
+        "ALTER TABLE koo_schema ADD COLUMN frozen_until_ms BIGINT NOT NULL DEFAULT 0",
+        # What was settled stays spent. What was held may have been billed, so it stays booked until its day is over.
+        """INSERT INTO koo_treasuries
+             SELECT 'service/' || service, day, -1, 0, settled + held, settled, 0 FROM koo_days""",
+        """INSERT INTO koo_purses
+             SELECT 'service/' || service, day, 'before', settled + held, 0, settled, 0, 0 FROM koo_days""",
+        """INSERT INTO koo_treasuries
+             SELECT 'requests/' || service, day, -1, 0, requests, requests, 0 FROM koo_days""",
+        """INSERT INTO koo_purses
+             SELECT 'requests/' || service, day, 'before', 0, 0, requests, requests, 0 FROM koo_days""",
+        "DROP TABLE koo_days",
+        "DROP TABLE koo_holds",
     ),
 )
 

@@ -37,22 +37,10 @@ class SqlSignals:
 
         Raises `StoreUnavailable`.
         """
-        wall = self._executor.clock.wall()
-        values = {
-            "at_ms": int(wall * 1000),
-            "kind": kind,
-            "target": target,
-            "payload": json.dumps(payload or {}),
-        }
-
-        def write(tx: Transaction) -> int:
-            tx.rows("{latecomers_wait}")
-            tx.run(PRUNE, {"before_ms": int((wall - SIGNAL_KEPT_S) * 1000)})
-            sql = """INSERT INTO koo_signals (at_ms, process, kind, target, payload)
-                VALUES (:at_ms, :process, :kind, :target, :payload) RETURNING id"""
-            return int(tx.rows(sql, {**values, "process": self._executor.process})[0][0])
-
-        return await self._executor.run(write)
+        at_ms = int(self._executor.clock.wall() * 1000)
+        return await self._executor.run(
+            lambda tx: publish_in(tx, at_ms, self._executor.process, kind, target, payload or {})
+        )
 
     async def latest(self) -> list[Signal]:
         """The last act of each kind on each target, oldest first: what a starting process must know."""
@@ -90,6 +78,24 @@ class SqlSignals:
                     yield signal
             if not found:
                 await self._executor.clock.sleep(POLL_S)
+
+
+def publish_in(
+    tx: Transaction, at_ms: int, process: str, kind: SignalKind, target: str, payload: dict[str, Any]
+) -> int:
+    """Tell all other processes, in a transaction; returns the signal's number."""
+    values = {
+        "at_ms": at_ms,
+        "process": process,
+        "kind": kind,
+        "target": target,
+        "payload": json.dumps(payload),
+    }
+    tx.rows("{latecomers_wait}")
+    tx.run(PRUNE, {"before_ms": at_ms - int(SIGNAL_KEPT_S * 1000)})
+    sql = """INSERT INTO koo_signals (at_ms, process, kind, target, payload)
+        VALUES (:at_ms, :process, :kind, :target, :payload) RETURNING id"""
+    return int(tx.rows(sql, values)[0][0])
 
 
 def _signal(row: Row) -> Signal:

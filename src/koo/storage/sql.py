@@ -22,7 +22,8 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from koo.errors import ConfigurationError
 from koo.sqlstates import is_locked
 from koo.storage import schema
 from koo.storage.base import StoreUnavailable
-from koo.storage.faults import sentence, transient
+from koo.storage.faults import lost, sentence, transient
 from koo.storage.transaction import WORDS, Dialect, Row, StatementRejected, Transaction
 
 BUSY_S_MAX = 5.0
@@ -49,20 +50,79 @@ def _statement(sql: str, dialect: Dialect) -> TextClause:
 class SqlTransaction:
     """A `Transaction` on an SQLAlchemy connection."""
 
-    __slots__ = ("_connection", "again", "dialect")
+    __slots__ = ("_connection", "dialect")
 
-    def __init__(self, connection: Connection, dialect: Dialect, again: bool) -> None:
+    def __init__(self, connection: Connection, dialect: Dialect) -> None:
         self._connection = connection
         self.dialect: Dialect = dialect
-        self.again = again
 
     def rows(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Row]:
         """Run a statement, and give the rows it returns."""
         return [tuple(row) for row in self._connection.execute(_statement(sql, self.dialect), values)]
 
+    def later(self, sql: str, values: Mapping[str, Any] | None = None) -> Callable[[], list[Row]]:
+        """Run a statement, whose rows are asked for later."""
+        found = self.rows(sql, values)
+        return lambda: found
+
     def run(self, sql: str, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:
         """Run a statement that returns nothing; once for each of several mappings of values."""
         self._connection.execute(_statement(sql, self.dialect), values)
+
+
+class PipelinedTransaction:
+    """A `Transaction` in psycopg's pipeline: what returns nothing travels with the next statement that does, or with
+    COMMIT. A beat of ten statements is two round trips so, and a server that is far away is no server that hangs."""
+
+    __slots__ = ("_connection", "_driver", "dialect")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._driver: Any = connection.connection.driver_connection
+        self.dialect: Dialect = "postgresql"
+
+    def rows(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Row]:
+        """Run a statement, and give the rows it returns."""
+        return self.later(sql, values)()
+
+    def later(self, sql: str, values: Mapping[str, Any] | None = None) -> Callable[[], list[Row]]:
+        """Send a statement; its rows are waited for when they are asked for."""
+        with self.translated(sql):
+            cursor = self._driver.execute(_for_driver(sql), values or {})
+
+        def found() -> list[Row]:
+            with self.translated(sql):
+                rows: list[Row] = cursor.fetchall()
+            return rows
+
+        return found
+
+    def run(self, sql: str, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Run a statement that returns nothing; once for each of several mappings of values."""
+        with self.translated(sql):
+            if isinstance(values, Sequence):
+                self._driver.cursor().executemany(_for_driver(sql), values)
+            else:
+                self._driver.execute(_for_driver(sql), values or {})
+
+    @contextmanager
+    def translated(self, sql: str) -> Iterator[None]:
+        """The driver's errors as those of SQLAlchemy, which knows whether the connection is lost with them."""
+        dialect = self._connection.dialect
+        try:
+            yield
+        except dialect.loaded_dbapi.Error as error:
+            lost = dialect.is_disconnect(error, self._driver, None)
+            raise DBAPIError.instance(
+                sql, None, error, dialect.loaded_dbapi.Error, connection_invalidated=lost, dialect=dialect
+            ) from error
+
+
+@functools.lru_cache(maxsize=1024)
+def _for_driver(sql: str) -> str:
+    """A statement with the driver's own placeholders."""
+    dialect = make_url("postgresql+psycopg://").get_dialect()()
+    return str(_statement(sql, "postgresql").compile(dialect=dialect))
 
 
 class SqlBackend:
@@ -88,27 +148,31 @@ class SqlBackend:
         try:
             reused = self._usable()
             try:
-                self._attempt(write, exclusive, again=False)
+                self._attempt(write, exclusive)
             except DBAPIError as error:
                 # The server was restarted since the last use, or its connection was cut while it was idle.
-                stale = reused and error.connection_invalidated and not self._was_cut
+                is_lost = error.connection_invalidated or lost(error)
+                stale = reused and is_lost and not self._was_cut
                 if not stale and not transient(error):
                     raise
-                self._attempt(write, exclusive, again=True)
+                self._attempt(write, exclusive)
         except (DataError, IntegrityError) as error:
             raise StatementRejected(f"the state store does not take this: {type(error).__name__}") from error
         except (SQLAlchemyError, OSError) as error:
             raise StoreUnavailable(sentence(error, self.place)) from error
 
-    def _attempt(self, write: Callable[[Transaction], None], exclusive: bool, again: bool) -> None:
+    def _attempt(self, write: Callable[[Transaction], None], exclusive: bool) -> None:
         try:
             connection = self._connect()
             self._exclusive = exclusive
-            with connection.begin():
-                write(SqlTransaction(connection, self.dialect, again))
+            self._run(connection, write)
         except BaseException:
             self.close()  # Nobody knows what state it is in, and a new one costs a millisecond.
             raise
+
+    def _run(self, connection: Connection, write: Callable[[Transaction], None]) -> None:
+        with connection.begin():
+            write(SqlTransaction(connection, self.dialect))
 
     def _connect(self) -> Connection:
         if self._connection is None:
@@ -116,11 +180,11 @@ class SqlBackend:
             self._connection = self._engine.connect()
             self._exclusive = False
             with self._connection.begin():
-                current = schema.is_current(SqlTransaction(self._connection, self.dialect, False))
+                current = schema.is_current(SqlTransaction(self._connection, self.dialect))
             if not current:
                 self._exclusive = True
                 with self._connection.begin():
-                    schema.prepare(SqlTransaction(self._connection, self.dialect, False))
+                    schema.prepare(SqlTransaction(self._connection, self.dialect))
         return self._connection
 
     def close(self) -> None:
@@ -242,6 +306,7 @@ class PostgresBackend(SqlBackend):
             "connect_timeout": max(2, math.ceil(timeout_s)),
             "application_name": "koo",
             "tcp_user_timeout": timeout_ms,
+            "prepare_threshold": None,  # Preparing takes a round trip, and does not work behind every pooler.
         }
         engine = create_engine(
             url, poolclass=NullPool, connect_args=arguments, isolation_level="READ COMMITTED"
@@ -257,6 +322,19 @@ class PostgresBackend(SqlBackend):
                     self._plug.shutdown(socket.SHUT_RDWR)
                 except OSError:
                     pass  # The other side was faster.
+
+    def _run(self, connection: Connection, write: Callable[[Transaction], None]) -> None:
+        driver: Any = connection.connection.driver_connection
+        # BEGIN and COMMIT are statements like the others: the driver's own would each be a round trip of its own.
+        driver.autocommit = True
+        tx, pipeline = PipelinedTransaction(connection), driver.pipeline()
+        # Not as a block: after an error the connection is closed, and leaving the pipeline would only warn about that.
+        pipeline.__enter__()
+        tx.run("BEGIN")
+        write(tx)
+        tx.run("COMMIT")
+        with tx.translated("COMMIT"):
+            pipeline.__exit__(None, None, None)
 
     def close(self) -> None:
         """Give the connection back."""

@@ -1,4 +1,4 @@
-"""The state store of one process: its ledger, quotas, signals and alert episodes over one thread and one connection.
+"""The state store of one process: its ledger, signals and alert episodes over one thread and one connection.
 
 It belongs to the event loop on which it was first used, until `close()`; after that, or when that loop has ended, it
 may be used on another one. A store that cannot be reached is open nevertheless: it goes on trying, `trouble` says
@@ -15,19 +15,27 @@ from koo.clock import SYSTEM_CLOCK, Clock
 from koo.storage.base import StoreUnavailable
 from koo.storage.entries import Entries
 from koo.storage.episodes import SqlEpisodes
+from koo.storage.exchanges import SqlExchange
 from koo.storage.executor import Executor
+from koo.storage.ledger import Ledger
+from koo.storage.past import Past
 from koo.storage.signals import SqlSignals
-from koo.storage.sql_ledger import SqlLedger, SqlQuotas
+from koo.storage.unsettled import SqlUnsettled
 
 log = logging.getLogger("koo")
+
+FILE_BEAT_S = 0.1
+"""A commit to a file takes a millisecond, so purses can be small and a dead process leaves little behind."""
+SERVER_BEAT_S = 1.0
+"""A hundred processes are a hundred transactions a second."""
 
 
 class SqlStore:
     """The state store at `url`: `sqlite:///file` (relative to `home`) or `postgresql://…`; a `koo.storage.base.Store`.
 
-    `timeout_s` is the longest time that a caller waits for it; `linger_s` the time that what is not urgent
-    (settlements, counts) waits for company. Nothing is opened before the first use. Raises `ConfigurationError` for
-    another URL.
+    `timeout_s` is the longest time that a caller waits for it; `beat_s` the time between two beats of its ledger, by
+    default a tenth of a second for a file and a second for a server. Nothing is opened before the first use. Raises
+    `ConfigurationError` for another URL.
     """
 
     def __init__(
@@ -37,7 +45,7 @@ class SqlStore:
         clock: Clock = SYSTEM_CLOCK,
         home: Path = Path(),
         timeout_s: float = 2.0,
-        linger_s: float = 0.02,
+        beat_s: float | None = None,
     ) -> None:
         from koo.storage import sql  # Importing SQLAlchemy takes longer than all of koo.
 
@@ -45,11 +53,13 @@ class SqlStore:
         self.clock = clock
         # Looked up when the thread starts, so that a test can put its own database there.
         self.executor = Executor(lambda timeout_s: sql.make_backend(target, timeout_s), clock, timeout_s)
-        self.ledger = SqlLedger(self.executor, linger_s)
-        self.executor.on_start = self.ledger.begin
+        is_file = isinstance(target, Path)
+        exchange = SqlExchange(self.executor, beat_s or (FILE_BEAT_S if is_file else SERVER_BEAT_S))
+        self.ledger = Ledger(exchange, clock)
         self.executor.watch(self.ledger.store_changed)
-        self.quotas = SqlQuotas(self.executor, self.ledger)
         self.entries = Entries(self.executor)
+        self.unsettled = SqlUnsettled(self.executor)
+        self.past = Past(self.executor)
         self.signals = SqlSignals(self.executor)
         self.episodes = SqlEpisodes(self.executor)
 
@@ -81,15 +91,16 @@ class SqlStore:
 
         Raises RuntimeError while it is open on another event loop that still runs.
         """
-        await self.ledger.refresh()
+        await self.ledger.look()
 
     async def close(self) -> None:
         """Write what waits, as far as the store lets us, and end the thread. It may be opened again."""
         try:
-            if self.is_open:
-                await self.ledger.flush()
+            await self.ledger.finish()
         except StoreUnavailable as error:
-            log.error("%s bookings were not written (%s); their bounds will be", self.ledger.waiting, error)
+            log.error(
+                "what was spent last is not in the state store (%s): it stays booked at its bound", error
+            )
         finally:
             await self.executor.stop()
 

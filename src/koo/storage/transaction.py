@@ -6,7 +6,8 @@ Where SQLite and PostgreSQL differ, a statement has a word in braces: see `WORDS
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from koo.storage.base import StoreUnavailable
@@ -18,12 +19,24 @@ WORDS: dict[Dialect, dict[str, str]] = {
     "sqlite": {
         # The list arrives as one JSON text, so that the statement is the same for one id and for five hundred.
         "ids": "SELECT value FROM json_each(:ids)",
+        # The clock of the machine, which all processes on one file share.
+        "clock_ms": ":wall_ms",
+        "now_ms": ":now_ms",
+        "keys": "SELECT value ->> 0 AS budget, value ->> 1 AS period FROM json_each(:keys)",
+        "rows": "SELECT value FROM json_each(:rows)",
+        "for_update_of_t": "",
         "for_update": "",  # The whole file is ours since BEGIN IMMEDIATE.
         "serial": "INTEGER PRIMARY KEY AUTOINCREMENT",
         "latecomers_wait": "SELECT 1",
     },
     "postgresql": {
         "ids": "SELECT json_array_elements_text(CAST(:ids AS json))",
+        "clock_ms": "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)",
+        "now_ms": "CAST(:now_ms AS bigint)",
+        "keys": """SELECT value ->> 0 AS budget, CAST(value ->> 1 AS bigint) AS period
+            FROM json_array_elements(CAST(:keys AS json))""",
+        "rows": "SELECT value FROM json_array_elements(CAST(:rows AS json))",
+        "for_update_of_t": "FOR UPDATE OF t",
         "for_update": "FOR UPDATE",
         "serial": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
         # Until the end of the transaction; any number that no other application uses.
@@ -33,18 +46,35 @@ WORDS: dict[Dialect, dict[str, str]] = {
 
 
 class Transaction(Protocol):
-    """`again`: the connection broke before, and the first run may have been committed."""
+    """One transaction. Work may be run again after a lost connection, when the first run may have been committed."""
 
     dialect: Dialect
-    again: bool
 
     def rows(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Row]:
         """Run a statement, and give the rows it returns."""
         ...
 
+    def later(self, sql: str, values: Mapping[str, Any] | None = None) -> Callable[[], list[Row]]:
+        """Run a statement whose rows are asked for later: several of these are one round trip, where there are any."""
+        ...
+
     def run(self, sql: str, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:
         """Run a statement that returns nothing; once for each of several mappings of values."""
         ...
+
+
+def as_rows(rows: Iterable[Sequence[Any]]) -> dict[str, str]:
+    """Values for a statement with `{rows}`: all rows in one statement, so in one round trip."""
+    return {"rows": json.dumps(list(rows), separators=(",", ":"))}
+
+
+def picked(texts: Sequence[str], numbers: Sequence[str]) -> dict[str, str]:
+    """How a statement picks columns out of `{rows}`, each of them texts first and then numbers."""
+    found = {name: f"value ->> {place}" for place, name in enumerate(texts)}
+    # Of a number PostgreSQL has the text.
+    return found | {
+        name: f"CAST(value ->> {place} AS bigint)" for place, name in enumerate(numbers, len(texts))
+    }
 
 
 class StatementRejected(StoreUnavailable):

@@ -7,7 +7,7 @@ It stands between a client and any server, on the test's own event loop, and can
 * be a black hole (`black_hole`): everything stays connected, nothing passes, nobody is told; until `heal`;
 * forget what is connected (`forget`), so that only those connections are black holes;
 * reset each new connection as soon as it is made (`reset_new`);
-* be slow (`delay_s`, before each piece of data in each direction);
+* be far away (`delay_s`: each piece of data arrives so much later, in each direction);
 * for PostgreSQL, cut exactly at COMMIT (`cut_commit`): before the server has seen it, after the server has done it but
   before the client hears of it, or hold it until the connection ends. It reads the client's messages for that, of any
   driver, and needs a connection without TLS.
@@ -21,7 +21,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 CommitCut = Literal["before", "after", "hold"]
 
@@ -129,14 +129,14 @@ class FaultProxy:
         finally:
             self._pipes.discard(pipe)
 
-    async def pass_on(self, pipe: _Pipe) -> None:
-        """Wait as long as the faults say."""
+    async def pass_on(self, pipe: _Pipe, came_at: float) -> None:
+        """Wait as long as the faults say, of a piece that came at `came_at` (the loop's time)."""
         assert self._open is not None
         if pipe.forgotten:
             self.swallowed += 1
             await asyncio.get_running_loop().create_future()
         if self.delay_s:
-            await asyncio.sleep(self.delay_s)
+            await asyncio.sleep(came_at + self.delay_s - asyncio.get_running_loop().time())
         await self._open.wait()
 
     def commit_cut(self) -> CommitCut | None:
@@ -169,7 +169,7 @@ class _Pipe:
             if self._proxy.reset_new:
                 self.reset()
                 return
-            await self._proxy.pass_on(self)
+            await self._proxy.pass_on(self, asyncio.get_running_loop().time())
             self._server = await asyncio.open_connection(*self._proxy.target)
             writers.append(self._server[1])
             await self._pump()
@@ -184,19 +184,26 @@ class _Pipe:
 
     async def _pump(self) -> None:
         assert self._server is not None
-        ways = [asyncio.create_task(self._upstream()), asyncio.create_task(self._downstream())]
+        up, down = asyncio.Queue[Piece](), asyncio.Queue[Piece]()
+        ways = [asyncio.create_task(self._upstream(up)), asyncio.create_task(self._downstream(down))]
+        # Read apart from passing on: a piece that follows at once travels beside the one before, not after it.
+        reads = [
+            asyncio.create_task(_read(self._client[0], up)),
+            asyncio.create_task(_read(self._server[0], down)),
+        ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+            for task in (*ways, *reads):
+                task.cancel()
+            await asyncio.gather(*ways, *reads, return_exceptions=True)
 
-    async def _upstream(self) -> None:
+    async def _upstream(self, pieces: asyncio.Queue[Piece]) -> None:
         assert self._server is not None
-        while data := await self._client[0].read(_CHUNK):
+        while (piece := await pieces.get()).data:
             self._proxy.requests += 1
-            await self._proxy.pass_on(self)
+            await self._proxy.pass_on(self, piece.came_at)
+            data = piece.data
             if any(_is_commit(message) for message in self._messages.feed(data)):
                 self._cut = self._proxy.commit_cut()
             if self._cut == "before":
@@ -207,14 +214,14 @@ class _Pipe:
             self._server[1].write(data)
             await self._server[1].drain()
 
-    async def _downstream(self) -> None:
+    async def _downstream(self, pieces: asyncio.Queue[Piece]) -> None:
         assert self._server is not None
-        while data := await self._server[0].read(_CHUNK):
-            await self._proxy.pass_on(self)
+        while (piece := await pieces.get()).data:
+            await self._proxy.pass_on(self, piece.came_at)
             if self._cut == "after":  # the answer to the COMMIT: it is done
                 self.reset()
                 return
-            self._client[1].write(data)
+            self._client[1].write(piece.data)
             await self._client[1].drain()
 
     def reset(self) -> None:
@@ -231,6 +238,23 @@ class _Pipe:
         if task is not None and not task.done():
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+class Piece(NamedTuple):
+    """What was read at once, and when (the loop's time); no data: that side has ended."""
+
+    data: bytes
+    came_at: float
+
+
+async def _read(reader: asyncio.StreamReader, pieces: asyncio.Queue[Piece]) -> None:
+    data = b"begun"
+    while data:
+        try:
+            data = await reader.read(_CHUNK)
+        except OSError:
+            data = b""  # The side that passes on ends the connection.
+        pieces.put_nowait(Piece(data, asyncio.get_running_loop().time()))
 
 
 class _Messages:

@@ -1,15 +1,18 @@
-"""Routes under /ai: questions, the state of services, and their resets."""
+"""Routes under /ai: questions, the state of services, their resets, and what was spent."""
 
 from __future__ import annotations
 
 import logging
+from datetime import date
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from koo.monitoring import shapes
+from koo.monitoring import shapes, spend_shapes
 from koo.monitoring.guards import now_iso
 from koo.monitoring.snapshot import unknown_service
+from koo.options import LEDGER_DAYS_MAX
 from koo.platform import Platform
 from koo.web import answers, bodies, views
 from koo.web.routing import JsonView, described, make_router, while_connected
@@ -23,6 +26,7 @@ def ai_router(platform: Platform) -> APIRouter:
     _add_queries(router, platform)
     _add_health(router, platform)
     _add_resets(router, platform)
+    _add_spending(router, platform)
     return router
 
 
@@ -71,6 +75,47 @@ def _add_health(router: APIRouter, platform: Platform) -> None:
     async def check_services(service: str | None = None) -> Response:
         """Asks whether they are there and take the key; never billed. Without `service` all that are configured."""
         return JsonView(await platform.check_services(service))
+
+
+def _add_spending(router: APIRouter, platform: Platform) -> None:
+    @router.get("/spend", summary="What was spent", **described(spend_shapes.Spend, 422, 503))
+    async def get_spend(
+        days: Annotated[
+            int | None, Query(ge=1, le=LEDGER_DAYS_MAX, description="the last days, today included")
+        ] = None,
+        first_day: Annotated[
+            date | None, Query(alias="from", description="first UTC day: 2026-11-01")
+        ] = None,
+        last_day: Annotated[date | None, Query(alias="to", description="last UTC day, included")] = None,
+        month: Annotated[
+            str | None,
+            Query(
+                json_schema_extra={"pattern": r"^\d{4}-(0[1-9]|1[0-2])$"},
+                description="2026-11; without any period the one that runs",
+            ),
+        ] = None,
+        by: Annotated[
+            list[Literal["day", "service", "model", "tag"]] | None,
+            Query(description="what to add up by; may be repeated"),
+        ] = None,
+    ) -> Response:
+        """What all processes booked, added up; estimated amounts are marked. And what dead processes left unsettled."""
+        spend = await platform.spend(
+            days=days, first_day=first_day, last_day=last_day, month=month, by=by or ("service",)
+        )
+        return JsonView(spend)
+
+    @router.post(
+        "/spend/write-off",
+        summary="Free what dead processes left",
+        **described(spend_shapes.WriteOffs, 404, 413, 422, 503),
+    )
+    async def write_off(body: bodies.WriteOffBody) -> Response:
+        """Frees money that stays booked because a process that no longer reports may have spent it.
+
+        That may raise the possible bill by the amount. It is logged, and kept with who did it.
+        """
+        return JsonView(await platform.write_off(body.process, by=body.by, reason=body.reason))
 
 
 def _add_resets(router: APIRouter, platform: Platform) -> None:

@@ -45,6 +45,8 @@ class QueryAnswer(TypedDict):
     attempts: int
     latency_s: float
     stop_reason: str | None
+    max_tokens: Annotated[int | None, Doc("the longest answer that was asked for")]
+    clamped: Annotated[bool, Doc("`max_tokens` was lowered to what fitted, as `clamp` allows")]
     timestamp: Time
 
 

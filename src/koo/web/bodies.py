@@ -69,6 +69,13 @@ class QueryBody(Body):
         description="wait: queue for limits within the deadline; refuse: wait for nothing; without it: wait only for "
         "a pause that the provider asked for",
     )
+    max_cost_usd: float | None = Field(
+        default=None, ge=0, description="the most that one attempt may cost at worst; a dearer one is refused"
+    )
+    clamp: bool = Field(
+        default=False,
+        description="lower `max_tokens` to what `max_cost_usd` and the budgets leave room for; the answer says so",
+    )
     tag: str | None = Field(default=None, max_length=200, description="your own word, for the ledger")
     metadata: Annotated[dict[str, str], BeforeValidator(_few)] = Field(
         default_factory=dict, max_length=50, description="your own words; never sent"
@@ -83,6 +90,33 @@ class BatchBody(Body):
     )
 
     queries: list[QueryBody] = Field(min_length=1, max_length=100)
+
+
+SPEND_NAMES = ("days", "from", "to", "month", "by")
+"""What is asked of `/ai/spend` in its address."""
+
+
+class WriteOffBody(Body):
+    """Whose unsettled money is freed: of one process, or of all that no longer report."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"example": {"all": True, "by": "ada", "reason": "host gone"}},
+    )
+
+    process: str | None = Field(
+        default=None, min_length=1, max_length=300, description="as `/ai/spend` lists it"
+    )
+    all: bool = Field(default=False, description="every process that no longer reports, instead of one")
+    by: str = Field(min_length=1, max_length=100, description="who does this; kept with it")
+    reason: str = Field(default="", max_length=500, description="why; kept with it")
+
+    @model_validator(mode="after")
+    def _names_one_or_all(self) -> WriteOffBody:
+        if (self.process is None) is not self.all:
+            raise ValueError("choose either a process, or all")
+        return self
 
 
 class ResetBody(Body):

@@ -23,6 +23,7 @@ from koo.monitoring.guards import total_of
 from koo.monitoring.shapes import (
     WINDOWS,
     BreakerWord,
+    BudgetMoney,
     DatabaseHealth,
     DatabaseMetrics,
     DatabaseWord,
@@ -78,6 +79,15 @@ NAMES: dict[str, Name] = {
     "koo_budget_limit_usd": Name(GaugeMetricFamily, "budget of the UTC day", ("service",)),
     "koo_budget_spent_usd": Name(GaugeMetricFamily, "booked today", ("service",)),
     "koo_budget_reserved_usd": Name(GaugeMetricFamily, "held for running attempts", ("service",)),
+    "koo_budget_unsettled_usd": Name(
+        GaugeMetricFamily, "granted to processes that no longer report", ("service",)
+    ),
+    "koo_own_budget_limit_usd": Name(GaugeMetricFamily, "budget that an operator set", ("budget",)),
+    "koo_own_budget_spent_usd": Name(GaugeMetricFamily, "booked in its period", ("budget",)),
+    "koo_own_budget_reserved_usd": Name(GaugeMetricFamily, "held for running attempts", ("budget",)),
+    "koo_own_budget_unsettled_usd": Name(
+        GaugeMetricFamily, "granted to processes that no longer report", ("budget",)
+    ),
     "koo_database_up": Name(
         GaugeMetricFamily, "1 if the last look found the database, and it is not refused", ()
     ),
@@ -113,9 +123,12 @@ class PlatformMetrics(Collector):
 
     def _samples(self) -> Iterator[Sample]:
         yield "koo_build", (koo.__version__,), 1
-        for name, view in self._platform.services_status().items():
+        overview = self._platform.services_health()
+        for name, view in overview["services"].items():
             if view["configured"]:
                 yield from _service(name, view)
+        for own in overview["budgets"]:
+            yield from _budget("koo_own_budget", own["title"], own)
         database = self._platform.database
         yield from _database(database.get_health(), database.get_pool_metrics())
         active: list[str] = [alert["type"] for alert in self._platform.active_alerts() if alert["active"]]
@@ -154,11 +167,15 @@ def _service(name: str, view: ServiceHealth) -> Iterator[Sample]:
         yield "koo_rate_limit_used", (name, window), limits[window]["used"]
         if limit is not None:
             yield "koo_rate_limit", (name, window), limit
-    budget = limits["daily_budget"]
-    yield "koo_budget_spent_usd", (name,), float(Decimal(budget["spent"]))
-    yield "koo_budget_reserved_usd", (name,), float(Decimal(budget["reserved"]))
+    yield from _budget("koo_budget", name, limits["daily_budget"])
+
+
+def _budget(family: str, name: str, budget: BudgetMoney) -> Iterator[Sample]:
+    yield f"{family}_spent_usd", (name,), float(Decimal(budget["spent"]))
+    yield f"{family}_reserved_usd", (name,), float(Decimal(budget["reserved"]))
+    yield f"{family}_unsettled_usd", (name,), float(Decimal(budget["unsettled"]))
     if budget["limit"] is not None:
-        yield "koo_budget_limit_usd", (name,), float(Decimal(budget["limit"]))
+        yield f"{family}_limit_usd", (name,), float(Decimal(budget["limit"]))
 
 
 REFUSALS = frozenset(

@@ -92,7 +92,13 @@ ERRORS_MAX = 20
 _JSON_TYPE = re.compile(r"application/([\w.!#$&^+-]+\+)?json\s*(;|$)", re.IGNORECASE)
 _PLACES = frozenset({"body", "query", "path", "header"})
 _FIELDS = frozenset(
-    {*bodies.QueryBody.model_fields, *bodies.BatchBody.model_fields, *bodies.ResetBody.model_fields}
+    {
+        *bodies.QueryBody.model_fields,
+        *bodies.BatchBody.model_fields,
+        *bodies.ResetBody.model_fields,
+        *bodies.WriteOffBody.model_fields,
+        *bodies.SPEND_NAMES,
+    }
 )
 
 

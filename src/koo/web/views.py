@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
-
+from koo.ai.pricing import add_up
 from koo.ai.types import Answer, Query
 from koo.errors import ExternalServiceError
 from koo.monitoring.guards import money, now_iso
@@ -38,6 +37,8 @@ def answer_view(answer: Answer) -> QueryAnswer:
         "attempts": answer.attempts,
         "latency_s": round(answer.latency_s, 6),
         "stop_reason": answer.stop_reason,
+        "max_tokens": answer.max_tokens,
+        "clamped": answer.clamped,
         "timestamp": now_iso(),
     }
 
@@ -69,6 +70,6 @@ def batch_view(queries: list[Query], outcomes: list[Answer | ExternalServiceErro
         "total_queries": len(queries),
         "successful_queries": len(answers),
         "failed_queries": len(queries) - len(answers),
-        "total_cost": money(sum((answer.cost_usd for answer in answers), Decimal(0))),
+        "total_cost": money(add_up(answer.cost_usd for answer in answers)),
         "timestamp": now_iso(),
     }

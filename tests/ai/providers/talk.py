@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from koo.ai.assembly import HOSTED, assemble
+from koo.ai.budgets import Budgets
 from koo.ai.gateway import Gateway
 from koo.ai.pricing import Prices
 from koo.ai.providers.base import Completion, CompletionChunk, Request
@@ -21,6 +22,7 @@ from koo.http import HttpClient
 from koo.options import PlatformOptions, RetryOptions, ServiceKind, ServiceOptions
 from koo.storage.memory import MemoryLedger
 from koo.testing.providers import FakeProvider
+from tests.ai.worlds import beating, budgets_of
 
 Server = TypeVar("Server", bound=FakeProvider)
 
@@ -134,7 +136,7 @@ async def eventually(holds: Callable[[], bool]) -> bool:
 @asynccontextmanager
 async def gateway(
     kind: ServiceKind, model: str, server: FakeProvider, **options: Any
-) -> AsyncIterator[tuple[Gateway, MemoryLedger]]:
+) -> AsyncIterator[tuple[Gateway, Budgets]]:
     """A gateway with one service, `svc`, that is this fake."""
     deadlines, events, http, ledger = Deadlines(), EventBus(), HttpClient(), MemoryLedger(SYSTEM_CLOCK)
     prices = Prices()
@@ -151,10 +153,12 @@ async def gateway(
         publish=events.publish,
     )
     try:
-        yield (
-            Gateway(services, ledger=lambda: ledger, prices=prices, deadlines=deadlines, clock=SYSTEM_CLOCK),
-            ledger,
-        )
+        budgets = budgets_of(ledger, services)
+        async with beating(ledger):
+            yield (
+                Gateway(services, budgets=budgets, prices=prices, deadlines=deadlines, clock=SYSTEM_CLOCK),
+                budgets,
+            )
     finally:
         await http.close()
 
@@ -163,13 +167,13 @@ def in_gateway(
     kind: ServiceKind,
     model: str,
     server: Server,
-    test: Callable[[Gateway, MemoryLedger, Server], Awaitable[None]],
+    test: Callable[[Gateway, Budgets, Server], Awaitable[None]],
     **options: Any,
 ) -> None:
     """Run a test in a gateway whose one service is this fake."""
 
     async def main() -> None:
-        async with server, gateway(kind, model, server, **options) as (here, ledger):
-            await test(here, ledger, server)
+        async with server, gateway(kind, model, server, **options) as (here, budgets):
+            await test(here, budgets, server)
 
     asyncio.run(main())

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from koo.ai.budgets import Budgets
 from koo.ai.gateway import Gateway
 from koo.ai.models import DEFAULT_MODELS
 from koo.ai.pricing import Prices
@@ -27,7 +28,6 @@ from koo.errors import AuthenticationFailed, ExternalServiceError, Kind, RateLim
 from koo.http import HttpClient
 from koo.options import ServiceOptions
 from koo.policies.treatment import TREATMENTS, fault_of
-from koo.storage.memory import MemoryLedger
 from koo.testing.providers import (
     Failure,
     FakeGemini,
@@ -673,35 +673,35 @@ def price() -> Any:
 
 
 def test_what_is_booked_is_what_the_price_table_says_of_what_google_counted() -> None:
-    async def test(here: Gateway, ledger: MemoryLedger, server: FakeGemini) -> None:
+    async def test(here: Gateway, budgets: Budgets, server: FakeGemini) -> None:
         per_token = price().tiers[0]
         server.script(answer(input_tokens=600, cache_read_tokens=400, output_tokens=90, reasoning_tokens=40))
         got = await here.query(Query(service="svc", prompt="Capital of France?", max_tokens=100))
         cost = 600 * per_token.input_usd + 400 * per_token.cache_read_usd + 90 * per_token.output_usd
         assert got.cost_usd == cost > 0 and got.cost_source == "table" and got.attempts == 1
-        assert ledger.view("svc").spent_usd == cost and ledger.view("svc").held_usd == 0
+        assert budgets.view("svc").spent_usd == cost and budgets.view("svc").held_usd == 0
 
     in_gateway("gemini", FLASH, FakeGemini(), test)
 
 
 def test_a_streamed_answer_costs_the_same() -> None:
-    async def test(here: Gateway, ledger: MemoryLedger, server: FakeGemini) -> None:
+    async def test(here: Gateway, budgets: Budgets, server: FakeGemini) -> None:
         server.script(stream(["Par", "is"], input_tokens=600), answer("Paris", input_tokens=600))
         answers = here.stream(Query(service="svc", prompt="Capital?", max_tokens=100))
         assert "".join([chunk.text async for chunk in answers]) == "Paris"
         plain = await here.query(Query(service="svc", prompt="Capital?", max_tokens=100))
         assert answers.answer is not None
-        assert answers.answer.cost_usd == plain.cost_usd == ledger.view("svc").spent_usd / 2
+        assert answers.answer.cost_usd == plain.cost_usd == budgets.view("svc").spent_usd / 2
 
     in_gateway("gemini", FLASH, FakeGemini(), test)
 
 
 def test_a_blocked_prompt_costs_what_was_read() -> None:
-    async def test(here: Gateway, ledger: MemoryLedger, server: FakeGemini) -> None:
+    async def test(here: Gateway, budgets: Budgets, server: FakeGemini) -> None:
         server.script(blocked("PROHIBITED_CONTENT", prompt_tokens=1000))
         got = await here.query(Query(service="svc", prompt="Capital?"))
         assert got.text == "" and got.stop_reason == "PROHIBITED_CONTENT"
-        assert ledger.view("svc").spent_usd == 1000 * price().tiers[0].input_usd
+        assert budgets.view("svc").spent_usd == 1000 * price().tiers[0].input_usd
 
     in_gateway("gemini", FLASH, FakeGemini(), test)
 
@@ -709,29 +709,29 @@ def test_a_blocked_prompt_costs_what_was_read() -> None:
 def test_a_days_quota_is_asked_for_once() -> None:
     """Repeating it cannot help before midnight: the next query is refused here, and says when to come back."""
 
-    async def test(here: Gateway, ledger: MemoryLedger, server: FakeGemini) -> None:
+    async def test(here: Gateway, budgets: Budgets, server: FakeGemini) -> None:
         server.script(error(429, EXHAUSTED, extra=quota(PER_DAY, retry_delay="1s")))
         for _ in range(2):
             with pytest.raises(RateLimited) as caught:
                 await here.query(Query(service="svc", prompt="Capital?"))
             assert caught.value.retry_after_s is not None and caught.value.retry_after_s > 1
-        assert len(server.queries) == 1 and ledger.view("svc").spent_usd == 0
+        assert len(server.queries) == 1 and budgets.view("svc").spent_usd == 0
 
     in_gateway("gemini", FLASH, FakeGemini(), test)
 
 
 def test_a_refused_key_is_asked_with_once() -> None:
-    async def test(here: Gateway, ledger: MemoryLedger, server: FakeGemini) -> None:
+    async def test(here: Gateway, budgets: Budgets, server: FakeGemini) -> None:
         for _ in range(2):
             with pytest.raises(AuthenticationFailed):
                 await here.query(Query(service="svc", prompt="Capital?"))
-        assert len(server.queries) == 1 and ledger.view("svc").spent_usd == 0
+        assert len(server.queries) == 1 and budgets.view("svc").spent_usd == 0
 
     in_gateway("gemini", FLASH, FakeGemini(key="another"), test)
 
 
 def test_an_overloaded_model_is_asked_again() -> None:
-    async def test(here: Gateway, ledger: MemoryLedger, server: FakeGemini) -> None:
+    async def test(here: Gateway, budgets: Budgets, server: FakeGemini) -> None:
         server.script(error(503, "UNAVAILABLE"), error(500, "INTERNAL"))
         got = await here.query(Query(service="svc", prompt="Capital?"))
         assert got.attempts == 3 == len(server.queries)

@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from perplexity.generated.api import ResponsesRequestInput, WebSearchToolInput
 
+from koo.ai.budgets import Budgets
 from koo.ai.gateway import Gateway
 from koo.ai.models import DEFAULT_MODELS
 from koo.ai.pricing import SEARCH_USD, SEARCHES_MAX, Prices
@@ -32,7 +33,6 @@ from koo.errors import AuthenticationFailed, ExternalServiceError, Kind, RateLim
 from koo.http import HttpClient
 from koo.options import ServiceOptions
 from koo.policies.treatment import TREATMENTS, fault_of
-from koo.storage.memory import MemoryLedger
 from koo.testing.providers import (
     Failure,
     FakePerplexity,
@@ -477,7 +477,7 @@ def test_text_that_came_in_no_delta_is_taken_from_the_end(told: list[bytes], sta
 
 
 def test_text_that_came_with_the_end_reaches_whoever_reads_the_stream() -> None:
-    async def test(here: Gateway, ledger: MemoryLedger, server: FakePerplexity) -> None:
+    async def test(here: Gateway, budgets: Budgets, server: FakePerplexity) -> None:
         server.script(events(b'{"type":"response.completed","response":%b}' % (WHOLE % b"completed")))
         answers = here.stream(Query(service="svc", prompt="Capital?"))
         assert [chunk.text async for chunk in answers] == ["Paris"]
@@ -596,19 +596,19 @@ def price(model: str = SONAR, **options: Any) -> Any:
 def test_what_is_booked_is_what_perplexity_reports_searches_included() -> None:
     """A table of tokens would miss the searches and what they brought."""
 
-    async def test(here: Gateway, ledger: MemoryLedger, server: FakePerplexity) -> None:
+    async def test(here: Gateway, budgets: Budgets, server: FakePerplexity) -> None:
         got = await here.query(Query(service="svc", prompt="Capital of France?", max_tokens=100))
         assert got.cost_source == "reported" and got.cost_usd == server.billed_usd > Decimal("0.0025")
         answers = here.stream(Query(service="svc", prompt="Capital of France?", max_tokens=100))
         assert "".join([chunk.text async for chunk in answers]) == "Paris."
         assert answers.answer is not None and answers.answer.cost_source == "reported"
-        assert ledger.view("svc").spent_usd == server.billed_usd and ledger.view("svc").held_usd == 0
+        assert budgets.view("svc").spent_usd == server.billed_usd and budgets.view("svc").held_usd == 0
 
     in_gateway("perplexity", SONAR, FakePerplexity(search_tokens=3000), test)
 
 
 def test_without_a_reported_price_the_table_and_one_search_stand() -> None:
-    async def test(here: Gateway, ledger: MemoryLedger, server: FakePerplexity) -> None:
+    async def test(here: Gateway, budgets: Budgets, server: FakePerplexity) -> None:
         server.script(raw(BODY % b'{"type":"message","content":[{"text":"Paris."}]}'))
         got = await here.query(Query(service="svc", prompt="Capital of France?"))
         assert got.cost_source == "estimate" and got.cost_usd > Decimal("0.0025")
@@ -621,7 +621,7 @@ def test_without_a_reported_price_the_table_and_one_search_stand() -> None:
 def test_no_bill_of_the_server_is_above_what_was_held(prompt: str, searches: int) -> None:
     """With as many searches as are reckoned with, each of them full, and an answer of the full length."""
 
-    async def test(here: Gateway, ledger: MemoryLedger, server: FakePerplexity) -> None:
+    async def test(here: Gateway, budgets: Budgets, server: FakePerplexity) -> None:
         server.script(answer("x" * 4 * 200))
         query = Query(service="svc", prompt=prompt, max_tokens=200, system="Be brief.")
         assert (await here.query(query)).cost_usd == server.billed_usd
@@ -670,18 +670,18 @@ def test_a_search_is_in_every_price_and_its_bound(model: str, options: dict[str,
 
 
 def test_an_account_without_credits_is_asked_once() -> None:
-    async def test(here: Gateway, ledger: MemoryLedger, server: FakePerplexity) -> None:
+    async def test(here: Gateway, budgets: Budgets, server: FakePerplexity) -> None:
         server.script(error(401, "insufficient_quota", "You exceeded your current quota."))
         for _ in range(2):
             with pytest.raises(RateLimited):
                 await here.query(Query(service="svc", prompt="Capital?"))
-        assert len(server.queries) == 1 and ledger.view("svc").spent_usd == 0
+        assert len(server.queries) == 1 and budgets.view("svc").spent_usd == 0
 
     in_gateway("perplexity", SONAR, FakePerplexity(), test)
 
 
 def test_a_run_that_failed_is_repeated() -> None:
-    async def test(here: Gateway, ledger: MemoryLedger, server: FakePerplexity) -> None:
+    async def test(here: Gateway, budgets: Budgets, server: FakePerplexity) -> None:
         server.script(error(200, "internal_error"))
         got = await here.query(Query(service="svc", prompt="Capital?"))
         assert got.attempts == 2 == len(server.queries)

@@ -26,6 +26,7 @@ from koo.ai.providers.faults import (
 from koo.ai.providers.headers import anthropic_pace
 from koo.ai.providers.streaming import Reader, read_stream
 from koo.ai.providers.transport import UNREADABLE, Wire, estimate_usage, name_of
+from koo.ai.providers.usage import Count, count_of
 from koo.ai.types import Usage
 from koo.errors import Kind
 from koo.http import ServerSentEvent
@@ -98,14 +99,14 @@ class _Body(msgspec.Struct, omit_defaults=True):
 
 
 class _Thinking(msgspec.Struct):
-    thinking_tokens: int = 0
+    thinking_tokens: Count = None
 
 
 class _Usage(msgspec.Struct):
-    input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    output_tokens: int | None = None
+    input_tokens: Count = None
+    cache_read_input_tokens: Count = None
+    cache_creation_input_tokens: Count = None
+    output_tokens: Count = None
     output_tokens_details: _Thinking | None = None
 
 
@@ -263,13 +264,21 @@ class _Reader(Reader):
         self._usage = message.usage
         usage = usage_of(message.usage) if message.usage else None
         request_id = self._headers.get("request-id")
-        pace = anthropic_pace(self._headers, self._wire.wall())
-        return CompletionChunk(model=message.model, usage=usage, request_id=request_id, pace=pace)
+        # Its count of what was written is a first token's: it says nothing of what comes.
+        return CompletionChunk(
+            model=message.model,
+            usage=usage,
+            input_counted=True,
+            output_counted=False,
+            request_id=request_id,
+            pace=anthropic_pace(self._headers, self._wire.wall()),
+        )
 
     def _change(self, change: _MessageDelta) -> CompletionChunk:
         self._stop_reason = change.delta.stop_reason or self._stop_reason
         usage = usage_of(change.usage, self._usage) if change.usage else None
-        return CompletionChunk(usage=usage, stop_reason=self._stop_reason)
+        counted = change.usage is not None and change.usage.output_tokens is not None
+        return CompletionChunk(usage=usage, output_counted=counted, stop_reason=self._stop_reason)
 
 
 def encode(request: Request, *, stream: bool = False) -> bytes:
@@ -287,7 +296,7 @@ def encode(request: Request, *, stream: bool = False) -> bytes:
 
 
 def usage_of(usage: _Usage, before: _Usage | None = None) -> Usage:
-    """Tokens by class; what a later report leaves out stays as it was `before`."""
+    """Tokens by class; what a later report leaves out, or sets back, stays as it was `before`."""
     old = before or _Usage()
     details = usage.output_tokens_details
     return Usage(
@@ -295,12 +304,12 @@ def usage_of(usage: _Usage, before: _Usage | None = None) -> Usage:
         cache_read_tokens=_later(usage.cache_read_input_tokens, old.cache_read_input_tokens),
         cache_write_tokens=_later(usage.cache_creation_input_tokens, old.cache_creation_input_tokens),
         output_tokens=_later(usage.output_tokens, old.output_tokens),
-        reasoning_tokens=details.thinking_tokens if details else 0,
+        reasoning_tokens=_later(details.thinking_tokens if details else None, None),
     )
 
 
-def _later(new: int | None, old: int | None) -> int:
-    return max(0, new if new is not None else old or 0)
+def _later(new: Count, old: Count) -> int:
+    return max(count_of(new), count_of(old))
 
 
 def _text(blocks: list[_Block]) -> str:

@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Protocol
 
 from koo.ai.types import Usage
+from koo.errors import ExternalServiceError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,18 +53,23 @@ class Completion:
 class CompletionChunk:
     """A step of a stream. `text` is content; a piece without it (a ping, a usage report) does not renew any timer.
 
-    `usage` replaces what was reported before; `final` marks the provider's own end of the stream.
+    `usage` is what the provider has reported up to here, this piece included. `input_counted`: what it says of what was
+    read is final; `output_counted`: it counts what was written up to here. `final` marks the provider's own end of the
+    stream; `error` is raised after the piece has been taken in.
     """
 
     text: str = ""
     reasoning: bool = False
     model: str | None = None
     usage: Usage | None = None
+    input_counted: bool = False
+    output_counted: bool = True
     stop_reason: str | None = None
     request_id: str | None = None
     cost_usd: Decimal | None = None
     pace: tuple[Pace, ...] = ()
     final: bool = False
+    error: ExternalServiceError | None = None
 
 
 class Provider(Protocol):

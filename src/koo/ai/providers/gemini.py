@@ -22,6 +22,7 @@ from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.gemini_errors import FAULTS, read_error
 from koo.ai.providers.streaming import Reader, read_stream
 from koo.ai.providers.transport import estimate_usage
+from koo.ai.providers.usage import Count, count_of
 from koo.ai.types import Usage
 from koo.http import ServerSentEvent
 
@@ -65,12 +66,12 @@ class _Feedback(msgspec.Struct, rename="camel"):
 
 
 class _Usage(msgspec.Struct, rename="camel"):
-    prompt_token_count: int | None = None
-    cached_content_token_count: int | None = None
-    tool_use_prompt_token_count: int | None = None
-    candidates_token_count: int | None = None
-    thoughts_token_count: int | None = None
-    total_token_count: int | None = None
+    prompt_token_count: Count = None
+    cached_content_token_count: Count = None
+    tool_use_prompt_token_count: Count = None
+    candidates_token_count: Count = None
+    thoughts_token_count: Count = None
+    total_token_count: Count = None
 
 
 class _Answer(msgspec.Struct, rename="camel"):
@@ -142,7 +143,10 @@ class _Reader(Reader):
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
         chunk = _answer.decode(event.data)
         if bytes(chunk.error) not in (b"", b"null"):
-            raise self._error(read_error(200, self._headers, event.data))
+            error = self._error(read_error(200, self._headers, event.data))
+            if chunk.usage_metadata is None:
+                raise error
+            return CompletionChunk(usage=usage_of(chunk.usage_metadata), error=error)
         self._stop_reason = chunk.stop_reason or self._stop_reason
         usage = chunk.usage_metadata
         self._usage_told = self._usage_told or usage is not None
@@ -156,6 +160,7 @@ class _Reader(Reader):
             model=chunk.model_version if first else None,
             request_id=chunk.response_id if first else None,
             usage=usage_of(usage) if usage else None,
+            input_counted=True,
             stop_reason=chunk.stop_reason,
         )
 
@@ -186,21 +191,17 @@ def encode(request: Request) -> bytes:
 
 def usage_of(usage: _Usage) -> Usage:
     """Tokens by class, made disjoint. What the total has beyond its parts was written: some leave thoughts out."""
-    read = _count(usage.prompt_token_count) + _count(usage.tool_use_prompt_token_count)
-    cached = min(read, _count(usage.cached_content_token_count))
-    thoughts = _count(usage.thoughts_token_count)
+    read = count_of(usage.prompt_token_count) + count_of(usage.tool_use_prompt_token_count)
+    cached = min(read, count_of(usage.cached_content_token_count))
+    thoughts = count_of(usage.thoughts_token_count)
     return Usage(
         input_tokens=read - cached,
         cache_read_tokens=cached,
         output_tokens=max(
-            _count(usage.candidates_token_count) + thoughts, _count(usage.total_token_count) - read
+            count_of(usage.candidates_token_count) + thoughts, count_of(usage.total_token_count) - read
         ),
         reasoning_tokens=thoughts,
     )
-
-
-def _count(tokens: int | None) -> int:
-    return max(0, tokens or 0)
 
 
 def _text(candidate: _Candidate | None, *, thought: bool) -> str:

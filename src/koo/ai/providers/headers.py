@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 
 from koo.ai.providers.base import Pace
 
@@ -32,6 +33,17 @@ EPOCH_MS_FROM = 1e11
 
 ANTHROPIC_RESOURCES = ("requests", "tokens", "input-tokens", "output-tokens")
 OPENAI_RESOURCES = ("requests", "tokens")
+# Put together once: eight strings made for each answer would cost it as much as its price does.
+_ANTHROPIC = [
+    (name, *(f"anthropic-ratelimit-{name}-{word}" for word in ("remaining", "limit", "reset")))
+    for name in ANTHROPIC_RESOURCES
+]
+_OPENAI = [
+    (name, *(f"x-ratelimit-{word}-{name}" for word in ("remaining", "limit", "reset")))
+    for name in OPENAI_RESOURCES
+]
+DATES_KEPT = 256
+"""Dates in headers change once a second, and each answer has some: what was read last is remembered."""
 
 _GO_UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _GO_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s)")
@@ -59,12 +71,12 @@ def anthropic_pace(headers: Headers, wall_s: float) -> tuple[Pace, ...]:
     return tuple(
         Pace(
             name,
-            _count(headers.get(f"anthropic-ratelimit-{name}-limit")),
+            _count(headers.get(of_limit)),
             _count(remaining),
-            sensible(_until(_rfc3339(headers.get(f"anthropic-ratelimit-{name}-reset")), headers, wall_s)),
+            sensible(_until(_rfc3339(headers.get(of_reset)), headers, wall_s)),
         )
-        for name in ANTHROPIC_RESOURCES
-        if (remaining := headers.get(f"anthropic-ratelimit-{name}-remaining")) is not None
+        for name, of_remaining, of_limit, of_reset in _ANTHROPIC
+        if (remaining := headers.get(of_remaining)) is not None
     )
 
 
@@ -75,12 +87,12 @@ def openai_pace(headers: Headers) -> tuple[Pace, ...]:
             name,
             limit,
             _count(remaining),
-            sensible(duration_s(headers.get(f"x-ratelimit-reset-{name}", ""))),
+            sensible(duration_s(headers.get(of_reset, ""))),
         )
-        for name in OPENAI_RESOURCES
-        if (remaining := headers.get(f"x-ratelimit-remaining-{name}")) is not None
+        for name, of_remaining, of_limit, of_reset in _OPENAI
+        if (remaining := headers.get(of_remaining)) is not None
         # Azure sends -1 and 0 as limits that mean nothing; a "remaining" beside them means nothing either.
-        and (limit := _count(headers.get(f"x-ratelimit-limit-{name}"))) != 0
+        and (limit := _count(headers.get(of_limit))) != 0
         and (_count(remaining) is not None)
     )
 
@@ -173,6 +185,7 @@ def _until(point_s: float | None, headers: Headers, wall_s: float) -> float | No
     return point_s - (wall_s if server_s is None else server_s)
 
 
+@lru_cache(DATES_KEPT)
 def _http_date(text: str) -> float | None:
     try:
         date = parsedate_to_datetime(text)
@@ -181,6 +194,7 @@ def _http_date(text: str) -> float | None:
     return _epoch(date)
 
 
+@lru_cache(DATES_KEPT)
 def _rfc3339(text: str | None) -> float | None:
     if text is None:
         return None

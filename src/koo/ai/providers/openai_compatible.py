@@ -20,9 +20,9 @@ from koo.ai.providers.headers import openai_pace
 from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 from koo.ai.providers.openai import check_models
 from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
-from koo.ai.providers.responses import InputDetails, OutputDetails, disjoint_usage
 from koo.ai.providers.streaming import Reader, read_stream
 from koo.ai.providers.transport import estimate_usage
+from koo.ai.providers.usage import Count, usage_from
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError, Kind
 from koo.http import ServerSentEvent
@@ -83,11 +83,29 @@ class _Body(msgspec.Struct, omit_defaults=True):
     stream_options: _StreamOptions | None = None
 
 
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: Count = None
+    cache_write_tokens: Count = None
+    cache_creation_tokens: Count = None
+    cache_creation_input_tokens: Count = None
+
+
+class _OutputDetails(msgspec.Struct):
+    reasoning_tokens: Count = None
+
+
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: InputDetails | None = None
-    completion_tokens_details: OutputDetails | None = None
+    prompt_tokens: Count = None
+    completion_tokens: Count = None
+    total_tokens: Count = None
+    reasoning_tokens: Count = None
+    cached_tokens: Count = None  # Moonshot
+    num_cached_tokens: Count = None  # Mistral
+    prompt_cache_hit_tokens: Count = None  # DeepSeek
+    cache_read_input_tokens: Count = None  # gateways before Anthropic
+    cache_creation_input_tokens: Count = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
     cost: Decimal | None = None
 
 
@@ -171,7 +189,9 @@ class OpenAICompatibleProvider(Adapter):
         return Completion(
             text=text,
             model=answer.model or request.model,
-            usage=usage_of(usage) if _told(usage) else estimate_usage(request, text),
+            usage=usage_of(usage)
+            if _told(usage)
+            else estimate_usage(request, text + _thought(choice.message)),
             stop_reason=choice.finish_reason,
             request_id=response.headers.get("x-request-id") or answer.id,
             cost_usd=_cost(usage),
@@ -224,10 +244,13 @@ class _Reader(Reader):
             raise self._fault(data)
         chunk = _chunk.decode(data)
         choice = chunk.choices[0] if chunk.choices else None
+        error = None
         if _is_something(chunk.error) or (choice is None and chunk.usage is None and chunk.id is None):
-            raise self._fault(data)
-        if choice is not None and _is_something(choice.error):
-            raise self._fault(b'{"error":%b}' % bytes(choice.error))
+            error = self._fault(data)
+        elif choice is not None and _is_something(choice.error):
+            error = self._fault(b'{"error":%b}' % bytes(choice.error))
+        if error is not None:
+            return self._failed(error, chunk)
         return self._piece(chunk, choice)
 
     def finish(self) -> CompletionChunk | None:
@@ -236,7 +259,7 @@ class _Reader(Reader):
 
     def _piece(self, chunk: _Chunk, choice: _ChunkChoice | None) -> CompletionChunk | None:
         reply = (choice.delta if choice else None) or _Reply()
-        text, thought = _text(reply), reply.reasoning_content or reply.reasoning or ""
+        text, thought = _text(reply), _thought(reply)
         if choice is not None and choice.finish_reason:
             self._stop_reason = choice.finish_reason
         if text or thought:
@@ -250,10 +273,17 @@ class _Reader(Reader):
             reasoning=not text and bool(thought),
             model=chunk.model if first else None,
             usage=usage,
+            input_counted=_counts_prompt(chunk),
             request_id=(self._headers.get("x-request-id") or chunk.id) if first else None,
             cost_usd=_cost(chunk.usage),
             pace=openai_pace(self._headers) if first else (),
         )
+
+    def _failed(self, error: ExternalServiceError, chunk: _Chunk) -> CompletionChunk:
+        usage = self._usage(chunk)
+        if usage is None:
+            raise error
+        return CompletionChunk(usage=usage, cost_usd=_cost(chunk.usage), error=error)
 
     def _usage(self, chunk: _Chunk) -> Usage | None:
         if not _told(chunk.usage):
@@ -271,17 +301,35 @@ class _Reader(Reader):
 def usage_of(usage: _Usage | None) -> Usage:
     """Tokens by class."""
     usage = usage or _Usage()
-    read, answered = usage.prompt_tokens or 0, usage.completion_tokens or 0
-    return disjoint_usage(read, answered, usage.prompt_tokens_details, usage.completion_tokens_details)
+    details = usage.prompt_tokens_details or _PromptDetails()
+    output = usage.completion_tokens_details or _OutputDetails()
+    return usage_from(
+        read=usage.prompt_tokens,
+        written=usage.completion_tokens,
+        total=usage.total_tokens,
+        cached=(
+            details.cached_tokens,
+            usage.cached_tokens,
+            usage.num_cached_tokens,
+            usage.prompt_cache_hit_tokens,
+            usage.cache_read_input_tokens,
+        ),
+        into_cache=(
+            details.cache_write_tokens,
+            details.cache_creation_tokens,
+            details.cache_creation_input_tokens,
+            usage.cache_creation_input_tokens,
+        ),
+        reasoning=(output.reasoning_tokens, usage.reasoning_tokens),
+    )
 
 
 def usage_so_far(timings: _Timings) -> Usage:
-    """For a reader who leaves before the end; the last chunk has the whole usage."""
+    """What it has counted up to a chunk, for a reader who leaves before the end."""
     return Usage(
         input_tokens=timings.prompt_n,
         cache_read_tokens=timings.cache_n,
         output_tokens=timings.predicted_n,
-        estimated=True,
     )
 
 
@@ -289,9 +337,18 @@ def _is_something(raw: msgspec.Raw) -> bool:
     return bytes(raw) not in (b"", b"null")
 
 
+def _thought(reply: _Reply) -> str:
+    return reply.reasoning_content or reply.reasoning or ""
+
+
+def _counts_prompt(chunk: _Chunk) -> bool:
+    """A server that says in the middle what the prompt was counted as has read it."""
+    return chunk.usage is not None and bool(chunk.usage.prompt_tokens)
+
+
 def _told(usage: _Usage | None) -> bool:
     """Some servers send an object full of nulls, or zeros."""
-    return usage is not None and bool(usage.prompt_tokens or usage.completion_tokens)
+    return usage is not None and bool(usage.prompt_tokens or usage.completion_tokens or usage.total_tokens)
 
 
 def _cost(usage: _Usage | None) -> Decimal | None:

@@ -19,6 +19,7 @@ from koo.ai.providers.headers import openai_pace
 from koo.ai.providers.openai_errors import parse_error, read_error
 from koo.ai.providers.streaming import Reader, read_stream
 from koo.ai.providers.transport import Wire, estimate_usage, name_of
+from koo.ai.providers.usage import Count, usage_from
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError
 from koo.http import ServerSentEvent
@@ -39,15 +40,15 @@ class Body(msgspec.Struct, omit_defaults=True, kw_only=True):
     stream: bool = False
 
 
-class InputDetails(msgspec.Struct):
-    cached_tokens: int | None = None  # these two are OpenAI's names
-    cache_write_tokens: int | None = None
-    cache_read_input_tokens: int | None = None  # and these Perplexity's
-    cache_creation_input_tokens: int | None = None
+class _InputDetails(msgspec.Struct):
+    cached_tokens: Count = None  # these two are OpenAI's names
+    cache_write_tokens: Count = None
+    cache_read_input_tokens: Count = None  # and these Perplexity's
+    cache_creation_input_tokens: Count = None
 
 
-class OutputDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
+class _OutputDetails(msgspec.Struct):
+    reasoning_tokens: Count = None
 
 
 class _Cost(msgspec.Struct):
@@ -56,10 +57,11 @@ class _Cost(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    input_tokens: int = 0
-    output_tokens: int = 0
-    input_tokens_details: InputDetails | None = None
-    output_tokens_details: OutputDetails | None = None
+    input_tokens: Count = None
+    output_tokens: Count = None
+    total_tokens: Count = None
+    input_tokens_details: _InputDetails | None = None
+    output_tokens_details: _OutputDetails | None = None
     cost: _Cost | None = None
 
 
@@ -221,7 +223,12 @@ class _Reader(Reader):
             error = ended.error or (answer.error if answer is not None else None)
             run = answer.id if answer is not None else None
             billable = self._begun or (answer is not None and answer.usage is not None)
-            raise _failure(self._wire, self._headers, error, run, billable=billable)
+            failure = _failure(self._wire, self._headers, error, run, billable=billable)
+            if answer is None or answer.usage is None:
+                raise failure
+            return CompletionChunk(
+                usage=usage_of(answer.usage), cost_usd=cost_of(answer.usage), error=failure
+            )
         text, seen = answer.text, "".join(self._texts)
         return CompletionChunk(
             final=True,
@@ -234,25 +241,16 @@ class _Reader(Reader):
 
 
 def usage_of(usage: _Usage) -> Usage:
-    """Tokens by class."""
-    return disjoint_usage(
-        usage.input_tokens, usage.output_tokens, usage.input_tokens_details, usage.output_tokens_details
-    )
-
-
-def disjoint_usage(
-    read: int, answered: int, details: InputDetails | None, output: OutputDetails | None
-) -> Usage:
     """Tokens by class, made disjoint: what came from or went to the cache is a part of what was read."""
-    details, output = details or InputDetails(), output or OutputDetails()
-    cached = max(0, details.cached_tokens or details.cache_read_input_tokens or 0)
-    written = max(0, details.cache_write_tokens or details.cache_creation_input_tokens or 0)
-    return Usage(
-        input_tokens=max(0, read - cached - written),
-        cache_read_tokens=cached,
-        cache_write_tokens=written,
-        output_tokens=max(0, answered),
-        reasoning_tokens=max(0, output.reasoning_tokens or 0),
+    details = usage.input_tokens_details or _InputDetails()
+    output = usage.output_tokens_details or _OutputDetails()
+    return usage_from(
+        read=usage.input_tokens,
+        written=usage.output_tokens,
+        total=usage.total_tokens,
+        cached=(details.cached_tokens, details.cache_read_input_tokens),
+        into_cache=(details.cache_write_tokens, details.cache_creation_input_tokens),
+        reasoning=(output.reasoning_tokens,),
     )
 
 

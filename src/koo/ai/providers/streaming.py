@@ -60,6 +60,8 @@ async def read_stream(
                 if piece is not None:
                     ended = piece.final
                     yield piece
+                    if piece.error is not None:
+                        raise piece.error
                     if ended:
                         return
         last = reader.finish()

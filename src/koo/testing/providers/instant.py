@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -97,11 +98,17 @@ async def serve(vendor: Vendor, port: int, announce: Callable[[int], None]) -> N
 
 
 class InstantServer:
-    """`with InstantServer("anthropic") as server:` runs one in a process of its own; clients take `server.base_url`."""
+    """`with InstantServer("anthropic") as server:` runs one in a process of its own; clients take `server.base_url`.
 
-    def __init__(self, vendor: Vendor = "anthropic", *, instant: bool = True) -> None:
+    `core`: the one processor core that it may run on, where the system can bind a process; None lets it run on any.
+    """
+
+    def __init__(
+        self, vendor: Vendor = "anthropic", *, instant: bool = True, core: int | None = None
+    ) -> None:
         self.vendor = vendor
         self.instant = instant
+        self.core = core
         self.port = 0
         self._process: subprocess.Popen[str] | None = None
 
@@ -121,6 +128,8 @@ class InstantServer:
             self._process.wait()
             raise RuntimeError(f"the fake server ended at once with code {self._process.returncode}")
         self.port = int(first.rpartition(":")[2])
+        if self.core is not None and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(self._process.pid, {self.core})
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -88,6 +88,7 @@ class Stream:
 
     `cut_after`: the connection is cut. `stall_after`: silence, with pings if `ping_only`. `error_after`: `error` as an
     event. `end=False`: the body ends cleanly but without the vendor's own end. `interval_s` lies between two pieces.
+    `reasoning` comes before the pieces and is written and billed; so are `hidden_tokens`, which nobody sees.
     """
 
     pieces: Sequence[str]
@@ -103,6 +104,9 @@ class Stream:
     input_tokens: int | None = None
     stop_reason: str | None = None
     reasoning: Sequence[str] = ()
+    hidden_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
 
 
 class Gate:

@@ -319,8 +319,16 @@ class FakeProvider(ABC):
     async def _stream(self, step: Stream, request: ReceivedRequest, connection: Connection) -> bool:
         """As `_stream_good`, step by step, up to where it goes wrong."""
         text = "".join(step.pieces)
+        thought = sum(map(count_tokens, step.reasoning)) + step.hidden_tokens
         good = Answer(
-            text=text, usage=step.usage, input_tokens=step.input_tokens, stop_reason=step.stop_reason
+            text=text,
+            usage=step.usage,
+            input_tokens=step.input_tokens,
+            output_tokens=min(count_tokens(text) + thought, self.max_tokens_of(request)) if thought else None,
+            reasoning_tokens=thought,
+            cache_read_tokens=step.cache_read_tokens,
+            cache_write_tokens=step.cache_write_tokens,
+            stop_reason=step.stop_reason,
         )
         if not self.streams(request):
             await self._answer(good, request, connection)
@@ -336,6 +344,7 @@ class FakeProvider(ABC):
                 return True
             for one in (*before, *(self.thought(request, piece) for piece in step.reasoning)):
                 connection.write(one)
+            written += thought
             for number, piece in enumerate(step.pieces):
                 if not await self._goes_on(step, number, connection):
                     return step.error_after is not None

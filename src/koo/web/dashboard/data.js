@@ -53,8 +53,13 @@
  * }} RateLimit
  *
  * @typedef {{
- *   spent: string, reserved: string, limit: string | null, remaining: string | null, resets_at: string,
- *   above_hold: string, currency: "USD", scope: string, as_of: string | null,
+ *   earliest: string, latest: string | null, then: string,
+ * }} RunOut
+ *
+ * @typedef {{
+ *   spent: string, reserved: string, limit: string | null, remaining: string | null, idle: string,
+ *   unsettled: string, resets_at: string, above_hold: string, currency: "USD", scope: string, as_of: string | null,
+ *   runs_out: RunOut | null,
  * }} DailyBudget
  *
  * @typedef {{
@@ -84,13 +89,20 @@
  * }} ServiceHealth
  *
  * @typedef {{
+ *   spent: string, reserved: string, limit: string | null, remaining: string | null, idle: string,
+ *   unsettled: string, resets_at: string, above_hold: string, currency: "USD", scope: string, as_of: string | null,
+ *   runs_out: RunOut | null, name: string, title: string, period: "day" | "month", service: string | null,
+ *   model: string | null, tag: string | null, on_exhausted: string,
+ * }} Budget
+ *
+ * @typedef {{
  *   overall_health: "healthy" | "degraded" | "unhealthy", healthy_services: number, total_services: number,
- *   services: Record<string, ServiceHealth>, timestamp: string,
+ *   services: Record<string, ServiceHealth>, budgets: Budget[], timestamp: string,
  * }} ServicesHealth
  *
  * @typedef {{
  *   next_attempt?: string | null, resets_at?: string | null, error_rate?: number, p95?: number,
- *   services?: string[], lasted_s?: number,
+ *   services?: string[], lasted_s?: number, share?: number, runs_out?: RunOut | null, amount?: string,
  * }} AlertData
  *
  * @typedef {{

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koo.storage.money import AMOUNT_PICO_MAX, TOTAL_PICO_MAX, from_pico, in_words, limit_to_pico, to_pico
+from koo.policies.money import AMOUNT_PICO_MAX, TOTAL_PICO_MAX, from_pico, in_words, limit_to_pico, to_pico
 
 
 @given(st.integers(0, AMOUNT_PICO_MAX))

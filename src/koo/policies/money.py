@@ -1,4 +1,4 @@
-"""Money at the edge of a store: USD as `Decimal` outside, whole pico-dollars inside.
+"""Money: USD as `Decimal` where people see it, whole pico-dollars where it is counted.
 
 A price of $0.15 for a million tokens is 150,000 pico-dollars a token, so integers are exact where a database's own
 decimals differ from one another (SQLite has none). What is finer than a pico-dollar is rounded up for amounts and down
@@ -7,11 +7,16 @@ for limits: never to the side where the cap leaks.
 
 from __future__ import annotations
 
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
-
-from koo.errors import BudgetExceeded
-from koo.options import DAY_S
-from koo.storage.base import HoldRequest
+from decimal import (
+    ROUND_CEILING,
+    ROUND_FLOOR,
+    ROUND_HALF_EVEN,
+    Context,
+    Decimal,
+    DivisionByZero,
+    InvalidOperation,
+    Overflow,
+)
 
 DIGITS = 12
 AMOUNT_PICO_MAX = 10**18
@@ -19,14 +24,23 @@ AMOUNT_PICO_MAX = 10**18
 TOTAL_PICO_MAX = 2**63 - 1
 """Some nine million dollars a day: what fits into a database's integer."""
 
-_up = Context(prec=60, rounding=ROUND_CEILING)
-_down = Context(prec=60, rounding=ROUND_FLOOR)
+
+def _context(rounding: str) -> Context:
+    traps = [InvalidOperation, DivisionByZero, Overflow]
+    return Context(prec=60, rounding=rounding, Emin=-999_999, Emax=999_999, traps=traps)
+
+
+EXACT = _context(ROUND_HALF_EVEN)
+"""All arithmetic with money is done in contexts of koo's own: the caller's may round to three digits, or trap."""
+_up = _context(ROUND_CEILING)
+_down = _context(ROUND_FLOOR)
+_scale, _whole = _up.scaleb, _up.to_integral_value
 
 
 def to_pico(amount_usd: Decimal) -> int:
     """An amount in pico-dollars, rounded up. Raises ValueError unless it is a number from 0 to 1,000,000."""
     try:
-        pico = int(_up.to_integral_value(_up.scaleb(amount_usd, DIGITS)))
+        pico = int(_whole(_scale(amount_usd, DIGITS)))
     except (InvalidOperation, OverflowError, ValueError) as error:
         raise ValueError(f"an amount of {amount_usd} USD is no money") from error
     if not 0 <= pico <= AMOUNT_PICO_MAX:
@@ -52,14 +66,3 @@ def in_words(amount_usd: Decimal) -> str:
     text = f"{amount_usd:f}"
     whole, _, cents = text.partition(".")
     return f"${whole}.{cents.rstrip('0').ljust(2, '0')}"
-
-
-def refusal(request: HoldRequest, spent_usd: Decimal, held_usd: Decimal, wall_s: float) -> BudgetExceeded:
-    """The refusal of a hold, with the arithmetic that led to it and the time until the next UTC day."""
-    limit_usd = request.allowance.limit_usd
-    limit = "what a day can hold" if limit_usd is None else f"the day's budget of {in_words(limit_usd)}"
-    reason = (
-        f"{limit} does not cover this call: {in_words(spent_usd)} spent, {in_words(held_usd)} held for calls that "
-        f"are running, up to {in_words(request.amount_usd)} needed"
-    )
-    return BudgetExceeded(request.service, reason, DAY_S - wall_s % DAY_S)

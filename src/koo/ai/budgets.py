@@ -1,0 +1,310 @@
+"""Which budgets a call is held in, and the sentence of a refusal.
+
+Every service has a budget of its own for each UTC day. An operator may set more, for a day or a month: for one service,
+one model, one tag, or all together. A call is held in all that apply, or in none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from decimal import Decimal
+from typing import NamedTuple
+
+from koo.ai.service import Service
+from koo.errors import BudgetExceeded, Kind, ServiceRefused
+from koo.events import BillExceededHold, Event
+from koo.options import BudgetOptions
+from koo.policies.forecast import SpendingPace, pace_of_period, run_out
+from koo.policies.money import from_pico, in_words, limit_to_pico
+from koo.policies.purse import Budget, Hold, Refusal
+from koo.policies.treasury import Standing, starts_ms
+from koo.storage.base import Allowance, Bill, BudgetView, Ledger, OwnBudgetView
+
+AWAY_RETRY_S = 5.0
+"""When to ask again while the store is away: it is found within this time of being back."""
+RECALL_RETRY_S = 2.0
+"""Two beats: one in which other processes hear that they should send money home, one in which it arrives."""
+SETS_MAX = 1000
+"""Sets of budgets remembered, by service, model and tag: callers choose models and tags."""
+TAGS_MAX = 1000
+"""Tags that have a budget each, of one `TAG=*`; later ones share one more. Each beat speaks of all of them."""
+TAG_LENGTH_MAX = 200
+EACH = "*"
+"""What a budget's tag says that gives each tag a budget of its own."""
+TAGS_SHOWN = 20
+OTHER_TAGS = EACH
+"""The tag of the budget that tags above `TAGS_MAX` share."""
+
+
+def day_budget(service: str) -> str:
+    """The name of a service's own budget in the ledger."""
+    return f"service/{service}"
+
+
+def requests_count(service: str) -> str:
+    """The name under which the ledger counts a service's requests of the day."""
+    return f"requests/{service}"
+
+
+class Shortage(NamedTuple):
+    """A refusal for money: which budget had no room, in which period, and what the call needed."""
+
+    name: str
+    period: int
+    amount: int
+
+
+class Budgets:
+    """All budgets of one platform, over its ledger."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        options: Sequence[BudgetOptions] = (),
+        publish: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self.ledger = ledger
+        self._publish = publish
+        self.options = tuple(options)
+        self._sets: dict[tuple[str, str, str | None], tuple[Budget, ...]] = {}
+        self._names: dict[str, Budget] = {}
+        self._options: dict[str, BudgetOptions] = {}
+        self._of_tags: dict[str, set[str]] = {one.name: set() for one in options if one.tag == EACH}
+        self._shortages: dict[str, Shortage] = {}
+        self._paces: dict[str, SpendingPace] = {}
+        self._models = {one.model for one in options if one.model is not None}
+        self._tags = {one.tag for one in options if one.tag is not None}
+        for one in options:
+            if one.tag != EACH:
+                self._add(f"budget/{one.name}", one)
+
+    def add_service(self, name: str, allowance: Allowance) -> None:
+        """Know a service's daily budget, and count its requests."""
+        limit = None if allowance.limit_usd is None else limit_to_pico(allowance.limit_usd)
+        self._names[day_budget(name)] = self.ledger.budget(
+            day_budget(name), limit, "day", is_default=not allowance.explicit
+        )
+        self._names[requests_count(name)] = self.ledger.budget(requests_count(name), None)
+        self._sets.clear()
+
+    def _add(self, name: str, one: BudgetOptions) -> Budget:
+        budget = self.ledger.budget(name, limit_to_pico(one.limit_usd), one.period)
+        self._names[name], self._options[name] = budget, one
+        return budget
+
+    def of(self, service: str, model: str = "", tag: str | None = None) -> tuple[Budget, ...]:
+        """The budgets in which a call is held."""
+        # Models and tags that no budget names make no difference, and must not fill the memory.
+        key = (
+            service,
+            model if model in self._models else "",
+            tag if tag in self._tags or EACH in self._tags else None,
+        )
+        found = self._sets.get(key)
+        if found is None:
+            if len(self._sets) >= SETS_MAX:
+                self._sets.clear()
+            found = self._sets[key] = self._find(*key)
+        return found
+
+    def _find(self, service: str, model: str, tag: str | None) -> tuple[Budget, ...]:
+        budgets = [self._names[day_budget(service)]]
+        for one in self.options:
+            if one.service in (None, service) and one.model in (None, model):
+                if one.tag == EACH:
+                    if tag is not None:
+                        budgets.append(self._of_tag(one, tag))
+                elif one.tag in (None, tag):
+                    budgets.append(self._names[f"budget/{one.name}"])
+        return tuple(budgets)
+
+    def _of_tag(self, one: BudgetOptions, tag: str) -> Budget:
+        tags = self._of_tags[one.name]
+        # The ledger keeps names as text: PostgreSQL has no NUL in one, neither database a lone surrogate.
+        clean = tag[:TAG_LENGTH_MAX].replace("\0", "").encode(errors="replace").decode()
+        if clean not in tags and len(tags) >= TAGS_MAX:
+            clean = OTHER_TAGS
+        tags.add(clean)
+        name = f"budget/{one.name}/{clean}"
+        return self._names.get(name) or self._add(name, one)
+
+    def forget_unused_tags(self) -> None:
+        """Make room for other tags: those that were not used in this period have no budget any more."""
+        for one, tags in self._of_tags.items():
+            for tag in list(tags):
+                name = f"budget/{one}/{tag}"
+                if self.ledger.forget(name):
+                    tags.discard(tag)
+                    for known in (self._names, self._options, self._paces):
+                        known.pop(name, None)
+        if self._of_tags:
+            self._sets.clear()
+
+    def settle(self, hold: Hold, service: str, bill: Bill) -> None:
+        """Book what a call cost. A bill above its hold is booked whole, and published."""
+        if self._shortages:
+            self._shortages.pop(service, None)
+        bound = hold.amount
+        cost = self.ledger.settle(hold, service, bill)
+        if cost > bound:
+            self._publish(BillExceededHold(service, str(from_pico(cost)), str(from_pico(bound))))
+
+    def room(self, budgets: tuple[Budget, ...]) -> int | None:
+        """What all of them leave, as last known: neither spent, nor held by calls, nor left unsettled by the dead.
+
+        In pico-dollars; None: none of them has a limit.
+        """
+        lefts = [_left(self.ledger.standing(budget.name)) for budget in budgets]
+        return min((left for left in lefts if left is not None), default=None)
+
+    def keep_count(self, service: Service) -> None:
+        """Have the day's requests of a service counted in the store, and learn what others have counted."""
+        budget = self._names[requests_count(service.name)]
+        day, count = service.take_unstored()
+        if count:
+            self.ledger.count(budget, day, count)
+        if day:
+            service.note_elsewhere(day, self.ledger.counted_elsewhere(budget, day))
+
+    # ── what is seen ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def note_paces(self, now_s: float) -> None:
+        """Take down what is spent of each budget that has a limit, for forecasts; `now_s` in wall seconds."""
+        for name, budget in self._names.items():
+            standing = self.ledger.standing(name)
+            # Before the store was asked once, what others have spent is unknown, and would seem to be spent just now.
+            if budget.limit is not None and self.ledger.knows(name):
+                pace = self._paces.setdefault(name, SpendingPace())
+                pace.note(now_s, budget.purse.key.period, standing.spent)
+
+    def view(self, service: str, model: str | None = None, now_s: float | None = None) -> BudgetView:
+        """A service's own budget of today; its `shortage` speaks of other budgets of the service too.
+
+        `model`: the one that is asked by default. Without the time (wall seconds) there is no forecast.
+        """
+        view = self._view(day_budget(service), now_s)
+        return replace(view, shortage=self._shortage(service, model or ""))
+
+    def views(self, now_s: float) -> list[OwnBudgetView]:
+        """The budgets that an operator set. Of one for each tag those of the tags that spent most."""
+        found = []
+        for one in self.options:
+            if one.tag != EACH:
+                found.append(OwnBudgetView(one, None, self._view(f"budget/{one.name}", now_s)))
+                continue
+            tags = sorted(self._of_tags[one.name], key=lambda tag: self._by_use(one, tag))[:TAGS_SHOWN]
+            found += [OwnBudgetView(one, tag, self._view(f"budget/{one.name}/{tag}", now_s)) for tag in tags]
+        return found
+
+    def _by_use(self, one: BudgetOptions, tag: str) -> tuple[int, str]:
+        standing = self.ledger.standing(f"budget/{one.name}/{tag}")
+        return -standing.spent - standing.held, tag
+
+    def _view(self, name: str, now_s: float | None) -> BudgetView:
+        view, budget = self.ledger.view(name), self._names[name]
+        if now_s is None or view.limit_usd is None:
+            return view
+        spent, period = limit_to_pico(view.spent_usd), budget.purse.key.period
+        left = limit_to_pico(max(Decimal(0), view.limit_usd - view.unsettled_usd - view.spent_usd))
+        paces = (
+            self._paces[name].of_last_hour(now_s, period, spent) if name in self._paces else None,
+            pace_of_period(spent, starts_ms(budget.kind, period) / 1000, now_s),
+        )
+        return replace(view, runs_out=run_out(left, paces, now_s, view.resets_at))
+
+    def _shortage(self, service: str, model: str) -> str:
+        """Why calls to the service are refused for money now, whatever share of a budget that is; empty if not."""
+        noted = self._shortages.get(service)
+        if noted is not None and noted.period == self._names[noted.name].purse.key.period:
+            standing = self.ledger.standing(noted.name)
+            left = _left(standing)
+            if left is not None and left < noted.amount:
+                return (
+                    f"{_titled(noted.name, standing)} does not cover the call that was asked last: "
+                    f"up to {_usd(noted.amount)} needed, {_usd(max(0, left))} left"
+                )
+        for budget in self.of(service, model)[1:]:
+            standing = self.ledger.standing(budget.name)
+            if standing.limit is not None and standing.spent >= standing.limit:
+                return f"{_titled(budget.name, standing)} is used up"
+        return ""
+
+    # ── refusing ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def refusal(
+        self,
+        service: str,
+        budgets: tuple[Budget, ...],
+        amount: int,
+        why: Refusal,
+        short: str | None,
+        now_s: float,
+    ) -> ServiceRefused:
+        """The error of a call that got no hold. `short` names the budget without room, where one is known."""
+        error = self._refusal(service, budgets, amount, why, short, now_s)
+        names = [short] if short else [budget.name for budget in budgets]
+        wanted = [self._options[name].on_exhausted for name in names if name in self._options]
+        error.instead = next((name for name in wanted if name != "refuse"), None)
+        return error
+
+    def _refusal(
+        self,
+        service: str,
+        budgets: tuple[Budget, ...],
+        amount: int,
+        why: Refusal,
+        short: str | None,
+        now_s: float,
+    ) -> ServiceRefused:
+        if why is Refusal.AWAY:
+            reason = (
+                f"it is unknown whether the budget covers this call, because {self.ledger.trouble}; "
+                "a budget that was set refuses until the state store is back"
+            )
+            return ServiceRefused(service, reason, AWAY_RETRY_S, kind=Kind.CIRCUIT_OPEN)
+        name = short or next(b.name for b in budgets if b.limit is not None)
+        standing, resets_at = self.ledger.standing(name), self.ledger.view(name).resets_at
+        # What is recalled comes home in two beats; and calls that run seldom cost what they hold.
+        fits_soon = standing.limit is None or amount <= standing.limit - standing.spent - standing.unsettled
+        is_soon = why is Refusal.NOT_MET and (standing.idle > 0 or fits_soon)
+        retry_after_s = RECALL_RETRY_S if is_soon else max(0.0, resets_at - now_s)
+        if name not in self._options or self._options[name].tag is None:
+            # A tag that has used up its own budget says nothing about the service, which all others can ask.
+            self._shortages[service] = Shortage(name, self._names[name].purse.key.period, amount)
+        return BudgetExceeded(service, _sentence(_titled(name, standing), standing, amount), retry_after_s)
+
+
+def _left(standing: Standing) -> int | None:
+    """What calls may still hold, what is idle elsewhere included; None: without a limit."""
+    if standing.limit is None:
+        return None
+    return standing.limit - standing.spent - max(0, standing.held) - standing.unsettled
+
+
+def _titled(name: str, standing: Standing) -> str:
+    limit = "" if standing.limit is None else f" of {_usd(standing.limit)}"
+    return f"{_title(name)}{limit}"
+
+
+def _title(name: str) -> str:
+    kind, _, rest = name.partition("/")
+    return "the day's budget" if kind == "service" else f"the budget {rest!r}"
+
+
+def _sentence(title: str, standing: Standing, amount: int) -> str:
+    """The arithmetic that led to a refusal."""
+    parts = [
+        f"{_usd(standing.spent)} spent",
+        f"{_usd(max(0, standing.held))} held for calls that are running",
+    ]
+    if standing.unsettled:
+        parts.append(f"{_usd(standing.unsettled)} unsettled by processes that no longer report")
+    if standing.idle:
+        parts.append(f"{_usd(standing.idle)} idle in {standing.processes} processes and recalled")
+    parts.append(f"up to {_usd(amount)} needed")
+    return f"{title} does not cover this call: {', '.join(parts)}"
+
+
+def _usd(pico: int) -> str:
+    return in_words(Decimal(from_pico(pico)))

@@ -1,0 +1,54 @@
+"""Tokens by class out of what vendors report, who agree on hardly a name.
+
+One rule for all: a bill must not be too small. Of several names for one thing the largest number counts. What comes
+from or goes to a cache is a part of the prompt's count, unless it is more than that: then it stands beside. What the
+total has beyond the prompt was written, and so was reasoning that is more than all that is said to be written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from koo.ai.types import Usage
+
+Count = int | float | None
+"""Some write 12.0, and not every one that is promised is there."""
+
+
+def usage_from(
+    *,
+    read: Count,
+    written: Count,
+    total: Count = None,
+    cached: Iterable[Count] = (),
+    into_cache: Iterable[Count] = (),
+    reasoning: Iterable[Count] = (),
+) -> Usage:
+    """Tokens by class, made disjoint. Of `cached`, `into_cache` and `reasoning` each is one name's number."""
+    prompt, answer, sum_of_all = count_of(read), count_of(written), count_of(total)
+    from_cache, to_cache, thought = _most(cached), _most(into_cache), _most(reasoning)
+    if not prompt:
+        prompt = max(0, sum_of_all - answer)
+    fresh = prompt - from_cache - to_cache
+    if fresh < 0:
+        prompt, fresh = prompt + from_cache + to_cache, prompt
+    answer = max(answer, sum_of_all - prompt)
+    if thought > answer:
+        answer += thought
+    return Usage(
+        input_tokens=fresh,
+        cache_read_tokens=from_cache,
+        cache_write_tokens=to_cache,
+        output_tokens=answer,
+        reasoning_tokens=thought,
+    )
+
+
+def count_of(told: Count) -> int:
+    """What was told as a count of tokens: 0 for nothing and for less."""
+    return max(0, math.ceil(told)) if told is not None and math.isfinite(told) else 0
+
+
+def _most(counts: Iterable[Count]) -> int:
+    return max((count_of(count) for count in counts), default=0)

@@ -1,0 +1,234 @@
+"""The money of a query: its worst case by the length of its prompt, its bill by what the provider reports.
+
+The hold shrinks as soon as something proves it smaller. What is booked is what was reported. Where not all of it was,
+it is an estimate: what came, or the whole hold where the model may have thought unseen or nothing came at all. An
+estimate is never above the hold, and nothing is ever below what was reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from decimal import Decimal
+from typing import NamedTuple
+
+from koo.ai.budgets import Budgets
+from koo.ai.charge import NO_WORDS, ServiceCharge
+from koo.ai.conversations import Conversations, Measure
+from koo.ai.pricing import NOTHING, ModelPrice
+from koo.ai.providers.base import Completion, Provider, Request
+from koo.ai.providers.transport import bound_text
+from koo.ai.service import Service
+from koo.ai.types import Usage
+from koo.errors import BudgetExceeded, Kind
+from koo.http import Departure
+from koo.policies.money import from_pico, in_words, to_pico
+from koo.storage.base import Bill
+
+LONG_ASCII = 512 * 1024
+LONG_TEXT = 32 * 1024
+"""Characters; longer prompts are measured in a thread, which takes some milliseconds a megabyte, or a hundred."""
+
+
+class Terms(NamedTuple):
+    """What a query's caller says about its money."""
+
+    tag: str | None = None
+    metadata: Mapping[str, str] = NO_WORDS
+    max_cost_usd: Decimal | None = None
+    is_clamped: bool = False
+    is_patient: bool = False
+
+
+NO_TERMS = Terms()
+
+
+class QueryCharge(ServiceCharge):
+    """Money for a query: its worst case by the length of its prompt, its bill by the provider's usage.
+
+    `request` is what the next attempt asks; `departure` notes how far it got. `reported` is what the provider has
+    counted of the attempt so far: what is booked is never less.
+    """
+
+    __slots__ = (
+        "_asked", "_conversations", "_max_cost_usd", "_measure", "_provider", "_thinks_unseen", "departure",
+        "is_clamped", "price", "reported", "request",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        service: Service,
+        budgets: Budgets,
+        provider: Provider,
+        request: Request,
+        price: ModelPrice,
+        terms: Terms = NO_TERMS,
+        *,
+        conversations: Conversations | None = None,
+        thinks_unseen: bool = True,
+    ) -> None:
+        super().__init__(
+            service,
+            budgets,
+            model=request.model,
+            tag=terms.tag,
+            metadata=terms.metadata,
+            is_patient=terms.is_patient,
+        )
+        self._provider = provider
+        self._asked = self.request = request
+        self.price = price
+        self._max_cost_usd = terms.max_cost_usd
+        self.is_clamped = terms.is_clamped
+        self._conversations = conversations
+        self._thinks_unseen = thinks_unseen
+        self._measure: Measure | None = None
+        self.departure = Departure()
+        self.reported: Usage | None = None
+
+    @property
+    def clamped(self) -> bool:
+        """Was the longest answer lowered to what fits?"""
+        return self.request.max_tokens < self._asked.max_tokens
+
+    @property
+    def input_tokens_max(self) -> int:
+        """An upper bound of what the prompt is counted as."""
+        # Worked out when it is first needed: a query that a gate refuses must not pay for counting a long prompt.
+        if self._measure is None:
+            self._measure = self._take_measure()
+        return self._measure.tokens_max
+
+    def _take_measure(self) -> Measure:
+        bound = self._provider.bound_input_tokens
+        if self._conversations is None:
+            return Measure(bound(self._asked))
+        return self._conversations.measure(self._service.name, self._asked, bound)
+
+    def bound_usd(self) -> Decimal:
+        return self.price.bound_usd(self.input_tokens_max, self.request.max_tokens)
+
+    async def hold(self, deadline: float) -> None:
+        self.departure, self.reported = Departure(), None
+        if self._measure is None and _is_long(self._asked):
+            self._measure = await asyncio.to_thread(self._take_measure)
+        self.request = self._asked
+        if self.is_clamped:
+            self._clamp()
+        self._look_at_cost()
+        while True:
+            try:
+                return await super().hold(deadline)
+            except BudgetExceeded as error:
+                # A refusal brings news of what others hold. Each turn lowers the answer, so they come to an end.
+                if not self.is_clamped or error.kind is Kind.DEADLINE or not self._clamp():
+                    raise
+
+    def _clamp(self) -> bool:
+        """Lower the longest answer to what there is room for; False where that changes nothing."""
+        room = self._budgets.room(self._budgets.of(self._service.name, self.model, self._tag))
+        amounts = [] if room is None else [from_pico(max(0, room))]
+        if self._max_cost_usd is not None:
+            amounts.append(self._max_cost_usd)
+        if not amounts:
+            return False
+        fitting = max(1, self.price.tokens_within(min(amounts), self.input_tokens_max))
+        if fitting >= self.request.max_tokens:
+            return False
+        self.request = replace(self.request, max_tokens=fitting)
+        return True
+
+    def _look_at_cost(self) -> None:
+        if self._max_cost_usd is None:
+            return
+        bound_usd = self.bound_usd()
+        if bound_usd > self._max_cost_usd:
+            reason = (
+                f"one attempt may cost up to {in_words(bound_usd)}, more than the "
+                f"{in_words(self._max_cost_usd)} of its max_cost_usd; a lower max_tokens costs less"
+            )
+            raise BudgetExceeded(self._service.name, reason)
+
+    # ── what is reported ──────────────────────────────────────────────────────────────────────────────────────
+
+    def report(self, usage: Usage, *, input_counted: bool) -> None:
+        """The provider says in the middle what it has counted: the hold shrinks to what can still be billed."""
+        self.reported = usage
+        hold = self._hold
+        if hold is not None and input_counted and usage.read_tokens:
+            rest_usd = self.price.rest_usd(usage, self.request.max_tokens)
+            with suppress(ValueError):  # counts that come to no amount of money
+                self._budgets.ledger.shrink(hold, to_pico(rest_usd))
+
+    def note(self, completion: Completion) -> Bill:
+        """Take down what the attempt cost: the provider's own price where it reports one, else the table's.
+
+        Where not all was reported, it is an estimate, and never above the hold: what came, or the hold where the model
+        may have thought unseen. It is never below what was reported.
+        """
+        usage, price = self._completed(completion), self.price
+        if completion.cost_usd is not None and not usage.estimated:
+            self.bill = self._bill(completion.cost_usd, "reported", usage)
+        elif usage.estimated:
+            least_usd = max(self._reported_usd(), completion.cost_usd or NOTHING)
+            self.bill = self._bill(max(least_usd, self._estimate_usd(usage)), "estimate", usage)
+        else:
+            self.bill = self._bill(price.cost_usd(usage), price.source, usage)
+            if self._conversations is not None and self._measure is not None:
+                self._conversations.learn(self._measure.mark, usage, completion.text)
+        return self.bill
+
+    def _completed(self, completion: Completion) -> Usage:
+        """Its usage; where the provider left one half of it out, the most that it can be."""
+        usage = completion.usage
+        if completion.cost_usd is not None or self.price.free:
+            return usage
+        if not usage.read_tokens:
+            usage = replace(usage, input_tokens=self.input_tokens_max, estimated=True)
+        if completion.text and not usage.output_tokens:
+            usage = replace(usage, output_tokens=bound_text(completion.text), estimated=True)
+        return usage
+
+    def _estimate_usd(self, usage: Usage) -> Decimal:
+        if self.price.free:
+            return NOTHING
+        held_usd = self.bound_usd() if self._hold is None else from_pico(self._hold.amount)
+        return held_usd if self._thinks_unseen else min(held_usd, self.price.cost_usd(usage))
+
+    def _reported_usd(self) -> Decimal:
+        return NOTHING if self.reported is None else self.price.cost_usd(self.reported)
+
+    def settle(self) -> None:
+        hold = self._hold
+        if self.bill is None and hold is not None:
+            if self.departure.waits:
+                # Cancelled before there was a connection: nothing was sent.
+                self.release()
+                return
+            amount_usd = max(from_pico(hold.amount), self._reported_usd())
+            self.bill = self._bill(amount_usd, "estimate", self.reported or Usage())
+        super().settle()
+
+    def _bill(self, amount_usd: Decimal, source: str, usage: Usage) -> Bill:
+        return Bill(
+            amount_usd=amount_usd,
+            source=source,
+            model=self.model,
+            input_tokens=usage.input_tokens,
+            cache_read_tokens=usage.cache_read_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
+            output_tokens=usage.output_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            unit_prices=self.price.unit_prices,
+            price_version=self.price.version,
+        )
+
+
+def _is_long(request: Request) -> bool:
+    """Would measuring it hold the event loop up? Text beyond ASCII is looked at character by character."""
+    return any(
+        len(text) > (LONG_ASCII if text.isascii() else LONG_TEXT)
+        for text in (request.prompt, request.system or "")
+    )

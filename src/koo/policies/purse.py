@@ -1,0 +1,150 @@
+"""Purses: the process's half of a budget. What a call may cost is held and settled here, in memory, without waiting.
+
+    room     granted − back + over − spent − what is held of that
+    hold     room ≥ bound in every budget that applies, else nothing is held
+    settle   held − bound, spent + cost; what a cost has above its bound is `over`: booked, above the limit or not
+    release  held − bound
+
+A purse keeps what it holds and two beats of spending; where that is less than one call's bound it keeps nothing, and
+goes home with the last settlement. So a budget that covers only a few calls is decided call by call, exactly, and a
+script of one call leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from koo.policies.treasury import Key, PeriodKind, Totals
+
+
+class Purse:
+    """What one process may spend of one budget in one period. Amounts are whole pico-dollars, or requests.
+
+    `pace`: spent in each of the last two beats; `marked`: spent when it was last taken. `bound` and `bound_before`: the
+    largest hold since then, and in the beat before. `told`: spent, back, over and held as the store has confirmed them.
+    `low`: with less room it asks for more. `unfunded`: the part of `held` that was not granted. `elsewhere`: what other
+    processes had spent when that was last read. `above`: by how much bills here were above what was held for them.
+    """
+
+    __slots__ = (
+        "above", "back", "bound", "bound_before", "budget", "elsewhere", "granted", "held", "key", "low", "marked",
+        "over", "pace", "room", "spent", "told", "unfunded",
+    )  # fmt: skip
+
+    def __init__(self, budget: Budget, key: Key) -> None:
+        self.budget = budget
+        self.key = key
+        self.granted = self.back = self.spent = self.over = self.held = 0
+        self.room = self.unfunded = self.elsewhere = self.above = 0
+        self.bound = self.bound_before = self.marked = self.low = 0
+        self.pace = (0.0, 0.0)
+        self.told = (0, 0, 0, 0)
+
+    def keep(self) -> int:
+        """How much room stays here when the rest is sent home."""
+        two_beats = int(2 * max(self.pace))
+        return two_beats if two_beats >= max(self.bound, self.bound_before) else 0
+
+    def take_pace(self, beats: float) -> None:
+        """Note what was spent since the last time, `beats` beats ago."""
+        self.pace = (self.pace[1], (self.spent - self.marked) / beats)
+        self.marked = self.spent
+        self.bound_before, self.bound = self.bound, 0
+
+    def send_back(self, keep: int) -> None:
+        """Take what is not kept out of the purse."""
+        if self.room > keep:
+            self.back += self.room - keep
+            self.room = keep
+
+    def take_granted(self, granted: int) -> None:
+        """The store's word, which only grows."""
+        if granted > self.granted:
+            self.room += granted - self.granted
+            self.granted = granted
+
+    def totals(self) -> Totals:
+        """What a beat tells."""
+        return Totals(self.granted, self.back, self.spent, self.over, self.held)
+
+    def has_news(self) -> bool:
+        """Is there something that the store does not know, or that should go home?"""
+        # A call that runs for an hour is told once: beats without news would be writes for nothing.
+        return bool(self.room) or self.told != (self.spent, self.back, self.over, self.held)
+
+    def is_settled(self) -> bool:
+        """Does the store know all about it, and is nothing held or idle?"""
+        return not self.held and not self.has_news()
+
+    def confirm(self, told: Totals) -> None:
+        """A beat that told these totals was answered."""
+        spent, back, over, _ = self.told
+        self.told = (max(spent, told.spent), max(back, told.back), max(over, told.over), told.held)
+
+    def begin_again(self) -> None:
+        """Tell, under a new name, what is held and what was spent since the last answered beat: as granted, no more.
+
+        The old name's grant stays booked as well, so this may book above the limit. It never spends above it.
+        """
+        unsure = self.spent - self.told[0]
+        self.elsewhere += self.told[0]
+        is_counted = self.budget.limit is None
+        self.granted, self.over = (0, unsure) if is_counted else (self.held - self.unfunded + unsure, 0)
+        self.back, self.spent, self.marked, self.room = 0, unsure, unsure, 0
+        self.told = (0, 0, 0, 0)
+
+
+@dataclass(slots=True, eq=False)
+class Budget:
+    """A limit for each period. `limit` None: spending is counted and never refused.
+
+    `is_default`: nobody set it, so it may go on in memory while the store is away.
+    """
+
+    name: str
+    limit: int | None
+    kind: PeriodKind = "day"
+    is_default: bool = False
+    purse: Purse = field(init=False)
+    ends_at: float = field(init=False, default=-math.inf)
+
+
+@dataclass(slots=True, eq=False)
+class Hold:
+    """A call's worst case, held in all of its purses; in none once it was settled or released.
+
+    `without`: purses that hold it without a grant, because they are only counted, or because their budget is a default
+    one and the store is away.
+    """
+
+    purses: tuple[Purse, ...]
+    amount: int
+    without: tuple[Purse, ...] = ()
+
+
+class Refusal(Enum):
+    """Why a waiter was refused."""
+
+    NEVER = "what is spent leaves no room for it"
+    NOT_MET = "others hold what is left"
+    AWAY = "the store that knows is away"
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A call that found no room. `decided` is called once, with a hold or a refusal.
+
+    `patience`: unmet beats after which it is refused; 1 waits for one answer, and for no recall. `short`: the budget
+    that had no room, once an answer has named one.
+    """
+
+    budgets: tuple[Budget, ...]
+    amount: int
+    patience: int
+    decided: Callable[[Hold | Refusal], None]
+    unmet: int = 0
+    keys: tuple[Key, ...] = ()
+    short: Key | None = None

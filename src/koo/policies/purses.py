@@ -1,0 +1,360 @@
+"""All purses of one process: calls hold and settle, and behind them a beat talks with the treasury.
+
+A beat tells what was spent, sends home what is not needed, and asks for more (`treasury.py` explains the chain of
+beats). A call that finds no room waits for an answer. Waiters of one set of budgets ask together: all or none of what
+the first one *needs*, and up to what all of them *want*. Asking for the sum would starve all of them where it does not
+fit.
+
+Nothing here waits, reads a clock, or knows of a store: `now` is monotonic seconds. The owner of the purses sends
+`beat()` to the store when something rings or a beat is due, and hands the answer to `hear()`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+from koo.policies.purse import Budget, Hold, Purse, Refusal, Waiter
+from koo.policies.treasury import Answer, Ask, Beat, Key, Limit, Met, period_at, starts_ms
+
+TRIP_S_MAX = 2.0
+"""A store that takes longer to answer is away."""
+PATIENCE = 3
+"""Beats that a patient caller's need may go unmet: a recall takes two, and one may have been on its way."""
+
+
+class Purses:
+    """All purses of one process, under one name.
+
+    `draw` returns a random word from the operating system, for names and tokens: a generator of this process's own
+    would be copied with it. `ring` is called where a beat should go out at once. `wall_ms` (at `now`) is this machine's
+    clock, which says what day it is until the store has answered once.
+    """
+
+    def __init__(
+        self, draw: Callable[[], str], *, beat_s: float, wall_ms: int, now: float, ring: Callable[[], None]
+    ) -> None:
+        self.name = draw()
+        self.budgets: dict[str, Budget] = {}
+        self.purses: dict[Key, Purse] = {}
+        self.waiting: list[Waiter] = []
+        self.flying: Beat | None = None
+        self._draw = draw
+        self._ring = ring
+        self._beat_s = beat_s
+        self._number = 0
+        self._last_token = ""
+        self._groups_asked: list[tuple[Key, ...]] = []
+        self._recalled: frozenset[Key] = frozenset()
+        self._store_ms, self._heard_at = wall_ms, now
+        # A beat lasts as long as it is waited for, and as its answer takes.
+        self._span_s = beat_s
+        self._sent_at = now
+        self._paced_at = -math.inf
+
+    # ── budgets and their periods ─────────────────────────────────────────────────────────────────────────────
+
+    def add(self, budget: Budget, now: float) -> Budget:
+        """Know a budget from now on. One of the same name is replaced, and what was spent of it stays spent."""
+        self.budgets[budget.name] = budget
+        self._open(budget, now)
+        return budget
+
+    def forget(self, name: str) -> bool:
+        """Know a budget no longer, if it was not used in this period; a purse that was granted something stays."""
+        budget = self.budgets[name]
+        purse = budget.purse
+        is_told = self.flying is not None and purse.key in self.flying.totals
+        is_waited_for = any(budget in waiter.budgets for waiter in self.waiting)
+        if purse.granted or purse.spent or purse.held or is_told or is_waited_for:
+            return False
+        del self.budgets[name]
+        self.purses.pop(purse.key, None)
+        return True
+
+    def wall_ms(self, now: float) -> int:
+        """The store's clock as last told, and this process's own steady time since."""
+        return self._store_ms + int((now - self._heard_at) * 1000)
+
+    def roll(self, budgets: Iterable[Budget], now: float) -> None:
+        """Go on with the purses of the period that has begun."""
+        for budget in budgets:
+            if now >= budget.ends_at:
+                self._open(budget, now)
+
+    def _open(self, budget: Budget, now: float) -> None:
+        wall_ms = self.wall_ms(now)
+        period = period_at(budget.kind, wall_ms)
+        key = Key(budget.name, period)
+        budget.purse = self.purses.setdefault(key, Purse(budget, key))
+        budget.purse.budget = budget
+        budget.ends_at = now + (starts_ms(budget.kind, period + 1) - wall_ms) / 1000
+
+    # ── a call ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def hold(self, budgets: tuple[Budget, ...], amount: int, now: float) -> Hold | None:
+        """Hold `amount` in every budget; None where one has no room, and then nothing is held."""
+        for budget in budgets:
+            if now >= budget.ends_at:
+                self._open(budget, now)
+            if budget.purse.room < amount and budget.limit is not None:
+                return None
+        return self._held(budgets, amount, ())
+
+    def hold_without(self, budgets: tuple[Budget, ...], amount: int, now: float) -> Hold | None:
+        """As `hold` while the store is away: a default budget goes on in memory, one that somebody set does not."""
+        self.roll(budgets, now)
+        short = tuple([b.purse for b in budgets if b.limit is not None and b.purse.room < amount])
+        if not all(self._may_go_on(purse, amount) for purse in short):
+            return None
+        return self._held(budgets, amount, short)
+
+    def _may_go_on(self, purse: Purse, amount: int) -> bool:
+        budget = purse.budget
+        total = purse.elsewhere + purse.spent + purse.held + amount
+        return budget.is_default and budget.limit is not None and total <= budget.limit
+
+    def _held(self, budgets: tuple[Budget, ...], amount: int, without: tuple[Purse, ...]) -> Hold:
+        for budget in budgets:
+            purse = budget.purse
+            purse.held += amount
+            if budget.limit is None:
+                without += (purse,)
+                purse.unfunded += amount
+            elif without and purse in without:
+                purse.unfunded += amount
+            else:
+                purse.room -= amount
+                if amount > purse.bound:  # noqa: PLR1730 - `max` would be one more call on every call's way
+                    purse.bound = amount
+                if purse.room < purse.low:
+                    purse.low = 0  # Ring once; the answer sets it again.
+                    self._ring()
+        return Hold(tuple([budget.purse for budget in budgets]), amount, without)
+
+    def shrink(self, hold: Hold, amount: int) -> None:
+        """Something has proved the bound smaller: what is too much is room again. A larger amount changes nothing."""
+        less = hold.amount - amount
+        if less <= 0:
+            return
+        for purse in hold.purses:
+            purse.held -= less
+            if purse in hold.without:
+                purse.unfunded -= less
+            else:
+                purse.room += less
+        hold.amount = amount
+
+    def settle(self, hold: Hold, cost: int) -> None:
+        """Book what a call cost, in the periods in which it was held. A second time changes nothing."""
+        bound, purses, without = hold.amount, hold.purses, hold.without
+        hold.purses = ()
+        for purse in purses:
+            purse.held -= bound
+            purse.spent += cost
+            if cost > bound:
+                purse.above += cost - bound
+            if without and purse in without:
+                purse.unfunded -= bound
+                purse.over += cost
+                continue
+            if cost > bound:
+                purse.over += cost - bound
+            else:
+                purse.room += bound - cost
+            # The last call has ended. What the purse would not keep goes home now: a process that is killed in the
+            # next second would leave it behind.
+            if not purse.held and purse.room > 0 and not purse.keep():
+                self._ring()
+
+    def release(self, hold: Hold) -> None:
+        """Nothing was billed."""
+        self.settle(hold, 0)
+
+    def count(self, budget: Budget, period: int, amount: int) -> None:
+        """Count without a limit, in a period of the caller's choice; a negative amount takes back."""
+        key = Key(budget.name, period)
+        purse = self.purses.setdefault(key, Purse(budget, key))
+        if amount < 0:
+            purse.back -= amount
+        else:
+            purse.spent += amount
+            purse.over += amount
+
+    # ── waiting ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def wait(self, waiter: Waiter) -> None:
+        """Queue a call that found no room, and ask."""
+        self.waiting.append(waiter)
+        self._ring()
+
+    def leave(self, waiter: Waiter) -> None:
+        """The call waits no longer: it was cancelled, or its deadline has passed."""
+        if waiter in self.waiting:
+            self.waiting.remove(waiter)
+
+    def decide_without(self, now: float) -> None:
+        """The store is away: waiters go on in memory where their budgets may, else they are refused."""
+        waiting, self.waiting = self.waiting, []
+        for waiter in waiting:
+            waiter.decided(self.hold_without(waiter.budgets, waiter.amount, now) or Refusal.AWAY)
+
+    # ── the beat ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def has_news(self) -> bool:
+        """Is there something that the store does not know, or that should go home?"""
+        return bool(self.waiting) or any(purse.has_news() for purse in self.purses.values())
+
+    def send_home(self) -> None:
+        """This process ends: with the next beat it keeps only what calls hold."""
+        self._recalled = frozenset(self.purses)
+
+    def beat(self, now: float) -> Beat:
+        """The next beat, or the same one again until it is answered."""
+        if self.flying is not None:
+            return self.flying
+        self._take_paces(now)
+        self.roll(self.budgets.values(), now)
+        for purse in self.purses.values():
+            # What goes back leaves the purse before it is told. Told first, it could be spent here and granted there.
+            purse.send_back(self._keep_of(purse))
+        self._groups_asked, asks = self._asks()
+        asked = {key for ask in asks for key in ask.need}
+        # Those of this period each time: a store that has forgotten is told all of them in one beat.
+        totals = {
+            key: purse.totals()
+            for key, purse in self.purses.items()
+            if purse.budget.purse is purse or key in asked or not purse.is_settled()
+        }
+        limits = {name: Limit(budget.limit, budget.kind) for name, budget in self.budgets.items()}
+        self._sent_at = now
+        self.flying = Beat(self.name, self._number + 1, self._draw(), self._last_token, totals, limits, asks)
+        return self.flying
+
+    def _take_paces(self, now: float) -> None:
+        beats = (now - self._paced_at) / self._span_s
+        if beats < 1:
+            return  # This beat goes out early. What was spent since the last one says nothing about a whole beat.
+        self._paced_at = now
+        for purse in self.purses.values():
+            purse.take_pace(beats if math.isfinite(beats) else 1.0)
+
+    def _keep_of(self, purse: Purse) -> int:
+        is_over = purse.budget.purse is not purse
+        return 0 if is_over or purse.key in self._recalled else purse.keep()
+
+    def _asks(self) -> tuple[list[tuple[Key, ...]], list[Ask]]:
+        """One for each set of budgets that has waiters (its keys, first), then one for each purse that runs low."""
+        groups, asks, asked = self._groups(), [], set[Key]()
+        for group in groups.values():
+            purses = [budget.purse for budget in group[0].budgets if budget.limit is not None]
+            first, everybody = group[0].amount, sum(waiter.amount for waiter in group)
+            extra = {p.key: 0 if p.key in asked else self._keep_of(p) for p in purses}
+            need = {p.key: max(0, first - p.room) for p in purses}
+            want = {p.key: max(0, everybody + extra[p.key] - p.room) for p in purses}
+            asks.append(Ask(need, want, first))
+            asked |= need.keys()
+        for purse in self.purses.values():
+            keep = self._keep_of(purse)
+            if purse.key not in asked and purse.room < keep and purse.budget.limit is not None:
+                asks.append(Ask({purse.key: 0}, {purse.key: keep - purse.room}, 0))
+        return list(groups), asks
+
+    def _groups(self) -> dict[tuple[Key, ...], list[Waiter]]:
+        groups: dict[tuple[Key, ...], list[Waiter]] = {}
+        for waiter in self.waiting:
+            keys = tuple([budget.purse.key for budget in waiter.budgets])
+            if keys != waiter.keys:
+                waiter.keys, waiter.unmet = keys, 0  # A new period has money of its own.
+            groups.setdefault(keys, []).append(waiter)
+        return groups
+
+    # ── the answer ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def hear(self, answer: Answer, now: float) -> bool:
+        """Take in the store's answer, and decide waiters by it. False: this beat was answered before."""
+        beat = self.flying
+        if beat is None or answer.beat.token != beat.token:
+            return False
+        if not answer.is_you:
+            self.begin_again()
+            return True
+        self.flying = None
+        # Two beats of spending must last until the next answer is there, however far away the store is.
+        self._span_s = self._beat_s + min(now - self._sent_at, TRIP_S_MAX)
+        self._number, self._last_token = beat.number, beat.token
+        self._recalled = answer.recalled
+        self._take_answer(answer, beat, now)
+        self._decide(answer, now)
+        if any(self.purses[key].room > 0 for key in answer.recalled if key in self.purses):
+            self._ring()  # What is recalled goes home now.
+        return True
+
+    def _take_answer(self, answer: Answer, beat: Beat, now: float) -> None:
+        for key, told in beat.totals.items():
+            purse = self.purses[key]
+            purse.take_granted(answer.granted.get(key, 0))
+            purse.confirm(told)
+        # As of now, though the store looked at its clock before it answered: so late by a trip, and never early.
+        self._store_ms, self._heard_at = answer.now_ms, now
+        for budget in self.budgets.values():
+            self._open(budget, now)
+        for key, purse in list(self.purses.items()):
+            purse.low = self._keep_of(purse) // 3  # After a beat of steady spending half of it is left.
+            if purse.budget.purse is not purse and purse.is_settled():
+                del self.purses[key]
+
+    def _decide(self, answer: Answer, now: float) -> None:
+        unmet = self._unmet(answer)
+        before, self.waiting = self.waiting, []
+        for waiter in before:
+            verdict = self._verdict(waiter, unmet.get(waiter.keys), now)
+            if verdict is None:
+                self.waiting.append(waiter)
+            else:
+                waiter.decided(verdict)
+        if self.waiting and not unmet and not answer.frozen:
+            self._ring()
+
+    def _unmet(self, answer: Answer) -> dict[tuple[Key, ...], tuple[Met, int, Key | None]]:
+        """What each set of budgets was told, for the amount of its first waiter. A freeze says nothing about that."""
+        if answer.frozen:
+            return {}
+        asked = zip(self._groups_asked, answer.beat.asks, answer.met, answer.short, strict=False)
+        return {keys: (met, ask.amount, short) for keys, ask, met, short in asked if met is not Met.YES}
+
+    def _verdict(
+        self, waiter: Waiter, unmet: tuple[Met, int, Key | None] | None, now: float
+    ) -> Hold | Refusal | None:
+        hold = self.hold(waiter.budgets, waiter.amount, now)
+        if hold is not None or unmet is None:
+            return hold
+        met, amount, waiter.short = unmet
+        if waiter.amount < amount:
+            return None  # A need that was not met speaks for those who want as much, or more.
+        waiter.unmet += 1
+        if met is Met.NEVER:
+            return Refusal.NEVER
+        return Refusal.NOT_MET if waiter.unmet >= waiter.patience else None
+
+    # ── another name ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def begin_again(self) -> None:
+        """Go on under another name: this one is another copy's, or was written off."""
+        self._rename()
+        for purse in self.purses.values():
+            purse.begin_again()
+        self._ring()
+
+    def empty(self) -> None:
+        """In a forked child: what was granted is the parent's, and so are the callers who wait."""
+        self._rename()
+        self.waiting, self.purses = [], {}
+        for budget in self.budgets.values():
+            before = budget.purse
+            budget.purse = self.purses[before.key] = Purse(budget, before.key)
+            budget.purse.elsewhere = before.elsewhere + before.spent
+
+    def _rename(self) -> None:
+        self.name, self._number, self._last_token, self.flying = self._draw(), 0, "", None
+        self._recalled = frozenset()

@@ -1,0 +1,101 @@
+"""Where a ledger's beats go: treasuries that end with the process, or a database's, through the store's thread."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from koo.clock import Clock
+from koo.policies.treasury import Answer, Beat, Key
+from koo.storage.executor import Executor
+from koo.storage.postings import Posting, book
+from koo.storage.transaction import StatementRejected, Transaction
+from koo.storage.treasuries import MemoryTreasuries, receive_in
+
+log = logging.getLogger("koo")
+
+
+class Exchange(Protocol):
+    """Where beats go. `beat_s` is the time between two of them."""
+
+    beat_s: float
+
+    @property
+    def dropped(self) -> int:
+        """Entries that the store did not take."""
+        ...
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the store cannot be used now; None: nothing is known against it."""
+        ...
+
+    async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Answer:
+        """Have a beat taken in, with its entries, in one transaction. Raises `StoreUnavailable`."""
+        ...
+
+
+class MemoryExchange:
+    """Treasuries that end with the process."""
+
+    beat_s = 0.1
+    trouble = None
+    dropped = 0
+
+    def __init__(self, clock: Clock) -> None:
+        self.treasuries = MemoryTreasuries()
+        self.postings: dict[str, Posting] = {}
+        self._clock = clock
+
+    async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Answer:
+        """Answer at once."""
+        self.postings |= {posting.id: posting for posting in postings}
+        now_ms, beat_ms = int(self._clock.wall() * 1000), int(self.beat_s * 1000)
+        return self.treasuries.receive(beat, now_ms, beat_ms, is_asked=is_asked)
+
+
+class SqlExchange:
+    """Treasuries in a database, reached through the store's thread. `dropped` counts entries that it did not take."""
+
+    def __init__(self, executor: Executor, beat_s: float) -> None:
+        self.beat_s = beat_s
+        self.dropped = 0
+        self._executor = executor
+        self._opened: set[Key] = set()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the store cannot be used now."""
+        return self._executor.trouble
+
+    async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Answer:
+        """One transaction. Raises `StoreUnavailable`."""
+        try:
+            return await self._send(beat, postings, is_asked)
+        except StatementRejected:
+            # An entry that the store does not take must keep neither the money nor other entries from being written.
+            answer = await self._send(beat, (), is_asked)
+        for posting in postings:
+            await self._book_alone(posting, beat.process)
+        return answer
+
+    async def _send(self, beat: Beat, postings: Sequence[Posting], is_asked: bool) -> Answer:
+        wall_ms, beat_ms = int(self._executor.clock.wall() * 1000), int(self.beat_s * 1000)
+
+        def write(tx: Transaction) -> Answer:
+            answer = receive_in(tx, beat, wall_ms, beat_ms, is_asked=is_asked, opened=self._opened)
+            if answer.is_you:
+                book(tx, postings, beat.process)
+            return answer
+
+        return await self._executor.run(write)
+
+    async def _book_alone(self, posting: Posting, process: str) -> None:
+        try:
+            await self._executor.run(lambda tx: book(tx, [posting], process))
+        except StatementRejected as error:
+            self.dropped += 1
+            log.error(
+                "%s; an entry of %s is lost to the ledger, and its money counted", error, posting.service
+            )

@@ -1,0 +1,111 @@
+"""What a call cost in the end, as it travels to the store with the next beat."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from koo.storage.base import Bill
+from koo.storage.transaction import Transaction, as_rows, picked
+
+TEXT_MAX = 256
+INTEGER_MAX = 2**63 - 1
+
+COLUMNS = picked(
+    ("id", "service", "model", "source", "unit_prices", "price_version", "tag", "process", "metadata"),
+    (
+        "at_ms", "day", "amount", "bound", "estimated", "input_tokens", "cache_read_tokens", "cache_write_tokens",
+        "output_tokens", "reasoning_tokens",
+    ),
+)  # fmt: skip
+# Told twice it is written once: its id is its own.
+BOOK = f"""INSERT INTO koo_entries ({", ".join(COLUMNS)})
+    SELECT {", ".join(COLUMNS.values())} FROM ({{rows}}) r WHERE true
+    ON CONFLICT (id) DO NOTHING"""
+
+
+class Posting(NamedTuple):
+    """One entry of the ledger. Amounts are pico-dollars; `bound` is what was held at last."""
+
+    id: str
+    at_ms: int
+    service: str
+    day: int
+    amount: int
+    bound: int
+    bill: Bill
+
+
+class Ids:
+    """Ids for entries: unique across processes and machines, and in order within one process."""
+
+    __slots__ = ("_next", "_pid", "_prefix")
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._prefix = ""
+        self._next = itertools.count(1)
+
+    def new(self) -> str:
+        """The next one."""
+        if self._pid != os.getpid():  # A fork would go on with its parent's numbers.
+            self._pid = os.getpid()
+            self._prefix = secrets.token_hex(8)
+        return f"{self._prefix}{next(self._next):012x}"
+
+
+def book(tx: Transaction, postings: Sequence[Posting], process: str) -> None:
+    """Write entries, in a transaction."""
+    if not postings:
+        return
+    # All calls for one model share their prices: to write them out for each would take half of the time.
+    prices = {
+        id(unit_prices): unit_prices for unit_prices in (posting.bill.unit_prices for posting in postings)
+    }
+    texts = {one: json.dumps(unit_prices, default=str) for one, unit_prices in prices.items()}
+    tx.run(
+        BOOK, as_rows(_columns(posting, process, texts[id(posting.bill.unit_prices)]) for posting in postings)
+    )
+
+
+def _columns(posting: Posting, process: str, unit_prices: str) -> Sequence[str | int | None]:
+    """As in `COLUMNS`."""
+    bill = posting.bill
+    return (
+        posting.id,
+        posting.service,
+        _cut(bill.model),
+        _cut(bill.source),
+        unit_prices,
+        _cut(bill.price_version),
+        None if bill.tag is None else _cut(bill.tag),
+        process,
+        json.dumps({word: str(said)[:TEXT_MAX] for word, said in bill.metadata.items()})
+        if bill.metadata
+        else "{}",
+        posting.at_ms,
+        posting.day,
+        posting.amount,
+        posting.bound,
+        int(bill.source == "estimate"),
+        _fit(bill.input_tokens),
+        _fit(bill.cache_read_tokens),
+        _fit(bill.cache_write_tokens),
+        _fit(bill.output_tokens),
+        _fit(bill.reasoning_tokens),
+    )
+
+
+def _cut(said: str) -> str:
+    """What a text column takes: PostgreSQL has no NUL in a text, neither database a lone surrogate."""
+    if said.isascii() and len(said) <= TEXT_MAX and "\0" not in said:
+        return said
+    return said[:TEXT_MAX].replace("\0", "").encode(errors="replace").decode()
+
+
+def _fit(tokens: int) -> int:
+    return max(0, min(int(tokens), INTEGER_MAX))

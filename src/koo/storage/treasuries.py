@@ -1,0 +1,308 @@
+"""Where treasuries live: in memory, or in rows of a database. What they decide is in `policies/treasury.py`.
+
+A beat is one transaction: the rows that it touches are loaded and locked in one order, `receive` decides over them, and
+what has changed is written back. Locking first and deciding second is what keeps the sum: a decision made on rows that
+were read without a lock is applied to newer ones, and grants the same money twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from koo.policies.money import TOTAL_PICO_MAX
+from koo.policies.treasury import (
+    LIVES_MS,
+    Answer,
+    Beat,
+    Key,
+    ProcessRow,
+    Rows,
+    Standing,
+    Totals,
+    Treasury,
+    keys_of,
+    opened,
+    receive,
+    standing_of,
+)
+from koo.storage.transaction import Row, Transaction, as_rows, picked
+
+Values = tuple[str | int, ...]
+
+UNBOUNDED = -1
+"""How a database says that a budget has no limit: NULL would need its own words in each comparison."""
+
+
+class Treasuries(Protocol):
+    """All treasuries of one store."""
+
+    def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Answer:
+        """Take a beat in, all of it or nothing. `is_asked`: the answer says how all budgets of the beat stand."""
+        ...
+
+    def write_off(self, process: str) -> dict[Key, int]:
+        """Free what a process was granted and has not spent; its name answers no more. Returns what came free."""
+        ...
+
+
+class MemoryTreasuries:
+    """Treasuries that end with the process."""
+
+    def __init__(self) -> None:
+        self.treasuries: dict[Key, Treasury] = {}
+        self.purses: dict[tuple[Key, str], Totals] = {}
+        self.processes: dict[str, ProcessRow] = {}
+        self.seen_ms: dict[str, int] = {}
+        self.frozen_until_ms = 0
+
+    def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Answer:
+        """Take a beat in."""
+        keys = keys_of(beat, now_ms)
+        rows = Rows(
+            process=self.processes.setdefault(beat.process, ProcessRow()),
+            treasuries={key: self._treasury(key) for key in sorted(keys)},
+            purses={
+                key: self.purses[key, beat.process] for key in keys if (key, beat.process) in self.purses
+            },
+            frozen_until_ms=self.frozen_until_ms,
+        )
+        answer = receive(rows, beat, now_ms, beat_ms)
+        self.frozen_until_ms = rows.frozen_until_ms
+        self.purses.update({(key, beat.process): row for key, row in rows.purses.items()})
+        self.seen_ms[beat.process] = now_ms
+        return replace(answer, standings=self.standings(_asked(answer, keys, is_asked), now_ms))
+
+    def standings(self, keys: Iterable[Key], now_ms: int) -> dict[Key, Standing]:
+        """How these budgets stand."""
+        found: dict[Key, Standing] = {}
+        for key in keys:
+            rows = [
+                (self._lives(name, now_ms), row) for (one, name), row in self.purses.items() if one == key
+            ]
+            living, dead = [row for lives, row in rows if lives], [row for lives, row in rows if not lives]
+            found[key] = standing_of(self.treasuries[key], living, dead)
+        return found
+
+    def _lives(self, process: str, now_ms: int) -> bool:
+        return self.seen_ms.get(process, 0) >= now_ms - LIVES_MS and not self.processes[process].closed
+
+    def _treasury(self, key: Key) -> Treasury:
+        if key not in self.treasuries:
+            earlier = [one for one in self.treasuries if one.budget == key.budget and one.period < key.period]
+            self.treasuries[key] = opened(self.treasuries[max(earlier)] if earlier else None)
+        return self.treasuries[key]
+
+    def write_off(self, process: str) -> dict[Key, int]:
+        """Free what a process was granted and has not spent."""
+        freed: dict[Key, int] = {}
+        for (key, name), row in self.purses.items():
+            if name == process and row.net > row.spent:
+                freed[key] = row.net - row.spent
+                row.back += freed[key]
+                self.treasuries[key].booked -= freed[key]
+        self.processes[process] = ProcessRow(closed=True)
+        return freed
+
+
+OPEN_PROCESS = """INSERT INTO koo_processes (name, number, token, closed, seen_ms)
+    VALUES (:process, 0, '', 0, 0) ON CONFLICT (name) DO NOTHING"""
+# All that is known before the treasuries are: one statement, because each is a round trip.
+LOCK_PROCESS = """SELECT number, token, closed, (SELECT frozen_until_ms FROM koo_schema),
+        coalesce({now_ms}, {clock_ms})
+    FROM koo_processes WHERE name = :process {for_update}"""
+SAVE_PROCESS = """UPDATE koo_processes SET number = :number, token = :token, closed = :closed, seen_ms = :now_ms
+    WHERE name = :process"""
+# A new period begins with the limit of the last one before it.
+OPEN_TREASURIES = """INSERT INTO koo_treasuries
+        (budget, period, limit_amount, limit_at_ms, booked, spent, recall_at_ms)
+    SELECT k.budget, k.period, coalesce(b.limit_amount, -1), coalesce(b.limit_at_ms, 0), 0, 0, 0
+    FROM ({keys}) k LEFT JOIN koo_treasuries b ON b.budget = k.budget AND b.period =
+        (SELECT max(e.period) FROM koo_treasuries e WHERE e.budget = k.budget AND e.period < k.period)
+    WHERE NOT EXISTS (SELECT 1 FROM koo_treasuries t WHERE t.budget = k.budget AND t.period = k.period)
+    ORDER BY k.budget, k.period
+    ON CONFLICT (budget, period) DO NOTHING"""
+LOCK_TREASURIES = """SELECT t.budget, t.period, t.limit_amount, t.limit_at_ms, t.booked, t.spent, t.recall_at_ms,
+        p.granted, p.back, p.spent, p.over_granted, p.held
+    FROM koo_treasuries t JOIN ({keys}) k ON k.budget = t.budget AND k.period = t.period
+    LEFT JOIN koo_purses p ON p.budget = t.budget AND p.period = t.period AND p.process = :process
+    ORDER BY t.budget, t.period {for_update_of_t}"""
+TREASURY = picked(("budget",), ("period", "limit_amount", "limit_at_ms", "booked", "spent", "recall_at_ms"))
+SAVE_TREASURIES = f"""UPDATE koo_treasuries SET {", ".join(f"{one} = {TREASURY[one]}" for one in list(TREASURY)[2:])}
+    FROM ({{rows}}) r WHERE budget = {TREASURY["budget"]} AND period = {TREASURY["period"]}"""
+PURSE = picked(("budget", "process"), ("period", "granted", "back", "spent", "over_granted", "held"))
+SAVE_PURSES = f"""INSERT INTO koo_purses ({", ".join(PURSE)}) SELECT {", ".join(PURSE.values())}
+    FROM ({{rows}}) r WHERE true
+    ON CONFLICT (budget, period, process) DO UPDATE SET
+    {", ".join(f"{one} = excluded.{one}" for one in list(PURSE)[3:])}"""
+FREEZE = "UPDATE koo_schema SET frozen_until_ms = :until_ms"
+FREED = """SELECT budget, period, granted - back + over_granted - spent FROM koo_purses
+    WHERE process = :process AND granted - back + over_granted > spent ORDER BY budget, period"""
+FREE_PURSE = """UPDATE koo_purses SET back = back + :amount
+    WHERE budget = :budget AND period = :period AND process = :process"""
+FREE_TREASURY = (
+    "UPDATE koo_treasuries SET booked = booked - :amount WHERE budget = :budget AND period = :period"
+)
+CLOSE = "UPDATE koo_processes SET closed = 1, number = 0, token = '' WHERE name = :process"
+
+
+OTHERS = """SELECT p.budget, p.period, q.seen_ms, q.closed, p.granted, p.back, p.spent, p.over_granted, p.held
+    FROM koo_purses p JOIN ({keys}) k ON k.budget = p.budget AND k.period = p.period
+    LEFT JOIN koo_processes q ON q.name = p.process
+    WHERE p.process <> :process"""
+
+
+def _asked(answer: Answer, keys: Iterable[Key], is_asked: bool) -> set[Key]:
+    """Of which budgets the answer says how they stand."""
+    return set(keys) if is_asked else {key for key in answer.short if key is not None}
+
+
+def receive_in(
+    tx: Transaction,
+    beat: Beat,
+    wall_ms: int,
+    beat_ms: int,
+    *,
+    is_asked: bool = False,
+    opened: set[Key] | None = None,
+    now_ms: int | None = None,
+) -> Answer:
+    """Take a beat in, in a transaction. The time is the store's clock, which for a file is `wall_ms`, or `now_ms`.
+
+    `opened` remembers which treasuries were there at the last beat, so that they need not be opened again.
+    """
+    process, frozen_until_ms, now_ms, rows, others = _load(tx, beat, wall_ms, now_ms, opened, is_asked)
+    rows.process, rows.frozen_until_ms = process, frozen_until_ms
+    treasuries = {key: _values(key, row) for key, row in rows.treasuries.items()}
+    purses = {key: _purse_values(key, row, beat.process) for key, row in rows.purses.items()}
+    answer = receive(rows, beat, now_ms, beat_ms)
+    if not answer.is_you:
+        return answer
+    if rows.frozen_until_ms != frozen_until_ms:
+        tx.run(FREEZE, {"until_ms": rows.frozen_until_ms})
+    _save(tx, SAVE_TREASURIES, {key: _values(key, row) for key, row in rows.treasuries.items()}, treasuries)
+    _save(
+        tx,
+        SAVE_PURSES,
+        {key: _purse_values(key, row, beat.process) for key, row in rows.purses.items()},
+        purses,
+    )
+    now = {"number": process.number, "token": process.token, "closed": int(process.closed), "now_ms": now_ms}
+    tx.run(SAVE_PROCESS, {"process": beat.process, **now})
+    asked = _asked(answer, rows.treasuries, is_asked)
+    if asked and not is_asked:
+        others = tx.later(OTHERS, _values_of(beat.process, asked))
+    return replace(answer, standings=_standings(rows, asked, others(), now_ms)) if asked else answer
+
+
+def _load(
+    tx: Transaction, beat: Beat, wall_ms: int, now_ms: int | None, opened: set[Key] | None, is_asked: bool
+) -> tuple[ProcessRow, int, int, Rows, Callable[[], list[Row]]]:
+    """Lock this process, and then what its beat touches: its row, until when the store is frozen, the time, all rows,
+    and the purses of other processes where the store was asked how its budgets stand.
+    """
+    opened = set() if opened is None else opened
+    locked = tx.later(LOCK_PROCESS, {"process": beat.process, "wall_ms": wall_ms, "now_ms": now_ms})
+    # With the same round trip the treasuries of the last beat, which are nearly always those of this one.
+    likely = _Locked(tx, beat.process, opened, is_asked) if opened else None
+    process, frozen_until_ms, now_ms, is_new = _process(tx, beat.process, locked(), wall_ms, now_ms)
+    keys = keys_of(beat, now_ms)
+    rows = None if likely is None else likely.rows()
+    # A process that is new was not locked, so what was read with it may be another's, of the same name.
+    if rows is None or likely is None or is_new or keys != opened:
+        # Before any is locked: one that is locked while another is made would be two processes' deadlock. Where the
+        # likely ones are locked already, at midnight, the database ends one of the two, and it is run again.
+        tx.run(OPEN_TREASURIES, _values_of(beat.process, keys))
+        likely = _Locked(tx, beat.process, keys, is_asked)
+        rows = likely.rows()
+        assert rows is not None
+        opened.clear()
+        opened.update(keys)
+    return process, frozen_until_ms, now_ms, rows, likely.others
+
+
+def _process(
+    tx: Transaction, name: str, found: list[Row], wall_ms: int, now_ms: int | None
+) -> tuple[ProcessRow, int, int, bool]:
+    values = {"process": name, "wall_ms": wall_ms, "now_ms": now_ms}
+    is_new = not found
+    if is_new:
+        tx.run(OPEN_PROCESS, values)
+        found = tx.rows(LOCK_PROCESS, values)
+    number, token, closed, frozen_until_ms, at_ms = found[0]
+    return ProcessRow(number, token, bool(closed)), frozen_until_ms, at_ms, is_new
+
+
+class _Locked:
+    """Some treasuries, locked in one order, with this process's purses; and the purses of the others, if `is_asked`."""
+
+    def __init__(self, tx: Transaction, process: str, keys: set[Key], is_asked: bool) -> None:
+        values = _values_of(process, keys)
+        self._keys = keys
+        self._found = tx.later(LOCK_TREASURIES, values)
+        # After the lock, so that no other beat changes them; at once, because a round trip may take long.
+        self.others = tx.later(OTHERS, values) if is_asked else list
+
+    def rows(self) -> Rows | None:
+        """Wait for them; None where some are missing, because this store is another one than before."""
+        found = self._found()
+        if len(found) < len(self._keys):
+            return None
+        rows = Rows(process=ProcessRow())
+        for budget, period, limit, limit_at_ms, booked, spent, recall_at_ms, *totals in found:
+            key = Key(budget, period)
+            rows.treasuries[key] = Treasury(
+                None if limit == UNBOUNDED else limit, limit_at_ms, booked, spent, recall_at_ms
+            )
+            if totals[0] is not None:
+                rows.purses[key] = Totals(*totals)
+        return rows
+
+
+def _values_of(process: str, keys: Iterable[Key]) -> dict[str, object]:
+    return {"process": process, "keys": json.dumps(sorted(keys))}
+
+
+def _standings(rows: Rows, keys: set[Key], others: list[Row], now_ms: int) -> dict[Key, Standing]:
+    living = {key: [rows.purses[key]] if key in rows.purses else [] for key in keys}
+    dead: dict[Key, list[Totals]] = {key: [] for key in keys}
+    for budget, period, seen_ms, closed, *totals in others:
+        lives = not closed and seen_ms is not None and seen_ms >= now_ms - LIVES_MS
+        (living if lives else dead)[Key(budget, period)].append(Totals(*totals))
+    return {key: standing_of(rows.treasuries[key], living[key], dead[key]) for key in keys}
+
+
+def _values(key: Key, row: Treasury) -> Values:
+    limit = UNBOUNDED if row.limit is None else row.limit
+    return (*key, limit, row.limit_at_ms, _fit(row.booked), _fit(row.spent), row.recall_at_ms)
+
+
+def _purse_values(key: Key, row: Totals, process: str) -> Values:
+    amounts = (row.granted, row.back, row.spent, row.over, row.held)
+    return (key.budget, process, key.period, *map(_fit, amounts))
+
+
+def _fit(amount: int) -> int:
+    """Of more money than a column holds, the most that it holds: a beat that is rejected would be sent for ever."""
+    return min(amount, TOTAL_PICO_MAX)
+
+
+def _save(tx: Transaction, sql: str, now: Mapping[Key, Values], before: Mapping[Key, Values]) -> None:
+    changed = [values for key, values in now.items() if values != before.get(key)]
+    if changed:
+        tx.run(sql, as_rows(changed))
+
+
+def write_off_in(tx: Transaction, process: str) -> dict[Key, int]:
+    """Free what a process was granted and has not spent, in a transaction."""
+    values = {"process": process}
+    _process(tx, process, tx.rows(LOCK_PROCESS, {**values, "wall_ms": 0, "now_ms": None}), 0, None)
+    freed = {Key(budget, period): amount for budget, period, amount in tx.rows(FREED, values)}
+    for key, amount in freed.items():
+        one = {"budget": key.budget, "period": key.period, "process": process, "amount": amount}
+        tx.run(FREE_TREASURY, one)
+        tx.run(FREE_PURSE, one)
+    tx.run(CLOSE, values)
+    return freed

@@ -1,0 +1,104 @@
+"""What vendors report as used, under all their names: nothing that is paid for gets lost between two of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from koo.ai.providers import anthropic, gemini, openai_compatible, responses
+from koo.ai.types import Usage
+
+
+def chat(**usage: Any) -> Usage:
+    return openai_compatible.usage_of(msgspec.convert(usage, openai_compatible._Usage))
+
+
+def classes(usage: Usage) -> tuple[int, int, int, int, int]:
+    return (
+        usage.input_tokens,
+        usage.cache_read_tokens,
+        usage.cache_write_tokens,
+        usage.output_tokens,
+        usage.reasoning_tokens,
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"prompt_tokens_details": {"cached_tokens": 900}},
+        {"prompt_cache_hit_tokens": 900, "prompt_cache_miss_tokens": 100},
+        {"cached_tokens": 900},
+        {"num_cached_tokens": 900},
+        {"cache_read_input_tokens": 900},
+        {"prompt_tokens_details": {"cached_tokens": 0}, "prompt_cache_hit_tokens": 900},
+    ],
+    ids=["openai", "deepseek", "moonshot", "mistral", "anthropic's name", "two names"],
+)
+def test_what_came_from_the_cache_is_told_under_many_names(names: dict[str, Any]) -> None:
+    assert classes(chat(prompt_tokens=1000, completion_tokens=3, **names)) == (100, 900, 0, 3, 0)
+
+
+def test_a_cache_that_holds_more_than_the_prompt_was_counted_beside_it() -> None:
+    usage = chat(
+        prompt_tokens=10, completion_tokens=3, cache_read_input_tokens=900, cache_creation_input_tokens=50
+    )
+    assert classes(usage) == (10, 900, 50, 3, 0)
+
+
+def test_reasoning_beside_the_answer_is_written_too() -> None:
+    details = {"reasoning_tokens": 2809}
+    usage = chat(
+        prompt_tokens=10120, completion_tokens=1499, total_tokens=14428, completion_tokens_details=details
+    )
+    assert classes(usage) == (10120, 0, 0, 4308, 2809)
+    assert classes(chat(prompt_tokens=5, completion_tokens=3, reasoning_tokens=40)) == (5, 0, 0, 43, 40)
+
+
+def test_reasoning_inside_the_answer_is_not_counted_twice() -> None:
+    usage = chat(
+        prompt_tokens=5,
+        completion_tokens=43,
+        total_tokens=48,
+        completion_tokens_details={"reasoning_tokens": 40},
+    )
+    assert classes(usage) == (5, 0, 0, 43, 40)
+
+
+def test_what_the_total_has_beyond_the_prompt_was_written() -> None:
+    assert chat(prompt_tokens=5, completion_tokens=3, total_tokens=60).output_tokens == 55
+    told = msgspec.convert({"input_tokens": 5, "output_tokens": 3, "total_tokens": 60}, responses._Usage)
+    assert responses.usage_of(told).output_tokens == 55
+    thought = gemini._Usage(prompt_token_count=5, candidates_token_count=3, total_token_count=60)
+    assert gemini.usage_of(thought).output_tokens == 55
+
+
+def test_a_total_without_a_prompt_says_what_the_prompt_was() -> None:
+    assert classes(chat(completion_tokens=3, total_tokens=60)) == (57, 0, 0, 3, 0)
+
+
+@pytest.mark.parametrize("tokens", [None, -5])
+def test_thinking_that_is_null_or_negative_is_none(tokens: int | None) -> None:
+    told = msgspec.convert(
+        {"input_tokens": 9, "output_tokens": 5, "output_tokens_details": {"thinking_tokens": tokens}},
+        anthropic._Usage,
+    )
+    assert classes(anthropic.usage_of(told)) == (9, 0, 0, 5, 0)
+
+
+def test_a_later_report_sets_nothing_back() -> None:
+    first = anthropic._Usage(input_tokens=9, cache_read_input_tokens=40, output_tokens=1)
+    later = anthropic._Usage(input_tokens=0, output_tokens=7)
+    assert classes(anthropic.usage_of(later, first)) == (9, 40, 0, 7, 0)
+
+
+def test_a_count_may_be_written_as_a_float() -> None:
+    assert classes(chat(prompt_tokens=12.0, completion_tokens=3.5, total_tokens=None)) == (12, 0, 0, 4, 0)
+
+
+def test_counts_never_shrink_though_a_class_may_become_another() -> None:
+    fresh, cached = Usage(input_tokens=100, output_tokens=9), Usage(input_tokens=10, cache_read_tokens=90)
+    assert classes(fresh.grown(cached)) == (10, 90, 0, 9, 0)
+    assert classes(fresh.grown(Usage(input_tokens=3))) == (100, 0, 0, 9, 0)

@@ -1,0 +1,201 @@
+"""What was sent and what was not: money for a request that never left is given back, for any other it is booked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from koo import Platform, PlatformOptions, Query, RetryOptions, ServiceOptions
+from koo.errors import ExternalServiceError, Kind
+from koo.http import STALE_S_MAX
+
+ANSWER = (
+    b'{"id":"1","model":"m","choices":[{"message":{"content":"ok"},"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":3,"completion_tokens":1}}'
+)
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+    len(ANSWER),
+    ANSWER,
+)
+BILL = (3 * Decimal(1000) + 1 * Decimal(1000)) / 1_000_000
+Talk = Callable[[StreamReader, StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def serving(talk: Talk) -> AsyncIterator[int]:
+    """A server whose every connection is `talk`; gives its port."""
+
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+        try:
+            await talk(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def read_request(reader: StreamReader) -> None:
+    head = await reader.readuntil(b"\r\n\r\n")
+    (length,) = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")]
+    await reader.readexactly(int(length.split(b":")[1]))
+
+
+def reset(writer: StreamWriter) -> None:
+    """Close with a RST, as a host does that no longer knows the connection."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+def options(home: Path, port: int) -> PlatformOptions:
+    service = ServiceOptions(
+        name="lab", kind="openai_compatible", model="m", base_url=f"http://127.0.0.1:{port}/v1", declared=True,
+        api_key="k", input_price=Decimal(1000), output_price=Decimal(1000), daily_budget_usd=Decimal(1000),
+        retry=RetryOptions(attempts_max=1),
+    )  # fmt: skip
+    return PlatformOptions(home=home, state_url="sqlite:///state.db", services=(service,))
+
+
+async def spent(
+    talk: Talk, home: Path, questions: int = 1
+) -> tuple[Decimal, Decimal, list[ExternalServiceError]]:
+    """What is booked and held after so many questions to a server, and the errors."""
+    errors = []
+    async with serving(talk) as port, Platform(options(home, port)) as platform:
+        for _ in range(questions):
+            try:
+                await platform.query(Query(service="lab", prompt="Hi", max_tokens=10))
+            except ExternalServiceError as error:
+                errors.append(error)
+        budget = platform.service_health("lab")["rate_limits"]["daily_budget"]
+        return Decimal(budget["spent"]), Decimal(budget["reserved"]), errors
+
+
+@pytest.mark.parametrize("gently", [False, True], ids=["reset", "closed"])
+def test_a_kept_connection_that_is_closed_already_costs_nothing(tmp_path: Path, gently: bool) -> None:
+    """The server answers once and then closes, before a byte of an answer: nothing was received there."""
+
+    async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(OK)
+        await read_request(reader)
+        if not gently:
+            reset(writer)
+
+    booked, held, (error,) = asyncio.run(spent(talk, tmp_path, questions=2))
+    assert error.kind is Kind.CONNECTION and "kept connection" in str(error)
+    assert booked == BILL and not held
+
+
+@pytest.mark.parametrize("gently", [False, True], ids=["reset", "closed"])
+def test_a_new_connection_that_breaks_may_have_been_answered(tmp_path: Path, gently: bool) -> None:
+    async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+        await read_request(reader)
+        if not gently:
+            reset(writer)
+
+    booked, held, (error,) = asyncio.run(spent(talk, tmp_path))
+    assert error.kind is Kind.CONNECTION and booked > BILL and not held
+
+
+def test_a_kept_connection_on_which_an_answer_has_begun_may_be_billed(tmp_path: Path) -> None:
+    async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(OK)
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n")
+        await writer.drain()
+
+    booked, held, errors = asyncio.run(spent(talk, tmp_path, questions=2))
+    assert len(errors) == 1 and booked > 2 * BILL and not held
+
+
+def test_a_kept_connection_that_breaks_late_may_be_billed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that dies after seconds of work closes its connection just as silently."""
+    assert STALE_S_MAX > 1
+    monkeypatch.setattr("koo.http.STALE_S_MAX", 0.05)
+
+    async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(OK)
+        await read_request(reader)
+        await asyncio.sleep(0.2)
+
+    booked, _, errors = asyncio.run(spent(talk, tmp_path, questions=2))
+    assert len(errors) == 1 and booked > 2 * BILL
+
+
+@pytest.mark.parametrize("way", ["cancel", "deadline"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_query_that_is_cancelled_while_it_connects_costs_nothing(
+    tmp_path: Path, way: str, streamed: bool
+) -> None:
+    """The port accepts nothing more: its line of callers is full."""
+
+    async def main() -> tuple[str, str]:
+        full = socket.create_server(("127.0.0.1", 0), backlog=0)
+        callers = []
+        for _ in range(8):
+            caller = socket.socket()
+            caller.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                caller.connect(full.getsockname())
+            callers.append(caller)
+        try:
+            async with Platform(options(tmp_path, full.getsockname()[1])) as platform:
+                query = Query(service="lab", prompt="Hi", timeout_s=0.3 if way == "deadline" else None)
+                stream = platform.stream(query)
+                task = asyncio.ensure_future(anext(stream) if streamed else platform.query(query))
+                if way == "cancel":
+                    await asyncio.sleep(0.2)
+                    task.cancel()
+                with pytest.raises((asyncio.CancelledError, ExternalServiceError)):
+                    await task
+                budget = platform.service_health("lab")["rate_limits"]["daily_budget"]
+                return budget["spent"], budget["reserved"]
+        finally:
+            for one in (full, *callers):
+                one.close()
+
+    assert asyncio.run(main()) == ("0", "0")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_query_that_is_cancelled_after_it_was_sent_is_booked_at_its_hold(
+    tmp_path: Path, streamed: bool
+) -> None:
+    async def main() -> tuple[Decimal, str]:
+        arrived = asyncio.Event()
+
+        async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+            await read_request(reader)
+            arrived.set()
+            await reader.read()
+
+        async with serving(talk) as port, Platform(options(tmp_path, port)) as platform:
+            query = Query(service="lab", prompt="Hi", max_tokens=10)
+            stream = platform.stream(query)
+            task = asyncio.ensure_future(anext(stream) if streamed else platform.query(query))
+            await arrived.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            budget = platform.service_health("lab")["rate_limits"]["daily_budget"]
+            return Decimal(budget["spent"]), budget["reserved"]
+
+    booked, held = asyncio.run(main())
+    assert booked == Decimal(2 + 256 + 10) / 1000 and held == "0"

@@ -1,0 +1,31 @@
+"""The proof of money (`make prove-money`), in short: two processes, one of them killed, and the control."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from proofs import money
+from proofs.money import Fleet, control, on_sqlite, passes_the_cap
+
+
+async def one_killed(fleet: Fleet, rng: random.Random) -> None:
+    await fleet.until_share(0.3)
+    fleet.kill_one(rng)
+
+
+@pytest.mark.slow
+def test_a_fleet_of_which_one_is_killed_spends_no_more_than_its_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(money, "CALLERS", 60)
+    run = asyncio.run(on_sqlite("one killed", one_killed, "3", processes=2, spares=1))
+    assert run.found == []
+    assert run.fleet.spent_share() > 0.3
+
+
+@pytest.mark.slow
+def test_counters_in_batches_pass_the_budget() -> None:
+    assert passes_the_cap(asyncio.run(control()))
