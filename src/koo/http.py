@@ -22,16 +22,36 @@ import asyncio
 import io
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
-from socket import AF_INET, AddressFamily
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 from weakref import WeakSet
 
 import aiohttp
-from aiohttp.abc import ResolveResult
 
-Stage = Literal["connect", "sent", "answer"]
+from koo.connector import (
+    Connector,
+    Departure,
+    Resolver,
+    Stage,
+    TransportError,
+    departure,
+    explain,
+    name_of_class,
+    was_stale,
+)
+
+__all__ = [
+    "AnswerTooLarge",
+    "ClosedHere",
+    "Departure",
+    "EventParser",
+    "HttpClient",
+    "HttpResponse",
+    "HttpStream",
+    "ServerSentEvent",
+    "TransportError",
+    "departure",
+]
 
 CONNECT_TIMEOUT_S = 5.0
 CONNECTIONS_MAX = 1000
@@ -42,19 +62,8 @@ IDLE_S_MAX = 30.0
 """Servers close idle connections after a minute or more; taking one up again shortly before that is a gamble."""
 LINE_BYTES_MAX = 64 * 1024
 WRITTEN_AT_ONCE_MAX = 512 * 1024
-STALE_S_MAX = 5.0
-"""A kept connection that is closed already answers within a round trip; later, a server may have died at its work."""
 READ_OUT_S_MAX = 0.2
 """A well-behaved server ends its answer together with the last event; a new connection would cost about this."""
-
-
-class TransportError(Exception):
-    """The exchange failed below HTTP; `stage` says how far it got, `reason` is half a sentence without secrets."""
-
-    def __init__(self, stage: Stage, reason: str) -> None:
-        super().__init__(reason)
-        self.stage = stage
-        self.reason = reason
 
 
 class ClosedHere(TransportError):
@@ -69,24 +78,6 @@ class AnswerTooLarge(TransportError):
 
     def __init__(self, what: str, bytes_max: int) -> None:
         super().__init__("answer", f"{what} is larger than {bytes_max // 1024} KiB")
-
-
-class Departure:
-    """How far one request got: a note for an owner who may be cancelled, and so never sees an error that says it.
-
-    `waits`: no connection was there yet, so nothing was sent. `reused_at`: when it got a connection that others had
-    used before it, in the loop's time; None: it got a new one.
-    """
-
-    __slots__ = ("reused_at", "waits")
-
-    def __init__(self) -> None:
-        self.waits = False
-        self.reused_at: float | None = None
-
-
-departure: ContextVar[Departure | None] = ContextVar("departure", default=None)
-"""Where the requests of this task are noted, until it is set anew."""
 
 
 class ServerSentEvent(NamedTuple):
@@ -191,7 +182,7 @@ class HttpClient:
         """What went wrong after there were headers."""
         if response in self._cut_off:
             return ClosedHere("answer")
-        return TransportError("answer", f"the answer broke off ({_name(error)})")
+        return TransportError("answer", f"the answer broke off ({name_of_class(error)})")
 
     async def close(self) -> None:
         """Close all connections. The client may be used again, also on another loop.
@@ -219,10 +210,10 @@ class HttpClient:
         except (aiohttp.ClientError, OSError) as error:
             if session.closed:
                 raise ClosedHere("sent") from None
-            if _was_stale(error, departure.get()):
+            if was_stale(error, departure.get()):
                 raise TransportError("connect", "the kept connection had been closed") from None
             # Without the cause: aiohttp's errors carry the request's headers, and with them the key.
-            raise _explain(error) from None
+            raise explain(error) from None
         self._responses.add(response)
         return response
 
@@ -252,10 +243,10 @@ class HttpClient:
         if self.unix_socket is not None:
             # llama.cpp closes a connection that was idle for some seconds, and a POST is sent once or not at all.
             return aiohttp.UnixConnector(self.unix_socket, force_close=True, limit=CONNECTIONS_MAX)
-        return _Connector(
+        return Connector(
             limit=CONNECTIONS_MAX,
             keepalive_timeout=IDLE_S_MAX,
-            resolver=_Resolver(self.connect_timeout_s),
+            resolver=Resolver(self.connect_timeout_s),
         )
 
 
@@ -385,93 +376,3 @@ class EventParser:
         self._bytes = sum(map(len, self._tail)) + sum(map(len, self._data))
         if self._bytes > self._bytes_max:
             raise AnswerTooLarge("an event of the stream", self._bytes_max)
-
-
-class _Connector(aiohttp.TCPConnector):
-    """A pool that notes whether a request got a connection, and whether others had used it before."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._used: WeakSet[object] = WeakSet()
-
-    async def connect(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Any],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own parameter
-    ) -> Any:
-        note = departure.get()
-        if note is None:
-            return await super().connect(req, traces, timeout)
-        note.waits = True
-        connection = await super().connect(req, traces, timeout)
-        note.waits = False
-        protocol = connection.protocol
-        if protocol in self._used:
-            note.reused_at = get_running_loop().time()
-        elif protocol is not None:
-            self._used.add(protocol)
-        return connection
-
-
-class _Resolver(aiohttp.ThreadedResolver):
-    """The system's own name lookup, which knows no timeout, with one."""
-
-    def __init__(self, timeout_s: float) -> None:
-        super().__init__()
-        self._timeout_s = timeout_s
-
-    async def resolve(
-        self, host: str, port: int = 0, family: AddressFamily | int = AF_INET
-    ) -> list[ResolveResult]:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await super().resolve(host, port, AddressFamily(family))
-        except TimeoutError:
-            # An OSError without a number would be taken for the timeout of the whole request.
-            raise OSError(None, f"no answer for the name within {self._timeout_s:g} s") from None
-
-
-def _was_stale(error: aiohttp.ClientError | OSError, note: Departure | None) -> bool:
-    """Did a kept connection turn out to be closed? Then not a byte of an answer came, and that at once."""
-    if note is None or note.reused_at is None or get_running_loop().time() > note.reused_at + STALE_S_MAX:
-        return False
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return isinstance(error.message, str)  # else it is the beginning of an answer
-    return isinstance(error, OSError)
-
-
-def _explain(error: aiohttp.ClientError | OSError) -> TransportError:
-    """What went wrong before there were headers. Only our own words and the system's: no URL, no header."""
-    match error:
-        case aiohttp.ClientConnectorDNSError():
-            return TransportError("connect", f"the name {error.host} cannot be looked up")
-        case aiohttp.ClientSSLError():  # Certificates too.
-            return TransportError(
-                "connect", f"no secure connection to {error.host}:{error.port}: {_cause(error)}"
-            )
-        case aiohttp.ClientConnectorError():
-            return TransportError("connect", f"cannot connect to {error.host}:{error.port}: {_cause(error)}")
-        case aiohttp.ConnectionTimeoutError():
-            return TransportError("connect", "cannot connect in time")
-        case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():
-            return TransportError("connect", "the base URL is not an http or https URL")
-        case aiohttp.ClientResponseError():
-            return TransportError("answer", "the answer is not HTTP")
-        case aiohttp.ServerDisconnectedError():
-            return TransportError("sent", "the connection was closed before an answer came")
-        case _:
-            return TransportError("sent", f"the connection broke before an answer came ({_name(error)})")
-
-
-def _cause(error: aiohttp.ClientConnectorError) -> str:
-    inner: Exception
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        inner = error.certificate_error  # Its `os_error` is not set before aiohttp 3.14.
-    else:
-        inner = error.os_error
-    return getattr(inner, "reason", None) or getattr(inner, "strerror", None) or _name(inner)
-
-
-def _name(error: BaseException) -> str:
-    return type(error).__name__

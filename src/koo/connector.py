@@ -1,0 +1,140 @@
+"""What stands between a request and its connection: aiohttp's pool, with notes of how far each request got.
+
+A failure here is put into words without a secret: neither a URL nor a header is repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import get_running_loop
+from contextvars import ContextVar
+from socket import AF_INET, AddressFamily
+from typing import Any, Literal
+from weakref import WeakSet
+
+import aiohttp
+from aiohttp.abc import ResolveResult
+
+Stage = Literal["connect", "sent", "answer"]
+
+STALE_S_MAX = 5.0
+"""A kept connection that is closed already answers within a round trip; later, a server may have died at its work."""
+
+
+class TransportError(Exception):
+    """The exchange failed below HTTP; `stage` says how far it got, `reason` is half a sentence without secrets."""
+
+    def __init__(self, stage: Stage, reason: str) -> None:
+        super().__init__(reason)
+        self.stage = stage
+        self.reason = reason
+
+
+class Departure:
+    """How far one request got: a note for an owner who may be cancelled, and so never sees an error that says it.
+
+    `waits`: no connection was there yet, so nothing was sent. `reused_at`: when it got a connection that others had
+    used before it, in the loop's time; None: it got a new one.
+    """
+
+    __slots__ = ("reused_at", "waits")
+
+    def __init__(self) -> None:
+        self.waits = False
+        self.reused_at: float | None = None
+
+
+departure: ContextVar[Departure | None] = ContextVar("departure", default=None)
+"""Where the requests of this task are noted, until it is set anew."""
+
+
+class Connector(aiohttp.TCPConnector):
+    """A pool that notes whether a request got a connection, and whether others had used it before."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._used: WeakSet[object] = WeakSet()
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Any],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own parameter
+    ) -> Any:
+        note = departure.get()
+        if note is None:
+            return await super().connect(req, traces, timeout)
+        note.waits = True
+        connection = await super().connect(req, traces, timeout)
+        note.waits = False
+        protocol = connection.protocol
+        if protocol in self._used:
+            note.reused_at = get_running_loop().time()
+        elif protocol is not None:
+            self._used.add(protocol)
+        return connection
+
+
+class Resolver(aiohttp.ThreadedResolver):
+    """The system's own name lookup, which knows no timeout, with one."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__()
+        self._timeout_s = timeout_s
+
+    async def resolve(
+        self, host: str, port: int = 0, family: AddressFamily | int = AF_INET
+    ) -> list[ResolveResult]:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await super().resolve(host, port, AddressFamily(family))
+        except TimeoutError:
+            # An OSError without a number would be taken for the timeout of the whole request.
+            raise OSError(None, f"no answer for the name within {self._timeout_s:g} s") from None
+
+
+def was_stale(error: aiohttp.ClientError | OSError, note: Departure | None) -> bool:
+    """Did a kept connection turn out to be closed? Then not a byte of an answer came, and that at once."""
+    if note is None or note.reused_at is None or get_running_loop().time() > note.reused_at + STALE_S_MAX:
+        return False
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return isinstance(error.message, str)  # else it is the beginning of an answer
+    return isinstance(error, OSError)
+
+
+def explain(error: aiohttp.ClientError | OSError) -> TransportError:
+    """What went wrong before there were headers. Only our own words and the system's: no URL, no header."""
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return TransportError("connect", f"the name {error.host} cannot be looked up")
+        case aiohttp.ClientSSLError():  # Certificates too.
+            return TransportError(
+                "connect", f"no secure connection to {error.host}:{error.port}: {_cause(error)}"
+            )
+        case aiohttp.ClientConnectorError():
+            return TransportError("connect", f"cannot connect to {error.host}:{error.port}: {_cause(error)}")
+        case aiohttp.ConnectionTimeoutError():
+            return TransportError("connect", "cannot connect in time")
+        case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():
+            return TransportError("connect", "the base URL is not an http or https URL")
+        case aiohttp.ClientResponseError():
+            return TransportError("answer", "the answer is not HTTP")
+        case aiohttp.ServerDisconnectedError():
+            return TransportError("sent", "the connection was closed before an answer came")
+        case _:
+            return TransportError(
+                "sent", f"the connection broke before an answer came ({name_of_class(error)})"
+            )
+
+
+def _cause(error: aiohttp.ClientConnectorError) -> str:
+    inner: Exception
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        inner = error.certificate_error  # Its `os_error` is not set before aiohttp 3.14.
+    else:
+        inner = error.os_error
+    return getattr(inner, "reason", None) or getattr(inner, "strerror", None) or name_of_class(inner)
+
+
+def name_of_class(error: BaseException) -> str:
+    return type(error).__name__
