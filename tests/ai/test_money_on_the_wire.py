@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from koo import Platform, PlatformOptions, Query, RetryOptions, ServiceOptions
+from koo.connector import STALE_S_MAX
 from koo.errors import ExternalServiceError, Kind
-from koo.http import STALE_S_MAX
 
 ANSWER = (
     b'{"id":"1","model":"m","choices":[{"message":{"content":"ok"},"finish_reason":"stop"}],'
