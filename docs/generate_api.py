@@ -19,8 +19,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import koo
+from koo.checked import Checked
 from koo.errors import KooError
-from koo.options import Checked
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "api.md"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from koo.ai.models import DEFAULT_MODELS
+from koo.checked import Checked, allowed
 from koo.configuration.names import PREFIXES
 from koo.configuration.table import Row, Table
 from koo.configuration.to_options import PACKAGED_MODEL
@@ -22,14 +23,12 @@ from koo.configuration.variables import BUILT_IN, BudgetSettings, ServiceSetting
 from koo.options import (
     BreakerOptions,
     BudgetOptions,
-    Checked,
     DatabaseOptions,
     GuardOptions,
     LimitOptions,
     PlatformOptions,
     RetryOptions,
     ServiceOptions,
-    allowed,
 )
 
 ROOT = Path(__file__).parents[1]

@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 
 from koo import options
+from koo.checked import Checked, allowed
 from koo.errors import ConfigurationError, KooError
 from koo.options import (
     BreakerOptions,
     BudgetOptions,
-    Checked,
     DatabaseOptions,
     GuardOptions,
     LimitOptions,
     PlatformOptions,
     RetryOptions,
     ServiceOptions,
-    allowed,
 )
 
 CLASSES = [

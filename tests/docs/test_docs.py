@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily
 
 from koo import errors, events, options
 from koo.alerts.engine import ENDINGS
+from koo.checked import Checked
 from koo.cli.app import app, query
 from koo.cli.terminal import Exit
 from koo.configuration.variables import BUILT_IN
@@ -76,10 +77,7 @@ def test_each_error_is_in_the_guides_tree(name: str) -> None:
 
 
 OPTIONS = [
-    f"{name}.{one.name}"
-    for name in classes_of(options, options.Checked)
-    if name != "Checked"
-    for one in fields(getattr(options, name))
+    f"{name}.{one.name}" for name in classes_of(options, Checked) for one in fields(getattr(options, name))
 ]
 
 

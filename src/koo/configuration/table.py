@@ -29,8 +29,9 @@ from typing import (
     overload,
 )
 
+from koo.checked import BOUNDS, Checked
 from koo.configuration.values import YES_OR_NO, Form, SecretStr, as_text, choice, number, reveal
-from koo.options import BOUNDS, BudgetOptions, Checked, PlatformOptions, ServiceOptions
+from koo.options import BudgetOptions, PlatformOptions, ServiceOptions
 
 T = TypeVar("T")
 Place = tuple[str, ...]

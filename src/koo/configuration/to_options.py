@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from koo.ai.models import DEFAULT_MODELS
+from koo.checked import Checked
 from koo.configuration.table import BUDGET, PLATFORM, SERVICE, Place, Table
 from koo.configuration.values import reveal
 from koo.configuration.variables import BUILT_IN, ServiceSettings, Variables
-from koo.options import Checked, PlatformOptions, ServiceKind, ServiceOptions
+from koo.options import PlatformOptions, ServiceKind, ServiceOptions
 
 Options = TypeVar("Options", bound=Checked)
 PACKAGED_MODEL = "SmolLM2-135M-Instruct"

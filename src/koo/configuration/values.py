@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from koo.checked import allowed, is_inside
 from koo.configuration.urls import (
     ALLOWED_DATABASES,
     ALLOWED_HOSTS,
@@ -25,7 +26,6 @@ from koo.configuration.urls import (
     mask_to_scheme,
     mask_url,
 )
-from koo.options import allowed, is_inside
 
 SHOWN_MAX = 40
 TAG_MAX = 200
