@@ -26,11 +26,11 @@ from koo.gates import LOOK_AGAIN_S, Charge, Gates, OnLimit, Passage
 from koo.options import NEVER
 from koo.policies.breaker import NONE, OPEN, Breaker, Cue, Override, Permit
 from koo.policies.cooldown import Cooldown
-from koo.policies.foreign import classify_foreign
 from koo.policies.repeat import Repeats
 from koo.policies.reported import Signs
 from koo.policies.retry_budget import RetryBudget
 from koo.policies.tally import Tally
+from koo.policies.treatment import classify_error
 from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, SUCCESS, THROTTLED, UNJUDGED, Classify, Fault
 from koo.scope import Scope
 
@@ -61,7 +61,7 @@ class Guard:
         gates: Gates,
         *,
         model: str | None = None,
-        classify: Classify = classify_foreign,
+        classify: Classify = classify_error,
         on_outage: Callable[[Guard, bool], None] | None = None,
     ) -> None:
         options, now = gates.options, gates.clock.monotonic()

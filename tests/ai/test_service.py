@@ -8,7 +8,7 @@ from koo.ai.service import Service
 from koo.deadlines import Deadlines
 from koo.errors import CircuitOpen, Kind, RateLimited, ServiceFailed
 from koo.options import DAY_S, GuardOptions, LimitOptions, RetryOptions
-from koo.policies.foreign import classify_foreign
+from koo.policies.treatment import classify_error
 from koo.testing.clock import VirtualClock, run_virtual
 from tests.guard.support import answer
 
@@ -28,7 +28,7 @@ ONE_A_DAY = LimitOptions(per_day=1)
 def make_service(clock: VirtualClock, limits: LimitOptions = ONE_A_DAY) -> Service:
     options = GuardOptions(limits=limits, retry=RetryOptions(attempts_max=1))
     return Service(
-        "claude", options, default_model="a", clock=clock, deadlines=Deadlines(), classify=classify_foreign
+        "claude", options, default_model="a", clock=clock, deadlines=Deadlines(), classify=classify_error
     )
 
 

@@ -15,8 +15,8 @@ from koo.guard import Guard
 from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
 from koo.policies.breaker import OPEN
 from koo.policies.bulkhead import Bulkhead
-from koo.policies.foreign import classify_foreign
 from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
+from koo.policies.treatment import classify_error
 from koo.policies.verdict import Classify
 from koo.testing.clock import BEGIN_S, VirtualClock, run_virtual
 
@@ -73,7 +73,7 @@ def make_guard(
     attempts: int = 1,
     idempotent: bool = True,
     family: Family = SERVICES,
-    classify: Classify = classify_foreign,
+    classify: Classify = classify_error,
     events: list[Event] | None = None,
     publish: Callable[[Event], None] | None = None,
     breaker: BreakerOptions | None = None,
@@ -106,7 +106,7 @@ def make_peers(*models: str, **about: Any) -> list[Guard]:
             if guard is not met_by:
                 guard.count_outage(in_row)
 
-    classify = about.pop("classify", classify_foreign)
+    classify = about.pop("classify", classify_error)
     gates = make_guard(**about).gates
     peers = [Guard(gates, model=model, classify=classify, on_outage=spread) for model in models]
     return peers

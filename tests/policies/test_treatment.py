@@ -23,8 +23,7 @@ from koo.errors import (
     ServiceTimeout,
     StreamTruncated,
 )
-from koo.policies.foreign import classify_foreign
-from koo.policies.treatment import TREATMENTS, fault_of
+from koo.policies.treatment import TREATMENTS, classify_error, fault_of
 from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED, Verdict
 
 
@@ -87,7 +86,7 @@ FOREIGN: list[tuple[Exception, Verdict, bool]] = [
     ("error", "verdict", "repeatable"), FOREIGN, ids=[repr(one[0])[:70] for one in FOREIGN]
 )
 def test_an_exception_of_a_users_own_operation(error: Exception, verdict: Verdict, repeatable: bool) -> None:
-    fault = classify_foreign(error)
+    fault = classify_error(error)
     assert (fault.verdict, fault.repeatable) == (verdict, repeatable)
     assert fault.error is None, "it leaves unchanged"
 

@@ -19,7 +19,7 @@ from koo.ai.providers.sdk_faults import classify_sdk, own_retries
 from koo.ai.service import Service
 from koo.errors import ConfigurationError
 from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
-from koo.policies.foreign import classify_foreign
+from koo.policies.treatment import classify_error
 from koo.policies.verdict import Classify, Fault
 from koo.storage.base import Allowance
 
@@ -102,7 +102,7 @@ def compose(classify: Classify | None, name: str) -> Classify:
             fault = classify(error)
             if fault is not None:
                 return fault
-        return classify_sdk(error, name) or classify_foreign(error)
+        return classify_sdk(error, name) or classify_error(error)
 
     return judge
 

@@ -1,7 +1,8 @@
 """What follows from each kind of error: one table for every service, as users were promised it.
 
 A provider's file only says which of its errors is of which kind. What the kind does (repeat it? count it for the
-breaker? stop using the key?) is decided here, once.
+breaker? stop using the key?) is decided here, once. An exception that koo did not raise
+is judged by its type.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from koo.errors import (
     ExternalServiceError,
     InvalidRequest,
     Kind,
+    KooError,
     RateLimited,
     ServiceFailed,
     ServiceTimeout,
@@ -81,3 +83,26 @@ def _repeatable(error: ExternalServiceError, treatment: Treatment) -> bool:
     """The server's own word on whether to repeat wins over the table."""
     said = None if error.detail is None else error.detail.get("should_retry")
     return treatment.repeatable if said is None or error.kind in NOT_REPEATED else bool(said)
+
+
+CALLERS = (TypeError, ValueError, LookupError, AttributeError)
+"""Mistakes of the code that calls: neutral, never repeated, unchanged."""
+
+UNREACHABLE = Fault(verdict=FAILURE, kind=Kind.CONNECTION, repeatable=True)
+LATE = Fault(verdict=FAILURE, kind=Kind.TIMEOUT, repeatable=True)
+MISTAKEN = Fault(verdict=NEUTRAL, kind=Kind.INVALID_REQUEST)
+OURS = Fault(verdict=NEUTRAL)
+ELSE = Fault(verdict=FAILURE)
+
+
+def classify_error(error: Exception) -> Fault:
+    """The table: errors of koo by their kind, `TimeoutError` and `OSError` are failures, the rest as promised."""
+    if isinstance(error, ExternalServiceError):
+        return fault_of(error)
+    if isinstance(error, KooError):
+        return OURS
+    if isinstance(error, TimeoutError):
+        return LATE
+    if isinstance(error, OSError):
+        return UNREACHABLE
+    return MISTAKEN if isinstance(error, CALLERS) else ELSE

@@ -16,7 +16,7 @@ from google.genai import types
 
 from koo.ai.providers.sdk_faults import classify_sdk, own_retries
 from koo.errors import ExternalServiceError, Kind
-from koo.policies.foreign import classify_foreign
+from koo.policies.treatment import classify_error
 from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED, Fault
 from koo.testing.providers import (
     FakeGemini,
@@ -197,7 +197,7 @@ def test_an_sdks_own_timeout_may_have_been_billed(by: Any, timeout: float) -> No
 def test_over_aiohttp_googles_timeout_is_nobodys_and_means_the_same() -> None:
     exception = by_google_over_aiohttp(hang(), timeout=100)
     assert type(exception) is TimeoutError and classify_sdk(exception) is None
-    fault = classify_foreign(exception)
+    fault = classify_error(exception)
     assert fault.kind is Kind.TIMEOUT and fault.billed
 
 
