@@ -241,8 +241,22 @@ Then `query_ai("ollama", "…")` asks it. `KIND=anthropic` or `KIND=gemini` is f
 formats; and a name with an `API_KEY` and no `BASE_URL` is a second account at the vendor.
 
 What a service costs is known from the price table, by model. A service of your own without key and price costs
-0, as does `local`. With a key its price has to be known: set `INPUT_PRICE` and `OUTPUT_PRICE`, both, where the
-table does not know the model. A query whose price nobody knows is refused, because no budget could hold.
+0, as does `local`. With a key its price has to be known: where the table does not know the model, set `PRICE_AS` to
+one that costs as much, or `INPUT_PRICE` and `OUTPUT_PRICE`, both; these two win. A query whose price nobody knows is
+refused, because no budget could hold.
+
+A deployment of Azure's and a private name are known to nobody else, so they need `PRICE_AS`:
+
+```text
+AI_SERVICES__AZURE__BASE_URL=https://acme.openai.azure.com/openai/v1
+AI_SERVICES__AZURE__API_KEY=...
+AI_SERVICES__AZURE__MODEL=our-deployment
+AI_SERVICES__AZURE__PRICE_AS=gpt-6.1-terra
+```
+
+`PRICE_AS` counts for the service's own `MODEL`. Another model that a query names there has its price from the table,
+and that of `PRICE_AS` only where the table does not know it. How names are read is in
+[Error handling](ENHANCED_ERROR_HANDLING.md#which-price-a-model-has).
 
 `local` runs on this machine: it takes no key, no address and no kind. `MODEL` is the path of a GGUF file,
 relative to `KOO_HOME`; without it the packaged model answers. `AI_LOCAL_ENABLED=false` switches the service

@@ -525,6 +525,13 @@ def test_a_declared_server_with_a_key_has_a_price_to_be_known_and_a_budget() -> 
     assert (vllm.input_price, vllm.output_price) == (Decimal("0.15"), Decimal(0))
 
 
+def test_a_declared_server_may_be_priced_as_a_model_of_the_table() -> None:
+    own = {"BASE_URL": "http://h", "PRICE_AS": "gpt-4o"}
+    priced = service(read({f"AI_SERVICES__X__{name}": value for name, value in own.items()}), "x")
+    assert (priced.price_as, priced.input_price, priced.daily_budget_usd) == ("gpt-4o", None, Decimal(10))
+    assert not priced.free
+
+
 def test_a_declared_server_without_a_key_costs_what_it_is_said_to_cost() -> None:
     own = {"BASE_URL": "http://h", "INPUT_PRICE": "1", "OUTPUT_PRICE": "2"}
     priced = service(read({f"AI_SERVICES__X__{name}": value for name, value in own.items()}), "x")
@@ -557,7 +564,8 @@ def test_the_kind_of_a_declared_service(kind: str, base_url: str, becomes: str) 
 def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
     own = {
         "MODEL": "m", "BASE_URL": "http://h", "API_KEY": "k", "DAILY_BUDGET": "20", "INPUT_PRICE": "1",
-        "OUTPUT_PRICE": "2", "REQUESTS_PER_MINUTE": "3", "REQUESTS_PER_HOUR": "none", "REQUESTS_PER_DAY": "4",
+        "OUTPUT_PRICE": "2", "PRICE_AS": "gpt-4o", "REQUESTS_PER_MINUTE": "3", "REQUESTS_PER_HOUR": "none",
+        "REQUESTS_PER_DAY": "4",
         "TIMEOUT": "5", "ATTEMPT_TIMEOUT": "6", "FIRST_TOKEN_TIMEOUT": "7", "STALL_TIMEOUT": "8",
         "SLOW_CALL_SECONDS": "9", "MAX_TOKENS": "10", "THINKS_UNSEEN": "false", "KIND": "anthropic",
     }  # fmt: skip
@@ -569,6 +577,7 @@ def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
     one = service(settings, "claude")
     assert (one.model, one.base_url, one.api_key, one.kind) == ("m", "http://h", "k", "anthropic")
     assert (one.daily_budget_usd, one.input_price, one.output_price) == (Decimal(20), Decimal(1), Decimal(2))
+    assert one.price_as == "gpt-4o"
     assert (one.limits.per_minute, one.limits.per_hour, one.limits.per_day) == (3, None, 4)
     assert (one.timeout_s, one.attempt_timeout_s, one.first_token_timeout_s, one.stall_timeout_s) == (
         5,

@@ -228,7 +228,7 @@ class UnknownService(CallerMistake, LookupError):
 
 
 class PriceUnknown(CallerMistake):
-    """The model has no known price, so no budget could hold: set INPUT_PRICE and OUTPUT_PRICE for the service."""
+    """The model has no known price, so no budget could hold: set PRICE_AS, or both prices, for the service."""
 
     kind = Kind.PRICE_UNKNOWN
 

@@ -295,6 +295,12 @@ class ServiceOptions(Checked):
     output_price: Decimal | None = option(
         None, "USD per million tokens written", "from the price table", unit="USD/Mtok", at_least=0
     )
+    price_as: str | None = option(
+        None,
+        "model of the price table whose price its own model has, and any other that the table does not know; for "
+        "deployments and private names: `gpt-4o`, or with its maker `openai/gpt-4o`",
+        "a name that nobody else knows has no price",
+    )
     thinks_unseen: bool | None = option(
         None,
         "its models may bill what they do not send: a stream that ends before its usage is told is booked at its hold",
@@ -315,7 +321,7 @@ class ServiceOptions(Checked):
     @property
     def free(self) -> bool:
         """Does it cost nothing? The local model, and a server of one's own, declared without key and price."""
-        unpriced = self.input_price is None and self.output_price is None
+        unpriced = self.input_price is None and self.output_price is None and self.price_as is None
         return self.kind == "local" or (self.declared and self.api_key is None and unpriced)
 
 

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from koo.ai.model_price import FREE, ModelPrice
 from koo.ai.models import DEFAULT_MODELS
-from koo.ai.pricing import FREE, KNOWN_MAX, TABLE_NAMES, ModelPrice, Prices
+from koo.ai.pricing import KNOWN_MAX, TABLE_NAMES, Prices
 from koo.ai.types import Usage
 from koo.configuration.variables import BUILT_IN
 from koo.options import ServiceOptions
@@ -209,19 +210,16 @@ def test_a_bound_takes_the_dearest_tier_that_it_can_reach() -> None:
 @pytest.fixture
 def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Models that the price table was asked for."""
-    from genai_prices import data_snapshot
+    from genai_prices.types import Provider
 
     models: list[str] = []
-    table = data_snapshot.get_snapshot()
+    find_model = Provider.find_model
 
-    class Watched:
-        def find_provider_model(self, model: str, *rest: Any) -> Any:
-            models.append(model)
-            if model.startswith("made-up"):
-                raise LookupError
-            return table.find_provider_model(model, *rest)
+    def watched(self: Provider, model: str, **options: Any) -> Any:
+        models.append(model)
+        return None if model.startswith("made-up") else find_model(self, model, **options)
 
-    monkeypatch.setattr(data_snapshot, "get_snapshot", Watched)
+    monkeypatch.setattr(Provider, "find_model", watched)
     return models
 
 

@@ -33,7 +33,8 @@ CALLS_MAX = 36
 MONEY_CALLS_MAX = 40
 BYTES_MAX = 2048
 OF_MONEY = tuple(f"koo.{name}" for name in (
-    "ai.charge", "ai.budgets", "ai.pricing", "policies.money", "policies.purse", "policies.purses", "storage.ledger",
+    "ai.charge", "ai.budgets", "ai.model_price", "ai.pricing", "policies.money",
+    "policies.purse", "policies.purses", "storage.ledger",
 ))  # fmt: skip
 MONEY = {sys.modules[name].__file__ for name in OF_MONEY}
 GUARD = {

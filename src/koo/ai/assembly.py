@@ -89,6 +89,7 @@ def describe(options: ServiceOptions) -> ServiceConfiguration:
         "failure_threshold": options.breaker.failure_threshold,
         "recovery_timeout": options.breaker.recovery_s,
         "success_threshold": options.breaker.success_threshold,
+        "price_as": options.price_as,
         "input_price": None if options.input_price is None else str(options.input_price),
         "output_price": None if options.output_price is None else str(options.output_price),
     }

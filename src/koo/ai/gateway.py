@@ -21,9 +21,10 @@ from typing import TypeVar
 from koo.ai.budgets import Budgets
 from koo.ai.checking import check
 from koo.ai.conversations import Conversations
+from koo.ai.model_price import ModelPrice
 from koo.ai.models import may_think_unseen
 from koo.ai.open_answer import Begun
-from koo.ai.pricing import ModelPrice, Prices
+from koo.ai.pricing import Prices
 from koo.ai.providers.base import Completion, Request
 from koo.ai.query_charge import QueryCharge, Terms
 from koo.ai.service import AIService
@@ -203,8 +204,8 @@ class Gateway:
         price = self._prices.find(options, model)
         if price is None:
             reason = (
-                f"the price of model {model[:80]!r} is unknown, so no budget could hold; set "
-                f"AI_SERVICES__{options.name.upper()}__INPUT_PRICE and __OUTPUT_PRICE"
+                f"the price of model {model[:80]!r} is unknown, so no budget could hold; set AI_SERVICES__"
+                f"{options.name.upper()}__PRICE_AS to a model that costs as much, or __INPUT_PRICE and __OUTPUT_PRICE"
             )
             raise PriceUnknown(options.name, reason)
         return price

@@ -1,157 +1,43 @@
-"""What tokens cost: exact decimals from a price table, and an upper bound for what is held before a call.
+"""Where prices come from: the operator's word, a table, or nobody; then they are unknown, never zero.
 
 The table is `genai-prices`: history by date, tiers by prompt length. A price is looked up once for each model and day
-and kept as ready numbers, so that a call only multiplies. An unknown price is unknown, never zero; only a server of
-one's own, declared without key and price, and the local model are free.
-
-Two traps. Tiers are cliffs: a prompt one token above the threshold pays the higher price for every token, so the bound
-takes the dearest tier that it can reach. And what comes out of a cache is cheaper than a fresh token, but what goes
-into one is dearer, so the bound takes the dearest of the three.
+and kept as ready numbers (`koo.ai.model_price`), so that a call only multiplies. Under which names a model may stand in
+the table is in `koo.ai.price_names`. Only a server of one's own, declared without key and price, the local model and
+OpenRouter's free entries cost nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from koo.ai.types import Usage
+from koo.ai.model_price import FREE, NOTHING, ModelPrice, UnitPrices, as_text, dearest, of_one, raised
+from koo.ai.price_names import AWS, Spelling, bedrock_spellings, factor_at, global_address, spellings, undated
 from koo.clock import SYSTEM_CLOCK, Clock, utc_day
 from koo.options import ServiceOptions
 from koo.policies.money import EXACT
 
 if TYPE_CHECKING:
-    from genai_prices.types import ModelInfo
+    from genai_prices.data_snapshot import DataSnapshot
+    from genai_prices.types import ModelInfo, Provider
 
-NOTHING = Decimal(0)
-MILLION = Decimal(1_000_000)
 THOUSAND = Decimal(1000)
 
 TABLE_NAMES = {"anthropic": "anthropic", "openai": "openai", "gemini": "google", "perplexity": "perplexity"}
-"""Which vendor of the table a kind of service pays; others are found by their address."""
+"""Which vendor of the table a kind of service pays, where its address does not say more."""
+OPENROUTER = "openrouter"
 SEARCHES_MAX = 3
 """Web searches that a bound reckons with, for models whose answers come with one: a model may send some at once."""
 SEARCH_USD = Decimal("0.0025")
 """One search of Perplexity, whatever model reads it, where the table does not say (checked in October 2026)."""
-TOKENS_MAX = 10**12
-"""More than any answer has: what an answer may be long where it costs nothing."""
 KNOWN_MAX = 10_000
 """Models remembered: callers choose their names, and memory must not grow with them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnitPrices:
-    """USD per token of each class, from prompts longer than `above_tokens`."""
-
-    above_tokens: int = 0
-    input_usd: Decimal
-    cache_read_usd: Decimal
-    cache_write_usd: Decimal
-    output_usd: Decimal
-    reasoning_usd: Decimal
-
-    @property
-    def dearest_input_usd(self) -> Decimal:
-        return max(self.input_usd, self.cache_read_usd, self.cache_write_usd)
-
-    @property
-    def dearest_output_usd(self) -> Decimal:
-        return max(self.output_usd, self.reasoning_usd)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelPrice:
-    """What one model costs now.
-
-    `tiers` by rising prompt length, the first from 0. `request_usd` is a fee for each request, `extra_usd` what may
-    come on top of it. `source` is "table", "configured" or "free"; `version` names the table; `unit_prices` is for the
-    ledger: USD per million tokens as text.
-    """
-
-    tiers: tuple[UnitPrices, ...]
-    request_usd: Decimal = NOTHING
-    extra_usd: Decimal = NOTHING
-    source: str = "table"
-    version: str = ""
-    free: bool = False
-    unit_prices: dict[str, str] = field(default_factory=dict)
-
-    def cost_usd(self, usage: Usage) -> Decimal:
-        """The exact cost of what was used."""
-        if self.free:
-            return NOTHING
-        tier, fma = self._tier(usage), EXACT.fma
-        cost = fma(
-            usage.input_tokens, tier.input_usd, fma(usage.output_tokens, tier.output_usd, self.request_usd)
-        )
-        if usage.cache_read_tokens or usage.cache_write_tokens:
-            cost = fma(usage.cache_read_tokens, tier.cache_read_usd, cost)
-            cost = fma(usage.cache_write_tokens, tier.cache_write_usd, cost)
-        if usage.reasoning_tokens and tier.reasoning_usd != tier.output_usd:
-            cost = fma(usage.reasoning_tokens, EXACT.subtract(tier.reasoning_usd, tier.output_usd), cost)
-        return cost
-
-    def _tier(self, usage: Usage) -> UnitPrices:
-        tier = self.tiers[0]
-        if len(self.tiers) > 1:
-            tier = next(
-                tier
-                for tier in reversed(self.tiers)
-                if usage.read_tokens > tier.above_tokens or not tier.above_tokens
-            )
-        return tier
-
-    def bound_usd(self, input_tokens_max: int, output_tokens_max: int) -> Decimal:
-        """Never less than the bill of a call that reads and writes at most so many tokens."""
-        if self.free:
-            return NOTHING
-        bound = max(
-            EXACT.fma(output_tokens_max, tier.dearest_output_usd, input_usd)
-            for tier, input_usd in self._reached(input_tokens_max)
-        )
-        return EXACT.add(bound, EXACT.add(self.request_usd, self.extra_usd))
-
-    def _reached(self, input_tokens_max: int) -> Iterator[tuple[UnitPrices, Decimal]]:
-        """Each tier that so long a prompt can reach, with the most that the prompt costs there."""
-        for tier in self.tiers:
-            if tier.above_tokens and input_tokens_max <= tier.above_tokens:
-                return
-            yield tier, EXACT.multiply(input_tokens_max, tier.dearest_input_usd)
-
-    def rest_usd(self, read: Usage, output_tokens_max: int) -> Decimal:
-        """As `bound_usd` for a call of which is known what it has `read`, by class."""
-        if self.free:
-            return NOTHING
-        written = max(output_tokens_max, read.output_tokens)
-        cost = self.cost_usd(replace(read, output_tokens=0, reasoning_tokens=0))
-        return EXACT.fma(written, self._tier(read).dearest_output_usd, EXACT.add(cost, self.extra_usd))
-
-    def tokens_within(self, amount_usd: Decimal, input_tokens_max: int) -> int:
-        """How long an answer may be at most, so that `bound_usd` is not above an amount; below 1 where nothing fits."""
-        left = EXACT.subtract(amount_usd, EXACT.add(self.request_usd, self.extra_usd))
-        most = TOKENS_MAX
-        for tier, input_usd in self._reached(input_tokens_max):
-            rest = EXACT.subtract(left, input_usd)
-            if rest < 0:
-                return 0
-            if tier.dearest_output_usd:
-                most = min(most, int(EXACT.divide_int(rest, tier.dearest_output_usd)))
-        return most
-
-
-def add_up(amounts: Iterable[Decimal]) -> Decimal:
-    """The exact sum."""
-    total = NOTHING
-    for amount in amounts:
-        total = EXACT.add(total, amount)
-    return total
-
-
-FREE = ModelPrice(tiers=(), source="free", version="free", free=True)
 
 
 class Prices:
@@ -159,7 +45,7 @@ class Prices:
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
-        self._known: dict[tuple[str, str, str | None], ModelPrice | None] = {}
+        self._known: dict[tuple[str, str], ModelPrice | None] = {}
         self._day = -1
 
     async def load(self) -> None:
@@ -182,7 +68,7 @@ class Prices:
             # Prices change at midnight, UTC.
             self._known.clear()
             self._day = day
-        key = (service.kind, model, service.base_url)
+        key = (service.name, model)
         try:
             return self._known[key]
         except KeyError:
@@ -193,7 +79,7 @@ class Prices:
 # ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _table() -> Any:
+def _table() -> DataSnapshot:
     """`genai_prices` with its data, imported when it is first needed: 160 ms."""
     from genai_prices.data_snapshot import get_snapshot
 
@@ -201,10 +87,107 @@ def _table() -> Any:
 
 
 def _from_table(service: ServiceOptions, model: str, wall_s: float) -> ModelPrice | None:
-    found = _find_model(service, model)
-    if found is None:
+    """The price under the model's own name, or under `price_as`.
+
+    `price_as` stands for the service's own model, and for others that are not in the table of whom it pays.
+    """
+    now, stand_in = datetime.fromtimestamp(wall_s, UTC), service.price_as
+    own = tuple(_own_vendors(service))
+    if stand_in is None:
+        return _price_at(service, own, model, now)
+    price = _price_at(service, own, model, now) if model != service.model else None
+    if price is None:
+        price = _price_at(service, (*own, *_makers(stand_in)), stand_in, now)
+        # A caller may name another model there, and that may be a dearer one.
+        other = _price_at(service, _makers(model), model, now) if model != service.model else None
+        if price is not None and other is not None:
+            price = dearest((price, other))
+    return price
+
+
+def _own_vendors(service: ServiceOptions) -> Iterator[Provider]:
+    """Whom a service pays: by its address, else by its kind."""
+    if service.base_url is not None:
+        for address in (service.base_url, global_address(service.base_url)):
+            at = [one for one in _table().providers if re.match(one.api_pattern, address)]
+            if at:
+                yield at[0]
+                break
+    if service.kind in TABLE_NAMES:
+        yield from _called(TABLE_NAMES[service.kind])
+
+
+def _makers(model: str) -> Iterator[Provider]:
+    """Who makes a model that is named without a host: by the vendor before its name, or by the name itself."""
+    yield from _called(model.partition("/")[0].lower())
+    for one in _table().providers:
+        if one.model_match is not None and one.model_match.is_match(model.lower()):
+            yield one
+
+
+def _called(name: str) -> Iterator[Provider]:
+    """The vendor of that name. By hand, since the table's own search remembers every name it was ever asked for."""
+    providers = _table().providers
+    exact = [one for one in providers if one.id == name]
+    like = [one for one in providers if one.provider_match is not None and one.provider_match.is_match(name)]
+    yield from (exact or like)[:1]
+
+
+def _price_at(
+    service: ServiceOptions, vendors: Iterable[Provider], model: str, now: datetime
+) -> ModelPrice | None:
+    """The price at the first vendor that has one for one of the model's spellings."""
+    for vendor in vendors:
+        for spelling in spellings(model):
+            if (price := _price_as_spelt(service, vendor, spelling, now)) is not None:
+                return price
+    for spelling in bedrock_spellings(model):
+        for aws in _called(AWS):
+            if (price := _price_as_spelt(service, aws, spelling, now)) is not None:
+                return price
+    return None
+
+
+def _price_as_spelt(
+    service: ServiceOptions, vendor: Provider, spelling: Spelling, now: datetime
+) -> ModelPrice | None:
+    """The price of one spelling; where it may mean several entries, the dearest of them."""
+    # A free entry is a model of its own there: one that does not exist is refused by the provider, and not billed.
+    if spelling.free and vendor.id == OPENROUTER:
+        return replace(_NOTHING_TO_PAY, version=_version())
+    first = _entry(vendor, spelling.name)
+    if first is None:
         return None
-    now = datetime.fromtimestamp(wall_s, UTC)
+    found = [first]
+    if spelling.dated:
+        found += [one for one in vendor.models if undated(one.id.lower()) == spelling.name]
+    if spelling.anywhere:
+        found += _anywhere(spelling.name)
+    prices = [price for one in found if (price := _price_of(service, one, now)) is not None]
+    if not prices:
+        return None
+    price = prices[0] if len(prices) == 1 else dearest(prices)
+    factor = factor_at(service.base_url, vendor.id)
+    return price if factor == 1 else raised(price, factor)
+
+
+@lru_cache(256)
+def _anywhere(name: str) -> list[ModelInfo]:
+    """A model at every host that has it, under its whole name or without its maker's; some ten milliseconds."""
+    names = dict.fromkeys((name, name.rpartition("/")[2]))
+    return [found for host in _table().providers for one in names if (found := host.find_model(one))]
+
+
+def _entry(vendor: Provider, name: str) -> ModelInfo | None:
+    """The vendor's entry of that name; with its own name before it, too."""
+    found = vendor.find_model(name, all_providers=_table().providers)
+    prefix, _, rest = name.partition("/")
+    if found is None and rest and vendor in _called(prefix):
+        found = vendor.find_model(rest, all_providers=_table().providers)
+    return found
+
+
+def _price_of(service: ServiceOptions, found: ModelInfo, now: datetime) -> ModelPrice | None:
     prices = {key: value for key, value in found.get_prices(now).__dict__.items() if value is not None}
     if "input_mtok" not in prices or "output_mtok" not in prices:
         return None
@@ -216,7 +199,7 @@ def _from_table(service: ServiceOptions, model: str, wall_s: float) -> ModelPric
         request_usd=EXACT.add(request_usd, search_usd),
         extra_usd=EXACT.multiply(SEARCHES_MAX - 1, search_usd),
         version=_version(),
-        unit_prices=_as_text(tiers[0]),
+        unit_prices=as_text(tiers[0]),
     )
 
 
@@ -225,18 +208,6 @@ def _search_usd(prices: dict[str, Any]) -> Decimal:
     if "web_searches_kcount" in prices:
         return EXACT.divide(_at(prices["web_searches_kcount"], 0), THOUSAND)
     return NOTHING if "requests_kcount" in prices else SEARCH_USD
-
-
-def _find_model(service: ServiceOptions, model: str) -> ModelInfo | None:
-    vendor = TABLE_NAMES.get(service.kind)
-    if vendor is None and service.base_url is None:
-        return None
-    try:
-        _, found = _table().find_provider_model(model, None, vendor, None if vendor else service.base_url)
-    except LookupError:
-        return None
-    info: ModelInfo = found
-    return info
 
 
 def _starts(prices: dict[str, Any]) -> Iterator[int]:
@@ -262,22 +233,17 @@ def _unit_prices(prices: dict[str, Any], start: int) -> UnitPrices:
 
     return UnitPrices(
         above_tokens=start,
-        input_usd=_of_one(read),
-        cache_read_usd=_of_one(price("cache_read_mtok", read)),
-        cache_write_usd=_of_one(price("cache_write_mtok", read)),
-        output_usd=_of_one(written),
-        reasoning_usd=_of_one(price("output_reasoning_mtok", written)),
+        input_usd=of_one(read),
+        cache_read_usd=of_one(price("cache_read_mtok", read)),
+        cache_write_usd=of_one(price("cache_write_mtok", read)),
+        output_usd=of_one(written),
+        reasoning_usd=of_one(price("output_reasoning_mtok", written)),
     )
-
-
-def _of_one(mtok: Decimal) -> Decimal:
-    """The price of one token, of that of a million."""
-    return EXACT.divide(mtok, MILLION)
 
 
 @lru_cache(KNOWN_MAX)
 def _configured(input_mtok: Decimal, output_mtok: Decimal, search_usd: Decimal = NOTHING) -> ModelPrice:
-    read, written = _of_one(input_mtok), _of_one(output_mtok)
+    read, written = of_one(input_mtok), of_one(output_mtok)
     tier = UnitPrices(
         input_usd=read, cache_read_usd=read, cache_write_usd=read, output_usd=written, reasoning_usd=written
     )
@@ -287,22 +253,22 @@ def _configured(input_mtok: Decimal, output_mtok: Decimal, search_usd: Decimal =
         extra_usd=EXACT.multiply(SEARCHES_MAX - 1, search_usd),
         source="configured",
         version="configured",
-        unit_prices=_as_text(tier),
+        unit_prices=as_text(tier),
     )
-
-
-def _as_text(tier: UnitPrices) -> dict[str, str]:
-    prices = {
-        "input": tier.input_usd,
-        "cache_read": tier.cache_read_usd,
-        "cache_write": tier.cache_write_usd,
-        "output": tier.output_usd,
-        "reasoning": tier.reasoning_usd,
-    }
-    return {name: f"{EXACT.normalize(EXACT.multiply(usd, MILLION)):f}" for name, usd in prices.items()}
 
 
 def _version() -> str:
     from importlib.metadata import version
 
     return f"genai-prices {version('genai_prices')}"
+
+
+_NO_USD = UnitPrices(
+    input_usd=NOTHING,
+    cache_read_usd=NOTHING,
+    cache_write_usd=NOTHING,
+    output_usd=NOTHING,
+    reasoning_usd=NOTHING,
+)
+_NOTHING_TO_PAY = ModelPrice(tiers=(_NO_USD,), unit_prices=as_text(_NO_USD))
+"""A price of zero and yet a price: should the provider report a cost all the same, it is booked."""

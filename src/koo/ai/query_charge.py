@@ -17,7 +17,7 @@ from typing import NamedTuple
 from koo.ai.budgets import Budgets
 from koo.ai.charge import NO_WORDS, ServiceCharge
 from koo.ai.conversations import Conversations, Measure
-from koo.ai.pricing import NOTHING, ModelPrice
+from koo.ai.model_price import NOTHING, ModelPrice
 from koo.ai.providers.base import Completion, Provider, Request
 from koo.ai.providers.transport import bound_text
 from koo.ai.service import Service

@@ -210,7 +210,10 @@ def _price(platform: Platform, ai_service: AIService) -> Check:
     price = platform.parts.prices.find(options, options.model)
     if price is None:
         variable = f"AI_SERVICES__{options.name.upper()}__"
-        advice = f"set {variable}INPUT_PRICE and {variable}OUTPUT_PRICE, or pip install -U genai-prices"
+        advice = (
+            f"set {variable}PRICE_AS to a model that costs as much, or {variable}INPUT_PRICE and "
+            f"{variable}OUTPUT_PRICE, or pip install -U genai-prices"
+        )
         return Check(options.name, "problem", f"the price of {options.model} is unknown", advice)
     return Check(
         options.name, "ok", "costs nothing" if price.free else f"the price of {options.model} is known"

@@ -62,7 +62,8 @@ def _with(options: Options, values: Mapping[Place, Any]) -> Options:
 def _service_options(settings: Variables, name: str) -> ServiceOptions:
     own = settings.ai_services.get(name, ServiceSettings({}, frozenset()))
     kind, key = _kind_and_key(settings, name, own)
-    free = (kind == "local" or (name not in BUILT_IN and key is None)) and own.input_price is None
+    unpriced = own.input_price is None and own.price_as is None
+    free = (kind == "local" or (name not in BUILT_IN and key is None)) and unpriced
     off = kind == "local" and not settings.ai_local_enabled
     derived: dict[Place, Any] = {
         ("name",): name,

@@ -76,6 +76,7 @@ class ServiceSettings(Table):
     daily_budget = of_one(lambda service: service.daily_budget_usd)
     input_price = of_one(lambda service: service.input_price, shown_default="from the price table")
     output_price = of_one(lambda service: service.output_price, shown_default="from the price table")
+    price_as = of_one(lambda service: service.price_as, form=MODEL, shown_default="its own name")
     thinks_unseen = of_one(
         lambda service: service.thinks_unseen,
         form=YES_OR_NO,

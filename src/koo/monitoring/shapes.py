@@ -351,6 +351,7 @@ class ServiceConfiguration(TypedDict):
     first_token_timeout: NotRequired[float]
     stall_timeout: NotRequired[float]
     concurrency: NotRequired[int | None]
+    price_as: NotRequired[Annotated[str | None, Doc("the model whose price it has; null: its own")]]
     input_price: NotRequired[Annotated[Usd | None, Doc("per million tokens; null: from the price table")]]
     output_price: NotRequired[Annotated[Usd | None, Doc("per million tokens; null: from the price table")]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from koo.ai.pricing import add_up
+from koo.ai.model_price import add_up
 from koo.ai.types import Answer, Query
 from koo.errors import ExternalServiceError
 from koo.monitoring.guards import money, now_iso

@@ -1,0 +1,118 @@
+"""The ways in which one model is written, and which of them mean a name of the price table.
+
+    models/gemini-3.8-flash                       the path of a resource: its last part
+    openai/gpt-6.1-terra                          the vendor before its own model
+    openai/gpt-6.1-terra:nitro                    a way of routing: any host of the model may answer
+    gpt-6.1-terra-2026-10-26, …@20261026, …-001   a dated name: any other dated one may be meant
+    eu.anthropic.claude-sonnet-5-5-v1:0           Amazon Bedrock's name, in Bedrock's own table
+    meta-llama/llama-3.3-70b-instruct:free        OpenRouter's free entries
+    https://eu.api.openai.com/v1                  a host for one region, which may cost more
+
+The name as it is written always comes first. A rule takes away only what the price does not depend on; where it may
+depend on it, the dearest of all that can be meant is charged. What no rule knows stays unknown, because a guess could
+be too cheap: `:online` adds what a search found to the prompt, `:extended` and `:thinking` have prices of their own
+where they exist, and a model that was fine-tuned (`ft:…`) costs more than the one it was made of.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from urllib.parse import urlsplit
+
+AWS = "aws"
+ROUTING = frozenset({"nitro", "floor", "exacto"})
+"""Suffixes that OpenRouter takes on any model, and that only choose among its hosts (its documentation, model variants,
+November 2026). Its catalogue variants are models of their own."""
+NAME_MAX = 256
+"""A longer name is looked up as it is written: callers choose names, and no model is called so."""
+AZURE_FACTOR = Decimal("1.2")
+"""The table has Azure's prices of global deployments. Those of a data zone cost 10 to 20 % more, and neither the
+address nor the deployment's name says which one it is (Azure's retail prices, November 2026)."""
+REGION_FACTOR = Decimal("1.1")
+"""What OpenAI and Vertex AI add for hosts that keep to one region (their price pages, November 2026)."""
+
+_PATH = re.compile(r"(?:.*/)?models/(?=.)")
+_DATE = re.compile(r"(?:[-@]20\d\d-?(?:0[1-9]|1[0-2])-?(?:0[1-9]|[12]\d|3[01])|@default|-latest|-00\d)$")
+_VERSION = re.compile(r"(?:-v\d+)?(?::\d+k?)+$|-v\d+$")
+_BEDROCK = re.compile(
+    r"(?:[a-z-]{2,7}\.)?(?:ai21|amazon|anthropic|cohere|deepseek|google|meta|minimax|mistral|moonshot(?:ai)?|nvidia|openai"
+    r"|qwen|writer|zai)\.[a-z].*"
+)
+_REGION = re.compile(
+    r"(?:eu|us|uk|in|jp|au|ae|ca|sg|kr|br|ap|apac|emea|me|af|sa|cn|us-gov)|[a-z]{2}(?:-gov)?-[a-z]+-?\d[a-z]?"
+    r"|[a-z]+-[a-z]+\d+-aiplatform"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """One name to look up.
+
+    `dated`: a date was taken away, so each dated sibling may be meant. `anywhere`: any host of the model may answer.
+    `free`: it is named as one that costs nothing.
+    """
+
+    name: str
+    dated: bool = False
+    anywhere: bool = False
+    free: bool = False
+
+
+def spellings(model: str) -> Iterator[Spelling]:
+    """What a model's name may stand as in a vendor's table, the most exact first."""
+    yield Spelling(model)
+    name = model.strip().lower()
+    if len(name) > NAME_MAX:
+        return
+    plain = _plain(name)
+    if plain.name and plain != Spelling(model):
+        yield plain
+    bare = undated(plain.name)
+    if bare and bare != plain.name:
+        yield replace(plain, name=bare, dated=True)
+
+
+def _plain(name: str) -> Spelling:
+    """Without a resource's path, and without a suffix that chooses a host."""
+    name = _PATH.sub("", name)
+    stem, _, suffix = name.rpartition(":")
+    if stem and suffix in ROUTING:
+        return Spelling(stem, anywhere=True)
+    return Spelling(name, free=bool(stem) and suffix == "free")
+
+
+def bedrock_spellings(model: str) -> Iterator[Spelling]:
+    """As `spellings`, in Bedrock's table: a name in the shape of Bedrock's says whose it is at any address."""
+    name = model.strip().lower().rpartition("/")[2]
+    if len(name) <= NAME_MAX and _BEDROCK.fullmatch(name):
+        bare = _VERSION.sub("", name)
+        yield from dict.fromkeys((Spelling(name), Spelling(bare), Spelling(undated(bare), dated=True)))
+
+
+def undated(name: str) -> str:
+    """A name without the date or the alias at its end."""
+    return _DATE.sub("", name)
+
+
+def global_address(base_url: str) -> str:
+    """The address with its host in lower case, over TLS, and without the labels that name a region."""
+    labels = _labels(base_url)
+    kept = [label for label in labels[:-2] if not _REGION.fullmatch(label)]
+    return f"https://{'.'.join(kept + labels[-2:])}{urlsplit(base_url).path}"
+
+
+def factor_at(base_url: str | None, vendor: str) -> Decimal:
+    """What a vendor may charge more at an address than its table says."""
+    if vendor == "azure":
+        return AZURE_FACTOR
+    # The table has Bedrock's own prices for each region.
+    if vendor == AWS or base_url is None:
+        return Decimal(1)
+    return REGION_FACTOR if any(map(_REGION.fullmatch, _labels(base_url)[:-2])) else Decimal(1)
+
+
+def _labels(base_url: str) -> list[str]:
+    return (urlsplit(base_url).hostname or "").split(".")
