@@ -568,6 +568,7 @@ def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
         "REQUESTS_PER_DAY": "4",
         "TIMEOUT": "5", "ATTEMPT_TIMEOUT": "6", "FIRST_TOKEN_TIMEOUT": "7", "STALL_TIMEOUT": "8",
         "SLOW_CALL_SECONDS": "9", "MAX_TOKENS": "10", "THINKS_UNSEEN": "false", "KIND": "anthropic",
+        "CONCURRENCY": "11", "QUEUE_LENGTH": "0",
     }  # fmt: skip
     assert own.keys() == {name.upper() for name in ServiceSettings.rows}
     own["KIND"] = ""
@@ -586,6 +587,7 @@ def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
         8,
     )
     assert (one.slow_s, one.max_tokens, one.thinks_unseen) == (9, 10, False)
+    assert (one.concurrency_max, one.queue_length) == (11, 0)
     assert service(settings, "openai") == service(read(), "openai")
 
 

@@ -131,10 +131,10 @@ class Outcome(TypedDict):
 
 
 async def query_multiple_ai(queries: Sequence[Mapping[str, Any]]) -> list[Outcome]:
-    """Ask all at once: [{"service": ..., "prompt": ..., and the options of `query_ai`}, ...].
+    """Ask a list of any length: [{"service": ..., "prompt": ..., and the options of `query_ai`}, ...].
 
-    A dict for each, in the same order: `success`, `service`, and `response` (an `Answer`) or `error` (the
-    `ExternalServiceError`). One that cannot be right does not keep the others from being asked.
+    Each is asked as a place comes free at its service. A dict for each, in the same order: `success`, `service`, and
+    `response` (an `Answer`) or `error` (the `ExternalServiceError`). No error of one keeps the others from being asked.
     """
     read = [_read(query) for query in queries]
     answers = iter(await platform.query_many([one for one in read if isinstance(one, Query)]))

@@ -23,6 +23,7 @@ from __future__ import annotations
 import random
 from asyncio import get_running_loop
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, NoReturn, Protocol
 
@@ -57,6 +58,10 @@ LOOK_AGAIN_S = 1.0
 """A call that waits for a time which may come earlier (a limit's unit, the end of a pause) looks at least so often."""
 NEWS_S = 1.0
 """A pause extended by less is not published again; each call of a burst moves its end a little."""
+
+is_fed: ContextVar[bool] = ContextVar("koo_is_fed", default=False)
+"""True for the queries of a list, of which no more are started than places are there: for them no queue is too long.
+What they would be refused for is their own list."""
 
 
 class Charge(Protocol):
@@ -117,12 +122,13 @@ class Gates:
     """The gates that all guards of one dependency share.
 
     `name` appears in errors. `limits` and `bulkhead` are unlimited and `options.concurrency_max` unless given. `draw`:
-    numbers in [0, 1). `publish` takes events. Nothing here belongs to an event loop until the first call.
+    numbers in [0, 1). `publish` takes events. `place_settings` are what an operator calls `concurrency_max` and
+    `queue_max`, for errors. Nothing here belongs to an event loop until the first call.
     """
 
     __slots__ = (
         "bulkhead", "clock", "deadlines", "draw", "family", "key_blocks", "limit_queue", "limits", "name", "options",
-        "pacer", "publish", "quiet", "quota",
+        "pacer", "place_settings", "publish", "quiet", "quota",
     )  # fmt: skip
 
     def __init__(
@@ -137,6 +143,7 @@ class Gates:
         clock: Clock = SYSTEM_CLOCK,
         draw: Draw = random.random,
         publish: Callable[[Event], None] | None = None,
+        place_settings: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.options = options
@@ -147,6 +154,7 @@ class Gates:
         self.clock = clock
         self.draw = draw
         self.publish = publish
+        self.place_settings = place_settings
         self.quota = Cooldown()
         self.pacer = Pacer()
         self.key_blocks = KeyBlocks()
@@ -301,7 +309,7 @@ class Gates:
             bulkhead.widen(self.clock.monotonic())
         if bulkhead.take():
             return
-        if passage.on_limit == "refuse" or bulkhead.limit == 0:
+        if (passage.on_limit == "refuse" and not is_fed.get()) or bulkhead.limit == 0:
             self._refuse_place(
                 guard, f"{bulkhead.used} calls are running and {len(bulkhead.line)} are waiting"
             )
@@ -318,11 +326,19 @@ class Gates:
             get_running_loop().call_at(bulkhead.widens_at, self._widen)
 
     async def _stand_in(self, bulkhead: Bulkhead, guard: Guarded, deadline: float) -> bool:
+        """As `stand_in`, where the queue is not full."""
+        if (
+            len(bulkhead.line) >= self.options.queue_max
+            and bulkhead.used >= bulkhead.cap
+            and not is_fed.get()
+        ):
+            self._refuse_place(guard, f"{len(bulkhead.line)} callers are waiting already")
+        return await self.stand_in(bulkhead, deadline)
+
+    async def stand_in(self, bulkhead: Bulkhead, deadline: float) -> bool:
         """Wait for a place, first come first served; False if the deadline passed before."""
         if bulkhead.take():
             return True
-        if len(bulkhead.line) >= self.options.queue_max:
-            self._refuse_place(guard, f"{len(bulkhead.line)} callers are waiting already")
         waiter = get_running_loop().create_future()
         bulkhead.line.append(waiter)
         try:
@@ -408,6 +424,9 @@ class Gates:
         self.refuse(guard, self.family.circuit_open, reason, wait_s, Kind.CIRCUIT_OPEN)
 
     def _refuse_place(self, guard: Guarded, reason: str) -> NoReturn:
+        allowed = (self.options.concurrency_max, self.options.queue_max)
+        names = ", ".join(f"{name}={most}" for name, most in zip(self.place_settings, allowed, strict=False))
+        reason += f" (limits: {names})" if names else ""
         self.refuse(guard, self.family.saturated, reason, None, Kind.SATURATED)
 
     def _refuse_limit(self, guard: Guarded) -> NoReturn:

@@ -54,8 +54,8 @@ __all__ = [
 ]
 
 CONNECT_TIMEOUT_S = 5.0
-CONNECTIONS_MAX = 1000
-"""As many as the vendors' own clients keep: the guards limit concurrency, and a queue in here would be invisible."""
+CONNECTIONS_MAX = 0
+"""No bound: the guards limit concurrency, each service's as it is set, and a queue in here would be invisible."""
 ANSWER_BYTES_MAX = 32 * 1024 * 1024
 EVENT_BYTES_MAX = 1024 * 1024
 IDLE_S_MAX = 30.0

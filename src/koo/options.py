@@ -21,6 +21,9 @@ DAY_S = 86_400.0
 LEDGER_DAYS_MAX = 36_500
 NEVER = math.inf
 """The time of what has no end, in the seconds of any clock."""
+QUEUE_MAX = 1000
+LOCAL_QUEUE_MAX = 32
+"""At about a second an answer, a later query would meet its attempt's timeout in the queue."""
 SERVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ALLOWED_SERVICE_NAME = "1 to 64 letters, digits, dots, - and _, with a letter or digit first"
 RESERVED_NAMES = ("database", "all")
@@ -162,7 +165,10 @@ class GuardOptions(Checked):
         1000, "calls that may run at once", "memory is finite", at_least=0, at_most=1_000_000
     )
     queue_max: int = option(
-        1000, "callers that may wait for a limit at once", "longer queues outlive their callers", at_least=0
+        QUEUE_MAX,
+        "callers that may wait for a place or a limit at once",
+        "longer queues outlive their callers",
+        at_least=0,
     )
     idempotent: bool = option(False, "a repeat does no harm", "only the caller can know")
     breaker: BreakerOptions = field(default_factory=BreakerOptions)
@@ -306,12 +312,26 @@ class ServiceOptions(Checked):
         "its models may bill what they do not send: a stream that ends before its usage is told is booked at its hold",
         "a bill must not be too small",
     )
-    concurrency_max: int = option(200, "queries that may run at once", "sockets are finite", at_least=1)
+    concurrency_max: int = option(
+        200, "queries that may run at once", "sockets are finite", at_least=1, at_most=1_000_000
+    )
+    queue_max: int | None = option(
+        None,
+        "queries that may wait for a place at once; a list of queries waits beside them, whatever its length",
+        "longer queues outlive their callers; 32 for `local`, which makes one answer after the other, else 1000",
+        at_least=0,
+    )
     breaker: BreakerOptions = field(default_factory=BreakerOptions)
     retry: RetryOptions = field(default_factory=RetryOptions)
     limits: LimitOptions = field(
         default_factory=lambda: LimitOptions(per_minute=60, per_hour=1000, per_day=10_000)
     )
+
+    @property
+    def queue_length(self) -> int:
+        """`queue_max` as it is in force."""
+        usual = LOCAL_QUEUE_MAX if self.kind == "local" else QUEUE_MAX
+        return usual if self.queue_max is None else self.queue_max
 
     @property
     def configured(self) -> bool:

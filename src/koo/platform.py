@@ -160,7 +160,7 @@ class Platform:
         return self.parts.gateway.stream(query, before=self._ready)
 
     async def query_many(self, queries: list[Query]) -> list[Answer | ExternalServiceError]:
-        """Ask all at once; an answer or an error for each, in the same order."""
+        """Ask each as a place comes free at its service; an answer or an error for each, in the same order."""
         await self._ready()
         return await self.parts.gateway.query_many(queries)
 

@@ -75,7 +75,7 @@ class VirtualWorld:
         self.clock = VirtualClock()
         ledger = ledger or MemoryLedger(self.clock)
         self.beats = asyncio.create_task(ledger.run())
-        self.first, self.second = MemoryProvider(), MemoryProvider()
+        self.first, self.second = self.make_providers()
         deadlines, services = Deadlines(), dict[str, AIService]()
         for name, provider in (("first", self.first), ("second", self.second)):
             one = ServiceOptions(
@@ -97,6 +97,9 @@ class VirtualWorld:
             deadlines=deadlines,
             clock=self.clock,
         )
+
+    def make_providers(self) -> tuple[MemoryProvider, MemoryProvider]:
+        return MemoryProvider(), MemoryProvider()
 
     async def ask(self, **options: Any) -> Answer:
         return await self.gateway.query(Query(service="first", prompt="Hi", **options))

@@ -17,7 +17,7 @@ from koo.database.probe import ProbeDatabase
 from koo.errors import ExternalServiceError
 from koo.monitoring import shapes, spend_shapes
 from koo.monitoring.vitals import Look
-from koo.options import DatabaseOptions, ServiceOptions
+from koo.options import DatabaseOptions, LimitOptions, ServiceOptions
 from koo.platform import LOOK_AGE_MAX_S, Platform
 from koo.testing.providers import FakeAnthropic, answer, error
 from koo.web import answers, bodies, create_app, examples
@@ -239,6 +239,20 @@ def test_several_questions_have_a_result_each_in_their_order(tmp_path: Path) -> 
         assert Decimal(body["total_cost"]) == fake.billed_usd > 0
 
     with_server(tmp_path, work)
+
+
+def test_a_list_that_is_longer_than_places_and_queue_is_answered_whole(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            few = {"concurrency_max": 5, "queue_max": 2, "limits": LimitOptions()}
+            async with served(create_app(platform(tmp_path, claude(fake, **few)))) as client:
+                queries = [{"service": "claude", "prompt": f"{n}?", "max_tokens": 9} for n in range(150)]
+                reply = await client.post("/api/v1/ai/batch-query", json={"queries": queries})
+                failed = [one["error"] for one in reply.body["results"] if not one["success"]]
+                assert reply.body["successful_queries"] == 150, failed[:1]
+                assert len(fake.queries) == 150
+
+    asyncio.run(main())
 
 
 def test_who_leaves_ends_the_query(tmp_path: Path) -> None:

@@ -52,6 +52,9 @@ def assemble(
             classify=compose(None, one.name),
             publish=publish,
             allowance=Allowance(one.daily_budget_usd, one.budget_is_explicit),
+            place_settings=tuple(
+                f"AI_SERVICES__{one.name.upper()}__{name}" for name in ("CONCURRENCY", "QUEUE_LENGTH")
+            ),
             checkable=True,
             free=one.free,
         )
@@ -63,7 +66,7 @@ def assemble(
 def make_provider(one: ServiceOptions, options: PlatformOptions, http: HttpClient, clock: Clock) -> Provider:
     """The adapter of one service. Raises `ConfigurationError` for a kind that nothing speaks."""
     if one.kind == "local":
-        return LocalProvider(one.name, model_path=options.local_model_path)
+        return LocalProvider(one.name, model_path=options.local_model_path, queue_max=one.queue_length)
     adapter = HOSTED.get(one.kind)
     if adapter is None:
         raise ConfigurationError(one.name, f"no adapter speaks {one.kind!r}")
@@ -85,6 +88,7 @@ def describe(options: ServiceOptions) -> ServiceConfiguration:
         "stall_timeout": options.stall_timeout_s,
         "slow_call": options.slow_s,
         "concurrency": options.concurrency_max,
+        "queue_length": options.queue_length,
         "max_retries": options.retry.attempts_max - 1,
         "failure_threshold": options.breaker.failure_threshold,
         "recovery_timeout": options.breaker.recovery_s,

@@ -12,7 +12,6 @@ the same way; a whole one ends at once.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -21,6 +20,7 @@ from typing import TypeVar
 from koo.ai.budgets import Budgets
 from koo.ai.checking import check
 from koo.ai.conversations import Conversations
+from koo.ai.lists import Lists
 from koo.ai.model_price import ModelPrice
 from koo.ai.models import may_think_unseen
 from koo.ai.open_answer import Begun
@@ -80,6 +80,7 @@ class Gateway:
         self._deadlines = deadlines
         self._clock = clock
         self._conversations = Conversations(clock.monotonic)
+        self._lists = Lists(services, self.query)
 
     # ── the faces ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -109,20 +110,8 @@ class Gateway:
         return AnswerStream(start, self._deadlines)
 
     async def query_many(self, queries: Sequence[Query]) -> list[Answer | ExternalServiceError]:
-        """All at once; an answer or an error for each, in the same order."""
-        tasks = [asyncio.ensure_future(self._settled(query)) for query in queries]
-        try:
-            return list(await asyncio.gather(*tasks))
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            raise
-
-    async def _settled(self, query: Query) -> Answer | ExternalServiceError:
-        try:
-            return await self.query(query)
-        except ExternalServiceError as error:
-            return error
+        """Each as a place comes free; an answer or an error for each, in the same order. See `koo.ai.lists`."""
+        return await self._lists.ask_all(queries)
 
     # ── one service after the other ───────────────────────────────────────────────────────────────────────────
 

@@ -51,6 +51,7 @@ def guard_options(options: ServiceOptions) -> GuardOptions:
         attempt_timeout_s=options.attempt_timeout_s,
         slow_s=options.slow_s,
         concurrency_max=options.concurrency_max,
+        queue_max=options.queue_length,
         idempotent=True,
         breaker=options.breaker,
         retry=options.retry,
@@ -88,6 +89,7 @@ class Service:
         publish: Callable[[Event], None] | None = None,
         allowance: Allowance | None = None,
         obstacle: str = "",
+        place_settings: tuple[str, ...] = ("concurrency_max", "queue_max"),
         checkable: bool = False,
         free: bool = False,
     ) -> None:
@@ -113,6 +115,7 @@ class Service:
             limits=make_limits(options, clock),
             clock=clock,
             publish=publish,
+            place_settings=place_settings,
         )
         self._guards: dict[str | None, Guard] = {}
         self._override = Override.NONE

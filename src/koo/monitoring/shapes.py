@@ -352,6 +352,7 @@ class ServiceConfiguration(TypedDict):
     stall_timeout: NotRequired[float]
     concurrency: NotRequired[int | None]
     price_as: NotRequired[Annotated[str | None, Doc("the model whose price it has; null: its own")]]
+    queue_length: NotRequired[Annotated[int, Doc("queries that may wait for a place at once")]]
     input_price: NotRequired[Annotated[Usd | None, Doc("per million tokens; null: from the price table")]]
     output_price: NotRequired[Annotated[Usd | None, Doc("per million tokens; null: from the price table")]]
 

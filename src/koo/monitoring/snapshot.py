@@ -283,6 +283,8 @@ def _configuration(service: ServiceLike) -> ServiceConfiguration:
         "recovery_timeout": options.breaker.recovery_s,
         "success_threshold": options.breaker.success_threshold,
         "idempotent": options.idempotent,
+        "concurrency": options.concurrency_max,
+        "queue_length": options.queue_max,
     }
 
 

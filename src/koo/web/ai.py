@@ -46,7 +46,7 @@ def _add_queries(router: APIRouter, platform: Platform) -> None:
 
     @router.post("/batch-query", summary="Ask several at once", **described(answers.BatchAnswer, 413, 422))
     async def query_batch(body: bodies.BatchBody, request: Request) -> Response:
-        """All at once, in the same order. Always 200: each result says whether it succeeded."""
+        """Each as a place comes free, the results in the same order. Always 200: each says whether it succeeded."""
         queries = [views.query_of(one) for one in body.queries]
         outcomes = await while_connected(request, platform.query_many(queries))
         return JsonView(views.batch_view(queries, outcomes))

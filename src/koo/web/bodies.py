@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
 from koo.configuration.variables import BUILT_IN
 
 NAMES_MAX = 50
+QUERIES_MAX = 100_000
+"""What the longest body has room for, with prompts of a hundred bytes."""
 QUERY: dict[str, Any] = {
     "service": "claude",
     "prompt": "What is the capital of France?",
@@ -89,7 +91,8 @@ class BatchBody(Body):
         extra="forbid", strict=True, json_schema_extra={"example": {"queries": [QUERY]}}
     )
 
-    queries: list[QueryBody] = Field(min_length=1, max_length=100)
+    # At the first wrong query it ends: pydantic would make an error of each field of a hundred thousand.
+    queries: Annotated[list[QueryBody], FailFast()] = Field(min_length=1, max_length=QUERIES_MAX)
 
 
 SPEND_NAMES = ("days", "from", "to", "month", "by")

@@ -46,12 +46,12 @@ from koo.errors import (
     ServiceSaturated,
     StreamTruncated,
 )
+from koo.gates import is_fed
 from koo.http import HttpClient
+from koo.options import LOCAL_QUEUE_MAX
 
 CONTEXT_TOKENS = 4096
 """Prompt and answer together; 94 MB of memory with the small model, whose own bound is 8192."""
-QUEUE_MAX = 32
-"""At about a second an answer, a later query would meet its attempt's timeout in the queue."""
 
 SYSTEM = "You are a helpful assistant."
 """Where the caller has none: with its own default ("... named SmolLM, trained by Hugging Face") the small model tends
@@ -99,7 +99,7 @@ class LocalProvider:
         model_path: Path | None = None,
         context_tokens: int = CONTEXT_TOKENS,
         threads: int | None = None,
-        queue_max: int = QUEUE_MAX,
+        queue_max: int = LOCAL_QUEUE_MAX,
         slots: int = 1,
     ) -> None:
         self.service = service
@@ -171,7 +171,7 @@ class LocalProvider:
         setup = self._usable()
         self._check(request, setup.path.stem)
         session = self._open(setup)
-        if session.under_way >= self._slots + self._queue_max:
+        if session.under_way >= self._slots + self._queue_max and not is_fed.get():
             waiting = session.under_way - self._slots
             reason = f"the model is busy and {waiting} queries are waiting for it already"
             raise ServiceSaturated(self.service, reason, self._mean_s)

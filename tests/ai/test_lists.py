@@ -1,0 +1,303 @@
+"""Lists of queries, on virtual time: fed through as places come free, whatever their length."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Sequence
+
+import pytest
+
+from koo.ai.providers.base import Completion, Request
+from koo.ai.types import Answer, Query, Usage
+from koo.deadlines import Deadline
+from koo.errors import ExternalServiceError, Kind, RateLimited, ServiceFailed, ServiceSaturated
+from koo.options import BreakerOptions, LimitOptions
+from koo.policies.pacer import LimitLeft
+from koo.testing.clock import run_virtual
+from tests.ai.virtual import ONCE, MemoryProvider, VirtualWorld
+
+STURDY = BreakerOptions(failure_threshold=1000, calls_min=1000)
+
+
+class SlowProvider(MemoryProvider):
+    """Answers with its prompt after `takes_s`; `most` ran at once. A prompt that `raises` names raises that."""
+
+    def __init__(self, takes_s: float = 1.0) -> None:
+        super().__init__()
+        self.takes_s = takes_s
+        self.running = self.most = self.tasks = 0
+        self.raises: dict[str, BaseException] = {}
+
+    async def complete(self, request: Request) -> Completion:
+        self.asked += 1
+        self.running += 1
+        self.most = max(self.most, self.running)
+        if self.running == self.most:
+            self.tasks = max(self.tasks, len(asyncio.all_tasks()))
+        try:
+            await asyncio.sleep(self.takes_s)
+            if request.prompt in self.raises:
+                raise self.raises[request.prompt]
+        finally:
+            self.running -= 1
+        return Completion(text=request.prompt, model="m", usage=Usage(input_tokens=1, output_tokens=1))
+
+
+class ListWorld(VirtualWorld):
+    """Both services answer slowly: `first` after a second, `second` after ten."""
+
+    first: SlowProvider
+    second: SlowProvider
+
+    def make_providers(self) -> tuple[MemoryProvider, MemoryProvider]:
+        return SlowProvider(), SlowProvider(10.0)
+
+    @property
+    def elapsed_s(self) -> float:
+        return self.clock.monotonic() - self.began_at
+
+    async def ask_many(self, *queries: Query) -> list[Answer | ExternalServiceError]:
+        self.began_at = self.clock.monotonic()
+        return await self.gateway.query_many(queries)
+
+    def is_idle(self) -> bool:
+        gates = self.service.gates
+        taken = gates.bulkhead.used or gates.bulkhead.line or gates.limit_queue.used or gates.limit_queue.line
+        return not taken and not self.first.running and self.budgets.view("first").held_usd == 0
+
+
+def several(count: int, service: str = "first", **options: object) -> list[Query]:
+    return [Query(service=service, prompt=f"{service} {n}", **options) for n in range(count)]  # type: ignore[arg-type]
+
+
+def texts(outcomes: Sequence[Answer | ExternalServiceError]) -> list[str]:
+    return [str(one) if isinstance(one, Answer) else f"{one.kind}" for one in outcomes]
+
+
+def kinds(outcomes: Sequence[Answer | ExternalServiceError]) -> set[str]:
+    return {one.kind for one in outcomes if isinstance(one, ExternalServiceError)}
+
+
+@pytest.mark.parametrize(
+    ("count", "on_limit"), [(2000, None), (2000, "wait"), (2000, "refuse"), (20_000, None)]
+)
+def test_a_list_of_any_length_is_fed_through_as_places_come_free(count: int, on_limit: str | None) -> None:
+    """In order, without a task for each query, and each within the service's deadline of two minutes."""
+
+    async def main() -> None:
+        world = ListWorld(daily_budget_usd=None, concurrency_max=100)
+        queries = several(count, on_limit=on_limit)
+        assert texts(await world.ask_many(*queries)) == [query.prompt for query in queries]
+        assert world.elapsed_s == count / 100
+        assert world.first.most == 100 and world.first.tasks < 110
+        assert world.is_idle()
+
+    run_virtual(main)
+
+
+def test_a_slow_service_holds_up_only_its_own_queries() -> None:
+    async def main() -> None:
+        world = ListWorld(concurrency_max=10)
+        mixed = [query for pair in zip(several(30), several(30, "second"), strict=True) for query in pair]
+        assert texts(await world.ask_many(*mixed)) == [query.prompt for query in mixed]
+        assert world.elapsed_s == 30
+        assert world.first.asked == world.second.asked == 30
+        assert world.first.most == world.second.most == 10
+
+    run_virtual(main)
+
+
+def test_lists_take_turns() -> None:
+    """A short list behind a long one is through long before it, and no more queries run than places are there."""
+
+    async def main() -> None:
+        world = ListWorld(concurrency_max=10)
+        long = asyncio.create_task(world.ask_many(*several(1000)))
+        await asyncio.sleep(0.5)
+        short = await world.gateway.query_many(several(10))
+        assert texts(short) == [query.prompt for query in several(10)]
+        assert world.elapsed_s <= 4
+        assert not kinds(await long)
+        assert world.first.most == 10
+
+    run_virtual(main)
+
+
+def test_the_queue_refuses_a_single_query_but_none_of_a_list() -> None:
+    async def main() -> None:
+        world = ListWorld(concurrency_max=2, queue_max=1)
+        single = [asyncio.create_task(world.ask()) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(ServiceSaturated, match="waiting"):
+            await world.ask()
+        assert not kinds(await world.ask_many(*several(50, on_limit="refuse")))
+        assert all(isinstance(one, Answer) for one in await asyncio.gather(*single))
+
+    run_virtual(main)
+
+
+def test_a_fallbacks_queue_refuses_none_of_a_list_either() -> None:
+    async def main() -> None:
+        world = ListWorld(concurrency_max=5, queue_max=0, retry=ONCE, breaker=STURDY)
+        broken = ServiceFailed("first", "it failed", kind=Kind.SERVER_ERROR)
+        world.first.raises = {f"first {n}": broken for n in range(20)}
+        busy = asyncio.create_task(world.gateway.query_many(several(5, "second")))
+        outcomes = await world.ask_many(*several(20, fallback=("second",)))
+        assert not kinds(await busy)
+        assert texts(outcomes) == [f"first {n}" for n in range(20)]
+        assert {one.service for one in outcomes} == {"second"}
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("broken"), RuntimeError("broken"), KeyError("broken"), ExceptionGroup("", [OSError()])],
+)
+def test_an_error_of_any_class_is_one_querys_outcome(error: Exception) -> None:
+    async def main() -> None:
+        world = ListWorld()
+        world.first.raises = {"first 1": error}
+        outcomes = await world.ask_many(*several(3))
+        assert texts(outcomes)[::2] == ["first 0", "first 2"]
+        one = outcomes[1]
+        assert isinstance(one, ExternalServiceError) and one.service == "first"
+        assert type(error).__name__ in str(one) and one.__cause__ is error
+        assert "broken" not in str(one)
+        assert world.is_idle()
+
+    run_virtual(main)
+
+
+def test_a_query_that_is_cancelled_alone_is_an_outcome_too() -> None:
+    async def main() -> None:
+        world = ListWorld()
+        world.first.raises = {"first 1": asyncio.CancelledError()}
+        outcomes = await world.ask_many(*several(3))
+        assert texts(outcomes) == ["first 0", "cancelled", "first 2"]
+        assert world.is_idle()
+
+    run_virtual(main)
+
+
+def test_a_query_whose_deadline_is_over_before_it_begins_does_not_take_the_list_with_it() -> None:
+    async def main() -> None:
+        world = ListWorld()
+        late = Query(service="first", prompt="late", timeout_s=1e-9, fallback=("second",))
+        outcomes = await world.ask_many(late, *several(1))
+        assert texts(outcomes)[1] == "first 0" and isinstance(outcomes[0], ExternalServiceError)
+
+    run_virtual(main)
+
+
+def test_cancelled_a_list_ends_its_queries_and_leaves_nothing_taken() -> None:
+    async def main() -> None:
+        world = ListWorld(concurrency_max=10)
+        asking = asyncio.create_task(world.ask_many(*several(2000)))
+        await asyncio.sleep(2.5)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert world.first.asked == 30 and world.is_idle()
+        assert not kinds(await world.ask_many(*several(20))), "its places are free again"
+        assert world.elapsed_s == 2
+
+    run_virtual(main)
+
+
+def test_at_its_callers_deadline_a_list_ends_with_it() -> None:
+    async def main() -> None:
+        world = ListWorld(concurrency_max=10)
+        with pytest.raises(TimeoutError):
+            async with Deadline(2.5):
+                await world.ask_many(*several(2000))
+        assert world.elapsed_s == 2.5 and world.is_idle()
+
+    run_virtual(main)
+
+
+def test_a_deadline_that_cannot_cancel_the_list_still_ends_its_queries() -> None:
+    """A task of its own takes its caller's deadline with it, and is not cancelled at its end."""
+
+    async def main() -> None:
+        world = ListWorld(concurrency_max=10)
+        async with Deadline(2.5):
+            asking = asyncio.create_task(world.ask_many(*several(2000)))
+        outcomes = await asking
+        assert texts(outcomes)[:20] == [f"first {n}" for n in range(20)]
+        assert texts(outcomes)[30:] == [Kind.DEADLINE] * 1970
+        assert world.elapsed_s == 2.5 and world.first.asked == 30 and world.is_idle()
+
+    run_virtual(main)
+
+
+def test_a_list_that_waits_for_our_limit_is_fed_at_its_pace() -> None:
+    """Each query has its own deadline of two minutes, and the list of 300 needs five at 60 a minute."""
+
+    async def main() -> None:
+        world = ListWorld(limits=LimitOptions(per_minute=60))
+        outcomes = await world.ask_many(*several(300, on_limit="wait"))
+        assert not kinds(outcomes)
+        assert 240 <= world.elapsed_s < 300
+        assert world.is_idle()
+
+    run_virtual(main)
+
+
+def test_a_limit_decides_about_a_list_that_does_not_wait_for_it() -> None:
+    async def main() -> None:
+        world = ListWorld(limits=LimitOptions(per_minute=60))
+        outcomes = await world.ask_many(*several(300))
+        refused = [one for one in outcomes if isinstance(one, ExternalServiceError)]
+        assert len(refused) == 240 and all(isinstance(one, RateLimited) for one in refused)
+
+    run_virtual(main)
+
+
+def test_a_list_is_fed_at_the_providers_pace() -> None:
+    """200 queries with a deadline of two minutes, all at once before a pacer of one call in two seconds, would be
+    refused from the sixtieth on."""
+
+    async def main() -> None:
+        world = ListWorld()
+        world.service.gates.learn_pace([LimitLeft(500, 200, 400.0)])
+        outcomes = await world.ask_many(*several(150))
+        assert not kinds(outcomes)
+        assert 290 <= world.elapsed_s <= 310
+
+    run_virtual(main)
+
+
+def test_an_empty_list_has_no_outcomes() -> None:
+    async def main() -> None:
+        assert await ListWorld().ask_many() == []
+
+    run_virtual(main)
+
+
+def test_unknown_services_are_told_beside_the_answers() -> None:
+    async def main() -> None:
+        world = ListWorld()
+        strange: list[Query] = [Query(service=name, prompt="x") for name in ("nobody", 7, None, ["first"])]  # type: ignore[arg-type]
+        outcomes = await world.ask_many(*strange, *several(1))
+        assert texts(outcomes) == [Kind.UNKNOWN_SERVICE] * 4 + ["first 0"]
+
+    run_virtual(main)
+
+
+def test_the_error_of_a_query_is_in_no_circle_of_references() -> None:
+    """It is freed with its list, and not when the collector comes round."""
+
+    async def main() -> None:
+        world = ListWorld()
+        gc.collect()
+        gc.disable()
+        try:
+            assert kinds(await world.ask_many(*several(20, "absent"))) == {Kind.UNKNOWN_SERVICE}
+            left = [one for one in gc.get_objects() if isinstance(one, ExternalServiceError)]
+            assert not [one for one in left if one.service == "absent"]
+        finally:
+            gc.enable()
+
+    run_virtual(main)
