@@ -157,11 +157,11 @@ async def on_postgres(server: PostgresServer) -> Report:
             for column, delay_s in ((NEAR, 0.0), (FAR, AWAY_S)):
                 proxy.delay_s = delay_s / 2  # It delays both directions.
                 await traffic.go_on(WARM_S)
-                traffic.waits_ms, before = [], proxy.requests
+                traffic.waits_ms, before = [], proxy.round_trips
                 await traffic.go_on(COUNTED_S)
                 report.figures[f"{KOO}: {column}"] = [p99(traffic.waits_ms)]
                 if column is NEAR:
-                    trips = (proxy.requests - before) / (COUNTED_S * CALLS_A_SECOND)
+                    trips = (proxy.round_trips - before) / (COUNTED_S * CALLS_A_SECOND)
                     report.figures[f"{KOO}: {TRIPS}"] = [trips]
             proxy.delay_s = 0.0
             await traffic.end()

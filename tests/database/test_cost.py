@@ -53,9 +53,9 @@ def test_no_round_trip_more(pg: Place) -> None:
         async with proxied(pg.server) as proxy:
 
             async def round_trips(one: Run) -> int:
-                before = proxy.requests
+                before = proxy.round_trips
                 await one()
-                return proxy.requests - before
+                return proxy.round_trips - before
 
             url = through(proxy, pg.server, pg.driver, pg.database)
             assert await both(url, round_trips) == (3, 3)

@@ -235,6 +235,21 @@ def test_a_waiter_that_asks_for_less_than_the_first_is_not_refused_with_it() -> 
     assert held(small).amount == 30
 
 
+def test_beats_that_others_ring_for_do_not_use_up_a_callers_patience() -> None:
+    """What it waits for is recalled from processes whose own beats take their time."""
+    party = Party(day=100)
+    rich, poor = party.process(), party.process()
+    decided = party.ask(rich, 60)
+    party.turn(rich)
+    waits = party.ask(poor, 50)
+    for _ in range(2 * PATIENCE):
+        party.turn(poor, after_ms=BEAT_MS // 20)
+    assert waits == []
+    rich.release(held(decided))
+    party.turn(rich, poor)
+    assert held(waits).amount == 50
+
+
 def test_a_caller_that_has_left_is_not_waited_for() -> None:
     party = Party(day=100)
     purses = party.process()
@@ -598,9 +613,9 @@ def _last_limit(patch: pytest.MonkeyPatch) -> dict[str, Any]:
 @without("the store's day")
 def _own_day(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     class Changed(Purses):
-        def hear(self, answer: Answer, now: float) -> bool:
+        def hear(self, answer: Answer, now: float, waited_at: float | None = None) -> bool:
             kept = self._store_ms, self._heard_at
-            heard = super().hear(answer, now)
+            heard = super().hear(answer, now, waited_at)
             self._store_ms, self._heard_at = kept
             for budget in self.budgets.values():
                 self._open(budget, now)

@@ -137,8 +137,8 @@ class Refusal(Enum):
 class Waiter:
     """A call that found no room. `decided` is called once, with a hold or a refusal.
 
-    `patience`: unmet beats after which it is refused; 1 waits for one answer, and for no recall. `short`: the budget
-    that had no room, once an answer has named one.
+    `patience`: unmet beats after which it is refused; 1 waits for one answer, and for no recall. `unmet_at`: when the
+    last of them was counted. `short`: the budget that had no room, once an answer has named one.
     """
 
     budgets: tuple[Budget, ...]
@@ -146,5 +146,6 @@ class Waiter:
     patience: int
     decided: Callable[[Hold | Refusal], None]
     unmet: int = 0
+    unmet_at: float = -math.inf
     keys: tuple[Key, ...] = ()
     short: Key | None = None

@@ -265,14 +265,21 @@ class Purses:
         for waiter in self.waiting:
             keys = tuple([budget.purse.key for budget in waiter.budgets])
             if keys != waiter.keys:
-                waiter.keys, waiter.unmet = keys, 0  # A new period has money of its own.
+                waiter.keys, waiter.unmet, waiter.unmet_at = (
+                    keys,
+                    0,
+                    -math.inf,
+                )  # A new period has money of its own.
             groups.setdefault(keys, []).append(waiter)
         return groups
 
     # ── the answer ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def hear(self, answer: Answer, now: float) -> bool:
-        """Take in the store's answer, and decide waiters by it. False: this beat was answered before."""
+    def hear(self, answer: Answer, now: float, waited_at: float | None = None) -> bool:
+        """Take in the store's answer, and decide waiters by it. False: this beat was answered before.
+
+        `waited_at`: seconds of the event loop, in which callers wait; `now` where it is left out.
+        """
         beat = self.flying
         if beat is None or answer.beat.token != beat.token:
             return False
@@ -285,7 +292,7 @@ class Purses:
         self._number, self._last_token = beat.number, beat.token
         self._recalled = answer.recalled
         self._take_answer(answer, beat, now)
-        self._decide(answer, now)
+        self._decide(answer, now, now if waited_at is None else waited_at)
         if any(self.purses[key].room > 0 for key in answer.recalled if key in self.purses):
             self._ring()  # What is recalled goes home now.
         return True
@@ -304,11 +311,11 @@ class Purses:
             if purse.budget.purse is not purse and purse.is_settled():
                 del self.purses[key]
 
-    def _decide(self, answer: Answer, now: float) -> None:
+    def _decide(self, answer: Answer, now: float, waited_at: float) -> None:
         unmet = self._unmet(answer)
         before, self.waiting = self.waiting, []
         for waiter in before:
-            verdict = self._verdict(waiter, unmet.get(waiter.keys), now)
+            verdict = self._verdict(waiter, unmet.get(waiter.keys), now, waited_at)
             if verdict is None:
                 self.waiting.append(waiter)
             else:
@@ -324,7 +331,7 @@ class Purses:
         return {keys: (met, ask.amount, short) for keys, ask, met, short in asked if met is not Met.YES}
 
     def _verdict(
-        self, waiter: Waiter, unmet: tuple[Met, int, Key | None] | None, now: float
+        self, waiter: Waiter, unmet: tuple[Met, int, Key | None] | None, now: float, waited_at: float
     ) -> Hold | Refusal | None:
         hold = self.hold(waiter.budgets, waiter.amount, now)
         if hold is not None or unmet is None:
@@ -332,9 +339,11 @@ class Purses:
         met, amount, waiter.short = unmet
         if waiter.amount < amount:
             return None  # A need that was not met speaks for those who want as much, or more.
-        waiter.unmet += 1
         if met is Met.NEVER:
             return Refusal.NEVER
+        if waited_at - waiter.unmet_at >= self._beat_s:
+            # Other calls make beats go out early. Three of those within a moment leave no time for what is recalled.
+            waiter.unmet, waiter.unmet_at = waiter.unmet + 1, waited_at
         return Refusal.NOT_MET if waiter.unmet >= waiter.patience else None
 
     # ── another name ──────────────────────────────────────────────────────────────────────────────────────────

@@ -345,7 +345,7 @@ class Ledger:
             for key, purse in self.purses.purses.items():
                 spent, back, over, _ = purse.told  # What is held is told again, under the new name.
                 self._disown(key, Totals(purse.granted, back, spent, over))
-        self.purses.hear(answer, self._now())
+        self.purses.hear(answer, self._now(), asyncio.get_running_loop().time())
         if len(self._settled) >= POSTINGS_PER_BEAT:
             self._ring()
         self._report(answer)

@@ -274,6 +274,9 @@ class SqliteBackend(SqlBackend):
     def _begin(self, connection: Connection) -> None:
         begin = "BEGIN IMMEDIATE" if self._exclusive else "BEGIN"
         self._patiently(lambda: connection.exec_driver_sql(begin))
+        if not self._exclusive:
+            # BEGIN alone locks nothing, and the first look fails while another process opens or closes the file.
+            self._patiently(lambda: connection.exec_driver_sql("SELECT 1 FROM sqlite_master").first())
 
     def _patiently(self, act: Callable[[], object]) -> None:
         """Do `act` as soon as nobody else holds the lock: looks again after a millisecond or two, at random."""

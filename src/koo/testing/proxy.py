@@ -38,8 +38,8 @@ class FaultProxy:
     """Listens on 127.0.0.1 (`host`, `port`) and forwards to a server.
 
     `connections`: accepted so far. `open_connections`: now. `commits`: COMMITs that clients have sent, `cuts`: how many
-    of them were cut. `swallowed`: pieces of data that came by a forgotten connection. `requests`: pieces of data from
-    clients; as many as their round trips, where each waits for its answer.
+    of them were cut. `swallowed`: pieces of data that came by a forgotten connection. `round_trips`: how often clients
+    of PostgreSQL have asked for an answer to wait for, in however many packets their messages came.
     """
 
     def __init__(self, target_host: str, target_port: int) -> None:
@@ -52,7 +52,7 @@ class FaultProxy:
         self.commits = 0
         self.cuts = 0
         self.swallowed = 0
-        self.requests = 0
+        self.round_trips = 0
         self._cut: CommitCut | None = None
         self._cuts_left = 0
         self._server: asyncio.Server | None = None
@@ -158,6 +158,7 @@ class _Pipe:
         self._server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self.forgotten = False
         self._messages = _Messages()
+        self._last_kind = b""
         self._cut: CommitCut | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -201,10 +202,11 @@ class _Pipe:
     async def _upstream(self, pieces: asyncio.Queue[Piece]) -> None:
         assert self._server is not None
         while (piece := await pieces.get()).data:
-            self._proxy.requests += 1
             await self._proxy.pass_on(self, piece.came_at)
             data = piece.data
-            if any(_is_commit(message) for message in self._messages.feed(data)):
+            messages = list(self._messages.feed(data))
+            self._count_round_trips(messages)
+            if any(_is_commit(message) for message in messages):
                 self._cut = self._proxy.commit_cut()
             if self._cut == "before":
                 self.reset()
@@ -213,6 +215,14 @@ class _Pipe:
                 await asyncio.get_running_loop().create_future()
             self._server[1].write(data)
             await self._server[1].drain()
+
+    def _count_round_trips(self, messages: list[tuple[bytes, bytes]]) -> None:
+        """Flush (H) and Sync (S) make the server send what it has answered; a simple query (Q) is its own Sync."""
+        for kind, _ in messages:
+            # libpq sends a Flush after a Sync, which asks for nothing more.
+            if kind in (b"S", b"Q") or (kind == b"H" and self._last_kind not in (b"S", b"H")):
+                self._proxy.round_trips += 1
+            self._last_kind = kind
 
     async def _downstream(self, pieces: asyncio.Queue[Piece]) -> None:
         assert self._server is not None
