@@ -6,11 +6,14 @@ import asyncio
 
 import pytest
 
+from tests.ai.odd_refusals import ROWS as REFUSALS
 from tests.ai.odd_server import ask_koo
 from tests.ai.oddities import ODDITIES, Oddity
 
+ALL = (*ODDITIES, *REFUSALS)
 
-@pytest.mark.parametrize("oddity", ODDITIES, ids=lambda oddity: oddity.name)
+
+@pytest.mark.parametrize("oddity", ALL, ids=lambda oddity: oddity.name)
 def test_koo_does_what_the_table_says(oddity: Oddity) -> None:
     text, error, requests = asyncio.run(ask_koo(oddity))
     assert (error.kind if error else None, requests) == (oddity.kind, oddity.requests), error
@@ -19,5 +22,5 @@ def test_koo_does_what_the_table_says(oddity: Oddity) -> None:
 
 
 def test_each_oddity_has_a_name_of_its_own() -> None:
-    names = [oddity.name for oddity in ODDITIES]
+    names = [oddity.name for oddity in ALL]
     assert sorted(names) == sorted(set(names))

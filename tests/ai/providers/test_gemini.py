@@ -22,7 +22,8 @@ from koo.ai.providers import gemini_errors
 from koo.ai.providers.base import Request
 from koo.ai.providers.faults import BY_STATUS, SENTENCES, ParsedError
 from koo.ai.providers.gemini import BASE_URL, GeminiProvider, encode, path_of
-from koo.ai.providers.gemini_errors import FAULTS, PACIFIC_STANDARD, read_error, until_midnight_pacific
+from koo.ai.providers.gemini_errors import FAULTS, PACIFIC_STANDARD, until_midnight_pacific
+from koo.ai.providers.openai_errors import read_error
 from koo.ai.types import Query, Usage
 from koo.errors import AuthenticationFailed, ExternalServiceError, Kind, RateLimited, StreamTruncated
 from koo.http import HttpClient

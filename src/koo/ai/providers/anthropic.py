@@ -8,7 +8,6 @@ whose status is 200 and whose `type` therefore decides.
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator, Mapping
 
 import msgspec
@@ -18,14 +17,14 @@ from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.faults import (
     FORBIDDEN_ON_THE_WAY,
     FaultTable,
-    ParsedError,
     Row,
     until_next_month,
     until_stated,
 )
 from koo.ai.providers.headers import anthropic_pace
+from koo.ai.providers.openai_errors import read_error
 from koo.ai.providers.streaming import Reader, read_stream
-from koo.ai.providers.transport import UNREADABLE, Wire, estimate_usage, name_of
+from koo.ai.providers.transport import Wire, estimate_usage, name_of
 from koo.ai.providers.usage import Count, count_of
 from koo.ai.types import Usage
 from koo.errors import Kind
@@ -75,7 +74,6 @@ FAULTS = FaultTable(
         Row(Kind.THROTTLED, "rate_limit_error"),
         Row(Kind.TIMEOUT, "timeout_error"),
         Row(Kind.OVERLOADED, "overloaded_error"),
-        Row(Kind.SERVER_ERROR, "api_error"),
         FORBIDDEN_ON_THE_WAY,
     ),
 )
@@ -123,21 +121,6 @@ class _Answer(msgspec.Struct):
     usage: _Usage | None = None
 
 
-class _Details(msgspec.Struct):
-    error_code: str | None = None
-
-
-class _Fault(msgspec.Struct):
-    type: str | None = None
-    message: str | None = None
-    details: _Details | None = None
-
-
-class _Refusal(msgspec.Struct):
-    error: _Fault
-    request_id: str | None = None
-
-
 class _Delta(msgspec.Struct):
     type: str = ""
     text: str = ""
@@ -166,39 +149,11 @@ class _MessageDelta(msgspec.Struct):
     usage: _Usage | None = None
 
 
-_FIRST_NAME = re.compile(r"`?([a-z_]+)[`:]")
 _encode = msgspec.json.Encoder().encode
 _answer = msgspec.json.Decoder(_Answer)
-_refusal = msgspec.json.Decoder(_Refusal)
 _content_delta = msgspec.json.Decoder(_ContentDelta)
 _message_start = msgspec.json.Decoder(_MessageStart)
 _message_delta = msgspec.json.Decoder(_MessageDelta)
-
-
-def read_error(status: int, headers: Mapping[str, str], body: bytes) -> ParsedError:
-    """What an error's body says; a page of something on the way says nothing."""
-    request_id = headers.get("request-id")
-    try:
-        refusal = _refusal.decode(body)
-    except UNREADABLE:
-        return ParsedError(status=status, request_id=request_id, headers=headers)
-    error = refusal.error
-    return ParsedError(
-        status=status,
-        code=error.details.error_code if error.details else None,
-        type=error.type,
-        message=error.message or "",
-        param=_parameter(error.message),
-        request_id=request_id or refusal.request_id,
-        headers=headers,
-        shaped=error.type is not None,
-    )
-
-
-def _parameter(message: str | None) -> str | None:
-    """What the message names first: "max_tokens: must be ...", "`temperature` is deprecated ..."."""
-    found = _FIRST_NAME.match(message or "")
-    return found[1] if found else None
 
 
 class AnthropicProvider(Adapter):

@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from koo.ai.providers.headers import hinted_s, resets_in_s, retry_after_s, sensible
+from koo.ai.providers.other_words import MAY_MEAN, kind_of, never_passes
+from koo.ai.providers.waits import Stated, resets_in_s, retry_after_s, said_s, sensible, until_said_s, wait_of
 from koo.errors import ExternalServiceError, Kind, ServiceFailed
 from koo.http import ClosedHere, TransportError
 from koo.policies.treatment import TREATMENTS
 
 SENTENCE_MAX = 300
+MESSAGE_MAX = 2000
+"""A message of a megabyte is not a message."""
 
 SENTENCES: dict[Kind, str] = {
     Kind.CONNECTION: "the connection failed",
@@ -75,8 +78,9 @@ class ParsedError:
     """What the other side said, as structured as it came.
 
     `code` is more specific than `type`; `more` holds what some vendors name elsewhere. `message` is for the table's
-    eyes only. `counts` are numbers that an error's detail repeats. `until_wall_s`: when the body says that it will
-    pass. `shaped`: the body had the vendor's own form, so it was the vendor who spoke and not something on the way.
+    eyes only, and so are the sentences that gateways put around it (`outer`). `counts` are numbers that an error's
+    detail repeats, `stated` the waits that the body names in a field of their own. `shaped`: the body had the form of
+    an error, so it was a vendor or gateway who spoke and not something on the way.
     """
 
     status: int
@@ -84,10 +88,11 @@ class ParsedError:
     type: str | None = None
     more: tuple[str, ...] = ()
     message: str = ""
+    outer: tuple[str, ...] = ()
     param: str | None = None
     request_id: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    until_wall_s: float | None = None
+    stated: tuple[Stated, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     shaped: bool = False
 
@@ -105,7 +110,8 @@ class Row:
     """One line of a table: all conditions that are given must hold.
 
     `name`: one of its codes and types. `begins` and `says`: the message begins with, or holds, one of these (lower
-    case). `until` works out the wait where the kind has one of its own; `sentence` replaces the kind's.
+    case). `until` works out the wait where the kind has one of its own; `sentence` replaces the kind's. `guessed`: by
+    words that are not the vendor's own.
     """
 
     kind: Kind
@@ -116,15 +122,27 @@ class Row:
     shaped: bool | None = None
     until: Until | None = None
     sentence: str = ""
+    guessed: bool = False
 
     def fits(self, parsed: ParsedError, message: str) -> bool:
         return (
-            (not self.status or parsed.status in _several(self.status))
+            (parsed.status in _several(self.status) if self.status else self._may_mean(parsed.status))
             and (not self.name or not _several(self.name).isdisjoint(parsed.names))
             and (self.shaped is None or self.shaped is parsed.shaped)
             and (not self.begins or message.startswith(self.begins))
             and (not self.says or any(words in message for words in self.says))
         )
+
+    def _may_mean(self, status: int) -> bool:
+        """The status comes first: what contradicts it, or only says that something failed, is not believed."""
+        if self.kind in CATCH_ALL:
+            return status <= 400
+        may_mean = MAY_MEAN.get(status)
+        return may_mean is None or self.kind in may_mean
+
+
+CATCH_ALL = frozenset({Kind.SERVER_ERROR, Kind.INVALID_REQUEST})
+"""Kinds that a status says as well, but for those that say nothing themselves: 200 inside a stream, and 400."""
 
 
 def _several(one_or_more: object) -> frozenset[object]:
@@ -136,6 +154,12 @@ FORBIDDEN_ON_THE_WAY = Row(
 )
 """In every vendor's table: a page of a proxy or firewall that forbids is not the vendor's word about the key."""
 
+NEVER_PASSES = Row(
+    Kind.TOO_LARGE,
+    sentence="the request needs more tokens than it allows at once: shorten the prompt, or lower max_tokens",
+)
+"""Before every table: it carries the code of a limit, and would make all callers wait for what never passes."""
+
 
 @dataclass(frozen=True, slots=True)
 class FaultTable:
@@ -145,29 +169,54 @@ class FaultTable:
     rows: tuple[Row, ...]
 
     def find(self, parsed: ParsedError) -> Row:
-        """The first row that fits, else the status'."""
-        # A message of a megabyte is not a message.
-        message = parsed.message[:2000].strip().lower()
+        """The vendor's first row that fits, else what others call so; a catch-all row after both, the status last."""
+        message = parsed.message[:MESSAGE_MAX].strip().lower()
+        sentences = (parsed.message[:MESSAGE_MAX], *(said[:MESSAGE_MAX] for said in parsed.outer))
+        if never_passes(sentences, parsed.status):
+            return NEVER_PASSES
+        catch_all: Row | None = None
         for row in self.rows:
             if row.fits(parsed, message):
-                return row
-        return Row(kind_of_status(parsed.status))
+                if row.kind not in CATCH_ALL:
+                    return row
+                catch_all = catch_all or row
+        kind = kind_of(parsed.names, sentences, parsed.status)
+        if kind is not None:
+            return Row(kind, guessed=True)
+        return catch_all or Row(kind_of_status(parsed.status))
 
     def error(
         self, service: str, parsed: ParsedError, wall_s: float, *, billable: bool | None = False
     ) -> ExternalServiceError:
         """The error that it is. `wall_s`: our clock, for dates."""
         row = self.find(parsed)
-        wait_s = row.until(parsed, wall_s) if row.until else None
-        if wait_s is None and parsed.until_wall_s is not None:
-            wait_s = sensible(parsed.until_wall_s - wall_s)
-        if wait_s is None:
-            wait_s = retry_after_s(parsed.headers, wall_s)
-        if wait_s is None and row.kind is Kind.THROTTLED:
-            wait_s = hinted_s(parsed.message[:2000]) or resets_in_s(parsed.headers, wall_s)
+        wait_s = _asked_s(row, parsed, wall_s)
+        kind = row.kind
+        if kind is Kind.QUOTA and row.guessed and wait_s is not None and wait_s <= QUOTA_S_MIN:
+            kind = Kind.THROTTLED
         detail = detail_of(parsed)
-        reason = sentence_of(row.sentence or SENTENCES[row.kind], detail)
-        return make_error(service, row.kind, reason, wait_s, detail=detail, billable=billable)
+        reason = sentence_of(row.sentence or SENTENCES[kind], detail)
+        return make_error(service, kind, reason, wait_s, detail=detail, billable=billable)
+
+
+QUOTA_S_MIN = 3600.0
+"""Some call a limit by the minute a quota: what is over in less than an hour is worth waiting for."""
+PASSING = frozenset({Kind.THROTTLED, Kind.QUOTA, Kind.BILLING, Kind.OVERLOADED})
+"""Kinds whose sentence may say when they pass."""
+
+
+def _asked_s(row: Row, parsed: ParsedError, wall_s: float) -> float | None:
+    """How long the other side asks us to stay away, by the most exact that it says."""
+    wait_s = row.until(parsed, wall_s) if row.until else None
+    waits = (wait_of(text, parsed.headers, wall_s, unit_s) for text, unit_s in parsed.stated)
+    wait_s = wait_s or next((stated_s for stated_s in waits if stated_s), None)
+    wait_s = wait_s or retry_after_s(parsed.headers, wall_s)
+    if wait_s is None and row.kind in PASSING:
+        said = (said_s(said[:MESSAGE_MAX], wall_s) for said in (parsed.message, *parsed.outer))
+        wait_s = next((seconds for seconds in said if seconds), None)
+    if wait_s is None and row.kind in (Kind.THROTTLED, Kind.QUOTA):
+        wait_s = resets_in_s(parsed.headers, wall_s, exhausted_only=row.kind is Kind.QUOTA)
+    return wait_s
 
 
 def kind_of_status(status: int) -> Kind:
@@ -251,8 +300,6 @@ def word(text: str | None) -> str | None:
 
 # ── waits that a row works out itself ─────────────────────────────────────────────────────────────────────────────────
 
-_ON_DATE = re.compile(r"\b(20\d\d-\d\d-\d\d)(?:[t ]+(?:at )?(\d\d:\d\d))?", re.IGNORECASE)
-
 
 def until_next_month(parsed: ParsedError, wall_s: float) -> float | None:
     """Monthly limits end at 00:00 UTC on the first day of the next month."""
@@ -263,11 +310,4 @@ def until_next_month(parsed: ParsedError, wall_s: float) -> float | None:
 
 def until_stated(parsed: ParsedError, wall_s: float) -> float | None:
     """The point in time that the message names: "You will regain access on 2026-12-01 at 00:00 UTC"."""
-    found = _ON_DATE.search(parsed.message[:2000])
-    if found is None:
-        return None
-    try:
-        point = datetime.fromisoformat(f"{found[1]}T{found[2] or '00:00'}:00+00:00")
-    except ValueError:
-        return None
-    return sensible(point.timestamp() - wall_s)
+    return until_said_s(parsed.message[:MESSAGE_MAX], wall_s)

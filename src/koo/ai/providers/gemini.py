@@ -19,7 +19,8 @@ import msgspec
 
 from koo.ai.providers.adapter import Adapter, Vendor
 from koo.ai.providers.base import Completion, CompletionChunk, Request
-from koo.ai.providers.gemini_errors import FAULTS, read_error
+from koo.ai.providers.gemini_errors import FAULTS
+from koo.ai.providers.openai_errors import read_error
 from koo.ai.providers.streaming import Reader, read_stream
 from koo.ai.providers.transport import estimate_usage
 from koo.ai.providers.usage import Count, count_of

@@ -11,15 +11,12 @@ quota may come with a wait of seconds, after which it is still used up: it ends 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from datetime import datetime, time, timedelta, timezone, tzinfo
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from koo.ai.providers.faults import FORBIDDEN_ON_THE_WAY, FaultTable, ParsedError, Row
-from koo.ai.providers.headers import duration_s, sensible
-from koo.ai.providers.openai_errors import CONTEXT_WORDS
-from koo.ai.providers.transport import document_of
+from koo.ai.providers.other_words import CONTEXT_WORDS
+from koo.ai.providers.waits import sensible
 from koo.errors import Kind
 
 PACIFIC = "America/Los_Angeles"
@@ -27,7 +24,6 @@ PACIFIC_STANDARD = timezone(timedelta(hours=-8))
 """Where the machine knows no time zones: in summer an hour off."""
 EXHAUSTED = "RESOURCE_EXHAUSTED"
 INVALID = "INVALID_ARGUMENT"
-PERIODS = ("PerDay", "PerMinute")
 
 
 def until_midnight_pacific(parsed: ParsedError, wall_s: float) -> float | None:
@@ -79,70 +75,8 @@ FAULTS = FaultTable(
         Row(Kind.PERMISSION, "PERMISSION_DENIED"),
         Row(Kind.NOT_FOUND, "NOT_FOUND"),
         Row(Kind.CONFLICT, ("CANCELLED", "ABORTED"), sentence="the request was cancelled there"),
-        Row(Kind.SERVER_ERROR, ("INTERNAL", "UNKNOWN", "DATA_LOSS")),
         Row(Kind.OVERLOADED, "UNAVAILABLE"),
         Row(Kind.TIMEOUT, "DEADLINE_EXCEEDED"),
         FORBIDDEN_ON_THE_WAY,
     ),
 )
-
-
-# ── reading them ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-_RETRY_IN = re.compile(r"\bretry in (\d+(?:\.\d+)?(?:ms|s|m|h))\b", re.IGNORECASE)
-
-
-def read_error(status: int, headers: Mapping[str, str], body: bytes) -> ParsedError:
-    """What an error's body says; a page of something on the way says nothing."""
-    return parse_error(status, headers, document_of(body))
-
-
-def parse_error(status: int, headers: Mapping[str, str], document: object) -> ParsedError:
-    """As `read_error`, of a decoded body: `{"error": {"code", "message", "status", "details": [...]}}`."""
-    if isinstance(document, list) and len(document) == 1:
-        document = document[0]  # A stream without `alt=sse` is a list, and so are its errors.
-    error = document.get("error") if isinstance(document, Mapping) else None
-    if not isinstance(error, Mapping):
-        return ParsedError(status=status, headers=headers)
-    kind, message, code = error.get("status"), error.get("message"), error.get("code")
-    reasons, periods, wait_s = _details(error.get("details"))
-    if wait_s is None and kind == EXHAUSTED and isinstance(message, str):
-        hint = _RETRY_IN.search(message[:2000])
-        wait_s = duration_s(hint[1]) if hint else None
-    if wait_s is not None:
-        headers = {**{name.lower(): value for name, value in headers.items()}, "retry-after": f"{wait_s}"}
-    return ParsedError(
-        # Inside a success the code is the status that it would have had.
-        status=code if status < 300 and isinstance(code, int) and 400 <= code < 600 else status,
-        code=reasons[0] if reasons else None,
-        type=kind if isinstance(kind, str) else None,
-        more=(*reasons[1:], *periods),
-        message=message if isinstance(message, str) else "",
-        headers=headers,
-        shaped=isinstance(kind, str) or isinstance(code, int),
-    )
-
-
-def _details(details: object) -> tuple[list[str], list[str], float | None]:
-    """Reasons, the periods of the quotas that were hit, and the wait ("45.8s")."""
-    reasons: list[str] = []
-    periods: list[str] = []
-    wait_s: float | None = None
-    for detail in details if isinstance(details, list) else ():
-        if not isinstance(detail, Mapping):
-            continue
-        if isinstance(reason := detail.get("reason"), str):
-            reasons.append(reason)
-        if isinstance(delay := detail.get("retryDelay"), str):
-            wait_s = duration_s(delay)
-        periods += _periods(detail.get("violations"))
-    return reasons, periods, wait_s
-
-
-def _periods(violations: object) -> list[str]:
-    ids = [
-        violation.get("quotaId")
-        for violation in (violations if isinstance(violations, list) else ())
-        if isinstance(violation, Mapping)
-    ]
-    return [period for period in PERIODS if any(isinstance(name, str) and period in name for name in ids)]

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from koo.ai.providers.adapter import Vendor
 from koo.ai.providers.faults import FORBIDDEN_ON_THE_WAY, FaultTable, Row
-from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
+from koo.ai.providers.openai_errors import read_error
+from koo.ai.providers.other_words import CONTEXT_WORDS
 from koo.ai.providers.responses import ResponsesAdapter
 from koo.ai.providers.transport import Wire
 from koo.errors import ExternalServiceError, Kind
@@ -46,7 +47,6 @@ FAULTS = FaultTable(
         Row(Kind.PERMISSION, "unsupported_country_region_territory", sentence="it does not serve this country"),
         Row(Kind.NOT_FOUND, "model_not_found"),
         Row(Kind.TIMEOUT, "request_timeout"),
-        Row(Kind.SERVER_ERROR, ("server_error", "api_error", "vector_store_timeout")),
         # Words refine a refused request, and nothing else.
         Row(Kind.CONTEXT_LENGTH, INVALID, (200, 400), says=CONTEXT_WORDS),
         # The type alone decides only where no status says more: a 401 and a 404 have it too.

@@ -19,7 +19,7 @@ from koo.ai.providers.faults import FaultTable, Row
 from koo.ai.providers.headers import openai_pace
 from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 from koo.ai.providers.openai import check_models
-from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
+from koo.ai.providers.openai_errors import read_error
 from koo.ai.providers.streaming import Reader, read_stream
 from koo.ai.providers.transport import estimate_usage
 from koo.ai.providers.usage import Count, usage_from
@@ -52,8 +52,6 @@ FAULTS = FaultTable(
         Row(Kind.CONTEXT_LENGTH, "exceed_context_size_error"),
         Row(Kind.OVERLOADED, "unavailable_error", sentence="it is still loading the model"),
         *OPENAI_FAULTS.rows,
-        # vLLM and the rest name no code: words refine a refused request, and nothing else.
-        Row(Kind.CONTEXT_LENGTH, status=(400, 413, 422), says=CONTEXT_WORDS),
     ),
 )
 

@@ -1,118 +1,266 @@
-"""How OpenAI and everybody who imitates it tells an error, and which words mean that a prompt is too long.
+"""What an error's body says, whoever wrote it.
 
-{"error": {"message", "type", "param", "code"}}           OpenAI, vLLM, llama.cpp (code: a string or a status)
-{"error": {"code": 402, "message", "metadata": {...}}}    OpenRouter
-{"error": "model 'x' not found"}                          Ollama: a string, not an object
-{"object": "error", "message", "type", "code"}            older vLLM: flat
-{"type": "error", "code", "message"}                      the Responses API, inside a stream
-{"code": 500, "message", "type"}                          older llama.cpp, inside a stream
+A service seldom speaks for itself alone: gateways wrap the error of the vendor behind them into a form of their own,
+and servers that imitate one vendor answer some errors in the words of their web framework. So there is one reader for
+all, which takes names (codes, types, reasons), the message, the waits and the wrapped error wherever they stand:
+
+    {"error": {"message", "type", "param", "code"}}               OpenAI, vLLM, llama.cpp (code: a string or a status)
+    {"type": "error", "error": {"type", "details": {...}}}        Anthropic
+    {"error": {"code", "status", "details": [{"reason"}, ...]}}   Google; its OpenAI endpoint puts that into a list
+    {"error": {"code": 402, "message", "metadata": {...}}}        OpenRouter; `metadata.raw` is the vendor's own error
+    {"error": "model 'x' not found", "code", "error_type"}        Ollama, xAI, TGI: a string, not an object
+    {"error": {"message": "litellm.RateLimitError: … - {"error": {…}}"}}    an error inside a sentence
+    {"object": "error", "message", "type", "code"}                older vLLM: flat; also with `detail`, `msg`, `Message`
+    {"errors": [{"code", "message"}]}, {"error": [{…}]}           Cloudflare
+    {"detail": [{"loc": ["body", "stream_options"], "msg"}]}      FastAPI, Mistral
+    {"fault": {"faultstring", "detail": {"errorcode"}}}           Apigee
+    {"__type": "…#ThrottlingException", "message"}                AWS, or in the header `x-amzn-errortype`
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
-from datetime import datetime
+from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
-from koo.ai.providers.faults import ParsedError
+from koo.ai.providers.faults import MESSAGE_MAX, ParsedError
+from koo.ai.providers.other_words import head_of
 from koo.ai.providers.transport import document_of
+from koo.ai.providers.waits import Headers, Stated
 
-CONTEXT_WORDS = (
-    "exceed context limit",
-    "this model's maximum context length is",
-    "maximum context length",
-    "is longer than the model's context length",
-    "input tokens exceed the configured limit",
-    "exceeds the available context size",
-    "exceeds the maximum number of tokens allowed",
-    "context_length_exceeded",
-    "prompt is too long",
-    "exceeds the context window",
+DEPTH_MAX = 4
+"""A gateway in front of a gateway wraps an error twice; more levels are nobody's."""
+LISTED_MAX = 8
+"""Details of one error; lists that are longer hold something else."""
+PLAIN_TEXT_MAX = 1000
+"""Characters: a body of plain text that is longer is a page."""
+PERIODS = ("PerDay", "PerMinute")
+"""Of Google's quotas, whose names tell how long they are."""
+
+_WRAPPERS = (
+    "error",
+    "errors",
+    "fault",
+    "detail",
+    "details",
+    "err",
+    "base_resp",
+    "metadata",
+    "innererror",
+    "message",
 )
-"""Servers differ, and each by its version. All of them are looked for in refusals of a request only."""
+_MESSAGES = ("message", "Message", "msg", "faultstring", "error_message", "errorMessage", "status_msg", "error_msg",
+             "error", "detail", "title")  # fmt: skip
+_CODES = ("code", "error_code", "errorcode", "errorCode", "Code")
+_TYPES = ("type", "status", "error_type", "__type")
+_STATUSES = ("code", "status", "status_code", "statusCode")
+_MORE = ("error_type", "limit_source", "reason", "code", "type", "status")
+_WAITS: dict[str, float] = dict.fromkeys(
+    (
+        "retryafter", "retryafterseconds", "retryaftersecs", "retryafters", "retrydelay", "retryin", "retryinseconds",
+        "waitseconds", "waittime", "estimatedtime", "resetsin", "resetin", "resetinseconds", "resetsinseconds",
+        "resetafter", "resetsafter", "secondsuntilreset", "resetsat", "resetat", "resettime", "resetson", "retryat",
+    ),
+    1.0,
+) | dict.fromkeys(("retryafterms", "retryaftermilliseconds", "resetafterms", "resetsinms", "waitms"), 1e-3)  # fmt: skip
+_COUNTS = {"n_prompt_tokens": "prompt_tokens", "n_ctx": "context_tokens"}
+_REQUEST_IDS = ("x-request-id", "request-id", "x-amzn-requestid", "apim-request-id")
+_PHRASES = frozenset(status.phrase for status in HTTPStatus)
+"""What any web server or client calls a status says no more than the status."""
+_FIRST_NAME = re.compile(r"[`'\"]?([a-z_]+)[`'\":]")
 
-_METADATA_NAMES = ("error_type", "limit_source", "reason", "code")
+
+def read_error(status: int, headers: Headers, body: bytes) -> ParsedError:
+    """What an error's body says; a page of something on the way says nothing (`shaped` is False)."""
+    document = document_of(body)
+    if document is None and len(body) <= PLAIN_TEXT_MAX and body.lstrip()[:1] not in (b"<", b"{", b"["):
+        document = body.decode("utf-8", "replace")
+    return parse_error(status, headers, document)
 
 
-def read_error(status: int, headers: Mapping[str, str], body: bytes) -> ParsedError:
-    """What an error's body says; anything that is no such body says nothing (`shaped` is False)."""
-    return parse_error(status, headers, document_of(body))
-
-
-def parse_error(status: int, headers: Mapping[str, str], document: object) -> ParsedError:
+def parse_error(status: int, headers: Headers, document: object) -> ParsedError:
     """As `read_error`, of a decoded body."""
-    request_id = headers.get("x-request-id")
-    error = _error_of(document)
-    if error is None:
-        return ParsedError(status=status, request_id=request_id, headers=headers)
-    if isinstance(error, str):
-        return ParsedError(status=status, message=error, request_id=request_id, headers=headers, shaped=True)
-    code, more = error.get("code"), _metadata_names(error.get("metadata"))
+    if isinstance(document, list):
+        document = document[0] if document else None
+    facts = _Facts(is_success=status < 300)
+    facts.gather(document, 0)
+    request_id = next((known for name in _REQUEST_IDS if (known := headers.get(name))), facts.request_id)
+    message = facts.sentences[0] if facts.sentences else ""
+    amazons = headers.get("x-amzn-errortype", "").partition(":")[0]
+    if facts.headers:
+        headers = {**{name.lower(): value for name, value in headers.items()}, **facts.headers}
     return ParsedError(
-        status=_status(status, code),
-        code=code if isinstance(code, str) and not code.isdigit() else None,
-        type=_text(error.get("type")),
-        more=more,
-        message=_text(error.get("message")) or "",
-        param=_text(error.get("param")),
+        # Inside a success the code is the status that it would have had; outside, the real one stands.
+        status=facts.status if status < 300 and facts.status is not None else status,
+        code=facts.code or facts.reason or amazons or None,
+        type=facts.type,
+        more=tuple(facts.more),
+        message=message,
+        outer=tuple(facts.sentences[1:]),
+        param=facts.param or _first_name(message),
         request_id=request_id,
         headers=headers,
-        until_wall_s=_resets_at(error.get("metadata")),
-        counts=_counts(error),
-        shaped=True,
+        stated=tuple(facts.stated),
+        counts=facts.counts,
+        shaped=facts.is_shaped,
     )
 
 
-def _error_of(document: object) -> Mapping[str, Any] | str | None:
-    if not isinstance(document, dict):
+@dataclass(slots=True)
+class _Facts:
+    """What was found of an error on the way through its document, outer forms first."""
+
+    is_success: bool
+    is_shaped: bool = False
+    status: int | None = None
+    code: str | None = None
+    type: str | None = None
+    reason: str | None = None
+    more: list[str] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
+    depth: int = -1
+    param: str | None = None
+    request_id: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    stated: list[Stated] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def gather(self, document: object, depth: int) -> None:
+        """Take in an error, or what wraps one."""
+        if isinstance(document, str):
+            self._take_message(document, depth)
+        elif isinstance(document, list):
+            for one in document[:LISTED_MAX]:
+                self.gather(one, depth + 1)
+        elif isinstance(document, Mapping) and depth <= DEPTH_MAX and self._is_error(document, depth):
+            self._take(document, depth)
+
+    def _is_error(self, document: Mapping[str, Any], depth: int) -> bool:
+        """Outside of errors, and in answers that call themselves a success, a message may be an answer's."""
+        if depth or not self.is_success or document.get("error"):
+            return True
+        failed = document.get("base_resp")
+        if isinstance(failed, Mapping) and failed.get("status_code"):
+            return True  # MiniMax
+        flat = "error" in (document.get("object"), document.get("type")) or "code" in document
+        return flat and "message" in document
+
+    def _take(self, error: Mapping[str, Any], depth: int) -> None:
+        # In some flat forms `type: "error"` is the envelope's, not the error's.
+        names = [_name(error.get(key)) for key in (*_CODES, *_TYPES)]
+        named = [name for name in names if name and name != "error"]
+        self.is_shaped |= bool(named) or any(isinstance(error.get(key), int) for key in _CODES)
+        self._take_names(error)
+        for key, ours in _COUNTS.items():
+            if isinstance(count := error.get(key), int):
+                self.counts[ours] = count
+        for key, value in error.items():
+            self._take_wait(key, value)
+        self.request_id = self.request_id or _text(error.get("request_id"))
+        self.param = _text(error.get("param")) or _last_place(error.get("loc")) or self.param
+        for key in _MESSAGES:
+            if isinstance(said := error.get(key), str) and said and not said.lstrip().startswith("<"):
+                self.is_shaped = True
+                self._take_message(said, depth)
+        for key in _WRAPPERS:
+            if isinstance(inner := error.get(key), (Mapping, list)) and inner:
+                self.gather(inner, depth + 1)
+        self._take_metadata(error, depth)
+
+    def _take_names(self, error: Mapping[str, Any]) -> None:
+        code = next((name for key in _CODES if (name := _name(error.get(key)))), None)
+        kind = next((name for key in _TYPES if (name := _name(error.get(key))) and name != "error"), None)
+        if self.code is None and code is not None:
+            self.code, code = code, None
+        if self.type is None and kind is not None:
+            self.type, kind = kind, None
+        self.more += [name for name in (code, kind) if name]
+        for key in _MORE:
+            name = _name(error.get(key))
+            if name and name not in (self.code, self.type, *self.more):
+                self.more.append(name)
+        self.reason = self.reason or _name(error.get("reason"))
+        if self.status is None:
+            self.status = next((found for key in _STATUSES if (found := _status(error.get(key)))), None)
+        self.more += _periods(error.get("violations"))
+
+    def _take_wait(self, key: str, value: object) -> None:
+        unit_s = _WAITS.get(re.sub("[^a-z]", "", key.lower()))
+        if unit_s is not None and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            self.stated.append(Stated(str(value), unit_s))
+
+    def _take_message(self, said: str, depth: int) -> None:
+        """A sentence; or another error that is written into one, after the names of those that passed it on."""
+        inner = _inside(said)
+        if inner is not None and depth < DEPTH_MAX:
+            self.gather(inner, depth + 1)
+        if depth > self.depth:
+            self.sentences.insert(0, said)
+            self.depth = depth
+        else:
+            self.sentences.append(said)
+
+    def _take_metadata(self, error: Mapping[str, Any], depth: int) -> None:
+        """OpenRouter's: the vendor's own error as text, the vendor's headers, why a prompt was flagged."""
+        if isinstance(told := error.get("headers"), Mapping):
+            self.headers |= {str(name).lower(): str(value) for name, value in told.items()}
+        if isinstance(raw := error.get("raw"), str):
+            self.gather(document_of(raw.encode()) or raw, depth + 1)
+        if "reasons" in error or "flagged_input" in error:
+            self.more.append("moderation")
+
+
+def _name(value: object) -> str | None:
+    """A code or type in letters; numbers are a vendor's own secret, and AWS puts a namespace before its own."""
+    if not isinstance(value, str) or value.isdigit() or value in ("", "None") or value in _PHRASES:
         return None
-    error = document.get("error")
-    if isinstance(error, dict):
-        # A gateway in front of a gateway wraps the error once more.
-        inner = error.get("error")
-        return inner if isinstance(inner, dict) and "message" not in error else error
-    if isinstance(error, str) and error:
-        return error
-    flat = document.get("object") == "error" or document.get("type") == "error" or "code" in document
-    if flat and "message" in document:
-        # In the flat forms `type: "error"` is the envelope's, not the error's.
-        return {**document, "type": None if document.get("type") == "error" else document.get("type")}
-    return None
+    return value.rpartition("#")[2]
 
 
-def _status(status: int, code: object) -> int:
-    """Inside a success the code may be the status that it would have had; outside, the real one stands."""
-    if status >= 300:
-        return status
+def _status(code: object) -> int | None:
     number = int(code) if isinstance(code, str) and code.isdigit() and len(code) == 3 else code
-    return number if isinstance(number, int) and 400 <= number < 600 else status
-
-
-def _metadata_names(metadata: object) -> tuple[str, ...]:
-    if not isinstance(metadata, dict):
-        return ()
-    names = [value for key in _METADATA_NAMES if isinstance(value := metadata.get(key), str)]
-    # Moderation is told by the presence of its reasons.
-    return (*names, "moderation") if "reasons" in metadata or "flagged_input" in metadata else tuple(names)
-
-
-def _counts(error: Mapping[str, Any]) -> dict[str, int]:
-    """How long the prompt was and how long it may be, where the server (llama.cpp) says it."""
-    names = {"n_prompt_tokens": "prompt_tokens", "n_ctx": "context_tokens"}
-    return {ours: count for name, ours in names.items() if isinstance(count := error.get(name), int)}
-
-
-def _resets_at(metadata: object) -> float | None:
-    value = metadata.get("resets_at") if isinstance(metadata, dict) else None
-    if isinstance(value, str):
-        try:
-            return datetime.fromisoformat(value).timestamp()
-        except (ValueError, OverflowError):
-            return None
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return value / 1000 if value > 1e11 else float(value)
-    return None
+    return (
+        number if isinstance(number, int) and not isinstance(number, bool) and 400 <= number < 600 else None
+    )
 
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _last_place(loc: object) -> str | None:
+    """FastAPI: ["body", "stream_options"]."""
+    return _text(loc[-1]) if isinstance(loc, list) and loc else None
+
+
+def _first_name(message: str) -> str | None:
+    """What a message names first: "max_tokens: must be ...", "`temperature` is deprecated ..."."""
+    found = _FIRST_NAME.match(message)
+    return found[1] if found else None
+
+
+def _periods(violations: object) -> list[str]:
+    """The periods of the quotas of Google that were hit."""
+    ids = (
+        [one.get("quotaId") for one in violations if isinstance(one, Mapping)]
+        if isinstance(violations, list)
+        else []
+    )
+    return [period for period in PERIODS if any(isinstance(name, str) and period in name for name in ids)]
+
+
+def _inside(said: str) -> object:
+    """The JSON that a sentence consists of, but for the names of those that passed it on.
+
+    Only there: what stands later in a sentence may be a quoted prompt.
+    """
+    head = head_of(said[:MESSAGE_MAX])
+    if not head.startswith(("{", "b'{", 'b"{', "[{")):
+        return None
+    try:
+        return json.JSONDecoder().raw_decode(said, said.index("[" if head.startswith("[") else "{"))[0]
+    except (ValueError, RecursionError):
+        return None

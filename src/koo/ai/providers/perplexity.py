@@ -21,7 +21,8 @@ from koo.ai.providers.adapter import Vendor
 from koo.ai.providers.base import Request
 from koo.ai.providers.faults import FORBIDDEN_ON_THE_WAY, FaultTable, Row
 from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
-from koo.ai.providers.openai_errors import CONTEXT_WORDS, read_error
+from koo.ai.providers.openai_errors import read_error
+from koo.ai.providers.other_words import CONTEXT_WORDS
 from koo.ai.providers.responses import Body, ResponsesAdapter, encode_body
 from koo.ai.providers.transport import bound_tokens
 from koo.errors import Kind
@@ -61,7 +62,6 @@ FAULTS = FaultTable(
         Row(Kind.TOO_LARGE, "payload_too_large"),
         Row(Kind.THROTTLED, "request_rate_limit_exceeded"),
         Row(Kind.TIMEOUT, "gateway_timeout"),
-        Row(Kind.SERVER_ERROR, ("internal_error", "bad_gateway", "upstream_structured_output_failed")),
         # Words refine a refused request, and nothing else.
         Row(Kind.CONTEXT_LENGTH, INVALID, (200, 400, 413, 422), says=CONTEXT_WORDS),
         Row(Kind.INVALID_REQUEST, INVALID, (200, 400, 422)),

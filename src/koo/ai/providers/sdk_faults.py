@@ -14,7 +14,6 @@ from dataclasses import replace
 from koo.ai.providers.anthropic import FAULTS as ANTHROPIC
 from koo.ai.providers.faults import FaultTable, ParsedError, make_error
 from koo.ai.providers.gemini_errors import FAULTS as GEMINI
-from koo.ai.providers.gemini_errors import parse_error as parse_google_error
 from koo.ai.providers.openai import FAULTS as OPENAI
 from koo.ai.providers.openai_errors import parse_error
 from koo.ai.providers.perplexity import FAULTS as PERPLEXITY
@@ -113,23 +112,12 @@ def _parse(error: Exception) -> ParsedError:
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     request_id = getattr(error, "request_id", None)
     body = getattr(error, "body", None)
-    if not isinstance(body, Mapping):
-        # A page of something on the way.
-        return ParsedError(status=status, headers=headers, request_id=request_id)
-    # openai's SDK hands over the inner object of the error, anthropic's the whole body.
-    document = dict(body) if "error" in body or "object" in body else {"error": dict(body)}
-    parsed = parse_error(status, headers, document)
-    return replace(
-        parsed,
-        code=_anthropic_code(document.get("error")) or parsed.code,
-        request_id=request_id or parsed.request_id,
-    )
-
-
-def _anthropic_code(error: object) -> str | None:
-    details = error.get("details") if isinstance(error, Mapping) else None
-    code = details.get("error_code") if isinstance(details, Mapping) else None
-    return code if isinstance(code, str) else None
+    # openai's SDK hands over the inner object of the error, anthropic's the whole body; a page of something on the way
+    # is text.
+    if isinstance(body, Mapping) and body.get("type") != "error" and not {"error", "object"} & set(body):
+        body = {"error": dict(body)}
+    parsed = parse_error(status, headers, body)
+    return replace(parsed, request_id=request_id or parsed.request_id)
 
 
 def _billable(error: Exception) -> bool | None:
@@ -146,9 +134,7 @@ def _judge_google(error: Exception, names: set[str], service: str) -> ExternalSe
         return None
     code, response = getattr(error, "code", None), getattr(error, "response", None)
     status = code if isinstance(code, int) else 200
-    parsed = parse_google_error(
-        status, getattr(response, "headers", None) or {}, getattr(error, "details", None)
-    )
+    parsed = parse_error(status, getattr(response, "headers", None) or {}, getattr(error, "details", None))
     # A refusal is not billed. An error inside a stream has a code like one, but carries the SDK's own answer.
     billable = hasattr(response, "response_stream")
     return GEMINI.error(service, parsed, SYSTEM_CLOCK.wall(), billable=billable)

@@ -1,0 +1,304 @@
+"""In other people's words: what gateways and other vendors call a refused key, an empty account, a limit, an overload.
+
+A service may answer with the error of anything that stands before or behind it, so these are looked for in every
+vendor's errors, after the vendor's own rows and before the status alone.
+
+Names (codes, types, reasons) are compared by their letters, since each puts them together differently:
+`RateLimitExceeded`, `RATE_LIMIT_EXCEEDED` and `rate_limit_exceeded_error` are one. Sentences are believed only by how
+they begin, behind the names of those that passed them on and without what they quote: further on they may repeat the
+prompt, and a prompt about an empty account must not stop a service. A catch-all name says nothing here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from koo.errors import Kind
+
+HEAD_MAX = 160
+"""Characters of a sentence that are believed, once what led up to it is cut off."""
+PASSED_ON_MAX = 8
+"""Gateways before gateways; each puts some words before the sentence."""
+
+NAMES: dict[Kind, str] = {
+    Kind.AUTH: """
+        invalid_api_key api_key_invalid api_key_expired api_key_not_found api_key_disabled api_key_revoked expired_key
+        expired_token invalid_token invalid_key token_expired token_not_found_in_db invalid_subscription_key
+        unrecognized_client invalid_signature incomplete_signature missing_authentication_token failed_to_auth
+        authentication authentication_failed authentication_failure auth unauthorized unauthenticated invalid_api_token
+        invalid_credentials invalid_authentication incorrect_api_key oauth.v2.InvalidApiKey invalid_user_key
+        oauth.v2.FailedToResolveAPIKey no_auth_credentials account_deactivated
+    """,
+    Kind.PERMISSION: """
+        key_model_access_denied team_model_access_denied user_model_access_denied org_model_access_denied
+        project_model_access_denied model_access_denied access_denied permission permission_denied forbidden no_access
+        unsupported_country_region_territory consumer_suspended service_disabled
+    """,
+    Kind.BILLING: """
+        insufficient_balance insufficient_credits insufficient_credit insufficient_funds insufficient_user_quota
+        not_enough_balance balance_not_enough credit_limit credit_limit_exceeded credits_exhausted out_of_credits
+        credit_balance_exhausted payment_required billing billing_not_active billing_disabled billing_hard_limit_reached
+        arrearage account_overdue overdue_balance pre_consume_token_quota_failed account_suspended
+        customer_verification_required invalid_payment_instrument
+    """,
+    Kind.QUOTA: """
+        budget_exceeded exceeded_budget exceeded_current_quota insufficient_quota quota_exceeded quota_exhausted
+        service_quota_exceeded spend_limit_exceeded spend_limit_reached monthly_limit_exceeded daily_limit_exceeded
+        policies.ratelimit.QuotaViolation set_limit_exceeded usage_limit_exceeded usage_limit_reached per_day
+    """,
+    Kind.THROTTLED: """
+        rate_limit rate_limited rate_limit_exceeded rate_limit_reached too_many_requests throttling throttled
+        throttling.RateQuota throttling.AllocationQuota request_limit_exceeded requests_limit_exceeded limit_requests
+        model_rate_limit dynamic_request_limited concurrency_limit_exceeded max_parallel_request_limit_reached
+        request_throttled request_quota_exceeded token_quota_exceeded policies.ratelimit.SpikeArrestViolation
+        model_account_rpm_rate_limit_exceeded model_account_tpm_rate_limit_exceeded flex_unavailable capacity_exceeded
+        flex_tier_capacity_exceeded service_tier_capacity_exceeded too_many_tokens per_minute
+    """,
+    Kind.OVERLOADED: """
+        overloaded model_overloaded engine_overloaded server_overloaded server_is_overloaded service_unavailable
+        temporarily_unavailable server_busy model_not_ready model_loading queue_exceeded service_not_available
+        no_healthy_upstream
+    """,
+    Kind.TOO_LARGE: """
+        request_too_large payload_too_large request_entity_too_large content_too_large tokens_limit_reached
+    """,
+    Kind.CONTEXT_LENGTH: "context_length_exceeded exceed_context_size context_window_exceeded",
+    Kind.CONTENT_POLICY: """
+        content_filter content_policy_violation responsible_ai_policy_violation data_inspection_failed moderation
+        sensitive_content_detected input_text_sensitive_content_detected
+    """,
+    Kind.NOT_FOUND: """
+        not_found model_not_found deployment_not_found unknown_model unavailable_model resource_not_found
+        invalid_endpoint_or_model.NotFound
+    """,
+    Kind.TIMEOUT: "timeout model_timeout gateway_timeout request_timeout deadline_exceeded",
+}  # fmt: skip
+"""Codes, types and reasons of errors, by what they mean."""
+
+PARTS_OF_NAMES: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+    (
+        Kind.BILLING,
+        re.compile(
+            "(?:insufficient|notenough|outof|low).*(?:balance|credit|fund)|(?:balance|credit)s?exhaust"
+        ),
+    ),
+    (
+        Kind.QUOTA,
+        re.compile(
+            "(?:quota|budget|spendlimit|usagelimit).*(?:exceed|reach|exhaust)|(?:exceed|exhaust).*(?:quota|budget)"
+        ),
+    ),
+    (Kind.THROTTLED, re.compile("ratelimit|throttl|toomanyrequest")),
+    (
+        Kind.AUTH,
+        re.compile(
+            "(?:invalid|expired|incorrect|missing|revoked|disabled).*(?:apikey|accesstoken|credentials?)$"
+        ),
+    ),
+    (Kind.OVERLOADED, re.compile("overload")),
+)
+"""For names that nobody has listed: what their letters hold."""
+
+CONTEXT_WORDS = (
+    "exceed context limit",
+    "maximum context length",
+    "is longer than the model's context length",
+    "input tokens exceed the configured limit",
+    "exceeds the available context size",
+    "exceeds the maximum number of tokens allowed",
+    "context_length_exceeded",
+    "prompt is too long",
+    "prompt too long",
+    "input is too long",
+    "the context window",
+    "model's context window",
+    "`inputs` tokens + `max_new_tokens` must be",
+    "`inputs` must have less than",
+    "token count exceeds the model",
+    "too large for model with",
+    "too many input tokens",
+)
+"""A prompt is too long. Servers differ, and each by its version; looked for in refusals of a request only."""
+REFUSED = frozenset({400, 403, 413, 422})
+"""A prompt and an answer that do not fit together are one of these; Together says 403."""
+
+MAY_MEAN: dict[int, frozenset[Kind]] = {
+    401: frozenset({Kind.AUTH, Kind.PERMISSION, Kind.BILLING, Kind.QUOTA}),
+    402: frozenset({Kind.BILLING, Kind.QUOTA, Kind.THROTTLED, Kind.TOO_LARGE}),
+    403: frozenset(
+        {
+            Kind.PERMISSION, Kind.AUTH, Kind.BILLING, Kind.QUOTA, Kind.THROTTLED, Kind.CONTENT_POLICY,
+            Kind.CONTEXT_LENGTH, Kind.TOO_LARGE, Kind.NOT_FOUND,
+        }
+    ),
+    404: frozenset({Kind.NOT_FOUND, Kind.PERMISSION, Kind.AUTH}),
+    408: frozenset({Kind.TIMEOUT, Kind.OVERLOADED}),
+    413: frozenset({Kind.TOO_LARGE, Kind.CONTEXT_LENGTH}),
+    429: frozenset({Kind.THROTTLED, Kind.QUOTA, Kind.BILLING, Kind.TOO_LARGE, Kind.CONTEXT_LENGTH}),
+    503: frozenset({Kind.OVERLOADED, Kind.THROTTLED, Kind.QUOTA, Kind.BILLING, Kind.TIMEOUT, Kind.NOT_FOUND}),
+    504: frozenset({Kind.TIMEOUT, Kind.OVERLOADED}),
+    529: frozenset({Kind.OVERLOADED, Kind.THROTTLED}),
+}  # fmt: skip
+"""The status comes first: under these a name or a sentence can only say more exactly what the status says."""
+
+_LED_BY = r"(?:[\w',.@/-]+ ){0,8}?"
+"""A sentence may have some words before the phrase; no colon and no quote, behind which the prompt may stand."""
+_KEY = (
+    r"(?:(?:api|access|auth\w*|subscription|security|virtual|bearer|secret|proxy server)[ _-]?"
+    r"(?:keys?|tokens?|credentials?)|credentials)\b"
+)
+_BAD = (
+    r"(?:invalid|incorrect|wrong|expired|missing|revoked|disabled|inactive|unknown|blocked|deactivated|leaked|required"
+    r"|not? (?:valid|found|recogni[sz]ed|provided|active)|does not exist|unrecogni[sz]ed)\b"
+)
+_MONEY = r"(?:(?:account |wallet |user )?(?:balance|credits?|funds?|money))\b"
+_NO_MONEY = r"(?:insufficient|not enough|no|out of|low|negative|(?:doesn't|don't|does not|do not) have (?:any|enough))"
+_SPENT = r"(?:too low|insufficient|exhausted|depleted|used up|not enough|expired|exceeded)\b"
+_QUOTA = (
+    r"(?:budget|quota|(?:key|total) limit|allocation|allowance|spend(?:ing)? (?:limit|cap)|usage limits?"
+    r"|(?:hourly|daily|weekly|monthly)(?: \w+)? limit)\b"
+)
+_REACHED = r"(?:exceeded|exhausted|reached|used up|depleted|over)\b"
+
+
+def _sentences(kind: Kind, *phrases: str) -> tuple[Kind, re.Pattern[str]]:
+    return kind, re.compile(f"{_LED_BY}(?:{'|'.join(phrases)})")
+
+
+SENTENCES = (
+    # A limit of the rate comes before all that names money: "add 10 credits to unlock more requests a day".
+    _sentences(
+        Kind.THROTTLED,
+        r"rate[ -]?limit(?:ing)? (?:(?:is|has been|was|quota) )?(?:exceeded|reached|hit|violation)",
+        r"rate[ -]?limited",
+        r"too many (?:requests|tokens per|tokens, please wait|concurrent)",
+        r"rejected due to rate",
+        r"request limit exceeded",
+        r"slow down",
+        r"throttl(?:ed|ing)",
+        r"max(?:imum)? parallel requests?",
+        r"crossed [\w /]+ limit",
+        r"concurren(?:t|cy) (?:requests? )?limit",
+    ),
+    _sentences(
+        Kind.BILLING,
+        rf"{_NO_MONEY} {_MONEY}",
+        rf"{_MONEY} (?:\w+ ){{0,3}}{_SPENT}",
+        r"credits? limit (?:exceeded|reached)",
+        r"(?:requires more|included|used all(?: \w+){0,2}) credits",
+        r"payment (?:is )?required",
+        r"payment method",
+        r"billing",
+        r"prepa(?:id|yment) credits",
+        r"unpaid|overdue|arrear|past invoices|failure to pay|good standing|top up|recharge",
+        r"card (?:was |is )?declined",
+        r"account (?:[\w.@/-]+ )?(?:is |has been )?suspended",
+        r".{0,12}(?:余额不足|欠费|额度不足|额度已用尽|请充值)",
+    ),
+    _sentences(
+        Kind.QUOTA,
+        rf"{_REACHED} (?:[\w']+ ){{0,5}}{_QUOTA}",
+        rf"{_QUOTA} (?:\w+ ){{0,3}}{_REACHED}",
+        r"exceeded ?budget",
+        r"out of call volume quota",
+    ),
+    _sentences(
+        Kind.AUTH,
+        rf"{_BAD}[:,]? (?:[\w']+ ){{0,4}}{_KEY}",
+        rf"{_KEY}[:,]?(?: [\w']+){{0,6}}? {_BAD}",
+        r"authentication (?:error|fail|fails|failed|required|token)",
+        r"not authenticated|no auth credentials|unauthori[sz]ed",
+        r"organization has been disabled",
+        r".{0,6}(?:无效的令牌|令牌无效|令牌已过期|密钥无效)",
+    ),
+    _sentences(
+        Kind.TOO_LARGE,
+        r"(?:request|payload|body|prompt|message|content)(?: (?:entity|payload|body|size|content|is|was))* "
+        r"(?:too large|too big|exceeds the (?:maximum|limit|max|allowed))",
+    ),
+    _sentences(
+        Kind.OVERLOADED,
+        r"overloaded|over capacity|at (?:full )?capacity|no capacity|capacity (?:\w+ )?exceeded",
+        r"(?:server|service|model) (?:is )?(?:too |currently )?busy",
+        r"high (?:demand|traffic|load)",
+        r"(?:currently|temporarily|still) (?:unavailable|overloaded|loading)",
+        r"loading model|no healthy upstream|queue (?:is )?full|no available (?:server|worker|instance)",
+        r".{0,8}(?:服务器繁忙|负载已饱和)",
+    ),
+)
+"""From the most exact to the least; what no sentence says is the status'."""
+
+_LED_UP = re.compile(
+    r"(?:(?:[\w.]*\.)?\w*(?:error|exception|failed|failure)s?(?: code| type| message)?(?: occurred)?(?: \(\w+\))?"
+    r"|status(?: code)?|http(?:/[\d.]+)?(?: status)?|code|message|<?\d{3,6}>?|internalerror[\w.]*"
+    r"|bad request|forbidden|too many requests|payment required|upstream|provider returned error|openai|anthropic"
+    r"|azure|api|sorry|oops|unfortunately)"
+    r"(?:[\s,;.]*[:\-–—=,!]+\s*|(?<=>)\s*|\s+(?=-))"
+)
+_TOO_LARGE = re.compile(r"(?:the |this |your )?request (?:\w+ ){0,2}too large")
+_LIMIT_AND_NEED = re.compile(
+    r"\blimit:? ?(\d[\d,]{0,15})\b.{0,60}?\brequested:? ?(\d[\d,]{0,15})\b", re.IGNORECASE
+)
+_QUOTED = re.compile(r"(?<!\w)'[^']*'|\"[^\"]*\"|`[^`]*`|“[^”]*”|«[^»]*»|\{.*", re.DOTALL)
+
+
+def head_of(sentence: str) -> str:
+    """How a sentence begins, in small letters, behind the names of those that passed it on."""
+    text = sentence[: HEAD_MAX * 4].strip().lower()
+    for _ in range(PASSED_ON_MAX):
+        found = _LED_UP.match(text)
+        if found is None or not found.end():
+            break
+        text = text[found.end() :].lstrip()
+    return text[:HEAD_MAX]
+
+
+def kind_of(names: Iterable[str | None], sentences: Iterable[str], status: int) -> Kind | None:
+    """What an error means by its names, else by how its sentences begin; None where the status says as much."""
+    may_mean = MAY_MEAN.get(status)
+    for name in names:
+        kind = _kind_of_name(letters_of(name)) if name else None
+        if kind is not None and (may_mean is None or kind in may_mean):
+            return kind
+    heads = [_QUOTED.sub(" ", head_of(sentence)) for sentence in sentences]
+    for kind, pattern in SENTENCES:
+        if (may_mean is None or kind in may_mean) and any(map(pattern.match, heads)):
+            return kind
+    is_long = status in REFUSED and any(
+        words in said.lower() for said in sentences for words in CONTEXT_WORDS
+    )
+    return Kind.CONTEXT_LENGTH if is_long else None
+
+
+def _kind_of_name(letters: str) -> Kind | None:
+    known = _BY_NAME.get(letters)
+    return known or next((kind for kind, pattern in PARTS_OF_NAMES if pattern.search(letters)), None)
+
+
+def never_passes(sentences: Iterable[str], status: int) -> bool:
+    """One request that needs more than a minute allows passes in no minute, though its code is that of a limit.
+
+    "Limit 6000, Requested 14137", or just "Request too large".
+    """
+    return status in (413, 429) and any(map(_never_fits, sentences))
+
+
+def _never_fits(sentence: str) -> bool:
+    found = _LIMIT_AND_NEED.search(sentence)
+    if found is not None:
+        return _number(found[2]) > _number(found[1])
+    return _TOO_LARGE.match(head_of(sentence)) is not None
+
+
+def _number(digits: str) -> int:
+    return int(digits.replace(",", ""))
+
+
+def letters_of(name: str) -> str:
+    """A name without what each writes differently: case, underscores, and "error" or "exception" at its end."""
+    letters = re.sub("[^a-z0-9]", "", name.lower())
+    return letters.removesuffix("exception").removesuffix("error") or letters
+
+
+_BY_NAME = {letters_of(name): kind for kind, names in NAMES.items() for name in names.split()}

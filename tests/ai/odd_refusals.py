@@ -1,0 +1,759 @@
+"""Odd refusals as data: what gateways, vendors and servers of one's own answer where it is not a 2xx.
+
+Rows of `Oddity`, sent and held by `tests/ai/test_oddities.py`, and written into docs/compatibility.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from koo.errors import Kind
+from tests.ai.oddities import Format, Oddity
+
+HOUR = {"retry-after": "3600"}
+"""So that a row is over at once: what passes within the deadline is waited for."""
+OVERLOADED_REQUESTS = 3
+"""An overload is repeated twice before the caller hears of it."""
+
+
+def refusal(
+    name: str,
+    sender: str,
+    status: int,
+    body: Any,
+    kind: Kind,
+    what_koo_does: str,
+    *,
+    format: Format = "openai_compatible",  # noqa: A002 - the word of the table
+    headers: Mapping[str, str] | None = None,
+    requests: int = 1,
+) -> Oddity:
+    """One refusal; `body` as JSON unless it is text or bytes."""
+    if isinstance(body, str):
+        body = body.encode()
+    return Oddity(
+        name=name,
+        sender=sender,
+        format=format,
+        what_koo_does=what_koo_does,
+        body=body if isinstance(body, bytes) else json.dumps(body).encode(),
+        status=status,
+        headers=headers or {},
+        kind=kind,
+        requests=requests,
+    )
+
+
+def openai_error(message: str, type: str | None = None, code: Any = None, **more: Any) -> dict[str, Any]:  # noqa: A002
+    """An error in OpenAI's form."""
+    return {"error": {"message": message, "type": type, "param": None, "code": code, **more}}
+
+
+INVALID = "invalid_request_error"
+BLOCKS = "takes the key for refused: sends nothing with it until a check finds that it works, and asks the fallback"
+HOLDS_BACK = "takes the account for empty: keeps away from the service, and asks the fallback"
+QUOTA = "takes the quota for used up: keeps away until it is said to be free, and asks the fallback"
+PAUSES = "takes it for a limit of the rate: all callers wait as long as it says, or ask the fallback"
+CALLERS = "takes it for the caller's mistake: not repeated, and no other caller waits"
+REPEATS = "takes it for an overload: repeats it with pauses, then asks the fallback"
+
+GOOGLE_KEY = {
+    "code": 400,
+    "message": "API key not valid. Please pass a valid API key.",
+    "status": "INVALID_ARGUMENT",
+    "details": [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}],
+}
+GOOGLE_MINUTE = {
+    "code": 429,
+    "message": "You exceeded your current quota, please check your plan and billing details.",
+    "status": "RESOURCE_EXHAUSTED",
+    "details": [
+        {
+            "@type": "type.googleapis.com/google.rpc.QuotaFailure",
+            "violations": [{"quotaId": "GenerateRequestsPerMinutePerProjectPerModel-FreeTier"}],
+        },
+        {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "3900s"},
+    ],
+}
+ANTHROPIC_CREDIT = {
+    "type": "error",
+    "error": {
+        "type": INVALID,
+        "message": "Your credit balance is too low to access the Anthropic API.",
+    },
+}
+NO_MEAN = "INSUFFICIENT QUOTA: too many concurrent requests"
+
+ROWS: tuple[Oddity, ...] = (
+    # ── the status comes first ──
+    refusal(
+        "a limit named api_error",
+        "Ollama",
+        429,
+        openai_error(
+            "you have reached your hourly usage limit, please wait or upgrade to continue", "api_error"
+        ),
+        Kind.QUOTA,
+        QUOTA,
+    ),
+    refusal(
+        "a limit named server_error",
+        "gateways",
+        429,
+        openai_error("try later", "server_error"),
+        Kind.THROTTLED,
+        PAUSES,
+        headers=HOUR,
+    ),
+    refusal(
+        "a refused key named api_error",
+        "Ollama",
+        401,
+        openai_error("unauthorized", "api_error"),
+        Kind.AUTH,
+        BLOCKS,
+    ),
+    refusal(
+        "a missing right named server_error",
+        "gateways",
+        403,
+        openai_error("no", "server_error"),
+        Kind.PERMISSION,
+        "keeps the key from this model until a check finds that it may, and asks the fallback",
+    ),
+    refusal(
+        "a limit named invalid_request_error",
+        "gateways in front of Anthropic",
+        429,
+        {"type": "error", "error": {"type": INVALID, "message": "slow"}},
+        Kind.THROTTLED,
+        PAUSES,
+        format="anthropic",
+        headers=HOUR,
+    ),
+    refusal(
+        "an overload named api_error",
+        "gateways in front of Anthropic",
+        503,
+        {"type": "error", "error": {"type": "api_error", "message": "busy"}},
+        Kind.OVERLOADED,
+        REPEATS,
+        format="anthropic",
+        requests=OVERLOADED_REQUESTS,
+    ),
+    # ── a request that can never pass ──
+    refusal(
+        "one request over the tokens of a minute, as a 413",
+        "Groq",
+        413,
+        openai_error(
+            "Request too large for model `m` on tokens per minute (TPM): Limit 6000, Requested 14137, please reduce "
+            "your message size and try again.",
+            "tokens",
+            "rate_limit_exceeded",
+        ),
+        Kind.TOO_LARGE,
+        CALLERS,
+    ),
+    refusal(
+        "one request over the tokens of a minute, as a 429",
+        "OpenAI",
+        429,
+        openai_error(
+            "Request too large for gpt-6 in organization org-1 on tokens per min (TPM): Limit 30000, Requested 50000.",
+            "tokens",
+            "rate_limit_exceeded",
+        ),
+        Kind.TOO_LARGE,
+        CALLERS,
+    ),
+    refusal(
+        "a request for more than a minute's limit, told as a limit reached",
+        "gateways",
+        429,
+        openai_error("Rate limit reached on tokens per min (TPM): Limit 10000, Used 0, Requested 12000."),
+        Kind.TOO_LARGE,
+        CALLERS,
+    ),
+    refusal(
+        "a body that is too large",
+        "nginx",
+        413,
+        "<html><title>413 Request Entity Too Large</title></html>",
+        Kind.TOO_LARGE,
+        CALLERS,
+    ),
+    refusal(
+        "a payload over the limit, as a 400",
+        "Google",
+        400,
+        [
+            {
+                "error": {
+                    "code": 400,
+                    "message": "Request payload size exceeds the limit: 20971520 bytes.",
+                    "status": "INVALID_ARGUMENT",
+                }
+            }
+        ],
+        Kind.TOO_LARGE,
+        CALLERS,
+    ),
+    refusal(
+        "a request over a small model's tokens",
+        "GitHub Models",
+        413,
+        openai_error(
+            "Request body too large for m model. Max size: 8000 tokens.", None, "tokens_limit_reached"
+        ),
+        Kind.TOO_LARGE,
+        CALLERS,
+    ),
+    refusal(
+        "a limit reached that has room for the request later",
+        "Groq",
+        429,
+        openai_error(
+            "Rate limit reached for model `m` on tokens per day (TPD): Limit 100000, Used 99386, Requested 1100. "
+            "Please try again in 6m59.904s.",
+            "tokens",
+            "rate_limit_exceeded",
+        ),
+        Kind.THROTTLED,
+        PAUSES,
+    ),
+    # ── a refused key, in other people's words ──
+    refusal(
+        "a refused key inside a list",
+        "Google's OpenAI endpoint",
+        400,
+        [{"error": GOOGLE_KEY}],
+        Kind.AUTH,
+        BLOCKS,
+    ),
+    refusal(
+        "a refused key as a 400 without a code",
+        "xAI",
+        400,
+        {
+            "code": "Client specified an invalid argument",
+            "error": "Incorrect API key provided: xa***. You can obtain an API key from https://console.x.ai.",
+        },
+        Kind.AUTH,
+        BLOCKS,
+    ),
+    refusal(
+        "an expired key",
+        "LiteLLM",
+        400,
+        openai_error("Authentication Error, Expired Key - Key Expiry time 2026-01-01", "expired_key", "400"),
+        Kind.AUTH,
+        BLOCKS,
+    ),
+    refusal(
+        "a refused key behind the names of two gateways",
+        "LiteLLM",
+        400,
+        openai_error(
+            'litellm.BadRequestError: AnthropicException - {"type":"error","error":{"type":"authentication_error",'
+            '"message":"invalid x-api-key"}}. Received Model Group=claude',
+            None,
+            "400",
+        ),
+        Kind.AUTH,
+        BLOCKS,
+    ),
+    refusal(
+        "a refused token of a cloud",
+        "Bedrock",
+        403,
+        {"message": "The security token included in the request is invalid."},
+        Kind.AUTH,
+        BLOCKS,
+        headers={"x-amzn-errortype": "UnrecognizedClientException:http://internal.amazon.com/"},
+    ),
+    refusal(
+        "a refused key in a list of errors",
+        "Cloudflare",
+        403,
+        {"success": False, "errors": [{"code": 10000, "message": "Authentication error"}], "result": None},
+        Kind.AUTH,
+        BLOCKS,
+    ),
+    refusal("a refused key as text", "SiliconFlow", 401, '"Invalid token"', Kind.AUTH, BLOCKS),
+    refusal(
+        "a refused key, flat",
+        "Mistral",
+        401,
+        {"message": "Unauthorized", "request_id": "r1"},
+        Kind.AUTH,
+        BLOCKS,
+    ),
+    refusal(
+        "a refused key in a detail",
+        "servers on FastAPI",
+        401,
+        {"detail": "Invalid API key"},
+        Kind.AUTH,
+        BLOCKS,
+    ),
+    refusal(
+        "a refused key with a reason",
+        "Novita",
+        403,
+        {"code": 403, "reason": "INVALID_API_KEY", "message": "invalid api key", "metadata": {}},
+        Kind.AUTH,
+        BLOCKS,
+    ),
+    refusal(
+        "a refused key of a manager of APIs",
+        "Apigee",
+        401,
+        {"fault": {"faultstring": "Invalid ApiKey", "detail": {"errorcode": "oauth.v2.InvalidApiKey"}}},
+        Kind.AUTH,
+        BLOCKS,
+    ),
+    refusal(
+        "a subscription key that is missing",
+        "Azure API Management",
+        401,
+        {"statusCode": 401, "message": "Access denied due to missing subscription key."},
+        Kind.AUTH,
+        BLOCKS,
+    ),
+    refusal(
+        "a model that the key may not use",
+        "LiteLLM",
+        401,
+        openai_error(
+            "key not allowed to access model. This key can only access models=['x']",
+            "key_model_access_denied",
+            "401",
+        ),
+        Kind.PERMISSION,
+        "keeps the key from this model until a check finds that it may, and asks the fallback",
+    ),
+    # ── an empty account ──
+    refusal(
+        "no balance",
+        "DeepSeek",
+        402,
+        openai_error("Insufficient Balance", "unknown_error", INVALID),
+        Kind.BILLING,
+        HOLDS_BACK,
+    ),
+    refusal(
+        "no credits, as a 403",
+        "xAI",
+        403,
+        {
+            "code": "The caller does not have permission to execute the specified operation",
+            "error": "Your newly created team doesn't have any credits yet. You can purchase credits on x.",
+        },
+        Kind.BILLING,
+        HOLDS_BACK,
+    ),
+    refusal(
+        "no balance, as a 403 with a reason",
+        "Novita",
+        403,
+        {"code": 403, "reason": "NOT_ENOUGH_BALANCE", "message": "not enough balance", "metadata": {}},
+        Kind.BILLING,
+        HOLDS_BACK,
+    ),
+    refusal(
+        "no balance, as a 403 with a number",
+        "SiliconFlow",
+        403,
+        {"code": 30001, "message": "Sorry, your account balance is insufficient", "data": None},
+        Kind.BILLING,
+        HOLDS_BACK,
+    ),
+    refusal(
+        "a credit limit",
+        "Together",
+        402,
+        openai_error("Credit limit exceeded, please visit https://t/settings/billing", "credit_limit"),
+        Kind.BILLING,
+        HOLDS_BACK,
+    ),
+    refusal(
+        "a suspended account, as a 412",
+        "Fireworks",
+        412,
+        openai_error(
+            "Account a is suspended, possibly due to reaching the monthly spending limit or failure to pay "
+            "past invoices.",
+            "error",
+        ),
+        Kind.BILLING,
+        HOLDS_BACK,
+    ),
+    refusal(
+        "a suspended account, as a 429",
+        "Moonshot",
+        429,
+        openai_error(
+            "Your account org-1 is suspended, please check your plan and billing details",
+            "exceeded_current_quota_error",
+        ),
+        Kind.QUOTA,
+        QUOTA,
+    ),
+    refusal(
+        "an account in arrears, as a 400",
+        "DashScope",
+        400,
+        {"code": "Arrearage", "message": "Access denied, please make sure your account is in good standing."},
+        Kind.BILLING,
+        HOLDS_BACK,
+    ),
+    refusal(
+        "an empty account, in Chinese",
+        "Zhipu",
+        429,
+        {"error": {"code": "1113", "message": "余额不足或无可用资源包,请充值。"}},
+        Kind.BILLING,
+        HOLDS_BACK,
+    ),
+    refusal(
+        "an empty account of a reseller",
+        "one-api, new-api",
+        403,
+        openai_error("user quota is not enough", "new_api_error", "insufficient_user_quota"),
+        Kind.BILLING,
+        HOLDS_BACK,
+    ),
+    refusal(
+        "included credits used up",
+        "Hugging Face",
+        402,
+        {"error": "You have exceeded your monthly included credits for Inference Providers."},
+        Kind.BILLING,
+        HOLDS_BACK,
+    ),
+    refusal(
+        "an empty account behind a gateway",
+        "LiteLLM",
+        400,
+        openai_error(
+            "litellm.BadRequestError: AnthropicException - " + json.dumps(ANTHROPIC_CREDIT), None, "400"
+        ),
+        Kind.BILLING,
+        HOLDS_BACK,
+    ),
+    refusal(
+        "an empty account in the vendor's own words",
+        "OpenRouter",
+        400,
+        {
+            "error": {
+                "code": 400,
+                "message": "Provider returned error",
+                "metadata": {"provider_name": "Anthropic", "raw": json.dumps(ANTHROPIC_CREDIT)},
+            }
+        },
+        Kind.BILLING,
+        HOLDS_BACK,
+    ),
+    refusal(
+        "more tokens than the credits pay for",
+        "OpenRouter",
+        402,
+        {
+            "error": {
+                "code": 402,
+                "message": "This request requires more credits, or fewer max_tokens. You requested up "
+                "to 65536 tokens, but can only afford 3042.",
+            }
+        },
+        Kind.BILLING,
+        HOLDS_BACK,
+    ),
+    refusal(
+        "an empty account, to a service that speaks Anthropic's format",
+        "gateways",
+        400,
+        openai_error("You have insufficient credits"),
+        Kind.BILLING,
+        HOLDS_BACK,
+        format="anthropic",
+    ),
+    # ── a quota or a budget ──
+    refusal(
+        "a gateway's own budget, as a 400",
+        "LiteLLM",
+        400,
+        openai_error(
+            "Budget has been exceeded! Current cost: 10.2, Max budget: 10.0", "budget_exceeded", "400"
+        ),
+        Kind.QUOTA,
+        QUOTA,
+    ),
+    refusal(
+        "a gateway's own budget without a type",
+        "LiteLLM",
+        400,
+        openai_error("ExceededBudget: User=u over budget. Spend=10.2, Budget=10.0", "None", "400"),
+        Kind.QUOTA,
+        QUOTA,
+    ),
+    refusal(
+        "a call quota, as a 403",
+        "Azure API Management",
+        403,
+        {"statusCode": 403, "message": "Out of call volume quota. Quota will be replenished in 12:34:56."},
+        Kind.QUOTA,
+        QUOTA,
+    ),
+    refusal(
+        "a limit of the key, as a 403",
+        "OpenRouter",
+        403,
+        {
+            "error": {
+                "code": 403,
+                "message": "Key limit exceeded (total limit). Manage it using https://o.ai/keys",
+            }
+        },
+        Kind.QUOTA,
+        QUOTA,
+    ),
+    refusal(
+        "a day's free allocation",
+        "Cloudflare Workers AI",
+        429,
+        {
+            "success": False,
+            "errors": [
+                {
+                    "code": 3036,
+                    "message": "AiError: you have used up your daily free allocation of 10,000 neurons",
+                }
+            ],
+        },
+        Kind.QUOTA,
+        QUOTA,
+    ),
+    refusal(
+        "a month's spending limit",
+        "xAI",
+        429,
+        {
+            "code": "Some resource has been exhausted",
+            "error": "Your team t has either used all available credits or reached its monthly spending limit.",
+        },
+        Kind.BILLING,
+        HOLDS_BACK,
+    ),
+    refusal(
+        "a quota of a manager of APIs, as a 500",
+        "Apigee",
+        500,
+        {
+            "fault": {
+                "faultstring": "Rate limit quota violation. Quota limit exceeded.",
+                "detail": {"errorcode": "policies.ratelimit.QuotaViolation"},
+            }
+        },
+        Kind.QUOTA,
+        QUOTA,
+    ),
+    refusal(
+        "a service's quota of a cloud",
+        "Bedrock",
+        400,
+        {
+            "__type": "com.amazon.coral#ServiceQuotaExceededException",
+            "message": "Your request exceeds the service quota.",
+        },
+        Kind.QUOTA,
+        QUOTA,
+    ),
+    refusal(
+        "a quota by the minute that calls itself a quota",
+        "Google's OpenAI endpoint",
+        429,
+        [{"error": GOOGLE_MINUTE}],
+        Kind.THROTTLED,
+        PAUSES,
+    ),
+    # ── a limit of the rate ──
+    refusal(
+        "a limit by concurrency that calls itself a quota",
+        "Scaleway",
+        429,
+        openai_error(NO_MEAN),
+        Kind.THROTTLED,
+        PAUSES,
+        headers=HOUR,
+    ),
+    refusal(
+        "a limit of a cloud",
+        "Bedrock",
+        400,
+        {"message": "Too many requests, please wait before trying again."},
+        Kind.THROTTLED,
+        PAUSES,
+        headers={"x-amzn-errortype": "ThrottlingException:http://internal.amazon.com/", **HOUR},
+    ),
+    refusal(
+        "a free model's limit, which names credits",
+        "OpenRouter",
+        429,
+        {
+            "error": {
+                "code": 429,
+                "message": "Rate limit exceeded: free-models-per-day. Add 10 credits to unlock more",
+                "metadata": {"headers": {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "7200"}},
+            }
+        },
+        Kind.THROTTLED,
+        PAUSES,
+    ),
+    refusal(
+        "a limit with the wait in its sentence",
+        "GitHub Models",
+        429,
+        openai_error(
+            "Rate limit of 50 per 86400s exceeded for UserByModelByDay. Please wait 5434 seconds before "
+            "retrying.",
+            None,
+            "RateLimitReached",
+        ),
+        Kind.THROTTLED,
+        PAUSES,
+    ),
+    refusal(
+        "a limit as a list under error",
+        "Cloudflare AI Gateway",
+        429,
+        {
+            "success": False,
+            "result": [],
+            "messages": [],
+            "error": [{"code": 2003, "message": "Rate limited"}],
+        },
+        Kind.THROTTLED,
+        PAUSES,
+        headers=HOUR,
+    ),
+    refusal(
+        "a limit as plain text", "Cloudflare", 429, "error code: 1015", Kind.THROTTLED, PAUSES, headers=HOUR
+    ),
+    refusal(
+        "a flex tier that is full, as a 498",
+        "Groq",
+        498,
+        openai_error("Flex tier capacity exceeded", None, "capacity_exceeded"),
+        Kind.THROTTLED,
+        PAUSES,
+        headers=HOUR,
+    ),
+    refusal(
+        "a tier that is full",
+        "Mistral",
+        429,
+        {
+            "object": "error",
+            "message": "Service tier capacity exceeded for this model.",
+            "type": "service_tier_capacity_exceeded",
+            "param": None,
+            "code": "3505",
+        },
+        Kind.THROTTLED,
+        PAUSES,
+        headers=HOUR,
+    ),
+    refusal(
+        "a limit, as a 403",
+        "gateways",
+        403,
+        {"message": "API rate limit exceeded"},
+        Kind.THROTTLED,
+        PAUSES,
+        headers=HOUR,
+    ),
+    # ── an overload ──
+    refusal(
+        "an overload, as a 400",
+        "gateways",
+        400,
+        openai_error("The model is currently overloaded, please try again"),
+        Kind.OVERLOADED,
+        REPEATS,
+        requests=OVERLOADED_REQUESTS,
+    ),
+    refusal(
+        "an overload with a wait in its body",
+        "Hugging Face",
+        503,
+        {"error": "Model m is currently loading", "estimated_time": 3600.0},
+        Kind.OVERLOADED,
+        "takes it for an overload that lasts as long as it says: asks the fallback",
+    ),
+    refusal(
+        "a server that is busy",
+        "Ollama",
+        503,
+        {"error": "server busy, please try again. maximum pending requests exceeded"},
+        Kind.OVERLOADED,
+        REPEATS,
+        requests=OVERLOADED_REQUESTS,
+    ),
+    refusal(
+        "nothing healthy behind a gateway",
+        "Envoy",
+        503,
+        "no healthy upstream",
+        Kind.OVERLOADED,
+        REPEATS,
+        requests=OVERLOADED_REQUESTS,
+    ),
+    refusal(
+        "a model behind that failed",
+        "TGI",
+        424,
+        {"error": "Model is overloaded", "error_type": "overloaded"},
+        Kind.OVERLOADED,
+        REPEATS,
+        requests=OVERLOADED_REQUESTS,
+    ),
+    # ── a prompt that is too long ──
+    refusal(
+        "a prompt and an answer that do not fit, as a 403",
+        "Together",
+        403,
+        openai_error("This model's maximum context length is 9 tokens.", INVALID),
+        Kind.CONTEXT_LENGTH,
+        CALLERS,
+    ),
+    refusal(
+        "a prompt that is too long, in a cloud's words",
+        "Bedrock",
+        400,
+        {"message": "Input is too long for requested model."},
+        Kind.CONTEXT_LENGTH,
+        CALLERS,
+        headers={"x-amzn-errortype": "ValidationException"},
+    ),
+    # ── words that say nothing, because they may be the prompt's ──
+    refusal(
+        "a mistake that quotes a prompt about an empty account",
+        "anything",
+        400,
+        openai_error("cannot parse: 'insufficient credits'", INVALID),
+        Kind.INVALID_REQUEST,
+        CALLERS,
+    ),
+    refusal(
+        "a mistake whose end is the prompt",
+        "anything",
+        400,
+        openai_error("Unexpected text in messages.0: your account balance is insufficient", INVALID),
+        Kind.INVALID_REQUEST,
+        CALLERS,
+    ),
+)
