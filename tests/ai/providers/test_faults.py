@@ -381,7 +381,7 @@ def parsed(vendor: str, step: Any) -> ParsedError:
     """What the adapter's reader makes of the fake's answer, without a socket."""
     import msgspec
 
-    from koo.ai.providers import anthropic, openai_errors
+    from koo.ai.providers.openai_errors import read_error
     from koo.testing.providers import Failure
 
     if not isinstance(step, Failure):
@@ -390,5 +390,4 @@ def parsed(vendor: str, step: Any) -> ParsedError:
         fakes: dict[str, FakeProvider] = {"anthropic": FakeAnthropic(), "openai": FakeOpenAI()}
         fake = fakes.get(vendor) or FakeCompatible(vendor)  # type: ignore[arg-type]
         body, status = msgspec.json.encode(fake.error_body(step)), step.status
-    read = anthropic.read_error if vendor == "anthropic" else openai_errors.read_error
-    return read(status, {}, body)
+    return read_error(status, {}, body)
