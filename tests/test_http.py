@@ -669,3 +669,30 @@ def test_closing_the_client_wakes_whoever_waits_for_an_answer(way: str, sent: tu
                     await task
 
     asyncio.run(main())
+
+
+def test_closing_the_client_at_any_turn_of_the_loop_is_told_in_the_same_words() -> None:
+    """The end of a chunk wakes a reader without data; closed in that moment, aiohttp raises a bare RuntimeError."""
+
+    async def main(turns: int) -> None:
+        go_on = asyncio.Event()
+
+        async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+            await answer(reader, writer, STREAM_HEAD, chunk(b"data: 1\n\n").removesuffix(b"\r\n"))
+            await go_on.wait()
+            writer.write(b"\r\n")
+            await reader.read()
+
+        async with serving(talk) as url, client() as http:
+            answered = await http.stream("POST", url, body=b"x")
+            assert [event.data for event in await answered.next_events()] == [b"1"]
+            task = asyncio.ensure_future(answered.next_events())
+            go_on.set()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await http.close()
+            with pytest.raises(ClosedHere):
+                await task
+
+    for turns in range(12):
+        asyncio.run(main(turns))

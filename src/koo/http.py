@@ -64,6 +64,8 @@ LINE_BYTES_MAX = 64 * 1024
 WRITTEN_AT_ONCE_MAX = 512 * 1024
 READ_OUT_S_MAX = 0.2
 """A well-behaved server ends its answer together with the last event; a new connection would cost about this."""
+BROKEN = (aiohttp.ClientError, OSError, RuntimeError)
+"""What reading raises. RuntimeError: aiohttp's word for waiting on a connection that was closed here a moment ago."""
 
 
 class ClosedHere(TransportError):
@@ -171,14 +173,12 @@ class HttpClient:
         except BaseException as error:
             # Cancellation included: a connection with half an answer in it must not go back to the pool.
             response.close()
-            if isinstance(error, (aiohttp.ClientError, OSError)):
+            if isinstance(error, BROKEN):
                 raise self.explain_body(response, error) from None
             raise
         return body
 
-    def explain_body(
-        self, response: aiohttp.ClientResponse, error: aiohttp.ClientError | OSError
-    ) -> TransportError:
+    def explain_body(self, response: aiohttp.ClientResponse, error: Exception) -> TransportError:
         """What went wrong after there were headers."""
         if response in self._cut_off:
             return ClosedHere("answer")
@@ -269,7 +269,7 @@ class HttpStream:
             while chunk := await content.readany():
                 if events := self._events.feed(chunk):
                     return events
-        except (aiohttp.ClientError, OSError) as error:
+        except BROKEN as error:
             raise self._client.explain_body(self._response, error) from None
         return self._events.finish()
 
@@ -289,7 +289,7 @@ class HttpStream:
                 async with asyncio.timeout(READ_OUT_S_MAX):
                     while await content.readany():
                         pass
-            except (aiohttp.ClientError, OSError):
+            except BROKEN:
                 pass
         self._response.close()
 

@@ -272,11 +272,17 @@ class SqliteBackend(SqlBackend):
         driver.execute("PRAGMA synchronous = NORMAL")
 
     def _begin(self, connection: Connection) -> None:
-        begin = "BEGIN IMMEDIATE" if self._exclusive else "BEGIN"
-        self._patiently(lambda: connection.exec_driver_sql(begin))
-        if not self._exclusive:
-            # BEGIN alone locks nothing, and the first look fails while another process opens or closes the file.
-            self._patiently(lambda: connection.exec_driver_sql("SELECT 1 FROM sqlite_master").first())
+        begin = self._begin_to_write if self._exclusive else self._begin_to_read
+        self._patiently(lambda: begin(connection))
+
+    def _begin_to_write(self, connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def _begin_to_read(self, connection: Connection) -> None:
+        """A deferred transaction locks with its first read, which fails while another process makes the file a WAL."""
+        # SQLAlchemy rolls back where the second statement fails.
+        connection.exec_driver_sql("BEGIN")
+        connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")
 
     def _patiently(self, act: Callable[[], object]) -> None:
         """Do `act` as soon as nobody else holds the lock: looks again after a millisecond or two, at random."""
