@@ -32,6 +32,7 @@ ROWS: list[set[str]] = [
     {"guard"},
     {"proxies"},
     {"connector"},
+    {"encodings"},
     {"http", "storage.base"},
     {"monitoring"},
     {"ai", "database", "alerts", "storage"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import socket
 import ssl
 import threading
@@ -86,17 +85,6 @@ def test_an_answer_has_status_headers_without_case_and_body() -> None:
         async with serving(talking(reply)) as url, client() as http:
             response = await http.request("POST", url, headers={"a": "b"}, body=b"{}")
             assert (response.status, response.headers.get("x-id"), response.body) == (418, "7", b"short")
-
-    asyncio.run(main())
-
-
-def test_a_compressed_answer_is_read_although_none_was_asked_for() -> None:
-    body = gzip.compress(b"hello")
-    reply = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(body) + body
-
-    async def main() -> None:
-        async with serving(talking(reply)) as url, client() as http:
-            assert (await http.request("GET", url)).body == b"hello"
 
     asyncio.run(main())
 

@@ -39,6 +39,7 @@ from koo.connector import (
     name_of_class,
     was_stale,
 )
+from koo.encodings import unpacked
 
 __all__ = [
     "AnswerTooLarge",
@@ -157,7 +158,7 @@ class HttpClient:
 
     async def read(self, response: aiohttp.ClientResponse) -> bytes:
         """The whole body, decompressed. Raises `TransportError`."""
-        content, bytes_max = response.content, self.answer_bytes_max
+        content, bytes_max = unpacked(response.headers, response.content), self.answer_bytes_max
         try:
             body = await content.readany()
             if not content.at_eof():
@@ -237,6 +238,8 @@ class HttpClient:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.connect_timeout_s),
             max_line_size=LINE_BYTES_MAX,
             max_field_size=LINE_BYTES_MAX,
+            # It would fail on the header of an encoding that it cannot read, and the status would be lost.
+            auto_decompress=False,
         )
 
     def _make_connector(self) -> aiohttp.BaseConnector:
@@ -253,7 +256,7 @@ class HttpClient:
 class HttpStream:
     """An answer whose body comes bit by bit. Leave it with `aclose()`."""
 
-    __slots__ = ("_client", "_events", "_response", "headers", "status")
+    __slots__ = ("_client", "_content", "_events", "_response", "headers", "status")
 
     def __init__(self, response: aiohttp.ClientResponse, client: HttpClient) -> None:
         self._response = response
@@ -261,10 +264,11 @@ class HttpStream:
         self._events = EventParser(client.event_bytes_max)
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
+        self._content = unpacked(response.headers, response.content)
 
     async def next_events(self) -> list[ServerSentEvent]:
         """The next events, one or more; none: the stream has ended. Raises `TransportError`."""
-        content = self._response.content
+        content = self._content
         try:
             while chunk := await content.readany():
                 if events := self._events.feed(chunk):

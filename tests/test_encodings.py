@@ -1,0 +1,122 @@
+"""Bodies that come compressed although nobody asked: what is read, and what costs the body and not the status."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import zlib
+from collections.abc import Callable
+
+import pytest
+
+from koo.http import AnswerTooLarge, HttpResponse, TransportError
+from tests.test_http import STREAM_HEAD, chunk, client, serving, talking
+
+BODY = b'{"answer": "Paris."}'
+GIBBERISH = b"\x0b\x02\x80hello\x03"
+
+
+def bare_deflate(body: bytes) -> bytes:
+    """Deflate without the header of zlib, as some servers misread the standard."""
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(body) + packer.flush()
+
+
+def in_two_parts(body: bytes) -> bytes:
+    return gzip.compress(body[:5]) + gzip.compress(body[5:])
+
+
+def in_zlib(body: bytes) -> bytes:
+    return zlib.compress(body)
+
+
+def reply(label: str, body: bytes, status: str = "200 OK") -> bytes:
+    head = f"HTTP/1.1 {status}\r\ncontent-encoding: {label}\r\nretry-after: 7\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def asked(answer: bytes, **options: int) -> HttpResponse:
+    async def main() -> HttpResponse:
+        async with serving(talking(answer)) as url, client(**options) as http:
+            return await http.request("POST", url, body=b"{}")
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("label", "pack"),
+    [
+        ("gzip", gzip.compress),
+        ("x-gzip", gzip.compress),
+        ("GZIP", gzip.compress),
+        ("gzip, identity", gzip.compress),
+        ("deflate", zlib.compress),
+        ("x-deflate", zlib.compress),
+        ("deflate", bare_deflate),
+        ("gzip, deflate", lambda body: zlib.compress(gzip.compress(body))),
+        ("gzip", in_two_parts),
+        ("gzip", in_zlib),
+        # A label that is wrong decides nothing.
+        ("gzip", bytes),
+        ("br", bytes),
+        ("identity", bytes),
+        ("utf-8", bytes),
+        ("", bytes),
+    ],
+)
+def test_gzip_and_deflate_are_read_under_all_their_names(label: str, pack: Callable[[bytes], bytes]) -> None:
+    assert asked(reply(label, pack(BODY))).body == BODY
+
+
+@pytest.mark.parametrize("label", ["br", "zstd", "compress", "gzip, br", "gzip", "deflate"])
+def test_a_refusal_keeps_its_status_and_headers_whatever_its_body_is(label: str) -> None:
+    answer = asked(reply(label, GIBBERISH, "429 Too Many Requests"))
+    assert (answer.status, answer.headers["retry-after"], answer.body) == (429, "7", b"")
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        ("br", "the answer is compressed as br, which koo did not ask for"),
+        ("gzip", "the answer cannot be unpacked as gzip"),
+    ],
+)
+def test_a_success_that_cannot_be_read_says_why(label: str, reason: str) -> None:
+    with pytest.raises(TransportError) as caught:
+        asked(reply(label, GIBBERISH))
+    assert (caught.value.stage, caught.value.reason) == ("answer", reason)
+
+
+def test_what_unpacks_to_more_than_an_answer_may_be_is_given_up() -> None:
+    packed = gzip.compress(b"[" + b"0," * 5_000_000 + b"0]")
+    assert len(packed) < 20_000
+    with pytest.raises(AnswerTooLarge):
+        asked(reply("gzip", packed), answer_bytes_max=1_000_000)
+
+
+def test_a_compressed_stream_of_events_is_read_bit_by_bit() -> None:
+    """The first event is there before the second one is sent."""
+    packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
+    first = packer.compress(b"data: 1\n\n") + packer.flush(zlib.Z_SYNC_FLUSH)
+    second = packer.compress(b"data: 2\n\n") + packer.flush()
+    head = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\ncontent-encoding: x-gzip\r\n\r\n")
+
+    async def main() -> None:
+        went_on = asyncio.Event()
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(head + chunk(first))
+            await went_on.wait()
+            writer.write(chunk(second) + b"0\r\n\r\n")
+            await writer.drain()
+
+        async with serving(talk) as url, client() as http:
+            stream = await http.stream("POST", url, body=b"")
+            assert await stream.next_events() == [("message", b"1")]
+            went_on.set()
+            assert await stream.next_events() == [("message", b"2")]
+            assert await stream.next_events() == []
+            await stream.aclose()
+
+    asyncio.run(main())
