@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import pairwise
@@ -251,7 +252,7 @@ def tables(url: str) -> Callable[[str], list[tuple[Any, ...]]]:
 
     def ask(statement: str) -> list[tuple[Any, ...]]:
         if url.startswith("sqlite:///"):
-            with sqlite3.connect(url.removeprefix("sqlite:///")) as file:
+            with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as file:
                 return file.execute(statement).fetchall()
         with psycopg.connect(url.replace("+psycopg", "")) as server:
             return server.execute(statement.encode()).fetchall()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from koo.testing.postgres import PostgresServer
+
+# A script's background job ignores Ctrl-C, and so would every process that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every server that the fixtures below have started in this process.
 SHARED: dict[str, PostgresServer] = {}

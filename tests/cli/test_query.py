@@ -151,13 +151,21 @@ def test_a_setting_that_cannot_be_right_is_told_before_anything_is_asked(here: H
 # ── as a process ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("how", "before"),
+    [
+        (signal.SIGINT, ()),
+        (signal.SIGTERM, ()),
+        (signal.SIGTERM, ("sh", "-c", 'trap "" INT; exec "$@"', "sh")),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "SIGTERM in a background job"],
+)
 def test_a_signal_ends_it_at_once_the_provider_knows_and_no_money_stays_held(
-    tmp_path: Path, how: signal.Signals
+    tmp_path: Path, how: signal.Signals, before: tuple[str, ...]
 ) -> None:
     with FakeAnthropic() as fake:
         fake.script(hang())
-        process = _start(tmp_path, fake, "query", "claude", "Hello?")
+        process = _start(tmp_path, fake, "query", "claude", "Hello?", before=before)
         _until(lambda: bool(fake.queries), process)
         process.send_signal(how)
         _, err = process.communicate(timeout=20)
@@ -183,9 +191,11 @@ def test_who_stops_reading_ends_it_without_a_complaint(tmp_path: Path) -> None:
         assert "Traceback" not in err and "BrokenPipe" not in err and "Exception" not in err
 
 
-def _start(home: Path, fake: FakeAnthropic, *arguments: str) -> subprocess.Popen[str]:
+def _start(
+    home: Path, fake: FakeAnthropic, *arguments: str, before: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(*arguments),
+        [*before, *command(*arguments)],
         env=environment(home, **settings_of(fake)),
         cwd=home,
         stdin=subprocess.DEVNULL,

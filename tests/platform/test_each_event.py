@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,7 +63,7 @@ class World:
         spent_pico = to_pico(self.server.billed_usd)
 
         def is_told() -> bool:
-            with sqlite3.connect(self.state) as state:
+            with closing(sqlite3.connect(self.state)) as state:
                 ((told,),) = state.execute(
                     "SELECT sum(spent) FROM koo_treasuries WHERE budget LIKE 'service/%'"
                 )
@@ -118,7 +118,7 @@ async def be_written_off(world: World) -> None:
     await world.ask(answer())
     await world.spending_is_told()
     state_url = world.platform.options.state_url
-    with sqlite3.connect(world.state) as state:
+    with closing(sqlite3.connect(world.state)) as state:
         (name,) = state.execute("SELECT name FROM koo_processes").fetchone()
     async with SqlStore(state_url) as store:
         await store.executor.run(lambda tx: write_off_in(tx, name))
@@ -130,7 +130,7 @@ async def be_forgotten(world: World) -> None:
     await world.ask(answer())
     await world.spending_is_told()
     older = world.home / "older.db"
-    with sqlite3.connect(world.state) as state:
+    with closing(sqlite3.connect(world.state)) as state:
         state.execute("VACUUM INTO ?", (str(older),))
     await world.ask(answer())
     await world.spending_is_told()

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -106,10 +107,8 @@ class Place:
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
         """Ask the database behind the store's back."""
         if self.url.startswith("sqlite"):
-            with sqlite3.connect(self.file) as connection:
-                rows = connection.execute(statement).fetchall()
-            connection.close()
-            return rows
+            with closing(sqlite3.connect(self.file, isolation_level=None)) as connection:
+                return connection.execute(statement).fetchall()
         with psycopg.connect(self.url.replace("+psycopg", "").replace("+asyncpg", "")) as server:
             cursor = server.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []

@@ -86,23 +86,20 @@ def visible(text: str) -> str:
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run it on a loop of its own; Ctrl-C or SIGTERM cancels it, and what was begun is settled first."""
     try:
-        with _ended_as_by_ctrl_c():
-            return asyncio.run(work)
-    except KeyboardInterrupt:
+        return asyncio.run(_until_sigterm(work))
+    except (KeyboardInterrupt, asyncio.CancelledError):
         raise CommandFailed("interrupted", Exit.INTERRUPTED, "interrupted") from None
 
 
-@contextmanager
-def _ended_as_by_ctrl_c() -> Iterator[None]:
-    """`timeout 30 koo query …` sends SIGTERM: unheard, it would leave money held until its lease ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+async def _until_sigterm(work: Coroutine[Any, Any, T]) -> T:
+    """`timeout 30 koo query …` sends SIGTERM, which by itself would end the process with its money held.
+
+    It does not go through SIGINT, which is ignored in a script's background job.
+    """
+    task = asyncio.current_task()
+    if task is not None and threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await work
 
 
 @contextmanager
