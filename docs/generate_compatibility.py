@@ -1,0 +1,93 @@
+"""Write `docs/compatibility.md` from the odd answers that the tests send: `python -m docs.generate_compatibility`.
+
+The rows are in `tests/ai/oddities.py` and the files beside it; `tests/docs/test_compatibility.py` fails when the page
+is older than they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tests.ai.oddities import Format, Oddity
+from tests.ai.test_oddities import ALL
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "compatibility.md"
+PINS = ROOT / "constraints.txt"
+FORMATS: dict[Format, str] = {
+    "anthropic": "Anthropic Messages",
+    "openai_compatible": "OpenAI chat completions",
+    "openai": "OpenAI Responses",
+    "gemini": "Gemini generateContent",
+    "perplexity": "Perplexity Agent API",
+    "local": "the local model's server",
+}
+SDKS = ("anthropic", "openai", "google-genai", "perplexityai")
+HEAD = """\
+# Compatibility
+
+What AI services, gateways and servers of one's own were seen to send beside what is documented, and what koo does with
+it. Strict decoding comes first, and costs good answers nothing; where it fails, a second, lenient reading follows. It
+needs a text and an end. Everything else is optional: what cannot be read is estimated, and marked as an estimate.
+
+Each row is a sample of a kind, sent to koo over a socket in every run of the tests (`tests/ai/test_oddities.py`). The
+answers among them are also read by the vendors' own SDKs (`tests/ai/test_sdks_beside_koo.py`), and koo reads at least
+what they read: {sdks}.
+
+*Ends with* is what koo's caller gets: the answer, or an error of that kind ([errors.md](errors.md)). `3×`: koo asks the
+service so often before that.
+
+`make docs` writes this page from the same rows.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    sdks = [f"{name} {version_of(name)}" for name in SDKS]
+    answers = [one for one in ALL if one.status < 400]
+    parts = [
+        HEAD.format(sdks=", ".join(sdks)),
+        *section("Whole answers", (one for one in answers if not one.streamed)),
+        *section("Streams", (one for one in answers if one.streamed)),
+        *section("Refusals and failures", (one for one in ALL if one.status >= 400)),
+    ]
+    return "\n".join(parts)
+
+
+def section(title: str, rows: Iterable[Oddity]) -> Iterator[str]:
+    """A table for each format that has rows."""
+    given = list(rows)
+    if given:
+        yield f"## {title}\n"
+    for name, words in FORMATS.items():
+        of_format = [one for one in given if one.format == name]
+        if of_format:
+            yield f"### {title}: {words}\n"
+            yield "| what comes | who sends it | what koo does | ends with |\n| --- | --- | --- | --- |"
+            yield "\n".join(map(line, of_format)) + "\n"
+
+
+def line(oddity: Oddity) -> str:
+    """One row of a table."""
+    came = oddity.name if oddity.status == 200 else f"{oddity.status}: {oddity.name}"
+    cells = (came, oddity.sender, oddity.what_koo_does, end_of(oddity))
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def end_of(oddity: Oddity) -> str:
+    """What koo's caller gets."""
+    end = "the answer" if oddity.kind is None else f"`{oddity.kind}`"
+    if oddity.kind is not None and oddity.streamed and oddity.text:
+        end = f"the text so far, then {end}"
+    return end if oddity.requests == 1 else f"{end}, {oddity.requests}×"
+
+
+def version_of(distribution: str) -> str:
+    """The version that is pinned for the tests."""
+    lines = PINS.read_text(encoding="utf-8").splitlines()
+    return next(line.partition("==")[2] for line in lines if line.startswith(f"{distribution}=="))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
