@@ -38,6 +38,7 @@ COMES_WITH = {
     "starlette": "fastapi",
     "pydantic_core": "pydantic",
     "typing_extensions": "pydantic",
+    "yarl": "aiohttp",
 }
 """What koo imports of a declared package's own dependencies, because it is a part of that package's interface."""
 

@@ -18,6 +18,8 @@ from koo.http import AnswerTooLarge, ClosedHere, EventParser, HttpClient, Server
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 Talk = Callable[[StreamReader, StreamWriter], Awaitable[None]]
+BODIES = pytest.mark.parametrize("body", [b"x", None], ids=["by hand", "by aiohttp's session"])
+"""A request with a body is written by hand, one without by aiohttp: what they say of a failure is the same."""
 
 
 @asynccontextmanager
@@ -127,35 +129,38 @@ def test_cookies_are_neither_kept_nor_sent() -> None:
 # ── how far a failed request got ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_refused_connection_sent_nothing() -> None:
+@BODIES
+def test_a_refused_connection_sent_nothing(body: bytes | None) -> None:
     async def main() -> None:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))  # Bound, but nobody listens.
             port = taken.getsockname()[1]
             async with client() as http:
-                error = await failure_of(http.request("POST", f"http://127.0.0.1:{port}/", body=b"x"))
+                error = await failure_of(http.request("POST", f"http://127.0.0.1:{port}/", body=body))
         assert error.stage == "connect" and f"127.0.0.1:{port}" in error.reason
 
     asyncio.run(main())
 
 
-def test_an_unknown_name_sent_nothing() -> None:
+@BODIES
+def test_an_unknown_name_sent_nothing(body: bytes | None) -> None:
     async def main() -> None:
         async with client() as http:
-            error = await failure_of(http.request("POST", "http://no-such-host.invalid/", body=b"x"))
+            error = await failure_of(http.request("POST", "http://no-such-host.invalid/", body=body))
         assert error.stage == "connect" and "no-such-host.invalid" in error.reason
 
     asyncio.run(main())
 
 
-def test_a_failed_tls_handshake_sent_nothing() -> None:
+@BODIES
+def test_a_failed_tls_handshake_sent_nothing(body: bytes | None) -> None:
     async def main() -> None:
         async def talk(_: StreamReader, writer: StreamWriter) -> None:
             writer.write(b"220 this is no TLS\r\n")
             await writer.drain()
 
         async with serving(talk) as url, client() as http:
-            error = await failure_of(http.request("POST", url.replace("http:", "https:"), body=b"x"))
+            error = await failure_of(http.request("POST", url.replace("http:", "https:"), body=body))
         assert error.stage == "connect" and "secure" in error.reason
 
     asyncio.run(main())
@@ -204,7 +209,8 @@ def _self_signed(context: ssl.SSLContext, folders: pytest.TempPathFactory) -> bo
     return True
 
 
-def test_connecting_has_a_time_limit_and_sent_nothing() -> None:
+@BODIES
+def test_connecting_has_a_time_limit_and_sent_nothing(body: bytes | None) -> None:
     """A listener with a full queue answers no SYN: exactly what a black hole does."""
 
     async def main() -> None:
@@ -220,7 +226,7 @@ def test_connecting_has_a_time_limit_and_sent_nothing() -> None:
             try:
                 async with client(connect_timeout_s=0.1) as http:
                     url = f"http://127.0.0.1:{full.getsockname()[1]}/"
-                    error = await failure_of(http.request("POST", url, body=b"x"))
+                    error = await failure_of(http.request("POST", url, body=body))
             finally:
                 for one in waiting:
                     one.close()
@@ -249,49 +255,54 @@ def test_a_name_server_that_never_answers_falls_under_the_same_limit(monkeypatch
     asyncio.run(main())
 
 
+@BODIES
 @pytest.mark.parametrize("url", ["ftp://example.com/", "nonsense", "http://"])
-def test_an_address_that_cannot_be_right_sent_nothing(url: str) -> None:
+def test_an_address_that_cannot_be_right_sent_nothing(url: str, body: bytes | None) -> None:
     async def main() -> None:
         async with client() as http:
-            error = await failure_of(http.request("GET", url))
+            error = await failure_of(http.request("POST", url, body=body))
         assert error.stage == "connect" and "base URL" in error.reason
 
     asyncio.run(main())
 
 
-def test_a_connection_closed_without_an_answer_may_have_been_received() -> None:
+@BODIES
+def test_a_connection_closed_without_an_answer_may_have_been_received(body: bytes | None) -> None:
     async def main() -> None:
         async with serving(talking()) as url, client() as http:
-            assert (await failure_of(http.request("POST", url, body=b"x"))).stage == "sent"
+            assert (await failure_of(http.request("POST", url, body=body))).stage == "sent"
 
     asyncio.run(main())
 
 
-def test_an_answer_that_breaks_off_is_told_as_such() -> None:
+@BODIES
+def test_an_answer_that_breaks_off_is_told_as_such(body: bytes | None) -> None:
     async def main() -> None:
         async with (
             serving(talking(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf")) as url,
             client() as http,
         ):
-            assert (await failure_of(http.request("POST", url, body=b"x"))).stage == "answer"
+            assert (await failure_of(http.request("POST", url, body=body))).stage == "answer"
 
     asyncio.run(main())
 
 
-def test_a_refusal_that_breaks_off_still_is_a_refusal() -> None:
+@BODIES
+def test_a_refusal_that_breaks_off_still_is_a_refusal(body: bytes | None) -> None:
     async def main() -> None:
         reply = b"HTTP/1.1 429 Slow\r\nretry-after: 3\r\ncontent-length: 100\r\n\r\nhalf"
         async with serving(talking(reply)) as url, client() as http:
-            response = await http.request("POST", url, body=b"x")
+            response = await http.request("POST", url, body=body)
             assert (response.status, response.headers["retry-after"], response.body) == (429, "3", b"")
 
     asyncio.run(main())
 
 
-def test_an_answer_that_is_not_http_is_told_as_such() -> None:
+@BODIES
+def test_an_answer_that_is_not_http_is_told_as_such(body: bytes | None) -> None:
     async def main() -> None:
         async with serving(talking(b"220 mail.example ESMTP\r\n\r\n")) as url, client() as http:
-            assert (await failure_of(http.request("POST", url, body=b"x"))).stage == "answer"
+            assert (await failure_of(http.request("POST", url, body=body))).stage == "answer"
 
     asyncio.run(main())
 
@@ -352,7 +363,8 @@ def test_a_post_on_a_connection_that_the_server_closed_is_never_sent_twice() -> 
     asyncio.run(main())
 
 
-def test_connections_are_used_again() -> None:
+@BODIES
+def test_connections_are_used_again(body: bytes | None) -> None:
     async def main() -> None:
         connections: list[StreamWriter] = []
 
@@ -363,7 +375,7 @@ def test_connections_are_used_again() -> None:
 
         async with serving(talk) as url, client() as http:
             for _ in range(5):
-                await http.request("POST", url, body=b"x")
+                await http.request("POST", url, body=body)
         assert len(connections) == 1
 
     asyncio.run(main())
@@ -372,10 +384,11 @@ def test_connections_are_used_again() -> None:
 # ── leaving ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@BODIES
 @pytest.mark.parametrize(
     "sent", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"], ids=["headers", "body"]
 )
-def test_cancelling_closes_the_connection(sent: bytes) -> None:
+def test_cancelling_closes_the_connection(sent: bytes, body: bytes | None) -> None:
     async def main() -> None:
         arrived, gone = asyncio.Event(), asyncio.Event()
 
@@ -386,7 +399,7 @@ def test_cancelling_closes_the_connection(sent: bytes) -> None:
             gone.set()
 
         async with serving(talk) as url, client() as http:
-            task = asyncio.ensure_future(http.request("POST", url, body=b"x"))
+            task = asyncio.ensure_future(http.request("POST", url, body=body))
             await arrived.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -396,7 +409,8 @@ def test_cancelling_closes_the_connection(sent: bytes) -> None:
     asyncio.run(main())
 
 
-def test_closing_a_stream_early_closes_the_connection() -> None:
+@BODIES
+def test_closing_a_stream_early_closes_the_connection(body: bytes | None) -> None:
     async def main() -> None:
         gone = asyncio.Event()
 
@@ -406,7 +420,7 @@ def test_closing_a_stream_early_closes_the_connection() -> None:
             gone.set()
 
         async with serving(talk) as url, client() as http:
-            stream = await http.stream("POST", url, body=b"x")
+            stream = await http.stream("POST", url, body=body)
             assert await stream.next_events() == [ServerSentEvent("message", b"1")]
             await stream.aclose()
             await asyncio.wait_for(gone.wait(), 5)
@@ -414,7 +428,8 @@ def test_closing_a_stream_early_closes_the_connection() -> None:
     asyncio.run(main())
 
 
-def test_a_stream_whose_end_is_known_gives_its_connection_back() -> None:
+@BODIES
+def test_a_stream_whose_end_is_known_gives_its_connection_back(body: bytes | None) -> None:
     async def main() -> None:
         connections: list[StreamWriter] = []
         may_end = asyncio.Event()
@@ -428,7 +443,7 @@ def test_a_stream_whose_end_is_known_gives_its_connection_back() -> None:
 
         async with serving(talk) as url, client() as http:
             for _ in range(3):
-                stream = await http.stream("POST", url, body=b"x")
+                stream = await http.stream("POST", url, body=body)
                 await stream.next_events()
                 may_end.set()  # What is left comes after the last event, as a segment of its own.
                 await stream.aclose(read_out=True)
@@ -627,9 +642,12 @@ def test_the_body_of_a_stream_can_be_read_whole() -> None:
 SENT_UNTIL = {"nothing": (), "headers": (STREAM_HEAD,), "a part": (STREAM_HEAD, chunk(b"data: 1\n\n"))}
 
 
+@BODIES
 @pytest.mark.parametrize("sent", SENT_UNTIL.values(), ids=SENT_UNTIL.keys())
 @pytest.mark.parametrize("way", ["request", "stream"])
-def test_closing_the_client_wakes_whoever_waits_for_an_answer(way: str, sent: tuple[bytes, ...]) -> None:
+def test_closing_the_client_wakes_whoever_waits_for_an_answer(
+    way: str, sent: tuple[bytes, ...], body: bytes | None
+) -> None:
     """aiohttp closes the socket of a body that somebody reads, and lets him wait."""
 
     async def main() -> None:
@@ -641,12 +659,12 @@ def test_closing_the_client_wakes_whoever_waits_for_an_answer(way: str, sent: tu
             await reader.read()
 
         async def stream(http: HttpClient, url: str) -> None:
-            answered = await http.stream("POST", url, body=b"x")
+            answered = await http.stream("POST", url, body=body)
             while await answered.next_events():
                 pass
 
         async with serving(talk) as url, client() as http:
-            work = http.request("POST", url, body=b"x") if way == "request" else stream(http, url)
+            work = http.request("POST", url, body=body) if way == "request" else stream(http, url)
             task = asyncio.ensure_future(work)
             await arrived.wait()
             for _ in range(20):  # until it waits where it would wait for ever

@@ -22,7 +22,6 @@ import asyncio
 import io
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakSet
 
@@ -40,6 +39,7 @@ from koo.connector import (
     was_stale,
 )
 from koo.encodings import unpacked
+from koo.prepared import LINE_BYTES_MAX, Prepared, Reply
 
 __all__ = [
     "AnswerTooLarge",
@@ -61,8 +61,9 @@ ANSWER_BYTES_MAX = 32 * 1024 * 1024
 EVENT_BYTES_MAX = 1024 * 1024
 IDLE_S_MAX = 30.0
 """Servers close idle connections after a minute or more; taking one up again shortly before that is a gamble."""
-LINE_BYTES_MAX = 64 * 1024
 WRITTEN_AT_ONCE_MAX = 512 * 1024
+PREPARED_MAX = 256
+"""Addresses and headers that are remembered: Gemini's addresses contain the model, which callers choose."""
 READ_OUT_S_MAX = 0.2
 """A well-behaved server ends its answer together with the last event; a new connection would cost about this."""
 BROKEN = (aiohttp.ClientError, OSError, RuntimeError)
@@ -90,8 +91,7 @@ class ServerSentEvent(NamedTuple):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class HttpResponse:
+class HttpResponse(NamedTuple):
     """A whole answer; `headers` is case-insensitive."""
 
     status: int
@@ -121,10 +121,12 @@ class HttpClient:
         self.answer_bytes_max = answer_bytes_max
         self.event_bytes_max = event_bytes_max
         self.unix_socket = unix_socket
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
         self._session: aiohttp.ClientSession | None = None
         self._loop: AbstractEventLoop | None = None
-        self._responses: WeakSet[aiohttp.ClientResponse] = WeakSet()
-        self._cut_off: WeakSet[aiohttp.ClientResponse] = WeakSet()
+        self._prepared: dict[tuple[str, ...], Prepared] = {}
+        self._replies: WeakSet[Reply] = WeakSet()  # whose bodies are still to come
+        self._cut_off: WeakSet[Reply] = WeakSet()
 
     def __repr__(self) -> str:
         return f"<HttpClient {'closed' if self._session is None else 'open'}>"
@@ -137,14 +139,14 @@ class HttpClient:
         Raises `TransportError`. A refusal (400 and above) whose body cannot be read whole is still an answer: its
         status says what matters.
         """
-        response = await self._send(method, url, headers, body)
+        reply = await self._send(method, url, headers, body)
         try:
-            content = await self.read(response)
+            content = await self.read(reply)
         except TransportError as error:
-            if response.status < 400 or isinstance(error, ClosedHere):
+            if reply.status < 400 or isinstance(error, ClosedHere):
                 raise
             content = b""
-        return HttpResponse(response.status, response.headers, content)
+        return HttpResponse(reply.status, reply.headers, content)
 
     async def stream(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
@@ -153,12 +155,11 @@ class HttpClient:
 
         Raises `TransportError`.
         """
-        response = await self._send(method, url, headers, body)
-        return HttpStream(response, self)
+        return HttpStream(await self._send(method, url, headers, body), self)
 
-    async def read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def read(self, reply: Reply) -> bytes:
         """The whole body, decompressed. Raises `TransportError`."""
-        content, bytes_max = unpacked(response.headers, response.content), self.answer_bytes_max
+        content, bytes_max = unpacked(reply.headers, reply.content), self.answer_bytes_max
         try:
             body = await content.readany()
             if not content.at_eof():
@@ -173,15 +174,15 @@ class HttpClient:
                 raise AnswerTooLarge("the answer", bytes_max)
         except BaseException as error:
             # Cancellation included: a connection with half an answer in it must not go back to the pool.
-            response.close()
+            reply.close()
             if isinstance(error, BROKEN):
-                raise self.explain_body(response, error) from None
+                raise self.explain_body(reply, error) from None
             raise
         return body
 
-    def explain_body(self, response: aiohttp.ClientResponse, error: Exception) -> TransportError:
+    def explain_body(self, reply: Reply, error: Exception) -> TransportError:
         """What went wrong after there were headers."""
-        if response in self._cut_off:
+        if reply in self._cut_off:
             return ClosedHere("answer")
         return TransportError("answer", f"the answer broke off ({name_of_class(error)})")
 
@@ -192,22 +193,23 @@ class HttpClient:
         """
         session, self._session, self._loop = self._session, None, None
         if session is not None:
-            # By hand: aiohttp closes their sockets, and does not wake who waits for the next bytes.
-            self._cut_off, self._responses = self._responses, WeakSet()
-            for response in tuple(self._cut_off):
-                response.close()
+            self._cut_off, self._replies = self._replies, WeakSet()
+            for reply in tuple(self._cut_off):
+                reply.close()
             await session.close()
 
     async def _send(
         self, method: str, url: str, headers: Mapping[str, str] | None, body: bytes | None
-    ) -> aiohttp.ClientResponse:
+    ) -> Reply:
         session = self._session
         if session is None or get_running_loop() is not self._loop:
             session = await self._open()
         try:
-            # In one piece while it is small; a large one is written bit by bit, so that the loop goes on.
-            data = body if body is None or len(body) < WRITTEN_AT_ONCE_MAX else io.BytesIO(body)
-            response = await session.request(method, url, headers=headers, data=data, allow_redirects=False)
+            reply = None
+            if method == "POST" and body is not None and len(body) < WRITTEN_AT_ONCE_MAX:
+                reply = await self._prepare(url, headers or {}).send(session, body)
+            if reply is None:
+                reply = await _ask(session, method, url, headers, body)
         except (aiohttp.ClientError, OSError) as error:
             if session.closed:
                 raise ClosedHere("sent") from None
@@ -215,8 +217,19 @@ class HttpClient:
                 raise TransportError("connect", "the kept connection had been closed") from None
             # Without the cause: aiohttp's errors carry the request's headers, and with them the key.
             raise explain(error) from None
-        self._responses.add(response)
-        return response
+        if not reply.content.is_eof():
+            self._replies.add(reply)
+        return reply
+
+    def _prepare(self, url: str, headers: Mapping[str, str]) -> Prepared:
+        """How to ask there again and again."""
+        key = (url, *headers.values())
+        found = self._prepared.get(key)
+        if found is None or found.headers != headers:
+            if len(self._prepared) >= PREPARED_MAX:
+                self._prepared.clear()
+            found = self._prepared[key] = Prepared(url, headers, get_running_loop(), self._timeout)
+        return found
 
     async def _open(self) -> aiohttp.ClientSession:
         loop = get_running_loop()
@@ -226,6 +239,7 @@ class HttpClient:
             )
         # Nothing is awaited before both are set, so that two first callers cannot both make a session.
         left, self._loop, self._session = self._session, loop, self._make_session()
+        self._prepared = {}
         if left is not None:
             # Its loop ended before anybody closed it. Its sockets are closed when they are collected.
             await left.close()
@@ -235,7 +249,7 @@ class HttpClient:
         return aiohttp.ClientSession(
             connector=self._make_connector(),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.connect_timeout_s),
+            timeout=self._timeout,
             max_line_size=LINE_BYTES_MAX,
             max_field_size=LINE_BYTES_MAX,
             # It would fail on the header of an encoding that it cannot read, and the status would be lost.
@@ -253,18 +267,32 @@ class HttpClient:
         )
 
 
+async def _ask(
+    session: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    headers: Mapping[str, str] | None,
+    body: bytes | None,
+) -> Reply:
+    """One request that is made anew. Raises as aiohttp does."""
+    # In one piece while it is small; a large one is written bit by bit, so that the loop goes on.
+    data = body if body is None or len(body) < WRITTEN_AT_ONCE_MAX else io.BytesIO(body)
+    response = await session.request(method, url, headers=headers, data=data, allow_redirects=False)
+    return Reply(response.status, response.headers, response.content, response)
+
+
 class HttpStream:
     """An answer whose body comes bit by bit. Leave it with `aclose()`."""
 
-    __slots__ = ("_client", "_content", "_events", "_response", "headers", "status")
+    __slots__ = ("_client", "_content", "_events", "_reply", "headers", "status")
 
-    def __init__(self, response: aiohttp.ClientResponse, client: HttpClient) -> None:
-        self._response = response
+    def __init__(self, reply: Reply, client: HttpClient) -> None:
+        self._reply = reply
         self._client = client
         self._events = EventParser(client.event_bytes_max)
-        self.status = response.status
-        self.headers: Mapping[str, str] = response.headers
-        self._content = unpacked(response.headers, response.content)
+        self.status = reply.status
+        self.headers: Mapping[str, str] = reply.headers
+        self._content = unpacked(reply.headers, reply.content)
 
     async def next_events(self) -> list[ServerSentEvent]:
         """The next events, one or more; none: the stream has ended. Raises `TransportError`."""
@@ -274,12 +302,12 @@ class HttpStream:
                 if events := self._events.feed(chunk):
                     return events
         except BROKEN as error:
-            raise self._client.explain_body(self._response, error) from None
+            raise self._client.explain_body(self._reply, error) from None
         return self._events.finish()
 
     async def read(self) -> bytes:
         """The rest of the body as a whole, for an answer that is not a stream. Raises `TransportError`."""
-        return await self._client.read(self._response)
+        return await self._client.read(self._reply)
 
     async def aclose(self, *, read_out: bool = False) -> None:
         """End it, here and on the wire.
@@ -287,7 +315,7 @@ class HttpStream:
         `read_out`: everything of interest has come; what still follows is waited for a moment and dropped, because a
         connection whose answer was read to its end is used again.
         """
-        content = self._response.content
+        content = self._reply.content
         if read_out and not content.at_eof():
             try:
                 async with asyncio.timeout(READ_OUT_S_MAX):
@@ -295,7 +323,7 @@ class HttpStream:
                         pass
             except BROKEN:
                 pass
-        self._response.close()
+        self._reply.close()
 
 
 class EventParser:

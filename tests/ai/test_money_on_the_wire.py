@@ -127,7 +127,7 @@ def test_a_kept_connection_that_breaks_late_may_be_billed(
 ) -> None:
     """A server that dies after seconds of work closes its connection just as silently."""
     assert STALE_S_MAX > 1
-    monkeypatch.setattr("koo.http.STALE_S_MAX", 0.05)
+    monkeypatch.setattr("koo.connector.STALE_S_MAX", 0.05)
 
     async def talk(reader: StreamReader, writer: StreamWriter) -> None:
         await read_request(reader)
