@@ -26,6 +26,7 @@ from koo.options import (
     DatabaseOptions,
     GuardOptions,
     LimitOptions,
+    NetworkOptions,
     PlatformOptions,
     RetryOptions,
     ServiceOptions,
@@ -64,6 +65,12 @@ SECTIONS = [
     ),
     Section("AI services: time and health", ("AI_",)),
     Section("AI services: keys", tuple(key for _, key in BUILT_IN.values() if key)),
+    Section(
+        "Proxies and certificates",
+        ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_"),
+        "The names that other programs read too; of the proxies' also in small letters, which win. "
+        "[network.md](network.md) says more.",
+    ),
     Section(
         "State, server and command line",
         ("KOO_",),
@@ -262,6 +269,9 @@ and that of `PRICE_AS` only where the table does not know it. How names are read
 relative to `KOO_HOME`; without it the packaged model answers. `AI_LOCAL_ENABLED=false` switches the service
 off: it is then not configured, and no model is loaded.
 
+`PROXY`, `HEADERS` and `BODY` are on a page of their own: [network.md](network.md). `HEADERS` and `BODY` are followed by
+a name: `AI_SERVICES__LAB__HEADERS__X_TITLE=my app`, `AI_SERVICES__LAB__BODY__TOP_P=0.9`.
+
 {settings}
 """
 
@@ -292,7 +302,8 @@ A budget that somebody set refuses while the state store is away and its purse i
 SECRETS = """\
 ## Secrets
 
-Keys, tokens and the URLs of databases appear in no message, log or `repr`. In Python they are `SecretStr`:
+Keys, tokens, the URLs of databases, proxies' passwords and what was set for `HEADERS` and `BODY` appear in no
+message, log or `repr`. In Python they are `SecretStr`:
 `settings.database_url` shows as stars, and `settings.database_url.get_secret_value()` gives the text. In a URL,
 write the characters of a password that mean something there with their codes: `/` as `%2F`, `@` as `%40`, `:`
 as `%3A`, `?` as `%3F`, `#` as `%23`. An address of a server may hold no password; that is what `API_KEY` is
@@ -337,6 +348,7 @@ OPTIONS: list[type[Checked]] = [
     DatabaseOptions,
     ServiceOptions,
     BudgetOptions,
+    NetworkOptions,
     PlatformOptions,
 ]
 

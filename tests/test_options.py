@@ -18,6 +18,7 @@ from koo.options import (
     DatabaseOptions,
     GuardOptions,
     LimitOptions,
+    NetworkOptions,
     PlatformOptions,
     RetryOptions,
     ServiceOptions,
@@ -32,6 +33,7 @@ CLASSES = [
     ServiceOptions,
     BudgetOptions,
     PlatformOptions,
+    NetworkOptions,
 ]
 NEEDED: dict[type[Checked], dict[str, Any]] = {
     ServiceOptions: {"name": "claude", "kind": "anthropic"},

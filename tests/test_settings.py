@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 from rich.console import Console
 
@@ -63,6 +64,12 @@ DEFAULTS: dict[str, Any] = {
     "OPENAI_API_KEY": None,
     "GEMINI_API_KEY": None,
     "PERPLEXITY_API_KEY": None,
+    "HTTPS_PROXY": None,
+    "HTTP_PROXY": None,
+    "ALL_PROXY": None,
+    "NO_PROXY": "",
+    "SSL_CERT_FILE": None,
+    "SSL_CERT_DIR": None,
     "KOO_LEDGER_DAYS": 400,
     "KOO_HOST": "127.0.0.1",
     "KOO_PORT": 8000,
@@ -183,6 +190,12 @@ ARRIVALS: list[tuple[str, str, str, Any]] = [
     ("OPENAI_API_KEY", "ko", "services.1.api_key", "ko"),
     ("GEMINI_API_KEY", "kg", "services.2.api_key", "kg"),
     ("PERPLEXITY_API_KEY", " kp\n", "services.3.api_key", "kp"),
+    ("HTTPS_PROXY", "http://u:p@proxy:1", "network.https_proxy", "http://u:p@proxy:1"),
+    ("HTTP_PROXY", "proxy:1", "network.http_proxy", "proxy:1"),
+    ("ALL_PROXY", "socks5://proxy:1", "network.all_proxy", "socks5://proxy:1"),
+    ("NO_PROXY", ".a, b", "network.no_proxy", ".a, b"),
+    ("SSL_CERT_FILE", certifi.where(), "network.cert_file", Path(certifi.where()).resolve()),
+    ("SSL_CERT_DIR", "/", "network.cert_dir", "/"),
     ("KOO_STATE_URL", "postgresql+asyncpg://h/d", "state_url", "postgresql+asyncpg://h/d"),
     ("KOO_LEDGER_DAYS", "100", "ledger_days", 100),
     ("KOO_HOST", "::1", "host", "::1"),
@@ -569,14 +582,16 @@ def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
         "TIMEOUT": "5", "ATTEMPT_TIMEOUT": "6", "FIRST_TOKEN_TIMEOUT": "7", "STALL_TIMEOUT": "8",
         "SLOW_CALL_SECONDS": "9", "MAX_TOKENS": "10", "THINKS_UNSEEN": "false", "KIND": "anthropic",
         "CONCURRENCY": "11", "QUEUE_LENGTH": "0",
+        "PROXY": "http://p:1", "HEADERS": "", "BODY": "",
     }  # fmt: skip
     assert own.keys() == {name.upper() for name in ServiceSettings.rows}
-    own["KIND"] = ""
+    own |= {"KIND": "", "HEADERS__X_TITLE": "t", "BODY__TOP_P": "0.5"}
     settings = read(
         {f"AI_SERVICES__CLAUDE__{name}": value for name, value in own.items()} | {"ANTHROPIC_API_KEY": "no"}
     )
     one = service(settings, "claude")
     assert (one.model, one.base_url, one.api_key, one.kind) == ("m", "http://h", "k", "anthropic")
+    assert (one.proxy, one.headers, one.body) == ("http://p:1", {"x-title": "t"}, {"top_p": 0.5})
     assert (one.daily_budget_usd, one.input_price, one.output_price) == (Decimal(20), Decimal(1), Decimal(2))
     assert one.price_as == "gpt-4o"
     assert (one.limits.per_minute, one.limits.per_hour, one.limits.per_day) == (3, None, 4)
@@ -664,6 +679,12 @@ SECRETS = {
     "GEMINI_API_KEY": SECRET,
     "PERPLEXITY_API_KEY": SECRET,
     "AI_SERVICES__OLLAMA__API_KEY": SECRET,
+    "AI_SERVICES__OLLAMA__PROXY": f"http://u:{SECRET}@proxy:1",
+    "AI_SERVICES__OLLAMA__HEADERS__X_KEY": SECRET,
+    "AI_SERVICES__OLLAMA__BODY__USER": SECRET,
+    "HTTPS_PROXY": f"http://u:{SECRET}@proxy:1",
+    "HTTP_PROXY": f"http://{SECRET}@proxy:1",
+    "ALL_PROXY": f"socks5://u:{SECRET}@proxy:1",
     "KOO_TOKEN": SECRET,
     "KOO_READ_TOKEN": f"{SECRET}2",
 }
@@ -707,6 +728,13 @@ def test_every_secret_of_the_declarations_is_in_the_table_above() -> None:
         ("KOO_TOKEN", f"'{SECRET}'"),
         ("AI_SERVICES__CLAUDE__API_KEY", f"{SECRET}\n{SECRET}"),
         ("AI_SERVICES__CLAUDE__APIKEY", SECRET),
+        ("AI_SERVICES__CLAUDE__PROXY", f"ftp://u:{SECRET}@h"),
+        ("AI_SERVICES__CLAUDE__HEADERS__X_KEY", f"{SECRET}\r\nx: y"),
+        ("AI_SERVICES__CLAUDE__HEADERS__HOST", SECRET),
+        ("AI_SERVICES__CLAUDE__HEADER__X", SECRET),
+        ("AI_SERVICES__CLAUDE__HEADERS", SECRET),
+        ("AI_SERVICES__CLAUDE__BODY__MAX_TOKENS", SECRET),
+        ("HTTPS_PROXY", f"http://u:{SECRET} @proxy:1"),
         ("AI_SERVICES__CLAUDE__BASE_URL", f"https://u:{SECRET}@h"),
         ("AI_SERVICES__CLAUDE_API_KEY", SECRET),
         ("KOO_URL", f"https://{SECRET}@h"),

@@ -13,6 +13,18 @@ BOUNDS = ("at_least", "at_most", "above")
 """The ends of a range, as an option's metadata names them."""
 
 
+class Nothing(dict[str, Any]):
+    """An empty mapping that may be the default of a frozen option: one that can be hashed, because nothing fills it."""
+
+    __slots__ = ()
+
+    def __setitem__(self, name: str, value: object) -> None:
+        raise TypeError("it stays empty")
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return 0
+
+
 def option(
     default: T,
     meaning: str,

@@ -54,7 +54,7 @@ class Parts:
         self.clock = clock
         self.deadlines = deadlines
         self.events = events
-        self.http = HttpClient()
+        self.http = HttpClient(network=options.network)
         self.prices = Prices()
         self.store: Store = SqlStore(options.state_url, clock=clock, home=options.home)
         self.store.watch(self._store_changed)
@@ -136,7 +136,7 @@ class Parts:
         """One service, in the promised shape. Raises `UnknownService`."""
         service = self.find_service(name)
         ai_service = self.ai_services.get(name)
-        configuration = describe(ai_service.options) if ai_service is not None else None
+        configuration = describe(ai_service) if ai_service is not None else None
         return service_view(service, self.budget(service), self.clock, configuration)
 
     def services_status(self) -> dict[str, ServiceHealth]:

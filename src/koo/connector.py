@@ -15,6 +15,8 @@ from weakref import WeakSet
 import aiohttp
 from aiohttp.abc import ResolveResult
 
+from koo.proxies import Proxy
+
 Stage = Literal["connect", "sent", "answer"]
 
 STALE_S_MAX = 5.0
@@ -22,12 +24,16 @@ STALE_S_MAX = 5.0
 
 
 class TransportError(Exception):
-    """The exchange failed below HTTP; `stage` says how far it got, `reason` is half a sentence without secrets."""
+    """The exchange failed below HTTP; `stage` says how far it got, `reason` is half a sentence without secrets.
 
-    def __init__(self, stage: Stage, reason: str) -> None:
+    `lasting`: asking again cannot help before somebody changes something here or on the way.
+    """
+
+    def __init__(self, stage: Stage, reason: str, *, lasting: bool = False) -> None:
         super().__init__(reason)
         self.stage = stage
         self.reason = reason
+        self.lasting = lasting
 
 
 class Departure:
@@ -51,8 +57,9 @@ departure: ContextVar[Departure | None] = ContextVar("departure", default=None)
 class Connector(aiohttp.TCPConnector):
     """A pool that notes whether a request got a connection, and whether others had used it before."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, proxy: Proxy | None = None, **options: Any) -> None:
         super().__init__(**options)
+        self._proxy = proxy
         self._used: WeakSet[object] = WeakSet()
 
     async def connect(
@@ -63,9 +70,9 @@ class Connector(aiohttp.TCPConnector):
     ) -> Any:
         note = departure.get()
         if note is None:
-            return await super().connect(req, traces, timeout)
+            return await self._connect(req, traces, timeout)
         note.waits = True
-        connection = await super().connect(req, traces, timeout)
+        connection = await self._connect(req, traces, timeout)
         note.waits = False
         protocol = connection.protocol
         if protocol in self._used:
@@ -73,6 +80,22 @@ class Connector(aiohttp.TCPConnector):
         elif protocol is not None:
             self._used.add(protocol)
         return connection
+
+    async def _connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Any],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own parameter
+    ) -> Any:
+        if self._proxy is None:
+            return await super().connect(req, traces, timeout)
+        try:
+            return await super().connect(req, traces, timeout)
+        except (aiohttp.ClientError, OSError) as error:
+            if self.closed:
+                raise
+            # Whatever it is, the request itself has not left: the way to the other side was not open yet.
+            raise on_the_way(self._proxy, req.host, error) from None
 
 
 class Resolver(aiohttp.ThreadedResolver):
@@ -125,6 +148,43 @@ def explain(error: aiohttp.ClientError | OSError) -> TransportError:
             return TransportError(
                 "sent", f"the connection broke before an answer came ({name_of_class(error)})"
             )
+
+
+def on_the_way(proxy: Proxy, host: str, error: aiohttp.ClientError | OSError) -> TransportError:
+    """What went wrong between here and the other side's own door, of which a proxy is part: nothing was sent."""
+    match error:
+        case aiohttp.ClientHttpProxyError(status=407):
+            return credentials_refused(proxy)
+        case aiohttp.ClientHttpProxyError(status=status):
+            reason = f"the proxy {proxy} does not connect to {host} (status {status})"
+            return TransportError("connect", reason, lasting=status < 500)
+        case aiohttp.ClientConnectorDNSError():
+            return TransportError("connect", f"the name of the proxy {proxy} cannot be looked up")
+        case aiohttp.ClientSSLError():
+            place = f"{error.host}:{error.port}"
+            reason = f"no secure connection to {place} by way of the proxy {proxy}: {_cause(error)}"
+            if isinstance(error, aiohttp.ClientConnectorCertificateError):
+                reason += " (a network with its own certificate authority needs it in SSL_CERT_FILE)"
+            return TransportError("connect", reason)
+        case aiohttp.ClientConnectorError():
+            return TransportError("connect", f"cannot connect to the proxy {proxy}: {_cause(error)}")
+        case aiohttp.ClientResponseError():
+            return TransportError("connect", f"the proxy {proxy} answers, and not as an HTTP proxy does")
+        case TimeoutError():
+            return TransportError("connect", f"the proxy {proxy} did not open the way to {host} in time")
+        case _:
+            reason = f"the proxy {proxy} closed the connection before the way to {host} was open"
+            return TransportError("connect", reason)
+
+
+def credentials_refused(proxy: Proxy) -> TransportError:
+    """407: it is the proxy that asks who is there. A password tried again and again may lock the account."""
+    why = (
+        "refuses the user and password that it was given"
+        if proxy.credentials
+        else "asks for a user and password"
+    )
+    return TransportError("connect", f"the proxy {proxy} {why} (status 407)", lasting=True)
 
 
 def _cause(error: aiohttp.ClientConnectorError) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import ssl
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -33,13 +34,16 @@ from koo.connector import (
     Resolver,
     Stage,
     TransportError,
+    credentials_refused,
     departure,
     explain,
     name_of_class,
     was_stale,
 )
 from koo.encodings import unpacked
+from koo.options import NetworkOptions
 from koo.prepared import LINE_BYTES_MAX, Prepared, Reply
+from koo.proxies import Proxy
 
 __all__ = [
     "AnswerTooLarge",
@@ -64,6 +68,9 @@ IDLE_S_MAX = 30.0
 WRITTEN_AT_ONCE_MAX = 512 * 1024
 PREPARED_MAX = 256
 """Addresses and headers that are remembered: Gemini's addresses contain the model, which callers choose."""
+STEPS_TO_A_TUNNEL = 3
+"""To the proxy, from there to the other side, and the secure connection: each may take as long as connecting may."""
+DIRECT = NetworkOptions()
 READ_OUT_S_MAX = 0.2
 """A well-behaved server ends its answer together with the last event; a new connection would cost about this."""
 BROKEN = (aiohttp.ClientError, OSError, RuntimeError)
@@ -107,6 +114,8 @@ class HttpClient:
         answer_bytes_max: largest body of `request`, and of a stream that is read whole.
         event_bytes_max: largest single event of a stream.
         unix_socket: connect to this path, whatever the URL's host. Each request has a connection of its own.
+        network: certificate authorities that are believed beside the system's. Its proxies are not read here.
+        proxy: what every request goes through.
     """
 
     def __init__(
@@ -116,12 +125,22 @@ class HttpClient:
         answer_bytes_max: int = ANSWER_BYTES_MAX,
         event_bytes_max: int = EVENT_BYTES_MAX,
         unix_socket: str | None = None,
+        network: NetworkOptions = DIRECT,
+        proxy: Proxy | None = None,
     ) -> None:
         self.connect_timeout_s = connect_timeout_s
         self.answer_bytes_max = answer_bytes_max
         self.event_bytes_max = event_bytes_max
         self.unix_socket = unix_socket
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
+        self.network = network
+        self.proxy = proxy
+        self._others: dict[Proxy, HttpClient] = {}
+        self._timeout = aiohttp.ClientTimeout(
+            total=None,
+            sock_connect=connect_timeout_s,
+            # A proxy that accepts and then is silent would else hold a request up for its whole attempt.
+            connect=None if proxy is None else connect_timeout_s * STEPS_TO_A_TUNNEL,
+        )
         self._session: aiohttp.ClientSession | None = None
         self._loop: AbstractEventLoop | None = None
         self._prepared: dict[tuple[str, ...], Prepared] = {}
@@ -130,6 +149,20 @@ class HttpClient:
 
     def __repr__(self) -> str:
         return f"<HttpClient {'closed' if self._session is None else 'open'}>"
+
+    def by_way_of(self, proxy: Proxy | None) -> HttpClient:
+        """The client that goes through this proxy (None: through none): itself, or one that is closed with it."""
+        if proxy is None or proxy == self.proxy:
+            return self
+        if proxy not in self._others:
+            self._others[proxy] = HttpClient(
+                connect_timeout_s=self.connect_timeout_s,
+                answer_bytes_max=self.answer_bytes_max,
+                event_bytes_max=self.event_bytes_max,
+                network=self.network,
+                proxy=proxy,
+            )
+        return self._others[proxy]
 
     async def request(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
@@ -197,6 +230,8 @@ class HttpClient:
             for reply in tuple(self._cut_off):
                 reply.close()
             await session.close()
+        for other in self._others.values():
+            await other.close()
 
     async def _send(
         self, method: str, url: str, headers: Mapping[str, str] | None, body: bytes | None
@@ -206,10 +241,15 @@ class HttpClient:
             session = await self._open()
         try:
             reply = None
-            if method == "POST" and body is not None and len(body) < WRITTEN_AT_ONCE_MAX:
+            if (
+                self.proxy is None
+                and method == "POST"
+                and body is not None
+                and len(body) < WRITTEN_AT_ONCE_MAX
+            ):
                 reply = await self._prepare(url, headers or {}).send(session, body)
             if reply is None:
-                reply = await _ask(session, method, url, headers, body)
+                reply = await _ask(session, self.proxy, method, url, headers, body)
         except (aiohttp.ClientError, OSError) as error:
             if session.closed:
                 raise ClosedHere("sent") from None
@@ -261,6 +301,8 @@ class HttpClient:
             # llama.cpp closes a connection that was idle for some seconds, and a POST is sent once or not at all.
             return aiohttp.UnixConnector(self.unix_socket, force_close=True, limit=CONNECTIONS_MAX)
         return Connector(
+            self.proxy,
+            ssl=_trust(self.network),
             limit=CONNECTIONS_MAX,
             keepalive_timeout=IDLE_S_MAX,
             resolver=Resolver(self.connect_timeout_s),
@@ -269,16 +311,43 @@ class HttpClient:
 
 async def _ask(
     session: aiohttp.ClientSession,
+    proxy: Proxy | None,
     method: str,
     url: str,
     headers: Mapping[str, str] | None,
     body: bytes | None,
 ) -> Reply:
-    """One request that is made anew. Raises as aiohttp does."""
+    """One request that is made anew. Raises as aiohttp does, and `TransportError` for the proxy's own refusal."""
     # In one piece while it is small; a large one is written bit by bit, so that the loop goes on.
     data = body if body is None or len(body) < WRITTEN_AT_ONCE_MAX else io.BytesIO(body)
-    response = await session.request(method, url, headers=headers, data=data, allow_redirects=False)
+    if proxy is None:
+        response = await session.request(method, url, headers=headers, data=data, allow_redirects=False)
+        return Reply(response.status, response.headers, response.content, response)
+    told = {"proxy-authorization": proxy.credentials} if proxy.credentials else {}
+    is_plain = url.startswith("http:")  # The proxy reads it and passes it on; for HTTPS it opens a tunnel.
+    response = await session.request(
+        method,
+        url,
+        # Never into a tunnel: the password is the proxy's, and what is inside is the other side's.
+        headers={**(headers or {}), **told} if is_plain else headers,
+        data=data,
+        allow_redirects=False,
+        proxy=proxy.url,
+        proxy_headers=told,
+    )
+    if is_plain and response.status == 407:
+        response.close()
+        raise credentials_refused(proxy)
     return Reply(response.status, response.headers, response.content, response)
+
+
+def _trust(network: NetworkOptions) -> ssl.SSLContext | bool:
+    """Whose certificates are believed: the system's, and those of the files that an operator named."""
+    if network.cert_file is None and network.cert_dir is None:
+        return True
+    context = ssl.create_default_context()
+    context.load_verify_locations(network.cert_file, network.cert_dir)
+    return context
 
 
 class HttpStream:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from koo.checked import Checked, option
+from koo.checked import Checked, Nothing, option
 from koo.errors import ConfigurationError
 
 DAY_S = 86_400.0
@@ -237,6 +238,9 @@ class DatabaseOptions(Checked):
     retry: RetryOptions = field(default_factory=lambda: RetryOptions(base_s=0.2))
 
 
+KEY_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "x-goog-api-key", "cf-aig-authorization"})
+"""Headers that hold a key: a service that is sent one is somebody's who counts what it costs."""
+NOTHING: Mapping[str, Any] = Nothing()
 ServiceKind = Literal["anthropic", "openai", "openai_compatible", "gemini", "perplexity", "local"]
 
 
@@ -258,6 +262,26 @@ class ServiceOptions(Checked):
         None,
         "key; wins over the vendor's own variable",
         "a server of one's own often needs none",
+        secret=True,
+    )
+    proxy: str | None = option(
+        "",
+        "proxy on the way to it, for a server on this machine too",
+        "the same way as everything else",
+        none="no proxy",
+        secret=True,
+    )
+    headers: Mapping[str, str] = option(
+        NOTHING,
+        "headers that are sent with each request, one each: `HEADERS__X_TITLE` is `x-title`",
+        "a gateway may ask for its own",
+        secret=True,
+    )
+    body: Mapping[str, Any] = option(
+        NOTHING,
+        "fields that are added to each request's body where koo sends none of that name, one each, JSON or text: "
+        "`BODY__TOP_P` is `top_p`, `BODY__PROVIDER__ORDER` is `order` inside `provider`",
+        "what koo has no word for",
         secret=True,
     )
     declared: bool = option(False, "a server of one's own, which needs no key", "a vendor asks for a key")
@@ -339,10 +363,15 @@ class ServiceOptions(Checked):
         return not self.disabled_by and (self.api_key is not None or self.kind == "local" or self.declared)
 
     @property
+    def has_credentials(self) -> bool:
+        """Does a request say who asks, by a key or by a header that holds one?"""
+        return self.api_key is not None or any(name.lower() in KEY_HEADERS for name in self.headers)
+
+    @property
     def free(self) -> bool:
         """Does it cost nothing? The local model, and a server of one's own, declared without key and price."""
         unpriced = self.input_price is None and self.output_price is None and self.price_as is None
-        return self.kind == "local" or (self.declared and self.api_key is None and unpriced)
+        return self.kind == "local" or (self.declared and not self.has_credentials and unpriced)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,6 +391,39 @@ class BudgetOptions(Checked):
         None, "the one tag that it counts; * gives each tag a budget of its own", "all together"
     )
     on_exhausted: str = option("refuse", "`refuse`, or the service that is asked instead", "a cap that holds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkOptions(Checked):
+    """The way to other machines: proxies, and whose certificates are believed."""
+
+    https_proxy: str | None = option(
+        None,
+        "proxy on the way to addresses that begin with https://, asked for a tunnel (CONNECT)",
+        "none, unless the machine's other programs use one too",
+        secret=True,
+    )
+    http_proxy: str | None = option(
+        None, "proxy on the way to addresses that begin with http://", "as for https", secret=True
+    )
+    all_proxy: str | None = option(
+        None, "proxy where neither of the two above is set", "as for https", secret=True
+    )
+    no_proxy: str = option(
+        "",
+        "hosts that are reached without a proxy: domains, addresses, networks, or * for all; this machine always is",
+        "a proxy elsewhere cannot reach what is near",
+    )
+    cert_file: Path | None = option(
+        None,
+        "file of certificate authorities (PEM) that are believed beside the system's",
+        "the system's are enough, unless the network has one of its own",
+    )
+    cert_dir: str | None = option(
+        None,
+        "the same as folders of such files, with the names that `openssl rehash` makes",
+        "as for the file",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -390,6 +452,7 @@ class PlatformOptions(Checked):
     database: DatabaseOptions = field(default_factory=DatabaseOptions)
     services: tuple[ServiceOptions, ...] = ()
     budgets: tuple[BudgetOptions, ...] = ()
+    network: NetworkOptions = field(default_factory=NetworkOptions)
     health_check_interval_s: float = option(
         60.0, "time between unbilled AI checks", "once a minute", unit="s", above=0
     )

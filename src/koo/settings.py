@@ -108,7 +108,15 @@ class Settings(Variables):
         ]
 
     def _explain(self, name: Name, row: Row, value: object) -> Explained:
-        found = self._merged.get(name)
+        inside = f"{name.attribute}__"
+        found = next(
+            (
+                one
+                for own, one in self._merged.items()
+                if own == name or (row.many and own[:2] == name[:2] and own.attribute.startswith(inside))
+            ),
+            None,
+        )
         source: Source = "default" if found is None else found.source
         return Explained(name.variable, row.explain(value), source, row.meaning, row.allowed)
 

@@ -14,11 +14,11 @@ from koo.configuration.urls import (
     check_web_url,
     effective_database_url,
     effective_state_url,
-    is_loopback,
     mask_to_scheme,
     mask_url,
     url_of,
 )
+from koo.proxies import is_loopback
 
 HOME = Path("/srv/koo")
 

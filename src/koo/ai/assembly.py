@@ -19,7 +19,8 @@ from koo.errors import ConfigurationError
 from koo.events import Event
 from koo.http import HttpClient
 from koo.monitoring.shapes import ServiceConfiguration
-from koo.options import PlatformOptions, ServiceOptions
+from koo.options import NetworkOptions, PlatformOptions, ServiceOptions
+from koo.proxies import Proxy, proxy_of
 from koo.storage.base import Allowance
 
 HOSTED: dict[str, Callable[..., Provider]] = {
@@ -30,6 +31,13 @@ HOSTED: dict[str, Callable[..., Provider]] = {
     "perplexity": PerplexityProvider,
 }
 """The adapters that talk over the network, by the kind of service."""
+ADDRESSES = {
+    "anthropic": AnthropicProvider.vendor.base_url,
+    "openai": OpenAIProvider.vendor.base_url,
+    "gemini": GeminiProvider.vendor.base_url,
+    "perplexity": PerplexityProvider.vendor.base_url,
+}
+"""The vendors' own addresses; a server of one's own is always given one."""
 
 
 def assemble(
@@ -58,7 +66,9 @@ def assemble(
             checkable=True,
             free=one.free,
         )
-        ai_services[one.name] = AIService(service, make_provider(one, options, http, clock), one)
+        proxy = _proxy(one, options.network)
+        provider = make_provider(one, options, http.by_way_of(proxy), clock)
+        ai_services[one.name] = AIService(service, provider, one, proxy)
         ai_services[one.name].look()
     return ai_services
 
@@ -70,16 +80,38 @@ def make_provider(one: ServiceOptions, options: PlatformOptions, http: HttpClien
     adapter = HOSTED.get(one.kind)
     if adapter is None:
         raise ConfigurationError(one.name, f"no adapter speaks {one.kind!r}")
-    address = {} if one.base_url is None else {"base_url": one.base_url}
-    return adapter(one.name, http, api_key=one.api_key, clock=clock, **address)
+    return adapter(
+        one.name,
+        http,
+        base_url=one.base_url,
+        api_key=one.api_key,
+        clock=clock,
+        headers=one.headers,
+        body=one.body,
+    )
 
 
-def describe(options: ServiceOptions) -> ServiceConfiguration:
-    """What is in force for a service, for people: never the key."""
+def _proxy(one: ServiceOptions, network: NetworkOptions) -> Proxy | None:
+    """The proxy on the way to a service. Raises `ConfigurationError` for one that koo cannot speak to."""
+    address = one.base_url or ADDRESSES.get(one.kind)
+    if address is None or not one.configured:
+        return None
+    try:
+        return proxy_of(address, network, one.proxy)
+    except ConfigurationError as error:
+        raise ConfigurationError(one.name, error.reason) from None
+
+
+def describe(one: AIService) -> ServiceConfiguration:
+    """What is in force for a service, for people: never a key, a password or what a header holds."""
+    options = one.options
     return {
         "kind": options.kind,
         "model": options.model,
         "base_url": options.base_url,
+        "proxy": None if one.proxy is None else str(one.proxy),
+        "headers": sorted(options.headers),
+        "body": sorted(options.body),
         "has_key": options.api_key is not None,
         "max_tokens": options.max_tokens,
         "timeout": options.timeout_s,

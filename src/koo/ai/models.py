@@ -40,6 +40,8 @@ def may_think_unseen(service: ServiceOptions, model: str) -> bool:
     """May it bill what nobody sees? By the service's setting, else by the model; one that is not known may."""
     if service.thinks_unseen is not None:
         return service.thinks_unseen
+    if any("think" in name or "reason" in name for name in map(str.lower, service.body)):
+        return True  # the operator asks for it, whatever the model does when it is not asked
     return SAYS_ALL.match(model.rpartition("/")[2].lower()) is None
 
 

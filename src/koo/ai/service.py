@@ -23,6 +23,7 @@ from koo.policies.breaker import CLOSED, Override
 from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
 from koo.policies.pacer import LimitLeft
 from koo.policies.verdict import Classify
+from koo.proxies import Proxy
 from koo.storage.base import Allowance
 
 MODELS_MAX = 64
@@ -61,11 +62,12 @@ def guard_options(options: ServiceOptions) -> GuardOptions:
 
 @dataclass(frozen=True, slots=True)
 class AIService:
-    """A service that can be asked: its guards, its wire, its options."""
+    """A service that can be asked: its guards, its wire, its options, and the proxy on the way to it."""
 
     service: Service
     provider: Provider
     options: ServiceOptions
+    proxy: Proxy | None = None
 
     def look(self) -> str:
         """Look anew whether it can be asked at all: `Service.obstacle`, as it is from now on."""

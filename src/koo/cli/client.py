@@ -12,6 +12,7 @@ from koo.cli.terminal import CommandFailed, Exit
 from koo.errors import Kind
 from koo.http import HttpClient, HttpResponse, TransportError
 from koo.options import PlatformOptions
+from koo.proxies import proxy_of
 from koo.settings import Settings
 
 TIMEOUT_S = 15.0
@@ -24,7 +25,8 @@ class ServerClient:
 
     def __init__(self, options: PlatformOptions) -> None:
         self.url = options.url.rstrip("/")
-        self._http = HttpClient(connect_timeout_s=3.0)
+        proxy = proxy_of(self.url, options.network)
+        self._http = HttpClient(connect_timeout_s=3.0, network=options.network, proxy=proxy)
         token = options.token or options.read_token
         self._headers = {"Accept": "application/json"}
         if token is not None:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 
 from koo.configuration.names import nearest
-from koo.configuration.to_options import local_model_path
-from koo.configuration.urls import is_loopback
+from koo.configuration.to_options import body_of, local_model_path
 from koo.configuration.values import quoted
 from koo.configuration.variables import BUILT_IN, BudgetSettings, Name, ServiceSettings, Variables
+from koo.proxies import is_loopback
 
 ORDERED = [("db_retry_base_delay", "db_retry_max_delay"), ("ai_retry_base_delay", "ai_retry_max_delay")]
 """Where both are set, the first must not be larger than the second."""
+
+
+HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^`|~-]+")
+OWN_HEADERS = frozenset({
+    "accept-encoding", "connection", "content-length", "content-type", "expect", "host", "keep-alive",
+    "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+})  # fmt: skip
+"""What the connection is made with, and what says how the body is to be read."""
+OWN_FIELDS = frozenset({
+    "model", "messages", "input", "contents", "prompt", "system", "instructions", "systeminstruction", "stream",
+    "maxtokens", "maxcompletiontokens", "maxoutputtokens", "n", "bestof", "candidatecount",
+})  # fmt: skip
+"""Fields that the query sets, and those that would make several answers of one: a hold is for one answer."""
 
 
 def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
@@ -49,6 +63,7 @@ def _of_service(settings: Variables, service: str, own: ServiceSettings) -> Iter
     for one, other in (("input_price", "output_price"), ("output_price", "input_price")):
         if prices[one] is not None and prices[other] is None:
             yield one, f'holds "{prices[one]}"; allowed is only together with {_of(service, other)}'
+    yield from _of_extras(own)
     if service == "local":
         yield from _of_local(settings, own)
     elif service in BUILT_IN:
@@ -61,6 +76,43 @@ def _of_service(settings: Variables, service: str, own: ServiceSettings) -> Iter
         hint = f" (did you mean {_of(meant, setting)}?)" if meant else ""
         known = f"{', '.join(BUILT_IN)}, and new ones that have {_of(service, 'base_url')} or an API_KEY"
         yield setting, f"belongs to a service that is not known{hint}; allowed are {known}"
+
+
+def _of_extras(own: ServiceSettings) -> Iterator[tuple[str, str]]:
+    """Headers and fields that are koo's own, or that no request could carry."""
+    for name in own.headers:
+        header = name.replace("_", "-").lower()
+        if not HEADER_NAME.fullmatch(header) or header in OWN_HEADERS:
+            yield (
+                f"headers__{name}",
+                f"cannot be set; allowed is every header but {', '.join(sorted(OWN_HEADERS))}",
+            )
+    try:
+        body = body_of(own)
+    except (TypeError, AttributeError):
+        yield (
+            "body",
+            'holds "…"; allowed inside of a field that is set too is nothing, unless it is an object',
+        )
+        return
+    for path in own.body:
+        if not all(path.split("__")):
+            yield (
+                f"body__{path}",
+                "names no field; allowed is BODY__NAME, and BODY__OUTER__INNER for one in an object",
+            )
+    for path in own_fields(body):
+        yield f"body__{path}", "cannot be set, because koo sets it itself or the bound of a bill rests on it"
+
+
+def own_fields(body: Mapping[str, object]) -> Iterator[str]:
+    """The fields that are koo's own."""
+    for name, value in body.items():
+        plain = name.replace("_", "").lower()
+        if plain in OWN_FIELDS:
+            yield name
+        elif plain == "generationconfig" and isinstance(value, Mapping):
+            yield from (f"{name}__{inner}" for inner in own_fields(value))
 
 
 def _of(service: str, name: str) -> str:
@@ -83,7 +135,7 @@ def _of_budget(budget: str, own: BudgetSettings, services: list[str]) -> Iterato
 
 
 def _of_local(settings: Variables, own: ServiceSettings) -> Iterator[tuple[str, str]]:
-    for name in ("kind", "base_url", "api_key"):
+    for name in ("kind", "base_url", "api_key", "proxy", "headers", "body"):
         if name in own.given:
             yield name, "is set; allowed is none, because local runs on this machine"
     path = local_model_path(settings)

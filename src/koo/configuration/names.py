@@ -93,7 +93,7 @@ def _named(arguments: Mapping[str, Any]) -> Iterator[tuple[Name, object]]:
                     raise ConfigurationError("", f"{wrong}; allowed is {_ALLOWED_NAME}")
                 if what == "service":
                     check_service_name(whose)
-                yield from ((Name(name, whose, one), its) for one, its in own.items())
+                yield from ((Name(name, whose, one), its) for one, its in _flat(dict(own)))
         else:
             meant = nearest(name, Variables.rows)
             raise ConfigurationError(
@@ -101,11 +101,25 @@ def _named(arguments: Mapping[str, Any]) -> Iterator[tuple[Name, object]]:
             )
 
 
+def _flat(own: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """{"headers": {"X-Title": "koo"}} → ("headers__X-Title", "koo"), as a variable would name it."""
+    for one, its in own.items():
+        if isinstance(its, Mapping):
+            yield from ((f"{one}__{inner}", value) for inner, value in its.items())
+        else:
+            yield one, its
+
+
 def _split(variable: str) -> Name:
-    """`AI_SERVICES__CLAUDE__DAILY_BUDGET` → ("ai_services", "claude", "daily_budget")."""
+    """`AI_SERVICES__CLAUDE__DAILY_BUDGET` → ("ai_services", "claude", "daily_budget").
+
+    What follows a third `__` is the operator's own name: in capitals it is read as small letters, else as it stands.
+    """
     family = next(one for one in FAMILIES if variable.startswith(f"{one}__".upper()))
     prefix, what = f"{family}__".upper(), FAMILIES[family][1]
-    whose, _, name = variable.removeprefix(prefix).lower().partition("__")
+    whose, _, name = variable.removeprefix(prefix).partition("__")
+    setting, bar, inner = name.partition("__")
+    whose, name = whose.lower(), setting.lower() + bar + (inner.lower() if inner.isupper() else inner)
     if name and what == "service" and whose in RESERVED_NAMES:
         raise ConfigurationError(
             "",

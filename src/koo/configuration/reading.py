@@ -28,10 +28,15 @@ def read_rows(
     found = {
         name.attribute: one for name, one in merged.items() if (name.family, name.whose) == (family, whose)
     }
+    many: dict[str, dict[str, Any]] = {name: {} for name, row in table.rows.items() if row.many}
     for name, one in found.items():
-        if name not in table.rows:
+        setting, _, inner = name.partition("__")
+        if setting in many and inner:
+            many[setting][inner] = _read(table.rows[setting], one, home)
+        elif name not in table.rows or name in many:
             raise _no_such_setting(table, what, name, one, home)
-    return {name: _read(row, found.get(name), home) for name, row in table.rows.items()}, frozenset(found)
+    single = {name: _read(row, found.get(name), home) for name, row in table.rows.items() if not row.many}
+    return single | many, frozenset(name.partition("__")[0] for name in found)
 
 
 def _read(row: Row, found: Found | None, home: Path) -> object:

@@ -115,11 +115,26 @@ def _parse(text: str, path: Path) -> dict[str, str]:
 # ── both together ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+"""Variables that other software writes in small letters, often in both forms."""
+
+
 def gather(environ: Mapping[str, str], env_file: Path) -> dict[str, Found]:
     """What is set, by name; the environment wins over the file.
 
     An empty variable of the environment hides the file's, so `OPENAI_API_KEY= koo serve` is a start without the key.
     """
-    found = {name: Found(name, text.strip(), ".env") for name, text in read_env_file(env_file).items()}
-    found |= {name: Found(name, text.strip(), "environment") for name, text in environ.items()}
+    return _read(read_env_file(env_file), ".env") | _read(environ, "environment")
+
+
+def _read(variables: Mapping[str, str], source: Source) -> dict[str, Found]:
+    found = {name: Found(name, text.strip(), source) for name, text in variables.items()}
+    if "REQUEST_METHOD" in found:
+        # In a CGI process a client's header `Proxy: …` arrives as HTTP_PROXY, and would choose the way of our requests.
+        found.pop("HTTP_PROXY", None)
+    for name in PROXIES:
+        # As everywhere, small letters win, an empty value too: so a shell goes without the machine's proxy.
+        small = found.pop(name.lower(), None)
+        if small is not None:
+            found[name] = Found(name, small.value, source)
     return found

@@ -10,6 +10,7 @@ A class of rows is a `Table`. Its instances hold a value for each row, under the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -60,6 +61,8 @@ class Row:
     none: str = ""
     """What the word `none` means; empty where it is no value."""
     secret: bool = False
+    many: bool = False
+    """Holds a value for each name that follows it: `HEADERS__X_TITLE` is the one of "x_title"."""
     name: str = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -77,7 +80,7 @@ class Row:
         value = reveal(value)
         if not isinstance(value, self.form.types):
             raise ValueError
-        text = str(value).strip()
+        text = json.dumps(value) if isinstance(value, (bool, list, dict)) else str(value).strip()
         if self.none and text.lower() == "none":
             return None
         made = self.form.read(text, home)
@@ -92,6 +95,8 @@ class Row:
         """A value for people's eyes: a secret is masked."""
         if value is None:
             return "none" if self.none else ""
+        if isinstance(value, Mapping):
+            return ", ".join(f"{name}=…" for name in value)
         return self.form.shown(as_text(value))
 
 
@@ -120,6 +125,11 @@ def for_services(option: Callable[[ServiceOptions], T], **words: Unpack[Words]) 
 def of_one(option: Callable[[ServiceOptions], T], **words: Unpack[Words]) -> T | None:
     """A setting of one service; None where it is not set."""
     return cast("T", replace(_row(SERVICE, (option,), words), default=None, takes_none=True))
+
+
+def many_of_one(option: Callable[[ServiceOptions], T], **words: Unpack[Words]) -> T:
+    """Settings of one service under names of the operator's own, whose values nothing shows; {} where none is set."""
+    return cast("T", replace(_row(SERVICE, (option,), words), default={}, many=True, secret=True))
 
 
 def of_budget(option: Callable[[BudgetOptions], T], **words: Unpack[Words]) -> T | None:

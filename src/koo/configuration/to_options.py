@@ -6,6 +6,7 @@ takes from more than one variable: its kind, key, model, slowness and money.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
@@ -17,7 +18,7 @@ from koo.checked import Checked
 from koo.configuration.table import BUDGET, PLATFORM, SERVICE, Place, Table
 from koo.configuration.values import reveal
 from koo.configuration.variables import BUILT_IN, ServiceSettings, Variables
-from koo.options import PlatformOptions, ServiceKind, ServiceOptions
+from koo.options import KEY_HEADERS, PlatformOptions, ServiceKind, ServiceOptions
 
 Options = TypeVar("Options", bound=Checked)
 PACKAGED_MODEL = "SmolLM2-135M-Instruct"
@@ -62,8 +63,8 @@ def _with(options: Options, values: Mapping[Place, Any]) -> Options:
 def _service_options(settings: Variables, name: str) -> ServiceOptions:
     own = settings.ai_services.get(name, ServiceSettings({}, frozenset()))
     kind, key = _kind_and_key(settings, name, own)
-    unpriced = own.input_price is None and own.price_as is None
-    free = (kind == "local" or (name not in BUILT_IN and key is None)) and unpriced
+    keyless = name not in BUILT_IN and key is None and KEY_HEADERS.isdisjoint(headers_of(own))
+    free = (kind == "local" or keyless) and own.input_price is None and own.price_as is None
     off = kind == "local" and not settings.ai_local_enabled
     derived: dict[Place, Any] = {
         ("name",): name,
@@ -73,6 +74,8 @@ def _service_options(settings: Variables, name: str) -> ServiceOptions:
         ("declared",): name not in BUILT_IN,
         ("disabled_by",): "AI_LOCAL_ENABLED=false" if off else "",
         ("slow_s",): own.slow_call_seconds or (own.attempt_timeout or settings.ai_attempt_timeout) / 2,
+        ("headers",): headers_of(own),
+        ("body",): body_of(own),
         ("budget_is_explicit",): "daily_budget" in own.given or "ai_default_daily_budget" in settings.given,
     }
     if free:
@@ -80,6 +83,26 @@ def _service_options(settings: Variables, name: str) -> ServiceOptions:
     if free and "daily_budget" not in own.given:
         derived[("daily_budget_usd",)] = None  # What costs nothing need not wait for a ledger.
     return _with(SERVICE, _values(settings, SERVICE) | _values(own, SERVICE) | derived)
+
+
+def headers_of(own: ServiceSettings) -> dict[str, str]:
+    """{"x_title": …} → {"x-title": …}: a variable's name has no dashes, and headers have nothing else."""
+    return {name.replace("_", "-").lower(): reveal(text) for name, text in own.headers.items()}
+
+
+def body_of(own: ServiceSettings) -> dict[str, Any]:
+    """{"provider__order": "[…]"} → {"provider": {"order": […]}}.
+
+    Raises `TypeError` where a field is to be inside another one that is not an object.
+    """
+    body: dict[str, Any] = {}
+    for path, text in sorted(own.body.items()):
+        *outer, name = path.split("__")
+        inside = body
+        for part in outer:
+            inside = inside.setdefault(part, {})
+        inside[name] = json.loads(reveal(text))
+    return body
 
 
 def _kind_and_key(settings: Variables, name: str, own: ServiceSettings) -> tuple[ServiceKind, str | None]:

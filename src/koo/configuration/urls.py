@@ -10,6 +10,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from koo.proxies import is_address, read_proxy
+
 DATABASE_SCHEMES = (
     "sqlite",
     "sqlite+aiosqlite",
@@ -96,29 +98,22 @@ def check_web_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def check_proxy_url(url: str) -> str:
+    """The URL of a proxy that koo can speak to. Raises `ValueError`."""
+    read_proxy(url)
+    return url
+
+
 def check_host(host: str) -> str:
     """An address or a name to listen on. Raises `ValueError`."""
-    if not _is_address(host) and not _HOST_NAME.fullmatch(host):
+    if not is_address(host) and not _HOST_NAME.fullmatch(host):
         raise ValueError(f"allowed is {ALLOWED_HOSTS}")
     return host
 
 
-def is_loopback(host: str) -> bool:
-    """Can only this machine reach it?"""
-    return host.lower() == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
 def url_of(host: str, port: int) -> str:
     """Where a server that listens there is reached from this machine."""
-    if _is_address(host) and ip_address(host).is_unspecified:
+    if is_address(host) and ip_address(host).is_unspecified:
         host = "127.0.0.1" if ip_address(host).version == 4 else "::1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

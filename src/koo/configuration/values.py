@@ -6,7 +6,9 @@ the form. No text ever repeats the value, because it may be a secret.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +22,14 @@ from koo.configuration.urls import (
     ALLOWED_HOSTS,
     ALLOWED_WEB,
     check_host,
+    check_proxy_url,
     check_web_url,
     effective_database_url,
     effective_state_url,
     mask_to_scheme,
     mask_url,
 )
+from koo.proxies import ALLOWED_PROXY
 
 SHOWN_MAX = 40
 TAG_MAX = 200
@@ -174,6 +178,60 @@ def _scheme(text: str) -> str:
     return f'"{mask_to_scheme(text)}"'
 
 
+def _proxy(text: str, _home: Path) -> str:
+    # Not more: another program may need one that koo cannot use, which is said where a service would need it.
+    if not text.isprintable() or " " in text:
+        raise ValueError
+    return text
+
+
+def _hosts(text: str, _home: Path) -> str:
+    if not text.isprintable():
+        raise ValueError
+    return text
+
+
+def _certificates(text: str, home: Path) -> Path:
+    path = (home / Path(text).expanduser()).resolve()
+    if not path.is_file():
+        raise ValueError("allowed is the path of a file that exists")
+    import ssl  # loaded only where such a file is named
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    except (ssl.SSLError, OSError):
+        raise ValueError("allowed is a file of certificates in PEM form that can be read") from None
+    return path
+
+
+def _certificate_folders(text: str, home: Path) -> str:
+    # Several, as OpenSSL takes them; some systems name one that only some machines have.
+    folders = [(home / Path(one).expanduser()).resolve() for one in text.split(os.pathsep)]
+    if not any(one.is_dir() for one in folders):
+        raise ValueError
+    return os.pathsep.join(map(str, folders))
+
+
+def _header(text: str, _home: Path) -> str:
+    # A line break would begin a header of its own.
+    if not re.fullmatch(r"[\x20-\x7e\t]+", text):
+        raise ValueError
+    return text
+
+
+def _field(text: str, _home: Path) -> str:
+    """JSON as it stands; anything else is a text, and becomes JSON."""
+    try:
+        json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return json.dumps(text)
+    return text
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(name)  # NaN and Infinity are Python's own JSON, and no server's
+
+
 YES_OR_NO = Form("true or false", _switch, types=(str, bool))
 KEY = Form("ASCII text without quotes and spaces", _key, lambda _text: '"…"', lambda _text: "…")
 MODEL = Form("the name of a model, for `local` the path of a file that exists", _model)
@@ -184,6 +242,23 @@ FOLDER = Form(
 )
 HOST = Form(ALLOWED_HOSTS, lambda text, _home: check_host(text))
 WEB_URL = Form(ALLOWED_WEB, lambda text, _home: check_web_url(text), _masked)
+HEADER = Form("printable ASCII text", _header, lambda _text: '"…"', lambda _text: "…")
+FIELD = Form(
+    "JSON, or text",
+    _field,
+    lambda _text: '"…"',
+    lambda _text: "…",
+    types=(str, bool, int, float, list, dict, type(None)),
+)
+PROXY = Form("the URL of a proxy", _proxy, lambda _text: '"…"', mask_url)
+SERVICE_PROXY = Form(ALLOWED_PROXY, lambda text, _home: check_proxy_url(text), lambda _text: '"…"', mask_url)
+HOSTS = Form("hosts, with commas between them", _hosts)
+CERTIFICATE_FILE = Form("the path of a file of certificates in PEM form", _certificates, types=(str, Path))
+CERTIFICATE_FOLDERS = Form(
+    f"a folder that exists, or several with {os.pathsep} between them",
+    _certificate_folders,
+    types=(str, Path),
+)
 DATABASE_URL = Form(ALLOWED_DATABASES, effective_database_url, _scheme, mask_url)
 STATE_URL = Form(ALLOWED_DATABASES, effective_state_url, _scheme, mask_url)
 SERVICE_NAME = Form("the name of a service", _service_name)

@@ -9,16 +9,32 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from koo.ai.models import KEY_VARIABLES
-from koo.configuration.table import Table, alone, for_services, of_budget, of_one, secret, variable
+from koo.configuration.table import (
+    Table,
+    alone,
+    for_services,
+    many_of_one,
+    of_budget,
+    of_one,
+    secret,
+    variable,
+)
 from koo.configuration.values import (
+    CERTIFICATE_FILE,
+    CERTIFICATE_FOLDERS,
     DATABASE_URL,
+    FIELD,
     FOLDER,
+    HEADER,
     HOST,
+    HOSTS,
     KEY,
     MODEL,
+    PROXY,
     SERVICE_KIND,
     SERVICE_NAME,
     SERVICE_OR_REFUSE,
+    SERVICE_PROXY,
     STATE_URL,
     TAG,
     WEB_URL,
@@ -72,6 +88,15 @@ class ServiceSettings(Table):
     )
     base_url = of_one(lambda service: service.base_url, form=WEB_URL)
     api_key = secret(of_one(lambda service: service.api_key, form=KEY))
+    proxy = secret(
+        of_one(
+            lambda service: service.proxy,
+            form=SERVICE_PROXY,
+            shown_default="as `HTTPS_PROXY` and its kin say; none for a server on this machine",
+        )
+    )
+    headers = many_of_one(lambda service: service.headers, form=HEADER)
+    body = many_of_one(lambda service: service.body, form=FIELD)
     model = of_one(lambda service: service.model, form=MODEL, shown_default="see the table of services")
     daily_budget = of_one(lambda service: service.daily_budget_usd)
     input_price = of_one(lambda service: service.input_price, shown_default="from the price table")
@@ -199,6 +224,14 @@ class Variables(Table):
     openai_api_key = _key_of("openai")
     gemini_api_key = _key_of("gemini")
     perplexity_api_key = _key_of("perplexity")
+
+    # ── the way to other machines ──
+    https_proxy = secret(variable(lambda koo: koo.network.https_proxy, form=PROXY))
+    http_proxy = secret(variable(lambda koo: koo.network.http_proxy, form=PROXY))
+    all_proxy = secret(variable(lambda koo: koo.network.all_proxy, form=PROXY))
+    no_proxy = variable(lambda koo: koo.network.no_proxy, form=HOSTS)
+    ssl_cert_file = variable(lambda koo: koo.network.cert_file, form=CERTIFICATE_FILE)
+    ssl_cert_dir = variable(lambda koo: koo.network.cert_dir, form=CERTIFICATE_FOLDERS)
 
     # ── koo itself ──
     koo_state_url = secret(variable(lambda koo: koo.state_url, form=STATE_URL))

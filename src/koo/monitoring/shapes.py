@@ -346,6 +346,11 @@ class ServiceConfiguration(TypedDict):
     idempotent: NotRequired[bool]
     kind: NotRequired[Annotated[str, Doc("whose format it speaks")]]
     base_url: NotRequired[str | None]
+    proxy: NotRequired[
+        Annotated[str | None, Doc("what requests go through, without its password; null: nothing")]
+    ]
+    headers: NotRequired[Annotated[list[str], Doc("names of headers that an operator added")]]
+    body: NotRequired[Annotated[list[str], Doc("names of fields that an operator added")]]
     has_key: NotRequired[bool]
     max_tokens: NotRequired[int]
     first_token_timeout: NotRequired[float]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from koo.ai.providers.base import Request
+from koo.ai.providers.extras import ExtraFields
 from koo.ai.providers.faults import FaultTable
 from koo.ai.providers.transport import ReadError, Wire, bound_tokens
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.http import HttpClient
+from koo.options import NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +32,9 @@ class Vendor:
 class Adapter:
     """One service of one vendor, behind a `Wire`.
 
-    `base_url` None is the vendor's own address; `api_key` None sends no key (a server of one's own). A subclass names
-    its `vendor`, and overrides `address` and `headers` where its vendor differs.
+    `base_url` None is the vendor's own address; `api_key` None sends no key (a server of one's own). `headers` and
+    `body` are an operator's additions to every request. A subclass names its `vendor`, and overrides `address` and
+    `headers` where its vendor differs.
     """
 
     vendor: ClassVar[Vendor]
@@ -43,15 +47,18 @@ class Adapter:
         base_url: str | None = None,
         api_key: str | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        headers: Mapping[str, str] = NOTHING,
+        body: Mapping[str, Any] = NOTHING,
     ) -> None:
         self._wire = Wire(
             service,
             http,
             base_url=self.address((base_url or self.vendor.base_url).rstrip("/")),
-            headers=self.headers(api_key),
+            headers={**self.headers(api_key), **{name.lower(): text for name, text in headers.items()}},
             table=self.vendor.faults,
             read_error=self.vendor.read_error,
             clock=clock,
+            extra=ExtraFields(body) if body else None,
         )
 
     def __repr__(self) -> str:
@@ -68,8 +75,9 @@ class Adapter:
         return {} if api_key is None else {"authorization": f"Bearer {api_key}"}
 
     def bound_input_tokens(self, request: Request) -> int:
-        """UTF-8 bytes of prompt and system, and an allowance for what is put around them."""
-        return bound_tokens(request)
+        """UTF-8 bytes of prompt, system and an operator's own fields, and an allowance for what is put around them."""
+        extra = self._wire.extra
+        return bound_tokens(request) + (extra.bytes_max if extra is not None else 0)
 
     def obstacle(self) -> str:
         """Nothing on this machine: the options say whether there is a key."""

@@ -251,9 +251,10 @@ def transport_error(service: str, error: TransportError) -> ExternalServiceError
         return _closed_here(service, error)
     kind = Kind.BAD_ANSWER if error.stage == "answer" else Kind.CONNECTION
     # What never left cannot be billed; anything else may have been.
-    return make_error(
-        service, kind, error.reason, detail={"phase": error.stage}, billable=error.stage != "connect"
-    )
+    detail: dict[str, Any] = {"phase": error.stage}
+    if error.lasting:
+        detail["should_retry"] = False
+    return make_error(service, kind, error.reason, detail=detail, billable=error.stage != "connect")
 
 
 def _closed_here(service: str, error: ClosedHere) -> ExternalServiceError:

@@ -24,7 +24,6 @@ from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 from koo.ai.providers.openai_errors import read_error
 from koo.ai.providers.other_words import CONTEXT_WORDS
 from koo.ai.providers.responses import Body, ResponsesAdapter, encode_body
-from koo.ai.providers.transport import bound_tokens
 from koo.errors import Kind
 
 BASE_URL = "https://api.perplexity.ai/v1"
@@ -106,7 +105,9 @@ class PerplexityProvider(ResponsesAdapter):
 
     def bound_input_tokens(self, request: Request) -> int:
         """UTF-8 bytes of prompt and system in each pass, and what searches may bring."""
-        return PASSES * (bound_tokens(request) + PASS_TOKENS) + SEARCHES_MAX * SEARCH_TOKENS_BOUND
+        return (
+            PASSES * (super().bound_input_tokens(request) + PASS_TOKENS) + SEARCHES_MAX * SEARCH_TOKENS_BOUND
+        )
 
     def encode(self, request: Request, *, stream: bool) -> bytes:
         body = _Body(

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from koo.ai.providers.base import Request
+from koo.ai.providers.extras import ExtraFields
 from koo.ai.providers.faults import FaultTable, ParsedError, make_error, transport_error
 from koo.ai.types import Usage
 from koo.clock import Clock
@@ -57,8 +58,10 @@ class Wire:
         table: FaultTable,
         read_error: ReadError,
         clock: Clock,
+        extra: ExtraFields | None = None,
     ) -> None:
         self.service = service
+        self.extra = extra
         self._http = http
         self._base_url = base_url
         self.host = urlsplit(base_url).hostname or ""
@@ -83,6 +86,8 @@ class Wire:
 
     async def request(self, method: str, path: str, body: bytes | None = None) -> HttpResponse:
         """Ask once; an answer of status 200 to 299. Raises `ExternalServiceError`."""
+        if self.extra is not None and body is not None:
+            body = self.extra.into(body)
         try:
             response = await self._http.request(
                 method, self._base_url + path, headers=self._headers, body=body
@@ -95,6 +100,8 @@ class Wire:
 
     async def open(self, path: str, body: bytes) -> HttpStream:
         """Ask once for a stream of events; its owner closes it. Raises `ExternalServiceError`."""
+        if self.extra is not None:
+            body = self.extra.into(body)
         try:
             stream = await self._http.stream("POST", self._base_url + path, headers=self._headers, body=body)
         except TransportError as error:

@@ -78,9 +78,10 @@
  * @typedef {{
  *   model: string | null, timeout: number, attempt_timeout: number, slow_call: number | null, max_retries: number,
  *   failure_threshold: number, recovery_timeout: number, success_threshold: number, idempotent?: boolean,
- *   kind?: string, base_url?: string | null, has_key?: boolean, max_tokens?: number, first_token_timeout?: number,
- *   stall_timeout?: number, concurrency?: number | null, price_as?: string | null, queue_length?: number,
- *   input_price?: string | null, output_price?: string | null,
+ *   kind?: string, base_url?: string | null, proxy?: string | null, headers?: string[], body?: string[],
+ *   has_key?: boolean, max_tokens?: number, first_token_timeout?: number, stall_timeout?: number,
+ *   concurrency?: number | null, price_as?: string | null, queue_length?: number, input_price?: string | null,
+ *   output_price?: string | null,
  * }} ServiceConfiguration
  *
  * @typedef {{

@@ -1,0 +1,50 @@
+"""What an operator adds to the body of each request of a service: `AI_SERVICES__X__BODY__…`.
+
+koo's own fields win, inside an object too: a field of the query is the caller's word, and `max_tokens` is what a hold
+rests on. Names are compared without case and underscores, because Gemini takes `generation_config` for
+`generationConfig`, and refuses both at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+_own: msgspec.json.Decoder[dict[str, msgspec.Raw]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_encode = msgspec.json.Encoder().encode
+
+
+class ExtraFields:
+    """Fields for every body of one service. `bytes_max`: no more than so many tokens come with them."""
+
+    __slots__ = ("_fields", "bytes_max")
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields = fields
+        self.bytes_max = len(_encode(fields))
+
+    def into(self, body: bytes) -> bytes:
+        """The body with the fields that it has not."""
+        # The fields of the body stay bytes: a prompt of a megabyte is neither read nor written anew.
+        merged: dict[str, Any] = dict(_own.decode(body))
+        named = {_plain(name): name for name in merged}
+        for name, value in self._fields.items():
+            own = named.get(_plain(name))
+            if own is None:
+                merged[name] = value
+            elif isinstance(value, Mapping):
+                there = msgspec.json.decode(merged[own])
+                merged[own] = _merge(there, value) if isinstance(there, dict) else merged[own]
+        return _encode(merged)
+
+
+def _merge(own: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """An object with what another one has beyond it."""
+    named = {_plain(name) for name in own}
+    return own | {name: value for name, value in more.items() if _plain(name) not in named}
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
