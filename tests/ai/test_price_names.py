@@ -92,7 +92,7 @@ def test_a_model_has_its_price_however_it_is_written(model: str, kind: Any, as_m
         # The address says more about the price than the format that is spoken there.
         ("eu.anthropic.claude-sonnet-4-5-20250929-v1:0", "anthropic", BEDROCK, ("3.3", "16.5")),
         # OpenRouter: a suffix that chooses among hosts, and entries of their own.
-        ("meta-llama/llama-3.3-70b-instruct", "openai_compatible", OPENROUTER, ("0.59", "0.79")),
+        ("mistralai/mistral-large", "openai_compatible", OPENROUTER, ("2", "6")),
         ("openai/gpt-4o:extended", "openai_compatible", OPENROUTER, ("6", "18")),
         ("meta-llama/llama-3.3-70b-instruct:free", "openai_compatible", OPENROUTER, ("0", "0")),
         ("brand-new/model:free", "openai_compatible", OPENROUTER, ("0", "0")),
