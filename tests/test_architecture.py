@@ -32,7 +32,7 @@ ROWS: list[set[str]] = [
     {"guard"},
     {"proxies"},
     {"connector"},
-    {"encodings", "prepared"},
+    {"encodings", "prepared", "strays"},
     {"http", "storage.base"},
     {"monitoring"},
     {"ai", "database", "alerts", "storage"},

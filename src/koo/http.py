@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import ssl
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Mapping
@@ -44,6 +45,7 @@ from koo.encodings import unpacked
 from koo.options import NetworkOptions
 from koo.prepared import LINE_BYTES_MAX, Prepared, Reply
 from koo.proxies import Proxy
+from koo.strays import Strays, is_whole
 
 __all__ = [
     "AnswerTooLarge",
@@ -71,6 +73,10 @@ PREPARED_MAX = 256
 STEPS_TO_A_TUNNEL = 3
 """To the proxy, from there to the other side, and the secure connection: each may take as long as connecting may."""
 DIRECT = NetworkOptions()
+DOCUMENT = "document"
+"""The name of what stands in a stream without being an event."""
+_EVENT = re.compile(rb"\{.*\}|\[DONE\]", re.DOTALL)
+"""A line of data that is an event by itself."""
 READ_OUT_S_MAX = 0.2
 """A well-behaved server ends its answer together with the last event; a new connection would cost about this."""
 BROKEN = (aiohttp.ClientError, OSError, RuntimeError)
@@ -403,7 +409,7 @@ class EventParser:
     character may be split over portions without harm.
     """
 
-    __slots__ = ("_after_cr", "_begun", "_bytes", "_bytes_max", "_data", "_event", "_tail")
+    __slots__ = ("_after_cr", "_begun", "_bytes", "_bytes_max", "_data", "_event", "_strays", "_tail")
 
     def __init__(self, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
         self._bytes_max = event_bytes_max
@@ -413,6 +419,7 @@ class EventParser:
         self._bytes = 0
         self._after_cr = False
         self._begun = False
+        self._strays = Strays()
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """The events that this portion completes. Raises `AnswerTooLarge`."""
@@ -438,13 +445,17 @@ class EventParser:
         return events
 
     def finish(self) -> list[ServerSentEvent]:
-        """At the end of the stream: an event whose lines are whole and that lacks only the empty one.
+        """At the end of the stream: an event that is whole and lacks only the empty line, and strays.
 
-        The standard would drop it, but servers that end with `data: [DONE]` and a single LF exist.
+        The standard would drop it, but servers that end with `data: [DONE]` and a single LF, or none, exist.
         """
         events: list[ServerSentEvent] = []
-        if not self._tail:
+        tail, self._tail = self._tail, []
+        if tail:
+            self._take(b"".join(tail), events)
+        if not tail or self._data[-1:] == [b"[DONE]"] or is_whole(b"\n".join(self._data)):
             self._dispatch(events)
+        events += [ServerSentEvent(DOCUMENT, document) for document in self._strays.finish()]
         return events
 
     def _take(self, line: bytes, events: list[ServerSentEvent]) -> None:
@@ -464,16 +475,24 @@ class EventParser:
             # Not in the standard, but in old servers of llama.cpp: an error that ends the stream.
             self._event = "error"
             self._data.append(value)
+        elif name and self._strays.wants(line):
+            events += [ServerSentEvent(DOCUMENT, document) for document in self._strays.take(line)]
 
     def _dispatch(self, events: list[ServerSentEvent]) -> None:
         if self._data:
-            data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
-            events.append(ServerSentEvent(self._event or "message", data))
+            name = self._event or "message"
+            if len(self._data) == 1:
+                events.append(ServerSentEvent(name, self._data[0]))
+            elif all(map(_EVENT.fullmatch, self._data)):
+                # Servers that leave out the empty line between two events.
+                events += [ServerSentEvent(name, data) for data in self._data]
+            else:
+                events.append(ServerSentEvent(name, b"\n".join(self._data)))
             self._data = []
         self._event = ""
 
     def _measure(self) -> None:
         """`_bytes` counts everything that came since it was last measured; what counts is what is still kept."""
-        self._bytes = sum(map(len, self._tail)) + sum(map(len, self._data))
+        self._bytes = sum(map(len, self._tail)) + sum(map(len, self._data)) + self._strays.size
         if self._bytes > self._bytes_max:
             raise AnswerTooLarge("an event of the stream", self._bytes_max)

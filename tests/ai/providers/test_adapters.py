@@ -317,6 +317,9 @@ CHAT_BODY = b'{"choices":[{"message":{"content":%b},"finish_reason":"stop"}]}'
         ("compatible", b'{"choices":[{"message":{"content":null,"refusal":"no"}}]}', "no"),
         ("compatible", b'{"choices":[{"message":{"content":"a"}}],"usage":{"prompt_tokens":null}}', "a"),
         ("compatible", b'{"choices":[{"message":{"content":"a"}}],"error":null}', "a"),
+        ("anthropic", b'{"model":7,"content":"a","stop_reason":[]}', "a"),
+        ("anthropic", b'{"model":"m","content":[{"type":"text","text":7}]}', "7"),
+        ("openai", b'{"model":7,"status":[],"output":[{"type":"message","content":"a"}],"usage":"x"}', "a"),
     ],
 )  # fmt: skip
 def test_shapes_of_good_answers(vendor: str, body: bytes, text: str) -> None:
@@ -328,8 +331,7 @@ def test_shapes_of_good_answers(vendor: str, body: bytes, text: str) -> None:
 
 BAD_BODIES = [
     b"", b"   ", b"not json", b"{", b"null", b"7", b"[]", b"{}", b'"text"', b"[" * 100_000, b'{"a":' * 100_000,
-    b"\xff\xfe\x00", b'{"model":7,"content":"x","status":[],"output":{},"choices":3}', b'{"choices":[]}',
-    b'{"model":"m","content":[{"type":"text","text":7}],"status":"completed","output":[{"type":7}]}',
+    b"\xff\xfe\x00", b'{"model":7,"content":{},"status":[],"output":{},"choices":3}', b'{"choices":[]}',
 ]  # fmt: skip
 
 
@@ -538,9 +540,9 @@ def test_openais_own_form_of_an_error_event() -> None:
         (b'data: {"choices":[{"delta":{},"finish_reason":"error","error":{"code":503}}]}\n\n', Kind.OVERLOADED),
         (b'data: {"error":"model runner has stopped"}\n\n', Kind.SERVER_ERROR),
         (b"data: not json\n\n", Kind.BAD_ANSWER),
-        (b"data: {}\n\n", Kind.BAD_ANSWER),
+        (b"data: {}\n\n", Kind.TRUNCATED_STREAM),
         (b"data: [\n\n", Kind.BAD_ANSWER),
-        (b'data: {"choices":7}\n\n', Kind.BAD_ANSWER),
+        (b'data: {"choices":7}\n\n', Kind.TRUNCATED_STREAM),
         (b"data: " + b"[" * 50_000 + b"\n\n", Kind.BAD_ANSWER),
         (b"", Kind.TRUNCATED_STREAM),
         (b": nothing but pings\n\n", Kind.TRUNCATED_STREAM),

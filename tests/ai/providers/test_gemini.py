@@ -170,7 +170,10 @@ def with_usage(**counts: Any) -> bytes:
     ("counts", "usage"),
     [
         # Tools that read count as input; what the total has beyond the parts was thought, and is billed.
-        ({"promptTokenCount": 10, "toolUsePromptTokenCount": 5}, Usage(input_tokens=15)),
+        (
+            {"promptTokenCount": 10, "toolUsePromptTokenCount": 5, "candidatesTokenCount": 1},
+            Usage(input_tokens=15, output_tokens=1),
+        ),
         (
             {"promptTokenCount": 10, "candidatesTokenCount": 2, "totalTokenCount": 42},
             Usage(input_tokens=10, output_tokens=32),
@@ -179,8 +182,15 @@ def with_usage(**counts: Any) -> bytes:
             {"promptTokenCount": 10, "candidatesTokenCount": 2, "totalTokenCount": 5},
             Usage(input_tokens=10, output_tokens=2),
         ),
-        ({"promptTokenCount": 3, "cachedContentTokenCount": 9}, Usage(cache_read_tokens=3)),
-        ({"promptTokenCount": None, "candidatesTokenCount": -4}, Usage()),
+        (
+            {"promptTokenCount": 3, "cachedContentTokenCount": 9, "candidatesTokenCount": 1},
+            Usage(cache_read_tokens=3, output_tokens=1),
+        ),
+        # Half of it told: the other half is estimated, by the one byte of the text, and all of it marked.
+        (
+            {"promptTokenCount": 3, "candidatesTokenCount": -4},
+            Usage(input_tokens=3, output_tokens=1, estimated=True),
+        ),
     ],
 )
 def test_counts_that_do_not_add_up(counts: dict[str, Any], usage: Usage) -> None:
@@ -223,7 +233,11 @@ def test_a_blocked_prompt_is_an_outcome_too_and_what_was_read_is_counted(reason:
         (b'{"candidates":[{"content":{"parts":[{"functionCall":{"name":"f"}},{"text":"b"}]}}]}', "b"),
         (b'{"candidates":[{"content":{"role":"model"},"finishReason":"MAX_TOKENS"}]}', ""),
         (b'{"candidates":[{"content":null,"finishReason":"SAFETY"}],"of_tomorrow":[{}]}', ""),
-        (b'{"candidates":[{"content":{"parts":null}}],"promptFeedback":{},"error":null}', ""),
+        (
+            b'{"candidates":[{"content":{"parts":null},"finishReason":"STOP"}],"promptFeedback":{},"error":null}',
+            "",
+        ),
+        (b'{"candidates":[{"content":{"parts":[{"text":7}]}}]}', "7"),
     ],
 )
 def test_shapes_of_good_answers(body: bytes, text: str) -> None:
@@ -414,7 +428,8 @@ def test_without_time_zones_on_the_machine_the_wait_is_near_enough(monkeypatch: 
 BAD_BODIES = [
     b"", b"   ", b"not json", b"{", b"null", b"7", b"[]", b"{}", b'"text"', b"[" * 100_000, b'{"a":' * 100_000,
     b"\xff\xfe\x00", b'{"candidates":[]}', b'{"candidates":7}', b'{"candidates":null}', b'{"promptFeedback":{}}',
-    b'{"candidates":[{"content":{"parts":[{"text":7}]}}]}', b'{"usageMetadata":{"promptTokenCount":"7"}}',
+    b'{"candidates":[{"content":{"parts":[{"text":null}]}}],"error":null}',
+    b'{"usageMetadata":{"promptTokenCount":"7"}}',
 ]  # fmt: skip
 
 
@@ -428,7 +443,7 @@ def test_a_success_that_cannot_be_read_is_a_bad_answer(body: bytes) -> None:
 @pytest.mark.parametrize("body", BAD_BODIES, ids=range(len(BAD_BODIES)))
 def test_a_document_in_place_of_a_stream_is_a_bad_answer_too(body: bytes) -> None:
     pieces, fault = TALK.pieces(raw(body))
-    assert pieces == [] and fault is not None and fault.kind is Kind.BAD_ANSWER
+    assert text_of(pieces) == "" and fault is not None and fault.kind is Kind.BAD_ANSWER
 
 
 def test_a_web_page_with_status_200_is_a_bad_answer() -> None:
@@ -553,7 +568,7 @@ def test_a_reason_in_each_chunk_ends_nothing_early() -> None:
     [
         (b"data: not json\n\n", Kind.BAD_ANSWER),
         (b"data: [\n\n", Kind.BAD_ANSWER),
-        (b'data: {"candidates":7}\n\n', Kind.BAD_ANSWER),
+        (b'data: {"candidates":7}\n\n', Kind.TRUNCATED_STREAM),
         (b"data: " + b"[" * 50_000 + b"\n\n", Kind.BAD_ANSWER),
         (b'data: {"candidates":' + b"[" * 50_000 + b"\n\n", Kind.BAD_ANSWER),
         (b"data: \xff\n\n", Kind.BAD_ANSWER),

@@ -6,13 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from koo.ai.providers.base import Request
+import msgspec
+
+from koo.ai.providers.base import Completion, Request
 from koo.ai.providers.extras import ExtraFields
 from koo.ai.providers.faults import FaultTable
+from koo.ai.providers.streaming import Reader, read_events
 from koo.ai.providers.transport import ReadError, Wire, bound_tokens
 from koo.clock import SYSTEM_CLOCK, Clock
-from koo.http import HttpClient
+from koo.http import HttpClient, HttpResponse
 from koo.options import NOTHING
+
+EVENT_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
+"""What a stream of events begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +40,13 @@ class Adapter:
 
     `base_url` None is the vendor's own address; `api_key` None sends no key (a server of one's own). `headers` and
     `body` are an operator's additions to every request. A subclass names its `vendor`, and overrides `address` and
-    `headers` where its vendor differs.
+    `headers` where its vendor differs. `shape` is what its answers are decoded to,
+    `reader` reads its streams.
     """
 
     vendor: ClassVar[Vendor]
+    shape: ClassVar[msgspec.json.Decoder[Any]]
+    reader: ClassVar[type[Reader]]
 
     def __init__(
         self,
@@ -78,6 +87,16 @@ class Adapter:
         """UTF-8 bytes of prompt, system and an operator's own fields, and an allowance for what is put around them."""
         extra = self._wire.extra
         return bound_tokens(request) + (extra.bytes_max if extra is not None else 0)
+
+    def _completion(self, request: Request, response: HttpResponse, answer: Any) -> Completion:
+        """What an answer comes to that was decoded to `shape`. Raises `ExternalServiceError`."""
+        raise NotImplementedError
+
+    def _reread(self, request: Request, response: HttpResponse) -> Completion:
+        """An answer that cannot be read strictly: leniently, or as the stream that it is. Raises as `complete` does."""
+        if response.body.lstrip(b"\xef\xbb\xbf\r\n").startswith(EVENT_FIELDS):
+            return read_events(self.reader(self._wire, response.headers, request), response.body)
+        return self._completion(request, response, self._wire.reread(response, self.shape))
 
     def obstacle(self) -> str:
         """Nothing on this machine: the options say whether there is a key."""

@@ -9,11 +9,14 @@ whose status is 200 and whose `type` therefore decides.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import msgspec
 
 from koo.ai.providers.adapter import Adapter, Vendor
 from koo.ai.providers.base import Completion, CompletionChunk, Request
+from koo.ai.providers.ends import OUTCOMES
 from koo.ai.providers.faults import (
     FORBIDDEN_ON_THE_WAY,
     FaultTable,
@@ -24,11 +27,19 @@ from koo.ai.providers.faults import (
 from koo.ai.providers.headers import anthropic_pace
 from koo.ai.providers.openai_errors import read_error
 from koo.ai.providers.streaming import Reader, read_stream
-from koo.ai.providers.transport import Wire, estimate_usage, name_of
+from koo.ai.providers.transport import (
+    NOTHING,
+    UNREADABLE,
+    Wire,
+    complete_usage,
+    is_something,
+    name_of,
+    type_of,
+)
 from koo.ai.providers.usage import Count, count_of
 from koo.ai.types import Usage
 from koo.errors import Kind
-from koo.http import ServerSentEvent
+from koo.http import HttpResponse, ServerSentEvent
 
 BASE_URL = "https://api.anthropic.com"
 VERSION = "2023-06-01"
@@ -109,56 +120,170 @@ class _Usage(msgspec.Struct):
 
 
 class _Block(msgspec.Struct):
-    type: str
-    text: str = ""
+    type: str = ""
+    text: str | None = None
 
 
-class _Answer(msgspec.Struct):
-    model: str
-    content: list[_Block]
+class _Answer(msgspec.Struct, frozen=True):
+    model: str | None = None
+    content: list[_Block] | None = None
     id: str | None = None
     stop_reason: str | None = None
     usage: _Usage | None = None
+    error: msgspec.Raw = NOTHING
 
 
 class _Delta(msgspec.Struct):
-    type: str = ""
-    text: str = ""
-    thinking: str = ""
+    text: str | None = None
+    thinking: str | None = None
 
 
 class _ContentDelta(msgspec.Struct):
     delta: _Delta
 
 
-class _Begun(msgspec.Struct):
-    model: str | None = None
-    usage: _Usage | None = None
+class _ContentStart(msgspec.Struct):
+    content_block: _Block
 
 
 class _MessageStart(msgspec.Struct):
-    message: _Begun
+    message: _Answer = _Answer()
 
 
-class _Ending(msgspec.Struct):
+class _Ending(msgspec.Struct, frozen=True):
     stop_reason: str | None = None
 
 
 class _MessageDelta(msgspec.Struct):
-    delta: _Ending
+    delta: _Ending = _Ending()
     usage: _Usage | None = None
 
 
+class _Event(msgspec.Struct):
+    """One without a name, or whose name says it all."""
+
+    error: msgspec.Raw = NOTHING
+
+
+NO_USAGE = Usage()
 _encode = msgspec.json.Encoder().encode
 _answer = msgspec.json.Decoder(_Answer)
 _content_delta = msgspec.json.Decoder(_ContentDelta)
-_message_start = msgspec.json.Decoder(_MessageStart)
-_message_delta = msgspec.json.Decoder(_MessageDelta)
+_event = msgspec.json.Decoder(_Event)
+
+
+class _Reader(Reader):
+    shapes: ClassVar = {
+        "content_block_delta": _content_delta,
+        "message_start": msgspec.json.Decoder(_MessageStart),
+        "content_block_start": msgspec.json.Decoder(_ContentStart),
+        "content_block_stop": _event,
+        "message_delta": msgspec.json.Decoder(_MessageDelta),
+        "message_stop": _event,
+        "message": _answer,
+        "error": _event,
+        "": _event,
+    }
+
+    def __init__(self, wire: Wire, headers: Mapping[str, str], request: Request) -> None:
+        super().__init__(wire, headers, request)
+        self._usage: _Usage | None = None
+
+    def read(self, event: ServerSentEvent) -> CompletionChunk | None:
+        name = name_of(event)
+        if name == "content_block_delta":
+            return self._piece(_content_delta.decode(event.data).delta)
+        decoder = self.shapes.get(name)
+        if decoder is None:  # A ping, what Anthropic may add, or another name for all events.
+            name = type_of(event.data)
+            decoder = self.shapes.get(name, _event)
+        return self.take(name, decoder.decode(event.data), event.data)
+
+    def take(self, name: str, told: Any, data: bytes) -> CompletionChunk | None:
+        match name:
+            case "content_block_delta":
+                return self._piece(told.delta)
+            case "message_start":
+                return self._start(told.message)
+            case "content_block_start":
+                text, self._start_text = self._take_start(), told.content_block.text or ""
+                return CompletionChunk(text=text) if text else None
+            case "content_block_stop":
+                text = self._take_start()
+                return CompletionChunk(text=text) if text else None
+            case "message_delta":
+                return self._change(told.delta.stop_reason, told.usage)
+            case "message_stop":
+                return self._final()
+            case "message":
+                return self._whole(told)
+            case "error":
+                raise self._error(read_error(200, self.headers, data))
+            case _:
+                if is_something(told.error):
+                    raise self._error(read_error(200, self.headers, data))
+                return None
+
+    def _piece(self, delta: _Delta) -> CompletionChunk | None:
+        text = delta.text
+        if not text:
+            return CompletionChunk(text=delta.thinking, reasoning=True) if delta.thinking else None
+        if self._start_text:
+            text = self._after_start(text)
+        self._texts.append(text)
+        return CompletionChunk(text=text)
+
+    def _start(self, message: _Answer) -> CompletionChunk:
+        self._begun = True
+        self._usage = message.usage
+        self._start_text = _text(message.content)
+        usage = usage_of(message.usage) if message.usage else None
+        request_id = self.headers.get("request-id") or message.id
+        # Its count of what was written is a first token's: it says nothing of what comes.
+        return CompletionChunk(
+            model=message.model,
+            usage=usage,
+            input_counted=True,
+            output_counted=False,
+            request_id=request_id,
+            pace=anthropic_pace(self.headers, self.wire.wall()),
+        )
+
+    def _change(self, reason: str | None, told: _Usage | None) -> CompletionChunk:
+        self.stop_reason = reason or self.stop_reason
+        text = self._take_start()
+        usage = usage_of(told, self._usage) if told else None
+        counted = told is not None and told.output_tokens is not None
+        self._written = self._written or (usage is not None and usage.output_tokens > 0)
+        self._usage_told = self._usage_told or counted
+        return CompletionChunk(
+            text=text,
+            usage=usage,
+            output_counted=counted,
+            stop_reason=self.stop_reason,
+            error=self._failed_end(),
+        )
+
+    def _whole(self, message: _Answer) -> CompletionChunk:
+        """A whole answer in place of the events, which is a stream of one piece."""
+        text = self._rest_of(_text(message.content))
+        if is_something(message.error):
+            raise self.wire.told(self.headers, message.error, billable=bool(text))
+        start = self._start(message)
+        self._start_text = text
+        last = self._change(message.stop_reason or "end_turn", message.usage)
+        if last.error is None:
+            self._final()
+        return replace(
+            last, model=start.model, request_id=start.request_id, pace=start.pace, final=last.error is None
+        )
 
 
 class AnthropicProvider(Adapter):
     """A service that speaks Anthropic's Messages API. `base_url` is the address without `/v1`."""
 
+    shape = _answer
+    reader = _Reader
     vendor = Vendor(FAULTS, read_error, BASE_URL, "/v1/models?limit=1")
 
     @staticmethod
@@ -172,68 +297,35 @@ class AnthropicProvider(Adapter):
 
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
-        wire = self._wire
-        response = await wire.request("POST", "/v1/messages", encode(request))
-        answer = wire.decode(response, _answer)
+        response = await self._wire.request("POST", "/v1/messages", encode(request))
+        try:
+            answer: _Answer | None = _answer.decode(response.body)
+        except UNREADABLE:
+            answer = None
+        if answer is None:  # not above: that error may quote the answer, and would stay behind each of ours
+            return self._reread(request, response)
+        return self._completion(request, response, answer)
+
+    def _completion(self, request: Request, response: HttpResponse, answer: _Answer) -> Completion:
+        wire, reason = self._wire, answer.stop_reason
         text = _text(answer.content)
+        usage = usage_of(answer.usage) if answer.usage else NO_USAGE
+        if not answer.content or reason not in OUTCOMES or answer.error is not NOTHING:
+            wire.judge(response, answer.error, text, reason, usage)
+        if not (usage.input_tokens and usage.output_tokens):
+            usage = complete_usage(usage, request, text)
         return Completion(
             text=text,
-            model=answer.model,
-            usage=usage_of(answer.usage) if answer.usage else estimate_usage(request, text),
-            stop_reason=answer.stop_reason,
+            model=answer.model or request.model,
+            usage=usage,
+            stop_reason=reason,
             request_id=response.headers.get("request-id") or answer.id,
             pace=anthropic_pace(response.headers, wire.wall()),
         )
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
-        return read_stream(self._wire, "/v1/messages", encode(request, stream=True), request, _Reader)
-
-
-class _Reader(Reader):
-    def __init__(self, wire: Wire, headers: Mapping[str, str], request: Request) -> None:
-        super().__init__(wire, headers, request)
-        self._usage: _Usage | None = None
-
-    def read(self, event: ServerSentEvent) -> CompletionChunk | None:
-        match name_of(event):
-            case "content_block_delta":
-                return _piece(_content_delta.decode(event.data).delta)
-            case "message_start":
-                return self._start(_message_start.decode(event.data).message)
-            case "message_delta":
-                return self._change(_message_delta.decode(event.data))
-            case "message_stop":
-                return CompletionChunk(final=True, stop_reason=self._stop_reason)
-            case "error":
-                raise self._error(read_error(200, self._headers, event.data))
-            case _:  # Pings, and what Anthropic may add: no content.
-                return None
-
-    def finish(self) -> CompletionChunk | None:
-        """Anthropic always says `message_stop`: a stream without it was cut."""
-        return None
-
-    def _start(self, message: _Begun) -> CompletionChunk:
-        self._begun = True
-        self._usage = message.usage
-        usage = usage_of(message.usage) if message.usage else None
-        request_id = self._headers.get("request-id")
-        # Its count of what was written is a first token's: it says nothing of what comes.
-        return CompletionChunk(
-            model=message.model,
-            usage=usage,
-            input_counted=True,
-            output_counted=False,
-            request_id=request_id,
-            pace=anthropic_pace(self._headers, self._wire.wall()),
-        )
-
-    def _change(self, change: _MessageDelta) -> CompletionChunk:
-        self._stop_reason = change.delta.stop_reason or self._stop_reason
-        usage = usage_of(change.usage, self._usage) if change.usage else None
-        counted = change.usage is not None and change.usage.output_tokens is not None
-        return CompletionChunk(usage=usage, output_counted=counted, stop_reason=self._stop_reason)
+        return read_stream(self._wire, "/v1/messages", encode(request, stream=True), request, self.reader)
 
 
 def encode(request: Request, *, stream: bool = False) -> bytes:
@@ -267,13 +359,10 @@ def _later(new: Count, old: Count) -> int:
     return max(count_of(new), count_of(old))
 
 
-def _text(blocks: list[_Block]) -> str:
+def _text(blocks: list[_Block] | None) -> str:
+    if not blocks:
+        return ""
     if len(blocks) == 1 and blocks[0].type == "text":
-        return blocks[0].text
-    return "".join(block.text for block in blocks if block.type == "text")
-
-
-def _piece(delta: _Delta) -> CompletionChunk | None:
-    if delta.type == "text_delta":
-        return CompletionChunk(text=delta.text)
-    return CompletionChunk(text=delta.thinking, reasoning=True) if delta.type == "thinking_delta" else None
+        return blocks[0].text or ""
+    text = "".join(block.text or "" for block in blocks if block.type == "text")
+    return text or "".join(block.text or "" for block in blocks)

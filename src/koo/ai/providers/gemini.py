@@ -13,27 +13,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator
+from typing import ClassVar
 from urllib.parse import quote
 
 import msgspec
 
 from koo.ai.providers.adapter import Adapter, Vendor
 from koo.ai.providers.base import Completion, CompletionChunk, Request
+from koo.ai.providers.ends import OUTCOMES
 from koo.ai.providers.gemini_errors import FAULTS
 from koo.ai.providers.openai_errors import read_error
 from koo.ai.providers.streaming import Reader, read_stream
-from koo.ai.providers.transport import estimate_usage
+from koo.ai.providers.transport import NOTHING, UNREADABLE, complete_usage, is_something
 from koo.ai.providers.usage import Count, count_of
 from koo.ai.types import Usage
-from koo.http import ServerSentEvent
+from koo.http import HttpResponse, ServerSentEvent
 
 BASE_URL = "https://generativelanguage.googleapis.com/v1"
+GOES_ON_WITHIN_S = 5.0
+"""The longest pause between two chunks of a model that says in each why it stopped."""
 
 
 # ── the wire ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-NOTHING = msgspec.Raw(b"")
 
 
 class _Part(msgspec.Struct, omit_defaults=True):
@@ -97,8 +98,51 @@ class _Answer(msgspec.Struct, rename="camel"):
         return reason or (feedback.block_reason if feedback is not None else None)
 
 
+NO_USAGE = Usage()
 _encode = msgspec.json.Encoder().encode
 _answer = msgspec.json.Decoder(_Answer)
+
+
+class _Reader(Reader):
+    shapes: ClassVar = {"": _answer}
+
+    def read(self, event: ServerSentEvent) -> CompletionChunk | None:
+        return self.take("", _answer.decode(event.data), event.data)
+
+    def take(self, name: str, told: _Answer, data: bytes) -> CompletionChunk | None:
+        usage = usage_of(told.usage_metadata) if told.usage_metadata else None
+        if told.error is not NOTHING and is_something(told.error):
+            error = self._error(read_error(200, self.headers, data))
+            if usage is None:
+                raise error
+            return CompletionChunk(usage=usage, error=error)
+        if usage is None and told.candidate is None and told.stop_reason is None:
+            return None
+        text, thought = _text(told.candidate, thought=False), _text(told.candidate, thought=True)
+        if text and (told.stop_reason is not None or self.stop_reason is not None):
+            self._may_go_on()
+        self.stop_reason = told.stop_reason or self.stop_reason
+        if usage is not None:
+            self._usage_told = True
+            self._written = self._written or usage.output_tokens > 0
+        if text or thought:
+            self._texts.append(text or thought)
+        first, self._begun = not self._begun, True
+        return CompletionChunk(
+            text=text or thought,
+            reasoning=not text and bool(thought),
+            model=told.model_version if first else None,
+            request_id=told.response_id if first else None,
+            usage=usage,
+            input_counted=True,
+            stop_reason=told.stop_reason,
+            error=self._failed_end(),
+        )
+
+    def _may_go_on(self) -> None:
+        """Some models say in each chunk why they stopped: one that did so in the first may not have."""
+        if self.stop_reason is not None or not self._texts:
+            self.usage_wait_s, self.waits_until = GOES_ON_WITHIN_S, None
 
 
 class GeminiProvider(Adapter):
@@ -107,6 +151,8 @@ class GeminiProvider(Adapter):
     `base_url` is the address with its `/v1` (or `/v1beta`, which knows more models); one without a version gets `/v1`.
     """
 
+    shape = _answer
+    reader = _Reader
     vendor = Vendor(FAULTS, read_error, BASE_URL, "/models?pageSize=1")
 
     @staticmethod
@@ -119,55 +165,38 @@ class GeminiProvider(Adapter):
 
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
-        wire = self._wire
-        response = await wire.request("POST", path_of(request.model, "generateContent"), encode(request))
-        answer = wire.decode(response, _answer)
-        if answer.candidate is None and answer.stop_reason is None:
-            raise wire.no_answer(response, "an answer without candidates")
-        text = _text(answer.candidate, thought=False)
-        usage = answer.usage_metadata
+        response = await self._wire.request(
+            "POST", path_of(request.model, "generateContent"), encode(request)
+        )
+        try:
+            answer: _Answer | None = _answer.decode(response.body)
+        except UNREADABLE:
+            answer = None
+        if answer is None:  # not above: that error may quote the answer, and would stay behind each of ours
+            return self._reread(request, response)
+        return self._completion(request, response, answer)
+
+    def _completion(self, request: Request, response: HttpResponse, answer: _Answer) -> Completion:
+        text, reason = _text(answer.candidate, thought=False), answer.stop_reason
+        usage = usage_of(answer.usage_metadata) if answer.usage_metadata else NO_USAGE
+        if not text or reason not in OUTCOMES or answer.error is not NOTHING:
+            self._wire.judge(response, answer.error, text, reason, usage)
+            if answer.candidate is None and reason is None:
+                raise self._wire.no_answer(response, "an answer without candidates")
+        if not (usage.input_tokens and usage.output_tokens):
+            usage = complete_usage(usage, request, text)
         return Completion(
             text=text,
             model=answer.model_version or request.model,
-            usage=usage_of(usage) if usage else estimate_usage(request, text),
-            stop_reason=answer.stop_reason,
+            usage=usage,
+            stop_reason=reason,
             request_id=answer.response_id,
         )
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
         path = path_of(request.model, "streamGenerateContent") + "?alt=sse"
-        return read_stream(self._wire, path, encode(request), request, _Reader)
-
-
-class _Reader(Reader):
-    def read(self, event: ServerSentEvent) -> CompletionChunk | None:
-        chunk = _answer.decode(event.data)
-        if bytes(chunk.error) not in (b"", b"null"):
-            error = self._error(read_error(200, self._headers, event.data))
-            if chunk.usage_metadata is None:
-                raise error
-            return CompletionChunk(usage=usage_of(chunk.usage_metadata), error=error)
-        self._stop_reason = chunk.stop_reason or self._stop_reason
-        usage = chunk.usage_metadata
-        self._usage_told = self._usage_told or usage is not None
-        text, thought = _text(chunk.candidate, thought=False), _text(chunk.candidate, thought=True)
-        if text or thought:
-            self._texts.append(text or thought)
-        first, self._begun = not self._begun, True
-        return CompletionChunk(
-            text=text or thought,
-            reasoning=not text and bool(thought),
-            model=chunk.model_version if first else None,
-            request_id=chunk.response_id if first else None,
-            usage=usage_of(usage) if usage else None,
-            input_counted=True,
-            stop_reason=chunk.stop_reason,
-        )
-
-    def finish(self) -> CompletionChunk | None:
-        """Whole if Google said why it stopped: some models say so in each chunk, so that none is the last by itself."""
-        return self._final() if self._stop_reason is not None else None
+        return read_stream(self._wire, path, encode(request), request, self.reader)
 
 
 def path_of(model: str, method: str) -> str:

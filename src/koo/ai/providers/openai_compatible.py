@@ -9,23 +9,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from decimal import Decimal
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from koo.ai.providers.adapter import Adapter, Vendor
 from koo.ai.providers.base import Completion, CompletionChunk, Request
+from koo.ai.providers.ends import OUTCOMES
 from koo.ai.providers.faults import FaultTable, Row
 from koo.ai.providers.headers import openai_pace
 from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 from koo.ai.providers.openai import check_models
 from koo.ai.providers.openai_errors import read_error
 from koo.ai.providers.streaming import Reader, read_stream
-from koo.ai.providers.transport import estimate_usage
+from koo.ai.providers.transport import NOTHING, UNREADABLE, complete_usage, is_something
 from koo.ai.providers.usage import Count, usage_from
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError, Kind
-from koo.http import ServerSentEvent
+from koo.http import HttpResponse, ServerSentEvent
 
 FAULTS = FaultTable(
     "openai_compatible",
@@ -57,9 +59,6 @@ FAULTS = FaultTable(
 
 
 # ── the wire ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-NOTHING = msgspec.Raw(b"")
 
 
 class _Message(msgspec.Struct):
@@ -119,21 +118,12 @@ class _Reply(msgspec.Struct, frozen=True):
     reasoning_content: str | None = None
 
 
-class _Choice(msgspec.Struct):
-    message: _Reply = _Reply()
-    finish_reason: str | None = None
-    error: msgspec.Raw = NOTHING
+class _Choice(msgspec.Struct, frozen=True):
+    """A whole answer's `message`, or a chunk's `delta`; `text` is of the time before chats."""
 
-
-class _Answer(msgspec.Struct):
-    choices: list[_Choice]
-    model: str | None = None
-    id: str | None = None
-    usage: _Usage | None = None
-
-
-class _ChunkChoice(msgspec.Struct):
+    message: _Reply | None = None
     delta: _Reply | None = None
+    text: str | None = None
     finish_reason: str | None = None
     error: msgspec.Raw = NOTHING
 
@@ -146,8 +136,10 @@ class _Timings(msgspec.Struct):
     predicted_n: int = 0
 
 
-class _Chunk(msgspec.Struct):
-    choices: list[_ChunkChoice] = []
+class _Answer(msgspec.Struct):
+    """A whole answer, or a chunk of a streamed one."""
+
+    choices: list[_Choice] | None = None
     model: str | None = None
     id: str | None = None
     usage: _Usage | None = None
@@ -155,9 +147,78 @@ class _Chunk(msgspec.Struct):
     error: msgspec.Raw = NOTHING
 
 
+NO_REPLY, NO_CHOICE = _Reply(), _Choice()
 _encode = msgspec.json.Encoder().encode
 _answer = msgspec.json.Decoder(_Answer)
-_chunk = msgspec.json.Decoder(_Chunk)
+
+
+class _Reader(Reader):
+    shapes: ClassVar = {"": _answer}
+
+    def read(self, event: ServerSentEvent) -> CompletionChunk | None:
+        data = event.data
+        if data.startswith(b"[DONE]"):
+            return self._done()
+        if event.event == "error":
+            raise self._fault(data)
+        return self.take("", _answer.decode(data), data)
+
+    def take(self, name: str, told: _Answer, data: bytes) -> CompletionChunk | None:
+        choice = told.choices[0] if told.choices else None
+        if told.error is not NOTHING and is_something(told.error):
+            return self._failed(self._fault(data), told)
+        if choice is None:
+            if told.usage is None and told.id is None:
+                if told.error is NOTHING and (parsed := read_error(200, self.headers, data)).shaped:
+                    raise self._error(parsed)  # one of the flat forms
+                return None
+            reply = NO_REPLY
+        else:
+            if choice.error is not NOTHING and is_something(choice.error):
+                return self._failed(self.wire.told(self.headers, choice.error, billable=self._begun), told)
+            reply = choice.delta or NO_REPLY
+        text, thought = _text(reply), _thought(reply)
+        if choice is not None:
+            if not text and (choice.message is not None or choice.text):
+                text = choice.text or self._rest_of(_text(choice.message or NO_REPLY))
+            if choice.finish_reason:
+                self.stop_reason = choice.finish_reason
+        if text or thought:
+            self._texts.append(text or thought)
+        first, self._begun = not self._begun, True
+        usage = self._usage(told)
+        failure = self._failed_end()
+        if not (first or text or thought or usage or failure):
+            return None
+        return CompletionChunk(
+            text=text or thought,
+            reasoning=not text and bool(thought),
+            model=told.model if first else None,
+            usage=usage,
+            input_counted=_counts_prompt(told),
+            request_id=(self.headers.get("x-request-id") or told.id) if first else None,
+            cost_usd=_cost(told.usage),
+            pace=openai_pace(self.headers) if first else (),
+            error=failure,
+        )
+
+    def _failed(self, error: ExternalServiceError, chunk: _Answer) -> CompletionChunk:
+        usage = self._usage(chunk)
+        if usage is None:
+            raise error
+        return CompletionChunk(usage=usage, cost_usd=_cost(chunk.usage), error=error)
+
+    def _usage(self, chunk: _Answer) -> Usage | None:
+        if not _told(chunk.usage):
+            return None if chunk.timings is None else usage_so_far(chunk.timings)
+        usage = usage_of(chunk.usage)
+        self._usage_told = True
+        self._written = self._written or usage.output_tokens > 0
+        return usage
+
+    def _fault(self, data: bytes) -> ExternalServiceError:
+        parsed = read_error(200, self.headers, data)
+        return self._error(parsed) if parsed.shaped else self.wire.unreadable("an error of another form")
 
 
 class OpenAICompatibleProvider(Adapter):
@@ -166,6 +227,8 @@ class OpenAICompatibleProvider(Adapter):
     `base_url` is the address with its `/v1`; one without any path gets it.
     """
 
+    shape = _answer
+    reader = _Reader
     vendor = Vendor(FAULTS, read_error)
 
     @staticmethod
@@ -174,32 +237,39 @@ class OpenAICompatibleProvider(Adapter):
 
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
-        wire = self._wire
-        response = await wire.request("POST", "/chat/completions", self._encode(request))
-        answer = wire.decode(response, _answer)
-        if not answer.choices:
-            raise wire.no_answer(response, "an answer without choices")
-        choice, usage = answer.choices[0], answer.usage
-        if _is_something(choice.error):
-            parsed = read_error(200, response.headers, b'{"error":%b}' % bytes(choice.error))
-            raise wire.error(parsed, billable=False)
-        text = _text(choice.message)
+        response = await self._wire.request("POST", "/chat/completions", self._encode(request))
+        try:
+            answer: _Answer | None = _answer.decode(response.body)
+        except UNREADABLE:
+            answer = None
+        if answer is None:  # not above: that error may quote the answer, and would stay behind each of ours
+            return self._reread(request, response)
+        return self._completion(request, response, answer)
+
+    def _completion(self, request: Request, response: HttpResponse, answer: _Answer) -> Completion:
+        choice = answer.choices[0] if answer.choices else NO_CHOICE
+        reply, reason = choice.message or choice.delta or NO_REPLY, choice.finish_reason
+        text, cost_usd = _text(reply) or choice.text or "", _cost(answer.usage)
+        usage = usage_of(answer.usage)
+        if not text or reason not in OUTCOMES or answer.error is not NOTHING or choice.error is not NOTHING:
+            error = choice.error if is_something(choice.error) else answer.error
+            self._wire.judge(response, error, text, reason, usage)
+        if not (usage.input_tokens and usage.output_tokens):
+            usage = complete_usage(usage, request, text + _thought(reply), cost_usd)
         return Completion(
             text=text,
             model=answer.model or request.model,
-            usage=usage_of(usage)
-            if _told(usage)
-            else estimate_usage(request, text + _thought(choice.message)),
-            stop_reason=choice.finish_reason,
+            usage=usage,
+            stop_reason=reason,
             request_id=response.headers.get("x-request-id") or answer.id,
-            cost_usd=_cost(usage),
+            cost_usd=cost_usd,
             pace=openai_pace(response.headers),
         )
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
         body = self._encode(request, stream=True)
-        return read_stream(self._wire, "/chat/completions", body, request, _Reader)
+        return read_stream(self._wire, "/chat/completions", body, request, self.reader)
 
     async def check(self) -> None:
         """Ask for the list of models, which is never billed. Raises `ExternalServiceError`.
@@ -231,69 +301,6 @@ class OpenAICompatibleProvider(Adapter):
                 stream_options=_StreamOptions(include_usage=True) if stream else None,
             )
         )
-
-
-class _Reader(Reader):
-    def read(self, event: ServerSentEvent) -> CompletionChunk | None:
-        data = event.data
-        if data.startswith(b"[DONE]"):
-            return self._final()
-        if event.event == "error":
-            raise self._fault(data)
-        chunk = _chunk.decode(data)
-        choice = chunk.choices[0] if chunk.choices else None
-        error = None
-        if _is_something(chunk.error) or (choice is None and chunk.usage is None and chunk.id is None):
-            error = self._fault(data)
-        elif choice is not None and _is_something(choice.error):
-            error = self._fault(b'{"error":%b}' % bytes(choice.error))
-        if error is not None:
-            return self._failed(error, chunk)
-        return self._piece(chunk, choice)
-
-    def finish(self) -> CompletionChunk | None:
-        """Without `[DONE]`: finished if the server said why it stopped, cut if it did not."""
-        return self._final() if self._stop_reason is not None else None
-
-    def _piece(self, chunk: _Chunk, choice: _ChunkChoice | None) -> CompletionChunk | None:
-        reply = (choice.delta if choice else None) or _Reply()
-        text, thought = _text(reply), _thought(reply)
-        if choice is not None and choice.finish_reason:
-            self._stop_reason = choice.finish_reason
-        if text or thought:
-            self._texts.append(text or thought)
-        first, self._begun = not self._begun, True
-        usage = self._usage(chunk)
-        if not (first or text or thought or usage):
-            return None
-        return CompletionChunk(
-            text=text or thought,
-            reasoning=not text and bool(thought),
-            model=chunk.model if first else None,
-            usage=usage,
-            input_counted=_counts_prompt(chunk),
-            request_id=(self._headers.get("x-request-id") or chunk.id) if first else None,
-            cost_usd=_cost(chunk.usage),
-            pace=openai_pace(self._headers) if first else (),
-        )
-
-    def _failed(self, error: ExternalServiceError, chunk: _Chunk) -> CompletionChunk:
-        usage = self._usage(chunk)
-        if usage is None:
-            raise error
-        return CompletionChunk(usage=usage, cost_usd=_cost(chunk.usage), error=error)
-
-    def _usage(self, chunk: _Chunk) -> Usage | None:
-        if not _told(chunk.usage):
-            return None if chunk.timings is None else usage_so_far(chunk.timings)
-        self._usage_told = True
-        return usage_of(chunk.usage)
-
-    def _fault(self, data: bytes) -> ExternalServiceError:
-        parsed = read_error(200, self._headers, data)
-        if not parsed.shaped:
-            return self._wire.unreadable("an event of another form")
-        return self._error(parsed)
 
 
 def usage_of(usage: _Usage | None) -> Usage:
@@ -331,15 +338,11 @@ def usage_so_far(timings: _Timings) -> Usage:
     )
 
 
-def _is_something(raw: msgspec.Raw) -> bool:
-    return bytes(raw) not in (b"", b"null")
-
-
 def _thought(reply: _Reply) -> str:
     return reply.reasoning_content or reply.reasoning or ""
 
 
-def _counts_prompt(chunk: _Chunk) -> bool:
+def _counts_prompt(chunk: _Answer) -> bool:
     """A server that says in the middle what the prompt was counted as has read it."""
     return chunk.usage is not None and bool(chunk.usage.prompt_tokens)
 

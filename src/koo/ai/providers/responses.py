@@ -10,22 +10,34 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from decimal import Decimal
+from typing import Any, ClassVar
 
 import msgspec
 
 from koo.ai.providers.adapter import Adapter
 from koo.ai.providers.base import Completion, CompletionChunk, Request
+from koo.ai.providers.ends import failure_of
 from koo.ai.providers.headers import openai_pace
 from koo.ai.providers.openai_errors import parse_error, read_error
 from koo.ai.providers.streaming import Reader, read_stream
-from koo.ai.providers.transport import Wire, estimate_usage, name_of
+from koo.ai.providers.transport import (
+    NOTHING,
+    UNREADABLE,
+    Wire,
+    complete_usage,
+    document_of,
+    is_something,
+    name_of,
+    type_of,
+)
 from koo.ai.providers.usage import Count, usage_from
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError
-from koo.http import ServerSentEvent
+from koo.http import HttpResponse, ServerSentEvent
 
 PATH = "/responses"
 ANSWERED = ("completed", "incomplete")
+FAILED = ("failed", "cancelled", "queued", "in_progress")
 
 
 class Body(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -71,40 +83,44 @@ class _Part(msgspec.Struct):
 
 
 class _Item(msgspec.Struct):
-    type: str
-    content: list[_Part] | str | None = None
+    type: str = ""
+    content: str | list[_Part] | None = None
+    text: str | None = None
+
+    @property
+    def words(self) -> str:
+        """What it says: a message's parts, or its content as one text."""
+        if isinstance(self.content, list):
+            return "".join(part.text or part.refusal or "" for part in self.content)
+        return self.content or self.text or ""
 
 
 class _Incomplete(msgspec.Struct):
     reason: str | None = None
 
 
-class _Failure(msgspec.Struct):
-    message: str | None = None
-    type: str | None = None
-    code: str | int | None = None
-
-
 class _Answer(msgspec.Struct):
-    model: str
-    status: str
-    output: list[_Item]
+    model: str | None = None
+    status: str | None = None
+    output: list[_Item] | None = None
+    output_text: str | None = None
     id: str | None = None
     usage: _Usage | None = None
-    error: _Failure | None = None
+    error: msgspec.Raw = NOTHING
     incomplete_details: _Incomplete | None = None
 
     @property
     def text(self) -> str:
-        return "".join(
-            part.text or part.refusal or ""
-            for item in self.output
-            if item.type == "message" and isinstance(item.content, list)
-            for part in item.content
+        output = self.output or ()
+        text = "".join(item.words for item in output if item.type == "message")
+        return (
+            text
+            or self.output_text
+            or "".join(item.words for item in output if item.type in ("", "output_text"))
         )
 
     @property
-    def stop_reason(self) -> str:
+    def stop_reason(self) -> str | None:
         incomplete = self.incomplete_details
         return incomplete.reason if incomplete is not None and incomplete.reason else self.status
 
@@ -117,30 +133,133 @@ class _Thought(msgspec.Struct):
     thought: str | None = None
 
 
-class _BegunResponse(msgspec.Struct):
-    model: str | None = None
-    id: str | None = None
+class _Event(msgspec.Struct):
+    """One that brings a run, or a whole text that may have come in deltas before."""
 
-
-class _Begun(msgspec.Struct):
-    response: _BegunResponse | None = None
-
-
-class _Ended(msgspec.Struct):
     response: _Answer | None = None
-    error: _Failure | None = None
+    error: msgspec.Raw = NOTHING
+    text: str | None = None
+    refusal: str | None = None
+    part: _Part | None = None
+    item: _Item | None = None
+
+    @property
+    def words(self) -> str:
+        part, item = self.part or NO_PART, self.item
+        said = item.words if item is not None and item.type == "message" else ""
+        return self.text or self.refusal or part.text or part.refusal or said
 
 
+NO_PART, NO_RUN, NO_USAGE = _Part(), _Answer(), Usage()
 encode_body = msgspec.json.Encoder().encode
 _answer = msgspec.json.Decoder(_Answer)
 _delta = msgspec.json.Decoder(_Delta)
 _thought = msgspec.json.Decoder(_Thought)
-_begun = msgspec.json.Decoder(_Begun)
-_ended = msgspec.json.Decoder(_Ended)
+_event = msgspec.json.Decoder(_Event)
+
+TEXT = "response.output_text.delta"
+WHOLE_TEXTS = (
+    "response.output_text.done", "response.refusal.done", "response.content_part.done", "response.output_item.done"
+)  # fmt: skip
+ENDS = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
+
+
+class _Reader(Reader):
+    shapes: ClassVar = {
+        TEXT: _delta,
+        "response.refusal.delta": _delta,
+        "response.reasoning_text.delta": _delta,
+        "response.reasoning_summary_text.delta": _delta,
+        "response.created": _event,
+        "response.content_part.added": _event,
+        **dict.fromkeys(WHOLE_TEXTS, _event),
+        **dict.fromkeys(ENDS, _event),
+        "error": _event,
+        "": _answer,
+    }
+
+    def read(self, event: ServerSentEvent) -> CompletionChunk | None:
+        name = name_of(event)
+        if name == TEXT:
+            return self._piece(_delta.decode(event.data).delta)
+        if name in WHOLE_TEXTS and self._texts:  # they repeat what deltas brought
+            return None
+        if name.startswith("response.reasoning."):
+            # Searches are among them, and are paid for.
+            self._begun = True
+            return CompletionChunk(text=_thought.decode(event.data).thought or "", reasoning=True)
+        decoder = self.shapes.get(name)
+        if decoder is None:  # Items that begin, what may be added, or another name for all events.
+            name = type_of(event.data)
+            decoder = self.shapes.get(name)
+        return None if decoder is None else self.take(name, decoder.decode(event.data), event.data)
+
+    def take(self, name: str, told: Any, data: bytes) -> CompletionChunk | None:
+        match name:
+            case "response.output_text.delta" | "response.refusal.delta":
+                return self._piece(told.delta)
+            case "response.reasoning_text.delta" | "response.reasoning_summary_text.delta":
+                self._begun = True
+                return CompletionChunk(text=told.delta, reasoning=True)
+            case "response.created":
+                return self._begin(told.response or NO_RUN)
+            case "response.content_part.added":
+                self._start_text = told.words
+                return None
+            case name if name in WHOLE_TEXTS:
+                text = self._take_start() or self._rest_of(told.words)
+                return self._piece(text) if text and text not in self._texts else None
+            case name if name in ENDS:
+                return self._end(name, told.response or NO_RUN, told.error)
+            case "" if told.output is not None or told.output_text:
+                return self._end(ENDS[0], told, told.error)
+            case _:  # An `error` event, or one without a name that may hold one.
+                parsed = read_error(200, self.headers, data)
+                if parsed.shaped and (
+                    name == "error" or is_something(told.error) or "message" in parsed.names
+                ):
+                    raise self._error(parsed)
+                return None
+
+    def _piece(self, text: str) -> CompletionChunk:
+        if self._start_text:
+            text = self._after_start(text)
+        self._begun = True
+        self._texts.append(text)
+        return CompletionChunk(text=text)
+
+    def _begin(self, response: _Answer) -> CompletionChunk:
+        request_id = self.headers.get("x-request-id") or response.id
+        return CompletionChunk(model=response.model, request_id=request_id, pace=openai_pace(self.headers))
+
+    def _end(self, name: str, answer: _Answer, error: msgspec.Raw) -> CompletionChunk:
+        """One of the four ends: the rest of the text, what was used, and the failure that it may be."""
+        usage = usage_of(answer.usage) if answer.usage else None
+        text = self._take_start() + self._rest_of(answer.text)
+        told = answer if answer.error is not NOTHING else msgspec.structs.replace(answer, error=error)
+        self.stop_reason = answer.stop_reason or name.partition(".")[2]
+        failure = _failure_of(self.wire, self.headers, told, name, billable=self._begun or usage is not None)
+        if failure is None and not text:
+            self._written = usage is not None and usage.output_tokens > 0
+            self._final()  # raises where nothing was said
+        if failure is not None and usage is None:
+            raise failure
+        return CompletionChunk(
+            final=failure is None,
+            text=text if failure is None else "",
+            model=answer.model,
+            usage=usage,
+            cost_usd=cost_of(answer.usage),
+            stop_reason=self.stop_reason,
+            error=failure,
+        )
 
 
 class ResponsesAdapter(Adapter):
     """A service that speaks the Responses format; a vendor may send more in a request."""
+
+    shape = _answer
+    reader = _Reader
 
     def encode(self, request: Request, *, stream: bool) -> bytes:
         """The request's body."""
@@ -157,87 +276,38 @@ class ResponsesAdapter(Adapter):
 
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
-        wire = self._wire
-        response = await wire.request("POST", PATH, self.encode(request, stream=False))
-        answer = wire.decode(response, _answer)
-        if answer.status not in ANSWERED:
-            billable = answer.usage is not None
-            raise _failure(wire, response.headers, answer.error, answer.id, billable=billable)
+        response = await self._wire.request("POST", PATH, self.encode(request, stream=False))
+        try:
+            answer: _Answer | None = _answer.decode(response.body)
+        except UNREADABLE:
+            answer = None
+        if answer is None:  # not above: that error may quote the answer, and would stay behind each of ours
+            return self._reread(request, response)
+        return self._completion(request, response, answer)
+
+    def _completion(self, request: Request, response: HttpResponse, answer: _Answer) -> Completion:
+        wire, text = self._wire, answer.text
+        failure = _failure_of(wire, response.headers, answer, billable=answer.usage is not None)
+        if failure is not None:
+            raise failure
+        if answer.output is None and not text:
+            raise wire.no_answer(response, "an answer without output")
+        usage, cost_usd = usage_of(answer.usage) if answer.usage else NO_USAGE, cost_of(answer.usage)
+        if not (usage.input_tokens and usage.output_tokens):
+            usage = complete_usage(usage, request, text, cost_usd)
         return Completion(
-            text=answer.text,
-            model=answer.model,
-            usage=usage_of(answer.usage) if answer.usage else estimate_usage(request, answer.text),
+            text=text,
+            model=answer.model or request.model,
+            usage=usage,
             stop_reason=answer.stop_reason,
             request_id=response.headers.get("x-request-id") or answer.id,
-            cost_usd=cost_of(answer.usage),
+            cost_usd=cost_usd,
             pace=openai_pace(response.headers),
         )
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
-        return read_stream(self._wire, PATH, self.encode(request, stream=True), request, _Reader)
-
-
-class _Reader(Reader):
-    def read(self, event: ServerSentEvent) -> CompletionChunk | None:
-        match name_of(event):
-            case "response.output_text.delta" | "response.refusal.delta":
-                text = _delta.decode(event.data).delta
-                self._begun = True
-                self._texts.append(text)
-                return CompletionChunk(text=text)
-            case "response.reasoning_text.delta" | "response.reasoning_summary_text.delta":
-                self._begun = True
-                return CompletionChunk(text=_delta.decode(event.data).delta, reasoning=True)
-            case "response.created":
-                return self._begin(_begun.decode(event.data).response or _BegunResponse())
-            case "response.completed" | "response.incomplete":
-                ended = _ended.decode(event.data)
-                nothing = ended.response is None and ended.error is None
-                return CompletionChunk(final=True) if nothing else self._end(ended)
-            case "response.failed" | "response.cancelled":
-                return self._end(_ended.decode(event.data))
-            case "error" | "":
-                self._fail(event.data)
-                return None
-            case name if name.startswith("response.reasoning."):
-                # Searches are among them, and are paid for.
-                self._begun = True
-                return CompletionChunk(text=_thought.decode(event.data).thought or "", reasoning=True)
-            case _:  # Items and parts that begin and end, and what may be added: no content.
-                return None
-
-    def _fail(self, data: bytes) -> None:
-        """Raise the error that an `error` event is, or an event without a name that holds one."""
-        parsed = read_error(200, self._headers, data)
-        if parsed.shaped:
-            raise self._error(parsed)
-
-    def _begin(self, response: _BegunResponse) -> CompletionChunk:
-        request_id = self._headers.get("x-request-id") or response.id
-        return CompletionChunk(model=response.model, request_id=request_id, pace=openai_pace(self._headers))
-
-    def _end(self, ended: _Ended) -> CompletionChunk:
-        answer = ended.response
-        if answer is None or answer.status not in ANSWERED:
-            error = ended.error or (answer.error if answer is not None else None)
-            run = answer.id if answer is not None else None
-            billable = self._begun or (answer is not None and answer.usage is not None)
-            failure = _failure(self._wire, self._headers, error, run, billable=billable)
-            if answer is None or answer.usage is None:
-                raise failure
-            return CompletionChunk(
-                usage=usage_of(answer.usage), cost_usd=cost_of(answer.usage), error=failure
-            )
-        text, seen = answer.text, "".join(self._texts)
-        return CompletionChunk(
-            final=True,
-            text=text[len(seen) :] if text.startswith(seen) else "",
-            model=answer.model,
-            usage=usage_of(answer.usage) if answer.usage else None,
-            cost_usd=cost_of(answer.usage),
-            stop_reason=answer.stop_reason,
-        )
+        return read_stream(self._wire, PATH, self.encode(request, stream=True), request, self.reader)
 
 
 def usage_of(usage: _Usage) -> Usage:
@@ -262,9 +332,16 @@ def cost_of(usage: _Usage | None) -> Decimal | None:
     return cost.total_cost if cost.total_cost.is_finite() and cost.total_cost >= 0 else None
 
 
-def _failure(
-    wire: Wire, headers: Mapping[str, str], error: _Failure | None, run: str | None, *, billable: bool
-) -> ExternalServiceError:
-    """A run that ended otherwise than with an answer; without a reason it is the server's error."""
-    parsed = parse_error(200, headers, {"error": msgspec.to_builtins(error or _Failure())})
-    return wire.error(replace(parsed, request_id=parsed.request_id or run), billable=billable)
+def _failure_of(
+    wire: Wire, headers: Mapping[str, str], answer: _Answer, name: str = "", *, billable: bool
+) -> ExternalServiceError | None:
+    """The error of a run that ended otherwise than with an answer; without a reason it is the server's."""
+    status, error = answer.status or name.partition(".")[2], answer.error
+    if status in ANSWERED and error is NOTHING:
+        return None
+    if is_something(error) or status in FAILED:
+        document = document_of(bytes(error)) if is_something(error) else {}
+        parsed = parse_error(200, headers, {"error": document})
+        return wire.error(replace(parsed, request_id=parsed.request_id or answer.id), billable=billable)
+    parsed_end = failure_of(answer.stop_reason)
+    return None if parsed_end is None else wire.error(parsed_end, billable=True)

@@ -1,46 +1,156 @@
 """The one loop over a stream of events that all adapters share, and what their readers keep while it runs.
 
-What an event means is the vendor's reader's.
+What an event means is the vendor's reader's. It is read strictly, which is fast; an event that cannot be is read once
+more leniently (`loose`), and from then on so is each of that stream. An event that says nothing is a keep-alive,
+however it is dressed. `[DONE]` is an end in every format, and so is a reason for stopping: after that the stream waits
+a moment for what it used, and is whole whatever the connection does.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, ClassVar
 
-from koo.ai.providers.base import CompletionChunk, Request
+import msgspec
+
+from koo.ai.providers.base import Completion, CompletionChunk, Request
+from koo.ai.providers.ends import OUTCOMES, failure_of, is_silent
 from koo.ai.providers.faults import ParsedError
-from koo.ai.providers.transport import UNREADABLE, Wire, estimate_usage
+from koo.ai.providers.loose import NOT_JSON, Halves, fit, loads, whole_text
+from koo.ai.providers.transport import UNREADABLE, Wire, complete_usage, estimate_usage, kind_of_document
+from koo.ai.types import Usage
 from koo.errors import ExternalServiceError
-from koo.http import ServerSentEvent, TransportError
+from koo.http import DOCUMENT, EventParser, HttpStream, ServerSentEvent, TransportError
+
+USAGE_WAIT_S = 1.0
+"""What a stream used follows its reason for stopping at once, or not at all."""
+
+_PING = re.compile(
+    rb"\s*(:.*|[\[(<]*(ping|pong|keep.?alive|heart.?beat|processing|waiting)[\])>.!]*)?\s*",
+    re.IGNORECASE | re.DOTALL,
+)
+_DONE = re.compile(r"\W*(done|end)\W*", re.IGNORECASE)
+
+NO_EVENT = ServerSentEvent("", b"")
+AGAIN = CompletionChunk()
+"""In place of the piece that an event is which has to be read leniently."""
+
+Decoder = msgspec.json.Decoder[Any]
 
 
 class Reader(ABC):
-    """Events of one stream → pieces. `_begun` is True once the provider has worked; `_texts` came so far."""
+    """Events of one stream → pieces. `_begun` is True once the provider has worked; `_texts` came so far.
+
+    `shapes`: what events are decoded to, by their names; "" is for those without one. `stop_reason`: why the model
+    stopped, once it has; `usage_wait_s`: how long what follows is then waited for.
+    """
+
+    shapes: ClassVar[Mapping[str, Decoder]]
+    usage_wait_s = USAGE_WAIT_S
 
     def __init__(self, wire: Wire, headers: Mapping[str, str], request: Request) -> None:
-        self._wire = wire
-        self._headers = headers
-        self._request = request
+        self.wire = wire
+        self.headers = headers
+        self.request = request
         self._texts: list[str] = []
-        self._begun = self._usage_told = False
-        self._stop_reason: str | None = None
+        self._begun = self._usage_told = self._written = False
+        self._halves: Halves | None = None
+        self._start_text = ""  # what stood in the start of a block or message
+        self.stop_reason: str | None = None
+        self.waits_until: float | None = None
 
     @abstractmethod
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
         """A piece, or None for what says nothing. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
 
+    @abstractmethod
+    def take(self, name: str, told: Any, data: bytes) -> CompletionChunk | None:
+        """The piece that an event of this name is, decoded to its shape. Raises `ExternalServiceError`."""
+
+    def read_leniently(self, event: ServerSentEvent) -> CompletionChunk | None:
+        """As `read`, of a stream in which something was odd. Raises `ExternalServiceError`."""
+        piece: CompletionChunk | None = AGAIN
+        with suppress(*UNREADABLE):
+            piece = self.read(event)
+        if piece is AGAIN:
+            piece = self._reread(event)
+        halves = self._halves = self._halves or Halves()
+        return piece if piece is None else _joined(piece, halves)
+
     def finish(self) -> CompletionChunk | None:
         """The stream has ended without an end of its own: the last piece, or None where it was cut."""
-        return None  # most vendors always say how it ended
+        if self.stop_reason is None:
+            return None
+        return self._final() if self._halves is None else _joined(self._final(), self._halves)
+
+    def _reread(self, event: ServerSentEvent) -> CompletionChunk | None:
+        document = loads(event.data)
+        if document is NOT_JSON:
+            return self._read_word(event.data)
+        if isinstance(document, str) and _DONE.fullmatch(document):
+            return self._done()
+        if not isinstance(document, dict) or not document:
+            return None
+        name = event.event if event.event in self.shapes else document.get("type", "")
+        decoder = self.shapes.get(name if isinstance(name, str) and name in self.shapes else "")
+        if decoder is None:
+            return None
+        told = fit(document, decoder.type)
+        return None if told is None else self.take(name, told, event.data)
+
+    def _read_word(self, data: bytes) -> CompletionChunk | None:
+        """An event that is not JSON."""
+        if _PING.fullmatch(data):
+            return None
+        if _DONE.fullmatch(data.decode("latin-1")):
+            return self._done()
+        raise self.wire.unreadable(kind_of_document({}, data))
+
+    def _done(self) -> CompletionChunk:
+        """`[DONE]`, which ends a stream in every format, and the last piece. Raises `ExternalServiceError`."""
+        if not self._texts and self.stop_reason is None:
+            raise self.wire.unfinished("it ended with nothing said")
+        return self._final()
 
     def _final(self) -> CompletionChunk:
-        usage = None if self._usage_told else estimate_usage(self._request, "".join(self._texts))
-        return CompletionChunk(final=True, usage=usage, stop_reason=self._stop_reason)
+        """The last piece. Raises `ExternalServiceError` where nothing was said, and nothing says why."""
+        if not self._texts and not self._written and is_silent(self.stop_reason):
+            raise self.wire.unfinished("it ended with nothing said")
+        usage = None if self._usage_told else estimate_usage(self.request, "".join(self._texts))
+        return CompletionChunk(final=True, usage=usage, stop_reason=self.stop_reason)
+
+    def _failed_end(self) -> ExternalServiceError | None:
+        """The error that the reason for stopping names."""
+        if self.stop_reason in OUTCOMES:
+            return None
+        parsed = failure_of(self.stop_reason)
+        return None if parsed is None else self.wire.error(parsed, billable=True)
+
+    def _after_start(self, text: str) -> str:
+        """The first delta after a start with a text, which may be the first words, or all of them beforehand."""
+        start, self._start_text = self._start_text, ""
+        return text if start.startswith(text) else start + text
+
+    def _take_start(self) -> str:
+        """The text of a start, where no delta has brought it."""
+        text, self._start_text = self._start_text, ""
+        if text:
+            self._texts.append(text)
+        return text
+
+    def _rest_of(self, text: str) -> str:
+        """What of a whole text did not come in pieces before."""
+        seen = "".join(self._texts)
+        return text[len(seen) :] if text.startswith(seen) else ""
 
     def _error(self, parsed: ParsedError) -> ExternalServiceError:
         # As the very first thing it stands for a refusal, which nobody bills; later the prompt has been read.
-        return self._wire.error(parsed, billable=self._begun)
+        return self.wire.error(parsed, billable=self._begun)
 
 
 async def read_stream(
@@ -52,11 +162,18 @@ async def read_stream(
     """
     stream = await wire.open(path, body)
     reader = make_reader(wire, stream.headers, request)
-    ended = False
+    read, ended, event = reader.read, False, NO_EVENT
     try:
-        while batch := await stream.next_events():
+        while batch := await (stream.next_events() if reader.stop_reason is None else _rest(stream, reader)):
             for event in batch:
-                piece = reader.read(event)
+                try:
+                    piece = read(event)
+                except UNREADABLE:
+                    read, piece = reader.read_leniently, AGAIN
+                if (
+                    piece is AGAIN
+                ):  # not above: that error may quote the answer, and would stay behind each of ours
+                    piece = read(event)
                 if piece is not None:
                     ended = piece.final
                     yield piece
@@ -66,11 +183,78 @@ async def read_stream(
                         return
         last = reader.finish()
         if last is None:
-            raise wire.unfinished()
+            raise _cut(wire, stream.headers, event)
         yield last
     except TransportError as error:
         raise wire.broken(error) from error
-    except UNREADABLE:
-        raise wire.unreadable("an event of another form") from None
     finally:
         await stream.aclose(read_out=ended)
+
+
+def _cut(wire: Wire, headers: Mapping[str, str], last: ServerSentEvent) -> ExternalServiceError:
+    """A stream without an end; or a document without an answer, by its form or, where nothing came, by its label."""
+    labelled = any(kind in headers.get("content-type", "") for kind in ("json", "html"))
+    if last.event == DOCUMENT or (last is NO_EVENT and labelled):
+        return wire.unreadable(f"no stream of events, but {kind_of_document(headers, last.data)}")
+    return wire.unfinished()
+
+
+async def _rest(stream: HttpStream, reader: Reader) -> list[ServerSentEvent]:
+    """What follows the reason for stopping: nothing more where it does not come soon, or the connection breaks."""
+    if reader.waits_until is None:
+        reader.waits_until = asyncio.get_running_loop().time() + reader.usage_wait_s
+    try:
+        async with asyncio.timeout_at(reader.waits_until):
+            return await stream.next_events()
+    except (TimeoutError, TransportError):
+        return []
+
+
+def read_events(reader: Reader, body: bytes) -> Completion:
+    """A whole stream that came in place of an answer. Raises `ExternalServiceError`."""
+    pieces: list[CompletionChunk] = []
+    parser = EventParser(len(body))
+    for event in (*parser.feed(body), *parser.finish()):
+        piece = reader.read_leniently(event)
+        if piece is not None:
+            pieces.append(piece)
+            if piece.error is not None:
+                raise piece.error
+            if piece.final:
+                return _gathered(reader, pieces)
+    last = reader.finish()
+    if last is None:
+        raise reader.wire.unfinished()
+    return _gathered(reader, [*pieces, last])
+
+
+def _gathered(reader: Reader, pieces: list[CompletionChunk]) -> Completion:
+    text = "".join(piece.text for piece in pieces if not piece.reasoning)
+    request = reader.request
+    usage: Usage | None = None
+    for piece in pieces:
+        if piece.usage is not None and not piece.usage.estimated:
+            usage = piece.usage if usage is None else usage.grown(piece.usage)
+    return Completion(
+        text=text,
+        model=next((piece.model for piece in pieces if piece.model), request.model),
+        usage=complete_usage(usage or Usage(), request, text),
+        stop_reason=reader.stop_reason,
+        request_id=next((piece.request_id for piece in pieces if piece.request_id), None),
+        cost_usd=next((piece.cost_usd for piece in reversed(pieces) if piece.cost_usd is not None), None),
+        pace=next((piece.pace for piece in pieces if piece.pace), ()),
+    )
+
+
+def _joined(piece: CompletionChunk, halves: Halves) -> CompletionChunk:
+    """The piece with no half characters in it."""
+    text = whole_text(piece.text) if piece.reasoning else halves.join(piece.text)
+    if piece.final or piece.error is not None:
+        text += halves.finish()
+    return replace(
+        piece,
+        text=text,
+        model=piece.model and whole_text(piece.model),
+        request_id=piece.request_id and whole_text(piece.request_id),
+        stop_reason=piece.stop_reason and whole_text(piece.stop_reason),
+    )

@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from decimal import Decimal
 from functools import cache
 from typing import Any, TypeVar
 from unicodedata import is_normalized, normalize
@@ -16,14 +19,16 @@ from urllib.parse import urlsplit
 import msgspec
 
 from koo.ai.providers.base import Request
+from koo.ai.providers.ends import failure_of
 from koo.ai.providers.extras import ExtraFields
 from koo.ai.providers.faults import FaultTable, ParsedError, make_error, transport_error
+from koo.ai.providers.loose import NOT_JSON, fit, loads, repaired
 from koo.ai.types import Usage
 from koo.clock import Clock
 from koo.errors import ExternalServiceError, Kind
 from koo.http import ClosedHere, HttpClient, HttpResponse, HttpStream, ServerSentEvent, TransportError
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 ReadError = Callable[[int, Mapping[str, str], bytes], ParsedError]
 
 USER_AGENT = "koo"
@@ -106,24 +111,14 @@ class Wire:
             stream = await self._http.stream("POST", self._base_url + path, headers=self._headers, body=body)
         except TransportError as error:
             raise transport_error(self.service, error) from error
-        if stream.status == 200 and not _is_document(stream.headers):
-            return stream
+        if 200 <= stream.status < 300:
+            return stream  # whatever it says it is: events are known by their form
         try:
-            raise await self._refused_stream(stream)
+            raise self.refusal(stream.status, stream.headers, await _body_of(stream))
+        except ClosedHere as error:
+            raise transport_error(self.service, error) from error
         finally:
             await stream.aclose()
-
-    async def _refused_stream(self, stream: HttpStream) -> ExternalServiceError:
-        """A whole document where a stream was asked for: a refusal, an error inside a 200, or a page from the way."""
-        try:
-            body = await stream.read()
-        except TransportError as error:
-            if stream.status < 400:
-                return transport_error(self.service, error)
-            body = b""
-        if 200 <= stream.status < 300 and not self._read_error(stream.status, stream.headers, body).shaped:
-            return self.unreadable("no stream of events, but " + kind_of_document(stream.headers, body))
-        return self.refusal(stream.status, stream.headers, body)
 
     def refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> ExternalServiceError:
         """The error that an answer is."""
@@ -144,16 +139,33 @@ class Wire:
             return transport_error(self.service, error)
         return make_error(self.service, Kind.TRUNCATED_STREAM, error.reason, billable=True)
 
-    def unfinished(self) -> ExternalServiceError:
+    def unfinished(self, reason: str = "") -> ExternalServiceError:
         """A stream that ended without the provider's own end."""
-        return make_error(self.service, Kind.TRUNCATED_STREAM, billable=True)
+        return make_error(self.service, Kind.TRUNCATED_STREAM, reason, billable=True)
 
-    def decode(self, response: HttpResponse, decoder: msgspec.json.Decoder[T]) -> T:
-        """The answer's body. Raises `ExternalServiceError`: also for an error inside a 200."""
-        try:
-            return decoder.decode(response.body)
-        except UNREADABLE:
-            raise self.no_answer(response, kind_of_document(response.headers, response.body)) from None
+    def reread(self, response: HttpResponse, decoder: msgspec.json.Decoder[T]) -> T:
+        """An answer that its strict decoder cannot read, leniently. Raises `ExternalServiceError`."""
+        document = repaired(loads(response.body))
+        told = fit(document, decoder.type) if isinstance(document, (dict, list)) else None
+        if told is None:
+            raise self.no_answer(response, kind_of_document(response.headers, response.body))
+        return told
+
+    def judge(
+        self, response: HttpResponse, error: msgspec.Raw, text: str, reason: str | None, usage: Usage
+    ) -> None:
+        """Raise the failure that an answer of status 200 tells: an error in it, an end that is one, nothing said."""
+        if is_something(error):
+            raise self.told(response.headers, error, billable=bool(text) or usage.total_tokens > 0)
+        parsed = failure_of(reason)
+        if parsed is not None:
+            raise self.error(replace(parsed, headers=response.headers), billable=True)
+        if not text and not usage.output_tokens and reason is None:
+            raise self.no_answer(response, "an answer that says nothing")
+
+    def told(self, headers: Mapping[str, str], error: msgspec.Raw, *, billable: bool) -> ExternalServiceError:
+        """The error that stands beside or in place of an answer, as a document's field."""
+        return self.error(self._read_error(200, headers, b'{"error":%b}' % bytes(error)), billable=billable)
 
     def no_answer(self, response: HttpResponse, what: str) -> ExternalServiceError:
         """The error inside a 200 that holds no answer; `what` it is, where it is not an error either."""
@@ -161,15 +173,28 @@ class Wire:
         return self.error(parsed, billable=False) if parsed.shaped else self.unreadable(what)
 
 
+NOTHING = msgspec.Raw(b"")
+"""A field that did not come."""
 _document: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+
+
+def is_something(error: msgspec.Raw) -> bool:
+    """Is an `error` one? An empty one is none: null, false, "", {}, an object full of such."""
+    return error is not NOTHING and _says_something(document_of(bytes(error)))
+
+
+def _says_something(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(map(_says_something, value.values()))
+    return any(map(_says_something, value)) if isinstance(value, list) else bool(value)
 
 
 def document_of(body: bytes) -> Any:
     """A body as JSON, or None for anything else: a page of something on the way, or nothing."""
-    try:
+    with suppress(*UNREADABLE):
         return _document.decode(body)
-    except UNREADABLE:
-        return None
+    document = loads(body)
+    return None if document is NOT_JSON else repaired(document)
 
 
 class _Head(msgspec.Struct):
@@ -184,13 +209,22 @@ def name_of(event: ServerSentEvent) -> str:
 
     Raises one of `UNREADABLE`.
     """
-    return event.event if event.event != "message" else _head.decode(event.data).type
+    return event.event if event.event != "message" else type_of(event.data)
 
 
-def _is_document(headers: Mapping[str, str]) -> bool:
-    """JSON or HTML in place of events. Servers that send events without saying so exist."""
-    kind = headers.get("content-type", "").lower()
-    return "json" in kind or "html" in kind
+def type_of(data: bytes) -> str:
+    """What an event says of itself. Raises one of `UNREADABLE`."""
+    return _head.decode(data).type
+
+
+async def _body_of(stream: HttpStream) -> bytes:
+    """What a refusal says; its status says enough where that cannot be read."""
+    try:
+        return await stream.read()
+    except ClosedHere:
+        raise
+    except TransportError:
+        return b""
 
 
 def kind_of_document(headers: Mapping[str, str], body: bytes) -> str:
@@ -236,3 +270,17 @@ def _folded(character: str) -> int:
 def estimate_usage(request: Request, text: str) -> Usage:
     """For a provider that does not say what it used: the most that it can have read, and written of what came."""
     return Usage(input_tokens=bound_tokens(request), output_tokens=bound_text(text), estimated=True)
+
+
+def complete_usage(usage: Usage, request: Request, text: str, cost_usd: Decimal | None = None) -> Usage:
+    """What was counted; the half of it that was not is estimated, and the whole marked, unless the cost is known."""
+    read, written = usage.read_tokens > 0, usage.output_tokens > 0
+    if (read and (written or not text)) or (cost_usd is not None and (read or written)):
+        return usage
+    most = estimate_usage(request, text)
+    return replace(
+        usage,
+        input_tokens=usage.input_tokens if read else most.input_tokens,
+        output_tokens=usage.output_tokens if written else most.output_tokens,
+        estimated=True,
+    )

@@ -1,0 +1,64 @@
+"""Documents that stand in a stream of events without being events.
+
+A whole answer in place of a stream, an error as bare JSON, one document a line, a list of chunks, a web page: whatever
+the label of the stream says. A line that begins like a document begins one. It ends with the line that closes it, or
+with the stream.
+"""
+
+from __future__ import annotations
+
+import json
+
+OPENING = (b"{", b"[", b"<")
+
+
+class Strays:
+    """Lines outside of events → documents."""
+
+    __slots__ = ("_lines",)
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept."""
+        return sum(map(len, self._lines))
+
+    def wants(self, line: bytes) -> bool:
+        """Is this line a part of a document?"""
+        return bool(self._lines) or line.lstrip().startswith(OPENING)
+
+    def take(self, line: bytes) -> list[bytes]:
+        """The documents that this line completes."""
+        self._lines.append(line)
+        # Only these lines can be a document's last: to try each one would read a long document again and again.
+        if len(self._lines) > 1 and line[:1] not in (b"}", b"]"):
+            return []
+        document = b"\n".join(self._lines)
+        if not is_whole(document):
+            return []
+        self._lines = []
+        return _parts(document)
+
+    def finish(self) -> list[bytes]:
+        """At the end of the stream: what has no end of its own."""
+        lines, self._lines = self._lines, []
+        return [b"\n".join(lines)] if lines else []
+
+
+def is_whole(document: bytes) -> bool:
+    """Is it JSON to its end?"""
+    try:
+        json.loads(document.decode("utf-8", "surrogateescape"), strict=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parts(document: bytes) -> list[bytes]:
+    """A list of chunks is as many documents."""
+    if not document.lstrip().startswith(b"["):
+        return [document]
+    items = json.loads(document.decode("utf-8", "surrogateescape"), strict=False)
+    return [json.dumps(item).encode() for item in items]
