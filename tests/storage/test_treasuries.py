@@ -13,7 +13,7 @@ import pytest
 from koo.policies.treasury import Answer, Ask, Beat, Key, Limit, ProcessRow, Totals, Treasury
 from koo.storage import treasuries
 from koo.storage.sql import SqlBackend, make_backend, read_url
-from koo.storage.transaction import Dialect, Row, Transaction, as_rows
+from koo.storage.transaction import Dialect, Row, Table, Transaction, as_rows
 from koo.storage.treasuries import (
     FREEZE,
     LOCK_TREASURIES,
@@ -197,6 +197,9 @@ class Overtaken:
             self._other.start()
             self._other.join(0.5)
         self._tx.run(sql, values)
+
+    def add(self, table: Table, rows: Sequence[Sequence[Any]]) -> None:
+        self._tx.add(table, rows)
 
 
 def ask_at_once(server: PostgresServer) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import pytest
 from koo.storage import worker
 from koo.storage.base import StoreUnavailable
 from koo.storage.store import SqlStore
-from koo.storage.transaction import Dialect, Row, Transaction
+from koo.storage.transaction import Dialect, Row, Table, Transaction
 from tests.storage.support import note_pauses, until
 
 
@@ -31,6 +31,9 @@ class Nothing:
         return list
 
     def run(self, sql: str, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:
+        pass
+
+    def add(self, table: Table, rows: Sequence[Sequence[Any]]) -> None:
         pass
 
 

@@ -10,22 +10,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from koo.storage.base import Bill
-from koo.storage.transaction import Transaction, as_rows, picked
+from koo.storage.transaction import Table, Transaction
 
 TEXT_MAX = 256
 INTEGER_MAX = 2**63 - 1
 
-COLUMNS = picked(
+# Told twice it is written once: its id is its own.
+ENTRIES = Table(
+    "koo_entries",
+    "id",
     ("id", "service", "model", "source", "unit_prices", "price_version", "tag", "process", "metadata"),
     (
         "at_ms", "day", "amount", "bound", "estimated", "input_tokens", "cache_read_tokens", "cache_write_tokens",
         "output_tokens", "reasoning_tokens",
     ),
 )  # fmt: skip
-# Told twice it is written once: its id is its own.
-BOOK = f"""INSERT INTO koo_entries ({", ".join(COLUMNS)})
-    SELECT {", ".join(COLUMNS.values())} FROM ({{rows}}) r WHERE true
-    ON CONFLICT (id) DO NOTHING"""
 
 
 class Posting(NamedTuple):
@@ -67,17 +66,16 @@ def book(tx: Transaction, postings: Sequence[Posting], process: str) -> None:
         id(unit_prices): unit_prices for unit_prices in (posting.bill.unit_prices for posting in postings)
     }
     texts = {one: json.dumps(unit_prices, default=str) for one, unit_prices in prices.items()}
-    tx.run(
-        BOOK, as_rows(_columns(posting, process, texts[id(posting.bill.unit_prices)]) for posting in postings)
-    )
+    rows = [_columns(posting, process, texts[id(posting.bill.unit_prices)]) for posting in postings]
+    tx.add(ENTRIES, rows)
 
 
 def _columns(posting: Posting, process: str, unit_prices: str) -> Sequence[str | int | None]:
-    """As in `COLUMNS`."""
-    bill = posting.bill
+    """As in `ENTRIES`."""
+    id_, at_ms, service, day, amount, bound, bill = posting
     return (
-        posting.id,
-        posting.service,
+        id_,
+        service,
         _cut(bill.model),
         _cut(bill.source),
         unit_prices,
@@ -87,10 +85,10 @@ def _columns(posting: Posting, process: str, unit_prices: str) -> Sequence[str |
         json.dumps({word: str(said)[:TEXT_MAX] for word, said in bill.metadata.items()})
         if bill.metadata
         else "{}",
-        posting.at_ms,
-        posting.day,
-        posting.amount,
-        posting.bound,
+        at_ms,
+        day,
+        amount,
+        bound,
         int(bill.source == "estimate"),
         _fit(bill.input_tokens),
         _fit(bill.cache_read_tokens),
@@ -108,4 +106,4 @@ def _cut(said: str) -> str:
 
 
 def _fit(tokens: int) -> int:
-    return max(0, min(int(tokens), INTEGER_MAX))
+    return tokens if 0 <= tokens <= INTEGER_MAX else max(0, min(int(tokens), INTEGER_MAX))

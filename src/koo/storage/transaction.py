@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from koo.storage.base import StoreUnavailable
 
@@ -45,6 +45,15 @@ WORDS: dict[Dialect, dict[str, str]] = {
 }
 
 
+class Table(NamedTuple):
+    """A table that rows are added to: its key, and its columns, of which those with texts come first."""
+
+    name: str
+    key: str
+    texts: tuple[str, ...]
+    numbers: tuple[str, ...]
+
+
 class Transaction(Protocol):
     """One transaction. Work may be run again after a lost connection, when the first run may have been committed."""
 
@@ -60,6 +69,10 @@ class Transaction(Protocol):
 
     def run(self, sql: str, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:
         """Run a statement that returns nothing; once for each of several mappings of values."""
+        ...
+
+    def add(self, table: Table, rows: Sequence[Sequence[Any]]) -> None:
+        """Write rows, in the order of the table's columns; one whose key is there already changes nothing."""
         ...
 
 
