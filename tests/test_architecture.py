@@ -29,6 +29,7 @@ ROWS: list[set[str]] = [
     {"deadlines"},
     {"gates"},
     {"scope"},
+    {"attempt"},
     {"guard"},
     {"proxies"},
     {"connector"},

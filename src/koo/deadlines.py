@@ -14,6 +14,7 @@ as ours and swallow it.
 from __future__ import annotations
 
 import asyncio
+from abc import abstractmethod
 from asyncio import CancelledError, current_task, get_running_loop
 from contextvars import ContextVar, Token
 from types import TracebackType
@@ -135,18 +136,59 @@ class Alarm:
             self.timer.cancel()
         if self._token is not None:
             ends_at.reset(self._token)
+            self._token = None
         if self.expired:
             self._leave_expired(kind, error)
+        elif kind is not None:
+            # The error's traceback keeps the frame that holds this alarm, and the task may keep the error.
+            del self.task
 
     def expire(self) -> None:
+        """Its time has come."""
+        self.cut()
+
+    def cut(self) -> None:
+        """End the block now."""
         self.expired = True
         self.task.cancel()
 
     def _leave_expired(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         ours = self.task.uncancel() <= self._cancelling
+        if kind is not None:
+            del self.task
         if ours and kind is not None and issubclass(kind, CancelledError):
             raise TimeoutError from error
         self.expired = False  # the caller's cancellation, or a result that won the race: not our timeout
+
+
+class Lasting(Alarm):
+    """An alarm whose time may move while its block runs: `ends` is asked at the start, and again when it rings.
+
+    So a sign of life, or an operator's reset, costs no timer. Once the block has ended it may be entered again.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, registry: Deadlines) -> None:
+        super().__init__(registry, NEVER)
+
+    @abstractmethod
+    def ends(self) -> float:
+        """When the block ends, as things stand now, in monotonic seconds of the loop."""
+
+    def __enter__(self) -> Lasting:
+        self.when, self.timer, self.expired = self.ends(), None, False
+        super().__enter__()
+        return self
+
+    def expire(self) -> None:
+        when = self.ends()
+        if when <= self.when:
+            self.cut()
+            return
+        self.when = when
+        if when != NEVER:
+            self.timer = get_running_loop().call_at(when, self.expire)
 
 
 class Deadline:

@@ -15,10 +15,10 @@ Nothing here awaits between two looks at a policy unless it says so, so on one e
 
 from __future__ import annotations
 
-from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
 from typing import NoReturn, TypeVar
 
+from koo.attempt import AlarmOfProbe, explain, fault_of_time
 from koo.deadlines import Alarm, WrongLoop, ends_at
 from koo.errors import Kind, KooError, describe_s
 from koo.events import CircuitClosed, CircuitOpened
@@ -31,7 +31,7 @@ from koo.policies.reported import Signs
 from koo.policies.retry_budget import RetryBudget
 from koo.policies.tally import Tally
 from koo.policies.treatment import classify_error
-from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, SUCCESS, THROTTLED, UNJUDGED, Classify, Fault
+from koo.policies.verdict import CANCELLED, FAILURE, SUCCESS, THROTTLED, UNJUDGED, Classify, Fault
 from koo.scope import Scope
 
 __all__ = ["Guard", "Scope"]
@@ -40,8 +40,9 @@ T = TypeVar("T")
 RAMP_FACTOR = 2
 """After closing, this many times the probes that closed the breaker may run at first (rule R16).
 Only the probes are known to work; doubling is each later step, too."""
-OVERDUE = Fault(verdict=NEUTRAL, kind=Kind.DEADLINE)
-"""The caller's deadline cut the attempt short: not the other side's fault, but it may have been slow."""
+CUT_S_MIN, USUAL_CUT = 0.5, 2.0
+"""A call that its caller cut short is a sign only if it had lasted so long, and twice as long as calls usually take:
+callers in a hurry must not make a service look ill that is well."""
 
 
 class Guard:
@@ -106,19 +107,22 @@ class Guard:
         charge: Charge | None = None,
         on_limit: OnLimit | None = None,
         timeout_s: float | None = None,
+        is_ours: bool = False,
+        has_next: bool = False,
         scope: Scope[T] | None = None,
     ) -> T:
         """Run `operation(*args)` under guard, again where that is safe and worth it.
 
         Raises what the operation raised (or what the classifier makes of it, `from` the original), or a refusal of
         the guard's family. `on_limit`: None waits for a pause that the other side asked for and is refused by our own
-        limits; "wait" queues for both within the deadline, "refuse" waits for neither. With a `scope` a success is
-        not settled: the scope keeps the permit.
+        limits; "wait" queues for both within the deadline, and for an open breaker unless `has_next`; "refuse" waits
+        for neither. `timeout_s` is the caller's, unless `is_ours`; without it the option holds, which is ours. With a
+        `scope` a success is not settled: the scope keeps the permit.
         """
-        now = self._monotonic()
-        options = self.options
+        now, options = self._monotonic(), self.options
         # `if` instead of `min()`, here and below: two calls of `min` are a tenth of the guard's overhead.
         deadline, outer = now + (options.timeout_s if timeout_s is None else timeout_s), ends_at.get()
+        is_ours = (is_ours or timeout_s is None) and deadline < outer
         if outer < deadline:
             deadline = outer
         if self.breaker.refuses(now):
@@ -130,23 +134,22 @@ class Guard:
             else:
                 permit = await self._pay(charge, deadline, now)
         else:
-            passage = Passage(charge, deadline, on_limit)
+            passage = Passage(charge, deadline, on_limit, is_ours, has_next)
             permit = await self.enter(passage)
         while True:
             # An attempt ends at the earliest of three times. After the deadline its caller has gone. Without the limit
             # of an attempt one that hangs would use up the time of all its repeats. And a probe whose lease is over
             # has made room for the next one: if it ran on, two probes would hit a backend meant for one.
-            ends_first = permit.given_at + options.attempt_timeout_s
-            if deadline < ends_first:
-                ends_first = deadline
-            if permit.lease_ends_at < ends_first:
-                ends_first = permit.lease_ends_at
-            alarm = Alarm(self._deadlines, ends_first)
+            until = permit.given_at + options.attempt_timeout_s
+            if deadline < until:
+                until = deadline
+            lasts = permit.lease_ends_at < until or (scope is not None and scope.streams)
+            alarm = self._watch(permit, until, deadline, scope) if lasts else Alarm(self._deadlines, until)
             try:
                 with alarm:
                     result = await operation(*args)
             except BaseException as error:  # noqa: BLE001 - a cancellation too must end its permit; it is raised again
-                passage = passage or Passage(charge, deadline, on_limit)
+                passage = passage or Passage(charge, deadline, on_limit, is_ours, has_next)
                 pause = self._fail(passage, permit, error, alarm)
                 permit = await self._enter_again(passage, pause)
             else:
@@ -154,7 +157,7 @@ class Guard:
                     self._settle_success(permit, charge, passage is None or passage.attempt == 1)
                     return result
                 permit.kept = True
-                scope.keep(permit, passage or Passage(charge, deadline, on_limit))
+                scope.keep(permit, passage or Passage(charge, deadline, on_limit, is_ours, has_next))
                 return result
 
     async def begin(
@@ -164,13 +167,27 @@ class Guard:
         charge: Charge | None = None,
         on_limit: OnLimit | None = None,
         timeout_s: float | None = None,
+        is_ours: bool = False,
+        has_next: bool = False,
+        scope: Scope[T] | None = None,
     ) -> Scope[T]:
-        """As `call`, but a success keeps its permit: the scope's `value` is the result, and its owner settles it."""
-        scope: Scope[T] = Scope(self)
+        """As `call`, but a success keeps its permit: the scope's `value` is the result, and its owner settles it.
+
+        `scope`: one that the operation knows already (see `Scope.streams`).
+        """
+        if scope is None:
+            scope = Scope(self)
         scope.value = await self.call(
-            operation, *args, charge=charge, on_limit=on_limit, timeout_s=timeout_s, scope=scope
-        )
+            operation, *args, charge=charge, on_limit=on_limit, timeout_s=timeout_s, is_ours=is_ours,
+            has_next=has_next, scope=scope,
+        )  # fmt: skip
         return scope
+
+    def _watch(self, permit: Permit, until: float, deadline: float, scope: Scope[T] | None) -> Alarm:
+        """The alarm of an attempt whose end may move: a probe's, or a stream's that may think for longer."""
+        if scope is not None and scope.streams:
+            scope.permit, until = permit, deadline
+        return AlarmOfProbe(self._deadlines, permit, until)
 
     def permit(self, charge: Charge | None = None, on_limit: OnLimit | None = None) -> Scope[None]:
         """`async with guard.permit() as scope:` for a block: never repeated, judged by what leaves it."""
@@ -294,6 +311,8 @@ class Guard:
             took_s = now - permit.given_at
         if slow is None:
             slow = took_s >= self.options.slow_s
+        if fault.kind is Kind.DEADLINE and took_s >= self._cut_s():
+            self.tally.note_cut(now)
         # Of neutral ends only the deadline's tells anything about the other side: that it was slow.
         slow = slow and (verdict is FAILURE or fault.kind is Kind.DEADLINE)
         self.gates.bulkhead.give_back()
@@ -335,6 +354,10 @@ class Guard:
             else:
                 charge.release()
 
+    def _cut_s(self) -> float:
+        """From how many seconds on a call that its caller cut short says something about the other side."""
+        return max(CUT_S_MIN, USUAL_CUT * self.tally.totals().percentile_s(0.5))
+
     def abandon(self, passage: Passage, permit: Permit) -> None:
         """Settle a dropped scope: neutral, and paid for. From any thread, at any moment."""
         loop = self._deadlines.loop
@@ -367,49 +390,34 @@ class Guard:
             return UNJUDGED
         return fault if isinstance(fault, Fault) else UNJUDGED
 
-    def _judge_attempt(self, error: BaseException, alarm: Alarm, deadline: float) -> Fault:
-        """As `judge`; but a timeout of ours is a failure, and the caller's deadline cutting in is not."""
-        if not alarm.expired:
-            # Where the caller's own timeout ends at the same moment, its cancellation wins; the call was as late.
-            both = isinstance(error, CancelledError) and self._monotonic() >= deadline
-            return OVERDUE if both else self.judge(error)
-        timeout = self.gates.family.timeout
-        if alarm.when >= deadline:
-            late = timeout(self.name, "the deadline passed before an answer came", kind=Kind.DEADLINE)
-            return Fault(verdict=NEUTRAL, kind=Kind.DEADLINE, error=late)
-        late = timeout(self.name, "no answer within the time of an attempt", kind=Kind.TIMEOUT)
-        return Fault(verdict=FAILURE, kind=Kind.TIMEOUT, repeatable=True, error=late)
-
     def _fail(self, passage: Passage, permit: Permit, error: BaseException, alarm: Alarm) -> float:
         """Settle a failed attempt; returns the pause before the next one, or raises the real error now."""
-        fault = self._judge_attempt(error, alarm, passage.deadline)
+        timeout = self.gates.family.timeout
+        late = fault_of_time(self.name, timeout, error, alarm, passage, self._monotonic())
+        fault = late or self.judge(error)
         self.leave(passage, permit, fault)
         now, pause, why_not = self._monotonic(), None, ""
         paused_until = self.gates.cooldown_of(self, fault).until
         if fault.verdict is not THROTTLED or passage.on_limit != "refuse":
+            waits = passage.on_limit == "wait" and not passage.has_next
             pause, why_not = self._repeats.plan(
-                fault, passage.attempt, passage.deadline, paused_until, now, self.gates.draw
-            )
+                fault, passage.attempt, passage.deadline, paused_until, now, self.gates.draw,
+                waits_for_breaker=waits,
+            )  # fmt: skip
         if pause is not None:
             return pause
         real = fault.error or error
-        self._explain(real, passage.attempt, why_not)
+        explain(self.name, real, passage.attempt, why_not)
         if fault.verdict is THROTTLED and isinstance(real, KooError) and real.retry_after_s is None:
             real.retry_after_s = paused_until - now
-        if real is error:
-            raise error
-        raise real from error
-
-    def _explain(self, real: BaseException, attempt: int, why_not: str) -> None:
-        """Write on the error how often was tried, and why not again."""
-        if isinstance(real, KooError):
-            real.attempts = attempt
-            if why_not and why_not not in real.reason:  # the same object may be raised twice
-                real.reason += f", and is not repeated: {why_not}"
-        elif why_not:
-            note = f"{self.name}: not repeated after {attempt} attempts: {why_not}"
-            if note not in getattr(real, "__notes__", ()):
-                real.add_note(note)
+        try:
+            if real is error:
+                raise error
+            raise real from error
+        finally:
+            # The error's traceback keeps this frame, and the frame would keep the error: all that the caller's frames
+            # hold would stay until the cycle collector runs.
+            del error, real, fault, late
 
     # ── the monitor and the operator ──────────────────────────────────────────────────────────────────────────
 
@@ -437,9 +445,10 @@ class Guard:
     def signs(self) -> Signs:
         """What speaks about its state; checks that failed before the last success do not."""
         last_success_at = self.tally.last_success_at
+        cuts = self.tally.cuts_in_row(self._monotonic())
         if last_success_at is not None and last_success_at >= self.check_failed_at:
-            return Signs(self.breaker)
-        return Signs(self.breaker, self.checks_failed)
+            return Signs(self.breaker, cuts=cuts)
+        return Signs(self.breaker, self.checks_failed, cuts)
 
     def set_override(self, override: Override) -> None:
         """Let an operator decide."""
@@ -450,6 +459,7 @@ class Guard:
         """Close the breaker and forget streaks, checks and cooldown; never counts, limits or money."""
         self.breaker.reset(self._monotonic())
         self.cooldown.clear()
+        self.tally.forget_cuts()
         self.resets += 1
         self.checks_failed = 0
         self._publish_steps()

@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 from koo.deadlines import ends_at
 from koo.gates import Passage
 from koo.options import GuardOptions
-from koo.policies.breaker import Breaker, Permit
+from koo.policies.breaker import HALF_OPEN, Breaker, Permit
 from koo.policies.verdict import Fault
 
 T = TypeVar("T")
@@ -41,17 +41,19 @@ class Scope(Generic[T]):
     """One permit for the length of a block or a stream; `value` is the result of `begin`'s operation.
 
     End it with `settle`, or use it as `async with`. `deadline` is in monotonic seconds: no timer spans the block, so
-    each wait inside has to be bounded with it.
+    each wait inside has to be bounded with it. `streams`: its operation opens a stream, which bounds its own silences
+    from the first moment; then `permit` is known before the operation runs, and the guard bounds only the whole call.
     """
 
-    __slots__ = ("_ended", "_guard", "passage", "permit", "value")
+    __slots__ = ("_ended", "_guard", "passage", "permit", "streams", "value")
 
     value: T
     passage: Passage
     permit: Permit
 
-    def __init__(self, guard: ScopeGuard, passage: Passage | None = None) -> None:
+    def __init__(self, guard: ScopeGuard, passage: Passage | None = None, *, streams: bool = False) -> None:
         self._guard = guard
+        self.streams = streams
         self._ended = True  # nothing is taken yet
         if passage is not None:
             self.passage = passage
@@ -69,7 +71,8 @@ class Scope(Generic[T]):
     async def __aenter__(self) -> Scope[T]:
         if not self._ended:
             raise RuntimeError("this scope is in use: each block needs a permit() of its own")
-        self.passage.deadline = min(self._guard.now() + self._guard.options.timeout_s, ends_at.get())
+        deadline, outer = self._guard.now() + self._guard.options.timeout_s, ends_at.get()
+        self.passage.deadline, self.passage.is_ours = min(deadline, outer), deadline < outer
         self.keep(await self._guard.enter(self.passage), self.passage)
         return self
 
@@ -82,8 +85,15 @@ class Scope(Generic[T]):
         self._ended = False
 
     def renew(self) -> None:
-        """A piece of content came: a probe that streams is alive."""
-        self._guard.breaker.renew(self.permit, self._guard.now())
+        """A piece came, of content or reasoning, or the reader asks for the next one: a probe that streams is alive."""
+        self.permit.kept = True  # it has begun to answer: its length no longer counts as a call that hangs
+        if self._guard.breaker.phase is HALF_OPEN:
+            self._guard.breaker.renew(self.permit, self._guard.now())
+
+    def rest(self) -> None:
+        """The reader has the turn: the lease of a probe stands still."""
+        if self._guard.breaker.phase is HALF_OPEN:
+            self._guard.breaker.rest(self.permit, self._guard.now())
 
     def settle(
         self, fault: Fault | None = None, *, slow: bool | None = None, took_s: float | None = None

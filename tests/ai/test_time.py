@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from koo.ai.providers.base import Completion, CompletionChunk, Request
-from koo.ai.types import Usage
+from koo.ai.types import Query, Usage
 from koo.deadlines import Deadline
 from koo.errors import AllServicesFailed, ExternalServiceError, Kind, ServiceFailed, ServiceTimeout
 from koo.options import BreakerOptions
@@ -41,6 +42,19 @@ async def ask(world: VirtualWorld, streamed: bool, **options: Any) -> None:
 
 
 Act = Callable[[Request], Awaitable[Completion]]
+
+
+def ignore_cancellation_for(pause_s: float) -> Act:
+    """As code does that cleans up for too long."""
+
+    async def stubborn(request: Request) -> Completion:
+        ends_at = asyncio.get_running_loop().time() + pause_s
+        while (left_s := ends_at - asyncio.get_running_loop().time()) > 0:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(left_s)
+        raise asyncio.CancelledError
+
+    return stubborn
 
 
 def after(pause_s: float, act: Act) -> Act:
@@ -155,33 +169,77 @@ def test_a_probing_stream_without_content_ends_with_its_lease() -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_no_service_is_asked_after_the_deadline(streamed: bool) -> None:
-    """The first one used it up: its reason is raised, and an answer of the second would come too late."""
+def test_each_service_of_a_chain_has_its_share_of_the_callers_deadline(streamed: bool) -> None:
+    """Both hang: the first one leaves the second its half, and neither is to blame."""
 
     async def main() -> None:
         world = VirtualWorld(first_token_timeout_s=60.0)
-        slow: dict[str, Any] = {"timeout_s": 10.0, "fallback": ("second",)}
-        world.first.script = [hang]
-        world.first.chunks = words("late", pause_s=50.0)
-        asked = anext(world.stream(**slow)) if streamed else world.ask(**slow)
+        slow: dict[str, Any] = {"timeout_s": 30.0, "fallback": ("second",)}
+        asked_at = []
+        for provider in (world.first, world.second):
+            provider.chunks = words("late", pause_s=50.0)
+            provider.script = [hang]
+            provider.on_asked = lambda: asked_at.append(world.clock.monotonic() - began)
+        began = world.clock.monotonic()
         with pytest.raises(AllServicesFailed) as caught:
-            await asked
+            await (anext(world.stream(**slow)) if streamed else world.ask(**slow))
+        assert [getattr(error, "kind", None) for error in caught.value.exceptions] == [Kind.DEADLINE] * 2
+        assert asked_at == [0.0, 15.0] and world.clock.monotonic() - began == 30.0
+        assert world.service.default_guard.breaker.consecutive == 0
+
+    run_virtual(main)
+
+
+def test_no_service_is_asked_after_the_deadline() -> None:
+    """The first one answers so late that nothing is left: its own reason is raised."""
+
+    async def main() -> None:
+        world = VirtualWorld()
+        world.first.script = [ignore_cancellation_for(40.0)]
+        with pytest.raises(AllServicesFailed) as caught:
+            await world.ask(timeout_s=30.0, fallback=("second",))
         assert [getattr(error, "kind", None) for error in caught.value.exceptions] == [Kind.DEADLINE]
         assert world.second.asked == 0
 
     run_virtual(main)
 
 
-def test_a_deadline_that_has_passed_already_is_told_with_and_without_fallback() -> None:
+@pytest.mark.parametrize("fallback", [(), ("second",), ("second", "first")])
+def test_a_deadline_that_has_passed_already_is_the_deadlines_error(fallback: tuple[str, ...]) -> None:
+    """With a fallback too, of which nobody was asked; and in a batch it is each query's own."""
+
     async def main() -> None:
         world = VirtualWorld()
-        for fallback in ((), ("second",)):
-            with pytest.raises(ExternalServiceError) as caught:
-                async with Deadline(0.0):
-                    await world.ask(fallback=fallback)
-            errors = getattr(caught.value, "exceptions", (caught.value,))
-            assert [error.kind for error in errors] == [Kind.DEADLINE]
+        with pytest.raises(ServiceTimeout) as caught:
+            async with Deadline(0.0):
+                await world.ask(fallback=fallback)
+        assert caught.value.kind == Kind.DEADLINE
+        async with Deadline(0.0):
+            query = Query(service="first", prompt="Hi", fallback=fallback)
+            errors = await world.gateway.query_many([query, query])
+        assert [(type(error), getattr(error, "kind", None)) for error in errors] == [
+            (ServiceTimeout, Kind.DEADLINE)
+        ] * 2
         assert world.first.asked == world.second.asked == 0
+
+    run_virtual(main)
+
+
+def test_one_querys_error_never_takes_a_batch_with_it() -> None:
+    """Not even one that koo has not thought of."""
+
+    async def main() -> None:
+        world = VirtualWorld(retry=ONCE)
+
+        async def bug(request: Request) -> Completion:
+            raise RuntimeError("a bug")
+
+        world.first.script = [bug, hang]
+        ask = Query(service="first", prompt="Hi")
+        found = await world.gateway.query_many([ask, ask, ask, Query(service="none", prompt="Hi")])
+        assert [getattr(one, "text", None) or getattr(one, "kind", None) for one in found] == [
+            Kind.UNKNOWN, Kind.TIMEOUT, "ok", Kind.UNKNOWN_SERVICE,
+        ]  # fmt: skip
 
     run_virtual(main)
 
@@ -198,13 +256,41 @@ def test_the_latency_is_the_whole_querys() -> None:
     run_virtual(main)
 
 
-def test_after_an_error_before_its_first_content_a_stream_is_over() -> None:
+@pytest.mark.parametrize("pause_s", [50.0, 0.5])
+def test_a_stream_that_has_failed_says_so_when_it_is_read_on(pause_s: float) -> None:
+    """Before its first content or after it: an end without a word would make its text look whole."""
+
     async def main() -> None:
-        world = VirtualWorld(first_token_timeout_s=1.0, retry=ONCE)
-        world.first.chunks = words("late", pause_s=50.0)
+        world = VirtualWorld(first_token_timeout_s=1.0, stall_timeout_s=2.0, retry=ONCE)
+        world.first.chunks = [*words("one", pause_s=pause_s)[:1], *words("late", pause_s=50.0)]
+        chunks, partial = world.stream(), "one" if pause_s < 1 else ""
+        with pytest.raises(ExternalServiceError) as first:
+            async for _ in chunks:
+                pass
+        for _ in range(2):
+            with pytest.raises(ServiceFailed) as again:
+                await anext(chunks)
+            assert again.value.kind == first.value.kind and again.value.partial_text == partial
+            reason = "the stream fell silent" if partial else "no content came in time"
+            assert (
+                str(again.value)
+                == f"first: this stream has failed already ({reason}); start a new one to ask again"
+            )
+        assert world.first.asked == 1
+
+    run_virtual(main)
+
+
+def test_a_stream_whose_reader_was_cancelled_says_so_when_it_is_read_on() -> None:
+    async def main() -> None:
+        world = VirtualWorld()
+        world.first.chunks = words("one", "two", pause_s=5.0)
         chunks = world.stream()
-        with pytest.raises(ServiceTimeout):
+        await anext(chunks)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await anext(chunks)
+        with pytest.raises(ServiceFailed, match="its reader was cancelled"):
             await anext(chunks)
-        assert [chunk async for chunk in chunks] == [] and world.first.asked == 1
 
     run_virtual(main)

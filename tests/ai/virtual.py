@@ -36,27 +36,39 @@ def words(*texts: str, pause_s: float) -> Chunks:
 
 
 class MemoryProvider:
-    """Answers "ok" at once. `script`: what happens instead, an async function for each call; `chunks`: its streams."""
+    """Answers "ok" at once. `script`: what happens instead, an async function for each call; `chunks`: its streams.
+
+    `asked` counts calls, `open` streams that have not been closed; `on_asked` is called for each call.
+    """
 
     def __init__(self) -> None:
         self.script: list[Callable[[Request], Awaitable[Completion]]] = []
         self.chunks: Chunks = []
-        self.asked = 0
+        self.asked = self.open = 0
+        self.on_asked: Callable[[], object] = lambda: None
 
     def bound_input_tokens(self, request: Request) -> int:
         return INPUT_TOKENS_MAX
 
     async def complete(self, request: Request) -> Completion:
-        self.asked += 1
+        self._note()
         if self.script:
             return await self.script.pop(0)(request)
         return Completion(text="ok", model=request.model, usage=Usage(input_tokens=10, output_tokens=5))
 
     async def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
+        self._note()
+        self.open += 1
+        try:
+            for pause_s, chunk in self.chunks:
+                await asyncio.sleep(pause_s)
+                yield chunk
+        finally:
+            self.open -= 1
+
+    def _note(self) -> None:
         self.asked += 1
-        for pause_s, chunk in self.chunks:
-            await asyncio.sleep(pause_s)
-            yield chunk
+        self.on_asked()
 
     async def check(self) -> None: ...
 

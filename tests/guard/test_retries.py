@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from koo.errors import CircuitOpen, Kind, RateLimited, ServiceFailed, ServiceTimeout
+from koo.gates import OnLimit
 from koo.options import BreakerOptions
 from koo.policies.breaker import FORCED_OPEN, OPEN
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED, Fault
@@ -110,8 +111,10 @@ def test_an_attempt_that_ran_out_of_time_is_repeated_within_the_deadline() -> No
         )
         error = await error_of(guard.call(script))
         assert script.at == [0.0, 10.0, 20.0]
-        assert isinstance(error, ServiceTimeout) and error.kind is Kind.DEADLINE and error.attempts == 3
-        assert guard.tally.totals().verdicts == [0, 2, 1, 0] and now() == 25
+        assert isinstance(error, ServiceTimeout) and error.kind is Kind.TIMEOUT and error.attempts == 3
+        assert guard.tally.totals().verdicts == [0, 3, 0, 0] and now() == 25, (
+            "its own time is koo's: a failure"
+        )
 
     run_virtual(main)
 
@@ -217,24 +220,52 @@ def test_with_refuse_a_throttled_call_is_not_waited_for() -> None:
 # ── the breaker ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_open_breaker_is_waited_for_only_if_it_reopens_within_the_deadline() -> None:
+QUICKLY = BreakerOptions(failure_threshold=2)
+
+
+@pytest.mark.parametrize("on_limit", [None, "refuse"])
+def test_the_call_whose_own_failure_opens_the_breaker_ends_there(on_limit: OnLimit | None) -> None:
+    """The next caller is refused at once: this one would wait a minute for the same."""
+
     async def main() -> None:
-        patient = make_guard(attempts=9, breaker=BreakerOptions(failure_threshold=2), timeout_s=200)
+        guard, script = make_guard(attempts=9, breaker=QUICKLY, timeout_s=200), Script(fail, fail)
+        error = await error_of(guard.call(script, on_limit=on_limit))
+        assert isinstance(error, ServiceFailed) and script.calls == 2 and now() == 0
+        assert str(error).endswith(
+            "not repeated: the circuit is open after 2 failures in a row (after 2 attempts)"
+        )
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_an_open_breaker_is_waited_for_on_request_if_it_reopens_within_the_deadline() -> None:
+    async def main() -> None:
+        patient = make_guard(attempts=9, breaker=QUICKLY, timeout_s=200)
         script = Script(fail, fail)
-        assert await patient.call(script) == "answer"
+        assert await patient.call(script, on_limit="wait") == "answer"
         assert script.at == [0.0, 0.0, 60.0], "the third attempt is the probe"
-        hurried = make_guard(attempts=9, breaker=BreakerOptions(failure_threshold=2), timeout_s=50)
+        hurried = make_guard(attempts=9, breaker=QUICKLY, timeout_s=50)
         script, began = Script(fail, fail), now()
-        error = await error_of(hurried.call(script))
+        error = await error_of(hurried.call(script, on_limit="wait"))
         assert isinstance(error, ServiceFailed) and script.calls == 2 and now() == began
 
     run_virtual(main)
 
 
-def test_who_waited_and_found_the_probe_taken_is_refused_with_what_he_had_tried() -> None:
+def test_an_open_breaker_is_not_waited_for_where_another_service_is_asked_next() -> None:
     async def main() -> None:
-        guard = make_guard(attempts=9, breaker=BreakerOptions(failure_threshold=2), timeout_s=200)
-        calls = (guard.call(Script(fail, lambda: answer_in(5.0))) for _ in range(2))
+        guard, script = make_guard(attempts=9, breaker=QUICKLY, timeout_s=200), Script(fail, fail)
+        error = await error_of(guard.call(script, on_limit="wait", has_next=True))
+        assert isinstance(error, ServiceFailed) and script.calls == 2 and now() == 0
+
+    run_virtual(main)
+
+
+def test_a_call_that_waited_and_found_the_probe_taken_is_refused_with_what_it_had_tried() -> None:
+    async def main() -> None:
+        guard = make_guard(attempts=9, breaker=QUICKLY, timeout_s=200)
+        calls = (guard.call(Script(fail, lambda: answer_in(5.0)), on_limit="wait") for _ in range(2))
         told = await asyncio.gather(*calls, return_exceptions=True)
         (error,) = (one for one in told if one != "answer")
         assert isinstance(error, CircuitOpen) and error.attempts == 1

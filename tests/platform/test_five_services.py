@@ -47,7 +47,7 @@ def service(name: str, fake: FakeOpenAI) -> ServiceOptions:
         (cut(60), {Kind.CONNECTION, Kind.BAD_ANSWER, Kind.CIRCUIT_OPEN}, "circuit_open"),
         (nothing(), {Kind.CONNECTION, Kind.CIRCUIT_OPEN}, "circuit_open"),
         (html(502), {Kind.SERVER_ERROR, Kind.CIRCUIT_OPEN}, "circuit_open"),
-        (hang(), {Kind.DEADLINE}, "healthy"),
+        (hang(), {Kind.DEADLINE}, "unhealthy"),
     ],
 )
 def test_the_others_answer_as_if_it_were_well(

@@ -292,6 +292,58 @@ def an_owner_who_bounds_a_probe_himself_may_say_until_when(module: Any) -> None:
 
 
 @rule
+def a_reader_who_is_away_fails_no_probe(module: Any) -> None:
+    breaker = opened(module)
+    stream = admitted(breaker, 60.0)
+    for now in (61.0, 95.0):
+        breaker.rest(stream, now)
+        breaker.tick(now + 29.0, no_jitter)
+        assert breaker.phase is HALF_OPEN and breaker.refusal(now)[1] == 30.0
+        breaker.renew(stream, now + 29.0)
+        assert stream.lease_ends_at == now + 59.0
+        breaker.tick(now + 31.0, no_jitter)
+        assert breaker.leases == [stream], "its reader is back"
+    breaker.settle(stream, SUCCESS, False, 130.0, no_jitter)
+    assert breaker.ok == 1 and breaker.leases == []
+
+
+@rule
+def a_reader_who_stays_away_gives_the_slot_back(module: Any) -> None:
+    """Without a verdict: others may probe, and whatever becomes of the stream counts nowhere."""
+    breaker = opened(module)
+    stream = admitted(breaker, 60.0)
+    breaker.rest(stream, 61.0)
+    assert breaker.refuses(90.0)
+    breaker.tick(91.0, no_jitter)
+    assert breaker.phase is HALF_OPEN and breaker.inconclusive == 1 and breaker.streak == 0
+    other = admitted(breaker, 91.0)
+    assert stream.generation != breaker.generation
+    assert not breaker.settle(stream, FAILURE, False, 92.0, no_jitter)
+    breaker.settle(other, SUCCESS, False, 93.0, no_jitter)
+    assert breaker.phase is HALF_OPEN and breaker.ok == 1 and stream.lease_ends_at == float("inf")
+
+
+@rule
+def readers_who_all_stay_away_open_it_again_in_the_end(module: Any) -> None:
+    breaker = opened(module, inconclusive_max=2, probe_concurrency=2)
+    for _ in range(2):
+        breaker.rest(admitted(breaker, 60.0), 61.0)
+    breaker.tick(91.0, no_jitter)
+    assert breaker.phase is OPEN and breaker.streak == 0 and breaker.reason == "2 probes without a verdict"
+
+
+@rule
+def what_an_operator_does_cuts_no_probe(module: Any) -> None:
+    """What runs is no probe any more, so its lease must not end it."""
+    for act in ("reset", "override"):
+        breaker = opened(module)
+        probe = admitted(breaker, 60.0)
+        assert probe.lease_ends_at == 90.0
+        breaker.reset(70.0) if act == "reset" else breaker.set_override(DISABLED)
+        assert probe.lease_ends_at == float("inf"), act
+
+
+@rule
 def a_late_streams_content_renews_nothing(module: Any) -> None:
     breaker = make(module)
     stream = admitted(breaker, 0.0)

@@ -4,6 +4,10 @@ It owns the order in which services are asked, and what each is asked: model, bo
 and breakers are the guard's; what an error means is the provider's; money is the charge's, which the guard asks for
 before each attempt.
 
+Each service has a share of the query's time: what is left, divided by the services that may still be asked. Its
+attempts, pauses and waits all end with its share, so one that hangs leaves the next one its time. The last one has all
+that is left.
+
 The rules of the order. A caller's mistake ends the query: the next service could only repeat it. A refusal (open
 breaker, limit, budget, unknown price) moves on at once; a budget may name the service that is asked next. A failure
 moves on after its retries. A cancellation settles what was spent and goes on up. Whole and streamed answers begin in
@@ -20,7 +24,7 @@ from typing import TypeVar
 from koo.ai.budgets import Budgets
 from koo.ai.checking import check
 from koo.ai.conversations import Conversations
-from koo.ai.lists import Lists
+from koo.ai.lists import Lists, outcome_of
 from koo.ai.model_price import ModelPrice
 from koo.ai.models import may_think_unseen
 from koo.ai.open_answer import Begun
@@ -44,6 +48,7 @@ from koo.errors import (
 )
 from koo.http import departure
 from koo.options import ServiceOptions
+from koo.scope import Scope
 
 MOVES_ON = {Kind.PRICE_UNKNOWN, Kind.NOT_CONFIGURED}
 """Mistakes of the operator, not of the query: another service may well answer it."""
@@ -52,11 +57,11 @@ COST_USD_MAX = Decimal(1_000_000)
 """More no ledger holds for one call."""
 
 T = TypeVar("T", Completion, StreamedCompletion)
-Ask = Callable[[AIService, QueryCharge], Awaitable[T]]
+Ask = Callable[[AIService, QueryCharge, Scope[T]], Awaitable[T]]
 """One attempt at a service: until the whole answer is there, or the first content of a streamed one."""
 
 
-def ask_whole(one: AIService, charge: QueryCharge) -> Awaitable[Completion]:
+def ask_whole(one: AIService, charge: QueryCharge, _: Scope[Completion]) -> Awaitable[Completion]:
     """Ask, and wait for the whole answer."""
     departure.set(charge.departure)
     return one.provider.complete(charge.request)
@@ -107,10 +112,13 @@ class Gateway:
                 await before()
             return await self._begin(query, open_stream)
 
-        return AnswerStream(start, self._deadlines)
+        return AnswerStream(name_of(query.service), start, self._deadlines)
 
     async def query_many(self, queries: Sequence[Query]) -> list[Answer | ExternalServiceError]:
         """Each as a place comes free; an answer or an error for each, in the same order. See `koo.ai.lists`."""
+        if ends_at.get() <= self._clock.monotonic():
+            # With tasks to wait for, the deadline would cancel all of them together.
+            return [await outcome_of(self.query, query) for query in queries]
         return await self._lists.ask_all(queries)
 
     # ── one service after the other ───────────────────────────────────────────────────────────────────────────
@@ -119,27 +127,39 @@ class Gateway:
         """Ask each service in order, until one begins to answer within the query's deadline."""
         services = self._choose(query)
         began_at = self._clock.monotonic()
-        deadline = min(began_at + (query.timeout_s or services[0].options.timeout_s), ends_at.get())
+        deadline, outer = began_at + (query.timeout_s or services[0].options.timeout_s), ends_at.get()
+        is_ours = query.timeout_s is None and deadline < outer
+        deadline = min(deadline, outer)
         failures: list[ExternalServiceError] = []
-        for place, one in enumerate(services, start=1):
-            left_s = deadline - self._clock.monotonic()
-            if failures and left_s <= 0:
-                break
-            asked = replace(query, model=None) if failures else query
-            try:
-                charge = self._prepare(one, asked)
-                guard, paid = one.service.guard(charge.model), None if charge.price.free else charge
-                scope = await guard.begin(
-                    ask, one, charge, charge=paid, on_limit=query.on_limit, timeout_s=left_s
-                )
-            except ExternalServiceError as error:
-                services[place:place] = self._instead(error, services)
-                if len(services) == 1 or _ends_the_query(error):
-                    raise
-                failures.append(error)
-            else:
-                return Begun(one, guard, charge, scope, began_at)
-        raise AllServicesFailed("no service could answer", failures)
+        try:
+            for place, one in enumerate(services, start=1):
+                left_s = deadline - self._clock.monotonic()
+                if failures and left_s <= 0:
+                    break
+                asked = replace(query, model=None) if failures else query
+                later = _askable(services, place)
+                share_s, ours = left_s / (1 + later), is_ours
+                if query.timeout_s is None and one.options.timeout_s < share_s:
+                    share_s, ours = one.options.timeout_s, True
+                try:
+                    charge = self._prepare(one, asked)
+                    guard, paid = one.service.guard(charge.model), None if charge.price.free else charge
+                    scope: Scope[T] = Scope(guard, streams=ask is open_stream)
+                    await guard.begin(
+                        ask, one, charge, scope, charge=paid, on_limit=query.on_limit, scope=scope,
+                        timeout_s=share_s, is_ours=ours, has_next=later > 0,
+                    )  # fmt: skip
+                except ExternalServiceError as error:
+                    services[place:place] = self._instead(error, services)
+                    if len(services) == 1 or _ends_the_query(error) or (left_s <= 0 and not failures):
+                        raise
+                    failures.append(error)
+                else:
+                    return Begun(one, guard, charge, scope, began_at)
+            raise AllServicesFailed("no service could answer", failures)
+        finally:
+            # Each error's traceback keeps this frame, and so, through this list, itself and the others.
+            failures.clear()
 
     # ── before anything is sent ───────────────────────────────────────────────────────────────────────────────
 
@@ -209,6 +229,11 @@ def _terms(query: Query) -> Terms:
         is_clamped=query.clamp,
         is_patient=query.on_limit == "wait",
     )
+
+
+def _askable(services: Sequence[AIService], place: int) -> int:
+    """How many of the services after the one at `place` may be asked at all: they have a share of the time."""
+    return sum(one.service.configured for one in services[place:]) if len(services) > place else 0
 
 
 def _ends_the_query(error: ExternalServiceError) -> bool:

@@ -33,10 +33,20 @@ class Begun(Generic[T]):
         """The guarded service, without its provider."""
         return self.service.service
 
-    def end(self, completion: Completion, *, slow: bool | None = None) -> Answer:
-        """Book what it cost and settle the permit as a success. `slow`: see `Scope.settle`."""
+    def end(
+        self,
+        completion: Completion,
+        *,
+        slow: bool | None = None,
+        took_s: float | None = None,
+        away_s: float = 0.0,
+    ) -> Answer:
+        """Book what it cost and settle the permit as a success. `slow` and `took_s`: see `Scope.settle`.
+
+        `away_s`: for so long the reader of a stream had the turn, which is nobody's latency.
+        """
         bill = self.charge.note(completion)
-        self.scope.settle(slow=slow)
+        self.scope.settle(slow=slow, took_s=took_s)
         self.guarded.last_usage = completion.usage
         return Answer(
             text=completion.text,
@@ -46,7 +56,7 @@ class Begun(Generic[T]):
             cost_usd=bill.amount_usd,
             cost_source=bill.source,
             attempts=self.scope.attempts,
-            latency_s=self.guard.now() - self.began_at,
+            latency_s=self.guard.now() - self.began_at - away_s,
             stop_reason=completion.stop_reason,
             request_id=completion.request_id,
             max_tokens=self.charge.request.max_tokens,

@@ -3,16 +3,25 @@
 A generator that held a timeout across its `yield` would cancel its consumer's own awaits. So each wait for the next
 content has its own bound, and nothing is armed while the consumer has the turn.
 
+What is bounded is silence. Each piece of content or reasoning renews all timers and a probe's lease; a ping renews
+none. The consumer's own time between two pieces is nobody's latency: our own deadline moves on by it, a probe's lease
+stands still, and no percentile sees it. Only a deadline that the caller brought stays where it is.
+
 Until the first content the guard may repeat; from then on nothing is repeated. One permit lasts for the whole stream.
 It ends in exactly one way: at the provider's own end (success), with an error (its kind decides), or because the
 consumer left (neutral). Each time what was used is booked: leaving does not make the provider's bill smaller.
+
+Another task than the consumer's may close it. The consumer's wait is then ended as a deadline ends it, in the
+consumer's own task: a generator that is running cannot be closed from outside.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from decimal import Decimal
+from typing import NoReturn
 
 from koo.ai.open_answer import Begun
 from koo.ai.providers.base import Completion, CompletionChunk, Pace
@@ -20,24 +29,54 @@ from koo.ai.providers.transport import bound_text
 from koo.ai.query_charge import QueryCharge
 from koo.ai.service import AIService
 from koo.ai.types import Answer, Chunk, Usage
-from koo.deadlines import Alarm, Deadlines
-from koo.errors import ExternalServiceError, Kind, ServiceTimeout, StreamTruncated
+from koo.clock import Clock
+from koo.deadlines import Alarm, Deadlines, Lasting
+from koo.errors import ExternalServiceError, Kind, ServiceFailed, ServiceTimeout, StreamTruncated
+from koo.guard import Scope
 from koo.http import departure
+from koo.options import NEVER
 from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, Fault
+
+
+class Silence(Lasting):
+    """Rings when a stream has been silent for `longest_s`, or a probe's lease or the call's own time is over.
+
+    `since` is when it last gave a sign of life, in monotonic seconds; `until` is the end of the call, whatever comes.
+    """
+
+    __slots__ = ("_clock", "_scope", "longest_s", "since", "until")
+
+    def __init__(self, registry: Deadlines, clock: Clock, scope: Scope[StreamedCompletion]) -> None:
+        super().__init__(registry)
+        self._clock = clock
+        self._scope = scope
+        self.longest_s = self.until = NEVER
+        self.since = clock.monotonic()
+
+    def ends(self) -> float:
+        return min(self.since + self.longest_s, self.until, self._scope.permit.lease_ends_at)
+
+    def renew(self) -> None:
+        """A sign of life, or the reader is back."""
+        self.since = self._clock.monotonic()
+        self._scope.renew()
 
 
 class StreamedCompletion:
     """The chunks of one attempt, and the completion that they have become so far. `first` is its first content.
 
-    Each usage report goes on to the `charge`. What came since the last one, reasoning included, is counted in bytes: no
-    tokenizer makes more tokens of a text than that.
+    `silence` is renewed by what the model thinks. Each usage report goes on to the `charge`. What came since the last
+    one, reasoning included, is counted in bytes: no tokenizer makes more tokens of a text than that.
     """
 
     __slots__ = ("_charge", "_cost_usd", "_model", "_request_id", "_stop_reason", "_texts", "_unreported", "_usage",
-                 "chunks", "first", "pace")  # fmt: skip
+                 "chunks", "first", "pace", "silence")  # fmt: skip
 
-    def __init__(self, chunks: AsyncGenerator[CompletionChunk, None], charge: QueryCharge) -> None:
+    def __init__(
+        self, chunks: AsyncGenerator[CompletionChunk, None], charge: QueryCharge, silence: Silence
+    ) -> None:
         self.chunks = chunks
+        self.silence = silence
         self._charge = charge
         self.first = ""
         self.pace: tuple[Pace, ...] = ()
@@ -53,9 +92,15 @@ class StreamedCompletion:
         """The next content, or None at the provider's own end; pings and reports are taken in on the way."""
         async for chunk in self.chunks:
             self._take_in(chunk)
-            if chunk.text and not chunk.reasoning:
-                self._texts.append(chunk.text)
-                return chunk.text
+            if chunk.text:
+                if not chunk.reasoning:
+                    self._texts.append(chunk.text)
+                    return chunk.text
+                self.silence.renew()
+                if not self._texts:
+                    self.silence.until = (
+                        NEVER  # it has begun to answer: an attempt's time is for those that do not
+                    )
             if chunk.final:
                 break
         return None
@@ -106,17 +151,25 @@ class StreamedCompletion:
 class AnswerStream:
     """`async for chunk in stream:` yields `Chunk`s; afterwards `stream.answer` is the whole `Answer`.
 
-    Leaving early (`break`, `aclose()`, cancellation) closes the connection and settles what was used. Raises
-    `ExternalServiceError`: before the first content as a query does, later `StreamTruncated` with `partial_text`.
+    Leaving early (`break`, `aclose()`, cancellation) closes the connection and settles what was used; `aclose()` may
+    come from another task. Raises `ExternalServiceError`: before the first content as a query does, later
+    `StreamTruncated` with `partial_text`; read on after that, it says in a `ServiceFailed` that it has failed.
     """
 
     def __init__(
-        self, start: Callable[[], Awaitable[Begun[StreamedCompletion]]], deadlines: Deadlines
+        self, service: str, start: Callable[[], Awaitable[Begun[StreamedCompletion]]], deadlines: Deadlines
     ) -> None:
+        self._service = service
         self._start = start
         self._deadlines = deadlines
         self._begun: Begun[StreamedCompletion] | None = None
         self._closed = False
+        self._failed: tuple[str, Kind] | None = (
+            None  # not the error itself, whose traceback leads back to here
+        )
+        self._waits: Alarm | None = None  # of the reader, while it waits for a piece
+        self._left: asyncio.Event | None = None  # another task has closed it: set when that is done
+        self._turn_at = self._provider_s = self._away_s = 0.0
         self.answer: Answer | None = None
 
     def __aiter__(self) -> AnswerStream:
@@ -130,9 +183,20 @@ class AnswerStream:
 
     async def __anext__(self) -> Chunk:
         if self._closed:
-            raise StopAsyncIteration
+            self._refuse()
+        if self._waits is not None:
+            raise RuntimeError("another task is reading this stream already: a stream has one reader")
         begun = self._begun
-        text = await self._next_text(begun) if begun is not None else await self._begin()
+        try:
+            text = await self._next_text(begun) if begun is not None else await self._begin()
+        except BaseException as error:
+            self._closed = True
+            self._note_failure(error)
+            raise
+        finally:
+            self._waits = None
+            if self._left is not None:
+                self._left.set()
         if text:
             return Chunk(text)
         assert self._begun is not None
@@ -142,54 +206,126 @@ class AnswerStream:
     # ── the life of a stream ──────────────────────────────────────────────────────────────────────────────────
 
     async def _begin(self) -> str:
+        self._waits = opening = Alarm(self._deadlines, NEVER)
         try:
-            begun = self._begun = await self._start()
-        except BaseException:
-            self._closed = True
+            with opening:
+                begun = self._begun = await self._start()
+        except TimeoutError:
+            if opening.expired:
+                raise StopAsyncIteration from None
             raise
-        begun.scope.renew()
+        await self._leave_if_asked(begun)
         begun.guarded.learn_pace(begun.scope.value.pace)
+        silence = begun.scope.value.silence
+        silence.until, silence.longest_s = begun.scope.deadline, begun.service.options.stall_timeout_s
+        self._hand_over(begun, begun.scope.permit.given_at)
         return begun.scope.value.first
 
     async def _next_text(self, begun: Begun[StreamedCompletion]) -> str | None:
-        scope = begun.scope
-        stalls_at = begun.guard.now() + begun.service.options.stall_timeout_s
-        alarm = Alarm(self._deadlines, min(stalls_at, scope.deadline, scope.permit.lease_ends_at))
+        silence = begun.scope.value.silence
+        silence.renew()
+        asked_at = silence.since
+        self._take_over(begun, asked_at)
+        self._waits = silence
         try:
-            with alarm:
-                text = await scope.value.next_text()
-        except BaseException as error:
-            fault, seen = _judge(begun, error, alarm)
-            await self._end(begun, fault)
-            if seen is not None:
-                raise seen from error
-            raise
-        scope.renew()
+            with silence:
+                text = await begun.scope.value.next_text()
+        except BaseException as error:  # noqa: BLE001 - it is raised again, or what its reader is told in its place
+            self._waits = None  # what waits from here on is the closing, which nobody else may end
+            is_left = silence.expired and self._left is not None
+            fault, seen = (CANCELLED, None) if is_left else _judge(begun, error, silence)
+            try:
+                await self._end(begun, fault, begun.guard.now() - silence.since)
+                if is_left:
+                    raise StopAsyncIteration from None
+                if seen is not None:
+                    raise seen from error
+                raise
+            finally:
+                del seen  # its traceback keeps this frame, and the frame would keep it
+        await self._leave_if_asked(begun)
+        self._hand_over(begun, asked_at)
         return text
+
+    def _hand_over(self, begun: Begun[StreamedCompletion], asked_at: float) -> None:
+        """The reader gets the turn."""
+        self._turn_at = begun.guard.now()
+        self._provider_s += self._turn_at - asked_at
+        begun.scope.rest()
+
+    def _take_over(self, begun: Begun[StreamedCompletion], now: float) -> None:
+        """The reader is back: what it took is no time of the provider's, so ours is longer by it."""
+        away_s = now - self._turn_at
+        self._away_s += away_s
+        passage = begun.scope.passage
+        if passage.is_ours:
+            passage.deadline += away_s
+            begun.scope.value.silence.until = passage.deadline
+
+    async def _leave_if_asked(self, begun: Begun[StreamedCompletion]) -> None:
+        """Another task closed the stream in the step in which a piece came."""
+        if self._left is not None:
+            await self._end(begun, CANCELLED)
+            raise StopAsyncIteration
 
     async def _finish(self, begun: Begun[StreamedCompletion]) -> None:
         """The provider's own end."""
         streamed = begun.scope.value
         self._closed = True
         # A long answer is not a slow one: what counts as slow is the time to the first content, which `begin` saw.
-        self.answer = begun.end(streamed.completion(), slow=False)
+        self.answer = begun.end(
+            streamed.completion(), slow=False, took_s=self._provider_s, away_s=self._away_s
+        )
         await streamed.chunks.aclose()
 
-    async def _end(self, begun: Begun[StreamedCompletion], fault: Fault) -> None:
-        """An end before the provider's own."""
-        self._settle(begun, fault)
+    async def _end(self, begun: Begun[StreamedCompletion], fault: Fault, silent_s: float = 0.0) -> None:
+        """An end before the provider's own, after a silence of so many seconds."""
+        self._settle(begun, fault, silent_s)
         await begun.scope.value.chunks.aclose()
 
-    def _settle(self, begun: Begun[StreamedCompletion], fault: Fault) -> None:
+    def _settle(self, begun: Begun[StreamedCompletion], fault: Fault, silent_s: float = 0.0) -> None:
         self._closed = True
         begun.charge.note(begun.scope.value.completion())
         # A stream that was answered has been billed, whatever its end.
         begun.scope.settle(
-            Fault(verdict=fault.verdict, kind=fault.kind, retry_after_s=fault.retry_after_s, billed=True)
+            Fault(verdict=fault.verdict, kind=fault.kind, retry_after_s=fault.retry_after_s, billed=True),
+            took_s=silent_s,
         )
 
+    def _note_failure(self, error: BaseException) -> None:
+        if isinstance(error, StopAsyncIteration):
+            return
+        if isinstance(error, ExternalServiceError):
+            self._failed = error.reason, error.kind
+        else:
+            self._failed = "its reader was cancelled", Kind.CANCELLED
+
+    def _refuse(self) -> NoReturn:
+        """It is over: the end, or that it had failed."""
+        if self._failed is None:
+            raise StopAsyncIteration
+        reason, kind = self._failed
+        sentence = f"this stream has failed already ({reason}); start a new one to ask again"
+        error = ServiceFailed(self._service, sentence, kind=kind)
+        if self._begun is not None:
+            error.partial_text = self._begun.scope.value.text
+        try:
+            raise error
+        finally:
+            del error
+
     async def aclose(self) -> None:
-        """Leave: the provider stops, what was used is settled, and the breaker learns nothing from it."""
+        """Leave: the provider stops, what was used is settled, and the breaker learns nothing from it.
+
+        From another task than the reader's: the reader's wait ends as at the end of the stream.
+        """
+        waits = self._waits
+        if waits is not None and waits.task is not asyncio.current_task():
+            if self._left is None:
+                self._left = asyncio.Event()
+                waits.cut()
+            await self._left.wait()
+            return
         closed, self._closed = self._closed, True
         if not closed and self._begun is not None:
             await self._end(self._begun, CANCELLED)
@@ -201,15 +337,16 @@ class AnswerStream:
 
 
 def _judge(
-    begun: Begun[StreamedCompletion], error: BaseException, alarm: Alarm
+    begun: Begun[StreamedCompletion], error: BaseException, silence: Silence
 ) -> tuple[Fault, ExternalServiceError | None]:
     """What ended a stream, and what its consumer sees in place of `error`, if that is another."""
     guard, scope, name = begun.guard, begun.scope, begun.guard.name
     seen: ExternalServiceError
-    if alarm.expired and alarm.when >= scope.deadline:
-        seen = ServiceTimeout(name, "the deadline passed in the middle of the stream", kind=Kind.DEADLINE)
-        fault = Fault(verdict=NEUTRAL, kind=Kind.DEADLINE)
-    elif alarm.expired:
+    if silence.expired and silence.when >= scope.deadline:
+        kind = Kind.TIMEOUT if scope.passage.is_ours else Kind.DEADLINE
+        seen = ServiceTimeout(name, "the deadline passed in the middle of the stream", kind=kind)
+        fault = Fault(verdict=FAILURE if scope.passage.is_ours else NEUTRAL, kind=kind)
+    elif silence.expired:
         seen = StreamTruncated(name, "the stream fell silent", kind=Kind.STALLED)
         fault = Fault(verdict=FAILURE, kind=Kind.STALLED)
     elif isinstance(error, ExternalServiceError):
@@ -222,18 +359,26 @@ def _judge(
     return fault, seen
 
 
-async def open_stream(one: AIService, charge: QueryCharge) -> StreamedCompletion:
-    """Ask, and wait for the first content; on any error the connection is closed."""
+async def open_stream(
+    one: AIService, charge: QueryCharge, scope: Scope[StreamedCompletion]
+) -> StreamedCompletion:
+    """Ask, and wait for the first content; on any error the connection is closed.
+
+    What the model thinks is a sign of life: the first one has to come within an attempt's time, and each later one, and
+    the first content, within that of a first token.
+    """
     departure.set(charge.departure)
-    streamed = StreamedCompletion(one.provider.stream(charge.request), charge)
-    first_by = one.service.clock.monotonic() + one.options.first_token_timeout_s
-    alarm = Alarm(one.service.deadlines, first_by)
+    options = one.options
+    silence = Silence(one.service.deadlines, one.service.clock, scope)
+    streamed = StreamedCompletion(one.provider.stream(charge.request), charge, silence)
+    silence.longest_s = options.first_token_timeout_s
+    silence.until = scope.permit.given_at + options.attempt_timeout_s
     try:
-        with alarm:
+        with silence:
             streamed.first = await streamed.next_text() or ""
     except BaseException as error:
         await streamed.chunks.aclose()
-        if alarm.expired:
-            raise ServiceTimeout(one.options.name, "no content came in time", kind=Kind.TIMEOUT) from error
+        if silence.expired:
+            raise ServiceTimeout(options.name, "no content came in time", kind=Kind.TIMEOUT) from error
         raise
     return streamed

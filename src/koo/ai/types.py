@@ -80,8 +80,9 @@ class Answer:
 
     `cost_usd` is exact (a Decimal); `cost_source` tells whether the provider reported it, a price table gave it, an
     operator configured it, or it is an estimate. `attempts` are calls that left for the service, `latency_s` the whole
-    query. `stop_reason` is the provider's own word ("end_turn", "stop", "max_tokens", "refusal", ...). `max_tokens` is
-    the longest answer that was asked for; `clamped`: lower than the query said, so that it fitted (`Query.clamp`).
+    query, without what a stream's reader took. `stop_reason` is the provider's own word ("end_turn", "stop",
+    "max_tokens", "refusal", ...). `max_tokens` is the longest answer that was asked for; `clamped`: lower than the
+    query said, so that it fitted (`Query.clamp`).
     """
 
     text: str

@@ -118,15 +118,16 @@ class Breaker:
     """One breaker. `happened` collects events for the caller to publish after the step, outside this section."""
 
     __slots__ = (
-        "_counted_serial", "_idle_since", "_newest", "_older", "_serial", "closed_at", "closed_by", "consecutive",
-        "generation", "happened", "inconclusive", "lease_s", "leases", "name", "ok", "open_for_s", "opened_at",
-        "options", "override", "phase", "reason", "slow_s", "stale", "streak", "trips", "window",
+        "_counted_serial", "_idle_since", "_newest", "_older", "_resting", "_serial", "closed_at", "closed_by",
+        "consecutive", "generation", "happened", "inconclusive", "lease_s", "leases", "name", "ok", "open_for_s",
+        "opened_at", "options", "override", "phase", "reason", "slow_s", "stale", "streak", "trips", "window",
     )  # fmt: skip
 
     closed_at: float
     closed_by: Cue | None
     leases: list[Permit]
     _counted_serial: int
+    _resting: dict[Permit, float]
 
     def __init__(self, name: str, options: BreakerOptions, slow_s: float, now: float) -> None:
         self.name = name
@@ -198,7 +199,8 @@ class Breaker:
             return "an operator has forced the circuit open", self.options.recovery_s
         if self.phase is OPEN:
             return f"the circuit is open after {self.reason}", max(0.0, self.opens_until() - now)
-        ends_at = min((permit.lease_ends_at for permit in self.leases), default=now)
+        ends = (self._resting.get(permit, permit.lease_ends_at) for permit in self.leases)
+        ends_at = min(ends, default=now)
         return f"recovery is being tested after {self.reason}", max(0.0, ends_at - now)
 
     def opens_until(self) -> float:
@@ -319,7 +321,7 @@ class Breaker:
         return count
 
     def _settle_probe(self, permit: Permit, verdict: Verdict, now: float, draw: Draw, hint_s: float) -> None:
-        self.leases.remove(permit)
+        self._take_back(permit)
         if verdict is SUCCESS:
             self.ok += 1
             if self.ok >= self.options.success_threshold:
@@ -327,10 +329,13 @@ class Breaker:
         elif verdict is FAILURE:
             self._fail_probe("a failed probe", now, draw, hint_s)
         else:
-            self.inconclusive += 1
-            if self.inconclusive >= self.options.inconclusive_max:
-                reason = f"{self.inconclusive} probes without a verdict"
-                self._trip(Cue.PROBES_SAID_NOTHING, reason, now, draw, hint_s)
+            self._count_inconclusive(now, draw, hint_s)
+
+    def _count_inconclusive(self, now: float, draw: Draw, hint_s: float = 0.0) -> None:
+        self.inconclusive += 1
+        if self.inconclusive >= self.options.inconclusive_max:
+            reason = f"{self.inconclusive} probes without a verdict"
+            self._trip(Cue.PROBES_SAID_NOTHING, reason, now, draw, hint_s)
 
     # ── leases ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -339,9 +344,37 @@ class Breaker:
         return taken < self.options.probe_concurrency and self.ok + taken < self.options.success_threshold
 
     def renew(self, permit: Permit, now: float) -> None:
-        """A stream's piece of content came: the probe is alive."""
+        """A stream's piece came, or its reader asks for the next one: the probe is alive."""
         if self.phase is HALF_OPEN and permit.generation == self.generation:
+            self._resting.pop(permit, None)
             self._lend(permit, now)
+
+    def rest(self, permit: Permit, now: float) -> None:
+        """A stream's reader has the turn: its time is no silence of the other side, so the lease stands still.
+
+        A reader who stays away for as long as a lease gives the slot back without a verdict, else one stream that is
+        never read to its end would keep the breaker half open for ever. The stream itself goes on.
+        """
+        if self.phase is HALF_OPEN and permit.generation == self.generation:
+            permit.lease_ends_at = permit.shadow_ends_at = NEVER
+            self._resting[permit] = now + self.lease_s
+
+    def _take_back(self, permit: Permit) -> None:
+        self.leases.remove(permit)
+        self._resting.pop(permit, None)
+
+    def _give_up_resting(self, now: float, draw: Draw) -> None:
+        """The slots of those whose readers stayed away; one by one, because the last of them may trip."""
+        for permit in [permit for permit, until in self._resting.items() if now >= until]:
+            if permit in self._resting:
+                self._take_back(permit)
+                permit.generation = OUTSIDE
+                self._count_inconclusive(now, draw)
+
+    def _lift_leases(self) -> None:
+        """What runs now is no probe any more: without this, the end of its lease would cut it all the same."""
+        for permit in self.leases:
+            permit.lease_ends_at = NEVER
 
     def _lend(self, permit: Permit, now: float) -> None:
         ends_at = now + self.lease_s
@@ -362,6 +395,8 @@ class Breaker:
         elif self.phase is HALF_OPEN:
             if any(permit.is_over(now) for permit in self.leases):
                 self._fail_probe("a hung probe", now, draw, 0.0)
+            elif self._resting:
+                self._give_up_resting(now, draw)
         else:
             self.window.roll(now)
             self._trip_if_due(now, draw, 0.0)
@@ -392,6 +427,7 @@ class Breaker:
 
     def _close(self, cue: Cue, now: float) -> None:
         self.closed_by = None if self.phase is CLOSED else cue
+        self._lift_leases()
         self._enter(cue)
         self._be_closed(now)
         self.happened.append(CircuitClosed(self.name, by_operator=cue is Cue.RESET))
@@ -409,7 +445,7 @@ class Breaker:
     def _begin(self, idle_since: float) -> None:
         """A new generation: everything given out before is void."""
         self.generation += 1
-        self.leases = []
+        self.leases, self._resting = [], {}
         self.ok = self.inconclusive = 0
         self._idle_since = idle_since
 
@@ -418,6 +454,7 @@ class Breaker:
     def set_override(self, override: Override) -> None:
         """Let an operator decide; what is running now no longer counts."""
         self.override = override
+        self._lift_leases()
         self._begin(self._idle_since)
         self.happened.append(OverrideSet(self.name, override.value))
 

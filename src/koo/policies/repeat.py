@@ -1,9 +1,11 @@
 """May a failed call be made again, and after what pause?
 
-The questions are asked in this order: may it be repeated safely, are attempts left, will the breaker let it through
-(one that is open: only if it reopens within the deadline), what pause, does the deadline hold that pause and a usual
-answer, and last: is there a token of the retry budget. The token is last, because what is taken from the budget is
-missed by the calls that could have been repeated.
+The questions are asked in this order: may it be repeated safely, are attempts left, does the breaker let it through,
+what pause, does the deadline hold that pause and a usual answer, and last: is there a token of the retry budget. The
+token is last, because what is taken from the budget is missed by the calls that could have been repeated.
+
+A call whose own failure opens the breaker ends there, as the next caller's does: only one that asked for it, and has no
+other service to go to, waits until the breaker tests recovery.
 """
 
 from __future__ import annotations
@@ -32,7 +34,15 @@ class Repeats:
         self.budget = RetryBudget(options.retry, now)
 
     def plan(
-        self, fault: Fault, attempt: int, deadline: float, paused_until: float, now: float, draw: Draw
+        self,
+        fault: Fault,
+        attempt: int,
+        deadline: float,
+        paused_until: float,
+        now: float,
+        draw: Draw,
+        *,
+        waits_for_breaker: bool,
     ) -> tuple[float | None, str]:
         """The pause before the next attempt, and a token is taken for it; or None and why there is none.
 
@@ -50,10 +60,11 @@ class Repeats:
         pause = pause_s(retry, attempt, draw, hint_s)
         if throttled:
             pause = max(pause, paused_until - now)
-        if breaker.override is FORCED_OPEN:
-            return None, breaker.refusal(now)[0]
-        if breaker.refuses(now + pause):
-            pause = max(pause, breaker.refusal(now)[1])
+        if breaker.refuses(now):
+            reason, wait_s = breaker.refusal(now)
+            if not waits_for_breaker or breaker.override is FORCED_OPEN:
+                return None, reason
+            pause = max(pause, wait_s)
         usual_s = max(self._tally.recent(now).percentile_s(0.5), LATENCY_S_MIN)
         if now + pause + usual_s > deadline:
             return None, "the deadline is too near"

@@ -13,6 +13,7 @@ from enum import Enum
 from koo.policies.breaker import CLOSED, DISABLED, FORCED_OPEN, HALF_OPEN, OPEN, Breaker
 
 CHECKS_FAILED_MAX = 3
+CUTS_MAX = 3
 
 
 class DatabaseState(Enum):
@@ -36,10 +37,15 @@ class ServiceState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Signs:
-    """What speaks about one breaker: `checks_failed` health checks in a row without a success since."""
+    """What speaks about one breaker: `checks_failed` health checks in a row without a success since.
+
+    `cuts`: so many calls in a row ended with their callers' deadlines, after longer than calls usually take. That moves
+    no breaker; but a service that hangs must not look healthy because its callers leave before we would give up.
+    """
 
     breaker: Breaker
     checks_failed: int = 0
+    cuts: int = 0
 
 
 def is_open(breaker: Breaker) -> bool:
@@ -117,6 +123,9 @@ def service_state(
         return ServiceState.DEGRADED, model_blocked
     if is_unhealthy(default):
         return ServiceState.UNHEALTHY, _why_unhealthy(default)
+    if default.cuts >= CUTS_MAX:
+        reason = f"the last {default.cuts} calls got no answer before their callers' deadlines"
+        return ServiceState.UNHEALTHY, reason
     if is_troubled(breaker):
         window = breaker.window
         return (

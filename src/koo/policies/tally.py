@@ -85,8 +85,8 @@ class Tally:
     """The counts of one guard."""
 
     __slots__ = (
-        "_past", "_rolls_at", "bucket", "errors", "last_failure_at", "last_success_at", "late_successes", "life",
-        "refused", "retries",
+        "_cut_at", "_cuts", "_past", "_rolls_at", "bucket", "errors", "last_failure_at", "last_success_at",
+        "late_successes", "life", "refused", "retries",
     )  # fmt: skip
 
     def __init__(self, now: float) -> None:
@@ -100,6 +100,8 @@ class Tally:
         self.errors: dict[str, int] = {}
         self.last_failure_at: float | None = None
         self.last_success_at: float | None = None
+        self._cuts = 0
+        self._cut_at = now
 
     def record_success(self, latency_s: float, slow: bool, first: bool, now: float) -> None:
         if now >= self._rolls_at:
@@ -126,6 +128,23 @@ class Tally:
         self.errors[kind] = self.errors.get(kind, 0) + 1
         if verdict is not NEUTRAL:
             self.last_failure_at = now
+
+    def note_cut(self, now: float) -> None:
+        """A caller's deadline cut a call short that had lasted longer than calls usually do."""
+        self._cuts = self.cuts_in_row(now) + 1
+        self._cut_at = now
+
+    def cuts_in_row(self, now: float) -> int:
+        """How many calls were cut short since the last success, and none longer than five minutes before the next."""
+        success_at = self.last_success_at
+        is_over = now - self._cut_at > BUCKET_S * BUCKETS or (
+            success_at is not None and success_at > self._cut_at
+        )
+        return 0 if is_over else self._cuts
+
+    def forget_cuts(self) -> None:
+        """An operator says that it is well."""
+        self._cuts = 0
 
     def record_refusal(self, kind: str) -> None:
         self.refused[kind] = self.refused.get(kind, 0) + 1

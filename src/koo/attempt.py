@@ -1,0 +1,71 @@
+"""One attempt of a guarded call: until when it may run, whose time was over, and what its error says.
+
+An attempt ends at the earliest of three times: its own limit, a probe's lease, and the deadline of the whole call.
+Whose deadline it is decides what its end means. Our own, out of an option, is a timeout like an attempt's: a FAILURE,
+else a dependency that hangs behind a short one would stay healthy for ever. The caller's is NEUTRAL: a caller in a
+hurry must not open the circuit for the others.
+"""
+
+from __future__ import annotations
+
+from asyncio import CancelledError
+
+from koo.deadlines import Alarm, Deadlines, Lasting
+from koo.errors import Kind, KooError
+from koo.gates import Passage
+from koo.policies.breaker import Permit
+from koo.policies.verdict import FAILURE, NEUTRAL, Fault
+
+OVERDUE = Fault(verdict=NEUTRAL, kind=Kind.DEADLINE)
+"""The caller's deadline cut the attempt short: not the other side's fault, but it may have been slow."""
+TIMED_OUT = Fault(verdict=FAILURE, kind=Kind.TIMEOUT)
+"""Our own time was over when the caller's cancellation came: a failure, and the cancellation goes on up."""
+
+
+class AlarmOfProbe(Lasting):
+    """A probe ends with its lease: content or reasoning renews that, and an operator's reset lifts it."""
+
+    __slots__ = ("_permit", "_until")
+
+    def __init__(self, registry: Deadlines, permit: Permit, until: float) -> None:
+        super().__init__(registry)
+        self._permit = permit
+        self._until = until
+
+    def ends(self) -> float:
+        return min(self._until, self._permit.lease_ends_at)
+
+
+def fault_of_time(
+    name: str, timeout: type[KooError], error: BaseException, alarm: Alarm, passage: Passage, now: float
+) -> Fault | None:
+    """The fault of an attempt whose time was over; None where its error has another cause.
+
+    `timeout` is the class of the error that its caller is told.
+    """
+    whole = alarm.when >= passage.deadline  # the call's time, not only an attempt's or a lease's
+    if not alarm.expired:
+        # Where the caller's own timeout ends at the same moment, its cancellation wins; the call was as late.
+        if isinstance(error, CancelledError) and now >= alarm.when:
+            return OVERDUE if whole and not passage.is_ours else TIMED_OUT
+        return None
+    if not whole:
+        late = timeout(name, "no answer within the time of an attempt", kind=Kind.TIMEOUT)
+        return Fault(verdict=FAILURE, kind=Kind.TIMEOUT, repeatable=True, error=late)
+    if passage.is_ours:
+        late = timeout(name, "no answer within the time of the whole call", kind=Kind.TIMEOUT)
+        return Fault(verdict=FAILURE, kind=Kind.TIMEOUT, error=late)
+    late = timeout(name, "the deadline passed before an answer came", kind=Kind.DEADLINE)
+    return Fault(verdict=NEUTRAL, kind=Kind.DEADLINE, error=late)
+
+
+def explain(name: str, real: BaseException, attempt: int, why_not: str) -> None:
+    """Write on the error how often was tried, and why not again."""
+    if isinstance(real, KooError):
+        real.attempts = attempt
+        if why_not and why_not not in real.reason:  # the same object may be raised twice
+            real.reason += f", and is not repeated: {why_not}"
+    elif why_not:
+        note = f"{name}: not repeated after {attempt} attempts: {why_not}"
+        if note not in getattr(real, "__notes__", ()):
+            real.add_note(note)
