@@ -73,7 +73,8 @@ class Lists:
             query = queries[number]
             if one is None or places is None or not await self._wait_for_turn(one, query, places):
                 # It ends at once: its service is not known, or the caller's deadline is over. The gateway says so.
-                outcomes[number] = await outcome_of(self._ask, query)
+                # In a task of its own: this frame, which holds the outcomes, would stand in the error's traceback.
+                outcomes[number] = await group.create_task(outcome_of(self._ask, query))
                 continue
             task = group.create_task(outcome_of(self._ask, query))
             # A callback, because a task that is cancelled before its first step runs no `finally`.
