@@ -86,27 +86,194 @@ def chunk(text: Any = None, finish: Any = None, **changes: Any) -> dict[str, Any
     }  # fmt: skip
 
 
+USED = chunk(None, choices=[], usage=CHAT_USAGE)
+"""The last chunk: no choices, and what was used."""
+
+
+def whole(name: str, sender: str, what_koo_does: str, body: Any, **more: Any) -> Oddity:
+    """A row about an answer in one piece."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Oddity(name=name, sender=sender, what_koo_does=what_koo_does, body=data, **more)
+
+
+def streamed(name: str, sender: str, what_koo_does: str, *frames: Any, **more: Any) -> Oddity:
+    """A row about an answer to a streamed request."""
+    options = {"content_type": EVENTS, **more}
+    return Oddity(
+        name=name, sender=sender, what_koo_does=what_koo_does, body=events(*frames), streamed=True, **options
+    )
+
+
+CHAT: dict[str, Any] = {"format": "openai_compatible"}
+FAILED: dict[str, Any] = {**CHAT, "text": "Par", "requests": 1}
+
+
+def usage(**counts: Any) -> dict[str, Any]:
+    """A chat completion with these counts."""
+    return chat(usage={**CHAT_USAGE, **counts})
+
+
 ODDITIES: tuple[Oddity, ...] = (
-    Oddity(
-        name="counts with a decimal point",
-        sender="gateways written in JavaScript and Lua",
-        format="openai_compatible",
-        what_koo_does="reads 12.0 as 12",
-        body=document(chat(usage={"prompt_tokens": 12.0, "completion_tokens": 3.0, "total_tokens": 15.0})),
-    ),
-    Oddity(
-        name="pings as comments",
-        sender="OpenRouter",
-        format="openai_compatible",
-        what_koo_does="passes them over",
-        streamed=True,
-        content_type=EVENTS,
-        body=events(
-            ": OPENROUTER PROCESSING\n\n",
-            chunk("Par"),
-            ": ping\n\n",
-            chunk("is.", "stop", usage=CHAT_USAGE),
-            DONE,
-        ),
-    ),
-)
+    # counts
+    whole("counts with a decimal point", "gateways in JavaScript and Lua", "reads 12.0 as 12",
+          usage(prompt_tokens=12.0, completion_tokens=3.0), **CHAT),
+    whole("counts as texts", "gateways in PHP", "reads \"12\" as 12",
+          usage(prompt_tokens="12", completion_tokens="3"), **CHAT),
+    whole("counts that are null", "local servers without a tokenizer at hand", "estimates them, and marks the usage",
+          usage(prompt_tokens=None, completion_tokens=None, total_tokens=None), **CHAT),
+    whole("counts below zero", "servers that subtract a cache from a prompt", "reads them as zero, and estimates",
+          usage(prompt_tokens=-1, completion_tokens=-3, total_tokens=-4), **CHAT),
+    whole("a list in place of a count", "aggregators of several upstreams", "reads one number, estimates several",
+          usage(prompt_tokens=[12], completion_tokens=[1, 2]), **CHAT),
+    whole("usage that is a list", "gateways in PHP, whose empty objects are lists", "estimates it, and marks it",
+          chat(usage=[]), **CHAT),
+    whole("details that are a text", "gateways that render unknown fields", "leaves them out",
+          usage(prompt_tokens_details="none", completion_tokens_details=0), **CHAT),
+    # ids and names
+    whole("ids and models that are numbers", "home-made servers", "reads them as texts",
+          chat(id=17, model=4, created="now", object=None), **CHAT),
+    whole("a reason for stopping that is a number", "servers that write an enum's place", "takes it as an end",
+          chat(finish=1), **CHAT),
+    # choices and errors
+    whole("an empty error beside an answer", "One API and its kin", "takes an empty error for none",
+          chat(error={"message": "", "type": "", "param": None, "code": None}), **CHAT),
+    whole("an error beside choices", "aggregators whose upstream failed", "raises the error",
+          chat("Par", None, error={"code": 502, "message": "upstream failed"}), **CHAT, kind=Kind.SERVER_ERROR,
+          requests=3),
+    whole("an end that says error", "OpenRouter, after its 200 was sent", "raises an error, and asks the next service",
+          chat("Par", "error"), **CHAT, kind=Kind.SERVER_ERROR, requests=3),
+    whole("an end for want of resources", "DeepSeek", "raises an error of an overloaded server",
+          chat("Par", "insufficient_system_resource"), **CHAT, kind=Kind.OVERLOADED, requests=3),
+    whole("an answer that was aborted", "vLLM, SGLang", "raises an error, and asks the next service",
+          chat("Par", "abort"), **CHAT, kind=Kind.SERVER_ERROR, requests=3),
+    # text
+    whole("content as a list of parts", "Mistral", "joins the parts",
+          chat([{"type": "text", "text": "Par"}, {"type": "text", "text": "is."}]), **CHAT),
+    whole("content as an object", "gateways before Anthropic and Gemini", "takes its text",
+          chat({"type": "text", "text": "Paris."}), **CHAT),
+    whole("content as a list of texts", "gateways before Cohere", "joins them", chat(["Par", "is."]), **CHAT),
+    whole("a choice's text without a message", "servers of the completions of old", "takes the text",
+          {"choices": [{"text": "Paris.", "index": 0, "finish_reason": "stop"}], "usage": CHAT_USAGE}, **CHAT),
+    whole("a single choice in place of a list", "home-made servers", "takes it as the list's only item",
+          chat(choices={"message": {"content": "Paris."}, "finish_reason": "stop"}), **CHAT),
+    # bytes
+    whole("a UTF-8 mark before the answer", "servers on Windows", "passes it over",
+          b"\xef\xbb\xbf" + document(chat()), **CHAT),
+    whole("NaN among log probabilities", "vLLM, llama.cpp", "reads it, though it is not JSON",
+          document(chat(logprobs=float("nan"))), **CHAT),
+    whole("half a character", "servers that stop inside an emoji", "replaces the half",
+          b'{"choices":[{"message":{"content":"Paris \\ud83d"},"finish_reason":"stop"}]}', **CHAT,
+          text="Paris \ufffd"),
+    whole("bytes that are not UTF-8", "servers that cut a text by bytes", "replaces them",
+          b'{"choices":[{"message":{"content":"Paris \xf0\x9f"},"finish_reason":"stop"}]}', **CHAT,
+          text="Paris \ufffd"),
+    whole("a line break inside a text", "servers that put JSON together by hand", "takes it as a part of the text",
+          b'{"choices":[{"message":{"content":"Par\nis."},"finish_reason":"stop"}]}', **CHAT, text="Par\nis."),
+    whole("comments before the answer", "DeepSeek, while a request waits", "passes them over",
+          b": keep-alive\n\n: keep-alive\n\n" + document(chat()), **CHAT),
+    whole("a stream to a request for a whole answer", "gateways that always stream", "joins the stream's pieces",
+          events(chunk("Par"), chunk("is.", "stop"), USED, DONE), **CHAT, content_type=EVENTS),
+    whole("JSON labelled as text", "file servers and their kin", "reads it as what it is",
+          document(chat()), **CHAT, content_type="text/plain"),
+    whole("a web page with status 200", "portals and proxies on the way",
+          "raises bad_answer, and asks that service once more at most", b"<html>Sign in</html>", **CHAT,
+          content_type="text/html", kind=Kind.BAD_ANSWER, requests=2),
+    # streams: frames without content
+    streamed("pings as comments", "OpenRouter", "passes them over",
+             ": OPENROUTER PROCESSING\n\n", chunk("Par"), ": ping\n\n", chunk("is.", "stop"), DONE, **CHAT),
+    streamed("an empty frame", "gateways in Java", "passes it over",
+             "data:\n\n", chunk("Par"), "data: \n\n", chunk("is.", "stop"), DONE, **CHAT),
+    streamed("frames that hold null, {} or []", "gateways that map what they do not know", "passes them over",
+             "data: null\n\n", chunk("Par"), "data: {}\n\n", "data: []\n\n", chunk("is.", "stop"), DONE, **CHAT),
+    streamed("pings as words", "gateways in Go", "passes them over",
+             "data: ping\n\n", chunk("Par"), 'data: "ping"\n\n', "data: [KEEP-ALIVE]\n\n", chunk("is.", "stop"), DONE,
+             **CHAT),
+    streamed("pings as events", "gateways before Anthropic", "passes them over",
+             'event: ping\ndata: {"type":"ping"}\n\n', chunk("Par"), "event: heartbeat\ndata: 1791000000\n\n",
+             chunk("is.", "stop"), DONE, **CHAT),
+    streamed("choices that are null", "One API", "takes them for no choices",
+             chunk("Par"), chunk("is.", "stop"), {**USED, "choices": None}, DONE, **CHAT),
+    streamed("a chunk without choices", "Azure, whose first chunk filters the prompt", "passes it over",
+             {"id": "", "choices": [], "prompt_filter_results": []}, chunk("Par"), {"id": 5, "created": 1},
+             chunk("is.", "stop"), DONE, **CHAT),
+    streamed("choices that are an object or a text", "gateways in PHP", "takes them for no choices",
+             chunk("Par"), chunk(choices={}), chunk(choices=""), chunk("is.", "stop"), DONE, **CHAT),
+    streamed("empty errors in each chunk", "LiteLLM, New API", "takes an empty error for none",
+             chunk("Par", error=None), chunk("is.", "stop", error={}), chunk(choices=[], error=""), DONE, **CHAT),
+    streamed("numbers for ids, texts for counts", "home-made servers", "reads them as what they mean",
+             chunk("Par", id=7), chunk("is.", "stop", id=7, usage={"prompt_tokens": "12", "completion_tokens": 3.0}),
+             DONE, **CHAT),
+    # streams: text where it is not expected
+    streamed("a whole message in a chunk", "gateways that only seem to stream", "takes it where no delta brought it",
+             {"choices": [{"delta": {"content": ""}, "message": {"content": "Paris."}, "finish_reason": "stop"}]}, DONE,
+             **CHAT),
+    streamed("a whole message after its deltas", "gateways that sum up", "takes only what the deltas left out",
+             chunk("Par"), {"choices": [{"message": {"content": "Paris."}, "finish_reason": "stop"}]}, DONE, **CHAT),
+    streamed("a delta that is a text", "home-made servers", "takes it as the delta's content",
+             {"choices": [{"delta": "Par"}]}, {"choices": [{"delta": "is.", "finish_reason": "stop"}]}, DONE, **CHAT),
+    streamed("an emoji in two chunks", "servers that write a token's half character",
+             "joins the halves", chunk("Hi "),
+             'data: {"choices":[{"delta":{"content":"\\ud83d"}}]}\n\n',
+             'data: {"choices":[{"delta":{"content":"\\ude00!"},"finish_reason":"stop"}]}\n\n', DONE, **CHAT,
+             text="Hi \U0001f600!"),
+    streamed("an emoji's bytes in two chunks", "servers that cut a text by bytes",
+             "joins the bytes", chunk("Hi "),
+             b'data: {"choices":[{"delta":{"content":"\xf0\x9f"}}]}\n\n',
+             b'data: {"choices":[{"delta":{"content":"\x98\x80!"},"finish_reason":"stop"}]}\n\n', DONE, **CHAT,
+             text="Hi \U0001f600!"),
+    streamed("half an emoji and nothing after it", "servers that stop inside an emoji", "replaces the half",
+             'data: {"choices":[{"delta":{"content":"Paris \\ud83d"}}]}\n\n', chunk(None, "length"), DONE, **CHAT,
+             text="Paris \ufffd"),
+    # streams: labels and framing
+    streamed("a whole answer to a streamed request", "servers that do not stream", "is a stream of one piece",
+             document(chat()), **CHAT, content_type="application/json"),
+    streamed("a whole answer labelled as a stream", "gateways", "is a stream of one piece",
+             json.dumps(chat(), indent=2), **CHAT),
+    streamed("events labelled as JSON", "servers behind a gateway with one label", "reads the events",
+             chunk("Par"), chunk("is.", "stop"), DONE, **CHAT, content_type="application/json"),
+    streamed("events labelled as a web page", "Flask's default", "reads the events",
+             chunk("Par"), chunk("is.", "stop"), DONE, **CHAT, content_type="text/html; charset=utf-8"),
+    streamed("one document a line", "servers in the manner of Ollama", "reads each as a chunk",
+             json.dumps(chunk("Par")) + "\n", json.dumps(chunk("is.", "stop")) + "\n", **CHAT,
+             content_type="application/x-ndjson"),
+    streamed("events without an empty line between them", "home-made servers", "reads each line as an event",
+             "data: " + json.dumps(chunk("Par")) + "\n", "data: " + json.dumps(chunk("is.", "stop")) + "\n", DONE,
+             **CHAT),
+    streamed("data: twice", "proxies that read an event's line as its data", "reads what stands behind both",
+             "data: data: " + json.dumps(chunk("Par")) + "\n\n",
+             "data: data: " + json.dumps(chunk("is.", "stop")) + "\n\n", "data: data: [DONE]\n\n", **CHAT),
+    streamed("a UTF-8 mark before the stream", "servers on Windows", "passes it over",
+             b"\xef\xbb\xbf", chunk("Par"), chunk("is.", "stop"), DONE, **CHAT),
+    # streams: ends
+    streamed("no [DONE], and silence", "servers that keep a connection", "ends a second after the reason for stopping",
+             chunk("Par"), chunk("is.", "stop"), USED, **CHAT, stays_open=True),
+    streamed("pings for ever after the end", "gateways", "ends a second after the reason for stopping",
+             chunk("Par"), chunk("is.", "stop"), USED, ": ping\n\n", ": ping\n\n", **CHAT, stays_open=True),
+    streamed("a connection that breaks after the end", "balancers that are restarted", "is whole",
+             chunk("Par"), chunk("is.", "stop"), **CHAT, headers={"content-length": "9999"}),
+    streamed("a last chunk without its empty line", "servers that close at once", "reads it",
+             chunk("Par"), "data: " + json.dumps(chunk("is.", "stop")), **CHAT),
+    streamed("[DONE] as a JSON text", "gateways that encode whatever they send", "takes it as the end",
+             chunk("Par"), chunk("is.", "stop"), 'data: "[DONE]"\n\n', **CHAT, stays_open=True),
+    streamed("[DONE] and no reason for stopping", "servers of one's own", "takes it as the end",
+             chunk("Par"), chunk("is."), DONE, **CHAT),
+    # streams: failures
+    streamed("an end that says error, in a stream", "OpenRouter", "raises stream truncated, with what came",
+             chunk("Par"), chunk(None, "error"), DONE, **FAILED, kind=Kind.SERVER_ERROR),
+    streamed("an error in a stream's chunk", "OpenRouter", "raises stream truncated, with what came",
+             chunk("Par"), chunk(None, None, error={"code": 502, "message": "upstream failed"}), DONE, **FAILED,
+             kind=Kind.SERVER_ERROR),
+    streamed("a bare error in a stream", "old llama.cpp, gateways", "raises that error, with what came",
+             chunk("Par"), '{"error": {"code": 503, "message": "overloaded"}}\n', **FAILED, kind=Kind.OVERLOADED),
+    streamed("a bare error in place of a stream", "gateways", "raises that error",
+             '{\n  "error": {\n    "code": 401,\n    "message": "no"\n  }\n}', **{**CHAT, "text": ""}, kind=Kind.AUTH),
+    streamed("[DONE] and nothing else", "gateways whose upstream broke", "raises stream truncated",
+             DONE, **{**CHAT, "text": ""}, kind=Kind.TRUNCATED_STREAM, requests=3),
+    streamed("a role, an end and no word", "gateways whose upstream broke", "raises stream truncated",
+             chunk(""), chunk(None, "stop"), DONE, **{**CHAT, "text": ""}, kind=Kind.TRUNCATED_STREAM, requests=3),
+    streamed("a stream that just stops", "gateways that time out", "raises stream truncated, with what came",
+             chunk("Par"), **FAILED, kind=Kind.TRUNCATED_STREAM),
+    streamed("a web page to a streamed request", "portals and proxies on the way",
+             "raises bad_answer, and asks that service once more at most", "<html>Sign in</html>",
+             **{**CHAT, "text": ""}, content_type="text/html", kind=Kind.BAD_ANSWER, requests=2),
+)  # fmt: skip

@@ -40,5 +40,7 @@ def test_koo_reads_at_least_what_the_vendors_sdk_reads(oddity: Oddity) -> None:
     text, error = asyncio.run(read_by_sdk(oddity))
     if error is not None:
         text = text if oddity.streamed else ""
+    # Half a pair is no character; what an SDK leaves out, koo may have.
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if oddity.kind is None or oddity.streamed:
-        assert oddity.text.startswith(text.rstrip("\ufffd")), f"the SDK reads {text!r}"
+        assert text.rstrip("\ufffd") in oddity.text, f"the SDK reads {text!r}"

@@ -10,7 +10,7 @@ other service to go to, waits until the breaker tests recovery.
 
 from __future__ import annotations
 
-from koo.errors import describe_s
+from koo.errors import Kind, describe_s
 from koo.options import GuardOptions
 from koo.policies.backoff import pause_s
 from koo.policies.breaker import FORCED_OPEN, Breaker, Draw
@@ -20,6 +20,8 @@ from koo.policies.verdict import THROTTLED, Fault
 
 LATENCY_S_MIN = 1.0
 """A repeat is not begun when less than this (or the usual latency, if that is longer) is left of the deadline."""
+BAD_ANSWERS_MAX = 2
+"""Each answer that cannot be read is paid for, and the one after the second would be no better."""
 
 
 class Repeats:
@@ -52,7 +54,10 @@ class Repeats:
         retry, breaker = self._options.retry, self._breaker
         throttled = fault.verdict is THROTTLED
         safe = self._options.idempotent or throttled  # what was turned away at the door was not done
-        if not fault.repeatable or not safe or attempt >= retry.attempts_max:
+        attempts_max = retry.attempts_max
+        if fault.kind is Kind.BAD_ANSWER:
+            attempts_max = min(attempts_max, BAD_ANSWERS_MAX)
+        if not fault.repeatable or not safe or attempt >= attempts_max:
             return None, ""
         hint_s = fault.retry_after_s or 0.0
         if hint_s > retry.cap_s and not throttled:

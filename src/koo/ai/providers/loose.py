@@ -148,9 +148,9 @@ def _items(value: object) -> list[object]:
     match value:
         case list():
             return value
-        case dict() if value and all(name.isdigit() for name in value):
+        case dict() if all(name.isdigit() for name in value):
             return list(value.values())
-        case None | "" | {} | bool() | int() | float():
+        case None | "" | bool() | int() | float():
             return []
     return [value]
 

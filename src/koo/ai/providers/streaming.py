@@ -105,6 +105,7 @@ class Reader(ABC):
 
     def _read_word(self, data: bytes) -> CompletionChunk | None:
         """An event that is not JSON."""
+        data = data.strip().removeprefix(b"data:")
         if _PING.fullmatch(data):
             return None
         if _DONE.fullmatch(data.decode("latin-1")):
