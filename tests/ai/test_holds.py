@@ -191,6 +191,25 @@ def test_where_not_even_one_token_fits_a_clamped_query_is_refused() -> None:
     run_virtual(main)
 
 
+def test_clamp_asks_for_no_less_than_the_provider_takes() -> None:
+    """It would refuse the request, and say so in words about tokens, not about money."""
+
+    async def main() -> None:
+        world = VirtualWorld()
+        world.first.output_tokens_min = 16
+        input_usd = 3 * Decimal(INPUT_TOKENS_MAX) / 1_000_000
+        with pytest.raises(BudgetExceeded):
+            await world.ask(
+                max_tokens=1000, max_cost_usd=input_usd + 15 * Decimal(15) / 1_000_000, clamp=True
+            )
+        assert world.first.asked == 0 and held(world) == 0
+        least = input_usd + 15 * Decimal(16) / 1_000_000
+        assert (await world.ask(max_tokens=1000, max_cost_usd=least, clamp=True)).max_tokens == 16
+        assert (await world.ask(max_tokens=9, max_cost_usd=least, clamp=True)).max_tokens == 9
+
+    run_virtual(main)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -41,6 +41,8 @@ class MemoryProvider:
     `asked` counts calls, `open` streams that have not been closed; `on_asked` is called for each call.
     """
 
+    output_tokens_min = 1
+
     def __init__(self) -> None:
         self.script: list[Callable[[Request], Awaitable[Completion]]] = []
         self.chunks: Chunks = []

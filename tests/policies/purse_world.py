@@ -311,6 +311,8 @@ class World:
         for purse in purses.purses.values():
             if purse.room < 0:
                 raise Broken(f"{purse.key}: spent and held are above what was granted")
+            if purse.room != purse.totals().net - purse.spent - purse.held:
+                raise Broken(f"{purse.key}: {purse.room} is not what neither calls nor the store have")
 
     # ── faults ────────────────────────────────────────────────────────────────────────────────────────────────
 

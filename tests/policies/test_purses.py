@@ -474,6 +474,37 @@ def test_without_the_store_a_default_budget_goes_on_to_its_limit_and_a_set_one_d
     assert (party.row("default").booked, party.row("default").spent) == (10, 10)
 
 
+def test_what_is_held_without_the_store_is_booked_as_soon_as_it_is_told_and_a_kill_leaves_it_there() -> None:
+    """A call may run for an hour after the store is back, and its process may be killed in that hour."""
+    party = Party(day=100)
+    purses, other = party.process(), party.process()
+    default = purses.add(Budget("default", 100, is_default=True), party.now)
+    hold, longer = (purses.hold_without((default,), amount, party.now) for amount in (60, 30))
+    assert hold is not None and longer is not None
+    party.turn(purses)
+    assert (party.row("default").booked, party.row("default").spent) == (90, 0)
+    purses.shrink(hold, 50)
+    purses.release(hold)
+    party.turn(purses)
+    assert (party.row("default").booked, party.row("default").spent) == (30, 0)
+    other.add(Budget("default", 100), party.now)
+    refused = party.ask(other, 71, "default", patience=1)
+    party.turn(other)
+    assert refused == [Refusal.NOT_MET], "what the killed one may have been billed is not granted again"
+
+
+def test_a_call_without_a_grant_that_was_released_keeps_its_budget_known() -> None:
+    """Its totals only grow. A purse of that name that began anew would tell less than the store knows."""
+    party = Party(requests=None)
+    purses = party.process()
+    hold = purses.hold((purses.budgets["requests"],), 5, party.now)
+    assert hold is not None
+    party.turn(purses)
+    purses.release(hold)
+    party.turn(purses)
+    assert not purses.forget("requests")
+
+
 # ---- the world, and the world without a rule -----------------------------------------------------------------------
 
 

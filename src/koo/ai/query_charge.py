@@ -134,7 +134,10 @@ class QueryCharge(ServiceCharge):
             amounts.append(self._max_cost_usd)
         if not amounts:
             return False
-        fitting = max(1, self.price.tokens_within(min(amounts), self.input_tokens_max))
+        # Asked for less, the vendor would refuse what the budget allows. A least that is too dear is refused.
+        fitting = max(
+            self._provider.output_tokens_min, self.price.tokens_within(min(amounts), self.input_tokens_max)
+        )
         if fitting >= self.request.max_tokens:
             return False
         self.request = replace(self.request, max_tokens=fitting)

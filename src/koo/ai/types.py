@@ -17,8 +17,8 @@ class Query:
     whole query. `fallback` names services asked in order when `service` refuses or fails. `on_limit="wait"` queues
     within the deadline for our limits too, "refuse" waits for nothing. `max_cost_usd` is the most that one attempt may
     cost in the worst case: a dearer one is refused. `clamp` lowers `max_tokens` to what that and the budgets leave room
-    for, never below 1; `Answer.clamped` says so. `tag` and `metadata` are the caller's own, for the ledger; they are
-    never sent to the provider.
+    for, never below what the provider takes (1, OpenAI 16); `Answer.clamped` says so. `tag` and `metadata` are the
+    caller's own, for the ledger; they are never sent to the provider.
     """
 
     service: str

@@ -1,9 +1,12 @@
 """Purses: the process's half of a budget. What a call may cost is held and settled here, in memory, without waiting.
 
-    room     granted − back + over − spent − what is held of that
+    room     granted − back + over − spent − held
     hold     room ≥ bound in every budget that applies, else nothing is held
     settle   held − bound, spent + cost; what a cost has above its bound is `over`: booked, above the limit or not
     release  held − bound
+
+What is held without a grant is `over` from then on, and what it did not cost goes back: a process that is killed in the
+middle of such a call leaves its worst case booked, like any other.
 
 A purse keeps what it holds and two beats of spending; where that is less than one call's bound it keeps nothing, and
 goes home with the last settlement. So a budget that covers only a few calls is decided call by call, exactly, and a
@@ -25,20 +28,20 @@ class Purse:
 
     `pace`: spent in each of the last two beats; `marked`: spent when it was last taken. `bound` and `bound_before`: the
     largest hold since then, and in the beat before. `told`: spent, back, over and held as the store has confirmed them.
-    `low`: with less room it asks for more. `unfunded`: the part of `held` that was not granted. `elsewhere`: what other
-    processes had spent when that was last read. `above`: by how much bills here were above what was held for them.
+    `low`: with less room it asks for more. `elsewhere`: what other processes had spent when that was last read.
+    `above`: by how much bills here were above what was held for them.
     """
 
     __slots__ = (
         "above", "back", "bound", "bound_before", "budget", "elsewhere", "granted", "held", "key", "low", "marked",
-        "over", "pace", "room", "spent", "told", "unfunded",
+        "over", "pace", "room", "spent", "told",
     )  # fmt: skip
 
     def __init__(self, budget: Budget, key: Key) -> None:
         self.budget = budget
         self.key = key
         self.granted = self.back = self.spent = self.over = self.held = 0
-        self.room = self.unfunded = self.elsewhere = self.above = 0
+        self.room = self.elsewhere = self.above = 0
         self.bound = self.bound_before = self.marked = self.low = 0
         self.pace = (0.0, 0.0)
         self.told = (0, 0, 0, 0)
@@ -91,8 +94,7 @@ class Purse:
         """
         unsure = self.spent - self.told[0]
         self.elsewhere += self.told[0]
-        is_counted = self.budget.limit is None
-        self.granted, self.over = (0, unsure) if is_counted else (self.held - self.unfunded + unsure, 0)
+        self.granted, self.over = self.held + unsure, 0
         self.back, self.spent, self.marked, self.room = 0, unsure, unsure, 0
         self.told = (0, 0, 0, 0)
 

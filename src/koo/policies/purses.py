@@ -66,7 +66,7 @@ class Purses:
         purse = budget.purse
         is_told = self.flying is not None and purse.key in self.flying.totals
         is_waited_for = any(budget in waiter.budgets for waiter in self.waiting)
-        if purse.granted or purse.spent or purse.held or is_told or is_waited_for:
+        if purse.granted or purse.over or purse.held or is_told or is_waited_for:
             return False
         del self.budgets[name]
         self.purses.pop(purse.key, None)
@@ -120,9 +120,9 @@ class Purses:
             purse.held += amount
             if budget.limit is None:
                 without += (purse,)
-                purse.unfunded += amount
+                purse.over += amount
             elif without and purse in without:
-                purse.unfunded += amount
+                purse.over += amount
             else:
                 purse.room -= amount
                 if amount > purse.bound:  # noqa: PLR1730 - `max` would be one more call on every call's way
@@ -140,7 +140,7 @@ class Purses:
         for purse in hold.purses:
             purse.held -= less
             if purse in hold.without:
-                purse.unfunded -= less
+                purse.back += less
             else:
                 purse.room += less
         hold.amount = amount
@@ -154,12 +154,9 @@ class Purses:
             purse.spent += cost
             if cost > bound:
                 purse.above += cost - bound
-            if without and purse in without:
-                purse.unfunded -= bound
-                purse.over += cost
-                continue
-            if cost > bound:
                 purse.over += cost - bound
+            elif without and purse in without:
+                purse.back += bound - cost
             else:
                 purse.room += bound - cost
             # The last call has ended. What the purse would not keep goes home now: a process that is killed in the

@@ -36,6 +36,7 @@ from koo.testing.providers import (
     raw,
     stream,
 )
+from tests.ai.providers.talk import Talk
 
 VENDORS = ("anthropic", "openai", "compatible")
 MODELS = {"anthropic": "claude-sonnet-4-6", "openai": "gpt-6.1-terra", "compatible": "llama"}
@@ -718,3 +719,11 @@ def _drain(provider: Any) -> Any:
             pass
 
     return call
+
+
+def test_openai_takes_no_shorter_answer_than_its_adapter_says() -> None:
+    """A clamped query stays at it: see `test_holds.py`."""
+    talk = Talk("openai", FakeOpenAI, MODELS["openai"])
+    least = OpenAIProvider.output_tokens_min
+    assert talk.complete(answer("Paris."), max_tokens=least).text == "Paris."
+    assert "integer_below_min_value" in str(talk.failure(answer("Paris."), max_tokens=least - 1))

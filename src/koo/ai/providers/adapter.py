@@ -47,6 +47,7 @@ class Adapter:
     vendor: ClassVar[Vendor]
     shape: ClassVar[msgspec.json.Decoder[Any]]
     reader: ClassVar[type[Reader]]
+    output_tokens_min = 1
 
     def __init__(
         self,

@@ -73,7 +73,9 @@ class CompletionChunk:
 
 
 class Provider(Protocol):
-    """One configured service of one vendor."""
+    """One configured service of one vendor. `output_tokens_min`: the least that it takes as the longest answer."""
+
+    output_tokens_min: int
 
     def bound_input_tokens(self, request: Request) -> int:
         """An upper bound of the tokens that the prompt can be counted as: never less than the bill."""

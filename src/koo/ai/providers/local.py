@@ -92,6 +92,8 @@ class LocalProvider:
     same file, context, threads and slots share one loaded model, in all event loops of the process, until it ends.
     """
 
+    output_tokens_min = 1
+
     def __init__(
         self,
         service: str,

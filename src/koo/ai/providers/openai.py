@@ -60,6 +60,7 @@ class OpenAIProvider(ResponsesAdapter):
     """A service that speaks OpenAI's Responses API. `base_url` is the address with its `/v1`."""
 
     vendor = Vendor(FAULTS, read_error, BASE_URL)
+    output_tokens_min = 16
 
     async def check(self) -> None:
         """Ask for the list of models, which is never billed. Raises `ExternalServiceError`."""
