@@ -58,6 +58,7 @@ class Process:
     next_ms: int = 0
     sent_ms: int = 0
     alive: bool = True
+    ends: bool = False
     stopped_until: int = -1
     track: dict[Key, list[tuple[int, int]]] = field(default_factory=dict)
     written: list[int] = field(default_factory=list)
@@ -221,7 +222,9 @@ class World:
 
     def send(self, process: Process) -> None:
         is_new = process.purses.flying is None
-        beat = process.purses.beat(self.now)
+        if process.ends:
+            process.purses.send_home()
+        beat = process.purses.beat(self.now, is_last=process.ends)
         if is_new:
             process.written.append(self.now_ms)
             process.sent_ms = self.now_ms
@@ -308,6 +311,8 @@ class World:
             if other is not process:  # Both copies of a clone heard the answer to the beat in flight.
                 for key, purse in purses.purses.items():
                     self.allow(key, purse.granted - granted.get(key, 0))
+        if process.ends and answer.beat.is_last and answer.is_you and not purses.has_news():
+            process.alive = False
         for purse in purses.purses.values():
             if purse.room < 0:
                 raise Broken(f"{purse.key}: spent and held are above what was granted")
@@ -397,7 +402,7 @@ class World:
     def act(self) -> None:
         rng, running = self.rng, self.running()
         busy = self.load * (1 if ((self.now_ms - self.start_ms) // (20 * BEAT_MS)) % 3 else 0.1)
-        for process in running:
+        for process in [one for one in running if not one.ends]:
             for _ in range(rng.choice((0, 1, 2)) if self.chance(busy) else 0):
                 self.call(process)
             if self.chance(0.004):
@@ -408,6 +413,7 @@ class World:
         process = rng.choice(running)
         if self.chance(0.006):
             self.kill(process)
+        process.ends = process.ends or self.chance(0.01)
         if self.chance(0.006):
             process.stopped_until = self.now_ms + rng.randint(4, 40) * TICK_MS
         if len(self.living()) < 2 or (len(self.living()) < 5 and self.chance(0.01)):
@@ -462,7 +468,7 @@ class World:
             purses = process.purses
             idly = (self.now_ms // TICK_MS) % 12 == 0
             is_due = self.now_ms >= process.next_ms and (
-                purses.flying is not None or purses.has_news() or idly
+                purses.flying is not None or purses.has_news() or idly or process.ends
             )
             if is_due or (process.rung and purses.flying is None):
                 self.send(process)

@@ -13,6 +13,7 @@ from koo.policies.purse import Budget, Hold, Purse, Refusal, Waiter
 from koo.policies.purses import PATIENCE, Purses
 from koo.policies.treasury import (
     DAY_MS,
+    ENDED,
     FREEZE_MS,
     LIMIT_STANDS_MS,
     Answer,
@@ -21,6 +22,7 @@ from koo.policies.treasury import (
     Key,
     Met,
     Rows,
+    Totals,
     Treasury,
     period_at,
     starts_ms,
@@ -412,6 +414,70 @@ def test_a_store_that_is_an_older_copy_of_itself_grants_nothing_until_all_have_t
     party.turn(new, after_ms=2)
     assert held(waits).amount == 10
     assert party.row("day").booked == 40
+
+
+def test_that_a_store_has_forgotten_is_said_again_where_the_answer_was_lost() -> None:
+    """The beat that is sent again finds a store that knows all."""
+    party = Party(day=100)
+    purses = party.process()
+    party.ask(purses, 30)
+    party.turn(purses)
+    party.store = MemoryTreasuries()
+    party.store.receive(purses.beat(party.now), party.now_ms, BEAT_MS)  # This answer is lost.
+    answer = party.speak(purses)
+    assert answer.has_forgotten and answer.forgotten == {Key("day", 20_000): 30}
+    assert not party.speak(purses).has_forgotten
+
+
+# ---- the end of a process ------------------------------------------------------------------------------------------
+
+
+def end(party: Party, purses: Purses) -> Beat:
+    purses.send_home()
+    return purses.beat(party.now, is_last=True)
+
+
+def test_processes_that_ended_leave_one_purse() -> None:
+    party = Party(day=100)
+    for _ in range(3):
+        purses = party.process()
+        decided = party.ask(purses, 10)
+        party.turn(purses)
+        purses.settle(held(decided), 4)
+        beat = end(party, purses)
+        party.store.receive(beat, party.now_ms, BEAT_MS)  # This answer is lost.
+        assert purses.beat(party.now) is beat
+        party.speak(purses)
+        assert not purses.may_end(), "it has ended"
+    assert party.store.purses == {(Key("day", 20_000), ENDED): Totals(granted=12, spent=12)}
+    assert (party.row("day").booked, party.row("day").spent) == (12, 12)
+
+
+def test_a_process_that_goes_on_after_its_last_beat_has_another_name_and_tells_only_what_is_new() -> None:
+    party = Party(day=100)
+    purses = party.process()
+    decided = party.ask(purses, 10)
+    party.turn(purses)
+    purses.settle(held(decided), 4)
+    name, answer = purses.name, party.store.receive(end(party, purses), party.now_ms, BEAT_MS)
+    late = party.ask(purses, 20)  # While the answer is on its way.
+    purses.hear(answer, party.now)
+    assert purses.name != name and late == []
+    party.turn(purses)
+    purses.settle(held(late), 5)
+    party.turn(purses)
+    assert (party.row("day").booked, party.row("day").spent) == (9, 9)
+
+
+def test_a_process_whose_call_still_runs_does_not_end() -> None:
+    party = Party(day=100)
+    purses = party.process()
+    decided = party.ask(purses, 10)
+    party.turn(purses)
+    assert not purses.may_end() and not end(party, purses).is_last
+    party.speak(purses)
+    purses.release(held(decided))
+    assert purses.may_end() and end(party, purses).is_last
 
 
 def test_a_fork_begins_empty_and_under_a_name_of_its_own() -> None:

@@ -123,6 +123,26 @@ def test_a_script_of_one_call_leaves_nothing_behind(shared: Place) -> None:
     assert shared.sql("SELECT count(*), sum(amount) FROM koo_entries") == [(30, spent)]
 
 
+def test_processes_that_ended_leave_one_row_for_each_budget(shared: Place) -> None:
+    """Else the rows that are added up for each look would grow with each script of the day."""
+
+    async def main() -> None:
+        for _ in range(3):
+            store = shared.sql_store()
+            await spend(store, "0.01")
+            await store.close()
+        know(store, "1.00")  # One is opened again.
+        await spend(store, "0.02")
+        assert await numbers(store) == usd("0.05")
+        await store.close()
+        assert seen(store) == usd("0.05")
+        assert shared.booked() == (pico("0.05"), pico("0.05"))
+        assert shared.sql("SELECT process, spent FROM koo_purses") == [("ended", pico("0.05"))]
+        assert shared.sql("SELECT count(*) FROM koo_entries") == [(4,)]
+
+    asyncio.run(main())
+
+
 def test_several_processes_that_lock_the_same_budgets_in_any_order_do_not_block_each_other(
     shared: Place,
 ) -> None:

@@ -25,7 +25,9 @@ from koo.storage.treasuries import (
     UNBOUNDED,
     MemoryTreasuries,
     _purse_values,
+    _read,
     _values,
+    process_values,
     receive_in,
     write_off_in,
 )
@@ -94,6 +96,15 @@ def test_a_world_over_a_database_ends_as_over_memory(store: SqlTreasuries, seed:
     assert sum(row.net for row in purses.values()) == sum(row.booked for row in rows.values()) > 0
 
 
+def test_that_a_store_has_forgotten_is_said_again_where_the_answer_was_lost(store: SqlTreasuries) -> None:
+    beat = Beat("a", 7, "g", "f", {KEY: Totals(granted=30)}, {"day": Limit(100, "day")}, [])
+    for _ in range(2):
+        answer = store.receive(beat, NOON_MS, 1000)
+        assert answer.has_forgotten and answer.forgotten == {KEY: 30}
+    beat = Beat("a", 8, "h", "g", {KEY: Totals(granted=30)}, {"day": Limit(100, "day")}, [])
+    assert not store.receive(beat, NOON_MS, 1000).has_forgotten
+
+
 class Rows(MemoryTreasuries):
     """A database's treasuries, with all rows in sight after each beat: what a world judges, it judges by them."""
 
@@ -117,11 +128,12 @@ class Rows(MemoryTreasuries):
     def _read(self, tx: Transaction) -> None:
         self.treasuries, self.purses = self._sql.rows_in(tx)
         self._seen = self.treasuries
-        rows = tx.rows("SELECT name, number, token, closed, seen_ms FROM koo_processes")
+        rows = tx.rows("SELECT name, number, token, closed, forgotten, seen_ms FROM koo_processes")
         self.processes = {
-            name: ProcessRow(number, token, bool(closed)) for name, number, token, closed, _ in rows
+            name: ProcessRow(number, token, bool(closed), _read(forgotten))
+            for name, number, token, closed, forgotten, _ in rows
         }
-        self.seen_ms = {row[0]: row[4] for row in rows}
+        self.seen_ms = {row[0]: row[5] for row in rows}
         self.frozen_until_ms = tx.rows("SELECT frozen_until_ms FROM koo_schema")[0][0]
 
     def _write(self, tx: Transaction) -> None:
@@ -135,9 +147,9 @@ class Rows(MemoryTreasuries):
         purses = [_purse_values(key, row, name) for (key, name), row in self.purses.items()]
         tx.run(SAVE_PURSES, as_rows(purses))
         for name, row in self.processes.items():
-            values = {"process": name, "number": row.number, "token": row.token, "closed": int(row.closed)}
+            values = process_values(name, row, self.seen_ms.get(name, 0))
             tx.run(OPEN_PROCESS, values)
-            tx.run(SAVE_PROCESS, {**values, "now_ms": self.seen_ms.get(name, 0)})
+            tx.run(SAVE_PROCESS, values)
         tx.run(FREEZE, {"until_ms": self.frozen_until_ms})
 
 

@@ -206,8 +206,13 @@ class Purses:
         """This process ends: with the next beat it keeps only what calls hold."""
         self._recalled = frozenset(self.purses)
 
-    def beat(self, now: float) -> Beat:
-        """The next beat, or the same one again until it is answered."""
+    def may_end(self) -> bool:
+        """Was something told under this name, and does no call hold or wait for more?"""
+        is_known = self._number > 0 or self.flying is not None
+        return is_known and not self.waiting and not any(purse.held for purse in self.purses.values())
+
+    def beat(self, now: float, *, is_last: bool = False) -> Beat:
+        """The next beat, or the same one again until it is answered. `is_last`: of this process, if it may end."""
         if self.flying is not None:
             return self.flying
         self._take_paces(now)
@@ -225,7 +230,10 @@ class Purses:
         }
         limits = {name: Limit(budget.limit, budget.kind) for name, budget in self.budgets.items()}
         self._sent_at = now
-        self.flying = Beat(self.name, self._number + 1, self._draw(), self._last_token, totals, limits, asks)
+        is_last = is_last and not asks and not any(p.held or p.room for p in self.purses.values())
+        self.flying = Beat(
+            self.name, self._number + 1, self._draw(), self._last_token, totals, limits, asks, is_last
+        )
         return self.flying
 
     def _take_paces(self, now: float) -> None:
@@ -292,6 +300,8 @@ class Purses:
         self._decide(answer, now, now if waited_at is None else waited_at)
         if any(self.purses[key].room > 0 for key in answer.recalled if key in self.purses):
             self._ring()  # What is recalled goes home now.
+        if beat.is_last:
+            self.begin_again()  # Should it go on after all, its totals would be added to those that have ended.
         return True
 
     def _take_answer(self, answer: Answer, beat: Beat, now: float) -> None:

@@ -16,6 +16,9 @@ until it is answered. The chain tells three cases apart that look the same by nu
 replaced by an older copy of itself (it is behind the process). A store that has forgotten takes the larger totals and
 grants nothing for `FREEZE_MS`, because other processes know of grants too, and have not told them yet.
 
+A process that ends says so with its last beat, if nothing is held or idle in its purses. They have nothing more to
+tell, and become part of one purse for each budget, `ENDED`: many short scripts leave one row, not one for each.
+
 `receive` is the only way in. The store loads the rows that a beat touches, locked in one order, calls it, and writes
 them back: the same decisions over memory, SQLite and PostgreSQL.
 """
@@ -37,6 +40,9 @@ LIVES_MS = 10_000
 """A process that has not told anything for so long is taken for dead: only for what is shown, never for the cap."""
 RECALL_BEATS = 2
 """A recall reaches a purse with its next beat, and what it sends home travels with the one after that."""
+
+ENDED = "ended"
+"""The name of the purse that stands for those of all processes that have ended."""
 
 PeriodKind = Literal["day", "month"]
 
@@ -86,6 +92,11 @@ class Totals:
         self.over = max(self.over, told.over)
         self.held = told.held
 
+    def take_in(self, ended: Totals) -> None:
+        """Add a purse that tells no more: what is booked of it, as granted."""
+        self.granted += ended.net
+        self.spent += ended.spent
+
     def copy(self) -> Totals:
         """The numbers as they are now."""
         return Totals(self.granted, self.back, self.spent, self.over, self.held)
@@ -107,11 +118,16 @@ class Treasury:
 
 @dataclass(slots=True)
 class ProcessRow:
-    """A process's last beat. `closed`: an operator wrote it off, and its name answers no more."""
+    """A process's last beat. `closed`: an operator wrote it off, and its name answers no more.
+
+    `forgotten`: what the store had not known of when that beat came, where it was behind. The answer may be lost, and
+    the beat that is sent again finds the store up to date.
+    """
 
     number: int = 0
     token: str = ""
     closed: bool = False
+    forgotten: Mapping[Key, int] | None = None
 
 
 class Limit(NamedTuple):
@@ -135,7 +151,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a process tells and asks; sent unchanged until it is answered."""
+    """What a process tells and asks; sent unchanged until it is answered. `is_last`: of this name, which has ended."""
 
     process: str
     number: int
@@ -144,6 +160,7 @@ class Beat:
     totals: Mapping[Key, Totals]
     limits: Mapping[str, Limit]
     asks: Sequence[Ask]
+    is_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,9 +267,10 @@ def receive(rows: Rows, beat: Beat, now_ms: int, beat_ms: int) -> Answer:
     forgotten = _take_totals(rows, beat)
     _take_limits(rows, beat, now_ms)
     process.number, process.token = beat.number, beat.token
+    process.forgotten = forgotten if is_behind else None
     if is_behind:
         rows.frozen_until_ms = now_ms + FREEZE_MS
-        return _answer(rows, beat, now_ms, beat_ms, forgotten=forgotten)
+        return _answer(rows, beat, now_ms, beat_ms)
     decided = [_decide(rows, beat, ask, now_ms) for ask in beat.asks]
     return _answer(rows, beat, now_ms, beat_ms, decided)
 
@@ -328,8 +346,8 @@ def _answer(
     now_ms: int,
     beat_ms: int,
     decided: Sequence[tuple[Met, Key | None]] = (),
-    forgotten: Mapping[Key, int] | None = None,
 ) -> Answer:
+    forgotten = rows.process.forgotten
     keys = set(beat.totals).union(*(ask.need for ask in beat.asks))
     since_ms = now_ms - RECALL_BEATS * beat_ms
     return Answer(

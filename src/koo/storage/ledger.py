@@ -320,14 +320,14 @@ class Ledger:
             log.exception("the ledger's beat failed, and is tried again")
             self.purses.decide_without(self._now())
 
-    async def beat(self) -> None:
+    async def beat(self, *, is_last: bool = False) -> None:
         """One exchange with the store. Raises `StoreUnavailable`; then the same beat is sent the next time."""
         self._come_to_this_loop()
         # Two at once would send one beat twice, and the second answer would be taken for that of the next beat.
         async with self._one_at_a_time:
-            await self._beat()
+            await self._beat(is_last)
 
-    async def _beat(self) -> None:
+    async def _beat(self, is_last: bool) -> None:
         if self.purses.flying is None:
             while self._settled and len(self._flying) < POSTINGS_PER_BEAT:
                 at_s, service, day, amount, bound, bill = self._settled.popleft()
@@ -336,11 +336,14 @@ class Ledger:
                 )
         now = self._now()
         is_asked = now - self._looked_at >= LOOK_S
-        beat = self.purses.beat(now)
+        beat = self.purses.beat(now, is_last=is_last and not self._settled)
         answer = await self._exchange.send(beat, self._flying, is_asked=is_asked)
         if answer.is_you:
             self._flying = []
             self._learn(answer, beat, is_asked)
+            if beat.is_last:
+                for key, told in beat.totals.items():
+                    self._disown(key, told)
         else:
             for key, purse in self.purses.purses.items():
                 spent, back, over, _ = purse.told  # What is held is told again, under the new name.
@@ -360,7 +363,8 @@ class Ledger:
             if told is not None:
                 others = replace(
                     standing,
-                    booked=standing.booked - answer.granted[key] + told.granted - told.net,
+                    # Of a last beat that comes again the store knows no purse any more.
+                    booked=standing.booked - answer.granted.get(key, told.granted) + told.granted - told.net,
                     spent=standing.spent - told.spent,
                     held=standing.held - told.held,
                 )
@@ -406,9 +410,10 @@ class Ledger:
         """This process ends: tell everything, and send home what no call holds. Raises `StoreUnavailable`."""
         for _ in range(BEATS_TO_FINISH + len(self._settled) // POSTINGS_PER_BEAT):
             self.purses.send_home()
-            if not (self._settled or self._flying or self.purses.flying or self.purses.has_news()):
+            has_more = self._settled or self._flying or self.purses.flying or self.purses.has_news()
+            if not has_more and not self.purses.may_end():
                 return
-            await self.beat()
+            await self.beat(is_last=True)
 
     def store_changed(self, trouble: str | None) -> None:
         """The store was lost, or found again."""

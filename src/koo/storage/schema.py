@@ -4,8 +4,9 @@
 while others wait; it refuses a store that has more steps than it knows. A step that was published never changes.
 
 * `koo_treasuries`: one row for each budget and period (`policies/treasury.py`). `limit_amount` -1 is no limit.
-* `koo_purses`: what one process was granted, sent back, spent, and spent without a grant, by budget and period.
-* `koo_processes`: the last beat of each process, and when it came.
+* `koo_purses`: what one process was granted, sent back, spent, and spent without a grant, by budget and period; those
+  of all processes that have ended are one row, `ended`.
+* `koo_processes`: the last beat of each process, when it came, and what the store had forgotten by then (JSON).
 * `koo_probe`: what is written to find out whether a store that failed takes writes again.
 * `koo_entries`: what was booked, one row for each call that ended with a cost.
 * `koo_signals`: what operators did, for all processes.
@@ -87,6 +88,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "DROP TABLE koo_days",
         "DROP TABLE koo_holds",
     ),
+    ("ALTER TABLE koo_processes ADD COLUMN forgotten TEXT NOT NULL DEFAULT ''",),
 )
 
 _EXISTS = {

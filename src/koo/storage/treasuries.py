@@ -14,6 +14,7 @@ from typing import Protocol
 
 from koo.policies.money import TOTAL_PICO_MAX
 from koo.policies.treasury import (
+    ENDED,
     LIVES_MS,
     Answer,
     Beat,
@@ -73,7 +74,15 @@ class MemoryTreasuries:
         self.frozen_until_ms = rows.frozen_until_ms
         self.purses.update({(key, beat.process): row for key, row in rows.purses.items()})
         self.seen_ms[beat.process] = now_ms
+        if beat.is_last and answer.is_you:
+            self._end(beat.process, keys)
         return replace(answer, standings=self.standings(_asked(answer, keys, is_asked), now_ms))
+
+    def _end(self, process: str, keys: Iterable[Key]) -> None:
+        for key in keys:
+            purse = self.purses.pop((key, process), None)
+            if purse is not None:
+                self.purses.setdefault((key, ENDED), Totals()).take_in(purse)
 
     def standings(self, keys: Iterable[Key], now_ms: int) -> dict[Key, Standing]:
         """How these budgets stand."""
@@ -107,14 +116,20 @@ class MemoryTreasuries:
         return freed
 
 
+def _added(column: str) -> str:
+    """How two rows become one: of more than a column holds, the most that it holds."""
+    return f"""{column} = CASE WHEN koo_purses.{column} > {TOTAL_PICO_MAX} - excluded.{column} THEN {TOTAL_PICO_MAX}
+        ELSE koo_purses.{column} + excluded.{column} END"""
+
+
 OPEN_PROCESS = """INSERT INTO koo_processes (name, number, token, closed, seen_ms)
     VALUES (:process, 0, '', 0, 0) ON CONFLICT (name) DO NOTHING"""
 # All that is known before the treasuries are: one statement, because each is a round trip.
-LOCK_PROCESS = """SELECT number, token, closed, (SELECT frozen_until_ms FROM koo_schema),
+LOCK_PROCESS = """SELECT number, token, closed, forgotten, (SELECT frozen_until_ms FROM koo_schema),
         coalesce({now_ms}, {clock_ms})
     FROM koo_processes WHERE name = :process {for_update}"""
-SAVE_PROCESS = """UPDATE koo_processes SET number = :number, token = :token, closed = :closed, seen_ms = :now_ms
-    WHERE name = :process"""
+SAVE_PROCESS = """UPDATE koo_processes SET number = :number, token = :token, closed = :closed,
+    forgotten = :forgotten, seen_ms = :now_ms WHERE name = :process"""
 # A new period begins with the limit of the last one before it.
 OPEN_TREASURIES = """INSERT INTO koo_treasuries
         (budget, period, limit_amount, limit_at_ms, booked, spent, recall_at_ms)
@@ -137,6 +152,13 @@ SAVE_PURSES = f"""INSERT INTO koo_purses ({", ".join(PURSE)}) SELECT {", ".join(
     FROM ({{rows}}) r WHERE true
     ON CONFLICT (budget, period, process) DO UPDATE SET
     {", ".join(f"{one} = excluded.{one}" for one in list(PURSE)[3:])}"""
+# As `Totals.take_in` does it. The treasuries are locked, so no other process adds to the same row meanwhile.
+END_PURSES = f"""INSERT INTO koo_purses ({", ".join(PURSE)})
+    SELECT p.budget, '{ENDED}', p.period, p.granted - p.back + p.over_granted, 0, p.spent, 0, 0
+    FROM koo_purses p JOIN ({{keys}}) k ON k.budget = p.budget AND k.period = p.period WHERE p.process = :process
+    ON CONFLICT (budget, period, process) DO UPDATE SET {_added("granted")}, {_added("spent")}"""
+DROP_PURSES = """DELETE FROM koo_purses WHERE process = :process AND EXISTS
+    (SELECT 1 FROM ({keys}) k WHERE k.budget = koo_purses.budget AND k.period = koo_purses.period)"""
 FREEZE = "UPDATE koo_schema SET frozen_until_ms = :until_ms"
 FREED = """SELECT budget, period, granted - back + over_granted - spent FROM koo_purses
     WHERE process = :process AND granted - back + over_granted > spent ORDER BY budget, period"""
@@ -189,8 +211,10 @@ def receive_in(
         {key: _purse_values(key, row, beat.process) for key, row in rows.purses.items()},
         purses,
     )
-    now = {"number": process.number, "token": process.token, "closed": int(process.closed), "now_ms": now_ms}
-    tx.run(SAVE_PROCESS, {"process": beat.process, **now})
+    tx.run(SAVE_PROCESS, process_values(beat.process, process, now_ms))
+    if beat.is_last:
+        for statement in (END_PURSES, DROP_PURSES):
+            tx.run(statement, _values_of(beat.process, rows.treasuries))
     asked = _asked(answer, rows.treasuries, is_asked)
     if asked and not is_asked:
         others = tx.later(OTHERS, _values_of(beat.process, asked))
@@ -231,8 +255,29 @@ def _process(
     if is_new:
         tx.run(OPEN_PROCESS, values)
         found = tx.rows(LOCK_PROCESS, values)
-    number, token, closed, frozen_until_ms, at_ms = found[0]
-    return ProcessRow(number, token, bool(closed)), frozen_until_ms, at_ms, is_new
+    number, token, closed, forgotten, frozen_until_ms, at_ms = found[0]
+    return ProcessRow(number, token, bool(closed), _read(forgotten)), frozen_until_ms, at_ms, is_new
+
+
+def process_values(name: str, row: ProcessRow, now_ms: int) -> dict[str, object]:
+    """What `SAVE_PROCESS` writes."""
+    forgotten = (
+        "" if row.forgotten is None else json.dumps([[*key, amount] for key, amount in row.forgotten.items()])
+    )
+    return {
+        "process": name,
+        "number": row.number,
+        "token": row.token,
+        "closed": int(row.closed),
+        "forgotten": forgotten,
+        "now_ms": now_ms,
+    }
+
+
+def _read(forgotten: str) -> dict[Key, int] | None:
+    if not forgotten:
+        return None
+    return {Key(budget, period): amount for budget, period, amount in json.loads(forgotten)}
 
 
 class _Locked:
