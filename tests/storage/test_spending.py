@@ -191,7 +191,8 @@ def test_the_past_goes_whole_and_what_runs_stays(shared: Place) -> None:
         for budget, period in ((CLAUDE, before - 1), ("budget/month", 1), ("service/old", before - 1)):
             shared.sql(f"INSERT INTO koo_purses VALUES ('{budget}', {period}, 'gone', 7, 0, 7, 0, 0)")
         shared.sql(
-            f"INSERT INTO koo_processes VALUES ('gone', 1, '', 0, 1), ('long ago', 1, '', 1, {before * 86_400_000 - 1})"
+            "INSERT INTO koo_processes (name, number, token, closed, seen_ms) "
+            f"VALUES ('gone', 1, '', 0, 1), ('long ago', 1, '', 1, {before * 86_400_000 - 1})"
         )
 
         assert not await store.past.prune(before)

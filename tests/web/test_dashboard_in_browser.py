@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -22,11 +23,11 @@ from starlette.responses import HTMLResponse
 
 from koo.errors import Kind
 from koo.gates import Passage
-from koo.options import BreakerOptions, LimitOptions, ServiceOptions
+from koo.options import BreakerOptions, BudgetOptions, LimitOptions, ServiceOptions
 from koo.platform import Platform
 from koo.policies.breaker import CLOSED, OPEN
 from koo.policies.verdict import FAILURE, Fault
-from koo.testing.providers import FakeAnthropic, error
+from koo.testing.providers import FakeAnthropic, answer, error
 from koo.testing.proxy import FaultProxy
 from koo.web import create_app
 from tests.web.browser import WAIT_S, Window, chromium, needs_browser, window
@@ -144,9 +145,63 @@ def test_it_shows_money_limits_and_the_database_as_the_api_has_them(browser: str
                 health = (await client.get("/api/v1/ai/services/claude/health")).body
                 spent = health["rate_limits"]["daily_budget"]["spent"]
                 exact = f"{spent} spent and 0 reserved of 0.5, in USD"
-                await page.until(f"document.querySelector('.money').title === {json.dumps(exact)}")
+                await page.until(f"document.querySelector('.money .beside').title === {json.dumps(exact)}")
                 assert f"${Decimal(spent):.6f}".rstrip("0") in await page.text(".money")
                 assert "of $0.50" in await page.text(".money")
+
+    asyncio.run(main())
+
+
+def leave_unsettled(file: Path, budget: str, pico: int) -> None:
+    """What a process was granted that is killed then."""
+    with sqlite3.connect(file) as state:
+        state.execute(
+            "INSERT INTO koo_purses SELECT budget, period, 'gone', ?, 0, 0, 0, 0 FROM koo_treasuries WHERE budget = ?",
+            (pico, budget),
+        )
+        state.execute("UPDATE koo_treasuries SET booked = booked + ? WHERE budget = ?", (pico, budget))
+    state.close()
+
+
+def test_it_shows_budgets_of_every_kind(browser: str, tmp_path: Path) -> None:
+    """What each counts, how near its end is and what then happens; idle and unsettled money apart from spent."""
+
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            model = "claude-sonnet-5-5"
+            budgets = (
+                BudgetOptions(name="all", limit_usd=Decimal("0.05"), period="month"),
+                BudgetOptions(name="dear", limit_usd=Decimal("0.0028"), model=model, on_exhausted="second"),
+                BudgetOptions(name="teams", limit_usd=Decimal(3), tag="*"),
+            )
+            second = replace(claude(fake), name="second", model="claude-haiku-5")
+            koo = platform(tmp_path, claude(fake), second, budgets=budgets)
+            async with shown(browser, koo) as (page, client):
+                fake.script(answer("ok", input_tokens=700, output_tokens=100))
+                body = {"service": "claude", "prompt": "x" * 600, "max_tokens": 100, "tag": HOSTILE}
+                assert (await client.post("/api/v1/ai/query", json=body)).status == 200
+                leave_unsettled(tmp_path / "state.db", "budget/all", 10**10)
+                card = await page.until_text("[aria-labelledby=budget-0]", "$0.01 unsettled")
+                for words in (
+                    "all",
+                    "each month",
+                    "Counts all services together",
+                    "of $0.05",
+                    "calls are refused",
+                ):
+                    assert words in card
+                dear = await page.until_text("[aria-labelledby=budget-1]", "$0.0024 spent of $0.0028")
+                for words in (
+                    f"Counts {model}",
+                    "second is asked instead",
+                    "Above 80 % of the limit",
+                    "Runs out in",
+                ):
+                    assert words in dear
+                assert HOSTILE in await page.text("[aria-labelledby=budget-2]")
+                await page.resize(320)
+                assert await page.run("document.documentElement.scrollWidth") <= 320
+            assert page.told == []
 
     asyncio.run(main())
 

@@ -19,8 +19,8 @@ from koo.web.routing import add_file, file_router
 
 PATH = "/dashboard"
 MODULES = (
-    "api.js", "cards.js", "data.js", "dom.js", "feed.js", "main.js", "meters.js", "reset.js", "shapes.js", "view.js",
-    "words.js",
+    "api.js", "budgets.js", "cards.js", "data.js", "dom.js", "feed.js", "main.js", "meters.js", "reset.js",
+    "shapes.js", "view.js", "words.js",
 )  # fmt: skip
 ASSETS = ("style.css", *MODULES)
 OPEN_PATHS = frozenset({PATH, f"{PATH}/", *(f"{PATH}/{name}" for name in ASSETS)})

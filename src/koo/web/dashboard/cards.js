@@ -1,10 +1,11 @@
 // @ts-check
 // One card for the database and one for each service: what it is, why, and the numbers behind it.
 
+import { moneyOf } from "./budgets.js";
 import { h } from "./dom.js";
 import { bar, figure, nearness } from "./meters.js";
 import { badge, breakerLook, partLook, severityLook, shape } from "./shapes.js";
-import { capital, clock, count, counted, latency, percent, plainly, span, timeIn, timeOf, until, usd } from "./words.js";
+import { capital, clock, count, counted, latency, percent, plainly, span, timeIn, timeOf, until } from "./words.js";
 
 /**
  * @typedef {import("./data.js").DatabaseBreaker | import("./data.js").ModelStatus} Breaker
@@ -213,18 +214,7 @@ function limit(period, one, now) {
  * @param {number} now
  */
 function money(budget, now) {
-  const spent = Number(budget.spent), held = Number(budget.reserved);
-  const exact = `${budget.spent} spent and ${budget.reserved} reserved of ${budget.limit ?? "no limit"}, in ${budget.currency}`;
-  const words = [h("b", {}, usd(budget.spent)), " spent", held ? ` + ${usd(budget.reserved)} reserved` : "",
-    budget.limit === null ? "" : ` of ${usd(budget.limit)}`];
-  const resets = timeOf(budget.resets_at);
-  const most = budget.limit === null ? null : Number(budget.limit);
-  const ratio = most === null ? 0 : most > 0 ? (spent + held) / most : 1;
-  return h("div", { class: "money", title: exact },
-    h("h4", {}, "Money today"),
-    most === null ? null : bar(exact, most > 0 ? [spent / most, held / most] : [1, 0]),
-    h("p", { class: "beside" }, h("span", {}, nearness(ratio), words),
-      h("span", { class: "soft" }, budget.limit === null ? "no limit" : resets === null ? "" : `resets ${until(resets, now)}`)));
+  return h("div", { class: "money" }, h("h4", {}, "Money today"), moneyOf(budget, now));
 }
 
 /**

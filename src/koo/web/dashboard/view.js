@@ -1,6 +1,7 @@
 // @ts-check
 // The whole page from one look: the verdict, what needs attention, then every part in an order that never changes.
 
+import { budgetsCard } from "./budgets.js";
 import { databaseCard, nextAttemptAt, serviceCard, unconfigured } from "./cards.js";
 import { h } from "./dom.js";
 import { badge, CONNECTING, DISCONNECTED, LOCKED, partLook, severityLook, shape, stateLook, UNREADABLE, verdictLook } from "./shapes.js";
@@ -161,6 +162,7 @@ export function content(feed) {
       configured(dashboard).length ? null : h("p", { key: "none" }, "None has a key yet. Put one into the file .env, as ",
         h("code", {}, "ANTHROPIC_API_KEY=…"), ", and start koo again."),
       h("div", { class: "parts" }, configured(dashboard).map((one, place) => serviceCard(one, place, now)))),
+    budgetsCard(dashboard.ai_services.budgets, now),
     unconfigured(services.filter((one) => !one.configured)),
   ];
 }
