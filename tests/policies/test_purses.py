@@ -38,8 +38,8 @@ KINDS = ("calm", "rough", "wild")
 class Party:
     """Some processes on one store, whose beats are answered at once when `turn` is called."""
 
-    def __init__(self, **limits: int | None) -> None:
-        self.store = MemoryTreasuries()
+    def __init__(self, make: Callable[[], MemoryTreasuries] = MemoryTreasuries, **limits: int | None) -> None:
+        self.store = make()
         self.now_ms = NOON_MS
         self.words = map(str, itertools.count(1))
         self.limits = limits
@@ -580,15 +580,15 @@ def test_a_random_world_never_spends_above_the_limit(kind: str) -> None:
         World(seed, kind).run()
 
 
-def late() -> None:
+def late(make: Callable[[], MemoryTreasuries] = MemoryTreasuries) -> None:
     """An older copy of the store: one process finds it at once, another after three beats, a new one asks meanwhile."""
-    party = Party(tag=100)
+    party = Party(make, tag=100)
     one, other, new = party.process(), party.process(), party.process()
     for purses in (one, other):
         for _ in range(2):
             party.ask(purses, BOUND)
         party.turn(purses)
-    party.store = MemoryTreasuries()
+    party.store = make()
     party.turn(one)
     decided = [party.ask(new, BOUND) for _ in range(3)]
     for _ in range(3):
@@ -598,9 +598,9 @@ def late() -> None:
         raise Broken("above the limit, though all live and have told")
 
 
-def duel() -> None:
+def duel(make: Callable[[], MemoryTreasuries] = MemoryTreasuries) -> None:
     """Two processes, each with the last money of one of two budgets, both wait for a call that needs both."""
-    party = Party(tag=BOUND + 1, service=BOUND + 1)
+    party = Party(make, tag=BOUND + 1, service=BOUND + 1)
     one, other = party.process(), party.process()
     both = []
     for purses, name in ((one, "tag"), (other, "service")):

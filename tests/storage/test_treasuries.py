@@ -33,7 +33,7 @@ from koo.storage.treasuries import (
 )
 from koo.testing.postgres import PostgresServer
 from tests.policies.purse_world import Broken, World
-from tests.policies.test_purses import KINDS, NOON_MS, RULES_OUT
+from tests.policies.test_purses import KINDS, NOON_MS, RULES_OUT, duel, late
 from tests.storage.support import PATIENCE_S, Place
 
 T = TypeVar("T")
@@ -187,6 +187,26 @@ def test_over_a_file_too_a_fault_is_found_without_this_rule(
         with pytest.raises(Broken):
             World(seed, kind, Rows(SqlTreasuries(backend)), **options).run()
     backend.close()
+
+
+@pytest.mark.parametrize(("rule", "scenario"), [("all budgets or none", duel), ("the freeze", late)])
+def test_over_a_database_too_a_scenario_finds_a_fault_without_this_rule(
+    rule: str,
+    scenario: Callable[[Callable[[], MemoryTreasuries]], None],
+    store: SqlTreasuries,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A random world meets these too seldom."""
+
+    def emptied() -> Rows:
+        rows = Rows(store)
+        store.run(rows._write)
+        return rows
+
+    scenario(emptied)
+    RULES_OUT[rule](monkeypatch)
+    with pytest.raises((AssertionError, ValueError)):
+        scenario(emptied)
 
 
 class Overtaken:
