@@ -6,13 +6,13 @@ import { bar, nearness } from "./meters.js";
 import { timeOf, until, usd } from "./words.js";
 
 /**
+ * @typedef {import("./data.js").Budget} Budget
  * @typedef {import("./data.js").DailyBudget | import("./data.js").Budget} Money
- * @typedef {import("./dom.js").Child} Child
  */
 
 /**
  * The budgets that an operator set, beside the daily ones on the services' cards; null where there are none.
- * @param {import("./data.js").Budget[]} budgets
+ * @param {Budget[]} budgets
  * @param {number} now
  */
 export function budgetsCard(budgets, now) {
@@ -23,7 +23,7 @@ export function budgetsCard(budgets, now) {
 }
 
 /**
- * @param {import("./data.js").Budget} budget
+ * @param {Budget} budget
  * @param {number} place
  * @param {number} now
  */
@@ -36,7 +36,7 @@ function budgetCard(budget, place, now) {
     h("div", { class: "money" }, moneyOf(budget, now)));
 }
 
-/** @param {import("./data.js").Budget} budget */
+/** @param {Budget} budget */
 function whatItCounts(budget) {
   const { service, model, tag } = budget;
   const parts = [service, model, tag === null ? null : `tag ${tag}`].filter((one) => one !== null);
