@@ -580,7 +580,8 @@ def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
         "OUTPUT_PRICE": "2", "PRICE_AS": "gpt-4o", "REQUESTS_PER_MINUTE": "3", "REQUESTS_PER_HOUR": "none",
         "REQUESTS_PER_DAY": "4",
         "TIMEOUT": "5", "ATTEMPT_TIMEOUT": "6", "FIRST_TOKEN_TIMEOUT": "7", "STALL_TIMEOUT": "8",
-        "SLOW_CALL_SECONDS": "9", "MAX_TOKENS": "10", "THINKS_UNSEEN": "false", "KIND": "anthropic",
+        "SLOW_CALL_SECONDS": "9", "MAX_TOKENS": "10", "THINKS_UNSEEN": "false", "LEAVE_OUT": "temperature",
+        "TOKENS_PARAMETER": "max_completion_tokens", "KIND": "anthropic",
         "CONCURRENCY": "11", "QUEUE_LENGTH": "0",
         "PROXY": "http://p:1", "HEADERS": "", "BODY": "",
     }  # fmt: skip
@@ -602,6 +603,7 @@ def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
         8,
     )
     assert (one.slow_s, one.max_tokens, one.thinks_unseen) == (9, 10, False)
+    assert (one.leave_out, one.tokens_parameter) == (("temperature",), "max_completion_tokens")
     assert (one.concurrency_max, one.queue_length) == (11, 0)
     assert service(settings, "openai") == service(read(), "openai")
 

@@ -150,10 +150,12 @@ class ExternalServiceError(KooError):
     """Base of everything `query_ai` raises on purpose.
 
     `billable`: the other side may have done paid work although it failed; None: as the kind usually has it.
+    `anew`: a refusal from which was learned how the other side wants to be asked: the same may pass at once.
     `partial_text` is what a stream had delivered before it broke off.
     """
 
     billable: bool | None = None
+    anew: bool = False
     partial_text: str = ""
 
 

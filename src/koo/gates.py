@@ -107,7 +107,8 @@ class Passage:
     """One call on its way through the gates, from its first attempt to its last.
 
     `deadline` is in monotonic seconds; `is_ours`: it comes from koo's own options, not from the caller. `has_next`:
-    another service is asked if this one fails. `attempt` counts from 1; `paced`: this attempt has a cell of the pacer.
+    another service is asked if this one fails. `attempt` counts from 1, `anew` those that asked the same in another
+    form; `paced`: this attempt has a cell of the pacer.
     Made only for calls that something sets apart: a wait, a repeat, or an end that its owner settles. Most calls go the
     short way and need none.
     """
@@ -118,6 +119,7 @@ class Passage:
     is_ours: bool = False
     has_next: bool = False
     attempt: int = 1
+    anew: int = 0
     paced: bool = False
 
 

@@ -26,7 +26,7 @@ from koo.gates import LOOK_AGAIN_S, Charge, Gates, OnLimit, Passage
 from koo.options import NEVER
 from koo.policies.breaker import NONE, OPEN, Breaker, Cue, Override, Permit
 from koo.policies.cooldown import Cooldown
-from koo.policies.repeat import Repeats
+from koo.policies.repeat import ANEW_MAX, Repeats
 from koo.policies.reported import Signs
 from koo.policies.retry_budget import RetryBudget
 from koo.policies.tally import Tally
@@ -252,18 +252,20 @@ class Guard:
             gates.refuse_open(self, now)
         return permit
 
-    async def _enter_again(self, passage: Passage, pause_s: float) -> Permit:
+    async def _enter_again(self, passage: Passage, pause_s: float | None) -> Permit:
         """Pause, and through all gates once more. A repeat that is never made costs no token."""
         try:
-            await self._pause(pause_s)
+            if pause_s is not None:
+                await self._pause(pause_s)
             permit = await self.enter(passage)
         except BaseException as error:
-            self._repeats.budget.give_back()
+            if pause_s is not None:
+                self._repeats.budget.give_back()
             if isinstance(error, KooError):
                 error.attempts = passage.attempt
             raise
         passage.attempt += 1
-        self.tally.retries += 1
+        self.tally.retries += pause_s is not None
         return permit
 
     async def _pause(self, pause_s: float) -> None:
@@ -390,18 +392,24 @@ class Guard:
             return UNJUDGED
         return fault if isinstance(fault, Fault) else UNJUDGED
 
-    def _fail(self, passage: Passage, permit: Permit, error: BaseException, alarm: Alarm) -> float:
-        """Settle a failed attempt; returns the pause before the next one, or raises the real error now."""
+    def _fail(self, passage: Passage, permit: Permit, error: BaseException, alarm: Alarm) -> float | None:
+        """Settle a failed attempt; returns the pause before the next one, or raises the real error now.
+
+        None: it is no repeat of a failure, but the same asked in another form, at once and without a token.
+        """
         timeout = self.gates.family.timeout
         late = fault_of_time(self.name, timeout, error, alarm, passage, self._monotonic())
         fault = late or self.judge(error)
         self.leave(passage, permit, fault)
+        if fault.anew and passage.anew < ANEW_MAX:
+            passage.anew += 1
+            return None
         now, pause, why_not = self._monotonic(), None, ""
         paused_until = self.gates.cooldown_of(self, fault).until
         if fault.verdict is not THROTTLED or passage.on_limit != "refuse":
             waits = passage.on_limit == "wait" and not passage.has_next
             pause, why_not = self._repeats.plan(
-                fault, passage.attempt, passage.deadline, paused_until, now, self.gates.draw,
+                fault, passage.attempt - passage.anew, passage.deadline, paused_until, now, self.gates.draw,
                 waits_for_breaker=waits,
             )  # fmt: skip
         if pause is not None:

@@ -331,6 +331,12 @@ class ServiceOptions(Checked):
         "deployments and private names: `gpt-4o`, or with its maker `openai/gpt-4o`",
         "a name that nobody else knows has no price",
     )
+    leave_out: tuple[str, ...] = option(
+        (), "parameters that its server refuses, not sent", "koo learns it from a refusal, one for each model"
+    )
+    tokens_parameter: str | None = option(
+        None, "name of the longest answer in chat completions", "koo learns it from a refusal"
+    )
     thinks_unseen: bool | None = option(
         None,
         "its models may bill what they do not send: a stream that ends before its usage is told is booked at its hold",

@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
-from koo.errors import CircuitOpen, Kind, RateLimited, ServiceFailed, ServiceTimeout
+from koo.errors import CircuitOpen, InvalidRequest, Kind, RateLimited, ServiceFailed, ServiceTimeout
 from koo.gates import OnLimit
 from koo.options import BreakerOptions
 from koo.policies.breaker import FORCED_OPEN, OPEN
+from koo.policies.repeat import ANEW_MAX
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED, Fault
 from tests.guard.support import (
     BEGIN_S,
@@ -426,5 +427,40 @@ def test_a_classifiers_repeatable_fault_is_repeated_without_being_a_sign_of_ill_
         assert await guard.call(script) == "answer" and script.calls == 3
         assert guard.tally.totals().verdicts == [1, 0, 2, 0] and guard.breaker.window.failures == 0
         assert guard.tally.totals().verdicts[SUCCESS] == 1 and guard.breaker.phase is not OPEN
+
+    run_virtual(main)
+
+
+async def asks_for_another_form() -> str:
+    error = InvalidRequest("claude", "it does not accept the request", kind=Kind.INVALID_REQUEST)
+    error.anew, error.billable = True, False
+    raise error
+
+
+def test_a_refused_form_is_asked_anew_at_once_and_is_neither_a_failure_nor_a_repeat() -> None:
+    """It takes no token, counts for no breaker, and gives its hold back; a failure after it has all its repeats."""
+
+    async def main() -> None:
+        guard, wallet = make_guard(attempts=2, breaker=STURDY, draw=half), Wallet()
+        script = Script(asks_for_another_form, asks_for_another_form, fail)
+        tokens = guard.retry_budget.tokens
+        assert await guard.call(script, charge=wallet) == "answer"
+        assert script.at == [0.0, 0.0, 0.0, 0.5] and guard.tally.retries == 1
+        assert guard.tally.totals().verdicts == [1, 1, 2, 0]
+        assert guard.retry_budget.tokens > tokens - 2
+        assert (wallet.held, wallet.released) == (4, 3) and nothing_is_taken(guard, wallet)
+        assert used(guard) == [4, 4, 4], "each one counts for the limits"
+
+    run_virtual(main)
+
+
+def test_a_form_that_never_passes_is_asked_a_few_times() -> None:
+    async def main() -> None:
+        guard, wallet = make_guard(attempts=1, breaker=STURDY), Wallet()
+        script = Script(*[asks_for_another_form] * 20)
+        error = await error_of(guard.call(script, charge=wallet))
+        assert isinstance(error, InvalidRequest) and error.attempts == len(script.at) == 1 + ANEW_MAX
+        assert guard.retry_budget.tokens == guard.options.retry.budget_tokens
+        assert nothing_is_taken(guard, wallet)
 
     run_virtual(main)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from koo.ai.operations import compose
 from koo.ai.providers.anthropic import AnthropicProvider
 from koo.ai.providers.base import Provider
+from koo.ai.providers.forms import Form
 from koo.ai.providers.gemini import GeminiProvider
 from koo.ai.providers.local import LocalProvider
 from koo.ai.providers.openai import OpenAIProvider
@@ -88,6 +89,7 @@ def make_provider(one: ServiceOptions, options: PlatformOptions, http: HttpClien
         clock=clock,
         headers=one.headers,
         body=one.body,
+        form=Form(frozenset(one.leave_out), one.tokens_parameter),
     )
 
 

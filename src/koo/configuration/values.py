@@ -33,6 +33,8 @@ from koo.proxies import ALLOWED_PROXY
 
 SHOWN_MAX = 40
 TAG_MAX = 200
+OPTIONAL_PARAMETERS = ("temperature", "stream_options")
+"""What can be left out of a request; the bound of the answer cannot, since the budget rests on it."""
 # A variable is written in capitals and knows no dots, so the names in one have neither.
 SERVICE_WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 SWITCH = {
@@ -79,6 +81,8 @@ def as_text(value: object) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(value)
     return f"{value:g}" if isinstance(value, float) else str(reveal(value))
 
 
@@ -232,8 +236,19 @@ def _refuse_constant(name: str) -> object:
     raise ValueError(name)  # NaN and Infinity are Python's own JSON, and no server's
 
 
+def _parameters(text: str, _home: Path) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
+    if not names or not set(names) <= set(OPTIONAL_PARAMETERS):
+        raise ValueError
+    return names
+
+
 YES_OR_NO = Form("true or false", _switch, types=(str, bool))
 KEY = Form("ASCII text without quotes and spaces", _key, lambda _text: '"…"', lambda _text: "…")
+PARAMETERS = Form(
+    f"one or more of {', '.join(OPTIONAL_PARAMETERS)}, with commas between", _parameters, types=(str, tuple)
+)
+TOKENS_PARAMETER = choice("max_tokens", "max_completion_tokens")
 MODEL = Form("the name of a model, for `local` the path of a file that exists", _model)
 FOLDER = Form(
     "a folder that exists; set in the environment, not in a `.env`",

@@ -30,6 +30,7 @@ from koo.configuration.values import (
     HOSTS,
     KEY,
     MODEL,
+    PARAMETERS,
     PROXY,
     SERVICE_KIND,
     SERVICE_NAME,
@@ -37,6 +38,7 @@ from koo.configuration.values import (
     SERVICE_PROXY,
     STATE_URL,
     TAG,
+    TOKENS_PARAMETER,
     WEB_URL,
     YES_OR_NO,
     SecretStr,
@@ -102,6 +104,12 @@ class ServiceSettings(Table):
     input_price = of_one(lambda service: service.input_price, shown_default="from the price table")
     output_price = of_one(lambda service: service.output_price, shown_default="from the price table")
     price_as = of_one(lambda service: service.price_as, form=MODEL, shown_default="its own name")
+    leave_out = of_one(
+        lambda service: service.leave_out, form=PARAMETERS, shown_default="learned from refusals"
+    )
+    tokens_parameter = of_one(
+        lambda service: service.tokens_parameter, form=TOKENS_PARAMETER, shown_default="learned from refusals"
+    )
     thinks_unseen = of_one(
         lambda service: service.thinks_unseen,
         form=YES_OR_NO,

@@ -22,6 +22,8 @@ LATENCY_S_MIN = 1.0
 """A repeat is not begun when less than this (or the usual latency, if that is longer) is left of the deadline."""
 BAD_ANSWERS_MAX = 2
 """Each answer that cannot be read is paid for, and the one after the second would be no better."""
+ANEW_MAX = 4
+"""Forms of one call that may be tried beyond its repeats: a server may refuse a few things of it, one after another."""
 
 
 class Repeats:

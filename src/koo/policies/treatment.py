@@ -73,6 +73,7 @@ def fault_of(error: ExternalServiceError) -> Fault:
         kind=error.kind,
         repeatable=_repeatable(error, treatment),
         retry_after_s=error.retry_after_s,
+        anew=error.anew,
         reach=treatment.reach,
         block=treatment.block,
         billed=treatment.billed if error.billable is None else error.billable,

@@ -35,7 +35,8 @@ class Fault:
 
     `repeatable`: a repeat may succeed; whether it is safe is the guard's question. `reach`: whose failure it is, so
     that an unreachable host feeds all models. `block`: refuse from now on until the key (or the key for this model)
-    works again. `billed`: the other side may have done paid work. `error`: raise this instead, `from` the original.
+    works again. `billed`: the other side may have done paid work. `anew`: the same may pass at once, in
+    another form. `error`: raise this instead, `from` the original.
     `until_wall_s`: a key block's or quota's known end.
     """
 
@@ -44,6 +45,7 @@ class Fault:
     repeatable: bool = False
     retry_after_s: float | None = None
     until_wall_s: float | None = None
+    anew: bool = False
     reach: Reach = "model"
     block: Reach | None = None
     billed: bool = True

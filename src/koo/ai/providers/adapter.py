@@ -11,6 +11,7 @@ import msgspec
 from koo.ai.providers.base import Completion, Request
 from koo.ai.providers.extras import ExtraFields
 from koo.ai.providers.faults import FaultTable
+from koo.ai.providers.forms import PLAIN, Form, Forms
 from koo.ai.providers.streaming import Reader, read_events
 from koo.ai.providers.transport import ReadError, Wire, bound_tokens
 from koo.clock import SYSTEM_CLOCK, Clock
@@ -39,15 +40,17 @@ class Adapter:
     """One service of one vendor, behind a `Wire`.
 
     `base_url` None is the vendor's own address; `api_key` None sends no key (a server of one's own). `headers` and
-    `body` are an operator's additions to every request. A subclass names its `vendor`, and overrides `address` and
-    `headers` where its vendor differs. `shape` is what its answers are decoded to,
-    `reader` reads its streams.
+    `body` are an operator's additions to every request, `form` what is known of the parameters that its server takes.
+    A subclass names its `vendor`, has an `encode`, and overrides `address` and `headers` where its vendor differs.
+    `shape` is what its answers are decoded to, `reader` reads its streams.
     """
 
     vendor: ClassVar[Vendor]
     shape: ClassVar[msgspec.json.Decoder[Any]]
     reader: ClassVar[type[Reader]]
     output_tokens_min = 1
+    has_two_names: ClassVar[bool] = False
+    """Whether the format has two names for the longest answer."""
 
     def __init__(
         self,
@@ -59,7 +62,9 @@ class Adapter:
         clock: Clock = SYSTEM_CLOCK,
         headers: Mapping[str, str] = NOTHING,
         body: Mapping[str, Any] = NOTHING,
+        form: Form = PLAIN,
     ) -> None:
+        self._forms = Forms(service, form, has_two_names=self.has_two_names)
         self._wire = Wire(
             service,
             http,
@@ -67,6 +72,8 @@ class Adapter:
             headers={**self.headers(api_key), **{name.lower(): text for name, text in headers.items()}},
             table=self.vendor.faults,
             read_error=self.vendor.read_error,
+            encode=self.encode,
+            forms=self._forms,
             clock=clock,
             extra=ExtraFields(body) if body else None,
         )
@@ -83,6 +90,10 @@ class Adapter:
     def headers(api_key: str | None) -> dict[str, str]:
         """The headers of every request: the key, and what else the vendor wants."""
         return {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+
+    def encode(self, request: Request, *, stream: bool) -> bytes:
+        """The request's body, in the form that the model takes."""
+        raise NotImplementedError
 
     def bound_input_tokens(self, request: Request) -> int:
         """UTF-8 bytes of prompt, system and an operator's own fields, and an allowance for what is put around them."""

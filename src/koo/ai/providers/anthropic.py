@@ -42,6 +42,7 @@ from koo.errors import Kind
 from koo.http import HttpResponse, ServerSentEvent
 
 BASE_URL = "https://api.anthropic.com"
+PATH = "/v1/messages"
 VERSION = "2023-06-01"
 """2026-10-21 is newer and takes away what older models can: a temperature. Newer models accept none in any version."""
 
@@ -297,7 +298,7 @@ class AnthropicProvider(Adapter):
 
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
-        response = await self._wire.request("POST", "/v1/messages", encode(request))
+        response = await self._wire.request("POST", PATH, self.encode(request, stream=False), request)
         try:
             answer: _Answer | None = _answer.decode(response.body)
         except UNREADABLE:
@@ -325,7 +326,11 @@ class AnthropicProvider(Adapter):
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
-        return read_stream(self._wire, "/v1/messages", encode(request, stream=True), request, self.reader)
+        return read_stream(self._wire, PATH, self.encode(request, stream=True), request, self.reader)
+
+    def encode(self, request: Request, *, stream: bool) -> bytes:
+        """The request's body."""
+        return encode(self._forms.fit(request), stream=stream)
 
 
 def encode(request: Request, *, stream: bool = False) -> bytes:

@@ -195,8 +195,26 @@ class FaultTable:
         if kind is Kind.QUOTA and row.guessed and wait_s is not None and wait_s <= QUOTA_S_MIN:
             kind = Kind.THROTTLED
         detail = detail_of(parsed)
-        reason = sentence_of(row.sentence or SENTENCES[kind], detail)
+        reason = sentence_of(row.sentence or _about_the_answer(kind, parsed) or SENTENCES[kind], detail)
         return make_error(service, kind, reason, wait_s, detail=detail, billable=billable)
+
+
+NO_ROOM = "prompt and max_tokens together do not fit into the model's context: lower max_tokens, or shorten the prompt"
+_ABOUT_THE_ANSWER = re.compile(
+    r"max_?(?:new_|completion_|output_)?tokens|(?:in|for) the completion|output tokens|in the output",
+    re.IGNORECASE,
+)
+
+
+def _about_the_answer(kind: Kind, parsed: ParsedError) -> str:
+    """Our words where it is the longest answer that does not fit: a prompt of a line is not too long."""
+    if kind not in (Kind.CONTEXT_LENGTH, Kind.INVALID_REQUEST):
+        return ""
+    if not _ABOUT_THE_ANSWER.search(parsed.message[:MESSAGE_MAX]):
+        return ""
+    if kind is Kind.CONTEXT_LENGTH:
+        return NO_ROOM
+    return "it does not accept this max_tokens: choose another"
 
 
 QUOTA_S_MIN = 3600.0

@@ -165,9 +165,8 @@ class GeminiProvider(Adapter):
 
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
-        response = await self._wire.request(
-            "POST", path_of(request.model, "generateContent"), encode(request)
-        )
+        path, body = path_of(request.model, "generateContent"), self.encode(request, stream=False)
+        response = await self._wire.request("POST", path, body, request)
         try:
             answer: _Answer | None = _answer.decode(response.body)
         except UNREADABLE:
@@ -196,7 +195,11 @@ class GeminiProvider(Adapter):
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
         path = path_of(request.model, "streamGenerateContent") + "?alt=sse"
-        return read_stream(self._wire, path, encode(request), request, self.reader)
+        return read_stream(self._wire, path, self.encode(request, stream=True), request, self.reader)
+
+    def encode(self, request: Request, *, stream: bool) -> bytes:
+        """The request's body."""
+        return encode(self._forms.fit(request))
 
 
 def path_of(model: str, method: str) -> str:

@@ -61,6 +61,10 @@ FAULTS = FaultTable(
 # ── the wire ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+PATH = "/chat/completions"
+NEW_NAME = "max_completion_tokens"
+
+
 class _Message(msgspec.Struct):
     role: str
     content: str
@@ -68,6 +72,9 @@ class _Message(msgspec.Struct):
 
 class _StreamOptions(msgspec.Struct):
     include_usage: bool
+
+
+USAGE_TOO = _StreamOptions(include_usage=True)
 
 
 class _Body(msgspec.Struct, omit_defaults=True):
@@ -230,6 +237,7 @@ class OpenAICompatibleProvider(Adapter):
     shape = _answer
     reader = _Reader
     vendor = Vendor(FAULTS, read_error)
+    has_two_names = True
 
     @staticmethod
     def address(base_url: str) -> str:
@@ -237,7 +245,7 @@ class OpenAICompatibleProvider(Adapter):
 
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
-        response = await self._wire.request("POST", "/chat/completions", self._encode(request))
+        response = await self._wire.request("POST", PATH, self.encode(request, stream=False), request)
         try:
             answer: _Answer | None = _answer.decode(response.body)
         except UNREADABLE:
@@ -268,8 +276,7 @@ class OpenAICompatibleProvider(Adapter):
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
-        body = self._encode(request, stream=True)
-        return read_stream(self._wire, "/chat/completions", body, request, self.reader)
+        return read_stream(self._wire, PATH, self.encode(request, stream=True), request, self.reader)
 
     async def check(self) -> None:
         """Ask for the list of models, which is never billed. Raises `ExternalServiceError`.
@@ -284,21 +291,24 @@ class OpenAICompatibleProvider(Adapter):
             if error.kind is not Kind.NOT_FOUND:
                 raise
 
-    def _encode(self, request: Request, *, stream: bool = False) -> bytes:
+    def encode(self, request: Request, *, stream: bool) -> bytes:
+        """The request's body, in the form that the model takes."""
+        request, form = self._forms.fit(request), self._forms.of(request.model)
         messages = [_Message("user", request.prompt)]
         if request.system is not None:
             messages.insert(0, _Message("system", request.system))
         # OpenAI's own models refuse the old name of the bound, most other servers do not know the new one.
         is_openai = self._wire.host.endswith(("api.openai.com", ".openai.azure.com"))
+        by_new_name = is_openai if form.tokens_name is None else form.tokens_name == NEW_NAME
         return _encode(
             _Body(
                 model=request.model,
                 messages=messages,
-                max_tokens=None if is_openai else request.max_tokens,
-                max_completion_tokens=request.max_tokens if is_openai else None,
+                max_tokens=None if by_new_name else request.max_tokens,
+                max_completion_tokens=request.max_tokens if by_new_name else None,
                 temperature=request.temperature,
                 stream=stream,
-                stream_options=_StreamOptions(include_usage=True) if stream else None,
+                stream_options=USAGE_TOO if stream and "stream_options" not in form.without else None,
             )
         )
 

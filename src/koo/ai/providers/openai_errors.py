@@ -70,14 +70,16 @@ _COUNTS = {"n_prompt_tokens": "prompt_tokens", "n_ctx": "context_tokens"}
 _REQUEST_IDS = ("x-request-id", "request-id", "x-amzn-requestid", "apim-request-id")
 _PHRASES = frozenset(status.phrase for status in HTTPStatus)
 """What any web server or client calls a status says no more than the status."""
+_PAGE = re.compile(r"\s*<[a-zA-Z!?]")
 _FIRST_NAME = re.compile(r"[`'\"]?([a-z_]+)[`'\":]")
 
 
 def read_error(status: int, headers: Headers, body: bytes) -> ParsedError:
     """What an error's body says; a page of something on the way says nothing (`shaped` is False)."""
     document = document_of(body)
-    if document is None and len(body) <= PLAIN_TEXT_MAX and body.lstrip()[:1] not in (b"<", b"{", b"["):
-        document = body.decode("utf-8", "replace")
+    if document is None and len(body) <= PLAIN_TEXT_MAX and body.lstrip()[:1] not in (b"{", b"["):
+        text = body.decode("utf-8", "replace")
+        document = None if _PAGE.match(text) else text
     return parse_error(status, headers, document)
 
 
@@ -162,7 +164,7 @@ class _Facts:
         self.request_id = self.request_id or _text(error.get("request_id"))
         self.param = _text(error.get("param")) or _last_place(error.get("loc")) or self.param
         for key in _MESSAGES:
-            if isinstance(said := error.get(key), str) and said and not said.lstrip().startswith("<"):
+            if isinstance(said := error.get(key), str) and said and not _PAGE.match(said):
                 self.is_shaped = True
                 self._take_message(said, depth)
         for key in _WRAPPERS:

@@ -110,6 +110,7 @@ class PerplexityProvider(ResponsesAdapter):
         )
 
     def encode(self, request: Request, *, stream: bool) -> bytes:
+        request = self._forms.fit(request)
         body = _Body(
             model=request.model,
             input=request.prompt,

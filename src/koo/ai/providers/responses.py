@@ -263,6 +263,7 @@ class ResponsesAdapter(Adapter):
 
     def encode(self, request: Request, *, stream: bool) -> bytes:
         """The request's body."""
+        request = self._forms.fit(request)
         body = Body(
             model=request.model,
             input=request.prompt,
@@ -276,7 +277,7 @@ class ResponsesAdapter(Adapter):
 
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
-        response = await self._wire.request("POST", PATH, self.encode(request, stream=False))
+        response = await self._wire.request("POST", PATH, self.encode(request, stream=False), request)
         try:
             answer: _Answer | None = _answer.decode(response.body)
         except UNREADABLE:

@@ -161,7 +161,7 @@ async def read_stream(
 
     Raises `ExternalServiceError`.
     """
-    stream = await wire.open(path, body)
+    stream = await wire.open(path, body, request)
     reader = make_reader(wire, stream.headers, request)
     read, ended, event = reader.read, False, NO_EVENT
     try:

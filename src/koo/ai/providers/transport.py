@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from unicodedata import is_normalized, normalize
 from urllib.parse import urlsplit
 
@@ -22,6 +22,7 @@ from koo.ai.providers.base import Request
 from koo.ai.providers.ends import failure_of
 from koo.ai.providers.extras import ExtraFields
 from koo.ai.providers.faults import FaultTable, ParsedError, make_error, transport_error
+from koo.ai.providers.forms import Forms
 from koo.ai.providers.loose import NOT_JSON, fit, loads, repaired
 from koo.ai.types import Usage
 from koo.clock import Clock
@@ -29,6 +30,16 @@ from koo.errors import ExternalServiceError, Kind
 from koo.http import ClosedHere, HttpClient, HttpResponse, HttpStream, ServerSentEvent, TransportError
 
 T = TypeVar("T", bound=msgspec.Struct)
+OF_THE_FORM = frozenset({Kind.INVALID_REQUEST, Kind.CONTEXT_LENGTH, Kind.TOO_LARGE})
+"""Kinds that may pass in another form of the request."""
+
+
+class Encode(Protocol):
+    """The body of a request, in the form that the model takes."""
+
+    def __call__(self, request: Request, *, stream: bool) -> bytes: ...
+
+
 ReadError = Callable[[int, Mapping[str, str], bytes], ParsedError]
 
 USER_AGENT = "koo"
@@ -62,6 +73,8 @@ class Wire:
         headers: Mapping[str, str],
         table: FaultTable,
         read_error: ReadError,
+        encode: Encode,
+        forms: Forms,
         clock: Clock,
         extra: ExtraFields | None = None,
     ) -> None:
@@ -80,6 +93,8 @@ class Wire:
         }
         self._table = table
         self._read_error = read_error
+        self._encode = encode
+        self.forms = forms
         self._clock = clock
 
     def __repr__(self) -> str:
@@ -89,8 +104,11 @@ class Wire:
         """Wall seconds, for dates in headers."""
         return self._clock.wall()
 
-    async def request(self, method: str, path: str, body: bytes | None = None) -> HttpResponse:
-        """Ask once; an answer of status 200 to 299. Raises `ExternalServiceError`."""
+    async def request(
+        self, method: str, path: str, body: bytes | None = None, request: Request | None = None
+    ) -> HttpResponse:
+        """Ask once; an answer of status 200 to 299. `request`: what `body` says. Raises `ExternalServiceError`."""
+        sent = body
         if self.extra is not None and body is not None:
             body = self.extra.into(body)
         try:
@@ -100,11 +118,12 @@ class Wire:
         except TransportError as error:
             raise transport_error(self.service, error) from error
         if not 200 <= response.status < 300:
-            raise self.refusal(response.status, response.headers, response.body)
+            raise self.refusal(response.status, response.headers, response.body, request, sent)
         return response
 
-    async def open(self, path: str, body: bytes) -> HttpStream:
+    async def open(self, path: str, body: bytes, request: Request) -> HttpStream:
         """Ask once for a stream of events; its owner closes it. Raises `ExternalServiceError`."""
+        sent = body
         if self.extra is not None:
             body = self.extra.into(body)
         try:
@@ -114,16 +133,33 @@ class Wire:
         if 200 <= stream.status < 300:
             return stream  # whatever it says it is: events are known by their form
         try:
-            raise self.refusal(stream.status, stream.headers, await _body_of(stream))
+            raise self.refusal(
+                stream.status, stream.headers, await _body_of(stream), request, sent, stream=True
+            )
         except ClosedHere as error:
             raise transport_error(self.service, error) from error
         finally:
             await stream.aclose()
 
-    def refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> ExternalServiceError:
-        """The error that an answer is."""
+    def refusal(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        body: bytes,
+        request: Request | None = None,
+        sent: bytes | None = None,
+        *,
+        stream: bool = False,
+    ) -> ExternalServiceError:
+        """The error that an answer is; `request` was asked as `sent`, in a form that the server may not take."""
+        parsed = self._read_error(status, headers, body)
         # Not billed, a redirect included: work may have been done for it, but no vendor charges for that.
-        return self._table.error(self.service, self._read_error(status, headers, body), self._clock.wall())
+        error = self._table.error(self.service, parsed, self._clock.wall())
+        if request is not None and sent is not None and error.kind in OF_THE_FORM:
+            self.forms.learn(request, parsed, sent)
+            # Another call may have learned it in the meantime: what counts is what would be sent now.
+            error.anew = self._encode(request, stream=stream) != sent
+        return error
 
     def error(self, parsed: ParsedError, *, billable: bool | None) -> ExternalServiceError:
         """The error inside an answer or a stream whose status promised success."""
