@@ -10,7 +10,6 @@ from asyncio import get_running_loop
 from contextvars import ContextVar
 from socket import AF_INET, AddressFamily
 from typing import Any, Literal
-from weakref import WeakSet
 
 import aiohttp
 from aiohttp.abc import ResolveResult
@@ -43,10 +42,10 @@ class Departure:
     used before it, in the loop's time; None: it got a new one.
     """
 
-    __slots__ = ("reused_at", "waits")
+    __slots__ = ("is_reused", "reused_at", "waits")
 
     def __init__(self) -> None:
-        self.waits = False
+        self.waits = self.is_reused = False
         self.reused_at: float | None = None
 
 
@@ -60,7 +59,6 @@ class Connector(aiohttp.TCPConnector):
     def __init__(self, proxy: Proxy | None = None, **options: Any) -> None:
         super().__init__(**options)
         self._proxy = proxy
-        self._used: WeakSet[object] = WeakSet()
 
     async def connect(
         self,
@@ -71,15 +69,23 @@ class Connector(aiohttp.TCPConnector):
         note = departure.get()
         if note is None:
             return await self._connect(req, traces, timeout)
-        note.waits = True
+        note.waits = note.is_reused = True
         connection = await self._connect(req, traces, timeout)
         note.waits = False
-        protocol = connection.protocol
-        if protocol in self._used:
-            note.reused_at = get_running_loop().time()
-        elif protocol is not None:
-            self._used.add(protocol)
+        note.reused_at = get_running_loop().time() if note.is_reused else None
         return connection
+
+    async def _create_connection(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Any],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own parameter
+    ) -> Any:
+        """What the pool calls where it has no connection: so this one is new."""
+        note = departure.get()
+        if note is not None:
+            note.is_reused = False
+        return await super()._create_connection(req, traces, timeout)
 
     async def _connect(
         self,

@@ -12,18 +12,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
 from decimal import Decimal
-from types import MappingProxyType
 
 from koo.ai.budgets import Budgets
 from koo.ai.service import Service
 from koo.errors import BudgetExceeded, Kind
 from koo.policies.money import from_pico, to_pico
 from koo.policies.purse import Budget, Hold
-from koo.storage.base import Bill
-
-NO_WORDS: Mapping[str, str] = MappingProxyType({})
+from koo.storage.base import NO_WORDS, Bill
 
 
 class ServiceCharge(ABC):
@@ -95,7 +91,7 @@ class ServiceCharge(ABC):
             return
         bill = self.bill or Bill(amount_usd=from_pico(hold.amount), source="estimate", model=self.model)
         if self._tag is not None or self._metadata:
-            bill = replace(bill, tag=self._tag, metadata=self._metadata)
+            bill = bill._replace(tag=self._tag, metadata=self._metadata)
         self._budgets.settle(hold, self._service.name, bill)
 
     def release(self) -> None:

@@ -26,7 +26,9 @@ def check(query: Query) -> None:
 
 def _wrong_in_names(query: Query) -> str:
     fallback = query.fallback
-    if not isinstance(fallback, tuple | list) or not all(isinstance(name, str) for name in fallback):
+    if not isinstance(fallback, (tuple, list)) or (
+        fallback and not all(isinstance(one, str) for one in fallback)
+    ):
         return "fallback must be a list of names of services"
     if len(fallback) > FALLBACKS_MAX:
         return f"fallback names more than {FALLBACKS_MAX} services"
@@ -40,17 +42,26 @@ def _wrong_in_texts(query: Query) -> str:
     if not isinstance(query.prompt, str):
         return f"the prompt must be text, not {type(query.prompt).__name__}"
     for name, text in (("system", query.system), ("tag", query.tag)):
-        if not isinstance(text, str | None):
+        if text is not None and not isinstance(text, str):
             return f"{name} must be text, not {type(text).__name__}"
-    if not query.prompt.strip():
+    system = query.system or ""
+    if not query.prompt or query.prompt.isspace():
         return "the prompt is empty"
-    if len(query.prompt) + len(query.system or "") > PROMPT_BYTES_MAX:
+    if len(query.prompt) + len(system) > PROMPT_BYTES_MAX:
         return f"the prompt is longer than {PROMPT_BYTES_MAX:,} characters"
-    try:
-        (query.prompt + (query.system or "")).encode()
-    except UnicodeEncodeError:
+    if not (_is_text(query.prompt) and _is_text(system)):
         return "the prompt holds a character that is not text (a lone surrogate)"
     return ""
+
+
+def _is_text(text: str) -> bool:
+    if text.isascii():  # O(1), and most are.
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _wrong_in_options(query: Query) -> str:

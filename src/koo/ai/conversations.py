@@ -21,6 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import NamedTuple
 
 from koo.ai.providers.base import Request
 from koo.ai.providers.transport import SLICE
@@ -53,8 +54,7 @@ class _Counted:
     answer: tuple[int, bytes, bytes] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
+class Measure(NamedTuple):
     """A prompt's bound, and what it is remembered by; `mark` None: it is too short to be remembered."""
 
     tokens_max: int

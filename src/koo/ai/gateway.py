@@ -167,6 +167,8 @@ class Gateway:
         """The services to ask, in order. Raises `UnknownService` and `InvalidRequest`."""
         first = self.find(query.service)
         check(query)
+        if not query.fallback:
+            return [first]
         return [first, *(self.find(name) for name in dict.fromkeys(query.fallback) if name != query.service)]
 
     def _instead(self, error: ExternalServiceError, services: Sequence[AIService]) -> list[AIService]:

@@ -7,7 +7,7 @@ into one is dearer, so the bound takes the dearest of the three.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
@@ -32,14 +32,15 @@ class UnitPrices:
     cache_write_usd: Decimal
     output_usd: Decimal
     reasoning_usd: Decimal
+    dearest_input_usd: Decimal = field(init=False)
+    dearest_output_usd: Decimal = field(init=False)
 
-    @property
-    def dearest_input_usd(self) -> Decimal:
-        return max(self.input_usd, self.cache_read_usd, self.cache_write_usd)
-
-    @property
-    def dearest_output_usd(self) -> Decimal:
-        return max(self.output_usd, self.reasoning_usd)
+    def __post_init__(self) -> None:
+        # Each call's bound asks for these.
+        object.__setattr__(
+            self, "dearest_input_usd", max(self.input_usd, self.cache_read_usd, self.cache_write_usd)
+        )
+        object.__setattr__(self, "dearest_output_usd", max(self.output_usd, self.reasoning_usd))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,18 +89,24 @@ class ModelPrice:
         """Never less than the bill of a call that reads and writes at most so many tokens."""
         if self.free:
             return NOTHING
-        bound = max(
-            EXACT.fma(output_tokens_max, tier.dearest_output_usd, input_usd)
-            for tier, input_usd in self._reached(input_tokens_max)
+        fma, fees = EXACT.fma, EXACT.add(self.request_usd, self.extra_usd)
+        return max(
+            [
+                fma(
+                    output_tokens_max,
+                    tier.dearest_output_usd,
+                    fma(input_tokens_max, tier.dearest_input_usd, fees),
+                )
+                for tier in self._reached(input_tokens_max)
+            ]
         )
-        return EXACT.add(bound, EXACT.add(self.request_usd, self.extra_usd))
 
-    def _reached(self, input_tokens_max: int) -> Iterator[tuple[UnitPrices, Decimal]]:
-        """Each tier that so long a prompt can reach, with the most that the prompt costs there."""
-        for tier in self.tiers:
-            if tier.above_tokens and input_tokens_max <= tier.above_tokens:
-                return
-            yield tier, EXACT.multiply(input_tokens_max, tier.dearest_input_usd)
+    def _reached(self, input_tokens_max: int) -> Sequence[UnitPrices]:
+        """Each tier that so long a prompt can reach."""
+        tiers = self.tiers
+        if len(tiers) == 1:
+            return tiers
+        return [tier for tier in tiers if not tier.above_tokens or input_tokens_max > tier.above_tokens]
 
     def tier_from(self, length: int) -> UnitPrices:
         """What tokens cost in a prompt longer than `length`."""
@@ -117,8 +124,8 @@ class ModelPrice:
         """How long an answer may be at most, so that `bound_usd` is not above an amount; below 1 where nothing fits."""
         left = EXACT.subtract(amount_usd, EXACT.add(self.request_usd, self.extra_usd))
         most = TOKENS_MAX
-        for tier, input_usd in self._reached(input_tokens_max):
-            rest = EXACT.subtract(left, input_usd)
+        for tier in self._reached(input_tokens_max):
+            rest = EXACT.subtract(left, EXACT.multiply(input_tokens_max, tier.dearest_input_usd))
             if rest < 0:
                 return 0
             if tier.dearest_output_usd:

@@ -14,7 +14,7 @@ from koo.guard import Guard, Scope
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Begun(Generic[T]):
     """The permit and the money of an answer, and how the `Answer` is made of what the provider said.
 

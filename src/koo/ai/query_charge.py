@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from koo.ai.budgets import Budgets
-from koo.ai.charge import NO_WORDS, ServiceCharge
+from koo.ai.charge import ServiceCharge
 from koo.ai.conversations import Conversations, Measure
 from koo.ai.model_price import NOTHING, ModelPrice
 from koo.ai.providers.base import Completion, Provider, Request
@@ -25,7 +25,7 @@ from koo.ai.types import Usage
 from koo.errors import BudgetExceeded, Kind
 from koo.http import Departure
 from koo.policies.money import from_pico, in_words, to_pico
-from koo.storage.base import Bill
+from koo.storage.base import NO_WORDS, Bill
 
 LONG_ASCII = 512 * 1024
 LONG_TEXT = 32 * 1024
@@ -231,7 +231,7 @@ class QueryCharge(ServiceCharge):
 
 def _is_long(request: Request) -> bool:
     """Would measuring it hold the event loop up? Text beyond ASCII is looked at character by character."""
-    return any(
-        len(text) > (LONG_ASCII if text.isascii() else LONG_TEXT)
-        for text in (request.prompt, request.system or "")
-    )
+    prompt, system = request.prompt, request.system or ""
+    if len(prompt) <= LONG_TEXT and len(system) <= LONG_TEXT:
+        return False
+    return any(len(text) > (LONG_ASCII if text.isascii() else LONG_TEXT) for text in (prompt, system))

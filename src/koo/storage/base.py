@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal, Protocol
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol
 
 from koo.events import Severity
 from koo.options import BudgetOptions
@@ -26,8 +27,10 @@ class Allowance:
     explicit: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bill:
+NO_WORDS: Mapping[str, str] = MappingProxyType({})
+
+
+class Bill(NamedTuple):
     """What an attempt cost in the end.
 
     `source`: "reported" by the provider, price "table", "configured" price, or "estimate". Unit prices are USD per
@@ -42,10 +45,10 @@ class Bill:
     cache_write_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
-    unit_prices: dict[str, str] = field(default_factory=dict)
+    unit_prices: Mapping[str, str] = NO_WORDS
     price_version: str = ""
     tag: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = NO_WORDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,7 +65,7 @@ def book(tx: Transaction, postings: Sequence[Posting], process: str) -> None:
     prices = {
         id(unit_prices): unit_prices for unit_prices in (posting.bill.unit_prices for posting in postings)
     }
-    texts = {one: json.dumps(unit_prices, default=str) for one, unit_prices in prices.items()}
+    texts = {one: json.dumps(dict(unit_prices), default=str) for one, unit_prices in prices.items()}
     rows = [_columns(posting, process, texts[id(posting.bill.unit_prices)]) for posting in postings]
     tx.add(ENTRIES, rows)
 

@@ -2,6 +2,9 @@
 
 A vendor's file holds its wire format and its fault table, and nothing else: no retry, no limit, no money. It raises
 `ExternalServiceError`s whose `kind` says what happened (`koo.policies.treatment` says what follows).
+
+Nothing here is changed once it was made. It is not frozen because making a frozen one costs thrice as much, and these
+are made for each call and for each piece of a stream.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from koo.ai.types import Usage
 from koo.errors import ExternalServiceError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Request:
     """One attempt's worth of work, all defaults filled in."""
 
@@ -26,7 +29,7 @@ class Request:
     temperature: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pace:
     """What a provider's headers say about one of its limits: `remaining` of `limit`, full again in `resets_in_s`."""
 
@@ -36,7 +39,7 @@ class Pace:
     resets_in_s: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Completion:
     """A finished answer. `cost_usd` only where the provider itself reports a price."""
 
@@ -49,7 +52,7 @@ class Completion:
     pace: tuple[Pace, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class CompletionChunk:
     """A step of a stream. `text` is content; a piece without it (a ping, a usage report) does not renew any timer.
 

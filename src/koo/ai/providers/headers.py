@@ -40,19 +40,15 @@ def anthropic_pace(headers: Headers, wall_s: float) -> tuple[Pace, ...]:
 
 def openai_pace(headers: Headers) -> tuple[Pace, ...]:
     """What the headers of an answer in OpenAI's format say about its limits."""
-    return tuple(
-        Pace(
-            name,
-            limit,
-            _count(remaining),
-            sensible(span_s(headers.get(of_reset, ""))),
-        )
-        for name, of_remaining, of_limit, of_reset in _OPENAI
-        if (remaining := headers.get(of_remaining)) is not None
-        # Azure sends -1 and 0 as limits that mean nothing; a "remaining" beside them means nothing either.
-        and (limit := _count(headers.get(of_limit))) != 0
-        and (_count(remaining) is not None)
-    )
+    found: tuple[Pace, ...] = ()
+    for name, of_remaining, of_limit, of_reset in _OPENAI:
+        remaining = _count(headers.get(of_remaining))
+        if remaining is not None:
+            limit = _count(headers.get(of_limit))
+            # Azure sends -1 and 0 as limits that mean nothing; a "remaining" beside them means nothing either.
+            if limit != 0:
+                found += (Pace(name, limit, remaining, sensible(span_s(headers.get(of_reset, "")))),)
+    return found
 
 
 def _count(text: str | None) -> int | None:

@@ -47,8 +47,14 @@ def usage_from(
 
 def count_of(told: Count) -> int:
     """What was told as a count of tokens: 0 for nothing and for less."""
+    if type(told) is int:
+        return max(0, told)
     return max(0, math.ceil(told)) if told is not None and math.isfinite(told) else 0
 
 
 def _most(counts: Iterable[Count]) -> int:
-    return max((count_of(count) for count in counts), default=0)
+    most = 0
+    for told in counts:
+        if told:  # Most names are not there.
+            most = max(most, count_of(told))
+    return most
