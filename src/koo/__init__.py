@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from koo.ai.types import Answer, Chunk, Query, Usage
+    from koo.bridge import run
     from koo.database.database import Database
     from koo.deadlines import Deadline as deadline  # noqa: N813 (used as a verb: `async with koo.deadline(2.5)`)
     from koo.errors import (
@@ -80,6 +81,7 @@ _PLACES = {
     "UnknownService": "koo.errors",
     "Usage": "koo.ai.types",
     "deadline": "koo.deadlines",
+    "run": "koo.bridge",
 }
 """Where each name is; `deadline` is called `Deadline` there."""
 
@@ -118,6 +120,7 @@ __all__ = [
     "Usage",
     "__version__",
     "deadline",
+    "run",
 ]
 
 

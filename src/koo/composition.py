@@ -196,6 +196,13 @@ class Parts:
         except StoreUnavailable:
             log.warning("koo begins without its state store, which is tried again by itself")
 
+    def forget_parent(self) -> None:
+        """In a forked child: connections and timers are the parent's; what is known goes on."""
+        self.deadlines.forget_parent()
+        self.http.forget_parent()
+        if self.database_in_use is not None:
+            self.database_in_use.forget_parent()
+
     async def load_prices(self) -> None:
         """Load the price table, once, if a service may need it."""
         # It takes some tenths of a second and some MiB, which a process with only a local model should not pay.

@@ -14,6 +14,7 @@ as ours and swallow it.
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import abstractmethod
 from asyncio import CancelledError, current_task, get_running_loop
 from contextvars import ContextVar, Token
@@ -60,9 +61,16 @@ class Deadlines:
             loop.call_at(begins_at, _begin, loop, grains, grain)
         return members
 
+    def forget_parent(self) -> None:
+        """In a forked child, where the parent's loop seems to run and never does."""
+        self.loop, self.grains = None, {}
+
     def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
         if self.loop is not None and self.loop.is_running():
-            raise WrongLoop("this guard belongs to another event loop, which is still running")
+            raise WrongLoop(
+                "this guard belongs to another event loop, which is still running; "
+                "from code without a loop of its own call koo.run(...)"
+            )
         self.loop = loop
         self.grains = {}  # timers of the old loop hold on to theirs, should it ever run again
 
@@ -194,14 +202,29 @@ class Lasting(Alarm):
 class Deadline:
     """`async with koo.deadline(2.5):` bounds everything inside, nested or guarded, in seconds from now.
 
-    A nested deadline can only shorten. Raises TimeoutError at the end of its time.
+    A nested deadline can only shorten. Raises TimeoutError at the end of its time. Without an event loop
+    `with koo.deadline(2.5):` bounds each `koo.run` inside.
     """
 
-    __slots__ = ("_alarm", "_in_s")
+    __slots__ = ("_alarm", "_in_s", "_token")
 
     def __init__(self, in_s: float) -> None:
         self._in_s = in_s
         self._alarm: Alarm | None = None
+        self._token: Token[float] | None = None
+
+    def __enter__(self) -> Deadline:
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError("inside an event loop a deadline is entered by `async with`")
+        # The loops' own clock: all of them count these seconds.
+        self._token = ends_at.set(min(time.monotonic() + self._in_s, ends_at.get()))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._token is not None:
+            ends_at.reset(self._token)
 
     async def __aenter__(self) -> Deadline:
         when = min(get_running_loop().time() + self._in_s, ends_at.get())

@@ -83,6 +83,10 @@ BROKEN = (aiohttp.ClientError, OSError, RuntimeError)
 """What reading raises. RuntimeError: aiohttp's word for waiting on a connection that was closed here a moment ago."""
 
 
+_left_behind: list[object] = []
+"""What belongs to a parent process: collected here it would be closed, and taken out of the parent's selector."""
+
+
 class ClosedHere(TransportError):
     """The client was closed while the exchange was under way: the other side did not fail."""
 
@@ -238,6 +242,14 @@ class HttpClient:
             await session.close()
         for other in self._others.values():
             await other.close()
+
+    def forget_parent(self) -> None:
+        """In a forked child, where the connections are the parent's, and its loop's: they are left alone."""
+        _left_behind.append((self._session, self._replies, self._prepared))
+        self._session, self._loop, self._prepared = None, None, {}
+        self._replies = WeakSet()
+        for other in self._others.values():
+            other.forget_parent()
 
     async def _send(
         self, method: str, url: str, headers: Mapping[str, str] | None, body: bytes | None

@@ -3,8 +3,11 @@
 Nothing has to be started. The first call that needs the running loop opens the platform on it, and one keeper task
 closes it when that loop ends: `asyncio.run` cancels all tasks at its end, and the keeper's `finally` does the rest. A
 second `asyncio.run` opens it anew; what is known in memory (breakers, counts, limits) goes on. `async with platform` or
-`await platform.close()` do the same at a time of one's own choosing. Use from a second loop while the first still runs
-is an error: connections belong to the loop that opened them.
+`await platform.close()` do the same at a time of one's own choosing.
+
+Connections belong to the loop that opened them. A question on a second loop is carried to the first while that runs;
+what cannot be carried (a session of the database, an operation of the user's own) is refused with a sentence that names
+`koo.run`, the bridge for code without a loop of its own.
 
 What a platform is made of stands in `composition.py`, what it does each second in `upkeep.py`.
 """
@@ -12,15 +15,19 @@ What a platform is made of stands in `composition.py`, what it does each second 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from koo.ai.carried_stream import CarriedStream
 from koo.ai.operations import Money, compose, execute, read_options
 from koo.ai.service import Service
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query
+from koo.bridge import BRIDGE, USE_RUN, carry
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.composition import Parts
 from koo.deadlines import Deadlines
@@ -48,6 +55,11 @@ LOOK_AGE_MAX_S = 2.0
 """As often as an open page asks: however many pages there are, they are one probe to the database."""
 
 
+_platforms: weakref.WeakSet[Platform] = weakref.WeakSet()
+_left_behind: list[object] = []
+"""What belongs to a parent process, and must not be collected here."""
+
+
 class Platform:
     """One process of koo. `options` None: read from the environment when first needed. `clock` is for tests."""
 
@@ -55,19 +67,27 @@ class Platform:
         self._given_options = options
         self._clock = clock
         self._parts: Parts | None = None
+        self._making = threading.Lock()  # Two threads may ask first at once, and there is one set of budgets.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._opening: asyncio.Lock | None = None
         self.events = EventBus()
         self.deadlines = Deadlines()
+        _platforms.add(self)
 
     @property
     def parts(self) -> Parts:
         """What it is made of; made when first asked for, without any I/O. Raises `ConfigurationError`."""
         if self._parts is None:
+            with self._making:
+                self._make_parts()
+        assert self._parts is not None
+        return self._parts
+
+    def _make_parts(self) -> None:
+        if self._parts is None:
             options = self._given_options or _read_settings()
             self._parts = Parts(options, clock=self._clock, deadlines=self.deadlines, events=self.events)
-        return self._parts
 
     def assemble(self) -> None:
         """Make every part now, the database too. Raises `ConfigurationError` for settings that cannot be right."""
@@ -91,14 +111,15 @@ class Platform:
     # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def open(self) -> Platform:
-        """Open on the running loop; opening what is open does nothing. Raises RuntimeError on a second running loop."""
+        """Open on the running loop; opening what is open does nothing.
+
+        Raises RuntimeError while it is open on another loop, which runs or was not closed.
+        """
         loop = asyncio.get_running_loop()
         if loop is self._loop and self._keeper is not None and not self._keeper.done():
             return self
-        if self._loop is not None and self._loop is not loop and self._loop.is_running():
-            raise RuntimeError(
-                "koo is open on another event loop that is still running; use one loop for one platform"
-            )
+        if self._loop is not None and self._loop is not loop:
+            _refuse_beside(self._loop, self._keeper)
         if self._loop is not loop:
             self._loop, self._opening, self._keeper = loop, asyncio.Lock(), None
         assert self._opening is not None
@@ -112,9 +133,11 @@ class Platform:
         ready = asyncio.get_running_loop().create_future()
         self._keeper = asyncio.create_task(self._keep(ready), name="koo keeper")
         await ready
+        BRIDGE.settle(asyncio.get_running_loop())
 
     async def _keep(self, ready: asyncio.Future[None]) -> None:
         """Hold everything open until the loop ends or `close` cancels this task."""
+        loop = asyncio.get_running_loop()
         background = (
             self.parts.store.ledger,
             KeepTime(self.parts),
@@ -124,8 +147,9 @@ class Platform:
         tasks = [asyncio.create_task(one.run(), name=f"koo {type(one).__name__}") for one in background]
         ready.set_result(None)
         try:
-            await asyncio.get_running_loop().create_future()
+            await loop.create_future()
         finally:
+            BRIDGE.leave(loop)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -148,25 +172,57 @@ class Platform:
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         await self.close()
 
+    def forget_parent(self) -> None:
+        """In a forked child: open anew at the next use. What the parent had open stays its own."""
+        self._making = threading.Lock()
+        if self._loop is None:
+            return
+        _left_behind.append((self._loop, self._keeper, self._opening))
+        self._loop, self._keeper, self._opening = None, None, None
+        if self._parts is not None:
+            self._parts.forget_parent()
+
     # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def query(self, query: Query) -> Answer:
         """Ask an AI service; see `Gateway.query`."""
+        if (home := self._elsewhere()) is not None:
+            return await carry(home, self.query(query))
         await self._ready()
         return await self.parts.gateway.query(query)
 
     def stream(self, query: Query) -> AnswerStream:
         """Ask an AI service and stream its answer; nothing is sent before the first `anext`."""
-        return self.parts.gateway.stream(query, before=self._ready)
+        stream = self.parts.gateway.stream(query, before=self._ready)
+        home = self._elsewhere() if _running_loop() is not None else None
+        return stream if home is None else CarriedStream(stream, home)
 
     async def query_many(self, queries: list[Query]) -> list[Answer | ExternalServiceError]:
         """Ask each as a place comes free at its service; an answer or an error for each, in the same order."""
+        if (home := self._elsewhere()) is not None:
+            return await carry(home, self.query_many(queries))
         await self._ready()
         return await self.parts.gateway.query_many(queries)
 
     async def _ready(self) -> None:
         await self.open()
         await self.parts.load_prices()
+
+    def _elsewhere(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that a question has to be carried to; None: it is asked on the running one.
+
+        In a thread beside the main one a loop mostly lives for one call (`asyncio.run` in a worker of Flask or Celery),
+        and several at once. So koo does not open itself there, but on its loop in the background. A thread's loop that
+        lasts may have it all the same, by `await platform.open()`.
+        """
+        loop, own = asyncio.get_running_loop(), self._loop
+        if loop is own:
+            return None
+        if own is not None and own.is_running():
+            return own
+        if threading.current_thread() is threading.main_thread() or BRIDGE.is_own(loop):
+            return None
+        return BRIDGE.loop()
 
     # ── operations of the user's own ──────────────────────────────────────────────────────────────────────────
 
@@ -218,6 +274,8 @@ class Platform:
 
     async def system_health(self) -> SystemHealth:
         """Database and services; the database is probed, unless it was within the last two seconds."""
+        if (home := self._elsewhere()) is not None:
+            return await carry(home, self.system_health())
         await self.open()
         return system_view(
             await self.database.health_check(max_age_s=LOOK_AGE_MAX_S), self.services_health(), self._clock
@@ -229,6 +287,8 @@ class Platform:
 
     async def check_services(self, name: str | None = None) -> dict[str, ServiceCheck]:
         """Ask services whether they are there and take the key: never billed. None asks all that are configured."""
+        if (home := self._elsewhere()) is not None:
+            return await carry(home, self.check_services(name))
         await self.open()
         ai_services = self.parts.ai_services
         if name is not None and name not in ai_services:
@@ -251,6 +311,9 @@ class Platform:
         Without one it is the month that runs. `by`: any of "day", "service", "model" and "tag". Raises
         `InvalidRequest`, and `ServiceRefused` while the state store is away.
         """
+        if (home := self._elsewhere()) is not None:
+            again = self.spend(days=days, first_day=first_day, last_day=last_day, month=month, by=by)
+            return await carry(home, again)
         await self.open()
         return await self.parts.spending.report(days, first_day, last_day, month, by)
 
@@ -305,7 +368,7 @@ class Platform:
     def _act(self, step: Callable[[], object]) -> None:
         """Run a step of the policies on the loop they belong to, and wait: another thread must not cut into one."""
         loop = self._loop
-        if loop is None or not loop.is_running() or _is_running_here(loop):
+        if loop is None or not loop.is_running() or _running_loop() is loop:
             step()
             return
         done = threading.Event()
@@ -320,11 +383,27 @@ class Platform:
         done.wait(5.0)
 
 
-def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
+def _after_fork() -> None:
+    for platform in list(_platforms):
+        platform.forget_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
     try:
-        return asyncio.get_running_loop() is loop
+        return asyncio.get_running_loop()
     except RuntimeError:
-        return False
+        return None
+
+
+def _refuse_beside(loop: asyncio.AbstractEventLoop, keeper: asyncio.Task[None] | None) -> None:
+    """Raises RuntimeError while koo is open on that other loop: its connections cannot be used on two."""
+    if loop.is_running():
+        raise RuntimeError(f"koo is open on another event loop that is still running; {USE_RUN}")
+    if keeper is not None and not keeper.done() and not loop.is_closed():
+        raise RuntimeError(f"koo is open on another event loop that was not closed; close it, or {USE_RUN}")
 
 
 def _read_settings() -> PlatformOptions:

@@ -45,6 +45,9 @@ QUEUE_MAX = 10_000
 ATTEMPT_SHARE = 0.98
 ISOLATIONS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
+_left_behind: list[object] = []
+"""What belongs to a parent process, and must not be collected here."""
+
 
 class Database:
     """One guarded database. Constructing it opens nothing.
@@ -164,9 +167,15 @@ class Database:
         if here is not None and here.loop.is_running():
             raise WrongLoop(
                 "this Database is open on another event loop, which is still running: connections belong to the loop"
-                " that opened them, so use one Database for each loop"
+                " that opened them, so use one Database for each loop, or hand it the coroutine: koo.run(...)"
             )
         return self._open_on(loop)
+
+    def forget_parent(self) -> None:
+        """In a forked child, where the connections are the parent's: closing them here would close them there."""
+        _left_behind.append((self.connections, self._keeper))
+        self.connections = self._keeper = None
+        self.gate.forget()
 
     def _open_on(self, loop: asyncio.AbstractEventLoop) -> Connections:
         try:

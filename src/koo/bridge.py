@@ -1,0 +1,302 @@
+"""The bridge for code without an event loop of its own: `koo.run(query_ai("claude", "Hello"))`, from any thread.
+
+Flask, Celery, Django and plain threads have no loop, or one for each call that ends at once. koo's connections,
+breakers and budgets belong to one loop that lasts. So the process has one in a thread in the background, started by the
+first call; `run` hands it a coroutine, or anything that is read with `async for`, and waits.
+
+* Where koo is open on a running loop already, a server's, that loop does the work: there is one koo in a process.
+* The caller's context goes along: a deadline, a tracing span. What the coroutine sets stays with it, as in a task.
+* Waiting can be interrupted. On KeyboardInterrupt, or what else a signal's handler raises, the coroutine is cancelled
+  and waited for until it has settled, because what it spent must be booked; then the exception goes on up.
+* The loop ends with the process: when the main thread has ended, and the calls of threads that Python still waits for,
+  all tasks are cancelled, so that koo closes as at the end of `asyncio.run`. An `atexit` callback would be too late: it
+  runs after Python has waited for every thread, and a driver's threads end only when its connections are closed.
+* A fork begins without a loop. The parent's thread does not exist there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Coroutine, Iterator
+from contextlib import suppress
+from typing import Any, Generic, TypeVar, cast, overload
+
+from koo.deadlines import Alarm, OwnTimer, ends_at
+from koo.options import NEVER
+
+T = TypeVar("T")
+Loop = asyncio.AbstractEventLoop
+
+LOOK_S = 1.0
+"""How often a waiting caller looks whether the loop still runs; a call that ends wakes its caller at once."""
+SETTLE_S_MAX = 5.0
+"""An interrupted call has no reason to take longer; a second interrupt ends the waiting at once."""
+CLOSING_S_MAX = 10.0
+"""The end of a process must not hang on a server that does not answer."""
+OVER = "koo's event loop ended before the call did, because the process or the loop that koo was open on is ending"
+USE_RUN = "from code without a loop of its own call koo.run(...), which hands the coroutine to koo's own loop"
+"""What to do about a second loop: the end of each sentence that refuses one."""
+
+
+class Until:
+    """A point in time that is `timeout_s` after the first look at it, and no later than the context's deadline."""
+
+    __slots__ = ("_timeout_s", "_when")
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._timeout_s = timeout_s
+        self._when: float | None = None
+
+    def when(self) -> float:
+        """In the running loop's time."""
+        if self._when is None:
+            own = NEVER if self._timeout_s is None else asyncio.get_running_loop().time() + self._timeout_s
+            self._when = min(own, ends_at.get())
+        return self._when
+
+
+class Call(Generic[T]):
+    """One coroutine on the bridge's loop, and what became of it. `done` is set in the end, whatever happens."""
+
+    def __init__(self, work: Awaitable[T], until: Until) -> None:
+        self.done = threading.Event()
+        self._work = work
+        self._until = until
+        self._task: asyncio.Task[None] | None = None
+        self._value: T | None = None
+        self._error: BaseException | None = None
+
+    def start(self) -> None:
+        """Begin, on the loop, in the caller's context."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="koo call")
+        self._task.add_done_callback(self._ended)
+
+    async def _run(self) -> None:
+        try:
+            with Alarm(OwnTimer(), self._until.when()):
+                self._value = await self._work
+        except BaseException as error:  # noqa: BLE001 - SystemExit too is the caller's: here it would end the loop
+            self._error = error
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():  # before it began
+            self.drop()
+            self._error = asyncio.CancelledError()
+        self.done.set()
+
+    def cancel(self) -> None:
+        """End it early, on the loop."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def drop(self) -> None:
+        """Say that it is never begun, so that Python does not warn of it."""
+        if isinstance(self._work, Coroutine):
+            self._work.close()
+
+    def result(self) -> T:
+        """What it returned. Raises what it raised, and RuntimeError where its loop ended first."""
+        error, self._error = self._error, None
+        try:
+            if isinstance(error, asyncio.CancelledError):
+                raise RuntimeError(OVER) from error
+            if error is not None:
+                raise error
+        finally:
+            del error  # Its traceback holds this frame: a cycle that would keep everything in it alive.
+        return cast("T", self._value)
+
+
+class Bridge:
+    """The loop in the background, where there is one, and the way to it."""
+
+    def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        """In a forked child: its loop, its thread and its lock are the parent's."""
+        self._lock = threading.Lock()
+        self._none_runs = threading.Condition(threading.Lock())
+        self._awaited = 0  # calls of threads that Python waits for at its end
+        self._loop: Loop | None = None
+        self._end: asyncio.Event | None = None
+        self._home: Loop | None = None
+        self._over = False
+
+    # ── which loop ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def settle(self, loop: Loop) -> None:
+        """koo is open on this loop."""
+        self._home = loop
+
+    def leave(self, loop: Loop) -> None:
+        """koo is closed there."""
+        if self._home is loop:
+            self._home = None
+
+    def is_own(self, loop: Loop) -> bool:
+        """Is it the one in the background?"""
+        return loop is self._loop
+
+    def loop(self) -> Loop:
+        """The loop that does the work: where koo is open, else the one in the background, started if need be.
+
+        Raises RuntimeError at the end of the process.
+        """
+        home = self._home
+        if home is not None and home.is_running():
+            return home
+        with self._lock:
+            if self._over:
+                raise RuntimeError(OVER)
+            if self._loop is None:
+                self._loop = self._start()
+            return self._loop
+
+    def _start(self) -> Loop:
+        ready = threading.Event()
+        thread = threading.Thread(target=lambda: asyncio.run(self._stay(ready)), name="koo loop", daemon=True)
+        thread.start()
+        ready.wait()
+        # Not a daemon: Python waits for it before it ends, and so for what it does.
+        threading.Thread(target=self._end_with_process, args=(thread,), name="koo end", daemon=False).start()
+        assert self._loop is not None
+        return self._loop
+
+    async def _stay(self, ready: threading.Event) -> None:
+        """Keep the loop; when this returns, `asyncio.run` cancels all tasks and waits for them."""
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        ready.set()
+        await self._end.wait()
+
+    def _end_with_process(self, thread: threading.Thread) -> None:
+        threading.main_thread().join()
+        with self._none_runs:
+            self._none_runs.wait_for(lambda: not self._awaited)
+        with self._lock:
+            self._over = True
+        assert self._loop is not None and self._end is not None
+        self._loop.call_soon_threadsafe(self._end.set)
+        thread.join(CLOSING_S_MAX)
+
+    # ── the call ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def call(self, work: Awaitable[T], until: Until) -> T:
+        """Run it on the loop and wait. Raises what it raises, and RuntimeError inside a running event loop."""
+        call = Call(work, until)
+        try:
+            _refuse_inside_a_loop()
+            loop = self.loop()
+            self._count(1)
+        except BaseException:
+            call.drop()
+            raise
+        try:
+            _start_on(loop, call)
+            _wait(loop, call)
+            return call.result()
+        finally:
+            self._count(-1)
+            del call
+
+    def _count(self, change: int) -> None:
+        if not threading.current_thread().daemon:
+            with self._none_runs:
+                self._awaited += change
+                self._none_runs.notify_all()
+
+    def iterate(self, items: AsyncIterable[T], until: Until) -> Iterator[T]:
+        """Each item as it comes; leaving early closes what they come from."""
+        iterator = aiter(items)
+        try:
+            while True:
+                try:
+                    item = self.call(_next(iterator), until)
+                except StopAsyncIteration:
+                    return
+                yield item
+        finally:
+            if hasattr(iterator, "aclose"):
+                self.call(iterator.aclose(), Until(None))
+
+
+async def _next(iterator: AsyncIterator[T]) -> T:
+    return await anext(iterator)
+
+
+def _refuse_inside_a_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(
+        "koo.run waits, and an event loop is running in this thread: await the coroutine there"
+    )
+
+
+def _start_on(loop: Loop, call: Call[Any]) -> None:
+    try:
+        loop.call_soon_threadsafe(call.start)  # in a copy of this thread's context
+    except RuntimeError:  # closed a moment ago
+        call.drop()
+        raise RuntimeError(OVER) from None
+
+
+def _wait(loop: Loop, call: Call[Any]) -> None:
+    try:
+        while not call.done.wait(LOOK_S):
+            # A loop of somebody's own may stop and never go on; nothing would wake this thread.
+            if not loop.is_running() and not call.done.is_set():
+                raise RuntimeError(OVER)
+    except BaseException:
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(call.cancel)
+            call.done.wait(SETTLE_S_MAX)
+        raise
+
+
+async def carry(home: Loop, work: Coroutine[Any, Any, T]) -> T:
+    """Await a coroutine on another running loop, from a coroutine on this one. Cancelling it cancels it there.
+
+    Raises RuntimeError where that loop ends first.
+    """
+    try:
+        future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home))
+    except RuntimeError:
+        work.close()
+        raise RuntimeError(OVER) from None
+    try:
+        while not future.done():
+            await asyncio.wait([future], timeout=LOOK_S)
+            if not future.done() and not home.is_running():
+                raise RuntimeError(OVER)
+    finally:
+        future.cancel()
+    if future.cancelled():
+        raise RuntimeError(OVER)
+    return future.result()
+
+
+BRIDGE = Bridge()
+"""The one of this process: a second loop in the background would be a second koo."""
+os.register_at_fork(after_in_child=BRIDGE._forget)
+
+
+@overload
+def run(work: Awaitable[T], *, timeout_s: float | None = None) -> T: ...
+@overload
+def run(work: AsyncIterable[T], *, timeout_s: float | None = None) -> Iterator[T]: ...
+def run(work: Awaitable[T] | AsyncIterable[T], *, timeout_s: float | None = None) -> T | Iterator[T]:
+    """Run a coroutine of koo from code without an event loop, in any thread, and return what it returns.
+
+    `koo.run(query_ai("claude", "Hello"))`; what is read with `async for` becomes a plain iterator:
+    `for chunk in koo.run(stream_ai(...))`. It runs on the loop that koo is open on, else on koo's own in the
+    background, with the caller's context. `timeout_s`: a deadline, in seconds from now; the nearer one of it and a
+    surrounding `with koo.deadline(...)` holds. Raises what the coroutine raises, TimeoutError at the deadline, and
+    RuntimeError inside a running event loop (await it there) or when the process ends first.
+    """
+    if isinstance(work, AsyncIterable):
+        return BRIDGE.iterate(work, Until(timeout_s))
+    return BRIDGE.call(work, Until(timeout_s))

@@ -1,0 +1,287 @@
+"""koo without one lasting loop: threads with `asyncio.run` each, kept loops by turns, a server beside its threads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+import koo
+from koo import Platform, ServiceTimeout
+from koo.ai.types import Query
+from koo.errors import Kind
+from koo.testing.providers import FakeAnthropic, answer, hang, stream
+from tests.platform.test_platform import QUESTION, options
+
+
+def in_thread(work: Callable[[], Any]) -> Any:
+    """What it returns, done in a thread of its own. Raises what it raises."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result(30)
+
+
+def closed(platform: Platform) -> None:
+    koo.run(platform.close())
+
+
+# ── the bridge ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_four_threads_ask_through_the_bridge_and_share_one_koo(tmp_path: Path) -> None:
+    with FakeAnthropic(latency_s=0.1) as server:
+        platform = Platform(options(tmp_path, server))
+        with ThreadPoolExecutor(4) as pool:
+            said = list(pool.map(lambda _: koo.run(platform.query(QUESTION)).text, range(8)))
+        assert len(said) == 8 and all(said)
+        health = platform.service_health("claude")
+        assert health["metrics"]["total_requests"] == 8
+        assert Decimal(health["rate_limits"]["daily_budget"]["spent"]) == server.billed_usd
+        closed(platform)
+
+
+def test_a_stream_is_a_plain_iterator_and_leaving_it_early_stops_the_provider(tmp_path: Path) -> None:
+    with FakeAnthropic() as server:
+        server.script(stream(["Par", "is."]), stream(["one", "two", hang()]))  # type: ignore[list-item]
+        platform = Platform(options(tmp_path, server))
+        assert "".join(str(chunk) for chunk in koo.run(platform.stream(QUESTION))) == "Paris."
+        closed(platform)
+
+
+def test_a_transaction_runs_through_the_bridge(tmp_path: Path) -> None:
+    platform = Platform(options(tmp_path))
+
+    async def work() -> Any:
+        async with platform.database.session_scope() as session:
+            return (await session.execute(text("SELECT 40 + 2"))).scalar()
+
+    with ThreadPoolExecutor(3) as pool:
+        assert [pool.submit(koo.run, work()).result(30) for _ in range(3)] == [42, 42, 42]
+    koo.run(platform.database.close())
+
+
+def test_a_deadline_of_the_thread_is_the_callers_and_says_nothing_of_the_service(tmp_path: Path) -> None:
+    with FakeAnthropic() as server:
+        server.script(hang())
+        platform = Platform(options(tmp_path, server))
+        with koo.deadline(0.3), pytest.raises(TimeoutError) as caught:
+            koo.run(platform.query(QUESTION))
+        assert isinstance(caught.value, ServiceTimeout) is (
+            getattr(caught.value, "kind", None) is Kind.DEADLINE
+        )
+        assert platform.service_health("claude")["health"]["failure_count"] == 0
+        closed(platform)
+
+
+# ── asyncio.run in each thread ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_four_threads_with_a_loop_each_are_all_answered(tmp_path: Path) -> None:
+    with FakeAnthropic(latency_s=0.2) as server:
+        platform = Platform(options(tmp_path, server))
+        with ThreadPoolExecutor(4) as pool:
+            said = list(pool.map(lambda _: asyncio.run(platform.query(QUESTION)).text, range(8)))
+        assert (
+            len(said) == 8
+            and all(said)
+            and platform.service_health("claude")["metrics"]["total_requests"] == 8
+        )
+        closed(platform)
+
+
+def test_their_streams_batches_and_checks_are_carried_too(tmp_path: Path) -> None:
+    with FakeAnthropic() as server:
+        server.script(stream(["Par", "is."]), stream(["Par", "is."]))
+        platform = Platform(options(tmp_path, server))
+
+        async def listen() -> str:
+            async with platform.stream(QUESTION) as pieces:
+                said = "".join([str(piece) async for piece in pieces])
+                assert pieces.answer is not None and pieces.answer.text == said
+                return said
+
+        async def leave() -> str:
+            async with platform.stream(QUESTION) as pieces:
+                return str(await anext(pieces))
+
+        assert in_thread(lambda: asyncio.run(listen())) == "Paris."
+        assert in_thread(lambda: asyncio.run(leave())) == "Par"
+        both = in_thread(lambda: asyncio.run(platform.query_many([QUESTION, QUESTION])))
+        assert [one.text != "" for one in both] == [True, True]
+        assert in_thread(lambda: asyncio.run(platform.check_services()))["claude"]["healthy"]
+        assert in_thread(lambda: asyncio.run(platform.spend(by=("service",))))["calls"] > 0
+        assert in_thread(lambda: asyncio.run(platform.system_health()))["overall_health"] == "healthy"
+        closed(platform)
+
+
+def test_a_caller_that_is_cancelled_in_its_own_loop_is_cancelled_on_koos(tmp_path: Path) -> None:
+    with FakeAnthropic() as server:
+        platform = Platform(options(tmp_path, server))
+        koo.run(platform.query(QUESTION))
+        server.script(hang(), answer())
+
+        async def impatient() -> None:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await platform.query(QUESTION)
+
+        in_thread(lambda: asyncio.run(impatient()))
+        assert in_thread(lambda: asyncio.run(platform.query(QUESTION))).text
+        assert server.abandoned == 1
+        closed(platform)
+
+
+# ── a server's loop, and its threads ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_beside_a_running_server_threads_use_its_loop_by_the_bridge_or_their_own(tmp_path: Path) -> None:
+    """A `def` endpoint of FastAPI runs in a thread, while the application's loop is the main one."""
+    with FakeAnthropic() as server:
+        platform = Platform(options(tmp_path, server))
+
+        async def work() -> int:
+            async with platform.database.session_scope() as session:
+                return int((await session.execute(text("SELECT 42"))).scalar() or 0)
+
+        async def main() -> None:
+            async with platform:
+                assert await work() == 42
+                assert await asyncio.to_thread(lambda: koo.run(platform.query(QUESTION)).text)
+                assert await asyncio.to_thread(lambda: asyncio.run(platform.query(QUESTION)).text)
+                assert await asyncio.to_thread(lambda: koo.run(work())) == 42
+                assert await asyncio.to_thread(_loop_of_the_bridge) is asyncio.get_running_loop()
+
+        asyncio.run(main())
+        assert in_thread(lambda: koo.run(platform.query(QUESTION)).text), "and afterwards koo's own loop"
+        closed(platform)
+
+
+def _loop_of_the_bridge() -> asyncio.AbstractEventLoop:
+    async def here() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    return koo.run(here())
+
+
+def test_what_cannot_be_carried_is_refused_in_one_sentence_that_names_the_bridge(tmp_path: Path) -> None:
+    with FakeAnthropic() as server:
+        platform = Platform(options(tmp_path, server))
+        platform.register_service("mine")
+
+        async def operation() -> int:
+            return 1
+
+        async def transaction() -> None:
+            async with platform.database.session_scope():
+                pass
+
+        async def main() -> None:
+            async with platform:
+                await transaction()
+                attempts: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+                    transaction, platform.open, lambda: platform.execute("mine", operation),
+                ]  # fmt: skip
+                for attempt in attempts:
+                    said = await asyncio.to_thread(_refusal, attempt)
+                    assert "another event loop" in said and "koo.run(" in said and "\n" not in said
+
+        asyncio.run(main())
+
+
+def _refusal(attempt: Callable[[], Coroutine[Any, Any, Any]]) -> str:
+    with pytest.raises(RuntimeError) as caught:
+        asyncio.run(attempt())
+    return str(caught.value)
+
+
+def test_two_kept_loops_by_turns_are_told_of_the_bridge_and_the_first_goes_on(tmp_path: Path) -> None:
+    with FakeAnthropic() as server:
+        platform = Platform(options(tmp_path, server))
+        first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+        try:
+            assert first.run_until_complete(platform.query(QUESTION)).text
+            with pytest.raises(
+                RuntimeError, match=r"open on another event loop that was not closed.*koo\.run\("
+            ):
+                second.run_until_complete(platform.query(QUESTION))
+            assert first.run_until_complete(platform.query(QUESTION)).text
+            first.run_until_complete(platform.close())
+            assert second.run_until_complete(platform.query(QUESTION)).text, "closed there, it opens here"
+            second.run_until_complete(platform.close())
+        finally:
+            first.close()
+            second.close()
+
+
+def test_two_threads_with_a_kept_loop_each_are_answered_by_turns(tmp_path: Path) -> None:
+    with FakeAnthropic() as server:
+        platform = Platform(options(tmp_path, server))
+        with asyncio.Runner() as one, asyncio.Runner() as other:
+            for _ in range(2):
+                for runner in (one, other):
+                    assert in_thread(lambda runner=runner: runner.run(platform.query(QUESTION)).text)
+        closed(platform)
+
+
+def test_a_thread_whose_loop_lasts_may_have_koo_by_opening_it_there(tmp_path: Path) -> None:
+    with FakeAnthropic() as server:
+        platform = Platform(options(tmp_path, server))
+
+        async def main() -> None:
+            async with platform:
+                assert (await platform.query(QUESTION)).text
+                async with platform.database.session_scope() as session:
+                    await session.execute(text("SELECT 1"))
+
+        in_thread(lambda: asyncio.run(main()))
+
+
+# ── forks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_of_a_process_in_which_koo_is_open_begins_anew(tmp_path: Path) -> None:
+    """As with gunicorn's `--preload`: the child asks on connections of its own, and the parent's go on."""
+    with FakeAnthropic() as server:
+        platform = Platform(options(tmp_path, server))
+        assert koo.run(platform.query(QUESTION)).text
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.write(write, koo.run(platform.query(QUESTION), timeout_s=20).text.encode())
+                koo.run(platform.close(), timeout_s=20)
+            finally:
+                os._exit(0)
+        os.close(write)
+        with os.fdopen(read, "rb") as pipe:
+            assert pipe.read()
+        os.waitpid(child, 0)
+        assert koo.run(platform.query(QUESTION)).text
+        assert len(server.queries) == 3 and server.connections == 2
+        closed(platform)
+
+
+def test_two_threads_that_ask_first_at_once_make_one_koo(tmp_path: Path) -> None:
+    with FakeAnthropic() as server:
+        platform = Platform(options(tmp_path, server))
+        gate = threading.Barrier(4)
+
+        def ask(_: int) -> int:
+            gate.wait()
+            koo.run(platform.query(replace(QUESTION)))
+            return id(platform.parts)
+
+        with ThreadPoolExecutor(4) as pool:
+            assert len(set(pool.map(ask, range(4)))) == 1
+        assert platform.service_health("claude")["metrics"]["total_requests"] == 4
+        assert isinstance(QUESTION, Query)
+        closed(platform)
