@@ -85,8 +85,8 @@ GROUPS = [
 ]
 UNDER_NO_HEADING = {"__version__"}
 INNER = {
-    "Platform": {"assemble", "parts"},
-    "Database": {"make_scope", "tick"},
+    "Platform": {"assemble", "forget_parent", "parts"},
+    "Database": {"forget_parent", "make_scope", "tick"},
     "Guard": {"begin", "judge", "leave", "note_check", "signs", "tick"},
 }
 """What koo's own parts call of one another; a page with them would hide what its readers look for."""
@@ -303,7 +303,9 @@ def body() -> Iterator[str]:
         if group.intro:
             yield group.intro
         for name in group.names:
-            yield from class_entry(getattr(koo, name), name)
+            thing = getattr(koo, name)
+            is_class = isinstance(thing, type)
+            yield from class_entry(thing, name) if is_class else callable_entry(thing, name, "###")
     yield "## `koo.web`"
     yield doc_of(import_module("koo.web")).partition("\n\n")[0]
     yield "[examples/mounted.py](../examples/mounted.py) is an application with koo mounted into it."

@@ -226,8 +226,8 @@ def test_two_threads_with_a_kept_loop_each_are_answered_by_turns(tmp_path: Path)
         platform = Platform(options(tmp_path, server))
         with asyncio.Runner() as one, asyncio.Runner() as other:
             for _ in range(2):
-                for runner in (one, other):
-                    assert in_thread(lambda runner=runner: runner.run(platform.query(QUESTION)).text)
+                assert in_thread(lambda: one.run(platform.query(QUESTION)).text)
+                assert in_thread(lambda: other.run(platform.query(QUESTION)).text)
         closed(platform)
 
 
