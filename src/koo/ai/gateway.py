@@ -8,10 +8,11 @@ Each service has a share of the query's time: what is left, divided by the servi
 attempts, pauses and waits all end with its share, so one that hangs leaves the next one its time. The last one has all
 that is left.
 
-The rules of the order. A caller's mistake ends the query: the next service could only repeat it. A refusal (open
-breaker, limit, budget, unknown price) moves on at once; a budget may name the service that is asked next. A failure
-moves on after its retries. A cancellation settles what was spent and goes on up. Whole and streamed answers begin in
-the same way; a whole one ends at once.
+The rules of the order. A caller's mistake ends the query: the next service could only repeat it. But a prompt that is
+too long for one service is asked of those that may read more (`abilities.py`). A refusal (open breaker, limit, budget,
+unknown price) moves on at once; a budget may name the service that is asked next. A failure moves on after its retries.
+A cancellation settles what was spent and goes on up. Whole and streamed answers begin in the same way; a whole one ends
+at once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import TypeVar
 
+from koo.ai.abilities import LONG_CHARACTERS, TOO_LONG, check_room, is_too_long_for
 from koo.ai.budgets import Budgets
 from koo.ai.checking import check
 from koo.ai.conversations import Conversations
@@ -50,8 +52,8 @@ from koo.http import departure
 from koo.options import ServiceOptions
 from koo.scope import Scope
 
-MOVES_ON = {Kind.PRICE_UNKNOWN, Kind.NOT_CONFIGURED}
-"""Mistakes of the operator, not of the query: another service may well answer it."""
+MOVES_ON = {Kind.PRICE_UNKNOWN, Kind.NOT_CONFIGURED, *TOO_LONG}
+"""Mistakes of the operator, or of the query for this service alone: another one may well answer it."""
 
 COST_USD_MAX = Decimal(1_000_000)
 """More no ledger holds for one call."""
@@ -131,6 +133,7 @@ class Gateway:
         is_ours = query.timeout_s is None and deadline < outer
         deadline = min(deadline, outer)
         failures: list[ExternalServiceError] = []
+        too_long_for = 0
         try:
             for place, one in enumerate(services, start=1):
                 left_s = deadline - self._clock.monotonic()
@@ -143,6 +146,8 @@ class Gateway:
                     share_s, ours = one.options.timeout_s, True
                 try:
                     charge = self._prepare(one, asked)
+                    if too_long_for or len(query.prompt) >= LONG_CHARACTERS:
+                        check_room(one, charge.model, len(query.prompt), too_long_for)
                     guard, paid = one.service.guard(charge.model), None if charge.price.free else charge
                     scope: Scope[T] = Scope(guard, streams=ask is open_stream)
                     await guard.begin(
@@ -151,11 +156,19 @@ class Gateway:
                     )  # fmt: skip
                 except ExternalServiceError as error:
                     services[place:place] = self._instead(error, services)
-                    if len(services) == 1 or _ends_the_query(error) or (left_s <= 0 and not failures):
+                    if len(services) == 1 or (left_s <= 0 and not failures):
+                        raise
+                    if _ends_the_query(error):
+                        _add_reasons(error, failures)
                         raise
                     failures.append(error)
+                    if error.kind in TOO_LONG:
+                        too_long_for = max(too_long_for, is_too_long_for(one, _model(one, asked), error))
                 else:
                     return Begun(one, guard, charge, scope, began_at)
+            if all(error.kind in TOO_LONG for error in failures):
+                _add_reasons(failures[0], failures[1:])
+                raise failures[0]
             raise AllServicesFailed("no service could answer", failures)
         finally:
             # Each error's traceback keeps this frame, and so, through this list, itself and the others.
@@ -191,7 +204,7 @@ class Gateway:
         # What was missing may have been installed since.
         if one.service.obstacle and one.look():
             raise CallerMistake(options.name, one.service.obstacle, kind=Kind.NOT_CONFIGURED)
-        model = query.model or options.model
+        model = _model(one, query)
         request = Request(
             prompt=query.prompt,
             model=model,
@@ -238,5 +251,15 @@ def _askable(services: Sequence[AIService], place: int) -> int:
     return sum(one.service.configured for one in services[place:]) if len(services) > place else 0
 
 
+def _model(one: AIService, query: Query) -> str:
+    return query.model or one.options.model
+
+
 def _ends_the_query(error: ExternalServiceError) -> bool:
     return isinstance(error, CallerMistake) and error.kind not in MOVES_ON
+
+
+def _add_reasons(error: ExternalServiceError, others: Sequence[ExternalServiceError]) -> None:
+    """Keep on a caller's mistake why each other service did not answer either."""
+    for other in others:
+        error.add_note(str(other))

@@ -105,6 +105,16 @@ def _from_table(service: ServiceOptions, model: str, wall_s: float) -> ModelPric
     return price
 
 
+def context_tokens(service: ServiceOptions, model: str) -> int | None:
+    """What a model reads at once, as the table has it; the largest where its name may mean several; None: not known."""
+    entries = (
+        _entry(vendor, spelling.name) for vendor in _own_vendors(service) for spelling in spellings(model)
+    )
+    return max(
+        (one.context_window for one in entries if one is not None and one.context_window), default=None
+    )
+
+
 def _own_vendors(service: ServiceOptions) -> Iterator[Provider]:
     """Whom a service pays: by its address, else by its kind."""
     if service.base_url is not None:
