@@ -6,6 +6,7 @@ A failure here is put into words without a secret: neither a URL nor a header is
 from __future__ import annotations
 
 import asyncio
+import ssl
 from asyncio import get_running_loop
 from contextvars import ContextVar
 from socket import AF_INET, AddressFamily
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import aiohttp
 from aiohttp.abc import ResolveResult
 
+from koo.options import NetworkOptions
 from koo.proxies import Proxy
 
 Stage = Literal["connect", "sent", "answer"]
@@ -102,6 +104,15 @@ class Connector(aiohttp.TCPConnector):
                 raise
             # Whatever it is, the request itself has not left: the way to the other side was not open yet.
             raise on_the_way(self._proxy, req.host, error) from None
+
+
+def trusted(network: NetworkOptions) -> ssl.SSLContext | bool:
+    """Whose certificates are believed: the system's, and those of the files that an operator named."""
+    if network.cert_file is None and network.cert_dir is None:
+        return True
+    context = ssl.create_default_context()
+    context.load_verify_locations(network.cert_file, network.cert_dir)
+    return context
 
 
 class Resolver(aiohttp.ThreadedResolver):

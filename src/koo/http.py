@@ -19,9 +19,7 @@ loops at once raises RuntimeError, because connections cannot be shared between 
 from __future__ import annotations
 
 import asyncio
-import io
 import re
-import ssl
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -35,13 +33,14 @@ from koo.connector import (
     Resolver,
     Stage,
     TransportError,
-    credentials_refused,
     departure,
     explain,
     name_of_class,
+    trusted,
     was_stale,
 )
 from koo.encodings import unpacked
+from koo.fresh_request import WRITTEN_AT_ONCE_MAX, ask
 from koo.options import NetworkOptions
 from koo.prepared import LINE_BYTES_MAX, Prepared, Reply
 from koo.proxies import Proxy
@@ -67,7 +66,6 @@ ANSWER_BYTES_MAX = 32 * 1024 * 1024
 EVENT_BYTES_MAX = 1024 * 1024
 IDLE_S_MAX = 30.0
 """Servers close idle connections after a minute or more; taking one up again shortly before that is a gamble."""
-WRITTEN_AT_ONCE_MAX = 512 * 1024
 PREPARED_MAX = 256
 """Addresses and headers that are remembered: Gemini's addresses contain the model, which callers choose."""
 STEPS_TO_A_TUNNEL = 3
@@ -267,7 +265,7 @@ class HttpClient:
             ):
                 reply = await self._prepare(url, headers or {}).send(session, body)
             if reply is None:
-                reply = await _ask(session, self.proxy, method, url, headers, body)
+                reply = await ask(session, self.proxy, method, url, headers, body)
         except (aiohttp.ClientError, OSError) as error:
             if session.closed:
                 raise ClosedHere("sent") from None
@@ -320,52 +318,11 @@ class HttpClient:
             return aiohttp.UnixConnector(self.unix_socket, force_close=True, limit=CONNECTIONS_MAX)
         return Connector(
             self.proxy,
-            ssl=_trust(self.network),
+            ssl=trusted(self.network),
             limit=CONNECTIONS_MAX,
             keepalive_timeout=IDLE_S_MAX,
             resolver=Resolver(self.connect_timeout_s),
         )
-
-
-async def _ask(
-    session: aiohttp.ClientSession,
-    proxy: Proxy | None,
-    method: str,
-    url: str,
-    headers: Mapping[str, str] | None,
-    body: bytes | None,
-) -> Reply:
-    """One request that is made anew. Raises as aiohttp does, and `TransportError` for the proxy's own refusal."""
-    # In one piece while it is small; a large one is written bit by bit, so that the loop goes on.
-    data = body if body is None or len(body) < WRITTEN_AT_ONCE_MAX else io.BytesIO(body)
-    if proxy is None:
-        response = await session.request(method, url, headers=headers, data=data, allow_redirects=False)
-        return Reply(response.status, response.headers, response.content, response)
-    told = {"proxy-authorization": proxy.credentials} if proxy.credentials else {}
-    is_plain = url.startswith("http:")  # The proxy reads it and passes it on; for HTTPS it opens a tunnel.
-    response = await session.request(
-        method,
-        url,
-        # Never into a tunnel: the password is the proxy's, and what is inside is the other side's.
-        headers={**(headers or {}), **told} if is_plain else headers,
-        data=data,
-        allow_redirects=False,
-        proxy=proxy.url,
-        proxy_headers=told,
-    )
-    if is_plain and response.status == 407:
-        response.close()
-        raise credentials_refused(proxy)
-    return Reply(response.status, response.headers, response.content, response)
-
-
-def _trust(network: NetworkOptions) -> ssl.SSLContext | bool:
-    """Whose certificates are believed: the system's, and those of the files that an operator named."""
-    if network.cert_file is None and network.cert_dir is None:
-        return True
-    context = ssl.create_default_context()
-    context.load_verify_locations(network.cert_file, network.cert_dir)
-    return context
 
 
 class HttpStream:
