@@ -87,7 +87,7 @@ UNDER_NO_HEADING = {"__version__"}
 INNER = {
     "Platform": {"assemble", "forget_parent", "parts"},
     "Database": {"forget_parent", "make_scope", "tick"},
-    "Guard": {"begin", "judge", "leave", "note_check", "signs", "tick"},
+    "Guard": {"begin", "evidence", "judge", "leave", "note_check", "tick"},
 }
 """What koo's own parts call of one another; a page with them would hide what its readers look for."""
 WEB = ("create_app", "mount", "serve", "monitoring_router", "ai_router")

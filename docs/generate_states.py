@@ -24,7 +24,7 @@ from koo.policies.breaker import (
     Override,
     Phase,
 )
-from koo.policies.reported import DatabaseState, ServiceState, Signs, database_state, service_state
+from koo.policies.reported import DatabaseState, Evidence, ServiceState, database_state, service_state
 from koo.policies.verdict import FAILURE, SUCCESS, Verdict
 
 ROOT = Path(__file__).parents[1]
@@ -98,29 +98,33 @@ def what_passes(phase: Phase, override: Override) -> str:
 
 WELL = [SUCCESS] * 16
 Facts = dict[str, str]
-SITUATIONS: list[tuple[str, Callable[[], Signs], Facts]] = [
-    ("nothing was asked yet", lambda: Signs(after()), {}),
-    ("one call in ten failed", lambda: Signs(after([FAILURE, *[SUCCESS] * 9])), {}),
-    ("few calls, half of them failed", lambda: Signs(after([SUCCESS, FAILURE])), {}),
-    ("three failures in a row of five that open it", lambda: Signs(after([*WELL, *[FAILURE] * 3])), {}),
-    ("three health checks failed, and no call succeeded since", lambda: Signs(after(), checks_failed=3), {}),
+SITUATIONS: list[tuple[str, Callable[[], Evidence], Facts]] = [
+    ("nothing was asked yet", lambda: Evidence(after()), {}),
+    ("one call in ten failed", lambda: Evidence(after([FAILURE, *[SUCCESS] * 9])), {}),
+    ("few calls, half of them failed", lambda: Evidence(after([SUCCESS, FAILURE])), {}),
+    ("three failures in a row of five that open it", lambda: Evidence(after([*WELL, *[FAILURE] * 3])), {}),
     (
-        "three in ten of many calls failed",
-        lambda: Signs(after([*[FAILURE, FAILURE, SUCCESS] * 4, *WELL[:12]])),
+        "three health checks failed, and no call succeeded since",
+        lambda: Evidence(after(), checks_failed=3),
         {},
     ),
-    ("half of many calls were slow", lambda: Signs(half_slow()), {}),
-    ("the breaker is open", lambda: Signs(after(phase=OPEN)), {}),
-    ("recovery is being tested", lambda: Signs(after(phase=HALF_OPEN)), {}),
-    ("a limit, the budget or the provider's pause holds", lambda: Signs(after()), {"limited": "a limit"}),
+    (
+        "three in ten of many calls failed",
+        lambda: Evidence(after([*[FAILURE, FAILURE, SUCCESS] * 4, *WELL[:12]])),
+        {},
+    ),
+    ("half of many calls were slow", lambda: Evidence(half_slow()), {}),
+    ("the breaker is open", lambda: Evidence(after(phase=OPEN)), {}),
+    ("recovery is being tested", lambda: Evidence(after(phase=HALF_OPEN)), {}),
+    ("a limit, the budget or the provider's pause holds", lambda: Evidence(after()), {"limited": "a limit"}),
     (
         "the same, while recovery is being tested",
-        lambda: Signs(after(phase=HALF_OPEN)),
+        lambda: Evidence(after(phase=HALF_OPEN)),
         {"limited": "a limit"},
     ),
-    ("the key was refused", lambda: Signs(after()), {"key_blocked": "the key"}),
-    ("the key was refused for one model", lambda: Signs(after()), {"model_blocked": "the key"}),
-    ("another of its models is open", lambda: Signs(after()), {"others": "open"}),
+    ("the key was refused", lambda: Evidence(after()), {"key_blocked": "the key"}),
+    ("the key was refused for one model", lambda: Evidence(after()), {"model_blocked": "the key"}),
+    ("another of its models is open", lambda: Evidence(after()), {"others": "open"}),
 ]
 
 
@@ -130,12 +134,12 @@ def half_slow() -> Breaker:
     return breaker
 
 
-def seen(signs: Signs, facts: Facts) -> tuple[str, str]:
+def seen(evidence: Evidence, facts: Facts) -> tuple[str, str]:
     """What a database and what a service reports; a database has no limits, keys or models."""
-    others = [Signs(after(phase=OPEN))] if facts.get("others") else []
+    others = [Evidence(after(phase=OPEN))] if facts.get("others") else []
     rest = {name: why for name, why in facts.items() if name != "others"}
-    service = service_state(signs, others, **rest)[0].value
-    return "–" if facts else f"`{database_state(signs)[0].value}`", f"`{service}`"
+    service = service_state(evidence, others, **rest)[0].value
+    return "–" if facts else f"`{database_state(evidence)[0].value}`", f"`{service}`"
 
 
 # ── the page ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -149,8 +153,8 @@ def table(*rows: Iterable[str]) -> str:
 
 def diagram() -> str:
     arrows = [
-        f"    {was.name} --> {to.name}: {cue.value}"
-        for (was, cue), to in TRANSITIONS.items()
+        f"    {was.name} --> {to.name}: {trigger.value}"
+        for (was, trigger), to in TRANSITIONS.items()
         if was is not to
     ]
     return "\n".join(["```mermaid", "stateDiagram-v2", "    [*] --> CLOSED", *arrows, "```"])
@@ -179,7 +183,10 @@ admitted.
 {
         table(
             ("in", "when", "to"),
-            *((f"`{was.value}`", cue.value, f"`{to.value}`") for (was, cue), to in TRANSITIONS.items()),
+            *(
+                (f"`{was.value}`", trigger.value, f"`{to.value}`")
+                for (was, trigger), to in TRANSITIONS.items()
+            ),
         )
     }
 

@@ -11,7 +11,7 @@ call that it will refuse takes no unit and stands in no queue; last, because a p
 which then refuses is a leak. While a call waits at one gate, an earlier one may shut; so after any wait the clock is
 read again, and a call that has passed the last queue begins again where an earlier gate would now refuse it.
 
-`take` is the short way: everything at once, without waiting, or nothing. `line_up` is the long one, gate by gate.
+`take` is the short way: everything at once, without waiting, or nothing. `take_in_turn` is the long one, gate by gate.
 
 Four of the gates are seldom shut (the service's quota, a blocked key, pacing, the queue for a limit). `quiet` is True
 while all four are open and hold no state to clear, so the short way looks at one flag. Each of them is shut through
@@ -199,7 +199,7 @@ class Gates:
 
     # ── the long way ──────────────────────────────────────────────────────────────────────────────────────────
 
-    async def line_up(self, guard: Guarded, passage: Passage) -> float:
+    async def take_in_turn(self, guard: Guarded, passage: Passage) -> float:
         """Through the gates one by one; returns when the limits' units were taken, for their refund.
 
         Raises an error of `family`, and then nothing stays taken.
@@ -359,7 +359,7 @@ class Gates:
 
     # ── what shuts a gate ─────────────────────────────────────────────────────────────────────────────────────
 
-    def heed(self, guard: Guarded, fault: Fault, now: float) -> None:
+    def apply_fault(self, guard: Guarded, fault: Fault, now: float) -> None:
         """What an answer asks of all later calls: to pause, or not to use the key."""
         if fault.block is not None:
             self._heed_refused_key(guard, fault, now)

@@ -24,10 +24,10 @@ from koo.errors import Kind, KooError, describe_s
 from koo.events import CircuitClosed, CircuitOpened
 from koo.gates import LOOK_AGAIN_S, Charge, Gates, OnLimit, Passage
 from koo.options import NEVER
-from koo.policies.breaker import NONE, OPEN, Breaker, Cue, Override, Permit
+from koo.policies.breaker import NONE, OPEN, Breaker, Override, Permit, Trigger
 from koo.policies.cooldown import Cooldown
 from koo.policies.repeat import ANEW_MAX, Repeats
-from koo.policies.reported import Signs
+from koo.policies.reported import Evidence
 from koo.policies.retry_budget import RetryBudget
 from koo.policies.tally import Tally
 from koo.policies.treatment import classify_error
@@ -206,7 +206,7 @@ class Guard:
             gates.refuse_open(self, now)
         passage.paced = False  # the cell of an earlier attempt was used
         if not gates.take(now, self.cooldown.until):
-            now = await gates.line_up(self, passage)
+            now = await gates.take_in_turn(self, passage)
             if now >= passage.deadline:
                 gates.give_back(now)
                 gates.give_back_cell(passage)
@@ -324,7 +324,7 @@ class Guard:
         if breaker.happened:
             self._publish_steps()
         if verdict is THROTTLED or fault.block is not None:
-            self.gates.heed(self, fault, now)
+            self.gates.apply_fault(self, fault, now)
         # A late result, or one from before a trip, says nothing about the host as it is now. If it spread all the same,
         # the stragglers of one outage would open the other models' breakers after the host has come back.
         elif verdict is FAILURE and fault.reach == "service" and counted and self._on_outage is not None:
@@ -450,13 +450,13 @@ class Guard:
             self.checks_failed += 1
             self.check_failed_at = now
 
-    def signs(self) -> Signs:
+    def evidence(self) -> Evidence:
         """What speaks about its state; checks that failed before the last success do not."""
         last_success_at = self.tally.last_success_at
         cuts = self.tally.cuts_in_row(self._monotonic())
         if last_success_at is not None and last_success_at >= self.check_failed_at:
-            return Signs(self.breaker, cuts=cuts)
-        return Signs(self.breaker, self.checks_failed, cuts)
+            return Evidence(self.breaker, cuts=cuts)
+        return Evidence(self.breaker, self.checks_failed, cuts)
 
     def set_override(self, override: Override) -> None:
         """Let an operator decide."""
@@ -487,9 +487,9 @@ class Guard:
                 self._narrow(breaker.closed_by)
             self.gates.emit(event)
 
-    def _narrow(self, closed_by: Cue) -> None:
+    def _narrow(self, closed_by: Trigger) -> None:
         """Begin the ramp of rule R16; with one call where no probe has tried it."""
-        untried = closed_by is Cue.STAYED_IDLE
+        untried = closed_by is Trigger.STAYED_IDLE
         few = 1 if untried else RAMP_FACTOR * self.options.breaker.success_threshold
         self.gates.bulkhead.narrow(few, self._monotonic())
 

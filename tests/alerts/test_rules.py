@@ -503,7 +503,7 @@ def test_each_condition_of_the_database_is_a_warning_beside_its_state(tmp_path: 
         database.metrics.is_read_only = True
         assert house.found() == {"database_read_only:database"}
         assert the(house, "database_read_only").message == "the database is read only"
-        database.gate.refused_at = house.clock.monotonic()
+        database.pool_queue.refused_at = house.clock.monotonic()
         for _ in range(20):
             database.metrics.statement.note(2.0)
         conditions = database.get_health()["conditions"]

@@ -40,7 +40,7 @@ def options(url: str, **changes: Any) -> DatabaseOptions:
 
 @asynccontextmanager
 async def opened(url: str, **changes: Any) -> AsyncIterator[Database]:
-    """A `Database` that is closed at the end, and has then nothing checked out and nobody in its gate."""
+    """A `Database` that is closed at the end, and has then nothing checked out and nobody in its queue."""
     database = Database(options(url, **changes))
     try:
         yield database
@@ -61,9 +61,9 @@ async def with_notes(url: str, **changes: Any) -> AsyncIterator[Database]:
 
 def assert_free(database: Database) -> None:
     """No place of the pool, no permit, no writer's turn and no transaction is left behind."""
-    assert database.gate.used == 0, database.gate.holders
-    assert not database.gate.holders
-    assert not database.gate.line
+    assert database.pool_queue.used == 0, database.pool_queue.holders
+    assert not database.pool_queue.holders
+    assert not database.pool_queue.line
     assert not database.guard.breaker.running
     connections = database.connections
     if connections is not None:

@@ -204,7 +204,7 @@ def test_a_cancelled_commit_is_finished_first(pg: Place) -> None:
     async def main() -> None:
         async with with_notes(pg.url) as database:
             held = asyncio.create_task(lock_notes(database))
-            await until(lambda: database.gate.holders)
+            await until(lambda: database.pool_queue.holders)
             task = asyncio.create_task(write_deferred(database))
             await until(lambda: waits_in(pg, "COMMIT"))
             task.cancel()

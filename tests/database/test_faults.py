@@ -242,7 +242,7 @@ async def works(database: Database) -> None:
         async with database.session_scope() as session:
             assert await session.scalar(ONE) == 1
 
-    await asyncio.gather(*(one() for _ in range(database.gate.limit)))
+    await asyncio.gather(*(one() for _ in range(database.pool_queue.limit)))
     assert_free(database)
 
 
@@ -433,8 +433,8 @@ async def fill(url: str) -> None:
 
         go = asyncio.Event()
         holders = [asyncio.create_task(hold(go)) for _ in range(4)]
-        await until(lambda: database.gate.used == 4)
-        await until(lambda: len(database.gate.holders) == 4 or any(holder.done() for holder in holders))
+        await until(lambda: database.pool_queue.used == 4)
+        await until(lambda: len(database.pool_queue.holders) == 4 or any(holder.done() for holder in holders))
         holders.append(asyncio.create_task(hold(go)))
         await until(lambda: any(holder.done() for holder in holders))
         go.set()

@@ -42,7 +42,7 @@ def test_a_run_that_ends_in_the_middle_of_scopes_leaves_the_next_one_a_free_pool
                 await asyncio.sleep(60)
 
         tasks = {asyncio.create_task(hold()) for _ in range(4)}
-        await until(lambda: len(database.gate.holders) == 2 and database.gate.waiting == 2)
+        await until(lambda: len(database.pool_queue.holders) == 2 and database.pool_queue.waiting == 2)
         assert len(tasks) == 4
 
     asyncio.run(abandoned())
@@ -125,7 +125,7 @@ def test_closing_does_not_wait_for_ever(pg: Place) -> None:
                 await asyncio.sleep(60)
 
         holder = asyncio.create_task(hold())
-        await until(lambda: database.gate.holders)
+        await until(lambda: database.pool_queue.holders)
         loop = asyncio.get_running_loop()
         began = loop.time()
         await database.close()
@@ -148,12 +148,14 @@ def test_closing_refuses_who_waits_at_once_and_opens_nothing_for_those_it_cuts_o
                 await session.execute(text("SELECT pg_sleep(60)"))
 
         holders = [asyncio.create_task(hold()) for _ in range(6)]
-        await until(lambda: len(database.gate.holders) == 2 and database.gate.waiting == 4)
-        waiting = [task for task in holders if task not in {holder.owner for holder in database.gate.holders}]
+        await until(lambda: len(database.pool_queue.holders) == 2 and database.pool_queue.waiting == 4)
+        waiting = [
+            task for task in holders if task not in {holder.owner for holder in database.pool_queue.holders}
+        ]
         opened = database.metrics.created
         closing = asyncio.create_task(database.close())
         await asyncio.wait(waiting)
-        assert database.gate.holders, "who waits does not wait for those who are inside"
+        assert database.pool_queue.holders, "who waits does not wait for those who are inside"
         assert {task.exception().kind for task in waiting} == {Kind.DRAINING}  # type: ignore[union-attr]
         await closing
         ends = await asyncio.gather(*holders, return_exceptions=True)

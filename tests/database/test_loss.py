@@ -144,7 +144,7 @@ def test_a_scope_that_is_left_while_its_first_statement_is_run_again_leaks_nothi
                         for _ in range(turns):
                             await asyncio.sleep(0.0005)
                 await asyncio.gather(forgotten, return_exceptions=True)
-                await until(lambda: database.gate.used == 0)
+                await until(lambda: database.pool_queue.used == 0)
                 database.reset_circuit_breaker()
 
     run(main)

@@ -74,7 +74,7 @@ def test_objects_can_be_read_after_the_scope(url: str) -> None:
 
 
 def test_a_session_is_of_no_use_after_its_scope(url: str) -> None:
-    """It would take a connection past the gate."""
+    """It would take a connection past the pool's queue."""
 
     async def main() -> None:
         async with with_notes(url) as database:

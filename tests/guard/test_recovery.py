@@ -183,14 +183,14 @@ def test_checks_that_fail_show_until_a_call_succeeds() -> None:
         guard = make_guard()
         for _ in range(3):
             guard.note_check(False)
-        assert database_state(guard.signs())[0] is DatabaseState.UNHEALTHY
+        assert database_state(guard.evidence())[0] is DatabaseState.UNHEALTHY
         await guard.call(answer)
-        assert database_state(guard.signs())[0] is DatabaseState.HEALTHY
+        assert database_state(guard.evidence())[0] is DatabaseState.HEALTHY
         await asyncio.sleep(1)
         for _ in range(3):
             guard.note_check(False)
         guard.note_check(True)
-        assert database_state(guard.signs())[0] is DatabaseState.HEALTHY
+        assert database_state(guard.evidence())[0] is DatabaseState.HEALTHY
 
     run_virtual(main)
 

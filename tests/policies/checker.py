@@ -39,11 +39,11 @@ from koo.policies.breaker import (
     NONE,
     OPEN,
     Breaker,
-    Cue,
     Permit,
     Phase,
+    Trigger,
 )
-from koo.policies.reported import DatabaseState, ServiceState, Signs, database_state, service_state
+from koo.policies.reported import DatabaseState, Evidence, ServiceState, database_state, service_state
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED
 from koo.policies.window import Window
 from tests.policies.model import Counts, Model
@@ -77,15 +77,15 @@ class Scope:
     operator: bool = True
 
 
-class Recorder(dict[tuple[Phase, Cue], Phase]):
+class Recorder(dict[tuple[Phase, Trigger], Phase]):
     """The table of transitions, and which of them were used."""
 
-    def __init__(self, table: dict[tuple[Phase, Cue], Phase]) -> None:
+    def __init__(self, table: dict[tuple[Phase, Trigger], Phase]) -> None:
         super().__init__(table)
-        self.used: set[tuple[Phase, Cue]] = set()
+        self.used: set[tuple[Phase, Trigger]] = set()
         self.steps: list[tuple[Phase, Phase]] = []
 
-    def __getitem__(self, key: tuple[Phase, Cue]) -> Phase:
+    def __getitem__(self, key: tuple[Phase, Trigger]) -> Phase:
         to = super().__getitem__(key)
         self.used.add(key)
         self.steps.append((key[0], to))
@@ -424,8 +424,8 @@ class Explorer:
         breaker = world.breaker
         refuses = breaker.refuses(world.now)
         states: list[tuple[Any, type[DatabaseState] | type[ServiceState]]] = [
-            (database_state(Signs(breaker))[0], DatabaseState),
-            (service_state(Signs(breaker))[0], ServiceState),
+            (database_state(Evidence(breaker))[0], DatabaseState),
+            (service_state(Evidence(breaker))[0], ServiceState),
         ]
         for state, names in states:
             is_open = state is names.CIRCUIT_OPEN

@@ -18,7 +18,7 @@ from types import ModuleType
 
 from koo.policies import breaker as real
 
-SHARED = ("Phase", "Override", "Cue", "Permit")
+SHARED = ("Phase", "Override", "Trigger", "Permit")
 """Classes that a mutant keeps: another `Phase` would be unequal to everybody else's."""
 FIXED = {"self", *vars(real), *vars(builtins)}
 """Names that mean themselves in a pattern; any other is a local variable."""
@@ -222,7 +222,7 @@ MUTANTS = [
     Mutant("R10 an old row", "_be_closed", "self.consecutive = 0",
            "self.consecutive = getattr(self, 'consecutive', 0)", "row"),
     Mutant("R11 no escalation", "_fail_probe", "self.streak += 1", "pass", "order"),
-    Mutant("R11 a failed probe closes", "", "", "TRANSITIONS[HALF_OPEN, Cue.PROBE_FAILED] = CLOSED", "order"),
+    Mutant("R11 a failed probe closes", "", "", "TRANSITIONS[HALF_OPEN, Trigger.PROBE_FAILED] = CLOSED", "order"),
     Mutant("R12 a cancelled probe keeps its slot", "_settle_probe",
            "self._take_back(permit)\nif verdict is SUCCESS: ...",
            "if verdict is not NEUTRAL: self._take_back(permit)\nif verdict is SUCCESS: ...", "books"),
@@ -261,9 +261,10 @@ MUTANTS = [
     Mutant("idle: closes over a running probe", "close_idle", "self.leases", "False", "order"),
     Mutant("idle: closes at once", "", "", "IDLE_RECOVERIES = 0", "order"),
     Mutant("idle: never", "", "", "IDLE_RECOVERIES = 1e9", "order"),
-    Mutant("a transition is missing", "", "", "del TRANSITIONS[HALF_OPEN, Cue.PROBES_SAID_NOTHING]", "table"),
-    Mutant("a transition past the table", "_enter", "TRANSITIONS[self.phase, cue]",
-           "OPEN if self.phase is CLOSED and cue is Cue.TRIPPED else TRANSITIONS[self.phase, cue]", "table"),
+    Mutant("a transition is missing", "", "", "del TRANSITIONS[HALF_OPEN, Trigger.PROBES_SAID_NOTHING]", "table"),
+    Mutant("a transition past the table", "_enter", "TRANSITIONS[self.phase, trigger]",
+           "OPEN if self.phase is CLOSED and trigger is Trigger.TRIPPED"
+           " else TRANSITIONS[self.phase, trigger]", "table"),
     Mutant("R17 an opening is not told", "_trip",
            "self.happened.append(CircuitOpened(self.name, reason, self.open_for_s))", "pass",
            "events_tell_what_happened_in_order_and_leave_publishing_to_the_caller"),

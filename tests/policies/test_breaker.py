@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from koo.policies import breaker as real
-from koo.policies.breaker import TRANSITIONS, Cue, Phase
+from koo.policies.breaker import TRANSITIONS, Phase, Trigger
 from tests.policies.checker import SCOPES, Explorer, Violation
 from tests.policies.mutants import MUTANTS, Mutant
 from tests.policies.rules import RULES
@@ -17,8 +17,8 @@ def test_rule(story: object) -> None:
     story(real)
 
 
-USED: set[tuple[Phase, Cue]] = set()
-BY_OPERATOR = {pair for pair in TRANSITIONS if pair[1] is Cue.RESET}
+USED: set[tuple[Phase, Trigger]] = set()
+BY_OPERATOR = {pair for pair in TRANSITIONS if pair[1] is Trigger.RESET}
 
 
 @pytest.mark.parametrize("name", SCOPES)

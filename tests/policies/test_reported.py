@@ -8,7 +8,7 @@ import pytest
 
 from koo.options import BreakerOptions
 from koo.policies.breaker import DISABLED, FORCED_OPEN, HALF_OPEN, METRICS_ONLY, Breaker
-from koo.policies.reported import DatabaseState, ServiceState, Signs, database_state, service_state
+from koo.policies.reported import DatabaseState, Evidence, ServiceState, database_state, service_state
 from koo.policies.verdict import FAILURE, SUCCESS, Verdict
 
 
@@ -36,77 +36,81 @@ def settle(breaker: Breaker, verdict: Verdict, slow: bool) -> None:
     breaker.settle(permit, verdict, slow, 0.0, no_jitter)
 
 
-DATABASES: list[tuple[str, Callable[[], Signs], DatabaseState]] = [
-    ("nothing happened", lambda: Signs(after("")), DatabaseState.HEALTHY),
-    ("all went well", lambda: Signs(after("SSSSS")), DatabaseState.HEALTHY),
-    ("one of ten failed", lambda: Signs(after("SSSSSSSSSF")), DatabaseState.HEALTHY),
-    ("few calls, and half of them failed", lambda: Signs(after("SF")), DatabaseState.UNHEALTHY),
-    ("the only call failed", lambda: Signs(after("F")), DatabaseState.UNHEALTHY),
-    ("half the row", lambda: Signs(after("SSSSSSSSFFF")), DatabaseState.UNHEALTHY),
-    ("less than half the row", lambda: Signs(after("SSSSSSSSFF")), DatabaseState.HEALTHY),
-    ("three checks failed", lambda: Signs(after("S"), checks_failed=3), DatabaseState.UNHEALTHY),
-    ("two checks failed", lambda: Signs(after("S"), checks_failed=2), DatabaseState.HEALTHY),
-    ("open", lambda: Signs(after("o"), checks_failed=9), DatabaseState.CIRCUIT_OPEN),
-    ("recovery is being tested", lambda: Signs(after("h"), checks_failed=9), DatabaseState.DEGRADED),
+DATABASES: list[tuple[str, Callable[[], Evidence], DatabaseState]] = [
+    ("nothing happened", lambda: Evidence(after("")), DatabaseState.HEALTHY),
+    ("all went well", lambda: Evidence(after("SSSSS")), DatabaseState.HEALTHY),
+    ("one of ten failed", lambda: Evidence(after("SSSSSSSSSF")), DatabaseState.HEALTHY),
+    ("few calls, and half of them failed", lambda: Evidence(after("SF")), DatabaseState.UNHEALTHY),
+    ("the only call failed", lambda: Evidence(after("F")), DatabaseState.UNHEALTHY),
+    ("half the row", lambda: Evidence(after("SSSSSSSSFFF")), DatabaseState.UNHEALTHY),
+    ("less than half the row", lambda: Evidence(after("SSSSSSSSFF")), DatabaseState.HEALTHY),
+    ("three checks failed", lambda: Evidence(after("S"), checks_failed=3), DatabaseState.UNHEALTHY),
+    ("two checks failed", lambda: Evidence(after("S"), checks_failed=2), DatabaseState.HEALTHY),
+    ("open", lambda: Evidence(after("o"), checks_failed=9), DatabaseState.CIRCUIT_OPEN),
+    ("recovery is being tested", lambda: Evidence(after("h"), checks_failed=9), DatabaseState.DEGRADED),
 ]
 
 
-@pytest.mark.parametrize(("story", "signs", "state"), DATABASES, ids=[one[0] for one in DATABASES])
-def test_database(story: str, signs: Callable[[], Signs], state: DatabaseState) -> None:
-    seen, why = database_state(signs())
+@pytest.mark.parametrize(("story", "evidence", "state"), DATABASES, ids=[one[0] for one in DATABASES])
+def test_database(story: str, evidence: Callable[[], Evidence], state: DatabaseState) -> None:
+    seen, why = database_state(evidence())
     assert seen is state
     assert bool(why) == (state is not DatabaseState.HEALTHY), "whatever is not healthy says why"
 
 
 MANY = "S" * 16
-HALF_OPEN_TOO = Signs(after("h"))
+HALF_OPEN_TOO = Evidence(after("h"))
 SERVICES: list[tuple[str, Callable[[], tuple[ServiceState, str]], ServiceState]] = [
-    ("nothing happened", lambda: service_state(Signs(after(""))), ServiceState.HEALTHY),
-    ("open", lambda: service_state(Signs(after("o")), limited="x"), ServiceState.CIRCUIT_OPEN),
+    ("nothing happened", lambda: service_state(Evidence(after(""))), ServiceState.HEALTHY),
+    ("open", lambda: service_state(Evidence(after("o")), limited="x"), ServiceState.CIRCUIT_OPEN),
     (
         "the key is refused",
-        lambda: service_state(Signs(after("")), key_blocked="x"),
+        lambda: service_state(Evidence(after("")), key_blocked="x"),
         ServiceState.CIRCUIT_OPEN,
     ),
-    ("a limit is reached", lambda: service_state(Signs(after("")), limited="x"), ServiceState.RATE_LIMITED),
     (
-        "limited while tested",
-        lambda: service_state(Signs(after("h")), limited="x"),
+        "a limit is reached",
+        lambda: service_state(Evidence(after("")), limited="x"),
         ServiceState.RATE_LIMITED,
     ),
-    ("recovery is being tested", lambda: service_state(Signs(after("h"))), ServiceState.DEGRADED),
+    (
+        "limited while tested",
+        lambda: service_state(Evidence(after("h")), limited="x"),
+        ServiceState.RATE_LIMITED,
+    ),
+    ("recovery is being tested", lambda: service_state(Evidence(after("h"))), ServiceState.DEGRADED),
     (
         "another model is open",
-        lambda: service_state(Signs(after("")), [Signs(after("o"))]),
+        lambda: service_state(Evidence(after("")), [Evidence(after("o"))]),
         ServiceState.DEGRADED,
     ),
     (
         "another model is tested",
-        lambda: service_state(Signs(after("")), [HALF_OPEN_TOO]),
+        lambda: service_state(Evidence(after("")), [HALF_OPEN_TOO]),
         ServiceState.HEALTHY,
     ),
     (
         "a model's key is refused",
-        lambda: service_state(Signs(after("")), model_blocked="x"),
+        lambda: service_state(Evidence(after("")), model_blocked="x"),
         ServiceState.DEGRADED,
     ),
-    ("half the row", lambda: service_state(Signs(after("SSSSSFFF"))), ServiceState.UNHEALTHY),
+    ("half the row", lambda: service_state(Evidence(after("SSSSSFFF"))), ServiceState.UNHEALTHY),
     (
         "less than a fifth of many failed",
-        lambda: service_state(Signs(after("FFSFFS" + MANY))),
+        lambda: service_state(Evidence(after("FFSFFS" + MANY))),
         ServiceState.HEALTHY,
     ),
     (
         "nearly a quarter of many failed",
-        lambda: service_state(Signs(after("FFSFFSFFS" + MANY))),
+        lambda: service_state(Evidence(after("FFSFFSFFS" + MANY))),
         ServiceState.HEALTHY,
     ),
     (
         "three in ten failed",
-        lambda: service_state(Signs(after("FFSFFSFFS" + "S" * 11))),
+        lambda: service_state(Evidence(after("FFSFFSFFS" + "S" * 11))),
         ServiceState.DEGRADED,
     ),
-    ("a third of few failed", lambda: service_state(Signs(after("FSSFSS"))), ServiceState.HEALTHY),
+    ("a third of few failed", lambda: service_state(Evidence(after("FSSFSS"))), ServiceState.HEALTHY),
 ]
 
 
@@ -121,31 +125,31 @@ def test_many_slow_calls_are_degraded_before_they_open_it() -> None:
     breaker = after("S" * 10, slow=True)
     for _ in range(10):
         settle(breaker, SUCCESS, False)
-    state, why = service_state(Signs(breaker))
+    state, why = service_state(Evidence(breaker))
     assert state is ServiceState.DEGRADED and "10 slow of 20" in why
 
 
 def test_an_operators_word_is_seen() -> None:
     breaker = after("")
     breaker.set_override(FORCED_OPEN)
-    assert database_state(Signs(breaker)) == (DatabaseState.CIRCUIT_OPEN, "forced open by an operator")
-    assert service_state(Signs(breaker))[0] is ServiceState.CIRCUIT_OPEN
+    assert database_state(Evidence(breaker)) == (DatabaseState.CIRCUIT_OPEN, "forced open by an operator")
+    assert service_state(Evidence(breaker))[0] is ServiceState.CIRCUIT_OPEN
     half = after("h")
     assert half.phase is HALF_OPEN
     half.set_override(FORCED_OPEN)
-    assert database_state(Signs(half))[0] is DatabaseState.CIRCUIT_OPEN
+    assert database_state(Evidence(half))[0] is DatabaseState.CIRCUIT_OPEN
     breaker = after("o")
     breaker.set_override(METRICS_ONLY)
-    assert database_state(Signs(breaker))[0] is DatabaseState.CIRCUIT_OPEN, "it reports, and lets through"
+    assert database_state(Evidence(breaker))[0] is DatabaseState.CIRCUIT_OPEN, "it reports, and lets through"
 
 
 @pytest.mark.parametrize("story", ["o", "h"])
 def test_a_disabled_breaker_refuses_nobody_and_reports_no_refusal(story: str) -> None:
     breaker = after(story)
     breaker.set_override(DISABLED)
-    state, why = database_state(Signs(breaker))
+    state, why = database_state(Evidence(breaker))
     assert state is DatabaseState.UNHEALTHY and "in a row" in why, (
         "what it was disabled with is not forgotten"
     )
-    assert service_state(Signs(breaker))[0] is ServiceState.UNHEALTHY
-    assert service_state(Signs(after("")), [Signs(breaker)]) == (ServiceState.HEALTHY, "")
+    assert service_state(Evidence(breaker))[0] is ServiceState.UNHEALTHY
+    assert service_state(Evidence(after("")), [Evidence(breaker)]) == (ServiceState.HEALTHY, "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from docs.generate_states import PAGE, page
-from koo.policies.breaker import TRANSITIONS, Cue, Override, Phase
+from koo.policies.breaker import TRANSITIONS, Override, Phase, Trigger
 from koo.policies.reported import DatabaseState, ServiceState
 
 
@@ -15,5 +15,7 @@ def test_it_names_every_phase_cue_override_and_state() -> None:
     text = page()
     for names in (Phase, Override, DatabaseState, ServiceState):
         assert [one for one in names if f"`{one.value}`" not in text] == []
-    assert [cue for cue in Cue if cue.value not in text] == [], "a cue that no transition has is of no use"
-    assert {cue for _, cue in TRANSITIONS} == set(Cue)
+    assert [trigger for trigger in Trigger if trigger.value not in text] == [], (
+        "one without a transition is of no use"
+    )
+    assert {trigger for _, trigger in TRANSITIONS} == set(Trigger)

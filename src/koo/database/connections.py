@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from koo.database.drivers.loading import load_driver
 from koo.database.faults import SERVICE
-from koo.database.gate import Gate
 from koo.database.hooks import Hooks
+from koo.database.pool_queue import PoolQueue
 from koo.database.records import ConnectionRecords
 from koo.database.sqlite_writes import WriterLine
 from koo.deadlines import Deadlines
@@ -40,7 +40,7 @@ class Connections:
         *,
         temporary: bool,
         guard: Guard,
-        gate: Gate,
+        pool_queue: PoolQueue,
         metrics: PoolMetrics,
         deadlines: Deadlines,
         monotonic: Callable[[], float],
@@ -49,7 +49,7 @@ class Connections:
         self.loop = asyncio.get_running_loop()
         self.options = options
         self.guard = guard
-        self.gate = gate
+        self.pool_queue = pool_queue
         self.metrics = metrics
         self.monotonic = monotonic
         self.driver = load_driver(url.get_driver_name())
@@ -66,7 +66,7 @@ class Connections:
             url,
             pool_size=options.pool_size,
             max_overflow=options.max_overflow,
-            # No caller waits in the pool: the gate in front of it lets in no more than it has.
+            # No caller waits in the pool: the pool's queue in front of it lets in no more than it has.
             pool_timeout=options.pool_timeout_s,
             # The connection that was used last is the least likely to be dead, and the rest may age and go.
             pool_use_lifo=True,
@@ -111,7 +111,7 @@ class Connections:
 
     def _wake(self) -> None:
         now = self.loop.time()
-        scopes = [scope for scope in self.gate.holders if not scope.expired]
+        scopes = [scope for scope in self.pool_queue.holders if not scope.expired]
         for scope in scopes:
             if scope.deadline <= now:
                 scope.expire()
@@ -139,8 +139,8 @@ class Connections:
     async def close(self) -> None:
         """Refuse the waiting, let running scopes end within the cleanup time, then cut off what is left, and close."""
         self.draining = True
-        self.gate.wake_all()
-        await self.gate.drain(self.options.cleanup_timeout_s)
+        self.pool_queue.wake_all()
+        await self.pool_queue.drain(self.options.cleanup_timeout_s)
         self.records.abort_all(occupied_only=True)
         timer = self.loop.call_later(self.options.cleanup_timeout_s, self.records.abort_all)
         try:

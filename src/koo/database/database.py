@@ -22,7 +22,7 @@ from koo.clock import SYSTEM_CLOCK, Clock
 from koo.database.connections import Connections
 from koo.database.drivers.loading import read_url
 from koo.database.faults import SERVICE, classify_connect
-from koo.database.gate import Gate
+from koo.database.pool_queue import PoolQueue
 from koo.database.probe import ProbeDatabase
 from koo.database.scope import SessionScope
 from koo.database.sqlite import Mode, SqliteFile
@@ -78,14 +78,14 @@ class Database:
         self._url = read_url(options.url)
         self._file = SqliteFile(self._url) if self._url.get_backend_name() == "sqlite" else None
         self._deadlines = deadlines or Deadlines()
-        self.gate = Gate(options.pool_size + options.max_overflow)
+        self.pool_queue = PoolQueue(options.pool_size + options.max_overflow)
         self.metrics = PoolMetrics(clock.monotonic())
         gates = Gates(
             SERVICE,
             _guard_options(options),
             deadlines=self._deadlines,
             family=DATABASES,
-            bulkhead=self.gate,
+            bulkhead=self.pool_queue,
             clock=clock,
             draw=draw,
             publish=publish,
@@ -100,7 +100,7 @@ class Database:
 
     def __repr__(self) -> str:
         state = self.circuit_breaker_state.value
-        return f"<Database {self.driver_name} {state} | {self.gate.used} of {self.gate.limit} in use>"
+        return f"<Database {self.driver_name} {state} | {self.pool_queue.used} of {self.pool_queue.limit} in use>"
 
     @property
     def driver_name(self) -> str:
@@ -175,7 +175,7 @@ class Database:
         """In a forked child, where the connections are the parent's: closing them here would close them there."""
         _left_behind.append((self.connections, self._keeper))
         self.connections = self._keeper = None
-        self.gate.forget()
+        self.pool_queue.forget()
 
     def _open_on(self, loop: asyncio.AbstractEventLoop) -> Connections:
         try:
@@ -186,14 +186,14 @@ class Database:
             ) from error
         if self.connections is not None:
             self.connections.records.abort_all()
-        self.gate.forget()
+        self.pool_queue.forget()
         temporary = self._file is not None and self._file.temporary
         self.connections = Connections(
             url,
             self.options,
             temporary=temporary,
             guard=self.guard,
-            gate=self.gate,
+            pool_queue=self.pool_queue,
             metrics=self.metrics,
             deadlines=self._deadlines,
             monotonic=self.clock.monotonic,
@@ -245,7 +245,7 @@ class Database:
     @property
     def circuit_breaker_state(self) -> DatabaseState:
         """healthy, unhealthy, circuit_open or degraded."""
-        return database_state(self.guard.signs())[0]
+        return database_state(self.guard.evidence())[0]
 
     def vitals(self) -> Vitals:
         """What `koo.monitoring.vitals` makes every answer about this database of. No I/O."""
@@ -257,10 +257,10 @@ class Database:
             guard=self.guard,
             metrics=self.metrics,
             open=len(connections.records) if connections is not None else 0,
-            active=self.gate.used,
-            waiting=self.gate.waiting,
-            pool_timeouts=self.gate.refused,
-            is_saturated=self.gate.is_saturated(self.clock.monotonic()),
+            active=self.pool_queue.used,
+            waiting=self.pool_queue.waiting,
+            pool_timeouts=self.pool_queue.refused,
+            is_saturated=self.pool_queue.is_saturated(self.clock.monotonic()),
             look=self.last_look,
         )
 

@@ -64,7 +64,7 @@ def explain(error: BaseException, stage: ScopeStage = ScopeStage.BODY, *, lost: 
 def _by_class(error: Exception, original: BaseException, stage: ScopeStage) -> Meaning | None:
     if isinstance(
         error, exc.TimeoutError
-    ):  # of SQLAlchemy's pool: the gate in front should make it impossible
+    ):  # of SQLAlchemy's pool: the pool's queue in front should make it impossible
         return SATURATED
     meaning = by_class(original)
     # asyncpg.connect takes the URL's options as arguments, and refuses one that it does not have.

@@ -1,6 +1,6 @@
 """ProbeDatabase: asks the database how it is, over a connection of its own.
 
-Outside the pool and the gate, because a full pool must not look like a dead database. It costs one connection of the
+Outside the pool and its queue, because a full pool must not look like a dead database. It costs one connection of the
 server's. A probe that fails three times makes a database unhealthy; in HALF_OPEN a probe takes a lease like a scope,
 so that an unused database recovers too.
 """

@@ -1,6 +1,6 @@
 """SessionScope: one session, one transaction, one permit.
 
-    enter    breaker → gate → connection → BEGIN            the guard runs and repeats this
+    enter    breaker → queue → connection → BEGIN            the guard runs and repeats this
     body     the user's                                     nothing of koo's runs around it: no timer, no ContextVar
     leave    COMMIT or ROLLBACK → connection back → settle  in a task of its own, waited for through cancellations
 
@@ -91,7 +91,7 @@ class SessionScope:
         self.deadline = min(self.deadline, ends_at.get(), now + options.scope_timeout_s)
         self.transcript = Transcript(connections.records, self._readonly)
         # Without expire_on_commit: an attribute read after the scope would need a connection that is gone.
-        # Closed for good at its end: used later it would take a connection past the gate.
+        # Closed for good at its end: used later it would take a connection past the pool's queue.
         session = self.session = GuardedSession(
             connections.engine_for(self._readonly, self._isolation),
             expire_on_commit=False,
@@ -103,7 +103,7 @@ class SessionScope:
         return session
 
     async def _begin(self, now: float) -> None:
-        """Through the breaker and the gate to a connection with an open transaction."""
+        """Through the breaker and the pool's queue to a connection with an open transaction."""
         connections, transcript = self._connections, self.transcript
         self._asked_at = now
         transcript.stage = ScopeStage.CONNECT
@@ -111,7 +111,7 @@ class SessionScope:
         try:
             held = await connections.guard.begin(self._connect, timeout_s=max(within_s, 1e-6))
         except PoolSaturated as refusal:
-            connections.gate.explain(refusal, self._monotonic(), connections.usual_hold_s())
+            connections.pool_queue.explain(refusal, self._monotonic(), connections.usual_hold_s())
             raise
         except DatabaseTimeout as late:
             if late.kind is Kind.TIMEOUT:
@@ -119,7 +119,7 @@ class SessionScope:
             raise
         self._held = held
         transcript.has_permit = True
-        connections.gate.holders[self] = now
+        connections.pool_queue.holders[self] = now
         if self.deadline < connections.wakes_at:
             connections.wake_at(self.deadline)
         transcript.stage = ScopeStage.BODY
@@ -155,7 +155,7 @@ class SessionScope:
 
     async def _take_living(self) -> None:
         """A connection with an open transaction. Dead ones that lay in the pool are replaced unseen."""
-        for _ in range(self._connections.gate.limit + 2):
+        for _ in range(self._connections.pool_queue.limit + 2):
             try:
                 await greenlet_spawn(self._sync.connection)
             except Stale:
@@ -324,7 +324,7 @@ class SessionScope:
         if held is None:
             return
         connections = self._connections
-        connections.metrics.hold.note(now - connections.gate.leave_hold(self))
+        connections.metrics.hold.note(now - connections.pool_queue.leave_hold(self))
         # The database's time, not the scope's: the rest was the user's.
         slow = transcript.slowest_s >= connections.options.slow_call_s
         held.settle(fault, slow=slow, took_s=transcript.spent_s)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from koo.database.faults import SERVICE
-from koo.database.gate import Holder
+from koo.database.pool_queue import Holder
 from koo.database.sqlite import Mode, Need
 from koo.deadlines import Alarm, Deadlines
 from koo.errors import DatabaseError, Kind, PoolSaturated, describe_s

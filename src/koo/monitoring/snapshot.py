@@ -226,8 +226,8 @@ def state_of(service: ServiceLike, budget: BudgetView, wall: Wall) -> tuple[Serv
     some = next((block for block in models if block is not None), None)
     default = service.default_guard
     return service_state(
-        default.signs(),
-        [guard.signs() for guard in service.guards if guard is not default],
+        default.evidence(),
+        [guard.evidence() for guard in service.guards if guard is not default],
         key_blocked=whole.reason if whole else "",
         limited=used_up(service, budget, wall),
         model_blocked=some.reason if some else "",

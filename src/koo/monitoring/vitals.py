@@ -144,7 +144,7 @@ def _conditions(vitals: Vitals) -> list[str]:
 
 def database_health(vitals: Vitals) -> DatabaseHealth:
     """The state, and what the last probe saw."""
-    state, reason = database_state(vitals.guard.signs())
+    state, reason = database_state(vitals.guard.evidence())
     look = vitals.look
     error = None if look is None or look.error is None else str(look.error)
     return {

@@ -58,7 +58,7 @@ class Override(Enum):
     METRICS_ONLY = "metrics_only"
 
 
-class Cue(Enum):
+class Trigger(Enum):
     """What moves a breaker from phase to phase."""
 
     TRIPPED = "too many failures in a row, or too large a share of failed or slow calls"
@@ -73,16 +73,16 @@ class Cue(Enum):
 CLOSED, OPEN, HALF_OPEN = Phase
 NONE, FORCED_OPEN, DISABLED, METRICS_ONLY = Override
 
-TRANSITIONS: dict[tuple[Phase, Cue], Phase] = {
-    (CLOSED, Cue.TRIPPED): OPEN,
-    (OPEN, Cue.TIME_WAS_OVER): HALF_OPEN,
-    (HALF_OPEN, Cue.PROBES_SUCCEEDED): CLOSED,
-    (HALF_OPEN, Cue.PROBE_FAILED): OPEN,
-    (HALF_OPEN, Cue.PROBES_SAID_NOTHING): OPEN,
-    (HALF_OPEN, Cue.STAYED_IDLE): CLOSED,
-    (CLOSED, Cue.RESET): CLOSED,
-    (OPEN, Cue.RESET): CLOSED,
-    (HALF_OPEN, Cue.RESET): CLOSED,
+TRANSITIONS: dict[tuple[Phase, Trigger], Phase] = {
+    (CLOSED, Trigger.TRIPPED): OPEN,
+    (OPEN, Trigger.TIME_WAS_OVER): HALF_OPEN,
+    (HALF_OPEN, Trigger.PROBES_SUCCEEDED): CLOSED,
+    (HALF_OPEN, Trigger.PROBE_FAILED): OPEN,
+    (HALF_OPEN, Trigger.PROBES_SAID_NOTHING): OPEN,
+    (HALF_OPEN, Trigger.STAYED_IDLE): CLOSED,
+    (CLOSED, Trigger.RESET): CLOSED,
+    (OPEN, Trigger.RESET): CLOSED,
+    (HALF_OPEN, Trigger.RESET): CLOSED,
 }
 """Every transition there is; `docs/states.md` is generated from it. A pair that is missing is a bug."""
 
@@ -124,7 +124,7 @@ class Breaker:
     )  # fmt: skip
 
     closed_at: float
-    closed_by: Cue | None
+    closed_by: Trigger | None
     leases: list[Permit]
     _counted_serial: int
     _resting: dict[Permit, float]
@@ -282,7 +282,7 @@ class Breaker:
     def _trip_if_due(self, now: float, draw: Draw, hint_s: float) -> None:
         reason = self._why_trip(now)
         if reason:
-            self._trip(Cue.TRIPPED, reason, now, draw, hint_s)
+            self._trip(Trigger.TRIPPED, reason, now, draw, hint_s)
 
     def _why_trip(self, now: float) -> str:
         options, window = self.options, self.window
@@ -325,7 +325,7 @@ class Breaker:
         if verdict is SUCCESS:
             self.ok += 1
             if self.ok >= self.options.success_threshold:
-                self._close(Cue.PROBES_SUCCEEDED, now)
+                self._close(Trigger.PROBES_SUCCEEDED, now)
         elif verdict is FAILURE:
             self._fail_probe("a failed probe", now, draw, hint_s)
         else:
@@ -335,7 +335,7 @@ class Breaker:
         self.inconclusive += 1
         if self.inconclusive >= self.options.inconclusive_max:
             reason = f"{self.inconclusive} probes without a verdict"
-            self._trip(Cue.PROBES_SAID_NOTHING, reason, now, draw, hint_s)
+            self._trip(Trigger.PROBES_SAID_NOTHING, reason, now, draw, hint_s)
 
     # ── leases ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -389,7 +389,7 @@ class Breaker:
         """What time alone brings about; called by the monitor and by `admit`, never by a reader of the state."""
         if self.phase is OPEN:
             if now >= self.opens_until():
-                self._enter(Cue.TIME_WAS_OVER)
+                self._enter(Trigger.TIME_WAS_OVER)
                 self._idle_since = now
                 self.happened.append(CircuitHalfOpened(self.name))
         elif self.phase is HALF_OPEN:
@@ -406,14 +406,14 @@ class Breaker:
         idle = now - self._idle_since >= IDLE_RECOVERIES * self.options.recovery_s
         if self.phase is not HALF_OPEN or self.leases or not idle:
             return False
-        self._close(Cue.STAYED_IDLE, now)
+        self._close(Trigger.STAYED_IDLE, now)
         return True
 
     def _fail_probe(self, reason: str, now: float, draw: Draw, hint_s: float) -> None:
         self.streak += 1
-        self._trip(Cue.PROBE_FAILED, reason, now, draw, hint_s)
+        self._trip(Trigger.PROBE_FAILED, reason, now, draw, hint_s)
 
-    def _trip(self, cue: Cue, reason: str, now: float, draw: Draw, hint_s: float) -> None:
+    def _trip(self, trigger: Trigger, reason: str, now: float, draw: Draw, hint_s: float) -> None:
         options = self.options
         # The exponent is bounded before the power: an overflow here would be an error in the middle of an outage.
         backoff_s = min(options.recovery_s * 2.0 ** min(self.streak, 30), options.open_s_max)
@@ -422,15 +422,15 @@ class Breaker:
         self.open_for_s = max(guess_s, min(hint_s, HINT_S_MAX))
         self.reason = reason
         self.trips += 1
-        self._enter(cue)
+        self._enter(trigger)
         self.happened.append(CircuitOpened(self.name, reason, self.open_for_s))
 
-    def _close(self, cue: Cue, now: float) -> None:
-        self.closed_by = None if self.phase is CLOSED else cue
+    def _close(self, trigger: Trigger, now: float) -> None:
+        self.closed_by = None if self.phase is CLOSED else trigger
         self._lift_leases()
-        self._enter(cue)
+        self._enter(trigger)
         self._be_closed(now)
-        self.happened.append(CircuitClosed(self.name, by_operator=cue is Cue.RESET))
+        self.happened.append(CircuitClosed(self.name, by_operator=trigger is Trigger.RESET))
 
     def _be_closed(self, now: float) -> None:
         self.closed_at = now
@@ -438,8 +438,8 @@ class Breaker:
         self._counted_serial = self._serial
         self.window.clear(now)
 
-    def _enter(self, cue: Cue) -> None:
-        self.phase = TRANSITIONS[self.phase, cue]
+    def _enter(self, trigger: Trigger) -> None:
+        self.phase = TRANSITIONS[self.phase, trigger]
         self._begin(self._idle_since)
 
     def _begin(self, idle_since: float) -> None:
@@ -462,4 +462,4 @@ class Breaker:
         """An operator says that it is well: closed, without override, all memory of failures gone."""
         self.override = NONE
         self.streak = 0
-        self._close(Cue.RESET, now)
+        self._close(Trigger.RESET, now)

@@ -36,7 +36,7 @@ class ServiceState(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Signs:
+class Evidence:
     """What speaks about one breaker: `checks_failed` health checks in a row without a success since.
 
     `cuts`: so many calls in a row ended with their callers' deadlines, after longer than calls usually take. That moves
@@ -58,15 +58,15 @@ def is_testing(breaker: Breaker) -> bool:
     return breaker.phase is HALF_OPEN and breaker.override is not DISABLED
 
 
-def is_unhealthy(signs: Signs) -> bool:
+def is_unhealthy(evidence: Evidence) -> bool:
     """Calls pass, but it is close to opening; or it would be open, if it were not disabled."""
-    breaker = signs.breaker
+    breaker = evidence.breaker
     options, window = breaker.options, breaker.window
     if breaker.phase is not CLOSED and breaker.override is not DISABLED:
         return False
     return (
         2 * breaker.consecutive >= options.failure_threshold
-        or signs.checks_failed >= CHECKS_FAILED_MAX
+        or evidence.checks_failed >= CHECKS_FAILED_MAX
         or 0 < options.failure_rate * window.calls <= window.failures
     )
 
@@ -82,21 +82,21 @@ def is_troubled(breaker: Breaker) -> bool:
     )
 
 
-def database_state(signs: Signs) -> tuple[DatabaseState, str]:
+def database_state(evidence: Evidence) -> tuple[DatabaseState, str]:
     """The state of a database, and why."""
-    breaker = signs.breaker
+    breaker = evidence.breaker
     if is_open(breaker):
         return DatabaseState.CIRCUIT_OPEN, _why_open(breaker)
     if is_testing(breaker):
         return DatabaseState.DEGRADED, f"recovery is being tested after {breaker.reason}"
-    if is_unhealthy(signs):
-        return DatabaseState.UNHEALTHY, _why_unhealthy(signs)
+    if is_unhealthy(evidence):
+        return DatabaseState.UNHEALTHY, _why_unhealthy(evidence)
     return DatabaseState.HEALTHY, ""
 
 
 def service_state(
-    default: Signs,
-    others: Sequence[Signs] = (),
+    default: Evidence,
+    others: Sequence[Evidence] = (),
     *,
     key_blocked: str = "",
     limited: str = "",
@@ -116,7 +116,7 @@ def service_state(
         return ServiceState.RATE_LIMITED, limited
     if is_testing(breaker):
         return ServiceState.DEGRADED, f"recovery is being tested after {breaker.reason}"
-    refused = next((signs.breaker for signs in others if is_open(signs.breaker)), None)
+    refused = next((evidence.breaker for evidence in others if is_open(evidence.breaker)), None)
     if refused is not None:
         return ServiceState.DEGRADED, f"{refused.name} is refused: {_why_open(refused)}"
     if model_blocked:
@@ -139,10 +139,10 @@ def _why_open(breaker: Breaker) -> str:
     return "forced open by an operator" if breaker.override is FORCED_OPEN else breaker.reason
 
 
-def _why_unhealthy(signs: Signs) -> str:
-    if signs.checks_failed >= CHECKS_FAILED_MAX:
-        return f"{signs.checks_failed} health checks failed in a row"
-    breaker = signs.breaker
+def _why_unhealthy(evidence: Evidence) -> str:
+    if evidence.checks_failed >= CHECKS_FAILED_MAX:
+        return f"{evidence.checks_failed} health checks failed in a row"
+    breaker = evidence.breaker
     if 2 * breaker.consecutive >= breaker.options.failure_threshold:
         return f"{breaker.consecutive} failures in a row"
     return f"{breaker.window.failures} of {breaker.window.calls} recent calls failed"

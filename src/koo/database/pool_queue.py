@@ -2,7 +2,7 @@
 
 SQLAlchemy's own pool can let callers wait, but does not wake them when a connect fails: they sit out their whole time
 beside a free place. So no caller waits in the pool; all wait here, first come first served, each until its own
-deadline. Waiting and handing over are the guard's (`koo.gates`, `Bulkhead`); the gate knows who is inside, and since
+deadline. Waiting and handing over are the guard's (`koo.gates`, `Bulkhead`); this queue knows who is inside, and since
 when, because "all in use" is useless without knowing by whom.
 """
 
@@ -31,7 +31,7 @@ class Holder(Protocol):
     def expire(self) -> None: ...
 
 
-class Gate(Bulkhead):
+class PoolQueue(Bulkhead):
     """Permits for `limit` scopes. `holders` maps each scope inside to when it asked."""
 
     __slots__ = ("_empty", "holders", "refused", "refused_at")

@@ -1,4 +1,4 @@
-"""The gate: fair, bounded by the deadline, safe against cancellation; and full is not ill."""
+"""The pool's queue: fair, bounded by the deadline, safe against cancellation; and full is not ill."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ async def hold(database: Database, until_set: asyncio.Event) -> None:
 async def full(database: Database, until_set: asyncio.Event) -> list[asyncio.Task[None]]:
     """So many holders as there are places."""
     holders = [
-        asyncio.create_task(hold(database, until_set), name=f"holder {n}") for n in range(database.gate.limit)
+        asyncio.create_task(hold(database, until_set), name=f"holder {n}")
+        for n in range(database.pool_queue.limit)
     ]
-    await until(lambda: len(database.gate.holders) == database.gate.limit)
+    await until(lambda: len(database.pool_queue.holders) == database.pool_queue.limit)
     return holders
 
 
@@ -45,7 +46,7 @@ def test_callers_are_served_in_the_order_in_which_they_came(url: str) -> None:
             waiting = []
             for n in range(6):
                 waiting.append(asyncio.create_task(stand(n)))
-                await until(lambda n=n: database.gate.waiting == n + 1)  # type: ignore[misc]
+                await until(lambda n=n: database.pool_queue.waiting == n + 1)  # type: ignore[misc]
             # Whoever leaves the line passes nothing on, and holds nobody up.
             waiting[1].cancel()
             go.set()
@@ -63,7 +64,7 @@ def test_a_waiter_that_is_cancelled_in_its_very_turn_passes_it_on(url: str) -> N
                 (holder,) = await full(database, go)
                 first = asyncio.create_task(hold(database, go))
                 second = asyncio.create_task(hold(database, go))
-                await until(lambda: database.gate.waiting == 2)
+                await until(lambda: database.pool_queue.waiting == 2)
                 go.set()
                 await until(holder.done)  # its place has just been handed to `first`
                 first.cancel()
@@ -106,7 +107,7 @@ def test_a_caller_with_less_time_waits_no_longer_than_that(url: str) -> None:
             with pytest.raises((PoolSaturated, TimeoutError)):
                 async with Deadline(0.1), database.session_scope():
                     pytest.fail("it is full")
-            assert database.gate.waiting == 0
+            assert database.pool_queue.waiting == 0
             go.set()
             await asyncio.gather(*holders)
 
