@@ -109,15 +109,16 @@ class Prepared:
         self, connection: Connection, body: bytes
     ) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
         protocol = connection.protocol
-        if protocol is None or protocol.transport is None:
-            raise aiohttp.ServerDisconnectedError
+        transport = None if protocol is None else protocol.transport
+        if protocol is None or transport is None or transport.is_closing():
+            raise TransportError("connect", "the connection was closed before anything was sent")
         protocol.set_response_params(
             read_until_eof=True,
             auto_decompress=False,
             max_line_size=LINE_BYTES_MAX,
             max_field_size=LINE_BYTES_MAX,
         )
-        protocol.transport.write(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
+        transport.write(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
         while True:
             message, content = await protocol.read()
             if message.code >= 200 or message.code == 101:  # "100 Continue" and its kin: the answer follows.
