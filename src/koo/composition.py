@@ -29,7 +29,7 @@ from koo.monitoring.shapes import Budget, ServiceHealth
 from koo.monitoring.snapshot import own_budget_view, service_view, unknown_service
 from koo.options import PlatformOptions
 from koo.policies.money import from_pico
-from koo.policies.treasury import Answer
+from koo.policies.treasury import Reply
 from koo.sharing import DATABASE, Sharing
 from koo.spending import SpendReports
 from koo.storage.base import BudgetView, Store, StoreUnavailable
@@ -159,7 +159,7 @@ class Parts:
             StoreFound(STORE_SOURCE) if trouble is None else StoreLost(STORE_SOURCE, f"{trouble}; {AWAY}")
         )
 
-    def _heard(self, answer: Answer) -> None:
+    def _heard(self, answer: Reply) -> None:
         """The ledger's store has forgotten something, or has another process under this one's name."""
         if not answer.is_you:
             self.events.publish(ProcessRenamed(STORE_SOURCE))

@@ -13,8 +13,8 @@ from koo.ai.operations import Money, compose, execute, read_options
 from koo.ai.service import Service
 from koo.deadlines import Deadlines
 from koo.errors import BudgetExceeded, Kind
-from koo.policies.treasury import Answer as BeatAnswer
 from koo.policies.treasury import Beat
+from koo.policies.treasury import Reply as BeatAnswer
 from koo.storage.exchanges import MemoryExchange
 from koo.storage.ledger import Ledger
 from koo.storage.memory import MemoryLedger

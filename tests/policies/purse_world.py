@@ -19,7 +19,7 @@ from typing import Any
 
 from koo.policies.purse import Budget, Hold, Refusal, Waiter
 from koo.policies.purses import PATIENCE, Purses
-from koo.policies.treasury import DAY_MS, Answer, Beat, Key, period_at
+from koo.policies.treasury import DAY_MS, Beat, Key, Reply, period_at
 from koo.storage.treasuries import MemoryTreasuries, Treasuries
 
 BEAT_MS = 1000
@@ -295,7 +295,7 @@ class World:
             if treasury.booked != sums.get(key, 0):
                 raise Broken(f"{key}: {treasury.booked} is booked, and the purses say {sums.get(key, 0)}")
 
-    def hear(self, process: Process, answer: Answer) -> None:
+    def hear(self, process: Process, answer: Reply) -> None:
         if not process.alive:
             return
         if process.stopped_until > self.now_ms:

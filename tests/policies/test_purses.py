@@ -16,11 +16,11 @@ from koo.policies.treasury import (
     ENDED,
     FREEZE_MS,
     LIMIT_STANDS_MS,
-    Answer,
     Ask,
     Beat,
     Key,
     Met,
+    Reply,
     Rows,
     Totals,
     Treasury,
@@ -62,7 +62,7 @@ class Party:
         for purses in processes:
             self.speak(purses)
 
-    def speak(self, purses: Purses) -> Answer:
+    def speak(self, purses: Purses) -> Reply:
         answer = self.store.receive(purses.beat(self.now), self.now_ms, BEAT_MS)
         purses.hear(answer, self.now)
         return answer
@@ -631,7 +631,7 @@ def receive_by(is_repeat: Callable[[Any, Beat], bool], has_chain: bool = False) 
     """A store that tells beats apart in another way than by their chain of tokens."""
     true = treasury.receive
 
-    def receive(rows: Rows, beat: Beat, now_ms: int, beat_ms: int) -> Answer:
+    def receive(rows: Rows, beat: Beat, now_ms: int, beat_ms: int) -> Reply:
         process = rows.process
         if not process.closed and not is_repeat(process, beat):
             process.number, process.token = beat.number - 1, beat.before
@@ -710,7 +710,7 @@ def _last_limit(patch: pytest.MonkeyPatch) -> dict[str, Any]:
 @without("the store's day")
 def _own_day(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     class Changed(Purses):
-        def hear(self, answer: Answer, now: float, waited_at: float | None = None) -> bool:
+        def hear(self, answer: Reply, now: float, waited_at: float | None = None) -> bool:
             kept = self._store_ms, self._heard_at
             heard = super().hear(answer, now, waited_at)
             self._store_ms, self._heard_at = kept

@@ -22,7 +22,7 @@ from sqlalchemy import URL
 
 from koo.errors import ConfigurationError
 from koo.policies.money import TOTAL_PICO_MAX
-from koo.policies.treasury import FREEZE_MS, Answer
+from koo.policies.treasury import FREEZE_MS, Reply
 from koo.storage.base import StoreUnavailable
 from koo.storage.sql import SqliteBackend, read_url
 from koo.storage.store import SqlStore
@@ -382,7 +382,7 @@ def test_a_file_that_is_removed_is_made_anew_with_what_this_process_knows(
         clock = sqlite.clock()
         store = at(sqlite.url, clock=clock)
         know(store, None, "requests/claude")
-        heard: list[Answer] = []
+        heard: list[Reply] = []
         store.ledger.heard = heard.append
         await spend(store, "0.70", "0.70")
         given = await hold(store, "0.10")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from koo.policies.treasury import Answer, Ask, Beat, Key, Limit, ProcessRow, Totals, Treasury
+from koo.policies.treasury import Ask, Beat, Key, Limit, ProcessRow, Reply, Totals, Treasury
 from koo.storage import treasuries
 from koo.storage.sql import SqlBackend, make_backend, read_url
 from koo.storage.transaction import Dialect, Row, Table, Transaction, as_rows
@@ -51,7 +51,7 @@ class SqlTreasuries:
         self.backend.transact(lambda tx: results.append(work(tx)), exclusive=True)
         return results[-1]
 
-    def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Answer:
+    def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Reply:
         return self.run(lambda tx: receive_in(tx, beat, 0, beat_ms, is_asked=is_asked, now_ms=now_ms))
 
     def write_off(self, process: str) -> dict[Key, int]:
@@ -113,7 +113,7 @@ class Rows(MemoryTreasuries):
         self._sql = sql
         self._seen = self.treasuries
 
-    def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Answer:
+    def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Reply:
         if self.treasuries is not self._seen:  # The world has put an older copy in its place.
             self._sql.run(self._write)
         answer = self._sql.receive(beat, now_ms, beat_ms, is_asked=is_asked)

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from koo.policies.purse import Budget, Hold, Purse, Refusal, Waiter
-from koo.policies.treasury import Answer, Ask, Beat, Key, Limit, Met, period_at, starts_ms
+from koo.policies.treasury import Ask, Beat, Key, Limit, Met, Reply, period_at, starts_ms
 
 TRIP_S_MAX = 2.0
 """A store that takes longer to answer is away."""
@@ -280,7 +280,7 @@ class Purses:
 
     # ── the answer ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def hear(self, answer: Answer, now: float, waited_at: float | None = None) -> bool:
+    def hear(self, answer: Reply, now: float, waited_at: float | None = None) -> bool:
         """Take in the store's answer, and decide waiters by it. False: this beat was answered before.
 
         `waited_at`: seconds of the event loop, in which callers wait; `now` where it is left out.
@@ -304,7 +304,7 @@ class Purses:
             self.begin_again()  # Should it go on after all, its totals would be added to those that have ended.
         return True
 
-    def _take_answer(self, answer: Answer, beat: Beat, now: float) -> None:
+    def _take_answer(self, answer: Reply, beat: Beat, now: float) -> None:
         for key, told in beat.totals.items():
             purse = self.purses[key]
             purse.take_granted(answer.granted.get(key, 0))
@@ -318,7 +318,7 @@ class Purses:
             if purse.budget.purse is not purse and purse.is_settled():
                 del self.purses[key]
 
-    def _decide(self, answer: Answer, now: float, waited_at: float) -> None:
+    def _decide(self, answer: Reply, now: float, waited_at: float) -> None:
         unmet = self._unmet(answer)
         before, self.waiting = self.waiting, []
         for waiter in before:
@@ -330,7 +330,7 @@ class Purses:
         if self.waiting and not unmet and not answer.frozen:
             self._ring()
 
-    def _unmet(self, answer: Answer) -> dict[tuple[Key, ...], tuple[Met, int, Key | None]]:
+    def _unmet(self, answer: Reply) -> dict[tuple[Key, ...], tuple[Met, int, Key | None]]:
         """What each set of budgets was told, for the amount of its first waiter. A freeze says nothing about that."""
         if answer.frozen:
             return {}

@@ -206,7 +206,7 @@ class Met(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """The store's answer. `met` is empty for a beat that was answered before. `now_ms` is the store's clock.
 
     `has_forgotten`: the store was behind this process; `forgotten` is what it did not know of, by key.
@@ -252,18 +252,18 @@ def keys_of(beat: Beat, now_ms: int) -> set[Key]:
     return keys
 
 
-def receive(rows: Rows, beat: Beat, now_ms: int, beat_ms: int) -> Answer:
+def receive(rows: Rows, beat: Beat, now_ms: int, beat_ms: int) -> Reply:
     """Take a beat in and decide what it asks for; changes `rows`. `beat_ms`: the time between two beats."""
     process = rows.process
     if process.closed:
-        return Answer(beat, is_you=False)
+        return Reply(beat, is_you=False)
     if process.token == beat.token:
         return _answer(rows, beat, now_ms, beat_ms)
     is_behind = process.token != beat.before
     if is_behind and process.number >= beat.number:
         # Somebody else spoke under this name. Only the copy that reads this changes its name: a treasury that froze
         # here would freeze an honest process whose beat was repeated late.
-        return Answer(beat, is_you=False)
+        return Reply(beat, is_you=False)
     forgotten = _take_totals(rows, beat)
     _take_limits(rows, beat, now_ms)
     process.number, process.token = beat.number, beat.token
@@ -346,11 +346,11 @@ def _answer(
     now_ms: int,
     beat_ms: int,
     decided: Sequence[tuple[Met, Key | None]] = (),
-) -> Answer:
+) -> Reply:
     forgotten = rows.process.forgotten
     keys = set(beat.totals).union(*(ask.need for ask in beat.asks))
     since_ms = now_ms - RECALL_BEATS * beat_ms
-    return Answer(
+    return Reply(
         beat=beat,
         granted={key: rows.purses[key].granted for key in keys if key in rows.purses},
         met=[met for met, _ in decided],

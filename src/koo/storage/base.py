@@ -16,7 +16,7 @@ from koo.events import Severity
 from koo.options import BudgetOptions
 from koo.policies.forecast import RunOut
 from koo.policies.purse import Budget, Hold, Refusal
-from koo.policies.treasury import Answer, Key, PeriodKind, Standing
+from koo.policies.treasury import Key, PeriodKind, Reply, Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +227,7 @@ class LedgerKeeper(Ledger, Protocol):
     `heard` is called with an answer that gives this process another name, or says that the store has forgotten.
     """
 
-    heard: Callable[[Answer], None]
+    heard: Callable[[Reply], None]
 
     async def run(self) -> None:
         """Keep the store up to date, until cancelled."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from koo.clock import Clock
-from koo.policies.treasury import Answer, Beat, Key
+from koo.policies.treasury import Beat, Key, Reply
 from koo.storage.executor import Executor
 from koo.storage.postings import Posting, book
 from koo.storage.transaction import StatementRejected, Transaction
@@ -31,7 +31,7 @@ class Exchange(Protocol):
         """Why the store cannot be used now; None: nothing is known against it."""
         ...
 
-    async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Answer:
+    async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Reply:
         """Have a beat taken in, with its entries, in one transaction. Raises `StoreUnavailable`."""
         ...
 
@@ -48,7 +48,7 @@ class MemoryExchange:
         self.postings: dict[str, Posting] = {}
         self._clock = clock
 
-    async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Answer:
+    async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Reply:
         """Answer at once."""
         self.postings |= {posting.id: posting for posting in postings}
         now_ms, beat_ms = int(self._clock.wall() * 1000), int(self.beat_s * 1000)
@@ -69,7 +69,7 @@ class SqlExchange:
         """Why the store cannot be used now."""
         return self._executor.trouble
 
-    async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Answer:
+    async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Reply:
         """One transaction. Raises `StoreUnavailable`."""
         try:
             return await self._send(beat, postings, is_asked)
@@ -80,10 +80,10 @@ class SqlExchange:
             await self._book_alone(posting, beat.process)
         return answer
 
-    async def _send(self, beat: Beat, postings: Sequence[Posting], is_asked: bool) -> Answer:
+    async def _send(self, beat: Beat, postings: Sequence[Posting], is_asked: bool) -> Reply:
         wall_ms, beat_ms = int(self._executor.clock.wall() * 1000), int(self.beat_s * 1000)
 
-        def write(tx: Transaction) -> Answer:
+        def write(tx: Transaction) -> Reply:
             answer = receive_in(tx, beat, wall_ms, beat_ms, is_asked=is_asked, opened=self._opened)
             if answer.is_you:
                 book(tx, postings, beat.process)

@@ -28,10 +28,10 @@ from koo.policies.purses import PATIENCE, Purses
 from koo.policies.treasury import (
     DAY_MS,
     FREEZE_MS,
-    Answer,
     Beat,
     Key,
     PeriodKind,
+    Reply,
     Standing,
     Totals,
     starts_ms,
@@ -84,7 +84,7 @@ class Ledger:
     """
 
     def __init__(self, exchange: Exchange, clock: Clock) -> None:
-        self.heard: Callable[[Answer], None] = lambda answer: None
+        self.heard: Callable[[Reply], None] = lambda answer: None
         self._exchange = exchange
         self.clock = clock
         self._now = clock.monotonic
@@ -353,7 +353,7 @@ class Ledger:
             self._ring()
         self._report(answer)
 
-    def _learn(self, answer: Answer, beat: Beat, is_asked: bool) -> None:
+    def _learn(self, answer: Reply, beat: Beat, is_asked: bool) -> None:
         if is_asked:
             self._looked_at = self._now()
             self._known = {}
@@ -384,7 +384,7 @@ class Ledger:
             held=others.held + told.held,
         )
 
-    def _report(self, answer: Answer) -> None:
+    def _report(self, answer: Reply) -> None:
         if not answer.is_you:
             log.warning(
                 "the state store heard another process under this one's name, or it was written off: this process "

@@ -16,10 +16,10 @@ from koo.policies.money import TOTAL_PICO_MAX
 from koo.policies.treasury import (
     ENDED,
     LIVES_MS,
-    Answer,
     Beat,
     Key,
     ProcessRow,
+    Reply,
     Rows,
     Standing,
     Totals,
@@ -40,7 +40,7 @@ UNBOUNDED = -1
 class Treasuries(Protocol):
     """All treasuries of one store."""
 
-    def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Answer:
+    def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Reply:
         """Take a beat in, all of it or nothing. `is_asked`: the answer says how all budgets of the beat stand."""
         ...
 
@@ -59,7 +59,7 @@ class MemoryTreasuries:
         self.seen_ms: dict[str, int] = {}
         self.frozen_until_ms = 0
 
-    def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Answer:
+    def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Reply:
         """Take a beat in."""
         keys = keys_of(beat, now_ms)
         rows = Rows(
@@ -176,7 +176,7 @@ OTHERS = """SELECT p.budget, p.period, q.seen_ms, q.closed, p.granted, p.back, p
     WHERE p.process <> :process"""
 
 
-def _asked(answer: Answer, keys: Iterable[Key], is_asked: bool) -> set[Key]:
+def _asked(answer: Reply, keys: Iterable[Key], is_asked: bool) -> set[Key]:
     """Of which budgets the answer says how they stand."""
     return set(keys) if is_asked else {key for key in answer.short if key is not None}
 
@@ -190,7 +190,7 @@ def receive_in(
     is_asked: bool = False,
     opened: set[Key] | None = None,
     now_ms: int | None = None,
-) -> Answer:
+) -> Reply:
     """Take a beat in, in a transaction. The time is the store's clock, which for a file is `wall_ms`, or `now_ms`.
 
     `opened` remembers which treasuries were there at the last beat, so that they need not be opened again.
