@@ -5,7 +5,9 @@ Rows of `Oddity`, sent and held by `tests/ai/test_oddities.py`, and written into
 
 from __future__ import annotations
 
+import gzip
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,8 +31,9 @@ def refusal(
     format: Format = "openai_compatible",  # noqa: A002 - the word of the table
     headers: Mapping[str, str] | None = None,
     requests: int = 1,
+    streamed: bool = False,
 ) -> Oddity:
-    """One refusal; `body` as JSON unless it is text or bytes."""
+    """One refusal; `body` as JSON unless it is text or bytes. `streamed`: what was asked for was a stream."""
     if isinstance(body, str):
         body = body.encode()
     return Oddity(
@@ -43,6 +46,8 @@ def refusal(
         headers=headers or {},
         kind=kind,
         requests=requests,
+        streamed=streamed,
+        text="" if streamed else "Paris.",
     )
 
 
@@ -57,6 +62,7 @@ HOLDS_BACK = "takes the account for empty: keeps away from the service, and asks
 QUOTA = "takes the quota for used up: keeps away until it is said to be free, and asks the fallback"
 PAUSES = "takes it for a limit of the rate: all callers wait as long as it says, or ask the fallback"
 CALLERS = "takes it for the caller's mistake: not repeated, and no other caller waits"
+ANEW = "asks once more in the form that the server takes, and remembers that; here it refuses that too"
 REPEATS = "takes it for an overload: repeats it with pauses, then asks the fallback"
 
 GOOGLE_KEY = {
@@ -755,5 +761,145 @@ ROWS: tuple[Oddity, ...] = (
         openai_error("Unexpected text in messages.0: your account balance is insufficient", INVALID),
         Kind.INVALID_REQUEST,
         CALLERS,
+    ),
+    # ── bodies that cannot be read ──
+    refusal(
+        "a limit whose body is compressed with Brotli",
+        "gateways",
+        429,
+        b"\x0b\x02\x80hello\x03",
+        Kind.THROTTLED,
+        PAUSES,
+        headers={"content-encoding": "br", **HOUR},
+    ),
+    refusal(
+        "a limit whose body is compressed with Zstandard",
+        "gateways",
+        429,
+        b"\x28\xb5\x2f\xfd\x00",
+        Kind.THROTTLED,
+        PAUSES,
+        headers={"content-encoding": "zstd", **HOUR},
+    ),
+    refusal(
+        "an empty account in a body that is compressed as x-gzip",
+        "gateways",
+        400,
+        gzip.compress(json.dumps(ANTHROPIC_CREDIT).encode()),
+        Kind.BILLING,
+        HOLDS_BACK,
+        headers={"content-encoding": "x-gzip"},
+        format="anthropic",
+    ),
+    # ── waits in other forms; each is an hour ──
+    refusal(
+        "a wait as a point in time, in seconds since 1970",
+        "gateways",
+        429,
+        openai_error("slow"),
+        Kind.THROTTLED,
+        PAUSES,
+        headers={"retry-after": str(int(time.time()) + 3600)},
+    ),
+    refusal(
+        "a wait as a point in time, in milliseconds since 1970",
+        "OpenRouter",
+        429,
+        openai_error("slow"),
+        Kind.THROTTLED,
+        PAUSES,
+        headers={"x-ratelimit-reset": str(int(time.time() + 3600) * 1000)},
+    ),
+    refusal(
+        "a wait as a span",
+        "gateways written in Go",
+        429,
+        openai_error("slow"),
+        Kind.THROTTLED,
+        PAUSES,
+        headers={"retry-after": "1h0m0s"},
+    ),
+    refusal(
+        "a wait in milliseconds",
+        "Azure",
+        429,
+        openai_error("slow"),
+        Kind.THROTTLED,
+        PAUSES,
+        headers={"x-ms-retry-after-ms": "3600000"},
+    ),
+    refusal(
+        "a wait of zero before another one",
+        "gateways",
+        429,
+        openai_error("slow"),
+        Kind.THROTTLED,
+        PAUSES,
+        headers={"retry-after-ms": "0", "retry-after": "-1", "ratelimit-reset": "3600"},
+    ),
+    refusal(
+        "a wait in a field of the body",
+        "gateways",
+        429,
+        openai_error("slow", retry_after_seconds=3600),
+        Kind.THROTTLED,
+        PAUSES,
+    ),
+    # ── parameters that a server refuses ──
+    refusal(
+        "a refused name of the longest answer",
+        "reasoning models",
+        400,
+        openai_error(
+            "Unsupported parameter: 'max_tokens' is not supported with this model. "
+            "Use 'max_completion_tokens' instead.",
+            INVALID,
+            "unsupported_parameter",
+        ),
+        Kind.INVALID_REQUEST,
+        ANEW,
+        requests=2,
+    ),
+    refusal(
+        "a refused option of a stream",
+        "older servers on FastAPI",
+        422,
+        {
+            "detail": [
+                {
+                    "type": "extra_forbidden",
+                    "loc": ["body", "stream_options"],
+                    "msg": "Extra inputs are not permitted",
+                }
+            ]
+        },
+        Kind.INVALID_REQUEST,
+        ANEW,
+        requests=2,
+        streamed=True,
+    ),
+    refusal(
+        "a context that is smaller than prompt and answer",
+        "vLLM",
+        400,
+        {
+            "object": "error",
+            "message": "This model's maximum context length is 110 tokens. However, you requested 124 tokens "
+            "(24 in the messages, 100 in the completion).",
+            "type": "BadRequestError",
+            "code": 400,
+        },
+        Kind.CONTEXT_LENGTH,
+        "asks once more for what is left of the context, and else names max_tokens",
+        requests=2,
+    ),
+    refusal(
+        "a longest answer that is too long",
+        "DeepSeek",
+        400,
+        openai_error("Invalid max_tokens value, the valid range of max_tokens is [1, 50]", INVALID),
+        Kind.INVALID_REQUEST,
+        ANEW,
+        requests=2,
     ),
 )

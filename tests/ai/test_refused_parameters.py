@@ -190,6 +190,18 @@ def test_a_server_that_refuses_both_names_is_not_asked_for_ever() -> None:
     serving(test, refused=unsupported("max_tokens") | unsupported(NEW_NAME))
 
 
+def test_a_parameter_that_was_not_the_fault_is_left_out_once_and_comes_back() -> None:
+    async def test(here: Gateway, server: Picky) -> None:
+        server.script(*[error(400, "invalid", "stream_options is not supported")] * 2)
+        with pytest.raises(InvalidRequest) as caught:
+            await streamed(here)
+        assert caught.value.attempts == 2
+        await streamed(here)
+        assert ["stream_options" in body for body in bodies(server)] == [True, False, True]
+
+    serving(test)
+
+
 def test_a_server_that_says_something_else_each_time_is_asked_a_few_times() -> None:
     async def test(here: Gateway, server: Picky) -> None:
         def sentence(request: ReceivedRequest) -> tuple[str, str, str]:

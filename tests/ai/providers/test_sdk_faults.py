@@ -375,3 +375,26 @@ def test_googles_retries_are_known_and_so_is_the_one_that_nobody_asked_for() -> 
 )
 def test_an_operation_without_an_sdk_behind_it_has_no_retries(operation: Any) -> None:
     assert own_retries(operation) == 0
+
+
+def of_module(module: str, name: str, *bases: type[Exception], **attributes: Any) -> Exception:
+    """An exception of an SDK that the tests do not install, as its generator makes them."""
+    cls = type(
+        name, bases or (Exception,), {"__module__": f"{module}._exceptions", "__init__": lambda _: None}
+    )
+    error: Exception = cls()
+    vars(error).update(attributes)
+    return error
+
+
+def test_other_sdks_of_the_same_generator_and_litellm_are_known() -> None:
+    base = type("APIError", (Exception,), {"__module__": "groq._exceptions"})
+    full = {"error": {"message": "Flex tier capacity exceeded", "type": None, "code": "capacity_exceeded"}}
+    error = of_module("groq", "APIStatusError", base, status_code=498, body=full)
+    assert fault_of(error).kind is Kind.THROTTLED and fault_of(error).billed is False
+    wrapped = openai.RateLimitError.__new__(openai.RateLimitError)
+    sentence = "litellm.RateLimitError: OpenAIException - You exceeded your current quota"
+    vars(wrapped).update(status_code=429, body=None, message=sentence, response=None, request_id=None)
+    assert fault_of(wrapped).kind is Kind.QUOTA
+    assert fault_of(of_module("litellm", "BudgetExceededError")).kind is Kind.QUOTA
+    assert classify_sdk(of_module("litellm", "SomethingElse")) is None

@@ -97,16 +97,17 @@ class Forms:
             temperature=None if "temperature" in form.without else request.temperature,
         )
 
-    def learn(self, request: Request, parsed: ParsedError, sent: bytes) -> None:
-        """Take in how the server refused a request, whose body was `sent`."""
+    def learn(self, request: Request, parsed: ParsedError, sent: bytes) -> bool:
+        """Take in how the server refused a request, whose body was `sent`; False: another form would be no better."""
         if parsed.status not in REFUSALS:
-            return
+            return False
         known = self.of(request.model)
         form = _with_room(known, request, parsed, sent) or self._without(known, request, parsed, sent)
         if form is not None:
             if len(self._by_model) >= MODELS_MAX:
                 self._by_model.clear()
             self._by_model[request.model] = form
+        return form is None or form.without >= known.without
 
     def _without(self, form: Form, request: Request, parsed: ParsedError, sent: bytes) -> Form | None:
         used = next((name for name in TOKEN_NAMES if _is_sent(name, sent)), "")

@@ -14,7 +14,7 @@ from dataclasses import replace
 from koo.ai.providers.anthropic import FAULTS as ANTHROPIC
 from koo.ai.providers.faults import FaultTable, ParsedError, make_error
 from koo.ai.providers.gemini_errors import FAULTS as GEMINI
-from koo.ai.providers.openai import FAULTS as OPENAI
+from koo.ai.providers.openai_compatible import FAULTS as COMPATIBLE
 from koo.ai.providers.openai_errors import parse_error
 from koo.ai.providers.perplexity import FAULTS as PERPLEXITY
 from koo.clock import SYSTEM_CLOCK
@@ -22,6 +22,8 @@ from koo.errors import ExternalServiceError, Kind
 from koo.policies.treatment import fault_of
 from koo.policies.verdict import Fault
 
+OF_CHAT = ("openai", "groq", "cerebras", "together")
+"""SDKs of services that speak chat completions. LiteLLM's exceptions are also openai's."""
 HTTP = FaultTable("http", ())
 """A plain HTTP library: only the status speaks."""
 
@@ -76,7 +78,7 @@ def _names(cls: type) -> dict[str, set[str]]:
 
 
 def _judge_stainless(table: FaultTable) -> Callable[[Exception, set[str], str], ExternalServiceError | None]:
-    """anthropic, openai and perplexity are made by one generator, and name their classes alike."""
+    """Most SDKs are made by one generator, and name their classes alike."""
 
     def judge(error: Exception, names: set[str], service: str) -> ExternalServiceError | None:
         service = service or table.vendor
@@ -112,6 +114,8 @@ def _parse(error: Exception) -> ParsedError:
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     request_id = getattr(error, "request_id", None)
     body = getattr(error, "body", None)
+    if body is None:
+        body = getattr(error, "message", None)  # LiteLLM's have the error in their sentence
     # openai's SDK hands over the inner object of the error, anthropic's the whole body; a page of something on the way
     # is text.
     if isinstance(body, Mapping) and body.get("type") != "error" and not {"error", "object"} & set(body):
@@ -138,6 +142,13 @@ def _judge_google(error: Exception, names: set[str], service: str) -> ExternalSe
     # A refusal is not billed. An error inside a stream has a code like one, but carries the SDK's own answer.
     billable = hasattr(response, "response_stream")
     return GEMINI.error(service, parsed, SYSTEM_CLOCK.wall(), billable=billable)
+
+
+def _judge_litellm(_: Exception, names: set[str], service: str) -> ExternalServiceError | None:
+    """Its own budget, which is no error of a vendor's; all others of its exceptions are."""
+    if "BudgetExceededError" in names:
+        return make_error(service or "litellm", Kind.QUOTA, billable=False)
+    return None
 
 
 # ── plain HTTP libraries ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -182,12 +193,17 @@ def _by_status(error: Exception, status: object, service: str) -> ExternalServic
 
 JUDGES: dict[str, Callable[[Exception, set[str], str], ExternalServiceError | None]] = {
     "anthropic": _judge_stainless(ANTHROPIC),
-    "openai": _judge_stainless(OPENAI),
+    # OpenAI's SDK is how most people ask its imitators, too.
+    **{
+        name: _judge_stainless(FaultTable(name, COMPATIBLE.rows))
+        for name in ("openai", "groq", "cerebras", "together")
+    },
     "perplexity": _judge_stainless(PERPLEXITY),
     "google": _judge_google,
     "httpx": _judge_httpx,
     "httpx2": _judge_httpx,
     "aiohttp": _judge_aiohttp,
+    "litellm": _judge_litellm,
 }
 
 

@@ -156,9 +156,9 @@ class Wire:
         # Not billed, a redirect included: work may have been done for it, but no vendor charges for that.
         error = self._table.error(self.service, parsed, self._clock.wall())
         if request is not None and sent is not None and error.kind in OF_THE_FORM:
-            self.forms.learn(request, parsed, sent)
+            may_pass = self.forms.learn(request, parsed, sent)
             # Another call may have learned it in the meantime: what counts is what would be sent now.
-            error.anew = self._encode(request, stream=stream) != sent
+            error.anew = may_pass and self._encode(request, stream=stream) != sent
         return error
 
     def error(self, parsed: ParsedError, *, billable: bool | None) -> ExternalServiceError:
