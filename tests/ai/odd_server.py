@@ -16,9 +16,9 @@ from koo.deadlines import Deadlines
 from koo.errors import ExternalServiceError
 from koo.events import EventBus
 from koo.http import HttpClient
-from koo.options import PlatformOptions, RetryOptions, ServiceOptions
+from koo.options import LimitOptions, PlatformOptions, RetryOptions, ServiceOptions
 from koo.storage.memory import MemoryLedger
-from tests.ai.oddities import Oddity
+from tests.ai.oddities import Format, Oddity
 from tests.ai.worlds import beating, budgets_of
 
 MODELS = {
@@ -76,14 +76,14 @@ class OddServer:
 
 
 @asynccontextmanager
-async def odd_gateway(server: OddServer) -> AsyncIterator[Gateway]:
-    """A gateway whose service `odd` is this server, with two repeats."""
-    http, deadlines, ledger, prices = HttpClient(), Deadlines(), MemoryLedger(SYSTEM_CLOCK), Prices()
+async def odd_gateway(kind: Format, base_url: str, http: HttpClient) -> AsyncIterator[Gateway]:
+    """A gateway whose service `odd` is at this address, with two repeats."""
+    deadlines, ledger, prices = Deadlines(), MemoryLedger(SYSTEM_CLOCK), Prices()
     await prices.load()
-    kind = server.oddity.format
     options = ServiceOptions(
-        name="odd", kind=kind, model=MODELS[kind], api_key="test-key", declared=True, base_url=server.base_url,
+        name="odd", kind=kind, model=MODELS[kind], api_key="test-key", declared=True, base_url=base_url,
         input_price=Decimal(1), output_price=Decimal(1), retry=RetryOptions(base_s=0.001, cap_s=0.01, attempts_max=3),
+        limits=LimitOptions(), daily_budget_usd=Decimal(10**6),
     )  # fmt: skip
     services = assemble(
         PlatformOptions(services=(options,)), http=http, clock=SYSTEM_CLOCK, deadlines=deadlines,
@@ -104,7 +104,10 @@ async def odd_gateway(server: OddServer) -> AsyncIterator[Gateway]:
 
 async def ask_koo(oddity: Oddity) -> tuple[str, ExternalServiceError | None, int]:
     """The text that koo's caller gets, the error where there is one, and the requests that the server saw."""
-    async with OddServer(oddity) as server, odd_gateway(server) as gateway:
+    async with (
+        OddServer(oddity) as server,
+        odd_gateway(oddity.format, server.base_url, HttpClient()) as gateway,
+    ):
         text, query = "", Query(service="odd", prompt="Capital of France?", max_tokens=100)
         try:
             if oddity.streamed:

@@ -6,11 +6,12 @@ import asyncio
 
 import pytest
 
+from tests.ai.odd_answers import ANSWERS
 from tests.ai.odd_refusals import ROWS as REFUSALS
 from tests.ai.odd_server import ask_koo
 from tests.ai.oddities import ODDITIES, Oddity
 
-ALL = (*ODDITIES, *REFUSALS)
+ALL = (*ODDITIES, *ANSWERS, *REFUSALS)
 
 
 @pytest.mark.parametrize("oddity", ALL, ids=lambda oddity: oddity.name)

@@ -255,7 +255,7 @@ class _Reader(Reader):
         text = self._take_start()
         usage = usage_of(told, self._usage) if told else None
         counted = told is not None and told.output_tokens is not None
-        self._written = self._written or (usage is not None and usage.output_tokens > 0)
+        self._written = self._written or (told is not None and count_of(told.output_tokens) > 0)
         self._usage_told = self._usage_told or counted
         return CompletionChunk(
             text=text,

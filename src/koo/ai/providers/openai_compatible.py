@@ -173,7 +173,7 @@ class _Reader(Reader):
     def take(self, name: str, told: _Answer, data: bytes) -> CompletionChunk | None:
         choice = told.choices[0] if told.choices else None
         if told.error is not NOTHING and is_something(told.error):
-            return self._failed(self._fault(data), told)
+            return self._failed(self.wire.told(self.headers, told.error, billable=self._begun), told)
         if choice is None:
             if told.usage is None and told.id is None:
                 if told.error is NOTHING and (parsed := read_error(200, self.headers, data)).shaped:

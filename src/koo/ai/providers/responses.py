@@ -7,6 +7,7 @@ Text that came in no delta stands in the final answer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from decimal import Decimal
@@ -95,6 +96,10 @@ class _Item(msgspec.Struct):
         return self.content or self.text or ""
 
 
+_WORK = re.compile(r"reasoning|.*_(call|output|results)$")
+"""Items beside the answer: what was thought, called and found."""
+
+
 class _Incomplete(msgspec.Struct):
     reason: str | None = None
 
@@ -112,12 +117,10 @@ class _Answer(msgspec.Struct):
     @property
     def text(self) -> str:
         output = self.output or ()
-        text = "".join(item.words for item in output if item.type == "message")
-        return (
-            text
-            or self.output_text
-            or "".join(item.words for item in output if item.type in ("", "output_text"))
-        )
+        messages = [item for item in output if item.type == "message"]
+        if not messages:  # of another type, or of none
+            messages = [item for item in output if not _WORK.match(item.type)]
+        return "".join(item.words for item in messages) or self.output_text or ""
 
     @property
     def stop_reason(self) -> str | None:

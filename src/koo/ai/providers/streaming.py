@@ -96,8 +96,12 @@ class Reader(ABC):
             return self._done()
         if not isinstance(document, dict) or not document:
             return None
-        name = event.event if event.event in self.shapes else document.get("type", "")
-        decoder = self.shapes.get(name if isinstance(name, str) and name in self.shapes else "")
+        name = event.event
+        if name == "message" or name not in self.shapes:  # the first is what all are called that have no name
+            name = document.get("type", "")
+        if not isinstance(name, str) or name not in self.shapes:
+            name = ""
+        decoder = self.shapes.get(name)
         if decoder is None:
             return None
         told = fit(document, decoder.type)

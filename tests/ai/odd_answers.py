@@ -1,0 +1,213 @@
+"""Odd answers in the formats of Anthropic, OpenAI's Responses, Perplexity and Gemini, as rows of the same table."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from koo.errors import Kind
+from tests.ai.oddities import Oddity, document, events, streamed, whole
+
+ANTHROPIC: dict[str, Any] = {"format": "anthropic"}
+RESPONSES: dict[str, Any] = {"format": "openai"}
+PERPLEXITY: dict[str, Any] = {"format": "perplexity"}
+GEMINI: dict[str, Any] = {"format": "gemini"}
+
+
+# ── good answers, which the rows change ───────────────────────────────────────────────────────────────────────────────
+
+
+def message(text: str = "Paris.", **changes: Any) -> dict[str, Any]:
+    """Anthropic's whole answer."""
+    return {
+        "id": "msg_1", "type": "message", "role": "assistant", "model": "claude-sonnet-5-5",
+        "content": [{"type": "text", "text": text}], "stop_reason": "end_turn", "stop_sequence": None,
+        "usage": {"input_tokens": 12, "output_tokens": 3}, **changes,
+    }  # fmt: skip
+
+
+def block_start(text: str = "", **changes: Any) -> dict[str, Any]:
+    block = {"type": "text", "text": text}
+    return {"type": "content_block_start", "index": 0, "content_block": block, **changes}
+
+
+def delta(text: str, **changes: Any) -> dict[str, Any]:
+    """A piece of a streamed answer of Anthropic's."""
+    return {
+        "type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}, **changes
+    }  # fmt: skip
+
+
+def message_end(reason: Any = "end_turn", **changes: Any) -> dict[str, Any]:
+    return {"type": "message_delta", "delta": {"stop_reason": reason}, "usage": {"output_tokens": 3}, **changes}
+
+
+MESSAGE_START: dict[str, Any] = {
+    "type": "message_start",
+    "message": message(content=[], stop_reason=None, usage={"input_tokens": 12, "output_tokens": 1}),
+}
+BLOCK_STOP: dict[str, Any] = {"type": "content_block_stop", "index": 0}
+MESSAGE_STOP: dict[str, Any] = {"type": "message_stop"}
+
+
+def run(text: str = "Paris.", **changes: Any) -> dict[str, Any]:
+    """A run of the Responses format that is over."""
+    part = {"type": "output_text", "text": text, "annotations": []}
+    item = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [part]}
+    return {
+        "id": "resp_1", "object": "response", "created_at": 1, "model": "gpt-6.1-terra", "status": "completed",
+        "output": [item], "error": None, "incomplete_details": None, "parallel_tool_calls": True, "tools": [],
+        "tool_choice": "auto", "usage": {"input_tokens": 12, "output_tokens": 3, "total_tokens": 15}, **changes,
+    }  # fmt: skip
+
+
+RUN_START: dict[str, Any] = {
+    "type": "response.created", "sequence_number": 0, "response": run(status="in_progress", output=[], usage=None)
+}  # fmt: skip
+
+
+def words(text: str, **changes: Any) -> dict[str, Any]:
+    """A piece of a streamed run."""
+    return {
+        "type": "response.output_text.delta", "item_id": "msg_1", "output_index": 0, "content_index": 0,
+        "sequence_number": 1, "delta": text, **changes,
+    }  # fmt: skip
+
+
+def run_end(text: str = "Paris.", **changes: Any) -> dict[str, Any]:
+    return {"type": "response.completed", "sequence_number": 9, "response": run(text, **changes)}
+
+
+def candidates(text: Any = "Paris.", reason: Any = "STOP", **changes: Any) -> dict[str, Any]:
+    """Gemini's whole answer, or a chunk of one."""
+    candidate = {"content": {"parts": [{"text": text}], "role": "model"}, "finishReason": reason, "index": 0}
+    return {
+        "candidates": [candidate],
+        "usageMetadata": {"promptTokenCount": 12, "candidatesTokenCount": 3, "totalTokenCount": 15},
+        "modelVersion": "gemini-3.5-flash", "responseId": "r1", **changes,
+    }  # fmt: skip
+
+
+def bare(chunk: dict[str, Any]) -> str:
+    """An event whose name something dropped."""
+    return f"data: {json.dumps(chunk)}\n\n"
+
+
+ANSWERS: tuple[Oddity, ...] = (
+    # Anthropic
+    whole("Anthropic's counts as null and texts", "gateways to Bedrock", "reads what it can, estimates the rest",
+          message(usage={"input_tokens": "12", "output_tokens": 0, "output_tokens_details": {"thinking_tokens": -1}}),
+          **ANTHROPIC),
+    whole("an answer without usage, id or type", "gateways that translate", "estimates what it used",
+          {"content": [{"type": "text", "text": "Paris."}]}, **ANTHROPIC),
+    whole("Anthropic's content as a text", "gateways that translate", "takes it as the text",
+          message(content="Paris."), **ANTHROPIC),
+    whole("null among the blocks of content", "gateways that drop what they do not know", "passes it over",
+          message(content=[None, {"type": "text", "text": "Paris.", "citations": None}]), **ANTHROPIC),
+    whole("an end that names a failure, at Anthropic's", "gateways that translate", "raises an error",
+          message("Par", stop_reason="error"), **ANTHROPIC, kind=Kind.SERVER_ERROR, requests=3),
+    whole("an error beside content", "gateways that translate", "raises the error",
+          message("Par", error={"type": "overloaded_error", "message": "overloaded"}), **ANTHROPIC,
+          kind=Kind.OVERLOADED, requests=3),
+    whole("Anthropic's events to a request for a whole answer", "gateways that always stream", "joins the pieces",
+          events(MESSAGE_START, block_start(), delta("Par"), delta("is."), BLOCK_STOP, message_end(), MESSAGE_STOP),
+          **ANTHROPIC, content_type="text/event-stream"),
+    streamed("text in the start of a block", "gateways that translate whole answers", "takes it if no delta brings it",
+             MESSAGE_START, block_start("Paris."), BLOCK_STOP, message_end(), MESSAGE_STOP, **ANTHROPIC),
+    streamed("the first words in the start of a block", "gateways that translate", "puts them before the deltas",
+             MESSAGE_START, block_start("Par"), delta("is."), BLOCK_STOP, message_end(), MESSAGE_STOP, **ANTHROPIC),
+    streamed("a whole text in the start of a block and in deltas too", "gateways that translate", "takes it once",
+             MESSAGE_START, block_start("Paris."), delta("Par"), delta("is."), BLOCK_STOP, message_end(), MESSAGE_STOP,
+             **ANTHROPIC),
+    streamed("text in the start of a message", "gateways that translate whole answers",
+             "takes it where no delta brings it",
+             {**MESSAGE_START, "message": message()}, message_end(), MESSAGE_STOP, **ANTHROPIC),
+    streamed("a whole message to a streamed request of Anthropic's", "gateways that do not stream",
+             "is a stream of one piece", document(message()), **ANTHROPIC, content_type="application/json"),
+    streamed("Anthropic's events without names", "proxies that drop the lines they do not know", "reads their types",
+             *map(bare, (MESSAGE_START, delta("Par"), {"type": "ping"}, delta("is."), message_end(), MESSAGE_STOP)),
+             **ANTHROPIC),
+    streamed("Anthropic's events under one name", "gateways that name every event data", "reads their types",
+             *(f"event: data\n{bare(one)}" for one in (MESSAGE_START, delta("Par"), delta("is."), message_end(),
+                                                        MESSAGE_STOP)), **ANTHROPIC),
+    streamed("pings in any dress among Anthropic's events", "gateways", "passes them over",
+             "event: ping\ndata:\n\n", MESSAGE_START, "event: ping\ndata: ping\n\n", delta("Par"), "data: null\n\n",
+             delta("is."), "event: keepalive\ndata: {}\n\n", message_end(), MESSAGE_STOP, **ANTHROPIC),
+    streamed("a delta without a type", "gateways that translate", "takes its text",
+             MESSAGE_START, delta("Par", delta={"text": "Par"}), delta("is.", index="0"), message_end(), MESSAGE_STOP,
+             **ANTHROPIC),
+    streamed("no message_stop, and silence", "gateways that translate", "ends a second after that reason",
+             MESSAGE_START, delta("Par"), delta("is."), message_end(), **ANTHROPIC, stays_open=True),
+    streamed("[DONE] in place of message_stop", "gateways that translate", "takes it as the end",
+             MESSAGE_START, delta("Par"), delta("is."), "data: [DONE]\n\n", **ANTHROPIC),
+    streamed("an unnamed error among Anthropic's events", "gateways", "raises the error, with what came",
+             MESSAGE_START, delta("Par"), bare({"error": {"type": "overloaded_error", "message": "overloaded"}}),
+             **ANTHROPIC, text="Par", kind=Kind.OVERLOADED),
+    streamed("an end that names a failure among Anthropic's events", "gateways", "raises stream truncated",
+             MESSAGE_START, delta("Par"), message_end("error"), MESSAGE_STOP, **ANTHROPIC, text="Par",
+             kind=Kind.SERVER_ERROR),
+    streamed("a message in which nothing is said", "gateways whose upstream broke", "raises stream truncated",
+             MESSAGE_START, message_end(usage={}), MESSAGE_STOP, **ANTHROPIC, text="", kind=Kind.TRUNCATED_STREAM,
+             requests=3),
+    # OpenAI's Responses, and Perplexity
+    whole("a run without a status", "gateways that translate", "takes its text for an answer",
+          run(status=None, usage=None), **RESPONSES),
+    whole("output that is one item, content that is a text", "gateways that translate", "takes the text",
+          run(output={"type": "message", "content": "Paris."}), **RESPONSES),
+    whole("output_text alone", "gateways that imitate the SDK", "takes it as the text",
+          run(output=[], output_text="Paris."), **RESPONSES),
+    whole("an empty error beside a run", "gateways", "takes an empty error for none", run(error={}), **RESPONSES),
+    whole("an error beside a completed run", "gateways", "raises the error",
+          run("Par", error={"code": "server_error", "message": "failed"}), **RESPONSES, kind=Kind.SERVER_ERROR,
+          requests=3),
+    whole("Perplexity's counts as texts", "gateways", "reads them",
+          run(usage={"input_tokens": "12", "output_tokens": 3.0, "total_tokens": None, "cost": "free"}), **PERPLEXITY),
+    streamed("a run's text only in its last event", "gateways that do not stream", "takes it from there",
+             RUN_START, run_end(), **RESPONSES),
+    streamed("a run's text only where a part is done", "gateways that translate", "takes it from there",
+             RUN_START, {"type": "response.output_text.done", "text": "Paris."}, run_end(output=None), **RESPONSES),
+    streamed("a whole run to a streamed request", "gateways that do not stream", "is a stream of one piece",
+             document(run()), **RESPONSES, content_type="application/json"),
+    streamed("[DONE] in place of a run's end", "gateways that translate", "takes it as the end",
+             RUN_START, words("Par"), words("is."), "data: [DONE]\n\n", **RESPONSES),
+    streamed("pings in any dress among a run's events", "gateways", "passes them over",
+             RUN_START, "data: null\n\n", words("Par"), "event: ping\ndata: ping\n\n", words("is."), run_end(),
+             **RESPONSES),
+    streamed("a run that says it failed in its completed event", "Perplexity", "raises stream truncated",
+             bare(RUN_START), bare(words("Par")), bare(run_end("Par", status="failed")), **PERPLEXITY, text="Par",
+             kind=Kind.SERVER_ERROR),
+    streamed("a bare error among a run's events", "gateways", "raises that error, with what came",
+             RUN_START, words("Par"), '{"error": {"message": "slow", "code": "rate_limit_exceeded"}}\n', **RESPONSES,
+             text="Par", kind=Kind.THROTTLED),
+    # Gemini
+    whole("Gemini's counts as texts and null", "gateways before Vertex", "reads what it can, estimates the rest",
+          candidates(usageMetadata={"promptTokenCount": "12", "candidatesTokenCount": None}), **GEMINI),
+    whole("an answer as a list of chunks", "servers that stream without alt=sse", "takes the only one",
+          json.dumps([candidates()]).encode(), **GEMINI),
+    whole("Gemini's parts as one text", "gateways that translate", "takes it as the text",
+          candidates(candidates=[{"content": {"parts": "Paris."}, "finishReason": 1}]), **GEMINI),
+    whole("an empty error and an empty promptFeedback", "gateways", "takes them for none",
+          candidates(error={}, promptFeedback=None), **GEMINI),
+    whole("a candidate that says nothing, without a reason", "Gemini under load",
+          "raises bad_answer, and asks once more at most", candidates(candidates=[{"content": {"role": "model"}}],
+          usageMetadata={"promptTokenCount": 12}), **GEMINI, kind=Kind.BAD_ANSWER, requests=2),
+    streamed("Gemini's chunks as a list", "proxies that drop alt=sse from the address", "reads each as a chunk",
+             "[" + json.dumps(candidates("Par", None), indent=1) + "\n,\n" + json.dumps(candidates("is."), indent=1)
+             + "\n]", **GEMINI, content_type="application/json"),
+    streamed("Gemini's error as bare JSON", "Google", "raises that error",
+             '{"error": {"code": 400, "message": "API key not valid.", "status": "INVALID_ARGUMENT", '
+             '"details": [{"reason": "API_KEY_INVALID"}]}}\n', **GEMINI, text="", kind=Kind.AUTH),
+    streamed("chunks of usage alone, empty chunks", "Gemini", "passes them over",
+             candidates("Par", None), {"usageMetadata": {"promptTokenCount": 12}}, "data: {}\n\n", "data:\n\n",
+             candidates("is."), **GEMINI),
+    streamed("[DONE] after Gemini's chunks", "gateways that translate", "takes it as the end",
+             candidates("Par", None), candidates("is.", None), "data: [DONE]\n\n", **GEMINI),
+    streamed("Gemini's end, and silence", "gateways that keep a connection", "ends a second after that reason",
+             candidates("Par", None), candidates("is."), **GEMINI, stays_open=True),
+    streamed("a reason for stopping in every chunk", "older Gemini models", "reads on for as long as chunks come",
+             candidates("Par"), candidates("is."), **GEMINI),
+    streamed("half an emoji in a Gemini chunk", "gateways", "joins the halves",
+             'data: {"candidates":[{"content":{"parts":[{"text":"Hi \\ud83d"}]}}]}\n\n',
+             'data: {"candidates":[{"content":{"parts":[{"text":"\\ude00!"}]},"finishReason":"STOP"}]}\n\n', **GEMINI,
+             text="Hi \U0001f600!"),
+)  # fmt: skip
