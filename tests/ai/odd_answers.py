@@ -39,7 +39,12 @@ def delta(text: str, **changes: Any) -> dict[str, Any]:
 
 
 def message_end(reason: Any = "end_turn", **changes: Any) -> dict[str, Any]:
-    return {"type": "message_delta", "delta": {"stop_reason": reason}, "usage": {"output_tokens": 3}, **changes}
+    return {
+        "type": "message_delta",
+        "delta": {"stop_reason": reason},
+        "usage": {"output_tokens": 3},
+        **changes,
+    }
 
 
 MESSAGE_START: dict[str, Any] = {

@@ -33,7 +33,6 @@ from koo.ai.providers.transport import (
     Wire,
     complete_usage,
     is_something,
-    name_of,
     type_of,
 )
 from koo.ai.providers.usage import Count, count_of
@@ -191,9 +190,14 @@ class _Reader(Reader):
         self._usage: _Usage | None = None
 
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
-        name = name_of(event)
+        name = event.event if event.event != "message" else type_of(event.data)
         if name == "content_block_delta":
-            return self._piece(_content_delta.decode(event.data).delta)
+            said = _content_delta.decode(event.data).delta
+            text = said.text
+            if text and not self._start_text:  # `_piece` without its call: most events end here
+                self._texts.append(text)
+                return CompletionChunk(text=text)
+            return self._piece(said)
         decoder = self.shapes.get(name)
         if decoder is None:  # A ping, what Anthropic may add, or another name for all events.
             name = type_of(event.data)

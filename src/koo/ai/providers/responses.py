@@ -28,7 +28,6 @@ from koo.ai.providers.transport import (
     complete_usage,
     document_of,
     is_something,
-    name_of,
     type_of,
 )
 from koo.ai.providers.usage import Count, usage_from
@@ -182,9 +181,14 @@ class _Reader(Reader):
     }
 
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
-        name = name_of(event)
+        name = event.event if event.event != "message" else type_of(event.data)
         if name == TEXT:
-            return self._piece(_delta.decode(event.data).delta)
+            text = _delta.decode(event.data).delta
+            if self._start_text:
+                text = self._after_start(text)
+            self._begun = True
+            self._texts.append(text)
+            return CompletionChunk(text=text)
         if name in WHOLE_TEXTS and self._texts:  # they repeat what deltas brought
             return None
         if name.startswith("response.reasoning."):
@@ -340,9 +344,10 @@ def _failure_of(
     wire: Wire, headers: Mapping[str, str], answer: _Answer, name: str = "", *, billable: bool
 ) -> ExternalServiceError | None:
     """The error of a run that ended otherwise than with an answer; without a reason it is the server's."""
-    status, error = answer.status or name.partition(".")[2], answer.error
-    if status in ANSWERED and error is NOTHING:
+    error = answer.error
+    if answer.status in ANSWERED and (error is NOTHING or bytes(error) == b"null"):
         return None
+    status = answer.status or name.partition(".")[2]
     if is_something(error) or status in FAILED:
         document = document_of(bytes(error)) if is_something(error) else {}
         parsed = parse_error(200, headers, {"error": document})

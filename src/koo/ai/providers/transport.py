@@ -27,7 +27,7 @@ from koo.ai.providers.loose import NOT_JSON, fit, loads, repaired
 from koo.ai.types import Usage
 from koo.clock import Clock
 from koo.errors import ExternalServiceError, Kind
-from koo.http import ClosedHere, HttpClient, HttpResponse, HttpStream, ServerSentEvent, TransportError
+from koo.http import ClosedHere, HttpClient, HttpResponse, HttpStream, TransportError
 
 T = TypeVar("T", bound=msgspec.Struct)
 OF_THE_FORM = frozenset({Kind.INVALID_REQUEST, Kind.CONTEXT_LENGTH, Kind.TOO_LARGE})
@@ -238,14 +238,6 @@ class _Head(msgspec.Struct):
 
 
 _head = msgspec.json.Decoder(_Head)
-
-
-def name_of(event: ServerSentEvent) -> str:
-    """What an event is called: by its name, or, where something on the way dropped that, by its `type`.
-
-    Raises one of `UNREADABLE`.
-    """
-    return event.event if event.event != "message" else type_of(event.data)
 
 
 def type_of(data: bytes) -> str:
