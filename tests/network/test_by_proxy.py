@@ -15,10 +15,11 @@ import pytest
 from koo.connector import TransportError
 from koo.errors import AuthenticationFailed, ExternalServiceError, Kind, ServiceFailed
 from koo.http import HttpClient
-from koo.options import NetworkOptions
+from koo.options import NetworkOptions, RetryOptions
 from koo.proxies import read_proxy
 from koo.testing.http_proxy import FakeHttpProxy
-from koo.testing.providers import FakeAnthropic, FakeCompatible, answer, error
+from koo.testing.providers import FakeAnthropic, FakeCompatible, answer, error, raw
+from koo.testing.providers.script import Raw
 from tests.network.support import (
     NAME,
     PASSWORD,
@@ -228,6 +229,40 @@ def test_a_certificate_that_nobody_vouches_for_names_the_proxy_and_the_setting(t
         found = str(failure(koo))
         assert "by way of the proxy" in found and "SSL_CERT_FILE" in found
         assert server.queries == []
+
+
+@pytest.mark.parametrize(
+    ("answered", "kind"),
+    [
+        (raw(status=502, body=b"<html>bad gateway</html>", content_type="text/html"), Kind.SERVER_ERROR),
+        (
+            raw(status=403, body=b"<html>forbidden here</html>", content_type="text/html"),
+            Kind.INVALID_REQUEST,
+        ),
+        (raw(status=511, body=b"<html>log in first</html>", content_type="text/html"), Kind.SERVER_ERROR),
+        (raw(body=b"<html>please log in</html>", content_type="text/html"), Kind.BAD_ANSWER),
+    ],
+)
+def test_a_page_in_place_of_an_answer_names_the_proxy_that_may_have_sent_it(
+    answered: Raw, kind: Kind, tmp_path: Path
+) -> None:
+    """In plain HTTP nothing else tells them apart; the vendor's own error is told without it."""
+    with FakeAnthropic(default=answered) as server, proxied(server) as proxy:
+        koo = platform(
+            tmp_path, service(URL, retry=RetryOptions(attempts_max=1)), NetworkOptions(http_proxy=proxy.url)
+        )
+        found = failure(koo)
+        assert found.kind is kind and f"by way of the proxy {proxy.url}, which may be what answered" in str(
+            found
+        )
+
+
+def test_a_proxy_that_koo_was_not_told_of_and_that_asks_who_is_there_moves_on_to_the_fallback(
+    tmp_path: Path,
+) -> None:
+    with FakeAnthropic(default=raw(status=407, body=b"<html>who?</html>")) as server:
+        found = failure(platform(tmp_path, service(server.base_url), NetworkOptions()))
+        assert (found.kind, found.billable) == (Kind.CONNECTION, False) and "status 407" in str(found)
 
 
 def test_the_services_own_refusal_through_a_proxy_is_the_services(tmp_path: Path) -> None:

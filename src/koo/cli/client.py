@@ -53,7 +53,8 @@ class ServerClient:
         except TimeoutError:
             raise self._away(f"no answer within {TIMEOUT_S:g} s") from None
         except TransportError as error:
-            raise self._away("" if error.stage == "connect" else error.reason) from None
+            is_plain = error.stage == "connect" and self._http.proxy is None
+            raise self._away("" if is_plain else error.reason) from None
         document = _read(answer)
         if answer.status == 200 and document is not None and shape.__annotations__.keys() <= document.keys():
             return cast(T, document)

@@ -55,6 +55,7 @@ BY_STATUS: dict[int, Kind] = {
     402: Kind.BILLING,
     403: Kind.PERMISSION,
     404: Kind.NOT_FOUND,
+    407: Kind.CONNECTION,  # a proxy's word, where koo was given none: something on the way wants to know who is there
     408: Kind.TIMEOUT,
     409: Kind.CONFLICT,
     413: Kind.TOO_LARGE,

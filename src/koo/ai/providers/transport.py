@@ -92,6 +92,9 @@ class Wire:
             **headers,
         }
         self._table = table
+        # In plain HTTP a proxy answers in the service's place, and its page looks like the service's.
+        by_proxy = http.proxy is not None and base_url.startswith("http:")
+        self._way = f" (by way of the proxy {http.proxy}, which may be what answered)" if by_proxy else ""
         self._read_error = read_error
         self._encode = encode
         self.forms = forms
@@ -155,6 +158,8 @@ class Wire:
         parsed = self._read_error(status, headers, body)
         # Not billed, a redirect included: work may have been done for it, but no vendor charges for that.
         error = self._table.error(self.service, parsed, self._clock.wall())
+        if self._way and not parsed.shaped:
+            error.reason += self._way
         if request is not None and sent is not None and error.kind in OF_THE_FORM:
             may_pass = self.forms.learn(request, parsed, sent)
             # Another call may have learned it in the meantime: what counts is what would be sent now.
@@ -167,7 +172,9 @@ class Wire:
 
     def unreadable(self, what: str) -> ExternalServiceError:
         """A success that is none: `what` it is instead."""
-        return make_error(self.service, Kind.BAD_ANSWER, f"its answer cannot be read: {what}", billable=True)
+        return make_error(
+            self.service, Kind.BAD_ANSWER, f"its answer cannot be read: {what}{self._way}", billable=True
+        )
 
     def broken(self, error: TransportError) -> ExternalServiceError:
         """A stream that broke off after its headers."""
