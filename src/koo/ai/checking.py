@@ -41,9 +41,10 @@ def _wrong_in_names(query: Query) -> str:
 def _wrong_in_texts(query: Query) -> str:
     if not isinstance(query.prompt, str):
         return f"the prompt must be text, not {type(query.prompt).__name__}"
-    for name, text in (("system", query.system), ("tag", query.tag)):
-        if text is not None and not isinstance(text, str):
-            return f"{name} must be text, not {type(text).__name__}"
+    if query.system is not None and not isinstance(query.system, str):
+        return f"system must be text, not {type(query.system).__name__}"
+    if query.tag is not None and not isinstance(query.tag, str):
+        return f"tag must be text, not {type(query.tag).__name__}"
     system = query.system or ""
     if not query.prompt or query.prompt.isspace():
         return "the prompt is empty"

@@ -8,6 +8,7 @@ output.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from koo.options import ServiceOptions
 
@@ -35,14 +36,22 @@ SAYS_ALL = re.compile(
 """Models of which all that is paid for is seen (looked up on 2026-11-23). The others may think before they answer, or
 between two words, and show none or a summary of it: what came of their streams says little about the bill."""
 
+MODELS_KEPT = 1024
+"""Models that are remembered: each call asks, and callers choose their names."""
+
 
 def may_think_unseen(service: ServiceOptions, model: str) -> bool:
     """May it bill what nobody sees? By the service's setting, else by the model; one that is not known may."""
     if service.thinks_unseen is not None:
         return service.thinks_unseen
-    if any("think" in name or "reason" in name for name in map(str.lower, service.body)):
+    if service.body and any("think" in name or "reason" in name for name in map(str.lower, service.body)):
         return True  # the operator asks for it, whatever the model does when it is not asked
-    return SAYS_ALL.match(model.rpartition("/")[2].lower()) is None
+    return not _says_all(model)
+
+
+@lru_cache(MODELS_KEPT)
+def _says_all(model: str) -> bool:
+    return SAYS_ALL.match(model.rpartition("/")[2].lower()) is not None
 
 
 def not_configured(service: ServiceOptions) -> str:
