@@ -20,13 +20,13 @@ from koo.configuration.table import Row, Table
 from koo.configuration.to_options import PACKAGED_MODEL
 from koo.configuration.values import as_text
 from koo.configuration.variables import BUILT_IN, BudgetSettings, ServiceSettings, Variables
+from koo.network_options import NetworkOptions
 from koo.options import (
     BreakerOptions,
     BudgetOptions,
     DatabaseOptions,
     GuardOptions,
     LimitOptions,
-    NetworkOptions,
     PlatformOptions,
     RetryOptions,
     ServiceOptions,

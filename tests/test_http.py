@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from koo.http import AnswerTooLarge, ClosedHere, EventParser, HttpClient, ServerSentEvent, TransportError
+from koo.network_options import NetworkOptions
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 Talk = Callable[[StreamReader, StreamWriter], Awaitable[None]]
@@ -379,6 +380,31 @@ def test_connections_are_used_again(body: bytes | None) -> None:
         assert len(connections) == 1
 
     asyncio.run(main())
+
+
+def test_a_connection_that_was_idle_for_longer_than_it_may_is_not_used_again() -> None:
+    """Before the server closes it: what is written to a connection that is being closed may be lost."""
+
+    async def main() -> None:
+        connections: list[StreamWriter] = []
+
+        async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+            connections.append(writer)
+            while True:
+                await answer(reader, writer, OK)
+
+        async with serving(talk) as url, client(network=NetworkOptions(idle_connection_s=0.05)) as http:
+            await http.request("POST", url, body=b"x")
+            await asyncio.sleep(0.15)  # a real connection's own time
+            await http.request("POST", url, body=b"x")
+        assert len(connections) == 2
+
+    asyncio.run(main())
+
+
+def test_connections_are_given_up_before_the_usual_servers_do() -> None:
+    """uvicorn, Node.js and Apache close idle ones after five seconds."""
+    assert NetworkOptions().idle_connection_s < 5
 
 
 # ── leaving ───────────────────────────────────────────────────────────────────────────────────────────────────────────

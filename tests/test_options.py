@@ -12,13 +12,13 @@ import pytest
 from koo import options
 from koo.checked import Checked, allowed
 from koo.errors import ConfigurationError, KooError
+from koo.network_options import NetworkOptions
 from koo.options import (
     BreakerOptions,
     BudgetOptions,
     DatabaseOptions,
     GuardOptions,
     LimitOptions,
-    NetworkOptions,
     PlatformOptions,
     RetryOptions,
     ServiceOptions,

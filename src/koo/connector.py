@@ -15,7 +15,7 @@ from typing import Any, Literal
 import aiohttp
 from aiohttp.abc import ResolveResult
 
-from koo.options import NetworkOptions
+from koo.network_options import NetworkOptions
 from koo.proxies import Proxy
 
 Stage = Literal["connect", "sent", "answer"]
@@ -41,13 +41,13 @@ class Departure:
     """How far one request got: a note for an owner who may be cancelled, and so never sees an error that says it.
 
     `waits`: no connection was there yet, so nothing was sent. `reused_at`: when it got a connection that others had
-    used before it, in the loop's time; None: it got a new one.
+    used before it, in the loop's time; None: it got a new one. `anew`: it wants a new one.
     """
 
-    __slots__ = ("is_reused", "reused_at", "waits")
+    __slots__ = ("anew", "is_reused", "reused_at", "waits")
 
     def __init__(self) -> None:
-        self.waits = self.is_reused = False
+        self.waits = self.is_reused = self.anew = False
         self.reused_at: float | None = None
 
 
@@ -73,7 +73,11 @@ class Connector(aiohttp.TCPConnector):
             return await self._connect(req, traces, timeout)
         note.waits = note.is_reused = True
         connection = await self._connect(req, traces, timeout)
-        note.waits = False
+        while note.anew and note.is_reused:
+            # One kept connection was closed already, and after a restart of the server the others are too.
+            connection.close()
+            connection = await self._connect(req, traces, timeout)
+        note.waits = note.anew = False
         note.reused_at = get_running_loop().time() if note.is_reused else None
         return connection
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import random
 from asyncio import get_running_loop
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, NoReturn, Protocol
@@ -48,7 +48,8 @@ from koo.policies.bulkhead import Bulkhead
 from koo.policies.cooldown import Cooldown
 from koo.policies.key_block import KeyBlocks
 from koo.policies.limiter import Limits
-from koo.policies.pacer import LimitLeft, Pacer
+from koo.policies.pacer import PILOT_LOOK_S, Pacer
+from koo.policies.retry_budget import RetryBudget
 from koo.policies.tally import Tally
 from koo.policies.verdict import Fault
 
@@ -98,6 +99,7 @@ class Guarded(Protocol):
 
     breaker: Breaker
     cooldown: Cooldown
+    pacer: Pacer
     tally: Tally
     model: str | None
 
@@ -133,7 +135,8 @@ class Gates:
 
     __slots__ = (
         "bulkhead", "clock", "deadlines", "draw", "family", "key_blocks", "limit_queue", "limits", "name", "options",
-        "pacer", "place_settings", "publish", "quiet", "quota",
+        "pacing", "place_settings", "publish", "quiet", "quota",
+        "retry_budget",
     )  # fmt: skip
 
     def __init__(
@@ -161,7 +164,8 @@ class Gates:
         self.publish = publish
         self.place_settings = place_settings
         self.quota = Cooldown()
-        self.pacer = Pacer()
+        self.retry_budget = RetryBudget(options.retry, clock.monotonic())
+        self.pacing: set[Pacer] = set()  # those that may have to hold a call back
         self.key_blocks = KeyBlocks()
         # One call at a time asks a full limit again, the others in order behind it.
         self.limit_queue = Bulkhead(1)
@@ -186,11 +190,19 @@ class Gates:
     def _is_open(self, now: float) -> bool:
         """True if none of the gates that are seldom shut is; sets `quiet` where there is nothing left to forget."""
         quota = self.quota
-        if now < quota.until or self.key_blocks or self.pacer.interval_s or self.limit_queue.used:
+        if now < quota.until or self.key_blocks or self.limit_queue.used or self._is_paced(now):
             return False
         # A level that is left must still hear of the next success, else the next guess of a pause begins too long.
         self.quiet = not quota.level
         return True
+
+    def _is_paced(self, now: float) -> bool:
+        """True while a burst that fills all free places could break one of the provider's limits."""
+        # Calls on the short way are not counted against the limits, so it is open only where counting is idle: what an
+        # answer says is looked at again with each answer, and until then no more calls leave than there are places.
+        places = self.bulkhead.limit
+        self.pacing = {pacer for pacer in self.pacing if not pacer.allows(places, now)}
+        return bool(self.pacing)
 
     def give_back(self, taken_at: float) -> None:
         """The call that took its units at `taken_at` is not made after all."""
@@ -213,7 +225,7 @@ class Gates:
                 await self._take_place(guard, passage)
             except BaseException:
                 self.limits.refund(taken_at)
-                self.give_back_cell(passage)
+                self.give_back_cell(guard, passage)
                 raise
             now = self.clock.monotonic()
             # The unit moves to the time of the call: counted when the wait began, it would free another one too early,
@@ -224,12 +236,12 @@ class Gates:
             # While this call waited for a place, a gate before it has shut (the provider asked for a pause, say). With
             # a hundred calls in line for places, all hundred would run into it.
             self.bulkhead.give_back()
-            self.give_back_cell(passage)
+            self.give_back_cell(guard, passage)
 
-    def give_back_cell(self, passage: Passage) -> None:
+    def give_back_cell(self, guard: Guarded, passage: Passage) -> None:
         """An attempt that may have booked a cell of the pacer is not made."""
         if passage.paced:
-            self.pacer.give_back()
+            guard.pacer.give_back()
             passage.paced = False
 
     def _is_shut(self, guard: Guarded, now: float) -> bool:
@@ -289,23 +301,41 @@ class Gates:
             queue.give_back()
 
     async def _pace(self, guard: Guarded, passage: Passage) -> bool:
-        """Wait for a cell of the pacer; returns whether one was booked."""
-        now = self.clock.monotonic()
-        pacer = self.pacer
-        wait_s = pacer.wait_s(now)
-        if not pacer.interval_s:
-            return False
-        if wait_s and (passage.on_limit == "refuse" or now + wait_s >= passage.deadline):
-            reason = "the provider's limit is nearly used up"
-            self.refuse(guard, self.family.limited, reason, wait_s, Kind.COOLING_DOWN)
-        pacer.take(now)
-        if wait_s:
+        """Wait until the provider's own limits have room; returns True, since a cell was booked."""
+        pacer, line, now = guard.pacer, guard.pacer.line, self.clock.monotonic()
+        wait_s = self._pace_s(guard, passage, now, len(line.line) + line.used)
+        if line.used or wait_s:
+            self._check_pace(guard, passage, now, wait_s)
+            if not await self._stand_in(line, guard, passage.deadline):
+                self._refuse_pace(guard, wait_s)
             try:
-                await self.clock.sleep(wait_s)
-            except BaseException:
-                pacer.give_back()
-                raise
+                while wait_s := self._pace_s(guard, passage, now := self.clock.monotonic(), 0):
+                    self._check_pace(guard, passage, now, wait_s)
+                    # The next answer may bring the time forward, and wakes no sleeper.
+                    await self.clock.sleep(min(wait_s, LOOK_AGAIN_S))
+            finally:
+                line.give_back()
+        pacer.take(now)
         return True
+
+    def _pace_s(self, guard: Guarded, passage: Passage, now: float, ahead: int) -> float:
+        """How long a call behind so many others waits at least, for the provider's limits or for a pilot."""
+        pacer, breaker = guard.pacer, guard.breaker
+        pacer.count(breaker.given)
+        wait_s = pacer.wait_s(now, ahead)
+        # Who waits for nothing is not refused because a service has never been asked before.
+        asks = pacer.knows or passage.on_limit != "refuse"
+        if asks and pacer.must_follow(now, breaker.given - breaker.running):
+            wait_s = max(wait_s, PILOT_LOOK_S)
+        return wait_s
+
+    def _check_pace(self, guard: Guarded, passage: Passage, now: float, wait_s: float) -> None:
+        if passage.on_limit == "refuse" or now + wait_s >= passage.deadline:
+            self._refuse_pace(guard, wait_s)
+
+    def _refuse_pace(self, guard: Guarded, wait_s: float) -> NoReturn:
+        reason = "the provider's limit is nearly used up"
+        self.refuse(guard, self.family.limited, reason, wait_s, Kind.COOLING_DOWN)
 
     async def _take_place(self, guard: Guarded, passage: Passage) -> None:
         bulkhead = self.bulkhead
@@ -367,6 +397,9 @@ class Gates:
         cooldown = self.cooldown_of(guard, fault)
         whole, until = cooldown is self.quota, cooldown.until
         limited = fault.kind is Kind.THROTTLED
+        if limited:
+            guard.pacer.doubt(guard.breaker.given)
+            self.watch_pace(guard.pacer)
         reason = "the provider limits our rate" if limited else "the provider's quota is used up"
         extend = self.pause if whole else cooldown.extend
         for_s = extend(now, self._asked_s(fault), self.draw, fault.kind, reason)
@@ -401,11 +434,10 @@ class Gates:
         self.quiet = False
         return self.key_blocks.set(model, reason, since, until)
 
-    def learn_pace(self, limits: Iterable[LimitLeft]) -> None:
-        """Take in what one answer's headers say about the provider's own limits."""
-        self.pacer.learn(limits, self.clock.monotonic())
-        if self.pacer.interval_s:
-            self.quiet = False
+    def watch_pace(self, pacer: Pacer) -> None:
+        """A pacer may have to hold calls back from now on."""
+        self.pacing.add(pacer)
+        self.quiet = False
 
     def tick(self, now: float) -> None:
         """What time alone brings about."""

@@ -26,9 +26,9 @@ from koo.gates import LOOK_AGAIN_S, Charge, Gates, OnLimit, Passage
 from koo.options import NEVER
 from koo.policies.breaker import NONE, OPEN, Breaker, Override, Permit, Trigger
 from koo.policies.cooldown import Cooldown
+from koo.policies.pacer import Pacer
 from koo.policies.repeat import ANEW_MAX, Repeats
 from koo.policies.reported import Evidence
-from koo.policies.retry_budget import RetryBudget
 from koo.policies.tally import Tally
 from koo.policies.treatment import classify_error
 from koo.policies.verdict import CANCELLED, FAILURE, SUCCESS, THROTTLED, UNJUDGED, Classify, Fault
@@ -54,7 +54,7 @@ class Guard:
 
     __slots__ = (
         "_classify", "_deadlines", "_monotonic", "_on_outage", "_repeats", "breaker", "check_failed_at",
-        "checks_failed", "cooldown", "gates", "model", "name", "options", "resets", "tally",
+        "checks_failed", "cooldown", "gates", "model", "name", "options", "pacer", "resets", "tally",
     )  # fmt: skip
 
     def __init__(
@@ -73,8 +73,10 @@ class Guard:
         title = gates.name if model is None else f"{gates.name}/{model}"
         self.breaker = Breaker(title, options.breaker, options.slow_s, now)
         self.cooldown = Cooldown()
+        self.pacer = Pacer()
         self.tally = Tally(now)
-        self._repeats = Repeats(options, self.breaker, self.tally, now)
+        gates.retry_budget.join(self.tally)
+        self._repeats = Repeats(options, self.breaker, self.tally, gates.retry_budget)
         self.resets = 0
         self.checks_failed = 0
         self.check_failed_at = now
@@ -92,11 +94,6 @@ class Guard:
     def now(self) -> float:
         """Monotonic seconds of this guard's clock."""
         return self._monotonic()
-
-    @property
-    def retry_budget(self) -> RetryBudget:
-        """What bounds the load that repeats add."""
-        return self._repeats.budget
 
     # ── the two faces ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -209,15 +206,19 @@ class Guard:
             now = await gates.take_in_turn(self, passage)
             if now >= passage.deadline:
                 gates.give_back(now)
-                gates.give_back_cell(passage)
+                gates.give_back_cell(self, passage)
                 self._refuse_late()
         try:
             if charge is None:
-                return self._admit(now, None, now)
-            return await self._pay(charge, passage.deadline, now)
+                permit = self._admit(now, None, now)
+            else:
+                permit = await self._pay(charge, passage.deadline, now)
         except BaseException:
-            gates.give_back_cell(passage)
+            gates.give_back_cell(self, passage)
             raise
+        if passage.paced:
+            self.pacer.use()
+        return permit
 
     def _refuse_late(self) -> NoReturn:
         reason = "the deadline had passed before the call"
@@ -260,7 +261,7 @@ class Guard:
             permit = await self.enter(passage)
         except BaseException as error:
             if pause_s is not None:
-                self._repeats.budget.give_back()
+                self.gates.retry_budget.give_back()
             if isinstance(error, KooError):
                 error.attempts = passage.attempt
             raise
@@ -478,7 +479,9 @@ class Guard:
         happened, breaker.happened = breaker.happened, []
         for event in happened:
             if isinstance(event, CircuitOpened):
-                breaker.lease_s = self._lease_s()
+                # Long enough for a slow model's honest answer, as it was when it was last well.
+                usual_s = max(self.options.breaker.lease_s, 2 * self.tally.healthy().percentile_s(0.99))
+                breaker.lease_s = min(self.options.attempt_timeout_s, usual_s)
             elif (
                 isinstance(event, CircuitClosed)
                 and breaker.override is NONE
@@ -492,8 +495,3 @@ class Guard:
         untried = closed_by is Trigger.STAYED_IDLE
         few = 1 if untried else RAMP_FACTOR * self.options.breaker.success_threshold
         self.gates.bulkhead.narrow(few, self._monotonic())
-
-    def _lease_s(self) -> float:
-        """A probe runs long enough for a slow model's honest answer, and no longer than an attempt."""
-        usual_s = 2 * self.tally.totals().percentile_s(0.99)
-        return min(self.options.attempt_timeout_s, max(self.options.breaker.lease_s, usual_s))

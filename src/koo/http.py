@@ -2,11 +2,10 @@
 
 A resilience layer has to know what a convenient client hides, so this one does less than usual and says more:
 
-* It never follows a redirect and never sends a request a second time (aiohttp itself repeats idempotent methods once
-  when a kept-alive connection turns out to be closed; a POST is sent once or not at all).
+* It never follows a redirect, and writes a request a second time only if the other side gave up a kept connection just
+  then: no byte of an answer came, and that at once, so it was not received. That is a failure of neither side.
 * A failure says how far the request got. "connect": nothing of it reached the other side (no name, refused, TLS, too
-  late, or a kept connection that turned out to be closed), so nothing can have been done or billed. "sent": it may
-  have been received. "answer": an answer came and
+  late), so nothing can have been done or billed. "sent": it may have been received. "answer": an answer came and
   cannot be read, because it broke off, is not HTTP or is larger than anybody meant it to be.
 * It has one timeout of its own, for connecting. Everything later belongs to the caller's deadline: cancelling the task
   ends the request and closes its connection, which is how the other side learns that the caller has left.
@@ -41,7 +40,7 @@ from koo.connector import (
 )
 from koo.encodings import unpacked
 from koo.fresh_request import WRITTEN_AT_ONCE_MAX, ask
-from koo.options import NetworkOptions
+from koo.network_options import NetworkOptions
 from koo.prepared import LINE_BYTES_MAX, Prepared, Reply
 from koo.proxies import Proxy
 from koo.strays import Strays, is_whole
@@ -64,8 +63,6 @@ CONNECTIONS_MAX = 0
 """No bound: the guards limit concurrency, each service's as it is set, and a queue in here would be invisible."""
 ANSWER_BYTES_MAX = 32 * 1024 * 1024
 EVENT_BYTES_MAX = 1024 * 1024
-IDLE_S_MAX = 30.0
-"""Servers close idle connections after a minute or more; taking one up again shortly before that is a gamble."""
 PREPARED_MAX = 256
 """Addresses and headers that are remembered: Gemini's addresses contain the model, which callers choose."""
 STEPS_TO_A_TUNNEL = 3
@@ -255,24 +252,29 @@ class HttpClient:
         session = self._session
         if session is None or get_running_loop() is not self._loop:
             session = await self._open()
-        try:
-            reply = None
-            if (
-                self.proxy is None
-                and method == "POST"
-                and body is not None
-                and len(body) < WRITTEN_AT_ONCE_MAX
-            ):
-                reply = await self._prepare(url, headers or {}).send(session, body)
-            if reply is None:
-                reply = await ask(session, self.proxy, method, url, headers, body)
-        except (aiohttp.ClientError, OSError) as error:
-            if session.closed:
-                raise ClosedHere("sent") from None
-            if was_stale(error, departure.get()):
-                raise TransportError("connect", "the kept connection had been closed") from None
-            # Without the cause: aiohttp's errors carry the request's headers, and with them the key.
-            raise explain(error) from None
+        again = False
+        while True:
+            try:
+                reply = None
+                if (
+                    self.proxy is None
+                    and method == "POST"
+                    and body is not None
+                    and len(body) < WRITTEN_AT_ONCE_MAX
+                ):
+                    reply = await self._prepare(url, headers or {}).send(session, body)
+                if reply is None:
+                    reply = await ask(session, self.proxy, method, url, headers, body)
+            except (aiohttp.ClientError, OSError) as error:
+                if session.closed:
+                    raise ClosedHere("sent") from None
+                note = departure.get()
+                if again or note is None or not was_stale(error, note):
+                    # Without the cause: aiohttp's errors carry the request's headers, and with them the key.
+                    raise explain(error) from None
+                again = note.anew = True
+            else:
+                break
         if not reply.content.is_eof():
             self._replies.add(reply)
         return reply
@@ -320,7 +322,7 @@ class HttpClient:
             self.proxy,
             ssl=trusted(self.network),
             limit=CONNECTIONS_MAX,
-            keepalive_timeout=IDLE_S_MAX,
+            keepalive_timeout=self.network.idle_connection_s,
             resolver=Resolver(self.connect_timeout_s),
         )
 

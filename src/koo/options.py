@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from koo.checked import Checked, Nothing, option
 from koo.errors import ConfigurationError
+from koo.network_options import NetworkOptions
 
 DAY_S = 86_400.0
 LEDGER_DAYS_MAX = 36_500
@@ -327,8 +328,7 @@ class ServiceOptions(Checked):
     )
     price_as: str | None = option(
         None,
-        "model of the price table whose price its own model has, and any other that the table does not know; for "
-        "deployments and private names: `gpt-4o`, or with its maker `openai/gpt-4o`",
+        "model whose price its own has, and others that the table does not know: `gpt-4o`, or `openai/gpt-4o`",
         "a name that nobody else knows has no price",
     )
     leave_out: tuple[str, ...] = option(
@@ -397,39 +397,6 @@ class BudgetOptions(Checked):
         None, "the one tag that it counts; * gives each tag a budget of its own", "all together"
     )
     on_exhausted: str = option("refuse", "`refuse`, or the service that is asked instead", "a cap that holds")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkOptions(Checked):
-    """The way to other machines: proxies, and whose certificates are believed."""
-
-    https_proxy: str | None = option(
-        None,
-        "proxy on the way to addresses that begin with https://, asked for a tunnel (CONNECT)",
-        "none, unless the machine's other programs use one too",
-        secret=True,
-    )
-    http_proxy: str | None = option(
-        None, "proxy on the way to addresses that begin with http://", "as for https", secret=True
-    )
-    all_proxy: str | None = option(
-        None, "proxy where neither of the two above is set", "as for https", secret=True
-    )
-    no_proxy: str = option(
-        "",
-        "hosts that are reached without a proxy: domains, addresses, networks, or * for all; this machine always is",
-        "a proxy elsewhere cannot reach what is near",
-    )
-    cert_file: Path | None = option(
-        None,
-        "file of certificate authorities (PEM) that are believed beside the system's",
-        "the system's are enough, unless the network has one of its own",
-    )
-    cert_dir: str | None = option(
-        None,
-        "the same as folders of such files, with the names that `openssl rehash` makes",
-        "as for the file",
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

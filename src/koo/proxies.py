@@ -18,7 +18,7 @@ from ipaddress import ip_address, ip_network
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from koo.errors import ConfigurationError
-from koo.options import NetworkOptions
+from koo.network_options import NetworkOptions
 
 ALLOWED_PROXY = (
     "a URL that begins with http:// or https://, such as http://user:password@proxy.example:3128 "

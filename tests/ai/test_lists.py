@@ -13,9 +13,9 @@ from koo.ai.types import Answer, Query, Usage
 from koo.deadlines import Deadline
 from koo.errors import ExternalServiceError, Kind, RateLimited, ServiceFailed, ServiceSaturated
 from koo.options import BreakerOptions, LimitOptions
-from koo.policies.pacer import LimitLeft
 from koo.testing.clock import run_virtual
 from tests.ai.virtual import ONCE, MemoryProvider, VirtualWorld
+from tests.guard.support import hear
 
 STURDY = BreakerOptions(failure_threshold=1000, calls_min=1000)
 
@@ -261,7 +261,7 @@ def test_a_list_is_fed_at_the_providers_pace() -> None:
 
     async def main() -> None:
         world = ListWorld()
-        world.service.gates.learn_pace([LimitLeft(500, 200, 400.0)])
+        hear(world.service.default_guard, 4000, 200, 400.0)
         outcomes = await world.ask_many(*several(150))
         assert not kinds(outcomes)
         assert 290 <= world.elapsed_s <= 310

@@ -84,8 +84,11 @@ async def spent(
 
 
 @pytest.mark.parametrize("gently", [False, True], ids=["reset", "closed"])
-def test_a_kept_connection_that_is_closed_already_costs_nothing(tmp_path: Path, gently: bool) -> None:
-    """The server answers once and then closes, before a byte of an answer: nothing was received there."""
+def test_a_kept_connection_that_is_closed_already_is_nobodys_failure(tmp_path: Path, gently: bool) -> None:
+    """The server closes before a byte of an answer: nothing was received there, and the query is written once more.
+
+    It costs the caller no retry and the breaker no failure, and is billed once.
+    """
 
     async def talk(reader: StreamReader, writer: StreamWriter) -> None:
         await read_request(reader)
@@ -94,9 +97,61 @@ def test_a_kept_connection_that_is_closed_already_costs_nothing(tmp_path: Path, 
         if not gently:
             reset(writer)
 
+    async def main() -> None:
+        async with serving(talk) as port, Platform(options(tmp_path, port)) as platform:
+            for _ in range(3):
+                assert (await platform.query(Query(service="lab", prompt="Hi", max_tokens=10))).attempts == 1
+            health = platform.service_health("lab")
+            assert Decimal(health["rate_limits"]["daily_budget"]["spent"]) == 3 * BILL
+            metrics = health["metrics"]
+            assert (metrics["total_requests"], metrics["failed_requests"], metrics["retries"]) == (3, 0, 0)
+
+    asyncio.run(main())
+
+
+def test_when_the_server_has_gone_all_kept_connections_are_given_up(tmp_path: Path) -> None:
+    """After a restart each kept connection is closed: the query that finds one must not try the next."""
+    together = 5
+    arrived: list[StreamWriter] = []
+    all_are_there = asyncio.Event()
+
+    async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+        await read_request(reader)
+        arrived.append(writer)
+        if len(arrived) == together:
+            all_are_there.set()
+        await all_are_there.wait()
+        writer.write(OK)
+        if len(arrived) <= together:
+            await read_request(reader)
+            reset(writer)
+
+    async def main() -> None:
+        async with serving(talk) as port, Platform(options(tmp_path, port)) as platform:
+            query = Query(service="lab", prompt="Hi", max_tokens=10)
+            await asyncio.gather(*(platform.query(query) for _ in range(together)))
+            assert (await platform.query(query)).attempts == 1
+            assert len(arrived) == together + 1
+
+    asyncio.run(main())
+
+
+def test_the_repeat_after_a_closed_connection_is_made_once(tmp_path: Path) -> None:
+    """What breaks on the new connection too may have been received: it is a failure, and booked at its hold."""
+    connections = 0
+
+    async def talk(reader: StreamReader, writer: StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await read_request(reader)
+        if connections == 1:
+            writer.write(OK)
+            await read_request(reader)
+        reset(writer)
+
     booked, held, (error,) = asyncio.run(spent(talk, tmp_path, questions=2))
-    assert error.kind is Kind.CONNECTION and "kept connection" in str(error)
-    assert booked == BILL and not held
+    assert connections == 2 and error.kind is Kind.CONNECTION
+    assert booked > 2 * BILL and not held
 
 
 @pytest.mark.parametrize("gently", [False, True], ids=["reset", "closed"])

@@ -7,7 +7,7 @@ import pytest
 from koo.ai.service import Service
 from koo.deadlines import Deadlines
 from koo.errors import CircuitOpen, Kind, RateLimited, ServiceFailed
-from koo.options import DAY_S, GuardOptions, LimitOptions, RetryOptions
+from koo.options import DAY_S, BreakerOptions, GuardOptions, LimitOptions, RetryOptions
 from koo.policies.treatment import classify_error
 from koo.testing.clock import VirtualClock, run_virtual
 from tests.guard.support import answer
@@ -30,6 +30,33 @@ def make_service(clock: VirtualClock, limits: LimitOptions = ONE_A_DAY) -> Servi
     return Service(
         "claude", options, default_model="a", clock=clock, deadlines=Deadlines(), classify=classify_error
     )
+
+
+def test_all_models_of_a_service_repeat_out_of_one_budget() -> None:
+    """A provider that is ill is ill for all of them: with a bucket for each, sixty models would repeat sixty times."""
+
+    async def fail() -> str:
+        attempts.append(None)
+        raise ServiceFailed("claude", "it is ill", kind=Kind.OVERLOADED)
+
+    async def main() -> None:
+        retry = RetryOptions(attempts_max=2, budget_tokens=5, budget_per_s=0)
+        options = GuardOptions(retry=retry, idempotent=True, breaker=BreakerOptions(failure_threshold=1000))
+        service = Service(
+            "claude",
+            options,
+            default_model="a",
+            clock=VirtualClock(),
+            deadlines=Deadlines(),
+            classify=classify_error,
+        )
+        for model in "abcdefgh":
+            with pytest.raises(ServiceFailed):
+                await service.guard(model).call(fail)
+
+    attempts: list[None] = []
+    run_virtual(main)
+    assert len(attempts) == 8 + 5
 
 
 def test_the_day_of_a_limit_ends_at_midnight_as_the_wall_clock_tells_it_at_each_tick() -> None:

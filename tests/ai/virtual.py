@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 from koo.ai.gateway import Gateway
 from koo.ai.operations import compose
 from koo.ai.pricing import Prices
-from koo.ai.providers.base import Completion, CompletionChunk, Request
+from koo.ai.providers.base import Completion, CompletionChunk, Provider, Request
 from koo.ai.service import AIService, Service, guard_options
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query, Usage
@@ -84,7 +85,12 @@ class VirtualWorld:
     """Services `first` and `second`, 3 and 15 USD a million tokens, over one ledger. Make it on the virtual loop."""
 
     def __init__(
-        self, ledger: Ledger | None = None, *, own: Sequence[BudgetOptions] = (), **options: Any
+        self,
+        ledger: Ledger | None = None,
+        *,
+        own: Sequence[BudgetOptions] = (),
+        pilots: int = 0,
+        **options: Any,
     ) -> None:
         self.clock = VirtualClock()
         ledger = ledger or MemoryLedger(self.clock)
@@ -99,7 +105,7 @@ class VirtualWorld:
             )  # fmt: skip
             service = Service(
                 name, guard_options(one), default_model="m", clock=self.clock, deadlines=deadlines,
-                classify=compose(None, name), allowance=Allowance(one.daily_budget_usd),
+                classify=compose(None, name), allowance=Allowance(one.daily_budget_usd), pilots=pilots,
             )  # fmt: skip
             services[name] = AIService(service, provider, one)
         self.service = services["first"].service
@@ -114,6 +120,10 @@ class VirtualWorld:
 
     def make_providers(self) -> tuple[MemoryProvider, MemoryProvider]:
         return MemoryProvider(), MemoryProvider()
+
+    def provide(self, provider: Provider) -> None:
+        """From now on `first` is answered by this provider."""
+        self.gateway.services["first"] = replace(self.gateway.services["first"], provider=provider)  # type: ignore[index]
 
     async def ask(self, **options: Any) -> Answer:
         return await self.gateway.query(Query(service="first", prompt="Hi", **options))

@@ -16,6 +16,7 @@ from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
 from koo.policies.breaker import OPEN
 from koo.policies.bulkhead import Bulkhead
 from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
+from koo.policies.provider_limit import LimitLeft
 from koo.policies.treatment import classify_error
 from koo.policies.verdict import Classify
 from koo.testing.clock import BEGIN_S, VirtualClock, run_virtual
@@ -51,6 +52,13 @@ class Wallet:
     def open(self) -> int:
         """Holds that have not ended."""
         return self.held - self.settled - self.released
+
+
+def hear(guard: Guard, limit: float, remaining: float, resets_in_s: float) -> None:
+    """The answer to the last call says this of the provider's own limit."""
+    sent = guard.breaker.given
+    guard.pacer.learn([LimitLeft(limit, remaining, resets_in_s)], sent, sent, guard.now())
+    guard.gates.watch_pace(guard.pacer)
 
 
 def minute_limit(per_minute: int) -> Limits:

@@ -18,7 +18,6 @@ from koo.errors import Kind
 from koo.guard import Guard
 from koo.options import BreakerOptions
 from koo.policies.breaker import CLOSED, HALF_OPEN
-from koo.policies.pacer import LimitLeft
 from koo.policies.verdict import NEUTRAL
 from koo.testing.clock import virtual_loop
 from tests.guard.support import (
@@ -29,6 +28,7 @@ from tests.guard.support import (
     error_of,
     fail,
     hang,
+    hear,
     make_guard,
     no_jitter,
     nothing_is_taken,
@@ -113,8 +113,8 @@ async def in_a_pause() -> tuple[Guard, Any]:
 
 async def at_the_pacer() -> tuple[Guard, Any]:
     guard = make_guard()
-    guard.gates.learn_pace([LimitLeft(100, 10, 50.0)])
-    guard.gates.pacer.take(guard.now())
+    hear(guard, 200, 10, 50.0)
+    guard.pacer.take(guard.now())
     return guard, lambda wallet: guard.call(turns, charge=wallet)
 
 
@@ -132,7 +132,7 @@ async def everything_at_once() -> tuple[Guard, Any]:
     await error_of(guard.call(throttled(2.0), timeout_s=1))
     for _ in range(2):
         keep(guard, asyncio.create_task(guard.call(turns, on_limit="wait")))
-    guard.gates.learn_pace([LimitLeft(100, 10, 50.0)])
+    hear(guard, 200, 10, 50.0)
 
     async def act(wallet: Wallet) -> None:
         wallet.wait_s = 0.5
@@ -238,7 +238,7 @@ def test_units_of_limits_are_only_kept_by_calls_that_were_made(situation: Situat
     async def main(turn: int) -> bool:
         over, guard, _, _ = await cancelled_at(situation, turn)
         assert guard.gates.limits.counts[2].used == sum(guard.tally.totals().verdicts), f"at turn {turn}"
-        assert guard.retry_budget.tokens <= guard.options.retry.budget_tokens
+        assert guard.gates.retry_budget.tokens <= guard.options.retry.budget_tokens
         assert guard.tally.retries <= sum(guard.tally.totals().verdicts)
         return over
 

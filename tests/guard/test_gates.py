@@ -22,7 +22,6 @@ from koo.gates import DATABASES, OnLimit
 from koo.guard import Guard
 from koo.options import BreakerOptions
 from koo.policies.breaker import FORCED_OPEN, HALF_OPEN, Override
-from koo.policies.pacer import LimitLeft
 from koo.testing.clock import virtual_loop
 from tests.guard.support import (
     BEGIN_S,
@@ -33,6 +32,7 @@ from tests.guard.support import (
     error_of,
     fail,
     hang,
+    hear,
     make_guard,
     make_peers,
     no_jitter,
@@ -71,9 +71,9 @@ async def use_up_the_minute(guard: Guard) -> None:
 
 
 def use_up_the_providers_limit(guard: Guard) -> None:
-    guard.gates.learn_pace([LimitLeft(1000, 5, 3000.0)])
+    hear(guard, 1000, 5, 3000.0)
     for _ in range(10):
-        guard.gates.pacer.take(guard.now())
+        guard.pacer.take(guard.now())
 
 
 def fill(guard: Guard) -> None:
@@ -103,11 +103,11 @@ def test_a_gate_that_refuses_says_why_and_when_and_gives_back(
         made = setup(guard)
         if made is not None:
             await made
-        before, cell = used(guard), guard.gates.pacer.next_at
+        before, cell = used(guard), guard.pacer.wait_s(guard.now())
         seen = await error_of(guard.call(script, charge=wallet))
         assert type(seen) is error and seen.kind is kind, repr(seen)
         assert seen.retry_after_s == wait_s and seen.service == "claude" and seen.attempts == 0
-        assert used(guard) == before and guard.gates.pacer.next_at == cell
+        assert used(guard) == before and guard.pacer.wait_s(guard.now()) == cell
         assert nothing_is_taken(guard, wallet) and wallet.held == 0 and script.calls == 0
         assert guard.tally.refused == {kind: 1}, "counted apart: it was no request"
 
@@ -568,7 +568,7 @@ def test_who_waits_for_a_place_does_not_run_into_a_breaker_that_opens_meanwhile(
 def test_calls_are_spread_when_the_providers_limit_is_nearly_used_up() -> None:
     async def main() -> None:
         guard, scripts = make_guard(), [Script() for _ in range(4)]
-        guard.gates.learn_pace([LimitLeft(100, 10, 50.0)])
+        hear(guard, 200, 10, 50.0)
         await asyncio.gather(*(guard.call(script) for script in scripts))
         assert [script.at for script in scripts] == [[0.0], [5.0], [10.0], [15.0]]
 
@@ -578,7 +578,7 @@ def test_calls_are_spread_when_the_providers_limit_is_nearly_used_up() -> None:
 def test_with_refuse_nobody_waits_for_the_pacer() -> None:
     async def main() -> None:
         guard = make_guard()
-        guard.gates.learn_pace([LimitLeft(100, 10, 50.0)])
+        hear(guard, 200, 10, 50.0)
         assert await guard.call(answer, on_limit="refuse") == "answer"
         error = await error_of(guard.call(answer, on_limit="refuse"))
         assert (
@@ -592,7 +592,7 @@ def test_with_refuse_nobody_waits_for_the_pacer() -> None:
 def test_a_call_that_is_refused_for_money_gives_its_cell_back() -> None:
     async def main() -> None:
         guard, script = make_guard(), Script()
-        guard.gates.learn_pace([LimitLeft(100, 10, 50.0)])
+        hear(guard, 200, 10, 50.0)
         for _ in range(4):
             assert isinstance(await error_of(guard.call(script, charge=Wallet(refuse=True))), BudgetExceeded)
         await guard.call(script)
@@ -604,7 +604,7 @@ def test_a_call_that_is_refused_for_money_gives_its_cell_back() -> None:
 def test_a_call_that_the_breaker_refuses_last_gives_its_cell_back() -> None:
     async def main() -> None:
         guard, script = make_guard(), Script()
-        guard.gates.learn_pace([LimitLeft(100, 10, 50.0)])
+        hear(guard, 200, 10, 50.0)
         task = asyncio.create_task(guard.call(script, charge=Wallet(wait_s=1.0)))
         await asyncio.sleep(0.5)
         guard.set_override(FORCED_OPEN)
@@ -619,7 +619,7 @@ def test_a_call_that_the_breaker_refuses_last_gives_its_cell_back() -> None:
 def test_a_call_that_begins_again_after_its_wait_for_a_place_keeps_no_cell() -> None:
     async def main() -> None:
         guard, script = make_guard(concurrency_max=1), Script()
-        guard.gates.learn_pace([LimitLeft(100, 10, 50.0)])
+        hear(guard, 200, 10, 50.0)
         running = asyncio.create_task(guard.call(answer_in, 7.0))
         await asyncio.sleep(0)
         waiting = asyncio.create_task(guard.call(script))
@@ -634,7 +634,7 @@ def test_a_call_that_begins_again_after_its_wait_for_a_place_keeps_no_cell() -> 
 def test_a_cell_of_who_gave_up_or_was_refused_later_is_free_again() -> None:
     async def main() -> None:
         guard = make_guard(per_minute=100, concurrency_max=1)
-        guard.gates.learn_pace([LimitLeft(100, 10, 50.0)])
+        hear(guard, 200, 10, 50.0)
         running = asyncio.create_task(guard.call(answer_in, 50))
         await asyncio.sleep(0)
         waiting = [asyncio.create_task(guard.call(answer)) for _ in range(3)]
@@ -644,7 +644,7 @@ def test_a_cell_of_who_gave_up_or_was_refused_later_is_free_again() -> None:
         await asyncio.gather(*waiting, return_exceptions=True)
         error = await error_of(guard.call(answer, timeout_s=20))
         assert isinstance(error, ServiceSaturated), "it got a cell in time, and no place"
-        assert guard.gates.pacer.next_at == BEGIN_S + 5 and used(guard) == [1, 1, 1]
+        assert not guard.pacer.wait_s(guard.now()) and used(guard) == [1, 1, 1]
         await running
 
     run_virtual(main)

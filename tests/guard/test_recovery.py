@@ -99,6 +99,25 @@ def test_a_probe_of_a_service_known_to_be_slow_has_the_time_that_its_answers_tak
     run_virtual(main)
 
 
+def test_a_probes_time_follows_how_long_answers_took_when_the_service_was_last_well() -> None:
+    """A model that was slow this morning is not given the morning's time in the evening."""
+
+    async def main() -> None:
+        guard = make_guard(breaker=BreakerOptions(recovery_s=10))
+        for _ in range(500):
+            await guard.call(answer_in, 14.0)
+        for _ in range(200):
+            await guard.call(answer_in, 2.0)
+        await asyncio.sleep(3600.0)  # a quiet hour says nothing new
+        guard.tick()
+        await open_breaker(guard)
+        assert guard.breaker.lease_s == pytest.approx(5.0, abs=0.1), (
+            "half a recovery: twice two seconds are less"
+        )
+
+    run_virtual(main)
+
+
 def test_a_probe_cut_by_its_callers_deadline_says_nothing() -> None:
     async def main() -> None:
         guard = make_guard()

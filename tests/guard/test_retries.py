@@ -348,7 +348,7 @@ def test_a_repeat_that_its_deadline_forbids_takes_no_token_from_the_others() -> 
         guard = make_guard(attempts=4, breaker=STURDY, draw=half, retry={"budget_per_s": 0.0})
         error = await error_of(guard.call(fail, timeout_s=1.2))
         assert "the deadline is too near" in str(error)
-        assert guard.retry_budget.tokens == 20.0
+        assert guard.gates.retry_budget.tokens == 20.0
 
     run_virtual(main)
 
@@ -358,14 +358,14 @@ def test_a_repeat_that_is_never_made_costs_no_token() -> None:
         guard = make_guard(attempts=4, breaker=STURDY, draw=half, retry={"budget_per_s": 0.0})
         task = asyncio.create_task(guard.call(fail))
         await asyncio.sleep(0.1)
-        assert guard.retry_budget.tokens == 19.0
+        assert guard.gates.retry_budget.tokens == 19.0
         task.cancel()
         await error_of(task)
-        assert guard.retry_budget.tokens == 20.0 and guard.tally.retries == 0
+        assert guard.gates.retry_budget.tokens == 20.0 and guard.tally.retries == 0
         refused = make_guard(attempts=4, breaker=STURDY, per_minute=1, retry={"budget_per_s": 0.0})
         error = await error_of(refused.call(fail))
         assert isinstance(error, RateLimited) and error.kind is Kind.RATE_LIMITED and error.attempts == 1
-        assert refused.retry_budget.tokens == 20.0 and nothing_is_taken(refused)
+        assert refused.gates.retry_budget.tokens == 20.0 and nothing_is_taken(refused)
 
     run_virtual(main)
 
@@ -443,11 +443,11 @@ def test_a_refused_form_is_asked_anew_at_once_and_is_neither_a_failure_nor_a_rep
     async def main() -> None:
         guard, wallet = make_guard(attempts=2, breaker=STURDY, draw=half), Wallet()
         script = Script(asks_for_another_form, asks_for_another_form, fail)
-        tokens = guard.retry_budget.tokens
+        tokens = guard.gates.retry_budget.tokens
         assert await guard.call(script, charge=wallet) == "answer"
         assert script.at == [0.0, 0.0, 0.0, 0.5] and guard.tally.retries == 1
         assert guard.tally.totals().verdicts == [1, 1, 2, 0]
-        assert guard.retry_budget.tokens > tokens - 2
+        assert guard.gates.retry_budget.tokens > tokens - 2
         assert (wallet.held, wallet.released) == (4, 3) and nothing_is_taken(guard, wallet)
         assert used(guard) == [4, 4, 4], "each one counts for the limits"
 
@@ -460,7 +460,7 @@ def test_a_form_that_never_passes_is_asked_a_few_times() -> None:
         script = Script(*[asks_for_another_form] * 20)
         error = await error_of(guard.call(script, charge=wallet))
         assert isinstance(error, InvalidRequest) and error.attempts == len(script.at) == 1 + ANEW_MAX
-        assert guard.retry_budget.tokens == guard.options.retry.budget_tokens
+        assert guard.gates.retry_budget.tokens == guard.options.retry.budget_tokens
         assert nothing_is_taken(guard, wallet)
 
     run_virtual(main)

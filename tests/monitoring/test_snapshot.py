@@ -106,10 +106,10 @@ def test_looking_changes_nothing(kind: str) -> None:
 
 def _inside(service: Service) -> Any:
     """Everything that a service's policies know, by value."""
-    guards = [(guard.breaker, guard.cooldown, guard.tally, guard.checks_failed) for guard in service.guards]
+    guards = [(one.breaker, one.cooldown, one.pacer, one.tally, one.checks_failed) for one in service.guards]
     gates = service.gates
     return _plain(
-        [guards, gates.limits.counts, gates.quota, gates.key_blocks, gates.pacer, gates.bulkhead.used]
+        [guards, gates.limits.counts, gates.quota, gates.key_blocks, gates.pacing, gates.bulkhead.used]
     )
 
 

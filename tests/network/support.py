@@ -17,7 +17,8 @@ import pytest
 
 from koo.ai.types import Answer, Query
 from koo.errors import ExternalServiceError
-from koo.options import DatabaseOptions, NetworkOptions, PlatformOptions, RetryOptions, ServiceOptions
+from koo.network_options import NetworkOptions
+from koo.options import DatabaseOptions, PlatformOptions, RetryOptions, ServiceOptions
 from koo.platform import Platform
 from koo.testing.http_proxy import FakeHttpProxy, pump
 from koo.testing.providers import FakeProvider

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from koo.errors import ConfigurationError
-from koo.options import NetworkOptions
+from koo.network_options import NetworkOptions
 from koo.proxies import proxy_of, read_proxy
 from koo.settings import Settings
 

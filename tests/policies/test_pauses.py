@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from koo.errors import Kind
 from koo.policies.cooldown import Cooldown
 from koo.policies.key_block import KeyBlocks
-from koo.policies.pacer import LimitLeft, Pacer
 
 
 def no_jitter() -> float:
@@ -89,55 +88,6 @@ def test_thousands_of_throttled_answers_do_not_overflow_and_an_operator_ends_it(
     assert throttle(cooldown, 0.0) == 60.0
     cooldown.clear()
     assert cooldown.until == 0.0 and throttle(cooldown, 0.0) == 1.0
-
-
-# ── the pacer ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_while_more_than_half_is_left_nothing_is_held_back() -> None:
-    pacer = Pacer()
-    pacer.learn([LimitLeft(100, 50, 60.0)], 0.0)
-    assert [pacer.take(0.0) for _ in range(5)] == [0.0] * 5 and not pacer.interval_s
-
-
-def test_below_half_what_is_left_is_spread_over_the_time_until_it_is_full() -> None:
-    pacer = Pacer()
-    pacer.learn([LimitLeft(100, 10, 50.0)], 0.0)
-    assert [pacer.take(0.0) for _ in range(4)] == [0.0, 5.0, 10.0, 15.0], "each caller gets a later cell"
-    assert pacer.wait_s(12.0) == 8.0 and pacer.wait_s(12.0) == 8.0, "asking takes nothing"
-    assert [pacer.take(30.0) for _ in range(2)] == [0.0, 5.0], "and time that nobody used is not saved up"
-
-
-def test_it_ends_when_the_limit_is_full_again() -> None:
-    pacer = Pacer()
-    pacer.learn([LimitLeft(100, 0, 30.0)], 0.0)
-    assert pacer.interval_s == 30.0
-    pacer.take(0.0)
-    assert pacer.take(30.0) == 0.0 and not pacer.interval_s
-
-
-def test_numbers_that_are_missing_or_absurd_are_ignored() -> None:
-    pacer = Pacer()
-    for limit, remaining, resets_in_s in (
-        (None, 1, 1.0),
-        (9, None, 1.0),
-        (9, 1, None),
-        (0, 0, 9.0),
-        (9, 1, -1.0),
-    ):
-        pacer.learn([LimitLeft(limit, remaining, resets_in_s)], 0.0)
-        assert not pacer.interval_s
-    pacer.learn([LimitLeft(1000, 0, 1e9)], 0.0)
-    assert pacer.interval_s == 60.0, "one call a minute is let through to see whether it is still so"
-
-
-def test_a_cell_that_nobody_used_is_given_back() -> None:
-    pacer = Pacer()
-    pacer.learn([LimitLeft(100, 10, 50.0)], 0.0)
-    for _ in range(3):
-        pacer.take(0.0)
-    pacer.give_back()
-    assert pacer.take(0.0) == 10.0
 
 
 # ── blocks ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -40,23 +40,57 @@ def test_a_servers_hint_is_the_least_and_never_much_more(attempt: int, draw: flo
     assert hint_s <= pause <= max(30.0, 1.05 * hint_s)
 
 
+class Successes:
+    """What a guard counts."""
+
+    def __init__(self) -> None:
+        self.first_successes = 0
+
+
+def budget_of(*earners: Successes, **options: float) -> RetryBudget:
+    budget = RetryBudget(RetryOptions(**options), 0.0)  # type: ignore[arg-type]
+    for earner in earners:
+        budget.join(earner)
+    return budget
+
+
 def test_an_empty_bucket_refuses_and_fills_by_a_tenth_of_each_success_and_by_one_a_second() -> None:
-    budget = RetryBudget(RetryOptions(), 0.0)
-    assert sum(budget.take(0, 0.0) for _ in range(100)) == 20, "it holds twenty and starts full"
-    assert not budget.take(9, 0.0) and budget.take(10, 0.0), "ten successes are one repeat"
-    assert sum(budget.take(10, 3.0) for _ in range(100)) == 3, "and one a second"
+    guard = Successes()
+    budget = budget_of(guard)
+    assert sum(budget.take(0.0) for _ in range(100)) == 20, "it holds twenty and starts full"
+    guard.first_successes = 9
+    assert not budget.take(0.0)
+    guard.first_successes = 10
+    assert budget.take(0.0), "ten successes are one repeat"
+    assert sum(budget.take(3.0) for _ in range(100)) == 3, "and one a second"
+
+
+def test_all_guards_of_a_dependency_earn_for_one_bucket_and_what_is_forgotten_has_earned_too() -> None:
+    one, other = Successes(), Successes()
+    budget = budget_of(one, other, budget_tokens=1000, budget_per_s=0)
+    while budget.take(0.0):
+        pass
+    one.first_successes, other.first_successes = 10, 20
+    assert sum(budget.take(0.0) for _ in range(100)) == 3
+    budget.leave(other)
+    assert not budget.take(0.0)
+    one.first_successes = 20
+    assert sum(budget.take(0.0) for _ in range(100)) == 1
 
 
 def test_a_repeat_that_was_never_made_gives_its_token_back() -> None:
-    budget = RetryBudget(RetryOptions(budget_tokens=1), 0.0)
-    assert budget.take(0, 0.0) and not budget.take(0, 0.0)
+    budget = budget_of(budget_tokens=1)
+    assert budget.take(0.0) and not budget.take(0.0)
     budget.give_back()
     budget.give_back()
-    assert budget.take(0, 0.0) and not budget.take(0, 0.0), "and no more than it holds"
+    assert budget.take(0.0) and not budget.take(0.0), "and no more than it holds"
 
 
 def test_a_bucket_that_holds_nothing_allows_nothing() -> None:
-    assert not RetryBudget(RetryOptions(budget_tokens=0), 0.0).take(10**9, 1e9)
+    guard = Successes()
+    budget = budget_of(guard, budget_tokens=0)
+    guard.first_successes = 10**9
+    assert not budget.take(1e9)
 
 
 @given(
@@ -70,13 +104,15 @@ def test_repeats_never_pass_the_share_of_successes_plus_the_floor_plus_the_bucke
     steps: list[tuple[float, int, int]], tokens: float, share: float, floor: float
 ) -> None:
     """In any stretch of time, not only from the beginning."""
-    options = RetryOptions(budget_tokens=tokens, budget_per_success=share, budget_per_s=floor)
-    budget, now, successes, granted = RetryBudget(options, 0.0), 0.0, 0, 0
+    guard, now, granted = Successes(), 0.0, 0
+    budget = budget_of(guard, budget_tokens=tokens, budget_per_success=share, budget_per_s=floor)
     marks = [(0.0, 0, 0)]
     for step_s, succeeded, wanted in steps:
-        now, successes = now + step_s, successes + succeeded
-        granted += sum(budget.take(successes, now) for _ in range(wanted))
+        now, guard.first_successes = now + step_s, guard.first_successes + succeeded
+        granted += sum(budget.take(now) for _ in range(wanted))
         for at, had, before in marks:
-            assert granted - before <= tokens + share * (successes - had) + floor * (now - at) + 1e-6
+            assert (
+                granted - before <= tokens + share * (guard.first_successes - had) + floor * (now - at) + 1e-6
+            )
         assert budget.tokens >= 0.0
-        marks.append((now, successes, granted))
+        marks.append((now, guard.first_successes, granted))

@@ -20,7 +20,9 @@ from koo.errors import ConfigurationError
 from koo.events import Event
 from koo.http import HttpClient
 from koo.monitoring.shapes import ServiceConfiguration
-from koo.options import NetworkOptions, PlatformOptions, ServiceOptions
+from koo.network_options import NetworkOptions
+from koo.options import PlatformOptions, ServiceOptions
+from koo.policies.pacer import PILOTS
 from koo.proxies import Proxy, proxy_of
 from koo.storage.base import Allowance
 
@@ -66,6 +68,7 @@ def assemble(
             ),
             checkable=True,
             free=one.free,
+            pilots=0 if one.free else PILOTS,
         )
         proxy = _proxy(one, options.network)
         provider = make_provider(one, options, http.by_way_of(proxy), clock)

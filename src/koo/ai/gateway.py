@@ -100,7 +100,7 @@ class Gateway:
         begun = await self._begin(query, ask_whole)
         completion = begun.scope.value
         answer = begun.end(completion)
-        begun.guarded.learn_pace(completion.pace)
+        begun.learn_pace(completion.pace, completion.usage)
         return answer
 
     def stream(self, query: Query, before: Callable[[], Awaitable[object]] | None = None) -> AnswerStream:

@@ -98,7 +98,7 @@ class Lists:
             if not await gates.stand_in(gates.limit_queue, ends):
                 return False
             gates.limit_queue.give_back()
-        while wait_s := gates.pacer.wait_s(now := gates.clock.monotonic()):
+        while wait_s := one.service.pace_s(query.model, now := gates.clock.monotonic()):
             if now >= ends:
                 return False
             await gates.clock.sleep(min(wait_s, LOOK_AGAIN_S))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from koo.ai.providers.base import Completion
+from koo.ai.providers.base import Completion, Pace
 from koo.ai.query_charge import QueryCharge
 from koo.ai.service import AIService, Service
-from koo.ai.types import Answer
+from koo.ai.types import Answer, Usage
 from koo.guard import Guard, Scope
+from koo.policies.breaker import Permit
 
 T = TypeVar("T")
 
@@ -33,6 +34,11 @@ class Begun(Generic[T]):
         """The guarded service, without its provider."""
         return self.service.service
 
+    def learn_pace(self, paces: tuple[Pace, ...], usage: Usage | None) -> None:
+        """Take in what the answer's headers say about the provider's limits."""
+        if paces or self.guard.pacer.asks:
+            learn_pace(self.guarded, self.guard, self.scope.permit, self.charge, paces, usage)
+
     def end(
         self,
         completion: Completion,
@@ -47,7 +53,6 @@ class Begun(Generic[T]):
         """
         bill = self.charge.note(completion)
         self.scope.settle(slow=slow, took_s=took_s)
-        self.guarded.last_usage = completion.usage
         return Answer(
             text=completion.text,
             service=self.guard.name,
@@ -62,3 +67,19 @@ class Begun(Generic[T]):
             max_tokens=self.charge.request.max_tokens,
             clamped=self.charge.clamped,
         )
+
+
+def learn_pace(
+    service: Service,
+    guard: Guard,
+    permit: Permit,
+    charge: QueryCharge,
+    paces: tuple[Pace, ...],
+    usage: Usage | None,
+) -> None:
+    """Take in what the headers of the answer to a call say; `usage` is None as long as it is not known."""
+    most = None
+    if usage is None and not guard.pacer.sizes:
+        # No answer has said yet how many tokens a call takes: as many as this one can take at most.
+        most = Usage(input_tokens=charge.input_tokens_max, output_tokens=charge.request.max_tokens)
+    service.learn_pace(guard, paces, permit, usage or most, is_most=most is not None)

@@ -19,15 +19,19 @@ from koo.events import Event, KeyUnblocked
 from koo.gates import Gates
 from koo.guard import Guard
 from koo.options import DAY_S, GuardOptions, ServiceOptions
-from koo.policies.breaker import CLOSED, Override
+from koo.policies.breaker import CLOSED, Override, Permit
 from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
-from koo.policies.pacer import LimitLeft
+from koo.policies.pacer import Pacer
 from koo.policies.verdict import Classify
 from koo.proxies import Proxy
 from koo.storage.base import Allowance
 
 MODELS_MAX = 64
 """A name of a model is the caller's word: without a bound, wrong names would fill the memory."""
+TOKENS = ("tokens", "input-tokens", "output-tokens")
+"""What limits by tokens count, as an adapter names them."""
+SIZES_FADE = 32
+"""A large answer is forgotten over so many smaller ones: the next may be as large."""
 
 
 def make_limits(options: ServiceOptions | GuardOptions, clock: Clock) -> Limits:
@@ -94,6 +98,7 @@ class Service:
         place_settings: tuple[str, ...] = ("concurrency_max", "queue_max"),
         checkable: bool = False,
         free: bool = False,
+        pilots: int = 0,
     ) -> None:
         self.name = name
         self.options = options
@@ -102,10 +107,11 @@ class Service:
         """What is missing before it can be asked at all, and what to do about it; empty if nothing is."""
         self.checkable = checkable
         self.free = free
+        self.pilots = pilots
+        """How many calls of each model ask first what the provider allows; 0: all at once."""
         self.allowance = allowance or Allowance(None)
         self.clock = clock
         self.deadlines = deadlines
-        self.last_usage: Usage | None = None  # of the last answer: a limit that counts tokens is read by it
         self._stored = (0, 0)  # a UTC day, and how many of its requests here the state store knows
         self._elsewhere = (0, 0)  # a UTC day, and how many of its requests were made elsewhere
         self._classify = classify
@@ -147,6 +153,9 @@ class Service:
         guard = Guard(self.gates, model=model, classify=self._classify, on_outage=self._spread_outage)
         if self._override is not Override.NONE:
             guard.set_override(self._override)
+        if self.pilots:
+            guard.pacer.send_pilots(self.pilots)
+            self.gates.watch_pace(guard.pacer)
         self._guards[model] = guard
         return guard
 
@@ -163,6 +172,8 @@ class Service:
                 guard.breaker.phase is CLOSED and not guard.breaker.running and not guard.breaker.consecutive
             )
             if model != self.default_model and quiet:
+                self.gates.pacing.discard(guard.pacer)
+                self.gates.retry_budget.leave(guard.tally)
                 del self._guards[model]
                 return
         raise CallerMistake(
@@ -213,10 +224,40 @@ class Service:
                 self._publish(KeyUnblocked(self.name, model))
         self._anchor_day()
 
-    def learn_pace(self, paces: Iterable[Pace]) -> None:
-        """Take in what an answer's headers say about the provider's limits."""
-        usage = self.last_usage
-        self.gates.learn_pace([limit for pace in paces if (limit := _in_calls(pace, usage))])
+    def learn_pace(
+        self,
+        guard: Guard,
+        paces: Iterable[Pace],
+        permit: Permit,
+        usage: Usage | None,
+        *,
+        is_most: bool = False,
+    ) -> None:
+        """Take in what the headers of an answer say about the provider's limits.
+
+        `permit` and `usage`: of the call that was answered; None where its usage is not known yet, and `is_most` where
+        it is only known what it cannot be above.
+        """
+        told = []
+        for pace in paces:
+            size, limit = _size(guard.pacer, pace.resource, usage, is_most), pace.limit
+            if size and pace.remaining is not None:
+                limit_left = None if limit is None else limit / size
+                told.append((limit_left, pace.remaining / size, pace.resets_in_s, pace.resource))
+        now = self.clock.monotonic()
+        spare = guard.pacer.learn(told, permit.serial, guard.breaker.given, now, now - permit.given_at)
+        if spare < self.gates.bulkhead.limit:
+            self.gates.watch_pace(guard.pacer)
+
+    def pace_s(self, model: str | None, now: float) -> float:
+        """How long a call of a model (None: the default one) waits at least for the provider's own limits."""
+        guard = self._guards.get(model or self.default_model)
+        return 0.0 if guard is None else guard.pacer.wait_s(now)
+
+    def measure(self, guard: Guard, usage: Usage) -> None:
+        """A streamed answer has ended: how many tokens a call takes."""
+        for resource in TOKENS:
+            _size(guard.pacer, resource, usage, is_most=False)
 
     def forget_used(self, *, stored: bool = False) -> None:
         """An operator resets the limits: nothing was used. Money is never forgotten.
@@ -274,12 +315,18 @@ class Service:
         return next((count for count in self.gates.limits.counts if isinstance(count, DayCount)), None)
 
 
-def _in_calls(pace: Pace, usage: Usage | None) -> LimitLeft | None:
-    """The limit in calls of the last answer's size; None until a token count is known."""
-    each = 1 if pace.resource == "requests" else _tokens(pace.resource, usage) if usage is not None else 0
-    if not each or pace.limit is None or pace.remaining is None:
-        return None
-    return LimitLeft(pace.limit / each, pace.remaining / each, pace.resets_in_s)
+def _size(pacer: Pacer, resource: str, usage: Usage | None, is_most: bool) -> float:
+    """How much of a limit a call takes: the last answer's, or what answers took before it, if that was more."""
+    if resource == "requests":
+        return 1.0
+    known = pacer.sizes.get(resource, 0.0)
+    if usage is None:
+        return known
+    tokens = _tokens(resource, usage)
+    if is_most:
+        return tokens
+    pacer.sizes[resource] = size = max(tokens, known + (tokens - known) / SIZES_FADE)
+    return size
 
 
 def _tokens(resource: str, usage: Usage) -> int:

@@ -23,7 +23,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import NoReturn
 
-from koo.ai.open_answer import Begun
+from koo.ai.open_answer import Begun, learn_pace
 from koo.ai.providers.base import Completion, CompletionChunk, Pace
 from koo.ai.providers.transport import bound_text
 from koo.ai.query_charge import QueryCharge
@@ -69,17 +69,21 @@ class StreamedCompletion:
     one, reasoning included, is counted in bytes: no tokenizer makes more tokens of a text than that.
     """
 
-    __slots__ = ("_charge", "_cost_usd", "_model", "_request_id", "_stop_reason", "_texts", "_unreported", "_usage",
-                 "chunks", "first", "pace", "silence")  # fmt: skip
+    __slots__ = ("_charge", "_cost_usd", "_hear", "_model", "_request_id", "_stop_reason", "_texts", "_unreported",
+                 "_usage", "chunks", "first", "silence")  # fmt: skip
 
     def __init__(
-        self, chunks: AsyncGenerator[CompletionChunk, None], charge: QueryCharge, silence: Silence
+        self,
+        chunks: AsyncGenerator[CompletionChunk, None],
+        charge: QueryCharge,
+        silence: Silence,
+        hear: Callable[[tuple[Pace, ...]], None],
     ) -> None:
         self.chunks = chunks
         self.silence = silence
         self._charge = charge
         self.first = ""
-        self.pace: tuple[Pace, ...] = ()
+        self._hear = hear
         self._texts: list[str] = []
         self._usage: Usage | None = None
         self._cost_usd: Decimal | None = None
@@ -106,7 +110,8 @@ class StreamedCompletion:
         return None
 
     def _take_in(self, chunk: CompletionChunk) -> None:
-        self.pace = chunk.pace or self.pace
+        if chunk.pace:
+            self._hear(chunk.pace)
         self._unreported += bound_text(chunk.text)
         if chunk.usage is not None and not chunk.usage.estimated:
             self._take_report(chunk, chunk.usage)
@@ -134,7 +139,6 @@ class StreamedCompletion:
             stop_reason=self._stop_reason,
             request_id=self._request_id,
             cost_usd=self._cost_usd,
-            pace=self.pace,
         )
 
     def _usage_so_far(self) -> Usage:
@@ -215,7 +219,7 @@ class AnswerStream:
                 raise StopAsyncIteration from None
             raise
         await self._leave_if_asked(begun)
-        begun.guarded.learn_pace(begun.scope.value.pace)
+        begun.learn_pace((), None)
         silence = begun.scope.value.silence
         silence.until, silence.longest_s = begun.scope.deadline, begun.service.options.stall_timeout_s
         self._hand_over(begun, begun.scope.permit.given_at)
@@ -276,6 +280,7 @@ class AnswerStream:
         self.answer = begun.end(
             streamed.completion(), slow=False, took_s=self._provider_s, away_s=self._away_s
         )
+        begun.guarded.measure(begun.guard, self.answer.usage)
         await streamed.chunks.aclose()
 
     async def _end(self, begun: Begun[StreamedCompletion], fault: Fault, silent_s: float = 0.0) -> None:
@@ -370,7 +375,12 @@ async def open_stream(
     departure.set(charge.departure)
     options = one.options
     silence = Silence(one.service.deadlines, one.service.clock, scope)
-    streamed = StreamedCompletion(one.provider.stream(charge.request), charge, silence)
+    guard = one.service.guard(charge.model)
+
+    def hear(paces: tuple[Pace, ...]) -> None:
+        learn_pace(one.service, guard, scope.permit, charge, paces, None)
+
+    streamed = StreamedCompletion(one.provider.stream(charge.request), charge, silence, hear)
     silence.longest_s = options.first_token_timeout_s
     silence.until = scope.permit.given_at + options.attempt_timeout_s
     try:

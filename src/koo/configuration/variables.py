@@ -238,6 +238,7 @@ class Variables(Table):
     http_proxy = secret(variable(lambda koo: koo.network.http_proxy, form=PROXY))
     all_proxy = secret(variable(lambda koo: koo.network.all_proxy, form=PROXY))
     no_proxy = variable(lambda koo: koo.network.no_proxy, form=HOSTS)
+    ai_idle_connection_timeout = variable(lambda koo: koo.network.idle_connection_s)
     ssl_cert_file = variable(lambda koo: koo.network.cert_file, form=CERTIFICATE_FILE)
     ssl_cert_dir = variable(lambda koo: koo.network.cert_dir, form=CERTIFICATE_FOLDERS)
 

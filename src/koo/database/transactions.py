@@ -133,7 +133,7 @@ class RepeatedTransaction:
         if guard.breaker.refuses(now + pause) or now + pause >= self._deadline:
             return None
         # A conflict is no sign of ill health: repeats of it are bounded by their number, not by the shared budget.
-        if not contended and not guard.retry_budget.take(guard.tally.first_successes, now):
+        if not contended and not guard.gates.retry_budget.take(now):
             return None
         guard.tally.retries += 1
         transactions.metrics.repeats += 1

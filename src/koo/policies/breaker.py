@@ -299,6 +299,11 @@ class Breaker:
         return ""
 
     @property
+    def given(self) -> int:
+        """How many permits were ever given; the last one has this serial number."""
+        return self._serial
+
+    @property
     def running(self) -> int:
         """How many permits have not ended."""
         return len(self._older) + (self._newest is not None)

@@ -1,72 +1,164 @@
-"""Spreads calls under the provider's own limit, before a 429 comes.
+"""Keeps calls under the provider's own limits, before a 429 comes.
 
-The provider's headers say, with every answer, how much is left of each of its limits and when that is full again.
-While more than half of all is left nothing is held back. Below that, the calls that are left are spread evenly over the
-time until the limit is full: the generic cell rate algorithm with one cell each `interval_s`, and no burst. Of several
-limits the one that asks for the longest interval decides: the others would let more calls out than it has left.
+With every answer the headers say how much is left of each of the provider's limits, and when it is full again. What an
+answer says was true when its call arrived there: so the calls that left after it are taken off, and an answer to an
+earlier call than the last one heard says nothing new. Of several limits, each counted in calls, the one with the
+longest wait decides; what one limit allows is in `koo.policies.provider_limit`.
+
+Sometimes nobody knows what is allowed: before the first answer, after a 429, and when a limit that was used up should
+be full again. Then a few calls go ahead as pilots, and the others wait for what their answers say: two hundred callers
+at once would meet an unknown limit of fifty with a hundred and fifty calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-COMFORT = 0.5
-INTERVAL_S_MAX = 60.0
+from koo.options import NEVER
+from koo.policies.bulkhead import Bulkhead
+from koo.policies.provider_limit import Limit, Told
 
-
-@dataclass(frozen=True, slots=True)
-class LimitLeft:
-    """One of the provider's limits, counted in calls: `remaining` of `limit`, full again in `resets_in_s`.
-
-    None: the provider does not say. Fractions are right: they come from limits that count tokens.
-    """
-
-    limit: float | None
-    remaining: float | None
-    resets_in_s: float | None
-
-    def interval_s(self) -> float | None:
-        """The pause between calls that it asks for, 0 for none; None where a number is missing or absurd."""
-        limit, remaining, resets_in_s = self.limit, self.remaining, self.resets_in_s
-        if limit is None or remaining is None or resets_in_s is None or limit <= 0 or resets_in_s <= 0:
-            return None
-        return 0.0 if remaining >= COMFORT * limit else min(resets_in_s / max(remaining, 1), INTERVAL_S_MAX)
+PILOTS = 10
+"""Below the limits by the minute of nearly all vendors' first tiers."""
+PILOTS_DOUBLE_AFTER_S = 5.0
+"""Longer than a usual answer; a service whose first answer takes minutes does not wait for it with ten calls."""
+DOUBTS_DOUBLE_AFTER_S = 30.0
+"""After a limit was met each wrong guess is another 429, so one call asks for as long as answers take."""
+DOUBLINGS_MAX = 30
+WAIT_S_MIN = 0.001
+"""Less is rounding."""
+PILOT_LOOK_S = 0.05
+"""How soon a caller who waits for a pilot looks again: an answer may have come."""
 
 
 class Pacer:
-    """One provider's credential. `interval_s` is 0 while nothing has to be spread."""
+    """The limits of one model at one provider.
 
-    __slots__ = ("_until", "interval_s", "next_at")
+    `line`: callers who wait for them, one after the other. `sizes`: how many tokens a call takes, by resource.
+    """
+
+    __slots__ = (
+        "_booked", "_counted", "_doubles_after_s", "_heard", "_hears", "_limits", "_pilots", "_pilots_from",
+        "_pilots_out", "_pilots_since", "line", "sizes",
+    )  # fmt: skip
 
     def __init__(self) -> None:
-        self.interval_s = 0.0
-        self.next_at = 0.0
-        self._until = 0.0
+        self.line = Bulkhead(1)
+        self.sizes: dict[str, float] = {}
+        self._limits: dict[str, Limit] = {}
+        self._heard = self._counted = self._booked = 0
+        self._pilots = self._pilots_from = self._pilots_out = 0
+        self._pilots_since: float | None = None
+        self._hears = False
+        self._doubles_after_s = PILOTS_DOUBLE_AFTER_S
 
-    def learn(self, limits: Iterable[LimitLeft], now: float) -> None:
-        """Take in all limits that one answer's headers name; what cannot be read is ignored."""
-        read = [(interval_s, limit) for limit in limits if (interval_s := limit.interval_s()) is not None]
-        if read:
-            self.interval_s, scarcest = max(read, key=lambda one: one[0])
-            self._until = now + (scarcest.resets_in_s or 0.0)
+    # ── what is heard ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def wait_s(self, now: float) -> float:
-        """How long the next call should wait; 0 is now. Takes nothing."""
-        if not self.interval_s:
-            return 0.0
-        if now >= self._until:
-            self.interval_s = 0.0
-            return 0.0
-        return max(0.0, self.next_at - now)
+    def learn(self, told: Sequence[Told], serial: int, sent: int, now: float, took_s: float = 0.0) -> float:
+        """Take in all limits that an answer's headers name; what cannot be right is ignored.
 
-    def take(self, now: float) -> float:
-        """Book the next cell and say how long to wait for it; each caller gets a later one."""
-        wait_s = self.wait_s(now)
-        if self.interval_s:
-            self.next_at = max(self.next_at, now) + self.interval_s
-        return wait_s
+        `serial`: the number of its call, counted from 1; `sent`: how many have left by now; `took_s`: how long it took.
+        Returns how many more may leave at once.
+        """
+        if serial > self._pilots_from:
+            self._pilots = 0
+        least = NEVER
+        if serial < self._heard or not told:
+            return least
+        self._heard, self._counted, self._hears = serial, sent, True
+        since = sent - serial + self._booked
+        for size, remaining, resets_in_s, resource in told:
+            if remaining is None or remaining < 0 or (size is not None and size <= 0):
+                continue
+            if resets_in_s is not None and resets_in_s <= 0:
+                continue
+            known = self._limits.get(resource)
+            if known is None:
+                known = self._limits[resource] = Limit()
+            spare = known.hear(size, remaining, resets_in_s, since, took_s, now)
+            if spare < least:  # noqa: PLR1730 - this runs with each answer
+                least = spare
+        return least
+
+    def send_pilots(self, few: int) -> None:
+        """Before the first answer: so many calls at first ask what is allowed."""
+        self._pilots, self._hears = few, True
+
+    def doubt(self, sent: int) -> None:
+        """A call met the provider's limit: one at first, of those that have not left by now, asks what is allowed."""
+        if not self._hears:
+            return  # of operations whose answers say nothing, no answer would end the doubt
+        self._heard = sent + 1
+        self._pilots, self._pilots_from, self._pilots_out, self._pilots_since = 1, sent, 0, None
+        self._doubles_after_s = DOUBTS_DOUBLE_AFTER_S
+
+    def skip(self, by_s: float) -> None:
+        """So much time has passed that the clock did not see: the machine was suspended."""
+        for limit in self._limits.values():
+            limit.skip(by_s)
+
+    # ── what is allowed ───────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def knows(self) -> bool:
+        """Has the provider ever said what it allows?"""
+        return bool(self._limits)
+
+    @property
+    def asks(self) -> bool:
+        """Is a pilot under way, so that any answer is news?"""
+        return self._pilots > 0
+
+    def allows(self, calls: int, now: float) -> bool:
+        """May so many leave at once, and uncounted?"""
+        self._fill(now)
+        return not self._pilots and all(limit.spare >= calls for limit in self._limits.values())
+
+    def _fill(self, now: float) -> None:
+        for limit in self._limits.values():
+            limit.fill_up(now)
+            if limit.is_over(now) and limit.fill(now):
+                self.doubt(self._counted)
+
+    def wait_s(self, now: float, ahead: int = 0) -> float:
+        """How long a call behind so many others waits at least, for the limits; takes nothing."""
+        self._fill(now)
+        wait_s = max((limit.wait_s(now, ahead) for limit in self._limits.values()), default=0.0)
+        return wait_s if wait_s > WAIT_S_MIN else 0.0
+
+    def count(self, sent: int) -> None:
+        """So many calls have left by now: those that left without a cell are taken off, too."""
+        uncounted = sent - self._counted
+        if uncounted:
+            self._counted = sent
+            for limit in self._limits.values():
+                limit.left -= uncounted
+
+    def must_follow(self, now: float, ended: int) -> bool:
+        """Are as many pilots out as may be? `ended`: how many calls have ended, ever."""
+        if not self._pilots:
+            return False
+        if self._pilots_since is None:
+            self._pilots_since = now
+        doublings = min(int((now - self._pilots_since) / self._doubles_after_s), DOUBLINGS_MAX)
+        flying = self._pilots_out - max(0, ended - self._pilots_from)
+        return flying >= self._pilots << doublings
+
+    def take(self, now: float) -> None:
+        """Book a cell for one call."""
+        self._pilots_out += 1
+        self._booked += 1
+        for limit in self._limits.values():
+            limit.take(now)
 
     def give_back(self) -> None:
-        """A cell was booked for a call that is never made: later callers need not wait for it."""
-        self.next_at -= self.interval_s
+        """A call that has a cell is never made: later callers need not wait for it."""
+        self._pilots_out -= 1
+        self._booked -= 1
+        for limit in self._limits.values():
+            limit.give_back()
+
+    def use(self) -> None:
+        """A call that has a cell has left."""
+        self._booked -= 1
+        self._counted += 1

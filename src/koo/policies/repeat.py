@@ -27,15 +27,15 @@ ANEW_MAX = 4
 
 
 class Repeats:
-    """The repeats of one guard; `budget` bounds the load that they add."""
+    """The repeats of one guard; `budget`, which all guards of a dependency share, bounds the load that they add."""
 
-    __slots__ = ("_breaker", "_options", "_tally", "budget")
+    __slots__ = ("_breaker", "_budget", "_options", "_tally")
 
-    def __init__(self, options: GuardOptions, breaker: Breaker, tally: Tally, now: float) -> None:
+    def __init__(self, options: GuardOptions, breaker: Breaker, tally: Tally, budget: RetryBudget) -> None:
         self._options = options
         self._breaker = breaker
         self._tally = tally
-        self.budget = RetryBudget(options.retry, now)
+        self._budget = budget
 
     def plan(
         self,
@@ -75,6 +75,6 @@ class Repeats:
         usual_s = max(self._tally.recent(now).percentile_s(0.5), LATENCY_S_MIN)
         if now + pause + usual_s > deadline:
             return None, "the deadline is too near"
-        if not self.budget.take(self._tally.first_successes, now):
+        if not self._budget.take(now):
             return None, "the retry budget is empty"
         return pause, ""

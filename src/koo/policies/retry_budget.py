@@ -9,27 +9,47 @@ Between two withdrawals there are only deposits, so capping once is the same as 
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from koo.options import RetryOptions
 
 
-class RetryBudget:
-    """The bucket of one dependency; starts full."""
+class Earner(Protocol):
+    """One guard's count of the first attempts that ever succeeded."""
 
-    __slots__ = ("_options", "_seen_at", "_successes_seen", "tokens")
+    @property
+    def first_successes(self) -> int: ...
+
+
+class RetryBudget:
+    """The bucket of one dependency, whatever the number of its guards; starts full."""
+
+    __slots__ = ("_earned_by_others", "_earners", "_options", "_seen_at", "_successes_seen", "tokens")
 
     def __init__(self, options: RetryOptions, now: float) -> None:
         self._options = options
         self.tokens = options.budget_tokens
-        self._successes_seen = 0
+        self._earners: list[Earner] = []
+        self._earned_by_others = self._successes_seen = 0
         self._seen_at = now
 
-    def take(self, first_successes: int, now: float) -> bool:
-        """One token for one repeat; `first_successes` counts the first attempts that ever succeeded."""
+    def join(self, earner: Earner) -> None:
+        """Its successes count from now on."""
+        self._earners.append(earner)
+
+    def leave(self, earner: Earner) -> None:
+        """It is forgotten, and what it earned is not."""
+        self._earners.remove(earner)
+        self._earned_by_others += earner.first_successes
+
+    def take(self, now: float) -> bool:
+        """One token for one repeat."""
         options = self._options
-        earned = options.budget_per_success * (first_successes - self._successes_seen)
+        successes = self._earned_by_others + sum(earner.first_successes for earner in self._earners)
+        earned = options.budget_per_success * (successes - self._successes_seen)
         earned += options.budget_per_s * (now - self._seen_at)
         self.tokens = min(options.budget_tokens, self.tokens + earned)
-        self._successes_seen = first_successes
+        self._successes_seen = successes
         self._seen_at = now
         if self.tokens < 1.0:
             return False

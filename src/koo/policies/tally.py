@@ -85,7 +85,7 @@ class Tally:
     """The counts of one guard."""
 
     __slots__ = (
-        "_cut_at", "_cuts", "_past", "_rolls_at", "bucket", "errors", "last_failure_at", "last_success_at",
+        "_cut_at", "_cuts", "_healthy", "_past", "_rolls_at", "bucket", "errors", "last_failure_at", "last_success_at",
         "late_successes", "life", "refused", "retries",
     )  # fmt: skip
 
@@ -93,6 +93,7 @@ class Tally:
         self.life = Bucket()  # without the bucket being filled
         self.bucket = Bucket()
         self._past: deque[Bucket] = deque(maxlen=BUCKETS - 1)
+        self._healthy: deque[Bucket] = deque(maxlen=BUCKETS - 1)  # those in which something succeeded
         self._rolls_at = now + BUCKET_S
         self.late_successes = 0  # of repeats
         self.retries = 0
@@ -156,6 +157,8 @@ class Tally:
         ended = int((now - self._rolls_at) // BUCKET_S) + 1
         self.life.add(self.bucket)
         self._past.append(self.bucket)
+        if self.bucket.latency_sum_s:
+            self._healthy.append(self.bucket)
         for _ in range(min(ended - 1, BUCKETS)):
             self._past.append(Bucket())
         self.bucket = Bucket()
@@ -166,6 +169,13 @@ class Tally:
         total = Bucket()
         total.add(self.life)
         total.add(self.bucket)
+        return total
+
+    def healthy(self) -> Bucket:
+        """Counts of the last five minutes in which something succeeded, however long ago."""
+        total = Bucket()
+        for bucket in (*self._healthy, self.bucket):
+            total.add(bucket)
         return total
 
     def recent(self, now: float) -> Bucket:
