@@ -574,6 +574,31 @@ def test_events_are_read_by_the_standard(text: bytes, events: list[tuple[str, by
     assert parse(text) == events
 
 
+@pytest.mark.parametrize(
+    ("text", "events"),
+    [
+        (b'{"error":1}', [("document", b'{"error":1}')]),
+        (b'data: 1\n\n{\n "e": {\n }\n}\n\ndata: 2\n\n', [("message", b"1"), ("document", b'{\n "e": {\n }\n}'),
+                                                        ("message", b"2")]),
+        (b'{"a":1}\n{"a":2}\n', [("document", b'{"a":1}'), ("document", b'{"a":2}')]),
+        (b'[{"a":1}\n,\n{"a":2}]', [("document", b'{"a": 1}'), ("document", b'{"a": 2}')]),
+        (b"<html>\n<p>no", [("document", b"<html>\n<p>no")]),
+        (b'{"a":', [("document", b'{"a":')]),
+        (b'data: {"a":1}\ndata: {"a":2}\n\n', [("message", b'{"a":1}'), ("message", b'{"a":2}')]),
+        (b'data: {"a":\ndata: 1}\n\n', [("message", b'{"a":\n1}')]),
+        (b'data: {"a":1}', [("message", b'{"a":1}')]),
+        (b'data: {"a":', []),
+        (b"data: [DONE]", [("message", b"[DONE]")]),
+    ],
+)  # fmt: skip
+def test_what_stands_in_a_stream_without_being_an_event_is_found(
+    text: bytes, events: list[tuple[str, bytes]]
+) -> None:
+    """The standard drops it all. However the bytes are cut, it is the same."""
+    assert parse(text) == events
+    assert parse(*(text[at : at + 1] for at in range(len(text)))) == events
+
+
 LINES = st.sampled_from(
     [
         b"data: one",

@@ -43,8 +43,10 @@ class Strays:
 
     def finish(self) -> list[bytes]:
         """At the end of the stream: what has no end of its own."""
-        lines, self._lines = self._lines, []
-        return [b"\n".join(lines)] if lines else []
+        document, self._lines = b"\n".join(self._lines), []
+        if not document:
+            return []
+        return _parts(document) if is_whole(document) else [document]
 
 
 def is_whole(document: bytes) -> bool:

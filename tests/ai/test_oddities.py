@@ -6,10 +6,14 @@ import asyncio
 
 import pytest
 
-from tests.ai.odd_answers import ANSWERS
+from koo.errors import StreamTruncated
+from koo.testing.providers import answer
+from koo.testing.providers.script import raw
+from tests.ai.odd_answers import ANSWERS, MESSAGE_START, MESSAGE_STOP, message, message_end
 from tests.ai.odd_refusals import ROWS as REFUSALS
 from tests.ai.odd_server import ask_koo
-from tests.ai.oddities import ODDITIES, Oddity
+from tests.ai.oddities import EVENTS, ODDITIES, Oddity, document, events
+from tests.ai.worlds import world
 
 ALL = (*ODDITIES, *ANSWERS, *REFUSALS)
 
@@ -20,8 +24,30 @@ def test_koo_does_what_the_table_says(oddity: Oddity) -> None:
     assert (error.kind if error else None, requests) == (oddity.kind, oddity.requests), error
     if oddity.streamed or error is None:
         assert text == oddity.text
+    if text and error is not None:
+        assert isinstance(error, StreamTruncated) and error.partial_text == text
 
 
 def test_each_oddity_has_a_name_of_its_own() -> None:
     names = [oddity.name for oddity in ALL]
     assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        document(message("Par", stop_reason="error")),
+        document(message("Par", error={"type": "api_error", "message": "failed"})),
+        events(MESSAGE_START, message_end(usage=None), MESSAGE_STOP),
+    ],
+    ids=["an end that names a failure", "an error beside content", "nothing said"],
+)
+def test_a_failure_told_as_a_success_is_answered_by_the_next_service(body: bytes) -> None:
+    async def main() -> None:
+        async with world() as here:
+            here.claude.script(*[raw(body, content_type=EVENTS)] * 10)
+            here.openai.script(answer("Paris."))
+            told = await here.ask(fallback=("openai",))
+            assert (told.service, told.text) == ("openai", "Paris.")
+
+    asyncio.run(main())

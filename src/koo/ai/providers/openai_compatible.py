@@ -171,31 +171,24 @@ class _Reader(Reader):
         return self.take("", _answer.decode(data), data)
 
     def take(self, name: str, told: _Answer, data: bytes) -> CompletionChunk | None:
-        choice = told.choices[0] if told.choices else None
-        if told.error is not NOTHING and is_something(told.error):
-            return self._failed(self.wire.told(self.headers, told.error, billable=self._begun), told)
-        if choice is None:
-            if told.usage is None and told.id is None:
-                if told.error is NOTHING and (parsed := read_error(200, self.headers, data)).shaped:
-                    raise self._error(parsed)  # one of the flat forms
-                return None
-            reply = NO_REPLY
-        else:
-            if choice.error is not NOTHING and is_something(choice.error):
-                return self._failed(self.wire.told(self.headers, choice.error, billable=self._begun), told)
-            reply = choice.delta or NO_REPLY
+        choice = told.choices[0] if told.choices else NO_CHOICE
+        if choice is NO_CHOICE and told.usage is None and told.id is None and not is_something(told.error):
+            if told.error is NOTHING and (parsed := read_error(200, self.headers, data)).shaped:
+                raise self._error(parsed)  # one of the flat forms
+            return None
+        reply = choice.delta or NO_REPLY
         text, thought = _text(reply), _thought(reply)
-        if choice is not None:
-            if not text and (choice.message is not None or choice.text):
-                text = choice.text or self._rest_of(_text(choice.message or NO_REPLY))
-            if choice.finish_reason:
-                self.stop_reason = choice.finish_reason
+        if not text and (choice.message is not None or choice.text):
+            text = choice.text or self._rest_of(_text(choice.message or NO_REPLY))
         if text or thought:
             self._texts.append(text or thought)
-        first, self._begun = not self._begun, True
+        self.stop_reason = choice.finish_reason or self.stop_reason
         usage = self._usage(told)
-        failure = self._failed_end()
-        if not (first or text or thought or usage or failure):
+        failure = self._failure(told, choice)
+        if failure is not None and not (text or thought or usage):
+            raise failure
+        first, self._begun = not self._begun, True
+        if not (first or text or thought or usage):
             return None
         return CompletionChunk(
             text=text or thought,
@@ -209,11 +202,12 @@ class _Reader(Reader):
             error=failure,
         )
 
-    def _failed(self, error: ExternalServiceError, chunk: _Answer) -> CompletionChunk:
-        usage = self._usage(chunk)
-        if usage is None:
-            raise error
-        return CompletionChunk(usage=usage, cost_usd=_cost(chunk.usage), error=error)
+    def _failure(self, told: _Answer, choice: _Choice) -> ExternalServiceError | None:
+        """The error beside a chunk's choices, or in one, or that the reason for stopping names."""
+        for error in (told.error, choice.error):
+            if error is not NOTHING and is_something(error):
+                return self.wire.told(self.headers, error, billable=self._begun)
+        return self._failed_end()
 
     def _usage(self, chunk: _Answer) -> Usage | None:
         if not _told(chunk.usage):

@@ -1,0 +1,109 @@
+"""The lenient reading: what becomes of values that have another type than the shape, and of halves of characters."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from koo.ai.providers.loose import NOT_JSON, Halves, fit, loads, whole_text
+
+
+class Part(msgspec.Struct):
+    text: str | None = None
+
+
+class Shape(msgspec.Struct, rename="camel"):
+    word: str | None = None
+    count_of_all: int | float | None = None
+    cost: Decimal | None = None
+    flag: bool | None = None
+    content: str | list[Part] | None = None
+    parts: list[Part] = []
+
+
+@pytest.mark.parametrize(
+    ("document", "shape"),
+    [
+        ({"word": 7}, Shape(word="7")),
+        ({"word": True}, Shape(word="true")),
+        ({"word": False}, Shape()),
+        ({"word": {"type": "stop"}}, Shape(word="stop")),
+        ({"word": []}, Shape()),
+        ({"countOfAll": " 12 "}, Shape(count_of_all=12)),
+        ({"countOfAll": [12]}, Shape(count_of_all=12)),
+        ({"countOfAll": [1, 2]}, Shape()),
+        ({"countOfAll": "many"}, Shape()),
+        ({"countOfAll": float("nan")}, Shape()),
+        ({"countOfAll": True}, Shape()),
+        ({"countOfAll": 10**40}, Shape()),
+        ({"cost": "0.25"}, Shape(cost=Decimal("0.25"))),
+        ({"cost": {}}, Shape()),
+        ({"flag": "true"}, Shape(flag=True)),
+        ({"flag": 0}, Shape(flag=False)),
+        ({"content": {"text": "a"}}, Shape(content=[Part("a")])),
+        ({"content": ["a", None, 7]}, Shape(content=[Part("a")])),
+        ({"content": 7}, Shape(content="7")),
+        ({"parts": "a"}, Shape(parts=[Part("a")])),
+        ({"parts": {"0": {"text": "a"}, "1": {"text": "b"}}}, Shape(parts=[Part("a"), Part("b")])),
+        ({"parts": None, "new": [{}]}, Shape()),
+        ([{"word": "a"}], Shape(word="a")),
+        (7, None),
+        (None, None),
+        (NOT_JSON, None),
+    ],
+)
+def test_a_value_becomes_the_nearest_thing_of_the_right_type_or_is_left_out(
+    document: Any, shape: Shape | None
+) -> None:
+    assert fit(document, Shape) == shape
+
+
+def test_what_a_shape_must_have_is_not_made_up() -> None:
+    class Strict(msgspec.Struct):
+        delta: Part
+
+    assert fit({"delta": 7}, Strict) is None and fit({}, Strict) is None
+    assert fit({"delta": "a"}, Strict) == Strict(Part("a"))
+
+
+@pytest.mark.parametrize(
+    ("data", "document"),
+    [
+        (b'\xef\xbb\xbf{"a": NaN}', {"a": pytest.approx(float("nan"), nan_ok=True)}),
+        (b'data: {"a": "x\ny"}\0', {"a": "x\ny"}),
+        (b'{"a": "\\ud83d"}', {"a": "\ud83d"}),
+        (b"ping", NOT_JSON),
+        (b"[" * 100_000, NOT_JSON),
+        (b"1" * 5000, NOT_JSON),
+        (b"", NOT_JSON),
+    ],
+)
+def test_a_document_is_read_however_oddly_it_is_written(data: bytes, document: Any) -> None:
+    assert loads(data) == document
+
+
+@given(st.text(), st.data())
+def test_a_text_that_is_cut_inside_its_characters_is_joined(text: str, data: st.DataObject) -> None:
+    """As JSON's escapes, which are halves of a pair, and as bytes."""
+    units = text.encode("utf-16-le")
+    halves = [units[at : at + 2].decode("utf-16-le", "surrogatepass") for at in range(0, len(units), 2)]
+    octets = [bytes([octet]).decode("utf-8", "surrogateescape") for octet in text.encode()]
+    for smallest in (halves, octets):
+        cuts = sorted(data.draw(st.lists(st.integers(0, len(smallest)), max_size=5)))
+        portions = [smallest[a:b] for a, b in zip([0, *cuts], [*cuts, len(smallest)], strict=True)]
+        joiner = Halves()
+        assert "".join(joiner.join("".join(portion)) for portion in portions) + joiner.finish() == text
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=()), max_size=4), max_size=6))
+def test_whatever_comes_what_goes_on_is_text(texts: list[str]) -> None:
+    joiner = Halves()
+    for text in texts:
+        joiner.join(text).encode()
+    assert joiner.finish() in ("", "\ufffd")
+    whole_text("".join(texts)).encode()
