@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -50,9 +51,17 @@ def test_four_threads_ask_through_the_bridge_and_share_one_koo(tmp_path: Path) -
 
 def test_a_stream_is_a_plain_iterator_and_leaving_it_early_stops_the_provider(tmp_path: Path) -> None:
     with FakeAnthropic() as server:
-        server.script(stream(["Par", "is."]), stream(["one", "two", hang()]))  # type: ignore[list-item]
+        server.script(stream(["Par", "is."]), stream(["one ", "two "], stall_after=1))
         platform = Platform(options(tmp_path, server))
         assert "".join(str(chunk) for chunk in koo.run(platform.stream(QUESTION))) == "Paris."
+        chunks = koo.run(platform.stream(QUESTION))
+        assert str(next(chunks)) == "one "
+        chunks.close()  # type: ignore[attr-defined]
+        breaker = platform.services["claude"].default_guard.breaker
+        ends = time.monotonic() + 20
+        while not server.abandoned and time.monotonic() < ends:
+            time.sleep(0.01)  # the server sees the end of the connection a moment later
+        assert (server.abandoned, breaker.running) == (1, 0)
         closed(platform)
 
 

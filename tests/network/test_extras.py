@@ -170,6 +170,12 @@ def test_a_server_of_ones_own_with_a_key_in_a_header_is_not_taken_for_free(tmp_p
         assert (one.input_price is not None) is free and one.has_credentials is not free
 
 
+def test_so_in_options_made_by_hand() -> None:
+    plain = ServiceOptions(name="lab", kind="openai_compatible", declared=True)
+    keyed = ServiceOptions(name="lab", kind="openai_compatible", declared=True, headers={"API-Key": SECRET})
+    assert (plain.free, keyed.free) == (True, False)
+
+
 def test_what_makes_a_model_think_makes_it_think_unseen() -> None:
     from koo.ai.models import may_think_unseen
 
