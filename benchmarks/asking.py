@@ -1,7 +1,8 @@
 """One contender of the query benchmark in a process of its own: `python -m benchmarks.asking NAME URL`.
 
 It says `{"ready": …}` once its first answer was right, then for each line with a number of seconds it asks for so long,
-fifty at a time, and says how many calls a second that were.
+fifty at a time, and says how many calls a second that were; or, where it reads streams, five at a time, the processor
+time of this process, in microseconds, for each event with a piece of the answer.
 """
 
 from __future__ import annotations
@@ -17,8 +18,13 @@ from typing import IO, Any
 
 from benchmarks.contenders import CONTENDERS, Ask
 from benchmarks.peers import NotMeasured
+from benchmarks.streamers import STREAMED, STREAMERS
 
 IN_FLIGHT = 50
+STREAMS_IN_FLIGHT = 5
+"""Fifty of them would keep the slowest peer busy for half a minute."""
+PIECES = 200
+"""Of a streamed answer; a test holds that the server sends so many."""
 WARM_SHARE = 0.2
 """Of the seconds, before they are counted: connections that were idle meanwhile are made anew."""
 
@@ -29,8 +35,8 @@ def use_one_core() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-async def calls_a_second(ask: Ask, for_s: float) -> float:
-    """Fifty at a time; all that were begun are waited for and counted."""
+async def calls(ask: Ask, for_s: float, in_flight: int) -> int:
+    """So many at a time; all that were begun are waited for and counted."""
     calls = 0
     began = time.perf_counter()
 
@@ -40,8 +46,20 @@ async def calls_a_second(ask: Ask, for_s: float) -> float:
             await ask()
             calls += 1
 
-    await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
-    return calls / (time.perf_counter() - began)
+    await asyncio.gather(*(work() for _ in range(in_flight)))
+    return calls
+
+
+async def calls_a_second(ask: Ask, for_s: float) -> float:
+    began = time.perf_counter()
+    count = await calls(ask, for_s, IN_FLIGHT)
+    return count / (time.perf_counter() - began)
+
+
+async def cpu_us_an_event(ask: Ask, for_s: float) -> float:
+    began = time.process_time()
+    count = await calls(ask, for_s, STREAMS_IN_FLIGHT)
+    return (time.process_time() - began) / (count * PIECES) * 1e6
 
 
 async def serve(name: str, url: str, say: IO[str]) -> None:
@@ -52,19 +70,22 @@ async def serve(name: str, url: str, say: IO[str]) -> None:
 
     async with AsyncExitStack() as stack:
         try:
-            ask = await CONTENDERS[name].make(url, stack)
+            contender = (CONTENDERS | STREAMERS)[name]
+            ask = await contender.make(url, stack)
         except NotMeasured as error:
             tell(not_measured=str(error))
             return
         answer = str(await ask())
-        if "Paris" not in answer:
+        streams = contender.figure == STREAMED
+        if answer.count("Paris") < (PIECES if streams else 1):
             raise RuntimeError(f"this was to be an answer: {answer[:200]}")
         tell(ready=True)
         # Blocking: nothing of this process is to run while others are measured.
         for line in sys.stdin:
             gc.collect()
-            await calls_a_second(ask, float(line) * WARM_SHARE)
-            tell(rate=await calls_a_second(ask, float(line)))
+            measure = cpu_us_an_event if streams else calls_a_second
+            await measure(ask, float(line) * WARM_SHARE)
+            tell(figure=await measure(ask, float(line)))
 
 
 def main() -> None:

@@ -28,23 +28,25 @@ MAX_TOKENS = 128
 CLAUDE, GPT = "claude-sonnet-5-5", "gpt-6.1-terra"
 ANTHROPIC, OPENAI, COMPATIBLE = "anthropic", "openai", "openai_compatible"
 """The three formats, as koo calls them: Messages, Responses, Chat Completions."""
+CALLS = "calls a second"
 MODELS = {ANTHROPIC: CLAUDE, OPENAI: GPT, COMPATIBLE: GPT}
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way to ask in one format; `apart`: in the peers' own environment."""
+    """One way to ask in one format, and the `figure` that it has; `apart`: in the peers' own environment."""
 
     who: str
     format: str
     make: Make
     distribution: str | None = None
     apart: bool = False
+    figure: str = CALLS
 
     @property
     def name(self) -> str:
         """What its figure is called."""
-        return f"{self.who}: {self.format}, calls a second"
+        return f"{self.who}: {self.format}, {self.figure}"
 
 
 def koo(kind: str, *, priced: bool = True) -> Make:
@@ -52,27 +54,32 @@ def koo(kind: str, *, priced: bool = True) -> Make:
     ledger before it is sent; without one the service is free and holds no money."""
 
     async def make(url: str, stack: AsyncExitStack) -> Ask:
-        from koo.ai.types import Query
-        from koo.options import LimitOptions, PlatformOptions, ServiceOptions
-        from koo.platform import Platform
-
-        service = ServiceOptions(
-            name="bench",
-            kind=kind,  # type: ignore[arg-type]
-            model=MODELS[kind],
-            base_url=url,
-            api_key=KEY,
-            limits=LimitOptions(per_minute=10**9, per_hour=10**9, per_day=10**9),
-            daily_budget_usd=Decimal(1_000_000) if priced else None,
-            input_price=Decimal(1) if priced else Decimal(0),
-            output_price=Decimal(5) if priced else Decimal(0),
-        )
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        platform = await stack.enter_async_context(Platform(PlatformOptions(home=home, services=(service,))))
-        query = Query(service="bench", prompt=PROMPT, max_tokens=MAX_TOKENS)
+        platform, query = await koo_platform(kind, url, stack, priced=priced)
         return lambda: platform.query(query)
 
     return make
+
+
+async def koo_platform(kind: str, url: str, stack: AsyncExitStack, *, priced: bool = True) -> tuple[Any, Any]:
+    """A platform with one service, and the query that it is asked."""
+    from koo.ai.types import Query
+    from koo.options import LimitOptions, PlatformOptions, ServiceOptions
+    from koo.platform import Platform
+
+    service = ServiceOptions(
+        name="bench",
+        kind=kind,  # type: ignore[arg-type]
+        model=MODELS[kind],
+        base_url=url,
+        api_key=KEY,
+        limits=LimitOptions(per_minute=10**9, per_hour=10**9, per_day=10**9),
+        daily_budget_usd=Decimal(1_000_000) if priced else None,
+        input_price=Decimal(1) if priced else Decimal(0),
+        output_price=Decimal(5) if priced else Decimal(0),
+    )
+    home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    platform = await stack.enter_async_context(Platform(PlatformOptions(home=home, services=(service,))))
+    return platform, Query(service="bench", prompt=PROMPT, max_tokens=MAX_TOKENS)
 
 
 MESSAGES_BODY = {"model": CLAUDE, "max_tokens": MAX_TOKENS, "messages": MESSAGES}
@@ -148,15 +155,19 @@ def openai_sdk(*, responses: bool, aiohttp: bool) -> Make:
     return make
 
 
+def litellm(model: str, url: str) -> Any:
+    """A router with one deployment, called bench."""
+    # Otherwise importing it downloads a price table.
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    deployment = {"model": model, "api_key": KEY, "api_base": url}
+    return load("litellm", "litellm").Router(
+        model_list=[{"model_name": "bench", "litellm_params": deployment}], num_retries=2
+    )
+
+
 def litellm_router(model: str) -> Make:
     async def make(url: str, stack: AsyncExitStack) -> Ask:
-        # Otherwise importing it downloads a price table.
-        os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
-        litellm = load("litellm", "litellm")
-        deployment = {"model": model, "api_key": KEY, "api_base": url}
-        router = litellm.Router(
-            model_list=[{"model_name": "bench", "litellm_params": deployment}], num_retries=2
-        )
+        router = litellm(model, url)
         return lambda: router.acompletion(model="bench", messages=MESSAGES, max_tokens=MAX_TOKENS)
 
     return make

@@ -1,4 +1,5 @@
-"""`query_ai` against a server that answers at once, 50 in flight, with the durable ledger, one core for the client.
+"""`query_ai` and `stream_ai` against a server that answers at once, 50 in flight, with the durable ledger, one core for
+the client.
 
 The servers run in processes of their own on the first core, and so does each contender on the last one. In each round
 the contenders are measured one after another, in random order, and the others sleep.
@@ -16,14 +17,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.contenders import ANTHROPIC, COMPATIBLE, CONTENDERS, FLOOR, KOO, OPENAI, Contender
+from benchmarks.contenders import ANTHROPIC, CALLS, COMPATIBLE, CONTENDERS, FLOOR, KOO, OPENAI, Contender
 from benchmarks.measure import Report
 from benchmarks.peers import APART_PYTHON, NotMeasured, is_installed, why_missing
+from benchmarks.streamers import STREAMED, STREAMERS
 from koo.testing.providers import InstantServer
 from koo.testing.providers.instant import Vendor
 
 ROUND_S = 0.8
 VENDORS: dict[str, Vendor] = {ANTHROPIC: "anthropic", OPENAI: "openai", COMPATIBLE: "compatible"}
+RATIOS = {CALLS: "koo / aiohttp and msgspec", STREAMED: "koo / aiohttp and msgspec, a streamed event"}
+ALL = CONTENDERS | STREAMERS
 ROOT = Path(__file__).parents[1]
 
 
@@ -59,11 +63,12 @@ class Process:
         self._process.stdout.close()
         self._said.close()
 
-    def calls_a_second(self, for_s: float) -> float:
+    def measure(self, for_s: float) -> float:
+        """Calls a second, or processor time an event: whatever the contender's figure is."""
         assert self._process.stdin
         self._process.stdin.write(f"{for_s}\n")
         self._process.stdin.flush()
-        return float(self._read()["rate"])
+        return float(self._read()["figure"])
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout
@@ -91,7 +96,7 @@ def start(stack: ExitStack, report: Report) -> dict[str, Process]:
         for kind, vendor in VENDORS.items()
     }
     started: dict[str, Process] = {}
-    for name, contender in CONTENDERS.items():
+    for name, contender in ALL.items():
         try:
             started[name] = Process(contender, urls[contender.format])
         except NotMeasured as missing:
@@ -111,23 +116,24 @@ def is_ready(process: Process, report: Report) -> bool:
 
 
 async def report(rounds: int = 5) -> Report:
-    """Calls a second of each contender."""
+    """The figure of each contender, and koo's beside the floor's."""
     found = Report()
-    rates: dict[str, list[float]] = {}
+    figures: dict[str, list[float]] = {}
     with ExitStack() as stack:
         running = start(stack, found)
         for _ in range(rounds):
             for name in random.sample(list(running), len(running)):
                 try:
-                    rates.setdefault(name, []).append(running[name].calls_a_second(ROUND_S))
+                    figures.setdefault(name, []).append(running[name].measure(ROUND_S))
                 except NotMeasured as ended:
                     found.not_measured[name] = str(ended)
                     del running[name]
-    found.figures = {name: rates[name] for name in CONTENDERS if name in running}
+    found.figures = {name: figures[name] for name in ALL if name in running}
     for kind in VENDORS:
-        koo, floor = (found.figures.get(f"{who}: {kind}, calls a second") for who in (KOO, FLOOR))
-        if koo and floor:
-            found.figures[f"koo / aiohttp and msgspec, {kind}"] = [
-                one / other for one, other in zip(koo, floor, strict=True)
-            ]
+        for figure, ratio in RATIOS.items():
+            koo, floor = (found.figures.get(f"{who}: {kind}, {figure}") for who in (KOO, FLOOR))
+            if koo and floor:
+                found.figures[f"{ratio}, {kind}"] = [
+                    one / other for one, other in zip(koo, floor, strict=True)
+                ]
     return found

@@ -81,6 +81,15 @@ COMPARISONS = (
         },
         more_is_better=True,
     ),
+    Comparison(
+        "Streamed AI answers of 200 events, µs of processor time an event",
+        "query",
+        {
+            "Anthropic Messages": "anthropic, us of CPU a streamed event",
+            "OpenAI Responses": "openai, us of CPU a streamed event",
+            "OpenAI Chat Completions": "openai_compatible, us of CPU a streamed event",
+        },
+    ),
     Comparison("Importing it, seconds", "imports", {"s": "import, s"}),
 )
 

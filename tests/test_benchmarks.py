@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from benchmarks import install, tables
+from benchmarks.asking import PIECES
 from benchmarks.contenders import CONTENDERS
 from benchmarks.goals import AT_LEAST, AT_MOST, GOALS, is_met
 from benchmarks.measure import Table, noise
 from benchmarks.peers import ON_THEIR_OWN, TOGETHER
+from benchmarks.streamers import STREAMERS
+from koo.testing.providers.instant import VENDORS, prepared
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,8 +47,14 @@ def test_each_goal_has_a_figure(goal: str, result: dict[str, Any]) -> None:
 
 def test_each_contender_of_the_query_benchmark_has_a_figure_or_a_reason(result: dict[str, Any]) -> None:
     told = result["figures"]["query"].keys() | result["not_measured"]["query"].keys()
-    ratios = GOALS.keys() - CONTENDERS.keys()
-    assert told - ratios == CONTENDERS.keys()
+    contenders = CONTENDERS.keys() | STREAMERS.keys()
+    assert told - (GOALS.keys() - contenders) == contenders
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_a_streamed_answer_has_as_many_events_as_its_time_is_divided_by(vendor: Any) -> None:
+    _, streamed = prepared(vendor)
+    assert streamed.count(b"Paris is city ") == PIECES
 
 
 @pytest.mark.parametrize("comparison", tables.COMPARISONS, ids=lambda comparison: comparison.title)

@@ -8,14 +8,14 @@ import re
 import sys
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 from typing import Any
 
 import pytest
 
-from koo.deadlines import GRAIN_S, Alarm, Deadline, Deadlines, OwnTimer, WrongLoop, ends_at
+from koo.deadlines import GRAIN_S, Alarm, Deadline, Deadlines, OwnTimer, WrongLoop, ends_at, resumed
 from koo.options import NEVER
 from koo.testing.clock import BEGIN_S, run_virtual, virtual_loop
 
@@ -586,3 +586,70 @@ def test_outside_a_task_is_a_clear_error() -> None:
     assert said == ["a deadline needs a running task"] * 2
     with pytest.raises(RuntimeError, match="no running event loop"), Alarm(registry, 1.0):
         pass
+
+
+# ── a coroutine that was begun by hand ────────────────────────────────────────────────────────────────────────────────
+
+
+async def begun_by_hand(work: Coroutine[Any, Any, str], deadline_s: float) -> str:
+    """`work`, of which the first step is made outside the alarm, and the rest inside."""
+    waits_for = work.send(None)
+    with Alarm(Deadlines(), now() + deadline_s):
+        return await resumed(work, waits_for)
+
+
+def test_what_was_begun_by_hand_goes_on_as_if_it_had_been_awaited() -> None:
+    async def work() -> str:
+        await asyncio.sleep(1)
+        with suppress(KeyError):
+            await failing()
+        await asyncio.sleep(1)
+        return "done"
+
+    async def failing() -> None:
+        await asyncio.sleep(1)
+        raise KeyError
+
+    async def main() -> None:
+        began = now()
+        assert await begun_by_hand(work(), 10) == "done"
+        assert now() - began == 3
+
+    run_virtual(main)
+
+
+def test_an_error_of_what_was_begun_by_hand_is_raised() -> None:
+    async def work() -> str:
+        await asyncio.sleep(1)
+        raise KeyError("no")
+
+    async def main() -> None:
+        with pytest.raises(KeyError, match="no"):
+            await begun_by_hand(work(), 10)
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize("by_deadline", [True, False])
+def test_what_was_begun_by_hand_hears_of_its_cancellation(by_deadline: bool) -> None:
+    heard: list[str] = []
+
+    async def work() -> str:
+        try:
+            async with asyncio.timeout(5):
+                await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            heard.append("cancelled")
+            raise
+        return "nothing"
+
+    async def main() -> None:
+        task = asyncio.ensure_future(begun_by_hand(work(), 2 if by_deadline else 3))
+        await asyncio.sleep(1)
+        if not by_deadline:
+            task.cancel()
+        with pytest.raises(TimeoutError if by_deadline else asyncio.CancelledError):
+            await task
+        assert heard == ["cancelled"]
+
+    run_virtual(main)

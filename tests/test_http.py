@@ -629,6 +629,22 @@ def test_however_the_bytes_are_cut_the_events_are_the_same(
     assert parse(*(text[i : i + 1] for i in range(len(text)))) == parse(text)
 
 
+def test_wherever_events_of_a_usual_stream_are_cut_they_are_the_same() -> None:
+    text = b'event: one\ndata: {"a":1}\n\ndata: [2]\n\n: ping\n\nevent: three\n\ndata: 4\ndata: 5\n\n\n\ndata:6\n\n'
+    text += b"data: 7\n\n"
+    events = [
+        ("one", b'{"a":1}'),
+        ("message", b"[2]"),
+        ("message", b"4\n5"),
+        ("message", b"6"),
+        ("message", b"7"),
+    ]
+    assert parse(text) == events
+    for first in range(len(text)):
+        for second in range(first, len(text)):
+            assert parse(text[:first], text[first:second], text[second:]) == events
+
+
 def test_an_event_of_any_size_below_the_bound_passes_and_one_above_is_given_up() -> None:
     parser = EventParser(1000)
     assert len(parser.feed(b"data: " + b"x" * 900 + b"\n\n" + b"data: 1\n\n" * 500)) == 501

@@ -17,11 +17,14 @@ import asyncio
 import time
 from abc import abstractmethod
 from asyncio import CancelledError, current_task, get_running_loop
+from collections.abc import Coroutine, Generator
 from contextvars import ContextVar, Token
-from types import TracebackType
+from types import TracebackType, coroutine
+from typing import TypeVar
 
 from koo.options import NEVER
 
+T = TypeVar("T")
 GRAIN_S = 0.25
 
 ends_at: ContextVar[float] = ContextVar("koo_deadline", default=NEVER)
@@ -197,6 +200,25 @@ class Lasting(Alarm):
         self.when = when
         if when != NEVER:
             self.timer = get_running_loop().call_at(when, self.expire)
+
+
+@coroutine
+def resumed(reading: Coroutine[object, object, T], waits_for: object) -> Generator[object, None, T]:
+    """`await` the rest of a coroutine that was begun by hand, with `send(None)`, and then waited for this."""
+    while True:
+        try:
+            yield waits_for
+        except BaseException as error:  # noqa: BLE001 - a cancellation above all: it belongs to what waits
+            thrown: BaseException | None = error
+        else:
+            thrown = None
+        try:
+            waits_for = reading.send(None) if thrown is None else reading.throw(thrown)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            del thrown
 
 
 class Deadline:

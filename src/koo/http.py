@@ -402,7 +402,13 @@ class EventParser:
         self._after_cr = chunk.endswith(b"\r")
         self._bytes += len(chunk)
         events: list[ServerSentEvent] = []
-        if b"\n" in chunk or b"\r" in chunk:
+        if b"\n\n" in chunk and b"\r" not in chunk and not (self._data or self._event):
+            # As nearly all servers write them: whole events, apart from the first and last of a portion.
+            whole, _, rest = b"".join([*self._tail, chunk]).rpartition(b"\n\n")
+            self._tail = [rest] if rest else []
+            for block in whole.split(b"\n\n"):
+                self._take_block(block, events)
+        elif b"\n" in chunk or b"\r" in chunk:
             # Joined only when a line ends: a long line in small portions would otherwise be copied again and again.
             lines = b"".join([*self._tail, chunk]).splitlines(keepends=True)
             last = lines[-1]
@@ -421,13 +427,32 @@ class EventParser:
         The standard would drop it, but servers that end with `data: [DONE]` and a single LF, or none, exist.
         """
         events: list[ServerSentEvent] = []
-        tail, self._tail = self._tail, []
-        if tail:
-            self._take(b"".join(tail), events)
-        if not tail or self._data[-1:] == [b"[DONE]"] or is_whole(b"\n".join(self._data)):
+        *lines, last = b"".join(self._tail).split(
+            b"\n"
+        )  # of an event that has begun; the last may not be whole
+        self._tail = []
+        for line in lines:
+            self._take(line, events)
+        if last:
+            self._take(last, events)
+        if not last or self._data[-1:] == [b"[DONE]"] or is_whole(b"\n".join(self._data)):
             self._dispatch(events)
         events += [ServerSentEvent(DOCUMENT, document) for document in self._strays.finish()]
         return events
+
+    def _take_block(self, block: bytes, events: list[ServerSentEvent]) -> None:
+        """The lines of one event, at once where it has no more than a name and a line of data."""
+        name, data = "message", block
+        if block.startswith(b"event: "):
+            first, _, data = block.partition(b"\n")
+            name = first[7:].decode("utf-8", "replace") or name
+        if data.startswith(b"data: ") and b"\n" not in data:
+            self._begun = True
+            events.append(ServerSentEvent(name, data[6:]))
+            return
+        for line in block.split(b"\n"):
+            self._take(line, events)
+        self._dispatch(events)
 
     def _take(self, line: bytes, events: list[ServerSentEvent]) -> None:
         if not self._begun:

@@ -92,7 +92,7 @@ class VirtualWorld:
         pilots: int = 0,
         **options: Any,
     ) -> None:
-        self.clock = VirtualClock()
+        self.clock = self.make_clock()
         ledger = ledger or MemoryLedger(self.clock)
         self.beats = asyncio.create_task(ledger.run())
         self.first, self.second = self.make_providers()
@@ -117,6 +117,9 @@ class VirtualWorld:
             deadlines=deadlines,
             clock=self.clock,
         )
+
+    def make_clock(self) -> VirtualClock:
+        return VirtualClock()
 
     def make_providers(self) -> tuple[MemoryProvider, MemoryProvider]:
         return MemoryProvider(), MemoryProvider()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,14 +21,15 @@ from koo.testing.providers.wire import ReceivedRequest, Reply, encode
 Vendor = Literal["anthropic", "openai", "compatible"]
 VENDORS: tuple[Vendor, ...] = ("anthropic", "openai", "compatible")
 
+_STREAMS = re.compile(rb'"stream": ?true')
 TEXT = "The capital of France is Paris. " * 12
 """Some 0.7 kB of answer with everything around it, as real short answers are."""
 
 
 def prepare(
-    server: FakeProvider, path: str, body: dict[str, Any], *, pieces: int = 50
+    server: FakeProvider, path: str, body: dict[str, Any], *, pieces: int = 200
 ) -> tuple[bytes, bytes]:
-    """A whole answer, plain and streamed, as bytes on the wire."""
+    """A whole answer, plain and streamed in so many pieces, as bytes on the wire."""
     request = ReceivedRequest(method="POST", path=path, headers={}, raw=b"", body=body)
     tokens = Tokens(input=12, output=96)
     step = Answer(text=TEXT)
@@ -36,7 +38,9 @@ def prepare(
         Reply(status=200, body=msgspec.json.encode(server.plain(request, step, tokens, 1)), headers=headers)
     )
     before, after = server.around(request, step, [], tokens, 1)
-    events = b"".join([*before, *(server.piece(request, "Paris is a city. ") for _ in range(pieces)), *after])
+    events = b"".join(
+        [*before, *(server.piece(request, f"Paris is city {n}. ") for n in range(pieces)), *after]
+    )
     streamed = encode(Reply(status=200, body=events, content_type="text/event-stream", headers=headers))
     return plain, streamed
 
@@ -72,8 +76,8 @@ class InstantProtocol(asyncio.Protocol):
             request_end = head_end + 4 + _content_length(buffer[:head_end])
             if len(buffer) < request_end:
                 break
-            streams = buffer.find(b'"stream":true', head_end, request_end) >= 0
-            self._transport.write(self._streamed if streams else self._plain)
+            streams = _STREAMS.search(buffer, head_end, request_end)
+            self._transport.write(self._plain if streams is None else self._streamed)
             buffer = buffer[request_end:]
         self._buffer = buffer
 
