@@ -28,8 +28,6 @@ from koo.storage.base import Allowance
 
 MODELS_MAX = 64
 """A name of a model is the caller's word: without a bound, wrong names would fill the memory."""
-TOKENS = ("tokens", "input-tokens", "output-tokens")
-"""What limits by tokens count, as an adapter names them."""
 SIZES_FADE = 32
 """A large answer is forgotten over so many smaller ones: the next may be as large."""
 
@@ -256,7 +254,7 @@ class Service:
 
     def measure(self, guard: Guard, usage: Usage) -> None:
         """A streamed answer has ended: how many tokens a call takes."""
-        for resource in TOKENS:
+        for resource in guard.pacer.resources:
             _size(guard.pacer, resource, usage, is_most=False)
 
     def forget_used(self, *, stored: bool = False) -> None:
@@ -317,7 +315,7 @@ class Service:
 
 def _size(pacer: Pacer, resource: str, usage: Usage | None, is_most: bool) -> float:
     """How much of a limit a call takes: the last answer's, or what answers took before it, if that was more."""
-    if resource == "requests":
+    if "token" not in resource:
         return 1.0
     known = pacer.sizes.get(resource, 0.0)
     if usage is None:
@@ -331,9 +329,8 @@ def _size(pacer: Pacer, resource: str, usage: Usage | None, is_most: bool) -> fl
 
 def _tokens(resource: str, usage: Usage) -> int:
     """What an answer takes of a limit; what comes out of the provider's cache takes nothing of its input."""
-    match resource:
-        case "input-tokens":
-            return usage.input_tokens + usage.cache_write_tokens
-        case "output-tokens":
-            return usage.output_tokens
+    if resource.startswith("input"):
+        return usage.input_tokens + usage.cache_write_tokens
+    if resource.startswith("output"):
+        return usage.output_tokens
     return usage.total_tokens

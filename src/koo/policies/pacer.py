@@ -105,6 +105,11 @@ class Pacer:
         return bool(self._limits)
 
     @property
+    def resources(self) -> list[str]:
+        """What the provider limits, as far as it has said."""
+        return list(self._limits)
+
+    @property
     def asks(self) -> bool:
         """Is a pilot under way, so that any answer is news?"""
         return self._pilots > 0

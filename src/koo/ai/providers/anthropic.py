@@ -24,7 +24,6 @@ from koo.ai.providers.faults import (
     until_next_month,
     until_stated,
 )
-from koo.ai.providers.headers import anthropic_pace
 from koo.ai.providers.openai_errors import read_error
 from koo.ai.providers.streaming import Reader, read_stream
 from koo.ai.providers.transport import (
@@ -251,7 +250,7 @@ class _Reader(Reader):
             input_counted=True,
             output_counted=False,
             request_id=request_id,
-            pace=anthropic_pace(self.headers, self.wire.wall()),
+            pace=self.wire.pace(self.headers),
         )
 
     def _change(self, reason: str | None, told: _Usage | None) -> CompletionChunk:
@@ -325,7 +324,7 @@ class AnthropicProvider(Adapter):
             usage=usage,
             stop_reason=reason,
             request_id=response.headers.get("request-id") or answer.id,
-            pace=anthropic_pace(response.headers, wire.wall()),
+            pace=wire.pace(response.headers),
         )
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:

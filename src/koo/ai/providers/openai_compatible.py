@@ -18,7 +18,6 @@ from koo.ai.providers.adapter import Adapter, Vendor
 from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.ends import OUTCOMES
 from koo.ai.providers.faults import FaultTable, Row
-from koo.ai.providers.headers import openai_pace
 from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 from koo.ai.providers.openai import check_models
 from koo.ai.providers.openai_errors import read_error
@@ -198,7 +197,7 @@ class _Reader(Reader):
             input_counted=_counts_prompt(told),
             request_id=(self.headers.get("x-request-id") or told.id) if first else None,
             cost_usd=_cost(told.usage),
-            pace=openai_pace(self.headers) if first else (),
+            pace=self.wire.pace(self.headers) if first else (),
             error=failure,
         )
 
@@ -265,7 +264,7 @@ class OpenAICompatibleProvider(Adapter):
             stop_reason=reason,
             request_id=response.headers.get("x-request-id") or answer.id,
             cost_usd=cost_usd,
-            pace=openai_pace(response.headers),
+            pace=self._wire.pace(response.headers),
         )
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:

@@ -18,7 +18,6 @@ import msgspec
 from koo.ai.providers.adapter import Adapter
 from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.ends import failure_of
-from koo.ai.providers.headers import openai_pace
 from koo.ai.providers.openai_errors import parse_error, read_error
 from koo.ai.providers.streaming import Reader, read_stream
 from koo.ai.providers.transport import (
@@ -237,7 +236,7 @@ class _Reader(Reader):
 
     def _begin(self, response: _Answer) -> CompletionChunk:
         request_id = self.headers.get("x-request-id") or response.id
-        return CompletionChunk(model=response.model, request_id=request_id, pace=openai_pace(self.headers))
+        return CompletionChunk(model=response.model, request_id=request_id, pace=self.wire.pace(self.headers))
 
     def _end(self, name: str, answer: _Answer, error: msgspec.Raw) -> CompletionChunk:
         """One of the four ends: the rest of the text, what was used, and the failure that it may be."""
@@ -310,7 +309,7 @@ class ResponsesAdapter(Adapter):
             stop_reason=answer.stop_reason,
             request_id=response.headers.get("x-request-id") or answer.id,
             cost_usd=cost_usd,
-            pace=openai_pace(response.headers),
+            pace=wire.pace(response.headers),
         )
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:

@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from koo.ai.providers.base import Request
+from koo.ai.providers.base import Pace, Request
 from koo.ai.providers.ends import failure_of
 from koo.ai.providers.extras import ExtraFields
 from koo.ai.providers.faults import FaultTable, ParsedError, make_error, transport_error
 from koo.ai.providers.forms import Forms
+from koo.ai.providers.headers import LimitHeaders
 from koo.ai.providers.loose import NOT_JSON, fit, loads, repaired
 from koo.ai.types import Usage
 from koo.clock import Clock
@@ -99,9 +100,14 @@ class Wire:
         self._encode = encode
         self.forms = forms
         self._clock = clock
+        self._limits = LimitHeaders()
 
     def __repr__(self) -> str:
         return f"{self.service!r} at {self._base_url.rpartition('@')[2]}"
+
+    def pace(self, headers: Mapping[str, str]) -> tuple[Pace, ...]:
+        """What an answer's headers say about the provider's limits."""
+        return self._limits.read(headers, self._clock.wall)
 
     def wall(self) -> float:
         """Wall seconds, for dates in headers."""
