@@ -344,7 +344,7 @@ class Chat(OpenAICompatibleProvider):
         super().__init__(provider.service, http, base_url="http://local", api_key=key)
         self._provider = provider
 
-    def _encode(self, request: Request, *, stream: bool = False) -> bytes:
+    def encode(self, request: Request, *, stream: bool) -> bytes:
         return msgspec.json.encode(self._provider.body(request))
 
 
