@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from koo.ai.assembly import assemble, describe
 from koo.ai.budgets import Budgets
@@ -90,16 +90,22 @@ class Parts:
     def database(self) -> Database:
         """The guarded database; made when first asked for, opened at its first use."""
         if self.database_in_use is None:
-            from koo.database.database import Database  # importing SQLAlchemy takes longer than all of koo
-
-            self.database_in_use = Database(
-                self.options.database,
-                deadlines=self.deadlines,
-                clock=self.clock,
-                publish=self.events.publish,
-                on_reset=self._publish_database_reset,
-            )
+            self.make_database()
+        assert self.database_in_use is not None
         return self.database_in_use
+
+    def make_database(self, **changes: Any) -> None:
+        """Make it, with the further arguments of `Database`."""
+        from koo.database.database import Database  # importing SQLAlchemy takes longer than all of koo
+
+        self.database_in_use = Database(
+            self.options.database,
+            deadlines=self.deadlines,
+            clock=self.clock,
+            publish=self.events.publish,
+            on_reset=self._publish_database_reset,
+            **changes,
+        )
 
     @property
     def services(self) -> dict[str, Service]:

@@ -18,9 +18,9 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import date
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from koo.ai.carried_stream import CarriedStream
 from koo.ai.operations import Money, compose, execute, read_options
@@ -49,7 +49,9 @@ from koo.upkeep import CheckServices, KeepTime, check_service
 
 if TYPE_CHECKING:
     from koo.database.database import Database
-
+    from koo.database.scope import S_co as S  # SQLAlchemy's `AsyncSession`, or a subclass of it
+else:
+    S = TypeVar("S")
 T = TypeVar("T")
 LOOK_AGE_MAX_S = 2.0
 """As often as an open page asks: however many pages there are, they are one probe to the database."""
@@ -102,6 +104,18 @@ class Platform:
     def database(self) -> Database:
         """The guarded database; made when first asked for, opened at its first use."""
         return self.parts.database
+
+    def set_up_database(
+        self, *, session_class: type[S] | None = None, engine_args: Mapping[str, Any] | None = None
+    ) -> Database[S]:
+        """Make the guarded database with a session class or engine arguments of your own; see `Database`.
+
+        Once, before its first use: raises RuntimeError for a database that has been made.
+        """
+        if self.parts.database_in_use is not None:
+            raise RuntimeError("the platform's database is in use already: set it up before its first use")
+        self.parts.make_database(session_class=session_class, engine_args=engine_args)
+        return cast("Database[S]", self.parts.database)
 
     @property
     def services(self) -> dict[str, Service]:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from sqlalchemy import URL
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from koo.database.drivers.loading import load_driver
+from koo.database.engine_args import EngineArgs
 from koo.database.faults import SERVICE
 from koo.database.hooks import Hooks
 from koo.database.pool_queue import PoolQueue
@@ -45,9 +46,12 @@ class Connections:
         deadlines: Deadlines,
         monotonic: Callable[[], float],
         draw: Callable[[], float] = random.random,
+        engine_args: EngineArgs,
+        session_class: type[AsyncSession],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.options = options
+        self.session_class = session_class
         self.guard = guard
         self.pool_queue = pool_queue
         self.metrics = metrics
@@ -70,8 +74,8 @@ class Connections:
             pool_timeout=options.pool_timeout_s,
             # The connection that was used last is the least likely to be dead, and the rest may age and go.
             pool_use_lifo=True,
-            hide_parameters=True,
-            connect_args=self.driver.connect_args(options, self.keep),
+            connect_args=engine_args.connect_args | self.driver.connect_args(options, self.keep),
+            **{"hide_parameters": True, **engine_args.others},
         )
         self._engines: dict[tuple[bool, str | None], AsyncEngine] = {}
         self._hooks(temporary).install(self.engine.sync_engine)

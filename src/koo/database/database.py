@@ -4,6 +4,8 @@
     await database.transaction(move_money, "a", "b", 100)    one transaction, run again on a transient failure
     database.get_pool_metrics(); await database.health_check()
 
+    Database(engine.url, session_class=AsyncSession)         beside an engine that exists, with SQLModel's session
+
 Nothing is opened before the first use. That first use makes the connections of the running loop, and one keeper task,
 which probes, and which closes everything when the loop ends (`asyncio.run` cancels all tasks at its end). A later
 `asyncio.run` opens anew; breaker and counts go on.
@@ -13,18 +15,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Concatenate, Generic, TypeVar, cast
 
+from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.database.connections import Connections
 from koo.database.drivers.loading import read_url
+from koo.database.engine_args import read_engine_args
 from koo.database.faults import SERVICE, classify_connect
 from koo.database.pool_queue import PoolQueue
 from koo.database.probe import ProbeDatabase
-from koo.database.scope import SessionScope
+from koo.database.scope import S_co, SessionScope
+from koo.database.session import guarded
 from koo.database.sqlite import Mode, SqliteFile
 from koo.database.transactions import Transactions, check_function
 from koo.deadlines import Deadlines, WrongLoop
@@ -38,7 +43,6 @@ from koo.monitoring.vitals import Look, Vitals, database_health, database_metric
 from koo.options import NEVER, DatabaseOptions, GuardOptions
 from koo.policies.reported import DatabaseState, database_state
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 QUEUE_MAX = 10_000
@@ -49,24 +53,35 @@ _left_behind: list[object] = []
 """What belongs to a parent process, and must not be collected here."""
 
 
-class Database:
+class Database(Generic[S_co]):
     """One guarded database. Constructing it opens nothing.
 
+    `options`: koo's, or the URL alone, also an engine's own (`engine.url`); `engine_args`: what an application gives to
+    `create_async_engine` beside it; `session_class`: what scopes hand out, a subclass of SQLAlchemy's `AsyncSession`.
     `deadlines`: the loop's registry, shared with other guards; `draw`: numbers in [0, 1); `publish` takes events;
-    `on_reset` is called after an operator's reset. Raises `ConfigurationError` for a URL whose driver is not known.
+    `on_reset` is called after an operator's reset. Raises `ConfigurationError` for a URL whose driver is not known,
+    and for arguments that koo cannot honour.
     """
 
     def __init__(
         self,
-        options: DatabaseOptions,
+        options: DatabaseOptions | URL | str,
         *,
+        engine_args: Mapping[str, Any] | None = None,
+        session_class: type[S_co] | None = None,
         deadlines: Deadlines | None = None,
         clock: Clock = SYSTEM_CLOCK,
         draw: Callable[[], float] = random.random,
         publish: Callable[[Event], None] | None = None,
         on_reset: Callable[[], None] | None = None,
     ) -> None:
+        given_url: URL | str = options.url if isinstance(options, DatabaseOptions) else options
+        self._url = read_url(given_url)
+        if not isinstance(options, DatabaseOptions):
+            options = DatabaseOptions(url=self._url.render_as_string(hide_password=False))
+        options, self._engine_args = read_engine_args(self._url, options, engine_args or {})
         self.options = options
+        self._session_class = guarded(AsyncSession if session_class is None else session_class)
         self._on_reset = on_reset
         self.clock = clock
         self._draw = draw
@@ -75,7 +90,6 @@ class Database:
                 "",
                 f'DB_EXACTLY_ONCE holds "{options.exactly_once}", which this version cannot do yet; allowed is off',
             )
-        self._url = read_url(options.url)
         self._file = SqliteFile(self._url) if self._url.get_backend_name() == "sqlite" else None
         self._deadlines = deadlines or Deadlines()
         self.pool_queue = PoolQueue(options.pool_size + options.max_overflow)
@@ -109,7 +123,7 @@ class Database:
 
     # ── transactions ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def session_scope(self, *, readonly: bool = False, isolation: str | None = None) -> SessionScope:
+    def session_scope(self, *, readonly: bool = False, isolation: str | None = None) -> SessionScope[S_co]:
         """`async with` it: an `AsyncSession` in one transaction; see `SessionScope`.
 
         `readonly`: one that takes no writes (SQLite: beside a writer). `isolation`: "READ COMMITTED", "REPEATABLE
@@ -125,7 +139,7 @@ class Database:
         isolation: str | None = None,
         deadline: float = NEVER,
         mode: Mode | None = None,
-    ) -> SessionScope:
+    ) -> SessionScope[S_co]:
         """As `session_scope`; `deadline` is in monotonic seconds, `mode` is SQLite's."""
         if isolation is not None and isolation not in ISOLATIONS:
             raise ConfigurationError(
@@ -135,7 +149,7 @@ class Database:
 
     async def transaction(
         self,
-        fn: Callable[Concatenate[AsyncSession, ...], Awaitable[T]],
+        fn: Callable[Concatenate[S_co, ...], Awaitable[T]],
         *args: Any,
         max_retries: int | None = None,
         readonly: bool = False,
@@ -149,7 +163,7 @@ class Database:
         """
         check_function(fn)
         return await self.transactions.run(
-            lambda session: fn(session, *args, **kwargs),
+            lambda session: fn(cast(S_co, session), *args, **kwargs),
             max_retries=max_retries,
             readonly=readonly,
             isolation=isolation,
@@ -198,11 +212,14 @@ class Database:
             deadlines=self._deadlines,
             monotonic=self.clock.monotonic,
             draw=self._draw,
+            engine_args=self._engine_args,
+            session_class=self._session_class,
         )
         self._probe = ProbeDatabase(
             url,
             self.options,
             temporary=temporary,
+            connect_args=self._engine_args.connect_args,
             guard=self.guard,
             deadlines=self._deadlines,
             clock=self.clock,

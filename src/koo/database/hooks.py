@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.util import await_
+from sqlalchemy.util import await_only as await_
 
 from koo.database.faults import ScopeStage
 from koo.database.records import ConnectionRecords, Stale

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import URL, NullPool, event, text
@@ -50,6 +50,7 @@ class ProbeDatabase:
         on_look: Callable[[Look], None],
         tick: Callable[[], None],
         temporary: bool = False,
+        connect_args: Mapping[str, Any],
     ) -> None:
         self._url = url
         self._options = options
@@ -60,6 +61,7 @@ class ProbeDatabase:
         self._on_look = on_look
         self._tick = tick
         self._temporary = temporary
+        self._connect_args = connect_args
         self._driver: Driver = load_driver(url.get_driver_name())
         self._engine: AsyncEngine | None = None
         self._connection: AsyncConnection | None = None
@@ -152,7 +154,7 @@ class ProbeDatabase:
                 poolclass=NullPool,
                 isolation_level="AUTOCOMMIT",
                 hide_parameters=True,
-                connect_args=self._driver.connect_args(self._options, self._keep),
+                connect_args={**self._connect_args, **self._driver.connect_args(self._options, self._keep)},
             )
             event.listen(self._engine.sync_engine.pool, "connect", self._on_connect)
         self._connection = await self._engine.connect()

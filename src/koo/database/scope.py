@@ -20,15 +20,16 @@ import asyncio
 import logging
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
 from koo.database.connections import Connections
 from koo.database.faults import SERVICE, ScopeStage
 from koo.database.records import ConnectionRecord, Stale
-from koo.database.session import GuardedSession, SyncSession
+from koo.database.session import SyncSession
 from koo.database.sqlite import MODES, Mode
 from koo.database.sqlite_writes import SqliteTransaction
 from koo.database.transcript import Transcript
@@ -40,17 +41,25 @@ from koo.options import NEVER
 from koo.policies.verdict import UNJUDGED, Fault
 from koo.sqlstates import Meaning, original_of
 
+if TYPE_CHECKING:
+    # Only type checkers need the default; at run time Python has it from 3.13 on.
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    S_co = TypeVarWithDefault("S_co", bound=AsyncSession, default=AsyncSession, covariant=True)
+else:
+    S_co = TypeVar("S_co", covariant=True)
+
 log = logging.getLogger("koo")
 
 
-class SessionScope:
+class SessionScope(Generic[S_co]):
     """`async with` it: an `AsyncSession` in one transaction, committed at the end, rolled back on any exception.
 
     Raises `DatabaseUnavailable` and `PoolSaturated` on entry, `DatabaseTimeout` when its time is over,
     `CommitOutcomeUnknown` when the connection was lost in COMMIT. What the block raises leaves unchanged.
     """
 
-    session: GuardedSession
+    session: S_co
     transcript: Transcript
     _sync: SyncSession
     _connections: Connections
@@ -80,7 +89,7 @@ class SessionScope:
 
     # ── entering ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def __aenter__(self) -> GuardedSession:
+    async def __aenter__(self) -> S_co:
         if self.owner is not None:
             raise RuntimeError("a session scope is used once: call session_scope() again")
         connections = self._connections = self._open()
@@ -92,15 +101,16 @@ class SessionScope:
         self.transcript = Transcript(connections.records, self._readonly)
         # Without expire_on_commit: an attribute read after the scope would need a connection that is gone.
         # Closed for good at its end: used later it would take a connection past the pool's queue.
-        session = self.session = GuardedSession(
+        session = connections.session_class(
             connections.engine_for(self._readonly, self._isolation),
             expire_on_commit=False,
             close_resets_only=False,
         )
-        self._sync = session.sync_session
+        self.session = cast(S_co, session)
+        self._sync = cast(SyncSession, session.sync_session)
         self._sync.scope = self
         await self._begin(now)
-        return session
+        return self.session
 
     async def _begin(self, now: float) -> None:
         """Through the breaker and the pool's queue to a connection with an open transaction."""

@@ -9,17 +9,18 @@ then the error is the user's to see.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Protocol
 
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
-from sqlalchemy.util import await_
+from sqlalchemy.util import await_only as await_
 
 from koo.database.faults import SERVICE
 from koo.database.transcript import Transcript
-from koo.errors import DatabaseError, Kind
+from koo.errors import ConfigurationError, DatabaseError, Kind
 
 
 class Renewable(Protocol):
@@ -110,3 +111,22 @@ def _take_connection(session: SyncSession, transaction: object, connection: Any)
     """A connection belongs to the scope from its BEGIN on, also the next one after a commit inside the block."""
     if session.scope is not None:
         session.scope.take(connection)
+
+
+@cache  # SQLAlchemy keeps what it knows of a class for ever, so one is made for each class and not for each scope
+def guarded(session_class: type[AsyncSession]) -> type[AsyncSession]:
+    """`session_class` as the session of a scope: its own methods come first, and what they call is koo's.
+
+    Raises `ConfigurationError` for what is not a subclass of SQLAlchemy's `AsyncSession`.
+    """
+    if session_class is AsyncSession:
+        return GuardedSession
+    if not (isinstance(session_class, type) and issubclass(session_class, AsyncSession)):
+        raise ConfigurationError(
+            "",
+            f"session_class is {session_class!r}; allowed is a subclass of sqlalchemy.ext.asyncio.AsyncSession",
+        )
+    own: type[Session] = session_class.sync_session_class
+    name = f"Guarded{session_class.__name__}"
+    sync = SyncSession if own is Session else type(name, (own, SyncSession), {})
+    return type(name, (session_class, GuardedSession), {"sync_session_class": sync})

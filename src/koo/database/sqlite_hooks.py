@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import Engine, event
-from sqlalchemy.util import await_
+from sqlalchemy.util import await_only as await_
 
 from koo.database import sqlite
 from koo.database.drivers.aiosqlite import give_up, stop_running

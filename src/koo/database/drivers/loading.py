@@ -35,15 +35,21 @@ def load_driver(name: str) -> Driver:
     raise KeyError(name)
 
 
-def read_url(text: str) -> URL:
+def read_url(given: str | URL) -> URL:
     """The URL with its driver named. Raises `ConfigurationError`, without repeating a password."""
     try:
-        url = make_url(text)
+        url = make_url(given)
     except ArgumentError:
         # Not its own words: they repeat the URL, with the password.
         raise ConfigurationError(
             "", "DATABASE_URL cannot be read; it looks like driver://user:password@host/name"
         ) from None
+    if url.password == "***":
+        raise ConfigurationError(
+            "",
+            "the database's URL has its password hidden: use engine.url itself,"
+            " or engine.url.render_as_string(hide_password=False), instead of str(engine.url)",
+        )
     url = url.set(drivername=DIALECTS.get(url.drivername, url.drivername))
     backend, _, driver = url.drivername.partition("+")
     if backend not in ("postgresql", "sqlite") or driver not in DRIVERS:
