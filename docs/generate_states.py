@@ -113,6 +113,11 @@ SITUATIONS: list[tuple[str, Callable[[], Evidence], Facts]] = [
         lambda: Evidence(after([*[FAILURE, FAILURE, SUCCESS] * 4, *WELL[:12]])),
         {},
     ),
+    (
+        "three calls in a row outlasted their callers' deadlines",
+        lambda: Evidence(after(), cuts=3),
+        {},
+    ),
     ("half of many calls were slow", lambda: Evidence(half_slow()), {}),
     ("the breaker is open", lambda: Evidence(after(phase=OPEN)), {}),
     ("recovery is being tested", lambda: Evidence(after(phase=HALF_OPEN)), {}),

@@ -409,8 +409,39 @@ def test_values_that_contradict_one_another_are_refused() -> None:
     sentence = refused({"DB_RETRY_BASE_DELAY": "9", "DB_RETRY_MAX_DELAY": "3"})
     assert sentence == 'DB_RETRY_BASE_DELAY holds "9"; allowed is at most 3, which DB_RETRY_MAX_DELAY holds'
     read({"DB_RETRY_MAX_DELAY": "0.1"})  # what nobody set contradicts nothing
+    whole = "the time of the whole query (AI_QUERY_TIMEOUT)"
+    long = refused({"AI_QUERY_TIMEOUT": "10", "AI_ATTEMPT_TIMEOUT": "20"})
+    assert long == f'AI_ATTEMPT_TIMEOUT holds "20"; allowed is at most 10, {whole}'
+    claude = "AI_SERVICES__CLAUDE__"
+    assert refused({f"{claude}ATTEMPT_TIMEOUT": "130"}) == (
+        f'{claude}ATTEMPT_TIMEOUT holds "130"; allowed is at most 120, {whole}'
+    )
+    assert refused({f"{claude}TIMEOUT": "10", "AI_ATTEMPT_TIMEOUT": "20"}) == (
+        f'{claude}TIMEOUT holds "10"; allowed is at least 20, the time of one attempt (AI_ATTEMPT_TIMEOUT)'
+    )
+    assert refused({f"{claude}TIMEOUT": "10", f"{claude}SLOW_CALL_SECONDS": "6"}) == (
+        f'{claude}SLOW_CALL_SECONDS holds "6"; allowed is at most 5, the time of one attempt'
+    )
     same = refused({"KOO_TOKEN": SECRET, "KOO_READ_TOKEN": SECRET})
     assert same.startswith("KOO_READ_TOKEN ") and SECRET not in same
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, (120, 60, 30)),
+        ({"AI_QUERY_TIMEOUT": "10"}, (10, 5, 2.5)),
+        ({"AI_SERVICES__CLAUDE__TIMEOUT": "8"}, (8, 4, 2)),
+        ({"AI_QUERY_TIMEOUT": "600"}, (600, 60, 30)),
+        ({"AI_QUERY_TIMEOUT": "30", "AI_ATTEMPT_TIMEOUT": "30"}, (30, 30, 15)),
+        ({"AI_SERVICES__CLAUDE__SLOW_CALL_SECONDS": "50"}, (120, 60, 50)),
+    ],
+)
+def test_times_that_were_not_set_follow_from_the_querys(
+    environ: dict[str, str], expected: tuple[float, float, float]
+) -> None:
+    one = service(read(environ), "claude")
+    assert (one.timeout_s, one.attempt_timeout_s, one.slow_s) == expected
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "koo.example"])
@@ -581,7 +612,7 @@ def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
         "MODEL": "m", "BASE_URL": "http://h", "API_KEY": "k", "DAILY_BUDGET": "20", "INPUT_PRICE": "1",
         "OUTPUT_PRICE": "2", "PRICE_AS": "gpt-4o", "REQUESTS_PER_MINUTE": "3", "REQUESTS_PER_HOUR": "none",
         "REQUESTS_PER_DAY": "4",
-        "TIMEOUT": "5", "ATTEMPT_TIMEOUT": "6", "FIRST_TOKEN_TIMEOUT": "7", "STALL_TIMEOUT": "8",
+        "TIMEOUT": "60", "ATTEMPT_TIMEOUT": "20", "FIRST_TOKEN_TIMEOUT": "7", "STALL_TIMEOUT": "8",
         "SLOW_CALL_SECONDS": "9", "MAX_TOKENS": "10", "THINKS_UNSEEN": "false", "LEAVE_OUT": "temperature",
         "TOKENS_PARAMETER": "max_completion_tokens", "KIND": "anthropic",
         "CONCURRENCY": "11", "QUEUE_LENGTH": "0",
@@ -599,8 +630,8 @@ def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
     assert one.price_as == "gpt-4o"
     assert (one.limits.per_minute, one.limits.per_hour, one.limits.per_day) == (3, None, 4)
     assert (one.timeout_s, one.attempt_timeout_s, one.first_token_timeout_s, one.stall_timeout_s) == (
-        5,
-        6,
+        60,
+        20,
         7,
         8,
     )

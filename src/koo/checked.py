@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import field, fields
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from koo.errors import ConfigurationError
 
 T = TypeVar("T")
+ATTEMPT_S_MAX = 60.0
+"""Longest time of an attempt that nobody set: with the default of a query it leaves time for a second one."""
 BOUNDS = ("at_least", "at_most", "above")
 """The ends of a range, as an option's metadata names them."""
 
@@ -99,6 +101,56 @@ class Checked:
             if not is_inside(one.metadata, value):
                 what = f"{type(self).__name__}.{one.name}"
                 raise ConfigurationError("", f"{what} is {value}; allowed is {allowed(one.metadata)}")
+
+
+def not_set() -> float:
+    """The default of a time that follows from another one: see `Timed`."""
+    return cast("float", None)
+
+
+class Timed(Checked):
+    """Base of options with three times: of a whole call, of one attempt, and from when on a call is slow.
+
+    What is not set follows from what is: an attempt has at most half of the call's time, and is slow after half of its
+    own. Raises `ConfigurationError` for an attempt that is longer than its call.
+    """
+
+    __slots__ = ()
+
+    timeout_s: float
+    attempt_timeout_s: float
+    slow_s: float
+
+    def __post_init__(self) -> None:
+        attempt_s, slow_s = following_s(self.timeout_s, self.attempt_timeout_s, self.slow_s)
+        object.__setattr__(self, "attempt_timeout_s", attempt_s)
+        object.__setattr__(self, "slow_s", slow_s)
+        super().__post_init__()
+        if self.attempt_timeout_s > self.timeout_s:
+            what = f"{type(self).__name__}.attempt_timeout_s is {self.attempt_timeout_s:g}"
+            limit = f"at most {self.timeout_s:g}, the time of the whole call (timeout_s)"
+            raise ConfigurationError("", f"{what}; allowed is {limit}")
+
+    def check_slow(self) -> None:
+        """Raises `ConfigurationError` where no call could ever be slow, because its attempt ends before."""
+        if self.slow_s > self.attempt_timeout_s:
+            limit = f"at most {self.attempt_timeout_s:g}, the time of an attempt (attempt_timeout_s)"
+            what = f"{type(self).__name__}.slow_s is {self.slow_s:g}"
+            raise ConfigurationError("", f"{what}; allowed is {limit}")
+
+
+def following_s(timeout_s: Any, attempt_s: Any, slow_s: Any) -> tuple[Any, Any]:
+    """The times of an attempt and of a slow call; None is one that was not set. What is no number is not looked at."""
+    if attempt_s is None:
+        attempt_s = min(ATTEMPT_S_MAX, _half(timeout_s))
+    return attempt_s, _half(attempt_s) if slow_s is None else slow_s
+
+
+def _half(value: Any) -> float:
+    try:
+        return float(value) / 2
+    except (TypeError, ValueError, OverflowError):
+        return ATTEMPT_S_MAX / 2  # the value is refused by its own check
 
 
 def _is_bounded(about: Any) -> bool:

@@ -15,7 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
-from koo.checked import Checked, Nothing, option
+from koo.checked import Checked, Nothing, Timed, not_set, option
 from koo.errors import ConfigurationError
 from koo.network_options import NetworkOptions
 
@@ -153,15 +153,17 @@ class LimitOptions(Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GuardOptions(Checked):
+class GuardOptions(Timed):
     """What one guard does for one dependency."""
 
     timeout_s: float = option(
         120.0, "deadline of a whole call, pauses included", "a person's patience", unit="s", above=0
     )
-    attempt_timeout_s: float = option(60.0, "longest time of one attempt", "half the call", unit="s", above=0)
+    attempt_timeout_s: float = option(
+        not_set(), "longest time of one attempt", "half the call; of a shorter one too", unit="s", above=0
+    )
     slow_s: float = option(
-        30.0, "an attempt that takes longer counts as slow", "half an attempt", unit="s", above=0
+        not_set(), "an attempt that takes longer counts as slow", "half an attempt", unit="s", above=0
     )
     concurrency_max: int = option(
         1000, "calls that may run at once", "memory is finite", at_least=0, at_most=1_000_000
@@ -246,7 +248,7 @@ ServiceKind = Literal["anthropic", "openai", "openai_compatible", "gemini", "per
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceOptions(Checked):
+class ServiceOptions(Timed):
     """One AI service. Without `api_key` a hosted service is not configured."""
 
     name: str
@@ -293,7 +295,7 @@ class ServiceOptions(Checked):
     )
     timeout_s: float = option(120.0, "deadline of a whole query", "a person's patience", unit="s", above=0)
     attempt_timeout_s: float = option(
-        60.0, "longest time of one attempt", "half the query", unit="s", above=0
+        not_set(), "longest time of one attempt", "half the query; of a shorter one too", unit="s", above=0
     )
     first_token_timeout_s: float = option(
         30.0, "longest wait for a stream's first content", "long prompts take time", unit="s", above=0
@@ -302,7 +304,7 @@ class ServiceOptions(Checked):
         30.0, "longest silence between two pieces of content", "pings are no content", unit="s", above=0
     )
     slow_s: float = option(
-        30.0, "an attempt that takes longer counts as slow", "half an attempt", unit="s", above=0
+        not_set(), "an attempt that takes longer counts as slow", "half an attempt", unit="s", above=0
     )
     max_tokens: int = option(
         4096, "longest answer, always sent", "so that a hold has a bound", unit="tokens", at_least=1
@@ -362,6 +364,10 @@ class ServiceOptions(Checked):
         """`queue_max` as it is in force."""
         usual = LOCAL_QUEUE_MAX if self.kind == "local" else QUEUE_MAX
         return usual if self.queue_max is None else self.queue_max
+
+    def __post_init__(self) -> None:
+        Timed.__post_init__(self)
+        self.check_slow()
 
     @property
     def configured(self) -> bool:

@@ -189,7 +189,7 @@ class Sharing:
             return
         model = signal.payload["model"] or None
         if not signal.payload["latched"]:
-            service.gates.key_blocks.remove(model)
+            service.gates.key_blocks.remove(model, self._clock.monotonic())
             return
         ago_s = max(self._clock.wall() - signal.at, 0.0)
         if new or ago_s < CHECK_S_MIN:

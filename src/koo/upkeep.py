@@ -132,7 +132,10 @@ class CheckServices(BackgroundTask):
 def _wants_check(service: Service, due: bool, now: float) -> bool:
     if not service.configured or not service.checkable:
         return False
-    return service.gates.key_blocks.due(now) if service.gates.key_blocks else due
+    blocks = service.gates.key_blocks
+    # While the key itself is refused, each check is one more refused request. A block for one model must not keep the
+    # others from hearing that the service is there.
+    return blocks.due(now) or (due and None not in blocks.by_model)
 
 
 async def check_service(parts: Parts, name: str) -> ServiceCheck:
@@ -144,9 +147,7 @@ async def check_service(parts: Parts, name: str) -> ServiceCheck:
     began = clock.monotonic()
     error = await _ask(ai_service, parts.options.health_check_timeout_s)
     if ai_service.service.configured:
-        ai_service.service.default_guard.note_check(error is None)
-    if error is None and ai_service.service.gates.key_blocks:
-        ai_service.service.unblock_key()
+        ai_service.service.note_check(error is None)
     view = parts.service_health(name)
     return {
         "service_name": name,

@@ -180,7 +180,7 @@ def test_a_service_that_the_query_asks_anyway_is_asked_once_and_in_its_turn() ->
         answer = await world.ask(fallback=("second",))
         assert (answer.service, world.second.asked) == ("second", 1)
         with pytest.raises(UnknownService):
-            await world.ask(fallback=("third",))
+            await world.ask(fallback=("unknown",))
 
     in_world(test, own(limit="0.001", service="first", on_exhausted="second"))
 

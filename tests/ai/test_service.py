@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+
 import pytest
 
-from koo.ai.service import Service
+from koo.ai.service import MODELS_MAX, Service
 from koo.deadlines import Deadlines
 from koo.errors import CircuitOpen, Kind, RateLimited, ServiceFailed
+from koo.monitoring.shapes import ServiceMetrics
+from koo.monitoring.snapshot import metrics_view
 from koo.options import DAY_S, BreakerOptions, GuardOptions, LimitOptions, RetryOptions
+from koo.policies.breaker import CLOSED
 from koo.policies.treatment import classify_error
 from koo.testing.clock import VirtualClock, run_virtual
-from tests.guard.support import answer
+from tests.guard.support import answer, fail, hang, throttled
 
 
 class SetClock(VirtualClock):
@@ -102,5 +108,134 @@ def test_a_host_that_one_model_cannot_reach_opens_all_models_of_the_service() ->
                 await one.call(unreachable)
         with pytest.raises(CircuitOpen):
             await other.call(answer)
+
+    run_virtual(main)
+
+
+# ── more models than there is room for ────────────────────────────────────────────────────────────────────────────────
+
+
+def total(service: Service, now: float) -> ServiceMetrics:
+    return metrics_view(service.tallies, now)
+
+
+def test_the_counts_of_a_model_that_made_room_for_another_stay_counted() -> None:
+    """Of the process's life and of the last five minutes: successes, failures, refusals and repeats."""
+
+    async def main() -> None:
+        clock = VirtualClock()
+        service = make_service(clock, LimitOptions())
+        for number in range(200):
+            operation = answer if number % 4 else fail
+            with suppress(ServiceFailed):
+                await service.guard(f"m{number}").call(operation)
+            await clock.sleep(0.1)
+        assert len(service.guards) == MODELS_MAX
+        seen = total(service, clock.monotonic())
+        assert (seen["total_requests"], seen["successful_requests"], seen["failed_requests"]) == (
+            200,
+            150,
+            50,
+        )
+        assert seen["recent"]["calls"] == 200 and seen["success_rate"] == 0.75
+        assert seen["error_counts"] == {"server_error": 50}
+
+    run_virtual(main)
+
+
+def test_a_call_that_waited_while_its_model_made_room_is_counted_too() -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        service = make_service(clock, LimitOptions())
+        early = service.guard("early")
+        await clock.sleep(1.0)
+        for number in range(MODELS_MAX):
+            service.guard(f"m{number}")
+        assert early not in service.guards
+        await early.call(answer)
+        assert total(service, clock.monotonic())["total_requests"] == 1
+
+    run_virtual(main)
+
+
+def test_a_models_pause_outlasts_its_guard() -> None:
+    """Met here, or by another process before this one ever asked the model."""
+
+    async def main() -> None:
+        clock = VirtualClock()
+        service = make_service(clock, LimitOptions())
+        with pytest.raises(RateLimited):
+            await service.guard("slow").call(throttled(500.0))
+        service.pause("never asked", 500.0, Kind.THROTTLED, "the provider limits our rate")
+        for number in range(2 * MODELS_MAX):
+            await service.guard(f"m{number}").call(answer)
+        for model in ("slow", "never asked"):
+            with pytest.raises(RateLimited) as caught:
+                await service.guard(model).call(answer)
+            assert caught.value.retry_after_s == pytest.approx(500.0, rel=0.1)
+        service.reset()
+        assert await service.guard("slow").call(answer) == "answer"
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize("state", ["failed once", "open", "paused", "running"])
+def test_invented_names_of_models_never_lock_a_real_one_out(state: str) -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        service = make_service(clock, LimitOptions())
+        running = []
+        for number in range(3 * MODELS_MAX):
+            guard = service.guard(f"invented{number}")
+            if state == "running":
+                running.append(asyncio.create_task(guard.call(hang)))
+                await asyncio.sleep(0)
+            for _ in range(5 if state == "open" else 1):
+                if state != "running":
+                    with suppress(ServiceFailed, RateLimited):
+                        await guard.call(throttled(500.0) if state == "paused" else fail)
+        assert await service.guard("real").call(answer) == "answer"
+        assert len(service.guards) <= (MODELS_MAX if state != "running" else 4 * MODELS_MAX)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    run_virtual(main)
+
+
+def test_the_longest_idle_closed_model_makes_room_before_one_whose_circuit_is_open() -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        service = make_service(clock, LimitOptions())
+        for _ in range(5):
+            with suppress(ServiceFailed):
+                await service.guard("ill").call(fail)
+        for number in range(MODELS_MAX - 2):
+            await clock.sleep(1.0)
+            await service.guard(f"m{number}").call(answer)
+        await clock.sleep(1.0)
+        await service.guard("m0").call(answer)
+        service.guard("another")
+        models = {guard.model for guard in service.guards}
+        assert "ill" in models and "m0" in models and "m1" not in models and "a" in models
+
+    run_virtual(main)
+
+
+# ── checks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_model_hears_the_checks_so_half_open_ones_close_without_traffic() -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        service = make_service(clock, LimitOptions())
+        for _ in range(5):
+            with suppress(ServiceFailed):
+                await service.guard("other").call(fail)
+        for _ in range(300):
+            await clock.sleep(1.0)
+            service.tick()
+            service.note_check(True)
+        assert service.guard("other").breaker.phase is CLOSED
 
     run_virtual(main)

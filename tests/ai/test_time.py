@@ -75,7 +75,8 @@ def test_a_call_of_three_hours_keeps_its_hold_for_as_long_and_is_booked_at_its_r
     """Nothing comes back by time: given back while the call runs, its money would be spent by another one."""
 
     async def main() -> None:
-        world = VirtualWorld(stall_timeout_s=7200.0, first_token_timeout_s=7200.0, attempt_timeout_s=14_400.0)
+        long: dict[str, Any] = {"timeout_s": 14_400.0, "attempt_timeout_s": 14_400.0}
+        world = VirtualWorld(stall_timeout_s=7200.0, first_token_timeout_s=7200.0, **long)
         world.first.script = [after(10_800.0, respond)]
         world.first.chunks = words("slowly", pause_s=5400.0)
         asking = asyncio.create_task(ask(world, streamed, timeout_s=14_400.0, max_tokens=200))

@@ -82,7 +82,7 @@ class MemoryProvider:
 
 
 class VirtualWorld:
-    """Services `first` and `second`, 3 and 15 USD a million tokens, over one ledger. Make it on the virtual loop."""
+    """Services `first`, `second` and `third` at 3 and 15 USD a million tokens. Make it on the virtual loop."""
 
     def __init__(
         self,
@@ -96,8 +96,10 @@ class VirtualWorld:
         ledger = ledger or MemoryLedger(self.clock)
         self.beats = asyncio.create_task(ledger.run())
         self.first, self.second = self.make_providers()
+        self.third = MemoryProvider()
         deadlines, services = Deadlines(), dict[str, AIService]()
-        for name, provider in (("first", self.first), ("second", self.second)):
+        providers = {"first": self.first, "second": self.second, "third": self.third}
+        for name, provider in providers.items():
             one = ServiceOptions(
                 name=name, kind="openai_compatible", model="m", api_key="k", base_url="http://127.0.0.1:9/v1",
                 declared=True,

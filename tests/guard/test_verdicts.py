@@ -198,7 +198,7 @@ def test_the_users_own_timeout_error_is_the_operations_failure_and_leaves_unchan
 
 def test_an_earlier_deadline_shortens_and_a_later_one_does_not_lengthen() -> None:
     async def main() -> None:
-        guard, clock = make_guard(timeout_s=30), asyncio.get_running_loop()
+        guard, clock = make_guard(timeout_s=30, attempt_timeout_s=30), asyncio.get_running_loop()
         cases = [(3.0, None, 3.0), (100.0, None, 30.0), (100.0, 7.0, 7.0), (2.0, 7.0, 2.0)]
         for around_s, timeout_s, expected_s in cases:
             began = clock.time()

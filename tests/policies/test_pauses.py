@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from koo.errors import Kind
 from koo.policies.cooldown import Cooldown
-from koo.policies.key_block import KeyBlocks
+from koo.policies.key_block import BLOCKS_MAX, KeyBlocks
 
 
 def no_jitter() -> float:
@@ -140,6 +140,50 @@ def test_it_is_checked_after_one_minute_and_then_ever_more_seldom_up_to_fifteen(
         assert blocks.due(now)
         blocks.postpone(now)
     assert gaps == [60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0]
+
+
+def test_a_model_that_is_refused_again_after_its_check_is_asked_ever_more_seldom() -> None:
+    """A check that succeeds proves that the key works, not that it may use the model."""
+    blocks, now, refused_at = KeyBlocks(), 0.0, []
+    while now < 3600.0:
+        if blocks.find("a", now) is None:
+            assert blocks.set("a", "not for a", now)
+            refused_at.append(now)
+        now += 1.0
+        if blocks.due(now):
+            assert blocks.lift(now) == ["a"]
+    assert refused_at == [0.0, 60.0, 180.0, 420.0, 900.0, 1800.0, 2700.0]
+
+
+def test_a_refusal_long_after_the_last_one_is_checked_after_a_minute_again() -> None:
+    for remedy in ("time", "an operator"):
+        blocks = KeyBlocks()
+        blocks.set("a", "not for a", 0.0)
+        assert blocks.lift(60.0) == ["a"]
+        if remedy == "an operator":
+            blocks.clear()
+        at = 61.0 if remedy == "an operator" else 2000.0
+        blocks.set("a", "not for a", at)
+        assert not blocks.due(at + 59.0) and blocks.due(at + 60.0)
+
+
+def test_a_check_lifts_the_keys_block_at_once_and_a_models_only_when_it_is_due() -> None:
+    blocks = KeyBlocks()
+    blocks.set(None, "refused", 0.0)
+    blocks.set("a", "not for a", 0.0)
+    blocks.set("b", "spent", 0.0, until=1000.0)
+    assert blocks.lift(30.0) == [None]
+    assert blocks.lift(60.0) == ["a"], "one that ends by its own time is not asked about"
+    blocks.postpone(60.0)
+    assert blocks.find("b", 61.0) is not None
+
+
+def test_blocks_of_invented_models_do_not_fill_the_memory() -> None:
+    blocks = KeyBlocks()
+    blocks.set(None, "refused", 0.0)
+    for number in range(5000):
+        blocks.set(f"m{number}", "not for it", 0.0)
+    assert len(blocks.by_model) == BLOCKS_MAX and None in blocks.by_model and "m4999" in blocks.by_model
 
 
 def test_a_key_that_works_again_clears_all() -> None:

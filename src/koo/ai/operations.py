@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import fields
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -66,16 +65,14 @@ def read_options(options: Mapping[str, Any]) -> GuardOptions:
         elif name in ("classify", "cost_usd") and value is not None and not callable(value):
             raise ConfigurationError("register_service", f"{name} must be a function")
     guard = parts["guard"]
-    # A deadline shorter than the default time of an attempt shortens that too, else both would end at once.
-    timeout_s = guard.get("timeout_s", _default(GuardOptions, "timeout_s"))
-    guard.setdefault("attempt_timeout_s", min(timeout_s, _default(GuardOptions, "attempt_timeout_s")))
-    guard.setdefault("slow_s", min(guard["attempt_timeout_s"] / 2, _default(GuardOptions, "slow_s")))
-    return GuardOptions(
+    read = GuardOptions(
         **guard,
         breaker=BreakerOptions(**parts["breaker"]),
         retry=RetryOptions(**parts["retry"]),
         limits=LimitOptions(**parts["limits"]),
     )
+    read.check_slow()
+    return read
 
 
 def _checked(name: str, value: Any) -> Any:
@@ -88,10 +85,6 @@ def _checked(name: str, value: Any) -> Any:
     elif not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ConfigurationError("register_service", f"{name} must be a number, not {type(value).__name__}")
     return value
-
-
-def _default(options: type[GuardOptions], name: str) -> Any:
-    return next(one.default for one in fields(options) if one.name == name)
 
 
 def compose(classify: Classify | None, name: str) -> Classify:

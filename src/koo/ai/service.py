@@ -14,18 +14,21 @@ from koo.ai.providers.base import Pace, Provider
 from koo.ai.types import Usage
 from koo.clock import Clock, utc_day
 from koo.deadlines import Deadlines
-from koo.errors import CallerMistake, Kind
+from koo.errors import Kind
 from koo.events import Event, KeyUnblocked
 from koo.gates import Gates
 from koo.guard import Guard
 from koo.options import DAY_S, GuardOptions, ServiceOptions
 from koo.policies.breaker import CLOSED, Override, Permit
+from koo.policies.cooldown import Cooldown
 from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
 from koo.policies.pacer import Pacer
+from koo.policies.tally import Tally
 from koo.policies.verdict import Classify
 from koo.proxies import Proxy
 from koo.storage.base import Allowance
 
+PAUSES_MAX = 1024
 MODELS_MAX = 64
 """A name of a model is the caller's word: without a bound, wrong names would fill the memory."""
 SIZES_FADE = 32
@@ -124,6 +127,8 @@ class Service:
             place_settings=place_settings,
         )
         self._guards: dict[str | None, Guard] = {}
+        self._forgotten = Tally(clock.monotonic())  # the counts of models that made room for others
+        self._pauses: dict[str | None, Cooldown] = {}  # of models that have no guard now
         self._override = Override.NONE
         self.guard(default_model)
 
@@ -145,6 +150,11 @@ class Service:
     def guards(self) -> list[Guard]:
         return list(self._guards.values())
 
+    @property
+    def tallies(self) -> list[Tally]:
+        """What was counted of all models, also of those that were forgotten."""
+        return [*(guard.tally for guard in self._guards.values()), self._forgotten]
+
     def _make_guard(self, model: str | None) -> Guard:
         if len(self._guards) >= MODELS_MAX:
             self._forget_one()
@@ -154,6 +164,7 @@ class Service:
         if self.pilots:
             guard.pacer.send_pilots(self.pilots)
             self.gates.watch_pace(guard.pacer)
+        guard.cooldown = self._pauses.pop(model, guard.cooldown)
         self._guards[model] = guard
         return guard
 
@@ -164,19 +175,37 @@ class Service:
                 guard.count_outage(in_row)
 
     def _forget_one(self) -> None:
-        """Make room: the oldest model that is not in use and has nothing to remember."""
-        for model, guard in self._guards.items():
-            quiet = (
-                guard.breaker.phase is CLOSED and not guard.breaker.running and not guard.breaker.consecutive
-            )
-            if model != self.default_model and quiet:
-                self.gates.pacing.discard(guard.pacer)
-                self.gates.retry_budget.leave(guard.tally)
-                del self._guards[model]
-                return
-        raise CallerMistake(
-            self.name, f"more than {MODELS_MAX} different models are in use", kind=Kind.INVALID_REQUEST
-        )
+        """Make room: the model that was idle for longest, one that is closed before one that is not.
+
+        What it counted stays counted, and what it was told to pause it is told again when it comes back. Where all are
+        in use there is no room to make, and none is needed: there are no more of them than calls may run.
+        """
+        idle = [
+            guard
+            for guard in self._guards.values()
+            if guard.model != self.default_model and not guard.breaker.running
+        ]
+        if not idle:
+            return
+        guard = min(idle, key=lambda one: (one.breaker.phase is not CLOSED, one.tally.idle_since))
+        now = self.clock.monotonic()
+        del self._guards[guard.model]
+        self.gates.pacing.discard(guard.pacer)
+        self.gates.retry_budget.leave(guard.tally)
+        self._forgotten.take_over(guard.tally, now)
+        # A caller that waits before its gates still has the guard, and will count.
+        guard.tally = self._forgotten
+        if now < guard.cooldown.until:
+            self._keep_pause(guard.model, guard.cooldown, now)
+
+    def _keep_pause(self, model: str | None, cooldown: Cooldown, now: float) -> None:
+        """Of a model that has no guard now. Of too many, those are kept that last longest."""
+        pauses = self._pauses
+        pauses[model] = cooldown
+        if len(pauses) > PAUSES_MAX:
+            lasting = [(one, pause) for one, pause in pauses.items() if now < pause.until]
+            lasting.sort(key=lambda pair: pair[1].until)
+            self._pauses = dict(lasting[-PAUSES_MAX // 2 :])
 
     def reset(self, *, publish: bool = True) -> None:
         """Clear phases, streaks, cooldowns and key blocks of all models; never money, limits used or counts.
@@ -186,6 +215,7 @@ class Service:
         self._override = Override.NONE
         for guard in self.guards:
             guard.reset()
+        self._pauses.clear()
         self.gates.quota.clear()
         if publish:
             self.unblock_key()
@@ -206,10 +236,24 @@ class Service:
             guard.cooldown.extend(now, for_s, lambda: 0.0, kind, reason)
         elif not model:
             self.gates.pause(now, for_s, lambda: 0.0, kind, reason)
+        else:
+            cooldown = self._pauses.get(model) or Cooldown()
+            cooldown.extend(now, for_s, lambda: 0.0, kind, reason)
+            self._keep_pause(model, cooldown, now)
 
     def unblock_key(self) -> None:
-        """The key works again, or an operator says so."""
-        for model in self.gates.key_blocks.clear():
+        """An operator says that the key works again, for all models."""
+        self._publish_unblocked(self.gates.key_blocks.clear())
+
+    def note_check(self, succeeded: bool) -> None:
+        """An unbilled check ended: the guards of all models hear of it, and a key that works is used again."""
+        for guard in self.guards:
+            guard.note_check(succeeded)
+        if succeeded and self.gates.key_blocks:
+            self._publish_unblocked(self.gates.key_blocks.lift(self.clock.monotonic()))
+
+    def _publish_unblocked(self, models: Iterable[str | None]) -> None:
+        for model in models:
             if self._publish is not None:
                 self._publish(KeyUnblocked(self.name, model))
 
@@ -217,9 +261,7 @@ class Service:
         """What a second brings about: breakers, key blocks that end by their own time, and the day."""
         for guard in self.guards:
             guard.tick()
-        for model in self.gates.key_blocks.expire(self.clock.monotonic()):
-            if self._publish is not None:
-                self._publish(KeyUnblocked(self.name, model))
+        self._publish_unblocked(self.gates.key_blocks.expire(self.clock.monotonic()))
         self._anchor_day()
 
     def learn_pace(

@@ -18,6 +18,7 @@ consumer's own task: a generator that is running cannot be closed from outside.
 from __future__ import annotations
 
 import asyncio
+from asyncio import CancelledError
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from decimal import Decimal
@@ -29,6 +30,7 @@ from koo.ai.providers.transport import bound_text
 from koo.ai.query_charge import QueryCharge
 from koo.ai.service import AIService
 from koo.ai.types import Answer, Chunk, Usage
+from koo.attempt import OVERDUE, TIMED_OUT
 from koo.clock import Clock
 from koo.deadlines import Alarm, Deadlines, Lasting, resumed
 from koo.errors import ExternalServiceError, Kind, ServiceFailed, ServiceTimeout, StreamTruncated
@@ -367,6 +369,10 @@ def _judge(
         reason = f"the stream broke off: {error.reason}"
         seen = StreamTruncated(name, reason, error.retry_after_s, kind=error.kind)
         fault = guard.judge(error)
+    elif isinstance(error, CancelledError) and guard.now() >= silence.when:
+        # The caller's own timeout ends at the same moment, and its cancellation wins; the stream was as silent.
+        is_callers = silence.when >= scope.deadline and not scope.passage.is_ours
+        return OVERDUE if is_callers else TIMED_OUT, None
     else:
         return guard.judge(error), None
     seen.attempts, seen.partial_text = scope.attempts, scope.value.text

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from koo.checked import following_s
 from koo.configuration.names import nearest
-from koo.configuration.to_options import body_of, local_model_path
+from koo.configuration.to_options import attempt_timeout_s, body_of, local_model_path
 from koo.configuration.values import quoted
 from koo.configuration.variables import BUILT_IN, BudgetSettings, Name, ServiceSettings, Variables
 from koo.proxies import is_loopback
@@ -49,6 +50,12 @@ def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
             Name("", "", "koo_read_token"),
             f'holds "…", the same as KOO_TOKEN; allowed is another one, {why}',
         )
+    if "ai_attempt_timeout" in settings.given and settings.ai_attempt_timeout > settings.ai_query_timeout:
+        limit = f"at most {settings.ai_query_timeout:g}, the time of the whole query (AI_QUERY_TIMEOUT)"
+        yield (
+            Name("", "", "ai_attempt_timeout"),
+            f'holds "{settings.ai_attempt_timeout:g}"; allowed is {limit}',
+        )
     for service, own in settings.ai_services.items():
         for name, sentence in _of_service(settings, service, own):
             yield Name("ai_services", service, name), sentence
@@ -59,6 +66,7 @@ def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
 
 
 def _of_service(settings: Variables, service: str, own: ServiceSettings) -> Iterator[tuple[str, str]]:
+    yield from _of_times(settings, service, own)
     prices = {"input_price": own.input_price, "output_price": own.output_price}
     for one, other in (("input_price", "output_price"), ("output_price", "input_price")):
         if prices[one] is not None and prices[other] is None:
@@ -113,6 +121,24 @@ def own_fields(body: Mapping[str, object]) -> Iterator[str]:
             yield name
         elif plain == "generationconfig" and isinstance(value, Mapping):
             yield from (f"{name}__{inner}" for inner in own_fields(value))
+
+
+def _of_times(settings: Variables, service: str, own: ServiceSettings) -> Iterator[tuple[str, str]]:
+    """An attempt in its query, and a slow call in its attempt."""
+    whole_s, attempt_s = own.timeout or settings.ai_query_timeout, attempt_timeout_s(settings, own)
+    if attempt_s is not None and attempt_s > whole_s:
+        if own.attempt_timeout is not None:
+            whole = "AI_QUERY_TIMEOUT" if own.timeout is None else _of(service, "timeout")
+            limit = f"at most {whole_s:g}, the time of the whole query ({whole})"
+            yield "attempt_timeout", f'holds "{attempt_s:g}"; allowed is {limit}'
+        elif own.timeout is not None:
+            limit = f"at least {attempt_s:g}, the time of one attempt (AI_ATTEMPT_TIMEOUT)"
+            yield "timeout", f'holds "{whole_s:g}"; allowed is {limit}'
+        return
+    in_force_s, _ = following_s(whole_s, attempt_s, None)
+    if own.slow_call_seconds is not None and own.slow_call_seconds > in_force_s:
+        limit = f"at most {in_force_s:g}, the time of one attempt"
+        yield "slow_call_seconds", f'holds "{own.slow_call_seconds:g}"; allowed is {limit}'
 
 
 def _of(service: str, name: str) -> str:

@@ -73,7 +73,8 @@ def _service_options(settings: Variables, name: str) -> ServiceOptions:
         ("api_key",): key,
         ("declared",): name not in BUILT_IN,
         ("disabled_by",): "AI_LOCAL_ENABLED=false" if off else "",
-        ("slow_s",): own.slow_call_seconds or (own.attempt_timeout or settings.ai_attempt_timeout) / 2,
+        ("attempt_timeout_s",): attempt_timeout_s(settings, own),
+        ("slow_s",): own.slow_call_seconds,
         ("headers",): headers_of(own),
         ("body",): body_of(own),
         ("budget_is_explicit",): "daily_budget" in own.given or "ai_default_daily_budget" in settings.given,
@@ -103,6 +104,12 @@ def body_of(own: ServiceSettings) -> dict[str, Any]:
             inside = inside.setdefault(part, {})
         inside[name] = json.loads(reveal(text))
     return body
+
+
+def attempt_timeout_s(settings: Variables, own: ServiceSettings) -> float | None:
+    """The time of an attempt as it was set for the service, or for all of them; None: it follows from the query's."""
+    for_all = settings.ai_attempt_timeout if "ai_attempt_timeout" in settings.given else None
+    return own.attempt_timeout or for_all
 
 
 def _kind_and_key(settings: Variables, name: str, own: ServiceSettings) -> tuple[ServiceKind, str | None]:

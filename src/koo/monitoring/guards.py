@@ -10,7 +10,7 @@ from koo.guard import Guard
 from koo.monitoring.shapes import BreakerStatus, BreakerWord, Outcomes
 from koo.policies.breaker import CLOSED, OPEN, Breaker, Override
 from koo.policies.money import EXACT
-from koo.policies.tally import Bucket
+from koo.policies.tally import Bucket, Tally
 from koo.policies.verdict import FAILURE, SUCCESS, THROTTLED
 
 
@@ -78,11 +78,11 @@ def breaker_view(guard: Guard, wall: Wall) -> BreakerStatus:
     }
 
 
-def outcomes_view(guards: Sequence[Guard], wall: Wall) -> Outcomes:
-    """What became of the calls behind several guards; throttled ones have failed."""
-    verdicts = total_of(guards).verdicts
-    failures = [guard.tally.last_failure_at for guard in guards if guard.tally.last_failure_at is not None]
-    successes = [guard.tally.last_success_at for guard in guards if guard.tally.last_success_at is not None]
+def outcomes_view(tallies: Sequence[Tally], wall: Wall) -> Outcomes:
+    """What became of the calls that were counted; throttled ones have failed."""
+    verdicts = total_of(tallies).verdicts
+    failures = [tally.last_failure_at for tally in tallies if tally.last_failure_at is not None]
+    successes = [tally.last_success_at for tally in tallies if tally.last_success_at is not None]
     return {
         "failure_count": verdicts[FAILURE] + verdicts[THROTTLED],
         "success_count": verdicts[SUCCESS],
@@ -91,17 +91,17 @@ def outcomes_view(guards: Sequence[Guard], wall: Wall) -> Outcomes:
     }
 
 
-def total_of(guards: Sequence[Guard]) -> Bucket:
-    """Counts of the process's life over several guards."""
+def total_of(tallies: Sequence[Tally]) -> Bucket:
+    """Counts of the process's life over several tallies."""
     total = Bucket()
-    for guard in guards:
-        total.add(guard.tally.totals())
+    for tally in tallies:
+        total.add(tally.totals())
     return total
 
 
-def recent_of(guards: Sequence[Guard], now: float) -> Bucket:
-    """The last five minutes over several guards."""
+def recent_of(tallies: Sequence[Tally], now: float) -> Bucket:
+    """The last five minutes over several tallies."""
     recent = Bucket()
-    for guard in guards:
-        recent.add(guard.tally.recent(now))
+    for tally in tallies:
+        recent.add(tally.recent(now))
     return recent

@@ -34,7 +34,7 @@ from koo.policies import forecast
 from koo.policies.breaker import OPEN
 from koo.policies.limiter import Count, DayCount
 from koo.policies.reported import ServiceState, service_state
-from koo.policies.tally import BUCKET_S, BUCKETS
+from koo.policies.tally import BUCKET_S, BUCKETS, Tally
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED
 from koo.storage.base import Allowance, BudgetView, OwnBudgetView
 
@@ -59,17 +59,20 @@ class ServiceLike(Protocol):
     def guards(self) -> list[Guard]: ...
 
     @property
+    def tallies(self) -> list[Tally]: ...
+
+    @property
     def default_guard(self) -> Guard: ...
 
 
-def metrics_view(guards: Sequence[Guard], now: float) -> ServiceMetrics:
+def metrics_view(tallies: Sequence[Tally], now: float) -> ServiceMetrics:
     """Counts of the process's life; rates and percentiles (seconds) of the last five minutes."""
-    total, recent = total_of(guards), recent_of(guards, now)
+    total, recent = total_of(tallies), recent_of(tallies, now)
     errors: dict[str, int] = {}
     refused: dict[str, int] = {}
-    for guard in guards:
-        _add_to(errors, guard.tally.errors)
-        _add_to(refused, guard.tally.refused)
+    for tally in tallies:
+        _add_to(errors, tally.errors)
+        _add_to(refused, tally.refused)
     return {
         "total_requests": sum(total.verdicts),
         "successful_requests": total.verdicts[SUCCESS],
@@ -78,7 +81,7 @@ def metrics_view(guards: Sequence[Guard], now: float) -> ServiceMetrics:
         "throttled_requests": total.verdicts[THROTTLED],
         "refused_requests": sum(refused.values()),
         "refusals": refused,
-        "retries": sum(guard.tally.retries for guard in guards),
+        "retries": sum(tally.retries for tally in tallies),
         "recent": {
             "calls": recent.answered,
             "failed": recent.answered - recent.verdicts[SUCCESS],
@@ -258,12 +261,12 @@ def service_view(
         "configured": service.configured,
         "reason": reason,
         "health": {
-            **outcomes_view(service.guards, wall),
+            **outcomes_view(service.tallies, wall),
             "circuit_breaker_state": breaker_word(breaker),
             "consecutive_failures": breaker.consecutive,
             "next_attempt": wall.iso(next_attempt),
         },
-        "metrics": metrics_view(service.guards, wall.now),
+        "metrics": metrics_view(service.tallies, wall.now),
         "rate_limits": limits_view(service, budget, wall),
         "models": {str(g.model or "default"): model_view(service, g, wall) for g in service.guards},
         "configuration": configuration or _configuration(service),

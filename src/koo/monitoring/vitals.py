@@ -83,7 +83,7 @@ def database_breaker(vitals: Vitals) -> DatabaseBreaker:
     guard, wall = vitals.guard, Wall(vitals.clock)
     return {
         **breaker_view(guard, wall),
-        **outcomes_view([guard], wall),
+        **outcomes_view([guard.tally], wall),
         "neutral_count": guard.tally.totals().verdicts[NEUTRAL],
         "refused_count": sum(guard.tally.refused.values()),
     }

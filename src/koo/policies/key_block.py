@@ -4,6 +4,10 @@ A refused key, an empty account or a spent quota does not pass by trying: each t
 providers lock accounts for it. So the first refusal blocks the key (or the key for one model). An unbilled check with
 a growing interval (1 to 15 minutes) clears it when the key works again; so does a reset, a new key, or the time that
 the provider named.
+
+A check proves that the key works, not that it may use a model. So a block for a model is lifted only when its own check
+is due, and one that comes again soon after that goes on with the interval as it has grown: else a model that is not
+allowed would be asked, and refused, once a minute for ever.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from koo.options import NEVER
 
 CHECK_S_MIN = 60.0
 CHECK_S_MAX = 900.0
+BLOCKS_MAX = 1024
+"""A model's name is the caller's word: of more blocks than these, the oldest goes."""
 
 
 @dataclass(slots=True)
@@ -29,10 +35,11 @@ class KeyBlock:
 class KeyBlocks:
     """The blocks of one credential: by model, or None for all of them."""
 
-    __slots__ = ("by_model",)
+    __slots__ = ("_lifted", "by_model")
 
     def __init__(self) -> None:
         self.by_model: dict[str | None, KeyBlock] = {}
+        self._lifted: dict[str | None, tuple[float, float]] = {}  # when, and what the interval had grown to
 
     def __bool__(self) -> bool:
         return bool(self.by_model)
@@ -43,7 +50,13 @@ class KeyBlocks:
         if known is not None:
             known.until = max(known.until, until)
             return False
-        self.by_model[model] = KeyBlock(reason, until, now + CHECK_S_MIN)
+        interval_s = CHECK_S_MIN
+        lifted_at, grown_s = self._lifted.pop(model, (-CHECK_S_MAX, 0.0))
+        if now - lifted_at <= CHECK_S_MAX:
+            interval_s = min(max(2 * grown_s, CHECK_S_MIN), CHECK_S_MAX)
+        self.by_model[model] = KeyBlock(reason, until, now + interval_s, interval_s)
+        if len(self.by_model) > BLOCKS_MAX:
+            del self.by_model[next(one for one in self.by_model if one is not None)]
         return True
 
     def find(self, model: str | None, now: float) -> KeyBlock | None:
@@ -55,7 +68,8 @@ class KeyBlocks:
         return None
 
     def expire(self, now: float) -> list[str | None]:
-        """Drop what is over by its own time; gives the models."""
+        """Drop what is over by its own time; returns the models."""
+        self._lifted = {model: one for model, one in self._lifted.items() if now - one[0] <= CHECK_S_MAX}
         over = [model for model, block in self.by_model.items() if now >= block.until]
         for model in over:
             del self.by_model[model]
@@ -66,17 +80,32 @@ class KeyBlocks:
         return any(block.check_at <= now and block.until == NEVER for block in self.by_model.values())
 
     def postpone(self, now: float) -> None:
-        """A check failed: look again later, and later still."""
+        """A check that was due failed: look again later, and later still."""
         for block in self.by_model.values():
-            block.interval_s = min(block.interval_s * 2, CHECK_S_MAX)
-            block.check_at = now + block.interval_s
+            if block.check_at <= now:
+                block.interval_s = min(block.interval_s * 2, CHECK_S_MAX)
+                block.check_at = now + block.interval_s
 
-    def remove(self, model: str | None) -> None:
+    def lift(self, now: float) -> list[str | None]:
+        """A check succeeded: the key works, and the models whose check was due may be tried; returns what is lifted."""
+        models = [
+            model
+            for model, block in self.by_model.items()
+            if block.until == NEVER and (model is None or block.check_at <= now)
+        ]
+        for model in models:
+            self.remove(model, now)
+        return models
+
+    def remove(self, model: str | None, now: float) -> None:
         """Unblock the key for one model, or with None the key itself; the other blocks stay."""
-        self.by_model.pop(model, None)
+        block = self.by_model.pop(model, None)
+        if block is not None:
+            self._lifted[model] = now, block.interval_s
 
     def clear(self) -> list[str | None]:
-        """The key works again, or somebody says so; gives the models that were blocked."""
+        """An operator says that all is well; returns the models that were blocked."""
         models = list(self.by_model)
         self.by_model.clear()
+        self._lifted.clear()
         return models

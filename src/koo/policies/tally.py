@@ -85,8 +85,8 @@ class Tally:
     """The counts of one guard."""
 
     __slots__ = (
-        "_cut_at", "_cuts", "_healthy", "_past", "_rolls_at", "bucket", "errors", "last_failure_at", "last_success_at",
-        "late_successes", "life", "refused", "retries",
+        "_cut_at", "_cuts", "_healthy", "_past", "_rolls_at", "bucket", "errors", "last_failure_at", "last_other_at",
+        "last_success_at", "late_successes", "life", "refused", "retries",
     )  # fmt: skip
 
     def __init__(self, now: float) -> None:
@@ -101,6 +101,7 @@ class Tally:
         self.errors: dict[str, int] = {}
         self.last_failure_at: float | None = None
         self.last_success_at: float | None = None
+        self.last_other_at = now
         self._cuts = 0
         self._cut_at = now
 
@@ -127,6 +128,7 @@ class Tally:
         self.bucket.add_other(verdict)
         self.bucket.slow += slow
         self.errors[kind] = self.errors.get(kind, 0) + 1
+        self.last_other_at = now
         if verdict is not NEUTRAL:
             self.last_failure_at = now
 
@@ -164,6 +166,32 @@ class Tally:
         self.bucket = Bucket()
         self._rolls_at += ended * BUCKET_S
 
+    @property
+    def idle_since(self) -> float:
+        """When the last call ended, or the count began."""
+        return max(self.last_other_at, self.last_success_at or self.last_other_at)
+
+    def take_over(self, other: Tally, now: float) -> None:
+        """Count what `other` has counted, which counts no more: neither the life's counts nor the last minutes shrink.
+
+        The five minutes of two tallies begin at different moments, so a call may move by less than a bucket.
+        """
+        self.roll(now)
+        other.roll(now)
+        self.life.add(other.life)
+        self.bucket.add(other.bucket)
+        for age, ended in enumerate(reversed(other._past), start=1):
+            if age > len(self._past):
+                self._past.appendleft(Bucket())
+            self._past[-age].add(ended)
+        self.late_successes += other.late_successes
+        self.retries += other.retries
+        for counts, more in ((self.errors, other.errors), (self.refused, other.refused)):
+            for key, count in more.items():
+                counts[key] = counts.get(key, 0) + count
+        self.last_failure_at = _later(self.last_failure_at, other.last_failure_at)
+        self.last_success_at = _later(self.last_success_at, other.last_success_at)
+
     def totals(self) -> Bucket:
         """Counts of the process's life."""
         total = Bucket()
@@ -186,3 +214,7 @@ class Tally:
         for bucket in buckets[len(buckets) - (BUCKETS - idle) if len(buckets) > BUCKETS - idle else 0 :]:
             total.add(bucket)
         return total
+
+
+def _later(one: float | None, other: float | None) -> float | None:
+    return max((at for at in (one, other) if at is not None), default=None)

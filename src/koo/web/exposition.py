@@ -139,7 +139,7 @@ class PlatformMetrics(Collector):
         bounds = [*map(str, BOUNDS_S), "+Inf"]
         for name, service in self._platform.services.items():
             if service.configured:
-                total = total_of(service.guards)
+                total = total_of(service.tallies)
                 buckets = list(zip(bounds, accumulate(total.latency), strict=True))
                 family.add_metric((name,), buckets, total.latency_sum_s)
 
