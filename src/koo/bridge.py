@@ -157,7 +157,7 @@ class Bridge:
 
     def _start(self) -> Loop:
         ready = threading.Event()
-        thread = threading.Thread(target=lambda: asyncio.run(self._stay(ready)), name="koo loop", daemon=True)
+        thread = threading.Thread(target=self._run, args=(ready,), name="koo loop", daemon=True)
         thread.start()
         ready.wait()
         # Not a daemon: Python waits for it before it ends, and so for what it does.
@@ -165,11 +165,24 @@ class Bridge:
         assert self._loop is not None
         return self._loop
 
+    def _run(self, ready: threading.Event) -> None:
+        # Not `asyncio.run`: it starts a thread to end its executor, and Python 3.12 starts none once it ends itself.
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(self._stay(ready))
+        finally:
+            loop.close()
+
     async def _stay(self, ready: threading.Event) -> None:
-        """Keep the loop; when this returns, `asyncio.run` cancels all tasks and waits for them."""
+        """Keep the loop until the process ends; then cancel all tasks and wait for them."""
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         ready.set()
         await self._end.wait()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
 
     def _end_with_process(self, thread: threading.Thread) -> None:
         threading.main_thread().join()
