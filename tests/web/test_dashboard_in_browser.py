@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -21,9 +22,10 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from koo.clock import SystemClock
 from koo.errors import Kind
 from koo.gates import Passage
-from koo.options import BreakerOptions, BudgetOptions, LimitOptions, ServiceOptions
+from koo.options import DAY_S, BreakerOptions, BudgetOptions, LimitOptions, ServiceOptions
 from koo.platform import Platform
 from koo.policies.breaker import CLOSED, OPEN
 from koo.policies.verdict import FAILURE, Fault
@@ -31,7 +33,7 @@ from koo.testing.providers import FakeAnthropic, answer, error
 from koo.testing.proxy import FaultProxy
 from koo.web import create_app
 from tests.web.browser import WAIT_S, Window, chromium, needs_browser, window
-from tests.web.serving import Client, claude, platform, served
+from tests.web.serving import Client, claude, options, platform, served
 from tests.web.test_dashboard import below
 
 pytestmark = [needs_browser, pytest.mark.slow]
@@ -163,6 +165,16 @@ def leave_unsettled(file: Path, budget: str, pico: int) -> None:
     state.close()
 
 
+class Noon(SystemClock):
+    """It was noon when the test began: in the last hours of a day nothing runs out before its end."""
+
+    def __init__(self) -> None:
+        self._ahead_s = (DAY_S / 2 - time.time()) % DAY_S
+
+    def wall(self) -> float:
+        return time.time() + self._ahead_s
+
+
 def test_it_shows_budgets_of_every_kind(browser: str, tmp_path: Path) -> None:
     """What each counts, how near its end is and what then happens; idle and unsettled money apart from spent."""
 
@@ -175,7 +187,7 @@ def test_it_shows_budgets_of_every_kind(browser: str, tmp_path: Path) -> None:
                 BudgetOptions(name="teams", limit_usd=Decimal(3), tag="*"),
             )
             second = replace(claude(fake), name="second", model="claude-haiku-5")
-            koo = platform(tmp_path, claude(fake), second, budgets=budgets)
+            koo = Platform(options(tmp_path, claude(fake), second, budgets=budgets), clock=Noon())
             async with shown(browser, koo) as (page, client):
                 fake.script(answer("ok", input_tokens=700, output_tokens=100))
                 body = {"service": "claude", "prompt": "x" * 600, "max_tokens": 100, "tag": HOSTILE}
