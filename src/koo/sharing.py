@@ -63,7 +63,7 @@ class Sharing:
         """Publish those events of this process that concern the others."""
         if isinstance(event, CooldownBegan):
             until = self._clock.wall() + event.for_s
-            payload = {"until": until, "reason": event.reason, "kind": event.kind.value}
+            payload = {"until": until, "for_s": event.for_s, "reason": event.reason, "kind": event.kind.value}
             name = event.source.partition("/")[0]
             target = name if event.whole_service else event.source
             self.publish("cooldown", target, payload | self._credential_of(name))
@@ -178,6 +178,8 @@ class Sharing:
 
     def _cool_down(self, signal: Signal) -> None:
         left_s = float(signal.payload["until"]) - self._clock.wall()
+        # A clock that is behind the other process's must not make the pause longer than it was.
+        left_s = min(left_s, float(signal.payload.get("for_s", left_s)))
         name, _, model = signal.target.partition("/")
         service = self._service_of(name, signal)
         if service is not None and left_s > 0:

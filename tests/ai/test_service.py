@@ -13,8 +13,9 @@ from koo.errors import CircuitOpen, Kind, RateLimited, ServiceFailed
 from koo.monitoring.shapes import ServiceMetrics
 from koo.monitoring.snapshot import metrics_view
 from koo.options import DAY_S, BreakerOptions, GuardOptions, LimitOptions, RetryOptions
-from koo.policies.breaker import CLOSED
+from koo.policies.breaker import CLOSED, Breaker
 from koo.policies.treatment import classify_error
+from koo.policies.verdict import FAILURE
 from koo.testing.clock import VirtualClock, run_virtual
 from tests.guard.support import answer, fail, hang, throttled
 
@@ -63,6 +64,46 @@ def test_all_models_of_a_service_repeat_out_of_one_budget() -> None:
     attempts: list[None] = []
     run_virtual(main)
     assert len(attempts) == 8 + 5
+
+
+def test_what_a_server_asks_for_is_not_stretched_by_a_suspended_machine() -> None:
+    """Its monotonic clock stands still, and the wall clock goes on."""
+
+    async def main() -> None:
+        clock = SetClock()
+        service = make_service(clock, LimitOptions())
+        guard = service.guard("a")
+        guard.cooldown.extend(
+            guard.now(), 3600.0, lambda: 0.0, Kind.THROTTLED, "the provider limits our rate"
+        )
+        service.gates.pause(guard.now(), 3600.0, lambda: 0.0, Kind.QUOTA, "the provider's quota is used up")
+        service.tick()
+        clock.ahead_s = -1800.0
+        service.tick()
+        with pytest.raises(RateLimited) as refused:
+            await guard.call(answer, on_limit="refuse")
+        assert refused.value.retry_after_s == 3600.0, "a clock that is set back changes nothing"
+        clock.ahead_s += 3500.0
+        service.tick()
+        with pytest.raises(RateLimited) as refused:
+            await guard.call(answer, on_limit="refuse")
+        assert refused.value.retry_after_s == pytest.approx(100.0)
+        clock.ahead_s += 100.0
+        service.tick()
+        assert await guard.call(answer, on_limit="refuse") == "answer"
+
+    run_virtual(main)
+
+
+def test_an_opening_that_a_server_asked_for_is_not_stretched_and_our_own_guess_is_not_cut() -> None:
+    breaker = Breaker("claude", BreakerOptions(failure_threshold=1, recovery_s=60), 30.0, 0.0)
+    permit = breaker.admit(0.0, lambda: 0.0)
+    assert permit is not None
+    breaker.settle(permit, FAILURE, False, 0.0, lambda: 0.0, hint_s=3600.0)
+    breaker.skip(3000.0)
+    assert breaker.opens_until() == 600.0
+    breaker.skip(3000.0)
+    assert breaker.opens_until() == 60.0
 
 
 def test_the_day_of_a_limit_ends_at_midnight_as_the_wall_clock_tells_it_at_each_tick() -> None:

@@ -31,6 +31,8 @@ from koo.storage.base import Allowance
 PAUSES_MAX = 1024
 MODELS_MAX = 64
 """A name of a model is the caller's word: without a bound, wrong names would fill the memory."""
+UNSEEN_S_MIN = 2.0
+"""A clock that is being corrected moves by less from one second to the next."""
 SIZES_FADE = 32
 """A large answer is forgotten over so many smaller ones: the next may be as large."""
 
@@ -113,6 +115,7 @@ class Service:
         self.allowance = allowance or Allowance(None)
         self.clock = clock
         self.deadlines = deadlines
+        self._seen_at = clock.monotonic(), clock.wall()
         self._stored = (0, 0)  # a UTC day, and how many of its requests here the state store knows
         self._elsewhere = (0, 0)  # a UTC day, and how many of its requests were made elsewhere
         self._classify = classify
@@ -259,10 +262,29 @@ class Service:
 
     def tick(self) -> None:
         """What a second brings about: breakers, key blocks that end by their own time, and the day."""
+        self._catch_up()
         for guard in self.guards:
             guard.tick()
         self._publish_unblocked(self.gates.key_blocks.expire(self.clock.monotonic()))
         self._anchor_day()
+
+    def _catch_up(self) -> None:
+        """Bring forward what a server asked for by the time that only the wall clock saw.
+
+        A machine that was suspended for an hour would else stay away for an hour longer than it was asked to. A wall
+        clock that is set back changes nothing; one that is set forward lets one call ask too early.
+        """
+        now, wall = self.clock.monotonic(), self.clock.wall()
+        unseen_s = (wall - self._seen_at[1]) - (now - self._seen_at[0])
+        self._seen_at = (now, wall)
+        if unseen_s < UNSEEN_S_MIN:
+            return
+        self.gates.quota.skip(unseen_s)
+        self.gates.key_blocks.skip(unseen_s)
+        for guard in self.guards:
+            guard.cooldown.skip(unseen_s)
+            guard.breaker.skip(unseen_s)
+            guard.pacer.skip(unseen_s)
 
     def learn_pace(
         self,

@@ -118,9 +118,10 @@ class Breaker:
     """One breaker. `happened` collects events for the caller to publish after the step, outside this section."""
 
     __slots__ = (
-        "_counted_serial", "_idle_since", "_newest", "_older", "_resting", "_serial", "closed_at", "closed_by",
-        "consecutive", "generation", "happened", "inconclusive", "lease_s", "leases", "name", "ok", "open_for_s",
-        "opened_at", "options", "override", "phase", "reason", "slow_s", "stale", "streak", "trips", "window",
+        "_counted_serial", "_guess_s", "_idle_since", "_newest", "_older", "_resting", "_serial", "closed_at",
+        "closed_by", "consecutive", "generation", "happened", "inconclusive", "lease_s", "leases", "name", "ok",
+        "open_for_s", "opened_at", "options", "override", "phase", "reason", "slow_s", "stale", "streak",
+        "trips", "window",
     )  # fmt: skip
 
     closed_at: float
@@ -140,7 +141,7 @@ class Breaker:
         self.window = Window(options.window_s, options.window_buckets, now)
         self.streak = self.stale = self.trips = 0
         self.reason = ""
-        self.opened_at = self.open_for_s = 0.0
+        self.opened_at = self.open_for_s = self._guess_s = 0.0
         self._newest: Permit | None = None  # of the running ones; apart, because most calls are alone
         self._older: dict[int, Permit] = {}  # by serial, so the oldest come first
         self.happened: list[Event] = []
@@ -424,11 +425,16 @@ class Breaker:
         backoff_s = min(options.recovery_s * 2.0 ** min(self.streak, 30), options.open_s_max)
         guess_s = max(backoff_s, options.recovery_s) * (1.0 + OPEN_JITTER * draw())
         self.opened_at = now
+        self._guess_s = guess_s
         self.open_for_s = max(guess_s, min(hint_s, HINT_S_MAX))
         self.reason = reason
         self.trips += 1
         self._enter(trigger)
         self.happened.append(CircuitOpened(self.name, reason, self.open_for_s))
+
+    def skip(self, by_s: float) -> None:
+        """So much time has passed that the clock did not see: it counts for the server's word, not for our guess."""
+        self.open_for_s = max(self._guess_s, self.open_for_s - by_s)
 
     def _close(self, trigger: Trigger, now: float) -> None:
         self.closed_by = None if self.phase is CLOSED else trigger

@@ -97,6 +97,11 @@ class KeyBlocks:
             self.remove(model, now)
         return models
 
+    def skip(self, by_s: float) -> None:
+        """So much time has passed that the clock did not see."""
+        for block in self.by_model.values():
+            block.until -= by_s
+
     def remove(self, model: str | None, now: float) -> None:
         """Unblock the key for one model, or with None the key itself; the other blocks stay."""
         block = self.by_model.pop(model, None)
