@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from koo.platform import Platform
     from koo.settings import Settings
+    from koo.web.problems import problem_answer
 
     __version__: str
 
@@ -81,6 +82,7 @@ _PLACES = {
     "UnknownService": "koo.errors",
     "Usage": "koo.ai.types",
     "deadline": "koo.deadlines",
+    "problem_answer": "koo.web.problems",
     "run": "koo.bridge",
 }
 """Where each name is; `deadline` is called `Deadline` there."""
@@ -120,6 +122,7 @@ __all__ = [
     "Usage",
     "__version__",
     "deadline",
+    "problem_answer",
     "run",
 ]
 

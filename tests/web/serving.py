@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from koo.options import (
     BreakerOptions,
@@ -79,7 +79,7 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def served(app: FastAPI, *, grace_s: float = 5) -> AsyncIterator[Client]:
+async def served(app: Starlette, *, grace_s: float = 5) -> AsyncIterator[Client]:
     """`app` on a free port; at its end, running requests may go on for `grace_s`."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

@@ -7,11 +7,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 from fastapi import FastAPI, HTTPException
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
 from koo.errors import DatabaseUnavailable
 from koo.testing.providers import FakeAnthropic
-from koo.web import mount
+from koo.web import create_app, mount
 from tests.web.serving import claude, platform, served
 
 
@@ -89,3 +96,112 @@ def test_who_guards_his_own_doors_may_say_so(tmp_path: Path) -> None:
             assert (await client.post(path, headers=headers)).status == 200
 
     asyncio.run(main())
+
+
+# ── Starlette's own application ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def his_route(request: Request) -> Response:
+    if request.path_params["number"] == 1:
+        raise DatabaseUnavailable("database", "its breaker is open", 2.5)
+    return PlainTextResponse(f"{request.method} {request.app.state.name}")
+
+
+async def everything_else(scope: Scope, receive: Receive, send: Send) -> None:
+    await PlainTextResponse(f"his own {scope['path']}", 404)(scope, receive, send)
+
+
+def starlette_app(*routes: BaseRoute) -> Starlette:
+    app = Starlette(routes=[Route("/his/{number:int}", his_route), *routes])
+    app.state.name = "shop"
+    return app
+
+
+def test_in_an_application_of_starlettes_koos_routes_are_the_same(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            app = starlette_app()
+            koo = platform(tmp_path, claude(fake))
+            mount(app, koo, prefix="/koo")
+            async with served(app) as client:
+                assert koo.database.last_look is not None, "the platform opens before the first request"
+                for path in ("/koo/monitoring/health", "/livez", "/readyz", "/metrics", "/dashboard/"):
+                    assert (await client.get(path)).status == 200, path
+                assert (await client.ask("HEAD", "/livez")).status == 200
+                answer = await client.post("/koo/ai/query", json={"service": "claude", "prompt": "Hello?"})
+                assert (answer.status, answer.body["service"]) == (200, "claude")
+                unknown = await client.get("/koo/ai/services/nobody/health")
+                assert (unknown.status, unknown.headers["Content-Type"]) == (404, "application/problem+json")
+                assert (await client.ask("DELETE", "/livez")).status == 405
+                reset = "/koo/ai/services/claude/reset-errors"
+                assert (await client.post(reset, headers={"Host": "evil.example"})).status == 403
+                assert (await client.post(reset)).status == 200
+            assert repr(koo.parts.store) == "<SqlStore closed>"
+
+    asyncio.run(main())
+
+
+def test_in_an_application_of_starlettes_his_routes_stay_his(tmp_path: Path) -> None:
+    async def main() -> None:
+        app = starlette_app(Route("/metrics", lambda request: PlainTextResponse("his metrics")))
+        mount(app, platform(tmp_path))
+        async with served(app) as client:
+            assert (await client.get("/his/2")).text == "GET shop"
+            assert (await client.get("/metrics")).text == "his metrics"
+            assert (await client.get("/nowhere")).text == "Not Found"
+            assert (await client.get("/openapi.json")).text == "Not Found", "he has none"
+            unavailable = await client.get("/his/1")
+            assert (unavailable.status, unavailable.headers["Retry-After"]) == (503, "3")
+            assert unavailable.headers["Content-Type"] == "application/problem+json"
+
+    asyncio.run(main())
+
+
+def test_what_starlettes_application_mounts_at_its_root_does_not_hide_koo(tmp_path: Path) -> None:
+    async def main() -> None:
+        app = starlette_app(Mount("/", app=everything_else))
+        mount(app, platform(tmp_path))
+        async with served(app) as client:
+            assert (await client.get("/livez")).status == 200
+            assert (await client.get("/api/v1/monitoring/health")).status == 200
+            assert (await client.get("/nowhere")).text == "his own /nowhere"
+
+    asyncio.run(main())
+
+
+# ── tests of an application ───────────────────────────────────────────────────────────────────────────────────────────
+
+HEALTH = "/api/v1/monitoring/health"
+
+
+def test_a_test_client_learns_why_it_is_refused(tmp_path: Path) -> None:
+    app = FastAPI()
+    mount(app, platform(tmp_path))
+    with TestClient(app) as client:
+        refused = client.get(HEALTH)
+        assert refused.status_code == 403
+        assert refused.json()["detail"].endswith(
+            'base_url="http://localhost")), or allow the name (hosts=["testserver"])'
+        )
+        assert (
+            client.get(HEALTH, headers={"Host": "evil.example"})
+            .json()["detail"]
+            .endswith("KOO_URL to its address")
+        )
+    with TestClient(app, base_url="http://localhost") as client:
+        assert client.get(HEALTH).status_code == 200
+
+
+@pytest.mark.parametrize("kind", [FastAPI, Starlette, None])
+def test_a_test_clients_name_is_allowed_when_a_test_says_so(
+    kind: type[Starlette] | None, tmp_path: Path
+) -> None:
+    koo = platform(tmp_path)
+    if kind is None:
+        app: Starlette = create_app(koo, hosts=["testserver"])
+    else:
+        app = kind()
+        mount(app, koo, hosts=["testserver"])
+    with TestClient(app) as client:
+        assert client.get(HEALTH).status_code == 200
+        assert client.post("/api/v1/ai/services/reset-all-errors").status_code == 200

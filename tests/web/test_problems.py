@@ -34,7 +34,7 @@ from koo.options import LimitOptions
 from koo.testing.providers import FakeAnthropic, cut, error, hang, html, nothing, raw
 from koo.web import create_app
 from koo.web.edge import BODY_BYTES_MAX
-from koo.web.problems import STATUS, Problem, problem_of, respond
+from koo.web.problems import STATUS, Problem, problem_answer, problem_of, respond
 from tests.web.serving import Client, Reply, claude, platform, served
 
 SECRET = "the quick brown prompt 4711"
@@ -413,3 +413,26 @@ def test_a_body_of_another_type_is_told_which_type_is_wanted(tmp_path: Path, med
         assert "Content-Type: application/json" in problem(reply)["detail"]
 
     with_claude(tmp_path, work)
+
+
+# ── in any framework ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_each_error_of_koo_is_an_answer_for_any_framework(kind: Kind) -> None:
+    """Body, status and headers, in the order of Flask; the same that koo's own routes send."""
+    failure = KooError("claude", "it did not work", 2.2, kind=kind)
+    body, status, headers = problem_answer(failure, "/ask", "abc")
+    own = respond(problem_of(failure, "/ask", "abc"))
+    assert (body, status) == (own.body, own.status_code)
+    assert headers == {"Content-Type": "application/problem+json", "Retry-After": "3"}
+    assert own.headers["Content-Type"] == headers["Content-Type"]
+    assert json.loads(body)["instance"] == "/ask" and json.loads(body)["request_id"] == "abc"
+
+
+def test_a_time_that_nobody_knows_is_no_header() -> None:
+    answer = problem_answer(
+        AllServicesFailed("all failed", [CircuitOpen("a", "open"), CircuitOpen("b", "open")])
+    )
+    assert (answer.status, answer.headers) == (503, {"Content-Type": "application/problem+json"})
+    assert [one["service"] for one in json.loads(answer.body)["services"]] == ["a", "b"]

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -25,6 +26,7 @@ from koo.web.ai import ai_router
 from koo.web.api_docs import docs_router
 from koo.web.dashboard_routes import PATH, dashboard_router
 from koo.web.edge import PROBES, Edge
+from koo.web.guest import Guest, receive_guest
 from koo.web.metrics import metrics_router
 from koo.web.monitoring import monitoring_router
 from koo.web.probes import Readiness, probes_router
@@ -47,9 +49,10 @@ TAGS = [
 ]
 
 
-def create_app(platform: Platform) -> FastAPI:
+def create_app(platform: Platform, *, hosts: Iterable[str] = ()) -> FastAPI:
     """The whole server for one platform, which it opens at its start and closes at its end.
 
+    `hosts`: names by which the server is known, beside those of KOO_HOST and KOO_URL; "testserver" for a `TestClient`.
     Nothing is read or opened here. The start raises `ConfigurationError` for settings that cannot be right.
     """
     readiness = Readiness(platform)
@@ -71,7 +74,7 @@ def create_app(platform: Platform) -> FastAPI:
         telemetry={"exclude": _is_probe},
         middleware=[
             Middleware(Edge),
-            Middleware(AccessControl, access=lambda: Access.of(platform.options)),
+            Middleware(AccessControl, access=lambda: Access.of(platform.options, hosts)),
             Middleware(GZipMiddleware, minimum_size=GZIP_BYTES_MIN, compresslevel=6),
         ],
         exception_handlers={HTTPException: _answer_http_error, KooError: _answer_error},
@@ -84,7 +87,7 @@ def create_app(platform: Platform) -> FastAPI:
 
 
 def mount(
-    app: FastAPI,
+    app: Starlette,
     platform: Platform,
     *,
     prefix: str = PREFIX,
@@ -92,24 +95,28 @@ def mount(
     hosts: Iterable[str] = (),
     dashboard: str | None = PATH,
 ) -> None:
-    """Put koo's routes into an application that exists; call it before the application starts.
+    """Put koo's routes into an application of FastAPI or Starlette that exists; call it before the application starts.
 
     `protect`: the rules of `koo.web.security` watch over koo's routes (and no others); `hosts` are names by which your
-    server is known, beside those of KOO_HOST and KOO_URL. False: your own middleware decides who may ask. `dashboard`:
+    server is known, beside those of KOO_HOST and KOO_URL; "testserver" for a `TestClient`. False: your own middleware
+    decides who may ask. `dashboard`:
     where the page is; None leaves it out. The platform opens before and closes after the application's own lifespan.
     koo's errors that your own routes raise become problems, unless you handle them.
     """
     readiness = Readiness(platform)
-    _include(app, platform, readiness, prefix)
+    host = app if isinstance(app, FastAPI) else FastAPI(openapi_url=None, redirect_slashes=False)
+    _include(host, platform, readiness, prefix)
     if dashboard is not None:
-        app.include_router(dashboard_router(prefix, dashboard))
+        host.include_router(dashboard_router(prefix, dashboard))
+    if host is not app:
+        receive_guest(app.router.routes, Guest(host))
     if protect:
         paths = (f"{prefix}/monitoring", f"{prefix}/ai", "/metrics")
         app.add_middleware(AccessControl, access=lambda: Access.of(platform.options, hosts), paths=paths)
     if KooError not in app.exception_handlers:
         app.add_exception_handler(KooError, _answer_error)
     _wrap_lifespan(app, platform, readiness)
-    describe_problems(app)
+    describe_problems(host)
 
 
 def _include(app: FastAPI, platform: Platform, readiness: Readiness, prefix: str) -> None:
@@ -119,7 +126,7 @@ def _include(app: FastAPI, platform: Platform, readiness: Readiness, prefix: str
     app.include_router(metrics_router(platform))
 
 
-def _wrap_lifespan(app: FastAPI, platform: Platform, readiness: Readiness) -> None:
+def _wrap_lifespan(app: Starlette, platform: Platform, readiness: Readiness) -> None:
     inner = app.router.lifespan_context
 
     @asynccontextmanager

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
@@ -202,8 +202,7 @@ def http_problem(request: Request, status: int, detail: str, **more: Any) -> Pro
 
 def raw_problem(status: int, detail: str) -> bytes:
     """The body of an error of what could not even be read as a request."""
-    problem = _problem(status, detail, HTTP_KINDS[status], instance="")
-    return problem.model_dump_json(exclude_none=True).encode()
+    return _encode(_problem(status, detail, HTTP_KINDS[status], instance=""))
 
 
 def validation_problem(request: Request, wrong: Iterable[Mapping[str, Any]]) -> Problem:
@@ -219,13 +218,29 @@ def validation_problem(request: Request, wrong: Iterable[Mapping[str, Any]]) -> 
     return http_problem(request, 422, detail, errors=errors)
 
 
+class ProblemAnswer(NamedTuple):
+    """A problem for any framework: the three parts of an answer, in the order in which Flask and Quart take them."""
+
+    body: bytes
+    status: int
+    headers: dict[str, str]
+
+
+def problem_answer(error: KooError, path: str = "", request_id: str | None = None) -> ProblemAnswer:
+    """The `application/problem+json` answer to one of koo's errors: `body`, `status` and `headers`.
+
+    `path` is the path that was asked for, `request_id` what the answer's `X-Request-ID` says, if it has one. The
+    headers are `Content-Type`, and `Retry-After` in whole seconds where a time is known.
+    """
+    problem = problem_of(error, path, request_id)
+    headers = {"Content-Type": MEDIA_TYPE, **_retry_after(problem)}
+    return ProblemAnswer(_encode(problem), problem.status, headers)
+
+
 def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """The answer, with `Retry-After` in whole seconds where a time is known."""
-    more = dict(headers or {})
-    if problem.retry_after_s is not None:
-        more["Retry-After"] = str(max(0, math.ceil(problem.retry_after_s)))
-    body = problem.model_dump_json(exclude_none=True).encode()
-    return Response(body, problem.status, more, media_type=MEDIA_TYPE)
+    more = {**(headers or {}), **_retry_after(problem)}
+    return Response(_encode(problem), problem.status, more, media_type=MEDIA_TYPE)
 
 
 def request_id_of(request: Request) -> str | None:
@@ -236,6 +251,15 @@ def request_id_of(request: Request) -> str | None:
 def known_s(seconds: float | None) -> float | None:
     """A time that is one: never (infinite) is not."""
     return round(seconds, 3) if seconds is not None and math.isfinite(seconds) else None
+
+
+def _encode(problem: Problem) -> bytes:
+    return problem.model_dump_json(exclude_none=True).encode()
+
+
+def _retry_after(problem: Problem) -> dict[str, str]:
+    known = problem.retry_after_s
+    return {} if known is None else {"Retry-After": str(max(0, math.ceil(known)))}
 
 
 def _causes(error: AllServicesFailed) -> list[ExternalServiceError]:

@@ -33,6 +33,8 @@ from koo.web.problems import http_problem, respond
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/openapi.json", *DOCS}) | PAGE
+TEST_NAMES = frozenset({"testserver", "testserver.local"})
+"""What the test clients of Starlette and Django, and that of Litestar, send unless told otherwise."""
 ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})
 
 
@@ -80,9 +82,7 @@ class Access:
     def judge(self, asked: Asked) -> Denial | None:
         """None: go on."""
         if not self._knows_host(asked):
-            return Denial(
-                403, "this server is not known by the name in the Host header; set KOO_URL to its address"
-            )
+            return Denial(403, _explain_host(asked.headers.get("host", "")))
         if asked.path in OPEN_PATHS and asked.method in SAFE_METHODS:
             return None
         return self._judge_token(asked) if self.token is not None else self._judge_stranger(asked)
@@ -141,6 +141,17 @@ def host_name(header: str) -> str | None:
     if not parts.hostname or parts.path or parts.query or parts.fragment or parts.username is not None:
         return None
     return parts.hostname.lower().removesuffix(".")
+
+
+def _explain_host(header: str) -> str:
+    """What to do about a name that is not known. A name of a test's client is repeated, any other may be anything."""
+    name = host_name(header)
+    if name in TEST_NAMES:
+        return (
+            f"this server is not known by the name {name} in the Host header, which a test's client sends; let it send"
+            f' localhost (TestClient(app, base_url="http://localhost")), or allow the name (hosts=["{name}"])'
+        )
+    return "this server is not known by the name in the Host header; set KOO_URL to its address"
 
 
 def is_local_peer(peer: str | None) -> bool:
