@@ -258,6 +258,8 @@ def _has_text(event: bytes) -> bool:
 class Wire:
     """An `HttpClient` whose every stream is the script's."""
 
+    proxy = None
+
     def __init__(self) -> None:
         self.script: Script | None = None
 
