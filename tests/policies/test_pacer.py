@@ -171,6 +171,12 @@ def test_after_a_quiet_time_a_limit_is_full_and_nobody_asks() -> None:
     assert burst(pacer, 100.0) > 40
 
 
+def test_a_limit_smaller_than_one_usual_call_lets_one_leave_when_it_is_full() -> None:
+    """After one huge prompt a call is taken for more tokens than the whole limit has."""
+    pacer = told(LimitLeft(0.2, 0.19, 1.0, "tokens"))
+    assert [burst(pacer, now) for now in (0.0, 1.1, 2.3)] == [0, 1, 1]
+
+
 def test_a_limit_that_is_said_to_last_for_days_is_looked_at_every_ten_minutes() -> None:
     pacer = told(LimitLeft(1000, 0, 86_400.0))
     assert pacer.wait_s(0.0) == LOOK_S_MAX

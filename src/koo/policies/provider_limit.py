@@ -72,7 +72,11 @@ class Limit:
         """Take in what an answer that took so long says of it; returns how many calls may leave at once."""
         if resets_in_s is None:
             resets_in_s = PERIOD_S
-        self.size = size = size or max(self.size, remaining, 1.0)
+        size = size or max(self.size, remaining, 1.0)
+        if size < 1.0:
+            # After one huge prompt a limit by tokens would have no room for any call, however long it is waited for.
+            remaining, size = remaining / size, 1.0
+        self.size = size
         self.left = left = remaining - sent_since
         full_at = now + resets_in_s
         # Some servers count the seconds from the call's arrival, others from its answer: taken from the answer each
