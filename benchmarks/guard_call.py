@@ -42,7 +42,7 @@ from koo.deadlines import Deadlines
 from koo.errors import CircuitOpen, RateLimited
 from koo.gates import Gates
 from koo.guard import Guard
-from koo.http import HttpClient
+from koo.http.client import HttpClient
 from koo.options import GuardOptions, LimitOptions, PlatformOptions, ServiceOptions
 from koo.policies.breaker import FORCED_OPEN
 from koo.policies.limiter import DayCount, Limits, SlidingCount

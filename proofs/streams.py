@@ -29,7 +29,9 @@ from koo.ai.types import Query
 from koo.clock import Clock
 from koo.deadlines import Deadlines
 from koo.errors import ExternalServiceError
-from koo.http import EventParser, HttpClient, ServerSentEvent, TransportError
+from koo.http.client import HttpClient
+from koo.http.connector import TransportError
+from koo.http.events import EventParser, ServerSentEvent
 from koo.options import (
     LimitOptions,
     PlatformOptions,

@@ -24,7 +24,7 @@ from koo.alerts.rules import BUDGET, STORE
 from koo.clock import Clock
 from koo.deadlines import Deadlines
 from koo.events import EventBus, ProcessRenamed, StoreForgot, StoreFound, StoreLost
-from koo.http import HttpClient
+from koo.http.client import HttpClient
 from koo.monitoring.shapes import Budget, ServiceHealth
 from koo.monitoring.snapshot import own_budget_view, service_view, unknown_service
 from koo.options import PlatformOptions

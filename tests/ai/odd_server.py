@@ -15,7 +15,7 @@ from koo.clock import SYSTEM_CLOCK
 from koo.deadlines import Deadlines
 from koo.errors import ExternalServiceError
 from koo.events import EventBus
-from koo.http import HttpClient
+from koo.http.client import HttpClient
 from koo.options import LimitOptions, PlatformOptions, RetryOptions, ServiceOptions
 from koo.storage.memory import MemoryLedger
 from tests.ai.oddities import Format, Oddity

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from koo.ai.gateway import Gateway
 from koo.ai.types import Answer, Query
 from koo.errors import ExternalServiceError, Kind
-from koo.http import EventParser, HttpClient, HttpResponse, ServerSentEvent
+from koo.http.client import HttpClient, HttpResponse
+from koo.http.events import EventParser, ServerSentEvent
 from tests.ai.odd_answers import (
     BLOCK_STOP,
     MESSAGE_START,

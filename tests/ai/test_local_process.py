@@ -166,7 +166,7 @@ def test_the_loaded_model_listens_on_no_port_and_only_its_user_may_enter_its_fol
 
 def test_without_its_key_the_socket_answers_nothing() -> None:
     out = run("""
-        from koo.http import HttpClient
+        from koo.http.client import HttpClient
         async def main():
             provider = LocalProvider("local")
             await provider.load()

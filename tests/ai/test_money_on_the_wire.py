@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from koo import Platform, PlatformOptions, Query, RetryOptions, ServiceOptions
-from koo.connector import STALE_S_MAX
 from koo.errors import ExternalServiceError, Kind
+from koo.http.connector import STALE_S_MAX
 
 ANSWER = (
     b'{"id":"1","model":"m","choices":[{"message":{"content":"ok"},"finish_reason":"stop"}],'
@@ -182,7 +182,7 @@ def test_a_kept_connection_that_breaks_late_may_be_billed(
 ) -> None:
     """A server that dies after seconds of work closes its connection just as silently."""
     assert STALE_S_MAX > 1
-    monkeypatch.setattr("koo.connector.STALE_S_MAX", 0.05)
+    monkeypatch.setattr("koo.http.connector.STALE_S_MAX", 0.05)
 
     async def talk(reader: StreamReader, writer: StreamWriter) -> None:
         await read_request(reader)

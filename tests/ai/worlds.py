@@ -19,7 +19,7 @@ from koo.clock import SYSTEM_CLOCK
 from koo.deadlines import Deadlines
 from koo.events import EventBus
 from koo.guard import Guard
-from koo.http import HttpClient
+from koo.http.client import HttpClient
 from koo.options import BreakerOptions, BudgetOptions, PlatformOptions, RetryOptions, ServiceOptions
 from koo.storage.ledger import Ledger
 from koo.storage.memory import MemoryLedger

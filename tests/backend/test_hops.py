@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from koo.http import HttpClient
+from koo.http.client import HttpClient
 from koo.testing.providers import FakeAnthropic
 
 ROOT = Path(__file__).parents[2]

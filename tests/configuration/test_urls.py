@@ -18,7 +18,7 @@ from koo.configuration.urls import (
     mask_url,
     url_of,
 )
-from koo.proxies import is_loopback
+from koo.http.proxies import is_loopback
 
 HOME = Path("/srv/koo")
 

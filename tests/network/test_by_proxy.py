@@ -12,12 +12,12 @@ import anthropic
 import openai
 import pytest
 
-from koo.connector import TransportError
 from koo.errors import AuthenticationFailed, ExternalServiceError, Kind, ServiceFailed
-from koo.http import HttpClient
+from koo.http.client import HttpClient
+from koo.http.connector import TransportError
+from koo.http.proxies import read_proxy
 from koo.network_options import NetworkOptions
 from koo.options import RetryOptions
-from koo.proxies import read_proxy
 from koo.testing.http_proxy import FakeHttpProxy
 from koo.testing.providers import FakeAnthropic, FakeCompatible, answer, error, raw
 from koo.testing.providers.script import Raw

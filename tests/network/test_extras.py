@@ -13,7 +13,7 @@ from koo.ai.assembly import HOSTED
 from koo.ai.providers.base import Request
 from koo.ai.providers.extras import ExtraFields
 from koo.errors import ConfigurationError
-from koo.http import HttpClient
+from koo.http.client import HttpClient
 from koo.options import PlatformOptions, ServiceOptions
 from koo.settings import Settings
 from koo.testing.providers import FakeAnthropic, FakeCompatible, FakeGemini, FakeProvider, error

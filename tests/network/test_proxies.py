@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from koo.errors import ConfigurationError
+from koo.http.proxies import proxy_of, read_proxy
 from koo.network_options import NetworkOptions
-from koo.proxies import proxy_of, read_proxy
 from koo.settings import Settings
 
 PROXY = "http://proxy.example:3128"

@@ -11,7 +11,7 @@ import msgspec
 import openai
 import pytest
 
-from koo.http import HttpClient
+from koo.http.client import HttpClient
 from koo.testing.providers import (
     FakeAnthropic,
     FakeCompatible,

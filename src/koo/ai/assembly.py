@@ -18,12 +18,12 @@ from koo.clock import Clock
 from koo.deadlines import Deadlines
 from koo.errors import ConfigurationError
 from koo.events import Event
-from koo.http import HttpClient
+from koo.http.client import HttpClient
+from koo.http.proxies import Proxy, proxy_of
 from koo.monitoring.shapes import ServiceConfiguration
 from koo.network_options import NetworkOptions
 from koo.options import PlatformOptions, ServiceOptions
 from koo.policies.pacer import PILOTS
-from koo.proxies import Proxy, proxy_of
 from koo.storage.base import Allowance
 
 HOSTED: dict[str, Callable[..., Provider]] = {

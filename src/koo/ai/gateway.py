@@ -48,7 +48,7 @@ from koo.errors import (
     UnknownService,
     name_of,
 )
-from koo.http import departure
+from koo.http.connector import departure
 from koo.options import ServiceOptions
 from koo.scope import Scope
 

@@ -23,7 +23,7 @@ from koo.ai.providers.transport import bound_text
 from koo.ai.service import Service
 from koo.ai.types import Usage
 from koo.errors import BudgetExceeded, Kind
-from koo.http import Departure
+from koo.http.connector import Departure
 from koo.policies.money import from_pico, in_words, to_pico
 from koo.storage.base import NO_WORDS, Bill
 

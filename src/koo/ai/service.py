@@ -18,6 +18,7 @@ from koo.errors import Kind
 from koo.events import Event, KeyUnblocked
 from koo.gates import Gates
 from koo.guard import Guard
+from koo.http.proxies import Proxy
 from koo.options import DAY_S, GuardOptions, ServiceOptions
 from koo.policies.breaker import CLOSED, Override, Permit
 from koo.policies.cooldown import Cooldown
@@ -25,7 +26,6 @@ from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
 from koo.policies.pacer import Pacer
 from koo.policies.tally import Tally
 from koo.policies.verdict import Classify
-from koo.proxies import Proxy
 from koo.storage.base import Allowance
 
 PAUSES_MAX = 1024

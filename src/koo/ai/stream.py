@@ -35,7 +35,7 @@ from koo.clock import Clock
 from koo.deadlines import Alarm, Deadlines, Lasting, resumed
 from koo.errors import ExternalServiceError, Kind, ServiceFailed, ServiceTimeout, StreamTruncated
 from koo.guard import Scope
-from koo.http import departure
+from koo.http.connector import departure
 from koo.options import NEVER
 from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, Fault
 

@@ -10,9 +10,10 @@ from typing import Any, TypeVar, cast
 
 from koo.cli.terminal import CommandFailed, Exit
 from koo.errors import Kind
-from koo.http import HttpClient, HttpResponse, TransportError
+from koo.http.client import HttpClient, HttpResponse
+from koo.http.connector import TransportError
+from koo.http.proxies import proxy_of
 from koo.options import PlatformOptions
-from koo.proxies import proxy_of
 from koo.settings import Settings
 
 TIMEOUT_S = 15.0

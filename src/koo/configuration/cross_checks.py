@@ -10,7 +10,7 @@ from koo.configuration.names import nearest
 from koo.configuration.to_options import attempt_timeout_s, body_of, local_model_path
 from koo.configuration.values import quoted
 from koo.configuration.variables import BUILT_IN, BudgetSettings, Name, ServiceSettings, Variables
-from koo.proxies import is_loopback
+from koo.http.proxies import is_loopback
 
 ORDERED = [("db_retry_base_delay", "db_retry_max_delay"), ("ai_retry_base_delay", "ai_retry_max_delay")]
 """Where both are set, the first must not be larger than the second."""

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from koo.proxies import is_address, read_proxy
+from koo.http.proxies import is_address, read_proxy
 
 DATABASE_SCHEMES = (
     "sqlite",

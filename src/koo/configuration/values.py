@@ -29,7 +29,7 @@ from koo.configuration.urls import (
     mask_to_scheme,
     mask_url,
 )
-from koo.proxies import ALLOWED_PROXY
+from koo.http.proxies import ALLOWED_PROXY
 
 SHOWN_MAX = 40
 TAG_MAX = 200

@@ -25,8 +25,8 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from koo.http.proxies import is_loopback
 from koo.options import PlatformOptions
-from koo.proxies import is_loopback
 from koo.web.api_docs import FILES as DOCS
 from koo.web.dashboard_routes import OPEN_PATHS as PAGE
 from koo.web.problems import http_problem, respond

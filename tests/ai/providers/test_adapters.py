@@ -20,7 +20,7 @@ from koo.ai.providers.openai_compatible import OpenAICompatibleProvider
 from koo.ai.providers.transport import FRAMING_TOKENS, bound_tokens
 from koo.ai.types import Usage
 from koo.errors import AuthenticationFailed, ExternalServiceError, Kind, StreamTruncated
-from koo.http import HttpClient, HttpResponse
+from koo.http.client import HttpClient, HttpResponse
 from koo.policies.treatment import fault_of
 from koo.testing.providers import (
     FakeAnthropic,

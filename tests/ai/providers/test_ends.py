@@ -12,7 +12,9 @@ import pytest
 from koo.ai.assembly import HOSTED
 from koo.ai.providers.base import Request
 from koo.ai.providers.ends import OUTCOMES, failure_of
-from koo.http import EventParser, HttpClient, ServerSentEvent, TransportError
+from koo.http.client import HttpClient
+from koo.http.connector import TransportError
+from koo.http.events import EventParser, ServerSentEvent
 from koo.testing.clock import run_virtual
 from tests.ai.odd_answers import MESSAGE_START, candidates, delta, message_end
 from tests.ai.oddities import Format, chunk

@@ -30,7 +30,7 @@ from koo.ai.providers.openai import OpenAIProvider
 from koo.ai.providers.openai_compatible import FAULTS as COMPATIBLE_FAULTS
 from koo.ai.providers.openai_compatible import OpenAICompatibleProvider
 from koo.errors import ExternalServiceError, Kind
-from koo.http import HttpClient
+from koo.http.client import HttpClient
 from koo.policies.treatment import TREATMENTS, fault_of
 from koo.testing.providers import FakeAnthropic, FakeCompatible, FakeOpenAI, FakeProvider, error, html, raw
 

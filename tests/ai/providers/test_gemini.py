@@ -26,7 +26,7 @@ from koo.ai.providers.gemini_errors import FAULTS, PACIFIC_STANDARD, until_midni
 from koo.ai.providers.openai_errors import read_error
 from koo.ai.types import Query, Usage
 from koo.errors import AuthenticationFailed, ExternalServiceError, Kind, RateLimited, StreamTruncated
-from koo.http import HttpClient
+from koo.http.client import HttpClient
 from koo.options import ServiceOptions
 from koo.policies.treatment import TREATMENTS, fault_of
 from koo.testing.providers import (

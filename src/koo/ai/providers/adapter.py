@@ -15,7 +15,7 @@ from koo.ai.providers.forms import PLAIN, Form, Forms
 from koo.ai.providers.streaming import Reader, read_events
 from koo.ai.providers.transport import ReadError, Wire, bound_tokens
 from koo.clock import SYSTEM_CLOCK, Clock
-from koo.http import HttpClient, HttpResponse
+from koo.http.client import HttpClient, HttpResponse
 from koo.options import NOTHING
 
 EVENT_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")

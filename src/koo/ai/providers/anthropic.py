@@ -37,7 +37,8 @@ from koo.ai.providers.transport import (
 from koo.ai.providers.usage import Count, count_of
 from koo.ai.types import Usage
 from koo.errors import Kind
-from koo.http import HttpResponse, ServerSentEvent
+from koo.http.client import HttpResponse
+from koo.http.events import ServerSentEvent
 
 BASE_URL = "https://api.anthropic.com"
 PATH = "/v1/messages"

@@ -20,7 +20,8 @@ from typing import Any
 from koo.ai.providers.other_words import MAY_MEAN, kind_of, never_passes
 from koo.ai.providers.waits import Stated, resets_in_s, retry_after_s, said_s, sensible, until_said_s, wait_of
 from koo.errors import ExternalServiceError, Kind, ServiceFailed
-from koo.http import ClosedHere, TransportError
+from koo.http.client import ClosedHere
+from koo.http.connector import TransportError
 from koo.policies.treatment import TREATMENTS
 
 SENTENCE_MAX = 300

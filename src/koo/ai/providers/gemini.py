@@ -27,7 +27,8 @@ from koo.ai.providers.streaming import Reader, read_stream
 from koo.ai.providers.transport import NOTHING, UNREADABLE, complete_usage, is_something
 from koo.ai.providers.usage import Count, count_of
 from koo.ai.types import Usage
-from koo.http import HttpResponse, ServerSentEvent
+from koo.http.client import HttpResponse
+from koo.http.events import ServerSentEvent
 
 BASE_URL = "https://generativelanguage.googleapis.com/v1"
 GOES_ON_WITHIN_S = 5.0

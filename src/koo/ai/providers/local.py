@@ -47,7 +47,7 @@ from koo.errors import (
     StreamTruncated,
 )
 from koo.gates import is_fed
-from koo.http import HttpClient
+from koo.http.client import HttpClient
 from koo.options import LOCAL_QUEUE_MAX
 
 CONTEXT_TOKENS = 4096

@@ -26,7 +26,8 @@ from koo.ai.providers.transport import NOTHING, UNREADABLE, complete_usage, is_s
 from koo.ai.providers.usage import Count, usage_from
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError, Kind
-from koo.http import HttpResponse, ServerSentEvent
+from koo.http.client import HttpResponse
+from koo.http.events import ServerSentEvent
 
 FAULTS = FaultTable(
     "openai_compatible",

@@ -32,7 +32,8 @@ from koo.ai.providers.transport import (
 from koo.ai.providers.usage import Count, usage_from
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError
-from koo.http import HttpResponse, ServerSentEvent
+from koo.http.client import HttpResponse
+from koo.http.events import ServerSentEvent
 
 PATH = "/responses"
 ANSWERED = ("completed", "incomplete")

@@ -25,7 +25,9 @@ from koo.ai.providers.loose import NOT_JSON, Halves, fit, loads, whole_text
 from koo.ai.providers.transport import UNREADABLE, Wire, complete_usage, estimate_usage, kind_of_document
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError
-from koo.http import DOCUMENT, EventParser, HttpStream, ServerSentEvent, TransportError
+from koo.http.client import HttpStream
+from koo.http.connector import TransportError
+from koo.http.events import DOCUMENT, EventParser, ServerSentEvent
 
 USAGE_WAIT_S = 1.0
 """What a stream used follows its reason for stopping at once, or not at all."""

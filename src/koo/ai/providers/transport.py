@@ -28,7 +28,8 @@ from koo.ai.providers.loose import NOT_JSON, fit, loads, repaired
 from koo.ai.types import Usage
 from koo.clock import Clock
 from koo.errors import ExternalServiceError, Kind
-from koo.http import ClosedHere, HttpClient, HttpResponse, HttpStream, TransportError
+from koo.http.client import ClosedHere, HttpClient, HttpResponse, HttpStream
+from koo.http.connector import TransportError
 
 T = TypeVar("T", bound=msgspec.Struct)
 OF_THE_FORM = frozenset({Kind.INVALID_REQUEST, Kind.CONTEXT_LENGTH, Kind.TOO_LARGE})

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import aiohttp
 
-from koo.connector import credentials_refused
-from koo.prepared import Reply
-from koo.proxies import Proxy
+from koo.http.connector import credentials_refused
+from koo.http.prepared import Reply
+from koo.http.proxies import Proxy
 
 WRITTEN_AT_ONCE_MAX = 512 * 1024
 

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Protocol
 
-from koo.connector import TransportError
+from koo.http.connector import TransportError
 
 GZIP = frozenset({"gzip", "x-gzip"})
 DEFLATE = frozenset({"deflate", "x-deflate", "zlib"})

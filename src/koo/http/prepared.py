@@ -20,7 +20,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawResponseMessage
 from yarl import URL
 
-from koo.connector import TransportError
+from koo.http.connector import TransportError
 
 LINE_BYTES_MAX = 64 * 1024
 OF_THE_BODY = frozenset({"content-length", "transfer-encoding"})

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.test_http import OK, client, failure_of, read_request, serving, talking
+from tests.http.test_client import OK, client, failure_of, read_request, serving, talking
 
 HEADERS = {
     "accept": "application/json",

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import aiohttp
 from aiohttp.abc import ResolveResult
 
+from koo.http.proxies import Proxy
 from koo.network_options import NetworkOptions
-from koo.proxies import Proxy
 
 Stage = Literal["connect", "sent", "answer"]
 
@@ -35,6 +35,13 @@ class TransportError(Exception):
         self.stage = stage
         self.reason = reason
         self.lasting = lasting
+
+
+class AnswerTooLarge(TransportError):
+    """More bytes than anybody meant to send: reading was given up and the connection closed."""
+
+    def __init__(self, what: str, bytes_max: int) -> None:
+        super().__init__("answer", f"{what} is larger than {bytes_max // 1024} KiB")
 
 
 class Departure:

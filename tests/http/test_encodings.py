@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from koo.http import AnswerTooLarge, HttpResponse, TransportError
-from tests.test_http import STREAM_HEAD, chunk, client, serving, talking
+from koo.http.client import HttpResponse
+from koo.http.connector import AnswerTooLarge, TransportError
+from tests.http.test_client import STREAM_HEAD, chunk, client, serving, talking
 
 BODY = b'{"answer": "Paris."}'
 GIBBERISH = b"\x0b\x02\x80hello\x03"

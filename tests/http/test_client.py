@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koo.http import AnswerTooLarge, ClosedHere, EventParser, HttpClient, ServerSentEvent, TransportError
+from koo.http.client import ClosedHere, HttpClient
+from koo.http.connector import AnswerTooLarge, TransportError
+from koo.http.events import EventParser, ServerSentEvent
 from koo.network_options import NetworkOptions
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"

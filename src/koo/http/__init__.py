@@ -1,0 +1,1 @@
+"""One HTTP client over aiohttp: what a request may do, what its failure means, what a body holds."""
