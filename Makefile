@@ -44,7 +44,7 @@ endef
 # Two pips at a time in one environment break it, so `make -j` changes nothing here.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check lint bench docs clean prove-bare prove-money prove-oldest prove-python
+.PHONY: help setup run test check lint bench docs clean prove-bare prove-money prove-oldest prove-own prove-python
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -80,6 +80,9 @@ prove-money: $(STAMPS)/test ## no kill, stop or partition makes a fleet spend mo
 
 prove-oldest: ## all tests with the lower bounds of pyproject.toml
 	@$(PYTHON) -m proofs.fresh --oldest $(ARGS)
+
+prove-own: ## libraries that the suite does not install, in environments of their own; ARGS: one of them
+	@$(PYTHON) -m proofs.own $(ARGS)
 
 prove-python: ## all tests in a fresh environment of PYTHON=…
 	@$(PYTHON) -m proofs.fresh $(ARGS)

@@ -39,12 +39,13 @@ class Group(NamedTuple):
 GROUPS = [
     Group(
         "The platform and its parts",
-        ("Platform", "Database", "Guard", "Settings", "deadline", "run", "problem_answer"),
+        ("Platform", "Database", "Guard", "Settings", "deadline", "run"),
         "What an application has one of. A `Platform` owns all the others, opens itself at its first use, and closes "
         "when its event loop ends. Of `Settings` each attribute is a variable of [configuration.md](configuration.md), "
         "in small letters.",
     ),
     Group("Questions and answers", ("Query", "Answer", "Chunk", "Usage")),
+    Group("Errors in a framework's answers", ("problem_answer", "ProblemAnswer")),
     Group(
         "Options",
         (

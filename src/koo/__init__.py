@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     )
     from koo.platform import Platform
     from koo.settings import Settings
-    from koo.web.problems import problem_answer
+    from koo.web.problems import ProblemAnswer, problem_answer
 
     __version__: str
 
@@ -72,6 +72,7 @@ _PLACES = {
     "PlatformOptions": "koo.options",
     "PoolSaturated": "koo.errors",
     "PriceUnknown": "koo.errors",
+    "ProblemAnswer": "koo.web.problems",
     "Query": "koo.ai.types",
     "RateLimited": "koo.errors",
     "RetryOptions": "koo.options",
@@ -111,6 +112,7 @@ __all__ = [
     "PlatformOptions",
     "PoolSaturated",
     "PriceUnknown",
+    "ProblemAnswer",
     "Query",
     "RateLimited",
     "RetryOptions",

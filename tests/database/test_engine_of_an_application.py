@@ -68,6 +68,7 @@ def test_a_hidden_password_is_noticed_before_it_is_refused_by_the_server() -> No
     with pytest.raises(ConfigurationError, match=r"password hidden: use engine\.url itself") as refusal:
         Database(str(engine.url))
     assert "secret" not in str(refusal.value)
+    assert str(Database("postgresql://ada:secret@db/shop").url) == "postgresql+psycopg://ada:***@db/shop"
     assert Database(engine.url).options.url == "postgresql+psycopg://ada:secret@db/shop"
 
 

@@ -117,6 +117,11 @@ class Database(Generic[S_co]):
         return f"<Database {self.driver_name} {state} | {self.pool_queue.used} of {self.pool_queue.limit} in use>"
 
     @property
+    def url(self) -> URL:
+        """The URL with its asynchronous driver named, for an engine beside koo's: in alembic's `env.py`, say."""
+        return self._url
+
+    @property
     def driver_name(self) -> str:
         """psycopg, asyncpg or aiosqlite."""
         return self._url.get_driver_name()

@@ -1,0 +1,135 @@
+"""Libraries that the suite does not install, each group in an environment of its own: `make prove-own`.
+
+A group is a row of `GROUPS`: its packages with their exact versions, which stand above those of constraints.txt, and
+the tests that need them. To add a library: a row here, a file in `proofs/own_cases`. `ARGS=sqlmodel` tries one group;
+the page keeps what it says of the others.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+from typing import NamedTuple
+
+from proofs.fresh import PINS, PYTHON, canonical
+from proofs.running import (
+    PAGES,
+    Counts,
+    ProofFailed,
+    TimeLimit,
+    failed_lines,
+    read_counts,
+    skipped_lines,
+    write_page,
+)
+
+
+class Group(NamedTuple):
+    """What is installed beside koo, and what is tried with it. `proves` is a sentence for the page."""
+
+    proves: str
+    pins: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+GROUPS = {
+    "frameworks": Group(
+        "One handler makes koo's errors problem+json answers in Flask, Quart, Litestar and Django.",
+        ("Flask==3.1.3", "Quart==0.22.0", "litestar==2.25.0", "Django==5.2.19"),
+        ("proofs/own_cases/test_frameworks.py",),
+    ),
+    "sqlmodel": Group(
+        "SQLModel's session with `exec` in a scope, and alembic's async template with the same URL.",
+        ("sqlmodel==0.0.50", "alembic==1.20.1"),
+        ("proofs/own_cases/test_sqlmodel.py",),
+    ),
+    "sqlalchemy-2.0": Group(
+        "All tests of the database and of the state store with SQLAlchemy 2.0.",
+        ("SQLAlchemy==2.0.58",),
+        ("tests/database", "tests/storage", "tests/backend/test_database.py"),
+    ),
+}
+PAGE = PAGES / "own.md"
+
+
+def pins_of(group: Group) -> str:
+    """constraints.txt with the group's own versions."""
+    own = {canonical(pin.split("==")[0]): pin for pin in group.pins}
+    lines = [line for line in PINS.read_text(encoding="utf-8").splitlines() if "==" in line]
+    return "\n".join(
+        [*(line for line in lines if canonical(line.split("==")[0]) not in own), *own.values(), ""]
+    )
+
+
+def try_group(group: Group, arguments: list[str]) -> tuple[float, Counts]:
+    """Seconds that installing and testing took, and the counts."""
+    limit, began = TimeLimit(), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="koo-proof-") as folder:
+        environment, constraints = Path(folder) / "environment", Path(folder) / "constraints.txt"
+        venv.create(environment, with_pip=True, symlinks=True)
+        python = environment / "bin" / "python"
+        constraints.write_text(pins_of(group), encoding="utf-8")
+        pip: list[str | Path] = [
+            python,
+            "-m",
+            "pip",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-input",
+            "install",
+        ]
+        for wanted in (["hatchling"], ["--no-build-isolation", "--editable", ".[test]", *group.pins]):
+            if limit.run([*pip, "--constraint", constraints, *wanted]) != 0:
+                raise ProofFailed(f"pip could not install {', '.join(group.pins)}")
+        junit = Path(folder) / "tests.xml"
+        quiet = ["-q", "-p", "no:cacheprovider", f"--junitxml={junit}"]
+        limit.run([python, "-m", "pytest", *quiet, *group.tests, *arguments])
+        return time.monotonic() - began, read_counts(junit)
+
+
+def section(name: str, group: Group, took_s: float, counts: Counts) -> str:
+    """What the page says of one group."""
+    return "\n".join(
+        [
+            f"## {name}",
+            "",
+            f"{group.proves} {', '.join(group.pins)}, on Python {PYTHON}, in {took_s:.0f} s.",
+            "",
+            f"**{counts.sentence()}**",
+            *(["", *failed_lines(counts), *skipped_lines(counts)] if counts.failed or counts.skipped else []),
+        ]
+    )
+
+
+def sections_before() -> dict[str, str]:
+    """What the page says now, by group."""
+    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    text = text.partition("\nWritten by")[0]
+    return {
+        part.split("\n")[0]: f"## {part.strip()}" for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    }
+
+
+def main(arguments: list[str]) -> int:
+    names = [name for name in arguments if name in GROUPS] or list(GROUPS)
+    rest = [argument for argument in arguments if argument not in GROUPS]
+    tried, failed = {}, 0
+    for name in names:
+        took_s, counts = try_group(GROUPS[name], rest)
+        tried[name] = section(name, GROUPS[name], took_s, counts)
+        failed += len(counts.failed)
+    sections = sections_before() | tried
+    told = [f"\n{sections[name]}" for name in GROUPS if name in sections]
+    write_page("own", "prove-own", ["# Libraries that the suite does not install", *told])
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ProofFailed as error:
+        sys.exit(f"koo: {error}")
