@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from koo.ai.budgets import Budgets
 from koo.ai.charge import FixedCharge
+from koo.ai.own_database import classify_sqlalchemy
 from koo.ai.providers.sdk_faults import classify_sdk, own_retries
 from koo.ai.service import Service
 from koo.errors import ConfigurationError
@@ -88,14 +89,14 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def compose(classify: Classify | None, name: str) -> Classify:
-    """The user's classifier where it answers; then the vendors' SDKs by table; then everything else."""
+    """The user's classifier where it answers; then SDKs and SQLAlchemy by table; then everything else."""
 
     def judge(error: Exception) -> Fault:
         if classify is not None:
             fault = classify(error)
             if fault is not None:
                 return fault
-        return classify_sdk(error, name) or classify_error(error)
+        return classify_sdk(error, name) or classify_sqlalchemy(error) or classify_error(error)
 
     return judge
 
