@@ -8,8 +8,9 @@ given). Its options belong to `register_service`, its arguments to the call. A b
 then a vendor's SDK shares that service's breaker, limits and key block.
 
 What happens to an operation's exceptions: errors of SDKs and transports become an `ExternalServiceError`, raised `from`
-the original; `OSError` and `TimeoutError` are failures; `TypeError`, `ValueError`, `LookupError` and `AttributeError`
-are the caller's own and pass unchanged; anything else is a failure and passes unchanged; `classify` overrides.
+the original; SQLAlchemy's are judged as in koo's database; `OSError` and `TimeoutError` are failures; `TypeError`,
+`ValueError`, `LookupError` and `AttributeError` are the caller's own and pass unchanged; anything else is a failure and
+passes unchanged; `classify` overrides.
 
 Looking (`get_all_services_status`, `get_service_status`) is synchronous, does no I/O and changes nothing. A reset
 clears phases, streaks, cooldowns and key blocks of all models of a service, here and in every process on the same
