@@ -14,6 +14,8 @@ from typing import Any
 from koo.errors import Kind
 from tests.ai.oddities import Format, Oddity
 
+MADE_AT = time.time()
+"""A row that names a point in time names one an hour after this."""
 HOUR = {"retry-after": "3600"}
 """So that a row is over at once: what passes within the deadline is waited for."""
 OVERLOADED_REQUESTS = 3
@@ -799,7 +801,7 @@ ROWS: tuple[Oddity, ...] = (
         openai_error("slow"),
         Kind.THROTTLED,
         PAUSES,
-        headers={"retry-after": str(int(time.time()) + 3600)},
+        headers={"retry-after": str(int(MADE_AT) + 3600)},
     ),
     refusal(
         "a wait as a point in time, in milliseconds since 1970",
@@ -808,7 +810,7 @@ ROWS: tuple[Oddity, ...] = (
         openai_error("slow"),
         Kind.THROTTLED,
         PAUSES,
-        headers={"x-ratelimit-reset": str(int(time.time() + 3600) * 1000)},
+        headers={"x-ratelimit-reset": str(int(MADE_AT + 3600) * 1000)},
     ),
     refusal(
         "a wait as a span",
