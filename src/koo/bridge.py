@@ -120,6 +120,7 @@ class Bridge:
         self._lock = threading.Lock()
         self._none_runs = threading.Condition(threading.Lock())
         self._awaited = 0  # calls of threads that Python waits for at its end
+        self._was_idle = False  # since the main thread ended
         self._loop: Loop | None = None
         self._end: asyncio.Event | None = None
         self._home: Loop | None = None
@@ -187,7 +188,9 @@ class Bridge:
     def _end_with_process(self, thread: threading.Thread) -> None:
         threading.main_thread().join()
         with self._none_runs:
-            self._none_runs.wait_for(lambda: not self._awaited)
+            self._was_idle = not self._awaited
+            # One moment without a call is enough: a thread that makes one after another may never be met between two.
+            self._none_runs.wait_for(lambda: self._was_idle)
         with self._lock:
             self._over = True
         assert self._loop is not None and self._end is not None
@@ -218,6 +221,7 @@ class Bridge:
         if not threading.current_thread().daemon:
             with self._none_runs:
                 self._awaited += change
+                self._was_idle = self._was_idle or not self._awaited
                 self._none_runs.notify_all()
 
     def iterate(self, items: AsyncIterable[T], until: Until) -> Iterator[T]:

@@ -153,8 +153,9 @@ def test_a_store_that_is_there_is_not_asked_when_nobody_wants_anything(fake: Fak
 def test_what_hangs_is_cut_by_whoever_waited_for_it_in_vain(fake: Fake) -> None:
     async def main() -> None:
         one = store()
+        await one.executor.run(lambda tx: None)  # The thread is there, and takes the next at once.
         fake.hangs = True
-        one.executor.timeout_s = 0.05
+        one.executor.timeout_s = 0.5
         with pytest.raises(StoreUnavailable, match="did not answer"):
             await one.executor.run(lambda tx: "never")
         assert fake.cuts.is_set()
