@@ -155,7 +155,7 @@ def test_what_hangs_is_cut_by_whoever_waited_for_it_in_vain(fake: Fake) -> None:
         one = store()
         await one.executor.run(lambda tx: None)  # The thread is there, and takes the next at once.
         fake.hangs = True
-        one.executor.timeout_s = 0.5
+        one.executor.timeout_s = 2.0
         with pytest.raises(StoreUnavailable, match="did not answer"):
             await one.executor.run(lambda tx: "never")
         assert fake.cuts.is_set()
