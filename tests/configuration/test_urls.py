@@ -8,7 +8,6 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy.engine import make_url
 
 from koo.configuration.urls import (
     check_web_url,
@@ -18,6 +17,7 @@ from koo.configuration.urls import (
     mask_url,
     url_of,
 )
+from koo.database.drivers.loading import read_url
 from koo.http.proxies import is_loopback
 
 HOME = Path("/srv/koo")
@@ -62,7 +62,7 @@ def test_the_state_is_kept_in_a_file(url: str) -> None:
 def test_sqlalchemy_finds_the_file_below_a_home_with_any_name(name: str) -> None:
     """An unquoted `?` in the name of a folder would make another file, silently."""
     url = effective_database_url("sqlite:///data/koo.db", Path("/srv") / name)
-    assert make_url(url).database == f"/srv/{name}/data/koo.db" and not make_url(url).query
+    assert read_url(url).database == f"/srv/{name}/data/koo.db" and not read_url(url).query
 
 
 def test_a_tilde_is_the_users_home() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -15,6 +17,10 @@ DIALECTS = {
     "postgresql+psycopg_async": "postgresql+psycopg",
     "sqlite": "sqlite+aiosqlite",
 }
+
+
+LEAVES_QUOTED = make_url("sqlite:///%20").database == "%20"
+"""SQLAlchemy 2.0 takes the name of the database as it is written; 2.1 reads `%20` in it as a space."""
 
 
 def load_driver(name: str) -> Driver:
@@ -44,6 +50,8 @@ def read_url(given: str | URL) -> URL:
         raise ConfigurationError(
             "", "DATABASE_URL cannot be read; it looks like driver://user:password@host/name"
         ) from None
+    if LEAVES_QUOTED and isinstance(given, str) and url.database is not None:
+        url = url.set(database=unquote(url.database))
     if url.password == "***":
         raise ConfigurationError(
             "",
