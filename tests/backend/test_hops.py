@@ -20,7 +20,7 @@ WAY = [
     "src/koo/ai/gateway.py _begin",  # service after service
     "src/koo/guard.py begin",  # keeps the permit until the answer is made
     "src/koo/guard.py call",  # attempt after attempt
-    "src/koo/ai/providers/anthropic.py complete",  # the wire format
+    "src/koo/ai/providers/adapter.py complete",  # the wire format
     "src/koo/ai/providers/transport.py request",  # errors in koo's words
 ]
 STREAMED = [

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import msgspec
 
-from koo.ai.providers.base import Completion, Request
+from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.extras import ExtraFields
 from koo.ai.providers.faults import FaultTable
 from koo.ai.providers.forms import PLAIN, Form, Forms
-from koo.ai.providers.streaming import Reader, read_events
-from koo.ai.providers.transport import ReadError, Wire, bound_tokens
+from koo.ai.providers.streaming import Reader, read_events, read_stream
+from koo.ai.providers.transport import UNREADABLE, ReadError, Wire, bound_tokens
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.http.client import HttpClient, HttpResponse
 from koo.options import NOTHING
@@ -41,11 +41,12 @@ class Adapter:
 
     `base_url` None is the vendor's own address; `api_key` None sends no key (a server of one's own). `headers` and
     `body` are an operator's additions to every request, `form` what is known of the parameters that its server takes.
-    A subclass names its `vendor`, has an `encode`, and overrides `address` and `headers` where its vendor differs.
-    `shape` is what its answers are decoded to, `reader` reads its streams.
+    A subclass names its `vendor`, has an `encode` and a `_completion`, and overrides `address` and `headers` where its
+    vendor differs. `own_path` is where it is asked, `shape` what answers are decoded to, `reader` reads its streams.
     """
 
     vendor: ClassVar[Vendor]
+    own_path: ClassVar[str]
     shape: ClassVar[msgspec.json.Decoder[Any]]
     reader: ClassVar[type[Reader]]
     output_tokens_min = 1
@@ -94,6 +95,27 @@ class Adapter:
     def encode(self, request: Request, *, stream: bool) -> bytes:
         """The request's body, in the form that the model takes."""
         raise NotImplementedError
+
+    def path(self, request: Request, *, stream: bool) -> str:
+        """Where it is asked, below the base URL."""
+        return self.own_path
+
+    async def complete(self, request: Request) -> Completion:
+        """Ask once. Raises `ExternalServiceError`."""
+        body = self.encode(request, stream=False)
+        response = await self._wire.request("POST", self.path(request, stream=False), body, request)
+        try:
+            answer = self.shape.decode(response.body)
+        except UNREADABLE:
+            answer = None
+        if answer is None:  # not above: that error may quote the answer, and would stay behind each of ours
+            return self._reread(request, response)
+        return self._completion(request, response, answer)
+
+    def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
+        """Ask once; returns the pieces as they come. Raises `ExternalServiceError`."""
+        body = self.encode(request, stream=True)
+        return read_stream(self._wire, self.path(request, stream=True), body, request, self.reader)
 
     def bound_input_tokens(self, request: Request) -> int:
         """UTF-8 bytes of prompt, system and an operator's own fields, and an allowance for what is put around them."""

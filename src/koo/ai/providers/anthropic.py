@@ -8,7 +8,7 @@ whose status is 200 and whose `type` therefore decides.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -25,10 +25,9 @@ from koo.ai.providers.faults import (
     until_stated,
 )
 from koo.ai.providers.openai_errors import read_error
-from koo.ai.providers.streaming import Reader, read_stream
+from koo.ai.providers.streaming import Reader
 from koo.ai.providers.transport import (
     NOTHING,
-    UNREADABLE,
     Wire,
     complete_usage,
     is_something,
@@ -287,6 +286,7 @@ class _Reader(Reader):
 class AnthropicProvider(Adapter):
     """A service that speaks Anthropic's Messages API. `base_url` is the address without `/v1`."""
 
+    own_path = PATH
     shape = _answer
     reader = _Reader
     vendor = Vendor(FAULTS, read_error, BASE_URL, "/v1/models?limit=1")
@@ -299,17 +299,6 @@ class AnthropicProvider(Adapter):
     def headers(api_key: str | None) -> dict[str, str]:
         headers = {"anthropic-version": VERSION}
         return headers if api_key is None else {**headers, "x-api-key": api_key}
-
-    async def complete(self, request: Request) -> Completion:
-        """Ask once. Raises `ExternalServiceError`."""
-        response = await self._wire.request("POST", PATH, self.encode(request, stream=False), request)
-        try:
-            answer: _Answer | None = _answer.decode(response.body)
-        except UNREADABLE:
-            answer = None
-        if answer is None:  # not above: that error may quote the answer, and would stay behind each of ours
-            return self._reread(request, response)
-        return self._completion(request, response, answer)
 
     def _completion(self, request: Request, response: HttpResponse, answer: _Answer) -> Completion:
         wire, reason = self._wire, answer.stop_reason
@@ -327,10 +316,6 @@ class AnthropicProvider(Adapter):
             request_id=response.headers.get("request-id") or answer.id,
             pace=wire.pace(response.headers),
         )
-
-    def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
-        """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
-        return read_stream(self._wire, PATH, self.encode(request, stream=True), request, self.reader)
 
     def encode(self, request: Request, *, stream: bool) -> bytes:
         """The request's body."""

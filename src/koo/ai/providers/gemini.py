@@ -12,7 +12,6 @@ is a success whose stop reason says so.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
 from typing import ClassVar
 from urllib.parse import quote
 
@@ -23,8 +22,8 @@ from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.ends import OUTCOMES
 from koo.ai.providers.gemini_errors import FAULTS
 from koo.ai.providers.openai_errors import read_error
-from koo.ai.providers.streaming import Reader, read_stream
-from koo.ai.providers.transport import NOTHING, UNREADABLE, complete_usage, is_something
+from koo.ai.providers.streaming import Reader
+from koo.ai.providers.transport import NOTHING, complete_usage, is_something
 from koo.ai.providers.usage import Count, count_of
 from koo.ai.types import Usage
 from koo.http.client import HttpResponse
@@ -164,18 +163,6 @@ class GeminiProvider(Adapter):
     def headers(api_key: str | None) -> dict[str, str]:
         return {} if api_key is None else {"x-goog-api-key": api_key}
 
-    async def complete(self, request: Request) -> Completion:
-        """Ask once. Raises `ExternalServiceError`."""
-        path, body = path_of(request.model, "generateContent"), self.encode(request, stream=False)
-        response = await self._wire.request("POST", path, body, request)
-        try:
-            answer: _Answer | None = _answer.decode(response.body)
-        except UNREADABLE:
-            answer = None
-        if answer is None:  # not above: that error may quote the answer, and would stay behind each of ours
-            return self._reread(request, response)
-        return self._completion(request, response, answer)
-
     def _completion(self, request: Request, response: HttpResponse, answer: _Answer) -> Completion:
         text, reason = _text(answer.candidate, thought=False), answer.stop_reason
         usage = usage_of(answer.usage_metadata) if answer.usage_metadata else NO_USAGE
@@ -193,10 +180,11 @@ class GeminiProvider(Adapter):
             request_id=answer.response_id,
         )
 
-    def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
-        """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
-        path = path_of(request.model, "streamGenerateContent") + "?alt=sse"
-        return read_stream(self._wire, path, self.encode(request, stream=True), request, self.reader)
+    def path(self, request: Request, *, stream: bool) -> str:
+        """The model stands in it."""
+        if stream:
+            return path_of(request.model, "streamGenerateContent") + "?alt=sse"
+        return path_of(request.model, "generateContent")
 
     def encode(self, request: Request, *, stream: bool) -> bytes:
         """The request's body."""

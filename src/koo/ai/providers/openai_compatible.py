@@ -7,7 +7,6 @@ answer and every chunk, because many send it with a 200. OpenRouter says what a 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from decimal import Decimal
 from typing import ClassVar
 from urllib.parse import urlsplit
@@ -21,8 +20,8 @@ from koo.ai.providers.faults import FaultTable, Row
 from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 from koo.ai.providers.openai import check_models
 from koo.ai.providers.openai_errors import read_error
-from koo.ai.providers.streaming import Reader, read_stream
-from koo.ai.providers.transport import NOTHING, UNREADABLE, complete_usage, is_something
+from koo.ai.providers.streaming import Reader
+from koo.ai.providers.transport import NOTHING, complete_usage, is_something
 from koo.ai.providers.usage import Count, usage_from
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError, Kind
@@ -228,6 +227,7 @@ class OpenAICompatibleProvider(Adapter):
     `base_url` is the address with its `/v1`; one without any path gets it.
     """
 
+    own_path = PATH
     shape = _answer
     reader = _Reader
     vendor = Vendor(FAULTS, read_error)
@@ -236,17 +236,6 @@ class OpenAICompatibleProvider(Adapter):
     @staticmethod
     def address(base_url: str) -> str:
         return base_url if urlsplit(base_url).path else base_url + "/v1"
-
-    async def complete(self, request: Request) -> Completion:
-        """Ask once. Raises `ExternalServiceError`."""
-        response = await self._wire.request("POST", PATH, self.encode(request, stream=False), request)
-        try:
-            answer: _Answer | None = _answer.decode(response.body)
-        except UNREADABLE:
-            answer = None
-        if answer is None:  # not above: that error may quote the answer, and would stay behind each of ours
-            return self._reread(request, response)
-        return self._completion(request, response, answer)
 
     def _completion(self, request: Request, response: HttpResponse, answer: _Answer) -> Completion:
         choice = answer.choices[0] if answer.choices else NO_CHOICE
@@ -267,10 +256,6 @@ class OpenAICompatibleProvider(Adapter):
             cost_usd=cost_usd,
             pace=self._wire.pace(response.headers),
         )
-
-    def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
-        """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
-        return read_stream(self._wire, PATH, self.encode(request, stream=True), request, self.reader)
 
     async def check(self) -> None:
         """Ask for the list of models, which is never billed. Raises `ExternalServiceError`.

@@ -8,7 +8,7 @@ Text that came in no delta stands in the final answer.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -19,10 +19,9 @@ from koo.ai.providers.adapter import Adapter
 from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.ends import failure_of
 from koo.ai.providers.openai_errors import parse_error, read_error
-from koo.ai.providers.streaming import Reader, read_stream
+from koo.ai.providers.streaming import Reader
 from koo.ai.providers.transport import (
     NOTHING,
-    UNREADABLE,
     Wire,
     complete_usage,
     document_of,
@@ -265,6 +264,7 @@ class _Reader(Reader):
 class ResponsesAdapter(Adapter):
     """A service that speaks the Responses format; a vendor may send more in a request."""
 
+    own_path = PATH
     shape = _answer
     reader = _Reader
 
@@ -281,17 +281,6 @@ class ResponsesAdapter(Adapter):
             stream=stream,
         )
         return encode_body(body)
-
-    async def complete(self, request: Request) -> Completion:
-        """Ask once. Raises `ExternalServiceError`."""
-        response = await self._wire.request("POST", PATH, self.encode(request, stream=False), request)
-        try:
-            answer: _Answer | None = _answer.decode(response.body)
-        except UNREADABLE:
-            answer = None
-        if answer is None:  # not above: that error may quote the answer, and would stay behind each of ours
-            return self._reread(request, response)
-        return self._completion(request, response, answer)
 
     def _completion(self, request: Request, response: HttpResponse, answer: _Answer) -> Completion:
         wire, text = self._wire, answer.text
@@ -312,10 +301,6 @@ class ResponsesAdapter(Adapter):
             cost_usd=cost_usd,
             pace=wire.pace(response.headers),
         )
-
-    def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
-        """Ask once, and give the pieces as they come. Raises `ExternalServiceError`."""
-        return read_stream(self._wire, PATH, self.encode(request, stream=True), request, self.reader)
 
 
 def usage_of(usage: _Usage) -> Usage:
