@@ -22,6 +22,7 @@ from proofs.running import (
     ProofFailed,
     TimeLimit,
     failed_lines,
+    pip_install,
     read_counts,
     skipped_lines,
     write_page,
@@ -67,20 +68,10 @@ def pins_of_the_tools(project: dict[str, Any], koo_runs_on: dict[str, str]) -> d
 
 def install(python: Path, pins: Path, limit: TimeLimit) -> None:
     """koo as it stands here, its model and its tests' tools; ProofFailed if pip cannot."""
-    pip: list[str | Path] = [
-        python,
-        "-m",
-        "pip",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-input",
-        "install",
-    ]
     koo = ["--no-build-isolation", "--editable", ".[test]"]
     model = ["--no-deps", "--constraint", str(PINS), MODEL]
     for wanted in (["hatchling"], koo, model):
-        if limit.run([*pip, "--constraint", pins, *wanted]) != 0:
-            raise ProofFailed("pip could not install it")
+        pip_install(python, pins, limit, wanted)
 
 
 def run_tests(python: Path, junit: Path, arguments: list[str], limit: TimeLimit) -> Counts:

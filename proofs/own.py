@@ -22,6 +22,7 @@ from proofs.running import (
     ProofFailed,
     TimeLimit,
     failed_lines,
+    pip_install,
     read_counts,
     skipped_lines,
     write_page,
@@ -73,18 +74,8 @@ def try_group(group: Group, arguments: list[str]) -> tuple[float, Counts]:
         venv.create(environment, with_pip=True, symlinks=True)
         python = environment / "bin" / "python"
         constraints.write_text(pins_of(group), encoding="utf-8")
-        pip: list[str | Path] = [
-            python,
-            "-m",
-            "pip",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-input",
-            "install",
-        ]
         for wanted in (["hatchling"], ["--no-build-isolation", "--editable", ".[test]", *group.pins]):
-            if limit.run([*pip, "--constraint", constraints, *wanted]) != 0:
-                raise ProofFailed(f"pip could not install {', '.join(group.pins)}")
+            pip_install(python, constraints, limit, wanted)
         junit = Path(folder) / "tests.xml"
         quiet = ["-q", "-p", "no:cacheprovider", f"--junitxml={junit}"]
         limit.run([python, "-m", "pytest", *quiet, *group.tests, *arguments])
