@@ -84,12 +84,12 @@ async def spend(platform: Platform, claude: FakeAnthropic) -> None:
 
 
 async def nobody(platform: Platform, lab: FakeCompatible) -> None:
-    """When nobody answers, the error holds the reason of each."""
+    """When no service answers, the error holds the reason of each."""
     lab.script(error(503, "unavailable"), error(503, "unavailable"))
     try:
         await platform.query(QUESTION)
     except AllServicesFailed as failed:
-        print("nobody answered:", *(type(reason).__name__ for reason in failed.exceptions))
+        print("no service answered:", *(type(reason).__name__ for reason in failed.exceptions))
 
 
 async def main() -> None:

@@ -51,7 +51,7 @@ lab answered, because claude is overloaded
 refused until midnight UTC: True
 within the budget: True
 lab answered, for 0 USD
-nobody answered: BudgetExceeded ServiceFailed
+no service answered: BudgetExceeded ServiceFailed
 """,
 }
 """What each script prints."""

@@ -331,7 +331,7 @@ class ServiceOptions(Timed):
     price_as: str | None = option(
         None,
         "model whose price its own has, and others that the table does not know: `gpt-4o`, or `openai/gpt-4o`",
-        "a name that nobody else knows has no price",
+        "no price table knows a private name",
     )
     leave_out: tuple[str, ...] = option(
         (), "parameters that its server refuses, not sent", "koo learns it from a refusal, one for each model"
