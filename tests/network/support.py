@@ -91,11 +91,15 @@ def tls(server: FakeProvider, made: Path) -> Iterator[tuple[str, int]]:
     context.load_cert_chain(made, made.with_name("key.pem"))
     ready, place = threading.Event(), list[int]()
     ends: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+    tasks: set[Any] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = await asyncio.open_connection("127.0.0.1", server.port)
-        await pump((reader, writer), there)
-        writer.close()
+        tasks.add(asyncio.current_task())
+        try:
+            there = await asyncio.open_connection("127.0.0.1", server.port)
+            await pump((reader, writer), there)
+        finally:
+            writer.transport.abort()  # Closed, it would wait for the other side's goodbye, and outlive this loop.
 
     async def run() -> None:
         loop, end = asyncio.get_running_loop(), asyncio.Event()
@@ -106,6 +110,10 @@ def tls(server: FakeProvider, made: Path) -> Iterator[tuple[str, int]]:
         ready.set()
         await end.wait()
         front.close()
+        await asyncio.sleep(0)  # What was accepted in this turn has a task in the next.
+        for task in tuple(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()

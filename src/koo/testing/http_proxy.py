@@ -182,6 +182,7 @@ async def pump(one: Ends, other: Ends) -> None:
     try:
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        other[1].close()  # Before anything is awaited: the end of the proxy may cancel this too.
         for way in ways:
             way.cancel()
         await asyncio.gather(*ways, return_exceptions=True)
@@ -202,6 +203,7 @@ async def _refuse(writer: StreamWriter, status: int, more: str = "") -> None:
 
 
 async def _close(writer: StreamWriter) -> None:
+    """The last that a connection's task does, so a cancellation has nothing left to end."""
     writer.close()
-    with suppress(OSError):
+    with suppress(OSError, asyncio.CancelledError):
         await writer.wait_closed()
