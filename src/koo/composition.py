@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from koo.ai.assembly import assemble, describe
 from koo.ai.budgets import Budgets
 from koo.ai.gateway import Gateway
-from koo.ai.operations import Money
+from koo.ai.operation_money import Money
 from koo.ai.pricing import Prices
 from koo.ai.service import AIService, Service
 from koo.alerts.keeping import AlertKeeper

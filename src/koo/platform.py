@@ -23,7 +23,9 @@ from datetime import date
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from koo.ai.carried_stream import CarriedStream
-from koo.ai.operations import Money, compose, execute, read_options
+from koo.ai.operation_money import Money
+from koo.ai.operations import execute
+from koo.ai.registration import compose, read_options
 from koo.ai.service import Service
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query
@@ -243,7 +245,7 @@ class Platform:
     def register_service(self, name: str, **options: Any) -> None:
         """Guard an operation of your own under `name`; registering it again with other options replaces it.
 
-        Options: see `koo.ai.operations.NAMES`, and `classify` (an exception → a `Fault`), `max_retries`,
+        Options: see `koo.ai.registration.NAMES`, and `classify` (an exception → a `Fault`), `max_retries`,
         `daily_budget` with `max_cost_usd` and `cost_usd`. Raises `ConfigurationError`.
         """
         check_service_name(name)

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from koo.ai.budgets import requests_count
-from koo.ai.operations import compose
+from koo.ai.registration import compose
 from koo.ai.service import Service, guard_options
 from koo.clock import utc_day
 from koo.deadlines import Deadlines

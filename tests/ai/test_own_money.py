@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from koo.ai.budgets import Budgets
-from koo.ai.operations import Money, compose, execute, read_options
+from koo.ai.operation_money import Money
+from koo.ai.operations import execute
+from koo.ai.registration import compose, read_options
 from koo.ai.service import Service
 from koo.deadlines import Deadlines
 from koo.errors import CircuitOpen

@@ -9,9 +9,9 @@ from decimal import Decimal
 from typing import Any
 
 from koo.ai.gateway import Gateway
-from koo.ai.operations import compose
 from koo.ai.pricing import Prices
 from koo.ai.providers.base import Completion, CompletionChunk, Provider, Request
+from koo.ai.registration import compose
 from koo.ai.service import AIService, Service, guard_options
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query, Usage

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from koo.ai.operations import compose
 from koo.ai.providers.anthropic import AnthropicProvider
 from koo.ai.providers.base import Provider
 from koo.ai.providers.forms import Form
@@ -13,6 +12,7 @@ from koo.ai.providers.local import LocalProvider
 from koo.ai.providers.openai import OpenAIProvider
 from koo.ai.providers.openai_compatible import OpenAICompatibleProvider
 from koo.ai.providers.perplexity import PerplexityProvider
+from koo.ai.registration import compose
 from koo.ai.service import AIService, Service, guard_options
 from koo.clock import Clock
 from koo.deadlines import Deadlines

@@ -1,0 +1,85 @@
+"""What a registration of an own operation may say, and how its errors are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from koo.ai.operation_money import MONEY
+from koo.ai.own_database import classify_sqlalchemy
+from koo.ai.providers.sdk_faults import classify_sdk
+from koo.errors import ConfigurationError
+from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
+from koo.policies.treatment import classify_error
+from koo.policies.verdict import Classify, Fault
+
+NAMES: dict[str, tuple[str, str]] = {
+    "timeout_s": ("guard", "timeout_s"),
+    "attempt_timeout_s": ("guard", "attempt_timeout_s"),
+    "slow_s": ("guard", "slow_s"),
+    "concurrency_max": ("guard", "concurrency_max"),
+    "queue_max": ("guard", "queue_max"),
+    "idempotent": ("guard", "idempotent"),
+    "failure_threshold": ("breaker", "failure_threshold"),
+    "recovery_timeout": ("breaker", "recovery_s"),
+    "success_threshold": ("breaker", "success_threshold"),
+    "retry_base_delay": ("retry", "base_s"),
+    "retry_max_delay": ("retry", "cap_s"),
+    "retry_backoff_multiplier": ("retry", "multiplier"),
+    "requests_per_minute": ("limits", "per_minute"),
+    "requests_per_hour": ("limits", "per_hour"),
+    "requests_per_day": ("limits", "per_day"),
+}
+"""What `register_service` takes, and which option of koo it is. Besides: `max_retries`, `classify`, and money."""
+
+
+def read_options(options: Mapping[str, Any]) -> GuardOptions:
+    """The guard's options of a registration. Raises `ConfigurationError` for a name or a value that cannot be right."""
+    parts: dict[str, dict[str, Any]] = {"guard": {}, "breaker": {}, "retry": {}, "limits": {}}
+    for name, value in options.items():
+        if name == "max_retries":
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigurationError("register_service", "max_retries must be a whole number, at least 0")
+            parts["retry"]["attempts_max"] = value + 1
+        elif name in NAMES:
+            part, field_name = NAMES[name]
+            parts[part][field_name] = _checked(name, value)
+        elif name not in ("classify", *MONEY):
+            known = ", ".join(sorted((*NAMES, "classify", "max_retries", *MONEY)))
+            raise ConfigurationError("register_service", f"unknown option {name!r}; known are: {known}")
+        elif name in ("classify", "cost_usd") and value is not None and not callable(value):
+            raise ConfigurationError("register_service", f"{name} must be a function")
+    guard = parts["guard"]
+    read = GuardOptions(
+        **guard,
+        breaker=BreakerOptions(**parts["breaker"]),
+        retry=RetryOptions(**parts["retry"]),
+        limits=LimitOptions(**parts["limits"]),
+    )
+    read.check_slow()
+    return read
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Of the right kind; its bounds are the options' to check. Whatever is true would else make repeats harmless."""
+    if name == "idempotent":
+        if not isinstance(value, bool):
+            raise ConfigurationError("register_service", "idempotent must be True or False")
+    elif value is None and name.startswith("requests_per_"):
+        return None
+    elif not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ConfigurationError("register_service", f"{name} must be a number, not {type(value).__name__}")
+    return value
+
+
+def compose(classify: Classify | None, name: str) -> Classify:
+    """The user's classifier where it answers; then SDKs and SQLAlchemy by table; then everything else."""
+
+    def judge(error: Exception) -> Fault:
+        if classify is not None:
+            fault = classify(error)
+            if fault is not None:
+                return fault
+        return classify_sdk(error, name) or classify_sqlalchemy(error) or classify_error(error)
+
+    return judge
