@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from core.platform import platform
+from koo import platform
 from koo.errors import ConfigurationError
 from koo.web import create_app, serve
 

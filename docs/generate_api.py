@@ -65,17 +65,23 @@ GROUPS = [
         (
             "KooError",
             "ExternalServiceError",
+            "ServiceRefused",
             "CircuitOpen",
             "RateLimited",
             "BudgetExceeded",
+            "ServiceSaturated",
+            "ServiceFailed",
             "ServiceTimeout",
             "StreamTruncated",
             "AuthenticationFailed",
+            "CallerMistake",
             "InvalidRequest",
             "UnknownService",
             "PriceUnknown",
             "AllServicesFailed",
+            "DatabaseError",
             "DatabaseUnavailable",
+            "DatabaseTimeout",
             "PoolSaturated",
             "CommitOutcomeUnknown",
             "ConfigurationError",
@@ -93,6 +99,7 @@ INNER = {
 """What koo's own parts call of one another; a page with them would hide what its readers look for."""
 WEB = ("create_app", "mount", "serve", "monitoring_router", "ai_router")
 BACKEND = (
+    "core.platform",
     "core.config",
     "core.database",
     "core.ai_error_handling",
@@ -100,8 +107,9 @@ BACKEND = (
     "api.monitoring",
     "api.ai",
 )
-"""Modules of `backend/`. `core.exceptions` holds the errors above and some of their relatives."""
+"""Modules of `backend/`, under whose headings the names stand that `koo` binds to one platform."""
 MADE_WHEN_ASKED_FOR = {
+    "core.platform.platform": "The one `koo.Platform` of this process: [`Platform`](#platform).",
     "core.config.settings": "The one `Settings` of this process, read when it is first asked for.",
     "core.database.db_manager": "The one `koo.Database` of this process: [`Database`](#database).",
     "core.database.SessionDep": "For FastAPI: a session that commits before the answer leaves, so that a failed COMMIT "
@@ -312,10 +320,11 @@ def body() -> Iterator[str]:
     yield "[examples/mounted.py](../examples/mounted.py) is an application with koo mounted into it."
     for name in WEB:
         yield from callable_entry(getattr(import_module("koo.web"), name), name, "###")
-    yield "## The backend"
+    yield "## Names bound to one platform"
     yield (
-        "The platform's own names for the same things, on the path of an editable install. `core.exceptions` has the "
-        "[errors](#errors) under their own names."
+        "They act on the one platform of the process, and are imported from `koo`: `from koo import query_ai`. On the "
+        "path of an editable install the platform's own modules have the same objects; `router` is only there. "
+        "`core.exceptions` has the [errors](#errors) under their own names."
     )
     for module in BACKEND:
         yield from module_entry(import_module(module))

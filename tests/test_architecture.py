@@ -41,6 +41,7 @@ ROWS: list[set[str]] = [
     {"composition"},
     {"upkeep"},
     {"platform"},
+    {"default"},
     {"web"},
     {"cli"},
 ]
@@ -48,7 +49,7 @@ ROW = {part: number for number, row in enumerate(ROWS) for part in row}
 
 # Where each package of others may be imported; a path that ends with "/" means all files below it.
 THIRD_PARTIES: dict[str, list[str]] = {
-    "sqlalchemy": ["database/", "storage/sql.py"],
+    "sqlalchemy": ["database/", "default/database.py", "storage/sql.py", "web/session_dep.py"],
     "psycopg": ["database/drivers/psycopg.py"],
     "aiosqlite": ["database/drivers/aiosqlite.py"],
     "aiohttp": ["http/"],

@@ -82,6 +82,23 @@ def test_reading_settings_loads_no_database_server_client_or_validator_and_write
     assert {"sqlalchemy", "aiohttp", "fastapi", "genai_prices", "pydantic"} & set(seen["modules"]) == set()
 
 
+def test_the_names_bound_to_the_platform_load_no_database_and_no_server_and_open_nothing() -> None:
+    seen = watch("koo.platform, koo.query_ai, koo.stream_ai, koo.ai_error_handler, koo.get_system_health")
+    assert [one for one in seen["happened"] if one[0] != "socket.__new__"] == []
+    assert seen["threads"] == ["MainThread"]
+    assert {"sqlalchemy", "fastapi", "pydantic", "genai_prices"} & set(seen["modules"]) == set()
+
+
+def test_a_file_of_the_package_never_takes_the_place_of_a_name() -> None:
+    """`koo/platform.py` and `koo/settings.py` are imported by koo itself: Python would put the modules there."""
+    import koo.platform
+    import koo.settings
+
+    assert isinstance(koo.platform, koo.Platform)
+    assert isinstance(koo.settings, koo.Settings)
+    assert sys.modules["koo.settings"].Settings is koo.Settings
+
+
 def test_a_name_stays_the_same_object_and_is_found_only_once() -> None:
     assert koo.KooError is koo.KooError
     assert "KooError" in vars(koo)

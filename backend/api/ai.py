@@ -8,7 +8,7 @@ It serves `/ai/...`; its errors are `application/problem+json`. Who may ask is n
 
 from __future__ import annotations
 
-from core.platform import platform
+from koo import platform
 from koo.web import ai_router
 
 __all__ = ["router"]

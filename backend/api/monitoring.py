@@ -17,10 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from core.platform import platform
-from koo.clock import SYSTEM_CLOCK
-from koo.monitoring.overview import alerts_view, dashboard_view
-from koo.monitoring.shapes import Dashboard, SystemAlerts, SystemHealth
+from koo import get_monitoring_dashboard, get_system_alerts, get_system_health, platform
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -28,21 +25,6 @@ if TYPE_CHECKING:
     router: APIRouter
 
 __all__ = ["get_monitoring_dashboard", "get_system_alerts", "get_system_health", "router"]
-
-
-async def get_system_health() -> SystemHealth:
-    """`overall_health`, `database` (a look of the last seconds), `ai_services`, `timestamp`. Illness is no error."""
-    return await platform.system_health()
-
-
-async def get_monitoring_dashboard() -> Dashboard:
-    """`summary`, `database`, `ai_services`, `alerts`, `timestamp`."""
-    return dashboard_view(await platform.system_health(), platform.active_alerts())
-
-
-async def get_system_alerts() -> SystemAlerts:
-    """`alerts` (what holds now, worst first, then what ended within fifteen minutes), `alert_count`, `timestamp`."""
-    return alerts_view(platform.active_alerts(), SYSTEM_CLOCK)
 
 
 def __getattr__(name: str) -> Any:

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from koo.settings import Settings
+import koo
+from koo import Settings
 
 if TYPE_CHECKING:
-    settings: Settings
+    from koo import settings
 
 __all__ = ["Settings", "settings"]
 
@@ -28,5 +29,5 @@ __all__ = ["Settings", "settings"]
 def __getattr__(name: str) -> Any:
     if name != "settings":
         raise AttributeError(f"module 'core.config' has no attribute {name!r}")
-    globals()[name] = Settings()
+    globals()[name] = koo.settings
     return globals()[name]

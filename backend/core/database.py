@@ -23,49 +23,22 @@ commits after the answer has left: that is FastAPI's default; `scope="function"`
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
-from core.platform import platform
-from koo.database.transactions import make_transactional
-from koo.monitoring.shapes import DatabaseHealth
+import koo
+from koo import check_database_health, get_session, transactional_with_retry
 
 if TYPE_CHECKING:
-    from fastapi import Depends
-
-    from koo import Database
+    from koo import SessionDep, db_manager
 
 __all__ = ["SessionDep", "check_database_health", "db_manager", "get_session", "transactional_with_retry"]
 
-transactional_with_retry = make_transactional(lambda: platform.database)
-
-
-async def check_database_health() -> DatabaseHealth:
-    """Probe the database now: `healthy`, `state`, `conditions`, `response_time_ms`, `pool_status`, `error`, ..."""
-    return await platform.database.health_check()
-
-
-async def get_session() -> AsyncIterator[AsyncSession]:
-    """One transaction as a dependency: it commits when the dependency ends, and rolls back on any exception."""
-    async with platform.database.session_scope() as session:
-        yield session
-
-
-if TYPE_CHECKING:
-    db_manager: Database
-    SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
-
 
 def __getattr__(name: str) -> Any:
-    if name == "db_manager":
-        value: Any = platform.database
-    elif name == "SessionDep":
-        from fastapi import Depends  # only those who use it wait for FastAPI's import
-
-        value = Annotated[AsyncSession, Depends(get_session, scope="function")]
-    else:
+    if name not in (
+        "SessionDep",
+        "db_manager",
+    ):  # FastAPI is loaded, and the database made, when first asked for
         raise AttributeError(f"module 'core.database' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    globals()[name] = getattr(koo, name)
+    return globals()[name]

@@ -14,7 +14,7 @@ None where nobody knows) and `error.attempts` are there to program against. Kind
 
 from __future__ import annotations
 
-from koo.errors import (
+from koo import (
     AllServicesFailed,
     AuthenticationFailed,
     BudgetExceeded,

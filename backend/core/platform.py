@@ -1,10 +1,10 @@
-"""The one platform of this process. Everything else in `backend/` is a name for a part of it.
+"""The one platform of this process, on which every name in `backend/` acts.
 
 It reads its settings when it is first used, opens itself on the running event loop, and closes when that loop ends.
 """
 
 from __future__ import annotations
 
-from koo import Platform
+from koo import platform
 
-platform = Platform()
+__all__ = ["platform"]

@@ -1,11 +1,14 @@
 """The resilience layer of a service that stands on a database and on AI providers: the public names.
 
-Each is loaded when it is first used. `import koo` opens nothing, starts nothing and imports nothing heavy.
+Each is loaded when it is first used. `import koo` opens nothing, starts nothing and imports nothing heavy. The
+functions (`query_ai`, `transactional_with_retry`, …) act on the one platform of the process, `koo.platform`.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,13 +16,32 @@ if TYPE_CHECKING:
     from koo.bridge import run
     from koo.database.database import Database
     from koo.deadlines import Deadline as deadline  # noqa: N813 (used as a verb: `async with koo.deadline(2.5)`)
+    from koo.default.database import check_database_health, db_manager, get_session, transactional_with_retry
+    from koo.default.monitoring import get_monitoring_dashboard, get_system_alerts, get_system_health
+    from koo.default.operations import ai_error_handler, execute_ai_operation
+    from koo.default.platform import platform
+    from koo.default.questions import (
+        get_ai_service_health,
+        get_all_ai_services_health,
+        hybrid_ai_manager,
+        perform_ai_health_check,
+        query_ai,
+        query_multiple_ai,
+        reset_ai_service_errors,
+        reset_all_ai_services_errors,
+        stream_ai,
+    )
+    from koo.default.settings import settings
     from koo.errors import (
         AllServicesFailed,
         AuthenticationFailed,
         BudgetExceeded,
+        CallerMistake,
         CircuitOpen,
         CommitOutcomeUnknown,
         ConfigurationError,
+        DatabaseError,
+        DatabaseTimeout,
         DatabaseUnavailable,
         ExternalServiceError,
         InvalidRequest,
@@ -28,6 +50,9 @@ if TYPE_CHECKING:
         PoolSaturated,
         PriceUnknown,
         RateLimited,
+        ServiceFailed,
+        ServiceRefused,
+        ServiceSaturated,
         ServiceTimeout,
         StreamTruncated,
         UnknownService,
@@ -45,6 +70,7 @@ if TYPE_CHECKING:
     from koo.platform import Platform
     from koo.settings import Settings
     from koo.web.problems import ProblemAnswer, problem_answer
+    from koo.web.session_dep import SessionDep
 
     __version__: str
 
@@ -54,12 +80,15 @@ _PLACES = {
     "AuthenticationFailed": "koo.errors",
     "BreakerOptions": "koo.options",
     "BudgetExceeded": "koo.errors",
+    "CallerMistake": "koo.errors",
     "Chunk": "koo.ai.types",
     "CircuitOpen": "koo.errors",
     "CommitOutcomeUnknown": "koo.errors",
     "ConfigurationError": "koo.errors",
     "Database": "koo.database.database",
+    "DatabaseError": "koo.errors",
     "DatabaseOptions": "koo.options",
+    "DatabaseTimeout": "koo.errors",
     "DatabaseUnavailable": "koo.errors",
     "ExternalServiceError": "koo.errors",
     "Guard": "koo.guard",
@@ -76,15 +105,39 @@ _PLACES = {
     "Query": "koo.ai.types",
     "RateLimited": "koo.errors",
     "RetryOptions": "koo.options",
+    "ServiceFailed": "koo.errors",
     "ServiceOptions": "koo.options",
+    "ServiceRefused": "koo.errors",
+    "ServiceSaturated": "koo.errors",
     "ServiceTimeout": "koo.errors",
+    "SessionDep": "koo.web.session_dep",
     "Settings": "koo.settings",
     "StreamTruncated": "koo.errors",
     "UnknownService": "koo.errors",
     "Usage": "koo.ai.types",
+    "ai_error_handler": "koo.default.operations",
+    "check_database_health": "koo.default.database",
+    "db_manager": "koo.default.database",
     "deadline": "koo.deadlines",
+    "execute_ai_operation": "koo.default.operations",
+    "get_ai_service_health": "koo.default.questions",
+    "get_all_ai_services_health": "koo.default.questions",
+    "get_monitoring_dashboard": "koo.default.monitoring",
+    "get_session": "koo.default.database",
+    "get_system_alerts": "koo.default.monitoring",
+    "get_system_health": "koo.default.monitoring",
+    "hybrid_ai_manager": "koo.default.questions",
+    "perform_ai_health_check": "koo.default.questions",
+    "platform": "koo.default.platform",
     "problem_answer": "koo.web.problems",
+    "query_ai": "koo.default.questions",
+    "query_multiple_ai": "koo.default.questions",
+    "reset_ai_service_errors": "koo.default.questions",
+    "reset_all_ai_services_errors": "koo.default.questions",
     "run": "koo.bridge",
+    "settings": "koo.default.settings",
+    "stream_ai": "koo.default.questions",
+    "transactional_with_retry": "koo.default.database",
 }
 """Where each name is; `deadline` is called `Deadline` there."""
 
@@ -94,12 +147,15 @@ __all__ = [
     "AuthenticationFailed",
     "BreakerOptions",
     "BudgetExceeded",
+    "CallerMistake",
     "Chunk",
     "CircuitOpen",
     "CommitOutcomeUnknown",
     "ConfigurationError",
     "Database",
+    "DatabaseError",
     "DatabaseOptions",
+    "DatabaseTimeout",
     "DatabaseUnavailable",
     "ExternalServiceError",
     "Guard",
@@ -116,16 +172,40 @@ __all__ = [
     "Query",
     "RateLimited",
     "RetryOptions",
+    "ServiceFailed",
     "ServiceOptions",
+    "ServiceRefused",
+    "ServiceSaturated",
     "ServiceTimeout",
+    "SessionDep",
     "Settings",
     "StreamTruncated",
     "UnknownService",
     "Usage",
     "__version__",
+    "ai_error_handler",
+    "check_database_health",
+    "db_manager",
     "deadline",
+    "execute_ai_operation",
+    "get_ai_service_health",
+    "get_all_ai_services_health",
+    "get_monitoring_dashboard",
+    "get_session",
+    "get_system_alerts",
+    "get_system_health",
+    "hybrid_ai_manager",
+    "perform_ai_health_check",
+    "platform",
     "problem_answer",
+    "query_ai",
+    "query_multiple_ai",
+    "reset_ai_service_errors",
+    "reset_all_ai_services_errors",
     "run",
+    "settings",
+    "stream_ai",
+    "transactional_with_retry",
 ]
 
 
@@ -142,6 +222,19 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Names(ModuleType):
+    """This module, in which `koo.platform` and `koo.settings` are objects, although files have these names too."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Python puts a module of the package here when it is first imported: `from koo import settings` would return
+        # the file `koo/settings.py` after any import of it, and the settings before.
+        if not (isinstance(value, ModuleType) and name in _PLACES):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Names
 
 
 def _read_version() -> str:

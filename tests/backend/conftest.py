@@ -1,4 +1,4 @@
-"""The backend's modules, imported afresh for each test: they hold one platform for the whole process."""
+"""The platform of this process and the names bound to it, imported afresh for each test."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ from pathlib import Path
 
 import pytest
 
+import koo
 from koo.testing.providers import FakeAnthropic
 from tests.cli.running import KEYS, OURS, settings_of
 
 BACKEND = Path(__file__).parents[2] / "backend"
-MODULES = ("core", "services", "api", "main")
+MODULES = ("core", "services", "api", "main", "koo.default", "koo.web.session_dep")
 
 
 def forget_backend() -> None:
-    """The next import of a backend module is the first one."""
-    for name in [one for one in sys.modules if one.split(".")[0] in MODULES]:
+    """The next import of a backend module is the first one, and a bound name of `koo` is found anew."""
+    for name in [
+        one for one in sys.modules if f"{one}.".startswith(tuple(f"{module}." for module in MODULES))
+    ]:
         del sys.modules[name]
+    for name, place in vars(koo)["_PLACES"].items():
+        if place.startswith(MODULES):
+            vars(koo).pop(name, None)
 
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAnthropic]:
-    """A KOO_HOME of its own, in which `claude` is this fake provider; the backend is not imported yet."""
+    """A KOO_HOME of its own, in which `claude` is this fake provider; no bound name is imported yet."""
     for name in list(os.environ):
         if name.startswith(OURS) or name in KEYS:
             monkeypatch.delenv(name)

@@ -14,7 +14,7 @@ from koo.testing.providers import FakeAnthropic
 
 ROOT = Path(__file__).parents[2]
 WAY = [
-    "backend/services/hybrid_ai_manager.py query_ai",
+    "src/koo/default/questions.py query_ai",
     "src/koo/platform.py query",  # opens what is not open
     "src/koo/ai/gateway.py query",  # makes the answer of what was said
     "src/koo/ai/gateway.py _begin",  # service after service

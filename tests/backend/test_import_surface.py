@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from importlib import import_module
-from typing import Any
+from typing import Any, assert_type
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 import koo
 from koo.errors import CircuitOpen, ExternalServiceError, InvalidRequest, RateLimited, UnknownService
+from koo.monitoring.shapes import DatabaseHealth, ServiceHealth, SystemHealth
 from koo.testing.providers import FakeAnthropic, answer, error
 
 pytestmark = pytest.mark.usefixtures("fake")
@@ -58,6 +62,54 @@ def test_every_promised_name_is_there(module: str, names: set[str]) -> None:
     assert [name for name in found.__all__ if not hasattr(found, name)] == []
     assert not hasattr(found, "no_such_name")
     assert found.__doc__ and len(found.__doc__) > 50
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(module, name) for module, names in SURFACE.items() for name in sorted(names - {"router"})],
+)
+def test_every_promised_name_is_the_same_object_in_koo(module: str, name: str) -> None:
+    assert getattr(koo, name) is getattr(import_module(module), name)
+    assert name in koo.__all__
+
+
+def test_an_installed_koo_without_the_backend_has_the_names_and_one_platform(fake: FakeAnthropic) -> None:
+    """A wheel holds `koo` alone."""
+    program = """
+import asyncio, importlib.util, sys
+sys.path = [one for one in sys.path if not one.rstrip("/").endswith("backend")]
+assert not any(map(importlib.util.find_spec, ("core", "services", "api")))
+from koo import ai_error_handler, db_manager, get_system_health, platform, query_ai, settings
+from sqlalchemy import text
+async def main():
+    async with db_manager.session_scope() as session:
+        print(await session.scalar(text("SELECT 1")))
+    print(await query_ai("claude", "Capital of France?"))
+    print((await get_system_health())["overall_health"])
+asyncio.run(main())
+print(db_manager is platform.database, settings.database_pool_size, len(ai_error_handler.get_all_services_status()))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("1\nParis.\nhealthy\nTrue 10 5\n", "")
+
+
+async def types_of_bound_names() -> None:
+    """Checked by mypy, never run: a user's own code sees the types through `koo`."""
+    assert_type(await koo.query_ai("claude", "Hello?"), koo.Answer)
+    assert_type([piece async for piece in koo.stream_ai("claude", "Hello?")], list[koo.Chunk])
+    assert_type(koo.get_ai_service_health("claude"), ServiceHealth)
+    assert_type(await koo.get_system_health(), SystemHealth)
+    assert_type(await koo.execute_ai_operation("search", koo.check_database_health), DatabaseHealth)
+    assert_type(koo.platform, koo.Platform)
+    assert_type(koo.settings, koo.Settings)
+    async with koo.db_manager.session_scope() as session:
+        assert_type(session, AsyncSession)
+
+    @koo.transactional_with_retry(max_retries=5)
+    async def move(session: AsyncSession, amount: int) -> str:
+        return f"{session} {amount}"
+
+    assert_type(await move(3), str)
 
 
 def test_importing_does_nothing(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
