@@ -10,7 +10,8 @@ import sys
 from dataclasses import replace
 
 from koo.policies.verdict import Fault
-from koo.sqlstates import LOST, MISTAKEN, SATURATED, by_class, by_code, by_words, original_of
+from koo.server_words import by_words
+from koo.sqlstates import LOST, MISTAKEN, SATURATED, by_class, by_code, original_of
 
 
 def classify_sqlalchemy(error: Exception) -> Fault | None:
