@@ -26,7 +26,6 @@ ROWS: list[set[str]] = [
     {"checked", "errors", "network_options", "options", "events", "clock"},
     {"policies"},
     {"sqlstates"},
-    {"server_words"},
     {"deadlines"},
     {"bridge"},
     {"gates"},

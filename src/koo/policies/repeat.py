@@ -55,8 +55,7 @@ class Repeats:
         """
         retry, breaker = self._options.retry, self._breaker
         throttled = fault.verdict is THROTTLED
-        # What was turned away at the door was not done.
-        safe = self._options.idempotent or (throttled and not fault.in_part)
+        safe = self._options.idempotent or throttled  # what was turned away at the door was not done
         attempts_max = retry.attempts_max
         if fault.kind is Kind.BAD_ANSWER:
             attempts_max = min(attempts_max, BAD_ANSWERS_MAX)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from koo.server_words import by_words, sentence_of
 from koo.sqlstates import (
     CONTENDED,
     MISTAKEN,
@@ -10,7 +9,9 @@ from koo.sqlstates import (
     UNEXPLAINED,
     by_class,
     by_code,
+    by_words,
     original_of,
+    sentence_of,
     sqlstate_of,
 )
 
