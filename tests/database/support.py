@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Integer, String, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from koo.clock import SYSTEM_CLOCK, Clock
 from koo.database.database import Database
 from koo.options import DatabaseOptions, RetryOptions
 from koo.testing.postgres import Driver, PostgresServer
@@ -39,9 +40,9 @@ def options(url: str, **changes: Any) -> DatabaseOptions:
 
 
 @asynccontextmanager
-async def opened(url: str, **changes: Any) -> AsyncIterator[Database]:
+async def opened(url: str, *, clock: Clock = SYSTEM_CLOCK, **changes: Any) -> AsyncIterator[Database]:
     """A `Database` that is closed at the end, and has then nothing checked out and nobody in its queue."""
-    database = Database(options(url, **changes))
+    database = Database(options(url, **changes), clock=clock)
     try:
         yield database
     finally:

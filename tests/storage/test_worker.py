@@ -43,12 +43,14 @@ class Fake:
     def __init__(self) -> None:
         self.is_away = False
         self.hangs = False
+        self.taken = threading.Event()
         self.cuts = threading.Event()
         self.closed = threading.Event()
         self.asked = 0
 
     def transact(self, write: Callable[[Transaction], None], exclusive: bool) -> None:
         self.asked += 1
+        self.taken.set()
         if self.hangs:
             self.cuts.wait()
         if self.is_away or self.hangs:
@@ -150,14 +152,21 @@ def test_a_store_that_is_there_is_not_asked_when_nobody_wants_anything(fake: Fak
     asyncio.run(main())
 
 
-def test_what_hangs_is_cut_by_whoever_waited_for_it_in_vain(fake: Fake) -> None:
+def test_what_hangs_is_cut_by_whoever_waited_for_it_in_vain(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the thread took it later than its caller began to wait, so that it has run for less than the timeout."""
+
     async def main() -> None:
         one = store()
-        await one.executor.run(lambda tx: None)  # The thread is there, and takes the next at once.
         fake.hangs = True
-        one.executor.timeout_s = 2.0
+        one.executor.timeout_s = 0.01
+        monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: 0.0))
+        waiting = asyncio.create_task(one.executor.run(lambda tx: "never"))
+        # The loop is held up until the thread has it: only then is the timeout noticed.
+        asyncio.get_running_loop().call_soon(fake.taken.wait)
         with pytest.raises(StoreUnavailable, match="did not answer"):
-            await one.executor.run(lambda tx: "never")
+            await waiting
         assert fake.cuts.is_set()
         fake.hangs = False
         await one.close()

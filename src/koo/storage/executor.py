@@ -64,19 +64,16 @@ class Executor:
         """
         call = Call(work, exclusive, asyncio.get_running_loop().create_future())
         self.submit(call)
-        return await self.wait(call.result)
-
-    async def wait(self, future: asyncio.Future[T]) -> T:
-        """Wait for `future`. Raises `StoreUnavailable` when it takes too long."""
+        result = call.result
         try:
             async with asyncio.timeout(self.timeout_s):
-                return await future
+                return await result
         except TimeoutError:
-            if future.done() and not future.cancelled():
-                return future.result()  # The loop was held up, not the store.
+            if result.done() and not result.cancelled():
+                return result.result()  # The loop was held up, not the store.
             reason = f"the state store did not answer within {self.timeout_s:g} s"
             if self.worker is not None:
-                self.worker.cut_if_stuck(self.timeout_s, reason)
+                self.worker.cut_if_stuck(call, self.timeout_s, reason)
             raise StoreUnavailable(reason) from None
 
     def submit(self, job: Job) -> None:

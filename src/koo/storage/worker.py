@@ -81,7 +81,7 @@ class Worker:
         self._backend = backend
         self._changed = changed
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._busy_since: float | None = None
+        self._under_way: tuple[Job, float] | None = None
         self._pause_s = PAUSE_S_MIN
         self._knock_at = 0.0
         self._ended = asyncio.Event()
@@ -115,11 +115,17 @@ class Worker:
                 step()
         log.error("the state store's thread does not end: %s", self.trouble)
 
-    def cut_if_stuck(self, after_s: float, reason: str) -> None:
-        """On the loop, after a wait in vain: the store is lost, and a call that takes that long is ended."""
+    def cut_if_stuck(self, waited_for: Job, after_s: float, reason: str) -> None:
+        """On the loop, after a wait of `after_s` in vain: the store is lost, and what hangs is ended.
+
+        Another's call is left alone until it has had as long; the thread may have taken it just now.
+        """
         self._lost(reason)
-        since = self._busy_since
-        if since is not None and time.monotonic() - since >= after_s:
+        under_way = self._under_way
+        if under_way is None:
+            return
+        job, since = under_way
+        if job is waited_for or time.monotonic() - since >= after_s:
             self._backend.cut()
 
     # ── in the thread ─────────────────────────────────────────────────────────────────────────────────────────
@@ -159,13 +165,13 @@ class Worker:
     def _transact(self, job: Job) -> Exception | None:
         if self.trouble is not None and not isinstance(job, Knock):
             return StoreUnavailable(self.trouble)  # Each would wait for its own timeout, one after the other.
-        self._busy_since = time.monotonic()
+        self._under_way = job, time.monotonic()
         try:
             self._backend.transact(job.write, job.exclusive)
         except Exception as failed:  # noqa: BLE001 (it is the job that raises it, where it is waited for)
             return failed
         finally:
-            self._busy_since = None
+            self._under_way = None
         return None
 
     def _note(self, job: Job, error: Exception | None) -> None:
