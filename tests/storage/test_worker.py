@@ -155,7 +155,7 @@ def test_a_store_that_is_there_is_not_asked_when_nobody_wants_anything(fake: Fak
 def test_what_hangs_is_cut_by_whoever_waited_for_it_in_vain(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the thread took it later than its caller began to wait, so that it has run for less than the timeout."""
+    """Also where the thread took it after its caller began to wait, and so has run for less than the timeout."""
 
     async def main() -> None:
         one = store()
