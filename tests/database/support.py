@@ -40,8 +40,9 @@ def options(url: str, **changes: Any) -> DatabaseOptions:
 
 
 @asynccontextmanager
-async def opened(url: str, *, clock: Clock = SYSTEM_CLOCK, **changes: Any) -> AsyncIterator[Database]:
+async def opened(url: str, **changes: Any) -> AsyncIterator[Database]:
     """A `Database` that is closed at the end, and has then nothing checked out and nobody in its queue."""
+    clock: Clock = changes.pop("clock", SYSTEM_CLOCK)
     database = Database(options(url, **changes), clock=clock)
     try:
         yield database

@@ -62,9 +62,9 @@ class Executor:
 
         Raises `StoreUnavailable`, after `timeout_s` at the latest: then `work` may still be done, or not.
         """
-        call = Call(work, exclusive, asyncio.get_running_loop().create_future())
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        call = Call(work, exclusive, result)
         self.submit(call)
-        result = call.result
         try:
             async with asyncio.timeout(self.timeout_s):
                 return await result
