@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from koo.deadlines import Deadline as deadline  # noqa: N813 (used as a verb: `async with koo.deadline(2.5)`)
     from koo.default.database import check_database_health, db_manager, get_session, transactional_with_retry
     from koo.default.monitoring import get_monitoring_dashboard, get_system_alerts, get_system_health
-    from koo.default.operations import ai_error_handler, execute_ai_operation
+    from koo.default.operations import ai_error_handler, execute_ai_operation, stream_ai_operation
     from koo.default.platform import platform
     from koo.default.questions import (
         get_ai_service_health,
@@ -137,6 +137,7 @@ _PLACES = {
     "run": "koo.bridge",
     "settings": "koo.default.settings",
     "stream_ai": "koo.default.questions",
+    "stream_ai_operation": "koo.default.operations",
     "transactional_with_retry": "koo.default.database",
 }
 """Where each name is; `deadline` is called `Deadline` there."""
@@ -205,6 +206,7 @@ __all__ = [
     "run",
     "settings",
     "stream_ai",
+    "stream_ai_operation",
     "transactional_with_retry",
 ]
 

@@ -18,12 +18,13 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from datetime import date
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from koo.ai.carried_stream import CarriedStream
+from koo.ai.carried_stream import CarriedOperation, CarriedStream
 from koo.ai.operation_money import Money
+from koo.ai.operation_stream import OperationStream, Terms
 from koo.ai.operations import execute
 from koo.ai.registration import compose, read_options
 from koo.ai.service import Service
@@ -273,6 +274,37 @@ class Platform:
         await self.open()
         service, money = self.parts.find_operation(name)
         return await execute(service, money, self.parts.budgets, operation, args, kwargs)
+
+    @overload
+    def execute_stream(
+        self,
+        name: str,
+        operation: Callable[..., AsyncIterable[T] | Awaitable[AsyncIterable[T]]],
+        /,
+        *args: Any,
+        **kwargs: Any,
+    ) -> OperationStream[T]: ...
+    @overload
+    def execute_stream(
+        self, name: str, operation: Callable[..., object], /, *args: Any, **kwargs: Any
+    ) -> OperationStream[Any]: ...
+    def execute_stream(
+        self, name: str, operation: Callable[..., object], /, *args: Any, **kwargs: Any
+    ) -> OperationStream[Any]:
+        """Read what `operation(*args, **kwargs)` streams under the guard of `name`, to its end; see `OperationStream`.
+
+        The operation gives an asynchronous iterator or context manager, or an awaitable of one. Nothing is sent before
+        `async for` or `async with`; there `UnknownService` is raised, too. TypeError for what cannot be called again.
+        """
+
+        async def find() -> Terms:
+            await self.open()
+            service, money = self.parts.find_operation(name)
+            return Terms(service, money, self.parts.budgets)
+
+        stream: OperationStream[Any] = OperationStream(name, find, operation, args, kwargs, self.deadlines)
+        home = self._elsewhere() if _running_loop() is not None else None
+        return stream if home is None else CarriedOperation(stream, home)
 
     # ── looking: synchronous, no I/O, changes nothing ─────────────────────────────────────────────────────────
 

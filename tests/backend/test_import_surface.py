@@ -31,7 +31,7 @@ SURFACE: dict[str, set[str]] = {
     "core.database": {
         "db_manager", "check_database_health", "transactional_with_retry", "get_session", "SessionDep",
     },
-    "core.ai_error_handling": {"ai_error_handler", "execute_ai_operation"},
+    "core.ai_error_handling": {"ai_error_handler", "execute_ai_operation", "stream_ai_operation"},
     "services.hybrid_ai_manager": {
         "query_ai", "stream_ai", "query_multiple_ai", "get_ai_service_health", "get_all_ai_services_health",
         "perform_ai_health_check", "reset_ai_service_errors", "reset_all_ai_services_errors", "hybrid_ai_manager",
@@ -163,6 +163,8 @@ def test_a_question_has_the_promised_options(name: str) -> None:
         ("services.hybrid_ai_manager:reset_all_ai_services_errors", False, 0),
         ("core.ai_error_handling:execute_ai_operation", True, 2),
         ("core.ai_error_handling:ai_error_handler.execute_with_error_handling", True, 2),
+        ("core.ai_error_handling:stream_ai_operation", False, 2),
+        ("core.ai_error_handling:ai_error_handler.stream_with_error_handling", False, 2),
         ("core.ai_error_handling:ai_error_handler.get_all_services_status", False, 0),
         ("core.ai_error_handling:ai_error_handler.get_service_status", False, 1),
         ("core.ai_error_handling:ai_error_handler.register_service", False, 1),

@@ -1,12 +1,19 @@
-"""A streamed answer that is read on one event loop and lives on another."""
+"""A stream that is read on one event loop and lives on another."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
 
+from koo.ai.opened import Opened
+from koo.ai.operation_stream import OperationStream
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Chunk
 from koo.bridge import carry
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class CarriedStream(AnswerStream):
@@ -32,6 +39,37 @@ class CarriedStream(AnswerStream):
         # Its last reference must go on its own loop: there it settles what was used, and no step may cut into another.
         if self._home.is_running():
             self._home.call_soon_threadsafe(_let_go, self._stream)
+
+
+class CarriedOperation(OperationStream[T]):
+    """A stream of an own operation on its own loop `home`: it runs there, and each wait is carried there."""
+
+    def __init__(self, stream: OperationStream[T], home: asyncio.AbstractEventLoop) -> None:
+        self._stream: OperationStream[T] = stream
+        self._home = home
+        self._closed = (
+            True  # dropped, it has nothing to end: `stream` settles on its own loop, from any thread
+        )
+
+    async def __anext__(self) -> T:
+        return await carry(self._home, self._stream.__anext__())
+
+    async def __aenter__(self) -> Opened[T]:
+        return (await carry(self._home, self._stream.__aenter__())).owned_by(self)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
+    ) -> bool | None:
+        return await carry(self._home, self._stream.__aexit__(kind, error, trace))
+
+    async def read(self, pieces: AsyncIterator[R]) -> R:
+        return await carry(self._home, self._stream.read(pieces))
+
+    async def call(self, awaitable: Awaitable[R]) -> R:
+        return await carry(self._home, self._stream.call(awaitable))
+
+    async def aclose(self) -> None:
+        await carry(self._home, self._stream.aclose())
 
 
 def _let_go(_stream: AnswerStream) -> None:

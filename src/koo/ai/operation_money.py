@@ -57,6 +57,48 @@ class Money:
             log.exception("cost_usd failed; the most that the call can cost is booked")
             return None
 
+    def streamed(self) -> StreamedCost:
+        """What the pieces of one stream say that it cost."""
+        return StreamedCost(self._cost_of)
+
+
+class StreamedCost:
+    """What a stream cost: the last amount that `cost_usd` finds in a piece, since what pieces tell only grows."""
+
+    __slots__ = ("_amount_usd", "_cost_of", "_error", "_is_last")
+
+    def __init__(self, cost_of: Callable[[Any], Any] | None) -> None:
+        self._cost_of = cost_of
+        self._amount_usd: Decimal | None = None
+        self._is_last = False
+        self._error: Exception | None = None
+
+    def note(self, piece: object) -> None:
+        """Look at a piece. Most have no usage, and a function that expects it may raise there."""
+        if self._cost_of is None:
+            return
+        self._is_last = False
+        try:
+            told = self._cost_of(piece)
+            if told is not None:
+                self._amount_usd = _usd("cost_usd", told)
+                self._is_last = True
+        except Exception as error:  # noqa: BLE001 - looked at in the end, where no piece had an amount
+            self._error = error
+
+    def whole(self) -> Decimal | None:
+        """At the stream's own end; None where no piece told."""
+        if self._amount_usd is None and self._error is not None:
+            log.error(
+                "cost_usd failed for each piece; the most that the call can cost is booked",
+                exc_info=self._error,
+            )
+        return self._amount_usd
+
+    def so_far(self) -> Decimal | None:
+        """Where it ended early; None where something came that no amount covers."""
+        return self._amount_usd if self._is_last else None
+
 
 def _usd(name: str, value: Any, most: Decimal = Decimal("Infinity")) -> Decimal:
     try:

@@ -15,6 +15,7 @@ from koo.ai.budgets import Budgets
 from koo.ai.operation_money import Money
 from koo.ai.sdk_retries import own_retries
 from koo.ai.service import Service
+from koo.ai.stream_source import describe, discard, is_stream, is_unstarted
 
 T = TypeVar("T")
 log = logging.getLogger("koo")
@@ -31,8 +32,31 @@ async def execute(
     """Run `operation(*args, **kwargs)` under the guard of `service`.
 
     Raises SDK and transport errors as `ExternalServiceError`, refusals of ours, everything else unchanged.
-    TypeError where `operation` cannot be awaited.
+    TypeError where `operation` cannot be awaited, or what it gives is read over time: that is closed.
     """
+    check_operation(operation)
+    warn_of_retries(service.name, operation)
+    guard = service.guard(model_of(service, kwargs))
+    charge = money.charge(service, budgets) if money is not None else None
+
+    async def run() -> T:
+        awaitable = operation(*args, **kwargs)
+        if not inspect.isawaitable(awaitable):
+            raise await _refusal(service.name, awaitable)
+        if charge is not None:
+            charge.begun = True
+        result: T = await awaitable
+        if is_stream(result):
+            raise await _refusal(service.name, result)
+        if charge is not None and money is not None:
+            charge.note(money.cost_usd(result))
+        return result
+
+    return await guard.call(run, charge=charge)
+
+
+def check_operation(operation: object) -> None:
+    """Raises TypeError for what cannot be called again."""
     if inspect.iscoroutine(operation):
         operation.close()
         raise TypeError(
@@ -42,25 +66,23 @@ async def execute(
         raise TypeError(
             f"the operation must be a function that can be awaited, not {type(operation).__name__}"
         )
-    _warn_of_retries(service.name, operation)
-    guard = service.guard(_model_of(service, kwargs))
-    charge = money.charge(service, budgets) if money is not None else None
-
-    async def run() -> T:
-        awaitable = operation(*args, **kwargs)
-        if not inspect.isawaitable(awaitable):
-            raise TypeError("the operation gave a result that cannot be awaited: koo guards async functions")
-        if charge is not None:
-            charge.begun = True
-        result: T = await awaitable
-        if charge is not None and money is not None:
-            charge.note(money.cost_usd(result))
-        return result
-
-    return await guard.call(run, charge=charge)
 
 
-def _model_of(service: Service, kwargs: Mapping[str, Any]) -> str | None:
+async def _refusal(name: str, given: object) -> TypeError:
+    """Close a stream that was given in place of an answer; returns the sentence that says what to do."""
+    if not (is_unstarted(given) or is_stream(given)):
+        return TypeError("the operation gave a result that cannot be awaited: koo guards async functions")
+    try:
+        await discard(given)
+    except Exception as error:  # noqa: BLE001 - what its caller has to know is the refusal
+        log.debug("%s: a refused stream could not be closed: %r", name, error)
+    return TypeError(
+        f"{name}: the operation returned a stream ({describe(given)}), of which execute would see only the beginning; "
+        f"read it with stream_with_error_handling({name!r}, operation, ...), or Platform.execute_stream"
+    )
+
+
+def model_of(service: Service, kwargs: Mapping[str, Any]) -> str | None:
     """An SDK's call names its model; an operation of the user's own has none that koo would know."""
     model = kwargs.get("model")
     return model if isinstance(model, str) and service.default_model is not None else service.default_model
@@ -69,7 +91,7 @@ def _model_of(service: Service, kwargs: Mapping[str, Any]) -> str | None:
 _warned: set[str] = set()
 
 
-def _warn_of_retries(name: str, operation: Callable[..., Any]) -> None:
+def warn_of_retries(name: str, operation: Callable[..., Any]) -> None:
     """An SDK that repeats by itself multiplies our attempts, and hides them from breaker and budget."""
     if name in _warned:
         return

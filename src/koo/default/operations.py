@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterable, Awaitable, Callable
+from typing import Any, TypeVar, overload
 
+from koo.ai.operation_stream import OperationStream
 from koo.default.platform import platform
 from koo.monitoring.shapes import ServiceHealth
 
@@ -27,6 +28,29 @@ class AIErrorHandler:
         """Run `operation(*args, **kwargs)` under the guard of `name`. Raises `UnknownService`."""
         return await platform.execute(name, operation, *args, **kwargs)
 
+    @overload
+    def stream_with_error_handling(
+        self,
+        name: str,
+        operation: Callable[..., AsyncIterable[T] | Awaitable[AsyncIterable[T]]],
+        /,
+        *args: Any,
+        **kwargs: Any,
+    ) -> OperationStream[T]: ...
+    @overload
+    def stream_with_error_handling(
+        self, name: str, operation: Callable[..., object], /, *args: Any, **kwargs: Any
+    ) -> OperationStream[Any]: ...
+    def stream_with_error_handling(
+        self, name: str, operation: Callable[..., object], /, *args: Any, **kwargs: Any
+    ) -> OperationStream[Any]:
+        """Read what `operation(*args, **kwargs)` streams under the guard of `name`, to its end.
+
+        `async for piece in …` for its pieces; `async with … as stream` for the operation's own object. Nothing is sent
+        before; `UnknownService` is raised there.
+        """
+        return platform.execute_stream(name, operation, *args, **kwargs)
+
     def get_all_services_status(self) -> dict[str, ServiceHealth]:
         """{name: status} of every service, also of registered ones."""
         return platform.services_status()
@@ -46,3 +70,4 @@ class AIErrorHandler:
 
 ai_error_handler = AIErrorHandler()
 execute_ai_operation = ai_error_handler.execute_with_error_handling
+stream_ai_operation = ai_error_handler.stream_with_error_handling

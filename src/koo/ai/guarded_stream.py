@@ -1,0 +1,273 @@
+"""What is read piece by piece under one permit: the turns of its reader, and its one end.
+
+A generator that held a timeout across its `yield` would cancel its consumer's own awaits. So a stream is an object with
+an end: each wait for the next piece has its own bound, and nothing is armed while the consumer has the turn.
+
+What is bounded is silence. Each piece renews the timer and a probe's lease. The consumer's own time between two pieces
+is nobody's latency: our own deadline moves on by it, a probe's lease stands still, and no percentile sees it. Only a
+deadline that the caller brought stays where it is.
+
+Another task than the consumer's may close it. The consumer's wait is then ended as a deadline ends it, in the
+consumer's own task: a generator that is running cannot be closed from outside.
+
+A streamed answer of koo's own (`stream.py`) and a stream of anybody's operation (`operation_stream.py`) stand on this.
+They differ in what they read, and in what it costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from asyncio import CancelledError
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Generic, NoReturn, Protocol, TypeVar
+
+from koo.attempt import OVERDUE, TIMED_OUT
+from koo.clock import Clock
+from koo.deadlines import Alarm, Deadlines, Lasting, resumed
+from koo.errors import ExternalServiceError, Kind, ServiceFailed, ServiceTimeout, StreamTruncated
+from koo.guard import Guard, Scope
+from koo.options import NEVER
+from koo.policies.breaker import Permit
+from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, Fault
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+
+class Leased(Protocol):
+    """What a silence asks of the scope that it belongs to."""
+
+    permit: Permit
+
+    def renew(self) -> None: ...
+
+
+class Silence(Lasting):
+    """Rings when a stream has been silent for `longest_s`, or a probe's lease or the call's own time is over.
+
+    `since` is when it last gave a sign of life, in monotonic seconds; `until` is the end of the call, whatever comes.
+    """
+
+    __slots__ = ("_clock", "_scope", "longest_s", "since", "until")
+
+    def __init__(self, registry: Deadlines, clock: Clock, scope: Leased) -> None:
+        super().__init__(registry)
+        self._clock = clock
+        self._scope = scope
+        self.longest_s = self.until = NEVER
+        self.since = clock.monotonic()
+
+    def ends(self) -> float:
+        return min(self.since + self.longest_s, self.until, self._scope.permit.lease_ends_at)
+
+    def renew(self) -> None:
+        """A sign of life, or the reader is back."""
+        self.since = self._clock.monotonic()
+        self._scope.renew()
+
+
+@dataclass(slots=True)
+class Held(Generic[V]):
+    """What an open stream holds: a permit of its guard, and the bound of its silences."""
+
+    guard: Guard
+    scope: Scope[V]
+    silence: Silence
+
+
+class GuardedStream(ABC, Generic[V]):
+    """One reader's turns on a stream that `_open` begins; `V` is what the guard's scope keeps of it.
+
+    Leaving early (`break`, `aclose()`, cancellation) closes what is open and settles what was used; `aclose()` may come
+    from another task. Read on after a failure, it says in a `ServiceFailed` that it has failed.
+    """
+
+    def __init__(self, service: str, deadlines: Deadlines) -> None:
+        self._service = service
+        self._deadlines = deadlines
+        self._held: Held[V] | None = None
+        self._closed = False
+        self._failed: tuple[str, Kind] | None = (
+            None  # not the error itself, whose traceback leads back to here
+        )
+        self._waits: Alarm | None = None  # of the reader, while it waits for a piece
+        self._left: asyncio.Event | None = None  # another task has closed it: set when that is done
+        self._turn_at = self._provider_s = self._away_s = 0.0
+
+    @abstractmethod
+    async def _open(self) -> Held[V]:
+        """Pass the guard and ask; returns with the first piece. Bounds itself."""
+
+    @abstractmethod
+    def _settle(self, fault: Fault, silent_s: float = 0.0) -> None:
+        """Book what was used and end the permit, before the stream's own end and after a silence of so many seconds."""
+
+    @abstractmethod
+    async def _close(self) -> None:
+        """Close what is read."""
+
+    def _partial_text(self) -> str:
+        """What came of a text."""
+        return ""
+
+    # ── the reader's turns ────────────────────────────────────────────────────────────────────────────────────
+
+    def _take_turn(self) -> None:
+        """The reader asks for something. Raises where the stream is over, or somebody else has asked already."""
+        if self._closed:
+            self._refuse()
+        if self._waits is not None:
+            raise RuntimeError("another task is reading this stream already: a stream has one reader")
+
+    def _end_turn(self) -> None:
+        """The reader has what it asked for, or an error."""
+        self._waits = None
+        if self._left is not None:
+            self._left.set()
+
+    async def _begin(self) -> Held[V]:
+        """Open it; from here on each wait is bounded by itself."""
+        self._waits = opening = Alarm(self._deadlines, NEVER)
+        try:
+            with opening:
+                held = self._held = await self._open()
+        except TimeoutError:
+            if opening.expired:
+                raise StopAsyncIteration from None
+            raise
+        await self._leave_if_asked()
+        held.silence.until = held.scope.deadline
+        self._hand_over(held, held.scope.permit.given_at)
+        return held
+
+    async def _wait(self, held: Held[V], reading: Coroutine[object, object, T]) -> T:
+        """One wait of the reader: for a piece, or for what else the open stream is asked."""
+        silence, silent_s = held.silence, 0.0
+        try:
+            try:
+                waits_for = reading.send(None)
+            except StopIteration as come:
+                # It was here already, so there is nothing to bound. Of events that come together this saves half.
+                value: T = come.value
+                return value
+            silence.renew()
+            asked_at = silence.since
+            self._take_over(held, asked_at)
+            self._waits = silence
+            with silence:
+                value = await resumed(reading, waits_for)
+        except BaseException as error:  # noqa: BLE001 - it is raised again, or what its reader is told in its place
+            reading.close()  # else its generator would still be running, and could not be closed below
+            if self._waits is not None:
+                silent_s = held.guard.now() - silence.since
+            self._waits = None  # what waits from here on is the closing, which nobody else may end
+            is_left = silence.expired and self._left is not None
+            fault, seen = (CANCELLED, None) if is_left else self._judge(held, error)
+            try:
+                await self._end(fault, silent_s)
+                if is_left:
+                    raise StopAsyncIteration from None
+                if seen is not None:
+                    raise seen from error
+                raise
+            finally:
+                del seen  # its traceback keeps this frame, and the frame would keep it
+        await self._leave_if_asked()
+        self._hand_over(held, asked_at)
+        return value
+
+    def _hand_over(self, held: Held[V], asked_at: float) -> None:
+        """The reader gets the turn."""
+        self._turn_at = held.guard.now()
+        self._provider_s += self._turn_at - asked_at
+        held.scope.rest()
+
+    def _take_over(self, held: Held[V], now: float) -> None:
+        """The reader is back: what it took is no time of the provider's, so ours is longer by it."""
+        away_s = now - self._turn_at
+        self._away_s += away_s
+        passage = held.scope.passage
+        if passage.is_ours:
+            passage.deadline += away_s
+            held.silence.until = passage.deadline
+
+    # ── its end ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _judge(self, held: Held[V], error: BaseException) -> tuple[Fault, Exception | None]:
+        """What ended a stream, and what its consumer sees in place of `error`, if that is another."""
+        guard, scope, silence, name = held.guard, held.scope, held.silence, held.guard.name
+        seen: ExternalServiceError
+        if silence.expired and silence.when >= scope.deadline:
+            kind = Kind.TIMEOUT if scope.passage.is_ours else Kind.DEADLINE
+            seen = ServiceTimeout(name, "the deadline passed in the middle of the stream", kind=kind)
+            fault = Fault(verdict=FAILURE if scope.passage.is_ours else NEUTRAL, kind=kind)
+        elif silence.expired:
+            seen = StreamTruncated(name, "the stream fell silent", kind=Kind.STALLED)
+            fault = Fault(verdict=FAILURE, kind=Kind.STALLED)
+        elif isinstance(error, CancelledError) and guard.now() >= silence.when:
+            # The caller's own timeout ends at the same moment, and its cancellation wins; the stream was as silent.
+            is_callers = silence.when >= scope.deadline and not scope.passage.is_ours
+            return OVERDUE if is_callers else TIMED_OUT, None
+        else:
+            fault = guard.judge(error)
+            meant = fault.error or error
+            if not isinstance(meant, ExternalServiceError):
+                return fault, fault.error
+            reason = f"the stream broke off: {meant.reason}"
+            seen = StreamTruncated(name, reason, meant.retry_after_s, kind=meant.kind, detail=meant.detail)
+        seen.attempts, seen.partial_text = scope.attempts, self._partial_text()
+        return fault, seen
+
+    async def _end(self, fault: Fault, silent_s: float = 0.0) -> None:
+        """An end before the stream's own, after a silence of so many seconds."""
+        self._settle(fault, silent_s)
+        await self._close()
+
+    async def _leave_if_asked(self) -> None:
+        """Another task closed the stream in the step in which a piece came."""
+        if self._left is not None:
+            await self._end(CANCELLED)
+            raise StopAsyncIteration
+
+    def _note_failure(self, error: BaseException) -> None:
+        """From here on it is over, and this is why."""
+        self._closed = True
+        if isinstance(error, StopAsyncIteration):
+            return
+        if isinstance(error, ExternalServiceError):
+            self._failed = error.reason, error.kind
+        elif isinstance(error, Exception):
+            self._failed = f"it raised {type(error).__name__}", Kind.UNKNOWN
+        else:
+            self._failed = "its reader was cancelled", Kind.CANCELLED
+
+    def _refuse(self) -> NoReturn:
+        """It is over: the end, or that it had failed."""
+        if self._failed is None:
+            raise StopAsyncIteration
+        reason, kind = self._failed
+        sentence = f"this stream has failed already ({reason}); start a new one to ask again"
+        error = ServiceFailed(self._service, sentence, kind=kind)
+        error.partial_text = self._partial_text()
+        try:
+            raise error
+        finally:
+            del error
+
+    async def aclose(self) -> None:
+        """Leave: the other side stops, what was used is settled, and the breaker learns nothing from it.
+
+        From another task than the reader's: the reader's wait ends as at the end of the stream.
+        """
+        waits = self._waits
+        if waits is not None and waits.task is not asyncio.current_task():
+            if self._left is None:
+                self._left = asyncio.Event()
+                waits.cut()
+            await self._left.wait()
+            return
+        closed, self._closed = self._closed, True
+        if not closed and self._held is not None:
+            await self._end(CANCELLED)

@@ -1,0 +1,327 @@
+"""A stream of anybody's own operation under koo's guard: one permit, one place and one hold until its end.
+
+The operation is called as by `execute`, and what it gives is opened and asked for its first piece within the attempt.
+So a lazy generator is judged by what it sends, and whatever fails until then is repeated where that is safe. From the
+first piece on nothing is repeated. Each later wait is bounded by the time of an attempt, as in `guarded_stream.py`.
+
+    async for piece in stream: ...          the pieces alone
+    async with stream as opened: ...        the operation's own object, of which each wait is guarded
+
+In a block a context manager of the operation is only entered: its user decides what is read of it. Then the attempt
+ends with entering, and the stream with the block. It was a success if what was asked of it last came to its end; left
+in the middle, or never asked, it is neutral; and a failure that the block caught is a failure still.
+
+What pieces say about money is taken down as they come. A stream that ends early is booked at its hold, unless the last
+piece that came said what it had cost by then: the other side may have written more than was read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from koo.ai.budgets import Budgets
+from koo.ai.charge import FixedCharge
+from koo.ai.guarded_stream import GuardedStream, Held, Silence
+from koo.ai.opened import Opened, StreamOwner
+from koo.ai.operation_money import Money, StreamedCost
+from koo.ai.operations import check_operation, model_of, warn_of_retries
+from koo.ai.service import Service
+from koo.ai.stream_source import END, End, Source, describe, open_source
+from koo.deadlines import Alarm, Deadlines, OwnTimer
+from koo.errors import Kind, ServiceFailed
+from koo.guard import Scope
+from koo.policies.verdict import CANCELLED, NEUTRAL, SUCCESS, Fault
+
+T = TypeVar("T")
+R = TypeVar("R")
+log = logging.getLogger("koo")
+
+CLOSING_S_MAX = 10.0
+"""Closing a connection has no reason to take longer, and must not keep a place for ever."""
+SNAPSHOTS = ("current_message_snapshot", "current_completion_snapshot")
+"""Where the SDKs' own stream objects keep what came, with its usage: their text alone says nothing about money."""
+DONE = Fault(verdict=SUCCESS)
+_closing: set[asyncio.Task[None]] = set()  # the loop itself holds a task only weakly
+
+
+class Terms(NamedTuple):
+    """What an operation runs under."""
+
+    service: Service
+    money: Money | None
+    budgets: Budgets
+
+
+class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
+    """`async for piece in stream:` or `async with stream as opened:`; nothing is sent before.
+
+    Leaving early (`break`, `aclose()`, the end of the block, cancellation) closes what the operation gave and settles
+    what was used; `aclose()` may come from another task. Raises as `execute` until the first piece; later SDK and
+    transport errors become `StreamTruncated`, and everything else passes unchanged.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        find: Callable[[], Awaitable[Terms]],
+        operation: Callable[..., object],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        deadlines: Deadlines,
+    ) -> None:
+        super().__init__(name, deadlines)
+        check_operation(operation)
+        self._find = find
+        self._operation = operation
+        self._args = args
+        self._kwargs = kwargs
+        self._source: Source | None = None
+        self._ahead: list[T | End] = []  # the first piece, until it is asked for
+        self._in_block = False
+        self._came_to: Fault | None = None  # what the block asked last came to; None: it is in the middle
+        self._silent_s = 0.0
+        self._charge: FixedCharge | None = None
+        self._cost: StreamedCost | None = None
+        self._slow = False
+
+    def __aiter__(self) -> OperationStream[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        self._take_turn()
+        try:
+            held = self._held or await self._begin()
+            source = self._source
+            assert source is not None
+            piece: T | End = self._ahead.pop() if self._ahead else await self._wait(held, source.next())
+            if piece is END:
+                await self._finish(held)
+                raise StopAsyncIteration
+        except BaseException as error:
+            self._note_failure(error)
+            raise
+        finally:
+            self._end_turn()
+        if self._cost is not None:
+            self._cost.note(piece)
+        return piece
+
+    # ── as a block ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def __aenter__(self) -> Opened[T]:
+        if self._closed and self._failed is None:
+            raise RuntimeError("this stream is over: each block needs one of its own")
+        self._take_turn()
+        self._in_block = True
+        try:
+            if self._held is None:
+                await self._begin()
+        except StopAsyncIteration:
+            self._closed = True
+            raise self._closed_by_another() from None
+        except BaseException as error:
+            self._note_failure(error)
+            raise
+        finally:
+            self._end_turn()
+        source = self._source
+        assert source is not None
+        self._in_block = source.is_managed
+        return Opened(self, source.target, source.pieces if source.is_managed else self)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
+    ) -> bool | None:
+        held, source = self._held, self._source
+        if not self._in_block or self._closed or held is None or source is None:
+            await self.aclose()
+            return None
+        self._source = None
+        try:
+            suppresses = await self._wait(held, source.close(kind, error, trace))
+        except StopAsyncIteration:
+            return None  # closed by another task, too
+        except BaseException as raised:
+            self._note_failure(raised)
+            raise
+        finally:
+            self._end_turn()
+            self._settle(CANCELLED, self._silent_s)
+        return suppresses
+
+    async def read(self, pieces: AsyncIterator[R]) -> R:
+        """The next piece of something that the open stream has; the block's part of `__anext__`."""
+        piece = await self._ask(_next(pieces))
+        if piece is END:
+            self._note_end(DONE)
+            raise StopAsyncIteration
+        self._note_end(None)
+        if self._cost is not None:
+            self._cost.note(piece)
+        return piece
+
+    async def call(self, awaitable: Awaitable[R]) -> R:
+        """What the open stream's own object answers to a call."""
+        try:
+            result = await self._ask(_awaited(awaitable))
+        except StopAsyncIteration:
+            raise self._closed_by_another() from None
+        if not hasattr(type(result), "__anext__"):
+            self._note_end(DONE)
+            if self._cost is not None:
+                self._cost.note(result)
+        return result
+
+    async def _ask(self, reading: Coroutine[object, object, R]) -> R:
+        held = self._held
+        if held is None or (self._closed and self._failed is None):
+            return await reading  # it is over, and what its object still says costs nothing
+        try:
+            self._take_turn()
+        except BaseException:
+            reading.close()
+            raise
+        try:
+            return await self._wait(held, reading)
+        finally:
+            self._end_turn()
+
+    def _note_end(self, came_to: Fault | None) -> None:
+        """What was asked last: a failure stays one, whatever is asked after it."""
+        if self._came_to is None or self._came_to.verdict in (SUCCESS, NEUTRAL):
+            self._came_to = came_to
+
+    def _closed_by_another(self) -> ServiceFailed:
+        return ServiceFailed(self._service, "the stream was closed by another task", kind=Kind.CANCELLED)
+
+    # ── its life ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _open(self) -> Held[Source]:
+        service, money, budgets = await self._find()
+        warn_of_retries(service.name, self._operation)
+        guard = service.guard(model_of(service, self._kwargs))
+        if money is not None:
+            self._charge, self._cost = money.charge(service, budgets), money.streamed()
+        scope: Scope[Source] = Scope(guard)
+        await guard.begin(self._attempt, charge=self._charge, scope=scope)
+        silence = Silence(self._deadlines, service.clock, scope)
+        silence.longest_s = guard.options.attempt_timeout_s
+        self._source = scope.value
+        self._slow = guard.now() - scope.permit.given_at >= guard.options.slow_s
+        return Held(guard, scope, silence)
+
+    async def _attempt(self) -> Source:
+        """Call the operation, and open what it gives; up to the first piece where pieces are what is read."""
+        given = self._operation(*self._args, **self._kwargs)
+        if self._charge is not None:
+            self._charge.begun = True
+        source = await open_source(given)
+        try:
+            if not (self._in_block and source.is_managed):
+                self._ahead = [await self._first_of(source)]
+        except BaseException as error:
+            await _close_quietly(self._service, source, error)
+            raise
+        return source
+
+    async def _first_of(self, source: Source) -> T | End:
+        if source.pieces is None:
+            raise TypeError(
+                f"{self._service}: {describe(source.target)} cannot be read with async for alone; open it in a "
+                "block, async with stream_with_error_handling(...) as opened, and read what it offers there"
+            )
+        return await source.next()
+
+    async def _finish(self, held: Held[Source]) -> None:
+        """The stream's own end."""
+        source, self._source = self._source, None
+        if source is not None:
+            await self._wait(held, source.close())
+        self._settle_success(held)
+
+    async def _end(self, fault: Fault, silent_s: float = 0.0) -> None:
+        if self._in_block and self._left is None and not self._closed:
+            # The block's end closes and settles: until then its user may ask for something else.
+            if self._held is not None:
+                self._held.silence.expired = False
+            self._note_end(fault)
+            self._silent_s = silent_s
+            return
+        await super()._end(fault, silent_s)
+
+    async def _close(self) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            await _close_quietly(self._service, source)
+
+    def _settle_success(self, held: Held[Source]) -> None:
+        self._closed = True
+        if self._charge is not None and self._cost is not None:
+            for name in SNAPSHOTS:
+                self._note_snapshot(held, name)
+            self._charge.note(self._cost.whole())
+        held.scope.settle(slow=self._slow, took_s=self._provider_s)
+
+    def _note_snapshot(self, held: Held[Source], name: str) -> None:
+        try:
+            snapshot = getattr(held.scope.value.target, name, None)
+        except Exception:  # noqa: BLE001 - an SDK's own check that something came
+            return
+        if snapshot is not None and self._cost is not None:
+            self._cost.note(snapshot)
+
+    def _settle(self, fault: Fault, silent_s: float = 0.0) -> None:
+        self._closed = True
+        held = self._held
+        if held is None:
+            return
+        if fault is CANCELLED and self._came_to is not None:
+            fault = self._came_to  # it is left, and what its block asked last decides
+        if fault.verdict is SUCCESS:
+            self._settle_success(held)
+            return
+        if self._charge is not None and self._cost is not None:
+            self._charge.note(self._cost.so_far())
+        held.scope.settle(replace(fault, billed=True), took_s=silent_s)
+
+    def __del__(self) -> None:
+        # `break` in an `async for` closes nothing: without this the permit and the hold would stay until their end.
+        if self._closed or self._held is None:
+            return
+        loop = self._deadlines.loop
+        if loop is not None and loop.is_running():
+            # Not at once: the garbage collector comes in the middle of anything, and closing has to be awaited.
+            loop.call_soon_threadsafe(_close_later, self)
+        else:
+            self._settle(CANCELLED)
+
+
+def _close_later(stream: OperationStream[Any]) -> None:
+    task = asyncio.get_running_loop().create_task(stream.aclose(), name="koo closing a stream")
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
+
+
+async def _close_quietly(name: str, source: Source, error: BaseException | None = None) -> None:
+    """Close it in time; what goes wrong there is not what its reader has to know."""
+    when = asyncio.get_running_loop().time() + CLOSING_S_MAX
+    try:
+        with Alarm(OwnTimer(), when):
+            await source.close(type(error) if error is not None else None, error, None)
+    except Exception as wrong:  # noqa: BLE001 - an SDK's own
+        log.warning("%s: a stream could not be closed: %s", name, type(wrong).__name__)
+
+
+async def _next(pieces: AsyncIterator[R]) -> R | End:
+    try:
+        return await pieces.__anext__()
+    except StopAsyncIteration:
+        return END
+
+
+async def _awaited(awaitable: Awaitable[R]) -> R:
+    return await awaitable

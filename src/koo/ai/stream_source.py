@@ -1,0 +1,157 @@
+"""What an operation gives that is read over time: how it is told from an answer, opened, read and closed.
+
+Libraries begin a stream in five ways, and any of them may come behind an `await`:
+
+- an asynchronous generator or iterator, which sends nothing before it is asked (LangChain's `astream`);
+- an iterator whose request has been answered when it is there (`create(stream=True)`);
+- a context manager, which sends when it is entered and gives another object (`messages.stream`,
+  `with_streaming_response`);
+- one that is entered and gives itself, or may be awaited as well (aiohttp's `session.get`);
+- an answer that was left open, and has `aclose` (httpx's `send(stream=True)`).
+
+`execute` must tell them from answers. What has `__anext__` can only be read on, so it is a stream; but a cursor, a
+connection and a file have it too, and are used in other ways: they pass. A context manager that offers nothing else has
+to be entered, so it is a stream; a response or a client is a context manager only besides, and passes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator
+from contextlib import AsyncContextDecorator
+from enum import Enum
+from typing import Any, Final
+
+USED_OTHERWISE = ("fetchone", "send", "send_bytes", "write", "read")
+"""Methods of what may be iterated and is no stream: cursors, websockets, files and pipes."""
+UNWRAPS_MAX = 4
+"""An awaitable of an awaitable happens; one without an end must not hang."""
+
+
+class End(Enum):
+    """The end of a stream: any other value may be a piece."""
+
+    END = 0
+
+
+END: Final = End.END
+
+
+def is_unstarted(given: object) -> bool:
+    """Whether what a call returned, and cannot be awaited, is a stream."""
+    cls = type(given)
+    return hasattr(cls, "__aiter__") or hasattr(cls, "__anext__") or hasattr(cls, "__aenter__")
+
+
+def is_stream(result: object) -> bool:
+    """Whether what was awaited is a stream, and not an answer."""
+    cls = type(result)
+    if hasattr(cls, "__anext__"):
+        return not any(hasattr(cls, name) for name in USED_OTHERWISE)
+    return hasattr(cls, "__aenter__") and _is_only_entered(cls)
+
+
+def _is_only_entered(cls: type) -> bool:
+    """A context manager that offers nothing but to be entered."""
+    if issubclass(cls, AsyncContextDecorator):
+        return True  # of `contextlib.asynccontextmanager`
+    return not any(callable(getattr(cls, name, None)) for name in dir(cls) if not name.startswith("_"))
+
+
+async def close(given: object) -> None:
+    """Close what is open, by the name under which it can be closed."""
+    for name in ("aclose", "close", "cancel"):
+        way = getattr(given, name, None)
+        if callable(way):
+            done = way()
+            if inspect.isawaitable(done):
+                await done
+            return
+
+
+async def discard(given: object) -> None:
+    """Close a stream that nobody will read; a manager that was never entered is not closed, but leaves no warning."""
+    if hasattr(type(given), "__aiter__") or hasattr(type(given), "__anext__"):
+        await close(given)
+    for value in list(getattr(given, "__dict__", {}).values()):
+        # A manager keeps the coroutine that it would await when entered. Python warns of one that nobody awaits.
+        if inspect.iscoroutine(value) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED:
+            value.close()
+
+
+class Source:
+    """What an operation gave, opened: `target` is what is read; `pieces` is its iterator, where it has one.
+
+    `is_managed`: entering gave another object than the one that was entered, or one without pieces, so its user decides
+    what is read of it.
+    """
+
+    __slots__ = ("_manager", "is_managed", "pieces", "target")
+
+    def __init__(self, target: Any, manager: Any = None) -> None:
+        cls = type(target)
+        self.target = target
+        self._manager = manager
+        self.pieces: AsyncIterator[Any] | None = aiter(target) if hasattr(cls, "__aiter__") else None
+        if self.pieces is None and hasattr(cls, "__anext__"):
+            self.pieces = target
+        self.is_managed = self.pieces is None or (manager is not None and manager is not target)
+
+    async def next(self) -> Any | End:
+        """The next piece, or END."""
+        assert self.pieces is not None
+        try:
+            return await self.pieces.__anext__()
+        except StopAsyncIteration:
+            return END
+
+    async def close(
+        self, kind: type[BaseException] | None = None, error: BaseException | None = None, trace: Any = None
+    ) -> bool:
+        """Close it, as at the end of a `with` block that `error` left; whether that swallows the error."""
+        try:
+            if self.pieces is not None and self.pieces is not self.target:
+                await close(self.pieces)
+        finally:
+            swallows = await self._close_target(kind, error, trace)
+        return swallows
+
+    async def _close_target(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
+    ) -> bool:
+        if self._manager is None:
+            await close(self.target)
+            return False
+        try:
+            return bool(await self._manager.__aexit__(kind, error, trace))
+        except BaseException as raised:
+            if raised is error:
+                return False  # it is the block's own, which goes on up by itself
+            raise
+
+
+async def open_source(given: object) -> Source:
+    """Open what an operation gave. Raises what opening raises, and TypeError for what is not read over time."""
+    for _ in range(UNWRAPS_MAX):
+        cls = type(given)
+        if hasattr(cls, "__aenter__"):
+            # As `async with` does: the way out is looked for before the way in is taken.
+            if not hasattr(cls, "__aexit__"):
+                break
+            return Source(await given.__aenter__(), given)  # type: ignore[attr-defined]
+        if hasattr(cls, "__aiter__") or hasattr(cls, "__anext__"):
+            return Source(given)
+        if not inspect.isawaitable(given):
+            break
+        given = await given
+    if hasattr(given, "aclose"):
+        return Source(given)
+    raise TypeError(
+        f"the operation returned {describe(given)}, which is not read over time: for a whole answer call execute"
+    )
+
+
+def describe(given: object) -> str:
+    """Of which class it is, without what it holds."""
+    cls = type(given)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,568 @@
+"""A stream of an own operation: one permit, one place and one hold to its end, in whatever form a library gives it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from koo.deadlines import Deadline
+from koo.errors import BudgetExceeded, Kind, ServiceFailed, ServiceSaturated, ServiceTimeout, StreamTruncated
+from koo.policies.breaker import CLOSED, HALF_OPEN
+from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS
+from koo.testing.clock import run_virtual
+from tests.ai.own import PRICED, Library, Own
+
+ITERATORS = ["generator", "awaited", "answered"]
+MANAGERS = ["manager", "awaited_manager"]
+
+
+def run(test: Callable[[Own], Awaitable[None]], **options: Any) -> None:
+    async def main() -> None:
+        await test(Own(**{**PRICED, **options}))
+
+    run_virtual(main)
+
+
+async def settled() -> None:
+    """What is closed behind a dropped stream is closed by a task of its own."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("form", ITERATORS)
+def test_pieces_come_as_they_are_whatever_form_the_library_has(form: str) -> None:
+    async def test(own: Own) -> None:
+        library = Library("a", None, 1.0, "b")
+        assert [piece async for piece in own.stream(getattr(library, form))] == ["a", None, "b"]
+        assert own.verdicts[SUCCESS] == 1 and own.spent_usd == 5
+        assert own.nothing_is_taken() and (library.asked, library.open) == (1, 0)
+
+    run(test)
+
+
+@pytest.mark.parametrize("form", MANAGERS)
+def test_a_managers_own_object_is_at_hand_in_its_block(form: str) -> None:
+    async def test(own: Own) -> None:
+        library = Library("a", 1.0, "b")
+        async with own.stream(getattr(library, form)) as opened:
+            assert opened.headers == {"x-request-id": "req_1"}
+            assert [text async for text in opened.text_stream] == ["a", "b"]
+            assert [text async for text in opened.iter_lines()] == ["a", "b"]
+            assert [text async for text in await opened.parse()] == ["a", "b"]
+            assert await opened.whole() == "ab"
+            assert own.breaker.running, "until the end of the block"
+        assert own.verdicts[SUCCESS] == 1 and own.nothing_is_taken()
+        assert library.left_by == [None] and library.open == 0
+
+    run(test)
+
+
+def test_an_iterator_in_a_block_is_read_there_and_has_its_own_attributes() -> None:
+    async def test(own: Own) -> None:
+        async with own.stream(Library("a", "b").answered) as opened:
+            assert opened.request_id == "req_1"
+            assert [piece async for piece in opened] == ["a", "b"]
+            assert own.nothing_is_taken(), "at its own end, not the block's"
+        assert own.verdicts[SUCCESS] == 1
+
+    run(test)
+
+
+def test_a_manager_without_pieces_says_how_it_is_read() -> None:
+    async def test(own: Own) -> None:
+        library = Library("a")
+        with pytest.raises(TypeError, match="async with stream_with_error_handling"):
+            await anext(own.stream(library.manager))
+        assert own.nothing_is_taken() and library.open == 0
+
+    run(test)
+
+
+def test_what_is_not_read_over_time_is_refused() -> None:
+    async def whole() -> str:
+        return "an answer"
+
+    async def test(own: Own) -> None:
+        with pytest.raises(TypeError, match="for a whole answer call execute"):
+            await anext(own.stream(whole))
+        with pytest.raises(TypeError, match="not a coroutine"):
+            own.stream(whole())  # type: ignore[arg-type]
+        assert own.nothing_is_taken() and own.verdicts[FAILURE] == 0
+
+    run(test)
+
+
+def test_nothing_is_sent_or_taken_before_it_is_asked_and_a_stream_that_is_never_asked_leaves_no_word() -> (
+    None
+):
+    async def test(own: Own) -> None:
+        library = Library("a")
+        for form in ITERATORS + MANAGERS:
+            own.stream(getattr(library, form))
+        gc.collect()
+        await settled()
+        assert library.asked == 0 and own.nothing_is_taken() and sum(own.verdicts) == 0
+
+    run(test)
+
+
+# ── until the first piece, and after it ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("form", ITERATORS)
+def test_until_the_first_piece_it_is_repeated_unseen(form: str) -> None:
+    async def test(own: Own) -> None:
+        library = Library("a")
+        library.failures = [ConnectionError(), ConnectionError()]
+        assert [piece async for piece in own.stream(getattr(library, form))] == ["a"]
+        assert library.asked == 3 and own.verdicts[FAILURE] == 2 and own.verdicts[SUCCESS] == 1
+
+    run(test, idempotent=True)
+
+
+def test_entering_a_block_is_repeated_and_what_happens_in_it_never() -> None:
+    async def test(own: Own) -> None:
+        library = Library("a", ConnectionError("gone"))
+        library.failures = [ConnectionError()]
+        with pytest.raises(ConnectionError, match="gone"):
+            async with own.stream(library.manager) as opened:
+                await opened.whole()
+        assert library.asked == 2 and own.verdicts[FAILURE] == 2 and library.open == 0
+
+    run(test, idempotent=True)
+
+
+@pytest.mark.parametrize("form", ITERATORS)
+def test_what_breaks_off_is_a_failure_and_is_not_repeated(form: str) -> None:
+    async def test(own: Own) -> None:
+        library = Library("a", ConnectionError("gone"))
+        stream = own.stream(getattr(library, form))
+        assert await anext(stream) == "a"
+        with pytest.raises(ConnectionError, match="gone"):
+            await anext(stream)
+        with pytest.raises(ServiceFailed, match="failed already"):
+            await anext(stream)
+        assert library.asked == 1 and own.verdicts[FAILURE] == 1 and own.breaker.consecutive == 1
+        assert own.nothing_is_taken() and own.spent_usd == 5 and library.open == 0
+
+    run(test, idempotent=True)
+
+
+def test_an_error_of_the_services_family_says_that_the_stream_broke_off() -> None:
+    async def test(own: Own) -> None:
+        overloaded = ServiceFailed("own", "too many callers", kind=Kind.OVERLOADED)
+        stream = own.stream(Library("a", overloaded).generator)
+        await anext(stream)
+        with pytest.raises(StreamTruncated, match="the stream broke off: too many callers") as caught:
+            await anext(stream)
+        assert caught.value.kind is Kind.OVERLOADED and caught.value.__cause__ is overloaded
+
+    run(test)
+
+
+def test_a_failure_that_the_block_caught_is_a_failure_still() -> None:
+    async def test(own: Own) -> None:
+        async with own.stream(Library("a", ConnectionError()).manager) as opened:
+            with pytest.raises(ConnectionError):
+                await opened.whole()
+            opened.headers.clear()
+        assert own.verdicts[FAILURE] == 1 == sum(own.verdicts) and own.nothing_is_taken()
+
+    run(test)
+
+
+def test_an_error_of_the_blocks_own_is_not_the_services() -> None:
+    async def test(own: Own) -> None:
+        library = Library("a", "b")
+
+        async def read() -> None:
+            async with own.stream(library.manager) as opened:
+                await anext(opened.text_stream)
+                raise ConnectionError("another host")
+
+        with pytest.raises(ConnectionError, match="another host") as caught:
+            await read()
+        assert own.verdicts[NEUTRAL] == 1 and own.verdicts[FAILURE] == 0
+        assert library.left_by == [caught.value], "the manager sees how its block ended"
+
+    run(test)
+
+
+# ── left ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("form", ITERATORS)
+@pytest.mark.parametrize("way", ["aclose", "break", "block", "cancel"])
+def test_what_is_left_is_neutral_closed_and_paid_for(way: str, form: str) -> None:
+    async def test(own: Own) -> None:
+        library = Library("a", 5.0, "b", 5.0, "c")
+        operation = getattr(library, form)
+        if way == "aclose":
+            stream = own.stream(operation)
+            assert await anext(stream) == "a"
+            await stream.aclose()
+            assert [piece async for piece in stream] == []
+        elif way == "break":
+            async for piece in own.stream(operation):
+                if piece == "b":
+                    break
+            gc.collect()
+            await settled()
+        elif way == "block":
+            async with own.stream(operation) as opened:
+                assert await anext(opened) == "a"
+        else:
+            reading = asyncio.create_task(list_of(own.stream(operation)))
+            await asyncio.sleep(1.0)
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+        assert own.verdicts[NEUTRAL] == 1 == sum(own.verdicts)
+        assert own.nothing_is_taken() and library.open == 0 and own.spent_usd == 5
+
+    run(test)
+
+
+@pytest.mark.parametrize("way", ["block", "close", "cancel", "unasked"])
+def test_a_manager_that_is_left_is_neutral_closed_and_paid_for(way: str) -> None:
+    async def test(own: Own) -> None:
+        library = Library("a", 5.0, "b")
+
+        async def read() -> None:
+            async with own.stream(library.manager) as opened:
+                if way == "unasked":
+                    return
+                assert await anext(opened.text_stream) == "a"
+                if way == "close":
+                    await opened.close()
+                    assert own.nothing_is_taken()
+                if way == "cancel":
+                    await opened.whole()
+
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(1.0)
+        if way == "cancel":
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+        else:
+            await reading
+        assert own.verdicts[NEUTRAL] == 1 == sum(own.verdicts)
+        assert own.nothing_is_taken() and library.open == 0 and own.spent_usd == 5
+        assert len(library.left_by) == 1
+
+    run(test)
+
+
+async def list_of(stream: Any) -> list[Any]:
+    return [piece async for piece in stream]
+
+
+def test_another_task_may_close_it_and_the_readers_loop_ends() -> None:
+    async def test(own: Own) -> None:
+        library = Library("a", 50.0, "b")
+        stream = own.stream(library.generator)
+        reading = asyncio.create_task(list_of(stream))
+        await asyncio.sleep(1.0)
+        await stream.aclose()
+        assert await reading == ["a"]
+        assert own.verdicts[NEUTRAL] == 1 and own.nothing_is_taken() and library.open == 0
+
+    run(test)
+
+
+def test_another_task_may_close_a_block_and_its_wait_says_so() -> None:
+    async def test(own: Own) -> None:
+        library = Library("a", 50.0, "b")
+        stream = own.stream(library.manager)
+
+        async def read() -> None:
+            async with stream as opened:
+                await opened.whole()
+
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(1.0)
+        await stream.aclose()
+        with pytest.raises(ServiceFailed, match="closed by another task"):
+            await reading
+        assert own.verdicts[NEUTRAL] == 1 and own.nothing_is_taken() and library.open == 0
+
+    run(test)
+
+
+def test_a_stream_has_one_reader() -> None:
+    async def test(own: Own) -> None:
+        stream = own.stream(Library(1.0, "a").generator)
+        reading = asyncio.create_task(list_of(stream))
+        await asyncio.sleep(0.5)
+        with pytest.raises(RuntimeError, match="a stream has one reader"):
+            await anext(stream)
+        assert await reading == ["a"]
+
+    run(test)
+
+
+# ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SHORT: dict[str, Any] = {"attempt_timeout_s": 10.0, "slow_s": 5.0, "timeout_s": 60.0}
+
+
+def test_a_place_is_taken_until_the_end() -> None:
+    async def test(own: Own) -> None:
+        first = own.stream(Library("a", "b").generator)
+        assert await anext(first) == "a"
+        second = own.stream(Library("c").generator)
+        waiting = asyncio.create_task(anext(second))
+        await asyncio.sleep(1.0)
+        assert not waiting.done()
+        with pytest.raises(ServiceSaturated):
+            await anext(own.stream(Library("d").generator))
+        assert await anext(first) == "b"
+        assert [piece async for piece in first] == []
+        assert await waiting == "c"
+        await second.aclose()
+
+    run(test, concurrency_max=1, queue_max=1)
+
+
+@pytest.mark.parametrize("form", [*ITERATORS, "manager"])
+def test_silence_is_bounded_by_the_time_of_an_attempt_and_is_a_failure(form: str) -> None:
+    async def test(own: Own) -> None:
+        library, began = Library("a", 9.0, "b", 50.0, "c"), own.clock.monotonic()
+
+        async def read() -> None:
+            async with own.stream(getattr(library, form)) as opened:
+                await list_of(opened.iter_lines() if form == "manager" else opened)
+
+        with pytest.raises(StreamTruncated, match="fell silent") as caught:
+            await read()
+        assert own.clock.monotonic() - began == 19.0
+        assert caught.value.kind is Kind.STALLED and own.verdicts[FAILURE] == 1
+        assert own.nothing_is_taken() and library.open == 0
+
+    run(test, **SHORT)
+
+
+@pytest.mark.parametrize("form", ITERATORS)
+def test_the_first_piece_has_to_come_within_an_attempt(form: str) -> None:
+    async def test(own: Own) -> None:
+        library = Library(50.0, "a")
+        began = own.clock.monotonic()
+        with pytest.raises(ServiceTimeout):
+            await anext(own.stream(getattr(library, form)))
+        assert own.clock.monotonic() - began == 10.0
+        assert own.verdicts[FAILURE] == 1 and own.nothing_is_taken() and library.open == 0
+
+    run(test, **SHORT)
+
+
+def test_the_deadline_ends_it_and_the_readers_own_time_does_not_count() -> None:
+    async def test(own: Own) -> None:
+        came, began = 0, own.clock.monotonic()
+
+        async def read() -> None:
+            nonlocal came
+            async for _ in own.stream(Library("a", *[5.0, "b"] * 20).generator):
+                came += 1
+                await asyncio.sleep(100.0)
+
+        with pytest.raises(ServiceTimeout, match="the deadline passed") as caught:
+            await read()
+        assert caught.value.kind is Kind.TIMEOUT and own.verdicts[FAILURE] == 1
+        assert came == 12 and own.clock.monotonic() - began == 60.0 + 12 * 100.0
+        assert own.nothing_is_taken()
+
+    run(test, **SHORT)
+
+
+def test_the_callers_deadline_ends_it_without_blame() -> None:
+    async def test(own: Own) -> None:
+        library = Library("a", 5.0, "b", 5.0, "c")
+
+        async def read() -> None:
+            async with Deadline(7.0):
+                await list_of(own.stream(library.generator))
+
+        with pytest.raises(TimeoutError):
+            await read()
+        assert own.verdicts[NEUTRAL] == 1 and own.verdicts[FAILURE] == 0
+        assert own.nothing_is_taken() and library.open == 0
+
+    run(test, **SHORT)
+
+
+def test_closing_that_hangs_keeps_nothing_for_ever(caplog: pytest.LogCaptureFixture) -> None:
+    async def stubborn() -> AsyncGenerator[str, None]:
+        try:
+            yield "a"
+        finally:
+            await asyncio.sleep(1000.0)
+
+    async def test(own: Own) -> None:
+        stream, began = own.stream(stubborn), own.clock.monotonic()
+        await anext(stream)
+        await stream.aclose()
+        assert own.clock.monotonic() - began == 10.0 and own.nothing_is_taken()
+
+    run(test, **SHORT)
+    assert [record.getMessage() for record in caplog.records] == [
+        "own: a stream could not be closed: TimeoutError"
+    ]
+
+
+# ── probes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+PROBING: dict[str, Any] = {
+    "failure_threshold": 1,
+    "recovery_timeout": 60,
+    "success_threshold": 1,
+    "timeout_s": 600.0,
+    "attempt_timeout_s": 300.0,
+}
+
+
+async def half_open(own: Own) -> None:
+    async def fail() -> None:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await own.execute(fail)
+    await asyncio.sleep(100.0)
+
+
+@pytest.mark.parametrize("form", [*ITERATORS, "manager"])
+def test_pieces_renew_the_lease_of_a_probe_and_only_the_end_closes_the_breaker(form: str) -> None:
+    """It lasts four leases."""
+
+    async def test(own: Own) -> None:
+        await half_open(own)
+        async with own.stream(getattr(Library("a", *[20.0, "b"] * 6), form)) as opened:
+            async for _ in opened.iter_lines() if form == "manager" else opened:
+                assert own.breaker.phase is HALF_OPEN
+        assert own.breaker.phase is CLOSED
+
+    run(test, **PROBING)
+
+
+def test_a_silent_probe_ends_with_its_lease() -> None:
+    async def test(own: Own) -> None:
+        await half_open(own)
+        stream = own.stream(Library("a", 250.0, "b").generator)
+        await anext(stream)
+        began = own.clock.monotonic()
+        with pytest.raises(StreamTruncated):
+            await anext(stream)
+        assert own.clock.monotonic() - began == 30.0 and own.verdicts[FAILURE] == 2
+
+    run(test, **PROBING)
+
+
+@pytest.mark.parametrize("form", [*ITERATORS, "manager"])
+def test_what_was_left_at_once_closes_no_breaker(form: str) -> None:
+    async def test(own: Own) -> None:
+        await half_open(own)
+        async with own.stream(getattr(Library("a", "b"), form)):
+            pass
+        assert own.breaker.phase is HALF_OPEN and own.nothing_is_taken()
+
+    run(test, **PROBING)
+
+
+# ── money ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def told(piece: Any) -> Any:
+    """As a function over usage, which most pieces do not have: it raises there."""
+    return piece["usd"]
+
+
+def test_the_last_amount_that_a_piece_tells_is_booked() -> None:
+    async def test(own: Own) -> None:
+        assert (
+            len(await list_of(own.stream(Library("a", {"usd": 1}, "b", {"usd": "2.5"}, "c").generator))) == 5
+        )
+        assert own.spent_usd == Decimal("2.5")
+
+    run(test, cost_usd=told)
+
+
+def test_where_no_piece_tells_the_hold_is_booked(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(own: Own) -> None:
+        await list_of(own.stream(Library("a", "b").generator))
+        assert own.spent_usd == 5
+
+    run(test, cost_usd=told)
+    assert [record.getMessage() for record in caplog.records] == [
+        "cost_usd failed for each piece; the most that the call can cost is booked"
+    ]
+
+
+@pytest.mark.parametrize(("last", "booked"), [({"usd": 1}, 1), ("more than was told", 5)])
+def test_what_is_left_is_booked_at_the_hold_unless_the_last_piece_told(last: Any, booked: int) -> None:
+    async def test(own: Own) -> None:
+        stream = own.stream(Library({"usd": 1}, last, "never read").generator)
+        await anext(stream)
+        await anext(stream)
+        await stream.aclose()
+        assert own.spent_usd == booked
+
+    run(test, cost_usd=told)
+
+
+def test_what_a_call_of_the_block_returns_tells_as_well() -> None:
+    class Answering(Library):
+        async def ask(self) -> dict[str, int]:
+            return {"usd": 3}
+
+    library = Answering()
+
+    async def test(own: Own) -> None:
+        async with own.stream(lambda: _Gives(library)) as opened:
+            await opened.ask()
+        assert own.spent_usd == 3 and own.verdicts[SUCCESS] == 1
+
+    run(test, cost_usd=told)
+
+
+class _Gives:
+    """The shortest manager."""
+
+    def __init__(self, given: Any) -> None:
+        self._given = given
+
+    async def __aenter__(self) -> Any:
+        return self._given
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None: ...
+
+
+@pytest.mark.parametrize("form", [*ITERATORS, "manager"])
+def test_a_budget_that_is_used_up_lets_nothing_be_sent(form: str) -> None:
+    async def test(own: Own) -> None:
+        library = Library("a")
+        with pytest.raises(BudgetExceeded):
+            async with own.stream(getattr(library, form)):
+                pass
+        assert library.asked == 0
+
+    run(test, daily_budget=4)
+
+
+def test_what_was_refused_before_it_was_called_costs_nothing() -> None:
+    def wrong() -> Any:
+        raise ValueError("no such model")
+
+    async def test(own: Own) -> None:
+        with pytest.raises(ValueError, match="no such model"):
+            await anext(own.stream(wrong))
+        assert own.spent_usd == 0 and own.nothing_is_taken()
+
+    run(test)
