@@ -26,6 +26,7 @@ ROWS: list[set[str]] = [
     {"checked", "errors", "network_options", "options", "events", "clock"},
     {"policies"},
     {"sqlstates"},
+    {"server_words"},
     {"deadlines"},
     {"bridge"},
     {"gates"},

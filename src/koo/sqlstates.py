@@ -1,8 +1,13 @@
 """What PostgreSQL and SQLite say, and what it means: one table for the user's database and for koo's own store.
 
 The classes of exceptions mislead (through SQLAlchemy, asyncpg's deadlock is a bare `DBAPIError` and its refused
-connection a raw `OSError`; psycopg's "too many connections" has no SQLSTATE), so the code is looked up first, and only
-for psycopg's failed connects the words of the server: libpq passes nothing else on.
+connection a raw `OSError`; psycopg's "too many connections" has no SQLSTATE), so the code is looked up first. Words are
+read only where there is no code, or the wrong one (`koo.server_words`).
+
+**Who is speaking.** A server that ends our connection says so with severity FATAL or PANIC, or by closing it. The same
+code with severity ERROR is a *report* about something else, and the connection is as good as before: another server
+that a foreign table stands for, a remote one that dblink asked, or an application's own `RAISE ... USING ERRCODE`. Read
+as a loss it would open the circuit of a healthy database, so `REPORTED` is looked up before `SQLSTATES`.
 
 `Meaning.unsure` is about COMMIT alone: a connection that is lost there leaves open whether the transaction happened,
 also where the server had time to say why (57P01 while it waited for a standby: it *is* committed).
@@ -10,7 +15,7 @@ also where the server had time to say why (57P01 while it waited for a standby: 
 
 from __future__ import annotations
 
-import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -76,6 +81,9 @@ STOPPED = Meaning(Kind.TIMEOUT, NEUTRAL, says="a statement was cancelled or took
 OVERSTAYED = Meaning(Kind.TIMEOUT, NEUTRAL, drop=Drop.ONE, says="the transaction was open for too long")
 FULL = Meaning(Kind.OVERLOADED, FAILURE, repeatable=True, says="the server has no connection left")
 EXHAUSTED = Meaning(Kind.SERVER_ERROR, FAILURE, says="the server is out of memory, disk or another resource")
+DISK_FULL = Meaning(
+    Kind.READ_ONLY, NEUTRAL, says="the disk (or its quota) is full: it takes no writes, reads go on"
+)
 FAILED = Meaning(Kind.SERVER_ERROR, FAILURE, says="the server failed")
 CORRUPT = Meaning(Kind.SERVER_ERROR, FAILURE, says="the data is corrupt")
 REFUSED = Meaning(Kind.AUTH, FAILURE, says="the server refuses the user, the password or this address")
@@ -95,11 +103,17 @@ SATURATED = Meaning(Kind.SATURATED, NEUTRAL, says="all connections are in use")
 MISCONFIGURED = Meaning(
     Kind.NOT_CONFIGURED,
     FAILURE,
-    says="an option in its URL is unknown to the driver, or has a wrong value",
+    says="an option in its URL is unknown, or has a wrong value",
 )
 UNREADABLE = Meaning(
     Kind.NOT_FOUND, FAILURE, says="the file cannot be opened: look at its folder and permissions"
 )
+# Not run again: our server has undone the transaction, but what the other one did of it is not known.
+ELSEWHERE = Meaning(
+    Kind.CONNECTION, NEUTRAL, says="the server reports a failed connection to another one; ours is well"
+)
+SHORT = Meaning(Kind.SERVER_ERROR, NEUTRAL, says="the statement needs more than it may have of the server")
+FOREIGN = Meaning(Kind.SERVER_ERROR, NEUTRAL, says="another server, which the statement asked, failed")
 UNEXPLAINED = Meaning(Kind.UNKNOWN, NEUTRAL)
 
 SQLSTATES: dict[str, Meaning] = {
@@ -122,7 +136,7 @@ SQLSTATES: dict[str, Meaning] = {
     "42": MISTAKEN,
     "42501": FORBIDDEN,
     "53": EXHAUSTED,
-    "53100": EXHAUSTED.saying("the server's disk is full"),
+    "53100": DISK_FULL,
     "53200": EXHAUSTED.saying("the server is out of memory"),
     "53300": FULL,
     "55": MISTAKEN,
@@ -144,6 +158,34 @@ SQLSTATES: dict[str, Meaning] = {
 }
 """PostgreSQL: the code itself, else its class (the first two letters), else the statement's mistake."""
 
+REPORTED: dict[str, Meaning] = {
+    "08": ELSEWHERE,
+    "08007": replace(UNSURE, verdict=NEUTRAL),
+    "08P01": MISTAKEN,
+    "28": FORBIDDEN,
+    "3D000": MISTAKEN,
+    "53": SHORT,
+    "53100": DISK_FULL,
+    "53300": FOREIGN.saying("another server, which the statement asked, has no connection left"),
+    "57P01": ELSEWHERE,
+    "57P02": ELSEWHERE,
+    "57P03": ELSEWHERE,
+    "57P04": ELSEWHERE,
+    "57P05": ELSEWHERE,
+    "58P01": MISTAKEN.saying("the server has no such file"),
+    "HV": FOREIGN,
+}
+"""PostgreSQL, with severity ERROR: what is not in it means the same with any severity."""
+
+AT_CONNECT: dict[str, Meaning] = {
+    "0A": MISCONFIGURED.saying("the server refuses something that the driver or the URL asks for"),
+    "22": MISCONFIGURED,
+    "42": MISCONFIGURED,
+    "42501": REFUSED.saying("the user may not connect to this database (GRANT CONNECT)"),
+    "55": MISSING.saying("the database accepts no connections"),
+}
+"""PostgreSQL, when it refuses a connection: there is no statement yet that could be mistaken."""
+
 HELD = CONTENDED.saying("another process kept the file locked for too long")
 NOT_OURS = CORRUPT.saying("the file is not an SQLite database: move it away, or restore a backup")
 
@@ -157,7 +199,7 @@ SQLITE_CODES: dict[int, Meaning] = {
     9: STOPPED,
     10: FAILED.saying("the disk failed or is full (I/O error)"),
     11: CORRUPT.saying("the file is damaged: move it away, or restore a backup"),
-    13: EXHAUSTED.saying("the disk (or its quota) is full"),
+    13: DISK_FULL,
     14: UNREADABLE,
     17: OUTDATED,
     18: MISTAKEN,
@@ -170,37 +212,6 @@ SQLITE_CODES: dict[int, Meaning] = {
     1032: FAILED.saying("the file was moved or removed while it was open"),
 }
 """SQLite: the extended result code, else its primary one (the low byte)."""
-
-WORDS: tuple[tuple[str, Meaning], ...] = (
-    ("too many clients", FULL),
-    ("remaining connection slots", FULL),
-    ("too many connections", FULL),
-    ("password authentication failed", SQLSTATES["28P01"]),
-    ("no pg_hba.conf entry", REFUSED),
-    ("is not permitted to log in", REFUSED),
-    ("role ", REFUSED),
-    ("does not exist", MISSING),
-    ("is starting up", STARTING),
-    ("is shutting down", STARTING),
-    ("in recovery mode", STARTING),
-)
-"""The server's, which libpq passes on as text only; in another language it is a lost connection."""
-OWN_WORDS: tuple[tuple[str, Meaning], ...] = (
-    ("no password supplied", REFUSED.saying("the server asks for a password")),
-    ("connection option", MISCONFIGURED),
-    ("sslmode value", MISCONFIGURED),
-)
-"""What libpq says itself, before or without a word of the server's."""
-REASONS: tuple[tuple[str, str], ...] = (
-    ("resolve", "the host name cannot be resolved"),
-    ("refused", "the server refuses connections"),
-    ("response to SSL negotiation", "what answers there is not PostgreSQL"),
-    ("support SSL", "the server speaks no TLS, which its URL asks for"),
-    ("SSL upgrade", "the server speaks no TLS, which its URL asks for"),
-    ("certificate", "the TLS handshake failed: its certificate is not trusted, or ours is missing"),
-    ("closed the connection unexpectedly", "the server closed the connection"),
-)
-"""Why a server could not be reached."""
 
 
 # ── reading an error ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -218,16 +229,36 @@ def sqlstate_of(error: BaseException) -> str | None:
     return code if isinstance(code, str) else None
 
 
+def severity_of(error: BaseException) -> str | None:
+    """FATAL, ERROR and so on in English, whatever language the server speaks; None where the server did not say it."""
+    original = original_of(error)
+    told = getattr(getattr(original, "diag", None), "severity_nonlocalized", None)  # psycopg
+    # asyncpg; SQLAlchemy 2.0 keeps its error as the cause of its own only.
+    for one in (original, original.__cause__):
+        told = told or getattr(one, "severity_en", None)
+    return told if isinstance(told, str) else None
+
+
+def is_report(error: BaseException) -> bool:
+    """Whether a server that goes on serving this connection said it."""
+    return severity_of(error) == "ERROR"
+
+
 def is_locked(error: BaseException) -> bool:
     """Whether another connection holds SQLite's lock, so that the same statement may succeed soon."""
     return by_code(original_of(error)) is HELD
+
+
+def find(table: Mapping[str, Meaning], state: str) -> Meaning | None:
+    """What a SQLSTATE means in one of the tables: the code itself, else its class."""
+    return table.get(state) or table.get(state[:2])
 
 
 def by_code(original: BaseException) -> Meaning | None:
     """What a driver's error means by its code, or None where it has none."""
     state = sqlstate_of(original)
     if state is not None:
-        return SQLSTATES.get(state) or SQLSTATES.get(state[:2], MISTAKEN)
+        return (is_report(original) and find(REPORTED, state)) or find(SQLSTATES, state) or MISTAKEN
     code = getattr(original, "sqlite_errorcode", None)
     if isinstance(code, int):
         return SQLITE_CODES.get(code) or SQLITE_CODES.get(code & 0xFF, FAILED)
@@ -243,24 +274,3 @@ def by_class(original: BaseException) -> Meaning | None:
     if isinstance(original, OSError | EOFError):  # asyncio.IncompleteReadError is an EOFError
         return LOST
     return None
-
-
-def by_words(original: BaseException) -> Meaning:
-    """What libpq's failed connect means."""
-    text = str(original)
-    for words, meaning in WORDS:
-        if words in text and "FATAL" in text:
-            return meaning
-    return next((meaning for words, meaning in OWN_WORDS if words in text), LOST)
-
-
-def sentence_of(original: BaseException, meaning: Meaning) -> str:
-    """Why a database cannot be used."""
-    if meaning is not LOST:
-        return meaning.says or f"it failed with {type(original).__name__}"
-    if isinstance(original, socket.gaierror):
-        return "the host name cannot be resolved"
-    if isinstance(original, ConnectionRefusedError):
-        return "the server refuses connections"
-    said = str(original)
-    return next((reason for words, reason in REASONS if words in said), "the server cannot be reached")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from koo.ai.budgets import Budgets
 from koo.ai.operation_money import Money
-from koo.ai.providers.sdk_faults import own_retries
+from koo.ai.sdk_retries import own_retries
 from koo.ai.service import Service
 from koo.ai.stream_source import describe, discard, is_stream, is_unstarted
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from koo.ai.foreign.meaning import meaning_of
 from koo.ai.operation_money import MONEY
-from koo.ai.own_database import classify_sqlalchemy
-from koo.ai.providers.sdk_faults import classify_sdk
 from koo.errors import ConfigurationError
 from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
-from koo.policies.treatment import classify_error
 from koo.policies.verdict import Classify, Fault
 
 NAMES: dict[str, tuple[str, str]] = {
@@ -73,13 +71,13 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def compose(classify: Classify | None, name: str) -> Classify:
-    """The user's classifier where it answers; then SDKs and SQLAlchemy by table; then everything else."""
+    """The user's classifier where it answers; else what `koo.ai.foreign` makes of it."""
 
     def judge(error: Exception) -> Fault:
         if classify is not None:
             fault = classify(error)
             if fault is not None:
                 return fault
-        return classify_sdk(error, name) or classify_sqlalchemy(error) or classify_error(error)
+        return meaning_of(error, name)
 
     return judge

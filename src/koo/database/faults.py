@@ -9,7 +9,9 @@ from sqlalchemy import exc
 
 from koo.errors import DatabaseUnavailable, Kind, KooError
 from koo.policies.verdict import NEUTRAL, Fault
+from koo.server_words import by_words, names_option, of_pooler, sentence_of
 from koo.sqlstates import (
+    AT_CONNECT,
     LATE,
     LOST,
     MISCONFIGURED,
@@ -20,9 +22,9 @@ from koo.sqlstates import (
     Meaning,
     by_class,
     by_code,
-    by_words,
+    find,
+    is_report,
     original_of,
-    sentence_of,
     sqlstate_of,
 )
 
@@ -48,7 +50,13 @@ def explain(error: BaseException, stage: ScopeStage = ScopeStage.BODY, *, lost: 
         return Meaning(Kind.CANCELLED, NEUTRAL)
     original = original_of(error)
     lost = lost or getattr(error, "connection_invalidated", False)
-    meaning = by_code(original)
+    # Only from a side that refuses us or ends the connection: an error of a statement may quote anything. And not in
+    # COMMIT, where a lost connection leaves the outcome open, whatever a pooler says.
+    if lost or stage is ScopeStage.CONNECT:
+        meaning = of_pooler(original) if stage is not ScopeStage.COMMIT else None
+        if meaning is not None and isinstance(error, exc.DBAPIError):
+            return meaning
+    meaning = _by_code(original, stage)
     if meaning is not None:
         # A server that goes down may first say something harmless; the connection is gone all the same.
         harmless = sqlstate_of(original) is not None and meaning.drop is Drop.KEEP
@@ -59,6 +67,17 @@ def explain(error: BaseException, stage: ScopeStage = ScopeStage.BODY, *, lost: 
     if meaning is None and isinstance(error, exc.DBAPIError) and stage is ScopeStage.CONNECT:
         return by_words(original)
     return meaning or (MISTAKEN if isinstance(error, exc.SQLAlchemyError) else UNEXPLAINED)
+
+
+def _by_code(original: BaseException, stage: ScopeStage) -> Meaning | None:
+    state = sqlstate_of(original)
+    if state is not None and stage is ScopeStage.CONNECT and not is_report(original):
+        if state == "42501" and names_option(original):
+            return MISCONFIGURED
+        refused = find(AT_CONNECT, state)
+        if refused is not None:
+            return refused
+    return by_code(original)
 
 
 def _by_class(error: Exception, original: BaseException, stage: ScopeStage) -> Meaning | None:

@@ -55,7 +55,8 @@ class Repeats:
         """
         retry, breaker = self._options.retry, self._breaker
         throttled = fault.verdict is THROTTLED
-        safe = self._options.idempotent or throttled  # what was turned away at the door was not done
+        # What was turned away at the door was not done.
+        safe = self._options.idempotent or (throttled and not fault.in_part)
         attempts_max = retry.attempts_max
         if fault.kind is Kind.BAD_ANSWER:
             attempts_max = min(attempts_max, BAD_ANSWERS_MAX)

@@ -89,6 +89,9 @@ def _repeatable(error: ExternalServiceError, treatment: Treatment) -> bool:
 CALLERS = (TypeError, ValueError, LookupError, AttributeError)
 """Mistakes of the code that calls: neutral, never repeated, unchanged."""
 
+LOCAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+"""Of this machine's files: the caller's mistakes too. A socket's call may raise some of them as well."""
+
 UNREACHABLE = Fault(verdict=FAILURE, kind=Kind.CONNECTION, repeatable=True)
 LATE = Fault(verdict=FAILURE, kind=Kind.TIMEOUT, repeatable=True)
 MISTAKEN = Fault(verdict=NEUTRAL, kind=Kind.INVALID_REQUEST)
@@ -97,7 +100,7 @@ ELSE = Fault(verdict=FAILURE)
 
 
 def classify_error(error: Exception) -> Fault:
-    """The table: errors of koo by their kind, `TimeoutError` and `OSError` are failures, the rest as promised."""
+    """The table: errors of koo by kind, `TimeoutError` and a network's `OSError` are failures, the rest as promised."""
     if isinstance(error, ExternalServiceError):
         return fault_of(error)
     if isinstance(error, KooError):
@@ -105,5 +108,10 @@ def classify_error(error: Exception) -> Fault:
     if isinstance(error, TimeoutError):
         return LATE
     if isinstance(error, OSError):
-        return UNREACHABLE
+        return MISTAKEN if isinstance(error, LOCAL) and not _of_socket(error) else UNREACHABLE
     return MISTAKEN if isinstance(error, CALLERS) else ELSE
+
+
+def _of_socket(error: OSError) -> bool:
+    """A file's error names the file, `connect` has a number alone: a firewall's EACCES, a Unix socket that is away."""
+    return error.errno is not None and error.filename is None

@@ -35,9 +35,9 @@ class Fault:
 
     `repeatable`: a repeat may succeed; whether it is safe is the guard's question. `reach`: whose failure it is, so
     that an unreachable host feeds all models. `block`: refuse from now on until the key (or the key for this model)
-    works again. `billed`: the other side may have done paid work. `anew`: the same may pass at once, in
-    another form. `error`: raise this instead, `from` the original.
-    `until_wall_s`: a key block's or quota's known end.
+    works again. `billed`: the other side may have done paid work. `in_part`: something beside what was turned away
+    may have been done. `anew`: the same may pass at once, in another form. `error`: raise this instead, `from` the
+    original. `until_wall_s`: a key block's or quota's known end.
     """
 
     verdict: Verdict
@@ -49,6 +49,7 @@ class Fault:
     reach: Reach = "model"
     block: Reach | None = None
     billed: bool = True
+    in_part: bool = False
     error: Exception | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from koo.server_words import by_words, sentence_of
 from koo.sqlstates import (
     CONTENDED,
     MISTAKEN,
@@ -9,9 +10,7 @@ from koo.sqlstates import (
     UNEXPLAINED,
     by_class,
     by_code,
-    by_words,
     original_of,
-    sentence_of,
     sqlstate_of,
 )
 

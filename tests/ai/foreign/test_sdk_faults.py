@@ -16,7 +16,8 @@ import pytest
 from google.genai import errors as google_errors
 from google.genai import types as google_types
 
-from koo.ai.providers.sdk_faults import classify_sdk, own_retries
+from koo.ai.foreign.vendors import classify_sdk
+from koo.ai.sdk_retries import own_retries
 from koo.errors import ExternalServiceError, Kind
 from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED, Fault
 from koo.testing.providers import (

@@ -10,7 +10,7 @@ import anthropic
 import openai
 import pytest
 
-from koo.ai.providers.sdk_faults import classify_sdk
+from koo.ai.foreign.vendors import classify_sdk
 from koo.errors import ExternalServiceError
 from tests.ai.odd_refusals import MADE_AT, ROWS
 from tests.ai.odd_server import OddServer

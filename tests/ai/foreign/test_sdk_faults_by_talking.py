@@ -14,7 +14,8 @@ import pytest
 from google import genai
 from google.genai import types
 
-from koo.ai.providers.sdk_faults import classify_sdk, own_retries
+from koo.ai.foreign.vendors import classify_sdk
+from koo.ai.sdk_retries import own_retries
 from koo.errors import ExternalServiceError, Kind
 from koo.policies.treatment import classify_error
 from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED, Fault

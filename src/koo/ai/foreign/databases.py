@@ -1,0 +1,52 @@
+"""What a database's error means when an operation of the user's own raised it, on an engine or connection of his own.
+
+By the same table as for koo's database: a duplicate key is the caller's, a lost connection a failure. SQLAlchemy is not
+imported for it: an error of SQLAlchemy can only come where it has been. A driver's own error is known by its code.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from koo.policies.verdict import Fault
+from koo.server_words import by_words
+from koo.sqlstates import (
+    LOST,
+    MISTAKEN,
+    SATURATED,
+    SQLSTATES,
+    Meaning,
+    by_class,
+    by_code,
+    find,
+    original_of,
+    sqlstate_of,
+)
+
+
+def classify_database(error: Exception) -> Fault | None:
+    """What it means, or None for what no database raised. The error itself passes unchanged."""
+    meaning = _of_sqlalchemy(error) or _of_driver(error)
+    # The operation may have done paid work elsewhere before its statement failed.
+    return None if meaning is None else replace(meaning.fault(), billed=True)
+
+
+def _of_sqlalchemy(error: Exception) -> Meaning | None:
+    exc = sys.modules.get("sqlalchemy.exc")
+    if exc is None or not isinstance(error, exc.SQLAlchemyError):
+        return None
+    original = original_of(error)
+    if isinstance(error, exc.TimeoutError):  # of its pool
+        return SATURATED
+    if getattr(error, "connection_invalidated", False):
+        return by_code(original) or LOST
+    if isinstance(error, exc.OperationalError):  # psycopg's failed connects have words and no code
+        return by_code(original) or by_class(original) or by_words(original)
+    return by_code(original) or by_class(original) or MISTAKEN
+
+
+def _of_driver(error: Exception) -> Meaning | None:
+    """By its code, where the table has it: MySQL's drivers know but few of the standard's."""
+    state = sqlstate_of(error)
+    return by_code(error) if state is None or find(SQLSTATES, state) else None

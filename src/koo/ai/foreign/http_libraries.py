@@ -1,0 +1,201 @@
+"""What the exceptions of HTTP libraries mean: httpx, httpx2, aiohttp, requests, urllib3, urllib, http.client, botocore.
+
+They all tell the same three things apart: an answer with a status, nothing of the request left, and everything else,
+which may have been billed. Several are `OSError`s too, and would otherwise be taken for a lost connection.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from ssl import SSLCertVerificationError
+
+from koo.ai.foreign.peek import names_of, peek
+from koo.ai.foreign.statuses import HTTP, by_status, plain_headers
+from koo.ai.providers.faults import make_error
+from koo.ai.providers.openai_errors import parse_error
+from koo.clock import SYSTEM_CLOCK
+from koo.errors import ExternalServiceError, Kind
+from koo.policies.treatment import MISTAKEN
+from koo.policies.verdict import Fault
+
+UNSENT = frozenset({
+    "ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol",
+})  # fmt: skip
+"""httpx and httpx2: nothing of the request left."""
+AIOHTTP_UNSENT = frozenset({
+    "ClientConnectorError", "ConnectionTimeoutError", "ClientConnectorDNSError", "ClientSSLError",
+})  # fmt: skip
+URLLIB3_UNSENT = frozenset({
+    "ConnectTimeoutError", "NewConnectionError", "ProxyError", "EmptyPoolError", "FullPoolError", "ClosedPoolError",
+})  # fmt: skip
+BOTOCORE_UNSENT = frozenset({"EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError"})
+REQUESTS_MISTAKES = frozenset({
+    "InvalidJSONError", "MissingSchema", "InvalidSchema", "InvalidURL", "InvalidHeader", "URLRequired",
+    "UnrewindableBodyError", "StreamConsumedError",
+})  # fmt: skip
+"""The caller's, like the `ValueError`s that most of them are; an answer that is not JSON is among them, and paid."""
+BOTOCORE_MISTAKES = frozenset({
+    "ParamValidationError", "ValidationError", "NoCredentialsError", "PartialCredentialsError", "NoRegionError",
+    "UnknownServiceError", "ProfileNotFound", "ConfigNotFound", "DataNotFoundError",
+})  # fmt: skip
+NESTED_MAX = 5
+"""requests wraps urllib3's error, which wraps its reason."""
+_TOO_MANY = re.compile(r"too many (\d{3}) error responses")
+
+Found = ExternalServiceError | Fault | None
+
+
+def judge_httpx(error: Exception, names: set[str], service: str) -> Found:
+    if "HTTPStatusError" in names:
+        return _answered(error, peek(error, "response", "status_code"), service)
+    if names & UNSENT:
+        return _unsent(service)
+    if "TimeoutException" in names:
+        return _late(service)
+    if "TransportError" in names:
+        return _broke(service)
+    return _unreadable(service) if "DecodingError" in names else None
+
+
+def judge_aiohttp(error: Exception, names: set[str], service: str) -> Found:
+    if "ClientResponseError" in names:
+        return _answered(error, peek(error, "status"), service)
+    if names & AIOHTTP_UNSENT:
+        return _unsent(service)
+    if "ServerTimeoutError" in names:
+        return _late(service)
+    if "ClientPayloadError" in names:
+        return _unreadable(service, "the answer broke off")
+    return _broke(service) if "ClientConnectionError" in names else None
+
+
+def judge_requests(error: Exception, names: set[str], service: str) -> Found:
+    if "HTTPError" in names:
+        return _answered(error, peek(error, "response", "status_code"), service)
+    if names & REQUESTS_MISTAKES:
+        return MISTAKEN
+    if names & {"ChunkedEncodingError", "ContentDecodingError"}:
+        return _unreadable(service, "the answer broke off")
+    if "TooManyRedirects" in names:
+        return _unreadable(service, "it redirects without end")
+    if names & {"ConnectTimeout", "ProxyError"}:
+        return _unsent(service)
+    inner = _innermost(error)
+    found = judge_urllib3(inner, names_of(type(inner)).get("urllib3", set()), service)
+    if found is None and "ConnectionError" in names:
+        return _broke(service)
+    return _late(service) if found is None and "Timeout" in names else found
+
+
+def judge_urllib3(error: Exception, names: set[str], service: str) -> Found:
+    if "MaxRetryError" in names and (inner := _innermost(error)) is not error:
+        return judge_urllib3(inner, names_of(type(inner)).get("urllib3", set()), service) or _broke(service)
+    if "ResponseError" in names and (said := _TOO_MANY.fullmatch(str(error))):
+        return by_status(error, int(said[1]), service)
+    if "LocationValueError" in names:
+        return MISTAKEN
+    if names & URLLIB3_UNSENT:
+        return _unsent(service)
+    if "TimeoutError" in names:
+        return _late(service)
+    if names & {"DecodeError", "IncompleteRead", "InvalidChunkLength", "ResponseNotChunked"}:
+        return _unreadable(service, "the answer broke off")
+    return _broke(service) if names & {"ProtocolError", "SSLError"} else None
+
+
+def judge_urllib(error: Exception, names: set[str], service: str) -> Found:
+    """A `URLError` wraps what went wrong before an answer, so while connecting or sending."""
+    if "HTTPError" in names:
+        return _answered(error, peek(error, "code"), service)
+    if "ContentTooShortError" in names:
+        return _unreadable(service, "the answer broke off")
+    if "URLError" not in names:
+        return None
+    reason = peek(error, "reason")
+    if isinstance(reason, str):  # an unknown scheme, no host
+        return MISTAKEN
+    if isinstance(reason, TimeoutError):
+        return _late(service)
+    lost = isinstance(reason, ConnectionError) and not isinstance(reason, ConnectionRefusedError)
+    unsure = isinstance(reason, OSError) and type(reason).__name__.startswith("SSL")
+    return _broke(service) if lost or (unsure and not _untrusted(reason)) else _unsent(service)
+
+
+def judge_http_client(error: Exception, names: set[str], service: str) -> Found:
+    if "HTTPException" not in names or isinstance(error, ValueError):
+        return None
+    if names & {"InvalidURL", "ImproperConnectionState", "NotConnected"}:
+        return MISTAKEN
+    if "RemoteDisconnected" in names:
+        return _broke(service)
+    return _unreadable(service, "the answer broke off")
+
+
+def judge_botocore(error: Exception, names: set[str], service: str) -> Found:
+    if "ClientError" in names:
+        return _by_aws(error, service)
+    if names & BOTOCORE_MISTAKES:
+        return MISTAKEN
+    if names & BOTOCORE_UNSENT:
+        return _unsent(service)
+    if "ReadTimeoutError" in names:
+        return _late(service)
+    if names & {"HTTPClientError", "ConnectionError", "ConnectionClosedError", "IncompleteReadError"}:
+        return _broke(service)
+    return None
+
+
+def _by_aws(error: Exception, service: str) -> ExternalServiceError:
+    """AWS throttles with 400 too, so its codes are read; an error in a stream has no status."""
+    response = peek(error, "response")
+    answer = response if isinstance(response, Mapping) else {}
+    metadata, said = answer.get("ResponseMetadata"), answer.get("Error")
+    metadata = metadata if isinstance(metadata, Mapping) else {}
+    status = metadata.get("HTTPStatusCode")
+    status = status if type(status) is int else 200
+    # "AccessDenied" is about one object of many: like any other bare 403.
+    denied = isinstance(said, Mapping) and str(said.get("Code", "")).startswith("AccessDenied")
+    parsed = parse_error(status, plain_headers(metadata.get("HTTPHeaders")), None if denied else said)
+    return HTTP.error(service or "aws", parsed, SYSTEM_CLOCK.wall(), billable=status < 400)
+
+
+def _innermost(error: Exception) -> Exception:
+    """What requests and urllib3 wrapped: the reason, or the first argument."""
+    for _ in range(NESTED_MAX):
+        inner = peek(error, "reason")
+        if not isinstance(inner, Exception):
+            inner = error.args[0] if error.args else None
+        if not isinstance(inner, Exception):
+            break
+        error = inner
+    return error
+
+
+def _untrusted(reason: object) -> bool:
+    return isinstance(reason, SSLCertVerificationError)
+
+
+# ── what they all tell apart ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _answered(error: Exception, status: object, service: str) -> ExternalServiceError:
+    if type(status) is not int or status < 300:
+        return _unreadable(service)
+    return by_status(error, status, service)
+
+
+def _unsent(service: str) -> ExternalServiceError:
+    return make_error(service or HTTP.vendor, Kind.CONNECTION, "cannot connect", billable=False)
+
+
+def _late(service: str) -> ExternalServiceError:
+    return make_error(service or HTTP.vendor, Kind.TIMEOUT, "no answer in time", billable=True)
+
+
+def _broke(service: str) -> ExternalServiceError:
+    return make_error(service or HTTP.vendor, Kind.CONNECTION, "the connection broke", billable=True)
+
+
+def _unreadable(service: str, reason: str = "") -> ExternalServiceError:
+    return make_error(service or HTTP.vendor, Kind.BAD_ANSWER, reason, billable=True)

@@ -1,0 +1,169 @@
+"""What an error of an operation means: its own word first, then what it was raised from.
+
+Libraries put an SDK's error into one of their own (`raise AgentError() from error`), task groups put several into one.
+Asked in this order, the first that knows decides:
+
+1. koo's own errors; groups, see below; the tables of SDKs, HTTP libraries and databases
+2. the causes, where the other side speaks in them: what it was raised `from`, or holds in its arguments
+3. the HTTP status that it carries
+4. its class: `OSError`, `TimeoutError`, `ValueError` and their like
+5. the context, where it has no cause: `except RateLimitError: raise AgentError()`. Only the other side's word counts
+   there: a `KeyError` that was being handled was most likely a look into a cache
+6. the class of a cause
+
+What the other side said becomes an `ExternalServiceError`, to be raised `from` the original. The caller's own classes
+keep the promise to leave unchanged, also where they were raised from such an error; what follows is then the cause's.
+
+A group means the worst for us that is in it: a refused key before a pause, the longest pause first, a pause before a
+failure, a failure before a mistake. If all are of one kind, so is the group; else it leaves unchanged. What ran beside
+the failed parts is unknown, so a group has been paid for, and is not repeated unless a repeat does no harm.
+
+Nothing is looked at twice, and no more than sixteen errors are, so neither cycles nor depth can hold a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import NamedTuple
+
+from koo.ai.foreign.databases import classify_database
+from koo.ai.foreign.peek import peek
+from koo.ai.foreign.statuses import classify_status, is_answer, status_of
+from koo.ai.foreign.vendors import classify_sdk
+from koo.errors import KooError
+from koo.policies.treatment import CALLERS, ELSE, MISTAKEN, classify_error, fault_of
+from koo.policies.verdict import FAILURE, THROTTLED, Fault
+
+LOOKED_AT_MAX = 16
+"""Errors that are looked at for one call: the depth of causes and the width of groups that occur, and some more."""
+
+
+class Meaning(NamedTuple):
+    """`spoken`: the other side said it; else only a class says so."""
+
+    fault: Fault
+    spoken: bool
+
+
+NOTHING = Meaning(ELSE, spoken=False)
+
+
+def meaning_of(error: Exception, service: str = "") -> Fault:
+    """What `error` means for the service of that name. Total: an odd error is a failure like any other unknown one."""
+    return _Walk(service).look(error).fault
+
+
+class _Walk:
+    """One walk through an error and all that hangs on it."""
+
+    __slots__ = ("_seen", "_service")
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+        self._seen: set[int] = set()
+
+    def look(self, error: Exception) -> Meaning:
+        """Never raises: whatever an error's own code does, it is then unknown, and what wraps it is read on."""
+        if id(error) in self._seen or len(self._seen) >= LOOKED_AT_MAX:
+            return NOTHING
+        self._seen.add(id(error))
+        try:
+            return self._look(error)
+        except Exception:  # noqa: BLE001 - a property of somebody's error may raise anything
+            return NOTHING
+
+    def _look(self, error: Exception) -> Meaning:
+        if isinstance(error, KooError):
+            return Meaning(classify_error(error), spoken=True)
+        if isinstance(error, ExceptionGroup):
+            return self._look_into(error)
+        by_table = classify_sdk(error, self._service) or classify_database(error)
+        if by_table is not None:
+            return Meaning(by_table, spoken=True)
+        cause = next((found for one in _causes(error) if (found := self.look(one)) is not NOTHING), NOTHING)
+        if cause.spoken:
+            return Meaning(_unchanged(cause.fault) if _leaves_unchanged(error) else cause.fault, spoken=True)
+        return self._by_itself(error) or self._by_context(error) or _by_answer(error) or cause
+
+    def _by_itself(self, error: Exception) -> Meaning | None:
+        """By the status that it carries, or by its class."""
+        carried = classify_status(error, self._service)
+        if carried is not None:
+            return Meaning(replace(fault_of(carried), error=carried), spoken=True)
+        fault = classify_error(error)
+        return None if fault is ELSE else Meaning(fault, spoken=False)
+
+    def _by_context(self, error: Exception) -> Meaning | None:
+        context = error.__context__
+        if error.__suppress_context__ or not isinstance(context, Exception):
+            return None
+        found = self.look(context)
+        if not found.spoken:
+            return None
+        return Meaning(_unchanged(found.fault), spoken=True) if _leaves_unchanged(error) else found
+
+    # ── groups ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _look_into(self, group: ExceptionGroup[Exception]) -> Meaning:
+        found = [
+            self.look(one)
+            for one in group.exceptions
+            if id(one) not in self._seen and len(self._seen) < LOOKED_AT_MAX
+        ]
+        if not found:
+            return NOTHING
+        faults = [one.fault for one in found]
+        worst = max(faults, key=_how_bad)
+        of_one_kind = all((one.verdict, one.kind) == (worst.verdict, worst.kind) for one in faults)
+        fault = replace(
+            worst,
+            repeatable=all(one.repeatable for one in faults),
+            anew=False,
+            billed=True,
+            in_part=True,
+            error=worst.error if of_one_kind else None,
+        )
+        return Meaning(fault, spoken=any(one.spoken for one in found))
+
+
+def _how_bad(fault: Fault) -> tuple[bool, bool, bool, float]:
+    """For `max`: what keeps the most calls away for the longest time."""
+    return (
+        fault.block is not None,
+        fault.verdict is THROTTLED,
+        fault.verdict is FAILURE,
+        fault.retry_after_s or 0.0,
+    )
+
+
+def _causes(error: Exception) -> Iterator[Exception]:
+    """What it was raised from; else the exceptions that it holds in its arguments, or in tenacity's last attempt."""
+    if error.__cause__ is not None:
+        if isinstance(error.__cause__, Exception):
+            yield error.__cause__
+        return
+    attempt = peek(error, "last_attempt")
+    if isinstance(attempt, Future) and attempt.done() and not attempt.cancelled():
+        held = attempt.exception(timeout=0)
+        if isinstance(held, Exception):
+            yield held
+    for one in error.args:
+        if isinstance(one, Exception):
+            yield one
+
+
+def _leaves_unchanged(error: Exception) -> bool:
+    return isinstance(error, CALLERS) or is_answer(error)
+
+
+def _by_answer(error: Exception) -> Meaning | None:
+    """A web framework's `HTTPException(404)`: the application found a mistake, not a failure."""
+    if is_answer(error) and (status := status_of(error)) is not None and status < 500:
+        return Meaning(MISTAKEN, spoken=False)
+    return None
+
+
+def _unchanged(fault: Fault) -> Fault:
+    return replace(fault, error=None)

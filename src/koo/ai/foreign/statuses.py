@@ -1,0 +1,153 @@
+"""The HTTP status that an error carries under one of the usual names, and the headers and the wait beside it.
+
+Most libraries that speak HTTP raise an error with the status in `status_code`, `status`, `code` or `http_status`, or
+with the answer in `response` or `resp`. A name alone proves little: `code` may be a code of a database or of SMTP. So a
+status is only a plain whole number from 400 to 599, and the libraries whose codes lie there and mean something else are
+listed. What an application answers its own clients (a web framework's `HTTPException`) says nothing about the service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from http import HTTPStatus
+from itertools import islice
+
+from koo.ai.foreign.peek import names_of, peek
+from koo.ai.providers.faults import FaultTable, ParsedError, Row
+from koo.ai.providers.waits import Stated
+from koo.clock import SYSTEM_CLOCK
+from koo.errors import ExternalServiceError, Kind
+
+HTTP = FaultTable(
+    "http",
+    (
+        Row(Kind.NOT_FOUND, status=404, sentence="it does not know what was asked for"),
+        # By bare status, this may be a customer's card that was declined: no reason to keep the others waiting.
+        Row(Kind.INVALID_REQUEST, status=402, sentence="it asks for a payment first"),
+        # A bare 403 may be about one document of many; a block would stop every other call.
+        Row(Kind.INVALID_REQUEST, status=403, sentence="it forbids this request"),
+    ),
+)
+"""Not a vendor: only the status speaks."""
+
+PLACES: tuple[tuple[str, ...], ...] = (
+    ("status_code",),
+    ("http_status",),
+    ("response", "status_code"),
+    ("response", "status"),
+    ("resp", "status"),
+    ("resp", "status_code"),
+    ("raw_response", "status_code"),
+    ("status",),
+    ("code",),
+)
+"""Where a status stands. `status` and `code` come last: beside a clearer one they may be a vendor's own number."""
+HEADERS: tuple[tuple[str, ...], ...] = (
+    ("response", "headers"),
+    ("headers",),
+    ("resp",),  # googleapiclient: a mapping that is the headers
+    ("hdrs",),
+    ("meta", "headers"),
+    ("raw_response", "headers"),
+)
+HEADERS_MAX = 64
+"""More belong to no error."""
+OTHER_CODES = frozenset({"aiosmtplib", "asynch", "clickhouse_driver", "pymongo", "smtplib"})
+"""Modules whose `code` is a number of their own."""
+ANSWERS = (
+    "aiohttp.web", "bottle", "django", "falcon", "fastapi", "flask", "litestar", "ninja", "quart", "rest_framework",
+    "sanic", "starlette", "tornado.web", "werkzeug",
+)  # fmt: skip
+"""Modules of web frameworks: an error of theirs is what the application answers."""
+
+GRPC: dict[str, int] = {
+    "INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "OUT_OF_RANGE": 400, "ALREADY_EXISTS": 400,
+    "UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403, "NOT_FOUND": 404, "UNIMPLEMENTED": 404, "ABORTED": 409,
+    "RESOURCE_EXHAUSTED": 429, "CANCELLED": 499, "INTERNAL": 500, "UNKNOWN": 500, "DATA_LOSS": 500,
+    "UNAVAILABLE": 503, "DEADLINE_EXCEEDED": 504,
+}  # fmt: skip
+"""gRPC's codes by the HTTP status of the same sense."""
+
+
+def classify_status(error: Exception, service: str) -> ExternalServiceError | None:
+    """The error that a carried status stands for, or None where there is none."""
+    if is_answer(error):
+        return None
+    names = names_of(type(error))
+    if "grpc" in names:
+        return _by_grpc(error, service)
+    if not OTHER_CODES.isdisjoint(names):
+        return None
+    status = status_of(error)
+    return None if status is None else by_status(error, status, service)
+
+
+def status_of(error: Exception) -> int | None:
+    """The first status that stands in one of the usual places."""
+    return next((found for place in PLACES if (found := _status(peek(error, *place)))), None)
+
+
+def is_answer(error: Exception) -> bool:
+    """Whether it is what an application answers its own client, in the way of its web framework."""
+    return any(str(base.__module__).startswith(ANSWERS) for base in type(error).__mro__)
+
+
+def by_status(
+    error: Exception,
+    status: int,
+    service: str,
+    *,
+    billable: bool = False,
+    headers: Mapping[str, str] | None = None,
+) -> ExternalServiceError:
+    """The error of a status, with the wait that stands in the headers of `error` or in its `retry_after`."""
+    parsed = ParsedError(
+        status=status, headers=headers_of(error) if headers is None else headers, stated=_stated(error)
+    )
+    return HTTP.error(service or HTTP.vendor, parsed, SYSTEM_CLOCK.wall(), billable=billable)
+
+
+def headers_of(error: Exception) -> dict[str, str]:
+    """The headers of the answer, their names in lower case, from where the libraries keep them."""
+    found = (plain_headers(peek(error, *place)) for place in HEADERS)
+    return next((headers for headers in found if headers), {})
+
+
+def plain_headers(given: object) -> dict[str, str]:
+    """Headers of any library's own mapping, as a dictionary with names in lower case; {} for what are none."""
+    headers: dict[str, str] = {}
+    try:
+        for name, value in islice(given.items(), HEADERS_MAX):  # type: ignore[attr-defined]
+            if isinstance(name, str) and isinstance(value, str):
+                headers[name.lower()] = value
+    except Exception:  # noqa: BLE001 - nothing like headers
+        return {}
+    return headers
+
+
+def _status(value: object) -> int | None:
+    """A status is a plain number: neither a digit string nor a truth value nor another library's enumeration."""
+    if (type(value) is int or isinstance(value, HTTPStatus)) and 400 <= value < 600:
+        return int(value)
+    return None
+
+
+def _stated(error: Exception) -> tuple[Stated, ...]:
+    """What some libraries have read from the headers themselves: seconds, or a span."""
+    wait = peek(error, "retry_after")
+    if isinstance(wait, timedelta):
+        wait = wait.total_seconds()
+    return (Stated(str(wait)),) if type(wait) in (int, float) else ()
+
+
+def _by_grpc(error: Exception, service: str) -> ExternalServiceError | None:
+    """An `RpcError` says its code by a method. What was not turned away by a 4xx may have been done, and billed."""
+    code = peek(error, "code")
+    if not callable(code):
+        return None
+    try:
+        status = GRPC.get(str(code().name))
+    except Exception:  # noqa: BLE001 - a call that is still running has no code
+        return None
+    return None if status is None else by_status(error, status, service, billable=status >= 499, headers={})

@@ -1,0 +1,246 @@
+"""What an own operation's answer says about its bill, whoever's SDK made it: `read_report`, and `Meter` for streams.
+
+No SDK is imported: an answer is read by the names that vendors and wrappers use (`usage_names.py`), whether it is a
+mapping, a pydantic object, or any other. Nothing here raises: an answer that was paid for is never lost because its
+usage is odd.
+
+Of a streamed answer `Meter` is handed each piece. Vendors repeat what they have counted so far, so counts grow and
+never shrink; LangChain's pieces say what is new, and are added. A report is the last one when the vendor has said its
+last word: a stream that is left before that has said too little about its bill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from decimal import Decimal
+from typing import NamedTuple
+
+from koo.ai.providers.loose import NOT_JSON, loads
+from koo.ai.types import Usage
+from koo.ai.usage_names import Path, at, count, get, module_of, names_of, says_something, units_of, usage_of
+from koo.policies.money import EXACT
+
+NO_UNITS: Mapping[str, int] = {}
+PLACES = ("usage", "usage_metadata", "usageMetadata")
+"""Under which of an answer's names its usage stands."""
+INSIDE = (
+    "message", "response", "_raw_response", "raw", "snapshot", "chunk", "context_wrapper", "http_response"
+)  # fmt: skip
+"""Where the answer itself stands in what a stream or a wrapper hands out: Anthropic's `message_start`, the ends of
+Responses, instructor, LlamaIndex, the stream helpers of openai's SDK, openai-agents, raw responses."""
+MODELS: tuple[Path, ...] = (
+    ("model",), ("model_version",), ("modelVersion",), ("model_name",), ("response_metadata", "model_name"),
+    ("response", "model_name"),
+)  # fmt: skip
+ORDINARY = ("standard", "default", "auto")
+DEPTH_MAX = 3
+MEMBERS_MAX = 10_000
+"""Of a list of answers; a longer one is not a batch of paid calls."""
+
+
+class Report(NamedTuple):
+    """What an answer, or a piece of a streamed one, says about its bill.
+
+    `usage` is by disjoint classes. `units` are counts that have a price of their own beyond their class, by the price
+    table's words ("cache_write_1h", "output_audio", "web_searches", ...). `cost_usd` is what the provider says that it
+    bills, `tier` the service tier or the speed it answered in. `is_whole`: nothing that is paid for is missing from it.
+    `is_last`: the vendor says no more. `adds`: it says what is new since the piece before.
+    """
+
+    usage: Usage
+    model: str | None = None
+    cost_usd: Decimal | None = None
+    tier: str | None = None
+    units: Mapping[str, int] = NO_UNITS
+    is_whole: bool = True
+    is_last: bool = True
+    adds: bool = False
+
+
+class Meter:
+    """Keeps what the pieces of one answer have said about its bill; a whole answer is one piece."""
+
+    __slots__ = ("report",)
+
+    def __init__(self) -> None:
+        self.report: Report | None = None
+
+    def take(self, piece: object) -> None:
+        """Read one piece; most say nothing."""
+        found = read_report(piece)
+        if found is not None:
+            self.report = found if self.report is None else _joined(self.report, found)
+
+
+def read_report(told: object) -> Report | None:
+    """What an answer, a piece of one, or a usage by itself says about a bill; None where it says nothing. Never raises.
+
+    A list or a tuple is a batch: its members' counts are added.
+    """
+    with suppress(Exception):
+        if isinstance(told, (list, tuple)) and not hasattr(told, "_fields"):
+            return _added_up(told)
+        found = _find(told, DEPTH_MAX)
+        if found is not None:
+            return _report(*found)
+        if says_something(told):
+            return _report(told, None)
+    return None
+
+
+# ── finding ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _find(told: object, depth: int) -> tuple[object, object] | None:
+    """The usage, and the answer that it stands in."""
+    if told is None or isinstance(told, (str, int, float, type)):
+        return None
+    for name in PLACES:
+        usage = get(told, name)
+        if callable(usage) and module_of(told) == "pydantic_ai":
+            usage = _called(usage)
+        if usage is not None and says_something(usage):
+            return usage, told
+    body = told if isinstance(told, bytes) else get(told, "content")
+    if isinstance(body, bytes):
+        document = loads(body)
+        return None if document is NOT_JSON else _find(document, 0)
+    for name in INSIDE if depth else ():
+        inner = get(told, name)
+        found = None if inner is None or inner is told else _find(inner, depth - 1)
+        if found is not None:
+            return found
+    return None
+
+
+def _called(method: Callable[[], object]) -> object:
+    """Some versions of pydantic-ai have a method where others have a property."""
+    with suppress(Exception):
+        return method()
+    return None
+
+
+# ── the report ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _report(told: object, answer: object) -> Report:
+    usage = usage_of(told)
+    return Report(
+        usage=usage,
+        model=_model_of(answer),
+        cost_usd=_cost_of(told),
+        tier=_tier_of(told, answer),
+        units=NO_UNITS if isinstance(told, Usage) else units_of(told, answer),
+        is_whole=usage.read_tokens > 0
+        and not usage.estimated
+        and (usage.output_tokens > 0 or _only_reads(told)),
+        is_last=_is_last(answer),
+        adds=module_of(answer).startswith("langchain"),
+    )
+
+
+def _only_reads(told: object) -> bool:
+    """Embeddings write nothing, and say so by a total without a count of what was written."""
+    names = names_of(told)
+    return get(told, names.written) is None and bool(count(told, (names.total,)))
+
+
+def _model_of(answer: object) -> str | None:
+    for path in MODELS:
+        model = at(answer, path)
+        if isinstance(model, str) and model:
+            return model
+    return None
+
+
+def _cost_of(told: object) -> Decimal | None:
+    """What OpenRouter and Perplexity say that they bill."""
+    cost = get(told, "cost")
+    if not isinstance(cost, (int, float, str, Decimal)):
+        cost = get(cost, "total_cost") if get(cost, "currency") in (None, "USD") else None
+    if not isinstance(cost, (int, float, str, Decimal)) or isinstance(cost, bool):
+        return None
+    with suppress(ArithmeticError):
+        amount = Decimal(str(cost))
+        return amount if amount.is_finite() and amount >= 0 else None
+    return None
+
+
+def _tier_of(told: object, answer: object) -> str | None:
+    for thing, name in ((told, "speed"), (told, "service_tier"), (answer, "service_tier")):
+        tier = get(thing, name)
+        if isinstance(tier, str) and tier not in ORDINARY:
+            return tier
+    return None
+
+
+def _is_last(answer: object) -> bool:
+    """Has the vendor said its last word? A whole answer always has."""
+    if get(answer, "type") == "message" and get(answer, "role") == "assistant":
+        return get(answer, "stop_reason") is not None  # without: what Anthropic's stream begins with
+    if get(answer, "object") == "chat.completion.chunk":
+        choices = get(answer, "choices")
+        return not isinstance(choices, list) or not choices or _ends(choices)
+    candidates = get(answer, "candidates")
+    if isinstance(candidates, list) and candidates:
+        return _ends(candidates)
+    return get(answer, "status") not in ("in_progress", "queued")
+
+
+def _ends(choices: list[object]) -> bool:
+    return any(get(one, name) is not None for one in choices for name in ("finish_reason", "finishReason"))
+
+
+# ── several ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _joined(before: Report, later: Report) -> Report:
+    """Two pieces of one answer."""
+    adds = later.adds
+    usage = _plus(before.usage, later.usage) if adds else before.usage.grown(later.usage)
+    units = {name: _of_both(before, later, name) for name in {*before.units, *later.units}}
+    costs = [cost for cost in (before.cost_usd, later.cost_usd) if cost is not None]
+    return Report(
+        usage=usage,
+        model=later.model or before.model,
+        cost_usd=max(costs, default=None),
+        tier=later.tier or before.tier,
+        units=units,
+        is_whole=usage.read_tokens > 0 and usage.output_tokens > 0 and not usage.estimated,
+        is_last=before.is_last or later.is_last,
+        adds=adds,
+    )
+
+
+def _of_both(before: Report, later: Report, name: str) -> int:
+    one, other = before.units.get(name, 0), later.units.get(name, 0)
+    return one + other if later.adds else max(one, other)
+
+
+def _plus(one: Usage, other: Usage) -> Usage:
+    return Usage(
+        input_tokens=one.input_tokens + other.input_tokens,
+        cache_read_tokens=one.cache_read_tokens + other.cache_read_tokens,
+        cache_write_tokens=one.cache_write_tokens + other.cache_write_tokens,
+        output_tokens=one.output_tokens + other.output_tokens,
+        reasoning_tokens=one.reasoning_tokens + other.reasoning_tokens,
+        estimated=one.estimated or other.estimated,
+    )
+
+
+def _added_up(members: list[object] | tuple[object, ...]) -> Report | None:
+    """A batch. What stands in it twice (an object, and the completion that it was read from) counts once."""
+    found = [one for member in members[:MEMBERS_MAX] if (one := _find(member, DEPTH_MAX)) is not None]
+    reports = [_report(*one) for one in {id(one[0]): one for one in found}.values()]
+    if not reports:
+        return None
+    total = reports[0]
+    for report in reports[1:]:
+        one_usd, other_usd = total.cost_usd, report.cost_usd
+        total = _joined(total, report._replace(adds=True))._replace(
+            # One price would be taken for all of them.
+            is_whole=total.is_whole and report.is_whole and total.model == report.model,
+            cost_usd=None if one_usd is None or other_usd is None else EXACT.add(one_usd, other_usd),
+        )
+    return total

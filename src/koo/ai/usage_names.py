@@ -1,0 +1,245 @@
+"""What vendors and wrappers call their counts of tokens, read into koo's disjoint classes.
+
+Three families differ. Chat completions and Responses count what came from a cache into what was read; Anthropic and
+Bedrock count it beside; Google counts thoughts beside what was written. Names that may mean both are read as the dearer
+one. A count that is no number is none, and a property that raises is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from decimal import Decimal
+from typing import NamedTuple
+
+from koo.ai.providers.usage import Count, count_of, usage_from
+from koo.ai.types import Usage
+
+Path = tuple[str, ...]
+
+
+class Names(NamedTuple):
+    """What a family calls its counts; `cached` and `into_cache` are a part of what was read, those `beside` are not."""
+
+    read: str
+    written: str
+    total: str
+    cached: tuple[Path, ...] = ()
+    into_cache: tuple[Path, ...] = ()
+    reasoning: tuple[Path, ...] = ()
+    beside_cached: tuple[Path, ...] = ()
+    beside_into_cache: tuple[Path, ...] = ()
+    also_read: str = ""
+    also_written: str = ""
+
+
+CHAT = Names(
+    "prompt_tokens", "completion_tokens", "total_tokens",
+    cached=(
+        ("prompt_tokens_details", "cached_tokens"), ("cached_tokens",), ("num_cached_tokens",),
+        ("prompt_cache_hit_tokens",), ("cache_read_input_tokens",),
+    ),
+    into_cache=(
+        ("prompt_tokens_details", "cache_write_tokens"), ("prompt_tokens_details", "cache_creation_tokens"),
+        ("prompt_tokens_details", "cache_creation_input_tokens"), ("cache_creation_input_tokens",),
+    ),
+    reasoning=(("completion_tokens_details", "reasoning_tokens"), ("reasoning_tokens",)),
+)  # fmt: skip
+INPUT = Names(
+    "input_tokens", "output_tokens", "total_tokens",
+    cached=(
+        ("input_tokens_details", "cached_tokens"), ("input_tokens_details", "cache_read_input_tokens"),
+        ("input_token_details", "cache_read"),
+    ),
+    into_cache=(
+        ("input_tokens_details", "cache_write_tokens"), ("input_tokens_details", "cache_creation_input_tokens"),
+        ("input_token_details", "cache_creation"),
+    ),
+    reasoning=(
+        ("output_tokens_details", "reasoning_tokens"), ("output_tokens_details", "thinking_tokens"),
+        ("output_token_details", "reasoning"), ("reasoning_tokens",),
+    ),
+    beside_cached=(("cache_read_input_tokens",), ("cache_read_tokens",)),
+    beside_into_cache=(("cache_creation_input_tokens",), ("cache_write_tokens",)),
+)  # fmt: skip
+GOOGLE = Names(
+    "prompt_token_count", "candidates_token_count", "total_token_count",
+    cached=(("cached_content_token_count",),), reasoning=(("thoughts_token_count",),),
+    also_read="tool_use_prompt_token_count", also_written="thoughts_token_count",
+)  # fmt: skip
+GOOGLE_JSON = Names(
+    "promptTokenCount", "candidatesTokenCount", "totalTokenCount",
+    cached=(("cachedContentTokenCount",),), reasoning=(("thoughtsTokenCount",),),
+    also_read="toolUsePromptTokenCount", also_written="thoughtsTokenCount",
+)  # fmt: skip
+BEDROCK = Names(
+    "inputTokens", "outputTokens", "totalTokens",
+    beside_cached=(("cacheReadInputTokens",),), beside_into_cache=(("cacheWriteInputTokens",),),
+)  # fmt: skip
+FAMILIES = (CHAT, INPUT, GOOGLE, GOOGLE_JSON, BEDROCK)
+FIRST_NAMES = tuple(name for one in FAMILIES for name in (one.read, one.written))
+COUNTED_IN = ("pydantic_ai", "genai_prices")
+"""Packages whose usage has the names of koo's, but counts what came from the cache into what was read."""
+
+UNITS: dict[str, tuple[Path, ...]] = {
+    "cache_write_1h": (
+        ("cache_creation", "ephemeral_1h_input_tokens"), ("cache_write_1h_tokens",),
+        ("input_token_details", "ephemeral_1h_input_tokens"),
+    ),
+    "input_audio": (
+        ("prompt_tokens_details", "audio_tokens"), ("input_tokens_details", "audio_tokens"),
+        ("input_token_details", "audio"), ("input_audio_tokens",),
+    ),
+    "output_audio": (
+        ("completion_tokens_details", "audio_tokens"), ("output_tokens_details", "audio_tokens"),
+        ("output_token_details", "audio"), ("output_audio_tokens",),
+    ),
+    "input_image": (("prompt_tokens_details", "image_tokens"), ("input_tokens_details", "image_tokens")),
+    "output_image": (("output_tokens_details", "image_tokens"),),
+    "web_searches": (("server_tool_use", "web_search_requests"), ("num_search_queries",)),
+}  # fmt: skip
+"""What has a price of its own beyond its class, by the price table's words."""
+MODALITIES: dict[str, tuple[str, ...]] = {
+    "input": ("prompt_tokens_details", "promptTokensDetails", "tool_use_prompt_tokens_details"),
+    "output": ("candidates_tokens_details", "candidatesTokensDetails"),
+}
+"""Where Google says how many tokens were of which kind."""
+SEARCHES = {"web_search_call": "web_searches", "file_search_call": "storage_searches"}
+"""Searches that a Responses answer lists in its output."""
+
+
+# ── tokens ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def says_something(usage: object) -> bool:
+    """Does it have a count by any of the names?"""
+    return isinstance(usage, Usage) or any(get(usage, name) is not None for name in FIRST_NAMES)
+
+
+def names_of(told: object) -> Names:
+    """The family that a usage belongs to."""
+    for one in FAMILIES:
+        if get(told, one.read) is not None:
+            return one
+    return next((one for one in FAMILIES if get(told, one.written) is not None), CHAT)
+
+
+def usage_of(told: object) -> Usage:
+    """Tokens by disjoint class, out of any vendor's usage. What cannot be read is 0."""
+    if isinstance(told, Usage):
+        return told
+    names = names_of(told)
+    read, written, total = (count(told, (name,)) for name in names[:3])
+    read = _sum(read, count(told, (names.also_read,)))
+    written = _sum(written, count(told, (names.also_written,)))
+    cached, into_cache = _counts(told, names.cached), _counts(told, names.into_cache)
+    beside = (_most(told, names.beside_cached), _most(told, names.beside_into_cache))
+    if module_of(told) in COUNTED_IN:
+        cached, into_cache, beside = (*cached, beside[0]), (*into_cache, beside[1]), (0, 0)
+    elif names is INPUT:
+        beside = (beside[0], max(beside[1], _into_cache_by_age(told)))
+    if any(beside):
+        total = (
+            None  # It counts them too, and what it has beyond what was read would be taken for the answer.
+        )
+    usage = usage_from(
+        read=read, written=written, total=total, cached=cached, into_cache=into_cache,
+        reasoning=_counts(told, names.reasoning),
+    )  # fmt: skip
+    return _with_cache(usage, *beside) if any(beside) else usage
+
+
+def _with_cache(usage: Usage, cached: int, into_cache: int) -> Usage:
+    return Usage(
+        input_tokens=usage.input_tokens,
+        cache_read_tokens=max(usage.cache_read_tokens, cached),
+        cache_write_tokens=max(usage.cache_write_tokens, into_cache),
+        output_tokens=usage.output_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+    )
+
+
+def _into_cache_by_age(told: object) -> int:
+    """Anthropic's count of what went into its cache, by how long that is kept."""
+    return sum(
+        count_of(count(told, ("cache_creation", name)))
+        for name in ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
+    )
+
+
+# ── what has a price of its own ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def units_of(usage: object, answer: object = None) -> dict[str, int]:
+    """Counts that have a price of their own, by the price table's words."""
+    found = {name: most for name, paths in UNITS.items() if (most := _most(usage, paths))}
+    for side, places in MODALITIES.items():
+        for place in places:
+            for kind, tokens in _modalities(get(usage, place)):
+                name = f"{side}_{kind}"
+                found[name] = found.get(name, 0) + tokens
+    for item in _items(get(answer, "output")):
+        name = SEARCHES.get(str(get(item, "type")), "")
+        if name:
+            found[name] = found.get(name, 0) + 1
+    return found
+
+
+def _modalities(details: object) -> Iterator[tuple[str, int]]:
+    for one in _items(details):
+        kind = get(one, "modality")
+        word = str(getattr(kind, "value", kind)).lower()
+        if word in ("audio", "image", "video"):
+            yield word, max(count_of(count(one, ("token_count",))), count_of(count(one, ("tokenCount",))))
+
+
+# ── looking into anything ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def get(thing: object, name: str) -> object:
+    """A mapping's value or an object's attribute; None where there is none, or where asking for it raises."""
+    try:
+        return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)
+    except Exception:  # noqa: BLE001 - a property of somebody's own class
+        return None
+
+
+def at(thing: object, path: Path) -> object:
+    """What stands there, or None."""
+    for name in path:
+        if thing is None:
+            return None
+        thing = get(thing, name)
+    return thing
+
+
+def module_of(thing: object) -> str:
+    """The top package that its class comes from."""
+    return type(thing).__module__.partition(".")[0]
+
+
+def count(told: object, path: Path) -> Count:
+    """The number that stands there, also one that is written as text; None for anything else."""
+    value = at(told, path) if path[0] else None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    if isinstance(value, (str, Decimal)):
+        with suppress(ValueError, ArithmeticError):
+            return float(value)
+    return None
+
+
+def _counts(told: object, paths: tuple[Path, ...]) -> tuple[Count, ...]:
+    return tuple([count(told, path) for path in paths])
+
+
+def _most(told: object, paths: tuple[Path, ...]) -> int:
+    return max((count_of(one) for one in _counts(told, paths)), default=0)
+
+
+def _sum(one: Count, more: Count) -> Count:
+    return one if not count_of(more) else count_of(one) + count_of(more)
+
+
+def _items(value: object) -> list[object]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,207 @@
+"""What servers, poolers and libpq say in words, where there is no SQLSTATE, or the wrong one.
+
+libpq passes no SQLSTATE on when a connection is refused, only the server's sentence, in the server's language
+(`lc_messages`). A pooler uses one code for everything that it says itself: PgBouncer 08P01, Supavisor XX000. So words
+are the only way to tell a wrong password from a full server. They are read only from a side that refuses or ends the
+connection: an error of a statement may quote anything.
+
+The rules are regular expressions over such a sentence; the first that is found counts. Their translations are those of
+PostgreSQL itself, as short as will tell them apart. A sentence that no rule knows is still the word of a server, and is
+not called an unreachable one.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterable
+from re import Pattern
+
+from koo.sqlstates import (
+    FULL,
+    IDLED,
+    LATE,
+    LOST,
+    MISCONFIGURED,
+    MISSING,
+    OVERSTAYED,
+    REFUSED,
+    SQLSTATES,
+    STARTING,
+    Meaning,
+)
+
+Rules = tuple[tuple[Pattern[str], Meaning], ...]
+
+
+def _rules(*rows: tuple[str, Meaning]) -> Rules:
+    return tuple((re.compile(words, re.IGNORECASE), meaning) for words, meaning in rows)
+
+
+NO_LOGIN_BEHIND = STARTING.saying("the pooler cannot connect to the server behind it")
+POOLER_FULL = FULL.saying("the pooler has no connection left")
+WANTS_TLS = MISCONFIGURED.saying(
+    "it takes only TLS: its URL has to ask for it (psycopg: sslmode, asyncpg: ssl)"
+)
+UNKNOWN_USER = REFUSED.saying("the pooler knows no such user")
+
+POOLERS: Rules = _rules(
+    # PgBouncer
+    (r"no more connections allowed", POOLER_FULL),
+    (r"query_wait_timeout", FULL.saying("the pooler had no connection to the server in time")),
+    (r"server login (?:has been failing|failed)|client_login_timeout \(server down\)", NO_LOGIN_BEHIND),
+    (r"^client_login_timeout", LATE),
+    (r"no such user", UNKNOWN_USER),
+    (r"(?:auth|SASL authentication|password check) failed|login rejected", REFUSED),
+    (r"no such database|database \S+ is disabled|database removed", MISSING),
+    (r"(?:SSL|TLS) (?:connection |client certificate )?required", WANTS_TLS),
+    (r"unsupported startup parameter", MISCONFIGURED.saying("the pooler does not take an option in its URL")),
+    (r"(?:idle )?transaction[ _]timeout", OVERSTAYED),
+    (r"client_idle_timeout", IDLED),
+    # Supavisor
+    (
+        r"max(?:imum)? clients? (?:connections? )?(?:are )?reached|EMAX\w*CONN|MaxClientsInSessionMode",
+        POOLER_FULL,
+    ),
+    (r"ECHECKOUTTIMEOUT|check ?out (?:connection |timeout|timed out)", POOLER_FULL),
+    (
+        r"ECIRCUITBREAKER|too many authentication",
+        REFUSED.saying("the pooler refuses logins after wrong ones"),
+    ),
+    (r"tenant or user not found", UNKNOWN_USER),
+    # RDS Proxy
+    (r"timed[- ]out waiting to acquire", POOLER_FULL),
+    (r"no credentials for the role|IAM authentication failed|password that was provided for", REFUSED),
+    (r"requires? TLS", WANTS_TLS),
+    # Odyssey, PgCat, PgDog, Neon
+    (r"too many client tcp|too many (?:database )?connections? attempts", POOLER_FULL),
+    (r"AllServersDown|pool is down|failed to get remote server|connect to compute node", NO_LOGIN_BEHIND),
+    (r"no pool configured|route for \S+ is not found|endpoint \S+ (?:is|has been) disabled", MISSING),
+)
+"""Sentences of poolers' own: they count before the code, which is the same for all of them."""
+
+TOO_MANY = r"""too many (?:clients|connections)|connection slots are reserved|zu viele Verbindungen
+    |Verbindungen sind für|demasiad[oa]s (?:clientes|conexiones)|conexiones restantes
+    |trop de (?:clients|connexions)|connexions restants|tropp[ei] (?:client|connessioni)|slot di connessione
+    |för många (?:klienter|uppkopplingar)|anslutningsslottar|слишком много|слоты подключений
+    |(?:забагато|занадто багато) (?:клієнтів|підключень)|слоти підключень|クライアント数が多|接続が多すぎ
+    |接続スロット|접속자? ?수를 초과|연결 슬롯|太多的客户|连接太多|保留的连接位置|მეტისმეტად ბევრი|ძალიან ბევრი"""
+WRONG_PASSWORD = r"""password authentication failed|Passwort-Auth|autentificación password|mot de passe échouée
+    |autenticazione con password|Lösenordsaut|\(по паролю\)|за допомогою пароля|パスワード認証|password 인증
+    |Password 认证|პაროლით"""
+NO_LOGIN = r"""authentication failed|pg_hba\.conf
+    |(?-i:\b(?:PAM|LDAP|GSSAPI|SSPI|RADIUS|Ident|Peer|SCRAM|OAuth)\b)|is not permitted to log in
+    |role\b.* does not exist|(?-i:(?<![A-Za-z])CONNECT(?![A-Za-z]))|privilegios de conexión|Authentifizierung
+    |Rolle\b.* existiert nicht|zum Einloggen|autentificación|no existe el rol|permite conectarse
+    |authentification|le rôle\b.* n'existe pas|autorisé à se connecter|autenticazione|il ruolo\b.* non esiste
+    |effettuare il login|autentisering|rollen\b.* finns inte|tillåts inte logga in|проверку подлинности
+    |роль .* не существует|вход запрещён|автентифікацію|роль .* не існує|вхід не дозволений|認証に失敗
+    |ロール.*存在しません|ログインが許可|인증을 실패|롤\(role\) 없음|롤은 접속을 허용하지|认证.*失败
+    |角色.*不存在|不允许角色|ავთენტიკაცი|ავთენტიფიკაცი|როლი არ არსებობს|როლს შესვლის"""
+NO_SUCH_OPTION = r"""unrecognized configuration parameter|invalid value for parameter
+    |invalid command-line argument|permission denied to set parameter|requires a (?:numeric|Boolean) value
+    |is outside the valid range|Konfigurationsparameter|Wert für Parameter|Kommandozeilenargument
+    |parámetro de configuración|para el parámetro|paramètre de configuration|pour le paramètre
+    |parametro di configurazione|per il parametro|konfigurationsparameter|för parameter|параметр конфигурации
+    |значение для параметра|параметр конфігурації|значення параметру|設定パラメータ|パラメータ.*値
+    |환경 매개 변수|매개 변수의 값|配置参数|参数.*的值|კონფიგურაციის|პარამეტრისთვის|um Parameter
+    |cambiar la opción|línea de órdenes|initialiser le paramètre|ligne de commande|impostare il parametro
+    |riga di comando|sätta parameter|kommandorad|изменения параметра|командной строки|встановлення параметру
+    |командного рядка|パラメータ.*設定|コマンドライン|매개 변수를 지정|명령행|设置参数|命令行|პარამეტრის \("""
+NO_DATABASE = r"""database\b.* does not exist|is not currently accepting connections
+    |Datenbank\b.* existiert nicht|akzeptiert gegenwärtig keine|no existe la base de datos
+    |base de datos .* no acepta conexiones|base de données .* n'(?:existe pas|accepte plus)
+    |il database\b.* non esiste|attualmente non accetta|databasen\b.* existerar inte|för närvarande inte emot
+    |база данных .* не существует|база .* не принимает|бази даних .* не існує|база даних .* не приймає
+    |データベース.*(?:は存在しません|接続を受け付けません)|데이터베이스 없음|현재 접속을 허용하지
+    |数据库 ?".*(?:不存在|当前不接受)|მონაცემთა ბაზა .* არ არსებობს|ბაზა .* არ იღებს"""
+COMES_UP = r"""is starting up|is shutting down|in recovery mode|(?:not yet|not) accepting connections
+    |Datenbanksystem|sistema de bases? de datos|système de bases? de données|il database si sta
+    |modalità di ripristino|sistema di database|databassystemet|система (?:баз данных|БД)|система бази даних
+    |データベースシステム|데이터베이스 시스템|数据库系统|ბაზის სისტემ"""
+
+
+def _joined(words: str) -> str:  # a rule of several lines is one
+    return re.sub(r"\n\s*", "", words)
+
+
+OPTION = re.compile(_joined(NO_SUCH_OPTION), re.IGNORECASE)
+REFUSALS: Rules = _rules(
+    (_joined(TOO_MANY), FULL),
+    (_joined(WRONG_PASSWORD), SQLSTATES["28P01"]),
+    (_joined(COMES_UP), STARTING),
+    (_joined(NO_SUCH_OPTION), MISCONFIGURED),
+    (_joined(NO_LOGIN), REFUSED),
+    (_joined(NO_DATABASE), MISSING),
+)
+"""PostgreSQL's own sentences, in the languages that it speaks."""
+CLIENT: Rules = _rules(
+    (r"no password supplied", REFUSED.saying("the server asks for a password")),
+    (
+        r"authentication method|channel binding",
+        REFUSED.saying("server and URL agree on no way to authenticate"),
+    ),
+    (r"connection option|sslmode value|invalid port|must be one of", MISCONFIGURED),
+    (
+        r"session is (?:not )?read-only|in hot standby mode|target_session_attrs",
+        STARTING.saying("no server has the role that its URL asks for"),
+    ),
+    (r"could not fork new process", FULL),
+)
+"""What libpq and asyncpg say themselves, before or without a word of the server's."""
+REASONS: tuple[tuple[str, str], ...] = (
+    ("resolve", "the host name cannot be resolved"),
+    ("refused", "the server refuses connections"),
+    ("response to SSL negotiation", "what answers there is not PostgreSQL"),
+    ("support SSL", "the server speaks no TLS, which its URL asks for"),
+    ("SSL upgrade", "the server speaks no TLS, which its URL asks for"),
+    ("certificate", "the TLS handshake failed: its certificate is not trusted, or ours is missing"),
+    ("closed the connection unexpectedly", "the server closed the connection"),
+)
+"""Why a server could not be reached."""
+SPOKEN = re.compile(r"failed: (\S{1,30}):  (.*)", re.DOTALL)
+"""How libpq quotes a server: its severity, in any language, and two spaces. libpq's own sentences have neither."""
+UNKNOWN_REFUSAL = STARTING.saying("the server refused the connection; its log says why")
+
+
+def said(original: BaseException) -> str:
+    """The sentence of the other side, without libpq's own in front of it, which names the host and the port."""
+    text = str(original)
+    spoken = SPOKEN.search(text)
+    return spoken[2] if spoken else text
+
+
+def of_pooler(original: BaseException) -> Meaning | None:
+    """What a pooler means that refused or ended the connection, or None for words that are not a pooler's own."""
+    return _first(POOLERS, said(original))
+
+
+def names_option(original: BaseException) -> bool:
+    """Whether a refusal is about an option of the URL: its code is the same where the user may not connect."""
+    return OPTION.search(said(original)) is not None
+
+
+def by_words(original: BaseException) -> Meaning:
+    """What a refused connection without a code means."""
+    text = str(original)
+    spoken = SPOKEN.search(text)
+    if spoken is None:
+        return _first(CLIENT, text) or LOST
+    words = spoken[2]
+    return _first(POOLERS, words) or _first(REFUSALS, words) or UNKNOWN_REFUSAL
+
+
+def _first(rules: Iterable[tuple[Pattern[str], Meaning]], text: str) -> Meaning | None:
+    return next((meaning for pattern, meaning in rules if pattern.search(text)), None)
+
+
+def sentence_of(original: BaseException, meaning: Meaning) -> str:
+    """Why a database cannot be used."""
+    if meaning is not LOST:
+        return meaning.says or f"it failed with {type(original).__name__}"
+    if isinstance(original, socket.gaierror):
+        return "the host name cannot be resolved"
+    if isinstance(original, ConnectionRefusedError):
+        return "the server refuses connections"
+    text = str(original)
+    return next((reason for words, reason in REASONS if words in text), "the server cannot be reached")

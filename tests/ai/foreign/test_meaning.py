@@ -1,0 +1,566 @@
+"""What an error means that is wrapped in another library's, stands in a group, or only carries a status."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import http.client
+import io
+import json
+import socket
+import sqlite3
+import ssl
+import urllib.error
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import timedelta
+from email.message import Message
+from http import HTTPStatus
+from itertools import pairwise
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+import requests
+import urllib3.exceptions
+from fastapi import HTTPException
+from pydantic import BaseModel
+from pydantic_ai.exceptions import ModelHTTPError
+from sqlalchemy.exc import IntegrityError
+
+from koo.ai.foreign.meaning import LOOKED_AT_MAX, meaning_of
+from koo.errors import (
+    AuthenticationFailed,
+    BudgetExceeded,
+    ExternalServiceError,
+    InvalidRequest,
+    Kind,
+    RateLimited,
+    ServiceFailed,
+)
+from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED, Fault, Verdict
+
+
+class AgentError(Exception):
+    """Any library's own."""
+
+
+class ParserError(ValueError):
+    """A library's own, of a class that is the caller's."""
+
+
+def sdk_error(status: int, code: str | None = None, **headers: str) -> openai.APIStatusError:
+    kinds = {400: openai.BadRequestError, 401: openai.AuthenticationError, 429: openai.RateLimitError}
+    answered = httpx2.Response(
+        status,
+        request=httpx2.Request("POST", "http://h/"),
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+    )
+    made = kinds.get(status, openai.InternalServerError)
+    return made("no", response=answered, body={"code": code, "type": "x", "message": "no"})
+
+
+def throttled(wait_s: int = 300) -> Exception:
+    return sdk_error(429, "rate_limit_exceeded", retry_after=str(wait_s))
+
+
+def raised(make: Callable[[], object]) -> Exception:
+    try:
+        make()
+    except Exception as error:
+        return error
+    raise AssertionError
+
+
+def from_cause(outer: Exception, cause: BaseException | None) -> Exception:
+    def make() -> None:
+        raise outer from cause
+
+    return raised(make)
+
+
+def while_handling(context: Exception, outer: Exception) -> Exception:
+    """`except …: raise outer`, without a `from`."""
+
+    def make() -> None:
+        try:
+            raise context
+        except Exception:
+            raise outer  # noqa: B904 - that is the case
+
+    return raised(make)
+
+
+def chain(errors: list[Exception]) -> Exception:
+    """The first is raised from the second, and so on."""
+    for outer, cause in pairwise(errors):
+        outer.__cause__ = cause
+    return errors[0]
+
+
+def carrying(name: str = "VendorError", module: str = "vendor", **attributes: Any) -> Exception:
+    """An exception as some library makes them: what it carries is in its attributes."""
+    error: Exception = type(name, (Exception,), {"__module__": module})("no")
+    vars(error).update(attributes)
+    return error
+
+
+class Answer:
+    """A response as most HTTP libraries have one."""
+
+    def __init__(self, status: int = 429, **headers: str) -> None:
+        self.status_code = status
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def judged(error: Exception) -> tuple[Kind, Verdict, float | None]:
+    fault = meaning_of(error, "svc")
+    return fault.kind, fault.verdict, fault.retry_after_s
+
+
+def becomes(error: Exception) -> Exception | None:
+    found = meaning_of(error, "svc").error
+    assert not isinstance(found, ExternalServiceError) or found.service == "svc"
+    return found
+
+
+# ── inside other errors ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("inner", "kind", "verdict", "of_koo"),
+    [
+        (throttled(), Kind.THROTTLED, THROTTLED, RateLimited),
+        (sdk_error(400), Kind.INVALID_REQUEST, NEUTRAL, InvalidRequest),
+        (sdk_error(401, "invalid_api_key"), Kind.AUTH, NEUTRAL, AuthenticationFailed),
+        (sdk_error(500), Kind.SERVER_ERROR, FAILURE, ServiceFailed),
+    ],
+    ids=["429", "400", "401", "500"],
+)
+@pytest.mark.parametrize("wrap", [from_cause, lambda outer, inner: while_handling(inner, outer)])
+def test_an_sdks_error_keeps_its_meaning_inside_another(
+    wrap: Any, inner: Exception, kind: Kind, verdict: Verdict, of_koo: type[Exception]
+) -> None:
+    fault = meaning_of(wrap(AgentError("no answer"), inner), "svc")
+    assert (fault.kind, fault.verdict) == (kind, verdict)
+    assert type(fault.error) is of_koo
+    assert (fault.block is not None) is (kind is Kind.AUTH)
+    assert fault.retry_after_s == (300 if kind is Kind.THROTTLED else None)
+    assert fault.billed is False, "the other side turned it away"
+
+
+def test_it_is_found_through_several_errors_and_no_deeper_than_is_bounded() -> None:
+    deep: list[Exception] = [AgentError(str(number)) for number in range(LOOKED_AT_MAX - 1)]
+    assert judged(chain([*deep, throttled()]))[0] is Kind.THROTTLED
+    assert judged(chain([*deep, AgentError(), throttled()]))[0] is Kind.UNKNOWN
+
+
+def test_a_circle_of_causes_ends() -> None:
+    one, two = AgentError("one"), AgentError("two")
+    one.__cause__, two.__cause__ = two, one
+    assert judged(one) == (Kind.UNKNOWN, FAILURE, None)
+    one.__cause__ = one
+    assert judged(one) == (Kind.UNKNOWN, FAILURE, None)
+
+
+def test_a_context_that_was_put_away_does_not_count() -> None:
+    def make() -> None:
+        try:
+            raise throttled()
+        except Exception:
+            raise AgentError("a thing of its own") from None
+
+    assert judged(raised(make)) == (Kind.UNKNOWN, FAILURE, None)
+
+
+def test_a_context_counts_only_where_the_other_side_speaks_in_it() -> None:
+    assert judged(while_handling(KeyError("not in the cache"), AgentError())) == (Kind.UNKNOWN, FAILURE, None)
+    assert judged(while_handling(throttled(), KeyError("a slip in the handler"))) == (
+        Kind.INVALID_REQUEST, NEUTRAL, None,
+    )  # fmt: skip
+
+
+def test_what_an_error_was_made_of_counts_like_what_it_was_raised_from() -> None:
+    assert judged(from_cause(AgentError(throttled()), None))[0] is Kind.THROTTLED
+    attempt: Future[None] = Future()
+    attempt.set_exception(throttled())
+    assert judged(carrying("RetryError", "tenacity", last_attempt=attempt))[0] is Kind.THROTTLED
+    assert judged(carrying("RetryError", "tenacity", last_attempt=Future()))[0] is Kind.UNKNOWN
+
+
+def test_the_class_of_a_cause_decides_where_nothing_else_does() -> None:
+    assert judged(from_cause(AgentError(), ConnectionResetError()))[:2] == (Kind.CONNECTION, FAILURE)
+    assert judged(from_cause(AgentError(), json.JSONDecodeError("x", "", 0)))[:2] == (
+        Kind.INVALID_REQUEST,
+        NEUTRAL,
+    )
+    assert judged(from_cause(AgentError(), asyncio.CancelledError())) == (Kind.UNKNOWN, FAILURE, None)
+    assert becomes(from_cause(AgentError(), ConnectionResetError())) is None
+
+
+def test_the_callers_own_classes_leave_unchanged_but_keep_the_wait_that_was_asked_for() -> None:
+    error = from_cause(ParserError("no answer to parse"), throttled())
+    assert judged(error) == (Kind.THROTTLED, THROTTLED, 300) and becomes(error) is None
+    error = from_cause(ParserError("bad"), KeyError("name"))
+    assert judged(error) == (Kind.INVALID_REQUEST, NEUTRAL, None) and becomes(error) is None
+
+
+def test_koos_own_errors_inside_another_say_nothing_about_this_service() -> None:
+    error = from_cause(AgentError(), BudgetExceeded("claude", "spent"))
+    assert judged(error)[1] is NEUTRAL and becomes(error) is None
+
+
+def test_an_answer_that_cannot_be_read_has_been_paid_for() -> None:
+    class City(BaseModel):
+        name: str
+
+    for read in (
+        lambda: json.loads("{"),
+        lambda: City.model_validate_json('{"name": '),
+        lambda: list[str]()[0],
+        lambda: dict[str, str]()["name"],
+        lambda: len(None),  # type: ignore[arg-type]
+        lambda: None.text,  # type: ignore[attr-defined]
+        lambda: from_json(b"<html>"),
+    ):
+        fault = meaning_of(raised(read), "svc")
+        assert (fault.verdict, fault.billed, fault.error) == (NEUTRAL, True, None)
+
+
+def from_json(body: bytes) -> object:
+    answer = requests.Response()
+    answer._content = body
+    return answer.json()
+
+
+# ── groups ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_group_of_one_kind_is_of_that_kind() -> None:
+    group = ExceptionGroup("both", [throttled(5), from_cause(AgentError(), throttled(300)), throttled(7)])
+    assert judged(group) == (Kind.THROTTLED, THROTTLED, 300)
+    assert isinstance(becomes(group), RateLimited)
+    assert judged(ExceptionGroup("outer", [group])) == (Kind.THROTTLED, THROTTLED, 300)
+    assert judged(from_cause(AgentError(), group)) == (Kind.THROTTLED, THROTTLED, 300)
+    assert judged(ExceptionGroup("both", [ValueError(), KeyError()]))[:2] == (Kind.INVALID_REQUEST, NEUTRAL)
+    assert judged(ExceptionGroup("both", [OSError(), OSError()]))[:2] == (Kind.CONNECTION, FAILURE)
+    assert judged(ExceptionGroup("both", [AgentError()])) == (Kind.UNKNOWN, FAILURE, None)
+
+
+@pytest.mark.parametrize(
+    ("errors", "kind"),
+    [
+        ([ValueError(), throttled(), sdk_error(401, "invalid_api_key"), sdk_error(500)], Kind.AUTH),
+        ([sdk_error(500), ValueError(), throttled()], Kind.THROTTLED),
+        ([ValueError(), sdk_error(500)], Kind.SERVER_ERROR),
+        ([ValueError(), AgentError()], Kind.UNKNOWN),
+    ],
+)
+def test_a_mixed_group_means_the_worst_that_is_in_it_and_leaves_unchanged(
+    errors: list[Exception], kind: Kind
+) -> None:
+    fault = meaning_of(ExceptionGroup("mixed", errors), "svc")
+    assert fault.kind is kind and fault.error is None
+
+
+def test_what_ran_beside_the_failed_parts_of_a_group_may_have_been_done_and_paid_for() -> None:
+    fault = meaning_of(ExceptionGroup("both", [throttled(), throttled()]), "svc")
+    assert fault.billed and fault.in_part and fault.repeatable
+    assert not meaning_of(ExceptionGroup("both", [throttled(), ValueError()]), "svc").repeatable
+
+
+def test_of_a_large_group_some_are_looked_at_and_the_same_error_twice_counts_once() -> None:
+    assert judged(ExceptionGroup("many", [throttled() for _ in range(1000)]))[0] is Kind.THROTTLED
+    assert isinstance(becomes(ExceptionGroup("many", [throttled() for _ in range(1000)])), RateLimited)
+    same = throttled()
+    assert isinstance(becomes(ExceptionGroup("same", [same, same])), RateLimited)
+
+
+# ── a status, wherever it stands ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class OfDictionary(dict[str, str]):
+    """googleapiclient's: the headers, with the status beside them."""
+
+    status = 429
+
+
+CARRIED: list[tuple[str, dict[str, Any]]] = [
+    ("status_code, headers", {"status_code": 429, "headers": {"Retry-After": "300"}}),
+    ("status, headers", {"status": 429, "headers": {"retry-after": "300"}}),
+    ("code, hdrs", {"code": 429, "hdrs": {"Retry-After": "300"}}),
+    ("HTTPStatus", {"code": HTTPStatus.TOO_MANY_REQUESTS, "headers": {"retry-after": "300"}}),
+    ("http_status", {"http_status": 429, "headers": {"retry-after": "300"}, "code": "rate_limit"}),
+    ("response.status_code", {"response": Answer(retry_after="300")}),
+    ("raw_response", {"raw_response": Answer(retry_after="300")}),
+    ("a clearer one wins", {"status_code": 429, "code": 500, "headers": {"retry-after": "300"}}),
+    ("a vendor's own code", {"status": 429, "code": 20003, "headers": {"retry-after": "300"}}),
+    ("resp", {"resp": OfDictionary({"retry-after": "300"})}),
+    ("retry_after", {"status_code": 429, "retry_after": 300}),
+    ("retry_after, a span", {"status_code": 429, "retry_after": timedelta(minutes=5)}),
+]
+
+
+@pytest.mark.parametrize("attributes", [row[1] for row in CARRIED], ids=[row[0] for row in CARRIED])
+def test_a_status_is_read_where_the_libraries_keep_it_with_the_wait(attributes: dict[str, Any]) -> None:
+    error = carrying(**attributes)
+    assert judged(error) == (Kind.THROTTLED, THROTTLED, 300)
+    assert isinstance(becomes(error), RateLimited) and meaning_of(error).billed is False
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "verdict"),
+    [
+        (400, Kind.INVALID_REQUEST, NEUTRAL),
+        (401, Kind.AUTH, NEUTRAL),
+        (402, Kind.INVALID_REQUEST, NEUTRAL),
+        (403, Kind.INVALID_REQUEST, NEUTRAL),
+        (404, Kind.NOT_FOUND, NEUTRAL),
+        (409, Kind.CONFLICT, NEUTRAL),
+        (422, Kind.INVALID_REQUEST, NEUTRAL),
+        (500, Kind.SERVER_ERROR, FAILURE),
+        (503, Kind.OVERLOADED, FAILURE),
+        (529, Kind.OVERLOADED, FAILURE),
+    ],
+)
+def test_a_bare_status_is_of_its_kind_and_one_documents_403_blocks_no_key(
+    status: int, kind: Kind, verdict: Verdict
+) -> None:
+    fault = meaning_of(carrying(status_code=status), "svc")
+    assert (fault.kind, fault.verdict) == (kind, verdict)
+    assert (fault.block is not None) is (status == 401)
+
+
+class Other(int):
+    """As an enumeration of some library."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        carrying(code=1062),
+        carrying(code=1),
+        carrying(code="42P01"),
+        carrying(code="429"),
+        carrying(status=True),
+        carrying(status_code=200),
+        carrying(status_code=600),
+        carrying(status_code=429.0),
+        carrying(status=Other(429)),
+        carrying(response="429"),
+        carrying("OperationFailure", "pymongo.errors", code=429),
+        carrying("SMTPResponseException", "aiosmtplib.errors", code=550),
+    ],
+    ids=lambda error: f"{type(error).__name__} {vars(error)!r}",
+)
+def test_a_number_that_is_no_status_is_none(error: Exception) -> None:
+    assert judged(error) == (Kind.UNKNOWN, FAILURE, None) and becomes(error) is None
+
+
+def test_an_sdks_own_error_beneath_says_more_than_a_status() -> None:
+    error = from_cause(ModelHTTPError(429, "gpt"), sdk_error(429, "insufficient_quota"))
+    assert judged(error)[0] is Kind.QUOTA
+    assert judged(ModelHTTPError(429, "gpt", headers={"Retry-After": "300"})) == (
+        Kind.THROTTLED,
+        THROTTLED,
+        300,
+    )
+
+
+def test_what_an_application_answers_its_own_client_is_no_word_of_the_service() -> None:
+    assert judged(HTTPException(401)) == (Kind.INVALID_REQUEST, NEUTRAL, None)
+    assert meaning_of(HTTPException(401)).block is None and becomes(HTTPException(404)) is None
+    assert judged(HTTPException(503)) == (Kind.UNKNOWN, FAILURE, None)
+    error = while_handling(throttled(), HTTPException(503))
+    assert judged(error) == (Kind.THROTTLED, THROTTLED, 300) and becomes(error) is None
+
+
+def test_boto_throttles_with_400_too_and_denies_one_object_of_many() -> None:
+    def client_error(status: int, code: str, **headers: str) -> Exception:
+        metadata = {"HTTPStatusCode": status, "HTTPHeaders": headers}
+        answer = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": metadata}
+        return carrying("ClientError", "botocore.exceptions", response=answer)
+
+    assert judged(client_error(429, "TooManyRequestsException", **{"retry-after": "300"}))[2] == 300
+    assert judged(client_error(400, "ThrottlingException"))[0] is Kind.THROTTLED
+    assert judged(client_error(400, "ValidationException"))[0] is Kind.INVALID_REQUEST
+    assert judged(client_error(403, "InvalidSignatureException"))[0] is Kind.AUTH
+    assert judged(client_error(404, "NoSuchKey"))[0] is Kind.NOT_FOUND
+    assert judged(client_error(500, "InternalError"))[0] is Kind.SERVER_ERROR
+    denied = meaning_of(client_error(403, "AccessDenied"), "svc")
+    assert denied.verdict is NEUTRAL and denied.block is None
+    assert meaning_of(carrying("ClientError", "botocore.exceptions", response=None)).billed
+
+
+def test_grpcs_codes_mean_what_the_statuses_of_the_same_sense_do() -> None:
+    def rpc_error(name: str) -> Exception:
+        code = type("StatusCode", (), {"name": name})
+        error: Exception = type("AioRpcError", (Exception,), {"__module__": "grpc.aio._call", "code": code})()
+        return error
+
+    assert judged(rpc_error("RESOURCE_EXHAUSTED"))[:2] == (Kind.THROTTLED, THROTTLED)
+    assert judged(rpc_error("UNAUTHENTICATED"))[0] is Kind.AUTH
+    assert judged(rpc_error("INVALID_ARGUMENT"))[1] is NEUTRAL
+    assert meaning_of(rpc_error("UNAVAILABLE")).billed and judged(rpc_error("UNAVAILABLE"))[1] is FAILURE
+    assert judged(rpc_error("SOMETHING_NEW")) == (Kind.UNKNOWN, FAILURE, None)
+
+
+# ── HTTP libraries that raise `OSError`s ──────────────────────────────────────────────────────────────────────────────
+
+
+def of_urllib(status: int) -> Exception:
+    headers = Message()
+    headers["Retry-After"] = "300"
+    return urllib.error.HTTPError("http://h/", status, "no", headers, io.BytesIO())
+
+
+def of_requests(status: int) -> Exception:
+    answer = requests.Response()
+    answer.status_code = status
+    answer.headers["Retry-After"] = "300"
+    return raised(answer.raise_for_status)
+
+
+@pytest.mark.parametrize("make", [of_urllib, of_requests])
+def test_their_statuses_are_read_before_a_connection_is_called_lost(make: Any) -> None:
+    assert judged(make(429)) == (Kind.THROTTLED, THROTTLED, 300)
+    assert judged(make(404))[:2] == (Kind.NOT_FOUND, NEUTRAL)
+    assert judged(make(401))[0] is Kind.AUTH
+    assert judged(make(500))[:2] == (Kind.SERVER_ERROR, FAILURE)
+    assert isinstance(becomes(make(404)), InvalidRequest)
+
+
+def retried(reason: Exception) -> Exception:
+    return requests.exceptions.ConnectionError(
+        urllib3.exceptions.MaxRetryError(None, "/", reason)  # type: ignore[arg-type]
+    )
+
+
+POOL: Any = None
+TRANSPORT: list[tuple[Exception, Kind, bool]] = [
+    (retried(urllib3.exceptions.NewConnectionError(POOL, "refused")), Kind.CONNECTION, False),
+    (retried(urllib3.exceptions.ProtocolError("aborted", OSError())), Kind.CONNECTION, True),
+    (requests.ConnectionError(urllib3.exceptions.ReadTimeoutError(POOL, "/", "late")), Kind.TIMEOUT, True),
+    (requests.ConnectTimeout(), Kind.CONNECTION, False),
+    (requests.ReadTimeout(), Kind.TIMEOUT, True),
+    (requests.exceptions.ChunkedEncodingError(), Kind.BAD_ANSWER, True),
+    (requests.ConnectionError(), Kind.CONNECTION, True),
+    (requests.TooManyRedirects(), Kind.BAD_ANSWER, True),
+    (requests.exceptions.InvalidURL("x"), Kind.INVALID_REQUEST, True),
+    (urllib3.exceptions.ReadTimeoutError(POOL, "/", "late"), Kind.TIMEOUT, True),
+    (urllib3.exceptions.LocationParseError("x"), Kind.INVALID_REQUEST, True),
+    (urllib.error.URLError(ConnectionRefusedError()), Kind.CONNECTION, False),
+    (urllib.error.URLError(socket.gaierror()), Kind.CONNECTION, False),
+    (urllib.error.URLError(ConnectionResetError()), Kind.CONNECTION, True),
+    (urllib.error.URLError(TimeoutError()), Kind.TIMEOUT, True),
+    (urllib.error.URLError(ssl.SSLCertVerificationError("untrusted")), Kind.CONNECTION, False),
+    (urllib.error.URLError(ssl.SSLError("record")), Kind.CONNECTION, True),
+    (urllib.error.URLError("unknown url type: htp"), Kind.INVALID_REQUEST, True),
+    (urllib.error.ContentTooShortError("short", ("", Message())), Kind.BAD_ANSWER, True),
+    (http.client.RemoteDisconnected(""), Kind.CONNECTION, True),
+    (http.client.IncompleteRead(b""), Kind.BAD_ANSWER, True),
+    (http.client.InvalidURL(), Kind.INVALID_REQUEST, True),
+    (carrying("EndpointConnectionError", "botocore.exceptions"), Kind.CONNECTION, False),
+    (carrying("ConnectionClosedError", "botocore.exceptions"), Kind.CONNECTION, True),
+    (carrying("NoCredentialsError", "botocore.exceptions"), Kind.INVALID_REQUEST, True),
+]
+
+
+@pytest.mark.parametrize(("error", "kind", "billed"), TRANSPORT, ids=[repr(row[0]) for row in TRANSPORT])
+def test_what_did_not_leave_is_told_from_what_may_have_been_billed(
+    error: Exception, kind: Kind, billed: bool
+) -> None:
+    fault = meaning_of(error, "svc")
+    assert (fault.kind, fault.billed) == (kind, billed)
+    assert (fault.error is None) is (kind is Kind.INVALID_REQUEST)
+
+
+def test_a_status_that_urllib3_gave_up_on_is_read_from_its_reason() -> None:
+    reason = urllib3.exceptions.ResponseError("too many 429 error responses")
+    assert judged(requests.exceptions.RetryError(urllib3.exceptions.MaxRetryError(POOL, "/", reason)))[0] is (
+        Kind.THROTTLED
+    )
+
+
+# ── this machine, and databases ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_files_and_permissions_of_this_machine_are_the_callers(tmp_path: Any) -> None:
+    (tmp_path / "file").touch()
+    for touch in (
+        (tmp_path / "away").read_text,
+        tmp_path.read_text,
+        (tmp_path / "file" / "below").read_text,
+        tmp_path.mkdir,
+    ):
+        error = raised(touch)
+        fault = meaning_of(error, "svc")
+        assert isinstance(error, OSError) and (fault.verdict, fault.repeatable) == (NEUTRAL, False)
+        assert fault.error is None and fault.billed
+    assert judged(PermissionError("not yours"))[1] is NEUTRAL
+
+
+def test_what_a_socket_raises_is_a_failure_also_where_its_class_is_a_files(tmp_path: Any) -> None:
+    def connect() -> None:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "nobody.sock"))
+
+    error = raised(connect)
+    assert isinstance(error, FileNotFoundError) and judged(error)[:2] == (Kind.CONNECTION, FAILURE)
+    assert judged(PermissionError(errno.EACCES, "Permission denied"))[:2] == (Kind.CONNECTION, FAILURE)
+    assert judged(ConnectionRefusedError())[:2] == (Kind.CONNECTION, FAILURE)
+
+
+def test_a_duplicate_is_the_callers_whichever_way_to_the_database_says_so() -> None:
+    duplicate = sqlite3.IntegrityError("UNIQUE")
+    duplicate.sqlite_errorcode = sqlite3.SQLITE_CONSTRAINT_UNIQUE
+    of_sqlalchemy = IntegrityError("INSERT", {}, duplicate)
+    of_driver = carrying("UniqueViolationError", "asyncpg.exceptions", sqlstate="23505")
+    for error in (duplicate, of_sqlalchemy, of_driver, from_cause(AgentError(), of_sqlalchemy)):
+        fault = meaning_of(error, "svc")
+        assert (fault.kind, fault.verdict, fault.error) == (Kind.INTEGRITY, NEUTRAL, None)
+    assert judged(carrying("OperationalError", "mysql.connector", sqlstate="HY000"))[1] is FAILURE
+
+
+# ── whatever an error's own code does ─────────────────────────────────────────────────────────────────────────────────
+
+
+class Odd(Exception):
+    """Each of its attributes raises."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+class OddClass(Exception):
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError
+
+    @__class__.setter
+    def __class__(self, value: Any) -> None: ...
+
+
+class OddHeaders:
+    def items(self) -> Any:
+        yield "retry-after", 5
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("odd", [Odd, OddClass])
+def test_an_odd_error_is_unknown_and_what_wraps_it_is_read_on(odd: type[Exception]) -> None:
+    assert meaning_of(odd()) == Fault(verdict=FAILURE)
+    outer = carrying(status_code=429, headers={"retry-after": "300"})
+    assert judged(from_cause(outer, odd())) == (Kind.THROTTLED, THROTTLED, 300)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [object(), OddHeaders(), b"", [("retry-after", "5")], {1: 2}, {"retry-after": None}, Odd, lambda: 1],
+)
+@pytest.mark.parametrize(
+    "name", ["headers", "response", "resp", "retry_after", "last_attempt", "status", "sqlstate"]
+)
+def test_whatever_stands_in_an_attribute_a_status_beside_it_is_read(name: str, value: Any) -> None:
+    assert judged(carrying(status_code=429, **{name: value}))[:2] == (Kind.THROTTLED, THROTTLED)

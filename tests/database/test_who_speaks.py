@@ -1,0 +1,513 @@
+"""Who is speaking: our server about our connection, our server about something else, or a pooler in between.
+
+Only FATAL, PANIC or a closed connection is a loss. What a healthy server reports with severity ERROR leaves connection
+and circuit alone, whatever its code.
+"""
+
+# ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import psycopg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from koo.database.database import Database
+from koo.database.faults import ScopeStage, explain
+from koo.errors import CommitOutcomeUnknown, DatabaseUnavailable, Kind
+from koo.policies.breaker import CLOSED
+from koo.policies.verdict import FAILURE, NEUTRAL
+from koo.server_words import by_words
+from koo.sqlstates import AT_CONNECT, REPORTED, SQLSTATES, Meaning, by_code
+from koo.testing.postgres import PostgresServer
+from tests.database.conftest import Place
+from tests.database.support import INSERT, ONE, notes, opened, options, run, with_notes
+
+DRIVERS = ["psycopg", "asyncpg"]
+
+
+class Said(Exception):
+    """An error as a driver of PostgreSQL would raise it: `diag` is psycopg's, `severity_en` asyncpg's."""
+
+    def __init__(self, sqlstate: str, severity: str) -> None:
+        super().__init__("said")
+        self.sqlstate = sqlstate
+        self.severity_en = severity
+
+
+# ── the tables ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("code", sorted(REPORTED))
+def test_a_report_is_no_loss_and_no_failure_and_the_same_code_as_last_word_may_be(code: str) -> None:
+    state = code if len(code) == 5 else f"{code}0ZZ"
+    report = explain(Said(state, "ERROR"))
+    assert report is REPORTED[code]
+    assert report.verdict is NEUTRAL and not report.is_loss and not report.repeatable
+    assert report.drop is report.drop.KEEP
+    assert by_code(Said(state, "FATAL")) is (SQLSTATES.get(state) or SQLSTATES.get(state[:2]))
+
+
+@pytest.mark.parametrize("state", ["08000", "08001", "08003", "08004", "08006", "57P01", "57P02"])
+@pytest.mark.parametrize("severity", ["FATAL", "PANIC", None])
+def test_a_last_word_or_the_drivers_own_is_a_loss(state: str, severity: str) -> None:
+    assert explain(Said(state, severity)).is_loss
+
+
+@pytest.mark.parametrize("code", sorted(AT_CONNECT))
+def test_a_connection_is_not_refused_for_a_mistaken_statement(code: str) -> None:
+    state = code if len(code) == 5 else f"{code}0ZZ"
+    refused = explain(Said(state, "FATAL"), ScopeStage.CONNECT)
+    assert refused is AT_CONNECT[code]
+    assert refused.verdict is FAILURE and not refused.repeatable
+    assert explain(Said(state, "ERROR"), ScopeStage.CONNECT).verdict is NEUTRAL
+
+
+# ── what a healthy server reports ─────────────────────────────────────────────────────────────────────────────────
+
+
+async def raises(session: AsyncSession, state: str) -> None:
+    """What a foreign table, dblink and an application's own function do."""
+    await session.execute(text(f"DO $$ BEGIN RAISE EXCEPTION 'elsewhere' USING errcode = '{state}'; END $$"))
+
+
+@pytest.mark.parametrize(
+    "state", ["08001", "08006", "08P01", "28P01", "3D000", "53200", "53300", "57P01", "57P03", "HV00N"]
+)
+def test_a_reported_error_leaves_the_connection_and_the_circuit_alone(pg: Place, state: str) -> None:
+    async def main() -> None:
+        async with opened(pg.url) as database:
+            runs = 0
+
+            async def work(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                await raises(session, state)
+
+            for _ in range(6):
+                with pytest.raises(DBAPIError):
+                    await database.transaction(work)
+            assert runs == 6, "what another server did of it is not known, so it is not run again"
+            unharmed(database)
+
+    run(main)
+
+
+def unharmed(database: Database) -> None:
+    made = database.get_pool_metrics()["connection_metrics"]
+    assert (made["created"], made["broken"], made["closed"]) == (1, 0, 0)
+    assert database.guard.breaker.phase is CLOSED and database.guard.breaker.consecutive == 0
+    assert database.guard.tally.totals().verdicts[FAILURE] == 0
+
+
+def test_a_query_over_its_own_limit_of_temporary_files_is_its_own_affair(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url) as database:
+            for _ in range(6):
+                with pytest.raises(DBAPIError) as caught:
+                    async with database.session_scope() as session:
+                        await session.execute(text("SET LOCAL temp_file_limit = '64kB'"))
+                        await session.execute(text("SET LOCAL work_mem = '64kB'"))
+                        await session.execute(text("SELECT g FROM generate_series(1, 50000) g ORDER BY -g"))
+                assert getattr(caught.value.orig, "sqlstate", None) == "53400"
+            unharmed(database)
+
+    run(main)
+
+
+def test_a_full_disk_refuses_writes_and_reads_go_on(pg: Place) -> None:
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+            async with database.session_scope() as session:
+                await session.execute(INSERT, {"n": 1})
+            for _ in range(6):
+                with pytest.raises(DBAPIError):
+                    async with database.session_scope() as session:
+                        await raises(session, "53100")
+            assert await notes(database) == [1]
+            assert database.get_health()["conditions"] == ["read_only"]
+            unharmed(database)
+
+    run(main)
+
+
+def test_a_report_at_commit_is_a_transaction_that_did_not_happen(pg: Place) -> None:
+    """A deferred trigger is run by COMMIT, and so is what a foreign table does there."""
+
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+            async with database.session_scope() as session:
+                for statement in (
+                    "CREATE FUNCTION elsewhere() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+                    " RAISE EXCEPTION 'elsewhere' USING errcode = '08006'; END $$",
+                    "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON notes DEFERRABLE INITIALLY DEFERRED"
+                    " FOR EACH ROW EXECUTE FUNCTION elsewhere()",
+                ):
+                    await session.execute(text(statement))
+            with pytest.raises(DBAPIError) as caught:
+                async with database.session_scope() as session:
+                    await session.execute(INSERT, {"n": 1})
+            assert not isinstance(caught.value, CommitOutcomeUnknown)
+            assert await notes(database) == []
+            unharmed(database)
+
+    run(main)
+
+
+# ── what a server says when it refuses ────────────────────────────────────────────────────────────────────────────
+
+
+async def refusal(url: str, **engine_args: object) -> DatabaseUnavailable:
+    """The error with which a scope is refused; counted as often as it was tried."""
+    database = Database(options(url), engine_args=engine_args)
+    try:
+        with pytest.raises(DatabaseUnavailable) as caught:
+            async with database.session_scope():
+                pytest.fail("the block must not begin")
+        assert database.guard.tally.totals().verdicts[FAILURE] == caught.value.attempts
+    finally:
+        await database.close()
+    return caught.value
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_each_way_to_be_refused_has_its_kind_and_is_not_repeated(driver: str) -> None:
+    with PostgresServer(18) as server:
+        for statement in (
+            "CREATE ROLE plain LOGIN",
+            "CREATE ROLE idle NOLOGIN",
+            "CREATE ROLE barred LOGIN",
+            "CREATE DATABASE closed",
+            "REVOKE CONNECT ON DATABASE closed FROM public",
+            "CREATE DATABASE shut ALLOW_CONNECTIONS false",
+        ):
+            server.sql(statement)
+        rules = server.data_directory / "pg_hba.conf"
+        rules.write_text(
+            f"host all barred 127.0.0.1/32 reject\nhost shut nobody 127.0.0.1/32 trust\n{rules.read_text()}"
+        )
+        server.sql("SELECT pg_reload_conf()")
+
+        def as_user(name: str, database: str = "postgres") -> str:
+            url = server.url("psycopg" if driver == "psycopg" else "asyncpg", database)
+            return url.replace("postgres:koo-test@", f"{name}:koo-test@")
+
+        def setting(name: str, value: str) -> dict[str, object]:
+            given = (
+                {"options": f"-c {name}={value}"}
+                if driver == "psycopg"
+                else {"server_settings": {name: value}}
+            )
+            return {"connect_args": given}
+
+        async def main() -> None:
+            for error, kind, word in (
+                (await refusal(as_user("nobody")), Kind.AUTH, "user"),
+                (await refusal(as_user("idle")), Kind.AUTH, "user"),
+                (await refusal(as_user("barred")), Kind.AUTH, "address"),
+                (await refusal(as_user("plain", "closed")), Kind.AUTH, ""),
+                (await refusal(as_user("plain", "shut")), Kind.NOT_FOUND, ""),
+                (
+                    await refusal(as_user("plain"), **setting("statement_timot", "5")),
+                    Kind.NOT_CONFIGURED,
+                    "option",
+                ),
+                (
+                    await refusal(as_user("plain"), **setting("statement_timeout", "x")),
+                    Kind.NOT_CONFIGURED,
+                    "option",
+                ),
+                (
+                    await refusal(as_user("plain"), **setting("log_statement", "all")),
+                    Kind.NOT_CONFIGURED,
+                    "option",
+                ),
+            ):
+                assert (error.kind, error.attempts, error.retry_after_s) == (kind, 1, None), str(error)
+                assert word in error.reason and "reached" not in error.reason
+                assert "koo-test" not in str(error)
+
+        run(main)
+
+
+# ── what a pooler says ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def refusing(words: str, state: str, severity: str = "FATAL") -> AsyncIterator[int]:
+    """A port on which each connection is refused with these words, as the wire protocol has it."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            length, code = struct.unpack("!II", await reader.readexactly(8))
+            if code == 80877103:  # asks for TLS
+                writer.write(b"N")
+                length, code = struct.unpack("!II", await reader.readexactly(8))
+            await reader.readexactly(length - 8)
+            body = f"S{severity}\0V{severity}\0C{state}\0M{words}\0\0".encode()
+            writer.write(b"E" + struct.pack("!I", 4 + len(body)) + body)
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+OVERLOADED, AUTH, AWAY = Kind.OVERLOADED, Kind.AUTH, Kind.CONNECTION
+POOLERS_SAY: list[tuple[str, str, Kind, bool]] = [
+    # PgBouncer says all of its own with one code
+    ("08P01", "no more connections allowed (max_client_conn)", OVERLOADED, True),
+    ("08P01", "query_wait_timeout", OVERLOADED, True),
+    ("08P01", "server login has been failing, try again later (server_login_retry)", AWAY, True),
+    ("08P01", "server login failed: FATAL password authentication failed", AWAY, True),
+    ("08P01", "no such user: u", AUTH, False),
+    ("08P01", "SASL authentication failed", AUTH, False),
+    ("08P01", "no such database: d", Kind.NOT_FOUND, False),
+    ("08P01", "SSL required", Kind.NOT_CONFIGURED, False),
+    ("08P01", "unsupported startup parameter: search_path", Kind.NOT_CONFIGURED, False),
+    # Supavisor
+    (
+        "28000",
+        "(EMAXCONNSESSION) max clients reached in session mode - limited to pool_size: 15",
+        OVERLOADED,
+        True,
+    ),
+    ("XX000", "Max client connections reached", OVERLOADED, True),
+    (
+        "XX000",
+        "(ECHECKOUTTIMEOUT) unable to check out connection from the pool after 15000ms",
+        OVERLOADED,
+        True,
+    ),
+    ("XX000", "Tenant or user not found", AUTH, False),
+    ("XX000", "(ECIRCUITBREAKER) too many authentication failures", AUTH, False),
+    # RDS and its proxy
+    ("28000", 'PAM authentication failed for user "u"', AUTH, False),
+    ("08000", "Timed-out waiting to acquire database connection", OVERLOADED, True),
+    ("28000", "This RDS proxy has no credentials for the role u", AUTH, False),
+    ("28000", "The IAM authentication failed for the role u", AUTH, False),
+    # PostgreSQL itself
+    ("28000", 'LDAP authentication failed for user "u"', AUTH, False),
+    ("28000", 'no pg_hba.conf entry for host "::1", user "u", database "d", no encryption', AUTH, False),
+    ("53300", 'too many connections for role "u"', OVERLOADED, True),
+    ("57P03", "the database system is starting up", AWAY, True),
+]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize(("state", "words", "kind", "again"), POOLERS_SAY, ids=lambda value: str(value)[:24])
+def test_a_refusal_in_words(driver: str, state: str, words: str, kind: Kind, again: bool) -> None:
+    """psycopg passes the words on and no code; a pooler has one code for everything. Overload is repeated."""
+
+    async def main() -> None:
+        async with refusing(words, state) as port:
+            tls = "sslmode" if driver == "psycopg" else "ssl"
+            error = await refusal(f"postgresql+{driver}://u:koo-test@127.0.0.1:{port}/d?{tls}=disable")
+        assert error.kind is kind
+        assert (error.attempts > 1, error.retry_after_s is not None) == (again, again)
+        assert "reached" not in error.reason and "protocol" not in error.reason
+
+    run(main)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_an_older_pooler_may_call_it_an_error(driver: str) -> None:
+    """An older PgBouncer calls it an ERROR, and closes the connection all the same."""
+
+    async def main() -> None:
+        async with refusing("no more connections allowed", "08P01", "ERROR") as port:
+            tls = "sslmode" if driver == "psycopg" else "ssl"
+            error = await refusal(f"postgresql+{driver}://u:koo-test@127.0.0.1:{port}/d?{tls}=disable")
+        assert error.kind is Kind.OVERLOADED and error.attempts > 1
+
+    run(main)
+
+
+def test_a_statement_that_quotes_a_pooler_is_not_one() -> None:
+    quoted = Said("22023", "ERROR")
+    quoted.args = ("no more connections allowed",)
+    assert explain(DBAPIError(None, None, quoted)).kind is Kind.INVALID_REQUEST
+
+
+# ── other languages ───────────────────────────────────────────────────────────────────────────────────────────────
+
+SAYINGS = (Kind.AUTH, Kind.OVERLOADED, Kind.NOT_FOUND, Kind.AUTH, Kind.CONNECTION, Kind.NOT_CONFIGURED)
+"""Of a wrong password, a full server, a database and a role that do not exist, a start, an unknown option."""
+LANGUAGES: list[tuple[str, str, list[str]]] = [
+    (
+        "de",
+        "FATAL",
+        [
+            "Passwort-Authentifizierung für Benutzer »u« fehlgeschlagen",
+            "tut mir leid, schon zu viele Verbindungen",
+            "Datenbank »u« existiert nicht",
+            "Rolle »u« existiert nicht",
+            "das Datenbanksystem startet",
+            "unbekannter Konfigurationsparameter »u«",
+        ],
+    ),
+    (
+        "es",
+        "FATAL",
+        [
+            "la autentificación password falló para el usuario «u»",
+            "lo siento, ya tenemos demasiados clientes",
+            "no existe la base de datos «u»",
+            "no existe el rol «u»",
+            "el sistema de base de datos está iniciándose",
+            "parámetro de configuración «u» no reconocido",
+        ],
+    ),
+    (
+        "fr",
+        "FATAL",
+        [
+            "authentification par mot de passe échouée pour l'utilisateur  « u »",
+            "désolé, trop de clients sont déjà connectés",
+            "la base de données « u » n'existe pas",
+            "le rôle « u » n'existe pas",
+            "le système de bases de données se lance",
+            "paramètre de configuration « u » non reconnu",
+        ],
+    ),
+    (
+        "it",
+        "FATALE",
+        [
+            'autenticazione con password fallita per l\'utente "u"',
+            "spiacente, troppi client già connessi",
+            'il database "u" non esiste',
+            'il ruolo "u" non esiste',
+            "il database si sta avviando",
+            'parametro di configurazione "u" sconosciuto',
+        ],
+    ),
+    (
+        "ja",
+        "FATAL",
+        [
+            'ユーザー"u"のパスワード認証に失敗しました',
+            "現在クライアント数が多すぎます",
+            'データベース"u"は存在しません',
+            'ロール"u"は存在しません',
+            "データベースシステムは起動処理中です",
+            '設定パラメータ"u"は不明です',
+        ],
+    ),
+    (
+        "ka",
+        "ფატალური",
+        [
+            'პაროლით ავთენტიფიკაცია მომხმარებლისთვის "u" ვერ მოხერხდა',
+            "უკაცრავად, უკვე მეტისმეტად ბევრი კლიენტია",
+            'მონაცემთა ბაზა "u" არ არსებობს',
+            'როლი არ არსებობს: "u"',
+            "მიმდინარეობს მონაცემთა ბაზის სისტემის გაშვება",
+            'კონფიგურაციის უცნობი პარამეტრი: "u"',
+        ],
+    ),
+    (
+        "ko",
+        "치명적오류",
+        [
+            '사용자 "u"의 password 인증을 실패했습니다',
+            "최대 동시 접속자 수를 초과했습니다.",
+            '"u" 데이터베이스 없음',
+            '"u" 롤(role) 없음',
+            "데이터베이스 시스템이 새로 가동 중입니다.",
+            '알 수 없는 환경 매개 변수 이름: "u"',
+        ],
+    ),
+    (
+        "ru",
+        "ВАЖНО",
+        [
+            'пользователь "u" не прошёл проверку подлинности (по паролю)',
+            "извините, уже слишком много клиентов",
+            'база данных "u" не существует',
+            'роль "u" не существует',
+            "система баз данных запускается",
+            'нераспознанный параметр конфигурации: "u"',
+        ],
+    ),
+    (
+        "sv",
+        "FATALT",
+        [
+            'Lösenordsautentisering misslyckades för användare "u"',
+            "ledsen, för många klienter",
+            'databasen "u" existerar inte',
+            'rollen "u" finns inte',
+            "databassystemet startar upp",
+            'okänd konfigurationsparameter "u"',
+        ],
+    ),
+    (
+        "uk",
+        "ФАТАЛЬНО",
+        [
+            'користувач "u" не пройшов автентифікацію за допомогою пароля',
+            "вибачте, вже забагато клієнтів",
+            'бази даних "u" не існує',
+            'роль "u" не існує',
+            "система бази даних запускається",
+            'нерозпізнаний параметр конфігурації "u"',
+        ],
+    ),
+    (
+        "zh_CN",
+        "致命错误",
+        [
+            '用户 "u" Password 认证失败',
+            "对不起, 已经有太多的客户",
+            '数据库 "u" 不存在',
+            '角色 "u" 不存在',
+            "数据库系统启动中",
+            '未认可的配置参数 "u"',
+        ],
+    ),
+]
+
+
+def refused_by_libpq(severity: str, words: str) -> Meaning:
+    return by_words(
+        psycopg.OperationalError(
+            f'connection failed: connection to server at "127.0.0.1", port 5432 failed: {severity}:  {words}'
+        )
+    )
+
+
+@pytest.mark.parametrize(("language", "fatal", "sayings"), LANGUAGES, ids=[row[0] for row in LANGUAGES])
+def test_a_server_may_speak_another_language(language: str, fatal: str, sayings: list[str]) -> None:
+    """`lc_messages` translates the severity too, and libpq passes no code on."""
+    for kind, words in zip(SAYINGS, sayings, strict=True):
+        meaning = refused_by_libpq(fatal, words)
+        assert meaning.kind is kind, words
+        assert "its log says why" not in meaning.says
+
+
+def test_what_no_rule_knows_is_still_the_word_of_a_server() -> None:
+    meaning = refused_by_libpq("FATAL", "something quite new")
+    assert "refused the connection" in meaning.says and meaning.repeatable
+
+
+def test_the_scope_goes_on_after_each_report(pg: Place) -> None:
+    """A savepoint around what may fail elsewhere keeps the transaction."""
+
+    async def main() -> None:
+        async with opened(pg.url) as database:
+            async with database.session_scope() as session:
+                with pytest.raises(DBAPIError):
+                    async with session.begin_nested():
+                        await raises(session, "08001")
+                assert await session.scalar(ONE) == 1
+            unharmed(database)
+
+    run(main)

@@ -1,0 +1,247 @@
+"""A vendor's refusal keeps its meaning in whatever clothes it leaves an operation: real SDK, real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import tenacity
+from pydantic import BaseModel
+from pydantic_ai import Agent
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.providers.openai import OpenAIProvider
+
+from koo import Kind, Platform
+from koo.errors import AuthenticationFailed, InvalidRequest, RateLimited, ServiceFailed
+from koo.options import PlatformOptions
+from koo.testing.providers import FakeOpenAI, answer, error
+
+CHAT: Any = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Capital of France?"}]}
+Ask = Callable[[], Awaitable[Any]]
+
+
+class AgentError(Exception):
+    """Of a framework."""
+
+
+class World:
+    """A platform, the vendor's fake server, and its SDK between them."""
+
+    def __init__(self, platform: Platform, server: FakeOpenAI, client: openai.AsyncOpenAI) -> None:
+        self.platform = platform
+        self.server = server
+        self.client = client
+
+    async def fails(self, operation: Ask, times: int = 1) -> list[Exception]:
+        errors: list[Exception] = []
+        for _ in range(times):
+            try:
+                await self.platform.execute("svc", operation)
+            except Exception as caught:
+                errors.append(caught)
+        return errors
+
+    @property
+    def spent_usd(self) -> Decimal:
+        return Decimal(self.platform.service_health("svc")["rate_limits"]["daily_budget"]["spent"])
+
+    @property
+    def phase(self) -> str:
+        return self.platform.service_health("svc")["health"]["circuit_breaker_state"]
+
+    # ── the clothes ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def plain(self) -> Any:
+        return await self.client.chat.completions.create(**CHAT)
+
+    async def from_cause(self) -> Any:
+        try:
+            return await self.plain()
+        except openai.APIError as cause:
+            raise AgentError("the model did not answer") from cause
+
+    async def in_handler(self) -> Any:
+        try:
+            return await self.plain()
+        except openai.APIError:
+            raise AgentError("the model did not answer")  # noqa: B904 - as many do
+
+    async def in_group(self) -> Any:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(2):
+                group.create_task(self.plain())
+
+    async def group_in_error(self) -> Any:
+        try:
+            await self.in_group()
+        except ExceptionGroup as cause:
+            raise AgentError("no agent answered") from cause
+
+    async def by_tenacity(self) -> Any:
+        again = tenacity.AsyncRetrying(stop=tenacity.stop_after_attempt(1))
+        return await again(self.plain)
+
+    async def by_pydantic_ai(self) -> Any:
+        model = OpenAIChatModel("gpt-4.1", provider=OpenAIProvider(openai_client=self.client))
+        return await Agent(model).run("Capital of France?")
+
+
+CLOTHES = [
+    World.plain, World.from_cause, World.in_handler, World.in_group, World.group_in_error, World.by_tenacity,
+    World.by_pydantic_ai,
+]  # fmt: skip
+
+
+@asynccontextmanager
+async def world(tmp_path: Path, **registered: Any) -> AsyncIterator[World]:
+    options = PlatformOptions(state_url=f"sqlite:///{tmp_path}/state.db")
+    async with (
+        FakeOpenAI() as server,
+        Platform(options) as platform,
+        openai.AsyncOpenAI(api_key="test-key", base_url=server.base_url, max_retries=0) as client,
+    ):
+        platform.register_service("svc", daily_budget="0.35", max_cost_usd="0.10", **registered)
+        yield World(platform, server, client)
+
+
+@pytest.mark.parametrize("dressed", CLOTHES, ids=lambda one: one.__name__)
+def test_a_throttled_call_pauses_the_service_as_long_as_was_asked_for(dressed: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as one:
+            one.server.default = error(429, "rate_limit_error", headers={"retry-after": "300"})
+            errors = await one.fails(lambda: dressed(one), times=7)
+            assert all(type(caught) is RateLimited for caught in errors) and len(errors) == 7
+            first, last = errors[0], errors[-1]
+            assert (
+                isinstance(first, RateLimited) and first.kind is Kind.THROTTLED and first.retry_after_s == 300
+            )
+            assert isinstance(last, RateLimited) and last.attempts == 0
+            assert first.__cause__ is not None, "the original is at hand"
+            assert len(one.server.queries) <= 2 and one.phase == "closed"
+            grouped = "group" in dressed.__name__
+            assert one.spent_usd == (Decimal("0.10") if grouped else 0), (
+                "in a group others may have been answered"
+            )
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("dressed", CLOTHES, ids=lambda one: one.__name__)
+def test_a_mistake_moves_no_breaker_and_a_refused_key_stops_the_calls(dressed: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as one:
+            one.server.default = error(400, "invalid_request_error")
+            assert {type(caught) for caught in await one.fails(lambda: dressed(one), times=2)} == {
+                InvalidRequest
+            }
+            assert one.phase == "closed"
+            one.server.forget()
+            one.server.default = error(401, "invalid_request_error", code="invalid_api_key")
+            errors = await one.fails(lambda: dressed(one), times=3)
+            assert {type(caught) for caught in errors} == {AuthenticationFailed}
+            assert len(one.server.queries) <= 2, "from then on nothing is sent"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("dressed", CLOTHES, ids=lambda one: one.__name__)
+def test_failures_in_a_row_open_the_circuit(dressed: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path, failure_threshold=2) as one:
+            one.server.default = error(500, "server_error")
+            assert {type(caught) for caught in await one.fails(lambda: dressed(one), times=2)} == {
+                ServiceFailed
+            }
+            assert one.phase == "open"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("dressed", [World.from_cause, World.by_pydantic_ai], ids=lambda one: one.__name__)
+def test_a_short_pause_is_waited_for_and_the_call_made_again(dressed: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path, retry_base_delay=0.01) as one:
+            one.server.script(error(429, "rate_limit_error", headers={"retry-after-ms": "20"}))
+            assert await one.fails(lambda: dressed(one)) == []
+            assert len(one.server.queries) == 2
+
+    asyncio.run(main())
+
+
+# ── what was answered is paid ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class City(BaseModel):
+    name: str
+
+
+async def read_json(one: World) -> Any:
+    return json.loads((await one.plain()).choices[0].message.content)
+
+
+async def validate(one: World) -> Any:
+    return City.model_validate_json((await one.plain()).choices[0].message.content)
+
+
+async def index(one: World) -> Any:
+    return (await one.plain()).choices[5]
+
+
+async def look_up(one: World) -> Any:
+    return (await one.plain()).model_dump()["no such key"]
+
+
+async def misuse(one: World) -> Any:
+    return (await one.plain()).choices[0].message.tool_calls[0]
+
+
+async def read_file(one: World) -> Any:
+    await one.plain()
+    return Path("/no/such/file").read_text()  # noqa: ASYNC240 - it fails at once
+
+
+@pytest.mark.parametrize("read", [read_json, validate, index, look_up, misuse, read_file])
+def test_a_paid_answer_that_cannot_be_read_is_paid(read: Any, tmp_path: Path) -> None:
+    """A budget for three calls lets three billed ones through, and moves no breaker."""
+
+    async def main() -> None:
+        async with world(tmp_path) as one:
+            errors = await one.fails(lambda: read(one), times=6)
+            assert len(errors) == 6 and len(one.server.bills) == 3
+            assert one.spent_usd == Decimal("0.30") and one.phase == "closed"
+
+    asyncio.run(main())
+
+
+def test_what_raises_before_it_was_awaited_is_free(tmp_path: Path) -> None:
+    def operation() -> Any:
+        raise ValueError("an argument that cannot be right")
+
+    async def main() -> None:
+        async with world(tmp_path) as one:
+            await one.fails(operation, times=6)
+            assert one.spent_usd == 0
+
+    asyncio.run(main())
+
+
+def test_a_parse_cut_by_its_token_limit_names_the_limit_and_is_paid(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as one:
+            one.server.default = answer('{"name":"Par', stop_reason="length")
+
+            async def parse() -> Any:
+                return await one.client.chat.completions.parse(response_format=City, **CHAT)
+
+            errors = await one.fails(parse, times=6)
+            assert isinstance(errors[0], InvalidRequest) and "raise max_tokens" in str(errors[0])
+            assert len(one.server.bills) == 3 and one.phase == "closed"
+
+    asyncio.run(main())
