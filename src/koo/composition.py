@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from koo.ai.assembly import assemble, describe
 from koo.ai.budgets import Budgets
 from koo.ai.gateway import Gateway
-from koo.ai.operation_money import Money
+from koo.ai.operation_money import Money, OperationMoney, SharedMoney
 from koo.ai.pricing import Prices
 from koo.ai.service import AIService, Service
 from koo.alerts.keeping import AlertKeeper
@@ -66,6 +66,9 @@ class Parts:
         for name, one in self.ai_services.items():
             self.budgets.add_service(name, one.service.allowance)
         self.operations: dict[str, tuple[Service, Money]] = {}
+        self.shared_money = {
+            name: SharedMoney(one.options, self.prices) for name, one in self.ai_services.items()
+        }
         self.gateway = Gateway(
             self.ai_services,
             budgets=self.budgets,
@@ -82,7 +85,7 @@ class Parts:
         self.store_news = StoreNews(clock)
         events.listen(self.store_news.on_event)
         self.database_in_use: Database | None = None
-        self._priced = False
+        self._priced: bool | None = None  # False: no service needs prices
 
     # ── finding ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -121,9 +124,9 @@ class Parts:
             raise unknown_service(name, list(self.services))
         return service
 
-    def find_operation(self, name: str) -> tuple[Service, Money | None]:
+    def find_operation(self, name: str) -> tuple[Service, OperationMoney]:
         """What guards an operation: its own registration, or a built-in service. Raises `UnknownService`."""
-        return self.operations.get(name) or (self.find_service(name), None)
+        return self.operations.get(name) or (self.find_service(name), self.shared_money[name])
 
     def add_operation(self, service: Service, money: Money) -> None:
         """Guard an own operation from now on; one of the same name is replaced."""
@@ -209,13 +212,16 @@ class Parts:
         if self.database_in_use is not None:
             self.database_in_use.forget_parent()
 
-    async def load_prices(self) -> None:
-        """Load the price table, once, if a service may need it."""
+    async def load_prices(self, *, surely: bool = False) -> None:
+        """Load the price table, once, if a service may need it, or `surely`."""
         # It takes some tenths of a second and some MiB, which a process with only a local model should not pay.
-        if not self._priced:
-            if any(b.options.configured and b.options.kind != "local" for b in self.ai_services.values()):
+        if self._priced is None or (surely and not self._priced):
+            needed = surely or any(
+                b.options.configured and b.options.kind != "local" for b in self.ai_services.values()
+            )
+            if needed:
                 await self.prices.load()
-            self._priced = True
+            self._priced = needed
 
     async def close(self) -> None:
         """Close in the reverse order of use; a part that fails to close does not keep the others open."""

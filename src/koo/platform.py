@@ -247,14 +247,15 @@ class Platform:
         """Guard an operation of your own under `name`; registering it again with other options replaces it.
 
         Options: see `koo.ai.registration.NAMES`, and `classify` (an exception → a `Fault`), `max_retries`,
-        `daily_budget` with `max_cost_usd` and `cost_usd`. Raises `ConfigurationError`.
+        `daily_budget` with `max_cost_usd` and `cost_usd` (a function of the result, or "usage": what the answer's usage
+        costs). Raises `ConfigurationError`.
         """
         check_service_name(name)
         if name in self.parts.ai_services:
             raise ConfigurationError(
                 "register_service", f"{name!r} is a built-in service; choose another name"
             )
-        read, money = read_options(options), Money(options)
+        read, money = read_options(options), Money(options, self.parts.prices)
         service = Service(
             name,
             read,
@@ -273,6 +274,8 @@ class Platform:
         """Run `operation(*args, **kwargs)` under the guard of `name`: a registered one, or a built-in service's."""
         await self.open()
         service, money = self.parts.find_operation(name)
+        if money.needs_prices:
+            await self.parts.load_prices(surely=True)
         return await execute(service, money, self.parts.budgets, operation, args, kwargs)
 
     @overload
@@ -300,6 +303,8 @@ class Platform:
         async def find() -> Terms:
             await self.open()
             service, money = self.parts.find_operation(name)
+            if money.needs_prices:
+                await self.parts.load_prices(surely=True)
             return Terms(service, money, self.parts.budgets)
 
         stream: OperationStream[Any] = OperationStream(name, find, operation, args, kwargs, self.deadlines)

@@ -141,6 +141,13 @@ class Budgets:
         if self._of_tags:
             self._sets.clear()
 
+    def is_capped(self, service: str) -> bool:
+        """Has somebody set a limit that calls without a tag to the service, of whatever model, count against?"""
+        own = self._names[day_budget(service)]
+        if own.limit is not None and not own.is_default:
+            return True
+        return any(one.tag is None and one.service in (None, service) for one in self.options)
+
     def settle(self, hold: Hold, service: str, bill: Bill) -> None:
         """Book what a call cost. A bill above its hold is booked whole, and published."""
         if self._shortages:

@@ -5,7 +5,7 @@ held is the worst case. What is booked is the attempt's `bill`; where nothing ha
 billed, the whole hold, marked as an estimate.
 
 All charges hold and end alike. They differ in their worst case, and in what they read the bill from: a query from the
-provider's usage and a price, an own operation from what its caller says.
+provider's usage and a price, an own operation from what its caller or its answer says (`operation_charge.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from koo.ai.budgets import Budgets
+from koo.ai.model_price import ModelPrice
 from koo.ai.service import Service
+from koo.ai.types import Usage
 from koo.errors import BudgetExceeded, Kind
 from koo.policies.money import from_pico, to_pico
 from koo.policies.purse import Budget, Hold
@@ -101,30 +103,17 @@ class ServiceCharge(ABC):
             self._budgets.ledger.release(hold)
 
 
-class FixedCharge(ServiceCharge):
-    """Money for an own operation, whose caller names its worst case and may say what it cost."""
-
-    __slots__ = ("_bound_usd", "begun")
-
-    def __init__(self, service: Service, budgets: Budgets, bound_usd: Decimal) -> None:
-        super().__init__(service, budgets)
-        self._bound_usd = bound_usd
-        self.begun = False
-        """Whether it was awaited: from then on it has been paid for, whatever it raises."""
-
-    async def hold(self, deadline: float) -> None:
-        self.begun = False
-        await super().hold(deadline)
-
-    def settle(self) -> None:
-        if self.begun:
-            super().settle()
-        else:
-            self.release()
-
-    def bound_usd(self) -> Decimal:
-        return self._bound_usd
-
-    def note(self, cost_usd: Decimal | None) -> None:
-        """Take down what the call cost; None: its caller does not say."""
-        self.bill = None if cost_usd is None else Bill(amount_usd=cost_usd, source="reported", model="")
+def priced_bill(price: ModelPrice, amount_usd: Decimal, source: str, model: str, usage: Usage) -> Bill:
+    """A bill with its tokens and unit prices; `source` as in `Bill`."""
+    return Bill(
+        amount_usd=amount_usd,
+        source=source,
+        model=model,
+        input_tokens=usage.input_tokens,
+        cache_read_tokens=usage.cache_read_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+        output_tokens=usage.output_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        unit_prices=price.unit_prices,
+        price_version=price.version,
+    )

@@ -7,7 +7,7 @@ into one is dearer, so the bound takes the dearest of the three.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
@@ -48,13 +48,15 @@ class ModelPrice:
     """What one model costs now.
 
     `tiers` by rising prompt length, the first from 0. `request_usd` is a fee for each request, `extra_usd` what may
-    come on top of it. `source` is "table", "configured" or "free"; `version` names the table; `unit_prices` is for the
-    ledger: USD per million tokens as text.
+    come on top of it. `more_usd` is what one unit costs beyond its class, by the table's words ("cache_write_1h",
+    "output_audio", ...), or at all ("web_searches"). `source` is "table", "configured" or "free"; `version` names the
+    table; `unit_prices` is for the ledger: USD per million tokens as text.
     """
 
     tiers: tuple[UnitPrices, ...]
     request_usd: Decimal = NOTHING
     extra_usd: Decimal = NOTHING
+    more_usd: Mapping[str, Decimal] = field(default_factory=dict)
     source: str = "table"
     version: str = ""
     free: bool = False
@@ -74,6 +76,12 @@ class ModelPrice:
         if usage.reasoning_tokens and tier.reasoning_usd != tier.output_usd:
             cost = fma(usage.reasoning_tokens, EXACT.subtract(tier.reasoning_usd, tier.output_usd), cost)
         return cost
+
+    def units_usd(self, units: Mapping[str, int]) -> Decimal:
+        """What units cost that have a price of their own; one that has none costs what its class does."""
+        return add_up(
+            EXACT.multiply(count, self.more_usd.get(name, NOTHING)) for name, count in units.items()
+        )
 
     def _tier(self, usage: Usage) -> UnitPrices:
         tier = self.tiers[0]
@@ -172,6 +180,10 @@ def dearest(prices: Sequence[ModelPrice]) -> ModelPrice:
         tiers=tiers,
         request_usd=max(price.request_usd for price in prices),
         extra_usd=max(price.extra_usd for price in prices),
+        more_usd={
+            name: max(price.more_usd.get(name, NOTHING) for price in prices)
+            for name in {name for price in prices for name in price.more_usd}
+        },
         unit_prices=as_text(tiers[0]),
     )
 
@@ -185,4 +197,5 @@ def raised(price: ModelPrice, factor: Decimal) -> ModelPrice:
         )
         for tier in price.tiers
     )
-    return replace(price, tiers=tiers, unit_prices=as_text(tiers[0]))
+    more_usd = {name: EXACT.multiply(usd, factor) for name, usd in price.more_usd.items()}
+    return replace(price, tiers=tiers, more_usd=more_usd, unit_prices=as_text(tiers[0]))

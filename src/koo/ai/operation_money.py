@@ -1,31 +1,51 @@
-"""What a registration of an own operation says about money, and what its calls are charged."""
+"""Whose money an own operation spends: what its registration says about money, or a built-in service's budgets."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 
 from koo.ai.budgets import Budgets
-from koo.ai.charge import FixedCharge
+from koo.ai.operation_ask import is_free, read_ask
+from koo.ai.operation_charge import AskCharge, FixedCharge, OperationCharge
+from koo.ai.pricing import Prices
 from koo.ai.service import Service
+from koo.ai.told_cost import usd
 from koo.errors import ConfigurationError
+from koo.options import ServiceOptions
 from koo.storage.base import Allowance
 
-log = logging.getLogger("koo")
-
 MONEY = ("daily_budget", "max_cost_usd", "cost_usd")
+USAGE = "usage"
+"""What `cost_usd` says where the answer's usage is what a call costs."""
 BOUND_USD_MAX = Decimal(1_000_000)
 """More no ledger holds for one call: each would be refused."""
+
+
+class OperationMoney(Protocol):
+    """What an operation's calls are charged. `needs_prices`: the price table has to be loaded first."""
+
+    needs_prices: bool
+
+    def charge(
+        self,
+        service: Service,
+        budgets: Budgets,
+        operation: object,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> OperationCharge | None:
+        """The charge of one call; None where it costs nothing."""
+        ...
 
 
 class Money:
     """What a registration says about money."""
 
-    __slots__ = ("_cost_of", "allowance", "bound_usd")
+    __slots__ = ("_cost_of", "_prices", "allowance", "bound_usd", "needs_prices")
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: Mapping[str, Any], prices: Prices | None = None) -> None:
         budget = options.get("daily_budget")
         bound = options.get("max_cost_usd")
         if budget is not None and bound is None:
@@ -37,76 +57,51 @@ class Money:
             raise ConfigurationError(
                 "register_service", "cost_usd needs max_cost_usd, the most that one call can cost"
             )
-        limit_usd = None if budget is None else _usd("daily_budget", budget)
+        limit_usd = None if budget is None else usd("daily_budget", budget)
         self.allowance = Allowance(limit_usd, explicit=budget is not None)
-        self.bound_usd = None if bound is None else _usd("max_cost_usd", bound, BOUND_USD_MAX)
-        self._cost_of: Callable[[Any], Any] | None = options.get("cost_usd")
+        self.bound_usd = None if bound is None else usd("max_cost_usd", bound, BOUND_USD_MAX)
+        cost_of = options.get("cost_usd")
+        self.needs_prices = cost_of == USAGE
+        self._prices = (prices or Prices()) if self.needs_prices else None
+        self._cost_of: Callable[[Any], Any] | None = None if self.needs_prices else cost_of
 
-    def charge(self, service: Service, budgets: Budgets) -> FixedCharge | None:
+    def charge(
+        self,
+        service: Service,
+        budgets: Budgets,
+        operation: object,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> OperationCharge | None:
         """The charge of one call; None where it costs nothing."""
-        return None if self.bound_usd is None else FixedCharge(service, budgets, self.bound_usd)
-
-    def cost_usd(self, result: object) -> Decimal | None:
-        """What the call that returned `result` cost; None where the caller does not say, or says nothing sensible."""
-        if self._cost_of is None:
+        if self.bound_usd is None:
             return None
-        try:
-            return _usd("cost_usd", self._cost_of(result))
-        except Exception:
-            # The call was made and is paid for: its answer is not thrown away, and its money not given back.
-            log.exception("cost_usd failed; the most that the call can cost is booked")
+        model = kwargs.get("model") if self.needs_prices else None
+        return FixedCharge(
+            service, budgets, self.bound_usd, prices=self._prices, model=model if isinstance(model, str) else "",
+            cost_of=self._cost_of,
+        )  # fmt: skip
+
+
+class SharedMoney:
+    """The money of a built-in service, whose budgets an SDK's calls under its name share."""
+
+    __slots__ = ("_options", "_prices", "needs_prices")
+
+    def __init__(self, options: ServiceOptions, prices: Prices) -> None:
+        self._options = options
+        self._prices = prices
+        self.needs_prices = not options.free
+
+    def charge(
+        self,
+        service: Service,
+        budgets: Budgets,
+        operation: object,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> OperationCharge | None:
+        """The charge of one call; None where it costs nothing."""
+        if self._options.free or is_free(operation):
             return None
-
-    def streamed(self) -> StreamedCost:
-        """What the pieces of one stream say that it cost."""
-        return StreamedCost(self._cost_of)
-
-
-class StreamedCost:
-    """What a stream cost: the last amount that `cost_usd` finds in a piece, since what pieces tell only grows."""
-
-    __slots__ = ("_amount_usd", "_cost_of", "_error", "_is_last")
-
-    def __init__(self, cost_of: Callable[[Any], Any] | None) -> None:
-        self._cost_of = cost_of
-        self._amount_usd: Decimal | None = None
-        self._is_last = False
-        self._error: Exception | None = None
-
-    def note(self, piece: object) -> None:
-        """Look at a piece. Most have no usage, and a function that expects it may raise there."""
-        if self._cost_of is None:
-            return
-        self._is_last = False
-        try:
-            told = self._cost_of(piece)
-            if told is not None:
-                self._amount_usd = _usd("cost_usd", told)
-                self._is_last = True
-        except Exception as error:  # noqa: BLE001 - looked at in the end, where no piece had an amount
-            self._error = error
-
-    def whole(self) -> Decimal | None:
-        """At the stream's own end; None where no piece told."""
-        if self._amount_usd is None and self._error is not None:
-            log.error(
-                "cost_usd failed for each piece; the most that the call can cost is booked",
-                exc_info=self._error,
-            )
-        return self._amount_usd
-
-    def so_far(self) -> Decimal | None:
-        """Where it ended early; None where something came that no amount covers."""
-        return self._amount_usd if self._is_last else None
-
-
-def _usd(name: str, value: Any, most: Decimal = Decimal("Infinity")) -> Decimal:
-    try:
-        amount = Decimal(str(value))
-    except ArithmeticError:
-        amount = Decimal("NaN")
-    if not amount.is_finite() or amount < 0:
-        raise ConfigurationError("register_service", f"{name} must be an amount of USD, at least 0")
-    if amount > most:
-        raise ConfigurationError("register_service", f"{name} must be at most {most:,} USD")
-    return amount
+        return AskCharge(service, budgets, self._options, self._prices, read_ask(operation, args, kwargs))

@@ -24,10 +24,10 @@ from dataclasses import replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from koo.ai.budgets import Budgets
-from koo.ai.charge import FixedCharge
 from koo.ai.guarded_stream import GuardedStream, Held, Silence
 from koo.ai.opened import Opened, StreamOwner
-from koo.ai.operation_money import Money, StreamedCost
+from koo.ai.operation_charge import OperationCharge
+from koo.ai.operation_money import OperationMoney
 from koo.ai.operations import check_operation, model_of, warn_of_retries
 from koo.ai.service import Service
 from koo.ai.stream_source import END, End, Source, describe, open_source
@@ -52,7 +52,7 @@ class Terms(NamedTuple):
     """What an operation runs under."""
 
     service: Service
-    money: Money | None
+    money: OperationMoney | None
     budgets: Budgets
 
 
@@ -84,8 +84,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         self._in_block = False
         self._came_to: Fault | None = None  # what the block asked last came to; None: it is in the middle
         self._silent_s = 0.0
-        self._charge: FixedCharge | None = None
-        self._cost: StreamedCost | None = None
+        self._charge: OperationCharge | None = None
         self._slow = False
 
     def __aiter__(self) -> OperationStream[T]:
@@ -106,8 +105,8 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             raise
         finally:
             self._end_turn()
-        if self._cost is not None:
-            self._cost.note(piece)
+        if self._charge is not None:
+            self._charge.take(piece)
         return piece
 
     # ── as a block ────────────────────────────────────────────────────────────────────────────────────────────
@@ -160,8 +159,8 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             self._note_end(DONE)
             raise StopAsyncIteration
         self._note_end(None)
-        if self._cost is not None:
-            self._cost.note(piece)
+        if self._charge is not None:
+            self._charge.take(piece)
         return piece
 
     async def call(self, awaitable: Awaitable[R]) -> R:
@@ -172,8 +171,8 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             raise self._closed_by_another() from None
         if not hasattr(type(result), "__anext__"):
             self._note_end(DONE)
-            if self._cost is not None:
-                self._cost.note(result)
+            if self._charge is not None:
+                self._charge.take(result)
         return result
 
     async def _ask(self, reading: Coroutine[object, object, R]) -> R:
@@ -205,7 +204,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         warn_of_retries(service.name, self._operation)
         guard = service.guard(model_of(service, self._kwargs))
         if money is not None:
-            self._charge, self._cost = money.charge(service, budgets), money.streamed()
+            self._charge = money.charge(service, budgets, self._operation, self._args, self._kwargs)
         scope: Scope[Source] = Scope(guard)
         await guard.begin(self._attempt, charge=self._charge, scope=scope)
         silence = Silence(self._deadlines, service.clock, scope)
@@ -260,19 +259,20 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
 
     def _settle_success(self, held: Held[Source]) -> None:
         self._closed = True
-        if self._charge is not None and self._cost is not None:
+        if self._charge is not None:
             for name in SNAPSHOTS:
-                self._note_snapshot(held, name)
-            self._charge.note(self._cost.whole())
+                self._take_snapshot(self._charge, held, name)
+            self._charge.end()
         held.scope.settle(slow=self._slow, took_s=self._provider_s)
 
-    def _note_snapshot(self, held: Held[Source], name: str) -> None:
+    @staticmethod
+    def _take_snapshot(charge: OperationCharge, held: Held[Source], name: str) -> None:
         try:
             snapshot = getattr(held.scope.value.target, name, None)
         except Exception:  # noqa: BLE001 - an SDK's own check that something came
             return
-        if snapshot is not None and self._cost is not None:
-            self._cost.note(snapshot)
+        if snapshot is not None:
+            charge.take(snapshot)
 
     def _settle(self, fault: Fault, silent_s: float = 0.0) -> None:
         self._closed = True
@@ -284,8 +284,6 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         if fault.verdict is SUCCESS:
             self._settle_success(held)
             return
-        if self._charge is not None and self._cost is not None:
-            self._charge.note(self._cost.so_far())
         held.scope.settle(replace(fault, billed=True), took_s=silent_s)
 
     def __del__(self) -> None:

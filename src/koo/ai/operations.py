@@ -1,7 +1,7 @@
 """The same guard for anybody's own operation: a vendor's SDK, a payment service, a search index.
 
 An operation is registered by a name and its options, and then run by that name. Limits and a budget: none unless given.
-The name of a built-in service works too: then the operation shares that service's breaker, limits and key.
+The name of a built-in service works too: then the operation shares that service's breaker, limits, key and budgets.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from koo.ai.budgets import Budgets
-from koo.ai.operation_money import Money
+from koo.ai.operation_money import OperationMoney
 from koo.ai.sdk_retries import own_retries
 from koo.ai.service import Service
 from koo.ai.stream_source import describe, discard, is_stream, is_unstarted
@@ -23,7 +23,7 @@ log = logging.getLogger("koo")
 
 async def execute(
     service: Service,
-    money: Money | None,
+    money: OperationMoney | None,
     budgets: Budgets,
     operation: Callable[..., Awaitable[T]],
     args: tuple[Any, ...],
@@ -37,7 +37,7 @@ async def execute(
     check_operation(operation)
     warn_of_retries(service.name, operation)
     guard = service.guard(model_of(service, kwargs))
-    charge = money.charge(service, budgets) if money is not None else None
+    charge = money.charge(service, budgets, operation, args, kwargs) if money is not None else None
 
     async def run() -> T:
         awaitable = operation(*args, **kwargs)
@@ -48,8 +48,8 @@ async def execute(
         result: T = await awaitable
         if is_stream(result):
             raise await _refusal(service.name, result)
-        if charge is not None and money is not None:
-            charge.note(money.cost_usd(result))
+        if charge is not None:
+            charge.answered(result)
         return result
 
     return await guard.call(run, charge=charge)

@@ -36,8 +36,23 @@ SEARCHES_MAX = 3
 """Web searches that a bound reckons with, for models whose answers come with one: a model may send some at once."""
 SEARCH_USD = Decimal("0.0025")
 """One search of Perplexity, whatever model reads it, where the table does not say (checked in October 2026)."""
+EMBEDS = "embed"
+"""In the names of models that write nothing, and so have no price for it."""
+BASES = {
+    "cache_write_1h": "cache_write_mtok",
+    "input_audio": "input_mtok",
+    "input_image": "input_mtok",
+    "input_video": "input_mtok",
+    "output_audio": "output_mtok",
+    "output_image": "output_mtok",
+    "output_video": "output_mtok",
+}
+"""Tokens that the table prices by themselves, and the class that they are counted in."""
+SEARCHES = ("web_searches", "storage_searches")
 KNOWN_MAX = 10_000
 """Models remembered: callers choose their names, and memory must not grow with them."""
+MAKER = ServiceOptions(name="", kind="openai_compatible")
+"""Stands for whoever makes a model, where no service says who is paid."""
 
 
 class Prices:
@@ -60,6 +75,10 @@ class Prices:
             search_usd = SEARCH_USD if service.kind == "perplexity" else NOTHING
             return _configured(service.input_price, service.output_price, search_usd)
         return self._look_up(service, model)
+
+    def find_anywhere(self, model: str) -> ModelPrice | None:
+        """The price of a model at its maker, or at the vendor named before it (`azure/gpt-4o`); None: not known."""
+        return self._look_up(MAKER, model)
 
     def _look_up(self, service: ServiceOptions, model: str) -> ModelPrice | None:
         wall_s = self._clock.wall()
@@ -92,6 +111,8 @@ def _from_table(service: ServiceOptions, model: str, wall_s: float) -> ModelPric
     `price_as` stands for the service's own model, and for others that are not in the table of whom it pays.
     """
     now, stand_in = datetime.fromtimestamp(wall_s, UTC), service.price_as
+    if service is MAKER:
+        return _price_at(service, _makers(model), model, now) or _price_of_any(model, now)
     own = tuple(_own_vendors(service))
     if stand_in is None:
         return _price_at(service, own, model, now)
@@ -113,6 +134,17 @@ def context_tokens(service: ServiceOptions, model: str) -> int | None:
     return max(
         (one.context_window for one in entries if one is not None and one.context_window), default=None
     )
+
+
+def _price_of_any(model: str, now: datetime) -> ModelPrice | None:
+    """The price of a model whose name says no maker: at the vendors that koo asks, else the dearest of all hosts."""
+    vendors = [vendor for name in TABLE_NAMES.values() for vendor in _called(name)]
+    price = _price_at(MAKER, vendors, model, now)
+    if price is not None:
+        return price
+    found = (_price_of(MAKER, one, now) for one in _anywhere(model))
+    prices = [one for one in found if one is not None]
+    return dearest(prices) if prices else None
 
 
 def _own_vendors(service: ServiceOptions) -> Iterator[Provider]:
@@ -199,6 +231,8 @@ def _entry(vendor: Provider, name: str) -> ModelInfo | None:
 
 def _price_of(service: ServiceOptions, found: ModelInfo, now: datetime) -> ModelPrice | None:
     prices = {key: value for key, value in found.get_prices(now).__dict__.items() if value is not None}
+    if "input_mtok" in prices and EMBEDS in found.id:
+        prices.setdefault("output_mtok", NOTHING)
     if "input_mtok" not in prices or "output_mtok" not in prices:
         return None
     tiers = tuple(_unit_prices(prices, start) for start in _starts(prices))
@@ -208,9 +242,31 @@ def _price_of(service: ServiceOptions, found: ModelInfo, now: datetime) -> Model
         tiers=tiers,
         request_usd=EXACT.add(request_usd, search_usd),
         extra_usd=EXACT.multiply(SEARCHES_MAX - 1, search_usd),
+        more_usd={} if service.kind == "perplexity" else dict(_more_usd(prices)),
         version=_version(),
         unit_prices=as_text(tiers[0]),
     )
+
+
+def _more_usd(prices: dict[str, Any]) -> Iterator[tuple[str, Decimal]]:
+    """What a unit costs beyond its class, in the dearest tier."""
+    for name, base in BASES.items():
+        key = f"{name}_mtok"
+        if key in prices:
+            ordinary = prices.get(base, prices["input_mtok"])
+            more = max(
+                EXACT.subtract(_at(prices[key], start), _at(ordinary, start)) for start in _starts(prices)
+            )
+            if more > 0:
+                yield name, of_one(more)
+    for name in SEARCHES:
+        if f"{name}_kcount" in prices:
+            yield (
+                name,
+                EXACT.divide(
+                    max(_at(prices[f"{name}_kcount"], start) for start in _starts(prices)), THOUSAND
+                ),
+            )
 
 
 def _search_usd(prices: dict[str, Any]) -> Decimal:

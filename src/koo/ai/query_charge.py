@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from koo.ai.budgets import Budgets
-from koo.ai.charge import ServiceCharge
+from koo.ai.charge import ServiceCharge, priced_bill
 from koo.ai.conversations import Conversations, Measure
 from koo.ai.model_price import NOTHING, ModelPrice
 from koo.ai.providers.base import Completion, Provider, Request
@@ -215,18 +215,7 @@ class QueryCharge(ServiceCharge):
         super().settle()
 
     def _bill(self, amount_usd: Decimal, source: str, usage: Usage) -> Bill:
-        return Bill(
-            amount_usd=amount_usd,
-            source=source,
-            model=self.model,
-            input_tokens=usage.input_tokens,
-            cache_read_tokens=usage.cache_read_tokens,
-            cache_write_tokens=usage.cache_write_tokens,
-            output_tokens=usage.output_tokens,
-            reasoning_tokens=usage.reasoning_tokens,
-            unit_prices=self.price.unit_prices,
-            price_version=self.price.version,
-        )
+        return priced_bill(self.price, amount_usd, source, self.model, usage)
 
 
 def _is_long(request: Request) -> bool:

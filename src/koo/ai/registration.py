@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from koo.ai.foreign.meaning import meaning_of
-from koo.ai.operation_money import MONEY
+from koo.ai.operation_money import MONEY, USAGE
 from koo.errors import ConfigurationError
 from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
 from koo.policies.verdict import Classify, Fault
@@ -46,7 +46,10 @@ def read_options(options: Mapping[str, Any]) -> GuardOptions:
             known = ", ".join(sorted((*NAMES, "classify", "max_retries", *MONEY)))
             raise ConfigurationError("register_service", f"unknown option {name!r}; known are: {known}")
         elif name in ("classify", "cost_usd") and value is not None and not callable(value):
-            raise ConfigurationError("register_service", f"{name} must be a function")
+            if name == "classify":
+                raise ConfigurationError("register_service", "classify must be a function")
+            if value != USAGE:
+                raise ConfigurationError("register_service", f'cost_usd must be a function, or "{USAGE}"')
     guard = parts["guard"]
     read = GuardOptions(
         **guard,

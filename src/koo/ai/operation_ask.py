@@ -1,0 +1,216 @@
+"""What an SDK's call can cost at most, seen in its arguments before anything is sent.
+
+A call that names its model and its prompt by the names that SDKs use is taken at its word. All that it is handed counts
+as prompt (`operation_prompt.py`): no tokenizer makes more tokens of a text than it has bytes, in the form that the
+tokenizer sees. What lies at the vendor's (an earlier answer, a file, a cache), what its own tools may find, and what is
+no text counts as all that the model can read at once. An answer without a bound counts as the longest that the model
+writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from decimal import Decimal
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+from koo.ai.model_price import ModelPrice
+from koo.ai.operation_prompt import Reading, fields_of, is_given, read_prompt
+from koo.ai.pricing import SEARCHES_MAX
+from koo.ai.providers.transport import FRAMING_TOKENS, bound_text
+from koo.ai.usage_names import get, module_of
+from koo.ai.usage_price import TIERS
+from koo.policies.money import EXACT
+
+SDKS = ("openai", "anthropic", "google", "perplexity", "groq", "cerebras", "together", "mistralai")
+WRAPPERS = ("langchain", "llama_index")
+"""Libraries whose model objects know model and longest answer themselves."""
+FREE_ACTS = frozenset({
+    "cancel", "compute_tokens", "content", "count_tokens", "delete", "get", "input_items", "list", "retrieve", "update",
+    "upload",
+})  # fmt: skip
+"""What an SDK's client does that no vendor bills."""
+FREE_OWNERS = ("Moderations", "Files")
+
+PROMPTS = ("messages", "input", "contents", "prompt", "content", "file")
+TOKENS = (
+    "max_tokens", "max_completion_tokens", "max_output_tokens", "maxOutputTokens", "max_tokens_to_sample",
+)  # fmt: skip
+ANSWERS = ("n", "candidate_count", "candidateCount", "best_of", "number_of_images")
+SETTINGS = ("config", "generation_config", "generationConfig", "extra_body")
+"""Arguments that hold further ones; the last wins, as it does on the wire."""
+ELSEWHERE = (
+    "previous_response_id", "conversation", "cached_content", "cachedContent", "container", "mcp_servers",
+    "web_search_options", "plugins", "context_management",
+)  # fmt: skip
+"""Arguments that bring what lies at the vendor's, or what its tools find, into the prompt."""
+OWN_TOOLS = re.compile(
+    r"function|custom|(bash|text_editor|computer|memory)_\d+|computer_use_preview|local_shell|apply_patch"
+)
+"""Tools that the caller runs; the results of all others come into the prompt unseen."""
+GOOGLES_OWN = ("function_declarations", "functionDeclarations")
+
+WINDOW_UNKNOWN = 1_050_000
+"""The largest context of these vendors' models in November 2026, for one that the table has none of."""
+
+LONGEST: tuple[tuple[re.Pattern[str], int], ...] = tuple(
+    (re.compile(pattern), tokens)
+    for pattern, tokens in (
+        (r"gpt-4\.1", 32_768),
+        (r"(chat)?gpt-4o|gpt-5(\.\d)?-chat|gpt-audio|gpt-realtime", 16_384),
+        (r"gpt-4-32k", 32_768),
+        (r"gpt-4-(turbo|vision|0125|1106)|gpt-3\.5", 4096),
+        (r"gpt-4(-|$)", 8192),
+        (r"(gpt|chatgpt)-image|gpt-5(\.\d)?-image", 32_768),
+        (r"o1-preview", 32_768),
+        (r"o1-mini", 65_536),
+        (r"o[134](-|$)", 100_000),
+        (r"gpt-5-pro", 272_000),
+        (r"gpt-[56]", 128_000),
+        (r"gemini-(1|2\.0|pro|flash)", 8192),
+        (r"gemini-", 65_536),
+        (r"claude-3-[0-5]|claude-3-(opus|sonnet|haiku)", 8192),
+        (r"claude-", 128_000),
+    )
+)
+"""The longest answer of a model where the call bounds none (the vendors' model pages, November 2026)."""
+LONGEST_UNKNOWN = 272_000
+
+
+class Ask(NamedTuple):
+    """What a call says of its worst case. `said` is all that it is handed; `answers` how many it asks for."""
+
+    model: str
+    said: tuple[object, ...]
+    settings: Mapping[str, object]
+    output_tokens_max: int
+    answers: int
+
+
+def is_free(operation: object) -> bool:
+    """Is it an act of an SDK's client that no vendor bills?"""
+    owner = getattr(operation, "__self__", None)
+    if owner is None or module_of(owner) not in SDKS:
+        return False
+    name = getattr(operation, "__name__", "")
+    return name in FREE_ACTS or type(owner).__name__.endswith(FREE_OWNERS)
+
+
+def read_ask(operation: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Ask | None:
+    """What a call says of its worst case; None where it does not name its model and its prompt. Never raises."""
+    with suppress(Exception):
+        return _read(operation, args, kwargs)
+    return None
+
+
+def _read(operation: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Ask | None:
+    for _ in range(5):
+        if not isinstance(operation, partial):
+            break
+        args, kwargs, operation = (*operation.args, *args), {**operation.keywords, **kwargs}, operation.func
+    owner = getattr(operation, "__self__", None)
+    is_wrapped = module_of(owner).startswith(WRAPPERS)
+    settings = {**(_of_wrapper(owner) if is_wrapped else {}), **_settings(kwargs)}
+    model = settings.get("model")
+    if not isinstance(model, str) or not model or _runs_functions(settings):
+        return None
+    if not is_wrapped and not any(name in settings for name in PROMPTS):
+        return None
+    return Ask(
+        model=model,
+        said=(args, kwargs, settings.get("tools") if is_wrapped else None),
+        settings=settings,
+        output_tokens_max=max(_numbers(settings, TOKENS), default=longest_answer(model)),
+        answers=max([1, *_numbers(settings, ANSWERS)]),
+    )
+
+
+def _settings(kwargs: Mapping[str, object]) -> dict[str, object]:
+    """The arguments and those inside them, without what is not given."""
+    found = {name: value for name, value in kwargs.items() if is_given(value)}
+    for name in SETTINGS:
+        inner = found.get(name)
+        if inner is not None:
+            found.update((key, value) for key, value in fields_of(inner) if is_given(value))
+    return found
+
+
+def _numbers(settings: Mapping[str, object], names: tuple[str, ...]) -> list[int]:
+    found = (settings.get(name) for name in names)
+    return [value for value in found if isinstance(value, int) and not isinstance(value, bool) and value >= 0]
+
+
+def _of_wrapper(owner: object) -> dict[str, object]:
+    """What a model object of LangChain or LlamaIndex was made with, and what was bound to it."""
+    bound = get(owner, "bound")
+    model = owner if bound is None else bound
+    found = {name: value for name in (*TOKENS, *ANSWERS) if is_given(value := get(model, name))}
+    found["model"] = get(model, "model_name") or get(model, "model")
+    more = get(owner, "kwargs") if bound is not None else None
+    return {**found, **(_settings(more) if isinstance(more, Mapping) else {})}
+
+
+def _runs_functions(settings: Mapping[str, object]) -> bool:
+    """Does google-genai call the caller's functions by itself, and so ask several times, and report the last?"""
+    afc = settings.get("automatic_function_calling")
+    if get(afc, "disable"):
+        return False
+    config = settings.get("config")
+    return config is not None and any(callable(tool) for tool in _items(get(config, "tools")))
+
+
+@lru_cache(1024)
+def longest_answer(model: str) -> int:
+    """The most tokens that a model writes where nothing bounds it."""
+    name = model.rpartition("/")[2].lower()
+    return next((tokens for pattern, tokens in LONGEST if pattern.match(name)), LONGEST_UNKNOWN)
+
+
+# ── the worst case ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def bound_usd(ask: Ask, reading: Reading, price: ModelPrice, window: int | None) -> Decimal:
+    """Never less than the bill of a call; `window`: how many tokens its model reads at once, if that is known."""
+    has_tools = _has_open_tools(ask.settings)
+    read = FRAMING_TOKENS + reading.tokens + sum(map(bound_text, reading.texts))
+    if reading.is_open or has_tools:
+        read = max(read, window or WINDOW_UNKNOWN)
+    written = ask.output_tokens_max * ask.answers
+    if is_given(prediction := ask.settings.get("prediction")):
+        written += sum(map(bound_text, read_prompt(prediction, ask.model).texts))
+    more, cost = price.more_usd, price.bound_usd(read, written)
+    if more:
+        dearer = [more[name] for name in more if name.startswith("output_")]
+        cost = EXACT.fma(written, max(dearer, default=Decimal(0)), cost)
+        dearer = [more[name] for name in more if name.startswith("input_") and reading.has_media]
+        dearer += [more[name] for name in more if name == "cache_write_1h" and reading.keeps_1h]
+        cost = EXACT.fma(read, max(dearer, default=Decimal(0)), cost)
+        searches = [more[name] for name in more if name.endswith("_searches") and has_tools]
+        cost = EXACT.fma(SEARCHES_MAX, max(searches, default=Decimal(0)), cost)
+    tiers = [
+        TIERS[one] for name in ("service_tier", "speed") if (one := str(ask.settings.get(name))) in TIERS
+    ]
+    return EXACT.multiply(cost, max(tiers)) if tiers else cost
+
+
+def _has_open_tools(settings: Mapping[str, object]) -> bool:
+    """Does the vendor run a tool by itself, or add what lies there?"""
+    if any(name in settings for name in ELSEWHERE) or isinstance(settings.get("prompt"), Mapping):
+        return True
+    return any(not _is_own(tool) for tool in _items(settings.get("tools")))
+
+
+def _is_own(tool: object) -> bool:
+    kind = get(tool, "type")
+    if isinstance(kind, str):
+        return OWN_TOOLS.match(kind) is not None
+    if callable(tool) or get(tool, "input_schema") is not None:
+        return True
+    given = [name for name, value in fields_of(tool) if is_given(value)]
+    return all(name in (*GOOGLES_OWN, "name", "description", "parameters", "function") for name in given)
+
+
+def _items(value: object) -> list[object]:
+    return list(value) if isinstance(value, (list, tuple)) else []

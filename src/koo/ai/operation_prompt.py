@@ -1,0 +1,134 @@
+"""All that a call is handed, as texts that can be counted, whatever objects they stand in.
+
+Three things are not text. A picture counts as the most that any vendor makes of one. What is no text (a document,
+sound), and what cannot be looked into without using it up (an iterator), leaves the length open.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from koo.ai.usage_names import get, module_of
+
+PICTURES = ("image_url", "input_image", "image")
+MEDIA = (
+    "input_audio", "audio", "file", "input_file", "document", "video", "video_url", "input_video", "container_upload",
+    "item_reference", "compaction",
+)  # fmt: skip
+PICTURE_TOKENS = 16_384
+"""OpenAI's largest: 10,000 patches at `detail: original`, times what its smaller models multiply them by (its page on
+images, November 2026). Anthropic and Google make some thousands at most."""
+DEAR_PICTURES, DEAR_PICTURE_TOKENS = "4o-mini", 49_152
+"""The one family that counts a picture as 33 of another's, to price them alike."""
+TOOL_TOKENS = 2048
+"""What a vendor may put before a prompt that has tools: some 800 are known of, and as many for a tool of its own."""
+NODE_TOKENS = 4
+"""What may stand around one value in a prompt: quotes, separators, the marks of a role."""
+NODES_MAX = 500_000
+"""Values that are looked at: a structure may have more, or hold itself."""
+FIELDS = ("__struct_fields__", "__dataclass_fields__", "__dict__")
+"""Where an object's class, or the object itself, lists its fields."""
+NOT_GIVEN = ("NotGiven", "Omit", "NOT_GIVEN", "Unset")
+
+
+class Reading(NamedTuple):
+    """What was found in a prompt: `tokens` beside its `texts`; `is_open`: the length of something is unknown."""
+
+    texts: list[str]
+    tokens: int
+    is_open: bool
+    has_media: bool
+    keeps_1h: bool
+
+
+def read_prompt(said: object, model: str) -> Reading:
+    """All texts in what a call is handed, and what else may be counted in it."""
+    picture = DEAR_PICTURE_TOKENS if DEAR_PICTURES in model else PICTURE_TOKENS
+    texts: list[str] = []
+    tokens, is_open, has_media, keeps_1h, nodes = 0, False, False, False, 0
+    rest: list[object] = [said]
+    while rest:
+        value, nodes = rest.pop(), nodes + 1
+        if nodes > NODES_MAX:
+            is_open = True
+            break
+        if value is None or isinstance(value, bool):
+            continue
+        tokens += NODE_TOKENS
+        if isinstance(value, str):
+            texts.append(value)
+            keeps_1h = keeps_1h or value == "1h"
+        elif isinstance(value, (int, float, Decimal)):
+            tokens += len(str(value))
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            rest.extend(value)
+        elif (kind := _medium(value)) is not None:
+            has_media = True
+            tokens += picture if kind == "picture" else 0
+            is_open = is_open or kind != "picture"
+        elif isinstance(value, Mapping):
+            texts.extend(key for key in value if isinstance(key, str))
+            rest.extend(value.values())
+            tokens += TOOL_TOKENS if "tools" in value else NODE_TOKENS * len(value)
+        elif (inner := _opened(value)) is not None:
+            rest.append(inner)
+        else:
+            is_open = True
+    return Reading(texts, tokens, is_open, has_media, keeps_1h)
+
+
+def _medium(part: object) -> str | None:
+    """What a part of a prompt is that is not text: a "picture", or "more"; None for everything else."""
+    if isinstance(part, (bytes, bytearray, memoryview)) or hasattr(part, "read"):
+        return "more"
+    if module_of(part) == "PIL":
+        return "picture"
+    kind = get(part, "type")
+    if kind in PICTURES and isinstance(kind, str):
+        return "picture"
+    if kind in MEDIA and isinstance(kind, str):
+        source = get(part, "source")
+        return None if get(source, "type") in ("text", "content") else "more"
+    for name in ("inline_data", "inlineData"):
+        if is_given(inline := get(part, name)):
+            mime = get(inline, "mime_type") or get(inline, "mimeType")
+            return "picture" if isinstance(mime, str) and mime.startswith("image/") else "more"
+    is_file = any(is_given(get(part, name)) for name in ("file_data", "fileData", "file_uri"))
+    return "more" if is_file or (type(part).__name__ == "File" and is_given(get(part, "uri"))) else None
+
+
+def _opened(value: object) -> object:
+    """An object as what can be read of it; None where that is not known: an iterator, say, can be read only once."""
+    if isinstance(value, type):
+        schema = getattr(value, "model_json_schema", None)
+        if callable(schema):
+            return schema()
+        return [value.__name__, inspect.getdoc(value), str(inspect.get_annotations(value))]
+    if inspect.isroutine(value):
+        return [value.__name__, inspect.getdoc(value), str(inspect.signature(value))]
+    if hasattr(value, "__next__") or hasattr(value, "__anext__"):
+        return None
+    if type(value).__name__ in NOT_GIVEN:
+        return []
+    return dict(fields_of(value)) if any(hasattr(value, name) for name in FIELDS) else None
+
+
+def fields_of(thing: object) -> Iterator[tuple[str, Any]]:
+    """A mapping's items or an object's fields, those beyond its class too."""
+    if isinstance(thing, Mapping):
+        yield from ((key, value) for key, value in thing.items() if isinstance(key, str))
+        return
+    names = next((names for one in FIELDS if (names := get(thing, one))), ())
+    if isinstance(names, (tuple, Mapping)):
+        yield from ((name, get(thing, name)) for name in names if not name.startswith("_"))
+    more = get(thing, "__pydantic_extra__")
+    if isinstance(more, Mapping):
+        yield from more.items()
+
+
+def is_given(value: object) -> bool:
+    """Is it an argument, and not what an SDK has for one that is not given?"""
+    return value is not None and type(value).__name__ not in NOT_GIVEN

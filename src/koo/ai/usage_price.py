@@ -1,0 +1,54 @@
+"""What a report costs, and the public price function."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from functools import cache
+
+from koo.ai.model_price import ModelPrice
+from koo.ai.operation_usage import Report, read_report
+from koo.ai.pricing import Prices
+from koo.errors import InvalidRequest, Kind, PriceUnknown
+from koo.policies.money import EXACT
+
+TIERS = {"priority": Decimal("2.5"), "fast": Decimal(6)}
+"""How many times the table's price a faster answer costs at most: OpenAI's priority tier, and Anthropic's fast mode
+(their price pages, November 2026). Slower tiers cost half, and are taken for full."""
+
+
+def cost_usd(price: ModelPrice, report: Report) -> Decimal:
+    """The exact cost: what the provider says that it bills, else by the table."""
+    if report.cost_usd is not None:
+        return report.cost_usd
+    cost = EXACT.add(price.cost_usd(report.usage), price.units_usd(report.units))
+    return EXACT.multiply(cost, TIERS[report.tier]) if report.tier in TIERS else cost
+
+
+def price_usd(model: str, usage: object) -> Decimal:
+    """What an answer costs, in USD, exactly, by the price table of today and the prices of the model's maker.
+
+    `usage` is koo's `Usage`, the usage object of a vendor's SDK (openai, anthropic, google-genai, perplexity and what
+    imitates them) or its whole answer, or a mapping with the same names. Tokens from and into a cache, reasoning,
+    audio, images and searches cost what the table says. A cost that the provider reports wins. `vendor/model` asks for
+    the vendor's price.
+
+    Raises `PriceUnknown` for a model that is not in the table, and `InvalidRequest` for a usage without counts. The
+    first call loads the table, which takes some tenths of a second.
+    """
+    report = read_report(usage)
+    if report is None:
+        reason = "usage has no counts of tokens: pass an SDK's usage, its whole answer, or koo's Usage"
+        raise InvalidRequest("price_usd", reason, kind=Kind.INVALID_REQUEST)
+    if report.cost_usd is not None:
+        return report.cost_usd
+    price = _prices().find_anywhere(model)
+    if price is None:
+        raise PriceUnknown(
+            "price_usd", f"the price of model {model[:80]!r} is unknown: it is not in the price table"
+        )
+    return cost_usd(price, report)
+
+
+@cache
+def _prices() -> Prices:
+    return Prices()
