@@ -62,7 +62,7 @@ class BreakerOptions(Checked):
     )
     recovery_s: float = option(
         60.0,
-        "shortest time that it stays open",
+        "shortest time that it stays open; a database that answers its probe again is tried before",
         "about one restart of a backend",
         unit="s",
         above=0,

@@ -46,7 +46,7 @@ from koo.policies.breaker import (
 from koo.policies.reported import DatabaseState, Evidence, ServiceState, database_state, service_state
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED
 from koo.policies.window import Window
-from tests.policies.model import Counts, Model
+from tests.policies.model import EARLY_S, Counts, Model
 
 Action = tuple[Any, ...]
 SLOW_S = 1.0
@@ -139,7 +139,7 @@ class World:
                 tuple(window._past), window._begun,
             )  # fmt: skip
         elif breaker.phase is OPEN:
-            rest = (max(breaker.opens_until() - now, 0.0),)
+            rest = (max(breaker.opens_until() - now, 0.0), min(now - breaker.opened_at, EARLY_S))
         else:
             idle_s = min(now - breaker._idle_since, 3 * options.recovery_s)
             rest = (breaker.ok, breaker.inconclusive, idle_s)
@@ -190,6 +190,7 @@ class Explorer:
         options = self.scope.options
         first = World(self.module.Breaker("b", options, SLOW_S, 0.0), Model(options, SLOW_S, 0.0), 0.0)
         first.breaker.happened = []
+        first.breaker.early_s = EARLY_S
         todo, known = deque([first]), {(first.key(), first.model.key())}
         while todo:
             world = todo.popleft()
@@ -223,6 +224,7 @@ class Explorer:
             yield ("outage", True)
             yield ("outage", False)
         yield ("check",)
+        yield ("answer",)
         if not self.scope.operator:
             return
         yield ("reset",)
@@ -327,6 +329,10 @@ class Explorer:
     def do_check(self, _: World, world: World) -> None:
         world.breaker.close_idle(world.now)
         world.model.check_succeeded()
+
+    def do_answer(self, _: World, world: World) -> None:
+        world.breaker.end_early(world.now)
+        world.model.answered()
 
     def do_reset(self, before: World, world: World) -> None:
         world.breaker.reset(world.now)

@@ -22,6 +22,9 @@ from koo.policies.breaker import (
 )
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Verdict
 
+EARLY_S = 1.0
+"""After how long checks may end an opening here."""
+
 
 @dataclass
 class Counts:
@@ -59,6 +62,7 @@ class Model:
     streak: int = 0
     ok: int = 0
     inconclusive: int = 0
+    opened_at: float = 0.0
     opens_until: float = 0.0
     healthy_since: float = 0.0
     idle_since: float = 0.0
@@ -85,7 +89,7 @@ class Model:
             healthy_s = min(now - self.healthy_since, options.streak_heals_after_s) if self.streak else 0.0
             rest = (self.row, healthy_s)
         elif self.phase is OPEN:
-            rest = (max(self.opens_until - now, 0.0),)
+            rest = (max(self.opens_until - now, 0.0), min(now - self.opened_at, EARLY_S))
         else:
             rest = (self.ok, self.inconclusive, min(now - self.idle_since, 3 * options.recovery_s))
         calls = []
@@ -240,6 +244,12 @@ class Model:
         if self.phase is HALF_OPEN and not self.probes() and idle:
             self.close()
 
+    def answered(self) -> None:
+        if self.phase is OPEN and self.now - self.opened_at >= EARLY_S:
+            self.phase = HALF_OPEN
+            self.begin_life()
+            self.idle_since = self.now
+
     def set_override(self, override: Override) -> None:
         self.override = override
         self.begin_life()
@@ -259,6 +269,7 @@ class Model:
         guess_s = self.options.recovery_s
         for _ in range(self.streak):
             guess_s = min(guess_s * 2, max(self.options.open_s_max, self.options.recovery_s))
+        self.opened_at = self.now
         self.opens_until = self.now + max(guess_s, min(hint_s, 31 * 86_400.0))
         self.phase = OPEN
         self.begin_life()

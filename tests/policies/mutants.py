@@ -261,6 +261,13 @@ MUTANTS = [
     Mutant("idle: closes over a running probe", "close_idle", "self.leases", "False", "order"),
     Mutant("idle: closes at once", "", "", "IDLE_RECOVERIES = 0", "order"),
     Mutant("idle: never", "", "", "IDLE_RECOVERIES = 1e9", "order"),
+    Mutant("early: at once", "end_early", "now - self.opened_at < self.early_s", "False", "order"),
+    Mutant("early: also while it is tested", "end_early", "self.phase is not OPEN", "self.phase is CLOSED", "table"),
+    Mutant("early: of a service too", "__init__", "self.early_s = NEVER", "self.early_s = 0.0",
+           "checks_end_an_opening_early_only_where_they_may"),
+    Mutant("early: a caller is told to wait for the whole time", "refusal",
+           "min(self.opens_until() - now, self.early_s)", "self.opens_until() - now",
+           "checks_end_an_opening_early_only_where_they_may"),
     Mutant("a transition is missing", "", "", "del TRANSITIONS[HALF_OPEN, Trigger.PROBES_SAID_NOTHING]", "table"),
     Mutant("a transition past the table", "_enter", "TRANSITIONS[self.phase, trigger]",
            "OPEN if self.phase is CLOSED and trigger is Trigger.TRIPPED"
@@ -268,6 +275,6 @@ MUTANTS = [
     Mutant("R17 an opening is not told", "_trip",
            "self.happened.append(CircuitOpened(self.name, reason, self.open_for_s))", "pass",
            "events_tell_what_happened_in_order_and_leave_publishing_to_the_caller"),
-    Mutant("R17 a test is not told", "tick", "self.happened.append(CircuitHalfOpened(self.name))", "pass",
+    Mutant("R17 a test is not told", "_test_recovery", "self.happened.append(CircuitHalfOpened(self.name))", "pass",
            "events_tell_what_happened_in_order_and_leave_publishing_to_the_caller"),
 ]  # fmt: skip

@@ -403,6 +403,21 @@ def ten_minutes_of_health_take_one_from_the_streak(module: Any) -> None:
 
 
 @rule
+def checks_end_an_opening_early_only_where_they_may(module: Any) -> None:
+    breaker = opened(module)
+    assert not breaker.end_early(59.0) and breaker.refusal(1.0)[1] == 59.0
+    breaker.early_s = 3.0
+    assert breaker.refusal(1.0)[1] == 3.0, (
+        "nobody has to wait for a minute beside a database that may be back"
+    )
+    assert not breaker.end_early(2.9) and breaker.phase is OPEN
+    assert breaker.end_early(3.0) and breaker.phase is HALF_OPEN
+    assert not breaker.end_early(4.0)
+    run_one(breaker, FAILURE, 4.0)
+    assert breaker.phase is OPEN and breaker.opens_until() == 124.0, "a test that fails is what it always was"
+
+
+@rule
 def a_good_check_closes_it_where_nobody_has_called_for_three_recoveries(module: Any) -> None:
     breaker = opened(module)
     breaker.tick(60.0, no_jitter)

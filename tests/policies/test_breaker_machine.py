@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from koo.options import BreakerOptions
 from koo.policies.breaker import CLOSED, HALF_OPEN, OPEN, Breaker, Override, Permit, Phase
 from koo.policies.verdict import FAILURE, SUCCESS, Verdict
-from tests.policies.model import Counts, Model
+from tests.policies.model import EARLY_S, Counts, Model
 
 VERDICTS = st.sampled_from(list(Verdict))
 REACHED: Counter[Phase] = Counter()
@@ -40,6 +40,7 @@ class Walk(RuleBasedStateMachine):
         self.now = 5000.0
         options = BreakerOptions()
         self.breaker = Breaker("b", options, 10.0, self.now)
+        self.breaker.early_s = EARLY_S
         self.model = Model(options, 10.0, self.now)
         self.out: list[tuple[int, Permit]] = []
         self.phases = {CLOSED}
@@ -135,6 +136,11 @@ class Walk(RuleBasedStateMachine):
     def a_check_succeeds(self) -> None:
         self.breaker.close_idle(self.now)
         self.model.check_succeeded()
+
+    @rule()
+    def a_database_answers(self) -> None:
+        self.breaker.end_early(self.now)
+        self.model.answered()
 
     @rule(override=st.sampled_from([*Override, Override.NONE, Override.NONE, Override.NONE]))
     def an_operator_decides(self, override: Override) -> None:

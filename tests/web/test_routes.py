@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from sqlalchemy import text
 
 from koo.ai.types import Query
 from koo.database.probe import ProbeDatabase
@@ -331,6 +332,19 @@ def test_ready_says_no_while_the_breaker_of_the_database_is_open(tmp_path: Path)
         assert (reply.status, reply.body["kind"]) == (503, "circuit_open")
         koo.database.reset_circuit_breaker()
         koo.database.guard.set_override(Override.NONE)
+        assert (await client.get("/readyz")).status == 200
+
+    with_server(tmp_path, work)
+
+
+def test_ready_says_yes_again_once_a_call_has_succeeded_after_a_failed_check(tmp_path: Path) -> None:
+    """A full server refuses the probe, and goes on answering the process that has its connections."""
+
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        koo.database.guard.note_check(False)
+        assert (await client.get("/readyz")).status == 503
+        async with koo.database.session_scope() as session:
+            await session.execute(text("SELECT 1"))
         assert (await client.get("/readyz")).status == 200
 
     with_server(tmp_path, work)

@@ -41,6 +41,7 @@ from koo.monitoring.pool import PoolMetrics
 from koo.monitoring.shapes import DatabaseHealth, DatabaseMetrics, DatabaseStatus
 from koo.monitoring.vitals import Look, Vitals, database_health, database_metrics, database_status
 from koo.options import NEVER, DatabaseOptions, GuardOptions
+from koo.policies.breaker import EARLY_S
 from koo.policies.reported import DatabaseState, database_state
 
 T = TypeVar("T")
@@ -105,9 +106,11 @@ class Database(Generic[S_co]):
             publish=publish,
         )
         self.guard = Guard(gates, classify=classify_connect)
+        self.guard.breaker.early_s = EARLY_S
         self.transactions = Transactions(self.make_scope, self.guard, self.metrics, options, clock, draw)
         self.connections: Connections | None = None
         self.last_look: Look | None = None
+        self._role: bool | None = None  # whether the server was a standby at the last look that could tell
         self._looked_at = -NEVER
         self._probe: ProbeDatabase | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -229,6 +232,7 @@ class Database(Generic[S_co]):
             deadlines=self._deadlines,
             clock=self.clock,
             draw=self._draw,
+            generation=lambda: self.connections.records.generation if self.connections is not None else 0,
             on_look=self._note_look,
             tick=self.tick,
         )
@@ -316,8 +320,12 @@ class Database(Generic[S_co]):
     def _note_look(self, look: Look) -> None:
         self.last_look = look
         self._looked_at = self.clock.monotonic()
-        if look.read_only is not None:
-            self.metrics.is_read_only = look.read_only
+        if look.read_only is None:
+            return
+        if look.read_only is not self._role and self._role is not None and self.connections is not None:
+            # The address leads to a server of another role by now: those in the pool may be with the old one.
+            self.connections.records.distrust_all()
+        self.metrics.is_read_only = self._role = look.read_only
 
     # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,8 +1,17 @@
 """ProbeDatabase: asks the database how it is, over a connection of its own.
 
-Outside the pool and its queue, because a full pool must not look like a dead database. It costs one connection of the
-server's. A probe that fails three times makes a database unhealthy; in HALF_OPEN a probe takes a lease like a scope,
-so that an unused database recovers too.
+Outside the pool and its queue, because a full pool must not look like a dead database. It asks what the next caller
+would ask. A connection that was opened yesterday goes on when the password was changed, the server is full or its
+address leads elsewhere by now, so the probe opens a new one whenever it matters: while recovery is awaited or tested,
+after a distrust of the pool, and when its own is older than half an interval. The old one is closed afterwards, so that
+a full server is not found to have room because of it.
+
+It asks once in an interval, and about once a second while something is wrong. Two answers in a row while the breaker is
+open begin the test of recovery at once: a restart of four seconds is an outage of six. Each such test that failed in
+the same outage doubles the number. Only a refused user is not asked each second: directories lock an account for that.
+
+A probe that fails three times makes a database unhealthy; in HALF_OPEN a probe takes a lease like a scope, so that an
+unused database recovers too.
 """
 
 from __future__ import annotations
@@ -10,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import URL, NullPool, event, text
@@ -23,20 +33,40 @@ from koo.database.faults import ScopeStage, explain, too_late, unavailable
 from koo.database.records import ConnectionRecord
 from koo.database.uncancellable import to_end
 from koo.deadlines import Alarm, Deadlines
-from koo.errors import DatabaseError
+from koo.errors import DatabaseError, Kind
 from koo.guard import Guard
 from koo.monitoring.vitals import Look
 from koo.options import DatabaseOptions
-from koo.policies.breaker import HALF_OPEN, Permit
+from koo.policies.breaker import CLOSED, HALF_OPEN, OPEN, Permit, Phase
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Verdict
 
 TICK_S = 1.0
+TICK_JITTER = 0.1
+"""A tick may be so much longer: processes that one outage met must not connect in the same moment each second."""
+AGE_SHARE = 0.5
+"""A connection is asked over for half an interval: so each look of the interval's own is over a new one."""
+ANSWERS = 2
+"""In a row, before the test of recovery begins early: one may be the last of a server that goes down."""
+DOUBLINGS_MAX = 5
 
 log = logging.getLogger("koo")
 
 
+@dataclass(slots=True)
+class Own:
+    """The probe's own connection: when it was opened, and in which generation of the pool's."""
+
+    connection: AsyncConnection
+    record: ConnectionRecord
+    opened_at: float
+    generation: int
+
+
 class ProbeDatabase:
-    """Probes at an interval, and when asked; `on_look` receives what it saw."""
+    """Probes at an interval, and when asked; `on_look` receives what it saw.
+
+    `generation`: that of the pool's connections, which goes up when they are distrusted.
+    """
 
     def __init__(
         self,
@@ -47,6 +77,7 @@ class ProbeDatabase:
         deadlines: Deadlines,
         clock: Clock,
         draw: Callable[[], float],
+        generation: Callable[[], int],
         on_look: Callable[[Look], None],
         tick: Callable[[], None],
         temporary: bool = False,
@@ -58,27 +89,37 @@ class ProbeDatabase:
         self._deadlines = deadlines
         self._clock = clock
         self._draw = draw
+        self._generation = generation
         self._on_look = on_look
         self._tick = tick
         self._temporary = temporary
         self._connect_args = connect_args
         self._driver: Driver = load_driver(url.get_driver_name())
         self._engine: AsyncEngine | None = None
-        self._connection: AsyncConnection | None = None
-        self._record: ConnectionRecord | None = None
+        self._own: Own | None = None
+        self._record: ConnectionRecord | None = None  # of the connection opened last
         self._running: asyncio.Task[Look] | None = None
+        self._last_error: DatabaseError | None = None
+        self._answers = self._early = 0
+        self._closed_at = guard.breaker.closed_at
         self._ending: set[asyncio.Future[Any]] = set()
 
     async def run(self) -> None:
-        """For ever: once in an interval, and each second while recovery is being tested."""
+        """For ever: once in an interval, and about once a second while something is wrong."""
         due_at = self._clock.monotonic() + self._options.probe_interval_s
         while True:
-            await self._clock.sleep(min(TICK_S, self._options.probe_interval_s))
+            tick_s = TICK_S * (1.0 + TICK_JITTER * self._draw())
+            await self._clock.sleep(min(tick_s, self._options.probe_interval_s))
             self._tick()
-            now = self._clock.monotonic()
-            if now >= due_at or self._guard.breaker.phase is HALF_OPEN:
-                due_at = now + self._options.probe_interval_s
+            if self._clock.monotonic() >= due_at or self._is_urgent():
                 await self.look()
+                due_at = self._clock.monotonic() + self._options.probe_interval_s
+
+    def _is_urgent(self) -> bool:
+        phase, error = self._guard.breaker.phase, self._last_error
+        if phase is HALF_OPEN:
+            return True
+        return (phase is OPEN or error is not None) and (error is None or error.kind is not Kind.AUTH)
 
     async def look(self) -> Look:
         """One probe, shared by all who ask while it runs. Never raises; bounded by the probe's timeout and cleanup."""
@@ -88,9 +129,9 @@ class ProbeDatabase:
         return await asyncio.shield(running)
 
     async def _look(self) -> Look:
-        clock, guard = self._clock, self._guard
-        began = clock.monotonic()
-        permit = guard.breaker.admit(began, self._draw) if guard.breaker.phase is HALF_OPEN else None
+        clock, breaker = self._clock, self._guard.breaker
+        began, phase = clock.monotonic(), breaker.phase
+        permit = breaker.admit(began, self._draw) if phase is HALF_OPEN else None
         error: DatabaseError | None = None
         read_only: bool | None = None
         try:
@@ -102,11 +143,23 @@ class ProbeDatabase:
             self._feed(permit, NEUTRAL, clock.monotonic() - began)
             raise
         took_s = clock.monotonic() - began
+        self._last_error = error
         self._guard.note_check(error is None)
+        self._count_answer(phase, error is None)
         self._feed(permit, SUCCESS if error is None else FAILURE, took_s)
         look = Look(clock.wall(), took_s, error, read_only)
         self._on_look(look)
         return look
+
+    def _count_answer(self, phase: Phase, answered: bool) -> None:
+        """Begin the test of recovery before its time, once the database has answered often enough in a row."""
+        breaker = self._guard.breaker
+        if breaker.closed_at != self._closed_at:
+            self._closed_at, self._early = breaker.closed_at, 0
+        self._answers = self._answers + 1 if answered and phase is OPEN else 0
+        needed = ANSWERS * 2 ** min(self._early, DOUBLINGS_MAX)
+        if self._answers >= needed and breaker.end_early(self._clock.monotonic()):
+            self._answers, self._early = 0, self._early + 1
 
     def _feed(self, permit: Permit | None, verdict: Verdict, took_s: float) -> None:
         if permit is not None:
@@ -122,32 +175,46 @@ class ProbeDatabase:
         return unavailable(failure, explain(failure, ScopeStage.CONNECT))
 
     async def _ask_anew(self, until: float) -> bool | None:
-        """As `_ask`. A connection that was kept and is dead says nothing about the server: then on a new one."""
-        kept = self._connection is not None
-        try:
-            return await self._ask(until)
-        except Exception:
-            if not kept or self._record is None or self._record.aborted:
-                raise
-            await self._drop()
-        return await self._ask(until)
+        """Does it answer, and does it refuse writes? Over a new connection, where a kept one would prove nothing."""
+        own = self._own
+        if own is not None and self._is_telling(own):
+            try:
+                return await self._ask(own, until)
+            except Exception:
+                if own.record.aborted:
+                    raise
+                await self._drop()  # a kept one that is dead says nothing about the server either
+        return await self._ask(await self._renew(until), until)
 
-    async def _ask(self, until: float) -> bool | None:
-        """Does it answer, and does it refuse writes?"""
-        if self._connection is None:
-            with Alarm(self._deadlines, until):
-                await self._connect()
-        connection, record = self._connection, self._record
-        assert connection is not None and record is not None
-        timer = record.abort_in(max(until - self._clock.monotonic(), 0.0))
+    def _is_telling(self, own: Own) -> bool:
+        """Whether what it answers holds for the next caller too."""
+        age_s = self._clock.monotonic() - own.opened_at
+        return (
+            self._guard.breaker.phase is CLOSED
+            and own.generation == self._generation()
+            and age_s < AGE_SHARE * self._options.probe_interval_s
+        )
+
+    async def _ask(self, own: Own, until: float) -> bool | None:
+        timer = own.record.abort_in(max(until - self._clock.monotonic(), 0.0))
         try:
-            result = await connection.execute(text(self._driver.health_query))
+            result = await own.connection.execute(text(self._driver.health_query))
             refuses: bool | None = result.scalar()
             return refuses
         finally:
             timer.cancel()
 
-    async def _connect(self) -> None:
+    async def _renew(self, until: float) -> Own:
+        old, generation = self._own, self._generation()
+        with Alarm(self._deadlines, until):
+            connection = await self._connect()
+        assert self._record is not None
+        self._own = own = Own(connection, self._record, self._clock.monotonic(), generation)
+        if old is not None:
+            self._keep(asyncio.get_running_loop().create_task(self._close_in_order(old)))
+        return own
+
+    async def _connect(self) -> AsyncConnection:
         if self._engine is None:
             self._engine = create_async_engine(
                 self._url,
@@ -157,7 +224,7 @@ class ProbeDatabase:
                 connect_args={**self._connect_args, **self._driver.connect_args(self._options, self._keep)},
             )
             event.listen(self._engine.sync_engine.pool, "connect", self._on_connect)
-        self._connection = await self._engine.connect()
+        return await self._engine.connect()
 
     def _on_connect(self, adapted: Any, record: Any) -> None:
         now = self._clock.monotonic()
@@ -172,19 +239,26 @@ class ProbeDatabase:
 
     async def _drop(self) -> None:
         """The connection is of no use any more: the next probe makes another."""
-        connection, self._connection = self._connection, None
-        record, self._record = self._record, None
-        if record is not None:
-            record.abort()
-        if connection is not None:
-            await to_end(self._close_connection(connection))
+        own, self._own, self._record = self._own, None, None
+        if own is not None:
+            own.record.abort()
+            await to_end(self._invalidate(own.connection))
 
-    async def _close_connection(self, connection: AsyncConnection) -> None:
+    async def _invalidate(self, connection: AsyncConnection) -> None:
         try:
             await connection.invalidate()
             await connection.close()
         except Exception:
             log.debug("closing the probe's connection failed", exc_info=True)
+
+    async def _close_in_order(self, own: Own) -> None:
+        timer = own.record.abort_in(self._options.cleanup_timeout_s)
+        try:
+            await own.connection.close()
+        except Exception:
+            log.debug("closing the probe's connection failed", exc_info=True)
+        finally:
+            timer.cancel()
 
     async def close(self) -> None:
         """Stop what runs, and close the connection in order."""
@@ -192,19 +266,9 @@ class ProbeDatabase:
         if running is not None and not running.done():
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            timer = (
-                self._record.abort_in(self._options.cleanup_timeout_s) if self._record is not None else None
-            )
-            try:
-                await connection.close()
-            except Exception:
-                log.debug("closing the probe's connection failed", exc_info=True)
-            finally:
-                if timer is not None:
-                    timer.cancel()
-        self._record = None
+        own, self._own = self._own, None
+        if own is not None:
+            await self._close_in_order(own)
         if self._engine is not None:
             engine, self._engine = self._engine, None
             await engine.dispose()

@@ -1,7 +1,7 @@
 """The circuit breaker: rules R1 to R13 of the semantics, without a clock, dice or `await`.
 
     CLOSED ── failures in a row, or too large a share ──▶ OPEN
-    OPEN ── its time is over ──▶ HALF_OPEN
+    OPEN ── its time is over, or a database answers again ──▶ HALF_OPEN
     HALF_OPEN ── enough probes succeed ──▶ CLOSED
     HALF_OPEN ── a probe fails, hangs, or too many say nothing ──▶ OPEN, for longer
 
@@ -36,6 +36,9 @@ IDLE_RECOVERIES = 3
 """After so many recovery times without a call, a service that can be reached is believed to be well: as long as the
 first three openings of one that stays ill would have lasted without their doubling, and a cheap guess to get wrong,
 since one call at first is all that is let through then (rule R16)."""
+EARLY_S = 3.0
+"""An opening that checks may end early lasts at least so long: what has just come up may fall again, and calls that
+were refused a moment ago need not be the first to find out. A restart takes about as long."""
 OPEN_JITTER = 0.2
 """An opening is lengthened by up to this share, so that all processes that one outage opened do not probe in the same
 second: with a fifth, a hundred of them spread over twelve of sixty seconds, and none waits much longer than asked."""
@@ -63,6 +66,7 @@ class Trigger(Enum):
 
     TRIPPED = "too many failures in a row, or too large a share of failed or slow calls"
     TIME_WAS_OVER = "the time to stay open is over"
+    ANSWERED = "a database answers its checks again"
     PROBES_SUCCEEDED = "enough probes succeeded"
     PROBE_FAILED = "a probe failed, or its lease ran out"
     PROBES_SAID_NOTHING = "too many probes ended without a verdict"
@@ -76,6 +80,7 @@ NONE, FORCED_OPEN, DISABLED, METRICS_ONLY = Override
 TRANSITIONS: dict[tuple[Phase, Trigger], Phase] = {
     (CLOSED, Trigger.TRIPPED): OPEN,
     (OPEN, Trigger.TIME_WAS_OVER): HALF_OPEN,
+    (OPEN, Trigger.ANSWERED): HALF_OPEN,
     (HALF_OPEN, Trigger.PROBES_SUCCEEDED): CLOSED,
     (HALF_OPEN, Trigger.PROBE_FAILED): OPEN,
     (HALF_OPEN, Trigger.PROBES_SAID_NOTHING): OPEN,
@@ -115,13 +120,17 @@ class Permit:
 
 
 class Breaker:
-    """One breaker. `happened` collects events for the caller to publish after the step, outside this section."""
+    """One breaker. `happened` collects events for the caller to publish after the step, outside this section.
+
+    `early_s`: after how long an opening may be ended by checks that ask what calls would ask. Only a database has such
+    checks: an unbilled one of an AI service shows that it can be reached, not that it answers.
+    """
 
     __slots__ = (
         "_counted_serial", "_guess_s", "_idle_since", "_newest", "_older", "_resting", "_serial", "closed_at",
-        "closed_by", "consecutive", "generation", "happened", "inconclusive", "lease_s", "leases", "name", "ok",
-        "open_for_s", "opened_at", "options", "override", "phase", "reason", "slow_s", "stale", "streak",
-        "trips", "window",
+        "closed_by", "consecutive", "early_s", "generation", "happened", "inconclusive", "lease_s", "leases", "name",
+        "ok", "open_for_s", "opened_at", "options", "override", "phase", "reason", "slow_s", "stale", "streak", "trips",
+        "window",
     )  # fmt: skip
 
     closed_at: float
@@ -135,6 +144,7 @@ class Breaker:
         self.options = options
         self.slow_s = slow_s
         self.lease_s = options.lease_s
+        self.early_s = NEVER
         self.phase = CLOSED
         self.override = NONE
         self.generation = 0
@@ -199,7 +209,9 @@ class Breaker:
         if self.override is FORCED_OPEN:
             return "an operator has forced the circuit open", self.options.recovery_s
         if self.phase is OPEN:
-            return f"the circuit is open after {self.reason}", max(0.0, self.opens_until() - now)
+            # What is asked again each second may be well long before its time is over.
+            wait_s = min(self.opens_until() - now, self.early_s)
+            return f"the circuit is open after {self.reason}", max(0.0, wait_s)
         ends = (self._resting.get(permit, permit.lease_ends_at) for permit in self.leases)
         ends_at = min(ends, default=now)
         return f"recovery is being tested after {self.reason}", max(0.0, ends_at - now)
@@ -395,9 +407,7 @@ class Breaker:
         """What time alone brings about; called by the monitor and by `admit`, never by a reader of the state."""
         if self.phase is OPEN:
             if now >= self.opens_until():
-                self._enter(Trigger.TIME_WAS_OVER)
-                self._idle_since = now
-                self.happened.append(CircuitHalfOpened(self.name))
+                self._test_recovery(Trigger.TIME_WAS_OVER, now)
         elif self.phase is HALF_OPEN:
             if any(permit.is_over(now) for permit in self.leases):
                 self._fail_probe("a hung probe", now, draw, 0.0)
@@ -406,6 +416,18 @@ class Breaker:
         else:
             self.window.roll(now)
             self._trip_if_due(now, draw, 0.0)
+
+    def end_early(self, now: float) -> bool:
+        """After good checks that asked what calls would ask: test recovery now, if it was open for long enough."""
+        if self.phase is not OPEN or now - self.opened_at < self.early_s:
+            return False
+        self._test_recovery(Trigger.ANSWERED, now)
+        return True
+
+    def _test_recovery(self, trigger: Trigger, now: float) -> None:
+        self._enter(trigger)
+        self._idle_since = now
+        self.happened.append(CircuitHalfOpened(self.name))
 
     def close_idle(self, now: float) -> bool:
         """After a good check of a service that nobody calls: close, if it has been idle long enough."""

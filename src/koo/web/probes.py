@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from koo.errors import DatabaseUnavailable, Kind, ServiceRefused
 from koo.platform import Platform
+from koo.policies.reported import DatabaseState
 from koo.web import answers
 from koo.web.routing import JsonView, described, make_router
 
@@ -27,10 +28,11 @@ class Readiness:
         """Raises what stands against it; reads what is known, and asks nobody."""
         if self.closing:
             raise ServiceRefused("koo", "this process is ending", kind=Kind.DRAINING)
-        database = self._platform.database.get_health()
-        if database["state"] == "circuit_open":
+        database = self._platform.database
+        if database.circuit_breaker_state is DatabaseState.CIRCUIT_OPEN:
             raise DatabaseUnavailable("database", "its circuit breaker is open")
-        if database["error"] is not None:
+        # A server that is full refuses the probe's connection, and goes on answering those who have one.
+        if database.guard.evidence().checks_failed:
             raise DatabaseUnavailable("database", "it does not answer", kind=Kind.CONNECTION)
 
 

@@ -1,0 +1,353 @@
+"""The probe asks what the next caller would ask, and ends an outage as soon as it is over.
+
+Time is a clock that the test moves, or that moves with the keeper's own sleeps: nothing here waits for seconds.
+"""
+
+# ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
+
+import pytest
+from sqlalchemy import URL, text
+
+from koo.database.database import Database
+from koo.errors import DatabaseUnavailable
+from koo.options import BreakerOptions, RetryOptions
+from koo.policies.breaker import CLOSED, HALF_OPEN, OPEN
+from koo.testing.postgres import Driver, PostgresServer
+from koo.testing.proxy import FaultProxy
+from tests.database.conftest import Place
+from tests.database.support import (
+    INSERT,
+    ONE,
+    StillClock,
+    assert_free,
+    options,
+    proxied,
+    run,
+    through,
+    until,
+)
+
+ONCE = RetryOptions(attempts_max=1)
+DRIVERS: list[Driver] = ["psycopg", "asyncpg"]
+INTERVAL_S = 30.0
+"""The default: within it each change has to be noticed."""
+
+
+@asynccontextmanager
+async def still(url: str, **changes: object) -> AsyncIterator[tuple[Database, StillClock]]:
+    """A database on a clock that only the test moves; the keeper does not get to probe."""
+    clock = StillClock()
+    database = Database(options(url, retry=ONCE, **changes), clock=clock)
+    try:
+        yield database, clock
+    finally:
+        assert_free(database)
+        await database.close()
+
+
+async def use(database: Database) -> None:
+    async with database.session_scope() as session:
+        await session.execute(ONE)
+
+
+async def fail(database: Database, times: int = 5) -> None:
+    for _ in range(times):
+        with pytest.raises(DatabaseUnavailable):
+            await use(database)
+
+
+class Role(NamedTuple):
+    """A role of a test's own, and a URL with it."""
+
+    name: str
+    url: str
+
+
+def role(server: PostgresServer, driver: Driver, database: str = "postgres", extra: str = "") -> Role:
+    name = f"r_{driver}_{database[-6:]}"
+    server.sql(f"DROP ROLE IF EXISTS {name}")
+    server.sql(f"CREATE ROLE {name} LOGIN PASSWORD 'koo-test' {extra}")
+    return Role(name, server.url(driver, database).replace("postgres:koo-test@", f"{name}:koo-test@"))
+
+
+# ── what is noticed within an interval ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_changed_password_is_noticed_although_the_probes_connection_lives(driver: Driver) -> None:
+    with PostgresServer(18, auth="scram-sha-256") as server:
+
+        async def main() -> None:
+            who = role(server, driver)
+            async with still(who.url) as (database, clock):
+                assert (await database.health_check())["error"] is None
+                server.sql(f"ALTER ROLE {who.name} PASSWORD 'another'")
+                clock.now += INTERVAL_S
+                health = await database.health_check()
+                assert health["healthy"] is False and "password" in str(health["error"])
+
+        run(main)
+
+
+def test_a_full_server_is_noticed_and_the_probe_does_not_make_room_for_itself(pg: Place) -> None:
+    async def main() -> None:
+        who = role(pg.server, pg.driver, pg.database, "CONNECTION LIMIT 1")
+        async with still(who.url) as (database, clock):
+            assert (await database.health_check())["error"] is None
+            clock.now += INTERVAL_S
+            health = await database.health_check()
+            assert health["healthy"] is False and "no connection left" in str(health["error"])
+        pg.server.sql(f"DROP ROLE {who.name}")
+
+    run(main)
+
+
+def test_an_address_that_leads_to_a_standby_by_now_is_noticed_and_the_pool_follows(
+    pg: Place, postgres16: PostgresServer
+) -> None:
+    """The old server lives on, and so do the connections to it."""
+
+    async def main() -> None:
+        postgres16.create_database(pg.database)
+        postgres16.sql(f'ALTER DATABASE "{pg.database}" SET default_transaction_read_only = on')
+        async with (
+            proxied(pg.server) as proxy,
+            still(through(proxy, pg.server, pg.driver, pg.database)) as (database, clock),
+        ):
+            await use(database)
+            assert (await database.health_check())["conditions"] == []
+            proxy.target = (postgres16.host, postgres16.port)
+            clock.now += INTERVAL_S
+            assert (await database.health_check())["conditions"] == ["read_only"]
+            async with database.session_scope() as session:
+                version = str(await session.scalar(text("SHOW server_version")))
+                assert version.startswith("16"), "the pool's connection went on to the old server"
+            proxy.target = (pg.server.host, pg.server.port)
+            clock.now += INTERVAL_S
+            assert (await database.health_check())["conditions"] == []
+        postgres16.drop_database(pg.database)
+
+    run(main)
+
+
+def test_after_a_distrust_of_the_pool_the_probe_trusts_its_own_no_more(pg: Place) -> None:
+    """A write that met a standby says so of the address: the probe's own connection leads there too."""
+
+    async def main() -> None:
+        async with still(pg.url) as (database, _):
+            async with database.session_scope() as session:
+                await session.execute(text("CREATE TABLE notes (n integer PRIMARY KEY, words text)"))
+            await database.health_check()
+            first = backends(pg)
+            await database.health_check()
+            assert backends(pg) == first, "young enough to be asked again"
+            with pytest.raises(Exception, match="read-only"):
+                async with database.session_scope() as session:
+                    await session.execute(text("SET TRANSACTION READ ONLY"))
+                    await session.execute(INSERT, {"n": 1})
+            await database.health_check()
+            await until(lambda: not backends(pg) & first)
+
+    run(main)
+
+
+def backends(place: Place) -> set[str]:
+    asked = f"SELECT pid FROM pg_stat_activity WHERE datname = '{place.database}' AND query LIKE '%pg_is_in_recovery%'"
+    return set(place.server.sql(asked).split())
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_probe_in_half_open_does_not_close_on_what_a_kept_connection_says(driver: Driver) -> None:
+    """Each scope is refused, and the probe's connection of before would go on answering."""
+    with PostgresServer(18, auth="scram-sha-256") as server:
+
+        async def main() -> None:
+            who = role(server, driver)
+            async with still(who.url, validate_after_idle_s=0.0) as (database, clock):
+                await database.health_check()
+                server.sql(f"ALTER ROLE {who.name} PASSWORD 'another'")
+                await fail(database)
+                assert database.guard.breaker.phase is OPEN
+                for _ in range(4):
+                    clock.now += 4.0
+                    await database.health_check()
+                    assert database.guard.breaker.phase is OPEN, "it ended the opening early"
+                clock.now += 60.0
+                database.tick()
+                assert database.guard.breaker.phase is HALF_OPEN
+                health = await database.health_check()
+                assert health["state"] == "circuit_open" and health["healthy"] is False
+
+        run(main)
+
+
+# ── the end of an outage ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_two_answers_in_a_row_begin_the_test_of_recovery_after_a_few_seconds(pg: Place) -> None:
+    async def main() -> None:
+        async with proxied(pg.server) as proxy, behind(proxy, pg) as (database, clock):
+            await refuse(database, proxy)
+            await proxy.accept()
+            for _ in range(3):
+                await database.health_check()
+                assert database.guard.breaker.phase is OPEN, "what has just come up may fall again"
+            clock.now += 3.0
+            await database.health_check()
+            assert database.guard.breaker.phase is HALF_OPEN
+            for _ in range(2):
+                await use(database)
+            assert database.guard.breaker.phase is CLOSED
+
+    run(main)
+
+
+def test_one_answer_is_not_enough_and_a_failure_between_begins_anew(pg: Place) -> None:
+    async def main() -> None:
+        async with proxied(pg.server) as proxy, behind(proxy, pg) as (database, clock):
+            await refuse(database, proxy)
+            clock.now += 3.0
+            for answers in (True, False, True):
+                await (proxy.accept() if answers else proxy.refuse())
+                await database.health_check()
+                assert database.guard.breaker.phase is OPEN
+            await database.health_check()
+            assert database.guard.breaker.phase is HALF_OPEN
+
+    run(main)
+
+
+def test_a_test_that_failed_doubles_the_answers_until_the_outage_is_over(pg: Place) -> None:
+    """A server that answers its probe and fails its callers must not be tested each few seconds for ever."""
+
+    async def main() -> None:
+        async with proxied(pg.server) as proxy, behind(proxy, pg) as (database, clock):
+            for needed in (2, 4, 8):
+                await refuse(database, proxy)
+                await proxy.accept()
+                clock.now += 3.0
+                await answers(database, needed)
+            for _ in range(2):
+                await use(database)
+            assert database.guard.breaker.phase is CLOSED
+            await refuse(database, proxy)
+            await proxy.accept()
+            clock.now += 3.0
+            await answers(database, 2)
+
+    run(main)
+
+
+async def answers(database: Database, needed: int) -> None:
+    for _ in range(needed):
+        assert database.guard.breaker.phase is OPEN
+        await database.health_check()
+    assert database.guard.breaker.phase is HALF_OPEN
+
+
+@asynccontextmanager
+async def behind(proxy: FaultProxy, place: Place) -> AsyncIterator[tuple[Database, StillClock]]:
+    async with still(through(proxy, place.server, place.driver, place.database)) as made:
+        yield made
+
+
+async def refuse(database: Database, proxy: FaultProxy) -> None:
+    """Nobody comes through any more, until the breaker is open."""
+    await proxy.refuse()
+    proxy.reset_all()
+    while database.guard.breaker.phase is not OPEN:
+        await fail(database, 1)
+
+
+class HurriedClock(StillClock):
+    """Moves by what is slept, and so as fast as the loop runs; `at` calls something when a time has come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began = self.now
+        self._due: list[tuple[float, Callable[[], None]]] = []
+
+    @property
+    def passed_s(self) -> float:
+        return self.now - self.began
+
+    def at(self, passed_s: float, call: Callable[[], None]) -> None:
+        self._due.append((passed_s, call))
+
+    async def sleep(self, delay_s: float) -> None:
+        self.now += delay_s
+        for one in [one for one in self._due if one[0] <= self.passed_s]:
+            self._due.remove(one)
+            one[1]()
+        await asyncio.sleep(0.001)
+
+
+def test_a_restart_of_four_seconds_is_an_outage_of_six(pg: Place) -> None:
+    """The keeper asks each second while the circuit is open, and the promised minute is the longest that it takes."""
+
+    async def main() -> None:
+        async with proxied(pg.server) as proxy:
+            clock = HurriedClock()
+            url = through(proxy, pg.server, pg.driver, pg.database)
+            database = Database(options(url, retry=ONCE), clock=clock, draw=lambda: 0.5)
+            await use(database)
+            await refuse(database, proxy)
+            opened_s = clock.passed_s
+            clock.at(opened_s + 4.0, lambda: restart(proxy))
+            await until(lambda: database.guard.breaker.phase is not OPEN, within_s=60.0)
+            assert 4.0 < clock.passed_s - opened_s < 7.5
+            await until(lambda: database.circuit_breaker_state.value == "healthy", within_s=60.0)
+            assert database.guard.options.breaker.recovery_s == 60.0
+            await database.close()
+
+    restarts: list[asyncio.Task[None]] = []
+
+    def restart(proxy: FaultProxy) -> None:
+        restarts.append(asyncio.get_running_loop().create_task(proxy.accept()))
+
+    run(main)
+
+
+@pytest.mark.parametrize(("state", "each_second"), [("53300", True), ("28P01", False)])
+def test_only_a_refused_user_is_not_asked_each_second(state: str, each_second: bool) -> None:
+    """Directories lock an account after a few wrong passwords, and poolers refuse whoever tries too often."""
+
+    async def main() -> None:
+        met = 0
+
+        async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal met
+            with suppress(OSError, asyncio.IncompleteReadError):
+                length, _ = struct.unpack("!II", await reader.readexactly(8))
+                await reader.readexactly(length - 8)
+                met += 1
+                body = f"SFATAL\0VFATAL\0C{state}\0Mno\0\0".encode()
+                writer.write(b"E" + struct.pack("!I", 4 + len(body)) + body)
+                await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            clock = HurriedClock()
+            url = URL.create(
+                "postgresql+asyncpg", "u", "koo-test", "127.0.0.1", port, "d", {"ssl": "disable"}
+            )
+            breaker = BreakerOptions(recovery_s=3600, open_s_max=3600)
+            address = url.render_as_string(hide_password=False)
+            database = Database(options(address, retry=ONCE, breaker=breaker), clock=clock)
+            await fail(database)
+            assert (await database.health_check())["error"]
+            met, began_s = 0, clock.passed_s
+            await until(lambda: clock.passed_s - began_s > 120.0, within_s=60.0)
+            await database.close()
+        assert (met > 60) if each_second else (met <= 5)
+
+    run(main)
