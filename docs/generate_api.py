@@ -45,6 +45,7 @@ GROUPS = [
         "in small letters.",
     ),
     Group("Questions and answers", ("Query", "Answer", "Chunk", "Usage")),
+    Group("Prices", ("price_usd",)),
     Group("Errors in a framework's answers", ("problem_answer", "ProblemAnswer")),
     Group(
         "Options",

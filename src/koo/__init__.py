@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from koo.ai.types import Answer, Chunk, Query, Usage
+    from koo.ai.usage_price import price_usd
     from koo.bridge import run
     from koo.database.database import Database
     from koo.deadlines import Deadline as deadline  # noqa: N813 (used as a verb: `async with koo.deadline(2.5)`)
@@ -129,6 +130,7 @@ _PLACES = {
     "hybrid_ai_manager": "koo.default.questions",
     "perform_ai_health_check": "koo.default.questions",
     "platform": "koo.default.platform",
+    "price_usd": "koo.ai.usage_price",
     "problem_answer": "koo.web.problems",
     "query_ai": "koo.default.questions",
     "query_multiple_ai": "koo.default.questions",
@@ -198,6 +200,7 @@ __all__ = [
     "hybrid_ai_manager",
     "perform_ai_health_check",
     "platform",
+    "price_usd",
     "problem_answer",
     "query_ai",
     "query_multiple_ai",

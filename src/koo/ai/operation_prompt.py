@@ -82,7 +82,7 @@ def read_prompt(said: object, model: str) -> Reading:
 
 def _medium(part: object) -> str | None:
     """What a part of a prompt is that is not text: a "picture", or "more"; None for everything else."""
-    if isinstance(part, (bytes, bytearray, memoryview)) or hasattr(part, "read"):
+    if isinstance(part, (bytes, bytearray, memoryview)) or callable(get(part, "read")):
         return "more"
     if module_of(part) == "PIL":
         return "picture"
