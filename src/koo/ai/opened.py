@@ -100,7 +100,7 @@ class Opened(Generic[T]):
 
     def _watched(self, value: Any) -> Any:
         """What is waited for goes through the guard; everything else is as it is."""
-        if hasattr(type(value), "__anext__"):
+        if hasattr(type(value), "__aiter__"):
             return Opened(self._owner, value, aiter(value))
         return self._answer(value) if inspect.isawaitable(value) else value
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -293,7 +294,8 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         loop = self._deadlines.loop
         if loop is not None and loop.is_running():
             # Not at once: the garbage collector comes in the middle of anything, and closing has to be awaited.
-            loop.call_soon_threadsafe(_close_later, self)
+            with suppress(RuntimeError):  # the loop was closed a moment ago
+                loop.call_soon_threadsafe(_close_later, self)
         else:
             self._settle(CANCELLED)
 
