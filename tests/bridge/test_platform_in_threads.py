@@ -6,8 +6,9 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -20,7 +21,9 @@ import koo
 from koo import Platform, ServiceTimeout
 from koo.ai.types import Query
 from koo.errors import Kind
+from koo.policies.verdict import NEUTRAL, SUCCESS
 from koo.testing.providers import FakeAnthropic, answer, hang, stream
+from tests.ai.worlds import until
 from tests.platform.test_platform import QUESTION, options
 
 
@@ -294,3 +297,91 @@ def test_two_threads_that_ask_first_at_once_make_one_koo(tmp_path: Path) -> None
         assert platform.service_health("claude")["metrics"]["total_requests"] == 4
         assert isinstance(QUESTION, Query)
         closed(platform)
+
+
+# ── streams of an own operation ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class Counting:
+    """An operation that streams: on which loops it ran, and how many of its streams are open."""
+
+    def __init__(self) -> None:
+        self.loops: set[asyncio.AbstractEventLoop] = set()
+        self.open = 0
+
+    async def numbers(self, upto: int) -> AsyncIterator[int]:
+        self.loops.add(asyncio.get_running_loop())
+        self.open += 1
+        try:
+            for number in range(upto):
+                await asyncio.sleep(0)
+                yield number
+        finally:
+            self.open -= 1
+
+    @asynccontextmanager
+    async def manager(self, upto: int) -> AsyncIterator[Numbers]:
+        self.loops.add(asyncio.get_running_loop())
+        self.open += 1
+        try:
+            yield Numbers(upto)
+        finally:
+            self.open -= 1
+
+
+class Numbers:
+    """What the manager gives."""
+
+    def __init__(self, upto: int) -> None:
+        self.upto = upto
+
+    async def pieces(self) -> AsyncIterator[int]:
+        for number in range(self.upto):
+            await asyncio.sleep(0)
+            yield number
+
+    async def total(self) -> int:
+        await asyncio.sleep(0)
+        return sum(range(self.upto))
+
+
+def test_a_stream_of_an_own_operation_is_a_plain_iterator_through_the_bridge(tmp_path: Path) -> None:
+    platform, counting = Platform(options(tmp_path)), Counting()
+    platform.register_service("own", max_cost_usd=1)
+    assert list(koo.run(platform.execute_stream("own", counting.numbers, 3))) == [0, 1, 2]
+    left = koo.run(platform.execute_stream("own", counting.numbers, 3))
+    assert next(left) == 0
+    left.close()  # type: ignore[attr-defined]
+    metrics = platform.service_health("own")["metrics"]
+    assert (metrics["successful_requests"], metrics["neutral_requests"], counting.open) == (1, 1, 0)
+    closed(platform)
+
+
+def test_a_stream_of_an_own_operation_on_a_second_loop_runs_on_the_first(tmp_path: Path) -> None:
+    async def main() -> None:
+        counting = Counting()
+        async with Platform(options(tmp_path)) as platform:
+            platform.register_service("own", max_cost_usd=1)
+
+            async def read() -> list[Any]:
+                seen: list[Any] = [n async for n in platform.execute_stream("own", counting.numbers, 3)]
+                async with platform.execute_stream("own", counting.manager, 4) as opened:
+                    seen += [opened.upto, await opened.total(), [n async for n in opened.pieces()]]
+                async with platform.execute_stream("own", counting.numbers, 3) as opened:
+                    seen.append(await anext(opened))
+                left = platform.execute_stream("own", counting.numbers, 3)
+                seen.append(await anext(left))
+                del left  # dropped in the middle, on the wrong loop
+                with pytest.raises(koo.UnknownService):
+                    await anext(platform.execute_stream("nobody", counting.numbers, 3))
+                return seen
+
+            read_there = asyncio.to_thread(asyncio.run, read())
+            assert await read_there == [0, 1, 2, 4, 6, [0, 1, 2, 3], 0, 0]
+            assert counting.loops == {asyncio.get_running_loop()}
+            await until(lambda: not counting.open)
+            verdicts = platform.services["own"].default_guard.tally.totals().verdicts
+            assert (verdicts[SUCCESS], verdicts[NEUTRAL]) == (2, 2)
+            assert not platform.parts.budgets.view("own").held_usd
+
+    asyncio.run(main())

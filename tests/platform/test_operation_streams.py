@@ -249,18 +249,6 @@ def test_what_is_refused_at_first_is_asked_again(tmp_path: Path) -> None:
     run_each(tmp_path, steady, test, SDKS, idempotent=True, retry_base_delay=0.001)
 
 
-def test_a_silent_stream_is_cut(tmp_path: Path) -> None:
-    async def test(seen: Seen) -> None:
-        with pytest.raises(ExternalServiceError) as caught:
-            await read(seen)
-        assert caught.value.kind is Kind.STALLED
-        assert seen.verdicts[FAILURE] == 1 and seen.nothing_is_taken()
-        await until(lambda: seen.abandoned == 1)
-
-    names = ("openai create", "anthropic text_stream", "httpx")
-    run_each(tmp_path, stream(["one ", "two "], stall_after=1), test, names, attempt_timeout_s=1.0)
-
-
 @pytest.mark.parametrize("how", ["left", "cancelled", "dropped"])
 def test_a_stream_that_is_left_is_neutral_and_its_connection_is_closed(how: str, tmp_path: Path) -> None:
     async def test(seen: Seen) -> None:

@@ -1,0 +1,104 @@
+"""A chat endpoint of an application that streams a library's answer through koo, and a client that leaves it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from fastapi import FastAPI
+from starlette.responses import StreamingResponse
+
+from koo.ai.operation_stream import OperationStream
+from koo.platform import Platform
+from koo.policies.verdict import NEUTRAL, SUCCESS
+from koo.testing.providers import FakeOpenAI, stream
+from tests.web.serving import KEY, Client, options, served, until
+
+CHAT: dict[str, Any] = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Count."}]}
+Body = Callable[[OperationStream[str]], AsyncIterator[str]]
+
+
+class Chain:
+    """As LangChain's models: generators over one another, with the SDK's stream in the innermost."""
+
+    def __init__(self, client: openai.AsyncOpenAI) -> None:
+        self._client = client
+
+    async def astream(self, question: str) -> AsyncIterator[str]:
+        async for text in self._texts(question):
+            yield text
+
+    async def _texts(self, question: str) -> AsyncIterator[str]:
+        asked = {**CHAT, "messages": [{"role": "user", "content": question}]}
+        async with await self._client.chat.completions.create(stream=True, **asked) as answer:
+            async for chunk in answer:
+                if chunk.choices and chunk.choices[0].delta.content:
+                    yield chunk.choices[0].delta.content
+
+
+async def in_a_loop(texts: OperationStream[str]) -> AsyncIterator[str]:
+    async for text in texts:
+        yield text
+
+
+async def in_a_block(texts: OperationStream[str]) -> AsyncIterator[str]:
+    async with texts as opened:
+        async for text in opened:
+            yield text
+
+
+def application(platform: Platform, chain: Chain, body: Body | None) -> FastAPI:
+    """`body` None: Starlette reads the stream itself."""
+    app = FastAPI()
+
+    @app.get("/chat")
+    async def chat() -> StreamingResponse:
+        texts = platform.execute_stream("chat", chain.astream, "Count.")
+        return StreamingResponse(texts if body is None else body(texts), media_type="text/plain")
+
+    return app
+
+
+async def leave_after(client: Client, piece: bytes) -> None:
+    """Read until this has come, and hang up."""
+    host, _, port = client.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /chat HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await reader.readuntil(piece)
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("body", [in_a_loop, in_a_block, None])
+@pytest.mark.parametrize("pause", ["between pieces", "silence"])
+def test_a_client_that_leaves_gives_back_permit_and_place_and_the_money_is_booked(
+    pause: str, body: Body | None, tmp_path: Path
+) -> None:
+    """It leaves while the provider is silent, or while pieces come that nobody can be sent any more."""
+
+    async def main() -> None:
+        async with FakeOpenAI(key=KEY) as fake, Platform(options(tmp_path)) as platform:
+            platform.register_service("chat", max_cost_usd=1, daily_budget=10, concurrency_max=1)
+            client = openai.AsyncOpenAI(base_url=fake.base_url, api_key=KEY, max_retries=0)
+            if pause == "silence":
+                fake.default = stream(["one ", "two "], stall_after=1)
+            else:
+                fake.default = stream(["one "] * 100_000, interval_s=0.001)
+            service = platform.services["chat"]
+            verdicts = service.default_guard.tally
+            async with client, served(application(platform, Chain(client), body)) as there:
+                for times in (1, 2):
+                    await leave_after(there, b"one ")
+                    await until(lambda: verdicts.totals().verdicts[NEUTRAL] == times)  # noqa: B023
+                    await until(lambda: fake.abandoned == times)  # noqa: B023
+                    assert not service.gates.bulkhead.used and not service.default_guard.breaker.running
+                    money = platform.parts.budgets.view("chat")
+                    assert money.spent_usd == times and not money.held_usd
+                fake.default = stream(["one ", "two"])
+                assert (await there.get("/chat")).text == "one two"
+            assert verdicts.totals().verdicts[SUCCESS] == 1
+
+    asyncio.run(main())
