@@ -7,6 +7,7 @@ that happens, and on which loop, is decided in `platform.py`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -18,6 +19,7 @@ from koo.ai.gateway import Gateway
 from koo.ai.operation_money import Money, OperationMoney, SharedMoney
 from koo.ai.pricing import Prices
 from koo.ai.service import AIService, Service
+from koo.ai.threads import Threads
 from koo.alerts.keeping import AlertKeeper
 from koo.alerts.news import StoreNews
 from koo.alerts.rules import BUDGET, STORE
@@ -209,8 +211,14 @@ class Parts:
         """In a forked child: connections and timers are the parent's; what is known goes on."""
         self.deadlines.forget_parent()
         self.http.forget_parent()
+        for threads in self._threads():
+            threads.forget_parent()
         if self.database_in_use is not None:
             self.database_in_use.forget_parent()
+
+    def _threads(self) -> list[Threads]:
+        services = [service for service, _ in self.operations.values()]
+        return [service.threads for service in services if service.threads is not None]
 
     async def load_prices(self, *, surely: bool = False) -> None:
         """Load the price table, once, if a service may need it, or `surely`."""
@@ -225,9 +233,8 @@ class Parts:
 
     async def close(self) -> None:
         """Close in the reverse order of use; a part that fails to close does not keep the others open."""
-        closers: list[Callable[[], Awaitable[None]]] = [
-            ai_service.provider.close for ai_service in self.ai_services.values()
-        ]
+        closers: list[Callable[[], Awaitable[None]]] = [self._close_threads]
+        closers.extend(ai_service.provider.close for ai_service in self.ai_services.values())
         closers.append(self.http.close)
         if self.database_in_use is not None:
             closers.append(self.database_in_use.close)
@@ -237,6 +244,9 @@ class Parts:
                 await close()
             except Exception:
                 log.exception("a part of koo did not close")
+
+    async def _close_threads(self) -> None:
+        await asyncio.gather(*(threads.close() for threads in self._threads()))
 
     async def _keep_counts(self) -> None:
         for service in self.services.values():

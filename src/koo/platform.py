@@ -247,8 +247,8 @@ class Platform:
         """Guard an operation of your own under `name`; registering it again with other options replaces it.
 
         Options: see `koo.ai.registration.NAMES`, and `classify` (an exception → a `Fault`), `max_retries`,
-        `daily_budget` with `max_cost_usd` and `cost_usd` (a function of the result, or "usage": what the answer's usage
-        costs). Raises `ConfigurationError`.
+        `in_thread` (True: operations that block run in threads), `daily_budget` with `max_cost_usd` and `cost_usd` (a
+        function of the result, or "usage": what the answer's usage costs). Raises `ConfigurationError`.
         """
         check_service_name(name)
         if name in self.parts.ai_services:
@@ -265,13 +265,21 @@ class Platform:
             classify=compose(options.get("classify"), name),
             publish=self.events.publish,
             allowance=money.allowance,
+            in_thread=options.get("in_thread", False),
         )
         self.parts.add_operation(service, money)
 
+    @overload
     async def execute(
         self, name: str, operation: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any
-    ) -> T:
-        """Run `operation(*args, **kwargs)` under the guard of `name`: a registered one, or a built-in service's."""
+    ) -> T: ...
+    @overload
+    async def execute(self, name: str, operation: Callable[..., T], /, *args: Any, **kwargs: Any) -> T: ...
+    async def execute(self, name: str, operation: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Run `operation(*args, **kwargs)` under the guard of `name`: a registered one, or a built-in service's.
+
+        An operation that blocks runs only where the registration says `in_thread=True`; TypeError elsewhere.
+        """
         await self.open()
         service, money = self.parts.find_operation(name)
         if money.needs_prices:

@@ -206,9 +206,9 @@ def test_a_shared_client_that_a_function_gives_is_not_closed() -> None:
     run(test)
 
 
-def test_a_function_that_is_not_async_is_refused_as_before() -> None:
+def test_a_function_that_blocks_is_refused_by_what_it_returned() -> None:
     async def test(own: Own) -> None:
-        with pytest.raises(TypeError, match="koo guards async functions"):
+        with pytest.raises(TypeError, match="blocked the event loop"):
             await own.execute(lambda: "an answer")
 
     run(test)

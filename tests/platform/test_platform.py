@@ -603,9 +603,9 @@ def test_what_cannot_be_awaited_is_told(tmp_path: Path) -> None:
         async with Platform(options(tmp_path)) as platform:
             platform.register_service("x")
             with pytest.raises(TypeError, match="coroutine"):
-                await platform.execute("x", Flaky()())  # type: ignore[arg-type]
+                await platform.execute("x", Flaky()())  # type: ignore[call-overload]
             with pytest.raises(TypeError, match="async"):
-                await platform.execute("x", lambda: 5)  # type: ignore[arg-type, return-value]
+                await platform.execute("x", lambda: 5)
             with pytest.raises(UnknownService, match="claude"):
                 await platform.execute("y", Flaky())
 

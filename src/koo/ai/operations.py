@@ -11,9 +11,10 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
+from koo.ai.blocking import IN_THREAD, is_async
 from koo.ai.budgets import Budgets
+from koo.ai.callees import look, says_nothing
 from koo.ai.operation_money import OperationMoney
-from koo.ai.sdk_retries import own_retries
 from koo.ai.service import Service
 from koo.ai.stream_source import describe, discard, is_stream, is_unstarted
 
@@ -35,13 +36,22 @@ async def execute(
     TypeError where `operation` cannot be awaited, or what it gives is read over time: that is closed.
     """
     check_operation(operation)
-    warn_of_retries(service.name, operation)
+    threads = service.threads
+    if threads is not None and is_async(operation):
+        threads = None
+    if threads is None and not says_nothing(operation):
+        check_client(service.name, operation)
     guard = service.guard(model_of(service, kwargs))
     charge = money.charge(service, budgets, operation, args, kwargs) if money is not None else None
+    if threads is not None:
+        operation = threads.over(operation)
 
     async def run() -> T:
         awaitable = operation(*args, **kwargs)
         if not inspect.isawaitable(awaitable):
+            # What it returned without waiting, it may have asked for.
+            if charge is not None and not is_unstarted(awaitable):
+                charge.begun = True
             raise await _refusal(service.name, awaitable)
         if charge is not None:
             charge.begun = True
@@ -71,7 +81,10 @@ def check_operation(operation: object) -> None:
 async def _refusal(name: str, given: object) -> TypeError:
     """Close a stream that was given in place of an answer; returns the sentence that says what to do."""
     if not (is_unstarted(given) or is_stream(given)):
-        return TypeError("the operation gave a result that cannot be awaited: koo guards async functions")
+        return TypeError(
+            f"{name}: the operation blocked the event loop until it returned, and what it returned cannot be awaited: "
+            f"use an asynchronous client (AsyncOpenAI beside OpenAI, say), or {IN_THREAD}"
+        )
     try:
         await discard(given)
     except Exception as error:  # noqa: BLE001 - what its caller has to know is the refusal
@@ -91,16 +104,17 @@ def model_of(service: Service, kwargs: Mapping[str, Any]) -> str | None:
 _warned: set[str] = set()
 
 
-def warn_of_retries(name: str, operation: Callable[..., Any]) -> None:
-    """An SDK that repeats by itself multiplies our attempts, and hides them from breaker and budget."""
-    if name in _warned:
-        return
-    retries = own_retries(operation)
-    if retries:
+def check_client(name: str, operation: Callable[..., Any]) -> None:
+    """Before anything is sent. Raises TypeError where the operation is known to block the event loop."""
+    callee, instead = look(operation)
+    if instead:
+        raise TypeError(f"{name}: this operation blocks the event loop, so nothing was sent: {instead}")
+    # An SDK that repeats by itself multiplies our attempts, and hides them from breaker and budget.
+    if callee.retries and name not in _warned:
         _warned.add(name)
         log.warning(
             "%s: the SDK repeats calls by itself (%s times), and koo repeats too: set its max_retries=0 "
             "(google-genai: retry_options=HttpRetryOptions(attempts=1))",
             name,
-            retries,
+            callee.retries,
         )

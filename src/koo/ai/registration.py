@@ -7,6 +7,7 @@ from typing import Any
 
 from koo.ai.foreign.meaning import meaning_of
 from koo.ai.operation_money import MONEY, USAGE
+from koo.ai.threads import CONCURRENCY
 from koo.errors import ConfigurationError
 from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
 from koo.policies.verdict import Classify, Fault
@@ -28,7 +29,9 @@ NAMES: dict[str, tuple[str, str]] = {
     "requests_per_hour": ("limits", "per_hour"),
     "requests_per_day": ("limits", "per_day"),
 }
-"""What `register_service` takes, and which option of koo it is. Besides: `max_retries`, `classify`, and money."""
+"""What `register_service` takes, and which option of koo it is."""
+BESIDE = ("classify", "in_thread", "max_retries", *MONEY)
+"""What it takes besides: each is read in its own way."""
 
 
 def read_options(options: Mapping[str, Any]) -> GuardOptions:
@@ -42,15 +45,19 @@ def read_options(options: Mapping[str, Any]) -> GuardOptions:
         elif name in NAMES:
             part, field_name = NAMES[name]
             parts[part][field_name] = _checked(name, value)
-        elif name not in ("classify", *MONEY):
-            known = ", ".join(sorted((*NAMES, "classify", "max_retries", *MONEY)))
+        elif name not in BESIDE:
+            known = ", ".join(sorted((*NAMES, *BESIDE)))
             raise ConfigurationError("register_service", f"unknown option {name!r}; known are: {known}")
         elif name in ("classify", "cost_usd") and value is not None and not callable(value):
             if name == "classify":
                 raise ConfigurationError("register_service", "classify must be a function")
             if value != USAGE:
                 raise ConfigurationError("register_service", f'cost_usd must be a function, or "{USAGE}"')
+        elif name == "in_thread" and not isinstance(value, bool):
+            raise ConfigurationError("register_service", "in_thread must be True or False")
     guard = parts["guard"]
+    if options.get("in_thread"):
+        guard.setdefault("concurrency_max", CONCURRENCY)
     read = GuardOptions(
         **guard,
         breaker=BreakerOptions(**parts["breaker"]),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from koo.ai.models import not_configured
 from koo.ai.providers.base import Pace, Provider
+from koo.ai.threads import Threads
 from koo.ai.types import Usage
 from koo.clock import Clock, utc_day
 from koo.deadlines import Deadlines
@@ -102,6 +103,7 @@ class Service:
         checkable: bool = False,
         free: bool = False,
         pilots: int = 0,
+        in_thread: bool = False,
     ) -> None:
         self.name = name
         self.options = options
@@ -129,6 +131,8 @@ class Service:
             publish=publish,
             place_settings=place_settings,
         )
+        self.threads = Threads(name, self.gates.bulkhead, deadlines) if in_thread else None
+        """Where its operations run that block the event loop; None: there are none."""
         self._guards: dict[str | None, Guard] = {}
         self._forgotten = Tally(clock.monotonic())  # the counts of models that made room for others
         self._pauses: dict[str | None, Cooldown] = {}  # of models that have no guard now

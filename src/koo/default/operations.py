@@ -22,10 +22,21 @@ class AIErrorHandler:
         """
         platform.register_service(name, **options)
 
+    @overload
     async def execute_with_error_handling(
         self, name: str, operation: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any
-    ) -> T:
-        """Run `operation(*args, **kwargs)` under the guard of `name`. Raises `UnknownService`."""
+    ) -> T: ...
+    @overload
+    async def execute_with_error_handling(
+        self, name: str, operation: Callable[..., T], /, *args: Any, **kwargs: Any
+    ) -> T: ...
+    async def execute_with_error_handling(
+        self, name: str, operation: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run `operation(*args, **kwargs)` under the guard of `name`. Raises `UnknownService`.
+
+        One that blocks runs only where the registration says `in_thread=True`; TypeError elsewhere.
+        """
         return await platform.execute(name, operation, *args, **kwargs)
 
     @overload

@@ -53,6 +53,10 @@ class Bulkhead:
         if full:
             self._hand_out()
 
+    def keep(self) -> None:
+        """The slot that is given back next stays taken, until it is given back once more."""
+        self.used += 1
+
     def leave(self, waiter: Waiter, *, granted: bool) -> None:
         """A waiter gives up. If it had just been handed a slot, the slot goes on to the next."""
         if granted:

@@ -1,0 +1,148 @@
+"""Operations that would block the event loop, known before anything is sent.
+
+A plain `def` may return what can be awaited (`lambda: client.responses.create(...)`), so being one proves nothing.
+What proves it is what its library offers beside it: an asynchronous client of the same name (`OpenAI`, `AsyncOpenAI`),
+an asynchronous method (`invoke`, `ainvoke`), or nothing asynchronous at all (`requests`). What none of these tells is
+called, and refused by its result.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from functools import partial
+from types import FunctionType, ModuleType
+
+ONLY_BLOCKING = frozenset({
+    "MySQLdb", "boto3", "botocore", "ftplib", "http", "imaplib", "poplib", "psycopg2", "pymysql", "requests",
+    "requests_toolbelt", "smtplib", "sqlite3", "subprocess", "time", "urllib", "urllib3",
+})  # fmt: skip
+"""Packages in which each function that takes long blocks."""
+ONLY_BLOCKING_WITHIN = ("sqlalchemy.orm.", "sqlalchemy.engine.")
+SIBLINGS = ("a{}", "async_{}", "{}_async", "{}Async")
+"""What libraries call the asynchronous function beside a blocking one."""
+UNWRAPS_MAX = 5
+CLIENTS_MAX = 3
+IN_THREAD = "run it in a thread: register_service(..., in_thread=True)"
+GOOGLE = "the asynchronous half of the client, its `aio`"
+
+
+def innermost(operation: object) -> object:
+    """The function or bound method under what `functools.partial` or `wraps` put around it."""
+    for _ in range(UNWRAPS_MAX):
+        if getattr(operation, "__self__", None) is not None:
+            break
+        deeper = operation.func if isinstance(operation, partial) else getattr(operation, "__wrapped__", None)
+        if deeper is None:
+            break
+        operation = deeper
+    return operation
+
+
+def called_by(operation: object) -> object:
+    """The function whose result a call returns as it is: under partials, and a library's wrappers of its own methods.
+
+    An application's wrapper may make what blocks awaitable, in a thread say: what is under it proves nothing.
+    """
+    while isinstance(operation, partial):
+        operation = operation.func
+    if isinstance(operation, FunctionType):
+        wrapped = getattr(operation, "__wrapped__", None)
+        owner = getattr(wrapped, "__self__", None)
+        if owner is not None and _top(_home(operation)) == _top(type(owner).__module__):
+            return wrapped
+    return operation
+
+
+def is_async(operation: object) -> bool:
+    """Is it declared with `async def`, under whatever is wrapped around it?"""
+    called = called_by(operation)
+    own_call = getattr(called, "__call__", None)  # noqa: B004 - an object whose class has an `async def __call__`
+    return _is_declared_async(called) or inspect.iscoroutinefunction(own_call)
+
+
+def instead_of(called: object) -> str:
+    """What to do instead of awaiting a function or method that blocks; empty for one that may well be awaited."""
+    if _is_declared_async(called):
+        return ""
+    owner = getattr(called, "__self__", None)
+    if isinstance(owner, ModuleType):  # a function in C
+        return IN_THREAD if _only_blocks(owner.__name__) else ""
+    if owner is not None:
+        return _instead_of_method(owner, getattr(called, "__name__", ""))
+    return _instead_of_function(called) if isinstance(called, FunctionType) else ""
+
+
+def _instead_of_function(function: FunctionType) -> str:
+    module = _home(function)
+    if _only_blocks(module):
+        return IN_THREAD
+    sibling = _sibling_of(sys.modules.get(module), function.__name__)
+    return f"use {_top(module)}.{sibling}, or {IN_THREAD}" if sibling and _is_installed(module) else ""
+
+
+def _instead_of_method(owner: object, name: str) -> str:
+    kind = owner if isinstance(owner, type) else type(owner)
+    module = kind.__module__
+    if any(base.__name__.startswith("Async") for base in kind.__mro__):
+        return ""
+    if _top(module) not in sys.stdlib_module_names:
+        found = [beside for one in clients_of(owner) if (beside := _async_client(type(one)))]
+        if found:
+            # The shortest is the one that users know: the others are within the SDK.
+            return f"use {min(found, key=lambda beside: beside.count('.'))}, or {IN_THREAD}"
+        sibling = _sibling_of(kind, name)
+        if sibling and _is_installed(module):
+            return f"use its {sibling}, or {IN_THREAD}"
+    return IN_THREAD if _only_blocks(module) else ""
+
+
+def clients_of(owner: object) -> list[object]:
+    """An SDK's resource and what it asks through, down to the client itself and below."""
+    found = [owner]
+    while len(found) <= CLIENTS_MAX and (client := getattr(found[-1], "_client", None)) is not None:
+        found.append(client)
+    return found
+
+
+def _async_client(kind: type) -> str:
+    """The asynchronous class beside this one, as far as it has one, by its public name: `openai.AsyncOpenAI`."""
+    for base in kind.__mro__:
+        name = f"Async{base.__name__.removeprefix('Sync')}"
+        for module in (_top(base.__module__), base.__module__):
+            if isinstance(getattr(sys.modules.get(module), name, None), type):
+                return GOOGLE if base.__module__.startswith("google.genai") else f"{module}.{name}"
+    return ""
+
+
+def _sibling_of(owner: object, name: str) -> str:
+    """The asynchronous function beside one of this name, if `owner` has one."""
+    names = [pattern.format(name) for pattern in SIBLINGS]
+    if name.endswith("_sync"):
+        names.append(name.removesuffix("_sync"))
+    return next((one for one in names if _is_declared_async(getattr(owner, one, None))), "")
+
+
+def _is_declared_async(function: object) -> bool:
+    return callable(function) and (
+        inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(inspect.unwrap(function))
+    )
+
+
+def _only_blocks(module: str) -> bool:
+    return _top(module) in ONLY_BLOCKING or module.startswith(ONLY_BLOCKING_WITHIN)
+
+
+def _home(function: FunctionType) -> str:
+    """The module whose code it is; `__module__` is also copied by `functools.wraps`."""
+    return str(function.__globals__.get("__name__", ""))
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _is_installed(module: str) -> bool:
+    """A library's, and not the application's own: there a `def` beside an `async def` may well return its coroutine."""
+    place = getattr(sys.modules.get(_top(module)), "__file__", None) or ""
+    return "site-packages" in place or "dist-packages" in place

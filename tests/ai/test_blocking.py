@@ -1,0 +1,175 @@
+"""Which operations are known to block before they are called, and which may well be awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+from unittest.mock import AsyncMock, MagicMock, Mock
+
+import anthropic
+import httpx
+import openai
+import perplexity
+import pytest
+import requests
+from google import genai
+from sqlalchemy.orm import Session
+
+from koo.ai import callees
+from koo.ai.blocking import IN_THREAD, called_by, instead_of, is_async
+
+GPT = openai.OpenAI(api_key="k")
+AGPT = openai.AsyncOpenAI(api_key="k")
+CLAUDE = anthropic.Anthropic(api_key="k")
+ACLAUDE = anthropic.AsyncAnthropic(api_key="k")
+GEMINI = genai.Client(api_key="k")
+
+
+async def ask() -> str:
+    return "Paris."
+
+
+def through(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An application's own way to make what blocks awaitable."""
+
+    @functools.wraps(function)
+    def awaitable(*args: Any) -> Any:
+        return asyncio.to_thread(function, *args)
+
+    return awaitable
+
+
+class Own:
+    """An application's class: `fetch` returns the coroutine of `afetch`."""
+
+    def fetch(self) -> Any:
+        return self.afetch()
+
+    async def afetch(self) -> str:
+        return "Paris."
+
+    async def __call__(self) -> str:
+        return "Paris."
+
+
+BLOCKING: dict[str, tuple[Any, str]] = {
+    "chat": (GPT.chat.completions.create, "openai.AsyncOpenAI"),
+    "responses": (GPT.responses.create, "openai.AsyncOpenAI"),
+    "models": (GPT.models.list, "openai.AsyncOpenAI"),
+    "raw": (GPT.chat.completions.with_raw_response.create, "openai.AsyncOpenAI"),
+    "partial": (functools.partial(GPT.responses.create, model="m"), "openai.AsyncOpenAI"),
+    "anthropic": (CLAUDE.messages.create, "anthropic.AsyncAnthropic"),
+    "perplexity": (perplexity.Perplexity(api_key="k").responses.create, "perplexity.AsyncPerplexity"),
+    "gemini": (GEMINI.models.generate_content, "its `aio`"),
+    "httpx get": (httpx.Client().get, "httpx.AsyncClient"),
+    "httpx send": (httpx.Client().send, "httpx.AsyncClient"),
+    "requests": (requests.get, IN_THREAD),
+    "session of requests": (requests.Session().post, IN_THREAD),
+    "urllib": (urllib.request.urlopen, IN_THREAD),
+    "in C": (time.sleep, IN_THREAD),
+    "session of SQLAlchemy": (Session().execute, IN_THREAD),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKING)
+def test_what_its_library_says_blocks_is_known_and_what_to_use_instead(name: str) -> None:
+    operation, instead = BLOCKING[name]
+    assert instead in instead_of(called_by(operation)) and not is_async(operation)
+
+
+AWAITED: dict[str, Any] = {
+    "async def": ask,
+    "partial": functools.partial(ask),
+    "plain": lambda: asyncio.sleep(0),
+    "chat": AGPT.chat.completions.create,
+    "responses": AGPT.responses.create,
+    "raw": AGPT.chat.completions.with_raw_response.create,
+    "streaming response": AGPT.chat.completions.with_streaming_response.create,
+    "stream": AGPT.chat.completions.stream,
+    "pages": AGPT.models.list,
+    "anthropic": ACLAUDE.messages.create,
+    "stream of anthropic": ACLAUDE.messages.stream,
+    "gemini": GEMINI.aio.models.generate_content,
+    "httpx": httpx.AsyncClient().get,
+    "an SDK in a thread of its own": through(GPT.responses.create),
+    "requests in a thread of its own": through(requests.get),
+    "returns a coroutine": Own().fetch,
+    "own method": Own().afetch,
+    "own object": Own(),
+    "mock": Mock(),
+    "method of a mock": Mock().fetch,
+    "magic mock": MagicMock(),
+    "async mock": AsyncMock(),
+    "in C": len,
+}
+
+
+@pytest.mark.parametrize("name", AWAITED)
+def test_what_may_well_be_awaited_is_called(name: str) -> None:
+    assert instead_of(called_by(AWAITED[name])) == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["async def", "partial", "own method", "own object", "responses", "async mock"]
+)
+def test_what_is_declared_async_runs_on_the_loop_also_under_a_name_for_threads(name: str) -> None:
+    assert is_async(AWAITED[name])
+
+
+LIBRARY = """
+async def acompletion(): ...
+def completion(): ...
+class Model:
+    def invoke(self): ...
+    async def ainvoke(self): ...
+    def complete(self): ...
+    async def complete_async(self): ...
+    def run_sync(self): ...
+    async def run(self): ...
+    @classmethod
+    def make(cls): ...
+    @classmethod
+    async def make_async(cls): ...
+    def alone(self): ...
+"""
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A package of somebody else's, as `pip` installs one."""
+    made = ModuleType("halfway")
+    made.__file__ = "/python/site-packages/halfway/__init__.py"
+    exec(LIBRARY, made.__dict__)
+    monkeypatch.setitem(sys.modules, "halfway", made)
+    return made
+
+
+def test_an_asynchronous_function_beside_it_shows_that_a_librarys_own_one_blocks(library: Any) -> None:
+    model = library.Model()
+    found = [
+        instead_of(called_by(one))
+        for one in (library.completion, model.invoke, model.complete, model.run_sync, library.Model.make)
+    ]
+    assert [one.partition(",")[0] for one in found] == [
+        "use halfway.acompletion", "use its ainvoke", "use its complete_async", "use its run", "use its make_async",
+    ]  # fmt: skip
+    assert instead_of(model.alone) == "" and instead_of(model.ainvoke) == ""
+
+
+def test_nothing_is_kept_alive_by_what_is_remembered_of_it() -> None:
+    client = openai.OpenAI(api_key="k")
+    callee, instead = callees.look(client.responses.create)
+    assert "AsyncOpenAI" in instead and callees.look(client.responses.create)[0] is callee
+    client.close()
+    ref = callee.ref
+    assert ref is not None and ref() is client.responses
+    del client
+    gc.collect()
+    assert ref() is None
