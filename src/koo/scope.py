@@ -36,6 +36,8 @@ class ScopeGuard(Protocol):
 
     def abandon(self, passage: Passage, permit: Permit) -> None: ...
 
+    def answered(self, permit: Permit) -> None: ...
+
 
 class Scope(Generic[T]):
     """One permit for the length of a block or a stream; `value` is the result of `begin`'s operation.
@@ -94,6 +96,10 @@ class Scope(Generic[T]):
         """The reader has the turn: the lease of a probe stands still."""
         if self._guard.breaker.phase is HALF_OPEN:
             self._guard.breaker.rest(self.permit, self._guard.now())
+
+    def answered(self) -> None:
+        """The other side has answered. A probe is over with that; the rest of the block is its caller's time."""
+        self._guard.answered(self.permit)
 
     def settle(
         self, fault: Fault | None = None, *, slow: bool | None = None, took_s: float | None = None

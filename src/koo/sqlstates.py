@@ -95,6 +95,13 @@ LOCKED = Meaning(Kind.CONTENTION, NEUTRAL, says="another transaction holds the l
 OUTDATED = Meaning(
     Kind.CONFLICT, NEUTRAL, repeatable=True, says="the schema changed under a prepared statement"
 )
+UNPREPARED = Meaning(
+    Kind.CONFLICT,
+    NEUTRAL,
+    repeatable=True,
+    drop=Drop.ONE,
+    says="a prepared statement is not on the server's connection, as behind a pooler in transaction mode",
+)
 READ_ONLY = Meaning(Kind.READ_ONLY, NEUTRAL, drop=Drop.ALL, says="the database takes no writes")
 VIOLATED = Meaning(Kind.INTEGRITY, NEUTRAL, says="a constraint forbids it")
 FORBIDDEN = Meaning(Kind.PERMISSION, NEUTRAL, says="the user has no permission for it")
@@ -126,6 +133,7 @@ SQLSTATES: dict[str, Meaning] = {
     "25006": READ_ONLY,
     "25P03": OVERSTAYED,
     "25P04": OVERSTAYED,
+    "26000": UNPREPARED,
     "28": REFUSED,
     "28P01": REFUSED.saying("the server refuses the password"),
     "3D000": MISSING,
@@ -135,6 +143,7 @@ SQLSTATES: dict[str, Meaning] = {
     "40P01": CONTENDED,
     "42": MISTAKEN,
     "42501": FORBIDDEN,
+    "42P05": UNPREPARED,
     "53": EXHAUSTED,
     "53100": DISK_FULL,
     "53200": EXHAUSTED.saying("the server is out of memory"),
@@ -257,12 +266,19 @@ def find(table: Mapping[str, Meaning], state: str) -> Meaning | None:
 def by_code(original: BaseException) -> Meaning | None:
     """What a driver's error means by its code, or None where it has none."""
     state = sqlstate_of(original)
+    if state == "0A000" and _is_outdated(original):
+        return OUTDATED
     if state is not None:
         return (is_report(original) and find(REPORTED, state)) or find(SQLSTATES, state) or MISTAKEN
     code = getattr(original, "sqlite_errorcode", None)
     if isinstance(code, int):
         return SQLITE_CODES.get(code) or SQLITE_CODES.get(code & 0xFF, FAILED)
     return None
+
+
+def _is_outdated(original: BaseException) -> bool:
+    """By the place in PostgreSQL's source that says it: the words are in the server's language."""
+    return getattr(getattr(original, "diag", None), "source_function", None) == "RevalidateCachedQuery"
 
 
 def by_class(original: BaseException) -> Meaning | None:

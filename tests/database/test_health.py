@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from koo.database.database import Database
 from koo.errors import DatabaseUnavailable
 from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, Event
 from koo.options import BreakerOptions, RetryOptions
+from koo.policies.breaker import CLOSED, OPEN
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS
 from koo.testing.postgres import PostgresServer
 from tests.backend import shapes
@@ -236,6 +238,60 @@ def test_from_healthy_to_open_and_back_by_itself(pg: Place) -> None:
                 await session.execute(ONE)
         assert database.circuit_breaker_state.value == "healthy"
         assert [type(event) for event in events] == [CircuitOpened, CircuitHalfOpened, CircuitClosed]
+        await database.close()
+
+    run(main)
+
+
+def open_it(database: Database, clock: StillClock) -> None:
+    """Open the breaker, and let its time pass."""
+    breaker, now = database.guard.breaker, clock.monotonic()
+    for _ in range(QUICKLY.failure_threshold):
+        permit = breaker.admit(now, lambda: 0.0)
+        assert permit is not None
+        breaker.settle(permit, FAILURE, False, now, lambda: 0.0)
+    assert breaker.phase is OPEN
+    clock.now += 2 * QUICKLY.recovery_s
+
+
+@pytest.mark.parametrize("ends", ["well", "badly"])
+def test_a_probe_is_over_when_the_database_has_answered(url: str, ends: str) -> None:
+    """Not when the caller's block ends: however long it thinks, others are let in."""
+
+    async def main() -> None:
+        clock = StillClock()
+        database = Database(options(url, retry=ONCE, breaker=QUICKLY), clock=clock)
+        breaker = database.guard.breaker
+        open_it(database, clock)
+        with suppress(KeyError):
+            async with database.session_scope():
+                assert breaker.ok == 1
+                async with database.session_scope():
+                    assert breaker.phase is CLOSED
+                clock.now += 10 * QUICKLY.recovery_s  # the first one thinks on, and nothing of it counts
+                if ends == "badly":
+                    raise KeyError
+        assert breaker.phase is CLOSED and breaker.consecutive == 0 and breaker.trips == 1
+        await database.close()
+
+    run(main)
+
+
+def test_a_probe_asks_sqlite_which_answers_no_begin(sqlite_url: str) -> None:
+    """Else it would be over with a success before anything was read."""
+
+    async def main() -> None:
+        clock = StillClock()
+        database = Database(options(sqlite_url, retry=ONCE, breaker=QUICKLY), clock=clock)
+        said: list[str] = []
+        async with database.session_scope() as session:
+            raw = (await (await session.connection()).get_raw_connection()).driver_connection
+            assert raw is not None
+            await raw.set_trace_callback(said.append)
+        assert not any("sqlite_master" in one for one in said)
+        open_it(database, clock)
+        async with database.session_scope():
+            assert any("sqlite_master" in one for one in said)
         await database.close()
 
     run(main)

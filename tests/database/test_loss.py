@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 import pytest
-from sqlalchemy import TextClause, select, text
+from sqlalchemy import TextClause, insert, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -22,10 +22,13 @@ from tests.database.support import (
     INSERT,
     ONE,
     SELECT,
+    Base,
     Note,
+    StillClock,
     assert_free,
     notes,
     opened,
+    options,
     proxied,
     run,
     through,
@@ -120,6 +123,83 @@ def test_the_first_statement_is_run_again_on_a_new_connection(any_pg: Place, how
     run(main)
 
 
+@pytest.mark.parametrize("how", ["savepoint", "begin", "insert many", "bulk objects", "bulk rows"])
+def test_a_savepoint_or_a_bulk_insert_that_comes_first_is_run_again_too(any_pg: Place, how: str) -> None:
+    async def first(session: AsyncSession) -> None:
+        if how == "savepoint":
+            async with session.begin_nested():
+                await session.execute(INSERT, [{"n": 1}, {"n": 2}])
+        elif how == "begin":
+            await session.run_sync(lambda sync: sync.begin(nested=True))
+            await session.execute(INSERT, [{"n": 1}, {"n": 2}])
+        elif how == "insert many":
+            await session.execute(insert(Note), [{"n": 1}, {"n": 2}])
+        elif how == "bulk objects":
+            await session.run_sync(lambda sync: sync.bulk_save_objects(Note(n=n) for n in (1, 2)))
+        else:
+            rows = ({"n": n} for n in (1, 2))
+            await session.run_sync(lambda sync: sync.bulk_insert_mappings(Note, rows))
+
+    async def main() -> None:
+        async with with_notes(any_pg.url) as database:
+            async with database.session_scope() as session:
+                kill_all(any_pg)
+                await first(session)
+            assert await notes(database) == [1, 2]
+            assert database.get_pool_metrics()["retries"]["first_statements"] == 1
+
+    run(main)
+
+
+def test_a_savepoint_after_the_first_success_is_not_run_again(pg: Place) -> None:
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+            with pytest.raises(DBAPIError):
+                async with database.session_scope() as session:
+                    await session.execute(INSERT, {"n": 1})
+                    kill_all(pg)
+                    async with session.begin_nested():
+                        await session.execute(INSERT, {"n": 2})
+            assert await notes(database) == []
+
+    run(main)
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+@pytest.mark.parametrize("fault", ["killed", "aged", "distrusted"])
+@pytest.mark.parametrize("isolation", [None, "SERIALIZABLE"])
+def test_a_dead_or_aged_connection_after_a_commit_inside_is_replaced_unseen(
+    pg: Place, end: str, fault: str, isolation: str | None
+) -> None:
+    async def main() -> None:
+        clock = StillClock()
+        database = Database(options(pg.url), clock=clock)
+        async with database.session_scope() as session:
+            await session.run_sync(lambda sync: Base.metadata.create_all(sync.connection()))
+        await warm(database, 3)
+        async with database.session_scope(isolation=isolation) as session:
+            await session.execute(INSERT, {"n": 1})
+            await (session.commit() if end == "commit" else session.rollback())
+            if fault == "killed":
+                kill_all(pg)
+            elif fault == "aged":
+                clock.now += database.options.pool_recycle_s
+            else:
+                assert database.connections is not None
+                database.connections.records.distrust_all()
+            assert (
+                await session.scalar(text("SELECT current_setting('transaction_isolation')"))
+                == (isolation or "READ COMMITTED").lower()
+            )
+            await session.execute(INSERT, {"n": 2})
+        assert await notes(database) == ([1, 2] if end == "commit" else [2])
+        assert database.get_pool_metrics()["errors"]["total"] == 0
+        assert_free(database)
+        await database.close()
+
+    run(main)
+
+
 def test_a_server_that_comes_back_in_time_is_waited_for(pg: Place) -> None:
     async def main() -> None:
         async with with_notes(pg.url, **PATIENT) as database:
@@ -209,6 +289,111 @@ def test_a_lost_connection_counts_once_also_if_it_is_caught(pg: Place) -> None:
                     raise KeyError
             assert database.guard.tally.totals().verdicts[FAILURE] == 1
             assert database.guard.breaker.consecutive == 1
+
+    run(main)
+
+
+def test_a_session_whose_connection_was_lost_in_a_savepoint_is_lost_as_a_whole(pg: Place) -> None:
+    """Else a new connection would go on beneath the session, without what was done on the lost one."""
+
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+            with pytest.raises(SQLAlchemyError):
+                async with database.session_scope() as session:
+                    await session.execute(INSERT, {"n": 1})
+                    kill_all(pg)
+                    with suppress(SQLAlchemyError):
+                        async with session.begin_nested():
+                            await session.execute(INSERT, {"n": 2})
+                    await session.execute(INSERT, {"n": 3})
+            assert await notes(database) == []
+
+    run(main)
+
+
+# ── streamed rows ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+STREAM = text("SELECT i FROM generate_series(1, 5000) i").execution_options(yield_per=50)
+
+
+def test_a_connection_lost_between_streamed_rows_is_run_again(any_pg: Place) -> None:
+    runs = 0
+
+    async def main() -> None:
+        async with opened(any_pg.url) as database:
+
+            async def count(session: AsyncSession) -> int:
+                nonlocal runs
+                runs += 1
+                seen = 0
+                async for _ in await session.stream(STREAM):
+                    seen += 1
+                    if seen == 500 and runs == 1:
+                        kill_all(any_pg)
+                return seen
+
+            assert await database.transaction(count) == 5000
+            assert runs == 2
+            assert database.guard.tally.totals().verdicts[FAILURE] == 1
+
+    run(main)
+
+
+def test_a_fetch_ends_at_the_deadline_on_the_server_too(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url) as database:
+            deadline = asyncio.get_running_loop().time() + 0.3
+            with pytest.raises(DatabaseTimeout):
+                async with database.make_scope(deadline=deadline) as session:
+                    async for _ in await session.stream(text("SELECT pg_sleep(60)")):
+                        pass
+            # It obeyed, so its connection is still good.
+            assert database.guard.tally.totals().verdicts[FAILURE] == 0
+            assert database.get_pool_metrics()["connection_metrics"]["closed"] == 0
+
+    run(main)
+
+
+def test_a_deadline_between_two_fetches_is_told_as_one(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url) as database:
+            expired = asyncio.Event()
+            asyncio.get_running_loop().call_later(0.3, expired.set)
+            deadline = asyncio.get_running_loop().time() + 0.2
+            with pytest.raises(DatabaseTimeout):
+                async with database.make_scope(deadline=deadline) as session:
+                    async for _ in await session.stream(STREAM):
+                        await expired.wait()
+
+    run(main)
+
+
+def test_the_time_of_a_fetch_is_the_databases(pg: Place) -> None:
+    async def main() -> None:
+        clock = StillClock()
+        database = Database(options(pg.url), clock=clock)
+
+        async def pass_while_asleep() -> None:
+            await until_asleep(pg)
+            clock.now += database.options.slow_call_s
+
+        async with database.session_scope() as session:
+            watching = asyncio.create_task(pass_while_asleep())
+            async for _ in await session.stream(text("SELECT pg_sleep(1)")):
+                await watching
+        assert database.guard.tally.totals().slow == 1
+        await database.close()
+
+    run(main)
+
+
+def test_two_tasks_that_fetch_from_one_session_at_once_are_a_clear_error(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url) as database, database.session_scope() as session:
+            rows = await session.stream(STREAM)
+            results = await asyncio.gather(rows.fetchmany(200), session.execute(ONE), return_exceptions=True)
+            assert [isinstance(one, KooError) for one in results] == [False, True]
 
     run(main)
 

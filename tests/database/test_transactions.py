@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,10 +15,21 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from koo.clock import SystemClock
 from koo.database.database import Database
 from koo.database.transactions import make_transactional
-from koo.errors import DatabaseError, DatabaseTimeout
+from koo.errors import DatabaseError, DatabaseTimeout, Kind
 from koo.policies.verdict import FAILURE
 from tests.database.conftest import Place
-from tests.database.support import INSERT, ONE, Note, assert_free, notes, opened, options, run, with_notes
+from tests.database.support import (
+    INSERT,
+    ONE,
+    SELECT,
+    Note,
+    assert_free,
+    notes,
+    opened,
+    options,
+    run,
+    with_notes,
+)
 from tests.database.test_faults import kill_all
 
 SERIALIZABLE = "SERIALIZABLE"
@@ -223,6 +235,137 @@ def test_a_swallowed_conflict_is_run_again_at_commit(pg: Place) -> None:
     run(main)
 
 
+CONFLICT = text("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END $$")
+
+
+def test_a_conflict_in_a_task_group_is_run_again(pg: Place) -> None:
+    runs = 0
+
+    async def main() -> None:
+        async with opened(pg.url) as database:
+
+            async def grouped(session: AsyncSession) -> int:
+                nonlocal runs
+                runs += 1
+                async with asyncio.TaskGroup() as outer:
+                    outer.create_task(asyncio.sleep(0))
+                    async with asyncio.TaskGroup() as inner:
+                        inner.create_task(session.execute(CONFLICT if runs == 1 else ONE))
+                return runs
+
+            assert await database.transaction(grouped) == 2
+
+    run(main)
+
+
+def test_a_group_with_one_error_that_no_repeat_mends_is_not_run_again(pg: Place) -> None:
+    runs = 0
+
+    async def main() -> None:
+        async with opened(pg.url) as database:
+
+            async def grouped(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+
+                async def fail() -> None:
+                    raise KeyError("mine")
+
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(session.execute(CONFLICT))
+                    group.create_task(fail())
+
+            with pytest.raises(ExceptionGroup) as caught:
+                await database.transaction(grouped)
+            assert runs == 1 and caught.group_contains(KeyError)
+
+    run(main)
+
+
+def test_an_error_made_of_a_group_of_conflicts_is_run_again(pg: Place) -> None:
+    runs = 0
+
+    async def main() -> None:
+        async with opened(pg.url) as database:
+
+            async def renamed(session: AsyncSession) -> int:
+                nonlocal runs
+                runs += 1
+                if runs == 1:
+                    try:
+                        async with asyncio.TaskGroup() as group:
+                            group.create_task(session.execute(CONFLICT))
+                    except ExceptionGroup as error:
+                        raise KeyError("mine") from error
+                return runs
+
+            assert await database.transaction(renamed) == 2
+
+    run(main)
+
+
+def test_what_a_swallowed_conflict_leads_to_is_run_again(pg: Place) -> None:
+    """The server says only that an earlier statement failed: that one was the conflict."""
+    runs = 0
+
+    async def main() -> None:
+        async with opened(pg.url) as database:
+
+            async def careless(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                if runs == 1:
+                    with suppress(DBAPIError):
+                        await session.execute(CONFLICT)
+                await session.execute(ONE)
+
+            await database.transaction(careless)
+            assert runs == 2
+
+    run(main)
+
+
+def test_a_schema_that_changed_under_a_prepared_statement_is_run_again(pg: Place) -> None:
+    async def main() -> None:
+        async with with_notes(pg.url, pool_size=1, max_overflow=0) as database:
+
+            async def read(session: AsyncSession) -> list[Any]:
+                await session.execute(ONE)  # the connection is in use: nothing is replaced unseen
+                return list((await session.execute(text("SELECT * FROM notes WHERE n > :n"), {"n": 0})).all())
+
+            for _ in range(8):
+                await database.transaction(read)
+            pg.server.sql("ALTER TABLE notes ADD COLUMN more text", pg.database)
+            assert await database.transaction(read) == []
+
+    run(main)
+
+
+@pytest.mark.parametrize(("code", "drops"), [("26000", True), ("42P05", True)])
+def test_a_prepared_statement_that_a_pooler_mixed_up_is_run_again_once(
+    pg: Place, code: str, drops: bool
+) -> None:
+    """On another connection; more often would not help, because the pooler will do the same again."""
+    runs, pids = 0, set[int]()
+
+    async def main() -> None:
+        async with opened(pg.url) as database:
+
+            async def mixed_up(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                pids.add(int(await session.scalar(text("SELECT pg_backend_pid()")) or 0))
+                await session.execute(
+                    text(f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{code}'; END $$")
+                )
+
+            with pytest.raises(DBAPIError):
+                await database.transaction(mixed_up, max_retries=5)
+            assert runs == 2 and len(pids) == 2
+
+    run(main)
+
+
 class WatchedClock(SystemClock):
     """The system's; `check` is called for each short sleep, which then takes no time."""
 
@@ -313,6 +456,73 @@ def test_in_a_task_of_its_own_or_in_an_open_scope_it_is_a_transaction_of_its_own
             async with database.session_scope():
                 await database.transaction(insert, 3)
                 assert await notes(database) == [1, 2, 3]
+
+    run(main)
+
+
+LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
+
+
+@pytest.mark.parametrize("outer_level", [None, *LEVELS])
+@pytest.mark.parametrize("inner_level", [None, *LEVELS])
+def test_a_function_that_asks_for_a_stricter_isolation_than_it_joins_is_refused(
+    outer_level: str | None, inner_level: str | None
+) -> None:
+    async def main() -> None:
+        async with opened("sqlite://") as database:
+
+            async def inner(session: AsyncSession) -> str:
+                return "joined"
+
+            async def outer(session: AsyncSession) -> str:
+                return await database.transaction(inner, isolation=inner_level)
+
+            joins = inner_level is None or LEVELS.index(inner_level) <= LEVELS.index(outer_level or LEVELS[0])
+            if joins:
+                assert await database.transaction(outer, isolation=outer_level) == "joined"
+                return
+            with pytest.raises(DatabaseError, match=f"isolation='{inner_level}'") as caught:
+                await database.transaction(outer, isolation=outer_level)
+            assert caught.value.kind is Kind.INVALID_REQUEST and caught.value.attempts == 1
+
+    run(main)
+
+
+def test_a_read_only_function_does_not_join_one_that_writes(url: str) -> None:
+    async def main() -> None:
+        async with with_notes(url) as database:
+
+            async def read(session: AsyncSession) -> list[int]:
+                return list((await session.scalars(SELECT)).all())
+
+            async def outer(session: AsyncSession) -> list[int]:
+                return await database.transaction(read, readonly=True)
+
+            with pytest.raises(DatabaseError, match="readonly=True"):
+                await database.transaction(outer)
+            assert await database.transaction(outer, readonly=True) == []
+
+    run(main)
+
+
+def test_a_function_joins_its_own_database_also_across_another_one(pg: Place, sqlite_url: str) -> None:
+    """It would wait for its own row lock otherwise."""
+
+    async def main() -> None:
+        async with with_notes(pg.url, scope_timeout_s=5.0) as here, opened(sqlite_url) as there:
+            await put_note(here)
+
+            async def middle(session: AsyncSession) -> int:
+                await session.execute(ONE)
+                return await here.transaction(add_one)
+
+            async def outer(session: AsyncSession) -> int:
+                await add_one(session)
+                await session.flush()
+                return await there.transaction(middle)
+
+            assert await here.transaction(outer) == 2
+            assert await count_of(here) == "2"
 
     run(main)
 

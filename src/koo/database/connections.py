@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from koo.database.drivers.loading import load_driver
 from koo.database.engine_args import EngineArgs
 from koo.database.faults import SERVICE
-from koo.database.hooks import Hooks
+from koo.database.hooks import Hooks, revive
 from koo.database.pool_queue import PoolQueue
 from koo.database.records import ConnectionRecords
 from koo.database.sqlite_writes import WriterLine
@@ -98,6 +98,7 @@ class Connections:
             if isolation:
                 options["isolation_level"] = isolation
             engine = self._engines[key] = self.engine.execution_options(**options)
+            revive(engine.sync_engine)
         return engine
 
     def usual_hold_s(self) -> float:

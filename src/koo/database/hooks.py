@@ -10,11 +10,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Engine, event
-from sqlalchemy.engine import ExceptionContext
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import ExceptionContext, RootTransaction
 from sqlalchemy.util import await_only as await_
 
 from koo.database.faults import ScopeStage
+from koo.database.fetching import FetchingCursor
 from koo.database.records import ConnectionRecords, Stale
 
 IDLE_BEGIN_SHARE = 0.4
@@ -24,6 +25,25 @@ IDLE_BEGIN_SHARE = 0.4
 BODY, COMMIT = ScopeStage.BODY, ScopeStage.COMMIT
 
 
+class LivingConnection(Connection):
+    """Replaces a pooled connection that turns out to be dead at BEGIN, unseen, also in the midst of a block."""
+
+    def begin(self) -> RootTransaction:
+        """As SQLAlchemy's."""
+        while True:  # each turn takes a dead one out of the pool, and a connection that is new is never stale
+            try:
+                return super().begin()
+            except Stale:
+                self.close()
+                # A whole new one and not only another link of the pool: making it also sets its isolation level.
+                vars(self).update(vars(LivingConnection(self.engine)))
+
+
+def revive(engine: Engine) -> None:
+    """Let the sessions of this engine have living connections."""
+    engine._connection_cls = LivingConnection
+
+
 class Hooks:
     """The hooks of one engine."""
 
@@ -31,6 +51,7 @@ class Hooks:
         self._records = records
         self._by_connection = records.by_connection
         self._driver = records.driver
+        self._send_commit = records.driver.commit
         self._metrics = records.metrics
         self._note_statement = records.metrics.statement.note
         self._note_commit = records.metrics.commit.note
@@ -41,6 +62,7 @@ class Hooks:
     def install(self, engine: Engine) -> None:
         """Listen to the engine's pool and dialect, and stand before BEGIN and COMMIT."""
         dialect = engine.dialect
+        revive(engine)
         event.listen(engine.pool, "connect", self.on_connect)
         event.listen(engine.pool, "close", self.on_close)
         event.listen(engine, "handle_error", self.on_error)
@@ -104,14 +126,25 @@ class Hooks:
             return
         began = occupant.enter(record, COMMIT)
         try:
-            self._do_commit(fairy)
+            done = self._send_commit(self._do_commit, fairy)
         except BaseException:
             occupant.leave(record, began, False)
             raise
+        if not done:
+            occupant.leave(record, began, False)
+            raise occupant.rolled_back()
+        record.is_open = False
+        if not occupant.leaving:
+            occupant.committed = True
         self._note_commit(occupant.leave(record, began, True))
 
     def _rollback(self, fairy: Any) -> None:
         """Nothing to do where nothing is open: the pool rolls back whatever comes home, after a COMMIT too."""
+        record = self._by_connection.get(fairy.dbapi_connection)
+        if record is not None and record.is_open:
+            record.is_open = False
+            if record.occupant is not None:
+                record.occupant.mended()
         if not self._driver.is_idle(fairy.dbapi_connection.driver_connection):
             self._do_rollback(fairy)
 
@@ -139,6 +172,8 @@ class Hooks:
             occupant.leave(record, began, False)
             raise
         occupant.statements += 1
+        if context._is_server_side:
+            context.cursor = FetchingCursor(context.cursor, record, occupant)
         self._note_statement(occupant.leave(record, began, True))
         return True
 

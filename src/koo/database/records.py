@@ -34,6 +34,10 @@ class Occupant(Protocol):
 
     statements: int
     """How many have succeeded."""
+    leaving: bool
+    """The block has ended: what comes now is the scope's own."""
+    committed: bool
+    """The block has committed a part of its work."""
 
     def enter(self, record: ConnectionRecord, stage: ScopeStage) -> float:
         """Before a statement or COMMIT is sent; returns the time. Raises `DatabaseError` where it must not be."""
@@ -49,13 +53,23 @@ class Occupant(Protocol):
         """An error of the engine; returns what is raised in its place, or None."""
         ...
 
+    def rolled_back(self) -> Exception:
+        """The error for a COMMIT that is a rollback."""
+        ...
+
+    def mended(self) -> None:
+        """ROLLBACK: what a failed statement has spoiled is gone."""
+        ...
+
 
 class ConnectionRecord:
-    """One connection. `busy`: a statement was sent and is not answered; `occupant`: the scope that has it."""
+    """One connection. `busy`: a statement was sent and is not answered; `occupant`: the scope that has it;
+    `is_open`: its transaction has begun, and neither COMMIT nor ROLLBACK came by here.
+    """
 
     __slots__ = (
         "_loop", "aborted", "adapted", "busy", "driver", "expires_at", "fresh", "generation", "idle_since",
-        "occupant", "transaction",
+        "is_open", "occupant", "transaction",
     )  # fmt: skip
 
     def __init__(
@@ -70,6 +84,7 @@ class ConnectionRecord:
         self.fresh = True
         self.aborted = False
         self.busy = False
+        self.is_open = False
         self.occupant: Occupant | None = None
         self.transaction: SqliteTransaction | None = None  # the servers keep track of theirs themselves
 
@@ -81,6 +96,13 @@ class ConnectionRecord:
     @property
     def is_closed(self) -> bool:
         return self.aborted or self.driver.is_closed(self.connection)
+
+    def has_ended(self) -> bool:
+        """Whether the transaction has ended although nothing that came by here has ended it."""
+        if not self.is_open:
+            return False
+        transaction = self.transaction
+        return transaction.has_ended if transaction is not None else self.driver.has_ended(self.connection)
 
     def end_transaction(self) -> None:
         """The transaction has ended, or its connection: on SQLite that is the next writer's turn."""

@@ -27,17 +27,18 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
 from koo.database.connections import Connections
-from koo.database.faults import SERVICE, ScopeStage
-from koo.database.records import ConnectionRecord, Stale
+from koo.database.faults import ScopeStage
+from koo.database.records import ConnectionRecord
 from koo.database.session import SyncSession
 from koo.database.sqlite import MODES, Mode
 from koo.database.sqlite_writes import SqliteTransaction
 from koo.database.transcript import Transcript
 from koo.database.uncancellable import Unbroken, to_end
 from koo.deadlines import ends_at
-from koo.errors import DatabaseError, DatabaseTimeout, Kind, KooError, PoolSaturated, describe_s
+from koo.errors import DatabaseTimeout, Kind, KooError, PoolSaturated, describe_s
 from koo.guard import Scope
 from koo.options import NEVER
+from koo.policies.breaker import HALF_OPEN
 from koo.policies.verdict import UNJUDGED, Fault
 from koo.sqlstates import Meaning, original_of
 
@@ -66,7 +67,6 @@ class SessionScope(Generic[S_co]):
     _monotonic: Callable[[], float]
 
     owner: asyncio.Task[Any] | None = None
-    handed_out = False
     _record: ConnectionRecord | None = None
     _held: Scope[None] | None = None
     _timer: asyncio.TimerHandle | None = None
@@ -133,8 +133,8 @@ class SessionScope(Generic[S_co]):
         if self.deadline < connections.wakes_at:
             connections.wake_at(self.deadline)
         transcript.stage = ScopeStage.BODY
-        if held.permit.lease_ends_at is not NEVER:  # a probe, bounded by the scope's own deadline
-            held.permit.lease_ends_at = self.deadline + 2 * connections.options.cleanup_timeout_s
+        if connections.guard.breaker.phase is HALF_OPEN:
+            held.answered()
 
     async def _connect(self) -> None:
         """One attempt of the guard: a connection that answered BEGIN."""
@@ -145,10 +145,12 @@ class SessionScope(Generic[S_co]):
         began = self._monotonic()
         connections.metrics.gate_wait.note(began - self._asked_at)
         try:
-            await self._take_living()
+            await greenlet_spawn(self._sync.open_connection)
             record = self._record
             if self._mode is Mode.WRITER and record is not None and record.transaction is not None:
                 await record.transaction.begin_writing()
+            if connections.writers is not None and connections.guard.breaker.phase is HALF_OPEN:
+                await self._ask()
             connections.refuse_if_draining()
         except BaseException:
             # A pool that is closed already would keep what is given back to it, open, for ever.
@@ -163,21 +165,20 @@ class SessionScope(Generic[S_co]):
         if record is not None:
             record.fresh = False
 
-    async def _take_living(self) -> None:
-        """A connection with an open transaction. Dead ones that lay in the pool are replaced unseen."""
-        for _ in range(self._connections.pool_queue.limit + 2):
-            try:
-                await greenlet_spawn(self._sync.connection)
-            except Stale:
-                continue
-            return
-        raise DatabaseError(SERVICE, "no connection stays open", kind=Kind.CONNECTION)
+    async def _ask(self) -> None:
+        """SQLite answers no BEGIN, so a probe asks it what every probe asks."""
+        assert self._record is not None
+        await self._record.connection.execute_fetchall(self._connections.driver.health_query)
 
     def take(self, connection: Any) -> None:
         """A connection of this scope has begun its transaction."""
         connections = self._connections
+        last = self._occupied()
         record = self._record = connections.records.of(connection)
+        if last is not None and last is not record:
+            last.occupant = None  # it went home with a commit or rollback inside the block
         record.occupant = self.transcript
+        record.is_open = True
         if connections.writers is not None and record.transaction is None:  # a savepoint begins nothing new
             record.transaction = SqliteTransaction(record.connection, connections.writers, self._mode, self)
 
@@ -217,7 +218,10 @@ class SessionScope(Generic[S_co]):
             transcript.statements == 0
             and transcript.stage is ScopeStage.BODY
             and not (
-                transcript.expired or transcript.leaving or self.handed_out or self._connections.draining
+                transcript.expired
+                or transcript.leaving
+                or transcript.handed_out
+                or self._connections.draining
             )
         )
 
@@ -265,6 +269,9 @@ class SessionScope(Generic[S_co]):
     async def _leave(self, error: BaseException | None, late: bool) -> None:
         """The slow path: errors, expired scopes, SQLite."""
         # Of these only SQLite commits, and it always knows whether it did: nothing to decide as on the fast path.
+        record = self._occupied()
+        if isinstance(error, Exception) and record is not None:
+            self.transcript.report_raw(error, record)
         try:
             if error is not None:
                 await self._roll_back()

@@ -27,8 +27,6 @@ class Renewable(Protocol):
     """The scope of a session: it may begin its transaction anew."""
 
     transcript: Transcript
-    handed_out: bool
-    """Whether the block has a connection in its hands, and would not notice that it was exchanged."""
 
     def take(self, connection: Any) -> None:
         """A connection has begun a transaction for this scope."""
@@ -48,6 +46,28 @@ class SyncSession(Session):
 
     scope: Renewable | None = None
 
+    def open_connection(self) -> Any:
+        """The scope's own way to its connection, which begins the transaction."""
+        return super().connection()
+
+    def connection(self, *args: Any, **kwargs: Any) -> Any:
+        """As SQLAlchemy's. The block has it in its hands then: it may do anything, and must not see it exchanged."""
+        if self.scope is not None:
+            self.scope.transcript.handed_out = True
+        return super().connection(*args, **kwargs)
+
+    def begin(self, nested: bool = False) -> Any:
+        """As SQLAlchemy's. A SAVEPOINT that comes first is sent now, while it can be sent once more."""
+        scope = self.scope
+        if scope is None or not nested or scope.transcript.statements:
+            return super().begin(nested)
+        return self._run_first(scope, self._begin_nested_now, (), {})
+
+    def _begin_nested_now(self) -> Any:
+        nested = super().begin(nested=True)
+        super().connection()
+        return nested
+
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         scope = self.scope
         if scope is None or scope.transcript.statements:
@@ -65,6 +85,15 @@ class SyncSession(Session):
         if scope is None or scope.transcript.statements:
             return super().scalars(*args, **kwargs)
         return self._run_first(scope, super().scalars, args, kwargs)
+
+    def _bulk_save_mappings(self, mapper: Any, mappings: Any, **options: Any) -> Any:
+        """Beneath `bulk_save_objects`, `bulk_insert_mappings` and `bulk_update_mappings`."""
+        scope = self.scope
+        run: Callable[..., Any] = super()._bulk_save_mappings
+        if scope is None or scope.transcript.statements:
+            return run(mapper, mappings, **options)
+        # A generator would be empty the second time, and its rows lost without a word.
+        return self._run_first(scope, run, (mapper, list(mappings)), options)
 
     def _run_first(
         self, scope: Renewable, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -100,9 +129,6 @@ class GuardedSession(AsyncSession):
                 " use session_scope(isolation=...)",
                 kind=Kind.INVALID_REQUEST,
             )
-        scope = self.sync_session.scope
-        if scope is not None:
-            scope.handed_out = True
         return await super().connection(*args, **kwargs)
 
 

@@ -88,6 +88,11 @@ class SqliteTransaction:
         self._is_open = False
         self._is_writing = False
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether SQLite has no transaction open any more, although nothing here has ended it."""
+        return self._is_open and not self._connection.in_transaction
+
     async def prepare(self, need: Need) -> None:
         """Before a statement: begin what it needs. Raises `DatabaseError` for a write in a read-only scope."""
         if need is Need.WRITE:

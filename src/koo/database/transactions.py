@@ -3,8 +3,11 @@
 What is repeated is what PostgreSQL's own manual says to repeat: the complete transaction, with all its logic, in a
 fresh session. A loss in COMMIT is not: the transaction may have happened, and a repeat would make it happen twice.
 
+Nothing is repeated either once a function has committed a part itself: that part would happen twice.
+
 A function that is called inside another one (of the same database, in the same task) joins the outer transaction: its
-work is committed or rolled back with it, and only the outermost is run again. In a task of its own, or inside an open
+work is committed or rolled back with it, and only the outermost is run again. Functions of other databases may lie
+between. What joins cannot be stricter than what it joins: that is refused. In a task of its own, or inside an open
 `session_scope`, it is a transaction of its own.
 """
 
@@ -21,20 +24,25 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from koo.clock import Clock
+from koo.database.faults import SERVICE
 from koo.database.scope import SessionScope
 from koo.database.sqlite import MODES, Mode
 from koo.deadlines import ends_at
-from koo.errors import Kind, KooError
+from koo.errors import DatabaseError, Kind, KooError
 from koo.guard import Guard
 from koo.monitoring.pool import PoolMetrics
 from koo.options import DatabaseOptions, RetryOptions
 from koo.policies.backoff import pause_s
+from koo.sqlstates import UNPREPARED
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 CONTENTION = RetryOptions(base_s=0.02, cap_s=1.0)
 """Conflicts pass in milliseconds: the first pause is a fiftieth of a second at most."""
+
+STRICTNESS = {None: 0, "READ COMMITTED": 0, "REPEATABLE READ": 1, "SERIALIZABLE": 2}
+"""Of isolation levels. None is the server's default: PostgreSQL's is READ COMMITTED, and nothing promises more."""
 
 
 class MakeScope(Protocol):
@@ -65,15 +73,28 @@ class Transactions:
         isolation: str | None = None,
     ) -> T:
         """`call(session)` in a transaction, run again where that may help; its result, once that is committed."""
-        outer = _current.get()
-        # A task that was started inside inherits the ContextVar, but a session is for one task at a time.
-        if outer is not None and outer.transactions is self and outer.scope.owner is asyncio.current_task():
+        outer = self._to_join()
+        if outer is not None:
+            outer.refuse_stricter(readonly, isolation)
             return await call(outer.scope.session)
         return await RepeatedTransaction(self, max_retries, readonly, isolation).run(call)
 
+    def _to_join(self) -> RepeatedTransaction | None:
+        """The transaction of this database that runs in this task, also with those of other databases in between."""
+        outer = _current.get()
+        # A task that was started inside inherits the ContextVar, but a session is for one task at a time.
+        while outer is not None and not (
+            outer.transactions is self and outer.scope.owner is asyncio.current_task()
+        ):
+            outer = outer.outer
+        return outer
+
 
 class RepeatedTransaction:
-    """One call: `run` makes as many attempts as are worth it. One deadline covers them."""
+    """One call: `run` makes as many attempts as are worth it. One deadline covers them.
+
+    `outer` is the transaction, of any database, inside which it was called.
+    """
 
     def __init__(
         self, transactions: Transactions, max_retries: int | None, readonly: bool, isolation: str | None
@@ -81,11 +102,29 @@ class RepeatedTransaction:
         options = transactions.options
         self.transactions = transactions
         self.scope: SessionScope
+        self.outer = _current.get()
         self._repeats_max = options.retry.attempts_max - 1 if max_retries is None else max_retries
         self._readonly = readonly
         self._isolation = isolation
         self._deadline = min(ends_at.get(), transactions.guard.now() + options.scope_timeout_s)
         self._must_write = False
+        self._mixed_up = False
+
+    def refuse_stricter(self, readonly: bool, isolation: str | None) -> None:
+        """Raises `DatabaseError` for a function that joins this transaction and asks for more than it has."""
+        asked, has = STRICTNESS[isolation], STRICTNESS[self._isolation]
+        if asked > has:
+            what, remedy = f"isolation {isolation}", f"isolation={isolation!r}"
+        elif readonly and not self._readonly:
+            what, remedy = "a read-only transaction", "readonly=True"
+        else:
+            return
+        raise DatabaseError(
+            SERVICE,
+            f"this function asks for {what}, but it is called inside a transaction without it, which it would join:"
+            f" give the outermost function {remedy}, or call this one outside",
+            kind=Kind.INVALID_REQUEST,
+        )
 
     async def run(self, call: Callable[[AsyncSession], Awaitable[T]]) -> T:
         attempt = 1
@@ -125,6 +164,10 @@ class RepeatedTransaction:
         meaning = self.scope.why_repeat(error)
         if meaning is None or attempt > self._repeats_max:
             return None
+        if meaning is UNPREPARED:  # what a pooler does once it does again, so one repeat has to do
+            if self._mixed_up:
+                return None
+            self._mixed_up = True
         contended = meaning.kind in (Kind.CONTENTION, Kind.CONFLICT)
         transactions, guard = self.transactions, self.transactions.guard
         options = CONTENTION if contended else transactions.options.retry

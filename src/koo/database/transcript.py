@@ -6,15 +6,20 @@ connection are one failure. Time in the block is the user's: the permit is charg
 
 A COMMIT that was lost may have happened. Where the block itself sent it, `report` says so at once. The last COMMIT is
 the scope's own: it is only noted here (`in_doubt`), and the scope decides when its connection and permit are back.
+
+What a block does on the driver's own connection (COPY, a cursor of psycopg's) passes by the engine and is not counted.
+So from the moment a block has that connection in its hands (`handed_out`) it may have done anything: a lost COMMIT is
+in doubt, and a driver's error that leaves the block is read as one of the engine's (`report_raw`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import InvalidRequestError, ResourceClosedError, StatementError
 
+from koo.database.drivers.base import driver_error
 from koo.database.faults import SERVICE, ScopeStage, explain
 from koo.database.records import ConnectionRecord, ConnectionRecords
 from koo.errors import CommitOutcomeUnknown, DatabaseError, DatabaseTimeout, Kind, KooError, describe_s
@@ -23,6 +28,8 @@ from koo.sqlstates import Drop, Meaning, sqlstate_of
 
 REPORTS_MAX = 8
 CAUSES_MAX = 16
+IN_FAILED_TRANSACTION = "25P02"
+"""Says only that an earlier statement failed: that one's error is the reason."""
 
 
 class Transcript:
@@ -30,8 +37,8 @@ class Transcript:
 
     __slots__ = (
         "_answered", "_metrics", "_monotonic", "_readonly", "_records", "_reports", "_spoiler",
-        "_unanswered", "expired", "failure", "has_permit", "in_doubt", "leaving", "slowest_s", "spent_s", "stage",
-        "statements", "stopped",
+        "_unanswered", "committed", "expired", "failure", "handed_out", "has_permit", "in_doubt", "leaving",
+        "slowest_s", "spent_s", "stage", "statements", "stopped",
     )  # fmt: skip
 
     def __init__(self, records: ConnectionRecords, readonly: bool) -> None:
@@ -48,6 +55,10 @@ class Transcript:
         self.stopped = False  # ... while a statement ran
         self.leaving = False  # the block has ended
         self.in_doubt = False
+        self.handed_out = False  # the block has a connection in its hands: what it does there is not seen
+        self.committed = (
+            False  # the block has committed a part of its work, or may have: no part may be repeated
+        )
         self.failure: Meaning | None = None
         self.statements = 0
         self.spent_s = self.slowest_s = 0.0
@@ -64,13 +75,8 @@ class Transcript:
 
     def enter(self, record: ConnectionRecord, stage: ScopeStage) -> float:
         """Before anything is sent. Returns the time. Raises when it is too late, or when another task is at it."""
-        if (
-            record.busy
-            or self.expired
-            or not self.has_permit
-            or (stage is ScopeStage.COMMIT and self._spoiler is not None)
-        ):
-            raise self._why_not(record) from self._spoiler
+        if record.busy or self.expired or not self.has_permit:
+            raise self._why_not(record)
         record.busy = True
         self.stage = stage
         return self._monotonic()
@@ -80,13 +86,8 @@ class Transcript:
             reason = "two tasks use one session at once: open a scope in each of them"
         elif self.expired:
             return self.too_late()
-        elif not self.has_permit:
-            reason = "this scope has lost its connection: leave it"
         else:
-            reason = (
-                "a statement of this transaction failed and the error was caught, so the server would answer COMMIT"
-                " with a rollback: put what may fail into session.begin_nested()"
-            )
+            reason = "this scope has lost its connection: leave it"
         return DatabaseError(SERVICE, reason, kind=Kind.INVALID_REQUEST)
 
     def leave(self, record: ConnectionRecord, began: float, succeeded: bool) -> float:
@@ -99,7 +100,7 @@ class Transcript:
         if succeeded:
             self.stage = ScopeStage.BODY
             self._answered = True
-            self._spoiler = None  # after a failed statement only ROLLBACK TO SAVEPOINT succeeds, and mends it
+            self._spoiler = None  # after a failed statement only a rollback succeeds, and mends it
         return took_s
 
     # ── what the engine reports ───────────────────────────────────────────────────────────────────────────────
@@ -111,27 +112,64 @@ class Transcript:
         if isinstance(error, KooError):
             return None
         meaning = explain(error, self.stage, lost=context.is_disconnect and isinstance(error, Exception))
-        if len(self._reports) < REPORTS_MAX:
-            self._reports = (*self._reports, (error, meaning))
-        if self.stage is ScopeStage.BODY and sqlstate_of(error) is not None:
-            self._spoiler = error
         if meaning.drop is not Drop.KEEP:
             context.is_disconnect = True
+        ours = self._note(error, meaning, record)
+        if self._is_doubtful(meaning):
+            self._metrics.unknown_commits += 1
+            self.committed = True
+            self.in_doubt = self.leaving
+            return None if self.leaving else self.unknown_outcome()
+        if self.stage is ScopeStage.COMMIT:
+            self.stage = (
+                ScopeStage.BODY
+            )  # else a loss in the ROLLBACK that follows would be taken for a lost COMMIT
+        return self.too_late() if ours else None
+
+    def report_raw(self, error: Exception, record: ConnectionRecord) -> None:
+        """An error leaves the block: was it met on the driver's own connection, where the engine reports nothing?"""
+        self.look_for_commit(record)
+        for leaf in leaves_of(error) if self.handed_out else ():
+            if self.meaning_of(leaf) is None:
+                self._report_raw_one(leaf, record)
+
+    def _report_raw_one(self, error: BaseException, record: ConnectionRecord) -> None:
+        for one in chain_of(error):
+            original = driver_error(record.adapted, one)
+            if original is not None:
+                meaning = explain(original, lost=record.is_closed)
+                # Without a loss of this connection it was met on another one, which is the block's own.
+                if record.is_closed or not meaning.is_loss:
+                    self._note(one, meaning, record)
+                return
+
+    def look_for_commit(self, record: ConnectionRecord) -> None:
+        """Whether the block has ended the transaction in its own words, such as `text("COMMIT")`."""
+        if self.stage is ScopeStage.BODY and record.has_ended():
+            self.committed = True
+
+    def _note(self, error: BaseException, meaning: Meaning, record: ConnectionRecord) -> bool:
+        """Keep and count it. Returns whether it is the work of our own deadline."""
+        self.look_for_commit(record)
+        spoiler = self._spoiler
+        if spoiler is not None and sqlstate_of(error) == IN_FAILED_TRANSACTION:
+            reason = next((known for one, known in self._reports if one is spoiler), meaning)
+        else:
+            reason = meaning
+            if self.stage is ScopeStage.BODY and sqlstate_of(error) is not None:
+                self._spoiler = error
+        if len(self._reports) < REPORTS_MAX:
+            self._reports = (*self._reports, (error, reason))
         ours = self.expired and meaning.kind in (Kind.CONNECTION, Kind.TIMEOUT)
         self._count(error, meaning, ours)
         if ours:
             self._unanswered = self.stopped and record.aborted
-        if self._is_doubtful(meaning):
-            self._metrics.unknown_commits += 1
-            self.in_doubt = self.leaving
-            return None if self.leaving else self.unknown_outcome()
-        return self.too_late() if ours else None
+        return ours
 
     def _is_doubtful(self, meaning: Meaning) -> bool:
         """Whether a COMMIT that would have changed something may have happened."""
-        return (
-            self.stage is ScopeStage.COMMIT and meaning.unsure and self.statements > 0 and not self._readonly
-        )
+        may_have_worked = self.statements > 0 or self.handed_out
+        return self.stage is ScopeStage.COMMIT and meaning.unsure and may_have_worked and not self._readonly
 
     def _count(self, error: BaseException, meaning: Meaning, ours: bool) -> None:
         metrics = self._metrics
@@ -149,6 +187,22 @@ class Transcript:
         total_s = self._records.options.scope_timeout_s
         return DatabaseTimeout(SERVICE, f"the scope's deadline passed (at most {describe_s(total_s)})")
 
+    def rolled_back(self) -> DatabaseError:
+        """The error for a COMMIT that is a rollback; its cause is what the engine reported."""
+        self.stage = ScopeStage.BODY
+        error = DatabaseError(
+            SERVICE,
+            "a statement of this transaction failed and the error was caught, so the server answers COMMIT"
+            " with a rollback: put what may fail into session.begin_nested()",
+            kind=Kind.INVALID_REQUEST,
+        )
+        error.__cause__ = self._spoiler
+        return error
+
+    def mended(self) -> None:
+        """ROLLBACK: what a failed statement has spoiled is gone."""
+        self._spoiler = None
+
     def unknown_outcome(self) -> CommitOutcomeUnknown:
         """The error for a COMMIT whose outcome stays unknown."""
         return CommitOutcomeUnknown(
@@ -160,26 +214,40 @@ class Transcript:
     # ── what it comes to ──────────────────────────────────────────────────────────────────────────────────────
 
     def meaning_of(self, error: BaseException) -> Meaning | None:
-        """What the engine reported about an error that left the scope, or about one that it came from."""
+        """What the engine reported about an error that left the scope, or about one that it came from.
+
+        Of a group (`asyncio.TaskGroup`, anyio) it is the first member's, where each of them may be repeated.
+        """
         reported = {id(original): meaning for original, meaning in self._reports}
-        one: BaseException | None = error
-        for _ in range(CAUSES_MAX):
-            if one is None:
-                return None
+        for one in chain_of(error):
+            if isinstance(one, BaseExceptionGroup):
+                return self._meaning_of_group(one)
             meaning = reported.get(id(one)) or reported.get(id(getattr(one, "orig", None)))
             if meaning is not None:
                 return meaning
-            one = one.__cause__ or one.__context__
         return None
 
-    def why_repeat(self, error: Exception) -> Meaning | None:
-        """Why the whole transaction may be run again after `error` left the scope, or None."""
-        if isinstance(error, CommitOutcomeUnknown | DatabaseTimeout) or self.stage is ScopeStage.CONNECT:
-            return None  # on entry the guard has repeated what was worth it
+    def _meaning_of_group(self, group: BaseExceptionGroup[BaseException]) -> Meaning | None:
+        meanings = [self._meaning_of_end(one) for one in group.exceptions]
+        worst = [one for one in meanings if one is None or not one.repeatable]
+        return (worst or meanings)[0]
+
+    def _meaning_of_end(self, error: BaseException) -> Meaning | None:
+        """As `meaning_of`, also for what follows from an earlier loss."""
         meaning = self.meaning_of(error)
         if meaning is None and isinstance(error, StatementError | InvalidRequestError | ResourceClosedError):
             # What SQLAlchemy says about a session whose connection was lost before, and the loss was caught.
             meaning = next((one for _, one in self._reports if one.is_loss), None)
+        return meaning
+
+    def why_repeat(self, error: Exception) -> Meaning | None:
+        """Why the whole transaction may be run again after `error` left the scope, or None."""
+        # On entry the guard has repeated what was worth it.
+        if self.committed or self.stage is ScopeStage.CONNECT:
+            return None
+        if any(isinstance(one, CommitOutcomeUnknown | DatabaseTimeout) for one in leaves_of(error)):
+            return None
+        meaning = self._meaning_of_end(error)
         return meaning if meaning is not None and meaning.repeatable else None
 
     def verdict(self, error: BaseException | None, late: bool) -> Fault | None:
@@ -193,3 +261,22 @@ class Transcript:
         if error is not None and not isinstance(error, Exception):
             return CANCELLED
         return None if self._answered else UNJUDGED
+
+
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it came from, and so on."""
+    one: BaseException | None = error
+    for _ in range(CAUSES_MAX):
+        if one is None:
+            return
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def leaves_of(error: BaseException) -> Iterator[BaseException]:
+    """The members of a group, also of groups within it; an error that is not a group is its only member."""
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from leaves_of(one)
+    else:
+        yield error

@@ -39,6 +39,13 @@ class Aiosqlite:
     def begin(self, adapted: Any) -> Awaitable[Any] | None:
         return None
 
+    def commit(self, send: Callable[[Any], None], fairy: Any) -> bool:
+        send(fairy)
+        return True
+
+    def has_ended(self, connection: Any) -> bool:
+        return False  # what is open there is koo's own: `SqliteTransaction` knows
+
     def is_closed(self, connection: Any) -> bool:
         return connection._connection is None or not connection._running
 

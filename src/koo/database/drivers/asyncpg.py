@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Any
+
+import asyncpg
 
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep
 from koo.options import DatabaseOptions
@@ -17,11 +20,20 @@ class Asyncpg:
     health_query = POSTGRESQL_HEALTH
 
     def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
-        return {"timeout": options.pool_timeout_s}
+        return {"timeout": options.pool_timeout_s, "async_creator_fn": connect}
 
     def begin(self, adapted: Any) -> Awaitable[Any] | None:
         start: Callable[[], Awaitable[Any]] | None = getattr(adapted, "_start_transaction", None)
         return None if start is None else start()
+
+    def commit(self, send: Callable[[Any], None], fairy: Any) -> bool:
+        connection = fairy.dbapi_connection.driver_connection
+        connection.tag = ""
+        send(fairy)
+        return bool(connection.tag != "ROLLBACK")
+
+    def has_ended(self, connection: Any) -> bool:
+        return connection._protocol is not None and not connection.is_in_transaction()
 
     def is_closed(self, connection: Any) -> bool:
         return bool(connection.is_closed())
@@ -38,3 +50,29 @@ class Asyncpg:
 
     def cut_off(self, connection: Any) -> None:
         connection.terminate()
+
+
+class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]
+    """Keeps the server's last answer to a plain command, which asyncpg's own COMMIT throws away."""
+
+    __slots__ = ("tag",)
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's own
+        """As asyncpg's."""
+        tag: str = await super().execute(query, *args, timeout=timeout)
+        self.tag = tag
+        return tag
+
+
+async def connect(*args: Any, connection_class: Any = asyncpg.Connection, **kwargs: Any) -> Any:
+    """As `asyncpg.connect`."""
+    return await asyncpg.connect(*args, connection_class=tagged(connection_class), **kwargs)
+
+
+@cache
+def tagged(connection_class: Any) -> Any:
+    """The application's own class of connections, whose commands leave their tag."""
+    if connection_class is asyncpg.Connection:
+        return TaggedConnection
+    name = f"Tagged{connection_class.__name__}"
+    return type(connection_class)(name, (TaggedConnection, connection_class), {"__slots__": ()})

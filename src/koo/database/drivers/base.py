@@ -8,6 +8,9 @@ has run, while another one may still be taken unseen.
 remains when the other side is a black hole. It must wake the task that waits on the socket, so it shuts the socket down
 and does not close it under the selector.
 
+*Commit.* PostgreSQL answers COMMIT with ROLLBACK where a statement of the transaction had failed, and no driver calls
+that an error. Only the driver knows for certain: statements on its own connection pass by SQLAlchemy, and by koo.
+
 Some of this uses names that a driver does not document. Each is looked up when needed, and where it is gone koo falls
 back: to beginning with the first statement, or from cancelling to cutting off.
 """
@@ -39,6 +42,14 @@ class Driver(Protocol):
         """BEGIN, to be awaited; None leaves it to the first statement."""
         ...
 
+    def commit(self, send: Callable[[Any], None], fairy: Any) -> bool:
+        """COMMIT, by `send(fairy)`. False: a statement had failed, so the server's answer is, or would be, ROLLBACK."""
+        ...
+
+    def has_ended(self, connection: Any) -> bool:
+        """Whether the transaction begun last has ended by a COMMIT or ROLLBACK in the user's own words."""
+        ...
+
     def is_closed(self, connection: Any) -> bool: ...
 
     def is_idle(self, connection: Any) -> bool:
@@ -51,3 +62,14 @@ class Driver(Protocol):
 
 
 POSTGRESQL_HEALTH = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"
+
+
+def driver_error(adapted: Any, error: BaseException) -> Exception | None:
+    """`error` as SQLAlchemy would raise it, where it is one of the driver's own or of its socket; else None."""
+    if not isinstance(error, Exception):
+        return None
+    try:
+        adapted._handle_exception(error)
+    except Exception as translated:  # noqa: BLE001 - what it raises is its answer
+        return translated if isinstance(translated, (adapted.dbapi.Error, OSError)) else None
+    return None

@@ -23,6 +23,9 @@ from psycopg.waiting import wait_async
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep
 from koo.options import DatabaseOptions
 
+# On the way of every COMMIT, where a class attribute of an enum costs a dictionary walk.
+INERROR = TransactionStatus.INERROR
+
 
 class Psycopg:
     """The driver `psycopg`."""
@@ -36,8 +39,18 @@ class Psycopg:
 
     def begin(self, adapted: Any) -> Awaitable[Any] | None:
         connection = adapted.driver_connection
+        connection.begun = 0
         start: Callable[[], Any] | None = getattr(connection, "_start_query", None)
         return None if start is None else _start(connection, start)
+
+    def commit(self, send: Callable[[Any], None], fairy: Any) -> bool:
+        if fairy.dbapi_connection.driver_connection.pgconn.transaction_status == INERROR:
+            return False
+        send(fairy)
+        return True
+
+    def has_ended(self, connection: Any) -> bool:
+        return bool(connection.begun > 1 or connection.is_idle)
 
     def is_closed(self, connection: Any) -> bool:
         return bool(connection.closed)
@@ -70,9 +83,10 @@ class ServerCursor(psycopg.AsyncServerCursor[Any]):
 
 
 class PromptConnection(psycopg.AsyncConnection[Any]):
-    """Leaves a cancelled statement within `cleanup_s` seconds."""
+    """Leaves a cancelled statement within `cleanup_s` seconds. `begun`: transactions since koo's last BEGIN."""
 
     cleanup_s = 2.0
+    begun = 0
 
     @classmethod
     async def connect_within(cls, cleanup_s: float, *args: Any, **kwargs: Any) -> PromptConnection:
@@ -86,6 +100,11 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
     def is_idle(self) -> bool:
         """Whether no transaction is open, by what the server said last."""
         return self.pgconn.transaction_status == TransactionStatus.IDLE
+
+    def _get_tx_start_command(self) -> bytes:
+        # psycopg says BEGIN by itself: also after a COMMIT that was written out as a statement, which nobody else sees.
+        self.begun += 1
+        return super()._get_tx_start_command()
 
     async def wait(self, gen: Any, interval: float = 0.1, **more: Any) -> Any:  # type: ignore[override]
         """Run a step of the protocol to its end; a cancellation in the midst of a statement closes the connection."""

@@ -1,0 +1,345 @@
+"""Work on the driver's own connection (COPY, a cursor, `execute`): koo sees no statement of it, and misjudges none."""
+
+# ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import asyncpg
+import psycopg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from koo.database.database import Database
+from koo.errors import CommitOutcomeUnknown, DatabaseError
+from koo.policies.verdict import FAILURE
+from tests.database.conftest import Place
+from tests.database.support import (
+    INSERT,
+    ONE,
+    assert_free,
+    notes,
+    opened,
+    options,
+    proxied,
+    run,
+    through,
+    with_notes,
+)
+from tests.database.test_faults import kill_all
+
+CONFLICT = "DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END $$"
+DRIVERS_OWN = (psycopg.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+
+Way = Callable[[AsyncSession], Awaitable[Any]]
+
+
+async def by_connection(session: AsyncSession) -> Any:
+    return (await (await session.connection()).get_raw_connection()).driver_connection
+
+
+async def by_run_sync(session: AsyncSession) -> Any:
+    return await session.run_sync(lambda sync: sync.connection().connection.driver_connection)
+
+
+async def load(raw: Any, *numbers: int) -> None:
+    """COPY, as each driver does it."""
+    if isinstance(raw, asyncpg.Connection):
+        await raw.copy_records_to_table("notes", records=[(n,) for n in numbers], columns=["n"])
+        return
+    async with raw.cursor() as cursor, cursor.copy("COPY notes (n) FROM STDIN") as copy:
+        for n in numbers:
+            await copy.write_row((n,))
+
+
+async def insert(raw: Any, *numbers: int) -> None:
+    for n in numbers:
+        await raw.execute(f"INSERT INTO notes (n) VALUES ({n})")
+
+
+# ── at COMMIT ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("way", [by_connection, by_run_sync])
+@pytest.mark.parametrize("work", [load, insert])
+def test_a_lost_commit_is_in_doubt_and_never_run_again(
+    pg: Place, way: Way, work: Callable[..., Awaitable[None]]
+) -> None:
+    runs = 0
+
+    async def main() -> None:
+        async with proxied(pg.server) as proxy:
+            url = through(proxy, pg.server, pg.driver, pg.database)
+            async with with_notes(url) as database:
+
+                async def fill(session: AsyncSession) -> None:
+                    nonlocal runs
+                    runs += 1
+                    await work(await way(session), 1, 2)
+
+                proxy.cut_commit("after")
+                with pytest.raises(CommitOutcomeUnknown):
+                    await database.transaction(fill)
+                assert runs == 1
+                assert await notes(database) == [1, 2]
+
+    run(main)
+
+
+@pytest.mark.parametrize("work", [load, insert])
+def test_a_failure_that_was_caught_is_not_taken_for_a_commit(
+    any_pg: Place, work: Callable[..., Awaitable[None]]
+) -> None:
+    """The server answers COMMIT with ROLLBACK, and both drivers call that a success."""
+
+    async def main() -> None:
+        async with with_notes(any_pg.url) as database:
+            with pytest.raises(DatabaseError, match="begin_nested"):
+                async with database.session_scope() as session:
+                    await session.execute(INSERT, {"n": 1})
+                    with pytest.raises(DRIVERS_OWN):
+                        await work(await by_connection(session), 2, 1)
+            assert await notes(database) == []
+            assert_free(database)
+
+    run(main)
+
+
+def test_a_failure_that_was_caught_is_not_taken_for_an_inner_commit(pg: Place) -> None:
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+            async with database.session_scope() as session:
+                raw = await by_connection(session)
+                await insert(raw, 1)
+                with suppress(*DRIVERS_OWN):
+                    await insert(raw, 1)
+                with pytest.raises(DatabaseError, match="begin_nested"):
+                    await session.commit()
+                await session.rollback()
+                await session.execute(INSERT, {"n": 2})
+            assert await notes(database) == [2]
+
+    run(main)
+
+
+def test_what_was_mended_on_the_drivers_own_connection_is_committed(pg: Place) -> None:
+    """Whether a transaction is spoiled is what the server says, and not what was met before."""
+
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+            async with database.session_scope() as session:
+                raw = await by_connection(session)
+                await raw.execute("SAVEPOINT mine")
+                with pytest.raises(DBAPIError):
+                    await session.execute(text("SELECT nonsense"))
+                await raw.execute("ROLLBACK TO SAVEPOINT mine")
+                await load(raw, 1)
+            assert await notes(database) == [1]
+
+    run(main)
+
+
+def test_a_rollback_clears_what_a_failed_statement_has_spoiled(pg: Place) -> None:
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+            async with database.session_scope() as session:
+                with pytest.raises(DBAPIError):
+                    await session.execute(text("SELECT nonsense"))
+                await session.rollback()
+                await load(await by_connection(session), 1)
+            assert await notes(database) == [1]
+
+    run(main)
+
+
+# ── errors that leave the block ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_conflict_there_is_run_again(pg: Place, grouped: bool) -> None:
+    runs = 0
+
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+
+            async def work(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                raw = await by_connection(session)
+                await load(raw, 1)
+                if runs > 1:
+                    return
+                if not grouped:
+                    await raw.execute(CONFLICT)
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(raw.execute(CONFLICT))
+
+            await database.transaction(work)
+            assert runs == 2 and await notes(database) == [1]
+
+    run(main)
+
+
+def test_a_connection_lost_there_is_run_again_and_counts_as_a_failure(pg: Place) -> None:
+    runs = 0
+
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+
+            async def work(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                raw = await by_connection(session)
+                await load(raw, 1)
+                if runs == 1:
+                    kill_all(pg)
+                await load(raw, 2)
+
+            await database.transaction(work)
+            assert runs == 2 and await notes(database) == [1, 2]
+            assert database.guard.tally.totals().verdicts[FAILURE] == 1
+
+    run(main)
+
+
+def test_a_loss_on_another_connection_of_the_blocks_own_is_not_ours(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url) as database:
+            with pytest.raises(psycopg.OperationalError):
+                async with database.session_scope() as session:
+                    _ = await session.connection()
+                    raise psycopg.OperationalError("the connection to somewhere else was lost")
+            assert database.guard.tally.totals().verdicts[FAILURE] == 0
+
+    run(main)
+
+
+# ── a COMMIT in the block's own words ─────────────────────────────────────────────────────────────────────────────
+
+
+async def commit_by_session(session: AsyncSession) -> None:
+    await session.commit()
+
+
+async def commit_by_words(session: AsyncSession) -> None:
+    await session.execute(text("COMMIT"))
+
+
+async def commit_by_raw_words(session: AsyncSession) -> None:
+    await (await by_connection(session)).execute("COMMIT")
+
+
+async def commit_by_run_sync(session: AsyncSession) -> None:
+    await session.run_sync(lambda sync: sync.commit())
+
+
+COMMITS = [commit_by_session, commit_by_words, commit_by_raw_words, commit_by_run_sync]
+
+
+@pytest.mark.parametrize("commit", COMMITS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("then", ["conflict", "loss", "conflict at once"])
+def test_after_a_commit_inside_nothing_is_run_again(pg: Place, commit: Way, then: str) -> None:
+    """What was committed would happen twice."""
+    runs = 0
+
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+
+            async def work(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                await session.execute(INSERT, {"n": runs})
+                await commit(session)
+                if then != "conflict at once":
+                    await session.execute(ONE)
+                if then == "loss":
+                    kill_all(pg)
+                await session.execute(ONE if then == "loss" else text(CONFLICT))
+
+            with pytest.raises(DBAPIError):
+                await database.transaction(work)
+            assert runs == 1 and await notes(database) == [1]
+
+    run(main)
+
+
+def test_after_a_lost_commit_inside_nothing_is_run_again(pg: Place) -> None:
+    runs = 0
+
+    async def main() -> None:
+        async with proxied(pg.server) as proxy:
+            url = through(proxy, pg.server, pg.driver, pg.database)
+            async with with_notes(url) as database:
+
+                async def work(session: AsyncSession) -> None:
+                    nonlocal runs
+                    runs += 1
+                    await session.execute(INSERT, {"n": runs})
+                    proxy.cut_commit("after")
+                    with suppress(CommitOutcomeUnknown):
+                        await session.commit()
+                    await session.rollback()
+                    await session.execute(text(CONFLICT))
+
+                with pytest.raises(DBAPIError):
+                    await database.transaction(work)
+                assert runs == 1 and await notes(database) == [1]
+
+    run(main)
+
+
+def test_after_a_rollback_inside_a_conflict_is_run_again(pg: Place) -> None:
+    """Nothing has happened yet."""
+    runs = 0
+
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+
+            async def work(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                await session.execute(INSERT, {"n": 7})
+                await session.rollback()
+                await session.execute(INSERT, {"n": runs})
+                if runs == 1:
+                    await session.execute(text(CONFLICT))
+
+            await database.transaction(work)
+            assert runs == 2 and await notes(database) == [2]
+
+    run(main)
+
+
+# ── the application's own class of connections ────────────────────────────────────────────────────────────────────
+
+
+class Mine(asyncpg.Connection):  # type: ignore[misc]
+    """An application's."""
+
+    __slots__ = ()
+
+    def greet(self) -> str:
+        return "hello"
+
+
+def test_an_applications_own_connection_class_is_kept(pg: Place) -> None:
+    if pg.driver != "asyncpg":
+        pytest.skip("psycopg has no such argument")
+
+    async def main() -> None:
+        database = Database(options(pg.url), engine_args={"connect_args": {"connection_class": Mine}})
+        with pytest.raises(DatabaseError, match="begin_nested"):
+            async with database.session_scope() as session:
+                raw = await by_connection(session)
+                assert raw.greet() == "hello"
+                with suppress(asyncpg.PostgresError):
+                    await raw.execute("SELECT nonsense")
+        await database.close()
+
+    run(main)
