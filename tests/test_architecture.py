@@ -52,6 +52,7 @@ ROW = {part: number for number, row in enumerate(ROWS) for part in row}
 THIRD_PARTIES: dict[str, list[str]] = {
     "sqlalchemy": ["database/", "default/database.py", "storage/sql.py", "web/session_dep.py"],
     "psycopg": ["database/drivers/psycopg.py"],
+    "asyncpg": ["database/drivers/asyncpg.py"],
     "aiosqlite": ["database/drivers/aiosqlite.py"],
     "aiohttp": ["http/"],
     "yarl": ["http/"],
