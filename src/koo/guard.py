@@ -361,12 +361,6 @@ class Guard:
         """From how many seconds on a call that its caller cut short says something about the other side."""
         return max(CUT_S_MIN, USUAL_CUT * self.tally.totals().percentile_s(0.5))
 
-    def answered(self, permit: Permit) -> None:
-        """See `Scope.answered`."""
-        self.breaker.answer(permit, self._monotonic(), self.gates.draw)
-        if self.breaker.happened:
-            self._publish_steps()
-
     def abandon(self, passage: Passage, permit: Permit) -> None:
         """Settle a dropped scope: neutral, and paid for. From any thread, at any moment."""
         loop = self._deadlines.loop

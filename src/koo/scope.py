@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Generic, Protocol, TypeVar
 
 from koo.deadlines import ends_at
-from koo.gates import Passage
+from koo.gates import Gates, Passage
 from koo.options import GuardOptions
 from koo.policies.breaker import HALF_OPEN, Breaker, Permit
 from koo.policies.verdict import Fault
@@ -18,6 +18,7 @@ class ScopeGuard(Protocol):
 
     breaker: Breaker
     options: GuardOptions
+    gates: Gates
 
     def now(self) -> float: ...
 
@@ -36,7 +37,7 @@ class ScopeGuard(Protocol):
 
     def abandon(self, passage: Passage, permit: Permit) -> None: ...
 
-    def answered(self, permit: Permit) -> None: ...
+    def tick(self) -> None: ...
 
 
 class Scope(Generic[T]):
@@ -99,7 +100,9 @@ class Scope(Generic[T]):
 
     def answered(self) -> None:
         """The other side has answered. A probe is over with that; the rest of the block is its caller's time."""
-        self._guard.answered(self.permit)
+        guard = self._guard
+        guard.breaker.answer(self.permit, guard.now(), guard.gates.draw)
+        guard.tick()  # publishes what the breaker did
 
     def settle(
         self, fault: Fault | None = None, *, slow: bool | None = None, took_s: float | None = None
