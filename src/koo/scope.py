@@ -7,8 +7,8 @@ from typing import Generic, Protocol, TypeVar
 from koo.deadlines import ends_at
 from koo.gates import Gates, Passage
 from koo.options import GuardOptions
-from koo.policies.breaker import HALF_OPEN, Breaker, Permit
-from koo.policies.verdict import Fault
+from koo.policies.breaker import CLOSED, HALF_OPEN, Breaker, Permit
+from koo.policies.verdict import SUCCESS, Fault
 
 T = TypeVar("T")
 
@@ -99,9 +99,17 @@ class Scope(Generic[T]):
             self._guard.breaker.rest(self.permit, self._guard.now())
 
     def answered(self) -> None:
-        """The other side has answered. A probe is over with that; the rest of the block is its caller's time."""
-        guard = self._guard
-        guard.breaker.answer(self.permit, guard.now(), guard.gates.draw)
+        """The other side has answered: a probe is over, and its block, whose length is its caller's, keeps no lease.
+
+        What the block still meets counts as of any call once the breaker has closed, and not while others go on testing.
+        """
+        guard, breaker = self._guard, self._guard.breaker
+        now, draw = guard.now(), guard.gates.draw
+        breaker.settle(self.permit, SUCCESS, False, now, draw)
+        permit = breaker.admit(now, draw) if breaker.phase is CLOSED else None
+        if permit is not None:
+            permit.kept = True
+            self.permit = permit
         guard.tick()  # publishes what the breaker did
 
     def settle(

@@ -261,20 +261,6 @@ class Breaker:
             self._trip_if_due(now, draw, hint_s)
         return True
 
-    def answer(self, permit: Permit, now: float, draw: Draw) -> None:
-        """The other side has answered a probe whose block goes on: its lease ends here, with a success.
-
-        The rest of the block is its caller's time, for which nobody else must be kept out. What it still meets counts
-        as any call's once the breaker has closed, and not at all while others go on testing.
-        """
-        if self.phase is HALF_OPEN and permit.generation == self.generation:
-            if permit.is_over(now):
-                self._fail_probe("a hung probe", now, draw, 0.0)
-            else:
-                self._settle_probe(permit, SUCCESS, now, draw, 0.0)
-            permit.lease_ends_at = NEVER
-            permit.generation = self.generation if self.phase is CLOSED else OUTSIDE
-
     def _count_failure(self, permit: Permit) -> None:
         """One reset that hits fifty running calls is one step; five failures one after another are five.
 
