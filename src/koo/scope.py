@@ -101,7 +101,7 @@ class Scope(Generic[T]):
     def answered(self) -> None:
         """The other side has answered: a probe is over, and its block, whose length is its caller's, keeps no lease.
 
-        What the block still meets counts as of any call once the breaker has closed, and not while others go on testing.
+        What the block still meets counts as of any call once the breaker is closed, and not while others still test.
         """
         guard, breaker = self._guard, self._guard.breaker
         now, draw = guard.now(), guard.gates.draw
