@@ -1,0 +1,492 @@
+"""A vendor's SDK under a built-in name: its calls obey that service's budgets, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx2
+import openai
+import perplexity
+import pytest
+from google import genai
+from google.genai import types
+
+from koo import BudgetExceeded, ExternalServiceError, Platform, PriceUnknown
+from koo.events import BillExceededHold
+from koo.options import BudgetOptions, LimitOptions, PlatformOptions, RetryOptions, ServiceOptions
+from koo.testing.providers import (
+    FakeAnthropic,
+    FakeCompatible,
+    FakeGemini,
+    FakeOpenAI,
+    FakePerplexity,
+    FakeProvider,
+    Gate,
+    answer,
+    cut,
+    error,
+    stream,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the SDKs, about themselves
+KEY: Any = {"api_key": "test-key", "max_retries": 0}
+WORDS = "What is the capital of France? " * 100
+SAID: Any = [{"role": "user", "content": WORDS}]
+Call = Callable[..., Any]
+
+
+class Vendor:
+    """A vendor's fake, whose prices are the table's for `model`, and how its SDK is asked."""
+
+    def __init__(
+        self,
+        service: str,
+        kind: Any,
+        fake: type[FakeProvider],
+        model: str,
+        prices: tuple[str, str],
+        **ask: Any,
+    ) -> None:
+        self.service, self.kind, self.fake, self.model = service, kind, fake, model
+        self.prices = [Decimal(one) for one in prices]
+        self.ask: dict[str, Any] = {"model": model, **ask}
+
+    def server(self) -> FakeProvider:
+        return self.fake(input_price=self.prices[0], output_price=self.prices[1])
+
+    @asynccontextmanager
+    async def call(self, server: FakeProvider) -> AsyncIterator[Call]:
+        """The SDK's method that asks for a whole answer."""
+        raise NotImplementedError
+        yield
+
+
+class Claude(Vendor):
+    @asynccontextmanager
+    async def call(self, server: FakeProvider) -> AsyncIterator[Call]:
+        async with anthropic.AsyncAnthropic(base_url=server.base_url, **KEY) as client:
+            yield client.messages.create
+
+
+class Chat(Vendor):
+    @asynccontextmanager
+    async def call(self, server: FakeProvider) -> AsyncIterator[Call]:
+        async with openai.AsyncOpenAI(base_url=server.base_url, **KEY) as client:
+            yield client.chat.completions.create
+
+
+class Responses(Vendor):
+    @asynccontextmanager
+    async def call(self, server: FakeProvider) -> AsyncIterator[Call]:
+        async with openai.AsyncOpenAI(base_url=server.base_url, **KEY) as client:
+            yield client.responses.create
+
+
+class Google(Vendor):
+    @asynccontextmanager
+    async def call(self, server: FakeProvider) -> AsyncIterator[Call]:
+        async with httpx2.AsyncClient() as transport:
+            options = types.HttpOptions(base_url=server.url, httpx_async_client=transport)
+            client = genai.Client(api_key="test-key", http_options=options).aio
+            try:
+                yield client.models.generate_content
+            finally:
+                await client.aclose()
+
+
+class Sonar(Vendor):
+    @asynccontextmanager
+    async def call(self, server: FakeProvider) -> AsyncIterator[Call]:
+        async with perplexity.AsyncPerplexity(base_url=server.url, **KEY) as client:
+            yield client.responses.create
+
+
+CLAUDE = Claude(
+    "claude", "anthropic", FakeAnthropic, "claude-sonnet-5-5", ("2", "10"), max_tokens=100, messages=SAID
+)
+CHAT = Chat("openai", "openai", FakeOpenAI, "gpt-4.1", ("2", "8"), max_tokens=100, messages=SAID)
+VENDORS = {
+    "claude": CLAUDE,
+    "chat": CHAT,
+    "responses": Responses(
+        "openai", "openai", FakeOpenAI, "gpt-6.1-terra", ("1", "5"), max_output_tokens=100, input=WORDS
+    ),
+    "gemini": Google(
+        "gemini", "gemini", FakeGemini, "gemini-3.8-flash", ("0.75", "3.75"),
+        contents=WORDS, config={"max_output_tokens": 100},
+    ),
+    "perplexity": Sonar(
+        "perplexity", "perplexity", FakePerplexity, "perplexity/sonar", ("0.25", "2.5"),
+        input=WORDS, max_output_tokens=100, tools=[{"type": "web_search"}],
+    ),
+}  # fmt: skip
+each_vendor = pytest.mark.parametrize("vendor", VENDORS.values(), ids=VENDORS)
+
+
+class World:
+    """A platform whose one service is the vendor's, its fake server, and the SDK's method that asks it."""
+
+    def __init__(self, vendor: Vendor, platform: Platform, server: FakeProvider, call: Call) -> None:
+        self.vendor, self.platform, self.server, self.call = vendor, platform, server, call
+
+    async def ask(self, operation: Call | None = None, **more: Any) -> Any:
+        arguments = {**self.vendor.ask, **more} if operation is None else more
+        return await self.platform.execute(self.vendor.service, operation or self.call, **arguments)
+
+    async def ask_many(self, times: int, **more: Any) -> list[Any]:
+        """What came of calls that began at once."""
+        return await asyncio.gather(*(self.ask(**more) for _ in range(times)), return_exceptions=True)
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        return dict(self.platform.service_health(self.vendor.service)["rate_limits"]["daily_budget"])
+
+    @property
+    def spent_usd(self) -> Decimal:
+        return Decimal(self.budget["spent"])
+
+    async def rows(self) -> list[Any]:
+        return list((await self.platform.spend(by=("service", "model")))["rows"])
+
+
+def service(vendor: Vendor, **more: Any) -> ServiceOptions:
+    options: dict[str, Any] = {
+        "limits": LimitOptions(), "retry": RetryOptions(attempts_max=1), "model": vendor.model, "api_key": "k",
+    }  # fmt: skip
+    return ServiceOptions(name=vendor.service, kind=vendor.kind, **{**options, **more})
+
+
+def run(
+    folder: Path,
+    vendor: Vendor,
+    work: Callable[[World], Awaitable[None]],
+    *,
+    day: str | None = "10",
+    is_set: bool = True,
+    budgets: tuple[BudgetOptions, ...] = (),
+    **more: Any,
+) -> None:
+    async def main() -> None:
+        one = service(
+            vendor,
+            daily_budget_usd=None if day is None else Decimal(day),
+            budget_is_explicit=is_set,
+            **more,
+        )
+        options = PlatformOptions(
+            services=(one,), budgets=budgets, state_url=f"sqlite:///{folder / 'koo-state.db'}"
+        )
+        async with vendor.server() as server, vendor.call(server) as call, Platform(options) as platform:
+            await work(World(vendor, platform, server, call))
+
+    asyncio.run(main())
+
+
+# ── what is booked ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@each_vendor
+def test_an_answer_is_booked_at_what_its_usage_costs(tmp_path: Path, vendor: Vendor) -> None:
+    async def work(world: World) -> None:
+        world.server.script(answer("Paris it is.", input_tokens=1234, output_tokens=56, reasoning_tokens=7))
+        await world.ask()
+        assert world.spent_usd == world.server.billed_usd > 0
+        (row,) = await world.rows()
+        assert (row["service"], row["model"]) == (vendor.service, vendor.model)
+        assert (row["calls"], row["estimated_calls"]) == (1, 0)
+        assert row["output_tokens"] == 56
+
+    run(tmp_path, vendor, work)
+
+
+@each_vendor
+def test_an_answer_without_usage_is_booked_at_its_hold_as_an_estimate(tmp_path: Path, vendor: Vendor) -> None:
+    async def work(world: World) -> None:
+        world.server.script(answer("Paris.", usage=False))
+        await world.ask()
+        assert world.spent_usd > world.server.billed_usd
+        (row,) = await world.rows()
+        assert (row["estimated_calls"], row["model"]) == (1, vendor.model)
+
+    run(tmp_path, vendor, work)
+
+
+def test_a_refusal_is_free_and_an_answer_that_was_cut_is_not(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        for step, costs in ((error(429), False), (error(500), False), (cut(60), True)):
+            before = world.spent_usd
+            world.server.script(step)
+            with pytest.raises(ExternalServiceError):
+                await world.ask()
+            assert (world.spent_usd > before) is costs, step
+        assert world.spent_usd > world.server.billed_usd > 0
+
+    run(tmp_path, CHAT, work)
+
+
+def test_a_bill_above_its_hold_is_booked_whole_and_published(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        heard: list[Any] = []
+        world.platform.events.listen(heard.append)
+        world.server.script(answer("Paris.", input_tokens=100_000))
+        await world.ask()
+        assert world.spent_usd == world.server.billed_usd
+        assert any(isinstance(event, BillExceededHold) for event in heard)
+
+    run(tmp_path, CLAUDE, work)
+
+
+# ── what is held ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@each_vendor
+def test_a_budget_holds_however_many_calls_begin_at_once(tmp_path: Path, vendor: Vendor) -> None:
+    """Room for a few worst cases: what was billed stays below it, and what was booked is what was billed."""
+    day = "0.6" if vendor.service == "perplexity" else "0.03"
+
+    async def work(world: World) -> None:
+        came = await world.ask_many(40)
+        refused = [one for one in came if isinstance(one, BudgetExceeded)]
+        assert refused and len(refused) < len(came)
+        assert all(isinstance(one, BudgetExceeded) for one in came if isinstance(one, BaseException))
+        assert len(world.server.queries) == len(came) - len(refused)
+        assert world.spent_usd == world.server.billed_usd <= Decimal(day)
+
+    run(tmp_path, vendor, work, day=day)
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        BudgetOptions(name="all", limit_usd=Decimal("0.001")),
+        BudgetOptions(name="month", limit_usd=Decimal("0.001"), period="month"),
+        BudgetOptions(name="mine", limit_usd=Decimal("0.001"), service="openai"),
+        BudgetOptions(name="model", limit_usd=Decimal("0.001"), model="gpt-4.1"),
+    ],
+    ids=lambda budget: budget.name,
+)
+def test_each_kind_of_budget_counts_it(tmp_path: Path, budget: BudgetOptions) -> None:
+    async def work(world: World) -> None:
+        with pytest.raises(BudgetExceeded, match=budget.name):
+            await world.ask()
+        assert not world.server.queries
+
+    run(tmp_path, CHAT, work, budgets=(budget,))
+
+
+def test_what_an_answer_may_be_long_is_held_while_it_is_written(tmp_path: Path) -> None:
+    """32,768 tokens of gpt-4.1 where the call bounds none, three answers where it asks for three."""
+
+    async def work(world: World) -> None:
+        for more, most in (({"max_tokens": openai.NOT_GIVEN}, 32_768), ({"n": 3}, 300)):
+            gate = Gate(answer("Paris."))
+            world.server.script(gate)
+            asking = asyncio.create_task(world.ask(**more))
+            await gate.arrived()
+            written = most * Decimal(8) / 1_000_000
+            read = Decimal(2) / 1_000_000
+            held = Decimal(world.budget["reserved"])
+            assert written + len(WORDS) * read <= held <= written + (len(WORDS) + 1000) * read
+            gate.open()
+            await asking
+            assert Decimal(world.budget["reserved"]) == 0
+
+    run(tmp_path, CHAT, work)
+
+
+def test_what_no_vendor_bills_is_neither_held_nor_booked(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        client = world.call.__self__._client  # type: ignore[attr-defined]
+        assert (await world.ask(client.models.list)).data
+        assert world.spent_usd == 0
+
+    run(tmp_path, CHAT, work, day="0")
+
+
+def test_a_server_of_ones_own_that_has_a_price_is_paid_and_one_without_is_free(tmp_path: Path) -> None:
+    vendor = Chat("mine", "openai_compatible", FakeCompatible, "a-private-model", ("3", "4"), messages=SAID)
+    priced: Any = {"input_price": Decimal(3), "output_price": Decimal(4), "declared": True}
+
+    async def paid(world: World) -> None:
+        await world.ask(max_tokens=10)
+        assert world.spent_usd == world.server.billed_usd > 0
+
+    async def free(world: World) -> None:
+        await world.ask(max_tokens=10)
+        assert world.spent_usd == 0 and not await world.rows()
+
+    url: Any = {"base_url": "http://127.0.0.1:9/v1"}
+    run(tmp_path / "a", vendor, paid, **priced, **url)
+    run(tmp_path / "b", vendor, free, declared=True, api_key=None, **url)
+
+
+# ── streams ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def read(world: World, most: int = 1000, **more: Any) -> int:
+    arguments = {**world.vendor.ask, **more}
+    pieces = world.platform.execute_stream(world.vendor.service, world.call, **arguments)
+    number = 0
+    async for _ in pieces:
+        number += 1
+        if number == most:
+            break
+    await pieces.aclose()
+    return number
+
+
+STREAMED = {
+    "claude": (CLAUDE, {"stream": True}),
+    "chat": (CHAT, {"stream": True, "stream_options": {"include_usage": True}}),
+    "responses": (VENDORS["responses"], {"stream": True}),
+}
+each_stream = pytest.mark.parametrize(("vendor", "more"), STREAMED.values(), ids=STREAMED)
+
+
+@each_stream
+def test_a_stream_is_booked_at_what_its_pieces_report(
+    tmp_path: Path, vendor: Vendor, more: dict[str, Any]
+) -> None:
+    async def work(world: World) -> None:
+        world.server.script(stream(["Par", "is"], input_tokens=1234))
+        await read(world, **more)
+        assert world.spent_usd == world.server.billed_usd > 0
+        (row,) = await world.rows()
+        assert (row["input_tokens"], row["estimated_calls"]) == (1234, 0)
+
+    run(tmp_path, vendor, work)
+
+
+@each_stream
+def test_a_stream_that_was_left_is_booked_at_no_less_than_its_bill(
+    tmp_path: Path, vendor: Vendor, more: dict[str, Any]
+) -> None:
+    async def work(world: World) -> None:
+        world.server.script(stream(["Par", "is"] * 20, input_tokens=1234, hidden_tokens=30))
+        await read(world, 2, **more)
+        (row,) = await world.rows()
+        assert row["estimated_calls"] == 1
+        assert world.spent_usd >= (1234 * vendor.prices[0] + 40 * vendor.prices[1]) / 1_000_000
+
+    run(tmp_path, vendor, work)
+
+
+# ── what cannot be seen ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_own_function_is_refused_where_a_budget_was_set_because_it_could_not_hold(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        with pytest.raises(PriceUnknown, match="register_service") as caught:
+            await world.ask(lambda: world.call(**world.vendor.ask))
+        assert "cannot be seen" in str(caught.value)
+        assert not world.server.queries
+        assert Decimal(world.budget["reserved"]) == 0
+
+    run(tmp_path / "day", CHAT, work)
+    month = BudgetOptions(name="month", limit_usd=Decimal(5), period="month", model="gpt-4.1")
+    run(tmp_path / "month", CHAT, work, is_set=False, budgets=(month,))
+
+
+def test_under_a_default_budget_it_runs_and_what_its_answer_says_is_booked(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        heard: list[Any] = []
+        world.platform.events.listen(heard.append)
+        await world.ask(lambda: world.call(**world.vendor.ask))
+        assert world.spent_usd == world.server.billed_usd > 0
+        assert not [event for event in heard if isinstance(event, BillExceededHold)]
+        (row,) = await world.rows()
+        assert row["model"] == "gpt-4.1"
+
+    run(tmp_path, CHAT, work, is_set=False)
+    run(tmp_path / "none", CHAT, work, day=None)
+
+
+def test_what_says_nothing_about_its_cost_runs_and_koo_says_once_that_it_is_not_booked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def own(words: str) -> str:
+        return words
+
+    async def work(world: World) -> None:
+        for _ in range(2):
+            assert await world.platform.execute("claude", own, "Hi.") == "Hi."
+        assert world.spent_usd == 0 and not await world.rows()
+
+    with caplog.at_level(logging.WARNING, "koo"):
+        run(tmp_path, CLAUDE, work, is_set=False)
+    assert len([line for line in caplog.messages if "not booked" in line]) == 1
+
+
+def test_a_model_without_a_price_is_refused_only_where_a_budget_was_set(tmp_path: Path) -> None:
+    async def refused(world: World) -> None:
+        with pytest.raises(PriceUnknown, match="PRICE_AS"):
+            await world.ask(model="gpt-99-preview")
+        assert not world.server.queries
+
+    async def goes_on(world: World) -> None:
+        await world.ask(model="gpt-99-preview")
+        assert len(world.server.queries) == 1
+
+    run(tmp_path / "set", CHAT, refused)
+    run(tmp_path / "default", CHAT, goes_on, is_set=False)
+
+
+# ── a name of one's own ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_registered_name_is_booked_by_its_answers_usage(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        world.platform.register_service("agent", daily_budget=1, max_cost_usd=0.5, cost_usd="usage")
+        health = world.platform.service_health
+
+        async def own(words: str) -> Any:
+            return await world.call(**world.vendor.ask)
+
+        await world.platform.execute("agent", own, "Hi.")
+        budget = health("agent")["rate_limits"]["daily_budget"]
+        assert Decimal(budget["spent"]) == world.server.billed_usd > 0
+        (row,) = await world.rows()
+        assert (row["service"], row["model"], row["estimated_calls"]) == ("agent", "gpt-4.1", 0)
+
+        world.server.script(answer("Paris.", usage=False))
+        await world.platform.execute("agent", own, "Hi.")
+        with pytest.raises(BudgetExceeded):
+            await world.platform.execute("agent", own, "Hi.")
+        assert Decimal(health("agent")["rate_limits"]["daily_budget"]["spent"]) > Decimal("0.5")
+
+    run(tmp_path, CHAT, work)
+
+
+def test_a_stream_of_a_registered_name_is_booked_by_its_usage(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        world.platform.register_service("agent", daily_budget=1, max_cost_usd=0.5, cost_usd="usage")
+        ask = {**world.vendor.ask, "stream": True}
+        async for _ in world.platform.execute_stream("agent", world.call, **ask):
+            pass
+        budget = world.platform.service_health("agent")["rate_limits"]["daily_budget"]
+        assert Decimal(budget["spent"]) == world.server.billed_usd > 0
+
+    run(tmp_path, CLAUDE, work)
+
+
+def test_a_registered_name_whose_answer_names_no_known_model_is_booked_at_the_most_it_can_cost(
+    tmp_path: Path,
+) -> None:
+    async def work(world: World) -> None:
+        world.platform.register_service("agent", daily_budget=1, max_cost_usd=0.25, cost_usd="usage")
+
+        async def own() -> dict[str, Any]:
+            return {"usage": {"prompt_tokens": 3, "completion_tokens": 4}, "model": "a-private-name"}
+
+        await world.platform.execute("agent", own)
+        budget = world.platform.service_health("agent")["rate_limits"]["daily_budget"]
+        assert Decimal(budget["spent"]) == Decimal("0.25")
+
+    run(tmp_path, CHAT, work)
