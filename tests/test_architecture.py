@@ -25,7 +25,7 @@ KOO = ROOT / "src" / "koo"
 ROWS: list[set[str]] = [
     {"checked", "errors", "network_options", "options", "events", "clock"},
     {"policies"},
-    {"sqlstates"},
+    {"sqlstates", "database_urls"},
     {"server_words"},
     {"deadlines"},
     {"bridge"},
