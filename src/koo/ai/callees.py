@@ -19,11 +19,12 @@ CO_COROUTINE = 0x80
 class Callee:
     """What is known of one object, with all its methods, or of one function."""
 
-    __slots__ = ("_instead", "ref", "retries")
+    __slots__ = ("_instead", "library", "ref", "retries")
 
     def __init__(self, ref: weakref.ref[object] | None, inner: object) -> None:
         self.ref = ref
         self.retries = own_retries(inner)
+        self.library = type(getattr(inner, "__self__", inner)).__module__.partition(".")[0]
         self._instead: dict[str, str] = {}
 
     def instead(self, method: object) -> str:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from koo.ai.blocking import IN_THREAD, is_async
 from koo.ai.budgets import Budgets
 from koo.ai.callees import look, says_nothing
+from koo.ai.hidden_repeats import warn_of_repeats
 from koo.ai.operation_money import OperationMoney
 from koo.ai.service import Service
 from koo.ai.stream_source import describe, discard, is_stream, is_unstarted
@@ -101,20 +102,10 @@ def model_of(service: Service, kwargs: Mapping[str, Any]) -> str | None:
     return model if isinstance(model, str) and service.default_model is not None else service.default_model
 
 
-_warned: set[str] = set()
-
-
 def check_client(name: str, operation: Callable[..., Any]) -> None:
     """Before anything is sent. Raises TypeError where the operation is known to block the event loop."""
     callee, instead = look(operation)
     if instead:
         raise TypeError(f"{name}: this operation blocks the event loop, so nothing was sent: {instead}")
-    # An SDK that repeats by itself multiplies our attempts, and hides them from breaker and budget.
-    if callee.retries and name not in _warned:
-        _warned.add(name)
-        log.warning(
-            "%s: the SDK repeats calls by itself (%s times), and koo repeats too: set its max_retries=0 "
-            "(google-genai: retry_options=HttpRetryOptions(attempts=1))",
-            name,
-            callee.retries,
-        )
+    if callee.retries:
+        warn_of_repeats(name, {callee.library: callee.retries})

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from koo.ai.foreign.meaning import meaning_of
+from koo.ai.hidden_repeats import warn_of_repeats_in
 from koo.ai.operation_money import MONEY, USAGE
 from koo.ai.threads import CONCURRENCY
-from koo.errors import ConfigurationError
+from koo.errors import ConfigurationError, KooError
 from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
 from koo.policies.verdict import Classify, Fault
 
@@ -84,6 +85,8 @@ def compose(classify: Classify | None, name: str) -> Classify:
     """The user's classifier where it answers; else what `koo.ai.foreign` makes of it."""
 
     def judge(error: Exception) -> Fault:
+        if not isinstance(error, KooError):
+            warn_of_repeats_in(name, error)
         if classify is not None:
             fault = classify(error)
             if fault is not None:
