@@ -20,11 +20,14 @@ from itertools import pairwise
 from typing import Any
 
 import httpx2
+import msgspec
 import openai
 import pytest
 import requests
 import urllib3.exceptions
 from fastapi import HTTPException
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic_ai.exceptions import ModelHTTPError
 from sqlalchemy.exc import IntegrityError
@@ -44,6 +47,10 @@ from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED, Fault, Verdict
 
 class AgentError(Exception):
     """Any library's own."""
+
+
+class City(BaseModel):
+    name: str
 
 
 class ParserError(ValueError):
@@ -212,9 +219,6 @@ def test_koos_own_errors_inside_another_say_nothing_about_this_service() -> None
 
 
 def test_an_answer_that_cannot_be_read_has_been_paid_for() -> None:
-    class City(BaseModel):
-        name: str
-
     for read in (
         lambda: json.loads("{"),
         lambda: City.model_validate_json('{"name": '),
@@ -232,6 +236,100 @@ def from_json(body: bytes) -> object:
     answer = requests.Response()
     answer._content = body
     return answer.json()
+
+
+# ── what was paid before ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_refusal_after_several_tries_may_come_after_a_paid_answer() -> None:
+    """instructor asks again where an answer does not fit its form; tenacity repeats whatever fails."""
+    error = from_cause(carrying("InstructorRetryException", "instructor.core", n_attempts=2), throttled())
+    fault = meaning_of(error, "svc")
+    assert (fault.kind, fault.billed, fault.in_part) == (Kind.THROTTLED, True, True)
+    first = from_cause(carrying("InstructorRetryException", "instructor.core", n_attempts=1), throttled())
+    assert not meaning_of(first, "svc").billed
+
+
+def test_a_refusal_after_a_connection_that_broke_may_come_after_paid_work() -> None:
+    broken = from_cause(openai.APIConnectionError(request=httpx2.Request("POST", "http://h/")), OSError())
+    for error in (
+        from_cause(carrying("InternalServerError", "litellm.exceptions", status_code=500), broken),
+        while_handling(broken, throttled()),
+        while_handling(httpx2.ReadTimeout("late"), carrying(status_code=429)),
+    ):
+        fault = meaning_of(error, "svc")
+        assert fault.billed
+        assert isinstance(fault.error, ExternalServiceError)
+    free = while_handling(httpx2.ConnectError("refused"), throttled())
+    assert not meaning_of(free, "svc").billed
+    assert not meaning_of(while_handling(BudgetExceeded("other", "spent"), throttled()), "svc").billed
+
+
+# ── answers that an agent library cannot use ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("instructor.core.exceptions", "IncompleteOutputException"),
+        ("pydantic_ai.exceptions", "IncompleteToolCall"),
+    ],
+)
+def test_an_answer_cut_at_its_token_limit_names_the_limit_and_is_paid(module: str, name: str) -> None:
+    fault = meaning_of(carrying(name, module), "svc")
+    assert isinstance(fault.error, InvalidRequest) and "raise max_tokens" in str(fault.error)
+    assert fault.verdict is NEUTRAL and fault.billed
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("agents.exceptions", "ModelBehaviorError"),
+        ("agents.exceptions", "MaxTurnsExceeded"),
+        ("dspy.utils.exceptions", "AdapterParseError"),
+        ("pydantic_ai.exceptions", "UsageLimitExceeded"),
+    ],
+)
+def test_an_answer_that_nobody_can_parse_is_no_outage(module: str, name: str) -> None:
+    fault = meaning_of(carrying(name, module), "svc")
+    assert (fault.verdict, fault.billed, fault.error) == (NEUTRAL, True, None)
+    assert judged(carrying(name, "elsewhere")) == (Kind.UNKNOWN, FAILURE, None)
+
+
+def test_content_that_the_model_refuses_is_paid_and_the_callers() -> None:
+    fault = meaning_of(carrying("ContentFilterError", "pydantic_ai.exceptions"), "svc")
+    assert fault.kind is Kind.CONTENT_POLICY and fault.billed
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: json.loads('{"name": "Par'),
+        lambda: json.loads('{"name": "Paris", '),
+        lambda: City.model_validate_json('{"name": "Par'),
+        lambda: json.loads(""),
+        lambda: msgspec.json.decode(b'{"name": "Par'),
+    ],
+    ids=["json, in a string", "json", "pydantic", "empty", "msgspec"],
+)
+def test_json_that_ends_too_early_leaves_unchanged_with_a_note_on_the_limit(read: Any) -> None:
+    error = raised(read)
+    wrapped = from_cause(AgentError(), error)
+    for one in (error, wrapped, wrapped):
+        assert meaning_of(one, "svc").error is None
+        assert len(one.__notes__) == 1 and "raise max_tokens" in one.__notes__[0]
+
+
+@pytest.mark.parametrize("text", ["no JSON", '{"name": 5}', '{"name" "x"}'])
+def test_other_answers_that_cannot_be_read_get_no_note(text: str) -> None:
+    assert not hasattr(noted(lambda: City.model_validate_json(text)), "__notes__")
+    assert text == '{"name": 5}' or not hasattr(noted(lambda: json.loads(text)), "__notes__")
+
+
+def noted(read: Callable[[], object]) -> Exception:
+    error = raised(read)
+    meaning_of(error, "svc")
+    return error
 
 
 # ── groups ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -330,6 +428,13 @@ def test_a_bare_status_is_of_its_kind_and_one_documents_403_blocks_no_key(
     fault = meaning_of(carrying(status_code=status), "svc")
     assert (fault.kind, fault.verdict) == (kind, verdict)
     assert (fault.block is not None) is (status == 401)
+
+
+def test_a_word_beside_the_status_tells_a_quota_from_a_rate() -> None:
+    assert judged(carrying(status=429, code="insufficient_quota"))[0] is Kind.QUOTA
+    assert judged(carrying(status=429, provider_code="rate_limit_error"))[0] is Kind.THROTTLED
+    denied = meaning_of(carrying(status=403, code="access_denied"), "svc")
+    assert denied.verdict is NEUTRAL and denied.block is None
 
 
 class Other(int):
@@ -564,3 +669,28 @@ def test_an_odd_error_is_unknown_and_what_wraps_it_is_read_on(odd: type[Exceptio
 )
 def test_whatever_stands_in_an_attribute_a_status_beside_it_is_read(name: str, value: Any) -> None:
     assert judged(carrying(status_code=429, **{name: value}))[:2] == (Kind.THROTTLED, THROTTLED)
+
+
+@given(
+    links=st.lists(
+        st.tuples(st.integers(0, 9), st.integers(0, 9), st.sampled_from(["cause", "context", "argument"])),
+        max_size=30,
+    ),
+    last=st.sampled_from([throttled, AgentError, Odd, ValueError, lambda: sdk_error(500)]),
+)
+def test_any_web_of_errors_has_a_meaning(
+    links: list[tuple[int, int, str]], last: Callable[[], Exception]
+) -> None:
+    errors: list[Exception] = [AgentError(str(number)) for number in range(10)]
+    errors[9] = last()
+    errors[5] = ExceptionGroup("some", errors[6:9])
+    for one, other, link in links:
+        if link == "cause":
+            Exception.__setattr__(errors[one], "__cause__", errors[other])
+        elif link == "context":
+            Exception.__setattr__(errors[one], "__context__", errors[other])
+        elif one != 5:
+            Exception.__setattr__(errors[one], "args", (errors[other],))
+    for error in errors:
+        fault = meaning_of(error, "svc")
+        assert isinstance(fault, Fault) and meaning_of(error, "svc").kind is fault.kind

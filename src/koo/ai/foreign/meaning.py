@@ -29,6 +29,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from koo.ai.foreign.databases import classify_database
+from koo.ai.foreign.frameworks import ENDS_EARLY, ends_early
 from koo.ai.foreign.peek import peek
 from koo.ai.foreign.statuses import classify_status, is_answer, status_of
 from koo.ai.foreign.vendors import classify_sdk
@@ -52,15 +53,20 @@ NOTHING = Meaning(ELSE, spoken=False)
 
 def meaning_of(error: Exception, service: str = "") -> Fault:
     """What `error` means for the service of that name. Total: an odd error is a failure like any other unknown one."""
-    return _Walk(service).look(error).fault
+    walk = _Walk(service)
+    fault = walk.look(error).fault
+    if walk.ends_early and fault.error is None and ENDS_EARLY not in getattr(error, "__notes__", ()):
+        error.add_note(ENDS_EARLY)
+    return fault
 
 
 class _Walk:
     """One walk through an error and all that hangs on it."""
 
-    __slots__ = ("_seen", "_service")
+    __slots__ = ("_seen", "_service", "ends_early")
 
     def __init__(self, service: str) -> None:
+        self.ends_early = False
         self._service = service
         self._seen: set[int] = set()
 
@@ -81,28 +87,47 @@ class _Walk:
             return self._look_into(error)
         by_table = classify_sdk(error, self._service) or classify_database(error)
         if by_table is not None:
-            return Meaning(by_table, spoken=True)
-        cause = next((found for one in _causes(error) if (found := self.look(one)) is not NOTHING), NOTHING)
+            return Meaning(self._with_what_was_before(error, by_table), spoken=True)
+        cause = self._cause_of(error)
         if cause.spoken:
-            return Meaning(_unchanged(cause.fault) if _leaves_unchanged(error) else cause.fault, spoken=True)
+            fault = _unchanged(cause.fault) if _leaves_unchanged(error) else cause.fault
+            return Meaning(_in_part(fault) if _tried_before(error) else fault, spoken=True)
         return self._by_itself(error) or self._by_context(error) or _by_answer(error) or cause
+
+    def _cause_of(self, error: Exception) -> Meaning:
+        return next((found for one in _causes(error) if (found := self.look(one)) is not NOTHING), NOTHING)
+
+    def _context_of(self, error: Exception) -> Meaning:
+        context = error.__context__
+        return (
+            self.look(context)
+            if isinstance(context, Exception) and not error.__suppress_context__
+            else NOTHING
+        )
 
     def _by_itself(self, error: Exception) -> Meaning | None:
         """By the status that it carries, or by its class."""
         carried = classify_status(error, self._service)
         if carried is not None:
-            return Meaning(replace(fault_of(carried), error=carried), spoken=True)
+            fault = replace(fault_of(carried), error=carried)
+            return Meaning(self._with_what_was_before(error, fault), spoken=True)
         fault = classify_error(error)
+        self.ends_early = self.ends_early or (isinstance(error, ValueError) and ends_early(error))
         return None if fault is ELSE else Meaning(fault, spoken=False)
 
     def _by_context(self, error: Exception) -> Meaning | None:
-        context = error.__context__
-        if error.__suppress_context__ or not isinstance(context, Exception):
-            return None
-        found = self.look(context)
+        found = self._context_of(error)
         if not found.spoken:
             return None
         return Meaning(_unchanged(found.fault), spoken=True) if _leaves_unchanged(error) else found
+
+    def _with_what_was_before(self, error: Exception, fault: Fault) -> Fault:
+        """A refusal is free, but not what broke off before: LiteLLM makes a status of that, others try once more."""
+        if fault.billed:
+            return fault
+        before = self._cause_of(error)
+        before = self._context_of(error) if before is NOTHING else before
+        return _in_part(fault) if before.fault.error is not None and before.fault.billed else fault
 
     # ── groups ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -118,11 +143,8 @@ class _Walk:
         worst = max(faults, key=_how_bad)
         of_one_kind = all((one.verdict, one.kind) == (worst.verdict, worst.kind) for one in faults)
         fault = replace(
-            worst,
+            _in_part(worst),
             repeatable=all(one.repeatable for one in faults),
-            anew=False,
-            billed=True,
-            in_part=True,
             error=worst.error if of_one_kind else None,
         )
         return Meaning(fault, spoken=any(one.spoken for one in found))
@@ -136,6 +158,17 @@ def _how_bad(fault: Fault) -> tuple[bool, bool, bool, float]:
         fault.verdict is FAILURE,
         fault.retry_after_s or 0.0,
     )
+
+
+def _in_part(fault: Fault) -> Fault:
+    """Something else of the same call may have been done, and paid for."""
+    return replace(fault, anew=False, billed=True, in_part=True)
+
+
+def _tried_before(error: Exception) -> bool:
+    """instructor's and tenacity's errors count their tries: an earlier one may have been answered, and thrown away."""
+    tries = peek(error, "n_attempts") or peek(error, "last_attempt", "attempt_number")
+    return type(tries) is int and tries > 1
 
 
 def _causes(error: Exception) -> Iterator[Exception]:

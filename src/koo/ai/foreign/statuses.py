@@ -51,6 +51,7 @@ HEADERS: tuple[tuple[str, ...], ...] = (
     ("meta", "headers"),
     ("raw_response", "headers"),
 )
+CODES = ("provider_error_code", "provider_code", "error_code", "code")
 HEADERS_MAX = 64
 """More belong to no error."""
 OTHER_CODES = frozenset({"aiosmtplib", "asynch", "clickhouse_driver", "pymongo", "smtplib"})
@@ -103,7 +104,11 @@ def by_status(
 ) -> ExternalServiceError:
     """The error of a status, with the wait that stands in the headers of `error` or in its `retry_after`."""
     parsed = ParsedError(
-        status=status, headers=headers_of(error) if headers is None else headers, stated=_stated(error)
+        status=status,
+        # "access_denied" is about one document, like any other 403.
+        code=None if status == 403 else _code(error),
+        headers=headers_of(error) if headers is None else headers,
+        stated=_stated(error),
     )
     return HTTP.error(service or HTTP.vendor, parsed, SYSTEM_CLOCK.wall(), billable=billable)
 
@@ -131,6 +136,12 @@ def _status(value: object) -> int | None:
     if (type(value) is int or isinstance(value, HTTPStatus)) and 400 <= value < 600:
         return int(value)
     return None
+
+
+def _code(error: Exception) -> str | None:
+    """The word beside a status, which tells a quota from a rate."""
+    found = (peek(error, name) for name in CODES)
+    return next((code for code in found if isinstance(code, str)), None)
 
 
 def _stated(error: Exception) -> tuple[Stated, ...]:

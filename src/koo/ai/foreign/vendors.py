@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from koo.ai.foreign.frameworks import classify_framework, cut_short
 from koo.ai.foreign.http_libraries import (
     UNSENT,
     Found,
@@ -36,13 +37,10 @@ from koo.policies.verdict import Fault
 
 OF_CHAT = ("openai", "groq", "cerebras", "together")
 """SDKs of services that speak chat completions. LiteLLM's exceptions are also openai's."""
-CUT_SHORT = (
-    "the answer was cut at its token limit, so it cannot be parsed: raise max_tokens (max_completion_tokens)"
-)
 
 
 def classify_sdk(error: Exception, service: str = "") -> Fault | None:
-    """The fault that an exception of a vendor's SDK or an HTTP library stands for, or None for any other exception.
+    """The fault that an error of a vendor's SDK, a framework or an HTTP library stands for, or None for any other.
 
     `fault.error`, where it has one, is to be raised in its place, `from` the original. `service` names it; without, its
     vendor does.
@@ -50,8 +48,13 @@ def classify_sdk(error: Exception, service: str = "") -> Fault | None:
     names = names_of(type(error))
     for module, judge in JUDGES.items():
         if module in names and (found := judge(error, names[module], service)) is not None:
-            return found if isinstance(found, Fault) else replace(fault_of(found), error=found)
-    return None
+            return _fault(found)
+    found = classify_framework(names, service)
+    return None if found is None else _fault(found)
+
+
+def _fault(found: ExternalServiceError | Fault) -> Fault:
+    return found if isinstance(found, Fault) else replace(fault_of(found), error=found)
 
 
 def _judge_stainless(table: FaultTable) -> Callable[[Exception, set[str], str], ExternalServiceError | None]:
@@ -64,7 +67,7 @@ def _judge_stainless(table: FaultTable) -> Callable[[Exception, set[str], str], 
         if "APIResponseValidationError" in names:
             return make_error(service, Kind.BAD_ANSWER, billable=True)
         if "LengthFinishReasonError" in names:
-            return make_error(service, Kind.INVALID_REQUEST, CUT_SHORT, billable=True)
+            return cut_short(service)
         if "ContentFilterFinishReasonError" in names:
             return make_error(service, Kind.CONTENT_POLICY, billable=True)
         if "APIError" in names:
