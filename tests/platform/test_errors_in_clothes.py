@@ -78,6 +78,10 @@ class World:
             for _ in range(2):
                 group.create_task(self.plain())
 
+    async def in_small_group(self) -> Any:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.plain())
+
     async def group_in_error(self) -> Any:
         try:
             await self.in_group()
@@ -171,6 +175,19 @@ def test_a_short_pause_is_waited_for_and_the_call_made_again(dressed: Any, tmp_p
             one.server.script(error(429, "rate_limit_error", headers={"retry-after-ms": "20"}))
             assert await one.fails(lambda: dressed(one)) == []
             assert len(one.server.queries) == 2
+
+    asyncio.run(main())
+
+
+def test_a_throttled_group_is_made_again_only_where_a_repeat_does_no_harm(tmp_path: Path) -> None:
+    """One of its parts may have been done."""
+
+    async def main() -> None:
+        for idempotent, requests in ((False, 1), (True, 2)):
+            async with world(tmp_path, retry_base_delay=0.01, idempotent=idempotent) as one:
+                one.server.script(error(429, "rate_limit_error", headers={"retry-after-ms": "20"}))
+                errors = await one.fails(one.in_small_group)
+                assert len(errors) == 2 - requests == 2 - len(one.server.queries)
 
     asyncio.run(main())
 

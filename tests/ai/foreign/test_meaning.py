@@ -662,7 +662,17 @@ def test_an_odd_error_is_unknown_and_what_wraps_it_is_read_on(odd: type[Exceptio
 
 @pytest.mark.parametrize(
     "value",
-    [object(), OddHeaders(), b"", [("retry-after", "5")], {1: 2}, {"retry-after": None}, Odd, lambda: 1],
+    [
+        object(),
+        OddHeaders(),
+        b"",
+        [("retry-after", "5")],
+        {1: 2},
+        {"retry-after": None},
+        Odd,
+        lambda: 1,
+        Future(),
+    ],
 )
 @pytest.mark.parametrize(
     "name", ["headers", "response", "resp", "retry_after", "last_attempt", "status", "sqlstate"]
