@@ -67,7 +67,11 @@ def test_what_was_never_awaited_costs_nothing() -> None:
     async def operation() -> None: ...
 
     assert run_virtual(lambda: spent(operation, "too", "many", "arguments")) == 0
-    assert run_virtual(lambda: spent(lambda: "no awaitable")) == 0
+
+
+def test_what_was_answered_without_being_awaited_is_paid_for() -> None:
+    """A client that blocks has asked, and been answered, by the time it returns."""
+    assert run_virtual(lambda: spent(lambda: "an answer")) == 1
 
 
 def test_a_classifier_may_say_that_nothing_was_billed() -> None:
