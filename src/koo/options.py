@@ -220,6 +220,12 @@ class DatabaseOptions(Checked):
         unit="s",
         at_least=0,
     )
+    prepared_statements: bool = option(
+        True,
+        "statements are prepared on the server; `false` for a pooler in transaction mode that keeps none (PgBouncer "
+        "without `max_prepared_statements`, Supavisor)",
+        "what is prepared is parsed and planned once",
+    )
     cleanup_timeout_s: float = option(
         2.0,
         "longest time that leaving a scope takes after a failure",

@@ -100,7 +100,8 @@ UNPREPARED = Meaning(
     NEUTRAL,
     repeatable=True,
     drop=Drop.ONE,
-    says="a prepared statement is not on the server's connection, as behind a pooler in transaction mode",
+    says="a prepared statement is not on the server's connection: behind a pooler in transaction mode set"
+    " DATABASE_PREPARED_STATEMENTS=false",
 )
 READ_ONLY = Meaning(Kind.READ_ONLY, NEUTRAL, drop=Drop.ALL, says="the database takes no writes")
 VIOLATED = Meaning(Kind.INTEGRITY, NEUTRAL, says="a constraint forbids it")

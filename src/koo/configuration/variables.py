@@ -169,6 +169,7 @@ class Variables(Table):
     database_max_overflow = variable(lambda koo: koo.database.max_overflow)
     database_pool_timeout = variable(lambda koo: koo.database.pool_timeout_s)
     database_pool_recycle = variable(lambda koo: koo.database.pool_recycle_s)
+    database_prepared_statements = variable(lambda koo: koo.database.prepared_statements)
     database_scope_timeout = variable(lambda koo: koo.database.scope_timeout_s)
     db_circuit_breaker_failure_threshold = variable(lambda koo: koo.database.breaker.failure_threshold)
     db_circuit_breaker_recovery_timeout = variable(lambda koo: koo.database.breaker.recovery_s)

@@ -9,8 +9,23 @@ from typing import Any
 
 import asyncpg
 
-from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep
+from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
 from koo.options import DatabaseOptions
+
+UNPREPARED = {
+    "statement_cache_size": 0,
+    "prepared_statement_cache_size": 0,
+    # asyncpg numbers its statements, and two processes behind one pooler would use the same number on the same server's
+    # connection. Without a name a statement lasts until the next one, and none is left behind.
+    "prepared_statement_name_func": lambda: "",
+}
+NUMBERS = {
+    "statement_cache_size": int,
+    "max_cached_statement_lifetime": int,
+    "max_cacheable_statement_size": int,
+    "command_timeout": float,
+}
+"""Options that a URL can only hold as text."""
 
 
 class Asyncpg:
@@ -20,7 +35,8 @@ class Asyncpg:
     health_query = POSTGRESQL_HEALTH
 
     def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
-        return {"timeout": options.pool_timeout_s, "async_creator_fn": connect}
+        unprepared = {} if options.prepared_statements else UNPREPARED
+        return {"timeout": options.pool_timeout_s, "async_creator_fn": connect, **unprepared}
 
     def begin(self, adapted: Any) -> Awaitable[Any] | None:
         start: Callable[[], Awaitable[Any]] | None = getattr(adapted, "_start_transaction", None)
@@ -65,7 +81,8 @@ class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]
 
 
 async def connect(*args: Any, connection_class: Any = asyncpg.Connection, **kwargs: Any) -> Any:
-    """As `asyncpg.connect`."""
+    """As `asyncpg.connect`. Raises TypeError for a number that is none."""
+    read_numbers(kwargs, NUMBERS)
     return await asyncpg.connect(*args, connection_class=tagged(connection_class), **kwargs)
 
 

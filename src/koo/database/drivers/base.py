@@ -18,7 +18,7 @@ back: to beginning with the first statement, or from cancelling to cutting off.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from koo.options import DatabaseOptions
@@ -73,3 +73,13 @@ def driver_error(adapted: Any, error: BaseException) -> Exception | None:
     except Exception as translated:  # noqa: BLE001 - what it raises is its answer
         return translated if isinstance(translated, (adapted.dbapi.Error, OSError)) else None
     return None
+
+
+def read_numbers(options: dict[str, Any], numbers: Mapping[str, Callable[[str], Any]]) -> None:
+    """Read what a URL says as text. Raises TypeError, as drivers do for an option that they do not have."""
+    for name in numbers.keys() & options.keys():
+        if isinstance(options[name], str):
+            try:
+                options[name] = numbers[name](options[name])
+            except ValueError:
+                raise TypeError(f"{name} is not a number") from None

@@ -20,11 +20,14 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.waiting import wait_async
 
-from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep
+from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
 from koo.options import DatabaseOptions
 
 # On the way of every COMMIT, where a class attribute of an enum costs a dictionary walk.
 INERROR = TransactionStatus.INERROR
+
+NUMBERS = {"prepare_threshold": lambda text: None if text.lower() == "none" else int(text)}
+"""Options that a URL can only hold as text."""
 
 
 class Psycopg:
@@ -35,7 +38,8 @@ class Psycopg:
 
     def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
         connect = partial(PromptConnection.connect_within, options.cleanup_timeout_s)
-        return {"async_creator_fn": connect}
+        unprepared = {} if options.prepared_statements else {"prepare_threshold": None}
+        return {"async_creator_fn": connect, **unprepared}
 
     def begin(self, adapted: Any) -> Awaitable[Any] | None:
         connection = adapted.driver_connection
@@ -90,7 +94,8 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
 
     @classmethod
     async def connect_within(cls, cleanup_s: float, *args: Any, **kwargs: Any) -> PromptConnection:
-        """As `connect`."""
+        """As `connect`. Raises TypeError for a number that is none."""
+        read_numbers(kwargs, NUMBERS)
         connection = await cls.connect(*args, **kwargs)
         connection.cleanup_s = cleanup_s
         connection.server_cursor_factory = ServerCursor

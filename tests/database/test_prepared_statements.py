@@ -1,0 +1,116 @@
+"""Prepared statements: kept by default, and none at all where a pooler in transaction mode stands between."""
+
+from __future__ import annotations
+
+import enum
+
+import pytest
+from sqlalchemy import Enum, Integer, select, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from koo.database.database import Database
+from koo.errors import DatabaseUnavailable, Kind
+from tests.database.conftest import Place
+from tests.database.support import opened, run
+
+PREPARED = text("SELECT count(*) FROM pg_prepared_statements")
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Painted(Base):
+    """With a type that asyncpg has to ask the server about, in the midst of a statement."""
+
+    __tablename__ = "painted"
+
+    n: Mapped[int] = mapped_column(Integer, primary_key=True)
+    colour: Mapped[Colour] = mapped_column(Enum(Colour, name="colour"))
+
+
+async def work(database: Database) -> int:
+    """Much of what statements are prepared for, in one transaction. Returns how many the server still knows."""
+    async with database.session_scope() as session:
+        await session.run_sync(lambda sync: Base.metadata.create_all(sync.connection()))
+        session.add_all(Painted(n=n, colour=Colour.RED if n % 2 else Colour.BLUE) for n in range(200))
+        await session.flush()
+        for n in range(8):
+            assert await session.scalar(select(Painted.n).where(Painted.n == n)) == n
+        seen = [one.n async for one in await session.stream_scalars(select(Painted).order_by(Painted.n))]
+        assert seen == list(range(200))
+        return int(await session.scalar(PREPARED) or 0)
+
+
+def test_they_are_kept_by_default(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url) as database:
+            assert await work(database) > 0
+
+    run(main)
+
+
+def test_without_them_the_server_keeps_none(any_pg: Place) -> None:
+    async def main() -> None:
+        async with opened(any_pg.url, prepared_statements=False) as database:
+            assert await work(database) == 0
+            assert (await database.health_check())["healthy"]
+
+    run(main)
+
+
+OPTIONS = {
+    "psycopg": "prepare_threshold=none",
+    "asyncpg": "statement_cache_size=0&prepared_statement_cache_size=0",
+}
+
+
+def with_options(place: Place, said: str) -> str:
+    return f"{place.url}{'&' if '?' in place.url else '?'}{said}"
+
+
+def test_the_drivers_own_options_can_stand_in_the_url(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(with_options(pg, OPTIONS[pg.driver])) as database:
+            async with database.session_scope() as session:
+                for _ in range(8):
+                    await session.execute(text("SELECT 1"))
+                left = int(await session.scalar(PREPARED) or 0)
+                # asyncpg has just prepared the question itself.
+                assert left <= (pg.driver == "asyncpg")
+            assert (await database.health_check())["healthy"]
+
+    run(main)
+
+
+def test_prepared_at_once_where_the_url_says_so(pg: Place) -> None:
+    if pg.driver == "asyncpg":
+        pytest.skip("asyncpg always prepares at once")
+
+    async def main() -> None:
+        url = with_options(pg, "prepare_threshold=0")
+        async with opened(url) as database, database.session_scope() as session:
+            await session.execute(text("SELECT 1"))
+            assert await session.scalar(PREPARED)
+
+    run(main)
+
+
+@pytest.mark.parametrize("said", ["prepare_threshold=often", "statement_cache_size=large"])
+def test_a_number_in_the_url_that_is_none_is_told_as_what_it_is(pg: Place, said: str) -> None:
+    if ("threshold" in said) != (pg.driver == "psycopg"):
+        pytest.skip("an option of the other driver")
+
+    async def main() -> None:
+        async with opened(with_options(pg, said)) as database:
+            with pytest.raises(DatabaseUnavailable, match="option in its URL") as caught:
+                async with database.session_scope():
+                    pass
+            assert caught.value.kind is Kind.NOT_CONFIGURED
+
+    run(main)
