@@ -23,10 +23,11 @@ KOO = ROOT / "src" / "koo"
 # Downward only: a part may import what stands in an earlier row, and nothing of its own row but itself.
 # Only the first row may import one another.
 ROWS: list[set[str]] = [
-    {"checked", "errors", "network_options", "options", "events", "clock"},
+    {"checked", "errors", "forks", "network_options", "options", "events", "clock"},
     {"policies"},
-    {"sqlstates", "database_urls"},
+    {"sqlstates"},
     {"server_words"},
+    {"crossing"},
     {"deadlines"},
     {"bridge"},
     {"gates"},
@@ -41,6 +42,7 @@ ROWS: list[set[str]] = [
     {"sharing", "spending"},
     {"composition"},
     {"upkeep"},
+    {"residence"},
     {"platform"},
     {"default"},
     {"web"},

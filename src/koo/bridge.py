@@ -17,27 +17,22 @@ first call; `run` hands it a coroutine, or anything that is read with `async for
 from __future__ import annotations
 
 import asyncio
-import os
+import sys
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Coroutine, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterator
 from contextlib import suppress
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import Any, TypeVar, overload
+from weakref import WeakKeyDictionary
 
+from koo.crossing import LOOK_S, NO_LOOP, OVER, SETTLE_S_MAX, Loop, Visit, running_loop, start_on
 from koo.deadlines import Alarm, OwnTimer, ends_at
+from koo.forks import forget_in_child
 from koo.options import NEVER
 
 T = TypeVar("T")
-Loop = asyncio.AbstractEventLoop
 
-LOOK_S = 1.0
-"""How often a waiting caller looks whether the loop still runs; a call that ends wakes its caller at once."""
-SETTLE_S_MAX = 5.0
-"""An interrupted call has no reason to take longer; a second interrupt ends the waiting at once."""
 CLOSING_S_MAX = 10.0
 """The end of a process must not hang on a server that does not answer."""
-OVER = "koo's event loop ended before the call did, because the process or the loop that koo was open on is ending"
-USE_RUN = "from code without a loop of its own call koo.run(...), which hands the coroutine to koo's own loop"
-"""What to do about a second loop: the end of each sentence that refuses one."""
 
 
 class Until:
@@ -57,65 +52,37 @@ class Until:
         return self._when
 
 
-class Call(Generic[T]):
-    """One coroutine on the bridge's loop, and what became of it. `done` is set in the end, whatever happens."""
+class Call(Visit[T]):
+    """One coroutine on the bridge's loop. `done` is set in the end, whatever happens."""
+
+    __slots__ = ("_until", "done")
 
     def __init__(self, work: Awaitable[T], until: Until) -> None:
         self.done = threading.Event()
-        self._work = work
         self._until = until
-        self._task: asyncio.Task[None] | None = None
-        self._value: T | None = None
-        self._error: BaseException | None = None
+        super().__init__(work, self.done.set)
 
-    def start(self) -> None:
-        """Begin, on the loop, in the caller's context."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="koo call")
-        self._task.add_done_callback(self._ended)
-
-    async def _run(self) -> None:
-        try:
-            with Alarm(OwnTimer(), self._until.when()):
-                self._value = await self._work
-        except BaseException as error:  # noqa: BLE001 - SystemExit too is the caller's: here it would end the loop
-            self._error = error
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled():  # before it began
-            self.drop()
-            self._error = asyncio.CancelledError()
-        self.done.set()
-
-    def cancel(self) -> None:
-        """End it early, on the loop."""
-        if self._task is not None:
-            self._task.cancel()
-
-    def drop(self) -> None:
-        """Say that it is never begun, so that Python does not warn of it."""
-        if isinstance(self._work, Coroutine):
-            self._work.close()
+    async def work(self) -> T:
+        """In its time."""
+        with Alarm(OwnTimer(), self._until.when()):
+            return await super().work()
 
     def result(self) -> T:
         """What it returned. Raises what it raised, and RuntimeError where its loop ended first."""
-        error, self._error = self._error, None
         try:
-            if isinstance(error, asyncio.CancelledError):
-                raise RuntimeError(OVER) from error
-            if error is not None:
-                raise error
-        finally:
-            del error  # Its traceback holds this frame: a cycle that would keep everything in it alive.
-        return cast("T", self._value)
+            return super().result()
+        except asyncio.CancelledError as error:
+            raise RuntimeError(OVER) from error
 
 
 class Bridge:
     """The loop in the background, where there is one, and the way to it."""
 
     def __init__(self) -> None:
-        self._forget()
+        self.forget_parent()
+        forget_in_child(self)
 
-    def _forget(self) -> None:
+    def forget_parent(self) -> None:
         """In a forked child: its loop, its thread and its lock are the parent's."""
         self._lock = threading.Lock()
         self._none_runs = threading.Condition(threading.Lock())
@@ -123,32 +90,47 @@ class Bridge:
         self._was_idle = False  # since the main thread ended
         self._loop: Loop | None = None
         self._end: asyncio.Event | None = None
-        self._home: Loop | None = None
+        self._homes: WeakKeyDictionary[object, Loop] = WeakKeyDictionary()
         self._over = False
 
     # ── which loop ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def settle(self, loop: Loop) -> None:
-        """koo is open on this loop."""
-        self._home = loop
+    def settle(self, owner: object, loop: Loop, *, lasts: bool = False) -> None:
+        """`owner`, a platform or a database, is open on this loop. `lasts`: it was opened there on purpose."""
+        if lasts or self._lasts(loop):
+            self._homes[owner] = loop
 
-    def leave(self, loop: Loop) -> None:
-        """koo is closed there."""
-        if self._home is loop:
-            self._home = None
+    def leave(self, owner: object) -> None:
+        """It is closed."""
+        self._homes.pop(owner, None)
 
-    def is_own(self, loop: Loop) -> bool:
-        """Is it the one in the background?"""
-        return loop is self._loop
+    def elsewhere(self, own: Loop | None) -> Loop | None:
+        """The loop that a call has to cross to from the running one; None: to none. `own`: where its owner is open.
+
+        In a thread beside the main one a loop mostly lives for one call (`asyncio.run` in a worker of Flask or Celery),
+        and several at once. So koo does not open itself there, but where koo is open already, else in the background.
+        """
+        loop = running_loop()
+        if loop is own:
+            return None
+        if own is not None and own.is_running():
+            return own
+        if self._lasts(loop):
+            return None
+        home = self.loop()
+        return None if home is loop else home
+
+    def _lasts(self, loop: Loop) -> bool:
+        return threading.current_thread() is threading.main_thread() or loop is self._loop
 
     def loop(self) -> Loop:
         """The loop that does the work: where koo is open, else the one in the background, started if need be.
 
         Raises RuntimeError at the end of the process.
         """
-        home = self._home
-        if home is not None and home.is_running():
-            return home
+        for home in reversed(list(self._homes.values())):
+            if home.is_running():
+                return home
         with self._lock:
             if self._over:
                 raise RuntimeError(OVER)
@@ -210,7 +192,7 @@ class Bridge:
             call.drop()
             raise
         try:
-            _start_on(loop, call)
+            start_on(loop, call)
             _wait(loop, call)
             return call.result()
         finally:
@@ -244,21 +226,13 @@ async def _next(iterator: AsyncIterator[T]) -> T:
 
 
 def _refuse_inside_a_loop() -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise RuntimeError(
-        "koo.run waits, and an event loop is running in this thread: await the coroutine there"
-    )
-
-
-def _start_on(loop: Loop, call: Call[Any]) -> None:
-    try:
-        loop.call_soon_threadsafe(call.start)  # in a copy of this thread's context
-    except RuntimeError:  # closed a moment ago
-        call.drop()
-        raise RuntimeError(OVER) from None
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run():
+        raise RuntimeError(NO_LOOP)
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError(
+            "koo.run waits, and an event loop is running in this thread: await the coroutine there"
+        )
 
 
 def _wait(loop: Loop, call: Call[Any]) -> None:
@@ -274,31 +248,8 @@ def _wait(loop: Loop, call: Call[Any]) -> None:
         raise
 
 
-async def carry(home: Loop, work: Coroutine[Any, Any, T]) -> T:
-    """Await a coroutine on another running loop, from a coroutine on this one. Cancelling it cancels it there.
-
-    Raises RuntimeError where that loop ends first.
-    """
-    try:
-        future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home))
-    except RuntimeError:
-        work.close()
-        raise RuntimeError(OVER) from None
-    try:
-        while not future.done():
-            await asyncio.wait([future], timeout=LOOK_S)
-            if not future.done() and not home.is_running():
-                raise RuntimeError(OVER)
-    finally:
-        future.cancel()
-    if future.cancelled():
-        raise RuntimeError(OVER)
-    return future.result()
-
-
 BRIDGE = Bridge()
 """The one of this process: a second loop in the background would be a second koo."""
-os.register_at_fork(after_in_child=BRIDGE._forget)
 
 
 @overload

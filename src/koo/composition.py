@@ -208,13 +208,12 @@ class Parts:
             log.warning("koo begins without its state store, which is tried again by itself")
 
     def forget_parent(self) -> None:
-        """In a forked child: connections and timers are the parent's; what is known goes on."""
-        self.deadlines.forget_parent()
-        self.http.forget_parent()
+        """In a forked child: calls that run are the parent's; what is known goes on."""
+        for service in self.services.values():
+            service.forget_parent()
+        self.sharing.forget_parent()
         for threads in self._threads():
             threads.forget_parent()
-        if self.database_in_use is not None:
-            self.database_in_use.forget_parent()
 
     def _threads(self) -> list[Threads]:
         services = [service for service, _ in self.operations.values()]

@@ -22,6 +22,7 @@ from contextvars import ContextVar, Token
 from types import TracebackType, coroutine
 from typing import TypeVar
 
+from koo.forks import forget_in_child, leave_behind
 from koo.options import NEVER
 
 T = TypeVar("T")
@@ -32,13 +33,21 @@ ends_at: ContextVar[float] = ContextVar("koo_deadline", default=NEVER)
 
 
 class WrongLoop(RuntimeError):
-    """The guard is in use in an event loop that is running in another thread."""
+    """It is in use on an event loop that is running in another thread."""
+
+
+TWO_LOOPS = (
+    "koo is open on another event loop that is still running, and what was opened there cannot be used here: hand "
+    "the whole coroutine over, `await asyncio.to_thread(koo.run, coroutine)` (without an event loop koo.run(coroutine) "
+    "alone), or open koo on this loop before anything else uses it: `await platform.open()`"
+)
+"""What a second loop is told of what cannot cross."""
 
 
 class Deadlines:
     """The registry of one event loop; a later `asyncio.run` in the same process takes it over."""
 
-    __slots__ = ("grains", "loop")
+    __slots__ = ("__weakref__", "grains", "loop")
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -50,7 +59,7 @@ class Deadlines:
         Raises `WrongLoop` while the registry is in use in another loop.
         """
         if loop is not self.loop:
-            self._bind(loop)
+            self.bind(loop)
         grain = alarm.when // GRAIN_S
         members: set[Alarm] = set()
         if grain == NEVER or grain != grain:
@@ -64,16 +73,23 @@ class Deadlines:
             loop.call_at(begins_at, _begin, loop, grains, grain)
         return members
 
+    def unbind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Its work on this loop has ended, though the loop may go on."""
+        if self.loop is loop:
+            self.loop, self.grains = None, {}  # its timers hold on to theirs
+
     def forget_parent(self) -> None:
         """In a forked child, where the parent's loop seems to run and never does."""
+        leave_behind(self.loop, self.grains)
         self.loop, self.grains = None, {}
 
-    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """It belongs to this loop from now on. Raises `WrongLoop` while it is in use on another one."""
+        if self.loop is loop:
+            return
         if self.loop is not None and self.loop.is_running():
-            raise WrongLoop(
-                "this guard belongs to another event loop, which is still running; "
-                "from code without a loop of its own call koo.run(...)"
-            )
+            raise WrongLoop(TWO_LOOPS)
+        forget_in_child(self)
         self.loop = loop
         self.grains = {}  # timers of the old loop hold on to theirs, should it ever run again
 

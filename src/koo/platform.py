@@ -1,13 +1,13 @@
-"""Platform: the life of koo in one process, and its face.
+"""Platform: koo in one process, and its face.
 
-Nothing has to be started. The first call that needs the running loop opens the platform on it, and one keeper task
-closes it when that loop ends: `asyncio.run` cancels all tasks at its end, and the keeper's `finally` does the rest. A
-second `asyncio.run` opens it anew; what is known in memory (breakers, counts, limits) goes on. `async with platform` or
-`await platform.close()` do the same at a time of one's own choosing.
+Nothing has to be started. The first call that needs the running loop opens the platform on it, and it closes when that
+loop ends. A second `asyncio.run` opens it anew; what is known in memory (breakers, counts, limits) goes on. `async with
+platform` or `await platform.close()` do the same at a time of one's own choosing. How, and what a second loop may do:
+`residence.py`.
 
-Connections belong to the loop that opened them. A question on a second loop is carried to the first while that runs;
-what cannot be carried (a session of the database, an operation of the user's own) is refused with a sentence that names
-`koo.run`, the bridge for code without a loop of its own.
+A call on another loop than koo's crosses to it, or starts one in the background (`crossing.py`, `bridge.py`). An
+operation of the user's own then runs on the caller's loop, since its client belongs there; only its guard crosses. What
+cannot cross (a session of the database) is refused with a sentence that says what to write.
 
 What a platform is made of stands in `composition.py`, what it does each second in `upkeep.py`.
 """
@@ -15,27 +15,26 @@ What a platform is made of stands in `composition.py`, what it does each second 
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
-import weakref
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from koo.ai.carried_stream import CarriedOperation, CarriedStream
-from koo.ai.operation_money import Money
+from koo.ai.operation_money import Money, OperationMoney
 from koo.ai.operation_stream import OperationStream, Terms
 from koo.ai.operations import execute
 from koo.ai.registration import compose, read_options
 from koo.ai.service import Service
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query
-from koo.bridge import BRIDGE, USE_RUN, carry
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.composition import Parts
+from koo.crossing import Loop, carry, running_loop
 from koo.deadlines import Deadlines
 from koo.errors import ConfigurationError, ExternalServiceError
 from koo.events import EventBus
+from koo.forks import forget_in_child
 from koo.monitoring.overview import services_view, system_view
 from koo.monitoring.shapes import (
     Alert,
@@ -48,7 +47,8 @@ from koo.monitoring.snapshot import unknown_service
 from koo.monitoring.spend_shapes import Spend, WriteOffs
 from koo.options import PlatformOptions, check_service_name
 from koo.policies.breaker import Override
-from koo.upkeep import CheckServices, KeepTime, check_service
+from koo.residence import Residence
+from koo.upkeep import check_service
 
 if TYPE_CHECKING:
     from koo.database.database import Database
@@ -60,11 +60,6 @@ LOOK_AGE_MAX_S = 2.0
 """As often as an open page asks: however many pages there are, they are one probe to the database."""
 
 
-_platforms: weakref.WeakSet[Platform] = weakref.WeakSet()
-_left_behind: list[object] = []
-"""What belongs to a parent process, and must not be collected here."""
-
-
 class Platform:
     """One process of koo. `options` None: read from the environment when first needed. `clock` is for tests."""
 
@@ -73,12 +68,10 @@ class Platform:
         self._clock = clock
         self._parts: Parts | None = None
         self._making = threading.Lock()  # Two threads may ask first at once, and there is one set of budgets.
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        self._opening: asyncio.Lock | None = None
+        self._residence = Residence(lambda: self.parts)
         self.events = EventBus()
         self.deadlines = Deadlines()
-        _platforms.add(self)
+        forget_in_child(self)
 
     @property
     def parts(self) -> Parts:
@@ -132,56 +125,15 @@ class Platform:
 
         Raises RuntimeError while it is open on another loop, which runs or was not closed.
         """
-        loop = asyncio.get_running_loop()
-        if loop is self._loop and self._keeper is not None and not self._keeper.done():
-            return self
-        if self._loop is not None and self._loop is not loop:
-            _refuse_beside(self._loop, self._keeper)
-        if self._loop is not loop:
-            self._loop, self._opening, self._keeper = loop, asyncio.Lock(), None
-        assert self._opening is not None
-        async with self._opening:
-            if self._keeper is None or self._keeper.done():
-                await self._open()
+        await self._residence.open()
         return self
 
-    async def _open(self) -> None:
-        await self.parts.open()
-        ready = asyncio.get_running_loop().create_future()
-        self._keeper = asyncio.create_task(self._keep(ready), name="koo keeper")
-        await ready
-        BRIDGE.settle(asyncio.get_running_loop())
-
-    async def _keep(self, ready: asyncio.Future[None]) -> None:
-        """Hold everything open until the loop ends or `close` cancels this task."""
-        loop = asyncio.get_running_loop()
-        background = (
-            self.parts.store.ledger,
-            KeepTime(self.parts),
-            CheckServices(self.parts),
-            self.parts.sharing,
-        )
-        tasks = [asyncio.create_task(one.run(), name=f"koo {type(one).__name__}") for one in background]
-        ready.set_result(None)
-        try:
-            await loop.create_future()
-        finally:
-            BRIDGE.leave(loop)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self.parts.close()
-
     async def close(self) -> None:
-        """Close what is open: pending bookings are written, connections given back. It may be opened again."""
-        keeper, self._keeper = self._keeper, None
-        if keeper is None or keeper.done() or self._loop is not asyncio.get_running_loop():
-            return
-        # The end of `asyncio.run` has cancelled it already, perhaps: a second cancellation would cut into its closing.
-        if not keeper.cancelling():
-            await asyncio.sleep(0)
-            keeper.cancel()
-        await asyncio.gather(keeper, return_exceptions=True)
+        """Close what is open: pending bookings are written, connections given back. It may be opened again.
+
+        Raises RuntimeError where it is open on another loop that does not run now.
+        """
+        await self._residence.close()
 
     async def __aenter__(self) -> Platform:
         return await self.open()
@@ -192,10 +144,7 @@ class Platform:
     def forget_parent(self) -> None:
         """In a forked child: open anew at the next use. What the parent had open stays its own."""
         self._making = threading.Lock()
-        if self._loop is None:
-            return
-        _left_behind.append((self._loop, self._keeper, self._opening))
-        self._loop, self._keeper, self._opening = None, None, None
+        self._residence.forget_parent()
         if self._parts is not None:
             self._parts.forget_parent()
 
@@ -203,43 +152,34 @@ class Platform:
 
     async def query(self, query: Query) -> Answer:
         """Ask an AI service; see `Gateway.query`."""
-        if (home := self._elsewhere()) is not None:
+        if not self._residence.is_here() and (home := await self._enter()) is not None:
             return await carry(home, self.query(query))
-        await self._ready()
+        await self.parts.load_prices()
         return await self.parts.gateway.query(query)
 
     def stream(self, query: Query) -> AnswerStream:
         """Ask an AI service and stream its answer; nothing is sent before the first `anext`."""
         stream = self.parts.gateway.stream(query, before=self._ready)
-        home = self._elsewhere() if _running_loop() is not None else None
+        home = self._residence.elsewhere() if asyncio._get_running_loop() is not None else None
         return stream if home is None else CarriedStream(stream, home)
 
     async def query_many(self, queries: list[Query]) -> list[Answer | ExternalServiceError]:
         """Ask each as a place comes free at its service; an answer or an error for each, in the same order."""
-        if (home := self._elsewhere()) is not None:
+        if (home := await self._enter()) is not None:
             return await carry(home, self.query_many(queries))
-        await self._ready()
+        await self.parts.load_prices()
         return await self.parts.gateway.query_many(queries)
 
     async def _ready(self) -> None:
-        await self.open()
+        await self._residence.open()
         await self.parts.load_prices()
 
-    def _elsewhere(self) -> asyncio.AbstractEventLoop | None:
-        """The loop that a question has to be carried to; None: it is asked on the running one.
-
-        In a thread beside the main one a loop mostly lives for one call (`asyncio.run` in a worker of Flask or Celery),
-        and several at once. So koo does not open itself there, but on its loop in the background. A thread's loop that
-        lasts may have it all the same, by `await platform.open()`.
-        """
-        loop, own = asyncio.get_running_loop(), self._loop
-        if loop is own:
-            return None
-        if own is not None and own.is_running():
-            return own
-        if threading.current_thread() is threading.main_thread() or BRIDGE.is_own(loop):
-            return None
-        return BRIDGE.loop()
+    async def _enter(self) -> Loop | None:
+        """Open here, if koo is to live here; else the loop that the call has to cross to."""
+        home = None if self._residence.is_here() else self._residence.elsewhere()
+        if home is None:
+            await self._residence.open()
+        return home
 
     # ── operations of the user's own ──────────────────────────────────────────────────────────────────────────
 
@@ -280,11 +220,26 @@ class Platform:
 
         An operation that blocks runs only where the registration says `in_thread=True`; TypeError elsewhere.
         """
-        await self.open()
+        if not self._residence.is_here() and (home := await self._enter()) is not None:
+            guarded = self._execute_for(running_loop(), name, operation, args, kwargs)
+            return await carry(home, guarded)
         service, money = self.parts.find_operation(name)
         if money.needs_prices:
             await self.parts.load_prices(surely=True)
         return await execute(service, money, self.parts.budgets, operation, args, kwargs)
+
+    async def _execute_for(
+        self,
+        own: Loop,
+        name: str,
+        operation: Callable[..., Awaitable[T]],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> T:
+        """As `execute`, for a caller on another loop, where the operation runs."""
+        await self._residence.open()
+        service, money = await self._find_operation(name)
+        return await execute(service, money, self.parts.budgets, operation, args, kwargs, own)
 
     @overload
     def execute_stream(
@@ -309,15 +264,18 @@ class Platform:
         """
 
         async def find() -> Terms:
-            await self.open()
-            service, money = self.parts.find_operation(name)
-            if money.needs_prices:
-                await self.parts.load_prices(surely=True)
-            return Terms(service, money, self.parts.budgets)
+            await self._residence.open()
+            return Terms(*await self._find_operation(name), self.parts.budgets)
 
         stream: OperationStream[Any] = OperationStream(name, find, operation, args, kwargs, self.deadlines)
-        home = self._elsewhere() if _running_loop() is not None else None
+        home = self._residence.elsewhere() if asyncio._get_running_loop() is not None else None
         return stream if home is None else CarriedOperation(stream, home)
+
+    async def _find_operation(self, name: str) -> tuple[Service, OperationMoney]:
+        service, money = self.parts.find_operation(name)
+        if money.needs_prices:
+            await self.parts.load_prices(surely=True)
+        return service, money
 
     # ── looking: synchronous, no I/O, changes nothing ─────────────────────────────────────────────────────────
 
@@ -335,9 +293,8 @@ class Platform:
 
     async def system_health(self) -> SystemHealth:
         """Database and services; the database is probed, unless it was within the last two seconds."""
-        if (home := self._elsewhere()) is not None:
+        if (home := await self._enter()) is not None:
             return await carry(home, self.system_health())
-        await self.open()
         return system_view(
             await self.database.health_check(max_age_s=LOOK_AGE_MAX_S), self.services_health(), self._clock
         )
@@ -348,9 +305,8 @@ class Platform:
 
     async def check_services(self, name: str | None = None) -> dict[str, ServiceCheck]:
         """Ask services whether they are there and take the key: never billed. None asks all that are configured."""
-        if (home := self._elsewhere()) is not None:
+        if (home := await self._enter()) is not None:
             return await carry(home, self.check_services(name))
-        await self.open()
         ai_services = self.parts.ai_services
         if name is not None and name not in ai_services:
             raise unknown_service(name, list(ai_services))
@@ -372,10 +328,9 @@ class Platform:
         Without one it is the month that runs. `by`: any of "day", "service", "model" and "tag". Raises
         `InvalidRequest`, and `ServiceRefused` while the state store is away.
         """
-        if (home := self._elsewhere()) is not None:
+        if (home := await self._enter()) is not None:
             again = self.spend(days=days, first_day=first_day, last_day=last_day, month=month, by=by)
             return await carry(home, again)
-        await self.open()
         return await self.parts.spending.report(days, first_day, last_day, month, by)
 
     # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -418,7 +373,8 @@ class Platform:
         it. Raises `CallerMistake` for a process that left nothing or still reports, and `ServiceRefused` while the
         state store is away.
         """
-        await self.open()
+        if (home := await self._enter()) is not None:
+            return await carry(home, self.write_off(process, by=by, reason=reason))
         return await self.parts.spending.write_off(process, by, reason)
 
     def reset_database(self) -> bool:
@@ -428,8 +384,8 @@ class Platform:
 
     def _act(self, step: Callable[[], object]) -> None:
         """Run a step of the policies on the loop they belong to, and wait: another thread must not cut into one."""
-        loop = self._loop
-        if loop is None or not loop.is_running() or _running_loop() is loop:
+        loop = self._residence.loop
+        if loop is None or not loop.is_running() or asyncio._get_running_loop() is loop:
             step()
             return
         done = threading.Event()
@@ -442,29 +398,6 @@ class Platform:
 
         loop.call_soon_threadsafe(run)
         done.wait(5.0)
-
-
-def _after_fork() -> None:
-    for platform in list(_platforms):
-        platform.forget_parent()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _refuse_beside(loop: asyncio.AbstractEventLoop, keeper: asyncio.Task[None] | None) -> None:
-    """Raises RuntimeError while koo is open on that other loop: its connections cannot be used on two."""
-    if loop.is_running():
-        raise RuntimeError(f"koo is open on another event loop that is still running; {USE_RUN}")
-    if keeper is not None and not keeper.done() and not loop.is_closed():
-        raise RuntimeError(f"koo is open on another event loop that was not closed; close it, or {USE_RUN}")
 
 
 def _read_settings() -> PlatformOptions:

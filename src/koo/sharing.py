@@ -26,6 +26,7 @@ from koo.ai.service import Service
 from koo.clock import Clock
 from koo.errors import Kind
 from koo.events import CooldownBegan, Event, KeyBlocked, KeyUnblocked
+from koo.forks import leave_behind
 from koo.policies.breaker import Override
 from koo.policies.key_block import CHECK_S_MIN
 from koo.storage.base import Signal, SignalKind, Store, StoreUnavailable
@@ -116,14 +117,23 @@ class Sharing:
             if self._unpublished and self._unpublished[0] is signal:
                 self._unpublished.popleft()
 
+    def forget_parent(self) -> None:
+        """In a forked child: what is not published yet, the parent publishes."""
+        leave_behind(self._loop, self._publishing)
+        self._loop = self._publishing = None
+        self._unpublished.clear()
+
     # ── following ───────────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
         """Apply the signals of other processes until cancelled, beginning with those from before this one started."""
         self._loop = asyncio.get_running_loop()
-        async for signal in self._store.signals.follow(await self.catch_up()):
-            self._seen = signal.id
-            self._apply(signal, new=True)
+        try:
+            async for signal in self._store.signals.follow(await self.catch_up()):
+                self._seen = signal.id
+                self._apply(signal, new=True)
+        finally:
+            self._loop = None
 
     async def catch_up(self) -> int | None:
         """Apply earlier signals, in their order; returns the number of the last one."""

@@ -25,7 +25,8 @@ WAY = [
 ]
 STREAMED = [
     "src/koo/ai/stream.py __anext__",
-    "src/koo/ai/stream.py _begin",
+    "src/koo/ai/guarded_stream.py _begin",
+    "src/koo/ai/stream.py _open",  # what differs from an operation's stream
     "src/koo/ai/gateway.py start",
     "src/koo/ai/gateway.py _begin",
     "src/koo/guard.py begin",

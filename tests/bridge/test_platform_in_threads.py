@@ -186,10 +186,6 @@ def _loop_of_the_bridge() -> asyncio.AbstractEventLoop:
 def test_what_cannot_be_carried_is_refused_in_one_sentence_that_names_the_bridge(tmp_path: Path) -> None:
     with FakeAnthropic() as server:
         platform = Platform(options(tmp_path, server))
-        platform.register_service("mine")
-
-        async def operation() -> int:
-            return 1
 
         async def transaction() -> None:
             async with platform.database.session_scope():
@@ -198,9 +194,7 @@ def test_what_cannot_be_carried_is_refused_in_one_sentence_that_names_the_bridge
         async def main() -> None:
             async with platform:
                 await transaction()
-                attempts: list[Callable[[], Coroutine[Any, Any, Any]]] = [
-                    transaction, platform.open, lambda: platform.execute("mine", operation),
-                ]  # fmt: skip
+                attempts: list[Callable[[], Coroutine[Any, Any, Any]]] = [transaction, platform.open]
                 for attempt in attempts:
                     said = await asyncio.to_thread(_refusal, attempt)
                     assert "another event loop" in said and "koo.run(" in said and "\n" not in said
@@ -214,15 +208,13 @@ def _refusal(attempt: Callable[[], Coroutine[Any, Any, Any]]) -> str:
     return str(caught.value)
 
 
-def test_two_kept_loops_by_turns_are_told_of_the_bridge_and_the_first_goes_on(tmp_path: Path) -> None:
+def test_two_kept_loops_by_turns_are_told_the_line_to_write_and_the_first_goes_on(tmp_path: Path) -> None:
     with FakeAnthropic() as server:
         platform = Platform(options(tmp_path, server))
         first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
         try:
             assert first.run_until_complete(platform.query(QUESTION)).text
-            with pytest.raises(
-                RuntimeError, match=r"open on another event loop that was not closed.*koo\.run\("
-            ):
+            with pytest.raises(RuntimeError, match=r"not closed.* write `await platform\.close\(\)`"):
                 second.run_until_complete(platform.query(QUESTION))
             assert first.run_until_complete(platform.query(QUESTION)).text
             first.run_until_complete(platform.close())

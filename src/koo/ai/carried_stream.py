@@ -10,7 +10,7 @@ from koo.ai.opened import Opened
 from koo.ai.operation_stream import OperationStream
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Chunk
-from koo.bridge import carry
+from koo.crossing import carry
 
 T = TypeVar("T")
 R = TypeVar("R")

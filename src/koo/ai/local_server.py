@@ -26,6 +26,7 @@ from pathlib import Path
 
 from koo.ai import local_llama
 from koo.ai.local_llama import SOCKET_NAME, Setup
+from koo.forks import forget_in_child
 
 SOCKET_PATH_BYTES_MAX = 100
 """The kernel's bound is 107 on Linux and 103 on macOS."""
@@ -230,9 +231,10 @@ class ModelServers:
         if not self._hooked:
             self._hooked = True
             atexit.register(self.stop, for_good=True)
-            os.register_at_fork(after_in_child=self._forget)
+            forget_in_child(self)
 
-    def _forget(self) -> None:
+    def forget_parent(self) -> None:
+        """In a forked child: the models' processes are the parent's to end."""
         self._lock = threading.Lock()
         servers, self._servers = self._servers, {}
         for server in servers.values():

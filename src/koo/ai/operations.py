@@ -18,6 +18,7 @@ from koo.ai.hidden_repeats import warn_of_repeats
 from koo.ai.operation_money import OperationMoney
 from koo.ai.service import Service
 from koo.ai.stream_source import describe, discard, is_stream, is_unstarted
+from koo.crossing import Loop, come_back
 
 T = TypeVar("T")
 log = logging.getLogger("koo")
@@ -30,8 +31,9 @@ async def execute(
     operation: Callable[..., Awaitable[T]],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    own: Loop | None = None,
 ) -> T:
-    """Run `operation(*args, **kwargs)` under the guard of `service`.
+    """Run `operation(*args, **kwargs)` under the guard of `service`; `own` is the caller's loop, where it is another.
 
     Raises SDK and transport errors as `ExternalServiceError`, refusals of ours, everything else unchanged.
     TypeError where `operation` cannot be awaited, or what it gives is read over time: that is closed.
@@ -63,7 +65,9 @@ async def execute(
             charge.answered(result)
         return result
 
-    return await guard.call(run, charge=charge)
+    # What runs in a thread needs no loop of its caller's, and counts itself on koo's.
+    attempt = run if own is None or threads is not None else come_back(run, own)
+    return await guard.call(attempt, charge=charge)
 
 
 def check_operation(operation: object) -> None:

@@ -325,6 +325,14 @@ class Service:
         for resource in guard.pacer.resources:
             _size(guard.pacer, resource, usage, is_most=False)
 
+    def forget_parent(self) -> None:
+        """In a forked child: the calls that run or wait are the parent's, and never end here."""
+        self.gates.bulkhead.forget()
+        self.gates.limit_queue.forget()
+        for guard in self.guards:
+            guard.breaker.forget_running()
+            guard.pacer.line.forget()
+
     def forget_used(self, *, stored: bool = False) -> None:
         """An operator resets the limits: nothing was used. Money is never forgotten.
 

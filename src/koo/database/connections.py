@@ -32,6 +32,7 @@ class Connections:
     """One engine on one loop. Made without I/O; `close` ends what it began.
 
     `writers` is SQLite's line of writers, or None. `has_keeper` is True once the task runs that will close this.
+    `is_abandoned`: the database is used on another loop since.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Connections:
         self.writers: WriterLine | None = None
         if url.get_backend_name() == "sqlite":
             self.writers = WriterLine(deadlines, metrics, options.pool_timeout_s, monotonic, draw)
-        self.draining = False
+        self.draining = self.is_abandoned = False
         self.has_keeper = False
         self.wakes_at = NEVER
         self._timer: asyncio.TimerHandle | None = None
@@ -144,8 +145,9 @@ class Connections:
     async def close(self) -> None:
         """Refuse the waiting, let running scopes end within the cleanup time, then cut off what is left, and close."""
         self.draining = True
-        self.pool_queue.wake_all()
-        await self.pool_queue.drain(self.options.cleanup_timeout_s)
+        if not self.is_abandoned:  # else those that wait belong to the loop that came after this one
+            self.pool_queue.wake_all()
+            await self.pool_queue.drain(self.options.cleanup_timeout_s)
         self.records.abort_all(occupied_only=True)
         timer = self.loop.call_later(self.options.cleanup_timeout_s, self.records.abort_all)
         try:

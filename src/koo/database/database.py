@@ -16,12 +16,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context
 from typing import Any, Concatenate, Generic, TypeVar, cast
 
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from koo.bridge import BRIDGE
 from koo.clock import SYSTEM_CLOCK, Clock
+from koo.crossing import carry, running_loop
 from koo.database.connections import Connections
 from koo.database.drivers.loading import read_url
 from koo.database.engine_args import read_engine_args
@@ -32,9 +35,10 @@ from koo.database.scope import S_co, SessionScope
 from koo.database.session import guarded
 from koo.database.sqlite import Mode, SqliteFile
 from koo.database.transactions import Transactions, check_function
-from koo.deadlines import Deadlines, WrongLoop
+from koo.deadlines import TWO_LOOPS, Deadlines, WrongLoop
 from koo.errors import ConfigurationError, DatabaseUnavailable, Kind
 from koo.events import Event
+from koo.forks import forget_in_child, leave_behind
 from koo.gates import DATABASES, Gates
 from koo.guard import Guard
 from koo.monitoring.pool import PoolMetrics
@@ -49,9 +53,6 @@ T = TypeVar("T")
 QUEUE_MAX = 10_000
 ATTEMPT_SHARE = 0.98
 ISOLATIONS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
-
-_left_behind: list[object] = []
-"""What belongs to a parent process, and must not be collected here."""
 
 
 class Database(Generic[S_co]):
@@ -93,6 +94,7 @@ class Database(Generic[S_co]):
             )
         self._file = SqliteFile(self._url) if self._url.get_backend_name() == "sqlite" else None
         self._deadlines = deadlines or Deadlines()
+        self._is_alone = deadlines is None
         self.pool_queue = PoolQueue(options.pool_size + options.max_overflow)
         self.metrics = PoolMetrics(clock.monotonic())
         gates = Gates(
@@ -181,23 +183,23 @@ class Database(Generic[S_co]):
 
     def _open(self) -> Connections:
         """The connections of the running loop. Raises `WrongLoop` on a second loop while the first still runs."""
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         here = self.connections
         if here is not None and here.loop is loop:
             here.refuse_if_draining()
             return here
-        if here is not None and here.loop.is_running():
-            raise WrongLoop(
-                "this Database is open on another event loop, which is still running: connections belong to the loop"
-                " that opened them, so use one Database for each loop, or hand it the coroutine: koo.run(...)"
-            )
+        # The platform that this database is a part of may be open where the database is not yet.
+        for other in (here.loop if here is not None else None, self._deadlines.loop):
+            if other is not None and other is not loop and other.is_running():
+                raise WrongLoop(TWO_LOOPS)
         return self._open_on(loop)
 
     def forget_parent(self) -> None:
         """In a forked child, where the connections are the parent's: closing them here would close them there."""
-        _left_behind.append((self.connections, self._keeper))
-        self.connections = self._keeper = None
+        leave_behind(self.connections, self._probe, self._keeper)
+        self.connections = self._probe = self._keeper = None
         self.pool_queue.forget()
+        self.guard.breaker.forget_running()
 
     def _open_on(self, loop: asyncio.AbstractEventLoop) -> Connections:
         try:
@@ -206,9 +208,7 @@ class Database(Generic[S_co]):
             raise DatabaseUnavailable(
                 SERVICE, f"the folder of the file cannot be made: {error.strerror}", kind=Kind.NOT_FOUND
             ) from error
-        if self.connections is not None:
-            self.connections.records.abort_all()
-        self.pool_queue.forget()
+        self._abandon()
         temporary = self._file is not None and self._file.temporary
         self.connections = Connections(
             url,
@@ -236,8 +236,22 @@ class Database(Generic[S_co]):
             on_look=self._note_look,
             tick=self.tick,
         )
-        self._keeper = loop.create_task(self._keep(self.connections, self._probe), name="koo ProbeDatabase")
+        # Not in the caller's context, whose deadline would hold for every probe.
+        keep = self._keep(self.connections, self._probe)
+        self._keeper = loop.create_task(keep, name="koo ProbeDatabase", context=Context())
+        forget_in_child(self)
+        BRIDGE.settle(self, loop)
         return self.connections
+
+    def _abandon(self) -> None:
+        """Another loop begins, while the one before stands still or was closed: its scopes lose their connections."""
+        before, keeper = self.connections, self._keeper
+        if before is not None:
+            before.records.abort_all()
+            before.is_abandoned = True
+            if keeper is not None and not before.loop.is_closed():
+                before.loop.call_soon_threadsafe(keeper.cancel)  # should it ever run again
+        self.pool_queue.forget()
 
     async def _keep(self, connections: Connections, probe: ProbeDatabase) -> None:
         """Probe until the loop ends or `close` is called, then close everything of this loop."""
@@ -249,12 +263,26 @@ class Database(Generic[S_co]):
             await connections.close()
             if self.connections is connections:
                 self.connections = self._probe = None
+                BRIDGE.leave(self)
+                if self._is_alone:
+                    self._deadlines.unbind(connections.loop)
 
     async def close(self) -> None:
-        """Let running scopes end (within the cleanup time), then close all connections. It may be used again."""
-        keeper, self._keeper = self._keeper, None
-        if keeper is None or keeper.done() or keeper.get_loop() is not asyncio.get_running_loop():
+        """Let running scopes end (within the cleanup time), then close all connections. It may be used again.
+
+        From another loop too; where the one it is open on stands still, it closes when that runs again.
+        """
+        keeper = self._keeper
+        if keeper is None or keeper.done():
             return
+        home = keeper.get_loop()
+        if home is not asyncio.get_running_loop():
+            if home.is_running():
+                await carry(home, self.close())
+            elif not home.is_closed():
+                home.call_soon_threadsafe(keeper.cancel)
+            return
+        self._keeper = None
         # The end of `asyncio.run` has cancelled it already, perhaps: a second cancellation would cut into its closing.
         if not keeper.cancelling():
             await asyncio.sleep(0)  # a task that never began would be cancelled before its `finally`
@@ -303,6 +331,9 @@ class Database(Generic[S_co]):
 
         Calls made while a probe runs share its look; `max_age_s`: a look that is younger will do as well.
         """
+        home = BRIDGE.elsewhere(self._deadlines.loop if self.connections is None else self.connections.loop)
+        if home is not None:
+            return await carry(home, self.health_check(max_age_s=max_age_s))
         try:
             self._open()
         except DatabaseUnavailable as error:

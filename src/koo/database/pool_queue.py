@@ -72,8 +72,7 @@ class PoolQueue(Bulkhead):
 
     def forget(self) -> None:
         """Another event loop begins: the waiters and holders belong to one that has ended."""
-        self.used = 0
-        self.line.clear()
+        super().forget()
         self.holders.clear()
 
     def is_saturated(self, now: float) -> bool:

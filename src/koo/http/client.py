@@ -25,6 +25,7 @@ from weakref import WeakSet
 
 import aiohttp
 
+from koo.forks import forget_in_child, leave_behind
 from koo.http.connector import (
     AnswerTooLarge,
     Connector,
@@ -57,10 +58,6 @@ READ_OUT_S_MAX = 0.2
 """A well-behaved server ends its answer together with the last event; a new connection would cost about this."""
 BROKEN = (aiohttp.ClientError, OSError, RuntimeError)
 """What reading raises. RuntimeError: aiohttp's word for waiting on a connection that was closed here a moment ago."""
-
-
-_left_behind: list[object] = []
-"""What belongs to a parent process: collected here it would be closed, and taken out of the parent's selector."""
 
 
 class ClosedHere(TransportError):
@@ -207,11 +204,9 @@ class HttpClient:
 
     def forget_parent(self) -> None:
         """In a forked child, where the connections are the parent's, and its loop's: they are left alone."""
-        _left_behind.append((self._session, self._replies, self._prepared))
+        leave_behind(self._session, self._replies, self._prepared)
         self._session, self._loop, self._prepared = None, None, {}
         self._replies = WeakSet()
-        for other in self._others.values():
-            other.forget_parent()
 
     async def _send(
         self, method: str, url: str, headers: Mapping[str, str] | None, body: bytes | None
@@ -260,10 +255,11 @@ class HttpClient:
         loop = get_running_loop()
         if self._loop is not None and not self._loop.is_closed():
             raise RuntimeError(
-                "this HttpClient is used on another event loop: close it there, or make one for each"
+                "koo's connections are in use on another event loop: write `await platform.close()` where that ends"
             )
         # Nothing is awaited before both are set, so that two first callers cannot both make a session.
         left, self._loop, self._session = self._session, loop, self._make_session()
+        forget_in_child(self)
         self._prepared = {}
         if left is not None:
             # Its loop ended before anybody closed it. Its sockets are closed when they are collected.

@@ -445,10 +445,9 @@ class Breaker:
         options = self.options
         # The exponent is bounded before the power: an overflow here would be an error in the middle of an outage.
         backoff_s = min(options.recovery_s * 2.0 ** min(self.streak, 30), options.open_s_max)
-        guess_s = max(backoff_s, options.recovery_s) * (1.0 + OPEN_JITTER * draw())
+        self._guess_s = max(backoff_s, options.recovery_s) * (1.0 + OPEN_JITTER * draw())
         self.opened_at = now
-        self._guess_s = guess_s
-        self.open_for_s = max(guess_s, min(hint_s, HINT_S_MAX))
+        self.open_for_s = max(self._guess_s, min(hint_s, HINT_S_MAX))
         self.reason = reason
         self.trips += 1
         self._enter(trigger)
@@ -482,6 +481,10 @@ class Breaker:
         self.ok = self.inconclusive = 0
         self._idle_since = idle_since
 
+    def forget_running(self) -> None:
+        """In a forked child: what runs is the parent's. It never ends here, and would be counted as hanging."""
+        self._newest, self._older, self.leases = None, {}, []
+
     # ── the operator ──────────────────────────────────────────────────────────────────────────────────────────
 
     def set_override(self, override: Override) -> None:
@@ -493,6 +496,5 @@ class Breaker:
 
     def reset(self, now: float) -> None:
         """An operator says that it is well: closed, without override, all memory of failures gone."""
-        self.override = NONE
-        self.streak = 0
+        self.override, self.streak = NONE, 0
         self._close(Trigger.RESET, now)

@@ -64,6 +64,11 @@ class Bulkhead:
         elif waiter in self.line:
             self.line.remove(waiter)
 
+    def forget(self) -> None:
+        """Those that have a slot or wait for one are gone for good: with their process, or with their loop."""
+        self.used = 0
+        self.line.clear()
+
     # ── the ramp ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def narrow(self, few: int, now: float) -> None:

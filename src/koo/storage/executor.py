@@ -24,7 +24,7 @@ log = logging.getLogger("koo")
 
 T = TypeVar("T")
 
-IN_USE = "the state store is in use on another event loop: close it there first, or make a second SqlStore"
+IN_USE = "koo's state store is in use on another event loop: write `await platform.close()` where its work there ends"
 _left_behind: list[Worker] = []
 """Workers of a parent process: closing their connections here would close the parent's."""
 

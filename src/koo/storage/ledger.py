@@ -16,12 +16,12 @@ import logging
 import os
 import secrets
 import socket
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from koo.clock import Clock
+from koo.forks import forget_in_child
 from koo.policies.money import from_pico, to_pico
 from koo.policies.purse import Budget, Hold, Refusal, Waiter
 from koo.policies.purses import PATIENCE, Purses
@@ -91,6 +91,7 @@ class Ledger:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
+        self._has_left = False  # its loop, which may go on
         self._runs = 0
         self._helper: asyncio.Task[None] | None = None
         self._refused = 0
@@ -106,7 +107,7 @@ class Ledger:
             now=clock.monotonic(),
             ring=self._ring,
         )
-        _ledgers.add(self)
+        forget_in_child(self)
 
     # ── budgets ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -304,12 +305,13 @@ class Ledger:
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            if self._loop is not None and self._loop.is_running():
+            if self._loop is not None and self._loop.is_running() and not self._has_left:
                 raise RuntimeError(IN_USE)
             self._loop, self._runs, self._helper = loop, 0, None
             self._wake, self._one_at_a_time = asyncio.Event(), asyncio.Lock()
             self._wake.set()
             self.purses.waiting.clear()  # A caller on a loop that has ended cannot be told.
+        self._has_left = False
 
     async def _try_to_beat(self) -> None:
         try:
@@ -415,6 +417,10 @@ class Ledger:
                 return
             await self.beat(is_last=True)
 
+    def leave(self) -> None:
+        """The store is closed: another loop may have it, though this one goes on."""
+        self._has_left = True
+
     def store_changed(self, trouble: str | None) -> None:
         """The store was lost, or found again."""
         if trouble is None:
@@ -447,15 +453,3 @@ class Ledger:
         for key, purse in self.purses.purses.items():
             self._disown(key, purse.totals())
         self.purses.empty()
-
-
-_ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    ledgers: Iterable[Ledger] = list(_ledgers)
-    for ledger in ledgers:
-        ledger.forget_parent()
-
-
-os.register_at_fork(after_in_child=_after_fork)

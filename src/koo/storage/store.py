@@ -103,6 +103,7 @@ class SqlStore:
             )
         finally:
             await self.executor.stop()
+            self.ledger.leave()
 
     async def __aenter__(self) -> SqlStore:
         await self.open()

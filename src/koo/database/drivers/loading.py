@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from urllib.parse import unquote
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from koo.database.drivers.base import Driver
-from koo.database_urls import check_host, check_place
 from koo.errors import ConfigurationError
 
 DRIVERS = ("psycopg", "asyncpg", "aiosqlite")
@@ -43,27 +41,15 @@ def load_driver(name: str) -> Driver:
     raise KeyError(name)
 
 
-def _parsed(given: str | URL) -> URL | None:
-    """None for what is no URL. SQLAlchemy's own errors repeat it, with the password, so none of them goes on."""
-    with suppress(ArgumentError, ValueError):
-        return make_url(given)
-    return None
-
-
 def read_url(given: str | URL) -> URL:
     """The URL with its driver named. Raises `ConfigurationError`, without repeating a password."""
     try:
-        if isinstance(given, str) and not given.startswith("sqlite"):
-            check_place(given.partition("://")[2])
-        url = _parsed(given)
-        if url is not None:
-            check_host(url.host, url.port)
-    except ValueError as error:
-        raise ConfigurationError("", f"DATABASE_URL cannot be right: {error}") from None
-    if url is None:
+        url = make_url(given)
+    except ArgumentError:
+        # Not its own words: they repeat the URL, with the password.
         raise ConfigurationError(
             "", "DATABASE_URL cannot be read; it looks like driver://user:password@host/name"
-        )
+        ) from None
     if LEAVES_QUOTED and isinstance(given, str) and url.database is not None:
         url = url.set(database=unquote(url.database))
     if url.password == "***":

@@ -1,0 +1,169 @@
+"""Residence: the one event loop that koo is open on, and the keeper that holds it open there.
+
+    nowhere → opening → open → closing → nowhere
+
+The first call that needs the running loop opens koo on it. The keeper is a task: opening happens in it, then it waits,
+and its `finally` closes everything, whatever ended it: `close`, an opening that failed halfway, or `asyncio.run`, which
+cancels all tasks at its end. So what was begun has one place that ends it, and nothing is left behind.
+
+Connections belong to the loop that opened them. While the first loop runs, in another thread, calls of a second one
+cross to it (`elsewhere`). While it stands still (a fixture's loop during a test, two loops that run by turns) nobody
+can close what it has; so koo is not opened a second time, and the error says what to write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextvars import Context
+
+from koo.bridge import BRIDGE
+from koo.composition import Parts
+from koo.crossing import NO_LOOP, carry, running_loop
+from koo.forks import leave_behind
+from koo.upkeep import CheckServices, KeepTime
+
+STANDS_STILL = (
+    "koo is open on another event loop that was not closed and does not run now: write `await platform.close()` where "
+    "its work there ends (in a fixture, before the `yield`), and it opens itself again where it is used; or let both "
+    'share one loop (pytest-asyncio: loop_scope="session" at fixtures and tests)'
+)
+RUNS_ELSEWHERE = (
+    "koo is open on another event loop that is still running, and calls cross to it by themselves: open it here first, "
+    "before anything else uses it, or close it there: koo.run(platform.close())"
+)
+
+
+class Keeper:
+    """The task that opens koo on one loop, holds it open and closes it. `error`: why opening failed."""
+
+    def __init__(self, parts: Parts, residence: Residence, loop: asyncio.AbstractEventLoop) -> None:
+        self.opened = loop.create_future()
+        self.closing = False
+        self.error: Exception | None = None
+        self._parts = parts
+        self._residence = residence
+        # Not in the caller's context: its deadline would hold for all background work, and its tracing span never end.
+        self.task = loop.create_task(self._run(), name="koo keeper", context=Context())
+        self.task.add_done_callback(lambda _: residence.leave(self))
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        tasks: list[asyncio.Task[None]] = []
+        parts = self._parts
+        try:
+            # First: it refuses while the platform's database is in use on another loop, and koo would be on two.
+            parts.deadlines.bind(loop)
+            await parts.open()
+            for one in (parts.store.ledger, KeepTime(parts), CheckServices(parts), parts.sharing):
+                tasks.append(loop.create_task(one.run(), name=f"koo {type(one).__name__}"))  # noqa: PERF401
+            self._residence.settle(loop)
+            self.opened.set_result(None)
+            await loop.create_future()
+        except Exception as error:  # noqa: BLE001 - the caller that wanted it open raises it
+            self.error = error
+        finally:
+            self._begin_to_close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await parts.close()
+            parts.deadlines.unbind(loop)
+
+    def cancel(self) -> None:
+        """Close, once: the end of `asyncio.run` may have begun it, and a second cancellation would cut into it."""
+        if not self.task.cancelling():
+            self._begin_to_close()
+            self.task.cancel()
+
+    def _begin_to_close(self) -> None:
+        self.closing = True  # from now on calls wait until it is closed, and then open anew
+        self._residence.begin_to_leave(self.task.get_loop())
+
+    async def changes(self) -> None:
+        """Wait until it has opened, or has ended; what closes is waited for to its end."""
+        until = [self.task] if self.closing else [self.task, self.opened]
+        await asyncio.wait(until, return_when=asyncio.FIRST_COMPLETED)
+
+
+class Residence:
+    """Where one platform lives. `parts` makes what is opened, without I/O, or raises `ConfigurationError`."""
+
+    def __init__(self, parts: Callable[[], Parts]) -> None:
+        self._parts = parts
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._keeper: Keeper | None = None
+        self._is_open = False
+
+    # ── where ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def is_here(self) -> bool:
+        """Is it open on the running loop? Raises RuntimeError where no asyncio loop runs."""
+        try:
+            return self._is_open and asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            raise RuntimeError(NO_LOOP) from None
+
+    def elsewhere(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that a call has to cross to; None: it is opened on the running one. See `Bridge.elsewhere`."""
+        return BRIDGE.elsewhere(self.loop)
+
+    # ── opening and closing ───────────────────────────────────────────────────────────────────────────────────
+
+    async def open(self) -> None:
+        """Open on the running loop. Raises RuntimeError while it is open on another one, and why opening failed."""
+        while not self.is_here():
+            keeper, is_ours = self._keeper_here()
+            await keeper.changes()
+            if is_ours and keeper.error is not None:
+                raise keeper.error
+
+    def _keeper_here(self) -> tuple[Keeper, bool]:
+        """The running loop's keeper, and whether it was made now. Callers that find one wait, and then try again."""
+        loop = running_loop()
+        if self._keeper is not None and self.loop is not None and not self.loop.is_closed():
+            if self.loop is loop:
+                return self._keeper, False
+            raise RuntimeError(RUNS_ELSEWHERE if self.loop.is_running() else STANDS_STILL)
+        parts = self._parts()
+        self.loop, self._is_open = loop, False
+        self._keeper = Keeper(parts, self, loop)
+        return self._keeper, True
+
+    async def close(self) -> None:
+        """Close what is open; from another loop too, while the one it is open on runs. Else raises RuntimeError."""
+        keeper, home = self._keeper, self.loop
+        if keeper is None or home is None or home.is_closed():
+            return
+        if home is running_loop():
+            keeper.cancel()
+            await asyncio.wait([keeper.task])
+        elif home.is_running():
+            await carry(home, self.close())
+        else:
+            raise RuntimeError(STANDS_STILL)
+
+    # ── for the keeper ────────────────────────────────────────────────────────────────────────────────────────
+
+    def settle(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Everything is open on this loop."""
+        if self.loop is loop:
+            self._is_open = True
+            BRIDGE.settle(self, loop, lasts=True)
+
+    def begin_to_leave(self, loop: asyncio.AbstractEventLoop) -> None:
+        """It is being closed there."""
+        if self.loop is loop:
+            self._is_open = False
+            BRIDGE.leave(self)
+
+    def leave(self, keeper: Keeper) -> None:
+        """It is closed."""
+        if self._keeper is keeper:
+            self._keeper = self.loop = None
+
+    def forget_parent(self) -> None:
+        """In a forked child: it lives nowhere yet."""
+        leave_behind(self.loop, self._keeper)
+        self._keeper = self.loop = None
+        self._is_open = False

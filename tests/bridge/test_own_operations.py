@@ -1,0 +1,359 @@
+"""Own operations asked on another loop than koo's: they run where their client is, and only their guard crosses."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+import koo
+from koo import Platform
+from koo.crossing import OVER
+from koo.deadlines import ends_at
+from koo.errors import CallerMistake, CircuitOpen, Kind
+from koo.options import NEVER
+from tests.ai.worlds import until
+from tests.bridge.test_platform_in_threads import closed
+from tests.platform.test_platform import options
+
+tag: ContextVar[str] = ContextVar("tag", default="none")
+
+
+def made(home: Path, **registered: Any) -> Platform:
+    """A platform with one operation, "mine"."""
+    platform = Platform(options(home))
+    platform.register_service("mine", **registered)
+    return platform
+
+
+def beside(platform: Platform, work: Callable[[], Any]) -> Any:
+    """What `work` returns in a thread of its own, while koo is open on a loop that runs in this one."""
+
+    async def main() -> Any:
+        async with platform:
+            return await asyncio.to_thread(work)
+
+    return asyncio.run(main())
+
+
+class Client:
+    """Like an SDK's: it belongs to the loop on which it was made."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.asked = 0
+
+    async def ask(self, *failures: Exception) -> str:
+        assert asyncio.get_running_loop() is self.loop
+        self.asked += 1
+        await asyncio.sleep(0)
+        if self.asked <= len(failures):
+            raise failures[self.asked - 1]
+        return f"answer {self.asked}"
+
+
+# ── where it runs ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_it_runs_on_its_callers_loop_and_is_counted_by_the_one_koo(tmp_path: Path) -> None:
+    platform = made(tmp_path)
+
+    async def call() -> str:
+        return await platform.execute("mine", Client().ask)
+
+    assert beside(platform, lambda: [asyncio.run(call()) for _ in range(3)]) == ["answer 1"] * 3
+    assert platform.service_health("mine")["metrics"]["total_requests"] == 3
+
+
+def test_threads_with_a_loop_for_each_call_share_one_koo_in_the_background(tmp_path: Path) -> None:
+    platform = made(tmp_path)
+
+    async def call() -> str:
+        return await platform.execute("mine", Client().ask)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: asyncio.run(call()), range(12))) == ["answer 1"] * 12
+    assert koo.run(platform.execute("mine", lambda: asyncio.sleep(0, "bridged"))) == "bridged"
+    assert platform.service_health("mine")["metrics"]["total_requests"] == 13
+    closed(platform)
+
+
+def test_each_attempt_comes_back_to_the_callers_loop(tmp_path: Path) -> None:
+    platform = made(tmp_path, idempotent=True, retry_base_delay=0.001)
+
+    async def call() -> tuple[str, int]:
+        client = Client()
+        answer = await platform.execute("mine", client.ask, ConnectionError("one"), ConnectionError("two"))
+        return answer, client.asked
+
+    assert beside(platform, lambda: asyncio.run(call())) == ("answer 3", 3)
+
+
+def test_an_open_breaker_of_koos_refuses_on_every_loop(tmp_path: Path) -> None:
+    platform = made(tmp_path, failure_threshold=2, max_retries=0)
+
+    async def call(expected: type[Exception]) -> int:
+        client = Client()
+        with pytest.raises(expected):
+            await platform.execute("mine", client.ask, ConnectionError("down"))
+        return client.asked
+
+    def work() -> list[int]:
+        return [asyncio.run(call(one)) for one in (ConnectionError, ConnectionError, CircuitOpen)]
+
+    assert beside(platform, work) == [1, 1, 0]
+
+
+# ── what crosses ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("mine"), KeyError("k"), SystemExit(3), asyncio.CancelledError("own")]
+)
+def test_what_it_raises_arrives_as_it_is_and_ends_no_loop_of_koos(
+    tmp_path: Path, error: BaseException
+) -> None:
+    platform = made(tmp_path)
+
+    async def fails() -> None:
+        raise error
+
+    async def call() -> BaseException:
+        with pytest.raises(type(error)) as caught:
+            await platform.execute("mine", fails)
+        return caught.value
+
+    def work() -> str:
+        assert _outcome(call) is error
+        return asyncio.run(platform.execute("mine", _answer))
+
+    assert beside(platform, work) == "still there"
+    assert platform.service_health("mine")["health"]["circuit_breaker_state"] == "closed"
+
+
+async def _answer() -> str:
+    return "still there"
+
+
+def _outcome(call: Callable[[], Any]) -> BaseException:
+    try:
+        seen: BaseException = asyncio.run(call())
+    except SystemExit as error:  # asyncio lets it end the loop of the task that raised it: the caller's own
+        return error
+    return seen
+
+
+def test_context_goes_along_both_ways_with_the_nearest_deadline(tmp_path: Path) -> None:
+    platform = made(tmp_path, timeout_s=50)
+
+    async def look() -> tuple[str, float]:
+        seen = tag.get()
+        tag.set("inside")
+        return seen, ends_at.get() - asyncio.get_running_loop().time()
+
+    async def call() -> None:
+        tag.set("caller")
+        seen, left_s = await platform.execute("mine", look)
+        assert seen == "caller" and 20 < left_s <= 50
+        async with koo.deadline(20):
+            seen, left_s = await platform.execute("mine", look)
+        assert left_s <= 20 and tag.get() == "caller" and ends_at.get() == NEVER
+
+    beside(platform, lambda: asyncio.run(call()))
+
+
+def test_its_deadline_ends_it_on_its_own_loop_before_the_caller_is_told(tmp_path: Path) -> None:
+    platform = made(tmp_path, timeout_s=0.05)
+    ended: list[asyncio.AbstractEventLoop] = []
+
+    async def hangs() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.sleep(0)
+            ended.append(asyncio.get_running_loop())
+
+    async def call() -> None:
+        with pytest.raises(TimeoutError) as caught:
+            await platform.execute("mine", hangs)
+        assert getattr(caught.value, "kind", None) is Kind.TIMEOUT
+        assert ended == [asyncio.get_running_loop()]
+
+    beside(platform, lambda: asyncio.run(call()))
+    assert platform.service_health("mine")["health"]["failure_count"] == 1
+
+
+def test_a_cancelled_caller_waits_for_its_end_and_is_nobodys_failure(tmp_path: Path) -> None:
+    platform = made(tmp_path)
+    ended: list[str] = []
+
+    async def call() -> None:
+        begun = asyncio.Event()
+
+        async def hangs() -> None:
+            begun.set()
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                await asyncio.sleep(0)
+                ended.append("operation")
+
+        task = asyncio.create_task(platform.execute("mine", hangs))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        ended.append("caller")
+
+    def work() -> int:
+        asyncio.run(call())
+        return platform.services["mine"].default_guard.breaker.running
+
+    assert beside(platform, work) == 0
+    assert ended == ["operation", "caller"]
+    assert platform.service_health("mine")["health"]["failure_count"] == 0
+
+
+def test_a_callers_loop_that_ends_first_leaves_no_permit_behind(tmp_path: Path) -> None:
+    platform = made(tmp_path)
+    hung: list[asyncio.Task[None]] = []
+
+    async def call() -> None:
+        begun = asyncio.Event()
+
+        async def hangs() -> None:
+            begun.set()
+            await asyncio.get_running_loop().create_future()
+
+        hung.append(asyncio.create_task(platform.execute("mine", hangs)))
+        await begun.wait()  # and `asyncio.run` cancels what is left
+
+    async def main() -> None:
+        async with platform:
+            await asyncio.to_thread(lambda: asyncio.run(call()))
+            await until(lambda: platform.services["mine"].default_guard.breaker.running == 0)
+
+    asyncio.run(main())
+    assert hung[0].cancelled() and platform.service_health("mine")["health"]["failure_count"] == 0
+
+
+def test_koos_loop_that_ends_first_is_one_sentence(tmp_path: Path) -> None:
+    platform, begun, said = made(tmp_path), threading.Event(), list[str]()
+
+    async def hangs() -> None:
+        begun.set()
+        await asyncio.get_running_loop().create_future()
+
+    def call() -> None:
+        with pytest.raises(RuntimeError) as caught:
+            asyncio.run(platform.execute("mine", hangs))
+        said.append(str(caught.value))
+
+    async def main() -> threading.Thread:
+        await platform.open()
+        thread = threading.Thread(target=call)
+        thread.start()
+        await asyncio.to_thread(begun.wait)
+        return thread  # the loop ends here, and closes koo
+
+    asyncio.run(main()).join(20)
+    assert said == [OVER]
+
+
+def test_money_may_be_written_off_and_koo_closed_from_a_second_loop(tmp_path: Path) -> None:
+    platform = made(tmp_path)
+
+    async def write_off() -> None:
+        with pytest.raises(CallerMistake):
+            await platform.write_off("nobody", by="me")
+
+    async def main() -> set[str]:
+        await platform.open()
+        await asyncio.to_thread(lambda: asyncio.run(write_off()))
+        await asyncio.to_thread(lambda: asyncio.run(platform.close()))
+        return {task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+    assert {name for name in asyncio.run(main()) if name.startswith("koo ")} <= {"koo call"}
+
+
+# ── the database ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def transaction(platform: Platform) -> Any:
+    async with platform.database.session_scope() as session:
+        return await session.scalar(text("SELECT 42"))
+
+
+def test_a_session_on_a_second_loop_is_refused_with_a_line_that_works(tmp_path: Path) -> None:
+    platform = made(tmp_path)
+
+    async def call() -> Any:
+        with pytest.raises(RuntimeError, match=r"await asyncio\.to_thread\(koo\.run, coroutine\)"):
+            await transaction(platform)
+        return await asyncio.to_thread(koo.run, transaction(platform))
+
+    async def main() -> Any:
+        async with platform:
+            assert await transaction(platform) == 42
+            return await asyncio.to_thread(lambda: asyncio.run(call()))
+
+    assert asyncio.run(main()) == 42
+
+
+def test_the_bridge_goes_to_the_loop_where_only_the_database_is_open(tmp_path: Path) -> None:
+    """A `def` endpoint beside an `async def` one that was first, in a server that never opened the platform."""
+    platform = made(tmp_path)
+
+    async def main() -> tuple[Any, Any]:
+        assert await transaction(platform) == 42
+        here = await asyncio.to_thread(koo.run, transaction(platform))
+        health = await asyncio.to_thread(lambda: asyncio.run(platform.database.health_check()))
+        await platform.database.close()
+        return here, health["healthy"]
+
+    assert asyncio.run(main()) == (42, True)
+
+
+def test_a_database_whose_platform_is_open_elsewhere_opens_nothing_here(tmp_path: Path) -> None:
+    platform = made(tmp_path)
+    koo.run(platform.open())
+
+    async def main() -> set[str]:
+        with pytest.raises(RuntimeError, match="open on another event loop"):
+            await transaction(platform)
+        assert (await platform.database.health_check())["healthy"], "a look crosses"
+        return {task.get_name() for task in asyncio.all_tasks()}
+
+    assert "koo ProbeDatabase" not in asyncio.run(main())
+    closed(platform)
+
+
+def test_a_database_on_two_loops_by_turns_has_one_keeper_on_each(tmp_path: Path) -> None:
+    platform = made(tmp_path)
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+    try:
+        for _ in range(3):
+            for loop in (first, second):
+                assert loop.run_until_complete(transaction(platform)) == 42
+        first.run_until_complete(asyncio.sleep(0))
+        first.run_until_complete(_gone(first))
+        assert [task.get_name() for task in asyncio.all_tasks(second)] == ["koo ProbeDatabase"]
+        second.run_until_complete(platform.database.close())
+        assert asyncio.all_tasks(second) == set()
+    finally:
+        first.close()
+        second.close()
+
+
+async def _gone(loop: asyncio.AbstractEventLoop) -> None:
+    others = asyncio.all_tasks(loop) - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others, timeout=20)
+    assert asyncio.all_tasks(loop) == {asyncio.current_task()}

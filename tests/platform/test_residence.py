@@ -1,0 +1,242 @@
+"""Where koo is open: opening that fails leaves nothing behind, one keeper a loop, and nothing runs after closing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import koo
+from koo import Platform
+from koo.deadlines import ends_at
+from koo.options import NEVER
+from koo.storage.base import StoreUnavailable
+from koo.testing.providers import FakeAnthropic
+from tests.ai.worlds import until
+from tests.platform.test_platform import QUESTION, options
+
+
+class Broken(Exception):
+    """A step of opening fails."""
+
+
+@contextmanager
+def broken(platform: Platform, step: str, error: Exception) -> Iterator[None]:
+    """This step fails."""
+    owner: Any = platform.parts
+    *path, name = step.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+
+    def fails(*_: object, **__: object) -> Any:
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(owner), name, fails)
+        yield
+
+
+STEPS = [
+    "deadlines.bind", "store.open", "store.executor.start", "store.ledger.look", "budgets.keep_count",
+    "alerts.begin", "alerts._take_over", "store.ledger.run", "sharing.run",
+]  # fmt: skip
+
+
+def tasks() -> set[str]:
+    """What else of koo's runs on this loop."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    return {task.get_name() for task in others if task.get_name().startswith("koo ")}
+
+
+def threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "koo state store"}
+
+
+def files(home: Path) -> set[str]:
+    """What is open in this folder."""
+    found, descriptors = set(), "/proc/self/fd"
+    for number in os.listdir(descriptors) if os.path.isdir(descriptors) else ():  # noqa: PTH208, PTH112 - some go at once
+        try:
+            found.add(os.readlink(f"/proc/self/fd/{number}"))  # noqa: PTH115
+        except OSError:
+            pass
+    return {path for path in found if path.startswith(str(home))}
+
+
+async def one() -> int:
+    return 1
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_of_opening_that_fails_leaves_nothing_behind_and_the_next_call_opens(
+    step: str, tmp_path: Path
+) -> None:
+    platform = Platform(options(tmp_path))
+    platform.register_service("x")
+    before = threads()
+
+    async def fails() -> None:
+        with pytest.raises(Broken):
+            await platform.execute("x", one)
+        assert tasks() == files(tmp_path) == set()
+        await until(lambda: threads() <= before)  # which end a moment after they have said so
+
+    async def works() -> None:
+        assert await platform.execute("x", one) == 1
+        assert "koo keeper" in tasks() and not threads() <= before
+        await platform.close()
+        assert tasks() == files(tmp_path) == set()
+        await until(lambda: threads() <= before)
+
+    async def main() -> None:
+        with broken(platform, step, Broken()):
+            await fails()
+            await fails()
+        await works()
+
+    asyncio.run(main())
+    with broken(platform, step, Broken()):
+        asyncio.run(fails())
+    koo.run(works())
+
+
+def test_a_caller_that_goes_while_koo_opens_leaves_it_open_and_closable(tmp_path: Path) -> None:
+    platform = Platform(options(tmp_path))
+    platform.register_service("x")
+
+    async def main() -> None:
+        first = asyncio.create_task(platform.execute("x", one))
+        await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert await platform.execute("x", one) == 1
+        await platform.close()
+        assert tasks() == files(tmp_path) == set()
+
+    asyncio.run(main())
+
+
+def test_callers_that_wait_for_an_opening_that_fails_try_it_themselves(tmp_path: Path) -> None:
+    platform = Platform(options(tmp_path))
+    platform.register_service("x")
+
+    async def main() -> list[object]:
+        with broken(platform, "alerts.begin", Broken()):
+            calls = [asyncio.create_task(platform.execute("x", one)) for _ in range(3)]
+            await asyncio.wait([calls[0]])
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    first, *others = asyncio.run(main())
+    assert isinstance(first, Broken) and others == [1, 1]
+
+
+def test_many_first_callers_have_one_keeper(tmp_path: Path) -> None:
+    platform = Platform(options(tmp_path))
+    platform.register_service("x")
+
+    async def main() -> None:
+        assert await asyncio.gather(*(platform.execute("x", one) for _ in range(20))) == [1] * 20
+        names = [task.get_name() for task in asyncio.all_tasks()]
+        assert names.count("koo keeper") == names.count("koo KeepTime") == 1
+        await asyncio.gather(platform.close(), platform.close())
+        assert tasks() == set()
+
+    asyncio.run(main())
+
+
+def test_a_call_during_closing_opens_anew_afterwards(tmp_path: Path) -> None:
+    platform = Platform(options(tmp_path))
+    platform.register_service("x")
+
+    async def main() -> None:
+        await platform.open()
+        closing = asyncio.create_task(platform.close())
+        await asyncio.sleep(0)
+        assert await platform.execute("x", one) == 1
+        await closing
+        assert "koo keeper" in tasks()
+
+    asyncio.run(main())
+
+
+def test_closed_on_a_loop_that_goes_on_it_opens_on_another(tmp_path: Path) -> None:
+    platform = Platform(options(tmp_path))
+    platform.register_service("x")
+
+    async def main() -> int:
+        await platform.execute("x", one)
+        await platform.close()
+        return await asyncio.to_thread(koo.run, opened_and_closed())
+
+    async def opened_and_closed() -> int:
+        async with platform:
+            return await platform.execute("x", one)
+
+    assert asyncio.run(main()) == 1
+
+
+def test_the_first_callers_deadline_and_context_are_not_koos(tmp_path: Path) -> None:
+    platform, seen = Platform(options(tmp_path)), list[float]()
+    platform.register_service("x")
+
+    async def run() -> None:
+        seen.append(ends_at.get())
+        await asyncio.get_running_loop().create_future()
+
+    async def main() -> None:
+        platform.parts.sharing.run = run  # type: ignore[method-assign]
+        async with koo.deadline(60):
+            await platform.execute("x", one)
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert seen == [NEVER]
+
+
+def test_a_loop_that_stands_still_is_named_with_the_line_to_write_by_every_door(tmp_path: Path) -> None:
+    """A fixture's loop, while a test runs on its own."""
+    with FakeAnthropic() as server:
+        platform = Platform(options(tmp_path, server))
+        platform.register_service("x")
+        doors: list[Callable[[], Awaitable[object]]] = [
+            platform.open, platform.close, platform.system_health, platform.check_services, platform.spend,
+            lambda: platform.query(QUESTION), lambda: anext(platform.stream(QUESTION)),
+            lambda: platform.execute("x", one),
+        ]  # fmt: skip
+        with asyncio.Runner() as fixture, asyncio.Runner() as test:
+            fixture.run(platform.execute("x", one))
+            for door in doors:
+                with pytest.raises(RuntimeError) as caught:
+                    test.run(_await(door))
+                said = str(caught.value)
+                assert "write `await platform.close()`" in said and 'loop_scope="session"' in said
+                assert "\n" not in said and "SqlStore" not in said
+            fixture.run(platform.close())  # the line
+            assert test.run(_await(lambda: platform.query(QUESTION)))
+            test.run(platform.close())
+            for loop in (fixture.get_loop(), test.get_loop()):
+                assert asyncio.all_tasks(loop) == set()
+
+
+async def _await(door: Callable[[], Awaitable[object]]) -> object:
+    return await door()
+
+
+def test_a_store_that_is_away_is_no_reason_not_to_open(tmp_path: Path) -> None:
+    platform = Platform(options(tmp_path))
+    platform.register_service("x")
+
+    async def main() -> None:
+        with broken(platform, "store.ledger.look", StoreUnavailable("it is away")):
+            assert await platform.execute("x", one) == 1
+        await platform.close()
+        assert tasks() == set()
+
+    asyncio.run(main())
