@@ -642,20 +642,21 @@ def test_an_idle_transaction_loses_its_locks_at_the_deadline(pg: Place) -> None:
     async def main() -> None:
         async with with_notes(pg.url) as database:
             loop = asyncio.get_running_loop()
-            asleep_for_long = asyncio.Event()
+            locked, remembered = asyncio.Event(), asyncio.Event()
 
             async def forgetful() -> str:
-                async with database.make_scope(deadline=loop.time() + 0.3) as session:
+                async with database.make_scope(deadline=loop.time() + 0.5) as session:
                     await session.execute(text("LOCK TABLE notes"))
-                    asleep_for_long.set()
-                    await asyncio.sleep(1.0)  # nobody cancels this
+                    locked.set()
+                    await remembered.wait()  # nobody cancels this
                     return "it went on"
 
             forgetting = asyncio.create_task(forgetful())
-            await asleep_for_long.wait()
+            await locked.wait()
             async with database.session_scope() as session:
                 await session.execute(INSERT, {"n": 1})
             assert not forgetting.done()
+            remembered.set()
             with pytest.raises(DatabaseTimeout):
                 await forgetting
             assert await notes(database) == [1]

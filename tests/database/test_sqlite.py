@@ -366,16 +366,18 @@ def test_an_idle_writer_loses_its_turn_at_the_deadline(sqlite_url: str) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
             loop = asyncio.get_running_loop()
+            remembered = asyncio.Event()
 
             async def forgetful() -> None:
-                async with database.make_scope(deadline=loop.time() + 0.2) as session:
+                async with database.make_scope(deadline=loop.time() + 0.5) as session:
                     await session.execute(INSERT, {"n": 1})
-                    await asyncio.sleep(0.6)
+                    await remembered.wait()
 
             forgetting = asyncio.create_task(forgetful())
             await until(lambda: database.connections.writers.used)  # type: ignore[union-attr]
             await insert(database, 2)
             assert not forgetting.done()
+            remembered.set()
             with pytest.raises(DatabaseTimeout):
                 await forgetting
             assert await notes(database) == [2]
