@@ -506,8 +506,9 @@ def test_each_condition_of_the_database_is_a_warning_beside_its_state(tmp_path: 
         database.pool_queue.refused_at = house.clock.monotonic()
         for _ in range(20):
             database.metrics.statement.note(2.0)
+        database.metrics.is_without_wal = True
         conditions = database.get_health()["conditions"]
-        assert set(conditions) == {"saturated", "slow", "read_only"}
+        assert set(conditions) == {"saturated", "slow", "read_only", "without_wal"}
         assert house.found() == {f"database_{one}:database" for one in conditions}
         assert {one.kind for one in house.findings()} <= KINDS.keys()
 

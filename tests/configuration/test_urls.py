@@ -28,7 +28,10 @@ HOME = Path("/srv/koo")
     [
         ("sqlite:///data/koo.db", "sqlite:////srv/koo/data/koo.db"),
         ("sqlite:////var/x.db", "sqlite:////var/x.db"),
-        ("sqlite+aiosqlite:///../x.db?timeout=3", "sqlite+aiosqlite:////srv/x.db?timeout=3"),
+        (
+            "sqlite+aiosqlite:///../x.db?cached_statements=3",
+            "sqlite+aiosqlite:////srv/x.db?cached_statements=3",
+        ),
         ("SQLite:///x.db", "sqlite:////srv/koo/x.db"),
         ("sqlite://", "sqlite://"),
         ("sqlite:///:memory:", "sqlite:///:memory:"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import aiosqlite
 import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
@@ -19,8 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from koo.database.database import Database
 from koo.database.drivers.aiosqlite import Aiosqlite, connect
-from koo.database.sqlite import Need, need_of
-from koo.errors import DatabaseError, DatabaseTimeout, Kind, PoolSaturated
+from koo.database.sqlite import Need, ask_need, need_of
+from koo.errors import ConfigurationError, DatabaseError, DatabaseTimeout, Kind, PoolSaturated
 from tests.database.support import (
     INSERT,
     ONE,
@@ -47,19 +48,174 @@ LONG = text(
         ("SELECT 1", Need.READ),
         ("  -- a comment\n select 1", Need.READ),
         ("/* one */ SELECT 1", Need.READ),
-        ("WITH a AS (SELECT 1) SELECT * FROM a", Need.READ),
         ("VALUES (1)", Need.READ),
-        ("WITH a AS (SELECT 1) INSERT INTO t SELECT * FROM a", Need.WRITE),
-        ("INSERT INTO t VALUES (1)", Need.WRITE),
+        ("/* a route */ INSERT INTO t VALUES (1)", Need.WRITE),
         ("CREATE TABLE t (n)", Need.WRITE),
-        ("SAVEPOINT sa_1", Need.WRITE),
-        ("something unheard of", Need.WRITE),
+        ("SAVEPOINT sa_1", Need.SAVEPOINT),
         ("PRAGMA foreign_keys", Need.NOTHING),
         ("VACUUM", Need.NOTHING),
+        ("WITH a AS (SELECT 1) SELECT * FROM a", None),
+        ("something unheard of", None),
     ],
 )
-def test_whatever_is_not_surely_a_read_is_a_write(statement: str, need: Need) -> None:
+def test_the_first_word_of_a_statement_says_what_it_needs_or_sqlite_is_asked(
+    statement: str, need: Need | None
+) -> None:
     assert need_of(statement, SimpleNamespace(compiled=None)) is need
+
+
+@pytest.mark.parametrize(
+    ("statement", "need"),
+    [
+        ("WITH a AS (SELECT 1) SELECT * FROM a", Need.READ),
+        ("WITH a AS (SELECT n FROM notes WHERE words = 'delete') SELECT * FROM a", Need.READ),
+        ('/* insert */ WITH "update" AS (SELECT 1) SELECT * FROM "update" -- replace', Need.READ),
+        ("WITH a AS (SELECT 1 AS n) INSERT INTO notes (n) SELECT n FROM a", Need.WRITE),
+        ("WITH a AS (SELECT 1 AS n) DELETE FROM notes WHERE n IN (SELECT n FROM a)", Need.WRITE),
+        ("WITH a AS (SELECT :n AS n) UPDATE notes SET words = '' WHERE n IN (SELECT n FROM a)", Need.WRITE),
+        ("ANALYZE", Need.WRITE),
+        ("something unheard of", Need.READ),
+    ],
+)
+def test_sqlite_says_what_a_statement_needs(statement: str, need: Need, sqlite_url: str) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database, database.session_scope() as session:
+            raw = await (await session.connection()).get_raw_connection()
+            values = {"n": 1} if ":n" in statement else ()
+            assert await ask_need(raw.driver_connection, statement, values) is need
+
+    run(main)
+
+
+def test_a_cte_that_only_reads_is_read_beside_a_writer_and_by_a_reader(sqlite_url: str) -> None:
+    count = text("WITH gone AS (SELECT n FROM notes WHERE words = 'delete') SELECT count(*) FROM gone")
+
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            async with database.session_scope(readonly=True) as session:
+                assert await session.scalar(count) == 0
+            async with database.session_scope() as writer:
+                await writer.execute(INSERT, {"n": 1})
+                async with database.session_scope() as session:
+                    assert await session.scalar(count) == 0
+                    writers = database.connections.writers  # type: ignore[union-attr]
+                    assert writers is not None and not writers.line
+
+    run(main)
+
+
+def test_a_cte_that_writes_is_refused_by_a_reader(sqlite_url: str) -> None:
+    delete = text("WITH a AS (SELECT :n AS n) DELETE FROM notes WHERE n IN (SELECT n FROM a)")
+
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            await insert(database, 1)
+            with pytest.raises(DatabaseError, match="read-only"):
+                async with database.session_scope(readonly=True) as session:
+                    await session.execute(delete, {"n": 1})
+            assert await notes(database) == [1]
+
+    run(main)
+
+
+def test_a_reader_may_set_a_savepoint(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            await insert(database, 1)
+            async with database.session_scope(readonly=True) as session:
+                async with session.begin_nested():
+                    assert await session.scalar(text("SELECT count(*) FROM notes")) == 1
+                await insert(database, 2)
+                assert await session.scalar(text("SELECT count(*) FROM notes")) == 1
+
+    run(main)
+
+
+def test_a_write_after_a_savepoint_is_no_conflict(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            async with database.session_scope() as session, session.begin_nested():
+                assert await session.scalar(text("SELECT count(*) FROM notes")) == 0
+                await session.execute(INSERT, {"n": 1})
+            assert await notes(database) == [1]
+
+    run(main)
+
+
+def held_by_a_foreign_reader(path: Path) -> sqlite3.Cursor:
+    """A database without WAL, of which another program (a backup, a browser) reads a table to its middle."""
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE notes (n INTEGER PRIMARY KEY, words TEXT)")
+    other.executemany("INSERT INTO notes (n) VALUES (?)", [(n,) for n in range(1000)])
+    other.commit()
+    reading = other.execute("SELECT n FROM notes")
+    reading.fetchone()
+    return reading
+
+
+def test_a_commit_waits_for_a_foreign_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first tries meet BUSY; each leaves the transaction open, and then the reader leaves."""
+    tries = 0
+    commit = aiosqlite.Connection.commit
+
+    async def counted(connection: aiosqlite.Connection) -> None:
+        nonlocal tries
+        tries += 1
+        await commit(connection)
+
+    monkeypatch.setattr(aiosqlite.Connection, "commit", counted)
+
+    async def main() -> None:
+        reading = held_by_a_foreign_reader(tmp_path / "given.db")
+        async with opened(f"sqlite:///{tmp_path / 'given.db'}") as database:
+            writing = asyncio.create_task(insert(database, -1))
+            await until(lambda: tries >= 3)
+            assert not writing.done()
+            reading.close()
+            await writing
+            assert database.metrics.contention == 0
+            assert -1 in await notes(database)
+        reading.connection.close()
+
+    run(main)
+
+
+def test_a_commit_waits_for_a_foreign_reader_no_longer_than_its_scope_lives(tmp_path: Path) -> None:
+    async def main() -> None:
+        reading = held_by_a_foreign_reader(tmp_path / "given.db")
+        async with opened(f"sqlite:///{tmp_path / 'given.db'}", pool_timeout_s=0.1) as database:
+            with pytest.raises(OperationalError, match="locked"):
+                await insert(database, -1)
+            assert_free(database)
+            reading.close()
+            assert -1 not in await notes(database)
+        reading.connection.close()
+
+    run(main)
+
+
+def test_without_wal_is_a_condition_until_a_new_connection_switches_it_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        reading = held_by_a_foreign_reader(tmp_path / "given.db")
+        async with opened(f"sqlite:///{tmp_path / 'given.db'}") as database:
+            assert len(await notes(database)) == 1000
+            assert database.get_health()["conditions"] == ["without_wal"]
+            reading.close()
+            await database.health_check()
+            assert database.get_health()["conditions"] == []
+        reading.connection.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["mode=ro", "mode=ro&uri=true", "timeout=3", "isolation_level=DEFERRED", "mdoe=ro", "immutable=1"],
+)
+def test_an_option_that_would_be_ignored_is_refused(options: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"would be ignored|in this form only"):
+        Database(f"sqlite:///{tmp_path / 'given.db'}?{options}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_connections_are_set_up(sqlite_url: str) -> None:

@@ -42,6 +42,7 @@ KINDS: dict[str, Severity] = {
     "database_saturated": "warning",
     "database_slow": "warning",
     "database_read_only": "warning",
+    "database_without_wal": "warning",
     "limit_approaching_requests_per_minute": "warning",
     "limit_approaching_requests_per_hour": "warning",
     "limit_approaching_requests_per_day": "warning",

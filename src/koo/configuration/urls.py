@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from koo.http.proxies import is_address, read_proxy
+from koo.sqlite_url import check_sqlite_url
 
 DATABASE_SCHEMES = (
     "sqlite",
@@ -45,11 +46,10 @@ def effective_database_url(url: str, home: Path) -> str:
 
 def effective_state_url(url: str, home: Path) -> str:
     """The same for koo's own state, which must be in a file or a server. Raises `ValueError`."""
-    effective = effective_database_url(url, home)
-    scheme, rest = _split(effective)
+    scheme, rest = _split(url)
     if scheme.startswith("sqlite") and (rest in {"", "/", "/:memory:"} or "?" in rest):
         raise ValueError("allowed is sqlite:/// and the path of a file, and nothing else")
-    return effective
+    return effective_database_url(url, home)
 
 
 def _split(url: str) -> tuple[str, str]:
@@ -65,6 +65,7 @@ def _absolute(rest: str, home: Path) -> str:
             "allowed is sqlite:/// and a path that starts at KOO_HOME, or sqlite://// and an absolute one"
         )
     path, question, query = rest[1:].partition("?")
+    check_sqlite_url(path, dict(parse_qsl(query, keep_blank_values=True)))
     if path in {"", ":memory:"} or path.startswith("file:"):
         return rest
     place = (home / Path(unquote(path)).expanduser()).resolve()

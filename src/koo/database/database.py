@@ -226,6 +226,7 @@ class Database(Generic[S_co]):
         self._probe = ProbeDatabase(
             url,
             self.options,
+            metrics=self.metrics,
             temporary=temporary,
             connect_args=self._engine_args.connect_args,
             guard=self.guard,

@@ -35,6 +35,7 @@ from koo.database.uncancellable import to_end
 from koo.deadlines import Alarm, Deadlines
 from koo.errors import DatabaseError, Kind
 from koo.guard import Guard
+from koo.monitoring.pool import PoolMetrics
 from koo.monitoring.vitals import Look
 from koo.options import DatabaseOptions
 from koo.policies.breaker import CLOSED, HALF_OPEN, OPEN, Permit, Phase
@@ -80,6 +81,7 @@ class ProbeDatabase:
         generation: Callable[[], int],
         on_look: Callable[[Look], None],
         tick: Callable[[], None],
+        metrics: PoolMetrics,
         temporary: bool = False,
         connect_args: Mapping[str, Any],
     ) -> None:
@@ -92,6 +94,7 @@ class ProbeDatabase:
         self._generation = generation
         self._on_look = on_look
         self._tick = tick
+        self._metrics = metrics
         self._temporary = temporary
         self._connect_args = connect_args
         self._driver: Driver = load_driver(url.get_driver_name())
@@ -230,7 +233,7 @@ class ProbeDatabase:
         now = self._clock.monotonic()
         self._record = ConnectionRecord(adapted, self._driver, now=now, expires_at=now)
         if self._url.get_backend_name() == "sqlite":
-            adapted.run_async(lambda connection: sqlite.prepare(connection, self._temporary))
+            adapted.run_async(lambda connection: sqlite.prepare(connection, self._temporary, self._metrics))
 
     def _keep(self, future: asyncio.Future[Any] | None) -> None:
         if future is not None:

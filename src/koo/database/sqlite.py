@@ -13,6 +13,10 @@
 * **Foreign keys** are off, and a deleted file's folder is missing: koo sees to both.
 * **`:memory:`** is another database for each connection, or one transaction shared by all. Here it is a file in a
   temporary folder that goes when the `Database` does.
+* **What writes** is asked of SQLite where its first word does not say it: `WITH ... DELETE` writes, and a CTE that only
+  has the word in a literal reads.
+* **COMMIT** meets a foreign reader's lock where WAL is off. The transaction stays open then, and commits when the
+  reader is gone. Each new connection tries to switch WAL on; while it is off, that is a condition (`without_wal`).
 * A cancelled statement goes on in its thread, and closing waits for it: it is interrupted.
 """
 
@@ -30,6 +34,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from sqlalchemy import URL
+
+from koo.monitoring.pool import PoolMetrics
+from koo.sqlstates import is_locked
 
 BUSY_MS = 50
 """SQLite's own polling for another process's lock, in its thread; koo asks again, and can be cancelled in between."""
@@ -51,34 +58,50 @@ MODES = {
     "SERIALIZABLE": Mode.WRITER,
 }
 
-_READS = re.compile(
-    r"\s*(?:--[^\n]*\n\s*|/\*.*?\*/\s*)*(SELECT|VALUES|EXPLAIN|PRAGMA|ATTACH|DETACH|VACUUM)\b",
-    re.IGNORECASE | re.DOTALL,
-)
-_WITH = re.compile(r"\s*WITH\b", re.IGNORECASE)
-_WRITES_WITHIN = re.compile(r"\b(INSERT|UPDATE|DELETE|REPLACE)\b", re.IGNORECASE)
-_OUTSIDE = {"PRAGMA", "ATTACH", "DETACH", "VACUUM"}
+_HEAD = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*([A-Za-z]+)", re.DOTALL)
 
 
 class Need(Enum):
-    """What a statement needs of its transaction."""
+    """What a statement needs of its transaction. A SAVEPOINT keeps a snapshot, so it is a need of its own."""
 
     NOTHING = 0
     READ = 1
     WRITE = 2
+    SAVEPOINT = 3
 
 
-def need_of(statement: str, context: Any) -> Need:
-    """What a statement needs: whatever is not surely a read is a write."""
-    head = _READS.match(statement)
-    if head is None:
-        reads = _WITH.match(statement) is not None and _WRITES_WITHIN.search(statement) is None
-        return Need.READ if reads else Need.WRITE
-    if head[1].upper() in _OUTSIDE:  # some of them are errors inside a transaction
-        return Need.NOTHING
+_NEEDS = {
+    **dict.fromkeys(("SELECT", "VALUES", "EXPLAIN"), Need.READ),
+    **dict.fromkeys(("INSERT", "UPDATE", "DELETE", "REPLACE", "CREATE", "DROP", "ALTER"), Need.WRITE),
+    # Some of them are errors inside a transaction.
+    **dict.fromkeys(("PRAGMA", "ATTACH", "DETACH", "VACUUM"), Need.NOTHING),
+    **dict.fromkeys(("RELEASE", "ROLLBACK"), Need.NOTHING),
+    "SAVEPOINT": Need.SAVEPOINT,
+}
+ASKED_MAX = 1000
+"""Statements whose need is remembered: those that a program has in its text, with room for generated ones."""
+
+
+def need_of(statement: str, context: Any) -> Need | None:
+    """What a statement needs by its first word; None: SQLite has to be asked."""
+    head = _HEAD.match(statement)
+    need = None if head is None else _NEEDS.get(head[1].upper())
+    if need is not Need.READ:
+        return need
     compiled = getattr(context, "compiled", None)
     asked_to_lock = getattr(getattr(compiled, "statement", None), "_for_update_arg", None) is not None
     return Need.WRITE if asked_to_lock else Need.READ
+
+
+async def ask_need(connection: Any, statement: str, parameters: Any) -> Need:
+    """What SQLite itself says, in the program that it would run; a statement that it refuses needs nothing."""
+    try:
+        program = await connection.execute_fetchall(f"EXPLAIN {statement}", parameters)
+    except sqlite3.Error:
+        return Need.READ  # it is refused once more when it is run, in its own words
+    # Of the opcode Transaction, P1 is the database (1 is for temporary tables), and P2 says whether it writes.
+    begins = [step[2:4] for step in program if step[1] == "Transaction"]
+    return Need.WRITE if any(place != 1 and writes for place, writes in begins) else Need.READ
 
 
 class SqliteFile:
@@ -121,14 +144,23 @@ def _is_memory(url: URL) -> bool:
     )
 
 
-async def prepare(connection: Any, temporary: bool) -> None:
-    """Set a new connection up."""
+async def prepare(connection: Any, temporary: bool, metrics: PoolMetrics) -> None:
+    """Set a new connection up, and note whether the database has a write-ahead log."""
     synchronous = "OFF" if temporary else "NORMAL"
     await connection.executescript(
         f"PRAGMA busy_timeout={BUSY_MS}; PRAGMA foreign_keys=ON; PRAGMA synchronous={synchronous}"
     )
+    metrics.is_without_wal = await _is_kept_from_wal(connection)
+
+
+async def _is_kept_from_wal(connection: Any) -> bool:
+    """Switch it on; whether a database that can be written works without."""
     try:
-        await connection.execute_fetchall("PRAGMA journal_mode=WAL")
-    except sqlite3.OperationalError:
-        # A database that is read-only, or that another process holds just now: it works in the mode it has.
-        return
+        ((mode,),) = await connection.execute_fetchall("PRAGMA journal_mode=WAL")
+        if mode == "wal":
+            return False
+        await connection.execute_fetchall("BEGIN IMMEDIATE")
+        await connection.execute_fetchall("ROLLBACK")
+    except sqlite3.OperationalError as error:
+        return is_locked(error)  # by another process; one that is read-only has no use for it
+    return True

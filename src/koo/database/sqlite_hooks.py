@@ -21,6 +21,7 @@ class SqliteHooks(Hooks):
     def __init__(self, records: ConnectionRecords, temporary: bool) -> None:
         super().__init__(records)
         self._temporary = temporary
+        self._asked: dict[str, sqlite.Need] = {}
 
     def install(self, engine: Engine) -> None:
         super().install(engine)
@@ -30,7 +31,7 @@ class SqliteHooks(Hooks):
 
     def on_connect(self, adapted: Any, record: Any) -> None:
         super().on_connect(adapted, record)
-        await_(sqlite.prepare(adapted.driver_connection, self._temporary))
+        await_(sqlite.prepare(adapted.driver_connection, self._temporary, self._metrics))
 
     def on_close(self, adapted: Any, record: Any) -> None:
         give_up(adapted.driver_connection)
@@ -47,16 +48,34 @@ class SqliteHooks(Hooks):
         adapted.driver_connection.stop()
 
     def _commit_and_end(self, commit: Callable[[Any], None], fairy: Any) -> None:
+        record = self._by_connection[fairy.dbapi_connection]
         try:
-            commit(fairy)
+            if record.transaction is None:
+                commit(fairy)
+            else:
+                record.transaction.commit(partial(commit, fairy))
         finally:
-            self._by_connection[fairy.dbapi_connection].end_transaction()
+            record.end_transaction()
 
     def _run(self, execute: Callable[..., Any], context: Any, statement: str, *parameters: Any) -> bool:
         record = self._by_connection.get(context.root_connection.connection.dbapi_connection)
         if record is not None:
             execute = partial(self._execute, execute, record, context)
         return super()._run(execute, context, statement, *parameters)
+
+    def _ask(
+        self, record: ConnectionRecord, context: Any, statement: str, parameters: tuple[Any, ...]
+    ) -> sqlite.Need:
+        """What a statement needs whose first word does not say it: SQLite is asked once."""
+        need = self._asked.get(statement)
+        if need is None:
+            values = parameters[0] if parameters else ()
+            if context.executemany and values:
+                values = values[0]
+            need = await_(sqlite.ask_need(record.connection, statement, values))
+            if len(self._asked) < sqlite.ASKED_MAX:
+                self._asked[statement] = need
+        return need
 
     def _execute(
         self,
@@ -68,7 +87,7 @@ class SqliteHooks(Hooks):
     ) -> None:
         """Begin what the statement needs, then run it."""
         try:
-            need = sqlite.need_of(statement, context)
+            need = sqlite.need_of(statement, context) or self._ask(record, context, statement, parameters)
             if record.transaction is not None and need is not sqlite.Need.NOTHING:
                 await_(record.transaction.prepare(need))
             execute(statement, *parameters)

@@ -11,6 +11,8 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
+from sqlalchemy.util import await_only as await_
+
 from koo.database.faults import SERVICE
 from koo.database.pool_queue import Holder
 from koo.database.sqlite import Mode, Need
@@ -95,6 +97,9 @@ class SqliteTransaction:
 
     async def prepare(self, need: Need) -> None:
         """Before a statement: begin what it needs. Raises `DatabaseError` for a write in a read-only scope."""
+        if need is Need.SAVEPOINT:
+            # Outside a transaction it would begin one, with a snapshot that may be too old for the write after it.
+            need = Need.WRITE if self._mode is Mode.COMMITTED else Need.READ
         if need is Need.WRITE:
             if self._mode is Mode.READER:
                 raise DatabaseError(
@@ -108,9 +113,8 @@ class SqliteTransaction:
 
     async def begin_writing(self) -> None:
         """Stand in the line, then take SQLite's own lock. A snapshot that is open goes on as it is."""
-        line = self._line
-        until = min(self._writer.deadline, line.monotonic() + line.wait_s)
-        await line.enter(self._writer, until)
+        until = self._until()
+        await self._line.enter(self._writer, until)
         self._is_writing = True
         if self._is_open:
             return
@@ -121,18 +125,34 @@ class SqliteTransaction:
             raise
         self._is_open = True
 
+    def _until(self) -> float:
+        return min(self._writer.deadline, self._line.monotonic() + self._line.wait_s)
+
     async def _begin_immediate(self, until: float) -> None:
-        line = self._line
         while True:
             try:
                 await self._connection.execute_fetchall("BEGIN IMMEDIATE")
-                line.metrics.is_read_only = False
+                self._line.metrics.is_read_only = False
                 return
             except sqlite3.OperationalError as error:
-                if not is_locked(error) or line.monotonic() >= until:
-                    raise
-            low, high = BUSY_PAUSE_S
-            await asyncio.sleep(low + (high - low) * line.draw())
+                await self._wait_for(error, until)
+
+    async def _wait_for(self, error: sqlite3.OperationalError, until: float) -> None:
+        """A moment, for another process's lock; raises `error` where it is no lock, or the time is over."""
+        line = self._line
+        if not is_locked(error) or line.monotonic() >= until:
+            raise error
+        low, high = BUSY_PAUSE_S
+        await asyncio.sleep(low + (high - low) * line.draw())
+
+    def commit(self, commit: Callable[[], None]) -> None:
+        """Run `commit`, in SQLAlchemy's greenlet; again while a foreign reader keeps SQLite from writing."""
+        until = self._until()
+        while True:
+            try:
+                return commit()
+            except sqlite3.OperationalError as error:
+                await_(self._wait_for(error, until))
 
     def end(self) -> None:
         """It was committed or rolled back, or its connection is gone: the next writer's turn."""

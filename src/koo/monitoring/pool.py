@@ -52,6 +52,7 @@ class PoolMetrics:
         self.hold = Latencies(now)
         self.created = self.closed = 0
         self.is_read_only = False  # by the last write or look
+        self.is_without_wal = False  # SQLite, by the newest connection
         self.broken = 0  # lost while in use
         self.stale = 0  # found dead before use, and replaced unseen
         self.aborted = 0  # cut off by koo, because they were too late

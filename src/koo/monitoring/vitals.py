@@ -138,7 +138,12 @@ def _conditions(vitals: Vitals) -> list[str]:
     is_slow = (
         statements.answered >= SLOW_CALLS_MIN and statements.percentile_s(0.95) >= vitals.options.slow_call_s
     )
-    known = {"saturated": vitals.is_saturated, "slow": is_slow, "read_only": vitals.metrics.is_read_only}
+    known = {
+        "saturated": vitals.is_saturated,
+        "slow": is_slow,
+        "read_only": vitals.metrics.is_read_only,
+        "without_wal": vitals.metrics.is_without_wal,
+    }
     return [condition for condition, holds in known.items() if holds]
 
 

@@ -9,6 +9,7 @@ from sqlalchemy.exc import ArgumentError
 
 from koo.database.drivers.base import Driver
 from koo.errors import ConfigurationError
+from koo.sqlite_url import check_sqlite_url
 
 DRIVERS = ("psycopg", "asyncpg", "aiosqlite")
 DIALECTS = {
@@ -66,4 +67,9 @@ def read_url(given: str | URL) -> URL:
             f"DATABASE_URL begins with {url.drivername!r}; allowed are sqlite, postgresql (psycopg)"
             " and postgresql+asyncpg",
         )
+    if backend == "sqlite":
+        try:
+            check_sqlite_url(url.database or "", url.query)
+        except ValueError as error:
+            raise ConfigurationError("", f"DATABASE_URL cannot be right: {error}") from None
     return url
