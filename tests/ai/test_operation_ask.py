@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from koo.ai.model_price import ModelPrice
-from koo.ai.operation_ask import Ask, bound_usd, is_free, longest_answer, read_ask
+from koo.ai.operation_ask import Ask, bound_of, is_free, longest_answer, read_ask
 from koo.ai.operation_prompt import PICTURE_TOKENS, read_prompt
 from koo.ai.pricing import Prices
 from koo.ai.types import Usage
@@ -46,7 +46,7 @@ def ask(*args: Any, call: Callable[..., Any] = operation, **kwargs: Any) -> Ask:
 
 def bound(*args: Any, call: Callable[..., Any] = operation, **kwargs: Any) -> Decimal:
     found = ask(*args, call=call, **kwargs)
-    return bound_usd(found, read_prompt(found.said, found.model), price(found.model), WINDOW)
+    return bound_of(found, read_prompt(found.said, found.model), price(found.model), WINDOW).usd
 
 
 def cost(read: int, written: int = 0, model: str = MODEL) -> Decimal:
@@ -304,4 +304,4 @@ def test_a_model_object_of_langchain_says_what_it_was_made_with() -> None:
     found = read_ask(bound_to.ainvoke, ("Hi.",), {})
     assert found is not None and found.output_tokens_max == 9
     reading = read_prompt(found.said, found.model)
-    assert bound_usd(found, reading, price("gpt-4o"), WINDOW) >= cost(WINDOW, 0, "gpt-4o")
+    assert bound_of(found, reading, price("gpt-4o"), WINDOW).usd >= cost(WINDOW, 0, "gpt-4o")

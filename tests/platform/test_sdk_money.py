@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -362,6 +362,31 @@ def test_a_stream_is_booked_at_what_its_pieces_report(
         assert (row["input_tokens"], row["estimated_calls"]) == (1234, 0)
 
     run(tmp_path, vendor, work)
+
+
+def test_what_came_of_a_stream_without_usage_is_the_estimate_where_its_model_says_all(tmp_path: Path) -> None:
+    """gpt-4.1 writes all that it bills; of gpt-6.1-terra nobody sees what it thought, and its hold is booked."""
+
+    async def work(world: World) -> None:
+        for step, most in (
+            (stream(["Par", "is"] * 20), 1000),
+            (stream(["Par", "is"] * 20, cut_after=3), 1000),
+        ):
+            before, billed = world.spent_usd, world.server.billed_usd
+            world.server.script(step)
+            with suppress(ExternalServiceError):
+                await read(
+                    world, most, stream=True, max_tokens=openai.NOT_GIVEN, max_completion_tokens=30_000
+                )
+            booked = world.spent_usd - before
+            says_all = world.vendor.model == "gpt-4.1"  # its worst case is 0.24 USD
+            assert world.server.billed_usd - billed <= booked
+            assert (booked < Decimal("0.02")) is says_all
+        assert {row["estimated_calls"] for row in await world.rows()} == {2}
+
+    run(tmp_path / "all", CHAT, work)
+    thinks = Chat("openai", "openai", FakeOpenAI, "gpt-6.1-terra", ("1", "5"), messages=SAID)
+    run(tmp_path / "unseen", thinks, work)
 
 
 @each_stream

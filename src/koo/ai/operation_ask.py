@@ -171,7 +171,14 @@ def longest_answer(model: str) -> int:
 # ── the worst case ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def bound_usd(ask: Ask, reading: Reading, price: ModelPrice, window: int | None) -> Decimal:
+class Bound(NamedTuple):
+    """The most that a call can cost, and the most tokens that it can read."""
+
+    usd: Decimal
+    read: int
+
+
+def bound_of(ask: Ask, reading: Reading, price: ModelPrice, window: int | None) -> Bound:
     """Never less than the bill of a call; `window`: how many tokens its model reads at once, if that is known."""
     has_tools = _has_open_tools(ask.settings)
     read = FRAMING_TOKENS + reading.tokens + sum(map(bound_text, reading.texts))
@@ -192,7 +199,7 @@ def bound_usd(ask: Ask, reading: Reading, price: ModelPrice, window: int | None)
     tiers = [
         TIERS[one] for name in ("service_tier", "speed") if (one := str(ask.settings.get(name))) in TIERS
     ]
-    return EXACT.multiply(cost, max(tiers)) if tiers else cost
+    return Bound(EXACT.multiply(cost, max(tiers)) if tiers else cost, read)
 
 
 def _has_open_tools(settings: Mapping[str, object]) -> bool:

@@ -9,7 +9,8 @@ refuses it, because it could not hold. Under a default budget it runs: nothing i
 booked, above the limit or not.
 
 A stream's owner hands each piece to `take`, and calls `end` where the stream ended by itself. What was cut or left
-before its vendor's last word is booked at its hold, and never below what was reported.
+before its vendor's last word is booked at its hold, or at what came where the model thinks nothing unseen; and never
+below what was reported.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from typing import Any
 from koo.ai.budgets import Budgets
 from koo.ai.charge import ServiceCharge, priced_bill
 from koo.ai.model_price import NOTHING, ModelPrice
-from koo.ai.operation_ask import Ask, bound_usd
+from koo.ai.models import may_think_unseen
+from koo.ai.operation_ask import Ask, Bound, bound_of
 from koo.ai.operation_prompt import Reading, read_prompt
-from koo.ai.operation_usage import Meter, Report
+from koo.ai.operation_usage import Meter, Report, tokens_in
 from koo.ai.pricing import Prices, context_tokens
 from koo.ai.service import Service
 from koo.ai.told_cost import ToldCost
+from koo.ai.types import Usage
 from koo.ai.usage_price import cost_usd
 from koo.errors import PriceUnknown
 from koo.options import ServiceOptions
@@ -78,8 +81,8 @@ class OperationCharge(ServiceCharge):
             self.release()
             return
         report = self._meter.report
-        if self.bill is None and report is not None:
-            self.bill = self._bill_of(report)
+        if self.bill is None:
+            self.bill = self._guess() if report is None else self._bill_of(report)
         super().settle()
 
     @abstractmethod
@@ -96,8 +99,15 @@ class OperationCharge(ServiceCharge):
         if report.is_whole and (report.is_last or self._ended):
             source = price.source if report.cost_usd is None else "reported"
             return priced_bill(price, cost, source, model, report.usage)
-        held = NOTHING if self._hold is None else from_pico(self._hold.amount)
-        return priced_bill(price, max(held, cost), "estimate", model, report.usage)
+        return priced_bill(price, max(self._estimate_usd(), cost), "estimate", model, report.usage)
+
+    def _estimate_usd(self) -> Decimal:
+        """What is booked where not all was reported."""
+        return NOTHING if self._hold is None else from_pico(self._hold.amount)
+
+    def _guess(self) -> Bill | None:
+        """The bill where nothing was reported; None: the hold."""
+        return None
 
 
 class FixedCharge(OperationCharge):
@@ -162,20 +172,25 @@ class FixedCharge(OperationCharge):
 class AskCharge(OperationCharge):
     """Money for a vendor's SDK under a built-in name; `ask` None: what the call can cost cannot be seen."""
 
-    __slots__ = ("_ask", "_bound_usd", "_found", "_options", "_prices")
+    __slots__ = ("_ask", "_bound", "_counts", "_found", "_options", "_prices", "_written")
 
     def __init__(
         self, service: Service, budgets: Budgets, options: ServiceOptions, prices: Prices, ask: Ask | None
     ) -> None:
-        super().__init__(service, budgets, "" if ask is None else ask.model)
         self._options = options
         self._prices = prices
         self._ask = ask
         self._found: ModelPrice | None = None
-        self._bound_usd: Decimal | None = None
+        self._bound: Bound | None = None
+        super().__init__(service, budgets, "" if ask is None else ask.model)
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._written = 0
+        self._counts = self._ask is not None and not may_think_unseen(self._options, self._ask.model)
 
     async def hold(self, deadline: float) -> None:
-        if self._bound_usd is None:
+        if self._bound is None:
             await self._look()
         await super().hold(deadline)
 
@@ -186,14 +201,14 @@ class AskCharge(OperationCharge):
         if ask is None or price is None:
             if self._budgets.is_capped(self._service.name):
                 raise PriceUnknown(self._service.name, self._why_unseen())
-            self._bound_usd = NOTHING
+            self._bound = Bound(NOTHING, 0)
             return
         reading = read_prompt(ask.said, ask.model)
         window = context_tokens(self._options, ask.model) if self._options.kind != "local" else None
         if _is_long(reading):
-            self._bound_usd = await asyncio.to_thread(bound_usd, ask, reading, price, window)
+            self._bound = await asyncio.to_thread(bound_of, ask, reading, price, window)
         else:
-            self._bound_usd = bound_usd(ask, reading, price, window)
+            self._bound = bound_of(ask, reading, price, window)
 
     def _why_unseen(self) -> str:
         if self._ask is None:
@@ -207,7 +222,25 @@ class AskCharge(OperationCharge):
         )
 
     def bound_usd(self) -> Decimal:
-        return NOTHING if self._bound_usd is None else self._bound_usd
+        return NOTHING if self._bound is None else self._bound.usd
+
+    def take(self, piece: object) -> None:
+        super().take(piece)
+        if self._counts:
+            came = tokens_in(piece)
+            self._counts = came is not None
+            self._written += came or 0
+
+    def _estimate_usd(self) -> Decimal:
+        held = super()._estimate_usd()
+        if not self._counts or not self._written or self._found is None or self._bound is None:
+            return held
+        return min(held, self._found.bound_usd(self._bound.read, self._written))
+
+    def _guess(self) -> Bill | None:
+        if self._found is None:
+            return None
+        return priced_bill(self._found, self._estimate_usd(), "estimate", self.model, Usage())
 
     def _price(self, report: Report) -> ModelPrice | None:
         """As a query's: of the model that was asked for. Of another one only where that is not known."""

@@ -11,14 +11,27 @@ last word: a stream that is left before that has said too little about its bill.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
 from typing import NamedTuple
 
+from koo.ai.operation_prompt import fields_of
 from koo.ai.providers.loose import NOT_JSON, loads
+from koo.ai.providers.transport import bound_text
 from koo.ai.types import Usage
-from koo.ai.usage_names import Path, at, count, get, module_of, names_of, says_something, units_of, usage_of
+from koo.ai.usage_names import (
+    Path,
+    at,
+    count,
+    get,
+    items,
+    module_of,
+    names_of,
+    says_something,
+    units_of,
+    usage_of,
+)
 from koo.policies.money import EXACT
 
 NO_UNITS: Mapping[str, int] = {}
@@ -34,6 +47,8 @@ MODELS: tuple[Path, ...] = (
     ("response", "model_name"),
 )  # fmt: skip
 ORDINARY = ("standard", "default", "auto")
+EVENTS = ("message_", "content_block_", "ping", "response.", "error")
+"""How the events of Anthropic and of Responses begin."""
 DEPTH_MAX = 3
 MEMBERS_MAX = 10_000
 """Of a list of answers; a longer one is not a batch of paid calls."""
@@ -118,6 +133,39 @@ def _called(method: Callable[[], object]) -> object:
     """Some versions of pydantic-ai have a method where others have a property."""
     with suppress(Exception):
         return method()
+    return None
+
+
+# ── what was said ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def tokens_in(piece: object) -> int | None:
+    """The most tokens that a piece of a stream brings, reasoning and calls included; None where its form is unknown."""
+    said = _said_in(piece)
+    return None if said is None else 1 + sum(map(bound_text, _texts(said, DEPTH_MAX * 2)))
+
+
+def _texts(said: object, depth: int) -> Iterator[str]:
+    if isinstance(said, str):
+        yield said
+    elif said is not None and depth and not isinstance(said, (int, float)):
+        inner = said if isinstance(said, list) else [value for _, value in fields_of(said)]
+        for one in inner:
+            yield from _texts(one, depth - 1)
+
+
+def _said_in(piece: object) -> list[object] | None:
+    if isinstance(piece, str):
+        return [piece]
+    if get(piece, "object") == "chat.completion.chunk":
+        return [get(choice, "delta") for choice in items(get(piece, "choices"))]
+    kind = get(piece, "type")
+    if isinstance(kind, str) and kind.startswith(EVENTS):
+        return [get(piece, "delta"), get(piece, "content_block")]
+    if module_of(piece) == "google":
+        return [get(one, "content") for one in items(get(piece, "candidates"))]
+    if module_of(piece).startswith("langchain"):
+        return [get(piece, "content"), get(piece, "tool_call_chunks"), get(piece, "additional_kwargs")]
     return None
 
 

@@ -178,7 +178,7 @@ def units_of(usage: object, answer: object = None) -> dict[str, int]:
             for kind, tokens in _modalities(get(usage, place)):
                 name = f"{side}_{kind}"
                 found[name] = found.get(name, 0) + tokens
-    for item in _items(get(answer, "output")):
+    for item in items(get(answer, "output")):
         name = SEARCHES.get(str(get(item, "type")), "")
         if name:
             found[name] = found.get(name, 0) + 1
@@ -186,7 +186,7 @@ def units_of(usage: object, answer: object = None) -> dict[str, int]:
 
 
 def _modalities(details: object) -> Iterator[tuple[str, int]]:
-    for one in _items(details):
+    for one in items(details):
         kind = get(one, "modality")
         word = str(getattr(kind, "value", kind)).lower()
         if word in ("audio", "image", "video"):
@@ -241,5 +241,6 @@ def _sum(one: Count, more: Count) -> Count:
     return one if not count_of(more) else count_of(one) + count_of(more)
 
 
-def _items(value: object) -> list[object]:
+def items(value: object) -> list[object]:
+    """A list's items; none of anything else."""
     return value if isinstance(value, list) else []
