@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import pytest
+from sqlalchemy import text
 
 from koo.database.database import Database
 from koo.deadlines import Deadline
 from koo.errors import DatabaseUnavailable, Kind, PoolSaturated
 from koo.policies.verdict import FAILURE
 from tests.database.conftest import Place
-from tests.database.support import ONE, assert_free, checked_out, opened, proxied, run, through, until
+from tests.database.support import (
+    ONE,
+    StillClock,
+    assert_free,
+    checked_out,
+    opened,
+    options,
+    proxied,
+    run,
+    through,
+    until,
+)
 
 SMALL = {"pool_size": 1, "max_overflow": 1}
 
@@ -86,7 +99,7 @@ def test_a_full_pool_is_told_with_who_holds_it_and_is_no_failure(url: str) -> No
             error = caught.value
             assert error.kind is Kind.SATURATED
             assert error.retry_after_s is not None and error.retry_after_s > 0
-            assert "2 connections" in error.reason and "task 'holder" in error.reason
+            assert "all 2 connections are in use" in error.reason
             assert database.guard.breaker.consecutive == 0
             assert database.guard.tally.totals().verdicts[FAILURE] == 0
             health = await database.health_check()
@@ -149,6 +162,57 @@ def test_nobody_waits_in_the_pool_when_a_connect_fails(pg: Place) -> None:
                 await asyncio.gather(*waiting, return_exceptions=True)
                 assert loop.time() - began < 10.0
                 assert checked_out(database) == 0
+
+    run(main)
+
+
+def test_a_full_pool_names_the_line_the_age_and_the_first_words_of_each_holder(url: str) -> None:
+    """Not the task, which nobody named, and no value of a statement."""
+
+    async def leak(database: Database, until_set: asyncio.Event) -> None:
+        async with database.session_scope() as session:  # this line is named
+            await session.execute(text("SELECT 'a secret', 42 AS answer"))
+            await until_set.wait()
+
+    async def main() -> None:
+        async with opened(url, **SMALL, pool_timeout_s=1.5) as database:
+            go = asyncio.Event()
+            holders = [asyncio.create_task(leak(database, go)) for _ in range(2)]
+            await until(lambda: len(database.pool_queue.holders) == 2)
+            await until(lambda: all(holder.statement for holder in database.pool_queue.holders))
+            with pytest.raises(PoolSaturated) as caught:
+                async with database.session_scope():
+                    pytest.fail("it is full")
+            line = leak.__code__.co_firstlineno + 1
+            said = caught.value.reason
+            assert said.count(f"tests.database.test_pool_queue:{line} for ") == 2
+            assert said.count("(SELECT)") == 2 and "secret" not in said and "42" not in said
+            go.set()
+            await asyncio.gather(*holders)
+
+    run(main)
+
+
+def test_a_scope_that_is_held_too_long_is_logged_once_with_where_it_began(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        clock = StillClock()
+        database = Database(options(sqlite_url, held_warning_s=20.0), clock=clock)
+        async with database.session_scope() as session:
+            await session.execute(ONE)
+            began = sys._getframe().f_lineno - 2
+            clock.now += 19.0
+            database.tick()
+            assert caplog.text == ""
+            for _ in range(3):
+                clock.now += 1.0
+                database.tick()
+        await database.close()
+        (record,) = caplog.records
+        where = f"a scope is still open: tests.database.test_pool_queue:{began} for 20 s (SELECT)"
+        assert where in record.getMessage()
+        assert record.levelname == "WARNING"
 
     run(main)
 

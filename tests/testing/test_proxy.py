@@ -12,6 +12,7 @@ import pytest
 
 from koo.testing.postgres import PostgresServer
 from koo.testing.proxy import FaultProxy, _is_commit, _Messages
+from tests.database.support import until
 
 
 @asynccontextmanager
@@ -149,6 +150,47 @@ def test_it_cuts_exactly_at_commit(postgres: PostgresServer, driver: str, when: 
         asyncio.run(main())
     finally:
         postgres.drop_database(name)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_it_counts_the_logins_that_are_under_way(postgres18: PostgresServer, driver: str) -> None:
+    async def main() -> None:
+        async with FaultProxy(postgres18.host, postgres18.port) as proxy:
+            url = f"postgresql://postgres:koo-test@127.0.0.1:{proxy.port}/postgres"
+            proxy.black_hole()
+            if driver == "psycopg":
+                logins = [asyncio.create_task(psycopg.AsyncConnection.connect(url)) for _ in range(3)]
+            else:
+                logins = [asyncio.create_task(asyncpg.connect(url)) for _ in range(3)]
+            await until(lambda: proxy.logging_in == 3)
+            proxy.heal()
+            connections = await asyncio.gather(*logins)
+            assert (proxy.logging_in, proxy.most_logging_in, proxy.open_connections) == (0, 3, 3)
+            for connection in connections:
+                await connection.close()
+
+    asyncio.run(main())
+
+
+def test_a_commit_cut_at_its_passing_has_reached_the_server_or_not(postgres18: PostgresServer) -> None:
+    """The client learns nothing, and the server is whole: the one case in which nobody can say."""
+    name = postgres18.create_database()
+    postgres18.sql("CREATE TABLE t (n int)", name)
+
+    async def main() -> None:
+        async with FaultProxy(postgres18.host, postgres18.port) as proxy:
+            proxy.cut_commit("at")
+            url = f"postgresql://postgres:koo-test@127.0.0.1:{proxy.port}/{name}"
+            with pytest.raises(psycopg.OperationalError):
+                async with await psycopg.AsyncConnection.connect(url) as connection:
+                    await connection.execute("INSERT INTO t VALUES (1)")
+            assert (proxy.commits, proxy.cuts) == (1, 1)
+
+    try:
+        asyncio.run(main())
+        assert postgres18.sql("SELECT count(*) FROM t", name) in {"0", "1"}
+    finally:
+        postgres18.drop_database(name)
 
 
 def test_messages_are_found_however_the_bytes_are_cut() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from sqlalchemy import URL
@@ -75,11 +76,17 @@ class Connections:
             pool_timeout=options.pool_timeout_s,
             # The connection that was used last is the least likely to be dead, and the rest may age and go.
             pool_use_lifo=True,
-            connect_args=engine_args.connect_args | self.driver.connect_args(options, self.keep),
+            connect_args=engine_args.connect_args | self._connect_args(),
             **{"hide_parameters": True, **engine_args.others},
         )
         self._engines: dict[tuple[bool, str | None], AsyncEngine] = {}
         self._hooks(temporary).install(self.engine.sync_engine)
+
+    def _connect_args(self) -> dict[str, Any]:
+        args = self.driver.connect_args(self.options, self.keep)
+        if self.writers is None:
+            args["async_creator_fn"] = partial(self.records.connects.open, args["async_creator_fn"])
+        return args
 
     def _hooks(self, temporary: bool) -> Hooks:
         if self.writers is not None:
@@ -149,7 +156,7 @@ class Connections:
             self.pool_queue.wake_all()
             await self.pool_queue.drain(self.options.cleanup_timeout_s)
         self.records.abort_all(occupied_only=True)
-        timer = self.loop.call_later(self.options.cleanup_timeout_s, self.records.abort_all)
+        timer = self.loop.call_later(self.options.cleanup_timeout_s, self.records.hasten)
         try:
             await self.engine.dispose()
         finally:

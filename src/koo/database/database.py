@@ -14,6 +14,7 @@ which probes, and which closes everything when the loop ends (`asyncio.run` canc
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
@@ -29,14 +30,14 @@ from koo.database.connections import Connections
 from koo.database.drivers.loading import read_url
 from koo.database.engine_args import read_engine_args
 from koo.database.faults import SERVICE, classify_connect
-from koo.database.pool_queue import PoolQueue
+from koo.database.pool_queue import PoolQueue, describe
 from koo.database.probe import ProbeDatabase
 from koo.database.scope import S_co, SessionScope
 from koo.database.session import guarded
 from koo.database.sqlite import Mode, SqliteFile
 from koo.database.transactions import Transactions, check_function
 from koo.deadlines import TWO_LOOPS, Deadlines, WrongLoop
-from koo.errors import ConfigurationError, DatabaseUnavailable, Kind
+from koo.errors import ConfigurationError, DatabaseUnavailable, Kind, describe_s
 from koo.events import Event
 from koo.forks import forget_in_child, leave_behind
 from koo.gates import DATABASES, Gates
@@ -53,6 +54,8 @@ T = TypeVar("T")
 QUEUE_MAX = 10_000
 ATTEMPT_SHARE = 0.98
 ISOLATIONS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
+
+log = logging.getLogger("koo")
 
 
 class Database(Generic[S_co]):
@@ -292,8 +295,15 @@ class Database(Generic[S_co]):
 
     def tick(self) -> None:
         """What time alone brings about; the keeper does it too."""
+        now = self.clock.monotonic()
         self.guard.tick()
-        self.metrics.fold(self.clock.monotonic())
+        self.metrics.fold(now)
+        for scope, since in self.pool_queue.take_overdue(now, self.options.held_warning_s):
+            log.warning(
+                "database: a scope is still open: %s; its deadline comes in %s",
+                describe(scope, since, now),
+                describe_s(max(scope.deadline - now, 0.0)),
+            )
 
     # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -83,7 +83,7 @@ class Hooks:
 
     def on_close(self, adapted: Any, record: Any) -> None:
         self._metrics.closed += 1
-        closed = self._by_connection.pop(adapted, None)
+        closed = self._records.drop(adapted)
         if closed is not None:
             self._metrics.aborted += closed.aborted
             closed.end_transaction()
@@ -166,6 +166,7 @@ class Hooks:
         if record is None or occupant is None:
             return False
         began = occupant.enter(record, BODY)
+        occupant.statement = statement
         try:
             execute(statement, *parameters)
         except BaseException:

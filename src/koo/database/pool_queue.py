@@ -9,21 +9,33 @@ when, because "all in use" is useless without knowing by whom.
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 from typing import Any, Protocol
 
+from koo.database.whereabouts import find, first_words
 from koo.errors import PoolSaturated, describe_s
 from koo.policies.bulkhead import Bulkhead
 
 RECENT_S = 30.0
 """For so long after a caller had to be turned away the pool is said to be saturated."""
 RETRY_S_MIN = 0.1
+NAMED_MAX = 3
+"""So many of the scopes inside are described in a refusal, the oldest first."""
+DESCRIBED_FOR_S = 1.0
+"""A description serves the refusals of so long: each one looks through tasks, and a full pool refuses by hundreds."""
 
 
 class Holder(Protocol):
-    """A scope, the task that opened it, and its deadline in monotonic seconds."""
+    """A scope: the task that opened it, its session, its last statement, and its deadline in monotonic seconds."""
 
     owner: asyncio.Task[Any] | None
     deadline: float
+
+    @property
+    def session(self) -> object: ...
+
+    @property
+    def statement(self) -> str | None: ...
 
     @property
     def expired(self) -> bool: ...
@@ -31,10 +43,17 @@ class Holder(Protocol):
     def expire(self) -> None: ...
 
 
+def describe(holder: Holder, since: float, now: float) -> str:
+    """Where a scope is open, for how long, and what it ran last: "app.orders:41 for 12.3 s (UPDATE accounts SET)"."""
+    words = first_words(holder.statement)
+    said = f" ({words})" if words else ""
+    return f"{find(holder.owner, holder.session)} for {describe_s(now - since)}{said}"
+
+
 class PoolQueue(Bulkhead):
     """Permits for `limit` scopes. `holders` maps each scope inside to when it asked."""
 
-    __slots__ = ("_empty", "holders", "refused", "refused_at")
+    __slots__ = ("_described", "_described_at", "_empty", "_logged", "holders", "refused", "refused_at")
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
@@ -42,6 +61,9 @@ class PoolQueue(Bulkhead):
         self.refused = 0
         self.refused_at = float("-inf")
         self._empty: asyncio.Future[None] | None = None
+        self._described = ""
+        self._described_at = float("-inf")
+        self._logged: set[Holder] = set()
 
     @property
     def waiting(self) -> int:
@@ -74,20 +96,38 @@ class PoolQueue(Bulkhead):
         """Another event loop begins: the waiters and holders belong to one that has ended."""
         super().forget()
         self.holders.clear()
+        self._logged.clear()
 
     def is_saturated(self, now: float) -> bool:
         """Whether callers wait, or one was turned away lately."""
         return self.waiting > 0 or now - self.refused_at < RECENT_S
 
+    def describe_oldest(self, now: float) -> str:
+        """The scopes that have been open longest, in words; "" where none is."""
+        named = [describe(holder, since, now) for holder, since in islice(self.holders.items(), NAMED_MAX)]
+        more = len(self.holders) - len(named)
+        return ", ".join(named) + (f", and {more} more" if more else "")
+
+    def take_overdue(self, now: float, after_s: float) -> list[tuple[Holder, float]]:
+        """The scopes that have been open for `after_s`, each once, with when they had asked."""
+        self._logged.intersection_update(self.holders)
+        overdue = [
+            (holder, since)
+            for holder, since in self.holders.items()
+            if now - since >= after_s and holder not in self._logged
+        ]
+        self._logged.update(holder for holder, _ in overdue)
+        return overdue
+
     def explain(self, refusal: PoolSaturated, now: float, usual_hold_s: float) -> PoolSaturated:
         """The refusal with what a person needs: who is inside, for how long, and when to come back."""
         self.refused += 1
         self.refused_at = now
+        if now - self._described_at >= DESCRIBED_FOR_S:
+            self._described, self._described_at = self.describe_oldest(now), now
         reason = f"all {self.limit} connections are in use and {self.waiting} callers wait"
         if self.holders:
-            holder, since = min(self.holders.items(), key=lambda item: item[1])
-            owner = f" (task {holder.owner.get_name()!r})" if holder.owner is not None else ""
-            reason += f"; the oldest of {len(self.holders)} scopes is {describe_s(now - since)} old{owner}"
+            reason += f"; held by {self._described}"
         here = asyncio.current_task()
         if any(holder.owner is here for holder in self.holders):
             reason += "; this task holds one itself: nested scopes need a connection each"

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from sqlalchemy.engine import ExceptionContext
 
+from koo.database.connects import Connects
 from koo.database.drivers.base import Driver
 from koo.database.faults import ScopeStage
 from koo.database.sqlite_writes import SqliteTransaction
@@ -38,6 +39,8 @@ class Occupant(Protocol):
     """The block has ended: what comes now is the scope's own."""
     committed: bool
     """The block has committed a part of its work."""
+    statement: str | None
+    """The last one that was sent; only its first words are ever shown."""
 
     def enter(self, record: ConnectionRecord, stage: ScopeStage) -> float:
         """Before a statement or COMMIT is sent; returns the time. Raises `DatabaseError` where it must not be."""
@@ -133,7 +136,7 @@ class ConnectionRecord:
 class ConnectionRecords:
     """The records of all open connections of one pool, and what its hooks and transcripts count by.
 
-    `by_connection`: SQLAlchemy's adapted connections are the keys.
+    `by_connection`: SQLAlchemy's adapted connections are the keys. `connects`: how new ones are opened.
     """
 
     def __init__(
@@ -149,7 +152,9 @@ class ConnectionRecords:
         self.metrics = metrics
         self.monotonic = monotonic
         self.by_connection: dict[Any, ConnectionRecord] = {}
+        self.connects = Connects(options.connect_concurrency, monotonic, draw)
         self.generation = 0
+        self.in_haste = False
         self._draw = draw
 
     def __len__(self) -> int:
@@ -178,6 +183,19 @@ class ConnectionRecords:
     def distrust_all(self) -> None:
         """Each connection opened before now is replaced when it is next taken."""
         self.generation += 1
+        self.connects.unsettle()
+
+    def drop(self, adapted: Any) -> ConnectionRecord | None:
+        """A connection is about to be closed; returns its record."""
+        record = self.by_connection.pop(adapted, None)
+        if record is not None and self.in_haste:
+            record.abort()
+        return record
+
+    def hasten(self) -> None:
+        """Cut off every connection, and those too that are only now about to be closed in order."""
+        self.in_haste = True
+        self.abort_all()
 
     def abort_all(self, *, occupied_only: bool = False) -> None:
         """Cut off every connection, or those that a scope has."""

@@ -193,6 +193,11 @@ class SessionScope(Generic[S_co]):
     def expired(self) -> bool:
         return self.transcript.expired
 
+    @property
+    def statement(self) -> str | None:
+        """The last statement that was sent."""
+        return self.transcript.statement
+
     def expire(self) -> None:
         """The deadline came, somewhere in the event loop."""
         transcript, record = self.transcript, self._occupied()

@@ -38,7 +38,7 @@ class Transcript:
     __slots__ = (
         "_answered", "_metrics", "_monotonic", "_readonly", "_records", "_reports", "_spoiler",
         "_unanswered", "committed", "expired", "failure", "handed_out", "has_permit", "in_doubt", "leaving",
-        "slowest_s", "spent_s", "stage", "statements", "stopped",
+        "slowest_s", "spent_s", "stage", "statement", "statements", "stopped",
     )  # fmt: skip
 
     def __init__(self, records: ConnectionRecords, readonly: bool) -> None:
@@ -60,6 +60,7 @@ class Transcript:
             False  # the block has committed a part of its work, or may have: no part may be repeated
         )
         self.failure: Meaning | None = None
+        self.statement: str | None = None
         self.statements = 0
         self.spent_s = self.slowest_s = 0.0
 

@@ -8,9 +8,11 @@ It stands between a client and any server, on the test's own event loop, and can
 * forget what is connected (`forget`), so that only those connections are black holes;
 * reset each new connection as soon as it is made (`reset_new`);
 * be far away (`delay_s`: each piece of data arrives so much later, in each direction);
-* for PostgreSQL, cut exactly at COMMIT (`cut_commit`): before the server has seen it, after the server has done it but
-  before the client hears of it, or hold it until the connection ends. It reads the client's messages for that, of any
-  driver, and needs a connection without TLS.
+* for PostgreSQL, cut exactly at COMMIT (`cut_commit`): before the server has seen it, at the moment in which it is sent
+  on (done or not, nobody knows), after the server has done it but before the client hears of it, or hold it until the
+  connection ends. It reads the messages of both sides for that, with any driver, and needs connections without TLS.
+
+Nothing in it waits for time but `delay_s`, and it opens nothing but its own port.
 """
 
 from __future__ import annotations
@@ -23,14 +25,15 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Literal, NamedTuple
 
-CommitCut = Literal["before", "after", "hold"]
+CommitCut = Literal["before", "at", "after", "hold"]
 
 _CHUNK = 65_536
-_UNTYPED = {
-    80877103,
-    80877104,
-    80877102,
-}  # SSLRequest, GSSENCRequest, CancelRequest: packets without a type byte
+_ENCRYPTION = {80877103, 80877104}
+"""SSLRequest and GSSENCRequest, which are answered by a single byte."""
+_UNTYPED = {*_ENCRYPTION, 80877102}
+"""... and CancelRequest: a client's packets without a type byte, but for the start itself."""
+_LOGIN_BYTES_MAX = 65_536
+"""What answers so much without a ReadyForQuery is no PostgreSQL."""
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 
@@ -39,7 +42,9 @@ class FaultProxy:
 
     `connections`: accepted so far. `open_connections`: now. `commits`: COMMITs that clients have sent, `cuts`: how many
     of them were cut. `swallowed`: pieces of data that came by a forgotten connection. `round_trips`: how often clients
-    of PostgreSQL have asked for an answer to wait for, in however many packets their messages came.
+    of PostgreSQL have asked for an answer to wait for, in however many packets their messages came. `logging_in`:
+    connections to PostgreSQL that were accepted and are not ready for queries yet, `most_logging_in`: the most at once;
+    set it to 0 to count anew.
     """
 
     def __init__(self, target_host: str, target_port: int) -> None:
@@ -53,6 +58,8 @@ class FaultProxy:
         self.cuts = 0
         self.swallowed = 0
         self.round_trips = 0
+        self.logging_in = 0
+        self.most_logging_in = 0
         self._cut: CommitCut | None = None
         self._cuts_left = 0
         self._server: asyncio.Server | None = None
@@ -113,19 +120,25 @@ class FaultProxy:
         self._open.set()
 
     def cut_commit(self, when: CommitCut, times: int = 1) -> None:
-        """Cut the next COMMITs: "before" the server sees them, "after" it did them, or "hold" them for good."""
+        """Cut the next COMMITs: "before" the server sees them, "at" their passing, "after" it did them; or "hold" them.
+
+        After "at" the transaction may have happened or not; after "before" and "hold" it has not, after "after" it has.
+        """
         self._cut, self._cuts_left = when, times
 
     # ── passing on ────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self.logging_in += 1
+        self.most_logging_in = max(self.most_logging_in, self.logging_in)
         pipe = _Pipe(self, reader, writer)
         self._pipes.add(pipe)
         try:
             await pipe.run()
         finally:
             self._pipes.discard(pipe)
+            pipe.note_login()
 
     async def pass_on(self, pipe: _Pipe, came_at: float) -> None:
         """Wait as long as the faults say, of a piece that came at `came_at` (the loop's time)."""
@@ -156,6 +169,7 @@ class _Pipe:
         self._server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self.forgotten = False
         self._messages = _Messages()
+        self._login: _Login | None = _Login()
         self._last_kind = b""
         self._cut: CommitCut | None = None
         self._task: asyncio.Task[None] | None = None
@@ -204,6 +218,8 @@ class _Pipe:
             data = piece.data
             messages = list(self._messages.feed(data))
             self._count_round_trips(messages)
+            if self._login is not None:
+                self._login.note_request(messages)
             if any(_is_commit(message) for message in messages):
                 self._cut = self._proxy.commit_cut()
             if self._cut == "before":
@@ -213,6 +229,15 @@ class _Pipe:
                 await asyncio.get_running_loop().create_future()
             self._server[1].write(data)
             await self._server[1].drain()
+            if self._cut == "at":
+                self.reset()
+                return
+
+    def note_login(self) -> None:
+        """It is ready for queries, or has ended."""
+        if self._login is not None:
+            self._login = None
+            self._proxy.logging_in -= 1
 
     def _count_round_trips(self, messages: list[tuple[bytes, bytes]]) -> None:
         """Flush (H) and Sync (S) make the server send what it has answered; a simple query (Q) is its own Sync."""
@@ -229,6 +254,8 @@ class _Pipe:
             if self._cut == "after":  # the answer to the COMMIT: it is done
                 self.reset()
                 return
+            if self._login is not None and self._login.is_ready(piece.data):
+                self.note_login()
             self._client[1].write(piece.data)
             await self._client[1].drain()
 
@@ -286,6 +313,29 @@ class _Messages:
             if not self._started:
                 self._started = int.from_bytes(body[:4], "big") not in _UNTYPED
             yield kind, body
+
+
+class _Login:
+    """Finds the first ReadyForQuery in what a server answers."""
+
+    def __init__(self) -> None:
+        self._answers = b""
+        self._single_bytes = 0
+
+    def note_request(self, messages: list[tuple[bytes, bytes]]) -> None:
+        """A client that asks for encryption is answered by one byte."""
+        for kind, body in messages:
+            self._single_bytes += not kind and int.from_bytes(body[:4], "big") in _ENCRYPTION
+
+    def is_ready(self, data: bytes) -> bool:
+        """Whether the login is over, or this is no PostgreSQL."""
+        self._answers += data
+        at = self._single_bytes
+        while len(self._answers) >= at + 5:
+            if self._answers[at : at + 1] == b"Z":
+                return True
+            at += 1 + int.from_bytes(self._answers[at + 1 : at + 5], "big")
+        return len(self._answers) > _LOGIN_BYTES_MAX
 
 
 def _is_commit(message: tuple[bytes, bytes]) -> bool:

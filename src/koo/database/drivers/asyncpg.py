@@ -1,15 +1,21 @@
-"""asyncpg, beneath `postgresql+asyncpg://`."""
+"""asyncpg, beneath `postgresql+asyncpg://`.
+
+asyncpg says goodbye and waits until the server has hung up, for ever if nothing bounds it. SQLAlchemy bounds it where
+it drops a connection, but not where a pool closes one that it has too many of, or all of them at its end. koo's own
+class of connections waits no longer than the cleanup time, whatever closes it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import asyncpg
 
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
+from koo.database.drivers.wire import refuses_parameters, server_timeouts, set_up_socket
 from koo.options import DatabaseOptions
 
 UNPREPARED = {
@@ -34,9 +40,33 @@ class Asyncpg:
     answers_begin = True
     health_query = POSTGRESQL_HEALTH
 
+    def __init__(self) -> None:
+        self._takes_parameters = True
+
     def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
         unprepared = {} if options.prepared_statements else UNPREPARED
+        connect = partial(self._connect, options)
         return {"timeout": options.pool_timeout_s, "async_creator_fn": connect, **unprepared}
+
+    async def _connect(self, options: DatabaseOptions, /, *args: Any, **kwargs: Any) -> asyncpg.Connection:
+        """As `asyncpg.connect`. Raises TypeError for a number that is none."""
+        read_numbers(kwargs, NUMBERS)
+        given: dict[str, str] = kwargs.pop("server_settings", None) or {}
+        base = kwargs.pop("connection_class", asyncpg.Connection)
+        connect = partial(asyncpg.connect, *args, connection_class=tagged(base), **kwargs)
+        ours = server_timeouts(options) if self._takes_parameters else {}
+        try:
+            connection = await connect(server_settings=ours | given)
+        except asyncpg.PostgresError as error:
+            if not (ours and refuses_parameters(error)):
+                raise
+            self._takes_parameters = False
+            connection = await connect(server_settings=given)
+        connection.cleanup_s = options.cleanup_timeout_s
+        transport = getattr(connection, "_transport", None)
+        if transport is not None:
+            set_up_socket(transport.get_extra_info("socket").fileno(), options)
+        return connection
 
     def begin(self, adapted: Any) -> Awaitable[Any] | None:
         start: Callable[[], Awaitable[Any]] | None = getattr(adapted, "_start_transaction", None)
@@ -69,9 +99,12 @@ class Asyncpg:
 
 
 class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]
-    """Keeps the server's last answer to a plain command, which asyncpg's own COMMIT throws away."""
+    """Keeps the server's last answer to a plain command, which asyncpg's own COMMIT throws away.
 
-    __slots__ = ("tag",)
+    Says goodbye within `cleanup_s` seconds.
+    """
+
+    __slots__ = ("cleanup_s", "tag")
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's own
         """As asyncpg's."""
@@ -79,11 +112,18 @@ class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]
         self.tag = tag
         return tag
 
-
-async def connect(*args: Any, connection_class: Any = asyncpg.Connection, **kwargs: Any) -> Any:
-    """As `asyncpg.connect`. Raises TypeError for a number that is none."""
-    read_numbers(kwargs, NUMBERS)
-    return await asyncpg.connect(*args, connection_class=tagged(connection_class), **kwargs)
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's own
+        """As asyncpg's; without a `timeout` it is cut off when the cleanup time is over."""
+        transport = getattr(self, "_transport", None)
+        if timeout is not None or transport is None or self.is_closed():
+            await super().close(timeout=timeout)
+            return
+        # Not by a timeout: it works by cancelling, and a scope that commits does not let itself be cancelled.
+        timer = asyncio.get_running_loop().call_later(self.cleanup_s, transport.abort)
+        try:
+            await super().close()
+        finally:
+            timer.cancel()
 
 
 @cache

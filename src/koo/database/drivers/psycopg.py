@@ -21,6 +21,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.waiting import wait_async
 
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
+from koo.database.drivers.wire import libpq_parameters, refuses_parameters, server_timeouts
 from koo.options import DatabaseOptions
 
 # On the way of every COMMIT, where a class attribute of an enum costs a dictionary walk.
@@ -36,10 +37,28 @@ class Psycopg:
     answers_begin = True
     health_query = POSTGRESQL_HEALTH
 
+    def __init__(self) -> None:
+        self._takes_parameters = True
+
     def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
-        connect = partial(PromptConnection.connect_within, options.cleanup_timeout_s)
         unprepared = {} if options.prepared_statements else {"prepare_threshold": None}
-        return {"async_creator_fn": connect, **unprepared}
+        return {"async_creator_fn": partial(self._connect, options), **unprepared}
+
+    async def _connect(self, options: DatabaseOptions, /, *args: Any, **kwargs: Any) -> PromptConnection:
+        connect = partial(PromptConnection.connect_within, options.cleanup_timeout_s, *args)
+        kwargs = {**libpq_parameters(options), **kwargs}
+        ours = server_timeouts(options) if self._takes_parameters else {}
+        if not ours:
+            return await connect(**kwargs)
+        # The last word on a setting holds: the URL's come after koo's.
+        words = [*(f"-c {name}={value}" for name, value in ours.items()), kwargs.get("options") or ""]
+        try:
+            return await connect(**{**kwargs, "options": " ".join(words).strip()})
+        except psycopg.OperationalError as error:
+            if not refuses_parameters(error):
+                raise
+            self._takes_parameters = False
+        return await connect(**kwargs)
 
     def begin(self, adapted: Any) -> Awaitable[Any] | None:
         connection = adapted.driver_connection

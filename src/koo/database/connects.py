@@ -1,0 +1,57 @@
+"""Connects: few connections are opened at a time, and after a loss not in step with other processes.
+
+Opening a connection is the dearest thing that a client asks of a PostgreSQL server: a process, a login, caches to be
+filled. After a restart every caller finds its connection dead in the same moment, and if each opened its own at once,
+the server would fall over again. So no more than `most` are being opened at any moment; the other callers wait, first
+come first served, within the time that they have for a connection. For a while after a loss or a failed connect each
+opening also begins after a short random pause. That keeps the processes of a fleet, which lost their connections
+together, from coming back together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+UNSETTLED_S = 10.0
+"""For so long after a loss connects are spread: a restarted server needs some seconds to fill its caches."""
+SPREAD_S = 0.1
+"""The longest pause: with four at a time a process opens at most about eighty connections a second."""
+
+
+class Connects:
+    """At most `most` at a time. `opening`: how many are being opened now, `waiting`: how many callers wait for it."""
+
+    def __init__(self, most: int, monotonic: Callable[[], float], draw: Callable[[], float]) -> None:
+        self.opening = 0
+        self.waiting = 0
+        self._places = asyncio.Semaphore(most)
+        self._monotonic = monotonic
+        self._draw = draw
+        self._unsettled_until = float("-inf")
+
+    def unsettle(self) -> None:
+        """A connection was lost, or could not be opened."""
+        self._unsettled_until = self._monotonic() + UNSETTLED_S
+
+    async def open(self, connect: Callable[..., Awaitable[T]], /, *args: object, **kwargs: object) -> T:
+        """`await connect(*args, **kwargs)`, in turn."""
+        self.waiting += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self.waiting -= 1
+        self.opening += 1
+        try:
+            if self._monotonic() < self._unsettled_until:
+                await asyncio.sleep(self._draw() * SPREAD_S)
+            return await connect(*args, **kwargs)
+        except Exception:
+            self.unsettle()
+            raise
+        finally:
+            self.opening -= 1
+            self._places.release()

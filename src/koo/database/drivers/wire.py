@@ -1,0 +1,93 @@
+"""What both PostgreSQL drivers ask of the network and of the server, each in its own words.
+
+*TCP.* A peer that vanished without a goodbye is noticed by keepalives while nothing is said, and by the user timeout
+while something is unanswered. The system's own defaults are two hours and a quarter of one.
+
+*The server.* A process that is stopped or cut off cannot take its statement back, and its transaction keeps its locks.
+So each connection is opened with the server's own timeouts, a little longer than the longest scope: while the process
+lives, koo's deadline always comes first. A value in the URL or in `connect_args` wins. A pooler that refuses parameters
+at the start is asked once more without them, and from then on not again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+
+from koo.options import DatabaseOptions
+
+KEEPALIVE_PROBES = 3
+MS_MAX = 2**31 - 1
+"""The server's timeouts are 32-bit milliseconds."""
+REFUSES_PARAMETERS = ("startup parameter", "command-line options")
+"""Words of PgBouncer and its like, and of RDS Proxy."""
+
+log = logging.getLogger("koo")
+
+
+def server_timeouts(options: DatabaseOptions) -> dict[str, str]:
+    """The server's settings for a connection; empty where the option leaves them alone."""
+    if not options.server_timeouts:
+        return {}
+    last_s = options.scope_timeout_s + options.cleanup_timeout_s
+    last = str(min(int(last_s * 1000), MS_MAX))
+    return {"statement_timeout": last, "idle_in_transaction_session_timeout": last}
+
+
+def refuses_parameters(error: Exception) -> bool:
+    """Whether a pooler refused to be asked for the server's settings."""
+    refused = any(words in str(error) for words in REFUSES_PARAMETERS)
+    if refused:
+        log.info(
+            "database: the pooler takes no statement_timeout, so the server does not know koo's deadlines"
+        )
+    return refused
+
+
+def libpq_parameters(options: DatabaseOptions) -> dict[str, int]:
+    """The TCP options as libpq spells them."""
+    parameters: dict[str, int] = {}
+    if options.keepalive_s:
+        parameters |= {
+            "keepalives": 1,
+            "keepalives_idle": _whole(options.keepalive_s),
+            "keepalives_interval": _whole(options.keepalive_s / KEEPALIVE_PROBES),
+            "keepalives_count": KEEPALIVE_PROBES,
+        }
+    if options.tcp_user_timeout_s:
+        parameters["tcp_user_timeout"] = int(options.tcp_user_timeout_s * 1000)
+    return parameters
+
+
+def set_up_socket(fileno: int, options: DatabaseOptions) -> None:
+    """The same options on a socket that is connected; a Unix socket needs none."""
+    # Of a copy: an event loop's own socket object may not let itself be set.
+    with suppress(OSError), socket.socket(fileno=os.dup(fileno)) as wire:
+        if wire.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        if options.keepalive_s:
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _tcp_options(options).items():
+            number = getattr(socket, name, None)  # each system lacks one or another
+            if number is not None:
+                wire.setsockopt(socket.IPPROTO_TCP, number, value)
+
+
+def _tcp_options(options: DatabaseOptions) -> Mapping[str, int]:
+    wanted: dict[str, int] = {}
+    if options.keepalive_s:
+        wanted |= {
+            "TCP_KEEPIDLE": _whole(options.keepalive_s),
+            "TCP_KEEPINTVL": _whole(options.keepalive_s / KEEPALIVE_PROBES),
+            "TCP_KEEPCNT": KEEPALIVE_PROBES,
+        }
+    if options.tcp_user_timeout_s:
+        wanted["TCP_USER_TIMEOUT"] = int(options.tcp_user_timeout_s * 1000)
+    return wanted
+
+
+def _whole(seconds: float) -> int:
+    return max(1, round(seconds))

@@ -1,0 +1,130 @@
+"""Connections are opened few at a time, and after a loss not in step."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+from sqlalchemy import text
+
+from koo.database.connects import SPREAD_S, UNSETTLED_S, Connects
+from koo.options import BreakerOptions
+from tests.database.conftest import Place
+from tests.database.support import ONE, opened, proxied, run, through
+
+
+class Server:
+    """Accepts connections when it is told to, and counts how many are asked for at once."""
+
+    def __init__(self) -> None:
+        self.now = self.most = self.asked = 0
+        self.accepts = asyncio.Event()
+
+    async def connect(self, refuses: bool = False) -> str:
+        self.now += 1
+        self.asked += 1
+        self.most = max(self.most, self.now)
+        try:
+            await self.accepts.wait()
+            if refuses:
+                raise ConnectionRefusedError
+            return "connection"
+        finally:
+            self.now -= 1
+
+
+def test_no_more_than_so_many_are_opened_at_a_time_and_all_are() -> None:
+    async def main() -> None:
+        server, connects = Server(), Connects(3, lambda: 0.0, lambda: 0.0)
+        callers = [asyncio.create_task(connects.open(server.connect)) for _ in range(200)]
+        await asyncio.sleep(0)
+        assert (connects.opening, connects.waiting) == (3, 197)
+        server.accepts.set()
+        assert await asyncio.gather(*callers) == ["connection"] * 200
+        assert (server.most, server.asked) == (3, 200)
+        assert (connects.opening, connects.waiting) == (0, 0)
+
+    run(main)
+
+
+def test_a_failed_or_cancelled_connect_lets_the_next_one_in() -> None:
+    async def main() -> None:
+        server, connects = Server(), Connects(1, lambda: 0.0, lambda: 0.0)
+        failing = asyncio.create_task(connects.open(server.connect, refuses=True))
+        cancelled = [asyncio.create_task(connects.open(server.connect)) for _ in range(2)]
+        last = asyncio.create_task(connects.open(server.connect))
+        await asyncio.sleep(0)
+        cancelled[0].cancel()
+        server.accepts.set()
+        with pytest.raises(ConnectionRefusedError):
+            await failing
+        cancelled[1].cancel()
+        assert await last == "connection"
+        assert (connects.opening, connects.waiting) == (0, 0)
+
+    run(main)
+
+
+def test_after_a_loss_each_opening_waits_a_drawn_while_until_things_have_settled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        now, pauses = 100.0, []
+
+        async def sleep(seconds: float) -> None:
+            pauses.append(seconds)
+
+        async def connect() -> None:
+            pass
+
+        draws = itertools.cycle([0.25, 0.75])
+        connects = Connects(2, lambda: now, lambda: next(draws))
+        with monkeypatch.context() as patched:
+            patched.setattr("koo.database.connects.asyncio.sleep", sleep)
+            await connects.open(connect)
+            assert pauses == []
+            connects.unsettle()
+            await connects.open(connect)
+            await connects.open(connect)
+            assert pauses == [0.25 * SPREAD_S, 0.75 * SPREAD_S]
+            now += UNSETTLED_S
+            await connects.open(connect)
+            assert len(pauses) == 2
+
+    run(main)
+
+
+def test_after_a_restart_two_hundred_waiting_tasks_reconnect_few_at_a_time(pg: Place) -> None:
+    """Counted at the wire: connections that were accepted and are not yet logged in."""
+
+    async def main() -> None:
+        async with proxied(pg.server) as proxy:
+            url = through(proxy, pg.server, pg.driver, pg.database)
+            never = BreakerOptions(failure_threshold=10_000, calls_min=10_000)
+            async with opened(
+                url, pool_size=20, max_overflow=10, connect_concurrency=3, breaker=never, pool_timeout_s=60.0
+            ) as database:
+                go = asyncio.Event()
+
+                async def work() -> None:
+                    await go.wait()
+                    async with database.session_scope() as session:
+                        await session.execute(text("SELECT pg_sleep(0.005)"))
+
+                async def warm() -> None:
+                    async with database.session_scope() as session:
+                        await session.execute(ONE)
+                        await asyncio.sleep(0.05)
+
+                await asyncio.gather(*(warm() for _ in range(30)))
+                pg.server.shut_down("immediate")
+                pg.server.start()
+                before, proxy.most_logging_in = proxy.connections, 0
+                tasks = [asyncio.create_task(work()) for _ in range(200)]
+                go.set()
+                await asyncio.gather(*tasks)
+                assert proxy.connections - before >= 20
+                assert proxy.most_logging_in <= 3
+
+    run(main)

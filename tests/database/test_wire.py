@@ -1,0 +1,185 @@
+"""What a connection is opened with: TCP that notices a dead peer, a server that knows the deadline; and its goodbye."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+from sqlalchemy import event, text
+
+from koo.database.database import Database
+from tests.database.conftest import Place
+from tests.database.support import ONE, opened, proxied, run, through
+
+SETTINGS = text(
+    "SELECT string_agg(setting, ' ' ORDER BY name) FROM pg_settings"
+    " WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout')"
+)
+
+
+async def settings_of(database: Database) -> str | None:
+    """`idle_in_transaction_session_timeout` and `statement_timeout`, in milliseconds."""
+    async with database.session_scope() as session:
+        found: str | None = await session.scalar(SETTINGS)
+        return found
+
+
+async def socket_of(database: Database) -> socket.socket:
+    """A copy of the socket of a connection."""
+    async with database.session_scope() as session:
+        raw: Any = (await (await session.connection()).get_raw_connection()).driver_connection
+        fileno = raw.fileno() if hasattr(raw, "fileno") else raw._transport.get_extra_info("socket").fileno()
+        return socket.socket(fileno=os.dup(fileno))
+
+
+def tcp(wire: socket.socket, name: str) -> int:
+    return wire.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+
+
+def test_a_dead_peer_is_noticed_by_keepalives_and_by_the_user_timeout(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url) as database:
+            with await socket_of(database) as wire:
+                assert wire.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                seen = [tcp(wire, name) for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")]
+                assert seen == [30, 10, 3]
+                assert tcp(wire, "TCP_USER_TIMEOUT") == 30_000
+
+    run(main)
+
+
+def test_both_can_be_set_and_left_to_the_system(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url, keepalive_s=6.0, tcp_user_timeout_s=1.5) as database:
+            with await socket_of(database) as wire:
+                assert (tcp(wire, "TCP_KEEPIDLE"), tcp(wire, "TCP_KEEPINTVL")) == (6, 2)
+                assert tcp(wire, "TCP_USER_TIMEOUT") == 1500
+        async with opened(pg.url, keepalive_s=0.0, tcp_user_timeout_s=0.0) as database:
+            with await socket_of(database) as wire:
+                assert tcp(wire, "TCP_USER_TIMEOUT") == 0
+                assert tcp(wire, "TCP_KEEPIDLE") != 30
+
+    run(main)
+
+
+def test_the_server_knows_the_longest_scope_and_ends_what_a_lost_process_left(any_pg: Place) -> None:
+    async def main() -> None:
+        async with opened(any_pg.url, scope_timeout_s=40.0, cleanup_timeout_s=1.5) as database:
+            assert await settings_of(database) == "41500 41500"
+        async with opened(any_pg.url, server_timeouts=False) as database:
+            assert await settings_of(database) == "0 0"
+
+    run(main)
+
+
+def test_an_applications_own_value_wins(pg: Place) -> None:
+    async def main() -> None:
+        if pg.driver == "psycopg":
+            own: dict[str, Any] = {"options": "-c statement_timeout=7000 -c work_mem=1MB"}
+        else:
+            own = {"server_settings": {"statement_timeout": "7000", "work_mem": "1MB"}}
+        database = Database(pg.url, engine_args={"connect_args": own})
+        assert await settings_of(database) == "62000 7000"
+        async with database.session_scope() as session:
+            assert await session.scalar(text("SHOW work_mem")) == "1MB"
+        await database.close()
+
+    run(main)
+
+
+def test_an_applications_own_class_of_connections_stays(pg: Place) -> None:
+    class Own(asyncpg.Connection):  # type: ignore[misc]
+        pass
+
+    async def main() -> None:
+        database = Database(pg.url, engine_args={"connect_args": {"connection_class": Own}})
+        async with database.session_scope() as session:
+            raw = (await (await session.connection()).get_raw_connection()).driver_connection
+            assert isinstance(raw, Own)
+        await database.close()
+
+    if pg.driver == "asyncpg":
+        run(main)
+
+
+def test_a_pooler_that_takes_no_parameters_is_asked_without_them_from_then_on(pg: Place) -> None:
+    async def main() -> None:
+        async with pooler(pg) as (port, refused):
+            url = pg.url.replace(f":{pg.server.port}/", f":{port}/")
+            async with opened(url, pool_size=3) as database:
+                assert await settings_of(database) == "0 0"
+                await asyncio.gather(*(settings_of(database) for _ in range(3)))
+                assert len(refused) == 1
+                assert database.guard.breaker.consecutive == 0
+
+    run(main)
+
+
+@asynccontextmanager
+async def pooler(pg: Place) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A server that refuses `statement_timeout` at the start in PgBouncer's words, and passes on everything else."""
+    refused: list[bytes] = []
+    serving: set[asyncio.Task[Any]] = set()
+    words = b"SFATAL\0VFATAL\0C08P01\0Munsupported startup parameter: statement_timeout\0\0"
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65_536):
+                writer.write(data)
+        finally:
+            writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        body = b""
+        while not body:
+            head = await reader.readexactly(8)
+            body = await reader.readexactly(int.from_bytes(head[:4], "big") - 8)
+            if not body:
+                writer.write(b"N")  # no encryption
+        if b"statement_timeout" in body:
+            refused.append(body)
+            writer.write(b"E" + (len(words) + 4).to_bytes(4, "big") + words)
+            writer.close()
+            return
+        server_reader, server_writer = await asyncio.open_connection(pg.server.host, pg.server.port)
+        server_writer.write(head + body)
+        await asyncio.gather(pass_on(reader, server_writer), pass_on(server_reader, writer))
+
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(serve(reader, writer))
+        serving.add(task)
+        await asyncio.gather(task, return_exceptions=True)
+
+    server = await asyncio.start_server(serve_one, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1], refused
+    finally:
+        server.close()
+        await asyncio.gather(*serving, return_exceptions=True)
+
+
+def test_a_goodbye_into_a_black_hole_is_bounded_whatever_closes_the_connection(pg: Place) -> None:
+    """A pool closes what it has too many of when a scope gives it back, and all of them at its end."""
+
+    async def main() -> None:
+        async with proxied(pg.server) as proxy:
+            url = through(proxy, pg.server, pg.driver, pg.database)
+            async with opened(url, pool_size=1, max_overflow=1, cleanup_timeout_s=0.2) as database:
+                async with database.session_scope() as kept:
+                    await kept.execute(ONE)
+                    surplus = database.session_scope()
+                    await (await surplus.__aenter__()).execute(ONE)
+                assert database.connections is not None
+                pool = database.connections.engine.sync_engine.pool
+                event.listen(pool, "close", lambda *_: proxy.black_hole())
+                await surplus.__aexit__(None, None, None)
+                assert database.metrics.closed == 1
+                await database.close()
+                assert database.metrics.closed == 2
+
+    run(main)
