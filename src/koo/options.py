@@ -234,37 +234,28 @@ class DatabaseOptions(Checked):
         above=0,
     )
     held_warning_s: float = option(
-        20.0,
-        "age at which an open scope is logged, with where it began",
-        "a third of the longest scope: long before its deadline, and no ordinary transaction",
-        unit="s",
-        above=0,
+        20.0, "age at which an open scope is logged", "a third of the longest", unit="s", above=0
     )
     connect_concurrency: int = option(
-        4,
-        "connections that are being opened at a time",
-        "a server that restarts is asked for few at once, and four fill a pool in a few round trips",
-        at_least=1,
-        at_most=10_000,
+        4, "connections opened at a time", "a restarted server takes few", at_least=1, at_most=10_000
     )
     keepalive_s: float = option(
         30.0,
-        "silence after which TCP asks whether the server is still there, three times; 0 leaves it to the system",
+        "silence after which TCP asks for the server, three times; 0 leaves it to the system",
         "a dead peer is noticed within a minute; systems wait for two hours",
         unit="s",
         at_least=0,
     )
     tcp_user_timeout_s: float = option(
         30.0,
-        "longest time that sent data may stay unacknowledged, on Linux; 0 leaves it to the system",
+        "longest time that sent data stays unacknowledged (Linux); 0 leaves it to the system",
         "longer than a short disturbance of the network, shorter than a scope",
         unit="s",
         at_least=0,
     )
     server_timeouts: bool = option(
         True,
-        "PostgreSQL gets `statement_timeout` and `idle_in_transaction_session_timeout`, of the longest scope and its "
-        "cleanup together; a value in the URL wins",
+        "PostgreSQL itself ends statements and idle transactions after the longest scope and its cleanup",
         "a process that is stopped or cut off must not keep its locks",
     )
     probe_interval_s: float = option(30.0, "time between health probes", "two a minute", unit="s", above=0)
