@@ -240,18 +240,10 @@ class DatabaseOptions(Checked):
         4, "connections opened at a time", "a restarted server takes few", at_least=1, at_most=10_000
     )
     keepalive_s: float = option(
-        30.0,
-        "silence after which TCP asks for the server, three times; 0 leaves it to the system",
-        "a dead peer is noticed within a minute; systems wait for two hours",
-        unit="s",
-        at_least=0,
+        30.0, "silence until TCP asks for the peer; 0: as the system", "it waits hours", unit="s", at_least=0
     )
     tcp_user_timeout_s: float = option(
-        30.0,
-        "longest time that sent data stays unacknowledged (Linux); 0 leaves it to the system",
-        "longer than a short disturbance of the network, shorter than a scope",
-        unit="s",
-        at_least=0,
+        30.0, "longest time unacknowledged; 0: as the system", "half a scope", unit="s", at_least=0
     )
     server_timeouts: bool = option(
         True,
