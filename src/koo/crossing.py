@@ -126,9 +126,14 @@ def come_back(operation: Callable[P, Awaitable[T]], own: Loop) -> Callable[P, Aw
         return await operation(*args, **kwargs)
 
     async def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        return await _cross(own, on_own(*args, **kwargs), asyncio.CancelledError)
+        return await bring_back(own, on_own(*args, **kwargs))
 
     return call
+
+
+async def bring_back(own: Loop, work: Coroutine[Any, Any, T]) -> T:
+    """Await a coroutine on `own`, from koo's loop, as `come_back` calls its operation there."""
+    return await _cross(own, work, asyncio.CancelledError)
 
 
 async def _cross(loop: Loop, work: Coroutine[Any, Any, T], over: Callable[[], BaseException]) -> T:

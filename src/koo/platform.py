@@ -267,9 +267,12 @@ class Platform:
             await self._residence.open()
             return Terms(*await self._find_operation(name), self.parts.budgets)
 
-        stream: OperationStream[Any] = OperationStream(name, find, operation, args, kwargs, self.deadlines)
-        home = self._residence.elsewhere() if asyncio._get_running_loop() is not None else None
-        return stream if home is None else CarriedOperation(stream, home)
+        own = asyncio._get_running_loop()
+        home = self._residence.elsewhere() if own is not None else None
+        given = name, find, operation, args, kwargs, self.deadlines
+        if home is None:
+            return OperationStream(*given)
+        return CarriedOperation(OperationStream(*given, own), home)
 
     async def _find_operation(self, name: str) -> tuple[Service, OperationMoney]:
         service, money = self.parts.find_operation(name)

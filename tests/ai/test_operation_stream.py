@@ -100,6 +100,25 @@ def test_what_is_not_read_over_time_is_refused() -> None:
     run(test)
 
 
+def test_a_stream_that_would_block_the_loop_is_refused_and_closed() -> None:
+    class Blocking:
+        closed = False
+
+        def __next__(self) -> str:
+            raise AssertionError("it would block")
+
+        def close(self) -> None:
+            self.closed = True
+
+    async def test(own: Own) -> None:
+        blocking = Blocking()
+        with pytest.raises(TypeError, match="use the asynchronous client"):
+            await anext(own.stream(lambda: blocking))
+        assert blocking.closed and own.nothing_is_taken() and own.spent_usd == 5
+
+    run(test)
+
+
 def test_nothing_is_sent_or_taken_before_it_is_asked_and_a_stream_that_is_never_asked_leaves_no_word() -> (
     None
 ):

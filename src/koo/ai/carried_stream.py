@@ -42,7 +42,10 @@ class CarriedStream(AnswerStream):
 
 
 class CarriedOperation(OperationStream[T]):
-    """A stream of an own operation on its own loop `home`: it runs there, and each wait is carried there."""
+    """A stream of an own operation whose guard is on the loop `home`: each wait is carried there.
+
+    The operation itself, whose client belongs to the loop that reads, comes back from there.
+    """
 
     def __init__(self, stream: OperationStream[T], home: asyncio.AbstractEventLoop) -> None:
         self._stream: OperationStream[T] = stream

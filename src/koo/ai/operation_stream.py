@@ -33,6 +33,7 @@ from koo.ai.operation_money import OperationMoney
 from koo.ai.operations import check_client, check_operation, model_of
 from koo.ai.service import Service
 from koo.ai.stream_source import END, End, Source, describe, open_source
+from koo.crossing import Loop, bring_back
 from koo.deadlines import Alarm, Deadlines, OwnTimer
 from koo.errors import Kind, ServiceFailed
 from koo.guard import Scope
@@ -74,9 +75,12 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         deadlines: Deadlines,
+        own: Loop | None = None,
     ) -> None:
+        """`own`: the loop of the operation's caller, where the stream is read from another one."""
         super().__init__(name, deadlines)
         check_operation(operation)
+        self._own = own
         self._find = find
         self._operation = operation
         self._args = args
@@ -98,7 +102,9 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             held = self._held or await self._begin()
             source = self._source
             assert source is not None
-            piece: T | End = self._ahead.pop() if self._ahead else await self._wait(held, source.next())
+            piece: T | End = (
+                self._ahead.pop() if self._ahead else await self._wait(held, self._there(source.next()))
+            )
             if piece is END:
                 await self._finish(held)
                 raise StopAsyncIteration
@@ -143,7 +149,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             return None
         self._source = None
         try:
-            suppresses = await self._wait(held, source.close(kind, error, trace))
+            suppresses = await self._wait(held, self._there(source.close(kind, error, trace)))
         except StopAsyncIteration:
             return None  # closed by another task, too
         except BaseException as raised:
@@ -156,7 +162,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
 
     async def read(self, pieces: AsyncIterator[R]) -> R:
         """The next piece of something that the open stream has; the block's part of `__anext__`."""
-        piece = await self._ask(_next(pieces))
+        piece = await self._ask(self._there(_next(pieces)))
         if piece is END:
             self._note_end(DONE)
             raise StopAsyncIteration
@@ -168,7 +174,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
     async def call(self, awaitable: Awaitable[R]) -> R:
         """What the open stream's own object answers to a call."""
         try:
-            result = await self._ask(_awaited(awaitable))
+            result = await self._ask(self._there(_awaited(awaitable)))
         except StopAsyncIteration:
             raise self._closed_by_another() from None
         if not hasattr(type(result), "__anext__"):
@@ -217,6 +223,9 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         return Held(guard, scope, silence)
 
     async def _attempt(self) -> Source:
+        return await self._there(self._begun())
+
+    async def _begun(self) -> Source:
         """Call the operation, and open what it gives; up to the first piece where pieces are what is read."""
         given = self._operation(*self._args, **self._kwargs)
         if self._charge is not None:
@@ -226,9 +235,13 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             if not (self._in_block and source.is_managed):
                 self._ahead = [await self._first_of(source)]
         except BaseException as error:
-            await _close_quietly(self._service, source, error)
+            await _close_quietly(self._service, source.close(type(error), error))
             raise
         return source
+
+    def _there(self, work: Coroutine[object, object, R]) -> Coroutine[object, object, R]:
+        """What is the operation's own runs on the loop of its caller: its client belongs there."""
+        return work if self._own is None else bring_back(self._own, work)
 
     async def _first_of(self, source: Source) -> T | End:
         if source.pieces is None:
@@ -242,7 +255,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         """The stream's own end."""
         source, self._source = self._source, None
         if source is not None:
-            await self._wait(held, source.close())
+            await self._wait(held, self._there(source.close()))
         self._settle_success(held)
 
     async def _end(self, fault: Fault, silent_s: float = 0.0) -> None:
@@ -258,7 +271,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
     async def _close(self) -> None:
         source, self._source = self._source, None
         if source is not None:
-            await _close_quietly(self._service, source)
+            await _close_quietly(self._service, self._there(source.close()))
 
     def _settle_success(self, held: Held[Source]) -> None:
         self._closed = True
@@ -308,12 +321,12 @@ def _close_later(stream: OperationStream[Any]) -> None:
     task.add_done_callback(_closing.discard)
 
 
-async def _close_quietly(name: str, source: Source, error: BaseException | None = None) -> None:
+async def _close_quietly(name: str, closing: Coroutine[object, object, bool]) -> None:
     """Close it in time; what goes wrong there is not what its reader has to know."""
     when = asyncio.get_running_loop().time() + CLOSING_S_MAX
     try:
         with Alarm(OwnTimer(), when):
-            await source.close(type(error) if error is not None else None, error, None)
+            await closing
     except Exception as wrong:  # noqa: BLE001 - an SDK's own
         log.warning("%s: a stream could not be closed: %s", name, type(wrong).__name__)
 

@@ -17,7 +17,7 @@ from koo.ai.callees import look, says_nothing
 from koo.ai.hidden_repeats import warn_of_repeats
 from koo.ai.operation_money import OperationMoney
 from koo.ai.service import Service
-from koo.ai.stream_source import describe, discard, is_stream, is_unstarted
+from koo.ai.stream_source import describe, discard, is_left_open, is_stream, is_unstarted
 from koo.crossing import Loop, come_back
 
 T = TypeVar("T")
@@ -49,6 +49,8 @@ async def execute(
     if threads is not None:
         operation = threads.over(operation)
 
+    is_streamed = kwargs.get("stream") is True
+
     async def run() -> T:
         awaitable = operation(*args, **kwargs)
         if not inspect.isawaitable(awaitable):
@@ -59,7 +61,7 @@ async def execute(
         if charge is not None:
             charge.begun = True
         result: T = await awaitable
-        if is_stream(result):
+        if is_stream(result) or (is_streamed and is_left_open(result)):
             raise await _refusal(service.name, result)
         if charge is not None:
             charge.answered(result)
@@ -85,7 +87,7 @@ def check_operation(operation: object) -> None:
 
 async def _refusal(name: str, given: object) -> TypeError:
     """Close a stream that was given in place of an answer; returns the sentence that says what to do."""
-    if not (is_unstarted(given) or is_stream(given)):
+    if not (is_unstarted(given) or is_stream(given) or is_left_open(given)):
         return TypeError(
             f"{name}: the operation blocked the event loop until it returned, and what it returned cannot be awaited: "
             f"use an asynchronous client (AsyncOpenAI beside OpenAI, say), or {IN_THREAD}"

@@ -7,7 +7,8 @@ Libraries begin a stream in five ways, and any of them may come behind an `await
 - a context manager, which sends when it is entered and gives another object (`messages.stream`,
   `with_streaming_response`);
 - one that is entered and gives itself, or may be awaited as well (aiohttp's `session.get`);
-- an answer that was left open, and has `aclose` (httpx's `send(stream=True)`).
+- an answer that was left open, and has `aclose` (httpx's `send(stream=True)`), or keeps one that has
+  (`with_raw_response`).
 
 `execute` must tell them from answers. What has `__anext__` can only be read on, so it is a stream; but a cursor, a
 connection and a file have it too, and are used in other ways: they pass. A context manager that offers nothing else has
@@ -26,6 +27,8 @@ USED_OTHERWISE = ("fetchone", "send", "send_bytes", "write", "read")
 """Methods of what may be iterated and is no stream: cursors, websockets, files and pipes."""
 UNWRAPS_MAX = 4
 """An awaitable of an awaitable happens; one without an end must not hang."""
+CLASSES_MAX = 1024
+_known: dict[type, bool] = {}  # each call asks, and looking for a name that a class lacks takes a microsecond
 
 
 class End(Enum):
@@ -46,9 +49,28 @@ def is_unstarted(given: object) -> bool:
 def is_stream(result: object) -> bool:
     """Whether what was awaited is a stream, and not an answer."""
     cls = type(result)
+    found = _known.get(cls)
+    if found is None:
+        if len(_known) >= CLASSES_MAX:
+            _known.clear()
+        found = _known[cls] = _is_read_on(cls)
+    return found
+
+
+def _is_read_on(cls: type) -> bool:
     if hasattr(cls, "__anext__"):
         return not any(hasattr(cls, name) for name in USED_OTHERWISE)
     return hasattr(cls, "__aenter__") and _is_only_entered(cls)
+
+
+def is_left_open(result: object) -> bool:
+    """Whether an answer that was asked for with `stream=True` has a body that is still to be read."""
+    return getattr(_answer_in(result), "is_closed", None) is False
+
+
+def _answer_in(given: object) -> object:
+    """The HTTP answer that an SDK's raw response keeps, or what was given itself."""
+    return given if hasattr(given, "aclose") else getattr(given, "http_response", given)
 
 
 def _is_only_entered(cls: type) -> bool:
@@ -71,8 +93,8 @@ async def close(given: object) -> None:
 
 async def discard(given: object) -> None:
     """Close a stream that nobody will read; a manager that was never entered is not closed, but leaves no warning."""
-    if hasattr(type(given), "__aiter__") or hasattr(type(given), "__anext__"):
-        await close(given)
+    if hasattr(type(given), "__aiter__") or hasattr(type(given), "__anext__") or is_left_open(given):
+        await close(_answer_in(given))
     for value in list(getattr(given, "__dict__", {}).values()):
         # A manager keeps the coroutine that it would await when entered. Python warns of one that nobody awaits.
         if inspect.iscoroutine(value) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED:
@@ -120,7 +142,7 @@ class Source:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
     ) -> bool:
         if self._manager is None:
-            await close(self.target)
+            await close(_answer_in(self.target))
             return False
         try:
             return bool(await self._manager.__aexit__(kind, error, trace))
@@ -144,8 +166,14 @@ async def open_source(given: object) -> Source:
         if not inspect.isawaitable(given):
             break
         given = await given
-    if hasattr(given, "aclose"):
+    if hasattr(_answer_in(given), "aclose"):
         return Source(given)
+    if hasattr(type(given), "__next__") or hasattr(type(given), "__enter__"):
+        await close(given)
+        raise TypeError(
+            f"the operation returned {describe(given)}, which is read without await and would hold up the event loop: "
+            "use the asynchronous client"
+        )
     raise TypeError(
         f"the operation returned {describe(given)}, which is not read over time: for a whole answer call execute"
     )
