@@ -119,7 +119,7 @@ async def carry(home: Loop, work: Coroutine[Any, Any, T]) -> T:
 def come_back(operation: Callable[P, Awaitable[T]], own: Loop) -> Callable[P, Awaitable[T]]:
     """`operation`, to be called on koo's loop: each call of it runs on `own`, the loop of the caller that waits there.
 
-    A loop of the caller's that ends before the operation does is a cancellation: it says nothing of the other side.
+    See `bring_back`.
     """
 
     async def on_own(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -132,7 +132,10 @@ def come_back(operation: Callable[P, Awaitable[T]], own: Loop) -> Callable[P, Aw
 
 
 async def bring_back(own: Loop, work: Coroutine[Any, Any, T]) -> T:
-    """Await a coroutine on `own`, from koo's loop, as `come_back` calls its operation there."""
+    """Await a coroutine on the loop of the caller that waits for koo's. Cancelling it cancels it there.
+
+    A loop of the caller's that ends first is a cancellation: it says nothing of the other side.
+    """
     return await _cross(own, work, asyncio.CancelledError)
 
 
@@ -145,7 +148,10 @@ async def _cross(loop: Loop, work: Coroutine[Any, Any, T], over: Callable[[], Ba
             own.call_soon_threadsafe(_arrive, arrived)
 
     visit = Visit(work, ended)
-    start_on(loop, visit)
+    try:
+        start_on(loop, visit)
+    except RuntimeError:
+        raise over() from None
     try:
         while not arrived.done():
             await asyncio.wait([arrived], timeout=LOOK_S)

@@ -22,6 +22,7 @@ from contextvars import ContextVar, Token
 from types import TracebackType, coroutine
 from typing import TypeVar
 
+from koo.crossing import NO_LOOP, running_loop
 from koo.forks import forget_in_child, leave_behind
 from koo.options import NEVER
 
@@ -139,7 +140,10 @@ class Alarm:
     def __enter__(self) -> Alarm:
         # The running loop, not the registry's: from another thread the latter names whatever task that loop is in,
         # and the deadline would cancel it.
-        loop = get_running_loop()
+        try:
+            loop = get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(NO_LOOP) from None
         task = current_task(loop)
         if task is None:
             raise RuntimeError("a deadline needs a running task")
@@ -265,7 +269,7 @@ class Deadline:
             ends_at.reset(self._token)
 
     async def __aenter__(self) -> Deadline:
-        when = min(get_running_loop().time() + self._in_s, ends_at.get())
+        when = min(running_loop().time() + self._in_s, ends_at.get())
         # Not `Deadlines()`: each new one would leave its grain's timer in the loop until that time comes.
         self._alarm = Alarm(OwnTimer(), when).__enter__()
         return self

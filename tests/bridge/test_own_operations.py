@@ -21,7 +21,7 @@ from koo.errors import CallerMistake, CircuitOpen, Kind
 from koo.options import NEVER
 from tests.ai.worlds import until
 from tests.bridge.test_platform_in_threads import closed
-from tests.platform.test_platform import options
+from tests.platform.test_platform import QUESTION, options
 
 tag: ContextVar[str] = ContextVar("tag", default="none")
 
@@ -281,6 +281,93 @@ def test_money_may_be_written_off_and_koo_closed_from_a_second_loop(tmp_path: Pa
         return {task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
     assert {name for name in asyncio.run(main()) if name.startswith("koo ")} <= {"koo call"}
+
+
+# ── streams ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Pieces:
+    """A client's stream: each step asserts its loop, and so does its end. Read as it is, or entered as a block."""
+
+    def __init__(self) -> None:
+        self.loop, self.left, self.closed = asyncio.get_running_loop(), [1, 2, 3], False
+
+    def __aiter__(self) -> Pieces:
+        return self
+
+    async def __anext__(self) -> int:
+        assert asyncio.get_running_loop() is self.loop
+        await asyncio.sleep(0)
+        if not self.left:
+            raise StopAsyncIteration
+        return self.left.pop(0)
+
+    async def aclose(self) -> None:
+        assert asyncio.get_running_loop() is self.loop
+        self.closed = True
+
+    async def rest(self) -> list[int]:
+        assert asyncio.get_running_loop() is self.loop
+        return self.left
+
+    async def __aenter__(self) -> Pieces:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+def test_a_stream_is_read_and_closed_on_its_readers_loop(tmp_path: Path) -> None:
+    platform = made(tmp_path)
+    running = platform.services["mine"].default_guard.breaker
+
+    async def read() -> None:
+        whole, left = Pieces(), Pieces()
+        assert [piece async for piece in platform.execute_stream("mine", lambda: whole)] == [1, 2, 3]
+        stream = platform.execute_stream("mine", lambda: left)
+        assert await anext(stream) == 1 and running.running == 1
+        await stream.aclose()
+        assert whole.closed and left.closed and running.running == 0
+
+    async def block() -> None:
+        pieces = Pieces()
+        async with platform.execute_stream("mine", lambda: pieces) as opened:
+            assert await anext(opened) == 1
+            assert await opened.rest() == [2, 3]
+        assert pieces.closed and running.running == 0
+
+    beside(platform, lambda: [asyncio.run(read()), asyncio.run(block())])
+    assert platform.service_health("mine")["health"]["failure_count"] == 0
+
+
+def test_a_stream_is_read_over_the_bridge_too(tmp_path: Path) -> None:
+    platform = made(tmp_path)
+    assert list(koo.run(platform.execute_stream("mine", Pieces))) == [1, 2, 3]
+    closed(platform)
+
+
+# ── under trio ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_without_asyncio_every_door_says_what_to_write(tmp_path: Path) -> None:
+    """As under trio, whose loop asyncio does not know: a coroutine that is stepped by hand sees the same."""
+    platform = made(tmp_path)
+    doors: list[Callable[[], Any]] = [
+        platform.open, platform.system_health, platform.check_services, platform.spend,
+        platform.database.health_check, lambda: transaction(platform),
+        lambda: platform.query(QUESTION), lambda: platform.query_many([QUESTION]),
+        lambda: platform.execute("mine", _answer), lambda: _first(platform.stream(QUESTION)),
+        lambda: _first(platform.execute_stream("mine", Pieces)), lambda: koo.deadline(1).__aenter__(),
+    ]  # fmt: skip
+    for door in doors:
+        with pytest.raises(
+            RuntimeError, match=r"koo runs on asyncio.*trio\.to_thread\.run_sync\(koo\.run, coroutine\)"
+        ):
+            door().send(None)
+
+
+async def _first(pieces: Any) -> Any:
+    return await anext(pieces)
 
 
 # ── the database ──────────────────────────────────────────────────────────────────────────────────────────────────────
