@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from decimal import Decimal
 from typing import Any
 
+import openai
 import pytest
 
 from koo.deadlines import Deadline
@@ -115,6 +116,22 @@ def test_a_stream_that_would_block_the_loop_is_refused_and_closed() -> None:
         with pytest.raises(TypeError, match="use the asynchronous client"):
             await anext(own.stream(lambda: blocking))
         assert blocking.closed and own.nothing_is_taken() and own.spent_usd == 5
+
+    run(test)
+
+
+def test_an_asynchronous_generator_blocks_nothing_whatever_clients_its_object_has() -> None:
+    """LangChain's models keep a blocking client beside the other one."""
+
+    class Model:
+        def __init__(self) -> None:
+            self._client = openai.OpenAI(api_key="test-key")
+
+        async def astream(self) -> AsyncGenerator[str, None]:
+            yield "a"
+
+    async def test(own: Own) -> None:
+        assert await list_of(own.stream(Model().astream)) == ["a"]
 
     run(test)
 

@@ -55,7 +55,7 @@ def called_by(operation: object) -> object:
 
 
 def is_async(operation: object) -> bool:
-    """Is it declared with `async def`, under whatever is wrapped around it?"""
+    """Is it declared with `async def`, a generator too, under whatever is wrapped around it?"""
     called = called_by(operation)
     own_call = getattr(called, "__call__", None)  # noqa: B004 - an object whose class has an `async def __call__`
     return _is_declared_async(called) or inspect.iscoroutinefunction(own_call)
@@ -124,9 +124,11 @@ def _sibling_of(owner: object, name: str) -> str:
 
 
 def _is_declared_async(function: object) -> bool:
-    return callable(function) and (
-        inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(inspect.unwrap(function))
-    )
+    if not callable(function):
+        return False
+    inner = inspect.unwrap(function)
+    declared = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(inner)
+    return declared or inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(inner)
 
 
 def _only_blocks(module: str) -> bool:
