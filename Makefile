@@ -44,7 +44,7 @@ endef
 # Two pips at a time in one environment break it, so `make -j` changes nothing here.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check lint bench docs clean prove-bare prove-money prove-oldest prove-own prove-python
+.PHONY: help setup run test check lint bench docs clean prove-bare prove-database prove-money prove-oldest prove-own prove-python
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -74,6 +74,9 @@ docs: $(STAMPS)/test ## write the generated pages of docs/ again
 
 prove-bare: ## both commands on bare Debian 12 and 13 (root and debootstrap needed); ARGS: bookworm, trixie, user
 	@$(PYTHON) -m proofs.bare $(ARGS)
+
+prove-database: $(STAMPS)/test ## PgBouncer, a failover, a restart (needs Debian's postgresql-15 and pgbouncer)
+	@$(BIN)/python -m proofs.database
 
 prove-money: $(STAMPS)/test ## no kill, stop or partition makes a fleet spend more than its budget (10 minutes)
 	@$(BIN)/python -m proofs.money

@@ -1,0 +1,107 @@
+"""Debian's programs for the proof of the database: PgBouncer before a server, and a standby behind it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from koo.testing.postgres import PASSWORD, USER, PostgresServer, postgres_binaries
+from koo.testing.processes import RealServer, unprivileged
+from proofs.running import ProofFailed
+
+MAJOR = 15
+"""Debian 12's PostgreSQL; the tests use 16 and 18."""
+PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+
+
+def check_programs() -> None:
+    """Raises ProofFailed, with the one command, where a program is not there."""
+    if postgres_binaries(MAJOR) is None or shutil.which("pgbouncer", path=PATH) is None:
+        raise ProofFailed(f"not on this machine: apt install postgresql-{MAJOR} pgbouncer")
+
+
+class PgBouncer(RealServer):
+    """PgBouncer in transaction mode before `server`: its connections there, and the clients that it takes."""
+
+    def __init__(self, server: PostgresServer, *, pool_size: int = 5, clients_max: int = 200) -> None:
+        super().__init__(account=unprivileged())
+        self._server = server
+        self._pool_size = pool_size
+        self._clients_max = clients_max
+
+    def url(self, driver: Literal["psycopg", "asyncpg"], database: str) -> str:
+        """As of the server, but through the pooler."""
+        return f"postgresql+{driver}://{USER}:{PASSWORD}@{self.host}:{self.port}/{database}"
+
+    @staticmethod
+    def version() -> str:
+        program = shutil.which("pgbouncer", path=PATH)
+        assert program is not None
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+        return said.split("\n", 1)[0].strip()
+
+    def _prepare(self, directory: Path) -> None:
+        lines = [
+            "[databases]",
+            f"* = host={self._server.host} port={self._server.port} user={USER} password={PASSWORD}",
+            "[pgbouncer]",
+            f"listen_addr = {self.host}",
+            f"listen_port = {self.port}",
+            "auth_type = any",
+            "pool_mode = transaction",
+            f"default_pool_size = {self._pool_size}",
+            f"max_client_conn = {self._clients_max}",
+            # Debian's default would make it wait for 15 s before it asks a server that was down again.
+            "server_login_retry = 1",
+            "unix_socket_dir =",
+        ]
+        file = directory / "pgbouncer.ini"
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        self._account.give(file)
+
+    def _command(self) -> Sequence[str | Path]:
+        program = shutil.which("pgbouncer", path=PATH)
+        assert program is not None
+        return [program, self.directory / "pgbouncer.ini"]
+
+    def _is_ready(self) -> bool:
+        with socket.socket() as one:
+            return one.connect_ex((self.host, self.port)) == 0
+
+
+class Standby(PostgresServer):
+    """A copy of `primary` that follows it, until it is promoted."""
+
+    def __init__(self, primary: PostgresServer) -> None:
+        super().__init__(MAJOR, settings={"hot_standby": True})
+        self._primary = primary
+
+    def promote(self) -> None:
+        """Make it take writes; returns when it does."""
+        if self.sql("SELECT pg_promote(true, 30)") != "t":
+            raise ProofFailed("the standby was not promoted")
+
+    def _prepare(self, directory: Path) -> None:
+        programs = postgres_binaries(MAJOR)
+        assert programs is not None
+        source = f"host={self._primary.host} port={self._primary.port} user={USER} password={PASSWORD}"
+        place = ["-D", str(directory / "data"), "-d", source]
+        command = [str(programs / "pg_basebackup"), *place, "-R", "-X", "stream", "-c", "fast"]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=directory,
+            env={"PATH": os.defpath, "LC_ALL": "C"},
+            user=self._account.uid,
+            group=self._account.gid,
+            extra_groups=None if self._account.uid is None else [],
+        )
+        if done.returncode != 0:
+            raise ProofFailed(f"the standby could not be made: {done.stderr.strip()}")
