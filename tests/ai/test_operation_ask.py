@@ -46,7 +46,7 @@ def ask(*args: Any, call: Callable[..., Any] = operation, **kwargs: Any) -> Ask:
 
 def bound(*args: Any, call: Callable[..., Any] = operation, **kwargs: Any) -> Decimal:
     found = ask(*args, call=call, **kwargs)
-    return bound_of(found, read_prompt(found.said, found.model), price(found.model), WINDOW).usd
+    return bound_of(found, read_prompt(found.said, found.model), price(found.model), lambda: WINDOW).usd
 
 
 def cost(read: int, written: int = 0, model: str = MODEL) -> Decimal:
@@ -304,4 +304,22 @@ def test_a_model_object_of_langchain_says_what_it_was_made_with() -> None:
     found = read_ask(bound_to.ainvoke, ("Hi.",), {})
     assert found is not None and found.output_tokens_max == 9
     reading = read_prompt(found.said, found.model)
-    assert bound_of(found, reading, price("gpt-4o"), WINDOW).usd >= cost(WINDOW, 0, "gpt-4o")
+    assert bound_of(found, reading, price("gpt-4o"), lambda: WINDOW).usd >= cost(WINDOW, 0, "gpt-4o")
+
+
+def of(module: str, **fields: Any) -> Any:
+    kind = type("Step", (SimpleNamespace,), {"__module__": module, "ainvoke": operation})
+    return kind(**fields)
+
+
+def test_a_chain_of_langchain_is_seen_where_its_steps_add_only_their_texts() -> None:
+    model = of("langchain_openai.chat_models.base", model_name="gpt-4o", max_tokens=7)
+    prompt = of("langchain_core.prompts.chat", template="Say it as a pirate: {words}")
+    parser = of("langchain_core.output_parsers.string")
+    chain = of("langchain_core.runnables.base", steps=[prompt, model, parser])
+    found = read_ask(chain.ainvoke, ({"words": "Hi."},), {})
+    assert found is not None and (found.model, found.output_tokens_max) == ("gpt-4o", 7)
+    assert "Say it as a pirate: {words}" in read_prompt(found.said, "gpt-4o").texts
+    retriever = of("langchain_core.runnables.passthrough")
+    unclear = of("langchain_core.runnables.base", steps=[retriever, prompt, model])
+    assert read_ask(unclear.ainvoke, ("Hi.",), {}) is None

@@ -250,7 +250,6 @@ def test_langchains_pieces_say_what_is_new_and_are_added() -> None:
         SimpleNamespace(usage="much"),
         b"<html>",
     ],
-    ids=repr,
 )
 def test_an_answer_without_usage_says_nothing(told: object) -> None:
     assert read_report(told) is None

@@ -10,7 +10,7 @@ writes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from decimal import Decimal
 from functools import lru_cache, partial
@@ -20,13 +20,15 @@ from koo.ai.model_price import ModelPrice
 from koo.ai.operation_prompt import Reading, fields_of, is_given, read_prompt
 from koo.ai.pricing import SEARCHES_MAX
 from koo.ai.providers.transport import FRAMING_TOKENS, bound_text
-from koo.ai.usage_names import get, module_of
+from koo.ai.usage_names import get, items, module_of
 from koo.ai.usage_price import TIERS
 from koo.policies.money import EXACT
 
 SDKS = ("openai", "anthropic", "google", "perplexity", "groq", "cerebras", "together", "mistralai")
 WRAPPERS = ("langchain", "llama_index")
 """Libraries whose model objects know model and longest answer themselves."""
+PLAIN_STEPS = ("langchain_core.prompts", "langchain_core.output_parsers")
+"""Steps of a chain whose texts are all that they add."""
 FREE_ACTS = frozenset({
     "cancel", "compute_tokens", "content", "count_tokens", "delete", "get", "input_items", "list", "retrieve", "update",
     "upload",
@@ -112,7 +114,11 @@ def _read(operation: object, args: tuple[object, ...], kwargs: Mapping[str, obje
         args, kwargs, operation = (*operation.args, *args), {**operation.keywords, **kwargs}, operation.func
     owner = getattr(operation, "__self__", None)
     is_wrapped = module_of(owner).startswith(WRAPPERS)
-    settings = {**(_of_wrapper(owner) if is_wrapped else {}), **_settings(kwargs)}
+    prompts: list[object] = []
+    settings = _settings(kwargs)
+    if is_wrapped:
+        owner, prompts = _asking(owner)
+        settings = {**_of_wrapper(owner), **settings}
     model = settings.get("model")
     if not isinstance(model, str) or not model or _runs_functions(settings):
         return None
@@ -120,7 +126,7 @@ def _read(operation: object, args: tuple[object, ...], kwargs: Mapping[str, obje
         return None
     return Ask(
         model=model,
-        said=(args, kwargs, settings.get("tools") if is_wrapped else None),
+        said=(args, kwargs, prompts, settings.get("tools") if is_wrapped else None),
         settings=settings,
         output_tokens_max=max(_numbers(settings, TOKENS), default=longest_answer(model)),
         answers=max([1, *_numbers(settings, ANSWERS)]),
@@ -140,6 +146,17 @@ def _settings(kwargs: Mapping[str, object]) -> dict[str, object]:
 def _numbers(settings: Mapping[str, object], names: tuple[str, ...]) -> list[int]:
     found = (settings.get(name) for name in names)
     return [value for value in found if isinstance(value, int) and not isinstance(value, bool) and value >= 0]
+
+
+def _asking(owner: object) -> tuple[object, list[object]]:
+    """What asks in a chain of LangChain (`prompt | model | parser`), and what else is said.
+
+    A step of another kind may bring anything into the prompt: then it is the owner, of which nothing can be seen.
+    """
+    steps = items(get(owner, "steps"))
+    said = [one for one in steps if type(one).__module__.startswith(PLAIN_STEPS)]
+    asking = [one for one in steps if not type(one).__module__.startswith(PLAIN_STEPS)]
+    return (asking[0], said) if len(asking) == 1 else (owner, said)
 
 
 def _of_wrapper(owner: object) -> dict[str, object]:
@@ -178,12 +195,12 @@ class Bound(NamedTuple):
     read: int
 
 
-def bound_of(ask: Ask, reading: Reading, price: ModelPrice, window: int | None) -> Bound:
-    """Never less than the bill of a call; `window`: how many tokens its model reads at once, if that is known."""
+def bound_of(ask: Ask, reading: Reading, price: ModelPrice, window: Callable[[], int | None]) -> Bound:
+    """Never less than the bill of a call; `window` says how many tokens its model reads at once, if that is known."""
     has_tools = _has_open_tools(ask.settings)
     read = FRAMING_TOKENS + reading.tokens + sum(map(bound_text, reading.texts))
     if reading.is_open or has_tools:
-        read = max(read, window or WINDOW_UNKNOWN)
+        read = max(read, window() or WINDOW_UNKNOWN)
     written = ask.output_tokens_max * ask.answers
     if is_given(prediction := ask.settings.get("prediction")):
         written += sum(map(bound_text, read_prompt(prediction, ask.model).texts))

@@ -20,6 +20,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from koo.ai.budgets import Budgets
@@ -73,7 +74,7 @@ class OperationCharge(ServiceCharge):
 
     def answered(self, result: object) -> None:
         """Read what a whole answer says about its bill."""
-        self.take(result)
+        self._meter.take(result)
         self.end()
 
     def settle(self) -> None:
@@ -149,7 +150,7 @@ class FixedCharge(OperationCharge):
     def answered(self, result: object) -> None:
         if self._told is not None:
             self._note(self._told.of(result))
-        else:
+        elif self._prices is not None:
             super().answered(result)
 
     def settle(self) -> None:
@@ -204,7 +205,7 @@ class AskCharge(OperationCharge):
             self._bound = Bound(NOTHING, 0)
             return
         reading = read_prompt(ask.said, ask.model)
-        window = context_tokens(self._options, ask.model) if self._options.kind != "local" else None
+        window = partial(context_tokens, self._options, ask.model)
         if _is_long(reading):
             self._bound = await asyncio.to_thread(bound_of, ask, reading, price, window)
         else:

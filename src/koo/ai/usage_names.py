@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from koo.ai.providers.usage import Count, count_of, usage_from
 from koo.ai.types import Usage
@@ -198,10 +199,25 @@ def _modalities(details: object) -> Iterator[tuple[str, int]]:
 
 def get(thing: object, name: str) -> object:
     """A mapping's value or an object's attribute; None where there is none, or where asking for it raises."""
+    kind: Any = type(thing)  # mypy takes no class for hashable
     try:
-        return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)
+        if _is_plain_model(kind, name):
+            # What pydantic raises for a name that is not there takes longer than all the rest of reading an answer.
+            if name in thing.__dict__:
+                return thing.__dict__[name]
+            more = getattr(thing, "__pydantic_extra__", None)
+            return None if more is None else more.get(name)
+        if isinstance(thing, Mapping):
+            return thing.get(name)
+        return getattr(thing, name, None)
     except Exception:  # noqa: BLE001 - a property of somebody's own class
         return None
+
+
+@lru_cache(4096)
+def _is_plain_model(kind: Any, name: str) -> bool:
+    """Is it a pydantic class in which such a name could only be a field?"""
+    return "__pydantic_fields__" in kind.__dict__ and not any(name in vars(base) for base in kind.__mro__)
 
 
 def at(thing: object, path: Path) -> object:
