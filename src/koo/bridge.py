@@ -4,7 +4,8 @@ Flask, Celery, Django and plain threads have no loop, or one for each call that 
 breakers and budgets belong to one loop that lasts. So the process has one in a thread in the background, started by the
 first call; `run` hands it a coroutine, or anything that is read with `async for`, and waits.
 
-* Where koo is open on a running loop already, a server's, that loop does the work: there is one koo in a process.
+* Where koo is open on a running loop already, that loop does the work: there is one koo in a process. Where it is open
+  nowhere yet, and this thread works for a server's loop, it opens there.
 * The caller's context goes along: a deadline, a tracing span. What the coroutine sets stays with it, as in a task.
 * Waiting can be interrupted. On KeyboardInterrupt, or what else a signal's handler raises, the coroutine is cancelled
   and waited for until it has settled, because what it spent must be booked; then the exception goes on up.
@@ -79,11 +80,15 @@ class Bridge:
     """The loop in the background, where there is one, and the way to it."""
 
     def __init__(self) -> None:
-        self.forget_parent()
+        self._begin()
         forget_in_child(self)
 
     def forget_parent(self) -> None:
         """In a forked child: its loop, its thread and its lock are the parent's."""
+        self._begin()
+        self._forked_in = threading.get_ident()  # what is local to this thread is the parent's too
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._none_runs = threading.Condition(threading.Lock())
         self._awaited = 0  # calls of threads that Python waits for at its end
@@ -92,6 +97,7 @@ class Bridge:
         self._end: asyncio.Event | None = None
         self._homes: WeakKeyDictionary[object, Loop] = WeakKeyDictionary()
         self._over = False
+        self._forked_in = 0
 
     # ── which loop ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -124,13 +130,17 @@ class Bridge:
         return threading.current_thread() is threading.main_thread() or loop is self._loop
 
     def loop(self) -> Loop:
-        """The loop that does the work: where koo is open, else the one in the background, started if need be.
+        """The loop that does the work: where koo is open, else the server's whose thread this is, else the one in the
+        background, started if need be.
 
         Raises RuntimeError at the end of the process.
         """
         for home in reversed(list(self._homes.values())):
             if home.is_running():
                 return home
+        server = None if threading.get_ident() == self._forked_in else _servers_loop()
+        if server is not None:
+            return server
         with self._lock:
             if self._over:
                 raise RuntimeError(OVER)
@@ -223,6 +233,21 @@ class Bridge:
 
 async def _next(iterator: AsyncIterator[T]) -> T:
     return await anext(iterator)
+
+
+def _servers_loop() -> Loop | None:
+    """The loop that waits for this thread: of AnyIO (a `def` endpoint of FastAPI), of asgiref (a view of Django).
+
+    If koo opened itself in the background there, `async def` endpoints could not use a session for ever after.
+    """
+    asgiref, anyio = sys.modules.get("asgiref.sync"), sys.modules.get("anyio.from_thread")
+    loop: Loop | None = None
+    if asgiref is not None:
+        loop = getattr(asgiref.SyncToAsync.threadlocal, "main_event_loop", None)
+    if loop is None and anyio is not None:
+        with suppress(RuntimeError):  # it is another thread
+            loop = anyio.run_sync(asyncio.get_running_loop)
+    return loop if loop is not None and loop.is_running() else None
 
 
 def _refuse_inside_a_loop() -> None:

@@ -10,6 +10,9 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.from_thread
+import anyio.to_thread
 import pytest
 from sqlalchemy import text
 
@@ -20,6 +23,7 @@ from koo.deadlines import ends_at
 from koo.errors import CallerMistake, CircuitOpen, Kind
 from koo.options import NEVER
 from tests.ai.worlds import until
+from tests.bridge.test_forks import in_child
 from tests.bridge.test_platform_in_threads import closed
 from tests.platform.test_platform import QUESTION, options
 
@@ -406,6 +410,33 @@ def test_the_bridge_goes_to_the_loop_where_only_the_database_is_open(tmp_path: P
         return here, health["healthy"]
 
     assert asyncio.run(main()) == (42, True)
+
+
+def test_a_thread_of_a_server_opens_koo_on_the_servers_loop(tmp_path: Path) -> None:
+    """A `def` endpoint that is asked first, before any `async def` one: AnyIO knows whose thread it is."""
+    platform = made(tmp_path)
+
+    async def main() -> Any:
+        assert (
+            await anyio.to_thread.run_sync(lambda: koo.run(platform.execute("mine", _answer)))
+            == "still there"
+        )
+        assert "koo keeper" in {task.get_name() for task in asyncio.all_tasks()}
+        return await transaction(platform)
+
+    assert asyncio.run(main()) == 42
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_of_a_servers_thread_has_a_loop_of_its_own(tmp_path: Path) -> None:
+    platform = made(tmp_path)
+
+    async def main() -> str:
+        return await anyio.to_thread.run_sync(
+            lambda: in_child(lambda: koo.run(platform.execute("mine", _answer)))
+        )
+
+    assert asyncio.run(main()) == "still there"
 
 
 def test_a_database_whose_platform_is_open_elsewhere_opens_nothing_here(tmp_path: Path) -> None:
