@@ -25,7 +25,7 @@ KOO = ROOT / "src" / "koo"
 ROWS: list[set[str]] = [
     {"checked", "errors", "forks", "network_options", "options", "events", "clock"},
     {"policies"},
-    {"sqlite_url", "sqlstates"},
+    {"database_urls", "sqlite_url", "sqlstates"},
     {"server_words"},
     {"crossing"},
     {"deadlines"},

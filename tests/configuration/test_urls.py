@@ -45,7 +45,9 @@ def test_the_url_that_is_used(written: str, used: str) -> None:
     assert effective_database_url(written, HOME) == used
 
 
-@pytest.mark.parametrize("url", ["u:p@w/x@h/d", "u:p@w?x@h/d", "u:p/w@h/d", "u:1?w@h/d", "u:1/w@h/d"])
+@pytest.mark.parametrize(
+    "url", ["u:p@w/x@h/d", "u:p@w@h/d", "u:p@w:x@h:1/d", "u:p@w?x@h/d", "u:p/w@h/d", "u:1?w@h/d", "u:1/w@h/d"]
+)
 def test_a_password_that_is_cut_in_two_is_no_host_and_no_database(url: str) -> None:
     """Else its second half is told to everybody as the name of a database that does not exist."""
     with pytest.raises(ValueError, match="in a user or password write /"):

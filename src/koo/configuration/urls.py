@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+from koo.database_urls import check_place
 from koo.http.proxies import is_address, read_proxy
 from koo.sqlite_url import check_sqlite_url
 
@@ -25,7 +26,6 @@ ALLOWED_HOSTS = "an address or a host name, without scheme and port"
 ALLOWED_WEB = "a URL that begins with http:// or https://, without user, password, ? and #"
 
 _PARTS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::(\d{1,5}))?")
 _HOST_NAME = re.compile(r"(?=.{1,253}\.?$)[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62}\.?)+")
 
 
@@ -40,7 +40,7 @@ def effective_database_url(url: str, home: Path) -> str:
         raise ValueError(f"allowed is {ALLOWED_DATABASES}")
     if scheme.startswith("sqlite"):
         return f"{scheme}://{_absolute(rest, home)}"
-    _check_network_place(rest)
+    check_place(rest)
     return f"{scheme}://{rest}"
 
 
@@ -73,18 +73,6 @@ def _absolute(rest: str, home: Path) -> str:
         raise ValueError("allowed is the path of a file, and that is a folder")
     # Quoted, because SQLAlchemy takes %41 for A, and what follows a ? for options.
     return f"/{quote(place.as_posix(), safe='/:')}{question}{query}"
-
-
-def _check_network_place(rest: str) -> None:
-    authority = re.split(r"[/?]", rest, maxsplit=1)[0]
-    place = _HOST_AND_PORT.fullmatch(authority.rpartition("@")[2])
-    # An @ further on is one of a password with a / or ? in it: taken as a path, it would be shown as the database.
-    cut = "@" in rest[len(authority) :]
-    if cut or place is None or not (place[1] is None or 0 < int(place[1]) < 65_536):
-        raise ValueError(
-            "allowed is postgresql://user:password@host:port/database with a port from 1 to 65535"
-            " (in a user or password write / as %2F, @ as %40, : as %3A, ? as %3F, # as %23)"
-        )
 
 
 def check_web_url(url: str) -> str:

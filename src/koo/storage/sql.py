@@ -23,7 +23,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from koo.database_urls import check_place
 from koo.errors import ConfigurationError
 from koo.sqlstates import is_locked
 from koo.storage import schema
@@ -397,11 +398,15 @@ class PostgresBackend(SqlBackend):
 def read_url(url: str, home: Path) -> Path | URL:
     """The file of an SQLite URL (relative to `home`), or PostgreSQL's URL. Raises `ConfigurationError`."""
     try:
+        if not url.startswith("sqlite"):
+            check_place(url.partition("://")[2])
+    except ValueError as error:
+        raise ConfigurationError("KOO_STATE_URL", f"it cannot be right: {error}") from None
+    parsed = None
+    with suppress(ArgumentError, ValueError):  # their own words repeat the URL, with the password
         parsed = make_url(url)
-    except ArgumentError:
-        raise ConfigurationError(
-            "KOO_STATE_URL", "it is no URL; sqlite:///data/koo-state.db is one"
-        ) from None
+    if parsed is None:
+        raise ConfigurationError("KOO_STATE_URL", "it is no URL; sqlite:///data/koo-state.db is one")
     backend = parsed.drivername.partition("+")[0]
     if backend == "sqlite":
         if not parsed.database or ":memory:" in parsed.database or parsed.query:

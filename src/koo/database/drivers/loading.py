@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from urllib.parse import unquote
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from koo.database.drivers.base import Driver
+from koo.database_urls import check_host, check_place
 from koo.errors import ConfigurationError
 from koo.sqlite_url import check_sqlite_url
 
@@ -42,15 +44,27 @@ def load_driver(name: str) -> Driver:
     raise KeyError(name)
 
 
+def _parsed(given: str | URL) -> URL | None:
+    """None for what is no URL. SQLAlchemy's own errors repeat it, with the password, so none of them goes on."""
+    with suppress(ArgumentError, ValueError):
+        return make_url(given)
+    return None
+
+
 def read_url(given: str | URL) -> URL:
     """The URL with its driver named. Raises `ConfigurationError`, without repeating a password."""
     try:
-        url = make_url(given)
-    except ArgumentError:
-        # Not its own words: they repeat the URL, with the password.
+        if isinstance(given, str) and not given.startswith("sqlite"):
+            check_place(given.partition("://")[2])
+        url = _parsed(given)
+        if url is not None:
+            check_host(url.host, url.port)
+    except ValueError as error:
+        raise ConfigurationError("", f"DATABASE_URL cannot be right: {error}") from None
+    if url is None:
         raise ConfigurationError(
             "", "DATABASE_URL cannot be read; it looks like driver://user:password@host/name"
-        ) from None
+        )
     if LEAVES_QUOTED and isinstance(given, str) and url.database is not None:
         url = url.set(database=unquote(url.database))
     if url.password == "***":
