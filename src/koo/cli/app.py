@@ -265,11 +265,17 @@ def write_off(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="Processes with this configuration, to compare with the database's limit."),
+    ] = 1,
+    as_json: Json = False,
+) -> None:
     """Look at configuration, connections, permissions, prices, clock and disk, and say what to do."""
     from koo.cli.doctor import doctor as examine
 
-    raise typer.Exit(examine(as_json=as_json))
+    raise typer.Exit(examine(as_json=as_json, workers=workers))
 
 
 @app.command()

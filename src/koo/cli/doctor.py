@@ -9,13 +9,14 @@ import stat
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 from koo.ai.providers.base import Request
 from koo.ai.service import AIService
+from koo.cli.check import Check, Result
 from koo.cli.client import ServerClient
+from koo.cli.doctor_database import behind_database
 from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async
 from koo.configuration.variables import BUILT_IN
 from koo.errors import ConfigurationError, KooError
@@ -24,26 +25,17 @@ from koo.platform import Platform
 from koo.settings import Settings
 from koo.storage.base import StoreUnavailable
 
-Result = Literal["ok", "note", "warning", "problem"]
-SIGNS: dict[Result, str] = {"ok": "ok     ", "note": "note   ", "warning": "warning", "problem": "PROBLEM"}
 EXITS: dict[Result, Exit] = {"problem": Exit.UNHEALTHY, "warning": Exit.DEGRADED}
 FREE_BYTES_MIN = 200 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at, what was found, and what to do about it."""
-
-    subject: str
-    result: Result
-    found: str
-    advice: str = ""
+SIGNS: dict[Result, str] = {"ok": "ok     ", "note": "note   ", "warning": "warning", "problem": "PROBLEM"}
 
 
-def doctor(*, as_json: bool) -> Exit:
-    """Look at everything; the exit code is that of the worst check."""
+def doctor(*, as_json: bool, workers: int = 1) -> Exit:
+    """Look at everything; the exit code is that of the worst check. `workers`: processes with this configuration."""
     with _quiet():
-        checks = run_async(_examine())
+        checks = run_async(_examine(workers))
     worst: Result = next((one for one in EXITS if any(f.result == one for f in checks)), "ok")
     if as_json:
         put_json({"worst": worst, "findings": [asdict(check) for check in checks]})
@@ -66,7 +58,7 @@ def _quiet() -> Iterator[None]:
         log.disabled = before
 
 
-async def _examine() -> list[Check]:
+async def _examine(workers: int) -> list[Check]:
     try:
         settings = Settings()
         platform = Platform(settings.platform_options())
@@ -78,7 +70,7 @@ async def _examine() -> list[Check]:
     checks = [*_configuration(settings), *_files(settings), *_clock()]
     with progress("looking") as shown:
         async with platform:
-            async for check in _connections(platform):
+            async for check in _connections(platform, workers):
                 checks.append(check)
                 shown.tell(f"looked at {check.subject}")
     return checks
@@ -138,8 +130,10 @@ def _clock() -> Iterator[Check]:
 # ── with one ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _connections(platform: Platform) -> AsyncIterator[Check]:
+async def _connections(platform: Platform, workers: int) -> AsyncIterator[Check]:
     yield await _database(platform)
+    async for check in behind_database(platform.database, workers):
+        yield check
     yield await _store(platform)
     await platform.parts.prices.load()
     answers = await platform.check_services()

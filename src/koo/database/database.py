@@ -29,10 +29,11 @@ from koo.crossing import carry, running_loop
 from koo.database.connections import Connections
 from koo.database.drivers.loading import read_url
 from koo.database.engine_args import read_engine_args
-from koo.database.faults import SERVICE, classify_connect
+from koo.database.faults import SERVICE, ScopeStage, classify_connect, explain, unavailable
 from koo.database.pool_queue import PoolQueue, describe
 from koo.database.probe import ProbeDatabase
 from koo.database.scope import S_co, SessionScope
+from koo.database.server_facts import ServerFacts, examine
 from koo.database.session import guarded
 from koo.database.sqlite import Mode, SqliteFile
 from koo.database.transactions import Transactions, check_function
@@ -358,6 +359,18 @@ class Database(Generic[S_co]):
         """`health_check` and `get_pool_metrics` in one, with the configuration."""
         checked = await self.health_check(max_age_s=max_age_s)
         return database_status(self.vitals(), checked)
+
+    async def examine_server(self) -> ServerFacts | None:
+        """How many connections the server has for this user, and whether a pooler is in between; None for SQLite.
+
+        Asks over two connections of its own, within the probe's timeout. Raises `DatabaseUnavailable`.
+        """
+        if self._file is not None:
+            return None
+        try:
+            return await examine(self._url, self.options, dict(self._engine_args.connect_args))
+        except Exception as error:
+            raise unavailable(error, explain(error, ScopeStage.CONNECT)) from error
 
     def _note_look(self, look: Look) -> None:
         self.last_look = look

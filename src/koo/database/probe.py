@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import URL, NullPool, event, text
@@ -203,6 +203,7 @@ class ProbeDatabase:
         try:
             result = await own.connection.execute(text(self._driver.health_query))
             refuses: bool | None = result.scalar()
+            await own.connection.rollback()
             return refuses
         finally:
             timer.cancel()
@@ -219,12 +220,14 @@ class ProbeDatabase:
 
     async def _connect(self) -> AsyncConnection:
         if self._engine is None:
+            # Behind a pooler each transaction may be another server's: a statement prepared for the last one is unknown
+            # there, and the probe would call that a failure of the database.
+            plain = replace(self._options, prepared_statements=False)
             self._engine = create_async_engine(
                 self._url,
                 poolclass=NullPool,
-                isolation_level="AUTOCOMMIT",
                 hide_parameters=True,
-                connect_args={**self._connect_args, **self._driver.connect_args(self._options, self._keep)},
+                connect_args={**self._connect_args, **self._driver.connect_args(plain, self._keep)},
             )
             event.listen(self._engine.sync_engine.pool, "connect", self._on_connect)
         return await self._engine.connect()

@@ -1,0 +1,18 @@
+"""One thing that `koo doctor` looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Result = Literal["ok", "note", "warning", "problem"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at, what was found, and what to do about it."""
+
+    subject: str
+    result: Result
+    found: str
+    advice: str = ""

@@ -1,0 +1,59 @@
+"""What `koo doctor` says of the server behind the database's URL: its room for connections, and a pooler in between."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from koo.cli.check import Check
+from koo.database.database import Database
+from koo.database.server_facts import ServerFacts
+from koo.errors import KooError
+
+PROBES = 2
+"""Connections of a process beside its pool: the probe's, and for a moment the one that takes its place."""
+PAGE = "docs/postgresql.md"
+
+
+async def behind_database(database: Database, workers: int) -> AsyncIterator[Check]:
+    """Nothing where the database is a file, or does not answer: the check of the database itself says so."""
+    try:
+        facts = await database.examine_server()
+    except KooError:
+        return
+    if facts is None:
+        return
+    if facts.pooling:
+        yield _pooler(facts, database)
+    yield _room(facts, database, workers)
+
+
+def _room(facts: ServerFacts, database: Database, workers: int) -> Check:
+    options = database.options
+    each = options.pool_size + options.max_overflow + PROBES
+    needed = workers * each
+    processes = "1 process opens" if workers == 1 else f"{workers} processes open"
+    found = (
+        f"{processes} up to {needed} connections (pool {options.pool_size}, overflow {options.max_overflow},"
+        f" {PROBES} for the probe), and {facts.limit} leaves room for {facts.room}"
+    )
+    if facts.pooling:
+        advice = f"what counts is what the pooler takes (PgBouncer: max_client_conn), see {PAGE}"
+        return Check("connections", "note", found, advice)
+    if needed > facts.room:
+        advice = "lower DATABASE_POOL_SIZE or DATABASE_MAX_OVERFLOW, raise the limit, or use a pooler"
+        return Check("connections", "warning", found, advice)
+    return Check("connections", "ok", f"{found}: enough for {facts.room // each}")
+
+
+def _pooler(facts: ServerFacts, database: Database) -> Check:
+    if facts.pooling == "session":
+        return Check("pooler", "ok", "a pooler in session mode stands in between")
+    found = "a pooler in transaction mode stands in between"
+    kept = f"SET, LISTEN, advisory locks and temporary tables end with the transaction: see {PAGE}"
+    if database.options.prepared_statements:
+        advice = (
+            "set DATABASE_PREPARED_STATEMENTS=false, unless the pooler keeps them"
+            f" (PgBouncer from 1.21 with max_prepared_statements above 0); {kept}"
+        )
+        return Check("pooler", "warning", f"{found}, and statements are prepared", advice)
+    return Check("pooler", "ok", f"{found}, and statements are not prepared", kept)

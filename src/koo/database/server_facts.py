@@ -1,0 +1,98 @@
+"""What stands behind a database's URL: how many connections it takes, and whether a pooler is in between.
+
+A pooler tells a client a process id that it made up, to be cancelled by; the server's own id is what the server says.
+Where the two differ, something is in between. Where two connections that are both open say the same id of the server's,
+or one connection says two, the pooler gives a server's connection to a transaction and not to a client: what a session
+keeps there (SET, prepared statements, LISTEN, advisory locks, temporary tables) is another client's a moment later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from sqlalchemy import URL, NullPool, text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from koo.database.drivers.loading import load_driver
+from koo.options import DatabaseOptions
+
+LIMITS = text(
+    "SELECT current_setting('max_connections')::int,"
+    " current_setting('superuser_reserved_connections')::int"
+    " + coalesce(current_setting('reserved_connections', true), '0')::int,"
+    " r.rolsuper, r.rolconnlimit, d.datconnlimit"
+    " FROM pg_roles r, pg_database d WHERE r.rolname = current_user AND d.datname = current_database()"
+)
+PID = text("SELECT pg_backend_pid()")
+
+Pooling = Literal["", "session", "transaction"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """`room`: connections for all of this user's clients together, and `limit` is what bounds them.
+
+    `pooling`: how a pooler in between lends the server's connections; "" where there is none.
+    """
+
+    room: int
+    limit: str
+    pooling: Pooling
+
+
+async def examine(url: URL, options: DatabaseOptions, connect_args: dict[str, Any]) -> ServerFacts:
+    """Ask over two connections of its own. Raises what the driver raises, `TimeoutError` after the probe's time."""
+    driver = load_driver(url.get_driver_name())
+    ending: set[asyncio.Future[Any]] = set()
+    # Behind a pooler a prepared statement may be gone with the next transaction, and that is what is looked for.
+    plain = replace(options, prepared_statements=False)
+    args = {**connect_args, **driver.connect_args(plain, lambda one: ending.add(one) if one else None)}
+    engine = create_async_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=args)
+    try:
+        async with (
+            asyncio.timeout(options.probe_timeout_s),
+            engine.connect() as first,
+            engine.connect() as second,
+        ):
+            room, limit = await _room(first)
+            await first.rollback()
+            return ServerFacts(room, limit, await _pooling(first, second))
+    finally:
+        await engine.dispose()
+        if ending:
+            await asyncio.wait(ending, timeout=options.cleanup_timeout_s)
+
+
+async def _room(connection: AsyncConnection) -> tuple[int, str]:
+    most, reserved, is_superuser, of_role, of_database = (await connection.execute(LIMITS)).one()
+    limits = {"max_connections": most if is_superuser else most - reserved}
+    if of_role >= 0 and not is_superuser:
+        limits["the user's CONNECTION LIMIT"] = of_role
+    if of_database >= 0 and not is_superuser:
+        limits["the database's CONNECTION LIMIT"] = of_database
+    limit = min(limits, key=lambda name: limits[name])
+    return limits[limit], limit
+
+
+async def _pooling(first: AsyncConnection, second: AsyncConnection) -> Pooling:
+    told = [await _told_pid(first), await _told_pid(second)]
+    asked = [await _pid(first), await _pid(second), await _pid(first), await _pid(second)]
+    if asked[0] == asked[1] or asked[0] != asked[2] or asked[1] != asked[3]:
+        return "transaction"
+    return "" if told == asked[:2] else "session"
+
+
+async def _pid(connection: AsyncConnection) -> int:
+    """The server's own process id, in a transaction that is over at once."""
+    pid: int = (await connection.execute(PID)).scalar_one()
+    await connection.rollback()
+    return pid
+
+
+async def _told_pid(connection: AsyncConnection) -> int:
+    """What the other side said when the connection began."""
+    raw: Any = (await connection.get_raw_connection()).driver_connection
+    pid: int = raw.get_server_pid() if hasattr(raw, "get_server_pid") else raw.info.backend_pid
+    return pid

@@ -1,0 +1,123 @@
+"""What stands behind a database's URL: its room for connections, and a pooler in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from koo.cli.doctor_database import behind_database
+from koo.database.database import Database
+from koo.errors import DatabaseUnavailable
+from tests.database.conftest import Place
+from tests.database.pooler import pooling
+from tests.database.support import opened, options, run
+
+
+def address(place: Place, port: int) -> str:
+    return place.url.replace(f":{place.server.port}/", f":{port}/")
+
+
+@pytest.mark.parametrize(("shared", "mode"), [(True, "transaction"), (False, "session")])
+def test_a_pooler_and_its_mode_are_found(pg: Place, shared: bool, mode: str) -> None:
+    """It makes up process ids; where a transaction has a server's connection, two clients are told the same one."""
+
+    async def main() -> None:
+        async with (
+            pooling(pg.server, pg.database, shared=shared) as port,
+            opened(address(pg, port)) as database,
+        ):
+            facts = await database.examine_server()
+            assert facts is not None and facts.pooling == mode
+
+    run(main)
+
+
+def test_a_server_without_a_pooler_is_none_and_tells_its_room(pg: Place) -> None:
+    async def main() -> None:
+        pg.server.sql("CREATE ROLE few LOGIN PASSWORD 'koo-test' CONNECTION LIMIT 7")
+        try:
+            async with opened(pg.url.replace("postgres:koo-test@", "few:koo-test@")) as database:
+                facts = await database.examine_server()
+                assert facts is not None and facts.pooling == ""
+                assert (facts.room, facts.limit) == (7, "the user's CONNECTION LIMIT")
+        finally:
+            pg.server.sql("DROP ROLE few")
+        async with opened(pg.url) as database:
+            facts = await database.examine_server()
+            assert facts is not None and facts.limit == "max_connections"
+            assert facts.room == int(pg.server.sql("SHOW max_connections"))
+        plain = Database(options(pg.url.replace(pg.database, "nowhere")))
+        with pytest.raises(DatabaseUnavailable, match="does not exist"):
+            await plain.examine_server()
+
+    run(main)
+
+
+def test_a_file_has_no_server(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(f"sqlite:///{tmp_path / 'a.db'}") as database:
+            assert await database.examine_server() is None
+
+    run(main)
+
+
+# ── what doctor says ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def said(database: Database, workers: int) -> dict[str, tuple[str, str, str]]:
+    return {
+        check.subject: (check.result, check.found, check.advice)
+        async for check in behind_database(database, workers)
+    }
+
+
+def test_doctor_compares_processes_times_pool_with_what_the_server_takes(pg: Place) -> None:
+    async def main() -> None:
+        async with opened(pg.url, pool_size=10, max_overflow=20) as database:
+            room = int(pg.server.sql("SHOW max_connections"))
+            fit = room // 32
+            result, found, _ = (await said(database, fit))["connections"]
+            assert (
+                result == "ok" and f"up to {fit * 32} connections" in found and f"enough for {fit}" in found
+            )
+            result, found, advice = (await said(database, fit + 1))["connections"]
+            assert result == "warning" and f"room for {room}" in found and "DATABASE_POOL_SIZE" in advice
+            assert "pooler" not in await said(database, 1)
+
+    run(main)
+
+
+def test_doctor_says_what_to_write_behind_a_pooler(pg: Place) -> None:
+    async def main() -> None:
+        async with pooling(pg.server, pg.database, shared=True) as port:
+            url = address(pg, port)
+            async with opened(url) as database:
+                told = await said(database, 100)
+                assert told["pooler"][0] == "warning"
+                assert "DATABASE_PREPARED_STATEMENTS=false" in told["pooler"][2]
+                assert told["connections"][0] == "note", "the server's limit is not the pooler's"
+            async with opened(url, prepared_statements=False) as database:
+                assert (await said(database, 1))["pooler"][0] == "ok"
+
+    run(main)
+
+
+def test_neither_probe_nor_doctor_ask_for_what_another_process_has_prepared(
+    pg: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncpg numbers its statements in each process anew, and a server's connection remembers those of all."""
+
+    async def main() -> None:
+        async with (
+            pooling(pg.server, pg.database, shared=True) as port,
+            opened(address(pg, port)) as first,
+            opened(address(pg, port)) as second,
+        ):
+            for database in (first, second):
+                monkeypatch.setattr("asyncpg.connection._uid", 0)
+                assert (await database.health_check())["error"] is None
+                monkeypatch.setattr("asyncpg.connection._uid", 0)
+                assert await database.examine_server() is not None
+
+    run(main)
