@@ -278,9 +278,9 @@ BRIDGE = Bridge()
 
 
 @overload
-def run(work: Awaitable[T], *, timeout_s: float | None = None) -> T: ...
-@overload
 def run(work: AsyncIterable[T], *, timeout_s: float | None = None) -> Iterator[T]: ...
+@overload
+def run(work: Awaitable[T], *, timeout_s: float | None = None) -> T: ...
 def run(work: Awaitable[T] | AsyncIterable[T], *, timeout_s: float | None = None) -> T | Iterator[T]:
     """Run a coroutine of koo from code without an event loop, in any thread, and return what it returns.
 

@@ -260,7 +260,8 @@ class Platform:
         """Read what `operation(*args, **kwargs)` streams under the guard of `name`, to its end; see `OperationStream`.
 
         The operation gives an asynchronous iterator or context manager, or an awaitable of one. Nothing is sent before
-        `async for` or `async with`; there `UnknownService` is raised, too. TypeError for what cannot be called again.
+        `async for`, `async with` or `await`; there `UnknownService` is raised, too. TypeError for what cannot be called
+        again.
         """
 
         async def find() -> Terms:

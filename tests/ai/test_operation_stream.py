@@ -16,7 +16,7 @@ from koo.errors import BudgetExceeded, Kind, ServiceFailed, ServiceSaturated, Se
 from koo.policies.breaker import CLOSED, HALF_OPEN
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS
 from koo.testing.clock import run_virtual
-from tests.ai.own import PRICED, Library, Own
+from tests.ai.own import PRICED, Eager, Library, Own
 
 ITERATORS = ["generator", "awaited", "answered"]
 MANAGERS = ["manager", "awaited_manager"]
@@ -77,6 +77,59 @@ def test_an_iterator_in_a_block_is_read_there_and_has_its_own_attributes() -> No
     run(test)
 
 
+@pytest.mark.parametrize("form", ITERATORS)
+def test_awaited_it_is_open_and_is_then_read_as_before(form: str) -> None:
+    async def test(own: Own) -> None:
+        library = Library("a", "b")
+        stream = await own.stream(getattr(library, form))
+        assert library.asked == 1 and own.breaker.running
+        assert await list_of(stream) == ["a", "b"]
+        async with await own.stream(getattr(library, form)) as opened:
+            assert await list_of(opened) == ["a", "b"]
+        assert own.verdicts[SUCCESS] == 2 == sum(own.verdicts) and own.nothing_is_taken()
+
+    run(test)
+
+
+def test_an_awaited_manager_is_entered_and_left_with_its_block_or_dropped() -> None:
+    async def test(own: Own) -> None:
+        library = Library("a", "b")
+        async with await own.stream(library.manager) as opened:
+            assert await opened.whole() == "ab"
+        stream = await own.stream(library.manager)
+        del stream
+        await settled()
+        assert own.verdicts[SUCCESS] == 1 == own.verdicts[NEUTRAL]
+        assert own.nothing_is_taken() and len(library.left_by) == 2
+
+    run(test)
+
+
+@pytest.mark.parametrize("wrong", [None, ConnectionError("gone")])
+def test_a_stream_that_is_read_by_itself_in_its_block_ends_there(wrong: Exception | None) -> None:
+    """`async with stream: async for piece in stream`, of a manager whose object has pieces of its own."""
+
+    async def test(own: Own) -> None:
+        library = Library("a", wrong or "b")
+        given = Eager(library)
+        library.open = 1
+
+        async def read() -> list[Any]:
+            stream = own.stream(lambda: _Gives(given))
+            async with stream:
+                return await list_of(stream)
+
+        if wrong is None:
+            assert await read() == ["a", "b"]
+        else:
+            with pytest.raises(ConnectionError, match="gone"):
+                await read()
+        assert own.verdicts[SUCCESS if wrong is None else FAILURE] == 1 == sum(own.verdicts)
+        assert own.nothing_is_taken()
+
+    run(test)
+
+
 def test_a_manager_without_pieces_says_how_it_is_read() -> None:
     async def test(own: Own) -> None:
         library = Library("a")
@@ -95,7 +148,7 @@ def test_what_is_not_read_over_time_is_refused() -> None:
         with pytest.raises(TypeError, match="for a whole answer call execute"):
             await anext(own.stream(whole))
         with pytest.raises(TypeError, match="not a coroutine"):
-            own.stream(whole())  # type: ignore[arg-type]
+            _ = own.stream(whole())  # type: ignore[arg-type]
         assert own.nothing_is_taken() and own.verdicts[FAILURE] == 0
 
     run(test)
@@ -141,8 +194,8 @@ def test_nothing_is_sent_or_taken_before_it_is_asked_and_a_stream_that_is_never_
 ):
     async def test(own: Own) -> None:
         library = Library("a")
-        for form in ITERATORS + MANAGERS:
-            own.stream(getattr(library, form))
+        streams = [own.stream(getattr(library, form)) for form in ITERATORS + MANAGERS]
+        del streams
         gc.collect()
         await settled()
         assert library.asked == 0 and own.nothing_is_taken() and sum(own.verdicts) == 0

@@ -9,13 +9,15 @@ from typing import Any
 
 import openai
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from starlette.responses import StreamingResponse
 
 from koo.ai.operation_stream import OperationStream
+from koo.errors import KooError
 from koo.platform import Platform
 from koo.policies.verdict import NEUTRAL, SUCCESS
 from koo.testing.providers import FakeOpenAI, stream
+from koo.web.problems import problem_answer
 from tests.web.serving import KEY, Client, options, served, until
 
 CHAT: dict[str, Any] = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Count."}]}
@@ -57,8 +59,13 @@ def application(platform: Platform, chain: Chain, body: Body | None) -> FastAPI:
 
     @app.get("/chat")
     async def chat() -> StreamingResponse:
-        texts = platform.execute_stream("chat", chain.astream, "Count.")
+        texts = await platform.execute_stream("chat", chain.astream, "Count.")
         return StreamingResponse(texts if body is None else body(texts), media_type="text/plain")
+
+    @app.exception_handler(KooError)
+    async def refuse(_: Request, error: KooError) -> Response:
+        answer = problem_answer(error)
+        return Response(answer.body, answer.status, answer.headers)
 
     return app
 
@@ -100,5 +107,21 @@ def test_a_client_that_leaves_gives_back_permit_and_place_and_the_money_is_booke
                 fake.default = stream(["one ", "two"])
                 assert (await there.get("/chat")).text == "one two"
             assert verdicts.totals().verdicts[SUCCESS] == 1
+
+    asyncio.run(main())
+
+
+def test_a_refusal_is_an_answer_of_its_own_and_no_broken_stream(tmp_path: Path) -> None:
+    """The endpoint awaits the stream before it answers."""
+
+    async def main() -> None:
+        async with FakeOpenAI(key=KEY) as fake, Platform(options(tmp_path)) as platform:
+            platform.register_service("chat", requests_per_minute=1)
+            client = openai.AsyncOpenAI(base_url=fake.base_url, api_key=KEY, max_retries=0)
+            async with client, served(application(platform, Chain(client), None)) as there:
+                assert (await there.get("/chat")).status == 200
+                refused = await there.get("/chat")
+                assert (refused.status, refused.body["kind"]) == (429, "rate_limited")
+                assert len(fake.queries) == 1
 
     asyncio.run(main())

@@ -57,6 +57,9 @@ class CarriedOperation(OperationStream[T]):
     async def __anext__(self) -> T:
         return await carry(self._home, self._stream.__anext__())
 
+    async def _opened(self) -> None:
+        await carry(self._home, self._stream._opened())
+
     async def __aenter__(self) -> Opened[T]:
         return (await carry(self._home, self._stream.__aenter__())).owned_by(self)
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -32,7 +32,7 @@ from koo.ai.operation_charge import OperationCharge
 from koo.ai.operation_money import OperationMoney
 from koo.ai.operations import check_client, check_operation, model_of
 from koo.ai.service import Service
-from koo.ai.stream_source import END, End, Source, describe, open_source
+from koo.ai.stream_source import END, End, Source, open_source
 from koo.crossing import Loop, bring_back
 from koo.deadlines import Alarm, Deadlines, OwnTimer
 from koo.errors import Kind, ServiceFailed
@@ -62,6 +62,7 @@ class Terms(NamedTuple):
 class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
     """`async for piece in stream:` or `async with stream as opened:`; nothing is sent before.
 
+    `await stream` opens it first, up to the first piece: so a refusal is raised before its caller has begun to answer.
     Leaving early (`break`, `aclose()`, the end of the block, cancellation) closes what the operation gave and settles
     what was used; `aclose()` may come from another task. Raises as `execute` until the first piece; later SDK and
     transport errors become `StreamTruncated`, and everything else passes unchanged.
@@ -98,6 +99,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
 
     async def __anext__(self) -> T:
         self._take_turn()
+        self._in_block = False  # what is read without the block's object ends here, and not with the block
         try:
             held = self._held or await self._begin()
             source = self._source
@@ -119,9 +121,20 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
 
     # ── as a block ────────────────────────────────────────────────────────────────────────────────────────────
 
+    def __await__(self) -> Generator[Any, None, OperationStream[T]]:
+        yield from self._opened().__await__()
+        return self
+
     async def __aenter__(self) -> Opened[T]:
+        await self._opened()
+        source = self._source
+        assert source is not None
+        return Opened(self, source.target, source.pieces if source.is_managed else self)
+
+    async def _opened(self) -> None:
+        """Open it, up to the first piece; a manager that gives another object is entered."""
         if self._closed and self._failed is None:
-            raise RuntimeError("this stream is over: each block needs one of its own")
+            raise RuntimeError("this stream is over: start a new one to ask again")
         self._take_turn()
         self._in_block = True
         try:
@@ -135,10 +148,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             raise
         finally:
             self._end_turn()
-        source = self._source
-        assert source is not None
-        self._in_block = source.is_managed
-        return Opened(self, source.target, source.pieces if source.is_managed else self)
+        self._in_block = self._source is not None and self._source.is_managed
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
@@ -233,7 +243,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         source = await open_source(given)
         try:
             if not (self._in_block and source.is_managed):
-                self._ahead = [await self._first_of(source)]
+                self._ahead = [await source.next()]
         except BaseException as error:
             await _close_quietly(self._service, source.close(type(error), error))
             raise
@@ -242,14 +252,6 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
     def _there(self, work: Coroutine[object, object, R]) -> Coroutine[object, object, R]:
         """What is the operation's own runs on the loop of its caller: its client belongs there."""
         return work if self._own is None else bring_back(self._own, work)
-
-    async def _first_of(self, source: Source) -> T | End:
-        if source.pieces is None:
-            raise TypeError(
-                f"{self._service}: {describe(source.target)} cannot be read with async for alone; open it in a "
-                "block, async with stream_with_error_handling(...) as opened, and read what it offers there"
-            )
-        return await source.next()
 
     async def _finish(self, held: Held[Source]) -> None:
         """The stream's own end."""

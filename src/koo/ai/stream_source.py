@@ -120,8 +120,12 @@ class Source:
         self.is_managed = self.pieces is None or (manager is not None and manager is not target)
 
     async def next(self) -> Any | End:
-        """The next piece, or END."""
-        assert self.pieces is not None
+        """The next piece, or END. Raises TypeError where its object offers something else to be read."""
+        if self.pieces is None:
+            raise TypeError(
+                f"{describe(self.target)} cannot be read with async for alone; open it in a block, "
+                "async with stream_with_error_handling(...) as opened, and read what it offers there"
+            )
         try:
             return await self.pieces.__anext__()
         except StopAsyncIteration:
