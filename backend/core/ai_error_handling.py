@@ -5,7 +5,7 @@
 
 The operation gets a circuit breaker, retries (only if `idempotent`), a deadline, limits and a budget (none unless
 given). Its options belong to `register_service`, its arguments to the call. A built-in service's name works as well:
-then a vendor's SDK shares that service's breaker, limits and key block.
+then a vendor's SDK shares that service's breaker, limits, key block and budgets.
 
 What happens to an operation's exceptions: errors of SDKs and transports become an `ExternalServiceError`, raised `from`
 the original; SQLAlchemy's are judged as in koo's database; `OSError` and `TimeoutError` are failures; `TypeError`,
