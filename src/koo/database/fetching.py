@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from koo.database.drivers.base import driver_error
 from koo.database.faults import ScopeStage
 from koo.database.records import ConnectionRecord, Occupant
 
@@ -47,7 +46,7 @@ class FetchingCursor:
             rows = fetch(*args)
         except BaseException as error:
             occupant.leave(record, began, False)
-            translated = driver_error(record.adapted, error)
+            translated = record.driver.error_of(record.adapted, error)
             if translated is None or translated is error:
                 raise
             raise translated from error

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import InvalidRequestError, ResourceClosedError, StatementError
 
-from koo.database.drivers.base import driver_error
 from koo.database.faults import SERVICE, ScopeStage, explain
 from koo.database.records import ConnectionRecord, ConnectionRecords
 from koo.errors import CommitOutcomeUnknown, DatabaseError, DatabaseTimeout, Kind, KooError, describe_s
@@ -136,7 +135,7 @@ class Transcript:
 
     def _report_raw_one(self, error: BaseException, record: ConnectionRecord) -> None:
         for one in chain_of(error):
-            original = driver_error(record.adapted, one)
+            original = record.driver.error_of(record.adapted, one)
             if original is not None:
                 meaning = explain(original, lost=record.is_closed)
                 # Without a loss of this connection it was met on another one, which is the block's own.

@@ -46,6 +46,9 @@ class Aiosqlite:
     def has_ended(self, connection: Any) -> bool:
         return False  # what is open there is koo's own: `SqliteTransaction` knows
 
+    def error_of(self, adapted: Any, error: BaseException) -> Exception | None:
+        return error if isinstance(error, sqlite3.Error) else None
+
     def is_closed(self, connection: Any) -> bool:
         return connection._connection is None or not connection._running
 

@@ -32,6 +32,7 @@ NUMBERS = {
     "command_timeout": float,
 }
 """Options that a URL can only hold as text."""
+OWN_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class Asyncpg:
@@ -80,6 +81,14 @@ class Asyncpg:
 
     def has_ended(self, connection: Any) -> bool:
         return connection._protocol is not None and not connection.is_in_transaction()
+
+    def error_of(self, adapted: Any, error: BaseException) -> Exception | None:
+        if isinstance(error, OWN_ERRORS):
+            try:
+                adapted._handle_exception(error)
+            except Exception as translated:  # noqa: BLE001 - what it raises is its answer
+                return translated
+        return error if isinstance(error, OSError | adapted.dbapi.Error) else None
 
     def is_closed(self, connection: Any) -> bool:
         return bool(connection.is_closed())

@@ -50,6 +50,10 @@ class Driver(Protocol):
         """Whether the transaction begun last has ended by a COMMIT or ROLLBACK in the user's own words."""
         ...
 
+    def error_of(self, adapted: Any, error: BaseException) -> Exception | None:
+        """`error` as SQLAlchemy would raise it, where it is one of the driver's own or of its socket; else None."""
+        ...
+
     def is_closed(self, connection: Any) -> bool: ...
 
     def is_idle(self, connection: Any) -> bool:
@@ -62,17 +66,6 @@ class Driver(Protocol):
 
 
 POSTGRESQL_HEALTH = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"
-
-
-def driver_error(adapted: Any, error: BaseException) -> Exception | None:
-    """`error` as SQLAlchemy would raise it, where it is one of the driver's own or of its socket; else None."""
-    if not isinstance(error, Exception):
-        return None
-    try:
-        adapted._handle_exception(error)
-    except Exception as translated:  # noqa: BLE001 - what it raises is its answer
-        return translated if isinstance(translated, (adapted.dbapi.Error, OSError)) else None
-    return None
 
 
 def read_numbers(options: dict[str, Any], numbers: Mapping[str, Callable[[str], Any]]) -> None:

@@ -75,6 +75,9 @@ class Psycopg:
     def has_ended(self, connection: Any) -> bool:
         return bool(connection.begun > 1 or connection.is_idle)
 
+    def error_of(self, adapted: Any, error: BaseException) -> Exception | None:
+        return error if isinstance(error, psycopg.Error | OSError) else None
+
     def is_closed(self, connection: Any) -> bool:
         return bool(connection.closed)
 
