@@ -278,14 +278,19 @@ def by_code(original: BaseException) -> Meaning | None:
 
 
 def _is_outdated(original: BaseException) -> bool:
-    """By the place in PostgreSQL's source that says it: the words are in the server's language."""
-    return getattr(getattr(original, "diag", None), "source_function", None) == "RevalidateCachedQuery"
+    """By asyncpg's class, or the place in PostgreSQL's source that says it: its words are in the server's language."""
+    said_by = getattr(getattr(original, "diag", None), "source_function", None)
+    return type(original).__name__ == "InvalidCachedStatementError" or said_by == "RevalidateCachedQuery"
 
 
 def by_class(original: BaseException) -> Meaning | None:
     """What a driver's error without a code means by its class."""
-    if type(original).__name__ == "InvalidCachedStatementError":  # built by SQLAlchemy without its SQLSTATE
+    if _is_outdated(original):  # SQLAlchemy 2.1 builds asyncpg's without its SQLSTATE
         return OUTDATED
+    if type(original).__name__ == "InternalClientError":
+        # asyncpg's protocol is in the midst of something that nothing will end, as when the server ends a session
+        # between two messages: the connection looks open, and each statement on it would fail.
+        return LOST
     if isinstance(original, TimeoutError) or type(original).__name__ == "ConnectionTimeout":
         return LATE
     if isinstance(original, OSError | EOFError):  # asyncio.IncompleteReadError is an EOFError
