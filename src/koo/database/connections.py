@@ -33,7 +33,7 @@ class Connections:
     """One engine on one loop. Made without I/O; `close` ends what it began.
 
     `writers` is SQLite's line of writers, or None. `has_keeper` is True once the task runs that will close this.
-    `is_abandoned`: the database is used on another loop since.
+    `is_abandoned`: the database is used on another loop since. `is_parents`: this process is a forked child.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Connections:
         self.writers: WriterLine | None = None
         if url.get_backend_name() == "sqlite":
             self.writers = WriterLine(deadlines, metrics, options.pool_timeout_s, monotonic, draw)
-        self.draining = self.is_abandoned = False
+        self.draining = self.is_abandoned = self.is_parents = False
         self.has_keeper = False
         self.wakes_at = NEVER
         self._timer: asyncio.TimerHandle | None = None
@@ -148,6 +148,11 @@ class Connections:
         """Raises `DatabaseUnavailable` once closing has begun: a connection opened after that would stay open."""
         if self.draining:
             raise DatabaseUnavailable(SERVICE, "it is being closed", kind=Kind.DRAINING)
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: nothing that is done here reaches the parent's connections and transactions."""
+        self.is_parents = True
+        self.records.leave_to_parent()
 
     async def close(self) -> None:
         """Refuse the waiting, let running scopes end within the cleanup time, then cut off what is left, and close."""

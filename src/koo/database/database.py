@@ -200,6 +200,12 @@ class Database(Generic[S_co]):
 
     def forget_parent(self) -> None:
         """In a forked child, where the connections are the parent's: closing them here would close them there."""
+        if self.connections is not None:
+            self.connections.leave_to_parent()
+        if self._probe is not None:
+            self._probe.leave_to_parent()
+        for scope in tuple(self.pool_queue.holders):
+            leave_behind(scope.leave_to_parent())
         leave_behind(self.connections, self._probe, self._keeper)
         self.connections = self._probe = self._keeper = None
         self.pool_queue.forget()
@@ -264,13 +270,17 @@ class Database(Generic[S_co]):
         try:
             await probe.run()
         finally:
-            await probe.close()
-            await connections.close()
-            if self.connections is connections:
-                self.connections = self._probe = None
-                BRIDGE.leave(self)
-                if self._is_alone:
-                    self._deadlines.unbind(connections.loop)
+            if not connections.is_parents:
+                await self._close(connections, probe)
+
+    async def _close(self, connections: Connections, probe: ProbeDatabase) -> None:
+        await probe.close()
+        await connections.close()
+        if self.connections is connections:
+            self.connections = self._probe = None
+            BRIDGE.leave(self)
+            if self._is_alone:
+                self._deadlines.unbind(connections.loop)
 
     async def close(self) -> None:
         """Let running scopes end (within the cleanup time), then close all connections. It may be used again.

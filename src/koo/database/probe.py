@@ -266,6 +266,11 @@ class ProbeDatabase:
         finally:
             timer.cancel()
 
+    def leave_to_parent(self) -> None:
+        """In a forked child: the connection is the parent's."""
+        if self._record is not None:
+            self._record.leave_to_parent()
+
     async def close(self) -> None:
         """Stop what runs, and close the connection in order."""
         running, self._running = self._running, None

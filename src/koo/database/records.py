@@ -121,6 +121,12 @@ class ConnectionRecord:
         with suppress(RuntimeError):  # its event loop has ended, and the socket with it
             self.driver.cut_off(self.connection)
 
+    def leave_to_parent(self) -> None:
+        """In a forked child: the connection is the parent's, and lost here."""
+        self.aborted = True
+        with suppress(Exception):  # a driver that cannot say which socket it has: it is left untouched
+            self.driver.sever(self.connection)
+
     def abort_in(self, seconds: float) -> asyncio.TimerHandle:
         """Cut it off then, unless the timer is cancelled before."""
         return self._loop.call_later(seconds, self.abort)
@@ -196,6 +202,11 @@ class ConnectionRecords:
         """Cut off every connection, and those too that are only now about to be closed in order."""
         self.in_haste = True
         self.abort_all()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: see `ConnectionRecord.leave_to_parent`."""
+        for record in self.by_connection.values():
+            record.leave_to_parent()
 
     def abort_all(self, *, occupied_only: bool = False) -> None:
         """Cut off every connection, or those that a scope has."""

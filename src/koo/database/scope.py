@@ -259,6 +259,12 @@ class SessionScope(Generic[S_co]):
         late = ends_at.get() <= self._monotonic()
         self.transcript.leaving = True
         if error is not None or self.transcript.expired or self._connections.writers is not None:
+            if self._connections.is_parents:
+                if error is None:
+                    raise RuntimeError(
+                        "this scope was opened before the fork: its transaction is the parent's"
+                    )
+                return
             await to_end(self._leave(error, late))
             return
         try:
@@ -338,6 +344,13 @@ class SessionScope(Generic[S_co]):
         # A ring of references would leave each scope to the garbage collector, which costs more than all else here.
         self._sync.scope = self._record = None
         self._settle(self.transcript.verdict(error, late), now)
+
+    def leave_to_parent(self) -> object:
+        """In a forked child: the permit is the parent's to settle; returns what must not be collected here."""
+        held, self._held = self._held, None
+        self.transcript.has_permit = False
+        self.transcript.expired = True
+        return held
 
     def _settle(self, fault: Fault | None, now: float) -> None:
         held, self._held = self._held, None

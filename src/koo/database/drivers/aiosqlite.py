@@ -58,6 +58,9 @@ class Aiosqlite:
     async def cancel(self, connection: Any, within_s: float) -> None:
         interrupt(connection)
 
+    def sever(self, connection: Any) -> None:
+        connection._running = False  # its thread is the parent's: to close it here would wait for ever
+
     def cut_off(self, connection: Any) -> None:
         # Not `connection.stop()`: SQLAlchemy closes it later, and that would wait for a thread which has ended.
         interrupt(connection)

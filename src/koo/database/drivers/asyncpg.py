@@ -8,6 +8,7 @@ class of connections waits no longer than the cleanup time, whatever closes it.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from functools import cache, partial
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import asyncpg
 
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
-from koo.database.drivers.wire import refuses_parameters, server_timeouts, set_up_socket
+from koo.database.drivers.wire import refuses_parameters, server_timeouts, set_up_socket, sever
 from koo.options import DatabaseOptions
 
 UNPREPARED = {
@@ -32,6 +33,8 @@ NUMBERS = {
     "command_timeout": float,
 }
 """Options that a URL can only hold as text."""
+NOWHERE = os.devnull
+"""Where a child's cancellation goes, which has a connection of its own: it would stop the parent's statement."""
 OWN_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
@@ -102,6 +105,12 @@ class Asyncpg:
             return
         async with asyncio.timeout(within_s):
             await cancel(asyncio.get_running_loop().create_future())
+
+    def sever(self, connection: Any) -> None:
+        transport = getattr(connection, "_transport", None)
+        if transport is not None and not connection.is_closed():
+            sever(transport.get_extra_info("socket").fileno())
+            connection._addr = NOWHERE
 
     def cut_off(self, connection: Any) -> None:
         connection.terminate()

@@ -64,6 +64,10 @@ class Driver(Protocol):
 
     def cut_off(self, connection: Any) -> None: ...
 
+    def sever(self, connection: Any) -> None:
+        """In a forked child: nothing that is done to it here reaches the parent's connection."""
+        ...
+
 
 POSTGRESQL_HEALTH = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"
 

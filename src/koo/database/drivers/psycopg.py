@@ -21,7 +21,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.waiting import wait_async
 
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
-from koo.database.drivers.wire import libpq_parameters, refuses_parameters, server_timeouts
+from koo.database.drivers.wire import libpq_parameters, refuses_parameters, server_timeouts, sever
 from koo.options import DatabaseOptions
 
 # On the way of every COMMIT, where a class attribute of an enum costs a dictionary walk.
@@ -87,6 +87,11 @@ class Psycopg:
     async def cancel(self, connection: Any, within_s: float) -> None:
         await connection.cancel_safe(timeout=within_s)
 
+    def sever(self, connection: Any) -> None:
+        if not connection.closed:
+            connection.is_parents = True
+            sever(connection.fileno())
+
     def cut_off(self, connection: Any) -> None:
         if connection.closed:
             return
@@ -113,6 +118,8 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
 
     cleanup_s = 2.0
     begun = 0
+    is_parents = False
+    """This process is a forked child."""
 
     @classmethod
     async def connect_within(cls, cleanup_s: float, *args: Any, **kwargs: Any) -> PromptConnection:
@@ -145,7 +152,8 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
             raise
 
     async def _stop_statement(self) -> None:
-        if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+        # A cancellation goes over a connection of its own, so a child would stop the parent's statement.
+        if self.pgconn.transaction_status != TransactionStatus.ACTIVE or self.is_parents:
             return
         try:
             await self.cancel_safe(timeout=self.cleanup_s)

@@ -91,3 +91,15 @@ def _tcp_options(options: DatabaseOptions) -> Mapping[str, int]:
 
 def _whole(seconds: float) -> int:
     return max(1, round(seconds))
+
+
+def sever(fd: int) -> None:
+    """In a forked child: let an inherited socket's descriptor lead nowhere, and the parent's connection be.
+
+    Whatever closes it later, or ends its transaction, says that to nobody. Without this a child that ends by itself
+    (`sys.exit`) would say goodbye in its parent's name, and take the socket out of the selector that both share.
+    """
+    nowhere, other = socket.socketpair()
+    other.close()
+    os.dup2(nowhere.fileno(), fd)
+    nowhere.close()
