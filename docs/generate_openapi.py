@@ -53,6 +53,7 @@ ANSWERS = {
     "Alive": ("GET", "/livez", None),
     "Ready": ("GET", "/readyz", None),
     "DatabaseReset": ("POST", f"{API}/monitoring/database/reset-circuit-breaker", None),
+    "DatabaseAct": ("POST", f"{API}/monitoring/database/resume", None),
     "ServiceReset": ("POST", f"{API}/ai/services/claude/reset-errors", None),
     "ServicesReset": ("POST", f"{API}/ai/services/reset-all-errors", None),
 }

@@ -38,6 +38,7 @@ from koo.forks import forget_in_child
 from koo.monitoring.overview import services_view, system_view
 from koo.monitoring.shapes import (
     Alert,
+    DatabaseGate,
     ServiceCheck,
     ServiceHealth,
     ServicesHealth,
@@ -385,6 +386,32 @@ class Platform:
         """Close the database's breaker, here and in every process on the same state store."""
         self._act(self.database.reset_circuit_breaker)
         return True
+
+    def pause_database(self) -> DatabaseGate:
+        """Let new scopes of this process's database wait, each until its own deadline; see `Database.pause`."""
+        self._act(self.database.pause)
+        return self.database.get_gate()
+
+    def resume_database(self) -> DatabaseGate:
+        """Let new scopes of this process's database begin again."""
+        self._act(self.database.resume)
+        return self.database.get_gate()
+
+    async def drain_database(self, within_s: float | None = None) -> DatabaseGate:
+        """Refuse new scopes in this process, and wait for those inside; see `Database.drain`."""
+        if (home := await self._enter()) is not None:
+            return await carry(home, self.drain_database(within_s))
+        return await self.database.drain(within_s)
+
+    async def rotate_database(self, within_s: float = 0.0) -> DatabaseGate:
+        """Replace this process's connections by ones to what `DATABASE_URL` says now; see `Database.rotate`.
+
+        The environment, and `.env`, are read again, unless the platform was given its options.
+        """
+        if (home := await self._enter()) is not None:
+            return await carry(home, self.rotate_database(within_s))
+        url = None if self._given_options is not None else _read_settings().database.url
+        return await self.database.rotate(url, within_s=within_s)
 
     def _act(self, step: Callable[[], object]) -> None:
         """Run a step of the policies on the loop they belong to, and wait: another thread must not cut into one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from koo.alerts.rules import KINDS, Finding, find
 from koo.clock import iso
+from koo.database.gate import GateState
 from koo.events import Severity
 from koo.monitoring.shapes import RequestWindow
 from koo.monitoring.snapshot import own_budget_view
@@ -510,6 +512,11 @@ def test_each_condition_of_the_database_is_a_warning_beside_its_state(tmp_path: 
         conditions = database.get_health()["conditions"]
         assert set(conditions) == {"saturated", "slow", "read_only", "without_wal"}
         assert house.found() == {f"database_{one}:database" for one in conditions}
+        drain = partial(database.gate.set, GateState.DRAINING)
+        for act, condition in ((database.pause, "paused"), (drain, "draining")):
+            act()
+            assert condition in database.get_health()["conditions"]
+            assert f"database_{condition}:database" in house.found()
         assert {one.kind for one in house.findings()} <= KINDS.keys()
 
     in_house(test, tmp_path)

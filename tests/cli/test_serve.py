@@ -226,6 +226,20 @@ def test_status_tells_the_state_in_words_and_as_a_code(here: Here, tmp_path: Pat
             assert code == 2 and "no such service" in err
 
 
+def test_the_database_is_paused_drained_and_resumed_by_commands(here: Here, tmp_path: Path) -> None:
+    with serving(tmp_path) as (url, _):
+        here.set({"KOO_URL": url})
+        for act, gate in (("pause", "paused"), ("drain", "draining"), ("resume", "open")):
+            code, out, err = here.run("db", act, "--json")
+            assert (code, err) == (0, ""), act
+            assert json.loads(out)["database"]["gate"] == gate
+        code, out, _ = here.run("db", "drain", "--within", "0.5")
+        assert code == 0 and out == "the database is drained: no scope is open\n"
+        assert here.run("db", "resume")[0] == 0
+        code, _, err = here.run("db", "rotate")
+        assert code == 2 and "rotate is for servers" in err
+
+
 def test_a_token_comes_from_the_settings_and_is_never_shown(here: Here, tmp_path: Path) -> None:
     with serving(tmp_path, KOO_TOKEN="write-4711") as (url, process):
         here.set({"KOO_URL": url})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from pathlib import Path
@@ -85,6 +86,9 @@ POSTS: dict[str, tuple[Any, set[str]]] = {
         answers.DatabaseReset,
         {"message", "new_state", "timestamp"},
     ),
+    "/api/v1/monitoring/database/pause": (answers.DatabaseAct, {"message", "database", "timestamp"}),
+    "/api/v1/monitoring/database/drain": (answers.DatabaseAct, {"message", "database", "timestamp"}),
+    "/api/v1/monitoring/database/resume": (answers.DatabaseAct, {"message", "database", "timestamp"}),
     "/api/v1/ai/services/health-check": (answers.ServiceChecks, {"claude"}),
     "/api/v1/ai/services/claude/reset-errors": (answers.ServiceReset, {"message", "service", "timestamp"}),
     "/api/v1/ai/services/reset-all-errors": (answers.ServicesReset, {"message", "results", "timestamp"}),
@@ -114,6 +118,7 @@ def test_the_description_of_the_api_names_exactly_the_paths_that_there_are(tmp_p
         "/api/v1/ai/query",
         "/api/v1/ai/batch-query",
         "/api/v1/ai/spend/write-off",
+        "/api/v1/monitoring/database/rotate",
         "/metrics",
     }
 
@@ -477,7 +482,7 @@ def test_an_example_with_a_key_that_no_answer_has_is_found() -> None:
 
 
 def test_each_example_of_a_body_is_taken() -> None:
-    for body in (bodies.QueryBody, bodies.BatchBody, bodies.ResetBody):
+    for body in (bodies.QueryBody, bodies.BatchBody, bodies.ResetBody, bodies.WaitBody):
         extra = body.model_config["json_schema_extra"]
         assert isinstance(extra, dict)
         body.model_validate(extra["example"], strict=True)
@@ -487,7 +492,8 @@ def test_each_answer_has_an_example(tmp_path: Path) -> None:
     schema = create_app(platform(tmp_path)).openapi()
     found = [one["responses"]["200"]["content"] for ways in schema["paths"].values() for one in ways.values()]
     assert all(content.get("example") for media in found for content in media.values())
-    assert len(found) == len(examples.RECORDED) + 1, "and `/metrics`, which is no JSON"
+    shown = {json.dumps(media["example"]) for content in found for media in content.values()}
+    assert len(shown) == len(examples.RECORDED) + 1, "and `/metrics`, which is no JSON"
 
 
 def test_every_error_is_described_as_a_problem(tmp_path: Path) -> None:
@@ -510,5 +516,35 @@ def test_a_reset_of_all_services_says_how_many_in_english(tmp_path: Path) -> Non
         koo.register_service("search")
         reply = await client.post("/api/v1/ai/services/reset-all-errors")
         assert reply.body["message"] == "2 services start afresh"
+
+    with_server(tmp_path, work)
+
+
+def test_a_database_is_paused_drained_and_resumed_over_http(tmp_path: Path) -> None:
+    """What a drain leaves open is named; a drained process is not ready for traffic; rotate is for servers."""
+
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        base = "/api/v1/monitoring/database"
+        async with koo.database.session_scope() as session:
+            await session.execute(text("SELECT 1"))
+            line = sys._getframe().f_lineno - 2
+            paused = await client.post(f"{base}/pause", json={"reason": "failover"})
+            assert paused.body["database"]["gate"] == "paused"
+            assert (await client.get("/readyz")).status == 200
+            drained = (await client.post(f"{base}/drain", json={"within_s": 0})).body
+            assert drained["message"] == "the database is drained: 1 scopes are still open"
+            (left,) = drained["database"]["held_by"]
+            assert left.startswith(f"{__name__}:{line} for ") and left.endswith(" (SELECT)")
+            refused = await client.get("/readyz")
+            assert (refused.status, refused.body["kind"]) == (503, "draining")
+        assert (await client.post(f"{base}/drain")).body["database"]["running"] == 0
+        health = (await client.get("/api/v1/monitoring/health")).body
+        assert health["database"]["conditions"] == ["draining"]
+        assert (await client.post(f"{base}/resume")).body["database"]["gate"] == "open"
+        assert (await client.get("/readyz")).status == 200
+        for body in ({"within_s": -1}, {"within_s": 601}, {"url": "sqlite://"}):
+            assert (await client.post(f"{base}/drain", json=body)).status == 422
+        refused = await client.post(f"{base}/rotate")
+        assert refused.status == 422 and "rotate is for servers" in refused.body["detail"]
 
     with_server(tmp_path, work)

@@ -43,6 +43,8 @@ KINDS: dict[str, Severity] = {
     "database_slow": "warning",
     "database_read_only": "warning",
     "database_without_wal": "warning",
+    "database_paused": "warning",
+    "database_draining": "warning",
     "limit_approaching_requests_per_minute": "warning",
     "limit_approaching_requests_per_hour": "warning",
     "limit_approaching_requests_per_day": "warning",

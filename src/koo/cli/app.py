@@ -29,6 +29,10 @@ model_app = typer.Typer(help="The model of the local service.", no_args_is_help=
 app.add_typer(model_app, name="model")
 spend_app = typer.Typer(help="What was spent, and money that dead processes left behind.")
 app.add_typer(spend_app, name="spend")
+db_app = typer.Typer(
+    help="Pause, resume, drain or rotate the running server's database.", no_args_is_help=True
+)
+app.add_typer(db_app, name="db")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -262,6 +266,39 @@ def write_off(
     from koo.cli.spend import write_off as act
 
     raise typer.Exit(act(process, everything=everything, reason=reason, as_json=as_json))
+
+
+Within = Annotated[float, typer.Option(min=0, max=600, help="Seconds to wait for open scopes.")]
+
+
+@db_app.command()
+def pause(as_json: Json = False) -> None:
+    """Let new scopes wait, each until its own deadline; those that are open go on."""
+    _act_on_database("pause", None, as_json)
+
+
+@db_app.command()
+def resume(as_json: Json = False) -> None:
+    """Let new scopes begin again, after a pause or a drain."""
+    _act_on_database("resume", None, as_json)
+
+
+@db_app.command()
+def drain(within: Within = 10.0, as_json: Json = False) -> None:
+    """Refuse new scopes, wait for those that are open, and name those that are left. Exit code: 1 if there are any."""
+    _act_on_database("drain", within, as_json)
+
+
+@db_app.command()
+def rotate(within: Within = 0.0, as_json: Json = False) -> None:
+    """Read DATABASE_URL again and replace each connection; those in use, when their scopes end."""
+    _act_on_database("rotate", within, as_json)
+
+
+def _act_on_database(name: str, within_s: float | None, as_json: bool) -> None:
+    from koo.cli.database import act
+
+    raise typer.Exit(act(name, within_s, as_json=as_json))
 
 
 @app.command()

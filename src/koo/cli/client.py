@@ -37,22 +37,32 @@ class ServerClient:
         """The answer at that path below `/api/v1`, of which `shape` is a `TypedDict`. Raises `CommandFailed`."""
         return await self._ask("GET", path, shape)
 
-    async def post(self, path: str, shape: type[T], body: object = None) -> T:
-        """As `get`, for something that acts; `body` is sent as JSON."""
-        return await self._ask("POST", path, shape, None if body is None else json.dumps(body).encode())
+    async def post(
+        self, path: str, shape: type[T], body: object = None, *, patience_s: float = TIMEOUT_S
+    ) -> T:
+        """As `get`, for something that acts; `body` is sent as JSON. Waits `patience_s` seconds for the answer."""
+        sent = None if body is None else json.dumps(body).encode()
+        return await self._ask("POST", path, shape, sent, patience_s)
 
     async def close(self) -> None:
         await self._http.close()
 
-    async def _ask(self, method: str, path: str, shape: type[T], body: bytes | None = None) -> T:
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        shape: type[T],
+        body: bytes | None = None,
+        patience_s: float = TIMEOUT_S,
+    ) -> T:
         headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(patience_s):
                 answer = await self._http.request(
                     method, self.url + PREFIX + path, headers=headers, body=body
                 )
         except TimeoutError:
-            raise self._away(f"no answer within {TIMEOUT_S:g} s") from None
+            raise self._away(f"no answer within {patience_s:g} s") from None
         except TransportError as error:
             is_plain = error.stage == "connect" and self._http.proxy is None
             raise self._away("" if is_plain else error.reason) from None

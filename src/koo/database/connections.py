@@ -12,12 +12,15 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from sqlalchemy import URL
+from sqlalchemy import URL, Pool
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.util import greenlet_spawn
 
+from koo.database.dial import OF_SQLALCHEMY, Dial
 from koo.database.drivers.loading import load_driver
 from koo.database.engine_args import EngineArgs
-from koo.database.faults import SERVICE
+from koo.database.faults import SERVICE, ScopeStage, explain, unavailable
+from koo.database.gate import ScopeGate
 from koo.database.hooks import Hooks, revive
 from koo.database.pool_queue import PoolQueue
 from koo.database.records import ConnectionRecords
@@ -27,6 +30,9 @@ from koo.errors import DatabaseUnavailable, Kind
 from koo.guard import Guard
 from koo.monitoring.pool import PoolMetrics
 from koo.options import NEVER, DatabaseOptions
+
+RETIRE_S = 0.05
+"""How often a pool that was replaced is looked at for connections that came home."""
 
 
 class Connections:
@@ -50,6 +56,8 @@ class Connections:
         draw: Callable[[], float] = random.random,
         engine_args: EngineArgs,
         session_class: type[AsyncSession],
+        gate: ScopeGate,
+        dial: Dial,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.options = options
@@ -58,6 +66,8 @@ class Connections:
         self.pool_queue = pool_queue
         self.metrics = metrics
         self.monotonic = monotonic
+        self.gate = gate
+        self.dial = dial
         self.driver = load_driver(url.get_driver_name())
         self.records = ConnectionRecords(self.driver, options, metrics, monotonic, draw)
         self.writers: WriterLine | None = None
@@ -68,6 +78,8 @@ class Connections:
         self.wakes_at = NEVER
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._retired: dict[asyncio.Task[None], Pool] = {}
+        self._own_args = engine_args.connect_args | self.driver.connect_args(options, self.keep)
         self.engine = create_async_engine(
             url,
             pool_size=options.pool_size,
@@ -76,17 +88,17 @@ class Connections:
             pool_timeout=options.pool_timeout_s,
             # The connection that was used last is the least likely to be dead, and the rest may age and go.
             pool_use_lifo=True,
-            connect_args=engine_args.connect_args | self._connect_args(),
+            connect_args=self._connect_args(),
             **{"hide_parameters": True, **engine_args.others},
         )
         self._engines: dict[tuple[bool, str | None], AsyncEngine] = {}
         self._hooks(temporary).install(self.engine.sync_engine)
 
     def _connect_args(self) -> dict[str, Any]:
-        args = self.driver.connect_args(self.options, self.keep)
-        if self.writers is None:
-            args["async_creator_fn"] = partial(self.records.connects.open, args["async_creator_fn"])
-        return args
+        if self.writers is not None:
+            return self._own_args
+        call = partial(self.dial.call, self._own_args, self._own_args["async_creator_fn"])
+        return {**self._own_args, "async_creator_fn": partial(self.records.connects.open, call)}
 
     def _hooks(self, temporary: bool) -> Hooks:
         if self.writers is not None:
@@ -142,6 +154,54 @@ class Connections:
             self._tasks.add(future)
             future.add_done_callback(self._tasks.discard)
 
+    # ── other parameters ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def rotate(self, url: URL, dial: Dial, within_s: float) -> int:
+        """Open every connection from now on as `dial` says, and close the others; returns how many are still in use.
+
+        One is opened first: raises `DatabaseUnavailable`, and changes nothing, where that fails. Those in use are
+        closed when their scopes end; it waits for them for `within_s` seconds.
+        """
+        dial.parameters = dict(self.engine.dialect.create_connect_args(url)[1])
+        own = {name: value for name, value in self._own_args.items() if name not in OF_SQLALCHEMY}
+        try:
+            async with asyncio.timeout(self.options.pool_timeout_s):
+                first = await dial.call(own, own.pop("async_creator_fn"), **own)
+        except Exception as error:
+            raise unavailable(error, explain(error, ScopeStage.CONNECT)) from error
+        await first.close()
+        self.dial.take(dial)
+        before = set(self.records.by_connection)
+        pool = self.engine.sync_engine.pool
+        await self.engine.dispose(close=False)
+        self.records.distrust_all()
+        task = self.loop.create_task(self._retire(pool), name="koo retires a pool")
+        self._retired[task] = pool
+        task.add_done_callback(self._retired.pop)
+        until = self.monotonic() + within_s
+        while True:
+            left = len(before & self.records.by_connection.keys())
+            if not left or self.monotonic() >= until:
+                return left
+            await asyncio.sleep(RETIRE_S)
+
+    async def _retire(self, pool: Pool) -> None:
+        """Close what comes home to a pool that is not used any more, until no scope can have a connection of it."""
+        options = self.options
+        last_s = options.pool_timeout_s + options.scope_timeout_s + options.cleanup_timeout_s
+        until = self.monotonic() + last_s
+        while self.monotonic() < until:
+            await greenlet_spawn(pool.dispose)
+            await asyncio.sleep(RETIRE_S)
+
+    async def _end_retired(self) -> None:
+        retired = dict(self._retired)
+        for task in retired:
+            task.cancel()
+        await asyncio.gather(*retired, return_exceptions=True)
+        for pool in retired.values():
+            await greenlet_spawn(pool.dispose)
+
     # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def refuse_if_draining(self) -> None:
@@ -163,6 +223,7 @@ class Connections:
         self.records.abort_all(occupied_only=True)
         timer = self.loop.call_later(self.options.cleanup_timeout_s, self.records.hasten)
         try:
+            await self._end_retired()
             await self.engine.dispose()
         finally:
             timer.cancel()

@@ -27,9 +27,11 @@ from koo.bridge import BRIDGE
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.crossing import carry, running_loop
 from koo.database.connections import Connections
+from koo.database.dial import Dial, Password
 from koo.database.drivers.loading import read_url
 from koo.database.engine_args import read_engine_args
 from koo.database.faults import SERVICE, ScopeStage, classify_connect, explain, unavailable
+from koo.database.gate import GateState, ScopeGate
 from koo.database.pool_queue import PoolQueue, describe
 from koo.database.probe import ProbeDatabase
 from koo.database.scope import S_co, SessionScope
@@ -38,13 +40,13 @@ from koo.database.session import guarded
 from koo.database.sqlite import Mode, SqliteFile
 from koo.database.transactions import Transactions, check_function
 from koo.deadlines import TWO_LOOPS, Deadlines, WrongLoop
-from koo.errors import ConfigurationError, DatabaseUnavailable, Kind, describe_s
+from koo.errors import ConfigurationError, DatabaseError, DatabaseUnavailable, Kind, describe_s
 from koo.events import Event
 from koo.forks import forget_in_child, leave_behind
 from koo.gates import DATABASES, Gates
 from koo.guard import Guard
 from koo.monitoring.pool import PoolMetrics
-from koo.monitoring.shapes import DatabaseHealth, DatabaseMetrics, DatabaseStatus
+from koo.monitoring.shapes import DatabaseGate, DatabaseHealth, DatabaseMetrics, DatabaseStatus
 from koo.monitoring.vitals import Look, Vitals, database_health, database_metrics, database_status
 from koo.options import NEVER, DatabaseOptions, GuardOptions
 from koo.policies.breaker import EARLY_S
@@ -54,7 +56,12 @@ T = TypeVar("T")
 
 QUEUE_MAX = 10_000
 ATTEMPT_SHARE = 0.98
+HELD_BY_MAX = 20
+"""Scopes that are described when it is drained: a person looks at the oldest first."""
 ISOLATIONS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
+
+DRAW = random.SystemRandom().random
+"""Not the random numbers of the module: background work would disturb an application's own, seeded sequence."""
 
 log = logging.getLogger("koo")
 
@@ -77,7 +84,7 @@ class Database(Generic[S_co]):
         session_class: type[S_co] | None = None,
         deadlines: Deadlines | None = None,
         clock: Clock = SYSTEM_CLOCK,
-        draw: Callable[[], float] = random.random,
+        draw: Callable[[], float] = DRAW,
         publish: Callable[[Event], None] | None = None,
         on_reset: Callable[[], None] | None = None,
     ) -> None:
@@ -100,6 +107,8 @@ class Database(Generic[S_co]):
         self._deadlines = deadlines or Deadlines()
         self._is_alone = deadlines is None
         self.pool_queue = PoolQueue(options.pool_size + options.max_overflow)
+        self.gate = ScopeGate()
+        self._dial = Dial()
         self.metrics = PoolMetrics(clock.monotonic())
         gates = Gates(
             SERVICE,
@@ -190,7 +199,8 @@ class Database(Generic[S_co]):
         loop = running_loop()
         here = self.connections
         if here is not None and here.loop is loop:
-            here.refuse_if_draining()
+            if here.draining:
+                here.refuse_if_draining()
             return here
         # The platform that this database is a part of may be open where the database is not yet.
         for other in (here.loop if here is not None else None, self._deadlines.loop):
@@ -209,6 +219,7 @@ class Database(Generic[S_co]):
         leave_behind(self.connections, self._probe, self._keeper)
         self.connections = self._probe = self._keeper = None
         self.pool_queue.forget()
+        self.gate.forget()
         self.guard.breaker.forget_running()
 
     def _open_on(self, loop: asyncio.AbstractEventLoop) -> Connections:
@@ -232,6 +243,8 @@ class Database(Generic[S_co]):
             draw=self._draw,
             engine_args=self._engine_args,
             session_class=self._session_class,
+            gate=self.gate,
+            dial=self._dial,
         )
         self._probe = ProbeDatabase(
             url,
@@ -239,6 +252,7 @@ class Database(Generic[S_co]):
             metrics=self.metrics,
             temporary=temporary,
             connect_args=self._engine_args.connect_args,
+            dial=self._dial,
             guard=self.guard,
             deadlines=self._deadlines,
             clock=self.clock,
@@ -263,6 +277,7 @@ class Database(Generic[S_co]):
             if keeper is not None and not before.loop.is_closed():
                 before.loop.call_soon_threadsafe(keeper.cancel)  # should it ever run again
         self.pool_queue.forget()
+        self.gate.forget()
 
     async def _keep(self, connections: Connections, probe: ProbeDatabase) -> None:
         """Probe until the loop ends or `close` is called, then close everything of this loop."""
@@ -334,9 +349,10 @@ class Database(Generic[S_co]):
             metrics=self.metrics,
             open=len(connections.records) if connections is not None else 0,
             active=self.pool_queue.used,
-            waiting=self.pool_queue.waiting,
+            waiting=self.pool_queue.waiting + self.gate.waiting,
             pool_timeouts=self.pool_queue.refused,
             is_saturated=self.pool_queue.is_saturated(self.clock.monotonic()),
+            gate=self.gate.state.value,
             look=self.last_look,
         )
 
@@ -393,6 +409,59 @@ class Database(Generic[S_co]):
         self.metrics.is_read_only = self._role = look.read_only
 
     # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def get_gate(self) -> DatabaseGate:
+        """Whether new scopes may begin, and where the oldest of those inside are open. No I/O."""
+        now = self.clock.monotonic()
+        return {
+            "gate": self.gate.state.value,
+            "running": len(self.pool_queue.holders),
+            "waiting": self.pool_queue.waiting + self.gate.waiting,
+            "open_connections": len(self.connections.records) if self.connections is not None else 0,
+            "held_by": self.pool_queue.describe_oldest(now, HELD_BY_MAX),
+        }
+
+    def pause(self) -> DatabaseGate:
+        """Let new scopes wait, each until its own deadline, until `resume`. Those inside, and in line, go on."""
+        self.gate.set(GateState.PAUSED)
+        return self.get_gate()
+
+    def resume(self) -> DatabaseGate:
+        """Let new scopes begin again, after `pause` or `drain`."""
+        self.gate.set(GateState.OPEN)
+        return self.get_gate()
+
+    async def drain(self, within_s: float | None = None) -> DatabaseGate:
+        """Refuse new scopes until `resume`, and wait for those inside; `held_by` says which are left.
+
+        It waits for `within_s` seconds, by default until the deadline of the longest scope. Nothing is cut off before
+        its own deadline.
+        """
+        self.gate.set(GateState.DRAINING)
+        self.pool_queue.wake_all()
+        last_s = self.options.scope_timeout_s + self.options.cleanup_timeout_s
+        await self.pool_queue.drain(last_s if within_s is None else within_s)
+        return self.get_gate()
+
+    async def rotate(
+        self, url: URL | str | None = None, *, password: Password | None = None, within_s: float = 0.0
+    ) -> DatabaseGate:
+        """Replace every connection: by ones to `url` (another server, other credentials), or to the same one.
+
+        One is opened first; where that fails it raises `DatabaseUnavailable` and nothing has changed. New scopes get
+        new connections from then on, and those in use are closed when their scopes end: it waits `within_s` seconds
+        for that. `password` is called for each connection that is opened from now on, and may be awaitable. Raises
+        `DatabaseError` for SQLite and for a URL of another driver, `ConfigurationError` for one that cannot be read.
+        """
+        new = self._url if url is None else read_url(url)
+        if self._file is not None or new.drivername != self._url.drivername:
+            reason = f"rotate keeps the driver {self._url.drivername}, and takes a URL with it"
+            if self._file is not None:
+                reason = "an SQLite file has no connections to replace: rotate is for servers"
+            raise DatabaseError(SERVICE, reason, kind=Kind.INVALID_REQUEST)
+        await self._open().rotate(new, Dial(password=password or self._dial.password), within_s)
+        self._url = new
+        return self.get_gate()
 
     def reset_circuit_breaker(self) -> bool:
         """Close the breaker and forget its failures, in every process if the platform made this database."""

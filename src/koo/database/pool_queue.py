@@ -90,25 +90,24 @@ class PoolQueue(Bulkhead):
     async def drain(self, within_s: float) -> None:
         """Wait until the last scope has left, for so long at most."""
         if self.holders:
-            self._empty = asyncio.get_running_loop().create_future()
+            if self._empty is None or self._empty.done():
+                self._empty = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._empty], timeout=within_s)
-            self._empty = None
 
     def forget(self) -> None:
         """Another event loop begins: the waiters and holders belong to one that has ended."""
         super().forget()
         self.holders.clear()
         self._logged.clear()
+        self._empty = None
 
     def is_saturated(self, now: float) -> bool:
         """Whether callers wait, or one was turned away lately."""
         return self.waiting > 0 or now - self.refused_at < RECENT_S
 
-    def describe_oldest(self, now: float) -> str:
-        """The scopes that have been open longest, in words; "" where none is."""
-        named = [describe(holder, since, now) for holder, since in islice(self.holders.items(), NAMED_MAX)]
-        more = len(self.holders) - len(named)
-        return ", ".join(named) + (f", and {more} more" if more else "")
+    def describe_oldest(self, now: float, most: int) -> list[str]:
+        """The scopes that have been open longest, in words."""
+        return [describe(holder, since, now) for holder, since in islice(self.holders.items(), most)]
 
     def take_overdue(self, now: float, after_s: float) -> list[tuple[Holder, float]]:
         """The scopes that have been open for `after_s`, each once, with when they had asked."""
@@ -126,7 +125,10 @@ class PoolQueue(Bulkhead):
         self.refused += 1
         self.refused_at = now
         if now - self._described_at >= DESCRIBED_FOR_S:
-            self._described, self._described_at = self.describe_oldest(now), now
+            named = self.describe_oldest(now, NAMED_MAX)
+            more = len(self.holders) - len(named)
+            self._described = ", ".join(named) + (f", and {more} more" if more else "")
+            self._described_at = now
         reason = f"all {self.limit} connections are in use and {self.waiting} callers wait"
         if self.holders:
             reason += f"; held by {self._described}"

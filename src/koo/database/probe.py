@@ -20,6 +20,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy import URL, NullPool, event, text
@@ -27,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from koo.clock import Clock
 from koo.database import sqlite
+from koo.database.dial import Dial
 from koo.database.drivers.base import Driver
 from koo.database.drivers.loading import load_driver
 from koo.database.faults import ScopeStage, explain, too_late, unavailable
@@ -84,6 +86,7 @@ class ProbeDatabase:
         metrics: PoolMetrics,
         temporary: bool = False,
         connect_args: Mapping[str, Any],
+        dial: Dial,
     ) -> None:
         self._url = url
         self._options = options
@@ -97,6 +100,7 @@ class ProbeDatabase:
         self._metrics = metrics
         self._temporary = temporary
         self._connect_args = connect_args
+        self._dial = dial
         self._driver: Driver = load_driver(url.get_driver_name())
         self._engine: AsyncEngine | None = None
         self._own: Own | None = None
@@ -220,17 +224,23 @@ class ProbeDatabase:
 
     async def _connect(self) -> AsyncConnection:
         if self._engine is None:
-            # Behind a pooler each transaction may be another server's: a statement prepared for the last one is unknown
-            # there, and the probe would call that a failure of the database.
-            plain = replace(self._options, prepared_statements=False)
             self._engine = create_async_engine(
                 self._url,
                 poolclass=NullPool,
                 hide_parameters=True,
-                connect_args={**self._connect_args, **self._driver.connect_args(plain, self._keep)},
+                connect_args=self._all_connect_args(),
             )
             event.listen(self._engine.sync_engine.pool, "connect", self._on_connect)
         return await self._engine.connect()
+
+    def _all_connect_args(self) -> dict[str, Any]:
+        # Behind a pooler each transaction may be another server's: a statement prepared for the last one is unknown
+        # there, and the probe would call that a failure of the database.
+        plain = replace(self._options, prepared_statements=False)
+        args = {**self._connect_args, **self._driver.connect_args(plain, self._keep)}
+        if self._url.get_backend_name() != "sqlite":
+            args["async_creator_fn"] = partial(self._dial.call, dict(args), args["async_creator_fn"])
+        return args
 
     def _on_connect(self, adapted: Any, record: Any) -> None:
         now = self._clock.monotonic()

@@ -98,6 +98,10 @@ class SessionScope(Generic[S_co]):
         self.owner = asyncio.current_task()
         now = monotonic()
         self.deadline = min(self.deadline, ends_at.get(), now + options.scope_timeout_s)
+        if connections.gate.is_shut:
+            await connections.gate.enter(self.deadline - now)
+            connections, now = self._open(), monotonic()
+            self._connections = connections
         self.transcript = Transcript(connections.records, self._readonly)
         # Without expire_on_commit: an attribute read after the scope would need a connection that is gone.
         # Closed for good at its end: used later it would take a connection past the pool's queue.
@@ -142,6 +146,8 @@ class SessionScope(Generic[S_co]):
         if not connections.has_keeper:  # a task that is cancelled before its first step closes nothing
             await asyncio.sleep(0)
         connections.refuse_if_draining()
+        if connections.gate.is_shut:  # it was drained while this scope stood in line
+            connections.gate.refuse_if_draining()
         began = self._monotonic()
         connections.metrics.gate_wait.note(began - self._asked_at)
         try:

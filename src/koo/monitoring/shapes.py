@@ -200,6 +200,18 @@ class DatabaseHealth(TypedDict):
     timestamp: Time
 
 
+class DatabaseGate(TypedDict):
+    """Whether new scopes of a database may begin, and which are open."""
+
+    gate: Annotated[str, Doc("open; paused: new scopes wait; draining: they are refused")]
+    running: Annotated[int, Doc("scopes that are open")]
+    waiting: Annotated[int, Doc("callers that wait to begin one")]
+    open_connections: int
+    held_by: Annotated[
+        list[str], Doc("the oldest scopes: where, for how long, their last statement's first words")
+    ]
+
+
 class DatabaseConfiguration(TypedDict):
     """What is in force; never the URL, which may hold a password."""
 

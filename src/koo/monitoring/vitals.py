@@ -43,7 +43,10 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vitals:
-    """A database at one moment. `open`, `active`, `waiting`: connections, and callers inside and in line."""
+    """A database at one moment. `open`, `active`, `waiting`: connections, and callers inside and in line.
+
+    `gate`: open, paused or draining, as an operator set it.
+    """
 
     options: DatabaseOptions
     driver: str
@@ -55,6 +58,7 @@ class Vitals:
     waiting: int
     pool_timeouts: int
     is_saturated: bool
+    gate: str
     look: Look | None
 
     @property
@@ -143,6 +147,8 @@ def _conditions(vitals: Vitals) -> list[str]:
         "slow": is_slow,
         "read_only": vitals.metrics.is_read_only,
         "without_wal": vitals.metrics.is_without_wal,
+        "paused": vitals.gate == "paused",
+        "draining": vitals.gate == "draining",
     }
     return [condition for condition, holds in known.items() if holds]
 

@@ -5,6 +5,7 @@
 from typing import Annotated, Literal
 
 from koo.monitoring.shapes import (
+    DatabaseGate,
     DatabaseHealth,
     DatabaseMetrics,
     DatabaseStatus,
@@ -129,6 +130,14 @@ class DatabaseReset(TypedDict):
 
     message: str
     new_state: DatabaseWord
+    timestamp: Time
+
+
+class DatabaseAct(TypedDict):
+    """What an operator's act on the database's scopes or connections came to, in this process."""
+
+    message: str
+    database: DatabaseGate
     timestamp: Time
 
 

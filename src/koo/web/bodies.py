@@ -130,3 +130,17 @@ class ResetBody(Body):
     )
 
     reason: str | None = Field(default=None, max_length=500)
+
+
+class WaitBody(Body):
+    """How long to wait for the scopes that are open, and why. May be left out, and so may the whole body."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        json_schema_extra={"example": {"within_s": 5.0, "reason": "failover to db2"}},
+    )
+
+    within_s: float = Field(default=10.0, ge=0, le=600, description="seconds")
+    reason: str | None = Field(default=None, max_length=500)

@@ -14,6 +14,7 @@ from koo.monitoring.guards import now_iso
 from koo.monitoring.overview import alerts_view, dashboard_view
 from koo.platform import LOOK_AGE_MAX_S, Platform
 from koo.web import answers, bodies
+from koo.web.database_acts import add_database_acts
 from koo.web.routing import JsonView, described, make_router
 
 log = logging.getLogger("koo.web")
@@ -24,6 +25,7 @@ def monitoring_router(platform: Platform) -> APIRouter:
     router = make_router("/monitoring", "monitoring")
     _add_overview(router, platform)
     _add_database(router, platform)
+    add_database_acts(router, platform)
     _add_services(router, platform)
     return router
 

@@ -29,6 +29,7 @@ class Readiness:
         if self.closing:
             raise ServiceRefused("koo", "this process is ending", kind=Kind.DRAINING)
         database = self._platform.database
+        database.gate.refuse_if_draining()
         if database.circuit_breaker_state is DatabaseState.CIRCUIT_OPEN:
             raise DatabaseUnavailable("database", "its circuit breaker is open")
         # A server that is full refuses the probe's connection, and goes on answering those who have one.
@@ -45,7 +46,7 @@ def probes_router(readiness: Readiness) -> APIRouter:
         return JsonView(answers.Alive(status="alive"))
 
     async def readyz() -> Response:
-        """503 when the database refuses or does not answer, or the process is ending; from memory."""
+        """503 when the database refuses, is drained or does not answer, or the process is ending; from memory."""
         readiness.check()
         return JsonView(answers.Ready(status="ready"))
 

@@ -1,0 +1,46 @@
+"""Dial: whom a database's connections are opened to, and with which password, when that changes while it is in use.
+
+An engine keeps the parameters of the URL that it was made with, and engines, with their hooks and sessions, live as
+long as their loop. So after `rotate` the parameters of the new URL take the place of the old ones on the way to the
+driver, for each connection that is opened from then on. A password may be a function: it is called for each connection,
+as tokens of cloud providers want it, which hold for a quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+Password = Callable[[], str | Awaitable[str]]
+OF_SQLALCHEMY = ("prepared_statement_cache_size", "prepared_statement_name_func")
+"""Parameters of a URL that SQLAlchemy takes out before it asks the driver."""
+
+
+class Dial:
+    """`parameters`: what the driver is asked with in place of the first URL's; None: the first URL holds."""
+
+    __slots__ = ("parameters", "password")
+
+    def __init__(self, parameters: dict[str, Any] | None = None, password: Password | None = None) -> None:
+        self.parameters = parameters
+        self.password = password
+
+    def take(self, other: Dial) -> None:
+        """From now on as the other one."""
+        self.parameters, self.password = other.parameters, other.password
+
+    async def call(
+        self, own: Collection[str], connect: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any
+    ) -> T:
+        """`connect(*args, **kwargs)` with today's parameters. `own`: those that did not come from the URL."""
+        if self.parameters is not None:
+            kept = {name: value for name, value in kwargs.items() if name in own}
+            kwargs = {name: value for name, value in self.parameters.items() if name not in OF_SQLALCHEMY}
+            kwargs |= kept
+        if self.password is not None:
+            password = self.password()
+            kwargs["password"] = await password if inspect.isawaitable(password) else password
+        return await connect(*args, **kwargs)

@@ -1,0 +1,61 @@
+"""Routes that act on the database of this process: pause, resume, drain, rotate."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+from fastapi import APIRouter, Body
+from starlette.responses import Response
+
+from koo.monitoring.guards import now_iso
+from koo.monitoring.shapes import DatabaseGate
+from koo.platform import Platform
+from koo.web import answers, bodies
+from koo.web.routing import JsonView, described
+
+log = logging.getLogger("koo.web")
+
+
+def add_database_acts(router: APIRouter, platform: Platform) -> None:
+    """Add the routes below `/monitoring/database`."""
+
+    @router.post("/database/pause", summary="New scopes wait", **described(answers.DatabaseAct, 413, 422))
+    async def pause(body: Annotated[bodies.ResetBody | None, Body()] = None) -> Response:
+        """In this process new scopes wait, each until its own deadline. Those that are open go on."""
+        await platform.open()
+        return _done("paused", "new scopes wait until it is resumed", platform.pause_database(), body)
+
+    @router.post("/database/resume", summary="New scopes begin", **described(answers.DatabaseAct, 413, 422))
+    async def resume(body: Annotated[bodies.ResetBody | None, Body()] = None) -> Response:
+        """Ends a pause, and a drain."""
+        await platform.open()
+        return _done("resumed", "new scopes begin", platform.resume_database(), body)
+
+    @router.post("/database/drain", summary="No new scopes", **described(answers.DatabaseAct, 413, 422))
+    async def drain(body: Annotated[bodies.WaitBody | None, Body()] = None) -> Response:
+        """In this process new scopes are refused; it waits for those that are open, and names those that are left."""
+        body = body or bodies.WaitBody()
+        gate = await platform.drain_database(body.within_s)
+        left = f"{gate['running']} scopes are still open" if gate["running"] else "no scope is open"
+        return _done("drained", left, gate, body)
+
+    @router.post(
+        "/database/rotate", summary="New connections", **described(answers.DatabaseAct, 413, 422, 503)
+    )
+    async def rotate(body: Annotated[bodies.WaitBody | None, Body()] = None) -> Response:
+        """Reads `DATABASE_URL` again and replaces each connection, those in use when their scopes end.
+
+        503 where no connection can be opened to it: then nothing has changed.
+        """
+        body = body or bodies.WaitBody()
+        gate = await platform.rotate_database(body.within_s)
+        return _done("rotated", "each new connection is opened as DATABASE_URL says now", gate, body)
+
+
+def _done(
+    done: str, so: str, gate: DatabaseGate, body: bodies.ResetBody | bodies.WaitBody | None
+) -> Response:
+    log.warning("the database was %s; reason: %r", done, body.reason if body else None)
+    message = f"the database is {done}: {so}"
+    return JsonView(answers.DatabaseAct(message=message, database=gate, timestamp=now_iso()))
