@@ -417,6 +417,7 @@ def test_a_status_is_read_where_the_libraries_keep_it_with_the_wait(attributes: 
         (404, Kind.NOT_FOUND, NEUTRAL),
         (409, Kind.CONFLICT, NEUTRAL),
         (422, Kind.INVALID_REQUEST, NEUTRAL),
+        (424, Kind.SERVER_ERROR, FAILURE),
         (500, Kind.SERVER_ERROR, FAILURE),
         (503, Kind.OVERLOADED, FAILURE),
         (529, Kind.OVERLOADED, FAILURE),
@@ -493,7 +494,7 @@ def test_boto_throttles_with_400_too_and_denies_one_object_of_many() -> None:
     assert judged(client_error(403, "InvalidSignatureException"))[0] is Kind.AUTH
     assert judged(client_error(404, "NoSuchKey"))[0] is Kind.NOT_FOUND
     assert judged(client_error(500, "InternalError"))[0] is Kind.SERVER_ERROR
-    denied = meaning_of(client_error(403, "AccessDenied"), "svc")
+    denied = meaning_of(client_error(403, "AccessDenied", **{"x-amzn-errortype": "AccessDenied"}), "svc")
     assert denied.verdict is NEUTRAL and denied.block is None
     assert meaning_of(carrying("ClientError", "botocore.exceptions", response=None)).billed
 

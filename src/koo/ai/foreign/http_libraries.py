@@ -154,9 +154,11 @@ def _by_aws(error: Exception, service: str) -> ExternalServiceError:
     metadata = metadata if isinstance(metadata, Mapping) else {}
     status = metadata.get("HTTPStatusCode")
     status = status if type(status) is int else 200
-    # "AccessDenied" is about one object of many: like any other bare 403.
-    denied = isinstance(said, Mapping) and str(said.get("Code", "")).startswith("AccessDenied")
-    parsed = parse_error(status, plain_headers(metadata.get("HTTPHeaders")), None if denied else said)
+    headers = plain_headers(metadata.get("HTTPHeaders"))
+    if isinstance(said, Mapping) and str(said.get("Code", "")).startswith("AccessDenied"):
+        # About one object of many, like any other bare 403: its name would block the key for all.
+        said = headers["x-amzn-errortype"] = ""
+    parsed = parse_error(status, headers, said)
     return HTTP.error(service or "aws", parsed, SYSTEM_CLOCK.wall(), billable=status < 400)
 
 

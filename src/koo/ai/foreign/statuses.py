@@ -27,6 +27,8 @@ HTTP = FaultTable(
         Row(Kind.INVALID_REQUEST, status=402, sentence="it asks for a payment first"),
         # A bare 403 may be about one document of many; a block would stop every other call.
         Row(Kind.INVALID_REQUEST, status=403, sentence="it forbids this request"),
+        # Bedrock's and TGI's word for a model that failed.
+        Row(Kind.SERVER_ERROR, status=424, sentence="what it depends on failed"),
     ),
 )
 """Not a vendor: only the status speaks."""
