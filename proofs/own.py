@@ -48,6 +48,30 @@ GROUPS = {
         ("sqlmodel==0.0.50", "alembic==1.20.1"),
         ("proofs/own_cases/test_sqlmodel.py",),
     ),
+    "agents": Group(
+        "A vendor's refusals keep their meaning inside the errors of agent libraries, and paid answers are paid.",
+        (
+            "instructor==1.17.0",
+            "jiter==0.14.0",
+            "rich==14.3.4",
+            "openai-agents==0.24.0",
+            "langchain-openai==1.7.4",
+            "litellm==1.110.2",
+            "dspy==3.4.1",
+        ),
+        ("proofs/own_cases/test_errors_in_clothes.py",),
+    ),
+    "clouds": Group(
+        "Errors of boto3, google-api-core, gRPC, Mistral's SDK and urllib3 are read by code and status.",
+        (
+            "boto3==1.44.8",
+            "google-api-core==2.44.0",
+            "grpcio==1.85.3",
+            "mistralai==3.7.0",
+            "requests==2.34.2",
+        ),
+        ("proofs/own_cases/test_errors_of_clouds.py",),
+    ),
     "sqlalchemy-2.0": Group(
         "All tests of the database and of the state store with SQLAlchemy 2.0.",
         ("SQLAlchemy==2.0.58",),
