@@ -9,18 +9,21 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import agents
-import dspy
-import instructor
-import litellm
 import pytest
-from agents import OpenAIChatCompletionsModel, Runner
-from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
 from koo.errors import AuthenticationFailed, InvalidRequest, Kind, RateLimited, ServiceFailed
 from koo.testing.providers import FakeOpenAI, answer, error, nothing
 from tests.platform.test_errors_in_clothes import CHAT, World, world
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of what they do when they are imported
+    import agents
+    import dspy
+    import instructor
+    import litellm
+    from agents import OpenAIChatCompletionsModel, Runner
+    from langchain_openai import ChatOpenAI
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 Ask = Callable[[], Awaitable[Any]]

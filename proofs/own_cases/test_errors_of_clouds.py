@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,13 +17,16 @@ import pytest
 import requests
 import urllib3
 from botocore.config import Config
-from google.api_core import exceptions as google_exceptions
-from google.api_core import grpc_helpers_async
 from mistralai.client import Mistral
 
 from koo.ai.foreign.meaning import meaning_of
 from koo.errors import Kind
 from koo.policies.verdict import Fault
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of what could be installed besides
+    from google.api_core import exceptions as google_exceptions
+    from google.api_core import grpc_helpers_async
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
