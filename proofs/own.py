@@ -58,6 +58,8 @@ GROUPS = {
             "langchain-openai==1.7.4",
             "litellm==1.110.2",
             "dspy==3.4.1",
+            "websockets==16.1.1",
+            "certifi==2026.10.19.post1",
         ),
         ("proofs/own_cases/test_errors_in_clothes.py",),
     ),

@@ -482,11 +482,12 @@ def test_what_an_application_answers_its_own_client_is_no_word_of_the_service() 
     assert judged(error) == (Kind.THROTTLED, THROTTLED, 300) and becomes(error) is None
 
 
-def test_boto_throttles_with_400_too_and_denies_one_object_of_many() -> None:
+@pytest.mark.parametrize("module", ["botocore.exceptions", "that_imitates_it"])
+def test_boto_throttles_with_400_too_and_denies_one_object_of_many(module: str) -> None:
     def client_error(status: int, code: str, **headers: str) -> Exception:
         metadata = {"HTTPStatusCode": status, "HTTPHeaders": headers}
         answer = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": metadata}
-        return carrying("ClientError", "botocore.exceptions", response=answer)
+        return carrying("ClientError", module, response=answer)
 
     assert judged(client_error(429, "TooManyRequestsException", **{"retry-after": "300"}))[2] == 300
     assert judged(client_error(400, "ThrottlingException"))[0] is Kind.THROTTLED
@@ -499,10 +500,11 @@ def test_boto_throttles_with_400_too_and_denies_one_object_of_many() -> None:
     assert meaning_of(carrying("ClientError", "botocore.exceptions", response=None)).billed
 
 
-def test_grpcs_codes_mean_what_the_statuses_of_the_same_sense_do() -> None:
+@pytest.mark.parametrize("module", ["grpc.aio._call", "that_imitates_it"])
+def test_grpcs_codes_mean_what_the_statuses_of_the_same_sense_do(module: str) -> None:
     def rpc_error(name: str) -> Exception:
         code = type("StatusCode", (), {"name": name})
-        error: Exception = type("AioRpcError", (Exception,), {"__module__": "grpc.aio._call", "code": code})()
+        error: Exception = type("AioRpcError", (Exception,), {"__module__": module, "code": code})()
         return error
 
     assert judged(rpc_error("RESOURCE_EXHAUSTED"))[:2] == (Kind.THROTTLED, THROTTLED)

@@ -7,14 +7,11 @@ which may have been billed. Several are `OSError`s too, and would otherwise be t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from ssl import SSLCertVerificationError
 
 from koo.ai.foreign.peek import names_of, peek
-from koo.ai.foreign.statuses import HTTP, by_status, plain_headers
+from koo.ai.foreign.statuses import HTTP, by_aws, by_status
 from koo.ai.providers.faults import make_error
-from koo.ai.providers.openai_errors import parse_error
-from koo.clock import SYSTEM_CLOCK
 from koo.errors import ExternalServiceError, Kind
 from koo.policies.treatment import MISTAKEN
 from koo.policies.verdict import Fault
@@ -134,7 +131,7 @@ def judge_http_client(error: Exception, names: set[str], service: str) -> Found:
 
 def judge_botocore(error: Exception, names: set[str], service: str) -> Found:
     if "ClientError" in names:
-        return _by_aws(error, service)
+        return by_aws(error, service)
     if names & BOTOCORE_MISTAKES:
         return MISTAKEN
     if names & BOTOCORE_UNSENT:
@@ -144,22 +141,6 @@ def judge_botocore(error: Exception, names: set[str], service: str) -> Found:
     if names & {"HTTPClientError", "ConnectionError", "ConnectionClosedError", "IncompleteReadError"}:
         return _broke(service)
     return None
-
-
-def _by_aws(error: Exception, service: str) -> ExternalServiceError:
-    """AWS throttles with 400 too, so its codes are read; an error in a stream has no status."""
-    response = peek(error, "response")
-    answer = response if isinstance(response, Mapping) else {}
-    metadata, said = answer.get("ResponseMetadata"), answer.get("Error")
-    metadata = metadata if isinstance(metadata, Mapping) else {}
-    status = metadata.get("HTTPStatusCode")
-    status = status if type(status) is int else 200
-    headers = plain_headers(metadata.get("HTTPHeaders"))
-    if isinstance(said, Mapping) and str(said.get("Code", "")).startswith("AccessDenied"):
-        # About one object of many, like any other bare 403: its name would block the key for all.
-        said = headers["x-amzn-errortype"] = ""
-    parsed = parse_error(status, headers, said)
-    return HTTP.error(service or "aws", parsed, SYSTEM_CLOCK.wall(), billable=status < 400)
 
 
 def _innermost(error: Exception) -> Exception:

@@ -15,6 +15,7 @@ from itertools import islice
 
 from koo.ai.foreign.peek import names_of, peek
 from koo.ai.providers.faults import FaultTable, ParsedError, Row
+from koo.ai.providers.openai_errors import parse_error
 from koo.ai.providers.waits import Stated
 from koo.clock import SYSTEM_CLOCK
 from koo.errors import ExternalServiceError, Kind
@@ -78,8 +79,10 @@ def classify_status(error: Exception, service: str) -> ExternalServiceError | No
     if is_answer(error):
         return None
     names = names_of(type(error))
-    if "grpc" in names:
+    if "grpc" in names or any(base.__name__.endswith("RpcError") for base in type(error).__mro__):
         return _by_grpc(error, service)
+    if _status(aws_metadata(error).get("HTTPStatusCode")):
+        return by_aws(error, service)
     if not OTHER_CODES.isdisjoint(names):
         return None
     status = status_of(error)
@@ -152,6 +155,28 @@ def _stated(error: Exception) -> tuple[Stated, ...]:
     if isinstance(wait, timedelta):
         wait = wait.total_seconds()
     return (Stated(str(wait)),) if type(wait) in (int, float) else ()
+
+
+def aws_metadata(error: Exception) -> Mapping[str, object]:
+    """What botocore, and who imitates it, keep beside an answer: its status and headers; {} for other errors."""
+    response = peek(error, "response")
+    metadata = response.get("ResponseMetadata") if isinstance(response, dict) else None
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def by_aws(error: Exception, service: str) -> ExternalServiceError:
+    """AWS throttles with 400 too, so its codes are read; an error in a stream has no status."""
+    metadata, response = aws_metadata(error), peek(error, "response")
+    found = metadata.get("HTTPStatusCode")
+    status = found if type(found) is int else 200
+    headers, said = plain_headers(metadata.get("HTTPHeaders")), None
+    if isinstance(response, dict):
+        said = response.get("Error")
+    if isinstance(said, dict) and str(said.get("Code", "")).startswith("AccessDenied"):
+        # About one object of many, like any other bare 403: its name would block the key for all.
+        said = headers["x-amzn-errortype"] = ""
+    parsed = parse_error(status, headers, said)
+    return HTTP.error(service or "aws", parsed, SYSTEM_CLOCK.wall(), billable=status < 400)
 
 
 def _by_grpc(error: Exception, service: str) -> ExternalServiceError | None:
