@@ -149,6 +149,15 @@ def test_what_partial_holds_is_read_too() -> None:
     assert found is not None and (found.model, found.output_tokens_max) == ("gpt-4o", 5)
 
 
+def test_arguments_by_position_are_read_by_their_names() -> None:
+    async def complete(model: str, messages: list[Any], max_tokens: int = 5) -> None: ...
+
+    found = read_ask(complete, ("gpt-4o", user("Hi.")), {})
+    assert found is not None and found.model == "gpt-4o"
+    assert "Hi." in read_prompt(found.said, found.model).texts
+    assert read_ask(complete, ("gpt-4o",), {"wrong": 1}) is None
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -254,6 +263,17 @@ def test_a_structure_that_holds_itself_comes_to_an_end() -> None:
     loop: dict[str, Any] = {"role": "user"}
     loop["content"] = [loop]
     assert bound(messages=[loop], max_tokens=0) >= cost(WINDOW)
+
+
+def test_tokens_in_place_of_texts_are_counted_each() -> None:
+    tokens = [[100_000] * 8000, [7] * 8000]
+    reading = read_prompt({"input": tokens}, "text-embedding-3-small")
+    assert reading.tokens >= 16_000 and not reading.is_open
+
+
+@pytest.mark.parametrize("model", ["sonar", "sonar-pro", "gpt-4o-search-preview", "o3-deep-research"])
+def test_a_model_that_searches_by_itself_reads_what_it_finds(model: str) -> None:
+    assert bound(model=model, messages=user("Hi."), max_tokens=0) >= cost(WINDOW, 0, model)
 
 
 def test_what_is_kept_for_an_hour_and_faster_tiers_are_held_as_dear_as_they_are() -> None:

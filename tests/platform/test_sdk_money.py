@@ -327,6 +327,25 @@ def test_a_server_of_ones_own_that_has_a_price_is_paid_and_one_without_is_free(t
     run(tmp_path / "b", vendor, free, declared=True, api_key=None, **url)
 
 
+def test_a_chat_of_googles_sdk_holds_its_history_and_its_own_settings(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        config = types.GenerateContentConfig(max_output_tokens=50)
+        chats = genai.chats.AsyncChats(world.call.__self__)  # type: ignore[attr-defined]
+        chat = chats.create(model=world.vendor.model, config=config)
+        for number in range(1, 3):
+            gate = Gate(answer("Paris."))
+            world.server.script(gate)
+            asking = asyncio.create_task(world.platform.execute("gemini", chat.send_message, WORDS))
+            await gate.arrived()
+            least = (number * len(WORDS) * world.vendor.prices[0] + 50 * world.vendor.prices[1]) / 1_000_000
+            assert least <= Decimal(world.budget["reserved"]) < 2 * least
+            gate.open()
+            await asking
+        assert world.spent_usd == world.server.billed_usd > 0
+
+    run(tmp_path, VENDORS["gemini"], work)
+
+
 # ── streams ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -342,7 +361,26 @@ async def read(world: World, most: int = 1000, **more: Any) -> int:
     return number
 
 
+class GoogleStream(Google):
+    @asynccontextmanager
+    async def call(self, server: FakeProvider) -> AsyncIterator[Call]:
+        async with super().call(server) as whole:
+            yield whole.__self__.generate_content_stream  # type: ignore[attr-defined]
+
+
 STREAMED = {
+    "gemini": (
+        GoogleStream(
+            "gemini",
+            "gemini",
+            FakeGemini,
+            "gemini-3.8-flash",
+            ("0.75", "3.75"),
+            contents=WORDS,
+            config={"max_output_tokens": 100},
+        ),
+        {},
+    ),
     "claude": (CLAUDE, {"stream": True}),
     "chat": (CHAT, {"stream": True, "stream_options": {"include_usage": True}}),
     "responses": (VENDORS["responses"], {"stream": True}),
@@ -362,6 +400,18 @@ def test_a_stream_is_booked_at_what_its_pieces_report(
         assert (row["input_tokens"], row["estimated_calls"]) == (1234, 0)
 
     run(tmp_path, vendor, work)
+
+
+def test_a_message_of_which_only_the_text_is_read_is_booked_at_its_usage(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        world.server.script(stream(["Par", "is"], input_tokens=1234))
+        create = world.call.__self__.stream  # type: ignore[attr-defined]
+        async with world.platform.execute_stream("claude", create, **world.vendor.ask) as message:
+            texts = [text async for text in message.text_stream]
+        assert texts == ["Par", "is"]
+        assert world.spent_usd == world.server.billed_usd > 0
+
+    run(tmp_path, CLAUDE, work)
 
 
 def test_what_came_of_a_stream_without_usage_is_the_estimate_where_its_model_says_all(tmp_path: Path) -> None:

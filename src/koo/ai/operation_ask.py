@@ -9,12 +9,13 @@ writes.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from decimal import Decimal
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from koo.ai.model_price import ModelPrice
 from koo.ai.operation_prompt import Reading, fields_of, is_given, read_prompt
@@ -52,6 +53,8 @@ OWN_TOOLS = re.compile(
     r"function|custom|(bash|text_editor|computer|memory)_\d+|computer_use_preview|local_shell|apply_patch"
 )
 """Tools that the caller runs; the results of all others come into the prompt unseen."""
+SEARCHES_ITSELF = re.compile(r"sonar|.*-(search|online|deep-research)(-|$)")
+"""Models that search without being given the tool."""
 GOOGLES_OWN = ("function_declarations", "functionDeclarations")
 
 WINDOW_UNKNOWN = 1_050_000
@@ -112,21 +115,24 @@ def _read(operation: object, args: tuple[object, ...], kwargs: Mapping[str, obje
         if not isinstance(operation, partial):
             break
         args, kwargs, operation = (*operation.args, *args), {**operation.keywords, **kwargs}, operation.func
-    owner = getattr(operation, "__self__", None)
-    is_wrapped = module_of(owner).startswith(WRAPPERS)
-    prompts: list[object] = []
-    settings = _settings(kwargs)
-    if is_wrapped:
-        owner, prompts = _asking(owner)
-        settings = {**_of_wrapper(owner), **settings}
+    known = _of_owner(getattr(operation, "__self__", None), kwargs)
+    if known is None and args and "model" not in kwargs:
+        args, kwargs = (
+            (),
+            inspect.signature(cast("Callable[..., object]", operation))
+            .bind_partial(*args, **kwargs)
+            .arguments,
+        )
+    said, settings = known or ([], {})
+    settings = {**settings, **_settings(kwargs)}
     model = settings.get("model")
     if not isinstance(model, str) or not model or _runs_functions(settings):
         return None
-    if not is_wrapped and not any(name in settings for name in PROMPTS):
+    if known is None and not any(name in settings for name in PROMPTS):
         return None
     return Ask(
         model=model,
-        said=(args, kwargs, prompts, settings.get("tools") if is_wrapped else None),
+        said=(args, kwargs, said),
         settings=settings,
         output_tokens_max=max(_numbers(settings, TOKENS), default=longest_answer(model)),
         answers=max([1, *_numbers(settings, ANSWERS)]),
@@ -148,25 +154,52 @@ def _numbers(settings: Mapping[str, object], names: tuple[str, ...]) -> list[int
     return [value for value in found if isinstance(value, int) and not isinstance(value, bool) and value >= 0]
 
 
-def _asking(owner: object) -> tuple[object, list[object]]:
-    """What asks in a chain of LangChain (`prompt | model | parser`), and what else is said.
+Known = tuple[list[object], dict[str, object]]
+"""What an object that knows its model says beside a call's arguments, and its settings."""
 
-    A step of another kind may bring anything into the prompt: then it is the owner, of which nothing can be seen.
+
+def _of_owner(owner: object, kwargs: Mapping[str, object]) -> Known | None:
+    """What an object was made with that knows its model itself; None for every other."""
+    package = module_of(owner)
+    if package.startswith(WRAPPERS):
+        return _of_wrapper(owner)
+    return _of_google(owner, kwargs) if package == "google" else None
+
+
+def _of_wrapper(owner: object) -> Known:
+    """A model object of LangChain or LlamaIndex, and what is bound to it; or a chain (`prompt | model | parser`).
+
+    A chain's step of another kind may bring anything into the prompt: then there is no model.
     """
     steps = items(get(owner, "steps"))
     said = [one for one in steps if type(one).__module__.startswith(PLAIN_STEPS)]
     asking = [one for one in steps if not type(one).__module__.startswith(PLAIN_STEPS)]
-    return (asking[0], said) if len(asking) == 1 else (owner, said)
-
-
-def _of_wrapper(owner: object) -> dict[str, object]:
-    """What a model object of LangChain or LlamaIndex was made with, and what was bound to it."""
+    owner = asking[0] if len(asking) == 1 else owner
     bound = get(owner, "bound")
     model = owner if bound is None else bound
     found = {name: value for name in (*TOKENS, *ANSWERS) if is_given(value := get(model, name))}
     found["model"] = get(model, "model_name") or get(model, "model")
     more = get(owner, "kwargs") if bound is not None else None
-    return {**found, **(_settings(more) if isinstance(more, Mapping) else {})}
+    if isinstance(more, Mapping):
+        found.update(_settings(more))
+        said.append(more)
+    return said, found
+
+
+def _of_google(owner: object, kwargs: Mapping[str, object]) -> Known | None:
+    """A chat of google-genai, or a model or a chat of the library before it."""
+    inner = get(owner, "model")
+    names = [get(one, name) for one in (owner, inner) for name in ("_model", "model_name", "_model_name")]
+    model = next((name for name in names if isinstance(name, str)), None)
+    if model is None:
+        return None
+    config = get(owner, "_config") or get(owner, "_generation_config") or get(inner, "_generation_config")
+    given = {} if config is None or is_given(kwargs.get("config")) else {"config": config}
+    more = ("_curated_history", "history", "_system_instruction", "_tools")
+    return [given, *(get(one, name) for one in (owner, inner) for name in more)], {
+        **_settings(given),
+        "model": model,
+    }
 
 
 def _runs_functions(settings: Mapping[str, object]) -> bool:
@@ -175,7 +208,7 @@ def _runs_functions(settings: Mapping[str, object]) -> bool:
     if get(afc, "disable"):
         return False
     config = settings.get("config")
-    return config is not None and any(callable(tool) for tool in _items(get(config, "tools")))
+    return config is not None and any(callable(tool) for tool in items(get(config, "tools")))
 
 
 @lru_cache(1024)
@@ -197,7 +230,7 @@ class Bound(NamedTuple):
 
 def bound_of(ask: Ask, reading: Reading, price: ModelPrice, window: Callable[[], int | None]) -> Bound:
     """Never less than the bill of a call; `window` says how many tokens its model reads at once, if that is known."""
-    has_tools = _has_open_tools(ask.settings)
+    has_tools = _has_open_tools(ask.settings) or SEARCHES_ITSELF.match(ask.model) is not None
     read = FRAMING_TOKENS + reading.tokens + sum(map(bound_text, reading.texts))
     if reading.is_open or has_tools:
         read = max(read, window() or WINDOW_UNKNOWN)
@@ -223,7 +256,7 @@ def _has_open_tools(settings: Mapping[str, object]) -> bool:
     """Does the vendor run a tool by itself, or add what lies there?"""
     if any(name in settings for name in ELSEWHERE) or isinstance(settings.get("prompt"), Mapping):
         return True
-    return any(not _is_own(tool) for tool in _items(settings.get("tools")))
+    return any(not _is_own(tool) for tool in items(settings.get("tools")))
 
 
 def _is_own(tool: object) -> bool:
@@ -234,7 +267,3 @@ def _is_own(tool: object) -> bool:
         return True
     given = [name for name, value in fields_of(tool) if is_given(value)]
     return all(name in (*GOOGLES_OWN, "name", "description", "parameters", "function") for name in given)
-
-
-def _items(value: object) -> list[object]:
-    return list(value) if isinstance(value, (list, tuple)) else []

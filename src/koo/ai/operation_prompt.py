@@ -27,8 +27,12 @@ TOOL_TOKENS = 2048
 """What a vendor may put before a prompt that has tools: some 800 are known of, and as many for a tool of its own."""
 NODE_TOKENS = 4
 """What may stand around one value in a prompt: quotes, separators, the marks of a role."""
-NODES_MAX = 500_000
-"""Values that are looked at: a structure may have more, or hold itself."""
+DIGITS_MAX = 20
+"""Of a whole number among many: some tokenizers make a token of each digit."""
+NODES_MAX = 100_000
+"""Values that are looked at, which takes a tenth of a second: a structure may have more, or hold itself."""
+REST_TOKENS = 10_000_000
+"""For a structure that has more: no model reads so much."""
 FIELDS = ("__struct_fields__", "__dataclass_fields__", "__dict__")
 """Where an object's class, or the object itself, lists its fields."""
 NOT_GIVEN = ("NotGiven", "Omit", "NOT_GIVEN", "Unset")
@@ -53,7 +57,7 @@ def read_prompt(said: object, model: str) -> Reading:
     while rest:
         value, nodes = rest.pop(), nodes + 1
         if nodes > NODES_MAX:
-            is_open = True
+            tokens += REST_TOKENS
             break
         if value is None or isinstance(value, bool):
             continue
@@ -64,7 +68,10 @@ def read_prompt(said: object, model: str) -> Reading:
         elif isinstance(value, (int, float, Decimal)):
             tokens += len(str(value))
         elif isinstance(value, (list, tuple, set, frozenset)):
-            rest.extend(value)
+            if set(map(type, value)) == {int}:  # tokens, as embeddings take them
+                tokens += DIGITS_MAX * len(value)
+            else:
+                rest.extend(value)
         elif (kind := _medium(value)) is not None:
             has_media = True
             tokens += picture if kind == "picture" else 0

@@ -258,5 +258,5 @@ def _sum(one: Count, more: Count) -> Count:
 
 
 def items(value: object) -> list[object]:
-    """A list's items; none of anything else."""
-    return value if isinstance(value, list) else []
+    """The items of a list or a tuple; none of anything else."""
+    return list(value) if isinstance(value, (list, tuple)) else []
