@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from re import Pattern
 
 from koo.sqlstates import (
+    AT_CONNECT,
     FULL,
     IDLED,
     LATE,
@@ -29,6 +30,8 @@ from koo.sqlstates import (
     SQLSTATES,
     STARTING,
     Meaning,
+    find,
+    sqlstate_of,
 )
 
 Rules = tuple[tuple[Pattern[str], Meaning], ...]
@@ -176,9 +179,12 @@ def of_pooler(original: BaseException) -> Meaning | None:
     return _first(POOLERS, said(original))
 
 
-def names_option(original: BaseException) -> bool:
-    """Whether a refusal is about an option of the URL: its code is the same where the user may not connect."""
-    return OPTION.search(said(original)) is not None
+def at_connect(original: BaseException) -> Meaning | None:
+    """What the code of a refused connection means where it would mean something else of a statement."""
+    state = sqlstate_of(original)
+    if state == "42501" and OPTION.search(said(original)):  # the same code where the user may not connect
+        return MISCONFIGURED
+    return None if state is None else find(AT_CONNECT, state)
 
 
 def by_words(original: BaseException) -> Meaning:

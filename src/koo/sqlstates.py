@@ -254,6 +254,11 @@ def is_report(error: BaseException) -> bool:
     return severity_of(error) == "ERROR"
 
 
+def is_last_word(error: BaseException) -> bool:
+    """Whether a server, or what stands in front of it, ended this connection with it."""
+    return sqlstate_of(error) is not None and severity_of(error) in {"FATAL", "PANIC"}
+
+
 def is_locked(error: BaseException) -> bool:
     """Whether another connection holds SQLite's lock, so that the same statement may succeed soon."""
     return by_code(original_of(error)) is HELD

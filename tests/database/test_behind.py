@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from koo.cli.doctor_database import behind_database
+from koo.cli.doctor_database import behind_database, database_itself
 from koo.database.database import Database
 from koo.errors import DatabaseUnavailable
 from tests.database.conftest import Place
@@ -99,6 +99,26 @@ def test_doctor_says_what_to_write_behind_a_pooler(pg: Place) -> None:
                 assert told["connections"][0] == "note", "the server's limit is not the pooler's"
             async with opened(url, prepared_statements=False) as database:
                 assert (await said(database, 1))["pooler"][0] == "ok"
+
+    run(main)
+
+
+def test_doctor_sends_people_to_the_right_place(pg: Place) -> None:
+    async def main() -> None:
+        pg.server.sql("DROP ROLE IF EXISTS shut_out")
+        pg.server.sql("CREATE ROLE shut_out NOLOGIN")
+        for url, word in (
+            (pg.url, ""),
+            (pg.url.replace(pg.database, "nowhere"), "mend its name"),
+            (pg.url.replace("postgres:koo-test@", "shut_out:koo-test@"), "pg_hba.conf"),
+            (f"{pg.url}?no_such=1", "what follows the ?"),
+            (pg.url.replace(str(pg.server.port), "1"), "is it running"),
+        ):
+            async with opened(url) as database:
+                check = await database_itself(database)
+                assert (check.result == "ok") is (word == "") and word in check.advice, check
+                assert "koo-test" not in str(check)
+        pg.server.sql("DROP ROLE shut_out")
 
     run(main)
 

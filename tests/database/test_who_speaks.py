@@ -19,6 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from koo.ai.foreign.databases import classify_database
 from koo.database.database import Database
 from koo.database.faults import ScopeStage, explain
 from koo.errors import CommitOutcomeUnknown, DatabaseUnavailable, Kind
@@ -328,6 +329,27 @@ def test_an_older_pooler_may_call_it_an_error(driver: str) -> None:
         assert error.kind is Kind.OVERLOADED and error.attempts > 1
 
     run(main)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_an_engine_or_a_driver_of_the_users_own_is_judged_alike(wrapped: bool) -> None:
+    """Under `execute`: SQLAlchemy's error, or asyncpg's."""
+
+    def judged(state: str, severity: str, words: str = "said") -> tuple[Kind, object]:
+        error = Said(state, severity)
+        error.args = (words,)
+        fault = classify_database(DBAPIError(None, None, error) if wrapped else error)
+        assert fault is not None
+        return fault.kind, fault.verdict
+
+    assert judged("08001", "ERROR") == (Kind.CONNECTION, NEUTRAL)
+    assert judged("08006", "FATAL") == (Kind.CONNECTION, FAILURE)
+    assert judged("08P01", "FATAL", "no more connections allowed (max_client_conn)") == (
+        Kind.OVERLOADED,
+        FAILURE,
+    )
+    assert judged("42501", "FATAL", 'permission denied for database "d"') == (Kind.AUTH, FAILURE)
+    assert judged("42501", "ERROR") == (Kind.PERMISSION, NEUTRAL)
 
 
 def test_a_statement_that_quotes_a_pooler_is_not_one() -> None:

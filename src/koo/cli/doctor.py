@@ -16,7 +16,7 @@ from koo.ai.providers.base import Request
 from koo.ai.service import AIService
 from koo.cli.check import Check, Result
 from koo.cli.client import ServerClient
-from koo.cli.doctor_database import behind_database
+from koo.cli.doctor_database import behind_database, database_itself
 from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async
 from koo.configuration.variables import BUILT_IN
 from koo.errors import ConfigurationError, KooError
@@ -131,7 +131,7 @@ def _clock() -> Iterator[Check]:
 
 
 async def _connections(platform: Platform, workers: int) -> AsyncIterator[Check]:
-    yield await _database(platform)
+    yield await database_itself(platform.database)
     async for check in behind_database(platform.database, workers):
         yield check
     yield await _store(platform)
@@ -175,19 +175,6 @@ async def _ask_local(ai_service: AIService) -> Check:
     except KooError as error:
         return Check(options.name, "problem", str(error))
     return Check(options.name, "ok", f"{completion.model} was loaded and answers")
-
-
-async def _database(platform: Platform) -> Check:
-    try:
-        health = await platform.database.health_check()
-    except KooError as error:
-        return Check("database", "problem", str(error))
-    name = platform.database.driver_name
-    if health["error"]:
-        return Check("database", "problem", health["error"], "is it running, and is DATABASE_URL right?")
-    if health["conditions"]:
-        return Check("database", "warning", f"{name}, {', '.join(health['conditions'])}")
-    return Check("database", "ok", f"{name}, answers in {health['response_time_ms']:.1f} ms")
 
 
 async def _store(platform: Platform) -> Check:

@@ -1,4 +1,4 @@
-"""What `koo doctor` says of the server behind the database's URL: its room for connections, and a pooler in between."""
+"""What `koo doctor` says of the database: how it is, its room for connections, and a pooler in between."""
 
 from __future__ import annotations
 
@@ -7,11 +7,37 @@ from collections.abc import AsyncIterator
 from koo.cli.check import Check
 from koo.database.database import Database
 from koo.database.server_facts import ServerFacts
-from koo.errors import KooError
+from koo.errors import Kind, KooError
 
 PROBES = 2
 """Connections of a process beside its pool: the probe's, and for a moment the one that takes its place."""
 PAGE = "docs/postgresql.md"
+
+
+ADVICE = {
+    Kind.AUTH: "mend user and password in DATABASE_URL, or let them in: pg_hba.conf, GRANT CONNECT, the pooler's users",
+    Kind.NOT_FOUND: "make it, or mend its name in DATABASE_URL",
+    Kind.NOT_CONFIGURED: f"mend what follows the ? in DATABASE_URL: see {PAGE}",
+    Kind.OVERLOADED: "close what holds connections, lower the pools of all processes, or raise max_connections",
+}
+"""What to do about a look that failed; for what passes by itself `WHERE`."""
+WHERE = "is it running, and is DATABASE_URL right?"
+
+
+async def database_itself(database: Database) -> Check:
+    """One look."""
+    try:
+        health = await database.health_check()
+    except KooError as error:
+        return Check("database", "problem", str(error))
+    look, name = database.last_look, database.driver_name
+    if look is not None and look.error is not None:
+        return Check("database", "problem", str(look.error), ADVICE.get(look.error.kind, WHERE))
+    if health["error"]:
+        return Check("database", "problem", health["error"], WHERE)
+    if health["conditions"]:
+        return Check("database", "warning", f"{name}, {', '.join(health['conditions'])}")
+    return Check("database", "ok", f"{name}, answers in {health['response_time_ms']:.1f} ms")
 
 
 async def behind_database(database: Database, workers: int) -> AsyncIterator[Check]:

@@ -9,9 +9,8 @@ from sqlalchemy import exc
 
 from koo.errors import DatabaseUnavailable, Kind, KooError
 from koo.policies.verdict import NEUTRAL, Fault
-from koo.server_words import by_words, names_option, of_pooler, sentence_of
+from koo.server_words import at_connect, by_words, of_pooler, sentence_of
 from koo.sqlstates import (
-    AT_CONNECT,
     LATE,
     LOST,
     MISCONFIGURED,
@@ -22,7 +21,6 @@ from koo.sqlstates import (
     Meaning,
     by_class,
     by_code,
-    find,
     is_report,
     original_of,
     sqlstate_of,
@@ -70,14 +68,8 @@ def explain(error: BaseException, stage: ScopeStage = ScopeStage.BODY, *, lost: 
 
 
 def _by_code(original: BaseException, stage: ScopeStage) -> Meaning | None:
-    state = sqlstate_of(original)
-    if state is not None and stage is ScopeStage.CONNECT and not is_report(original):
-        if state == "42501" and names_option(original):
-            return MISCONFIGURED
-        refused = find(AT_CONNECT, state)
-        if refused is not None:
-            return refused
-    return by_code(original)
+    refused = at_connect(original) if stage is ScopeStage.CONNECT and not is_report(original) else None
+    return refused or by_code(original)
 
 
 def _by_class(error: Exception, original: BaseException, stage: ScopeStage) -> Meaning | None:

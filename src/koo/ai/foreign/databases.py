@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 
 from koo.policies.verdict import Fault
-from koo.server_words import by_words
+from koo.server_words import at_connect, by_words, of_pooler
 from koo.sqlstates import (
     LOST,
     MISTAKEN,
@@ -20,6 +20,7 @@ from koo.sqlstates import (
     by_class,
     by_code,
     find,
+    is_last_word,
     original_of,
     sqlstate_of,
 )
@@ -41,12 +42,21 @@ def _of_sqlalchemy(error: Exception) -> Meaning | None:
         return SATURATED
     if getattr(error, "connection_invalidated", False):
         return by_code(original) or LOST
+    if is_last_word(original):
+        return _refused(original)
     if isinstance(error, exc.OperationalError):  # psycopg's failed connects have words and no code
         return by_code(original) or by_class(original) or by_words(original)
     return by_code(original) or by_class(original) or MISTAKEN
 
 
+def _refused(original: BaseException) -> Meaning | None:
+    """A connect that a server refused, or a pooler, which has one code for all that it says."""
+    return of_pooler(original) or at_connect(original) or by_code(original)
+
+
 def _of_driver(error: Exception) -> Meaning | None:
     """By its code, where the table has it: MySQL's drivers know but few of the standard's."""
+    if is_last_word(error):
+        return _refused(error)
     state = sqlstate_of(error)
     return by_code(error) if state is None or find(SQLSTATES, state) else None
