@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -20,7 +22,8 @@ from koo.database.database import Database
 from koo.errors import DatabaseUnavailable
 from koo.options import BreakerOptions, RetryOptions
 from koo.policies.breaker import CLOSED, HALF_OPEN, OPEN
-from koo.testing.postgres import Driver, PostgresServer
+from koo.testing.postgres import Driver, PostgresServer, postgres_binaries
+from koo.testing.processes import unprivileged
 from koo.testing.proxy import FaultProxy
 from tests.database.conftest import Place
 from tests.database.support import (
@@ -351,3 +354,74 @@ def test_only_a_refused_user_is_not_asked_each_second(state: str, each_second: b
         assert (met > 60) if each_second else (met <= 5)
 
     run(main)
+
+
+# ── a real failover ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Standby(PostgresServer):
+    """A copy that follows `primary` and takes no writes, until it is promoted."""
+
+    def __init__(self, primary: PostgresServer) -> None:
+        super().__init__(primary.major)
+        self._primary = primary
+
+    def _prepare(self, directory: Path) -> None:
+        programs = postgres_binaries(self.major)
+        assert programs is not None
+        data = directory / "data"
+        source = ["-h", self._primary.host, "-p", str(self._primary.port), "-U", "postgres"]
+        subprocess.run(
+            [programs / "pg_basebackup", "-D", data, *source, "-R", "-N", "-c", "fast"],
+            check=True,
+            capture_output=True,
+            env={"LC_ALL": "C"},
+        )
+        unprivileged().give(data, *data.rglob("*"))
+
+
+def test_a_failover_to_a_standby_is_read_only_until_it_is_promoted() -> None:
+    """Reads go on at once, writes with the first look after the promotion; nothing is stuck with what was before."""
+
+    async def with_driver(driver: Driver, primary: PostgresServer, standby: PostgresServer) -> None:
+        async with (
+            proxied(primary) as proxy,
+            still(through(proxy, primary, driver, "postgres"), validate_after_idle_s=0.0) as (
+                database,
+                clock,
+            ),
+        ):
+            await write(database, 1)
+            await until(lambda: standby.sql("SELECT count(*) FROM notes") == "1")
+            proxy.target = (standby.host, standby.port)
+            proxy.reset_all()
+            with pytest.raises(Exception, match="read-only"):
+                await write(database, 2)
+            assert database.get_health()["conditions"] == ["read_only"]
+            await use(database)
+            clock.now += INTERVAL_S
+            health = await database.health_check()
+            assert (health["conditions"], health["state"]) == (["read_only"], "healthy")
+            generation = generation_of(database)
+            standby.sql("SELECT pg_promote()")
+            clock.now += INTERVAL_S
+            assert (await database.health_check())["conditions"] == []
+            assert generation_of(database) > generation
+            await write(database, 2)
+            assert standby.sql("SELECT count(*) FROM notes") == "2"
+
+    for driver in DRIVERS:
+        with PostgresServer(18) as primary:
+            primary.sql("CREATE TABLE notes (n integer PRIMARY KEY, words text)")
+            with Standby(primary) as standby:
+                asyncio.run(with_driver(driver, primary, standby))
+
+
+async def write(database: Database, n: int) -> None:
+    async with database.session_scope() as session:
+        await session.execute(INSERT, {"n": n})
+
+
+def generation_of(database: Database) -> int:
+    assert database.connections is not None
+    return database.connections.records.generation
