@@ -158,6 +158,65 @@ def test_a_rollback_clears_what_a_failed_statement_has_spoiled(pg: Place) -> Non
     run(main)
 
 
+def test_after_a_rollback_an_earlier_conflict_is_no_reason_to_repeat(pg: Place) -> None:
+    runs = 0
+
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+
+            async def work(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                with suppress(DBAPIError):
+                    await session.execute(text(CONFLICT))
+                await session.rollback()
+                with suppress(*DRIVERS_OWN):
+                    await (await by_connection(session)).execute("SELECT nonsense")
+
+            with pytest.raises(DatabaseError, match="begin_nested") as caught:
+                await database.transaction(work)
+            assert runs == 1 and caught.value.__cause__ is None
+
+    run(main)
+
+
+def test_a_spoiled_transaction_whose_connection_is_lost_then_is_not_in_doubt(pg: Place) -> None:
+    """The server would have answered COMMIT with ROLLBACK: nothing was committed, so it may be run again."""
+    runs = 0
+
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+
+            async def work(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                await session.execute(INSERT, {"n": runs})
+                if runs == 1:
+                    with suppress(DBAPIError):
+                        await session.execute(text(CONFLICT))
+                    kill_all(pg)
+
+            await database.transaction(work)
+            assert runs == 2 and await notes(database) == [2]
+
+    run(main)
+
+
+def test_a_raw_failure_whose_connection_is_lost_before_its_rollback_is_still_that_failure(pg: Place) -> None:
+    if pg.driver == "asyncpg":
+        pytest.skip("asyncpg does not know of the failure before COMMIT is answered")
+
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+            with pytest.raises(DatabaseError, match="begin_nested"):
+                async with database.session_scope() as session:
+                    with suppress(*DRIVERS_OWN):
+                        await (await by_connection(session)).execute("SELECT nonsense")
+                    kill_all(pg)
+
+    run(main)
+
+
 # ── errors that leave the block ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -209,12 +268,21 @@ def test_a_connection_lost_there_is_run_again_and_counts_as_a_failure(pg: Place)
 
 
 def test_a_loss_on_another_connection_of_the_blocks_own_is_not_ours(pg: Place) -> None:
+    lost = {"psycopg": psycopg.errors.AdminShutdown, "asyncpg": asyncpg.AdminShutdownError}[pg.driver]
+    runs = 0
+
     async def main() -> None:
         async with opened(pg.url) as database:
-            with pytest.raises(psycopg.OperationalError):
-                async with database.session_scope() as session:
-                    _ = await session.connection()
-                    raise psycopg.OperationalError("the connection to somewhere else was lost")
+
+            async def work(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                _ = await session.connection()
+                raise lost("the server of somewhere else is shutting down")
+
+            with pytest.raises(lost):
+                await database.transaction(work)
+            assert runs == 1
             assert database.guard.tally.totals().verdicts[FAILURE] == 0
 
     run(main)
@@ -294,7 +362,8 @@ def test_after_a_lost_commit_inside_nothing_is_run_again(pg: Place) -> None:
     run(main)
 
 
-def test_after_a_rollback_inside_a_conflict_is_run_again(pg: Place) -> None:
+@pytest.mark.parametrize("then", ["goes on", "raises"])
+def test_after_a_rollback_inside_a_conflict_is_run_again(pg: Place, then: str) -> None:
     """Nothing has happened yet."""
     runs = 0
 
@@ -304,14 +373,73 @@ def test_after_a_rollback_inside_a_conflict_is_run_again(pg: Place) -> None:
             async def work(session: AsyncSession) -> None:
                 nonlocal runs
                 runs += 1
-                await session.execute(INSERT, {"n": 7})
-                await session.rollback()
-                await session.execute(INSERT, {"n": runs})
-                if runs == 1:
+                try:
+                    await session.execute(INSERT, {"n": 7})
+                    await session.execute(text(CONFLICT) if runs == 1 else ONE)
+                except DBAPIError:
+                    await session.rollback()
+                    if then == "raises":
+                        raise
                     await session.execute(text(CONFLICT))
 
             await database.transaction(work)
+            assert runs == 2 and await notes(database) == [7]
+
+    run(main)
+
+
+DEFERRED = """
+CREATE FUNCTION conflict() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END $$;
+CREATE CONSTRAINT TRIGGER late AFTER INSERT ON notes DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW WHEN (NEW.n = 1) EXECUTE FUNCTION conflict();
+"""
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_commit_that_the_server_refuses_for_a_conflict_is_run_again(pg: Place, inside: bool) -> None:
+    """It committed nothing."""
+    runs = 0
+
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+            pg.server.sql(DEFERRED, pg.database)
+
+            async def work(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                await session.execute(INSERT, {"n": runs})
+                if inside:
+                    await session.commit()
+
+            await database.transaction(work)
             assert runs == 2 and await notes(database) == [2]
+
+    run(main)
+
+
+# ── a connection kept beyond its scope ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_a_transaction_begun_on_a_connection_that_went_home_has_no_later_scope_in_it(
+    pg: Place, spoiled: bool
+) -> None:
+    """Drivers would begin nothing, or a savepoint, and the scope's COMMIT would commit nothing."""
+
+    async def main() -> None:
+        async with with_notes(pg.url, pool_size=1, max_overflow=0) as database:
+            async with database.session_scope() as session:
+                raw = await by_connection(session)
+            await raw.execute("BEGIN" if isinstance(raw, asyncpg.Connection) else "SELECT 1")
+            if spoiled:
+                with suppress(*DRIVERS_OWN):
+                    await raw.execute("SELECT nonsense")
+            async with database.session_scope() as session:
+                await session.execute(INSERT, {"n": 1})
+                assert await by_connection(session) is not raw
+            assert await notes(database) == [1]
+            assert database.get_pool_metrics()["connection_metrics"]["stale_replaced"] == 1
 
     run(main)
 

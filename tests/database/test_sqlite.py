@@ -576,3 +576,39 @@ def test_an_interrupt_that_an_open_statement_keeps_for_the_rollback_leaves_no_lo
         del cursor
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_transaction_that_sqlite_rolled_back_is_not_taken_for_a_commit(
+    sqlite_url: str, goes_on: bool
+) -> None:
+    """Some errors end the whole transaction: what came after them would be committed statement by statement."""
+
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            with pytest.raises(
+                DatabaseError, match="rolled this transaction back" if goes_on else "rollback"
+            ):
+                async with database.session_scope() as session:
+                    await session.execute(text("INSERT INTO notes (n) VALUES (1)"))
+                    with pytest.raises(IntegrityError):
+                        await session.execute(text("INSERT OR ROLLBACK INTO notes (n) VALUES (1)"))
+                    if goes_on:
+                        await session.execute(text("INSERT INTO notes (n) VALUES (2)"))
+            assert await notes(database) == []
+
+    run(main)
+
+
+def test_a_rollback_mends_what_sqlite_rolled_back(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            async with database.session_scope() as session:
+                await session.execute(text("INSERT INTO notes (n) VALUES (1)"))
+                with pytest.raises(IntegrityError):
+                    await session.execute(text("INSERT OR ROLLBACK INTO notes (n) VALUES (1)"))
+                await session.rollback()
+                await session.execute(text("INSERT INTO notes (n) VALUES (2)"))
+            assert await notes(database) == [2]
+
+    run(main)

@@ -180,6 +180,10 @@ class ConnectionRecords:
 
     def check(self, record: ConnectionRecord, now: float) -> None:
         """Raises `Stale` for a connection that is too old, or known to be useless."""
+        if self.driver.is_in_transaction(record.connection):
+            # Drivers begin nothing then, or a savepoint: the scope would be a part of that transaction.
+            record.abort()
+            raise Stale
         if record.generation != self.generation:
             record.abort()  # an orderly goodbye to a black hole takes seconds
             raise Stale

@@ -28,6 +28,7 @@ class SqliteHooks(Hooks):
         event.listen(engine.pool, "checkin", self.on_checkin)
         engine.dialect.do_terminate = self._terminate  # type: ignore[method-assign, assignment]
         self._do_commit = partial(self._commit_and_end, self._do_commit)
+        self._send_commit = self._commit_what_is_left
 
     def on_connect(self, adapted: Any, record: Any) -> None:
         super().on_connect(adapted, record)
@@ -46,6 +47,14 @@ class SqliteHooks(Hooks):
     def _terminate(self, adapted: Any) -> None:
         """Close in its thread, without waiting for it: whatever still runs there goes first."""
         adapted.driver_connection.stop()
+
+    def _commit_what_is_left(self, send: Callable[[Any], None], fairy: Any) -> bool:
+        """As `Driver.commit`."""
+        transaction = self._by_connection[fairy.dbapi_connection].transaction
+        if transaction is not None and transaction.rolled_back:
+            return False
+        send(fairy)
+        return True
 
     def _commit_and_end(self, commit: Callable[[Any], None], fairy: Any) -> None:
         record = self._by_connection[fairy.dbapi_connection]
@@ -94,4 +103,6 @@ class SqliteHooks(Hooks):
         except BaseException as error:
             if not isinstance(error, Exception):
                 stop_running(record.connection)  # else it goes on in its thread, and closing waits for it
+            elif record.transaction is not None:
+                record.transaction.note_failure()
             raise

@@ -80,7 +80,7 @@ class WriterLine(Bulkhead):
 class SqliteTransaction:
     """One transaction on aiosqlite's `connection`, of a scope in `mode`."""
 
-    __slots__ = ("_connection", "_is_open", "_is_writing", "_line", "_mode", "_writer")
+    __slots__ = ("_connection", "_is_open", "_is_writing", "_line", "_mode", "_writer", "rolled_back")
 
     def __init__(self, connection: Any, line: WriterLine, mode: Mode, writer: Holder) -> None:
         self._connection = connection
@@ -89,14 +89,32 @@ class SqliteTransaction:
         self._writer = writer
         self._is_open = False
         self._is_writing = False
+        self.rolled_back = False
 
     @property
     def has_ended(self) -> bool:
         """Whether SQLite has no transaction open any more, although nothing here has ended it."""
         return self._is_open and not self._connection.in_transaction
 
+    def note_failure(self) -> None:
+        """A statement has failed: SQLite ends the whole transaction for some (a full disk, INSERT OR ROLLBACK).
+
+        What came after it would be committed statement by statement, and COMMIT would have nothing left to do.
+        """
+        self.rolled_back = self.rolled_back or self.has_ended
+
     async def prepare(self, need: Need) -> None:
-        """Before a statement: begin what it needs. Raises `DatabaseError` for a write in a read-only scope."""
+        """Before a statement: begin what it needs.
+
+        Raises `DatabaseError` for a write in a read-only scope, and after SQLite has ended the transaction.
+        """
+        if self.rolled_back:
+            raise DatabaseError(
+                SERVICE,
+                "SQLite has rolled this transaction back after an error that was caught: call session.rollback(),"
+                " or leave the scope",
+                kind=Kind.INVALID_REQUEST,
+            )
         if need is Need.SAVEPOINT:
             # Outside a transaction it would begin one, with a snapshot that may be too old for the write after it.
             need = Need.WRITE if self._mode is Mode.COMMITTED else Need.READ

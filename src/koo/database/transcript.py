@@ -120,10 +120,6 @@ class Transcript:
             self.committed = True
             self.in_doubt = self.leaving
             return None if self.leaving else self.unknown_outcome()
-        if self.stage is ScopeStage.COMMIT:
-            self.stage = (
-                ScopeStage.BODY
-            )  # else a loss in the ROLLBACK that follows would be taken for a lost COMMIT
         return self.too_late() if ours else None
 
     def report_raw(self, error: Exception, record: ConnectionRecord) -> None:
@@ -168,8 +164,10 @@ class Transcript:
 
     def _is_doubtful(self, meaning: Meaning) -> bool:
         """Whether a COMMIT that would have changed something may have happened."""
-        may_have_worked = self.statements > 0 or self.handed_out
-        return self.stage is ScopeStage.COMMIT and meaning.unsure and may_have_worked and not self._readonly
+        if self.stage is not ScopeStage.COMMIT or not meaning.unsure or self._readonly:
+            return False
+        # A spoiled transaction commits nothing; but what the block did on its own connection may have mended it.
+        return self.handed_out or (self.statements > 0 and self._spoiler is None)
 
     def _count(self, error: BaseException, meaning: Meaning, ours: bool) -> None:
         metrics = self._metrics
@@ -189,7 +187,9 @@ class Transcript:
 
     def rolled_back(self) -> DatabaseError:
         """The error for a COMMIT that is a rollback; its cause is what the engine reported."""
-        self.stage = ScopeStage.BODY
+        self.stage = (
+            ScopeStage.BODY
+        )  # else a loss in the ROLLBACK that follows would be taken for a lost COMMIT
         error = DatabaseError(
             SERVICE,
             "a statement of this transaction failed and the error was caught, so the server answers COMMIT"

@@ -43,6 +43,9 @@ class Aiosqlite:
         send(fairy)
         return True
 
+    def is_in_transaction(self, connection: Any) -> bool:
+        return False  # the pool's rollback on return ends whatever is open
+
     def has_ended(self, connection: Any) -> bool:
         return False  # what is open there is koo's own: `SqliteTransaction` knows
 

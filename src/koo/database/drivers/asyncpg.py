@@ -82,6 +82,9 @@ class Asyncpg:
         send(fairy)
         return bool(connection.tag != "ROLLBACK")
 
+    def is_in_transaction(self, connection: Any) -> bool:
+        return connection._protocol is not None and bool(connection.is_in_transaction())
+
     def has_ended(self, connection: Any) -> bool:
         return connection._protocol is not None and not connection.is_in_transaction()
 

@@ -46,6 +46,10 @@ class Driver(Protocol):
         """COMMIT, by `send(fairy)`. False: a statement had failed, so the server's answer is, or would be, ROLLBACK."""
         ...
 
+    def is_in_transaction(self, connection: Any) -> bool:
+        """Whether a transaction is open, by what the other side said last."""
+        ...
+
     def has_ended(self, connection: Any) -> bool:
         """Whether the transaction begun last has ended by a COMMIT or ROLLBACK in the user's own words."""
         ...

@@ -24,8 +24,8 @@ from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
 from koo.database.drivers.wire import libpq_parameters, refuses_parameters, server_timeouts, sever
 from koo.options import DatabaseOptions
 
-# On the way of every COMMIT, where a class attribute of an enum costs a dictionary walk.
-INERROR = TransactionStatus.INERROR
+# On the way of every scope, where a class attribute of an enum costs a dictionary walk.
+IDLE, INERROR, UNKNOWN = TransactionStatus.IDLE, TransactionStatus.INERROR, TransactionStatus.UNKNOWN
 
 NUMBERS = {"prepare_threshold": lambda text: None if text.lower() == "none" else int(text)}
 """Options that a URL can only hold as text."""
@@ -71,6 +71,10 @@ class Psycopg:
             return False
         send(fairy)
         return True
+
+    def is_in_transaction(self, connection: Any) -> bool:
+        status = connection.pgconn.transaction_status
+        return status not in (IDLE, UNKNOWN)
 
     def has_ended(self, connection: Any) -> bool:
         return bool(connection.begun > 1 or connection.is_idle)
