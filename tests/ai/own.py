@@ -166,5 +166,8 @@ class Reader:
     async def whole(self) -> str:
         return "".join([str(piece) async for piece in self._library._play()])
 
+    async def count(self) -> int:
+        return len(self._library.pieces)
+
     async def parse(self) -> AsyncIterator[str]:
         return self._texts()
