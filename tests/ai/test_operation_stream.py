@@ -320,7 +320,7 @@ def test_what_is_left_is_neutral_closed_and_paid_for(way: str, form: str) -> Non
     run(test)
 
 
-@pytest.mark.parametrize("way", ["block", "close", "cancel", "unasked"])
+@pytest.mark.parametrize("way", ["block", "close", "cancel", "unasked", "parsed"])
 def test_a_manager_that_is_left_is_neutral_closed_and_paid_for(way: str) -> None:
     async def test(own: Own) -> None:
         library = Library("a", 5.0, "b")
@@ -329,6 +329,10 @@ def test_a_manager_that_is_left_is_neutral_closed_and_paid_for(way: str) -> None
             async with own.stream(library.manager) as opened:
                 if way == "unasked":
                     return
+                if way == "parsed":
+                    await opened.parse()
+                    return
+                assert await opened.count() == 3, "an earlier call that succeeded makes no whole stream of it"
                 assert await anext(opened.text_stream) == "a"
                 if way == "close":
                     await opened.close()

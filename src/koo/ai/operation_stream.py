@@ -18,7 +18,6 @@ piece that came said what it had cost by then: the other side may have written m
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -32,19 +31,15 @@ from koo.ai.operation_charge import OperationCharge
 from koo.ai.operation_money import OperationMoney
 from koo.ai.operations import check_client, check_operation, model_of
 from koo.ai.service import Service
-from koo.ai.stream_source import END, End, Source, open_source
+from koo.ai.stream_source import END, End, Source, close_quietly, next_of, open_source
 from koo.crossing import Loop, bring_back
-from koo.deadlines import Alarm, Deadlines, OwnTimer
+from koo.deadlines import Deadlines
 from koo.errors import Kind, ServiceFailed
 from koo.guard import Scope
 from koo.policies.verdict import CANCELLED, NEUTRAL, SUCCESS, Fault
 
 T = TypeVar("T")
 R = TypeVar("R")
-log = logging.getLogger("koo")
-
-CLOSING_S_MAX = 10.0
-"""Closing a connection has no reason to take longer, and must not keep a place for ever."""
 SNAPSHOTS = ("current_message_snapshot", "current_completion_snapshot")
 """Where the SDKs' own stream objects keep what came, with its usage: their text alone says nothing about money."""
 DONE = Fault(verdict=SUCCESS)
@@ -172,7 +167,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
 
     async def read(self, pieces: AsyncIterator[R]) -> R:
         """The next piece of something that the open stream has; the block's part of `__anext__`."""
-        piece = await self._ask(self._there(_next(pieces)))
+        piece = await self._ask(self._there(next_of(pieces)))
         if piece is END:
             self._note_end(DONE)
             raise StopAsyncIteration
@@ -245,7 +240,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             if not (self._in_block and source.is_managed):
                 self._ahead = [await source.next()]
         except BaseException as error:
-            await _close_quietly(self._service, source.close(type(error), error))
+            await close_quietly(self._service, source.close(type(error), error))
             raise
         return source
 
@@ -273,7 +268,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
     async def _close(self) -> None:
         source, self._source = self._source, None
         if source is not None:
-            await _close_quietly(self._service, self._there(source.close()))
+            await close_quietly(self._service, self._there(source.close()))
 
     def _settle_success(self, held: Held[Source]) -> None:
         self._closed = True
@@ -321,23 +316,6 @@ def _close_later(stream: OperationStream[Any]) -> None:
     task = asyncio.get_running_loop().create_task(stream.aclose(), name="koo closing a stream")
     _closing.add(task)
     task.add_done_callback(_closing.discard)
-
-
-async def _close_quietly(name: str, closing: Coroutine[object, object, bool]) -> None:
-    """Close it in time; what goes wrong there is not what its reader has to know."""
-    when = asyncio.get_running_loop().time() + CLOSING_S_MAX
-    try:
-        with Alarm(OwnTimer(), when):
-            await closing
-    except Exception as wrong:  # noqa: BLE001 - an SDK's own
-        log.warning("%s: a stream could not be closed: %s", name, type(wrong).__name__)
-
-
-async def _next(pieces: AsyncIterator[R]) -> R | End:
-    try:
-        return await pieces.__anext__()
-    except StopAsyncIteration:
-        return END
 
 
 async def _awaited(awaitable: Awaitable[R]) -> R:

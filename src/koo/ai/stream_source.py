@@ -17,16 +17,25 @@ to be entered, so it is a stream; a response or a client is a context manager on
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncContextDecorator
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+from koo.deadlines import Alarm, OwnTimer
+
+R = TypeVar("R")
+log = logging.getLogger("koo")
 
 USED_OTHERWISE = ("fetchone", "send", "send_bytes", "write", "read")
 """Methods of what may be iterated and is no stream: cursors, websockets, files and pipes."""
 UNWRAPS_MAX = 4
 """An awaitable of an awaitable happens; one without an end must not hang."""
+CLOSING_S_MAX = 10.0
+"""Closing a connection has no reason to take longer, and must not keep a place for ever."""
 CLASSES_MAX = 1024
 _known: dict[type, bool] = {}  # each call asks, and looking for a name that a class lacks takes a microsecond
 
@@ -126,10 +135,7 @@ class Source:
                 f"{describe(self.target)} cannot be read with async for alone; open it in a block, "
                 "async with stream_with_error_handling(...) as opened, and read what it offers there"
             )
-        try:
-            return await self.pieces.__anext__()
-        except StopAsyncIteration:
-            return END
+        return await next_of(self.pieces)
 
     async def close(
         self, kind: type[BaseException] | None = None, error: BaseException | None = None, trace: Any = None
@@ -187,3 +193,21 @@ def describe(given: object) -> str:
     """Of which class it is, without what it holds."""
     cls = type(given)
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+async def next_of(pieces: AsyncIterator[R]) -> R | End:
+    """The next piece, or END."""
+    try:
+        return await pieces.__anext__()
+    except StopAsyncIteration:
+        return END
+
+
+async def close_quietly(name: str, closing: Coroutine[object, object, bool]) -> None:
+    """Close it in time; what goes wrong there is not what its reader has to know."""
+    when = asyncio.get_running_loop().time() + CLOSING_S_MAX
+    try:
+        with Alarm(OwnTimer(), when):
+            await closing
+    except Exception as wrong:  # noqa: BLE001 - an SDK's own
+        log.warning("%s: a stream could not be closed: %s", name, type(wrong).__name__)
