@@ -321,6 +321,16 @@ def _units(told: object) -> object:
     return report and report.units
 
 
+def test_an_answer_for_which_googles_sdk_asked_several_times_says_what_the_last_time_used() -> None:
+    turns: Any = [{"role": role, "parts": []} for role in ("user", "model", "user", "model", "user")]
+    told = {
+        "usage_metadata": {"prompt_token_count": 10, "candidates_token_count": 5},
+        "automatic_function_calling_history": turns,
+    }
+    report = read_report(types.GenerateContentResponse.model_validate(told))
+    assert report is not None and report.usage == usage(30, 0, 0, 15) and not report.is_whole
+
+
 def test_a_cost_that_the_provider_reports_is_read() -> None:
     assert _cost({**CHAT_USAGE, "cost": 0.015}) == Decimal("0.015")
     assert _cost({**CHAT_USAGE, "cost": {"total_cost": "0.02", "currency": "USD"}}) == Decimal("0.02")

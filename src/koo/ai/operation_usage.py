@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
+from functools import reduce
 from typing import NamedTuple
 
 from koo.ai.operation_prompt import fields_of
@@ -173,23 +174,29 @@ def _said_in(piece: object) -> list[object] | None:
 
 
 def _report(told: object, answer: object) -> Report:
-    usage = usage_of(told)
+    usage, times = usage_of(told), _times_asked(answer)
     return Report(
-        usage=usage,
+        usage=usage if times == 1 else reduce(_plus, [usage] * times),
         model=_model_of(answer),
         cost_usd=_cost_of(told),
         tier=_tier_of(told, answer),
         units=NO_UNITS if isinstance(told, Usage) else units_of(told, answer),
-        is_whole=usage.read_tokens > 0
-        and not usage.estimated
-        and (usage.output_tokens > 0 or _only_reads(told)),
+        is_whole=times == 1 and _is_whole(usage, told),
         is_last=_is_last(answer),
         adds=module_of(answer).startswith("langchain"),
     )
 
 
-def _only_reads(told: object) -> bool:
-    """Embeddings write nothing, and say so by a total without a count of what was written."""
+def _times_asked(answer: object) -> int:
+    """How often google-genai has asked for an answer, whose usage is that of the last time, with most to read."""
+    turns = items(get(answer, "automatic_function_calling_history"))
+    return 1 + sum(get(turn, "role") == "model" for turn in turns)
+
+
+def _is_whole(usage: Usage, told: object) -> bool:
+    if usage.output_tokens or not usage.read_tokens:
+        return usage.read_tokens > 0 and not usage.estimated
+    # Embeddings write nothing, and say so by a total without a count of what was written.
     names = names_of(told)
     return get(told, names.written) is None and bool(count(told, (names.total,)))
 
