@@ -29,7 +29,7 @@ from koo.server_words import by_words
 from koo.sqlstates import AT_CONNECT, REPORTED, SQLSTATES, Meaning, by_code
 from koo.testing.postgres import PostgresServer
 from tests.database.conftest import Place
-from tests.database.support import INSERT, ONE, notes, opened, options, run, with_notes
+from tests.database.support import INSERT, ONE, StillClock, notes, opened, options, run, with_notes
 
 DRIVERS = ["psycopg", "asyncpg"]
 
@@ -135,6 +135,25 @@ def test_a_full_disk_refuses_writes_and_reads_go_on(pg: Place) -> None:
             assert await notes(database) == [1]
             assert database.get_health()["conditions"] == ["read_only"]
             unharmed(database)
+
+    run(main)
+
+
+def test_a_look_does_not_call_a_full_disk_well_but_time_does(pg: Place) -> None:
+    """It only reads. With writes that go on failing the condition, and its alert, stays."""
+
+    async def main() -> None:
+        clock = StillClock()
+        database = Database(options(pg.url), clock=clock)
+        for _ in range(2):
+            with pytest.raises(DBAPIError):
+                async with database.session_scope() as session:
+                    await raises(session, "53100")
+            clock.now += 59.0
+            assert (await database.health_check())["conditions"] == ["read_only"]
+        clock.now += 2.0
+        assert (await database.health_check())["conditions"] == []
+        await database.close()
 
     run(main)
 

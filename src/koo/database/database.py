@@ -55,6 +55,9 @@ from koo.policies.reported import DatabaseState, database_state
 T = TypeVar("T")
 
 QUEUE_MAX = 10_000
+DISK_FULL_S = 60.0
+"""For so long after a write found no room the database is said to take none: a look reads, so it cannot tell, and an
+alert that began with each write and ended with each look would say nothing."""
 ATTEMPT_SHARE = 0.98
 HELD_BY_MAX = 20
 """Scopes that are described when it is drained: a person looks at the oldest first."""
@@ -406,7 +409,9 @@ class Database(Generic[S_co]):
         if look.read_only is not self._role and self._role is not None and self.connections is not None:
             # The address leads to a server of another role by now: those in the pool may be with the old one.
             self.connections.records.distrust_all()
-        self.metrics.is_read_only = self._role = look.read_only
+        self._role = look.read_only
+        disk_is_full = self._looked_at - self.metrics.disk_full_at < DISK_FULL_S
+        self.metrics.is_read_only = look.read_only or disk_is_full
 
     # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -178,6 +178,8 @@ class Transcript:
             self._records.distrust_all()
         if meaning.kind is Kind.READ_ONLY and not self._readonly:
             metrics.is_read_only = True
+            if meaning.drop is Drop.KEEP:  # a full disk: no look can tell
+                metrics.disk_full_at = self._monotonic()
         if meaning.verdict is FAILURE and not ours and self.failure is None:
             self.failure = meaning
 

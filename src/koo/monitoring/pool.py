@@ -52,6 +52,7 @@ class PoolMetrics:
         self.hold = Latencies(now)
         self.created = self.closed = 0
         self.is_read_only = False  # by the last write or look
+        self.disk_full_at = float("-inf")  # when a write found no room
         self.is_without_wal = False  # SQLite, by the newest connection
         self.broken = 0  # lost while in use
         self.stale = 0  # found dead before use, and replaced unseen
