@@ -71,6 +71,7 @@ THIRD_PARTIES: dict[str, list[str]] = {
     "typer": ["cli/"],
     "rich": ["cli/"],
     "psutil": ["testing/"],
+    "pytest": ["testing/pytest_plugin.py"],
     "typing_extensions": ["database/scope.py", "monitoring/shapes.py"],
 }
 BACKEND_MAY = {"koo", "core", "services", "api", "fastapi", "starlette", "uvicorn", "sqlalchemy"}

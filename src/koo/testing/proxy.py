@@ -24,6 +24,7 @@ import struct
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
 CommitCut = Literal["before", "at", "after", "hold"]
 
@@ -82,6 +83,12 @@ class FaultProxy:
     @property
     def open_connections(self) -> int:
         return len(self._pipes)
+
+    def through(self, url: str) -> str:
+        """The same URL by way of the proxy."""
+        parts = urlsplit(url)
+        user, at, _ = parts.netloc.rpartition("@")
+        return urlunsplit(parts._replace(netloc=f"{user}{at}{self.host}:{self.port}"))
 
     # ── faults ────────────────────────────────────────────────────────────────────────────────────────────────
 
