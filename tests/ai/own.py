@@ -166,6 +166,9 @@ class Reader:
     async def whole(self) -> str:
         return "".join([str(piece) async for piece in self._library._play()])
 
+    async def wrong(self) -> None:
+        raise ValueError("no such row")
+
     async def count(self) -> int:
         return len(self._library.pieces)
 

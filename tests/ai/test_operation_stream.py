@@ -253,6 +253,7 @@ def test_an_error_of_the_services_family_says_that_the_stream_broke_off() -> Non
         with pytest.raises(StreamTruncated, match="the stream broke off: too many callers") as caught:
             await anext(stream)
         assert caught.value.kind is Kind.OVERLOADED and caught.value.__cause__ is overloaded
+        assert own.spent_usd == 5, "what was answered in part is paid for, whatever its end"
 
     run(test)
 
@@ -440,6 +441,18 @@ def test_silence_is_bounded_by_the_time_of_an_attempt_and_is_a_failure(form: str
         assert own.clock.monotonic() - began == 19.0
         assert caught.value.kind is Kind.STALLED and own.verdicts[FAILURE] == 1
         assert own.nothing_is_taken() and library.open == 0
+
+    run(test, **SHORT)
+
+
+def test_after_a_silence_that_the_block_caught_other_errors_are_their_own() -> None:
+    async def test(own: Own) -> None:
+        async with own.stream(Library("a", 50.0).manager) as opened:
+            with pytest.raises(StreamTruncated, match="fell silent"):
+                await opened.whole()
+            with pytest.raises(ValueError, match="no such row"):
+                await opened.wrong()
+        assert own.verdicts[FAILURE] == 1 == sum(own.verdicts)
 
     run(test, **SHORT)
 
