@@ -74,6 +74,29 @@ GROUPS = {
         ),
         ("proofs/own_cases/test_errors_of_clouds.py",),
     ),
+    "loops": Group(
+        "pytest-asyncio's loops in three ways, AnyIO's plugin, and trio, where every call says what to write.",
+        ("pytest-asyncio==1.5.0", "trio==0.35.0"),
+        # Its plugin would warn in this run, which is not one of its projects.
+        ("-p", "no:asyncio", "proofs/own_cases/test_loops.py"),
+    ),
+    "django": Group(
+        "Django's views, synchronous and not, under uvicorn, daphne and gunicorn's threads.",
+        ("Django==5.2.19", "asgiref==3.13.0", "daphne==4.2.3"),
+        ("proofs/own_cases/test_django.py",),
+    ),
+    "uvloop": Group(
+        "Threads, second loops, forks and failed openings, on uvloop.",
+        ("uvloop==0.23.0",),
+        (
+            "-p",
+            "proofs.own_cases.on_uvloop",
+            "tests/bridge/test_own_operations.py",
+            "tests/bridge/test_platform_in_threads.py",
+            "tests/bridge/test_forks.py",
+            "tests/platform/test_residence.py",
+        ),
+    ),
     "sqlalchemy-2.0": Group(
         "All tests of the database and of the state store with SQLAlchemy 2.0.",
         ("SQLAlchemy==2.0.58",),
