@@ -1,7 +1,7 @@
 """Write `docs/compatibility.md` from the odd answers that the tests send: `python -m docs.generate_compatibility`.
 
-The rows are in `tests/ai/oddities.py` and the files beside it; `tests/docs/test_compatibility.py` fails when the page
-is older than they are.
+The rows are in `tests/ai/oddities.py` and the files beside it, those of libraries in `proofs/own.py`;
+`tests/docs/test_compatibility.py` fails when the page is older than they are.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from proofs.own import GROUPS
 from tests.ai.oddities import Format, Oddity
 from tests.ai.test_oddities import ALL
 
@@ -40,6 +41,14 @@ service so often before that.
 
 `make docs` writes this page from the same rows.
 """
+LIBRARIES = """\
+## Libraries, servers and loops of your own
+
+What the suite does not install is tried by `make prove-own`, each group in an environment of its own. When, and with
+what result, is in [own.md](proofs/own.md).
+
+| with | what was seen |
+| --- | --- |"""
 
 
 def page() -> str:
@@ -51,6 +60,12 @@ def page() -> str:
         *section("Whole answers", (one for one in answers if not one.streamed)),
         *section("Streams", (one for one in answers if one.streamed)),
         *section("Refusals and failures", (one for one in ALL if one.status >= 400)),
+        LIBRARIES,
+        *(
+            f"| {', '.join(pins.replace('==', ' ') for pins in one.pins)} | {one.proves} |"
+            for one in GROUPS.values()
+        ),
+        "",
     ]
     return "\n".join(parts)
 
