@@ -153,7 +153,7 @@ class Platform:
 
     async def query(self, query: Query) -> Answer:
         """Ask an AI service; see `Gateway.query`."""
-        if not self._residence.is_here() and (home := await self._enter()) is not None:
+        if not self._residence.is_here() and (home := await self._residence.enter()) is not None:
             return await carry(home, self.query(query))
         await self.parts.load_prices()
         return await self.parts.gateway.query(query)
@@ -166,7 +166,7 @@ class Platform:
 
     async def query_many(self, queries: list[Query]) -> list[Answer | ExternalServiceError]:
         """Ask each as a place comes free at its service; an answer or an error for each, in the same order."""
-        if (home := await self._enter()) is not None:
+        if (home := await self._residence.enter()) is not None:
             return await carry(home, self.query_many(queries))
         await self.parts.load_prices()
         return await self.parts.gateway.query_many(queries)
@@ -174,13 +174,6 @@ class Platform:
     async def _ready(self) -> None:
         await self._residence.open()
         await self.parts.load_prices()
-
-    async def _enter(self) -> Loop | None:
-        """Open here, if koo is to live here; else the loop that the call has to cross to."""
-        home = None if self._residence.is_here() else self._residence.elsewhere()
-        if home is None:
-            await self._residence.open()
-        return home
 
     # ── operations of the user's own ──────────────────────────────────────────────────────────────────────────
 
@@ -221,7 +214,7 @@ class Platform:
 
         An operation that blocks runs only where the registration says `in_thread=True`; TypeError elsewhere.
         """
-        if not self._residence.is_here() and (home := await self._enter()) is not None:
+        if not self._residence.is_here() and (home := await self._residence.enter()) is not None:
             guarded = self._execute_for(running_loop(), name, operation, args, kwargs)
             return await carry(home, guarded)
         service, money = self.parts.find_operation(name)
@@ -298,7 +291,7 @@ class Platform:
 
     async def system_health(self) -> SystemHealth:
         """Database and services; the database is probed, unless it was within the last two seconds."""
-        if (home := await self._enter()) is not None:
+        if (home := await self._residence.enter()) is not None:
             return await carry(home, self.system_health())
         return system_view(
             await self.database.health_check(max_age_s=LOOK_AGE_MAX_S), self.services_health(), self._clock
@@ -310,7 +303,7 @@ class Platform:
 
     async def check_services(self, name: str | None = None) -> dict[str, ServiceCheck]:
         """Ask services whether they are there and take the key: never billed. None asks all that are configured."""
-        if (home := await self._enter()) is not None:
+        if (home := await self._residence.enter()) is not None:
             return await carry(home, self.check_services(name))
         ai_services = self.parts.ai_services
         if name is not None and name not in ai_services:
@@ -333,7 +326,7 @@ class Platform:
         Without one it is the month that runs. `by`: any of "day", "service", "model" and "tag". Raises
         `InvalidRequest`, and `ServiceRefused` while the state store is away.
         """
-        if (home := await self._enter()) is not None:
+        if (home := await self._residence.enter()) is not None:
             again = self.spend(days=days, first_day=first_day, last_day=last_day, month=month, by=by)
             return await carry(home, again)
         return await self.parts.spending.report(days, first_day, last_day, month, by)
@@ -378,7 +371,7 @@ class Platform:
         it. Raises `CallerMistake` for a process that left nothing or still reports, and `ServiceRefused` while the
         state store is away.
         """
-        if (home := await self._enter()) is not None:
+        if (home := await self._residence.enter()) is not None:
             return await carry(home, self.write_off(process, by=by, reason=reason))
         return await self.parts.spending.write_off(process, by, reason)
 

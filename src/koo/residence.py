@@ -14,12 +14,13 @@ can close what it has; so koo is not opened a second time, and the error says wh
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from contextvars import Context
 
 from koo.bridge import BRIDGE
 from koo.composition import Parts
-from koo.crossing import NO_LOOP, carry, running_loop
+from koo.crossing import NO_LOOP, Loop, carry, running_loop
 from koo.forks import leave_behind
 from koo.upkeep import CheckServices, KeepTime
 
@@ -34,10 +35,14 @@ RUNS_ELSEWHERE = (
 )
 
 
+class OpenElsewhere(RuntimeError):
+    """It is open on another loop already."""
+
+
 class Keeper:
     """The task that opens koo on one loop, holds it open and closes it. `error`: why opening failed."""
 
-    def __init__(self, parts: Parts, residence: Residence, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, parts: Parts, residence: Residence, loop: Loop) -> None:
         self.opened = loop.create_future()
         self.closing = False
         self.error: Exception | None = None
@@ -91,7 +96,8 @@ class Residence:
 
     def __init__(self, parts: Callable[[], Parts]) -> None:
         self._parts = parts
-        self.loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()  # Two loops in two threads may open at once.
+        self.loop: Loop | None = None
         self._keeper: Keeper | None = None
         self._is_open = False
 
@@ -104,11 +110,25 @@ class Residence:
         except RuntimeError:
             raise RuntimeError(NO_LOOP) from None
 
-    def elsewhere(self) -> asyncio.AbstractEventLoop | None:
+    def elsewhere(self) -> Loop | None:
         """The loop that a call has to cross to; None: it is opened on the running one. See `Bridge.elsewhere`."""
         return BRIDGE.elsewhere(self.loop)
 
     # ── opening and closing ───────────────────────────────────────────────────────────────────────────────────
+
+    async def enter(self) -> Loop | None:
+        """Open here, if koo is to live here; else the loop that a call has to cross to."""
+        if self.is_here():
+            return None
+        home = self.elsewhere()
+        if home is None:
+            try:
+                await self.open()
+            except OpenElsewhere:  # another thread was a moment faster
+                home = self.loop
+                if home is None or not home.is_running():
+                    raise
+        return home
 
     async def open(self) -> None:
         """Open on the running loop. Raises RuntimeError while it is open on another one, and why opening failed."""
@@ -120,15 +140,15 @@ class Residence:
 
     def _keeper_here(self) -> tuple[Keeper, bool]:
         """The running loop's keeper, and whether it was made now. Callers that find one wait, and then try again."""
-        loop = running_loop()
-        if self._keeper is not None and self.loop is not None and not self.loop.is_closed():
-            if self.loop is loop:
-                return self._keeper, False
-            raise RuntimeError(RUNS_ELSEWHERE if self.loop.is_running() else STANDS_STILL)
-        parts = self._parts()
-        self.loop, self._is_open = loop, False
-        self._keeper = Keeper(parts, self, loop)
-        return self._keeper, True
+        loop, parts = running_loop(), self._parts()
+        with self._lock:
+            if self._keeper is not None and self.loop is not None and not self.loop.is_closed():
+                if self.loop is loop:
+                    return self._keeper, False
+                raise OpenElsewhere(RUNS_ELSEWHERE if self.loop.is_running() else STANDS_STILL)
+            self.loop, self._is_open = loop, False
+            self._keeper = Keeper(parts, self, loop)
+            return self._keeper, True
 
     async def close(self) -> None:
         """Close what is open; from another loop too, while the one it is open on runs. Else raises RuntimeError."""
@@ -145,13 +165,13 @@ class Residence:
 
     # ── for the keeper ────────────────────────────────────────────────────────────────────────────────────────
 
-    def settle(self, loop: asyncio.AbstractEventLoop) -> None:
+    def settle(self, loop: Loop) -> None:
         """Everything is open on this loop."""
         if self.loop is loop:
             self._is_open = True
             BRIDGE.settle(self, loop, lasts=True)
 
-    def begin_to_leave(self, loop: asyncio.AbstractEventLoop) -> None:
+    def begin_to_leave(self, loop: Loop) -> None:
         """It is being closed there."""
         if self.loop is loop:
             self._is_open = False
@@ -165,5 +185,6 @@ class Residence:
     def forget_parent(self) -> None:
         """In a forked child: it lives nowhere yet."""
         leave_behind(self.loop, self._keeper)
+        self._lock = threading.Lock()
         self._keeper = self.loop = None
         self._is_open = False

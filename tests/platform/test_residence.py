@@ -151,6 +151,28 @@ def test_many_first_callers_have_one_keeper(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_loops_of_two_threads_that_open_at_once_have_one_keeper(tmp_path: Path) -> None:
+    platform = Platform(options(tmp_path))
+    gate, results = threading.Barrier(3), list[str]()
+
+    async def open_here() -> None:
+        gate.wait()
+        try:
+            await platform.open()
+        except RuntimeError as error:
+            results.append(str(error)[:36])
+        else:
+            results.append("opened")
+            await until(lambda: len(results) == 3)
+
+    workers = [threading.Thread(target=lambda: asyncio.run(open_here())) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    assert sorted(results) == ["koo is open on another event loop th"] * 2 + ["opened"]
+
+
 def test_a_call_during_closing_opens_anew_afterwards(tmp_path: Path) -> None:
     platform = Platform(options(tmp_path))
     platform.register_service("x")
