@@ -392,7 +392,7 @@ class Platform:
 
     async def drain_database(self, within_s: float | None = None) -> DatabaseGate:
         """Refuse new scopes in this process, and wait for those inside; see `Database.drain`."""
-        if (home := await self._enter()) is not None:
+        if (home := await self._residence.enter()) is not None:
             return await carry(home, self.drain_database(within_s))
         return await self.database.drain(within_s)
 
@@ -401,7 +401,7 @@ class Platform:
 
         The environment, and `.env`, are read again, unless the platform was given its options.
         """
-        if (home := await self._enter()) is not None:
+        if (home := await self._residence.enter()) is not None:
             return await carry(home, self.rotate_database(within_s))
         url = None if self._given_options is not None else _read_settings().database.url
         return await self.database.rotate(url, within_s=within_s)
