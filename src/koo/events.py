@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -64,22 +64,30 @@ class OverrideSet(Event):
 
 @dataclass(frozen=True, slots=True)
 class CooldownBegan(Event):
-    """The other side asked for a pause of so many seconds: for one model, or for the `whole_service`."""
+    """The other side asked for a pause of so many seconds: for one model, or for the `whole_service`.
+
+    `credential`: the digest of the one that it asked, where that is not the service's own.
+    """
 
     for_s: float
     reason: str
     kind: Kind = Kind.THROTTLED
     whole_service: bool = False
+    credential: str = field(default="", repr=False)
 
     severity = "warning"
 
 
 @dataclass(frozen=True, slots=True)
 class KeyBlocked(Event):
-    """The other side refused the key, or its account: nothing is sent until it works again."""
+    """The other side refused the key, or its account: nothing is sent until it works again.
+
+    `credential`: the digest of the key, where that is not the service's own.
+    """
 
     reason: str
     model: str | None = None
+    credential: str = field(default="", repr=False)
 
     severity = "critical"
 
@@ -89,6 +97,7 @@ class KeyUnblocked(Event):
     """The key works again, or an operator said so."""
 
     model: str | None = None
+    credential: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from koo.errors import (
     ServiceSaturated,
     ServiceTimeout,
 )
-from koo.events import CooldownBegan, Event, KeyBlocked, log
+from koo.events import CooldownBegan, Event, KeyBlocked, KeyUnblocked, log
 from koo.options import NEVER, GuardOptions
 from koo.policies.breaker import Breaker, Draw
 from koo.policies.bulkhead import Bulkhead
@@ -134,9 +134,8 @@ class Gates:
     """
 
     __slots__ = (
-        "bulkhead", "clock", "deadlines", "draw", "family", "key_blocks", "limit_queue", "limits", "name", "options",
-        "pacing", "place_settings", "publish", "quiet", "quota",
-        "retry_budget",
+        "bulkhead", "clock", "credential", "deadlines", "draw", "family", "key_blocks", "kin", "limit_queue",
+        "limits", "name", "options", "pacing", "place_settings", "publish", "quiet", "quota", "retry_budget",
     )  # fmt: skip
 
     def __init__(
@@ -170,6 +169,8 @@ class Gates:
         # One call at a time asks a full limit again, the others in order behind it.
         self.limit_queue = Bulkhead(1)
         self.quiet = False
+        # A digest, where it is not the service's own; `kin`: the gates of all of them, which share limits and places.
+        self.credential, self.kin = "", {self}
 
     # ── the short way ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -232,6 +233,8 @@ class Gates:
             # and let 61 calls out within a minute.
             self.limits.refund(taken_at)
             if not self._is_shut(guard, now) and self.limits.take(now) is None:
+                if self.key_blocks:
+                    self.key_blocks.let_out(guard.model, now)
                 return now
             # While this call waited for a place, a gate before it has shut (the provider asked for a pause, say). With
             # a hundred calls in line for places, all hundred would run into it.
@@ -250,7 +253,7 @@ class Gates:
             guard.breaker.refuses(now)
             or now < guard.cooldown.until
             or now < self.quota.until
-            or (bool(self.key_blocks) and self.key_blocks.find(guard.model, now) is not None)
+            or (bool(self.key_blocks) and self.key_blocks.refuses(guard.model, now) is not None)
         )
 
     def look(self, guard: Guarded) -> None:
@@ -258,10 +261,9 @@ class Gates:
         now = self.clock.monotonic()
         if guard.breaker.refuses(now):
             self.refuse_open(guard, now)
-        block = self.key_blocks.find(guard.model, now) if self.key_blocks else None
-        if block is not None:
-            wait_s = min(block.until, block.check_at) - now
-            self.refuse(guard, self.family.key_blocked, block.reason, max(wait_s, 0.0), Kind.KEY_REFUSED)
+        if self.key_blocks and (block := self.key_blocks.refuses(guard.model, now)) is not None:
+            wait_s = max(min(block.until, block.check_at) - now, 0.0)
+            self.refuse(guard, self.family.key_blocked, block.reason, wait_s, Kind.KEY_REFUSED)
 
     async def _wait_for_cooldown(self, guard: Guarded, passage: Passage) -> None:
         while True:
@@ -288,7 +290,8 @@ class Gates:
             self._refuse_limit(guard)
         if not await self._stand_in(queue, guard, deadline):
             self._refuse_limit(guard)
-        self.quiet = False
+        for one in self.kin:
+            one.quiet = False
         try:
             while limits.take(now := self.clock.monotonic()) is not None:
                 usable_at = limits.usable_at(now)
@@ -404,7 +407,7 @@ class Gates:
         extend = self.pause if whole else cooldown.extend
         for_s = extend(now, self._asked_s(fault), self.draw, fault.kind, reason)
         if cooldown.until > max(until, now) + NEWS_S or now >= until:
-            self.emit(CooldownBegan(guard.breaker.name, for_s, reason, fault.kind, whole))
+            self.emit(CooldownBegan(guard.breaker.name, for_s, reason, fault.kind, whole, self.credential))
 
     def _heed_refused_key(self, guard: Guarded, fault: Fault, now: float) -> None:
         model = guard.model if fault.block == "model" else None
@@ -412,7 +415,7 @@ class Gates:
         asked_s = self._asked_s(fault)
         until = NEVER if fault.until_wall_s is None or asked_s is None else now + asked_s
         if self.block_key(model, reason, now, until):
-            self.emit(KeyBlocked(self.name, reason, model))
+            self.emit(KeyBlocked(self.name, reason, model, self.credential))
 
     def cooldown_of(self, guard: Guarded, fault: Fault) -> Cooldown:
         """The pause that a fault belongs to: the whole service's, or the model's own."""
@@ -433,6 +436,13 @@ class Gates:
         """Send nothing with the key (or, for a `model`, nothing to that); returns False if that is known already."""
         self.quiet = False
         return self.key_blocks.set(model, reason, since, until)
+
+    def ease(self, model: str | None, now: float) -> None:
+        """A call succeeded: guesses of pauses begin small again, and a key that was being tried works."""
+        self.quota.ease()
+        if self.key_blocks:
+            for one in self.key_blocks.end_by_success(model, now):
+                self.emit(KeyUnblocked(self.name, one, self.credential))
 
     def watch_pace(self, pacer: Pacer) -> None:
         """A pacer may have to hold calls back from now on."""

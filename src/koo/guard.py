@@ -302,7 +302,7 @@ class Guard:
         if cooldown.level:
             cooldown.ease()
         if not gates.quiet:
-            gates.quota.ease()
+            gates.ease(self.model, now)
         if charge is not None:
             charge.settle()
 

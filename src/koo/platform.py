@@ -24,7 +24,7 @@ from koo.ai.carried_stream import CarriedOperation, CarriedStream
 from koo.ai.operation_money import Money, OperationMoney
 from koo.ai.operation_stream import OperationStream, Terms
 from koo.ai.operations import execute
-from koo.ai.registration import compose, read_options
+from koo.ai.registration import compose, read_credential, read_options
 from koo.ai.service import Service
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query
@@ -181,8 +181,9 @@ class Platform:
         """Guard an operation of your own under `name`; registering it again with other options replaces it.
 
         Options: see `koo.ai.registration.NAMES`, and `classify` (an exception → a `Fault`), `max_retries`,
-        `in_thread` (True: operations that block run in threads), `daily_budget` with `max_cost_usd` and `cost_usd` (a
-        function of the result, or "usage": what the answer's usage costs). Raises `ConfigurationError`.
+        `credential` (whose call it is: a name, or a function of the operation's arguments), `in_thread` (True:
+        operations that block run in threads), `daily_budget` with `max_cost_usd` and `cost_usd` (a function of the
+        result, or "usage": what the answer's usage costs). Raises `ConfigurationError`.
         """
         check_service_name(name)
         if name in self.parts.ai_services:
@@ -200,6 +201,7 @@ class Platform:
             publish=self.events.publish,
             allowance=money.allowance,
             in_thread=options.get("in_thread", False),
+            credential_of=read_credential(options.get("credential")),
         )
         self.parts.add_operation(service, money)
 

@@ -67,16 +67,22 @@ class Sharing:
             payload = {"until": until, "for_s": event.for_s, "reason": event.reason, "kind": event.kind.value}
             name = event.source.partition("/")[0]
             target = name if event.whole_service else event.source
-            self.publish("cooldown", target, payload | self._credential_of(name))
+            self.publish("cooldown", target, payload | self._credential_of(name, event.credential))
         elif isinstance(event, KeyBlocked):
             payload = {"model": event.model or EVERY_MODEL, "reason": event.reason, "latched": True}
-            self.publish("latch", event.source, payload | self._credential_of(event.source))
+            self.publish("latch", event.source, payload | self._credential_of(event.source, event.credential))
         elif isinstance(event, KeyUnblocked):
             payload = {"model": event.model or EVERY_MODEL, "latched": False}
-            self.publish("latch", event.source, payload | self._credential_of(event.source))
+            self.publish("latch", event.source, payload | self._credential_of(event.source, event.credential))
 
-    def _credential_of(self, name: str) -> dict[str, str]:
-        """The credential that a service has here: enough to tell two keys apart, and too little to find one."""
+    def _credential_of(self, name: str, foreign: str = "") -> dict[str, str]:
+        """The credential that a service has here: enough to tell two keys apart, and too little to find one.
+
+        `foreign`: the digest of a client's own. It stands under both names, so that a koo which knows no others takes
+        it for a key that it does not have.
+        """
+        if foreign:
+            return {"credential": foreign, "foreign": foreign}
         key = self._key_of(name) or ""
         return {"credential": hashlib.sha256(key.encode()).hexdigest()[:8]}
 
@@ -193,23 +199,27 @@ class Sharing:
         name, _, model = signal.target.partition("/")
         service = self._service_of(name, signal)
         if service is not None and left_s > 0:
-            service.pause(model, left_s, Kind(signal.payload["kind"]), str(signal.payload["reason"]))
+            kind, foreign = Kind(signal.payload["kind"]), str(signal.payload.get("foreign", ""))
+            service.pause(model, left_s, kind, str(signal.payload["reason"]), foreign)
 
     def _block_key(self, signal: Signal, new: bool) -> None:
         service = self._service_of(signal.target, signal)
         if service is None:
             return
-        model = signal.payload["model"] or None
+        model, foreign = signal.payload["model"] or None, str(signal.payload.get("foreign", ""))
+        gates = service.credentials.gates(foreign) if foreign else service.gates
         if not signal.payload["latched"]:
-            service.gates.key_blocks.remove(model, self._clock.monotonic())
+            gates.key_blocks.remove(model, self._clock.monotonic())
             return
         ago_s = max(self._clock.wall() - signal.at, 0.0)
         if new or ago_s < CHECK_S_MIN:
             since = self._clock.monotonic() - ago_s
-            service.gates.block_key(model, str(signal.payload["reason"]), since)
+            gates.block_key(model, str(signal.payload["reason"]), since)
 
     def _service_of(self, name: str, signal: Signal) -> Service | None:
-        """The service that a signal is about, if it has the same credential here."""
+        """The service that a signal is about, if it has the same credential here, or one that is a client's own."""
+        if "foreign" in signal.payload:
+            return self._services().get(name)
         if signal.payload.get("credential") in (None, self._credential_of(name)["credential"]):
             return self._services().get(name)
         return None

@@ -12,9 +12,10 @@ from koo.ai.budgets import Budgets
 from koo.ai.operation_money import Money
 from koo.ai.operation_stream import OperationStream, Terms
 from koo.ai.operations import execute
-from koo.ai.registration import compose, read_options
+from koo.ai.registration import compose, read_credential, read_options
 from koo.ai.service import Service
 from koo.deadlines import Deadlines
+from koo.events import Event
 from koo.policies.breaker import Breaker
 from koo.storage.memory import MemoryLedger
 from koo.testing.clock import VirtualClock
@@ -27,11 +28,13 @@ class Own:
 
     def __init__(self, **options: Any) -> None:
         self.clock = VirtualClock()
+        self.events: list[Event] = []
         self.money = Money(options)
         self.deadlines = Deadlines()
         self.service = Service(
             "own", read_options(options), default_model=None, clock=self.clock, deadlines=self.deadlines,
             classify=compose(options.get("classify"), "own"), allowance=self.money.allowance,
+            publish=self.events.append, credential_of=read_credential(options.get("credential")),
         )  # fmt: skip
         ledger = MemoryLedger(self.clock)
         self.beats = asyncio.create_task(ledger.run())
@@ -44,8 +47,8 @@ class Own:
 
         return OperationStream("own", find, operation, args, kwargs, self.deadlines)
 
-    async def execute(self, operation: Callable[..., Any], *args: Any) -> Any:
-        return await execute(self.service, self.money, self.budgets, operation, args, {})
+    async def execute(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return await execute(self.service, self.money, self.budgets, operation, args, kwargs)
 
     @property
     def breaker(self) -> Breaker:

@@ -165,11 +165,11 @@ def test_an_asynchronous_function_beside_it_shows_that_a_librarys_own_one_blocks
 
 def test_nothing_is_kept_alive_by_what_is_remembered_of_it() -> None:
     client = openai.OpenAI(api_key="k")
-    callee, instead = callees.look(client.responses.create)
+    callee, method, instead = callees.look(client.responses.create)
     assert "AsyncOpenAI" in instead and callees.look(client.responses.create)[0] is callee
     client.close()
     ref = callee.ref
     assert ref is not None and ref() is client.responses
-    del client
+    del client, method
     gc.collect()
     assert ref() is None

@@ -386,6 +386,12 @@ def test_flasks_and_celerys_threads_share_one_guard_over_koo_run(tmp_path: Path)
         client.close()
 
 
+@pytest.mark.parametrize("wrong", [5, ""])
+def test_a_credential_is_a_name_or_a_function(tmp_path: Path, wrong: object) -> None:
+    with pytest.raises(ConfigurationError, match="credential"):
+        Platform(PlatformOptions(home=tmp_path)).register_service("own", credential=wrong)
+
+
 @pytest.mark.parametrize("wrong", ["yes", 1, None])
 def test_in_thread_is_true_or_false(tmp_path: Path, wrong: object) -> None:
     with pytest.raises(ConfigurationError, match="in_thread"):

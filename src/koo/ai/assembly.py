@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from koo.ai.credentials import digest_of
 from koo.ai.providers.anthropic import AnthropicProvider
 from koo.ai.providers.base import Provider
 from koo.ai.providers.forms import Form
@@ -69,6 +70,7 @@ def assemble(
             checkable=True,
             free=one.free,
             pilots=0 if one.free else PILOTS,
+            credential=digest_of(one.api_key) if one.api_key else "",
         )
         proxy = _proxy(one, options.network)
         provider = make_provider(one, options, http.by_way_of(proxy), clock)

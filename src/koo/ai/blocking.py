@@ -13,6 +13,8 @@ import sys
 from functools import partial
 from types import FunctionType, ModuleType
 
+from koo.ai.foreign.peek import field_of, is_installed
+
 ONLY_BLOCKING = frozenset({
     "MySQLdb", "boto3", "botocore", "ftplib", "http", "imaplib", "poplib", "psycopg2", "pymysql", "requests",
     "requests_toolbelt", "smtplib", "sqlite3", "subprocess", "time", "urllib", "urllib3",
@@ -78,7 +80,7 @@ def _instead_of_function(function: FunctionType) -> str:
     if _only_blocks(module):
         return IN_THREAD
     sibling = _sibling_of(sys.modules.get(module), function.__name__)
-    return f"use {_top(module)}.{sibling}, or {IN_THREAD}" if sibling and _is_installed(module) else ""
+    return f"use {_top(module)}.{sibling}, or {IN_THREAD}" if sibling and is_installed(module) else ""
 
 
 def _instead_of_method(owner: object, name: str) -> str:
@@ -92,7 +94,7 @@ def _instead_of_method(owner: object, name: str) -> str:
             # The shortest is the one that users know: the others are within the SDK.
             return f"use {min(found, key=lambda beside: beside.count('.'))}, or {IN_THREAD}"
         sibling = _sibling_of(kind, name)
-        if sibling and _is_installed(module):
+        if sibling and is_installed(module):
             return f"use its {sibling}, or {IN_THREAD}"
     return IN_THREAD if _only_blocks(module) else ""
 
@@ -100,7 +102,7 @@ def _instead_of_method(owner: object, name: str) -> str:
 def clients_of(owner: object) -> list[object]:
     """An SDK's resource and what it asks through, down to the client itself and below."""
     found = [owner]
-    while len(found) <= CLIENTS_MAX and (client := getattr(found[-1], "_client", None)) is not None:
+    while len(found) <= CLIENTS_MAX and (client := field_of(found[-1], "_client")) is not None:
         found.append(client)
     return found
 
@@ -142,9 +144,3 @@ def _home(function: FunctionType) -> str:
 
 def _top(module: str) -> str:
     return module.partition(".")[0]
-
-
-def _is_installed(module: str) -> bool:
-    """A library's, and not the application's own: there a `def` beside an `async def` may well return its coroutine."""
-    place = getattr(sys.modules.get(_top(module)), "__file__", None) or ""
-    return "site-packages" in place or "dist-packages" in place

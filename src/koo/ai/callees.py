@@ -1,31 +1,42 @@
 """What koo knows of the object or function that an operation calls: looked up once, remembered while that lives.
 
-An SDK's method is bound to a resource of its client. From there koo can tell whether it blocks and whether the client
-repeats by itself. The walk takes some microseconds, and a guarded call is to cost one or two: so it is made when an
-object is first seen. Nothing here keeps an object alive.
+An SDK's method is bound to a resource of its client. From there koo can tell whether it blocks, whether the client
+repeats by itself, and with whose key it asks. The walk takes some microseconds, and a guarded call is to cost one or
+two: so it is made when an object is first seen. Nothing here keeps an object alive, nor a key.
 """
 
 from __future__ import annotations
 
 import weakref
-from types import FunctionType
+from collections.abc import Iterable, Mapping
+from functools import partial
+from types import CellType, FunctionType, MethodType, NoneType
+from typing import Any
 
 from koo.ai.blocking import called_by, innermost, instead_of
+from koo.ai.client_keys import find_key, is_client
+from koo.ai.credentials import digest_of
 from koo.ai.sdk_retries import own_retries
 
 CO_COROUTINE = 0x80
+PLAIN = frozenset({str, int, float, bool, bytes, dict, list, tuple, set, NoneType, FunctionType})
+KINDS_MAX = 1024
+"""Classes that are remembered; one that an application makes for each call must not fill the memory."""
 
 
 class Callee:
     """What is known of one object, with all its methods, or of one function."""
 
-    __slots__ = ("_instead", "library", "ref", "retries")
+    __slots__ = ("_credential", "_instead", "_key", "_seen", "library", "ref", "retries")
 
     def __init__(self, ref: weakref.ref[object] | None, inner: object) -> None:
         self.ref = ref
         self.retries = own_retries(inner)
         self.library = type(getattr(inner, "__self__", inner)).__module__.partition(".")[0]
         self._instead: dict[str, str] = {}
+        self._key = find_key(getattr(inner, "__self__", inner))
+        self._seen = 0  # the hash of the key that `_credential` is the digest of
+        self._credential = ""
 
     def instead(self, method: object) -> str:
         """What to do instead of awaiting this method; see `instead_of`."""
@@ -35,8 +46,19 @@ class Callee:
             found = self._instead[name] = instead_of(method)
         return found
 
+    def credential(self, inner: object) -> str:
+        """The digest of the key that its client has now; empty where koo sees none."""
+        if self._key is None:
+            return ""
+        key = self._key(getattr(inner, "__self__", inner))
+        seen = hash(key)  # a string keeps its hash, so this costs nothing
+        if seen != self._seen:
+            self._seen, self._credential = seen, digest_of(key) if key else ""
+        return self._credential
+
 
 _known: dict[int, Callee] = {}
+_clients: dict[type, bool] = {}
 
 
 def says_nothing(operation: object) -> bool:
@@ -46,15 +68,64 @@ def says_nothing(operation: object) -> bool:
     return bool(operation.__code__.co_flags & CO_COROUTINE) or operation.__closure__ is not None
 
 
-def look(operation: object) -> tuple[Callee, str]:
-    """What an operation calls in the end, and what to do instead where that blocks."""
+def look(operation: object) -> tuple[Callee, object, str]:
+    """What an operation calls in the end, the method or function itself, and what to do instead where that blocks."""
+    if type(operation) is MethodType:
+        callee = _callee_of(operation.__self__, operation)
+        return callee, operation, callee.instead(operation)
     called = called_by(operation)
     inner = innermost(called)
-    owner = getattr(inner, "__self__", inner)
+    callee = _callee_of(getattr(inner, "__self__", inner), inner)
+    return callee, inner, callee.instead(called) if called is inner else instead_of(called)
+
+
+def credential_of_call(operation: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """The digest of a key or of a client's key among the arguments, or around a function that was made within another.
+
+    Empty where koo sees neither.
+    """
+    things = args
+    if kwargs:
+        key = kwargs.get("api_key")
+        if key and isinstance(key, str):
+            return digest_of(key)
+        things = (*args, *kwargs.values())
+    for thing in things:
+        if type(thing) not in PLAIN and (credential := _credential_of(thing)):
+            return credential
+    if type(operation) is FunctionType:
+        return "" if operation.__closure__ is None else _credential_around(operation.__closure__)
+    if isinstance(operation, partial):
+        return credential_of_call(operation.func, operation.args, operation.keywords)
+    return ""
+
+
+def _credential_around(cells: Iterable[CellType]) -> str:
+    for cell in cells:
+        try:
+            thing = cell.cell_contents
+        except ValueError:  # not set yet
+            continue
+        if type(thing) not in PLAIN and (credential := _credential_of(thing)):
+            return credential
+    return ""
+
+
+def _credential_of(thing: object) -> str:
+    kind = type(thing)
+    found = _clients.get(kind)
+    if found is None:
+        if len(_clients) >= KINDS_MAX:
+            _clients.clear()
+        found = _clients[kind] = is_client(kind)
+    return _callee_of(thing, thing).credential(thing) if found else ""
+
+
+def _callee_of(owner: object, inner: object) -> Callee:
     callee = _known.get(id(owner))
     if callee is None or callee.ref is None or callee.ref() is not owner:
-        callee = _look_at(owner, inner)
-    return callee, callee.instead(called) if called is inner else instead_of(called)
+        return _look_at(owner, inner)
+    return callee
 
 
 def _look_at(owner: object, inner: object) -> Callee:

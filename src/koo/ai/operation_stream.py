@@ -24,12 +24,11 @@ from dataclasses import replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from koo.ai.budgets import Budgets
-from koo.ai.callees import says_nothing
 from koo.ai.guarded_stream import GuardedStream, Held, Silence
 from koo.ai.opened import Opened, StreamOwner
 from koo.ai.operation_charge import OperationCharge
 from koo.ai.operation_money import OperationMoney
-from koo.ai.operations import check_client, check_operation, model_of
+from koo.ai.operations import check_operation, guard_of
 from koo.ai.service import Service
 from koo.ai.stream_source import END, End, Source, close_quietly, next_of, open_source
 from koo.crossing import Loop, bring_back
@@ -214,9 +213,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
 
     async def _open(self) -> Held[Source]:
         service, money, budgets = await self._find()
-        if not says_nothing(self._operation):
-            check_client(service.name, self._operation)
-        guard = service.guard(model_of(service, self._kwargs))
+        guard = guard_of(service, self._operation, self._args, self._kwargs)
         if money is not None:
             self._charge = money.charge(service, budgets, self._operation, self._args, self._kwargs)
         scope: Scope[Source] = Scope(guard)

@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 
 from koo.ai.blocking import IN_THREAD, is_async
 from koo.ai.budgets import Budgets
-from koo.ai.callees import look, says_nothing
+from koo.ai.callees import credential_of_call, look, says_nothing
+from koo.ai.credentials import digest_of
 from koo.ai.hidden_repeats import warn_of_repeats
 from koo.ai.operation_money import OperationMoney
 from koo.ai.service import Service
 from koo.ai.stream_source import describe, discard, is_left_open, is_stream, is_unstarted
 from koo.crossing import Loop, come_back
+from koo.guard import Guard
 
 T = TypeVar("T")
 log = logging.getLogger("koo")
@@ -42,9 +44,7 @@ async def execute(
     threads = service.threads
     if threads is not None and is_async(operation):
         threads = None
-    if threads is None and not says_nothing(operation):
-        check_client(service.name, operation)
-    guard = service.guard(model_of(service, kwargs))
+    guard = guard_of(service, operation, args, kwargs, threads is not None)
     charge = money.charge(service, budgets, operation, args, kwargs) if money is not None else None
     if threads is not None:
         operation = threads.over(operation)
@@ -102,16 +102,35 @@ async def _refusal(name: str, given: object) -> TypeError:
     )
 
 
-def model_of(service: Service, kwargs: Mapping[str, Any]) -> str | None:
-    """An SDK's call names its model; an operation of the user's own has none that koo would know."""
-    model = kwargs.get("model")
-    return model if isinstance(model, str) and service.default_model is not None else service.default_model
+def guard_of(
+    service: Service,
+    operation: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    in_thread: bool = False,
+) -> Guard:
+    """The guard of an operation's model and credential. Sends nothing.
 
-
-def check_client(name: str, operation: Callable[..., Any]) -> None:
-    """Before anything is sent. Raises TypeError where the operation is known to block the event loop."""
-    callee, instead = look(operation)
-    if instead:
-        raise TypeError(f"{name}: this operation blocks the event loop, so nothing was sent: {instead}")
-    if callee.retries:
-        warn_of_repeats(name, {callee.library: callee.retries})
+    Raises TypeError where the operation is known to block the event loop, and what `credential=` raises.
+    """
+    credential = ""
+    if not says_nothing(operation):
+        callee, inner, instead = look(operation)
+        if instead and not in_thread:
+            raise TypeError(
+                f"{service.name}: this operation blocks the event loop, so nothing was sent: {instead}"
+            )
+        if callee.retries:
+            warn_of_repeats(service.name, {callee.library: callee.retries})
+        credential = callee.credential(inner)
+    if not credential:
+        credential = credential_of_call(operation, args, kwargs)
+    if service.credential_of is not None:
+        told = service.credential_of(*args, **kwargs)
+        credential = credential if told is None else digest_of(str(told))
+    model = service.default_model
+    if model is not None:
+        # An SDK's call names its model; an operation of the user's own has none that koo would know.
+        named = kwargs.get("model")
+        model = named if isinstance(named, str) else model
+    return service.guard_for(credential, model) if credential else service.guard(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from koo.ai.foreign.meaning import meaning_of
@@ -31,7 +31,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "requests_per_day": ("limits", "per_day"),
 }
 """What `register_service` takes, and which option of koo it is."""
-BESIDE = ("classify", "in_thread", "max_retries", *MONEY)
+BESIDE = ("classify", "credential", "in_thread", "max_retries", *MONEY)
 """What it takes besides: each is read in its own way."""
 
 
@@ -67,6 +67,23 @@ def read_options(options: Mapping[str, Any]) -> GuardOptions:
     )
     read.check_slow()
     return read
+
+
+def read_credential(option: object) -> Callable[..., object] | None:
+    """From the arguments of a call to whose credential it uses; None where the registration does not say.
+
+    The option is a name, or a function of the operation's arguments that returns one, or None for the client's own key.
+    Raises `ConfigurationError`.
+    """
+    if option is None:
+        return None
+    if isinstance(option, str) and option:
+        return lambda *_args, **_kwargs: option
+    if callable(option):
+        return option
+    raise ConfigurationError(
+        "register_service", "credential must be a name, or a function of the operation's arguments"
+    )
 
 
 def _checked(name: str, value: Any) -> Any:

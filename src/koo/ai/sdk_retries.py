@@ -5,6 +5,8 @@ No SDK is imported: its clients are read by their attributes.
 
 from __future__ import annotations
 
+from koo.ai.foreign.peek import field_of
+
 
 def own_retries(operation: object) -> int:
     """How often an SDK repeats this operation by itself: what `max_retries` of its client says, 0 where there is none.
@@ -23,13 +25,13 @@ def own_retries(operation: object) -> int:
 
 
 def _retries_of(owner: object) -> int:
-    client = getattr(owner, "_client", None)
+    client = field_of(owner, "_client")
     # Perplexity's has an adapter between a resource and its client.
-    for thing in (owner, client, getattr(client, "_client", None), getattr(owner, "client", None)):
-        retries = getattr(thing, "max_retries", None)
+    for thing in (owner, client, field_of(client, "_client"), field_of(owner, "client")):
+        retries = field_of(thing, "max_retries")
         if isinstance(retries, int) and not isinstance(retries, bool):
             return max(0, retries)
-    google = getattr(owner, "_api_client", None)
+    google = field_of(owner, "_api_client")
     retry = getattr(getattr(google, "_http_options", None), "retry_options", None)
     if retry is None:
         return 1 if _repeats_quietly(owner, google) else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from koo.ai.credentials import Credentials
 from koo.ai.models import not_configured
 from koo.ai.providers.base import Pace, Provider
 from koo.ai.threads import Threads
@@ -104,6 +105,8 @@ class Service:
         free: bool = False,
         pilots: int = 0,
         in_thread: bool = False,
+        credential: str = "",
+        credential_of: Callable[..., object] | None = None,
     ) -> None:
         self.name = name
         self.options = options
@@ -133,6 +136,12 @@ class Service:
         )
         self.threads = Threads(name, self.gates.bulkhead, deadlines) if in_thread else None
         """Where its operations run that block the event loop; None: there are none."""
+        self.gates.key_blocks.by_calls = not checkable
+        self.own_credential = credential
+        """The digest of the key that koo itself asks with; empty for an operation of somebody's own."""
+        self.credential_of = credential_of
+        """From a call's arguments to whose it is, where a registration says so."""
+        self.credentials = Credentials(self.gates, self.guard)
         self._guards: dict[str | None, Guard] = {}
         self._forgotten = Tally(clock.monotonic())  # the counts of models that made room for others
         self._pauses: dict[str | None, Cooldown] = {}  # of models that have no guard now
@@ -143,6 +152,12 @@ class Service:
         """The guard of one model; made when first asked for."""
         guard = self._guards.get(model)
         return guard if guard is not None else self._make_guard(model)
+
+    def guard_for(self, credential: str, model: str | None = None) -> Guard:
+        """The guard of one model for the calls of a credential; "": whose it is, koo does not see."""
+        if not credential or credential == self.own_credential:
+            return self.guard(model)
+        return self.credentials.guard(credential, model)
 
     @property
     def configured(self) -> bool:
@@ -178,7 +193,7 @@ class Service:
     def _spread_outage(self, met_by: Guard, in_row: bool) -> None:
         """The host is the same for all models: what one of them could not reach, none can."""
         for guard in self.guards:
-            if guard is not met_by:
+            if guard.breaker is not met_by.breaker:
                 guard.count_outage(in_row)
 
     def _forget_one(self) -> None:
@@ -202,6 +217,7 @@ class Service:
         self._forgotten.take_over(guard.tally, now)
         # A caller that waits before its gates still has the guard, and will count.
         guard.tally = self._forgotten
+        self.credentials.forget(guard.model, self._forgotten)
         if now < guard.cooldown.until:
             self._keep_pause(guard.model, guard.cooldown, now)
 
@@ -224,8 +240,11 @@ class Service:
             guard.reset()
         self._pauses.clear()
         self.gates.quota.clear()
+        unblocked = [*self.credentials.clear()]
         if publish:
             self.unblock_key()
+            for event in unblocked:
+                self.gates.emit(event)
         else:
             self.gates.key_blocks.clear()
 
@@ -235,9 +254,18 @@ class Service:
         for guard in self.guards:
             guard.set_override(override)
 
-    def pause(self, model: str, for_s: float, kind: Kind, reason: str) -> None:
-        """Another process met the provider's limit: stay away too. `model` "" is the whole service."""
+    def pause(self, model: str, for_s: float, kind: Kind, reason: str, credential: str = "") -> None:
+        """Another process met the provider's limit: stay away too. `model` "" is the whole service.
+
+        `credential`: whose limit it met, where that is not the service's own.
+        """
         now = self.clock.monotonic()
+        if credential and model:
+            self.credentials.guard(credential, model).cooldown.extend(now, for_s, lambda: 0.0, kind, reason)
+            return
+        if credential:
+            self.credentials.gates(credential).pause(now, for_s, lambda: 0.0, kind, reason)
+            return
         guard = self._guards.get(model)
         if guard is not None:
             guard.cooldown.extend(now, for_s, lambda: 0.0, kind, reason)
@@ -269,7 +297,10 @@ class Service:
         self._catch_up()
         for guard in self.guards:
             guard.tick()
-        self._publish_unblocked(self.gates.key_blocks.expire(self.clock.monotonic()))
+        now = self.clock.monotonic()
+        self._publish_unblocked(self.gates.key_blocks.expire(now))
+        for event in self.credentials.tick(now):
+            self.gates.emit(event)
         self._anchor_day()
 
     def _catch_up(self) -> None:
@@ -285,6 +316,7 @@ class Service:
             return
         self.gates.quota.skip(unseen_s)
         self.gates.key_blocks.skip(unseen_s)
+        self.credentials.skip(unseen_s)
         for guard in self.guards:
             guard.cooldown.skip(unseen_s)
             guard.breaker.skip(unseen_s)

@@ -32,6 +32,7 @@ from koo.monitoring.shapes import (
 from koo.options import GuardOptions
 from koo.policies import forecast
 from koo.policies.breaker import OPEN
+from koo.policies.cooldown import Cooldown
 from koo.policies.limiter import Count, DayCount
 from koo.policies.reported import ServiceState, service_state
 from koo.policies.tally import BUCKET_S, BUCKETS, Tally
@@ -39,6 +40,14 @@ from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED
 from koo.storage.base import Allowance, BudgetView, OwnBudgetView
 
 WINDOW_S = BUCKET_S * BUCKETS
+
+
+class CredentialsLike(Protocol):
+    """What a snapshot reads of the credentials of a service's clients."""
+
+    def refused(self, now: float, last_success_at: float | None) -> tuple[str, bool]: ...
+
+    def paused(self, now: float, last_success_at: float | None) -> Cooldown | None: ...
 
 
 class ServiceLike(Protocol):
@@ -51,6 +60,10 @@ class ServiceLike(Protocol):
     allowance: Allowance
     options: GuardOptions
     gates: Gates
+    own_credential: str
+
+    @property
+    def credentials(self) -> CredentialsLike: ...
 
     @property
     def configured(self) -> bool: ...
@@ -228,13 +241,26 @@ def state_of(service: ServiceLike, budget: BudgetView, wall: Wall) -> tuple[Serv
     models = (blocks.find(guard.model, wall.now) for guard in service.guards)
     some = next((block for block in models if block is not None), None)
     default = service.default_guard
+    refused, all_refused, paused = _troubles(service, wall)
     return service_state(
         default.evidence(),
         [guard.evidence() for guard in service.guards if guard is not default],
-        key_blocked=whole.reason if whole else "",
-        limited=used_up(service, budget, wall),
+        key_blocked=whole.reason if whole else refused if all_refused else "",
+        limited=used_up(service, budget, wall) or paused,
         model_blocked=some.reason if some else "",
+        some_refused=refused,
     )
+
+
+def _troubles(service: ServiceLike, wall: Wall) -> tuple[str, bool, str]:
+    """How many clients' keys are refused, whether that is all of them, and until when all have to pause."""
+    if service.own_credential:
+        # koo's own key is what a built-in service stands on.
+        return service.credentials.refused(wall.now, wall.now)[0], False, ""
+    last_success_at = service.default_guard.tally.last_success_at
+    refused, all_refused = service.credentials.refused(wall.now, last_success_at)
+    pause = service.credentials.paused(wall.now, last_success_at)
+    return refused, all_refused, "" if pause is None else f"{pause.reason} until {wall.iso(pause.until)}"
 
 
 def model_view(service: ServiceLike, guard: Guard, wall: Wall) -> ModelStatus:

@@ -19,12 +19,12 @@ QUOTA_BASE_S, QUOTA_CAP_S = 60.0, 900.0
 
 
 class Cooldown:
-    """Until when to stay away, in monotonic seconds; `level` counts pauses without a success between."""
+    """Since and until when to stay away, in monotonic seconds; `level` counts pauses without a success between."""
 
-    __slots__ = ("kind", "level", "reason", "until")
+    __slots__ = ("kind", "level", "reason", "since", "until")
 
     def __init__(self) -> None:
-        self.until = 0.0
+        self.since = self.until = 0.0
         self.level = 0
         self.kind = Kind.THROTTLED
         self.reason = ""
@@ -35,6 +35,7 @@ class Cooldown:
         """Take in one throttled answer; gives for how many seconds calls now stay away."""
         # What comes during the pause answers calls that were sent before it: fifty such answers are one step.
         if now >= self.until:
+            self.since = now
             self.level += 1
         if hint_s is None:
             base_s, cap_s = (

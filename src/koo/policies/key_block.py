@@ -8,6 +8,9 @@ the provider named.
 A check proves that the key works, not that it may use a model. So a block for a model is lifted only when its own check
 is due, and one that comes again soon after that goes on with the interval as it has grown: else a model that is not
 allowed would be asked, and refused, once a minute for ever.
+
+Where koo has no check, because the key is not its own, a call is one: when a check would be due, one call is let out,
+and the block ends with its success (`by_calls`).
 """
 
 from __future__ import annotations
@@ -24,20 +27,26 @@ BLOCKS_MAX = 1024
 
 @dataclass(slots=True)
 class KeyBlock:
-    """Why a key is not used, and until when (infinite: until a check), in monotonic seconds."""
+    """Why a key is not used, since and until when (infinite: until a check), in monotonic seconds.
+
+    `tried`: a call was let out, to see whether the key works again.
+    """
 
     reason: str
+    since: float
     until: float
     check_at: float
     interval_s: float = CHECK_S_MIN
+    tried: bool = False
 
 
 class KeyBlocks:
-    """The blocks of one credential: by model, or None for all of them."""
+    """The blocks of one credential: by model, or None for all of them. `by_calls`: calls are its checks."""
 
-    __slots__ = ("_lifted", "by_model")
+    __slots__ = ("_lifted", "by_calls", "by_model")
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_calls: bool = False) -> None:
+        self.by_calls = by_calls
         self.by_model: dict[str | None, KeyBlock] = {}
         self._lifted: dict[str | None, tuple[float, float]] = {}  # when, and what the interval had grown to
 
@@ -49,12 +58,13 @@ class KeyBlocks:
         known = self.by_model.get(model)
         if known is not None:
             known.until = max(known.until, until)
+            known.tried = False
             return False
         interval_s = CHECK_S_MIN
         lifted_at, grown_s = self._lifted.pop(model, (-CHECK_S_MAX, 0.0))
         if now - lifted_at <= CHECK_S_MAX:
             interval_s = min(max(2 * grown_s, CHECK_S_MIN), CHECK_S_MAX)
-        self.by_model[model] = KeyBlock(reason, until, now + interval_s, interval_s)
+        self.by_model[model] = KeyBlock(reason, now, until, now + interval_s, interval_s)
         if len(self.by_model) > BLOCKS_MAX:
             del self.by_model[next(one for one in self.by_model if one is not None)]
         return True
@@ -67,6 +77,37 @@ class KeyBlocks:
                 return block
         return None
 
+    def refuses(self, model: str | None, now: float) -> KeyBlock | None:
+        """As `find`; None where a call is let out as a check."""
+        if self.by_calls and all(self._is_due(block, now) for block in self._of(model, now)):
+            return None
+        return self.find(model, now)
+
+    def let_out(self, model: str | None, now: float) -> None:
+        """A call goes out. If that is a check, the next one follows later, and later still."""
+        for block in self._of(model, now):
+            if self._is_due(block, now):
+                self._postpone(block, now)
+                block.tried = True
+
+    def end_by_success(self, model: str | None, now: float) -> list[str | None]:
+        """A call succeeded: what it was let out to check is over; returns the models.
+
+        One that was under way when the key was refused proves nothing.
+        """
+        over = [one for one in {None, model} if one in self.by_model and self.by_model[one].tried]
+        for one in over:
+            self.remove(one, now)
+        return over
+
+    def _of(self, model: str | None, now: float) -> list[KeyBlock]:
+        blocks = (self.by_model.get(one) for one in {None, model})
+        return [block for block in blocks if block is not None and now < block.until]
+
+    @staticmethod
+    def _is_due(block: KeyBlock, now: float) -> bool:
+        return block.check_at <= now and block.until == NEVER
+
     def expire(self, now: float) -> list[str | None]:
         """Drop what is over by its own time; returns the models."""
         self._lifted = {model: one for model, one in self._lifted.items() if now - one[0] <= CHECK_S_MAX}
@@ -77,14 +118,18 @@ class KeyBlocks:
 
     def due(self, now: float) -> bool:
         """Is it time for an unbilled check? A block with a known end is not asked about."""
-        return any(block.check_at <= now and block.until == NEVER for block in self.by_model.values())
+        return any(self._is_due(block, now) for block in self.by_model.values())
 
     def postpone(self, now: float) -> None:
         """A check that was due failed: look again later, and later still."""
         for block in self.by_model.values():
             if block.check_at <= now:
-                block.interval_s = min(block.interval_s * 2, CHECK_S_MAX)
-                block.check_at = now + block.interval_s
+                self._postpone(block, now)
+
+    @staticmethod
+    def _postpone(block: KeyBlock, now: float) -> None:
+        block.interval_s = min(block.interval_s * 2, CHECK_S_MAX)
+        block.check_at = now + block.interval_s
 
     def lift(self, now: float) -> list[str | None]:
         """A check succeeded: the key works, and the models whose check was due may be tried; returns what is lifted."""

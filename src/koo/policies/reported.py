@@ -101,11 +101,13 @@ def service_state(
     key_blocked: str = "",
     limited: str = "",
     model_blocked: str = "",
+    some_refused: str = "",
 ) -> tuple[ServiceState, str]:
     """The state of an AI service, and why.
 
     `default` speaks of its default model, `others` of the rest. `key_blocked`: why the key is refused; `limited`: which
     limit, budget or cooldown is used up; `model_blocked`: why the key is refused for some model. Empty: not so.
+    `some_refused`: how many clients' keys are refused, which is their owners' trouble and not the service's.
     """
     breaker = default.breaker
     if is_open(breaker):
@@ -132,7 +134,7 @@ def service_state(
             ServiceState.DEGRADED,
             f"{window.failures} failures and {window.slow} slow of {window.calls} recent calls",
         )
-    return ServiceState.HEALTHY, ""
+    return ServiceState.HEALTHY, some_refused
 
 
 def _why_open(breaker: Breaker) -> str:

@@ -1,6 +1,8 @@
-"""Looking at an error of unknown make: nothing that it does may make the look itself fail."""
+"""Looking at an error or a client of unknown make: nothing that it does may make the look itself fail."""
 
 from __future__ import annotations
+
+import sys
 
 
 def peek(thing: object, *path: str) -> object:
@@ -13,6 +15,23 @@ def peek(thing: object, *path: str) -> object:
         if thing is None:
             return None
     return thing
+
+
+def field_of(thing: object, name: str) -> object:
+    """The attribute of a library's object, or None. Of an application's own only what stands in it is read.
+
+    There a property may do anything: load a row from a database, say.
+    """
+    fields = getattr(thing, "__dict__", None)
+    if isinstance(fields, dict) and name in fields:
+        return fields[name]
+    return peek(thing, name) if is_installed(type(thing).__module__) else None
+
+
+def is_installed(module: str) -> bool:
+    """Is a module a library's, and not the application's own?"""
+    place = getattr(sys.modules.get(module.partition(".")[0]), "__file__", None) or ""
+    return "site-packages" in place or "dist-packages" in place
 
 
 def names_of(cls: type) -> dict[str, set[str]]:

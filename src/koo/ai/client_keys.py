@@ -1,0 +1,119 @@
+"""Where a client keeps its key: found once, then read at each call, so that a changed key is a new credential.
+
+No SDK is imported. A resource of an SDK (`client.chat.completions`), a client, a framework's model (LangChain's
+`ChatOpenAI`, LlamaIndex's `OpenAI`) or an HTTP session is walked by the attributes under which such objects keep what
+they ask with. Only a way is remembered, no key and no object. Of an application's own objects only what stands in them
+is read: a property may do anything, load a row from a database say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+
+from koo.ai.foreign.peek import field_of, peek
+
+KEYS = ("api_key", "auth_token", "access_token", "bearer_token", "token", "_token", "_azure_ad_token")
+HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
+SDKS = (
+    "anthropic.", "cerebras.", "cohere.", "google.genai.", "groq.", "langchain_", "llama_index.", "mistralai.",
+    "openai.", "perplexity.", "together.",
+)  # fmt: skip
+WAYS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("_client",),
+    ("_client", "_client"),
+    ("client",),
+    ("client", "_client"),
+    ("_api_client",),
+    ("root_async_client",),
+    ("root_client",),
+    ("async_client",),
+    ("async_client", "_client"),
+    ("_client_wrapper",),
+    ("_raw_client", "_client_wrapper"),
+    ("sdk_configuration", "security"),
+    ("model", "client"),
+    ("model", "_client"),
+)
+"""From an object to what may keep its key: itself, the client behind a resource, the SDK's behind a framework's."""
+
+
+ReadKey = Callable[[object], str]
+"""From the object to the key as it is now; empty where there is none any more."""
+
+
+def find_key(owner: object) -> ReadKey | None:
+    """How to read the key of the object that an operation is bound to; None where koo sees none. Raises nothing."""
+    for way in WAYS:
+        holder = _follow(owner, way)
+        if holder is None:
+            continue
+        for name in (*KEYS, *_named_so(holder)):
+            if _text(field_of(holder, name)):
+                return _field_at((*way, name))
+    for way in WAYS[:2]:
+        headers = field_of(_follow(owner, way), "headers")
+        if isinstance(headers, Mapping):
+            for name in HEADERS:
+                if _text(headers.get(name)):
+                    return _header_at((*way, "headers"), name)
+    return None
+
+
+def _field_at(way: tuple[str, ...]) -> ReadKey:
+    get = attrgetter(".".join(way))
+
+    def read(owner: object) -> str:
+        try:
+            value = get(owner)
+        except AttributeError:
+            return ""
+        return value if type(value) is str else _text(value)
+
+    return read
+
+
+def _header_at(way: tuple[str, ...], name: str) -> ReadKey:
+    def read(owner: object) -> str:
+        headers = peek(owner, *way)
+        return _text(headers.get(name)) if isinstance(headers, Mapping) else ""
+
+    return read
+
+
+def is_client(kind: type) -> bool:
+    """Is it an SDK's, so that an object of it among an operation's arguments may be what it asks with?"""
+    return any(f"{base.__module__}.".startswith(SDKS) for base in kind.__mro__)
+
+
+def _follow(owner: object, way: tuple[str, ...]) -> object:
+    for name in way:
+        owner = field_of(owner, name)
+    return owner
+
+
+def _named_so(holder: object) -> list[str]:
+    """A framework's model keeps its key under the vendor's name: `anthropic_api_key`."""
+    fields = peek(holder, "__dict__")
+    return (
+        sorted(name for name in fields if str(name).endswith("_api_key")) if isinstance(fields, dict) else []
+    )
+
+
+def _text(value: object) -> str:
+    """A key, also one that pydantic hides from logs."""
+    if isinstance(value, str):
+        return value
+    reveal = getattr(value, "get_secret_value", None)
+    if callable(reveal):
+        shown = _revealed(reveal)
+        return shown if isinstance(shown, str) else ""
+    return ""
+
+
+def _revealed(reveal: Callable[[], object]) -> object:
+    try:
+        return reveal()
+    except Exception:  # noqa: BLE001 - an object of somebody's own with a method of that name
+        return None

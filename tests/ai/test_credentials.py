@@ -1,0 +1,483 @@
+"""Several credentials under one name: refused keys and pauses are the key's; limits, places and breaker the name's."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from decimal import Decimal
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import perplexity
+import pytest
+from google import genai
+
+from koo.ai import callees, credentials
+from koo.ai.client_keys import find_key
+from koo.ai.credentials import digest_of
+from koo.errors import (
+    AuthenticationFailed,
+    CircuitOpen,
+    ExternalServiceError,
+    Kind,
+    RateLimited,
+    ServiceFailed,
+)
+from koo.events import CooldownBegan, KeyBlocked, KeyUnblocked
+from koo.monitoring.guards import Wall
+from koo.monitoring.snapshot import state_of
+from koo.testing.clock import run_virtual
+from tests.ai.own import Own
+
+REFUSED = AuthenticationFailed("own", "refused", kind=Kind.AUTH)
+THROTTLED = RateLimited("own", "too fast", 30.0, kind=Kind.THROTTLED)
+SPENT = RateLimited("own", "spent", 300.0, kind=Kind.QUOTA)
+LOST = ServiceFailed("own", "lost", kind=Kind.SERVER_ERROR)
+
+
+class Client:
+    """A tenant's: what it asks raises `answer`, or returns it."""
+
+    def __init__(self, api_key: str, answer: object = "ok") -> None:
+        self.api_key = api_key
+        self.answer = answer
+        self.asked = 0
+
+    async def ask(self) -> object:
+        self.asked += 1
+        await asyncio.sleep(0)
+        if isinstance(self.answer, ExternalServiceError):
+            raise type(self.answer)(
+                "own", self.answer.reason, self.answer.retry_after_s, kind=self.answer.kind
+            )
+        return self.answer
+
+
+def run(test: Callable[[Own], Awaitable[None]], **options: Any) -> None:
+    async def main() -> None:
+        own = Own(**{"timeout_s": 10, **options})
+        await test(own)
+        assert own.service.gates.bulkhead.used == 0
+
+    run_virtual(main())
+
+
+async def outcome(own: Own, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> object:
+    """What it returned, or the kind of what it raised."""
+    try:
+        return await own.execute(operation, *args, **kwargs)
+    except (AuthenticationFailed, RateLimited, ServiceFailed, CircuitOpen) as error:
+        return error.kind
+
+
+def state(own: Own) -> tuple[str, str]:
+    wall = own.clock.wall()
+    found, reason = state_of(own.service, own.budgets.view("own", None, wall), Wall(own.clock))
+    return found.value, reason
+
+
+# ── what belongs to the key ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_refused_key_shuts_out_its_own_calls_and_no_others() -> None:
+    async def test(own: Own) -> None:
+        good, expired = Client("good"), Client("expired", REFUSED)
+        assert await outcome(own, expired.ask) == Kind.AUTH
+        assert [await outcome(own, expired.ask) for _ in range(3)] == [Kind.KEY_REFUSED] * 3
+        assert [await outcome(own, good.ask) for _ in range(3)] == ["ok"] * 3
+        assert (expired.asked, good.asked) == (1, 3)
+
+    run(test)
+
+
+@pytest.mark.parametrize("limit", [THROTTLED, SPENT], ids=["pause", "quota"])
+def test_a_limit_holds_back_its_own_calls_and_no_others(limit: RateLimited) -> None:
+    async def test(own: Own) -> None:
+        good, busy = Client("good"), Client("busy", limit)
+        assert await outcome(own, busy.ask) == limit.kind
+        assert await outcome(own, busy.ask) == limit.kind and busy.asked == 1
+        assert await outcome(own, good.ask) == "ok"
+        busy.answer = "ok"
+        await own.clock.sleep(limit.retry_after_s or 0)
+        assert await outcome(own, busy.ask) in ("ok", limit.kind)
+        await own.clock.sleep(20)
+        assert await outcome(own, busy.ask) == "ok"
+
+    run(test)
+
+
+def test_a_pause_that_ends_before_the_deadline_is_waited_for_by_its_key_alone() -> None:
+    async def test(own: Own) -> None:
+        good, busy = Client("good"), Client("busy", RateLimited("own", "too fast", 2.0, kind=Kind.THROTTLED))
+        began = own.clock.monotonic()
+        waiting = asyncio.create_task(own.execute(busy.ask))
+        await asyncio.sleep(0.1)
+        busy.answer = "ok"
+        assert await own.execute(good.ask) == "ok" and own.clock.monotonic() - began < 1
+        assert await waiting == "ok" and own.clock.monotonic() - began >= 2
+
+    run(test)
+
+
+def test_a_changed_key_is_asked_at_once() -> None:
+    async def test(own: Own) -> None:
+        client = Client("expired", REFUSED)
+        await outcome(own, client.ask)
+        assert await outcome(own, client.ask) == Kind.KEY_REFUSED
+        client.api_key, client.answer = "renewed", "ok"
+        assert await outcome(own, client.ask) == "ok"
+        assert await outcome(own, Client("expired").ask) == Kind.KEY_REFUSED, (
+            "another client with the old key"
+        )
+
+    run(test)
+
+
+def test_a_refused_key_is_tried_again_by_one_call_after_growing_times() -> None:
+    """koo cannot check a key that is not its own: one call is the check."""
+
+    async def test(own: Own) -> None:
+        client = Client("k", REFUSED)
+        await outcome(own, client.ask)
+        asked_at = []
+        for _ in range(40):
+            await own.clock.sleep(60)
+            before = client.asked
+            await asyncio.gather(*(outcome(own, client.ask) for _ in range(5)))
+            if client.asked > before:
+                assert client.asked == before + 1, "one of five at once"
+                asked_at.append(own.clock.monotonic())
+        gaps = [later - sooner for sooner, later in itertools.pairwise(asked_at)]
+        assert gaps == sorted(gaps) and gaps[0] == 120 and gaps[-1] == 900
+        client.answer = "ok"
+        await own.clock.sleep(900)
+        assert [await outcome(own, client.ask) for _ in range(3)] == ["ok"] * 3
+        (unblocked,) = [event for event in own.events if isinstance(event, KeyUnblocked)]
+        assert unblocked.credential == digest_of("k")
+
+    run(test)
+
+
+def test_a_call_that_was_under_way_when_its_key_was_refused_proves_nothing() -> None:
+    async def test(own: Own) -> None:
+        client = Client("k")
+        over = asyncio.Event()
+
+        class Slow(Client):
+            async def ask(self) -> object:
+                await over.wait()
+                return "ok"
+
+        under_way = asyncio.create_task(own.execute(Slow("k").ask))
+        await asyncio.sleep(0)
+        client.answer = REFUSED
+        await outcome(own, client.ask)
+        over.set()
+        assert await under_way == "ok" and await outcome(own, client.ask) == Kind.KEY_REFUSED
+
+    run(test)
+
+
+# ── what belongs to the name ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_failures_of_all_keys_open_one_circuit() -> None:
+    async def test(own: Own) -> None:
+        for number in range(3):
+            assert await outcome(own, Client(f"k{number}", LOST).ask) == Kind.SERVER_ERROR
+        assert await outcome(own, Client("another").ask) == Kind.CIRCUIT_OPEN
+        assert state(own)[0] == "circuit_open"
+
+    run(test, failure_threshold=3)
+
+
+def test_an_outage_that_one_key_meets_counts_once() -> None:
+    async def test(own: Own) -> None:
+        lost = ServiceFailed("own", "lost", kind=Kind.CONNECTION)
+        for number in range(2):
+            await outcome(own, Client(f"k{number}", lost).ask)
+        assert own.breaker.consecutive == 2
+
+    run(test)
+
+
+def test_limits_places_and_money_are_shared_by_all_keys() -> None:
+    async def test(own: Own) -> None:
+        clients = [Client(f"k{number}") for number in range(4)]
+        assert [await outcome(own, client.ask) for client in clients] == ["ok"] * 3 + [Kind.RATE_LIMITED]
+        assert own.spent_usd == Decimal(15)
+        assert own.verdicts[0] == 3
+
+    run(test, requests_per_minute=3, max_cost_usd=5, daily_budget=100)
+
+
+def test_a_newcomer_with_another_key_does_not_pass_those_who_wait_for_a_limit() -> None:
+    async def test(own: Own) -> None:
+        first, second = Client("first"), Client("second")
+        await own.execute(first.ask)
+        await own.execute(second.ask)  # its gates are quiet now
+        guard = own.service.guard_for(digest_of("first"))
+        waiting = asyncio.create_task(guard.call(first.ask, on_limit="wait", timeout_s=120))
+        await own.clock.sleep(59.99)  # a moment before a unit comes back
+        assert own.service.gates.limit_queue.used
+        await own.clock.sleep(0.015)
+        assert await outcome(own, second.ask) == Kind.RATE_LIMITED
+        assert await waiting == "ok"
+
+    run(test, requests_per_minute=2)
+
+
+# ── what is seen ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_service_is_well_while_some_keys_are_refused_and_says_how_many() -> None:
+    async def test(own: Own) -> None:
+        assert state(own) == ("healthy", "")
+        await outcome(own, Client("secret-one", REFUSED).ask)
+        assert state(own) == ("circuit_open", "the provider refused the key"), "the only one there is"
+        await outcome(own, Client("secret-two").ask)
+        assert state(own) == ("healthy", "the provider refused the keys of 1 of 2 credentials")
+        await own.clock.sleep(1)
+        await outcome(own, Client("secret-two", REFUSED).ask)
+        assert state(own) == ("circuit_open", "the provider refused the keys of 2 of 2 credentials")
+        assert "secret" not in repr(own.events) and digest_of("secret-one") not in repr(own.events)
+        own.service.reset()
+        assert state(own) == ("healthy", "")
+        assert await outcome(own, Client("secret-one").ask) == "ok"
+
+    run(test)
+
+
+def test_calls_without_a_key_that_koo_sees_count_too() -> None:
+    async def hidden() -> str:
+        return "ok"
+
+    async def test(own: Own) -> None:
+        await outcome(own, Client("k", REFUSED).ask)
+        await own.clock.sleep(1)
+        assert await outcome(own, hidden) == "ok" and state(own)[0] == "healthy"
+
+    run(test)
+
+
+def test_a_service_is_limited_when_all_keys_have_to_pause() -> None:
+    async def test(own: Own) -> None:
+        one, two = Client("one", THROTTLED), Client("two")
+        await outcome(own, one.ask)
+        assert state(own)[0] == "rate_limited"
+        await outcome(own, two.ask)
+        assert state(own)[0] == "healthy"
+        own.service.reset()
+        one.answer = "ok"
+        assert await outcome(own, one.ask) == "ok"
+
+    run(test)
+
+
+def test_events_name_the_digest_of_whose_it_was() -> None:
+    async def test(own: Own) -> None:
+        await outcome(own, Client("one", REFUSED).ask)
+        await outcome(own, Client("two", THROTTLED).ask)
+        told = {
+            type(event): event.credential
+            for event in own.events
+            if isinstance(event, KeyBlocked | CooldownBegan)
+        }
+        assert told == {KeyBlocked: digest_of("one"), CooldownBegan: digest_of("two")}
+
+    run(test)
+
+
+def test_a_tenants_reset_ends_what_waits_for_its_pause() -> None:
+    async def test(own: Own) -> None:
+        client = Client("k", RateLimited("own", "too fast", 5.0, kind=Kind.THROTTLED))
+        waiting = asyncio.create_task(own.execute(client.ask))
+        await asyncio.sleep(0.1)
+        client.answer = "ok"
+        began = own.clock.monotonic()
+        own.service.reset()
+        assert await waiting == "ok" and own.clock.monotonic() - began <= 1
+
+    run(test)
+
+
+# ── how many are kept ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_of_too_many_credentials_those_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(credentials, "CREDENTIALS_MAX", 3)
+
+    async def test(own: Own) -> None:
+        old, kept = Client("old", REFUSED), Client("kept", REFUSED)
+        await outcome(own, old.ask)
+        await outcome(own, kept.ask)
+        for number in range(50):
+            assert await outcome(own, Client(f"k{number}").ask) == "ok"
+            assert await outcome(own, kept.ask) == Kind.KEY_REFUSED
+        assert await outcome(own, old.ask) == Kind.AUTH, "forgotten, and so asked once more"
+        assert len(own.service.gates.kin) == 4
+
+    run(test)
+
+
+def test_a_refused_key_that_is_not_used_for_an_hour_is_forgotten() -> None:
+    async def test(own: Own) -> None:
+        await outcome(own, Client("rotated", REFUSED).ask)
+        await outcome(own, Client("new").ask)
+        await own.clock.sleep(3700)
+        own.service.tick()
+        assert state(own) == ("healthy", "")
+
+    run(test)
+
+
+# ── whose it is ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_registration_may_say_whose_a_call_is() -> None:
+    async def ask(tenant: str | None, answer: object) -> object:
+        return await Client("the gateway's", answer).ask()
+
+    async def test(own: Own) -> None:
+        assert await outcome(own, ask, "ada", REFUSED) == Kind.AUTH
+        assert await outcome(own, ask, "ada", "ok") == Kind.KEY_REFUSED
+        assert await outcome(own, ask, "bob", "ok") == "ok" and await outcome(own, ask, None, "ok") == "ok"
+
+    run(test, credential=lambda tenant, answer: tenant)
+
+
+def test_one_name_for_all_clients_makes_them_one_credential() -> None:
+    async def test(own: Own) -> None:
+        await outcome(own, Client("one", REFUSED).ask)
+        assert await outcome(own, Client("two").ask) == Kind.KEY_REFUSED
+
+    run(test, credential="the gateway's account")
+
+
+def test_a_client_among_the_arguments_or_around_a_function_is_seen() -> None:
+    """`execute(name, ask, client)`, `lambda: client.responses.create(...)`: the ways a client is handed on."""
+
+    async def ask(client: openai.AsyncOpenAI, *, other: object = None) -> object:
+        if client.api_key == "expired":
+            raise AuthenticationFailed("own", "refused", kind=Kind.AUTH)
+        return "ok"
+
+    async def test(own: Own) -> None:
+        good, expired = openai.AsyncOpenAI(api_key="good"), openai.AsyncOpenAI(api_key="expired")
+        ways: list[Callable[[openai.AsyncOpenAI], Awaitable[object]]] = [
+            lambda client: outcome(own, ask, client),
+            lambda client: outcome(own, ask, client=client),
+            lambda client: outcome(own, lambda: ask(client)),
+            lambda client: outcome(own, functools.partial(ask, client)),
+        ]
+        for way in ways:
+            own.service.reset()
+            assert await way(expired) == Kind.AUTH
+            assert await way(expired) == Kind.KEY_REFUSED and await way(good) == "ok"
+
+    run(test)
+
+
+def test_a_key_among_the_arguments_is_seen() -> None:
+    """LiteLLM's functions take it with each call."""
+
+    async def acompletion(*, model: str, api_key: str) -> str:
+        if api_key == "expired":
+            raise AuthenticationFailed("own", "refused", kind=Kind.AUTH)
+        return "ok"
+
+    async def test(own: Own) -> None:
+        assert await outcome(own, acompletion, model="m", api_key="expired") == Kind.AUTH
+        assert await outcome(own, acompletion, model="m", api_key="expired") == Kind.KEY_REFUSED
+        assert await outcome(own, acompletion, model="m", api_key="good") == "ok"
+
+    run(test)
+
+
+def test_a_stream_belongs_to_its_clients_key_too() -> None:
+    class Streaming(Client):
+        async def pieces(self) -> AsyncIterator[object]:
+            yield await self.ask()
+
+    async def read(own: Own, client: Streaming) -> object:
+        try:
+            return [piece async for piece in own.stream(client.pieces)]
+        except AuthenticationFailed as error:
+            return error.kind
+
+    async def test(own: Own) -> None:
+        expired = Streaming("expired", REFUSED)
+        assert [await read(own, expired) for _ in range(2)] == [Kind.AUTH, Kind.KEY_REFUSED]
+        assert await read(own, Streaming("good")) == ["ok"]
+
+    run(test)
+
+
+def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        return await function(*args, **kwargs)
+
+    return call
+
+
+def places() -> dict[str, Any]:
+    """Operations of clients whose key is "the key"."""
+    gpt = openai.AsyncOpenAI(api_key="the key")
+    return {
+        "chat": gpt.chat.completions.create,
+        "responses": gpt.responses.create,
+        "raw": gpt.chat.completions.with_raw_response.create,
+        "with options": gpt.with_options(timeout=5).responses.create,
+        "of the client itself": gpt.post,
+        "partial": functools.partial(gpt.responses.create, model="m"),
+        "wrapped": wrapped(gpt.responses.create),
+        "azure": openai.AsyncAzureOpenAI(
+            api_key="the key", azure_endpoint="http://127.0.0.1:9", api_version="1"
+        ).responses.create,
+        "anthropic": anthropic.AsyncAnthropic(api_key="the key").messages.create,
+        "token": anthropic.AsyncAnthropic(auth_token="the key").messages.create,
+        "gemini": genai.Client(api_key="the key").aio.models.generate_content,
+        "perplexity": perplexity.AsyncPerplexity(api_key="the key").responses.create,
+        "synchronous": openai.OpenAI(api_key="the key").responses.create,
+        "http": httpx.AsyncClient(headers={"Authorization": "the key"}).post,
+        "own class": Client("the key").ask,
+    }
+
+
+@pytest.mark.parametrize("name", places())
+def test_a_clients_key_is_found_where_its_library_keeps_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+    callee, inner, _ = callees.look(places()[name])
+    assert callee.credential(inner) == digest_of("the key")
+
+
+def test_of_an_applications_object_no_property_is_asked() -> None:
+    class Row:
+        @property
+        def client(self) -> object:
+            raise AssertionError("this would load it from a database")
+
+        api_key = token = client
+
+        async def save(self) -> str:
+            return "ok"
+
+    assert find_key(Row()) is None
+
+    async def test(own: Own) -> None:
+        assert await own.execute(Row().save) == "ok"
+
+    run(test)
+
+
+def test_a_digest_tells_keys_apart_and_shows_none() -> None:
+    assert digest_of("sk-1") == digest_of("sk-1") != digest_of("sk-2")
+    assert len(digest_of("sk-1")) == 16 and digest_of("\ud800")
