@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from koo.errors import DatabaseError, ExternalServiceError
 from koo.monitoring.shapes import Alert
@@ -328,6 +329,16 @@ async def use(good: int = 0, bad: int = 0, statement: str = "SELECT 1") -> None:
             await once()
 
 
+async def lose_a_session() -> None:
+    from core.database import db_manager
+
+    async with db_manager.session_scope() as session:
+        await session.execute(text("SELECT 1"))
+        with pytest.raises(DBAPIError):
+            await session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        await session.rollback()
+
+
 def watch_database(
     home: Path,
     server: PostgresServer,
@@ -405,16 +416,15 @@ def test_a_database_whose_recovery_is_tested(
 def test_a_database_that_answers_its_probe_and_fails_calls(
     postgres18: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """New connections are refused; the probe's stays open."""
+    """Sessions are ended in the midst of their work, and new ones are let in."""
 
     async def test(seen: Sights, proxy: FaultProxy) -> None:
         await seen.state("healthy", None)
-        await proxy.refuse()
-        await use(bad=3)
+        for _ in range(3):
+            await lose_a_session()
         await seen.state("unhealthy", None)
         (found,) = await seen.alerts("database_unhealthy database")
         assert found["type"] == "warning"
-        await proxy.accept()
         await use(good=4)
         await seen.state("healthy", None)
         assert await seen.alerts() == [], "its end is no news"
