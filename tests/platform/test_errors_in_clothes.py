@@ -10,10 +10,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 import tenacity
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_ai import Agent
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
@@ -21,7 +22,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from koo import Kind, Platform
 from koo.errors import AuthenticationFailed, InvalidRequest, RateLimited, ServiceFailed
 from koo.options import PlatformOptions
-from koo.testing.providers import FakeOpenAI, answer, error
+from koo.testing.providers import FakeAnthropic, FakeOpenAI, answer, error
 
 CHAT: Any = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Capital of France?"}]}
 Ask = Callable[[], Awaitable[Any]]
@@ -260,5 +261,26 @@ def test_a_parse_cut_by_its_token_limit_names_the_limit_and_is_paid(tmp_path: Pa
             errors = await one.fails(parse, times=6)
             assert isinstance(errors[0], InvalidRequest) and "raise max_tokens" in str(errors[0])
             assert len(one.server.bills) == 3 and one.phase == "closed"
+
+    asyncio.run(main())
+
+
+def test_a_parser_that_met_a_cut_answer_says_so_in_a_note(tmp_path: Path) -> None:
+    """Anthropic's SDK lets pydantic's own error through: it leaves unchanged, is paid, and moves no breaker."""
+
+    async def main() -> None:
+        async with world(tmp_path) as one, FakeAnthropic() as server:
+            server.default = answer('{"name":"Par', stop_reason="max_tokens")
+
+            async def parse() -> Any:
+                asked: Any = {"model": "claude-sonnet-5-5", "max_tokens": 10, "messages": CHAT["messages"]}
+                async with anthropic.AsyncAnthropic(
+                    api_key="test-key", base_url=server.base_url, max_retries=0
+                ) as client:
+                    return await client.messages.parse(output_format=City, **asked)
+
+            errors = await one.fails(parse, times=6)
+            assert isinstance(errors[0], ValidationError) and "raise max_tokens" in errors[0].__notes__[0]
+            assert len(server.bills) == 3 and one.phase == "closed"
 
     asyncio.run(main())
