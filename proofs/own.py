@@ -30,11 +30,15 @@ from proofs.running import (
 
 
 class Group(NamedTuple):
-    """What is installed beside koo, and what is tried with it. `proves` is a sentence for the page."""
+    """What is installed beside koo, and what is tried with it. `proves` is a sentence for the page.
+
+    `alone`: installed without what it asks for, where its bounds exclude the versions that the tests need.
+    """
 
     proves: str
     pins: tuple[str, ...]
     tests: tuple[str, ...]
+    alone: tuple[str, ...] = ()
 
 
 GROUPS = {
@@ -51,9 +55,6 @@ GROUPS = {
     "agents": Group(
         "A vendor's refusals keep their meaning inside the errors of agent libraries, and paid answers are paid.",
         (
-            "instructor==1.17.0",
-            "jiter==0.14.0",
-            "rich==14.3.4",
             "openai-agents==0.24.0",
             "langchain-openai==1.7.4",
             "litellm==1.110.2",
@@ -62,6 +63,7 @@ GROUPS = {
             "certifi==2026.10.19.post1",
         ),
         ("proofs/own_cases/test_errors_in_clothes.py",),
+        alone=("instructor==1.17.0",),
     ),
     "clouds": Group(
         "Errors of boto3, google-api-core, gRPC, Mistral's SDK and urllib3 are read by code and status.",
@@ -125,6 +127,8 @@ def try_group(group: Group, arguments: list[str]) -> tuple[float, Counts]:
         constraints.write_text(pins_of(group), encoding="utf-8")
         for wanted in (["hatchling"], ["--no-build-isolation", "--editable", ".[test]", *group.pins]):
             pip_install(python, constraints, limit, wanted)
+        if group.alone:
+            pip_install(python, constraints, limit, ["--no-deps", *group.alone])
         junit = Path(folder) / "tests.xml"
         quiet = ["-q", "-p", "no:cacheprovider", f"--junitxml={junit}"]
         limit.run([python, "-m", "pytest", *quiet, *group.tests, *arguments])
@@ -137,7 +141,7 @@ def section(name: str, group: Group, took_s: float, counts: Counts) -> str:
         [
             f"## {name}",
             "",
-            f"{group.proves} {', '.join(group.pins)}, on Python {PYTHON}, in {took_s:.0f} s.",
+            f"{group.proves} {', '.join((*group.pins, *group.alone))}, on Python {PYTHON}, in {took_s:.0f} s.",
             "",
             f"**{counts.sentence()}**",
             *(["", *failed_lines(counts), *skipped_lines(counts)] if counts.failed or counts.skipped else []),
