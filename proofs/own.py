@@ -55,6 +55,7 @@ GROUPS = {
     "agents": Group(
         "A vendor's refusals keep their meaning inside the errors of agent libraries, and paid answers are paid.",
         (
+            "pydantic-ai-slim[openai]==2.68.0",
             "openai-agents==0.24.0",
             "langchain-openai==1.7.4",
             "litellm==1.110.2",
@@ -110,7 +111,8 @@ PAGE = PAGES / "own.md"
 
 def pins_of(group: Group) -> str:
     """constraints.txt with the group's own versions."""
-    own = {canonical(pin.split("==")[0]): pin for pin in group.pins}
+    plain = [re.sub(r"\[.*\]", "", pin) for pin in group.pins]  # pip takes no extras in constraints
+    own = {canonical(pin.split("==")[0]): pin for pin in plain}
     lines = [line for line in PINS.read_text(encoding="utf-8").splitlines() if "==" in line]
     return "\n".join(
         [*(line for line in lines if canonical(line.split("==")[0]) not in own), *own.values(), ""]

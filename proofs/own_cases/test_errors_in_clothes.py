@@ -24,6 +24,9 @@ with warnings.catch_warnings():
     import litellm
     from agents import OpenAIChatCompletionsModel, Runner
     from langchain_openai import ChatOpenAI
+    from pydantic_ai import Agent
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 Ask = Callable[[], Awaitable[Any]]
@@ -36,6 +39,13 @@ class City(BaseModel):
 def by_instructor(one: World) -> Ask:
     client = instructor.from_openai(one.client, mode=instructor.Mode.JSON)
     return lambda: client.chat.completions.create(response_model=City, max_retries=1, **CHAT)
+
+
+def by_pydantic_ai(one: World) -> Ask:
+    agent = Agent(
+        OpenAIChatModel("gpt-4.1", provider=OpenAIProvider(openai_client=one.client)), output_type=City
+    )
+    return lambda: agent.run("Capital of France?")
 
 
 def by_agents(one: World) -> Ask:
@@ -66,8 +76,8 @@ def by_dspy(one: World) -> Ask:
     return ask
 
 
-LIBRARIES = [by_instructor, by_agents, by_langchain, by_litellm, by_dspy]
-STRUCTURED = [by_instructor, by_agents, by_langchain, by_dspy]
+LIBRARIES = [by_instructor, by_pydantic_ai, by_agents, by_langchain, by_litellm, by_dspy]
+STRUCTURED = [by_instructor, by_pydantic_ai, by_agents, by_langchain, by_dspy]
 each = pytest.mark.parametrize("library", LIBRARIES, ids=lambda one: one.__name__)
 
 

@@ -15,9 +15,6 @@ import openai
 import pytest
 import tenacity
 from pydantic import BaseModel, ValidationError
-from pydantic_ai import Agent
-from pydantic_ai.models.openai import OpenAIChatModel
-from pydantic_ai.providers.openai import OpenAIProvider
 
 from koo import Kind, Platform
 from koo.errors import AuthenticationFailed, InvalidRequest, RateLimited, ServiceFailed
@@ -93,14 +90,9 @@ class World:
         again = tenacity.AsyncRetrying(stop=tenacity.stop_after_attempt(1))
         return await again(self.plain)
 
-    async def by_pydantic_ai(self) -> Any:
-        model = OpenAIChatModel("gpt-4.1", provider=OpenAIProvider(openai_client=self.client))
-        return await Agent(model).run("Capital of France?")
-
 
 CLOTHES = [
     World.plain, World.from_cause, World.in_handler, World.in_group, World.group_in_error, World.by_tenacity,
-    World.by_pydantic_ai,
 ]  # fmt: skip
 
 
@@ -169,7 +161,7 @@ def test_failures_in_a_row_open_the_circuit(dressed: Any, tmp_path: Path) -> Non
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("dressed", [World.from_cause, World.by_pydantic_ai], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("dressed", [World.from_cause, World.in_handler], ids=lambda one: one.__name__)
 def test_a_short_pause_is_waited_for_and_the_call_made_again(dressed: Any, tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path, retry_base_delay=0.01) as one:

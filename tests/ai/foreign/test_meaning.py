@@ -29,7 +29,6 @@ from fastapi import HTTPException
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from pydantic_ai.exceptions import ModelHTTPError
 from sqlalchemy.exc import IntegrityError
 
 from koo.ai.foreign.meaning import LOOKED_AT_MAX, meaning_of
@@ -431,6 +430,10 @@ def test_a_bare_status_is_of_its_kind_and_one_documents_403_blocks_no_key(
     assert (fault.block is not None) is (status == 401)
 
 
+def test_a_403_that_says_when_to_come_back_is_a_pause() -> None:
+    assert judged(carrying(status=403, headers={"retry-after": "300"})) == (Kind.THROTTLED, THROTTLED, 300)
+
+
 def test_a_word_beside_the_status_tells_a_quota_from_a_rate() -> None:
     assert judged(carrying(status=429, code="insufficient_quota"))[0] is Kind.QUOTA
     assert judged(carrying(status=429, provider_code="rate_limit_error"))[0] is Kind.THROTTLED
@@ -465,13 +468,8 @@ def test_a_number_that_is_no_status_is_none(error: Exception) -> None:
 
 
 def test_an_sdks_own_error_beneath_says_more_than_a_status() -> None:
-    error = from_cause(ModelHTTPError(429, "gpt"), sdk_error(429, "insufficient_quota"))
+    error = from_cause(carrying("ModelHTTPError", status_code=429), sdk_error(429, "insufficient_quota"))
     assert judged(error)[0] is Kind.QUOTA
-    assert judged(ModelHTTPError(429, "gpt", headers={"Retry-After": "300"})) == (
-        Kind.THROTTLED,
-        THROTTLED,
-        300,
-    )
 
 
 def test_what_an_application_answers_its_own_client_is_no_word_of_the_service() -> None:

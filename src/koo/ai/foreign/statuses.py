@@ -14,7 +14,7 @@ from http import HTTPStatus
 from itertools import islice
 
 from koo.ai.foreign.peek import names_of, peek
-from koo.ai.providers.faults import FaultTable, ParsedError, Row
+from koo.ai.providers.faults import FaultTable, ParsedError, Row, make_error
 from koo.ai.providers.openai_errors import parse_error
 from koo.ai.providers.waits import Stated
 from koo.clock import SYSTEM_CLOCK
@@ -115,7 +115,13 @@ def by_status(
         headers=headers_of(error) if headers is None else headers,
         stated=_stated(error),
     )
-    return HTTP.error(service or HTTP.vendor, parsed, SYSTEM_CLOCK.wall(), billable=billable)
+    found = HTTP.error(service or HTTP.vendor, parsed, SYSTEM_CLOCK.wall(), billable=billable)
+    if status == 403 and found.retry_after_s is not None:
+        # GitHub's and others' word for too many requests; a request that is merely forbidden has no time to come back.
+        reason = "it limits our rate (status 403)"
+        wait_s, detail = found.retry_after_s, found.detail
+        return make_error(found.service, Kind.THROTTLED, reason, wait_s, detail=detail, billable=billable)
+    return found
 
 
 def headers_of(error: Exception) -> dict[str, str]:
