@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from koo.clock import iso
 from koo.database.database import Database
@@ -272,6 +273,26 @@ def test_a_probe_is_over_when_the_database_has_answered(url: str, ends: str) -> 
                 if ends == "badly":
                     raise KeyError
         assert breaker.phase is CLOSED and breaker.consecutive == 0 and breaker.trips == 1
+        await database.close()
+
+    run(main)
+
+
+def test_what_a_probes_block_meets_after_the_breaker_has_closed_counts(pg: Place) -> None:
+    async def main() -> None:
+        clock = StillClock()
+        database = Database(options(pg.url, retry=ONCE, breaker=QUICKLY), clock=clock)
+        breaker = database.guard.breaker
+        open_it(database, clock)
+        async with database.session_scope():
+            pass
+        with suppress(SQLAlchemyError):
+            async with database.session_scope() as session:
+                assert breaker.phase is CLOSED
+                await session.execute(ONE)
+                kill_all(pg)
+                await session.execute(ONE)
+        assert breaker.consecutive == 1
         await database.close()
 
     run(main)

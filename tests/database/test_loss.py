@@ -340,6 +340,27 @@ def test_a_connection_lost_between_streamed_rows_is_run_again(any_pg: Place) -> 
     run(main)
 
 
+def test_what_asyncpg_says_of_a_stream_whose_connection_is_gone_is_said_as_sqlalchemy_would(
+    pg: Place,
+) -> None:
+    if pg.driver != "asyncpg":
+        pytest.skip("SQLAlchemy translates psycopg's errors everywhere")
+
+    async def main() -> None:
+        async with opened(pg.url) as database:
+            with pytest.raises(DBAPIError) as caught:
+                async with database.session_scope() as session:
+                    async for _ in await session.stream(STREAM):
+                        kill_all(pg)
+                        assert database.connections is not None
+                        (record,) = database.connections.records.by_connection.values()
+                        await until(lambda: record.is_closed)  # noqa: B023 - used at once
+            assert caught.value.connection_invalidated
+            assert database.guard.tally.totals().verdicts[FAILURE] == 1
+
+    run(main)
+
+
 def test_a_fetch_ends_at_the_deadline_on_the_server_too(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:

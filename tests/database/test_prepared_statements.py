@@ -64,6 +64,19 @@ def test_without_them_the_server_keeps_none(any_pg: Place) -> None:
     run(main)
 
 
+def test_without_them_none_has_a_name_that_another_process_may_use(pg: Place) -> None:
+    """Not even while it runs: behind a pooler two processes may meet on one of the server's connections."""
+
+    async def main() -> None:
+        async with opened(pg.url, prepared_statements=False) as database, database.session_scope() as session:
+            rows = await session.stream(text("SELECT generate_series(1, 1000)"))
+            await rows.fetchone()
+            assert await session.scalar(PREPARED) == 0
+            assert len(await rows.all()) == 999
+
+    run(main)
+
+
 OPTIONS = {
     "psycopg": "prepare_threshold=none",
     "asyncpg": "statement_cache_size=0&prepared_statement_cache_size=0",

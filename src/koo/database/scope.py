@@ -179,10 +179,7 @@ class SessionScope(Generic[S_co]):
     def take(self, connection: Any) -> None:
         """A connection of this scope has begun its transaction."""
         connections = self._connections
-        last = self._occupied()
         record = self._record = connections.records.of(connection)
-        if last is not None and last is not record:
-            last.occupant = None  # it went home with a commit or rollback inside the block
         record.occupant = self.transcript
         record.is_open = True
         if connections.writers is not None and record.transaction is None:  # a savepoint begins nothing new

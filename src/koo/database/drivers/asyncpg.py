@@ -19,13 +19,8 @@ from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
 from koo.database.drivers.wire import refuses_parameters, server_timeouts, set_up_socket, sever
 from koo.options import DatabaseOptions
 
-UNPREPARED = {
-    "statement_cache_size": 0,
-    "prepared_statement_cache_size": 0,
-    # asyncpg numbers its statements, and two processes behind one pooler would use the same number on the same server's
-    # connection. Without a name a statement lasts until the next one, and none is left behind.
-    "prepared_statement_name_func": lambda: "",
-}
+UNPREPARED = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+"""asyncpg's own and SQLAlchemy's. Without them statements have no name, and each lasts until the next one."""
 NUMBERS = {
     "statement_cache_size": int,
     "max_cached_statement_lifetime": int,
