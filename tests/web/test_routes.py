@@ -545,6 +545,6 @@ def test_a_database_is_paused_drained_and_resumed_over_http(tmp_path: Path) -> N
         for body in ({"within_s": -1}, {"within_s": 601}, {"url": "sqlite://"}):
             assert (await client.post(f"{base}/drain", json=body)).status == 422
         refused = await client.post(f"{base}/rotate")
-        assert refused.status == 422 and "rotate is for servers" in refused.body["detail"]
+        assert refused.status == 404 and "rotate is for servers" in refused.body["detail"]
 
     with_server(tmp_path, work)

@@ -460,10 +460,10 @@ class Database(Generic[S_co]):
         """
         new = self._url if url is None else read_url(url)
         if self._file is not None or new.drivername != self._url.drivername:
-            reason = f"rotate keeps the driver {self._url.drivername}, and takes a URL with it"
+            reason, kind = f"rotate keeps the driver {self._url.drivername}", Kind.INVALID_REQUEST
             if self._file is not None:
-                reason = "an SQLite file has no connections to replace: rotate is for servers"
-            raise DatabaseError(SERVICE, reason, kind=Kind.INVALID_REQUEST)
+                reason, kind = "SQLite has no connections to replace: rotate is for servers", Kind.NOT_FOUND
+            raise DatabaseError(SERVICE, reason, kind=kind)
         await self._open().rotate(new, Dial(password=password or self._dial.password), within_s)
         self._url = new
         return self.get_gate()

@@ -41,12 +41,14 @@ def add_database_acts(router: APIRouter, platform: Platform) -> None:
         return _done("drained", left, gate, body)
 
     @router.post(
-        "/database/rotate", summary="New connections", **described(answers.DatabaseAct, 413, 422, 503)
+        "/database/rotate",
+        summary="New connections",
+        **described(answers.DatabaseAct, 404, 413, 422, 503, 504),
     )
     async def rotate(body: Annotated[bodies.WaitBody | None, Body()] = None) -> Response:
         """Reads `DATABASE_URL` again and replaces each connection, those in use when their scopes end.
 
-        503 where no connection can be opened to it: then nothing has changed.
+        503 or 504 where no connection can be opened to it: then nothing has changed. 404 for an SQLite file.
         """
         body = body or bodies.WaitBody()
         gate = await platform.rotate_database(body.within_s)
