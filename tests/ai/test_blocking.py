@@ -163,6 +163,24 @@ def test_an_asynchronous_function_beside_it_shows_that_a_librarys_own_one_blocks
     assert instead_of(model.alone) == "" and instead_of(model.ainvoke) == ""
 
 
+def test_an_asynchronous_client_of_another_library_beside_it_is_not_its_own(
+    library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LlamaIndex's `OpenAI` stands in a module that imports openai's `AsyncOpenAI`."""
+    monkeypatch.setattr(library, "AsyncModel", openai.AsyncOpenAI, raising=False)
+    assert instead_of(library.Model().alone) == ""
+
+
+def test_a_part_of_a_namespace_package_is_a_librarys_too(
+    library: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "halfway.parts", library)
+    monkeypatch.setitem(sys.modules, "halfway", ModuleType("halfway"))
+    parts: dict[str, Any] = {"__name__": "halfway.parts"}
+    exec(LIBRARY, parts)
+    assert "complete_async" in instead_of(parts["Model"]().complete)
+
+
 def test_nothing_is_kept_alive_by_what_is_remembered_of_it() -> None:
     client = openai.OpenAI(api_key="k")
     callee, method, instead = callees.look(client.responses.create)

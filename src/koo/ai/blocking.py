@@ -89,13 +89,13 @@ def _instead_of_method(owner: object, name: str) -> str:
     if any(base.__name__.startswith("Async") for base in kind.__mro__):
         return ""
     if _top(module) not in sys.stdlib_module_names:
+        sibling = _sibling_of(kind, name)
+        if sibling and is_installed(module):
+            return f"use its {sibling}, or {IN_THREAD}"
         found = [beside for one in clients_of(owner) if (beside := _async_client(type(one)))]
         if found:
             # The shortest is the one that users know: the others are within the SDK.
             return f"use {min(found, key=lambda beside: beside.count('.'))}, or {IN_THREAD}"
-        sibling = _sibling_of(kind, name)
-        if sibling and is_installed(module):
-            return f"use its {sibling}, or {IN_THREAD}"
     return IN_THREAD if _only_blocks(module) else ""
 
 
@@ -112,7 +112,9 @@ def _async_client(kind: type) -> str:
     for base in kind.__mro__:
         name = f"Async{base.__name__.removeprefix('Sync')}"
         for module in (_top(base.__module__), base.__module__):
-            if isinstance(getattr(sys.modules.get(module), name, None), type):
+            beside = getattr(sys.modules.get(module), name, None)
+            # A framework's `OpenAI` has another SDK's `AsyncOpenAI` beside it, by import.
+            if isinstance(beside, type) and _top(beside.__module__) == _top(base.__module__):
                 return GOOGLE if base.__module__.startswith("google.genai") else f"{module}.{name}"
     return ""
 

@@ -30,8 +30,11 @@ def field_of(thing: object, name: str) -> object:
 
 def is_installed(module: str) -> bool:
     """Is a module a library's, and not the application's own?"""
-    place = getattr(sys.modules.get(module.partition(".")[0]), "__file__", None) or ""
-    return "site-packages" in place or "dist-packages" in place
+    # A namespace package (`google`, `mistralai`) has no file of its own.
+    places = (
+        getattr(sys.modules.get(name), "__file__", None) or "" for name in (module, module.partition(".")[0])
+    )
+    return any("site-packages" in place or "dist-packages" in place for place in places)
 
 
 def names_of(cls: type) -> dict[str, set[str]]:
