@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,6 @@ from google.genai.types import GenerateContentResponseUsageMetadata
 from openai.types import CompletionUsage, CreateEmbeddingResponse
 from openai.types.responses import ResponseUsage
 from perplexity.types.responses_usage import ResponsesUsage
-from pydantic_ai.usage import RequestUsage
 
 from koo import InvalidRequest, PriceUnknown, Usage, price_usd
 
@@ -23,6 +23,10 @@ MILLION = 1_000_000
 def usd(*parts: tuple[int, str]) -> Decimal:
     """So many tokens, each part at so many USD per million."""
     return sum((count * Decimal(price) for count, price in parts), Decimal(0)) / MILLION
+
+
+def pydantic_ais(**fields: int) -> object:
+    return type("RequestUsage", (SimpleNamespace,), {"__module__": "pydantic_ai.usage"})(**fields)
 
 
 CHAT = {
@@ -62,7 +66,7 @@ FLASH = usd((600, "0.75"), (400, "0.075"), (500, "3.75"))
         ),
         (
             "claude-sonnet-5-5",
-            RequestUsage(input_tokens=1000, cache_read_tokens=400, output_tokens=500),
+            pydantic_ais(input_tokens=1000, cache_read_tokens=400, output_tokens=500),
             SONNET,
         ),
         ("gemini-3.8-flash", GenerateContentResponseUsageMetadata.model_validate(GOOGLE), FLASH),
