@@ -86,7 +86,7 @@ def test_a_second_running_loop_is_a_clear_error(url: str) -> None:
 
     asyncio.run(main())
     (error,) = errors
-    assert isinstance(error, WrongLoop) and "this Database" in str(error)
+    assert isinstance(error, WrongLoop) and "another event loop" in str(error) and "koo.run" in str(error)
 
 
 def test_closing_waits_for_running_scopes_and_refuses_new_ones(url: str) -> None:
