@@ -24,6 +24,10 @@ ADDRESS = re.compile(
 )
 
 
+# What git leaves in a file whose two versions it could not bring together.
+MERGE_MARK = re.compile(r"(?:<{7}|>{7}|\|{7})(?: .*)?|={7}")
+
+
 def tracked_files() -> list[Path]:
     """What is or will be committed; skipped where there is no git (an unpacked archive)."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
@@ -77,6 +81,21 @@ def test_no_file_names_a_folder_of_one_machine() -> None:
         if MACHINE_PATH.search(line)
     ]
     assert found == []
+
+
+def test_no_file_has_the_marks_of_a_merge() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in tracked_files()
+        for number, line in enumerate(text_of(path).splitlines(), 1)
+        if MERGE_MARK.fullmatch(line)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("line", ["<<<<<<< HEAD", "||||||| 1a2b3c", "=======", ">>>>>>> 1a2b3c (A change)"])
+def test_each_mark_of_a_merge_is_found(line: str) -> None:
+    assert MERGE_MARK.fullmatch(line)
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "benchmarks/constraints.txt"])

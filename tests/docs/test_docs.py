@@ -219,3 +219,16 @@ def test_each_decision_is_listed_and_has_its_three_parts() -> None:
         assert all(part in text for part in ("**Context.**", "**Decision.**", "**Consequences.**")), (
             record.name
         )
+
+
+def test_the_architecture_names_the_files_that_there_are() -> None:
+    """Each file of its tables is there, and each part of the package is in its tree."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    files = {f"/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("[bst]*/**/*.py")}
+    named = {name for name in named_in(text) if re.fullmatch(r"[\w/]+\.py", name)}
+    assert named and {name for name in named if not any(file.endswith(f"/{name}") for file in files)} == set()
+    tree = text.partition("```text\n")[2].partition("```")[0]
+    parts = {path.name for path in (ROOT / "src" / "koo").iterdir() if path.name != "py.typed"}
+    assert {
+        name for name in parts if not name.startswith("__") and not re.search(rf"\b{name}\b", tree)
+    } == set()
