@@ -50,15 +50,16 @@ INSERT = text("INSERT INTO notes (n) VALUES (:n)")
 
 @dataclass
 class Result:
-    """What one try came to; `found` is what does not hold."""
+    """What one try came to; `found` is what does not hold, `advice` what to do about the errors that callers saw."""
 
     driver: str
     what: str
     saw: str
     found: list[str] = field(default_factory=list)
+    advice: str = ""
 
     def line(self) -> str:
-        verdict = "; ".join(self.found) or "holds"
+        verdict = "; ".join(self.found) or ": ".join(["holds", *filter(None, [self.advice])])
         return f"| {self.driver} | {self.what} | {self.saw} | {verdict} |"
 
 
@@ -142,6 +143,8 @@ async def in_transaction_mode(driver: Driver, server: PostgresServer, *, prepare
     result = Result(driver, f"transaction mode, {said}", writers.saw(), writers.judge(server, name))
     if writers.errors and not prepared:
         result.found.append("callers saw errors")
+    elif writers.errors:
+        result.advice = "nothing is lost, but such a pooler wants DATABASE_PREPARED_STATEMENTS=false"
     return result
 
 
