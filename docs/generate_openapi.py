@@ -82,7 +82,7 @@ async def record() -> dict[str, Any]:
 
 
 async def _ask(client: Client, koo: Platform, method: str, path: str, body: Any) -> Any:
-    await koo.parts.store.ledger.look()
+    await koo.parts.store.ledger.refresh()
     await KeepTime(koo.parts).step()  # as each second does: else an alert would be in some answers only
     reply = await client.ask(method, path, json=body) if body else await client.ask(method, path)
     assert reply.status == 200, (path, reply.text)

@@ -150,7 +150,7 @@ async def spend(task: Task) -> None:
                 async with asyncio.timeout(COUNTERS_TOLD_S):
                     await stop.wait()
             if task.counts:
-                await ledger.look()
+                await ledger.refresh()
         for caller in callers:
             caller.cancel()
         await asyncio.gather(*callers, return_exceptions=True)

@@ -415,7 +415,7 @@ async def _try(times: int, seed: int) -> Counter[str]:
         world.ledger.exchange.postings.clear()
         held = _held(world, service, "x" + prompt, script.max_tokens)
         await world.run(script, "x" + prompt, service)
-        await world.ledger.look()
+        await world.ledger.refresh()
         entries = [
             (one.amount, one.bound, one.bill.source) for one in world.ledger.exchange.postings.values()
         ]

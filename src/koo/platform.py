@@ -49,6 +49,7 @@ from koo.monitoring.spend_shapes import Spend, WriteOffs
 from koo.options import PlatformOptions, check_service_name
 from koo.policies.breaker import Override
 from koo.residence import Residence
+from koo.storage.base import LedgerKeeper
 from koo.upkeep import check_service
 
 if TYPE_CHECKING:
@@ -91,6 +92,11 @@ class Platform:
     def assemble(self) -> None:
         """Make every part now, the database too. Raises `ConfigurationError` for settings that cannot be right."""
         _ = self.parts.database
+
+    @property
+    def ledger(self) -> LedgerKeeper:
+        """This process's money; `await platform.ledger.refresh()` asks the store at once how all budgets stand."""
+        return self.parts.store.ledger
 
     @property
     def options(self) -> PlatformOptions:

@@ -58,7 +58,7 @@ class SpendReports:
         groups = groups_of(by)
         first_day, last_day = (first - EPOCH).days, (last - EPOCH).days
         try:
-            await self._store.ledger.look()
+            await self._store.ledger.refresh()
             spent = await self._store.entries.spent(first_day, last_day, groups, limit=ROWS_MAX + 1)
             unsettled = await self._store.unsettled.find()
             written_off = await self._store.unsettled.written_off(first_day * DAY_S, (last_day + 1) * DAY_S)
@@ -86,7 +86,7 @@ class SpendReports:
         try:
             done = await self._store.unsettled.write_off(process, by, reason)
             if done:
-                await self._store.ledger.look()
+                await self._store.ledger.refresh()
         except StoreUnavailable as error:
             raise _away(error) from error
         if not done and process is not None:

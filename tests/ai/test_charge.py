@@ -110,7 +110,7 @@ def test_the_callers_own_words_go_to_the_ledger(streamed: bool) -> None:
                 pass
         else:
             await world.ask(tag="nightly", metadata={"team": "blue"})
-        await ledger.look()
+        await ledger.refresh()
         (posting,) = ledger.exchange.postings.values()
         assert posting.bill.tag == "nightly" and posting.bill.metadata == {"team": "blue"}
 

@@ -33,7 +33,7 @@ def with_platform(folder: Path, work: Work, **more: Any) -> None:
 
 async def step(koo: Platform, times: int = 1) -> set[str]:
     """What is wrong after so many seconds."""
-    await koo.parts.store.ledger.look()
+    await koo.parts.store.ledger.refresh()
     keeper = KeepTime(koo.parts)
     for _ in range(times):
         await keeper.step()

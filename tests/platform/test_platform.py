@@ -431,7 +431,7 @@ def test_what_runs_while_a_platform_closes_ends_is_not_repeated_and_is_booked(tm
             guard = platform.services["claude"].default_guard
             assert not guard.breaker.running and not guard.breaker.consecutive
         async with Platform(options(tmp_path, server)) as platform:
-            await platform.parts.store.ledger.look()
+            await platform.parts.store.ledger.refresh()
             money = platform.parts.budget(platform.services["claude"])
             assert money.held_usd == money.unsettled_usd == 0 and money.spent_usd >= server.billed_usd > 0
 
@@ -452,7 +452,7 @@ def test_a_free_service_without_a_budget_is_not_limited(tmp_path: Path) -> None:
             )
             async with Platform(replace(options(tmp_path), services=(own,))) as platform:
                 assert (await platform.query(replace(QUESTION, service="own"))).cost_usd == 0
-                await platform.parts.store.ledger.look()
+                await platform.parts.store.ledger.refresh()
                 assert platform.service_health("own")["state"] == "healthy"
 
     asyncio.run(main())

@@ -61,7 +61,7 @@ class MemoryStore:
         self.ledger = MemoryLedger(clock)
 
     async def open(self) -> None:
-        await self.ledger.look()
+        await self.ledger.refresh()
 
     async def close(self) -> None:
         await self.ledger.finish()
@@ -204,7 +204,7 @@ def seen(store: Store, name: str = CLAUDE) -> tuple[Decimal, Decimal]:
 async def numbers(store: Store, name: str = CLAUDE) -> tuple[Decimal, Decimal]:
     """What is spent and what is held, when all is told and known."""
     for _ in range(2):  # What another beat had in flight, and what came after it.
-        await store.ledger.look()
+        await store.ledger.refresh()
     return seen(store, name)
 
 

@@ -160,7 +160,7 @@ def test_two_who_ask_at_the_same_moment_send_one_beat_after_the_other_and_lose_n
         know(store, "100")
         for _ in range(20):
             settle(store, await hold(store, "0.05"), "0.01")
-            looking = [asyncio.create_task(store.ledger.look()) for _ in range(3)]
+            looking = [asyncio.create_task(store.ledger.refresh()) for _ in range(3)]
             await asyncio.sleep(0)
             settle(store, await hold(store, "0.05"), "0.01")
             await asyncio.gather(*looking)

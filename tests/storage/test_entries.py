@@ -31,7 +31,7 @@ async def booked(store: SqlStore, *costs: Bill, amount: str = "0.05") -> list[En
         given = await hold(store, amount)
         day = given.purses[0].key.period
         store.ledger.settle(given, "claude", cost)
-    await store.ledger.look()
+    await store.ledger.refresh()
     return await store.entries.of_day(day)
 
 

@@ -139,7 +139,7 @@ def test_a_default_budget_goes_on_from_the_last_known_numbers_in_this_process(sq
         await spend(other, "0.40", "0.50")
         await other.close()
         await hold(store, "0.30")
-        await store.ledger.look()
+        await store.ledger.refresh()
         await outage.begin()
         assert store.ledger.view(CLAUDE).scope == "this process"
         assert seen(store) == usd("0.40", "0.30")
@@ -203,12 +203,12 @@ def test_a_second_outage_begins_with_what_was_spent_in_the_first(sqlite: Place) 
         await outage.begin()
         settle(outage.store, at_once(hold(outage.store, "0.60")), "0.60")
         await outage.end()
-        await outage.store.ledger.look()
+        await outage.store.ledger.refresh()
         other = SqlStore(sqlite.url, clock=outage.clock)
         know(other)
         await spend(other, "0.20", "0.20")
         await other.close()
-        await outage.store.ledger.look()
+        await outage.store.ledger.refresh()
         await outage.begin()
         assert seen(outage.store) == usd("0.80")
         with pytest.raises(Refused):
@@ -241,7 +241,7 @@ def test_a_day_that_ends_during_an_outage_begins_with_all_its_money(sqlite: Plac
         know(other)
         await spend(other, "0.50", "0.50")
         await other.close()
-        await outage.store.ledger.look()
+        await outage.store.ledger.refresh()
         await outage.begin()
         late = at_once(hold(outage.store, "0.50"))
         outage.clock.now += DAY_S
@@ -321,7 +321,7 @@ def test_a_process_that_begins_while_the_store_is_away_counts_its_requests_and_l
         store.ledger.count(budget, budget.purse.key.period, 5)
         assert store.ledger.counted_elsewhere(budget, budget.purse.key.period) == 0
         await outage.end()
-        await store.ledger.look()
+        await store.ledger.refresh()
         assert store.ledger.counted_elsewhere(budget, budget.purse.key.period) == 100
         assert sqlite.booked("requests/claude") == (105, 105)
         await store.close()

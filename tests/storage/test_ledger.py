@@ -204,7 +204,7 @@ def test_what_no_call_holds_goes_home_with_the_last_settlement(place: Place) -> 
 
     async def test(store: Store, clock: SetClock) -> None:
         await spend(store, "0.01")
-        await store.ledger.look()
+        await store.ledger.refresh()
         if place.is_shared:
             assert place.booked() == (pico("0.01"), pico("0.01"))
         standing = store.ledger.standing(CLAUDE)
@@ -264,7 +264,7 @@ def test_the_day_is_the_stores_own_and_a_step_of_this_machines_clock_changes_not
     async def main() -> None:
         clock = Stepping()
         store = shared.store(clock)
-        await store.ledger.look()
+        await store.ledger.refresh()
         period = store.ledger.purses.budgets[CLAUDE].purse.key.period
         for clock.ahead_s in (DAY_S, -DAY_S):
             given = store.ledger.hold((store.ledger.purses.budgets[CLAUDE],), 0)
@@ -284,7 +284,7 @@ def test_requests_are_counted_by_the_day_in_which_they_were_made(place: Place) -
         store.ledger.count(budget, today, 3)
         store.ledger.count(budget, today, -1)
         store.ledger.count(budget, today - 1, 5)  # A count that comes late is yesterday's.
-        await store.ledger.look()
+        await store.ledger.refresh()
         standing = store.ledger.standing("requests/claude")
         assert standing.booked == 2
         assert store.ledger.counted_elsewhere(budget, today) == 0
@@ -295,12 +295,12 @@ def test_requests_are_counted_by_the_day_in_which_they_were_made(place: Place) -
             assert rows == [(today - 1, 5), (today, 2)]
             other = place.store(clock)
             know(other, None, "requests/claude")
-            await other.ledger.look()
+            await other.ledger.refresh()
             theirs = other.ledger.purses.budgets["requests/claude"]
             assert other.ledger.counted_elsewhere(theirs, today) == 2
             other.ledger.count(theirs, today, 4)
             await other.close()
-            await store.ledger.look()
+            await store.ledger.refresh()
             assert store.ledger.counted_elsewhere(budget, today) == 4
 
     with_store(place, test)
@@ -336,7 +336,7 @@ def test_a_caller_waits_no_longer_than_its_deadline_and_then_holds_nothing(share
             await hold(store, "0.05", within_s=0.01)
         gate.set()
         await hanging
-        await store.ledger.look()
+        await store.ledger.refresh()
         assert await numbers(store) == usd("0")
         await store.close()
 
@@ -371,7 +371,7 @@ def test_a_caller_who_is_cancelled_in_the_turn_in_which_its_hold_is_given_leaves
     place: Place,
 ) -> None:
     async def test(store: Store, clock: SetClock) -> None:
-        await store.ledger.look()
+        await store.ledger.refresh()
         second: asyncio.Task[Hold]
 
         async def first() -> Hold:
@@ -422,7 +422,7 @@ def test_what_lies_idle_in_another_process_is_recalled_for_one_who_waits_and_not
     async def main() -> None:
         clock = shared.clock()
         rich, poor = shared.store(clock), shared.store(clock)
-        await asyncio.gather(rich.ledger.look(), poor.ledger.look())
+        await asyncio.gather(rich.ledger.refresh(), poor.ledger.refresh())
         running = [asyncio.create_task(store.ledger.run()) for store in (rich, poor)]
         kept = await hold(rich, "0.01")
         purse = kept.purses[0]
@@ -430,7 +430,7 @@ def test_what_lies_idle_in_another_process_is_recalled_for_one_who_waits_and_not
         idle = await hold(rich, "0.35")
         purse.pace = (10.0**12, 10.0**12)  # It spends much: what is free stays here for the next calls.
         rich.ledger.release(idle)
-        await rich.ledger.look()
+        await rich.ledger.refresh()
         assert purse.room == pico("0.39")
         with pytest.raises(Refused) as refused:
             await hold(poor, "0.30", is_patient=False)
@@ -473,11 +473,11 @@ def test_a_process_that_no_longer_tells_leaves_what_it_held_unsettled(shared: Pl
         settle(dead, await hold(dead, "0.20"), "0.10")
         await hold(dead, "0.30")
         await dead.ledger.beat()
-        await alive.ledger.look()
+        await alive.ledger.refresh()
         view = alive.ledger.view(CLAUDE)
         assert (view.spent_usd, view.held_usd, view.unsettled_usd) == (*usd("0.10", "0.30"), Decimal(0))
         shared.sql(f"UPDATE koo_processes SET seen_ms = seen_ms - {LIVES_MS + 1000}")
-        await alive.ledger.look()
+        await alive.ledger.refresh()
         view = alive.ledger.view(CLAUDE)
         assert (view.spent_usd, view.held_usd, view.unsettled_usd) == (*usd("0.10"), Decimal("0.30"))
         with pytest.raises(Refused):
@@ -545,7 +545,7 @@ def test_two_hundred_calls_at_once_with_random_costs_and_cancellations_never_pas
 def test_a_bill_says_whose_it_is(shared: Place) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         store.ledger.settle(await hold(store), "claude", bill("0.03", tag="nightly"))
-        await store.ledger.look()
+        await store.ledger.refresh()
         ((service, tag, process),) = shared.sql("SELECT service, tag, process FROM koo_entries")
         assert (service, tag, process) == ("claude", "nightly", store.ledger.purses.name)
 

@@ -325,7 +325,7 @@ def test_nobody_waits_longer_than_the_stores_timeout_whatever_the_database_does(
         with pytest.raises(Refused):
             await hold(store)
         assert "did not answer within 0.1 s" in str(store.trouble)
-        for waiting in (store.ledger.look(), store.entries.of_day(0)):
+        for waiting in (store.ledger.refresh(), store.entries.of_day(0)):
             with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.1 s"):
                 await waiting
         store.executor.timeout_s = PATIENCE_S
@@ -388,9 +388,9 @@ def test_a_file_that_is_removed_is_made_anew_with_what_this_process_knows(
         given = await hold(store, "0.10")
         budget = store.ledger.purses.budgets["requests/claude"]
         store.ledger.count(budget, budget.purse.key.period, 3)
-        await store.ledger.look()
+        await store.ledger.refresh()
         remove(sqlite)
-        await store.ledger.look()
+        await store.ledger.refresh()
         assert sqlite.booked() == (pico("0.80"), pico("0.70"))
         assert sqlite.booked("requests/claude") == (3, 3)
         assert "older than what this process told it" in caplog.text
@@ -419,19 +419,19 @@ def test_a_file_that_is_replaced_by_an_older_copy_is_healed_by_those_who_live(
         one, two = at(sqlite.url, clock=clock), at(sqlite.url, clock=clock)
         await spend(one, "0.10")
         await spend(two, "0.10")
-        await one.ledger.look()
+        await one.ledger.refresh()
         with sqlite3.connect(sqlite.file) as source, sqlite3.connect(tmp_path / "copy.db") as copy:
             source.backup(copy)
         source.close()
         copy.close()
         settle(one, await hold(one, "0.30"), "0.30")
         settle(two, await hold(two, "0.20"), "0.20")
-        await one.ledger.look()
-        await two.ledger.look()
+        await one.ledger.refresh()
+        await two.ledger.refresh()
         remove(sqlite)
         (tmp_path / "copy.db").replace(sqlite.file)
         for store in (one, two, one, two):
-            await store.ledger.look()
+            await store.ledger.refresh()
         assert sqlite.booked() == (pico("0.70"), pico("0.70"))
         assert seen(one) == seen(two) == usd("0.70")
         clock.now += FREEZE_MS / 1000
@@ -449,7 +449,7 @@ def test_more_money_than_a_number_holds_is_the_largest_number(shared: Place) -> 
         store = at(shared.url, "9300000")
         for _ in range(10):
             await spend(store, "1000000", "0")
-        await store.ledger.look()
+        await store.ledger.refresh()
         assert shared.sql(f"SELECT booked FROM koo_treasuries WHERE budget = '{CLAUDE}'") == [
             (TOTAL_PICO_MAX,)
         ]
@@ -673,7 +673,7 @@ def test_a_row_that_another_session_keeps_locked_is_told(server: PostgresServer)
         blocking = asyncio.create_task(blocker.executor.run(block))
         await began.wait()
         with pytest.raises(StoreUnavailable, match=r"kept a row locked|took too long"):
-            await store.ledger.look()
+            await store.ledger.refresh()
         done.set()
         await blocking
         await until(lambda: store.trouble is None)

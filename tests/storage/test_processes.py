@@ -184,7 +184,7 @@ def test_a_fork_begins_with_an_empty_purse_and_under_another_name(shared: Place)
     async def parent() -> str:
         await spend(store, "0.20")
         await hold(store, "0.30")
-        await store.ledger.look()
+        await store.ledger.refresh()
         settle(store, await hold(store, "0"), "0.01")  # Not told yet: the parent tells it.
         return store.ledger.purses.name
 
@@ -192,7 +192,7 @@ def test_a_fork_begins_with_an_empty_purse_and_under_another_name(shared: Place)
         assert seen(store) == usd("0.21", "0.30")
         assert store.ledger.hold((store.ledger.purses.budgets[CLAUDE],), 1) is None
         await hold(store, "0.40")
-        await store.ledger.look()
+        await store.ledger.refresh()
         assert shared.booked() == (pico("0.90"), pico("0.20"))
         assert shared.sql("SELECT count(*) FROM koo_entries") == [(1,)]
         await store.close()
@@ -231,7 +231,7 @@ def test_a_name_that_was_written_off_is_left_and_what_it_held_is_told_under_anot
         store = shared.sql_store()
         given = await hold(store, "0.40")
         settle(store, await hold(store, "0.10"), "0.05")
-        await store.ledger.look()
+        await store.ledger.refresh()
         name = store.ledger.purses.name
         heard: list[bool] = []
         store.ledger.heard = lambda answer: heard.append(answer.is_you)
@@ -258,7 +258,7 @@ def test_a_restart_finds_everything_again(shared: Place) -> None:
             store.ledger.count(budget, budget.purse.key.period, 3)
         async with shared.sql_store(clock) as store:
             know(store, None, "requests/claude")
-            await store.ledger.look()
+            await store.ledger.refresh()
             assert seen(store) == usd("0.40", "0.05")
             budget = store.ledger.purses.budgets["requests/claude"]
             assert store.ledger.counted_elsewhere(budget, budget.purse.key.period) == 3

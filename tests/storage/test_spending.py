@@ -196,7 +196,7 @@ def test_the_past_goes_whole_and_what_runs_stays(shared: Place) -> None:
         )
 
         assert not await store.past.prune(before)
-        await store.ledger.look()
+        await store.ledger.refresh()
         assert [entry.id for entry in await store.entries.of_day(clock.day - 399)] == ["2"]
         assert await store.entries.of_day(clock.day - 400) == []
         left = shared.sql("SELECT budget, period FROM koo_treasuries WHERE booked = 7 ORDER BY budget")
@@ -220,7 +220,7 @@ def test_a_process_that_tells_an_old_period_after_it_was_forgotten_changes_no_pe
         await late.ledger.beat()
         async with shared.sql_store(clock) as living:
             await spend(living, "0.10")
-            await living.ledger.look()
+            await living.ledger.refresh()
             shared.sql(f"UPDATE koo_treasuries SET limit_at_ms = 1 WHERE period = {old}")
             name = late.ledger.purses.name
             shared.sql(f"UPDATE koo_processes SET seen_ms = 1 WHERE name = '{name}'")

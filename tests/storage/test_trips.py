@@ -35,14 +35,14 @@ def test_a_beat_with_a_hundred_entries_is_two_round_trips(postgres18: PostgresSe
             store = through(proxy, postgres18, postgres18.create_database())
             await store.open()
             await call(store)
-            await store.ledger.look()
+            await store.ledger.refresh()
             trips = []
             for _ in range(3):
                 given = [await hold(store, "0") for _ in range(100)]
                 for one in given:
                     settle(store, one, "0")
                 before = proxy.round_trips
-                await store.ledger.look()
+                await store.ledger.refresh()
                 trips.append(proxy.round_trips - before)
             assert trips == [2] * 3, "one for the locked rows, one for what is written and COMMIT"
             await store.close()

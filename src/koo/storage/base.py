@@ -233,7 +233,7 @@ class LedgerKeeper(Ledger, Protocol):
         """Keep the store up to date, until cancelled."""
         ...
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Tell what is new, and learn how all budgets stand. Raises `StoreUnavailable`."""
         ...
 

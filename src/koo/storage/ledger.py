@@ -403,7 +403,7 @@ class Ledger:
         if not answer.is_you or answer.has_forgotten:
             self.heard(answer)
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Tell what is new, and learn how all budgets stand. Raises `StoreUnavailable`."""
         self._looked_at = float("-inf")
         await self.beat()

@@ -91,7 +91,7 @@ class SqlStore:
 
         Raises RuntimeError while it is open on another event loop that still runs.
         """
-        await self.ledger.look()
+        await self.ledger.refresh()
 
     async def close(self) -> None:
         """Write what waits, as far as the store lets us, and end the thread. It may be opened again."""
