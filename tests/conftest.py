@@ -6,11 +6,18 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from koo.testing.postgres import PostgresServer
 
 # A script's background job ignores Ctrl-C, and so would every process that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Neither an example that takes long nor a slow search for one is a fault: machines differ, and are busy.
+settings.register_profile(
+    "koo", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("koo")
 
 # Every server that the fixtures below have started in this process.
 SHARED: dict[str, PostgresServer] = {}
