@@ -230,7 +230,11 @@ SQLITE_CODES: dict[int, Meaning] = {
 def original_of(error: BaseException) -> BaseException:
     """The driver's own error inside SQLAlchemy's."""
     original = getattr(error, "orig", None)
-    return original if isinstance(original, BaseException) else error
+    if not isinstance(original, BaseException):
+        original = error
+    # For asyncpg SQLAlchemy 2.0 makes an error of its own, whose words begin with a class and which has no severity.
+    is_its_own = type(original).__module__.startswith("sqlalchemy.dialects.")
+    return original.__cause__ or original if is_its_own else original
 
 
 def sqlstate_of(error: BaseException) -> str | None:
@@ -243,9 +247,7 @@ def severity_of(error: BaseException) -> str | None:
     """FATAL, ERROR and so on in English, whatever language the server speaks; None where the server did not say it."""
     original = original_of(error)
     told = getattr(getattr(original, "diag", None), "severity_nonlocalized", None)  # psycopg
-    # asyncpg; SQLAlchemy 2.0 keeps its error as the cause of its own only.
-    for one in (original, original.__cause__):
-        told = told or getattr(one, "severity_en", None)
+    told = told or getattr(original, "severity_en", None)  # asyncpg
     return told if isinstance(told, str) else None
 
 

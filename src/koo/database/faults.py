@@ -52,7 +52,9 @@ def explain(error: BaseException, stage: ScopeStage = ScopeStage.BODY, *, lost: 
     # COMMIT, where a lost connection leaves the outcome open, whatever a pooler says.
     if lost or stage is ScopeStage.CONNECT:
         meaning = of_pooler(original) if stage is not ScopeStage.COMMIT else None
-        if meaning is not None and isinstance(error, exc.DBAPIError):
+        # While it connects, SQLAlchemy 2.0 lets asyncpg's errors pass as they are.
+        is_drivers = stage is ScopeStage.CONNECT and sqlstate_of(original) is not None
+        if meaning is not None and (is_drivers or isinstance(error, exc.DBAPIError)):
             return meaning
     meaning = _by_code(original, stage)
     if meaning is not None:
