@@ -90,7 +90,7 @@ def test_a_waiter_that_is_cancelled_in_its_very_turn_passes_it_on(url: str) -> N
 
 def test_a_full_pool_is_told_with_who_holds_it_and_is_no_failure(url: str) -> None:
     async def main() -> None:
-        async with opened(url, **SMALL, pool_timeout_s=0.2) as database:
+        async with opened(url, **SMALL, pool_timeout_s=1.0) as database:
             go = asyncio.Event()
             holders = await full(database, go)
             with pytest.raises(PoolSaturated) as caught:
@@ -130,7 +130,7 @@ def test_a_caller_with_less_time_waits_no_longer_than_that(url: str) -> None:
 def test_a_task_that_waits_for_itself_is_told(url: str) -> None:
     async def main() -> None:
         async with (
-            opened(url, pool_size=1, max_overflow=0, pool_timeout_s=0.2) as database,
+            opened(url, pool_size=1, max_overflow=0, pool_timeout_s=1.0) as database,
             database.session_scope(),
         ):
             with pytest.raises(PoolSaturated, match="this task holds one itself"):

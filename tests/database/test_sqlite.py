@@ -183,7 +183,7 @@ def test_a_commit_waits_for_a_foreign_reader(tmp_path: Path, monkeypatch: pytest
 def test_a_commit_waits_for_a_foreign_reader_no_longer_than_its_scope_lives(tmp_path: Path) -> None:
     async def main() -> None:
         reading = held_by_a_foreign_reader(tmp_path / "given.db")
-        async with opened(f"sqlite:///{tmp_path / 'given.db'}", pool_timeout_s=0.1) as database:
+        async with opened(f"sqlite:///{tmp_path / 'given.db'}", pool_timeout_s=1.0) as database:
             with pytest.raises(OperationalError, match="locked"):
                 await insert(database, -1)
             assert_free(database)
@@ -385,7 +385,7 @@ def test_a_scope_that_only_reads_stands_in_no_writers_way(sqlite_url: str) -> No
 
 def test_serializable_is_the_writer_from_the_start(sqlite_url: str) -> None:
     async def main() -> None:
-        async with with_notes(sqlite_url, pool_timeout_s=0.2) as database:
+        async with with_notes(sqlite_url, pool_timeout_s=1.0) as database:
             async with database.session_scope(isolation="SERIALIZABLE"):
                 other = asyncio.create_task(insert(database, 1))
                 with pytest.raises(PoolSaturated, match="one writer"):
@@ -464,7 +464,7 @@ def test_another_process_that_writes_is_waited_for(sqlite_url: str, tmp_path: Pa
 
 def test_another_process_that_never_ends_is_told_in_time(sqlite_url: str, tmp_path: Path) -> None:
     async def main() -> None:
-        async with with_notes(sqlite_url, pool_timeout_s=0.2) as database:
+        async with with_notes(sqlite_url, pool_timeout_s=1.0) as database:
             other = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(OperationalError, match="locked"):
