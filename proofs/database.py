@@ -8,6 +8,8 @@
 * A restart of four seconds under two hundred waiting tasks: how long the outage is, and how few connections are made
   at once. SQLAlchemy alone, with the same pool, is the control.
 
+* Nine faults, each under eight callers: what it does to state, pool, callers and alerts (`database_faults.py`).
+
 All with both drivers. Each task says what was acknowledged to it; the table on the server is the judge.
 """
 
@@ -29,6 +31,7 @@ from koo.errors import CommitOutcomeUnknown
 from koo.options import DatabaseOptions, RetryOptions
 from koo.testing.postgres import PostgresServer
 from koo.testing.proxy import FaultProxy
+from proofs.database_faults import CALLERS, DEADLINE_S, table
 from proofs.figure import Row, bars_svg
 from proofs.pooler import MAJOR, PgBouncer, Standby, check_programs
 from proofs.running import PAGES, ProofFailed, write_page
@@ -104,7 +107,7 @@ class Writers:
         return f"{len(self.acknowledged)} acknowledged, {errors}"
 
 
-def table(server: PostgresServer) -> str:
+def fresh(server: PostgresServer) -> str:
     """The name of a fresh database with an empty table."""
     name = server.create_database()
     # Without a key: a row that was written twice must be seen.
@@ -134,7 +137,7 @@ async def all_write(database: Database, writers: Writers) -> None:
 
 
 async def in_transaction_mode(driver: Driver, server: PostgresServer, *, prepared: bool) -> Result:
-    name, writers = table(server), Writers()
+    name, writers = fresh(server), Writers()
     with PgBouncer(server) as pooler:
         database = opened(pooler.url(driver, name), prepared_statements=prepared)
         await all_write(database, writers)
@@ -150,7 +153,7 @@ async def in_transaction_mode(driver: Driver, server: PostgresServer, *, prepare
 
 async def without_a_place(driver: Driver, server: PostgresServer) -> Result:
     """The pooler takes ten clients, and two processes with ten connections each ask."""
-    name, writers = table(server), Writers()
+    name, writers = fresh(server), Writers()
     with PgBouncer(server, clients_max=10) as pooler:
         url = pooler.url(driver, name)
         pools = [opened(url, pool_size=10, max_overflow=0, prepared_statements=False) for _ in range(2)]
@@ -169,7 +172,7 @@ async def without_a_place(driver: Driver, server: PostgresServer) -> Result:
 
 
 async def pooler_killed(driver: Driver, server: PostgresServer) -> Result:
-    name, writers = table(server), Writers()
+    name, writers = fresh(server), Writers()
     with PgBouncer(server) as pooler:
         patient = RetryOptions(attempts_max=8, base_s=0.1, cap_s=1.0)
         database = opened(pooler.url(driver, name), prepared_statements=False, retry=patient)
@@ -189,7 +192,7 @@ async def failover(driver: Driver, *, old_lives: bool) -> Result:
     """A task writes all the time; seconds from the move of the address to the first row on the new primary."""
     writers = Writers()
     with PostgresServer(MAJOR, settings={"wal_level": "replica", "max_wal_senders": 4}) as old:
-        name = table(old)
+        name = fresh(old)
         with Standby(old) as new:
             async with FaultProxy(old.host, old.port) as address:
                 url = old.url(driver, name).replace(f":{old.port}/", f":{address.port}/")
@@ -365,6 +368,7 @@ def main() -> int:
     check_programs()
     began = time.monotonic()
     results, figure = asyncio.run(prove())
+    faults = asyncio.run(table(MAJOR))
     PAGES.mkdir(exist_ok=True)
     (PAGES / "database-restart.svg").write_text(figure, encoding="utf-8")
     lines = [
@@ -379,6 +383,13 @@ def main() -> int:
         *(one.line() for one in results),
         "",
         "![New connections around a restart](database-restart.svg)",
+        "",
+        "## What each fault does",
+        "",
+        f"{CALLERS} callers with a deadline of {DEADLINE_S:g} s each, twice, with a pool of four; then a health check.",
+        "An alert stands here as soon as its condition holds; it is published after the time that its rule names.",
+        "",
+        *faults,
         "",
         f"All took {(time.monotonic() - began) / 60:.0f} minutes.",
     ]
