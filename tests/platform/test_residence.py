@@ -43,7 +43,7 @@ def broken(platform: Platform, step: str, error: Exception) -> Iterator[None]:
 
 
 STEPS = [
-    "deadlines.bind", "store.open", "store.executor.start", "store.ledger.look", "budgets.keep_count",
+    "deadlines.bind", "store.open", "store.executor.start", "store.ledger.refresh", "budgets.keep_count",
     "alerts.begin", "alerts._take_over", "store.ledger.run", "sharing.run",
 ]  # fmt: skip
 
@@ -256,7 +256,7 @@ def test_a_store_that_is_away_is_no_reason_not_to_open(tmp_path: Path) -> None:
     platform.register_service("x")
 
     async def main() -> None:
-        with broken(platform, "store.ledger.look", StoreUnavailable("it is away")):
+        with broken(platform, "store.ledger.refresh", StoreUnavailable("it is away")):
             assert await platform.execute("x", one) == 1
         await platform.close()
         assert tasks() == set()
