@@ -115,5 +115,5 @@ def _text(value: object) -> str:
 def _revealed(reveal: Callable[[], object]) -> object:
     try:
         return reveal()
-    except Exception:  # noqa: BLE001 - an object of somebody's own with a method of that name
+    except Exception:  # noqa: BLE001 - an application's own object with a method of that name
         return None

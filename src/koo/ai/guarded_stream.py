@@ -4,7 +4,7 @@ A generator that held a timeout across its `yield` would cancel its consumer's o
 an end: each wait for the next piece has its own bound, and nothing is armed while the consumer has the turn.
 
 What is bounded is silence. Each piece renews the timer and a probe's lease. The consumer's own time between two pieces
-is nobody's latency: our own deadline moves on by it, a probe's lease stands still, and no percentile sees it. Only a
+counts as no latency: our own deadline moves on by it, a probe's lease stands still, and no percentile sees it. Only a
 deadline that the caller brought stays where it is.
 
 Another task than the consumer's may close it. The consumer's wait is then ended as a deadline ends it, in the
@@ -162,7 +162,7 @@ class GuardedStream(ABC, Generic[V]):
             reading.close()  # else its generator would still be running, and could not be closed below
             if self._waits is not None:
                 silent_s = held.guard.now() - silence.since
-            self._waits = None  # what waits from here on is the closing, which nobody else may end
+            self._waits = None  # what waits from here on is the closing, which no other task may end
             is_left = silence.expired and self._left is not None
             fault, seen = (CANCELLED, None) if is_left else self._judge(held, error)
             try:

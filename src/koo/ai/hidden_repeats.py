@@ -60,7 +60,7 @@ def warn_of_repeats_in(name: str, error: BaseException) -> None:
         return
     try:
         warn_of_repeats(name, repeats_in(error))
-    except Exception:  # whatever the parts of somebody's error do, the error itself has to be judged
+    except Exception:  # whatever the error's parts raise, the error itself has to be judged
         log.debug("%s: a %s could not be read for repeats", name, type(error).__name__, exc_info=True)
 
 

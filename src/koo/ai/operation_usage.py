@@ -1,4 +1,4 @@
-"""What an own operation's answer says about its bill, whoever's SDK made it: `read_report`, and `Meter` for streams.
+"""What an own operation's answer says about its bill, from any SDK: `read_report`, and `Meter` for streams.
 
 No SDK is imported: an answer is read by the names that vendors and wrappers use (`usage_names.py`), whether it is a
 mapping, a pydantic object, or any other. Nothing here raises: an answer that was paid for is never lost because its

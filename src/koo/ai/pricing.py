@@ -52,7 +52,7 @@ SEARCHES = ("web_searches", "storage_searches")
 KNOWN_MAX = 10_000
 """Models remembered: callers choose their names, and memory must not grow with them."""
 MAKER = ServiceOptions(name="", kind="openai_compatible")
-"""Stands for whoever makes a model, where no service says who is paid."""
+"""Stands for a model's maker, where no service says who is paid."""
 
 
 class Prices:

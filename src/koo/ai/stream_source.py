@@ -31,7 +31,7 @@ R = TypeVar("R")
 log = logging.getLogger("koo")
 
 USED_OTHERWISE = ("fetchone", "send", "send_bytes", "write", "read")
-"""Methods of what may be iterated and is no stream: cursors, websockets, files and pipes."""
+"""Methods of what may be iterated and is not a stream: cursors, websockets, files and pipes."""
 UNWRAPS_MAX = 4
 """An awaitable of an awaitable happens; one without an end must not hang."""
 CLOSING_S_MAX = 10.0
@@ -101,11 +101,11 @@ async def close(given: object) -> None:
 
 
 async def discard(given: object) -> None:
-    """Close a stream that nobody will read; a manager that was never entered is not closed, but leaves no warning."""
+    """Close a stream that will not be read; a manager that was never entered is not closed, but leaves no warning."""
     if hasattr(type(given), "__aiter__") or hasattr(type(given), "__anext__") or is_left_open(given):
         await close(_answer_in(given))
     for value in list(getattr(given, "__dict__", {}).values()):
-        # A manager keeps the coroutine that it would await when entered. Python warns of one that nobody awaits.
+        # A manager keeps the coroutine that it would await when entered. Python warns of one that is never awaited.
         if inspect.iscoroutine(value) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED:
             value.close()
 

@@ -210,7 +210,7 @@ def get(thing: object, name: str) -> object:
         if isinstance(thing, Mapping):
             return thing.get(name)
         return getattr(thing, name, None)
-    except Exception:  # noqa: BLE001 - a property of somebody's own class
+    except Exception:  # noqa: BLE001 - a property of an application's own class
         return None
 
 

@@ -156,7 +156,7 @@ class SqliteTransaction:
                 await self._wait_for(error, until)
 
     async def _wait_for(self, error: sqlite3.OperationalError, until: float) -> None:
-        """A moment, for another process's lock; raises `error` where it is no lock, or the time is over."""
+        """A moment, for another process's lock; raises `error` where it is not a lock, or the time is over."""
         line = self._line
         if not is_locked(error) or line.monotonic() >= until:
             raise error

@@ -9,7 +9,7 @@ from koo.monitoring.shapes import Dashboard, SystemAlerts, SystemHealth
 
 
 async def get_system_health() -> SystemHealth:
-    """`overall_health`, `database` (a look of the last seconds), `ai_services`, `timestamp`. Illness is no error."""
+    """`overall_health`, `database` (a look of the last seconds), `ai_services`, `timestamp`. Never an error."""
     return await platform.system_health()
 
 

@@ -77,7 +77,7 @@ def stream_ai(
 ) -> AnswerStream:
     """As `query_ai`, piece by piece: `async for chunk in stream_ai(...)`; afterwards `stream.answer` is the whole.
 
-    Whoever leaves early calls `aclose()`, or uses it as `async with`: the provider stops, and what was used is booked.
+    To leave early, call `aclose()`, or use it as `async with`: the provider stops, and what was used is booked.
     """
     return platform.stream(
         _query(

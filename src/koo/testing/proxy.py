@@ -34,7 +34,7 @@ _ENCRYPTION = {80877103, 80877104}
 _UNTYPED = {*_ENCRYPTION, 80877102}
 """... and CancelRequest: a client's packets without a type byte, but for the start itself."""
 _LOGIN_BYTES_MAX = 65_536
-"""What answers so much without a ReadyForQuery is no PostgreSQL."""
+"""What answers so much without a ReadyForQuery is not PostgreSQL."""
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 
@@ -335,7 +335,7 @@ class _Login:
             self._single_bytes += not kind and int.from_bytes(body[:4], "big") in _ENCRYPTION
 
     def is_ready(self, data: bytes) -> bool:
-        """Whether the login is over, or this is no PostgreSQL."""
+        """Whether the login is over, or this is not PostgreSQL."""
         self._answers += data
         at = self._single_bytes
         while len(self._answers) >= at + 5:

@@ -1,7 +1,7 @@
 """Errors of agent and structured-output libraries that are about an answer, or about a limit of the application's own.
 
 Most of their errors are raised from an SDK's, and mean what that means. These are not, and without a word here five
-answers that nobody could parse would open the circuit of a service that is well.
+answers that cannot be parsed would open the circuit of a healthy service.
 """
 
 from __future__ import annotations

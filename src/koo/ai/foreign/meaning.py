@@ -77,7 +77,7 @@ class _Walk:
         self._seen.add(id(error))
         try:
             return self._look(error)
-        except Exception:  # noqa: BLE001 - a property of somebody's error may raise anything
+        except Exception:  # noqa: BLE001 - a property of any error may raise
             return NOTHING
 
     def _look(self, error: Exception) -> Meaning:

@@ -140,7 +140,7 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
         return self.pgconn.transaction_status == TransactionStatus.IDLE
 
     def _get_tx_start_command(self) -> bytes:
-        # psycopg says BEGIN by itself: also after a COMMIT that was written out as a statement, which nobody else sees.
+        # psycopg says BEGIN by itself: also after a COMMIT that was written out as a statement, which only it sees.
         self.begun += 1
         return super()._get_tx_start_command()
 
