@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koo.alerts.engine import ENDINGS, LISTED_AFTER_END_S, RESTORED_KEPT_S, Alerts
-from koo.alerts.rules import KINDS, Finding
+from koo.alerts.engine import LISTED_AFTER_END_S, RESTORED_KEPT_S, Alerts
+from koo.alerts.kinds import ENDINGS, KINDS
+from koo.alerts.rules import Finding
 from koo.storage.base import Episode
 from tests.monitoring.houses import KEY_REFUSED, House, in_house
 
@@ -92,11 +93,11 @@ def test_each_kind_ends_with_its_news_or_in_silence(kind: str) -> None:
     alerts = Alerts()
     alerts.step([Finding(kind, "part", "something")], T0)
     ended = told(alerts.step([], T0 + 1))
-    assert ended == [(kind, True), *([(ENDINGS[kind][0], True)] if kind in ENDINGS else [])]
+    assert ended == [(kind, True), *([(ENDINGS[kind].kind, True)] if kind in ENDINGS else [])]
 
 
 def test_what_began_as_critical_is_told_when_it_ends() -> None:
-    assert {kind for kind, severity in KINDS.items() if severity == "critical"} <= ENDINGS.keys()
+    assert {kind for kind, row in KINDS.items() if row.severity == "critical"} <= ENDINGS.keys()
 
 
 def test_a_clock_that_was_set_back_gives_no_negative_time() -> None:

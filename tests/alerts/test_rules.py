@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from koo.alerts.rules import KINDS, Finding, find
+from koo.alerts.kinds import KINDS
+from koo.alerts.rules import Finding, find
 from koo.clock import iso
 from koo.database.gate import GateState
 from koo.events import Severity
@@ -65,7 +66,7 @@ def test_where_all_is_well_nothing_is_found(tmp_path: Path) -> None:
     ],
 )
 def test_the_promised_kinds_have_the_promised_severities(kind: str, severity: Severity) -> None:
-    assert KINDS[kind] == severity == Finding(kind, "ai:claude", "").severity
+    assert KINDS[kind].severity == severity == Finding(kind, "ai:claude", "").severity
 
 
 def test_a_condition_that_is_new_to_the_table_is_a_warning_and_no_failure() -> None:

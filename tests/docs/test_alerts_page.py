@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from koo.alerts.engine import ENDINGS, LISTED_AFTER_END_S, RANK, RESTORED_KEPT_S
-from koo.alerts.rules import APPROACHING, CALLS_MIN, ERROR_RATE_MAX, KINDS
+from koo.alerts.engine import LISTED_AFTER_END_S, RANK, RESTORED_KEPT_S
+from koo.alerts.kinds import ENDINGS, KINDS
+from koo.alerts.rules import APPROACHING, CALLS_MIN, ERROR_RATE_MAX
 from tests.docs.markdown import ROOT
 
 PAGE = (ROOT / "docs" / "alerts.md").read_text(encoding="utf-8")
@@ -22,23 +23,23 @@ def test_each_kind_has_a_section_and_each_section_is_of_a_kind() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_section_says_how_bad_it_is_when_it_begins_and_ends_and_what_to_do(kind: str) -> None:
     section = SECTIONS[kind]
-    assert section.strip().startswith(f"**Severity**: {KINDS[kind]}.")
+    assert section.strip().startswith(f"**Severity**: {KINDS[kind].severity}.")
     places = [section.find(f"**{part}**") for part in ("Begins", "Ends", "At 3 a.m.")]
     assert -1 < places[0] < places[1] < places[2]
     above = PAGE[: PAGE.index(f"### `{kind}`")]
-    assert re.findall(r"^## (\w+)$", above, re.MULTILINE)[-1].lower() == KINDS[kind]
+    assert re.findall(r"^## (\w+)$", above, re.MULTILINE)[-1].lower() == KINDS[kind].severity
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_section_names_the_news_of_its_end_if_there_is_one(kind: str) -> None:
-    news = {ending for ending, _ in ENDINGS.values()}
+    news = {ending.kind for ending in ENDINGS.values()}
     named = {name for name in re.findall(r"`(\w+)`", SECTIONS[kind]) if name in news}
-    assert named == ({ENDINGS[kind][0]} if kind in ENDINGS else set())
+    assert named == ({ENDINGS[kind].kind} if kind in ENDINGS else set())
 
 
 def test_the_news_are_listed_with_what_ended() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|$", PAGE.split("## Info")[1], re.MULTILINE)
-    assert {was: news for news, was in rows} == {kind: news for kind, (news, _) in ENDINGS.items()}
+    assert {was: news for news, was in rows} == {kind: ending.kind for kind, ending in ENDINGS.items()}
 
 
 def test_the_severities_are_listed_from_the_worst() -> None:
@@ -58,6 +59,6 @@ def test_the_guide_has_each_kind_with_its_severity_and_leads_here() -> None:
     assert "(alerts.md)" in alerts
     rows = re.findall(r"^\| (critical|warning|info) \|([^|]*)\|", alerts, re.MULTILINE)
     said = {name: severity for severity, names in rows for name in re.findall(r"`([^`]+)`", names)}
-    for kind, severity in KINDS.items():
+    for kind, row in KINDS.items():
         family = re.sub(r"^(limit_approaching_|database_(?!unavailable)).*", r"\1…", kind)
-        assert said.get(family) == severity, kind
+        assert said.get(family) == row.severity, kind

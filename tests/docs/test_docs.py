@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.core import CounterMetricFamily
 
 from koo import errors, events, options
-from koo.alerts.engine import ENDINGS
+from koo.alerts.kinds import ENDINGS
 from koo.checked import Checked
 from koo.cli.app import app, query
 from koo.cli.terminal import Exit
@@ -110,7 +110,7 @@ def test_the_severity_of_each_event_is_as_the_guide_says() -> None:
 
 def test_each_news_of_an_ended_alert_is_explained() -> None:
     alerts = GUIDE.read_text().split("## Alerts")[1].split("## Events")[0]
-    kinds = {*ENDINGS, *(kind for kind, _ in ENDINGS.values())}
+    kinds = {*ENDINGS, *(ending.kind for ending in ENDINGS.values())}
     assert kinds - named_in(alerts) == set()
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import cast
 
+from koo.alerts.kinds import ENDINGS
 from koo.alerts.rules import Finding
 from koo.clock import iso
 from koo.monitoring.shapes import Alert, AlertData
@@ -26,13 +27,6 @@ LISTED_AFTER_END_S = 900.0
 RESTORED_KEPT_S = 60.0
 """As long as the usual time between two health checks: a restart is no recovery."""
 
-ENDINGS = {
-    "circuit_open": ("circuit_closed", "the circuit breaker is closed again"),
-    "database_unavailable": ("database_recovered", "the database is available again"),
-    "service_down": ("service_recovered", "the service can be asked again"),
-    "degraded_performance": ("performance_recovered", "errors and latency are below their thresholds again"),
-}
-"""What is listed when an episode ends; other kinds end in silence, because their end is not news."""
 KEPT_IN_RECOVERY = {"circuit_open", "database_unavailable", "service_down"}
 RANK = {"critical": 0, "warning": 1, "info": 2}
 
@@ -118,15 +112,15 @@ class Alerts:
         del self._active[episode.fingerprint]
         self._unseen.pop(episode.fingerprint, None)
         ended = replace(episode, ended_at=now)
-        if episode.kind not in ENDINGS:
+        ending = ENDINGS.get(episode.kind)
+        if ending is None:
             return [ended]
-        kind, message = ENDINGS[episode.kind]
         data: AlertData = {"lasted_s": max(0.0, now - episode.started_at)}  # the clock may have been set back
         news = replace(
             ended,
-            fingerprint=f"{kind}:{ended.component}",
+            fingerprint=f"{ending.kind}:{ended.component}",
             type="info",
-            message=message,
+            message=ending.message,
             started_at=now,
             data=data,
         )

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
+from koo.alerts.kinds import severity_of
 from koo.events import Severity
 from koo.monitoring.shapes import (
     WINDOWS,
@@ -32,33 +33,6 @@ APPROACHING = 0.80
 BUDGET_STEPS = ((Decimal("0.95"), "budget_at_95"), (Decimal("0.90"), "budget_at_90"))
 """Further shares of a budget, the highest first: each is an alert of its own, so that it begins when it is reached."""
 
-KINDS: dict[str, Severity] = {
-    "circuit_open": "critical",
-    "database_unavailable": "critical",
-    "service_down": "critical",
-    "circuit_recovering": "warning",
-    "degraded_performance": "warning",
-    "database_unhealthy": "warning",
-    "database_saturated": "warning",
-    "database_slow": "warning",
-    "database_read_only": "warning",
-    "database_without_wal": "warning",
-    "database_paused": "warning",
-    "database_draining": "warning",
-    "limit_approaching_requests_per_minute": "warning",
-    "limit_approaching_requests_per_hour": "warning",
-    "limit_approaching_requests_per_day": "warning",
-    "budget_approaching": "warning",
-    "budget_at_90": "warning",
-    "budget_at_95": "warning",
-    "money_unsettled": "warning",
-    "store_forgot": "warning",
-    "process_renamed": "warning",
-    "bill_above_hold": "warning",
-    "budget_local": "warning",
-}
-"""Everything that a rule can find; what its end is announced as is in `koo.alerts.engine`, both in `docs/alerts.md`."""
-
 REFUSED = ("open", "forced_open")
 STORE = "state_store"
 UNSETTLED = "money_unsettled"
@@ -76,8 +50,8 @@ class Finding:
 
     @property
     def severity(self) -> Severity:
-        """How much it matters. A condition that is new to the table is worth a warning, and no failure in an outage."""
-        return KINDS.get(self.kind, "warning")
+        """How much it matters."""
+        return severity_of(self.kind)
 
     @property
     def fingerprint(self) -> str:

@@ -1,0 +1,124 @@
+"""Every kind of alert, one row each.
+
+A rule (`koo.alerts.rules`) says what is wrong; how much it matters, how long it has to hold, which other alert says the
+same thing already and what its end is announced as stand here. What a person does about it stands in `docs/alerts.md`,
+under the kind's name (`koo.monitoring.runbook`).
+
+Severity is what happens to calls. critical: every call of the component is refused or fails now. warning: some are, or
+an edge is close. How soon a person hears of it is `pending_s`, which is another question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from koo.events import Severity
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What is listed as information when an alert ends; other ends are not news."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlertKind:
+    """What holds for all alerts of a kind.
+
+    `pending_s`: how long it has to hold before it fires. `recovering_s`: how long it has to be gone before it ends.
+    `part_of`: kinds of the same component of which this one is the lesser face; while one of them holds, it is not an
+    alert of its own but stands in that one's `also`. `inhibited_by`: kinds of whatever the component depends on; while
+    one of them fires, this one is listed but does not notify.
+    """
+
+    severity: Severity
+    title: str
+    pending_s: float = 0.0
+    recovering_s: float = 0.0
+    part_of: tuple[str, ...] = ()
+    inhibited_by: tuple[str, ...] = ()
+    ending: Ending | None = None
+
+
+DATABASE_GONE = ("database_unavailable",)
+STORE_GONE = ("store_unavailable",)
+SERVICE_GONE = ("service_down", "key_refused", "circuit_open", "circuit_recovering")
+"""Faces of a service whose calls do not get through; that its calls failed and were slow is how it came to that."""
+_CIRCUIT_CLOSED = Ending("circuit_closed", "the circuit breaker is closed again")
+_BUDGET_STEPS = ("budget_used_up", "budget_too_small", "budget_at_95", "budget_at_90", "budget_approaching")
+"""A budget's kinds, the worst first: each has the later ones as a part."""
+
+KINDS: Mapping[str, AlertKind] = {
+    # ── a breaker, a service ──────────────────────────────────────────────────────────────────────────────────
+    "service_down": AlertKind(
+        "critical",
+        "Service down",
+        recovering_s=30.0,
+        ending=Ending("service_recovered", "the service can be asked again"),
+    ),
+    "circuit_open": AlertKind(
+        "critical",
+        "Circuit breaker open",
+        recovering_s=30.0,
+        part_of=("service_down", "database_unavailable"),
+        ending=_CIRCUIT_CLOSED,
+    ),
+    "circuit_recovering": AlertKind(
+        "warning", "Recovery is being tested", part_of=("service_down", "key_refused", "database_unavailable")
+    ),
+    "degraded_performance": AlertKind(
+        "warning",
+        "Degraded performance",
+        recovering_s=60.0,
+        part_of=SERVICE_GONE,
+        ending=Ending("performance_recovered", "errors and latency are below their thresholds again"),
+    ),
+    # ── the database ──────────────────────────────────────────────────────────────────────────────────────────
+    "database_unavailable": AlertKind(
+        "critical",
+        "Database unavailable",
+        recovering_s=30.0,
+        ending=Ending("database_recovered", "the database is available again"),
+    ),
+    "database_unhealthy": AlertKind("warning", "Database unhealthy", part_of=DATABASE_GONE),
+    "database_saturated": AlertKind(
+        "warning", "Connection pool saturated", recovering_s=30.0, part_of=DATABASE_GONE
+    ),
+    "database_slow": AlertKind("warning", "Database slow", recovering_s=60.0, part_of=DATABASE_GONE),
+    "database_read_only": AlertKind("warning", "Database read-only", part_of=DATABASE_GONE),
+    "database_without_wal": AlertKind("warning", "SQLite without its write-ahead log", part_of=DATABASE_GONE),
+    "database_paused": AlertKind("warning", "Database paused by an operator"),
+    "database_draining": AlertKind("warning", "Database draining"),
+    # ── limits ────────────────────────────────────────────────────────────────────────────────────────────────
+    "limit_approaching_requests_per_minute": AlertKind(
+        "warning", "Limit a minute is close", pending_s=60.0, recovering_s=60.0
+    ),
+    "limit_approaching_requests_per_hour": AlertKind("warning", "Limit an hour is close", recovering_s=60.0),
+    "limit_approaching_requests_per_day": AlertKind("warning", "Limit a day is close"),
+    # ── money ─────────────────────────────────────────────────────────────────────────────────────────────────
+    "budget_approaching": AlertKind(
+        "warning", "Budget at 80 %", recovering_s=60.0, part_of=_BUDGET_STEPS[:4]
+    ),
+    "budget_at_90": AlertKind("warning", "Budget at 90 %", recovering_s=60.0, part_of=_BUDGET_STEPS[:3]),
+    "budget_at_95": AlertKind("warning", "Budget at 95 %", recovering_s=60.0, part_of=_BUDGET_STEPS[:2]),
+    "bill_above_hold": AlertKind("warning", "A bill was above its worst case"),
+    "money_unsettled": AlertKind(
+        "warning", "Money of processes that no longer report", inhibited_by=STORE_GONE
+    ),
+    # ── the state store ───────────────────────────────────────────────────────────────────────────────────────
+    "budget_local": AlertKind("warning", "Budgets hold in this process only", part_of=STORE_GONE),
+    "store_forgot": AlertKind("warning", "The state store has forgotten bookings"),
+    "process_renamed": AlertKind("warning", "Another process used this one's name"),
+}
+
+ENDINGS: Mapping[str, Ending] = {kind: row.ending for kind, row in KINDS.items() if row.ending is not None}
+"""The kinds whose end is news, and what it is announced as."""
+
+
+def severity_of(kind: str) -> Severity:
+    """How much a kind matters. A condition that is new to the table is worth a warning, and no failure in an outage."""
+    row = KINDS.get(kind)
+    return "warning" if row is None else row.severity
