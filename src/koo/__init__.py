@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from koo.deadlines import Deadline as deadline  # noqa: N813 (used as a verb: `async with koo.deadline(2.5)`)
     from koo.default.database import check_database_health, db_manager, get_session, transactional_with_retry
     from koo.default.monitoring import get_monitoring_dashboard, get_system_alerts, get_system_health
-    from koo.default.operations import ai_error_handler, execute_ai_operation, stream_ai_operation
+    from koo.default.operations import ai_error_handler, execute_ai_operation, guarded, stream_ai_operation
     from koo.default.platform import platform
     from koo.default.questions import (
         get_ai_service_health,
@@ -127,6 +127,7 @@ _PLACES = {
     "get_session": "koo.default.database",
     "get_system_alerts": "koo.default.monitoring",
     "get_system_health": "koo.default.monitoring",
+    "guarded": "koo.default.operations",
     "hybrid_ai_manager": "koo.default.questions",
     "perform_ai_health_check": "koo.default.questions",
     "platform": "koo.default.platform",
@@ -197,6 +198,7 @@ __all__ = [
     "get_session",
     "get_system_alerts",
     "get_system_health",
+    "guarded",
     "hybrid_ai_manager",
     "perform_ai_health_check",
     "platform",

@@ -21,6 +21,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from koo.ai.carried_stream import CarriedOperation, CarriedStream
+from koo.ai.decorator import Declaration, Declarations, Guarding
 from koo.ai.operation_money import Money, OperationMoney
 from koo.ai.operation_stream import OperationStream, Terms
 from koo.ai.operations import execute
@@ -69,6 +70,7 @@ class Platform:
         self._given_options = options
         self._clock = clock
         self._parts: Parts | None = None
+        self._declarations = Declarations()
         self._making = threading.Lock()  # Two threads may ask first at once, and there is one set of budgets.
         self._residence = Residence(lambda: self.parts)
         self.events = EventBus()
@@ -87,7 +89,10 @@ class Platform:
     def _make_parts(self) -> None:
         if self._parts is None:
             options = self._given_options or _read_settings()
-            self._parts = Parts(options, clock=self._clock, deadlines=self.deadlines, events=self.events)
+            parts = Parts(options, clock=self._clock, deadlines=self.deadlines, events=self.events)
+            for name in self._declarations:
+                self._register_declared(parts, name)
+            self._parts = parts
 
     def assemble(self) -> None:
         """Make every part now, the database too. Raises `ConfigurationError` for settings that cannot be right."""
@@ -150,6 +155,7 @@ class Platform:
 
     def forget_parent(self) -> None:
         """In a forked child: open anew at the next use. What the parent had open stays its own."""
+        self._declarations = Declarations()
         self._making = threading.Lock()
         self._residence.forget_parent()
         if self._parts is not None:
@@ -191,12 +197,15 @@ class Platform:
         operations that block run in threads), `daily_budget` with `max_cost_usd` and `cost_usd` (a function of the
         result, or "usage": what the answer's usage costs). Raises `ConfigurationError`.
         """
+        self._register(self.parts, name, options)
+
+    def _register(self, parts: Parts, name: str, options: Mapping[str, Any]) -> None:
         check_service_name(name)
-        if name in self.parts.ai_services:
+        if name in parts.ai_services:
             raise ConfigurationError(
                 "register_service", f"{name!r} is a built-in service; choose another name"
             )
-        read, money = read_options(options), Money(options, self.parts.prices)
+        read, money = read_options(options), Money(options, parts.prices)
         service = Service(
             name,
             read,
@@ -209,7 +218,27 @@ class Platform:
             in_thread=options.get("in_thread", False),
             credential_of=read_credential(options.get("credential")),
         )
-        self.parts.add_operation(service, money)
+        parts.add_operation(service, money)
+
+    def guarded(self, name: str, **options: Any) -> Guarding:
+        """A decorator: the function runs under the guard of `name`, registered with these options where there are any.
+
+        `async def` is awaited as before, an asynchronous generator becomes an `OperationStream`, and a `def` waits for
+        one of koo's threads; `in_thread=True` makes it one to await. Nothing is read or opened here. The options are
+        those of `register_service`; functions that share a name share its guard, and one of them gives the options.
+        Raises `ConfigurationError`, and TypeError for what is no function.
+        """
+        return Guarding(self, name, self._declare, **options)
+
+    def _declare(self, name: str, declaration: Declaration) -> None:
+        self._declarations.add(name, declaration)
+        if self._parts is not None:
+            self._register_declared(self._parts, name)
+
+    def _register_declared(self, parts: Parts, name: str) -> None:
+        options = self._declarations.options(name)
+        if options or (name not in parts.ai_services and name not in parts.operations):
+            self._register(parts, name, options)
 
     @overload
     async def execute(

@@ -14,9 +14,11 @@ can close what it has; so koo is not opened a second time, and the error says wh
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from contextvars import Context
+from weakref import WeakSet
 
 from koo.bridge import BRIDGE
 from koo.composition import Parts
@@ -33,6 +35,12 @@ RUNS_ELSEWHERE = (
     "koo is open on another event loop that is still running, and calls cross to it by themselves: open it here first, "
     "before anything else uses it, or close it there: koo.run(platform.close())"
 )
+SECOND = (
+    "a second koo platform opens in this process on the same settings: each has a pool, breakers and counts of its "
+    "own, and the monitoring of one shows nothing of the other; one is enough, and `from koo import platform` is it"
+)
+log = logging.getLogger("koo")
+_all: WeakSet[Residence] = WeakSet()
 
 
 class OpenElsewhere(RuntimeError):
@@ -100,6 +108,7 @@ class Residence:
         self.loop: Loop | None = None
         self._keeper: Keeper | None = None
         self._is_open = False
+        _all.add(self)
 
     # ── where ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -170,6 +179,14 @@ class Residence:
         if self.loop is loop:
             self._is_open = True
             BRIDGE.settle(self, loop, lasts=True)
+            self._warn_of_second()
+
+    def _warn_of_second(self) -> None:
+        """`mount(app, Platform())` beside `SessionDep`: what is mounted would show a database that is never used."""
+        options = self._parts().options
+        others = [one for one in _all if one is not self and one._is_open]
+        if any(one._parts().options == options for one in others):
+            log.warning(SECOND)
 
     def begin_to_leave(self, loop: Loop) -> None:
         """It is being closed there."""

@@ -82,3 +82,4 @@ class AIErrorHandler:
 ai_error_handler = AIErrorHandler()
 execute_ai_operation = ai_error_handler.execute_with_error_handling
 stream_ai_operation = ai_error_handler.stream_with_error_handling
+guarded = platform.guarded

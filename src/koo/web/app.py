@@ -88,7 +88,7 @@ def create_app(platform: Platform, *, hosts: Iterable[str] = ()) -> FastAPI:
 
 def mount(
     app: Starlette,
-    platform: Platform,
+    platform: Platform | None = None,
     *,
     prefix: str = PREFIX,
     protect: bool = True,
@@ -97,12 +97,14 @@ def mount(
 ) -> None:
     """Put koo's routes into an application of FastAPI or Starlette that exists; call it before the application starts.
 
+    `platform` None: the process's own, which `query_ai`, `db_manager` and `SessionDep` use.
     `protect`: the rules of `koo.web.security` watch over koo's routes (and no others); `hosts` are names by which your
     server is known, beside those of KOO_HOST and KOO_URL; "testserver" for a `TestClient`. False: your own middleware
     decides who may ask. `dashboard`:
     where the page is; None leaves it out. The platform opens before and closes after the application's own lifespan.
     koo's errors that your own routes raise become problems, unless you handle them.
     """
+    platform = platform or koo.platform
     readiness = Readiness(platform)
     host = app if isinstance(app, FastAPI) else FastAPI(openapi_url=None, redirect_slashes=False)
     _include(host, platform, readiness, prefix)

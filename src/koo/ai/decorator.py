@@ -1,0 +1,162 @@
+"""`@guarded("parcels", idempotent=True)`: an own operation whose guard is named where the function is defined.
+
+A function keeps its kind. `async def` is awaited as before, an asynchronous generator becomes a stream under the guard,
+and a `def` stays a `def`: it is run in one of koo's threads while its caller waits, for code without an event loop.
+`in_thread=True` makes a `def` one to await, for code that has a loop.
+
+Functions are decorated while modules are imported, when no setting may be read. So a declaration is written down, and
+registered when koo's parts are made: before the first call, so that states and metrics know the service from the
+start. Functions that share a name share its guard, and one of them gives the options.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, TypeVar, overload
+
+from koo.ai.operation_stream import OperationStream
+from koo.ai.registration import read_credential, read_options
+from koo.bridge import run
+from koo.errors import ConfigurationError
+from koo.options import check_service_name
+
+P = ParamSpec("P")
+T = TypeVar("T")
+IN_LOOP = (
+    "{} waits, and an event loop is running in this thread: decorate it with in_thread=True and await it, or call it "
+    "from a thread"
+)
+
+
+class Runner(Protocol):
+    """Who runs operations by the name of their guard: the platform."""
+
+    def execute(
+        self, name: str, operation: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, Any]: ...
+
+    def execute_stream(
+        self, name: str, operation: Callable[..., object], /, *args: Any, **kwargs: Any
+    ) -> OperationStream[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What one decorator says. `blocks`: the function needs a thread. `by`: its module and name."""
+
+    options: Mapping[str, Any]
+    blocks: bool
+    by: str
+
+
+class Declarations:
+    """What the decorators of one platform said, by the name of the guard."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, list[Declaration]] = {}
+
+    def add(self, name: str, new: Declaration) -> None:
+        """Write one down; the same function may say it anew.
+
+        Raises `ConfigurationError` where two functions give one name different options.
+        """
+        others = [one for one in self._by_name.get(name, ()) if one.by != new.by]
+        for other in others:
+            if other.options and new.options and other.options != new.options:
+                raise ConfigurationError(
+                    "guarded",
+                    f"{name!r} has other options at {other.by} than at {new.by}: give them at one of the two",
+                )
+        self._by_name[name] = [*others, new]
+
+    def options(self, name: str) -> dict[str, Any]:
+        """What `name` is to be registered with; empty: with what it is registered already, or with defaults."""
+        said = self._by_name[name]
+        merged = next((dict(one.options) for one in said if one.options), {})
+        return merged | {"in_thread": True} if any(one.blocks for one in said) else merged
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+
+class Guarding:
+    """The decorator for one name. It changes how a function is called, not what it is."""
+
+    def __init__(
+        self, runner: Runner, name: str, declare: Callable[[str, Declaration], None], **options: Any
+    ) -> None:
+        check_service_name(name)
+        read_options(options)
+        read_credential(options.get("credential"))
+        self._runner = runner
+        self._name = name
+        self._declare = declare
+        self._options = options
+
+    @overload
+    def __call__(self, function: Callable[P, AsyncIterator[T]], /) -> Callable[P, OperationStream[T]]: ...
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[T]], /) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> Callable[P, T]: ...
+    def __call__(self, function: Callable[..., Any], /) -> Callable[..., Any]:
+        return self._wrap(function)
+
+    def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        make = self._kind_of(function)
+        by = f"{function.__module__}.{function.__qualname__}"
+        # Last: a function that is refused leaves no service behind.
+        self._declare(self._name, Declaration(self._options, make == self._blocking, by))
+        return make(function)
+
+    def _kind_of(self, function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        if not inspect.isroutine(function):
+            raise TypeError(
+                f'@guarded("{self._name}") is for functions and methods, not {type(function).__name__}'
+            )
+        if inspect.isasyncgenfunction(function):
+            return self._streamed
+        if inspect.isgeneratorfunction(function):
+            raise TypeError(
+                f"{function.__qualname__} is a generator that blocks: write it as `async def` to guard its stream"
+            )
+        if inspect.iscoroutinefunction(function) or self._options.get("in_thread"):
+            return self._awaited
+        if self._options.get("in_thread") is False:
+            raise TypeError(
+                f"{function.__qualname__} blocks, and in_thread=False leaves it no thread to run in"
+            )
+        return self._blocking
+
+    def _awaited(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        runner, name = self._runner, self._name
+
+        @wraps(function)
+        async def guarded(*args: Any, **kwargs: Any) -> Any:
+            return await runner.execute(name, function, *args, **kwargs)
+
+        return guarded
+
+    def _streamed(self, function: Callable[..., AsyncIterable[Any]]) -> Callable[..., OperationStream[Any]]:
+        runner, name = self._runner, self._name
+
+        @wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> OperationStream[Any]:
+            return runner.execute_stream(name, function, *args, **kwargs)
+
+        return guarded
+
+    def _blocking(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        runner, name = self._runner, self._name
+
+        @wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if asyncio._get_running_loop() is not None:
+                raise RuntimeError(IN_LOOP.format(function.__qualname__))
+            return run(runner.execute(name, function, *args, **kwargs))
+
+        return guarded

@@ -1,0 +1,308 @@
+"""`@guarded`: a function keeps its kind and its type, and runs under the guard that is named where it is defined."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+import koo
+from koo import CircuitOpen, ConfigurationError, Platform
+from koo.ai.operation_stream import OperationStream
+from koo.residence import SECOND
+from koo.web import mount
+from tests.platform.test_platform import options
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[Platform]:
+    """Closed in the end, wherever it was open."""
+    made = Platform(options(tmp_path))
+    yield made
+    koo.run(made.close())
+
+
+# ── kinds of functions ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_async_function_is_awaited_as_before(platform: Platform) -> None:
+    @platform.guarded("parcels", idempotent=True)
+    async def find(number: str, *, loudly: bool = False) -> str:
+        """Where a parcel is."""
+        return f"{number} is on its way{'!' * loudly}"
+
+    async def main() -> str:
+        answer = await find("4711", loudly=True)
+        await platform.close()
+        return answer
+
+    assert asyncio.run(main()) == "4711 is on its way!"
+    assert platform.service_health("parcels")["metrics"]["total_requests"] == 1
+    assert inspect.iscoroutinefunction(find)
+    assert (find.__name__, find.__doc__) == ("find", "Where a parcel is.")
+
+
+def test_a_failure_is_repeated_where_the_decorator_says_that_a_repeat_does_no_harm(
+    platform: Platform,
+) -> None:
+    tries = []
+
+    @platform.guarded("parcels", idempotent=True, retry_base_delay=0.001, retry_max_delay=0.001)
+    async def find() -> int:
+        tries.append(1)
+        if len(tries) < 3:
+            raise ConnectionError("away")
+        return len(tries)
+
+    async def main() -> int:
+        answer = await find()
+        await platform.close()
+        return answer
+
+    assert asyncio.run(main()) == 3
+
+
+def test_a_circuit_opens_and_refuses_before_the_function_is_called(platform: Platform) -> None:
+    tries = []
+
+    @platform.guarded("parcels", failure_threshold=2)
+    async def find() -> None:
+        tries.append(1)
+        raise ConnectionError("away")
+
+    async def main() -> None:
+        for _ in range(2):
+            with pytest.raises(ConnectionError):
+                await find()
+        with pytest.raises(CircuitOpen):
+            await find()
+        await platform.close()
+
+    asyncio.run(main())
+    assert len(tries) == 2
+
+
+def test_an_asynchronous_generator_becomes_a_guarded_stream(platform: Platform) -> None:
+    @platform.guarded("words")
+    async def count(end: int) -> AsyncIterator[str]:
+        for number in range(end):
+            yield str(number)
+
+    async def main() -> list[str]:
+        stream = count(3)
+        assert isinstance(stream, OperationStream)
+        pieces = [piece async for piece in stream]
+        await platform.close()
+        return pieces
+
+    assert asyncio.run(main()) == ["0", "1", "2"]
+    assert platform.service_health("words")["metrics"]["total_requests"] == 1
+
+
+def test_a_blocking_function_stays_one_and_runs_in_a_thread_of_koos(platform: Platform) -> None:
+    @platform.guarded("disk")
+    def read(path: str) -> tuple[str, str]:
+        return path, threading.current_thread().name
+
+    path, thread = read("/srv/a")
+    assert path == "/srv/a"
+    assert thread != threading.current_thread().name
+    assert platform.service_health("disk")["metrics"]["total_requests"] == 1
+
+
+def test_a_blocking_function_is_refused_inside_an_event_loop_before_it_is_called(platform: Platform) -> None:
+    async def main() -> None:
+        called = []
+
+        @platform.guarded("disk")
+        def read() -> None:
+            called.append(1)
+
+        with pytest.raises(
+            RuntimeError, match=r"read waits, .* decorate it with in_thread=True and await it"
+        ):
+            read()
+        assert not called
+        await asyncio.to_thread(read)
+        assert called
+        await platform.close()
+
+    asyncio.run(main())
+
+
+def test_in_thread_makes_a_blocking_function_one_to_await(platform: Platform) -> None:
+    async def main() -> None:
+        @platform.guarded("disk", in_thread=True)
+        def read() -> str:
+            return threading.current_thread().name
+
+        reading: Any = read()
+        assert await reading != threading.current_thread().name
+        await platform.close()
+
+    asyncio.run(main())
+
+
+def test_methods_are_guarded_with_their_object(platform: Platform) -> None:
+    async def main() -> None:
+        class Shop:
+            def __init__(self, name: str) -> None:
+                self.name = name
+
+            @platform.guarded("stock")
+            async def count(self, article: str) -> str:
+                return f"{self.name}: {article}"
+
+            @classmethod
+            @platform.guarded("stock")
+            async def kinds(cls) -> str:
+                return cls.__name__
+
+        assert await Shop("Berlin").count("boots") == "Berlin: boots"
+        assert await Shop.kinds() == "Shop"
+        await platform.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_no_function_and_what_cannot_be_guarded_is_refused_and_leaves_no_service(
+    platform: Platform,
+) -> None:
+    def generate() -> Iterator[int]:
+        yield 1
+
+    guarded: Any = platform.guarded("odd")
+    with pytest.raises(TypeError, match='@guarded\\("odd"\\) is for functions and methods, not type'):
+        guarded(Path)
+    with pytest.raises(TypeError, match="generator that blocks"):
+        guarded(generate)
+    with pytest.raises(TypeError, match="in_thread=False leaves it no thread"):
+        platform.guarded("odd", in_thread=False)(lambda: 1)
+    assert "odd" not in platform.services_status()
+
+
+# ── options ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_decorating_reads_no_settings_and_opens_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KOO_PORT", "no number")
+    unread = Platform()
+
+    @unread.guarded("parcels")
+    async def find() -> None: ...
+
+    with pytest.raises(ConfigurationError, match="KOO_PORT"):
+        asyncio.run(find())
+
+
+def test_a_wrong_option_is_refused_where_the_function_is_defined(platform: Platform) -> None:
+    with pytest.raises(ConfigurationError, match="unknown option 'idempotant'"):
+        platform.guarded("parcels", idempotant=True)
+    with pytest.raises(ConfigurationError, match="the name of a service is"):
+        platform.guarded("a/b")
+
+
+def test_the_service_is_known_before_the_first_call(platform: Platform) -> None:
+    @platform.guarded("parcels")
+    async def find() -> None: ...
+
+    assert platform.service_health("parcels")["state"] == "healthy"
+
+
+def test_functions_share_a_guard_and_one_of_them_gives_its_options(platform: Platform) -> None:
+    @platform.guarded("parcels")
+    async def first() -> None: ...
+
+    @platform.guarded("parcels", concurrency_max=7)
+    async def second() -> None: ...
+
+    @platform.guarded("parcels")
+    async def third() -> None: ...
+
+    assert platform.parts.services["parcels"].options.concurrency_max == 7
+    with pytest.raises(ConfigurationError, match=r"'parcels' has other options at .*second than at .*fourth"):
+
+        @platform.guarded("parcels", concurrency_max=8)
+        async def fourth() -> None: ...
+
+
+def test_a_function_that_is_defined_anew_may_change_its_options(platform: Platform) -> None:
+    def define(places: int) -> None:
+        @platform.guarded("parcels", concurrency_max=places)
+        async def find() -> None: ...
+
+    define(7)
+    assert platform.parts.services["parcels"].options.concurrency_max == 7
+    define(8)
+    assert platform.parts.services["parcels"].options.concurrency_max == 8
+
+
+def test_a_name_that_is_registered_or_built_in_is_used_as_it_is(platform: Platform) -> None:
+    platform.register_service("parcels", concurrency_max=7)
+    known = platform.parts.services["parcels"]
+
+    @platform.guarded("parcels")
+    async def find() -> None: ...
+
+    @platform.guarded("claude")
+    async def ask() -> None: ...
+
+    assert platform.parts.services["parcels"] is known
+    with pytest.raises(ConfigurationError, match="'claude' is a built-in service"):
+        platform.guarded("claude", timeout_s=3)(ask)
+
+
+# ── one platform ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_second_platform_on_the_same_settings_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        caplog.set_level(logging.WARNING, "koo")
+        async with Platform(options(tmp_path)):
+            assert SECOND not in caplog.messages
+            async with Platform(options(tmp_path)):
+                assert caplog.messages.count(SECOND) == 1
+
+    asyncio.run(main())
+
+
+def test_one_platform_after_another_or_with_other_settings_is_not_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        caplog.set_level(logging.WARNING, "koo")
+        async with Platform(options(tmp_path)):
+            pass
+        (tmp_path / "other").mkdir()
+        async with Platform(options(tmp_path)), Platform(options(tmp_path / "other")):
+            assert SECOND not in caplog.messages
+
+    asyncio.run(main())
+
+
+def test_mounting_without_a_platform_shows_the_one_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mine = Platform(options(tmp_path))
+    monkeypatch.setattr(koo, "platform", mine, raising=False)
+
+    @mine.guarded("parcels")
+    async def find() -> None: ...
+
+    app = FastAPI()
+    mount(app, hosts=["testserver"])
+    with TestClient(app, client=("127.0.0.1", 5000)) as client:
+        shown = client.get("/api/v1/monitoring/health").json()["ai_services"]["services"]
+    assert "parcels" in shown
