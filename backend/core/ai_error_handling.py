@@ -19,6 +19,6 @@ state store; never money, limits used or counts.
 
 from __future__ import annotations
 
-from koo import ai_error_handler, execute_ai_operation, stream_ai_operation
+from koo import ai_error_handler, execute_ai_operation, guarded, stream_ai_operation
 
-__all__ = ["ai_error_handler", "execute_ai_operation", "stream_ai_operation"]
+__all__ = ["ai_error_handler", "execute_ai_operation", "guarded", "stream_ai_operation"]
