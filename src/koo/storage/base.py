@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from koo.events import Severity
+from koo.notices import Notices
 from koo.options import BudgetOptions
 from koo.policies.forecast import RunOut
 from koo.policies.purse import Budget, Hold, Refusal
@@ -368,6 +369,9 @@ class Store(Protocol):
 
     @property
     def episodes(self) -> Episodes: ...
+
+    @property
+    def notices(self) -> Notices: ...
 
     def watch(self, changed: Callable[[str | None], None]) -> None:
         """Call `changed` on the loop when the store is lost (with the reason) and when it is back (with None)."""

@@ -11,6 +11,9 @@ while others wait; it refuses a store that has more steps than it knows. A step 
 * `koo_entries`: what was booked, one row for each call that ended with a cost.
 * `koo_signals`: what operators did, for all processes.
 * `koo_episodes`: alerts, from their beginning to their end. Each is its `process`'s as long as the lease lasts.
+* `koo_notices`: what is to be said to people; `koo_channels`: the ways to do so, one row each, whose `process` may send
+  as long as the lease lasts; `koo_deliveries`: what became of each notice on each channel. Those with the same
+  `message` are sent together.
 
 Money is in pico-dollars, times are milliseconds since 1970, days are days since then.
 """
@@ -89,6 +92,22 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "DROP TABLE koo_holds",
     ),
     ("ALTER TABLE koo_processes ADD COLUMN forgotten TEXT NOT NULL DEFAULT ''",),
+    (
+        """CREATE TABLE koo_notices (
+             key TEXT NOT NULL PRIMARY KEY, at_ms BIGINT NOT NULL, what TEXT NOT NULL, fingerprint TEXT NOT NULL,
+             kind TEXT NOT NULL, severity TEXT NOT NULL, component TEXT NOT NULL, message TEXT NOT NULL,
+             started_ms BIGINT NOT NULL, ended_ms BIGINT, data TEXT NOT NULL)""",
+        "CREATE INDEX koo_notices_at ON koo_notices (at_ms)",
+        """CREATE TABLE koo_channels (
+             name TEXT NOT NULL PRIMARY KEY, since_ms BIGINT NOT NULL, process TEXT NOT NULL,
+             lease_ends_ms BIGINT NOT NULL, next_ms BIGINT NOT NULL, failures BIGINT NOT NULL,
+             failing_since_ms BIGINT, reason TEXT NOT NULL, sent_ms BIGINT)""",
+        """CREATE TABLE koo_deliveries (
+             notice TEXT NOT NULL, channel TEXT NOT NULL, state TEXT NOT NULL, message TEXT NOT NULL,
+             attempts BIGINT NOT NULL, next_ms BIGINT NOT NULL, done_ms BIGINT, reason TEXT NOT NULL,
+             PRIMARY KEY (notice, channel))""",
+        "CREATE INDEX koo_deliveries_state ON koo_deliveries (channel, state, done_ms)",
+    ),
 )
 
 _EXISTS = {

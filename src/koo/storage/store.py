@@ -18,6 +18,7 @@ from koo.storage.episodes import SqlEpisodes
 from koo.storage.exchanges import SqlExchange
 from koo.storage.executor import Executor
 from koo.storage.ledger import Ledger
+from koo.storage.notices import SqlNotices
 from koo.storage.past import Past
 from koo.storage.signals import SqlSignals
 from koo.storage.unsettled import SqlUnsettled
@@ -62,6 +63,7 @@ class SqlStore:
         self.past = Past(self.executor)
         self.signals = SqlSignals(self.executor)
         self.episodes = SqlEpisodes(self.executor)
+        self.notices = SqlNotices(self.executor)
 
     def __repr__(self) -> str:
         state = "closed" if not self.is_open else self.trouble or "open"

@@ -1,0 +1,298 @@
+"""Notices and their deliveries, as the store keeps them: written once, owed to each channel, sent by one process.
+
+A channel has one row, and with it one lease: only one process sends through it at a time, so messages leave in the
+order in which their notices were written, and no two processes send the same one. The lease is longer than any sending
+may take. If its holder dies, another process sends the same message again, under the same key. The row also has what
+all processes need to know of the channel: since when it fails and when it is tried next.
+
+What a channel owes is found when a process looks for work: each notice younger than a day for which it has no delivery.
+So the writer of a notice need not know the channels, and a process without any may write what another one sends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from koo.events import Severity
+from koo.notices import Delivery, Notice, Parcel, Standing
+from koo.options import DAY_S
+from koo.storage.executor import Executor
+from koo.storage.transaction import Row, Transaction
+
+LEASE_S = 60.0
+"""Longer than a sending may take, plus what two clocks may differ by."""
+OWED_S = DAY_S
+"""What is a day old is not news: a channel that is configured again after a week must not send the week."""
+JOIN_SLACK_S = 60.0
+"""The clock of the process that wrote a notice may be behind that of the process that knows the channel."""
+MINUTE_MS = 60_000
+MESSAGES_PER_MINUTE = 10
+"""A person reads no more. What comes above that goes together in one message when the minute is over."""
+TOGETHER_FROM = 6
+"""So many notices that wait at once become one message: a receiver that was away, or an outage of everything."""
+TOGETHER_MAX = 200
+
+NOTICE = "key, what, fingerprint, kind, severity, component, message, started_ms, ended_ms, data"
+PUT = f"""INSERT INTO koo_notices ({NOTICE}, at_ms)
+    VALUES (:key, :what, :fingerprint, :kind, :severity, :component, :message, :started_ms, :ended_ms, :data, :at_ms)
+    ON CONFLICT (key) DO NOTHING RETURNING key"""
+JOIN = """INSERT INTO koo_channels (name, since_ms, process, lease_ends_ms, next_ms, failures, reason)
+    VALUES (:channel, :since_ms, '', 0, 0, 0, '') ON CONFLICT (name) DO NOTHING"""
+OWED = """n.at_ms >= c.since_ms AND n.at_ms > :owed_ms AND NOT EXISTS
+    (SELECT 1 FROM koo_deliveries d WHERE d.notice = n.key AND d.channel = c.name)"""
+DUE = "d.channel = c.name AND d.state = 'waiting' AND d.next_ms <= :now_ms"
+FREE = "next_ms <= :now_ms AND (process = :process OR lease_ends_ms <= :now_ms)"
+STANDINGS = f"""SELECT name, failures, failing_since_ms, reason, next_ms, sent_ms,
+      (SELECT count(*) FROM koo_deliveries d WHERE d.channel = c.name AND d.state = 'waiting'),
+      (SELECT count(DISTINCT d.message) FROM koo_deliveries d
+         WHERE d.channel = c.name AND d.state = 'given_up' AND d.done_ms > :hour_ago_ms),
+      (SELECT count(*) FROM koo_notices n WHERE {OWED}),
+      CASE WHEN {FREE} THEN 1 ELSE 0 END,
+      CASE WHEN EXISTS (SELECT 1 FROM koo_deliveries d WHERE {DUE}) THEN 1 ELSE 0 END
+    FROM koo_channels c WHERE name IN ({{ids}}) ORDER BY name"""
+LEASE = f"""UPDATE koo_channels SET process = :process, lease_ends_ms = :lease_ends_ms
+    WHERE name = :channel AND {FREE} RETURNING failures"""
+OWE = f"""INSERT INTO koo_deliveries (notice, channel, state, message, attempts, next_ms, reason)
+    SELECT n.key, c.name, CASE WHEN n.severity IN ({{ids}}) THEN 'waiting' ELSE 'below_severity' END, '', 0, 0, ''
+    FROM koo_notices n, koo_channels c WHERE c.name = :channel AND {OWED}
+    ON CONFLICT (notice, channel) DO NOTHING"""
+WAITING = f"""SELECT d.notice, d.message FROM koo_deliveries d, koo_channels c, koo_notices n
+    WHERE c.name = :channel AND n.key = d.notice AND {DUE} ORDER BY n.at_ms, n.started_ms, n.key LIMIT :most"""
+SENT_LATELY = """SELECT count(DISTINCT message) FROM koo_deliveries
+    WHERE channel = :channel AND state = 'sent' AND done_ms > :minute_ago_ms"""
+ASSIGN = """UPDATE koo_deliveries SET message = :message WHERE channel = :channel AND notice IN ({ids})"""
+BEGIN = """UPDATE koo_deliveries SET attempts = attempts + 1
+    WHERE channel = :channel AND message = :message AND state = 'waiting'"""
+CARRIED = f"""SELECT {", ".join(f"n.{name}" for name in NOTICE.split(", "))}, n.at_ms, d.attempts
+    FROM koo_deliveries d, koo_notices n WHERE n.key = d.notice AND d.channel = :channel AND d.message = :message
+    AND d.state = 'waiting' ORDER BY n.at_ms, n.started_ms, n.key"""
+UNLEASE = "UPDATE koo_channels SET lease_ends_ms = 0 WHERE name = :channel AND process = :process"
+SENT = """UPDATE koo_deliveries SET state = 'sent', done_ms = :now_ms, reason = ''
+    WHERE channel = :channel AND message = :message AND state <> 'sent'"""
+WORKS = """UPDATE koo_channels SET failures = 0, failing_since_ms = NULL, reason = '', next_ms = 0,
+    sent_ms = :now_ms, lease_ends_ms = CASE WHEN process = :process THEN 0 ELSE lease_ends_ms END
+    WHERE name = :channel"""
+FAILED = """UPDATE koo_deliveries SET reason = :reason, next_ms = :next_ms,
+      state = CASE WHEN :gives_up = 1 THEN 'given_up' ELSE state END,
+      done_ms = CASE WHEN :gives_up = 1 THEN :now_ms ELSE done_ms END
+    WHERE channel = :channel AND message = :message AND state = 'waiting'"""
+# Not of a process that has lost its lease meanwhile: another one knows better by now.
+FAILS = """UPDATE koo_channels SET failures = failures + 1, reason = :reason, next_ms = :next_ms, lease_ends_ms = 0,
+      failing_since_ms = coalesce(failing_since_ms, :now_ms)
+    WHERE name = :channel AND process = :process"""
+POSTPONE = "UPDATE koo_channels SET next_ms = :next_ms, lease_ends_ms = 0 WHERE name = :channel AND process = :process"
+REVIVE = """UPDATE koo_channels SET failures = 0, failing_since_ms = NULL, reason = '', next_ms = 0, sent_ms = :now_ms
+    WHERE name = :channel"""
+REVIVE_WAITING = "UPDATE koo_deliveries SET next_ms = 0 WHERE channel = :channel AND state = 'waiting'"
+RELEASE = "UPDATE koo_channels SET lease_ends_ms = 0 WHERE process = :process"
+DELIVERIES = f"""SELECT {", ".join(f"n.{name}" for name in NOTICE.split(", "))}, n.at_ms,
+      d.channel, d.state, d.attempts, d.next_ms, d.done_ms, d.reason
+    FROM koo_notices n, koo_deliveries d WHERE d.notice = n.key AND n.at_ms >= :since_ms
+    ORDER BY n.at_ms DESC, n.key, d.channel"""
+PRUNE = (
+    "DELETE FROM koo_deliveries WHERE notice IN (SELECT key FROM koo_notices WHERE at_ms < :before_ms)",
+    "DELETE FROM koo_notices WHERE at_ms < :before_ms",
+)
+
+
+class SqlNotices:
+    """The notices of all processes on one store; see `koo.notices.Notices`."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    async def put(self, *notices: Notice) -> list[Notice]:
+        """Write them; returns those whose key was not there yet."""
+        at_ms = self._now_ms()
+        return await self._executor.run(lambda tx: put_in(tx, notices, at_ms)) if notices else []
+
+    async def join(self, channels: Sequence[str]) -> None:
+        """Let these channels owe what is written from now on; one that is known already goes on."""
+        since_ms = self._now_ms(-JOIN_SLACK_S)
+        rows = [{"channel": channel, "since_ms": since_ms} for channel in channels]
+        await self._executor.run(lambda tx: tx.run(JOIN, rows))
+
+    async def standings(self, channels: Sequence[str]) -> list[Standing]:
+        """How these channels do."""
+        values = self._values("", ids=json.dumps(list(channels)), hour_ago_ms=self._now_ms(-3600.0))
+        rows = await self._executor.run(lambda tx: tx.rows(STANDINGS, values), exclusive=False)
+        return [_standing(row) for row in rows]
+
+    async def take(self, channel: str, severities: Sequence[Severity]) -> Parcel | None:
+        """The next message of a channel, under a lease; None: nothing is due, or another process is sending."""
+        values = self._values(
+            channel, ids=json.dumps(list(severities)), lease_ends_ms=self._now_ms(LEASE_S), most=TOGETHER_MAX
+        )
+        return await self._executor.run(lambda tx: _take(tx, values))
+
+    async def mark_sent(self, parcel: Parcel) -> None:
+        """It arrived, and the channel works."""
+        await self._run((SENT, WORKS), self._values(parcel.channel, message=parcel.key))
+
+    async def mark_failed(
+        self, parcel: Parcel, reason: str, next_at: float, *, is_channels: bool, gives_up: bool
+    ) -> None:
+        """It did not arrive. `is_channels`: the channel failed, so nothing else is tried before `next_at` either."""
+        values = self._values(
+            parcel.channel, message=parcel.key, reason=reason, next_ms=_ms(next_at), gives_up=int(gives_up)
+        )
+        await self._run((FAILED, FAILS if is_channels else UNLEASE), values)
+
+    async def postpone(self, channel: str, until: float) -> None:
+        """Try nothing before then; that is no failure."""
+        await self._run((POSTPONE,), self._values(channel, next_ms=_ms(until)))
+
+    async def revive(self, channel: str) -> None:
+        """The channel works again: what waits is due at once."""
+        await self._run((REVIVE, REVIVE_WAITING), self._values(channel))
+
+    async def release(self) -> None:
+        """Let other processes send at once what this one has taken."""
+        await self._run((RELEASE,), self._values(""))
+
+    async def deliveries(self, since: float) -> list[Delivery]:
+        """What became of the notices written at or after wall time `since`, newest first."""
+        values = {"since_ms": _ms(since)}
+        rows = await self._executor.run(lambda tx: tx.rows(DELIVERIES, values), exclusive=False)
+        return [_delivery(row) for row in rows]
+
+    async def prune(self, before: float) -> None:
+        """Forget notices written before wall time `before`."""
+        await self._run(PRUNE, {"before_ms": _ms(before)})
+
+    async def _run(self, statements: Sequence[str], values: dict[str, Any]) -> None:
+        def write(tx: Transaction) -> None:
+            for statement in statements:
+                tx.run(statement, values)
+
+        await self._executor.run(write)
+
+    def _values(self, channel: str, **more: Any) -> dict[str, Any]:
+        now_ms = self._now_ms()
+        return {
+            "channel": channel,
+            "process": self._executor.process,
+            "now_ms": now_ms,
+            "owed_ms": now_ms - _ms(OWED_S),
+            **more,
+        }
+
+    def _now_ms(self, later_s: float = 0.0) -> int:
+        return _ms(self._executor.clock.wall() + later_s)
+
+
+def put_in(tx: Transaction, notices: Sequence[Notice], at_ms: int) -> list[Notice]:
+    """Write them, in a transaction; returns those whose key was not there yet."""
+    return [notice for notice in notices if tx.rows(PUT, {**_columns(notice), "at_ms": at_ms})]
+
+
+def _take(tx: Transaction, values: dict[str, Any]) -> Parcel | None:
+    leased = tx.rows(LEASE, values)
+    if not leased:
+        return None
+    tx.run(OWE, values)
+    message = _next_message(tx, values)
+    if message is None:
+        tx.run(UNLEASE, values)
+        return None
+    key = {**values, "message": message}
+    tx.run(BEGIN, key)
+    carried = tx.rows(CARRIED, key)
+    return Parcel(
+        key=message,
+        channel=values["channel"],
+        notices=tuple(_notice(row[:10]) for row in carried),
+        attempt=max(row[11] for row in carried),
+        failures=leased[0][0],
+        first_at=min(row[10] for row in carried) / 1000,
+    )
+
+
+def _next_message(tx: Transaction, values: dict[str, Any]) -> str | None:
+    """One that failed and is due again, else a new one; None: nothing is due, or enough was sent in this minute."""
+    due = tx.rows(WAITING, values)
+    begun = next((message for _, message in due if message), None)
+    if begun is not None or not due:
+        return begun
+    lately = tx.rows(SENT_LATELY, {**values, "minute_ago_ms": values["now_ms"] - MINUTE_MS})[0][0]
+    if lately >= MESSAGES_PER_MINUTE:
+        return None
+    chosen: list[str] = [notice for notice, _ in due] if len(due) >= TOGETHER_FROM else [due[0][0]]
+    message = chosen[0] if len(chosen) == 1 else _key_of(chosen)
+    tx.run(ASSIGN, {**values, "ids": json.dumps(chosen), "message": message})
+    return message
+
+
+def _key_of(notices: Sequence[str]) -> str:
+    return f"together-{hashlib.sha256(json.dumps(notices).encode()).hexdigest()[:32]}"
+
+
+def _ms(wall_s: float) -> int:
+    return round(wall_s * 1000)
+
+
+def _s(ms: int | None) -> float | None:
+    return None if ms is None else ms / 1000
+
+
+def _columns(notice: Notice) -> dict[str, Any]:
+    return {
+        "key": notice.key,
+        "what": notice.what,
+        "fingerprint": notice.fingerprint,
+        "kind": notice.kind,
+        "severity": notice.severity,
+        "component": notice.component,
+        "message": notice.message,
+        "started_ms": _ms(notice.started_at),
+        "ended_ms": None if notice.ended_at is None else _ms(notice.ended_at),
+        "data": json.dumps(dict(notice.data), default=str),
+    }
+
+
+def _notice(row: Row) -> Notice:
+    key, what, fingerprint, kind, severity, component, message, started_ms, ended_ms, data = row
+    return Notice(
+        key=key,
+        what=what,
+        fingerprint=fingerprint,
+        kind=kind,
+        severity=severity,
+        component=component,
+        message=message,
+        started_at=started_ms / 1000,
+        ended_at=_s(ended_ms),
+        data=json.loads(data),
+    )
+
+
+def _standing(row: Row) -> Standing:
+    name, failures, since_ms, reason, next_ms, sent_ms, waiting, given_up, owed, free, due = row
+    return Standing(
+        channel=name,
+        failures=failures,
+        failing_since=_s(since_ms),
+        reason=reason,
+        next_at=next_ms / 1000,
+        sent_at=_s(sent_ms),
+        waiting=waiting,
+        given_up=given_up,
+        is_due=bool(free and (due or owed)),
+    )
+
+
+def _delivery(row: Row) -> Delivery:
+    at_ms, channel, state, attempts, next_ms, done_ms, reason = row[10:]
+    return Delivery(
+        notice=_notice(row[:10]),
+        channel=channel,
+        state=state,
+        attempts=attempts,
+        noticed_at=at_ms / 1000,
+        done_at=_s(done_ms),
+        next_at=next_ms / 1000 if state == "waiting" and next_ms else None,
+        reason=reason,
+    )

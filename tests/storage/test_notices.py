@@ -1,0 +1,362 @@
+"""What is to be said to people: written once, owed to each channel, sent by one process at a time, lost by none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from koo.events import Severity
+from koo.notices import Delivery, Notice, Parcel
+from koo.storage import schema
+from koo.storage.notices import LEASE_S, MESSAGES_PER_MINUTE, OWED_S, TOGETHER_FROM
+from koo.storage.store import SqlStore
+from tests.storage.support import NOON_S, Place, SetClock
+
+ALL: tuple[Severity, ...] = ("critical", "warning", "info")
+HOOK = "webhook"
+
+
+def notice(key: str = "firing:circuit_open:database:1", **changes: Any) -> Notice:
+    words: dict[str, Any] = {
+        "key": key,
+        "what": "firing",
+        "fingerprint": "circuit_open:database",
+        "kind": "circuit_open",
+        "severity": "critical",
+        "component": "database",
+        "message": "the circuit breaker is open: 5 failures in a row",
+        "started_at": NOON_S,
+        "data": {"next_attempt": None},
+    }
+    return Notice(**words | changes)
+
+
+def with_stores(
+    place: Place, main: Callable[[SetClock, list[SqlStore]], Awaitable[None]], count: int = 1
+) -> None:
+    """Run `main` with as many processes' stores on one place and one clock; each of them knows the webhook."""
+
+    async def run() -> None:
+        clock = SetClock()
+        stores = [place.sql_store(clock) for _ in range(count)]
+        try:
+            for store in stores:
+                await store.notices.join([HOOK])
+            await main(clock, stores)
+        finally:
+            for store in stores:
+                await store.executor.stop()
+
+    asyncio.run(run())
+
+
+async def take(store: SqlStore, channel: str = HOOK) -> Parcel:
+    parcel = await store.notices.take(channel, ALL)
+    assert parcel is not None
+    return parcel
+
+
+async def fail(store: SqlStore, parcel: Parcel, next_at: float, **how: bool) -> None:
+    words = {"is_channels": True, "gives_up": False} | how
+    await store.notices.mark_failed(
+        parcel,
+        "it answered with status 500",
+        next_at,
+        is_channels=words["is_channels"],
+        gives_up=words["gives_up"],
+    )
+
+
+async def only_delivery(store: SqlStore) -> Delivery:
+    (delivery,) = await store.notices.deliveries(0.0)
+    return delivery
+
+
+def test_a_notice_comes_back_as_it_was_written(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        ended = notice(what="resolved", ended_at=NOON_S + 2.5, data={"lasted_s": 2.5, "names": ["é", "x"]})
+        await stores[0].notices.put(ended)
+        assert (await take(stores[0])).notices == (ended,)
+
+    with_stores(shared, main)
+
+
+def test_a_notice_is_written_once_whoever_writes_it(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        one, other = stores
+        new = await asyncio.gather(one.notices.put(notice()), other.notices.put(notice()))
+        assert sorted(map(len, new)) == [0, 1]
+        assert await one.notices.put(notice(message="another text"), notice("second")) == [notice("second")]
+
+    with_stores(shared, main, 2)
+
+
+def test_one_message_is_one_processes_until_it_is_sent_or_its_lease_is_over(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        one, other = stores
+        await one.notices.put(notice())
+        taken = await asyncio.gather(*(store.notices.take(HOOK, ALL) for store in stores))
+        assert sorted(parcel is None for parcel in taken) == [False, True]
+        assert [standing.is_due for standing in await one.notices.standings([HOOK])] == [taken[0] is not None]
+        clock.now += LEASE_S - 0.1
+        waits = other if taken[0] is not None else one
+        assert await waits.notices.take(HOOK, ALL) is None
+        clock.now += 0.2
+        again = await take(waits)
+        assert again.notices == (notice(),)
+        assert again.attempt == 2
+
+    with_stores(shared, main, 2)
+
+
+def test_a_message_that_is_sent_again_has_its_key_and_its_notices_whatever_came_meanwhile(
+    shared: Place,
+) -> None:
+    """Its sender was killed before it could say that it was sent."""
+
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        many = [notice(f"n{number}") for number in range(TOGETHER_FROM)]
+        await stores[0].notices.put(*many)
+        first = await take(stores[0])
+        await stores[1].notices.put(*(notice(f"later{number}") for number in range(TOGETHER_FROM)))
+        clock.now += LEASE_S + 1
+        again = await take(stores[1])
+        assert (again.key, again.notices) == (first.key, tuple(many))
+
+    with_stores(shared, main, 2)
+
+
+def test_what_is_sent_is_not_sent_again(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        (store,) = stores
+        await store.notices.put(notice())
+        await store.notices.mark_sent(await take(store))
+        assert await store.notices.take(HOOK, ALL) is None
+        delivery = await only_delivery(store)
+        assert (delivery.state, delivery.done_at, delivery.attempts) == ("sent", NOON_S, 1)
+        (standing,) = await store.notices.standings([HOOK])
+        assert (standing.sent_at, standing.waiting, standing.is_due) == (NOON_S, 0, False)
+
+    with_stores(shared, main)
+
+
+def test_messages_leave_in_the_order_in_which_they_were_written(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        (store,) = stores
+        for key in ("z", "a", "m"):
+            await store.notices.put(notice(key))
+            clock.now += 1
+        sent = []
+        for _ in range(3):
+            parcel = await take(store)
+            sent.append(parcel.key)
+            await store.notices.mark_sent(parcel)
+        assert sent == ["z", "a", "m"]
+
+    with_stores(shared, main)
+
+
+def test_a_channel_that_fails_is_left_alone_until_its_time_by_every_process(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        one, other = stores
+        await one.notices.put(notice(), notice("second"))
+        await fail(one, await take(one), NOON_S + 20)
+        clock.now += 19
+        assert await one.notices.take(HOOK, ALL) is await other.notices.take(HOOK, ALL) is None
+        (standing,) = await other.notices.standings([HOOK])
+        assert (standing.failures, standing.failing_since, standing.next_at) == (1, NOON_S, NOON_S + 20)
+        assert (standing.reason, standing.waiting, standing.is_due) == (
+            "it answered with status 500",
+            2,
+            False,
+        )
+        clock.now += 1
+        again = await take(other)
+        assert (again.key, again.attempt, again.failures) == (notice().key, 2, 1)
+        await other.notices.mark_sent(again)
+        (standing,) = await one.notices.standings([HOOK])
+        assert (standing.failures, standing.failing_since, standing.reason) == (0, None, "")
+        assert (await take(one)).key == "second"
+
+    with_stores(shared, main, 2)
+
+
+def test_a_message_that_is_refused_for_itself_keeps_no_other_back(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        (store,) = stores
+        await store.notices.put(notice("bad"))
+        clock.now += 1
+        await store.notices.put(notice("good"))
+        await fail(store, await take(store), clock.now + 60, is_channels=False)
+        good = await take(store)
+        assert good.key == "good"
+        await store.notices.mark_sent(good)
+        clock.now += 60
+        bad = await take(store)
+        await fail(store, bad, clock.now + 60, is_channels=False, gives_up=True)
+        clock.now += 61
+        assert await store.notices.take(HOOK, ALL) is None
+        states = {one.notice.key: (one.state, one.reason) for one in await store.notices.deliveries(0.0)}
+        assert states == {"bad": ("given_up", "it answered with status 500"), "good": ("sent", "")}
+        (standing,) = await store.notices.standings([HOOK])
+        assert (standing.given_up, standing.failures) == (1, 0)
+
+    with_stores(shared, main)
+
+
+def test_many_that_wait_at_once_are_one_message(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        (store,) = stores
+        await store.notices.put(*(notice(f"n{number:02}") for number in range(40)))
+        parcel = await take(store)
+        assert len(parcel.notices) == 40
+        await store.notices.mark_sent(parcel)
+        assert {one.state for one in await store.notices.deliveries(0.0)} == {"sent"}
+
+    with_stores(shared, main)
+
+
+def test_no_more_than_ten_messages_leave_in_a_minute(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        (store,) = stores
+        for number in range(MESSAGES_PER_MINUTE + TOGETHER_FROM):
+            await store.notices.put(notice(f"n{number:02}"))
+            if number < MESSAGES_PER_MINUTE:
+                await store.notices.mark_sent(await take(store))
+        assert await store.notices.take(HOOK, ALL) is None
+        clock.now += 60
+        assert len((await take(store)).notices) == TOGETHER_FROM
+
+    with_stores(shared, main)
+
+
+def test_a_notice_below_the_least_severity_is_not_owed_and_says_so(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        (store,) = stores
+        await store.notices.put(notice(severity="warning"))
+        assert await store.notices.take(HOOK, ["critical"]) is None
+        assert (await only_delivery(store)).state == "below_severity"
+
+    with_stores(shared, main)
+
+
+def test_each_channel_owes_every_notice_whichever_process_wrote_it(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        one, other = stores
+        await other.notices.join(["email"])
+        await one.notices.put(notice())
+        await one.notices.mark_sent(await take(one))
+        assert (await take(other, "email")).notices == (notice(),)
+        states = {delivery.channel: delivery.state for delivery in await one.notices.deliveries(0.0)}
+        assert states == {"email": "waiting", HOOK: "sent"}
+
+    with_stores(shared, main, 2)
+
+
+def test_a_new_channel_owes_nothing_of_before_it_was_known(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        (store,) = stores
+        await store.notices.put(notice())
+        clock.now += 3600
+        await store.notices.join(["email"])
+        await store.notices.join([HOOK])
+        assert await store.notices.take("email", ALL) is None
+        assert (await take(store)).notices == (notice(),)
+
+    with_stores(shared, main)
+
+
+def test_what_nobody_could_send_for_a_day_is_no_news_any_more(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        (store,) = stores
+        await store.notices.put(notice())
+        clock.now += OWED_S + 1
+        assert await store.notices.take(HOOK, ALL) is None
+
+    with_stores(shared, main)
+
+
+def test_a_process_that_closes_leaves_what_it_has_taken_to_the_others_at_once(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        one, other = stores
+        await one.notices.put(notice())
+        first = await take(one)
+        await one.notices.release()
+        assert (await take(other)).key == first.key
+
+    with_stores(shared, main, 2)
+
+
+def test_a_process_that_was_stopped_too_long_does_not_overrule_the_one_that_went_on(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        one, other = stores
+        await one.notices.put(notice(), notice("second"))
+        stopped = await take(one)
+        clock.now += LEASE_S + 1
+        await other.notices.mark_sent(await take(other))
+        await fail(one, stopped, clock.now + 600)
+        (standing,) = await other.notices.standings([HOOK])
+        assert (standing.failures, standing.is_due) == (0, True)
+        states = {one.notice.key: one.state for one in await other.notices.deliveries(0.0)}
+        assert states == {notice().key: "sent", "second": "waiting"}
+
+    with_stores(shared, main, 2)
+
+
+def test_after_a_success_that_an_operator_brought_about_nothing_waits_any_longer(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        (store,) = stores
+        await store.notices.put(notice())
+        await fail(store, await take(store), NOON_S + 300)
+        await store.notices.revive(HOOK)
+        assert (await take(store)).attempt == 2
+
+    with_stores(shared, main)
+
+
+def test_a_channel_that_is_put_off_has_not_failed(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        (store,) = stores
+        await store.notices.put(notice())
+        await take(store)
+        await store.notices.postpone(HOOK, NOON_S + 30)
+        (standing,) = await store.notices.standings([HOOK])
+        assert (standing.failures, standing.next_at, standing.is_due) == (0, NOON_S + 30, False)
+        clock.now += 30
+        assert (await take(store)).failures == 0
+
+    with_stores(shared, main)
+
+
+def test_old_notices_are_forgotten_with_their_deliveries(shared: Place) -> None:
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        (store,) = stores
+        await store.notices.put(notice())
+        await take(store)
+        clock.now += 10
+        await store.notices.put(notice("young"))
+        await store.notices.prune(NOON_S + 5)
+        assert shared.sql("SELECT key FROM koo_notices") == [("young",)]
+        assert shared.sql("SELECT count(*) FROM koo_deliveries") == [(0,)]
+
+    with_stores(shared, main)
+
+
+def test_a_store_of_before_notices_is_upgraded(shared: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def before() -> None:
+        with monkeypatch.context() as older:
+            older.setattr(schema, "STEPS", schema.STEPS[:5])
+            store = SqlStore(shared.url)
+            await store.executor.run(lambda tx: None)
+            await store.executor.stop()
+
+    asyncio.run(before())
+
+    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+        await stores[0].notices.put(notice())
+        assert (await take(stores[0])).notices == (notice(),)
+
+    with_stores(shared, main)
