@@ -210,8 +210,8 @@ class House:
         return find(None if self.database is None else self.database_health(), self.views())
 
     def found(self) -> set[str]:
-        """The fingerprints of what holds now."""
-        return {finding.fingerprint for finding in self.findings()}
+        """The fingerprints of what an alert may begin with now."""
+        return {finding.fingerprint for finding in self.findings() if finding.begins}
 
 
 def in_house(test: Callable[[House], Awaitable[None]], folder: Path | None = None) -> None:

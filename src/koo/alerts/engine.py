@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import cast
 
-from koo.alerts.kinds import ENDINGS
+from koo.alerts.kinds import ENDINGS, KINDS
 from koo.alerts.rules import Finding
 from koo.clock import iso
 from koo.monitoring.shapes import Alert, AlertData
@@ -27,7 +27,6 @@ LISTED_AFTER_END_S = 900.0
 RESTORED_KEPT_S = 60.0
 """As long as the usual time between two health checks: a restart is no recovery."""
 
-KEPT_IN_RECOVERY = {"circuit_open", "database_unavailable", "service_down"}
 RANK = {"critical": 0, "warning": 1, "info": 2}
 
 
@@ -75,7 +74,11 @@ class Alerts:
         current = {finding.fingerprint: finding for finding in findings}
         changed = [replace(double, ended_at=now) for double in self._doubles]
         self._doubles = []
-        changed += [self._begin(finding, now) for key, finding in current.items() if key not in self._active]
+        changed += [
+            self._begin(finding, now)
+            for key, finding in current.items()
+            if finding.begins and key not in self._active
+        ]
         for key in current:
             self._unseen.pop(key, None)
         for key, episode in list(self._active.items()):
@@ -136,7 +139,8 @@ class Alerts:
 
 def _is_recovering(episode: Episode, current: Mapping[str, object]) -> bool:
     """An open breaker that is testing its recovery has neither recovered nor failed anew."""
-    return episode.kind in KEPT_IN_RECOVERY and f"circuit_recovering:{episode.component}" in current
+    row = KINDS.get(episode.kind)
+    return row is not None and any(f"{kind}:{episode.component}" in current for kind in row.kept_by)
 
 
 def _is_listed(news: Episode, now: float) -> bool:

@@ -12,8 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from koo.events import Severity
+
+Evidence = Literal["own", "answer", "recent", "store"]
+"""What a young process must have before it may end what an earlier one found, because it does not find it itself.
+
+* "own": nothing. The condition is a process's own, and a new one does not have it.
+* "answer": the other side has answered: a probe, an unbilled check, calls that succeeded.
+* "recent": enough recent calls, or as much time as the rule looks back.
+* "store": the state store has answered.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +41,8 @@ class AlertKind:
     `pending_s`: how long it has to hold before it fires. `recovering_s`: how long it has to be gone before it ends.
     `part_of`: kinds of the same component of which this one is the lesser face; while one of them holds, it is not an
     alert of its own but stands in that one's `also`. `inhibited_by`: kinds of whatever the component depends on; while
-    one of them fires, this one is listed but does not notify.
+    one of them fires, this one is listed but does not notify. `kept_by`: kinds of the same component that are neither
+    the end of this one nor a new beginning. `evidence`: see there.
     """
 
     severity: Severity
@@ -40,13 +51,16 @@ class AlertKind:
     recovering_s: float = 0.0
     part_of: tuple[str, ...] = ()
     inhibited_by: tuple[str, ...] = ()
+    kept_by: tuple[str, ...] = ()
     ending: Ending | None = None
+    evidence: Evidence = "own"
 
 
 DATABASE_GONE = ("database_unavailable",)
 STORE_GONE = ("store_unavailable",)
 SERVICE_GONE = ("service_down", "key_refused", "circuit_open", "circuit_recovering")
 """Faces of a service whose calls do not get through; that its calls failed and were slow is how it came to that."""
+_RECOVERY = ("circuit_recovering",)
 _CIRCUIT_CLOSED = Ending("circuit_closed", "the circuit breaker is closed again")
 _BUDGET_STEPS = ("budget_used_up", "budget_too_small", "budget_at_95", "budget_at_90", "budget_approaching")
 """A budget's kinds, the worst first: each has the later ones as a part."""
@@ -56,18 +70,25 @@ KINDS: Mapping[str, AlertKind] = {
     "service_down": AlertKind(
         "critical",
         "Service down",
-        recovering_s=30.0,
         ending=Ending("service_recovered", "the service can be asked again"),
+        kept_by=_RECOVERY,
+        evidence="answer",
     ),
     "circuit_open": AlertKind(
         "critical",
         "Circuit breaker open",
-        recovering_s=30.0,
         part_of=("service_down", "database_unavailable"),
         ending=_CIRCUIT_CLOSED,
+        kept_by=_RECOVERY,
+        evidence="answer",
+        inhibited_by=("service_down", "database_unavailable"),
     ),
     "circuit_recovering": AlertKind(
-        "warning", "Recovery is being tested", part_of=("service_down", "key_refused", "database_unavailable")
+        "warning",
+        "Recovery is being tested",
+        part_of=("service_down", "key_refused", "database_unavailable"),
+        evidence="answer",
+        inhibited_by=("circuit_open", "service_down", "database_unavailable"),
     ),
     "degraded_performance": AlertKind(
         "warning",
@@ -75,21 +96,45 @@ KINDS: Mapping[str, AlertKind] = {
         recovering_s=60.0,
         part_of=SERVICE_GONE,
         ending=Ending("performance_recovered", "errors and latency are below their thresholds again"),
+        evidence="recent",
+        inhibited_by=SERVICE_GONE,
     ),
     # ── the database ──────────────────────────────────────────────────────────────────────────────────────────
     "database_unavailable": AlertKind(
         "critical",
         "Database unavailable",
-        recovering_s=30.0,
         ending=Ending("database_recovered", "the database is available again"),
+        kept_by=_RECOVERY,
+        evidence="answer",
     ),
-    "database_unhealthy": AlertKind("warning", "Database unhealthy", part_of=DATABASE_GONE),
+    "database_unhealthy": AlertKind(
+        "warning", "Database unhealthy", part_of=DATABASE_GONE, inhibited_by=DATABASE_GONE, evidence="answer"
+    ),
     "database_saturated": AlertKind(
-        "warning", "Connection pool saturated", recovering_s=30.0, part_of=DATABASE_GONE
+        "warning",
+        "Connection pool saturated",
+        recovering_s=30.0,
+        part_of=DATABASE_GONE,
+        inhibited_by=DATABASE_GONE,
     ),
-    "database_slow": AlertKind("warning", "Database slow", recovering_s=60.0, part_of=DATABASE_GONE),
-    "database_read_only": AlertKind("warning", "Database read-only", part_of=DATABASE_GONE),
-    "database_without_wal": AlertKind("warning", "SQLite without its write-ahead log", part_of=DATABASE_GONE),
+    "database_slow": AlertKind(
+        "warning",
+        "Database slow",
+        recovering_s=60.0,
+        part_of=DATABASE_GONE,
+        inhibited_by=DATABASE_GONE,
+        evidence="recent",
+    ),
+    "database_read_only": AlertKind(
+        "warning", "Database read-only", part_of=DATABASE_GONE, inhibited_by=DATABASE_GONE, evidence="answer"
+    ),
+    "database_without_wal": AlertKind(
+        "warning",
+        "SQLite without its write-ahead log",
+        part_of=DATABASE_GONE,
+        inhibited_by=DATABASE_GONE,
+        evidence="answer",
+    ),
     "database_paused": AlertKind("warning", "Database paused by an operator"),
     "database_draining": AlertKind("warning", "Database draining"),
     # ── limits ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -97,19 +142,29 @@ KINDS: Mapping[str, AlertKind] = {
         "warning", "Limit a minute is close", pending_s=60.0, recovering_s=60.0
     ),
     "limit_approaching_requests_per_hour": AlertKind("warning", "Limit an hour is close", recovering_s=60.0),
-    "limit_approaching_requests_per_day": AlertKind("warning", "Limit a day is close"),
+    "limit_approaching_requests_per_day": AlertKind("warning", "Limit a day is close", evidence="store"),
     # ── money ─────────────────────────────────────────────────────────────────────────────────────────────────
     "budget_approaching": AlertKind(
-        "warning", "Budget at 80 %", recovering_s=60.0, part_of=_BUDGET_STEPS[:4]
+        "warning", "Budget at 80 %", recovering_s=60.0, part_of=_BUDGET_STEPS[:4], evidence="store"
     ),
-    "budget_at_90": AlertKind("warning", "Budget at 90 %", recovering_s=60.0, part_of=_BUDGET_STEPS[:3]),
-    "budget_at_95": AlertKind("warning", "Budget at 95 %", recovering_s=60.0, part_of=_BUDGET_STEPS[:2]),
+    "budget_at_90": AlertKind(
+        "warning", "Budget at 90 %", recovering_s=60.0, part_of=_BUDGET_STEPS[:3], evidence="store"
+    ),
+    "budget_at_95": AlertKind(
+        "warning", "Budget at 95 %", recovering_s=60.0, part_of=_BUDGET_STEPS[:2], evidence="store"
+    ),
     "bill_above_hold": AlertKind("warning", "A bill was above its worst case"),
     "money_unsettled": AlertKind(
-        "warning", "Money of processes that no longer report", inhibited_by=STORE_GONE
+        "warning", "Money of processes that no longer report", inhibited_by=STORE_GONE, evidence="store"
     ),
     # ── the state store ───────────────────────────────────────────────────────────────────────────────────────
-    "budget_local": AlertKind("warning", "Budgets hold in this process only", part_of=STORE_GONE),
+    "budget_local": AlertKind(
+        "warning",
+        "Budgets hold in this process only",
+        part_of=STORE_GONE,
+        evidence="store",
+        inhibited_by=DATABASE_GONE,
+    ),
     "store_forgot": AlertKind("warning", "The state store has forgotten bookings"),
     "process_renamed": AlertKind("warning", "Another process used this one's name"),
 }

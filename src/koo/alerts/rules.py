@@ -29,6 +29,9 @@ from koo.monitoring.shapes import (
 
 ERROR_RATE_MAX = 0.10
 CALLS_MIN = 20
+GOES_ON = 0.5
+"""An alert of a rate goes on down to this share of the threshold and of the calls with which it began. Otherwise a rate
+that stays about the threshold begins and ends an alert with each call."""
 APPROACHING = 0.80
 BUDGET_STEPS = ((Decimal("0.95"), "budget_at_95"), (Decimal("0.90"), "budget_at_90"))
 """Further shares of a budget, the highest first: each is an alert of its own, so that it begins when it is reached."""
@@ -41,12 +44,17 @@ BUDGET = "budget:"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that holds now. `kind` and `component` identify it; `message` may change while it lasts."""
+    """Something that holds now. `kind` and `component` identify it; `message` may change while it lasts.
+
+    `begins` False: enough to go on, not enough to begin with. A rule whose numbers swing around a threshold finds with
+    True above it, and with False between it and a lower one, so that an alert does not begin and end with each swing.
+    """
 
     kind: str
     component: str
     message: str
     data: AlertData = field(default_factory=AlertData)
+    begins: bool = True
 
     @property
     def severity(self) -> Severity:
@@ -150,16 +158,20 @@ def _is_down(models: list[ModelStatus]) -> bool:
 def _performance(view: ServiceHealth, component: str) -> Iterator[Finding]:
     recent, slow_s = view["metrics"]["recent"], view["configuration"]["slow_call"]
     calls, p95 = recent["calls"], view["metrics"]["p95"]
-    if calls < CALLS_MIN:
+    if calls < CALLS_MIN * GOES_ON:
         return
     # Divided from whole numbers: 1 - 0.9 is less than 0.1, and two failures in twenty would go unseen.
     error_rate = recent["failed"] / calls
-    if error_rate >= ERROR_RATE_MAX:
-        message = f"{error_rate:.0%} of the last {calls} calls failed"
-        yield Finding("degraded_performance", component, message, {"error_rate": error_rate})
-    elif slow_s is not None and p95 > slow_s:
-        message = f"one call in twenty takes longer than {p95:.1f} s"
-        yield Finding("degraded_performance", component, message, {"p95": p95})
+    for share in (1.0, GOES_ON):
+        begins = share == 1.0 and calls >= CALLS_MIN
+        if error_rate >= ERROR_RATE_MAX * share:
+            message = f"{error_rate:.0%} of the last {calls} calls failed"
+            yield Finding("degraded_performance", component, message, {"error_rate": error_rate}, begins)
+            return
+        if slow_s is not None and p95 > slow_s * share:
+            message = f"one call in twenty takes longer than {p95:.1f} s"
+            yield Finding("degraded_performance", component, message, {"p95": p95}, begins)
+            return
 
 
 def _limits(view: ServiceHealth, component: str) -> Iterator[Finding]:
