@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from koo.ai.models import DEFAULT_MODELS
+from koo.alert_options import AlertOptions
 from koo.checked import Checked, allowed
 from koo.configuration.names import PREFIXES
 from koo.configuration.table import Row, Table
@@ -70,6 +71,12 @@ SECTIONS = [
         ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_"),
         "The names that other programs read too; of the proxies' also in small letters, which win. "
         "[network.md](network.md) says more.",
+    ),
+    Section(
+        "Alerts: who is told",
+        ("KOO_ALERT_", "KOO_SMTP_", "KOO_PUBLIC_"),
+        "Without a channel (`KOO_ALERT_WEBHOOK`, `KOO_ALERT_SLACK`, `KOO_ALERT_EMAIL`) alerts are listed, and sent to "
+        "nobody.",
     ),
     Section(
         "State, server and command line",
@@ -349,6 +356,7 @@ OPTIONS: list[type[Checked]] = [
     ServiceOptions,
     BudgetOptions,
     NetworkOptions,
+    AlertOptions,
     PlatformOptions,
 ]
 

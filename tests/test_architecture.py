@@ -23,7 +23,18 @@ KOO = ROOT / "src" / "koo"
 # Downward only: a part may import what stands in an earlier row, and nothing of its own row but itself.
 # Only the first row may import one another.
 ROWS: list[set[str]] = [
-    {"checked", "errors", "forks", "network_options", "options", "events", "clock", "notices"},
+    {
+        "alert_options",
+        "checked",
+        "errors",
+        "forks",
+        "network_options",
+        "options",
+        "events",
+        "clock",
+        "notices",
+        "plain_text",
+    },
     {"policies"},
     {"database_urls", "sqlite_url", "sqlstates"},
     {"server_words"},

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from koo import options
+from koo.alert_options import AlertOptions
 from koo.checked import Checked, Timed, allowed
 from koo.errors import ConfigurationError, KooError
 from koo.network_options import NetworkOptions
@@ -34,6 +35,7 @@ CLASSES = [
     BudgetOptions,
     PlatformOptions,
     NetworkOptions,
+    AlertOptions,
 ]
 NEEDED: dict[type[Checked], dict[str, Any]] = {
     ServiceOptions: {"name": "claude", "kind": "anthropic"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import re
 import traceback
@@ -23,6 +24,15 @@ from koo.settings import SecretStr, Settings
 
 ROOT = Path(__file__).parents[1]
 SECRET = "s3cret-9f8e7d"
+SIGNING = "whsec_" + base64.b64encode(SECRET.encode() * 2).decode()
+HOOK = "https://hooks.example/T0/B0?key=x"
+SMTP = "smtp://koo%40example.com:p%2Fw@mail.example"
+BESIDE = {
+    "KOO_ALERT_WEBHOOK_SECRET": {"KOO_ALERT_WEBHOOK": HOOK},
+    "KOO_ALERT_EMAIL": {"KOO_SMTP_URL": SMTP},
+    "KOO_SMTP_URL": {"KOO_ALERT_EMAIL": "ops@example.com"},
+}
+"""What has to be set together with a variable."""
 
 # The promised defaults (section 3 of the interface), of what is not a path.
 DEFAULTS: dict[str, Any] = {
@@ -83,6 +93,15 @@ DEFAULTS: dict[str, Any] = {
     "KOO_URL": "http://127.0.0.1:8000",
     "KOO_TOKEN": None,
     "KOO_READ_TOKEN": None,
+    "KOO_ALERT_WEBHOOK": None,
+    "KOO_ALERT_WEBHOOK_SECRET": None,
+    "KOO_ALERT_SLACK": None,
+    "KOO_ALERT_EMAIL": (),
+    "KOO_ALERT_EMAIL_FROM": None,
+    "KOO_SMTP_URL": None,
+    "KOO_ALERT_SEVERITY": "warning",
+    "KOO_ALERT_REMINDER_INTERVAL": 14_400.0,
+    "KOO_PUBLIC_URL": None,
 }
 PATHS = {"KOO_HOME", "DATABASE_URL", "KOO_STATE_URL"}
 
@@ -219,12 +238,21 @@ ARRIVALS: list[tuple[str, str, str, Any]] = [
     ("KOO_URL", "https://koo.test/x/", "url", "https://koo.test/x"),
     ("KOO_TOKEN", "t", "token", "t"),
     ("KOO_READ_TOKEN", "r", "read_token", "r"),
+    ("KOO_ALERT_WEBHOOK", HOOK, "alerts.webhook", HOOK),
+    ("KOO_ALERT_WEBHOOK_SECRET", SIGNING, "alerts.webhook_secret", SIGNING),
+    ("KOO_ALERT_SLACK", HOOK, "alerts.slack", HOOK),
+    ("KOO_ALERT_EMAIL", "a@x.example, b@y.example,", "alerts.email", ("a@x.example", "b@y.example")),
+    ("KOO_ALERT_EMAIL_FROM", "koo@x.example", "alerts.sender", "koo@x.example"),
+    ("KOO_SMTP_URL", SMTP, "alerts.smtp_url", SMTP),
+    ("KOO_ALERT_SEVERITY", "Critical", "alerts.severity", "critical"),
+    ("KOO_ALERT_REMINDER_INTERVAL", "0", "alerts.reminder_every_s", 0.0),
+    ("KOO_PUBLIC_URL", "https://koo.example/", "alerts.public_url", "https://koo.example"),
 ]
 
 
 @pytest.mark.parametrize(("variable", "text", "place", "expected"), ARRIVALS)
 def test_each_variable_becomes_its_option(variable: str, text: str, place: str, expected: Any) -> None:
-    value: Any = read({variable: text}).platform_options()
+    value: Any = read({variable: text, **BESIDE.get(variable, {})}).platform_options()
     for step in place.split("."):
         value = value[int(step)] if step.isdigit() else getattr(value, step)
     assert value == expected and type(value) is type(expected)
@@ -351,6 +379,30 @@ WRONG: list[tuple[str, str, str]] = [
     ("DATABASE_URL", "postgresql://u:p@h:0/d", "with a port from 1 to 65535"),
     ("DATABASE_URL", "postgresql://u:pass/word@h/d", "/ as %2F"),
     ("KOO_STATE_URL", "mongodb://h", "begins with one of sqlite://"),
+    ("KOO_ALERT_WEBHOOK", "hooks.example/x", "begins with http:// or https://, without user, password and #"),
+    ("KOO_ALERT_WEBHOOK", "https://u:p@hooks.example/x", 'holds "https://…"; allowed is a URL'),
+    ("KOO_ALERT_WEBHOOK", "https://hooks.example/x y", "begins with http:// or https://"),
+    ("KOO_ALERT_SLACK", "ftp://hooks.example", "begins with http:// or https://"),
+    (
+        "KOO_ALERT_WEBHOOK_SECRET",
+        "secret",
+        'holds "…"; allowed is whsec_ and the base64 of 24 random bytes or more',
+    ),
+    ("KOO_ALERT_WEBHOOK_SECRET", "whsec_c2hvcnQ=", 'holds "…"; allowed is whsec_ and the base64'),
+    ("KOO_ALERT_EMAIL", "ops", "e-mail addresses without names"),
+    ("KOO_ALERT_EMAIL", "Ops <ops@example.com>", "e-mail addresses without names"),
+    ("KOO_ALERT_EMAIL", "ops@example.com\nBcc: all@example.com", "e-mail addresses without names"),
+    ("KOO_ALERT_EMAIL_FROM", "a@b@c", "an e-mail address, such as"),
+    ("KOO_SMTP_URL", "mail.example", "a URL such as smtp://user:password@mail.example:587"),
+    ("KOO_SMTP_URL", "smtp://mail.example/inbox", "a URL such as smtp://"),
+    (
+        "KOO_SMTP_URL",
+        "smtp://u:p@mail.example?starttls=no",
+        "without user and password: others could read them",
+    ),
+    ("KOO_SMTP_URL", "smtps://mail.example?starttls=no", "TLS from the first byte"),
+    ("KOO_ALERT_SEVERITY", "loud", 'holds "loud"; allowed is critical, warning or info'),
+    ("KOO_PUBLIC_URL", "koo.example", "begins with http:// or https://"),
     ("AI_LOCAL_ENABLED", "maybe", 'holds "maybe"; allowed is true or false'),
     ("ANTHROPIC_API_KEY", '"quoted"', 'holds "…"; allowed is ASCII text without quotes and spaces'),
     ("KOO_TOKEN", "two words", 'holds "…"; allowed is ASCII text without quotes and spaces'),
@@ -403,6 +455,12 @@ def test_an_argument_of_another_type_is_refused(name: str, value: object) -> Non
     assert f"{name.upper()} holds " in refused({}, **{name: value})
 
 
+def test_an_argument_may_be_several_values_in_a_tuple() -> None:
+    settings = read(koo_alert_email=("a@x.example", "b@y.example"), koo_smtp_url=SMTP)
+    assert settings.koo_alert_email == ("a@x.example", "b@y.example")
+    assert "e-mail addresses" in refused({}, koo_alert_email=("a@x.example", "b"), koo_smtp_url=SMTP)
+
+
 def test_an_argument_may_be_a_number_or_its_text_and_a_secret_may_be_wrapped() -> None:
     settings = read(database_pool_size="7", ai_default_daily_budget=2.5, openai_api_key=SecretStr("k"))
     assert settings.database_pool_size == 7 and settings.ai_default_daily_budget == Decimal("2.5")
@@ -434,6 +492,13 @@ def test_values_that_contradict_one_another_are_refused() -> None:
     assert refused({f"{claude}TIMEOUT": "10", f"{claude}SLOW_CALL_SECONDS": "6"}) == (
         f'{claude}SLOW_CALL_SECONDS holds "6"; allowed is at most 5, the time of one attempt'
     )
+    mail = {"KOO_ALERT_EMAIL": "ops@example.com"}
+    assert refused(mail) == "KOO_ALERT_EMAIL is set; allowed is only together with KOO_SMTP_URL"
+    assert refused({"KOO_SMTP_URL": SMTP}).startswith("KOO_SMTP_URL is set; allowed is only together with ")
+    assert refused({"KOO_ALERT_WEBHOOK_SECRET": SIGNING}).endswith("only together with KOO_ALERT_WEBHOOK")
+    nameless = mail | {"KOO_SMTP_URL": "smtp://koo:pw@mail.example"}
+    assert refused(nameless).startswith("KOO_ALERT_EMAIL_FROM is not set; it has to be, because the user of")
+    read(nameless | {"KOO_ALERT_EMAIL_FROM": "koo@example.com"})
     same = refused({"KOO_TOKEN": SECRET, "KOO_READ_TOKEN": SECRET})
     assert same.startswith("KOO_READ_TOKEN ") and SECRET not in same
 
@@ -734,6 +799,11 @@ SECRETS = {
     "ALL_PROXY": f"socks5://u:{SECRET}@proxy:1",
     "KOO_TOKEN": SECRET,
     "KOO_READ_TOKEN": f"{SECRET}2",
+    "KOO_ALERT_WEBHOOK": f"https://hooks.example/{SECRET}?key={SECRET}",
+    "KOO_ALERT_WEBHOOK_SECRET": SIGNING,
+    "KOO_ALERT_SLACK": f"https://hooks.slack.example/services/{SECRET}",
+    "KOO_ALERT_EMAIL": "ops@example.com",
+    "KOO_SMTP_URL": f"smtp://koo%40example.com:{SECRET}@mail.example",
 }
 
 
@@ -748,7 +818,7 @@ def test_nothing_that_shows_settings_shows_a_secret() -> None:
         repr(vars(settings)), f"{settings.database_url} {[settings.openai_api_key]}", repr(settings.platform_options()),
         console.export_text(),
     ]  # fmt: skip
-    assert [view for view in views if SECRET in view] == []
+    assert [view for view in views if SECRET in view or SIGNING in view] == []
     explained = {row.variable: row.value for row in settings.explain()}
     assert explained["DATABASE_URL"] == "postgresql://…@db.example:5433/app?sslpassword=…"
     assert explained["ANTHROPIC_API_KEY"] == explained["AI_SERVICES__OLLAMA__API_KEY"] == "…"
@@ -761,7 +831,7 @@ def test_nothing_that_shows_settings_shows_a_secret() -> None:
 def test_every_secret_of_the_declarations_is_in_the_table_above() -> None:
     settings = read(SECRETS)
     secret = {name.upper() for name, value in vars(settings).items() if isinstance(value, SecretStr)}
-    assert secret == {name for name in SECRETS if "__" not in name}
+    assert secret == {name for name in SECRETS if "__" not in name} - {"KOO_ALERT_EMAIL"}
 
 
 @pytest.mark.parametrize(
@@ -787,6 +857,11 @@ def test_every_secret_of_the_declarations_is_in_the_table_above() -> None:
         ("KOO_URL", f"https://{SECRET}@h"),
         ("AI_DEFAULT_MAX_TOKENS", f"sk-ant-{SECRET}"),
         ("DATABASE_POOL_SIZE", f"postgresql://u:{SECRET}@h/d"),
+        ("KOO_ALERT_WEBHOOK", f"https://u:{SECRET}@h/"),
+        ("KOO_ALERT_SLACK", f"hooks.slack.example/{SECRET}"),
+        ("KOO_ALERT_WEBHOOK_SECRET", SECRET),
+        ("KOO_SMTP_URL", f"smtp://u:{SECRET}@h/x"),
+        ("KOO_ALERT_EMAIL", f"smtp://u:{SECRET}@h"),
     ],
 )
 def test_a_refusal_holds_no_secret_not_even_in_its_traceback(variable: str, text: str) -> None:

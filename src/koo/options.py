@@ -15,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
+from koo.alert_options import AlertOptions
 from koo.checked import Checked, Nothing, Timed, not_set, option
 from koo.errors import ConfigurationError
 from koo.network_options import NetworkOptions
@@ -455,6 +456,7 @@ class PlatformOptions(Checked):
     services: tuple[ServiceOptions, ...] = ()
     budgets: tuple[BudgetOptions, ...] = ()
     network: NetworkOptions = field(default_factory=NetworkOptions)
+    alerts: AlertOptions = field(default_factory=AlertOptions)
     health_check_interval_s: float = option(
         60.0, "time between unbilled AI checks", "once a minute", unit="s", above=0
     )

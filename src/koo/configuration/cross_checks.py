@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from koo.alerts.channels.smtp_url import read_smtp_url
 from koo.checked import following_s
 from koo.configuration.names import nearest
 from koo.configuration.to_options import attempt_timeout_s, body_of, local_model_path
-from koo.configuration.values import quoted
+from koo.configuration.values import quoted, reveal
 from koo.configuration.variables import BUILT_IN, BudgetSettings, Name, ServiceSettings, Variables
 from koo.http.proxies import is_loopback
 
@@ -56,6 +57,8 @@ def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
             Name("", "", "ai_attempt_timeout"),
             f'holds "{settings.ai_attempt_timeout:g}"; allowed is {limit}',
         )
+    for name, sentence in _of_alerts(settings):
+        yield Name("", "", name), sentence
     for service, own in settings.ai_services.items():
         for name, sentence in _of_service(settings, service, own):
             yield Name("ai_services", service, name), sentence
@@ -63,6 +66,31 @@ def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
     for budget, its in settings.ai_budgets.items():
         for name, sentence in _of_budget(budget, its, services):
             yield Name("ai_budgets", budget, name), sentence
+
+
+def _of_alerts(settings: Variables) -> Iterator[tuple[str, str]]:
+    """What belongs together: otherwise somebody waits for mails that are never sent."""
+    server = reveal(settings.koo_smtp_url)
+    together = (
+        ("koo_alert_email", bool(settings.koo_alert_email), "koo_smtp_url", server is not None),
+        ("koo_smtp_url", server is not None, "koo_alert_email", bool(settings.koo_alert_email)),
+        (
+            "koo_alert_webhook_secret",
+            settings.koo_alert_webhook_secret is not None,
+            "koo_alert_webhook",
+            settings.koo_alert_webhook is not None,
+        ),
+    )
+    for name, is_set, other, is_there in together:
+        if is_set and not is_there:
+            yield name, f"is set; allowed is only together with {other.upper()}"
+    if settings.koo_alert_email and server is not None and settings.koo_alert_email_from is None:
+        user = read_smtp_url(server).user
+        if "@" not in user:
+            yield (
+                "koo_alert_email_from",
+                ("is not set; it has to be, because the user of KOO_SMTP_URL is not an e-mail address"),
+            )
 
 
 def _of_service(settings: Variables, service: str, own: ServiceSettings) -> Iterator[tuple[str, str]]:

@@ -80,6 +80,8 @@ class Row:
         value = reveal(value)
         if not isinstance(value, self.form.types):
             raise ValueError
+        if isinstance(value, tuple):
+            value = ",".join(map(str, value))
         text = json.dumps(value) if isinstance(value, (bool, list, dict)) else str(value).strip()
         if self.none and text.lower() == "none":
             return None

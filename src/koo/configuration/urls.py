@@ -24,6 +24,7 @@ DATABASE_SCHEMES = (
 ALLOWED_DATABASES = f"a URL that begins with one of {', '.join(f'{one}://' for one in DATABASE_SCHEMES)}"
 ALLOWED_HOSTS = "an address or a host name, without scheme and port"
 ALLOWED_WEB = "a URL that begins with http:// or https://, without user, password, ? and #"
+ALLOWED_WEBHOOK = "a URL that begins with http:// or https://, without user, password and #"
 
 _PARTS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _HOST_NAME = re.compile(r"(?=.{1,253}\.?$)[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62}\.?)+")
@@ -85,6 +86,18 @@ def check_web_url(url: str) -> str:
     if not right or re.search(r"[\s?#@\\]|[^\x21-\x7e]", url):
         raise ValueError(f"allowed is {ALLOWED_WEB}")
     return url.rstrip("/")
+
+
+def check_webhook_url(url: str) -> str:
+    """The URL of a webhook, as it is: its path and query may be what its receiver knows us by. Raises `ValueError`."""
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        right = False
+    if not right or "@" in url.partition("://")[2].partition("/")[0] or re.search(r"[^\x21-\x7e]|[#\\]", url):
+        raise ValueError(f"allowed is {ALLOWED_WEBHOOK}")
+    return url
 
 
 def check_proxy_url(url: str) -> str:

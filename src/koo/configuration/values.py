@@ -16,14 +16,18 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from koo.alerts.channels.signature import ALLOWED_SECRET, read_secret
+from koo.alerts.channels.smtp_url import ALLOWED_SMTP, read_smtp_url
 from koo.checked import allowed, is_inside
 from koo.configuration.urls import (
     ALLOWED_DATABASES,
     ALLOWED_HOSTS,
     ALLOWED_WEB,
+    ALLOWED_WEBHOOK,
     check_host,
     check_proxy_url,
     check_web_url,
+    check_webhook_url,
     effective_database_url,
     effective_state_url,
     mask_to_scheme,
@@ -33,6 +37,10 @@ from koo.http.proxies import ALLOWED_PROXY
 
 SHOWN_MAX = 40
 TAG_MAX = 200
+ADDRESS_MAX = 254
+ADDRESSES_MAX = 20
+# ASCII without quotes, spaces and what separates addresses in a header; what is behind the @ has no @ of its own.
+_ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 OPTIONAL_PARAMETERS = ("temperature", "stream_options")
 """What can be left out of a request; the bound of the answer cannot, since the budget rests on it."""
 # A variable is written in capitals and knows no dots, so the names in one have neither.
@@ -243,6 +251,33 @@ def _parameters(text: str, _home: Path) -> tuple[str, ...]:
     return names
 
 
+def _webhook(text: str, _home: Path) -> str:
+    return check_webhook_url(text)
+
+
+def _smtp_url(text: str, _home: Path) -> str:
+    read_smtp_url(text)
+    return text
+
+
+def _signing_secret(text: str, _home: Path) -> str:
+    read_secret(text)
+    return text
+
+
+def _address(text: str, _home: Path) -> str:
+    if len(text) > ADDRESS_MAX or not _ADDRESS.fullmatch(text):
+        raise ValueError
+    return text
+
+
+def _addresses(text: str, home: Path) -> tuple[str, ...]:
+    found = dict.fromkeys(_address(one.strip(), home) for one in text.split(",") if one.strip())
+    if len(found) > ADDRESSES_MAX:
+        raise ValueError
+    return tuple(found)
+
+
 YES_OR_NO = Form("true or false", _switch, types=(str, bool))
 KEY = Form("ASCII text without quotes and spaces", _key, lambda _text: '"…"', lambda _text: "…")
 PARAMETERS = Form(
@@ -276,6 +311,15 @@ CERTIFICATE_FOLDERS = Form(
 )
 DATABASE_URL = Form(ALLOWED_DATABASES, effective_database_url, _scheme, mask_url)
 STATE_URL = Form(ALLOWED_DATABASES, effective_state_url, _scheme, mask_url)
+WEBHOOK = Form(ALLOWED_WEBHOOK, _webhook, _scheme, mask_to_scheme)
+SMTP_URL = Form(ALLOWED_SMTP, _smtp_url, _scheme, mask_url)
+SIGNING_SECRET = Form(ALLOWED_SECRET, _signing_secret, lambda _text: '"…"', lambda _text: "…")
+ADDRESS = Form("an e-mail address, such as koo@example.com, without a name", _address)
+ADDRESSES = Form(
+    f"e-mail addresses without names, with commas between them, no more than {ADDRESSES_MAX}",
+    _addresses,
+    types=(str, tuple),
+)
 SERVICE_NAME = Form("the name of a service", _service_name)
 SERVICE_OR_REFUSE = Form("refuse, or the name of another service", _service_name)
 TAG = Form(f"a tag of at most {TAG_MAX} characters, or * for a budget for each tag", _tag)

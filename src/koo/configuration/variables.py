@@ -20,6 +20,8 @@ from koo.configuration.table import (
     variable,
 )
 from koo.configuration.values import (
+    ADDRESS,
+    ADDRESSES,
     CERTIFICATE_FILE,
     CERTIFICATE_FOLDERS,
     DATABASE_URL,
@@ -36,10 +38,13 @@ from koo.configuration.values import (
     SERVICE_NAME,
     SERVICE_OR_REFUSE,
     SERVICE_PROXY,
+    SIGNING_SECRET,
+    SMTP_URL,
     STATE_URL,
     TAG,
     TOKENS_PARAMETER,
     WEB_URL,
+    WEBHOOK,
     YES_OR_NO,
     SecretStr,
 )
@@ -256,3 +261,14 @@ class Variables(Table):
     koo_url = variable(lambda koo: koo.url, form=WEB_URL)
     koo_token = secret(variable(lambda koo: koo.token, form=KEY))
     koo_read_token = secret(variable(lambda koo: koo.read_token, form=KEY))
+
+    # ── who is told of alerts ──
+    koo_alert_webhook = secret(variable(lambda koo: koo.alerts.webhook, form=WEBHOOK))
+    koo_alert_webhook_secret = secret(variable(lambda koo: koo.alerts.webhook_secret, form=SIGNING_SECRET))
+    koo_alert_slack = secret(variable(lambda koo: koo.alerts.slack, form=WEBHOOK))
+    koo_alert_email = variable(lambda koo: koo.alerts.email, form=ADDRESSES)
+    koo_alert_email_from = variable(lambda koo: koo.alerts.sender, form=ADDRESS)
+    koo_smtp_url = secret(variable(lambda koo: koo.alerts.smtp_url, form=SMTP_URL))
+    koo_alert_severity = variable(lambda koo: koo.alerts.severity)
+    koo_alert_reminder_interval = variable(lambda koo: koo.alerts.reminder_every_s)
+    koo_public_url = variable(lambda koo: koo.alerts.public_url, form=WEB_URL)

@@ -1,0 +1,36 @@
+"""The signature of a webhook: that a message is from this koo, unchanged, and not an old one sent again.
+
+It is the one of https://www.standardwebhooks.com, so receivers find a library for it in most languages. Signed are the
+message's id, the time of sending and the body, with a dot between them, by HMAC-SHA256.
+"""
+
+from __future__ import annotations
+
+import hmac
+from base64 import b64decode, b64encode
+from hashlib import sha256
+
+PREFIX = "whsec_"
+BYTES_MIN = 24
+ALLOWED_SECRET = (
+    f'{PREFIX} and the base64 of {BYTES_MIN} random bytes or more, as `python3 -c "import base64, secrets; '
+    f"print('{PREFIX}' + base64.b64encode(secrets.token_bytes(32)).decode())\"` prints one"
+)
+
+
+def read_secret(text: str) -> bytes:
+    """The key of a secret. Raises `ValueError` with what is allowed, never with the secret."""
+    try:
+        if text.startswith(PREFIX):
+            key = b64decode(text.removeprefix(PREFIX), validate=True)
+            if len(key) >= BYTES_MIN:
+                return key
+    except ValueError:
+        pass
+    raise ValueError(f"allowed is {ALLOWED_SECRET}")
+
+
+def signed(key: bytes, message_id: str, at_s: int, body: bytes) -> dict[str, str]:
+    """The headers that sign a message."""
+    digest = hmac.digest(key, f"{message_id}.{at_s}.".encode() + body, sha256)
+    return {"webhook-timestamp": str(at_s), "webhook-signature": f"v1,{b64encode(digest).decode()}"}
