@@ -240,6 +240,22 @@ def test_the_database_is_paused_drained_and_resumed_by_commands(here: Here, tmp_
         assert code == 2 and "rotate is for servers" in err
 
 
+def test_the_log_says_who_acted_and_why(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "ada")
+    acts = (
+        ("reset", "claude"), ("reset", "database"), ("reset", "all"),
+        ("db", "pause"), ("db", "drain"), ("db", "resume"),
+    )  # fmt: skip
+    with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, _):
+        here.set({"KOO_URL": url})
+        for number, act in enumerate(acts):
+            assert here.run(*act, "--reason", f"ticket {number}\nERROR forged")[0] == 0
+    log = (tmp_path / "serve.log").read_text()
+    for number in range(len(acts)):
+        lines = [line for line in log.splitlines() if f"ticket {number}" in line]
+        assert lines and all("ada@" in line and "forged" in line for line in lines), number
+
+
 def test_a_token_comes_from_the_settings_and_is_never_shown(here: Here, tmp_path: Path) -> None:
     with serving(tmp_path, KOO_TOKEN="write-4711") as (url, process):
         here.set({"KOO_URL": url})

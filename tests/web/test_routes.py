@@ -482,7 +482,7 @@ def test_an_example_with_a_key_that_no_answer_has_is_found() -> None:
 
 
 def test_each_example_of_a_body_is_taken() -> None:
-    for body in (bodies.QueryBody, bodies.BatchBody, bodies.ResetBody, bodies.WaitBody):
+    for body in (bodies.QueryBody, bodies.BatchBody, bodies.ActBody, bodies.WaitBody):
         extra = body.model_config["json_schema_extra"]
         assert isinstance(extra, dict)
         body.model_validate(extra["example"], strict=True)

@@ -5,36 +5,37 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from koo.cli.parts import Commands, Json, Reason, Url
 from koo.cli.terminal import CommandFailed, Exit, code_of, put_error, say
 from koo.errors import KooError
 
+PROGRAM = "koo"
 EXIT_WORDS = (
     "Exit codes: 0 done, 1 failed or refused, 2 a mistake in what was asked for or configured, 3 degraded, "
     "4 unhealthy or no server there, 130 interrupted."
 )
 
-app = typer.Typer(
-    name="koo",
+app = Commands(
+    name=PROGRAM,
     help="The resilience layer of a service that stands on a database and on AI providers.",
     epilog=EXIT_WORDS,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-model_app = typer.Typer(help="The model of the local service.", no_args_is_help=True)
+model_app = Commands(help="The model of the local service.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
-spend_app = typer.Typer(help="What was spent, and money that dead processes left behind.")
+spend_app = Commands(help="What was spent, and money that dead processes left behind.")
 app.add_typer(spend_app, name="spend")
-db_app = typer.Typer(
-    help="Pause, resume, drain or rotate the running server's database.", no_args_is_help=True
-)
+db_app = Commands(help="Pause, resume, drain or rotate the running server's database.", no_args_is_help=True)
 app.add_typer(db_app, name="db")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+_UsageError: type[BaseException] = typer.BadParameter.__bases__[0]
+"""What the library raises for a mistake on the command line; of that family it exports this one member."""
 
 
 def run(arguments: list[str]) -> int:
@@ -66,16 +67,28 @@ def _prepare_streams() -> None:
 
 def _run(arguments: list[str]) -> int:
     try:
-        app(arguments, prog_name="koo")
+        # As a function, not as a program: it would print its own words for a mistake, in a box, and end the process.
+        return _as_int(app(arguments, prog_name=PROGRAM, standalone_mode=False))
     except SystemExit as end:
         return _as_int(end.code)
+    except _UsageError as error:
+        return _end_misused(arguments, error)
     except CommandFailed as error:
         return _end(arguments, str(error), error.kind, error.code)
     except KooError as error:
         return _end(arguments, str(error), error.kind, code_of(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return _end(arguments, "interrupted", "interrupted", Exit.INTERRUPTED)
-    return Exit.OK
+
+
+def _end_misused(arguments: list[str], error: Any) -> Exit:
+    """One sentence, and where to read more; without any argument the help, which is printed already, is all."""
+    said = error.format_message().rstrip(".")
+    if not said:
+        return Exit.USAGE
+    path = PROGRAM if error.ctx is None else error.ctx.command_path
+    said = f"{said[0].lower()}{said[1:]}{'' if said.endswith('?') else ';'} see `{path} --help`"
+    return _end(arguments, said, "usage", Exit.USAGE)
 
 
 def _forget_output() -> None:
@@ -87,8 +100,9 @@ def _forget_output() -> None:
 
 
 def _end(arguments: list[str], sentence: str, kind: str, code: Exit) -> Exit:
-    """Say why; to standard output where a document was asked for, so that whoever reads it always gets one."""
-    if "--json" in arguments:
+    """Say why; to standard output where a document was asked for, so that its reader always gets one."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--json" in options:
         put_error(kind, sentence)
     else:
         say(f"koo: {sentence}")
@@ -102,7 +116,7 @@ def _as_int(code: object) -> int:
 @app.callback(invoke_without_command=True)
 def options(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
 ) -> None:
     if version:
         import koo
@@ -111,6 +125,14 @@ def options(
         raise typer.Exit
     if context.invoked_subcommand is None:  # pragma: no cover - typer shows the help before
         raise typer.Exit(Exit.USAGE)
+
+
+@app.command("help")
+def show_help(
+    command: Annotated[list[str] | None, typer.Argument(help="A command, as: db pause.")] = None,
+) -> None:
+    """Show what there is, or what a command takes."""
+    app([*(command or ()), "--help"], prog_name=PROGRAM, standalone_mode=False)
 
 
 def _services(incomplete: str) -> list[str]:
@@ -202,30 +224,32 @@ def query(
 
 
 @app.command()
-def status(as_json: Json = False) -> None:
+def status(url: Url = None, as_json: Json = False) -> None:
     """Show the state of the running server. Exit code: 0 healthy, 3 degraded, 4 unhealthy or no server there."""
     from koo.cli.status import status as show
 
-    raise typer.Exit(show(as_json=as_json))
+    raise typer.Exit(show(url, as_json=as_json))
 
 
 @app.command()
-def alerts(as_json: Json = False) -> None:
+def alerts(url: Url = None, as_json: Json = False) -> None:
     """Show what is wrong now. Exit code: 0 nothing, 3 warnings, 4 something critical or no server there."""
-    from koo.cli.status import alerts as show
+    from koo.cli.alerts import alerts as show
 
-    raise typer.Exit(show(as_json=as_json))
+    raise typer.Exit(show(url, as_json=as_json))
 
 
 @app.command()
 def reset(
     target: Annotated[str, typer.Argument(help='A service, "database", or "all".', autocompletion=_targets)],
+    reason: Reason = "",
+    url: Url = None,
     as_json: Json = False,
 ) -> None:
     """Let a service or the database start afresh: its breaker closes. Money and limits stay as they are."""
     from koo.cli.reset import reset as act
 
-    raise typer.Exit(act(target, as_json=as_json))
+    raise typer.Exit(act(target, reason, url, as_json=as_json))
 
 
 @spend_app.callback(invoke_without_command=True)
@@ -242,6 +266,7 @@ def spend(
         typer.Option(help="day, service, model or tag; may be repeated, or joined by commas."),
     ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
+    url: Url = None,
     as_json: Json = False,
 ) -> None:
     """Show what all processes spent, by service unless told otherwise; ask the running server."""
@@ -250,7 +275,7 @@ def spend(
     from koo.cli.spend import spend as show
 
     asked = {"days": days, "from": first, "to": last, "month": month}
-    raise typer.Exit(show(asked, by or ["service"], as_csv=csv, as_json=as_json))
+    raise typer.Exit(show(asked, by or ["service"], url, as_csv=csv, as_json=as_json))
 
 
 @spend_app.command("write-off")
@@ -259,46 +284,47 @@ def write_off(
         str | None, typer.Argument(help="A process that no longer reports, as `koo spend` lists it.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every such process.")] = False,
-    reason: Annotated[str, typer.Option(help="Why; kept with it.")] = "",
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; kept with it.")] = "",
+    url: Url = None,
     as_json: Json = False,
 ) -> None:
     """Free money that a dead process left. It may have spent it: this may raise the possible bill by the amount."""
     from koo.cli.spend import write_off as act
 
-    raise typer.Exit(act(process, everything=everything, reason=reason, as_json=as_json))
+    raise typer.Exit(act(process, everything=everything, reason=reason, url=url, as_json=as_json))
 
 
 Within = Annotated[float, typer.Option(min=0, max=600, help="Seconds to wait for open scopes.")]
 
 
 @db_app.command()
-def pause(as_json: Json = False) -> None:
+def pause(reason: Reason = "", url: Url = None, as_json: Json = False) -> None:
     """Let new scopes wait, each until its own deadline; those that are open go on."""
-    _act_on_database("pause", None, as_json)
+    _act_on_database("pause", None, reason, url, as_json)
 
 
 @db_app.command()
-def resume(as_json: Json = False) -> None:
+def resume(reason: Reason = "", url: Url = None, as_json: Json = False) -> None:
     """Let new scopes begin again, after a pause or a drain."""
-    _act_on_database("resume", None, as_json)
+    _act_on_database("resume", None, reason, url, as_json)
 
 
 @db_app.command()
-def drain(within: Within = 10.0, as_json: Json = False) -> None:
+def drain(within: Within = 10.0, reason: Reason = "", url: Url = None, as_json: Json = False) -> None:
     """Refuse new scopes, wait for those that are open, and name those that are left. Exit code: 1 if there are any."""
-    _act_on_database("drain", within, as_json)
+    _act_on_database("drain", within, reason, url, as_json)
 
 
 @db_app.command()
-def rotate(within: Within = 0.0, as_json: Json = False) -> None:
+def rotate(within: Within = 0.0, reason: Reason = "", url: Url = None, as_json: Json = False) -> None:
     """Read DATABASE_URL again and replace each connection; those in use, when their scopes end."""
-    _act_on_database("rotate", within, as_json)
+    _act_on_database("rotate", within, reason, url, as_json)
 
 
-def _act_on_database(name: str, within_s: float | None, as_json: bool) -> None:
+def _act_on_database(name: str, within_s: float | None, reason: str, url: str | None, as_json: bool) -> None:
     from koo.cli.database import act
 
-    raise typer.Exit(act(name, within_s, as_json=as_json))
+    raise typer.Exit(act(name, within_s, reason, url, as_json=as_json))
 
 
 @app.command()
@@ -307,12 +333,13 @@ def doctor(
         int,
         typer.Option(min=1, help="Processes with this configuration, to compare with the database's limit."),
     ] = 1,
+    url: Url = None,
     as_json: Json = False,
 ) -> None:
     """Look at configuration, connections, permissions, prices, clock and disk, and say what to do."""
     from koo.cli.doctor import doctor as examine
 
-    raise typer.Exit(examine(as_json=as_json, workers=workers))
+    raise typer.Exit(examine(url, as_json=as_json, workers=workers))
 
 
 @app.command()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
-from koo.cli.terminal import CommandFailed, Exit
+from koo.cli.terminal import CommandFailed, Exit, progress
 from koo.errors import Kind
 from koo.http.client import HttpClient, HttpResponse
 from koo.http.connector import TransportError
@@ -92,14 +94,42 @@ class ServerClient:
         return str(document["detail"])
 
 
+def settings_for(url: str | None) -> Settings:
+    """The settings, with the server that `--url` names."""
+    return Settings() if url is None else Settings(koo_url=url)
+
+
 @asynccontextmanager
-async def connect() -> AsyncIterator[ServerClient]:
-    """A client for the server that the settings name."""
-    client = ServerClient(Settings().platform_options())
+async def connect(url: str | None) -> AsyncIterator[ServerClient]:
+    """A client for the server at `url`, or without one for that of the settings."""
+    client = ServerClient(settings_for(url).platform_options())
     try:
         yield client
     finally:
         await client.close()
+
+
+async def ask(url: str | None, path: str, shape: type[T]) -> tuple[str, T]:
+    """The server's address, and what it answers there."""
+    async with connect(url) as client:
+        with progress(f"asking {client.url}"):
+            return client.url, await client.get(path, shape)
+
+
+async def act(url: str | None, path: str, shape: type[T], body: object) -> T:
+    """What the server answers to `body` there."""
+    async with connect(url) as client:
+        with progress(f"asking {client.url}"):
+            return await client.post(path, shape, body)
+
+
+def who() -> str:
+    """Who sits here, for the record: a name and a machine."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # A container may run under a number that has no name.
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"[:100]
 
 
 def _read(answer: HttpResponse) -> dict[str, Any] | None:

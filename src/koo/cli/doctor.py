@@ -15,7 +15,7 @@ from pathlib import Path
 from koo.ai.providers.base import Request
 from koo.ai.service import AIService
 from koo.cli.check import Check, Result
-from koo.cli.client import ServerClient
+from koo.cli.client import ServerClient, settings_for
 from koo.cli.doctor_database import behind_database, database_itself
 from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async
 from koo.configuration.variables import BUILT_IN
@@ -32,10 +32,10 @@ FREE_BYTES_MIN = 200 * 1024 * 1024
 SIGNS: dict[Result, str] = {"ok": "ok     ", "note": "note   ", "warning": "warning", "problem": "PROBLEM"}
 
 
-def doctor(*, as_json: bool, workers: int = 1) -> Exit:
+def doctor(url: str | None, *, as_json: bool, workers: int = 1) -> Exit:
     """Look at everything; the exit code is that of the worst check. `workers`: processes with this configuration."""
     with _quiet():
-        checks = run_async(_examine(workers))
+        checks = run_async(_examine(workers, url))
     worst: Result = next((one for one in EXITS if any(f.result == one for f in checks)), "ok")
     if as_json:
         put_json({"worst": worst, "findings": [asdict(check) for check in checks]})
@@ -58,9 +58,9 @@ def _quiet() -> Iterator[None]:
         log.disabled = before
 
 
-async def _examine(workers: int) -> list[Check]:
+async def _examine(workers: int, url: str | None) -> list[Check]:
     try:
-        settings = Settings()
+        settings = settings_for(url)
         platform = Platform(settings.platform_options())
         _ = platform.options  # Making the parts may find more that is wrong.
     except ConfigurationError as error:

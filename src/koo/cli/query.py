@@ -14,12 +14,13 @@ from koo.cli.terminal import (
     Progress,
     code_of,
     progress,
-    put,
     put_json,
+    put_whole,
     run_async,
     say,
-    visible,
 )
+from koo.cli.text import name
+from koo.cli.words import latency
 from koo.errors import KooError
 from koo.monitoring.guards import money
 from koo.platform import Platform
@@ -60,7 +61,7 @@ async def _query_text(platform: Platform, asked: Query, *, stream: bool) -> Answ
             if not stream:
                 answer = await platform.query(asked)
                 shown.stop()
-                put(visible(answer.text))
+                put_whole(f"{answer.text}\n")
                 return answer
             async with platform.stream(asked) as chunks:
                 return await _print_stream(chunks, shown)
@@ -73,10 +74,10 @@ async def _print_stream(chunks: AnswerStream, shown: Progress) -> Answer:
         async for chunk in chunks:
             shown.stop()
             last = chunk.text or last
-            put(visible(chunk.text), end="")
+            put_whole(chunk.text)
     finally:
         if last and not last.endswith("\n"):
-            put("")
+            put_whole("\n")
     assert chunks.answer is not None
     return chunks.answer
 
@@ -88,10 +89,9 @@ def summary(answer: Answer) -> str:
     read = usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens
     attempts = f", {answer.attempts} attempts" if answer.attempts > 1 else ""
     clamped = f" (at most {answer.max_tokens}, to fit)" if answer.clamped else ""
-    cost = money(answer.cost_usd)
     return (
-        f"{about}{read} tokens read, {usage.output_tokens} written{clamped}; {cost} USD; "
-        f"{answer.latency_s:.2f} s{attempts}; {answer.service} {answer.model}"
+        f"{about}{read} tokens read, {usage.output_tokens} written{clamped}; {money(answer.cost_usd)} USD; "
+        f"{latency(answer.latency_s)}{attempts}; {answer.service} {name(answer.model)}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypedDict
 from urllib.parse import quote
 
-from koo.cli.client import connect
+from koo.cli.client import connect, who
 from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async
 from koo.errors import name_of
 from koo.monitoring.shapes import Time
@@ -13,9 +13,9 @@ from koo.monitoring.shapes import Time
 DATABASE, ALL = "database", "all"
 
 
-def reset(target: str, *, as_json: bool) -> Exit:
+def reset(target: str, reason: str, url: str | None, *, as_json: bool) -> Exit:
     """`target`: a service, "database", or "all" for both."""
-    answers = run_async(_reset(target))
+    answers = run_async(_reset(target, reason, url))
     if as_json:
         put_json(answers[0] if len(answers) == 1 else {"results": answers})
     else:
@@ -31,13 +31,14 @@ class Reset(TypedDict):
     timestamp: Time
 
 
-async def _reset(target: str) -> list[Reset]:
+async def _reset(target: str, reason: str, url: str | None) -> list[Reset]:
     database, services = "/monitoring/database/reset-circuit-breaker", "/ai/services/reset-all-errors"
     named = {DATABASE: [database], ALL: [database, services]}
     paths = named.get(target) or [f"/ai/services/{_quoted(target)}/reset-errors"]
-    async with connect() as client:
+    body = {"by": who(), "reason": reason}
+    async with connect(url) as client:
         with progress(f"asking {client.url}"):
-            return [await client.post(path, Reset) for path in paths]
+            return [await client.post(path, Reset, body) for path in paths]
 
 
 def _quoted(target: str) -> str:

@@ -1,148 +1,126 @@
-"""`koo status` and `koo alerts`: what the running server says about itself."""
+"""`koo status`: what the running server says about itself, and what of it is wrong."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any, TypeVar
 
-from koo.cli.client import connect
-from koo.cli.terminal import HEALTH_EXITS, Exit, progress, put, put_json, run_async, visible
+from koo.cli.client import ask
+from koo.cli.tables import Column, coloured, put_table, put_words
+from koo.cli.terminal import HEALTH_EXITS, Exit, put, put_json, run_async
+from koo.cli.words import latency, moment, plainly, seconds_of, time_in, usd, when
 from koo.monitoring.shapes import (
-    Alert,
+    WINDOWS,
     Budget,
     DatabaseHealth,
     RunOut,
     ServiceHealth,
-    SystemAlerts,
     SystemHealth,
 )
 
-T = TypeVar("T")
-COLOURS = {
-    "healthy": "green",
-    "degraded": "yellow",
-    "unhealthy": "red",
-    "circuit_open": "red",
-    "rate_limited": "yellow",
-    "critical": "red",
-    "warning": "yellow",
-    "info": "blue",
-}
+SERVICES = (
+    Column("service"),
+    Column("state", coloured=True),
+    Column("breaker"),
+    *(Column(head, right=True) for head in ("requests", "failed", "p95", "spent today")),
+)
+BUDGETS = (
+    Column("budget"),
+    Column("period"),
+    *(Column(head, right=True) for head in ("spent", "held", "left", "unsettled")),
+    Column("used up at this pace"),
+)
 
 
-def status(*, as_json: bool) -> Exit:
+def status(url: str | None, *, as_json: bool) -> Exit:
     """Everything at a glance; the exit code says it too."""
-    url, health = run_async(_get("/monitoring/health", SystemHealth))
+    asked, health = run_async(ask(url, "/monitoring/health", SystemHealth))
     if as_json:
         put_json(health)
     else:
-        _show(url, health)
+        _show(asked, health)
     return HEALTH_EXITS.get(health["overall_health"], Exit.FAILED)
 
 
-def alerts(*, as_json: bool) -> Exit:
-    """What is wrong now, and what has just ended."""
-    _, answer = run_async(_get("/monitoring/alerts", SystemAlerts))
-    if as_json:
-        put_json(answer)
-    elif not answer["alerts"]:
-        put("no alerts")
-    else:
-        _show_alerts(answer["alerts"])
-    active = {alert["type"] for alert in answer["alerts"] if alert["active"]}
-    if "critical" in active:
-        return Exit.UNHEALTHY
-    return Exit.DEGRADED if "warning" in active else Exit.OK
-
-
-async def _get(path: str, shape: type[T]) -> tuple[str, T]:
-    async with connect() as client:
-        with progress(f"asking {client.url}"):
-            return client.url, await client.get(path, shape)
-
-
 def _show(url: str, health: SystemHealth) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    console.print(f"koo at {url}:", _coloured(health["overall_health"]))
-    console.print("database:", *_database_words(health["database"]))
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for head in ("service", "state", "breaker", "requests", "failed", "p95", "spent today"):
-        table.add_column(
-            head, justify="right" if head in ("requests", "failed", "p95", "spent today") else "left"
-        )
-    reasons = []
-    for name, view in health["ai_services"]["services"].items():
-        table.add_row(name, *_service_cells(view))
-        if view["reason"] and (view["configured"] or _is_local(view)):
-            reasons.append(f"{name}: {view['reason']}")
-    console.print()
-    console.print(table)
+    now = seconds_of(health["timestamp"]) or 0.0
+    put_words(f"koo at {url}:", coloured(health["overall_health"]))
+    _put_database(health["database"], now)
+    services = health["ai_services"]["services"]
+    put("")
+    put_table(SERVICES, [[name, *_service_cells(view)] for name, view in services.items()])
     if health["ai_services"]["budgets"]:
-        console.print()
-        console.print(_budgets(health["ai_services"]["budgets"]))
-    for reason in reasons:
-        console.print(reason, markup=False, style="yellow", soft_wrap=True)
+        put("")
+        put_table(BUDGETS, [_budget_cells(budget, now) for budget in health["ai_services"]["budgets"]])
+    for name, view in services.items():
+        if words := _why(view, now):
+            put_words(coloured(f"{name}: {words}", "yellow"))
+    if health["overall_health"] != "healthy":
+        put("what to do: koo alerts")
 
 
-def _budgets(budgets: list[Budget]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for head in ("budget", "period", "spent", "held", "left", "unsettled", "used up at this pace"):
-        table.add_column(head, justify="right" if head in ("spent", "held", "left", "unsettled") else "left")
-    for budget in budgets:
-        amounts = [_short(budget[key]) for key in ("spent", "reserved", "remaining", "unsettled")]
-        table.add_row(
-            Text(visible(budget["title"])), budget["period"], *amounts, _run_out(budget["runs_out"])
-        )
-    return table
-
-
-def _run_out(runs_out: RunOut | None) -> str:
-    if runs_out is None:
-        return ""
-    latest = runs_out["latest"]
-    until = (
-        f"{runs_out['earliest'][:16]} to {latest[:16]}"
-        if latest
-        else f"not before {runs_out['earliest'][:16]}"
-    )
-    return f"{until}, then {runs_out['then']}"
-
-
-def _short(amount: str | None) -> str:
-    return "" if amount is None else f"{Decimal(amount):.4f}".rstrip("0").rstrip(".")
-
-
-def _database_words(view: DatabaseHealth) -> list[Any]:
+def _put_database(view: DatabaseHealth, now: float) -> None:
     pool = view["pool_status"]
-    words = [_coloured(view["state"])]
+    words = [f"{pool['active_connections']} of {pool['max_connections']} connections in use"]
     if view["response_time_ms"] is not None:
-        words.append(f"{view['response_time_ms']:.1f} ms,")
-    words.append(f"{pool['active_connections']} of {pool['max_connections']} connections in use")
+        words.insert(0, f"{latency(view['response_time_ms'] / 1000)},")
     words += [f"({condition})" for condition in view["conditions"]]
-    if view["error"]:
-        words.append(f"— {view['error']}")
-    return words
+    # The line says already whose reason it is.
+    why = (view["error"] or view["reason"]).removeprefix("database: ")
+    if why:
+        again = _again(seconds_of(view["circuit_breaker"]["next_attempt"]), now)
+        words.append(f"— {plainly(why, now)}{again}")
+    put_words("database:", coloured(view["state"]), *words)
 
 
-def _service_cells(view: ServiceHealth) -> list[Any]:
+def _service_cells(view: ServiceHealth) -> list[str]:
     if not view["configured"]:
         return ["not configured" if _is_local(view) else "no key", "", "", "", "", ""]
     metrics, budget = view["metrics"], view["rate_limits"]["daily_budget"]
-    spent = _short(budget["spent"])
+    limit = "" if budget["limit"] is None else f" of {usd(budget['limit'])}"
     return [
-        _coloured(view["state"]),
+        view["state"],
         view["health"]["circuit_breaker_state"],
         str(metrics["total_requests"]),
         str(metrics["failed_requests"]),
-        f"{metrics['p95']:.2f} s" if metrics["total_requests"] else "",
-        f"{spent} of {budget['limit']} USD" if budget["limit"] is not None else f"{spent} USD",
+        latency(metrics["p95"]) if metrics["p95"] > 0 else "",
+        f"{usd(budget['spent'])}{limit}",
     ]
+
+
+def _why(view: ServiceHealth, now: float) -> str:
+    """What is wrong with a service, and when it is asked again; empty where nothing is."""
+    if not view["reason"] or not (view["configured"] or _is_local(view)):
+        return ""
+    at = next_attempt(view)
+    if at is None and view["state"] == "circuit_open":
+        return (
+            f"{plainly(view['reason'], now)}; next attempt after an unbilled check that succeeds, or a reset"
+        )
+    return plainly(view["reason"], now) + _again(at, now)
+
+
+def _again(at: float | None, now: float) -> str:
+    return "" if at is None else f"; next attempt {moment(at, now)}"
+
+
+def next_attempt(view: ServiceHealth) -> float | None:
+    """When this service will be asked again, as the page says it; None while it is, or where no time is known."""
+    if view["state"] == "circuit_open":
+        return seconds_of(view["health"]["next_attempt"])
+    if view["state"] != "rate_limited":
+        return None
+    named = time_in(view["reason"])
+    return max(_ends_of_what_is_full(view), default=None) if named is None else named
+
+
+def _ends_of_what_is_full(view: ServiceHealth) -> Iterator[float]:
+    limits = view["rate_limits"]
+    budget = limits["daily_budget"]
+    ends = [limits[window]["resets_at"] for window in WINDOWS if limits[window]["remaining"] == 0]
+    if budget["remaining"] is not None and Decimal(budget["remaining"]) <= 0:
+        ends.append(budget["resets_at"])
+    return (at for at in map(seconds_of, ends) if at is not None)
 
 
 def _is_local(view: ServiceHealth) -> bool:
@@ -150,19 +128,15 @@ def _is_local(view: ServiceHealth) -> bool:
     return view["configuration"].get("kind") == "local"
 
 
-def _show_alerts(listed: list[Alert]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for head in ("since", "severity", "component", "message"):
-        table.add_column(head)
-    for alert in listed:
-        table.add_row(alert["timestamp"][:19], _coloured(alert["type"]), alert["component"], alert["message"])
-    Console(highlight=False).print(table)
+def _budget_cells(budget: Budget, now: float) -> list[str]:
+    amounts = [budget["spent"], budget["reserved"], budget["remaining"], budget["unsettled"]]
+    shown = ["" if amount is None else usd(amount) for amount in amounts]
+    return [budget["title"], budget["period"], *shown, _run_out(budget["runs_out"])]
 
 
-def _coloured(word: str) -> Any:
-    from rich.text import Text
-
-    return Text(word, style=COLOURS.get(word, ""))
+def _run_out(runs_out: RunOut | None) -> str:
+    if runs_out is None:
+        return ""
+    earliest, latest = when(runs_out["earliest"]), runs_out["latest"]
+    range_ = f"{earliest} to {when(latest)}" if latest else f"{earliest} or not before it resets"
+    return f"{range_}, then {runs_out['then']}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import signal
 import sys
 import threading
@@ -16,13 +15,12 @@ from contextlib import contextmanager, suppress
 from enum import IntEnum
 from typing import Any, TypeVar
 
+from koo.cli.text import json_text, name, one_line, shown
 from koo.errors import CallerMistake, ConfigurationError, Kind, KooError
 
 T = TypeVar("T")
 
 PROGRESS_AFTER_S = 0.4
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Control characters: a model's answer must not move the cursor or rename the window."""
 
 
 class Exit(IntEnum):
@@ -57,30 +55,30 @@ def code_of(error: KooError) -> Exit:
 
 
 def say(sentence: str) -> None:
-    """A line for the person, on standard error; an answer is not lost because nobody can be told what it took."""
+    """One line for the person, on standard error; an answer is not lost because this cannot be written."""
     with suppress(OSError):
-        print(sentence, file=sys.stderr, flush=True)
+        print(one_line(sentence), file=sys.stderr, flush=True)
 
 
-def put(text: str, end: str = "\n") -> None:
-    """A line of what was asked for."""
-    print(text, end=end, flush=True)
+def put(line: str) -> None:
+    """One line of what was asked for, whatever strangers wrote into it."""
+    put_whole(one_line(line) + "\n")
+
+
+def put_whole(text: str) -> None:
+    """What was asked for, unchanged in a pipe: an answer, or rows of CSV. A terminal shows it and does not obey it."""
+    print(shown(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def put_json(content: Any) -> None:
     """What was asked for, as one JSON document; with escapes where the other side reads no UTF-8."""
     plain = (sys.stdout.encoding or "ascii").lower().replace("-", "") not in ("utf8", "utf8sig")
-    put(json.dumps(content, ensure_ascii=plain, indent=2, default=str))
+    put_whole(json_text(json.dumps(content, ensure_ascii=plain, indent=2, default=str)) + "\n")
 
 
 def put_error(kind: str, detail: str, **more: Any) -> None:
     """What went wrong, where a JSON document was asked for: the same shape for every command."""
     put_json({"error": {"kind": kind, "detail": detail, **more}})
-
-
-def visible(text: str) -> str:
-    """Text that a terminal shows and does not obey."""
-    return _UNSEEN.sub("�", text) if sys.stdout.isatty() else text
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
@@ -104,7 +102,7 @@ async def _until_sigterm(work: Coroutine[Any, Any, T]) -> T:
 
 @contextmanager
 def progress(what: str) -> Iterator[Progress]:
-    """Tell whoever sits at a terminal what is being waited for; `stop()` ends it early."""
+    """Show on a terminal what is being waited for; `stop()` ends it early."""
     shown = Progress(what)
     try:
         yield shown
@@ -130,13 +128,19 @@ class Progress:
         """Something else is being waited for now."""
         self._what = what
         if self._status is not None:
-            self._status.update(what)
+            self._status.update(self._text())
 
     def _show(self) -> None:
         from rich.console import Console
 
-        self._status = Console(stderr=True).status(self._what)
+        self._status = Console(stderr=True).status(self._text())
         self._status.start()
+
+    def _text(self) -> Any:
+        """As text: a string would be read as markup, and names are of anybody's making."""
+        from rich.text import Text
+
+        return Text(name(self._what))
 
     def stop(self) -> None:
         """Take it away again."""

@@ -6,7 +6,7 @@ import logging
 from datetime import date
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Body, Query, Request
 from starlette.responses import Response
 
 from koo.monitoring import shapes, spend_shapes
@@ -122,27 +122,27 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
     @router.post(
         "/services/{service}/reset-errors",
         summary="Let an AI service start afresh",
-        **described(answers.ServiceReset, 404),
+        **described(answers.ServiceReset, 404, 413, 422),
     )
-    async def reset_service(service: str) -> Response:
+    async def reset_service(service: str, body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
         """Clears phases, streaks, cooldowns and key blocks of all its models; never money, limits used or counts."""
         await platform.open()
         if not platform.reset_service(service):
             raise unknown_service(service, list(platform.services))
-        log.warning("the AI service %s was reset", service)
+        log.warning("the AI service %s was reset %s", service, (body or bodies.ActBody()).signature)
         message = f"{service} starts afresh"
         return JsonView(answers.ServiceReset(message=message, service=service, timestamp=now_iso()))
 
     @router.post(
         "/services/reset-all-errors",
         summary="Let all AI services start afresh",
-        **described(answers.ServicesReset),
+        **described(answers.ServicesReset, 413, 422),
     )
-    async def reset_services() -> Response:
+    async def reset_services(body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
         """As the reset of one, for each."""
         await platform.open()
         results = platform.reset_services()
-        log.warning("all AI services were reset")
+        log.warning("all AI services were reset %s", (body or bodies.ActBody()).signature)
         count = sum(results.values())
         message = "1 service starts afresh" if count == 1 else f"{count} services start afresh"
         return JsonView(answers.ServicesReset(message=message, results=results, timestamp=now_iso()))

@@ -122,25 +122,32 @@ class WriteOffBody(Body):
         return self
 
 
-class ResetBody(Body):
-    """Why; for the log. May be left out, and so may the whole body."""
+class ActBody(Body):
+    """Who does it and why; for the log. May be left out, and so may the whole body."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"example": {"reason": "host replaced"}}
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"example": {"by": "ada", "reason": "host replaced"}},
     )
 
-    reason: str | None = Field(default=None, max_length=500)
+    by: str | None = Field(default=None, max_length=100, description="who does this")
+    reason: str | None = Field(default=None, max_length=500, description="why")
+
+    @property
+    def signature(self) -> str:
+        """For the log: strangers write both, so they are quoted, and a line break in them stays inside its line."""
+        return f"by {self.by!r}, reason: {self.reason!r}"
 
 
-class WaitBody(Body):
-    """How long to wait for the scopes that are open, and why. May be left out, and so may the whole body."""
+class WaitBody(ActBody):
+    """How long to wait for the scopes that are open, who does it and why. All of it may be left out."""
 
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
         allow_inf_nan=False,
-        json_schema_extra={"example": {"within_s": 5.0, "reason": "failover to db2"}},
+        json_schema_extra={"example": {"within_s": 5.0, "by": "ada", "reason": "failover to db2"}},
     )
 
     within_s: float = Field(default=10.0, ge=0, le=600, description="seconds")
-    reason: str | None = Field(default=None, max_length=500)

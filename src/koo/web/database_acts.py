@@ -21,13 +21,13 @@ def add_database_acts(router: APIRouter, platform: Platform) -> None:
     """Add the routes below `/monitoring/database`."""
 
     @router.post("/database/pause", summary="New scopes wait", **described(answers.DatabaseAct, 413, 422))
-    async def pause(body: Annotated[bodies.ResetBody | None, Body()] = None) -> Response:
+    async def pause(body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
         """In this process new scopes wait, each until its own deadline. Those that are open go on."""
         await platform.open()
         return _done("paused", "new scopes wait until it is resumed", platform.pause_database(), body)
 
     @router.post("/database/resume", summary="New scopes begin", **described(answers.DatabaseAct, 413, 422))
-    async def resume(body: Annotated[bodies.ResetBody | None, Body()] = None) -> Response:
+    async def resume(body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
         """Ends a pause, and a drain."""
         await platform.open()
         return _done("resumed", "new scopes begin", platform.resume_database(), body)
@@ -55,9 +55,7 @@ def add_database_acts(router: APIRouter, platform: Platform) -> None:
         return _done("rotated", "each new connection is opened as DATABASE_URL says now", gate, body)
 
 
-def _done(
-    done: str, so: str, gate: DatabaseGate, body: bodies.ResetBody | bodies.WaitBody | None
-) -> Response:
-    log.warning("the database was %s; reason: %r", done, body.reason if body else None)
+def _done(done: str, so: str, gate: DatabaseGate, body: bodies.ActBody | None) -> Response:
+    log.warning("the database was %s %s", done, (body or bodies.ActBody()).signature)
     message = f"the database is {done}: {so}"
     return JsonView(answers.DatabaseAct(message=message, database=gate, timestamp=now_iso()))

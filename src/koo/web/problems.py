@@ -95,7 +95,7 @@ _FIELDS = frozenset(
     {
         *bodies.QueryBody.model_fields,
         *bodies.BatchBody.model_fields,
-        *bodies.ResetBody.model_fields,
+        *bodies.WaitBody.model_fields,
         *bodies.WriteOffBody.model_fields,
         *bodies.SPEND_NAMES,
     }

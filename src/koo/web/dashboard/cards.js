@@ -34,7 +34,7 @@ export function databaseCard(database, metrics, now) {
     h("div", { class: "columns" },
       h("dl", { class: "figures" }, databaseFigures(database, metrics, now)),
       pool(database.pool_status),
-      breakers("Circuit breaker", [[null, breaker]], why, now)),
+      breakers("h3", "Circuit breaker", [[null, breaker]], why, now)),
     resetButton("database", null, "Reset the breaker…", look.tone),
   );
 }
@@ -74,7 +74,7 @@ function pool(pool) {
   const words = `${count(used)} of ${count(most)} connections in use`;
   const waiting = pool.waiting ? `${count(pool.waiting)} waiting` : "none waiting";
   return h("div", {},
-    h("h4", {}, "Pool"),
+    h("h3", { class: "inner" }, "Pool"),
     bar(words, [most ? used / most : 0]),
     h("p", { class: "beside" }, nearness(most ? used / most : 0), words, h("span", {}, `${count(pool.idle_connections)} idle, `,
       pool.waiting ? h("strong", {}, waiting) : waiting)),
@@ -98,7 +98,7 @@ export function serviceCard(service, place, now) {
     service.reason && service.state !== "healthy" ? h("p", { class: "why" }, capital(plainly(service.reason, now))) : null,
     nextAttempt(service, now),
     h("dl", { class: "figures" }, serviceFigures(service)),
-    breakers("Circuit breakers", Object.entries(service.models), service.reason, now),
+    breakers("h4", "Circuit breakers", Object.entries(service.models), service.reason, now),
     limits(service, now),
     money(service.rate_limits.daily_budget, now),
     resetButton("service", name, "Reset…", look.tone),
@@ -150,13 +150,14 @@ function nextAttempt(service, now) {
 }
 
 /**
+ * @param {"h3" | "h4"} level one below the card's own heading: a reader that jumps from heading to heading misses none
  * @param {string} title
  * @param {[string | null, Breaker][]} named a name of null: the card says whose it is
  * @param {string} said the reason that stands on the card already
  * @param {number} now
  */
-function breakers(title, named, said, now) {
-  return h("div", {}, h("h4", {}, title), h("ul", { class: "breakers" }, named.map(([name, breaker]) =>
+function breakers(level, title, named, said, now) {
+  return h("div", {}, h(level, { class: "inner" }, title), h("ul", { class: "breakers" }, named.map(([name, breaker]) =>
     h("li", { key: `breaker ${name}` },
       h("span", { class: "name" }, name === null ? null : h("b", {}, name), badge(breakerLook(breaker.state))),
       h("span", { class: "soft" }, breakerWords(breaker, said, now))))));
@@ -188,7 +189,7 @@ function breakerWords(breaker, said, now) {
 function limits(service, now) {
   const all = service.rate_limits;
   return h("div", { class: "limits" },
-    h("h4", {}, "Requests"),
+    h("h4", { class: "inner" }, "Requests"),
     limit("minute", all.requests_per_minute, now), limit("hour", all.requests_per_hour, now), limit("day", all.requests_per_day, now));
 }
 
@@ -214,7 +215,7 @@ function limit(period, one, now) {
  * @param {number} now
  */
 function money(budget, now) {
-  return h("div", { class: "money" }, h("h4", {}, "Money today"), moneyOf(budget, now));
+  return h("div", { class: "money" }, h("h4", { class: "inner" }, "Money today"), moneyOf(budget, now));
 }
 
 /**

@@ -1,5 +1,6 @@
 // @ts-check
 // Numbers and times as people read them. All pure: the time is an argument, in milliseconds since 1970.
+// The terminal writes numbers by the same rules (koo/cli/words.py); tests/words.json has examples for both.
 
 const COUNT = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const ISO = /\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)/g;
@@ -101,15 +102,17 @@ export function counted(number, one, many = `${one}s`) {
 }
 
 /**
- * Money for the eye; the exact amount belongs beside it (`title`).
+ * Money for the eye, what is too small for six digits is said to be more than nothing; the exact amount belongs beside it
+ * (`title`).
  * @param {string} exact a decimal number
  */
 export function usd(exact) {
   const amount = Number(exact);
   if (!Number.isFinite(amount)) return exact;
-  const digits = amount !== 0 && Math.abs(amount) < 0.01 ? 6 : 4;
-  const [whole, cents = ""] = amount.toFixed(digits).split(".");
-  return `$${COUNT.format(Number(whole))}.${cents.replace(/0+$/, "").padEnd(2, "0")}`;
+  const size = Math.abs(amount), sign = amount < 0 ? "-" : "";
+  if (size > 0 && size < 0.000001) return `${sign}<$0.000001`;
+  const [whole, cents = ""] = size.toFixed(size > 0 && size < 0.01 ? 6 : 4).split(".");
+  return `${sign}$${COUNT.format(Number(whole))}.${cents.replace(/0+$/, "").padEnd(2, "0")}`;
 }
 
 /**

@@ -1,0 +1,44 @@
+"""What the commands share: options of the same name, and help that shows a flag as a flag."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Url = Annotated[str | None, typer.Option("--url", metavar="URL", help="The server, instead of KOO_URL.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; it is logged with who did it.")]
+
+
+class Commands(typer.Typer):
+    """A group of commands, or all of them."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(cls=_Group, **given)
+
+    def command(self, name: str | None = None, **given: Any) -> Callable[[F], F]:
+        return super().command(name, **{"cls": _Command, **given})
+
+
+class _Command(TyperCommand):
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _show_flags_as_such(self.get_params(ctx))
+        super().format_help(ctx, formatter)
+
+
+class _Group(TyperGroup):
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _show_flags_as_such(self.get_params(ctx))
+        super().format_help(ctx, formatter)
+
+
+def _show_flags_as_such(parameters: list[Any]) -> None:
+    """The library writes `<bool>` behind a flag, as if it took a value, unless something else is to stand there."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""

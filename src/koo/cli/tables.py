@@ -1,0 +1,96 @@
+"""Tables for people and for pipes.
+
+On a terminal a table is as wide as the window, and a long cell goes on below itself. A pipe has no window: each row is
+one line, whole, whatever COLUMNS says, so that `koo alerts | grep claude` finds what it looks for. Cells are text:
+square brackets, which the library would read as markup, and escape sequences stand there as they were written.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from koo.cli.text import one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console, JustifyMethod
+    from rich.text import Text
+
+COLOURS = {
+    "healthy": "green",
+    "degraded": "yellow",
+    "unhealthy": "red",
+    "circuit_open": "red",
+    "rate_limited": "yellow",
+    "critical": "red",
+    "warning": "yellow",
+    "info": "blue",
+}
+"""Of the words that name a state or a severity; on a terminal only, and never the only sign."""
+UNBOUNDED = 1_000_000
+"""Columns of a pipe. More than a row has: an answer of the server is at most a few megabytes for all rows together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column by its head. `right`: numbers. `coloured`: its cells are words of `COLOURS`. `whole`: never folded."""
+
+    head: str
+    right: bool = False
+    coloured: bool = False
+    whole: bool = False
+
+
+def put_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, one line a row in a pipe."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        whole = column.right or column.coloured or column.whole
+        justify: JustifyMethod = "right" if column.right else "left"
+        table.add_column(Text(column.head), justify=justify, overflow="fold", no_wrap=whole)
+    for row in rows:
+        cells = zip(columns, row, strict=True)
+        table.add_row(
+            *(coloured(cell) if column.coloured else Text(one_line(cell)) for column, cell in cells)
+        )
+    console = _console()
+    with console.capture() as captured:
+        console.print(table)
+    # The library fills the last column of each row with blanks up to its longest cell.
+    put_rendered("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def put_words(*words: str | Text) -> None:
+    """Print one line of words, of which some may be coloured; a terminal goes on in the next line where it ends."""
+    from rich.text import Text
+
+    parts = [word if isinstance(word, Text) else Text(one_line(word)) for word in words]
+    console = _console()
+    with console.capture() as captured:
+        console.print(Text(" ").join(parts), soft_wrap=True)
+    put_rendered(captured.get().rstrip("\n"))
+
+
+def coloured(word: str, style: str | None = None) -> Text:
+    """A word in the colour of its meaning, or in `style`."""
+    from rich.text import Text
+
+    return Text(one_line(word), style=COLOURS.get(word, "") if style is None else style)
+
+
+def put_rendered(text: str) -> None:
+    """Print what the library made, with its colours."""
+    print(text, flush=True)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # COLUMNS and FORCE_COLOR are the library's; neither of them makes a pipe a window.
+    width = None if sys.stdout.isatty() else UNBOUNDED
+    return Console(width=width, highlight=False, markup=False, emoji=False)

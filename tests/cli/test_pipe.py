@@ -1,0 +1,324 @@
+"""What commands print where a program reads them: whole words, one line an entry, and nothing that is obeyed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from koo.cli.text import json_text, name, one_line, shown
+from tests.cli.running import Here, command, environment
+
+NAME = "summaries-for-the-sales-department-of-the-northern-region"
+MODEL = f"ai:{NAME}/mistral[/inst]-with-a-longer-name-2026"
+MESSAGE = "the circuit breaker is open: 5 failures in a row, the last: status 500, api_error: [bold]boom[/bold] [/x]"
+AT = "2026-11-28T14:07:06.058907+00:00"
+NOW = "2026-11-28T14:06:24+00:00"
+EVIL = "m\x1b]0;owned\x07\x1b[31m\n\u202enimda\u2069 \x9b2J"
+ALERT = {
+    "type": "critical",
+    "component": MODEL,
+    "message": MESSAGE,
+    "timestamp": AT,
+    "kind": "circuit_open",
+    "active": True,
+    "ended_at": None,
+    "data": {},
+}
+
+
+@contextmanager
+def canned(documents: Mapping[str, object]) -> Iterator[str]:
+    """A server that answers each path below `/api/v1` with one document."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = self.path.removeprefix("/api/v1").partition("?")[0]
+            body = json.dumps(documents[path]).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def alerts_of(*listed: Mapping[str, object]) -> dict[str, object]:
+    return {"/monitoring/alerts": {"alerts": list(listed), "alert_count": len(listed), "timestamp": NOW}}
+
+
+def service_of(**more: Any) -> dict[str, Any]:
+    limit = {"used": 1, "limit": 60, "remaining": 59, "resets_at": AT}
+    budget = {"spent": "0.000082", "reserved": "0", "limit": "10", "remaining": "9.999918", "resets_at": AT}
+    windows = dict.fromkeys(("requests_per_minute", "requests_per_hour", "requests_per_day"), limit)
+    given = {
+        "state": "healthy",
+        "configured": True,
+        "reason": "",
+        "health": {"circuit_breaker_state": "closed", "next_attempt": None},
+        "metrics": {"total_requests": 8, "failed_requests": 5, "p95": 0.0019},
+        "rate_limits": {**windows, "daily_budget": budget},
+        "configuration": {"kind": "openai_compatible"},
+    }
+    return given | more
+
+
+def health_of(overall: str, **services: dict[str, Any]) -> dict[str, object]:
+    pool = {"active_connections": 1, "max_connections": 30}
+    database = {
+        "state": "circuit_open",
+        "reason": "5 failures in a row",
+        "error": f"database: the server refuses connections; try again at {AT}",
+        "conditions": [],
+        "response_time_ms": 1.94,
+        "pool_status": pool,
+        "circuit_breaker": {"next_attempt": AT},
+    }
+    budget = {
+        "title": f"team/{EVIL}",
+        "period": "day",
+        "spent": "0.000082",
+        "reserved": "1",
+        "remaining": None,
+        "unsettled": "0",
+        "runs_out": {"earliest": AT, "latest": None, "then": "calls are refused"},
+    }
+    ai = {"services": services, "budgets": [budget]}
+    return {
+        "/monitoring/health": {
+            "overall_health": overall,
+            "database": database,
+            "ai_services": ai,
+            "timestamp": NOW,
+        }
+    }
+
+
+# ── tables ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_alert_is_one_line_whatever_the_window_would_be(here: Here) -> None:
+    """Square brackets are no markup: they neither vanish nor end the command with a traceback."""
+    long = MESSAGE + " x" * 2000
+    with canned(alerts_of(ALERT, {**ALERT, "message": long, "type": "warning"})) as url:
+        here.set({"KOO_URL": url, "COLUMNS": "40"})
+        code, out, _ = here.run("alerts")
+    lines = out.splitlines()
+    assert code == 4 and len(lines) == 3
+    assert lines[1].split()[:3] == ["2026-11-28T14:07:06Z", "critical", MODEL]
+    assert lines[1].endswith(MESSAGE) and lines[2].endswith(long)
+
+
+def test_status_has_one_line_a_service_and_one_for_each_reason(here: Here) -> None:
+    """The next attempt with it, times with their zone, numbers as the page has them."""
+    open_ = {"circuit_breaker_state": "open", "next_attempt": AT}
+    quota = f"the provider's quota is used up until {AT}"
+    services = {
+        NAME: service_of(state="circuit_open", reason="5 failures in a row [/x]", health=open_),
+        "claude": service_of(state="rate_limited", reason=quota),
+        "openai": service_of(state="circuit_open", reason="the provider refused the key"),
+        "lab": service_of(),
+    }
+    with canned(health_of("degraded", **services)) as url:
+        here.set({"KOO_URL": url, "COLUMNS": "40"})
+        code, out, _ = here.run("status")
+    next_attempt = "next attempt 2026-11-28T14:07:06Z (in 43 s)"
+    lines = out.splitlines()
+    assert code == 3
+    assert f"koo at {url}: degraded" in lines
+    assert (
+        "database: circuit_open 1.9 ms, 1 of 30 connections in use — the server refuses connections; try again at "
+        f"2026-11-28T14:07:06Z (in 43 s); {next_attempt}"
+    ) in lines
+    assert f"{NAME}: 5 failures in a row [/x]; {next_attempt}" in lines
+    assert (
+        "claude: the provider's quota is used up until 2026-11-28T14:07:06Z (in 43 s)"
+        f"; {next_attempt}" in lines
+    )
+    assert [line for line in lines if line.startswith("openai:") and "unbilled check" in line]
+    row = next(line for line in lines if line.startswith(NAME) and "5 failures" not in line)
+    assert row.split() == f"{NAME} circuit_open open 8 5 1.9 ms $0.000082 of $10.00".split()
+    assert "what to do: koo alerts" in lines
+
+
+def test_a_full_limit_says_when_it_is_free_again(here: Here) -> None:
+    """The reason names no time then; the latest of what is full counts."""
+    limits = service_of()["rate_limits"]
+    full = {"used": 60, "limit": 60, "remaining": 0, "resets_at": AT}
+    spent = {**limits["daily_budget"], "remaining": "0", "resets_at": "2026-11-29T00:00:00+00:00"}
+    services = {
+        "claude": service_of(
+            state="rate_limited", reason="full", rate_limits=limits | {"requests_per_day": full}
+        ),
+        "lab": service_of(state="rate_limited", reason="spent", rate_limits=limits | {"daily_budget": spent}),
+    }
+    with canned(health_of("degraded", **services)) as url:
+        here.set({"KOO_URL": url})
+        _, out, _ = here.run("status")
+    assert "claude: full; next attempt 2026-11-28T14:07:06Z" in out
+    assert "lab: spent; next attempt 2026-11-29T00:00:00Z (in 9 h 54 min)" in out
+
+
+def test_what_a_stranger_wrote_into_a_name_is_escaped(here: Here) -> None:
+    alert = {**ALERT, "component": f"ai:x/{EVIL}", "message": f"no model {EVIL}"}
+    with canned(alerts_of(alert) | health_of("healthy", lab=service_of())) as url:
+        here.set({"KOO_URL": url})
+        _, listed, _ = here.run("alerts")
+        _, status, _ = here.run("status")
+        _, document, _ = here.run("alerts", "--json")
+    wanted = r"m\x1b]0;owned\x07\x1b[31m\n\u202enimda\u2069 \x9b2J"
+    assert f"ai:x/{wanted}" in listed and f"no model {wanted}" in listed and f"team/{wanted}" in status
+    assert len(listed.splitlines()) == 2
+    assert json.loads(document)["alerts"][0]["message"] == f"no model {EVIL}"
+    for text in (listed, status, document):
+        assert not {"\x1b", "\x07", "\x9b", "\u202e", "\u2069"} & set(text)
+
+
+def test_a_refusal_of_the_server_is_one_line_without_escapes(here: Here) -> None:
+    with canned({"/monitoring/alerts": {"kind": "not_found", "detail": f"no {EVIL}"}}) as url:
+        here.set({"KOO_URL": url})
+        _, _, err = here.run("alerts")
+    assert err.count("\n") == 1 and r"m\x1b]0;owned" in err and "\x1b" not in err
+
+
+def test_a_terminal_is_obeyed_by_nothing_that_was_written_into_a_name(tmp_path: Path) -> None:
+    """And a row goes on below itself, instead of losing what does not fit."""
+    alert = {**ALERT, "message": f"no model {EVIL}"}
+    with canned(alerts_of(alert)) as url:
+        ours, theirs = pty.openpty()
+        env = environment(tmp_path, KOO_URL=url, TERM="xterm", COLUMNS="60")
+        with subprocess.Popen(command("alerts"), stdout=theirs, stderr=theirs, stdin=theirs, env=env) as run:
+            os.close(theirs)
+            seen = b""
+            try:
+                while piece := os.read(ours, 65536):
+                    seen += piece
+            except OSError:
+                pass  # Linux says so where the other end of a terminal is closed.
+            assert run.wait(60) == 4
+        os.close(ours)
+    text = seen.decode()
+    assert "owned" in text and not {"\x07", "\x9b", "\u202e"} & set(text) and "\x1b]" not in text
+    assert "2026-11-28T14:07:06Z" in text and "…" not in text
+
+
+# ── text ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("written", "reads"),
+    [
+        ("plain words, Zürich 東京 👩‍🚀", "plain words, Zürich 東京 👩‍🚀"),
+        ("a\tb\r\nc", r"a\tb\r\nc"),
+        ("\x1b[2J\x9b", r"\x1b[2J\x9b"),
+        ("\u202eabc\u2066\u200f", r"\u202eabc\u2066\u200f"),
+        ("a\u2028b\u2029", r"a\u2028b\u2029"),
+        ("\U000e0041\ufeff\u200b", r"\U000e0041\ufeff\u200b"),
+        ("\udcff", r"\udcff"),
+    ],
+)
+def test_what_cannot_be_seen_is_written_out(written: str, reads: str) -> None:
+    assert one_line(written) == reads
+
+
+def test_a_name_is_cut_and_an_answer_is_not() -> None:
+    assert len(name("x" * 5000)) == 200 and name("x" * 200) == "x" * 200
+    assert shown("a\tb\nc" * 5000) == "a\tb\nc" * 5000
+    assert shown("\x1b[31m\u202e") == "�[31m�"
+
+
+def test_a_document_means_the_same_with_what_is_not_seen_escaped() -> None:
+    given = {"name": EVIL + "\U000e0041"}
+    written = json_text(json.dumps(given, ensure_ascii=False))
+    assert json.loads(written) == given
+    assert written.isprintable()
+
+
+# ── mistakes on the command line ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("status", "--nope"), "no such option: --nope; see `koo status --help`"),
+        (("statsu",), "no such command 'statsu'. Did you mean 'status'? see `koo --help`"),
+        (("query",), "missing argument 'service'; see `koo query --help`"),
+        (("db", "pause", "now"), "(now); see `koo db pause --help`"),
+        (("query", "claude", "Hi", "--max-tokens", "many"), "--max-tokens"),
+        (("help", "statsu"), "no such command 'statsu'"),
+        (("spend", "--days", "0"), "--days"),
+    ],
+)
+def test_a_mistake_is_one_sentence_or_one_document(here: Here, arguments: tuple[str, ...], said: str) -> None:
+    code, out, err = here.run(*arguments)
+    assert (code, out) == (2, "") and err.startswith("koo: ") and said in err and err.count("\n") == 1
+    if arguments[0] == "help":
+        return
+    code, out, err = here.run(*arguments, "--json")
+    problem = json.loads(out)["error"]
+    assert (code, err, problem["kind"]) == (2, "", "usage") and said in problem["detail"]
+
+
+def test_json_behind_two_dashes_is_a_word_and_no_option(here: Here) -> None:
+    code, out, err = here.run("status", "--", "--json")
+    assert (code, out) == (2, "") and "unexpected extra argument" in err
+
+
+# ── help ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_help_is_a_command_too_and_shows_a_flag_without_a_type(here: Here) -> None:
+    code, out, _ = here.run("help")
+    assert code == 0 and "Exit codes" in out and "<bool>" not in out
+    assert here.run("help", "db", "pause")[1] == here.run("db", "pause", "--help")[1]
+    for words in (("query",), ("spend", "write-off"), ("db",), ("doctor",)):
+        code, out, _ = here.run("help", *words)
+        assert code == 0 and "<bool>" not in out and "--help" in out
+
+
+def test_the_version_has_a_short_name(here: Here) -> None:
+    assert here.run("-V") == here.run("--version")
+
+
+# ── which server ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("before", [{}, {"KOO_URL": "http://127.0.0.1:9"}])
+def test_url_names_the_server_and_wins_over_the_setting(here: Here, before: dict[str, str]) -> None:
+    here.set(before)
+    with canned(alerts_of()) as url:
+        assert here.run("alerts", "--url", url) == (0, "no alerts\n", "")
+    code, out, err = here.run("alerts", "--url", "nonsense", "--json")
+    assert (code, err) == (2, "") and "KOO_URL" in json.loads(out)["error"]["detail"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status",), ("alerts",), ("reset", "all"), ("spend",), ("spend", "write-off", "--all"),
+        ("db", "pause"), ("db", "resume"), ("db", "drain"), ("db", "rotate"), ("doctor",),
+    ],
+)  # fmt: skip
+def test_every_command_that_asks_a_server_takes_its_url(here: Here, arguments: tuple[str, ...]) -> None:
+    _, out, err = here.run(*arguments, "--url", "http://127.0.0.1:9/elsewhere")
+    assert "no koo server answers at http://127.0.0.1:9/elsewhere" in out + err
