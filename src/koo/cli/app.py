@@ -127,8 +127,8 @@ def options(
         raise typer.Exit(Exit.USAGE)
 
 
-@app.command("help")
-def show_help(
+@app.command()
+def help(
     command: Annotated[list[str] | None, typer.Argument(help="A command, as: db pause.")] = None,
 ) -> None:
     """Show what there is, or what a command takes."""
