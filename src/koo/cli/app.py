@@ -128,7 +128,7 @@ def options(
 
 
 @app.command()
-def help(
+def help(  # noqa: A001 - a command is called as its function
     command: Annotated[list[str] | None, typer.Argument(help="A command, as: db pause.")] = None,
 ) -> None:
     """Show what there is, or what a command takes."""
