@@ -17,8 +17,7 @@ from flask import Flask, Response, request
 from sqlalchemy import text
 
 import koo
-from core.database import db_manager
-from services.hybrid_ai_manager import get_all_ai_services_health, query_ai, stream_ai
+from koo import db_manager, get_all_ai_services_health, query_ai, stream_ai
 
 app = Flask(__name__)
 

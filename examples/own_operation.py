@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from core.ai_error_handling import ai_error_handler
-from core.exceptions import CircuitOpen, RateLimited
+from koo import CircuitOpen, RateLimited, ai_error_handler
 
 
 class Rates:

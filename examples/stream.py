@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from core.exceptions import ExternalServiceError, StreamTruncated
-from services.hybrid_ai_manager import stream_ai
+from koo import ExternalServiceError, StreamTruncated, stream_ai
 
 
 async def read_to_the_end() -> None:

@@ -13,7 +13,7 @@ import asyncio
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from core.database import db_manager, transactional_with_retry
+from koo import db_manager, transactional_with_retry
 
 ACCOUNTS = (
     "CREATE TABLE IF NOT EXISTS example_accounts (name VARCHAR(40) PRIMARY KEY, cents INTEGER NOT NULL)"

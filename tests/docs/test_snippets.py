@@ -28,6 +28,7 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "docs" / "QUICK_START.md",
     ROOT / "docs" / "ENHANCED_ERROR_HANDLING.md",
+    ROOT / "docs" / "application.md",
     ROOT / "docs" / "alerts.md",
     ROOT / "docs" / "errors.md",
     ROOT / "docs" / "operations.md",
@@ -182,6 +183,32 @@ def test_the_program_runs_and_prints_what_the_document_says(
         )
 
 
+HOSTED = re.compile(r"anthropic|openai|claude|gemini|perplexity", re.IGNORECASE)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "program",
+    [program for program in snippets("python") if HOSTED.search(program.text)],
+    ids=lambda block: block.name,
+)
+def test_a_program_that_asks_a_hosted_provider_runs_without_a_key(program: Block, tmp_path: Path) -> None:
+    """It says what is missing, or asks the model of this machine; a reader's first try is no traceback."""
+    (tmp_path / "snippet.py").write_text(program.text)
+    with FakeAnthropic(key="test-key") as claude:
+        done = subprocess.run(
+            [sys.executable, "snippet.py"],
+            cwd=tmp_path,
+            env=environment(tmp_path, {"ANTHROPIC_BASE_URL": claude.base_url}),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.model
 @pytest.mark.parametrize(
     "block", [block for block in snippets("sh") if commands(block)], ids=lambda block: block.name
@@ -190,7 +217,7 @@ def test_the_command_lines_work(block: Block, server: tuple[str, dict[str, str]]
     url, env = server
     script = "\n".join(
         [
-            "set -eu",
+            "set -euo pipefail",
             'curl() { command curl -sS --fail-with-body --max-time 60 "$@"; }',
             f'koo() {{ {shlex.quote(str(KOO))} "$@"; }}',
             *(

@@ -1,9 +1,8 @@
 """The HTTP interface: an application of its own (`create_app`), or a guest in somebody else's (`mount`).
 
-from koo import Platform
 from koo.web import mount
 
-mount(app, Platform())
+mount(app)
 """
 
 from __future__ import annotations
@@ -14,18 +13,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from koo.web.ai import ai_router
     from koo.web.app import create_app, mount
+    from koo.web.metrics import METRICS_TYPE, metrics_text
     from koo.web.monitoring import monitoring_router
     from koo.web.server import serve
 
 _PLACES = {
+    "METRICS_TYPE": "koo.web.metrics",
     "ai_router": "koo.web.ai",
     "create_app": "koo.web.app",
+    "metrics_text": "koo.web.metrics",
     "monitoring_router": "koo.web.monitoring",
     "mount": "koo.web.app",
     "serve": "koo.web.server",
 }
 
-__all__ = ["ai_router", "create_app", "monitoring_router", "mount", "serve"]
+__all__ = [
+    "METRICS_TYPE",
+    "ai_router",
+    "create_app",
+    "metrics_text",
+    "monitoring_router",
+    "mount",
+    "serve",
+]
 
 
 def __getattr__(name: str) -> Any:
