@@ -14,12 +14,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
@@ -32,7 +34,7 @@ from koo.policies.breaker import CLOSED, OPEN
 from koo.policies.verdict import FAILURE, Fault
 from koo.testing.providers import FakeAnthropic, answer, error
 from koo.testing.proxy import FaultProxy
-from koo.web import create_app
+from koo.web import create_app, mount
 from tests.web.browser import WAIT_S, Window, chromium, needs_browser, window
 from tests.web.serving import Client, claude, options, platform, served
 from tests.web.test_dashboard import below
@@ -304,6 +306,189 @@ def test_below_a_path_it_works_too(browser: str, tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+# ── what leads where ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+ORDER = "[...document.querySelectorAll('.parts article')].map(it => it.id).join(' ')"
+TARGET = "document.querySelector(':target')?.id"
+
+
+async def trip(client: Client, fake: FakeAnthropic, service: str, **more: str) -> None:
+    """Let a service's breaker open."""
+    fake.script(*[error(529, "overloaded_error")] * 3)
+    for _ in range(3):
+        await client.post("/api/v1/ai/query", json={"service": service, "prompt": "Hello?", **more})
+
+
+def test_an_alert_leads_to_its_card_and_the_worst_card_comes_first(browser: str, tmp_path: Path) -> None:
+    """The one whose button has the focus may move up: the focus stays."""
+
+    async def main() -> None:
+        async with FakeAnthropic() as fake, FakeAnthropic() as sick:
+            koo = platform(tmp_path, claude(fake), replace(claude(sick), name="second"))
+            async with shown(browser, koo) as (page, client):
+                await page.until_text("h1", "Healthy")
+                assert await page.run(ORDER) == "ai:claude ai:second"
+                await page.run("document.querySelector('[data-name=second]').focus()")
+                await trip(client, sick, "second")
+                await page.until(f"{ORDER} === 'ai:second ai:claude'")
+                assert await page.run("document.activeElement.dataset.name") == "second"
+                await page.click(".alerts a")
+                await page.until(f"{TARGET} === 'ai:second'")
+                koo.reset_service("second")
+                await page.until(f"{ORDER} === 'ai:claude ai:second'")
+            assert page.told == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("fragment", "target"),
+    [
+        ("database", "database"),
+        ("ai:claude", "ai:claude"),
+        ("ai:claude/another-model", "ai:claude"),
+        ("budget:team%2Fa%20b", "budget:team%2Fa%20b"),
+        ("ai:nobody", None),
+        ("%E0%A4%A", None),
+    ],
+)
+def test_an_address_names_a_card(browser: str, tmp_path: Path, fragment: str, target: str | None) -> None:
+    """As messages about alerts do; also before the first answer came."""
+
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            team = BudgetOptions(name="team", limit_usd=Decimal(3), tag="*")
+            async with shown(browser, platform(tmp_path, claude(fake), budgets=(team,))) as (page, client):
+                body = {"service": "claude", "prompt": "Hello?", "tag": "a b"}
+                await client.post("/api/v1/ai/query", json=body)
+                await page.until_text("main", "team/a b")
+                await page.go(f"{client.url}/dashboard/?again#{fragment}")
+                await page.until("performance.getEntriesByType('navigation')[0].name.includes('again')")
+                await page.until_text("main", "team/a b")
+                await page.until(f"({TARGET} ?? null) === {json.dumps(target)}")
+            assert page.told == []
+
+    asyncio.run(main())
+
+
+def test_no_level_of_headings_is_skipped(browser: str, tmp_path: Path) -> None:
+    """Who reads by headings would look for what stands between."""
+
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            team = BudgetOptions(name="all", limit_usd=Decimal(3))
+            async with shown(browser, platform(tmp_path, claude(fake), budgets=(team,))) as (page, _):
+                await page.until_text("h1", "Healthy")
+                heads = "[...document.querySelectorAll('h1,h2,h3,h4')].filter(it => it.checkVisibility())"
+                levels = await page.run(f"{heads}.map(it => Number(it.tagName[1]))")
+                assert levels[0] == 1 and set(levels) == {1, 2, 3, 4}
+                assert all(later <= before + 1 for before, later in pairwise(levels))
+
+    asyncio.run(main())
+
+
+def test_a_refused_key_is_counted_beside_open_breakers(browser: str, tmp_path: Path) -> None:
+    """The card says "circuit open": a green "0 open breakers" alone would contradict it."""
+
+    async def main() -> None:
+        async with (
+            FakeAnthropic() as fake,
+            shown(browser, platform(tmp_path, claude(fake))) as (page, client),
+        ):
+            await page.until_text(".facts", "0 open breakers")
+            fake.script(error(401, "authentication_error"))
+            await ask(client)
+            await page.until_text(".facts", "0 open breakers, 1 refused key")
+            assert await page.run("document.querySelector('.facts li:last-child .critical') !== null")
+
+    asyncio.run(main())
+
+
+def test_much_news_is_folded(browser: str, tmp_path: Path) -> None:
+    """After a storm it would push the first card out of sight."""
+
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            names = ("claude", "second", "third")
+            koo = platform(tmp_path, *(replace(claude(fake), name=name) for name in names))
+            async with shown(browser, koo) as (page, client):
+                for name in names:
+                    await trip(client, fake, name)
+                await page.until_text("h1", "Unhealthy")
+                await page.until_text(".alerts", "third")
+                koo.reset_services()
+                await page.until_text(".news summary", "Over within the last 15 minutes")
+                assert not await page.run("document.querySelector('.over').checkVisibility()")
+                await page.click(".news summary")
+                assert "third" in await page.text(".over")
+
+    asyncio.run(main())
+
+
+def test_in_an_application_it_names_it(browser: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        for number, (app, name, said) in enumerate(
+            (
+                (FastAPI(title="<b>Shop</b>"), "", "<b>Shop</b> koo · 127.0.0.1"),
+                (FastAPI(), "", "koo 127.0.0.1"),
+                (Starlette(), 'The "shop"', 'The "shop" koo · 127.0.0.1'),
+            )
+        ):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            mount(app, platform(folder), name=name)
+            async with served(app) as client, window(browser) as page:
+                await page.go(client.url + "/dashboard/")
+                await page.until_text("h1", "Healthy")
+                assert (await page.text(".brand")).startswith(said)
+                title = await page.run("document.title")
+                assert title.startswith("● Healthy · ") and title.endswith("koo")
+
+    asyncio.run(main())
+
+
+# ── checks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_sick_part_is_checked_at_once_and_unbilled(browser: str, tmp_path: Path) -> None:
+    """Its reset stands back: while the other side is down it only costs more failures."""
+
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            wrong = replace(claude(fake), name="second", api_key="wrong")
+            async with shown(browser, platform(tmp_path, claude(fake), wrong)) as (page, client):
+                await trip(client, fake, "claude")
+                await page.until_text("[id='ai:claude']", "circuit open")
+                quiet = "document.querySelector('[data-{}]').classList.contains('quiet')"
+                assert not await page.run(quiet.format("check^=ai")) and await page.run(quiet.format("name"))
+                asked = len(fake.queries)
+                await page.click("[data-check='ai:claude']")
+                await page.until_text("[id='ai:claude'] .found", "It answers, in ")
+                await page.click("[data-check='ai:second']")
+                await page.until_text("[id='ai:second'] .found", "The check failed: ")
+                await page.click("[data-check=database]")
+                await page.until_text("#database .found", "It answers, in ")
+                assert len(fake.queries) == asked
+            assert page.told == []
+
+    asyncio.run(main())
+
+
+def test_a_token_that_may_only_look_checks_nothing(browser: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        koo = platform(tmp_path, token="write-4711", read_token="read-4711")
+        async with shown(browser, koo) as (page, _):
+            await page.until_text("#sign-in", "asks for a token")
+            await page.type("#token", "read-4711")
+            await page.press("Enter", 13)
+            await page.until_text("h1", "Healthy")
+            await page.click("[data-check=database]")
+            await page.until_text("#database .found", "Not checked: this token may only look")
+
+    asyncio.run(main())
+
+
 # ── resets ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -348,7 +533,9 @@ def test_a_reset_tells_its_effect_asks_and_reports(browser: str, tmp_path: Path)
     asyncio.run(main())
 
 
-def test_a_service_is_reset_by_its_own_button(browser: str, tmp_path: Path) -> None:
+def test_a_service_is_reset_by_its_own_button(
+    browser: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         async with FakeAnthropic() as fake:
             koo = platform(tmp_path, claude(fake), replace(claude(fake), name="second"))
@@ -359,9 +546,10 @@ def test_a_service_is_reset_by_its_own_button(browser: str, tmp_path: Path) -> N
                 await page.until_text("#verdict", "claude: circuit open, second: circuit open")
                 await page.click("[data-name=second]")
                 assert "The breaker of claude-sonnet-5-5 (open) is closed" in await page.text("#reset-effect")
-                assert not await page.run("document.querySelector('#reset-reason').checkVisibility()")
+                await page.type("#reset-reason", "their status page says so")
                 await page.click("#reset-go")
                 await page.until_text("#reset-result", "Done: second starts afresh")
+                assert "their status page says so" in caplog.text
                 services = koo.services
                 assert services["second"].default_guard.breaker.phase is CLOSED
                 assert services["claude"].default_guard.breaker.phase is OPEN

@@ -30,8 +30,8 @@ from koo.web.guest import Guest, receive_guest
 from koo.web.metrics import metrics_router
 from koo.web.monitoring import monitoring_router
 from koo.web.probes import Readiness, probes_router
-from koo.web.routing import answer_error, answer_http_error, describe_problems
-from koo.web.security import Access, AccessControl
+from koo.web.routing import answer_error, answer_http_error, describe_access, describe_problems
+from koo.web.security import OPEN_PATHS, Access, AccessControl
 
 PREFIX = "/api/v1"
 GZIP_BYTES_MIN = 1024
@@ -83,6 +83,7 @@ def create_app(platform: Platform, *, hosts: Iterable[str] = ()) -> FastAPI:
     app.include_router(docs_router())
     app.include_router(dashboard_router(PREFIX))
     describe_problems(app)
+    describe_access(app, lambda path: platform.options.token is not None and path not in OPEN_PATHS)
     return app
 
 
@@ -94,6 +95,7 @@ def mount(
     protect: bool = True,
     hosts: Iterable[str] = (),
     dashboard: str | None = PATH,
+    name: str = "",
 ) -> None:
     """Put koo's routes into an application of FastAPI or Starlette that exists; call it before the application starts.
 
@@ -101,7 +103,8 @@ def mount(
     `protect`: the rules of `koo.web.security` watch over koo's routes (and no others); `hosts` are names by which your
     server is known, beside those of KOO_HOST and KOO_URL; "testserver" for a `TestClient`. False: your own middleware
     decides who may ask. `dashboard`:
-    where the page is; None leaves it out. The platform opens before and closes after the application's own lifespan.
+    where the page is; None leaves it out. `name`: what the page calls your application; without it, the `title` of a
+    FastAPI application. The platform opens before and closes after the application's own lifespan.
     koo's errors that your own routes raise become problems, unless you handle them.
     """
     platform = platform or koo.platform
@@ -109,7 +112,7 @@ def mount(
     host = app if isinstance(app, FastAPI) else FastAPI(openapi_url=None, redirect_slashes=False)
     _include(host, platform, readiness, prefix)
     if dashboard is not None:
-        host.include_router(dashboard_router(prefix, dashboard))
+        host.include_router(dashboard_router(prefix, dashboard, name or _title_of(app)))
     if host is not app:
         receive_guest(app.router.routes, Guest(host))
     if protect:
@@ -119,6 +122,12 @@ def mount(
         app.add_exception_handler(KooError, _answer_error)
     _wrap_lifespan(app, platform, readiness)
     describe_problems(host)
+
+
+def _title_of(app: Starlette) -> str:
+    """Empty where the framework wrote it: "FastAPI" says nothing about the application."""
+    title = app.title if isinstance(app, FastAPI) else ""
+    return "" if title == "FastAPI" else title
 
 
 def _include(app: FastAPI, platform: Platform, readiness: Readiness, prefix: str) -> None:

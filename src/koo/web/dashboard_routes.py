@@ -10,6 +10,7 @@ All addresses in the page are relative, so that it works below whatever path a p
 from __future__ import annotations
 
 import posixpath
+from html import escape
 from importlib.resources import files
 
 from fastapi import APIRouter
@@ -19,8 +20,8 @@ from koo.web.routing import add_file, file_router
 
 PATH = "/dashboard"
 MODULES = (
-    "api.js", "budgets.js", "cards.js", "data.js", "dom.js", "feed.js", "main.js", "meters.js", "reset.js",
-    "shapes.js", "view.js", "words.js",
+    "alerts.js", "api.js", "budgets.js", "cards.js", "checks.js", "data.js", "dom.js", "feed.js", "main.js",
+    "meters.js", "places.js", "reset.js", "shapes.js", "view.js", "words.js",
 )  # fmt: skip
 ASSETS = ("style.css", *MODULES)
 OPEN_PATHS = frozenset({PATH, f"{PATH}/", *(f"{PATH}/{name}" for name in ASSETS)})
@@ -41,12 +42,13 @@ HEADERS = {
 }
 
 
-def dashboard_router(prefix: str = "/api/v1", path: str = PATH) -> APIRouter:
-    """The page below `path` and its files. `prefix`: where the routes are that it asks."""
+def dashboard_router(prefix: str = "/api/v1", path: str = PATH, application: str = "") -> APIRouter:
+    """The page below `path` and its files. `prefix`: of the routes that it asks. `application`: whose page it is."""
     router = file_router()
     folder = files("koo.web").joinpath("dashboard")
     page = folder.joinpath("index.html").read_text(encoding="utf-8")
     page = page.replace("../api/v1", _from(path, prefix)).replace("../docs", _from(path, "/docs"))
+    page = page.replace('data-application=""', f'data-application="{escape(application)}"')
     add_file(router, f"{path}/", page.encode(), "text/html", HEADERS)
     for name in ASSETS:
         media_type = "text/css" if name.endswith(".css") else "text/javascript"

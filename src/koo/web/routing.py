@@ -194,6 +194,23 @@ def describe_problems(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
+def describe_access(app: FastAPI, is_guarded: Callable[[str], bool]) -> None:
+    """Let the application's OpenAPI say which paths want a token, so that who reads it sends one."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = make()
+        guarded = [ways for path, ways in schema.get("paths", {}).items() if is_guarded(path)]
+        if guarded:
+            schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        for ways in guarded:
+            for operation in ways.values():
+                operation["security"] = [{"token": []}]
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
 def _mend_responses(responses: dict[str, Any]) -> None:
     contents = {status: response.get("content", {}) for status, response in responses.items()}
     ours = [status for status, content in contents.items() if _names(content, "Problem")]

@@ -42,10 +42,30 @@ export function resetDatabase(reason, token) {
 
 /**
  * @param {string} service
+ * @param {string} reason
  * @param {string} token empty: the one of this tab
  */
-export function resetService(service, token) {
-  return ask("POST", `ai/services/${encodeURIComponent(service)}/reset-errors`, {}, token);
+export function resetService(service, reason, token) {
+  return ask("POST", `ai/services/${encodeURIComponent(service)}/reset-errors`, reason ? { reason } : {}, token);
+}
+
+/**
+ * What an unbilled check of one service finds now.
+ * @param {string} service
+ * @returns {Promise<{error: string | null, response_time_ms: number | null}>}
+ */
+export async function checkService(service) {
+  const found = await ask("POST", `ai/services/health-check?service=${encodeURIComponent(service)}`);
+  return found[service];
+}
+
+/**
+ * What a probe of the database finds now.
+ * @returns {Promise<{error: string | null, response_time_ms: number | null}>}
+ */
+export async function checkDatabase() {
+  const { health_check_result: found } = await ask("POST", "monitoring/database/health-check");
+  return found;
 }
 
 /**

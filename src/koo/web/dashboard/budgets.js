@@ -3,6 +3,7 @@
 
 import { h } from "./dom.js";
 import { bar, nearness } from "./meters.js";
+import { placeOf } from "./places.js";
 import { timeOf, until, usd } from "./words.js";
 
 /**
@@ -30,7 +31,7 @@ export function budgetsCard(budgets, now) {
 function budgetCard(budget, place, now) {
   const id = `budget-${place}`;
   const then = budget.on_exhausted === "refuse" ? "calls are refused" : `${budget.on_exhausted} is asked instead`;
-  return h("article", { class: "card part", key: `budget ${budget.title}`, "aria-labelledby": id },
+  return h("article", { class: "card part", key: `budget ${budget.title}`, id: placeOf(`budget:${budget.title}`), "aria-labelledby": id },
     h("header", {}, h("h3", { id }, budget.title), h("span", { class: "soft" }, `each ${budget.period}`)),
     h("p", { class: "soft" }, `${whatItCounts(budget)}; used up, ${then}`),
     h("div", { class: "money" }, moneyOf(budget, now)));

@@ -2,8 +2,10 @@
 // One card for the database and one for each service: what it is, why, and the numbers behind it.
 
 import { moneyOf } from "./budgets.js";
+import { acts } from "./checks.js";
 import { h } from "./dom.js";
 import { bar, figure, nearness } from "./meters.js";
+import { placeOf } from "./places.js";
 import { badge, breakerLook, partLook, severityLook, shape } from "./shapes.js";
 import { capital, clock, count, counted, latency, percent, plainly, span, timeIn, timeOf, until } from "./words.js";
 
@@ -27,15 +29,15 @@ export function databaseCard(database, metrics, now) {
   const breaker = database.circuit_breaker;
   const look = partLook(database.state, breaker.state);
   const why = databaseReason(database);
-  return h("article", { class: `card part wide ${look.tone}`, key: "database", "aria-labelledby": "database" },
-    h("header", {}, h("h2", { id: "database" }, "Database"), badge(look)),
+  return h("article", { class: `card part wide ${look.tone}`, key: "database", id: placeOf("database"), "aria-labelledby": "database-name" },
+    h("header", {}, h("h2", { id: "database-name" }, "Database"), badge(look)),
     why ? h("p", { class: "why" }, capital(plainly(why, now))) : null,
     database.conditions.length ? h("p", { class: "why" }, `It is ${database.conditions.map(spaced).join(", ")}.`) : null,
     h("div", { class: "columns" },
       h("dl", { class: "figures" }, databaseFigures(database, metrics, now)),
       pool(database.pool_status),
       breakers("h3", "Circuit breaker", [[null, breaker]], why, now)),
-    resetButton("database", null, "Reset the breaker…", look.tone),
+    acts("database", "the database", resetButton("database", null, "Reset the breaker…"), look.tone),
   );
 }
 
@@ -92,7 +94,7 @@ export function serviceCard(service, place, now) {
   const look = partLook(service.state, service.health.circuit_breaker_state);
   const name = service.service_name, id = `service-${place}`;
   const { model, kind } = service.configuration;
-  return h("article", { class: `card part ${look.tone}`, key: `service ${name}`, "aria-labelledby": id },
+  return h("article", { class: `card part ${look.tone}`, key: `service ${name}`, id: placeOf(`ai:${name}`), "aria-labelledby": id },
     h("header", {}, h("h3", { id }, name), badge(look)),
     h("p", { class: "soft" }, [model, kind].filter(Boolean).join(" · ")),
     service.reason && service.state !== "healthy" ? h("p", { class: "why" }, capital(plainly(service.reason, now))) : null,
@@ -101,7 +103,7 @@ export function serviceCard(service, place, now) {
     breakers("h4", "Circuit breakers", Object.entries(service.models), service.reason, now),
     limits(service, now),
     money(service.rate_limits.daily_budget, now),
-    resetButton("service", name, "Reset…", look.tone),
+    acts(`ai:${name}`, name, resetButton("service", name, "Reset…"), look.tone),
   );
 }
 
@@ -219,16 +221,15 @@ function money(budget, now) {
 }
 
 /**
+ * Quiet on every card: while the other side is down a reset only costs more failures.
  * @param {string} kind
  * @param {string | null} name
  * @param {string} words
- * @param {string} tone
  */
-function resetButton(kind, name, words, tone) {
+function resetButton(kind, name, words) {
   const whose = name === null ? "" : ` ${name}`;
-  return h("p", { class: "act" },
-    h("button", { type: "button", class: tone === "ok" ? "quiet" : "", "data-reset": kind, "data-name": name,
-      "aria-haspopup": "dialog", "aria-label": `${words.replace("…", "")}${whose}…` }, words));
+  return h("button", { type: "button", class: "quiet", "data-reset": kind, "data-name": name,
+    "aria-haspopup": "dialog", "aria-label": `${words.replace("…", "")}${whose}…` }, words);
 }
 
 // ── what is not there ────────────────────────────────────────────────────────────────────────────────────────────

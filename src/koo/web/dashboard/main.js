@@ -3,8 +3,10 @@
 // each answer, so that no part of the page can be older than another.
 
 import { keepToken, look, readToken } from "./api.js";
+import { checkNow } from "./checks.js";
 import { patch } from "./dom.js";
 import { Feed } from "./feed.js";
+import { goToPlace } from "./places.js";
 import { ResetDialog } from "./reset.js";
 import { favicon, glyph, UNREADABLE } from "./shapes.js";
 import { below, content, link, verdict, verdictOf } from "./view.js";
@@ -14,6 +16,8 @@ import { capital } from "./words.js";
 const part = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
 const icon = /** @type {HTMLLinkElement} */ (document.querySelector("link[rel=icon]"));
 const tokenField = /** @type {HTMLInputElement} */ (part("token"));
+/** In whose application koo is mounted; empty: in none, or it has no name. */
+const application = document.documentElement.dataset.application ?? "";
 
 const feed = new Feed(look, render);
 const dialog = new ResetDialog(feed);
@@ -39,13 +43,23 @@ function render() {
  * @param {import("./dom.js").Child[]} content
  */
 function show(look, verdict, below, content) {
-  const title = `${glyph(look)} ${capital(look.word)} · koo`;
+  const title = [`${glyph(look)} ${capital(look.word)}`, application, "koo"].filter(Boolean).join(" · ");
   if (document.title !== title) document.title = title;
   if (icon.href !== favicon(look)) icon.href = favicon(look);
   part("verdict").className = look.tone;
   patch(part("verdict"), verdict);
   patch(part("below"), below);
+  showContent(content);
+}
+
+/** @param {import("./dom.js").Child[]} content */
+function showContent(content) {
+  const isFirst = part("content").childElementCount === 0 && content.length > 0;
+  const focused = document.activeElement;
   patch(part("content"), content);
+  // A card that moves up because it is the worst now takes its focused button along; the browser forgets the focus.
+  if (focused instanceof HTMLElement && focused.isConnected) focused.focus({ preventScroll: true });
+  if (isFirst && feed.snapshot) goToPlace(feed.snapshot.dashboard);
 }
 
 function renderToken() {
@@ -77,10 +91,14 @@ part("forget").addEventListener("click", () => {
 document.addEventListener("click", (event) => {
   const button = event.target instanceof Element ? event.target.closest("button") : null;
   if (button?.dataset.act === "again") feed.askNow();
+  if (button?.dataset.check) void checkNow(button.dataset.check, feed);
   if (button?.dataset.reset === "database") dialog.open({ kind: "database" });
   if (button?.dataset.reset === "service") dialog.open({ kind: "service", name: button.dataset.name ?? "" });
 });
 
-part("host").textContent = location.host;
+window.addEventListener("hashchange", () => feed.snapshot && goToPlace(feed.snapshot.dashboard));
+
+part("application").textContent = application || "koo";
+part("host").textContent = application ? `koo · ${location.host}` : location.host;
 feed.start();
 window.setInterval(render, 1000);

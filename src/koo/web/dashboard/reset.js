@@ -47,7 +47,7 @@ export class ResetDialog {
     this.target = target;
     this.done = this.busy = false;
     this.reason.value = this.token.value = "";
-    part("reset-reason-part").hidden = target.kind !== "database"; // the other reset takes none
+    part("reset-reason-part").hidden = false;
     part("reset-token-part").hidden = true;
     part("reset-title").textContent =
       target.kind === "database" ? "Reset the database's circuit breaker?" : `Reset ${target.name}?`;
@@ -90,9 +90,8 @@ export class ResetDialog {
    * @param {string} token
    */
   async send(target, token) {
-    const answer = await (target.kind === "database"
-      ? resetDatabase(this.reason.value.trim(), token)
-      : resetService(target.name, token));
+    const reason = this.reason.value.trim();
+    const answer = await (target.kind === "database" ? resetDatabase(reason, token) : resetService(target.name, reason, token));
     const state = answer.new_state ? `; its state is ${stateLook(answer.new_state).word}` : "";
     return `${answer.message}${state}`;
   }

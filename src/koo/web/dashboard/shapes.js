@@ -72,6 +72,11 @@ function find(looks, word) {
   return known ?? { ...UNREADABLE, word: String(word ?? UNREADABLE.word).replaceAll("_", " ") };
 }
 
+/** How bad a state is: those of services, from the least. A word that this page does not know is worse than healthy. */
+const TROUBLE = ["healthy", "degraded", "unhealthy", "rate_limited", "circuit_open"];
+/** @param {string} state */
+export const trouble = (state) => (TROUBLE.includes(state) ? TROUBLE.indexOf(state) : 1);
+
 /** @param {unknown} state */
 export const stateLook = (state) => find(STATES, state);
 /** @param {unknown} health */

@@ -1,16 +1,15 @@
 // @ts-check
-// The whole page from one look: the verdict, what needs attention, then every part in an order that never changes.
+// The whole page from one look: the verdict, what needs attention, then every part, of services the worst first.
 
+import { attention } from "./alerts.js";
 import { budgetsCard } from "./budgets.js";
-import { databaseCard, nextAttemptAt, serviceCard, unconfigured } from "./cards.js";
+import { databaseCard, serviceCard, unconfigured } from "./cards.js";
 import { h } from "./dom.js";
-import { badge, CONNECTING, DISCONNECTED, LOCKED, partLook, severityLook, shape, stateLook, UNREADABLE, verdictLook } from "./shapes.js";
-import { capital, clock, counted, plainly, span, timeOf, until } from "./words.js";
+import { CONNECTING, DISCONNECTED, LOCKED, partLook, severityLook, shape, stateLook, trouble, UNREADABLE, verdictLook } from "./shapes.js";
+import { capital, clock, counted, span, until } from "./words.js";
 
 /**
  * @typedef {import("./data.js").Dashboard} Dashboard
- * @typedef {import("./data.js").ServiceHealth} Service
- * @typedef {import("./data.js").Alert} Alert
  * @typedef {import("./feed.js").Feed} Feed
  */
 
@@ -100,6 +99,14 @@ function allOf(services, others) {
   return services === 1 ? "the AI service" : `all ${services} AI services`;
 }
 
+/**
+ * Those in equal trouble stay in the order in which they were declared.
+ * @param {import("./data.js").ServiceHealth[]} services
+ */
+function worstFirst(services) {
+  return [...services].sort((one, other) => trouble(other.state) - trouble(one.state));
+}
+
 /** @param {Dashboard} dashboard */
 function configured(dashboard) {
   return Object.values(dashboard.ai_services.services).filter((one) => one.configured);
@@ -122,9 +129,19 @@ export function below(feed) {
       h("li", {}, shape(verdictLook(servicesHealth(ai)), "tiny"), `${summary.ai_services_healthy} AI services healthy`),
     h("li", {}, shape(worst ? severityLook(worst.type) : verdictLook("healthy"), "tiny"),
       counted(summary.active_alerts, "alert")),
-    h("li", {}, shape(summary.circuit_breakers_open ? severityLook("critical") : verdictLook("healthy"), "tiny"),
-      counted(summary.circuit_breakers_open, "open breaker")),
+    refusals(feed.snapshot.dashboard),
   )];
+}
+
+/**
+ * What koo refuses: open breakers, and keys that the provider refused, whose service reads "circuit open" as well.
+ * @param {Dashboard} dashboard
+ */
+function refusals(dashboard) {
+  const open = dashboard.summary.circuit_breakers_open;
+  const keys = configured(dashboard).filter((one) => Object.values(one.models).some((model) => model.key_refused !== "")).length;
+  return h("li", {}, shape(open || keys ? severityLook("critical") : verdictLook("healthy"), "tiny"),
+    counted(open, "open breaker"), keys ? `, ${counted(keys, "refused key")}` : "");
 }
 
 /** @param {Dashboard["ai_services"]} ai */
@@ -161,70 +178,8 @@ export function content(feed) {
       h("h2", { id: "services" }, "AI services"),
       configured(dashboard).length ? null : h("p", { key: "none" }, "None has a key yet. Put one into the file .env, as ",
         h("code", {}, "ANTHROPIC_API_KEY=…"), ", and start koo again."),
-      h("div", { class: "parts" }, configured(dashboard).map((one, place) => serviceCard(one, place, now)))),
+      h("div", { class: "parts" }, worstFirst(configured(dashboard)).map((one, place) => serviceCard(one, place, now)))),
     budgetsCard(dashboard.ai_services.budgets, now),
     unconfigured(services.filter((one) => !one.configured)),
   ];
-}
-
-/**
- * @param {Dashboard} dashboard
- * @param {number} now
- */
-function attention(dashboard, now) {
-  const active = dashboard.alerts.filter((one) => one.active);
-  const over = dashboard.alerts.filter((one) => !one.active);
-  return h("section", { key: "attention", "aria-labelledby": "attention" },
-    h("h2", { id: "attention" }, "Needs attention"),
-    active.length === 0
-      ? h("p", { class: "calm", key: "calm" }, shape(verdictLook("healthy")), "Nothing. No alert is active.")
-      : h("ul", { class: "alerts", key: "active" }, active.map((one) => alertLine(one, dashboard, now))),
-    over.length === 0 ? null : [
-      h("h2", { key: "over-title" }, "Over within the last 15 minutes"),
-      h("ul", { class: "alerts over", key: "over" }, over.map((one) => alertLine(one, dashboard, now))),
-    ]);
-}
-
-/**
- * @param {Alert} alert
- * @param {Dashboard} dashboard
- * @param {number} now
- */
-function alertLine(alert, dashboard, now) {
-  const look = severityLook(alert.type);
-  const whose = alert.component.replace(/^ai:/, "");
-  const message = alert.message.startsWith(`${whose} `) ? alert.message.slice(whose.length + 1) : alert.message;
-  return h("li", { key: `${alert.kind} ${alert.component} ${alert.timestamp}`, class: look.tone },
-    badge(look),
-    h("p", {}, h("b", {}, whose), " ", capital(plainly(message, now)), ".", comesBack(alert, dashboard, now)),
-    h("p", { class: "soft when" }, alertTimes(alert, now)));
-}
-
-/**
- * @param {Alert} alert
- * @param {Dashboard} dashboard
- * @param {number} now
- */
-function comesBack(alert, dashboard, now) {
-  if (!alert.active) return null;
-  const next = timeOf(alert.data.next_attempt);
-  if (next !== null) return ` Tests recovery ${until(next, now)}.`;
-  const resets = timeOf(alert.data.resets_at);
-  if (resets !== null) return ` Resets ${until(resets, now)}.`;
-  const service = dashboard.ai_services.services[alert.component.replace(/^ai:/, "")];
-  const at = service && alert.kind === "service_down" ? nextAttemptAt(service) : null;
-  return at === null ? null : ` Asked again ${until(at, now)}.`;
-}
-
-/**
- * @param {Alert} alert
- * @param {number} now
- */
-function alertTimes(alert, now) {
-  const began = timeOf(alert.timestamp), ended = timeOf(alert.ended_at);
-  if (ended !== null) {
-    const lasted = alert.data.lasted_s;
-    return [`${span(now - ended)} ago`, lasted !== undefined ? ` · lasted ${span(lasted * 1000)}` : ""];
-  }
-  return began === null ? [] : [`for ${span(now - began)} · since ${clock(began, now)}`];
 }

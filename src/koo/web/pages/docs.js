@@ -62,13 +62,40 @@ function exampleOf(api, content) {
   return make("pre", { tabindex: "0" }, typeof example === "string" ? example : JSON.stringify(example, null, 2));
 }
 
-function curlOf(api, method, path, body) {
+/** A line to paste. On a server that wants a token it carries one, and the answer ends in lines that can be read. */
+function curlOf(api, method, path, operation) {
   const url = new URL(`.${path}`, document.baseURI).href;
-  const words = ["curl", ...(method === "get" ? [] : ["-X", method.toUpperCase()]), url];
+  const lines = [["curl", ...(method === "get" ? [] : ["-X", method.toUpperCase()]), url, "-sS"].join(" ")];
+  if (operation.security?.length) lines.push('-H "Authorization: Bearer $KOO_TOKEN"');
+  const body = operation.requestBody?.content?.["application/json"];
   const example = body && (body.example ?? resolve(api, body.schema).example);
-  if (!example || !body.required) return words.join(" ");
-  const json = JSON.stringify(example).replaceAll("'", "'\\''");
-  return `${words.join(" ")} \\\n  -H 'Content-Type: application/json' \\\n  -d '${json}'`;
+  if (example && operation.requestBody.required) {
+    lines.push("-H 'Content-Type: application/json'", `-d '${JSON.stringify(example).replaceAll("'", "'\\''")}'`);
+  }
+  const readable = operation.responses["200"]?.content?.["application/json"] ? " | python3 -m json.tool" : "";
+  return lines.join(" \\\n  ") + readable;
+}
+
+/** The line, and a button that copies it. */
+function lineToCopy(line) {
+  const code = make("pre", { tabindex: "0" }, line);
+  const button = make("button", { type: "button", class: "copy" }, "Copy");
+  button.addEventListener("click", async () => {
+    button.textContent = (await copy(line, code)) ? "Copied" : "Press Ctrl-C";
+    setTimeout(() => (button.textContent = "Copy"), 2000);
+  });
+  return make("div", { class: "line" }, code, button);
+}
+
+/** A browser lets a page write to the clipboard on loopback and under TLS; elsewhere the line is selected at least. */
+async function copy(line, shown) {
+  try {
+    await navigator.clipboard.writeText(line);
+    return true;
+  } catch {
+    getSelection().selectAllChildren(shown);
+    return document.execCommand("copy");
+  }
 }
 
 function section(title, ...children) {
@@ -87,14 +114,13 @@ function operationOf(api, method, path, operation) {
     make("code", {}, one.name), `${typeOf(api, one.schema)}, in the ${one.in}${one.required ? ", required" : ""}`,
     one.description || ""]);
   const body = operation.requestBody?.content?.["application/json"];
-  const asked = body && { ...body, required: operation.requestBody.required };
   const answer = Object.values(operation.responses["200"]?.content || {})[0];
   return make("details", { id: operation.operationId },
     make("summary", {}, make("span", { class: `method ${method}` }, method.toUpperCase()), make("code", {}, path),
       make("span", {}, operation.summary || "")),
     make("div", { class: "body" },
       ...prose(operation.description),
-      ...section("Try it", make("pre", { tabindex: "0" }, curlOf(api, method, path, asked))),
+      ...section("Try it", lineToCopy(curlOf(api, method, path, operation))),
       ...section("Parameters", parameters.length ? table(["name", "type", "meaning"], parameters) : null),
       ...section("Body", body ? fieldsOf(api, body.schema) : null),
       ...section("Answer", answer ? exampleOf(api, answer) : null, answer ? fieldsOf(api, answer.schema) : null),
