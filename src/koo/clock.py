@@ -36,6 +36,25 @@ class SystemClock:
 
 
 SYSTEM_CLOCK = SystemClock()
+BASE_SLACK_S = 5.0
+"""A clock of another base is off by more, and a busy machine between two looks by less."""
+
+
+def check_base(clock: Clock) -> None:
+    """Raise ValueError for a clock that does not count the event loop's seconds.
+
+    Timers are set in the loop's time. With another base each deadline would have passed when it is set, or never pass.
+    `follows_loop`, where a clock has it, says that it counts its own loop's seconds, which does not run yet.
+    """
+    loop = asyncio._get_running_loop()
+    if loop is None and getattr(clock, "follows_loop", False):
+        return
+    base = time.monotonic() if loop is None else loop.time()
+    if abs(clock.monotonic() - base) > BASE_SLACK_S:
+        raise ValueError(
+            f"the monotonic time of {type(clock).__name__} is {clock.monotonic():.0f} s and the event loop's is "
+            f"{base:.0f} s; a clock for a Platform counts the loop's seconds, as koo.testing.SkippingClock does"
+        )
 
 
 @overload

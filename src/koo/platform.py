@@ -29,7 +29,7 @@ from koo.ai.registration import compose, read_credential, read_options
 from koo.ai.service import Service
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query
-from koo.clock import SYSTEM_CLOCK, Clock
+from koo.clock import SYSTEM_CLOCK, Clock, check_base
 from koo.composition import Parts
 from koo.crossing import Loop, carry, running_loop
 from koo.deadlines import Deadlines
@@ -64,13 +64,19 @@ LOOK_AGE_MAX_S = 2.0
 
 
 class Platform:
-    """One process of koo. `options` None: read from the environment when first needed. `clock` is for tests."""
+    """One process of koo. `options` None: read from the environment when first needed.
+
+    `clock` is for tests. Raises ValueError for one that does not count the event loop's seconds.
+    """
 
     def __init__(self, options: PlatformOptions | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        if clock is not SYSTEM_CLOCK:
+            check_base(clock)
         self._given_options = options
         self._clock = clock
         self._parts: Parts | None = None
         self._declarations = Declarations()
+        self._registered: dict[str, Mapping[str, Any]] = {}
         self._making = threading.Lock()  # Two threads may ask first at once, and there is one set of budgets.
         self._residence = Residence(lambda: self.parts)
         self.events = EventBus()
@@ -156,6 +162,7 @@ class Platform:
     def forget_parent(self) -> None:
         """In a forked child: open anew at the next use. What the parent had open stays its own."""
         self._declarations = Declarations()
+        self._registered: dict[str, Mapping[str, Any]] = {}
         self._making = threading.Lock()
         self._residence.forget_parent()
         if self._parts is not None:
@@ -198,6 +205,7 @@ class Platform:
         result, or "usage": what the answer's usage costs). Raises `ConfigurationError`.
         """
         self._register(self.parts, name, options)
+        self._registered[name] = options
 
     def _register(self, parts: Parts, name: str, options: Mapping[str, Any]) -> None:
         check_service_name(name)
@@ -219,6 +227,12 @@ class Platform:
             credential_of=read_credential(options.get("credential")),
         )
         parts.add_operation(service, money)
+
+    @property
+    def own_operations(self) -> dict[str, Mapping[str, Any]]:
+        """What was registered and declared here so far, by name: its options. Makes no part."""
+        declared = {name: self._declarations.options(name) for name in self._declarations}
+        return {**declared, **self._registered}
 
     def guarded(self, name: str, **options: Any) -> Guarding:
         """A decorator: the function runs under the guard of `name`, registered with these options where there are any.

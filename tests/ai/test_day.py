@@ -13,6 +13,8 @@ from koo.deadlines import Deadlines
 from koo.options import DAY_S, LimitOptions, PlatformOptions, ServiceOptions
 from koo.platform import Platform
 from koo.storage.store import SqlStore
+from koo.testing.clock import StandingClock
+from koo.testing.skipping import SkippingClock
 
 MIDNIGHT_S = 20_001 * DAY_S
 TODAY = 20_000
@@ -22,24 +24,11 @@ LIMITED = ServiceOptions(
 )  # fmt: skip
 
 
-class MovedClock:
-    """The wall's time begins `before_s` before a midnight, and both times go on as a test says."""
-
-    def __init__(self, before_s: float) -> None:
-        self.passed_s = 0.0
-        self._wall_s = MIDNIGHT_S - before_s
-
-    def monotonic(self) -> float:
-        return 1000.0 + self.passed_s
-
-    def wall(self) -> float:
-        return self._wall_s + self.passed_s
-
-    async def sleep(self, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
+def before_midnight(before_s: float) -> StandingClock:
+    return StandingClock(MIDNIGHT_S - before_s)
 
 
-def service(clock: MovedClock) -> Service:
+def service(clock: StandingClock) -> Service:
     return Service(
         "own",
         guard_options(LIMITED),
@@ -56,7 +45,7 @@ def used(one: Service) -> int:
     return count.used
 
 
-def take(one: Service, clock: MovedClock, requests: int = 1) -> None:
+def take(one: Service, clock: StandingClock, requests: int = 1) -> None:
     for _ in range(requests):
         assert one.gates.limits.take(clock.monotonic()) is None
 
@@ -67,11 +56,11 @@ def test_a_platform_made_before_midnight_and_opened_after_it_counts_the_new_days
     """Another process has used the day up; the counts here were made by a look at the status, yesterday."""
 
     async def main() -> None:
-        clock = MovedClock(before_s=1.5)
+        clock = SkippingClock(MIDNIGHT_S - 3600)
         options = PlatformOptions(home=tmp_path, services=(LIMITED,))
         platform = Platform(options, clock=clock)
         platform.services_status()
-        clock.passed_s += 3.0
+        clock.advance(hours=2)
         async with SqlStore(options.state_url, clock=clock, home=tmp_path) as store:
             store.ledger.count(store.ledger.budget(requests_count("own"), None), utc_day(clock.wall()), 100)
         async with platform:
@@ -83,16 +72,16 @@ def test_a_platform_made_before_midnight_and_opened_after_it_counts_the_new_days
 
 def test_what_is_restored_of_a_day_that_is_over_counts_for_no_other() -> None:
     """The store was asked before midnight and answered after it."""
-    clock = MovedClock(before_s=1.0)
+    clock = before_midnight(1.0)
     one = service(clock)
-    clock.passed_s += 2.0
+    clock.advance(2.0)
     one.note_elsewhere(TODAY, 70)
     assert used(one) == 0 and one.take_unstored() == (TODAY + 1, 0)
 
 
 def test_the_store_is_given_each_request_once() -> None:
     """With each tick; a refund takes it back, and what others made is theirs to tell."""
-    clock = MovedClock(before_s=3600.0)
+    clock = before_midnight(3600.0)
     one = service(clock)
     one.note_elsewhere(TODAY, 40)
     assert used(one) == 40 and one.take_unstored() == (TODAY, 0), "the store knows these"
@@ -105,12 +94,12 @@ def test_the_store_is_given_each_request_once() -> None:
 
 
 def test_a_new_day_begins_with_nothing_that_the_store_knows() -> None:
-    clock = MovedClock(before_s=1.0)
+    clock = before_midnight(1.0)
     one = service(clock)
     one.note_elsewhere(TODAY, 7)
     take(one, clock, requests=5)
     assert one.take_unstored() == (TODAY, 5)
-    clock.passed_s += 2.0
+    clock.advance(2.0)
     take(one, clock, requests=3)
     one.tick()
     assert one.take_unstored() == (TODAY + 1, 3) and used(one) == 3
@@ -118,7 +107,7 @@ def test_a_new_day_begins_with_nothing_that_the_store_knows() -> None:
     assert used(one) == 3 and one.take_unstored() == (TODAY + 1, 0), "a word of yesterday that comes late"
     one.note_elsewhere(TODAY + 1, 2)
     assert used(one) == 5 and one.take_unstored() == (TODAY + 1, 0)
-    clock.passed_s += DAY_S
+    clock.advance(DAY_S)
     one.tick()
     take(one, clock, requests=3)
     assert one.take_unstored() == (TODAY + 2, 3), "the days between are gone"

@@ -75,7 +75,7 @@ def test_a_prompt_that_is_too_long_for_all_is_the_callers_mistake_with_the_reaso
 def test_where_the_larger_model_fails_both_reasons_are_on_the_error() -> None:
     async def test(world: World) -> None:
         world.claude.script(TOO_LONG)
-        world.openai.script(*[error(401)] * 4)
+        world.openai.fails(401)
         failed = await failure(world, model=SMALL, fallback=("openai",))
         assert isinstance(failed, AllServicesFailed)
         kinds = [one.kind for one in failed.exceptions if isinstance(one, ExternalServiceError)]

@@ -87,7 +87,7 @@ def test_what_may_pass_is_repeated_and_what_cannot_is_not(step: Any, kind: Kind,
     """Counted at the server: the attempts on the error are the requests that arrived."""
 
     async def test(world: World) -> None:
-        world.claude.script(*[step] * 6)
+        world.claude.do(step)
         failed = await failure_of(world.ask())
         assert failed.kind == kind
         assert failed.attempts == len(world.claude.queries) == sent
@@ -239,7 +239,7 @@ def test_calls_keep_to_the_providers_scarcest_limit(
     plenty = limits(requests=(50, 49), output_tokens=(9_000, 8_950))
 
     async def test(world: World) -> None:
-        world.claude.script(answer(output_tokens=50, headers=plenty), *[answer(headers=limits(**left))] * 4)
+        world.claude.script(answer(output_tokens=50, headers=plenty)).answers(headers=limits(**left))
         await world.ask()
         if streamed:
             assert await texts(world.gateway.stream(Query(service="claude", prompt="Hi")))

@@ -56,7 +56,7 @@ def test_doctor_looks_at_everything_and_says_what_to_do(here: Here) -> None:
 
 
 def test_doctor_finds_what_is_wrong(here: Here) -> None:
-    with FakeAnthropic() as fake:
+    with FakeAnthropic(strict=False) as fake:
         fake.default = error(401, "authentication_error")
         here.set(
             settings_of(fake, ANTHROPIC_API_KEY="wrong", DATABASE_URL="postgresql://u:hunter2@127.0.0.1:1/n")

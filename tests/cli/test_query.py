@@ -29,7 +29,7 @@ def test_the_answer_goes_to_standard_output_and_what_it_took_to_standard_error(h
         assert (code, out) == (0, "Paris.\n")
         assert "20 tokens read, 4 written; 0.00008 USD; " in err
         assert "claude claude-sonnet" in err
-        assert fake.streams(fake.queries[0])
+        assert fake.wants_stream(fake.queries[0])
 
 
 def test_without_streaming_the_answer_comes_whole(here: Here) -> None:
@@ -37,7 +37,7 @@ def test_without_streaming_the_answer_comes_whole(here: Here) -> None:
         here.set(settings_of(fake))
         code, out, _ = here.run("query", "claude", "Capital of France?", "--no-stream")
         assert (code, out) == (0, "Paris.\n")
-        assert not fake.streams(fake.queries[0])
+        assert not fake.wants_stream(fake.queries[0])
 
 
 def test_options_reach_the_provider(here: Here) -> None:

@@ -102,7 +102,7 @@ def clean(*texts: bytes, marks: tuple[str, ...] = (MARK, OWN)) -> bool:
 @pytest.mark.parametrize("state", [{}, {"KOO_STATE_URL": NOWHERE}], ids=["sqlite", "away"])
 def test_no_error_log_or_view_of_python_shows_them(tmp_path: Path, state: dict[str, str]) -> None:
     """With `-X dev`, asyncio's debug mode, and every line of every logger."""
-    with FakeAnthropic(key=KEY) as fake:
+    with FakeAnthropic(key=KEY, strict=False) as fake:
         talkative(fake)
         (tmp_path / "program.py").write_text(PROGRAM)
         done = subprocess.run(
@@ -136,7 +136,7 @@ def test_no_error_log_or_view_of_python_shows_them(tmp_path: Path, state: dict[s
     ],
 )
 def test_no_command_shows_them(tmp_path: Path, arguments: list[str]) -> None:
-    with FakeAnthropic(key=KEY) as fake:
+    with FakeAnthropic(key=KEY, strict=False) as fake:
         talkative(fake)
         settings = marked(fake, KOO_URL="http://127.0.0.1:1", KOO_STATE_URL=NOWHERE)
         done = subprocess.run(
@@ -152,7 +152,7 @@ def test_no_command_shows_them(tmp_path: Path, arguments: list[str]) -> None:
 
 
 def test_a_server_that_logs_everything_shows_them_nowhere(tmp_path: Path) -> None:
-    with FakeAnthropic(key=KEY) as fake:
+    with FakeAnthropic(key=KEY, strict=False) as fake:
         talkative(fake)
         settings = marked(fake, KOO_STATE_URL=NOWHERE, PYTHONDEVMODE="1", PYTHONWARNINGS="default")
         with serving(tmp_path, "--log-level", "debug", **settings) as (url, process):

@@ -19,7 +19,7 @@ from koo.http.proxies import read_proxy
 from koo.network_options import NetworkOptions
 from koo.options import RetryOptions
 from koo.testing.http_proxy import FakeHttpProxy
-from koo.testing.providers import FakeAnthropic, FakeCompatible, answer, error, raw
+from koo.testing.providers import FakeAnthropic, FakeCompatible, raw
 from koo.testing.providers.script import Raw
 from tests.network.support import (
     NAME,
@@ -81,7 +81,7 @@ def test_https_goes_through_a_tunnel_that_alone_hears_the_password(tmp_path: Pat
 
 def test_a_tunnel_is_used_again_for_the_next_query(tmp_path: Path) -> None:
     authority = certificate(tmp_path, NAME)
-    with FakeAnthropic() as server, tunnelled(server, authority) as proxy:
+    with FakeAnthropic(strict=False) as server, tunnelled(server, authority) as proxy:
         http = HttpClient(network=NetworkOptions(cert_file=authority), proxy=read_proxy(proxy.url))
 
         async def main() -> list[int]:
@@ -268,7 +268,7 @@ def test_a_proxy_that_koo_was_not_told_of_and_that_asks_who_is_there_moves_on_to
 
 def test_the_services_own_refusal_through_a_proxy_is_the_services(tmp_path: Path) -> None:
     with FakeAnthropic() as server, proxied(server) as proxy:
-        server.script(error(401), answer())
+        server.fails(401)
         koo = platform(tmp_path, service(URL), NetworkOptions(http_proxy=proxy.url))
         assert isinstance(failure(koo), AuthenticationFailed)
 

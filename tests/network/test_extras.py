@@ -16,7 +16,7 @@ from koo.errors import ConfigurationError
 from koo.http.client import HttpClient
 from koo.options import PlatformOptions, ServiceOptions
 from koo.settings import Settings
-from koo.testing.providers import FakeAnthropic, FakeCompatible, FakeGemini, FakeProvider, error
+from koo.testing.providers import FakeAnthropic, FakeCompatible, FakeGemini, FakeProvider
 from tests.network.support import ask, failure
 
 SECRET = "s3cret-9f8e7d"
@@ -191,7 +191,7 @@ def test_the_values_are_shown_nowhere_and_the_names_are(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with FakeCompatible() as server:
-        server.script(error(500), error(500), error(500), error(500))
+        server.fails(500)
         own = options(tmp_path, server, HEADERS__X_GATEWAY_KEY=SECRET, BODY__USER=SECRET)
         koo = Platform(own)
         found = failure(koo, service="lab", timeout_s=3)

@@ -50,7 +50,7 @@ def test_one_tenants_expired_key_and_anothers_pause_leave_the_third_alone(tmp_pa
             expired.api_key = "test-key"
             assert await outcome(platform, expired) == "ok"
 
-    with FakeOpenAI() as server, FakeOpenAI(key="busy-key") as other:
+    with FakeOpenAI(strict=False) as server, FakeOpenAI(key="busy-key") as other:
         asyncio.run(main(server, other))
 
 
@@ -79,7 +79,7 @@ def test_a_clients_key_under_a_built_in_name_is_koos_where_it_is_the_same(tmp_pa
                 await platform.execute("claude", own.messages.create, **MESSAGE)
             assert blocked.value.kind is Kind.KEY_REFUSED
 
-    with FakeAnthropic() as server:
+    with FakeAnthropic(strict=False) as server:
         asyncio.run(main(server))
 
 
@@ -109,7 +109,7 @@ def test_processes_on_one_store_share_a_tenants_pause_and_refused_key_by_its_dig
             await until(lambda: not gates.key_blocks and busy.quota.until <= busy.clock.monotonic())
         assert b"expired" not in (tmp_path / "state.db").read_bytes()
 
-    with FakeOpenAI() as server:
+    with FakeOpenAI(strict=False) as server:
         asyncio.run(main(server))
 
 

@@ -164,7 +164,7 @@ def test_an_error_inside_a_stream_reaches_anthropics_sdk_with_status_200() -> No
 )
 def test_the_fake_refuses_what_anthropic_refuses(change: dict[str, Any], status: int, words: str) -> None:
     async def main() -> None:
-        async with FakeAnthropic() as server, claude_client(server) as client:
+        async with FakeAnthropic(strict=False) as server, claude_client(server) as client:
             asked = {"model": CLAUDE, "max_tokens": 10, "messages": QUESTION, **change}
             with pytest.raises(anthropic.APIStatusError) as caught:
                 await client.messages.create(**asked)
@@ -176,7 +176,7 @@ def test_the_fake_refuses_what_anthropic_refuses(change: dict[str, Any], status:
 
 def test_a_wrong_key_is_refused() -> None:
     async def main() -> None:
-        async with FakeAnthropic(key="other") as server, claude_client(server) as client:
+        async with FakeAnthropic(key="other", strict=False) as server, claude_client(server) as client:
             with pytest.raises(anthropic.AuthenticationError):
                 await client.models.list()
 
@@ -324,7 +324,7 @@ def test_an_error_inside_a_stream_reaches_openais_sdk_without_a_status() -> None
 )
 def test_the_fake_refuses_what_openai_refuses(asked: dict[str, Any], param: str, code: str) -> None:
     async def main() -> None:
-        async with FakeOpenAI() as server, openai_client(server) as client:
+        async with FakeOpenAI(strict=False) as server, openai_client(server) as client:
             with pytest.raises(openai.APIStatusError) as caught:
                 await client.responses.create(**{"model": GPT, "input": "Capital?", **asked})
             assert (caught.value.param, caught.value.code) == (param, code)
@@ -334,7 +334,7 @@ def test_the_fake_refuses_what_openai_refuses(asked: dict[str, Any], param: str,
 
 def test_reasoning_models_want_the_new_name_of_the_bound() -> None:
     async def main() -> None:
-        async with FakeOpenAI() as server, openai_client(server) as client:
+        async with FakeOpenAI(strict=False) as server, openai_client(server) as client:
             with pytest.raises(openai.BadRequestError) as caught:
                 await client.chat.completions.create(model=GPT, messages=QUESTION, max_tokens=50)
             assert caught.value.code == "unsupported_parameter"
@@ -345,7 +345,10 @@ def test_reasoning_models_want_the_new_name_of_the_bound() -> None:
 @pytest.mark.parametrize("dialect", ["openai", "vllm", "llama.cpp", "openrouter"])
 def test_openais_sdk_talks_to_imitators(dialect: Any) -> None:
     async def main() -> None:
-        async with FakeCompatible(dialect, models=("llama",)) as server, openai_client(server) as client:
+        async with (
+            FakeCompatible(dialect, models=("llama",), strict=False) as server,
+            openai_client(server) as client,
+        ):
             completion = await client.chat.completions.create(model="llama", messages=QUESTION, max_tokens=50)
             assert completion.choices[0].message.content == "Paris."
             with pytest.raises(openai.NotFoundError):
@@ -430,7 +433,7 @@ def test_the_server_bills_what_it_did_and_nothing_for_refusals() -> None:
 
 def test_a_vendor_may_ask_for_a_stream_in_a_way_of_its_own() -> None:
     class FakeAcme(FakeCompatible):
-        def streams(self, request: ReceivedRequest) -> bool:
+        def wants_stream(self, request: ReceivedRequest) -> bool:
             return request.headers.get("x-mode") == "live"
 
     async def main() -> None:

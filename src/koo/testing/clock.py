@@ -10,7 +10,7 @@
 
 A test on virtual time takes no real time, comes out the same on any machine, and sees each timer at exactly its time.
 Not for threads and not for sockets: what happens outside the loop has no place in its time. A thread's result would
-never come, and the loop says so (`Deadlock`).
+never come, and the loop says so (`Deadlock`). Beside sockets and threads time is skipped: `koo.testing.skipping`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import asyncio
 import heapq
 import math
 import selectors
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context
 from typing import Any, TypeVar, TypeVarTuple
@@ -31,6 +32,7 @@ BEGIN_S = 1000.0
 WALL_S = 1_790_000_000.0
 """Where wall time begins: 2026-09-21T14:13:20Z, a Monday."""
 DAYS_S_MAX = 400 * 86_400.0
+FAR_S = 1e6
 ROUNDING_S = 1e-6
 TICK_S = 1e-9
 
@@ -131,6 +133,8 @@ class _Jumps(selectors.BaseSelector):
 class VirtualClock:
     """`koo.clock.Clock` on a virtual loop: the running one, or `loop`. Wall time begins at `wall_s`, and can be set."""
 
+    follows_loop = True
+
     def __init__(self, loop: VirtualLoop | None = None, wall_s: float = WALL_S) -> None:
         running = asyncio.get_running_loop() if loop is None else loop
         if not isinstance(running, VirtualLoop):
@@ -147,6 +151,38 @@ class VirtualClock:
     def set_wall(self, wall_s: float) -> None:
         """Somebody sets the computer's clock; monotonic time does not care."""
         self._ahead_s = wall_s - self._loop.time()
+
+    async def sleep(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+
+
+class StandingClock:
+    """A clock that stands still until a test moves it, for code that asks the time and sets no timer by it.
+
+    Its monotonic time is so far ahead of any loop's that no deadline passes which is set by it; sleeps are real. A
+    `Platform` refuses it: there time is skipped with a `SkippingClock`. Wall time begins at `wall_s`, by default now.
+    """
+
+    def __init__(self, wall_s: float | None = None) -> None:
+        self.now = time.time() if wall_s is None else wall_s
+        self._ahead_s = time.monotonic() + FAR_S - self.now
+
+    def monotonic(self) -> float:
+        return self.now + self._ahead_s
+
+    def wall(self) -> float:
+        return self.now
+
+    def advance(
+        self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0
+    ) -> None:
+        """Let so much time pass."""
+        self.now += seconds + 60.0 * minutes + 3600.0 * hours + 86_400.0 * days
+
+    def set_wall(self, wall_s: float) -> None:
+        """Set the computer's clock; monotonic time does not change."""
+        self._ahead_s += self.now - wall_s
+        self.now = wall_s
 
     async def sleep(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)

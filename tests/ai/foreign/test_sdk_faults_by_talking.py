@@ -271,7 +271,7 @@ def test_google_repeats_a_broken_connection_by_itself_unless_it_is_told_how_ofte
     async def asked(attempts: int | None) -> int:
         retry = None if attempts is None else types.HttpRetryOptions(attempts=attempts)
         async with FakeGemini() as server:
-            server.script(nothing(), nothing())
+            server.default = nothing()
             http = types.HttpOptions(base_url=server.base_url, timeout=10_000, retry_options=retry)
             client = genai.Client(api_key="test-key", http_options=http).aio
             operation = client.models.generate_content

@@ -10,6 +10,10 @@ Without `async` (`with FakeAnthropic() as server:`) it runs in a thread of its o
 `InstantServer("anthropic")` is a process of its own that answers at once with prepared bytes; by hand:
 `python -m koo.testing.providers --vendor anthropic --port 8901 --instant`.
 
+What a fake does is said in verbs, `server.fails(529, times=3).answers("Paris.")`, or step by step as above, with
+everything that a step can say. It is strict: what is not a step is a TypeError, a taken port raises OSError, and steps
+that are left over or requests that it refused end the block with `FakeMisused`, unless it was made with `strict=False`.
+
 A fake checks what the real server checks (key, required fields, values, the model's name) before it looks at its
 script, and the vendors' own SDKs talk to it in koo's tests, to prove that it is true.
 """
@@ -17,6 +21,7 @@ script, and the vendors' own SDKs talk to it in koo's tests, to prove that it is
 from __future__ import annotations
 
 from koo.testing.providers.anthropic import FakeAnthropic
+from koo.testing.providers.diary import FakeMisused
 from koo.testing.providers.gemini import FakeGemini, blocked, quota
 from koo.testing.providers.instant import InstantServer
 from koo.testing.providers.openai import FakeCompatible, FakeOpenAI
@@ -54,6 +59,7 @@ __all__ = [
     "FakeAnthropic",
     "FakeCompatible",
     "FakeGemini",
+    "FakeMisused",
     "FakeOpenAI",
     "FakePerplexity",
     "FakeProvider",

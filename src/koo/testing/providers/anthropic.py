@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from koo.testing.providers.script import Answer, Failure
-from koo.testing.providers.server import FakeProvider, Tokens
+from koo.testing.providers.server import ErrorType, FakeProvider, Tokens
 from koo.testing.providers.wire import ReceivedRequest, Reply, event, json_reply
 
 FIELDS = {
@@ -22,6 +23,12 @@ WITHOUT_SAMPLING = re.compile(r"claude-(opus-4-[78]|(opus|sonnet|haiku)-[5-9]|fa
 
 class FakeAnthropic(FakeProvider):
     """`POST /v1/messages`, plain and streamed, and `GET /v1/models`. `base_url` is the root, as the SDK wants it."""
+
+    error_types: ClassVar[Mapping[int, ErrorType]] = {
+        400: "invalid_request_error", 401: "authentication_error", 402: "billing_error", 403: "permission_error",
+        404: "not_found_error", 409: "conflict_error", 413: "request_too_large", 429: "rate_limit_error",
+        500: "api_error", 504: "timeout_error", 529: "overloaded_error",
+    }  # fmt: skip
 
     def refuse(self, request: ReceivedRequest) -> Reply | None:
         path = request.path.partition("?")[0]

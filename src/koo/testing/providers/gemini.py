@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import msgspec
 
 from koo.testing.providers.script import Answer, Failure, Raw
-from koo.testing.providers.server import FakeProvider, Tokens
+from koo.testing.providers.server import ErrorType, FakeProvider, Tokens
 from koo.testing.providers.wire import ReceivedRequest, Reply, event, json_reply
 
 MODELS = re.compile(r"/v1(?:beta)?/models(?:/([^:]+):(\w+))?")
@@ -34,6 +35,11 @@ class FakeGemini(FakeProvider):
     `base_url` is the root, as the SDK wants it. A key in the URL is refused: it would stand in every log on the way.
     """
 
+    error_types: ClassVar[Mapping[int, ErrorType]] = {
+        400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND",
+        409: "ABORTED", 429: "RESOURCE_EXHAUSTED", 500: "INTERNAL", 503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED",
+    }  # fmt: skip
+
     def refuse(self, request: ReceivedRequest) -> Reply | None:
         path, _, query = request.path.partition("?")
         if "key=" in query:
@@ -48,7 +54,7 @@ class FakeGemini(FakeProvider):
             return self._refusal(400, "INVALID_ARGUMENT", "This fake streams with alt=sse only.")
         return self._refuse_body(request) if request.method == "POST" else None
 
-    def streams(self, request: ReceivedRequest) -> bool:
+    def wants_stream(self, request: ReceivedRequest) -> bool:
         return f":{STREAMED}" in request.path
 
     def _refuse_key(self, missing: bool) -> Reply:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from koo.testing.providers.script import Answer, Failure
-from koo.testing.providers.server import FakeProvider, Tokens
+from koo.testing.providers.server import ErrorType, FakeProvider, Tokens
 from koo.testing.providers.wire import ReceivedRequest, Reply, event, json_reply
 
 Dialect = Literal["openai", "vllm", "vllm_old", "llama.cpp", "ollama", "openrouter"]
@@ -29,6 +30,11 @@ class FakeOpenAI(FakeProvider):
     """`POST /v1/responses` and `/v1/chat/completions`, plain and streamed, and `GET /v1/models`."""
 
     paths: tuple[str, ...] = (RESPONSES, CHAT, MODELS)
+    error_types: ClassVar[Mapping[int, ErrorType]] = {
+        400: "invalid_request_error", 401: ("invalid_request_error", "invalid_api_key"),
+        404: ("invalid_request_error", "model_not_found"), 429: ("requests", "rate_limit_exceeded"),
+        500: "server_error", 503: "service_unavailable_error",
+    }  # fmt: skip
 
     @property
     def base_url(self) -> str:

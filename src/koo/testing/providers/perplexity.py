@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from koo.testing.providers.openai import how_it_ended, text_of
 from koo.testing.providers.script import Answer, Failure
-from koo.testing.providers.server import MILLION, FakeProvider, Tokens
+from koo.testing.providers.server import MILLION, ErrorType, FakeProvider, Tokens
 from koo.testing.providers.wire import ReceivedRequest, Reply, event, json_reply
 
 RESPONSES, AGENT, MODELS = "/v1/responses", "/v1/agent", "/v1/models"
@@ -40,6 +41,12 @@ class FakePerplexity(FakeProvider):
     Where the request offers the web search, it searches `searches` times and reads `search_tokens` of what it finds; a
     step of search makes the model read the prompt twice. It bills all that, and says so in `usage.cost`.
     """
+
+    error_types: ClassVar[Mapping[int, ErrorType]] = {
+        400: "invalid_request", 401: "invalid_api_key", 402: "payment_required", 403: "forbidden", 404: "not_found",
+        413: "payload_too_large", 429: "request_rate_limit_exceeded", 500: "internal_error", 502: "bad_gateway",
+        503: "unavailable", 504: "gateway_timeout",
+    }  # fmt: skip
 
     def __init__(
         self,

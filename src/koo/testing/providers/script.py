@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 NO_HEADERS: Mapping[str, str] = {}
 
@@ -107,38 +108,70 @@ class Stream:
     hidden_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Gate:
-    """`then`, but only after `open()`: a test sees with `arrived()` that the request is there, and then lets it go."""
+    """`then`, but only after `open()`: a test sees with `arrived()` that a request is there, and then lets it go.
 
-    __slots__ = ("_arrived", "_loop", "_opened", "then")
+    It works across threads and event loops, and holds as many requests as come before it is opened.
+    """
+
+    __slots__ = ("_arrived", "_opened", "then")
 
     def __init__(self, then: Step | None = None) -> None:
         self.then: Step = then or Answer()
-        self._arrived = asyncio.Event()
-        self._opened = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        # Not asyncio's events: the server's loop may be another one than the test's, or the test may have none.
+        self._arrived = Future[None]()
+        self._opened = Future[None]()
 
     async def arrived(self) -> None:
-        """Wait until the request is there. On the server's loop."""
-        await self._arrived.wait()
+        """Wait until a request is there, on any event loop."""
+        await _resolved(self._arrived)
+
+    def wait_arrived(self, within_s: float = 10.0) -> None:
+        """As `arrived`, for a test without an event loop. Raises TimeoutError."""
+        self._arrived.result(within_s)
 
     def open(self) -> None:
         """Let it go; from any thread."""
-        if self._loop is None:
-            self._opened.set()
-        else:
-            self._loop.call_soon_threadsafe(self._opened.set)
+        _resolve(self._opened)
 
     async def wait(self) -> None:
         """The server's side."""
-        self._loop = asyncio.get_running_loop()
-        self._arrived.set()
-        await self._opened.wait()
+        _resolve(self._arrived)
+        await _resolved(self._opened)
 
 
-Step = Answer | Failure | Raw | Nothing | Cut | Hang | Delay | Stream | Gate
+@dataclass(frozen=True, slots=True)
+class Held:
+    """`then`, after `gate` was opened: several steps may wait for one gate."""
+
+    gate: Gate
+    then: Step = Answer()
+
+
+def _resolve(future: Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def _resolved(future: Future[None]) -> None:
+    # Shielded: a waiter that is cancelled must not cancel it for the others.
+    await asyncio.shield(asyncio.wrap_future(future))
+
+
+Step = Answer | Failure | Raw | Nothing | Cut | Hang | Delay | Stream | Gate | Held
+
+
+def check_step(step: object) -> None:
+    """Raise TypeError for what is not a step, also inside `delay`, `cut`, or behind a gate."""
+    if not isinstance(step, get_args(Step)):
+        raise TypeError(f"a step of a script is answer(...), error(...), hang() or the like, not {step!r}")
+    if isinstance(step, Delay | Cut | Gate | Held):
+        check_step(step.then)
+    if isinstance(step, Cut) and not isinstance(step.then, Answer):
+        raise TypeError(f"what is cut is an answer(...), not {step.then!r}")
 
 
 # What scripts call them; `answer("Rome.", output_tokens=3)` is checked like any call.

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from asyncio import StreamReader, StreamWriter
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import msgspec
 
+from koo.testing.backstage import Backstage
+from koo.testing.providers.diary import Diary
 from koo.testing.providers.script import (
     Answer,
     Cut,
@@ -27,11 +28,14 @@ from koo.testing.providers.script import (
     Failure,
     Gate,
     Hang,
+    Held,
     Nothing,
     Raw,
     Step,
     Stream,
+    check_step,
 )
+from koo.testing.providers.verbs import Verbs, is_outage
 from koo.testing.providers.wire import (
     Connection,
     ReceivedRequest,
@@ -57,6 +61,7 @@ HOST = "127.0.0.1"
 HEAD_BYTES_MAX = 256 * 1024
 MILLION = Decimal(1_000_000)
 GONE = (ConnectionError, asyncio.IncompleteReadError)
+ErrorType = str | tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +95,8 @@ def count_tokens(text: str) -> int:
     return max(1, (len(text.encode()) + 3) // 4)
 
 
-class FakeProvider(ABC):
-    """A server of one vendor.
+class FakeProvider(Verbs):
+    """A server of one vendor. What it does is said in verbs (`fails(529, times=3)`), or step by step (`script`).
 
     Args:
         key: what clients must send; None asks for nothing.
@@ -100,7 +105,14 @@ class FakeProvider(ABC):
         latency_s: how long it thinks before each good answer.
         port: a certain port, else a free one.
         default: the step for requests beyond the script.
+        strict: at the end of a `with` block, `FakeMisused` is raised for steps that were not used, and for requests
+            that the fake refused or failed on.
+
+    Raises, when it starts, OSError for a port that is taken.
     """
+
+    error_types: ClassVar[Mapping[int, ErrorType]] = {}
+    """How the vendor words an error with this status: its type, or type and code."""
 
     def __init__(
         self,
@@ -112,6 +124,7 @@ class FakeProvider(ABC):
         latency_s: float = 0.0,
         port: int = 0,
         default: Step | None = None,
+        strict: bool = True,
     ) -> None:
         self.key = key
         self.models = models
@@ -119,7 +132,9 @@ class FakeProvider(ABC):
         self.output_price = output_price
         self.latency_s = latency_s
         self.port = port
-        self.default: Step = default or Answer()
+        self.default = default or Answer()
+        self.strict = strict
+        self.diary = Diary()
         self.requests: list[ReceivedRequest] = []
         self.bills: list[Bill] = []
         self.connections = 0
@@ -129,15 +144,45 @@ class FakeProvider(ABC):
         self._writers: set[StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._backstage: Backstage | None = None
 
     # ── for tests ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def script(self, *steps: Step) -> Self:
-        """What to do with the next requests, one step for each (asking for models takes none)."""
+        """What to do with the next requests, one step for each (asking for models takes none).
+
+        Raises TypeError for what is not a step.
+        """
+        for step in steps:
+            check_step(step)
         self._steps.extend(steps)
         return self
+
+    def do(self, step: Step, times: int | None = None) -> Self:
+        check_step(step)
+        if times is None:
+            self.default = step
+            self._checks_fail = is_outage(step)
+            return self
+        if times < 1:
+            raise ValueError(f"times is {times}; allowed is 1 and more, or None for until told otherwise")
+        return self.script(*[step] * times)
+
+    def failure(self, status: int) -> Failure:
+        kind = self.error_types.get(status, self.error_types.get(500 if status >= 500 else 400))
+        words = (kind,) if isinstance(kind, str) else kind or (None,)
+        return Failure(status, words[0], "no reason given", code=words[1] if len(words) > 1 else None)
+
+    @property
+    def default(self) -> Step:
+        """The step for requests beyond the script. Raises, when it is set, TypeError for what is not a step."""
+        return self._default
+
+    @default.setter
+    def default(self, step: Step) -> None:
+        check_step(step)
+        self._default: Step = step
+        self._checks_fail = False
 
     @property
     def url(self) -> str:
@@ -155,13 +200,19 @@ class FakeProvider(ABC):
         return [request for request in self.requests if request.method == "POST"]
 
     @property
+    def attempts(self) -> int:
+        """How many requests for answers came."""
+        return len(self.queries)
+
+    @property
     def billed_usd(self) -> Decimal:
         """What it would send a bill for."""
         return sum((bill.usd for bill in self.bills), Decimal(0))
 
     def forget(self) -> None:
-        """Forget script, requests and bills."""
+        """Forget script, requests, bills, and what was refused."""
         self._steps.clear()
+        self.diary.clear()
         self.requests.clear()
         self.bills.clear()
         self.connections = self.abandoned = 0
@@ -190,30 +241,31 @@ class FakeProvider(ABC):
         await self.start()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         await self.stop()
+        self.check(error)
 
     def __enter__(self) -> Self:
-        ready = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run_in_thread, args=(ready,), name="fake-provider", daemon=True
-        )
-        self._thread.start()
-        ready.wait()
+        backstage = Backstage("fake-provider")
+        backstage.start()
+        try:
+            backstage.run(self.start())
+        except BaseException:
+            backstage.stop()
+            raise
+        self._backstage = backstage
         return self
 
-    def __exit__(self, *_: object) -> None:
-        assert self._loop is not None and self._thread is not None
-        asyncio.run_coroutine_threadsafe(self.stop(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        assert self._backstage is not None
+        self._backstage.run(self.stop())
+        self._backstage.stop()
+        self.check(error)
 
-    def _run_in_thread(self, ready: threading.Event) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._loop.run_until_complete(self.start())
-        self._loop.call_soon(ready.set)
-        self._loop.run_forever()
+    def check(self, error: BaseException | None = None) -> None:
+        """What `strict` does at the end. Raises `FakeMisused`; beside an `error` of the test's it only adds notes."""
+        if self.strict:
+            self.diary.check(type(self).__name__, self._steps, error)
 
     # ── one connection ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -223,13 +275,17 @@ class FakeProvider(ABC):
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        request: ReceivedRequest | None = None
         try:
             while (request := await read_request(reader)) is not None:
+                request = self._with_prompt(request)
                 self.requests.append(request)
                 if not await self._handle(request, Connection(reader, writer)):
                     break
         except (*GONE, asyncio.CancelledError):
             pass
+        except Exception as error:  # noqa: BLE001 - the client must not wait for an answer that never comes
+            self.diary.note_failure(request, error)
         finally:
             self._tasks.discard(task)
             self._writers.discard(writer)
@@ -241,22 +297,39 @@ class FakeProvider(ABC):
         """Whether the connection stays open."""
         refused = self.refuse(request)
         if refused is not None:
+            self.diary.note_refusal(request, refused)
             await connection.send(refused)
             return True
         if request.method == "GET":
+            if self._checks_fail:
+                return await self._play(self.default, request, connection)
             await connection.send(self.list_models())
             return True
         step = self._steps.popleft() if self._steps else self.default
         return await self._play(step, request, connection)
 
+    def _with_prompt(self, request: ReceivedRequest) -> ReceivedRequest:
+        """What it asks; nothing, where its body is not what the vendor reads, which `refuse` says."""
+        with suppress(Exception):
+            return replace(request, prompt=self.prompt_of(request))
+        return request
+
     async def _play(self, step: Step, request: ReceivedRequest, connection: Connection) -> bool:
+        """What comes before a response, then the response. Whether the connection stays open."""
+        while True:
+            match step:
+                case Delay():
+                    await asyncio.sleep(step.seconds)
+                case Gate():
+                    await step.wait()
+                case Held():
+                    await step.gate.wait()
+                case _:
+                    return await self._respond(step, request, connection)
+            step = step.then
+
+    async def _respond(self, step: Step, request: ReceivedRequest, connection: Connection) -> bool:
         match step:
-            case Delay():
-                await asyncio.sleep(step.seconds)
-                return await self._play(step.then, request, connection)
-            case Gate():
-                await step.wait()
-                return await self._play(step.then, request, connection)
             case Failure():
                 await connection.send(
                     Reply(status=step.status, body=_body(step, self), headers=self._head(step.headers))
@@ -285,7 +358,7 @@ class FakeProvider(ABC):
 
     async def _answer(self, step: Answer, request: ReceivedRequest, connection: Connection) -> None:
         await asyncio.sleep(self.latency_s)
-        if self.streams(request):
+        if self.wants_stream(request):
             words = step.text.split(" ")
             pieces = [word + " " for word in words[:-1]] + words[-1:]
             await self._stream_good(step, pieces, request, connection)
@@ -329,13 +402,14 @@ class FakeProvider(ABC):
             cache_read_tokens=step.cache_read_tokens,
             cache_write_tokens=step.cache_write_tokens,
             stop_reason=step.stop_reason,
+            headers=step.headers,
         )
-        if not self.streams(request):
+        if not self.wants_stream(request):
             await self._answer(good, request, connection)
             return True
         tokens = self._tokens(request, good)
         before, after = self.around(request, good, list(step.pieces), tokens, next(self._ids))
-        await connection.begin(self._head({}))
+        await connection.begin(self._head(step.headers))
         written = 0
         try:
             if step.error_after == 0:
@@ -437,7 +511,7 @@ class FakeProvider(ABC):
     def refuse(self, request: ReceivedRequest) -> Reply | None:
         """What the real server would refuse whatever its mood: key, path, JSON, fields, model."""
 
-    def streams(self, request: ReceivedRequest) -> bool:
+    def wants_stream(self, request: ReceivedRequest) -> bool:
         """Whether it asks for a stream; most vendors read it in the body."""
         return isinstance(request.body, dict) and request.body.get("stream") is True
 

@@ -14,13 +14,17 @@ import msgspec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceivedRequest:
-    """What a client sent. `body` is the decoded JSON, or None; header names are in lower case."""
+    """What a client sent. `body` is the decoded JSON, or None; header names are in lower case.
+
+    `prompt`: all text that the request asks with, a system's words first.
+    """
 
     method: str
     path: str
     headers: Mapping[str, str]
     raw: bytes
     body: Any
+    prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,52 @@
+"""An event loop in a thread of its own: servers run there beside a test that has no loop, or that blocks its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Backstage:
+    """`start()`, then `run(coroutine)` from any other thread, then `stop()`, which cancels what is left."""
+
+    def __init__(self, name: str = "koo.testing") -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin to run."""
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` there and wait for it. Raises what it raises: a port that is taken is the test's error."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    def stop(self) -> None:
+        """Cancel all tasks, wait for them, and end the thread."""
+        self.run(_end_all())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+async def _end_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
+
+
+def on_loop(loop: asyncio.AbstractEventLoop, act: Callable[[], T]) -> T:
+    """Call `act` between two turns of `loop`, wherever that runs, and return what it returns. Raises what it raises."""
+    if asyncio._get_running_loop() is loop or not loop.is_running():
+        return act()
+
+    async def work() -> T:
+        return act()
+
+    return asyncio.run_coroutine_threadsafe(work(), loop).result()

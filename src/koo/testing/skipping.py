@@ -1,0 +1,125 @@
+"""A clock whose time can be skipped, beside real sockets and threads: real time, plus what a test has skipped.
+
+    clock = SkippingClock()
+    platform = Platform(options, clock=clock)
+    ...
+    clock.advance(minutes=3)         # breakers, pauses, quotas and midnights of the platform have passed by
+
+koo sets its timers in the event loop's time, so a clock that ran ahead of the loop would make each deadline late by
+what was skipped. Hence the loop moves too: from the first skip on, `loop.time()` of each loop that has asked this clock
+is real time plus the same. Whatever waits there goes on, koo's or not: a sleep, a timeout, a call that hangs until its
+deadline. Sockets and threads do not notice.
+
+`release()` gives the loops their own time back. What is then left of a timer is left of it afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections.abc import Callable
+
+from koo.testing.backstage import on_loop
+
+NO_SKIPPING = (
+    "time can be skipped on asyncio's own event loops only, and this is a {kind}: run the test on "
+    "asyncio.SelectorEventLoop, or on virtual time with VirtualClock where no socket is used"
+)
+TWO_CLOCKS = "another SkippingClock moves this event loop already: give both platforms the same clock"
+
+
+class SkippingClock:
+    """`koo.clock.Clock`: real time plus what was skipped.
+
+    Args:
+        wall_s: where wall time begins, in seconds since 1970; None: the real one.
+    """
+
+    follows_loop = True
+
+    def __init__(self, wall_s: float | None = None) -> None:
+        self.skipped_s = 0.0
+        self._ahead_s = 0.0 if wall_s is None else wall_s - time.time()
+        self._loops = weakref.WeakSet[asyncio.AbstractEventLoop]()
+        self._moved = weakref.WeakSet[asyncio.AbstractEventLoop]()
+        self._listeners: list[Callable[[], None]] = []
+
+    def monotonic(self) -> float:
+        loop = asyncio._get_running_loop()
+        if loop is not None and loop not in self._moved:
+            self._loops.add(loop)
+            if self.skipped_s:
+                self._move(loop)
+        return time.monotonic() + self.skipped_s
+
+    def wall(self) -> float:
+        return time.time() + self._ahead_s + self.skipped_s
+
+    def set_wall(self, wall_s: float) -> None:
+        """Set the computer's clock, as people and time servers do; monotonic time does not change."""
+        self._ahead_s = wall_s - time.time() - self.skipped_s
+
+    async def sleep(self, delay_s: float) -> None:
+        self.monotonic()  # the loop that waits moves with the clock
+        await asyncio.sleep(delay_s)
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each skip."""
+        self._listeners.append(listener)
+
+    def advance(
+        self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0
+    ) -> None:
+        """Skip so much time, at once and from any thread.
+
+        Raises ValueError for a negative time, and RuntimeError on an event loop whose time cannot be skipped.
+        """
+        skip_s = seconds + 60.0 * minutes + 3600.0 * hours + 86_400.0 * days
+        if not skip_s >= 0:
+            raise ValueError(f"time goes forward: {skip_s:g} s cannot be skipped")
+        running = asyncio._get_running_loop()
+        loops = {one for one in (*self._loops, running) if one is not None and not one.is_closed()}
+        for loop in loops:
+            self._move(loop)
+        self.skipped_s += skip_s
+        for loop in loops:
+            if loop is not running:
+                loop.call_soon_threadsafe(_wake)  # it may wait for a timer that is due now
+        for listener in self._listeners:
+            listener()
+
+    def release(self) -> None:
+        """Give the loops their own time back; what is then left of their timers stays left."""
+        for loop in tuple(self._moved):
+            if not loop.is_closed():
+                on_loop(loop, lambda loop=loop: _move_back(loop, self.skipped_s))  # type: ignore[misc]
+        self._moved.clear()
+        self._loops.clear()
+        self._ahead_s += self.skipped_s
+        self.skipped_s = 0.0
+
+    def _move(self, loop: asyncio.AbstractEventLoop) -> None:
+        if loop in self._moved:
+            return
+        if type(loop).time is not asyncio.BaseEventLoop.time:
+            raise RuntimeError(NO_SKIPPING.format(kind=f"{type(loop).__module__}.{type(loop).__name__}"))
+        if "time" in vars(loop):
+            raise RuntimeError(TWO_CLOCKS)
+        vars(loop)["time"] = self._loop_time
+        self._moved.add(loop)
+
+    def _loop_time(self) -> float:
+        return time.monotonic() + self.skipped_s
+
+
+def _wake() -> None:
+    """A turn of a loop, in which it looks at its timers."""
+
+
+def _move_back(loop: asyncio.AbstractEventLoop, by_s: float) -> None:
+    vars(loop).pop("time", None)
+    # All by the same: their order in the heap stays.
+    timers: list[asyncio.TimerHandle] = loop._scheduled  # type: ignore[attr-defined]
+    for timer in timers:
+        timer._when -= by_s  # type: ignore[attr-defined]

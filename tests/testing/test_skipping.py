@@ -1,0 +1,233 @@
+"""Time that is skipped beside real sockets and threads: the loop goes along, and has its own time again afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from koo.deadlines import Alarm, Deadlines
+from koo.options import PlatformOptions
+from koo.platform import Platform
+from koo.testing.clock import StandingClock, VirtualClock, run_virtual
+from koo.testing.skipping import SkippingClock
+
+NEAR_S = 60.0
+"""Real time that a busy machine may take; what is skipped is hours."""
+
+
+def test_until_something_is_skipped_it_is_real_time() -> None:
+    clock = SkippingClock()
+    assert time.monotonic() <= clock.monotonic() <= time.monotonic()
+    assert abs(clock.wall() - time.time()) < NEAR_S
+
+
+def test_a_sleep_of_a_day_ends_when_a_day_is_skipped() -> None:
+    async def main() -> None:
+        clock, loop = SkippingClock(), asyncio.get_running_loop()
+        wall_s = clock.wall()
+        sleeps = [
+            asyncio.create_task(clock.sleep(86_400)),
+            asyncio.create_task(asyncio.sleep(86_400)),
+        ]
+        await asyncio.sleep(0)
+        clock.advance(hours=23)
+        await asyncio.sleep(0.001)
+        assert not any(one.done() for one in sleeps)
+        clock.advance(minutes=59, seconds=60)
+        await asyncio.gather(*sleeps)
+        assert abs(clock.monotonic() - loop.time()) < NEAR_S
+        assert clock.wall() - wall_s >= 86_400
+
+    asyncio.run(main())
+
+
+def test_a_deadline_that_is_set_after_a_skip_is_neither_late_nor_early() -> None:
+    async def main() -> None:
+        clock = SkippingClock()
+        clock.advance(days=2)
+
+        async def hang() -> None:
+            async with asyncio.timeout_at(clock.monotonic() + 3600):
+                await clock.sleep(86_400)
+
+        hangs = asyncio.create_task(hang())
+        await asyncio.sleep(0.001)
+        assert not hangs.done()
+        clock.advance(hours=1)
+        with pytest.raises(TimeoutError):
+            await hangs
+
+    asyncio.run(main())
+
+
+def test_sockets_and_threads_go_on() -> None:
+    async def main() -> None:
+        clock = SkippingClock()
+
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(await reader.readexactly(5))
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+
+        async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
+            clock.advance(days=30)
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(b"hello")
+            assert await reader.read() == b"hello"
+            writer.close()
+            await writer.wait_closed()
+        assert await asyncio.to_thread(lambda: "thread") == "thread"
+
+    asyncio.run(main())
+
+
+def test_another_thread_may_skip_and_wakes_the_loop() -> None:
+    async def main() -> None:
+        clock = SkippingClock()
+        waits = asyncio.create_task(clock.sleep(3600))
+        await asyncio.sleep(0)
+        thread = threading.Thread(target=lambda: clock.advance(hours=1))
+        thread.start()
+        await waits
+        thread.join()
+
+    asyncio.run(main())
+
+
+def test_a_second_loop_that_asks_the_clock_moves_too() -> None:
+    clock = SkippingClock()
+
+    async def skip() -> None:
+        clock.advance(hours=1)
+
+    async def look() -> float:
+        return clock.monotonic() - asyncio.get_running_loop().time()
+
+    asyncio.run(skip())
+    assert abs(asyncio.run(look())) < NEAR_S
+
+
+def test_released_a_loop_has_its_own_time_and_what_was_left_of_its_timers() -> None:
+    async def main() -> None:
+        clock, loop = SkippingClock(), asyncio.get_running_loop()
+        early, late = asyncio.Event(), asyncio.Event()
+        loop.call_later(3600, early.set)
+        loop.call_later(7 * 3600, late.set)
+        clock.advance(hours=2)
+        await early.wait()
+        clock.release()
+        assert abs(loop.time() - time.monotonic()) < NEAR_S
+        (left,) = [one.when() - loop.time() for one in loop._scheduled if not one.cancelled()]  # type: ignore[attr-defined]
+        assert abs(left - 5 * 3600) < NEAR_S and not late.is_set()
+        again = SkippingClock()
+        again.advance(hours=5)
+        await late.wait()
+
+    asyncio.run(main())
+
+
+def test_the_wall_can_be_set_and_goes_on_with_what_is_skipped() -> None:
+    async def main() -> None:
+        clock = SkippingClock(wall_s=0.0)
+        before = clock.monotonic()
+        clock.set_wall(86_400.0)
+        assert 86_400 <= clock.wall() < 86_400 + NEAR_S and clock.monotonic() - before < NEAR_S
+        clock.advance(days=1)
+        assert 2 * 86_400 <= clock.wall() < 2 * 86_400 + NEAR_S
+
+    asyncio.run(main())
+
+
+def test_listeners_hear_of_each_skip() -> None:
+    async def main() -> None:
+        clock, heard = SkippingClock(), list[float]()
+        clock.listen(lambda: heard.append(clock.skipped_s))
+        clock.advance(1)
+        clock.advance(minutes=1)
+        assert heard == [1.0, 61.0]
+
+    asyncio.run(main())
+
+
+def test_time_goes_forward() -> None:
+    with pytest.raises(ValueError, match="-1 s cannot be skipped"):
+        SkippingClock().advance(-1)
+
+
+def test_two_clocks_do_not_move_one_loop() -> None:
+    async def main() -> None:
+        SkippingClock().advance(1)
+        with pytest.raises(RuntimeError, match="the same clock"):
+            SkippingClock().advance(1)
+
+    asyncio.run(main())
+
+
+def test_a_loop_whose_time_cannot_be_skipped_says_what_to_do() -> None:
+    async def main() -> None:
+        clock = SkippingClock()
+        with pytest.raises(RuntimeError, match="on asyncio's own event loops only"):
+            clock.advance(1)
+
+    run_virtual(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+def test_a_platform_refuses_a_clock_that_does_not_count_the_loops_seconds(tmp_path: Path) -> None:
+    options = PlatformOptions(home=tmp_path)
+
+    async def main() -> None:
+        with pytest.raises(ValueError, match=r"koo\.testing\.SkippingClock"):
+            Platform(options, clock=StandingClock())
+        clock = SkippingClock()
+        clock.advance(days=1)
+        Platform(options, clock=clock)
+
+    with pytest.raises(ValueError, match="the monotonic time of StandingClock is"):
+        Platform(options, clock=StandingClock())
+    asyncio.run(main())
+    run_virtual(_make_virtual)
+
+
+async def _make_virtual() -> None:
+    Platform(PlatformOptions(), clock=VirtualClock())
+
+
+def test_koos_own_timers_follow() -> None:
+    """The registry of deadlines sets one timer for a quarter of a second, in the loop's time."""
+
+    async def main() -> None:
+        clock, deadlines = SkippingClock(), Deadlines()
+
+        async def hang() -> None:
+            with Alarm(deadlines, clock.monotonic() + 3600):
+                await asyncio.get_running_loop().create_future()
+
+        clock.advance(hours=5)
+        hangs = asyncio.create_task(hang())
+        await asyncio.sleep(0)
+        clock.advance(hours=1)
+        with pytest.raises(TimeoutError):
+            await hangs
+
+    asyncio.run(main())
+
+
+# ── a clock that stands still ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_standing_clock_moves_only_when_it_is_told() -> None:
+    clock = StandingClock(wall_s=0.0)
+    began = clock.monotonic()
+    assert began > time.monotonic() + 86_400, "no deadline that is set by it passes"
+    clock.advance(minutes=1, seconds=1)
+    assert (clock.wall(), clock.monotonic() - began) == (61.0, 61.0)
+    clock.set_wall(10.0)
+    assert (clock.wall(), clock.monotonic() - began) == (10.0, 61.0)

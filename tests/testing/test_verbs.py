@@ -1,0 +1,262 @@
+"""What a test says to a fake provider, and what the fake says when the test did not mean what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+
+from koo.testing.providers import (
+    FakeAnthropic,
+    FakeCompatible,
+    FakeGemini,
+    FakeMisused,
+    FakeOpenAI,
+    FakePerplexity,
+    FakeProvider,
+    Gate,
+    answer,
+    cut,
+    delay,
+    error,
+    stream,
+)
+
+CLAUDE = "claude-sonnet-5-5"
+FAKES: list[Callable[..., FakeProvider]] = [
+    FakeAnthropic,
+    FakeOpenAI,
+    FakeCompatible,
+    FakeGemini,
+    FakePerplexity,
+]
+
+
+def client_of(server: FakeProvider, **options: Any) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=server.base_url, api_key="test-key", max_retries=0, **options)
+
+
+def ask(client: anthropic.Anthropic, prompt: str = "Capital of France?") -> str:
+    asked = client.messages.create(
+        model=CLAUDE, max_tokens=100, messages=[{"role": "user", "content": prompt}]
+    )
+    (block,) = asked.content
+    assert block.type == "text"
+    return block.text
+
+
+def status_of(client: anthropic.Anthropic) -> int:
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        ask(client)
+    return caught.value.status_code
+
+
+# ── verbs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_verb_holds_until_the_next_one() -> None:
+    with FakeAnthropic() as server, client_of(server) as client:
+        server.fails(529)
+        assert [status_of(client) for _ in range(3)] == [529, 529, 529]
+        server.answers("Boots.")
+        assert [ask(client), ask(client)] == ["Boots.", "Boots."]
+        assert server.attempts == 5 and server.requests[-1].prompt == "Capital of France?"
+
+
+def test_a_verb_with_times_comes_first_and_ends_by_itself() -> None:
+    with FakeAnthropic() as server, client_of(server) as client:
+        server.answers("always").fails(529, times=2).answers("once", times=1)
+        assert [status_of(client), status_of(client)] == [529, 529]
+        assert [ask(client), ask(client)] == ["once", "always"]
+
+
+def test_headers_and_the_time_to_come_back_are_sent() -> None:
+    with FakeAnthropic() as server, client_of(server) as client:
+        server.fails(429, retry_after_s=7, headers={"x-from": "test"}, times=1)
+        with pytest.raises(anthropic.RateLimitError) as caught:
+            ask(client)
+        sent = caught.value.response.headers
+        assert (sent["retry-after"], sent["x-from"]) == ("7", "test")
+
+
+@pytest.mark.parametrize("fake", FAKES, ids=lambda fake: fake.__name__)
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 429, 500, 503, 529])
+def test_an_error_by_its_status_alone_is_worded_as_the_vendor_words_it(
+    fake: Callable[..., FakeProvider], status: int
+) -> None:
+    failure = fake().failure(status)
+    assert failure.status == status and failure.type is not None
+
+
+def test_the_vendors_sdks_see_what_a_status_means() -> None:
+    with FakeAnthropic() as server, client_of(server) as client:
+        server.fails(401)
+        with pytest.raises(anthropic.AuthenticationError, match="authentication_error"):
+            ask(client)
+    with (
+        FakeOpenAI() as other,
+        openai.OpenAI(base_url=other.base_url, api_key="test-key", max_retries=0) as client_2,
+    ):
+        other.fails(429, times=1)
+        with pytest.raises(openai.RateLimitError) as caught:
+            client_2.responses.create(model="gpt-6.1-terra", input="Hi")
+        assert caught.value.code == "rate_limit_exceeded"
+
+
+def test_a_connection_is_dropped_and_an_answer_is_cut() -> None:
+    with FakeAnthropic() as server, client_of(server) as client:
+        server.drops(times=1).cuts(after=60, times=1)
+        for _ in range(2):
+            with pytest.raises(anthropic.APIConnectionError):
+                ask(client)
+        assert ask(client) == "Paris." and server.attempts == 3
+
+
+def test_a_stream_is_cut_after_so_many_pieces() -> None:
+    came: list[str] = []
+
+    def read(client: anthropic.Anthropic) -> None:
+        question: Any = [{"role": "user", "content": "Hi"}]
+        with client.messages.stream(model=CLAUDE, max_tokens=100, messages=question) as pieces:
+            assert pieces.response.headers["x-from"] == "test"
+            came.extend(pieces.text_stream)
+
+    with FakeAnthropic() as server, client_of(server) as client:
+        server.streams(["Par", "is", "."], cut_after=2, headers={"x-from": "test"}, times=1)
+        with pytest.raises(Exception, match="peer closed connection"):
+            read(client)
+        assert "".join(came) == "Paris"
+
+
+def test_who_hangs_answers_nobody_and_what_is_slow_answers_later() -> None:
+    with FakeAnthropic() as server, client_of(server) as client:
+        server.hangs(times=1).slow(0.01, "later", times=1)
+        with pytest.raises(anthropic.APITimeoutError):
+            ask(client.with_options(timeout=0.1))
+        assert ask(client) == "later" and server.attempts == 2
+
+
+def test_a_gate_holds_a_request_across_threads() -> None:
+    async def main() -> None:
+        gate = Gate()
+        with FakeAnthropic() as server, client_of(server) as client:
+            server.waits_for(gate, "let go", times=1)
+            asked = asyncio.create_task(asyncio.to_thread(ask, client))
+            await gate.arrived()
+            assert server.attempts == 1 and not asked.done()
+            gate.open()
+            assert await asked == "let go"
+
+    asyncio.run(main())
+
+
+def test_an_outage_meets_the_unbilled_checks_too_and_a_few_failures_do_not() -> None:
+    with FakeAnthropic() as server, client_of(server) as client:
+        server.fails(529, times=1)
+        assert client.models.list().data and status_of(client) == 529
+        server.fails(503)
+        with pytest.raises(anthropic.InternalServerError):
+            client.models.list()
+        server.answers()
+        assert client.models.list().data
+        server.fails(429)
+        assert client.models.list().data, "a limit of queries is no limit of checks"
+
+
+def test_what_an_error_costs_is_nothing() -> None:
+    with FakeAnthropic() as server, client_of(server) as client:
+        server.fails(500, times=1)
+        assert status_of(client) == 500 and server.billed_usd == 0
+        assert ask(client) and server.billed_usd > Decimal(0)
+
+
+# ── strict ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("step", ["Paris.", {"text": "Paris."}, None, answer, delay(1, "Paris."), Gate("x")])  # type: ignore[arg-type]
+def test_what_is_no_step_is_a_type_error_where_it_is_written(step: Any) -> None:
+    server = FakeAnthropic()
+    with pytest.raises(TypeError, match="a step of a script is"):
+        server.script(step)
+    with pytest.raises(TypeError):
+        server.default = step
+
+
+def test_what_cannot_be_cut_and_what_is_no_list_of_pieces_are_type_errors() -> None:
+    server = FakeAnthropic()
+    with pytest.raises(TypeError, match="what is cut"):
+        server.script(cut(10, stream(["a"])))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="list of pieces"):
+        server.streams("Paris")
+    with pytest.raises(TypeError):
+        server.fails(529, retries=3)
+    with pytest.raises(ValueError, match="times is 0"):
+        server.fails(529, times=0)
+
+
+@pytest.mark.parametrize("fake", FAKES, ids=lambda fake: fake.__name__)
+def test_a_port_that_is_taken_is_an_error_of_the_test(fake: Callable[..., FakeProvider]) -> None:
+    async def main(port: int) -> None:
+        async with fake(port=port):
+            pass
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match="in use"), fake(port=port):
+            pass
+        with pytest.raises(OSError, match="in use"):
+            asyncio.run(main(port))
+
+
+def test_steps_that_are_left_over_fail_the_test() -> None:
+    with pytest.raises(FakeMisused, match="was not used, Failure"), FakeAnthropic() as server:
+        server.fails(529, times=1)
+    with FakeAnthropic(strict=False) as server:
+        server.fails(529, times=1)
+
+
+def test_a_request_that_was_refused_fails_the_test_that_did_not_notice() -> None:
+    def use(**options: Any) -> FakeProvider:
+        with FakeAnthropic(key="another", **options) as server, client_of(server) as client:
+            assert status_of(client) == 401
+        return server
+
+    with pytest.raises(FakeMisused, match=r"refused POST /v1/messages: 401 .*invalid x-api-key"):
+        use()
+    assert len(use(strict=False).diary.refused) == 1
+
+
+def test_a_fake_that_fails_says_so_and_does_not_let_its_client_wait() -> None:
+    class Broken(FakeAnthropic):
+        def plain(self, *_: Any) -> dict[str, Any]:
+            raise KeyError("of a vendor written wrongly")
+
+    with (
+        Broken(strict=False) as server,
+        client_of(server) as client,
+        pytest.raises(anthropic.APIConnectionError),
+    ):
+        ask(client)
+    server.strict = True
+    with pytest.raises(FakeMisused, match="failed on POST /v1/messages: KeyError"):
+        server.check()
+
+
+def test_a_test_that_failed_keeps_its_own_error_and_learns_what_the_fake_saw() -> None:
+    def fail() -> None:
+        with FakeAnthropic() as server:
+            server.script(error(500), error(500))
+            _ = 1 / 0
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        fail()
+    said = "FakeAnthropic: a step of its script was not used, " + repr(error(500))
+    assert caught.value.__notes__ == [said, said]
