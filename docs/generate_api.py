@@ -93,7 +93,7 @@ GROUPS = [
 ]
 UNDER_NO_HEADING = {"__version__"}
 INNER = {
-    "Platform": {"assemble", "forget_parent", "parts"},
+    "Platform": {"assemble", "forget_parent", "own_operations", "parts"},
     "Database": {"forget_parent", "make_scope", "tick"},
     "Guard": {"begin", "evidence", "judge", "leave", "note_check", "tick"},
 }

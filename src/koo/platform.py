@@ -161,8 +161,6 @@ class Platform:
 
     def forget_parent(self) -> None:
         """In a forked child: open anew at the next use. What the parent had open stays its own."""
-        self._declarations = Declarations()
-        self._registered: dict[str, Mapping[str, Any]] = {}
         self._making = threading.Lock()
         self._residence.forget_parent()
         if self._parts is not None:

@@ -65,6 +65,17 @@ def run_bridged(platform: Platform) -> int:
     return koo.run(platform.execute("x", one))
 
 
+def test_a_child_knows_what_decorators_said_before_the_fork(tmp_path: Path) -> None:
+    """As a server does that loads the application and forks its workers then."""
+    platform = Platform(options(tmp_path))
+
+    @platform.guarded("parcels")
+    async def parcels() -> int:
+        return 7
+
+    assert in_child(lambda: asyncio.run(parcels())) == "7"
+
+
 # ── whose loop it is ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
