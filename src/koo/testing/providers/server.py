@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from abc import abstractmethod
 from asyncio import StreamReader, StreamWriter
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
-from typing import Any, ClassVar, Self
+from typing import Self
 
 import msgspec
 
@@ -35,6 +34,7 @@ from koo.testing.providers.script import (
     Stream,
     check_step,
 )
+from koo.testing.providers.vendor import Bill, ErrorType, Tokens, Vendor, count_tokens
 from koo.testing.providers.verbs import Verbs, is_outage
 from koo.testing.providers.wire import (
     Connection,
@@ -48,6 +48,7 @@ from koo.testing.providers.wire import (
 
 __all__ = [
     "Bill",
+    "ErrorType",
     "FakeProvider",
     "ReceivedRequest",
     "Reply",
@@ -61,41 +62,9 @@ HOST = "127.0.0.1"
 HEAD_BYTES_MAX = 256 * 1024
 MILLION = Decimal(1_000_000)
 GONE = (ConnectionError, asyncio.IncompleteReadError)
-ErrorType = str | tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bill:
-    """What the provider charges for one request, whatever became of its answer."""
-
-    model: str
-    input_tokens: int
-    output_tokens: int
-    usd: Decimal
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
-    """What one answer used, all classes disjoint."""
-
-    input: int
-    output: int
-    cache_read: int = 0
-    cache_write: int = 0
-    reasoning: int = 0
-
-    @property
-    def read(self) -> int:
-        """All tokens that were read."""
-        return self.input + self.cache_read + self.cache_write
-
-
-def count_tokens(text: str) -> int:
-    """A tokenizer for fakes: one token for each four bytes begun."""
-    return max(1, (len(text.encode()) + 3) // 4)
-
-
-class FakeProvider(Verbs):
+class FakeProvider(Vendor, Verbs):
     """A server of one vendor. What it does is said in verbs (`fails(529, times=3)`), or step by step (`script`).
 
     Args:
@@ -110,9 +79,6 @@ class FakeProvider(Verbs):
 
     Raises, when it starts, OSError for a port that is taken.
     """
-
-    error_types: ClassVar[Mapping[int, ErrorType]] = {}
-    """How the vendor words an error with this status: its type, or type and code."""
 
     def __init__(
         self,
@@ -167,11 +133,6 @@ class FakeProvider(Verbs):
         if times < 1:
             raise ValueError(f"times is {times}; allowed is 1 and more, or None for until told otherwise")
         return self.script(*[step] * times)
-
-    def failure(self, status: int) -> Failure:
-        kind = self.error_types.get(status, self.error_types.get(500 if status >= 500 else 400))
-        words = (kind,) if isinstance(kind, str) else kind or (None,)
-        return Failure(status, words[0], "no reason given", code=words[1] if len(words) > 1 else None)
 
     @property
     def default(self) -> Step:
@@ -494,72 +455,8 @@ class FakeProvider(Verbs):
         model = self.model_of(request)
         self.bills.append(Bill(model=model, input_tokens=tokens.read, output_tokens=tokens.output, usd=usd))
 
-    def fees_usd(self, request: ReceivedRequest) -> Decimal:
-        """What is billed besides tokens."""
-        return Decimal(0)
-
-    def model_of(self, request: ReceivedRequest) -> str:
-        """The model that is asked."""
-        return str(request.body["model"])
-
     def _head(self, headers: Mapping[str, str]) -> dict[str, str]:
         return {**self.headers(f"{next(self._ids):08x}"), **headers}
-
-    # ── what a vendor says ────────────────────────────────────────────────────────────────────────────────────
-
-    @abstractmethod
-    def refuse(self, request: ReceivedRequest) -> Reply | None:
-        """What the real server would refuse whatever its mood: key, path, JSON, fields, model."""
-
-    def wants_stream(self, request: ReceivedRequest) -> bool:
-        """Whether it asks for a stream; most vendors read it in the body."""
-        return isinstance(request.body, dict) and request.body.get("stream") is True
-
-    @abstractmethod
-    def list_models(self) -> Reply:
-        """The answer to a question about models."""
-
-    @abstractmethod
-    def prompt_of(self, request: ReceivedRequest) -> str:
-        """All text that is read."""
-
-    @abstractmethod
-    def max_tokens_of(self, request: ReceivedRequest) -> int:
-        """The longest answer that the request allows."""
-
-    @abstractmethod
-    def headers(self, number: str) -> dict[str, str]:
-        """The headers of every answer: the request's id, limits."""
-
-    @abstractmethod
-    def plain(self, request: ReceivedRequest, step: Answer, tokens: Tokens, number: int) -> dict[str, Any]:
-        """A whole answer."""
-
-    @abstractmethod
-    def around(
-        self, request: ReceivedRequest, step: Answer, pieces: list[str], tokens: Tokens, number: int
-    ) -> tuple[list[bytes], list[bytes]]:
-        """The events before and after the pieces of a stream."""
-
-    @abstractmethod
-    def piece(self, request: ReceivedRequest, text: str) -> bytes:
-        """The event that carries a piece of text."""
-
-    @abstractmethod
-    def thought(self, request: ReceivedRequest, text: str) -> bytes:
-        """The event that carries a piece of reasoning."""
-
-    @abstractmethod
-    def ping(self) -> bytes:
-        """What the vendor sends to keep a silent stream open."""
-
-    @abstractmethod
-    def error_body(self, failure: Failure) -> dict[str, Any]:
-        """An error in the vendor's form."""
-
-    @abstractmethod
-    def error_event(self, failure: Failure) -> bytes:
-        """An error inside a stream."""
 
 
 def _body(step: Failure, server: FakeProvider) -> bytes:
