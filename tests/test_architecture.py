@@ -27,6 +27,7 @@ ROWS: list[set[str]] = [
         "alert_options",
         "checked",
         "errors",
+        "failures",
         "forks",
         "network_options",
         "options",
@@ -41,6 +42,7 @@ ROWS: list[set[str]] = [
     {"crossing"},
     {"deadlines"},
     {"bridge"},
+    {"refusals"},
     {"gates"},
     {"scope"},
     {"attempt"},
@@ -83,7 +85,7 @@ THIRD_PARTIES: dict[str, list[str]] = {
     "rich": ["cli/"],
     "psutil": ["testing/"],
     "pytest": ["testing/pytest_plugin.py"],
-    "typing_extensions": ["database/scope.py", "monitoring/shapes.py"],
+    "typing_extensions": ["database/scope.py", "monitoring/breaker_shapes.py"],
 }
 BACKEND_MAY = {"koo", "core", "services", "api", "fastapi", "starlette", "uvicorn", "sqlalchemy"}
 

@@ -9,16 +9,24 @@ hurry must not open the circuit for the others.
 from __future__ import annotations
 
 from asyncio import CancelledError
+from dataclasses import replace
 
-from koo.deadlines import Alarm, Deadlines, Lasting
-from koo.errors import Kind, KooError
+from koo.deadlines import Alarm, Deadlines, Lasting, WrongLoop
+from koo.errors import Failure, Kind, KooError
+from koo.failures import failure_of
 from koo.gates import Passage
-from koo.policies.breaker import Permit
-from koo.policies.verdict import FAILURE, NEUTRAL, Fault
+from koo.policies.permit import Permit
+from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, UNJUDGED, Classify, Fault
 
-OVERDUE = Fault(verdict=NEUTRAL, kind=Kind.DEADLINE)
+OVERDUE = Fault(
+    verdict=NEUTRAL,
+    kind=Kind.DEADLINE,
+    failure=Failure(Kind.DEADLINE, "the deadline passed before an answer came"),
+)
 """The caller's deadline cut the attempt short: not the other side's fault, but it may have been slow."""
-TIMED_OUT = Fault(verdict=FAILURE, kind=Kind.TIMEOUT)
+TIMED_OUT = Fault(
+    verdict=FAILURE, kind=Kind.TIMEOUT, failure=Failure(Kind.TIMEOUT, "no answer within the time of a call")
+)
 """Our own time was over when the caller's cancellation came: a failure, and the cancellation goes on up."""
 
 
@@ -59,12 +67,28 @@ def fault_of_time(
     return Fault(verdict=NEUTRAL, kind=Kind.DEADLINE, error=late)
 
 
+def judge(classify: Classify, error: BaseException) -> Fault:
+    """What an error means. Total: anything but an Exception is NEUTRAL, and so is a classifier's own failure."""
+    if not isinstance(error, Exception):
+        return CANCELLED
+    if isinstance(error, WrongLoop):
+        return UNJUDGED
+    try:
+        fault = classify(error)
+    except Exception:  # noqa: BLE001 - a classifier that fails must not keep the permit
+        return UNJUDGED
+    if not isinstance(fault, Fault):
+        return UNJUDGED
+    is_said = fault.error is not None or fault.failure is not None
+    if not is_said and (fault.verdict is not NEUTRAL or fault.block is not None):
+        return replace(fault, failure=failure_of(error, fault.kind))
+    return fault
+
+
 def explain(name: str, real: BaseException, attempt: int, why_not: str) -> None:
     """Write on the error how often was tried, and why not again."""
     if isinstance(real, KooError):
-        real.attempts = attempt
-        if why_not and why_not not in real.reason:  # the same object may be raised twice
-            real.reason += f", and is not repeated: {why_not}"
+        real.attempts, real.not_repeated = attempt, why_not
     elif why_not:
         note = f"{name}: not repeated after {attempt} attempts: {why_not}"
         if note not in getattr(real, "__notes__", ()):

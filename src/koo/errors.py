@@ -8,6 +8,7 @@ sentence never holds a prompt, a key, a password or a DSN; what the other side s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
 
@@ -61,14 +62,40 @@ class Kind(StrEnum):
 NAME_MAX = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a call or a check met: `kind`, the HTTP `status` (None: no answer with one came), one sentence, and when.
+
+    `sentence` is one line without addresses, keys or prompts; `code` is the other side's own word for it (an SQLSTATE,
+    "api_error"), or None; `at` is in wall seconds.
+    """
+
+    kind: Kind
+    sentence: str
+    status: int | None = None
+    code: str | None = None
+    at: float = 0.0
+
+    @property
+    def brief(self) -> str:
+        """A few words: "status 500, api_error"; where no status came, the sentence."""
+        if self.status is None:
+            return self.sentence
+        return f"status {self.status}, {self.code}" if self.code else f"status {self.status}"
+
+
 class KooError(Exception):
     """Base of everything koo raises on purpose.
 
     `service`: who it is about; `reason`: a sentence without secrets; `retry_after_s`: when to come back, in seconds,
     or None where nobody knows; `attempts`: calls that reached the other side; `detail`: what the other side said.
+    `not_repeated`: why a call that might have been repeated was not; empty where no repeat was to be expected.
+    `last_error`: of a refusal that follows from what calls met, what the last of them met.
     """
 
     kind: Kind = Kind.UNKNOWN
+    not_repeated: str = ""
+    last_error: Failure | None = None
 
     def __init__(
         self,
@@ -90,6 +117,8 @@ class KooError(Exception):
 
     def __str__(self) -> str:
         sentence = f"{self.service}: {self.reason}"
+        if self.not_repeated:
+            sentence += f", and is not repeated: {self.not_repeated}"
         if self.attempts > 1:
             sentence += f" (after {self.attempts} attempts)"
         if self.retry_after_s is not None and self.retry_after_s > 0:

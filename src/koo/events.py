@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from koo.errors import Kind
+from koo.errors import Failure, Kind
 
 Severity = Literal["critical", "warning", "info"]
 
@@ -31,10 +31,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class CircuitOpened(Event):
-    """A breaker tripped: why, and for how many seconds at least."""
+    """A breaker tripped: why, for how many seconds at least, and what the last failure met (None: calls were slow)."""
 
     reason: str
     open_for_s: float
+    last_error: Failure | None = None
 
     severity = "critical"
 
@@ -66,7 +67,7 @@ class OverrideSet(Event):
 class CooldownBegan(Event):
     """The other side asked for a pause of so many seconds: for one model, or for the `whole_service`.
 
-    `credential`: the digest of the one that it asked, where that is not the service's own.
+    `credential`: the digest of the one that it asked, where that is not the service's own. `last_error`: its answer.
     """
 
     for_s: float
@@ -74,6 +75,7 @@ class CooldownBegan(Event):
     kind: Kind = Kind.THROTTLED
     whole_service: bool = False
     credential: str = field(default="", repr=False)
+    last_error: Failure | None = None
 
     severity = "warning"
 
@@ -82,12 +84,13 @@ class CooldownBegan(Event):
 class KeyBlocked(Event):
     """The other side refused the key, or its account: nothing is sent until it works again.
 
-    `credential`: the digest of the key, where that is not the service's own.
+    `credential`: the digest of the key, where that is not the service's own. `last_error`: the refusal.
     """
 
     reason: str
     model: str | None = None
     credential: str = field(default="", repr=False)
+    last_error: Failure | None = None
 
     severity = "critical"
 

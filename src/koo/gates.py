@@ -29,18 +29,7 @@ from typing import Literal, NoReturn, Protocol
 
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.deadlines import Alarm, Deadlines
-from koo.errors import (
-    AuthenticationFailed,
-    CircuitOpen,
-    DatabaseTimeout,
-    DatabaseUnavailable,
-    Kind,
-    KooError,
-    PoolSaturated,
-    RateLimited,
-    ServiceSaturated,
-    ServiceTimeout,
-)
+from koo.errors import Kind, KooError
 from koo.events import CooldownBegan, Event, KeyBlocked, KeyUnblocked, log
 from koo.options import NEVER, GuardOptions
 from koo.policies.breaker import Breaker, Draw
@@ -52,6 +41,7 @@ from koo.policies.pacer import PILOT_LOOK_S, Pacer
 from koo.policies.retry_budget import RetryBudget
 from koo.policies.tally import Tally
 from koo.policies.verdict import Fault
+from koo.refusals import OURS, SERVICES, Family
 
 OnLimit = Literal["refuse", "wait"]
 """None, the default: wait for a pause that the other side asked for, be refused by our own limits."""
@@ -77,21 +67,6 @@ class Charge(Protocol):
     def settle(self) -> None: ...
 
     def release(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """The errors with which one kind of dependency refuses."""
-
-    circuit_open: type[KooError]
-    limited: type[KooError]
-    saturated: type[KooError]
-    timeout: type[KooError]
-    key_blocked: type[KooError]
-
-
-SERVICES = Family(CircuitOpen, RateLimited, ServiceSaturated, ServiceTimeout, AuthenticationFailed)
-DATABASES = Family(DatabaseUnavailable, PoolSaturated, PoolSaturated, DatabaseTimeout, DatabaseUnavailable)
 
 
 class Guarded(Protocol):
@@ -407,7 +382,8 @@ class Gates:
         extend = self.pause if whole else cooldown.extend
         for_s = extend(now, self._asked_s(fault), self.draw, fault.kind, reason)
         if cooldown.until > max(until, now) + NEWS_S or now >= until:
-            self.emit(CooldownBegan(guard.breaker.name, for_s, reason, fault.kind, whole, self.credential))
+            what = (reason, fault.kind, whole, self.credential, guard.breaker.last_error)
+            self.emit(CooldownBegan(guard.breaker.name, for_s, *what))
 
     def _heed_refused_key(self, guard: Guarded, fault: Fault, now: float) -> None:
         model = guard.model if fault.block == "model" else None
@@ -415,7 +391,7 @@ class Gates:
         asked_s = self._asked_s(fault)
         until = NEVER if fault.until_wall_s is None or asked_s is None else now + asked_s
         if self.block_key(model, reason, now, until):
-            self.emit(KeyBlocked(self.name, reason, model, self.credential))
+            self.emit(KeyBlocked(self.name, reason, model, self.credential, guard.breaker.last_error))
 
     def cooldown_of(self, guard: Guarded, fault: Fault) -> Cooldown:
         """The pause that a fault belongs to: the whole service's, or the model's own."""
@@ -463,7 +439,13 @@ class Gates:
         """Count a refusal and raise it; `wait_s`: when to come back, None where that is unknown."""
         guard.tally.record_refusal(kind)
         # A fresh one each time: a shared exception grows its traceback without end.
-        raise error(self.name, reason, wait_s, kind=kind)
+        refusal = error(self.name, reason, wait_s, kind=kind)
+        if kind not in OURS:
+            refusal.last_error = guard.breaker.last_error
+        try:
+            raise refusal
+        finally:
+            del refusal  # its traceback keeps this frame, and the frame would keep it
 
     def refuse_open(self, guard: Guarded, now: float) -> NoReturn:
         """The breaker refuses: why, and when to come back."""

@@ -16,22 +16,25 @@ Nothing here awaits between two looks at a policy unless it says so, so on one e
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import NoReturn, TypeVar
 
-from koo.attempt import AlarmOfProbe, explain, fault_of_time
-from koo.deadlines import Alarm, WrongLoop, ends_at
-from koo.errors import Kind, KooError, describe_s
+from koo.attempt import AlarmOfProbe, explain, fault_of_time, judge
+from koo.deadlines import Alarm, ends_at
+from koo.errors import Failure, Kind, KooError, describe_s
 from koo.events import CircuitClosed, CircuitOpened
+from koo.failures import failure_of
 from koo.gates import LOOK_AGAIN_S, Charge, Gates, OnLimit, Passage
 from koo.options import NEVER
-from koo.policies.breaker import NONE, OPEN, Breaker, Override, Permit, Trigger
+from koo.policies.breaker import CLOSED, NONE, OPEN, Breaker, Override, Trigger
 from koo.policies.cooldown import Cooldown
 from koo.policies.pacer import Pacer
+from koo.policies.permit import Permit
 from koo.policies.repeat import ANEW_MAX, Repeats
 from koo.policies.reported import Evidence
 from koo.policies.tally import Tally
 from koo.policies.treatment import classify_error
-from koo.policies.verdict import CANCELLED, FAILURE, SUCCESS, THROTTLED, UNJUDGED, Classify, Fault
+from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, SUCCESS, THROTTLED, Classify, Fault
 from koo.scope import Scope
 
 __all__ = ["Guard", "Scope"]
@@ -53,8 +56,8 @@ class Guard:
     """
 
     __slots__ = (
-        "_classify", "_deadlines", "_monotonic", "_on_outage", "_repeats", "breaker", "check_failed_at",
-        "checks_failed", "cooldown", "gates", "model", "name", "options", "pacer", "resets", "tally",
+        "_classify", "_deadlines", "_monotonic", "_on_outage", "_repeats", "breaker", "check_error",
+        "check_failed_at", "checks_failed", "cooldown", "gates", "model", "name", "options", "pacer", "resets", "tally",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +83,7 @@ class Guard:
         self.resets = 0
         self.checks_failed = 0
         self.check_failed_at = now
+        self.check_error: Failure | None = None
         self._classify = classify
         self._on_outage = on_outage
         self._deadlines = gates.deadlines  # these two are at hand, because each call reads them
@@ -314,8 +318,12 @@ class Guard:
             took_s = now - permit.given_at
         if slow is None:
             slow = took_s >= self.options.slow_s
-        if fault.kind is Kind.DEADLINE and took_s >= self._cut_s():
+        is_cut = fault.kind is Kind.DEADLINE and took_s >= self._cut_s()
+        if is_cut:
             self.tally.note_cut(now)
+        # A call that its caller cut short must not hide what opened the breaker.
+        if verdict is not NEUTRAL or fault.block is not None or (is_cut and breaker.phase is CLOSED):
+            self._note_error(fault.met)
         # Of neutral ends only the deadline's tells anything about the other side: that it was slow.
         slow = slow and (verdict is FAILURE or fault.kind is Kind.DEADLINE)
         self.gates.bulkhead.give_back()
@@ -370,11 +378,9 @@ class Guard:
         else:
             self.leave(passage, permit, CANCELLED)
 
-    def count_outage(self, in_row: bool) -> None:
-        """The host that all models of the service share could not be reached: that counts here too.
-
-        `in_row`: it was a step in the row of failures where it was met, so it is one here.
-        """
+    def count_outage(self, in_row: bool, failure: Failure | None) -> None:
+        """The host that all models share could not be reached, which counts here too; `in_row`: as a step where met."""
+        self.breaker.last_error = failure
         self.breaker.count_outage(in_row, self._monotonic(), self.gates.draw)
         if self.breaker.happened:
             self._publish_steps()
@@ -383,15 +389,7 @@ class Guard:
 
     def judge(self, error: BaseException) -> Fault:
         """What an error means. Total: anything but an Exception is NEUTRAL, and so is a classifier's own failure."""
-        if not isinstance(error, Exception):
-            return CANCELLED
-        if isinstance(error, WrongLoop):
-            return UNJUDGED
-        try:
-            fault = self._classify(error)
-        except Exception:  # noqa: BLE001 - a classifier that fails must not keep the permit
-            return UNJUDGED
-        return fault if isinstance(fault, Fault) else UNJUDGED
+        return judge(self._classify, error)
 
     def _fail(self, passage: Passage, permit: Permit, error: BaseException, alarm: Alarm) -> float | None:
         """Settle a failed attempt; returns the pause before the next one, or raises the real error now.
@@ -439,10 +437,10 @@ class Guard:
         if self.breaker.happened:
             self._publish_steps()
 
-    def note_check(self, succeeded: bool) -> None:
-        """A health check ended. Its success closes a breaker only where there have been no calls for long."""
+    def note_check(self, error: KooError | None) -> None:
+        """A health check ended, well with None. That closes a breaker only where there have been no calls for long."""
         now = self._monotonic()
-        if succeeded:
+        if error is None:
             self.checks_failed = 0
             self.breaker.close_idle(now)
             if self.breaker.happened:
@@ -450,6 +448,12 @@ class Guard:
         else:
             self.checks_failed += 1
             self.check_failed_at = now
+            self.check_error = self._note_error(failure_of(error, error.kind))
+
+    def _note_error(self, failure: Failure) -> Failure:
+        """Keep what was met, with the time; before the call is settled, so that what follows from it can name it."""
+        self.breaker.last_error = noted = replace(failure, at=self.gates.clock.wall())
+        return noted
 
     def evidence(self) -> Evidence:
         """What speaks about its state; checks that failed before the last success do not."""
@@ -457,7 +461,7 @@ class Guard:
         cuts = self.tally.cuts_in_row(self._monotonic())
         if last_success_at is not None and last_success_at >= self.check_failed_at:
             return Evidence(self.breaker, cuts=cuts)
-        return Evidence(self.breaker, self.checks_failed, cuts)
+        return Evidence(self.breaker, self.checks_failed, cuts, self.check_error)
 
     def set_override(self, override: Override) -> None:
         """Let an operator decide."""
@@ -482,11 +486,7 @@ class Guard:
                 # Long enough for a slow model's honest answer, as it was when it was last well.
                 usual_s = max(self.options.breaker.lease_s, 2 * self.tally.healthy().percentile_s(0.99))
                 breaker.lease_s = min(self.options.attempt_timeout_s, usual_s)
-            elif (
-                isinstance(event, CircuitClosed)
-                and breaker.override is NONE
-                and breaker.closed_by is not None
-            ):
+            elif isinstance(event, CircuitClosed) and breaker.override is NONE and breaker.closed_by:
                 self._narrow(breaker.closed_by)
             self.gates.emit(event)
 

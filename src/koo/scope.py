@@ -7,7 +7,8 @@ from typing import Generic, Protocol, TypeVar
 from koo.deadlines import ends_at
 from koo.gates import Gates, Passage
 from koo.options import GuardOptions
-from koo.policies.breaker import CLOSED, HALF_OPEN, Breaker, Permit
+from koo.policies.breaker import CLOSED, HALF_OPEN, Breaker
+from koo.policies.permit import Permit
 from koo.policies.verdict import SUCCESS, Fault
 
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from koo.errors import Kind
+from koo.errors import Failure, Kind
 from koo.policies.verdict import FAILURE, NEUTRAL, Fault, Verdict
 
 
@@ -57,8 +57,9 @@ class Meaning:
     def fault(self, error: Exception | None = None) -> Fault:
         """For the guard; `error` is raised in place of the original."""
         return Fault(
-            verdict=self.verdict, kind=self.kind, repeatable=self.repeatable, billed=False, error=error
-        )
+            verdict=self.verdict, kind=self.kind, repeatable=self.repeatable, billed=False, error=error,
+            failure=Failure(self.kind, self.says) if error is None and self.says else None,
+        )  # fmt: skip
 
 
 # ── what there is to mean ─────────────────────────────────────────────────────────────────────────────────────────

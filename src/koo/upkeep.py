@@ -147,7 +147,7 @@ async def check_service(parts: Parts, name: str) -> ServiceCheck:
     began = clock.monotonic()
     error = await _ask(ai_service, parts.options.health_check_timeout_s)
     if ai_service.service.configured:
-        ai_service.service.note_check(error is None)
+        ai_service.service.note_check(error)
     view = parts.service_health(name)
     return {
         "service_name": name,

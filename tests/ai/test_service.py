@@ -276,7 +276,7 @@ def test_every_model_hears_the_checks_so_half_open_ones_close_without_traffic() 
         for _ in range(300):
             await clock.sleep(1.0)
             service.tick()
-            service.note_check(True)
+            service.note_check(None)
         assert service.guard("other").breaker.phase is CLOSED
 
     run_virtual(main)

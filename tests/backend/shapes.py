@@ -86,6 +86,7 @@ def seconds(value: Any) -> bool:
 
 HEALTH = {"healthy", "degraded", "unhealthy"}
 BREAKER = {"closed", "open", "half_open", "forced_open", "disabled"}
+LAST_ERROR = or_none({"kind": str, "status": or_none(int), "sentence": str, "at": at})
 LIMIT = {"used": count, "limit": or_none(int), "remaining": or_none(int), "resets_at": or_none(at)}
 
 SERVICE: dict[str, Shape] = {
@@ -93,6 +94,7 @@ SERVICE: dict[str, Shape] = {
     "state": {"healthy", "degraded", "unhealthy", "circuit_open", "rate_limited"},
     "configured": bool,
     "reason": str,
+    "last_error": LAST_ERROR,
     "health": {
         "circuit_breaker_state": BREAKER,
         "failure_count": count,
@@ -149,6 +151,7 @@ CHECK = {
 DATABASE_BREAKER = {
     "state": BREAKER,
     "reason": str,
+    "last_error": LAST_ERROR,
     "failure_count": count,
     "success_count": count,
     "last_failure": or_none(at),
@@ -174,6 +177,10 @@ POOL_METRICS = {
 DATABASE: dict[str, Shape] = {
     "healthy": bool,
     "state": {"healthy", "unhealthy", "circuit_open", "degraded"},
+    "reason": str,
+    "last_error": LAST_ERROR,
+    "server": {"host": or_none(str), "port": or_none(int), "name": or_none(str)},
+    "answers_since": or_none(at),
     "conditions": [str],
     "response_time_ms": or_none(seconds),
     "circuit_breaker": DATABASE_BREAKER,

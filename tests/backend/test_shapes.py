@@ -464,7 +464,7 @@ def test_an_override_of_the_databases_breaker(override: Override, word: str, sta
 
 def test_a_database_that_recovers(postgres18: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", postgres18.url(None, postgres18.create_database()))
-    monkeypatch.setenv("DB_CIRCUIT_BREAKER_RECOVERY_TIMEOUT", "0.1")
+    monkeypatch.setenv("DB_CIRCUIT_BREAKER_RECOVERY_TIMEOUT", "2")
 
     async def half_open() -> None:
         from core.database import db_manager

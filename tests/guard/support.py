@@ -10,7 +10,7 @@ from koo.clock import Clock
 from koo.deadlines import Deadlines
 from koo.errors import BudgetExceeded, Kind, RateLimited, ServiceFailed
 from koo.events import Event
-from koo.gates import SERVICES, Family, Gates
+from koo.gates import Gates
 from koo.guard import Guard
 from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
 from koo.policies.breaker import OPEN
@@ -19,6 +19,7 @@ from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
 from koo.policies.provider_limit import LimitLeft
 from koo.policies.treatment import classify_error
 from koo.policies.verdict import Classify
+from koo.refusals import SERVICES, Family
 from koo.testing.clock import BEGIN_S, VirtualClock, run_virtual
 
 __all__ = ["BEGIN_S", "run_virtual"]
@@ -112,7 +113,7 @@ def make_peers(*models: str, **about: Any) -> list[Guard]:
     def spread(met_by: Guard, in_row: bool) -> None:
         for guard in peers:
             if guard is not met_by:
-                guard.count_outage(in_row)
+                guard.count_outage(in_row, met_by.breaker.last_error)
 
     classify = about.pop("classify", classify_error)
     gates = make_guard(**about).gates

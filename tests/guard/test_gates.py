@@ -18,10 +18,11 @@ from koo.errors import (
     RateLimited,
     ServiceSaturated,
 )
-from koo.gates import DATABASES, OnLimit
+from koo.gates import OnLimit
 from koo.guard import Guard
 from koo.options import BreakerOptions
 from koo.policies.breaker import FORCED_OPEN, HALF_OPEN, Override
+from koo.refusals import DATABASES
 from koo.testing.clock import virtual_loop
 from tests.guard.support import (
     BEGIN_S,

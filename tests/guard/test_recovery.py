@@ -11,7 +11,7 @@ import pytest
 
 from koo.clock import SystemClock
 from koo.deadlines import WrongLoop
-from koo.errors import CircuitOpen, Kind, ServiceFailed, ServiceTimeout
+from koo.errors import CircuitOpen, Failure, Kind, ServiceFailed, ServiceTimeout
 from koo.events import (
     CircuitClosed,
     CircuitHalfOpened,
@@ -45,6 +45,8 @@ from tests.guard.support import (
     run_virtual,
     throttled,
 )
+
+UNREACHABLE = ServiceFailed("claude", "the connection failed", kind=Kind.CONNECTION)
 
 
 def now() -> float:
@@ -189,8 +191,8 @@ def test_it_recovers_without_traffic_by_the_monitors_tick_and_check() -> None:
             guard.tick()
             assert guard.breaker.phase is (OPEN if second < 60 else HALF_OPEN)
             if second < 240:
-                guard.note_check(True)
-        guard.note_check(True)
+                guard.note_check(None)
+        guard.note_check(None)
         assert guard.breaker.phase is CLOSED
         assert guard.gates.bulkhead.cap == 1, "nobody has tried it: one call at first"
 
@@ -201,14 +203,14 @@ def test_checks_that_fail_show_until_a_call_succeeds() -> None:
     async def main() -> None:
         guard = make_guard()
         for _ in range(3):
-            guard.note_check(False)
+            guard.note_check(UNREACHABLE)
         assert database_state(guard.evidence())[0] is DatabaseState.UNHEALTHY
         await guard.call(answer)
         assert database_state(guard.evidence())[0] is DatabaseState.HEALTHY
         await asyncio.sleep(1)
         for _ in range(3):
-            guard.note_check(False)
-        guard.note_check(True)
+            guard.note_check(UNREACHABLE)
+        guard.note_check(None)
         assert database_state(guard.evidence())[0] is DatabaseState.HEALTHY
 
     run_virtual(main)
@@ -406,7 +408,9 @@ def test_a_refused_key_is_blocked_with_an_event_and_refuses_the_next_call() -> N
         guard, script = make_guard(classify=classify, events=events), Script(reset_by_peer)
         for _ in range(3):
             await error_of(guard.call(script))
-        assert script.calls == 1 and events == [KeyBlocked("claude", "the provider refused the key")]
+        refusal = Failure(Kind.AUTH, "it raised ConnectionResetError", at=guard.gates.clock.wall())
+        assert script.calls == 1
+        assert events == [KeyBlocked("claude", "the provider refused the key", last_error=refusal)]
         assert guard.tally.refused == {"key_refused": 2}
 
     run_virtual(main)
@@ -482,7 +486,7 @@ def test_a_reset_forgets_streak_checks_and_pause_but_no_count_and_no_limit() -> 
         guard = make_guard()
         await open_breaker(guard)
         guard.cooldown.extend(guard.now(), 100.0, lambda: 0.0, Kind.THROTTLED, "why")
-        guard.note_check(False)
+        guard.note_check(UNREACHABLE)
         guard.reset()
         assert await guard.call(answer) == "answer"
         assert (guard.breaker.phase, guard.breaker.streak, guard.checks_failed) == (CLOSED, 0, 0)
@@ -498,17 +502,21 @@ def test_events_come_in_order_after_the_state_is_set() -> None:
     async def main() -> None:
         seen = list[tuple[Event, str]]()
         guard = make_guard(publish=lambda event: seen.append((event, guard.breaker.phase.value)))
+        opened_at = guard.gates.clock.wall()
         await recover(guard)
         guard.set_override(FORCED_OPEN)
         guard.reset()
+        at = guard.gates.clock.wall()
         await error_of(guard.call(throttled(9.0)))
+        down = Failure(Kind.SERVER_ERROR, "it is down", at=opened_at)
+        throttle = Failure(Kind.THROTTLED, "too many requests", at=at)
         assert seen == [
-            (CircuitOpened("claude", "5 failures in a row", 60.0), "open"),
+            (CircuitOpened("claude", "5 failures in a row, the last: it is down", 60.0, down), "open"),
             (CircuitHalfOpened("claude"), "half_open"),
             (CircuitClosed("claude"), "closed"),
             (OverrideSet("claude", "forced_open"), "closed"),
             (CircuitClosed("claude", by_operator=True), "closed"),
-            (CooldownBegan("claude", 9.0, "the provider limits our rate"), "closed"),
+            (CooldownBegan("claude", 9.0, "the provider limits our rate", last_error=throttle), "closed"),
         ]
 
     run_virtual(main)

@@ -10,11 +10,11 @@ import pytest
 
 from koo.deadlines import Deadline
 from koo.errors import DatabaseTimeout, InvalidRequest, Kind, ServiceFailed, ServiceTimeout
-from koo.gates import DATABASES
 from koo.guard import Guard
 from koo.options import BreakerOptions
 from koo.policies.breaker import CLOSED, OPEN
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED, Fault
+from koo.refusals import DATABASES
 from tests.guard.support import (
     Wallet,
     answer,

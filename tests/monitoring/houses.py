@@ -38,8 +38,8 @@ NEVER_BY_RATE = 10_000
 class Ends(Exception):
     """An operation that ends as it is told."""
 
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.kind)
+    def __init__(self, fault: Fault, said: str) -> None:
+        super().__init__(fault.kind, said)
         self.fault = fault
 
 
@@ -93,14 +93,20 @@ class House:
     # ── what happens ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def call(
-        self, fault: Fault | None = None, *, name: str = "claude", model: str = MODEL, took_s: float = 0.1
+        self,
+        fault: Fault | None = None,
+        *,
+        name: str = "claude",
+        model: str = MODEL,
+        took_s: float = 0.1,
+        said: str = "",
     ) -> None:
         """One call through the real guard, which ends well or with this fault."""
 
         async def operation() -> None:
             await asyncio.sleep(took_s)
             if fault is not None:
-                raise Ends(fault)
+                raise Ends(fault, said)
 
         try:
             await self.services[name].guard(model).call(operation)
@@ -185,7 +191,7 @@ class House:
         """What the probe tells of a look."""
         assert self.database is not None
         trouble = None if error is None else DatabaseUnavailable("database", error)
-        self.database.guard.note_check(error is None)
+        self.database.guard.note_check(trouble)
         self.look = Look(self.clock.wall(), 0.01, trouble)
 
     # ── what is seen ──────────────────────────────────────────────────────────────────────────────────────────

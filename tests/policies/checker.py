@@ -39,10 +39,10 @@ from koo.policies.breaker import (
     NONE,
     OPEN,
     Breaker,
-    Permit,
     Phase,
     Trigger,
 )
+from koo.policies.permit import Permit
 from koo.policies.reported import DatabaseState, Evidence, ServiceState, database_state, service_state
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED
 from koo.policies.window import Window

@@ -19,8 +19,8 @@ from koo.policies.breaker import (
     NONE,
     OPEN,
     Breaker,
-    Permit,
 )
+from koo.policies.permit import Permit
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED, Verdict
 
 Rule = Callable[[Any], None]
@@ -265,7 +265,11 @@ def a_success_after_the_end_of_its_lease_is_a_failure_whoever_looks_first(module
     breaker = opened(module)
     probe = admitted(breaker, 60.0)
     breaker.settle(probe, SUCCESS, False, 90.0, no_jitter)
-    assert breaker.phase is OPEN and breaker.streak == 1 and breaker.reason == "a hung probe"
+    assert (
+        breaker.phase is OPEN
+        and breaker.streak == 1
+        and breaker.reason == "5 failures in a row, then a hung probe"
+    )
 
 
 @rule
@@ -329,7 +333,8 @@ def readers_who_all_stay_away_open_it_again_in_the_end(module: Any) -> None:
     for _ in range(2):
         breaker.rest(admitted(breaker, 60.0), 61.0)
     breaker.tick(91.0, no_jitter)
-    assert breaker.phase is OPEN and breaker.streak == 0 and breaker.reason == "2 probes without a verdict"
+    assert breaker.phase is OPEN and breaker.streak == 0
+    assert breaker.reason == "5 failures in a row, then 2 probes without a verdict"
 
 
 @rule
@@ -407,9 +412,9 @@ def checks_end_an_opening_early_only_where_they_may(module: Any) -> None:
     breaker = opened(module)
     assert not breaker.end_early(59.0) and breaker.refusal(1.0)[1] == 59.0
     breaker.early_s = 3.0
-    assert breaker.refusal(1.0)[1] == 3.0, (
-        "nobody has to wait for a minute beside a database that may be back"
-    )
+    assert breaker.refusal(1.0)[1] == 59.0, "as long as it is not answered"
+    breaker.early_at = 3.5
+    assert breaker.refusal(1.0)[1] == 2.5, "callers do not wait for a minute beside a database that is back"
     assert not breaker.end_early(2.9) and breaker.phase is OPEN
     assert breaker.end_early(3.0) and breaker.phase is HALF_OPEN
     assert not breaker.end_early(4.0)
@@ -505,7 +510,7 @@ def events_tell_what_happened_in_order_and_leave_publishing_to_the_caller(module
     assert breaker.happened == [
         CircuitOpened("claude", "5 failures in a row", 60.0),
         CircuitHalfOpened("claude"),
-        CircuitOpened("claude", "a failed probe", 120.0),
+        CircuitOpened("claude", "5 failures in a row, then a failed probe", 120.0),
         CircuitHalfOpened("claude"),
         CircuitClosed("claude"),
         OverrideSet("claude", "disabled"),

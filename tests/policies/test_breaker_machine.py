@@ -19,7 +19,8 @@ from hypothesis.stateful import (
 )
 
 from koo.options import BreakerOptions
-from koo.policies.breaker import CLOSED, HALF_OPEN, OPEN, Breaker, Override, Permit, Phase
+from koo.policies.breaker import CLOSED, HALF_OPEN, OPEN, Breaker, Override, Phase
+from koo.policies.permit import Permit
 from koo.policies.verdict import FAILURE, SUCCESS, Verdict
 from tests.policies.model import EARLY_S, Counts, Model
 

@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from koo.ai.types import Query
 from koo.database.probe import ProbeDatabase
-from koo.errors import ExternalServiceError
+from koo.errors import DatabaseUnavailable, ExternalServiceError
 from koo.monitoring import shapes, spend_shapes
 from koo.monitoring.vitals import Look
 from koo.options import DatabaseOptions, LimitOptions, ServiceOptions
@@ -351,7 +351,7 @@ def test_ready_says_yes_again_once_a_call_has_succeeded_after_a_failed_check(tmp
     """A full server refuses the probe, and goes on answering the process that has its connections."""
 
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
-        koo.database.guard.note_check(False)
+        koo.database.guard.note_check(DatabaseUnavailable("database", "the server has no connection left"))
         assert (await client.get("/readyz")).status == 503
         async with koo.database.session_scope() as session:
             await session.execute(text("SELECT 1"))

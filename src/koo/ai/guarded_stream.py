@@ -27,9 +27,10 @@ from koo.attempt import OVERDUE, TIMED_OUT
 from koo.clock import Clock
 from koo.deadlines import Alarm, Deadlines, Lasting, resumed
 from koo.errors import ExternalServiceError, Kind, ServiceFailed, ServiceTimeout, StreamTruncated
+from koo.failures import failure_of
 from koo.guard import Guard, Scope
 from koo.options import NEVER
-from koo.policies.breaker import Permit
+from koo.policies.permit import Permit
 from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, Fault
 
 T = TypeVar("T")
@@ -202,10 +203,14 @@ class GuardedStream(ABC, Generic[V]):
         if silence.expired and silence.when >= scope.deadline:
             kind = Kind.TIMEOUT if scope.passage.is_ours else Kind.DEADLINE
             seen = ServiceTimeout(name, "the deadline passed in the middle of the stream", kind=kind)
-            fault = Fault(verdict=FAILURE if scope.passage.is_ours else NEUTRAL, kind=kind)
+            fault = Fault(
+                verdict=FAILURE if scope.passage.is_ours else NEUTRAL,
+                kind=kind,
+                failure=failure_of(seen, kind),
+            )
         elif silence.expired:
             seen = StreamTruncated(name, "the stream fell silent", kind=Kind.STALLED)
-            fault = Fault(verdict=FAILURE, kind=Kind.STALLED)
+            fault = Fault(verdict=FAILURE, kind=Kind.STALLED, failure=failure_of(seen, Kind.STALLED))
         elif isinstance(error, CancelledError) and guard.now() >= silence.when:
             # The caller's own timeout ends at the same moment, and its cancellation wins; the stream was as silent.
             is_callers = silence.when >= scope.deadline and not scope.passage.is_ours

@@ -10,7 +10,7 @@ from koo.ai.query_charge import QueryCharge
 from koo.ai.service import AIService, Service
 from koo.ai.types import Answer, Usage
 from koo.guard import Guard, Scope
-from koo.policies.breaker import Permit
+from koo.policies.permit import Permit
 
 T = TypeVar("T")
 

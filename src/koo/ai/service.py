@@ -16,16 +16,17 @@ from koo.ai.threads import Threads
 from koo.ai.types import Usage
 from koo.clock import Clock, utc_day
 from koo.deadlines import Deadlines
-from koo.errors import Kind
+from koo.errors import Kind, KooError
 from koo.events import Event, KeyUnblocked
 from koo.gates import Gates
 from koo.guard import Guard
 from koo.http.proxies import Proxy
 from koo.options import DAY_S, GuardOptions, ServiceOptions
-from koo.policies.breaker import CLOSED, Override, Permit
+from koo.policies.breaker import CLOSED, Override
 from koo.policies.cooldown import Cooldown
 from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
 from koo.policies.pacer import Pacer
+from koo.policies.permit import Permit
 from koo.policies.tally import Tally
 from koo.policies.verdict import Classify
 from koo.storage.base import Allowance
@@ -194,7 +195,7 @@ class Service:
         """The host is the same for all models: what one of them could not reach, none can."""
         for guard in self.guards:
             if guard.breaker is not met_by.breaker:
-                guard.count_outage(in_row)
+                guard.count_outage(in_row, met_by.breaker.last_error)
 
     def _forget_one(self) -> None:
         """Make room: the model that was idle for longest, one that is closed before one that is not.
@@ -280,11 +281,11 @@ class Service:
         """An operator says that the key works again, for all models."""
         self._publish_unblocked(self.gates.key_blocks.clear())
 
-    def note_check(self, succeeded: bool) -> None:
+    def note_check(self, error: KooError | None) -> None:
         """An unbilled check ended: the guards of all models hear of it, and a key that works is used again."""
         for guard in self.guards:
-            guard.note_check(succeeded)
-        if succeeded and self.gates.key_blocks:
+            guard.note_check(error)
+        if error is None and self.gates.key_blocks:
             self._publish_unblocked(self.gates.key_blocks.lift(self.clock.monotonic()))
 
     def _publish_unblocked(self, models: Iterable[str | None]) -> None:

@@ -194,7 +194,13 @@ class AnswerStream(GuardedStream[StreamedCompletion]):
         begun.charge.note(begun.scope.value.completion())
         # A stream that was answered has been billed, whatever its end.
         begun.scope.settle(
-            Fault(verdict=fault.verdict, kind=fault.kind, retry_after_s=fault.retry_after_s, billed=True),
+            Fault(
+                verdict=fault.verdict,
+                kind=fault.kind,
+                retry_after_s=fault.retry_after_s,
+                billed=True,
+                failure=fault.met,
+            ),
             took_s=silent_s,
         )
 

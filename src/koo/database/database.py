@@ -35,7 +35,7 @@ from koo.database.gate import GateState, ScopeGate
 from koo.database.pool_queue import PoolQueue, describe
 from koo.database.probe import ProbeDatabase
 from koo.database.scope import S_co, SessionScope
-from koo.database.server_facts import ServerFacts, examine
+from koo.database.server_facts import ServerFacts, examine, server_of
 from koo.database.session import guarded
 from koo.database.sqlite import Mode, SqliteFile
 from koo.database.transactions import Transactions, check_function
@@ -43,7 +43,7 @@ from koo.deadlines import TWO_LOOPS, Deadlines, WrongLoop
 from koo.errors import ConfigurationError, DatabaseError, DatabaseUnavailable, Kind, describe_s
 from koo.events import Event
 from koo.forks import forget_in_child, leave_behind
-from koo.gates import DATABASES, Gates
+from koo.gates import Gates
 from koo.guard import Guard
 from koo.monitoring.pool import PoolMetrics
 from koo.monitoring.shapes import DatabaseGate, DatabaseHealth, DatabaseMetrics, DatabaseStatus
@@ -51,6 +51,7 @@ from koo.monitoring.vitals import Look, Vitals, database_health, database_metric
 from koo.options import NEVER, DatabaseOptions, GuardOptions
 from koo.policies.breaker import EARLY_S
 from koo.policies.reported import DatabaseState, database_state
+from koo.refusals import DATABASES
 
 T = TypeVar("T")
 
@@ -347,6 +348,7 @@ class Database(Generic[S_co]):
         return Vitals(
             options=self.options,
             driver=self.driver_name,
+            server=server_of(self._url),
             clock=self.clock,
             guard=self.guard,
             metrics=self.metrics,
@@ -378,7 +380,7 @@ class Database(Generic[S_co]):
         try:
             self._open()
         except DatabaseUnavailable as error:
-            return {**self.get_health(), "healthy": False, "error": str(error)}
+            return {**self.get_health(), "healthy": False, "error": error.reason}
         assert self._probe is not None
         if self.clock.monotonic() - self._looked_at >= max_age_s:
             await self._probe.look()

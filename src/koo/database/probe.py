@@ -39,8 +39,9 @@ from koo.errors import DatabaseError, Kind
 from koo.guard import Guard
 from koo.monitoring.pool import PoolMetrics
 from koo.monitoring.vitals import Look
-from koo.options import DatabaseOptions
-from koo.policies.breaker import CLOSED, HALF_OPEN, OPEN, Permit, Phase
+from koo.options import NEVER, DatabaseOptions
+from koo.policies.breaker import CLOSED, HALF_OPEN, OPEN, Phase
+from koo.policies.permit import Permit
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Verdict
 
 TICK_S = 1.0
@@ -108,6 +109,7 @@ class ProbeDatabase:
         self._running: asyncio.Task[Look] | None = None
         self._last_error: DatabaseError | None = None
         self._answers = self._early = 0
+        self._answered_since: float | None = None  # in wall seconds
         self._closed_at = guard.breaker.closed_at
         self._ending: set[asyncio.Future[Any]] = set()
 
@@ -151,22 +153,31 @@ class ProbeDatabase:
             raise
         took_s = clock.monotonic() - began
         self._last_error = error
-        self._guard.note_check(error is None)
-        self._count_answer(phase, error is None)
+        self._guard.note_check(error)
+        self._count_answer(phase, error is None, took_s)
         self._feed(permit, SUCCESS if error is None else FAILURE, took_s)
-        look = Look(clock.wall(), took_s, error, read_only)
+        if error is not None:
+            self._answered_since = None
+        elif self._answered_since is None:
+            self._answered_since = clock.wall()
+        look = Look(clock.wall(), took_s, error, read_only, self._answered_since)
         self._on_look(look)
         return look
 
-    def _count_answer(self, phase: Phase, answered: bool) -> None:
+    def _count_answer(self, phase: Phase, answered: bool, took_s: float) -> None:
         """Begin the test of recovery before its time, once the database has answered often enough in a row."""
-        breaker = self._guard.breaker
+        breaker, now = self._guard.breaker, self._clock.monotonic()
         if breaker.closed_at != self._closed_at:
             self._closed_at, self._early = breaker.closed_at, 0
         self._answers = self._answers + 1 if answered and phase is OPEN else 0
         needed = ANSWERS * 2 ** min(self._early, DOUBLINGS_MAX)
-        if self._answers >= needed and breaker.end_early(self._clock.monotonic()):
+        if self._answers >= needed and breaker.end_early(now):
             self._answers, self._early = 0, self._early + 1
+        elif breaker.phase is OPEN:
+            # Callers are told when the test begins if the next looks are answered too; else the breaker's own time.
+            looks_s = max(needed - self._answers, 1) * (TICK_S * (1.0 + TICK_JITTER) + took_s)
+            early_at = max(breaker.opened_at + breaker.early_s, now) + looks_s
+            breaker.early_at = early_at if self._answers else NEVER
 
     def _feed(self, permit: Permit | None, verdict: Verdict, took_s: float) -> None:
         if permit is not None:

@@ -23,7 +23,7 @@ from koo.database.faults import SERVICE, ScopeStage, explain
 from koo.database.records import ConnectionRecord, ConnectionRecords
 from koo.errors import CommitOutcomeUnknown, DatabaseError, DatabaseTimeout, Kind, KooError, describe_s
 from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, UNJUDGED, Fault
-from koo.sqlstates import Drop, Meaning, sqlstate_of
+from koo.sqlstates import LATE, Drop, Meaning, sqlstate_of
 
 REPORTS_MAX = 8
 CAUSES_MAX = 16
@@ -257,7 +257,7 @@ class Transcript:
         if self.failure is not None:
             return self.failure.fault()
         if self.expired and self._unanswered:
-            return Fault(verdict=FAILURE, kind=Kind.TIMEOUT)
+            return LATE.fault()
         if self.expired or late:
             return Fault(verdict=NEUTRAL, kind=Kind.DEADLINE)
         if error is not None and not isinstance(error, Exception):

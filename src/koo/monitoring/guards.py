@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from koo.clock import SYSTEM_CLOCK, Clock, iso
+from koo.errors import Failure
 from koo.guard import Guard
-from koo.monitoring.shapes import BreakerStatus, BreakerWord, Outcomes
+from koo.monitoring.shapes import BreakerStatus, BreakerWord, LastError, Outcomes
 from koo.policies.breaker import CLOSED, OPEN, Breaker, Override
 from koo.policies.money import EXACT
 from koo.policies.tally import Bucket, Tally
@@ -65,6 +66,7 @@ def breaker_view(guard: Guard, wall: Wall) -> BreakerStatus:
         "state": breaker_word(breaker),
         "override": breaker.override.value,
         "reason": _why(breaker),
+        "last_error": last_error_view(breaker.last_error),
         "consecutive_failures": breaker.consecutive,
         "failure_threshold": breaker.options.failure_threshold,
         "success_threshold": breaker.options.success_threshold,
@@ -75,6 +77,18 @@ def breaker_view(guard: Guard, wall: Wall) -> BreakerStatus:
         "times_opened": breaker.trips,
         "stale_results": breaker.stale,
         "running": breaker.running,
+    }
+
+
+def last_error_view(failure: Failure | None) -> LastError | None:
+    """What the last call or check that failed met."""
+    if failure is None:
+        return None
+    return {
+        "kind": failure.kind.value,
+        "status": failure.status,
+        "sentence": failure.sentence,
+        "at": iso(failure.at),
     }
 
 

@@ -11,226 +11,53 @@ five minutes. Keys may be added; a key that stands here never disappears and nev
 
 # Without `from __future__ import annotations`: the types are read at run time, where the API is described.
 
-import sys
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, NotRequired, get_args
+from typing import Annotated, Literal, NotRequired, get_args
 
 from koo.events import Severity
+from koo.monitoring.breaker_shapes import (
+    BreakerStatus,
+    BreakerWord,
+    Doc,
+    LastError,
+    Outcomes,
+    OverrideWord,
+    Time,
+    TypedDict,
+    Usd,
+    WindowCounts,
+)
+from koo.monitoring.database_shapes import (
+    ConnectionCounts,
+    DatabaseBreaker,
+    DatabaseConfiguration,
+    DatabaseErrors,
+    DatabaseGate,
+    DatabaseHealth,
+    DatabaseMetrics,
+    DatabaseRetries,
+    DatabaseServer,
+    DatabaseStatus,
+    DatabaseWord,
+    Phases,
+    PhaseTimes,
+    PoolStatus,
+    ResponseTimes,
+    Spread,
+)
 
-if sys.version_info >= (3, 12):
-    from typing import TypedDict as TypedDict  # noqa: PLC0414 - `koo.web.answers` takes it from here
-else:  # Before 3.12 pydantic refuses those of `typing`: they forget which key of which base may be missing.
-    from typing_extensions import TypedDict as TypedDict  # noqa: PLC0414
-
-
-class Doc:
-    """The sentence of a key. Pydantic, which describes the API, finds it by the method's name."""
-
-    __slots__ = ("sentence",)
-
-    def __init__(self, sentence: str) -> None:
-        self.sentence = sentence
-
-    def __get_pydantic_json_schema__(
-        self, schema: object, describe: Callable[[object], dict[str, Any]]
-    ) -> dict[str, Any]:
-        return {**describe(schema), "description": self.sentence}
-
-
-Time = str
-Usd = str
+__all__ = [
+    "BreakerStatus", "BreakerWord", "ConnectionCounts", "DatabaseBreaker", "DatabaseConfiguration",
+    "DatabaseErrors", "DatabaseGate", "DatabaseHealth", "DatabaseMetrics", "DatabaseRetries", "DatabaseServer",
+    "DatabaseStatus", "DatabaseWord", "Doc", "LastError", "Outcomes", "OverrideWord", "PhaseTimes", "Phases",
+    "PoolStatus", "ResponseTimes", "Spread", "Time", "TypedDict", "Usd", "WindowCounts",
+]  # fmt: skip
+"""Written elsewhere, and taken from here like all that stands below."""
 
 OverallHealth = Literal["healthy", "degraded", "unhealthy"]
-DatabaseWord = Literal["healthy", "unhealthy", "circuit_open", "degraded"]
 ServiceWord = Literal["healthy", "degraded", "unhealthy", "circuit_open", "rate_limited"]
-BreakerWord = Literal["closed", "open", "half_open", "forced_open", "disabled"]
-OverrideWord = Literal["none", "forced_open", "disabled", "metrics_only"]
 RequestWindow = Literal["requests_per_minute", "requests_per_hour", "requests_per_day"]
 WINDOWS: tuple[RequestWindow, ...] = get_args(RequestWindow)
 """The keys of `RateLimits` that are limits on requests."""
-
-
-# ── breakers ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class WindowCounts(TypedDict):
-    """The recent calls that a breaker judges by."""
-
-    calls: int
-    failures: int
-    slow: int
-
-
-class BreakerStatus(TypedDict):
-    """A circuit breaker."""
-
-    name: str
-    state: Annotated[BreakerWord, Doc("what it does with calls now")]
-    override: Annotated[OverrideWord, Doc("what an operator set")]
-    reason: Annotated[str, Doc("why it is not closed; empty if it is")]
-    consecutive_failures: int
-    failure_threshold: Annotated[int, Doc("failures in a row that open it")]
-    success_threshold: Annotated[int, Doc("successes in a row that close it again")]
-    recovery_timeout: Annotated[float, Doc("seconds from opening to the first probe")]
-    window: WindowCounts
-    opened_at: Annotated[Time | None, Doc("when it last opened; null: never")]
-    next_attempt: Annotated[Time | None, Doc("when an open one is tried again; null: it is not open")]
-    times_opened: int
-    stale_results: Annotated[int, Doc("answers that came after the breaker had moved on, and were ignored")]
-    running: Annotated[int, Doc("calls that it admitted and that have not ended")]
-
-
-class Outcomes(TypedDict):
-    """What became of the calls behind a guard."""
-
-    failure_count: int
-    success_count: int
-    last_failure: Annotated[Time | None, Doc("null: none yet")]
-    last_success: Annotated[Time | None, Doc("null: none yet")]
-
-
-# ── the database ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class DatabaseBreaker(BreakerStatus, Outcomes):
-    """The database's circuit breaker, and what became of the calls that it saw."""
-
-    neutral_count: Annotated[int, Doc("calls that say nothing about the database")]
-    refused_count: Annotated[int, Doc("calls that koo refused; the database did not see them")]
-
-
-class PoolStatus(TypedDict):
-    """Connections of the pool, now."""
-
-    size: Annotated[int, Doc("connections that are kept open")]
-    active_connections: int
-    idle_connections: int
-    overflow_connections: Annotated[int, Doc("open ones beyond `size`")]
-    open_connections: int
-    waiting: Annotated[int, Doc("callers in line for a connection")]
-    max_connections: int
-    utilization: Annotated[float, Doc("share of `max_connections` in use, 0 to 1")]
-
-
-class ConnectionCounts(TypedDict):
-    """What became of connections."""
-
-    created: int
-    closed: int
-    broken: Annotated[int, Doc("lost while in use")]
-    stale_replaced: Annotated[int, Doc("found dead before use, and replaced unseen")]
-    aborted: Annotated[int, Doc("cut off by koo, because they were too late")]
-
-
-class Spread(TypedDict):
-    """Seconds of the last five minutes."""
-
-    average: float
-    p50: float
-    p95: float
-    p99: float
-
-
-class PhaseTimes(Spread):
-    """One phase of a scope."""
-
-    count: Annotated[int, Doc("in the process's life")]
-
-
-class Phases(TypedDict):
-    """Each phase of a scope by itself, because they blame different parties."""
-
-    gate_wait: Annotated[PhaseTimes, Doc("waiting for a place in the pool")]
-    connect: PhaseTimes
-    statement: PhaseTimes
-    commit: PhaseTimes
-    hold: Annotated[PhaseTimes, Doc("how long a scope kept its connection")]
-
-
-class ResponseTimes(Spread):
-    """Seconds of scopes, and of each phase of them by itself."""
-
-    success_rate: Annotated[float, Doc("0 to 1; 1 where nothing was asked")]
-    phases: Phases
-
-
-class DatabaseErrors(TypedDict):
-    """Errors by kind, and what koo made of them."""
-
-    by_kind: dict[str, int]
-    total: int
-    contention: Annotated[int, Doc("transactions that others were in the way of")]
-    unknown_commits: Annotated[int, Doc("COMMITs whose outcome is unknown")]
-    pool_timeouts: Annotated[int, Doc("callers that got no connection in time")]
-    last_error: Annotated[str | None, Doc("its kind and the driver's name for it; null: none yet")]
-
-
-class DatabaseRetries(TypedDict):
-    """What was repeated."""
-
-    connects: int
-    transactions: int
-    first_statements: int
-
-
-class DatabaseMetrics(TypedDict):
-    """What the pool is doing and has done."""
-
-    pool_status: PoolStatus
-    connection_metrics: ConnectionCounts
-    response_times: ResponseTimes
-    errors: DatabaseErrors
-    retries: DatabaseRetries
-    circuit_breaker: DatabaseBreaker
-    timestamp: Time
-
-
-class DatabaseHealth(TypedDict):
-    """The database as its guard and the last probe see it."""
-
-    healthy: Annotated[bool, Doc("the last probe got its answer, and the state is healthy")]
-    state: DatabaseWord
-    reason: Annotated[str, Doc("why it is not healthy; empty if it is")]
-    conditions: Annotated[list[str], Doc("what is true beside the state: saturated, slow, read_only, …")]
-    response_time_ms: Annotated[float | None, Doc("of the last probe; null: none yet")]
-    circuit_breaker: DatabaseBreaker
-    pool_status: PoolStatus
-    last_health_check: Annotated[Time | None, Doc("null: none yet")]
-    error: Annotated[str | None, Doc("what the last probe met; null: nothing wrong")]
-    timestamp: Time
-
-
-class DatabaseGate(TypedDict):
-    """Whether new scopes of a database may begin, and which are open."""
-
-    gate: Annotated[str, Doc("open; paused: new scopes wait; draining: they are refused")]
-    running: Annotated[int, Doc("scopes that are open")]
-    waiting: Annotated[int, Doc("callers that wait to begin one")]
-    open_connections: int
-    held_by: Annotated[
-        list[str], Doc("the oldest scopes: where, for how long, their last statement's first words")
-    ]
-
-
-class DatabaseConfiguration(TypedDict):
-    """What is in force; never the URL, which may hold a password."""
-
-    driver: str
-    pool_size: int
-    max_overflow: int
-    pool_timeout: float
-    pool_recycle: float
-    scope_timeout: float
-    slow_call: Annotated[float, Doc("seconds from which a call counts as slow")]
-    max_retries: int
-    health_check_interval: float
-    exactly_once: str
-
-
-class DatabaseStatus(DatabaseHealth, DatabaseMetrics):
-    """Health, metrics and configuration in one."""
-
-    configuration: DatabaseConfiguration
 
 
 # ── AI services ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -381,6 +208,7 @@ class ServiceHealth(TypedDict):
     state: ServiceWord
     configured: Annotated[bool, Doc("false: outside all counts, alerts and the overall health")]
     reason: Annotated[str, Doc("why it is not healthy; empty if it is")]
+    last_error: Annotated[LastError | None, Doc("kept when it is well again; null: none yet")]
     health: ServiceBreaker
     metrics: ServiceMetrics
     rate_limits: RateLimits
@@ -437,6 +265,9 @@ class AlertData(TypedDict, total=False):
     share: Annotated[float, Doc("of a budget that is spent or held, 0 to 1")]
     runs_out: Annotated[RunOut | None, Doc("when a budget is used up if spending goes on")]
     amount: Annotated[Usd, Doc("the money that it is about")]
+    last_error: Annotated[LastError | None, Doc("what the last call or check that failed met")]
+    server: Annotated[DatabaseServer, Doc("which database it is")]
+    answers_since: Annotated[Time | None, Doc("since when its probe is answered again; null: it is not")]
 
 
 class Alert(TypedDict):

@@ -13,10 +13,19 @@ from decimal import Decimal
 from typing import Protocol
 
 from koo.clock import Clock, iso
-from koo.errors import UnknownService, name_of
+from koo.errors import Failure, UnknownService, name_of
 from koo.gates import Gates
 from koo.guard import Guard
-from koo.monitoring.guards import Wall, breaker_view, breaker_word, money, outcomes_view, recent_of, total_of
+from koo.monitoring.guards import (
+    Wall,
+    breaker_view,
+    breaker_word,
+    last_error_view,
+    money,
+    outcomes_view,
+    recent_of,
+    total_of,
+)
 from koo.monitoring.shapes import (
     Budget,
     BudgetMoney,
@@ -31,7 +40,7 @@ from koo.monitoring.shapes import (
 )
 from koo.options import GuardOptions
 from koo.policies import forecast
-from koo.policies.breaker import OPEN
+from koo.policies.breaker import CLOSED, OPEN
 from koo.policies.cooldown import Cooldown
 from koo.policies.limiter import Count, DayCount
 from koo.policies.reported import ServiceState, service_state
@@ -263,6 +272,15 @@ def _troubles(service: ServiceLike, wall: Wall) -> tuple[str, bool, str]:
     return refused, all_refused, "" if pause is None else f"{pause.reason} until {wall.iso(pause.until)}"
 
 
+def _last_error(service: ServiceLike) -> Failure | None:
+    """What its reason is about: the default model's while that is refused or tested, else the last one of any model."""
+    default = service.default_guard.breaker
+    if default.phase is not CLOSED and not service.gates.key_blocks:
+        return default.last_error
+    errors = [guard.breaker.last_error for guard in service.guards]
+    return max((one for one in errors if one is not None), key=lambda one: one.at, default=None)
+
+
 def model_view(service: ServiceLike, guard: Guard, wall: Wall) -> ModelStatus:
     """One model: its breaker, and `key_refused`: why the key is refused for it; empty if it is not."""
     block = service.gates.key_blocks.find(guard.model, wall.now)
@@ -286,6 +304,7 @@ def service_view(
         "state": state.value,
         "configured": service.configured,
         "reason": reason,
+        "last_error": last_error_view(_last_error(service)),
         "health": {
             **outcomes_view(service.tallies, wall),
             "circuit_breaker_state": breaker_word(breaker),

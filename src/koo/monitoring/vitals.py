@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from koo.clock import Clock, iso
 from koo.errors import DatabaseError
 from koo.guard import Guard
-from koo.monitoring.guards import Wall, breaker_view, now_iso, outcomes_view
+from koo.monitoring.guards import Wall, breaker_view, last_error_view, now_iso, outcomes_view
 from koo.monitoring.pool import PoolMetrics, spread_of
 from koo.monitoring.shapes import (
     DatabaseBreaker,
@@ -20,11 +20,13 @@ from koo.monitoring.shapes import (
     DatabaseHealth,
     DatabaseMetrics,
     DatabaseRetries,
+    DatabaseServer,
     DatabaseStatus,
     PoolStatus,
     ResponseTimes,
 )
 from koo.options import DatabaseOptions
+from koo.policies.breaker import CLOSED
 from koo.policies.reported import database_state
 from koo.policies.verdict import NEUTRAL
 
@@ -33,12 +35,16 @@ SLOW_CALLS_MIN = 20
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a probe saw. `read_only`: are writes refused? None: unknown."""
+    """What a probe saw. `read_only`: are writes refused? None: unknown.
+
+    `answered_since`: the wall time of the first of the looks in a row that were answered; None: this one was not.
+    """
 
     at_wall_s: float
     took_s: float
     error: DatabaseError | None
     read_only: bool | None = None
+    answered_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +56,7 @@ class Vitals:
 
     options: DatabaseOptions
     driver: str
+    server: DatabaseServer
     clock: Clock
     guard: Guard
     metrics: PoolMetrics
@@ -153,15 +160,26 @@ def _conditions(vitals: Vitals) -> list[str]:
     return [condition for condition, holds in known.items() if holds]
 
 
+def answers_since(vitals: Vitals) -> float | None:
+    """Since when (wall seconds) its probe is answered while the breaker is not closed; None where that is not so."""
+    look, breaker = vitals.look, vitals.guard.breaker
+    return None if look is None or breaker.phase is CLOSED else look.answered_since
+
+
 def database_health(vitals: Vitals) -> DatabaseHealth:
     """The state, and what the last probe saw."""
     state, reason = database_state(vitals.guard.evidence())
     look = vitals.look
-    error = None if look is None or look.error is None else str(look.error)
+    # Without its name and a time: the name stands in front of it already, and when to come back is the breaker's word.
+    error = None if look is None or look.error is None else look.error.reason
+    since = answers_since(vitals)
     return {
         "healthy": error is None and state.value == "healthy",
         "state": state.value,
-        "reason": reason,
+        "reason": reason if since is None else f"{reason}; it answers again since {iso(since)[11:19]} UTC",
+        "last_error": last_error_view(vitals.guard.breaker.last_error),
+        "server": vitals.server,
+        "answers_since": None if since is None else iso(since),
         "conditions": _conditions(vitals),
         "response_time_ms": None if look is None else look.took_s * 1000,
         "circuit_breaker": database_breaker(vitals),

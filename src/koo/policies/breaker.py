@@ -23,8 +23,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from enum import Enum
 
+from koo.errors import Failure, describe_s
 from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, Event, OverrideSet
 from koo.options import NEVER, BreakerOptions
+from koo.policies.permit import OUTSIDE, Permit
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Verdict
 from koo.policies.window import Window
 
@@ -91,46 +93,22 @@ TRANSITIONS: dict[tuple[Phase, Trigger], Phase] = {
 }
 """Every transition there is; `docs/states.md` is generated from it. A pair that is missing is a bug."""
 
-OUTSIDE = -1
-"""The generation of a permit that was given only because of an override."""
-
-
-class Permit:
-    """Leave to make one call: in which generation, when, and in HALF_OPEN until when.
-
-    `lease_ends_at` is when a probe is given up, and when its caller has to stop: METRICS_ONLY cuts none short, so there
-    it stays infinite and only `shadow_ends_at` counts. `kept`: the other side has answered, and how long the permit
-    lasts from here is its caller's affair.
-    """
-
-    __slots__ = ("generation", "given_at", "kept", "lease_ends_at", "serial", "settled", "shadow_ends_at")
-
-    shadow_ends_at: float
-
-    def __init__(self, generation: int, serial: int, given_at: float) -> None:
-        self.generation = generation
-        self.serial = serial
-        self.given_at = given_at
-        self.lease_ends_at = NEVER
-        self.settled = self.kept = False
-
-    def is_over(self, now: float) -> bool:
-        """Has this probe's lease run out?"""
-        return now >= (self.shadow_ends_at if self.lease_ends_at is NEVER else self.lease_ends_at)
-
 
 class Breaker:
     """One breaker. `happened` collects events for the caller to publish after the step, outside this section.
 
     `early_s`: after how long an opening may be ended by checks that ask what calls would ask. Only a database has such
-    checks: an unbilled one of an AI service shows that it can be reached, not that it answers.
+    checks: an unbilled one of an AI service shows that it can be reached, not that it answers. `early_at`: when that is
+    to be expected, as the checks go. `cause`: what opened it; `reason`: the same, with what was met last. `last_error`:
+    what the last call or check that failed met; the guard writes it before it settles the call, so that a trip can say
+    why, and a success does not clear it.
     """
 
     __slots__ = (
-        "_counted_serial", "_guess_s", "_idle_since", "_newest", "_older", "_resting", "_serial", "closed_at",
-        "closed_by", "consecutive", "early_s", "generation", "happened", "inconclusive", "lease_s", "leases", "name",
-        "ok", "open_for_s", "opened_at", "options", "override", "phase", "reason", "slow_s", "stale", "streak", "trips",
-        "window",
+        "_by_failures", "_counted_serial", "_guess_s", "_idle_since", "_newest", "_older", "_probes", "_resting",
+        "_serial", "cause", "closed_at", "closed_by", "consecutive", "early_at", "early_s", "generation", "happened",
+        "inconclusive", "last_error", "lease_s", "leases", "name", "ok", "open_for_s", "opened_at", "options",
+        "override", "phase", "reason", "slow_s", "stale", "streak", "trips", "window",
     )  # fmt: skip
 
     closed_at: float
@@ -150,7 +128,9 @@ class Breaker:
         self.generation = 0
         self.window = Window(options.window_s, options.window_buckets, now)
         self.streak = self.stale = self.trips = 0
-        self.reason = ""
+        self.reason = self.cause = ""
+        self._by_failures, self._probes = False, 0
+        self.last_error: Failure | None = None
         self.opened_at = self.open_for_s = self._guess_s = 0.0
         self._newest: Permit | None = None  # of the running ones; apart, because most calls are alone
         self._older: dict[int, Permit] = {}  # by serial, so the oldest come first
@@ -209,8 +189,7 @@ class Breaker:
         if self.override is FORCED_OPEN:
             return "an operator has forced the circuit open", self.options.recovery_s
         if self.phase is OPEN:
-            # What is asked again each second may be well long before its time is over.
-            wait_s = min(self.opens_until() - now, self.early_s)
+            wait_s = min(self.opens_until(), self.early_at) - now
             return f"the circuit is open after {self.reason}", max(0.0, wait_s)
         ends = (self._resting.get(permit, permit.lease_ends_at) for permit in self.leases)
         ends_at = min(ends, default=now)
@@ -242,7 +221,7 @@ class Breaker:
             return False
         if self.phase is not CLOSED:
             if permit.is_over(now):
-                self._fail_probe("a hung probe", now, draw, hint_s)
+                self._fail_probe(True, now, draw, hint_s)
             else:
                 self._settle_probe(permit, verdict, now, draw, hint_s)
         elif verdict is SUCCESS:
@@ -293,23 +272,30 @@ class Breaker:
             self.closed_at = now
 
     def _trip_if_due(self, now: float, draw: Draw, hint_s: float) -> None:
-        reason = self._why_trip(now)
-        if reason:
-            self._trip(Trigger.TRIPPED, reason, now, draw, hint_s)
+        cause, by_failures = self._why_trip(now)
+        if cause:
+            self.cause, self._by_failures, self._probes = cause, by_failures, 0
+            self._trip(Trigger.TRIPPED, self._with_last(cause), now, draw, hint_s)
 
-    def _why_trip(self, now: float) -> str:
+    def _why_trip(self, now: float) -> tuple[str, bool]:
+        """Why it has to open, and whether failures are why; empty if it has not to."""
         options, window = self.options, self.window
         if self.consecutive >= options.failure_threshold:
-            return f"{self.consecutive} failures in a row"
+            return f"{self.consecutive} failures in a row", True
         hung = self._hung(now)
         calls, slow = window.calls + hung, window.slow + hung
         if calls < options.calls_min:
-            return ""
+            return "", False
         if window.failures >= options.failure_rate * calls:
-            return f"{window.failures} failures in {calls} calls"
+            return f"{window.failures} failures in {calls} calls", True
         if slow >= options.slow_rate * calls:
-            return f"{slow} slow calls of {calls}"
-        return ""
+            return f"{slow} slow calls of {calls} ({describe_s(self.slow_s)} or longer)", False
+        return "", False
+
+    def _with_last(self, what: str, joint: str = ", the last: ") -> str:
+        """What opened it, with what the last failure met."""
+        failure = self.last_error
+        return what if failure is None or not self._by_failures else f"{what}{joint}{failure.brief}"
 
     @property
     def given(self) -> int:
@@ -345,14 +331,15 @@ class Breaker:
             if self.ok >= self.options.success_threshold:
                 self._close(Trigger.PROBES_SUCCEEDED, now)
         elif verdict is FAILURE:
-            self._fail_probe("a failed probe", now, draw, hint_s)
+            self._fail_probe(False, now, draw, hint_s)
         else:
             self._count_inconclusive(now, draw, hint_s)
 
     def _count_inconclusive(self, now: float, draw: Draw, hint_s: float = 0.0) -> None:
         self.inconclusive += 1
         if self.inconclusive >= self.options.inconclusive_max:
-            reason = f"{self.inconclusive} probes without a verdict"
+            reason = f"{self.cause}, then {self.inconclusive} probes without a verdict"
+            reason = self._with_last(reason, "; the last error: ")
             self._trip(Trigger.PROBES_SAID_NOTHING, reason, now, draw, hint_s)
 
     # ── leases ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -410,7 +397,7 @@ class Breaker:
                 self._test_recovery(Trigger.TIME_WAS_OVER, now)
         elif self.phase is HALF_OPEN:
             if any(permit.is_over(now) for permit in self.leases):
-                self._fail_probe("a hung probe", now, draw, 0.0)
+                self._fail_probe(True, now, draw, 0.0)
             elif self._resting:
                 self._give_up_resting(now, draw)
         else:
@@ -437,8 +424,16 @@ class Breaker:
         self._close(Trigger.STAYED_IDLE, now)
         return True
 
-    def _fail_probe(self, reason: str, now: float, draw: Draw, hint_s: float) -> None:
+    def _fail_probe(self, hung: bool, now: float, draw: Draw, hint_s: float) -> None:
         self.streak += 1
+        self._probes += 1
+        self._by_failures = self._by_failures or not hung
+        probes = (
+            f"{self._probes} failed probes" if self._probes > 1 else f"a {'hung' if hung else 'failed'} probe"
+        )
+        # What began the outage stays in the reason: "a failed probe" alone would say nothing of the cause.
+        joint = "; the last error: " if hung else ", the last: "
+        reason = self._with_last(f"{self.cause}, then {probes}", joint)
         self._trip(Trigger.PROBE_FAILED, reason, now, draw, hint_s)
 
     def _trip(self, trigger: Trigger, reason: str, now: float, draw: Draw, hint_s: float) -> None:
@@ -451,7 +446,8 @@ class Breaker:
         self.reason = reason
         self.trips += 1
         self._enter(trigger)
-        self.happened.append(CircuitOpened(self.name, reason, self.open_for_s))
+        last_error = self.last_error if self._by_failures else None
+        self.happened.append(CircuitOpened(self.name, reason, self.open_for_s, last_error))
 
     def skip(self, by_s: float) -> None:
         """So much time has passed that the clock did not see: it counts for the server's word, not for our guess."""
@@ -478,6 +474,7 @@ class Breaker:
         """A new generation: everything given out before is void."""
         self.generation += 1
         self.leases, self._resting = [], {}
+        self.early_at = NEVER
         self.ok = self.inconclusive = 0
         self._idle_since = idle_since
 

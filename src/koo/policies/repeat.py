@@ -13,7 +13,7 @@ from __future__ import annotations
 from koo.errors import Kind, describe_s
 from koo.options import GuardOptions
 from koo.policies.backoff import pause_s
-from koo.policies.breaker import FORCED_OPEN, Breaker, Draw
+from koo.policies.breaker import FORCED_OPEN, OPEN, Breaker, Draw
 from koo.policies.retry_budget import RetryBudget
 from koo.policies.tally import Tally
 from koo.policies.verdict import THROTTLED, Fault
@@ -69,13 +69,23 @@ class Repeats:
         if throttled:
             pause = max(pause, paused_until - now)
         if breaker.refuses(now):
-            reason, wait_s = breaker.refusal(now)
             if not waits_for_breaker or breaker.override is FORCED_OPEN:
-                return None, reason
-            pause = max(pause, wait_s)
+                return None, _why_shut(breaker)
+            pause = max(pause, breaker.refusal(now)[1])
         usual_s = max(self._tally.recent(now).percentile_s(0.5), LATENCY_S_MIN)
         if now + pause + usual_s > deadline:
             return None, "the deadline is too near"
         if not self._budget.take(now):
             return None, "the retry budget is empty"
         return pause, ""
+
+
+def _why_shut(breaker: Breaker) -> str:
+    """Why the breaker lets nothing through now; what it opened after is the error that this is written on."""
+    if breaker.override is FORCED_OPEN:
+        return "an operator has forced the circuit open"
+    return (
+        f"the circuit has opened after {breaker.cause}"
+        if breaker.phase is OPEN
+        else "recovery is being tested"
+    )

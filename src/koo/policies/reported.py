@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from koo.errors import Failure
 from koo.policies.breaker import CLOSED, DISABLED, FORCED_OPEN, HALF_OPEN, OPEN, Breaker
 
 CHECKS_FAILED_MAX = 3
@@ -39,6 +40,8 @@ class ServiceState(Enum):
 class Evidence:
     """What speaks about one breaker: `checks_failed` health checks in a row without a success since.
 
+    `check_error`: what the last of them met.
+
     `cuts`: so many calls in a row ended with their callers' deadlines, after longer than calls usually take. That moves
     no breaker; but a service that hangs must not look healthy because its callers leave before we would give up.
     """
@@ -46,6 +49,7 @@ class Evidence:
     breaker: Breaker
     checks_failed: int = 0
     cuts: int = 0
+    check_error: Failure | None = None
 
 
 def is_open(breaker: Breaker) -> bool:
@@ -130,10 +134,8 @@ def service_state(
         return ServiceState.UNHEALTHY, reason
     if is_troubled(breaker):
         window = breaker.window
-        return (
-            ServiceState.DEGRADED,
-            f"{window.failures} failures and {window.slow} slow of {window.calls} recent calls",
-        )
+        reason = f"{window.failures} failures and {window.slow} slow of {window.calls} recent calls"
+        return ServiceState.DEGRADED, with_last(reason, breaker.last_error if window.failures else None)
     return ServiceState.HEALTHY, some_refused
 
 
@@ -143,8 +145,14 @@ def _why_open(breaker: Breaker) -> str:
 
 def _why_unhealthy(evidence: Evidence) -> str:
     if evidence.checks_failed >= CHECKS_FAILED_MAX:
-        return f"{evidence.checks_failed} health checks failed in a row"
+        return with_last(f"{evidence.checks_failed} health checks failed in a row", evidence.check_error)
     breaker = evidence.breaker
     if 2 * breaker.consecutive >= breaker.options.failure_threshold:
-        return f"{breaker.consecutive} failures in a row"
-    return f"{breaker.window.failures} of {breaker.window.calls} recent calls failed"
+        return with_last(f"{breaker.consecutive} failures in a row", breaker.last_error)
+    failed = f"{breaker.window.failures} of {breaker.window.calls} recent calls failed"
+    return with_last(failed, breaker.last_error)
+
+
+def with_last(what: str, failure: Failure | None) -> str:
+    """What is wrong, and what the last failure met."""
+    return what if failure is None else f"{what}, the last: {failure.brief}"

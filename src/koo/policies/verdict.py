@@ -7,11 +7,12 @@ success it closes one on a dead backend; recorded as nothing it leaks the probe'
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal
 
-from koo.errors import Kind
+from koo.errors import Failure, Kind
+from koo.failures import failure_of
 
 
 class Verdict(IntEnum):
@@ -37,7 +38,8 @@ class Fault:
     that an unreachable host feeds all models. `block`: refuse from now on until the key (or the key for this model)
     works again. `billed`: the other side may have done paid work. `in_part`: something beside what was turned away
     may have been done. `anew`: the same may pass at once, in another form. `error`: raise this instead, `from` the
-    original. `until_wall_s`: a key block's or quota's known end.
+    original. `until_wall_s`: a key block's or quota's known end. `failure`: what it was, for people, where `error`
+    does not say so; a guard adds the time.
     """
 
     verdict: Verdict
@@ -51,6 +53,16 @@ class Fault:
     billed: bool = True
     in_part: bool = False
     error: Exception | None = None
+    failure: Failure | None = field(default=None, compare=False)
+
+    @property
+    def met(self) -> Failure:
+        """What it says of what broke: in its own words, by the error that stands for it, or at least its kind."""
+        if self.failure is not None:
+            return self.failure
+        if self.error is not None:
+            return failure_of(self.error, self.kind)
+        return Failure(self.kind, f"it ended with {self.kind.value}")
 
 
 Classify = Callable[[Exception], Fault]

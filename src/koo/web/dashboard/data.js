@@ -8,16 +8,24 @@
  * }} Summary
  *
  * @typedef {{
+ *   kind: string, status: number | null, sentence: string, at: string,
+ * }} LastError
+ *
+ * @typedef {{
+ *   host: string | null, port: number | null, name: string | null,
+ * }} DatabaseServer
+ *
+ * @typedef {{
  *   calls: number, failures: number, slow: number,
  * }} WindowCounts
  *
  * @typedef {{
  *   name: string, state: "closed" | "open" | "half_open" | "forced_open" | "disabled",
- *   override: "none" | "forced_open" | "disabled" | "metrics_only", reason: string, consecutive_failures: number,
- *   failure_threshold: number, success_threshold: number, recovery_timeout: number, window: WindowCounts,
- *   opened_at: string | null, next_attempt: string | null, times_opened: number, stale_results: number,
- *   running: number, failure_count: number, success_count: number, last_failure: string | null,
- *   last_success: string | null, neutral_count: number, refused_count: number,
+ *   override: "none" | "forced_open" | "disabled" | "metrics_only", reason: string, last_error: LastError | null,
+ *   consecutive_failures: number, failure_threshold: number, success_threshold: number, recovery_timeout: number,
+ *   window: WindowCounts, opened_at: string | null, next_attempt: string | null, times_opened: number,
+ *   stale_results: number, running: number, failure_count: number, success_count: number,
+ *   last_failure: string | null, last_success: string | null, neutral_count: number, refused_count: number,
  * }} DatabaseBreaker
  *
  * @typedef {{
@@ -27,8 +35,9 @@
  *
  * @typedef {{
  *   healthy: boolean, state: "healthy" | "unhealthy" | "circuit_open" | "degraded", reason: string,
- *   conditions: string[], response_time_ms: number | null, circuit_breaker: DatabaseBreaker,
- *   pool_status: PoolStatus, last_health_check: string | null, error: string | null, timestamp: string,
+ *   conditions: string[], last_error: LastError | null, server: DatabaseServer, answers_since: string | null,
+ *   response_time_ms: number | null, circuit_breaker: DatabaseBreaker, pool_status: PoolStatus,
+ *   last_health_check: string | null, error: string | null, timestamp: string,
  * }} DatabaseHealth
  *
  * @typedef {{
@@ -69,10 +78,10 @@
  *
  * @typedef {{
  *   name: string, state: "closed" | "open" | "half_open" | "forced_open" | "disabled",
- *   override: "none" | "forced_open" | "disabled" | "metrics_only", reason: string, consecutive_failures: number,
- *   failure_threshold: number, success_threshold: number, recovery_timeout: number, window: WindowCounts,
- *   opened_at: string | null, next_attempt: string | null, times_opened: number, stale_results: number,
- *   running: number, key_refused: string,
+ *   override: "none" | "forced_open" | "disabled" | "metrics_only", reason: string, last_error: LastError | null,
+ *   consecutive_failures: number, failure_threshold: number, success_threshold: number, recovery_timeout: number,
+ *   window: WindowCounts, opened_at: string | null, next_attempt: string | null, times_opened: number,
+ *   stale_results: number, running: number, key_refused: string,
  * }} ModelStatus
  *
  * @typedef {{
@@ -86,8 +95,9 @@
  *
  * @typedef {{
  *   service_name: string, state: "healthy" | "degraded" | "unhealthy" | "circuit_open" | "rate_limited",
- *   configured: boolean, reason: string, health: ServiceBreaker, metrics: ServiceMetrics, rate_limits: RateLimits,
- *   models: Record<string, ModelStatus>, configuration: ServiceConfiguration, last_updated: string,
+ *   configured: boolean, reason: string, last_error: LastError | null, health: ServiceBreaker,
+ *   metrics: ServiceMetrics, rate_limits: RateLimits, models: Record<string, ModelStatus>,
+ *   configuration: ServiceConfiguration, last_updated: string,
  * }} ServiceHealth
  *
  * @typedef {{
@@ -105,6 +115,7 @@
  * @typedef {{
  *   next_attempt?: string | null, resets_at?: string | null, error_rate?: number, p95?: number,
  *   services?: string[], lasted_s?: number, share?: number, runs_out?: RunOut | null, amount?: string,
+ *   last_error?: LastError | null, server?: DatabaseServer, answers_since?: string | null,
  * }} AlertData
  *
  * @typedef {{

@@ -1,0 +1,43 @@
+"""From an error to a `Failure`: what is shown beside a state, on pages and in alerts, and written into logs.
+
+Those reach more people than the error itself does, so the sentence is made safe here: one line, cut, without control
+characters and without anything that looks like a key or a password. An error that koo knows brings a sentence of koo's
+own. Of any other error only its class is named: its text is somebody else's, and may quote a prompt.
+"""
+
+from __future__ import annotations
+
+import re
+
+from koo.errors import Failure, Kind, KooError
+from koo.plain_text import plain
+
+SENTENCE_MAX = 300
+CODE_MAX = 80
+
+_SECRET = re.compile(
+    r"\b(?:sk|pk|rk|pplx|gsk|xai|hf|ghp|AIza)[-_]?[A-Za-z0-9_-]{12,}"  # keys, by what providers begin them with
+    r"|(?<=://)[^/\s@]+(?=@)"  # user and password of a URL
+    r"|(?i:(?<=bearer )|(?<=password=)|(?<=api_key=)|(?<=apikey=)|(?<=token=)|(?<=x-api-key: ))[^\s,;]+"
+)
+
+
+def failure_of(error: BaseException, kind: Kind) -> Failure:
+    """What `error` says of what broke. Total: an error of any class will do."""
+    if not isinstance(error, KooError):
+        return Failure(kind, safe(f"it raised {type(error).__name__}"))
+    detail = error.detail or {}
+    status, code = detail.get("status"), detail.get("code") or detail.get("type") or detail.get("sqlstate")
+    return Failure(
+        error.kind,
+        safe(error.reason),
+        # A failure inside an answer that began well: its status says nothing.
+        status if isinstance(status, int) and status != 200 else None,
+        safe(code, CODE_MAX) if isinstance(code, str) else None,
+    )
+
+
+def safe(text: str, most: int = SENTENCE_MAX) -> str:
+    """One plain line of at most `most` characters, where what looks like a secret is "…"."""
+    # Cut last: of a key that is cut in two, the first half would look like a word.
+    return plain(_SECRET.sub("…", plain(text, 2 * most)), most)

@@ -1,0 +1,36 @@
+"""With which errors one kind of dependency refuses, and which refusals follow from what the other side did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from koo.errors import (
+    AuthenticationFailed,
+    CircuitOpen,
+    DatabaseTimeout,
+    DatabaseUnavailable,
+    Kind,
+    KooError,
+    PoolSaturated,
+    RateLimited,
+    ServiceSaturated,
+    ServiceTimeout,
+)
+
+OURS = frozenset({Kind.RATE_LIMITED, Kind.BUDGET_EXCEEDED, Kind.SATURATED, Kind.DEADLINE})
+"""Refusals for limits of our own: what the other side said last has nothing to do with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The errors with which one kind of dependency refuses."""
+
+    circuit_open: type[KooError]
+    limited: type[KooError]
+    saturated: type[KooError]
+    timeout: type[KooError]
+    key_blocked: type[KooError]
+
+
+SERVICES = Family(CircuitOpen, RateLimited, ServiceSaturated, ServiceTimeout, AuthenticationFailed)
+DATABASES = Family(DatabaseUnavailable, PoolSaturated, PoolSaturated, DatabaseTimeout, DatabaseUnavailable)
