@@ -220,6 +220,16 @@ The `.env` holds `NAME=value` lines and comments that begin with `#`. Quote a va
 it, with `'…'` (as it is) or `"…"` (with `\\n` and the like). Nothing is expanded: a `$` in a password is a `$`.
 A line that cannot be read stops the start and is named by its number.
 
+### Whose file it is
+
+A `.env` decides which address gets your keys. One that was found by searching is obeyed only if it is yours or
+root's, and nobody else can write it or put another one in its place: each folder on the way counts, and each
+link. In a folder with the sticky bit (`/tmp`, a mounted secret) entries can be replaced by their owners alone.
+Otherwise the start stops with a sentence that names the file or folder and its owner. `KOO_HOME=/the/folder`, set
+by hand, trusts the file and warns. Under `sudo` the files of the user who called it count as yours.
+
+A file that every user of the machine can read is warned of at each start: `chmod o-r .env`.
+
 ## What happens to a mistake
 
 A value that cannot be right stops the start with one sentence: the variable, what it holds, what is allowed.
@@ -229,6 +239,12 @@ DATABASE_POOL_SIZE holds "-1"; allowed is a whole number, 1 to 10000
 AI_SERVICES__CLAUDE__DALY_BUDGET holds "20", but a service has no such setting (did you mean DAILY_BUDGET?); …
 KOO_HOST holds "0.0.0.0", which others can reach; allowed without KOO_TOKEN are 127.0.0.1, ::1 and localhost
 ```
+
+Quotes around a value (`docker run --env-file` and systemd keep them) and names that were to be replaced
+(`${NAME}`, `$NAME`, `{{{{ name }}}}`) stop the start too: taken as they stand, they would be part of a model's name.
+
+What Kubernetes writes for a Service that is called `koo`, `db`, `ai` or `database` (`KOO_PORT=tcp://10.0.0.7:8000`,
+`DB_SERVICE_HOST`, …) is no setting of koo's and is passed over. A port that your own manifest sets wins over it.
 
 A name that begins like one of ours ({", ".join(f"`{prefix}`" for prefix in PREFIXES)}) and is none of them is
 told as a warning, with the name that was probably meant, and goes on: it may belong to other software. In the

@@ -404,7 +404,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("KOO_ALERT_SEVERITY", "loud", 'holds "loud"; allowed is critical, warning or info'),
     ("KOO_PUBLIC_URL", "koo.example", "begins with http:// or https://"),
     ("AI_LOCAL_ENABLED", "maybe", 'holds "maybe"; allowed is true or false'),
-    ("ANTHROPIC_API_KEY", '"quoted"', 'holds "…"; allowed is ASCII text without quotes and spaces'),
+    ("ANTHROPIC_API_KEY", '"quoted"', 'holds "…"; allowed is a value without quotes around it'),
     ("KOO_TOKEN", "two words", 'holds "…"; allowed is ASCII text without quotes and spaces'),
     ("AI_SERVICES__CLAUDE__DAILY_BUDGET", "-1", "an amount of USD, at least 0, or none for no limit"),
     ("AI_SERVICES__CLAUDE__REQUESTS_PER_MINUTE", "many", "a whole number, at least 0"),

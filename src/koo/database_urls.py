@@ -15,7 +15,14 @@ ALLOWED_PLACE = (
     " several hosts as /database?host=a:5432&host=b:5432)"
 )
 
+NAMES_NO_USER = "its URL names no user, and the system has no name for the one that this process runs as"
+UNREADABLE = "an option in its URL, or in a variable PG… of the environment, is unknown or has a wrong value"
+
 _HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]@\s]*)(?::(\d{1,5}))?")
+
+
+class UnusableArguments(Exception):
+    """A driver could not make a connection's arguments of a URL and the environment; its text is for people."""
 
 
 def check_place(rest: str) -> None:

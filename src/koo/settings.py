@@ -21,7 +21,15 @@ from typing import Any, NamedTuple
 from koo.configuration.cross_checks import contradictions
 from koo.configuration.names import UnknownVariable, merge, unknown
 from koo.configuration.reading import read_rows, where
-from koo.configuration.sources import ENV_FILE, Found, Source, check_home, find_home, gather
+from koo.configuration.sources import (
+    ENV_FILE,
+    Found,
+    Source,
+    check_env_file,
+    check_home,
+    find_home,
+    gather,
+)
 from koo.configuration.table import Row
 from koo.configuration.to_options import platform_options
 from koo.configuration.urls import url_of
@@ -63,6 +71,9 @@ class Settings(Variables):
         environ = os.environ if environ is None else environ
         here = _working_directory() if working_directory is None else working_directory
         home = find_home(str(values.get("koo_home", "")) or environ.get("KOO_HOME", "").strip(), here)
+        by_hand = bool(values.get("koo_home") or environ.get("KOO_HOME", "").strip())
+        for sentence in check_env_file(home / ENV_FILE, environ, by_hand=by_hand):
+            _warn_once(sentence)
         found = gather(environ, home / ENV_FILE)
         check_home(found.get("KOO_HOME"), home)
         merged = merge(found.values(), values)

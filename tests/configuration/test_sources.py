@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from koo.configuration.names import nearest
 from koo.configuration.sources import find_home, gather, read_env_file
 from koo.errors import ConfigurationError
+from koo.settings import Settings
 
 CASES = {
     "A=1": "1",
@@ -142,3 +143,93 @@ def test_without_any_file_the_home_is_the_working_directory(tmp_path: Path) -> N
 def test_a_name_like_no_other_has_no_nearest() -> None:
     assert nearest("KOO_PROT", {"KOO_PORT", "KOO_HOST"}) == "KOO_PORT"
     assert nearest("XYZ", {"KOO_PORT"}) is None
+
+
+# ── links that an orchestrator writes ─────────────────────────────────────────────────────────────────────────────────
+
+
+def links(service: str, port: int = 8000) -> dict[str, str]:
+    """What the kubelet sets for a Service with one port."""
+    one = f"{service}_PORT_{port}_TCP"
+    return {
+        f"{service}_SERVICE_HOST": "10.96.12.34",
+        f"{service}_SERVICE_PORT": str(port),
+        f"{service}_SERVICE_PORT_HTTP_API": str(port),
+        f"{service}_PORT": f"tcp://10.96.12.34:{port}",
+        one: f"tcp://10.96.12.34:{port}",
+        f"{one}_PROTO": "tcp",
+        f"{one}_PORT": str(port),
+        f"{one}_ADDR": "10.96.12.34",
+    }
+
+
+@pytest.mark.parametrize(
+    "service", ["KOO", "DATABASE", "AI", "DB", "AI_SERVICES", "KOO_STATE", "DATABASE_URL"]
+)
+def test_a_service_beside_the_pod_is_no_setting_and_no_misspelt_one(service: str, tmp_path: Path) -> None:
+    settings = Settings(environ=links(service), working_directory=tmp_path)
+    assert settings.unknown_variables == ()
+    assert settings.koo_port == Settings(environ={}, working_directory=tmp_path).koo_port
+
+
+def test_what_the_pods_own_manifest_sets_wins_over_a_link(tmp_path: Path) -> None:
+    settings = Settings(environ=links("KOO") | {"KOO_PORT": "8123"}, working_directory=tmp_path)
+    assert settings.koo_port == 8123
+
+
+@pytest.mark.parametrize("wrong", ["eighty", "8000/tcp", "http://10.96.12.34:8000", "tcp://10.96.12.34"])
+def test_a_wrong_port_beside_links_still_stops_the_start(wrong: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="KOO_PORT holds"):
+        Settings(environ=links("KOO") | {"KOO_PORT": wrong}, working_directory=tmp_path)
+
+
+def test_a_misspelt_variable_is_seen_beside_the_links(tmp_path: Path) -> None:
+    settings = Settings(environ=links("DATABASE") | {"DATABASE_POOL_SIZ": "3"}, working_directory=tmp_path)
+    assert [one.meant for one in settings.unknown_variables] == ["DATABASE_POOL_SIZE"]
+
+
+def test_a_link_in_a_env_file_is_a_wrong_value(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("KOO_PORT=tcp://10.96.12.34:8000\n")
+    with pytest.raises(ConfigurationError, match="KOO_PORT holds"):
+        Settings(environ={}, working_directory=tmp_path)
+
+
+# ── text that another program was to have worked on ───────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("variable", ["AI_SERVICES__CLAUDE__MODEL", "KOO_TOKEN", "DATABASE_URL", "KOO_HOST"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"value-of-16-chars"',
+        "'value-of-16-chars'",
+        "“value-of-16-chars”",
+        "${MODEL}",
+        "a${MODEL}b",
+        "$MODEL",
+        "$(MODEL)",
+        "{{ model }}",
+    ],
+)
+def test_quotes_around_a_value_and_names_that_were_not_replaced_stop_the_start(
+    variable: str, text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"{variable} holds .*(without quotes|koo replaces no)"):
+        Settings(environ={variable: text}, working_directory=tmp_path)
+
+
+def test_names_in_a_env_file_are_not_replaced_either(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("AI_SERVICES__CLAUDE__MODEL=${MODEL}\n")
+    with pytest.raises(ConfigurationError, match=r"write the value itself, .* \(set in "):
+        Settings(environ={"MODEL": "claude-x"}, working_directory=tmp_path)
+
+
+@pytest.mark.parametrize("text", ["vendor/model:free@2025", "p$word", "o'brien", "a$", "100%"])
+def test_what_may_be_meant_is_taken(text: str, tmp_path: Path) -> None:
+    settings = Settings(environ={"AI_SERVICES__CLAUDE__MODEL": text}, working_directory=tmp_path)
+    assert settings.ai_services["claude"].model == text
+
+
+def test_a_field_of_a_request_is_json_where_quotes_are_meant(tmp_path: Path) -> None:
+    settings = Settings(environ={"AI_SERVICES__CLAUDE__BODY__user": '"ada"'}, working_directory=tmp_path)
+    assert settings.ai_services["claude"].body["user"].get_secret_value() == '"ada"'

@@ -5,6 +5,7 @@ Of a secret the sentence shows no more than "…", also where the secret stands 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from koo.configuration.table import Row, Table
 from koo.configuration.values import reveal
 from koo.configuration.variables import FAMILIES, Name, Variables
 from koo.errors import ConfigurationError
+
+QUOTES = ("'", '"', "`", "“", "”", "‘", "’")
+_UNREPLACED = re.compile(r"\$\{[A-Za-z_]\w*\}|^\$(?:[A-Za-z_]\w*|\([A-Za-z_]\w*\))$|^\{\{.*\}\}$")
 
 
 def read_rows(
@@ -42,6 +46,8 @@ def read_rows(
 def _read(row: Row, found: Found | None, home: Path) -> object:
     value = row.default if found is None else found.value
     try:
+        if found is not None and found.source in (ENV_FILE, "environment"):
+            _check_text(str(value), quotes_are_meant=row.many)
         return row.read(value, home)
     except ValueError as error:
         said = str(error) or f"allowed is {row.allowed}"
@@ -49,6 +55,19 @@ def _read(row: Row, found: Found | None, home: Path) -> object:
     held = row.form.held(str(reveal(value)))
     variable = row.name.upper() if found is None else found.variable
     raise ConfigurationError("", f"{variable} holds {held}; {said}{where(found, home)}")
+
+
+def _check_text(text: str, *, quotes_are_meant: bool) -> None:
+    """Raises ValueError for text that another program was to have worked on first, and did not.
+
+    `docker run --env-file` and systemd keep quotes that a shell takes away, and koo replaces no name by a value.
+    """
+    if not quotes_are_meant and text[:1] in QUOTES and text[-1:] in QUOTES:
+        raise ValueError("allowed is a value without quotes around it: here they would be a part of it")
+    if _UNREPLACED.search(text):
+        raise ValueError(
+            "koo replaces no ${NAME}, $NAME or {{ name }}: write the value itself, in a URL $ as %24"
+        )
 
 
 def where(found: Found | None, home: Path) -> str:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from koo.configuration.service_links import without_links
+from koo.configuration.trust import look_at
 from koo.configuration.values import quoted
 from koo.errors import ConfigurationError
 
@@ -52,9 +54,11 @@ def find_home(given: str, working_directory: Path) -> Path:
 
 
 def _holds_env_file(folder: Path) -> bool:
-    # A folder named .env is a virtual environment, and no settings.
+    # A folder named .env is a virtual environment, and no settings. A link that leads nowhere is a mounted secret that
+    # is missing, and reading it says so.
+    file = folder / ENV_FILE
     try:
-        return (folder / ENV_FILE).exists() and not (folder / ENV_FILE).is_dir()
+        return (file.exists() or file.is_symlink()) and not file.is_dir()
     except PermissionError:  # A folder above that may not be looked into holds nothing for us.
         return False
 
@@ -69,6 +73,29 @@ def check_home(found: Found | None, home: Path) -> None:
             f"KOO_HOME holds {quoted(str(found.value))} in {home / ENV_FILE}, which is found by KOO_HOME itself; "
             "allowed is to set it in the environment",
         )
+
+
+def check_env_file(path: Path, environ: Mapping[str, str], *, by_hand: bool) -> Iterator[str]:
+    """Sentences to warn with. `by_hand`: KOO_HOME names its folder, so whoever else can change it is trusted.
+
+    Raises `ConfigurationError` for one that was found by searching and that others can change.
+    """
+    if not _holds_env_file(path.parent):
+        return
+    try:
+        doubt, is_readable_by_all = look_at(path, environ)
+    except OSError:
+        return  # the reading says it in words
+    if doubt and not by_hand:
+        raise ConfigurationError(
+            "",
+            f"{path} is not read, because {doubt}: change that, or set KOO_HOME={path.parent} to trust the file, or "
+            "KOO_HOME to another folder",
+        )
+    if doubt:
+        yield f"{path} is read because KOO_HOME says so, but {doubt}"
+    if is_readable_by_all:
+        yield f"every user of this machine can read {path}: chmod o-r {path}"
 
 
 # ── .env ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -124,7 +151,7 @@ def gather(environ: Mapping[str, str], env_file: Path) -> dict[str, Found]:
 
     An empty variable of the environment hides the file's, so `OPENAI_API_KEY= koo serve` is a start without the key.
     """
-    return _read(read_env_file(env_file), ".env") | _read(environ, "environment")
+    return _read(read_env_file(env_file), ".env") | _read(without_links(environ), "environment")
 
 
 def _read(variables: Mapping[str, str], source: Source) -> dict[str, Found]:

@@ -7,6 +7,7 @@ from enum import Enum
 
 from sqlalchemy import exc
 
+from koo.database_urls import UnusableArguments
 from koo.errors import DatabaseUnavailable, Kind, KooError
 from koo.policies.verdict import NEUTRAL, Fault
 from koo.server_words import at_connect, by_words, of_pooler, sentence_of
@@ -79,6 +80,8 @@ def _by_class(error: Exception, original: BaseException, stage: ScopeStage) -> M
         error, exc.TimeoutError
     ):  # of SQLAlchemy's pool: the pool's queue in front should make it impossible
         return SATURATED
+    if isinstance(error, UnusableArguments):
+        return MISCONFIGURED.saying(str(error))
     meaning = by_class(original)
     # asyncpg.connect takes the URL's options as arguments, and refuses one that it does not have.
     mistaken = meaning is None and stage is ScopeStage.CONNECT and isinstance(error, TypeError)

@@ -17,6 +17,7 @@ import asyncpg
 
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
 from koo.database.drivers.wire import refuses_parameters, server_timeouts, set_up_socket, sever
+from koo.database_urls import NAMES_NO_USER, UNREADABLE, UnusableArguments
 from koo.options import DatabaseOptions
 
 UNPREPARED = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
@@ -61,6 +62,12 @@ class Asyncpg:
                 raise
             self._takes_parameters = False
             connection = await connect(server_settings=given)
+        except asyncpg.InterfaceError:
+            raise
+        except (LookupError, ValueError) as error:
+            # Raised bare before anything is sent: by `getpass` for a user id without a name, by `int` for PGPORT.
+            says = NAMES_NO_USER if isinstance(error, LookupError) else UNREADABLE
+            raise UnusableArguments(says) from error
         connection.cleanup_s = options.cleanup_timeout_s
         transport = getattr(connection, "_transport", None)
         if transport is not None:

@@ -1,0 +1,41 @@
+"""Variables that Kubernetes and Docker write for services beside a container, some under names of koo's.
+
+A Service named `koo` gives each pod of its namespace KOO_PORT=tcp://10.0.0.7:8000, KOO_SERVICE_HOST and more; one named
+`db`, `ai` or `database` does the same under their prefixes. They are not settings: nobody wrote them to set koo up.
+
+A variable whose name ends in _PORT is a link if its value is one: what a pod's own manifest sets wins over the link of
+the same name, and a wrong number is still wrong. The others are links where they stand beside a link of their service.
+
+https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+_LINK = re.compile(r"(?:tcp|udp|sctp)://[^/?#]*:\d+", re.IGNORECASE)
+_BESIDE = re.compile(
+    r"_(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|NAME|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+)
+
+
+def without_links(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without service links."""
+    services = set(_services(environ))
+    return {name: text for name, text in environ.items() if not _is_link(name, text, services)}
+
+
+def _services(environ: Mapping[str, str]) -> Iterator[str]:
+    """What begins the names of each linked service: "KOO" for a Service named koo."""
+    for name, text in environ.items():
+        if name.endswith("_PORT") and _LINK.fullmatch(text.strip()):
+            yield name.removesuffix("_PORT")
+        elif name.endswith("_SERVICE_HOST") and f"{name.removesuffix('_HOST')}_PORT" in environ:
+            yield name.removesuffix("_SERVICE_HOST")
+
+
+def _is_link(name: str, text: str, services: set[str]) -> bool:
+    if name.endswith("_PORT") and _LINK.fullmatch(text.strip()):
+        return True
+    return any(name.startswith(one) and _BESIDE.fullmatch(name, len(one)) for one in services)
