@@ -241,7 +241,7 @@ KOO_HOST holds "0.0.0.0", which others can reach; allowed without KOO_TOKEN are 
 ```
 
 Quotes around a value (`docker run --env-file` and systemd keep them) and names that were to be replaced
-(`${NAME}`, `$NAME`, `{{{{ name }}}}`) stop the start too: taken as they stand, they would be part of a model's name.
+(`${{NAME}}`, `$NAME`, `{{{{ name }}}}`) stop the start too: taken as they stand, they would be part of a model's name.
 
 What Kubernetes writes for a Service that is called `koo`, `db`, `ai` or `database` (`KOO_PORT=tcp://10.0.0.7:8000`,
 `DB_SERVICE_HOST`, …) is no setting of koo's and is passed over. A port that your own manifest sets wins over it.
