@@ -547,9 +547,10 @@ def test_a_service_is_reset_by_its_own_button(
                 await page.click("[data-name=second]")
                 assert "The breaker of claude-sonnet-5-5 (open) is closed" in await page.text("#reset-effect")
                 await page.type("#reset-reason", "their status page says so")
+                await page.type("#reset-by", "ada")
                 await page.click("#reset-go")
                 await page.until_text("#reset-result", "Done: second starts afresh")
-                assert "their status page says so" in caplog.text
+                assert "by 'ada', reason: 'their status page says so'" in caplog.text
                 services = koo.services
                 assert services["second"].default_guard.breaker.phase is CLOSED
                 assert services["claude"].default_guard.breaker.phase is OPEN

@@ -32,21 +32,28 @@ export async function look() {
 }
 
 /**
- * @param {string} reason
+ * Who does something and why, as far as they said.
+ * @param {{by: string, reason: string}} given
+ */
+export function signed({ by, reason }) {
+  return { ...(by && { by }), ...(reason && { reason }) };
+}
+
+/**
+ * @param {{by: string, reason: string}} given
  * @param {string} token empty: the one of this tab
  */
-export function resetDatabase(reason, token) {
-  const body = reason ? { reason } : {};
-  return ask("POST", "monitoring/database/reset-circuit-breaker", body, token);
+export function resetDatabase(given, token) {
+  return ask("POST", "monitoring/database/reset-circuit-breaker", signed(given), token);
 }
 
 /**
  * @param {string} service
- * @param {string} reason
+ * @param {{by: string, reason: string}} given
  * @param {string} token empty: the one of this tab
  */
-export function resetService(service, reason, token) {
-  return ask("POST", `ai/services/${encodeURIComponent(service)}/reset-errors`, reason ? { reason } : {}, token);
+export function resetService(service, given, token) {
+  return ask("POST", `ai/services/${encodeURIComponent(service)}/reset-errors`, signed(given), token);
 }
 
 /**

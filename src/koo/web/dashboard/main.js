@@ -4,10 +4,11 @@
 
 import { keepToken, look, readToken } from "./api.js";
 import { checkNow } from "./checks.js";
+import { ActDialog } from "./dialog.js";
 import { patch } from "./dom.js";
 import { Feed } from "./feed.js";
 import { goToPlace } from "./places.js";
-import { ResetDialog } from "./reset.js";
+import { resetOf } from "./reset.js";
 import { favicon, glyph, UNREADABLE } from "./shapes.js";
 import { below, content, link, verdict, verdictOf } from "./view.js";
 import { capital } from "./words.js";
@@ -20,14 +21,14 @@ const tokenField = /** @type {HTMLInputElement} */ (part("token"));
 const application = document.documentElement.dataset.application ?? "";
 
 const feed = new Feed(look, render);
-const dialog = new ResetDialog(feed);
+const resets = new ActDialog("reset", feed);
 
 function render() {
   document.documentElement.dataset.link = feed.link;
   patch(part("link"), link(feed));
   try {
     show(verdictOf(feed), verdict(feed), below(feed), content(feed));
-    dialog.render();
+    resets.render();
   } catch (error) {
     // An answer of another shape: numbers that are half new and half old would be believed.
     const words = `This page cannot show the server's answer (${error}). Reload it; koo status shows the same.`;
@@ -92,8 +93,8 @@ document.addEventListener("click", (event) => {
   const button = event.target instanceof Element ? event.target.closest("button") : null;
   if (button?.dataset.act === "again") feed.askNow();
   if (button?.dataset.check) void checkNow(button.dataset.check, feed);
-  if (button?.dataset.reset === "database") dialog.open({ kind: "database" });
-  if (button?.dataset.reset === "service") dialog.open({ kind: "service", name: button.dataset.name ?? "" });
+  if (button?.dataset.reset === "database") resets.open(resetOf({ kind: "database" }));
+  if (button?.dataset.reset === "service") resets.open(resetOf({ kind: "service", name: button.dataset.name ?? "" }));
 });
 
 window.addEventListener("hashchange", () => feed.snapshot && goToPlace(feed.snapshot.dashboard));

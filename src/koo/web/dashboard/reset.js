@@ -1,10 +1,10 @@
 // @ts-check
-// The dialog of a reset: what it will do, with the state of now; then what it did.
+// The acts of a reset: of the database's breaker, or of a service.
 
-import { Failure, keepToken, readToken, resetDatabase, resetService } from "./api.js";
+import { resetDatabase, resetService } from "./api.js";
 import { databaseReason } from "./cards.js";
-import { h, patch } from "./dom.js";
-import { badge, breakerLook, DISCONNECTED, partLook, shape, severityLook, stateLook, verdictLook } from "./shapes.js";
+import { h } from "./dom.js";
+import { badge, breakerLook, partLook, stateLook } from "./shapes.js";
 import { capital, counted, plainly } from "./words.js";
 
 /**
@@ -13,108 +13,30 @@ import { capital, counted, plainly } from "./words.js";
  */
 
 /**
- * @template {HTMLElement} T
- * @param {string} id
- * @returns {T}
+ * @param {Target} target
+ * @returns {import("./dialog.js").Act}
  */
-function part(id) {
-  return /** @type {T} */ (document.getElementById(id));
+export function resetOf(target) {
+  return {
+    title: target.kind === "database" ? "Reset the database's circuit breaker?" : `Reset ${target.name}?`,
+    go: "Reset",
+    going: "Resetting…",
+    fails: "Nothing was reset",
+    unsure: "whether it was reset",
+    effect: (feed, done) => effect(target, feed, done),
+    send: (given, token) => send(target, given, token),
+  };
 }
 
-export class ResetDialog {
-  /** @param {Feed} feed */
-  constructor(feed) {
-    this.feed = feed;
-    /** @type {Target | null} */
-    this.target = null;
-    this.done = false;
-    this.busy = false;
-    this.dialog = /** @type {HTMLDialogElement} */ (part("reset"));
-    this.go = /** @type {HTMLButtonElement} */ (part("reset-go"));
-    this.reason = /** @type {HTMLInputElement} */ (part("reset-reason"));
-    this.token = /** @type {HTMLInputElement} */ (part("reset-token"));
-    part("reset-cancel").addEventListener("click", () => this.dialog.close());
-    part("reset-form").addEventListener("submit", (event) => {
-      event.preventDefault();
-      if (this.done) this.dialog.close();
-      else void this.act();
-    });
-    this.dialog.addEventListener("close", () => (this.token.value = ""));
-  }
-
-  /** @param {Target} target */
-  open(target) {
-    this.target = target;
-    this.done = this.busy = false;
-    this.reason.value = this.token.value = "";
-    part("reset-reason-part").hidden = false;
-    part("reset-token-part").hidden = true;
-    part("reset-title").textContent =
-      target.kind === "database" ? "Reset the database's circuit breaker?" : `Reset ${target.name}?`;
-    patch(part("reset-result"), []);
-    this.render();
-    this.dialog.showModal();
-  }
-
-  /** What it says follows the state for as long as the dialog is open. */
-  render() {
-    if (this.target === null) return;
-    part("reset-cancel").hidden = this.done;
-    this.go.ariaDisabled = String(this.busy); // `disabled` would lose the focus
-    this.go.textContent = this.done ? "Close" : this.busy ? "Resetting…" : "Reset";
-    patch(part("reset-effect"), effect(this.target, this.feed, this.done));
-  }
-
-  async act() {
-    if (this.target === null || this.busy) return;
-    this.busy = true;
-    this.render();
-    const token = this.token.value.trim();
-    try {
-      const said = await this.send(this.target, token);
-      if (token) keepToken(token);
-      this.done = true;
-      this.tell(verdictLook("healthy"), `Done: ${said}.`);
-      part("reset-token-part").hidden = part("reset-reason-part").hidden = true;
-    } catch (error) {
-      this.fail(error);
-    }
-    this.busy = false;
-    this.render();
-    if (this.done) this.go.focus(); // the field where it was is gone
-    this.feed.askNow();
-  }
-
-  /**
-   * @param {Target} target
-   * @param {string} token
-   */
-  async send(target, token) {
-    const reason = this.reason.value.trim();
-    const answer = await (target.kind === "database" ? resetDatabase(reason, token) : resetService(target.name, reason, token));
-    const state = answer.new_state ? `; its state is ${stateLook(answer.new_state).word}` : "";
-    return `${answer.message}${state}`;
-  }
-
-  /** @param {unknown} error */
-  fail(error) {
-    const failure = error instanceof Failure ? error : new Failure(String(error));
-    if (failure.status) this.tell(severityLook("critical"), `Nothing was reset: ${failure.message}.`);
-    else this.tell(DISCONNECTED, `Nobody knows whether it was reset: ${failure.message}. Doing it twice does no harm.`);
-    const wantsToken = failure.status === 401 || (failure.status === 403 && readToken() !== "");
-    if (wantsToken) {
-      part("reset-token-part").hidden = false;
-      this.token.focus();
-    }
-  }
-
-  /**
-   * @param {import("./shapes.js").Look} look
-   * @param {string} words
-   */
-  tell(look, words) {
-    patch(part("reset-result"), [h("p", { class: `result ${look.tone}` }, shape(look), h("span", {}, words))]);
-  }
+/**
+ * @param {Target} target
+ * @param {import("./dialog.js").Given} given
+ * @param {string} token
+ */
+async function send(target, given, token) {
+  const answer = await (target.kind === "database" ? resetDatabase(given, token) : resetService(target.name, given, token));
+  const state = answer.new_state ? `; its state is ${stateLook(answer.new_state).word}` : "";
+  return `${answer.message}${state}`;
 }
 
 /**
