@@ -79,16 +79,25 @@ def service_of(**more: Any) -> dict[str, Any]:
         "metrics": {"total_requests": 8, "failed_requests": 5, "p95": 0.0019},
         "rate_limits": {**windows, "daily_budget": budget},
         "configuration": {"kind": "openai_compatible"},
+        "last_error": None,
     }
     return given | more
 
 
+def error_of(sentence: str) -> dict[str, object]:
+    """A last error, a minute ago."""
+    return {"kind": "server_error", "status": 500, "sentence": sentence, "at": "2026-11-28T14:05:24+00:00"}
+
+
 def health_of(overall: str, **services: dict[str, Any]) -> dict[str, object]:
     pool = {"active_connections": 1, "max_connections": 30}
-    database = {
+    database: dict[str, object] = {
         "state": "circuit_open",
         "reason": "5 failures in a row",
         "error": f"database: the server refuses connections; try again at {AT}",
+        "last_error": error_of("the server refuses connections") | {"kind": "connection"},
+        "server": {"host": "db.example", "port": 5432, "name": "shop"},
+        "answers_since": None,
         "conditions": [],
         "response_time_ms": 1.94,
         "pool_status": pool,
@@ -133,8 +142,10 @@ def test_status_has_one_line_a_service_and_one_for_each_reason(here: Here) -> No
     """The next attempt with it, times with their zone, numbers as the page has them."""
     open_ = {"circuit_breaker_state": "open", "next_attempt": AT}
     quota = f"the provider's quota is used up until {AT}"
+    why = "5 failures in a row [/x], the last: status 500, api_error"
+    said = error_of("status 500, api_error: boom")
     services = {
-        NAME: service_of(state="circuit_open", reason="5 failures in a row [/x]", health=open_),
+        NAME: service_of(state="circuit_open", reason=why, health=open_, last_error=said),
         "claude": service_of(state="rate_limited", reason=quota),
         "openai": service_of(state="circuit_open", reason="the provider refused the key"),
         "lab": service_of(),
@@ -147,10 +158,11 @@ def test_status_has_one_line_a_service_and_one_for_each_reason(here: Here) -> No
     assert code == 3
     assert f"koo at {url}: degraded" in lines
     assert (
-        "database: circuit_open 1.9 ms, 1 of 30 connections in use — the server refuses connections; try again at "
-        f"2026-11-28T14:07:06Z (in 43 s); {next_attempt}"
+        "database: circuit_open 1 of 30 connections in use on db.example:5432/shop — the server refuses connections; "
+        f"try again at 2026-11-28T14:07:06Z (in 43 s); last error connection, 60 s ago; {next_attempt}"
     ) in lines
-    assert f"{NAME}: 5 failures in a row [/x]; {next_attempt}" in lines
+    error = "last error server_error: status 500, api_error: boom, 60 s ago"
+    assert f"{NAME}: {why}; {error}; {next_attempt}" in lines
     assert (
         "claude: the provider's quota is used up until 2026-11-28T14:07:06Z (in 43 s)"
         f"; {next_attempt}" in lines
@@ -159,6 +171,23 @@ def test_status_has_one_line_a_service_and_one_for_each_reason(here: Here) -> No
     row = next(line for line in lines if line.startswith(NAME) and "5 failures" not in line)
     assert row.split() == f"{NAME} circuit_open open 8 5 1.9 ms $0.000082 of $10.00".split()
     assert "what to do: koo alerts" in lines
+
+
+def test_the_database_is_named_and_says_how_long_it_answers_again(here: Here) -> None:
+    """And a probe that was refused has no time among the good numbers."""
+    documents: Any = health_of("degraded", lab=service_of())
+    view = documents["/monitoring/health"]["database"]
+    view |= {"error": None, "answers_since": AT, "server": {"host": None, "port": None, "name": "app.db"}}
+    with canned(documents) as url:
+        here.set({"KOO_URL": url})
+        _, out, _ = here.run("status")
+        line = next(line for line in out.splitlines() if line.startswith("database:"))
+        assert "circuit_open 1.9 ms, 1 of 30 connections in use in app.db — 5 failures in a row" in line
+        assert (
+            "5 failures in a row; last error connection: the server refuses connections, 60 s ago; its probe"
+            in line
+        )
+        assert "; its probe is answered since 2026-11-28T14:07:06Z; next attempt" in line
 
 
 def test_a_full_limit_says_when_it_is_free_again(here: Here) -> None:

@@ -123,7 +123,15 @@ def test_it_shows_the_state_of_everything_and_follows_it_by_itself(browser: str,
                 assert await page.run("document.title") == "■ Unhealthy · koo"
                 assert "svg" in await page.run("document.querySelector('link[rel=icon]').href")
                 card = await page.text("[aria-labelledby=service-0]")
-                for words in ("circuit open", "3 failures in a row", "Asked again in", "0 %", "3 of 60"):
+                broke = ("Last error overloaded", "status 529, overloaded_error")
+                for words in (
+                    "circuit open",
+                    "3 failures in a row",
+                    "Asked again in",
+                    "0 %",
+                    "3 of 60",
+                    *broke,
+                ):
                     assert words in card
 
                 koo.reset_service("claude")

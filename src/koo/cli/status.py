@@ -8,11 +8,13 @@ from decimal import Decimal
 from koo.cli.client import ask
 from koo.cli.tables import Column, coloured, put_table, put_words
 from koo.cli.terminal import HEALTH_EXITS, Exit, put, put_json, run_async
-from koo.cli.words import latency, moment, plainly, seconds_of, time_in, usd, when
+from koo.cli.words import latency, moment, plainly, seconds_of, span, time_in, usd, when
 from koo.monitoring.shapes import (
     WINDOWS,
     Budget,
     DatabaseHealth,
+    DatabaseServer,
+    LastError,
     RunOut,
     ServiceHealth,
     SystemHealth,
@@ -62,15 +64,29 @@ def _show(url: str, health: SystemHealth) -> None:
 def _put_database(view: DatabaseHealth, now: float) -> None:
     pool = view["pool_status"]
     words = [f"{pool['active_connections']} of {pool['max_connections']} connections in use"]
-    if view["response_time_ms"] is not None:
+    # Of a probe that failed the time says how soon it was refused, and would read as if the database were quick.
+    if view["response_time_ms"] is not None and view["error"] is None:
         words.insert(0, f"{latency(view['response_time_ms'] / 1000)},")
-    words += [f"({condition})" for condition in view["conditions"]]
+    words += [_server(view.get("server")), *(f"({condition})" for condition in view["conditions"])]
     # The line says already whose reason it is.
     why = (view["error"] or view["reason"]).removeprefix("database: ")
+    again = f"; its probe is answered since {when(since)}" if (since := view.get("answers_since")) else ""
     if why:
-        again = _again(seconds_of(view["circuit_breaker"]["next_attempt"]), now)
-        words.append(f"— {plainly(why, now)}{again}")
-    put_words("database:", coloured(view["state"]), *words)
+        error = _last_error(view.get("last_error"), why, now)
+        next_ = _again(seconds_of(view["circuit_breaker"]["next_attempt"]), now)
+        words.append(f"— {plainly(why, now)}{error}{again}{next_}")
+    put_words("database:", coloured(view["state"]), *filter(None, words))
+
+
+def _server(server: DatabaseServer | None) -> str:
+    """Which one it is: "on db.example:5432/shop", or "in app.db"."""
+    if server is None:
+        return ""
+    name = server["name"] or ""
+    if server["host"] is None:
+        return f"in {name}" if name else ""
+    port = "" if server["port"] is None else f":{server['port']}"
+    return f"on {server['host']}{port}{'/' if name else ''}{name}"
 
 
 def _service_cells(view: ServiceHealth) -> list[str]:
@@ -93,11 +109,20 @@ def _why(view: ServiceHealth, now: float) -> str:
     if not view["reason"] or not (view["configured"] or _is_local(view)):
         return ""
     at = next_attempt(view)
+    again = _again(at, now)
     if at is None and view["state"] == "circuit_open":
-        return (
-            f"{plainly(view['reason'], now)}; next attempt after an unbilled check that succeeds, or a reset"
-        )
-    return plainly(view["reason"], now) + _again(at, now)
+        again = "; next attempt after an unbilled check that succeeds, or a reset"
+    return plainly(view["reason"], now) + _last_error(view.get("last_error"), view["reason"], now) + again
+
+
+def _last_error(error: LastError | None, reason: str, now: float) -> str:
+    """What broke, as far as the reason does not say it already."""
+    if error is None:
+        return ""
+    at = seconds_of(error["at"])
+    ago = "" if at is None else f", {span(now - at)} ago"
+    sentence = "" if error["sentence"] in reason else f": {error['sentence']}"
+    return f"; last error {error['kind']}{sentence}{ago}"
 
 
 def _again(at: float | None, now: float) -> str:

@@ -31,8 +31,11 @@ export function databaseCard(database, metrics, now) {
   const why = databaseReason(database);
   return h("article", { class: `card part wide ${look.tone}`, key: "database", id: placeOf("database"), "aria-labelledby": "database-name" },
     h("header", {}, h("h2", { id: "database-name" }, "Database"), badge(look)),
+    h("p", { class: "soft" }, serverWords(database.server)),
     why ? h("p", { class: "why" }, capital(plainly(why, now))) : null,
     database.conditions.length ? h("p", { class: "why" }, `It is ${database.conditions.map(spaced).join(", ")}.`) : null,
+    answersAgain(database.answers_since, now),
+    whatBroke(database.last_error, look.tone === "ok" ? null : breaker.last_success, now),
     h("div", { class: "columns" },
       h("dl", { class: "figures" }, databaseFigures(database, metrics, now)),
       pool(database.pool_status),
@@ -47,6 +50,37 @@ export function databaseCard(database, metrics, now) {
  */
 export function databaseReason(database) {
   return (database.error ?? database.reason).replace(/^database: /, "");
+}
+
+/**
+ * Which one it is: "shop on db.example:5432", or a file's name.
+ * @param {import("./data.js").DatabaseServer} server
+ */
+function serverWords({ host, port, name }) {
+  const place = host === null ? "" : port === null ? host : `${host}:${port}`;
+  return [name, place].filter(Boolean).join(" on ");
+}
+
+/**
+ * @param {string | null} since
+ * @param {number} now
+ */
+function answersAgain(since, now) {
+  const at = timeOf(since);
+  return at === null ? null : h("p", { class: "next" }, "It answers its probe again, for ", h("strong", {}, span(now - at)));
+}
+
+/**
+ * The last error, and of what is sick the last success: "server error 12 s ago: status 500, api_error".
+ * @param {import("./data.js").LastError | null} error
+ * @param {string | null} success
+ * @param {number} now
+ */
+function whatBroke(error, success, now) {
+  const at = timeOf(error?.at), good = timeOf(success);
+  if (error === null || at === null) return null;
+  return h("p", { class: "soft broke" }, "Last error ", h("b", {}, spaced(error.kind)), ` ${span(now - at)} ago: ${plainly(error.sentence, now)}`,
+    good === null ? "" : ` · last success ${span(now - good)} ago`);
 }
 
 /** @param {string} word */
@@ -65,7 +99,8 @@ function databaseFigures(database, metrics, now) {
   return [
     figure("p50", asked ? latency(times.p50) : "–", "half of the scopes of the last 5 minutes were faster"),
     figure("p95", asked ? latency(times.p95) : "–", "19 of 20 scopes of the last 5 minutes were faster"),
-    figure("probe", probe === null ? "–" : latency(probe / 1000), "a question on a connection of its own"),
+    // Of a probe that failed the time says how soon it was refused: no number to stand among good ones.
+    figure("probe", probe === null ? "–" : database.error !== null ? "failed" : latency(probe / 1000), "a question on a connection of its own"),
     figure("probed", checked === null ? "–" : `${span(now - checked)} ago`),
   ];
 }
@@ -99,6 +134,7 @@ export function serviceCard(service, place, now) {
     h("p", { class: "soft" }, [model, kind].filter(Boolean).join(" · ")),
     service.reason && service.state !== "healthy" ? h("p", { class: "why" }, capital(plainly(service.reason, now))) : null,
     nextAttempt(service, now),
+    whatBroke(service.last_error, look.tone === "ok" ? null : service.health.last_success, now),
     h("dl", { class: "figures" }, serviceFigures(service)),
     breakers("h4", "Circuit breakers", Object.entries(service.models), service.reason, now),
     limits(service, now),
