@@ -102,7 +102,7 @@ def look_of(value: Any) -> Any:
         return [look_of(inner) for inner in value]
     if isinstance(value, float):
         return "a number"
-    return re.sub(r"\d.*\d|\d", "…", value) if isinstance(value, str) else value
+    return re.sub(r"\b[0-9a-f]{16}\b|\d.*\d|\d", "…", value) if isinstance(value, str) else value
 
 
 def examples() -> dict[str, Any]:

@@ -26,6 +26,7 @@ ROWS: list[set[str]] = [
     {
         "alert_options",
         "checked",
+        "episodes",
         "errors",
         "failures",
         "forks",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,19 @@ from koo.ai.operation_money import Money, OperationMoney, SharedMoney
 from koo.ai.pricing import Prices
 from koo.ai.service import AIService, Service
 from koo.ai.threads import Threads
+from koo.alerts.engine import outer_component
+from koo.alerts.evidence import Looks
 from koo.alerts.keeping import AlertKeeper
 from koo.alerts.news import StoreNews
 from koo.alerts.rules import BUDGET, STORE
 from koo.clock import Clock
+from koo.database_urls import is_same_server
 from koo.deadlines import Deadlines
 from koo.events import EventBus, ProcessRenamed, StoreForgot, StoreFound, StoreLost
 from koo.http.client import HttpClient
-from koo.monitoring.shapes import Budget, ServiceHealth
+from koo.monitoring.shapes import Budget, DatabaseHealth, ServiceHealth
 from koo.monitoring.snapshot import own_budget_view, service_view, unknown_service
+from koo.notices import Notice
 from koo.options import PlatformOptions
 from koo.policies.money import from_pico
 from koo.policies.treasury import Reply
@@ -83,10 +87,19 @@ class Parts:
         )
         events.listen(self.sharing.on_event)
         self.spending = SpendReports(self.store, clock, self.own_budgets)
-        self.alerts = AlertKeeper(self.store, clock, self.observes)
+        self.alerts = AlertKeeper(
+            self.store,
+            clock,
+            self.observes,
+            alone=_log_alone,
+            outer=self.hangs_on,
+            remind_every_s=options.alerts.reminder_every_s,
+        )
+        self.checked: set[str] = set()  # Services whose last unbilled check passed.
         self.store_news = StoreNews(clock)
         events.listen(self.store_news.on_event)
         self.database_in_use: Database | None = None
+        self._opened_at = self._store_back_at = 0.0
         self._priced: bool | None = None  # False: no service needs prices
 
     # ── finding ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -164,8 +177,26 @@ class Parts:
         service = self.services.get(name)
         return service is not None and service.configured
 
+    def hangs_on(self, component: str) -> tuple[str, ...]:
+        """The components that an alert's component is a part of, or cannot work without."""
+        if component == STORE and is_same_server(self.options.state_url, self.options.database.url):
+            return (DATABASE,)
+        return outer_component(component)
+
+    def looks(self, database: DatabaseHealth | None, services: Mapping[str, ServiceHealth]) -> Looks:
+        """What this process knows by now, for the alerts of an earlier one."""
+        now = self.clock.monotonic()
+        return Looks(
+            database,
+            services,
+            checked=frozenset(self.checked),
+            up_s=now - self._opened_at,
+            store_up_s=None if self.store.trouble is not None else now - self._store_back_at,
+        )
+
     def _store_changed(self, trouble: str | None) -> None:
         """The state store was lost (with the reason), or found again."""
+        self._store_back_at = self.clock.monotonic()
         self.events.publish(
             StoreFound(STORE_SOURCE) if trouble is None else StoreLost(STORE_SOURCE, f"{trouble}; {AWAY}")
         )
@@ -199,6 +230,7 @@ class Parts:
 
         A store that cannot be reached does not stop the process: the ledger decides what that means for budgets.
         """
+        self._opened_at = self._store_back_at = self.clock.monotonic()
         try:
             await self.store.open()
             for service in self.services.values():
@@ -254,3 +286,9 @@ class Parts:
     async def _release_alerts(self) -> None:
         with suppress(StoreUnavailable):
             await self.alerts.finish()
+
+
+def _log_alone(notices: Sequence[Notice]) -> None:
+    """Say in the log what cannot be said through the store."""
+    for notice in notices:
+        log.error("%s %s: %s (the state store is away)", notice.what, notice.fingerprint, notice.message)

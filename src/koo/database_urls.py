@@ -8,6 +8,7 @@ comes in, and the error never holds a part of it.
 from __future__ import annotations
 
 import re
+from urllib.parse import parse_qs, urlsplit
 
 ALLOWED_PLACE = (
     "allowed is postgresql://user:password@host:port/database with a port from 1 to 65535"
@@ -45,3 +46,33 @@ def check_host(host: str | None, port: int | None) -> None:
 
 def _is_port(text: str | None) -> bool:
     return text is None or 0 < int(text) < 65_536
+
+
+def is_same_server(one: str, other: str) -> bool:
+    """Do two URLs lead to the same PostgreSQL server, as far as they say? The same host and port, not the same name.
+
+    Several hosts in a URL are one place only if both URLs list the same ones. False for a URL that cannot be read.
+    """
+    first = _places(one)
+    return first is not None and first == _places(other)
+
+
+def _places(url: str) -> tuple[tuple[str, int], ...] | None:
+    try:
+        parts = urlsplit(url)
+        if not parts.scheme.startswith("postgres"):
+            return None
+        asked = parse_qs(parts.query)
+        listed = [*asked.get("host", []), *([parts.hostname] if parts.hostname else [])]
+        hosts = [host for one in listed for host in one.split(",")] or ["localhost"]
+        port = int(asked["port"][0]) if "port" in asked else parts.port or 5432
+        return tuple(_place(host, port) for host in hosts)
+    except ValueError:
+        return None
+
+
+def _place(host: str, port: int) -> tuple[str, int]:
+    name, colon, own = host.rpartition(":")
+    if host.startswith("/") or not colon or not own.isdecimal():
+        name, own = host, str(port)
+    return ("localhost" if name in ("127.0.0.1", "::1", "[::1]") else name.lower(), int(own))

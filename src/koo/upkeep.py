@@ -17,6 +17,7 @@ from koo.clock import utc_day
 from koo.composition import Parts
 from koo.errors import ExternalServiceError, Kind
 from koo.monitoring.shapes import ServiceCheck
+from koo.sharing import DATABASE
 from koo.storage.base import StoreUnavailable
 
 TICK_S = 1.0
@@ -84,8 +85,9 @@ class KeepTime(BackgroundTask):
         database = self.parts.database_in_use
         health = database.get_health() if database is not None else None
         parts = self.parts
-        found = find(health, parts.services_status(), parts.own_budgets())
-        await parts.alerts.look(parts.store_news.add_to(found))
+        services = parts.services_status()
+        found = find(health, services, parts.own_budgets())
+        await parts.alerts.look(parts.store_news.add_to(found), parts.looks(health, services))
 
     async def _sweep(self) -> None:
         """Forget what is old, and note what forecasts are made of."""
@@ -110,6 +112,7 @@ class CheckServices(BackgroundTask):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self._due_at = self._next_round()
+        self._looked_at: set[str] = set()  # What an earlier process left alerts of: looked at once, at once.
 
     def _next_round(self) -> float:
         return self.parts.clock.monotonic() + self.parts.options.health_check_interval_s
@@ -119,8 +122,16 @@ class CheckServices(BackgroundTask):
         due = now >= self._due_at
         if due:
             self._due_at = self._next_round()
-        names = [name for name, service in self.parts.services.items() if _wants_check(service, due, now)]
+        doubted = self.parts.alerts.doubted() - self._looked_at
+        self._looked_at |= doubted
+        names = [
+            name
+            for name, service in self.parts.services.items()
+            if _wants_check(service, due or f"ai:{name}" in doubted, now)
+        ]
         await asyncio.gather(*(self._check(name) for name in names))
+        if DATABASE in doubted and self.parts.database_in_use is not None:
+            await self.parts.database_in_use.health_check()
 
     async def _check(self, name: str) -> None:
         result = await check_service(self.parts, name)
@@ -148,6 +159,7 @@ async def check_service(parts: Parts, name: str) -> ServiceCheck:
     error = await _ask(ai_service, parts.options.health_check_timeout_s)
     if ai_service.service.configured:
         ai_service.service.note_check(error)
+        (parts.checked.discard if error else parts.checked.add)(name)
     view = parts.service_health(name)
     return {
         "service_name": name,

@@ -1,122 +1,244 @@
-"""When an alert begins and ends: one episode from its beginning to its end, whatever happens in between."""
+"""When an alert begins and when it ends: one episode from its beginning to its end, whatever happens in between."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from koo.alerts.engine import LISTED_AFTER_END_S, RESTORED_KEPT_S, Alerts
-from koo.alerts.kinds import ENDINGS, KINDS
+from koo.alerts.engine import LISTED_AFTER_END_S, SETTLES_S, UNSEEN_S_MAX, Alerts, Moment
+from koo.alerts.kinds import ENDINGS, KINDS, AlertKind, Ending
 from koo.alerts.rules import Finding
-from koo.storage.base import Episode
+from koo.alerts.views import alert_views
+from koo.episodes import Acknowledgement, Episode, Silence, new_id
+from koo.monitoring.shapes import Alert
 from tests.monitoring.houses import KEY_REFUSED, House, in_house
 
 T0 = 1_790_000_000.0
 SLOW = Finding("degraded_performance", "ai:claude", "10% of the last 20 calls failed", {"error_rate": 0.1})
 DOWN = Finding("database_unavailable", "database", "the database does not answer")
 FULL = Finding("database_saturated", "database", "the database is saturated")
+OPEN = Finding("circuit_open", "ai:claude", "the circuit breaker is open")
+TRIED = Finding("circuit_recovering", "ai:claude", "recovery is being tested")
+GONE = Finding("service_down", "ai:claude", "claude cannot be asked")
+AT_ONCE = {kind: replace(row, pending_s=0.0, recovering_s=0.0) for kind, row in KINDS.items()}
+"""The kinds as they are, but without the times that they must hold or be gone."""
+PATIENT = {
+    **AT_ONCE,
+    "degraded_performance": AlertKind(
+        "warning",
+        "Degraded performance",
+        pending_s=10.0,
+        recovering_s=60.0,
+        ending=Ending("performance_recovered", "better"),
+        evidence="recent",
+    ),
+}
 
 
-def kinds(alerts: Alerts, now: float) -> list[str]:
-    """What is listed, in its order."""
-    return [view["kind"] for view in alerts.views(now)]
+class Watch:
+    """Alerts on a time that the test sets, with what has been looked at, and everything that was to be kept."""
+
+    def __init__(self, kinds: Mapping[str, AlertKind] = AT_ONCE) -> None:
+        self.alerts = Alerts(kinds=kinds)
+        self.has_looked = True
+        self.kept: list[tuple[str, str]] = []
+
+    def look(self, now: float, *findings: Finding) -> list[tuple[str, str]]:
+        """What changed: kind and phase."""
+        changed: list[tuple[str, str]] = [(one.kind, one.phase) for one in self.step(now, *findings)]
+        self.kept += changed
+        return changed
+
+    def step(self, now: float, *findings: Finding) -> list[Episode]:
+        return self.alerts.step(findings, at(now), lambda kind, component: self.has_looked, new_id)
+
+    def views(self, now: float) -> list[Alert]:
+        return alert_views(self.alerts, at(now))
+
+    def kinds(self, now: float) -> list[str]:
+        """What is listed, in its order."""
+        return [view["kind"] for view in self.views(now)]
+
+    def owed(self, now: float) -> list[str]:
+        """Of what people are to be notified; from then on they were."""
+        owed = self.alerts.owed(at(now))
+        for episode in owed:
+            self.alerts.notified(episode.fingerprint, now)
+        return [episode.kind for episode in owed]
+
+    def restart(self, now: float) -> Watch:
+        """The next process, which has not looked yet."""
+        after = Watch(self.alerts.kinds)
+        after.has_looked = False
+        after.alerts.restore([*self.alerts.lasting, *self.alerts.ended(at(now))], at(now))
+        return after
 
 
-def told(changed: Iterable[Episode]) -> list[tuple[str, bool]]:
-    """What a step gives for keeping: kind, and whether it has ended."""
-    return [(episode.kind, episode.ended_at is not None) for episode in changed]
+def at(now: float) -> Moment:
+    """The durations' clock stands elsewhere than people's."""
+    return Moment(now, now - T0 + 77)
 
 
 # ── one episode from its beginning to its end ─────────────────────────────────────────────────────────────────────────
 
 
 def test_an_episode_begins_once_goes_on_and_ends_once() -> None:
-    alerts = Alerts()
-    assert told(alerts.step([SLOW], T0)) == [("degraded_performance", False)]
+    watch = Watch()
+    (began,) = watch.step(T0, SLOW)
+    assert (began.kind, began.phase, began.started_at, began.fired_at) == (SLOW.kind, "firing", T0, T0)
     worse = Finding(SLOW.kind, SLOW.component, "30% of the last 40 calls failed", {"error_rate": 0.3})
-    assert alerts.step([worse], T0 + 60) == [], "it goes on: nothing to keep"
-    (view,) = alerts.views(T0 + 60)
+    assert watch.look(T0 + 60, worse) == [], "it goes on: nothing to keep"
+    (view,) = watch.views(T0 + 60)
     assert view["message"] == worse.message and view["data"] == {"error_rate": 0.3}, "with the latest numbers"
-    assert view["timestamp"] == "2026-09-21T14:13:20+00:00", "since it began"
-    ended, news = alerts.step([], T0 + 90)
-    assert (ended.started_at, ended.ended_at, ended.message) == (T0, T0 + 90, worse.message)
-    assert (news.kind, news.type, news.started_at, news.ended_at) == (
-        "performance_recovered",
-        "info",
-        T0 + 90,
-        T0 + 90,
-    )
-    assert news.data == {"lasted_s": 90.0}
-    assert alerts.step([], T0 + 91) == []
+    assert view["timestamp"] == view["since"] == "2026-09-21T14:13:20+00:00", "since it began"
+    (ended,) = watch.step(T0 + 90)
+    assert (ended.id, ended.phase, ended.ended_at) == (began.id, "resolved", T0 + 90)
+    assert ended.message == worse.message
+    (news,) = watch.views(T0 + 90)
+    assert (news["kind"], news["type"], news["active"]) == ("performance_recovered", "info", False)
+    assert (news["id"], news["phase"], news["data"]) == (began.id, "resolved", {"lasted_s": 90.0})
+    assert watch.look(T0 + 91) == []
 
 
-def test_what_comes_back_is_a_new_episode() -> None:
-    alerts = Alerts()
-    (first,) = alerts.step([SLOW], T0)
-    alerts.step([], T0 + 10)
-    (second,) = alerts.step([SLOW], T0 + 20)
-    assert first.fingerprint == second.fingerprint and (first.started_at, second.started_at) == (T0, T0 + 20)
+def test_what_comes_back_after_its_end_is_a_new_episode() -> None:
+    watch = Watch()
+    (first,) = watch.step(T0, SLOW)
+    watch.step(T0 + 10)
+    (second,) = watch.step(T0 + 20, SLOW)
+    assert first.fingerprint == second.fingerprint and first.id != second.id
+    assert (first.started_at, second.started_at) == (T0, T0 + 20)
 
 
 def test_the_same_kind_of_two_parts_are_two_episodes() -> None:
-    alerts = Alerts()
+    watch = Watch()
     other = Finding(SLOW.kind, "ai:openai", SLOW.message)
-    assert len(alerts.step([SLOW, other], T0)) == 2
-    assert [view["component"] for view in alerts.views(T0)] == ["ai:claude", "ai:openai"]
-    assert [one.component for one in alerts.step([other], T0 + 1)] == ["ai:claude", "ai:claude"]
+    assert len(watch.step(T0, SLOW, other)) == 2
+    assert [view["component"] for view in watch.views(T0)] == ["ai:claude", "ai:openai"]
+    assert [one.component for one in watch.step(T0 + 1, other)] == ["ai:claude"]
 
 
 def test_each_view_has_the_promised_keys() -> None:
-    alerts = Alerts()
-    alerts.step([DOWN], T0)
-    assert alerts.views(T0) == [
-        {
-            "type": "critical",
-            "component": "database",
-            "message": "the database does not answer",
-            "timestamp": "2026-09-21T14:13:20+00:00",
-            "kind": "database_unavailable",
-            "active": True,
-            "ended_at": None,
-            "data": {},
-        }
-    ]
+    watch = Watch()
+    watch.step(T0, DOWN)
+    (view,) = watch.views(T0)
+    promised = {
+        "type": "critical",
+        "component": "database",
+        "message": "the database does not answer",
+        "timestamp": "2026-09-21T14:13:20+00:00",
+        "kind": "database_unavailable",
+        "active": True,
+        "ended_at": None,
+        "data": {},
+    }
+    assert {key: view[key] for key in promised} == promised  # type: ignore[literal-required]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_ends_with_its_news_or_in_silence(kind: str) -> None:
-    alerts = Alerts()
-    alerts.step([Finding(kind, "part", "something")], T0)
-    ended = told(alerts.step([], T0 + 1))
-    assert ended == [(kind, True), *([(ENDINGS[kind].kind, True)] if kind in ENDINGS else [])]
+    watch = Watch()
+    watch.step(T0, Finding(kind, "part", "something"))
+    assert watch.look(T0 + 1) == [(kind, "resolved")]
+    assert watch.kinds(T0 + 1) == ([ENDINGS[kind].kind] if kind in ENDINGS else [])
 
 
-def test_what_began_as_critical_is_told_when_it_ends() -> None:
+def test_what_began_as_critical_is_news_when_it_ends() -> None:
     assert {kind for kind, row in KINDS.items() if row.severity == "critical"} <= ENDINGS.keys()
 
 
-def test_a_clock_that_was_set_back_gives_no_negative_time() -> None:
-    alerts = Alerts()
-    alerts.step([SLOW], T0)
-    assert alerts.step([], T0 - 3600)[1].data == {"lasted_s": 0.0}
+def test_an_episode_never_ends_before_it_begins() -> None:
+    """The clock was set back, or another machine's is ahead."""
+    watch = Watch()
+    watch.step(T0, SLOW)
+    (ended,) = watch.step(T0 - 3600)
+    assert ended.ended_at == T0
+    assert watch.views(T0 - 3600)[0]["data"] == {"lasted_s": 0.0}
+
+
+# ── hysteresis ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_has_not_held_for_long_enough_does_not_fire() -> None:
+    watch = Watch(PATIENT)
+    assert watch.look(T0, SLOW) == [(SLOW.kind, "pending")]
+    (view,) = watch.views(T0)
+    assert (view["phase"], view["notified"]["state"]) == ("pending", "pending"), "it is not listed as firing"
+    assert watch.look(T0 + 9, SLOW) == [] and watch.owed(T0 + 9) == []
+    assert watch.look(T0 + 10, SLOW) == [(SLOW.kind, "firing")]
+    (view,) = watch.views(T0 + 10)
+    assert view["timestamp"] < view["since"] == "2026-09-21T14:13:30+00:00", "it began before it fired"
+    assert watch.owed(T0 + 10) == [SLOW.kind]
+
+
+def test_what_is_over_before_it_fires_leaves_no_trace() -> None:
+    watch = Watch(PATIENT)
+    watch.look(T0, SLOW)
+    (gone,) = watch.step(T0 + 9)
+    assert gone.phase == "resolved" and gone.fired_at is None
+    assert watch.views(T0 + 9) == []
+    assert watch.look(T0 + 12, SLOW) == [(SLOW.kind, "pending")], "its time begins anew"
+    assert watch.look(T0 + 19, SLOW) == []
+
+
+def test_what_comes_back_while_it_recovers_is_the_same_episode() -> None:
+    watch = Watch(PATIENT)
+    watch.look(T0, SLOW)
+    (fired,) = watch.step(T0 + 10, SLOW)
+    assert watch.owed(T0 + 10) == [SLOW.kind]
+    assert watch.look(T0 + 20) == [(SLOW.kind, "recovering")]
+    (view,) = watch.views(T0 + 70)
+    assert (view["phase"], view["active"], view["id"]) == ("recovering", True, fired.id)
+    assert watch.look(T0 + 79, SLOW) == [(SLOW.kind, "firing")]
+    assert watch.owed(T0 + 79) == [], "people know of it"
+    watch.look(T0 + 100)
+    assert watch.look(T0 + 159) == []
+    assert watch.look(T0 + 160) == [(SLOW.kind, "resolved")]
+
+
+def test_what_is_enough_to_go_on_need_not_be_enough_to_begin() -> None:
+    watch = Watch()
+    fewer = replace(SLOW, begins=False)
+    assert watch.look(T0, fewer) == []
+    watch.look(T0 + 1, SLOW)
+    assert watch.look(T0 + 2, fewer) == []
+    assert watch.look(T0 + 3) == [(SLOW.kind, "resolved")]
+    assert watch.look(T0 + 4, fewer) == []
+
+
+def test_one_failure_in_ten_is_one_episode_for_as_long_as_it_goes_on() -> None:
+    """The share of the last calls swings around a tenth with each of them: without hysteresis, 21 episodes."""
+
+    async def test(house: House) -> None:
+        house.add()
+        watch = Watch(KINDS)
+        for number in range(600):
+            await house.calls(1 if number % 10 else 0, 0 if number % 10 else 1)
+            await house.clock.sleep(0.9)
+            watch.look(house.clock.wall(), *house.findings())
+        assert watch.kept == [(SLOW.kind, "firing")]
+        await house.calls(300)
+        watch.look(house.clock.wall(), *house.findings())
+        await house.clock.sleep(60)
+        watch.look(house.clock.wall(), *house.findings())
+        assert watch.kept[1:] == [(SLOW.kind, "recovering"), (SLOW.kind, "resolved")]
+
+    in_house(test)
 
 
 # ── what is listed ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_worst_comes_first_and_of_equals_the_newest() -> None:
-    alerts = Alerts()
-    alerts.step([SLOW], T0)
-    alerts.step([FULL], T0 + 1)  # the first one ends: news
-    alerts.step([FULL, DOWN], T0 + 2)
+    watch = Watch()
     limit = Finding("budget_approaching", "ai:claude", "84% of today's budget")
-    alerts.step([FULL, DOWN, limit], T0 + 3)
-    assert kinds(alerts, T0 + 3) == [
+    watch.step(T0, SLOW)
+    watch.step(T0 + 1, FULL)  # the first one ends: news
+    watch.step(T0 + 2, FULL, DOWN)
+    watch.step(T0 + 3, FULL, DOWN, limit)
+    assert watch.kinds(T0 + 3) == [
         "database_unavailable",
         "budget_approaching",
         "database_saturated",
@@ -125,70 +247,69 @@ def test_the_worst_comes_first_and_of_equals_the_newest() -> None:
 
 
 def test_what_ended_is_listed_for_fifteen_minutes_as_information() -> None:
-    alerts = Alerts()
-    alerts.step([DOWN], T0)
-    alerts.step([], T0 + 10)
-    (view,) = alerts.views(T0 + 10)
+    watch = Watch()
+    watch.step(T0, DOWN)
+    watch.step(T0 + 10)
+    (view,) = watch.views(T0 + 10)
     assert (view["type"], view["active"], view["message"]) == (
         "info",
         False,
         "the database is available again",
     )
     assert LISTED_AFTER_END_S == 15 * 60
-    assert kinds(alerts, T0 + 10 + 899) == ["database_recovered"]
-    assert kinds(alerts, T0 + 10 + 900) == []
-    alerts.step([], T0 + 10 + 900)
-    assert kinds(alerts, T0 + 10) == [], "and then forgotten, whatever the clock says later"
+    assert watch.kinds(T0 + 10 + 899) == ["database_recovered"]
+    assert watch.kinds(T0 + 10 + 900) == []
+    watch.step(T0 + 10 + 900)
+    assert watch.kinds(T0 + 10) == [], "and then forgotten, whatever the clock says later"
 
 
 def test_looking_changes_nothing() -> None:
-    alerts = Alerts()
-    alerts.step([DOWN], T0)
-    alerts.step([SLOW], T0 + 1)
-    first = alerts.views(T0 + 1)
-    alerts.views(T0 + 5000)
-    assert alerts.views(T0 + 1) == first
+    watch = Watch()
+    watch.step(T0, DOWN)
+    watch.step(T0 + 1, SLOW)
+    first = watch.views(T0 + 1)
+    watch.views(T0 + 5000)
+    assert watch.views(T0 + 1) == first
     first[0]["data"]["error_rate"] = 1.0
-    assert alerts.views(T0 + 1)[0]["data"] == {"error_rate": 0.1}
+    assert watch.views(T0 + 1)[0]["data"] == {"error_rate": 0.1}
 
 
 # ── recovery: a real breaker from open to closed ──────────────────────────────────────────────────────────────────────
 
 
-class Watch:
-    """The alerts of a house, and everything that was given for keeping."""
+class HouseWatch(Watch):
+    """The alerts of a house."""
 
     def __init__(self, house: House) -> None:
+        super().__init__()
         self.house = house
-        self.alerts = Alerts()
-        self.kept: list[tuple[str, bool]] = []
 
-    def look(self) -> list[str]:
+    def see(self) -> list[str]:
         now = self.house.clock.wall()
-        self.kept += told(self.alerts.step(self.house.findings(), now))
-        return kinds(self.alerts, now)
+        self.look(now, *self.house.findings())
+        return self.kinds(now)
+
+
+def phases(watch: Watch, kind: str) -> list[str]:
+    return [phase for name, phase in watch.kept if name == kind]
 
 
 def test_open_half_open_and_open_again_is_one_episode() -> None:
     async def test(house: House) -> None:
         house.add()
-        watch = Watch(house)
+        watch = HouseWatch(house)
         await house.open()
-        assert watch.look() == ["circuit_open", "service_down"]
+        assert "service_down" in watch.see()
         await house.half_open()
-        assert watch.look() == ["circuit_recovering"], "while recovery is tested only that is shown"
+        assert watch.see() == ["circuit_recovering"], "while recovery is tested only that is shown"
         await house.open()
-        assert watch.look() == ["circuit_open", "service_down"], "no news of a recovery that was none"
+        assert "service_down" in watch.see(), "no news of a recovery that was none"
         await house.half_open()
-        assert watch.look() == ["circuit_recovering"]
+        assert watch.see() == ["circuit_recovering"]
         await house.calls(2)
-        assert watch.look() == ["circuit_closed", "service_recovered"]
-        assert [one for one in watch.kept if one[0] in ("circuit_open", "service_down")] == [
-            ("circuit_open", False),
-            ("service_down", False),
-            ("circuit_open", True),
-            ("service_down", True),
-        ]
+        assert "service_recovered" in watch.see()
+        expected = ["firing", "recovering", "firing", "recovering", "resolved"]
+        assert phases(watch, "service_down") == expected
 
     in_house(test)
 
@@ -196,31 +317,31 @@ def test_open_half_open_and_open_again_is_one_episode() -> None:
 def test_the_alarm_that_is_kept_says_when_it_began() -> None:
     async def test(house: House) -> None:
         house.add()
-        watch = Watch(house)
+        watch = HouseWatch(house)
         await house.open()
-        watch.look()
-        began = watch.alerts.views(house.clock.wall())[0]["timestamp"]
+        watch.see()
+        began = watch.views(house.clock.wall())[0]["timestamp"]
         await house.half_open()
-        watch.look()
+        watch.see()
         await house.open()
-        watch.look()
-        assert watch.alerts.views(house.clock.wall())[0]["timestamp"] == began
+        watch.see()
+        assert watch.views(house.clock.wall())[0]["timestamp"] == began
 
     in_house(test)
 
 
 def test_the_database_too(tmp_path: Path) -> None:
     async def test(house: House) -> None:
-        watch = Watch(house)
+        watch = HouseWatch(house)
         await house.use_database(*[False] * 5)
         house.look_at_database("connection refused")
-        assert watch.look() == ["circuit_open", "database_unavailable"]
+        assert "database_unavailable" in watch.see()
         await house.clock.sleep(60)
         house.tick()
-        assert watch.look() == ["circuit_recovering"]
+        assert watch.see() == ["circuit_recovering"]
         house.look_at_database()
         await house.use_database(True, True)
-        assert watch.look() == ["circuit_closed", "database_recovered"]
+        assert "database_recovered" in watch.see()
 
     in_house(test, tmp_path)
 
@@ -228,14 +349,14 @@ def test_the_database_too(tmp_path: Path) -> None:
 def test_the_recovery_of_one_model_hides_nothing_of_another() -> None:
     async def test(house: House) -> None:
         house.add()
-        watch = Watch(house)
+        watch = HouseWatch(house)
         await house.open()
         await house.clock.sleep(30)
         await house.open(model="opus")
-        watch.look()
+        watch.see()
         await house.half_open()
-        assert watch.look() == ["circuit_open", "circuit_recovering"]
-        assert watch.alerts.views(house.clock.wall())[0]["component"] == "ai:claude/opus"
+        assert watch.see() == ["circuit_open", "circuit_recovering"]
+        assert watch.views(house.clock.wall())[0]["component"] == "ai:claude/opus"
 
     in_house(test)
 
@@ -243,145 +364,275 @@ def test_the_recovery_of_one_model_hides_nothing_of_another() -> None:
 def test_a_key_that_works_again_is_a_service_that_recovered_at_once() -> None:
     async def test(house: House) -> None:
         house.add()
-        watch = Watch(house)
+        watch = HouseWatch(house)
         await house.call(KEY_REFUSED)
-        assert watch.look() == ["service_down"]
+        assert watch.see() == ["service_down"]
         house.services["claude"].unblock_key()
-        assert watch.look() == ["service_recovered"]
+        assert watch.see() == ["service_recovered"]
 
     in_house(test)
+
+
+def test_what_is_found_is_listed_also_while_recovery_is_tested() -> None:
+    """A key that is refused while the breaker is half open refuses calls now."""
+    watch = Watch()
+    watch.look(T0, GONE)
+    watch.look(T0 + 1, TRIED)
+    assert watch.kinds(T0 + 1) == ["circuit_recovering"]
+    watch.look(T0 + 2, TRIED, GONE)
+    assert watch.kinds(T0 + 2) == ["service_down", "circuit_recovering"]
+
+
+def test_a_part_of_something_greater_goes_on_unseen_and_is_no_news() -> None:
+    watch = Watch()
+    watch.look(T0, OPEN)
+    whole = replace(GONE, data={"also": ["circuit_open"]})
+    assert watch.look(T0 + 1, whole) == [("service_down", "firing")]
+    assert watch.kinds(T0 + 1) == ["service_down"]
+    assert watch.look(T0 + 2, OPEN) == [("service_down", "resolved")], "the same circuit is still open"
+    assert watch.kinds(T0 + 2) == ["circuit_open", "service_recovered"]
+    watch.look(T0 + 3, whole)
+    assert watch.look(T0 + 4) == [("circuit_open", "resolved"), ("service_down", "resolved")]
 
 
 # ── after a restart ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_restart_neither_forgets_nor_repeats() -> None:
-    before = Alerts()
-    kept = before.step([DOWN], T0)
-    after = Alerts()
-    after.restore(kept)
-    assert after.views(T0 + 10) == before.views(T0 + 10)
-    assert after.step([DOWN], T0 + 10) == [], "it is the same fire"
+    before = Watch()
+    before.look(T0, DOWN)
+    assert before.owed(T0) == ["database_unavailable"]
+    after = before.restart(T0 + 10)
+    assert [view["id"] for view in after.views(T0 + 10)] == [view["id"] for view in before.views(T0 + 10)]
+    assert after.look(T0 + 10, DOWN) == [], "it is the same fire"
+    assert after.owed(T0 + 10) == [], "of which people know"
     assert after.views(T0 + 11)[0]["timestamp"] == "2026-09-21T14:13:20+00:00"
-    assert told(after.step([], T0 + 20)) == [("database_unavailable", True), ("database_recovered", True)]
+    assert after.look(T0 + 20) == [("database_unavailable", "resolved")]
 
 
 def test_a_restart_is_no_recovery() -> None:
     """A young process has not looked yet: its breakers are closed and its probes never asked."""
-    assert RESTORED_KEPT_S == 60
-    after = Alerts()
-    after.restore(Alerts().step([DOWN], T0))
-    assert after.step([], T0 + 100) == []
-    assert after.step([], T0 + 100 + RESTORED_KEPT_S - 1) == []
-    assert kinds(after, T0 + 159) == ["database_unavailable"]
-    ended = after.step([], T0 + 100 + RESTORED_KEPT_S)
-    assert told(ended) == [("database_unavailable", True), ("database_recovered", True)]
-    assert ended[0].started_at == T0
+    before = Watch()
+    before.look(T0, DOWN)
+    after = before.restart(T0 + 100)
+    for later in (0, 60, 3600, UNSEEN_S_MAX - 1):
+        assert after.look(T0 + 100 + later) == [], "time alone is no evidence"
+        assert after.kinds(T0 + 100 + later) == ["database_unavailable"]
+    after.has_looked = True
+    (ended,) = after.step(T0 + 100 + UNSEEN_S_MAX - 1)
+    assert (ended.phase, ended.started_at) == ("resolved", T0)
+
+
+def test_evidence_ends_what_was_restored_at_once() -> None:
+    before = Watch()
+    before.look(T0, DOWN)
+    after = before.restart(T0 + 1)
+    after.has_looked = True
+    assert after.look(T0 + 2) == [("database_unavailable", "resolved")]
+    assert after.kinds(T0 + 2) == ["database_recovered"]
+
+
+def test_what_no_evidence_comes_for_ends_after_a_day() -> None:
+    before = Watch()
+    before.look(T0, DOWN)
+    after = before.restart(T0)
+    assert after.look(T0 + UNSEEN_S_MAX) == [("database_unavailable", "resolved")]
 
 
 def test_what_was_found_again_after_a_restart_ends_as_usual() -> None:
-    after = Alerts()
-    after.restore(Alerts().step([DOWN, SLOW], T0))
-    assert after.step([DOWN], T0 + 10) == []
-    assert told(after.step([], T0 + 11)) == [("database_unavailable", True), ("database_recovered", True)]
+    before = Watch()
+    before.look(T0, DOWN, SLOW)
+    after = before.restart(T0 + 10)
+    assert after.look(T0 + 10, DOWN) == []
+    assert after.look(T0 + 11) == [("database_unavailable", "resolved")]
+
+
+def test_what_was_pending_goes_on_with_its_time() -> None:
+    """A process that is started again every few seconds must not hide it for ever."""
+    before = Watch(PATIENT)
+    before.look(T0, SLOW)
+    after = before.restart(T0 + 6)
+    assert after.look(T0 + 6, SLOW) == []
+    again = after.restart(T0 + 10)
+    assert again.look(T0 + 10, SLOW) == [(SLOW.kind, "firing")]
 
 
 def test_news_are_listed_after_a_restart_too() -> None:
-    before = Alerts()
-    before.step([DOWN], T0)
-    changed = before.step([], T0 + 10)
-    after = Alerts()
-    after.restore(changed)
+    before = Watch()
+    before.look(T0, DOWN)
+    before.look(T0 + 10)
+    after = before.restart(T0 + 20)
     assert after.views(T0 + 20) == before.views(T0 + 20) != []
-    assert after.step([], T0 + 20) == []
+    assert after.look(T0 + 20) == []
 
 
 def test_recovery_stays_recovery_after_a_restart() -> None:
     """Both were kept: the open circuit and its recovery."""
-
-    async def test(house: House) -> None:
-        house.add()
-        watch, store = Watch(house), []
-        await house.open()
-        store += watch.alerts.step(house.findings(), house.clock.wall())
-        await house.half_open()
-        store += watch.alerts.step(house.findings(), house.clock.wall())
-        after = Alerts()
-        after.restore(store)
-        assert kinds(after, house.clock.wall()) == ["circuit_recovering"]
-
-    in_house(test)
+    before = Watch()
+    before.look(T0, OPEN)
+    before.look(T0 + 1, TRIED)
+    after = before.restart(T0 + 2)
+    assert after.kinds(T0 + 2) == ["circuit_recovering"]
+    assert after.look(T0 + 3) == [] and after.kinds(T0 + 3) == ["circuit_recovering"]
 
 
-def test_of_two_episodes_of_the_same_thing_the_first_goes_on_and_the_other_is_ended() -> None:
-    """Two processes on one store; unended, the second one would come back at each start."""
-    (first,), (second,) = Alerts().step([DOWN], T0), Alerts().step([DOWN], T0 + 5)
-    after = Alerts()
-    after.restore([first, second])
-    (ended,) = after.step([DOWN], T0 + 10)
-    assert (ended.started_at, ended.ended_at) == (T0 + 5, T0 + 10)
-    assert [view["timestamp"][-11:-6] for view in after.views(T0 + 10)] == ["13:20"]
-    assert after.step([DOWN], T0 + 11) == []
+def test_what_was_taken_over_later_has_to_be_looked_at_too() -> None:
+    watch = Watch()
+    watch.has_looked = False
+    for number, finding in enumerate((DOWN, SLOW)):
+        other = Watch()
+        other.look(T0, finding)
+        watch.alerts.restore(other.alerts.lasting, at(T0 + number))
+    assert watch.look(T0 + 2) == []
+    watch.look(T0 + 3, SLOW)
+    assert watch.look(T0 + 4) == [(SLOW.kind, "resolved")]
 
 
-def test_of_two_the_older_one_goes_on_also_when_it_is_found_later() -> None:
-    """Its process has died, and its lease was not over yet when this one found the same thing."""
-    (older,) = Alerts().step([DOWN], T0)
-    alerts = Alerts()
-    worse = Finding(DOWN.kind, DOWN.component, "the database refuses the password")
-    alerts.step([worse], T0 + 5)
-    alerts.restore([older, older])
-    (ended,) = alerts.step([worse], T0 + 10)
-    assert (ended.started_at, ended.ended_at) == (T0 + 5, T0 + 10)
-    (lasting,) = alerts.lasting
-    assert (lasting.started_at, lasting.message) == (T0, worse.message), "with the latest words"
-    assert told(alerts.step([], T0 + 11))[0] == ("database_unavailable", True), (
-        "what was found may end at once"
+# ── of what people are notified ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def silence(until: float, kind: str = "*", component: str = "*") -> Silence:
+    return Silence(
+        id="1", kind=kind, component=component, made_at=T0, ends_at=until, by="ada", reason="migration"
     )
 
 
-def test_what_was_taken_over_later_has_its_own_time_to_be_looked_at() -> None:
-    alerts = Alerts()
-    alerts.restore(Alerts().step([DOWN], T0))
-    alerts.step([], T0 + 100)
-    alerts.restore(Alerts().step([SLOW], T0))
-    alerts.step([], T0 + 130)
-    assert told(alerts.step([], T0 + 160))[0] == ("database_unavailable", True)
-    assert alerts.step([], T0 + 189) == []
-    assert told(alerts.step([], T0 + 190))[0] == ("degraded_performance", True)
+def state(watch: Watch, now: float) -> tuple[str, str]:
+    """Whether people are notified of the first one that is listed, and why not."""
+    notified = watch.views(now)[0]["notified"]
+    return notified["state"], notified["reason"]
 
 
-# ── whatever happens ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-PARTS = [
-    ("circuit_open", "ai:a"),
-    ("service_down", "ai:a"),
-    ("circuit_recovering", "ai:a"),
-    ("budget_approaching", "ai:a"),
-    ("circuit_open", "database"),
-    ("database_unavailable", "database"),
-    ("circuit_recovering", "database"),
-]
-STEPS = st.lists(
-    st.tuples(st.sets(st.sampled_from(PARTS)), st.integers(1, 400), st.booleans()), min_size=1, max_size=30
-)
+def test_people_are_notified_once_of_what_fires() -> None:
+    watch = Watch()
+    watch.look(T0, DOWN)
+    assert state(watch, T0)[0] == "due"
+    assert watch.owed(T0) == ["database_unavailable"]
+    watch.look(T0 + 1, DOWN)
+    assert watch.owed(T0 + 1) == []
+    assert watch.views(T0 + 1)[0]["notified"] == {
+        "state": "notified",
+        "at": "2026-09-21T14:13:20+00:00",
+        "reason": "",
+    }
 
 
-@given(STEPS)
-def test_a_step_never_loses_an_episode(steps: list[tuple[set[Any], int, bool]]) -> None:
-    """What was kept tells at any time what lasts, also over restarts; and what is found is always among it."""
-    alerts, now = Alerts(), T0
-    store: dict[tuple[str, float], Episode] = {}
-    for found, pause_s, restarts in steps:
-        if restarts:
-            alerts = Alerts()
-            alerts.restore(one for one in store.values() if one.ended_at is None)
-        now += pause_s
-        for episode in alerts.step([Finding(kind, part, "x") for kind, part in found], now):
-            old = store.get((episode.fingerprint, episode.started_at))
-            assert old is None or old.ended_at is None, "an end is an end"
-            assert old is not None or episode.ended_at is None or episode.type == "info"
-            store[episode.fingerprint, episode.started_at] = episode
-        lasting = sorted(one.fingerprint for one in store.values() if one.ended_at is None)
-        assert lasting == sorted(one.fingerprint for one in alerts.lasting)
-        assert {f"{kind}:{part}" for kind, part in found} <= set(lasting)
+def test_a_silence_keeps_quiet_and_what_still_fires_when_it_ends_is_said_then() -> None:
+    watch = Watch()
+    watch.alerts.silences = (silence(T0 + 60, "database_*"),)
+    watch.look(T0, DOWN, GONE)
+    assert watch.owed(T0) == ["service_down"], "it covers what it matches, and nothing else"
+    (view,) = [view for view in watch.views(T0) if view["kind"] == DOWN.kind]
+    assert view["silenced"] is not None and view["silenced"]["by"] == "ada"
+    assert view["notified"]["state"] == "silenced"
+    assert view["notified"]["reason"] == "silenced by ada until 2026-09-21T14:14:20+00:00: migration"
+    watch.look(T0 + 59, DOWN, GONE)
+    assert watch.owed(T0 + 59) == []
+    watch.look(T0 + 60, DOWN, GONE)
+    assert watch.owed(T0 + 60) == ["database_unavailable"]
+
+
+def test_what_ended_under_a_silence_is_said_to_nobody() -> None:
+    watch = Watch()
+    watch.alerts.silences = (silence(T0 + 60),)
+    watch.look(T0, DOWN)
+    assert watch.look(T0 + 30) == [("database_unavailable", "resolved")], "but it is history"
+    assert watch.owed(T0 + 60) == []
+
+
+def test_a_person_who_is_at_work_on_it_is_not_reminded() -> None:
+    watch = Watch()
+    watch.look(T0, DOWN)
+    watch.owed(T0)
+    hour = 3600.0
+    (episode,) = watch.alerts.lasting
+    reminders = watch.alerts.reminders
+    assert reminders(at(T0 + hour - 1), hour) == []
+    assert [number for _, number in reminders(at(T0 + hour), hour)] == [1]
+    watch.alerts.reminded(episode.fingerprint, 1)
+    assert reminders(at(T0 + 2 * hour - 1), hour) == []
+    watch.alerts.acknowledge(episode.id, Acknowledgement("ada", T0, T0 + 3 * hour, "on it"))
+    assert reminders(at(T0 + 2 * hour), hour) == []
+    acknowledged = watch.views(T0 + 2 * hour)[0]["acknowledged"]
+    assert acknowledged is not None and (acknowledged["by"], acknowledged["note"]) == ("ada", "on it")
+    assert [number for _, number in reminders(at(T0 + 3 * hour), hour)] == [3], "its time is over"
+    assert watch.views(T0 + 3 * hour)[0]["acknowledged"] is None
+    assert reminders(at(T0 + 3 * hour), 0.0) == [], "0: never"
+
+
+def test_of_warnings_nobody_is_reminded() -> None:
+    watch = Watch()
+    watch.look(T0, SLOW)
+    watch.owed(T0)
+    assert watch.alerts.reminders(at(T0 + 1e6), 60.0) == []
+
+
+def test_what_was_acknowledged_before_anyone_was_notified_stays_quiet() -> None:
+    watch = Watch()
+    watch.alerts.silences = (silence(T0 + 60),)
+    watch.look(T0, DOWN)
+    watch.alerts.acknowledge(watch.alerts.lasting[0].id, Acknowledgement("ada", T0))
+    watch.look(T0 + 60, DOWN)
+    assert watch.owed(T0 + 60) == []
+    assert state(watch, T0 + 60) == ("acknowledged", "ada has acknowledged it")
+
+
+def test_a_cause_keeps_quiet_what_follows_from_it() -> None:
+    watch = Watch()
+    watch.look(T0, FULL, DOWN)
+    assert watch.owed(T0) == ["database_unavailable"]
+    (view,) = [view for view in watch.views(T0) if view["kind"] == FULL.kind]
+    assert view["inhibited_by"] == "database_unavailable:database" and view["active"]
+    reason = "it follows from database_unavailable:database, which lasts"
+    assert view["notified"] == {"state": "inhibited", "at": None, "reason": reason}
+
+
+def test_a_service_keeps_its_models_quiet_and_no_others() -> None:
+    watch = Watch()
+    models = [replace(OPEN, component=part) for part in ("ai:claude/opus", "ai:claudette", "ai:openai/x")]
+    watch.look(T0, *models, GONE)
+    assert watch.owed(T0) == ["circuit_open", "circuit_open", "service_down"]
+    assert watch.alerts.seen[0].inhibited_by == "service_down:ai:claude"
+
+
+def test_what_hangs_on_another_component_is_said_by_the_caller() -> None:
+    watch = Watch()
+    watch.alerts.outer = lambda component: ("database",) if component == "state_store" else ()
+    local = Finding("budget_local", "state_store", "the state store cannot be reached")
+    watch.look(T0, local, DOWN)
+    assert watch.owed(T0) == ["database_unavailable"]
+
+
+def test_a_cause_that_is_pending_keeps_quiet_already() -> None:
+    """Otherwise people would hear of what follows first, and then of the cause."""
+    kinds = {**AT_ONCE, DOWN.kind: replace(AT_ONCE[DOWN.kind], pending_s=10.0)}
+    watch = Watch(kinds)
+    watch.look(T0, FULL, DOWN)
+    assert watch.owed(T0) == []
+    watch.look(T0 + 10, FULL, DOWN)
+    assert watch.owed(T0 + 10) == ["database_unavailable"]
+
+
+def test_what_outlives_its_cause_is_said_when_it_has_settled() -> None:
+    watch = Watch()
+    watch.look(T0, FULL, DOWN)
+    watch.owed(T0)
+    watch.look(T0 + 1, FULL)
+    assert watch.owed(T0 + 1) == []
+    assert [v["notified"]["reason"] for v in watch.views(T0 + 1) if v["kind"] == FULL.kind] == [
+        "what it follows from ended a moment ago"
+    ]
+    watch.look(T0 + SETTLES_S - 1, FULL)
+    assert watch.owed(T0 + SETTLES_S - 1) == []
+    watch.look(T0 + SETTLES_S, FULL)
+    assert watch.owed(T0 + SETTLES_S) == ["database_saturated"]
+
+
+def test_no_kind_explains_itself() -> None:
+    """In a circle of kinds nobody would be notified of any."""
+
+    def causes(kind: str) -> set[str]:
+        direct = set(KINDS[kind].inhibited_by) & KINDS.keys()
+        return direct.union(*(causes(one) for one in direct))
+
+    assert [kind for kind in KINDS if kind in causes(kind)] == []

@@ -1,4 +1,4 @@
-"""The alerts of several processes on one state store: each its own, and those of the dead for whoever can see them."""
+"""The alerts of several processes on one state store: what all see is said once, and what the dead saw goes on."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from koo.alerts.engine import RESTORED_KEPT_S
-from koo.alerts.keeping import ENDED_KEPT_S, EXPIRES_AFTER_S, RENEW_EVERY_S, AlertKeeper
+from koo.alerts.keeping import (
+    ALONE_AFTER_S,
+    ENDED_KEPT_S,
+    EXPIRES_AFTER_S,
+    RENEW_EVERY_S,
+    AlertKeeper,
+)
 from koo.alerts.rules import Finding
+from koo.episodes import Acknowledgement, Episode, Silence
+from koo.notices import Notice
 from koo.options import DatabaseOptions, PlatformOptions, ServiceOptions
 from koo.platform import Platform
 from koo.policies.breaker import Override
@@ -23,16 +31,25 @@ from koo.storage.store import SqlStore
 from tests.storage.support import SetClock, until
 
 DOWN = Finding("database_unavailable", "database", "the database does not answer")
-SLOW = Finding("degraded_performance", "ai:claude", "10% of the last 20 calls failed")
+OPEN = Finding("circuit_open", "ai:claude", "the circuit breaker is open")
+REMIND_S = 600.0
 
 
 class Process:
-    """A process's alerts on the common store."""
+    """A process's alerts on the common store. `has_looked`: what it does not find is over."""
 
-    def __init__(self, folder: Path, clock: SetClock, *sees: str) -> None:
+    def __init__(self, folder: Path, clock: SetClock, *sees: str, has_looked: bool = True) -> None:
         self.store = SqlStore(f"sqlite:///{folder / 'state.db'}", clock=clock)
         self.clock = clock
-        self.keeper = AlertKeeper(self.store, clock, lambda component: component in sees)
+        self.has_looked = has_looked
+        self.alone: list[Notice] = []
+        self.keeper = AlertKeeper(
+            self.store,
+            clock,
+            lambda component: component in sees,
+            alone=self.alone.extend,
+            remind_every_s=REMIND_S,
+        )
 
     async def __aenter__(self) -> Process:
         await self.store.open()
@@ -50,8 +67,18 @@ class Process:
     async def look(self, *findings: Finding, after_s: float = 1.0) -> list[str]:
         """A look so much later; the kinds that are listed then."""
         self.clock.now += after_s
-        await self.keeper.look(findings)
+        await self.keeper.look(findings, lambda kind, component: self.has_looked)
         return [view["kind"] for view in self.keeper.views()]
+
+    async def history(self) -> list[Episode]:
+        return await self.store.episodes.history(0, 2 * self.clock.now, limit=100)
+
+
+def said(folder: Path) -> list[str]:
+    """What people were to be told, in its order."""
+    with closing(sqlite3.connect(folder / "state.db")) as connection:
+        rows = connection.execute("SELECT what, kind FROM koo_notices ORDER BY rowid")
+        return [f"{what} {kind}" for what, kind in rows]
 
 
 def lasting(folder: Path) -> list[str]:
@@ -68,42 +95,47 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_each_process_ends_its_own_alerts_only(tmp_path: Path) -> None:
+def test_what_two_processes_see_is_said_once_and_lasts_until_neither_sees_it(tmp_path: Path) -> None:
     async def test() -> None:
         clock = SetClock()
-        async with Process(tmp_path, clock, "database") as ill:
-            await ill.look(DOWN)
-            async with Process(tmp_path, clock, "database") as well:
-                for _ in range(100):
-                    assert await ill.look(DOWN) == ["database_unavailable"]
-                    assert await well.look() == [], "its own database answers"
-                assert clock.now > 2 * (RESTORED_KEPT_S + LEASE_S)
-                assert lasting(tmp_path) == ["database_unavailable:database"]
-            assert lasting(tmp_path) == ["database_unavailable:database"]
-            assert await ill.look() == ["database_recovered"]
+        async with (
+            Process(tmp_path, clock, "database") as one,
+            Process(tmp_path, clock, "database") as two,
+        ):
+            await one.look(DOWN)
+            await two.look(DOWN)
+            assert one.keeper.views()[0]["id"] == two.keeper.views()[0]["id"]
+            assert one.keeper.views()[0]["timestamp"] == two.keeper.views()[0]["timestamp"]
+            assert await one.look() == ["database_recovered"], "its own database answers"
+            for _ in range(100):
+                assert await two.look(DOWN) == ["database_unavailable"]
+                await one.look()
+            assert clock.now > 2 * LEASE_S and said(tmp_path) == ["firing database_unavailable"]
+            await one.look(DOWN)
+            await two.look()
+            assert said(tmp_path) == ["firing database_unavailable"]
+            await one.look()
+            assert said(tmp_path) == ["firing database_unavailable", "resolved database_unavailable"]
             assert lasting(tmp_path) == []
 
     run(test)
 
 
-def test_who_uses_no_database_leaves_its_alerts_to_those_who_do(tmp_path: Path) -> None:
+def test_a_process_that_uses_no_database_leaves_its_alerts_to_those_that_do(tmp_path: Path) -> None:
     async def test() -> None:
         clock = SetClock()
         async with Process(tmp_path, clock, "database", "ai:claude") as server:
-            await server.look(DOWN, SLOW)
+            await server.look(DOWN, OPEN)
         async with Process(tmp_path, clock, "ai:claude") as script:
-            assert await script.look() == ["degraded_performance"], "it goes on where the server stopped"
-            assert await script.look(after_s=RESTORED_KEPT_S) == ["performance_recovered"]
+            assert await script.look() == ["circuit_closed"], "it has looked at what the server left"
             assert lasting(tmp_path) == ["database_unavailable:database"]
         async with Process(tmp_path, clock, "database", "ai:claude") as server:
-            assert await server.look(DOWN) == ["database_unavailable", "performance_recovered"]
+            assert await server.look(DOWN) == ["database_unavailable", "circuit_closed"]
 
     run(test)
 
 
-def test_the_alerts_of_a_process_that_died_go_on_with_another_one_when_the_lease_is_over(
-    tmp_path: Path,
-) -> None:
+def test_a_restart_in_the_middle_of_an_outage_notifies_nobody_again(tmp_path: Path) -> None:
     async def test() -> None:
         clock = SetClock()
         dead = Process(tmp_path, clock, "database")
@@ -111,57 +143,40 @@ def test_the_alerts_of_a_process_that_died_go_on_with_another_one_when_the_lease
         await dead.look(DOWN)
         (began,) = dead.keeper.views()
         await dead.die()
-        async with Process(tmp_path, clock, "database") as next_one:
+        async with Process(tmp_path, clock, "database", has_looked=False) as again:
+            assert await again.look(DOWN, after_s=3) == ["database_unavailable"]
+            for key in ("id", "timestamp", "notified"):
+                assert again.keeper.views()[0][key] == began[key]
+            await again.look(DOWN, after_s=LEASE_S)
+            assert said(tmp_path) == ["firing database_unavailable"]
+            await again.look()
+            assert said(tmp_path)[1:] == ["resolved database_unavailable"]
+
+    run(test)
+
+
+def test_what_a_dead_process_saw_ends_when_another_one_has_looked(tmp_path: Path) -> None:
+    async def test() -> None:
+        clock = SetClock()
+        dead = Process(tmp_path, clock, "database")
+        await dead.store.open()
+        await dead.look(DOWN)
+        (began,) = dead.keeper.views()
+        await dead.die()
+        async with Process(tmp_path, clock, "database", has_looked=False) as next_one:
             assert await next_one.look(after_s=RENEW_EVERY_S) == [], "it may still live"
             assert await next_one.look(after_s=LEASE_S) == ["database_unavailable"]
-            assert next_one.keeper.views() == [began], "under its old time"
-            for after_s in (1, RESTORED_KEPT_S - 1):
-                assert await next_one.look(after_s=after_s) == ["database_unavailable"], (
-                    "it has not looked yet"
-                )
+            assert next_one.keeper.views()[0]["id"] == began["id"]
+            assert next_one.keeper.doubted() == {"database"}
+            assert await next_one.look(after_s=3600) == ["database_unavailable"], "it has not looked yet"
+            next_one.has_looked = True
             assert await next_one.look() == ["database_recovered"]
+            assert next_one.keeper.doubted() == set()
         assert lasting(tmp_path) == []
-
-    run(test)
-
-
-def test_a_fire_that_was_found_anew_meanwhile_is_the_same_fire(tmp_path: Path) -> None:
-    """The process that follows one that died finds it within seconds, and the old one when the lease is over."""
-
-    async def test() -> None:
-        clock = SetClock()
-        dead = Process(tmp_path, clock, "database")
-        await dead.store.open()
-        await dead.look(DOWN)
-        (began,) = dead.keeper.views()
-        await dead.die()
-        async with Process(tmp_path, clock, "database") as next_one:
-            assert await next_one.look(DOWN, after_s=10) == ["database_unavailable"]
-            assert next_one.keeper.views()[0]["timestamp"] > began["timestamp"]
-            await next_one.look(DOWN, after_s=LEASE_S)
-            assert next_one.keeper.views() == [began]
-            await next_one.look(DOWN)
-            assert lasting(tmp_path) == ["database_unavailable:database"], "one row of it lasts"
-
-    run(test)
-
-
-def test_what_begins_and_ends_while_the_store_is_away_is_written_when_it_is_back(tmp_path: Path) -> None:
-    async def test() -> None:
-        clock = SetClock()
-        async with Process(tmp_path, clock, "database", "ai:claude") as process:
-            await process.look(SLOW)
-            save = process.store.episodes.save
-
-            async def fail(*_: Any) -> None:
-                raise StoreUnavailable("away")
-
-            process.store.episodes.save = fail  # type: ignore[method-assign]
-            assert await process.look(DOWN) == ["database_unavailable", "performance_recovered"]
-            assert lasting(tmp_path) == ["degraded_performance:ai:claude"]
-            process.store.episodes.save = save  # type: ignore[method-assign]
-            await process.look(DOWN)
-            assert lasting(tmp_path) == ["database_unavailable:database"]
+        assert said(tmp_path) == [
+            "firing database_unavailable",
+            "resolved database_unavailable",
+        ], "and is reminded of by no process that has not seen it"
 
     run(test)
 
@@ -183,7 +198,7 @@ def test_opened_again_a_process_goes_on_with_its_own(tmp_path: Path) -> None:
     run(test)
 
 
-def test_what_nobody_can_see_any_more_ends_after_a_day_and_is_forgotten_at_last(tmp_path: Path) -> None:
+def test_what_no_process_can_see_any_more_ends_after_a_day_and_is_forgotten_at_last(tmp_path: Path) -> None:
     async def test() -> None:
         clock = SetClock()
         async with Process(tmp_path, clock, "ai:gone") as before:
@@ -195,10 +210,154 @@ def test_what_nobody_can_see_any_more_ends_after_a_day_and_is_forgotten_at_last(
             clock.now += 2
             await now.keeper.sweep()
             assert lasting(tmp_path) == []
-            assert await now.look() == [], "in silence"
+            assert await now.look() == [], "without news"
             clock.now += ENDED_KEPT_S + 1
             await now.keeper.sweep()
-            assert await now.store.episodes.load_recent(0) == []
+            assert await now.history() == []
+
+    run(test)
+
+
+# ── what operators say ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_silence_that_another_process_was_told_of_holds_at_once(tmp_path: Path) -> None:
+    async def test() -> None:
+        clock = SetClock()
+        async with Process(tmp_path, clock, "database") as one, Process(tmp_path, clock) as two:
+            night = Silence(
+                id="1", made_at=clock.now, ends_at=clock.now + 60, by="ada", reason="migration", kind="*"
+            )
+            await two.keeper.silence(night)
+            assert await one.look(DOWN) == ["database_unavailable"] and said(tmp_path) == []
+            assert one.keeper.views()[0]["notified"]["state"] == "silenced"
+            assert await two.keeper.end_silence("1") == replace(night, ends_at=clock.now)
+            await one.look(DOWN, after_s=RENEW_EVERY_S)
+            assert said(tmp_path) == ["firing database_unavailable"]
+
+    run(test)
+
+
+def test_an_acknowledgement_through_any_process_ends_the_reminders(tmp_path: Path) -> None:
+    async def test() -> None:
+        clock = SetClock()
+        async with Process(tmp_path, clock, "database") as one, Process(tmp_path, clock) as two:
+            await one.look(DOWN)
+            await one.look(DOWN, after_s=REMIND_S)
+            await one.look(DOWN)
+            assert said(tmp_path) == ["firing database_unavailable", "reminder database_unavailable"]
+            (view,) = one.keeper.views()
+            assert await two.keeper.acknowledge(view["id"], Acknowledgement("ada", clock.now)) is not None
+            await one.look(DOWN, after_s=RENEW_EVERY_S)
+            await one.look(DOWN, after_s=10 * REMIND_S)
+            assert len(said(tmp_path)) == 2
+            acknowledged = one.keeper.views()[0]["acknowledged"]
+            assert acknowledged is not None and acknowledged["by"] == "ada"
+
+    run(test)
+
+
+def test_two_processes_remind_once_and_a_restart_does_not_remind_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        clock = SetClock()
+        async with Process(tmp_path, clock, "database") as one, Process(tmp_path, clock, "database") as two:
+            for after_s in (1.0, REMIND_S, REMIND_S):
+                await one.look(DOWN, after_s=after_s)
+                await two.look(DOWN)
+        async with Process(tmp_path, clock, "database") as again:
+            await again.look(DOWN)
+        assert said(tmp_path) == ["firing database_unavailable", *["reminder database_unavailable"] * 2]
+
+    run(test)
+
+
+# ── a store that is away ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def cut_off(process: Process) -> Callable[[], None]:
+    """The store is away for this process; returns what brings it back."""
+    run = process.store.executor.run
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise StoreUnavailable("away")
+
+    process.store.executor.run = fail  # type: ignore[method-assign, assignment]
+
+    def back() -> None:
+        process.store.executor.run = run  # type: ignore[method-assign]
+
+    return back
+
+
+def test_what_begins_and_ends_while_the_store_is_away_is_written_when_it_is_back(tmp_path: Path) -> None:
+    async def test() -> None:
+        clock = SetClock()
+        async with Process(tmp_path, clock, "database", "ai:claude") as process:
+            await process.look(OPEN)
+            back = cut_off(process)
+            assert await process.look(DOWN) == ["database_unavailable", "circuit_closed"]
+            assert lasting(tmp_path) == ["circuit_open:ai:claude"]
+            back()
+            await process.look(DOWN)
+            assert lasting(tmp_path) == ["database_unavailable:database"]
+            assert [past.ended_at for past in await process.history()] == [None, clock.now - 1]
+            assert process.alone == []
+            assert said(tmp_path) == [
+                "firing circuit_open",
+                "resolved circuit_open",
+                "firing database_unavailable",
+            ]
+
+    run(test)
+
+
+def test_while_the_store_is_away_each_process_notifies_for_itself(tmp_path: Path) -> None:
+    """Twice is better than never. When the store is back it is not said again."""
+
+    async def test() -> None:
+        clock = SetClock()
+        async with (
+            Process(tmp_path, clock, "database") as one,
+            Process(tmp_path, clock, "database") as two,
+        ):
+            backs = [cut_off(one), cut_off(two)]
+            alone: list[list[str]] = []
+            for after_s in (0.0, ALONE_AFTER_S, 1.0, REMIND_S):
+                clock.now += after_s
+                for process in (one, two):
+                    await process.look(DOWN, after_s=0)
+                    alone.append([notice.what for notice in process.alone])
+            assert alone[:2] == [[], []], "a store that is away for a moment is found again"
+            assert alone[2:] == [["firing"]] * 4 + [["firing", "reminder"]] * 2
+            for process, back in zip((one, two), backs, strict=True):
+                back()
+                await process.look(DOWN)
+            assert one.keeper.views()[0]["id"] == two.keeper.views()[0]["id"]
+            assert said(tmp_path) == [] and lasting(tmp_path) == ["database_unavailable:database"]
+            await one.look()
+            await two.look()
+            assert said(tmp_path) == ["resolved database_unavailable"]
+
+    run(test)
+
+
+def test_the_end_is_said_without_the_store_too_and_only_if_the_beginning_was(tmp_path: Path) -> None:
+    async def test() -> None:
+        clock = SetClock()
+        async with Process(tmp_path, clock, "database", "ai:claude") as process:
+            await process.look(DOWN)
+            back = cut_off(process)
+            await process.look(DOWN, OPEN)
+            await process.look()
+            await process.look(after_s=ALONE_AFTER_S)
+            await process.look()
+            assert [(notice.what, notice.kind) for notice in process.alone] == [
+                ("resolved", "database_unavailable")
+            ]
+            back()
+            await process.look()
+            assert said(tmp_path) == ["firing database_unavailable"]
+            assert lasting(tmp_path) == [] and len(await process.history()) == 2
 
     run(test)
 

@@ -115,6 +115,13 @@ class Sights:
     async def lists(self, alert: str) -> bool:
         return alert in await self._kinds_in_python()
 
+    async def phase_of(self, kind: str) -> str:
+        """Where an alert stands in its life; "" for one that is not listed."""
+        from api.monitoring import get_system_alerts
+
+        listed = (await get_system_alerts())["alerts"]
+        return next((one["phase"] for one in listed if one["kind"] == kind), "")
+
     async def _kinds_in_python(self) -> list[str]:
         from api.monitoring import get_system_alerts
 
@@ -280,7 +287,10 @@ def test_some_errors_are_reduced_confidence(
         assert found["type"] == "warning" and found["message"] == "30% of the last 20 calls failed"
         await seen.ask(good=41)
         await seen.state("healthy")
-        await seen.alerts("performance_recovered ai:claude")
+        (found,) = await seen.alerts("degraded_performance ai:claude")
+        assert found["phase"] == "firing", "9.8 % are fewer than a tenth, and not yet few"
+        await seen.ask(good=62)
+        await poll(lambda: seen.phase_of("degraded_performance"), "recovering")
 
     watch(tmp_path, test)
 

@@ -6,9 +6,12 @@ import re
 
 import pytest
 
-from koo.alerts.engine import LISTED_AFTER_END_S, RANK, RESTORED_KEPT_S
+from koo.alerts.engine import LISTED_AFTER_END_S, SETTLES_S, UNSEEN_S_MAX
+from koo.alerts.keeping import ALONE_AFTER_S, ENDED_KEPT_S
 from koo.alerts.kinds import ENDINGS, KINDS
 from koo.alerts.rules import APPROACHING, CALLS_MIN, ERROR_RATE_MAX
+from koo.alerts.views import RANK
+from koo.options import DAY_S
 from tests.docs.markdown import ROOT
 
 PAGE = (ROOT / "docs" / "alerts.md").read_text(encoding="utf-8")
@@ -48,10 +51,11 @@ def test_the_severities_are_listed_from_the_worst() -> None:
 
 def test_the_numbers_are_those_of_the_code() -> None:
     assert (ERROR_RATE_MAX, CALLS_MIN, APPROACHING) == (0.1, 20, 0.8)
-    assert (LISTED_AFTER_END_S, RESTORED_KEPT_S) == (900, 60)
+    assert (LISTED_AFTER_END_S, SETTLES_S, ALONE_AFTER_S) == (900, 60, 10)
+    assert (UNSEEN_S_MAX, ENDED_KEPT_S) == (DAY_S, 90 * DAY_S)
     assert "at least 20 calls in five minutes a tenth failed" in SECTIONS["degraded_performance"]
     assert all("80 %" in text for kind, text in SECTIONS.items() if "approaching" in kind)
-    assert "listed for fifteen minutes" in PAGE and "for one minute its silence" in PAGE
+    assert "listed for fifteen minutes" in PAGE
 
 
 def test_the_guide_has_each_kind_with_its_severity_and_leads_here() -> None:

@@ -44,7 +44,7 @@ def broken(platform: Platform, step: str, error: Exception) -> Iterator[None]:
 
 STEPS = [
     "deadlines.bind", "store.open", "store.executor.start", "store.ledger.refresh", "budgets.keep_count",
-    "alerts.begin", "alerts._take_over", "store.ledger.run", "sharing.run",
+    "alerts.begin", "alerts._refresh", "store.ledger.run", "sharing.run",
 ]  # fmt: skip
 
 

@@ -1,148 +1,463 @@
-"""Whose an alert is: its process's as long as that renews the lease, then whoever's comes first."""
+"""Episodes of several processes on one store: those that see the same thing share one, in each kind of store."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 
-from koo.storage.base import Episode, OrphanedEpisode
-from koo.storage.episodes import LEASE_S
-from koo.storage.schema import STEPS
+import pytest
+
+from koo.episodes import Acknowledgement, Episode, Place, Silence, new_id
+from koo.storage import schema
+from koo.storage.base import StoreUnavailable
+from koo.storage.episodes import LEASE_S, SqlEpisodes
+from koo.storage.memory import MemoryTransactions, make_tables
+from koo.storage.notices import SqlNotices
+from koo.storage.silences import SqlSilences
 from koo.storage.store import SqlStore
-from tests.storage.support import NOON_S, Place, SetClock
+from tests.storage.support import NOON_S, SetClock
+from tests.storage.support import Place as StorePlace
 
-OPEN = Episode(
-    fingerprint="circuit_open:database",
-    type="critical",
-    component="database",
-    message="the circuit breaker is open",
-    started_at=NOON_S,
+EVER = (0.0, 2 * NOON_S)
+
+
+@dataclass
+class Process:
+    """One process's door to what it shares with others."""
+
+    name: str
+    episodes: SqlEpisodes
+    silences: SqlSilences
+    notices: SqlNotices
+    close: Callable[[], Awaitable[None]]
+
+
+class House:
+    """A store in any place, the processes on it, and the clock that they have in common."""
+
+    def __init__(self, place: StorePlace) -> None:
+        self.place = place
+        self.clock = SetClock()
+        self._tables = make_tables()
+        self.processes: list[Process] = []
+
+    async def process(self) -> Process:
+        if self.place.is_shared:
+            store = self.place.sql_store(self.clock)
+            await store.executor.run(lambda tx: None)
+            made = Process(store.process, store.episodes, store.silences, store.notices, store.executor.stop)
+        else:
+            made = self._in_memory(MemoryTransactions(self._tables, new_id(), self.clock))
+        self.processes.append(made)
+        return made
+
+    def _in_memory(self, transactions: MemoryTransactions) -> Process:
+        async def close() -> None:
+            pass
+
+        return Process(
+            transactions.process,
+            SqlEpisodes(transactions),
+            SqlSilences(transactions),
+            SqlNotices(transactions),
+            close,
+        )
+
+    def episode(self, **words: object) -> Episode:
+        known = Episode(
+            id=new_id(),
+            fingerprint="circuit_open:database",
+            type="critical",
+            component="database",
+            message="the circuit breaker is open",
+            started_at=self.clock.now,
+            fired_at=self.clock.now,
+            notified_at=self.clock.now,
+            data={"next_attempt": None},
+        )
+        return replace(known, **words)  # type: ignore[arg-type]
+
+    async def said(self) -> list[str]:
+        """What people were to be told, oldest first, whichever process wrote it."""
+        await self.processes[0].notices.join(["webhook"])
+        parcel = await self.processes[0].notices.take("webhook", ("critical", "warning", "info"))
+        if parcel is None:
+            return []
+        await self.processes[0].notices.mark_sent(parcel)
+        more = await self.said()
+        return [notice.what for notice in parcel.notices] + more
+
+
+def with_processes(
+    place: StorePlace, main: Callable[[House, list[Process]], Awaitable[None]], count: int = 2
+) -> None:
+    async def run() -> None:
+        house = House(place)
+        try:
+            made = [await house.process() for _ in range(count)]
+            await made[0].notices.join(["webhook"])
+            await main(house, made)
+        finally:
+            for process in house.processes:
+                await process.close()
+
+    asyncio.run(run())
+
+
+async def history(process: Process) -> list[Episode]:
+    return await process.episodes.history(*EVER, limit=100)
+
+
+def test_what_two_processes_see_is_one_episode_and_is_said_once(place: StorePlace) -> None:
+    async def main(house: House, processes: list[Process]) -> None:
+        one, two = processes
+        first = house.episode()
+        assert await one.episodes.keep(first) == [first]
+        house.clock.now += 5
+        (known,) = await two.episodes.keep(house.episode(message="refused too"))
+        assert (known.id, known.started_at, known.notified_at) == (first.id, first.started_at, NOON_S)
+        assert known.message == "refused too", "with the latest words"
+        house.clock.now += 5
+        await one.episodes.leave(first)
+        assert [past.phase for past in await history(one)] == ["firing"], "the other one still sees it"
+        await two.episodes.leave(known)
+        (past,) = await history(two)
+        assert (past.phase, past.started_at, past.ended_at) == ("resolved", NOON_S, NOON_S + 10)
+        assert await house.said() == ["firing", "resolved"]
+
+    with_processes(place, main)
+
+
+def test_of_several_that_begin_it_at_the_same_moment_one_says_so(shared: StorePlace) -> None:
+    async def main(house: House, processes: list[Process]) -> None:
+        kept = await asyncio.gather(*(one.episodes.keep(house.episode()) for one in processes))
+        assert len({known.id for some in kept for known in some}) == 1
+        await asyncio.gather(*(one.episodes.leave(kept[0][0]) for one in processes))
+        assert [past.phase for past in await history(processes[0])] == ["resolved"]
+        assert await house.said() == ["firing", "resolved"]
+
+    with_processes(shared, main, count=4)
+
+
+def test_what_is_pending_is_said_to_nobody_and_forgotten_when_it_is_over(place: StorePlace) -> None:
+    async def main(house: House, processes: list[Process]) -> None:
+        one, two = processes
+        pending = house.episode(phase="pending", fired_at=None, notified_at=None)
+        await one.episodes.keep(pending)
+        assert await history(one) == []
+        house.clock.now += LEASE_S + 1
+        (orphan,) = await two.episodes.orphaned()
+        assert orphan == pending
+        await one.episodes.leave(pending)
+        assert await two.episodes.orphaned() == [] and await house.said() == []
+
+    with_processes(place, main)
+
+
+def test_one_that_was_quiet_when_it_fired_may_be_said_later_and_by_another_process(place: StorePlace) -> None:
+    async def main(house: House, processes: list[Process]) -> None:
+        one, two = processes
+        (quiet,) = await one.episodes.keep(house.episode(notified_at=None))
+        await two.episodes.keep(quiet)
+        assert await house.said() == []
+        (known,) = await two.episodes.keep(replace(quiet, notified_at=house.clock.now))
+        (again,) = await one.episodes.keep(replace(quiet, notified_at=house.clock.now + 1))
+        assert known.notified_at == again.notified_at == house.clock.now or again.notified_at is not None
+        assert await house.said() == ["firing"]
+
+    with_processes(place, main)
+
+
+def test_one_that_was_never_said_is_not_said_to_have_ended(place: StorePlace) -> None:
+    async def main(house: House, processes: list[Process]) -> None:
+        (quiet,) = await processes[0].episodes.keep(house.episode(notified_at=None))
+        await processes[0].episodes.leave(quiet)
+        assert [past.phase for past in await history(processes[0])] == ["resolved"], "no history is lost"
+        assert await house.said() == []
+
+    with_processes(place, main, count=1)
+
+
+# ── processes that die ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_episode_is_orphaned_when_the_lease_of_all_that_see_it_is_over(place: StorePlace) -> None:
+    async def main(house: House, processes: list[Process]) -> None:
+        one, two, three = processes
+        (seen,) = await one.episodes.keep(house.episode())
+        house.clock.now += LEASE_S - 1
+        await two.episodes.keep(seen)
+        house.clock.now += LEASE_S - 1
+        assert await three.episodes.orphaned() == [], "the second one renewed it"
+        house.clock.now += 1
+        assert await three.episodes.orphaned() == [seen]
+        assert await two.episodes.orphaned() == [], "to its own process it is never orphaned"
+
+    with_processes(place, main, count=3)
+
+
+def test_what_was_let_go_is_free_at_once_but_not_what_ended(place: StorePlace) -> None:
+    async def main(house: House, processes: list[Process]) -> None:
+        one, two = processes
+        lasts, ended = house.episode(), house.episode(fingerprint="x:y", component="y")
+        await one.episodes.keep(lasts, ended)
+        await one.episodes.leave(ended)
+        await one.episodes.release()
+        assert await two.episodes.orphaned() == [lasts]
+
+    with_processes(place, main)
+
+
+def test_of_several_who_want_an_orphan_one_gets_it(shared: StorePlace) -> None:
+    async def main(house: House, processes: list[Process]) -> None:
+        dead, *heirs = processes
+        (seen,) = await dead.episodes.keep(house.episode())
+        await dead.episodes.release()
+        house.clock.now += 1
+        taken = await asyncio.gather(*(heir.episodes.take(seen) for heir in heirs))
+        assert sorted(taken, key=len) == [[], [], [seen]]
+
+    with_processes(shared, main, count=4)
+
+
+def test_a_dead_process_keeps_nothing_from_ending(place: StorePlace) -> None:
+    async def main(house: House, processes: list[Process]) -> None:
+        dead, alive = processes
+        (seen,) = await dead.episodes.keep(house.episode())
+        house.clock.now += LEASE_S + 1
+        await alive.episodes.take(seen)
+        await alive.episodes.leave(seen)
+        assert [past.phase for past in await history(alive)] == ["resolved"]
+        assert await house.said() == ["firing", "resolved"]
+
+    with_processes(place, main)
+
+
+def test_a_process_that_was_stopped_meanwhile_begins_a_new_episode(place: StorePlace) -> None:
+    """Its own was taken over and ended. What it sees now is not what had ended."""
+
+    async def main(house: House, processes: list[Process]) -> None:
+        stopped, alive = processes
+        (seen,) = await stopped.episodes.keep(house.episode())
+        house.clock.now += LEASE_S + 1
+        await alive.episodes.take(seen)
+        await alive.episodes.leave(seen)
+        (again,) = await stopped.episodes.keep(replace(seen, notified_at=house.clock.now))
+        assert again.id != seen.id
+        assert [past.phase for past in await history(alive)] == ["firing", "resolved"]
+        assert await house.said() == ["firing", "resolved", "firing"]
+        await stopped.episodes.leave(seen)
+        assert [past.phase for past in await history(alive)] == ["firing", "resolved"], "an end is an end"
+
+    with_processes(place, main)
+
+
+def test_what_no_process_observes_any_more_ends_and_is_said_to(place: StorePlace) -> None:
+    async def main(house: House, processes: list[Process]) -> None:
+        (one,) = processes
+        await one.episodes.keep(house.episode())
+        await one.episodes.expire(before=house.clock.now)
+        assert [past.phase for past in await history(one)] == ["firing"]
+        house.clock.now += LEASE_S + 100
+        await one.episodes.expire(before=house.clock.now - 50)
+        (past,) = await history(one)
+        assert past.ended_at == house.clock.now and await house.said() == ["firing", "resolved"]
+        await one.episodes.prune(before=house.clock.now)
+        assert len(await history(one)) == 1
+        await one.episodes.prune(before=house.clock.now + 1)
+        assert await history(one) == []
+
+    with_processes(place, main, count=1)
+
+
+# ── a store that was away, and clocks ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_began_and_ended_while_the_store_was_away_is_written_down(place: StorePlace) -> None:
+    async def main(house: House, processes: list[Process]) -> None:
+        (one,) = processes
+        over = house.episode(phase="resolved", ended_at=NOON_S + 7)
+        await one.episodes.leave(over)
+        assert await history(one) == [over] and await house.said() == ["firing", "resolved"]
+        await one.episodes.leave(over)
+        assert await history(one) == [over] and await house.said() == [], "also when it is written twice"
+        await one.episodes.leave(house.episode(fired_at=None, notified_at=None, ended_at=NOON_S))
+        assert await history(one) == [over], "what never fired is no history"
+
+    with_processes(place, main, count=1)
+
+
+def test_what_fired_and_ended_between_two_writes_is_not_taken_for_pending(place: StorePlace) -> None:
+    async def main(house: House, processes: list[Process]) -> None:
+        (one,) = processes
+        pending = house.episode(phase="pending", fired_at=None, notified_at=None)
+        await one.episodes.keep(pending)
+        fired = replace(pending, fired_at=NOON_S + 1, notified_at=NOON_S + 2)
+        await one.episodes.leave(replace(fired, phase="resolved", ended_at=NOON_S + 3))
+        assert [past.phase for past in await history(one)] == ["resolved"]
+        assert await house.said() == ["firing", "resolved"]
+
+    with_processes(place, main, count=1)
+
+
+def test_what_a_process_delivered_itself_is_not_said_again(place: StorePlace) -> None:
+    async def main(house: House, processes: list[Process]) -> None:
+        one, two = processes
+        seen = house.episode()
+        (known,) = await one.episodes.keep(seen, said={f"{seen.id}:firing"})
+        assert known.notified_at == seen.notified_at, "that people know is kept"
+        await two.episodes.keep(house.episode())
+        assert await house.said() == []
+        await two.episodes.leave(known)
+        await one.episodes.leave(known, said={f"{seen.id}:resolved"})
+        assert await house.said() == []
+
+    with_processes(place, main)
+
+
+def test_an_episode_never_ends_before_it_begins(place: StorePlace) -> None:
+    async def main(house: House, processes: list[Process]) -> None:
+        one, two = processes
+        (seen,) = await one.episodes.keep(house.episode())
+        house.clock.now -= 3600
+        await one.episodes.leave(replace(seen, ended_at=house.clock.now))
+        await two.episodes.leave(house.episode(started_at=NOON_S, fired_at=NOON_S, ended_at=NOON_S - 9))
+        assert [past.ended_at for past in await history(one)] == [NOON_S, NOON_S]
+
+    with_processes(place, main)
+
+
+# ── what operators say ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_process_knows_who_has_acknowledged_an_episode_and_it_ends_with_it(place: StorePlace) -> None:
+    async def main(house: House, processes: list[Process]) -> None:
+        one, two = processes
+        (seen,) = await one.episodes.keep(house.episode())
+        said = Acknowledgement("ada", house.clock.now, house.clock.now + 600, "on it")
+        known = await two.episodes.acknowledge(seen.id, said)
+        assert known is not None and known.acknowledged == said
+        assert (await one.episodes.keep(seen))[0].acknowledged == said
+        assert await two.episodes.acknowledge(seen.id, None) == seen
+        await two.episodes.acknowledge(seen.id, said)
+        await one.episodes.leave(seen)
+        assert await two.episodes.acknowledge(seen.id, None) is None, "it has ended"
+        assert await two.episodes.acknowledge("nothing", said) is None
+        assert (await history(one))[0].acknowledged == said
+        (anew,) = await one.episodes.keep(house.episode())
+        assert anew.acknowledged is None
+
+    with_processes(place, main)
+
+
+def test_the_history_is_read_page_by_page_from_the_newest(place: StorePlace) -> None:
+    async def main(house: House, processes: list[Process]) -> None:
+        (one,) = processes
+        for number in range(7):
+            house.clock.now += 10 * (number % 2)  # some begin at the same moment
+            (seen,) = await one.episodes.keep(house.episode(fingerprint=f"x:{number}"))
+            if number != 3:
+                await one.episodes.leave(seen)
+        whole = await history(one)
+        pages: list[Episode] = []
+        while page := await one.episodes.history(
+            *EVER, limit=2, after=Place(pages[-1].started_at, pages[-1].id) if pages else None
+        ):
+            pages += page
+        assert pages == whole and len(whole) == 7
+        assert [past.started_at for past in whole] == sorted((p.started_at for p in whole), reverse=True)
+        lasting = await one.episodes.history(house.clock.now + 60, house.clock.now + 90, limit=9)
+        assert [past.fingerprint for past in lasting] == ["x:3"], "it lasts, so it is of that time too"
+        before = await one.episodes.history(0, NOON_S - 1, limit=9)
+        assert before == []
+
+    with_processes(place, main, count=1)
+
+
+def test_a_silence_ends_by_itself_or_when_an_operator_ends_it(place: StorePlace) -> None:
+    async def main(house: House, processes: list[Process]) -> None:
+        one, two = processes
+        now = house.clock.now
+        night = Silence(
+            id="n", component="ai:*", made_at=now, ends_at=now + 600, by="ada", reason="migration"
+        )
+        short = replace(night, id="s", ends_at=now + 60, kind="budget_*", reason="known")
+        await one.silences.add(night)
+        await one.silences.add(short)
+        assert await two.silences.lasting(now) == [short, night]
+        assert await two.silences.lasting(now + 60) == [night]
+        assert await two.silences.end("n", now + 100) == replace(night, ends_at=now + 100)
+        assert await one.silences.lasting(now + 100) == []
+        assert await one.silences.end("n", now + 100) is None and await one.silences.end("x", now) is None
+        await one.silences.prune(now + 101)
+        await one.silences.add(night)
+        assert await one.silences.lasting(now) == [night], "the old one was forgotten"
+
+    with_processes(place, main)
+
+
+@pytest.mark.parametrize(
+    ("kind", "component", "covers"),
+    [
+        ("*", "*", True),
+        ("circuit_open", "ai:claude", True),
+        ("circuit_*", "ai:*", True),
+        ("budget_*", "*", False),
+        ("*", "ai:claud", False),
+        ("*", "AI:CLAUDE", False),
+    ],
 )
+def test_a_silence_covers_what_its_patterns_match(kind: str, component: str, covers: bool) -> None:
+    silence = Silence(id="1", kind=kind, component=component, made_at=0, ends_at=10, by="a", reason="r")
+    assert silence.covers("circuit_open", "ai:claude", 9) is covers
+    assert not silence.covers("circuit_open", "ai:claude", 10)
 
 
-def test_an_episode_is_free_only_when_its_lease_is_over(shared: Place) -> None:
+# ── memory, and older stores ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_tables_in_memory_can_be_away() -> None:
     async def main() -> None:
-        clock = SetClock()
-        async with SqlStore(shared.url, clock=clock) as one, SqlStore(shared.url, clock=clock) as two:
-            await one.episodes.save(OPEN)
-            clock.now += LEASE_S - 1
-            assert await two.episodes.load_orphaned() == []
-            await one.episodes.save(OPEN)
-            clock.now += LEASE_S - 1
-            assert await two.episodes.load_orphaned() == [], "it was renewed"
-            clock.now += 1
-            assert await two.episodes.load_orphaned() == [OrphanedEpisode(OPEN, one.process)]
-            assert await one.episodes.load_orphaned() == [], "to its own process it is never free"
+        transactions = MemoryTransactions(make_tables(), "one")
+        transactions.trouble = "the state store is away"
+        with pytest.raises(StoreUnavailable, match="is away"):
+            await SqlEpisodes(transactions).orphaned()
 
     asyncio.run(main())
 
 
-def test_what_was_let_go_is_free_at_once_but_not_what_ended(shared: Place) -> None:
+def test_the_episodes_of_an_older_store_go_on_and_their_past_is_kept(
+    shared: StorePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There each process had its own, its end was an episode too, and a clock that was set back left its mark."""
+
     async def main() -> None:
-        clock = SetClock()
-        ended = Episode(
-            fingerprint="x:y", type="info", component="y", message="m", started_at=1.0, ended_at=2.0
-        )
-        async with SqlStore(shared.url, clock=clock) as two:
-            async with SqlStore(shared.url, clock=clock) as one:
-                await one.episodes.save(OPEN, ended)
-                await one.episodes.release()
-            assert [free.episode for free in await two.episodes.load_orphaned()] == [OPEN]
-
-    asyncio.run(main())
-
-
-def test_of_several_who_want_it_one_gets_it(shared: Place) -> None:
-    async def main() -> None:
-        clock = SetClock()
-        async with SqlStore(shared.url, clock=clock) as dead:
-            await dead.episodes.save(OPEN)
-            await dead.episodes.release()
-        stores = [SqlStore(shared.url, clock=clock, timeout_s=20) for _ in range(4)]
-        free = [await store.episodes.load_orphaned() for store in stores]
-        assert all(len(one) == 1 for one in free)
-        taken = await asyncio.gather(
-            *(store.episodes.take(wanted) for store, wanted in zip(stores, free, strict=True))
-        )
-        assert sorted(len(one) for one in taken) == [0, 0, 0, 1]
-        assert [one for some in taken for one in some] == [OPEN]
-        rows = shared.sql("SELECT process FROM koo_episodes")
-        assert rows in [[(store.process,)] for store in stores]
-        for store in stores:
-            await store.close()
-
-    asyncio.run(main())
-
-
-def test_nobody_ends_the_episode_of_another(shared: Place) -> None:
-    async def main() -> None:
-        clock = SetClock()
-        async with SqlStore(shared.url, clock=clock) as one, SqlStore(shared.url, clock=clock) as two:
-            await one.episodes.save(OPEN)
-            await two.episodes.save(
-                Episode(
-                    fingerprint=OPEN.fingerprint,
-                    type=OPEN.type,
-                    component=OPEN.component,
-                    message=OPEN.message,
-                    started_at=OPEN.started_at,
-                    ended_at=NOON_S + 5,
-                )
+        with monkeypatch.context() as older:
+            older.setattr(schema, "STEPS", schema.STEPS[:5])
+            before = SqlStore(shared.url)
+            await before.executor.run(lambda tx: None)
+            await before.executor.stop()
+        for started, ended, kind, process in (
+            (5000, "NULL", "circuit_open", "one"),
+            (4000, "NULL", "circuit_open", "two"),
+            (9000, "8000", "service_down", "one"),
+            (9000, "9000", "circuit_closed", "one"),
+        ):
+            severity = "info" if kind == "circuit_closed" else "critical"
+            shared.sql(
+                f"INSERT INTO koo_episodes VALUES ('{kind}:database', {started}, {ended}, '{severity}', 'database',"
+                f" 'open', '{{}}', '{process}', 0)"
             )
-            rows = shared.sql("SELECT process, ended_ms FROM koo_episodes")
-            assert sorted(rows) == sorted([(one.process, None), (two.process, round((NOON_S + 5) * 1000))])
-
-    asyncio.run(main())
-
-
-def test_who_has_written_the_same_episode_anew_forgets_the_double(shared: Place) -> None:
-    """Opened again while the store was away, a process writes what it knows before it finds its own old row."""
-
-    async def main() -> None:
-        clock = SetClock()
-        async with SqlStore(shared.url, clock=clock) as before:
-            await before.episodes.save(OPEN)
-            await before.episodes.release()
-        async with SqlStore(shared.url, clock=clock) as again:
-            await again.episodes.save(OPEN)
-            assert await again.episodes.take(await again.episodes.load_orphaned()) == []
-            assert shared.sql("SELECT process FROM koo_episodes") == [(again.process,)]
-
-    asyncio.run(main())
-
-
-def test_what_nobody_sees_any_more_ends(shared: Place) -> None:
-    async def main() -> None:
-        clock = SetClock()
-        async with SqlStore(shared.url, clock=clock) as store:
-            await store.episodes.save(OPEN)
-            await store.episodes.expire(before=clock.now)
-            assert shared.sql("SELECT ended_ms FROM koo_episodes") == [(None,)]
-            clock.now += LEASE_S + 100
-            await store.episodes.expire(before=clock.now - 50)
-            assert shared.sql("SELECT ended_ms FROM koo_episodes") == [(round(clock.now * 1000),)]
-
-    asyncio.run(main())
-
-
-def test_the_episodes_of_an_older_store_are_free_for_the_newer_koo(tmp_path: Path) -> None:
-    place = Place("sqlite", f"sqlite:///{tmp_path / 'old.db'}")
-    serial = "INTEGER PRIMARY KEY AUTOINCREMENT"
-    for statement in (
-        "CREATE TABLE koo_schema (steps INTEGER NOT NULL)",
-        "INSERT INTO koo_schema VALUES (1)",
-    ):
-        place.sql(statement)
-    for statement in STEPS[0]:
-        place.sql(statement.format(serial=serial))
-    place.sql(
-        "INSERT INTO koo_episodes VALUES ('circuit_open:database', 5000, NULL, 'critical', 'database', 'open', '{}')"
-    )
-
-    async def main() -> None:
-        async with SqlStore(place.url, clock=SetClock()) as store:
-            (free,) = await store.episodes.load_orphaned()
-            assert (free.episode.started_at, free.owner) == (5.0, "")
-            assert await store.episodes.take([free]) == [free.episode]
+        store = shared.sql_store(SetClock())
+        (orphan,) = await store.episodes.orphaned()
+        assert (orphan.started_at, orphan.phase, orphan.notified_at) == (4.0, "recovering", None)
+        assert await store.episodes.take(orphan) == [orphan]
+        past = await store.episodes.history(*EVER, limit=9)
+        assert [(one.kind, one.started_at, one.ended_at) for one in past] == [
+            ("service_down", 9.0, 9.0),
+            ("circuit_open", 4.0, None),
+        ]
+        await store.executor.stop()
 
     asyncio.run(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from koo.storage.base import Episode, Signal, StoreUnavailable
+from koo.storage.base import Signal, StoreUnavailable
 from koo.storage.signals import SIGNAL_KEPT_S
 from koo.storage.store import SqlStore
 from tests.storage.support import NOON_S, Place, SetClock
@@ -135,33 +135,5 @@ def test_signals_of_an_outage_are_heard_after_it(sqlite: Place) -> None:
             async for signal in two.signals.follow(cursor):
                 assert brief(signal) == ("reset", "claude") and failures == 2
                 break
-
-    asyncio.run(main())
-
-
-def test_an_alert_is_kept_from_its_beginning_to_its_end_and_for_as_long_after_as_one_asks(
-    shared: Place,
-) -> None:
-    async def main() -> None:
-        async with SqlStore(shared.url, clock=SetClock()) as store:
-            lasting = Episode(
-                fingerprint="breaker:claude", type="critical", component="claude", message="open", started_at=100.25,
-                data={"model": "m", "count": 3},
-            )  # fmt: skip
-            ended = Episode(
-                fingerprint="slow:openai", type="warning", component="openai", message="slow", started_at=50.0,
-                ended_at=200.0,
-            )  # fmt: skip
-            await store.episodes.save(lasting, ended)
-            assert await store.episodes.load_recent(since=200.0) == [ended, lasting]
-            assert await store.episodes.load_recent(since=200.5) == [lasting]
-            closed = Episode(
-                fingerprint="breaker:claude", type="info", component="claude", message="closed", started_at=100.25,
-                ended_at=300.0,
-            )  # fmt: skip
-            await store.episodes.save(closed)
-            assert await store.episodes.load_recent(since=250.0) == [closed]
-            await store.episodes.prune(before=300.0)
-            assert await store.episodes.load_recent(since=0.0) == [closed]
 
     asyncio.run(main())

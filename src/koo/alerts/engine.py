@@ -1,160 +1,323 @@
-"""When an alert begins and when it ends.
+"""When an seen begins, fires, recovers and ends, and of which ones people are notified. Pure: the time is an argument.
 
-The unit is an episode: it begins with the first finding of its kind about a part, goes on for as long as the finding
-holds, and ends once. A breaker that goes from open to half open and back is one episode of "circuit open": while
-recovery is tested the alarm is kept, but shown as "in recovery", and only closing ends it. What ended
-is listed as information for fifteen minutes.
+The unit is an episode. It is pending until its condition has held for its kind's `pending_s`; what goes before that is
+forgotten. Then it fires. When the condition is gone it recovers for `recovering_s`, and is resolved after that; what
+comes back meanwhile fires on. A breaker that goes from open to half open and back is one episode too: what tests its
+recovery keeps it (`kept_by`), and is listed in its place. So does the greater kind of which it is a part (`also`).
 
-`step` returns the episodes that began or ended, to be kept; `restore` takes over those of a process that is gone, so
-that a restart neither forgets a fire nor reports it as new. The process that takes them over knows nothing of them yet:
-its breakers are closed and its probes have not looked. So what was restored does not end before everything had the time
-to be looked at.
+An episode of a process that is gone is *restored*. This process knows nothing of it yet: its breakers are closed and
+its probes have not looked. So it does not end because nothing is found, but because this process has looked where the
+kind's `evidence` says, and found nothing.
+
+People are notified of what fires, once, and hear of its end if they heard of its beginning. Three things keep it quiet
+meanwhile, and lose nothing: a silence, an acknowledgement, and an episode that explains it (`inhibited_by`) in the same
+component or in one that it hangs on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import cast
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
-from koo.alerts.kinds import ENDINGS, KINDS
+from koo.alerts.kinds import KINDS, UNKNOWN, AlertKind
 from koo.alerts.rules import Finding
-from koo.clock import iso
-from koo.monitoring.shapes import Alert, AlertData
-from koo.storage.base import Episode
+from koo.episodes import Acknowledgement, Episode, Phase, Silence
+from koo.options import DAY_S
 
 LISTED_AFTER_END_S = 900.0
-RESTORED_KEPT_S = 60.0
-"""As long as the usual time between two health checks: a restart is no recovery."""
+UNSEEN_S_MAX = DAY_S
+"""What no evidence ever comes for ends after a day: nothing has been heard of it, also not that it goes on."""
+SETTLES_S = 60.0
+"""What follows from a cause may outlast it by its own memory, such as that callers were turned away a moment ago."""
 
-RANK = {"critical": 0, "warning": 1, "info": 2}
+
+class Moment(NamedTuple):
+    """Now, for people (`wall`, which may be set) and for durations (`monotonic`)."""
+
+    wall: float
+    monotonic: float
 
 
+HasLooked = Callable[[str, str], bool]
+"""Has this process looked, by what a kind's evidence demands, whether it holds for a component?"""
+
+
+def outer_component(component: str) -> tuple[str, ...]:
+    """What a component is a part of: `ai:claude` of `ai:claude/opus`."""
+    outer, slash, _ = component.partition("/")
+    return (outer,) if slash else ()
+
+
+@dataclass(slots=True)
+class Seen:
+    """An episode that lasts, and what this process knows of it beside what is kept.
+
+    `since` is when its phase began. `stands_in` is the fingerprint of what is listed in its place, and `inhibited_by`
+    of what explains it.
+    """
+
+    episode: Episode
+    since: Moment
+    is_found: bool = True
+    restored_at: float | None = None  # Until this process has found it too, or looked.
+    stands_in: str = ""
+    inhibited_by: str = ""
+    inhibited_at: float | None = None
+    reminders: int = 0
+
+    @property
+    def is_firing(self) -> bool:
+        """It fires, and its condition holds now."""
+        return self.episode.phase == "firing" and self.is_found
+
+
+@dataclass(slots=True)
 class Alerts:
-    """The episodes that last, and the news of those that ended a short while ago."""
+    """The episodes that last, and those that ended a short while ago.
 
-    def __init__(self) -> None:
-        self._active: dict[str, Episode] = {}
-        self._news: list[Episode] = []
-        self._doubles: list[Episode] = []
-        # Restored, and not found by this process yet; when it may end, or None: from the next step on that is counted.
-        self._unseen: dict[str, float | None] = {}
+    `outer` says what a component hangs on. `kinds` is the table of kinds.
+    """
+
+    outer: Callable[[str], Collection[str]] = outer_component
+    kinds: Mapping[str, AlertKind] = field(default_factory=lambda: KINDS)
+    silences: tuple[Silence, ...] = ()
+    _active: dict[str, Seen] = field(default_factory=dict)
+    _ended: list[Episode] = field(default_factory=list)
 
     @property
     def lasting(self) -> list[Episode]:
         """Everything that has begun and not ended, with its latest message."""
+        return [seen.episode for seen in self._active.values()]
+
+    @property
+    def seen(self) -> list[Seen]:
+        """The same, with what this process knows of each."""
         return list(self._active.values())
 
-    def restore(self, episodes: Iterable[Episode]) -> None:
-        """Go on with what an earlier process knew; what no longer holds ends `RESTORED_KEPT_S` after the next step.
+    def ended(self, now: Moment) -> list[Episode]:
+        """Those that ended within fifteen minutes, and whose end is news."""
+        return [one for one in self._ended if _is_news(one, now.wall)]
 
-        Of several that last with the same fingerprint the oldest one goes on. The others end in silence; otherwise they
-        would be restored again and again.
-        """
+    # ── what was kept ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def restore(self, episodes: Iterable[Episode], now: Moment) -> None:
+        """Go on with what a process knew that is gone."""
         for episode in episodes:
-            if episode.ended_at is None:
-                self._take_over(episode)
-            elif episode.type == "info":
-                self._news.append(episode)
+            if episode.phase == "resolved":
+                self._remember(episode)
+            elif episode.fingerprint not in self._active:
+                self._active[episode.fingerprint] = self._restored(episode, now)
+        for seen in self._active.values():
+            if seen.restored_at is not None:
+                seen.stands_in = self._kept_by(seen, ())
+        self._relate(now)
 
-    def _take_over(self, episode: Episode) -> None:
-        known = self._active.get(episode.fingerprint)
-        if known is None:
-            self._active[episode.fingerprint] = episode
-            self._unseen[episode.fingerprint] = None
-        elif episode.started_at < known.started_at:
-            newest = replace(episode, message=known.message, data=known.data)
-            self._active[episode.fingerprint] = newest
-            self._doubles.append(known)
-        elif episode.started_at > known.started_at:
-            self._doubles.append(episode)
+    def _restored(self, episode: Episode, now: Moment) -> Seen:
+        # What was pending goes on with its time: a process that is started again and again must not hide it.
+        held_s = now.wall - episode.started_at if episode.phase == "pending" else 0.0
+        held_s = min(max(0.0, held_s), self._row(episode.kind).pending_s)
+        since = Moment(now.wall - held_s, now.monotonic - held_s)
+        return Seen(episode, since, is_found=False, restored_at=now.monotonic)
 
-    def step(self, findings: Iterable[Finding], now: float) -> list[Episode]:
-        """Take in what holds now (wall seconds); returns the episodes that began or ended, to be kept."""
+    def adopt(self, known: Episode) -> None:
+        """Take what the store knows: another process may have begun it, notified of it or acknowledged it."""
+        seen = self._active.get(known.fingerprint)
+        if seen is not None:
+            seen.episode = replace(
+                seen.episode,
+                id=known.id,
+                started_at=known.started_at,
+                fired_at=seen.episode.fired_at and known.fired_at,
+                notified_at=known.notified_at,
+                acknowledged=known.acknowledged,
+            )
+
+    def acknowledge(self, episode_id: str, acknowledged: Acknowledgement | None) -> None:
+        """A person is at work on an episode, or no longer."""
+        for seen in self._active.values():
+            if seen.episode.id == episode_id:
+                seen.episode = replace(seen.episode, acknowledged=acknowledged)
+
+    # ── what is found ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def step(
+        self, findings: Iterable[Finding], now: Moment, has_looked: HasLooked, new_id: Callable[[], str]
+    ) -> list[Episode]:
+        """Take in what holds now; returns the episodes that began, changed their phase or ended, to be kept.
+
+        A pending one that is over is returned as resolved without `fired_at`.
+        """
         current = {finding.fingerprint: finding for finding in findings}
-        changed = [replace(double, ended_at=now) for double in self._doubles]
-        self._doubles = []
-        changed += [
-            self._begin(finding, now)
-            for key, finding in current.items()
-            if finding.begins and key not in self._active
-        ]
-        for key in current:
-            self._unseen.pop(key, None)
-        for key, episode in list(self._active.items()):
-            if key in current:
-                newest = current[key]
-                self._active[key] = replace(episode, message=newest.message, data=dict(newest.data))
-            elif not _is_recovering(episode, current) and not self._may_be_unseen(key, now):
-                changed.extend(self._end(episode, now))
-        self._news = [news for news in self._news if _is_listed(news, now)]
+        parts = _parts_of(current.values())
+        changed = []
+        for key, finding in current.items():
+            seen = self._active.get(key)
+            if seen is not None:
+                changed += self._go_on(seen, finding, now)
+            elif finding.begins and key not in parts:
+                changed.append(self._begin(finding, now, new_id()))
+        for key, seen in list(self._active.items()):
+            if key not in current:
+                seen.is_found = False
+                changed += self._not_found(seen, now, parts.get(key, ""), current, has_looked)
+        self._relate(now)
+        self._ended = [one for one in self._ended if _is_news(one, now.wall)]
         return changed
 
-    def _may_be_unseen(self, key: str, now: float) -> bool:
-        """It was restored, and this process has not had the time to look whether it still holds."""
-        if key not in self._unseen:
-            return False
-        until = self._unseen[key]
-        if until is None:
-            until = self._unseen[key] = now + RESTORED_KEPT_S
-        return now < until
-
-    def _begin(self, finding: Finding, now: float) -> Episode:
+    def _begin(self, finding: Finding, now: Moment, episode_id: str) -> Episode:
+        row = self._row(finding.kind)
+        is_pending = row.pending_s > 0
         episode = Episode(
+            id=episode_id,
             fingerprint=finding.fingerprint,
-            type=finding.severity,
+            type=row.severity,
             component=finding.component,
             message=finding.message,
-            started_at=now,
+            started_at=now.wall,
+            phase="pending" if is_pending else "firing",
+            fired_at=None if is_pending else now.wall,
             data=dict(finding.data),
         )
-        self._active[finding.fingerprint] = episode
+        self._active[finding.fingerprint] = Seen(episode, now)
         return episode
 
-    def _end(self, episode: Episode, now: float) -> list[Episode]:
-        del self._active[episode.fingerprint]
-        self._unseen.pop(episode.fingerprint, None)
-        ended = replace(episode, ended_at=now)
-        ending = ENDINGS.get(episode.kind)
-        if ending is None:
-            return [ended]
-        data: AlertData = {"lasted_s": max(0.0, now - episode.started_at)}  # the clock may have been set back
-        news = replace(
-            ended,
-            fingerprint=f"{ending.kind}:{ended.component}",
-            type="info",
-            message=ending.message,
-            started_at=now,
-            data=data,
+    def _go_on(self, seen: Seen, finding: Finding, now: Moment) -> list[Episode]:
+        seen.is_found, seen.restored_at, seen.stands_in = True, None, ""
+        seen.episode = replace(seen.episode, message=finding.message, data=dict(finding.data))
+        if seen.episode.phase == "pending":
+            held_s = now.monotonic - seen.since.monotonic
+            return self._enter(seen, "firing", now) if held_s >= self._row(finding.kind).pending_s else []
+        return self._enter(seen, "firing", now) if seen.episode.phase == "recovering" else []
+
+    def _not_found(
+        self, seen: Seen, now: Moment, greater: str, current: Collection[str], has_looked: HasLooked
+    ) -> list[Episode]:
+        recovery = "" if greater else self._kept_by(seen, current)
+        seen.stands_in = greater or recovery
+        if recovery and seen.episode.phase == "firing":
+            return self._enter(seen, "recovering", now)
+        return self._fade(seen, now) if not seen.stands_in and self._may_end(seen, now, has_looked) else []
+
+    def _fade(self, seen: Seen, now: Moment) -> list[Episode]:
+        """Its condition is gone."""
+        phase, recovering_s = seen.episode.phase, self._row(seen.episode.kind).recovering_s
+        if phase == "pending":
+            return self._end(seen, now)
+        if phase == "firing" and recovering_s > 0:
+            return self._enter(seen, "recovering", now)
+        if phase == "recovering" and now.monotonic - seen.since.monotonic < recovering_s:
+            return []
+        return self._end(seen, now)
+
+    def _enter(self, seen: Seen, phase: Phase, now: Moment) -> list[Episode]:
+        fired_at = seen.episode.fired_at
+        if phase == "firing" and fired_at is None:
+            fired_at = max(now.wall, seen.episode.started_at)
+        seen.episode = replace(seen.episode, phase=phase, fired_at=fired_at)
+        seen.since = now
+        return [seen.episode]
+
+    def _end(self, seen: Seen, now: Moment) -> list[Episode]:
+        del self._active[seen.episode.fingerprint]
+        ended = replace(seen.episode, phase="resolved", ended_at=seen.episode.end_at(now.wall))
+        self._remember(ended)
+        return [ended]
+
+    def _remember(self, ended: Episode) -> None:
+        if ended.fired_at is not None and self._row(ended.kind).ending is not None:
+            self._ended.append(ended)
+
+    def _may_end(self, seen: Seen, now: Moment, has_looked: HasLooked) -> bool:
+        """Not where it was restored, and this process has not looked whether it still holds."""
+        if seen.restored_at is not None:
+            is_old = now.monotonic - seen.restored_at >= UNSEEN_S_MAX
+            if is_old or has_looked(seen.episode.kind, seen.episode.component):
+                seen.restored_at = None
+        return seen.restored_at is None
+
+    # ── how they hang together ────────────────────────────────────────────────────────────────────────────────
+
+    def _kept_by(self, seen: Seen, current: Collection[str]) -> str:
+        """What tests its recovery: found now, or restored with it and not looked at yet."""
+        keys = (f"{kind}:{seen.episode.component}" for kind in self._row(seen.episode.kind).kept_by)
+        return next((key for key in keys if key in current or self._is_unseen(key)), "")
+
+    def _is_unseen(self, key: str) -> bool:
+        seen = self._active.get(key)
+        return seen is not None and seen.restored_at is not None
+
+    def _relate(self, now: Moment) -> None:
+        for seen in self._active.values():
+            seen.inhibited_by = self._inhibitor(seen.episode)
+            if seen.inhibited_by:
+                seen.inhibited_at = now.monotonic
+
+    def _inhibitor(self, episode: Episode) -> str:
+        """The episode that explains this one. A pending one does too, or people would hear of what follows first."""
+        places = (episode.component, *self.outer(episode.component))
+        keys = (f"{kind}:{place}" for kind in self._row(episode.kind).inhibited_by for place in places)
+        return next((key for key in keys if key in self._active and key != episode.fingerprint), "")
+
+    def _row(self, kind: str) -> AlertKind:
+        return self.kinds.get(kind, UNKNOWN)
+
+    # ── of what people are notified ───────────────────────────────────────────────────────────────────────────
+
+    def silence_of(self, episode: Episode, now: Moment) -> Silence | None:
+        """The silence that keeps an episode quiet."""
+        covering = (one for one in self.silences if one.covers(episode.kind, episode.component, now.wall))
+        return next(covering, None)
+
+    def owed(self, now: Moment) -> list[Episode]:
+        """Those that fire and of which people have not been notified, and are to be."""
+        return [
+            seen.episode
+            for seen in self._active.values()
+            if seen.is_firing and seen.episode.notified_at is None and not self._is_quiet(seen, now)
+        ]
+
+    def reminders(self, now: Moment, every_s: float) -> list[tuple[Episode, int]]:
+        """Critical ones that still fire, each with the number of the reminder that is due, from 1."""
+        due: list[tuple[Episode, int]] = []
+        for seen in self._active.values() if every_s > 0 else ():
+            episode = seen.episode
+            if episode.type != "critical" or episode.notified_at is None or not seen.is_firing:
+                continue
+            number = int((now.wall - episode.notified_at) // every_s)
+            if number > seen.reminders and not self._is_quiet(seen, now):
+                due.append((episode, number))
+        return due
+
+    def reminded(self, fingerprint: str, number: int) -> None:
+        """That reminder is written; the next one has a higher number."""
+        self._active[fingerprint].reminders = number
+
+    def notified(self, fingerprint: str, at: float) -> None:
+        """People were notified by this process alone, because the store is away."""
+        seen = self._active[fingerprint]
+        seen.episode = replace(seen.episode, notified_at=at)
+
+    def _is_quiet(self, seen: Seen, now: Moment) -> bool:
+        episode = seen.episode
+        acknowledged = episode.acknowledged is not None and episode.acknowledged.holds(now.wall)
+        return acknowledged or self.settles(seen, now) or self.silence_of(episode, now) is not None
+
+    def settles(self, seen: Seen, now: Moment) -> bool:
+        """It is inhibited, or was until a moment ago."""
+        return seen.inhibited_at is not None and (
+            bool(seen.inhibited_by) or now.monotonic - seen.inhibited_at < SETTLES_S
         )
-        self._news.append(news)
-        return [ended, news]
-
-    def views(self, now: float) -> list[Alert]:
-        """What holds now, the worst first, then what ended within fifteen minutes. Changes nothing."""
-        listed = [e for e in self._active.values() if not _is_recovering(e, self._active)]
-        listed += [news for news in self._news if _is_listed(news, now)]
-        return [_view(e) for e in sorted(listed, key=lambda e: (RANK[e.type], -e.started_at))]
 
 
-def _is_recovering(episode: Episode, current: Mapping[str, object]) -> bool:
-    """An open breaker that is testing its recovery has neither recovered nor failed anew."""
-    row = KINDS.get(episode.kind)
-    return row is not None and any(f"{kind}:{episode.component}" in current for kind in row.kept_by)
-
-
-def _is_listed(news: Episode, now: float) -> bool:
-    return news.ended_at is None or news.ended_at > now - LISTED_AFTER_END_S
-
-
-def _view(episode: Episode) -> Alert:
+def _parts_of(findings: Iterable[Finding]) -> dict[str, str]:
+    """What findings say besides: the fingerprint of each lesser face, and that of the greater kind that names it."""
     return {
-        "type": episode.type,
-        "component": episode.component,
-        "message": episode.message,
-        "timestamp": iso(episode.started_at),
-        "kind": episode.kind,
-        "active": episode.ended_at is None,
-        "ended_at": iso(episode.ended_at),
-        "data": cast(AlertData, dict(episode.data)),  # the store keeps any JSON
+        f"{kind}:{finding.component}": finding.fingerprint
+        for finding in findings
+        for kind in finding.data.get("also", ())
     }
+
+
+def _is_news(ended: Episode, wall: float) -> bool:
+    return ended.ended_at is not None and wall - LISTED_AFTER_END_S < ended.ended_at

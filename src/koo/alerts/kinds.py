@@ -169,11 +169,12 @@ KINDS: Mapping[str, AlertKind] = {
     "process_renamed": AlertKind("warning", "Another process used this one's name"),
 }
 
+UNKNOWN = AlertKind("warning", "")
+"""A condition that is new to the table is worth a warning, and no failure in an outage."""
 ENDINGS: Mapping[str, Ending] = {kind: row.ending for kind, row in KINDS.items() if row.ending is not None}
 """The kinds whose end is news, and what it is announced as."""
 
 
 def severity_of(kind: str) -> Severity:
-    """How much a kind matters. A condition that is new to the table is worth a warning, and no failure in an outage."""
-    row = KINDS.get(kind)
-    return "warning" if row is None else row.severity
+    """How much a kind matters."""
+    return KINDS.get(kind, UNKNOWN).severity

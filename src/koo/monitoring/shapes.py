@@ -256,6 +256,9 @@ class SystemHealth(TypedDict):
 class AlertData(TypedDict, total=False):
     """The numbers behind an alert, as its kind has them."""
 
+    also: Annotated[
+        list[str], Doc("other kinds that hold for the same cause and are not listed by themselves")
+    ]
     next_attempt: Annotated[Time | None, Doc("when an open breaker is tried again; null: not by itself")]
     resets_at: Annotated[Time | None, Doc("when a limit or a budget is free again")]
     error_rate: Annotated[float, Doc("share of recent calls that failed, 0 to 1")]
@@ -270,6 +273,41 @@ class AlertData(TypedDict, total=False):
     answers_since: Annotated[Time | None, Doc("since when its probe is answered again; null: it is not")]
 
 
+PhaseWord = Literal["pending", "firing", "recovering", "resolved"]
+NotificationWord = Literal[
+    "pending", "due", "notified", "silenced", "acknowledged", "inhibited", "kept_quiet", "ended"
+]
+
+
+class Acknowledged(TypedDict):
+    """A person is at work on an alert."""
+
+    by: str
+    at: Time
+    until: Annotated[Time | None, Doc("when the reminders go on; null: not before it ends")]
+    note: str
+
+
+class SilenceView(TypedDict):
+    """No notifications of what matches, until it ends."""
+
+    id: str
+    kind: Annotated[str, Doc("a kind of alert, or a pattern such as `budget_*`")]
+    component: Annotated[str, Doc("a component, or a pattern such as `ai:*`")]
+    made_at: Time
+    ends_at: Time
+    by: str
+    reason: str
+
+
+class Notified(TypedDict):
+    """Whether people are notified of an alert."""
+
+    state: Annotated[NotificationWord, Doc("notified: a notice is written; the others say why there is none")]
+    at: Annotated[Time | None, Doc("when the notice was written")]
+    reason: Annotated[str, Doc("why there is none; empty if there is")]
+
+
 class Alert(TypedDict):
     """Something that is wrong, or that ended a short while ago."""
 
@@ -280,9 +318,21 @@ class Alert(TypedDict):
     message: str
     timestamp: Annotated[Time, Doc("when it began")]
     kind: Annotated[str, Doc("the rule that found it")]
-    active: bool
+    active: Annotated[bool, Doc("it lasts; `phase` says whether it fires")]
     ended_at: Annotated[Time | None, Doc("null: it lasts")]
     data: AlertData
+    id: Annotated[str, Doc("of the episode: the same in each process, and after a restart")]
+    phase: Annotated[
+        PhaseWord,
+        Doc("pending: not held for long enough yet; recovering: gone, but it may come back; resolved: ended"),
+    ]
+    since: Annotated[Time, Doc("when this phase began")]
+    acknowledged: Acknowledged | None
+    silenced: Annotated[SilenceView | None, Doc("the silence that keeps it quiet")]
+    inhibited_by: Annotated[
+        str | None, Doc("KIND:COMPONENT of the alert that explains it, and keeps it quiet")
+    ]
+    notified: Notified
 
 
 class SystemAlerts(TypedDict):

@@ -7,12 +7,12 @@ settled + held ≤ limit, whatever happens to this process or to the store. Ever
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
-from koo.events import Severity
+from koo.episodes import Episodes, Silences
 from koo.notices import Notices
 from koo.options import BudgetOptions
 from koo.policies.forecast import RunOut
@@ -278,67 +278,6 @@ class Signals(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Episode:
-    """One alert from its beginning to its end. `type` is its severity; times are wall seconds, None: it lasts.
-
-    `fingerprint` is its kind and its component: two alerts with the same one are the same alert.
-    """
-
-    fingerprint: str
-    type: Severity
-    component: str
-    message: str
-    started_at: float
-    ended_at: float | None = None
-    data: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def kind(self) -> str:
-        """The rule that found it."""
-        return self.fingerprint.partition(":")[0]
-
-
-@dataclass(frozen=True, slots=True)
-class OrphanedEpisode:
-    """An episode that lasts and whose `owner` has not renewed its lease: that process closed or died."""
-
-    episode: Episode
-    owner: str
-
-
-class Episodes(Protocol):
-    """The episodes of all processes on one store. Each method raises `StoreUnavailable`."""
-
-    async def save(self, *episodes: Episode) -> None:
-        """Write them as this process's own, under a new lease; one with the same beginning is replaced."""
-        ...
-
-    async def load_recent(self, since: float) -> list[Episode]:
-        """Those of all processes that last, or ended at or after wall time `since`, oldest first."""
-        ...
-
-    async def load_orphaned(self) -> list[OrphanedEpisode]:
-        """Those that last and that no living process renews, oldest first."""
-        ...
-
-    async def take(self, orphaned: list[OrphanedEpisode]) -> list[Episode]:
-        """Make them this process's own; returns those that no other process took first."""
-        ...
-
-    async def release(self) -> None:
-        """Let other processes take over this one's episodes at once."""
-        ...
-
-    async def expire(self, before: float) -> None:
-        """End those whose lease ended before wall time `before`."""
-        ...
-
-    async def prune(self, before: float) -> None:
-        """Forget those that ended before wall time `before`."""
-        ...
-
-
 class Store(Protocol):
     """One process's door to what it shares. It belongs to one event loop at a time."""
 
@@ -369,6 +308,9 @@ class Store(Protocol):
 
     @property
     def episodes(self) -> Episodes: ...
+
+    @property
+    def silences(self) -> Silences: ...
 
     @property
     def notices(self) -> Notices: ...

@@ -1,148 +1,331 @@
-"""Alerts as the store keeps them: one row from an alert's beginning to its end, for each process that sees it.
+"""Alerts as the store keeps them: one row an episode, and one for each process that sees it.
 
-An episode belongs to the process that found it, which renews its lease for as long as it lasts. No other process can
-say that it has ended, because only this one has these breakers and probes. When the lease is over, because the process
-closed or died, another one may take the episode over and go on with it.
+A process renews the lease of its *sightings* for as long as it sees an episode. When it sees it no longer it deletes
+its own, and the last one to do so ends the episode. A sighting whose lease is over is that of a process that closed or
+died: it keeps nothing from ending. An episode without any other is *orphaned*, and the next process that observes its
+component takes it over.
+
+Notices are written in the transaction that decides on them: that an episode has notified is a claim in its row, so of
+several processes one writes the notice, and of a process that dies either both are there or neither.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
-from koo.storage.base import Episode, OrphanedEpisode
-from koo.storage.executor import Executor
-from koo.storage.transaction import Row, Transaction
+from koo.episodes import Acknowledgement, Episode, Phase, Place, new_id, notice_of
+from koo.storage.notices import put_in
+from koo.storage.transaction import Row, Transaction, Transactions
 
 LEASE_S = 30.0
 """Longer than two clocks may differ, plus some renewals that came late."""
 
-COLUMNS = "fingerprint, type, component, message, started_ms, ended_ms, data"
-THIS = "fingerprint = :fingerprint AND started_ms = :started_ms"
-ORPHANED = "ended_ms IS NULL AND lease_ends_ms <= :now_ms AND process <> :process"
-SAVE = f"""INSERT INTO koo_episodes ({COLUMNS}, process, lease_ends_ms)
-    VALUES (:fingerprint, :type, :component, :message, :started_ms, :ended_ms, :data, :process, :lease_ends_ms)
-    ON CONFLICT (fingerprint, started_ms, process) DO UPDATE SET type = excluded.type, message = excluded.message,
-      ended_ms = excluded.ended_ms, data = excluded.data, lease_ends_ms = excluded.lease_ends_ms"""
-LOAD = f"""SELECT {COLUMNS} FROM koo_episodes WHERE ended_ms IS NULL OR ended_ms >= :since_ms
-    ORDER BY started_ms, fingerprint"""
-LOAD_ORPHANED = (
-    f"SELECT {COLUMNS}, process FROM koo_episodes WHERE {ORPHANED} ORDER BY started_ms, fingerprint"
+ROW = "id, fingerprint, type, component, message, data, started_ms, fired_ms, notified_ms, ended_ms, acknowledged"
+SEEN = "EXISTS (SELECT 1 FROM koo_sightings s WHERE s.episode = e.id AND {})"
+PHASE = f"""CASE WHEN ended_ms IS NOT NULL THEN 'resolved' WHEN fired_ms IS NULL THEN 'pending'
+    WHEN {SEEN.format("s.phase = 'firing'")} THEN 'firing' ELSE 'recovering' END"""
+ADD = f"""INSERT INTO koo_episodes ({ROW})
+    VALUES (:id, :fingerprint, :type, :component, :message, :data, :started_ms, :fired_ms, :notified_ms, :ended_ms, '')
+    ON CONFLICT DO NOTHING"""
+LASTING = """SELECT id, started_ms, fired_ms, acknowledged FROM koo_episodes
+    WHERE fingerprint = :fingerprint AND ended_ms IS NULL"""
+GO_ON = """UPDATE koo_episodes SET type = :type, message = :message, data = :data,
+    fired_ms = coalesce(fired_ms, :fired_ms) WHERE id = :id"""
+SEE = """INSERT INTO koo_sightings (episode, process, phase, lease_ends_ms)
+    VALUES (:id, :process, :phase, :lease_ends_ms) ON CONFLICT (episode, process)
+    DO UPDATE SET phase = excluded.phase, lease_ends_ms = excluded.lease_ends_ms"""
+NOTIFY = """UPDATE koo_episodes SET notified_ms = :notified_ms WHERE id = :id AND notified_ms IS NULL
+    RETURNING notified_ms"""
+NOTIFIED = "SELECT notified_ms FROM koo_episodes WHERE id = :id"
+LOCK = f"SELECT {ROW}, 'firing' FROM koo_episodes WHERE id = :id {{for_update}}"
+FORGET_MINE = "DELETE FROM koo_sightings WHERE episode = :id AND process = :process"
+FORGET_ALL = "DELETE FROM koo_sightings WHERE episode = :id"
+SEEN_BY_OTHERS = (
+    "SELECT 1 FROM koo_sightings WHERE episode = :id AND process <> :process AND lease_ends_ms > :now_ms"
 )
-MINE = """SELECT 1 FROM koo_episodes AS mine
-    WHERE mine.fingerprint = :fingerprint AND mine.started_ms = :started_ms AND mine.process = :process"""
-TAKE = f"""UPDATE koo_episodes SET process = :process, lease_ends_ms = :lease_ends_ms
-    WHERE {THIS} AND process = :owner AND ended_ms IS NULL AND lease_ends_ms <= :now_ms AND NOT EXISTS ({MINE})
-    RETURNING fingerprint"""
-FORGET_DOUBLE = f"DELETE FROM koo_episodes WHERE {THIS} AND process = :owner AND EXISTS ({MINE})"
-RELEASE = "UPDATE koo_episodes SET lease_ends_ms = :now_ms WHERE process = :process AND ended_ms IS NULL"
-EXPIRE = "UPDATE koo_episodes SET ended_ms = :now_ms WHERE ended_ms IS NULL AND lease_ends_ms < :before_ms"
+END = "UPDATE koo_episodes SET ended_ms = :ended_ms, message = :message WHERE id = :id"
+FORGET = "DELETE FROM koo_episodes WHERE id = :id"
+ALIVE = SEEN.format("(s.process = :process OR s.lease_ends_ms > :now_ms)")
+ORPHANED = f"""SELECT {ROW}, {PHASE} FROM koo_episodes e WHERE ended_ms IS NULL AND NOT {ALIVE}
+    ORDER BY started_ms, id"""
+RELEASE = "UPDATE koo_sightings SET lease_ends_ms = :now_ms WHERE process = :process"
+ACKNOWLEDGE = "UPDATE koo_episodes SET acknowledged = :acknowledged WHERE id = :id AND ended_ms IS NULL"
+ONE_LASTING = f"SELECT {ROW}, {PHASE} FROM koo_episodes e WHERE id = :id AND ended_ms IS NULL"
+HISTORY = f"""SELECT {ROW}, {PHASE} FROM koo_episodes e
+    WHERE fired_ms IS NOT NULL AND started_ms <= :until_ms AND (ended_ms IS NULL OR ended_ms >= :since_ms)
+      AND (started_ms < :after_ms OR (started_ms = :after_ms AND id < :after_id))
+    ORDER BY started_ms DESC, id DESC LIMIT :most"""
+UNSEEN = f"""SELECT {ROW}, {PHASE} FROM koo_episodes e WHERE ended_ms IS NULL
+    AND NOT {SEEN.format("s.lease_ends_ms >= :before_ms")} ORDER BY fingerprint"""
+PRUNE = "DELETE FROM koo_episodes WHERE ended_ms < :before_ms"
+ALWAYS_MS = 1 << 62
 
 
 class SqlEpisodes:
-    """The episodes of all processes on one store. Each method raises `StoreUnavailable`."""
+    """The episodes of all processes on one store; see `koo.episodes.Episodes`."""
 
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
 
-    async def save(self, *episodes: Episode) -> None:
-        """Write them as this process's own, under a new lease; one with the same beginning is replaced."""
-        rows = [_values(episode) for episode in episodes]
-        lease_ends_ms = self._now_ms(LEASE_S)
-
-        def write(tx: Transaction) -> None:
-            for row in rows:
-                tx.run(SAVE, {**row, "process": self._executor.process, "lease_ends_ms": lease_ends_ms})
-
-        await self._executor.run(write)
-
-    async def load_recent(self, since: float) -> list[Episode]:
-        """Those of all processes that last, or ended at or after wall time `since`, oldest first."""
-        values = {"since_ms": _ms(since)}
-        rows = await self._executor.run(lambda tx: tx.rows(LOAD, values), exclusive=False)
-        return [_episode(row) for row in rows]
-
-    async def load_orphaned(self) -> list[OrphanedEpisode]:
-        """Those that last and that no living process renews, oldest first."""
-        now_ms = self._now_ms()
-
-        def read(tx: Transaction) -> list[Row]:
-            return tx.rows(LOAD_ORPHANED, {"now_ms": now_ms, "process": self._executor.process})
-
-        rows = await self._executor.run(read, exclusive=False)
-        return [OrphanedEpisode(_episode(row[:-1]), row[-1]) for row in rows]
-
-    async def take(self, orphaned: list[OrphanedEpisode]) -> list[Episode]:
-        """Make them this process's own; returns those that no other process took first."""
-        now_ms, lease_ends_ms = self._now_ms(), self._now_ms(LEASE_S)
+    async def keep(self, *episodes: Episode, said: Collection[str] = ()) -> list[Episode]:
+        """Write what this process sees, under a new lease; returns them as the store knows them, in the same order."""
+        values = self._values(lease_ends_ms=self._now_ms(LEASE_S))
 
         def write(tx: Transaction) -> list[Episode]:
-            times = {"now_ms": now_ms, "lease_ends_ms": lease_ends_ms, "process": self._executor.process}
-            return [one.episode for one in orphaned if _take(tx, one, times)]
+            # Every process takes the rows in one order: two that each wait for the other's would end in an error.
+            kept = {one.id: _keep(tx, one, values, said) for one in sorted(episodes, key=_order)}
+            return [kept[one.id] for one in episodes]
 
-        return await self._executor.run(write)
+        return await self._transactions.run(write)
+
+    async def leave(self, *episodes: Episode, said: Collection[str] = ()) -> None:
+        """This process sees them no longer. Those that no other living process sees have ended."""
+        values = self._values()
+
+        def write(tx: Transaction) -> None:
+            for one in sorted(episodes, key=_order):
+                _leave(tx, one, values, said)
+
+        await self._transactions.run(write)
+
+    async def orphaned(self) -> list[Episode]:
+        """Those that last and that no living process sees, oldest first."""
+        values = self._values()
+        rows = await self._transactions.run(lambda tx: tx.rows(ORPHANED, values), exclusive=False)
+        return [_episode(row) for row in rows]
+
+    async def take(self, *episodes: Episode) -> list[Episode]:
+        """See orphaned ones from now on; returns those that no other process took first."""
+        values = self._values(lease_ends_ms=self._now_ms(LEASE_S))
+
+        def write(tx: Transaction) -> list[Episode]:
+            return [one for one in sorted(episodes, key=_order) if _take(tx, one, values)]
+
+        return await self._transactions.run(write)
 
     async def release(self) -> None:
-        """Let other processes take over this one's episodes at once."""
-        now_ms = self._now_ms()
-        await self._executor.run(
-            lambda tx: tx.run(RELEASE, {"now_ms": now_ms, "process": self._executor.process})
-        )
+        """Let other processes take over at once what this one sees."""
+        values = self._values()
+        await self._transactions.run(lambda tx: tx.run(RELEASE, values))
+
+    async def acknowledge(self, episode_id: str, acknowledged: Acknowledgement | None) -> Episode | None:
+        """Set or take back who is at work on an episode that lasts; returns None where no such episode lasts."""
+        values = {"id": episode_id, "acknowledged": _said(acknowledged)}
+
+        def write(tx: Transaction) -> list[Row]:
+            tx.run(ACKNOWLEDGE, values)
+            return tx.rows(ONE_LASTING, {"id": episode_id})
+
+        rows = await self._transactions.run(write)
+        return _episode(rows[0]) if rows else None
+
+    async def history(
+        self, since: float, until: float, *, limit: int, after: Place | None = None
+    ) -> list[Episode]:
+        """Those that fired and lasted at some time from `since` to `until`, the newest beginning first."""
+        values = {"since_ms": _ms(since), "until_ms": _ms(until), "most": limit}
+        values |= {"after_ms": ALWAYS_MS if after is None else _ms(after.started_at)}
+        place = {**values, "after_id": "" if after is None else after.id}
+        rows = await self._transactions.run(lambda tx: tx.rows(HISTORY, place), exclusive=False)
+        return [_episode(row) for row in rows]
 
     async def expire(self, before: float) -> None:
-        """End those whose lease ended before wall time `before`: no process observes their component any more."""
-        values = {"now_ms": self._now_ms(), "before_ms": _ms(before)}
-        await self._executor.run(lambda tx: tx.run(EXPIRE, values))
+        """End those that no process has seen since wall time `before`: nobody observes their component any more."""
+        values = self._values(before_ms=_ms(before))
+        now = self._transactions.clock.wall()
+
+        def write(tx: Transaction) -> None:
+            for row in tx.rows(UNSEEN, values):
+                _end(tx, _episode(row), now)
+
+        await self._transactions.run(write)
 
     async def prune(self, before: float) -> None:
         """Forget those that ended before wall time `before`."""
         values = {"before_ms": _ms(before)}
-        await self._executor.run(
-            lambda tx: tx.run("DELETE FROM koo_episodes WHERE ended_ms < :before_ms", values)
-        )
+        await self._transactions.run(lambda tx: tx.run(PRUNE, values))
+
+    def _values(self, **more: int) -> dict[str, Any]:
+        return {"process": self._transactions.process, "now_ms": self._now_ms(), **more}
 
     def _now_ms(self, later_s: float = 0.0) -> int:
-        return _ms(self._executor.clock.wall() + later_s)
+        return _ms(self._transactions.clock.wall() + later_s)
 
 
-def _take(tx: Transaction, orphaned: OrphanedEpisode, times: dict[str, Any]) -> bool:
-    key = {
-        "fingerprint": orphaned.episode.fingerprint,
-        "started_ms": _ms(orphaned.episode.started_at),
-        "owner": orphaned.owner,
-        "process": times["process"],
-    }
-    taken = bool(tx.rows(TAKE, {**times, **key}))
-    if not taken:
-        # Opened again while the store was away, this process wrote the same episode anew.
-        tx.run(FORGET_DOUBLE, key)
-    return taken
+# ── in a transaction ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _keep(tx: Transaction, seen: Episode, values: dict[str, Any], said: Collection[str]) -> Episode:
+    is_said = notice_of("firing", seen).key in said
+    lasting = _lasting(tx, seen)
+    if lasting is None:
+        # It was ended while this process was stopped, or cut off from the store: what it sees now is a new one.
+        now = values["now_ms"] / 1000
+        seen = replace(seen, id=new_id(), started_at=now, fired_at=seen.fired_at and now)
+        lasting = _lasting(tx, seen)
+        assert lasting is not None
+    known = replace(seen, id=lasting[0], started_at=lasting[1] / 1000, acknowledged=_acknowledged(lasting[3]))
+    if lasting[2] is not None:
+        known = replace(known, fired_at=lasting[2] / 1000)
+    tx.run(GO_ON, _row(known))
+    tx.run(SEE, {**values, "id": known.id, "phase": known.phase})
+    return _notify(tx, known, is_said)
+
+
+def _lasting(tx: Transaction, seen: Episode) -> Row | None:
+    """The episode that lasts with this fingerprint; this one, where there is none and its id is new."""
+    tx.run(ADD, _row(replace(seen, notified_at=None)))
+    rows = tx.rows(LASTING, {"fingerprint": seen.fingerprint})
+    return rows[0] if rows else None
+
+
+def _notify(tx: Transaction, known: Episode, is_said: bool) -> Episode:
+    """Claim that people are notified of it, once for all processes; returns it with the time of the first claim."""
+    if known.notified_at is not None:
+        claimed = tx.rows(NOTIFY, {"id": known.id, "notified_ms": _ms(known.notified_at)})
+        if claimed:
+            if not is_said:
+                put_in(tx, [notice_of("firing", known)], _ms(known.notified_at))
+            return known
+    notified_ms = tx.rows(NOTIFIED, {"id": known.id})[0][0]
+    return replace(known, notified_at=None if notified_ms is None else notified_ms / 1000)
+
+
+def _leave(tx: Transaction, left: Episode, values: dict[str, Any], said: Collection[str]) -> None:
+    ended_at = left.ended_at if left.ended_at is not None else values["now_ms"] / 1000
+    rows = tx.rows(LOCK, {"id": left.id})
+    if not rows:
+        _write_down(tx, left, ended_at, said)
+        return
+    known, place = _episode(rows[0]), {**values, "id": left.id}
+    tx.run(FORGET_MINE, place)
+    if known.ended_at is not None:
+        return
+    # What was not written yet, because the store was away: that it fired, and that people are notified of it.
+    known = replace(known, message=left.message, fired_at=known.fired_at or left.fired_at)
+    tx.run(GO_ON, _row(known))
+    known = _notify(
+        tx,
+        replace(known, notified_at=known.notified_at or left.notified_at),
+        notice_of("firing", left).key in said,
+    )
+    if not tx.rows(SEEN_BY_OTHERS, place):
+        _end(tx, known, ended_at, is_said=notice_of("resolved", left).key in said)
+
+
+def _end(tx: Transaction, episode: Episode, now: float, *, is_said: bool = False) -> None:
+    tx.run(FORGET_ALL, {"id": episode.id})
+    if episode.fired_at is None:
+        tx.run(FORGET, {"id": episode.id})
+        return
+    ended = replace(episode, ended_at=episode.end_at(now), phase="resolved")
+    tx.run(END, _row(ended))
+    if ended.notified_at is not None and not is_said:
+        put_in(tx, [notice_of("resolved", ended)], _ms(now))
+
+
+def _write_down(tx: Transaction, left: Episode, ended_at: float, said: Collection[str]) -> None:
+    """It began and ended while the store was away."""
+    if left.fired_at is None:
+        return
+    ended = replace(left, ended_at=left.end_at(ended_at), phase="resolved")
+    tx.run(ADD, _row(ended))
+    if ended.notified_at is not None:
+        owed = [
+            one for one in (notice_of("firing", left), notice_of("resolved", ended)) if one.key not in said
+        ]
+        put_in(tx, owed, _ms(ended_at))
+
+
+def _take(tx: Transaction, orphan: Episode, values: dict[str, Any]) -> bool:
+    place = {**values, "id": orphan.id, "phase": orphan.phase}
+    rows = tx.rows(LOCK, place)
+    if not rows or _episode(rows[0]).ended_at is not None or tx.rows(SEEN_BY_OTHERS, place):
+        return False
+    tx.run(FORGET_ALL, place)
+    tx.run(SEE, place)
+    return True
+
+
+# ── rows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _order(episode: Episode) -> str:
+    return episode.fingerprint
 
 
 def _ms(wall_s: float) -> int:
     return round(wall_s * 1000)
 
 
-def _values(episode: Episode) -> dict[str, Any]:
+def _ms_or_none(wall_s: float | None) -> int | None:
+    return None if wall_s is None else _ms(wall_s)
+
+
+def _row(episode: Episode) -> dict[str, Any]:
     return {
+        "id": episode.id,
         "fingerprint": episode.fingerprint,
         "type": episode.type,
         "component": episode.component,
         "message": episode.message,
-        "started_ms": _ms(episode.started_at),
-        "ended_ms": None if episode.ended_at is None else _ms(episode.ended_at),
         "data": json.dumps(dict(episode.data), default=str),
+        "started_ms": _ms(episode.started_at),
+        "fired_ms": _ms_or_none(episode.fired_at),
+        "notified_ms": _ms_or_none(episode.notified_at),
+        "ended_ms": _ms_or_none(episode.ended_at),
     }
 
 
 def _episode(row: Row) -> Episode:
-    fingerprint, type_, component, message, started_ms, ended_ms, data = row
+    (
+        id_,
+        fingerprint,
+        type_,
+        component,
+        message,
+        data,
+        started,
+        fired,
+        notified,
+        ended,
+        acknowledged,
+        phase,
+    ) = row
     return Episode(
+        id=id_,
         fingerprint=fingerprint,
         type=type_,
         component=component,
         message=message,
-        started_at=started_ms / 1000,
-        ended_at=None if ended_ms is None else ended_ms / 1000,
+        started_at=started / 1000,
+        phase=_phase(phase),
+        fired_at=_s(fired),
+        notified_at=_s(notified),
+        ended_at=_s(ended),
         data=json.loads(data),
+        acknowledged=_acknowledged(acknowledged),
     )
+
+
+def _s(ms: int | None) -> float | None:
+    return None if ms is None else ms / 1000
+
+
+def _phase(word: Phase) -> Phase:
+    return word
+
+
+def _said(acknowledged: Acknowledgement | None) -> str:
+    """As the row keeps it: the words of one act, which nothing is looked up by."""
+    if acknowledged is None:
+        return ""
+    words = {"by": acknowledged.by, "at": acknowledged.at, "until": acknowledged.until}
+    return json.dumps({**words, "note": acknowledged.note})
+
+
+def _acknowledged(text: str) -> Acknowledgement | None:
+    return Acknowledgement(**json.loads(text)) if text else None

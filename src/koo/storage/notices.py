@@ -19,8 +19,7 @@ from typing import Any
 from koo.events import Severity
 from koo.notices import Delivery, Notice, Parcel, Standing
 from koo.options import DAY_S
-from koo.storage.executor import Executor
-from koo.storage.transaction import Row, Transaction
+from koo.storage.transaction import Row, Transaction, Transactions
 
 LEASE_S = 60.0
 """Longer than a sending may take, plus what two clocks may differ by."""
@@ -101,7 +100,7 @@ PRUNE = (
 class SqlNotices:
     """The notices of all processes on one store; see `koo.notices.Notices`."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Transactions) -> None:
         self._executor = executor
 
     async def put(self, *notices: Notice) -> list[Notice]:

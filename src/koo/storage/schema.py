@@ -10,7 +10,8 @@ while others wait; it refuses a store that has more steps than it knows. A step 
 * `koo_probe`: what is written to find out whether a store that failed takes writes again.
 * `koo_entries`: what was booked, one row for each call that ended with a cost.
 * `koo_signals`: what operators did, for all processes.
-* `koo_episodes`: alerts, from their beginning to their end. Each is its `process`'s as long as the lease lasts.
+* `koo_episodes`: alerts, from their beginning to their end; of one fingerprint one lasts at most. `koo_sightings`:
+  which process sees each of them, for as long as the lease lasts. `koo_silences`: what people are not notified of.
 * `koo_notices`: what is to be said to people; `koo_channels`: the ways to do so, one row each, whose `process` may send
   as long as the lease lasts; `koo_deliveries`: what became of each notice on each channel. Those with the same
   `message` are sent together.
@@ -107,6 +108,30 @@ STEPS: tuple[tuple[str, ...], ...] = (
              attempts BIGINT NOT NULL, next_ms BIGINT NOT NULL, done_ms BIGINT, reason TEXT NOT NULL,
              PRIMARY KEY (notice, channel))""",
         "CREATE INDEX koo_deliveries_state ON koo_deliveries (channel, state, done_ms)",
+    ),
+    (
+        "ALTER TABLE koo_episodes RENAME TO koo_episodes_before",
+        """CREATE TABLE koo_episodes (
+             id TEXT NOT NULL PRIMARY KEY, fingerprint TEXT NOT NULL, type TEXT NOT NULL, component TEXT NOT NULL,
+             message TEXT NOT NULL, data TEXT NOT NULL, started_ms BIGINT NOT NULL, fired_ms BIGINT,
+             notified_ms BIGINT, ended_ms BIGINT, acknowledged TEXT NOT NULL)""",
+        "CREATE UNIQUE INDEX koo_episodes_lasting ON koo_episodes (fingerprint) WHERE ended_ms IS NULL",
+        "CREATE INDEX koo_episodes_started ON koo_episodes (started_ms, id)",
+        """CREATE TABLE koo_sightings (
+             episode TEXT NOT NULL, process TEXT NOT NULL, phase TEXT NOT NULL, lease_ends_ms BIGINT NOT NULL,
+             PRIMARY KEY (episode, process))""",
+        """CREATE TABLE koo_silences (
+             id TEXT NOT NULL PRIMARY KEY, kind TEXT NOT NULL, component TEXT NOT NULL, made_ms BIGINT NOT NULL,
+             ends_ms BIGINT NOT NULL, made_by TEXT NOT NULL, reason TEXT NOT NULL)""",
+        # What ended was listed as episodes of its own, and each process had its own of what lasts: the oldest goes on.
+        """INSERT INTO koo_episodes
+             SELECT 'before' || row_number() OVER (ORDER BY started_ms, fingerprint, process), fingerprint, type,
+               component, message, data, started_ms, started_ms, NULL,
+               CASE WHEN ended_ms < started_ms THEN started_ms ELSE ended_ms END, ''
+             FROM koo_episodes_before b WHERE type <> 'info' AND (ended_ms IS NOT NULL OR NOT EXISTS
+               (SELECT 1 FROM koo_episodes_before o WHERE o.fingerprint = b.fingerprint AND o.ended_ms IS NULL
+                  AND (o.started_ms < b.started_ms OR (o.started_ms = b.started_ms AND o.process < b.process))))""",
+        "DROP TABLE koo_episodes_before",
     ),
 )
 

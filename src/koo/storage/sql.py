@@ -30,7 +30,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, TextClause, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, StaticPool
 
 from koo.database_urls import check_place
 from koo.errors import ConfigurationError
@@ -329,6 +329,24 @@ class SqliteBackend(SqlBackend):
                 if not is_locked(error) or time.monotonic() >= until:
                     raise
             time.sleep(0.0005 + 0.002 * random.random())
+
+
+class MemoryBackend(SqlBackend):
+    """Tables that end with this object."""
+
+    dialect = "sqlite"
+
+    def __init__(self) -> None:
+        super().__init__(create_engine("sqlite://", poolclass=StaticPool), "memory")
+
+    def close(self) -> None:
+        """Keep the connection: it is all that there is."""
+
+    def _made(self, connection: Any, record: object) -> None:
+        connection.isolation_level = None  # The module would else begin transactions of its own.
+
+    def _begin(self, connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
 
 
 class PostgresBackend(SqlBackend):

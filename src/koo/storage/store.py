@@ -21,6 +21,7 @@ from koo.storage.ledger import Ledger
 from koo.storage.notices import SqlNotices
 from koo.storage.past import Past
 from koo.storage.signals import SqlSignals
+from koo.storage.silences import SqlSilences
 from koo.storage.unsettled import SqlUnsettled
 
 log = logging.getLogger("koo")
@@ -63,6 +64,7 @@ class SqlStore:
         self.past = Past(self.executor)
         self.signals = SqlSignals(self.executor)
         self.episodes = SqlEpisodes(self.executor)
+        self.silences = SqlSilences(self.executor)
         self.notices = SqlNotices(self.executor)
 
     def __repr__(self) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
+from koo.clock import Clock
 from koo.storage.base import StoreUnavailable
 
 Dialect = Literal["sqlite", "postgresql"]
 Row = tuple[Any, ...]
+T = TypeVar("T")
 
 WORDS: dict[Dialect, dict[str, str]] = {
     "sqlite": {
@@ -73,6 +75,17 @@ class Transaction(Protocol):
 
     def add(self, table: Table, rows: Sequence[Sequence[Any]]) -> None:
         """Write rows, in the order of the table's columns; one whose key is there already changes nothing."""
+        ...
+
+
+class Transactions(Protocol):
+    """Where work is run, one transaction after the other, for one process among those on a store."""
+
+    process: str
+    clock: Clock
+
+    async def run(self, work: Callable[[Transaction], T], *, exclusive: bool = True) -> T:
+        """Run `work` in a transaction. `exclusive`: it writes. Raises `StoreUnavailable`."""
         ...
 
 

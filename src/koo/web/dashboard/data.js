@@ -113,14 +113,29 @@
  * }} ServicesHealth
  *
  * @typedef {{
- *   next_attempt?: string | null, resets_at?: string | null, error_rate?: number, p95?: number,
+ *   also?: string[], next_attempt?: string | null, resets_at?: string | null, error_rate?: number, p95?: number,
  *   services?: string[], lasted_s?: number, share?: number, runs_out?: RunOut | null, amount?: string,
  *   last_error?: LastError | null, server?: DatabaseServer, answers_since?: string | null,
  * }} AlertData
  *
  * @typedef {{
+ *   by: string, at: string, until: string | null, note: string,
+ * }} Acknowledged
+ *
+ * @typedef {{
+ *   id: string, kind: string, component: string, made_at: string, ends_at: string, by: string, reason: string,
+ * }} SilenceView
+ *
+ * @typedef {{
+ *   state: "pending" | "due" | "notified" | "silenced" | "acknowledged" | "inhibited" | "kept_quiet" | "ended",
+ *   at: string | null, reason: string,
+ * }} Notified
+ *
+ * @typedef {{
  *   type: "critical" | "warning" | "info", component: string, message: string, timestamp: string, kind: string,
- *   active: boolean, ended_at: string | null, data: AlertData,
+ *   active: boolean, ended_at: string | null, data: AlertData, id: string,
+ *   phase: "pending" | "firing" | "recovering" | "resolved", since: string, acknowledged: Acknowledged | null,
+ *   silenced: SilenceView | null, inhibited_by: string | null, notified: Notified,
  * }} Alert
  *
  * @typedef {{

@@ -1,0 +1,141 @@
+"""Alerts as people see them: what lasts, what has ended, and why nobody was notified of it."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from koo.alerts.engine import Alerts, Moment, Seen
+from koo.alerts.kinds import ENDINGS
+from koo.clock import iso
+from koo.episodes import Acknowledgement, Episode, Silence
+from koo.monitoring.shapes import (
+    Acknowledged,
+    Alert,
+    AlertData,
+    NotificationWord,
+    Notified,
+    SilenceView,
+)
+
+RANK = {"critical": 0, "warning": 1, "info": 2}
+
+
+def alert_views(alerts: Alerts, now: Moment) -> list[Alert]:
+    """What holds now, the worst first, then what ended within fifteen minutes. Changes nothing."""
+    lasting = [_seen_view(seen, alerts, now) for seen in alerts.seen if not seen.stands_in]
+    listed = [*lasting, *(_news_view(ended) for ended in alerts.ended(now))]
+    return sorted(sorted(listed, key=_timestamp, reverse=True), key=lambda view: RANK[view["type"]])
+
+
+def _timestamp(view: Alert) -> str:
+    return view["timestamp"]
+
+
+def past_view(episode: Episode) -> Alert:
+    """An episode of the history, of this process or of another one."""
+    if episode.notified_at is not None:
+        notified = _notified("notified", "", episode.notified_at)
+    elif episode.ended_at is not None:
+        notified = _notified("ended", "it ended before anyone was to be notified")
+    else:
+        notified = _notified("kept_quiet", "it is silenced, acknowledged or inhibited")
+    return _view(episode, episode.fired_at or episode.started_at, notified)
+
+
+def silence_view(silence: Silence) -> SilenceView:
+    """A silence."""
+    return {
+        "id": silence.id,
+        "kind": silence.kind,
+        "component": silence.component,
+        "made_at": iso(silence.made_at),
+        "ends_at": iso(silence.ends_at),
+        "by": silence.by,
+        "reason": silence.reason,
+    }
+
+
+# ── one alert ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _seen_view(seen: Seen, alerts: Alerts, now: Moment) -> Alert:
+    episode = seen.episode
+    view = _view(episode, _since(seen), _why(seen, alerts, now))
+    silence = alerts.silence_of(episode, now)
+    if silence is not None:
+        view["silenced"] = silence_view(silence)
+    view["inhibited_by"] = seen.inhibited_by or None
+    if episode.acknowledged is not None and not episode.acknowledged.holds(now.wall):
+        view["acknowledged"] = None
+    return view
+
+
+def _since(seen: Seen) -> float:
+    episode = seen.episode
+    if episode.phase == "recovering":
+        return seen.since.wall
+    return episode.started_at if episode.fired_at is None else episode.fired_at
+
+
+def _why(seen: Seen, alerts: Alerts, now: Moment) -> Notified:
+    """Whether people are notified, and if not, why."""
+    episode, silence = seen.episode, alerts.silence_of(seen.episode, now)
+    if episode.notified_at is not None:
+        return _notified("notified", "", episode.notified_at)
+    if episode.phase == "pending":
+        return _notified("pending", "it has not held for long enough yet")
+    if silence is not None:
+        words = f"silenced by {silence.by} until {iso(silence.ends_at)}: {silence.reason}"
+        return _notified("silenced", words)
+    if episode.acknowledged is not None and episode.acknowledged.holds(now.wall):
+        return _notified("acknowledged", f"{episode.acknowledged.by} has acknowledged it")
+    if seen.inhibited_by:
+        return _notified("inhibited", f"it follows from {seen.inhibited_by}, which lasts")
+    if alerts.settles(seen, now):
+        return _notified("inhibited", "what it follows from ended a moment ago")
+    if not seen.is_found:
+        return _notified("kept_quiet", "it may be over: its condition was not found at the last look")
+    return _notified("due", "it has just begun, or the state store is away")
+
+
+def _notified(state: NotificationWord, reason: str, at: float | None = None) -> Notified:
+    return {"state": state, "at": iso(at), "reason": reason}
+
+
+def _acknowledged(acknowledged: Acknowledgement) -> Acknowledged:
+    return {
+        "by": acknowledged.by,
+        "at": iso(acknowledged.at),
+        "until": iso(acknowledged.until),
+        "note": acknowledged.note,
+    }
+
+
+def _view(episode: Episode, since: float, notified: Notified) -> Alert:
+    return {
+        "type": episode.type,
+        "component": episode.component,
+        "message": episode.message,
+        "timestamp": iso(episode.started_at),
+        "kind": episode.kind,
+        "active": episode.ended_at is None,
+        "ended_at": iso(episode.ended_at),
+        "data": cast(AlertData, dict(episode.data)),  # the store keeps any JSON
+        "id": episode.id,
+        "phase": episode.phase,
+        "since": iso(since if episode.ended_at is None else episode.ended_at),
+        "acknowledged": None if episode.acknowledged is None else _acknowledged(episode.acknowledged),
+        "silenced": None,
+        "inhibited_by": None,
+        "notified": notified,
+    }
+
+
+def _news_view(ended: Episode) -> Alert:
+    """That an episode ended, as information: under a kind of its own, with the time of the end."""
+    assert ended.ended_at is not None
+    view, ending = past_view(ended), ENDINGS[ended.kind]
+    view["type"], view["kind"], view["message"] = "info", ending.kind, ending.message
+    view["timestamp"] = iso(ended.ended_at)
+    view["data"] = {"lasted_s": ended.ended_at - ended.started_at}
+    return view

@@ -1,0 +1,337 @@
+"""Whatever happens to two processes and their store, people are told once, and of everything that lasted.
+
+Hypothesis plays two processes on one store: conditions come and go, processes are closed, killed and started again,
+clocks are set, operators silence and acknowledge. Time is virtual, and durations never go back. Beside the real keepers
+runs a small account of what each process has found and since when, and each notice is held against it as it is written.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from koo.alerts.keeping import AlertKeeper
+from koo.alerts.kinds import AlertKind, Ending
+from koo.alerts.rules import Finding
+from koo.episodes import Acknowledgement, Episode, Episodes, Silence, Silences, new_id
+from koo.notices import Notice, Notices
+from koo.storage.episodes import LEASE_S, SqlEpisodes
+from koo.storage.memory import MemoryTransactions, make_tables
+from koo.storage.notices import SqlNotices
+from koo.storage.silences import SqlSilences
+from koo.storage.worker import Backend
+
+KINDS = {
+    "cause": AlertKind("critical", "Cause", ending=Ending("better", "it is better"), evidence="answer"),
+    "slow": AlertKind("critical", "Slow", pending_s=30.0, recovering_s=60.0, evidence="answer"),
+    "follows": AlertKind("warning", "Follows", inhibited_by=("cause",), evidence="answer"),
+}
+KEYS = ["cause:x", "slow:x", "follows:x/y", "slow:z"]
+REMIND_S = 900.0
+WALL_S = 1_790_000_000.0
+SLOTS = (0, 1)
+
+
+class TwoClocks:
+    """Durations go on; people's clock may be set."""
+
+    def __init__(self) -> None:
+        self.passed_s = 0.0
+        self.set_s = 0.0
+
+    def monotonic(self) -> float:
+        return 1000.0 + self.passed_s
+
+    def wall(self) -> float:
+        return WALL_S + self.passed_s + self.set_s
+
+    async def sleep(self, delay_s: float) -> None:
+        raise AssertionError("alerts do not sleep")
+
+
+@dataclass
+class MemoryStore:
+    """What alerts need of a store."""
+
+    transactions: MemoryTransactions
+    episodes: Episodes
+    silences: Silences
+    notices: Notices
+
+    @classmethod
+    def on(cls, tables: Backend, clock: TwoClocks) -> MemoryStore:
+        transactions = MemoryTransactions(tables, new_id(), clock)
+        return cls(
+            transactions, SqlEpisodes(transactions), SqlSilences(transactions), SqlNotices(transactions)
+        )
+
+    @property
+    def trouble(self) -> str | None:
+        return self.transactions.trouble
+
+
+@dataclass
+class Process:
+    """A process's keeper, and the account of what it found."""
+
+    keeper: AlertKeeper
+    store: MemoryStore
+    has_looked: bool
+    found: dict[str, bool] = field(default_factory=dict)
+    found_at: dict[str, float] = field(default_factory=dict)
+
+    def looks(self, kind: str, component: str) -> bool:
+        return self.has_looked
+
+
+def done(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run what never waits."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it waits")
+
+
+class TwoProcesses(RuleBasedStateMachine):
+    """See the module."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.clock = TwoClocks()
+        self.tables = make_tables()
+        self.watcher = MemoryStore.on(self.tables, self.clock)
+        self.processes: list[Process | None] = [None, None]
+        self.alone: list[Notice] = []
+        self.written: list[tuple[str, str, str]] = []
+        self.open: dict[
+            str, str
+        ] = {}  # fingerprint → the id of what people were told of and not told the end of
+        self.lone: set[str] = set()  # fingerprints of which processes told people without the store
+        self.since: dict[str, float] = {}  # since when some process has found it, without an end
+        self.last_found: dict[str, float] = defaultdict(lambda: -1e9)
+        self.inhibited_at = -1e9
+        for slot in SLOTS:
+            self.start(slot)
+
+    # ── what happens ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self, slot: int) -> None:
+        store = MemoryStore.on(self.tables, self.clock)
+        keeper = AlertKeeper(
+            store, self.clock, lambda component: True, alone=self.say_alone, remind_every_s=REMIND_S
+        )
+        keeper.alerts.kinds = KINDS
+        done(keeper.begin())
+        self.processes[slot] = Process(keeper, store, has_looked=False)
+
+    def say_alone(self, notices: Any) -> None:
+        self.alone += notices
+        self.lone |= {notice.fingerprint for notice in notices}
+
+    @rule(after_s=st.sampled_from([1.0, 5.0, 20.0, 29.0, 31.0, 61.0, 300.0]))
+    def time_passes(self, after_s: float) -> None:
+        self.clock.passed_s += after_s
+        self.look()
+
+    @rule(slot=st.sampled_from(SLOTS), key=st.sampled_from(KEYS), begins=st.booleans())
+    def holds(self, slot: int, key: str, begins: bool) -> None:
+        if (process := self.processes[slot]) is not None:
+            process.found[key] = begins
+
+    @rule(slot=st.sampled_from(SLOTS), key=st.sampled_from(KEYS))
+    def is_gone(self, slot: int, key: str) -> None:
+        if (process := self.processes[slot]) is not None:
+            process.found.pop(key, None)
+
+    @rule(slot=st.sampled_from(SLOTS))
+    def looks_where_it_must(self, slot: int) -> None:
+        if (process := self.processes[slot]) is not None:
+            process.has_looked = True
+
+    @rule(
+        slot=st.sampled_from(SLOTS), is_killed=st.booleans(), is_followed=st.booleans(), keeps=st.booleans()
+    )
+    def ends(self, slot: int, is_killed: bool, is_followed: bool, keeps: bool) -> None:
+        """A process is killed or closed, and perhaps started again, in the middle of the same outage or not."""
+        process = self.processes[slot]
+        if process is not None and process.store.trouble is None:
+            if not is_killed:
+                done(process.keeper.finish())
+            self.processes[slot] = None
+        if self.processes[slot] is None and is_followed:
+            self.start(slot)
+            follower = self.processes[slot]
+            if keeps and process is not None and follower is not None:
+                follower.found = dict(process.found)
+
+    @rule(slot=st.sampled_from(SLOTS))
+    def store_goes_or_comes(self, slot: int) -> None:
+        if (process := self.processes[slot]) is not None:
+            transactions = process.store.transactions
+            transactions.trouble = None if transactions.trouble else "the state store is away"
+
+    @rule(by_s=st.sampled_from([-7200.0, -61.0, 61.0]))
+    def clock_is_set(self, by_s: float) -> None:
+        self.clock.set_s += by_s
+
+    @rule(kind=st.sampled_from(["*", "slow", "cause"]), for_s=st.sampled_from([60.0, 600.0]))
+    def operator_silences(self, kind: str, for_s: float) -> None:
+        now = self.clock.wall()
+        silence = Silence(id=new_id(), kind=kind, made_at=now, ends_at=now + for_s, by="ada", reason="known")
+        done(self.watcher.silences.add(silence))
+
+    @rule(key=st.sampled_from(KEYS), is_over=st.booleans())
+    def operator_acknowledges(self, key: str, is_over: bool) -> None:
+        for episode in self.lasting(key):
+            said = None if is_over else Acknowledgement("ada", self.clock.wall())
+            done(self.watcher.episodes.acknowledge(episode.id, said))
+
+    @rule()
+    def sweep(self) -> None:
+        done(self.watcher.episodes.expire(self.clock.wall() - 86_400.0))
+
+    # ── what must be so ───────────────────────────────────────────────────────────────────────────────────────
+
+    def look(self) -> None:
+        """Each process looks in turn; what it writes is judged by what is known at that moment."""
+        for process in self.alive():
+            now = self.clock.monotonic()
+            for key, begins in process.found.items():
+                if begins or key in self.since or self.lasting(key):
+                    self.since.setdefault(key, now)
+                    self.last_found[key] = now
+                process.found_at[key] = now
+            if any(one.fingerprint == "cause:x" for one in process.keeper.alerts.lasting):
+                self.inhibited_at = now
+            findings = [self.finding(key, begins) for key, begins in process.found.items()]
+            done(process.keeper.look(findings, process.looks))
+            self.judge(process)
+            self.since = {key: since for key, since in self.since.items() if self.is_known(key)}
+
+    def judge(self, process: Process) -> None:
+        written = self.notices()
+        for what, key, episode_id in written[len(self.written) :]:
+            if what == "firing":
+                self.may_fire(process, key, episode_id)
+            elif what == "resolved":
+                self.may_end(process, key, episode_id)
+            else:
+                assert self.is_loud(process, key), "a reminder of what is quiet"
+        self.written = written
+
+    def may_fire(self, process: Process, key: str, episode_id: str) -> None:
+        now, row = self.clock.monotonic(), KINDS[key.partition(":")[0]]
+        assert key in process.found, "of what is not found now"
+        assert now - self.since[key] >= row.pending_s, "while it is pending"
+        assert self.is_loud(process, key), "of what is quiet"
+        if key not in self.lone:
+            assert key not in self.open, "people know of it already"
+        self.open[key] = episode_id
+
+    def may_end(self, process: Process, key: str, episode_id: str) -> None:
+        now, row = self.clock.monotonic(), KINDS[key.partition(":")[0]]
+        assert process.has_looked or key in process.found_at, "it ended in ignorance"
+        assert now - self.last_found[key] >= row.recovering_s or key not in process.found_at, "too early"
+        if key not in self.lone:
+            assert self.open.get(key) == episode_id, "the end of what nobody was told of"
+        self.open.pop(key, None)
+
+    def is_loud(self, process: Process, key: str) -> bool:
+        """Nothing keeps it quiet: neither an operator nor its cause."""
+        kind, _, component = key.partition(":")
+        now = self.clock.wall()
+        if any(s.covers(kind, component, now) for s in done(self.watcher.silences.lasting(now))):
+            return False
+        if any(one.acknowledged is not None for one in self.lasting(key)):
+            return False
+        causes = {one.fingerprint for one in process.keeper.alerts.lasting}
+        return kind != "follows" or "cause:x" not in causes
+
+    @precondition(lambda self: hasattr(self, "watcher"))
+    @invariant()
+    def what_fires_loudly_was_said(self) -> None:
+        """Nobody sleeps through an alarm: what fires in a process that has its store is owed no more."""
+        for process in self.alive():
+            if process.store.trouble is None and process.found_at.get("at") == self.clock.passed_s:
+                for seen in process.keeper.alerts.seen:
+                    key = seen.episode.fingerprint
+                    if seen.is_firing and key in process.found and self.is_loud(process, key):
+                        settles = seen.inhibited_at is not None
+                        assert settles or seen.episode.notified_at is not None, key
+
+    @precondition(lambda self: hasattr(self, "watcher"))
+    @invariant()
+    def no_episode_ends_before_it_begins(self) -> None:
+        for episode in self.history():
+            assert episode.ended_at is None or episode.ended_at >= episode.started_at
+            assert episode.fired_at is not None and episode.fired_at >= episode.started_at
+
+    def teardown(self) -> None:
+        """When all is over and everyone has looked, each firing that was said has its end, and all of it is history."""
+        if not hasattr(self, "watcher"):
+            return
+        self.clock.set_s = max(self.clock.set_s, 0.0)
+        for slot in SLOTS:
+            if self.processes[slot] is None:
+                self.start(slot)
+        for process in self.alive():
+            process.store.transactions.trouble = None
+            process.has_looked = True
+            process.found.clear()
+        for after_s in (1.0, LEASE_S + 7300, 6.0, 61.0, 61.0, 6.0):
+            self.time_passes(after_s)
+        assert [one for one in self.history() if one.ended_at is None] == []
+        assert self.open.keys() <= self.lone
+        ids = {one.id for one in self.history()}
+        for what, key, episode_id in self.written:
+            assert episode_id in ids, "what people were told of is no history"
+            if key not in self.lone:
+                count = sum(one[2] == episode_id and one[0] == what for one in self.written)
+                assert what == "reminder" or count == 1
+
+    # ── leaves ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def alive(self) -> list[Process]:
+        return [process for process in self.processes if process is not None]
+
+    def finding(self, key: str, begins: bool) -> Finding:
+        kind, _, component = key.partition(":")
+        return Finding(kind, component, f"{key} holds", begins=begins)
+
+    def is_known(self, key: str) -> bool:
+        """It lasts in the store, or some process finds it or still has it."""
+        seen = [one.fingerprint for process in self.alive() for one in process.keeper.alerts.lasting]
+        return bool(self.lasting(key)) or key in seen or any(key in one.found for one in self.alive())
+
+    def history(self) -> list[Episode]:
+        found: list[Episode] = done(self.watcher.episodes.history(0, self.clock.wall() + 1e6, limit=1000))
+        return found
+
+    def lasting(self, key: str) -> list[Episode]:
+        """Of the store, whoever sees it."""
+        rows = done(
+            self.watcher.transactions.run(
+                lambda tx: tx.rows(
+                    "SELECT id FROM koo_episodes WHERE fingerprint = :key AND ended_ms IS NULL", {"key": key}
+                )
+            )
+        )
+        ids = {row[0] for row in rows}
+        return [one for one in self.history() if one.id in ids]
+
+    def notices(self) -> list[tuple[str, str, str]]:
+        """What was written, in its order: what, of which fingerprint, of which episode."""
+        sql = "SELECT what, fingerprint, key FROM koo_notices ORDER BY rowid"
+        rows = done(self.watcher.transactions.run(lambda tx: tx.rows(sql)))
+        return [(what, fingerprint, key.partition(":")[0]) for what, fingerprint, key in rows]
+
+
+TestTwoProcesses = TwoProcesses.TestCase
+TestTwoProcesses.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
