@@ -33,6 +33,10 @@ ALERT = {
     "active": True,
     "ended_at": None,
     "data": {},
+    "id": "3f2a9c0d1e4b5a67",
+    "phase": "firing",
+    "acknowledged": None,
+    "silenced": None,
 }
 
 
@@ -135,7 +139,32 @@ def test_each_alert_is_one_line_whatever_the_window_would_be(here: Here) -> None
     lines = out.splitlines()
     assert code == 4 and len(lines) == 3
     assert lines[1].split()[:3] == ["2026-11-28T14:07:06Z", "critical", MODEL]
-    assert lines[1].endswith(MESSAGE) and lines[2].endswith(long)
+    assert f" {MESSAGE} " in lines[1] and f" {long} " in lines[2]
+    assert lines[1].split()[-2:] == ["firing", ALERT["id"]]
+
+
+def test_an_alert_says_what_an_operator_said_of_it_and_where_to_read_what_to_do(here: Here) -> None:
+    """The one with it, the other on standard error: a pipe gets the alerts and nothing else."""
+    silence = {"by": "bob@host", "ends_at": AT}
+    alert = {
+        **ALERT,
+        "acknowledged": {"by": "ada@host"},
+        "silenced": silence,
+        "runbook": "/runbook/circuit_open",
+    }
+    with canned(alerts_of(alert, {**alert, "message": "again"})) as url:
+        here.set({"KOO_URL": url})
+        _, out, err = here.run("alerts")
+    assert "firing, acknowledged by ada@host, silenced by bob@host until 2026-11-28T14:07:06Z" in out
+    assert err == f"what to do about circuit_open: {url}/runbook/circuit_open\n"
+
+
+def test_an_earlier_servers_alerts_are_listed_too(here: Here) -> None:
+    new = ("id", "phase", "acknowledged", "silenced")
+    with canned(alerts_of({key: value for key, value in ALERT.items() if key not in new})) as url:
+        here.set({"KOO_URL": url})
+        code, out, _ = here.run("alerts")
+    assert code == 4 and MESSAGE in out and "firing" in out
 
 
 def test_status_has_one_line_a_service_and_one_for_each_reason(here: Here) -> None:
@@ -231,7 +260,6 @@ def test_a_refusal_of_the_server_is_one_line_without_escapes(here: Here) -> None
 
 
 def test_a_terminal_is_obeyed_by_nothing_that_was_written_into_a_name(tmp_path: Path) -> None:
-    """And a row goes on below itself, instead of losing what does not fit."""
     alert = {**ALERT, "message": f"no model {EVIL}"}
     with canned(alerts_of(alert)) as url:
         ours, theirs = pty.openpty()

@@ -46,6 +46,10 @@ class ServerClient:
         sent = None if body is None else json.dumps(body).encode()
         return await self._ask("POST", path, shape, sent, patience_s)
 
+    async def delete(self, path: str, shape: type[T], body: object) -> T:
+        """As `post`, for something that is to be no longer."""
+        return await self._ask("DELETE", path, shape, json.dumps(body).encode())
+
     async def close(self) -> None:
         await self._http.close()
 
@@ -69,7 +73,11 @@ class ServerClient:
             is_plain = error.stage == "connect" and self._http.proxy is None
             raise self._away("" if is_plain else error.reason) from None
         document = _read(answer)
-        if answer.status == 200 and document is not None and shape.__annotations__.keys() <= document.keys():
+        if (
+            answer.status in (200, 201)
+            and document is not None
+            and shape.__annotations__.keys() <= document.keys()
+        ):
             return cast(T, document)
         kind = str((document or {}).get("kind", "no_koo_server"))
         mistaken = kind in (Kind.UNKNOWN_SERVICE, Kind.INVALID_REQUEST, Kind.NOT_FOUND)

@@ -125,6 +125,18 @@ def _fixed(number: float, digits: int) -> str:
     return f"{Decimal(number).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP):f}"
 
 
+_UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:min|[smhdw])\s*)+", re.IGNORECASE)
+_PART = re.compile(r"(\d+(?:\.\d+)?)(min|[smhdw])", re.IGNORECASE)
+
+
+def duration(text: str) -> float | None:
+    """Seconds of "90s", "30m", "2h", "1d", "1h30m"; None for anything else, a number without its unit too."""
+    if _DURATION.fullmatch(text.strip()) is None:
+        return None
+    return sum(float(number) * _UNITS_S[unit.lower()] for number, unit in _PART.findall(text))
+
+
 def _half_up(number: float) -> int:
     """As JavaScript's `Math.round`."""
     return math.floor(number + 0.5)
