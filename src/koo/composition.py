@@ -23,8 +23,8 @@ from koo.ai.threads import Threads
 from koo.alerts.engine import outer_component
 from koo.alerts.evidence import Looks
 from koo.alerts.keeping import AlertKeeper
+from koo.alerts.money_rules import BUDGET, STORE
 from koo.alerts.news import StoreNews
-from koo.alerts.rules import BUDGET, STORE
 from koo.clock import Clock
 from koo.database_urls import is_same_server
 from koo.deadlines import Deadlines

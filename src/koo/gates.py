@@ -437,7 +437,7 @@ class Gates:
         self, guard: Guarded, error: type[KooError], reason: str, wait_s: float | None, kind: Kind
     ) -> NoReturn:
         """Count a refusal and raise it; `wait_s`: when to come back, None where that is unknown."""
-        guard.tally.record_refusal(kind)
+        guard.tally.record_refusal(kind, self.clock.monotonic())
         # A fresh one each time: a shared exception grows its traceback without end.
         refusal = error(self.name, reason, wait_s, kind=kind)
         if kind not in OURS:

@@ -235,7 +235,7 @@ class Guard:
         except BaseException as error:
             self.gates.give_back(taken_at)
             if isinstance(error, KooError):
-                self.tally.record_refusal(error.kind)
+                self.tally.record_refusal(error.kind, self._monotonic())
             raise
         now = self._monotonic()
         if now >= deadline:

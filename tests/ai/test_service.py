@@ -10,6 +10,7 @@ import pytest
 from koo.ai.service import MODELS_MAX, Service
 from koo.deadlines import Deadlines
 from koo.errors import CircuitOpen, Kind, RateLimited, ServiceFailed
+from koo.monitoring.guards import Wall
 from koo.monitoring.shapes import ServiceMetrics
 from koo.monitoring.snapshot import metrics_view
 from koo.options import DAY_S, BreakerOptions, GuardOptions, LimitOptions, RetryOptions
@@ -156,8 +157,8 @@ def test_a_host_that_one_model_cannot_reach_opens_all_models_of_the_service() ->
 # ── more models than there is room for ────────────────────────────────────────────────────────────────────────────────
 
 
-def total(service: Service, now: float) -> ServiceMetrics:
-    return metrics_view(service.tallies, now)
+def total(service: Service, clock: VirtualClock) -> ServiceMetrics:
+    return metrics_view(service.tallies, Wall(clock))
 
 
 def test_the_counts_of_a_model_that_made_room_for_another_stay_counted() -> None:
@@ -172,7 +173,7 @@ def test_the_counts_of_a_model_that_made_room_for_another_stay_counted() -> None
                 await service.guard(f"m{number}").call(operation)
             await clock.sleep(0.1)
         assert len(service.guards) == MODELS_MAX
-        seen = total(service, clock.monotonic())
+        seen = total(service, clock)
         assert (seen["total_requests"], seen["successful_requests"], seen["failed_requests"]) == (
             200,
             150,
@@ -194,7 +195,7 @@ def test_a_call_that_waited_while_its_model_made_room_is_counted_too() -> None:
             service.guard(f"m{number}")
         assert early not in service.guards
         await early.call(answer)
-        assert total(service, clock.monotonic())["total_requests"] == 1
+        assert total(service, clock)["total_requests"] == 1
 
     run_virtual(main)
 

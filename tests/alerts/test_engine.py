@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from koo.alerts.engine import LISTED_AFTER_END_S, SETTLES_S, UNSEEN_S_MAX, Alerts, Moment
+from koo.alerts.findings import Finding
 from koo.alerts.kinds import ENDINGS, KINDS, AlertKind, Ending
-from koo.alerts.rules import Finding
 from koo.alerts.views import alert_views
 from koo.episodes import Acknowledgement, Episode, Silence, new_id
 from koo.monitoring.shapes import Alert

@@ -16,9 +16,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from koo.alerts.findings import Finding
 from koo.alerts.keeping import AlertKeeper
 from koo.alerts.kinds import AlertKind, Ending
-from koo.alerts.rules import Finding
 from koo.episodes import Acknowledgement, Episode, Episodes, Silence, Silences, new_id
 from koo.notices import Notice, Notices
 from koo.storage.episodes import LEASE_S, SqlEpisodes

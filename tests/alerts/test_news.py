@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from koo.alerts.findings import Finding
 from koo.alerts.news import KEPT_S, SETTLES_S, StoreNews
-from koo.alerts.rules import Finding
 from koo.events import ProcessRenamed, StoreForgot, StoreFound, StoreLost
 from tests.storage.support import SetClock
 

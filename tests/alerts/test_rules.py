@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from koo.alerts.findings import Finding
 from koo.alerts.kinds import KINDS
-from koo.alerts.rules import Finding, find
+from koo.alerts.rules import find
 from koo.clock import iso
 from koo.database.gate import GateState
 from koo.events import Severity
@@ -26,6 +27,7 @@ from tests.monitoring.houses import (
     CANCELLED,
     FAILED,
     KEY_REFUSED,
+    MODEL,
     MODEL_REFUSED,
     TOO_MANY,
     House,
@@ -144,6 +146,7 @@ def test_performance_is_that_of_the_last_five_minutes() -> None:
         await house.calls(10, 10)
         assert house.found() == {"degraded_performance:ai:claude"}
         await house.clock.sleep(301)
+        house.tick()
         assert house.found() == set()
 
     in_house(test)
@@ -174,12 +177,13 @@ def test_a_limit_is_told_from_four_fifths_on(option: str, key: RequestWindow) ->
     in_house(test)
 
 
-def test_a_limit_that_is_not_set_or_is_nothing_is_not_approached() -> None:
+def test_a_limit_that_is_not_set_is_not_approached_and_one_of_nothing_is_reached() -> None:
     async def test(house: House) -> None:
-        house.add(limits=LimitOptions(per_minute=0))
         house.add("openai")
         await house.calls(50, name="openai")
         assert house.found() == set()
+        house.add(limits=LimitOptions(per_minute=0))
+        assert house.found() == {"limit_reached_requests_per_minute:ai:claude"}
 
     in_house(test)
 
@@ -200,24 +204,26 @@ def test_a_budget_is_told_from_four_fifths_on_spent_and_held_together(
 
 
 @pytest.mark.parametrize(
-    ("spent", "held", "more"),
+    ("spent", "held", "kinds"),
     [
-        ("8.99", "0", set()),
-        ("8", "1", {"budget_at_90"}),
-        ("9.49", "0", {"budget_at_90"}),
-        ("9", "0.5", {"budget_at_95"}),
-        ("12", "0", {"budget_at_95"}),
+        ("8.99", "0", ["budget_approaching"]),
+        ("8", "1", ["budget_at_90", "budget_approaching"]),
+        ("9.49", "0", ["budget_at_90", "budget_approaching"]),
+        ("9", "0.5", ["budget_at_95", "budget_approaching", "budget_at_90"]),
+        ("9.99", "5", ["budget_at_95", "budget_approaching", "budget_at_90"]),
+        ("10", "0", ["budget_used_up", "budget_approaching", "budget_at_90", "budget_at_95"]),
     ],
 )
-def test_nine_tenths_and_nineteen_twentieths_are_alerts_of_their_own(
-    spent: str, held: str, more: set[str]
+def test_of_the_shares_of_a_budget_the_highest_is_listed_with_the_others_as_its_parts(
+    spent: str, held: str, kinds: list[str]
 ) -> None:
-    """Beside the first one, so that each begins, and is told, when its share is reached."""
+    """Each begins, and is notified, when its share is reached; what is held comes back and uses nothing up."""
 
     async def test(house: House) -> None:
         house.add(budget="10")
         house.spend(spent, held)
-        assert house.found() == {f"{kind}:ai:claude" for kind in ("budget_approaching", *more)}
+        (finding,) = house.findings()
+        assert [finding.kind, *finding.data.get("also", [])] == kinds
 
     in_house(test)
 
@@ -270,12 +276,14 @@ def test_what_the_dead_left_unsettled_is_one_alert_that_names_each_budget() -> N
     in_house(test)
 
 
-@pytest.mark.parametrize("budget", [None, "0"])
-def test_without_a_budget_none_is_approached(budget: str | None) -> None:
+@pytest.mark.parametrize(("budget", "found"), [(None, set()), ("0", {"budget_used_up:ai:claude"})])
+def test_without_a_budget_none_is_approached_and_one_of_nothing_is_used_up(
+    budget: str | None, found: set[str]
+) -> None:
     async def test(house: House) -> None:
         house.add(budget=budget)
         house.spend("100")
-        assert house.found() == set()
+        assert house.found() == found
 
     in_house(test)
 
@@ -330,10 +338,12 @@ def test_an_open_circuit_of_the_only_model_is_a_service_that_is_down() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.open()
-        assert house.found() == {"circuit_open:ai:claude", "service_down:ai:claude"}
-        opened = the(house, "circuit_open")
-        assert "5 failures in a row" in opened.message
-        assert opened.data["next_attempt"] == house.view()["health"]["next_attempt"] is not None
+        assert house.found() == {"service_down:ai:claude"}, "one cause, one alert"
+        down = the(house, "service_down")
+        assert "5 failures in a row" in down.message and down.data["also"] == ["circuit_open"]
+        assert down.data["refuses"] == "every call to claude"
+        assert down.data["next_attempt"] == house.view()["health"]["next_attempt"] is not None
+        assert down.data["since"] == house.view()["models"][MODEL]["opened_at"] is not None
         await house.half_open()
         assert house.found() == {"circuit_recovering:ai:claude"}
         await house.calls(2)
@@ -349,8 +359,8 @@ def test_a_service_is_down_only_when_none_of_its_models_can_be_asked() -> None:
         await house.open()
         assert house.found() == {"circuit_open:ai:claude"}, "opus can be asked"
         await house.open(model="opus")
-        both = {"circuit_open:ai:claude", "circuit_open:ai:claude/opus"}
-        assert house.found() == {*both, "service_down:ai:claude"}
+        assert house.found() == {"circuit_open:ai:claude/opus", "service_down:ai:claude"}
+        assert "circuit_open" in the(house, "service_down").data["also"]
 
     in_house(test)
 
@@ -373,11 +383,7 @@ def test_a_model_that_only_takes_probes_does_not_bring_the_service_back() -> Non
         await house.clock.sleep(30)
         await house.open()
         await house.half_open(model="opus")
-        assert house.found() == {
-            "circuit_recovering:ai:claude/opus",
-            "circuit_open:ai:claude",
-            "service_down:ai:claude",
-        }
+        assert house.found() == {"circuit_recovering:ai:claude/opus", "service_down:ai:claude"}
 
     in_house(test)
 
@@ -388,9 +394,8 @@ def test_the_name_of_the_default_model_stays_when_another_one_appears() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.open()
-        before = house.found()
         await house.call(model="opus")
-        assert before - {"service_down:ai:claude"} == house.found() == {"circuit_open:ai:claude"}
+        assert house.found() == {"circuit_open:ai:claude"}
 
     in_house(test)
 
@@ -414,7 +419,9 @@ def test_a_key_that_is_refused_for_one_model_takes_the_service_down_only_with_th
         house.add()
         await house.call(model="opus")
         await house.call(MODEL_REFUSED)
-        assert house.view()["state"] == "circuit_open" and house.found() == set(), "opus can be asked"
+        assert house.view()["state"] == "circuit_open"
+        assert house.found() == {"key_refused:ai:claude"}, "opus can be asked"
+        assert the(house, "key_refused").data["refuses"] == "every call to claude's model sonnet"
         await house.open(model="opus")
         assert house.found() == {"circuit_open:ai:claude/opus", "service_down:ai:claude"}
 
@@ -425,12 +432,12 @@ def test_what_an_operator_forced_open_is_open_and_what_he_switched_off_is_not() 
     async def test(house: House) -> None:
         service = house.add()
         service.set_override(Override.FORCED_OPEN)
-        assert house.found() == {"circuit_open:ai:claude", "service_down:ai:claude"}
-        assert "operator" in the(house, "circuit_open").message
+        assert house.found() == {"service_down:ai:claude"}
+        assert "operator" in the(house, "service_down").message
         service.set_override(Override.NONE)
         await house.open()
         service.set_override(Override.DISABLED)
-        assert house.found() == set(), "everything passes"
+        assert house.found() == {"service_unhealthy:ai:claude"}, "everything passes"
 
     in_house(test)
 
@@ -450,7 +457,7 @@ def test_one_service_says_nothing_about_another() -> None:
         house.add()
         house.add("openai")
         await house.open(name="openai")
-        assert house.found() == {"circuit_open:ai:openai", "service_down:ai:openai"}
+        assert house.found() == {"service_down:ai:openai"}
 
     in_house(test)
 
@@ -461,8 +468,9 @@ def test_one_service_says_nothing_about_another() -> None:
 def test_an_open_circuit_of_the_database_is_a_database_that_is_unavailable(tmp_path: Path) -> None:
     async def test(house: House) -> None:
         await house.use_database(*[False] * 5)
-        assert house.found() == {"circuit_open:database", "database_unavailable:database"}
-        assert "5 failures in a row" in the(house, "database_unavailable").message
+        assert house.found() == {"database_unavailable:database"}
+        away = the(house, "database_unavailable")
+        assert "5 failures in a row" in away.message and away.data["also"] == ["circuit_open"]
         await house.clock.sleep(60)
         house.tick()
         assert house.found() == {"circuit_recovering:database"}

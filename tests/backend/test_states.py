@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +173,10 @@ def test_a_breaker_that_opens(fake: FakeAnthropic, tmp_path: Path, monkeypatch: 
         fake.script(*[FAILED] * 2)
         await seen.ask(bad=2)
         await seen.state("circuit_open")
-        alarms = await seen.alerts("circuit_open ai:claude", "service_down ai:claude")
+        alarms = await seen.alerts("service_down ai:claude")
         assert {one["type"] for one in alarms} == {"critical"}
         await seen.state_on_the_command_line("circuit_open")
-        await seen.alerts_on_the_command_line("circuit_open ai:claude", "service_down ai:claude")
+        await seen.alerts_on_the_command_line("service_down ai:claude")
 
     watch(tmp_path, test)
 
@@ -194,7 +196,7 @@ def test_a_breaker_that_recovers_and_closes_again(
         assert testing["type"] == "warning"
         await seen.ask(good=2)
         await seen.state("healthy")
-        await poll(lambda: seen.lists("circuit_closed ai:claude"), True)
+        await poll(lambda: seen.lists("service_recovered ai:claude"), True)
         news = (await seen.run("alerts", "--json"))["alerts"]
         assert {(one["type"], one["active"]) for one in news} == {("info", False)}
 
@@ -222,6 +224,23 @@ def test_a_limit_of_the_provider(fake: FakeAnthropic, tmp_path: Path) -> None:
         await seen.ask(bad=1)
         await seen.state("rate_limited")
         await seen.state_on_the_command_line("rate_limited")
+        (pause,) = await seen.alerts("provider_limit_reached ai:claude")
+        assert pause["type"] == "warning" and pause["data"]["resets_at"] in pause["message"]
+
+    watch(tmp_path, test)
+
+
+def test_a_quota_of_the_provider(fake: FakeAnthropic, tmp_path: Path) -> None:
+    """Known until when: the time that the provider named."""
+
+    async def test(seen: Sights) -> None:
+        fake.script(error(402, "billing_error", headers={"retry-after": "86400"}))
+        await seen.ask(bad=1)
+        await seen.state("rate_limited")
+        (alarm,) = await seen.alerts("quota_used_up ai:claude")
+        assert alarm["type"] == "critical" and alarm["data"]["refuses"] == "every call to claude"
+        left_s = datetime.fromisoformat(alarm["data"]["resets_at"]).timestamp() - time.time()
+        assert 80_000 < left_s < 92_000
 
     watch(tmp_path, test)
 
@@ -245,7 +264,7 @@ def test_a_limit_and_a_budget_that_are_nearly_used_up(
         await seen.ask(good=1)
         await seen.state("rate_limited")
         money = ("bill_above_hold ai:claude", "budget_approaching ai:claude")
-        await seen.alerts(*money, "limit_approaching_requests_per_minute ai:claude")
+        await seen.alerts(*money, "limit_reached_requests_per_minute ai:claude")
         from core.ai_error_handling import ai_error_handler
 
         assert ai_error_handler.reset_rate_limiter("claude")
@@ -264,9 +283,10 @@ def test_limits_of_an_hour_and_a_day(
         await seen.ask(good=4)
         await seen.alerts("limit_approaching_requests_per_hour ai:claude")
         await seen.ask(good=1)
-        await seen.alerts(
-            "limit_approaching_requests_per_hour ai:claude", "limit_approaching_requests_per_day ai:claude"
+        alarms = await seen.alerts(
+            "limit_reached_requests_per_hour ai:claude", "limit_approaching_requests_per_day ai:claude"
         )
+        assert [one["type"] for one in alarms] == ["critical", "warning"]
 
     watch(tmp_path, test)
 
@@ -285,7 +305,7 @@ def test_some_errors_are_reduced_confidence(
         await seen.state("degraded")
         (found,) = await seen.alerts("degraded_performance ai:claude")
         assert found["type"] == "warning" and found["message"] == "30% of the last 20 calls failed"
-        await seen.ask(good=41)
+        await seen.ask(good=110)
         await seen.state("healthy")
         (found,) = await seen.alerts("degraded_performance ai:claude")
         assert found["phase"] == "firing", "9.8 % are fewer than a tenth, and not yet few"
@@ -385,13 +405,13 @@ def test_a_database_that_goes_and_comes_back(
         await seen.alerts("database_unavailable database")
         await use(bad=6)
         await seen.state("circuit_open", None)
-        alarms = await seen.alerts("circuit_open database", "database_unavailable database")
+        alarms = await seen.alerts("database_unavailable database")
         assert {one["type"] for one in alarms} == {"critical"}
         assert (await seen.client.get("/readyz")).status == 503
         await seen.state_on_the_command_line("circuit_open", None)
         await proxy.accept()
         await seen.state("healthy", None)
-        await seen.alerts("circuit_closed database", "database_recovered database")
+        await seen.alerts("database_recovered database")
         await use(good=1)
         assert (await seen.client.get("/readyz")).status == 200
 
@@ -407,7 +427,7 @@ def test_a_database_whose_recovery_is_tested(
         await proxy.refuse()
         proxy.reset_all()
         await use(bad=5)
-        await seen.alerts("circuit_open database", "database_unavailable database")
+        await seen.alerts("database_unavailable database")
         await proxy.accept()
         await seen.state("degraded", None)
         (testing,) = await seen.alerts("circuit_recovering database")

@@ -9,7 +9,8 @@ import pytest
 from koo.alerts.engine import LISTED_AFTER_END_S, SETTLES_S, UNSEEN_S_MAX
 from koo.alerts.keeping import ALONE_AFTER_S, ENDED_KEPT_S
 from koo.alerts.kinds import ENDINGS, KINDS
-from koo.alerts.rules import APPROACHING, CALLS_MIN, ERROR_RATE_MAX
+from koo.alerts.limit_rules import APPROACHING
+from koo.alerts.service_rules import CALLS_MIN, ERROR_RATE_MAX
 from koo.alerts.views import RANK
 from koo.options import DAY_S
 from tests.docs.markdown import ROOT

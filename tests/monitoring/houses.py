@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from koo.ai.service import Service
-from koo.alerts.rules import Finding, find
+from koo.alerts.findings import Finding
+from koo.alerts.rules import find
 from koo.clock import utc_day
 from koo.database.database import Database
 from koo.deadlines import Deadlines

@@ -86,10 +86,11 @@ def test_a_neutral_end_says_nothing_about_the_other_side() -> None:
 
 def test_refusals_are_counted_apart_and_first_successes_feed_the_retry_budget() -> None:
     tally = Tally(0.0)
-    tally.record_refusal("circuit_open")
-    tally.record_refusal("circuit_open")
+    tally.record_refusal("circuit_open", 1.0)
+    tally.record_refusal("circuit_open", 2.0)
     tally.record_success(1.0, False, False, 1.0)
-    assert tally.refused == {"circuit_open": 2} and sum(tally.totals().verdicts) == 1
+    assert (tally.refused, tally.refused_at) == ({"circuit_open": 2}, {"circuit_open": 2.0})
+    assert sum(tally.totals().verdicts) == 1
     assert tally.first_successes == 0, "a repeat's success earns no repeat"
     tally.record_success(1.0, False, True, 1.0)
     assert tally.first_successes == 1

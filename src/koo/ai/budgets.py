@@ -19,7 +19,7 @@ from koo.policies.forecast import SpendingPace, pace_of_period, run_out
 from koo.policies.money import from_pico, in_words, limit_to_pico
 from koo.policies.purse import Budget, Hold, Refusal
 from koo.policies.treasury import Standing, starts_ms
-from koo.storage.base import Allowance, Bill, BudgetView, Ledger, OwnBudgetView
+from koo.storage.base import Allowance, Bill, BudgetView, Ledger, OwnBudgetView, Short
 
 AWAY_RETRY_S = 5.0
 """When to ask again while the store is away: it is found within this time of being back."""
@@ -47,12 +47,17 @@ def requests_count(service: str) -> str:
     return f"requests/{service}"
 
 
+SHORT_KEPT_S = 300.0
+"""For so long a refusal for money is worth an alert although smaller calls to the service pass."""
+
+
 class Shortage(NamedTuple):
-    """A refusal for money: which budget had no room, in which period, and what the call needed."""
+    """A refusal for money: which budget had no room, in which period, what the call needed, and when."""
 
     name: str
     period: int
     amount: int
+    at_wall_s: float
 
 
 class Budgets:
@@ -71,7 +76,8 @@ class Budgets:
         self._names: dict[str, Budget] = {}
         self._options: dict[str, BudgetOptions] = {}
         self._of_tags: dict[str, set[str]] = {one.name: set() for one in options if one.tag == EACH}
-        self._shortages: dict[str, Shortage] = {}
+        self._shortages: dict[str, Shortage] = {}  # until a call succeeds
+        self._last_shortages: dict[str, Shortage] = {}
         self._paces: dict[str, SpendingPace] = {}
         self._models = {one.model for one in options if one.model is not None}
         self._tags = {one.tag for one in options if one.tag is not None}
@@ -191,7 +197,8 @@ class Budgets:
         `model`: the one that is asked by default. Without the time (wall seconds) there is no forecast.
         """
         view = self._view(day_budget(service), now_s)
-        return replace(view, shortage=self._shortage(service, model or ""))
+        short = None if now_s is None else self._short(service, now_s)
+        return replace(view, shortage=self._shortage(service, model or ""), short=short)
 
     def views(self, now_s: float) -> list[OwnBudgetView]:
         """The budgets that an operator set. Of one for each tag those of the tags that spent most."""
@@ -223,19 +230,40 @@ class Budgets:
     def _shortage(self, service: str, model: str) -> str:
         """Why calls to the service are refused for money now, whatever share of a budget that is; empty if not."""
         noted = self._shortages.get(service)
-        if noted is not None and noted.period == self._names[noted.name].purse.key.period:
-            standing = self.ledger.standing(noted.name)
-            left = _left(standing)
-            if left is not None and left < noted.amount:
-                return (
-                    f"{_titled(noted.name, standing)} does not cover the call that was asked last: "
-                    f"up to {_usd(noted.amount)} needed, {_usd(max(0, left))} left"
-                )
+        left = None if noted is None else self._lack(noted)
+        if noted is not None and left is not None:
+            return (
+                f"{_titled(noted.name, self.ledger.standing(noted.name))} does not cover the call that was asked "
+                f"last: up to {_usd(noted.amount)} needed, {_usd(left)} left"
+            )
         for budget in self.of(service, model)[1:]:
             standing = self.ledger.standing(budget.name)
             if standing.limit is not None and standing.spent >= standing.limit:
                 return f"{_titled(budget.name, standing)} is used up"
         return ""
+
+    def _lack(self, noted: Shortage) -> int | None:
+        """What is left of the budget, where the refused call would be refused again; None where it would not."""
+        if noted.period != self._names[noted.name].purse.key.period:
+            return None
+        left = _left(self.ledger.standing(noted.name))
+        return max(0, left) if left is not None and left < noted.amount else None
+
+    def _short(self, service: str, now_s: float) -> Short | None:
+        """The refusal for money that is still worth an alert: calls that fit go on between those that do not."""
+        noted = self._last_shortages.get(service)
+        if noted is None or (now_s - noted.at_wall_s >= SHORT_KEPT_S and service not in self._shortages):
+            return None
+        left = self._lack(noted)
+        if left is None:
+            return None
+        return Short(
+            budget=noted.name.removeprefix("budget/") if noted.name in self._options else "",
+            title=_titled(noted.name, self.ledger.standing(noted.name)),
+            needed_usd=from_pico(noted.amount),
+            left_usd=from_pico(left),
+            resets_at=self.ledger.view(noted.name).resets_at,
+        )
 
     # ── refusing ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -278,7 +306,8 @@ class Budgets:
         retry_after_s = RECALL_RETRY_S if is_soon else max(0.0, resets_at - now_s)
         if name not in self._options or self._options[name].tag is None:
             # A tag that has used up its own budget says nothing about the service, which all others can ask.
-            self._shortages[service] = Shortage(name, self._names[name].purse.key.period, amount)
+            noted = Shortage(name, self._names[name].purse.key.period, amount, now_s)
+            self._shortages[service] = self._last_shortages[service] = noted
         return BudgetExceeded(service, _sentence(_titled(name, standing), standing, amount), retry_after_s)
 
 

@@ -20,8 +20,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from koo.alerts.findings import Finding
 from koo.alerts.kinds import KINDS, UNKNOWN, AlertKind
-from koo.alerts.rules import Finding
 from koo.episodes import Acknowledgement, Episode, Phase, Silence
 from koo.options import DAY_S
 

@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from koo.alerts.engine import LISTED_AFTER_END_S, Alerts, HasLooked, Moment, outer_component
-from koo.alerts.rules import Finding
+from koo.alerts.findings import Finding
 from koo.alerts.views import alert_views
 from koo.clock import Clock
 from koo.episodes import Acknowledgement, Episode, Episodes, Silence, Silences, new_id, notice_of

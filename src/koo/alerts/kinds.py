@@ -62,6 +62,8 @@ SERVICE_GONE = ("service_down", "key_refused", "circuit_open", "circuit_recoveri
 """Faces of a service whose calls do not get through; that its calls failed and were slow is how it came to that."""
 _RECOVERY = ("circuit_recovering",)
 _CIRCUIT_CLOSED = Ending("circuit_closed", "the circuit breaker is closed again")
+_REQUESTS_FREE = Ending("limit_available", "our limit leaves requests again")
+_BUDGET_FREE = Ending("budget_available", "the budget covers calls again")
 _BUDGET_STEPS = ("budget_used_up", "budget_too_small", "budget_at_95", "budget_at_90", "budget_approaching")
 """A budget's kinds, the worst first: each has the later ones as a part."""
 
@@ -90,11 +92,39 @@ KINDS: Mapping[str, AlertKind] = {
         evidence="answer",
         inhibited_by=("circuit_open", "service_down", "database_unavailable"),
     ),
+    "key_refused": AlertKind(
+        "critical",
+        "Key refused",
+        part_of=("service_down",),
+        ending=Ending("key_accepted", "the key works again"),
+        evidence="answer",
+        inhibited_by=("service_down",),
+    ),
+    "quota_used_up": AlertKind(
+        "critical",
+        "The provider's quota is used up",
+        ending=Ending("quota_available", "the provider's quota does not keep calls away any more"),
+        evidence="answer",
+    ),
+    "provider_limit_reached": AlertKind(
+        "warning",
+        "The provider limits our rate",
+        recovering_s=60.0,
+        part_of=("quota_used_up",),
+    ),
+    "service_unhealthy": AlertKind(
+        "warning",
+        "Service unhealthy",
+        part_of=(*SERVICE_GONE, "degraded_performance"),
+        evidence="answer",
+        inhibited_by=SERVICE_GONE,
+    ),
+    "service_saturated": AlertKind("warning", "Too many calls at once", recovering_s=60.0),
     "degraded_performance": AlertKind(
         "warning",
         "Degraded performance",
         recovering_s=60.0,
-        part_of=SERVICE_GONE,
+        part_of=(*SERVICE_GONE, "quota_used_up"),
         ending=Ending("performance_recovered", "errors and latency are below their thresholds again"),
         evidence="recent",
         inhibited_by=SERVICE_GONE,
@@ -135,29 +165,71 @@ KINDS: Mapping[str, AlertKind] = {
         inhibited_by=DATABASE_GONE,
         evidence="answer",
     ),
+    "database_leaking": AlertKind("warning", "Scopes hold connections too long", recovering_s=30.0),
+    "database_commit_unknown": AlertKind("warning", "The outcome of a COMMIT is unknown"),
     "database_paused": AlertKind("warning", "Database paused by an operator"),
     "database_draining": AlertKind("warning", "Database draining"),
     # ── limits ────────────────────────────────────────────────────────────────────────────────────────────────
-    "limit_approaching_requests_per_minute": AlertKind(
-        "warning", "Limit a minute is close", pending_s=60.0, recovering_s=60.0
+    "limit_reached_requests_per_minute": AlertKind(
+        "warning", "Limit a minute is reached", pending_s=60.0, recovering_s=60.0
     ),
-    "limit_approaching_requests_per_hour": AlertKind("warning", "Limit an hour is close", recovering_s=60.0),
-    "limit_approaching_requests_per_day": AlertKind("warning", "Limit a day is close", evidence="store"),
+    "limit_reached_requests_per_hour": AlertKind(
+        "critical", "Limit an hour is reached", recovering_s=60.0, ending=_REQUESTS_FREE
+    ),
+    "limit_reached_requests_per_day": AlertKind(
+        "critical", "Limit a day is reached", ending=_REQUESTS_FREE, evidence="store"
+    ),
+    "limit_approaching_requests_per_minute": AlertKind(
+        "warning",
+        "Limit a minute is close",
+        pending_s=60.0,
+        recovering_s=60.0,
+        part_of=("limit_reached_requests_per_minute",),
+    ),
+    "limit_approaching_requests_per_hour": AlertKind(
+        "warning", "Limit an hour is close", recovering_s=60.0, part_of=("limit_reached_requests_per_hour",)
+    ),
+    "limit_approaching_requests_per_day": AlertKind(
+        "warning", "Limit a day is close", part_of=("limit_reached_requests_per_day",), evidence="store"
+    ),
     # ── money ─────────────────────────────────────────────────────────────────────────────────────────────────
-    "budget_approaching": AlertKind(
-        "warning", "Budget at 80 %", recovering_s=60.0, part_of=_BUDGET_STEPS[:4], evidence="store"
+    "budget_used_up": AlertKind("critical", "Budget used up", ending=_BUDGET_FREE, evidence="store"),
+    "budget_too_small": AlertKind(
+        "critical",
+        "The rest of a budget is too small",
+        part_of=_BUDGET_STEPS[:1],
+        ending=_BUDGET_FREE,
+        evidence="store",
+    ),
+    "budget_at_95": AlertKind(
+        "warning", "Budget at 95 %", recovering_s=60.0, part_of=_BUDGET_STEPS[:2], evidence="store"
     ),
     "budget_at_90": AlertKind(
         "warning", "Budget at 90 %", recovering_s=60.0, part_of=_BUDGET_STEPS[:3], evidence="store"
     ),
-    "budget_at_95": AlertKind(
-        "warning", "Budget at 95 %", recovering_s=60.0, part_of=_BUDGET_STEPS[:2], evidence="store"
+    "budget_approaching": AlertKind(
+        "warning", "Budget at 80 %", recovering_s=60.0, part_of=_BUDGET_STEPS[:4], evidence="store"
+    ),
+    "budget_forecast": AlertKind(
+        "warning",
+        "Budget runs out before it resets",
+        pending_s=300.0,
+        recovering_s=900.0,
+        part_of=_BUDGET_STEPS,
+        evidence="store",
     ),
     "bill_above_hold": AlertKind("warning", "A bill was above its worst case"),
     "money_unsettled": AlertKind(
         "warning", "Money of processes that no longer report", inhibited_by=STORE_GONE, evidence="store"
     ),
     # ── the state store ───────────────────────────────────────────────────────────────────────────────────────
+    "store_unavailable": AlertKind(
+        "critical",
+        "State store unavailable",
+        ending=Ending("store_recovered", "the state store can be reached again"),
+        evidence="store",
+        inhibited_by=("disk_full",),
+    ),
     "budget_local": AlertKind(
         "warning",
         "Budgets hold in this process only",
@@ -167,6 +239,25 @@ KINDS: Mapping[str, AlertKind] = {
     ),
     "store_forgot": AlertKind("warning", "The state store has forgotten bookings"),
     "process_renamed": AlertKind("warning", "Another process used this one's name"),
+    # ── koo itself ────────────────────────────────────────────────────────────────────────────────────────────
+    "disk_full": AlertKind(
+        "critical",
+        "Disk full",
+        recovering_s=60.0,
+        ending=Ending("disk_has_room", "there is room on the disk again"),
+    ),
+    "disk_nearly_full": AlertKind("warning", "Disk nearly full", recovering_s=60.0, part_of=("disk_full",)),
+    "descriptors_used_up": AlertKind(
+        "critical",
+        "File descriptors used up",
+        recovering_s=60.0,
+        ending=Ending("descriptors_available", "file descriptors are left again"),
+    ),
+    "descriptors_nearly_used_up": AlertKind(
+        "warning", "File descriptors nearly used up", recovering_s=60.0, part_of=("descriptors_used_up",)
+    ),
+    "notification_failing": AlertKind("warning", "Notifications fail"),
+    "monitor_stale": AlertKind("warning", "What watches has not run"),
 }
 
 UNKNOWN = AlertKind("warning", "")

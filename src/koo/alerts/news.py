@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 
-from koo.alerts.rules import STORE, UNSETTLED, Finding
+from koo.alerts.findings import Finding
+from koo.alerts.money_rules import STORE, UNSETTLED
 from koo.clock import Clock
 from koo.events import Event, ProcessRenamed, StoreForgot, StoreFound
 

@@ -32,7 +32,7 @@ from koo.database.drivers.loading import read_url
 from koo.database.engine_args import read_engine_args
 from koo.database.faults import SERVICE, ScopeStage, classify_connect, explain, unavailable
 from koo.database.gate import GateState, ScopeGate
-from koo.database.pool_queue import PoolQueue, describe
+from koo.database.pool_queue import NAMED_MAX, PoolQueue, describe
 from koo.database.probe import ProbeDatabase
 from koo.database.scope import S_co, SessionScope
 from koo.database.server_facts import ServerFacts, examine, server_of
@@ -344,7 +344,9 @@ class Database(Generic[S_co]):
 
     def vitals(self) -> Vitals:
         """What `koo.monitoring.vitals` makes every answer about this database of. No I/O."""
-        connections = self.connections
+        connections, now = self.connections, self.clock.monotonic()
+        is_saturated = self.pool_queue.is_saturated(now)
+        overdue = self.pool_queue.count_overdue(now, self.options.held_warning_s)
         return Vitals(
             options=self.options,
             driver=self.driver_name,
@@ -356,7 +358,10 @@ class Database(Generic[S_co]):
             active=self.pool_queue.used,
             waiting=self.pool_queue.waiting + self.gate.waiting,
             pool_timeouts=self.pool_queue.refused,
-            is_saturated=self.pool_queue.is_saturated(self.clock.monotonic()),
+            is_saturated=is_saturated,
+            turned_away=self.pool_queue.turned_away(now),
+            overdue=overdue,
+            held_by=self.pool_queue.describe_oldest(now, NAMED_MAX) if is_saturated or overdue else (),
             gate=self.gate.state.value,
             look=self.last_look,
         )

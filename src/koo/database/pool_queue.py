@@ -17,7 +17,9 @@ from koo.errors import PoolSaturated, describe_s
 from koo.policies.bulkhead import Bulkhead
 
 RECENT_S = 30.0
-"""For so long after a caller had to be turned away the pool is said to be saturated."""
+"""For so long after a caller had to be turned away a pool that is still full is said to be saturated."""
+JUST_NOW_S = 2.0
+"""And one with a free place for so long: longer than a tick, so that each look sees that callers are turned away."""
 RETRY_S_MIN = 0.1
 NAMED_MAX = 3
 """So many of the scopes inside are described in a refusal, the oldest first."""
@@ -55,13 +57,23 @@ def describe(holder: Holder, since: float, now: float) -> str:
 class PoolQueue(Bulkhead):
     """Permits for `limit` scopes. `holders` maps each scope inside to when it asked."""
 
-    __slots__ = ("_described", "_described_at", "_empty", "_logged", "holders", "refused", "refused_at")
+    __slots__ = (
+        "_described",
+        "_described_at",
+        "_empty",
+        "_logged",
+        "_refused_before",
+        "holders",
+        "refused",
+        "refused_at",
+    )
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
         self.holders: dict[Holder, float] = {}
         self.refused = 0
         self.refused_at = float("-inf")
+        self._refused_before = 0  # when the pool was last not saturated
         self._empty: asyncio.Future[None] | None = None
         self._described = ""
         self._described_at = float("-inf")
@@ -102,8 +114,24 @@ class PoolQueue(Bulkhead):
         self._empty = None
 
     def is_saturated(self, now: float) -> bool:
-        """Whether callers wait, or one was turned away lately."""
-        return self.waiting > 0 or now - self.refused_at < RECENT_S
+        """Whether callers wait, or are turned away: it ends with the pressure, and not half a minute later."""
+        return self.waiting > 0 or self._turns_away(now)
+
+    def turned_away(self, now: float) -> int:
+        """Callers turned away since the pool is saturated; 0 while none was lately."""
+        return self.refused - self._refused_before if self._turns_away(now) else 0
+
+    def _turns_away(self, now: float) -> bool:
+        return now - self.refused_at < (RECENT_S if self.used >= self.limit else JUST_NOW_S)
+
+    def count_overdue(self, now: float, after_s: float) -> int:
+        """How many scopes have been open for `after_s`."""
+        count = 0
+        for since in self.holders.values():  # the oldest first
+            if now - since < after_s:
+                break
+            count += 1
+        return count
 
     def describe_oldest(self, now: float, most: int) -> list[str]:
         """The scopes that have been open longest, in words."""
@@ -122,6 +150,8 @@ class PoolQueue(Bulkhead):
 
     def explain(self, refusal: PoolSaturated, now: float, usual_hold_s: float) -> PoolSaturated:
         """The refusal with what a person needs: who is inside, for how long, and when to come back."""
+        if not self.turned_away(now):
+            self._refused_before = self.refused
         self.refused += 1
         self.refused_at = now
         if now - self._described_at >= DESCRIBED_FOR_S:

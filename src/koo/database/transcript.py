@@ -117,6 +117,7 @@ class Transcript:
         ours = self._note(error, meaning, record)
         if self._is_doubtful(meaning):
             self._metrics.unknown_commits += 1
+            self._metrics.unknown_commit_at = self._monotonic()
             self.committed = True
             self.in_doubt = self.leaving
             return None if self.leaving else self.unknown_outcome()

@@ -27,6 +27,11 @@ class PoolStatus(TypedDict):
     waiting: Annotated[int, Doc("callers in line for a connection")]
     max_connections: int
     utilization: Annotated[float, Doc("share of `max_connections` in use, 0 to 1")]
+    turned_away: Annotated[int, Doc("callers that got no connection since the pool is full; 0: none lately")]
+    overdue: Annotated[int, Doc("scopes that are open for longer than DATABASE_HELD_WARNING")]
+    held_by: Annotated[
+        list[str], Doc("the oldest scopes in words, while the pool is full or a scope is overdue")
+    ]
 
 
 class ConnectionCounts(TypedDict):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import overload
 
 from koo.clock import SYSTEM_CLOCK, Clock, iso
 from koo.errors import Failure
@@ -13,6 +15,8 @@ from koo.policies.breaker import CLOSED, OPEN, Breaker, Override
 from koo.policies.money import EXACT
 from koo.policies.tally import Bucket, Tally
 from koo.policies.verdict import FAILURE, SUCCESS, THROTTLED
+
+FLOAT_SLACK_MS = 0.01
 
 
 class Wall:
@@ -25,9 +29,19 @@ class Wall:
         self.wall = clock.wall()
         self._offset_s = self.wall - self.now
 
+    @overload
+    def iso(self, monotonic_s: float) -> str: ...
+    @overload
+    def iso(self, monotonic_s: None) -> None: ...
+    @overload
+    def iso(self, monotonic_s: float | None) -> str | None: ...
     def iso(self, monotonic_s: float | None) -> str | None:
-        """ISO 8601 in UTC; None stays None."""
-        return None if monotonic_s is None else iso(monotonic_s + self._offset_s)
+        """ISO 8601 in UTC, to the millisecond that is not earlier; None stays None."""
+        if monotonic_s is None:
+            return None
+        # The sum of two large floats is off by a fraction of a microsecond: midnight would read 23:59:59.999999, and a
+        # caller that comes back then is refused once more.
+        return iso(math.ceil((monotonic_s + self._offset_s) * 1000 - FLOAT_SLACK_MS) / 1000)
 
 
 def now_iso(clock: Clock = SYSTEM_CLOCK) -> str:

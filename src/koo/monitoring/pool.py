@@ -61,6 +61,7 @@ class PoolMetrics:
         self.repeats = 0
         self.contention = 0
         self.unknown_commits = 0
+        self.unknown_commit_at = float("-inf")  # the last one
         self.errors: dict[str, int] = {}
         self.last_error: str | None = None
 

@@ -90,6 +90,9 @@ class ServiceMetrics(TypedDict):
     throttled_requests: Annotated[int, Doc("requests that the provider answered with a limit")]
     refused_requests: Annotated[int, Doc("calls that koo refused; they are not requests to the service")]
     refusals: Annotated[dict[str, int], Doc("refused calls by kind")]
+    refusing: Annotated[
+        dict[str, Time], Doc("kinds of refusals of the last 30 seconds, and when the last one of each was")
+    ]
     retries: Annotated[int, Doc("requests that were repeats")]
     recent: RecentCalls
     success_rate: Annotated[float, Doc("0 to 1; 1 where nothing was asked")]
@@ -98,6 +101,27 @@ class ServiceMetrics(TypedDict):
     p50: float
     p95: float
     p99: float
+
+
+class Pause(TypedDict):
+    """The other side asked calls to stay away."""
+
+    kind: Annotated[
+        str, Doc("throttled: a limit of its own; quota, billing: nothing is left of the account's")
+    ]
+    reason: str
+    since: Time
+    until: Annotated[Time, Doc("when it is asked again")]
+
+
+class Shortage(TypedDict):
+    """A call was refused for money, and the same call would be refused again."""
+
+    component: Annotated[str, Doc("the budget: ai:SERVICE for its day's, budget:NAME for one that was set")]
+    budget: Annotated[str, Doc("its name in a sentence")]
+    needed: Annotated[Usd, Doc("the worst case of the call that was refused last")]
+    left: Usd
+    resets_at: Time
 
 
 class RateLimit(TypedDict):
@@ -126,6 +150,7 @@ class BudgetMoney(TypedDict):
     reserved: Annotated[Usd, Doc("held for requests that are running")]
     limit: Annotated[Usd | None, Doc("null: none")]
     remaining: Annotated[Usd | None, Doc("limit - spent - reserved - unsettled; null: there is no limit")]
+    used_up: Annotated[bool, Doc("nothing is left: calls that cost money are refused until it resets")]
     idle: Annotated[
         Usd, Doc("granted to processes in advance and not in use; it is recalled when somebody needs it")
     ]
@@ -169,6 +194,8 @@ class ModelStatus(BreakerStatus):
     """One model of a service: its circuit breaker, and whether it takes our key."""
 
     key_refused: Annotated[str, Doc("why the key is refused for it; empty if it is not")]
+    key_checked_at: Annotated[Time | None, Doc("when a refused key is tried again; null: it is not refused")]
+    pause: Annotated[Pause | None, Doc("null: it may be asked, as far as the provider's limits go")]
 
 
 class ServiceConfiguration(TypedDict):
@@ -212,6 +239,8 @@ class ServiceHealth(TypedDict):
     health: ServiceBreaker
     metrics: ServiceMetrics
     rate_limits: RateLimits
+    pause: Annotated[Pause | None, Doc("of the whole service, or of its default model; null: none")]
+    shortage: Annotated[Shortage | None, Doc("null: no call was refused for money lately")]
     models: Annotated[dict[str, ModelStatus], Doc("by name; the default one first")]
     configuration: ServiceConfiguration
     last_updated: Time
@@ -256,9 +285,12 @@ class SystemHealth(TypedDict):
 class AlertData(TypedDict, total=False):
     """The numbers behind an alert, as its kind has them."""
 
+    refuses: Annotated[str, Doc("which calls are refused because of it; absent or empty: none")]
+    since: Annotated[Time | None, Doc("since when what it found is so, which may be before it was found")]
     also: Annotated[
         list[str], Doc("other kinds that hold for the same cause and are not listed by themselves")
     ]
+    turned_away: Annotated[int, Doc("callers that got no place since it began")]
     next_attempt: Annotated[Time | None, Doc("when an open breaker is tried again; null: not by itself")]
     resets_at: Annotated[Time | None, Doc("when a limit or a budget is free again")]
     error_rate: Annotated[float, Doc("share of recent calls that failed, 0 to 1")]

@@ -30,6 +30,7 @@ from koo.monitoring.shapes import (
     Budget,
     BudgetMoney,
     ModelStatus,
+    Pause,
     RateLimit,
     RateLimits,
     RequestWindow,
@@ -37,6 +38,7 @@ from koo.monitoring.shapes import (
     ServiceConfiguration,
     ServiceHealth,
     ServiceMetrics,
+    Shortage,
 )
 from koo.options import GuardOptions
 from koo.policies import forecast
@@ -46,9 +48,11 @@ from koo.policies.limiter import Count, DayCount
 from koo.policies.reported import ServiceState, service_state
 from koo.policies.tally import BUCKET_S, BUCKETS, Tally
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED
-from koo.storage.base import Allowance, BudgetView, OwnBudgetView
+from koo.storage.base import Allowance, BudgetView, OwnBudgetView, Short
 
 WINDOW_S = BUCKET_S * BUCKETS
+REFUSING_S = 30.0
+"""For so long after the last refusal of a kind calls are said to be refused for it."""
 
 
 class CredentialsLike(Protocol):
@@ -87,9 +91,9 @@ class ServiceLike(Protocol):
     def default_guard(self) -> Guard: ...
 
 
-def metrics_view(tallies: Sequence[Tally], now: float) -> ServiceMetrics:
+def metrics_view(tallies: Sequence[Tally], wall: Wall) -> ServiceMetrics:
     """Counts of the process's life; rates and percentiles (seconds) of the last five minutes."""
-    total, recent = total_of(tallies), recent_of(tallies, now)
+    total, recent = total_of(tallies), recent_of(tallies, wall.now)
     errors: dict[str, int] = {}
     refused: dict[str, int] = {}
     for tally in tallies:
@@ -103,6 +107,7 @@ def metrics_view(tallies: Sequence[Tally], now: float) -> ServiceMetrics:
         "throttled_requests": total.verdicts[THROTTLED],
         "refused_requests": sum(refused.values()),
         "refusals": refused,
+        "refusing": _refusing(tallies, wall),
         "retries": sum(tally.retries for tally in tallies),
         "recent": {
             "calls": recent.answered,
@@ -117,6 +122,14 @@ def metrics_view(tallies: Sequence[Tally], now: float) -> ServiceMetrics:
         "p95": recent.percentile_s(0.95),
         "p99": recent.percentile_s(0.99),
     }
+
+
+def _refusing(tallies: Sequence[Tally], wall: Wall) -> dict[str, str]:
+    latest: dict[str, float] = {}
+    for tally in tallies:
+        for kind, at in tally.refused_at.items():
+            latest[str(kind)] = max(at, latest.get(str(kind), at))
+    return {kind: wall.iso(at) for kind, at in latest.items() if wall.now - at < REFUSING_S}
 
 
 def _add_to(total: dict[str, int], counts: Mapping[str, int]) -> None:
@@ -162,11 +175,14 @@ def _gives_back_at(count: Count, now: float) -> float | None:
 
 def limits_view(service: ServiceLike, budget: BudgetView, wall: Wall) -> RateLimits:
     """`requests_per_minute`, `_hour`, `_day` and `daily_budget`; a limit that is not set has None for `limit`."""
+    money_view = budget_view(budget)
+    if service.free:  # then no call is ever refused for money
+        money_view["used_up"] = False
     views: RateLimits = {
         "requests_per_minute": _unlimited(),
         "requests_per_hour": _unlimited(),
         "requests_per_day": _unlimited(),
-        "daily_budget": budget_view(budget),
+        "daily_budget": money_view,
     }
     for count in service.gates.limits.counts:
         views[COUNT_KEYS[count.name]] = count_view(count, wall)
@@ -192,6 +208,7 @@ def budget_view(budget: BudgetView, on_exhausted: str = "refuse") -> BudgetMoney
         "currency": "USD",
         "scope": budget.scope,
         "as_of": iso(budget.as_of) if budget.as_of is not None else None,
+        "used_up": limit is not None and budget.spent_usd + budget.unsettled_usd >= limit,
         "runs_out": None if budget.runs_out is None else _run_out_view(budget.runs_out, on_exhausted),
     }
 
@@ -219,20 +236,55 @@ def own_budget_view(own: OwnBudgetView) -> Budget:
     }
 
 
+def pause_of(service: ServiceLike, wall: Wall) -> Cooldown | None:
+    """The pause that keeps calls to the service's default model away; None where they may go."""
+    for cooldown in (service.gates.quota, service.default_guard.cooldown):
+        if wall.now < cooldown.until:
+            return cooldown
+    if service.own_credential:
+        # koo's own key is what a built-in service stands on.
+        return None
+    return service.credentials.paused(wall.now, service.default_guard.tally.last_success_at)
+
+
+def pause_view(cooldown: Cooldown | None, wall: Wall) -> Pause | None:
+    """A pause that lasts; None for one that is over."""
+    if cooldown is None or wall.now >= cooldown.until:
+        return None
+    return {
+        "kind": cooldown.kind,
+        "reason": cooldown.reason,
+        "since": wall.iso(cooldown.since),
+        "until": wall.iso(cooldown.until),
+    }
+
+
+def shortage_view(service: ServiceLike, short: Short | None) -> Shortage | None:
+    """The budget that does not cover what is asked of a service."""
+    if short is None or service.free:
+        return None
+    return {
+        "component": f"budget:{short.budget}" if short.budget else f"ai:{service.name}",
+        "budget": short.title,
+        "needed": money(short.needed_usd),
+        "left": money(short.left_usd),
+        "resets_at": iso(short.resets_at),
+    }
+
+
 def used_up(service: ServiceLike, budget: BudgetView, wall: Wall) -> str:
     """Which limit, budget or pause keeps calls away now; empty if none does."""
-    gates = service.gates
-    for cooldown in (gates.quota, service.default_guard.cooldown):
-        if wall.now < cooldown.until:
-            return f"{cooldown.reason} until {wall.iso(cooldown.until)}"
-    for count in gates.limits.counts:
+    pause = pause_of(service, wall)
+    if pause is not None:
+        return f"{pause.reason} until {wall.iso(pause.until)}"
+    for count in service.gates.limits.counts:
         if count_view(count, wall)["remaining"] == 0:
             return f"our limit of {count.limit} {count.name} is reached"
     limit = service.allowance.limit_usd
     if (
         limit is not None
         and not service.free  # then no call is ever refused for money
-        and budget.spent_usd >= limit
+        and budget.spent_usd + budget.unsettled_usd >= limit
     ):
         return f"the daily budget of {money(limit)} USD is used up"
     return "" if service.free else budget.shortage
@@ -250,26 +302,22 @@ def state_of(service: ServiceLike, budget: BudgetView, wall: Wall) -> tuple[Serv
     models = (blocks.find(guard.model, wall.now) for guard in service.guards)
     some = next((block for block in models if block is not None), None)
     default = service.default_guard
-    refused, all_refused, paused = _troubles(service, wall)
+    refused, all_refused = _refused_keys(service, wall)
     return service_state(
         default.evidence(),
         [guard.evidence() for guard in service.guards if guard is not default],
         key_blocked=whole.reason if whole else refused if all_refused else "",
-        limited=used_up(service, budget, wall) or paused,
+        limited=used_up(service, budget, wall),
         model_blocked=some.reason if some else "",
         some_refused=refused,
     )
 
 
-def _troubles(service: ServiceLike, wall: Wall) -> tuple[str, bool, str]:
-    """How many clients' keys are refused, whether that is all of them, and until when all have to pause."""
+def _refused_keys(service: ServiceLike, wall: Wall) -> tuple[str, bool]:
+    """How many clients' keys are refused, in words, and whether that is all of them."""
     if service.own_credential:
-        # koo's own key is what a built-in service stands on.
-        return service.credentials.refused(wall.now, wall.now)[0], False, ""
-    last_success_at = service.default_guard.tally.last_success_at
-    refused, all_refused = service.credentials.refused(wall.now, last_success_at)
-    pause = service.credentials.paused(wall.now, last_success_at)
-    return refused, all_refused, "" if pause is None else f"{pause.reason} until {wall.iso(pause.until)}"
+        return service.credentials.refused(wall.now, wall.now)[0], False
+    return service.credentials.refused(wall.now, service.default_guard.tally.last_success_at)
 
 
 def _last_error(service: ServiceLike) -> Failure | None:
@@ -282,9 +330,14 @@ def _last_error(service: ServiceLike) -> Failure | None:
 
 
 def model_view(service: ServiceLike, guard: Guard, wall: Wall) -> ModelStatus:
-    """One model: its breaker, and `key_refused`: why the key is refused for it; empty if it is not."""
+    """One model: its breaker, why the key is refused for it (empty if it is not), and the provider's pause."""
     block = service.gates.key_blocks.find(guard.model, wall.now)
-    return {**breaker_view(guard, wall), "key_refused": block.reason if block else ""}
+    return {
+        **breaker_view(guard, wall),
+        "key_refused": block.reason if block else "",
+        "key_checked_at": wall.iso(min(block.check_at, block.until)) if block else None,
+        "pause": pause_view(guard.cooldown, wall),
+    }
 
 
 def service_view(
@@ -311,8 +364,10 @@ def service_view(
             "consecutive_failures": breaker.consecutive,
             "next_attempt": wall.iso(next_attempt),
         },
-        "metrics": metrics_view(service.tallies, wall.now),
+        "metrics": metrics_view(service.tallies, wall),
         "rate_limits": limits_view(service, budget, wall),
+        "pause": pause_view(pause_of(service, wall), wall),
+        "shortage": shortage_view(service, budget.short),
         "models": {str(g.model or "default"): model_view(service, g, wall) for g in service.guards},
         "configuration": configuration or _configuration(service),
         "last_updated": iso(wall.wall),

@@ -6,6 +6,7 @@ Nothing here does I/O or changes a state. Its own numbers (how many are inside, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from koo.clock import Clock, iso
@@ -31,6 +32,8 @@ from koo.policies.reported import database_state
 from koo.policies.verdict import NEUTRAL
 
 SLOW_CALLS_MIN = 20
+UNKNOWN_COMMIT_KEPT_S = 12 * 3600.0
+"""Until the next morning: nothing but a person's look ends what it may mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,8 @@ class Look:
 class Vitals:
     """A database at one moment. `open`, `active`, `waiting`: connections, and callers inside and in line.
 
-    `gate`: open, paused or draining, as an operator set it.
+    `turned_away`: callers, since the pool is saturated. `overdue`: scopes open for longer than is usual, `held_by` the
+    oldest ones in words. `gate`: open, paused or draining, as an operator set it.
     """
 
     options: DatabaseOptions
@@ -65,6 +69,9 @@ class Vitals:
     waiting: int
     pool_timeouts: int
     is_saturated: bool
+    turned_away: int
+    overdue: int
+    held_by: Sequence[str]
     gate: str
     look: Look | None
 
@@ -86,6 +93,9 @@ def pool_view(vitals: Vitals) -> PoolStatus:
         "waiting": vitals.waiting,
         "max_connections": vitals.most,
         "utilization": active / vitals.most,
+        "turned_away": vitals.turned_away,
+        "overdue": vitals.overdue,
+        "held_by": list(vitals.held_by),
     }
 
 
@@ -145,17 +155,20 @@ def _retries(vitals: Vitals) -> DatabaseRetries:
 
 
 def _conditions(vitals: Vitals) -> list[str]:
-    statements = vitals.metrics.statement.recent(vitals.clock.monotonic())
+    now = vitals.clock.monotonic()
+    statements = vitals.metrics.statement.recent(now)
     is_slow = (
         statements.answered >= SLOW_CALLS_MIN and statements.percentile_s(0.95) >= vitals.options.slow_call_s
     )
     known = {
         "saturated": vitals.is_saturated,
+        "leaking": vitals.overdue > 0,
         "slow": is_slow,
         "read_only": vitals.metrics.is_read_only,
         "without_wal": vitals.metrics.is_without_wal,
         "paused": vitals.gate == "paused",
         "draining": vitals.gate == "draining",
+        "commit_unknown": now - vitals.metrics.unknown_commit_at < UNKNOWN_COMMIT_KEPT_S,
     }
     return [condition for condition, holds in known.items() if holds]
 

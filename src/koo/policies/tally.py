@@ -86,7 +86,7 @@ class Tally:
 
     __slots__ = (
         "_cut_at", "_cuts", "_healthy", "_past", "_rolls_at", "bucket", "errors", "last_failure_at", "last_other_at",
-        "last_success_at", "late_successes", "life", "refused", "retries",
+        "last_success_at", "late_successes", "life", "refused", "refused_at", "retries",
     )  # fmt: skip
 
     def __init__(self, now: float) -> None:
@@ -98,6 +98,7 @@ class Tally:
         self.late_successes = 0  # of repeats
         self.retries = 0
         self.refused: dict[str, int] = {}
+        self.refused_at: dict[str, float] = {}  # the last refusal of each kind
         self.errors: dict[str, int] = {}
         self.last_failure_at: float | None = None
         self.last_success_at: float | None = None
@@ -149,8 +150,9 @@ class Tally:
         """An operator says that it is well."""
         self._cuts = 0
 
-    def record_refusal(self, kind: str) -> None:
+    def record_refusal(self, kind: str, now: float) -> None:
         self.refused[kind] = self.refused.get(kind, 0) + 1
+        self.refused_at[kind] = now
 
     def roll(self, now: float) -> None:
         """End the bucket if its time is over."""
@@ -189,6 +191,8 @@ class Tally:
         for counts, more in ((self.errors, other.errors), (self.refused, other.refused)):
             for key, count in more.items():
                 counts[key] = counts.get(key, 0) + count
+        for kind, at in other.refused_at.items():
+            self.refused_at[kind] = max(at, self.refused_at.get(kind, at))
         self.last_failure_at = _later(self.last_failure_at, other.last_failure_at)
         self.last_success_at = _later(self.last_success_at, other.last_success_at)
 

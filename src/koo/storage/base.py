@@ -53,6 +53,21 @@ class Bill(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Short:
+    """A call was refused for money lately, and `left_usd` of the budget would not cover the same call now.
+
+    `budget`: the name of one that an operator set, with its tag (NAME/TAG); empty: the service's own of the day.
+    `title`: the same in a sentence. `resets_at` is wall seconds.
+    """
+
+    budget: str
+    title: str
+    needed_usd: Decimal
+    left_usd: Decimal
+    resets_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetView:
     """One budget in its present period, as last known, in USD; times are wall seconds.
 
@@ -60,7 +75,7 @@ class BudgetView:
     `unsettled_usd` was granted to processes that no longer report. `scope` is "shared", or "this process" while the
     store is away. `above_hold_usd` is by how much this process's bills were above what was held for them. `runs_out`
     is when it is used up if spending goes on. `shortage` says why the last call that it should cover was refused, for
-    as long as the same call would be refused again.
+    as long as the same call would be refused again; `short` says it in numbers, and for some minutes longer.
     """
 
     limit_usd: Decimal | None
@@ -74,6 +89,7 @@ class BudgetView:
     above_hold_usd: Decimal = Decimal(0)
     runs_out: RunOut | None = None
     shortage: str = ""
+    short: Short | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,8 @@
  *
  * @typedef {{
  *   size: number, active_connections: number, idle_connections: number, overflow_connections: number,
- *   open_connections: number, waiting: number, max_connections: number, utilization: number,
+ *   open_connections: number, waiting: number, max_connections: number, utilization: number, turned_away: number,
+ *   overdue: number, held_by: string[],
  * }} PoolStatus
  *
  * @typedef {{
@@ -52,9 +53,9 @@
  *
  * @typedef {{
  *   total_requests: number, successful_requests: number, failed_requests: number, neutral_requests: number,
- *   throttled_requests: number, refused_requests: number, refusals: Record<string, number>, retries: number,
- *   recent: RecentCalls, success_rate: number, average_response_time: number, error_counts: Record<string, number>,
- *   p50: number, p95: number, p99: number,
+ *   throttled_requests: number, refused_requests: number, refusals: Record<string, number>,
+ *   refusing: Record<string, string>, retries: number, recent: RecentCalls, success_rate: number,
+ *   average_response_time: number, error_counts: Record<string, number>, p50: number, p95: number, p99: number,
  * }} ServiceMetrics
  *
  * @typedef {{
@@ -66,9 +67,9 @@
  * }} RunOut
  *
  * @typedef {{
- *   spent: string, reserved: string, limit: string | null, remaining: string | null, idle: string,
- *   unsettled: string, resets_at: string, above_hold: string, currency: "USD", scope: string, as_of: string | null,
- *   runs_out: RunOut | null,
+ *   spent: string, reserved: string, limit: string | null, remaining: string | null, used_up: boolean,
+ *   idle: string, unsettled: string, resets_at: string, above_hold: string, currency: "USD", scope: string,
+ *   as_of: string | null, runs_out: RunOut | null,
  * }} DailyBudget
  *
  * @typedef {{
@@ -77,11 +78,20 @@
  * }} RateLimits
  *
  * @typedef {{
+ *   kind: string, reason: string, since: string, until: string,
+ * }} Pause
+ *
+ * @typedef {{
+ *   component: string, budget: string, needed: string, left: string, resets_at: string,
+ * }} Shortage
+ *
+ * @typedef {{
  *   name: string, state: "closed" | "open" | "half_open" | "forced_open" | "disabled",
  *   override: "none" | "forced_open" | "disabled" | "metrics_only", reason: string, last_error: LastError | null,
  *   consecutive_failures: number, failure_threshold: number, success_threshold: number, recovery_timeout: number,
  *   window: WindowCounts, opened_at: string | null, next_attempt: string | null, times_opened: number,
- *   stale_results: number, running: number, key_refused: string,
+ *   stale_results: number, running: number, key_refused: string, key_checked_at: string | null,
+ *   pause: Pause | null,
  * }} ModelStatus
  *
  * @typedef {{
@@ -96,15 +106,15 @@
  * @typedef {{
  *   service_name: string, state: "healthy" | "degraded" | "unhealthy" | "circuit_open" | "rate_limited",
  *   configured: boolean, reason: string, last_error: LastError | null, health: ServiceBreaker,
- *   metrics: ServiceMetrics, rate_limits: RateLimits, models: Record<string, ModelStatus>,
- *   configuration: ServiceConfiguration, last_updated: string,
+ *   metrics: ServiceMetrics, rate_limits: RateLimits, pause: Pause | null, shortage: Shortage | null,
+ *   models: Record<string, ModelStatus>, configuration: ServiceConfiguration, last_updated: string,
  * }} ServiceHealth
  *
  * @typedef {{
- *   spent: string, reserved: string, limit: string | null, remaining: string | null, idle: string,
- *   unsettled: string, resets_at: string, above_hold: string, currency: "USD", scope: string, as_of: string | null,
- *   runs_out: RunOut | null, name: string, title: string, period: "day" | "month", service: string | null,
- *   model: string | null, tag: string | null, on_exhausted: string,
+ *   spent: string, reserved: string, limit: string | null, remaining: string | null, used_up: boolean,
+ *   idle: string, unsettled: string, resets_at: string, above_hold: string, currency: "USD", scope: string,
+ *   as_of: string | null, runs_out: RunOut | null, name: string, title: string, period: "day" | "month",
+ *   service: string | null, model: string | null, tag: string | null, on_exhausted: string,
  * }} Budget
  *
  * @typedef {{
@@ -113,9 +123,10 @@
  * }} ServicesHealth
  *
  * @typedef {{
- *   also?: string[], next_attempt?: string | null, resets_at?: string | null, error_rate?: number, p95?: number,
- *   services?: string[], lasted_s?: number, share?: number, runs_out?: RunOut | null, amount?: string,
- *   last_error?: LastError | null, server?: DatabaseServer, answers_since?: string | null,
+ *   refuses?: string, since?: string | null, also?: string[], turned_away?: number, next_attempt?: string | null,
+ *   resets_at?: string | null, error_rate?: number, p95?: number, services?: string[], lasted_s?: number,
+ *   share?: number, runs_out?: RunOut | null, amount?: string, last_error?: LastError | null,
+ *   server?: DatabaseServer, answers_since?: string | null,
  * }} AlertData
  *
  * @typedef {{

@@ -1,0 +1,48 @@
+"""Our own limits on requests: close, and reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from koo.alerts.findings import Finding
+from koo.monitoring.shapes import WINDOWS, AlertData, RateLimit, RequestWindow, ServiceHealth
+
+APPROACHING = 0.80
+
+
+def find_in_limits(view: ServiceHealth, component: str) -> Iterator[Finding]:
+    """Each limit of which four fifths are used; at its end every call is refused, or waits."""
+    reached = _reached(view)
+    for key in WINDOWS:
+        limit = view["rate_limits"][key]
+        most = limit["limit"]
+        if most is None or (limit["used"] < APPROACHING * most and key not in reached):
+            continue
+        message = f"{limit['used']} of {most} {key.replace('_', ' ')} are used"
+        data: AlertData = {"resets_at": limit["resets_at"], "share": limit["used"] / most if most else 1.0}
+        yield Finding(f"limit_approaching_{key}", component, message, data)
+        if key in reached:
+            refuses: AlertData = {
+                **data,
+                "refuses": f"calls to {view['service_name']} until a request is free",
+            }
+            message = f"our limit of {most} {key.replace('_', ' ')} is reached: calls are refused, or wait"
+            yield Finding(f"limit_reached_{key}", component, message, refuses)
+
+
+def _reached(view: ServiceHealth) -> set[RequestWindow]:
+    """The limits that refuse calls.
+
+    Of a minute a request comes back each second and is taken at once, so a look may find one free that no caller found.
+    """
+    limits = {
+        key: view["rate_limits"][key] for key in WINDOWS if view["rate_limits"][key]["limit"] is not None
+    }
+    full = {key for key, limit in limits.items() if limit["remaining"] == 0}
+    if not full and limits and "rate_limited" in view["metrics"]["refusing"]:
+        return {max(limits, key=lambda key: _share(limits[key]))}
+    return full
+
+
+def _share(limit: RateLimit) -> float:
+    return limit["used"] / limit["limit"] if limit["limit"] else 1.0

@@ -1,0 +1,198 @@
+"""What is wrong with a service: its key, its breakers, the provider's limits, its errors and latency.
+
+Each state that is not `healthy`, and each refusal of the last half minute, has its finding. A state without one would
+be a verdict without a reason, and a refusal without one an outage of which only the caller learns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from koo.alerts.findings import Finding
+from koo.alerts.limit_rules import find_in_limits
+from koo.alerts.money_rules import find_in_day
+from koo.alerts.words import say
+from koo.monitoring.shapes import AlertData, BreakerStatus, ModelStatus, Pause, ServiceHealth
+
+ERROR_RATE_MAX = 0.10
+CALLS_MIN = 20
+GOES_ON = 0.5
+"""An alert of a rate goes on down to this share of the threshold and of the calls with which it began. Otherwise a rate
+that stays about the threshold begins and ends an alert with each call."""
+FAILURES_MIN = 3
+REFUSED = ("open", "forced_open")
+QUOTAS = ("quota", "billing")
+"""Pauses that do not pass by waiting a little: nothing is left of what the account may use."""
+
+
+def find_in_service(view: ServiceHealth) -> Iterator[Finding]:
+    """Everything that holds of one configured service."""
+    component = f"ai:{view['service_name']}"
+    yield from _down(view, component)
+    yield from _models(view, component)
+    if view["pause"] is not None:
+        yield _paused(component, view["service_name"], view["pause"])
+    yield from _performance(view, component)
+    yield from _state(view, component)
+    yield from _refusing(view, component)
+    yield from find_in_limits(view, component)
+    yield from find_in_day(view, component)
+
+
+# ── its key and its breakers ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def find_in_breaker(component: str, whom: str, breaker: BreakerStatus) -> Iterator[Finding]:
+    """One breaker that is not closed. `whom`: what it guards, in a sentence."""
+    reason = breaker["reason"]
+    if breaker["state"] in REFUSED:
+        data: AlertData = {
+            "refuses": _refused_by(breaker, whom),
+            "since": breaker["opened_at"],
+            "next_attempt": breaker["next_attempt"],
+            "last_error": breaker["last_error"],
+        }
+        yield Finding("circuit_open", component, say("the circuit breaker is open", reason), data)
+    elif breaker["state"] == "half_open":
+        message = f"recovery is being tested after {reason}"
+        tested: AlertData = {
+            "refuses": f"calls to {whom}, but for a few that test it",
+            "since": breaker["opened_at"],
+            "last_error": breaker["last_error"],
+        }
+        yield Finding("circuit_recovering", component, message, tested)
+
+
+def _refused_by(breaker: BreakerStatus, whom: str) -> str:
+    """A breaker that only counts refuses nothing, whatever its phase."""
+    return "" if breaker["override"] == "metrics_only" else f"every call to {whom}"
+
+
+def _down(view: ServiceHealth, component: str) -> Iterator[Finding]:
+    name, models = view["service_name"], list(view["models"].values())
+    if not _is_down(view, models):
+        return
+    attempts = [model["key_checked_at"] or model["next_attempt"] for model in models]
+    known = [attempt for attempt in attempts if attempt is not None]
+    data: AlertData = {
+        "refuses": _refused_by(models[0], name),
+        "next_attempt": min(known, default=None),
+        "last_error": view["last_error"],
+    }
+    yield Finding("service_down", component, say(f"{name} cannot be asked", view["reason"]), data)
+
+
+def _is_down(view: ServiceHealth, models: list[ModelStatus]) -> bool:
+    """The default model is refused, and no other one can be asked, but for probes.
+
+    One that tests its recovery lets a probe through now and then: that is no service, and no recovery either. While the
+    default model itself does so, the engine keeps the alert that there is.
+    """
+    if _is_refused_to_all(view, models):
+        return True
+    refused = [bool(model["key_refused"]) or model["state"] in REFUSED for model in models]
+    passes = [not no and model["state"] != "half_open" for no, model in zip(refused, models, strict=True)]
+    return refused[0] and not any(passes)
+
+
+def _is_refused_to_all(view: ServiceHealth, models: list[ModelStatus]) -> bool:
+    """The keys of all clients of an own operation are refused, which no model's own status shows."""
+    default = models[0]
+    return view["state"] == "circuit_open" and not default["key_refused"] and default["state"] not in REFUSED
+
+
+def _models(view: ServiceHealth, component: str) -> Iterator[Finding]:
+    name = view["service_name"]
+    whole = all(model["key_refused"] for model in view["models"].values())
+    for place, (model, status) in enumerate(view["models"].items()):
+        part = f"{component}/{model}" if place else component
+        whom = f"{name}'s model {model}" if len(view["models"]) > 1 else name
+        yield from find_in_breaker(part, whom, status)
+        if status["key_refused"] and not (whole and place):
+            data: AlertData = {
+                "refuses": f"every call to {whom}",
+                "next_attempt": status["key_checked_at"],
+                "last_error": status["last_error"],
+            }
+            yield Finding("key_refused", part, f"{whom} cannot be asked: {status['key_refused']}", data)
+        if place and status["pause"] is not None:
+            yield _paused(part, whom, status["pause"])
+
+
+def _paused(component: str, whom: str, pause: Pause) -> Finding:
+    """The provider's own word keeps calls away, and says until when."""
+    data: AlertData = {
+        "since": pause["since"],
+        "resets_at": pause["until"],
+        "refuses": f"every call to {whom}",
+    }
+    if pause["kind"] in QUOTAS:
+        return Finding("quota_used_up", component, f"{pause['reason']}, until {pause['until']}", data)
+    data["refuses"] = f"calls to {whom} whose deadline comes before then"
+    return Finding("provider_limit_reached", component, f"{pause['reason']}, until {pause['until']}", data)
+
+
+# ── its errors and its latency ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _performance(view: ServiceHealth, component: str) -> Iterator[Finding]:
+    recent, slow_s = view["metrics"]["recent"], view["configuration"]["slow_call"]
+    calls, p95 = recent["calls"], view["metrics"]["p95"]
+    if calls < CALLS_MIN * GOES_ON:
+        return
+    # Divided from whole numbers: 1 - 0.9 is less than 0.1, and two failures in twenty would go unseen.
+    error_rate = recent["failed"] / calls
+    failed: AlertData = {"last_error": view["last_error"]}
+    for share in (1.0, GOES_ON):
+        begins = share == 1.0 and calls >= CALLS_MIN
+        if error_rate >= ERROR_RATE_MAX * share:
+            message = f"{error_rate:.0%} of the last {calls} calls failed"
+            yield Finding(
+                "degraded_performance", component, message, {**failed, "error_rate": error_rate}, begins
+            )
+            return
+        if slow_s is not None and p95 > slow_s * share:
+            message = f"one call in twenty takes longer than {p95:.1f} s; slow is from {slow_s:g} s on"
+            yield Finding("degraded_performance", component, message, {"p95": p95}, begins)
+            return
+
+
+def _state(view: ServiceHealth, component: str) -> Iterator[Finding]:
+    """A state that only the policies see: too few calls for a rate, or a short time of many errors."""
+    data: AlertData = {"last_error": view["last_error"]}
+    if view["state"] == "unhealthy":
+        message = f"{view['service_name']} is unhealthy, calls still pass"
+        yield Finding(
+            "service_unhealthy", component, say(message, view["reason"]), data, not _is_one_failure(view)
+        )
+    elif view["state"] == "degraded" and not any(_is_ill(model) for model in view["models"].values()):
+        yield Finding("degraded_performance", component, view["reason"], data)
+
+
+def _is_one_failure(view: ServiceHealth) -> bool:
+    """Unhealthy for one or two failures among few calls, which is a state and no reason to notify a person."""
+    default = next(iter(view["models"].values()))
+    return (
+        0 < default["window"]["failures"] < FAILURES_MIN
+        and 2 * default["consecutive_failures"] < default["failure_threshold"]
+    )
+
+
+def _is_ill(model: ModelStatus) -> bool:
+    """It has a finding of its own, which is why its service is degraded."""
+    return bool(model["key_refused"]) or model["state"] in (*REFUSED, "half_open")
+
+
+def _refusing(view: ServiceHealth, component: str) -> Iterator[Finding]:
+    """Refusals whose reason is over at each look, although callers meet it all the time."""
+    name, refusing = view["service_name"], view["metrics"]["refusing"]
+    if "saturated" in refusing:
+        data: AlertData = {"refuses": f"calls to {name} that find no place in time"}
+        message = (
+            f"callers are turned away, because more calls to {name} run or wait at once than are allowed"
+        )
+        yield Finding("service_saturated", component, message, data)
+    if "cooling_down" in refusing and view["pause"] is None:
+        spread: AlertData = {"refuses": f"calls to {name} whose deadline comes before their turn"}
+        message = f"the provider's limit is nearly used up: calls to {name} are spread, and some are refused"
+        yield Finding("provider_limit_reached", component, message, spread)
