@@ -76,7 +76,7 @@ SECTIONS = [
         "Alerts: who is told",
         ("KOO_ALERT_", "KOO_SMTP_", "KOO_PUBLIC_"),
         "Without a channel (`KOO_ALERT_WEBHOOK`, `KOO_ALERT_SLACK`, `KOO_ALERT_EMAIL`) alerts are listed, and sent to "
-        "nobody.",
+        "nobody. [notifications.md](notifications.md) says how they are.",
     ),
     Section(
         "State, server and command line",

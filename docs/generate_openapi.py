@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import re
+import time
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,8 @@ from typing import Any
 
 from sqlalchemy import text
 
+from koo.alert_options import AlertOptions
+from koo.notices import Notice
 from koo.options import LimitOptions
 from koo.platform import Platform
 from koo.testing.providers import FakeAnthropic, answer, error
@@ -26,6 +29,7 @@ from koo.upkeep import KeepTime
 from koo.web import create_app
 from koo.web.bodies import QUERY
 from koo.web.examples import RECORDED
+from tests.alerts.hooks import Hook
 from tests.web.serving import Client, claude, platform, served
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +44,8 @@ ANSWERS = {
     "SystemHealth": ("GET", f"{API}/monitoring/health", None),
     "Dashboard": ("GET", f"{API}/monitoring/dashboard", None),
     "SystemAlerts": ("GET", f"{API}/monitoring/alerts", None),
+    "AlertTests": ("POST", f"{API}/monitoring/alerts/test", {"channel": "webhook"}),
+    "AlertDeliveries": ("GET", f"{API}/monitoring/alerts/deliveries", None),
     "DatabaseMonitoring": ("GET", f"{API}/monitoring/database", None),
     "PoolMetrics": ("GET", f"{API}/monitoring/database/pool-metrics", None),
     "DatabaseCheck": ("POST", f"{API}/monitoring/database/health-check", None),
@@ -63,22 +69,42 @@ ANSWERS = {
 async def record() -> dict[str, Any]:
     """One answer of each shape, after some traffic: a failure, a limit that is near, a statement of the database."""
     with TemporaryDirectory() as folder:
-        async with FakeAnthropic() as fake:
+        async with FakeAnthropic() as fake, Hook() as hook:
             fake.script(
                 error(529, "overloaded_error"), *[answer("Paris.", input_tokens=21, output_tokens=4)] * 3
             )
             limits = LimitOptions(per_minute=5, per_hour=1000, per_day=10_000)
             service = claude(fake, limits=limits, daily_budget_usd=Decimal(10))
-            koo = platform(Path(folder), service)
+            alerts = AlertOptions(webhook=hook.url, webhook_secret=f"whsec_{'A' * 32}")
+            koo = platform(Path(folder), service, alerts=alerts)
             async with served(create_app(koo)) as client:
                 await client.post(f"{API}/ai/query", json=ASKED)
                 await client.post(f"{API}/ai/query", json=ASKED)
                 async with koo.database.session_scope() as session:
                     await session.execute(text("SELECT 1"))
+                await _tell(koo)
                 answers = {name: await _ask(client, koo, *asked) for name, asked in ANSWERS.items()}
             shown = json.dumps(answers).replace(fake.base_url, "https://api.anthropic.com")
+            shown = shown.replace(koo.parts.outbox.couriers[0].channel.place, "https://ops.example")
     recorded: dict[str, Any] = json.loads(shown)
     return recorded
+
+
+async def _tell(koo: Platform) -> None:
+    """Have something said, by the channel that there is."""
+    notice = Notice(
+        key="5f2c9a40:firing",
+        what="firing",
+        fingerprint="service_down:ai:openai",
+        kind="service_down",
+        severity="critical",
+        component="ai:openai",
+        message="openai cannot be asked: the provider refused the key",
+        started_at=time.time(),
+    )
+    await koo.parts.store.notices.put(notice)
+    while koo.parts.outbox.couriers[0].standing.sent_at is None:
+        await koo.parts.outbox.couriers[0].step()
 
 
 async def _ask(client: Client, koo: Platform, method: str, path: str, body: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from koo.alerts.evidence import Looks
 from koo.alerts.keeping import AlertKeeper
 from koo.alerts.money_rules import BUDGET, STORE
 from koo.alerts.news import StoreNews
+from koo.alerts.outbox import Outbox
 from koo.clock import Clock
 from koo.database_urls import is_same_server
 from koo.deadlines import Deadlines
@@ -32,7 +33,6 @@ from koo.events import EventBus, ProcessRenamed, StoreForgot, StoreFound, StoreL
 from koo.http.client import HttpClient
 from koo.monitoring.shapes import Budget, DatabaseHealth, ServiceHealth
 from koo.monitoring.snapshot import own_budget_view, service_view, unknown_service
-from koo.notices import Notice
 from koo.options import PlatformOptions
 from koo.policies.money import from_pico
 from koo.policies.treasury import Reply
@@ -87,11 +87,19 @@ class Parts:
         )
         events.listen(self.sharing.on_event)
         self.spending = SpendReports(self.store, clock, self.own_budgets)
+        self.outbox = Outbox(
+            options.alerts,
+            options.network,
+            self.store,
+            clock=clock,
+            deadlines=deadlines,
+            publish=events.publish,
+        )
         self.alerts = AlertKeeper(
             self.store,
             clock,
             self.observes,
-            alone=_log_alone,
+            alone=self.outbox.alone,
             outer=self.hangs_on,
             remind_every_s=options.alerts.reminder_every_s,
         )
@@ -231,6 +239,7 @@ class Parts:
         A store that cannot be reached does not stop the process: the ledger decides what that means for budgets.
         """
         self._opened_at = self._store_back_at = self.clock.monotonic()
+        self.outbox.begin()
         try:
             await self.store.open()
             for service in self.services.values():
@@ -269,7 +278,15 @@ class Parts:
         closers.append(self.http.close)
         if self.database_in_use is not None:
             closers.append(self.database_in_use.close)
-        closers.extend((self._release_alerts, self.sharing.flush, self._keep_counts, self.store.close))
+        closers.extend(
+            (
+                self._release_alerts,
+                self.outbox.finish,
+                self.sharing.flush,
+                self._keep_counts,
+                self.store.close,
+            )
+        )
         for close in closers:
             try:
                 await close()
@@ -286,9 +303,3 @@ class Parts:
     async def _release_alerts(self) -> None:
         with suppress(StoreUnavailable):
             await self.alerts.finish()
-
-
-def _log_alone(notices: Sequence[Notice]) -> None:
-    """Say in the log what cannot be said through the store."""
-    for notice in notices:
-        log.error("%s %s: %s (the state store is away)", notice.what, notice.fingerprint, notice.message)

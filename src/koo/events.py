@@ -150,6 +150,26 @@ class StoreFound(Event):
     """The state store is back."""
 
 
+@dataclass(frozen=True, slots=True)
+class DeliveryFailed(Event):
+    """Alerts do not get out by a channel: the first failure of a run, why, and in how many seconds it tries again."""
+
+    reason: str
+    next_in_s: float
+
+    severity = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryGivenUp(Event):
+    """A message of so many alerts was tried for long enough, and is not tried again."""
+
+    reason: str
+    notices: int
+
+    severity = "critical"
+
+
 Listener = Callable[[Event], None]
 
 

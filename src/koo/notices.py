@@ -11,6 +11,8 @@ that a message that is sent a second time, because its sender died before it cou
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -95,6 +97,13 @@ class Standing:
     is_due: bool = False
 
 
+def key_of(keys: Sequence[str]) -> str:
+    """The key of a message that carries these notices: of one its own."""
+    if len(keys) == 1:
+        return keys[0]
+    return f"together-{hashlib.sha256(json.dumps(list(keys)).encode()).hexdigest()[:32]}"
+
+
 class Notices(Protocol):
     """The notices of all processes on one store, and what each channel owes. Each raises `StoreUnavailable`."""
 
@@ -125,10 +134,6 @@ class Notices(Protocol):
         self, parcel: Parcel, reason: str, next_at: float, *, is_channels: bool, gives_up: bool
     ) -> None:
         """It did not arrive. `is_channels`: the channel failed, so nothing else is tried before `next_at` either."""
-        ...
-
-    async def postpone(self, channel: str, until: float) -> None:
-        """Try nothing before then; that is no failure."""
         ...
 
     async def revive(self, channel: str) -> None:

@@ -36,6 +36,7 @@ from koo.deadlines import Deadlines
 from koo.errors import ConfigurationError, ExternalServiceError
 from koo.events import EventBus
 from koo.forks import forget_in_child
+from koo.monitoring.notice_shapes import AlertDeliveries, AlertTests
 from koo.monitoring.overview import services_view, system_view
 from koo.monitoring.shapes import (
     Alert,
@@ -349,6 +350,24 @@ class Platform:
     def active_alerts(self) -> list[Alert]:
         """Alerts that hold, the worst first, then what ended within fifteen minutes."""
         return self.parts.alerts.views()
+
+    async def alert_deliveries(self) -> AlertDeliveries:
+        """Why a person was told of alerts, or not: what became of the last day's notices on each channel.
+
+        Does not raise while the state store is away: `store` says why it cannot be read.
+        """
+        if (home := await self._residence.enter()) is not None:
+            return await carry(home, self.alert_deliveries())
+        return await self.parts.outbox.deliveries()
+
+    async def test_alerts(self, channel: str | None = None) -> AlertTests:
+        """Send a test by one channel ("webhook", "slack" or "email"), or by all, and say what became of it.
+
+        Takes 15 s at most. Raises `CallerMistake` where that channel, or none at all, is configured.
+        """
+        if (home := await self._residence.enter()) is not None:
+            return await carry(home, self.test_alerts(channel))
+        return await self.parts.outbox.test(channel)
 
     async def check_services(self, name: str | None = None) -> dict[str, ServiceCheck]:
         """Ask services whether they are there and take the key: never billed. None asks all that are configured."""

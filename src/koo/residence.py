@@ -24,7 +24,7 @@ from koo.bridge import BRIDGE
 from koo.composition import Parts
 from koo.crossing import NO_LOOP, Loop, carry, running_loop
 from koo.forks import leave_behind
-from koo.upkeep import CheckServices, KeepTime
+from koo.upkeep import CheckServices, KeepTime, SendNotices
 
 STANDS_STILL = (
     "koo is open on another event loop that was not closed and does not run now: write `await platform.close()` where "
@@ -70,6 +70,9 @@ class Keeper:
             await parts.open()
             for one in (parts.store.ledger, KeepTime(parts), CheckServices(parts), parts.sharing):
                 tasks.append(loop.create_task(one.run(), name=f"koo {type(one).__name__}"))  # noqa: PERF401
+            for courier in parts.outbox.couriers:
+                name = f"koo alerts by {courier.channel.name}"
+                tasks.append(loop.create_task(SendNotices(parts, courier).run(), name=name))
             self._residence.settle(loop)
             self.opened.set_result(None)
             await loop.create_future()

@@ -12,17 +12,21 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 
 from koo.ai.service import AIService, Service
+from koo.alerts.courier import Courier
 from koo.alerts.rules import find
 from koo.clock import utc_day
 from koo.composition import Parts
 from koo.errors import ExternalServiceError, Kind
 from koo.monitoring.shapes import ServiceCheck
+from koo.options import DAY_S
 from koo.sharing import DATABASE
 from koo.storage.base import StoreUnavailable
 
 TICK_S = 1.0
 SWEEP_EVERY_TICKS = 30
 PRUNE_EVERY_S = 3600.0
+NOTICES_KEPT_S = 90 * DAY_S
+"""As long as the episodes that they are about."""
 
 log = logging.getLogger("koo")
 
@@ -95,6 +99,7 @@ class KeepTime(BackgroundTask):
         self.parts.budgets.note_paces(self.parts.clock.wall())
         with suppress(StoreUnavailable):
             await self.parts.alerts.sweep()
+            await self.parts.store.notices.prune(self.parts.clock.wall() - NOTICES_KEPT_S)
             await self._prune()
 
     async def _prune(self) -> None:
@@ -104,6 +109,17 @@ class KeepTime(BackgroundTask):
             before_day = utc_day(self.parts.clock.wall()) - self.parts.options.ledger_days
             more = await self.parts.store.past.prune(before_day)
             self._prune_at = now if more else now + PRUNE_EVERY_S
+
+
+class SendNotices(BackgroundTask):
+    """What one channel owes, one message at a time; a channel that is slow keeps no other waiting."""
+
+    def __init__(self, parts: Parts, courier: Courier) -> None:
+        super().__init__(parts)
+        self._courier = courier
+
+    async def step(self) -> None:
+        await self._courier.step()
 
 
 class CheckServices(BackgroundTask):

@@ -30,6 +30,7 @@ DOCUMENTS = [
     ROOT / "docs" / "ENHANCED_ERROR_HANDLING.md",
     ROOT / "docs" / "application.md",
     ROOT / "docs" / "alerts.md",
+    ROOT / "docs" / "notifications.md",
     ROOT / "docs" / "errors.md",
     ROOT / "docs" / "operations.md",
 ]

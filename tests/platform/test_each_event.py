@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from koo import events
+from koo.alert_options import AlertOptions
 from koo.errors import ExternalServiceError
 from koo.events import (
     BillExceededHold,
@@ -19,6 +20,8 @@ from koo.events import (
     CircuitHalfOpened,
     CircuitOpened,
     CooldownBegan,
+    DeliveryFailed,
+    DeliveryGivenUp,
     Event,
     KeyBlocked,
     KeyUnblocked,
@@ -28,6 +31,7 @@ from koo.events import (
     StoreFound,
     StoreLost,
 )
+from koo.notices import Notice
 from koo.options import BreakerOptions, RetryOptions
 from koo.platform import Platform
 from koo.policies.breaker import Override
@@ -150,6 +154,23 @@ async def lose_and_find_the_store(world: World) -> None:
     world.state.rmdir()
 
 
+async def have_something_to_say(world: World) -> None:
+    """No receiver is there."""
+    await world.platform.open()
+    await world.platform.parts.store.notices.put(
+        Notice(
+            key="a1:firing",
+            what="firing",
+            fingerprint="circuit_open:ai:claude",
+            kind="circuit_open",
+            severity="critical",
+            component="ai:claude",
+            message="the circuit breaker is open",
+            started_at=0.0,
+        )
+    )
+
+
 CAUSES: dict[type[Event], Callable[[World], Awaitable[None]]] = {
     CircuitOpened: fail,
     CircuitHalfOpened: fail_and_wait,
@@ -163,6 +184,8 @@ CAUSES: dict[type[Event], Callable[[World], Awaitable[None]]] = {
     StoreForgot: be_forgotten,
     StoreLost: lose_the_store,
     StoreFound: lose_and_find_the_store,
+    DeliveryFailed: have_something_to_say,
+    DeliveryGivenUp: have_something_to_say,
 }
 """What brings each event about."""
 
@@ -179,11 +202,12 @@ def test_each_event_can_happen(kind: type[Event], tmp_path: Path, monkeypatch: p
     """An event that nothing publishes would be documented, coloured and alerted on, and never come."""
     monkeypatch.setattr("koo.upkeep.TICK_S", 0.02)
     monkeypatch.setattr("koo.upkeep.SWEEP_EVERY_TICKS", 1)
+    monkeypatch.setattr("koo.alerts.courier.GIVEN_UP_AFTER_S", -1.0)
 
     async def main() -> None:
         async with FakeAnthropic() as server:
             once = options(tmp_path, server, breaker=BREAKER, retry=RetryOptions(attempts_max=1))
-            platform = Platform(once)
+            platform = Platform(replace(once, alerts=AlertOptions(webhook="http://127.0.0.1:9/")))
             world = World(platform, server, tmp_path)
             assert not world.happened(kind)
             try:

@@ -202,7 +202,7 @@ def test_a_message_that_is_refused_for_itself_keeps_no_other_back(shared: Place)
         states = {one.notice.key: (one.state, one.reason) for one in await store.notices.deliveries(0.0)}
         assert states == {"bad": ("given_up", "it answered with status 500"), "good": ("sent", "")}
         (standing,) = await store.notices.standings([HOOK])
-        assert (standing.given_up, standing.failures) == (1, 0)
+        assert (standing.given_up, standing.failures, standing.next_at) == (1, 1, 0.0)
 
     with_stores(shared, main)
 
@@ -313,20 +313,6 @@ def test_after_a_success_that_an_operator_brought_about_nothing_waits_any_longer
         await fail(store, await take(store), NOON_S + 300)
         await store.notices.revive(HOOK)
         assert (await take(store)).attempt == 2
-
-    with_stores(shared, main)
-
-
-def test_a_channel_that_is_put_off_has_not_failed(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
-        (store,) = stores
-        await store.notices.put(notice())
-        await take(store)
-        await store.notices.postpone(HOOK, NOON_S + 30)
-        (standing,) = await store.notices.standings([HOOK])
-        assert (standing.failures, standing.next_at, standing.is_due) == (0, NOON_S + 30, False)
-        clock.now += 30
-        assert (await take(store)).failures == 0
 
     with_stores(shared, main)
 

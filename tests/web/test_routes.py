@@ -18,7 +18,7 @@ from sqlalchemy import text
 from koo.ai.types import Query
 from koo.database.probe import ProbeDatabase
 from koo.errors import DatabaseUnavailable, ExternalServiceError
-from koo.monitoring import shapes, spend_shapes
+from koo.monitoring import notice_shapes, shapes, spend_shapes
 from koo.monitoring.vitals import Look
 from koo.options import DatabaseOptions, LimitOptions, ServiceOptions
 from koo.platform import LOOK_AGE_MAX_S, Platform
@@ -55,6 +55,10 @@ GETS: dict[str, tuple[Any, set[str]]] = {
         {"summary", "database", "ai_services", "alerts", "timestamp"},
     ),
     "/api/v1/monitoring/alerts": (shapes.SystemAlerts, {"alerts", "alert_count", "timestamp"}),
+    "/api/v1/monitoring/alerts/deliveries": (
+        notice_shapes.AlertDeliveries,
+        {"configured", "note", "store", "channels", "deliveries", "timestamp"},
+    ),
     "/api/v1/monitoring/database": (answers.DatabaseMonitoring, {"database_monitoring", "timestamp"}),
     "/api/v1/monitoring/database/pool-metrics": (answers.PoolMetrics, {"pool_metrics", "timestamp"}),
     "/api/v1/monitoring/ai-services": (answers.ServicesMonitoring, {"ai_services_monitoring", "timestamp"}),
@@ -119,6 +123,7 @@ def test_the_description_of_the_api_names_exactly_the_paths_that_there_are(tmp_p
         "/api/v1/ai/query",
         "/api/v1/ai/batch-query",
         "/api/v1/ai/spend/write-off",
+        "/api/v1/monitoring/alerts/test",
         "/api/v1/monitoring/database/rotate",
         "/metrics",
     }
@@ -472,7 +477,7 @@ def test_the_docs_come_from_here_alone(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-SHAPES = vars(shapes) | vars(spend_shapes) | vars(answers)
+SHAPES = vars(shapes) | vars(spend_shapes) | vars(notice_shapes) | vars(answers)
 
 
 @pytest.mark.parametrize("name", examples.RECORDED)

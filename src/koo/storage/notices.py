@@ -11,13 +11,12 @@ So the writer of a notice need not know the channels, and a process without any 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from koo.events import Severity
-from koo.notices import Delivery, Notice, Parcel, Standing
+from koo.notices import Delivery, Notice, Parcel, Standing, key_of
 from koo.options import DAY_S
 from koo.storage.transaction import Row, Transaction, Transactions
 
@@ -82,7 +81,7 @@ FAILED = """UPDATE koo_deliveries SET reason = :reason, next_ms = :next_ms,
 FAILS = """UPDATE koo_channels SET failures = failures + 1, reason = :reason, next_ms = :next_ms, lease_ends_ms = 0,
       failing_since_ms = coalesce(failing_since_ms, :now_ms)
     WHERE name = :channel AND process = :process"""
-POSTPONE = "UPDATE koo_channels SET next_ms = :next_ms, lease_ends_ms = 0 WHERE name = :channel AND process = :process"
+REFUSES = FAILS.replace("next_ms = :next_ms, ", "")
 REVIVE = """UPDATE koo_channels SET failures = 0, failing_since_ms = NULL, reason = '', next_ms = 0, sent_ms = :now_ms
     WHERE name = :channel"""
 REVIVE_WAITING = "UPDATE koo_deliveries SET next_ms = 0 WHERE channel = :channel AND state = 'waiting'"
@@ -138,11 +137,7 @@ class SqlNotices:
         values = self._values(
             parcel.channel, message=parcel.key, reason=reason, next_ms=_ms(next_at), gives_up=int(gives_up)
         )
-        await self._run((FAILED, FAILS if is_channels else UNLEASE), values)
-
-    async def postpone(self, channel: str, until: float) -> None:
-        """Try nothing before then; that is no failure."""
-        await self._run((POSTPONE,), self._values(channel, next_ms=_ms(until)))
+        await self._run((FAILED, FAILS if is_channels else REFUSES), values)
 
     async def revive(self, channel: str) -> None:
         """The channel works again: what waits is due at once."""
@@ -220,13 +215,9 @@ def _next_message(tx: Transaction, values: dict[str, Any]) -> str | None:
     if lately >= MESSAGES_PER_MINUTE:
         return None
     chosen: list[str] = [notice for notice, _ in due] if len(due) >= TOGETHER_FROM else [due[0][0]]
-    message = chosen[0] if len(chosen) == 1 else _key_of(chosen)
+    message = key_of(chosen)
     tx.run(ASSIGN, {**values, "ids": json.dumps(chosen), "message": message})
     return message
-
-
-def _key_of(notices: Sequence[str]) -> str:
-    return f"together-{hashlib.sha256(json.dumps(notices).encode()).hexdigest()[:32]}"
 
 
 def _ms(wall_s: float) -> int:

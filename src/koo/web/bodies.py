@@ -140,6 +140,20 @@ class ActBody(Body):
         return f"by {self.by!r}, reason: {self.reason!r}"
 
 
+class ChannelBody(ActBody):
+    """Which channel to try, who does it and why. All of it may be left out: then every channel is tried."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"example": {"channel": "webhook", "by": "ada"}},
+    )
+
+    channel: Literal["webhook", "slack", "email"] | None = Field(
+        default=None, description="null: all of them"
+    )
+
+
 class WaitBody(ActBody):
     """How long to wait for the scopes that are open, who does it and why. All of it may be left out."""
 

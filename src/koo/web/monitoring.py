@@ -15,6 +15,7 @@ from koo.monitoring.overview import alerts_view, dashboard_view
 from koo.platform import LOOK_AGE_MAX_S, Platform
 from koo.web import answers, bodies
 from koo.web.database_acts import add_database_acts
+from koo.web.notices import add_notices
 from koo.web.routing import JsonView, described, make_router
 
 log = logging.getLogger("koo.web")
@@ -24,6 +25,7 @@ def monitoring_router(platform: Platform) -> APIRouter:
     """The routes, below `/monitoring`, for one platform."""
     router = make_router("/monitoring", "monitoring")
     _add_overview(router, platform)
+    add_notices(router, platform)
     _add_database(router, platform)
     add_database_acts(router, platform)
     _add_services(router, platform)

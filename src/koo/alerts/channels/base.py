@@ -1,0 +1,59 @@
+"""What a channel is: something that takes a message, or says in one sentence why it did not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What is sent. `key` is the same each time that the same message is sent again.
+
+    `subject` is one line, `text` several, both plain text. `document` is the same for programs. `thread` is common to
+    the messages of one alert.
+    """
+
+    key: str
+    thread: str
+    subject: str
+    text: str
+    document: Mapping[str, Any]
+
+
+class NotTaken(Exception):
+    """A message was not taken; `reason` is half a sentence without secrets.
+
+    `is_messages`: the receiver works, and refuses this message. `retry_after_s`: when it wants to be asked again.
+    """
+
+    def __init__(self, reason: str, *, is_messages: bool = False, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.is_messages = is_messages
+        self.retry_after_s = retry_after_s
+
+
+class Channel(Protocol):
+    """A way to tell a person. `name` is its own in the state store, `place` says where it leads, without secrets.
+
+    `warnings`: what a person should know of how it is set up.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def place(self) -> str: ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+
+    async def send(self, message: Message) -> str:
+        """Hand it over; returns what is to be said of it although it was taken, or "". Raises `NotTaken`."""
+        ...
+
+    async def close(self) -> None:
+        """Close its connections; it may be used again."""
+        ...

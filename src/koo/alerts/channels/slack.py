@@ -1,0 +1,63 @@
+"""Slack's incoming webhook, and servers that read the same form (Mattermost, Rocket.Chat, Discord's `/slack`).
+
+In Slack a text may call everybody (`<!channel>`), link anywhere under any name (`<https://…|bank>`) and hide an image.
+All of it begins with `<`, so `<`, `>` and `&` are written as Slack asks for it, and marks are switched off. Other
+servers read `@channel` and `[name](address)` too: an invisible letter after the first sign of each keeps them words.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+from koo.alerts.channels.base import Message
+from koo.alerts.channels.web import WebReceiver
+from koo.network_options import NetworkOptions
+
+VARIABLE = "KOO_ALERT_SLACK"
+TEXT_MAX = 12_000
+"""Slack cuts at 40,000; a person reads no more than this."""
+BREAK = "\u200b"
+_CALLS = re.compile(r"@(?=channel|here|everyone|all\b|group)", re.IGNORECASE)
+
+
+class Slack:
+    """`KOO_ALERT_SLACK`."""
+
+    name = "slack"
+
+    def __init__(self, url: str, network: NetworkOptions, wall: Callable[[], float]) -> None:
+        self._receiver = WebReceiver(url, VARIABLE, network, wall)
+
+    @property
+    def place(self) -> str:
+        return self._receiver.place
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self._receiver.warnings
+
+    async def send(self, message: Message) -> str:
+        """Raises `NotTaken`."""
+        body = {
+            "text": harmless(f"{message.subject}\n\n{message.text}"),
+            "mrkdwn": False,
+            "parse": "none",
+            "link_names": False,
+            "unfurl_links": False,
+            "unfurl_media": False,
+        }
+        await self._receiver.post(json.dumps(body).encode(), {"webhook-id": message.key})
+        return ""
+
+    async def close(self) -> None:
+        await self._receiver.close()
+
+
+def harmless(text: str) -> str:
+    """Text that a chat shows as it stands: it calls nobody and links under no other name."""
+    if len(text) > TEXT_MAX:
+        text = f"{text[:TEXT_MAX]}…"
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _CALLS.sub(f"@{BREAK}", text).replace("](", f"]{BREAK}(")

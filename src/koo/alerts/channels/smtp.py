@@ -1,0 +1,193 @@
+"""One conversation with a mail server.
+
+Python's own `smtplib` speaks to it, in a thread, because it blocks. It knows a limit for each answer and none for all
+of them together: a server that sends a letter now and then would keep it for ever. So the task that waits for the
+thread cuts its connection when the time is up, and the thread ends by that. It is a daemon: a process that ends does
+not wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import smtplib
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from koo.alerts.channels.base import NotTaken
+from koo.alerts.channels.smtp_url import MailServer
+from koo.http.connector import trusted
+from koo.network_options import NetworkOptions
+from koo.plain_text import plain
+
+ANSWER_S = 10.0
+GOODBYE_S = 1.0
+WORDS_MAX = 160
+LATE = f"no answer within {ANSWER_S:g} s"
+Refused = dict[str, tuple[int, bytes]]
+
+
+class Talk:
+    """One conversation with a mail server."""
+
+    def __init__(self, server: MailServer, network: NetworkOptions) -> None:
+        self._server = server
+        self._network = network
+        self._line: socket.socket | None = None
+        self._is_cut = False
+
+    async def hand_over(self, sender: str, to: tuple[str, ...], letter: bytes) -> Refused:
+        """Hand a mail over; returns the addresses that were refused beside others. Raises `NotTaken`."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Refused] = loop.create_future()
+
+        def run() -> None:
+            try:
+                refused = self._talk(sender, to, letter)
+            except NotTaken as error:
+                _tell(loop, ended.set_exception, error, ended)
+            except Exception as error:  # noqa: BLE001 - in a thread it would end in nowhere
+                _tell(loop, ended.set_exception, NotTaken(_reason(error)), ended)
+            else:
+                _tell(loop, ended.set_result, refused, ended)
+
+        threading.Thread(target=run, name="koo mail", daemon=True).start()
+        try:
+            return await ended
+        finally:
+            self._cut()
+
+    def _opened(self, line: socket.socket) -> None:
+        """Keep a hand on the connection: the socket itself is wrapped and replaced when TLS begins."""
+        self._line = line.dup()
+        if self._is_cut:
+            self._cut()
+
+    def _cut(self) -> None:
+        """Let the thread end, whatever it waits for."""
+        self._is_cut = True
+        if self._line is not None:
+            with suppress(OSError):  # it is closed already
+                self._line.shutdown(socket.SHUT_RDWR)
+
+    def _talk(self, sender: str, to: tuple[str, ...], letter: bytes) -> Refused:
+        try:
+            line = Line(self._server, self._context(), self._opened)
+            try:
+                self._secure(line)
+                if self._server.user:
+                    line.login(self._server.user, self._server.password)
+                refused = line.sendmail(sender, to, letter)
+                _leave(line)
+                return refused
+            finally:
+                line.close()
+        finally:
+            if self._line is not None:
+                self._line.close()
+
+    def _secure(self, line: Line) -> None:
+        security = self._server.security
+        line.ehlo_or_helo_if_needed()
+        if security == "starttls" and not line.has_extn("starttls"):
+            raise NotTaken(
+                "it offers no STARTTLS, and mail is not handed over a line that others can read: use smtps://, or "
+                "?starttls=no for a relay of your own network"
+            )
+        if security == "starttls" or (security == "if offered" and line.has_extn("starttls")):
+            line.starttls(context=self._context())
+            line.ehlo_or_helo_if_needed()
+
+    def _context(self) -> ssl.SSLContext:
+        context = trusted(self._network)
+        return context if isinstance(context, ssl.SSLContext) else ssl.create_default_context()
+
+
+class Line(smtplib.SMTP):
+    """smtplib's side of the conversation; `opened` is called with the connection before a byte is read of it."""
+
+    def __init__(
+        self, server: MailServer, context: ssl.SSLContext, opened: Callable[[socket.socket], None]
+    ) -> None:
+        self._opened = opened
+        self._tls = context if server.security == "tls" else None
+        # Its own default is the machine's full name, for which it asks a name server, however long that takes.
+        name = socket.gethostname()
+        super().__init__(
+            server.host, server.port, name if "." in name and name.isascii() else "[127.0.0.1]", ANSWER_S
+        )
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+        line = socket.create_connection((host, port), timeout)
+        self._opened(line)
+        return line if self._tls is None else self._tls.wrap_socket(line, server_hostname=host)
+
+
+def _leave(line: Line) -> None:
+    """Take leave, as it should be done. The mail was taken: what happens now cannot change that."""
+    with suppress(smtplib.SMTPException, OSError):
+        if line.sock is not None:
+            line.sock.settimeout(GOODBYE_S)
+        line.quit()
+
+
+def _tell(
+    loop: asyncio.AbstractEventLoop,
+    tell: Callable[..., None],
+    what: object,
+    ended: asyncio.Future[Refused],
+) -> None:
+    """End the future on its loop, unless its owner, or the loop itself, is gone."""
+
+    def end() -> None:
+        if not ended.done():
+            tell(what)
+
+    try:
+        loop.call_soon_threadsafe(end)
+    except RuntimeError:
+        pass  # the loop is closed
+
+
+def _reason(error: Exception) -> str:
+    """Why a mail was not taken, without user and password."""
+    match error:
+        case smtplib.SMTPAuthenticationError():
+            return f"it does not accept the user and password of KOO_SMTP_URL (status {error.smtp_code})"
+        case smtplib.SMTPRecipientsRefused():
+            code, words = next(iter(error.recipients.values()))
+            return f"it refuses every address (status {code}: {said(words)})"
+        case smtplib.SMTPResponseException(smtp_code=code) if code > 0:
+            return f"it answered with status {error.smtp_code}: {said(error.smtp_error)}"
+        case smtplib.SMTPNotSupportedError():
+            return "it offers no login, and KOO_SMTP_URL has a user: it may ask for TLS first"
+        case smtplib.SMTPServerDisconnected() if isinstance(error.__context__, TimeoutError):
+            return LATE
+        case smtplib.SMTPServerDisconnected():
+            return "it closed the connection before the mail was taken"
+        case smtplib.SMTPException():
+            return "it does not speak SMTP as koo knows it"
+    return _reason_of_line(error)
+
+
+def _reason_of_line(error: Exception) -> str:
+    match error:
+        case ssl.SSLCertVerificationError():
+            return f"its certificate is not trusted: {plain(error.verify_message, WORDS_MAX)}"
+        case ssl.SSLError():
+            return f"no secure connection: {plain(error.reason or 'TLS failed', WORDS_MAX)}"
+        case TimeoutError():
+            return LATE
+        case socket.gaierror():
+            return "its name cannot be looked up"
+        case OSError():
+            return f"no connection: {plain(error.strerror or type(error).__name__, WORDS_MAX)}"
+    return f"unexpected error ({type(error).__name__})"
+
+
+def said(words: bytes | str) -> str:
+    """What a server said, short and plain."""
+    text = words.decode(errors="replace") if isinstance(words, bytes) else words
+    return plain(text, WORDS_MAX)

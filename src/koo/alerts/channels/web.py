@@ -1,0 +1,116 @@
+"""Channels over HTTP: a POST whose status says what became of it.
+
+A message is taken as soon as a status of success is there. What follows it is not read: a receiver that answers with
+megabytes, byte by byte, or breaks off in the middle, has said what matters. Of a refusal a few kilobytes are read, for
+its words. A redirect is not followed: it would carry an alert, and its signature, to a place that nobody named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+
+from koo.alerts.channels.base import NotTaken
+from koo.http.client import HttpClient, HttpStream
+from koo.http.connector import Departure, TransportError, departure
+from koo.http.proxies import is_loopback, proxy_of
+from koo.network_options import NetworkOptions
+from koo.plain_text import plain
+
+ANSWER_BYTES_MAX = 64 * 1024
+WORDS_MAX = 160
+IS_MESSAGES = frozenset({400, 405, 406, 409, 411, 413, 414, 415, 422, 431})
+"""Statuses that are about this message: another one may be taken. All others are about the way to the receiver."""
+MEANINGS = {
+    401: "it does not accept who is asking: check the address and the secret",
+    403: "it does not accept who is asking: check the address and the secret",
+    404: "there is nothing at this address: check it",
+    410: "there is nothing at this address any more: make a new one",
+    429: "it wants to be asked less often",
+}
+
+
+class WebReceiver:
+    """An address that takes POSTs. `variable` is the one that names it, for messages; `wall` the time, in seconds."""
+
+    def __init__(self, url: str, variable: str, network: NetworkOptions, wall: Callable[[], float]) -> None:
+        self._url = url
+        self._variable = variable
+        self._wall = wall
+        self._parts = urlsplit(url)
+        self.host = self._parts.hostname or ""
+        self._base = HttpClient(network=network, answer_bytes_max=ANSWER_BYTES_MAX)
+        self._http = self._base.by_way_of(proxy_of(url, network))
+
+    @property
+    def place(self) -> str:
+        """Where it is: no more than scheme, host and port, because path and query may be its secret."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self._parts.scheme}://{host}" + (f":{self._parts.port}" if self._parts.port else "")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        if self._parts.scheme == "http" and not is_loopback(self.host):
+            return (
+                f"{self._variable} is a plain http:// address of another machine: whoever is on the way can read and "
+                "change alerts; use https://",
+            )
+        return ()
+
+    async def post(self, body: bytes, headers: Mapping[str, str]) -> None:
+        """Raises `NotTaken`."""
+        departure.set(
+            Departure()
+        )  # so that a kept connection that was closed meanwhile is told from a failure
+        try:
+            stream = await self._http.stream(
+                "POST", self._url, headers={"content-type": "application/json", **headers}, body=body
+            )
+        except TransportError as error:
+            raise NotTaken(error.reason) from None
+        try:
+            if not 200 <= stream.status < 300:
+                raise await self._refusal(stream)
+        finally:
+            await stream.aclose(read_out=True)
+
+    async def close(self) -> None:
+        await self._base.close()
+
+    async def _refusal(self, stream: HttpStream) -> NotTaken:
+        status = stream.status
+        if 300 <= status < 400:
+            where = urlsplit(stream.headers.get("location", "")).hostname
+            to = f" to {plain(where, 100)}" if where else ""
+            return NotTaken(
+                f"it redirects{to} (status {status}), which is not followed: set {self._variable} anew"
+            )
+        words = await self._words(stream)
+        reason = f"it answered with status {status}"
+        reason += f": {MEANINGS[status]}" if status in MEANINGS else ""
+        reason += f" (it says: {words})" if words else ""
+        wait_s = retry_after_s(stream.headers, self._wall()) if status in {429, 503} else None
+        return NotTaken(reason, is_messages=status in IS_MESSAGES, retry_after_s=wait_s)
+
+    async def _words(self, stream: HttpStream) -> str:
+        """What it says beside its status: short, plain, and without the secret part of its own address."""
+        try:
+            said = (await stream.read()).decode(errors="replace")
+        except TransportError:
+            return ""
+        for secret in (self._url, self._parts.path, self._parts.query):
+            if len(secret) > 1:
+                said = said.replace(secret, "…")
+        return "" if said.lstrip().startswith("<") else plain(said, WORDS_MAX)
+
+
+def retry_after_s(headers: Mapping[str, str], wall_s: float) -> float | None:
+    """Seconds until the receiver wants to be asked again, by `Retry-After`: a number or a date; None: it says none."""
+    text = headers.get("retry-after", "").strip()
+    if text.isdecimal() and text.isascii():
+        return float(text[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - wall_s)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None

@@ -1,0 +1,246 @@
+"""Carries one channel's messages: takes what is due from the store, hands it over, and writes down what became of it.
+
+A message that was not taken is tried again after 5 s, 10, 20 and so on, up to five minutes, or when its receiver asks
+for it. Where the channel failed, nothing else is tried before that. Where only this message was refused, the others go
+on. After a day (an hour, if it was refused for itself) a message is given up, and says so.
+
+Each attempt has a deadline and passes a guard of its own, with a breaker: a channel that is down costs one attempt now
+and then, and what it does is seen and logged like that of any other dependency.
+
+Sent twice is better than not at all. Whoever dies between the handing over and the writing down has sent: after its
+lease another process sends the same again, under the same key, by which a receiver knows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from koo.alerts.channels.base import Channel, Message, NotTaken
+from koo.alerts.messages import Sender, compose
+from koo.clock import Clock
+from koo.deadlines import Deadlines
+from koo.errors import Kind, ServiceTimeout
+from koo.events import DeliveryFailed, DeliveryGivenUp, Event, Severity
+from koo.gates import Gates
+from koo.guard import Guard
+from koo.notices import Delivery, DeliveryState, Notice, Parcel, Standing, key_of
+from koo.options import DAY_S, BreakerOptions, GuardOptions, RetryOptions
+from koo.policies.verdict import FAILURE, SUCCESS, Fault
+from koo.storage.base import Store, StoreUnavailable
+
+log = logging.getLogger("koo")
+
+SEND_S = 15.0
+"""Deadline of one attempt. A receiver that takes longer to say yes may say it to the next one."""
+FIRST_PAUSE_S, PAUSE_S_MAX = 5.0, 300.0
+ASKED_S_MAX = 3600.0
+"""A receiver that asks not to be told for longer than an hour is asked again after one."""
+GIVEN_UP_AFTER_S = DAY_S
+REFUSED_FOR_S = 3600.0
+ALONE_MAX = 200
+LATE = f"no answer within {SEND_S:g} s"
+GUARDED = GuardOptions(
+    timeout_s=SEND_S,
+    attempt_timeout_s=SEND_S,
+    slow_s=SEND_S,
+    retry=RetryOptions(attempts_max=1),
+    breaker=BreakerOptions(recovery_s=30.0, open_s_max=60.0, success_threshold=1),
+)
+"""Never repeated by the guard: when a message is tried again stands in the store, where a restart finds it."""
+
+
+class Courier:
+    """One channel's. `severities` are those that it sends; `draw`: numbers in [0, 1)."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        store: Store,
+        sender: Sender,
+        severities: Sequence[Severity],
+        *,
+        clock: Clock,
+        deadlines: Deadlines,
+        publish: Callable[[Event], None],
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.channel = channel
+        self.standing = Standing(channel=channel.name)
+        self.source = f"alerts:{channel.name}"
+        gates = Gates(self.source, GUARDED, deadlines=deadlines, clock=clock, draw=draw, publish=publish)
+        self.guard = Guard(gates, classify=_judge)
+        self._store = store
+        self._sender = sender
+        self._severities = severities
+        self._clock = clock
+        self._publish = publish
+        self._draw = draw
+        self._has_joined = False
+        self._alone: deque[Delivery] = deque()
+        self._told: deque[Delivery] = deque(maxlen=ALONE_MAX)
+        self._together = 0
+        """How many of those that wait alone are in the message that is being sent."""
+
+    async def step(self) -> None:
+        """Learn how the channel does, and send at most one message. Does not raise when the store is away."""
+        if self._alone and not self._is_shut():
+            await self._send_alone()
+        if self._store.trouble is None:
+            # What was sent and could not be written down is sent again: that is the promise.
+            with suppress(StoreUnavailable):
+                await self._send_next()
+
+    async def try_out(self, message: Message) -> str | None:
+        """Send a message now, whatever the breaker says; returns why it was not taken. What waits is then due."""
+        try:
+            async with asyncio.timeout(SEND_S):
+                await self.channel.send(message)
+        except NotTaken as error:
+            return error.reason
+        except TimeoutError:
+            return LATE
+        self.guard.reset()
+        with suppress(StoreUnavailable):
+            await self._store.notices.revive(self.channel.name)
+        return None
+
+    def send_alone(self, notices: Sequence[Notice]) -> None:
+        """Send these without the store: it is away, and they must be said."""
+        now = self._clock.wall()
+        for notice in notices:
+            if notice.severity in self._severities and len(self._alone) < ALONE_MAX:
+                self._alone.append(
+                    Delivery(
+                        notice=notice,
+                        channel=self.channel.name,
+                        state="waiting",
+                        attempts=0,
+                        noticed_at=now,
+                        done_at=None,
+                        next_at=None,
+                        reason="",
+                    )
+                )
+
+    @property
+    def told_alone(self) -> list[Delivery]:
+        """What became of the notices that were to be said without the store, as far as this process remembers."""
+        return [*self._told, *self._alone]
+
+    # ── with the store ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _send_next(self) -> None:
+        notices, name = self._store.notices, self.channel.name
+        if not self._has_joined:
+            await notices.join([name])
+            self._has_joined = True
+        self.standing = (await notices.standings([name]))[0]
+        if not self.standing.is_due or self._is_shut():
+            return
+        parcel = await notices.take(name, self._severities)
+        if parcel is None:
+            return
+        failure = await self._hand_over(compose(parcel.key, parcel.notices, self._sender))
+        if failure is None:
+            await notices.mark_sent(parcel)
+        else:
+            await self._mark_failed(parcel, failure)
+
+    async def _mark_failed(self, parcel: Parcel, failure: NotTaken) -> None:
+        now = self._clock.wall()
+        patience_s = REFUSED_FOR_S if failure.is_messages else GIVEN_UP_AFTER_S
+        gives_up = now - parcel.first_at > patience_s
+        tries = parcel.attempt if failure.is_messages else parcel.failures + 1
+        wait_s = self._pause_s(tries, failure)
+        self._say_failed(
+            failure, wait_s, len(parcel.notices), is_first=parcel.failures == 0, gives_up=gives_up
+        )
+        await self._store.notices.mark_failed(
+            parcel, failure.reason, now + wait_s, is_channels=not failure.is_messages, gives_up=gives_up
+        )
+
+    def _say_failed(
+        self, failure: NotTaken, wait_s: float, count: int, *, is_first: bool, gives_up: bool
+    ) -> None:
+        """Publish the first failure of a run, and everything that is given up."""
+        if is_first:
+            self._publish(DeliveryFailed(self.source, failure.reason, wait_s))
+        if gives_up:
+            self._publish(DeliveryGivenUp(self.source, failure.reason, count))
+
+    def _pause_s(self, tries: int, failure: NotTaken) -> float:
+        """Doubled each time, and a little by chance, so that many processes do not come back at once."""
+        own_s = min(PAUSE_S_MAX, FIRST_PAUSE_S * 2.0 ** min(tries - 1, 10)) * (0.9 + 0.2 * self._draw())
+        return max(own_s, min(failure.retry_after_s or 0.0, ASKED_S_MAX))
+
+    def _is_shut(self) -> bool:
+        """Asked before a message is taken from the store: a refusal is not an attempt."""
+        return self.guard.breaker.refuses(self._clock.monotonic())
+
+    async def _hand_over(self, message: Message) -> NotTaken | None:
+        """Send it under guard; returns why it was not taken."""
+        try:
+            note = await self.guard.call(self.channel.send, message)
+        except NotTaken as error:
+            return error
+        except ServiceTimeout:
+            return NotTaken(LATE)
+        except Exception:  # a message that cannot be sent must not keep the others
+            log.exception("an alert could not be sent by %s", self.channel.name)
+            return NotTaken("unexpected error, which the log has")
+        if note:
+            log.warning("%s: a message was taken, but %s", self.source, note)
+        return None
+
+    # ── without the store ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def _send_alone(self) -> None:
+        """All of them in one message, which keeps its key and its notices until it is taken or given up."""
+        now = self._clock.wall()
+        if (self._alone[0].next_at or 0.0) > now:
+            return
+        if not self._together:
+            self._together = len(self._alone)
+        batch = [self._alone[place] for place in range(self._together)]
+        failure = await self._hand_over(_alone(batch, self._sender))
+        tries = batch[0].attempts + 1
+        if failure is None:
+            self._end_alone("sent", tries, "")
+            return
+        wait_s = self._pause_s(tries, failure)
+        gives_up = now - batch[0].noticed_at > GIVEN_UP_AFTER_S
+        self._say_failed(failure, wait_s, len(batch), is_first=tries == 1, gives_up=gives_up)
+        if gives_up:
+            self._end_alone("given_up", tries, failure.reason)
+            return
+        for place, one in enumerate(batch):
+            self._alone[place] = replace(one, attempts=tries, next_at=now + wait_s, reason=failure.reason)
+
+    def _end_alone(self, state: DeliveryState, tries: int, reason: str) -> None:
+        now = self._clock.wall()
+        for _ in range(self._together):
+            one = self._alone.popleft()
+            self._told.append(
+                replace(one, state=state, attempts=tries, done_at=now, next_at=None, reason=reason)
+            )
+        self._together = 0
+
+
+def _alone(batch: Sequence[Delivery], sender: Sender) -> Message:
+    notices = [one.notice for one in batch]
+    return compose(key_of([one.key for one in notices]), notices, sender, is_alone=True)
+
+
+def _judge(error: Exception) -> Fault:
+    """A refusal of one message is an answer, and a request for patience is no failure."""
+    if not isinstance(error, NotTaken):
+        return Fault(verdict=FAILURE)
+    if error.is_messages:
+        return Fault(verdict=SUCCESS, kind=Kind.INVALID_REQUEST)
+    return Fault(verdict=FAILURE, kind=Kind.CONNECTION)

@@ -1,0 +1,214 @@
+"""What a message says: what is wrong, since when, what it refuses, what to do, and where to look.
+
+A message is read at 3 a.m., on a small screen, by somebody who was asleep. So the first line is the whole of it, and
+nothing needs a second page to be understood. Everything that came from a provider, a server or a caller is plain text.
+
+All of it is made from the notices alone, without a clock: a message that is sent again is the same to the letter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from koo.alerts.channels.base import Message
+from koo.alerts.kinds import KINDS
+from koo.clock import iso
+from koo.errors import describe_s
+from koo.events import Severity
+from koo.notices import Notice
+from koo.plain_text import plain
+
+LISTED_MAX = 40
+"""Of a message about more alerts than that, the rest is counted."""
+DATA_DEPTH_MAX = 6
+HEADS = {"firing": "", "resolved": "resolved: ", "reminder": "still: ", "test": "test: "}
+RANK: dict[Severity, int] = {"critical": 0, "warning": 1, "info": 2}
+ALONE = (
+    "The state store cannot be reached, so this process tells of it by itself; others may send the same, and what is "
+    "acknowledged or silenced is not known."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who sends: the name that stands in messages, and where people reach koo in a browser (None: that is not set)."""
+
+    name: str
+    public_url: str | None = None
+
+    def link(self, path: str) -> str | None:
+        return None if self.public_url is None else f"{self.public_url}{path}"
+
+
+def compose(key: str, notices: Sequence[Notice], sender: Sender, *, is_alone: bool = False) -> Message:
+    """One message of one notice or several. `is_alone`: it goes out without the state store."""
+    note = ALONE if is_alone else ""
+    one = notices[0]
+    is_one = len(notices) == 1
+    subject = _subject(one) if is_one else _subject_of_many(notices)
+    text = _text_of_one(one, sender) if is_one else _text_of_many(notices, sender)
+    return Message(
+        key=key,
+        thread=f"{one.fingerprint}:{round(one.started_at)}" if is_one else key,
+        subject=f"[koo] {subject}",
+        text=f"{text}\n\n{note}\n" if note else f"{text}\n",
+        document=_document(key, notices, sender, subject, note),
+    )
+
+
+# ── for people ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _subject(notice: Notice) -> str:
+    head = HEADS[notice.what]
+    return f"{head}{notice.severity}: {plain(notice.component, 80)}: {plain(notice.message, 160)}"
+
+
+def _subject_of_many(notices: Sequence[Notice]) -> str:
+    """ "3 critical, 1 resolved: database, ai:claude and 2 more": the worst first."""
+    what = Counter(one.severity if one.what != "resolved" else "resolved" for one in notices)
+    counts = ", ".join(
+        f"{what[word]} {word}" for word in ("critical", "warning", "info", "resolved") if what[word]
+    )
+    parts = list(dict.fromkeys(plain(one.component, 60) for one in sorted(notices, key=_rank)))
+    more = f" and {len(parts) - 3} more" if len(parts) > 3 else ""
+    return f"{len(notices)} alerts ({counts}): {', '.join(parts[:3])}{more}"
+
+
+def _rank(notice: Notice) -> tuple[bool, int]:
+    return notice.what == "resolved", RANK[notice.severity]
+
+
+def _text_of_one(notice: Notice, sender: Sender) -> str:
+    lines = [f"{_title(notice)}: {plain(notice.component)}", plain(notice.message, 2000), "", *_times(notice)]
+    if notice.what in {"firing", "reminder"} and (refuses := _refuses(notice)):
+        lines.append(f"Refuses:  {refuses}")
+    return "\n".join([*lines, "", *_where(notice, sender), f"From:     {sender.name}"])
+
+
+def _text_of_many(notices: Sequence[Notice], sender: Sender) -> str:
+    ranked = sorted(notices, key=_rank)
+    lines = []
+    for notice in ranked[:LISTED_MAX]:
+        head = HEADS[notice.what] or f"{notice.severity}: "
+        lines.append(f"- {head}{plain(notice.component, 80)}: {plain(notice.message, 300)} ({_when(notice)})")
+    if len(ranked) > LISTED_MAX:
+        lines.append(f"… and {len(ranked) - LISTED_MAX} more")
+    lines += [
+        "",
+        "What to do",
+        *dict.fromkeys(_advice_line(one, sender) for one in ranked if one.what != "resolved"),
+    ]
+    return "\n".join([*lines, "", *_dashboard(None, sender), f"From:     {sender.name}"])
+
+
+def _name(kind: str) -> str:
+    return KINDS[kind].title if kind in KINDS else plain(kind.replace("_", " "), 80)
+
+
+def _title(notice: Notice) -> str:
+    title = _name(notice.kind)
+    return {"firing": title, "resolved": f"{title}, resolved", "reminder": f"{title}, still", "test": "Test"}[
+        notice.what
+    ]
+
+
+def _times(notice: Notice) -> Iterator[str]:
+    yield f"Since:    {_clock(notice.started_at)}"
+    if notice.ended_at is not None:
+        lasted = describe_s(max(0.0, notice.ended_at - notice.started_at))
+        yield f"Until:    {_clock(notice.ended_at)} ({lasted})"
+
+
+def _when(notice: Notice) -> str:
+    since = f"since {_clock(notice.started_at)}"
+    return since if notice.ended_at is None else f"{since}, until {_clock(notice.ended_at)}"
+
+
+def _clock(wall_s: float) -> str:
+    return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _refuses(notice: Notice) -> str:
+    """What it refuses now, if the rule has said it."""
+    said = notice.data.get("refuses")
+    return (plain(said) or "nothing: calls pass") if isinstance(said, str) else ""
+
+
+def runbook_path(kind: str) -> str:
+    return f"/api/v1/runbook/{kind}"
+
+
+def _advice_line(notice: Notice, sender: Sender) -> str:
+    path = runbook_path(notice.kind)
+    return f"- {_name(notice.kind)}: {sender.link(path) or f'{path} on the server of koo'}"
+
+
+def _where(notice: Notice, sender: Sender) -> Iterator[str]:
+    yield from _dashboard(notice, sender)
+    path = runbook_path(notice.kind)
+    yield f"Runbook:  {sender.link(path) or f'{path} on the server of koo'}"
+
+
+def _dashboard(notice: Notice | None, sender: Sender) -> Iterator[str]:
+    link = sender.link(_card_path(notice))
+    yield f"Look at:  {link or f'{_card_path(notice)} on the server of koo (KOO_PUBLIC_URL would make it a link)'}"
+
+
+def _card_path(notice: Notice | None) -> str:
+    return "/dashboard/" if notice is None else f"/dashboard/#{quote(notice.component, safe=':')}"
+
+
+# ── for programs ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _document(key: str, notices: Sequence[Notice], sender: Sender, subject: str, note: str) -> dict[str, Any]:
+    return {
+        "type": f"koo.alert.{notices[0].what}" if len(notices) == 1 else "koo.alerts",
+        "key": key,
+        "title": subject,
+        "note": note,
+        "from": sender.name,
+        "dashboard_url": sender.link(_card_path(None)),
+        "alerts": [_alert(notice, sender) for notice in notices],
+    }
+
+
+def _alert(notice: Notice, sender: Sender) -> dict[str, Any]:
+    ended_at = notice.ended_at
+    return {
+        "key": notice.key,
+        "what": notice.what,
+        "fingerprint": plain(notice.fingerprint),
+        "kind": notice.kind,
+        "severity": notice.severity,
+        "component": plain(notice.component),
+        "title": _title(notice),
+        "message": plain(notice.message, 2000),
+        "started_at": iso(notice.started_at),
+        "ended_at": iso(ended_at),
+        "lasted_s": None if ended_at is None else max(0.0, ended_at - notice.started_at),
+        "refuses": _refuses(notice),
+        "dashboard_url": sender.link(_card_path(notice)),
+        "runbook_url": sender.link(runbook_path(notice.kind)),
+        "data": _harmless(notice.data),
+    }
+
+
+def _harmless(value: object, depth: int = 0) -> Any:
+    """A rule's numbers, with plain text only."""
+    if depth > DATA_DEPTH_MAX:
+        return None
+    if isinstance(value, Mapping):
+        return {plain(name, 100): _harmless(its, depth + 1) for name, its in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_harmless(one, depth + 1) for one in value[:100]]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON knows no infinity
+    return value if value is None or isinstance(value, (bool, int, float)) else plain(value)

@@ -1,0 +1,43 @@
+"""Routes about what is said of alerts: what became of each notice, and a test of the channels."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+from fastapi import APIRouter, Body
+from starlette.responses import Response
+
+from koo.monitoring import notice_shapes
+from koo.platform import Platform
+from koo.web import bodies
+from koo.web.routing import JsonView, described
+
+log = logging.getLogger("koo.web")
+
+
+def add_notices(router: APIRouter, platform: Platform) -> None:
+    """Add the routes below `/monitoring/alerts`."""
+
+    @router.get(
+        "/alerts/deliveries", summary="Why a person was told", **described(notice_shapes.AlertDeliveries)
+    )
+    async def get_deliveries() -> Response:
+        """What became of each notice of the last day on each channel, and how the channels do.
+
+        Always 200: where the state store is away, `store` says so, and what this process sends by itself is listed.
+        """
+        return JsonView(await platform.alert_deliveries())
+
+    @router.post("/alerts/test", summary="Send a test", **described(notice_shapes.AlertTests, 404, 413, 422))
+    async def test_channels(body: Annotated[bodies.ChannelBody | None, Body()] = None) -> Response:
+        """Sends a test now, by one channel or by all, and waits for what becomes of it, 15 seconds at most.
+
+        Always 200 where there is a channel: what it said is in the answer. A channel that takes the test is well again,
+        so what waits for it is sent at once.
+        """
+        body = body or bodies.ChannelBody()
+        answer = await platform.test_alerts(body.channel)
+        names = ", ".join(result["channel"] for result in answer["results"])
+        log.info("a test of alerts was sent by %s %s", names, body.signature)
+        return JsonView(answer)

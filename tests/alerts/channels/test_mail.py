@@ -1,0 +1,325 @@
+"""E-mail, against a real server that is well, particular, wrong, slow or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from asyncio import StreamReader, StreamWriter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from koo.alerts.channels.base import Message, NotTaken
+from koo.alerts.channels.mail import Mail
+from koo.network_options import NetworkOptions
+from tests.alerts.mails import HOST, PASSWORD, USER, Certificate, MailServer
+
+NOW_S = 1_790_000_000.0
+LOGIN = f"{quote(USER)}:{quote(PASSWORD, safe='')}@"
+MESSAGE = Message(
+    key="a1:firing",
+    thread="circuit_open:database:1",
+    subject="[koo] critical: database: größe is gone",
+    text="Since … <b>now</b>\n.\nA line with one dot is no end.\n" + "long " * 400 + "\n",
+    document={},
+)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return Certificate.make(tmp_path_factory.mktemp("mail"))
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_stays() -> Iterator[None]:
+    """Whatever the server does, the thread that speaks to it ends."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "koo mail":
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def mail(url: str, *to: str, trusts: Certificate | None = None, **how: Any) -> Mail:
+    network = NetworkOptions(cert_file=trusts.file if trusts is not None else None)
+    return Mail(url, to or ("ops@example.com",), how.get("sender", USER), network, lambda: NOW_S)
+
+
+async def refusal(channel: Mail, message: Message = MESSAGE) -> NotTaken:
+    with pytest.raises(NotTaken) as caught:
+        await channel.send(message)
+    assert PASSWORD not in caught.value.reason and USER not in caught.value.reason
+    return caught.value
+
+
+def test_a_mail_is_plain_text_and_says_whom_it_is_from() -> None:
+    async def main() -> None:
+        async with MailServer() as server:
+            channel = mail(f"smtp://{HOST}:{server.port}", "ops@example.com", "boss@example.com")
+            assert await channel.send(MESSAGE) == ""
+            (letter,) = server.mails
+            assert server.to == [["ops@example.com", "boss@example.com"]]
+            assert letter["Subject"] == MESSAGE.subject
+            assert (letter["From"], letter["To"]) == (USER, "ops@example.com, boss@example.com")
+            assert letter["Auto-Submitted"] == "auto-generated"
+            assert letter["Date"] == "Mon, 21 Sep 2026 14:13:20 +0000"
+            assert letter["X-Koo-Key"] == MESSAGE.key
+            assert letter.get_content_type() == "text/plain"
+            assert letter.get_content().replace("\r\n", "\n") == MESSAGE.text
+
+    asyncio.run(main())
+
+
+def test_messages_of_one_alert_are_one_conversation_and_one_sent_twice_has_one_id() -> None:
+    async def main() -> None:
+        async with MailServer() as server:
+            channel = mail(f"smtp://{HOST}:{server.port}")
+            resolved = Message(key="a1:resolved", thread=MESSAGE.thread, subject="s", text="t\n", document={})
+            for message in (MESSAGE, MESSAGE, resolved):
+                await channel.send(message)
+            first, again, ended = server.mails
+            assert first["Message-ID"] == again["Message-ID"] != ended["Message-ID"]
+            assert first["References"] == ended["References"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("scheme", ["smtp", "smtps"])
+def test_the_login_goes_over_a_secure_line_only(scheme: str, certificate: Certificate) -> None:
+    async def main() -> None:
+        server = MailServer(certificate, starttls=scheme == "smtp", asks_for_login=True)
+        async with server:
+            await mail(f"{scheme}://{LOGIN}localhost:{server.port}", trusts=certificate).send(MESSAGE)
+            assert (server.logins, server.was_secure, len(server.mails)) == ([USER], [True], 1)
+
+    asyncio.run(main())
+
+
+def test_a_server_whose_certificate_is_not_believed_gets_no_login(certificate: Certificate) -> None:
+    async def main() -> None:
+        async with MailServer(certificate, asks_for_login=True) as server:
+            error = await refusal(mail(f"smtps://{LOGIN}localhost:{server.port}"))
+            assert error.reason.startswith("its certificate is not trusted: ")
+            assert server.logins == []
+
+    asyncio.run(main())
+
+
+def test_a_wrong_password_is_told_without_it(certificate: Certificate) -> None:
+    async def main() -> None:
+        async with MailServer(certificate, starttls=True, asks_for_login=True) as server:
+            url = f"smtp://{quote(USER)}:wrong-9f8e@localhost:{server.port}"
+            error = await refusal(mail(url, trusts=certificate))
+            assert error.reason == "it does not accept the user and password of KOO_SMTP_URL (status 535)"
+            assert not error.is_messages
+
+    asyncio.run(main())
+
+
+def test_another_machine_that_offers_no_starttls_gets_no_mail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stands in the middle could have struck the offer out."""
+    monkeypatch.setattr("koo.alerts.channels.smtp_url.is_loopback", lambda _host: False)
+
+    async def main() -> None:
+        async with MailServer() as server:
+            error = await refusal(mail(f"smtp://{HOST}:{server.port}"))
+            assert error.reason.startswith(
+                "it offers no STARTTLS, and mail is not handed over a line that others"
+            )
+            assert server.mails == []
+            await mail(f"smtp://{HOST}:{server.port}?starttls=no").send(MESSAGE)
+            assert server.was_secure == [False]
+
+    asyncio.run(main())
+
+
+def test_an_address_that_is_refused_beside_others_is_told_and_the_others_get_the_mail_once() -> None:
+    async def main() -> None:
+        async with MailServer() as server:
+            server.refuses = {"gone@example.com"}
+            url = f"smtp://{HOST}:{server.port}"
+            note = await mail(url, "ops@example.com", "gone@example.com").send(MESSAGE)
+            assert note.startswith("1 of 2 addresses were refused (status 550: 5.1.1 ")
+            assert server.to == [["ops@example.com"]]
+            error = await refusal(mail(url, "gone@example.com"))
+            assert error.reason.startswith("it refuses every address (status 550: ")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("status", [421, 451, 552, 554])
+def test_a_mail_that_is_not_taken_says_why(status: int) -> None:
+    async def main() -> None:
+        async with MailServer() as server:
+            server.says = f"{status} not today \x1b[31m"
+            error = await refusal(mail(f"smtp://{HOST}:{server.port}"))
+            assert error.reason == f"it answered with status {status}: not today �[31m"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "a\r\nBcc: all@example.com",
+        "a\nX: y",
+        "a\u2028Bcc: all@example.com",
+        "\ud800",
+        "x" * 100_000,
+        "=?utf-8?q?a?=",
+    ],
+)
+def test_no_name_makes_a_header_of_its_own(subject: str) -> None:
+    async def main() -> None:
+        async with MailServer() as server:
+            message = Message(key=f"k{subject[:3]}", thread=subject, subject=subject, text="t\n", document={})
+            await mail(f"smtp://{HOST}:{server.port}").send(message)
+            (letter,) = server.mails
+            assert letter["Bcc"] is None and letter["X"] is None
+            assert len(letter["Subject"]) <= 200
+            assert server.to == [["ops@example.com"]]
+
+    asyncio.run(main())
+
+
+@asynccontextmanager
+async def odd_server(serve: Callable[[StreamReader, StreamWriter], Awaitable[None]]) -> Any:
+    """A server that speaks as `serve` does; yields its URL."""
+
+    talks: set[asyncio.Task[None]] = set()
+
+    async def run(reader: StreamReader, writer: StreamWriter) -> None:
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                await serve(reader, writer)
+        finally:
+            writer.close()
+
+    def begin(reader: StreamReader, writer: StreamWriter) -> None:
+        talks.add(asyncio.get_running_loop().create_task(run(reader, writer)))
+
+    server = await asyncio.start_server(begin, HOST, 0)
+    try:
+        yield f"smtp://{HOST}:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for talk in talks:
+            talk.cancel()
+        await asyncio.gather(*talks, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("greeting", "reason"),
+    [
+        (b"", "it closed the connection before the mail was taken"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "it does not speak SMTP as koo knows it"),
+        (b"554 go away\r\n", "it answered with status 554: go away"),
+        (b"x" * 100_000, "it answered with status 500: Line too long."),
+    ],
+    ids=["closed", "http", "refused", "endless line"],
+)
+def test_a_server_that_is_no_mail_server_is_told_in_words(greeting: bytes, reason: str) -> None:
+    async def main() -> None:
+        async def serve(_reader: StreamReader, writer: StreamWriter) -> None:
+            writer.write(greeting)
+            await writer.drain()
+
+        async with odd_server(serve) as url:
+            assert (await refusal(mail(url))).reason == reason
+
+    asyncio.run(main())
+
+
+def test_a_server_that_is_not_there_is_told_in_words() -> None:
+    async def main() -> None:
+        async with MailServer() as server:
+            pass
+        assert (
+            await refusal(mail(f"smtp://{HOST}:{server.port}"))
+        ).reason == "no connection: Connection refused"
+        assert (await refusal(mail("smtp://no-such-host.invalid"))).reason == "its name cannot be looked up"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stage", ["greeting", "EHLO", "DATA"])
+def test_who_leaves_a_server_that_sends_a_letter_now_and_then_leaves_no_thread_behind(stage: str) -> None:
+    """smtplib's own time begins anew with each letter."""
+
+    async def main() -> None:
+        stuck = asyncio.Event()
+
+        async def dribble(reader: StreamReader, writer: StreamWriter) -> None:
+            stuck.set()
+            while not reader.at_eof():
+                writer.write(b"2")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+
+        async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+            if stage == "greeting":
+                await dribble(reader, writer)
+            writer.write(b"220 hello\r\n")
+            while line := await reader.readline():
+                word = line.split()[0].decode().upper()
+                if word == stage:
+                    await dribble(reader, writer)
+                writer.write(b"250 OK\r\n")
+
+        async with odd_server(serve) as url:
+            sending = asyncio.create_task(mail(url).send(MESSAGE))
+            await stuck.wait()
+            sending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+            for thread in threading.enumerate():
+                if thread.name == "koo mail":
+                    await asyncio.to_thread(thread.join, 9.0)  # less than smtplib's own time
+                    assert not thread.is_alive()
+
+    asyncio.run(main())
+
+
+def test_a_server_that_takes_the_mail_and_is_rude_at_the_end_has_taken_it() -> None:
+    async def main() -> None:
+        async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+            writer.write(b"220 hello\r\n")
+            while line := await reader.readline():
+                word = line.split()[0].upper() if line.split() else b""
+                if word == b"DATA":
+                    writer.write(b"354 go on\r\n")
+                    await reader.readuntil(b"\r\n.\r\n")
+                    writer.write(b"250 taken\r\n")
+                elif word == b"QUIT":
+                    writer.write(b"500 no\r\n")
+                else:
+                    writer.write(b"250 OK\r\n")
+
+        async with odd_server(serve) as url:
+            assert await mail(url).send(MESSAGE) == ""
+
+    asyncio.run(main())
+
+
+def test_where_it_leads_is_shown_without_login_and_addresses() -> None:
+    channel = mail(f"smtps://{LOGIN}mail.example", "a@x.example", "b@x.example")
+    assert channel.place == "2 addresses by way of mail.example:465"
+    assert mail(f"smtp://{LOGIN}mail.example").place == "one address by way of mail.example:587"
+    (warning,) = mail("smtp://mail.example?starttls=no").warnings
+    assert warning.startswith("KOO_SMTP_URL says starttls=no")
+    assert channel.warnings == mail("smtp://127.0.0.1?starttls=no").warnings == ()
+
+
+def test_the_sender_is_the_user_that_logs_in_unless_another_one_is_set(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with MailServer(asks_for_login=True) as server:
+            url = f"smtp://{LOGIN}{HOST}:{server.port}?starttls=no"
+            await mail(url, sender=None).send(MESSAGE)
+            await mail(url, sender="alerts@example.com").send(MESSAGE)
+            assert [letter["From"] for letter in server.mails] == [USER, "alerts@example.com"]
+
+    asyncio.run(main())

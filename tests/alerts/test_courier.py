@@ -1,0 +1,387 @@
+"""When a message leaves, when it is tried again, when it is given up, and who sends it: on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from koo.alerts.channels.base import Message, NotTaken
+from koo.alerts.courier import PAUSE_S_MAX, SEND_S, Courier
+from koo.alerts.messages import ALONE, Sender, compose
+from koo.deadlines import Deadlines
+from koo.events import DeliveryFailed, DeliveryGivenUp, Event
+from koo.notices import Notice
+from koo.storage.notices import LEASE_S
+from koo.testing.clock import VirtualClock, run_virtual
+from tests.alerts.inline import InlineStore, Memory
+
+DOWN = NotTaken("it answered with status 500")
+BAD = NotTaken("it answered with status 400", is_messages=True)
+
+
+class FakeChannel:
+    """Takes messages, in order; `answers` says what becomes of the next ones, and `always` of all others."""
+
+    name = "webhook"
+    place = "https://hooks.example"
+    warnings = ()
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self._clock = clock
+        self.answers: list[NotTaken | None] = []
+        self.always: NotTaken | None = None
+        self.hangs = False
+        self.tried: list[tuple[float, str]] = []
+        self.taken: list[Message] = []
+
+    async def send(self, message: Message) -> str:
+        self.tried.append((self._clock.monotonic() - 1000.0, message.key))
+        if self.hangs:
+            await asyncio.Event().wait()
+        answer = self.answers.pop(0) if self.answers else self.always
+        if answer is not None:
+            raise NotTaken(answer.reason, is_messages=answer.is_messages, retry_after_s=answer.retry_after_s)
+        self.taken.append(message)
+        return ""
+
+    async def close(self) -> None: ...
+
+    @property
+    def times(self) -> list[int]:
+        return [round(at) for at, _ in self.tried]
+
+    @property
+    def keys(self) -> list[str]:
+        return [message.key for message in self.taken]
+
+
+class Process:
+    """One process's courier, stepped each second; more seldom in a test of many hours."""
+
+    def __init__(self, memory: Memory, channel: FakeChannel, clock: VirtualClock, **how: Any) -> None:
+        self.store = InlineStore(memory, clock)
+        self.events: list[Event] = []
+        deadlines = Deadlines()
+        deadlines.bind(asyncio.get_running_loop())
+        self.courier = Courier(
+            channel,
+            self.store.as_store(),
+            Sender("shop"),
+            how.get("severities", ["critical", "warning"]),
+            clock=clock,
+            deadlines=deadlines,
+            publish=self.events.append,
+            draw=lambda: 0.5,
+        )
+        self._clock = clock
+        self._tick_s = how.get("tick_s", 1)
+
+    async def run(self) -> None:
+        while True:
+            await self.courier.step()
+            await self._clock.sleep(self._tick_s)
+
+
+class World:
+    """Processes on one store and one channel, in virtual time."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.clock = VirtualClock()
+        self.memory = memory
+        self.channel = FakeChannel(self.clock)
+        self.processes: list[Process] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def process(self, **how: Any) -> Process:
+        made = Process(self.memory, self.channel, self.clock, **how)
+        self.processes.append(made)
+        self.tasks.append(asyncio.get_running_loop().create_task(made.run()))
+        return made
+
+    async def until(self, second: float) -> None:
+        await self.clock.sleep(second - (self.clock.monotonic() - 1000.0))
+
+    async def kill(self, number: int) -> None:
+        """As kill -9: nothing is released or written down."""
+        self.tasks[number].cancel()
+        with suppress(asyncio.CancelledError):
+            await self.tasks[number]
+
+
+def in_world(main: Callable[[World], Awaitable[None]]) -> None:
+    async def run() -> None:
+        memory = Memory()
+        world = World(memory)
+        try:
+            await main(world)
+        finally:
+            for task in world.tasks:
+                task.cancel()
+            await asyncio.gather(*world.tasks, return_exceptions=True)
+            memory.close()
+
+    run_virtual(run)
+
+
+def notice(key: str = "a1:firing", **changes: Any) -> Notice:
+    words: dict[str, Any] = {
+        "key": key,
+        "what": "firing",
+        "fingerprint": "circuit_open:ai:claude",
+        "kind": "circuit_open",
+        "severity": "critical",
+        "component": "ai:claude",
+        "message": "the circuit breaker is open",
+        "started_at": 1_790_000_000.0,
+    }
+    return Notice(**words | changes)
+
+
+def test_a_notice_leaves_within_two_seconds() -> None:
+    async def main(world: World) -> None:
+        process = world.process()
+        await world.until(10)
+        await process.store.notices.put(notice())
+        await world.until(12)
+        assert world.channel.keys == ["a1:firing"]
+
+    in_world(main)
+
+
+def test_a_receiver_that_is_down_is_tried_after_growing_pauses_and_then_gets_everything_in_order() -> None:
+    async def main(world: World) -> None:
+        process = world.process()
+        world.channel.always = DOWN
+        await process.store.notices.put(notice())
+        await world.until(60)
+        await process.store.notices.put(notice("a1:resolved", what="resolved"))
+        await world.until(1200)
+        times = world.channel.times
+        gaps = [later - sooner for sooner, later in itertools.pairwise(times)]
+        assert gaps[:3] == [5, 10, 20]
+        assert sorted(gaps) == gaps and max(gaps) <= PAUSE_S_MAX + 1
+        assert world.channel.keys == []
+        world.channel.always = None
+        await world.until(1200 + PAUSE_S_MAX + 2)
+        assert world.channel.keys == ["a1:firing", "a1:resolved"]
+
+    in_world(main)
+
+
+def test_the_first_failure_of_a_run_is_published_and_no_later_one() -> None:
+    async def main(world: World) -> None:
+        process = world.process()
+        world.channel.always = DOWN
+        await process.store.notices.put(notice())
+        await world.until(600)
+        failed = [one for one in process.events if isinstance(one, DeliveryFailed)]
+        assert failed == [DeliveryFailed("alerts:webhook", "it answered with status 500", 5.0)]
+
+    in_world(main)
+
+
+def test_a_receiver_that_is_slow_is_left_after_the_deadline() -> None:
+    async def main(world: World) -> None:
+        process = world.process()
+        world.channel.hangs = True
+        await process.store.notices.put(notice())
+        await world.until(SEND_S + 1)
+        assert process.courier.standing.failures == 0
+        await world.until(SEND_S + 3)
+        assert process.courier.standing.reason == "no answer within 15 s"
+        world.channel.hangs = False
+        await world.until(SEND_S + 10)
+        assert world.channel.keys == ["a1:firing"]
+
+    in_world(main)
+
+
+def test_a_receiver_that_asks_for_patience_gets_it_up_to_an_hour() -> None:
+    async def main(world: World) -> None:
+        process = world.process(tick_s=2)
+        world.channel.answers = [
+            NotTaken("status 429", retry_after_s=90.0),
+            NotTaken("status 429", retry_after_s=999_999.0),
+        ]
+        await process.store.notices.put(notice())
+        await world.until(91 + 3602)
+        assert world.channel.times == [0, 90, 3690]
+        assert world.channel.keys == ["a1:firing"]
+
+    in_world(main)
+
+
+def test_the_breaker_of_a_dead_channel_opens_and_costs_no_attempt() -> None:
+    async def main(world: World) -> None:
+        process = world.process()
+        world.channel.always = DOWN
+        await process.store.notices.put(notice())
+        await world.until(150)
+        assert process.courier.guard.breaker.trips >= 1
+        (delivery,) = await process.store.notices.deliveries(0.0)
+        assert delivery.attempts == len(world.channel.tried) < 10
+
+    in_world(main)
+
+
+def test_a_message_that_is_refused_for_itself_is_given_up_after_an_hour_and_keeps_no_other() -> None:
+    async def main(world: World) -> None:
+        process = world.process()
+        world.channel.answers = [BAD]
+        await process.store.notices.put(notice("bad"))
+        await world.until(2)
+        await process.store.notices.put(notice("good"))
+        await world.until(4)
+        assert world.channel.keys == ["good"]
+        world.channel.always = BAD
+        await world.until(3600 + PAUSE_S_MAX + 10)
+        deliveries = {one.notice.key: one for one in await process.store.notices.deliveries(0.0)}
+        assert deliveries["bad"].state == "given_up"
+        assert deliveries["bad"].reason == BAD.reason
+        assert any(isinstance(one, DeliveryGivenUp) and one.notices == 1 for one in process.events)
+        assert process.courier.standing.given_up == 1
+        # It answers, so its breaker has nothing against it.
+        assert process.courier.guard.breaker.trips == 0
+        tried = len(world.channel.tried)
+        await world.until(4500)
+        assert len(world.channel.tried) == tried
+
+    in_world(main)
+
+
+def test_what_no_channel_took_for_a_day_is_given_up_and_says_why() -> None:
+    async def main(world: World) -> None:
+        process = world.process(tick_s=60)
+        world.channel.always = DOWN
+        await process.store.notices.put(notice())
+        await world.until(86_400 + PAUSE_S_MAX + 100)
+        (delivery,) = await process.store.notices.deliveries(0.0)
+        assert (delivery.state, delivery.reason) == ("given_up", DOWN.reason)
+
+    in_world(main)
+
+
+def test_a_storm_while_the_receiver_is_away_is_one_message() -> None:
+    async def main(world: World) -> None:
+        process = world.process()
+        world.channel.answers = [DOWN]
+        await process.store.notices.put(*(notice(f"n{number}") for number in range(50)))
+        await world.until(20)
+        (message,) = world.channel.taken
+        assert [one["key"] for one in message.document["alerts"]] == sorted(f"n{n}" for n in range(50))
+        assert {key for _, key in world.channel.tried} == {message.key}
+
+    in_world(main)
+
+
+def test_two_processes_send_each_message_once() -> None:
+    async def main(world: World) -> None:
+        one, other = world.process(), world.process()
+        for number in range(8):
+            await (one if number % 2 else other).store.notices.put(notice(f"n{number}"))
+            await world.until(3 * (number + 1))
+        assert world.channel.keys == [f"n{number}" for number in range(8)]
+
+    in_world(main)
+
+
+def test_when_the_sender_dies_in_the_middle_another_process_sends_the_same_message_again() -> None:
+    """Its receiver may have taken it: the key is the same, so a receiver can tell."""
+
+    async def main(world: World) -> None:
+        dying = world.process()
+        world.channel.hangs = True
+        await dying.store.notices.put(notice())
+        await world.until(3)
+        assert len(world.channel.tried) == 1
+        await world.kill(0)
+        world.channel.hangs = False
+        world.process()
+        await world.until(LEASE_S - 1)
+        assert world.channel.keys == []
+        await world.until(LEASE_S + 3)
+        assert [key for _, key in world.channel.tried] == ["a1:firing"] * 2
+        assert world.channel.keys == ["a1:firing"]
+
+    in_world(main)
+
+
+def test_without_the_state_store_a_process_tells_by_itself_and_says_so() -> None:
+    async def main(world: World) -> None:
+        process = world.process()
+        process.store.executor.trouble = "the state store is away"
+        world.channel.answers = [DOWN]
+        await world.until(5)
+        process.courier.send_alone([notice(), notice("b2:firing", severity="info")])
+        await world.until(8)
+        process.courier.send_alone([notice("c3:firing")])
+        await world.until(30)
+        assert world.channel.keys == ["a1:firing", "c3:firing"]
+        assert [key for _, key in world.channel.tried] == ["a1:firing", "a1:firing", "c3:firing"]
+        assert all(ALONE in message.text for message in world.channel.taken)
+        states = [(one.notice.key, one.state, one.attempts) for one in process.courier.told_alone]
+        assert states == [("a1:firing", "sent", 2), ("c3:firing", "sent", 1)]
+
+    in_world(main)
+
+
+def test_a_store_that_goes_away_between_sending_and_writing_down_means_twice_and_never_not_at_all() -> None:
+    async def main(world: World) -> None:
+        process = world.process()
+        await process.store.notices.put(notice())
+
+        class Cutting(FakeChannel):
+            async def send(self, message: Message) -> str:
+                process.store.executor.trouble = "away"
+                return await super().send(message)
+
+        process.courier.channel = Cutting(world.clock)
+        await world.until(3)
+        process.store.executor.trouble = None
+        process.courier.channel = world.channel
+        await world.until(5)
+        assert world.channel.keys == ["a1:firing"]
+        (delivery,) = await process.store.notices.deliveries(0.0)
+        assert (delivery.state, delivery.attempts) == ("sent", 2)
+
+    in_world(main)
+
+
+def test_a_test_that_is_taken_makes_everything_due_at_once_and_one_that_is_not_says_why() -> None:
+    async def main(world: World) -> None:
+        process = world.process()
+        world.channel.always = DOWN
+        await process.store.notices.put(notice())
+        await world.until(400)
+        message = compose("test:1", [notice("test:1", what="test")], Sender("shop"))
+        assert await process.courier.try_out(message) == DOWN.reason
+        world.channel.always = None
+        assert await process.courier.try_out(message) is None
+        await world.until(402)
+        assert world.channel.keys == ["test:1", "a1:firing"]
+        assert process.courier.standing.failures == 0
+
+    in_world(main)
+
+
+def test_a_channel_whose_own_code_fails_is_one_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    async def main(world: World) -> None:
+        process = world.process()
+
+        class Broken(FakeChannel):
+            async def send(self, message: Message) -> str:
+                raise KeyError("a bug")
+
+        process.courier.channel = Broken(world.clock)
+        await process.store.notices.put(notice())
+        await world.until(3)
+        assert process.courier.standing.failures == 1
+        assert "unexpected error" in process.courier.standing.reason
+
+    in_world(main)
+    assert "a bug" in caplog.text
