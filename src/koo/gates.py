@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import random
 from asyncio import get_running_loop
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, NoReturn, Protocol
@@ -193,11 +193,19 @@ class Gates:
         Raises an error of `family`, and then nothing stays taken.
         """
         while True:
-            self.look(guard)
-            await self._wait_for_cooldown(guard, passage)
-            taken_at = await self._take_limits(guard, passage)
+            taken_at = self.clock.monotonic()
+            # The usual reason to wait is a place alone. With a pool as small as a database's nearly every call waits
+            # for one, and asking each gate again, each in a coroutine of its own, costs twice the wait itself.
+            for_place = (
+                self.quiet and not self._is_shut(guard, taken_at) and self.limits.take(taken_at) is None
+            )
+            if not for_place:
+                self.look(guard)
+                await self._wait_for_cooldown(guard, passage)
+                taken_at = await self._take_limits(guard, passage)
             try:
-                passage.paced = await self._pace(guard, passage)
+                if not for_place:
+                    passage.paced = await self._pace(guard, passage)
                 await self._take_place(guard, passage)
             except BaseException:
                 self.limits.refund(taken_at)
@@ -207,7 +215,11 @@ class Gates:
             # The unit moves to the time of the call: counted when the wait began, it would free another one too early,
             # and let 61 calls out within a minute.
             self.limits.refund(taken_at)
-            if not self._is_shut(guard, now) and self.limits.take(now) is None:
+            if (
+                (self.quiet or not for_place)
+                and not self._is_shut(guard, now)
+                and self.limits.take(now) is None
+            ):
                 if self.key_blocks:
                     self.key_blocks.let_out(guard.model, now)
                 return now
@@ -338,7 +350,7 @@ class Gates:
         if bulkhead.line and bulkhead.cap < bulkhead.limit:
             get_running_loop().call_at(bulkhead.widens_at, self._widen)
 
-    async def _stand_in(self, bulkhead: Bulkhead, guard: Guarded, deadline: float) -> bool:
+    def _stand_in(self, bulkhead: Bulkhead, guard: Guarded, deadline: float) -> Awaitable[bool]:
         """As `stand_in`, where the queue is not full."""
         if (
             len(bulkhead.line) >= self.options.queue_max
@@ -346,7 +358,7 @@ class Gates:
             and not is_fed.get()
         ):
             self._refuse_place(guard, f"{len(bulkhead.line)} callers are waiting already")
-        return await self.stand_in(bulkhead, deadline)
+        return self.stand_in(bulkhead, deadline)
 
     async def stand_in(self, bulkhead: Bulkhead, deadline: float) -> bool:
         """Wait for a place, first come first served; False if the deadline passed before."""

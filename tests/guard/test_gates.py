@@ -617,6 +617,22 @@ def test_a_call_that_the_breaker_refuses_last_gives_its_cell_back() -> None:
     run_virtual(main)
 
 
+def test_calls_in_line_for_places_are_spread_when_the_limit_becomes_known_meanwhile() -> None:
+    async def main() -> None:
+        guard, scripts = make_guard(concurrency_max=1), [Script() for _ in range(3)]
+        assert await guard.call(answer) == "answer"
+        running = asyncio.create_task(guard.call(answer_in, 10))
+        await asyncio.sleep(0)
+        waiting = [asyncio.create_task(guard.call(script)) for script in scripts]
+        await asyncio.sleep(1)
+        hear(guard, 200, 8, 49.0)
+        await asyncio.gather(running, *waiting)
+        assert [script.at for script in scripts] == [[10.0], [15.0], [20.0]]
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
 def test_a_call_that_begins_again_after_its_wait_for_a_place_keeps_no_cell() -> None:
     async def main() -> None:
         guard, script = make_guard(concurrency_max=1), Script()

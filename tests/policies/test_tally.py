@@ -29,6 +29,22 @@ def test_a_percentile_lies_in_the_cell_of_the_true_one(latencies: list[float], s
     assert tally.totals().mean_s() == pytest.approx(statistics.fmean(latencies))
 
 
+@given(latencies=LATENCIES, step_s=st.sampled_from([0.0, 1.0, 40.0]))
+@settings(deadline=None, max_examples=100)
+def test_many_at_once_are_as_one_after_another(latencies: list[float], step_s: float) -> None:
+    many, single = Tally(0.0), Tally(0.0)
+    for now in (0.0, step_s):
+        many.record_successes(latencies, now)
+        for latency_s in latencies:
+            single.record_success(latency_s, False, True, now)
+    views = (many.totals(), single.totals()), (many.recent(step_s), single.recent(step_s))
+    for one, other in views:
+        assert one.latency == other.latency
+        assert one.latency_sum_s == pytest.approx(other.latency_sum_s)
+    assert many.first_successes == single.first_successes
+    assert many.last_success_at == single.last_success_at
+
+
 def test_without_any_success_there_is_no_latency_and_the_rate_is_one() -> None:
     empty = Bucket()
     assert (empty.percentile_s(0.5), empty.mean_s(), empty.success_rate()) == (0.0, 0.0, 1.0)

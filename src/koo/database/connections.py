@@ -14,13 +14,13 @@ from typing import Any
 
 from sqlalchemy import URL, Pool
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.util import greenlet_spawn
 
 from koo.database.dial import OF_SQLALCHEMY, Dial
 from koo.database.drivers.loading import load_driver
 from koo.database.engine_args import EngineArgs
 from koo.database.faults import SERVICE, ScopeStage, explain, unavailable
 from koo.database.gate import ScopeGate
+from koo.database.greenlets import in_greenlet
 from koo.database.hooks import Hooks, revive
 from koo.database.pool_queue import PoolQueue
 from koo.database.records import ConnectionRecords
@@ -191,7 +191,7 @@ class Connections:
         last_s = options.pool_timeout_s + options.scope_timeout_s + options.cleanup_timeout_s
         until = self.monotonic() + last_s
         while self.monotonic() < until:
-            await greenlet_spawn(pool.dispose)
+            await in_greenlet(pool.dispose)
             await asyncio.sleep(RETIRE_S)
 
     async def _end_retired(self) -> None:
@@ -200,7 +200,7 @@ class Connections:
             task.cancel()
         await asyncio.gather(*retired, return_exceptions=True)
         for pool in retired.values():
-            await greenlet_spawn(pool.dispose)
+            await in_greenlet(pool.dispose)
 
     # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -20,14 +20,14 @@ import asyncio
 import logging
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
-from sqlalchemy.util import greenlet_spawn
 
 from koo.database.connections import Connections
 from koo.database.faults import ScopeStage
+from koo.database.greenlets import in_greenlet
 from koo.database.records import ConnectionRecord
 from koo.database.session import SyncSession
 from koo.database.sqlite import MODES, Mode
@@ -95,7 +95,7 @@ class SessionScope(Generic[S_co]):
         connections = self._connections = self._open()
         options = connections.options
         monotonic = self._monotonic = connections.monotonic
-        self.owner = asyncio.current_task()
+        self.owner = asyncio.current_task(connections.loop)
         now = monotonic()
         self.deadline = min(self.deadline, ends_at.get(), now + options.scope_timeout_s)
         if connections.gate.is_shut:
@@ -105,13 +105,13 @@ class SessionScope(Generic[S_co]):
         self.transcript = Transcript(connections.records, self._readonly)
         # Without expire_on_commit: an attribute read after the scope would need a connection that is gone.
         # Closed for good at its end: used later it would take a connection past the pool's queue.
-        session = connections.session_class(
+        session: Any = connections.session_class(
             connections.engine_for(self._readonly, self._isolation),
             expire_on_commit=False,
             close_resets_only=False,
         )
-        self.session = cast(S_co, session)
-        self._sync = cast(SyncSession, session.sync_session)
+        self.session = session
+        self._sync = session.sync_session
         self._sync.scope = self
         await self._begin(now)
         return self.session
@@ -151,7 +151,7 @@ class SessionScope(Generic[S_co]):
         began = self._monotonic()
         connections.metrics.gate_wait.note(began - self._asked_at)
         try:
-            await greenlet_spawn(self._sync.open_connection)
+            await in_greenlet(self._sync.open_connection)
             record = self._record
             if self._mode is Mode.WRITER and record is not None and record.transaction is not None:
                 await record.transaction.begin_writing()
@@ -161,7 +161,7 @@ class SessionScope(Generic[S_co]):
         except BaseException:
             # A pool that is closed already would keep what is given back to it, open, for ever.
             end = self._sync.invalidate if connections.draining else self._sync.rollback
-            await to_end(greenlet_spawn(end))
+            await to_end(in_greenlet(end))
             raise
         self.transcript.begin(
             self._monotonic() - began,
@@ -236,7 +236,7 @@ class SessionScope(Generic[S_co]):
     async def begin_again(self, error: Exception) -> None:
         """On another connection, with another permit: the lost one was a failure of its own."""
         now = self._monotonic()
-        await greenlet_spawn(self._sync.rollback)
+        await in_greenlet(self._sync.rollback)
         failure, self.transcript.failure = self.transcript.failure, None
         self._settle(failure.fault() if failure is not None else UNJUDGED, now)
         self._connections.metrics.replays += 1
@@ -271,7 +271,7 @@ class SessionScope(Generic[S_co]):
             await to_end(self._leave(error, late))
             return
         try:
-            await Unbroken(greenlet_spawn(_commit_and_close, self._sync))
+            await Unbroken(in_greenlet(_commit_and_close, self._sync))
         except BaseException as failure:
             # A deferred cancellation lands here too, after the COMMIT; nothing is left to roll back.
             await to_end(self._leave_failed(failure, late))
@@ -292,7 +292,7 @@ class SessionScope(Generic[S_co]):
             elif self.transcript.expired:
                 raise self.transcript.too_late()
             else:
-                await greenlet_spawn(_commit_and_close, self._sync)
+                await in_greenlet(_commit_and_close, self._sync)
         except BaseException as failure:
             await self._leave_failed(failure, late)
             raise
@@ -319,18 +319,18 @@ class SessionScope(Generic[S_co]):
         """Give the connection back, clean or not at all, within the cleanup time. The first error is the one to see."""
         record = self._occupied()
         if record is None:
-            await greenlet_spawn(self._sync.close)
+            await in_greenlet(self._sync.close)
             return
         timer = record.abort_in(self._connections.options.cleanup_timeout_s)
         if record.busy:
             record.abort()  # another task is still at it: its statement ends here, with an error
         try:
             if record.is_closed:
-                await greenlet_spawn(self._sync.invalidate)
-            await greenlet_spawn(_roll_back_and_close, self._sync)
+                await in_greenlet(self._sync.invalidate)
+            await in_greenlet(_roll_back_and_close, self._sync)
         except Exception:
             log.debug("rolling back failed", exc_info=True)
-            await greenlet_spawn(self._sync.invalidate)
+            await in_greenlet(self._sync.invalidate)
         finally:
             timer.cancel()
 

@@ -15,12 +15,18 @@ from typing import Any, Protocol
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio.result import _ensure_sync_result
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only as await_
+from sqlalchemy.util import immutabledict
 
 from koo.database.faults import SERVICE
+from koo.database.greenlets import in_greenlet
 from koo.database.transcript import Transcript
 from koo.errors import ConfigurationError, DatabaseError, Kind
+
+BUFFERED = immutabledict({"prebuffer_rows": True})
+"""What an `AsyncSession` asks of each result that is not streamed."""
 
 
 class Renewable(Protocol):
@@ -110,7 +116,13 @@ class SyncSession(Session):
 
     def _is_blank(self) -> bool:
         """Whether a rollback would change nothing in it: neither pending objects nor loaded ones."""
-        return not (self.new or self.deleted or self.in_nested_transaction()) and not len(self.identity_map)
+        # The attributes behind `new`, `deleted` and `in_nested_transaction()`: this is on the way of every scope.
+        return not (self._new or self._deleted or self._nested_transaction or len(self.identity_map))
+
+    def expunge_all(self) -> None:
+        """As SQLAlchemy's. At the end of a scope that has loaded no objects there is nothing to do."""
+        if self._new or self._deleted or len(self.identity_map):
+            super().expunge_all()
 
 
 class GuardedSession(AsyncSession):
@@ -118,6 +130,39 @@ class GuardedSession(AsyncSession):
 
     sync_session_class = SyncSession
     sync_session: SyncSession
+
+    async def execute(
+        self,
+        statement: Any,
+        params: Any = None,
+        *,
+        execution_options: Any = None,
+        bind_arguments: Any = None,
+        **others: Any,
+    ) -> Any:
+        """As SQLAlchemy's, in a greenlet that is kept."""
+        options = immutabledict(execution_options).union(BUFFERED) if execution_options else BUFFERED
+        result = await in_greenlet(
+            self.sync_session.execute, statement, params=params, execution_options=options,
+            bind_arguments=bind_arguments, **others,
+        )  # fmt: skip
+        return await _ensure_sync_result(result, self.execute)
+
+    async def scalar(
+        self,
+        statement: Any,
+        params: Any = None,
+        *,
+        execution_options: Any = None,
+        bind_arguments: Any = None,
+        **others: Any,
+    ) -> Any:
+        """As SQLAlchemy's, in a greenlet that is kept."""
+        options = immutabledict(execution_options).union(BUFFERED) if execution_options else BUFFERED
+        return await in_greenlet(
+            self.sync_session.scalar, statement, params=params, execution_options=options,
+            bind_arguments=bind_arguments, **others,
+        )  # fmt: skip
 
     async def connection(self, *args: Any, **kwargs: Any) -> AsyncConnection:
         """The connection of this transaction, which has begun already. Raises for options that come too late."""

@@ -32,8 +32,9 @@ class Latencies:
 
     def fold(self, now: float) -> None:
         """Sort what was noted; the tick does it each second, so that each ends in the right quarter of a minute."""
-        while self._samples:
-            self._tally.record_success(self._samples.popleft(), False, True, now)
+        if self._samples:
+            self._tally.record_successes(self._samples, now)
+            self._samples.clear()
 
     def recent(self, now: float) -> Bucket:
         """The last five minutes."""

@@ -174,6 +174,8 @@ class Limits:
 
     def refund(self, taken_at: float) -> None:
         """Give back what `take` took at `taken_at`: the call was never made."""
+        if not self._counts:
+            return
         for count in self.counts:
             count.refund(taken_at)
 

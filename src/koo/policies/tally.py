@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Collection
 
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED, Verdict
 
@@ -117,6 +118,16 @@ class Tally:
             bucket.slow += 1
         if not first:
             self.late_successes += 1
+
+    def record_successes(self, latencies_s: Collection[float], now: float) -> None:
+        """Many at once, none of them slow and each a first attempt: a busy pool notes thousands in a second."""
+        self.roll(now)
+        bucket = self.bucket
+        latency = bucket.latency
+        for latency_s in latencies_s:
+            latency[bisect_left(BOUNDS_S, latency_s)] += 1
+        bucket.latency_sum_s += sum(latencies_s)
+        self.last_success_at = now
 
     @property
     def first_successes(self) -> int:

@@ -131,7 +131,13 @@ class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's own
         """As asyncpg's."""
-        tag: str = await super().execute(query, *args, timeout=timeout)
+        tag: str
+        if args or self._query_loggers:
+            tag = await super().execute(query, *args, timeout=timeout)
+        else:
+            # As asyncpg's own, without its coroutine: BEGIN and COMMIT of every scope come by here.
+            self._check_open()
+            tag = await self._protocol.query(query, timeout)
         self.tag = tag
         return tag
 
