@@ -475,6 +475,15 @@ class PlatformOptions(Checked):
         "where the command line finds the running server",
         "follows `KOO_HOST` and `KOO_PORT`",
     )
+    shutdown_delay_s: float = option(
+        5.0,
+        "how long after SIGTERM new connections are still answered, while `/readyz` says no; without a watcher of "
+        "`/readyz` only as long as requests run",
+        "a balancer needs some seconds to hear of it",
+        unit="s",
+        at_least=0,
+        at_most=600,
+    )
     token: str | None = option(
         None, "token of callers that may do everything", "without one, only this machine may ask", secret=True
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import sqlite3
@@ -319,3 +320,51 @@ def test_the_module_runs_as_the_command(tmp_path: Path) -> None:
         command("--version"), env=environment(tmp_path), capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("koo ")
+
+
+def test_a_watched_server_tells_its_balancer_before_it_shuts_the_door(tmp_path: Path) -> None:
+    """SIGTERM: /readyz is 503 while everything else is answered, then it ends with 0; a closed terminal is the same."""
+    for how in (signal.SIGTERM, signal.SIGHUP):
+        home = tmp_path / how.name
+        home.mkdir()
+        with serving(home, KOO_SHUTDOWN_DELAY="600") as (url, process):
+            assert ask(f"{url}/readyz") == {"status": "ready"}
+            process.send_signal(how)
+            assert _until_refused(f"{url}/readyz") == (503, "draining")
+            assert ask(f"{url}/livez") == {"status": "alive"}
+            process.send_signal(how)  # a second one does not wait
+            assert process.wait(20) == 0
+
+
+def _until_refused(url: str) -> tuple[int, str]:
+    """The status and kind of the first refusal: a signal takes a moment to be heard."""
+    while True:
+        try:
+            ask(url)
+        except urllib.error.HTTPError as refused:
+            with refused as answer:
+                return answer.code, json.load(answer)["kind"]
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root makes a namespace of its own"
+)
+def test_as_process_1_it_hears_sigterm_while_it_is_still_imported(tmp_path: Path) -> None:
+    """The kernel ignores a signal that process 1 has no handler for: the server would start after `docker stop`."""
+    code = (
+        "import os, signal, sys, koo.cli\n"
+        "assert os.getpid() == 1\n"
+        "os.kill(1, signal.SIGTERM)\n"
+        "import koo.cli.app\n"
+        "sys.exit(77)\n"
+    )
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c", code],
+        cwd=tmp_path,
+        timeout=60,
+        check=False,
+        capture_output=True,
+    )
+    if b"unshare failed" in done.stderr:
+        pytest.skip("this container makes no namespaces")
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, b"")

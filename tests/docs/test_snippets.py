@@ -34,7 +34,7 @@ DOCUMENTS = [
     ROOT / "docs" / "errors.md",
     ROOT / "docs" / "operations.md",
 ]
-LANGUAGES = {"python", "sh", "text", "ini", "yaml", "nginx", "sql", "json", "mermaid"}
+LANGUAGES = {"python", "sh", "text", "ini", "yaml", "nginx", "sql", "json", "mermaid", "Dockerfile"}
 WORDS = {"fragment", "output", "fails"}
 KOO = Path(sys.executable).with_name("koo")
 TIMEOUT_S = 120.0

@@ -1,9 +1,24 @@
-"""The command `koo`."""
+"""The command `koo`.
+
+As process 1 of a container a signal without a handler is ignored, SIGTERM too. Importing the commands takes a moment; a
+container that is stopped in it would start its server all the same, and be killed ten seconds later. So there is a
+handler before anything else is imported.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
+
+
+def _end(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
+
+
+if os.getpid() == 1:
+    signal.signal(signal.SIGTERM, _end)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

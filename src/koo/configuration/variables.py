@@ -259,6 +259,7 @@ class Variables(Table):
     koo_host = variable(lambda koo: koo.host, form=HOST)
     koo_port = variable(lambda koo: koo.port)
     koo_url = variable(lambda koo: koo.url, form=WEB_URL)
+    koo_shutdown_delay = variable(lambda koo: koo.shutdown_delay_s)
     koo_token = secret(variable(lambda koo: koo.token, form=KEY))
     koo_read_token = secret(variable(lambda koo: koo.read_token, form=KEY))
 

@@ -10,12 +10,12 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -29,7 +29,9 @@ from koo.web.edge import PROBES, Edge
 from koo.web.guest import Guest, receive_guest
 from koo.web.metrics import metrics_router
 from koo.web.monitoring import monitoring_router
-from koo.web.probes import Readiness, probes_router
+from koo.web.negotiation import Gzip
+from koo.web.probes import probes_router
+from koo.web.readiness import Readiness, readiness_of
 from koo.web.routing import answer_error, answer_http_error, describe_access, describe_problems
 from koo.web.security import OPEN_PATHS, Access, AccessControl
 
@@ -55,7 +57,7 @@ def create_app(platform: Platform, *, hosts: Iterable[str] = ()) -> FastAPI:
     `hosts`: names by which the server is known, beside those of KOO_HOST and KOO_URL; "testserver" for a `TestClient`.
     Nothing is read or opened here. The start raises `ConfigurationError` for settings that cannot be right.
     """
-    readiness = Readiness(platform)
+    readiness = readiness_of(platform)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -75,7 +77,7 @@ def create_app(platform: Platform, *, hosts: Iterable[str] = ()) -> FastAPI:
         middleware=[
             Middleware(Edge),
             Middleware(AccessControl, access=lambda: Access.of(platform.options, hosts)),
-            Middleware(GZipMiddleware, minimum_size=GZIP_BYTES_MIN, compresslevel=6),
+            Middleware(Gzip, minimum_size=GZIP_BYTES_MIN, compresslevel=6),
         ],
         exception_handlers={HTTPException: _answer_http_error, KooError: _answer_error},
     )
@@ -84,7 +86,20 @@ def create_app(platform: Platform, *, hosts: Iterable[str] = ()) -> FastAPI:
     app.include_router(dashboard_router(PREFIX))
     describe_problems(app)
     describe_access(app, lambda path: platform.options.token is not None and path not in OPEN_PATHS)
+    _name_the_path(app, platform)
     return app
+
+
+def _name_the_path(app: FastAPI, platform: Platform) -> None:
+    """A proxy that takes a part of the path away is seen in KOO_URL alone: clients made from the document need it."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = describe()
+        path = urlsplit(platform.options.url).path.rstrip("/")
+        return {**document, "servers": [{"url": path}]} if path else document
+
+    app.openapi = openapi  # type: ignore[method-assign] # as FastAPI's guide extends it
 
 
 def mount(
@@ -108,7 +123,7 @@ def mount(
     koo's errors that your own routes raise become problems, unless you handle them.
     """
     platform = platform or koo.platform
-    readiness = Readiness(platform)
+    readiness = readiness_of(platform)
     host = app if isinstance(app, FastAPI) else FastAPI(openapi_url=None, redirect_slashes=False)
     _include(host, platform, readiness, prefix)
     if dashboard is not None:
@@ -155,7 +170,7 @@ async def _serving(platform: Platform, readiness: Readiness) -> AsyncIterator[No
         look = asyncio.create_task(platform.database.health_check(), name="koo first look")
         try:
             await asyncio.wait({look}, timeout=FIRST_LOOK_S)
-            readiness.closing = False
+            readiness.begun, readiness.closing = True, False
             yield
         finally:
             readiness.closing = True

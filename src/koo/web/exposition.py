@@ -204,8 +204,9 @@ FAILURES = frozenset(
 
 def _database(health: DatabaseHealth, metrics: DatabaseMetrics) -> Iterator[Sample]:
     pool, breaker = health["pool_status"], health["circuit_breaker"]
-    up = health["error"] is None and health["state"] != "circuit_open"
-    yield "koo_database_up", (), float(up)
+    if health["last_health_check"] is not None:  # before the first look it would be a guess
+        up = health["error"] is None and health["state"] != "circuit_open"
+        yield "koo_database_up", (), float(up)
     for state in DATABASE_STATES:
         yield "koo_database_state", (state,), float(state == health["state"])
     yield from _one_of("koo_circuit_breaker_state", "database", BREAKER_STATES, breaker["state"])

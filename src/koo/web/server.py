@@ -1,8 +1,9 @@
 """The server process: one socket, one event loop, one platform; it prints what to try, and ends in order.
 
-SIGTERM and Ctrl-C: no new connections, running requests may finish for `GRACE_S`, then they are cancelled (each settles
-what it held), then the platform closes. A second signal cancels the requests at once. `kill -9` needs
-none of it: what was held is in the ledger, and is booked when its lease ends.
+SIGTERM and SIGHUP: `/readyz` says no, and the door is shut a moment later (`readiness.py`); Ctrl-C shuts it at once.
+Then running requests may finish for `GRACE_S`, then they are cancelled (each settles what it held), then the platform
+closes. A second signal cancels the requests at once. `kill -9` needs none of it: what was held is in the ledger, and is
+booked when its lease ends.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def serve(
         set_up_logs(log_format, log_level)
         port = listener.getsockname()[1]
         server = make_server(platform, app, lambda: announce(platform, port, out or sys.stdout))
-        with _signals_ended():
+        with _hanging_up(server):
             server.run(sockets=[listener])
     if not server.started:
         raise ConfigurationError("", "the server did not start; the log above says why")
@@ -73,7 +74,9 @@ def make_server(
     import uvicorn
 
     from koo.web.connection import Connection
+    from koo.web.readiness import readiness_of
 
+    options, readiness = platform.options, readiness_of(platform)
     # Report wrong settings now, in one sentence, and not as a traceback out of the application's start.
     platform.assemble()
 
@@ -84,8 +87,24 @@ def make_server(
                 on_ready()
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            # uvicorn hurries after a second Ctrl-C only; a second SIGTERM is as urgent.
-            super().handle_exit(signal.SIGINT if self.should_exit else sig, frame)
+            if self.should_exit or readiness.closing:
+                self.should_exit = self.force_exit = True
+            elif sig == signal.SIGINT or not self.started:
+                readiness.closing = self.should_exit = True
+            else:
+                readiness.begin_to_end(options.shutdown_delay_s)
+
+        async def on_tick(self, counter: int) -> bool:
+            if readiness.closing and not self.should_exit and not readiness.is_door_open(self.running):
+                self.should_exit = True
+                # Of one grace: whoever sent the signal kills what has not ended in time, ten seconds for Docker.
+                self.config.timeout_graceful_shutdown = round(max(GRACE_S - readiness.ending_s, GRACE_S / 2))
+            return await super().on_tick(counter)
+
+        @property
+        def running(self) -> int:
+            """Requests that are being answered."""
+            return len(self.server_state.tasks)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             await super().shutdown(sockets)
@@ -237,12 +256,12 @@ def _command() -> str:
 
 
 @contextmanager
-def _signals_ended() -> Iterator[None]:
-    """uvicorn raises a caught signal again when it has ended; unheard, that would end us before our own last word."""
-    caught = [signal.SIGINT, signal.SIGTERM]
-    before = {one: signal.signal(one, lambda *_: None) for one in caught}
+def _hanging_up(server: uvicorn.Server) -> Iterator[None]:
+    """SIGHUP, which a closed terminal sends, ends the server as SIGTERM does; uvicorn leaves it alone."""
+    name = getattr(signal, "SIGHUP", None)
+    before = name and signal.signal(name, server.handle_exit)
     try:
         yield
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        if name:
+            signal.signal(name, before)

@@ -1,0 +1,50 @@
+"""Accept-Encoding by RFC 9110: a weight of 0 refuses, a name counts before the star, and nothing said takes nothing."""
+
+from __future__ import annotations
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from starlette.middleware import Middleware
+
+from koo.web.negotiation import Gzip, accepts
+
+HEADERS = [
+    ("gzip", True),
+    ("gzip, deflate, br", True),
+    ("br;q=1.0, gzip;q=0.001", True),
+    ("GZIP", True),
+    ("*", True),
+    ("identity, *;q=0.5", True),
+    ("", False),
+    ("br", False),
+    ("gzip;q=0", False),
+    ("gzip; q=0.0", False),
+    ("gzip ;Q=0.000", False),
+    ("identity, gzip;q=0", False),
+    ("*;q=0.5, gzip;q=0", False),
+    ("*;q=0", False),
+    ("gzip;q=", False),
+    ("gzip;q=much", False),
+    ("xgzip", False),
+    ("identity;x=gzip", False),
+]
+
+
+@pytest.mark.parametrize(("header", "taken"), HEADERS)
+def test_whether_gzip_is_taken(header: str, taken: bool) -> None:
+    assert accepts(header, "gzip") is taken
+
+
+@pytest.mark.parametrize(("header", "taken"), HEADERS)
+def test_an_answer_is_coded_for_those_who_take_it(header: str, taken: bool) -> None:
+    app = FastAPI(middleware=[Middleware(Gzip, minimum_size=1)])
+
+    @app.get("/")
+    def read() -> str:
+        return "x" * 2000
+
+    answer = TestClient(app).get("/", headers={"Accept-Encoding": header})
+    assert (answer.headers.get("content-encoding") == "gzip") is taken
+    assert "accept-encoding" in answer.headers["vary"].lower()
+    assert answer.json() == "x" * 2000

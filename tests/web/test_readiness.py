@@ -1,0 +1,100 @@
+"""When `/readyz` says yes, and how a server that is told to end lets its balancers know before it shuts the door."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from koo.errors import DatabaseUnavailable, KooError, ServiceRefused
+from koo.platform import Platform
+from koo.web.readiness import WATCHED_S, Readiness, readiness_of
+from tests.web.serving import options
+
+
+class Time:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def readiness(tmp_path: Path, time: Time) -> Readiness:
+    return Readiness(Platform(options(tmp_path)), time)
+
+
+def is_ready(readiness: Readiness) -> bool:
+    try:
+        readiness.asked()
+    except KooError:
+        return False
+    return True
+
+
+def test_a_database_that_was_not_looked_at_is_not_ready(readiness: Readiness) -> None:
+    with pytest.raises(DatabaseUnavailable, match="it has not been looked at yet"):
+        readiness.asked()
+
+
+def test_from_the_first_moment_of_its_end_it_is_not_ready(readiness: Readiness) -> None:
+    readiness.begin_to_end(5.0)
+    with pytest.raises(ServiceRefused, match="this process is ending"):
+        readiness.asked()
+
+
+@pytest.mark.parametrize("running", [0, 3])
+def test_a_watched_server_answers_new_connections_for_the_whole_delay(
+    readiness: Readiness, time: Time, running: int
+) -> None:
+    is_ready(readiness)
+    readiness.begin_to_end(5.0)
+    time.now += 4.9
+    assert readiness.is_door_open(running)
+    time.now += 0.1
+    assert not readiness.is_door_open(running)
+    assert readiness.ending_s == pytest.approx(5.0)
+
+
+def test_one_that_is_not_watched_only_while_requests_run_and_no_longer_than_the_delay(
+    readiness: Readiness, time: Time
+) -> None:
+    readiness.begin_to_end(5.0)
+    assert not readiness.is_door_open(0)
+    assert readiness.is_door_open(1)
+    time.now += 5.0
+    assert not readiness.is_door_open(1)
+
+
+def test_a_watcher_that_has_gone_is_not_waited_for(readiness: Readiness, time: Time) -> None:
+    is_ready(readiness)
+    time.now += WATCHED_S
+    readiness.begin_to_end(5.0)
+    assert not readiness.is_door_open(0)
+
+
+def test_a_watcher_that_comes_while_it_ends_is_told(readiness: Readiness, time: Time) -> None:
+    readiness.begin_to_end(5.0)
+    time.now += 1.0
+    is_ready(readiness)
+    assert readiness.is_door_open(0)
+
+
+def test_without_a_delay_the_door_is_shut_at_once(readiness: Readiness) -> None:
+    is_ready(readiness)
+    readiness.begin_to_end(0.0)
+    assert not readiness.is_door_open(1)
+
+
+def test_routes_lifespan_and_server_of_one_platform_share_it(tmp_path: Path) -> None:
+    platform = Platform(options(tmp_path))
+    assert readiness_of(platform) is readiness_of(platform)
+    assert readiness_of(platform) is not readiness_of(Platform(options(tmp_path)))
