@@ -32,6 +32,7 @@ ROWS: list[set[str]] = [
         "forks",
         "network_options",
         "options",
+        "service_names",
         "events",
         "clock",
         "notices",

@@ -8,7 +8,6 @@ raises `ConfigurationError` here, at once, and not at the first call that meets 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -19,6 +18,7 @@ from koo.alert_options import AlertOptions
 from koo.checked import Checked, Nothing, Timed, not_set, option
 from koo.errors import ConfigurationError
 from koo.network_options import NetworkOptions
+from koo.service_names import check_service_name
 
 DAY_S = 86_400.0
 LEDGER_DAYS_MAX = 36_500
@@ -27,21 +27,6 @@ NEVER = math.inf
 QUEUE_MAX = 1000
 LOCAL_QUEUE_MAX = 32
 """At about a second an answer, a later query would meet its attempt's timeout in the queue."""
-SERVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-ALLOWED_SERVICE_NAME = "1 to 64 letters, digits, dots, - and _, with a letter or digit first"
-RESERVED_NAMES = ("database", "all")
-"""What `koo reset` and the processes on one store call something else."""
-
-
-def check_service_name(name: object) -> None:
-    """Raises `ConfigurationError` for a name that no path, variable or alert could carry."""
-    if name in RESERVED_NAMES:
-        raise ConfigurationError(
-            "", f"a service cannot be called {name!r}, which means something else to koo; choose another name"
-        )
-    if not isinstance(name, str) or not SERVICE_NAME.fullmatch(name):
-        shown = repr(name[:40]) if isinstance(name, str) else f"of type {type(name).__name__}"
-        raise ConfigurationError("", f"the name of a service is {shown}; allowed is {ALLOWED_SERVICE_NAME}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

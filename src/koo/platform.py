@@ -48,9 +48,10 @@ from koo.monitoring.shapes import (
 )
 from koo.monitoring.snapshot import unknown_service
 from koo.monitoring.spend_shapes import Spend, WriteOffs
-from koo.options import PlatformOptions, check_service_name
+from koo.options import PlatformOptions
 from koo.policies.breaker import Override
 from koo.residence import Residence
+from koo.service_names import check_service_name
 from koo.storage.base import LedgerKeeper
 from koo.upkeep import check_service
 

@@ -19,7 +19,8 @@ from koo.options import DatabaseOptions
 from koo.platform import Platform
 from koo.testing.providers import FakeAnthropic, hang
 from koo.web import create_app
-from koo.web.server import GRACE_S, bind, make_server
+from koo.web.ending import GRACE_S
+from koo.web.server import bind, make_server
 from tests.cli.running import serving, settings_of
 from tests.cli.test_serve import ask, question
 from tests.web.serving import claude, options, platform, served, until

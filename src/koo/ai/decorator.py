@@ -22,7 +22,7 @@ from koo.ai.operation_stream import OperationStream
 from koo.ai.registration import read_credential, read_options
 from koo.bridge import run
 from koo.errors import ConfigurationError
-from koo.options import check_service_name
+from koo.service_names import check_service_name
 
 P = ParamSpec("P")
 T = TypeVar("T")

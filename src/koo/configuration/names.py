@@ -14,7 +14,7 @@ from koo.configuration.sources import Found, Source
 from koo.configuration.values import SERVICE_WORD, quoted
 from koo.configuration.variables import BUILT_IN, FAMILIES, Name, ServiceSettings, Variables
 from koo.errors import ConfigurationError
-from koo.options import RESERVED_NAMES, check_service_name
+from koo.service_names import RESERVED_NAMES, check_service_name
 
 PREFIXES = ("DATABASE_", "DB_", "AI_", "KOO_")
 KNOWN = {name.upper() for name in Variables.rows}

@@ -1,9 +1,5 @@
 """The server process: one socket, one event loop, one platform; it prints what to try, and ends in order.
-
-SIGTERM and SIGHUP: `/readyz` says no, and the door is shut a moment later (`readiness.py`); Ctrl-C shuts it at once.
-Then running requests may finish for `GRACE_S`, then they are cancelled (each settles what it held), then the platform
-closes. A second signal cancels the requests at once. `kill -9` needs none of it: what was held is in the ledger, and is
-booked when its lease ends.
+How it ends is in `ending.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -26,14 +22,10 @@ from koo.web.logs import LogFormat, set_up_logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType
 
     import uvicorn
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-GRACE_S = 10
-HURRY_S = 2
-"""After a second signal, for the requests to settle what they held, and again for the platform to close."""
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 """Longer than the usual proxy keeps a connection: the side that closes first may lose a request on its way."""
@@ -74,42 +66,10 @@ def make_server(
     import uvicorn
 
     from koo.web.connection import Connection
-    from koo.web.readiness import readiness_of
+    from koo.web.ending import GRACE_S, Server
 
-    options, readiness = platform.options, readiness_of(platform)
     # Report wrong settings now, in one sentence, and not as a traceback out of the application's start.
     platform.assemble()
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                on_ready()
-
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            if self.should_exit or readiness.closing:
-                self.should_exit = self.force_exit = True
-            elif sig == signal.SIGINT or not self.started:
-                readiness.closing = self.should_exit = True
-            else:
-                readiness.begin_to_end(options.shutdown_delay_s)
-
-        async def on_tick(self, counter: int) -> bool:
-            if readiness.closing and not self.should_exit and not readiness.is_door_open(self.running):
-                self.should_exit = True
-                # Of one grace: whoever sent the signal kills what has not ended in time, ten seconds for Docker.
-                self.config.timeout_graceful_shutdown = round(max(GRACE_S - readiness.ending_s, GRACE_S / 2))
-            return await super().on_tick(counter)
-
-        @property
-        def running(self) -> int:
-            """Requests that are being answered."""
-            return len(self.server_state.tasks)
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().shutdown(sockets)
-            if self.force_exit:
-                await _hurry(self)
 
     return Server(
         uvicorn.Config(
@@ -124,23 +84,10 @@ def make_server(
             timeout_graceful_shutdown=GRACE_S,
             timeout_keep_alive=KEEP_ALIVE_S,
             backlog=BACKLOG,
-        )
+        ),
+        platform,
+        on_ready,
     )
-
-
-async def _hurry(server: uvicorn.Server) -> None:
-    """What uvicorn leaves undone after a second signal: first the requests settle, then the platform closes.
-
-    Left to the end of the loop, all would be cancelled at once, and logged as a failure.
-    """
-    tasks = set(server.server_state.tasks)
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=HURRY_S)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(HURRY_S):
-            await server.lifespan.shutdown()
 
 
 def answering_what_is_cut(app: ASGIApp) -> ASGIApp:

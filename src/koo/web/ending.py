@@ -1,0 +1,86 @@
+"""How the server ends, whatever signal says so.
+
+SIGTERM and SIGHUP: `/readyz` says no, and the door is shut a moment later (`readiness.py`); Ctrl-C shuts it at once.
+Then running requests may finish for `GRACE_S`, then they are cancelled (each settles what it held), then the platform
+closes. A second signal cancels the requests at once. `kill -9` needs none of it: what was held is in the ledger, and is
+booked when its lease ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+
+import uvicorn
+
+from koo.platform import Platform
+from koo.web.readiness import readiness_of
+
+GRACE_S = 10
+HURRY_S = 2
+"""After a second signal, for the requests to settle what they held, and again for the platform to close."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, with koo's end; `on_ready` is called when it listens."""
+
+    def __init__(self, config: uvicorn.Config, platform: Platform, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._delay_s = platform.options.shutdown_delay_s
+        self._readiness = readiness_of(platform)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit or self._readiness.closing:
+            self.should_exit = self.force_exit = True
+        elif sig == signal.SIGINT or not self.started:
+            self._readiness.closing = self.should_exit = True
+        else:
+            self._readiness.begin_to_end(self._delay_s)
+
+    async def on_tick(self, counter: int) -> bool:
+        if (
+            self._readiness.closing
+            and not self.should_exit
+            and not self._readiness.is_door_open(self.running)
+        ):
+            self.should_exit = True
+            # Of one grace: whoever sent the signal kills what has not ended in time, ten seconds for Docker.
+            self.config.timeout_graceful_shutdown = round(
+                max(GRACE_S - self._readiness.ending_s, GRACE_S / 2)
+            )
+        return await super().on_tick(counter)
+
+    @property
+    def running(self) -> int:
+        """Requests that are being answered."""
+        return len(self.server_state.tasks)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await _hurry(self)
+
+
+async def _hurry(server: uvicorn.Server) -> None:
+    """What uvicorn leaves undone after a second signal: first the requests settle, then the platform closes.
+
+    Left to the end of the loop, all would be cancelled at once, and logged as a failure.
+    """
+    tasks = set(server.server_state.tasks)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=HURRY_S)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(HURRY_S):
+            await server.lifespan.shutdown()
