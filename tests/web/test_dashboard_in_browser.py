@@ -28,6 +28,7 @@ from starlette.responses import HTMLResponse
 from koo.clock import SystemClock
 from koo.errors import Kind
 from koo.gates import Passage
+from koo.monitoring.runbook import runbook
 from koo.options import DAY_S, BreakerOptions, BudgetOptions, LimitOptions, ServiceOptions
 from koo.platform import Platform
 from koo.policies.breaker import CLOSED, OPEN
@@ -375,6 +376,32 @@ def test_an_address_names_a_card(browser: str, tmp_path: Path, fragment: str, ta
                 await page.until("performance.getEntriesByType('navigation')[0].name.includes('again')")
                 await page.until_text("main", "team/a b")
                 await page.until(f"({TARGET} ?? null) === {json.dumps(target)}")
+            assert page.told == []
+
+    asyncio.run(main())
+
+
+def test_below_an_alert_stands_what_to_do(browser: str, tmp_path: Path) -> None:
+    """In a fold that stays open while the page refreshes, with a link to a page of its own."""
+
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            async with shown(browser, platform(tmp_path, claude(fake))) as (page, client):
+                await trip(client, fake, "claude")
+                await page.until_text(".runbook summary", "What to do")
+                await page.click(".runbook summary")
+                alert = (await client.get("/api/v1/monitoring/alerts")).body["alerts"][0]
+                known = runbook(alert["kind"])
+                assert known is not None
+                advice = known.advice[:60]
+                assert advice[1:] in await page.text(".runbook")
+                looks = (
+                    "performance.getEntriesByName(location.origin + '/api/v1/monitoring/dashboard').length"
+                )
+                before = await page.run(looks)
+                await page.until(f"{looks} > {before} + 1")
+                assert advice[1:] in await page.text(".runbook")
+                assert await page.run("document.querySelector('.runbook a').pathname") == alert["runbook"]
             assert page.told == []
 
     asyncio.run(main())

@@ -8,6 +8,7 @@ from koo.alerts.engine import Alerts, Moment, Seen
 from koo.alerts.kinds import ENDINGS
 from koo.clock import iso
 from koo.episodes import Acknowledgement, Episode, Silence
+from koo.monitoring.runbook import runbook_path
 from koo.monitoring.shapes import (
     Acknowledged,
     Alert,
@@ -128,6 +129,7 @@ def _view(episode: Episode, since: float, notified: Notified) -> Alert:
         "silenced": None,
         "inhibited_by": None,
         "notified": notified,
+        "runbook": runbook_path(episode.kind),
     }
 
 
@@ -136,6 +138,6 @@ def _news_view(ended: Episode) -> Alert:
     assert ended.ended_at is not None
     view, ending = past_view(ended), ENDINGS[ended.kind]
     view["type"], view["kind"], view["message"] = "info", ending.kind, ending.message
-    view["timestamp"] = iso(ended.ended_at)
+    view["timestamp"], view["runbook"] = iso(ended.ended_at), runbook_path(ending.kind)
     view["data"] = {"lasted_s": ended.ended_at - ended.started_at}
     return view

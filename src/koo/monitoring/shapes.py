@@ -365,6 +365,7 @@ class Alert(TypedDict):
         str | None, Doc("KIND:COMPONENT of the alert that explains it, and keeps it quiet")
     ]
     notified: Notified
+    runbook: Annotated[str, Doc("path on this server to what to do about it; it needs no token")]
 
 
 class SystemAlerts(TypedDict):

@@ -33,6 +33,7 @@ from koo.web.negotiation import Gzip
 from koo.web.probes import probes_router
 from koo.web.readiness import Readiness, readiness_of
 from koo.web.routing import answer_error, answer_http_error, describe_access, describe_problems
+from koo.web.runbook import runbook_router
 from koo.web.security import OPEN_PATHS, Access, AccessControl
 
 PREFIX = "/api/v1"
@@ -129,6 +130,7 @@ def mount(
     if dashboard is not None:
         host.include_router(dashboard_router(prefix, dashboard, name or _title_of(app)))
     if host is not app:
+        app.state.koo_prefix = prefix
         receive_guest(app.router.routes, Guest(host))
     if protect:
         paths = (f"{prefix}/monitoring", f"{prefix}/ai", "/metrics")
@@ -146,8 +148,10 @@ def _title_of(app: Starlette) -> str:
 
 
 def _include(app: FastAPI, platform: Platform, readiness: Readiness, prefix: str) -> None:
+    app.state.koo_prefix = prefix
     app.include_router(monitoring_router(platform), prefix=prefix)
     app.include_router(ai_router(platform), prefix=prefix)
+    app.include_router(runbook_router(), prefix=prefix)
     app.include_router(probes_router(readiness))
     app.include_router(metrics_router(platform))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Annotated
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
 from koo.clock import SYSTEM_CLOCK
@@ -15,6 +15,7 @@ from koo.monitoring.overview import alerts_view, dashboard_view
 from koo.platform import LOOK_AGE_MAX_S, Platform
 from koo.web import answers, bodies
 from koo.web.database_acts import add_database_acts
+from koo.web.links import linked
 from koo.web.notices import add_notices
 from koo.web.routing import JsonView, described, make_router
 
@@ -42,14 +43,15 @@ def _add_overview(router: APIRouter, platform: Platform) -> None:
         return JsonView(await platform.system_health())
 
     @router.get("/dashboard", summary="Everything that an overview shows", **described(shapes.Dashboard))
-    async def get_dashboard() -> Response:
+    async def get_dashboard(request: Request) -> Response:
         """The state of everything, its summary, and the alerts."""
-        return JsonView(dashboard_view(await platform.system_health(), platform.active_alerts()))
+        health = await platform.system_health()
+        return JsonView(dashboard_view(health, linked(request, platform.active_alerts())))
 
     @router.get("/alerts", summary="Alerts", **described(shapes.SystemAlerts))
-    async def get_alerts() -> Response:
+    async def get_alerts(request: Request) -> Response:
         """What is wrong now, the worst first, then what has ended within fifteen minutes."""
-        return JsonView(alerts_view(platform.active_alerts(), SYSTEM_CLOCK))
+        return JsonView(alerts_view(linked(request, platform.active_alerts()), SYSTEM_CLOCK))
 
 
 def _add_database(router: APIRouter, platform: Platform) -> None:

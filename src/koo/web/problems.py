@@ -153,6 +153,9 @@ class Problem(BaseModel):
     attempts: int | None = Field(default=None, description="calls that reached the other side")
     request_id: str | None = Field(default=None, description="as in X-Request-ID")
     errors: list[FieldProblem] | None = Field(default=None, description="what is wrong with the request")
+    runbook: str | None = Field(
+        default=None, description="path on this server to what to do about it, where an operator can"
+    )
     services: list[ServiceProblem] | None = Field(
         default=None, description="why each of several services did not answer"
     )
@@ -169,8 +172,10 @@ def status_of(error: KooError) -> int:
     return STATUS[error.kind]
 
 
-def problem_of(error: KooError, instance: str = "", request_id: str | None = None) -> Problem:
-    """An error of koo as a problem."""
+def problem_of(
+    error: KooError, instance: str = "", request_id: str | None = None, runbook: str | None = None
+) -> Problem:
+    """An error of koo as a problem. `runbook`: where to read what to do about it."""
     services = None
     if isinstance(error, AllServicesFailed):
         services = [
@@ -189,6 +194,7 @@ def problem_of(error: KooError, instance: str = "", request_id: str | None = Non
         retry_after_s=known_s(error.retry_after_s),
         attempts=error.attempts,
         services=services,
+        runbook=runbook,
     )
 
 

@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from koo.errors import KooError
 from koo.web.examples import RECORDED
+from koo.web.links import base_of, runbook_of
 from koo.web.problems import (
     MEDIA_TYPE,
     Problem,
@@ -97,7 +98,8 @@ def _tell_allowed(request: Request, methods: set[str]) -> Response:
 
 def answer_error(request: Request, error: KooError) -> Response:
     """The problem of one of koo's errors."""
-    return respond(problem_of(error, request.url.path, request_id_of(request)))
+    runbook = runbook_of(error, base_of(request))
+    return respond(problem_of(error, request.url.path, request_id_of(request), runbook))
 
 
 def answer_http_error(request: Request, error: StarletteHTTPException) -> Response:

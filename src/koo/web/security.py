@@ -30,9 +30,10 @@ from koo.options import PlatformOptions
 from koo.web.api_docs import FILES as DOCS
 from koo.web.dashboard_routes import OPEN_PATHS as PAGE
 from koo.web.problems import http_problem, respond
+from koo.web.runbook import open_paths as runbook_paths
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/openapi.json", *DOCS}) | PAGE
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/openapi.json", *DOCS}) | PAGE | runbook_paths()
 TEST_NAMES = frozenset({"testserver", "testserver.local"})
 """What the test clients of Starlette and Django, and that of Litestar, send unless told otherwise."""
 ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})

@@ -4,6 +4,7 @@
 import { nextAttemptAt } from "./cards.js";
 import { h } from "./dom.js";
 import { leadTo, placeOf } from "./places.js";
+import { whatToDo } from "./runbook.js";
 import { badge, severityLook, shape, verdictLook } from "./shapes.js";
 import { capital, clock, plainly, span, timeOf, until } from "./words.js";
 
@@ -56,7 +57,8 @@ function alertLine(alert, dashboard, now) {
   return h("li", { key: `${alert.kind} ${alert.component} ${alert.timestamp}`, id, "data-component": alert.component, class: look.tone },
     badge(look),
     h("p", {}, leadTo(dashboard, alert.component, whose), " ", capital(plainly(message, now)), ".", comesBack(alert, dashboard, now)),
-    h("p", { class: "soft when" }, alertTimes(alert, now)));
+    h("p", { class: "soft when" }, alertTimes(alert, now)),
+    alert.ended_at === null ? whatToDo(alert.kind, alert.runbook) : null);
 }
 
 /**

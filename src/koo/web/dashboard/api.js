@@ -31,6 +31,16 @@ export async function look() {
   return { dashboard, pool: pool?.pool_metrics ?? null };
 }
 
+/** @typedef {{title: string, refuses: string, begins: string, ends: string, advice: string}} Advice */
+
+/**
+ * What to do about each kind of alert.
+ * @returns {Promise<Record<string, Advice>>}
+ */
+export function runbook() {
+  return ask("GET", "runbook");
+}
+
 /**
  * Who does something and why, as far as they said.
  * @param {{by: string, reason: string}} given

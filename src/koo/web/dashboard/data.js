@@ -146,7 +146,7 @@
  *   type: "critical" | "warning" | "info", component: string, message: string, timestamp: string, kind: string,
  *   active: boolean, ended_at: string | null, data: AlertData, id: string,
  *   phase: "pending" | "firing" | "recovering" | "resolved", since: string, acknowledged: Acknowledged | null,
- *   silenced: SilenceView | null, inhibited_by: string | null, notified: Notified,
+ *   silenced: SilenceView | null, inhibited_by: string | null, notified: Notified, runbook: string,
  * }} Alert
  *
  * @typedef {{

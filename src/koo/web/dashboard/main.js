@@ -9,6 +9,7 @@ import { patch } from "./dom.js";
 import { Feed } from "./feed.js";
 import { goToPlace } from "./places.js";
 import { resetOf } from "./reset.js";
+import { loadRunbook } from "./runbook.js";
 import { favicon, glyph, UNREADABLE } from "./shapes.js";
 import { below, content, link, verdict, verdictOf } from "./view.js";
 import { capital } from "./words.js";
@@ -102,4 +103,5 @@ window.addEventListener("hashchange", () => feed.snapshot && goToPlace(feed.snap
 part("application").textContent = application || "koo";
 part("host").textContent = application ? `koo · ${location.host}` : location.host;
 feed.start();
+void loadRunbook(render);
 window.setInterval(render, 1000);

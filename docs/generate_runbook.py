@@ -1,0 +1,51 @@
+"""Write what to do about each kind of alert for the package: `python -m docs.generate_runbook`.
+
+`docs/alerts.md` is where it is written, once, with its links and its code. A server has no docs beside it, and a
+message to a phone has no markup, so the package carries the same words as plain text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from koo.alerts.kinds import KINDS
+
+PAGE = Path(__file__).parent / "alerts.md"
+FILE = Path(__file__).parents[1] / "src" / "koo" / "monitoring" / "runbook.json"
+SECTION = re.compile(r"^### `(\w+)`\n(.*?)(?=^###? |\Z)", re.MULTILINE | re.DOTALL)
+FIELD = re.compile(r"\*\*(Severity|Refuses|Begins|Ends|At 3 a\.m\.)\*\*:?")
+NAMES = {"Refuses": "refuses", "Begins": "begins", "Ends": "ends", "At 3 a.m.": "advice"}
+
+
+def plain(text: str) -> str:
+    """Without markup: links as their words, lines joined, paragraphs kept apart."""
+    words = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", text).replace("`", "").replace("**", "")
+    return "\n\n".join(" ".join(part.split()) for part in words.split("\n\n") if part.strip())
+
+
+def fields_of(section: str) -> dict[str, str]:
+    """The parts of a section by their names; what a kind does not have is empty."""
+    parts = FIELD.split(section)
+    found = {name: plain(text) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+    return {key: found.get(name, "") for name, key in NAMES.items()}
+
+
+def runbook() -> dict[str, dict[str, str]]:
+    """Each kind that the page explains."""
+    sections = {kind: fields_of(text) for kind, text in SECTION.findall(PAGE.read_text(encoding="utf-8"))}
+    return {
+        kind: {"title": row.title, "severity": row.severity, **sections[kind]}
+        for kind, row in KINDS.items()
+        if kind in sections
+    }
+
+
+def text() -> str:
+    """The file as it should be."""
+    return json.dumps(runbook(), ensure_ascii=False, indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(text(), encoding="utf-8")

@@ -1,0 +1,58 @@
+"""Links from what the server answers to what to do about it: from alerts, and from what was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from starlette.requests import Request
+
+from koo.errors import DatabaseError, Kind, KooError
+from koo.monitoring.runbook import PREFIX, runbook_path, runbooks
+from koo.monitoring.shapes import Alert
+
+_OF_SERVICES: dict[Kind, str] = {
+    Kind.CIRCUIT_OPEN: "service_down",
+    Kind.KEY_REFUSED: "service_down",
+    Kind.AUTH: "service_down",
+    Kind.PERMISSION: "key_refused",
+    Kind.BUDGET_EXCEEDED: "budget_used_up",
+    Kind.COOLING_DOWN: "provider_limit_reached",
+    Kind.THROTTLED: "provider_limit_reached",
+    Kind.QUOTA: "quota_used_up",
+    Kind.BILLING: "quota_used_up",
+    Kind.ALL_FAILED: "service_down",
+}
+_OF_DATABASES: dict[Kind, str] = {
+    Kind.CIRCUIT_OPEN: "database_unavailable",
+    Kind.CONNECTION: "database_unavailable",
+    Kind.TIMEOUT: "database_unavailable",
+    Kind.SATURATED: "database_saturated",
+    Kind.DRAINING: "database_draining",
+    Kind.READ_ONLY: "database_read_only",
+    Kind.OUTCOME_UNKNOWN: "commit_unknown",
+}
+_WINDOWS = ("minute", "hour", "day")
+
+
+def runbook_of(error: KooError, base: str) -> str | None:
+    """Where to read what to do about an error; None where it is nothing that an alert is about."""
+    table = _OF_DATABASES if isinstance(error, DatabaseError) else _OF_SERVICES
+    kind = _limit_of(error) if error.kind is Kind.RATE_LIMITED else table.get(error.kind, "")
+    return runbook_path(kind, base) if kind in runbooks() else None
+
+
+def _limit_of(error: KooError) -> str:
+    window = next((one for one in _WINDOWS if one in str(error)), _WINDOWS[0])
+    return f"limit_reached_requests_per_{window}"
+
+
+def base_of(request: Request) -> str:
+    """What stands before koo's routes on the way from outside: a proxy's path, a mount's, a prefix."""
+    prefix = getattr(request.app.state, "koo_prefix", PREFIX) if "app" in request.scope else PREFIX
+    return f"{request.scope.get('root_path', '')}{prefix}"
+
+
+def linked(request: Request, alerts: Iterable[Alert]) -> list[Alert]:
+    """The same alerts, with links that lead to this server's own runbook wherever it is mounted."""
+    base = base_of(request)
+    return [{**alert, "runbook": runbook_path(alert["kind"], base)} for alert in alerts]

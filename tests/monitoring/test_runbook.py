@@ -1,0 +1,35 @@
+"""The runbook in the package: what docs/alerts.md says, as text, for each kind of alert."""
+
+from __future__ import annotations
+
+import pytest
+
+from docs import generate_runbook
+from koo.alerts.kinds import KINDS
+from koo.monitoring.runbook import runbook, runbook_path, runbooks
+
+
+def test_the_package_says_what_the_page_says() -> None:
+    assert generate_runbook.FILE.read_text(encoding="utf-8") == generate_runbook.text(), "run: make docs"
+
+
+def test_each_kind_of_alert_has_one() -> None:
+    assert set(runbooks()) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_it_is_whole_and_without_markup(kind: str) -> None:
+    one = runbook(kind)
+    assert one is not None
+    assert (one.kind, one.title, one.severity) == (kind, KINDS[kind].title, KINDS[kind].severity)
+    assert one.begins and one.ends and one.advice and one.anchor == f"alerts.md#{kind}"
+    for text in (one.refuses, one.begins, one.ends, one.advice):
+        assert not any(mark in text for mark in ("**", "`", "](")), text
+        assert not text.startswith((":", " ")) and "\n\n\n" not in text
+
+
+def test_a_link_leads_to_the_kind_and_news_to_all_of_them() -> None:
+    assert runbook_path("circuit_open") == "/api/v1/runbook/circuit_open"
+    assert runbook_path("circuit_open", "/shop/koo") == "/shop/koo/runbook/circuit_open"
+    assert runbook_path("circuit_closed") == "/api/v1/runbook"
+    assert runbook("circuit_closed") is None

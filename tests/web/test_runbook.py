@@ -1,0 +1,109 @@
+"""`/runbook` as whoever was just woken meets it: open to all, wherever koo is mounted, and where each link leads."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+
+from koo.alerts.kinds import KINDS
+from koo.errors import CircuitOpen, DatabaseUnavailable, InvalidRequest, PoolSaturated
+from koo.monitoring.runbook import runbook
+from koo.testing.providers import FakeAnthropic, error
+from koo.web import create_app, mount
+from koo.web.links import runbook_of
+from tests.web.serving import claude, platform, served
+from tests.web.test_dashboard import below
+
+JSON = {"Accept": "application/json"}
+
+
+def test_it_is_read_without_a_token_as_a_page_and_as_data(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(create_app(platform(tmp_path, token="write-4711"))) as client:
+            page = await client.get("/api/v1/runbook", headers={"Accept": "text/html,*/*"})
+            assert page.status == 200 and page.headers["Content-Type"].startswith("text/html")
+            assert all(f'<article id="{kind}">' in page.text for kind in KINDS)
+            assert "'unsafe" not in page.headers["Content-Security-Policy"]
+            one = (await client.get("/api/v1/runbook/circuit_open", headers={"Accept": "text/html"})).text
+            assert "Circuit breaker open: what to do" in one and one.count("<article") == 1
+            data = (await client.get("/api/v1/runbook", headers=JSON)).body
+            known = runbook("circuit_open")
+            assert known is not None and data["circuit_open"]["advice"] == known.advice
+            assert data.keys() == KINDS.keys()
+            assert (await client.get("/api/v1/runbook/nonsense", headers=JSON)).status == 401
+
+    asyncio.run(main())
+
+
+def test_a_kind_that_there_is_not_is_a_404(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(create_app(platform(tmp_path))) as client:
+            reply = await client.get("/api/v1/runbook/nonsense")
+            assert (reply.status, reply.body["kind"]) == (404, "not_found")
+
+    asyncio.run(main())
+
+
+def mounted(home: Path, app: Any, prefix: str, *services: Any) -> Any:
+    mount(app, platform(home, *services), prefix=prefix)
+    return app
+
+
+@pytest.mark.parametrize(
+    ("make", "prefix", "path", "wanted"),
+    [
+        (FastAPI, "/api/v1", "", "/api/v1/runbook/"),
+        (FastAPI, "/internal/koo", "", "/internal/koo/runbook/"),
+        (Starlette, "/koo", "", "/koo/runbook/"),
+        (FastAPI, "", "/a/b", "/a/b/runbook/"),
+    ],
+)
+def test_links_of_alerts_and_refusals_lead_to_it(
+    tmp_path: Path, make: Any, prefix: str, path: str, wanted: str
+) -> None:
+    """Below whatever path and prefix: each is followed, and says what to do."""
+
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            app = mounted(tmp_path, make(), prefix, claude(fake))
+            async with served(below(app, path) if path else app) as client:
+                base = f"{path}{prefix}"
+                fake.script(*[error(529, "overloaded_error")] * 3)
+                for _ in range(4):
+                    body = {"service": "claude", "prompt": "Hello?"}
+                    refused = await client.post(f"{base}/ai/query", json=body)
+                assert refused.body["kind"] == "circuit_open"
+                links = [refused.body["runbook"]]
+                async with asyncio.timeout(20):
+                    while len(links) == 1:
+                        listed = (await client.get(f"{base}/monitoring/alerts")).body["alerts"]
+                        links += [alert["runbook"] for alert in listed]
+                        await asyncio.sleep(0.02)
+                shown = (await client.get(f"{base}/monitoring/dashboard")).body["alerts"]
+                links += [alert["runbook"] for alert in shown]
+                for link in links:
+                    assert link.startswith(wanted)
+                    assert "what to do" in (await client.get(link, headers={"Accept": "text/html"})).text
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind"),
+    [
+        (CircuitOpen("claude", "5 failures in a row"), "service_down"),
+        (DatabaseUnavailable("database", "its breaker is open"), "database_unavailable"),
+        (PoolSaturated("database", "30 connections are in use"), "database_saturated"),
+    ],
+)
+def test_a_refusal_names_the_alert_that_explains_it(refusal: Any, kind: str) -> None:
+    assert runbook_of(refusal, "/api/v1") == f"/api/v1/runbook/{kind}"
+
+
+def test_the_callers_own_mistake_has_none() -> None:
+    assert runbook_of(InvalidRequest("claude", "the prompt is empty"), "/api/v1") is None
