@@ -82,8 +82,9 @@ class Standing:
     """How a channel does, by all processes' experience; times are wall seconds.
 
     `failures` in a row, `failing_since` the first of them, `reason` the last. `next_at` is when it is tried next, 0: at
-    once. `given_up` counts the messages that were given up within the last hour, `waiting` the notices still owed.
-    `is_due`: there is something to send, and no other process is sending.
+    once. `given_up` counts the messages that were given up within the last hour, `waiting` the notices that are still
+    to be sent, `new` those for which it is not decided yet whether this channel owes them. `is_due`: there is something
+    to send, and no other process is sending.
     """
 
     channel: str
@@ -94,6 +95,7 @@ class Standing:
     sent_at: float | None = None
     waiting: int = 0
     given_up: int = 0
+    new: int = 0
     is_due: bool = False
 
 
@@ -119,11 +121,12 @@ class Notices(Protocol):
         """How these channels do."""
         ...
 
-    async def take(self, channel: str, severities: Sequence[Severity]) -> Parcel | None:
-        """The next message of a channel, under a lease; None: nothing is due, or another process is sending.
+    async def owe(self, channel: str, severities: Sequence[Severity]) -> None:
+        """Let a channel owe what is new, if it is of one of these severities."""
+        ...
 
-        Notices of other severities are not owed.
-        """
+    async def take(self, channel: str) -> Parcel | None:
+        """The next message of a channel, under a lease; None: nothing is due, or another process is sending."""
         ...
 
     async def mark_sent(self, parcel: Parcel) -> None:

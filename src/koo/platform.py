@@ -359,7 +359,7 @@ class Platform:
         """
         if (home := await self._residence.enter()) is not None:
             return await carry(home, self.alert_deliveries())
-        return await self.parts.outbox.deliveries()
+        return await self.parts.outbox.deliveries(self.active_alerts())
 
     async def test_alerts(self, channel: str | None = None) -> AlertTests:
         """Send a test by one channel ("webhook", "slack" or "email"), or by all, and say what became of it.

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,10 +16,13 @@ from koo.alerts.messages import ALONE, Sender, compose
 from koo.deadlines import Deadlines
 from koo.events import DeliveryFailed, DeliveryGivenUp, Event
 from koo.notices import Notice
-from koo.storage.notices import LEASE_S
+from koo.storage.base import Store
+from koo.storage.memory import MemoryTransactions, make_tables
+from koo.storage.notices import LEASE_S, SqlNotices
+from koo.storage.worker import Backend
 from koo.testing.clock import VirtualClock, run_virtual
-from tests.alerts.inline import InlineStore, Memory
 
+_numbers = itertools.count(1)
 DOWN = NotTaken("it answered with status 500")
 BAD = NotTaken("it answered with status 400", is_messages=True)
 
@@ -60,17 +63,29 @@ class FakeChannel:
         return [message.key for message in self.taken]
 
 
+class MemoryStore:
+    """The notices of a store in memory, which is away as long as it has `trouble`."""
+
+    def __init__(self, tables: Backend, clock: VirtualClock) -> None:
+        self.transactions = MemoryTransactions(tables, f"process-{next(_numbers)}", clock)
+        self.notices = SqlNotices(self.transactions)
+
+    @property
+    def trouble(self) -> str | None:
+        return self.transactions.trouble
+
+
 class Process:
     """One process's courier, stepped each second; more seldom in a test of many hours."""
 
-    def __init__(self, memory: Memory, channel: FakeChannel, clock: VirtualClock, **how: Any) -> None:
-        self.store = InlineStore(memory, clock)
+    def __init__(self, tables: Backend, channel: FakeChannel, clock: VirtualClock, **how: Any) -> None:
+        self.store = MemoryStore(tables, clock)
         self.events: list[Event] = []
         deadlines = Deadlines()
         deadlines.bind(asyncio.get_running_loop())
         self.courier = Courier(
             channel,
-            self.store.as_store(),
+            cast("Store", self.store),
             Sender("shop"),
             how.get("severities", ["critical", "warning"]),
             clock=clock,
@@ -90,15 +105,15 @@ class Process:
 class World:
     """Processes on one store and one channel, in virtual time."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self) -> None:
         self.clock = VirtualClock()
-        self.memory = memory
+        self.tables = make_tables()
         self.channel = FakeChannel(self.clock)
         self.processes: list[Process] = []
         self.tasks: list[asyncio.Task[None]] = []
 
     def process(self, **how: Any) -> Process:
-        made = Process(self.memory, self.channel, self.clock, **how)
+        made = Process(self.tables, self.channel, self.clock, **how)
         self.processes.append(made)
         self.tasks.append(asyncio.get_running_loop().create_task(made.run()))
         return made
@@ -115,15 +130,14 @@ class World:
 
 def in_world(main: Callable[[World], Awaitable[None]]) -> None:
     async def run() -> None:
-        memory = Memory()
-        world = World(memory)
+        world = World()
         try:
             await main(world)
         finally:
             for task in world.tasks:
                 task.cancel()
             await asyncio.gather(*world.tasks, return_exceptions=True)
-            memory.close()
+            world.tables.close()
 
     run_virtual(run)
 
@@ -314,7 +328,7 @@ def test_when_the_sender_dies_in_the_middle_another_process_sends_the_same_messa
 def test_without_the_state_store_a_process_tells_by_itself_and_says_so() -> None:
     async def main(world: World) -> None:
         process = world.process()
-        process.store.executor.trouble = "the state store is away"
+        process.store.transactions.trouble = "the state store is away"
         world.channel.answers = [DOWN]
         await world.until(5)
         process.courier.send_alone([notice(), notice("b2:firing", severity="info")])
@@ -337,12 +351,12 @@ def test_a_store_that_goes_away_between_sending_and_writing_down_means_twice_and
 
         class Cutting(FakeChannel):
             async def send(self, message: Message) -> str:
-                process.store.executor.trouble = "away"
+                process.store.transactions.trouble = "away"
                 return await super().send(message)
 
         process.courier.channel = Cutting(world.clock)
         await world.until(3)
-        process.store.executor.trouble = None
+        process.store.transactions.trouble = None
         process.courier.channel = world.channel
         await world.until(5)
         assert world.channel.keys == ["a1:firing"]

@@ -81,7 +81,8 @@ class House:
     async def said(self) -> list[str]:
         """What people were to be told, oldest first, whichever process wrote it."""
         await self.processes[0].notices.join(["webhook"])
-        parcel = await self.processes[0].notices.take("webhook", ("critical", "warning", "info"))
+        await self.processes[0].notices.owe("webhook", ("critical", "warning", "info"))
+        parcel = await self.processes[0].notices.take("webhook")
         if parcel is None:
             return []
         await self.processes[0].notices.mark_sent(parcel)

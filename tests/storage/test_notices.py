@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from koo.events import Severity
 from koo.notices import Delivery, Notice, Parcel
 from koo.storage import schema
-from koo.storage.notices import LEASE_S, MESSAGES_PER_MINUTE, OWED_S, TOGETHER_FROM
+from koo.storage.memory import MemoryTransactions, make_tables
+from koo.storage.notices import LEASE_S, MESSAGES_PER_MINUTE, OWED_S, TOGETHER_FROM, SqlNotices
 from koo.storage.store import SqlStore
 from tests.storage.support import NOON_S, Place, SetClock
 
@@ -34,32 +36,61 @@ def notice(key: str = "firing:circuit_open:database:1", **changes: Any) -> Notic
     return Notice(**words | changes)
 
 
+@dataclass
+class Process:
+    """One process's notices; `close` ends what it has open."""
+
+    notices: SqlNotices
+    close: Callable[[], Awaitable[None]]
+
+
+async def _nothing() -> None:
+    pass
+
+
+def processes_at(place: Place, clock: SetClock, count: int) -> list[Process]:
+    """So many processes on one store."""
+    if not place.is_shared:
+        tables = make_tables()
+        transactions = [MemoryTransactions(tables, f"process-{number}", clock) for number in range(count)]
+        return [Process(SqlNotices(one), _nothing) for one in transactions]
+    stores = [place.sql_store(clock) for _ in range(count)]
+    return [Process(store.notices, store.executor.stop) for store in stores]
+
+
 def with_stores(
-    place: Place, main: Callable[[SetClock, list[SqlStore]], Awaitable[None]], count: int = 1
+    place: Place, main: Callable[[SetClock, list[Process]], Awaitable[None]], count: int = 1
 ) -> None:
-    """Run `main` with as many processes' stores on one place and one clock; each of them knows the webhook."""
+    """Run `main` with so many processes on one store and one clock; each of them knows the webhook."""
 
     async def run() -> None:
         clock = SetClock()
-        stores = [place.sql_store(clock) for _ in range(count)]
+        stores = processes_at(place, clock, count)
         try:
             for store in stores:
                 await store.notices.join([HOOK])
             await main(clock, stores)
         finally:
             for store in stores:
-                await store.executor.stop()
+                await store.close()
 
     asyncio.run(run())
 
 
-async def take(store: SqlStore, channel: str = HOOK) -> Parcel:
-    parcel = await store.notices.take(channel, ALL)
+async def take(store: Process, channel: str = HOOK) -> Parcel:
+    parcel = await take_any(store, channel)
     assert parcel is not None
     return parcel
 
 
-async def fail(store: SqlStore, parcel: Parcel, next_at: float, **how: bool) -> None:
+async def take_any(
+    store: Process, channel: str = HOOK, severities: Sequence[Severity] = ALL
+) -> Parcel | None:
+    await store.notices.owe(channel, severities)
+    return await store.notices.take(channel)
+
+
+async def fail(store: Process, parcel: Parcel, next_at: float, **how: bool) -> None:
     words = {"is_channels": True, "gives_up": False} | how
     await store.notices.mark_failed(
         parcel,
@@ -70,54 +101,54 @@ async def fail(store: SqlStore, parcel: Parcel, next_at: float, **how: bool) -> 
     )
 
 
-async def only_delivery(store: SqlStore) -> Delivery:
+async def only_delivery(store: Process) -> Delivery:
     (delivery,) = await store.notices.deliveries(0.0)
     return delivery
 
 
-def test_a_notice_comes_back_as_it_was_written(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+def test_a_notice_comes_back_as_it_was_written(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         ended = notice(what="resolved", ended_at=NOON_S + 2.5, data={"lasted_s": 2.5, "names": ["é", "x"]})
         await stores[0].notices.put(ended)
         assert (await take(stores[0])).notices == (ended,)
 
-    with_stores(shared, main)
+    with_stores(place, main)
 
 
-def test_a_notice_is_written_once_whoever_writes_it(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+def test_a_notice_is_written_once_whoever_writes_it(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         one, other = stores
         new = await asyncio.gather(one.notices.put(notice()), other.notices.put(notice()))
         assert sorted(map(len, new)) == [0, 1]
         assert await one.notices.put(notice(message="another text"), notice("second")) == [notice("second")]
 
-    with_stores(shared, main, 2)
+    with_stores(place, main, 2)
 
 
-def test_one_message_is_one_processes_until_it_is_sent_or_its_lease_is_over(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+def test_one_message_is_one_processes_until_it_is_sent_or_its_lease_is_over(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         one, other = stores
         await one.notices.put(notice())
-        taken = await asyncio.gather(*(store.notices.take(HOOK, ALL) for store in stores))
+        taken = await asyncio.gather(*(take_any(store) for store in stores))
         assert sorted(parcel is None for parcel in taken) == [False, True]
         assert [standing.is_due for standing in await one.notices.standings([HOOK])] == [taken[0] is not None]
         clock.now += LEASE_S - 0.1
         waits = other if taken[0] is not None else one
-        assert await waits.notices.take(HOOK, ALL) is None
+        assert await take_any(waits) is None
         clock.now += 0.2
         again = await take(waits)
         assert again.notices == (notice(),)
         assert again.attempt == 2
 
-    with_stores(shared, main, 2)
+    with_stores(place, main, 2)
 
 
 def test_a_message_that_is_sent_again_has_its_key_and_its_notices_whatever_came_meanwhile(
-    shared: Place,
+    place: Place,
 ) -> None:
     """Its sender was killed before it could say that it was sent."""
 
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         many = [notice(f"n{number}") for number in range(TOGETHER_FROM)]
         await stores[0].notices.put(*many)
         first = await take(stores[0])
@@ -126,25 +157,25 @@ def test_a_message_that_is_sent_again_has_its_key_and_its_notices_whatever_came_
         again = await take(stores[1])
         assert (again.key, again.notices) == (first.key, tuple(many))
 
-    with_stores(shared, main, 2)
+    with_stores(place, main, 2)
 
 
-def test_what_is_sent_is_not_sent_again(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+def test_what_is_sent_is_not_sent_again(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice())
         await store.notices.mark_sent(await take(store))
-        assert await store.notices.take(HOOK, ALL) is None
+        assert await take_any(store) is None
         delivery = await only_delivery(store)
         assert (delivery.state, delivery.done_at, delivery.attempts) == ("sent", NOON_S, 1)
         (standing,) = await store.notices.standings([HOOK])
         assert (standing.sent_at, standing.waiting, standing.is_due) == (NOON_S, 0, False)
 
-    with_stores(shared, main)
+    with_stores(place, main)
 
 
-def test_messages_leave_in_the_order_in_which_they_were_written(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+def test_messages_leave_in_the_order_in_which_they_were_written(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         for key in ("z", "a", "m"):
             await store.notices.put(notice(key))
@@ -156,16 +187,16 @@ def test_messages_leave_in_the_order_in_which_they_were_written(shared: Place) -
             await store.notices.mark_sent(parcel)
         assert sent == ["z", "a", "m"]
 
-    with_stores(shared, main)
+    with_stores(place, main)
 
 
-def test_a_channel_that_fails_is_left_alone_until_its_time_by_every_process(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+def test_a_channel_that_fails_is_left_alone_until_its_time_by_every_process(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         one, other = stores
         await one.notices.put(notice(), notice("second"))
         await fail(one, await take(one), NOON_S + 20)
         clock.now += 19
-        assert await one.notices.take(HOOK, ALL) is await other.notices.take(HOOK, ALL) is None
+        assert await take_any(one) is await take_any(other) is None
         (standing,) = await other.notices.standings([HOOK])
         assert (standing.failures, standing.failing_since, standing.next_at) == (1, NOON_S, NOON_S + 20)
         assert (standing.reason, standing.waiting, standing.is_due) == (
@@ -181,11 +212,11 @@ def test_a_channel_that_fails_is_left_alone_until_its_time_by_every_process(shar
         assert (standing.failures, standing.failing_since, standing.reason) == (0, None, "")
         assert (await take(one)).key == "second"
 
-    with_stores(shared, main, 2)
+    with_stores(place, main, 2)
 
 
-def test_a_message_that_is_refused_for_itself_keeps_no_other_back(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+def test_a_message_that_is_refused_for_itself_keeps_no_other_back(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice("bad"))
         clock.now += 1
@@ -198,17 +229,17 @@ def test_a_message_that_is_refused_for_itself_keeps_no_other_back(shared: Place)
         bad = await take(store)
         await fail(store, bad, clock.now + 60, is_channels=False, gives_up=True)
         clock.now += 61
-        assert await store.notices.take(HOOK, ALL) is None
+        assert await take_any(store) is None
         states = {one.notice.key: (one.state, one.reason) for one in await store.notices.deliveries(0.0)}
         assert states == {"bad": ("given_up", "it answered with status 500"), "good": ("sent", "")}
         (standing,) = await store.notices.standings([HOOK])
         assert (standing.given_up, standing.failures, standing.next_at) == (1, 1, 0.0)
 
-    with_stores(shared, main)
+    with_stores(place, main)
 
 
-def test_many_that_wait_at_once_are_one_message(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+def test_many_that_wait_at_once_are_one_message(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(*(notice(f"n{number:02}") for number in range(40)))
         parcel = await take(store)
@@ -216,35 +247,51 @@ def test_many_that_wait_at_once_are_one_message(shared: Place) -> None:
         await store.notices.mark_sent(parcel)
         assert {one.state for one in await store.notices.deliveries(0.0)} == {"sent"}
 
-    with_stores(shared, main)
+    with_stores(place, main)
 
 
-def test_no_more_than_ten_messages_leave_in_a_minute(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+def test_no_more_than_ten_messages_leave_in_a_minute(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         for number in range(MESSAGES_PER_MINUTE + TOGETHER_FROM):
             await store.notices.put(notice(f"n{number:02}"))
             if number < MESSAGES_PER_MINUTE:
                 await store.notices.mark_sent(await take(store))
-        assert await store.notices.take(HOOK, ALL) is None
+        assert await take_any(store) is None
         clock.now += 60
         assert len((await take(store)).notices) == TOGETHER_FROM
 
-    with_stores(shared, main)
+    with_stores(place, main)
 
 
-def test_a_notice_below_the_least_severity_is_not_owed_and_says_so(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+def test_a_notice_below_the_least_severity_is_not_owed_and_says_so(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice(severity="warning"))
-        assert await store.notices.take(HOOK, ["critical"]) is None
+        assert await take_any(store, HOOK, ["critical"]) is None
         assert (await only_delivery(store)).state == "below_severity"
 
-    with_stores(shared, main)
+    with_stores(place, main)
 
 
-def test_each_channel_owes_every_notice_whichever_process_wrote_it(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+def test_a_channel_that_waits_owes_what_comes_meanwhile(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
+        (store,) = stores
+        await store.notices.put(notice())
+        await fail(store, await take(store), NOON_S + 300)
+        await store.notices.put(notice("second"))
+        (standing,) = await store.notices.standings([HOOK])
+        assert (standing.new, standing.waiting) == (1, 1)
+        await store.notices.owe(HOOK, ALL)
+        (standing,) = await store.notices.standings([HOOK])
+        assert (standing.new, standing.waiting, standing.is_due) == (0, 2, False)
+        assert [one.state for one in await store.notices.deliveries(0.0)] == ["waiting", "waiting"]
+
+    with_stores(place, main)
+
+
+def test_each_channel_owes_every_notice_whichever_process_wrote_it(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         one, other = stores
         await other.notices.join(["email"])
         await one.notices.put(notice())
@@ -253,45 +300,45 @@ def test_each_channel_owes_every_notice_whichever_process_wrote_it(shared: Place
         states = {delivery.channel: delivery.state for delivery in await one.notices.deliveries(0.0)}
         assert states == {"email": "waiting", HOOK: "sent"}
 
-    with_stores(shared, main, 2)
+    with_stores(place, main, 2)
 
 
-def test_a_new_channel_owes_nothing_of_before_it_was_known(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+def test_a_new_channel_owes_nothing_of_before_it_was_known(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice())
         clock.now += 3600
         await store.notices.join(["email"])
         await store.notices.join([HOOK])
-        assert await store.notices.take("email", ALL) is None
+        assert await take_any(store, "email") is None
         assert (await take(store)).notices == (notice(),)
 
-    with_stores(shared, main)
+    with_stores(place, main)
 
 
-def test_what_nobody_could_send_for_a_day_is_no_news_any_more(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+def test_what_nobody_could_send_for_a_day_is_no_news_any_more(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice())
         clock.now += OWED_S + 1
-        assert await store.notices.take(HOOK, ALL) is None
+        assert await take_any(store) is None
 
-    with_stores(shared, main)
+    with_stores(place, main)
 
 
-def test_a_process_that_closes_leaves_what_it_has_taken_to_the_others_at_once(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+def test_a_process_that_closes_leaves_what_it_has_taken_to_the_others_at_once(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         one, other = stores
         await one.notices.put(notice())
         first = await take(one)
         await one.notices.release()
         assert (await take(other)).key == first.key
 
-    with_stores(shared, main, 2)
+    with_stores(place, main, 2)
 
 
-def test_a_process_that_was_stopped_too_long_does_not_overrule_the_one_that_went_on(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+def test_a_process_that_was_stopped_too_long_does_not_overrule_the_one_that_went_on(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         one, other = stores
         await one.notices.put(notice(), notice("second"))
         stopped = await take(one)
@@ -303,32 +350,33 @@ def test_a_process_that_was_stopped_too_long_does_not_overrule_the_one_that_went
         states = {one.notice.key: one.state for one in await other.notices.deliveries(0.0)}
         assert states == {notice().key: "sent", "second": "waiting"}
 
-    with_stores(shared, main, 2)
+    with_stores(place, main, 2)
 
 
-def test_after_a_success_that_an_operator_brought_about_nothing_waits_any_longer(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+def test_after_a_success_that_an_operator_brought_about_nothing_waits_any_longer(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice())
         await fail(store, await take(store), NOON_S + 300)
         await store.notices.revive(HOOK)
         assert (await take(store)).attempt == 2
 
-    with_stores(shared, main)
+    with_stores(place, main)
 
 
-def test_old_notices_are_forgotten_with_their_deliveries(shared: Place) -> None:
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+def test_old_notices_are_forgotten_with_their_deliveries(place: Place) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice())
         await take(store)
         clock.now += 10
         await store.notices.put(notice("young"))
         await store.notices.prune(NOON_S + 5)
-        assert shared.sql("SELECT key FROM koo_notices") == [("young",)]
-        assert shared.sql("SELECT count(*) FROM koo_deliveries") == [(0,)]
+        assert await store.notices.deliveries(0.0) == []
+        assert await store.notices.put(notice("young")) == []
+        assert await store.notices.put(notice()) == [notice()]
 
-    with_stores(shared, main)
+    with_stores(place, main)
 
 
 def test_a_store_of_before_notices_is_upgraded(shared: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +389,7 @@ def test_a_store_of_before_notices_is_upgraded(shared: Place, monkeypatch: pytes
 
     asyncio.run(before())
 
-    async def main(clock: SetClock, stores: list[SqlStore]) -> None:
+    async def main(clock: SetClock, stores: list[Process]) -> None:
         await stores[0].notices.put(notice())
         assert (await take(stores[0])).notices == (notice(),)
 

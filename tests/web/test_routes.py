@@ -57,7 +57,7 @@ GETS: dict[str, tuple[Any, set[str]]] = {
     "/api/v1/monitoring/alerts": (shapes.SystemAlerts, {"alerts", "alert_count", "timestamp"}),
     "/api/v1/monitoring/alerts/deliveries": (
         notice_shapes.AlertDeliveries,
-        {"configured", "note", "store", "channels", "deliveries", "timestamp"},
+        {"configured", "note", "store", "channels", "deliveries", "untold", "timestamp"},
     ),
     "/api/v1/monitoring/database": (answers.DatabaseMonitoring, {"database_monitoring", "timestamp"}),
     "/api/v1/monitoring/database/pool-metrics": (answers.PoolMetrics, {"pool_metrics", "timestamp"}),

@@ -141,9 +141,12 @@ class Courier:
             await notices.join([name])
             self._has_joined = True
         self.standing = (await notices.standings([name]))[0]
+        if self.standing.new:
+            await notices.owe(name, self._severities)
+            self.standing = (await notices.standings([name]))[0]
         if not self.standing.is_due or self._is_shut():
             return
-        parcel = await notices.take(name, self._severities)
+        parcel = await notices.take(name)
         if parcel is None:
             return
         failure = await self._hand_over(compose(parcel.key, parcel.notices, self._sender))

@@ -30,7 +30,9 @@ from koo.monitoring.notice_shapes import (
     AlertTest,
     AlertTests,
     ChannelStatus,
+    UntoldAlert,
 )
+from koo.monitoring.shapes import Alert
 from koo.network_options import NetworkOptions
 from koo.notices import Delivery, Notice
 from koo.storage.base import Store, StoreUnavailable
@@ -89,8 +91,11 @@ class Outbox:
         """How each channel does, as last known. Without I/O."""
         return [_status(courier, self._options.severity, self._clock) for courier in self.couriers]
 
-    async def deliveries(self) -> AlertDeliveries:
-        """What became of the notices of the last day. Says so where the store is away, and does not raise."""
+    async def deliveries(self, alerts: Sequence[Alert]) -> AlertDeliveries:
+        """What became of the notices of the last day, and why nobody was told of others of `alerts`.
+
+        Says so where the store is away, and does not raise.
+        """
         trouble = self._store.trouble
         found = [one for courier in self.couriers for one in courier.told_alone]
         try:
@@ -98,12 +103,16 @@ class Outbox:
         except StoreUnavailable as error:
             trouble = str(error)
         names = [courier.channel.name for courier in self.couriers]
+        told = {one.notice.key.partition(":")[0] for one in found}
         return {
             "configured": bool(names),
             "note": "" if names else NOT_CONFIGURED,
             "store": trouble,
             "channels": self.statuses(),
             "deliveries": [self._view(one, names) for one in found],
+            "untold": [
+                _untold(one, names) for one in alerts if one["ended_at"] is None and one["id"] not in told
+            ],
             "timestamp": iso(self._clock.wall()),
         }
 
@@ -232,4 +241,18 @@ def _status(courier: Courier, severity: Severity, clock: Clock) -> ChannelStatus
         "least_severity": severity,
         "breaker": breaker_word(breaker),
         "warnings": list(courier.channel.warnings),
+    }
+
+
+def _untold(alert: Alert, names: Sequence[str]) -> UntoldAlert:
+    notified = alert["notified"]
+    written = NOT_CONFIGURED if not names else "it is written down, and goes out within a second or two"
+    return {
+        "id": alert["id"],
+        "kind": alert["kind"],
+        "component": alert["component"],
+        "severity": alert["type"],
+        "since": alert["timestamp"],
+        "state": notified["state"],
+        "reason": notified["reason"] or written,
     }

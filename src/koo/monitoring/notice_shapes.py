@@ -5,7 +5,7 @@
 from typing import Annotated, Literal
 
 from koo.events import Severity
-from koo.monitoring.shapes import BreakerWord, Doc, Time, TypedDict
+from koo.monitoring.shapes import BreakerWord, Doc, NotificationWord, Time, TypedDict
 
 ChannelWord = Literal["ok", "failing", "untried"]
 
@@ -47,6 +47,18 @@ class AlertDelivery(TypedDict):
     reason: Annotated[str, Doc("one sentence: why it stands so")]
 
 
+class UntoldAlert(TypedDict):
+    """An alert that lasts and of which no notice was sent or waits."""
+
+    id: Annotated[str, Doc("the alert's")]
+    kind: str
+    component: str
+    severity: Severity
+    since: Annotated[Time, Doc("when it began")]
+    state: Annotated[NotificationWord, Doc("as `notified` of the alert has it")]
+    reason: Annotated[str, Doc("one sentence: why nobody was told of it")]
+
+
 class AlertDeliveries(TypedDict):
     """Why a person was told, or not: the notices of the last day, the newest first."""
 
@@ -55,6 +67,7 @@ class AlertDeliveries(TypedDict):
     store: Annotated[str | None, Doc("why the state store cannot be read; null: it can")]
     channels: list[ChannelStatus]
     deliveries: list[AlertDelivery]
+    untold: list[UntoldAlert]
     timestamp: Time
 
 

@@ -39,7 +39,7 @@ PUT = f"""INSERT INTO koo_notices ({NOTICE}, at_ms)
     ON CONFLICT (key) DO NOTHING RETURNING key"""
 JOIN = """INSERT INTO koo_channels (name, since_ms, process, lease_ends_ms, next_ms, failures, reason)
     VALUES (:channel, :since_ms, '', 0, 0, 0, '') ON CONFLICT (name) DO NOTHING"""
-OWED = """n.at_ms >= c.since_ms AND n.at_ms > :owed_ms AND NOT EXISTS
+NEW = """n.at_ms >= c.since_ms AND n.at_ms > :owed_ms AND NOT EXISTS
     (SELECT 1 FROM koo_deliveries d WHERE d.notice = n.key AND d.channel = c.name)"""
 DUE = "d.channel = c.name AND d.state = 'waiting' AND d.next_ms <= :now_ms"
 FREE = "next_ms <= :now_ms AND (process = :process OR lease_ends_ms <= :now_ms)"
@@ -47,7 +47,7 @@ STANDINGS = f"""SELECT name, failures, failing_since_ms, reason, next_ms, sent_m
       (SELECT count(*) FROM koo_deliveries d WHERE d.channel = c.name AND d.state = 'waiting'),
       (SELECT count(DISTINCT d.message) FROM koo_deliveries d
          WHERE d.channel = c.name AND d.state = 'given_up' AND d.done_ms > :hour_ago_ms),
-      (SELECT count(*) FROM koo_notices n WHERE {OWED}),
+      (SELECT count(*) FROM koo_notices n WHERE {NEW}),
       CASE WHEN {FREE} THEN 1 ELSE 0 END,
       CASE WHEN EXISTS (SELECT 1 FROM koo_deliveries d WHERE {DUE}) THEN 1 ELSE 0 END
     FROM koo_channels c WHERE name IN ({{ids}}) ORDER BY name"""
@@ -55,7 +55,7 @@ LEASE = f"""UPDATE koo_channels SET process = :process, lease_ends_ms = :lease_e
     WHERE name = :channel AND {FREE} RETURNING failures"""
 OWE = f"""INSERT INTO koo_deliveries (notice, channel, state, message, attempts, next_ms, reason)
     SELECT n.key, c.name, CASE WHEN n.severity IN ({{ids}}) THEN 'waiting' ELSE 'below_severity' END, '', 0, 0, ''
-    FROM koo_notices n, koo_channels c WHERE c.name = :channel AND {OWED}
+    FROM koo_notices n, koo_channels c WHERE c.name = :channel AND {NEW}
     ON CONFLICT (notice, channel) DO NOTHING"""
 WAITING = f"""SELECT d.notice, d.message FROM koo_deliveries d, koo_channels c, koo_notices n
     WHERE c.name = :channel AND n.key = d.notice AND {DUE} ORDER BY n.at_ms, n.started_ms, n.key LIMIT :most"""
@@ -119,11 +119,13 @@ class SqlNotices:
         rows = await self._executor.run(lambda tx: tx.rows(STANDINGS, values), exclusive=False)
         return [_standing(row) for row in rows]
 
-    async def take(self, channel: str, severities: Sequence[Severity]) -> Parcel | None:
+    async def owe(self, channel: str, severities: Sequence[Severity]) -> None:
+        """Let a channel owe what is new, if it is of one of these severities."""
+        await self._run((OWE,), self._values(channel, ids=json.dumps(list(severities))))
+
+    async def take(self, channel: str) -> Parcel | None:
         """The next message of a channel, under a lease; None: nothing is due, or another process is sending."""
-        values = self._values(
-            channel, ids=json.dumps(list(severities)), lease_ends_ms=self._now_ms(LEASE_S), most=TOGETHER_MAX
-        )
+        values = self._values(channel, lease_ends_ms=self._now_ms(LEASE_S), most=TOGETHER_MAX)
         return await self._executor.run(lambda tx: _take(tx, values))
 
     async def mark_sent(self, parcel: Parcel) -> None:
@@ -187,7 +189,6 @@ def _take(tx: Transaction, values: dict[str, Any]) -> Parcel | None:
     leased = tx.rows(LEASE, values)
     if not leased:
         return None
-    tx.run(OWE, values)
     message = _next_message(tx, values)
     if message is None:
         tx.run(UNLEASE, values)
@@ -260,7 +261,7 @@ def _notice(row: Row) -> Notice:
 
 
 def _standing(row: Row) -> Standing:
-    name, failures, since_ms, reason, next_ms, sent_ms, waiting, given_up, owed, free, due = row
+    name, failures, since_ms, reason, next_ms, sent_ms, waiting, given_up, new, free, due = row
     return Standing(
         channel=name,
         failures=failures,
@@ -270,7 +271,8 @@ def _standing(row: Row) -> Standing:
         sent_at=_s(sent_ms),
         waiting=waiting,
         given_up=given_up,
-        is_due=bool(free and (due or owed)),
+        new=new,
+        is_due=bool(free and due),
     )
 
 

@@ -1,0 +1,288 @@
+"""Why was I not told has an answer: which channels there are, how they do, and what became of each notice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from koo.alert_options import AlertOptions
+from koo.alerts.outbox import NOT_CONFIGURED, Outbox
+from koo.deadlines import Deadlines
+from koo.errors import CallerMistake
+from koo.monitoring.notice_shapes import AlertDelivery, ChannelStatus
+from koo.monitoring.shapes import Alert
+from koo.network_options import NetworkOptions
+from koo.notices import Notice
+from koo.storage.store import SqlStore
+from tests.alerts.hooks import Hook, answer
+from tests.alerts.mails import HOST, MailServer
+from tests.database.support import StillClock
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+class House:
+    """One process's outbox on a real store, with a clock that stands still until it is moved."""
+
+    def __init__(self, folder: Path, options: AlertOptions) -> None:
+        self.clock = StillClock()
+        self.store = SqlStore(f"sqlite:///{folder / 'state.db'}", clock=self.clock, timeout_s=20.0)
+        deadlines = Deadlines()
+        deadlines.bind(asyncio.get_running_loop())
+        self.outbox = Outbox(
+            options,
+            NetworkOptions(),
+            self.store,
+            clock=self.clock,
+            deadlines=deadlines,
+            publish=lambda event: None,
+        )
+
+    async def step(self, after_s: float = 1.0) -> None:
+        self.clock.now += after_s
+        for courier in self.outbox.couriers:
+            await courier.step()
+
+    async def put(self, key: str = "a1:firing", **changes: Any) -> None:
+        words: dict[str, Any] = {
+            "key": key,
+            "what": "firing",
+            "fingerprint": "circuit_open:ai:claude",
+            "kind": "circuit_open",
+            "severity": "critical",
+            "component": "ai:claude",
+            "message": "the circuit breaker is open",
+            "started_at": self.clock.now,
+        }
+        await self.store.notices.put(Notice(**words | changes))
+
+    async def deliveries(self) -> list[AlertDelivery]:
+        return (await self.outbox.deliveries([]))["deliveries"]
+
+    def status(self, channel: str = "webhook") -> ChannelStatus:
+        return next(one for one in self.outbox.statuses() if one["channel"] == channel)
+
+
+def in_house(
+    folder: Path, main: Callable[[House, Hook, MailServer], Awaitable[None]], *channels: str, **more: Any
+) -> None:
+    async def run() -> None:
+        async with Hook() as hook, MailServer() as mails:
+            chosen: dict[str, Any] = {
+                "webhook": {"webhook": hook.url},
+                "slack": {"slack": hook.url},
+                "email": {
+                    "email": ("ops@example.com",),
+                    "smtp_url": f"smtp://{HOST}:{mails.port}",
+                    "sender": "koo@example.com",
+                },
+            }
+            options = {name: value for channel in channels for name, value in chosen[channel].items()}
+            house = House(folder, AlertOptions(**options | more))
+            try:
+                await main(house, hook, mails)
+            finally:
+                await house.outbox.finish()
+                await house.store.close()
+
+    asyncio.run(run())
+
+
+def test_one_notice_goes_to_every_channel(tmp_path: Path) -> None:
+    async def main(house: House, hook: Hook, mails: MailServer) -> None:
+        await house.step()
+        await house.put()
+        await house.step()
+        assert sorted("alerts" in taken.json for taken in hook.taken) == [False, True]
+        assert len(mails.mails) == 1
+        for row in await house.deliveries():
+            assert (row["state"], row["attempts"]) == ("sent", 1)
+            assert row["reason"] == "sent 1.0 s after it was written"
+        await house.step()
+        assert {one["state"] for one in house.outbox.statuses()} == {"ok"}
+
+    in_house(tmp_path, main, "webhook", "slack", "email")
+
+
+def test_without_a_channel_the_answer_is_what_to_set(tmp_path: Path) -> None:
+    async def main(house: House, hook: Hook, mails: MailServer) -> None:
+        await house.put()
+        found = await house.outbox.deliveries([alert()])
+        assert (found["configured"], found["note"], found["deliveries"]) == (False, NOT_CONFIGURED, [])
+        assert [one["reason"] for one in found["untold"]] == [NOT_CONFIGURED]
+        with pytest.raises(CallerMistake, match="no channel is configured"):
+            await house.outbox.test()
+
+    in_house(tmp_path, main)
+
+
+def alert(**changes: Any) -> Alert:
+    known: Any = {
+        "type": "critical",
+        "component": "database",
+        "message": "it is gone",
+        "timestamp": "2026-01-01T00:00:00+00:00",
+        "kind": "database_unavailable",
+        "active": True,
+        "ended_at": None,
+        "data": {},
+        "id": "b2",
+        "phase": "firing",
+        "since": "2026-01-01T00:00:00+00:00",
+        "acknowledged": None,
+        "silenced": None,
+        "inhibited_by": None,
+        "notified": {"state": "notified", "at": "2026-01-01T00:00:00+00:00", "reason": ""},
+    }
+    made: Alert = known | changes
+    return made
+
+
+def test_of_an_alert_without_a_notice_the_engines_reason_is_said(tmp_path: Path) -> None:
+    async def main(house: House, hook: Hook, mails: MailServer) -> None:
+        await house.step()
+        await house.put("a1:firing")
+        await house.step()
+        silenced: Any = {"state": "silenced", "at": None, "reason": "ada silenced it until noon"}
+        found = await house.outbox.deliveries(
+            [
+                alert(id="a1"),
+                alert(id="c3", notified=silenced),
+                alert(id="d4", ended_at="2026-01-01T00:00:01+00:00", notified=silenced),
+            ]
+        )
+        assert [(one["id"], one["state"], one["reason"]) for one in found["untold"]] == [
+            ("c3", "silenced", "ada silenced it until noon")
+        ]
+
+    in_house(tmp_path, main, "webhook")
+
+
+def test_each_state_of_a_delivery_says_in_one_sentence_why_it_stands_so(tmp_path: Path) -> None:
+    async def main(house: House, hook: Hook, mails: MailServer) -> None:
+        async def reasons() -> dict[str, str]:
+            return {row["key"]: row["reason"] for row in await house.deliveries()}
+
+        await house.step()
+        await house.put("low:firing", severity="warning")
+        await house.put("a1:firing")
+        hook.answers = [answer(503, "", retry_after="60")]
+        await house.step()
+        await house.step()
+        assert await reasons() == {
+            "low:firing": "warning is below the least severity that was sent when it was written",
+            "a1:firing": "waits for its next attempt after one attempt: it answered with status 503",
+        }
+        await house.put("b2:firing")
+        await house.step()
+        status = house.status()
+        assert (status["state"], status["waiting"], status["reason"]) == (
+            "failing",
+            2,
+            "it answered with status 503",
+        )
+        assert status["failing_since"] is not None and status["next_attempt"] is not None
+        hook.always = answer(400, "no")
+        for _ in range(15):
+            await house.step(301)
+        assert (await reasons())["a1:firing"].startswith("given up after ")
+        assert (await reasons())["a1:firing"].endswith(": it answered with status 400 (it says: no)")
+        assert house.status()["given_up"] == 2
+
+    in_house(tmp_path, main, "webhook", severity="critical")
+
+
+def test_a_channel_that_only_another_process_has_says_so(tmp_path: Path) -> None:
+    async def main(house: House, hook: Hook, mails: MailServer) -> None:
+        await house.store.notices.join(["email"])
+        await house.step()
+        await house.put()
+        await house.store.notices.owe("email", ["critical"])
+        await house.step()
+        (reason,) = [row["reason"] for row in await house.deliveries() if row["channel"] == "email"]
+        assert reason == "waits for a process that has the channel email configured; this one has not"
+
+    in_house(tmp_path, main, "webhook")
+
+
+def test_a_test_is_sent_at_once_and_says_what_became_of_it(tmp_path: Path) -> None:
+    async def main(house: House, hook: Hook, mails: MailServer) -> None:
+        hook.answers = [answer(404, "no_service")]
+        found = {one["channel"]: one for one in (await house.outbox.test())["results"]}
+        assert found.keys() == {"webhook", "email"}
+        assert not found["webhook"]["sent"]
+        assert found["webhook"]["error"] == (
+            "it answered with status 404: there is nothing at this address: check it (it says: no_service)"
+        )
+        assert found["email"]["sent"] and found["email"]["error"] is None
+        assert "this is a test" in mails.mails[0]["Subject"]
+        assert found["webhook"]["place"] == f"http://{HOST}:{hook.port}"
+        (again,) = (await house.outbox.test("webhook"))["results"]
+        assert again["sent"]
+        assert hook.taken[-1].json["type"] == "koo.alert.test"
+        assert hook.taken[-1].headers["webhook-signature"].startswith("v1,")
+        with pytest.raises(CallerMistake, match="there is no channel 'slack'; configured are webhook, email"):
+            await house.outbox.test("slack")
+
+    in_house(tmp_path, main, "webhook", "email", webhook_secret=SECRET)
+
+
+def test_no_secret_of_a_channel_is_in_what_is_shown(tmp_path: Path) -> None:
+    async def main(house: House, hook: Hook, mails: MailServer) -> None:
+        await house.step()
+        await house.put()
+        for status in (500, 404, 302):
+            hook.always = answer(status, hook.url, location=hook.url)
+            await house.step(400)
+        shown = str(await house.outbox.deliveries([])) + str(await house.outbox.test())
+        assert house.status()["state"] == "failing"
+        for secret in ("T0k3n", "s3cret", SECRET):
+            assert secret not in shown
+
+    in_house(tmp_path, main, "webhook", webhook_secret=SECRET)
+
+
+def test_while_the_store_is_away_the_answer_says_so_and_what_this_process_told_alone(tmp_path: Path) -> None:
+    async def main(house: House, hook: Hook, mails: MailServer) -> None:
+        await house.step()
+        (tmp_path / "state.db").unlink()
+        (tmp_path / "state.db").mkdir()
+        house.outbox.alone([notice_of(house)])
+        await house.step()
+        found = await house.outbox.deliveries([])
+        assert found["store"] is not None and "state store" in found["store"]
+        assert [(row["key"], row["state"]) for row in found["deliveries"]] == [("a1:firing", "sent")]
+        assert hook.taken[0].json["note"].startswith("The state store cannot be reached")
+
+    in_house(tmp_path, main, "webhook")
+
+
+def notice_of(house: House) -> Notice:
+    return Notice(
+        key="a1:firing",
+        what="firing",
+        fingerprint="budget_local:state_store",
+        kind="budget_local",
+        severity="warning",
+        component="state_store",
+        message="the state store cannot be reached",
+        started_at=house.clock.now,
+    )
+
+
+def test_what_should_be_known_of_the_setup_is_logged_at_the_start_without_secrets(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main(house: House, hook: Hook, mails: MailServer) -> None:
+        house.outbox.begin()
+
+    in_house(
+        tmp_path, main, webhook="http://hooks.example/s3cret", slack="https://hooks.slack.example/s3cret"
+    )
+    assert "KOO_ALERT_WEBHOOK is a plain http:// address of another machine" in caplog.text
+    assert "KOO_ALERT_WEBHOOK_SECRET" in caplog.text
+    assert "s3cret" not in caplog.text
