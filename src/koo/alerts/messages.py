@@ -9,6 +9,7 @@ All of it is made from the notices alone, without a clock: a message that is sen
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ from koo.alerts.kinds import KINDS
 from koo.clock import iso
 from koo.errors import describe_s
 from koo.events import Severity
+from koo.monitoring.runbook import Runbook, runbook, runbook_path
 from koo.notices import Notice
 from koo.plain_text import plain
 
+WIDTH = 100
 LISTED_MAX = 40
 """Of a message about more alerts than that, the rest is counted."""
 DATA_DEPTH_MAX = 6
@@ -86,10 +89,20 @@ def _rank(notice: Notice) -> tuple[bool, int]:
 
 
 def _text_of_one(notice: Notice, sender: Sender) -> str:
+    book = runbook(notice.kind)
     lines = [f"{_title(notice)}: {plain(notice.component)}", plain(notice.message, 2000), "", *_times(notice)]
-    if notice.what in {"firing", "reminder"} and (refuses := _refuses(notice)):
-        lines.append(f"Refuses:  {refuses}")
+    if notice.what in {"firing", "reminder"}:
+        if refuses := _refuses(notice, book):
+            lines.append(f"Refuses:  {refuses}")
+        if book is not None:
+            lines += ["", "What to do", *_wrapped(book.advice)]
     return "\n".join([*lines, "", *_where(notice, sender), f"From:     {sender.name}"])
+
+
+def _wrapped(advice: str) -> Iterator[str]:
+    for paragraph in advice.split("\n\n"):
+        sentence = paragraph[:1].upper() + paragraph[1:]
+        yield from textwrap.wrap(sentence, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _text_of_many(notices: Sequence[Notice], sender: Sender) -> str:
@@ -135,14 +148,12 @@ def _clock(wall_s: float) -> str:
     return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def _refuses(notice: Notice) -> str:
-    """What it refuses now, if the rule has said it."""
+def _refuses(notice: Notice, book: Runbook | None) -> str:
+    """What it refuses now, if the rule has said it; else what alerts of its kind refuse."""
     said = notice.data.get("refuses")
-    return (plain(said) or "nothing: calls pass") if isinstance(said, str) else ""
-
-
-def runbook_path(kind: str) -> str:
-    return f"/api/v1/runbook/{kind}"
+    if not isinstance(said, str):
+        return book.refuses if book is not None else ""
+    return plain(said) or "nothing: calls pass"
 
 
 def _advice_line(notice: Notice, sender: Sender) -> str:
@@ -162,7 +173,7 @@ def _dashboard(notice: Notice | None, sender: Sender) -> Iterator[str]:
 
 
 def _card_path(notice: Notice | None) -> str:
-    return "/dashboard/" if notice is None else f"/dashboard/#{quote(notice.component, safe=':')}"
+    return "/dashboard/" if notice is None else f"/dashboard/#{quote(plain(notice.component, 200), safe=':')}"
 
 
 # ── for programs ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -181,6 +192,7 @@ def _document(key: str, notices: Sequence[Notice], sender: Sender, subject: str,
 
 
 def _alert(notice: Notice, sender: Sender) -> dict[str, Any]:
+    book = runbook(notice.kind)
     ended_at = notice.ended_at
     return {
         "key": notice.key,
@@ -194,7 +206,8 @@ def _alert(notice: Notice, sender: Sender) -> dict[str, Any]:
         "started_at": iso(notice.started_at),
         "ended_at": iso(ended_at),
         "lasted_s": None if ended_at is None else max(0.0, ended_at - notice.started_at),
-        "refuses": _refuses(notice),
+        "refuses": _refuses(notice, book),
+        "advice": book.advice if book is not None else "",
         "dashboard_url": sender.link(_card_path(notice)),
         "runbook_url": sender.link(runbook_path(notice.kind)),
         "data": _harmless(notice.data),

@@ -20,7 +20,7 @@ from koo.notices import Delivery, Notice, Parcel, Standing, key_of
 from koo.options import DAY_S
 from koo.storage.transaction import Row, Transaction, Transactions
 
-LEASE_S = 60.0
+LEASE_S = 30.0
 """Longer than a sending may take, plus what two clocks may differ by."""
 OWED_S = DAY_S
 """What is a day old is not news: a channel that is configured again after a week must not send the week."""
