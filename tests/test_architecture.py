@@ -45,6 +45,7 @@ ROWS: list[set[str]] = [
     {"deadlines"},
     {"bridge"},
     {"refusals"},
+    {"passage"},
     {"gates"},
     {"scope"},
     {"attempt"},

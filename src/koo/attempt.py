@@ -14,7 +14,7 @@ from dataclasses import replace
 from koo.deadlines import Alarm, Deadlines, Lasting, WrongLoop
 from koo.errors import Failure, Kind, KooError
 from koo.failures import failure_of
-from koo.gates import Passage
+from koo.passage import Passage
 from koo.policies.permit import Permit
 from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, UNJUDGED, Classify, Fault
 
@@ -90,6 +90,6 @@ def explain(name: str, real: BaseException, attempt: int, why_not: str) -> None:
     if isinstance(real, KooError):
         real.attempts, real.not_repeated = attempt, why_not
     elif why_not:
-        note = f"{name}: not repeated after {attempt} attempts: {why_not}"
+        note = f"{name}: not repeated after {attempt} attempt{'s' * (attempt > 1)}: {why_not}"
         if note not in getattr(real, "__notes__", ()):
             real.add_note(note)

@@ -7,7 +7,8 @@ sentence never holds a prompt, a key, a password or a DSN; what the other side s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
@@ -122,7 +123,7 @@ class KooError(Exception):
         if self.attempts > 1:
             sentence += f" (after {self.attempts} attempts)"
         if self.retry_after_s is not None and self.retry_after_s > 0:
-            sentence += f"; try again in {describe_s(self.retry_after_s)}"
+            sentence += f"; try again in {describe_wait_s(self.retry_after_s)}"
         return sentence
 
     def __repr__(self) -> str:
@@ -161,6 +162,16 @@ def describe_s(seconds: float) -> str:
     if seconds < 172_800:
         return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
     return f"{seconds / 86_400:.0f} days"
+
+
+def describe_wait_s(seconds: float) -> str:
+    """As `describe_s`, rounded up: a caller who believes it must not come too early."""
+    unit_s = 0.1 if seconds < 10 else 1 if seconds < 120 else 60 if seconds < 172_800 else 86_400
+    return (
+        describe_s(math.ceil(seconds / unit_s - 1e-6) * unit_s)
+        if math.isfinite(seconds)
+        else "an unknown time"
+    )
 
 
 class ConfigurationError(KooError):
@@ -289,7 +300,14 @@ class AllServicesFailed(ExternalServiceError, ExceptionGroup[ExternalServiceErro
 
 
 class DatabaseError(KooError):
-    """Base of what koo itself raises about a database; errors of statements stay SQLAlchemy's own."""
+    """Base of what koo itself raises about a database; errors of statements stay SQLAlchemy's own.
+
+    `server`: its `host`, `port` and `name`, never a user or a password. `answers_since`: where callers are still
+    refused, but koo's own probe is answered again, since when (ISO 8601).
+    """
+
+    server: Mapping[str, object] | None = None
+    answers_since: str | None = None
 
 
 class DatabaseUnavailable(DatabaseError):

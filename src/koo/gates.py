@@ -24,18 +24,18 @@ import random
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Literal, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.deadlines import Alarm, Deadlines
 from koo.errors import Kind, KooError
 from koo.events import CooldownBegan, Event, KeyBlocked, KeyUnblocked, log
 from koo.options import NEVER, GuardOptions
+from koo.passage import Passage
 from koo.policies.breaker import Breaker, Draw
 from koo.policies.bulkhead import Bulkhead
 from koo.policies.cooldown import Cooldown
-from koo.policies.key_block import KeyBlocks
+from koo.policies.key_block import KeyBlock, KeyBlocks
 from koo.policies.limiter import Limits
 from koo.policies.pacer import PILOT_LOOK_S, Pacer
 from koo.policies.retry_budget import RetryBudget
@@ -43,30 +43,16 @@ from koo.policies.tally import Tally
 from koo.policies.verdict import Fault
 from koo.refusals import OURS, SERVICES, Family
 
-OnLimit = Literal["refuse", "wait"]
-"""None, the default: wait for a pause that the other side asked for, be refused by our own limits."""
 LOOK_AGAIN_S = 1.0
 """A call that waits for a time which may come earlier (a limit's unit, the end of a pause) looks at least so often."""
+KEY_CHECK_S = 2.0
+"""An unbilled check of a refused key begins within a second of its time, and usually has its answer in another."""
 NEWS_S = 1.0
 """A pause extended by less is not published again; each call of a burst moves its end a little."""
 
 is_fed: ContextVar[bool] = ContextVar("koo_is_fed", default=False)
 """True for the queries of a list, of which no more are started than places are there: for them no queue is too long.
 What they would be refused for is their own list."""
-
-
-class Charge(Protocol):
-    """Money for the attempts of one call: each hold ends in exactly one `settle` or `release`.
-
-    `hold` raises `BudgetExceeded`; where it has to wait, it waits until `deadline` at most (monotonic seconds). If it
-    raises anything, a cancellation included, nothing is held.
-    """
-
-    async def hold(self, deadline: float) -> None: ...
-
-    def settle(self) -> None: ...
-
-    def release(self) -> None: ...
 
 
 class Guarded(Protocol):
@@ -77,27 +63,6 @@ class Guarded(Protocol):
     pacer: Pacer
     tally: Tally
     model: str | None
-
-
-@dataclass(slots=True)
-class Passage:
-    """One call on its way through the gates, from its first attempt to its last.
-
-    `deadline` is in monotonic seconds; `is_ours`: it comes from koo's own options, not from the caller. `has_next`:
-    another service is asked if this one fails. `attempt` counts from 1, `anew` those that asked the same in another
-    form; `paced`: this attempt has a cell of the pacer.
-    Made only for calls that something sets apart: a wait, a repeat, or an end that its owner settles. Most calls go the
-    short way and need none.
-    """
-
-    charge: Charge | None
-    deadline: float
-    on_limit: OnLimit | None
-    is_ours: bool = False
-    has_next: bool = False
-    attempt: int = 1
-    anew: int = 0
-    paced: bool = False
 
 
 class Gates:
@@ -249,7 +214,7 @@ class Gates:
         if guard.breaker.refuses(now):
             self.refuse_open(guard, now)
         if self.key_blocks and (block := self.key_blocks.refuses(guard.model, now)) is not None:
-            wait_s = max(min(block.until, block.check_at) - now, 0.0)
+            wait_s = max(self._ends_at(block) - now, 0.0)
             self.refuse(guard, self.family.key_blocked, block.reason, wait_s, Kind.KEY_REFUSED)
 
     async def _wait_for_cooldown(self, guard: Guarded, passage: Passage) -> None:
@@ -325,6 +290,8 @@ class Gates:
 
     def _refuse_pace(self, guard: Guarded, wait_s: float) -> NoReturn:
         reason = "the provider's limit is nearly used up"
+        if guard.pacer.asks:  # the answer that all wait for comes no sooner than answers do
+            wait_s = max(wait_s, guard.tally.recent(self.clock.monotonic()).percentile_s(0.5), LOOK_AGAIN_S)
         self.refuse(guard, self.family.limited, reason, wait_s, Kind.COOLING_DOWN)
 
     async def _take_place(self, guard: Guarded, passage: Passage) -> None:
@@ -452,6 +419,8 @@ class Gates:
         guard.tally.record_refusal(kind, self.clock.monotonic())
         # A fresh one each time: a shared exception grows its traceback without end.
         refusal = error(self.name, reason, wait_s, kind=kind)
+        if wait_s is not None and kind is not Kind.CIRCUIT_OPEN:
+            self.tell_wait(guard, refusal)
         if kind not in OURS:
             refusal.last_error = guard.breaker.last_error
         try:
@@ -459,9 +428,38 @@ class Gates:
         finally:
             del refusal  # its traceback keeps this frame, and the frame would keep it
 
+    def tell_wait(self, guard: Guarded, error: KooError) -> None:
+        """Let an error name no earlier time than koo itself lets the same call through, as far as that is known."""
+        # The gate that spoke need not be the one that stays shut for longest; and an attempt that failed may have shut
+        # one. A caller who comes when it was told to would be refused once more.
+        now = self.clock.monotonic()
+        opens_at = self._others_open_at(guard, now)
+        if guard.breaker.refuses(now):
+            opens_at = max(opens_at, now + guard.breaker.refusal(now)[1])
+        if now < opens_at < NEVER:
+            error.retry_after_s = max(error.retry_after_s or 0.0, opens_at - now)
+
+    def _others_open_at(self, guard: Guarded, now: float) -> float:
+        """When the last of the gates behind the breaker that know their time opens, in monotonic seconds."""
+        at = max(guard.cooldown.until, self.quota.until, self.limits.full_until)
+        if self.pacing:
+            at = max(at, now + guard.pacer.wait_s(now))
+        if self.key_blocks.by_model and (block := self.key_blocks.refuses(guard.model, now)) is not None:
+            at = max(at, self._ends_at(block))
+        return at
+
+    def _ends_at(self, block: KeyBlock) -> float:
+        """When a key that works again is used: at its known end, after the check that finds it so, or by a call."""
+        if block.until != NEVER:  # such a block is not checked
+            return block.until
+        return block.check_at + (0.0 if self.key_blocks.by_calls else KEY_CHECK_S)
+
     def refuse_open(self, guard: Guarded, now: float) -> NoReturn:
         """The breaker refuses: why, and when to come back."""
         reason, wait_s = guard.breaker.refusal(now)
+        others_at = self._others_open_at(guard, now)
+        if wait_s < others_at - now < NEVER:
+            wait_s = others_at - now
         self.refuse(guard, self.family.circuit_open, reason, wait_s, Kind.CIRCUIT_OPEN)
 
     def _refuse_place(self, guard: Guarded, reason: str) -> NoReturn:
@@ -476,10 +474,11 @@ class Gates:
         full = limits.full(now)
         if full is None:
             reason = "other callers are waiting for our limit already"
-            self.refuse(guard, self.family.limited, reason, LOOK_AGAIN_S, Kind.RATE_LIMITED)
-        usable_at = limits.usable_at(now)
-        wait_s = None if usable_at == NEVER else usable_at - now
+            ahead = len(self.limit_queue.line) + self.limit_queue.used
+            free_at = max(now + LOOK_AGAIN_S, limits.usable_at(now, ahead + 1))
+            self.refuse(guard, self.family.limited, reason, _known_s(free_at - now), Kind.RATE_LIMITED)
         reason = f"our limit of {full.limit} {full.name} is reached"
+        wait_s = _known_s(limits.usable_at(now) - now)
         self.refuse(guard, self.family.limited, reason, wait_s, Kind.RATE_LIMITED)
 
     # ── events ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -492,3 +491,8 @@ class Gates:
             self.publish(event)
         except Exception:  # noqa: BLE001 - whatever a listener raises
             log.exception("could not publish %s", type(event).__name__)
+
+
+def _known_s(wait_s: float) -> float | None:
+    """A time that comes; None for never."""
+    return None if wait_s == NEVER else wait_s

@@ -24,8 +24,9 @@ from koo.deadlines import Alarm, ends_at
 from koo.errors import Failure, Kind, KooError, describe_s
 from koo.events import CircuitClosed, CircuitOpened
 from koo.failures import failure_of
-from koo.gates import LOOK_AGAIN_S, Charge, Gates, OnLimit, Passage
+from koo.gates import LOOK_AGAIN_S, Gates
 from koo.options import NEVER
+from koo.passage import Charge, OnLimit, Passage
 from koo.policies.breaker import CLOSED, NONE, OPEN, Breaker, Override, Trigger
 from koo.policies.cooldown import Cooldown
 from koo.policies.pacer import Pacer
@@ -236,6 +237,8 @@ class Guard:
             self.gates.give_back(taken_at)
             if isinstance(error, KooError):
                 self.tally.record_refusal(error.kind, self._monotonic())
+                if error.retry_after_s is not None:
+                    self.gates.tell_wait(self, error)
             raise
         now = self._monotonic()
         if now >= deadline:
@@ -415,8 +418,8 @@ class Guard:
             return pause
         real = fault.error or error
         explain(self.name, real, passage.attempt, why_not)
-        if fault.verdict is THROTTLED and isinstance(real, KooError) and real.retry_after_s is None:
-            real.retry_after_s = paused_until - now
+        if isinstance(real, KooError) and (fault.verdict is not NEUTRAL or fault.block is not None):
+            self.gates.tell_wait(self, real)
         try:
             if real is error:
                 raise error

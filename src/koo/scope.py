@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Generic, Protocol, TypeVar
 
 from koo.deadlines import ends_at
-from koo.gates import Gates, Passage
+from koo.gates import Gates
 from koo.options import GuardOptions
+from koo.passage import Passage
 from koo.policies.breaker import CLOSED, HALF_OPEN, Breaker
 from koo.policies.permit import Permit
 from koo.policies.verdict import SUCCESS, Fault

@@ -10,7 +10,7 @@ import pytest
 
 from koo.ai import budgets
 from koo.errors import AllServicesFailed, BudgetExceeded, UnknownService
-from koo.options import BudgetOptions
+from koo.options import DAY_S, BudgetOptions
 from koo.storage.memory import MemoryLedger
 from koo.testing.clock import run_virtual
 from tests.ai.virtual import VirtualWorld, words
@@ -261,3 +261,18 @@ def test_a_run_out_is_foretold_as_a_range_of_the_last_hours_pace_and_the_periods
         assert later.runs_out.earliest > view.runs_out.earliest
 
     in_world(test, daily_budget_usd=Decimal("0.03"))
+
+
+def test_a_call_that_two_budgets_do_not_cover_is_told_when_the_later_one_begins_anew() -> None:
+    """At midnight the day's budget has room again, and the month's refuses still."""
+
+    async def test(world: VirtualWorld) -> None:
+        await world.ask()
+        with pytest.raises(BudgetExceeded) as refusal:
+            await world.ask()
+        wait_s = refusal.value.retry_after_s
+        ends_at = max(one.view.resets_at for one in world.budgets.views(world.clock.wall()))
+        assert wait_s is not None and wait_s == pytest.approx(ends_at - world.clock.wall(), abs=5.0)
+        assert wait_s > DAY_S
+
+    in_world(test, own("day", limit=str(BOUND)), own("month", limit=str(BOUND), period="month"))

@@ -18,9 +18,9 @@ from koo.errors import (
     RateLimited,
     ServiceSaturated,
 )
-from koo.gates import OnLimit
 from koo.guard import Guard
 from koo.options import BreakerOptions
+from koo.passage import OnLimit
 from koo.policies.breaker import FORCED_OPEN, HALF_OPEN, Override
 from koo.refusals import DATABASES
 from koo.testing.clock import virtual_loop
@@ -84,7 +84,7 @@ def fill(guard: Guard) -> None:
 REFUSALS: list[tuple[str, Setup, type[KooError], Kind, float | None]] = [
     ("an open breaker", open_breaker, CircuitOpen, Kind.CIRCUIT_OPEN, 60.0),
     ("an operator", lambda guard: guard.set_override(FORCED_OPEN), CircuitOpen, Kind.CIRCUIT_OPEN, 60.0),
-    ("a refused key", block_key, AuthenticationFailed, Kind.KEY_REFUSED, 60.0),
+    ("a refused key", block_key, AuthenticationFailed, Kind.KEY_REFUSED, 62.0),
     ("a pause beyond the deadline", cool_down, RateLimited, Kind.THROTTLED, 500.0),
     ("a spent quota", spend_quota, RateLimited, Kind.QUOTA, 50.0),
     ("our own limit", use_up_the_minute, RateLimited, Kind.RATE_LIMITED, 61.0),

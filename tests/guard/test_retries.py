@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from koo.errors import CircuitOpen, InvalidRequest, Kind, RateLimited, ServiceFailed, ServiceTimeout
-from koo.gates import OnLimit
 from koo.options import BreakerOptions
+from koo.passage import OnLimit
 from koo.policies.breaker import FORCED_OPEN, OPEN
 from koo.policies.repeat import ANEW_MAX
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED, Fault
@@ -232,8 +232,9 @@ def test_the_call_whose_own_failure_opens_the_breaker_ends_there(on_limit: OnLim
         guard, script = make_guard(attempts=9, breaker=QUICKLY, timeout_s=200), Script(fail, fail)
         error = await error_of(guard.call(script, on_limit=on_limit))
         assert isinstance(error, ServiceFailed) and script.calls == 2 and now() == 0
+        assert error.not_repeated == "the circuit has opened after 2 failures in a row"
         assert str(error).endswith(
-            "not repeated: the circuit has opened after 2 failures in a row (after 2 attempts)"
+            f"not repeated: {error.not_repeated} (after 2 attempts); try again in 60 s"
         )
         assert nothing_is_taken(guard)
 
@@ -324,7 +325,7 @@ def test_a_foreign_error_leaves_unchanged_with_a_note() -> None:
 
         for _ in range(3):
             assert await error_of(guard.call(operation)) is mine and mine.args == ("reset by peer",)
-        assert mine.__notes__ == ["claude: not repeated after 1 attempts: the retry budget is empty"]
+        assert mine.__notes__ == ["claude: not repeated after 1 attempt: the retry budget is empty"]
 
     run_virtual(main)
 

@@ -274,7 +274,7 @@ MUTANTS = [
            "OPEN if self.phase is CLOSED and trigger is Trigger.TRIPPED"
            " else TRANSITIONS[self.phase, trigger]", "table"),
     Mutant("R17 an opening is not told", "_trip",
-           "self.happened.append(CircuitOpened(self.name, reason, self.open_for_s, last_error))", "pass",
+           "self.happened.append(CircuitOpened(self.name, reason, self.open_for_s, met))", "pass",
            "events_tell_what_happened_in_order_and_leave_publishing_to_the_caller"),
     Mutant("R17 a test is not told", "_test_recovery", "self.happened.append(CircuitHalfOpened(self.name))", "pass",
            "events_tell_what_happened_in_order_and_leave_publishing_to_the_caller"),

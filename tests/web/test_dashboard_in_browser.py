@@ -27,9 +27,9 @@ from starlette.responses import HTMLResponse
 
 from koo.clock import SystemClock
 from koo.errors import Kind
-from koo.gates import Passage
 from koo.monitoring.runbook import runbook
 from koo.options import DAY_S, BreakerOptions, BudgetOptions, LimitOptions, ServiceOptions
+from koo.passage import Passage
 from koo.platform import Platform
 from koo.policies.breaker import CLOSED, OPEN
 from koo.policies.verdict import FAILURE, Fault

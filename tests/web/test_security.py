@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from koo.gates import Passage
 from koo.options import PlatformOptions
+from koo.passage import Passage
 from koo.web import create_app
 from koo.web.security import Access, Asked, host_name, is_local_peer
 from tests.web.serving import Client, platform, served

@@ -299,16 +299,27 @@ class Budgets:
             )
             return ServiceRefused(service, reason, AWAY_RETRY_S, kind=Kind.CIRCUIT_OPEN)
         name = short or next(b.name for b in budgets if b.limit is not None)
-        standing, resets_at = self.ledger.standing(name), self.ledger.view(name).resets_at
+        standing = self.ledger.standing(name)
         # What is recalled comes home in two beats; and calls that run seldom cost what they hold.
         fits_soon = standing.limit is None or amount <= standing.limit - standing.spent - standing.unsettled
         is_soon = why is Refusal.NOT_MET and (standing.idle > 0 or fits_soon)
-        retry_after_s = RECALL_RETRY_S if is_soon else max(0.0, resets_at - now_s)
+        retry_after_s = (
+            RECALL_RETRY_S if is_soon else max(0.0, self._resets_at(name, budgets, amount) - now_s)
+        )
         if name not in self._options or self._options[name].tag is None:
             # A tag that has used up its own budget says nothing about the service, which all others can ask.
             noted = Shortage(name, self._names[name].purse.key.period, amount, now_s)
             self._shortages[service] = self._last_shortages[service] = noted
         return BudgetExceeded(service, _sentence(_titled(name, standing), standing, amount), retry_after_s)
+
+    def _resets_at(self, name: str, budgets: tuple[Budget, ...], amount: int) -> float:
+        """When the last of the budgets that leave no room begins anew: the day's end frees no month's budget."""
+        full = {name}
+        for one in budgets:
+            standing = self.ledger.standing(one.name)
+            if standing.limit is not None and amount > standing.limit - standing.spent - standing.unsettled:
+                full.add(one.name)
+        return max(self.ledger.view(one).resets_at for one in full)
 
 
 def _left(standing: Standing) -> int | None:

@@ -168,6 +168,8 @@ class GuardedStream(ABC, Generic[V]):
             fault, seen = (CANCELLED, None) if is_left else self._judge(held, error)
             try:
                 await self._end(fault, silent_s)
+                if isinstance(seen, ExternalServiceError) and fault.verdict is not NEUTRAL:
+                    held.guard.gates.tell_wait(held.guard, seen)
                 if is_left:
                     raise StopAsyncIteration from None
                 if seen is not None:

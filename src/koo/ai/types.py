@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from koo.gates import OnLimit
+from koo.passage import OnLimit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

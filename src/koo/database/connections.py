@@ -22,6 +22,7 @@ from koo.database.faults import SERVICE, ScopeStage, explain, unavailable
 from koo.database.gate import ScopeGate
 from koo.database.greenlets import in_greenlet
 from koo.database.hooks import Hooks, revive
+from koo.database.nameplate import Nameplate
 from koo.database.pool_queue import PoolQueue
 from koo.database.records import ConnectionRecords
 from koo.database.sqlite_writes import WriterLine
@@ -58,6 +59,7 @@ class Connections:
         session_class: type[AsyncSession],
         gate: ScopeGate,
         dial: Dial,
+        nameplate: Nameplate,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.options = options
@@ -68,6 +70,7 @@ class Connections:
         self.monotonic = monotonic
         self.gate = gate
         self.dial = dial
+        self.nameplate = nameplate
         self.driver = load_driver(url.get_driver_name())
         self.records = ConnectionRecords(self.driver, options, metrics, monotonic, draw)
         self.writers: WriterLine | None = None

@@ -14,12 +14,16 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from koo.options import DatabaseOptions, GuardOptions
+
 T = TypeVar("T")
 
 UNSETTLED_S = 10.0
 """For so long after a loss connects are spread: a restarted server needs some seconds to fill its caches."""
 SPREAD_S = 0.1
 """The longest pause: with four at a time a process opens at most about eighty connections a second."""
+QUEUE_MAX = 10_000
+ATTEMPT_SHARE = 0.98
 
 
 class Connects:
@@ -55,3 +59,18 @@ class Connects:
         finally:
             self.opening -= 1
             self._places.release()
+
+
+def connect_options(options: DatabaseOptions) -> GuardOptions:
+    """The guard's part: connecting and BEGIN, which may always be repeated."""
+    return GuardOptions(
+        timeout_s=options.pool_timeout_s,
+        # A moment before the whole: an attempt that times out is the server's failure, a deadline is nobody's.
+        attempt_timeout_s=options.pool_timeout_s * ATTEMPT_SHARE,
+        slow_s=options.slow_call_s,
+        concurrency_max=options.pool_size + options.max_overflow,
+        queue_max=QUEUE_MAX,
+        idempotent=True,
+        breaker=options.breaker,
+        retry=options.retry,
+    )

@@ -27,15 +27,17 @@ from koo.bridge import BRIDGE
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.crossing import carry, running_loop
 from koo.database.connections import Connections
+from koo.database.connects import connect_options
 from koo.database.dial import Dial, Password
 from koo.database.drivers.loading import read_url
 from koo.database.engine_args import read_engine_args
 from koo.database.faults import SERVICE, ScopeStage, classify_connect, explain, unavailable
 from koo.database.gate import GateState, ScopeGate
+from koo.database.nameplate import Nameplate, server_of
 from koo.database.pool_queue import NAMED_MAX, PoolQueue, describe
 from koo.database.probe import ProbeDatabase
 from koo.database.scope import S_co, SessionScope
-from koo.database.server_facts import ServerFacts, examine, server_of
+from koo.database.server_facts import ServerFacts, examine
 from koo.database.session import guarded
 from koo.database.sqlite import Mode, SqliteFile
 from koo.database.transactions import Transactions, check_function
@@ -48,18 +50,16 @@ from koo.guard import Guard
 from koo.monitoring.pool import PoolMetrics
 from koo.monitoring.shapes import DatabaseGate, DatabaseHealth, DatabaseMetrics, DatabaseStatus
 from koo.monitoring.vitals import Look, Vitals, database_health, database_metrics, database_status
-from koo.options import NEVER, DatabaseOptions, GuardOptions
+from koo.options import NEVER, DatabaseOptions
 from koo.policies.breaker import EARLY_S
 from koo.policies.reported import DatabaseState, database_state
 from koo.refusals import DATABASES
 
 T = TypeVar("T")
 
-QUEUE_MAX = 10_000
 DISK_FULL_S = 60.0
 """For so long after a write found no room the database is said to take none: a look reads, so it cannot tell, and an
 alert that began with each write and ended with each look would say nothing."""
-ATTEMPT_SHARE = 0.98
 HELD_BY_MAX = 20
 """Scopes that are described when it is drained: a person looks at the oldest first."""
 ISOLATIONS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
@@ -116,7 +116,7 @@ class Database(Generic[S_co]):
         self.metrics = PoolMetrics(clock.monotonic())
         gates = Gates(
             SERVICE,
-            _guard_options(options),
+            connect_options(options),
             deadlines=self._deadlines,
             family=DATABASES,
             bulkhead=self.pool_queue,
@@ -126,6 +126,7 @@ class Database(Generic[S_co]):
         )
         self.guard = Guard(gates, classify=classify_connect)
         self.guard.breaker.early_s = EARLY_S
+        self._nameplate = Nameplate(self._url, self.guard.breaker)
         self.transactions = Transactions(self.make_scope, self.guard, self.metrics, options, clock, draw)
         self.connections: Connections | None = None
         self.last_look: Look | None = None
@@ -249,6 +250,7 @@ class Database(Generic[S_co]):
             session_class=self._session_class,
             gate=self.gate,
             dial=self._dial,
+            nameplate=self._nameplate,
         )
         self._probe = ProbeDatabase(
             url,
@@ -350,7 +352,7 @@ class Database(Generic[S_co]):
         return Vitals(
             options=self.options,
             driver=self.driver_name,
-            server=server_of(self._url),
+            server=self._nameplate.server,
             clock=self.clock,
             guard=self.guard,
             metrics=self.metrics,
@@ -409,7 +411,7 @@ class Database(Generic[S_co]):
             raise unavailable(error, explain(error, ScopeStage.CONNECT)) from error
 
     def _note_look(self, look: Look) -> None:
-        self.last_look = look
+        self.last_look, self._nameplate.answered_since = look, look.answered_since
         self._looked_at = self.clock.monotonic()
         if look.read_only is None:
             return
@@ -472,7 +474,7 @@ class Database(Generic[S_co]):
                 reason, kind = "SQLite has no connections to replace: rotate is for servers", Kind.NOT_FOUND
             raise DatabaseError(SERVICE, reason, kind=kind)
         await self._open().rotate(new, Dial(password=password or self._dial.password), within_s)
-        self._url = new
+        self._url, self._nameplate.server = new, server_of(new)
         return self.get_gate()
 
     def reset_circuit_breaker(self) -> bool:
@@ -481,18 +483,3 @@ class Database(Generic[S_co]):
         if self._on_reset is not None:
             self._on_reset()
         return True
-
-
-def _guard_options(options: DatabaseOptions) -> GuardOptions:
-    """The guard's part: connecting and BEGIN, which may always be repeated."""
-    return GuardOptions(
-        timeout_s=options.pool_timeout_s,
-        # A moment before the whole: an attempt that times out is the server's failure, a deadline is nobody's.
-        attempt_timeout_s=options.pool_timeout_s * ATTEMPT_SHARE,
-        slow_s=options.slow_call_s,
-        concurrency_max=options.pool_size + options.max_overflow,
-        queue_max=QUEUE_MAX,
-        idempotent=True,
-        breaker=options.breaker,
-        retry=options.retry,
-    )

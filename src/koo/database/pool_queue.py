@@ -159,12 +159,19 @@ class PoolQueue(Bulkhead):
             more = len(self.holders) - len(named)
             self._described = ", ".join(named) + (f", and {more} more" if more else "")
             self._described_at = now
-        reason = f"all {self.limit} connections are in use and {self.waiting} callers wait"
+        waiting, most = self.waiting, self.limit
+        reason = "the only connection is in use" if most == 1 else f"all {most} connections are in use"
+        if waiting:
+            reason += f", and {waiting} {'caller waits' if waiting == 1 else 'callers wait'} for one"
         if self.holders:
             reason += f"; held by {self._described}"
         here = asyncio.current_task()
         if any(holder.owner is here for holder in self.holders):
             reason += "; this task holds one itself: nested scopes need a connection each"
         refusal.reason = reason
-        refusal.retry_after_s = max(RETRY_S_MIN, usual_hold_s * (self.waiting + 1) / self.limit)
+        # Those inside hold their connections for longer than is usual, or none would be refused: what they have held
+        # them for already is the best guess of how much longer they will.
+        ages = sorted(now - since for since in self.holders.values())
+        hold_s = max(usual_hold_s, ages[len(ages) // 2] if ages else 0.0)
+        refusal.retry_after_s = max(RETRY_S_MIN, hold_s * (waiting + 1) / most)
         return refusal

@@ -35,7 +35,7 @@ from koo.database.sqlite_writes import SqliteTransaction
 from koo.database.transcript import Transcript
 from koo.database.uncancellable import Unbroken, to_end
 from koo.deadlines import ends_at
-from koo.errors import DatabaseTimeout, Kind, KooError, PoolSaturated, describe_s
+from koo.errors import DatabaseTimeout, DatabaseUnavailable, Kind, KooError, PoolSaturated, describe_s
 from koo.guard import Scope
 from koo.options import NEVER
 from koo.policies.breaker import HALF_OPEN
@@ -126,10 +126,12 @@ class SessionScope(Generic[S_co]):
             held = await connections.guard.begin(self._connect, timeout_s=max(within_s, 1e-6))
         except PoolSaturated as refusal:
             connections.pool_queue.explain(refusal, self._monotonic(), connections.usual_hold_s())
+            connections.nameplate.sign(refusal)
             raise
-        except DatabaseTimeout as late:
-            if late.kind is Kind.TIMEOUT:
-                late.reason = f"no connection could be opened within {describe_s(self._monotonic() - now)}"
+        except DatabaseUnavailable as error:
+            if isinstance(error, DatabaseTimeout) and error.kind is Kind.TIMEOUT:
+                error.reason = f"no connection could be opened within {describe_s(self._monotonic() - now)}"
+            connections.nameplate.sign(error)
             raise
         self._held = held
         transcript.has_permit = True
@@ -310,6 +312,7 @@ class SessionScope(Generic[S_co]):
         Connection and permit are back, so this is where the outcome could be asked for on another connection.
         """
         unknown = self.transcript.unknown_outcome()
+        self._connections.nameplate.sign(unknown)
         if isinstance(failure, Exception):
             raise unknown from original_of(failure)
         unknown.__cause__ = failure.__cause__  # a cancellation that was put aside during COMMIT goes up first

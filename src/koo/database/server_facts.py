@@ -9,16 +9,13 @@ keeps there (SET, prepared statements, LISTEN, advisory locks, temporary tables)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import URL, NullPool, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from koo.database.drivers.loading import load_driver
-from koo.monitoring.shapes import DatabaseServer
 from koo.options import DatabaseOptions
 
 LIMITS = text(
@@ -30,7 +27,6 @@ LIMITS = text(
 )
 PID = text("SELECT pg_backend_pid()")
 
-POSTGRES_PORT = 5432
 Pooling = Literal["", "session", "transaction"]
 
 
@@ -44,24 +40,6 @@ class ServerFacts:
     room: int
     limit: str
     pooling: Pooling
-
-
-def server_of(url: URL) -> DatabaseServer:
-    """Host, port and name of the database behind a URL; of several hosts all, and no port."""
-    if url.get_backend_name() == "sqlite":
-        return {"host": None, "port": None, "name": Path(url.database or ":memory:").name}
-    hosts = [url.host] if url.host else [*_listed(url.query.get("host"))]
-    ports = [str(url.port)] if url.port else [*_listed(url.query.get("port"))]
-    port = int(ports[0]) if len(ports) == 1 and ports[0].isdecimal() else None
-    if port is None and not ports and len(hosts) == 1 and ":" not in hosts[0]:
-        port = POSTGRES_PORT
-    name = url.database or next(iter(_listed(url.query.get("dbname"))), None)
-    return {"host": ",".join(hosts) or None, "port": port, "name": name}
-
-
-def _listed(said: str | tuple[str, ...] | None) -> Iterator[str]:
-    for one in (said,) if isinstance(said, str) else said or ():
-        yield from one.split(",")
 
 
 async def examine(url: URL, options: DatabaseOptions, connect_args: dict[str, Any]) -> ServerFacts:

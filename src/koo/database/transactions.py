@@ -23,6 +23,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from koo.attempt import explain
 from koo.clock import Clock
 from koo.database.faults import SERVICE
 from koo.database.scope import SessionScope
@@ -33,6 +34,7 @@ from koo.guard import Guard
 from koo.monitoring.pool import PoolMetrics
 from koo.options import DatabaseOptions, RetryOptions
 from koo.policies.backoff import pause_s
+from koo.policies.repeat import why_shut
 from koo.sqlstates import UNPREPARED
 
 P = ParamSpec("P")
@@ -135,10 +137,12 @@ class RepeatedTransaction:
             try:
                 return await self._attempt(call)
             except Exception as error:
-                pause = self._plan(error, attempt)
+                pause, why_not = self._plan(error, attempt)
                 if pause is None:
                     if isinstance(error, KooError):
                         error.attempts = attempt
+                    if why_not:
+                        explain(SERVICE, error, attempt, why_not)
                     raise
             # Outside the scope: a pause must not keep a permit or a connection.
             await self.transactions.clock.sleep(pause)
@@ -159,29 +163,31 @@ class RepeatedTransaction:
         mode = Mode.WRITER if self._must_write else Mode.SNAPSHOT
         return mode if self._isolation is None else MODES.get(self._isolation)
 
-    def _plan(self, error: Exception, attempt: int) -> float | None:
-        """The pause before the next attempt; None: raise the error."""
+    def _plan(self, error: Exception, attempt: int) -> tuple[float | None, str]:
+        """The pause before the next attempt; or None, and why there is none (empty: none was to be expected)."""
         meaning = self.scope.why_repeat(error)
         if meaning is None or attempt > self._repeats_max:
-            return None
+            return None, ""
         if meaning is UNPREPARED:  # what a pooler does once it does again, so one repeat has to do
             if self._mixed_up:
-                return None
+                return None, ""
             self._mixed_up = True
         contended = meaning.kind in (Kind.CONTENTION, Kind.CONFLICT)
         transactions, guard = self.transactions, self.transactions.guard
         options = CONTENTION if contended else transactions.options.retry
         pause = pause_s(options, attempt, transactions.draw)
         now = guard.now()
-        if guard.breaker.refuses(now + pause) or now + pause >= self._deadline:
-            return None
+        if guard.breaker.refuses(now + pause):
+            return None, why_shut(guard.breaker)
+        if now + pause >= self._deadline:
+            return None, "the deadline is too near"
         # A conflict is no sign of ill health: repeats of it are bounded by their number, not by the shared budget.
         if not contended and not guard.gates.retry_budget.take(now):
-            return None
+            return None, "the retry budget is empty"
         guard.tally.retries += 1
         transactions.metrics.repeats += 1
         self._must_write = self._must_write or contended
-        return pause
+        return pause, ""
 
 
 _current: ContextVar[RepeatedTransaction | None] = ContextVar("koo_transaction", default=None)

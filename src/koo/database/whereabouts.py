@@ -70,7 +70,8 @@ def _frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
     if task is asyncio.current_task():
         # A coroutine that runs does not say what it awaits; the interpreter's own stack does. From `find`'s caller on:
         # a frame that is listed among its own locals would be left to the garbage collector.
-        yield from reversed(list(_callers(sys._getframe(2))))
+        outermost = getattr(task.get_coro(), "cr_frame", None)
+        yield from reversed(list(_callers(sys._getframe(2), outermost)))
         return
     awaited: Any = task.get_coro()
     while awaited is not None:
@@ -80,10 +81,11 @@ def _frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
         awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
 
 
-def _callers(frame: FrameType | None) -> Iterator[FrameType]:
+def _callers(frame: FrameType | None, outermost: FrameType | None) -> Iterator[FrameType]:
+    """From a frame outward to the task's own; beyond it the event loop runs, and whatever started that."""
     while frame is not None:
         yield frame
-        frame = frame.f_back
+        frame = None if frame is outermost else frame.f_back
 
 
 def _place(frame: FrameType, line: int) -> str:

@@ -10,8 +10,8 @@ from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query
 from koo.default.platform import platform
 from koo.errors import ExternalServiceError, InvalidRequest, name_of
-from koo.gates import OnLimit
 from koo.monitoring.shapes import ServiceCheck, ServiceHealth, ServicesHealth
+from koo.passage import OnLimit
 
 # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

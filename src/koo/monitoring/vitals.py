@@ -173,6 +173,11 @@ def _conditions(vitals: Vitals) -> list[str]:
     return [condition for condition, holds in known.items() if holds]
 
 
+def words_since(since: float) -> str:
+    """Since when (wall seconds) a database answers again, for people."""
+    return f"it answers again since {iso(since)[11:19]} UTC"
+
+
 def answers_since(vitals: Vitals) -> float | None:
     """Since when (wall seconds) its probe is answered while the breaker is not closed; None where that is not so."""
     look, breaker = vitals.look, vitals.guard.breaker
@@ -189,7 +194,7 @@ def database_health(vitals: Vitals) -> DatabaseHealth:
     return {
         "healthy": error is None and state.value == "healthy",
         "state": state.value,
-        "reason": reason if since is None else f"{reason}; it answers again since {iso(since)[11:19]} UTC",
+        "reason": reason if since is None else f"{reason}; {words_since(since)}",
         "last_error": last_error_view(vitals.guard.breaker.last_error),
         "server": vitals.server,
         "answers_since": None if since is None else iso(since),

@@ -94,14 +94,18 @@ TRANSITIONS: dict[tuple[Phase, Trigger], Phase] = {
 """Every transition there is; `docs/states.md` is generated from it. A pair that is missing is a bug."""
 
 
+def in_a_row(failures: int) -> str:
+    """ "5 failures in a row"."""
+    return f"{failures} failure{'s' * (failures != 1)} in a row"
+
+
 class Breaker:
     """One breaker. `happened` collects events for the caller to publish after the step, outside this section.
 
     `early_s`: after how long an opening may be ended by checks that ask what calls would ask. Only a database has such
     checks: an unbilled one of an AI service shows that it can be reached, not that it answers. `early_at`: when that is
     to be expected, as the checks go. `cause`: what opened it; `reason`: the same, with what was met last. `last_error`:
-    what the last call or check that failed met; the guard writes it before it settles the call, so that a trip can say
-    why, and a success does not clear it.
+    what the last call or check that failed met, as its guard wrote before it settled it; a success does not clear it.
     """
 
     __slots__ = (
@@ -281,7 +285,7 @@ class Breaker:
         """Why it has to open, and whether failures are why; empty if it has not to."""
         options, window = self.options, self.window
         if self.consecutive >= options.failure_threshold:
-            return f"{self.consecutive} failures in a row", True
+            return in_a_row(self.consecutive), True
         hung = self._hung(now)
         calls, slow = window.calls + hung, window.slow + hung
         if calls < options.calls_min:
@@ -293,9 +297,8 @@ class Breaker:
         return "", False
 
     def _with_last(self, what: str, joint: str = ", the last: ") -> str:
-        """What opened it, with what the last failure met."""
-        failure = self.last_error
-        return what if failure is None or not self._by_failures else f"{what}{joint}{failure.brief}"
+        failure = self.last_error if self._by_failures else None
+        return what if failure is None else f"{what}{joint}{failure.brief}"
 
     @property
     def given(self) -> int:
@@ -431,7 +434,7 @@ class Breaker:
         probes = (
             f"{self._probes} failed probes" if self._probes > 1 else f"a {'hung' if hung else 'failed'} probe"
         )
-        # What began the outage stays in the reason: "a failed probe" alone would say nothing of the cause.
+        # "A failed probe" alone would say nothing of the cause.
         joint = "; the last error: " if hung else ", the last: "
         reason = self._with_last(f"{self.cause}, then {probes}", joint)
         self._trip(Trigger.PROBE_FAILED, reason, now, draw, hint_s)
@@ -446,8 +449,8 @@ class Breaker:
         self.reason = reason
         self.trips += 1
         self._enter(trigger)
-        last_error = self.last_error if self._by_failures else None
-        self.happened.append(CircuitOpened(self.name, reason, self.open_for_s, last_error))
+        met = self.last_error if self._by_failures else None
+        self.happened.append(CircuitOpened(self.name, reason, self.open_for_s, met))
 
     def skip(self, by_s: float) -> None:
         """So much time has passed that the clock did not see: it counts for the server's word, not for our guess."""

@@ -11,6 +11,8 @@ look tells how many may be taken until then, and each call takes one of these.
 
 from __future__ import annotations
 
+import math
+
 from koo.options import DAY_S, NEVER
 
 SUB_BUCKETS = 60
@@ -74,6 +76,24 @@ class SlidingCount:
         oldest = self._past[0][0] if self._past else self._bucket
         return (oldest + SUB_BUCKETS + 1) * self._bucket_s
 
+    def usable_at(self, now: float, units: int) -> float:
+        """When so many units have come, one after another; never (infinite) where there are none."""
+        if not self.limit:
+            return NEVER
+        # Each unit that is used as it comes is back after a whole period and its sub-bucket.
+        later_s = (units - 1) // self.limit * (SUB_BUCKETS + 1) * self._bucket_s
+        return later_s + self._one_usable_at(now, (units - 1) % self.limit + 1)
+
+    def _one_usable_at(self, now: float, units: int) -> float:
+        missing = self.used + units - self.limit
+        if missing <= 0:
+            return now
+        for bucket, used in self._past:
+            missing -= used
+            if missing <= 0:
+                return (bucket + SUB_BUCKETS + 1) * self._bucket_s
+        return (self._bucket + SUB_BUCKETS + 1) * self._bucket_s
+
     def _begin(self, now: float) -> None:
         self._bucket = int(now // self._bucket_s)
         self._older = self.used
@@ -119,6 +139,13 @@ class DayCount:
     def resets_at(self, now: float) -> float:
         return now if self.used < self.limit else self.rolls_at
 
+    def usable_at(self, now: float, units: int) -> float:
+        """When so many units have come, one after another; never (infinite) where there are none."""
+        if not self.limit:
+            return NEVER
+        days = max(0, math.ceil((self.used + units) / self.limit) - 1)
+        return now if not days else self.rolls_at + (days - 1) * DAY_S
+
 
 Count = SlidingCount | DayCount
 
@@ -128,14 +155,17 @@ class Limits:
 
     Between two looks at the counts only what is left is counted: `_left` of the `_granted` units that fit into all of
     them until the first of them rolls. What was taken is booked when somebody asks for `counts`.
+
+    `full_until`: when the last of those that were full at the last look has a unit again (monotonic seconds); a look at
+    the counts themselves would cost a refusal by an open breaker more than all else.
     """
 
-    __slots__ = ("_counts", "_granted", "_left", "_until")
+    __slots__ = ("_counts", "_granted", "_left", "_until", "full_until")
 
     def __init__(self, *counts: Count) -> None:
         self._counts = counts
         self._granted = self._left = 0
-        self._until = 0.0
+        self._until = self.full_until = 0.0
 
     @property
     def counts(self) -> tuple[Count, ...]:
@@ -165,11 +195,12 @@ class Limits:
         for count in self.counts:
             count.roll(now)
             if count.used >= count.limit:
+                self.full_until = count.usable_at(now, 1)
                 return count
             units = min(units, count.limit - count.used)
             until = min(until, count.rolls_at)
         self._granted = self._left = units
-        self._until = until
+        self._until, self.full_until = until, 0.0
         return None
 
     def refund(self, taken_at: float) -> None:
@@ -183,13 +214,12 @@ class Limits:
         """Forget what has left the counts by time alone: without calls nobody else does."""
         for count in self.counts:
             count.roll(now)
+        self.full_until = max((c.usable_at(now, 1) for c in self._counts if c.used >= c.limit), default=0.0)
 
-    def usable_at(self, now: float) -> float:
-        """When all counts have a unit again; never (infinite) where a limit is zero."""
-        full = self.full(now)
-        if full is None:
-            return now
-        return full.resets_at(now) if full.limit else NEVER
+    def usable_at(self, now: float, units: int = 1) -> float:
+        """When all counts have had so many units again; never (infinite) where a limit is zero."""
+        self.roll(now)
+        return max((count.usable_at(now, units) for count in self._counts), default=now)
 
     def full(self, now: float) -> Count | None:
         """Of the counts that are used up the one that holds out longest; None if all have a unit. Takes nothing."""

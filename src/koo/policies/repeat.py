@@ -70,7 +70,7 @@ class Repeats:
             pause = max(pause, paused_until - now)
         if breaker.refuses(now):
             if not waits_for_breaker or breaker.override is FORCED_OPEN:
-                return None, _why_shut(breaker)
+                return None, why_shut(breaker)
             pause = max(pause, breaker.refusal(now)[1])
         usual_s = max(self._tally.recent(now).percentile_s(0.5), LATENCY_S_MIN)
         if now + pause + usual_s > deadline:
@@ -80,7 +80,7 @@ class Repeats:
         return pause, ""
 
 
-def _why_shut(breaker: Breaker) -> str:
+def why_shut(breaker: Breaker) -> str:
     """Why the breaker lets nothing through now; what it opened after is the error that this is written on."""
     if breaker.override is FORCED_OPEN:
         return "an operator has forced the circuit open"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from koo.errors import Failure
-from koo.policies.breaker import CLOSED, DISABLED, FORCED_OPEN, HALF_OPEN, OPEN, Breaker
+from koo.policies.breaker import CLOSED, DISABLED, FORCED_OPEN, HALF_OPEN, OPEN, Breaker, in_a_row
 
 CHECKS_FAILED_MAX = 3
 CUTS_MAX = 3
@@ -148,7 +148,7 @@ def _why_unhealthy(evidence: Evidence) -> str:
         return with_last(f"{evidence.checks_failed} health checks failed in a row", evidence.check_error)
     breaker = evidence.breaker
     if 2 * breaker.consecutive >= breaker.options.failure_threshold:
-        return with_last(f"{breaker.consecutive} failures in a row", breaker.last_error)
+        return with_last(in_a_row(breaker.consecutive), breaker.last_error)
     failed = f"{breaker.window.failures} of {breaker.window.calls} recent calls failed"
     return with_last(failed, breaker.last_error)
 

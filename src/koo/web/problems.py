@@ -9,6 +9,7 @@ A problem never repeats what the caller sent: a prompt in an error is a prompt i
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from koo.errors import AllServicesFailed, ExternalServiceError, Kind, KooError
+from koo.errors import AllServicesFailed, DatabaseError, ExternalServiceError, Kind, KooError
+from koo.monitoring.guards import last_error_view
+from koo.monitoring.shapes import DatabaseServer, LastError
 from koo.web import bodies
 
 MEDIA_TYPE = "application/problem+json"
@@ -117,6 +120,7 @@ class ServiceProblem(BaseModel):
     kind: str
     detail: str
     retry_after_s: float | None = None
+    last_error: LastError | None = None
 
 
 class Problem(BaseModel):
@@ -129,12 +133,19 @@ class Problem(BaseModel):
                 "type": f"{TYPE_PREFIX}circuit_open",
                 "title": "Service Unavailable",
                 "status": 503,
-                "detail": "claude: 5 failures in a row; try again in 42 s",
+                "detail": "claude: the circuit is open after 5 failures in a row, the last: status 500, api_error; "
+                "try again in 42 s",
                 "instance": "/api/v1/ai/query",
                 "kind": "circuit_open",
                 "service": "claude",
                 "retry_after_s": 41.7,
                 "attempts": 0,
+                "last_error": {
+                    "kind": "server_error",
+                    "status": 500,
+                    "sentence": "it failed (status 500, api_error)",
+                    "at": "2026-11-28T14:06:03.120000+00:00",
+                },
                 "request_id": "0b2f6c1e9a3d4f50",
             }
         },
@@ -151,6 +162,15 @@ class Problem(BaseModel):
         default=None, description="seconds until it is worth coming back; also as Retry-After, rounded up"
     )
     attempts: int | None = Field(default=None, description="calls that reached the other side")
+    last_error: LastError | None = Field(
+        default=None, description="of a refusal that follows from what calls met: what the last of them met"
+    )
+    server: DatabaseServer | None = Field(
+        default=None, description="of an error of the database: which one it is"
+    )
+    answers_since: str | None = Field(
+        default=None, description="where a database still refuses: since when its probe is answered again"
+    )
     request_id: str | None = Field(default=None, description="as in X-Request-ID")
     errors: list[FieldProblem] | None = Field(default=None, description="what is wrong with the request")
     runbook: str | None = Field(
@@ -180,7 +200,11 @@ def problem_of(
     if isinstance(error, AllServicesFailed):
         services = [
             ServiceProblem(
-                service=e.service, kind=e.kind, detail=str(e), retry_after_s=known_s(e.retry_after_s)
+                service=e.service,
+                kind=e.kind,
+                detail=str(e),
+                retry_after_s=known_s(e.retry_after_s),
+                last_error=last_error_view(e.last_error),
             )
             for e in _causes(error)
         ]
@@ -193,9 +217,15 @@ def problem_of(
         service=error.service or None,
         retry_after_s=known_s(error.retry_after_s),
         attempts=error.attempts,
+        last_error=last_error_view(error.last_error),
         services=services,
         runbook=runbook,
+        **(_of_database(error) if isinstance(error, DatabaseError) else {}),
     )
+
+
+def _of_database(error: DatabaseError) -> dict[str, Any]:
+    return {"server": error.server, "answers_since": error.answers_since}
 
 
 def http_problem(request: Request, status: int, detail: str, **more: Any) -> Problem:
@@ -255,12 +285,16 @@ def request_id_of(request: Request) -> str | None:
 
 
 def known_s(seconds: float | None) -> float | None:
-    """A time that is one: never (infinite) is not."""
-    return round(seconds, 3) if seconds is not None and math.isfinite(seconds) else None
+    """A time that is one: never (infinite) is not. Rounded up, so that it is not too early."""
+    return math.ceil(seconds * 1000) / 1000 if seconds is not None and math.isfinite(seconds) else None
 
 
 def _encode(problem: Problem) -> bytes:
-    return problem.model_dump_json(exclude_none=True).encode()
+    body = problem.model_dump(mode="json", exclude_none=True)
+    for key, whole in (("last_error", problem.last_error), ("server", problem.server)):
+        if whole is not None:  # these have all their keys, whatever is in them
+            body[key] = whole
+    return json.dumps(body, ensure_ascii=False).encode()
 
 
 def _retry_after(problem: Problem) -> dict[str, str]:
