@@ -59,9 +59,21 @@ ANSWERS = {
     "Alive": ("GET", "/livez", None),
     "Ready": ("GET", "/readyz", None),
     "DatabaseReset": ("POST", f"{API}/monitoring/database/reset-circuit-breaker", None),
-    "DatabaseAct": ("POST", f"{API}/monitoring/database/resume", None),
+    "DatabaseAct": ("POST", f"{API}/monitoring/database/pause", None),
     "ServiceReset": ("POST", f"{API}/ai/services/claude/reset-errors", None),
     "ServicesReset": ("POST", f"{API}/ai/services/reset-all-errors", None),
+    "AlertAct": (
+        "POST",
+        f"{API}/monitoring/alerts/PAUSED/acknowledge",
+        {"by": "ada", "for_s": 7200, "note": "failover drill"},
+    ),
+    "AlertHistory": ("GET", f"{API}/monitoring/alerts/history?limit=1", None),
+    "SilenceAct": (
+        "POST",
+        f"{API}/monitoring/alerts/silences",
+        {"component": "database", "for_s": 3600, "by": "ada", "reason": "failover drill"},
+    ),
+    "Silences": ("GET", f"{API}/monitoring/alerts/silences", None),
 }
 """By shape: how its example is asked for, in this order."""
 
@@ -110,6 +122,8 @@ async def _tell(koo: Platform) -> None:
 async def _ask(client: Client, koo: Platform, method: str, path: str, body: Any) -> Any:
     await koo.parts.store.ledger.refresh()
     await KeepTime(koo.parts).step()  # as each second does: else an alert would be in some answers only
+    paused = [alert["id"] for alert in koo.active_alerts() if alert["kind"] == "database_paused"]
+    path = path.replace("PAUSED", "".join(paused))
     reply = await client.ask(method, path, json=body) if body else await client.ask(method, path)
     assert reply.status == 200, (path, reply.text)
     return reply.body

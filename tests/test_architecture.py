@@ -55,7 +55,7 @@ ROWS: list[set[str]] = [
     {"ai", "database", "alerts", "storage"},
     {"configuration"},
     {"settings"},
-    {"sharing", "spending"},
+    {"alert_acts", "sharing", "spending"},
     {"composition"},
     {"upkeep"},
     {"residence"},

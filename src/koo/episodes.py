@@ -86,6 +86,11 @@ class Silence:
         return now < self.ends_at and fnmatchcase(kind, self.kind) and fnmatchcase(component, self.component)
 
 
+def in_ms(wall_s: float) -> float:
+    """Wall seconds as a store keeps them, in whole milliseconds."""
+    return round(wall_s * 1000) / 1000
+
+
 def new_id() -> str:
     """An id that no other episode or silence has, and that may stand in a path."""
     return secrets.token_hex(8)

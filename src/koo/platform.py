@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
@@ -29,6 +29,7 @@ from koo.ai.registration import compose, read_credential, read_options
 from koo.ai.service import Service
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query
+from koo.alert_acts import AlertActs
 from koo.clock import SYSTEM_CLOCK, Clock, check_base
 from koo.composition import Parts
 from koo.crossing import Loop, carry, running_loop
@@ -357,18 +358,24 @@ class Platform:
 
         Does not raise while the state store is away: `store` says why it cannot be read.
         """
-        if (home := await self._residence.enter()) is not None:
-            return await carry(home, self.alert_deliveries())
-        return await self.parts.outbox.deliveries(self.active_alerts())
+        alerts = self.active_alerts()
+        return await self._at_home(lambda: self.parts.outbox.deliveries(alerts))
 
     async def test_alerts(self, channel: str | None = None) -> AlertTests:
         """Send a test by one channel ("webhook", "slack" or "email"), or by all, and say what became of it.
 
         Takes 15 s at most. Raises `CallerMistake` where that channel, or none at all, is configured.
         """
-        if (home := await self._residence.enter()) is not None:
-            return await carry(home, self.test_alerts(channel))
-        return await self.parts.outbox.test(channel)
+        return await self._at_home(lambda: self.parts.outbox.test(channel))
+
+    @property
+    def alerts(self) -> AlertActs:
+        """What may be done about alerts: acknowledge, silence, and read those that were."""
+        return AlertActs(self.parts.alerts, self.parts.store, self._clock, self._at_home)
+
+    async def _at_home(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        home = await self._residence.enter()
+        return await (work() if home is None else carry(home, work()))
 
     async def check_services(self, name: str | None = None) -> dict[str, ServiceCheck]:
         """Ask services whether they are there and take the key: never billed. None asks all that are configured."""
@@ -395,10 +402,8 @@ class Platform:
         Without one it is the month that runs. `by`: any of "day", "service", "model" and "tag". Raises
         `InvalidRequest`, and `ServiceRefused` while the state store is away.
         """
-        if (home := await self._residence.enter()) is not None:
-            again = self.spend(days=days, first_day=first_day, last_day=last_day, month=month, by=by)
-            return await carry(home, again)
-        return await self.parts.spending.report(days, first_day, last_day, month, by)
+        spending = self.parts.spending
+        return await self._at_home(lambda: spending.report(days, first_day, last_day, month, by))
 
     # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -440,9 +445,7 @@ class Platform:
         it. Raises `CallerMistake` for a process that left nothing or still reports, and `ServiceRefused` while the
         state store is away.
         """
-        if (home := await self._residence.enter()) is not None:
-            return await carry(home, self.write_off(process, by=by, reason=reason))
-        return await self.parts.spending.write_off(process, by, reason)
+        return await self._at_home(lambda: self.parts.spending.write_off(process, by, reason))
 
     def reset_database(self) -> bool:
         """Close the database's breaker, here and in every process on the same state store."""
@@ -461,9 +464,7 @@ class Platform:
 
     async def drain_database(self, within_s: float | None = None) -> DatabaseGate:
         """Refuse new scopes in this process, and wait for those inside; see `Database.drain`."""
-        if (home := await self._residence.enter()) is not None:
-            return await carry(home, self.drain_database(within_s))
-        return await self.database.drain(within_s)
+        return await self._at_home(lambda: self.database.drain(within_s))
 
     async def rotate_database(self, within_s: float = 0.0) -> DatabaseGate:
         """Replace this process's connections by ones to what `DATABASE_URL` says now; see `Database.rotate`.

@@ -305,7 +305,7 @@ def test_some_errors_are_reduced_confidence(
         await seen.state("degraded")
         (found,) = await seen.alerts("degraded_performance ai:claude")
         assert found["type"] == "warning" and found["message"] == "30% of the last 20 calls failed"
-        await seen.ask(good=110)
+        await seen.ask(good=41)
         await seen.state("healthy")
         (found,) = await seen.alerts("degraded_performance ai:claude")
         assert found["phase"] == "firing", "9.8 % are fewer than a tenth, and not yet few"

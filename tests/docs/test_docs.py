@@ -124,7 +124,7 @@ def test_each_kind_has_the_status_that_is_documented() -> None:
 def test_each_endpoint_is_listed() -> None:
     """Those of the description of the API, and the few that are not in it."""
     table = GUIDE.read_text().split("## Endpoints")[1].split("## Metrics")[0]
-    listed = set(re.findall(r"^\| (GET|POST) `(/[^`]*)` \|", table, re.MULTILINE))
+    listed = set(re.findall(r"^\| (GET|POST|DELETE) `(/[^`]*)` \|", table, re.MULTILINE))
     paths = create_app(Platform(PlatformOptions())).openapi()["paths"]
     described = {(method.upper(), path) for path, operations in paths.items() for method in operations}
     assert described <= listed

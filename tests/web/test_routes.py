@@ -18,7 +18,7 @@ from sqlalchemy import text
 from koo.ai.types import Query
 from koo.database.probe import ProbeDatabase
 from koo.errors import DatabaseUnavailable, ExternalServiceError
-from koo.monitoring import notice_shapes, shapes, spend_shapes
+from koo.monitoring import alert_shapes, notice_shapes, shapes, spend_shapes
 from koo.monitoring.vitals import Look
 from koo.options import DatabaseOptions, LimitOptions, ServiceOptions
 from koo.platform import LOOK_AGE_MAX_S, Platform
@@ -59,6 +59,11 @@ GETS: dict[str, tuple[Any, set[str]]] = {
         notice_shapes.AlertDeliveries,
         {"configured", "note", "store", "channels", "deliveries", "untold", "timestamp"},
     ),
+    "/api/v1/monitoring/alerts/history": (
+        alert_shapes.AlertHistory,
+        {"episodes", "next_cursor", "timestamp"},
+    ),
+    "/api/v1/monitoring/alerts/silences": (alert_shapes.Silences, {"silences", "timestamp"}),
     "/api/v1/monitoring/database": (answers.DatabaseMonitoring, {"database_monitoring", "timestamp"}),
     "/api/v1/monitoring/database/pool-metrics": (answers.PoolMetrics, {"pool_metrics", "timestamp"}),
     "/api/v1/monitoring/ai-services": (answers.ServicesMonitoring, {"ai_services_monitoring", "timestamp"}),
@@ -125,6 +130,9 @@ def test_the_description_of_the_api_names_exactly_the_paths_that_there_are(tmp_p
         "/api/v1/ai/spend/write-off",
         "/api/v1/monitoring/alerts/test",
         "/api/v1/monitoring/database/rotate",
+        "/api/v1/monitoring/alerts/{alert}/acknowledge",
+        "/api/v1/monitoring/alerts/{alert}/unacknowledge",
+        "/api/v1/monitoring/alerts/silences/{silence}",
         "/metrics",
     }
 
@@ -477,7 +485,7 @@ def test_the_docs_come_from_here_alone(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-SHAPES = vars(shapes) | vars(spend_shapes) | vars(notice_shapes) | vars(answers)
+SHAPES = vars(shapes) | vars(alert_shapes) | vars(spend_shapes) | vars(notice_shapes) | vars(answers)
 
 
 @pytest.mark.parametrize("name", examples.RECORDED)

@@ -1,4 +1,4 @@
-"""When an seen begins, fires, recovers and ends, and of which ones people are notified. Pure: the time is an argument.
+"""When an alert begins, fires, recovers and ends, and of which ones people are notified. Pure: the time is an argument.
 
 The unit is an episode. It is pending until its condition has held for its kind's `pending_s`; what goes before that is
 forgotten. Then it fires. When the condition is gone it recovers for `recovering_s`, and is resolved after that; what

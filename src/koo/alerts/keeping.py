@@ -23,7 +23,7 @@ from koo.alerts.engine import LISTED_AFTER_END_S, Alerts, HasLooked, Moment, out
 from koo.alerts.findings import Finding
 from koo.alerts.views import alert_views
 from koo.clock import Clock
-from koo.episodes import Acknowledgement, Episode, Episodes, Silence, Silences, new_id, notice_of
+from koo.episodes import Acknowledgement, Episode, Episodes, Silence, Silences, in_ms, new_id, notice_of
 from koo.monitoring.shapes import Alert
 from koo.notices import Notice, Notices
 from koo.options import DAY_S
@@ -95,7 +95,8 @@ class AlertKeeper:
         return {component.partition("/")[0] for component in doubted}
 
     def _now(self) -> Moment:
-        return Moment(self._clock.wall(), self._clock.monotonic())
+        # As the store keeps it: one episode would else have two beginnings, here and in other processes.
+        return Moment(in_ms(self._clock.wall()), self._clock.monotonic())
 
     # ── each second ───────────────────────────────────────────────────────────────────────────────────────────
 

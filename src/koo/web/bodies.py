@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
+from koo.alert_acts import HOLDS_S_MAX
 from koo.configuration.variables import BUILT_IN
 
 NAMES_MAX = 50
@@ -165,3 +167,47 @@ class WaitBody(ActBody):
     )
 
     within_s: float = Field(default=10.0, ge=0, le=600, description="seconds")
+
+
+HISTORY_NAMES = ("since", "until", "limit", "cursor")
+"""What is asked of `/monitoring/alerts/history` in its address."""
+
+
+class AcknowledgeBody(Body):
+    """Who is at work on an alert, until when (without either: to its end), and a note for the others."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        json_schema_extra={"example": {"by": "ada", "for_s": 7200.0, "note": "restarting the pooler"}},
+    )
+
+    by: str = Field(min_length=1, max_length=100, description="who is at work on it")
+    for_s: float | None = Field(default=None, gt=0, le=HOLDS_S_MAX, description="seconds from now")
+    until: Annotated[datetime | None, Field(strict=False)] = Field(
+        default=None, description="a time with a zone, instead of `for_s`"
+    )
+    note: str = Field(default="", max_length=500)
+
+
+class SilenceBody(Body):
+    """What to be silent about and until when, who wants it and why."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        json_schema_extra={
+            "example": {"component": "database", "for_s": 3600.0, "by": "ada", "reason": "failover drill"}
+        },
+    )
+
+    kind: str = Field(default="*", min_length=1, max_length=300, description="may be a pattern: `budget_*`")
+    component: str = Field(default="*", min_length=1, max_length=300, description="may be a pattern: `ai:*`")
+    for_s: float | None = Field(default=None, gt=0, le=HOLDS_S_MAX, description="seconds from now")
+    ends_at: Annotated[datetime | None, Field(strict=False)] = Field(
+        default=None, description="a time with a zone, instead of `for_s`"
+    )
+    by: str = Field(min_length=1, max_length=100, description="who wants it; kept with it")
+    reason: str = Field(min_length=1, max_length=500, description="why; kept with it")

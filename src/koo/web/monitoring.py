@@ -8,12 +8,12 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
-from koo.clock import SYSTEM_CLOCK
 from koo.monitoring import shapes
 from koo.monitoring.guards import now_iso
-from koo.monitoring.overview import alerts_view, dashboard_view
+from koo.monitoring.overview import dashboard_view
 from koo.platform import LOOK_AGE_MAX_S, Platform
 from koo.web import answers, bodies
+from koo.web.alerts import add_alerts
 from koo.web.database_acts import add_database_acts
 from koo.web.links import linked
 from koo.web.notices import add_notices
@@ -27,6 +27,7 @@ def monitoring_router(platform: Platform) -> APIRouter:
     router = make_router("/monitoring", "monitoring")
     _add_overview(router, platform)
     add_notices(router, platform)
+    add_alerts(router, platform)
     _add_database(router, platform)
     add_database_acts(router, platform)
     _add_services(router, platform)
@@ -47,11 +48,6 @@ def _add_overview(router: APIRouter, platform: Platform) -> None:
         """The state of everything, its summary, and the alerts."""
         health = await platform.system_health()
         return JsonView(dashboard_view(health, linked(request, platform.active_alerts())))
-
-    @router.get("/alerts", summary="Alerts", **described(shapes.SystemAlerts))
-    async def get_alerts(request: Request) -> Response:
-        """What is wrong now, the worst first, then what has ended within fifteen minutes."""
-        return JsonView(alerts_view(linked(request, platform.active_alerts()), SYSTEM_CLOCK))
 
 
 def _add_database(router: APIRouter, platform: Platform) -> None:

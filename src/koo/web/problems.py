@@ -101,6 +101,9 @@ _FIELDS = frozenset(
         *bodies.WaitBody.model_fields,
         *bodies.WriteOffBody.model_fields,
         *bodies.SPEND_NAMES,
+        *bodies.AcknowledgeBody.model_fields,
+        *bodies.SilenceBody.model_fields,
+        *bodies.HISTORY_NAMES,
     }
 )
 

@@ -40,7 +40,7 @@ T = TypeVar("T")
 PROBLEM_WORDS: dict[int, str] = {
     401: "a token is needed, or the token is not known",
     403: "the Host, the origin or the token does not allow it",
-    404: "no such service, or the provider knows no such model; `detail` lists the known services",
+    404: "no such service, alert or silence, or the provider knows no such model; `detail` says which",
     413: "the body is larger than 16 MiB",
     422: "the request cannot be right",
     429: "a limit or a budget is reached, ours or the provider's",

@@ -1,0 +1,222 @@
+"""What operators do about alerts: acknowledge one, silence some, read what there was.
+
+All of it is kept in the state store and holds for every process on it, so it is refused while the store is away.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeVar
+
+from koo.alerts.keeping import AlertKeeper
+from koo.alerts.views import past_view, silence_view
+from koo.clock import Clock, iso
+from koo.episodes import Acknowledgement, Place, Silence, in_ms, new_id
+from koo.errors import CallerMistake, InvalidRequest, Kind, ServiceRefused
+from koo.monitoring.alert_shapes import AlertHistory
+from koo.monitoring.guards import now_iso
+from koo.monitoring.shapes import Alert, SilenceView
+from koo.options import DAY_S
+from koo.plain_text import plain
+from koo.storage.base import Store, StoreUnavailable
+
+log = logging.getLogger("koo")
+
+T = TypeVar("T")
+
+HOLDS_S_MAX = 30 * DAY_S
+"""A silence that nobody remembers hides the next outage."""
+HISTORY_S = 7 * DAY_S
+PAGE_MAX = 500
+NAME_MAX = 100
+WORDS_MAX = 500
+AWAY_RETRY_S = 5.0
+
+
+class AtHome(Protocol):
+    """Runs a coroutine on koo's loop, from any other."""
+
+    async def __call__(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T: ...
+
+
+class AlertActs:
+    """Alerts of one platform, and what may be done about them. Times are datetimes with a zone, or seconds from now.
+
+    Each method raises `ServiceRefused` while the state store is away, and `InvalidRequest` for what cannot be right.
+    """
+
+    def __init__(self, keeper: AlertKeeper, store: Store, clock: Clock, at_home: AtHome) -> None:
+        self._at_home = at_home
+        self._keeper = keeper
+        self._store = store
+        self._clock = clock
+
+    def current(self) -> list[Alert]:
+        """Alerts that last, the worst first, then what ended within fifteen minutes. Without I/O."""
+        return self._keeper.views()
+
+    async def acknowledge(
+        self,
+        alert_id: str,
+        *,
+        by: str,
+        for_s: float | None = None,
+        until: datetime | None = None,
+        note: str = "",
+    ) -> Alert:
+        """Say who is at work on an alert, for a time or to its end: no reminders of it meanwhile.
+
+        Raises `CallerMistake` where no alert of that `id` lasts.
+        """
+        now = in_ms(self._clock.wall())
+        ends_at = None if for_s is None and until is None else _end(now, for_s, until)
+        said = Acknowledgement(_name(by), now, ends_at, plain(note, most=WORDS_MAX))
+        alert = await self._set(alert_id, said)
+        log.warning("%r acknowledged the alert %s of %s", said.by, alert["kind"], alert["component"])
+        return alert
+
+    async def unacknowledge(self, alert_id: str) -> Alert:
+        """Take an acknowledgement back. Raises `CallerMistake` where no alert of that `id` lasts."""
+        return await self._set(alert_id, None)
+
+    async def _set(self, alert_id: str, said: Acknowledgement | None) -> Alert:
+        episode = await self._ask(lambda: self._keeper.acknowledge(alert_id, said))
+        if episode is None:
+            raise CallerMistake("alerts", "no alert of that id lasts", kind=Kind.NOT_FOUND)
+        own = (view for view in self._keeper.views() if view["id"] == alert_id and view["active"])
+        return next(own, past_view(episode))
+
+    async def silence(
+        self,
+        *,
+        kind: str = "*",
+        component: str = "*",
+        for_s: float | None = None,
+        ends_at: datetime | None = None,
+        by: str,
+        reason: str,
+    ) -> SilenceView:
+        """Notify no one of what matches, until it ends: `kind` and `component` may be patterns such as `ai:*`."""
+        now = in_ms(self._clock.wall())
+        silence = Silence(
+            id=new_id(),
+            kind=_pattern(kind, "kind"),
+            component=_pattern(component, "component"),
+            made_at=now,
+            ends_at=_end(now, for_s, ends_at),
+            by=_name(by),
+            reason=_reason(reason),
+        )
+        await self._ask(lambda: self._keeper.silence(silence))
+        words = silence.by, silence.kind, silence.component, iso(silence.ends_at), silence.reason
+        log.warning("%r silenced alerts: kind %r, component %r, until %s; reason: %r", *words)
+        return silence_view(silence)
+
+    async def end_silence(self, silence_id: str) -> SilenceView:
+        """End a silence before its time. Raises `CallerMistake` where no silence of that `id` lasts."""
+        ended = await self._ask(lambda: self._keeper.end_silence(silence_id))
+        if ended is None:
+            raise CallerMistake("alerts", "no silence of that id lasts", kind=Kind.NOT_FOUND)
+        log.warning(
+            "the silence of %r was ended: kind %r, component %r", ended.by, ended.kind, ended.component
+        )
+        return silence_view(ended)
+
+    async def silences(self) -> list[SilenceView]:
+        """Those that last, the next to end first."""
+        now = in_ms(self._clock.wall())
+        return [silence_view(one) for one in await self._ask(lambda: self._store.silences.lasting(now))]
+
+    async def history(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> AlertHistory:
+        """Episodes of all processes that fired and lasted at some time between two times, by default in seven days.
+
+        The newest beginning comes first; `cursor` is the `next_cursor` of the page before.
+        """
+        now = in_ms(self._clock.wall())
+        last = now if until is None else _wall(until, "until")
+        first = last - HISTORY_S if since is None else _wall(since, "since")
+        if first > last or not 1 <= limit <= PAGE_MAX:
+            raise _mistake(f"since must not be after until, and limit 1 to {PAGE_MAX}")
+        after = None if cursor is None else _place(cursor)
+        episodes = self._store.episodes
+        found = await self._ask(lambda: episodes.history(first, last, limit=limit + 1, after=after))
+        page = found[:limit]
+        return {
+            "episodes": [past_view(episode) for episode in page],
+            "next_cursor": None if len(found) <= limit else _cursor(page[-1].started_at, page[-1].id),
+            "since": iso(first),
+            "until": iso(last),
+            "timestamp": now_iso(self._clock),
+        }
+
+    async def _ask(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        try:
+            return await self._at_home(work)
+        except StoreUnavailable as error:
+            raise _away(error) from error
+
+
+# ── what is asked for ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _end(now: float, for_s: float | None, until: datetime | None) -> float:
+    if (for_s is None) is (until is None):
+        raise _mistake("say when it ends: either for how many seconds, or at which time")
+    ends_at = in_ms(now + for_s if for_s is not None else _wall(until, "the end"))
+    if not now < ends_at <= now + HOLDS_S_MAX:
+        raise _mistake("it must end after now, and within 30 days")
+    return ends_at
+
+
+def _wall(at: datetime | None, what: str) -> float:
+    if at is None or at.tzinfo is None:
+        raise _mistake(f"{what} must be a time with a zone, such as 2026-11-29T03:00:00+00:00")
+    return at.astimezone(UTC).timestamp()
+
+
+def _name(by: str) -> str:
+    name = plain(by, most=NAME_MAX).strip()
+    if not name:
+        raise _mistake("by must name who does this")
+    return name
+
+
+def _reason(reason: str) -> str:
+    words = plain(reason, most=WORDS_MAX).strip()
+    if not words:
+        raise _mistake("reason must say why: the next one on call will ask")
+    return words
+
+
+def _pattern(pattern: str, what: str) -> str:
+    if not pattern or len(pattern) > NAME_MAX * 3:
+        raise _mistake(f"{what} must be a name or a pattern such as *")
+    return pattern
+
+
+def _cursor(started_at: float, episode_id: str) -> str:
+    return f"{round(started_at * 1000)}-{episode_id}"
+
+
+def _place(cursor: str) -> Place:
+    started_ms, _, episode_id = cursor.partition("-")
+    if not (started_ms.isdecimal() and len(started_ms) < 16 and episode_id):
+        raise _mistake("cursor must be the next_cursor of the page before")
+    return Place(int(started_ms) / 1000, episode_id)
+
+
+def _mistake(reason: str) -> InvalidRequest:
+    return InvalidRequest("alerts", reason, kind=Kind.INVALID_REQUEST)
+
+
+def _away(error: StoreUnavailable) -> ServiceRefused:
+    return ServiceRefused("state store", str(error), AWAY_RETRY_S, kind=Kind.CONNECTION)

@@ -1,0 +1,118 @@
+"""Routes of alerts' life: the list, the history, acknowledgements and silences."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from koo.alert_acts import PAGE_MAX
+from koo.clock import SYSTEM_CLOCK
+from koo.monitoring import alert_shapes, shapes
+from koo.monitoring.guards import now_iso
+from koo.monitoring.overview import alerts_view
+from koo.platform import Platform
+from koo.web import bodies
+from koo.web.links import linked
+from koo.web.routing import JsonView, described
+
+A_TIME = "a time with a zone: 2026-11-29T03:00:00Z"
+
+
+def add_alerts(router: APIRouter, platform: Platform) -> None:
+    """Add the routes below `/monitoring/alerts`."""
+
+    @router.get("/alerts", summary="Alerts", **described(shapes.SystemAlerts))
+    async def get_alerts(request: Request) -> Response:
+        """What is wrong now, the worst first, then what has ended within fifteen minutes."""
+        return JsonView(alerts_view(linked(request, platform.active_alerts()), SYSTEM_CLOCK))
+
+    @router.get("/alerts/history", summary="Past alerts", **described(alert_shapes.AlertHistory, 422, 503))
+    async def get_alert_history(
+        request: Request,
+        since: Annotated[
+            datetime | None, Query(description=f"{A_TIME}; without it seven days before `until`")
+        ] = None,
+        until: Annotated[datetime | None, Query(description=f"{A_TIME}; without it now")] = None,
+        limit: Annotated[int, Query(ge=1, le=PAGE_MAX, description="episodes of a page")] = 50,
+        cursor: Annotated[
+            str | None, Query(max_length=100, description="`next_cursor` of the page before")
+        ] = None,
+    ) -> Response:
+        """Episodes of all processes that fired and lasted at some time within a range, the newest beginning first."""
+        page = await platform.alerts.history(since=since, until=until, limit=limit, cursor=cursor)
+        page["episodes"] = linked(request, page["episodes"])
+        return JsonView(page)
+
+    _add_acknowledging(router, platform)
+    _add_silences(router, platform)
+
+
+def _add_acknowledging(router: APIRouter, platform: Platform) -> None:
+    @router.post(
+        "/alerts/{alert}/acknowledge",
+        summary="Say who is at work on an alert",
+        **described(alert_shapes.AlertAct, 404, 413, 422, 503),
+    )
+    async def acknowledge(request: Request, alert: str, body: bodies.AcknowledgeBody) -> Response:
+        """For a time or to its end: no reminders of it meanwhile, in any process on the same state store."""
+        view = await platform.alerts.acknowledge(
+            alert, by=body.by, for_s=body.for_s, until=body.until, note=body.note
+        )
+        return _acted(f"{view['kind']} of {view['component']} is acknowledged", linked(request, [view])[0])
+
+    @router.post(
+        "/alerts/{alert}/unacknowledge",
+        summary="Take an acknowledgement back",
+        **described(alert_shapes.AlertAct, 404, 503),
+    )
+    async def unacknowledge(request: Request, alert: str) -> Response:
+        """The reminders go on."""
+        view = await platform.alerts.unacknowledge(alert)
+        return _acted(
+            f"{view['kind']} of {view['component']} is no longer acknowledged", linked(request, [view])[0]
+        )
+
+
+def _acted(message: str, alert: shapes.Alert) -> Response:
+    return JsonView(alert_shapes.AlertAct(message=message, alert=alert, timestamp=now_iso()))
+
+
+def _add_silences(router: APIRouter, platform: Platform) -> None:
+    @router.get("/alerts/silences", summary="Silences", **described(alert_shapes.Silences, 503))
+    async def get_silences() -> Response:
+        """What people are not notified of now, the next to end first."""
+        silences = await platform.alerts.silences()
+        return JsonView(alert_shapes.Silences(silences=silences, timestamp=now_iso()))
+
+    @router.post(
+        "/alerts/silences",
+        summary="Notify no one of some alerts for a time",
+        **described(alert_shapes.SilenceAct, 413, 422, 503),
+    )
+    async def add_silence(body: bodies.SilenceBody) -> Response:
+        """What matches kind and component is listed and kept, and no one is notified of it until the silence ends."""
+        silence = await platform.alerts.silence(
+            kind=body.kind,
+            component=body.component,
+            for_s=body.for_s,
+            ends_at=body.ends_at,
+            by=body.by,
+            reason=body.reason,
+        )
+        return _silenced(f"kind {silence['kind']} of component {silence['component']} is silent", silence)
+
+    @router.delete(
+        "/alerts/silences/{silence}",
+        summary="End a silence before its time",
+        **described(alert_shapes.SilenceAct, 404, 503),
+    )
+    async def end_silence(silence: str) -> Response:
+        """What still fires, and no one was notified of, is sent now."""
+        return _silenced("the silence has ended", await platform.alerts.end_silence(silence))
+
+
+def _silenced(message: str, silence: shapes.SilenceView) -> Response:
+    return JsonView(alert_shapes.SilenceAct(message=message, silence=silence, timestamp=now_iso()))
