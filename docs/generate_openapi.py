@@ -21,6 +21,7 @@ from typing import Any
 from sqlalchemy import text
 
 from koo.alert_options import AlertOptions
+from koo.host import Descriptors, Disk, Host, HostWatch
 from koo.notices import Notice
 from koo.options import LimitOptions
 from koo.platform import Platform
@@ -78,6 +79,10 @@ ANSWERS = {
 """By shape: how its example is asked for, in this order."""
 
 
+HOST = Host((Disk("home", 40 * 2**30, 250 * 2**30),), Descriptors(23, 1024))
+"""A machine that is the same at each recording."""
+
+
 async def record() -> dict[str, Any]:
     """One answer of each shape, after some traffic: a failure, a limit that is near, a statement of the database."""
     with TemporaryDirectory() as folder:
@@ -89,6 +94,7 @@ async def record() -> dict[str, Any]:
             service = claude(fake, limits=limits, daily_budget_usd=Decimal(10))
             alerts = AlertOptions(webhook=hook.url, webhook_secret=f"whsec_{'A' * 32}")
             koo = platform(Path(folder), service, alerts=alerts)
+            koo.parts.own_watch.host = HostWatch({}, look=lambda _: HOST)
             async with served(create_app(koo)) as client:
                 await client.post(f"{API}/ai/query", json=ASKED)
                 await client.post(f"{API}/ai/query", json=ASKED)

@@ -25,11 +25,13 @@ KOO = ROOT / "src" / "koo"
 ROWS: list[set[str]] = [
     {
         "alert_options",
+        "beats",
         "checked",
         "episodes",
         "errors",
         "failures",
         "forks",
+        "host",
         "network_options",
         "options",
         "service_names",

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from koo.ai.assembly import assemble, describe
@@ -22,16 +23,24 @@ from koo.ai.service import AIService, Service
 from koo.ai.threads import Threads
 from koo.alerts.engine import outer_component
 from koo.alerts.evidence import Looks
+from koo.alerts.findings import Finding
+from koo.alerts.gravity import weigh
 from koo.alerts.keeping import AlertKeeper
 from koo.alerts.money_rules import BUDGET, STORE
 from koo.alerts.news import StoreNews
 from koo.alerts.outbox import Outbox
-from koo.clock import Clock
+from koo.alerts.own_rules import CHANNEL, DISK, PROCESS, find_in_channels
+from koo.alerts.own_watch import OwnWatch
+from koo.alerts.rules import find
+from koo.alerts.views import stale_views
+from koo.clock import Clock, iso
 from koo.database_urls import is_same_server
 from koo.deadlines import Deadlines
 from koo.events import EventBus, ProcessRenamed, StoreForgot, StoreFound, StoreLost
 from koo.http.client import HttpClient
-from koo.monitoring.shapes import Budget, DatabaseHealth, ServiceHealth
+from koo.monitoring.overview import services_view, system_view
+from koo.monitoring.own_shapes import KooHealth, StoreHealth
+from koo.monitoring.shapes import Alert, Budget, DatabaseHealth, ServiceHealth, ServicesHealth, SystemHealth
 from koo.monitoring.snapshot import own_budget_view, service_view, unknown_service
 from koo.options import PlatformOptions
 from koo.policies.money import from_pico
@@ -62,7 +71,8 @@ class Parts:
         self.events = events
         self.http = HttpClient(network=options.network)
         self.prices = Prices()
-        self.store: Store = SqlStore(options.state_url, clock=clock, home=options.home)
+        store = SqlStore(options.state_url, clock=clock, home=options.home)
+        self.store: Store = store
         self.store.watch(self._store_changed)
         self.store.ledger.heard = self._heard
         self.budgets = Budgets(self.store.ledger, options.budgets, events.publish)
@@ -103,6 +113,7 @@ class Parts:
             outer=self.hangs_on,
             remind_every_s=options.alerts.reminder_every_s,
         )
+        self.own_watch = OwnWatch(_folders(options.home, store.file))
         self.checked: set[str] = set()  # Services whose last unbilled check passed.
         self.store_news = StoreNews(clock)
         events.listen(self.store_news.on_event)
@@ -179,11 +190,54 @@ class Parts:
         """Can this process observe an alert's component? Not, for example, a database that it does not use."""
         if component == DATABASE:
             return self.database_in_use is not None
-        if component == STORE or component.startswith(BUDGET):
+        if component in (STORE, PROCESS) or component.startswith((BUDGET, DISK, CHANNEL)):
             return True
         name = component.removeprefix("ai:").partition("/")[0]
         service = self.services.get(name)
         return service is not None and service.configured
+
+    def koo_health(self) -> KooHealth:
+        """Koo itself: its state store, its disks, and what watches."""
+        trouble, now = self.store.trouble, self.clock.monotonic()
+        lost_at = None if trouble is None else self.clock.wall() - (now - self._store_back_at)
+        capped = [
+            one.name for one in self.services.values() if one.configured and self.budgets.is_capped(one.name)
+        ]
+        store: StoreHealth = {
+            "reachable": trouble is None,
+            "reason": trouble or "",
+            "lost_at": iso(lost_at),
+            "refuses": [] if trouble is None else capped,
+        }
+        return self.own_watch.view(store, now)
+
+    def findings(
+        self, database: DatabaseHealth | None, services: Mapping[str, ServiceHealth], koo: KooHealth
+    ) -> list[Finding]:
+        """Everything that is wrong now, one finding for each cause and component."""
+        found = find(database, services, self.own_budgets(), koo)
+        channels = find_in_channels(self.outbox.statuses(), self.clock.wall())
+        return self.store_news.add_to([*found, *channels])
+
+    def services_health(self) -> ServicesHealth:
+        """All services with their overall health."""
+        return services_view(self.services_status(), self.clock, self.own_budgets())
+
+    def system_health(self, database: DatabaseHealth) -> SystemHealth:
+        """Everything with its overall health, and how bad that is."""
+        services, koo = self.services_health(), self.koo_health()
+        gravity = weigh(self.findings(database, services["services"], koo), self.listed_alerts())
+        return system_view(database, services, koo, gravity, self.clock)
+
+    def listed_alerts(self) -> list[Alert]:
+        """Alerts that hold, the worst first, then what ended within fifteen minutes."""
+        views = self.alerts.views()
+        # Alerts begin and end with koo's beat: that it does not come is the one thing which it cannot find.
+        return (
+            [*stale_views(self.koo_health(), self.alerts.now), *views]
+            if self.own_watch.beats.is_late
+            else views
+        )
 
     def hangs_on(self, component: str) -> tuple[str, ...]:
         """The components that an alert's component is a part of, or cannot work without."""
@@ -273,6 +327,7 @@ class Parts:
 
     async def close(self) -> None:
         """Close in the reverse order of use; a part that fails to close does not keep the others open."""
+        self.own_watch.beats.stop()
         closers: list[Callable[[], Awaitable[None]]] = [self._close_threads]
         closers.extend(ai_service.provider.close for ai_service in self.ai_services.values())
         closers.append(self.http.close)
@@ -303,3 +358,8 @@ class Parts:
     async def _release_alerts(self) -> None:
         with suppress(StoreUnavailable):
             await self.alerts.finish()
+
+
+def _folders(home: Path, store_file: Path | None) -> dict[str, Path]:
+    """Where koo writes on this machine, by the names that alerts have for it."""
+    return {"home": home} if store_file is None else {"home": home, STORE: store_file.parent}

@@ -38,7 +38,6 @@ from koo.errors import ConfigurationError, ExternalServiceError
 from koo.events import EventBus
 from koo.forks import forget_in_child
 from koo.monitoring.notice_shapes import AlertDeliveries, AlertTests
-from koo.monitoring.overview import services_view, system_view
 from koo.monitoring.shapes import (
     Alert,
     DatabaseGate,
@@ -339,19 +338,17 @@ class Platform:
 
     def services_health(self) -> ServicesHealth:
         """All services with their overall health."""
-        return services_view(self.services_status(), self._clock, self.parts.own_budgets())
+        return self.parts.services_health()
 
     async def system_health(self) -> SystemHealth:
         """Database and services; the database is probed, unless it was within the last two seconds."""
         if (home := await self._residence.enter()) is not None:
             return await carry(home, self.system_health())
-        return system_view(
-            await self.database.health_check(max_age_s=LOOK_AGE_MAX_S), self.services_health(), self._clock
-        )
+        return self.parts.system_health(await self.database.health_check(max_age_s=LOOK_AGE_MAX_S))
 
     def active_alerts(self) -> list[Alert]:
         """Alerts that hold, the worst first, then what ended within fifteen minutes."""
-        return self.parts.alerts.views()
+        return self.parts.listed_alerts()
 
     async def alert_deliveries(self) -> AlertDeliveries:
         """Why a person was told of alerts, or not: what became of the last day's notices on each channel.

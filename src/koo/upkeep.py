@@ -13,7 +13,6 @@ from contextlib import suppress
 
 from koo.ai.service import AIService, Service
 from koo.alerts.courier import Courier
-from koo.alerts.rules import find
 from koo.clock import utc_day
 from koo.composition import Parts
 from koo.errors import ExternalServiceError, Kind
@@ -64,6 +63,7 @@ class KeepTime(BackgroundTask):
         self._prune_at = 0.0
 
     async def step(self) -> None:
+        self._watch_itself()
         self._tick()
         await self._watch()
         self._ticks += 1
@@ -83,6 +83,18 @@ class KeepTime(BackgroundTask):
         if parts.database_in_use is not None:
             parts.database_in_use.tick()
 
+    def _watch_itself(self) -> None:
+        """Does what watches still run? Counted in these seconds, so no clock that was set accuses it."""
+        database = self.parts.database_in_use
+        is_open = database is not None and database.connections is not None
+        options = self.parts.options.database if database is None else database.options
+        self.parts.own_watch.step(
+            self.parts.clock.monotonic(),
+            check_s=self.parts.options.health_check_timeout_s,
+            probe=None if database is None else database.last_look,
+            probe_s=3 * options.probe_interval_s + options.probe_timeout_s if is_open else None,
+        )
+
     async def _watch(self) -> None:
         """Look at everything once, and let alerts begin and end."""
         # Do not import SQLAlchemy just to watch a database that is not used.
@@ -90,8 +102,8 @@ class KeepTime(BackgroundTask):
         health = database.get_health() if database is not None else None
         parts = self.parts
         services = parts.services_status()
-        found = find(health, services, parts.own_budgets())
-        await parts.alerts.look(parts.store_news.add_to(found), parts.looks(health, services))
+        found = parts.findings(health, services, parts.koo_health())
+        await parts.alerts.look(found, parts.looks(health, services))
 
     async def _sweep(self) -> None:
         """Forget what is old, and note what forecasts are made of."""
@@ -146,6 +158,7 @@ class CheckServices(BackgroundTask):
             if _wants_check(service, due or f"ai:{name}" in doubted, now)
         ]
         await asyncio.gather(*(self._check(name) for name in names))
+        self.parts.own_watch.rounds += 1
         if DATABASE in doubted and self.parts.database_in_use is not None:
             await self.parts.database_in_use.health_check()
 

@@ -11,12 +11,17 @@ from typing import Any
 
 from koo.ai.service import Service
 from koo.alerts.findings import Finding
+from koo.alerts.gravity import weigh
 from koo.alerts.rules import find
-from koo.clock import utc_day
+from koo.clock import iso, utc_day
 from koo.database.database import Database
+from koo.database.pool_queue import PoolQueue
 from koo.deadlines import Deadlines
-from koo.errors import DatabaseUnavailable, Kind
+from koo.errors import DatabaseUnavailable, Kind, PoolSaturated
+from koo.host import Disk
 from koo.monitoring.overview import services_view, system_view
+from koo.monitoring.own import disk_state
+from koo.monitoring.own_shapes import KooHealth
 from koo.monitoring.shapes import DatabaseHealth, ServiceHealth, ServicesHealth, SystemHealth
 from koo.monitoring.snapshot import service_view
 from koo.monitoring.vitals import Look, database_health
@@ -58,6 +63,13 @@ class House:
         self.budgets: dict[str, BudgetView] = {}
         self.database: Database | None = None
         self.look: Look | None = None
+        self.koo: KooHealth = {
+            "state_store": {"reachable": True, "reason": "", "lost_at": None, "refuses": []},
+            "disks": [],
+            "descriptors": None,
+            "late": [],
+            "blocked_s": 0.0,
+        }
         if folder is not None:
             options = DatabaseOptions(
                 url=f"sqlite:///{folder / 'user.db'}", retry=RetryOptions(attempts_max=1)
@@ -71,10 +83,14 @@ class House:
         limits: LimitOptions | None = None,
         budget: str | None = "10",
         configured: bool = True,
+        concurrency_max: int = 100,
+        queue_max: int = 100,
         **breaker: Any,
     ) -> Service:
         options = GuardOptions(
             slow_s=5.0,
+            concurrency_max=concurrency_max,
+            queue_max=queue_max,
             breaker=BreakerOptions(**{"calls_min": NEVER_BY_RATE, **breaker}),
             retry=RetryOptions(attempts_max=1),
             limits=limits or LimitOptions(),
@@ -195,6 +211,50 @@ class House:
         self.database.guard.note_check(trouble)
         self.look = Look(self.clock.wall(), 0.01, trouble)
 
+    @property
+    def pool_queue(self) -> PoolQueue:
+        """The line in front of the database's pool."""
+        assert self.database is not None
+        return self.database.pool_queue
+
+    def turn_away(self) -> None:
+        """A caller meets a full pool."""
+        self.pool_queue.used = self.pool_queue.limit
+        self.pool_queue.explain(PoolSaturated("database", ""), self.clock.monotonic(), 0.1)
+
+    def leave_pool(self) -> None:
+        """All connections are free."""
+        self.pool_queue.used = 0
+
+    def pause_database(self) -> None:
+        assert self.database is not None
+        self.database.pause()
+
+    def resume_database(self) -> None:
+        assert self.database is not None
+        self.database.resume()
+
+    def lose_store(self, refuses: list[str]) -> None:
+        """The state store is away; calls to `refuses` count against budgets that somebody set."""
+        self.koo["state_store"] = {
+            "reachable": False,
+            "reason": "the state store cannot be used: disk I/O error",
+            "lost_at": iso(self.clock.wall()),
+            "refuses": refuses,
+        }
+
+    def fill_disk(self, free_mib: int) -> None:
+        """What is left where koo writes."""
+        disk = Disk("home", free_mib * 2**20, 100 * 2**30)
+        self.koo["disks"] = [
+            {
+                "name": "home",
+                "state": disk_state(disk),
+                "free_bytes": disk.free_bytes,
+                "total_bytes": disk.total_bytes,
+            }
+        ]
+
     # ── what is seen ──────────────────────────────────────────────────────────────────────────────────────────
 
     def database_health(self) -> DatabaseHealth:
@@ -211,10 +271,12 @@ class House:
         return services_view(self.views(), self.clock)
 
     def system(self) -> SystemHealth:
-        return system_view(self.database_health(), self.overview(), self.clock)
+        database, services = self.database_health(), self.overview()
+        gravity = weigh(find(database, services["services"], services["budgets"], self.koo), ())
+        return system_view(database, services, self.koo, gravity, self.clock)
 
     def findings(self) -> list[Finding]:
-        return find(None if self.database is None else self.database_health(), self.views())
+        return find(None if self.database is None else self.database_health(), self.views(), (), self.koo)
 
     def found(self) -> set[str]:
         """The fingerprints of what an alert may begin with now."""

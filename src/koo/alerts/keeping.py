@@ -87,14 +87,16 @@ class AlertKeeper:
 
     def views(self) -> list[Alert]:
         """What holds now, the worst first, then what ended within fifteen minutes. Changes nothing."""
-        return alert_views(self.alerts, self._now())
+        return alert_views(self.alerts, self.now)
 
     def doubted(self) -> set[str]:
         """The components of which an earlier process left alerts that this one has neither found nor looked for yet."""
         doubted = {one.episode.component for one in self.alerts.seen if one.restored_at is not None}
         return {component.partition("/")[0] for component in doubted}
 
-    def _now(self) -> Moment:
+    @property
+    def now(self) -> Moment:
+        """For people and for durations."""
         # As the store keeps it: one episode would else have two beginnings, here and in other processes.
         return Moment(in_ms(self._clock.wall()), self._clock.monotonic())
 
@@ -103,11 +105,11 @@ class AlertKeeper:
     async def begin(self) -> None:
         """Go on where the last process stopped. Raises `StoreUnavailable`; then that is done when the store is back."""
         self._renew_at = self._clock.monotonic() + RENEW_EVERY_S
-        await self._refresh(self._now())
+        await self._refresh(self.now)
 
     async def look(self, findings: Iterable[Finding], has_looked: HasLooked) -> None:
         """Take in what holds now, and notify people of it. Does not raise when the store is away."""
-        now = self._now()
+        now = self.now
         for episode in self.alerts.step(findings, now, has_looked, new_id):
             self._unwritten[episode.id] = episode
         while len(self._unwritten) > UNWRITTEN_MAX:

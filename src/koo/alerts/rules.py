@@ -1,9 +1,9 @@
 """Which alerts hold now: a pure function of the numbers that are shown.
 
 Each rule is a few lines over one part of the system's health (`service_rules`, `limit_rules`, `money_rules`,
-`database_rules`). It says what is wrong, where, with which numbers and what is refused because of it. How much that
-matters stands in the table (`kinds`); which of several findings are one cause is decided in `absorbing`; when an alert
-begins and when it ends is the engine's.
+`database_rules`, `own_rules`). It says what is wrong, where, with which numbers and what is refused because of it. How
+much that matters stands in the table (`kinds`); which of several findings are one cause is decided in `absorbing`; when
+an alert begins and when it ends is the engine's.
 
 A component's name never changes while the process lives: a service's default model is `ai:claude`, the others are
 `ai:claude/model`. If the first were renamed when a second model appears, its alert would end and start again.
@@ -11,13 +11,15 @@ A component's name never changes while the process lives: a service's default mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from koo.alerts.absorbing import absorb
 from koo.alerts.database_rules import find_in_database
 from koo.alerts.findings import Finding
-from koo.alerts.money_rules import STORE, find_in_budgets
+from koo.alerts.money_rules import find_in_budgets
+from koo.alerts.own_rules import find_in_koo, find_in_store
 from koo.alerts.service_rules import find_in_service
+from koo.monitoring.own_shapes import KooHealth
 from koo.monitoring.shapes import Budget, DatabaseHealth, ServiceHealth
 
 
@@ -25,8 +27,9 @@ def find(
     database: DatabaseHealth | None,
     services: Mapping[str, ServiceHealth],
     budgets: Sequence[Budget] = (),
+    koo: KooHealth | None = None,
 ) -> list[Finding]:
-    """Everything that holds in the views of the database (None: it is not in use), the services and the budgets.
+    """Everything that holds in the views: of the database (None: it is not in use), the services, budgets, and koo.
 
     One finding for each cause and component: the lesser faces of a cause are in `data["also"]`.
     """
@@ -35,21 +38,7 @@ def find(
     for service in configured:
         found.extend(find_in_service(service))
     found.extend(find_in_budgets(budgets, configured))
-    found.extend(_local_budgets(configured))
+    found.extend(find_in_store(koo["state_store"] if koo is not None else None, configured))
+    if koo is not None:
+        found.extend(find_in_koo(koo))
     return absorb(found)
-
-
-def _local_budgets(services: list[ServiceHealth]) -> Iterator[Finding]:
-    """One store for all services, so one alert: five would say the same thing five times."""
-    budgets = {view["service_name"]: view["rate_limits"]["daily_budget"] for view in services}
-    names = sorted(
-        name
-        for name, budget in budgets.items()
-        if budget["limit"] is not None and budget["scope"] != "shared"
-    )
-    if names:
-        message = (
-            "the state store cannot be reached: default budgets hold for this process only, those that somebody set "
-            f"refuse; it concerns {', '.join(names)}"
-        )
-        yield Finding("budget_local", STORE, message, {"services": names})

@@ -6,8 +6,10 @@ from typing import cast
 
 from koo.alerts.engine import Alerts, Moment, Seen
 from koo.alerts.kinds import ENDINGS
+from koo.alerts.own_rules import find_in_koo
 from koo.clock import iso
 from koo.episodes import Acknowledgement, Episode, Silence
+from koo.monitoring.own_shapes import KooHealth
 from koo.monitoring.runbook import runbook_path
 from koo.monitoring.shapes import (
     Acknowledged,
@@ -26,6 +28,13 @@ def alert_views(alerts: Alerts, now: Moment) -> list[Alert]:
     lasting = [_seen_view(seen, alerts, now) for seen in alerts.seen if not seen.stands_in]
     listed = [*lasting, *(_news_view(ended) for ended in alerts.ended(now))]
     return sorted(sorted(listed, key=_timestamp, reverse=True), key=lambda view: RANK[view["type"]])
+
+
+def stale_views(koo: KooHealth, now: Moment) -> list[Alert]:
+    """The alert that what begins and ends alerts does not run, made without it."""
+    alerts = Alerts()
+    alerts.step(find_in_koo(koo), now, lambda kind, component: True, lambda: "")
+    return [view for view in alert_views(alerts, now) if view["kind"] == "monitor_stale"]
 
 
 def _timestamp(view: Alert) -> str:

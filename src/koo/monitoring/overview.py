@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from koo.clock import Clock
 from koo.monitoring.guards import now_iso
+from koo.monitoring.own_shapes import KooHealth
 from koo.monitoring.shapes import (
     Alert,
     BreakerStatus,
     Budget,
     Dashboard,
     DatabaseHealth,
+    Gravest,
     OverallHealth,
     ServiceHealth,
     ServicesHealth,
@@ -47,20 +50,42 @@ def services_health(configured: Sequence[ServiceHealth]) -> OverallHealth:
 # ── everything together ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def system_view(database: DatabaseHealth, services: ServicesHealth, clock: Clock) -> SystemHealth:
-    """`overall_health` and what it is made of."""
-    health = services["overall_health"]
-    overall: OverallHealth = "healthy"
-    if database["state"] == "circuit_open" or health == "unhealthy":
-        overall = "unhealthy"
-    elif not is_database_healthy(database) or health != "healthy":
-        overall = "degraded"
+class Gravity(NamedTuple):
+    """How bad it is: the worst severity of what holds (None: nothing does), and whether calls are refused for it."""
+
+    severity: Gravest | None = None
+    refuses: bool = False
+
+
+def system_view(
+    database: DatabaseHealth, services: ServicesHealth, koo: KooHealth, gravity: Gravity, clock: Clock
+) -> SystemHealth:
+    """`overall_health`, how bad that is, and what it is made of."""
+    overall = _overall(database, services, gravity)
     return {
         "overall_health": overall,
+        "severity": _severity(overall, gravity),
         "database": database,
         "ai_services": services,
+        "koo": koo,
         "timestamp": now_iso(clock),
     }
+
+
+def _overall(database: DatabaseHealth, services: ServicesHealth, gravity: Gravity) -> OverallHealth:
+    """The promised rule over the states; and nothing that refuses calls, or is critical, leaves it healthy."""
+    health = services["overall_health"]
+    if database["state"] == "circuit_open" or health == "unhealthy":
+        return "unhealthy"
+    is_well = is_database_healthy(database) and health == "healthy"
+    return "healthy" if is_well and not gravity.refuses and gravity.severity != "critical" else "degraded"
+
+
+def _severity(overall: OverallHealth, gravity: Gravity) -> Gravest | None:
+    """The colour of the verdict: never milder than an alert below it, nor than its own word."""
+    if overall == "unhealthy" or gravity.severity == "critical":
+        return "critical"
+    return "warning" if overall == "degraded" else gravity.severity
 
 
 def is_database_healthy(database: DatabaseHealth) -> bool:
@@ -91,6 +116,7 @@ def _summary(health: SystemHealth, alerts: list[Alert]) -> Summary:
         breakers += service["models"].values()
     return {
         "overall_health": health["overall_health"],
+        "severity": health["severity"],
         "database_healthy": is_database_healthy(health["database"]),
         "ai_services_healthy": f"{services['healthy_services']}/{services['total_services']}",
         "active_alerts": sum(alert["active"] for alert in alerts),

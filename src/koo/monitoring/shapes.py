@@ -44,6 +44,7 @@ from koo.monitoring.database_shapes import (
     ResponseTimes,
     Spread,
 )
+from koo.monitoring.own_shapes import KooHealth
 
 __all__ = [
     "BreakerStatus", "BreakerWord", "ConnectionCounts", "DatabaseBreaker", "DatabaseConfiguration",
@@ -54,6 +55,7 @@ __all__ = [
 """Written elsewhere, and taken from here like all that stands below."""
 
 OverallHealth = Literal["healthy", "degraded", "unhealthy"]
+Gravest = Literal["critical", "warning"]
 ServiceWord = Literal["healthy", "degraded", "unhealthy", "circuit_open", "rate_limited"]
 RequestWindow = Literal["requests_per_minute", "requests_per_hour", "requests_per_day"]
 WINDOWS: tuple[RequestWindow, ...] = get_args(RequestWindow)
@@ -274,11 +276,18 @@ class ServiceCheck(TypedDict):
 
 
 class SystemHealth(TypedDict):
-    """Database and services."""
+    """Database, services, and koo itself."""
 
-    overall_health: Annotated[OverallHealth, Doc("unhealthy: the database or every service refuses")]
+    overall_health: Annotated[
+        OverallHealth,
+        Doc("unhealthy: the database or every service refuses; degraded: any part is not healthy or refuses"),
+    ]
+    severity: Annotated[
+        Gravest | None, Doc("the worst of what is wrong: the verdict's colour; null: nothing is wrong")
+    ]
     database: DatabaseHealth
     ai_services: ServicesHealth
+    koo: KooHealth
     timestamp: Time
 
 
@@ -380,6 +389,7 @@ class Summary(TypedDict):
     """Everything at a glance."""
 
     overall_health: OverallHealth
+    severity: Annotated[Gravest | None, Doc("the verdict's colour; null: nothing is wrong")]
     database_healthy: bool
     ai_services_healthy: Annotated[str, Doc('"3/5": healthy ones of the configured')]
     active_alerts: int

@@ -52,6 +52,7 @@ class SqlStore:
         from koo.storage import sql  # Importing SQLAlchemy takes longer than all of koo.
 
         target = sql.read_url(url, home)
+        self.file = target if isinstance(target, Path) else None
         self.clock = clock
         # Looked up when the thread starts, so that a test can put its own database there.
         self.executor = Executor(lambda timeout_s: sql.make_backend(target, timeout_s), clock, timeout_s)

@@ -3,8 +3,8 @@
 
 /**
  * @typedef {{
- *   overall_health: "healthy" | "degraded" | "unhealthy", database_healthy: boolean, ai_services_healthy: string,
- *   active_alerts: number, circuit_breakers_open: number,
+ *   overall_health: "healthy" | "degraded" | "unhealthy", severity: "critical" | "warning" | null,
+ *   database_healthy: boolean, ai_services_healthy: string, active_alerts: number, circuit_breakers_open: number,
  * }} Summary
  *
  * @typedef {{

@@ -1,0 +1,58 @@
+"""Whether koo itself is well: room and descriptors, and whether what watches everything else still runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from koo.alerts.signs import Signs
+from koo.beats import Beats
+from koo.host import HostWatch
+from koo.monitoring.own import descriptors_view, disks_view
+from koo.monitoring.own_shapes import KooHealth, StoreHealth
+
+LOOKS_MAX = 60
+"""What watches may be a minute late, beside its interval, before it is said to have stopped."""
+PROBE, CHECKS = "the probe of the database", "the checks of services"
+
+
+class OwnWatch:
+    """`step` is called each second. `folders`: where koo writes, by name; `rounds` counts rounds of service checks."""
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self.host = HostWatch(folders)
+        self.beats = Beats()
+        self.rounds = 0
+        self._signs = Signs()
+
+    def step(self, now: float, *, check_s: float, probe: object, probe_s: float | None) -> None:
+        """Look once; `now` in monotonic seconds.
+
+        `check_s`: how long a round of checks may take. `probe`: what the database's probe saw last, which is due after
+        `probe_s` (None: no database is open).
+        """
+        self.beats.beat(now)
+        self.host.step()
+        self._signs.see(CHECKS, self.rounds, LOOKS_MAX + int(check_s))
+        if probe_s is None:
+            self._signs.forget(PROBE)
+        else:
+            self._signs.see(PROBE, probe, LOOKS_MAX + int(probe_s))
+
+    def view(self, store: StoreHealth, now: float) -> KooHealth:
+        """What is known; without I/O, from any thread."""
+        return {
+            "state_store": store,
+            "disks": disks_view(self.host),
+            "descriptors": descriptors_view(self.host),
+            "late": self._late(),
+            "blocked_s": self.beats.blocked_s(now),
+        }
+
+    def _late(self) -> list[str]:
+        late = list(self._signs.late)
+        if self.host.is_silent:
+            late.append("the look at the disks, which do not answer")
+        if self.beats.is_late:
+            late.append("what koo does each second, alerts and notifications too")
+        return late

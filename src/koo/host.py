@@ -1,0 +1,112 @@
+"""What this process stands on: room on its disks, and file descriptors.
+
+Asking a disk for its room takes a microsecond, or for ever where it is a network share whose server is away. So a
+thread asks, one at a time, and what it does not come back from is told as a disk that does not answer. The thread is a
+daemon: it holds nothing, and the end of the process need not wait for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+EVERY_STEPS = 30
+"""A disk that a runaway log fills is seen within half a minute."""
+SILENT_STEPS = 60
+DESCRIPTOR_FOLDERS = ("/proc/self/fd", "/dev/fd")
+"""One entry for each open descriptor: Linux, and the other Unixes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Room for an ordinary user where a folder lies. `name` says whose folder it is."""
+
+    name: str
+    free_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    """Open file descriptors, and how many there may be."""
+
+    used: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What was found at one look; `descriptors` None: the system does not tell."""
+
+    disks: tuple[Disk, ...] = ()
+    descriptors: Descriptors | None = None
+
+
+class HostWatch:
+    """Looks now and then, in a thread. `folders` by name: where koo writes; one disk is named once."""
+
+    def __init__(
+        self, folders: Mapping[str, Path], look: Callable[[Mapping[str, Path]], Host] | None = None
+    ) -> None:
+        self._folders = dict(folders)
+        self._look = look or look_at_host
+        self._thread: threading.Thread | None = None
+        self._steps = 0
+        self.last: Host | None = None
+
+    def step(self) -> None:
+        """Once a second: begin a look that is due. Does not wait for it."""
+        if self._steps % EVERY_STEPS == 0 and (self._thread is None or not self._thread.is_alive()):
+            self._steps = 0
+            self._thread = threading.Thread(target=self._run, name="koo host", daemon=True)
+            self._thread.start()
+        self._steps += 1
+
+    @property
+    def is_silent(self) -> bool:
+        """A look that began a minute ago has not come back."""
+        thread = self._thread
+        return self._steps > SILENT_STEPS and thread is not None and thread.is_alive()
+
+    def _run(self) -> None:
+        self.last = self._look(self._folders)
+
+
+def look_at_host(folders: Mapping[str, Path]) -> Host:
+    """Ask the system. May block for as long as a disk does."""
+    disks: dict[int, Disk] = {}
+    for name, folder in folders.items():
+        try:
+            place = _existing(folder)
+            usage = shutil.disk_usage(place)
+            disks.setdefault(place.stat().st_dev, Disk(name, usage.free, usage.total))
+        except OSError:  # No right to look there, or gone in this moment: what cannot be known is not told.
+            continue
+    return Host(tuple(disks.values()), count_descriptors())
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there: koo makes its own when it first writes."""
+    return next((one for one in (folder, *folder.parents) if one.exists()), Path())
+
+
+def count_descriptors() -> Descriptors | None:
+    """How many are open; None where the system has no limit or does not tell."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    for folder in DESCRIPTOR_FOLDERS:
+        try:
+            return Descriptors(sum(1 for _ in Path(folder).iterdir()) - 1, limit)  # the listing needs one
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                return Descriptors(limit, limit)
+    return None

@@ -1,0 +1,338 @@
+"""Everything that refuses calls has an alert, one for each cause, which says what it refuses and until when."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from koo.alerts.findings import Finding
+from koo.alerts.kinds import KINDS
+from koo.errors import ExternalServiceError, Kind, PoolSaturated
+from koo.options import LimitOptions
+from koo.policies.breaker import Override
+from koo.policies.verdict import THROTTLED, Fault
+from tests.monitoring.houses import (
+    CANCELLED,
+    FAILED,
+    KEY_REFUSED,
+    MODEL_REFUSED,
+    TOO_MANY,
+    House,
+    in_house,
+)
+
+QUOTA = Fault(verdict=THROTTLED, kind=Kind.QUOTA, retry_after_s=3600.0, reach="service")
+
+
+def only(house: House) -> Finding:
+    """The one finding that there is."""
+    (finding,) = house.findings()
+    return finding
+
+
+# ── the provider ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_key_that_is_refused_while_recovery_is_tested_is_a_service_that_is_down() -> None:
+    """The breaker that tests its recovery is the lesser news: nothing passes until the key works."""
+
+    async def test(house: House) -> None:
+        house.add()
+        await house.open()
+        await house.half_open()
+        assert only(house).kind == "circuit_recovering"
+        await house.call(KEY_REFUSED)
+        down = only(house)
+        assert (down.kind, down.component, down.severity) == ("service_down", "ai:claude", "critical")
+        assert "refused the key" in down.message
+        assert set(down.data["also"]) == {"key_refused", "circuit_recovering"}
+        assert down.data["next_attempt"] == house.view()["models"]["sonnet"]["key_checked_at"] is not None
+
+    in_house(test)
+
+
+def test_a_quota_that_is_used_up_says_until_when() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        await house.call(QUOTA)
+        quota = only(house)
+        assert (quota.kind, quota.severity) == ("quota_used_up", "critical")
+        assert quota.data["refuses"] == "every call to claude"
+        resets_at = datetime.fromisoformat(quota.data["resets_at"] or "").timestamp()
+        await house.clock.sleep(resets_at - house.clock.wall() - 0.01)
+        assert house.found() == {"quota_used_up:ai:claude"}
+        await house.clock.sleep(0.01)
+        assert house.found() == set(), "exactly then it is asked again"
+
+    in_house(test)
+
+
+def test_a_pause_of_the_provider_is_a_warning_with_its_end() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        await house.call(TOO_MANY)
+        pause = only(house)
+        assert (pause.kind, pause.severity) == ("provider_limit_reached", "warning")
+        assert pause.data["resets_at"] == house.view()["pause"]["until"]  # type: ignore[index]
+        await house.clock.sleep(21.1)
+        assert house.found() == set()
+
+    in_house(test)
+
+
+def test_a_pause_of_another_model_is_that_models() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        await house.call(TOO_MANY, model="opus")
+        assert house.found() == {"provider_limit_reached:ai:claude/opus"}
+
+    in_house(test)
+
+
+# ── our own limits ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("option", "key", "severity"),
+    [("per_minute", "minute", "warning"), ("per_hour", "hour", "critical"), ("per_day", "day", "critical")],
+)
+def test_a_limit_that_is_used_up_is_an_alert_of_its_own_that_says_when_it_is_free(
+    option: str, key: str, severity: str
+) -> None:
+    async def test(house: House) -> None:
+        house.add(limits=LimitOptions(**{option: 3}))
+        await house.calls(3)
+        reached = only(house)
+        assert (reached.kind, reached.severity) == (f"limit_reached_requests_per_{key}", severity)
+        assert reached.data["also"] == [f"limit_approaching_requests_per_{key}"] and reached.data["refuses"]
+        resets_at = datetime.fromisoformat(reached.data["resets_at"] or "").timestamp()
+        await house.clock.sleep(resets_at - house.clock.wall() - 0.01)
+        with pytest.raises(ExternalServiceError):
+            await house.call()
+        await house.clock.sleep(0.01)
+        await house.call()
+
+    in_house(test)
+
+
+def test_a_day_ends_at_midnight_and_not_a_microsecond_before() -> None:
+    async def test(house: House) -> None:
+        for at in (0.1, 0.3, 1234.567891, 7.7):
+            await house.clock.sleep(at)
+            house.services.clear()
+            house.add(limits=LimitOptions(per_day=3))
+            resets_at = house.view()["rate_limits"]["requests_per_day"]["resets_at"]
+            assert str(resets_at).endswith("T00:00:00+00:00")
+
+    in_house(test)
+
+
+def test_a_limit_that_refused_a_caller_a_moment_ago_is_reached_although_a_request_is_free_at_this_look() -> (
+    None
+):
+    async def test(house: House) -> None:
+        house.add(limits=LimitOptions(per_minute=3))
+        await house.calls(3)
+        with pytest.raises(ExternalServiceError):
+            await house.call()
+        await house.clock.sleep(61)
+        await house.calls(3)
+        with pytest.raises(ExternalServiceError):
+            await house.call()
+        await house.clock.sleep(29)
+        house.services["claude"].forget_used()
+        assert house.found() == {"limit_reached_requests_per_minute:ai:claude"}
+        await house.clock.sleep(1)
+        assert house.found() == set()
+
+    in_house(test)
+
+
+def test_callers_that_find_no_place_are_an_alert_and_the_service_stays_healthy() -> None:
+    async def test(house: House) -> None:
+        house.add(concurrency_max=1, queue_max=0)
+        running = asyncio.create_task(house.call(took_s=5.0))
+        await asyncio.sleep(0)
+        with pytest.raises(ExternalServiceError):
+            await house.call()
+        await running
+        saturated = only(house)
+        assert (saturated.kind, house.view()["state"]) == ("service_saturated", "healthy")
+        assert saturated.data["refuses"]
+        await house.clock.sleep(30)
+        assert house.found() == set()
+
+    in_house(test)
+
+
+def test_a_service_that_nobody_calls_and_whose_checks_fail_is_an_alert() -> None:
+    async def test(house: House) -> None:
+        service = house.add()
+        for _ in range(3):
+            service.note_check(ExternalServiceError("claude", "no answer", kind=Kind.TIMEOUT))
+        unhealthy = only(house)
+        assert (unhealthy.kind, unhealthy.severity) == ("service_unhealthy", "warning")
+        assert "3 health checks failed" in unhealthy.message
+
+    in_house(test)
+
+
+# ── the database ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_pool_is_saturated_for_as_long_as_it_is_and_says_how_many_were_turned_away(tmp_path: Path) -> None:
+    async def test(house: House) -> None:
+        queue = house.pool_queue
+        queue.used = queue.limit
+        for _ in range(3):
+            queue.explain(PoolSaturated("database", ""), house.clock.monotonic(), 0.1)
+        full = only(house)
+        assert full.kind == "database_saturated" and "3 were turned away" in full.message
+        assert full.data["turned_away"] == 3 and full.data["refuses"]
+        await house.clock.sleep(29)
+        assert house.found() == {"database_saturated:database"}, "it is still full"
+        queue.used = 0
+        assert house.found() == set(), "and it ends with that, and not half a minute later"
+        queue.used = queue.limit
+        await house.clock.sleep(10)
+        assert house.found() == set(), "full is not yet saturated"
+        queue.explain(PoolSaturated("database", ""), house.clock.monotonic(), 0.1)
+        assert only(house).data["turned_away"] == 1, "counted anew"
+
+    in_house(test, tmp_path)
+
+
+def test_while_callers_are_turned_away_the_overall_health_is_degraded_and_the_databases_state_healthy(
+    tmp_path: Path,
+) -> None:
+    async def test(house: House) -> None:
+        house.look_at_database()
+        queue = house.pool_queue
+        queue.used = queue.limit
+        queue.explain(PoolSaturated("database", ""), house.clock.monotonic(), 0.1)
+        seen = house.system()
+        assert (seen["overall_health"], seen["severity"]) == ("degraded", "warning")
+        assert (seen["database"]["state"], seen["database"]["conditions"]) == ("healthy", ["saturated"])
+        queue.used = 0
+        await house.clock.sleep(2)
+        assert house.system()["overall_health"] == "healthy"
+
+    in_house(test, tmp_path)
+
+
+# ── whatever happens ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+ACTS = (
+    "call", "fail", "fail_other", "cancel", "throttle", "throttle_other", "quota", "key", "model_key", "slow",
+    "half_open", "wait", "force", "disable", "unforce", "reset", "spend", "use_up", "check", "limit", "database",
+    "database_ok", "look_failed", "looked", "paused", "resumed", "full", "empty", "store", "disk",
+)  # fmt: skip
+
+
+class Walk:
+    """A house in which anything happens."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+        house.add(limits=LimitOptions(per_minute=12, per_day=40), failure_threshold=3, recovery_s=5.0)
+        house.add("openai")
+
+    async def act(self, name: str) -> None:
+        house, service = self.house, self.house.services["claude"]
+        acts: dict[str, Any] = {
+            "call": partial(house.call),
+            "fail": partial(house.call, FAILED),
+            "fail_other": partial(house.call, FAILED, model="opus"),
+            "cancel": partial(house.call, CANCELLED),
+            "throttle": partial(house.call, TOO_MANY),
+            "throttle_other": partial(house.call, TOO_MANY, model="opus"),
+            "quota": partial(house.call, QUOTA),
+            "key": partial(house.call, KEY_REFUSED),
+            "model_key": partial(house.call, MODEL_REFUSED),
+            "slow": partial(house.call, took_s=6.0),
+            "half_open": partial(house.clock.sleep, 6.0),
+            "wait": partial(house.clock.sleep, 31.0),
+            "force": partial(service.set_override, Override.FORCED_OPEN),
+            "disable": partial(service.set_override, Override.DISABLED),
+            "unforce": partial(service.set_override, Override.NONE),
+            "reset": service.reset,
+            "spend": partial(house.spend, "9.6"),
+            "use_up": partial(house.spend, "10"),
+            "check": partial(service.note_check, ExternalServiceError("claude", "no", kind=Kind.TIMEOUT)),
+            "limit": partial(house.calls, 12, name="openai"),
+            "database": partial(house.use_database, False),
+            "database_ok": partial(house.use_database, True),
+            "look_failed": partial(house.look_at_database, "no answer"),
+            "looked": house.look_at_database,
+            "paused": house.pause_database,
+            "resumed": house.resume_database,
+            "full": house.turn_away,
+            "empty": house.leave_pool,
+            "store": partial(house.lose_store, ["claude"]),
+            "disk": partial(house.fill_disk, 10),
+        }
+        try:
+            outcome = acts[name]()
+            if outcome is not None and not isinstance(outcome, bool):
+                await outcome
+        except (ExternalServiceError, PoolSaturated):
+            pass
+        house.tick()
+
+    def check(self) -> None:
+        house = self.house
+        found, seen = house.findings(), house.system()
+        self.check_reasons(found)
+        self.check_causes(found)
+        worst = {one.severity for one in found if one.begins}
+        refusing = [one for one in found if one.begins and one.data.get("refuses")]
+        assert (seen["severity"] == "critical") >= ("critical" in worst), "no verdict is milder than an alert"
+        assert seen["severity"] is not None or not worst
+        if refusing or "critical" in worst:
+            assert seen["overall_health"] != "healthy", [one.fingerprint for one in refusing]
+        states = {view["state"] for view in seen["ai_services"]["services"].values()}
+        down = seen["database"]["state"] == "circuit_open" or states <= {"circuit_open", "rate_limited"}
+        assert (seen["overall_health"] == "unhealthy") is down, "the promised rule"
+        assert (seen["severity"] == "critical") >= (seen["overall_health"] == "unhealthy")
+        assert (seen["severity"] is None) <= (seen["overall_health"] == "healthy")
+
+    def check_reasons(self, found: list[Finding]) -> None:
+        """No state and no refusal is without its finding."""
+        for name, view in self.house.views().items():
+            mine = [one for one in found if one.component.partition("/")[0] == f"ai:{name}"]
+            assert view["state"] == "healthy" or mine, (view["state"], view["reason"])
+            if view["state"] in ("circuit_open", "rate_limited"):
+                assert any(one.data.get("refuses") for one in mine), (view["state"], mine)
+        database = self.house.database_health()
+        of_database = [one for one in found if one.component == "database"]
+        assert (database["state"] == "healthy" and not database["conditions"]) or of_database
+
+    def check_causes(self, found: list[Finding]) -> None:
+        """Of one component no finding is only the lesser face of another."""
+        for one in found:
+            for other in found:
+                same = one.component == other.component and other.begins
+                assert not (same and other.kind in KINDS[one.kind].part_of), (one.kind, other.kind)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(ACTS), min_size=1, max_size=25))
+def test_whatever_happens_each_refusal_has_its_alert_and_the_verdict_follows(
+    tmp_path_factory: pytest.TempPathFactory, acts: list[str]
+) -> None:
+    """No state and no refusal without a finding, one finding for a cause, and no verdict milder than an alert."""
+
+    async def test(house: House) -> None:
+        walk = Walk(house)
+        for act in acts:
+            await walk.act(act)
+            walk.check()
+
+    in_house(test, tmp_path_factory.mktemp("house"))
