@@ -12,6 +12,7 @@ import secrets
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 
 from koo.alert_options import AlertOptions
 from koo.alerts.channels.base import Channel
@@ -80,7 +81,7 @@ class Outbox:
         """Log what a person should know of how channels are set up."""
         for courier in self.couriers:
             for warning in courier.channel.warnings:
-                log.warning("%s", warning)
+                _warn_once(warning)
 
     def alone(self, notices: Sequence[Notice]) -> None:
         """Say these without the state store, which is away; see `Courier.send_alone`."""
@@ -199,6 +200,12 @@ class Outbox:
         if self.couriers:
             with suppress(StoreUnavailable):
                 await self._store.notices.release()
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    """A platform that is opened by each `asyncio.run` says it once."""
+    log.warning("%s", sentence)
 
 
 def make_channels(options: AlertOptions, network: NetworkOptions, wall: Callable[[], float]) -> list[Channel]:

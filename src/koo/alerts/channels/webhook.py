@@ -11,9 +11,6 @@ from koo.alerts.channels.web import WebReceiver
 from koo.network_options import NetworkOptions
 
 VARIABLE = "KOO_ALERT_WEBHOOK"
-UNSIGNED = (
-    "what is sent is not signed, so its receiver cannot know whom it is from: set KOO_ALERT_WEBHOOK_SECRET"
-)
 
 
 class Webhook:
@@ -34,7 +31,7 @@ class Webhook:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return self._receiver.warnings + (() if self._key is not None else (UNSIGNED,))
+        return self._receiver.warnings
 
     async def send(self, message: Message) -> str:
         """Raises `NotTaken`."""
