@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -97,6 +98,19 @@ def test_a_psycopg_connection_comes_home_after_commit_without_a_rollback(postgre
     async def main() -> None:
         guarded, unguarded = await both(postgres18.url(), rollbacks)
         assert guarded == 0 < unguarded, "else the pool's reset may have another name now"
+
+    run(main)
+
+
+def test_an_sqlite_connection_comes_home_after_commit_without_a_rollback(tmp_path: Path) -> None:
+    """Each word to SQLite wakes its connection's thread."""
+
+    async def words(one: Run) -> int:
+        return await calls_of("_execute", one)
+
+    async def main() -> None:
+        guarded, unguarded = await both(f"sqlite+aiosqlite:///{tmp_path}/file.db", words)
+        assert guarded < unguarded
 
     run(main)
 

@@ -28,6 +28,7 @@ class SqliteHooks(Hooks):
         event.listen(engine.pool, "checkin", self.on_checkin)
         engine.dialect.do_terminate = self._terminate  # type: ignore[method-assign, assignment]
         self._do_commit = partial(self._commit_and_end, self._do_commit)
+        self._do_rollback = partial(self._roll_back_what_is_open, self._do_rollback)
         self._send_commit = self._commit_what_is_left
 
     def on_connect(self, adapted: Any, record: Any) -> None:
@@ -65,6 +66,16 @@ class SqliteHooks(Hooks):
                 record.transaction.commit(partial(commit, fairy))
         finally:
             record.end_transaction()
+
+    def _roll_back_what_is_open(self, roll_back: Callable[[Any], None], fairy: Any) -> None:
+        """A scope that has committed comes home without a rollback: each word to SQLite wakes a thread.
+
+        While koo has a transaction of it, its thread may still be at work, and may open what is not open yet.
+        """
+        record = self._by_connection.get(fairy.dbapi_connection)
+        settled = record is not None and record.transaction is None and not record.is_closed
+        if record is None or not settled or record.connection.in_transaction:
+            roll_back(fairy)
 
     def _run(self, execute: Callable[..., Any], context: Any, statement: str, *parameters: Any) -> bool:
         record = self._by_connection.get(context.root_connection.connection.dbapi_connection)
