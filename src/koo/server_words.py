@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 from collections.abc import Iterable
 from re import Pattern
 
@@ -138,7 +139,40 @@ REFUSALS: Rules = _rules(
     (_joined(NO_DATABASE), MISSING),
 )
 """PostgreSQL's own sentences, in the languages that it speaks."""
-CLIENT: Rules = _rules(
+CERTIFICATES: Rules = _rules(
+    (
+        r"root certificate file",
+        MISCONFIGURED.saying(
+            "the file of the authorities whose TLS certificates are trusted cannot be read:"
+            " name one in PGSSLROOTCERT (psycopg: or as sslrootcert)"
+        ),
+    ),
+    (
+        r"(?:hostname|IP address) mismatch|does not match host name",
+        MISCONFIGURED.saying("the server's TLS certificate is for another host name than its URL's"),
+    ),
+    (
+        r"certificate has expired|not yet valid",
+        MISCONFIGURED.saying("the server's TLS certificate has expired, or is not valid yet"),
+    ),
+    (
+        r"certificate verify failed",
+        MISCONFIGURED.saying(
+            "the server's TLS certificate is not trusted: name its authority's file in PGSSLROOTCERT"
+            " (psycopg: or as sslrootcert)"
+        ),
+    ),
+    (
+        r"private key file|certificate file",
+        MISCONFIGURED.saying("the client's own TLS certificate, or the key to it, cannot be used"),
+    ),
+    (
+        r"alert (?:certificate required|bad certificate|unknown ca)",
+        MISCONFIGURED.saying("the server wants a client certificate that it trusts, and got none"),
+    ),
+)
+"""What a TLS library says about certificates. None of it passes by itself."""
+CLIENT: Rules = CERTIFICATES + _rules(
     (r"no password supplied", REFUSED.saying("the server asks for a password")),
     (
         r"authentication method|channel binding",
@@ -158,7 +192,7 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("response to SSL negotiation", "what answers there is not PostgreSQL"),
     ("support SSL", "the server speaks no TLS, which its URL asks for"),
     ("SSL upgrade", "the server speaks no TLS, which its URL asks for"),
-    ("certificate", "the TLS handshake failed: its certificate is not trusted, or ours is missing"),
+    ("certificate", "the TLS handshake failed"),
     ("closed the connection unexpectedly", "the server closed the connection"),
 )
 """Why a server could not be reached."""
@@ -185,6 +219,11 @@ def at_connect(original: BaseException) -> Meaning | None:
     if state == "42501" and OPTION.search(said(original)):  # the same code where the user may not connect
         return MISCONFIGURED
     return None if state is None else find(AT_CONNECT, state)
+
+
+def by_certificate(original: BaseException) -> Meaning | None:
+    """What an error of Python's own TLS means where it is about certificates; asyncpg lets it pass as it is."""
+    return _first(CERTIFICATES, str(original)) if isinstance(original, ssl.SSLError) else None
 
 
 def by_words(original: BaseException) -> Meaning:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from koo.database.database import Database
-from koo.errors import CommitOutcomeUnknown, DatabaseTimeout, DatabaseUnavailable, KooError
+from koo.errors import CommitOutcomeUnknown, DatabaseTimeout, DatabaseUnavailable, Kind, KooError
 from koo.options import BreakerOptions, RetryOptions
 from koo.policies.verdict import FAILURE
 from tests.database.conftest import Place
@@ -760,5 +761,32 @@ def test_a_server_that_is_gone_is_refused_at_once_after_a_few_failures(pg: Place
             async with database.session_scope() as session:
                 await session.execute(ONE)
             assert database.circuit_breaker_state.value == "healthy"
+
+    run(main)
+
+
+def test_a_begin_that_is_given_up_says_no_goodbye_to_a_server_that_does_not_answer(pg: Place) -> None:
+    """A goodbye, or the request to cancel it, would take what is left of the caller's time."""
+
+    async def main() -> None:
+        async with proxied(pg.server) as proxy:
+            url = through(proxy, pg.server, pg.driver, pg.database)
+            changes = {
+                "pool_timeout_s": 0.4,
+                "cleanup_timeout_s": 60.0,
+                "retry": RetryOptions(attempts_max=1),
+            }
+            async with opened(url, **changes) as database:
+                await warm(database, 1)
+                proxy.black_hole()
+                began = time.monotonic()
+                with pytest.raises(DatabaseTimeout) as caught:
+                    async with database.session_scope():
+                        pass
+                assert caught.value.kind is Kind.TIMEOUT
+                assert database.metrics.aborted == 1
+                assert time.monotonic() - began < 30.0, "psycopg waits for its cancellation as long as it may"
+                proxy.reset_all()
+                proxy.heal()
 
     run(main)

@@ -211,3 +211,24 @@ def test_what_only_looks_like_a_commit_is_none() -> None:
     assert not _is_commit((b"Q", b"SELECT 'COMMIT'\0"))
     assert not _is_commit((b"D", b"COMMIT\0"))
     assert not _is_commit((b"P", b"commit\0SELECT 1\0"))
+
+
+@pytest.mark.parametrize("turns", range(20))
+def test_it_ends_without_a_word_while_a_connection_is_ending(turns: int) -> None:
+    reported: list[object] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
+        async with echo() as proxy:
+            reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+            await say(reader, writer, b"hello")
+            proxy.black_hole()
+            writer.write(b"held up")
+            await asyncio.sleep(0.01)
+            writer.transport.abort()
+            proxy.heal()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert reported == []

@@ -105,7 +105,9 @@ class Hooks:
             await_(start)
         except asyncio.CancelledError:
             # The caller gave up first: the others of this pool are as old, and must not cost each caller the same wait.
+            # And an orderly goodbye, to a server that does not answer, would take the rest of this caller's time.
             if self._monotonic() - now > self._idle_begin_s:
+                record.abort()
                 self._records.distrust_all()
             raise
         except Exception as error:

@@ -65,6 +65,7 @@ class FaultProxy:
         self._cuts_left = 0
         self._server: asyncio.Server | None = None
         self._pipes: set[_Pipe] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self._open: asyncio.Event | None = None
 
     async def __aenter__(self) -> FaultProxy:
@@ -103,7 +104,7 @@ class FaultProxy:
     async def accept(self) -> None:
         """New connections are accepted, on the same port as before."""
         if self._server is None:
-            self._server = await asyncio.start_server(self._serve, self.host, self.port)
+            self._server = await asyncio.start_server(self._begin, self.host, self.port)
             self.port = self._server.sockets[0].getsockname()[1]
 
     def reset_all(self) -> None:
@@ -134,6 +135,12 @@ class FaultProxy:
         self._cut, self._cuts_left = when, times
 
     # ── passing on ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Not asyncio's own task for a coroutine: Python 3.11 reports one that is cancelled as an error.
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -198,9 +205,14 @@ class _Pipe:
         finally:
             for writer in writers:
                 writer.close()
-            for writer in writers:
-                with contextlib.suppress(OSError):
-                    await writer.wait_closed()
+            try:
+                for writer in writers:
+                    with contextlib.suppress(OSError):
+                        await writer.wait_closed()
+            except asyncio.CancelledError:
+                for writer in writers:
+                    writer.transport.abort()  # it does not take what was still to be sent
+                raise
 
     async def _pump(self) -> None:
         assert self._server is not None

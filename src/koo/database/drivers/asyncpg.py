@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 from collections.abc import Awaitable, Callable
 from functools import cache, partial
 from typing import Any
@@ -62,8 +63,8 @@ class Asyncpg:
                 raise
             self._takes_parameters = False
             connection = await connect(server_settings=given)
-        except asyncpg.InterfaceError:
-            raise
+        except (asyncpg.InterfaceError, ssl.SSLError):
+            raise  # also where it is a ValueError
         except (LookupError, ValueError) as error:
             # Raised bare before anything is sent: by `getpass` for a user id without a name, by `int` for PGPORT.
             says = NAMES_NO_USER if isinstance(error, LookupError) else UNREADABLE

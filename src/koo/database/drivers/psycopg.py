@@ -106,7 +106,7 @@ class Psycopg:
 
 async def _start(connection: Any, start: Callable[[], Any]) -> None:
     async with connection.lock:
-        await connection.wait(start())
+        await connection.wait_for_begin(start())
 
 
 class ServerCursor(psycopg.AsyncServerCursor[Any]):
@@ -153,6 +153,14 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
                 await self._stop_statement()
             finally:
                 self.pgconn.finish()
+            raise
+
+    async def wait_for_begin(self, gen: Any) -> Any:
+        """As `wait`, for BEGIN: the server has no statement to stop, and whoever waits for it may be short of time."""
+        try:
+            return await wait_async(gen, self.pgconn.socket, interval=0.1)
+        except asyncio.CancelledError:
+            self.pgconn.finish()
             raise
 
     async def _stop_statement(self) -> None:
