@@ -21,6 +21,7 @@ from koo.configuration.table import Row, Table
 from koo.configuration.to_options import PACKAGED_MODEL
 from koo.configuration.values import as_text
 from koo.configuration.variables import BUILT_IN, BudgetSettings, ServiceSettings, Variables
+from koo.log_options import LogOptions
 from koo.network_options import NetworkOptions
 from koo.options import (
     BreakerOptions,
@@ -372,6 +373,7 @@ OPTIONS: list[type[Checked]] = [
     ServiceOptions,
     BudgetOptions,
     NetworkOptions,
+    LogOptions,
     AlertOptions,
     PlatformOptions,
 ]

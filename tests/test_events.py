@@ -38,9 +38,17 @@ def test_an_event_is_a_frozen_fact_with_a_source_and_a_severity(kind: type[Event
     assert kind.__doc__, "undocumented is broken"
 
 
-def test_what_is_critical_is_what_stops_service() -> None:
+def test_what_is_critical_is_what_stops_service_or_leaves_books_or_data_in_doubt() -> None:
     critical = {kind.__name__ for kind in KINDS if kind.severity == "critical"}
-    assert critical == {"CircuitOpened", "KeyBlocked", "BillExceededHold", "StoreForgot", "StoreLost"}
+    assert critical == {
+        "CircuitOpened",
+        "KeyBlocked",
+        "BillExceededHold",
+        "CommitUnknown",
+        "DeliveryGivenUp",
+        "StoreForgot",
+        "StoreLost",
+    }
 
 
 def test_listeners_hear_each_event_in_order_until_they_stop() -> None:

@@ -13,6 +13,7 @@ from koo import options
 from koo.alert_options import AlertOptions
 from koo.checked import Checked, Timed, allowed
 from koo.errors import ConfigurationError, KooError
+from koo.log_options import LogOptions
 from koo.network_options import NetworkOptions
 from koo.options import (
     BreakerOptions,
@@ -35,6 +36,7 @@ CLASSES = [
     BudgetOptions,
     PlatformOptions,
     NetworkOptions,
+    LogOptions,
     AlertOptions,
 ]
 NEEDED: dict[type[Checked], dict[str, Any]] = {

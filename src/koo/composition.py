@@ -38,6 +38,8 @@ from koo.database_urls import is_same_server
 from koo.deadlines import Deadlines
 from koo.events import EventBus, ProcessRenamed, StoreForgot, StoreFound, StoreLost
 from koo.http.client import HttpClient
+from koo.logs.calls import CallLog
+from koo.logs.event_log import EventLog
 from koo.monitoring.overview import services_view, system_view
 from koo.monitoring.own_shapes import KooHealth, StoreHealth
 from koo.monitoring.shapes import Alert, Budget, DatabaseHealth, ServiceHealth, ServicesHealth, SystemHealth
@@ -69,6 +71,8 @@ class Parts:
         self.clock = clock
         self.deadlines = deadlines
         self.events = events
+        self.calls = CallLog(clock)
+        events.listen(EventLog(clock).on_event)
         self.http = HttpClient(network=options.network)
         self.prices = Prices()
         store = SqlStore(options.state_url, clock=clock, home=options.home)
@@ -76,11 +80,7 @@ class Parts:
         self.store.watch(self._store_changed)
         self.store.ledger.heard = self._heard
         self.budgets = Budgets(self.store.ledger, options.budgets, events.publish)
-        self.ai_services: dict[str, AIService] = assemble(
-            options, http=self.http, clock=clock, deadlines=deadlines, publish=events.publish
-        )
-        for name, one in self.ai_services.items():
-            self.budgets.add_service(name, one.service.allowance)
+        self.ai_services = self._assemble()
         self.operations: dict[str, tuple[Service, Money]] = {}
         self.shared_money = {
             name: SharedMoney(one.options, self.prices) for name, one in self.ai_services.items()
@@ -91,6 +91,7 @@ class Parts:
             prices=self.prices,
             deadlines=deadlines,
             clock=clock,
+            calls=self.calls,
         )
         self.sharing = Sharing(
             self.store, clock, lambda: self.services, self._follow_database_reset, self._key_of
@@ -121,6 +122,20 @@ class Parts:
         self._opened_at = self._store_back_at = 0.0
         self._priced: bool | None = None  # False: no service needs prices
 
+    def _assemble(self) -> dict[str, AIService]:
+        """The services of the options, each with its budget."""
+        services = assemble(
+            self.options,
+            http=self.http,
+            clock=self.clock,
+            deadlines=self.deadlines,
+            publish=self.events.publish,
+            calls=self.calls,
+        )
+        for name, one in services.items():
+            self.budgets.add_service(name, one.service.allowance)
+        return services
+
     # ── finding ───────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -140,6 +155,7 @@ class Parts:
             deadlines=self.deadlines,
             clock=self.clock,
             publish=self.events.publish,
+            calls=self.calls,
             on_reset=self._publish_database_reset,
             **changes,
         )
@@ -164,6 +180,7 @@ class Parts:
 
     def add_operation(self, service: Service, money: Money) -> None:
         """Guard an own operation from now on; one of the same name is replaced."""
+        service.calls = self.calls
         self.operations[service.name] = (service, money)
         self.budgets.add_service(service.name, service.allowance)
 
@@ -266,7 +283,7 @@ class Parts:
     def _heard(self, answer: Reply) -> None:
         """The ledger's store has forgotten something, or has another process under this one's name."""
         if not answer.is_you:
-            self.events.publish(ProcessRenamed(STORE_SOURCE))
+            self.events.publish(ProcessRenamed(STORE_SOURCE, self.store.ledger.process))
         forgotten = sum(
             amount for key, amount in answer.forgotten.items() if not key.budget.startswith("requests/")
         )
@@ -347,6 +364,7 @@ class Parts:
                 await close()
             except Exception:
                 log.exception("a part of koo did not close")
+        self.calls.close()
 
     async def _close_threads(self) -> None:
         await asyncio.gather(*(threads.close() for threads in self._threads()))

@@ -303,11 +303,13 @@ class DatabaseError(KooError):
     """Base of what koo itself raises about a database; errors of statements stay SQLAlchemy's own.
 
     `server`: its `host`, `port` and `name`, never a user or a password. `answers_since`: where callers are still
-    refused, but koo's own probe is answered again, since when (ISO 8601).
+    refused, but koo's own probe is answered again, since when (ISO 8601). `logged`: the scope in which it was met has
+    logged it, so an outer one that it leaves too does not.
     """
 
     server: Mapping[str, object] | None = None
     answers_since: str | None = None
+    logged = False
 
 
 class DatabaseUnavailable(DatabaseError):

@@ -84,13 +84,15 @@ class CooldownBegan(Event):
 class KeyBlocked(Event):
     """The other side refused the key, or its account: nothing is sent until it works again.
 
-    `credential`: the digest of the key, where that is not the service's own. `last_error`: the refusal.
+    `credential`: the digest of the key, where that is not the service's own. `last_error`: the refusal. `again_in_s`:
+    when the key is tried again, by an unbilled check or by one call.
     """
 
     reason: str
     model: str | None = None
     credential: str = field(default="", repr=False)
     last_error: Failure | None = None
+    again_in_s: float | None = None
 
     severity = "critical"
 
@@ -130,8 +132,10 @@ class StoreForgot(Event):
 class ProcessRenamed(Event):
     """Another process spoke to the state store under this one's name: a machine was copied, or it was written off.
 
-    This process goes on under another name, and what it holds and has not told is booked a second time.
+    This process goes on as `name`, and what it holds and has not told is booked a second time.
     """
+
+    name: str = ""
 
     severity = "warning"
 
@@ -168,6 +172,78 @@ class DeliveryGivenUp(Event):
     notices: int
 
     severity = "critical"
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheckFailed(Event):
+    """A health check failed, the first of a run: a service's unbilled check, or the database's probe."""
+
+    reason: str
+    kind: Kind
+
+    severity = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheckPassed(Event):
+    """A health check succeeded again, after `failed` that had not."""
+
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommitUnknown(Event):
+    """A connection was lost during COMMIT: the transaction may have happened or not, and was not run again.
+
+    `where` the scope stands in the program, and the first words of its last statement.
+    """
+
+    where: str
+    statement: str
+
+    severity = "critical"
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseReadOnly(Event):
+    """The database takes no writes: a standby, or a full disk."""
+
+    severity = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseWritable(Event):
+    """The database takes writes again."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabasePaused(Event):
+    """An operator lets new scopes wait, each until its own deadline; `running` are inside."""
+
+    running: int
+
+    severity = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseDraining(Event):
+    """An operator has new scopes refused; `running` are inside."""
+
+    running: int
+
+    severity = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseResumed(Event):
+    """An operator lets new scopes begin again."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseRotated(Event):
+    """Every connection of the pool is replaced by a new one; `running` scopes still have an old one."""
+
+    running: int
 
 
 Listener = Callable[[Event], None]

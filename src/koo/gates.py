@@ -370,7 +370,9 @@ class Gates:
         asked_s = self._asked_s(fault)
         until = NEVER if fault.until_wall_s is None or asked_s is None else now + asked_s
         if self.block_key(model, reason, now, until):
-            self.emit(KeyBlocked(self.name, reason, model, self.credential, guard.breaker.last_error))
+            again_in_s = min(until, self.key_blocks.by_model[model].check_at) - now
+            last = guard.breaker.last_error
+            self.emit(KeyBlocked(self.name, reason, model, self.credential, last, again_in_s))
 
     def cooldown_of(self, guard: Guarded, fault: Fault) -> Cooldown:
         """The pause that a fault belongs to: the whole service's, or the model's own."""

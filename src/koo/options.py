@@ -17,6 +17,7 @@ from typing import Any, Literal
 from koo.alert_options import AlertOptions
 from koo.checked import Checked, Nothing, Timed, not_set, option
 from koo.errors import ConfigurationError
+from koo.log_options import LogOptions
 from koo.network_options import NetworkOptions
 from koo.service_names import check_service_name
 
@@ -442,6 +443,7 @@ class PlatformOptions(Checked):
     budgets: tuple[BudgetOptions, ...] = ()
     network: NetworkOptions = field(default_factory=NetworkOptions)
     alerts: AlertOptions = field(default_factory=AlertOptions)
+    log: LogOptions = field(default_factory=LogOptions)
     health_check_interval_s: float = option(
         60.0, "time between unbilled AI checks", "once a minute", unit="s", above=0
     )

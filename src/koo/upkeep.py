@@ -16,6 +16,7 @@ from koo.alerts.courier import Courier
 from koo.clock import utc_day
 from koo.composition import Parts
 from koo.errors import ExternalServiceError, Kind
+from koo.events import HealthCheckFailed, HealthCheckPassed
 from koo.monitoring.shapes import ServiceCheck
 from koo.options import DAY_S
 from koo.sharing import DATABASE
@@ -73,6 +74,7 @@ class KeepTime(BackgroundTask):
     def _tick(self) -> None:
         """What a second brings about in every guard; reads no network."""
         parts = self.parts
+        parts.calls.tick()
         for ai_service in parts.ai_services.values():
             if ai_service.service.obstacle:
                 # What was missing may have been installed.
@@ -187,8 +189,10 @@ async def check_service(parts: Parts, name: str) -> ServiceCheck:
     began = clock.monotonic()
     error = await _ask(ai_service, parts.options.health_check_timeout_s)
     if ai_service.service.configured:
+        failed_before = ai_service.service.default_guard.checks_failed
         ai_service.service.note_check(error)
         (parts.checked.discard if error else parts.checked.add)(name)
+        _publish_check(parts, name, error, failed_before)
     view = parts.service_health(name)
     return {
         "service_name": name,
@@ -198,6 +202,14 @@ async def check_service(parts: Parts, name: str) -> ServiceCheck:
         "response_time_ms": (clock.monotonic() - began) * 1000,
         "last_updated": view["last_updated"],
     }
+
+
+def _publish_check(parts: Parts, name: str, error: ExternalServiceError | None, failed_before: int) -> None:
+    """The first check of a run that failed, and the one that ends it."""
+    if error is not None and not failed_before:
+        parts.events.publish(HealthCheckFailed(name, error.reason, error.kind))
+    elif error is None and failed_before:
+        parts.events.publish(HealthCheckPassed(name, failed_before))
 
 
 async def _ask(ai_service: AIService, timeout_s: float) -> ExternalServiceError | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
@@ -281,7 +283,8 @@ def test_a_server_that_is_not_koo_is_told_as_such(here: Here, tmp_path: Path) ->
 
 
 def test_logs_are_json_lines_without_probes_prompts_and_queries(tmp_path: Path) -> None:
-    with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
+    settings = {"KOO_LOG_REQUESTS": "all"}
+    with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake), **settings) as (url, process):
         for path in ("/livez", "/readyz", "/metrics"):
             urllib.request.urlopen(url + path, timeout=20).read()
         ask(f"{url}/api/v1/monitoring/health?token=4711")
@@ -296,6 +299,48 @@ def test_logs_are_json_lines_without_probes_prompts_and_queries(tmp_path: Path) 
         0
     ].keys()
     assert "4711" not in log
+
+
+def test_the_log_is_quiet_while_all_is_well_and_says_why_a_request_failed(tmp_path: Path) -> None:
+    """The id of the problem that the caller was answered leads to a line with its cause."""
+    with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
+        ask(f"{url}/api/v1/monitoring/health")
+        question(url)
+        fake.script(error(400, "invalid_request_error", "prompt 4711"))
+        with pytest.raises(HTTPError) as refused:
+            question(url)
+        with refused.value as reply:
+            problem = json.load(reply)
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+    log = (tmp_path / "serve.log").read_text()
+    lines = [json.loads(line) for line in log.splitlines() if line != "koo has ended"]
+    assert [line["what"] for line in lines] == ["call_failed", "request"]
+    for line in lines:
+        assert (line["request_id"], line["kind"]) == (problem["request_id"], "invalid_request")
+        assert "it does not accept the request" in line["event"] and "it does not" in line["cause"]
+    assert "4711" not in log
+
+
+def test_a_log_that_is_not_read_holds_up_neither_answers_nor_the_end(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command("serve", "--port", "0"),
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        found = re.search(r"http://[\w.:]+", process.stdout.readline())
+        assert found is not None
+        for _ in range(400):  # a line each: a pipe holds 64 KiB, fewer than 300 of them
+            with pytest.raises(HTTPError) as refused:
+                ask(f"{found[0]}/api/v1/ai/services/nosuch/health")
+            refused.value.close()
+        assert ask(f"{found[0]}/livez")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
 
 
 def test_help_loads_nothing_that_is_slow(tmp_path: Path) -> None:

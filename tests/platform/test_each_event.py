@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable
-from contextlib import closing, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from koo import events
 from koo.alert_options import AlertOptions
-from koo.errors import ExternalServiceError
+from koo.database.database import Database
+from koo.errors import CommitOutcomeUnknown, ExternalServiceError
 from koo.events import (
     BillExceededHold,
     CircuitClosed,
     CircuitHalfOpened,
     CircuitOpened,
+    CommitUnknown,
     CooldownBegan,
+    DatabaseDraining,
+    DatabasePaused,
+    DatabaseReadOnly,
+    DatabaseResumed,
+    DatabaseRotated,
+    DatabaseWritable,
     DeliveryFailed,
     DeliveryGivenUp,
     Event,
+    HealthCheckFailed,
+    HealthCheckPassed,
     KeyBlocked,
     KeyUnblocked,
     OverrideSet,
@@ -38,7 +49,9 @@ from koo.policies.breaker import Override
 from koo.policies.money import to_pico
 from koo.storage.store import SqlStore
 from koo.storage.treasuries import write_off_in
+from koo.testing.postgres import PostgresServer
 from koo.testing.providers import FakeAnthropic, answer, error
+from koo.testing.proxy import FaultProxy
 from tests.ai.worlds import until
 from tests.platform.test_platform import QUESTION, options
 
@@ -54,6 +67,7 @@ class World:
     platform: Platform
     server: FakeAnthropic
     home: Path
+    postgres: Callable[[], PostgresServer]
 
     def happened(self, kind: type[Event]) -> bool:
         return any(isinstance(event, kind) for event in self.platform.events.recent)
@@ -171,6 +185,81 @@ async def have_something_to_say(world: World) -> None:
     )
 
 
+async def fail_a_check(world: World) -> None:
+    world.server.key = "another key"
+    await world.platform.check_services("claude")
+
+
+async def fail_a_check_and_pass_the_next(world: World) -> None:
+    await fail_a_check(world)
+    world.server.key = None
+    await world.platform.check_services("claude")
+
+
+async def pause(world: World) -> None:
+    world.platform.pause_database()
+
+
+async def drain(world: World) -> None:
+    await world.platform.drain_database()
+
+
+async def resume(world: World) -> None:
+    world.platform.pause_database()
+    world.platform.resume_database()
+
+
+@asynccontextmanager
+async def on_postgres(world: World) -> AsyncIterator[tuple[Database, FaultProxy]]:
+    """A database on PostgreSQL, by way of a proxy, whose events are the platform's."""
+    server = world.postgres()
+    name = server.create_database()
+    async with FaultProxy(server.host, server.port) as proxy:
+        url = proxy.through(server.url("psycopg", name))
+        database = Database(url, publish=world.platform.events.publish)
+        try:
+            async with database.session_scope() as session:
+                await session.execute(text("CREATE TABLE notes (n int)"))
+            yield database, proxy
+        finally:
+            await database.close()
+            server.drop_database(name)
+
+
+async def lose_a_commit(world: World) -> None:
+    async with on_postgres(world) as (database, proxy):
+        proxy.cut_commit("at")
+        with suppress(CommitOutcomeUnknown):
+            async with database.session_scope() as session:
+                await session.execute(text("INSERT INTO notes VALUES (1)"))
+
+
+async def rotate(world: World) -> None:
+    async with on_postgres(world) as (database, _):
+        await database.rotate()
+
+
+async def take_no_writes(world: World) -> None:
+    async with on_postgres(world) as (database, _):
+        await _switch_read_only(database, "on")
+
+
+async def take_writes_again(world: World) -> None:
+    async with on_postgres(world) as (database, _):
+        await _switch_read_only(database, "on")
+        await _switch_read_only(database, "off")
+
+
+async def _switch_read_only(database: Database, on: str) -> None:
+    async with database.session_scope() as session:
+        await session.execute(text("SET TRANSACTION READ WRITE"))
+        name = (await session.execute(text("SELECT current_database()"))).scalar_one()
+        await session.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = {on}"))
+    await database.rotate()
+    await database.health_check()
+    database.tick()
+
+
 CAUSES: dict[type[Event], Callable[[World], Awaitable[None]]] = {
     CircuitOpened: fail,
     CircuitHalfOpened: fail_and_wait,
@@ -186,6 +275,15 @@ CAUSES: dict[type[Event], Callable[[World], Awaitable[None]]] = {
     StoreFound: lose_and_find_the_store,
     DeliveryFailed: have_something_to_say,
     DeliveryGivenUp: have_something_to_say,
+    HealthCheckFailed: fail_a_check,
+    HealthCheckPassed: fail_a_check_and_pass_the_next,
+    CommitUnknown: lose_a_commit,
+    DatabaseReadOnly: take_no_writes,
+    DatabaseWritable: take_writes_again,
+    DatabasePaused: pause,
+    DatabaseDraining: drain,
+    DatabaseResumed: resume,
+    DatabaseRotated: rotate,
 }
 """What brings each event about."""
 
@@ -198,17 +296,19 @@ CAUSES: dict[type[Event], Callable[[World], Awaitable[None]]] = {
         if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
     ],
 )
-def test_each_event_can_happen(kind: type[Event], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_event_can_happen(
+    kind: type[Event], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """An event that nothing publishes would be documented, coloured and alerted on, and never come."""
     monkeypatch.setattr("koo.upkeep.TICK_S", 0.02)
     monkeypatch.setattr("koo.upkeep.SWEEP_EVERY_TICKS", 1)
     monkeypatch.setattr("koo.alerts.courier.GIVEN_UP_AFTER_S", -1.0)
 
     async def main() -> None:
-        async with FakeAnthropic() as server:
+        async with FakeAnthropic(strict=False) as server:
             once = options(tmp_path, server, breaker=BREAKER, retry=RetryOptions(attempts_max=1))
             platform = Platform(replace(once, alerts=AlertOptions(webhook="http://127.0.0.1:9/")))
-            world = World(platform, server, tmp_path)
+            world = World(platform, server, tmp_path, lambda: request.getfixturevalue("postgres18"))
             assert not world.happened(kind)
             try:
                 await CAUSES[kind](world)

@@ -226,9 +226,7 @@ def test_a_real_fork_does_not_spend_its_parents_money(sqlite: Place) -> None:
     assert store.ledger.hold((store.ledger.purses.budgets[CLAUDE],), pico("0.50")) is not None
 
 
-def test_a_name_that_was_written_off_is_left_and_what_it_held_is_told_under_another(
-    shared: Place, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_name_that_was_written_off_is_left_and_what_it_held_is_told_under_another(shared: Place) -> None:
     async def main() -> None:
         store = shared.sql_store()
         given = await hold(store, "0.40")
@@ -242,7 +240,6 @@ def test_a_name_that_was_written_off_is_left_and_what_it_held_is_told_under_anot
         assert await numbers(store) == usd("0.35")
         assert store.ledger.purses.name != name
         assert heard == [False]
-        assert "goes on as " + store.ledger.purses.name in caplog.text
         assert shared.sql("SELECT sum(amount), count(*) FROM koo_entries") == [(pico("0.35"), 2)]
         await store.close()
 

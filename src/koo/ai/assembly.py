@@ -21,6 +21,7 @@ from koo.errors import ConfigurationError
 from koo.events import Event
 from koo.http.client import HttpClient
 from koo.http.proxies import Proxy, proxy_of
+from koo.logs.calls import CallLog
 from koo.monitoring.shapes import ServiceConfiguration
 from koo.network_options import NetworkOptions
 from koo.options import PlatformOptions, ServiceOptions
@@ -51,6 +52,7 @@ def assemble(
     clock: Clock,
     deadlines: Deadlines,
     publish: Callable[[Event], None],
+    calls: CallLog | None = None,
 ) -> dict[str, AIService]:
     """Every service of the options, by name. Makes no connection. Raises `ConfigurationError`."""
     ai_services = {}
@@ -71,6 +73,7 @@ def assemble(
             free=one.free,
             pilots=0 if one.free else PILOTS,
             credential=digest_of(one.api_key) if one.api_key else "",
+            calls=calls,
         )
         proxy = _proxy(one, options.network)
         provider = make_provider(one, options, http.by_way_of(proxy), clock)

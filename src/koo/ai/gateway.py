@@ -49,6 +49,7 @@ from koo.errors import (
     name_of,
 )
 from koo.http.connector import departure
+from koo.logs.calls import CallLog
 from koo.options import ServiceOptions
 from koo.scope import Scope
 
@@ -70,7 +71,7 @@ def ask_whole(one: AIService, charge: QueryCharge, _: Scope[Completion]) -> Awai
 
 
 class Gateway:
-    """Asks configured services. `services` by name; `budgets` hold what they cost."""
+    """Asks configured services. `services` by name; `budgets` hold what they cost; `calls` logs those that fail."""
 
     def __init__(
         self,
@@ -80,12 +81,14 @@ class Gateway:
         prices: Prices,
         deadlines: Deadlines,
         clock: Clock,
+        calls: CallLog | None = None,
     ) -> None:
         self.services = services
         self._budgets = budgets
         self._prices = prices
         self._deadlines = deadlines
         self._clock = clock
+        self._calls = calls or CallLog(clock)
         self._conversations = Conversations(clock.monotonic)
         self._lists = Lists(services, self.query)
 
@@ -127,7 +130,11 @@ class Gateway:
 
     async def _begin(self, query: Query, ask: Ask[T]) -> Begun[T]:
         """Ask each service in order, until one begins to answer within the query's deadline."""
-        services = self._choose(query)
+        try:
+            services = self._choose(query)
+        except CallerMistake as error:
+            self._calls.failed(name_of(query.service), "query", error, error.kind, 0)
+            raise
         began_at = self._clock.monotonic()
         deadline, outer = began_at + (query.timeout_s or services[0].options.timeout_s), ends_at.get()
         is_ours = query.timeout_s is None and deadline < outer
@@ -156,6 +163,7 @@ class Gateway:
                     )  # fmt: skip
                 except ExternalServiceError as error:
                     services[place:place] = self._instead(error, services)
+                    self._note(error, services[place:])
                     if len(services) == 1 or (left_s <= 0 and not failures):
                         raise
                     if _ends_the_query(error):
@@ -173,6 +181,11 @@ class Gateway:
         finally:
             # Each error's traceback keeps this frame, and so, through this list, itself and the others.
             failures.clear()
+
+    def _note(self, error: ExternalServiceError, later: Sequence[AIService]) -> None:
+        """Log that a service did not answer, and which one is asked next."""
+        then = f"{later[0].options.name} is asked next" if later and not _ends_the_query(error) else ""
+        self._calls.failed(error.service, "query", error, error.kind, error.attempts, then)
 
     # ── before anything is sent ───────────────────────────────────────────────────────────────────────────────
 

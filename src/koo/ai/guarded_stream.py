@@ -29,6 +29,7 @@ from koo.deadlines import Alarm, Deadlines, Lasting, resumed
 from koo.errors import ExternalServiceError, Kind, ServiceFailed, ServiceTimeout, StreamTruncated
 from koo.failures import failure_of
 from koo.guard import Guard, Scope
+from koo.logs.calls import CallLog
 from koo.options import NEVER
 from koo.policies.permit import Permit
 from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, Fault
@@ -71,11 +72,12 @@ class Silence(Lasting):
 
 @dataclass(slots=True)
 class Held(Generic[V]):
-    """What an open stream holds: a permit of its guard, and the bound of its silences."""
+    """What an open stream holds: a permit of its guard, and the bound of its silences; `calls` logs a failure of it."""
 
     guard: Guard
     scope: Scope[V]
     silence: Silence
+    calls: CallLog
 
 
 class GuardedStream(ABC, Generic[V]):
@@ -166,6 +168,8 @@ class GuardedStream(ABC, Generic[V]):
             self._waits = None  # what waits from here on is the closing, which no other task may end
             is_left = silence.expired and self._left is not None
             fault, seen = (CANCELLED, None) if is_left else self._judge(held, error)
+            if seen is not None or fault.verdict is FAILURE:
+                held.calls.failed(held.guard.name, "stream", seen or error, fault.kind, held.scope.attempts)
             try:
                 await self._end(fault, silent_s)
                 if isinstance(seen, ExternalServiceError) and fault.verdict is not NEUTRAL:

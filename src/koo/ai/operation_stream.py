@@ -28,7 +28,7 @@ from koo.ai.guarded_stream import GuardedStream, Held, Silence
 from koo.ai.opened import Opened, StreamOwner
 from koo.ai.operation_charge import OperationCharge
 from koo.ai.operation_money import OperationMoney
-from koo.ai.operations import check_operation, guard_of
+from koo.ai.operations import check_operation, guard_of, note_failure
 from koo.ai.service import Service
 from koo.ai.stream_source import END, End, Source, close_quietly, next_of, open_source
 from koo.crossing import Loop, bring_back
@@ -217,12 +217,16 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         if money is not None:
             self._charge = money.charge(service, budgets, self._operation, self._args, self._kwargs)
         scope: Scope[Source] = Scope(guard)
-        await guard.begin(self._attempt, charge=self._charge, scope=scope)
+        try:
+            await guard.begin(self._attempt, charge=self._charge, scope=scope)
+        except Exception as error:
+            note_failure(service, guard, error)
+            raise
         silence = Silence(self._deadlines, service.clock, scope)
         silence.longest_s = guard.options.attempt_timeout_s
         self._source = scope.value
         self._slow = guard.now() - scope.permit.given_at >= guard.options.slow_s
-        return Held(guard, scope, silence)
+        return Held(guard, scope, silence, service.calls)
 
     async def _attempt(self) -> Source:
         return await self._there(self._begun())

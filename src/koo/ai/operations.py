@@ -20,7 +20,9 @@ from koo.ai.operation_money import OperationMoney
 from koo.ai.service import Service
 from koo.ai.stream_source import describe, discard, is_left_open, is_stream, is_unstarted
 from koo.crossing import Loop, come_back
+from koo.errors import KooError
 from koo.guard import Guard
+from koo.policies.verdict import NEUTRAL
 
 T = TypeVar("T")
 log = logging.getLogger("koo")
@@ -69,7 +71,21 @@ async def execute(
 
     # What runs in a thread needs no loop of its caller's, and counts itself on koo's.
     attempt = run if own is None or threads is not None else come_back(run, own)
-    return await guard.call(attempt, charge=charge)
+    try:
+        return await guard.call(attempt, charge=charge)
+    except Exception as error:
+        note_failure(service, guard, error)
+        raise
+
+
+def note_failure(service: Service, guard: Guard, error: Exception) -> None:
+    """Log an operation that failed or was refused; one that raised its caller's own mistake did neither."""
+    if isinstance(error, KooError):
+        service.calls.failed(service.name, "operation", error, error.kind, error.attempts)
+        return
+    fault = guard.judge(error)
+    if fault.verdict is not NEUTRAL:
+        service.calls.failed(service.name, "operation", error, fault.kind, 1)
 
 
 def check_operation(operation: object) -> None:

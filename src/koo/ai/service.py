@@ -21,6 +21,7 @@ from koo.events import Event, KeyUnblocked
 from koo.gates import Gates
 from koo.guard import Guard
 from koo.http.proxies import Proxy
+from koo.logs.calls import CallLog
 from koo.options import DAY_S, GuardOptions, ServiceOptions
 from koo.policies.breaker import CLOSED, Override
 from koo.policies.cooldown import Cooldown
@@ -108,6 +109,7 @@ class Service:
         in_thread: bool = False,
         credential: str = "",
         credential_of: Callable[..., object] | None = None,
+        calls: CallLog | None = None,
     ) -> None:
         self.name = name
         self.options = options
@@ -119,8 +121,8 @@ class Service:
         self.pilots = pilots
         """How many calls of each model ask first what the provider allows; 0: all at once."""
         self.allowance = allowance or Allowance(None)
-        self.clock = clock
-        self.deadlines = deadlines
+        self.clock, self.deadlines = clock, deadlines
+        self.calls = calls or CallLog(clock)  # of own operations, and of streams that break off
         self._seen_at = clock.monotonic(), clock.wall()
         self._stored = (0, 0)  # a UTC day, and how many of its requests here the state store knows
         self._elsewhere = (0, 0)  # a UTC day, and how many of its requests were made elsewhere

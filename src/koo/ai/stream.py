@@ -167,7 +167,7 @@ class AnswerStream(GuardedStream[StreamedCompletion]):
         begun.learn_pace((), None)
         silence = begun.scope.value.silence
         silence.longest_s = begun.service.options.stall_timeout_s
-        return Held(begun.guard, begun.scope, silence)
+        return Held(begun.guard, begun.scope, silence, begun.guarded.calls)
 
     async def _finish(self) -> None:
         """The provider's own end."""

@@ -159,9 +159,16 @@ def serve(
         typer.Option(help="Port to listen on, instead of KOO_PORT; 0 takes a free one.", max=65_535),
     ] = None,
     log_format: Annotated[
-        Literal["auto", "console", "json"], typer.Option(help="auto: json unless on a terminal.")
-    ] = "auto",
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option()] = "info",
+        Literal["auto", "plain", "json", "console"] | None,
+        typer.Option(
+            help="auto: json unless on a terminal; console is plain. Instead of KOO_LOG_FORMAT.",
+            show_default=False,
+        ),
+    ] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"] | None,
+        typer.Option(help="Instead of KOO_LOG_LEVEL.", show_default=False),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes; 1 is what there is.")] = 1,
 ) -> None:
     """Serve the HTTP API until Ctrl-C or SIGTERM."""

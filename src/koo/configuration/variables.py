@@ -262,6 +262,9 @@ class Variables(Table):
     koo_shutdown_delay = variable(lambda koo: koo.shutdown_delay_s)
     koo_token = secret(variable(lambda koo: koo.token, form=KEY))
     koo_read_token = secret(variable(lambda koo: koo.read_token, form=KEY))
+    koo_log_format = variable(lambda koo: koo.log.format)
+    koo_log_level = variable(lambda koo: koo.log.level)
+    koo_log_requests = variable(lambda koo: koo.log.requests)
 
     # ── who is told of alerts ──
     koo_alert_webhook = secret(variable(lambda koo: koo.alerts.webhook, form=WEBHOOK))

@@ -23,6 +23,7 @@ from koo.database.gate import ScopeGate
 from koo.database.greenlets import in_greenlet
 from koo.database.hooks import Hooks, revive
 from koo.database.nameplate import Nameplate
+from koo.database.news import DatabaseNews
 from koo.database.pool_queue import PoolQueue
 from koo.database.records import ConnectionRecords
 from koo.database.sqlite_writes import WriterLine
@@ -58,6 +59,7 @@ class Connections:
         engine_args: EngineArgs,
         session_class: type[AsyncSession],
         gate: ScopeGate,
+        news: DatabaseNews,
         dial: Dial,
         nameplate: Nameplate,
     ) -> None:
@@ -69,6 +71,7 @@ class Connections:
         self.metrics = metrics
         self.monotonic = monotonic
         self.gate = gate
+        self.news = news
         self.dial = dial
         self.nameplate = nameplate
         self.driver = load_driver(url.get_driver_name())
@@ -185,6 +188,7 @@ class Connections:
         while True:
             left = len(before & self.records.by_connection.keys())
             if not left or self.monotonic() >= until:
+                self.news.note_rotation(left)
                 return left
             await asyncio.sleep(RETIRE_S)
 

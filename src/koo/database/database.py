@@ -14,7 +14,6 @@ which probes, and which closes everything when the loop ends (`asyncio.run` canc
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
@@ -34,7 +33,8 @@ from koo.database.engine_args import read_engine_args
 from koo.database.faults import SERVICE, ScopeStage, classify_connect, explain, unavailable
 from koo.database.gate import GateState, ScopeGate
 from koo.database.nameplate import Nameplate, server_of
-from koo.database.pool_queue import NAMED_MAX, PoolQueue, describe
+from koo.database.news import DatabaseNews
+from koo.database.pool_queue import NAMED_MAX, PoolQueue
 from koo.database.probe import ProbeDatabase
 from koo.database.scope import S_co, SessionScope
 from koo.database.server_facts import ServerFacts, examine
@@ -42,11 +42,12 @@ from koo.database.session import guarded
 from koo.database.sqlite import Mode, SqliteFile
 from koo.database.transactions import Transactions, check_function
 from koo.deadlines import TWO_LOOPS, Deadlines, WrongLoop
-from koo.errors import ConfigurationError, DatabaseError, DatabaseUnavailable, Kind, describe_s
+from koo.errors import ConfigurationError, DatabaseError, DatabaseUnavailable, Kind
 from koo.events import Event
 from koo.forks import forget_in_child, leave_behind
 from koo.gates import Gates
 from koo.guard import Guard
+from koo.logs.calls import CallLog
 from koo.monitoring.pool import PoolMetrics
 from koo.monitoring.shapes import DatabaseGate, DatabaseHealth, DatabaseMetrics, DatabaseStatus
 from koo.monitoring.vitals import Look, Vitals, database_health, database_metrics, database_status
@@ -57,17 +58,12 @@ from koo.refusals import DATABASES
 
 T = TypeVar("T")
 
-DISK_FULL_S = 60.0
-"""For so long after a write found no room the database is said to take none: a look reads, so it cannot tell, and an
-alert that began with each write and ended with each look would say nothing."""
 HELD_BY_MAX = 20
 """Scopes that are described when it is drained: a person looks at the oldest first."""
 ISOLATIONS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 DRAW = random.SystemRandom().random
 """Not the random numbers of the module: background work would disturb an application's own, seeded sequence."""
-
-log = logging.getLogger("koo")
 
 
 class Database(Generic[S_co]):
@@ -90,6 +86,7 @@ class Database(Generic[S_co]):
         clock: Clock = SYSTEM_CLOCK,
         draw: Callable[[], float] = DRAW,
         publish: Callable[[Event], None] | None = None,
+        calls: CallLog | None = None,
         on_reset: Callable[[], None] | None = None,
     ) -> None:
         given_url: URL | str = options.url if isinstance(options, DatabaseOptions) else options
@@ -114,6 +111,7 @@ class Database(Generic[S_co]):
         self.gate = ScopeGate()
         self._dial = Dial()
         self.metrics = PoolMetrics(clock.monotonic())
+        self.news = DatabaseNews(self.metrics, clock, publish, calls)
         gates = Gates(
             SERVICE,
             connect_options(options),
@@ -122,7 +120,7 @@ class Database(Generic[S_co]):
             bulkhead=self.pool_queue,
             clock=clock,
             draw=draw,
-            publish=publish,
+            publish=self.news.publish,
         )
         self.guard = Guard(gates, classify=classify_connect)
         self.guard.breaker.early_s = EARLY_S
@@ -231,9 +229,10 @@ class Database(Generic[S_co]):
         try:
             url = self._url if self._file is None else self._file.open()
         except OSError as error:
-            raise DatabaseUnavailable(
-                SERVICE, f"the folder of the file cannot be made: {error.strerror}", kind=Kind.NOT_FOUND
-            ) from error
+            reason = f"the folder of the file cannot be made: {error.strerror}"
+            refusal = DatabaseUnavailable(SERVICE, reason, kind=Kind.NOT_FOUND)
+            self.news.note_refused(refusal)
+            raise refusal from error
         self._abandon()
         temporary = self._file is not None and self._file.temporary
         self.connections = Connections(
@@ -249,6 +248,7 @@ class Database(Generic[S_co]):
             engine_args=self._engine_args,
             session_class=self._session_class,
             gate=self.gate,
+            news=self.news,
             dial=self._dial,
             nameplate=self._nameplate,
         )
@@ -297,6 +297,7 @@ class Database(Generic[S_co]):
     async def _close(self, connections: Connections, probe: ProbeDatabase) -> None:
         await probe.close()
         await connections.close()
+        self.news.close()
         if self.connections is connections:
             self.connections = self._probe = None
             BRIDGE.leave(self)
@@ -329,13 +330,9 @@ class Database(Generic[S_co]):
         """What time alone brings about; the keeper does it too."""
         now = self.clock.monotonic()
         self.guard.tick()
+        self.news.tick()
         self.metrics.fold(now)
-        for scope, since in self.pool_queue.take_overdue(now, self.options.held_warning_s):
-            log.warning(
-                "database: a scope is still open: %s; its deadline comes in %s",
-                describe(scope, since, now),
-                describe_s(max(scope.deadline - now, 0.0)),
-            )
+        self.news.note_overdue(self.pool_queue.take_overdue(now, self.options.held_warning_s), now)
 
     # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -412,6 +409,7 @@ class Database(Generic[S_co]):
 
     def _note_look(self, look: Look) -> None:
         self.last_look, self._nameplate.answered_since = look, look.answered_since
+        self.news.note_check(look.error, self._nameplate.server)
         self._looked_at = self.clock.monotonic()
         if look.read_only is None:
             return
@@ -419,8 +417,7 @@ class Database(Generic[S_co]):
             # The address leads to a server of another role by now: those in the pool may be with the old one.
             self.connections.records.distrust_all()
         self._role = look.read_only
-        disk_is_full = self._looked_at - self.metrics.disk_full_at < DISK_FULL_S
-        self.metrics.is_read_only = look.read_only or disk_is_full
+        self.metrics.note_role(look.read_only, self._looked_at)
 
     # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -435,14 +432,19 @@ class Database(Generic[S_co]):
             "held_by": self.pool_queue.describe_oldest(now, HELD_BY_MAX),
         }
 
+    def _set_gate(self, state: GateState) -> None:
+        if state is not self.gate.state:
+            self.news.note_gate(state, len(self.pool_queue.holders))
+        self.gate.set(state)
+
     def pause(self) -> DatabaseGate:
         """Let new scopes wait, each until its own deadline, until `resume`. Those inside, and in line, go on."""
-        self.gate.set(GateState.PAUSED)
+        self._set_gate(GateState.PAUSED)
         return self.get_gate()
 
     def resume(self) -> DatabaseGate:
         """Let new scopes begin again, after `pause` or `drain`."""
-        self.gate.set(GateState.OPEN)
+        self._set_gate(GateState.OPEN)
         return self.get_gate()
 
     async def drain(self, within_s: float | None = None) -> DatabaseGate:
@@ -451,7 +453,7 @@ class Database(Generic[S_co]):
         It waits for `within_s` seconds, by default until the deadline of the longest scope. Nothing is cut off before
         its own deadline.
         """
-        self.gate.set(GateState.DRAINING)
+        self._set_gate(GateState.DRAINING)
         self.pool_queue.wake_all()
         last_s = self.options.scope_timeout_s + self.options.cleanup_timeout_s
         await self.pool_queue.drain(last_s if within_s is None else within_s)

@@ -35,7 +35,15 @@ from koo.database.sqlite_writes import SqliteTransaction
 from koo.database.transcript import Transcript
 from koo.database.uncancellable import Unbroken, to_end
 from koo.deadlines import ends_at
-from koo.errors import DatabaseTimeout, DatabaseUnavailable, Kind, KooError, PoolSaturated, describe_s
+from koo.errors import (
+    DatabaseError,
+    DatabaseTimeout,
+    DatabaseUnavailable,
+    Kind,
+    KooError,
+    PoolSaturated,
+    describe_s,
+)
 from koo.guard import Scope
 from koo.options import NEVER
 from koo.policies.breaker import HALF_OPEN
@@ -67,6 +75,7 @@ class SessionScope(Generic[S_co]):
     _monotonic: Callable[[], float]
 
     owner: asyncio.Task[Any] | None = None
+    is_part = False  # of a function that may be run again: the function's end is logged, not the scope's
     _record: ConnectionRecord | None = None
     _held: Scope[None] | None = None
     _timer: asyncio.TimerHandle | None = None
@@ -98,22 +107,27 @@ class SessionScope(Generic[S_co]):
         self.owner = asyncio.current_task(connections.loop)
         now = monotonic()
         self.deadline = min(self.deadline, ends_at.get(), now + options.scope_timeout_s)
-        if connections.gate.is_shut:
-            await connections.gate.enter(self.deadline - now)
-            connections, now = self._open(), monotonic()
-            self._connections = connections
-        self.transcript = Transcript(connections.records, self._readonly)
-        # Without expire_on_commit: an attribute read after the scope would need a connection that is gone.
-        # Closed for good at its end: used later it would take a connection past the pool's queue.
-        session: Any = connections.session_class(
-            connections.engine_for(self._readonly, self._isolation),
-            expire_on_commit=False,
-            close_resets_only=False,
-        )
-        self.session = session
-        self._sync = session.sync_session
-        self._sync.scope = self
-        await self._begin(now)
+        try:
+            if connections.gate.is_shut:
+                await connections.gate.enter(self.deadline - now)
+                connections, now = self._open(), monotonic()
+                self._connections = connections
+            self.transcript = Transcript(connections.records, self._readonly)
+            # Without expire_on_commit: an attribute read after the scope would need a connection that is gone.
+            # Closed for good at its end: used later it would take a connection past the pool's queue.
+            session: Any = connections.session_class(
+                connections.engine_for(self._readonly, self._isolation),
+                expire_on_commit=False,
+                close_resets_only=False,
+            )
+            self.session = session
+            self._sync = session.sync_session
+            self._sync.scope = self
+            await self._begin(now)
+        except DatabaseError as refusal:
+            if not self.is_part:
+                connections.news.failed(refusal, self, "scope", refusal.attempts)
+            raise
         return self.session
 
     async def _begin(self, now: float) -> None:
@@ -270,7 +284,13 @@ class SessionScope(Generic[S_co]):
                         "this scope was opened before the fork: its transaction is the parent's"
                     )
                 return
-            await to_end(self._leave(error, late))
+            try:
+                await to_end(self._leave(error, late))
+            except BaseException as failure:
+                self._note_end(failure)
+                raise
+            if error is not None:
+                self._note_end(error)
             return
         try:
             await Unbroken(in_greenlet(_commit_and_close, self._sync))
@@ -279,6 +299,8 @@ class SessionScope(Generic[S_co]):
             await to_end(self._leave_failed(failure, late))
             if self.transcript.in_doubt:
                 self._decide(failure)
+            else:
+                self._note_end(failure)
             raise
         self._end(None, late)
 
@@ -306,6 +328,15 @@ class SessionScope(Generic[S_co]):
         finally:
             self._end(failure, late)
 
+    def _note_end(self, error: BaseException) -> None:
+        if not self.is_part:
+            self._connections.news.failed(error, self, "scope", 1)
+
+    def note_last(self, error: Exception, attempts: int) -> None:
+        """Log that the function failed of which this scope was the last attempt."""
+        if self.owner is not None:  # else the database is being closed
+            self._connections.news.failed(error, self, "transaction", attempts)
+
     def _decide(self, failure: BaseException) -> None:
         """The last COMMIT was lost, and may have happened: raises what the caller learns in place of `failure`.
 
@@ -313,6 +344,7 @@ class SessionScope(Generic[S_co]):
         """
         unknown = self.transcript.unknown_outcome()
         self._connections.nameplate.sign(unknown)
+        self._connections.news.failed(unknown, self, "scope", 1)
         if isinstance(failure, Exception):
             raise unknown from original_of(failure)
         unknown.__cause__ = failure.__cause__  # a cancellation that was put aside during COMMIT goes up first

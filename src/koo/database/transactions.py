@@ -134,6 +134,7 @@ class RepeatedTransaction:
             self.scope = self.transactions.make_scope(
                 readonly=self._readonly, isolation=self._isolation, deadline=self._deadline, mode=self._mode()
             )
+            self.scope.is_part = True
             try:
                 return await self._attempt(call)
             except Exception as error:
@@ -143,6 +144,7 @@ class RepeatedTransaction:
                         error.attempts = attempt
                     if why_not:
                         explain(SERVICE, error, attempt, why_not)
+                    self.scope.note_last(error, attempt)
                     raise
             # Outside the scope: a pause must not keep a permit or a connection.
             await self.transactions.clock.sleep(pause)

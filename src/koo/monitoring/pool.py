@@ -12,6 +12,9 @@ from koo.monitoring.shapes import ConnectionCounts, Phases, PhaseTimes, Spread
 from koo.policies.tally import Bucket, Tally
 
 SAMPLES_MAX = 20_000
+DISK_FULL_S = 60.0
+"""For so long after a write found no room the database is said to take none: a look reads, so it cannot tell, and an
+alert that began with each write and ended with each look would say nothing."""
 
 
 class Latencies:
@@ -70,6 +73,10 @@ class PoolMetrics:
         """An error that the engine reported: its kind, and the class of the driver's exception."""
         self.errors[kind] = self.errors.get(kind, 0) + 1
         self.last_error = f"{kind} ({name})"
+
+    def note_role(self, read_only: bool, now: float) -> None:
+        """A look has seen whether the server refuses writes."""
+        self.is_read_only = read_only or now - self.disk_full_at < DISK_FULL_S
 
     def fold(self, now: float) -> None:
         """Sort what was noted."""

@@ -246,6 +246,11 @@ class LedgerKeeper(Ledger, Protocol):
 
     heard: Callable[[Reply], None]
 
+    @property
+    def process(self) -> str:
+        """The name under which this process is known to the store."""
+        ...
+
     async def run(self) -> None:
         """Keep the store up to date, until cancelled."""
         ...

@@ -8,7 +8,6 @@ or when that loop has ended, a new thread is started for the next loop.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import secrets
 import socket
@@ -19,8 +18,6 @@ from koo.clock import Clock
 from koo.storage.base import StoreUnavailable
 from koo.storage.transaction import Transaction
 from koo.storage.worker import Backend, Job, Worker
-
-log = logging.getLogger("koo")
 
 T = TypeVar("T")
 
@@ -110,8 +107,6 @@ class Executor:
             await worker.stopped(self.timeout_s)
 
     def _changed(self, trouble: str | None) -> None:
-        if trouble is not None:
-            log.warning("%s", trouble)
         for changed in self._watchers:
             changed(trouble)
 

@@ -27,7 +27,6 @@ from koo.policies.purse import Budget, Hold, Refusal, Waiter
 from koo.policies.purses import PATIENCE, Purses
 from koo.policies.treasury import (
     DAY_MS,
-    FREEZE_MS,
     Beat,
     Key,
     PeriodKind,
@@ -387,21 +386,13 @@ class Ledger:
         )
 
     def _report(self, answer: Reply) -> None:
-        if not answer.is_you:
-            log.warning(
-                "the state store heard another process under this one's name, or it was written off: this process "
-                "goes on as %s",
-                self.purses.name,
-            )
-        elif answer.has_forgotten:
-            log.error(
-                "the state store is older than what this process told it: it was replaced, or has lost what it had "
-                "acknowledged. What this process knows is told again; what processes that have ended told it is lost. "
-                "Nothing is granted for %g s",
-                FREEZE_MS / 1000,
-            )
         if not answer.is_you or answer.has_forgotten:
             self.heard(answer)
+
+    @property
+    def process(self) -> str:
+        """The name under which this process is known to the store."""
+        return self.purses.name
 
     async def refresh(self) -> None:
         """Tell what is new, and learn how all budgets stand. Raises `StoreUnavailable`."""

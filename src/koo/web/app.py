@@ -76,7 +76,7 @@ def create_app(platform: Platform, *, hosts: Iterable[str] = ()) -> FastAPI:
         redirect_slashes=False,
         telemetry={"exclude": _is_probe},
         middleware=[
-            Middleware(Edge),
+            Middleware(Edge, log_requests=lambda: platform.options.log.requests),
             Middleware(AccessControl, access=lambda: Access.of(platform.options, hosts)),
             Middleware(Gzip, minimum_size=GZIP_BYTES_MIN, compresslevel=6),
         ],

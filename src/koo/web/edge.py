@@ -10,7 +10,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from fastapi import HTTPException
@@ -18,10 +18,15 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from koo.web.problems import http_problem, respond
+from koo.failures import safe
+from koo.log_options import LogRequests
+from koo.logs.lines import request_id
+from koo.web.problems import PROBLEMS, http_problem, respond
 
 BODY_BYTES_MAX = 16 * 1024 * 1024
 """More than the largest prompt, whose own limit gives the better sentence."""
+LEFT = 499
+"""The status, in the log, of a request whose caller left before it was answered."""
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _HEADERS = {
@@ -48,9 +53,16 @@ class BodyTooLarge(HTTPException):
 class Edge:
     """Around the whole application."""
 
-    def __init__(self, app: ASGIApp, body_bytes_max: int = BODY_BYTES_MAX) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        body_bytes_max: int = BODY_BYTES_MAX,
+        log_requests: Callable[[], LogRequests] = lambda: "failed",
+    ) -> None:
+        """`log_requests`: which requests have a line, beside those that are answered with an error."""
         self.app = app
         self._body_bytes_max = body_bytes_max
+        self._log_requests = log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,7 +70,9 @@ class Edge:
             return
         request = Request(scope)
         scope["koo.request_id"] = _id_of(request)
+        scope[PROBLEMS] = []  # shared with copies of the scope
         exchange = _Exchange(scope, receive, send, self._body_bytes_max)
+        asked_by = request_id.set(scope["koo.request_id"])
         try:
             if _announced_bytes(request) > self._body_bytes_max:
                 raise BodyTooLarge(self._body_bytes_max)
@@ -66,10 +80,11 @@ class Edge:
         except BodyTooLarge as error:
             await exchange.refuse(413, error.detail)
         except Exception:
-            log.exception("%s %s failed", scope["method"], scope["path"])
+            log.exception("%s %s failed", scope["method"], scope["path"], extra=exchange.facts(500))
             await exchange.refuse(500, "something went wrong here; the server's log says more")
         finally:
-            exchange.tell()
+            request_id.reset(asked_by)
+            exchange.tell(self._log_requests())
 
 
 class _Exchange:
@@ -107,27 +122,40 @@ class _Exchange:
         answer = respond(http_problem(Request(self._scope), status, detail), CLOSE)
         await answer(self._scope, self._receive, self.send)
 
-    def tell(self) -> None:
-        """One line in the log. Never the query string: somebody may have put a token into it."""
-        status, path = self.status or 499, self._scope["path"]
-        if path in PROBES and status < 400:
+    def tell(self, which: LogRequests) -> None:
+        """One line in the log, if `which` says so or it failed. Never the query string: there may be a token in it."""
+        status, path = self.status or LEFT, self._scope["path"]
+        if status < 400 and (which == "failed" or path in PROBES):
             return
         took_ms = (time.perf_counter() - self._began_at) * 1000
-        method = self._scope["method"]
-        log.info(
-            "%s %s %d in %.0f ms",
-            method,
+        facts = {**self.facts(status), "took_ms": round(took_ms, 1)}
+        cause = f": {facts['kind']}, {facts['cause']}" if facts.get("cause") else ""
+        log.log(
+            logging.WARNING if status >= 500 else logging.INFO,
+            "%s %s %d in %.0f ms%s [request %s]",
+            facts["method"],
             path,
             status,
             took_ms,
-            extra={
-                "method": method,
-                "path": path,
-                "status": status,
-                "took_ms": round(took_ms, 1),
-                "request_id": self._scope["koo.request_id"],
-            },
+            cause,
+            facts["request_id"],
+            extra=facts,
         )
+
+    def facts(self, status: int) -> dict[str, Any]:
+        """What a program reads of this request; of one that was answered with a problem its kind and cause, too."""
+        scope, facts = self._scope, dict[str, Any]()
+        if scope[PROBLEMS]:
+            problem = scope[PROBLEMS][-1]
+            facts = {"service": problem.service, "kind": problem.kind, "cause": safe(problem.detail)}
+        facts |= {
+            "what": "request",
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "request_id": scope["koo.request_id"],
+        }
+        return {name: value for name, value in facts.items() if value is not None}
 
 
 def _id_of(request: Request) -> str:

@@ -3,36 +3,57 @@
 The library itself only ever calls `logging.getLogger("koo")`; how its lines look is the application's choice, and this
 is the choice of the one that koo brings. Two formatters of the standard library's kind: a package for it would cost
 the start a sixth of a second and 4 MiB.
+
+A line never holds a character that a terminal obeys, that turns the direction of text or that looks like the end of a
+line: each is written as an escape. A path that a caller asked for must not move the cursor, nor look like another line.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Literal
 
-LogFormat = Literal["auto", "console", "json"]
-FIELDS = ("method", "path", "status", "took_ms", "request_id")
-"""What a line may carry beside its message: `extra` of the edge's line for each request."""
+from koo.log_options import LogFormat, LogOptions
+from koo.logs.lines import FACTS
+from koo.web.log_writer import ThreadHandler, writer_to
+
+__all__ = ["ConsoleLines", "JsonLines", "LogFormat", "logs_set_up"]
+
+OF_REQUESTS = ("method", "path", "took_ms")
+"""What the edge's line for a request carries beside the facts of every line."""
 QUIET = {"uvicorn": logging.WARNING, "uvicorn.error": logging.WARNING, "asyncio": logging.WARNING}
 """Others' chatter: who starts and stops is said by ourselves."""
-UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-"""A path that somebody asked for must not move the cursor, nor look like a line of ours."""
+MESSAGE_MAX = 8000
+TRACEBACK_MAX = 32_000
 
 
-def set_up_logs(log_format: LogFormat = "auto", level: str = "info") -> None:
-    """All log lines go to standard error. "auto": for a person where that is a terminal, else JSON."""
-    for_people = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(ConsoleLines() if for_people else JsonLines())
+@contextmanager
+def logs_set_up(options: LogOptions) -> Iterator[None]:
+    """All log lines go to standard error, from a thread of its own; but not where the root logger has a handler."""
     root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    if root.handlers:
+        yield
+        return
+    for_people = options.format == "plain" or (options.format == "auto" and sys.stderr.isatty())
+    handler = ThreadHandler(writer_to(sys.stderr), ConsoleLines() if for_people else JsonLines())
+    before = {name: logging.getLogger(name).level for name in ("", *QUIET)}
+    root.addHandler(handler)
+    root.setLevel(options.level.upper())
     for name, least in QUIET.items():
         logging.getLogger(name).setLevel(max(least, root.level))
+    logging.captureWarnings(True)  # else they are written past the thread
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+        root.removeHandler(handler)
+        handler.close()
 
 
 class JsonLines(logging.Formatter):
@@ -43,12 +64,13 @@ class JsonLines(logging.Formatter):
             "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "event": record.getMessage(),
+            "event": _cut(record.getMessage(), MESSAGE_MAX),
         }
-        line |= {name: vars(record)[name] for name in FIELDS if name in vars(record)}
+        line |= {name: vars(record)[name] for name in (*OF_REQUESTS, *FACTS) if name in vars(record)}
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+            line["exception"] = _cut(self.formatException(record.exc_info), TRACEBACK_MAX)
+        text = json.dumps(line, ensure_ascii=False, default=str)
+        return text if text.isprintable() else "".join(map(_as_json, text))
 
 
 class ConsoleLines(logging.Formatter):
@@ -56,5 +78,21 @@ class ConsoleLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
-        line = f"{at} {record.levelname.lower():<7} {UNSEEN.sub('�', record.getMessage())}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        lines = [f"{at} {record.levelname.lower():<8} {_cut(record.getMessage(), MESSAGE_MAX)}"]
+        if record.exc_info:
+            lines += _cut(self.formatException(record.exc_info), TRACEBACK_MAX).split("\n")
+        return "\n".join(map(_escaped, lines))
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most] + "…"
+
+
+def _escaped(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def _as_json(one: str) -> str:
+    return one if one.isprintable() else json.dumps(one)[1:-1]

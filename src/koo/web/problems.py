@@ -28,6 +28,8 @@ from koo.web import bodies
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:koo:problem:"
+PROBLEMS = "koo.problems"
+"""Where a request's scope has a list, the problems it is answered with are put: the log's line names kind and cause."""
 
 STATUS: dict[Kind, int] = {
     Kind.CIRCUIT_OPEN: 503,
@@ -234,9 +236,20 @@ def _of_database(error: DatabaseError) -> dict[str, Any]:
 def http_problem(request: Request, status: int, detail: str, **more: Any) -> Problem:
     """An error of HTTP itself: a path that is not there, a method that is not allowed."""
     kind = HTTP_KINDS.get(status, "http_error")
-    return _problem(
-        status, detail, kind, instance=request.url.path, request_id=request_id_of(request), **more
+    return _note(
+        request,
+        _problem(status, detail, kind, instance=request.url.path, request_id=request_id_of(request), **more),
     )
+
+
+def error_problem(request: Request, error: KooError, runbook: str | None = None) -> Problem:
+    """The problem of one of koo's errors, met while a request was answered."""
+    return _note(request, problem_of(error, request.url.path, request_id_of(request), runbook))
+
+
+def _note(request: Request, problem: Problem) -> Problem:
+    request.scope.get(PROBLEMS, []).append(problem)
+    return problem
 
 
 def raw_problem(status: int, detail: str) -> bytes:

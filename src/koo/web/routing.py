@@ -28,9 +28,8 @@ from koo.web.links import base_of, runbook_of
 from koo.web.problems import (
     MEDIA_TYPE,
     Problem,
+    error_problem,
     http_problem,
-    problem_of,
-    request_id_of,
     respond,
     validation_problem,
 )
@@ -98,8 +97,7 @@ def _tell_allowed(request: Request, methods: set[str]) -> Response:
 
 def answer_error(request: Request, error: KooError) -> Response:
     """The problem of one of koo's errors."""
-    runbook = runbook_of(error, base_of(request))
-    return respond(problem_of(error, request.url.path, request_id_of(request), runbook))
+    return respond(error_problem(request, error, runbook_of(error, base_of(request))))
 
 
 def answer_http_error(request: Request, error: StarletteHTTPException) -> Response:

@@ -11,14 +11,16 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from koo.configuration.urls import url_of
 from koo.errors import ConfigurationError
+from koo.log_options import LogLevel
 from koo.options import PlatformOptions
 from koo.platform import Platform
-from koo.web.logs import LogFormat, set_up_logs
+from koo.web.logs import LogFormat, logs_set_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,18 +38,24 @@ def serve(
     platform: Platform,
     app: ASGIApp,
     *,
-    log_format: LogFormat = "auto",
-    log_level: str = "info",
+    log_format: LogFormat | Literal["console"] | None = None,
+    log_level: LogLevel | None = None,
     out: TextIO | None = None,
 ) -> None:
     """Serve `app`, an application of this platform (`create_app`, `mount`), until SIGINT or SIGTERM.
 
-    `out` gets what to try, once the server is ready; None is standard output. Raises `ConfigurationError` for settings
-    that cannot be right and for an address that cannot be listened on.
+    `log_format` and `log_level`: None is what the settings say; "console" is an older word for "plain". An application
+    that has given its root logger a handler keeps its own logging. `out` gets what to try, once the server is ready;
+    None is standard output. Raises `ConfigurationError` for settings that cannot be right and for an address that
+    cannot be listened on.
     """
     options = platform.options
-    with bind(options.host, options.port) as listener:
-        set_up_logs(log_format, log_level)
+    chosen = replace(
+        options.log,
+        format="plain" if log_format == "console" else log_format or options.log.format,
+        level=log_level or options.log.level,
+    )
+    with bind(options.host, options.port) as listener, logs_set_up(chosen):
         port = listener.getsockname()[1]
         server = make_server(platform, app, lambda: announce(platform, port, out or sys.stdout))
         with _hanging_up(server):

@@ -1,0 +1,152 @@
+"""What a database publishes and logs beside what its breaker does: scopes that failed, and what changed about it.
+
+A scope that the program itself has spoiled (a constraint, a statement that cannot be right, an exception of its own) is
+the program's business, and is not logged: many use a constraint to find out whether a row is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from koo.clock import Clock
+from koo.database.faults import SERVICE
+from koo.database.gate import GateState
+from koo.database.pool_queue import Holder, describe
+from koo.database.transcript import Transcript, leaves_of
+from koo.database.whereabouts import find, first_words
+from koo.errors import CommitOutcomeUnknown, DatabaseError, Kind, describe_s
+from koo.events import (
+    CommitUnknown,
+    DatabaseDraining,
+    DatabasePaused,
+    DatabaseReadOnly,
+    DatabaseResumed,
+    DatabaseRotated,
+    DatabaseWritable,
+    Event,
+    HealthCheckFailed,
+    HealthCheckPassed,
+)
+from koo.logs.calls import CallLog, What
+from koo.logs.event_log import EventLog
+from koo.logs.lines import Line
+from koo.monitoring.pool import PoolMetrics
+from koo.monitoring.shapes import DatabaseServer
+from koo.server_words import sentence_of
+from koo.sqlstates import original_of, sqlstate_of
+
+THE_PROGRAMS = frozenset({Kind.INTEGRITY, Kind.INVALID_REQUEST})
+"""Kinds of what a statement was refused for, and not the database."""
+
+
+class EndedScope(Protocol):
+    """What is asked of a scope that has ended; one that never began has neither."""
+
+    transcript: Transcript
+
+    @property
+    def session(self) -> object: ...
+
+
+class DatabaseNews:
+    """Of one database. `publish` takes events; without it they are logged all the same, and likewise with `calls`."""
+
+    def __init__(
+        self,
+        metrics: PoolMetrics,
+        clock: Clock,
+        publish: Callable[[Event], None] | None = None,
+        calls: CallLog | None = None,
+    ) -> None:
+        self.publish = publish or EventLog(clock).on_event
+        self.calls = calls or CallLog(clock)
+        self._is_alone = calls is None
+        self._metrics = metrics
+        self._was_read_only = False
+        self._checks_failed = 0
+
+    # ── scopes ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def failed(self, error: BaseException, scope: EndedScope, what: What, attempts: int) -> None:
+        """A scope, or the function that it was the last attempt of, ended with an error."""
+        known = next((one for one in leaves_of(error) if isinstance(one, DatabaseError)), None)
+        if known is not None:
+            self._failed(known, scope, what, attempts)
+            return
+        meaning = scope.transcript.meaning_of(error)
+        if meaning is None or meaning.kind in THE_PROGRAMS:
+            return
+        original = original_of(error)
+        sentence, detail = sentence_of(original, meaning), {"sqlstate": sqlstate_of(original)}
+        said = DatabaseError(SERVICE, sentence, kind=meaning.kind, detail=detail)
+        self.calls.failed(SERVICE, what, said, meaning.kind, attempts)
+
+    def _failed(self, error: DatabaseError, scope: EndedScope, what: What, attempts: int) -> None:
+        if error.logged:
+            return  # it left an inner scope before, and there it was met
+        error.logged = True
+        if isinstance(error, CommitOutcomeUnknown):
+            where = str(find(asyncio.current_task(), scope.session))
+            self.publish(CommitUnknown(SERVICE, where, first_words(scope.transcript.statement)))
+        else:
+            self.calls.failed(SERVICE, what, error, error.kind, attempts)
+
+    def note_refused(self, error: DatabaseError) -> None:
+        """No scope can begin: what is opened before the first one cannot be."""
+        self.calls.failed(SERVICE, "scope", error, error.kind, 0)
+
+    # ── what changed ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def tick(self) -> None:
+        """What a second brings about."""
+        if self._is_alone:
+            self.calls.tick()
+        is_read_only = self._metrics.is_read_only
+        if is_read_only is not self._was_read_only:
+            self._was_read_only = is_read_only
+            self.publish(DatabaseReadOnly(SERVICE) if is_read_only else DatabaseWritable(SERVICE))
+
+    def note_check(self, error: DatabaseError | None, server: DatabaseServer) -> None:
+        """A probe of this server has ended."""
+        if error is None:
+            failed, self._checks_failed = self._checks_failed, 0
+            if failed:
+                self.publish(HealthCheckPassed(SERVICE, failed))
+            return
+        self._checks_failed += 1
+        if self._checks_failed == 1:
+            self.publish(HealthCheckFailed(SERVICE, f"{error.reason} ({shown(server)})", error.kind))
+
+    def note_gate(self, state: GateState, running: int) -> None:
+        """An operator has shut the gate, or opened it again."""
+        if state is GateState.OPEN:
+            self.publish(DatabaseResumed(SERVICE))
+        else:
+            act = DatabasePaused if state is GateState.PAUSED else DatabaseDraining
+            self.publish(act(SERVICE, running))
+
+    def note_rotation(self, running: int) -> None:
+        """An operator has had the connections replaced."""
+        self.publish(DatabaseRotated(SERVICE, running))
+
+    def note_overdue(self, scopes: list[tuple[Holder, float]], now: float) -> None:
+        """Scopes are open for longer than they should be, since the times that stand beside them."""
+        for scope, since in scopes:
+            left_s = max(scope.deadline - now, 0.0)
+            said = [describe(scope, since, now), f"its deadline comes in {describe_s(left_s)}"]
+            Line(logging.WARNING, SERVICE, "a scope is still open", said, {"what": "scope_overdue"}).write("")
+
+    def close(self) -> None:
+        """The database is closed: log what was counted."""
+        if self._is_alone:
+            self.calls.close()
+
+
+def shown(server: DatabaseServer) -> str:
+    """Which database it is: "db.example:5432/shop"."""
+    host = server["host"] or ""
+    place = host if server["port"] is None else f"{host}:{server['port']}"
+    return f"{place}/{server['name']}" if place else f"{server['name']}"

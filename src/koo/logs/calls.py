@@ -1,0 +1,170 @@
+"""Which calls failed or were refused: the first of a service and a kind at once, the others counted.
+
+An outage makes every call fail, thousands in a second, and each of them says the same. The first is logged at once with
+its reason. Those that follow within a minute are counted, and the count is logged at the minute's end, with the last
+reason. After a minute without one a last line says how many there were, from when until when. So a reader of the log
+sees when it began and when it was over, and a flood of failures is two lines a minute.
+
+A call that succeeds never comes here.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+from koo.clock import Clock
+from koo.errors import Kind, KooError, describe_s
+from koo.failures import failure_of
+from koo.logs.lines import Line, at, request_id, until
+
+What = Literal["query", "stream", "operation", "scope", "transaction"]
+"""What failed: a query of an AI service, a stream that had begun, an own operation, a database's scope or function."""
+MANY: dict[What, str] = {
+    "query": "queries",
+    "stream": "streams",
+    "operation": "operations",
+    "scope": "scopes",
+    "transaction": "transactions",
+}
+
+EVERY_S = 60.0
+RUNS_MAX = 500
+"""So many services and kinds are told apart: a name that a caller made up must not fill the memory."""
+OTHERS = "others"
+REFUSED = frozenset({
+    Kind.CIRCUIT_OPEN, Kind.RATE_LIMITED, Kind.BUDGET_EXCEEDED, Kind.SATURATED, Kind.COOLING_DOWN, Kind.KEY_REFUSED,
+    Kind.DRAINING,
+})  # fmt: skip
+"""Kinds with which koo refuses a repeat, too. Any other call that was never made is refused as well."""
+
+Key = tuple[str, Kind, bool]
+"""The service, the kind, and whether calls were refused."""
+
+
+@dataclass(slots=True)
+class Run:
+    """Failures of one key without a pause of a minute: how many since the last line, and altogether.
+
+    `began_wall` is when the first came; `next_at` and `last_at` are monotonic. `reason` and `request` are the last's.
+    """
+
+    what: What
+    began_wall: float
+    next_at: float
+    last_at: float
+    reason: str
+    request: str
+    more: int = 0
+    total: int = 1
+
+
+class CallLog:
+    """The counter of one process. `tick` is to be called about once a second, and `close` at the end."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._runs: dict[Key, Run] = {}
+
+    def failed(
+        self, service: str, what: What, error: BaseException, kind: Kind, attempts: int, then: str = ""
+    ) -> None:
+        """A call has come to its end with `error`, which means `kind`; `then` says what is done now.
+
+        `attempts` that reached the other side: none where it was refused.
+        """
+        key = service, kind, attempts == 0 or kind in REFUSED
+        run = self._runs.get(key)
+        if run is None:
+            self._begin(key, what, error, attempts, then)
+            return
+        run.more += 1
+        run.total += 1
+        run.last_at = self._clock.monotonic()
+        # Its words alone: the error's traceback would keep all that its caller's frames hold.
+        run.reason = error.reason if isinstance(error, KooError) else type(error).__name__
+        run.request = request_id.get()
+
+    def _begin(self, key: Key, what: What, error: BaseException, attempts: int, then: str) -> None:
+        service, kind, refused = key
+        if len(self._runs) >= RUNS_MAX and service != OTHERS:
+            self.failed(OTHERS, what, error, kind, attempts, then)
+            return
+        now, wall, failure = self._clock.monotonic(), self._clock.wall(), failure_of(error, kind)
+        request = request_id.get()
+        self._runs[key] = Run(what, wall, now + EVERY_S, now, failure.sentence, request)
+        known = error if isinstance(error, KooError) else None
+        again_s = known.retry_after_s if known is not None else None
+        again = until(wall, again_s)
+        said = [
+            failure.sentence,
+            f"not repeated: {known.not_repeated}" if known is not None and known.not_repeated else "",
+            "" if not attempts else "1 attempt" if attempts == 1 else f"{attempts} attempts",
+            f"next attempt from {again}" if again else "",
+            then,
+        ]
+        facts: dict[str, object] = {
+            "what": "call_refused" if refused else "call_failed",
+            "cause": failure.sentence,
+            "kind": kind.value,
+            "status": failure.status,
+            "attempts": attempts,
+            "until": at(wall + again_s) if again and again_s is not None else None,
+        }
+        Line(logging.WARNING, service, _words(what, kind, refused), said, facts).write(request)
+
+    def tick(self) -> None:
+        """Log the counts whose minute is over."""
+        now = self._clock.monotonic()
+        for key, run in tuple(self._runs.items()):
+            if now < run.next_at:
+                continue
+            if run.more:
+                self._count(key, run, EVERY_S)
+                run.next_at = now + EVERY_S
+            else:
+                del self._runs[key]
+                self._end(key, run)
+
+    def close(self) -> None:
+        """Log what was counted since the last line."""
+        now, runs = self._clock.monotonic(), self._runs
+        self._runs = {}
+        for key, run in runs.items():
+            if run.more:
+                self._count(key, run, max(EVERY_S - (run.next_at - now), 1.0))
+
+    def _count(self, key: Key, run: Run, within_s: float) -> None:
+        (service, kind, refused), reason = key, run.reason
+        said = [f"{run.more} more in the last {describe_s(within_s)}", f"the last: {reason}"]
+        facts: dict[str, object] = {
+            "what": "calls_refused" if refused else "calls_failed",
+            "cause": reason,
+            "kind": kind.value,
+            "count": run.more,
+            "since": at(run.began_wall),
+        }
+        words = _words(MANY[run.what], kind, refused)
+        Line(logging.WARNING, service, words, said, facts).write(run.request)
+        run.more = 0
+
+    def _end(self, key: Key, run: Run) -> None:
+        if run.total == 1:
+            return  # the one line said everything
+        service, kind, refused = key
+        last_wall = self._clock.wall() - (self._clock.monotonic() - run.last_at)
+        began, ended = at(run.began_wall), at(last_wall)
+        said = [f"none for {describe_s(EVERY_S)}", f"{run.total} in all, from {began} until {ended}"]
+        facts: dict[str, object] = {
+            "what": "calls_pass",
+            "kind": kind.value,
+            "count": run.total,
+            "since": began,
+            "until": ended,
+        }
+        Line(logging.INFO, service, _words(MANY[run.what], kind, refused), said, facts).write("")
+
+
+def _words(what: str, kind: Kind, refused: bool) -> str:
+    return f"{what} {'refused' if refused else 'failed'} ({kind})"

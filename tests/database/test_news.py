@@ -1,0 +1,162 @@
+"""What the log says of scopes that fail or are refused, and what is the program's own affair."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from koo.errors import CommitOutcomeUnknown, DatabaseUnavailable, PoolSaturated, ServiceFailed
+from tests.database.conftest import Place
+from tests.database.support import INSERT, proxied, with_notes
+
+END = text("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+@pytest.fixture(autouse=True)
+def _all_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "koo")
+
+
+def test_a_full_pool_is_logged_with_who_holds_it_and_then_counted(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url, pool_size=1, max_overflow=0) as database:
+            async with database.session_scope() as held:
+                assert held is not None
+                for _ in range(3):
+                    with pytest.raises(PoolSaturated):
+                        async with database.make_scope(deadline=database.clock.monotonic() + 0.01):
+                            pass
+            (first,) = caplog.messages
+            assert first.startswith("database: scope refused (saturated): all 1 connections are in use")
+            assert "held by tests.database.test_news:" in first
+        assert "database: scopes refused (saturated): 2 more in the last" in caplog.messages[-1]
+
+    asyncio.run(main())
+
+
+def test_what_the_program_itself_has_caused_is_not_logged(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A constraint that is used as a question, a statement that is wrong, an exception of its own, another's error."""
+
+    async def main() -> None:
+        async with with_notes(url) as database:
+            async with database.session_scope() as session:
+                await session.execute(INSERT, {"n": 1})
+            for wrong in (INSERT, text("SELECT nonsense FROM nowhere")):
+                with pytest.raises(Exception, match=r"UNIQUE|unique|no such table|does not exist"):
+                    async with database.session_scope() as session:
+                        await session.execute(wrong, {"n": 1})
+            for error in (ValueError("mine"), ServiceFailed("claude", "it failed")):
+                with pytest.raises(type(error)):
+                    async with database.session_scope():
+                        raise error
+            assert caplog.messages == []
+
+    asyncio.run(main())
+
+
+def test_a_scope_that_loses_its_connection_is_logged_once_also_where_its_error_leaves_an_outer_one(
+    pg: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+            with pytest.raises(Exception, match=r"terminating|closed"):  # noqa: PT012
+                async with database.session_scope(), database.session_scope() as inner:
+                    await inner.execute(INSERT, {"n": 1})
+                    await inner.execute(END)
+            assert len(caplog.messages) == 1
+            assert re.match(r"database: scope failed \(connection\): .*; 1 attempt$", caplog.messages[0])
+
+    asyncio.run(main())
+
+
+def test_of_a_function_that_is_run_again_the_last_failure_is_logged_and_no_other(
+    pg: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        runs = 0
+
+        async def lose(session: AsyncSession, times: int) -> None:
+            nonlocal runs
+            runs += 1
+            await session.execute(INSERT, {"n": runs})
+            if runs <= times:
+                await session.execute(END)
+
+        async with with_notes(pg.url) as database:
+            await database.transaction(lose, 1)
+            assert (runs, caplog.messages) == (2, [])
+            with pytest.raises(Exception, match=r"terminating|closed"):
+                await database.transaction(lose, 100, max_retries=1)
+            assert len(caplog.messages) == 1
+            assert re.match(
+                r"database: transaction failed \(connection\): .*; 2 attempts$", caplog.messages[0]
+            )
+
+    asyncio.run(main())
+
+
+def test_a_commit_that_may_have_happened_is_logged_each_time_with_its_place_in_the_program(
+    pg: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def write(database: Any, n: int) -> None:
+        async with database.session_scope() as session:
+            await session.execute(INSERT, {"n": n})
+
+    async def main() -> None:
+        async with proxied(pg.server) as proxy, with_notes(proxy.through(pg.url)) as database:
+            proxy.cut_commit("at", times=2)
+            for n in range(2):
+                with pytest.raises(CommitOutcomeUnknown):
+                    await write(database, n)
+            assert len(caplog.messages) == 2
+            for message in caplog.messages:
+                assert message.startswith("database: outcome of a commit unknown: ")
+                assert "in tests.database.test_news:" in message and "INSERT INTO notes" in message
+
+    asyncio.run(main())
+
+
+def test_a_database_that_is_drained_says_since_when_and_what_it_refuses(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            await database.drain()
+            await database.drain()
+            with suppress(DatabaseUnavailable):
+                async with database.session_scope():
+                    pass
+            database.resume()
+            database.resume()
+            assert [message.split(":")[1] for message in caplog.messages] == [
+                " drained by an operator",
+                " scope refused (draining)",
+                " resumed by an operator",
+            ]
+
+    asyncio.run(main())
+
+
+def test_a_folder_that_cannot_be_made_is_logged(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("in the way")
+
+    async def main() -> None:
+        from koo.database.database import Database
+
+        database = Database(f"sqlite:///{tmp_path}/file/user.db")
+        with pytest.raises(DatabaseUnavailable):
+            async with database.session_scope():
+                pass
+        (line,) = caplog.messages
+        assert line.startswith("database: scope refused (not_found): the folder of the file cannot be made: ")
+
+    asyncio.run(main())

@@ -1,0 +1,299 @@
+"""Each event has its line: exactly these, at the event's severity; and no line says what must not be said."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, fields
+
+import pytest
+
+from koo import events
+from koo.errors import Failure, Kind
+from koo.events import (
+    BillExceededHold,
+    CircuitClosed,
+    CircuitHalfOpened,
+    CircuitOpened,
+    CommitUnknown,
+    CooldownBegan,
+    DatabaseDraining,
+    DatabasePaused,
+    DatabaseReadOnly,
+    DatabaseResumed,
+    DatabaseRotated,
+    DatabaseWritable,
+    DeliveryFailed,
+    DeliveryGivenUp,
+    Event,
+    HealthCheckFailed,
+    HealthCheckPassed,
+    KeyBlocked,
+    KeyUnblocked,
+    OverrideSet,
+    ProcessRenamed,
+    StoreForgot,
+    StoreFound,
+    StoreLost,
+)
+from koo.logs.event_lines import LINES
+from koo.logs.event_log import LEVELS, EventLog
+from koo.logs.lines import request_id
+from koo.testing.clock import WALL_S, StandingClock
+
+KINDS = [
+    kind
+    for kind in vars(events).values()
+    if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
+]
+FAILED = Failure(Kind.SERVER_ERROR, "it failed (status 500, api_error)", 500, "api_error")
+REFUSED = Failure(
+    Kind.AUTH,
+    "it refuses the API key: set a valid one (status 401, authentication_error)",
+    401,
+    "authentication_error",
+)
+PAGE = "docs/alerts.md"
+
+EXACT: list[tuple[Event, str]] = [
+    (
+        CircuitOpened("claude/fable", "5 failures in a row, the last: status 500, api_error", 63.0, FAILED),
+        "CRITICAL claude/fable: circuit opened: 5 failures in a row, the last: status 500, api_error; "
+        "calls are refused until 2026-09-21T14:14:23Z (in 63 s), then one call at a time tests recovery; "
+        f"koo does that by itself; if it stays open: {PAGE}#circuit_open",
+    ),
+    (
+        CircuitHalfOpened("claude/fable"),
+        "WARNING claude/fable: circuit half open: one call at a time tests recovery, all others are refused; "
+        "it has been refusing calls since 2026-09-21T14:13:20Z",
+    ),
+    (
+        CircuitOpened("claude/fable", "5 failures in a row, then a failed probe", 120.0),
+        "CRITICAL claude/fable: circuit opened: 5 failures in a row, then a failed probe; "
+        "it was open already since 2026-09-21T14:13:20Z; "
+        "calls are refused until 2026-09-21T14:15:40Z (in 2 min), then one call at a time tests recovery; "
+        f"koo does that by itself; if it stays open: {PAGE}#circuit_open",
+    ),
+    (
+        CircuitClosed("claude/fable"),
+        "INFO claude/fable: circuit closed: calls pass again; "
+        "it refused calls for 30 s, since 2026-09-21T14:13:20Z",
+    ),
+    (
+        CircuitClosed("lab", by_operator=True),
+        "INFO lab: circuit closed: an operator reset it",
+    ),
+    (
+        OverrideSet("claude", "forced_open"),
+        "WARNING claude: an operator set an override: forced open: every call is refused until it is lifted",
+    ),
+    (
+        OverrideSet("claude", "none"),
+        "WARNING claude: an operator set an override: lifted: the breaker decides again; "
+        "it held for 10 s, since 2026-09-21T14:14:10Z",
+    ),
+    (
+        CooldownBegan("claude/fable", 45.0, "the provider limits our rate"),
+        "WARNING claude/fable: pause: the provider limits our rate; "
+        "nothing is sent until 2026-09-21T14:15:15Z (in 45 s)",
+    ),
+    (
+        CooldownBegan("openai", 86_400.0, "the provider's quota is used up", Kind.QUOTA, whole_service=True),
+        "WARNING openai: quota used up: the provider's quota is used up; "
+        "nothing is sent to the whole service until 2026-09-22T14:14:40Z (in 24 h 0 min); "
+        "raise the quota at the provider, or let another service answer",
+    ),
+    (
+        KeyBlocked("claude", "the provider refused the key", last_error=REFUSED, again_in_s=60.0),
+        "CRITICAL claude: key refused: the provider refused the key; "
+        "what broke: it refuses the API key: set a valid one (status 401, authentication_error); "
+        "nothing is sent with it until it works; it is tried again from 2026-09-21T14:15:50Z (in 60 s); "
+        f"set a valid key, or see the account at the provider: {PAGE}#service_down",
+    ),
+    (
+        KeyUnblocked("claude"),
+        "INFO claude: key works: it is used again; it was refused for 10 s, since 2026-09-21T14:14:50Z",
+    ),
+    (
+        HealthCheckFailed("database", "the server refuses connections", Kind.CONNECTION),
+        "WARNING database: health check failed: the server refuses connections; "
+        "it is asked again by itself; three failures in a row are an unhealthy state",
+    ),
+    (
+        HealthCheckPassed("database", 3),
+        "INFO database: health check passed: 3 checks had failed for 10 s, since 2026-09-21T14:15:10Z",
+    ),
+    (
+        CommitUnknown("database", "GET /orders (app.orders:41)", "UPDATE orders SET"),
+        "CRITICAL database: outcome of a commit unknown: the connection was lost during COMMIT: "
+        "the transaction may have happened or not, and was not run again; in GET /orders (app.orders:41); "
+        "last statement UPDATE orders SET; look whether it happened before it is repeated",
+    ),
+    (
+        DatabaseReadOnly("database"),
+        "WARNING database: read-only: it takes no writes: a standby, or a full disk; "
+        f"reads pass, writes fail; it is asked again by itself: {PAGE}#database_read_only",
+    ),
+    (
+        DatabaseWritable("database"),
+        "INFO database: takes writes again: it was read-only for 10 s, since 2026-09-21T14:15:40Z",
+    ),
+    (
+        DatabasePaused("database", 1),
+        "WARNING database: paused by an operator: new scopes wait, each until its own deadline; "
+        "1 scope is still open; koo db resume ends it",
+    ),
+    (
+        DatabaseDraining("database", 2),
+        "WARNING database: drained by an operator: new scopes are refused; 2 scopes are still open; "
+        "koo db resume ends it",
+    ),
+    (
+        DatabaseResumed("database"),
+        "INFO database: resumed by an operator: new scopes begin again; "
+        "they had to wait or were refused for 20 s, since 2026-09-21T14:16:00Z",
+    ),
+    (
+        DatabaseRotated("database", 0),
+        "INFO database: connections rotated by an operator: new scopes get new connections",
+    ),
+    (
+        BillExceededHold("claude", "0.75", "0.5"),
+        "CRITICAL claude: bill above its hold: a bill of 0.75 USD was above its worst case of 0.5 USD; "
+        f"it is booked whole, and the budget may be overspent by it: {PAGE}#bill_above_hold",
+    ),
+    (
+        StoreLost("state store", "the disk is full"),
+        "CRITICAL state store: lost: the disk is full; "
+        f"it is tried again by itself, every few seconds: {PAGE}#budget_local",
+    ),
+    (
+        StoreFound("state store"),
+        "INFO state store: found again: it was away for 10 s, since 2026-09-21T14:16:50Z; "
+        "what was spent meanwhile is told to it now",
+    ),
+    (
+        StoreForgot("state store", "1.25"),
+        "CRITICAL state store: forgot: it is older than what this process told it: it was replaced, or has lost "
+        "what it had acknowledged; 1.25 USD that this process had booked were not known there, and are booked again; "
+        "what processes that have ended told it since that copy is lost to the budgets; "
+        f"nothing is granted for six seconds: {PAGE}#store_forgot",
+    ),
+    (
+        ProcessRenamed("state store", "host:42:abcd"),
+        "WARNING state store: name taken: another process spoke to the state store under this one's name, "
+        "or it was written off; this process goes on as host:42:abcd, and what it held is booked twice: "
+        f"{PAGE}#process_renamed",
+    ),
+    (
+        DeliveryFailed("webhook", "the receiver answered 500", 30.0),
+        "WARNING webhook: alerts not delivered: the receiver answered 500; "
+        "alerts do not get out by this channel; next attempt at 2026-09-21T14:18:00Z (in 30 s); "
+        "koo alerts test tries it at once",
+    ),
+    (
+        DeliveryGivenUp("webhook", "the receiver answered 500", 2),
+        "CRITICAL webhook: alerts given up: the receiver answered 500; "
+        "the message of 2 alerts is not tried again: koo alerts shows them",
+    ),
+]
+"""Every event once at least, ten seconds apart."""
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> EventLog:
+    caplog.set_level(logging.INFO, "koo")
+    return EventLog(StandingClock(WALL_S))
+
+
+def test_the_line_of_each_event(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "koo")
+    clock = StandingClock(WALL_S)
+    log = EventLog(clock)
+    for event, line in EXACT:
+        caplog.clear()
+        log.on_event(event)
+        (record,) = caplog.records
+        assert f"{record.levelname} {record.getMessage()}" == line
+        clock.advance(10)
+
+
+def test_no_event_is_without_a_line() -> None:
+    assert set(LINES) == set(KINDS)
+    assert {type(event) for event, _ in EXACT} == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    "event", {type(event): event for event, _ in EXACT}.values(), ids=lambda event: type(event).__name__
+)
+def test_a_line_has_the_severity_of_its_event_and_says_which_it_is_and_whose(
+    log: EventLog, caplog: pytest.LogCaptureFixture, event: Event
+) -> None:
+    log.on_event(event)
+    (record,) = caplog.records
+    assert record.levelno == LEVELS[event.severity]
+    assert vars(record)["service"] == event.source
+    assert vars(record)["what"] == re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
+
+
+def test_what_an_event_knows_are_facts_for_programs(log: EventLog, caplog: pytest.LogCaptureFixture) -> None:
+    token = request_id.set("0b2f")
+    log.on_event(CircuitOpened("claude", "5 failures in a row", 60.0, FAILED))
+    request_id.reset(token)
+    (record,) = caplog.records
+    assert {
+        "what": "circuit_opened",
+        "service": "claude",
+        "cause": "5 failures in a row",
+        "kind": "server_error",
+        "status": 500,
+        "since": "2026-09-21T14:13:20Z",
+        "until": "2026-09-21T14:14:20Z",
+        "request_id": "0b2f",
+    }.items() <= vars(record).items()
+    assert record.getMessage().endswith("[request 0b2f]")
+
+
+def test_an_applications_own_event_is_logged_by_its_name(
+    log: EventLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    @dataclass(frozen=True, slots=True)
+    class OrderLost(Event):
+        number: int
+
+        severity = "warning"
+
+    log.on_event(OrderLost("shop", 41))
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == ("WARNING", "shop: order lost")
+
+
+HOSTILE = "x\x1b[2J\x9b\u202e\n2026-11-29 CRITICAL all is lost\u2028 sk-abcdefghijklmnopqrst postgres://u:hunter2@h/d "
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_whatever_stands_in_an_event_its_line_is_one_line_and_holds_no_secret(
+    log: EventLog, caplog: pytest.LogCaptureFixture, kind: type[Event]
+) -> None:
+    words = {one.name: HOSTILE * 20 for one in fields(kind) if one.type in {"str", "str | None"}}
+    numbers = {one.name: 5.0 for one in fields(kind) if str(one.type).startswith(("float", "int"))}
+    other = {"kind": Kind.QUOTA} if "kind" in kind.__dataclass_fields__ else {}
+    if "last_error" in kind.__dataclass_fields__:
+        other["last_error"] = Failure(Kind.QUOTA, HOSTILE * 20, 429)  # type: ignore[assignment]
+    log.on_event(kind(**{**words, **numbers, **other}))  # type: ignore[arg-type]
+    (message,) = caplog.messages
+    assert message.isprintable()
+    assert "hunter2" not in message and "sk-abc" not in message
+    assert len(message) < 1500
+
+
+def test_what_has_begun_is_forgotten_when_there_is_too_much_of_it(
+    log: EventLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model's name is a caller's word, and a breaker that is forgotten with its model never closes."""
+    for number in range(2000):
+        log.on_event(CircuitOpened(f"claude/{number}", "5 failures in a row", 60.0))
+    caplog.clear()
+    log.on_event(CircuitClosed("claude/0"))
+    log.on_event(CircuitClosed("claude/1999"))
+    assert ["it refused calls" in message for message in caplog.messages] == [False, True]
