@@ -478,6 +478,7 @@ def test_a_commit_inside_the_block_that_is_lost_is_raised_where_it_was_sent(pg: 
                         await session.commit()
                     await session.rollback()
                 assert database.get_pool_metrics()["errors"]["unknown_commits"] == 1
+                assert "commit_unknown" in database.get_health()["conditions"], "until somebody has looked"
                 assert await notes(database) == [1]
 
     run(main)

@@ -1,0 +1,61 @@
+"""What watches is watched: signs of life that change, and a beat that comes."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from koo.alerts.signs import Signs
+from koo.beats import KEPT_S, LATE_S, Beats
+from koo.testing.clock import run_virtual
+
+
+def test_a_watcher_is_late_when_its_sign_has_not_changed_for_too_many_looks() -> None:
+    signs = Signs()
+    for _ in range(4):
+        signs.see("probe", "first", 3)
+    assert signs.late == []
+    signs.see("probe", "first", 3)
+    assert signs.late == ["probe"]
+    signs.see("probe", "second", 3)
+    assert signs.late == [], "it has run"
+
+
+def test_what_is_not_meant_to_run_is_not_late() -> None:
+    signs = Signs()
+    for _ in range(9):
+        signs.see("probe", None, 3)
+    signs.forget("probe")
+    assert signs.late == []
+
+
+def test_a_beat_that_does_not_come_is_late_and_one_that_came_late_is_told_for_five_minutes() -> None:
+    async def main() -> None:
+        beats, loop = Beats(), asyncio.get_running_loop()
+        await asyncio.sleep(LATE_S + 1)
+        assert not beats.is_late, "nothing is late before the first"
+        beats.beat(loop.time())
+        await asyncio.sleep(LATE_S)
+        assert not beats.is_late
+        await asyncio.sleep(1)
+        assert beats.is_late and beats.blocked_s(loop.time()) == 0
+        beats.beat(loop.time())
+        assert not beats.is_late and beats.blocked_s(loop.time()) == LATE_S + 1
+        await asyncio.sleep(KEPT_S)
+        assert beats.blocked_s(loop.time()) == 0
+        beats.stop()
+        assert not beats.is_late, "it was closed"
+
+    run_virtual(main)
+
+
+def test_a_beat_on_another_loop_begins_anew() -> None:
+    beats = Beats()
+
+    async def main(later_s: float) -> float:
+        await asyncio.sleep(later_s)
+        beats.beat(0.0)
+        return beats.blocked_s(0.0)
+
+    assert run_virtual(partial(main, 0.0)) == 0
+    assert run_virtual(partial(main, 1000.0)) == 0
