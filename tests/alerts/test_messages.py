@@ -43,7 +43,7 @@ def test_a_firing_alert_is_told_whole() -> None:
     )
     lines = message.text.splitlines()
     assert lines[:5] == [
-        "Service down: ai:claude",
+        "critical: Service down: ai:claude",
         "claude cannot be asked: the provider refused the key",
         "",
         "Since:    2026-09-21 14:13:20 UTC",
@@ -109,7 +109,8 @@ def test_every_kind_can_be_told(kind: str, what: Any) -> None:
     ended_at = AT_S + 60 if what == "resolved" else None
     one = notice(kind=kind, what=what, severity=KINDS[kind].severity, ended_at=ended_at)
     message = compose("k", [one], LINKED)
-    assert message.text.startswith(KINDS[kind].title)
+    head = {"firing": f"{KINDS[kind].severity}: ", "resolved": "resolved: ", "reminder": "still: "}[what]
+    assert message.text.startswith(f"{head}{KINDS[kind].title}: ai:claude")
     assert f"https://koo.example/api/v1/runbook/{kind}" in message.text
     assert what == "resolved" or "What to do" in message.text
     (told,) = message.document["alerts"]
@@ -120,8 +121,16 @@ def test_every_kind_can_be_told(kind: str, what: Any) -> None:
 def test_a_kind_that_this_version_does_not_know_is_told_too() -> None:
     """Another process on the same store may be newer."""
     message = compose("k", [notice(kind="moon_full", fingerprint="moon_full:ai:claude")], LINKED)
-    assert message.text.startswith("moon full: ai:claude")
+    assert message.text.startswith("critical: moon full: ai:claude")
     assert message.document["alerts"][0]["advice"] == ""
+
+
+def test_a_test_says_that_it_is_one_and_nothing_else() -> None:
+    message = compose("k", [notice(what="test", kind="test", message="nothing is wrong")], UNLINKED)
+    assert (message.subject, message.text) == (
+        "[koo] test: nothing is wrong",
+        "nothing is wrong\n\nFrom:     host-1\n",
+    )
 
 
 def test_several_are_listed_the_worst_first_with_one_line_of_advice_for_each_kind() -> None:
@@ -132,6 +141,9 @@ def test_several_are_listed_the_worst_first_with_one_line_of_advice_for_each_kin
     message = compose("together-1", [over, low, notice(), notice(component="ai:openai")], LINKED)
     assert message.subject == (
         "[koo] 4 alerts (2 critical, 1 warning, 1 resolved): ai:claude, ai:openai, database"
+    )
+    assert message.text.startswith(
+        "4 alerts (2 critical, 1 warning, 1 resolved): ai:claude, ai:openai, database\n\n- "
     )
     rows = [line for line in message.text.splitlines() if line.startswith("- ")]
     assert [row.split(":")[0] for row in rows[:4]] == ["- critical", "- critical", "- warning", "- resolved"]

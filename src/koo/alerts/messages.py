@@ -69,6 +69,8 @@ def compose(key: str, notices: Sequence[Notice], sender: Sender, *, is_alone: bo
 
 
 def _subject(notice: Notice) -> str:
+    if notice.what == "test":
+        return f"test: {plain(notice.message, 160)}"
     head = HEADS[notice.what]
     return f"{head}{notice.severity}: {plain(notice.component, 80)}: {plain(notice.message, 160)}"
 
@@ -90,7 +92,10 @@ def _rank(notice: Notice) -> tuple[bool, int]:
 
 def _text_of_one(notice: Notice, sender: Sender) -> str:
     book = runbook(notice.kind)
-    lines = [f"{_title(notice)}: {plain(notice.component)}", plain(notice.message, 2000), "", *_times(notice)]
+    head = f"{HEADS[notice.what] or f'{notice.severity}: '}{_name(notice.kind)}: {plain(notice.component)}"
+    if notice.what == "test":
+        return "\n".join([plain(notice.message), "", f"From:     {sender.name}"])
+    lines = [head, plain(notice.message, 2000), "", *_times(notice)]
     if notice.what in {"firing", "reminder"}:
         if refuses := _refuses(notice, book):
             lines.append(f"Refuses:  {refuses}")
@@ -107,7 +112,7 @@ def _wrapped(advice: str) -> Iterator[str]:
 
 def _text_of_many(notices: Sequence[Notice], sender: Sender) -> str:
     ranked = sorted(notices, key=_rank)
-    lines = []
+    lines = [_subject_of_many(notices), ""]
     for notice in ranked[:LISTED_MAX]:
         head = HEADS[notice.what] or f"{notice.severity}: "
         lines.append(f"- {head}{plain(notice.component, 80)}: {plain(notice.message, 300)} ({_when(notice)})")
@@ -123,13 +128,6 @@ def _text_of_many(notices: Sequence[Notice], sender: Sender) -> str:
 
 def _name(kind: str) -> str:
     return KINDS[kind].title if kind in KINDS else plain(kind.replace("_", " "), 80)
-
-
-def _title(notice: Notice) -> str:
-    title = _name(notice.kind)
-    return {"firing": title, "resolved": f"{title}, resolved", "reminder": f"{title}, still", "test": "Test"}[
-        notice.what
-    ]
 
 
 def _times(notice: Notice) -> Iterator[str]:
@@ -201,7 +199,7 @@ def _alert(notice: Notice, sender: Sender) -> dict[str, Any]:
         "kind": notice.kind,
         "severity": notice.severity,
         "component": plain(notice.component),
-        "title": _title(notice),
+        "title": _name(notice.kind),
         "message": plain(notice.message, 2000),
         "started_at": iso(notice.started_at),
         "ended_at": iso(ended_at),

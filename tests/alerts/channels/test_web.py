@@ -62,6 +62,7 @@ def test_the_webhook_gets_the_document_under_its_key() -> None:
         (taken,) = hook.taken
         assert (taken.method, taken.path) == ("POST", "/hook/T0k3n?key=s3cret")
         assert taken.headers["content-type"] == "application/json"
+        assert taken.headers["user-agent"] == "koo"
         assert taken.headers["webhook-id"] == "a1:firing"
         assert taken.json == MESSAGE.document
         assert "webhook-signature" not in taken.headers
@@ -243,7 +244,7 @@ def test_slack_gets_plain_text_that_calls_nobody() -> None:
         channel = Slack(hook.url, NetworkOptions(), lambda: NOW_S)
         await send(channel)
         body = hook.taken[0].json
-        assert body["text"].startswith("[koo] critical: database: it is gone\n\nSince …")
+        assert body["text"] == f"[koo] {MESSAGE.text}"
         assert (body["mrkdwn"], body["parse"], body["link_names"]) == (False, "none", False)
         assert hook.taken[0].headers["webhook-id"] == MESSAGE.key
 
@@ -272,10 +273,10 @@ def test_a_text_without_end_is_cut() -> None:
 
 def test_what_is_sent_to_slack_is_json_whatever_is_in_it() -> None:
     async def main(hook: Hook) -> None:
+        odd = 'a"}\u2028\\ é'
         channel = Slack(hook.url, NetworkOptions(), lambda: NOW_S)
-        odd = Message(key="k", thread="t", subject='"}\u2028', text="\\", document={})
-        await channel.send(odd)
+        await channel.send(Message(key="k", thread="t", subject="", text=odd, document={}))
         await channel.close()
-        assert json.loads(hook.taken[0].body)["text"] == '"}\u2028\n\n\\'
+        assert json.loads(hook.taken[0].body)["text"] == f"[koo] {odd}"
 
     with_hook(main)

@@ -41,7 +41,7 @@ class Slack:
     async def send(self, message: Message) -> str:
         """Raises `NotTaken`."""
         body = {
-            "text": harmless(f"{message.subject}\n\n{message.text}"),
+            "text": harmless(f"[koo] {message.text}"),
             "mrkdwn": False,
             "parse": "none",
             "link_names": False,

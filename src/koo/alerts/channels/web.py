@@ -20,6 +20,7 @@ from koo.plain_text import plain
 
 ANSWER_BYTES_MAX = 64 * 1024
 WORDS_MAX = 160
+HEADERS = {"content-type": "application/json", "user-agent": "koo"}
 IS_MESSAGES = frozenset({400, 405, 406, 409, 411, 413, 414, 415, 422, 431})
 """Statuses that are about this message: another one may be taken. All others are about the way to the receiver."""
 MEANINGS = {
@@ -60,13 +61,10 @@ class WebReceiver:
 
     async def post(self, body: bytes, headers: Mapping[str, str]) -> None:
         """Raises `NotTaken`."""
-        departure.set(
-            Departure()
-        )  # so that a kept connection that was closed meanwhile is told from a failure
+        # So that a kept connection that was closed meanwhile is told from a failure.
+        departure.set(Departure())
         try:
-            stream = await self._http.stream(
-                "POST", self._url, headers={"content-type": "application/json", **headers}, body=body
-            )
+            stream = await self._http.stream("POST", self._url, headers={**HEADERS, **headers}, body=body)
         except TransportError as error:
             raise NotTaken(error.reason) from None
         try:
