@@ -95,6 +95,13 @@ UNDER_NO_HEADING = {"__version__"}
 INNER = {
     "Platform": {"assemble", "forget_parent", "own_operations", "parts"},
     "Database": {"forget_parent", "make_scope", "tick"},
+    "FakeProvider": {"check", "complaints", "default"},
+    "FakedService": {"complaints"},
+    "FaultProxy": {"commit_cut", "hold_up", "pieces_of", "room_left"},
+    "SkippingClock": {"monotonic", "sleep", "wall"},
+    "StandingClock": {"monotonic", "sleep", "wall"},
+    "VirtualClock": {"monotonic", "sleep", "wall"},
+    "World": {"begin", "check", "end"},
     "Guard": {"begin", "evidence", "judge", "leave", "note_check", "tick"},
 }
 """What koo's own parts call of one another; a page with them would hide what its readers look for."""
@@ -238,6 +245,9 @@ def class_entry(one: type, name: str, level: str = "###") -> Iterator[str]:
         yield doc_of(one)
         yield "Fields: " + ", ".join(f"`{field.name}`" for field in fields(one)) + "."  # type: ignore[arg-type]
         return
+    if issubclass(one, Exception):
+        yield doc_of(one)
+        return
     yield f"```python fragment\n{signature_of(one, name)}\n```"
     yield doc_of(one)
     yield from _members(one, name, level)
@@ -321,6 +331,14 @@ def body() -> Iterator[str]:
     yield "[examples/mounted.py](../examples/mounted.py) is an application with koo mounted into it."
     for name in WEB:
         yield from callable_entry(getattr(import_module("koo.web"), name), name, "###")
+    testing = import_module("koo.testing")
+    yield "## `koo.testing`"
+    yield doc_of(testing)
+    yield "How it is used is in [testing.md](testing.md); the fakes, steps and servers are in `koo.testing.providers`."
+    for name in testing.__all__:
+        thing = getattr(testing, name)
+        is_class = isinstance(thing, type)
+        yield from class_entry(thing, name) if is_class else callable_entry(thing, name, "###")
     yield "## Names bound to one platform"
     yield (
         "They act on the one platform of the process, and are imported from `koo`: `from koo import query_ai`. On the "

@@ -259,7 +259,7 @@ def test_only_the_lists_of_public_names_import_by_text() -> None:
         if any(module.startswith("importlib.import_module") for _, module in imports(path))
         or "__import__" in path.read_text()
     }
-    assert found == {"__init__.py", "web/__init__.py"}
+    assert found == {"__init__.py", "testing/__init__.py", "web/__init__.py"}
 
 
 def test_the_backend_binds_and_imports_nothing_else() -> None:

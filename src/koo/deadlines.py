@@ -17,10 +17,10 @@ import asyncio
 import time
 from abc import abstractmethod
 from asyncio import CancelledError, current_task, get_running_loop
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import ContextVar, Token
 from types import TracebackType, coroutine
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from koo.crossing import NO_LOOP, running_loop
 from koo.forks import forget_in_child, leave_behind
@@ -69,9 +69,9 @@ class Deadlines:
         grains[grain] = members
         begins_at = grain * GRAIN_S
         if begins_at <= loop.time():
-            loop.call_soon(_begin, loop, grains, grain)
+            loop.call_soon(begin_grain, loop, grains, grain)
         else:
-            loop.call_at(begins_at, _begin, loop, grains, grain)
+            loop.call_at(begins_at, begin_grain, loop, grains, grain)
         return members
 
     def unbind(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -95,7 +95,7 @@ class Deadlines:
         self.grains = {}  # timers of the old loop hold on to theirs, should it ever run again
 
 
-def _begin(loop: asyncio.AbstractEventLoop, grains: dict[float, set[Alarm]], grain: float) -> None:
+def begin_grain(loop: asyncio.AbstractEventLoop, grains: dict[float, set[Alarm]], grain: float) -> None:
     """A grain's time has come: who is still running gets a timer of its own."""
     now = loop.time()
     for alarm in grains.pop(grain):
@@ -250,6 +250,9 @@ class Deadline:
 
     __slots__ = ("_alarm", "_in_s", "_token")
 
+    loops_time: ClassVar[Callable[[], float]] = staticmethod(time.monotonic)
+    """All loops count these seconds; a clock of `koo.testing` that moves a loop moves them too."""
+
     def __init__(self, in_s: float) -> None:
         self._in_s = in_s
         self._alarm: Alarm | None = None
@@ -258,8 +261,7 @@ class Deadline:
     def __enter__(self) -> Deadline:
         if asyncio._get_running_loop() is not None:
             raise RuntimeError("inside an event loop a deadline is entered by `async with`")
-        # The loops' own clock: all of them count these seconds.
-        self._token = ends_at.set(min(time.monotonic() + self._in_s, ends_at.get()))
+        self._token = ends_at.set(min(Deadline.loops_time() + self._in_s, ends_at.get()))
         return self
 
     def __exit__(

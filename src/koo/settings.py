@@ -146,3 +146,8 @@ def _working_directory() -> Path:
 @cache
 def _warn_once(sentence: str) -> None:
     log.warning("%s", sentence)
+
+
+def environment_with(more: Mapping[str, str]) -> dict[str, str]:
+    """The process's environment with `more`, for `Settings(environ=…)`."""
+    return {**os.environ, **more}

@@ -65,13 +65,13 @@ class KeepTime(BackgroundTask):
 
     async def step(self) -> None:
         self._watch_itself()
-        self._tick()
+        self.tick()
         await self._watch()
         self._ticks += 1
         if self._ticks % SWEEP_EVERY_TICKS == 0:
             await self._sweep()
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
         """What a second brings about in every guard; reads no network."""
         parts = self.parts
         parts.calls.tick()

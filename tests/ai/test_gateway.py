@@ -29,8 +29,9 @@ from koo.errors import (
     UnknownService,
 )
 from koo.options import BreakerOptions, LimitOptions, RetryOptions
+from koo.testing.polling import until
 from koo.testing.providers import Gate, Step, answer, cut, error, hang, html, nothing
-from tests.ai.worlds import World, run, until
+from tests.ai.worlds import World, run
 
 
 async def texts(chunks: AnswerStream) -> list[str]:

@@ -13,8 +13,9 @@ from koo.ai.types import Query
 from koo.errors import ExternalServiceError, Kind, ServiceFailed, ServiceTimeout, StreamTruncated
 from koo.options import RetryOptions
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS
+from koo.testing.polling import until
 from koo.testing.providers import answer, error, hang, stream
-from tests.ai.worlds import World, run, until
+from tests.ai.worlds import World, run
 
 ONCE = RetryOptions(attempts_max=1)
 

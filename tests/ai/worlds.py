@@ -133,10 +133,3 @@ def run(test: Callable[[World], Awaitable[None]], **options: Any) -> None:
             await test(here)
 
     asyncio.run(main())
-
-
-async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
-    """Wait for a real condition of a real server; fails when it does not come."""
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110 - the condition is another party's, which sets no event of ours
-            await asyncio.sleep(0.001)

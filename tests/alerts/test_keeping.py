@@ -28,7 +28,8 @@ from koo.policies.breaker import Override
 from koo.storage.base import StoreUnavailable
 from koo.storage.episodes import LEASE_S
 from koo.storage.store import SqlStore
-from tests.storage.support import SetClock, until
+from koo.testing.polling import until
+from tests.storage.support import SetClock
 
 DOWN = Finding("database_unavailable", "database", "the database does not answer")
 OPEN = Finding("circuit_open", "ai:claude", "the circuit breaker is open")

@@ -15,13 +15,14 @@ from koo.monitoring import shapes as typed
 from koo.monitoring.shapes import DatabaseHealth, RequestWindow, ServiceHealth
 from koo.policies.breaker import HALF_OPEN, OPEN, Override
 from koo.policies.verdict import FAILURE
+from koo.testing.polling import until
 from koo.testing.postgres import PostgresServer
 from koo.testing.providers import FakeAnthropic, answer, error
 from koo.web import answers, create_app
 from tests.backend import shapes
 from tests.backend.shapes import check, check_json
 from tests.web.exact import check_exactly
-from tests.web.serving import Client, served, until
+from tests.web.serving import Client, served
 
 pytestmark = pytest.mark.usefixtures("fake")
 API = "/api/v1"

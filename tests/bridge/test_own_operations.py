@@ -22,7 +22,7 @@ from koo.crossing import OVER
 from koo.deadlines import ends_at
 from koo.errors import CallerMistake, CircuitOpen, Kind
 from koo.options import NEVER
-from tests.ai.worlds import until
+from koo.testing.polling import until
 from tests.bridge.test_forks import in_child
 from tests.bridge.test_platform_in_threads import closed
 from tests.platform.test_platform import QUESTION, options

@@ -22,8 +22,8 @@ from koo import Platform, ServiceTimeout
 from koo.ai.types import Query
 from koo.errors import Kind
 from koo.policies.verdict import NEUTRAL, SUCCESS
+from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic, answer, hang, stream
-from tests.ai.worlds import until
 from tests.platform.test_platform import QUESTION, options
 
 

@@ -86,14 +86,6 @@ async def notes(database: Database) -> list[int]:
         return list((await session.scalars(SELECT)).all())
 
 
-async def until(condition: Callable[[], object], within_s: float = 10.0) -> None:
-    """Poll a real condition of a server."""
-    give_up_at = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < give_up_at, "it never happened"
-        await asyncio.sleep(0.005)
-
-
 @asynccontextmanager
 async def proxied(server: PostgresServer) -> AsyncIterator[FaultProxy]:
     async with FaultProxy(server.host, server.port) as proxy:

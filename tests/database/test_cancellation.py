@@ -20,6 +20,7 @@ from koo.database.database import Database
 from koo.database.drivers.aiosqlite import OwnCursors
 from koo.deadlines import Deadline
 from koo.policies.verdict import FAILURE
+from koo.testing.polling import until
 from tests.database.conftest import Place
 from tests.database.support import (
     INSERT,
@@ -30,7 +31,6 @@ from tests.database.support import (
     opened,
     options,
     run,
-    until,
     with_notes,
 )
 from tests.database.test_faults import until_asleep

@@ -24,6 +24,7 @@ from koo.errors import CommitOutcomeUnknown, DatabaseTimeout, DatabaseUnavailabl
 from koo.options import RetryOptions
 from koo.policies.verdict import FAILURE, NEUTRAL
 from koo.sqlstates import SQLITE_CODES, SQLSTATES, Meaning
+from koo.testing.polling import until
 from koo.testing.postgres import PostgresServer
 from tests.database.conftest import Place
 from tests.database.support import (
@@ -36,7 +37,6 @@ from tests.database.support import (
     proxied,
     run,
     through,
-    until,
     with_notes,
 )
 

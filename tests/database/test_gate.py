@@ -11,9 +11,10 @@ from sqlalchemy import text
 from koo.database.database import Database
 from koo.errors import DatabaseError, DatabaseUnavailable, Kind
 from koo.policies.verdict import FAILURE
+from koo.testing.polling import until
 from koo.testing.postgres import Driver, PostgresServer
 from tests.database.conftest import Place
-from tests.database.support import ONE, opened, proxied, run, through, until
+from tests.database.support import ONE, opened, proxied, run, through
 
 
 async def ask(database: Database) -> None:

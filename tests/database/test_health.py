@@ -21,21 +21,12 @@ from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, Event
 from koo.options import BreakerOptions, RetryOptions
 from koo.policies.breaker import CLOSED, OPEN
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS
+from koo.testing.polling import until
 from koo.testing.postgres import PostgresServer
 from tests.backend import shapes
 from tests.backend.shapes import check
 from tests.database.conftest import Place
-from tests.database.support import (
-    INSERT,
-    ONE,
-    StillClock,
-    checked_out,
-    opened,
-    options,
-    run,
-    until,
-    with_notes,
-)
+from tests.database.support import INSERT, ONE, StillClock, checked_out, opened, options, run, with_notes
 from tests.database.test_faults import kill_all
 from tests.database.test_loss import warm
 

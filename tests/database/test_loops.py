@@ -13,8 +13,9 @@ from sqlalchemy import text
 from koo.database.database import Database
 from koo.deadlines import WrongLoop
 from koo.errors import DatabaseUnavailable, Kind
+from koo.testing.polling import until
 from tests.database.conftest import Place
-from tests.database.support import ONE, assert_free, options, proxied, through, until
+from tests.database.support import ONE, assert_free, options, proxied, through
 
 
 async def use(database: Database) -> None:

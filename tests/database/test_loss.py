@@ -18,6 +18,7 @@ from koo.database.database import Database
 from koo.errors import CommitOutcomeUnknown, DatabaseTimeout, DatabaseUnavailable, Kind, KooError
 from koo.options import BreakerOptions, RetryOptions
 from koo.policies.verdict import FAILURE
+from koo.testing.polling import until
 from tests.database.conftest import Place
 from tests.database.support import (
     INSERT,
@@ -33,7 +34,6 @@ from tests.database.support import (
     proxied,
     run,
     through,
-    until,
     with_notes,
 )
 from tests.database.test_faults import kill_all, until_asleep

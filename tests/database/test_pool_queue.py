@@ -12,6 +12,7 @@ from koo.database.database import Database
 from koo.deadlines import Deadline
 from koo.errors import DatabaseUnavailable, Kind, PoolSaturated
 from koo.policies.verdict import FAILURE
+from koo.testing.polling import until
 from tests.database.conftest import Place
 from tests.database.support import (
     ONE,
@@ -23,7 +24,6 @@ from tests.database.support import (
     proxied,
     run,
     through,
-    until,
 )
 
 SMALL = {"pool_size": 1, "max_overflow": 1}

@@ -22,21 +22,12 @@ from koo.database.database import Database
 from koo.errors import DatabaseUnavailable
 from koo.options import BreakerOptions, RetryOptions
 from koo.policies.breaker import CLOSED, HALF_OPEN, OPEN
+from koo.testing.polling import until
 from koo.testing.postgres import Driver, PostgresServer, postgres_binaries
 from koo.testing.processes import unprivileged
 from koo.testing.proxy import FaultProxy
 from tests.database.conftest import Place
-from tests.database.support import (
-    INSERT,
-    ONE,
-    StillClock,
-    assert_free,
-    options,
-    proxied,
-    run,
-    through,
-    until,
-)
+from tests.database.support import INSERT, ONE, StillClock, assert_free, options, proxied, run, through
 
 ONCE = RetryOptions(attempts_max=1)
 DRIVERS: list[Driver] = ["psycopg", "asyncpg"]

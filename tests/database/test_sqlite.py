@@ -22,6 +22,7 @@ from koo.database.database import Database
 from koo.database.drivers.aiosqlite import Aiosqlite, connect
 from koo.database.sqlite import Need, ask_need, need_of
 from koo.errors import ConfigurationError, DatabaseError, DatabaseTimeout, Kind, PoolSaturated
+from koo.testing.polling import until
 from tests.database.support import (
     INSERT,
     ONE,
@@ -32,7 +33,6 @@ from tests.database.support import (
     opened,
     options,
     run,
-    until,
     with_notes,
 )
 

@@ -21,10 +21,10 @@ from koo.errors import ExternalServiceError
 from koo.options import BreakerOptions, DatabaseOptions, RetryOptions
 from koo.platform import Platform
 from koo.policies.breaker import Override
+from koo.testing.polling import until
 from koo.testing.postgres import PostgresServer
 from koo.testing.providers import FakeAnthropic, answer, error
 from koo.testing.proxy import FaultProxy
-from tests.ai.worlds import until
 from tests.alerts.hooks import SILENT, Hook
 from tests.alerts.hooks import answer as hook_answer
 from tests.alerts.mails import HOST, MailServer

@@ -49,10 +49,10 @@ from koo.policies.breaker import Override
 from koo.policies.money import to_pico
 from koo.storage.store import SqlStore
 from koo.storage.treasuries import write_off_in
+from koo.testing.polling import until
 from koo.testing.postgres import PostgresServer
 from koo.testing.providers import FakeAnthropic, answer, error
 from koo.testing.proxy import FaultProxy
-from tests.ai.worlds import until
 from tests.platform.test_platform import QUESTION, options
 
 FAILED = error(500, "api_error")

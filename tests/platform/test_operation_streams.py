@@ -24,10 +24,10 @@ from google.genai import types
 from koo import ExternalServiceError, Kind, Platform, PlatformOptions
 from koo.ai.operation_stream import OperationStream
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS
+from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic, FakeGemini, FakeOpenAI, FakePerplexity, error, stream
 from koo.testing.providers.script import Step
 from koo.testing.providers.server import FakeProvider
-from tests.ai.worlds import until
 
 QUESTION: Any = [{"role": "user", "content": "Count."}]
 MESSAGE: dict[str, Any] = {"model": "claude-sonnet-5-5", "max_tokens": 50, "messages": QUESTION}

@@ -30,8 +30,8 @@ from koo.errors import (
     ServiceSaturated,
     ServiceTimeout,
 )
+from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic, FakeOpenAI, error
-from tests.ai.worlds import until
 
 CHAT: dict[str, Any] = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Capital of France?"}]}
 

@@ -32,8 +32,8 @@ from koo.events import KeyUnblocked
 from koo.options import DatabaseOptions, LimitOptions, PlatformOptions, RetryOptions, ServiceOptions
 from koo.platform import Platform
 from koo.policies.breaker import Override
+from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic, FakeCompatible, error, hang, stream
-from tests.ai.worlds import until
 
 MODEL = "claude-sonnet-5-5"
 QUESTION = Query(service="claude", prompt="What is the capital of France?", max_tokens=100)

@@ -17,8 +17,8 @@ from koo import Platform
 from koo.deadlines import ends_at
 from koo.options import NEVER
 from koo.storage.base import StoreUnavailable
+from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic
-from tests.ai.worlds import until
 from tests.platform.test_platform import QUESTION, options
 
 

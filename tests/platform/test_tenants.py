@@ -14,8 +14,8 @@ import pytest
 from koo import AuthenticationFailed, Platform, PlatformOptions, RateLimited
 from koo.ai.credentials import digest_of
 from koo.errors import Kind
+from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic, FakeOpenAI, error
-from tests.ai.worlds import until
 from tests.platform.test_platform import MODEL, QUESTION, options
 
 CHAT: dict[str, Any] = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Capital of France?"}]}

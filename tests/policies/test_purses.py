@@ -325,6 +325,20 @@ def test_a_day_begins_by_the_stores_clock_and_never_early() -> None:
     assert hold is None and purses.budgets["day"].purse.key.period == 20_001
 
 
+def test_an_answer_that_speaks_of_a_day_that_is_over_refuses_no_call() -> None:
+    """The beat was on its way over midnight, or the machine slept: the new day's money was not asked for yet."""
+    party = Party(day=100)
+    purses = party.process()
+    party.turn(purses)
+    decided = party.ask(purses, 10, patience=1)
+    beat = purses.beat(party.now)
+    party.now_ms += DAY_MS
+    purses.hear(party.store.receive(beat, party.now_ms, BEAT_MS), party.now)
+    assert not decided
+    party.turn(purses)
+    assert held(decided).purses[0].key.period == 20_001
+
+
 @pytest.mark.parametrize(
     ("kind", "wall_ms", "period", "begins"),
     [

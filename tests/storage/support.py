@@ -7,7 +7,6 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import dataclass
 from decimal import Decimal
@@ -238,13 +237,3 @@ def note_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def store_threads() -> list[threading.Thread]:
     """The threads of stores that still run in this process, the youngest last."""
     return [thread for thread in threading.enumerate() if thread.name == "koo state store"]
-
-
-async def until(what: Callable[[], bool] | Callable[[], Awaitable[bool]], timeout_s: float = 20.0) -> None:
-    """Wait for a condition that something outside brings about."""
-    async with asyncio.timeout(timeout_s):
-        while True:
-            met = what()
-            if await met if isinstance(met, Awaitable) else met:
-                return
-            await asyncio.sleep(0.005)

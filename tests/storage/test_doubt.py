@@ -17,7 +17,8 @@ from koo.storage.base import StoreUnavailable
 from koo.storage.sql import SqlBackend
 from koo.storage.store import SqlStore
 from koo.storage.transaction import Transaction
-from tests.storage.support import CLAUDE, Place, hold, know, numbers, pico, settle, until, usd
+from koo.testing.polling import until
+from tests.storage.support import CLAUDE, Place, hold, know, numbers, pico, settle, usd
 
 
 class Doubt:

@@ -14,6 +14,7 @@ from koo.options import DAY_S
 from koo.policies.purse import Hold, Refusal
 from koo.storage.base import StoreUnavailable
 from koo.storage.store import SqlStore
+from koo.testing.polling import until
 from tests.storage.support import (
     CLAUDE,
     Place,
@@ -27,7 +28,6 @@ from tests.storage.support import (
     seen,
     settle,
     spend,
-    until,
     usd,
 )
 

@@ -14,6 +14,7 @@ import pytest
 from koo.options import DAY_S
 from koo.policies.purse import Hold, Refusal
 from koo.policies.treasury import LIMIT_STANDS_MS, LIVES_MS
+from koo.testing.polling import until
 from tests.storage.support import (
     CLAUDE,
     Place,
@@ -28,7 +29,6 @@ from tests.storage.support import (
     seen,
     settle,
     spend,
-    until,
     usd,
 )
 

@@ -27,6 +27,7 @@ from koo.storage.base import StoreUnavailable
 from koo.storage.sql import SqliteBackend, read_url
 from koo.storage.store import SqlStore
 from koo.storage.worker import PAUSE_S_MIN
+from koo.testing.polling import until
 from koo.testing.postgres import PASSWORD, PostgresServer
 from tests.storage.support import (
     CLAUDE,
@@ -43,7 +44,6 @@ from tests.storage.support import (
     settle,
     spend,
     store_threads,
-    until,
     usd,
 )
 

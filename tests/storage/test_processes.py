@@ -16,6 +16,7 @@ import pytest
 from koo.policies.treasury import LIVES_MS
 from koo.storage.store import SqlStore
 from koo.storage.transaction import Transaction
+from koo.testing.polling import until
 from tests.storage.support import (
     CLAUDE,
     Place,
@@ -27,7 +28,6 @@ from tests.storage.support import (
     settle,
     spend,
     store_threads,
-    until,
     usd,
 )
 

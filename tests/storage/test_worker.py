@@ -16,7 +16,8 @@ from koo.storage import worker
 from koo.storage.base import StoreUnavailable
 from koo.storage.store import SqlStore
 from koo.storage.transaction import Dialect, Row, Table, Transaction
-from tests.storage.support import note_pauses, until
+from koo.testing.polling import until
+from tests.storage.support import note_pauses
 
 
 class Nothing:

@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from koo.http.client import HttpClient
+from koo.testing.polling import until
 from koo.testing.providers import (
     FakeAnthropic,
     FakeCompatible,
@@ -382,7 +383,7 @@ def test_a_hanging_server_hangs_until_the_client_leaves() -> None:
             server.script(hang())
             with pytest.raises(anthropic.APITimeoutError):
                 await client.messages.create(model=CLAUDE, max_tokens=100, messages=QUESTION)
-            assert await eventually(lambda: server.abandoned == 1)
+            assert await until(lambda: server.abandoned == 1)
 
     asyncio.run(main())
 
@@ -394,7 +395,7 @@ def test_a_stream_that_stalls_is_silent_or_pings_until_the_client_leaves(ping_on
             server.script(stream(["Par", "is"], stall_after=1, ping_only=ping_only))
             async with client.messages.stream(model=CLAUDE, max_tokens=100, messages=QUESTION) as events:
                 assert await anext(events.text_stream) == "Par"
-            assert await eventually(lambda: server.abandoned == 1)
+            assert await until(lambda: server.abandoned == 1)
 
     asyncio.run(main())
 
@@ -508,12 +509,3 @@ def test_the_instant_server_speaks_openais_formats(vendor: Any) -> None:
         else:
             answered = client.chat.completions.create(model=GPT, messages=QUESTION)
             assert "Paris" in (answered.choices[0].message.content or "")
-
-
-async def eventually(holds: Any) -> bool:
-    """Poll a condition of the server's side, which follows the client's by a moment."""
-    for _ in range(1000):
-        if holds():
-            return True
-        await asyncio.sleep(0.005)
-    return False

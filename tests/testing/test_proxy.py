@@ -10,9 +10,9 @@ import asyncpg
 import psycopg
 import pytest
 
+from koo.testing.polling import until
 from koo.testing.postgres import PostgresServer
 from koo.testing.proxy import FaultProxy, _is_commit, _Messages
-from tests.database.support import until
 
 
 @asynccontextmanager

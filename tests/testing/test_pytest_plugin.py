@@ -10,23 +10,29 @@ import tomllib
 from importlib import import_module
 from pathlib import Path
 
+import pytest
+
+from koo.testing import rules
+
 ROOT = Path(__file__).parents[2]
 PLUGIN = "koo.testing.pytest_plugin"
 
 
-def run_pytest(folder: Path, *arguments: str) -> str:
-    """pytest in a folder of its own, with no other plugin than ours."""
-    environ = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+def run_pytest(folder: Path, *arguments: str, plugins: tuple[str, ...] = ()) -> str:
+    """pytest in a folder of its own, with ours and no other plugins than these."""
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    environ = {**kept, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "KOO_HOME": str(folder)}
+    loaded = [word for name in (PLUGIN, *plugins) for word in ("-p", name)]
     command = [
         sys.executable,
         "-W",
         "error",
         "-m",
         "pytest",
-        "-p",
-        PLUGIN,
+        *loaded,
         "-p",
         "no:cacheprovider",
+        "-q",
         *arguments,
     ]
     done = subprocess.run(
@@ -35,12 +41,155 @@ def run_pytest(folder: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+SHOP = """
+from koo import Answer, query_ai
+
+async def suggest(what: str) -> Answer:
+    return await query_ai("claude", f"Suggest {what}.", fallback=["local"])
+"""
+OUTAGE = """
+from shop import suggest
+{mark}
+async def test_an_outage(koo):
+    koo.claude.fails(529)
+    assert (await suggest("shoes")).service == "local"
+    koo.claude.answers("Boots.")
+    koo.clock.advance(minutes=3)
+    assert (await suggest("shoes")).text == "Boots."
+
+{mark}
+async def test_another_world(koo):
+    assert koo.claude.attempts == 0 and (await suggest("shoes")).text == "Paris."
+    assert koo.settled()
+"""
+
+
+def write(folder: Path, **files: str) -> None:
+    for name, text in {"shop": SHOP, **files}.items():
+        (folder / f"{name}.py").write_text(text)
+
+
 def test_the_tests_of_the_page_pass_as_they_stand(tmp_path: Path) -> None:
+    """All in one run, so that each begins in a world that the one before has left."""
     page = (ROOT / "docs" / "testing.md").read_text()
-    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "test_orders.py").write_text(snippet)
-    said = run_pytest(tmp_path, "-q")
+    shop, *tests = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    write(tmp_path, shop=shop, **{f"test_{number}": test for number, test in enumerate(tests)})
+    said = run_pytest(tmp_path, plugins=("anyio",))
+    assert f"{8 + len(rules())} passed" in said, said
+
+
+@pytest.mark.parametrize(
+    ("plugins", "arguments", "mark"),
+    [
+        (("anyio",), (), "@__import__('pytest').mark.anyio"),
+        (("asyncio",), ("-o", "asyncio_mode=strict"), "@__import__('pytest').mark.asyncio"),
+        (("asyncio", "anyio"), ("-o", "asyncio_mode=auto"), ""),
+        (("asyncio",), ("-o", "asyncio_mode=auto", "-o", "asyncio_default_test_loop_scope=session"), ""),
+    ],
+    ids=["anyio", "asyncio strict", "asyncio auto beside anyio", "one loop for all tests"],
+)
+def test_it_works_with_whatever_runs_the_tests(
+    tmp_path: Path, plugins: tuple[str, ...], arguments: tuple[str, ...], mark: str
+) -> None:
+    write(tmp_path, test_outage=OUTAGE.format(mark=mark))
+    said = run_pytest(
+        tmp_path, *arguments, "-o", "asyncio_default_fixture_loop_scope=function", plugins=plugins
+    )
     assert "2 passed" in said, said
+
+
+def test_without_a_plugin_for_async_tests_there_is_koo_sync_and_a_loop_of_ones_own(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        test_sync="""
+import asyncio
+import koo as resilience
+from shop import suggest
+
+def test_an_outage(koo_sync):
+    koo_sync.claude.fails(529)
+    for _ in range(2):
+        assert resilience.run(suggest("shoes")).service == "local"
+    assert koo_sync.claude.state == "circuit_open"
+    koo_sync.claude.answers("Boots.")
+    koo_sync.clock.advance(minutes=3)
+    assert resilience.run(suggest("shoes")).text == "Boots."
+
+def test_a_deadline_after_a_skip(koo_sync):
+    koo_sync.clock.advance(days=2)
+    with resilience.deadline(600):
+        assert resilience.run(suggest("shoes")).text == "Paris."
+
+def test_loops_of_its_own(koo):
+    for _ in range(2):
+        assert asyncio.run(suggest("shoes")).text == "Paris."
+    assert koo.claude.attempts == 2
+""",
+    )
+    said = run_pytest(tmp_path)
+    assert "3 passed" in said, said
+
+
+def test_what_a_test_did_not_mean_fails_the_test_itself(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        test_strict="""
+import pytest
+import koo as resilience
+from shop import suggest
+
+def test_left_over(koo_sync):
+    koo_sync.claude.fails(529, times=3)
+
+def test_failed_anyway(koo_sync):
+    koo_sync.claude.fails(529, times=3)
+    assert 1 == 2
+
+@pytest.mark.koo(strict=False)
+def test_lax(koo_sync):
+    koo_sync.claude.fails(529, times=3)
+
+@pytest.mark.koo(settings={"AI_SERVICES__CLAUDE__MODEL": "claude-haiku-5-5"})
+def test_settings(koo_sync):
+    assert resilience.run(suggest("shoes")).model == "claude-haiku-5-5"
+""",
+    )
+    said = run_pytest(tmp_path, "--strict-markers")
+    assert "2 failed, 2 passed" in said and "error" not in said.splitlines()[-1], said
+    assert "koo.claude: 3 step(s) of its script were not used: Failure(status=529" in said
+    assert "assert 1 == 2" in said
+
+
+def test_a_project_that_does_not_use_it_is_left_alone(tmp_path: Path) -> None:
+    """Its own `koo`, its own asynchronous fixtures, and what its tests fail with."""
+    write(
+        tmp_path,
+        conftest="""
+import pytest, pytest_asyncio
+
+@pytest.fixture
+def koo():
+    return "mine"
+
+@pytest_asyncio.fixture
+async def later():
+    yield 7
+""",
+        test_own="""
+import sys, pytest
+
+@pytest.mark.asyncio
+async def test_own(koo, later):
+    assert (koo, later) == ("mine", 7)
+    assert not [name for name in sys.modules if name.startswith(("koo.testing.world", "koo.platform"))]
+
+def test_fails():
+    raise KeyError("own")
+""",
+    )
+    options = ("asyncio_mode=strict", "asyncio_default_fixture_loop_scope=function")
+    said = run_pytest(tmp_path, *(word for one in options for word in ("-o", one)), plugins=("asyncio",))
+    assert "1 failed, 1 passed" in said and "KeyError: 'own'" in said and "pytest_plugin" not in said, said
 
 
 def test_each_test_has_a_fresh_database_and_the_version_can_be_chosen(tmp_path: Path) -> None:
@@ -54,7 +203,7 @@ def test_each_test_has_a_fresh_database_and_the_version_can_be_chosen(tmp_path: 
         "    assert koo_postgres.sql('SHOW server_version', name).startswith('16')\n"
         "    koo_postgres.kill()\n"
     )
-    said = run_pytest(tmp_path, "-q")
+    said = run_pytest(tmp_path)
     assert "2 passed" in said, said
 
 

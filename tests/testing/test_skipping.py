@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from koo.deadlines import Alarm, Deadlines
+from koo.deadlines import Alarm, Deadlines, OwnTimer
 from koo.options import PlatformOptions
 from koo.platform import Platform
 from koo.testing.clock import StandingClock, VirtualClock, run_virtual
@@ -216,6 +216,36 @@ def test_koos_own_timers_follow() -> None:
         clock.advance(hours=1)
         with pytest.raises(TimeoutError):
             await hangs
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("registry", [None, Deadlines, OwnTimer])
+def test_what_koos_background_work_waits_for_keeps_its_time(registry: type[Deadlines] | None) -> None:
+    """A thread or a socket is no faster for a skip: a beat to the store would count as one that was not answered."""
+
+    async def main() -> None:
+        clock, loop = SkippingClock(), asyncio.get_running_loop()
+
+        async def wait() -> None:
+            if registry is None:
+                async with asyncio.timeout(600):
+                    await loop.create_future()
+            else:
+                with Alarm(deadlines, clock.monotonic() + 600):
+                    await loop.create_future()
+
+        deadlines = registry() if registry is not None else Deadlines()
+        beat = asyncio.create_task(wait(), name="koo Ledger")
+        call = asyncio.create_task(wait(), name="koo call")
+        await asyncio.sleep(0)
+        clock.advance(seconds=599)
+        clock.advance(hours=1)
+        with pytest.raises(TimeoutError):
+            await call
+        await asyncio.sleep(0.001)
+        assert not beat.done()
+        beat.cancel()
 
     asyncio.run(main())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -63,13 +63,6 @@ class Client:
     async def ask(self, method: str, path: str, **more: Any) -> Reply:
         async with self._session.request(method, self.url + path, allow_redirects=False, **more) as answer:
             return Reply(answer.status, answer.headers, await answer.read())
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for something that happens elsewhere, on the other end of a socket."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - nobody there could set an event here
-            await asyncio.sleep(0.005)
 
 
 class _Server(uvicorn.Server):

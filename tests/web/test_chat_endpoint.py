@@ -16,9 +16,10 @@ from koo.ai.operation_stream import OperationStream
 from koo.errors import KooError
 from koo.platform import Platform
 from koo.policies.verdict import NEUTRAL, SUCCESS
+from koo.testing.polling import until
 from koo.testing.providers import FakeOpenAI, stream
 from koo.web.problems import problem_answer
-from tests.web.serving import KEY, Client, options, served, until
+from tests.web.serving import KEY, Client, options, served
 
 CHAT: dict[str, Any] = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Count."}]}
 Body = Callable[[OperationStream[str]], AsyncIterator[str]]

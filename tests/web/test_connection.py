@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from koo.testing.polling import wait_until
 from koo.web import create_app
 from koo.web.connection import HEAD_BYTES_MAX
 from koo.web.problems import Problem
@@ -169,10 +170,3 @@ def ask_until_closed(connection: socket.socket) -> None:
     with suppress(OSError):
         while True:
             connection.sendall((GET + b"\r\n") * 100)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

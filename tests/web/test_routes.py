@@ -22,11 +22,12 @@ from koo.monitoring import alert_shapes, notice_shapes, shapes, spend_shapes
 from koo.monitoring.vitals import Look
 from koo.options import DatabaseOptions, LimitOptions, ServiceOptions
 from koo.platform import LOOK_AGE_MAX_S, Platform
+from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic, answer, error
 from koo.testing.skipping import SkippingClock
 from koo.web import answers, bodies, create_app, examples
 from tests.web.exact import check_exactly
-from tests.web.serving import Client, claude, options, platform, served, until
+from tests.web.serving import Client, claude, options, platform, served
 
 NO_KEY = ServiceOptions(name="openai", kind="openai", model="gpt-6.1-terra")
 

@@ -17,13 +17,14 @@ import pytest
 from koo.errors import ConfigurationError
 from koo.options import DatabaseOptions
 from koo.platform import Platform
+from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic, hang
 from koo.web import create_app
 from koo.web.ending import GRACE_S
 from koo.web.server import bind, make_server
 from tests.cli.running import serving, settings_of
 from tests.cli.test_serve import ask, question
-from tests.web.serving import claude, options, platform, served, until
+from tests.web.serving import claude, options, platform, served
 
 
 def test_a_query_that_does_not_end_in_time_is_cancelled_and_settled(tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ class Purses:
     def _groups(self) -> dict[tuple[Key, ...], list[Waiter]]:
         groups: dict[tuple[Key, ...], list[Waiter]] = {}
         for waiter in self.waiting:
-            keys = tuple([budget.purse.key for budget in waiter.budgets])
+            keys = _keys_of(waiter)
             if keys != waiter.keys:
                 waiter.keys, waiter.unmet, waiter.unmet_at = (
                     keys,
@@ -322,7 +322,9 @@ class Purses:
         unmet = self._unmet(answer)
         before, self.waiting = self.waiting, []
         for waiter in before:
-            verdict = self._verdict(waiter, unmet.get(waiter.keys), now, waited_at)
+            # A period that ended while the beat was on its way has no money left, and says nothing of the next one.
+            told = unmet.get(waiter.keys) if waiter.keys == _keys_of(waiter) else None
+            verdict = self._verdict(waiter, told, now, waited_at)
             if verdict is None:
                 self.waiting.append(waiter)
             else:
@@ -374,3 +376,8 @@ class Purses:
     def _rename(self) -> None:
         self.name, self._number, self._last_token, self.flying = self._draw(), 0, "", None
         self._recalled = frozenset()
+
+
+def _keys_of(waiter: Waiter) -> tuple[Key, ...]:
+    """The purses that it waits for, in the periods that run."""
+    return tuple([budget.purse.key for budget in waiter.budgets])

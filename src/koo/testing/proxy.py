@@ -1,34 +1,45 @@
 """A TCP proxy that breaks connections: `async with FaultProxy(host, port) as proxy: ... proxy.reset_all()`.
 
-It stands between a client and any server, on the test's own event loop, and can
+It stands between a client and any server, on the test's own event loop; without `async` (`with FaultProxy(host, port)
+as proxy:`) in a thread of its own, for tests that have no loop or block it. It can
 
-* refuse new connections (`refuse`), and accept them again (`accept`);
+* refuse new connections (`refuses`), and accept them again (`accepts`);
 * reset all connections (`reset_all`), so that both ends see RST;
 * be a black hole (`black_hole`): everything stays connected, nothing passes, nobody is told; until `heal`;
 * forget what is connected (`forget`), so that only those connections are black holes;
 * reset each new connection as soon as it is made (`reset_new`);
-* be far away (`delay_s`: each piece of data arrives so much later, in each direction);
+* be far away (`delay_s`: each piece of data arrives so much later, and by up to `jitter_s` more);
+* be narrow (`bytes_per_s`), and cut each connection after so many bytes (`cut_after_bytes`);
+* do that in one direction only (`toward`: "client" or "server");
 * for PostgreSQL, cut exactly at COMMIT (`cut_commit`): before the server has seen it, at the moment in which it is sent
   on (done or not, nobody knows), after the server has done it but before the client hears of it, or hold it until the
   connection ends. It reads the messages of both sides for that, with any driver, and needs connections without TLS.
 
-Nothing in it waits for time but `delay_s`, and it opens nothing but its own port.
+Nothing in it waits for time but the two delays and the narrow way, and it opens nothing but its own port.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+from koo.testing.backstage import Backstage, on_loop
+
+T = TypeVar("T")
 CommitCut = Literal["before", "at", "after", "hold"]
+Side = Literal["client", "server"]
+Toward = Literal["client", "server", "both"]
 
 _CHUNK = 65_536
+_PIECES_A_SECOND = 50
+"""A narrow way passes on so many pieces a second, so that a client sees a trickle."""
 _ENCRYPTION = {80877103, 80877104}
 """SSLRequest and GSSENCRequest, which are answered by a single byte."""
 _UNTYPED = {*_ENCRYPTION, 80877102}
@@ -36,10 +47,15 @@ _UNTYPED = {*_ENCRYPTION, 80877102}
 _LOGIN_BYTES_MAX = 65_536
 """What answers so much without a ReadyForQuery is not PostgreSQL."""
 _LINGER_RESET = struct.pack("ii", 1, 0)
+_PORTS = {"postgresql": 5432, "http": 80, "https": 443}
 
 
 class FaultProxy:
     """Listens on 127.0.0.1 (`host`, `port`) and forwards to a server.
+
+    `delay_s`, `jitter_s`, `bytes_per_s`, `cut_after_bytes`, `toward` and `reset_new` are attributes, set at any time;
+    `toward` says which way the delays, the narrow way and the cut are: to the "client", to the "server", or "both".
+    What a call changes is so when it returns. `refuse` and `accept` are `refuses` and `accepts` for those who await.
 
     `connections`: accepted so far. `open_connections`: now. `commits`: COMMITs that clients have sent, `cuts`: how many
     of them were cut. `swallowed`: pieces of data that came by a forgotten connection. `round_trips`: how often clients
@@ -48,11 +64,17 @@ class FaultProxy:
     set it to 0 to count anew.
     """
 
-    def __init__(self, target_host: str, target_port: int) -> None:
+    def __init__(
+        self, target_host: str, target_port: int, *, draw: Callable[[], float] = random.random
+    ) -> None:
         self.target = (target_host, target_port)
         self.host = "127.0.0.1"
         self.port = 0
         self.delay_s = 0.0
+        self.jitter_s = 0.0
+        self.bytes_per_s: float | None = None
+        self.cut_after_bytes: int | None = None
+        self.toward: Toward = "both"
         self.reset_new = False
         self.connections = 0
         self.commits = 0
@@ -61,16 +83,28 @@ class FaultProxy:
         self.round_trips = 0
         self.logging_in = 0
         self.most_logging_in = 0
+        self._draw = draw
         self._cut: CommitCut | None = None
         self._cuts_left = 0
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._pipes: set[_Pipe] = set()
-        self._serving: set[asyncio.Task[None]] = set()
-        self._open: asyncio.Event | None = None
+        self._open: dict[Side, asyncio.Event] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._backstage: Backstage | None = None
 
-    async def __aenter__(self) -> FaultProxy:
-        self._open = asyncio.Event()
-        self._open.set()
+    @classmethod
+    def before(cls, url: str) -> Self:
+        """One for the server of this URL."""
+        parts = urlsplit(url)
+        port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
+        if parts.hostname is None or port is None:
+            raise ValueError("the URL of a server says a host and a port")
+        return cls(parts.hostname, port)
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._open = {"client": _set_event(), "server": _set_event()}
         await self.accept()
         return self
 
@@ -79,10 +113,26 @@ class FaultProxy:
     ) -> None:
         await self.refuse()
         self.heal()
-        await asyncio.gather(*(pipe.end() for pipe in tuple(self._pipes)))
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def __enter__(self) -> Self:
+        self._backstage = Backstage("fault-proxy")
+        self._backstage.start()
+        return self._backstage.run(self.__aenter__())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._backstage is not None
+        self._backstage.run(self.__aexit__(kind, error, trace))
+        self._backstage.stop()
 
     @property
     def open_connections(self) -> int:
+        """Connections that are open now."""
         return len(self._pipes)
 
     def through(self, url: str) -> str:
@@ -93,22 +143,29 @@ class FaultProxy:
 
     # ── faults ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def refuse(self) -> None:
+    def refuses(self) -> None:
         """New connections are refused; those that are open stay."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
-            # From Python 3.12 on `wait_closed` waits for the open connections too, and they may be black holes.
-            await asyncio.sleep(0)
+        self._act(self._stop_listening)
+
+    def accepts(self) -> None:
+        """New connections are accepted, on the same port as before. Raises OSError where that is taken."""
+        self._act(self._listen)
+
+    async def refuse(self) -> None:
+        """As `refuses`."""
+        self.refuses()
+        await asyncio.sleep(0)
 
     async def accept(self) -> None:
-        """New connections are accepted, on the same port as before."""
-        if self._server is None:
-            self._server = await asyncio.start_server(self._begin, self.host, self.port)
-            self.port = self._server.sockets[0].getsockname()[1]
+        """As `accepts`."""
+        self.accepts()
+        await asyncio.sleep(0)
 
     def reset_all(self) -> None:
         """Both ends of every connection see a reset."""
+        self._act(self._reset_all)
+
+    def _reset_all(self) -> None:
         for pipe in tuple(self._pipes):
             pipe.reset()
 
@@ -117,15 +174,18 @@ class FaultProxy:
         for pipe in tuple(self._pipes):
             pipe.forgotten = True
 
-    def black_hole(self) -> None:
-        """Nothing passes any more, and nobody is told; new connections are accepted, and silent."""
-        assert self._open is not None
-        self._open.clear()
+    def black_hole(self, toward: Toward = "both") -> None:
+        """Nothing passes any more that way, and nobody is told; new connections are accepted, and silent."""
+        self._act(lambda: self._let_pass(False, toward))
 
     def heal(self) -> None:
         """What was held up passes."""
-        assert self._open is not None
-        self._open.set()
+        self._act(lambda: self._let_pass(True, "both"))
+
+    def _let_pass(self, passes: bool, toward: Toward) -> None:
+        for side, event in self._open.items():
+            if toward in (side, "both"):
+                (event.set if passes else event.clear)()
 
     def cut_commit(self, when: CommitCut, times: int = 1) -> None:
         """Cut the next COMMITs: "before" the server sees them, "at" their passing, "after" it did them; or "hold" them.
@@ -134,15 +194,42 @@ class FaultProxy:
         """
         self._cut, self._cuts_left = when, times
 
+    def _act(self, act: Callable[[], T]) -> T:
+        if self._loop is None:
+            raise RuntimeError("the proxy has not begun: enter it by `with` or `async with` first")
+        return on_loop(self._loop, act)
+
+    def _listen(self) -> None:
+        if self._listener is not None:
+            return
+        # Bound at once: whoever connects after `accepts()` waits in the kernel's queue, and is not refused.
+        self._listener = socket.create_server((self.host, self.port), backlog=128)
+        self._listener.setblocking(False)
+        self.port = self._listener.getsockname()[1]
+        assert self._loop is not None
+        self._loop.add_reader(self._listener, self._take, self._listener)
+
+    def _take(self, listener: socket.socket) -> None:
+        """Not an `asyncio.Server`: one that is closed while it accepts leaves what it has accepted open."""
+        with contextlib.suppress(OSError):
+            wire, _ = listener.accept()
+            wire.setblocking(False)
+            task = asyncio.ensure_future(self._serve(wire))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(lambda _: wire.close())  # also of one that was cancelled before it began
+
+    def _stop_listening(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            assert self._loop is not None
+            self._loop.remove_reader(listener)
+            listener.close()
+
     # ── passing on ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Not asyncio's own task for a coroutine: Python 3.11 reports one that is cancelled as an error.
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, wire: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=wire)
         self.connections += 1
         self.logging_in += 1
         self.most_logging_in = max(self.most_logging_in, self.logging_in)
@@ -154,15 +241,35 @@ class FaultProxy:
             self._pipes.discard(pipe)
             pipe.note_login()
 
-    async def pass_on(self, pipe: _Pipe, came_at: float) -> None:
-        """Wait as long as the faults say, of a piece that came at `came_at` (the loop's time)."""
-        assert self._open is not None
+    async def hold_up(self, pipe: _Pipe, came_at: float, side: Side) -> None:
+        """Wait as long as the faults say, of a piece that came at `came_at` (the loop's time) on its way to `side`."""
         if pipe.forgotten:
             self.swallowed += 1
             await asyncio.get_running_loop().create_future()
-        if self.delay_s:
-            await asyncio.sleep(came_at + self.delay_s - asyncio.get_running_loop().time())
-        await self._open.wait()
+        if (self.delay_s or self.jitter_s) and self._is_toward(side):
+            late_s = self.delay_s + self.jitter_s * self._draw()
+            await asyncio.sleep(came_at + late_s - asyncio.get_running_loop().time())
+        await self._open[side].wait()
+
+    def _is_toward(self, side: Side) -> bool:
+        return self.toward in (side, "both")
+
+    def pieces_of(self, data: bytes, side: Side) -> Iterator[tuple[bytes, float]]:
+        """What passes at once, and how long it takes."""
+        rate = self.bytes_per_s
+        if rate is None or not self._is_toward(side):
+            yield data, 0.0
+            return
+        size = max(1, int(rate / _PIECES_A_SECOND))
+        for start in range(0, len(data), size):
+            piece = data[start : start + size]
+            yield piece, len(piece) / rate
+
+    def room_left(self, passed: int, side: Side) -> int | None:
+        """How many more bytes pass to `side` before the connection is cut; None: all."""
+        if self.cut_after_bytes is None or not self._is_toward(side):
+            return None
+        return max(0, self.cut_after_bytes - passed)
 
     def commit_cut(self) -> CommitCut | None:
         """A COMMIT came: is it to be cut?"""
@@ -186,17 +293,16 @@ class _Pipe:
         self._login: _Login | None = _Login()
         self._last_kind = b""
         self._cut: CommitCut | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._passed: dict[Side, int] = {"client": 0, "server": 0}
 
     async def run(self) -> None:
         """Until one side ends."""
-        self._task = asyncio.current_task()
         writers = [self._client[1]]
         try:
             if self._proxy.reset_new:
                 self.reset()
                 return
-            await self._proxy.pass_on(self, asyncio.get_running_loop().time())
+            await self._proxy.hold_up(self, asyncio.get_running_loop().time(), "server")
             self._server = await asyncio.open_connection(*self._proxy.target)
             writers.append(self._server[1])
             await self._pump()
@@ -233,7 +339,7 @@ class _Pipe:
     async def _upstream(self, pieces: asyncio.Queue[Piece]) -> None:
         assert self._server is not None
         while (piece := await pieces.get()).data:
-            await self._proxy.pass_on(self, piece.came_at)
+            await self._proxy.hold_up(self, piece.came_at, "server")
             data = piece.data
             messages = list(self._messages.feed(data))
             self._count_round_trips(messages)
@@ -246,8 +352,8 @@ class _Pipe:
                 return
             if self._cut == "hold":
                 await asyncio.get_running_loop().create_future()
-            self._server[1].write(data)
-            await self._server[1].drain()
+            if not await self._write(self._server[1], data, "server"):
+                return
             if self._cut == "at":
                 self.reset()
                 return
@@ -269,14 +375,32 @@ class _Pipe:
     async def _downstream(self, pieces: asyncio.Queue[Piece]) -> None:
         assert self._server is not None
         while (piece := await pieces.get()).data:
-            await self._proxy.pass_on(self, piece.came_at)
+            await self._proxy.hold_up(self, piece.came_at, "client")
             if self._cut == "after":  # the answer to the COMMIT: it is done
                 self.reset()
                 return
             if self._login is not None and self._login.is_ready(piece.data):
                 self.note_login()
-            self._client[1].write(piece.data)
-            await self._client[1].drain()
+            if not await self._write(self._client[1], piece.data, "client"):
+                return
+
+    async def _write(self, writer: asyncio.StreamWriter, data: bytes, side: Side) -> bool:
+        """Pass data on as the way allows; False: the connection was cut."""
+        room = self._proxy.room_left(self._passed[side], side)
+        passes = data if room is None else data[:room]
+        for piece, takes_s in self._proxy.pieces_of(passes, side):
+            if takes_s:
+                await asyncio.sleep(takes_s)
+            writer.write(piece)
+            await writer.drain()
+            self._passed[side] += len(piece)
+        if len(passes) == len(data):
+            return True
+        # The kernel may still hold the last bytes, which a reset would take back.
+        writer.close()
+        await writer.wait_closed()
+        self.reset()
+        return False
 
     def reset(self) -> None:
         """RST to both ends."""
@@ -287,11 +411,11 @@ class _Pipe:
                     wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
             writer.transport.abort()
 
-    async def end(self) -> None:
-        task = self._task
-        if task is not None and not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+
+def _set_event() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
 
 
 class Piece(NamedTuple):

@@ -8,7 +8,8 @@
 koo sets its timers in the event loop's time, so a clock that ran ahead of the loop would make each deadline late by
 what was skipped. Hence the loop moves too: from the first skip on, `loop.time()` of each loop that has asked this clock
 is real time plus the same. Whatever waits there goes on, koo's or not: a sleep, a timeout, a call that hangs until its
-deadline. Sockets and threads do not notice.
+deadline. Sockets and threads do not notice, so the background work of koo that waits for one (a beat to the state
+store) keeps the time that it had.
 
 `release()` gives the loops their own time back. What is then left of a timer is left of it afterwards.
 """
@@ -16,16 +17,23 @@ deadline. Sockets and threads do not notice.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 
+from koo.deadlines import Alarm, Deadline, begin_grain
 from koo.testing.backstage import on_loop
 
 NO_SKIPPING = (
     "time can be skipped on asyncio's own event loops only, and this is a {kind}: run the test on "
     "asyncio.SelectorEventLoop, or on virtual time with VirtualClock where no socket is used"
 )
+CARRIED = "koo call"
+"""The name of a task that runs a caller's work on koo's loop: its deadline is the caller's."""
+BACKGROUND = {"CheckServices._check"}
+"""Tasks of koo's own without a name."""
 TWO_CLOCKS = "another SkippingClock moves this event loop already: give both platforms the same clock"
 
 
@@ -82,18 +90,25 @@ class SkippingClock:
         loops = {one for one in (*self._loops, running) if one is not None and not one.is_closed()}
         for loop in loops:
             self._move(loop)
-        self.skipped_s += skip_s
+        skip = partial(self._skip, skip_s)
         for loop in loops:
-            if loop is not running:
-                loop.call_soon_threadsafe(_wake)  # it may wait for a timer that is due now
+            skip = partial(on_loop, loop, partial(_keep_and, loop, skip_s, skip))
+        skip()
+        for loop in loops - {running}:
+            loop.call_soon_threadsafe(_wake)  # it may wait for a timer that is due now
         for listener in self._listeners:
             listener()
+
+    def _skip(self, skip_s: float) -> None:
+        self.skipped_s += skip_s
 
     def release(self) -> None:
         """Give the loops their own time back; what is then left of their timers stays left."""
         for loop in tuple(self._moved):
             if not loop.is_closed():
                 on_loop(loop, lambda loop=loop: _move_back(loop, self.skipped_s))  # type: ignore[misc]
+        if self._moved:
+            Deadline.loops_time = time.monotonic
         self._moved.clear()
         self._loops.clear()
         self._ahead_s += self.skipped_s
@@ -107,10 +122,42 @@ class SkippingClock:
         if "time" in vars(loop):
             raise RuntimeError(TWO_CLOCKS)
         vars(loop)["time"] = self._loop_time
+        Deadline.loops_time = self._loop_time
         self._moved.add(loop)
 
     def _loop_time(self) -> float:
         return time.monotonic() + self.skipped_s
+
+
+def _keep_and(loop: asyncio.AbstractEventLoop, skip_s: float, skip: Callable[[], None]) -> None:
+    """Skip, but keep what koo's own background work waits for: a thread or a socket is no faster for it.
+
+    A beat to the state store that is under way would count as one that was not answered in time.
+    """
+    timers: list[asyncio.TimerHandle] = loop._scheduled  # type: ignore[attr-defined]
+    for timer in tuple(timers):
+        callback, arguments = timer._callback, timer._args  # type: ignore[attr-defined]
+        owner = getattr(callback, "__self__", None)
+        if isinstance(owner, asyncio.Timeout) and _is_in_background(owner._task):  # type: ignore[attr-defined]
+            timer._when += skip_s  # type: ignore[attr-defined]
+        elif isinstance(owner, Alarm) and _is_in_background(owner.task):
+            timer._when += skip_s  # type: ignore[attr-defined]
+            owner.when += skip_s
+        elif callback is begin_grain:
+            _, grains, grain = arguments
+            for alarm in [one for one in grains.get(grain, ()) if _is_in_background(one.task)]:
+                alarm.members.discard(alarm)
+                alarm.when += skip_s
+                alarm.timer = loop.call_at(alarm.when, alarm.expire)
+    heapq.heapify(timers)
+    skip()
+
+
+def _is_in_background(task: asyncio.Task[object] | None) -> bool:
+    if task is None:
+        return False
+    is_named = task.get_name().startswith("koo ") and task.get_name() != CARRIED
+    return is_named or getattr(task.get_coro(), "__qualname__", "") in BACKGROUND
 
 
 def _wake() -> None:

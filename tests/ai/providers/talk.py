@@ -124,15 +124,6 @@ def text_of(pieces: list[CompletionChunk]) -> str:
     return "".join(piece.text for piece in pieces if not piece.reasoning)
 
 
-async def eventually(holds: Callable[[], bool]) -> bool:
-    """Poll a condition of the server's side, which follows the client's by a moment."""
-    for _ in range(1000):
-        if holds():
-            return True
-        await asyncio.sleep(0.005)
-    return False
-
-
 @asynccontextmanager
 async def gateway(
     kind: ServiceKind, model: str, server: FakeProvider, **options: Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import unicodedata
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
@@ -22,6 +22,7 @@ from koo.ai.types import Usage
 from koo.errors import AuthenticationFailed, ExternalServiceError, Kind, StreamTruncated
 from koo.http.client import HttpClient, HttpResponse
 from koo.policies.treatment import fault_of
+from koo.testing.polling import until
 from koo.testing.providers import (
     FakeAnthropic,
     FakeCompatible,
@@ -121,15 +122,6 @@ def failure(vendor: str, step: Any) -> ExternalServiceError:
     with pytest.raises(ExternalServiceError) as caught:
         complete(vendor, step)
     return caught.value
-
-
-async def eventually(holds: Callable[[], bool]) -> bool:
-    """Poll a condition of the server's side, which follows the client's by a moment."""
-    for _ in range(1000):
-        if holds():
-            return True
-        await asyncio.sleep(0.005)
-    return False
 
 
 # ── what is sent ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -426,11 +418,11 @@ def test_a_caller_who_leaves_takes_the_request_along(vendor: str) -> None:
         async with talking(vendor) as (provider, server):
             server.script(hang())
             task = asyncio.ensure_future(provider.complete(asking(vendor)))
-            assert await eventually(lambda: bool(server.queries))
+            assert await until(lambda: bool(server.queries))
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert await eventually(lambda: server.abandoned == 1)
+            assert await until(lambda: server.abandoned == 1)
 
     asyncio.run(main())
 
@@ -585,7 +577,7 @@ def test_pings_are_no_content_and_leaving_closes_the_stream(vendor: str) -> None
             with pytest.raises(asyncio.CancelledError):
                 await waiting
             await pieces.aclose()
-            assert await eventually(lambda: server.abandoned == 1)
+            assert await until(lambda: server.abandoned == 1)
 
     asyncio.run(main())
 

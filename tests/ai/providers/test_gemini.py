@@ -29,6 +29,7 @@ from koo.errors import AuthenticationFailed, ExternalServiceError, Kind, RateLim
 from koo.http.client import HttpClient
 from koo.options import ServiceOptions
 from koo.policies.treatment import TREATMENTS, fault_of
+from koo.testing.polling import until
 from koo.testing.providers import (
     Failure,
     FakeGemini,
@@ -43,7 +44,7 @@ from koo.testing.providers import (
     raw,
     stream,
 )
-from tests.ai.providers.talk import Talk, eventually, in_gateway, text_of
+from tests.ai.providers.talk import Talk, in_gateway, text_of
 
 FLASH = DEFAULT_MODELS["gemini"]
 TALK = Talk("gemini", FakeGemini, FLASH)
@@ -499,11 +500,11 @@ def test_a_caller_who_leaves_takes_the_request_along() -> None:
         async with TALK.open() as (provider, server):
             server.script(hang())
             task = asyncio.ensure_future(provider.complete(TALK.asking()))
-            assert await eventually(lambda: bool(server.queries))
+            assert await until(lambda: bool(server.queries))
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert await eventually(lambda: server.abandoned == 1)
+            assert await until(lambda: server.abandoned == 1)
 
     asyncio.run(main())
 
@@ -599,7 +600,7 @@ def test_pings_are_no_content_and_leaving_closes_the_stream() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await waiting
             await pieces.aclose()
-            assert await eventually(lambda: server.abandoned == 1)
+            assert await until(lambda: server.abandoned == 1)
 
     asyncio.run(main())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar
@@ -87,7 +86,7 @@ class FakeAnthropic(FakeProvider):
         }
         headers = {"request-id": f"req_{number}"}
         # Soon, as with buckets that refill all the time: a 429 that names no time is waited for until then.
-        resets_at = datetime.fromtimestamp(time.time() + 1, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        resets_at = datetime.fromtimestamp(self.wall() + 1, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         for name, (limit, remaining) in limits.items():
             headers[f"anthropic-ratelimit-{name}-limit"] = str(limit)
             headers[f"anthropic-ratelimit-{name}-remaining"] = str(remaining)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from itertools import islice
+from collections import Counter
+from collections.abc import Collection, Sequence
 
-from koo.testing.providers.script import Step
+from koo.testing.providers.script import Step, brief
 from koo.testing.providers.wire import ReceivedRequest, Reply
 
 SHOWN_MAX = 5
@@ -39,17 +39,19 @@ class Diary:
 
     def complaints(self, steps: Collection[Step]) -> list[str]:
         """One sentence for each thing that was not meant."""
-        left = [f"a step of its script was not used, {step!r}" for step in islice(steps, SHOWN_MAX)]
-        return [*left, *self.failed[:SHOWN_MAX], *self.refused[:SHOWN_MAX]]
+        left = Counter(map(brief, steps))
+        unused = [f"{count} step(s) of its script were not used: {step}" for step, count in left.items()]
+        return [*unused[:SHOWN_MAX], *self.failed[:SHOWN_MAX], *self.refused[:SHOWN_MAX]]
 
-    def check(self, who: str, steps: Collection[Step], error: BaseException | None) -> None:
-        """At the end of a test. Raises `FakeMisused`, or adds the sentences to `error` as notes.
 
-        `error` is what the test failed with: replaced by another error it would be harder to find.
-        """
-        complaints = self.complaints(steps)
-        if error is not None:
-            for one in complaints:
-                error.add_note(f"{who}: {one}")
-        elif complaints:
-            raise FakeMisused(f"{who}: {'; '.join(complaints)}; strict=False allows it")
+def complain(complaints: Sequence[str], error: BaseException | None) -> None:
+    """At the end of a test. Raises `FakeMisused`, or adds the sentences to `error` as notes.
+
+    `error` is what the test failed with: replaced by another error it would be harder to find.
+    """
+    __tracebackhide__ = True
+    if error is not None:
+        for one in complaints:
+            error.add_note(one)
+    elif complaints:
+        raise FakeMisused(f"{'; '.join(complaints)}; strict=False allows it")

@@ -102,8 +102,10 @@ class FakePerplexity(FakeProvider):
         return json_reply(200, {"object": "list", "data": data}, self._head({}))
 
     def prompt_of(self, request: ReceivedRequest) -> str:
-        prompt = text_of(request.body.get("instructions")) + text_of(request.body["input"])
-        return prompt * 2 if _searches(request) else prompt
+        return text_of(request.body.get("instructions")) + text_of(request.body["input"])
+
+    def read_of(self, request: ReceivedRequest) -> str:
+        return self.prompt_of(request) * (2 if _searches(request) else 1)
 
     def max_tokens_of(self, request: ReceivedRequest) -> int:
         return max(MAX_TOKENS_MIN, request.body.get("max_output_tokens") or MAX_TOKENS_DEFAULT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, MISSING, dataclass, field, fields
 from typing import Any, get_args
 
 NO_HEADERS: Mapping[str, str] = {}
@@ -164,14 +164,32 @@ async def _resolved(future: Future[None]) -> None:
 Step = Answer | Failure | Raw | Nothing | Cut | Hang | Delay | Stream | Gate | Held
 
 
+def is_step(step: object) -> bool:
+    """Whether a script may hold it."""
+    return isinstance(step, get_args(Step))
+
+
 def check_step(step: object) -> None:
     """Raise TypeError for what is not a step, also inside `delay`, `cut`, or behind a gate."""
-    if not isinstance(step, get_args(Step)):
+    if not is_step(step):
         raise TypeError(f"a step of a script is answer(...), error(...), hang() or the like, not {step!r}")
     if isinstance(step, Delay | Cut | Gate | Held):
         check_step(step.then)
     if isinstance(step, Cut) and not isinstance(step.then, Answer):
         raise TypeError(f"what is cut is an answer(...), not {step.then!r}")
+
+
+def brief(step: Step) -> str:
+    """A step without what it leaves to its defaults."""
+    if isinstance(step, Gate):
+        return f"Gate({brief(step.then)})"
+    said = []
+    for one in fields(step):
+        value = getattr(step, one.name)
+        usual = one.default if one.default_factory is MISSING else one.default_factory()
+        if value != usual:
+            said.append(f"{one.name}={brief(value) if is_step(value) else repr(value)}")
+    return f"{type(step).__name__}({', '.join(said)})"
 
 
 # What scripts call them; `answer("Rome.", output_tokens=3)` is checked like any call.

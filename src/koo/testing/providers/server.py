@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from asyncio import StreamReader, StreamWriter
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
@@ -19,7 +20,7 @@ from typing import Self
 import msgspec
 
 from koo.testing.backstage import Backstage
-from koo.testing.providers.diary import Diary
+from koo.testing.providers.diary import Diary, complain
 from koo.testing.providers.script import (
     Answer,
     Cut,
@@ -77,7 +78,8 @@ class FakeProvider(Vendor, Verbs):
         strict: at the end of a `with` block, `FakeMisused` is raised for steps that were not used, and for requests
             that the fake refused or failed on.
 
-    Raises, when it starts, OSError for a port that is taken.
+    `price_of`, where it is set, says what a model's tokens cost instead of the two prices; `wall` is its clock, for
+    headers that say a time of day. Raises, when it starts, OSError for a port that is taken.
     """
 
     def __init__(
@@ -101,6 +103,8 @@ class FakeProvider(Vendor, Verbs):
         self.default = default or Answer()
         self.strict = strict
         self.diary = Diary()
+        self.price_of: Callable[[str, Tokens], Decimal | None] | None = None
+        self.wall: Callable[[], float] = time.time
         self.requests: list[ReceivedRequest] = []
         self.bills: list[Bill] = []
         self.connections = 0
@@ -223,10 +227,14 @@ class FakeProvider(Vendor, Verbs):
         self._backstage.stop()
         self.check(error)
 
+    def complaints(self) -> list[str]:
+        """What a test did not mean: steps that were not used, requests that were refused or failed on."""
+        return self.diary.complaints(self._steps)
+
     def check(self, error: BaseException | None = None) -> None:
         """What `strict` does at the end. Raises `FakeMisused`; beside an `error` of the test's it only adds notes."""
         if self.strict:
-            self.diary.check(type(self).__name__, self._steps, error)
+            complain([f"{type(self).__name__}: {one}" for one in self.complaints()], error)
 
     # ── one connection ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -437,7 +445,7 @@ class FakeProvider(Vendor, Verbs):
     def _tokens(self, request: ReceivedRequest, step: Answer) -> Tokens:
         read = step.input_tokens
         if read is None:
-            read = count_tokens(self.prompt_of(request))
+            read = count_tokens(self.read_of(request))
         written = step.output_tokens
         if written is None:
             written = min(count_tokens(step.text), self.max_tokens_of(request))
@@ -450,9 +458,11 @@ class FakeProvider(Vendor, Verbs):
         )
 
     def _bill(self, request: ReceivedRequest, tokens: Tokens) -> None:
-        usd = (tokens.read * self.input_price + tokens.output * self.output_price) / MILLION
-        usd += self.fees_usd(request)
         model = self.model_of(request)
+        usd = self.price_of(model, tokens) if self.price_of is not None else None
+        if usd is None:
+            usd = (tokens.read * self.input_price + tokens.output * self.output_price) / MILLION
+        usd += self.fees_usd(request)
         self.bills.append(Bill(model=model, input_tokens=tokens.read, output_tokens=tokens.output, usd=usd))
 
     def _head(self, headers: Mapping[str, str]) -> dict[str, str]:

@@ -78,7 +78,11 @@ class Vendor(ABC):
 
     @abstractmethod
     def prompt_of(self, request: ReceivedRequest) -> str:
-        """All text that is read."""
+        """All text that the request asks with."""
+
+    def read_of(self, request: ReceivedRequest) -> str:
+        """All text that is read for it, and billed; what is asked with, unless the vendor reads it more than once."""
+        return self.prompt_of(request)
 
     @abstractmethod
     def max_tokens_of(self, request: ReceivedRequest) -> int:

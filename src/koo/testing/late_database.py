@@ -1,0 +1,30 @@
+"""A database that is a platform's own from the moment in which something is first asked of it."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from koo.database.database import Database
+from koo.platform import Platform
+
+
+class LateDatabase(Database):
+    """Empty at first; then it shares all attributes of its platform's database."""
+
+    def __getattr__(self, name: str) -> Any:
+        # Python asks here only for what is missing: once it is filled, that is nothing.
+        if vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self.__dict__ = vars(_platforms[self].database)
+        return getattr(self, name)
+
+
+_platforms: WeakKeyDictionary[LateDatabase, Platform] = WeakKeyDictionary()
+
+
+def late_database(platform: Platform) -> LateDatabase:
+    """One that belongs to `platform`."""
+    made = LateDatabase.__new__(LateDatabase)
+    _platforms[made] = platform
+    return made

@@ -1,0 +1,44 @@
+"""Waiting for what another thread, process or server brings about, and can set no event for."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+EVERY_S = 0.002
+WITHIN_S = 30.0
+"""Only a test that fails waits so long; a busy machine is no failure."""
+
+
+async def until(condition: Callable[[], T | Awaitable[T]], within_s: float = WITHIN_S) -> T:
+    """Ask again and again, and return the first result that is true. Raises AssertionError after `within_s`."""
+    ends_at = time.monotonic() + within_s  # the real time: a clock that skips is no reason to give up
+    while True:
+        found = condition()
+        result = await found if inspect.isawaitable(found) else found
+        if result:
+            return result
+        assert time.monotonic() < ends_at, _never(condition, result, within_s)
+        await asyncio.sleep(EVERY_S)
+
+
+def wait_until(condition: Callable[[], T], within_s: float = WITHIN_S) -> T:
+    """As `until`, for a test without an event loop."""
+    ends_at = time.monotonic() + within_s
+    while not (result := condition()):
+        assert time.monotonic() < ends_at, _never(condition, result, within_s)
+        time.sleep(EVERY_S)
+    return result
+
+
+def _never(condition: Callable[[], object], last: object, within_s: float) -> str:
+    try:
+        words = inspect.getsource(condition).strip()
+    except (OSError, TypeError):
+        words = repr(condition)
+    return f"within {within_s:g} s this never came true, and was {last!r} in the end: {words}"

@@ -1,0 +1,89 @@
+"""From your settings to the options of a platform that meets nothing but fakes.
+
+Nothing of a real account is left: each service has the key and the address of its fake, `local` is a fake too, no proxy
+is used, and the state store and the database are files in a temporary folder (or the database that the test gives).
+What the platform does with them stays yours: limits, budgets, deadlines, fallbacks, breakers. Only the pauses between
+repeats are taken out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from koo.network_options import NetworkOptions
+from koo.options import DatabaseOptions, PlatformOptions, RetryOptions, ServiceOptions
+from koo.settings import Settings, environment_with
+from koo.testing.providers.anthropic import FakeAnthropic
+from koo.testing.providers.gemini import FakeGemini
+from koo.testing.providers.openai import FakeCompatible, FakeOpenAI
+from koo.testing.providers.perplexity import FakePerplexity
+from koo.testing.providers.server import FakeProvider
+
+KEY = "test-key"
+NO_PAUSE_S = 1e-6
+FAKES: dict[str, tuple[type[FakeProvider], tuple[str, ...]]] = {
+    "anthropic": (FakeAnthropic, ("claude-",)),
+    "openai": (FakeOpenAI, ("gpt-", "o1", "o3", "o4")),
+    "gemini": (FakeGemini, ("gemini-",)),
+    "perplexity": (FakePerplexity, ("perplexity/", "sonar")),
+    "openai_compatible": (FakeCompatible, ("",)),
+    "local": (FakeCompatible, ("",)),
+}
+"""The fake of each kind of service, and how the names of the models begin that it knows without being told."""
+
+
+def your_options(settings: Mapping[str, str]) -> PlatformOptions:
+    """What `settings`, the environment and `.env` say, in this order. Raises `ConfigurationError`."""
+    return Settings(environ=environment_with(settings)).platform_options()
+
+
+def make_fake(service: ServiceOptions) -> FakeProvider:
+    """The fake of a service, which knows its model."""
+    kind, begins = FAKES[service.kind]
+    knows = not service.model or service.model.startswith(begins)
+    return kind(key=_key(service), models=None if knows else (service.model,))
+
+
+def staged(
+    options: PlatformOptions, fakes: dict[str, FakeProvider], home: Path, database_url: str | None
+) -> PlatformOptions:
+    """`options`, with these fakes (by the names of services) behind its services, and its files below `home`."""
+    services = [_service(one, fakes[one.name]) if one.name in fakes else one for one in options.services]
+    return replace(
+        options,
+        home=home,
+        state_url=f"sqlite:///{home / 'koo-state.db'}",
+        database=_database(options.database, database_url or f"sqlite:///{home / 'app.db'}"),
+        services=tuple(services),
+        network=NetworkOptions(),
+    )
+
+
+def _key(service: ServiceOptions) -> str | None:
+    """A vendor asks for a key, and a server of one's own where the settings have one."""
+    asks = service.kind not in ("local", "openai_compatible") or service.api_key is not None
+    return KEY if asks else None
+
+
+def _service(one: ServiceOptions, fake: FakeProvider) -> ServiceOptions:
+    own_server = one.kind in ("local", "openai_compatible")
+    return replace(
+        one,
+        kind="openai_compatible" if one.kind == "local" else one.kind,
+        model=one.model or "local",
+        declared=one.declared or own_server,
+        base_url=fake.base_url,
+        api_key=fake.key,
+        proxy="",
+        retry=_without_pauses(one.retry),
+    )
+
+
+def _database(options: DatabaseOptions, url: str) -> DatabaseOptions:
+    return replace(options, url=url, retry=_without_pauses(options.retry))
+
+
+def _without_pauses(retry: RetryOptions) -> RetryOptions:
+    return replace(retry, base_s=NO_PAUSE_S, cap_s=NO_PAUSE_S)

@@ -1,0 +1,273 @@
+"""World: koo in a test. A platform in a temporary home, a fake for each service of your settings, a clock that skips.
+
+    async with World() as koo:
+        koo.claude.fails(529)
+        answer = await query_ai("claude", "Hello", fallback=["local"])
+        assert answer.service == "local" and koo.claude.attempts == 4
+
+Inside the block the process's one platform is the world's (`use`), so code under test calls `query_ai` or `db_manager`
+as it always does. The fakes run in a thread of their own, so they serve a test that blocks its loop, one without a
+loop, and the vendors' own SDKs (`base_url=koo.claude.fake.base_url`).
+
+The platform opens itself at its first use, on whatever loop that is. So a world may be made by a fixture that knows no
+event loop; at the end it is closed on the loop that it was opened on.
+
+It is strict: steps that were not used, and requests that a fake refused or failed on, fail the test at its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Coroutine, Mapping
+from contextlib import ExitStack
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from koo.ai.stream import AnswerStream
+from koo.ai.types import Answer, Query
+from koo.bridge import run
+from koo.events import Event
+from koo.monitoring.shapes import Alert
+from koo.options import PlatformOptions
+from koo.platform import Platform
+from koo.testing.backstage import Backstage, on_loop
+from koo.testing.faked import FakedService
+from koo.testing.providers.diary import complain
+from koo.testing.providers.server import FakeProvider
+from koo.testing.proxy import FaultProxy
+from koo.testing.skipping import SkippingClock
+from koo.testing.staging import NO_PAUSE_S, make_fake, staged, your_options
+from koo.testing.taken import Settled, settled
+from koo.testing.using import default_platform, use
+from koo.upkeep import KeepTime
+
+T = TypeVar("T")
+
+WITHOUT_PAUSES = {"retry_base_delay": NO_PAUSE_S, "retry_max_delay": NO_PAUSE_S}
+INSIDE_A_LOOP = "an event loop is running here: write `async with World()`"
+
+
+class World:
+    """A platform with fakes all around it, for one test.
+
+    Args:
+        options: what the platform is made of; None: what your settings say, or `instead_of` where that is given.
+        settings: variables that win over the environment and `.env`: `{"AI_SERVICES__CLAUDE__DAILY_BUDGET": "0.05"}`.
+        instead_of: a platform of your application that the world stands in for; None: the one of the process.
+        database_url: a real database, reached through `proxy`; None: an SQLite file in the temporary home.
+        strict: whether unused steps and refused requests fail the test at its end.
+        clock: another world's, where two share an event loop.
+
+    `platform`, `clock`, `home` and `events` (what it published so far) are there to be used. A service is an attribute:
+    `koo.claude`, or `koo["claude"]`.
+
+    Raises `ConfigurationError` for settings that cannot be right, and RuntimeError while the database of the replaced
+    platform is open.
+    """
+
+    platform: Platform
+    home: Path
+    proxy: FaultProxy
+    """In front of a real database: `koo.proxy.refuse()`. Only where the world was given one."""
+
+    def __init__(
+        self,
+        options: PlatformOptions | None = None,
+        *,
+        settings: Mapping[str, str] | None = None,
+        instead_of: Platform | None = None,
+        database_url: str | None = None,
+        strict: bool = True,
+        clock: SkippingClock | None = None,
+    ) -> None:
+        self.strict = strict
+        self.clock = SkippingClock() if clock is None else clock
+        self.events: list[Event] = []
+        self.services: dict[str, FakedService] = {}
+        self._owns_clock = clock is None
+        self._given_options, self._settings = options, settings
+        self._instead_of = instead_of
+        self._database_url = database_url
+        self._ends = ExitStack()
+        self._checked = False
+
+    def __repr__(self) -> str:
+        return f"<World {', '.join(map(repr, self.services.values()))}>"
+
+    def __getitem__(self, name: str) -> FakedService:
+        return self.services[name]
+
+    def __getattr__(self, name: str) -> FakedService:
+        services = vars(self).get("services", {})
+        if name not in services:
+            raise AttributeError(
+                f"this world has no service {name!r}; it has {', '.join(services) or 'none'}"
+            )
+        found: FakedService = services[name]
+        return found
+
+    # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def __enter__(self) -> Self:
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError(INSIDE_A_LOOP)
+        self.begin()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.end()
+        self.check(error)
+
+    async def open(self) -> None:
+        """Open the platform here and now; it does so by itself at its first use."""
+        await self.platform.open()
+
+    async def __aenter__(self) -> Self:
+        self.begin()
+        try:
+            await self.open()
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        await _shut(self.platform)
+        self.end()
+        self.check(error)
+
+    def begin(self) -> None:
+        """Make platform and fakes. The platform opens itself at its first use."""
+        with ExitStack() as ends:
+            self.home = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="koo-world-")))
+            if self._owns_clock:
+                ends.callback(self.clock.release)
+            options = self._options()
+            fakes = self._start_fakes(options, ends)
+            url = self._reach_database(ends)
+            self.platform = Platform(staged(options, fakes, self.home, url), clock=self.clock)
+            self.platform.events.listen(self.events.append)
+            self.clock.listen(self._tick)
+            self.services = {name: FakedService(name, fake, self.platform) for name, fake in fakes.items()}
+            self._stand_in(ends)
+            ends.callback(self._close)
+            self._ends = ends.pop_all()
+
+    def _options(self) -> PlatformOptions:
+        if self._given_options is not None:
+            return self._given_options
+        if self._instead_of is not None and self._settings is None:
+            return self._instead_of.options
+        return your_options(self._settings or {})
+
+    def _start_fakes(self, options: PlatformOptions, ends: ExitStack) -> dict[str, FakeProvider]:
+        backstage = Backstage()
+        backstage.start()
+        ends.callback(backstage.stop)
+        fakes = {one.name: make_fake(one) for one in options.services if not one.disabled_by}
+        for fake in fakes.values():
+            fake.wall = self.clock.wall
+            backstage.run(fake.start())
+            ends.callback(_stop, backstage, fake)
+        return fakes
+
+    def _reach_database(self, ends: ExitStack) -> str | None:
+        """The URL of the test's own database, by way of a proxy where it is on a server."""
+        url = self._database_url
+        if url is None or url.startswith("sqlite"):
+            return url
+        self.proxy = ends.enter_context(FaultProxy.before(url))
+        return self.proxy.through(url)
+
+    def _stand_in(self, ends: ExitStack) -> None:
+        replaced = default_platform() if self._instead_of is None else self._instead_of
+        for name, given in replaced.own_operations.items():
+            if name not in self.services:
+                self.platform.register_service(name, **{**given, **WITHOUT_PAUSES})
+        ends.enter_context(use(self.platform, instead_of=replaced))
+
+    def end(self) -> None:
+        """Close everything, on the loop that it was opened on."""
+        self._ends.close()
+
+    def _close(self) -> None:
+        loop = _home_of(self.platform)
+        if loop is None or loop.is_closed():
+            return
+        if asyncio._get_running_loop() is loop:
+            raise RuntimeError(INSIDE_A_LOOP)
+        if loop.is_running():
+            asyncio.run_coroutine_threadsafe(_shut(self.platform), loop).result()
+        else:
+            loop.run_until_complete(_shut(self.platform))
+
+    def check(self, error: BaseException | None = None) -> None:
+        """What `strict` means, once. Raises `FakeMisused`; beside an `error` of the test's it only adds notes to it."""
+        __tracebackhide__ = True
+        if self._checked or not self.strict:
+            return
+        self._checked = True
+        services = self.services.values()
+        complain([f"koo.{one.name}: {said}" for one in services for said in one.complaints()], error)
+
+    # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def ask(self, service: str, prompt: str = "Hello", **options: Any) -> Answer:
+        """As `query_ai`, at the world's own platform."""
+        return await self.platform.query(Query(service=service, prompt=prompt, **options))
+
+    def stream(self, service: str, prompt: str = "Hello", **options: Any) -> AnswerStream:
+        """As `stream_ai`, at the world's own platform."""
+        return self.platform.stream(Query(service=service, prompt=prompt, **options))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """For a test without an event loop: `koo_sync.run(koo_sync.ask("claude"))`; see `koo.run`."""
+        return run(work)
+
+    # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def spent_usd(self) -> Decimal:
+        """What koo booked today for all services."""
+        return sum((one.spent_usd for one in self.services.values()), Decimal(0))
+
+    @property
+    def alerts(self) -> list[Alert]:
+        """The alerts that hold, as of the last tick."""
+        return self.platform.active_alerts()
+
+    def settled(self) -> Settled:
+        """Whether nothing is held, no permit runs and no place is taken; its `repr` says what is."""
+        return settled(self.platform)
+
+    async def tick(self) -> None:
+        """What koo does each second, now and to its end: breakers' time, days that roll, alerts."""
+        await self.platform.open()
+        await KeepTime(self.platform.parts).step()
+
+    def _tick(self) -> None:
+        """After time was skipped: a test looks at what it brought about in its next line."""
+        loop = _home_of(self.platform)
+        if loop is not None and not loop.is_closed():
+            on_loop(loop, KeepTime(self.platform.parts).tick)
+
+
+def _home_of(platform: Platform) -> asyncio.AbstractEventLoop | None:
+    """The loop that the platform, or its database alone, is open on."""
+    if platform.deadlines.loop is not None:
+        return platform.deadlines.loop
+    database = platform.parts.database_in_use
+    return database.connections.loop if database is not None and database.connections is not None else None
+
+
+def _stop(backstage: Backstage, fake: FakeProvider) -> None:
+    backstage.run(fake.stop())
+
+
+async def _shut(platform: Platform) -> None:
+    await platform.close()
+    database = platform.parts.database_in_use
+    if database is not None:
+        await database.close()

@@ -1,0 +1,219 @@
+"""Every vendor keeps the rules that koo expects of an adapter, and an adapter that breaks one is found."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+
+import pytest
+
+from koo.ai.assembly import HOSTED
+from koo.ai.providers.base import Completion, CompletionChunk, Request
+from koo.ai.providers.openai_compatible import OpenAICompatibleProvider
+from koo.ai.types import Usage
+from koo.errors import ExternalServiceError, InvalidRequest, Kind, ServiceFailed
+from koo.testing import AdapterCase, rules
+from koo.testing.contract import Rule
+from koo.testing.providers import FakeAnthropic, FakeCompatible, FakeGemini, FakeOpenAI, FakePerplexity
+
+CASES = {
+    "anthropic": AdapterCase(HOSTED["anthropic"], FakeAnthropic, "claude-sonnet-5-5"),
+    "openai": AdapterCase(HOSTED["openai"], FakeOpenAI, "gpt-6.1-terra"),
+    "openai_compatible": AdapterCase(HOSTED["openai_compatible"], FakeCompatible, "qwen3:8b"),
+    "gemini": AdapterCase(HOSTED["gemini"], FakeGemini, "gemini-3.8-flash"),
+    "perplexity": AdapterCase(HOSTED["perplexity"], FakePerplexity, "perplexity/sonar"),
+}
+
+
+def test_each_kind_of_service_has_a_case() -> None:
+    assert set(CASES) == set(HOSTED)
+
+
+@pytest.mark.parametrize("rule", rules(), ids=str)
+@pytest.mark.parametrize("vendor", CASES)
+def test_the_vendor_keeps_the_rule(vendor: str, rule: Rule) -> None:
+    rule.check(CASES[vendor])
+
+
+# ── the rules find what is wrong ──────────────────────────────────────────────────────────────────────────────────
+
+
+class Base(OpenAICompatibleProvider):
+    """A good adapter, to be broken."""
+
+
+class Deaf(Base):
+    """Says nothing of what was used, and always the same text."""
+
+    async def complete(self, request: Request) -> Completion:
+        got = await super().complete(request)
+        return Completion(text="always", model=got.model, usage=Usage())
+
+
+class Overcounts(Base):
+    async def complete(self, request: Request) -> Completion:
+        got = await super().complete(request)
+        got.usage = replace(got.usage, output_tokens=got.usage.output_tokens * 2)
+        return got
+
+
+class Certain(Base):
+    """Takes every count for the provider's own."""
+
+    async def complete(self, request: Request) -> Completion:
+        got = await super().complete(request)
+        got.usage = replace(got.usage, estimated=False)
+        return got
+
+
+class Unbounded(Base):
+    def encode(self, request: Request, *, stream: bool) -> bytes:
+        return super().encode(replace(request, max_tokens=4096), stream=stream)
+
+
+class Optimist(Base):
+    def bound_input_tokens(self, request: Request) -> int:
+        return 1
+
+
+class Talkative(Base):
+    def encode(self, request: Request, *, stream: bool) -> bytes:
+        return super().encode(replace(request, prompt=request.prompt + " Think step by step."), stream=stream)
+
+
+class Endless(Base):
+    """Every stream has ended well, and nothing of it was used."""
+
+    async def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
+        try:
+            async for chunk in super().stream(request):
+                chunk.final, chunk.usage = False, Usage()
+                yield chunk
+        except ExternalServiceError:
+            pass
+
+
+class Holds(Base):
+    """Reads a stream behind its reader's back, to its end."""
+
+    async def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
+        self.streams = [super().stream(request)]
+        async for chunk in self.streams[0]:
+            yield chunk
+
+
+class Persistent(Base):
+    """Asks again by itself."""
+
+    async def complete(self, request: Request) -> Completion:
+        for _ in range(2):
+            try:
+                return await super().complete(request)
+            except ExternalServiceError as error:
+                last = error
+        raise last
+
+
+class Vague(Base):
+    """Every failure is one of the server's, and may be tried again at once."""
+
+    async def complete(self, request: Request) -> Completion:
+        try:
+            return await super().complete(request)
+        except ExternalServiceError as error:
+            raise ServiceFailed(error.service, "it failed", kind=Kind.SERVER_ERROR) from None
+
+
+class Blames(Base):
+    """Every failure is the caller's mistake."""
+
+    async def complete(self, request: Request) -> Completion:
+        try:
+            return await super().complete(request)
+        except ExternalServiceError as error:
+            raise InvalidRequest(error.service, "you did it", kind=Kind.INVALID_REQUEST) from None
+
+
+class Trusting(Base):
+    """Whatever comes is an answer."""
+
+    async def complete(self, request: Request) -> Completion:
+        try:
+            return await super().complete(request)
+        except ExternalServiceError:
+            return Completion(text="", model=request.model, usage=Usage(estimated=True))
+
+
+class Chatty(Base):
+    """Repeats in its errors what it was asked."""
+
+    async def complete(self, request: Request) -> Completion:
+        try:
+            return await super().complete(request)
+        except ExternalServiceError as error:
+            raise ServiceFailed(error.service, f"no answer to {request.prompt}", kind=error.kind) from error
+
+
+class Stubborn(Base):
+    """Does not let itself be cancelled."""
+
+    async def complete(self, request: Request) -> Completion:
+        try:
+            return await super().complete(request)
+        except asyncio.CancelledError:
+            return Completion(text="", model=request.model, usage=Usage())
+
+
+class Blind(Base):
+    """Takes every server for a healthy one."""
+
+    async def check(self) -> None:
+        return None
+
+
+class Costly(Base):
+    """Asks a question to see whether it is there."""
+
+    async def check(self) -> None:
+        await self.complete(Request(prompt="ping", model=CASES["openai_compatible"].model, max_tokens=16))
+
+
+BROKEN: dict[type[Base], set[str]] = {
+    Deaf: {"a_whole_answer_is_read", "what_is_counted_is_what_is_billed", "an_answer_without_usage_is_estimated"},
+    Overcounts: {"what_is_counted_is_what_is_billed"},
+    Certain: {"an_answer_without_usage_is_estimated"},
+    Unbounded: {"the_longest_answer_is_always_sent"},
+    Optimist: {"the_prompt_is_bounded_from_above"},
+    Talkative: {"the_prompt_reaches_the_server"},
+    Endless: {
+        "a_stream_is_read_to_its_end", "a_stream_is_counted_as_it_is_billed", "a_stream_that_is_cut_is_no_answer",
+        "an_error_inside_a_stream_is_an_error",
+    },
+    Holds: {"a_stream_that_is_left_is_closed"},
+    Persistent: {"each_status_has_its_kind"},
+    Vague: {"each_status_has_its_kind", "the_time_to_come_back_is_read"},
+    Blames: {"a_broken_connection_is_a_failure"},
+    Trusting: {"what_is_no_answer_is_not_taken_for_one"},
+    Chatty: {"no_error_shows_the_key_or_the_prompt"},
+    Stubborn: {"a_cancelled_call_leaves_the_server"},
+    Blind: {"the_check_is_not_billed_and_needs_the_key", "the_check_finds_an_outage"},
+    Costly: {"the_check_is_not_billed_and_needs_the_key"},
+}  # fmt: skip
+BREAKS = [(adapter, name) for adapter, names in BROKEN.items() for name in sorted(names)]
+
+
+@pytest.mark.parametrize(("adapter", "name"), BREAKS, ids=lambda one: getattr(one, "__name__", str(one)))
+def test_an_adapter_that_breaks_a_rule_is_found(
+    adapter: type[Base], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("koo.testing.contract.PATIENCE_S", 1.0)  # one of them waits for what never comes
+    rule = next(one for one in rules() if one.name == name)
+    with pytest.raises(AssertionError) as caught:
+        rule.check(AdapterCase(adapter, FakeCompatible, CASES["openai_compatible"].model))
+    assert rule.why in str(caught.value) + "".join(getattr(caught.value, "__notes__", ()))
+
+
+def test_each_rule_is_broken_by_one_of_them() -> None:
+    """A rule that no adapter can break says nothing."""
+    assert set().union(*BROKEN.values()) == {rule.name for rule in rules()}
