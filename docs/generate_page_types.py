@@ -12,10 +12,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, NotRequired, get_args, get_origin, get_type_hints
 
+from koo.monitoring.alert_shapes import AlertHistory, Silences
+from koo.monitoring.notice_shapes import AlertDeliveries
 from koo.monitoring.shapes import Dashboard, DatabaseMetrics
 
 FILE = Path(__file__).parents[1] / "src" / "koo" / "web" / "dashboard" / "data.js"
-READ = (Dashboard, DatabaseMetrics)
+READ = (Dashboard, DatabaseMetrics, AlertHistory, Silences, AlertDeliveries)
 """What the page asks for."""
 NAMES = {str: "string", int: "number", float: "number", bool: "boolean", NoneType: "null"}
 GLUE = "\0"

@@ -74,12 +74,16 @@ class AlertActs:
         ends_at = None if for_s is None and until is None else _end(now, for_s, until)
         said = Acknowledgement(_name(by), now, ends_at, plain(note, most=WORDS_MAX))
         alert = await self._set(alert_id, said)
-        log.warning("%r acknowledged the alert %s of %s", said.by, alert["kind"], alert["component"])
+        words = said.by, alert["kind"], alert["component"], said.note
+        log.warning("%r acknowledged the alert %s of %s; reason: %r", *words)
         return alert
 
-    async def unacknowledge(self, alert_id: str) -> Alert:
+    async def unacknowledge(self, alert_id: str, *, by: str = "", reason: str = "") -> Alert:
         """Take an acknowledgement back. Raises `CallerMistake` where no alert of that `id` lasts."""
-        return await self._set(alert_id, None)
+        alert = await self._set(alert_id, None)
+        words = plain(by), alert["kind"], alert["component"], plain(reason)
+        log.warning("%r took back the acknowledgement of the alert %s of %s; reason: %r", *words)
+        return alert
 
     async def _set(self, alert_id: str, said: Acknowledgement | None) -> Alert:
         episode = await self._ask(lambda: self._keeper.acknowledge(alert_id, said))
@@ -114,14 +118,13 @@ class AlertActs:
         log.warning("%r silenced alerts: kind %r, component %r, until %s; reason: %r", *words)
         return silence_view(silence)
 
-    async def end_silence(self, silence_id: str) -> SilenceView:
+    async def end_silence(self, silence_id: str, *, by: str = "", reason: str = "") -> SilenceView:
         """End a silence before its time. Raises `CallerMistake` where no silence of that `id` lasts."""
         ended = await self._ask(lambda: self._keeper.end_silence(silence_id))
         if ended is None:
             raise CallerMistake("alerts", "no silence of that id lasts", kind=Kind.NOT_FOUND)
-        log.warning(
-            "the silence of %r was ended: kind %r, component %r", ended.by, ended.kind, ended.component
-        )
+        words = plain(by), ended.by, ended.kind, ended.component, plain(reason)
+        log.warning("%r ended the silence of %r: kind %r, component %r; reason: %r", *words)
         return silence_view(ended)
 
     async def silences(self) -> list[SilenceView]:

@@ -12,7 +12,10 @@ from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from docs.generate_page_types import is_shape
-from koo.monitoring import shapes
+from koo.monitoring import alert_shapes, notice_shapes, shapes
+
+SHAPES: dict[str, Any] = {**vars(alert_shapes), **vars(notice_shapes), **vars(shapes)}
+"""What the page may read, by name."""
 
 PARAMETER = re.compile(r"@param \{([^}]+)\} (\w+)")
 ALIAS = re.compile(r"@typedef \{(import\(\"\./data\.js\"\)[^}]+)\} (\w+)")
@@ -38,7 +41,7 @@ def reads_of(script: str) -> Iterator[Read]:
         known: dict[str, list[Any]] = {}
         for type_, name in PARAMETER.findall(comment):
             names = IMPORTED.findall(type_) or aliases.get(type_, [])
-            known[name] = [getattr(shapes, one) for one in names]
+            known[name] = [SHAPES[one] for one in names]
         for name, chain in ASSIGNED.findall(code):
             _, known[name] = _follow(known, chain)
         for names, chain in UNPACKED.findall(code):

@@ -19,12 +19,11 @@ import pytest
 from fastapi import FastAPI
 
 from docs.generate_page_types import FILE, is_shape, keys_of, page_types
-from koo.monitoring import shapes
 from koo.policies.breaker import Override, Phase
 from koo.policies.reported import DatabaseState, ServiceState
 from koo.web import create_app, mount
 from koo.web.dashboard_routes import ASSETS, HEADERS, MODULES, OPEN_PATHS
-from tests.web.page_reads import reads_of
+from tests.web.page_reads import SHAPES, reads_of
 from tests.web.serving import platform, served
 
 FOLDER = Path(str(files("koo.web").joinpath("dashboard")))
@@ -143,7 +142,7 @@ def test_the_page_reads_no_key_that_an_answer_does_not_have() -> None:
     reads = {read for name, text in SCRIPTS.items() if name != "data.js" for read in reads_of(text)}
     assert [read for read in reads if not read.exists] == []
     assert len(reads) > 60, "the reader of the scripts still finds what they read"
-    keys = {key for shape in vars(shapes).values() if is_shape(shape) for key in keys_of(shape)}
+    keys = {key for shape in SHAPES.values() if is_shape(shape) for key in keys_of(shape)}
     written = "".join(text for name, text in SCRIPTS.items() if name != "data.js")
     assert set(re.findall(r"\.([a-z]+(?:_[a-z]+)+)\b", written)) - keys == {"pool_metrics", "new_state"}
 

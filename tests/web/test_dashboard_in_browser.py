@@ -119,7 +119,7 @@ def test_it_shows_the_state_of_everything_and_follows_it_by_itself(browser: str,
                 fake.script(*[error(529, "overloaded_error")] * 3)
                 await ask(client, times=3)
                 await page.until_text("h1", "Unhealthy")  # all AI services refuse
-                alerts = await page.until_text(".alerts", "The circuit breaker is open")
+                alerts = await page.until_text(".alerts", "Cannot be asked")
                 assert "Critical" in alerts and "claude" in alerts and "Tests recovery in" in alerts
                 assert await page.run("document.title") == "■ Unhealthy · koo"
                 assert "svg" in await page.run("document.querySelector('link[rel=icon]').href")
@@ -138,7 +138,7 @@ def test_it_shows_the_state_of_everything_and_follows_it_by_itself(browser: str,
                 koo.reset_service("claude")
                 assert await ask(client) == 200
                 await page.until_text("h1", "Healthy")
-                assert "The circuit breaker is closed again" in await page.until_text(".over", "claude")
+                assert "The service can be asked again" in await page.until_text(".over", "claude")
                 assert await page.run("window.here")  # it refreshed itself, nobody loaded it anew
             assert page.told == []
 
@@ -273,7 +273,7 @@ def test_it_fits_any_window_dark_and_light(browser: str, tmp_path: Path) -> None
             async with shown(browser, koo) as (page, client):
                 fake.script(*[error(529, "overloaded_error")] * 3)
                 await ask(client, times=3)
-                await page.until_text(".alerts", "circuit breaker is open")
+                await page.until_text(".alerts", "Cannot be asked")
                 for width in (320, 768, 1280):
                     await page.resize(width)
                     assert await page.run("document.documentElement.scrollWidth") <= width
@@ -342,6 +342,9 @@ def test_an_alert_leads_to_its_card_and_the_worst_card_comes_first(browser: str,
                 await trip(client, sick, "second")
                 await page.until(f"{ORDER} === 'ai:second ai:claude'")
                 assert await page.run("document.activeElement.dataset.name") == "second"
+                # The verdict has the colour of the worst alert, and the word for what still works.
+                await page.until("document.title === '■ Degraded · koo'")
+                assert await page.run("document.querySelector('#verdict').className") == "critical"
                 await page.click(".alerts a")
                 await page.until(f"{TARGET} === 'ai:second'")
                 koo.reset_service("second")
@@ -445,18 +448,18 @@ def test_much_news_is_folded(browser: str, tmp_path: Path) -> None:
 
     async def main() -> None:
         async with FakeAnthropic() as fake:
-            names = ("claude", "second", "third")
+            names = ("claude", "second", "third", "fourth")
             koo = platform(tmp_path, *(replace(claude(fake), name=name) for name in names))
             async with shown(browser, koo) as (page, client):
                 for name in names:
                     await trip(client, fake, name)
                 await page.until_text("h1", "Unhealthy")
-                await page.until_text(".alerts", "third")
+                await page.until_text(".alerts", "fourth")
                 koo.reset_services()
                 await page.until_text(".news summary", "Over within the last 15 minutes")
                 assert not await page.run("document.querySelector('.over').checkVisibility()")
                 await page.click(".news summary")
-                assert "third" in await page.text(".over")
+                assert "fourth" in await page.text(".over")
 
     asyncio.run(main())
 
@@ -520,6 +523,84 @@ def test_a_token_that_may_only_look_checks_nothing(browser: str, tmp_path: Path)
             await page.until_text("h1", "Healthy")
             await page.click("[data-check=database]")
             await page.until_text("#database .found", "Not checked: this token may only look")
+
+    asyncio.run(main())
+
+
+# ── what an operator says of alerts ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def alert_of(client: Client) -> dict[str, Any]:
+    """The one alert that is listed."""
+    listed = (await client.get("/api/v1/monitoring/alerts")).body["alerts"]
+    found: dict[str, Any] = listed[0]
+    return found
+
+
+def test_an_alert_is_acknowledged_and_silenced_on_the_page(browser: str, tmp_path: Path) -> None:
+    """With a name, a reason and an end; both are taken back there too."""
+
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            async with shown(browser, platform(tmp_path, claude(fake))) as (page, client):
+                await trip(client, fake, "claude")
+                await page.until_text(".hush", "Acknowledge…")
+                await page.click("[data-hush=acknowledge]")
+                assert "Acknowledge the alert of claude?" in await page.text("#hush-title")
+                await page.click("#hush-go")  # The browser asks for a name first.
+                assert (await alert_of(client))["acknowledged"] is None
+                await page.type("#hush-by", "ada <b>")
+                await page.type("#hush-reason", "restarting it")
+                await page.click("#hush-go")
+                await page.until_text("#hush-result", "is acknowledged")
+                await page.click("#hush-go")
+                await page.until_text(".hush", "Acknowledged by ada <b>: restarting it")
+                assert (await alert_of(client))["acknowledged"]["by"] == "ada <b>"
+
+                await page.click("[data-hush=silence]")
+                await page.run("document.querySelector('#hush-lasts').value = '7200'")
+                await page.type("#hush-reason", "a drill")
+                assert await page.run("document.querySelector('#hush-by').value") == "ada <b>"
+                await page.click("#hush-go")
+                await page.until_text("#hush-result", "is silent")
+                await page.click("#hush-go")
+                await page.until_text(".hush", "Silenced by ada <b> until")
+
+                await page.click("[data-fold=history] summary")
+                await page.until_text(
+                    "[data-fold=history]", "Silenced: service down of ai:claude, by ada <b>"
+                )
+                await page.click("[data-fold=history] [data-hush=unsilence]")
+                await page.click("#hush-go")
+                await page.until_text("#hush-result", "has ended")
+                await page.click("#hush-go")
+                await page.click("[data-hush=unacknowledge]")
+                await page.click("#hush-go")
+                await page.until_text("#hush-result", "no longer acknowledged")
+                await page.click("#hush-go")
+                await page.until_text(".hush [data-hush=acknowledge]", "Acknowledge…")
+                assert (await alert_of(client))["silenced"] is None
+            assert page.told == []
+
+    asyncio.run(main())
+
+
+def test_history_and_who_was_told_are_asked_for_when_they_are_opened(browser: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            async with shown(browser, platform(tmp_path, claude(fake))) as (page, client):
+                await trip(client, fake, "claude")
+                await page.until_text(".fold", "Who was told")
+                assert not [url for url in page.urls if "history" in url or "deliveries" in url]
+                await page.click("[data-fold^=told] summary")
+                await page.until_text("[data-fold^=told]", "No channel is configured")
+                await page.click("[data-fold=history] summary")
+                row = await page.until_text("[data-fold=history] tbody", "ai:claude")
+                assert "lasts" in row and "critical" in row and "Cannot be asked" in row
+                for width in (320, 768):
+                    await page.resize(width)
+                    assert await page.run("document.documentElement.scrollWidth") <= width
+            assert page.told == []
 
     asyncio.run(main())
 

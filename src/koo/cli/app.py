@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from koo.cli.alert_commands import alerts_app
 from koo.cli.parts import Commands, Json, Reason, Url
 from koo.cli.terminal import CommandFailed, Exit, code_of, put_error, say
 from koo.errors import KooError
@@ -33,6 +34,8 @@ spend_app = Commands(help="What was spent, and money that dead processes left be
 app.add_typer(spend_app, name="spend")
 db_app = Commands(help="Pause, resume, drain or rotate the running server's database.", no_args_is_help=True)
 app.add_typer(db_app, name="db")
+
+app.add_typer(alerts_app, name="alerts")
 
 _UsageError: type[BaseException] = typer.BadParameter.__bases__[0]
 """What the library raises for a mistake on the command line; of that family it exports this one member."""
@@ -234,14 +237,6 @@ def query(
 def status(url: Url = None, as_json: Json = False) -> None:
     """Show the state of the running server. Exit code: 0 healthy, 3 degraded, 4 unhealthy or no server there."""
     from koo.cli.status import status as show
-
-    raise typer.Exit(show(url, as_json=as_json))
-
-
-@app.command()
-def alerts(url: Url = None, as_json: Json = False) -> None:
-    """Show what is wrong now. Exit code: 0 nothing, 3 warnings, 4 something critical or no server there."""
-    from koo.cli.alerts import alerts as show
 
     raise typer.Exit(show(url, as_json=as_json))
 

@@ -73,11 +73,7 @@ class ServerClient:
             is_plain = error.stage == "connect" and self._http.proxy is None
             raise self._away("" if is_plain else error.reason) from None
         document = _read(answer)
-        if (
-            answer.status in (200, 201)
-            and document is not None
-            and shape.__annotations__.keys() <= document.keys()
-        ):
+        if answer.status == 200 and document is not None and _looks_like(document, shape):
             return cast(T, document)
         kind = str((document or {}).get("kind", "no_koo_server"))
         mistaken = kind in (Kind.UNKNOWN_SERVICE, Kind.INVALID_REQUEST, Kind.NOT_FOUND)
@@ -138,6 +134,12 @@ def who() -> str:
     except (OSError, KeyError):  # A container may run under a number that has no name.
         user = "unknown"
     return f"{user}@{socket.gethostname()}"[:100]
+
+
+def _looks_like(document: dict[str, Any], shape: type) -> bool:
+    """Most keys are there: a server of an earlier version lacks those that were added since, and any other has none."""
+    keys = shape.__annotations__.keys()
+    return 2 * len(keys & document.keys()) > len(keys)
 
 
 def _read(answer: HttpResponse) -> dict[str, Any] | None:

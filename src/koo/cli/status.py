@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 
 from koo.cli.client import ask
-from koo.cli.tables import Column, coloured, put_table, put_words
+from koo.cli.tables import COLOURS, Column, coloured, put_table, put_words
 from koo.cli.terminal import HEALTH_EXITS, Exit, put, put_json, run_async
 from koo.cli.words import latency, moment, plainly, seconds_of, span, time_in, usd, when
 from koo.monitoring.shapes import (
@@ -46,7 +46,10 @@ def status(url: str | None, *, as_json: bool) -> Exit:
 
 def _show(url: str, health: SystemHealth) -> None:
     now = seconds_of(health["timestamp"]) or 0.0
-    put_words(f"koo at {url}:", coloured(health["overall_health"]))
+    # The word says what works, the colour what is wrong: the worst alert's.
+    severity = health.get("severity")
+    style = COLOURS.get(severity or health["overall_health"], "")
+    put_words(f"koo at {url}:", coloured(health["overall_health"], style))
     _put_database(health["database"], now)
     services = health["ai_services"]["services"]
     put("")

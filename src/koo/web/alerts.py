@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Body, Query, Request
 from starlette.responses import Response
 
 from koo.alert_acts import PAGE_MAX
@@ -61,22 +61,24 @@ def _add_acknowledging(router: APIRouter, platform: Platform) -> None:
         view = await platform.alerts.acknowledge(
             alert, by=body.by, for_s=body.for_s, until=body.until, note=body.note
         )
-        return _acted(f"{view['kind']} of {view['component']} is acknowledged", linked(request, [view])[0])
+        return _acted("acknowledged", linked(request, [view])[0])
 
     @router.post(
         "/alerts/{alert}/unacknowledge",
         summary="Take an acknowledgement back",
-        **described(alert_shapes.AlertAct, 404, 503),
+        **described(alert_shapes.AlertAct, 404, 413, 422, 503),
     )
-    async def unacknowledge(request: Request, alert: str) -> Response:
+    async def unacknowledge(
+        request: Request, alert: str, body: Annotated[bodies.ActBody | None, Body()] = None
+    ) -> Response:
         """The reminders go on."""
-        view = await platform.alerts.unacknowledge(alert)
-        return _acted(
-            f"{view['kind']} of {view['component']} is no longer acknowledged", linked(request, [view])[0]
-        )
+        said = body or bodies.ActBody()
+        view = await platform.alerts.unacknowledge(alert, by=said.by or "", reason=said.reason or "")
+        return _acted("no longer acknowledged", linked(request, [view])[0])
 
 
-def _acted(message: str, alert: shapes.Alert) -> Response:
+def _acted(how: str, alert: shapes.Alert) -> Response:
+    message = f"{alert['kind']} of {alert['component']} is {how}"
     return JsonView(alert_shapes.AlertAct(message=message, alert=alert, timestamp=now_iso()))
 
 
@@ -107,11 +109,13 @@ def _add_silences(router: APIRouter, platform: Platform) -> None:
     @router.delete(
         "/alerts/silences/{silence}",
         summary="End a silence before its time",
-        **described(alert_shapes.SilenceAct, 404, 503),
+        **described(alert_shapes.SilenceAct, 404, 413, 422, 503),
     )
-    async def end_silence(silence: str) -> Response:
+    async def end_silence(silence: str, body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
         """What still fires, and no one was notified of, is sent now."""
-        return _silenced("the silence has ended", await platform.alerts.end_silence(silence))
+        said = body or bodies.ActBody()
+        ended = await platform.alerts.end_silence(silence, by=said.by or "", reason=said.reason or "")
+        return _silenced("the silence has ended", ended)
 
 
 def _silenced(message: str, silence: shapes.SilenceView) -> Response:

@@ -21,7 +21,8 @@ from koo.web.routing import add_file, file_router
 PATH = "/dashboard"
 MODULES = (
     "alerts.js", "api.js", "budgets.js", "cards.js", "checks.js", "data.js", "dialog.js", "dom.js", "feed.js",
-    "main.js", "meters.js", "places.js", "reset.js", "runbook.js", "shapes.js", "view.js", "words.js",
+    "folds.js", "hush.js", "main.js", "meters.js", "past.js", "places.js", "reset.js", "runbook.js", "shapes.js",
+    "view.js", "words.js",
 )  # fmt: skip
 ASSETS = ("style.css", *MODULES)
 OPEN_PATHS = frozenset({PATH, f"{PATH}/", *(f"{PATH}/{name}" for name in ASSETS)})

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -96,18 +96,16 @@ ERRORS_MAX = 20
 """A body may have half a million wrong fields; nobody reads more than some, and telling all would take a minute."""
 _JSON_TYPE = re.compile(r"application/([\w.!#$&^+-]+\+)?json\s*(;|$)", re.IGNORECASE)
 _PLACES = frozenset({"body", "query", "path", "header"})
-_FIELDS = frozenset(
-    {
-        *bodies.QueryBody.model_fields,
-        *bodies.BatchBody.model_fields,
-        *bodies.WaitBody.model_fields,
-        *bodies.WriteOffBody.model_fields,
-        *bodies.SPEND_NAMES,
-        *bodies.AcknowledgeBody.model_fields,
-        *bodies.SilenceBody.model_fields,
-        *bodies.HISTORY_NAMES,
-    }
-)
+
+
+def _fields_of(body: type[bodies.Body]) -> Iterator[str]:
+    yield from body.model_fields
+    for more in body.__subclasses__():
+        yield from _fields_of(more)
+
+
+_FIELDS = frozenset({*_fields_of(bodies.Body), *bodies.SPEND_NAMES, *bodies.HISTORY_NAMES})
+"""The names of our own, in every body and address that is read."""
 
 
 class FieldProblem(BaseModel):

@@ -3,10 +3,11 @@
 
 import { nextAttemptAt } from "./cards.js";
 import { h } from "./dom.js";
+import { hushing, whoWasTold } from "./hush.js";
 import { leadTo, placeOf } from "./places.js";
 import { whatToDo } from "./runbook.js";
 import { badge, severityLook, shape, verdictLook } from "./shapes.js";
-import { capital, clock, plainly, span, timeOf, until } from "./words.js";
+import { alertWords, clock, span, timeOf, until } from "./words.js";
 
 /**
  * @typedef {import("./data.js").Dashboard} Dashboard
@@ -51,14 +52,13 @@ function news(over, dashboard, now) {
  */
 function alertLine(alert, dashboard, now) {
   const look = severityLook(alert.type);
-  const whose = alert.component.replace(/^ai:/, "");
-  const message = alert.message.startsWith(`${whose} `) ? alert.message.slice(whose.length + 1) : alert.message;
+  const { whose, said } = alertWords(alert, now);
   const id = placeOf(`alert ${alert.kind} ${alert.component}`);
   return h("li", { key: `${alert.kind} ${alert.component} ${alert.timestamp}`, id, "data-component": alert.component, class: look.tone },
     badge(look),
-    h("p", {}, leadTo(dashboard, alert.component, whose), " ", capital(plainly(message, now)), ".", comesBack(alert, dashboard, now)),
+    h("p", {}, leadTo(dashboard, alert.component, whose), " ", said, comesBack(alert, dashboard, now)),
     h("p", { class: "soft when" }, alertTimes(alert, now)),
-    alert.ended_at === null ? whatToDo(alert.kind, alert.runbook) : null);
+    alert.ended_at !== null ? null : [hushing(alert, now), whatToDo(alert.kind, alert.runbook), whoWasTold(alert, now)]);
 }
 
 /**

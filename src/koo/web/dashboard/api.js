@@ -85,6 +85,78 @@ export async function checkDatabase() {
   return found;
 }
 
+// ── alerts ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+const WEEK_MS = 7 * 86_400_000;
+/** @typedef {import("./dialog.js").Given} Given */
+
+/**
+ * @param {string} id
+ * @param {Given} given `lasts`: seconds; empty: until it ends
+ * @param {string} token empty: the one of this tab
+ */
+export function acknowledge(id, { by, reason, lasts }, token) {
+  const body = { ...(by && { by }), ...(reason && { note: reason }), ...(lasts && { for_s: Number(lasts) }) };
+  return said(ask("POST", `monitoring/alerts/${encodeURIComponent(id)}/acknowledge`, body, token));
+}
+
+/**
+ * @param {string} id
+ * @param {Given} given
+ * @param {string} token
+ */
+export function unacknowledge(id, given, token) {
+  return said(ask("POST", `monitoring/alerts/${encodeURIComponent(id)}/unacknowledge`, signed(given), token));
+}
+
+/**
+ * @param {string} kind
+ * @param {string} component
+ * @param {Given} given `lasts`: seconds
+ * @param {string} token
+ */
+export function silence(kind, component, given, token) {
+  const body = { kind, component, for_s: Number(given.lasts), ...signed(given) };
+  return said(ask("POST", "monitoring/alerts/silences", body, token));
+}
+
+/**
+ * @param {string} id
+ * @param {Given} given
+ * @param {string} token
+ */
+export function endSilence(id, given, token) {
+  return said(ask("DELETE", `monitoring/alerts/silences/${encodeURIComponent(id)}`, signed(given), token));
+}
+
+/** @param {Promise<{message: string}>} answer */
+async function said(answer) {
+  return (await answer).message;
+}
+
+/**
+ * Who was told of the last day's alerts, by which channel.
+ * @returns {Promise<import("./data.js").AlertDeliveries>}
+ */
+export function deliveries() {
+  return ask("GET", "monitoring/alerts/deliveries");
+}
+
+/**
+ * The alerts of a week, and the silences that hold.
+ * @returns {Promise<{episodes: import("./data.js").Alert[], silences: import("./data.js").SilenceView[]}>}
+ */
+export async function history() {
+  const since = new Date(Date.now() - WEEK_MS).toISOString();
+  const [{ episodes }, { silences }] = await Promise.all([
+    ask("GET", `monitoring/alerts/history?limit=100&since=${encodeURIComponent(since)}`),
+    ask("GET", "monitoring/alerts/silences"),
+  ]);
+  return { episodes, silences };
+}
+
+// ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
 /**
  * @param {string} method
  * @param {string} path

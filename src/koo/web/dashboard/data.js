@@ -182,6 +182,40 @@
  *   pool_status: PoolStatus, connection_metrics: ConnectionCounts, response_times: ResponseTimes,
  *   errors: DatabaseErrors, retries: DatabaseRetries, circuit_breaker: DatabaseBreaker, timestamp: string,
  * }} DatabaseMetrics
+ *
+ * @typedef {{
+ *   episodes: Alert[], next_cursor: string | null, since: string, until: string, timestamp: string,
+ * }} AlertHistory
+ *
+ * @typedef {{
+ *   silences: SilenceView[], timestamp: string,
+ * }} Silences
+ *
+ * @typedef {{
+ *   channel: string, place: string, state: "ok" | "failing" | "untried", reason: string,
+ *   failing_since: string | null, next_attempt: string | null, last_sent: string | null, waiting: number,
+ *   given_up: number, least_severity: "critical" | "warning" | "info",
+ *   breaker: "closed" | "open" | "half_open" | "forced_open" | "disabled", warnings: string[],
+ * }} ChannelStatus
+ *
+ * @typedef {{
+ *   key: string, what: "firing" | "resolved" | "reminder" | "test", kind: string,
+ *   severity: "critical" | "warning" | "info", component: string, message: string, started_at: string,
+ *   ended_at: string | null, noticed_at: string, channel: string,
+ *   state: "waiting" | "sent" | "given_up" | "below_severity", attempts: number, sent_at: string | null,
+ *   next_attempt: string | null, reason: string,
+ * }} AlertDelivery
+ *
+ * @typedef {{
+ *   id: string, kind: string, component: string, severity: "critical" | "warning" | "info", since: string,
+ *   state: "pending" | "due" | "notified" | "silenced" | "acknowledged" | "inhibited" | "kept_quiet" | "ended",
+ *   reason: string,
+ * }} UntoldAlert
+ *
+ * @typedef {{
+ *   configured: boolean, note: string, store: string | null, channels: ChannelStatus[],
+ *   deliveries: AlertDelivery[], untold: UntoldAlert[], timestamp: string,
+ * }} AlertDeliveries
  */
 
 export {};

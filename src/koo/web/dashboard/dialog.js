@@ -8,12 +8,13 @@ import { DISCONNECTED, severityLook, shape, verdictLook } from "./shapes.js";
 
 /**
  * `effect`: what will happen, and once it has (`done`), how things are. `send` does it, and returns what to say.
+ * `lasts`: for how long it may be, each as what is sent and what is read; `needs`: what must be typed.
  * `fails`: what did not happen, as "nothing was reset"; `unsure`: where no answer came, as "whether it was reset".
  * @typedef {{
  *   title: string, go: string, going: string, fails: string, unsure: string,
  *   effect: (feed: import("./feed.js").Feed, done: boolean) => import("./dom.js").Child[],
  *   send: (given: Given, token: string) => Promise<string>,
- *   lasts?: [string, string][],
+ *   lasts?: [string, string][], needs?: ("by" | "reason")[],
  * }} Act
  * @typedef {{by: string, reason: string, lasts: string}} Given
  */
@@ -62,6 +63,8 @@ export class ActDialog {
     this.done = this.busy = false;
     this.reason.value = this.token.value = "";
     this.by.value = typedName;
+    this.by.required = act.needs?.includes("by") ?? false;
+    this.reason.required = act.needs?.includes("reason") ?? false;
     this.part("words").hidden = false;
     this.part("token-part").hidden = true;
     this.part("title").textContent = act.title;

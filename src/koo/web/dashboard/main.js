@@ -7,6 +7,8 @@ import { checkNow } from "./checks.js";
 import { ActDialog } from "./dialog.js";
 import { patch } from "./dom.js";
 import { Feed } from "./feed.js";
+import { refreshFolds } from "./folds.js";
+import { endOf, hushOf } from "./hush.js";
 import { goToPlace } from "./places.js";
 import { resetOf } from "./reset.js";
 import { loadRunbook } from "./runbook.js";
@@ -23,6 +25,7 @@ const application = document.documentElement.dataset.application ?? "";
 
 const feed = new Feed(look, render);
 const resets = new ActDialog("reset", feed);
+const hushes = new ActDialog("hush", feed);
 
 function render() {
   document.documentElement.dataset.link = feed.link;
@@ -30,6 +33,7 @@ function render() {
   try {
     show(verdictOf(feed), verdict(feed), below(feed), content(feed));
     resets.render();
+    hushes.render();
   } catch (error) {
     // An answer of another shape: numbers that are half new and half old would be believed.
     const words = `This page cannot show the server's answer (${error}). Reload it; koo status shows the same.`;
@@ -96,12 +100,25 @@ document.addEventListener("click", (event) => {
   if (button?.dataset.check) void checkNow(button.dataset.check, feed);
   if (button?.dataset.reset === "database") resets.open(resetOf({ kind: "database" }));
   if (button?.dataset.reset === "service") resets.open(resetOf({ kind: "service", name: button.dataset.name ?? "" }));
+  if (button?.dataset.hush) hush(button.dataset.hush, button.dataset.id ?? "");
 });
 
+/**
+ * @param {string} name
+ * @param {string} id of the alert, or of the silence that is to end
+ */
+function hush(name, id) {
+  const alert = feed.snapshot?.dashboard.alerts.find((one) => one.id === id);
+  if (name === "unsilence") hushes.open(endOf(id));
+  else if (alert) hushes.open(hushOf(/** @type {import("./hush.js").Name} */ (name), alert));
+}
+
+// It does not bubble, but can be heard on its way down.
+document.addEventListener("toggle", () => refreshFolds(render), true);
 window.addEventListener("hashchange", () => feed.snapshot && goToPlace(feed.snapshot.dashboard));
 
 part("application").textContent = application || "koo";
 part("host").textContent = application ? `koo · ${location.host}` : location.host;
 feed.start();
 void loadRunbook(render);
-window.setInterval(render, 1000);
+window.setInterval(() => (render(), refreshFolds(render)), 1000);

@@ -5,6 +5,7 @@ import { attention } from "./alerts.js";
 import { budgetsCard } from "./budgets.js";
 import { databaseCard, serviceCard, unconfigured } from "./cards.js";
 import { h } from "./dom.js";
+import { past } from "./past.js";
 import { CONNECTING, DISCONNECTED, LOCKED, partLook, severityLook, shape, stateLook, trouble, UNREADABLE, verdictLook } from "./shapes.js";
 import { capital, clock, counted, span, until } from "./words.js";
 
@@ -24,8 +25,19 @@ export function verdictOf(feed) {
   if (feed.link === "lost") return feed.failure?.status ? UNREADABLE : DISCONNECTED;
   if (feed.link === "locked") return LOCKED;
   if (feed.snapshot === null) return CONNECTING;
-  const look = verdictLook(feed.snapshot.dashboard.summary.overall_health);
+  const { overall_health: health, severity } = feed.snapshot.dashboard.summary;
+  const look = inColour(verdictLook(health), severity);
   return feed.link === "stale" ? { ...look, tone: "none", word: `${look.word} (stale)` } : look;
+}
+
+/**
+ * The word says what works, the colour what is wrong: a yellow verdict over a red alert would contradict it.
+ * @param {import("./shapes.js").Look} look
+ * @param {"critical" | "warning" | null} severity of the worst alert
+ * @returns {import("./shapes.js").Look}
+ */
+function inColour(look, severity) {
+  return severity === null ? look : { ...severityLook(severity), word: look.word };
 }
 
 /** @param {Feed} feed */
@@ -181,5 +193,6 @@ export function content(feed) {
       h("div", { class: "parts" }, worstFirst(configured(dashboard)).map((one, place) => serviceCard(one, place, now)))),
     budgetsCard(dashboard.ai_services.budgets, now),
     unconfigured(services.filter((one) => !one.configured)),
+    past(now),
   ];
 }

@@ -139,3 +139,14 @@ export function timeIn(text) {
 export function capital(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
+
+/**
+ * Whose alert it is, and what it says without saying so again.
+ * @param {{component: string, message: string}} alert
+ * @param {number} now
+ */
+export function alertWords({ component, message }, now) {
+  const whose = component.replace(/^ai:/, "");
+  const said = message.startsWith(`${whose} `) ? message.slice(whose.length + 1) : message;
+  return { whose, said: `${capital(plainly(said, now))}.` };
+}

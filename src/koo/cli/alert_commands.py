@@ -1,0 +1,133 @@
+"""`koo alerts …`: the arguments of its commands and their words."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from koo.cli.parts import Commands, Json, Reason, Url
+
+alerts_app = Commands(help="What is wrong, what was, and who is told of it.")
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="Of an alert, as `koo alerts` lists it.")]
+Why = Annotated[
+    str, typer.Option("--reason", metavar="TEXT", help="Why; everybody sees it beside the alert.")
+]
+
+
+@alerts_app.callback(invoke_without_command=True)
+def alerts(context: typer.Context, url: Url = None, as_json: Json = False) -> None:
+    """Show what is wrong now. Exit code: 0 nothing, 3 warnings, 4 something critical or no server there."""
+    if context.invoked_subcommand is not None:
+        return
+    from koo.cli.alerts import alerts as show
+
+    raise typer.Exit(show(url, as_json=as_json))
+
+
+@alerts_app.command()
+def history(
+    since: Annotated[
+        str, typer.Option(metavar="TIME", help="How far back: 24h, 7d, or a time: 2026-11-28T14:00Z.")
+    ] = "7d",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The most that are shown.")] = 100,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Show past alerts and those that last, the newest first."""
+    from koo.cli.alert_past import history as show
+
+    raise typer.Exit(show(since, limit, url, as_json=as_json))
+
+
+@alerts_app.command()
+def ack(
+    alert: Id,
+    for_: Annotated[
+        str | None, typer.Option("--for", metavar="TIME", help="2h, 30m: then the reminders go on.")
+    ] = None,
+    reason: Why = "",
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Acknowledge an alert: you are at work on it, and nobody is reminded of it."""
+    from koo.cli.alert_acts import acknowledge
+
+    raise typer.Exit(acknowledge(alert, for_, reason, url, as_json=as_json))
+
+
+@alerts_app.command()
+def unack(alert: Id, reason: Reason = "", url: Url = None, as_json: Json = False) -> None:
+    """Take an acknowledgement back: people are reminded again."""
+    from koo.cli.alert_acts import unacknowledge
+
+    raise typer.Exit(unacknowledge(alert, reason, url, as_json=as_json))
+
+
+@alerts_app.command()
+def silence(
+    reason: Why,
+    component: Annotated[
+        str | None, typer.Argument(help="database, ai:claude, or a pattern: 'ai:*'; '*' is everything.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Only this kind, or a pattern: 'budget_*'.")
+    ] = None,
+    for_: Annotated[str, typer.Option("--for", metavar="TIME", help="How long: 2h, 30m, 1d.")] = "2h",
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Notify nobody of what matches for a while. It is still listed."""
+    from koo.cli.alert_acts import silence as act
+
+    raise typer.Exit(act(component, kind, for_, reason, url, as_json=as_json))
+
+
+@alerts_app.command()
+def unsilence(
+    silence: Annotated[str, typer.Argument(metavar="ID", help="As `koo alerts silences` lists it.")],
+    reason: Reason = "",
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """End a silence now. What fires then is notified."""
+    from koo.cli.alert_acts import end_silence
+
+    raise typer.Exit(end_silence(silence, reason, url, as_json=as_json))
+
+
+@alerts_app.command()
+def silences(url: Url = None, as_json: Json = False) -> None:
+    """Show the silences, until when, of whom, and why."""
+    from koo.cli.alert_acts import silences as show
+
+    raise typer.Exit(show(url, as_json=as_json))
+
+
+@alerts_app.command()
+def why(
+    alert: Annotated[
+        str | None, typer.Argument(metavar="ID", help="Of an alert; without it, all of the last day.")
+    ] = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Show why people were told of an alert, or not, channel by channel."""
+    from koo.cli.alert_why import why as show
+
+    raise typer.Exit(show(alert, url, as_json=as_json))
+
+
+@alerts_app.command("test")
+def send_test(
+    channel: Annotated[
+        str | None, typer.Option(metavar="NAME", help="webhook, slack or email; without it, all of them.")
+    ] = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Send a test message by each channel. Exit code: 1 if one was not taken."""
+    from koo.cli.alert_why import send_test as act
+
+    raise typer.Exit(act(channel, url, as_json=as_json))

@@ -1,0 +1,72 @@
+"""`koo alerts history`: past alerts and those that last, one line each in a pipe."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from urllib.parse import urlencode
+
+from koo.cli.client import connect
+from koo.cli.tables import Column, put_table
+from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async
+from koo.cli.words import duration, seconds_of, span, when
+from koo.monitoring.alert_shapes import AlertHistory
+from koo.monitoring.shapes import Alert
+
+PAST = (
+    Column("began", whole=True),
+    Column("lasted", whole=True),
+    Column("severity", coloured=True),
+    Column("component"),
+    Column("message"),
+    Column("notified"),
+    Column("id", whole=True),
+)
+PAGE = 200
+"""Episodes that are asked for at once."""
+
+
+def history(since: str, limit: int, url: str | None, *, as_json: bool) -> Exit:
+    """Past episodes and those that last, the newest first, `limit` at most."""
+    answer = run_async(_history(_begin(since), limit, url))
+    if as_json:
+        put_json(answer)
+    elif not answer["episodes"]:
+        put("no alerts")
+    else:
+        put_table(PAST, [_past_row(episode) for episode in answer["episodes"]])
+    return Exit.OK
+
+
+def _begin(since: str) -> str:
+    """A time as ISO 8601, of one that was given, or of so long ago."""
+    if seconds_of(since) is not None:
+        return since
+    long = duration(since)
+    if long is None:
+        sentence = f"--since is {since!r}; write how long ago (24h, 7d), or a time (2026-11-28T14:00Z)"
+        raise CommandFailed(sentence, Exit.USAGE, "usage")
+    return datetime.fromtimestamp(max(0.0, time.time() - long), UTC).isoformat()
+
+
+async def _history(begin: str, limit: int, url: str | None) -> AlertHistory:
+    """One page after the other, until there is no more, or enough."""
+    async with connect(url) as client:
+        with progress(f"asking {client.url}"):
+            asked = {"since": begin, "limit": str(min(limit, PAGE))}
+            answer = await client.get(f"/monitoring/alerts/history?{urlencode(asked)}", AlertHistory)
+            while (cursor := answer["next_cursor"]) is not None and len(answer["episodes"]) < limit:
+                asked |= {"cursor": cursor, "limit": str(min(limit - len(answer["episodes"]), PAGE))}
+                page = await client.get(f"/monitoring/alerts/history?{urlencode(asked)}", AlertHistory)
+                answer = {**page, "episodes": [*answer["episodes"], *page["episodes"]]}
+    return answer
+
+
+def _past_row(alert: Alert) -> list[str]:
+    began, ended = seconds_of(alert["timestamp"]), seconds_of(alert["ended_at"])
+    lasted = "lasts" if began is None or ended is None else span(ended - began)
+    told = alert["notified"]
+    notified = when(told["at"]) if told["at"] else told["reason"] or told["state"]
+    return [
+        when(alert["timestamp"]), lasted, alert["type"], alert["component"], alert["message"], notified, alert["id"],
+    ]  # fmt: skip
