@@ -40,4 +40,9 @@ def failure_of(error: BaseException, kind: Kind) -> Failure:
 def safe(text: str, most: int = SENTENCE_MAX) -> str:
     """One plain line of at most `most` characters, where what looks like a secret is "…"."""
     # Cut last: of a key that is cut in two, the first half would look like a word.
-    return plain(_SECRET.sub("…", plain(text, 2 * most)), most)
+    return plain(masked(plain(text, 2 * most)), most)
+
+
+def masked(text: str) -> str:
+    """The same text, where what looks like a secret is "…"."""
+    return _SECRET.sub("…", text)

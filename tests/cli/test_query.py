@@ -212,3 +212,17 @@ def _until(condition: object, process: subprocess.Popen[str] | None) -> None:
         assert time.monotonic() < deadline
         assert process is None or process.poll() is None
         time.sleep(0.01)
+
+
+def test_what_became_of_a_query_is_said_once_and_not_by_the_log_too(tmp_path: Path) -> None:
+    with FakeAnthropic(strict=False) as fake:
+        fake.script(error(401, "authentication_error"))
+        done = subprocess.run(
+            command("query", "claude", "Capital of France?"),
+            env=environment(tmp_path, **settings_of(fake)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1 and "refuses the API key" in done.stderr

@@ -64,6 +64,20 @@ def test_a_traceback_is_cut_and_each_of_its_lines_is_escaped(lines: logging.Form
 
 
 @pytest.mark.parametrize("lines", FORMATS, ids=["json", "plain"])
+def test_what_looks_like_a_secret_in_an_applications_own_line_or_traceback_is_masked(
+    lines: logging.Formatter,
+) -> None:
+    said = "postgresql://shop:hunter2@db/shop sk-ant-api03-hunter2hunter2hunter2 password=hunter2"
+    try:
+        raise RuntimeError(said)
+    except RuntimeError:
+        made = record(said)
+        made.exc_info = sys.exc_info()
+    shown = lines.format(made)
+    assert "hunter2" not in shown and "@db/shop" in shown
+
+
+@pytest.mark.parametrize("lines", FORMATS, ids=["json", "plain"])
 def test_a_message_of_a_megabyte_is_cut(lines: logging.Formatter) -> None:
     assert len(lines.format(record("x" * 2**20))) < 10_000
 

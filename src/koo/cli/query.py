@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from koo.ai.checking import PROMPT_BYTES_MAX
@@ -31,11 +34,27 @@ def query(service: str, prompt: str | None, *, as_json: bool, stream: bool, **op
     """Ask, print the text as it comes, and on standard error what it took."""
     asked = Query(service=service, prompt=_read_prompt(prompt), **options)
     platform = Platform(Settings().platform_options())
-    if as_json:
-        return run_async(_query_json(platform, asked))
-    answer = run_async(_query_text(platform, asked, stream=stream))
+    with _said_by_the_command():
+        if as_json:
+            return run_async(_query_json(platform, asked))
+        answer = run_async(_query_text(platform, asked, stream=stream))
     say(summary(answer))
     return Exit.OK
+
+
+@contextmanager
+def _said_by_the_command() -> Iterator[None]:
+    """What became of the query is the command's own answer; in the log it would be said a second time."""
+    log = logging.getLogger("koo")
+    log.addFilter(_is_other)
+    try:
+        yield
+    finally:
+        log.removeFilter(_is_other)
+
+
+def _is_other(record: logging.LogRecord) -> bool:
+    return "what" not in vars(record)
 
 
 async def _query_json(platform: Platform, asked: Query) -> Exit:

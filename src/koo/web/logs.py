@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from koo.failures import masked
 from koo.log_options import LogFormat, LogOptions
 from koo.logs.lines import FACTS
 from koo.web.log_writer import ThreadHandler, writer_to
@@ -85,6 +86,10 @@ class ConsoleLines(logging.Formatter):
 
 
 def _cut(text: str, most: int) -> str:
+    """Cut, and without what looks like a secret: an application's own traceback may quote a URL with a password."""
+    text = masked(
+        text[: 2 * most]
+    )  # cut last: of a key that is cut in two, the first half would look like a word
     return text if len(text) <= most else text[:most] + "…"
 
 
