@@ -11,11 +11,24 @@ from fastapi import FastAPI
 from starlette.applications import Starlette
 
 from koo.alerts.kinds import KINDS
-from koo.errors import CircuitOpen, DatabaseUnavailable, InvalidRequest, PoolSaturated
+from koo.errors import (
+    BudgetExceeded,
+    CircuitOpen,
+    CommitOutcomeUnknown,
+    DatabaseUnavailable,
+    InvalidRequest,
+    Kind,
+    PoolSaturated,
+    RateLimited,
+    ServiceFailed,
+    ServiceRefused,
+    ServiceSaturated,
+)
 from koo.monitoring.runbook import runbook
 from koo.testing.providers import FakeAnthropic, error
 from koo.web import create_app, mount
-from koo.web.links import runbook_of
+from koo.web.links import OF_DATABASES, OF_SERVICES, runbook_of
+from koo.web.problems import STATUS
 from tests.web.serving import claude, platform, served
 from tests.web.test_dashboard import below
 
@@ -99,10 +112,30 @@ def test_links_of_alerts_and_refusals_lead_to_it(
         (CircuitOpen("claude", "5 failures in a row"), "service_down"),
         (DatabaseUnavailable("database", "its breaker is open"), "database_unavailable"),
         (PoolSaturated("database", "30 connections are in use"), "database_saturated"),
+        (ServiceSaturated("claude", "200 calls are running"), "service_saturated"),
+        (BudgetExceeded("claude", "it does not cover this call"), "budget_too_small"),
+        (
+            RateLimited("claude", "our limit of 5 requests an hour is reached"),
+            "limit_reached_requests_per_hour",
+        ),
+        (RateLimited("claude", "it is spread", kind=Kind.COOLING_DOWN), "provider_limit_reached"),
+        (ServiceRefused("claude", "the store is away", kind=Kind.CIRCUIT_OPEN), "store_unavailable"),
+        (ServiceFailed("claude", "its server failed", kind=Kind.SERVER_ERROR), "degraded_performance"),
+        (CommitOutcomeUnknown("database", "the connection was lost"), "database_commit_unknown"),
     ],
 )
 def test_a_refusal_names_the_alert_that_explains_it(refusal: Any, kind: str) -> None:
     assert runbook_of(refusal, "/api/v1") == f"/api/v1/runbook/{kind}"
+
+
+def test_each_error_leads_to_a_kind_that_there_is() -> None:
+    assert {*OF_SERVICES.values(), *OF_DATABASES.values()} <= KINDS.keys()
+    # Without these no alert: the process ends, or it is the caller's own.
+    own = {*STATUS} - {*OF_SERVICES} - {*OF_DATABASES} - {Kind.RATE_LIMITED}
+    assert own == {
+        Kind.INVALID_REQUEST, Kind.CONTEXT_LENGTH, Kind.CONTENT_POLICY, Kind.NOT_FOUND, Kind.TOO_LARGE,
+        Kind.NOT_CONFIGURED, Kind.UNKNOWN_SERVICE, Kind.PRICE_UNKNOWN, Kind.INTEGRITY, Kind.CANCELLED,
+    }  # fmt: skip
 
 
 def test_the_callers_own_mistake_has_none() -> None:

@@ -109,17 +109,19 @@ KINDS: Mapping[str, AlertKind] = {
     "provider_limit_reached": AlertKind(
         "warning",
         "The provider limits our rate",
+        pending_s=60.0,
         recovering_s=60.0,
         part_of=("quota_used_up",),
     ),
     "service_unhealthy": AlertKind(
         "warning",
         "Service unhealthy",
+        pending_s=30.0,
         part_of=(*SERVICE_GONE, "degraded_performance"),
         evidence="answer",
         inhibited_by=SERVICE_GONE,
     ),
-    "service_saturated": AlertKind("warning", "Too many calls at once", recovering_s=60.0),
+    "service_saturated": AlertKind("warning", "Too many calls at once", pending_s=5.0, recovering_s=60.0),
     "degraded_performance": AlertKind(
         "warning",
         "Degraded performance",
@@ -143,6 +145,7 @@ KINDS: Mapping[str, AlertKind] = {
     "database_saturated": AlertKind(
         "warning",
         "Connection pool saturated",
+        pending_s=5.0,
         recovering_s=30.0,
         part_of=DATABASE_GONE,
         inhibited_by=DATABASE_GONE,

@@ -6,38 +6,59 @@ from collections.abc import Iterable
 
 from starlette.requests import Request
 
-from koo.errors import DatabaseError, Kind, KooError
+from koo.errors import DatabaseError, Kind, KooError, ServiceRefused
 from koo.monitoring.runbook import PREFIX, runbook_path, runbooks
 from koo.monitoring.shapes import Alert
 
-_OF_SERVICES: dict[Kind, str] = {
+_FAILED = (
+    Kind.CONNECTION,
+    Kind.TIMEOUT,
+    Kind.OVERLOADED,
+    Kind.SERVER_ERROR,
+    Kind.BAD_ANSWER,
+    Kind.TRUNCATED_STREAM,
+    Kind.STALLED,
+    Kind.CONFLICT,
+    Kind.UNKNOWN,
+)
+OF_SERVICES: dict[Kind, str] = {
+    **dict.fromkeys(_FAILED, "degraded_performance"),
     Kind.CIRCUIT_OPEN: "service_down",
     Kind.KEY_REFUSED: "service_down",
     Kind.AUTH: "service_down",
     Kind.PERMISSION: "key_refused",
-    Kind.BUDGET_EXCEEDED: "budget_used_up",
+    Kind.BUDGET_EXCEEDED: "budget_too_small",
+    Kind.SATURATED: "service_saturated",
     Kind.COOLING_DOWN: "provider_limit_reached",
     Kind.THROTTLED: "provider_limit_reached",
     Kind.QUOTA: "quota_used_up",
     Kind.BILLING: "quota_used_up",
     Kind.ALL_FAILED: "service_down",
 }
-_OF_DATABASES: dict[Kind, str] = {
+OF_DATABASES: dict[Kind, str] = {
     Kind.CIRCUIT_OPEN: "database_unavailable",
     Kind.CONNECTION: "database_unavailable",
     Kind.TIMEOUT: "database_unavailable",
+    Kind.AUTH: "database_unavailable",
+    Kind.OVERLOADED: "database_unavailable",
     Kind.SATURATED: "database_saturated",
     Kind.DRAINING: "database_draining",
+    Kind.DEADLINE: "database_slow",
+    Kind.CONTENTION: "database_slow",
     Kind.READ_ONLY: "database_read_only",
-    Kind.OUTCOME_UNKNOWN: "commit_unknown",
+    Kind.OUTCOME_UNKNOWN: "database_commit_unknown",
 }
 _WINDOWS = ("minute", "hour", "day")
 
 
 def runbook_of(error: KooError, base: str) -> str | None:
     """Where to read what to do about an error; None where it is nothing that an alert is about."""
-    table = _OF_DATABASES if isinstance(error, DatabaseError) else _OF_SERVICES
-    kind = _limit_of(error) if error.kind is Kind.RATE_LIMITED else table.get(error.kind, "")
+    table = OF_DATABASES if isinstance(error, DatabaseError) else OF_SERVICES
+    kind = table.get(error.kind, "")
+    if error.kind is Kind.RATE_LIMITED:
+        kind = _limit_of(error)
+    elif type(error) is ServiceRefused and error.kind is Kind.CIRCUIT_OPEN:
+        kind = "store_unavailable"  # no breaker: what a budget has left is not known
     return runbook_path(kind, base) if kind in runbooks() else None
 
 
