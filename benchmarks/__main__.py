@@ -1,6 +1,7 @@
-"""`python -m benchmarks [--rounds N] [guard] [database] [money] [query] [imports]`: measure and print.
+"""`python -m benchmarks [--rounds N] [--keep] [guard] [database] [money] [query] [imports]`: measure and print.
 
-All subjects with all rounds are also kept in `results/`, and the tables of README.md are written from them.
+All subjects with all rounds are also kept in `results/`, and the tables of README.md are written from them. With
+`--keep` so are the named ones: beside the others of the newest result.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from benchmarks.goals import describe
 from benchmarks.measure import Report, machine, noise
 from benchmarks.peers import versions
-from benchmarks.tables import RESULTS, write_readme
+from benchmarks.tables import RESULTS, newest, write_readme
 
 SUBJECTS = {
     "guard": "benchmarks.guard_call",
@@ -64,6 +65,16 @@ def show(report: Report) -> None:
         print(f"  {name}: not measured: {why}", flush=True)
 
 
+def beside_the_newest(found: dict[str, Any]) -> dict[str, Any]:
+    """The newest result with the subjects of this one in the place of its own."""
+    kept: dict[str, Any] = json.loads(newest().read_text(encoding="utf-8"))
+    when = f"{datetime.now(UTC):%Y-%m-%d}, a thousand additions take {found['machine']['additions_us']} µs"
+    for key in ("figures", "noise", "not_measured"):
+        kept[key] |= found[key]
+    kept["by_itself"] = kept.get("by_itself", {}) | dict.fromkeys(found["figures"], when)
+    return kept
+
+
 def keep(found: dict[str, Any]) -> None:
     """In a file of today, and in the tables."""
     RESULTS.mkdir(exist_ok=True)
@@ -76,6 +87,7 @@ def keep(found: dict[str, Any]) -> None:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, help="fewer are faster and noisier; nothing is kept then")
+    parser.add_argument("--keep", action="store_true", help="keep the named subjects too, with all rounds")
     parser.add_argument("subject", nargs="*", help=f"of {', '.join(SUBJECTS)}; all if none is named")
     asked = parser.parse_args(arguments)
     if unknown := set(asked.subject) - set(SUBJECTS):
@@ -89,8 +101,12 @@ def main(arguments: list[str]) -> int:
         reports[subject] = measure(subject, asked.rounds)
         show(reports[subject])
     print(f"\ntook {time.perf_counter() - began:.0f} s")
-    if not asked.subject and asked.rounds is None:
-        keep(result(reports, about))
+    if asked.rounds is None:
+        found = result(reports, about)
+        if not asked.subject:
+            keep(found)
+        elif asked.keep:
+            keep(beside_the_newest(found))
     return 0
 
 

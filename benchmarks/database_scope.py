@@ -1,16 +1,19 @@
-"""A scope with one `SELECT 1` on PostgreSQL, beside SQLAlchemy alone and with `pool_pre_ping`; and fairness."""
+"""A scope with one `SELECT 1` on PostgreSQL, beside SQLAlchemy alone and with `pool_pre_ping`; and many at once."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 
 from benchmarks.measure import AsyncRun, Report, Table, compare
@@ -20,6 +23,8 @@ from koo.options import DatabaseOptions
 from koo.testing.postgres import PostgresServer
 
 ONE = text("SELECT 1")
+TABLE = text("CREATE TABLE orders (id INTEGER PRIMARY KEY, amount INTEGER)")
+INSERT = text("INSERT INTO orders (amount) VALUES (1)")
 Enter = Callable[[], AbstractAsyncContextManager[Any]]
 
 
@@ -64,49 +69,107 @@ async def scope_table(url: str, rounds: int) -> Table:
         return await compare(runs, times=400, rounds=rounds)
 
 
-async def fairness(url: str, rounds: int, tasks: int = 300, each: int = 10) -> Report:
-    """Many tasks on ten connections: the wait of the unlucky, and the throughput."""
-    found = Report()
-    engine = create_async_engine(url, pool_size=10, max_overflow=0, pool_timeout=60)
-    database = Database(
-        DatabaseOptions(url=url, pool_size=10, max_overflow=0, pool_timeout_s=60.0), deadlines=Deadlines()
-    )
-    enters: dict[str, Enter] = {
-        "SQLAlchemy": async_sessionmaker(engine, expire_on_commit=False).begin,
-        "koo": database.session_scope,
-    }
-    try:
-        for _ in range(rounds):
-            for name in random.sample(list(enters), len(enters)):
-                a_second, unlucky = await crowd(enters[name], tasks, each)
-                found.figures.setdefault(f"{name}: scopes a second", []).append(a_second)
-                found.figures.setdefault(f"{name}: wait p99 / p50", []).append(unlucky)
-    finally:
-        await database.close()
-        await engine.dispose()
-    return found
+@dataclass(frozen=True, slots=True)
+class Rush:
+    """What many tasks at once came to: scopes a second, how long each took in order, and processor time for each."""
+
+    a_second: float
+    took_s: list[float]
+    cpu_us: float
+
+    def percentile_s(self, percent: int) -> float:
+        return statistics.quantiles(self.took_s, n=100)[percent - 1]
 
 
-async def crowd(enter: Enter, tasks: int, each: int) -> tuple[float, float]:
-    """Scopes a second, and the wait's p99 / p50."""
-    waits: list[float] = []
+async def rush(enter: Enter, statement: TextClause, *, tasks: int, each: int) -> Rush:
+    """So many tasks, each with so many scopes, one after another."""
+    took_s: list[float] = []
 
     async def work() -> None:
         for _ in range(each):
             began = time.perf_counter()
             async with enter() as session:
-                await session.execute(ONE)
-            waits.append(time.perf_counter() - began)
+                await session.execute(statement)
+            took_s.append(time.perf_counter() - began)
 
-    began = time.perf_counter()
+    gc.collect()
+    began, began_cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(work() for _ in range(tasks)))
-    took = time.perf_counter() - began
-    cuts = statistics.quantiles(waits, n=100)
-    return tasks * each / took, cuts[98] / cuts[49]
+    cpu_us = (time.process_time() - began_cpu) / len(took_s) * 1e6
+    return Rush(len(took_s) / (time.perf_counter() - began), took_s, cpu_us)
+
+
+async def many_tasks(url: str, rounds: int) -> Report:
+    """A thousand tasks on ten connections: the throughput, and the wait of the unlucky."""
+    engine = create_async_engine(url, pool_size=10, max_overflow=0, pool_timeout=60)
+    options = DatabaseOptions(url=url, pool_size=10, max_overflow=0, pool_timeout_s=60.0)
+    async with beside(engine, options) as enters:
+        for enter in enters.values():
+            await rush(enter, ONE, tasks=100, each=1)
+        found = Report()
+        async for name, one in in_rounds(enters, ONE, rounds, tasks=1000, each=10):
+            who = f"{name}: 1,000 tasks,"
+            found.note(f"{who} scopes a second", one.a_second)
+            found.note(f"{who} us of CPU a scope", one.cpu_us)
+            found.note(f"{who} wait p99 / p50", one.percentile_s(99) / one.percentile_s(50))
+    add_ratio(found, "1,000 tasks, scopes a second")
+    return found
+
+
+async def many_writers(rounds: int) -> Report:
+    """Fifty tasks that insert into one SQLite file, a row in each scope; each contender has a file of its own."""
+    found = Report()
+    with TemporaryDirectory() as folder:
+        url = f"sqlite+aiosqlite:///{folder}"
+        engine = create_async_engine(f"{url}/sqlalchemy.db", connect_args={"timeout": 60})
+        async with beside(engine, DatabaseOptions(url=f"{url}/koo.db")) as enters:
+            for enter in enters.values():
+                async with enter() as session:
+                    await session.execute(TABLE)
+            async for name, one in in_rounds(enters, INSERT, rounds, tasks=50, each=20):
+                who = f"{name}: 50 writers on SQLite,"
+                found.note(f"{who} inserts a second", one.a_second)
+                found.note(f"{who} us of CPU an insert", one.cpu_us)
+                found.note(f"{who} p99 of an insert, ms", one.percentile_s(99) * 1e3)
+    add_ratio(found, "50 writers on SQLite, inserts a second")
+    return found
+
+
+@asynccontextmanager
+async def beside(engine: AsyncEngine, options: DatabaseOptions) -> AsyncIterator[dict[str, Enter]]:
+    """The ways into a session of SQLAlchemy's own engine and of koo."""
+    database = Database(options, deadlines=Deadlines())
+    try:
+        yield {
+            "SQLAlchemy": async_sessionmaker(engine, expire_on_commit=False).begin,
+            "koo": database.session_scope,
+        }
+    finally:
+        await database.close()
+        await engine.dispose()
+
+
+async def in_rounds(
+    enters: dict[str, Enter], statement: TextClause, rounds: int, *, tasks: int, each: int
+) -> AsyncIterator[tuple[str, Rush]]:
+    """Each contender in each round, in random order."""
+    for _ in range(rounds):
+        for name in random.sample(list(enters), len(enters)):
+            yield name, await rush(enters[name], statement, tasks=tasks, each=each)
+
+
+def add_ratio(found: Report, what: str) -> None:
+    """koo beside SQLAlchemy, in each round."""
+    pairs = zip(found.figures[f"koo: {what}"], found.figures[f"SQLAlchemy: {what}"], strict=True)
+    found.figures[f"koo / SQLAlchemy: {what}"] = [koo / other for koo, other in pairs]
+
+
+def microseconds(seconds: list[float]) -> list[float]:
+    return [one * 1e6 for one in seconds]
 
 
 async def report(rounds: int = 11) -> Report:
-    """Both drivers one after another, then the crowd."""
+    """Both drivers one after another, then many tasks at once."""
     found = Report()
     with PostgresServer(18) as server:
         for driver in ("psycopg", "asyncpg"):
@@ -115,5 +178,9 @@ async def report(rounds: int = 11) -> Report:
             found.figures[f"koo / SQLAlchemy with pool_pre_ping, {driver}"] = table.ratios(
                 "koo", "SQLAlchemy, pool_pre_ping"
             )
-        found.add(await fairness(server.url(driver="asyncpg"), max(rounds // 3, 1)))
+            for name in table.seconds:
+                found.figures[f"{name}: a scope with {driver}, us"] = microseconds(table.seconds[name])
+                found.figures[f"{name}: a scope with {driver}, us of CPU"] = microseconds(table.cpu_s[name])
+        found.add(await many_tasks(server.url(driver="asyncpg"), max(rounds // 2, 1)))
+    found.add(await many_writers(max(rounds // 2, 1)))
     return found

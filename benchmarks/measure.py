@@ -27,6 +27,10 @@ class Report:
     figures: dict[str, list[float]] = field(default_factory=dict)
     not_measured: dict[str, str] = field(default_factory=dict)
 
+    def note(self, name: str, value: float) -> None:
+        """One round's value of a figure."""
+        self.figures.setdefault(name, []).append(value)
+
     def add(self, other: Report) -> None:
         self.figures.update(other.figures)
         self.not_measured.update(other.not_measured)
@@ -42,9 +46,10 @@ def noise(values: list[float]) -> float | None:
 
 @dataclass(slots=True)
 class Table:
-    """The seconds for one operation of each contender, by round."""
+    """The seconds for one operation of each contender, by round; `cpu_s`: of this process's processor time."""
 
     seconds: dict[str, list[float]]
+    cpu_s: dict[str, list[float]] = field(default_factory=dict)
 
     def ratios(self, name: str, to: str, *, less: str | None = None) -> list[float]:
         """`name` / `to` in each round; with `less`, both without the time of `less`."""
@@ -65,7 +70,7 @@ async def compare(
 ) -> Table:
     """Run each contender so many times in each round; `times` by name where a slow one would take all the time."""
     of = {name: times if isinstance(times, int) else times[name] for name in contenders}
-    table = Table({name: [] for name in contenders})
+    table = Table({name: [] for name in contenders}, {name: [] for name in contenders})
     for name, run in contenders.items():
         await run(max(of[name] // 20, 10))
     for _ in range(rounds):
@@ -73,9 +78,10 @@ async def compare(
         random.shuffle(names)
         for name in names:
             gc.collect()
-            began = time.perf_counter()
+            began, began_cpu = time.perf_counter(), time.process_time()
             await contenders[name](of[name])
             table.seconds[name].append((time.perf_counter() - began) / of[name])
+            table.cpu_s[name].append((time.process_time() - began_cpu) / of[name])
     return table
 
 

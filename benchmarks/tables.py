@@ -51,13 +51,42 @@ COMPARISONS = (
         "guard",
         {f"of {count}": f"with {count} keys, us" for count in ("1", "1,000", "10,000")},
     ),
+    *(
+        Comparison(
+            f"A session scope with one statement, {driver}, µs",
+            "database",
+            {"time": f"a scope with {driver}, us", "of it CPU here": f"a scope with {driver}, us of CPU"},
+        )
+        for driver in ("psycopg", "asyncpg")
+    ),
     Comparison(
-        "300 tasks on 10 connections, asyncpg",
+        "1,000 tasks on 10 connections, asyncpg",
         "database",
-        {"scopes a second": "scopes a second"},
+        {"scopes a second": "1,000 tasks, scopes a second"},
         more_is_better=True,
     ),
-    Comparison("The unlucky of these tasks", "database", {"wait p99 / p50": "wait p99 / p50"}),
+    Comparison(
+        "The same, for one scope",
+        "database",
+        {
+            "µs of CPU": "1,000 tasks, us of CPU a scope",
+            "wait p99 / p50": "1,000 tasks, wait p99 / p50",
+        },
+    ),
+    Comparison(
+        "50 tasks that insert into one SQLite file, a row in each scope",
+        "database",
+        {"inserts a second": "50 writers on SQLite, inserts a second"},
+        more_is_better=True,
+    ),
+    Comparison(
+        "The same, for one insert",
+        "database",
+        {
+            "µs of CPU": "50 writers on SQLite, us of CPU an insert",
+            "p99, ms": "50 writers on SQLite, p99 of an insert, ms",
+        },
+    ),
     Comparison(
         "Money before a call and after it, µs where there is room",
         "money",
@@ -175,6 +204,7 @@ def tables(result: dict[str, Any], day: str) -> str:
         f"{day}: {about['processor']}, {about['system']} {about['machine']}, Python {about['python']}; "
         f"a thousand additions take {about['additions_us']} µs.",
         "\n".join(goal_lines(result)),
+        *(f"{subject}, by itself: {when}." for subject, when in sorted(result.get("by_itself", {}).items())),
         "A figure with × stands beside koo's: so many times its cost.",
         *("\n".join(comparison_lines(comparison, result)) for comparison in COMPARISONS),
         "Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(packages.items())) + ".",
