@@ -85,11 +85,32 @@ def judge(classify: Classify, error: BaseException) -> Fault:
     return fault
 
 
-def explain(name: str, real: BaseException, attempt: int, why_not: str) -> None:
-    """Write on the error how often was tried, and why not again."""
+def met_by(fault: Fault) -> Failure | None:
+    """What an attempt met that is followed by another one."""
+    if fault.failure is None and isinstance(fault.error, KooError):
+        return Failure(fault.kind, fault.error.reason)
+    return fault.failure
+
+
+def explain(
+    name: str, real: BaseException, attempt: int, why_not: str = "", met: Failure | None = None
+) -> None:
+    """Write on the error how often was tried, and why not again; `met`: what the attempt before this one met.
+
+    Where only the time ran out, that is what a person has to know: a pooler that had no connection left three times,
+    and did not answer the fourth.
+    """
     if isinstance(real, KooError):
         real.attempts, real.not_repeated = attempt, why_not
+        if met is not None and real.kind in (Kind.DEADLINE, Kind.TIMEOUT) and met.kind is not real.kind:
+            real.last_error = met
+            real.reason += before_that(real)
     elif why_not:
         note = f"{name}: not repeated after {attempt} attempt{'s' * (attempt > 1)}: {why_not}"
         if note not in getattr(real, "__notes__", ()):
             real.add_note(note)
+
+
+def before_that(error: KooError) -> str:
+    """What its `last_error` adds to a reason."""
+    return f"; before that: {error.last_error.brief}" if error.last_error is not None else ""

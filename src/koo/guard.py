@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import NoReturn, TypeVar
 
-from koo.attempt import AlarmOfProbe, explain, fault_of_time, judge
+from koo.attempt import AlarmOfProbe, explain, fault_of_time, judge, met_by
 from koo.deadlines import Alarm, ends_at
 from koo.errors import Failure, Kind, KooError, describe_s
 from koo.events import CircuitClosed, CircuitOpened
@@ -270,7 +270,7 @@ class Guard:
             if pause_s is not None:
                 self.gates.retry_budget.give_back()
             if isinstance(error, KooError):
-                error.attempts = passage.attempt
+                explain(self.name, error, passage.attempt, met=passage.met)
             raise
         passage.attempt += 1
         self.tally.retries += pause_s is not None
@@ -399,9 +399,8 @@ class Guard:
 
         None: it is no repeat of a failure, but the same asked in another form, at once and without a token.
         """
-        timeout = self.gates.family.timeout
-        late = fault_of_time(self.name, timeout, error, alarm, passage, self._monotonic())
-        fault = late or self.judge(error)
+        timeout, now = self.gates.family.timeout, self._monotonic()
+        fault = fault_of_time(self.name, timeout, error, alarm, passage, now) or self.judge(error)
         self.leave(passage, permit, fault)
         if fault.anew and passage.anew < ANEW_MAX:
             passage.anew += 1
@@ -415,9 +414,10 @@ class Guard:
                 waits_for_breaker=waits,
             )  # fmt: skip
         if pause is not None:
+            passage.met = met_by(fault)
             return pause
         real = fault.error or error
-        explain(self.name, real, passage.attempt, why_not)
+        explain(self.name, real, passage.attempt, why_not, passage.met)
         if isinstance(real, KooError) and (fault.verdict is not NEUTRAL or fault.block is not None):
             self.gates.tell_wait(self, real)
         try:
@@ -427,7 +427,7 @@ class Guard:
         finally:
             # The error's traceback keeps this frame, and the frame would keep the error: all that the caller's frames
             # hold would stay until the cycle collector runs.
-            del error, real, fault, late
+            del error, real, fault
 
     # ── the monitor and the operator ──────────────────────────────────────────────────────────────────────────
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from koo.errors import Failure
+
 OnLimit = Literal["refuse", "wait"]
 """None, the default: wait for a pause that the other side asked for, be refused by our own limits."""
 
@@ -29,7 +31,7 @@ class Passage:
 
     `deadline` is in monotonic seconds; `is_ours`: it comes from koo's own options, not from the caller. `has_next`:
     another service is asked if this one fails. `attempt` counts from 1, `anew` those that asked the same in another
-    form; `paced`: this attempt has a cell of the pacer.
+    form; `paced`: this attempt has a cell of the pacer; `met`: what the attempt before this one failed with.
     Made only for calls that something sets apart: a wait, a repeat, or an end that its owner settles. Most calls go the
     short way and need none.
     """
@@ -42,3 +44,4 @@ class Passage:
     attempt: int = 1
     anew: int = 0
     paced: bool = False
+    met: Failure | None = None

@@ -105,6 +105,9 @@ UNPREPARED = Meaning(
     " DATABASE_PREPARED_STATEMENTS=false",
 )
 READ_ONLY = Meaning(Kind.READ_ONLY, NEUTRAL, drop=Drop.ALL, says="the database takes no writes")
+STANDBY = READ_ONLY.saying(
+    "the server takes no writes: it is a standby, or was made read-only; from now on connections are opened anew"
+)
 VIOLATED = Meaning(Kind.INTEGRITY, NEUTRAL, says="a constraint forbids it")
 FORBIDDEN = Meaning(Kind.PERMISSION, NEUTRAL, says="the user has no permission for it")
 MISTAKEN = Meaning(Kind.INVALID_REQUEST, NEUTRAL, says="the statement cannot be right")
@@ -132,7 +135,7 @@ SQLSTATES: dict[str, Meaning] = {
     "22": MISTAKEN,
     "23": VIOLATED,
     "25": MISTAKEN,
-    "25006": READ_ONLY,
+    "25006": STANDBY,
     "25P03": OVERSTAYED,
     "25P04": OVERSTAYED,
     "26000": UNPREPARED,

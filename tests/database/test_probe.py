@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import URL, text
 
 from koo.database.database import Database
-from koo.errors import DatabaseUnavailable
+from koo.errors import DatabaseError, DatabaseUnavailable, Kind
 from koo.options import BreakerOptions, RetryOptions
 from koo.policies.breaker import CLOSED, HALF_OPEN, OPEN
 from koo.testing.polling import until
@@ -386,8 +386,9 @@ def test_a_failover_to_a_standby_is_read_only_until_it_is_promoted() -> None:
             await until(lambda: standby.sql("SELECT count(*) FROM notes") == "1")
             proxy.target = (standby.host, standby.port)
             proxy.reset_all()
-            with pytest.raises(Exception, match="read-only"):
+            with pytest.raises(DatabaseError, match="it is a standby, or was made read-only") as caught:
                 await write(database, 2)
+            assert caught.value.kind is Kind.READ_ONLY
             assert database.get_health()["conditions"] == ["read_only"]
             await use(database)
             clock.now += INTERVAL_S

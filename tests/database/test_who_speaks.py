@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from koo.ai.foreign.databases import classify_database
 from koo.database.database import Database
 from koo.database.faults import ScopeStage, explain
-from koo.errors import CommitOutcomeUnknown, DatabaseUnavailable, Kind
+from koo.errors import CommitOutcomeUnknown, DatabaseTimeout, DatabaseUnavailable, Kind
 from koo.policies.breaker import CLOSED
 from koo.policies.verdict import FAILURE, NEUTRAL
 from koo.server_words import by_words
@@ -261,11 +261,21 @@ def test_each_way_to_be_refused_has_its_kind_and_is_not_repeated(driver: str) ->
 
 
 @asynccontextmanager
-async def refusing(words: str, state: str, severity: str = "FATAL") -> AsyncIterator[int]:
-    """A port on which each connection is refused with these words, as the wire protocol has it."""
+async def refusing(
+    words: str, state: str, severity: str = "FATAL", *, times: float = float("inf")
+) -> AsyncIterator[int]:
+    """A port on which each connection is refused with these words, as the wire protocol has it.
+
+    After so many `times` there is no answer any more.
+    """
+    came = 0
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal came
+        came += 1
         with suppress(OSError, asyncio.IncompleteReadError):
+            if came > times:
+                await reader.read()
             length, code = struct.unpack("!II", await reader.readexactly(8))
             if code == 80877103:  # asks for TLS
                 writer.write(b"N")
@@ -333,6 +343,22 @@ def test_a_refusal_in_words(driver: str, state: str, words: str, kind: Kind, aga
         assert error.kind is kind
         assert (error.attempts > 1, error.retry_after_s is not None) == (again, again)
         assert "reached" not in error.reason and "protocol" not in error.reason
+
+    run(main)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_where_only_the_time_runs_out_the_last_word_of_the_pooler_is_said(driver: str) -> None:
+    async def main() -> None:
+        async with refusing("no more connections allowed (max_client_conn)", "08P01", times=2) as port:
+            tls = "sslmode" if driver == "psycopg" else "ssl"
+            url = f"postgresql+{driver}://u:koo-test@127.0.0.1:{port}/d?{tls}=disable"
+            async with opened(url, pool_timeout_s=3.0) as database:
+                with pytest.raises(DatabaseTimeout) as caught:
+                    async with database.session_scope():
+                        pytest.fail("the block must not begin")
+        assert caught.value.reason.endswith("; before that: the pooler has no connection left")
+        assert caught.value.last_error is not None and caught.value.last_error.kind is Kind.OVERLOADED
 
     run(main)
 

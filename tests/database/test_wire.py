@@ -10,9 +10,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
+import pytest
 from sqlalchemy import event, text
 
 from koo.database.database import Database
+from koo.database.drivers.wire import milliseconds
+from koo.testing.postgres import PASSWORD
 from tests.database.conftest import Place
 from tests.database.support import ONE, opened, proxied, run, through
 
@@ -75,6 +78,48 @@ def test_the_server_knows_the_longest_scope_and_ends_what_a_lost_process_left(an
             assert await settings_of(database) == "0 0"
 
     run(main)
+
+
+@pytest.mark.parametrize(
+    ("given", "holds"),
+    [
+        ("ALTER ROLE {role} SET statement_timeout = '5s'", "41500 5000"),
+        ("ALTER ROLE {role} SET statement_timeout = '5min'", "41500 41500"),
+        ("ALTER ROLE {role} SET statement_timeout = 0", "41500 41500"),
+        ("ALTER DATABASE {database} SET idle_in_transaction_session_timeout = 1500", "1500 41500"),
+        (
+            "ALTER DATABASE {database} SET statement_timeout = '1s';"
+            " ALTER ROLE {role} IN DATABASE {database} SET statement_timeout = '2s'",
+            "41500 2000",
+        ),
+    ],
+)
+def test_a_roles_own_shorter_timeout_stays_on_every_connection(any_pg: Place, given: str, holds: str) -> None:
+    async def main() -> None:
+        async with opened(url, scope_timeout_s=40.0, cleanup_timeout_s=1.5) as database:
+            assert await settings_of(database) == holds, "on the first connection, which asks"
+            async with database.session_scope():
+                assert await settings_of(database) == holds, "and on the next one"
+
+    role = f"role_{os.urandom(4).hex()}"
+    server = any_pg.server
+    server.sql(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
+    name = server.create_database()
+    url = any_pg.url.replace("//postgres:", f"//{role}:")
+    url = f"{url.rpartition('/')[0]}/{name}"
+    server.sql(given.format(role=role, database=name))
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("setting", "ms"),
+    [
+        ("5000", 5000.0), ("5s", 5000.0), ("1.5s", 1500.0), ("2min", 120_000.0), ("'1h'", 3_600_000.0),
+        ("250 ms", 250.0), ("5000us", 5.0), ("1d", 86_400_000.0), ("0", 0.0), ("", 0.0), ("soon", 0.0),
+    ],
+)  # fmt: skip
+def test_a_time_is_read_as_postgresql_writes_it(setting: str, ms: float) -> None:
+    assert milliseconds(setting) == pytest.approx(ms)
 
 
 def test_an_applications_own_value_wins(pg: Place) -> None:

@@ -120,6 +120,29 @@ def test_an_attempt_that_ran_out_of_time_is_repeated_within_the_deadline() -> No
     run_virtual(main)
 
 
+def test_where_only_the_time_runs_out_the_error_says_what_was_met_before() -> None:
+    async def main() -> None:
+        guard, script = make_guard(attempts=9, breaker=STURDY), Script(reset_by_peer, fail, hang)
+        error = await error_of(guard.call(script, timeout_s=10))
+        assert isinstance(error, ServiceTimeout) and error.kind is Kind.DEADLINE
+        assert str(error) == (
+            "claude: the deadline passed before an answer came; before that: it is down (after 3 attempts)"
+        )
+        assert error.last_error is not None and error.last_error.kind is Kind.SERVER_ERROR
+
+    run_virtual(main)
+
+
+def test_a_first_attempt_that_runs_out_of_time_has_nothing_before_it() -> None:
+    async def main() -> None:
+        guard = make_guard(attempts=9, breaker=STURDY)
+        error = await error_of(guard.call(hang, timeout_s=10))
+        assert isinstance(error, ServiceTimeout)
+        assert (error.reason, error.last_error) == ("the deadline passed before an answer came", None)
+
+    run_virtual(main)
+
+
 # ── the deadline ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 

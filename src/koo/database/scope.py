@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from koo.attempt import before_that
 from koo.database.connections import Connections
 from koo.database.faults import ScopeStage
 from koo.database.greenlets import in_greenlet
@@ -144,7 +145,8 @@ class SessionScope(Generic[S_co]):
             raise
         except DatabaseUnavailable as error:
             if isinstance(error, DatabaseTimeout) and error.kind is Kind.TIMEOUT:
-                error.reason = f"no connection could be opened within {describe_s(self._monotonic() - now)}"
+                took = describe_s(self._monotonic() - now)
+                error.reason = f"no connection could be opened within {took}{before_that(error)}"
             connections.nameplate.sign(error)
             raise
         self._held = held

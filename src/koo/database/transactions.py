@@ -35,7 +35,7 @@ from koo.monitoring.pool import PoolMetrics
 from koo.options import DatabaseOptions, RetryOptions
 from koo.policies.backoff import pause_s
 from koo.policies.repeat import why_shut
-from koo.sqlstates import UNPREPARED
+from koo.sqlstates import STANDBY, UNPREPARED, Meaning
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,6 +43,8 @@ T = TypeVar("T")
 CONTENTION = RetryOptions(base_s=0.02, cap_s=1.0)
 """Conflicts pass in milliseconds: the first pause is a fiftieth of a second at most."""
 
+ONCE = (UNPREPARED, STANDBY)
+"""What is met again after a repeat on another connection stays as it is: a pooler, or a standby."""
 STRICTNESS = {None: 0, "READ COMMITTED": 0, "REPEATABLE READ": 1, "SERIALIZABLE": 2}
 """Of isolation levels. None is the server's default: PostgreSQL's is READ COMMITTED, and nothing promises more."""
 
@@ -110,7 +112,7 @@ class RepeatedTransaction:
         self._isolation = isolation
         self._deadline = min(ends_at.get(), transactions.guard.now() + options.scope_timeout_s)
         self._must_write = False
-        self._mixed_up = False
+        self._met: list[Meaning] = []
 
     def refuse_stricter(self, readonly: bool, isolation: str | None) -> None:
         """Raises `DatabaseError` for a function that joins this transaction and asks for more than it has."""
@@ -170,10 +172,10 @@ class RepeatedTransaction:
         meaning = self.scope.why_repeat(error)
         if meaning is None or attempt > self._repeats_max:
             return None, ""
-        if meaning is UNPREPARED:  # what a pooler does once it does again, so one repeat has to do
-            if self._mixed_up:
+        if meaning in ONCE:
+            if meaning in self._met:
                 return None, ""
-            self._mixed_up = True
+            self._met.append(meaning)
         contended = meaning.kind in (Kind.CONTENTION, Kind.CONFLICT)
         transactions, guard = self.transactions, self.transactions.guard
         options = CONTENTION if contended else transactions.options.retry

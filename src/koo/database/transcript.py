@@ -19,11 +19,11 @@ from collections.abc import Iterator, Sequence
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import InvalidRequestError, ResourceClosedError, StatementError
 
-from koo.database.faults import SERVICE, ScopeStage, explain
+from koo.database.faults import AGAIN_IN_S, SERVICE, ScopeStage, explain
 from koo.database.records import ConnectionRecord, ConnectionRecords
 from koo.errors import CommitOutcomeUnknown, DatabaseError, DatabaseTimeout, Kind, KooError, describe_s
 from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, UNJUDGED, Fault
-from koo.sqlstates import LATE, Drop, Meaning, sqlstate_of
+from koo.sqlstates import LATE, STANDBY, Drop, Meaning, sqlstate_of
 
 REPORTS_MAX = 8
 CAUSES_MAX = 16
@@ -121,6 +121,8 @@ class Transcript:
             self.committed = True
             self.in_doubt = self.leaving
             return None if self.leaving else self.unknown_outcome()
+        if meaning is STANDBY and not self._readonly:
+            return DatabaseError(SERVICE, meaning.says, AGAIN_IN_S, kind=meaning.kind)
         return self.too_late() if ours else None
 
     def report_raw(self, error: Exception, record: ConnectionRecord) -> None:
@@ -251,7 +253,10 @@ class Transcript:
         if any(isinstance(one, CommitOutcomeUnknown | DatabaseTimeout) for one in leaves_of(error)):
             return None
         meaning = self._meaning_of_end(error)
-        return meaning if meaning is not None and meaning.repeatable else None
+        if meaning is None or meaning.repeatable:
+            return meaning
+        # Nothing was written there; after a failover the next connection leads to another server.
+        return meaning if meaning is STANDBY and not self._readonly else None
 
     def verdict(self, error: BaseException | None, late: bool) -> Fault | None:
         """The worst of what the engine reported; None is a success."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import cache, partial
 from typing import Any
 
 import asyncpg
 
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
-from koo.database.drivers.wire import refuses_parameters, server_timeouts, set_up_socket, sever
+from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, set_up_socket, sever
 from koo.database_urls import NAMES_NO_USER, UNREADABLE, UnusableArguments
 from koo.options import DatabaseOptions
 
@@ -41,27 +41,25 @@ class Asyncpg:
     answers_begin = True
     health_query = POSTGRESQL_HEALTH
 
-    def __init__(self) -> None:
-        self._takes_parameters = True
-
     def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
         unprepared = {} if options.prepared_statements else UNPREPARED
-        connect = partial(self._connect, options)
+        connect = partial(self._connect, options, ServerTimeouts(options))
         return {"timeout": options.pool_timeout_s, "async_creator_fn": connect, **unprepared}
 
-    async def _connect(self, options: DatabaseOptions, /, *args: Any, **kwargs: Any) -> asyncpg.Connection:
+    async def _connect(
+        self, options: DatabaseOptions, timeouts: ServerTimeouts, /, *args: Any, **kwargs: Any
+    ) -> asyncpg.Connection:
         """As `asyncpg.connect`. Raises TypeError for a number that is none."""
         read_numbers(kwargs, NUMBERS)
         given: dict[str, str] = kwargs.pop("server_settings", None) or {}
         base = kwargs.pop("connection_class", asyncpg.Connection)
         connect = partial(asyncpg.connect, *args, connection_class=tagged(base), **kwargs)
-        ours = server_timeouts(options) if self._takes_parameters else {}
+        user = kwargs.get("user")
         try:
-            connection = await connect(server_settings=ours | given)
+            connection = await connect(server_settings=timeouts.of(user) | given)
         except asyncpg.PostgresError as error:
-            if not (ours and refuses_parameters(error)):
+            if not timeouts.are_refused(error):
                 raise
-            self._takes_parameters = False
             connection = await connect(server_settings=given)
         except (asyncpg.InterfaceError, ssl.SSLError):
             raise  # also where it is a ValueError
@@ -69,6 +67,8 @@ class Asyncpg:
             # Raised bare before anything is sent: by `getpass` for a user id without a name, by `int` for PGPORT.
             says = NAMES_NO_USER if isinstance(error, LookupError) else UNREADABLE
             raise UnusableArguments(says) from error
+        if timeouts.must_ask(user):
+            await _keep_shorter(connection, timeouts, user, given)
         connection.cleanup_s = options.cleanup_timeout_s
         transport = getattr(connection, "_transport", None)
         if transport is not None:
@@ -120,6 +120,22 @@ class Asyncpg:
 
     def cut_off(self, connection: Any) -> None:
         connection.terminate()
+
+
+async def _keep_shorter(
+    connection: asyncpg.Connection, timeouts: ServerTimeouts, user: object, given: Collection[str]
+) -> None:
+    """Ask for the role's own timeouts, on its first connection. A server that cannot say has none."""
+    try:
+        rows = await connection.fetch(ROLE_TIMEOUTS)
+        for name, value in timeouts.learn(user, [(row[0], row[1]) for row in rows]).items():
+            if name not in given:
+                await connection.execute("SELECT set_config($1, $2, false)", name, value)
+    except asyncpg.PostgresError:
+        timeouts.learn(user, ())
+    except BaseException:
+        connection.terminate()
+        raise
 
 
 class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]

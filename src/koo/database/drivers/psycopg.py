@@ -21,7 +21,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.waiting import wait_async
 
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
-from koo.database.drivers.wire import libpq_parameters, refuses_parameters, server_timeouts, sever
+from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, libpq_parameters, sever
 from koo.options import DatabaseOptions
 
 # On the way of every scope, where a class attribute of an enum costs a dictionary walk.
@@ -37,28 +37,27 @@ class Psycopg:
     answers_begin = True
     health_query = POSTGRESQL_HEALTH
 
-    def __init__(self) -> None:
-        self._takes_parameters = True
-
     def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
         unprepared = {} if options.prepared_statements else {"prepare_threshold": None}
-        return {"async_creator_fn": partial(self._connect, options), **unprepared}
+        return {"async_creator_fn": partial(self._connect, options, ServerTimeouts(options)), **unprepared}
 
-    async def _connect(self, options: DatabaseOptions, /, *args: Any, **kwargs: Any) -> PromptConnection:
+    async def _connect(
+        self, options: DatabaseOptions, timeouts: ServerTimeouts, /, *args: Any, **kwargs: Any
+    ) -> PromptConnection:
         connect = partial(PromptConnection.connect_within, options.cleanup_timeout_s, *args)
         kwargs = {**libpq_parameters(options), **kwargs}
-        ours = server_timeouts(options) if self._takes_parameters else {}
-        if not ours:
-            return await connect(**kwargs)
+        user, given = kwargs.get("user"), kwargs.get("options") or ""
         # The last word on a setting holds: the URL's come after koo's.
-        words = [*(f"-c {name}={value}" for name, value in ours.items()), kwargs.get("options") or ""]
+        words = [*(f"-c {name}={value}" for name, value in timeouts.of(user).items()), given]
         try:
-            return await connect(**{**kwargs, "options": " ".join(words).strip()})
+            connection = await connect(**{**kwargs, "options": " ".join(words).strip()})
         except psycopg.OperationalError as error:
-            if not refuses_parameters(error):
+            if not timeouts.are_refused(error):
                 raise
-            self._takes_parameters = False
-        return await connect(**kwargs)
+            connection = await connect(**kwargs)
+        if timeouts.must_ask(user):
+            await _keep_shorter(connection, timeouts, user, given)
+        return connection
 
     def begin(self, adapted: Any) -> Awaitable[Any] | None:
         connection = adapted.driver_connection
@@ -102,6 +101,25 @@ class Psycopg:
         # Of a copy: closing the original would pull it from under the selector and from libpq.
         with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as wire:
             wire.shutdown(socket.SHUT_RDWR)
+
+
+async def _keep_shorter(
+    connection: PromptConnection, timeouts: ServerTimeouts, user: object, given: str
+) -> None:
+    """Ask for the role's own timeouts, on its first connection. A server that cannot say has none."""
+    try:
+        try:
+            rows = await (await connection.execute(ROLE_TIMEOUTS)).fetchall()
+            for name, value in timeouts.learn(user, rows).items():
+                if name not in given:
+                    await connection.execute("SELECT set_config(%s, %s, false)", (name, value))
+            await connection.commit()
+        except psycopg.Error:
+            timeouts.learn(user, ())
+            await connection.rollback()
+    except BaseException:
+        connection.pgconn.finish()
+        raise
 
 
 async def _start(connection: Any, start: Callable[[], Any]) -> None:

@@ -6,15 +6,18 @@ while something is unanswered. The system's own defaults are two hours and a qua
 *The server.* A process that is stopped or cut off cannot take its statement back, and its transaction keeps its locks.
 So each connection is opened with the server's own timeouts, a little longer than the longest scope: while the process
 lives, koo's deadline always comes first. A value in the URL or in `connect_args` wins. A pooler that refuses parameters
-at the start is asked once more without them, and from then on not again.
+at the start is asked once more without them, and from then on not again. What is said at the start goes before what a
+role has been given (`ALTER ROLE ... SET statement_timeout`), so the first connection asks for that, and of the two the
+shorter holds.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from koo.options import DatabaseOptions
@@ -24,6 +27,18 @@ MS_MAX = 2**31 - 1
 """The server's timeouts are 32-bit milliseconds."""
 REFUSES_PARAMETERS = ("startup parameter", "command-line options")
 """Words of PgBouncer and its like, and of RDS Proxy."""
+
+ROLE_TIMEOUTS = """
+SELECT DISTINCT ON (split_part(one, '=', 1)) split_part(one, '=', 1), substr(one, strpos(one, '=') + 1)
+FROM pg_catalog.pg_db_role_setting, unnest(setconfig) AS one
+WHERE split_part(one, '=', 1) IN ('statement_timeout', 'idle_in_transaction_session_timeout')
+AND setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))
+AND setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))
+ORDER BY split_part(one, '=', 1), setrole = 0, setdatabase = 0
+"""
+"""What a role was given in this database, else anywhere, else what all roles were: in the order in which it counts."""
+_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|min|h|d)?")
+_UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1e3, "min": 60e3, "h": 3600e3, "d": 86_400e3}
 
 log = logging.getLogger("koo")
 
@@ -37,14 +52,43 @@ def server_timeouts(options: DatabaseOptions) -> dict[str, str]:
     return {"statement_timeout": last, "idle_in_transaction_session_timeout": last}
 
 
-def refuses_parameters(error: Exception) -> bool:
-    """Whether a pooler refused to be asked for the server's settings."""
-    refused = any(words in str(error) for words in REFUSES_PARAMETERS)
-    if refused:
-        log.info(
-            "database: the pooler takes no statement_timeout, so the server does not know koo's deadlines"
-        )
-    return refused
+class ServerTimeouts:
+    """What the connections of one database ask the server for at their start, and what was learned about it."""
+
+    def __init__(self, options: DatabaseOptions) -> None:
+        self._ours = server_timeouts(options)
+        self._of_role: dict[object, Mapping[str, str]] = {}
+
+    def of(self, user: object) -> dict[str, str]:
+        """koo's own, without those for which the role has something shorter."""
+        return {name: value for name, value in self._ours.items() if name not in self._of_role.get(user, ())}
+
+    def must_ask(self, user: object) -> bool:
+        """Whether this user's role was not asked for yet."""
+        return bool(self._ours) and user not in self._of_role
+
+    def learn(self, user: object, rows: Iterable[tuple[str, str]]) -> Mapping[str, str]:
+        """The answer to `ROLE_TIMEOUTS`; returns what is shorter than koo's, to be set where koo's is already."""
+        ours = {name: int(value) for name, value in self._ours.items()}
+        shorter = {name: value for name, value in rows if 0 < milliseconds(value) < ours.get(name, 0)}
+        self._of_role[user] = shorter
+        return shorter
+
+    def are_refused(self, error: Exception) -> bool:
+        """Whether a pooler refused to be asked for the server's settings; then it is not asked again."""
+        refused = bool(self._ours) and any(words in str(error) for words in REFUSES_PARAMETERS)
+        if refused:
+            self._ours = {}
+            log.info(
+                "database: the pooler takes no statement_timeout, so the server does not know koo's deadlines"
+            )
+        return refused
+
+
+def milliseconds(setting: str) -> float:
+    """A time as PostgreSQL writes it in a setting: milliseconds, where it has no unit. Zero is none."""
+    found = _TIME.fullmatch(setting.strip().strip("'"))
+    return float(found[1]) * _UNITS_MS[found[2] or "ms"] if found else 0.0
 
 
 def libpq_parameters(options: DatabaseOptions) -> dict[str, int]:

@@ -1,0 +1,86 @@
+"""After a failover the pool's connections lead to a standby: what a write there comes to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from koo.database.database import Database
+from koo.errors import DatabaseError, Kind
+from koo.testing.postgres import PASSWORD
+from tests.database.conftest import Place
+from tests.database.support import INSERT, ONE, notes, opened, run
+
+
+@asynccontextmanager
+async def after_a_failover(pg: Place, *, only_the_old: bool) -> AsyncIterator[Database]:
+    """A pool whose connection takes no writes; `only_the_old`: one that is opened from now on does."""
+    role, server = f"role_{os.urandom(4).hex()}", pg.server
+    server.sql(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
+    server.sql(
+        f"CREATE TABLE notes (n integer PRIMARY KEY, words text); GRANT ALL ON notes TO {role}", pg.database
+    )
+    server.sql(f"ALTER ROLE {role} SET default_transaction_read_only = on")
+    async with opened(pg.url.replace("//postgres:", f"//{role}:")) as database:
+        async with database.session_scope() as session:
+            await session.execute(ONE)
+        if only_the_old:
+            server.sql(f"ALTER ROLE {role} RESET default_transaction_read_only")
+        yield database
+
+
+async def write(session: AsyncSession, n: int) -> int:
+    await session.execute(INSERT, {"n": n})
+    return n
+
+
+def test_the_first_write_is_run_again_on_a_connection_to_the_new_server(pg: Place) -> None:
+    async def main() -> None:
+        async with after_a_failover(pg, only_the_old=True) as database:
+            assert await database.transaction(write, 1) == 1
+            assert database.metrics.repeats == 1
+            assert await notes(database) == [1]
+
+    run(main)
+
+
+def test_where_the_new_connection_takes_none_either_the_error_is_koos(pg: Place) -> None:
+    async def main() -> None:
+        async with after_a_failover(pg, only_the_old=False) as database:
+            with pytest.raises(DatabaseError, match="the server takes no writes: it is a standby") as caught:
+                await database.transaction(write, 1)
+            error = caught.value
+            assert (error.kind, error.attempts) == (Kind.READ_ONLY, 2)
+            assert getattr(error.__cause__, "sqlstate", None) == "25006"
+
+    run(main)
+
+
+def test_a_scope_which_cannot_be_run_again_gets_koos_error_and_the_next_one_writes(pg: Place) -> None:
+    async def main() -> None:
+        async with after_a_failover(pg, only_the_old=True) as database:
+            with pytest.raises(DatabaseError) as caught:
+                async with database.session_scope() as session:
+                    await write(session, 1)
+            assert (caught.value.kind, caught.value.retry_after_s) == (Kind.READ_ONLY, 1.0)
+            async with database.session_scope() as session:
+                await write(session, 2)
+            assert await notes(database) == [2]
+
+    run(main)
+
+
+def test_a_write_in_a_read_only_scope_is_the_callers_mistake(pg: Place) -> None:
+    async def main() -> None:
+        async with after_a_failover(pg, only_the_old=True) as database:
+            with pytest.raises(DBAPIError) as caught:
+                await database.transaction(write, 1, readonly=True)
+            assert getattr(caught.value.orig, "sqlstate", None) == "25006"
+            assert database.metrics.repeats == 0
+
+    run(main)
