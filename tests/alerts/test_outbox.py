@@ -18,7 +18,7 @@ from koo.monitoring.shapes import Alert
 from koo.network_options import NetworkOptions
 from koo.notices import Notice
 from koo.storage.store import SqlStore
-from tests.alerts.hooks import Hook, answer
+from tests.alerts.hooks import SILENT, Hook, answer
 from tests.alerts.mails import HOST, MailServer
 from tests.database.support import StillClock
 
@@ -106,6 +106,27 @@ def test_one_notice_goes_to_every_channel(tmp_path: Path) -> None:
         assert {one["state"] for one in house.outbox.statuses()} == {"ok"}
 
     in_house(tmp_path, main, "webhook", "slack", "email")
+
+
+def test_what_is_being_sent_when_koo_closes_can_be_sent_by_another_process_at_once(tmp_path: Path) -> None:
+    async def main(house: House, hook: Hook, mails: MailServer) -> None:
+        await house.step()
+        await house.put()
+        hook.answers = [SILENT]
+        sending = asyncio.create_task(house.step())
+        await hook.until(1)
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        other = SqlStore(f"sqlite:///{tmp_path / 'state.db'}", clock=house.clock, timeout_s=20.0)
+        try:
+            assert await other.notices.take("webhook") is None
+            await house.outbox.finish()
+            parcel = await other.notices.take("webhook")
+            assert parcel is not None and parcel.key == "a1:firing"
+        finally:
+            await other.close()
+
+    in_house(tmp_path, main, "webhook")
 
 
 def test_without_a_channel_the_answer_is_what_to_set(tmp_path: Path) -> None:
