@@ -40,7 +40,7 @@ from koo.events import EventBus, ProcessRenamed, StoreForgot, StoreFound, StoreL
 from koo.http.client import HttpClient
 from koo.logs.calls import CallLog
 from koo.logs.event_log import EventLog
-from koo.monitoring.overview import services_view, system_view
+from koo.monitoring.overview import digest_of_home, services_view, system_view
 from koo.monitoring.own_shapes import KooHealth, StoreHealth
 from koo.monitoring.shapes import Alert, Budget, DatabaseHealth, ServiceHealth, ServicesHealth, SystemHealth
 from koo.monitoring.snapshot import own_budget_view, service_view, unknown_service
@@ -244,7 +244,8 @@ class Parts:
         """Everything with its overall health, and how bad that is."""
         services, koo = self.services_health(), self.koo_health()
         gravity = weigh(self.findings(database, services["services"], koo), self.listed_alerts())
-        return system_view(database, services, koo, gravity, self.clock)
+        view = system_view(database, services, koo, gravity, self.clock)
+        return {**view, "home": digest_of_home(self.options.home)}
 
     def listed_alerts(self) -> list[Alert]:
         """Alerts that hold, the worst first, then what ended within fifteen minutes."""

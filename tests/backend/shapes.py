@@ -162,6 +162,7 @@ POOL = {
     "size": count,
     "active_connections": count,
     "idle_connections": count,
+    "suspect_connections": count,
     "overflow_connections": count,
     "waiting": count,
     "max_connections": count,

@@ -137,13 +137,17 @@ def test_what_answers_again_is_said_with_the_time_that_is_left(pg: Place) -> Non
                 await fail(database)
             await database.health_check()
             assert database.get_health()["answers_since"] is None
+            pool = database.get_health()["pool_status"]
+            assert pool["idle_connections"] == 0, (
+                "what lies in the pool of a server that is away is no good number"
+            )
             await proxy.accept()
             clock.now += 1.0
             view = await database.health_check()
             since, refused = view["answers_since"], await fail(database)
             assert database.guard.breaker.phase is OPEN and since is not None
-            assert view["reason"].endswith(f"; it answers again since {since[11:19]} UTC")
-            assert refused.answers_since == since and "it answers again since" in str(refused)
+            assert refused.answers_since == since
+            assert f"; it answers again since {since[11:19]} UTC; try again in" in str(refused)
             assert refused.retry_after_s is not None and 2.0 < refused.retry_after_s < 8.0
             body = json.loads(problem_answer(refused).body)
             assert body["answers_since"] == since and body["last_error"]["kind"] == "connection"
@@ -164,7 +168,7 @@ def test_what_answers_again_is_said_with_the_time_that_is_left(pg: Place) -> Non
 
 def test_a_full_pool_says_who_waits_only_where_somebody_does(pg: Place) -> None:
     async def main() -> None:
-        async with opened(pg.url, pool_size=1, max_overflow=0, pool_timeout_s=0.05) as database:
+        async with opened(pg.url, pool_size=1, max_overflow=0, pool_timeout_s=1.0) as database:
             async with database.session_scope():
                 with pytest.raises(PoolSaturated) as caught:
                     async with database.session_scope():

@@ -20,6 +20,7 @@ from koo.cli.doctor_database import behind_database, database_itself
 from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async
 from koo.configuration.variables import BUILT_IN
 from koo.errors import ConfigurationError, KooError
+from koo.monitoring.overview import digest_of_home
 from koo.monitoring.shapes import SystemHealth
 from koo.platform import Platform
 from koo.settings import Settings
@@ -142,7 +143,7 @@ async def _connections(platform: Platform, workers: int) -> AsyncIterator[Check]
             yield _not_configured(ai_service)
             continue
         error = answers[name]["error"]
-        yield Check(name, "problem", error) if error else await _reached(ai_service)
+        yield Check(name, "problem", _without(name, error)) if error else await _reached(ai_service)
         yield _price(platform, ai_service)
     yield await _server(platform)
 
@@ -173,7 +174,7 @@ async def _ask_local(ai_service: AIService) -> Check:
     except TimeoutError:
         return Check(options.name, "problem", f"wrote no token within {options.attempt_timeout_s:g} s")
     except KooError as error:
-        return Check(options.name, "problem", str(error))
+        return Check(options.name, "problem", error.reason)
     return Check(options.name, "ok", f"{completion.model} was loaded and answers")
 
 
@@ -210,4 +211,25 @@ async def _server(platform: Platform) -> Check:
         return Check("server", "note", str(error) or "it did not answer in time")
     finally:
         await client.close()
-    return Check("server", "ok", f"{client.url} says {health['overall_health']}")
+    word, home = health["overall_health"], health.get("home")
+    found = f"{client.url} says {word}"
+    if home is not None and home != digest_of_home(platform.options.home):
+        found += ", and is of another folder: that says nothing of what is configured here"
+        return Check("server", "note", found, "start koo here, or set KOO_URL to this folder's server")
+    if word == "healthy":
+        return Check("server", "ok", found)
+    found = ": ".join((found, *filter(None, ["; ".join(_reasons(health))])))
+    return Check("server", "warning" if word == "degraded" else "problem", found, "koo status; koo alerts")
+
+
+def _reasons(health: SystemHealth) -> Iterator[str]:
+    """What of a server is not well, each with what broke last."""
+    parts = {"database": health.get("database"), **health.get("ai_services", {}).get("services", {})}
+    for name, view in parts.items():
+        if view is not None and view.get("configured", True) and (view["reason"] or view.get("error")):
+            yield f"{name} {view['state']} ({view['reason'] or view.get('error')})"
+
+
+def _without(name: str, error: str) -> str:
+    """The finding stands behind the name already."""
+    return error.removeprefix(f"{name}: ")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from koo.cli.check import Check
+from koo.cli.words import latency
 from koo.database.database import Database
 from koo.database.server_facts import ServerFacts
 from koo.errors import Kind, KooError
+from koo.monitoring.shapes import DatabaseServer
 
 PROBES = 2
 """Connections of a process beside its pool: the probe's, and for a moment the one that takes its place."""
@@ -26,18 +28,32 @@ WHERE = "is it running, and is DATABASE_URL right?"
 
 async def database_itself(database: Database) -> Check:
     """One look."""
+    where = f"{database.driver_name}, {_server_words(database.get_health()['server'])}"
     try:
         health = await database.health_check()
     except KooError as error:
-        return Check("database", "problem", str(error))
-    look, name = database.last_look, database.driver_name
+        return Check("database", "problem", f"{where}: {error.reason}")
+    look = database.last_look
     if look is not None and look.error is not None:
-        return Check("database", "problem", str(look.error), ADVICE.get(look.error.kind, WHERE))
+        return Check(
+            "database", "problem", f"{where}: {look.error.reason}", ADVICE.get(look.error.kind, WHERE)
+        )
     if health["error"]:
-        return Check("database", "problem", health["error"], WHERE)
+        return Check("database", "problem", f"{where}: {health['error']}", WHERE)
     if health["conditions"]:
-        return Check("database", "warning", f"{name}, {', '.join(health['conditions'])}")
-    return Check("database", "ok", f"{name}, answers in {health['response_time_ms']:.1f} ms")
+        conditions = ", ".join(condition.replace("_", " ") for condition in health["conditions"])
+        return Check("database", "warning", f"{where}: {conditions}")
+    return Check(
+        "database", "ok", f"{where}: answers in {latency((health['response_time_ms'] or 0.0) / 1000)}"
+    )
+
+
+def _server_words(server: DatabaseServer) -> str:
+    """ "shop on db.example:5432", or a file's name."""
+    place = server["host"] or ""
+    if server["port"] is not None:
+        place += f":{server['port']}"
+    return " on ".join(filter(None, (server["name"], place))) or "the default server"
 
 
 async def behind_database(database: Database, workers: int) -> AsyncIterator[Check]:

@@ -72,7 +72,7 @@ def _put_database(view: DatabaseHealth, now: float) -> None:
         words.insert(0, f"{latency(view['response_time_ms'] / 1000)},")
     words += [_server(view.get("server")), *(f"({condition})" for condition in view["conditions"])]
     # The line says already whose reason it is.
-    why = (view["error"] or view["reason"]).removeprefix("database: ")
+    why = view["reason"] or view["error"] or ""
     again = f"; its probe is answered since {when(since)}" if (since := view.get("answers_since")) else ""
     if why:
         error = _last_error(view.get("last_error"), why, now)

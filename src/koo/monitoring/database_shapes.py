@@ -22,6 +22,7 @@ class PoolStatus(TypedDict):
     size: Annotated[int, Doc("connections that are kept open")]
     active_connections: int
     idle_connections: int
+    suspect_connections: Annotated[int, Doc("idle ones, while the server does not answer its probe")]
     overflow_connections: Annotated[int, Doc("open ones beyond `size`")]
     open_connections: int
     waiting: Annotated[int, Doc("callers in line for a connection")]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
 from typing import NamedTuple
 
 from koo.clock import Clock
@@ -48,6 +52,12 @@ def services_health(configured: Sequence[ServiceHealth]) -> OverallHealth:
 
 
 # ── everything together ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@lru_cache(maxsize=16)
+def digest_of_home(home: Path) -> str:
+    """By which a command knows whether a server is of its own folder; the folder itself is nobody else's business."""
+    return blake2b(os.fsencode(home.resolve()), digest_size=8, person=b"koo home").hexdigest()
 
 
 class Gravity(NamedTuple):

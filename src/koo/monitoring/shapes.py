@@ -288,6 +288,7 @@ class SystemHealth(TypedDict):
     database: DatabaseHealth
     ai_services: ServicesHealth
     koo: KooHealth
+    home: NotRequired[Annotated[str, Doc("a digest of KOO_HOME, by which a command knows its own server")]]
     timestamp: Time
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from koo.clock import Clock, iso
-from koo.errors import DatabaseError
+from koo.errors import DatabaseError, Kind
 from koo.guard import Guard
 from koo.monitoring.guards import Wall, breaker_view, last_error_view, now_iso, outcomes_view
 from koo.monitoring.pool import PoolMetrics, spread_of
@@ -32,6 +32,7 @@ from koo.policies.reported import database_state
 from koo.policies.verdict import NEUTRAL
 
 SLOW_CALLS_MIN = 20
+AWAY = (Kind.CONNECTION, Kind.TIMEOUT)
 UNKNOWN_COMMIT_KEPT_S = 12 * 3600.0
 """Until the next morning: nothing but a person's look ends what it may mean."""
 
@@ -84,10 +85,14 @@ class Vitals:
 def pool_view(vitals: Vitals) -> PoolStatus:
     """How full the pool is."""
     size, active = vitals.options.pool_size, min(vitals.active, vitals.most)
+    idle = max(0, vitals.open - active)
+    # Of a server that does not answer, what lies in the pool is as good as closed, and nothing to rely on.
+    is_away = vitals.look is not None and vitals.look.error is not None and vitals.look.error.kind in AWAY
     return {
         "size": size,
         "active_connections": active,
-        "idle_connections": max(0, vitals.open - active),
+        "idle_connections": 0 if is_away else idle,
+        "suspect_connections": idle if is_away else 0,
         "overflow_connections": max(0, vitals.open - size),
         "open_connections": vitals.open,
         "waiting": vitals.waiting,
@@ -194,7 +199,7 @@ def database_health(vitals: Vitals) -> DatabaseHealth:
     return {
         "healthy": error is None and state.value == "healthy",
         "state": state.value,
-        "reason": reason if since is None else f"{reason}; {words_since(since)}",
+        "reason": reason,
         "last_error": last_error_view(vitals.guard.breaker.last_error),
         "server": vitals.server,
         "answers_since": None if since is None else iso(since),

@@ -20,6 +20,7 @@ from typing import Any
 from koo.ai.providers.other_words import MAY_MEAN, kind_of, never_passes
 from koo.ai.providers.waits import Stated, resets_in_s, retry_after_s, said_s, sensible, until_said_s, wait_of
 from koo.errors import ExternalServiceError, Kind, ServiceFailed
+from koo.failures import safe
 from koo.http.client import ClosedHere
 from koo.http.connector import TransportError
 from koo.policies.treatment import TREATMENTS
@@ -314,9 +315,8 @@ def detail_of(parsed: ParsedError) -> dict[str, Any]:
 
 def word(text: str | None) -> str | None:
     """A short identifier as it is, anything else as None: free text may hold a prompt or a key."""
-    return (
-        text if text is not None and _WORD.fullmatch(text) and not text.startswith(("sk-", "pplx-")) else None
-    )
+    # A server may put what it was sent into any field: what looks like a key is none of these either.
+    return text if text is not None and _WORD.fullmatch(text) and safe(text) == text else None
 
 
 # ── waits that a row works out itself ─────────────────────────────────────────────────────────────────────────────────

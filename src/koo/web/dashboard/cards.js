@@ -49,7 +49,7 @@ export function databaseCard(database, metrics, now) {
  * @param {import("./data.js").DatabaseHealth} database
  */
 export function databaseReason(database) {
-  return (database.error ?? database.reason).replace(/^database: /, "");
+  return database.reason || database.error || "";
 }
 
 /**
@@ -113,7 +113,8 @@ function pool(pool) {
   return h("div", {},
     h("h3", { class: "inner" }, "Pool"),
     bar(words, [most ? used / most : 0]),
-    h("p", { class: "beside" }, nearness(most ? used / most : 0), words, h("span", {}, `${count(pool.idle_connections)} idle, `,
+    h("p", { class: "beside" }, nearness(most ? used / most : 0), words, h("span", {}, pool.suspect_connections
+      ? `${counted(pool.suspect_connections, "idle one")} to a server that does not answer, ` : `${count(pool.idle_connections)} idle, `,
       pool.waiting ? h("strong", {}, waiting) : waiting)),
   );
 }

@@ -29,9 +29,9 @@
  * }} DatabaseBreaker
  *
  * @typedef {{
- *   size: number, active_connections: number, idle_connections: number, overflow_connections: number,
- *   open_connections: number, waiting: number, max_connections: number, utilization: number, turned_away: number,
- *   overdue: number, held_by: string[],
+ *   size: number, active_connections: number, idle_connections: number, suspect_connections: number,
+ *   overflow_connections: number, open_connections: number, waiting: number, max_connections: number,
+ *   utilization: number, turned_away: number, overdue: number, held_by: string[],
  * }} PoolStatus
  *
  * @typedef {{
