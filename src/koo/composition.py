@@ -259,9 +259,14 @@ class Parts:
 
     def hangs_on(self, component: str) -> tuple[str, ...]:
         """The components that an alert's component is a part of, or cannot work without."""
-        if component == STORE and is_same_server(self.options.state_url, self.options.database.url):
-            return (DATABASE,)
+        if component == STORE:
+            return ("disk:state_store", DATABASE) if self.store_is_databases else ("disk:state_store",)
         return outer_component(component)
+
+    @property
+    def store_is_databases(self) -> bool:
+        """The state store is on the database's own server, so one outage takes both."""
+        return is_same_server(self.options.state_url, self.options.database.url)
 
     def looks(self, database: DatabaseHealth | None, services: Mapping[str, ServiceHealth]) -> Looks:
         """What this process knows by now, for the alerts of an earlier one."""
@@ -290,6 +295,16 @@ class Parts:
         )
         if forgotten:
             self.events.publish(StoreForgot(STORE_SOURCE, str(from_pico(forgotten))))
+
+    def reset_service(self, service: Service) -> None:
+        """An operator says that a service is well: also what an earlier process found need not be looked at."""
+        service.reset()
+        self.alerts.alerts.trust(f"ai:{service.name}")
+
+    def reset_database(self) -> None:
+        """The same of the database."""
+        self.database.reset_circuit_breaker()
+        self.alerts.alerts.trust(DATABASE)
 
     def _publish_database_reset(self) -> None:
         self.sharing.publish("reset", DATABASE)

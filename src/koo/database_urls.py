@@ -72,7 +72,7 @@ def _places(url: str) -> tuple[tuple[str, int], ...] | None:
 
 
 def _place(host: str, port: int) -> tuple[str, int]:
-    name, colon, own = host.rpartition(":")
-    if host.startswith("/") or not colon or not own.isdecimal():
-        name, own = host, str(port)
+    name, _, own = host.rpartition(":")
+    if host.startswith("/") or not own.isdecimal() or (":" in name and not name.endswith("]")):
+        name, own = host, str(port)  # a socket, a name alone, or an address of IPv6
     return ("localhost" if name in ("127.0.0.1", "::1", "[::1]") else name.lower(), int(own))

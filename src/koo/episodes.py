@@ -131,6 +131,7 @@ class Episodes(Protocol):
     async def keep(self, *episodes: Episode, said: Collection[str] = ()) -> list[Episode]:
         """Write what this process sees, under a new lease; returns them as the store knows them, in the same order.
 
+        One that others have ended meanwhile is returned as resolved, and is not written.
         Where the fingerprint has an episode that lasts already, that one goes on, with its id, its beginning and what
         was said about it. The first process that keeps one with `notified_at` writes the notice that it fires, unless
         its key is in `said`: this process has delivered it itself.

@@ -409,7 +409,7 @@ class Platform:
         service = self.services.get(name) if isinstance(name, str) else None
         if service is None:
             return False
-        self._act(service.reset)
+        self._act(lambda: self.parts.reset_service(service))
         self._act(lambda: self.parts.sharing.publish("reset", name))
         return True
 
@@ -446,7 +446,7 @@ class Platform:
 
     def reset_database(self) -> bool:
         """Close the database's breaker, here and in every process on the same state store."""
-        self._act(self.database.reset_circuit_breaker)
+        self._act(self.parts.reset_database)
         return True
 
     def pause_database(self) -> DatabaseGate:

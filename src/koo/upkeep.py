@@ -25,6 +25,7 @@ from koo.storage.base import StoreUnavailable
 TICK_S = 1.0
 SWEEP_EVERY_TICKS = 30
 PRUNE_EVERY_S = 3600.0
+STORE_AWAY_LOOK_S = 5.0
 NOTICES_KEPT_S = 90 * DAY_S
 """As long as the episodes that they are about."""
 
@@ -161,8 +162,18 @@ class CheckServices(BackgroundTask):
         ]
         await asyncio.gather(*(self._check(name) for name in names))
         self.parts.own_watch.rounds += 1
-        if DATABASE in doubted and self.parts.database_in_use is not None:
-            await self.parts.database_in_use.health_check()
+        await self._check_database(DATABASE in doubted)
+
+    async def _check_database(self, is_doubted: bool) -> None:
+        """At once where an earlier process left alerts of it, or where its server's other database does not answer.
+
+        Its own probe might come half a minute later, and people would hear of two outages that are one.
+        """
+        parts = self.parts
+        if parts.database_in_use is None:
+            return
+        if is_doubted or (parts.store.trouble is not None and parts.store_is_databases):
+            await parts.database_in_use.health_check(max_age_s=0.0 if is_doubted else STORE_AWAY_LOOK_S)
 
     async def _check(self, name: str) -> None:
         result = await check_service(self.parts, name)

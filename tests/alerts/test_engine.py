@@ -432,6 +432,16 @@ def test_evidence_ends_what_was_restored_at_once() -> None:
     assert after.kinds(T0 + 2) == ["database_recovered"]
 
 
+def test_what_an_operator_has_reset_need_not_be_looked_at() -> None:
+    before = Watch()
+    before.look(T0, DOWN, replace(OPEN, component="ai:claude/opus"))
+    after = before.restart(T0 + 1)
+    after.alerts.trust("ai:claude")
+    assert after.look(T0 + 2) == [("circuit_open", "resolved")]
+    after.alerts.trust("database")
+    assert after.look(T0 + 3, DOWN) == [], "but what is found goes on"
+
+
 def test_what_no_evidence_comes_for_ends_after_a_day() -> None:
     before = Watch()
     before.look(T0, DOWN)

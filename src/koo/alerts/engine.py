@@ -120,24 +120,53 @@ class Alerts:
         since = Moment(now.wall - held_s, now.monotonic - held_s)
         return Seen(episode, since, is_found=False, restored_at=now.monotonic)
 
-    def adopt(self, known: Episode) -> None:
-        """Take what the store knows: another process may have begun it, notified of it or acknowledged it."""
+    def adopt(self, known: Episode, now: Moment, new_id: Callable[[], str]) -> Episode | None:
+        """Take what the store knows: another process may have begun it, notified of it or acknowledged it.
+
+        Or ended it, while this one was stopped: then what is found now is a new episode, which is returned to be kept.
+        """
         seen = self._active.get(known.fingerprint)
-        if seen is not None:
-            seen.episode = replace(
-                seen.episode,
-                id=known.id,
-                started_at=known.started_at,
-                fired_at=seen.episode.fired_at and known.fired_at,
-                notified_at=known.notified_at,
-                acknowledged=known.acknowledged,
-            )
+        if seen is None:
+            return None
+        if known.phase == "resolved":
+            return self._begin_anew(seen, now, new_id()) if known.id == seen.episode.id else None
+        seen.episode = replace(
+            seen.episode,
+            id=known.id,
+            started_at=known.started_at,
+            fired_at=seen.episode.fired_at and known.fired_at,
+            notified_at=known.notified_at,
+            acknowledged=known.acknowledged,
+        )
+        return None
+
+    def _begin_anew(self, seen: Seen, now: Moment, episode_id: str) -> Episode | None:
+        if not seen.is_found:
+            del self._active[seen.episode.fingerprint]
+            return None
+        fired_at = now.wall if seen.episode.fired_at is not None else None
+        seen.episode = replace(
+            seen.episode,
+            id=episode_id,
+            started_at=now.wall,
+            fired_at=fired_at,
+            notified_at=None,
+            acknowledged=None,
+        )
+        seen.since, seen.reminders = now, 0
+        return seen.episode
 
     def acknowledge(self, episode_id: str, acknowledged: Acknowledgement | None) -> None:
         """A person is at work on an episode, or no longer."""
         for seen in self._active.values():
             if seen.episode.id == episode_id:
                 seen.episode = replace(seen.episode, acknowledged=acknowledged)
+
+    def trust(self, component: str) -> None:
+        """An operator has reset a component: what was restored of it ends, unless it is found."""
+        for seen in self._active.values():
+            if seen.episode.component.partition("/")[0] == component:
+                seen.restored_at = None
 
     # ── what is found ─────────────────────────────────────────────────────────────────────────────────────────
 

@@ -167,8 +167,11 @@ class AlertKeeper:
         self._said -= said
 
     async def _adopt(self, seen: Collection[Episode], said: Collection[str] = ()) -> None:
+        now = self.now
         for known in await self._store.episodes.keep(*seen, said=said) if seen else ():
-            self.alerts.adopt(known)
+            anew = self.alerts.adopt(known, now, new_id)
+            if anew is not None:
+                self._unwritten[anew.id] = anew
 
     async def _notify(self, now: Moment) -> None:
         """Claim what people are to be notified of; the store writes the notice for the first process that does."""

@@ -231,7 +231,7 @@ KINDS: Mapping[str, AlertKind] = {
         "State store unavailable",
         ending=Ending("store_recovered", "the state store can be reached again"),
         evidence="store",
-        inhibited_by=("disk_full",),
+        inhibited_by=("disk_full", *DATABASE_GONE),
     ),
     "budget_local": AlertKind(
         "warning",

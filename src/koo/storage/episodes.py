@@ -16,7 +16,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from koo.episodes import Acknowledgement, Episode, Phase, Place, new_id, notice_of
+from koo.episodes import Acknowledgement, Episode, Phase, Place, notice_of
 from koo.storage.notices import put_in
 from koo.storage.transaction import Row, Transaction, Transactions
 
@@ -40,7 +40,8 @@ SEE = """INSERT INTO koo_sightings (episode, process, phase, lease_ends_ms)
 NOTIFY = """UPDATE koo_episodes SET notified_ms = :notified_ms WHERE id = :id AND notified_ms IS NULL
     RETURNING notified_ms"""
 NOTIFIED = "SELECT notified_ms FROM koo_episodes WHERE id = :id"
-LOCK = f"SELECT {ROW}, 'firing' FROM koo_episodes WHERE id = :id {{for_update}}"
+LOCK = f"""SELECT {ROW}, CASE WHEN ended_ms IS NULL THEN 'firing' ELSE 'resolved' END
+    FROM koo_episodes WHERE id = :id {{for_update}}"""
 FORGET_MINE = "DELETE FROM koo_sightings WHERE episode = :id AND process = :process"
 FORGET_ALL = "DELETE FROM koo_sightings WHERE episode = :id"
 SEEN_BY_OTHERS = (
@@ -162,11 +163,8 @@ def _keep(tx: Transaction, seen: Episode, values: dict[str, Any], said: Collecti
     is_said = notice_of("firing", seen).key in said
     lasting = _lasting(tx, seen)
     if lasting is None:
-        # It was ended while this process was stopped, or cut off from the store: what it sees now is a new one.
-        now = values["now_ms"] / 1000
-        seen = replace(seen, id=new_id(), started_at=now, fired_at=seen.fired_at and now)
-        lasting = _lasting(tx, seen)
-        assert lasting is not None
+        # Others ended it while this process was stopped, or cut off from the store.
+        return _episode(tx.rows(LOCK, {"id": seen.id})[0])
     known = replace(seen, id=lasting[0], started_at=lasting[1] / 1000, acknowledged=_acknowledged(lasting[3]))
     if lasting[2] is not None:
         known = replace(known, fired_at=lasting[2] / 1000)

@@ -1,0 +1,114 @@
+"""What it takes before an alert that an earlier process left ends by not being found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from koo.alerts.evidence import CHECKED_FOR_S, REMEMBERED_S, SETTLED_S, Looks
+from koo.alerts.kinds import KINDS
+from koo.monitoring.shapes import DatabaseHealth
+from tests.monitoring.houses import FAILED, House, in_house
+
+
+def looks(house: House, database: DatabaseHealth | None = None, **words: Any) -> Looks:
+    """What a process knows that is a second old and has its store."""
+    known: dict[str, Any] = {"checked": frozenset(), "up_s": 1.0, "store_up_s": 1.0, **words}
+    return Looks(database, {name: house.view(name) for name in house.services}, **known)
+
+
+def test_a_condition_of_a_process_s_own_needs_none(tmp_path: Path) -> None:
+    async def test(house: House) -> None:
+        assert looks(house)("database_paused", "database")
+
+    in_house(test)
+
+
+def test_the_database_has_to_answer_its_probe(tmp_path: Path) -> None:
+    async def test(house: House) -> None:
+        assert not looks(house)("database_unavailable", "database"), "it is not in use yet"
+        assert not looks(house, house.database_health())("database_unavailable", "database")
+        house.look_at_database("connection refused")
+        assert not looks(house, house.database_health())("database_unavailable", "database")
+        house.look_at_database()
+        known = looks(house, house.database_health())
+        assert known("database_unavailable", "database") and known("database_read_only", "database")
+        assert not known("database_slow", "database"), "one probe says nothing about how fast it is"
+
+    in_house(test, tmp_path)
+
+
+def test_a_service_has_to_answer_calls(tmp_path: Path) -> None:
+    async def test(house: House) -> None:
+        house.add()
+        for good, bad, has_answered in (
+            (0, 0, False),
+            (1, 0, False),
+            (1, 0, True),
+            (0, 1, False),
+            (1, 0, True),
+        ):
+            await house.calls(good, bad)
+            known = looks(house)
+            assert known("service_down", "ai:claude") is has_answered
+            assert known("circuit_open", "ai:claude/opus") is has_answered
+
+    in_house(test)
+
+
+def test_or_its_unbilled_check_has_passed_and_time_has_shown_that_calls_do_too() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        for checked, up_s, is_enough in (
+            ((), 10 * CHECKED_FOR_S, False),
+            (("claude",), CHECKED_FOR_S - 1, False),
+            (("openai",), CHECKED_FOR_S, False),
+            (("claude",), CHECKED_FOR_S, True),
+        ):
+            known = looks(house, checked=frozenset(checked), up_s=up_s)
+            assert known("service_down", "ai:claude") is is_enough
+
+    in_house(test)
+
+
+def test_rates_need_enough_calls_or_as_much_time_as_they_look_back() -> None:
+    async def test(house: House) -> None:
+        house.add()
+        await house.calls(19)
+        assert not looks(house)("degraded_performance", "ai:claude")
+        assert looks(house, up_s=REMEMBERED_S)("degraded_performance", "ai:claude")
+        assert looks(house, up_s=REMEMBERED_S)("database_slow", "database")
+        await house.call(FAILED)
+        assert looks(house)("degraded_performance", "ai:claude")
+
+    in_house(test)
+
+
+def test_what_the_store_knows_comes_with_the_store() -> None:
+    async def test(house: House) -> None:
+        for store_up_s, is_enough in ((None, False), (SETTLED_S - 0.1, False), (SETTLED_S, True)):
+            assert looks(house, store_up_s=store_up_s)("budget_approaching", "budget:month") is is_enough
+
+    in_house(test)
+
+
+def test_what_is_not_known_any_more_is_not_waited_for() -> None:
+    async def test(house: House) -> None:
+        assert looks(house)("service_down", "ai:gone")
+
+    in_house(test)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_time_alone_is_evidence_only_where_a_rule_looks_back_on_it(kind: str) -> None:
+    """A day without a look says nothing about the other side."""
+
+    async def test(house: House) -> None:
+        house.add()
+        component = "database" if kind.startswith("database") else "ai:claude"
+        has_looked = looks(house, up_s=80_000.0, store_up_s=None)(kind, component)
+        assert has_looked is (KINDS[kind].evidence in ("own", "recent"))
+
+    in_house(test)
