@@ -38,6 +38,9 @@ def run(home: Path, more: dict[str, str]) -> str:
 def test_each_shell_is_offered_commands_options_and_services(tmp_path: Path, shell: str) -> None:
     assert {"serve", "status"} <= asked(tmp_path, shell, "koo s")
     assert "--max-tokens" in asked(tmp_path, shell, "koo query --m")
+    assert {"ack", "silence", "why"} <= asked(tmp_path, shell, "koo alerts ")
+    assert "--reason" in asked(tmp_path, shell, "koo reset --r")
+    assert {"alerts", "status"} <= asked(tmp_path, shell, "koo help ")
     assert {"claude", "mine"} <= asked(tmp_path, shell, "koo query ", **DECLARED)
     assert {"database", "all", "local"} <= asked(tmp_path, shell, "koo reset ")
     assert asked(tmp_path, shell, "koo reset da") >= {"database"}

@@ -187,7 +187,7 @@ def test_status_has_one_line_a_service_and_one_for_each_reason(here: Here) -> No
     assert code == 3
     assert f"koo at {url}: degraded" in lines
     assert (
-        "database: circuit_open 1 of 30 connections in use on db.example:5432/shop — 5 failures in a row; "
+        "database: circuit_open on db.example:5432/shop, 1 of 30 connections in use — 5 failures in a row; "
         f"last error connection: the server refuses connections, 60 s ago; {next_attempt}"
     ) in lines
     error = "last error server_error: status 500, api_error: boom, 60 s ago"
@@ -202,6 +202,16 @@ def test_status_has_one_line_a_service_and_one_for_each_reason(here: Here) -> No
     assert "what to do: koo alerts" in lines
 
 
+def test_a_warning_about_what_works_leads_to_the_alerts_too(here: Here) -> None:
+    documents: Any = health_of("healthy", lab=service_of())
+    for severity, leads in ((None, False), ("warning", True)):
+        documents["/monitoring/health"]["severity"] = severity
+        with canned(documents) as url:
+            here.set({"KOO_URL": url})
+            code, out, _ = here.run("status")
+        assert code == 0 and ("what to do: koo alerts" in out) is leads
+
+
 def test_the_database_is_named_and_says_how_long_it_answers_again(here: Here) -> None:
     """And a probe that was refused has no time among the good numbers."""
     documents: Any = health_of("degraded", lab=service_of())
@@ -211,7 +221,7 @@ def test_the_database_is_named_and_says_how_long_it_answers_again(here: Here) ->
         here.set({"KOO_URL": url})
         _, out, _ = here.run("status")
         line = next(line for line in out.splitlines() if line.startswith("database:"))
-        assert "circuit_open 1.9 ms, 1 of 30 connections in use in app.db — 5 failures in a row" in line
+        assert "circuit_open in app.db, 1.9 ms, 1 of 30 connections in use — 5 failures in a row" in line
         assert (
             "5 failures in a row; last error connection: the server refuses connections, 60 s ago; its probe"
             in line

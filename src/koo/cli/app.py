@@ -130,9 +130,18 @@ def options(
         raise typer.Exit(Exit.USAGE)
 
 
+def _commands(incomplete: str) -> list[str]:
+    """For the completion of a shell: what there is."""
+    single = [one.name or getattr(one.callback, "__name__", "") for one in app.registered_commands]
+    names = [*single, *(str(group.name) for group in app.registered_groups)]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 @app.command()
 def help(  # noqa: A001 - a command is called as its function
-    command: Annotated[list[str] | None, typer.Argument(help="A command, as: db pause.")] = None,
+    command: Annotated[
+        list[str] | None, typer.Argument(help="A command, as: db pause.", autocompletion=_commands)
+    ] = None,
 ) -> None:
     """Show what there is, or what a command takes."""
     app([*(command or ()), "--help"], prog_name=PROGRAM, standalone_mode=False)

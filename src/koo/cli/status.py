@@ -60,17 +60,18 @@ def _show(url: str, health: SystemHealth) -> None:
     for name, view in services.items():
         if words := _why(view, now):
             put_words(coloured(f"{name}: {words}", "yellow"))
-    if health["overall_health"] != "healthy":
+    if severity or health["overall_health"] != "healthy":
         put("what to do: koo alerts")
 
 
 def _put_database(view: DatabaseHealth, now: float) -> None:
     pool = view["pool_status"]
-    words = [f"{pool['active_connections']} of {pool['max_connections']} connections in use"]
+    words = [_server(view.get("server"))]
     # Of a probe that failed the time says how soon it was refused, and would read as if the database were quick.
     if view["response_time_ms"] is not None and view["error"] is None:
-        words.insert(0, f"{latency(view['response_time_ms'] / 1000)},")
-    words += [_server(view.get("server")), *(f"({condition})" for condition in view["conditions"])]
+        words.append(f"{latency(view['response_time_ms'] / 1000)},")
+    words.append(f"{pool['active_connections']} of {pool['max_connections']} connections in use")
+    words += [f"({condition})" for condition in view["conditions"]]
     # The line says already whose reason it is.
     why = view["reason"] or view["error"] or ""
     again = f"; its probe is answered since {when(since)}" if (since := view.get("answers_since")) else ""
@@ -82,14 +83,14 @@ def _put_database(view: DatabaseHealth, now: float) -> None:
 
 
 def _server(server: DatabaseServer | None) -> str:
-    """Which one it is: "on db.example:5432/shop", or "in app.db"."""
+    """Which one it is: "on db.example:5432/shop,", or "in app.db,"."""
     if server is None:
         return ""
     name = server["name"] or ""
     if server["host"] is None:
-        return f"in {name}" if name else ""
+        return f"in {name}," if name else ""
     port = "" if server["port"] is None else f":{server['port']}"
-    return f"on {server['host']}{port}{'/' if name else ''}{name}"
+    return f"on {server['host']}{port}{'/' if name else ''}{name},"
 
 
 def _service_cells(view: ServiceHealth) -> list[str]:
