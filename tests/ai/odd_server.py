@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from koo.ai.assembly import assemble
+from koo.ai.assembly import HOSTED
 from koo.ai.gateway import Gateway
-from koo.ai.pricing import Prices
 from koo.ai.types import Query
-from koo.clock import SYSTEM_CLOCK
-from koo.deadlines import Deadlines
 from koo.errors import ExternalServiceError
-from koo.events import EventBus
 from koo.http.client import HttpClient
 from koo.options import LimitOptions, PlatformOptions, RetryOptions, ServiceOptions
-from koo.storage.memory import MemoryLedger
+from koo.platform import Platform
 from tests.ai.oddities import Format, Oddity
-from tests.ai.worlds import beating, budgets_of
 
 MODELS = {
     "anthropic": "claude-sonnet-5-5", "openai": "gpt-6.1-terra", "openai_compatible": "m", "gemini": "gemini-3.5-flash",
@@ -76,37 +74,28 @@ class OddServer:
 
 
 @asynccontextmanager
-async def odd_gateway(kind: Format, base_url: str, http: HttpClient) -> AsyncIterator[Gateway]:
-    """A gateway whose service `odd` is at this address, with two repeats."""
-    deadlines, ledger, prices = Deadlines(), MemoryLedger(SYSTEM_CLOCK), Prices()
-    await prices.load()
+async def odd_gateway(kind: Format, base_url: str, http: HttpClient | None = None) -> AsyncIterator[Gateway]:
+    """A gateway whose service `odd` is at this address, with two repeats; or behind this client."""
     options = ServiceOptions(
         name="odd", kind=kind, model=MODELS[kind], api_key="test-key", declared=True, base_url=base_url,
         input_price=Decimal(1), output_price=Decimal(1), retry=RetryOptions(base_s=0.001, cap_s=0.01, attempts_max=3),
         limits=LimitOptions(), daily_budget_usd=Decimal(10**6),
     )  # fmt: skip
-    services = assemble(
-        PlatformOptions(services=(options,)), http=http, clock=SYSTEM_CLOCK, deadlines=deadlines,
-        publish=EventBus().publish,
-    )  # fmt: skip
-    try:
-        async with beating(ledger):
-            yield Gateway(
-                services,
-                budgets=budgets_of(ledger, services),
-                prices=prices,
-                deadlines=deadlines,
-                clock=SYSTEM_CLOCK,
-            )
-    finally:
-        await http.close()
+    with TemporaryDirectory() as home:
+        async with Platform(PlatformOptions(home=Path(home), services=(options,))) as platform:
+            await platform.parts.load_prices()
+            gateway = platform.parts.gateway
+            if http is not None:
+                provider = HOSTED[kind]("odd", http, base_url=base_url, api_key="test-key")
+                gateway.services["odd"] = replace(gateway.services["odd"], provider=provider)  # type: ignore[index]
+            yield gateway
 
 
 async def ask_koo(oddity: Oddity) -> tuple[str, ExternalServiceError | None, int]:
     """The text that koo's caller gets, the error where there is one, and the requests that the server saw."""
     async with (
         OddServer(oddity) as server,
-        odd_gateway(oddity.format, server.base_url, HttpClient()) as gateway,
+        odd_gateway(oddity.format, server.base_url) as gateway,
     ):
         text, query = "", Query(service="odd", prompt="Capital of France?", max_tokens=100)
         try:

@@ -13,7 +13,7 @@ from koo.ai.pricing import Prices
 from koo.ai.types import Usage
 from koo.errors import PriceUnknown
 from koo.options import ServiceOptions
-from tests.ai.test_pricing import Clock
+from tests.ai.test_pricing import at
 from tests.ai.worlds import World, run
 
 OPENROUTER = "https://openrouter.ai/api/v1"
@@ -28,7 +28,7 @@ def find(
     name: str, /, kind: Any = "openai_compatible", base_url: str | None = None, **options: Any
 ) -> ModelPrice | None:
     options = {"api_key": "k", "declared": base_url is not None, **options}
-    return Prices(Clock()).find(ServiceOptions(name="svc", kind=kind, base_url=base_url, **options), name)
+    return Prices(at()).find(ServiceOptions(name="svc", kind=kind, base_url=base_url, **options), name)
 
 
 def usd(
@@ -235,7 +235,7 @@ def test_the_price_of_any_host_is_looked_up_once(monkeypatch: pytest.MonkeyPatch
         return real(self, model, **options)
 
     async def main() -> None:
-        prices = Prices(Clock())
+        prices = Prices(at())
         service = ServiceOptions(
             name="s", kind="openai_compatible", base_url=OPENROUTER, api_key="k", declared=True
         )

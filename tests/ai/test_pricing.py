@@ -21,30 +21,21 @@ from koo.ai.pricing import KNOWN_MAX, TABLE_NAMES, Prices
 from koo.ai.types import Usage
 from koo.configuration.variables import BUILT_IN
 from koo.options import ServiceOptions
+from koo.testing.clock import StandingClock
 
 
-class Clock:
-    """A clock whose wall time a test sets."""
-
-    def __init__(self, when: str = "2026-11-23T12:00:00+00:00") -> None:
-        self.now = datetime.fromisoformat(when)
-
-    def monotonic(self) -> float:
-        return 0.0
-
-    def wall(self) -> float:
-        return self.now.timestamp()
-
-    async def sleep(self, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
+def at(when: str = "2026-11-23T12:00:00+00:00") -> StandingClock:
+    return StandingClock(datetime.fromisoformat(when).timestamp())
 
 
 def service(kind: Any = "anthropic", **options: Any) -> ServiceOptions:
     return ServiceOptions(name="svc", kind=kind, **{"api_key": "k", **options})
 
 
-def price(model: str, kind: Any = "anthropic", clock: Clock | None = None, **options: Any) -> ModelPrice:
-    found = Prices(clock or Clock()).find(service(kind, **options), model)
+def price(
+    model: str, kind: Any = "anthropic", clock: StandingClock | None = None, **options: Any
+) -> ModelPrice:
+    found = Prices(clock or at()).find(service(kind, **options), model)
     assert found is not None, f"{model} has no price"
     return found
 
@@ -99,10 +90,10 @@ def test_a_cliff_is_priced_for_every_token_of_the_prompt() -> None:
 
 def test_prices_change_at_their_day() -> None:
     """gemini-4-argon costs twice as much from the first of December on."""
-    clock = Clock("2026-11-30T23:59:59+00:00")
+    clock = at("2026-11-30T23:59:59+00:00")
     prices, usage = Prices(clock), Usage(input_tokens=1_000_000)
     before = prices.find(service("gemini"), "gemini-4-argon")
-    clock.now = datetime(2026, 12, 1, tzinfo=UTC)
+    clock.now = datetime(2026, 12, 1, tzinfo=UTC).timestamp()
     after = prices.find(service("gemini"), "gemini-4-argon")
     assert before is not None and after is not None
     assert [before.cost_usd(usage), after.cost_usd(usage)] == [Decimal(2), Decimal(4)]
@@ -128,7 +119,7 @@ def test_a_dated_name_has_the_price_of_its_model() -> None:
     ],
 )
 def test_an_unknown_price_is_unknown_and_never_zero(kind: Any, model: str, options: dict[str, Any]) -> None:
-    assert Prices(Clock()).find(service(kind, **options), model) is None
+    assert Prices(at()).find(service(kind, **options), model) is None
 
 
 def test_an_aggregator_is_found_by_its_address() -> None:
@@ -156,7 +147,7 @@ def test_a_configured_price_of_zero_is_a_price() -> None:
 
 
 def test_a_server_of_ones_own_and_the_local_model_are_free() -> None:
-    prices = Prices(Clock())
+    prices = Prices(at())
     own = service("openai_compatible", api_key=None, declared=True, base_url="http://127.0.0.1:8080/v1")
     assert prices.find(own, "anything") is FREE and FREE.free
     assert prices.find(service("local", api_key=None), "any.gguf") is FREE
@@ -224,20 +215,20 @@ def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_price_is_looked_up_once_a_day(looked_up: list[str]) -> None:
-    clock = Clock()
+    clock = at()
     prices = Prices(clock)
     for _ in range(5):
         prices.find(service(), "claude-sonnet-5-5")
         prices.find(service(), "made-up")
     assert looked_up == ["claude-sonnet-5-5", "made-up"]
-    clock.now = datetime(2026, 11, 24, tzinfo=UTC)
+    clock.now = datetime(2026, 11, 24, tzinfo=UTC).timestamp()
     prices.find(service(), "claude-sonnet-5-5")
     assert len(looked_up) == 3, "prices change at midnight"
 
 
 def test_names_that_callers_make_up_do_not_fill_the_memory(looked_up: list[str]) -> None:
     """What is known is forgotten when the bound is reached, and looked up again."""
-    prices, asked = Prices(Clock()), service()
+    prices, asked = Prices(at()), service()
     for number in range(KNOWN_MAX + 1):
         prices.find(asked, f"made-up-{number}")
     prices.find(asked, "made-up-0")
@@ -251,7 +242,7 @@ def test_the_table_is_not_imported_before_somebody_needs_it() -> None:
 
 def test_loading_leaves_the_loop_alone() -> None:
     async def main() -> None:
-        prices = Prices(Clock())
+        prices = Prices(at())
         await prices.load()
         assert prices.find(service(), "claude-sonnet-5-5") is not None
 

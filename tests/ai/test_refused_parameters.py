@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 
+from koo.ai.budgets import Budgets
 from koo.ai.gateway import Gateway
 from koo.ai.types import Query
 from koo.errors import InvalidRequest, Kind
@@ -17,7 +18,7 @@ from koo.options import RetryOptions
 from koo.policies.repeat import ANEW_MAX
 from koo.testing.providers import FakeCompatible, FakeProvider, error
 from koo.testing.providers.wire import ReceivedRequest
-from tests.ai.providers.talk import KEY, gateway
+from tests.ai.providers.talk import KEY, in_gateway
 
 PROMPT = "Capital of France?"
 PROMPT_TOKENS = 24
@@ -68,22 +69,20 @@ def serving(
 ) -> Decimal:
     """Run a test with a picky server as the service `svc`; returns what was spent."""
 
-    async def main() -> Decimal:
-        server = Picky("vllm", key=KEY, strict=False)
-        server.refused, server.context = refused or {}, context
-        prices = {"input_price": Decimal(1), "output_price": Decimal(1)}
-        async with (
-            server,
-            gateway("openai_compatible", "m", server, **{**prices, **options}) as (here, budgets),
-        ):
-            await test(here, server)
-            guard = here.services["svc"].service.default_guard
-            assert guard.breaker.consecutive == 0 and not guard.breaker.running
-            view = budgets.view("svc")
-            assert view.held_usd == 0, "each refused attempt gave its hold back"
-            return view.spent_usd
+    server, spent = Picky("vllm", key=KEY, strict=False), list[Decimal]()
+    server.refused, server.context = refused or {}, context
+    prices = {"input_price": Decimal(1), "output_price": Decimal(1), "api_key": KEY, "declared": True}
 
-    return asyncio.run(main())
+    async def tried(here: Gateway, budgets: Budgets, server: Picky) -> None:
+        await test(here, server)
+        guard = here.services["svc"].service.default_guard
+        assert guard.breaker.consecutive == 0 and not guard.breaker.running
+        view = budgets.view("svc")
+        assert view.held_usd == 0, "each refused attempt gave its hold back"
+        spent.append(view.spent_usd)
+
+    in_gateway("openai_compatible", "m", server, tried, strict=False, **{**prices, **options})
+    return spent[0]
 
 
 def bodies(server: FakeProvider) -> list[Any]:

@@ -20,16 +20,6 @@ from koo.policies.verdict import FAILURE
 from koo.testing.clock import VirtualClock, run_virtual
 from tests.guard.support import answer, fail, hang, throttled
 
-
-class SetClock(VirtualClock):
-    """Virtual time whose wall clock may be set, as people and time servers do."""
-
-    ahead_s = 0.0
-
-    def wall(self) -> float:
-        return super().wall() + self.ahead_s
-
-
 ONE_A_DAY = LimitOptions(per_day=1)
 
 
@@ -71,7 +61,7 @@ def test_what_a_server_asks_for_is_not_stretched_by_a_suspended_machine() -> Non
     """Its monotonic clock stands still, and the wall clock goes on."""
 
     async def main() -> None:
-        clock = SetClock()
+        clock = VirtualClock()
         service = make_service(clock, LimitOptions())
         guard = service.guard("a")
         guard.cooldown.extend(
@@ -79,17 +69,17 @@ def test_what_a_server_asks_for_is_not_stretched_by_a_suspended_machine() -> Non
         )
         service.gates.pause(guard.now(), 3600.0, lambda: 0.0, Kind.QUOTA, "the provider's quota is used up")
         service.tick()
-        clock.ahead_s = -1800.0
+        clock.set_wall(clock.wall() - 1800.0)
         service.tick()
         with pytest.raises(RateLimited) as refused:
             await guard.call(answer, on_limit="refuse")
         assert refused.value.retry_after_s == 3600.0, "a clock that is set back changes nothing"
-        clock.ahead_s += 3500.0
+        clock.set_wall(clock.wall() + 3500.0)
         service.tick()
         with pytest.raises(RateLimited) as refused:
             await guard.call(answer, on_limit="refuse")
         assert refused.value.retry_after_s == pytest.approx(100.0)
-        clock.ahead_s += 100.0
+        clock.set_wall(clock.wall() + 100.0)
         service.tick()
         assert await guard.call(answer, on_limit="refuse") == "answer"
 
@@ -111,12 +101,12 @@ def test_the_day_of_a_limit_ends_at_midnight_as_the_wall_clock_tells_it_at_each_
     """The count is kept in monotonic time: set forward by a day, the wall clock begins a new one with the next tick."""
 
     async def main() -> None:
-        clock = SetClock()
+        clock = VirtualClock()
         service = make_service(clock)
         await service.guard("a").call(answer)
         with pytest.raises(RateLimited):
             await service.guard("a").call(answer)
-        clock.ahead_s = DAY_S
+        clock.set_wall(clock.wall() + DAY_S)
         service.tick()
         assert await service.guard("a").call(answer) == "answer"
 
@@ -125,10 +115,10 @@ def test_the_day_of_a_limit_ends_at_midnight_as_the_wall_clock_tells_it_at_each_
 
 def test_a_day_that_the_wall_clock_makes_longer_does_not_end_early() -> None:
     async def main() -> None:
-        clock = SetClock()
+        clock = VirtualClock()
         service = make_service(clock)
         await service.guard("a").call(answer)
-        clock.ahead_s = -3600.0
+        clock.set_wall(clock.wall() - 3600.0)
         service.tick()
         await clock.sleep(DAY_S - clock.wall() % DAY_S - 1800.0)
         with pytest.raises(RateLimited) as caught:

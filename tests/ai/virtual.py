@@ -8,6 +8,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
+from koo.ai.budgets import Budgets
 from koo.ai.gateway import Gateway
 from koo.ai.pricing import Prices
 from koo.ai.providers.base import Completion, CompletionChunk, Provider, Request
@@ -21,7 +22,6 @@ from koo.storage.base import Allowance
 from koo.storage.ledger import Ledger
 from koo.storage.memory import MemoryLedger
 from koo.testing.clock import VirtualClock
-from tests.ai.worlds import budgets_of
 
 ONCE = RetryOptions(attempts_max=1)
 INPUT_TOKENS_MAX = 100
@@ -111,7 +111,9 @@ class VirtualWorld:
             )  # fmt: skip
             services[name] = AIService(service, provider, one)
         self.service = services["first"].service
-        self.budgets = budgets_of(ledger, services, own)
+        self.budgets = Budgets(ledger, own)
+        for name, one_service in services.items():
+            self.budgets.add_service(name, one_service.service.allowance)
         self.gateway = Gateway(
             services,
             budgets=self.budgets,

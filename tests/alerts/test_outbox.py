@@ -18,9 +18,13 @@ from koo.monitoring.shapes import Alert
 from koo.network_options import NetworkOptions
 from koo.notices import Notice
 from koo.storage.store import SqlStore
+<<<<<<< HEAD
 from tests.alerts.hooks import SILENT, Hook, answer
+=======
+from koo.testing.clock import StandingClock
+from tests.alerts.hooks import Hook, answer
+>>>>>>> b7d2a7b (API page)
 from tests.alerts.mails import HOST, MailServer
-from tests.database.support import StillClock
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -29,7 +33,7 @@ class House:
     """One process's outbox on a real store, with a clock that stands still until it is moved."""
 
     def __init__(self, folder: Path, options: AlertOptions) -> None:
-        self.clock = StillClock()
+        self.clock = StandingClock()
         self.store = SqlStore(f"sqlite:///{folder / 'state.db'}", clock=self.clock, timeout_s=20.0)
         deadlines = Deadlines()
         deadlines.bind(asyncio.get_running_loop())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,6 +15,7 @@ from koo.database.database import Database
 from koo.options import DatabaseOptions, RetryOptions
 from koo.testing.postgres import Driver, PostgresServer
 from koo.testing.proxy import FaultProxy
+from koo.testing.taken import taken_of_database
 
 SELECT = text("SELECT n FROM notes ORDER BY n")
 INSERT = text("INSERT INTO notes (n) VALUES (:n)")
@@ -63,16 +63,7 @@ async def with_notes(url: str, **changes: Any) -> AsyncIterator[Database]:
 
 def assert_free(database: Database) -> None:
     """No place of the pool, no permit, no writer's turn and no transaction is left behind."""
-    assert database.pool_queue.used == 0, database.pool_queue.holders
-    assert not database.pool_queue.holders
-    assert not database.pool_queue.line
-    assert not database.guard.breaker.running
-    connections = database.connections
-    if connections is not None:
-        assert checked_out(database) == 0
-        records = connections.records.by_connection.values()
-        assert all(record.occupant is None and not record.busy for record in records)
-        assert connections.writers is None or not (connections.writers.used or connections.writers.line)
+    assert taken_of_database(database) == []
 
 
 def checked_out(database: Database) -> int:
@@ -99,20 +90,3 @@ def through(proxy: FaultProxy, server: PostgresServer, driver: Driver, database:
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(main())
-
-
-class StillClock:
-    """Stands still until somebody moves it, so far ahead of the real one that no deadline passes; sleeps are real."""
-
-    def __init__(self) -> None:
-        self.now = time.time()
-        self._ahead_s = time.monotonic() - self.now + 1e6
-
-    def monotonic(self) -> float:
-        return self.now + self._ahead_s
-
-    def wall(self) -> float:
-        return self.now
-
-    async def sleep(self, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)

@@ -21,12 +21,13 @@ from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, Event
 from koo.options import BreakerOptions, RetryOptions
 from koo.policies.breaker import CLOSED, OPEN
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS
+from koo.testing.clock import StandingClock
 from koo.testing.polling import until
 from koo.testing.postgres import PostgresServer
 from tests.backend import shapes
 from tests.backend.shapes import check
 from tests.database.conftest import Place
-from tests.database.support import INSERT, ONE, StillClock, checked_out, opened, options, run, with_notes
+from tests.database.support import INSERT, ONE, checked_out, opened, options, run, with_notes
 from tests.database.test_faults import kill_all
 from tests.database.test_loss import warm
 
@@ -39,7 +40,7 @@ def test_a_look_that_is_young_enough_is_not_repeated(tmp_path: Path) -> None:
     """An open page asks every two seconds: however many there are, they are not a probe each."""
 
     async def main() -> None:
-        clock = StillClock()
+        clock = StandingClock()
         database = Database(options(f"sqlite:///{tmp_path / 'a.db'}"), clock=clock)
         looks: list[str] = []
 
@@ -156,7 +157,7 @@ def test_the_users_own_time_is_neither_slow_nor_hung(url: str) -> None:
     """25 scopes that each think for longer than a slow call do not open the circuit."""
 
     async def main() -> None:
-        clock = StillClock()
+        clock = StandingClock()
         async with opened(url, clock=clock, slow_call_s=1.0) as database:
             thought = asyncio.Event()
 
@@ -235,7 +236,7 @@ def test_from_healthy_to_open_and_back_by_itself(pg: Place) -> None:
     run(main)
 
 
-def open_it(database: Database, clock: StillClock) -> None:
+def open_it(database: Database, clock: StandingClock) -> None:
     """Open the breaker, and let its time pass."""
     breaker, now = database.guard.breaker, clock.monotonic()
     for _ in range(QUICKLY.failure_threshold):
@@ -251,7 +252,7 @@ def test_a_probe_is_over_when_the_database_has_answered(url: str, ends: str) -> 
     """Not when the caller's block ends: however long it thinks, others are let in."""
 
     async def main() -> None:
-        clock = StillClock()
+        clock = StandingClock()
         database = Database(options(url, retry=ONCE, breaker=QUICKLY), clock=clock)
         breaker = database.guard.breaker
         open_it(database, clock)
@@ -271,7 +272,7 @@ def test_a_probe_is_over_when_the_database_has_answered(url: str, ends: str) -> 
 
 def test_what_a_probes_block_meets_after_the_breaker_has_closed_counts(pg: Place) -> None:
     async def main() -> None:
-        clock = StillClock()
+        clock = StandingClock()
         database = Database(options(pg.url, retry=ONCE, breaker=QUICKLY), clock=clock)
         breaker = database.guard.breaker
         open_it(database, clock)
@@ -293,7 +294,7 @@ def test_a_probe_asks_sqlite_which_answers_no_begin(sqlite_url: str) -> None:
     """Else it would be over with a success before anything was read."""
 
     async def main() -> None:
-        clock = StillClock()
+        clock = StandingClock()
         database = Database(options(sqlite_url, retry=ONCE, breaker=QUICKLY), clock=clock)
         said: list[str] = []
         async with database.session_scope() as session:

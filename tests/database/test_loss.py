@@ -18,6 +18,7 @@ from koo.database.database import Database
 from koo.errors import CommitOutcomeUnknown, DatabaseTimeout, DatabaseUnavailable, Kind, KooError
 from koo.options import BreakerOptions, RetryOptions
 from koo.policies.verdict import FAILURE
+from koo.testing.clock import StandingClock
 from koo.testing.polling import until
 from tests.database.conftest import Place
 from tests.database.support import (
@@ -26,7 +27,6 @@ from tests.database.support import (
     SELECT,
     Base,
     Note,
-    StillClock,
     assert_free,
     notes,
     opened,
@@ -173,7 +173,7 @@ def test_a_dead_or_aged_connection_after_a_commit_inside_is_replaced_unseen(
     pg: Place, end: str, fault: str, isolation: str | None
 ) -> None:
     async def main() -> None:
-        clock = StillClock()
+        clock = StandingClock()
         database = Database(options(pg.url), clock=clock)
         async with database.session_scope() as session:
             await session.run_sync(lambda sync: Base.metadata.create_all(sync.connection()))
@@ -393,7 +393,7 @@ def test_a_deadline_between_two_fetches_is_told_as_one(pg: Place) -> None:
 
 def test_the_time_of_a_fetch_is_the_databases(pg: Place) -> None:
     async def main() -> None:
-        clock = StillClock()
+        clock = StandingClock()
         database = Database(options(pg.url), clock=clock)
 
         async def pass_while_asleep() -> None:

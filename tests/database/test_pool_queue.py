@@ -12,19 +12,10 @@ from koo.database.database import Database
 from koo.deadlines import Deadline
 from koo.errors import DatabaseUnavailable, Kind, PoolSaturated
 from koo.policies.verdict import FAILURE
+from koo.testing.clock import StandingClock
 from koo.testing.polling import until
 from tests.database.conftest import Place
-from tests.database.support import (
-    ONE,
-    StillClock,
-    assert_free,
-    checked_out,
-    opened,
-    options,
-    proxied,
-    run,
-    through,
-)
+from tests.database.support import ONE, assert_free, checked_out, opened, options, proxied, run, through
 
 SMALL = {"pool_size": 1, "max_overflow": 1}
 
@@ -197,7 +188,7 @@ def test_a_scope_that_is_held_too_long_is_logged_once_with_where_it_began(
     sqlite_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        clock = StillClock()
+        clock = StandingClock()
         database = Database(options(sqlite_url, held_warning_s=20.0), clock=clock)
         async with database.session_scope() as session:
             await session.execute(ONE)

@@ -22,12 +22,13 @@ from koo.database.database import Database
 from koo.errors import DatabaseError, DatabaseUnavailable, Kind
 from koo.options import BreakerOptions, RetryOptions
 from koo.policies.breaker import CLOSED, HALF_OPEN, OPEN
+from koo.testing.clock import StandingClock
 from koo.testing.polling import until
 from koo.testing.postgres import Driver, PostgresServer, postgres_binaries
 from koo.testing.processes import unprivileged
 from koo.testing.proxy import FaultProxy
 from tests.database.conftest import Place
-from tests.database.support import INSERT, ONE, StillClock, assert_free, options, proxied, run, through
+from tests.database.support import INSERT, ONE, assert_free, options, proxied, run, through
 
 ONCE = RetryOptions(attempts_max=1)
 DRIVERS: list[Driver] = ["psycopg", "asyncpg"]
@@ -36,9 +37,9 @@ INTERVAL_S = 30.0
 
 
 @asynccontextmanager
-async def still(url: str, **changes: object) -> AsyncIterator[tuple[Database, StillClock]]:
+async def still(url: str, **changes: object) -> AsyncIterator[tuple[Database, StandingClock]]:
     """A database on a clock that only the test moves; the keeper does not get to probe."""
-    clock = StillClock()
+    clock = StandingClock()
     database = Database(options(url, retry=ONCE, **changes), clock=clock)
     try:
         yield database, clock
@@ -248,7 +249,7 @@ async def answers(database: Database, needed: int) -> None:
 
 
 @asynccontextmanager
-async def behind(proxy: FaultProxy, place: Place) -> AsyncIterator[tuple[Database, StillClock]]:
+async def behind(proxy: FaultProxy, place: Place) -> AsyncIterator[tuple[Database, StandingClock]]:
     async with still(through(proxy, place.server, place.driver, place.database)) as made:
         yield made
 
@@ -261,7 +262,7 @@ async def refuse(database: Database, proxy: FaultProxy) -> None:
         await fail(database, 1)
 
 
-class HurriedClock(StillClock):
+class HurriedClock(StandingClock):
     """Moves by what is slept, and so as fast as the loop runs; `at` calls something when a time has come."""
 
     def __init__(self) -> None:

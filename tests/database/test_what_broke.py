@@ -14,9 +14,10 @@ from koo.database.nameplate import server_of
 from koo.errors import DatabaseUnavailable, PoolSaturated
 from koo.options import BreakerOptions, RetryOptions
 from koo.policies.breaker import HALF_OPEN, OPEN
+from koo.testing.clock import StandingClock
 from koo.web.problems import problem_answer
 from tests.database.conftest import Place
-from tests.database.support import ONE, QUICK, StillClock, opened, options, proxied, run, through
+from tests.database.support import ONE, QUICK, opened, options, proxied, run, through
 
 REFUSED = "postgresql://app:hidden@127.0.0.1:1/shop"
 ONCE = RetryOptions(attempts_max=1)
@@ -125,7 +126,7 @@ def test_a_transaction_that_is_not_run_again_says_why(pg: Place) -> None:
 def test_what_answers_again_is_said_with_the_time_that_is_left(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy:
-            clock = StillClock()
+            clock = StandingClock()
             database = Database(
                 options(through(proxy, pg.server, pg.driver, pg.database), retry=ONCE), clock=clock
             )

@@ -27,9 +27,10 @@ from koo.policies.breaker import CLOSED
 from koo.policies.verdict import FAILURE, NEUTRAL
 from koo.server_words import by_words
 from koo.sqlstates import AT_CONNECT, REPORTED, SQLSTATES, Meaning, by_code
+from koo.testing.clock import StandingClock
 from koo.testing.postgres import PostgresServer
 from tests.database.conftest import Place
-from tests.database.support import INSERT, ONE, StillClock, notes, opened, options, run, with_notes
+from tests.database.support import INSERT, ONE, notes, opened, options, run, with_notes
 
 DRIVERS = ["psycopg", "asyncpg"]
 
@@ -143,7 +144,7 @@ def test_a_look_does_not_call_a_full_disk_well_but_time_does(pg: Place) -> None:
     """It only reads. With writes that go on failing the condition, and its alert, stays."""
 
     async def main() -> None:
-        clock = StillClock()
+        clock = StandingClock()
         database = Database(options(pg.url), clock=clock)
         for _ in range(2):
             with pytest.raises(DBAPIError):

@@ -21,6 +21,7 @@ from koo.policies.treatment import classify_error
 from koo.policies.verdict import Classify
 from koo.refusals import SERVICES, Family
 from koo.testing.clock import BEGIN_S, VirtualClock, run_virtual
+from koo.testing.taken import taken_of_gates, taken_of_guard
 
 __all__ = ["BEGIN_S", "run_virtual"]
 
@@ -197,14 +198,9 @@ def used(guard: Guard) -> list[int]:
 
 def nothing_is_taken(guard: Guard, wallet: Wallet | None = None) -> bool:
     """No slot, no place in a line, no lease, no running permit, no open hold, no deadline."""
-    gates = guard.gates
     return (
-        gates.bulkhead.used == 0
-        and not gates.bulkhead.line
-        and gates.limit_queue.used == 0
-        and not gates.limit_queue.line
-        and not guard.breaker.leases
-        and not guard.breaker.running
+        not taken_of_gates(guard.gates)
+        and not taken_of_guard(guard)
         and (wallet is None or wallet.open == 0)
-        and not any(gates.deadlines.grains.values())
+        and not any(guard.gates.deadlines.grains.values())
     )

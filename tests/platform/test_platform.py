@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from koo.ai.types import Query
-from koo.clock import SystemClock
 from koo.errors import (
     BudgetExceeded,
     CircuitOpen,
@@ -34,6 +33,7 @@ from koo.platform import Platform
 from koo.policies.breaker import Override
 from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic, FakeCompatible, error, hang, stream
+from koo.testing.skipping import SkippingClock
 
 MODEL = "claude-sonnet-5-5"
 QUESTION = Query(service="claude", prompt="What is the capital of France?", max_tokens=100)
@@ -147,7 +147,7 @@ def test_a_process_that_is_killed_leaves_its_hold_and_the_cap_still_holds(tmp_pa
                 budget = platform.service_health("claude")["rate_limits"]["daily_budget"]
                 assert Decimal(budget["spent"]) == server.billed_usd
                 assert Decimal(budget["reserved"]) + Decimal(budget["idle"]) > 0, "it may yet report"
-            async with Platform(options(tmp_path, server), clock=Ahead(11)) as platform:
+            async with Platform(options(tmp_path, server), clock=ahead(11)) as platform:
                 budget = platform.service_health("claude")["rate_limits"]["daily_budget"]
                 left = Decimal(budget["limit"] or 0) - Decimal(budget["spent"]) - Decimal(budget["unsettled"])
                 assert Decimal(budget["unsettled"]) > 0, "what may have been billed stays booked"
@@ -290,7 +290,7 @@ def test_a_key_that_was_refused_a_while_ago_is_tried_again_by_a_process_that_sta
         async with Platform(options(tmp_path, server)) as first:
             with pytest.raises(ExternalServiceError):
                 await first.query(QUESTION)
-        soon, later = (Platform(options(tmp_path, server), clock=Ahead(ahead_s)) for ahead_s in (30, 61))
+        soon, later = (Platform(options(tmp_path, server), clock=ahead(ahead_s)) for ahead_s in (30, 61))
         async with soon:
             await until(lambda: soon.service_health("claude")["state"] == "circuit_open")
         async with later:
@@ -300,11 +300,9 @@ def test_a_key_that_was_refused_a_while_ago_is_tried_again_by_a_process_that_sta
     run(test)
 
 
-class Ahead(SystemClock):
+def ahead(by_s: float) -> SkippingClock:
     """The wall's time some seconds later."""
-
-    def __init__(self, ahead_s: float) -> None:
-        self.wall = lambda: time.time() + ahead_s
+    return SkippingClock(time.time() + by_s)
 
 
 def test_a_pause_that_was_reset_does_not_come_back_with_the_next_process(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from koo.storage import worker
 from koo.storage.base import Bill
 from koo.storage.memory import MemoryLedger
 from koo.storage.store import SqlStore
+from koo.testing.clock import StandingClock
 
 NOON_S = 20_000 * DAY_S + DAY_S / 2
 PATIENCE_S = 20.0
@@ -32,18 +33,11 @@ BEAT_S = 0.02
 CLAUDE = "service/claude"
 
 
-class SetClock:
-    """Stands still until somebody moves it. Sleeps are real, and short."""
+class SetClock(StandingClock):
+    """Stands still until somebody moves it, at noon of a day. Sleeps are real, and short."""
 
     def __init__(self, wall_s: float = NOON_S) -> None:
-        self.now = wall_s
-        self._begin_s = wall_s
-
-    def monotonic(self) -> float:
-        return self.now - self._begin_s + 1000.0
-
-    def wall(self) -> float:
-        return self.now
+        super().__init__(wall_s)
 
     async def sleep(self, delay_s: float) -> None:
         await asyncio.sleep(min(delay_s, 0.005))

@@ -25,7 +25,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from koo.clock import SystemClock
 from koo.errors import Kind
 from koo.monitoring.runbook import runbook
 from koo.options import DAY_S, BreakerOptions, BudgetOptions, LimitOptions, ServiceOptions
@@ -35,6 +34,7 @@ from koo.policies.breaker import CLOSED, OPEN
 from koo.policies.verdict import FAILURE, Fault
 from koo.testing.providers import FakeAnthropic, answer, error
 from koo.testing.proxy import FaultProxy
+from koo.testing.skipping import SkippingClock
 from koo.web import create_app, mount
 from tests.web.browser import WAIT_S, Window, chromium, needs_browser, window
 from tests.web.serving import Client, claude, options, platform, served
@@ -178,14 +178,9 @@ def leave_unsettled(file: Path, budget: str, pico: int) -> None:
     state.close()
 
 
-class Noon(SystemClock):
+def noon() -> SkippingClock:
     """It was noon when the test began: in the last hours of a day nothing runs out before its end."""
-
-    def __init__(self) -> None:
-        self._ahead_s = (DAY_S / 2 - time.time()) % DAY_S
-
-    def wall(self) -> float:
-        return time.time() + self._ahead_s
+    return SkippingClock(time.time() // DAY_S * DAY_S + DAY_S / 2)
 
 
 def test_it_shows_budgets_of_every_kind(browser: str, tmp_path: Path) -> None:
@@ -200,7 +195,7 @@ def test_it_shows_budgets_of_every_kind(browser: str, tmp_path: Path) -> None:
                 BudgetOptions(name="teams", limit_usd=Decimal(3), tag="*"),
             )
             second = replace(claude(fake), name="second", model="claude-haiku-5")
-            koo = Platform(options(tmp_path, claude(fake), second, budgets=budgets), clock=Noon())
+            koo = Platform(options(tmp_path, claude(fake), second, budgets=budgets), clock=noon())
             async with shown(browser, koo) as (page, client):
                 fake.script(answer("ok", input_tokens=700, output_tokens=100))
                 body = {"service": "claude", "prompt": "x" * 600, "max_tokens": 100, "tag": HOSTILE}

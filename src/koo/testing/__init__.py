@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from koo.testing.providers.verbs import Verbs
     from koo.testing.proxy import FaultProxy
     from koo.testing.skipping import SkippingClock
+    from koo.testing.taken import Settled
     from koo.testing.using import use
     from koo.testing.world import World
 
 _PLACES = {
+    "Settled": "koo.testing.taken",
     "AdapterCase": "koo.testing.contract",
     "rules": "koo.testing.contract",
     "FakeMisused": "koo.testing.providers.diary",
@@ -61,6 +63,7 @@ __all__ = [
     "FaultProxy",
     "Gate",
     "PostgresServer",
+    "Settled",
     "SkippingClock",
     "StandingClock",
     "Verbs",

@@ -15,6 +15,7 @@ from pathlib import Path
 from koo.network_options import NetworkOptions
 from koo.options import DatabaseOptions, PlatformOptions, RetryOptions, ServiceOptions
 from koo.settings import Settings, environment_with
+from koo.storage.store import SqlStore
 from koo.testing.providers.anthropic import FakeAnthropic
 from koo.testing.providers.gemini import FakeGemini
 from koo.testing.providers.openai import FakeCompatible, FakeOpenAI
@@ -22,6 +23,7 @@ from koo.testing.providers.perplexity import FakePerplexity
 from koo.testing.providers.server import FakeProvider
 
 KEY = "test-key"
+STATE = "koo-state.db"
 NO_PAUSE_S = 1e-6
 FAKES: dict[str, tuple[type[FakeProvider], tuple[str, ...]]] = {
     "anthropic": (FakeAnthropic, ("claude-",)),
@@ -47,18 +49,37 @@ def make_fake(service: ServiceOptions) -> FakeProvider:
 
 
 def staged(
-    options: PlatformOptions, fakes: dict[str, FakeProvider], home: Path, database_url: str | None
+    options: PlatformOptions,
+    fakes: dict[str, FakeProvider],
+    home: Path,
+    state: Path,
+    database_url: str | None,
 ) -> PlatformOptions:
-    """`options`, with these fakes (by the names of services) behind its services, and its files below `home`."""
+    """`options`, with these fakes (by the names of services) behind its services, and its files in these folders."""
     services = [_service(one, fakes[one.name]) if one.name in fakes else one for one in options.services]
     return replace(
         options,
         home=home,
-        state_url=f"sqlite:///{home / 'koo-state.db'}",
+        state_url=f"sqlite:///{state / STATE}",
         database=_database(options.database, database_url or f"sqlite:///{home / 'app.db'}"),
         services=tuple(services),
         network=NetworkOptions(),
     )
+
+
+async def empty_store(folder: Path) -> bytes:
+    """The file of a state store that holds its tables and nothing else. Making them takes longer than all the rest of
+    a world, so they are made once in a process.
+    """
+    if not _EMPTY:
+        store = SqlStore(f"sqlite:///{folder / 'empty.db'}")
+        await store.executor.run(lambda _: None)
+        await store.executor.stop()
+        _EMPTY.append((folder / "empty.db").read_bytes())
+    return _EMPTY[0]
+
+
+_EMPTY: list[bytes] = []
 
 
 def _key(service: ServiceOptions) -> str | None:
@@ -75,7 +96,7 @@ def _service(one: ServiceOptions, fake: FakeProvider) -> ServiceOptions:
         model=one.model or "local",
         declared=one.declared or own_server,
         base_url=fake.base_url,
-        api_key=fake.key,
+        api_key=_key(one),
         proxy="",
         retry=_without_pauses(one.retry),
     )

@@ -18,6 +18,7 @@ It is strict: steps that were not used, and requests that a fake refused or fail
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections.abc import Coroutine, Mapping
 from contextlib import ExitStack
@@ -38,13 +39,15 @@ from koo.testing.providers.diary import complain
 from koo.testing.providers.server import FakeProvider
 from koo.testing.proxy import FaultProxy
 from koo.testing.skipping import SkippingClock
-from koo.testing.staging import NO_PAUSE_S, make_fake, staged, your_options
+from koo.testing.staging import NO_PAUSE_S, STATE, empty_store, make_fake, staged, your_options
 from koo.testing.taken import Settled, settled
 from koo.testing.using import default_platform, use
 from koo.upkeep import KeepTime
 
 T = TypeVar("T")
 
+MEMORY = "/dev/shm"
+"""Where Linux has files in memory: what a test's state store commits need not reach a disk."""
 WITHOUT_PAUSES = {"retry_base_delay": NO_PAUSE_S, "retry_max_delay": NO_PAUSE_S}
 INSIDE_A_LOOP = "an event loop is running here: write `async with World()`"
 
@@ -57,6 +60,7 @@ class World:
         settings: variables that win over the environment and `.env`: `{"AI_SERVICES__CLAUDE__DAILY_BUDGET": "0.05"}`.
         instead_of: a platform of your application that the world stands in for; None: the one of the process.
         database_url: a real database, reached through `proxy`; None: an SQLite file in the temporary home.
+        fakes: fakes of your own, by the names of services: with other prices, or of a vendor of your own.
         strict: whether unused steps and refused requests fail the test at its end.
         clock: another world's, where two share an event loop.
 
@@ -79,6 +83,7 @@ class World:
         settings: Mapping[str, str] | None = None,
         instead_of: Platform | None = None,
         database_url: str | None = None,
+        fakes: Mapping[str, FakeProvider] | None = None,
         strict: bool = True,
         clock: SkippingClock | None = None,
     ) -> None:
@@ -90,6 +95,7 @@ class World:
         self._given_options, self._settings = options, settings
         self._instead_of = instead_of
         self._database_url = database_url
+        self._own_fakes = fakes or {}
         self._ends = ExitStack()
         self._checked = False
 
@@ -141,13 +147,18 @@ class World:
     def begin(self) -> None:
         """Make platform and fakes. The platform opens itself at its first use."""
         with ExitStack() as ends:
-            self.home = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="koo-world-")))
+            self.home = _folder(ends)
+            state = _folder(ends, MEMORY if os.access(MEMORY, os.W_OK) else None)
             if self._owns_clock:
                 ends.callback(self.clock.release)
             options = self._options()
-            fakes = self._start_fakes(options, ends)
+            backstage = Backstage()
+            backstage.start()
+            ends.callback(backstage.stop)
+            (state / STATE).write_bytes(backstage.run(empty_store(state)))
+            fakes = self._start_fakes(options, backstage, ends)
             url = self._reach_database(ends)
-            self.platform = Platform(staged(options, fakes, self.home, url), clock=self.clock)
+            self.platform = Platform(staged(options, fakes, self.home, state, url), clock=self.clock)
             self.platform.events.listen(self.events.append)
             self.clock.listen(self._tick)
             self.services = {name: FakedService(name, fake, self.platform) for name, fake in fakes.items()}
@@ -162,11 +173,11 @@ class World:
             return self._instead_of.options
         return your_options(self._settings or {})
 
-    def _start_fakes(self, options: PlatformOptions, ends: ExitStack) -> dict[str, FakeProvider]:
-        backstage = Backstage()
-        backstage.start()
-        ends.callback(backstage.stop)
-        fakes = {one.name: make_fake(one) for one in options.services if not one.disabled_by}
+    def _start_fakes(
+        self, options: PlatformOptions, backstage: Backstage, ends: ExitStack
+    ) -> dict[str, FakeProvider]:
+        services = [one for one in options.services if not one.disabled_by]
+        fakes = {one.name: self._own_fakes.get(one.name) or make_fake(one) for one in services}
         for fake in fakes.values():
             fake.wall = self.clock.wall
             backstage.run(fake.start())
@@ -252,6 +263,10 @@ class World:
         loop = _home_of(self.platform)
         if loop is not None and not loop.is_closed():
             on_loop(loop, KeepTime(self.platform.parts).tick)
+
+
+def _folder(ends: ExitStack, where: str | None = None) -> Path:
+    return Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="koo-world-", dir=where)))
 
 
 def _home_of(platform: Platform) -> asyncio.AbstractEventLoop | None:

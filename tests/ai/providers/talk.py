@@ -9,38 +9,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from koo.ai.assembly import HOSTED, assemble
+from koo.ai.assembly import HOSTED
 from koo.ai.budgets import Budgets
 from koo.ai.gateway import Gateway
-from koo.ai.pricing import Prices
 from koo.ai.providers.base import Completion, CompletionChunk, Request
-from koo.clock import SYSTEM_CLOCK
-from koo.deadlines import Deadlines
 from koo.errors import ExternalServiceError
-from koo.events import EventBus
 from koo.http.client import HttpClient
-from koo.options import PlatformOptions, RetryOptions, ServiceKind, ServiceOptions
-from koo.storage.memory import MemoryLedger
+from koo.options import ServiceKind, ServiceOptions
+from koo.testing.clock import StandingClock
 from koo.testing.providers import FakeProvider
-from tests.ai.worlds import beating, budgets_of
+from tests.ai.worlds import among_fakes
 
 Server = TypeVar("Server", bound=FakeProvider)
 
 KEY = "test-key"
 NOON_S = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
-
-
-class StandingClock:
-    """A clock that stands still on a known day."""
-
-    def monotonic(self) -> float:
-        return 1000.0
-
-    def wall(self) -> float:
-        return NOON_S
-
-    async def sleep(self, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
 
 
 @dataclass(frozen=True)
@@ -62,7 +45,7 @@ class Talk:
             adapter = HOSTED[self.kind]
             try:
                 yield (
-                    adapter("svc", http, base_url=server.base_url, api_key=KEY, clock=StandingClock()),
+                    adapter("svc", http, base_url=server.base_url, api_key=KEY, clock=StandingClock(NOON_S)),
                     server,
                 )
             finally:
@@ -124,47 +107,20 @@ def text_of(pieces: list[CompletionChunk]) -> str:
     return "".join(piece.text for piece in pieces if not piece.reasoning)
 
 
-@asynccontextmanager
-async def gateway(
-    kind: ServiceKind, model: str, server: FakeProvider, **options: Any
-) -> AsyncIterator[tuple[Gateway, Budgets]]:
-    """A gateway with one service, `svc`, that is this fake."""
-    deadlines, events, http, ledger = Deadlines(), EventBus(), HttpClient(), MemoryLedger(SYSTEM_CLOCK)
-    prices = Prices()
-    await prices.load()
-    service = ServiceOptions(
-        name="svc", kind=kind, model=model, api_key=KEY, base_url=server.base_url,
-        **{"retry": RetryOptions(base_s=0.001, cap_s=0.01), **options},
-    )  # fmt: skip
-    services = assemble(
-        PlatformOptions(services=(service,)),
-        http=http,
-        clock=SYSTEM_CLOCK,
-        deadlines=deadlines,
-        publish=events.publish,
-    )
-    try:
-        budgets = budgets_of(ledger, services)
-        async with beating(ledger):
-            yield (
-                Gateway(services, budgets=budgets, prices=prices, deadlines=deadlines, clock=SYSTEM_CLOCK),
-                budgets,
-            )
-    finally:
-        await http.close()
-
-
 def in_gateway(
     kind: ServiceKind,
     model: str,
     server: Server,
     test: Callable[[Gateway, Budgets, Server], Awaitable[None]],
+    *,
+    strict: bool = True,
     **options: Any,
 ) -> None:
-    """Run a test in a gateway whose one service is this fake."""
+    """Run a test in a gateway whose one service, `svc`, is this fake."""
+    service = ServiceOptions(name="svc", kind=kind, model=model, **options)
 
     async def main() -> None:
-        async with server, gateway(kind, model, server, **options) as (here, budgets):
-            await test(here, budgets, server)
+        async with among_fakes((service,), strict=strict, svc=server) as there:
+            await test(there.platform.parts.gateway, there.platform.parts.budgets, server)
 
     asyncio.run(main())

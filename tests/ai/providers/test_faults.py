@@ -32,25 +32,13 @@ from koo.ai.providers.openai_compatible import OpenAICompatibleProvider
 from koo.errors import ExternalServiceError, Kind
 from koo.http.client import HttpClient
 from koo.policies.treatment import TREATMENTS, fault_of
+from koo.testing.clock import StandingClock
 from koo.testing.providers import FakeAnthropic, FakeCompatible, FakeOpenAI, FakeProvider, error, html, raw
 
 WALL_S = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
 INVALID = "invalid_request_error"
 MODELS = {"anthropic": "claude-sonnet-5-5", "openai": "gpt-6.1-terra"}
 QUESTION = "What is the capital of France?"
-
-
-class StandingClock:
-    """A clock that stands still on a known day."""
-
-    def monotonic(self) -> float:
-        return 1000.0
-
-    def wall(self) -> float:
-        return WALL_S
-
-    async def sleep(self, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
 
 
 def request_to(vendor: str) -> Request:
@@ -72,7 +60,9 @@ async def talking(vendor: str) -> AsyncIterator[tuple[Any, FakeProvider]]:
     async with server:
         try:
             yield (
-                adapter("svc", http, base_url=server.base_url, api_key="test-key", clock=StandingClock()),
+                adapter(
+                    "svc", http, base_url=server.base_url, api_key="test-key", clock=StandingClock(WALL_S)
+                ),
                 server,
             )
         finally:

@@ -744,7 +744,7 @@ def test_a_refused_key_is_asked_with_once() -> None:
                 await here.query(Query(service="svc", prompt="Capital?"))
         assert len(server.queries) == 1 and budgets.view("svc").spent_usd == 0
 
-    in_gateway("gemini", FLASH, FakeGemini(key="another", strict=False), test)
+    in_gateway("gemini", FLASH, FakeGemini(key="another"), test, strict=False)
 
 
 def test_an_overloaded_model_is_asked_again() -> None:
