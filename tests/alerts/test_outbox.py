@@ -18,12 +18,8 @@ from koo.monitoring.shapes import Alert
 from koo.network_options import NetworkOptions
 from koo.notices import Notice
 from koo.storage.store import SqlStore
-<<<<<<< HEAD
-from tests.alerts.hooks import SILENT, Hook, answer
-=======
 from koo.testing.clock import StandingClock
-from tests.alerts.hooks import Hook, answer
->>>>>>> b7d2a7b (API page)
+from tests.alerts.hooks import SILENT, Hook, answer
 from tests.alerts.mails import HOST, MailServer
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
