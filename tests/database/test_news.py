@@ -43,6 +43,22 @@ def test_a_full_pool_is_logged_with_who_holds_it_and_then_counted(
     asyncio.run(main())
 
 
+def test_a_refusal_that_leaves_an_outer_scope_too_is_one_line(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url, pool_size=1, max_overflow=0) as database:
+            with pytest.raises(PoolSaturated):
+                async with (
+                    database.session_scope(),
+                    database.make_scope(deadline=database.clock.monotonic() + 0.01),
+                ):
+                    pass
+        assert len(caplog.messages) == 1
+
+    asyncio.run(main())
+
+
 def test_what_the_program_itself_has_caused_is_not_logged(url: str, caplog: pytest.LogCaptureFixture) -> None:
     """A constraint that is used as a question, a statement that is wrong, an exception of its own, another's error."""
 

@@ -25,6 +25,7 @@ from koo.events import (
 from koo.guard import Guard
 from koo.options import BreakerOptions
 from koo.policies.breaker import CLOSED, DISABLED, FORCED_OPEN, HALF_OPEN, METRICS_ONLY, NONE, OPEN
+from koo.policies.key_block import CHECK_S_MIN
 from koo.policies.limiter import Limits
 from koo.policies.reported import DatabaseState, database_state
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED, Fault
@@ -410,7 +411,10 @@ def test_a_refused_key_is_blocked_with_an_event_and_refuses_the_next_call() -> N
             await error_of(guard.call(script))
         refusal = Failure(Kind.AUTH, "it raised ConnectionResetError", at=guard.gates.clock.wall())
         assert script.calls == 1
-        assert events == [KeyBlocked("claude", "the provider refused the key", last_error=refusal)]
+        expected = KeyBlocked(
+            "claude", "the provider refused the key", last_error=refusal, again_in_s=CHECK_S_MIN
+        )
+        assert events == [expected]
         assert guard.tally.refused == {"key_refused": 2}
 
     run_virtual(main)

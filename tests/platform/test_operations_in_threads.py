@@ -310,7 +310,7 @@ def test_closing_waits_for_what_runs_a_little_and_says_what_is_left(
         async with platform:
             await until(lambda: platform.services["own"].gates.bulkhead.used == 0)
             assert await platform.execute("own", lambda: 5) == 5
-        assert caplog.text == ""
+        assert "threads still run" not in caplog.text
 
     asyncio.run(main())
 
@@ -326,7 +326,7 @@ def test_closing_waits_until_the_last_one_has_ended(tmp_path: Path, caplog: pyte
             await asyncio.sleep(0)
             hanging.let_go.set()
             await closing
-        assert caplog.text == ""
+        assert "threads still run" not in caplog.text
 
     asyncio.run(main())
 
