@@ -217,7 +217,10 @@ def test_a_port_that_is_taken_is_an_error_of_the_test(fake: Callable[..., FakePr
 
 
 def test_steps_that_are_left_over_fail_the_test() -> None:
-    with pytest.raises(FakeMisused, match="was not used, Failure"), FakeAnthropic() as server:
+    with (
+        pytest.raises(FakeMisused, match=r"1 step\(s\) of its script were not used: Failure\(status=529"),
+        FakeAnthropic() as server,
+    ):
         server.fails(529, times=1)
     with FakeAnthropic(strict=False) as server:
         server.fails(529, times=1)
@@ -258,5 +261,5 @@ def test_a_test_that_failed_keeps_its_own_error_and_learns_what_the_fake_saw() -
 
     with pytest.raises(ZeroDivisionError) as caught:
         fail()
-    said = "FakeAnthropic: a step of its script was not used, " + repr(error(500))
-    assert caught.value.__notes__ == [said, said]
+    said = "FakeAnthropic: 2 step(s) of its script were not used: Failure(status=500)"
+    assert caught.value.__notes__ == [said]
