@@ -15,6 +15,7 @@ from sqlalchemy import event, text
 
 from koo.database.database import Database
 from koo.database.drivers.wire import milliseconds
+from koo.options import RetryOptions
 from koo.testing.postgres import PASSWORD
 from tests.database.conftest import Place
 from tests.database.support import ONE, opened, proxied, run, through
@@ -165,10 +166,25 @@ def test_a_pooler_that_takes_no_parameters_is_asked_without_them_from_then_on(pg
     run(main)
 
 
+def test_connections_that_are_opened_together_are_each_asked_once_more_without_them(pg: Place) -> None:
+    async def main() -> None:
+        async with pooler(pg, together=3) as (port, refused):
+            url = pg.url.replace(f":{pg.server.port}/", f":{port}/")
+            async with opened(url, pool_size=3, retry=RetryOptions(attempts_max=1)) as database:
+                assert await asyncio.gather(*(settings_of(database) for _ in range(3))) == ["0 0"] * 3
+                assert len(refused) == 3
+
+    run(main)
+
+
 @asynccontextmanager
-async def pooler(pg: Place) -> AsyncIterator[tuple[int, list[bytes]]]:
-    """A server that refuses `statement_timeout` at the start in PgBouncer's words, and passes on everything else."""
+async def pooler(pg: Place, *, together: int = 1) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A server that refuses `statement_timeout` at the start in PgBouncer's words, and passes on everything else.
+
+    It refuses the first when so many have asked for it.
+    """
     refused: list[bytes] = []
+    all_asked = asyncio.Event()
     serving: set[asyncio.Task[Any]] = set()
     words = b"SFATAL\0VFATAL\0C08P01\0Munsupported startup parameter: statement_timeout\0\0"
 
@@ -188,6 +204,9 @@ async def pooler(pg: Place) -> AsyncIterator[tuple[int, list[bytes]]]:
                 writer.write(b"N")  # no encryption
         if b"statement_timeout" in body:
             refused.append(body)
+            if len(refused) >= together:
+                all_asked.set()
+            await all_asked.wait()
             writer.write(b"E" + (len(words) + 4).to_bytes(4, "big") + words)
             writer.close()
             return

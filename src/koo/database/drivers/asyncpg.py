@@ -55,10 +55,11 @@ class Asyncpg:
         base = kwargs.pop("connection_class", asyncpg.Connection)
         connect = partial(asyncpg.connect, *args, connection_class=tagged(base), **kwargs)
         user = kwargs.get("user")
+        ours = timeouts.of(user)
         try:
-            connection = await connect(server_settings=timeouts.of(user) | given)
+            connection = await connect(server_settings=ours | given)
         except asyncpg.PostgresError as error:
-            if not timeouts.are_refused(error):
+            if not timeouts.are_refused(ours, error):
                 raise
             connection = await connect(server_settings=given)
         except (asyncpg.InterfaceError, ssl.SSLError):

@@ -48,11 +48,12 @@ class Psycopg:
         kwargs = {**libpq_parameters(options), **kwargs}
         user, given = kwargs.get("user"), kwargs.get("options") or ""
         # The last word on a setting holds: the URL's come after koo's.
-        words = [*(f"-c {name}={value}" for name, value in timeouts.of(user).items()), given]
+        ours = timeouts.of(user)
+        words = [*(f"-c {name}={value}" for name, value in ours.items()), given]
         try:
             connection = await connect(**{**kwargs, "options": " ".join(words).strip()})
         except psycopg.OperationalError as error:
-            if not timeouts.are_refused(error):
+            if not timeouts.are_refused(ours, error):
                 raise
             connection = await connect(**kwargs)
         if timeouts.must_ask(user):

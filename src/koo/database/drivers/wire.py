@@ -74,9 +74,10 @@ class ServerTimeouts:
         self._of_role[user] = shorter
         return shorter
 
-    def are_refused(self, error: Exception) -> bool:
-        """Whether a pooler refused to be asked for the server's settings; then it is not asked again."""
-        refused = bool(self._ours) and any(words in str(error) for words in REFUSES_PARAMETERS)
+    def are_refused(self, asked: Mapping[str, str], error: Exception) -> bool:
+        """Whether a pooler refused to be asked for these settings; then it is not asked again."""
+        # By what this connection asked for: others may have been refused while it was being opened.
+        refused = bool(asked) and any(words in str(error) for words in REFUSES_PARAMETERS)
         if refused:
             self._ours = {}
             log.info(
