@@ -20,6 +20,7 @@ from koo.alerts.keeping import (
     RENEW_EVERY_S,
     AlertKeeper,
 )
+from koo.alerts.kinds import AlertKind
 from koo.episodes import Acknowledgement, Episode, Silence
 from koo.notices import Notice
 from koo.options import DatabaseOptions, PlatformOptions, ServiceOptions
@@ -118,6 +119,32 @@ def test_what_two_processes_see_is_said_once_and_lasts_until_neither_sees_it(tmp
             await one.look()
             assert said(tmp_path) == ["firing database_unavailable", "resolved database_unavailable"]
             assert lasting(tmp_path) == []
+
+    run(test)
+
+
+def test_what_fires_elsewhere_fires_and_recovers_here_too(tmp_path: Path) -> None:
+    """One process's blip must not end in a second what another one has announced."""
+
+    async def test() -> None:
+        clock = SetClock()
+        async with Process(tmp_path, clock, "ai:claude") as one, Process(tmp_path, clock, "ai:claude") as two:
+            for process in (one, two):
+                process.keeper.alerts.kinds = {
+                    OPEN.kind: AlertKind("critical", "Open", pending_s=30.0, recovering_s=60.0)
+                }
+            for _ in range(2):
+                await one.look(OPEN, after_s=30)
+            await two.look(OPEN)
+            assert [view["phase"] for view in two.keeper.views()] == ["firing"]
+            for _ in range(13):
+                await one.look(after_s=0)
+                await two.look(OPEN, after_s=5)
+            assert one.keeper.alerts.lasting == []
+            await two.look()
+            assert said(tmp_path) == ["firing circuit_open"]
+            await two.look(after_s=60)
+            assert said(tmp_path) == ["firing circuit_open", "resolved circuit_open"]
 
     run(test)
 

@@ -130,11 +130,13 @@ class Alerts:
             return None
         if known.phase == "resolved":
             return self._begin_anew(seen, now, new_id()) if known.id == seen.episode.id else None
+        if seen.episode.phase == "pending" and known.fired_at is not None:
+            self._enter(seen, "firing", now)  # Elsewhere: so it has to recover here too before it may end.
         seen.episode = replace(
             seen.episode,
             id=known.id,
             started_at=known.started_at,
-            fired_at=seen.episode.fired_at and known.fired_at,
+            fired_at=known.fired_at,
             notified_at=known.notified_at,
             acknowledged=known.acknowledged,
         )
