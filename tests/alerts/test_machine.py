@@ -203,6 +203,8 @@ class TwoProcesses(RuleBasedStateMachine):
         if key in self.lasting():
             said = None if is_over else Acknowledgement("ada", self.clock.wall())
             done(self.watcher.episodes.acknowledge(self.lasting()[key][0], said))
+            for process in self.alive():
+                process.looked_at = None
 
     # ── what must be so ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -333,4 +335,4 @@ class TwoProcesses(RuleBasedStateMachine):
 
 
 TestTwoProcesses = TwoProcesses.TestCase
-TestTwoProcesses.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
+TestTwoProcesses.settings = settings(max_examples=60, stateful_step_count=20, derandomize=True)

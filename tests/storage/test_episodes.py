@@ -317,6 +317,20 @@ def test_what_a_process_delivered_itself_is_not_said_again(place: StorePlace) ->
     with_processes(place, main)
 
 
+def test_an_episode_does_not_fire_before_it_begins(place: StorePlace) -> None:
+    """One that was cut off from the store has seen it fire before the other one, whose beginning is kept."""
+
+    async def main(house: House, processes: list[Process]) -> None:
+        one, two = processes
+        await one.episodes.keep(house.episode(phase="pending", fired_at=None, notified_at=None))
+        cut_off = house.episode(started_at=NOON_S - 9, fired_at=NOON_S - 9, notified_at=None)
+        (known,) = await two.episodes.keep(cut_off)
+        assert (known.started_at, known.fired_at) == (NOON_S, NOON_S)
+        assert [past.fired_at for past in await history(one)] == [NOON_S]
+
+    with_processes(place, main)
+
+
 def test_an_episode_never_ends_before_it_begins(place: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         one, two = processes

@@ -166,8 +166,8 @@ def _keep(tx: Transaction, seen: Episode, values: dict[str, Any], said: Collecti
         # Others ended it while this process was stopped, or cut off from the store.
         return _episode(tx.rows(LOCK, {"id": seen.id})[0])
     known = replace(seen, id=lasting[0], started_at=lasting[1] / 1000, acknowledged=_acknowledged(lasting[3]))
-    if lasting[2] is not None:
-        known = replace(known, fired_at=lasting[2] / 1000)
+    fired_at = known.fired_at if lasting[2] is None else lasting[2] / 1000
+    known = replace(known, fired_at=_not_before(fired_at, known.started_at))
     tx.run(GO_ON, _row(known))
     tx.run(SEE, {**values, "id": known.id, "phase": known.phase})
     return _notify(tx, known, is_said)
@@ -203,7 +203,9 @@ def _leave(tx: Transaction, left: Episode, values: dict[str, Any], said: Collect
     if known.ended_at is not None:
         return
     # What was not written yet, because the store was away: that it fired, and that people are notified of it.
-    known = replace(known, message=left.message, fired_at=known.fired_at or left.fired_at)
+    known = replace(
+        known, message=left.message, fired_at=_not_before(known.fired_at or left.fired_at, known.started_at)
+    )
     tx.run(GO_ON, _row(known))
     known = _notify(
         tx,
@@ -249,6 +251,11 @@ def _take(tx: Transaction, orphan: Episode, values: dict[str, Any]) -> bool:
 
 
 # ── rows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _not_before(fired_at: float | None, started_at: float) -> float | None:
+    """A process that was cut off may have seen it fire before the one whose beginning is kept."""
+    return None if fired_at is None else max(fired_at, started_at)
 
 
 def _order(episode: Episode) -> str:
