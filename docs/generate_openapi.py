@@ -46,6 +46,7 @@ ANSWERS = {
     "Dashboard": ("GET", f"{API}/monitoring/dashboard", None),
     "SystemAlerts": ("GET", f"{API}/monitoring/alerts", None),
     "AlertTests": ("POST", f"{API}/monitoring/alerts/test", {"channel": "webhook"}),
+    "AuditLog": ("GET", f"{API}/monitoring/audit", None),
     "AlertDeliveries": ("GET", f"{API}/monitoring/alerts/deliveries", None),
     "DatabaseMonitoring": ("GET", f"{API}/monitoring/database", None),
     "PoolMetrics": ("GET", f"{API}/monitoring/database/pool-metrics", None),

@@ -1021,3 +1021,42 @@ def test_the_services_of_the_example_can_be_uncommented_too(tmp_path: Path) -> N
     (tmp_path / "models" / "another.gguf").touch()
     assert len(read_env_file(tmp_path / ".env")) == 4
     assert {"claude", "local", "ollama"} == read().ai_services.keys()
+
+
+LONG, OTHER = "l" * 16, "o" * 16
+
+
+@pytest.mark.parametrize(
+    ("environ", "variable"),
+    [
+        ({"KOO_READ_TOKEN": LONG}, "KOO_READ_TOKEN"),
+        ({"KOO_TOKEN_2": LONG}, "KOO_TOKEN_2"),
+        ({"KOO_TOKEN": LONG, "KOO_READ_TOKEN_2": OTHER}, "KOO_READ_TOKEN_2"),
+        ({"KOO_TOKEN": LONG, "KOO_READ_TOKEN": LONG}, "KOO_READ_TOKEN"),
+        ({"KOO_TOKEN": OTHER, "KOO_TOKEN_2": LONG, "KOO_READ_TOKEN": LONG}, "KOO_READ_TOKEN"),
+        ({"KOO_TOKEN": LONG, "KOO_READ_TOKEN": OTHER, "KOO_READ_TOKEN_2": LONG}, "KOO_READ_TOKEN_2"),
+        ({"KOO_HOST": "0.0.0.0", "KOO_TOKEN": "l" * 15}, "KOO_TOKEN"),
+        ({"KOO_HOST": "10.0.0.7", "KOO_TOKEN": LONG, "KOO_READ_TOKEN": "short"}, "KOO_READ_TOKEN"),
+        ({"KOO_TRUSTED_PROXIES": "nginx"}, "KOO_TRUSTED_PROXIES"),
+    ],
+)
+def test_tokens_that_protect_less_than_they_seem_to_stop_the_start(
+    environ: dict[str, str], variable: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        Settings(environ=environ, working_directory=tmp_path)
+    assert str(refused.value).startswith(f"{variable} holds ")
+    assert LONG not in str(refused.value) and OTHER not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"KOO_TOKEN": "short"},
+        {"KOO_HOST": "0.0.0.0", "KOO_TOKEN": LONG, "KOO_READ_TOKEN": OTHER},
+        {"KOO_TOKEN": LONG, "KOO_TOKEN_2": OTHER, "KOO_READ_TOKEN": "r" * 16, "KOO_READ_TOKEN_2": "s" * 16},
+        {"KOO_TRUSTED_PROXIES": "127.0.0.1, ::1,10.0.0.0/8"},
+    ],
+)
+def test_tokens_that_may_stand_beside_one_another(environ: dict[str, str], tmp_path: Path) -> None:
+    Settings(environ=environ, working_directory=tmp_path).platform_options()

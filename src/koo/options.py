@@ -474,8 +474,25 @@ class PlatformOptions(Checked):
     token: str | None = option(
         None, "token of callers that may do everything", "without one, only this machine may ask", secret=True
     )
+    token_2: str | None = option(
+        None,
+        "a second token of the same kind",
+        "both hold while callers change from one to the other",
+        secret=True,
+    )
     read_token: str | None = option(
-        None, "token of callers that may only look", "without one, only this machine may ask", secret=True
+        None, "token of callers that may only look", "who has `KOO_TOKEN` may look too", secret=True
+    )
+    read_token_2: str | None = option(
+        None,
+        "a second token of the same kind",
+        "both hold while callers change from one to the other",
+        secret=True,
+    )
+    trusted_proxies: tuple[str, ...] = option(
+        (),
+        "addresses and networks of proxies whose `X-Forwarded-For` is believed",
+        "anybody can send that header; without this, what came through a proxy is not from this machine",
     )
 
     def __post_init__(self) -> None:

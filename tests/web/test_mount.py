@@ -189,6 +189,8 @@ def test_a_test_client_learns_why_it_is_refused(tmp_path: Path) -> None:
             .endswith("KOO_URL to its address")
         )
     with TestClient(app, base_url="http://localhost") as client:
+        assert 'client=("127.0.0.1", 50000)' in client.get(HEALTH).json()["detail"]
+    with TestClient(app, base_url="http://localhost", client=("127.0.0.1", 50000)) as client:
         assert client.get(HEALTH).status_code == 200
 
 

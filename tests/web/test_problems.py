@@ -33,7 +33,7 @@ from koo.errors import (
 from koo.options import LimitOptions
 from koo.testing.providers import FakeAnthropic, cut, error, hang, html, nothing, raw
 from koo.web import create_app
-from koo.web.edge import BODY_BYTES_MAX
+from koo.web.bounds import BODY_BYTES_MAX
 from koo.web.problems import STATUS, Problem, problem_answer, problem_of, respond
 from tests.web.serving import Client, Reply, claude, platform, served
 

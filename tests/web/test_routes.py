@@ -65,6 +65,7 @@ GETS: dict[str, tuple[Any, set[str]]] = {
         {"episodes", "next_cursor", "timestamp"},
     ),
     "/api/v1/monitoring/alerts/silences": (alert_shapes.Silences, {"silences", "timestamp"}),
+    "/api/v1/monitoring/audit": (shapes.AuditLog, {"entries", "timestamp"}),
     "/api/v1/monitoring/database": (answers.DatabaseMonitoring, {"database_monitoring", "timestamp"}),
     "/api/v1/monitoring/database/pool-metrics": (answers.PoolMetrics, {"pool_metrics", "timestamp"}),
     "/api/v1/monitoring/ai-services": (answers.ServicesMonitoring, {"ai_services_monitoring", "timestamp"}),

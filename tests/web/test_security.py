@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def status(access: Access, question: Asked) -> int:
 
 OPEN = Access.of(PlatformOptions())
 LOCKED = Access.of(PlatformOptions(token="write", read_token="read", url="https://koo.example.org"))
+TWO = Access.of(PlatformOptions(token="write", token_2="write2", read_token="read", read_token_2="read2"))
+PROXIED = Access.of(PlatformOptions(trusted_proxies=("127.0.0.1", "10.0.0.0/8")))
 
 
 # ── without a token ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -121,9 +124,10 @@ def test_a_page_of_another_origin_changes_nothing(headers: dict[str, str], allow
         ("127.0.0.1", True),
         ("::1", True),
         ("::ffff:127.0.0.1", True),
-        (None, True),
-        ("", True),
-        ("testclient", True),
+        (None, False),
+        ("", False),
+        ("testclient", False),
+        ("/run/koo.sock", False),
         ("192.168.1.7", False),
         ("::ffff:192.168.1.7", False),
         ("2001:db8::1", False),
@@ -161,12 +165,30 @@ def test_a_token_is_needed_where_one_is_set(authorization: str | None, reads: in
     assert status(LOCKED, asked("POST", RESET, **given)) == writes
 
 
-def test_probes_and_the_description_of_the_api_need_no_token() -> None:
-    for path in ("/livez", "/readyz", "/docs", "/openapi.json"):
-        assert status(LOCKED, asked(path=path)) == 200
-    assert status(LOCKED, asked("POST", "/livez")) == 401
-    for path in ("/metrics", "/docs/../api", "/livez/", "/LIVEZ"):
-        assert status(LOCKED, asked(path=path)) == 401
+def test_probes_answer_anybody_under_any_name_and_pages_need_no_token() -> None:
+    for name in (OWN, "10.244.0.5:8000", "evil.example"):
+        assert status(LOCKED, replace(asked(host=name), kind="probe")) == 200
+    assert status(LOCKED, replace(asked(), kind="page")) == 200
+    assert status(LOCKED, replace(asked(host="evil.example"), kind="page")) == 403
+
+
+def test_where_a_token_is_right_the_name_does_not_count() -> None:
+    for given, expected in (("Bearer write", 200), ("Bearer read", 200), ("Bearer no", 403)):
+        assert status(LOCKED, asked(host="10.244.0.5:8000", authorization=given)) == expected
+
+
+@pytest.mark.parametrize(
+    ("token", "writes"), [("write", 200), ("write2", 200), ("read", 403), ("read2", 403)]
+)
+def test_two_tokens_of_a_kind_hold_at_once(token: str, writes: int) -> None:
+    assert status(TWO, asked(authorization=f"Bearer {token}")) == 200
+    assert status(TWO, asked("POST", RESET, authorization=f"Bearer {token}")) == writes
+
+
+def test_a_doubled_authorization_is_refused_whichever_of_the_two_is_right() -> None:
+    twice = replace(asked(authorization="Bearer write"), repeated=frozenset({"authorization"}))
+    denial = LOCKED.judge(twice)
+    assert denial is not None and denial.status == 401 and "twice" in denial.detail
 
 
 def test_who_has_the_token_may_come_from_anywhere() -> None:
@@ -177,6 +199,46 @@ def test_who_has_the_token_may_come_from_anywhere() -> None:
         "authorization": "Bearer write",
     }
     assert status(LOCKED, asked("POST", RESET, peer="10.0.0.9", host="koo.example.org", **page)) == 200
+
+
+# ── through a proxy ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "header", [{"x_forwarded_for": "127.0.0.1"}, {"forwarded": "for=127.0.0.1"}, {"via": "1.1 nginx"}]
+)
+def test_what_came_through_a_proxy_is_not_from_this_machine(header: dict[str, str]) -> None:
+    """Whoever asks a proxy on this machine would otherwise be taken for it."""
+    denial = OPEN.judge(asked(**header))
+    assert denial is not None and denial.status == 403 and "KOO_TRUSTED_PROXIES" in denial.detail
+    assert status(LOCKED, asked(authorization="Bearer write", **header)) == 200
+
+
+@pytest.mark.parametrize(
+    ("peer", "header", "caller"),
+    [
+        ("127.0.0.1", "127.0.0.1, 10.0.0.7", None),  # each of them is a proxy
+        ("127.0.0.1", "::1", "::1"),
+        ("127.0.0.1", "203.0.113.9", "203.0.113.9"),
+        ("10.9.9.9", "127.0.0.2, 10.0.0.7", "127.0.0.2"),
+        ("10.9.9.9", "127.0.0.2, 203.0.113.9, 10.0.0.7", "203.0.113.9"),
+        ("203.0.113.1", "127.0.0.2", None),
+        (None, "127.0.0.2", None),
+        ("127.0.0.1", "", ""),
+    ],
+)
+def test_a_trusted_proxy_names_its_caller_and_nobody_else_does(
+    peer: str | None, header: str, caller: str | None
+) -> None:
+    """The last address that is no proxy of ours: what stands before it the caller may have written himself."""
+    question = asked(peer=peer, x_forwarded_for=header)
+    assert PROXIED.caller(question) == caller
+    assert status(PROXIED, question) == (200 if caller in ("::1", "127.0.0.2") else 403)
+
+
+def test_a_header_that_came_twice_names_nobody() -> None:
+    twice = replace(asked(x_forwarded_for="127.0.0.2"), repeated=frozenset({"x-forwarded-for"}))
+    assert PROXIED.caller(twice) is None
 
 
 # ── on a real server ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -267,7 +329,7 @@ def test_two_host_lines_are_refused(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with served(create_app(platform(tmp_path))) as client:
-            answer = await _raw(client, b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\n")
+            answer = await _raw(client, b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\n")
             assert answer.startswith((b"HTTP/1.1 403", b"HTTP/1.1 400"))
 
     asyncio.run(main())

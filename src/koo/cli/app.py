@@ -251,6 +251,18 @@ def status(url: Url = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def audit(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="The last so many.")] = 50,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Show who did what at the running server, and who was refused."""
+    from koo.cli.audit import audit as show
+
+    raise typer.Exit(show(limit, url, as_json=as_json))
+
+
+@app.command()
 def reset(
     target: Annotated[str, typer.Argument(help='A service, "database", or "all".', autocompletion=_targets)],
     reason: Reason = "",

@@ -45,12 +45,8 @@ def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
             f'holds "{settings.koo_host}", which others can reach; allowed without KOO_TOKEN are {loopback}'
         )
         yield Name("", "", "koo_host"), sentence
-    if settings.koo_token is not None and settings.koo_token == settings.koo_read_token:
-        why = "because callers that may only look could do everything with it"
-        yield (
-            Name("", "", "koo_read_token"),
-            f'holds "…", the same as KOO_TOKEN; allowed is another one, {why}',
-        )
+    for name, sentence in _of_tokens(settings):
+        yield Name("", "", name), sentence
     if "ai_attempt_timeout" in settings.given and settings.ai_attempt_timeout > settings.ai_query_timeout:
         limit = f"at most {settings.ai_query_timeout:g}, the time of the whole query (AI_QUERY_TIMEOUT)"
         yield (
@@ -66,6 +62,31 @@ def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
     for budget, its in settings.ai_budgets.items():
         for name, sentence in _of_budget(budget, its, services):
             yield Name("ai_budgets", budget, name), sentence
+
+
+TOKEN_LENGTH_MIN = 16
+"""Of a token that can be tried from other machines: with 64 characters to choose from, nobody guesses 96 bits."""
+
+
+def _of_tokens(settings: Variables) -> Iterator[tuple[str, str]]:
+    """Tokens that would protect less than whoever set them believes."""
+    writes, reads = ("koo_token", "koo_token_2"), ("koo_read_token", "koo_read_token_2")
+    for name in (*writes[1:], *reads):
+        first = "koo_read_token" if name == "koo_read_token_2" else "koo_token"
+        if getattr(settings, name) is not None and getattr(settings, first) is None:
+            why = "without it nothing is asked of anybody on this machine, this token neither"
+            yield name, f'holds "…"; allowed is only together with {first.upper()}: {why}'
+    for name in reads:
+        token = getattr(settings, name)
+        if token is not None and any(token == getattr(settings, one) for one in writes):
+            why = "because callers that may only look could do everything with it"
+            yield name, f'holds "…", the same as KOO_TOKEN; allowed is another one, {why}'
+    if not is_loopback(settings.koo_host):
+        for name in (*writes, *reads):
+            token = reveal(getattr(settings, name))
+            if token is not None and len(token) < TOKEN_LENGTH_MIN:
+                why = f"where others can reach the server at {settings.koo_host}"
+                yield name, f'holds "…"; allowed are at least {TOKEN_LENGTH_MIN} characters {why}'
 
 
 def _of_alerts(settings: Variables) -> Iterator[tuple[str, str]]:

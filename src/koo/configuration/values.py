@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -251,6 +252,13 @@ def _parameters(text: str, _home: Path) -> tuple[str, ...]:
     return names
 
 
+def _networks(text: str, _home: Path) -> tuple[str, ...]:
+    try:
+        return tuple(str(ip_network(one.strip(), strict=False)) for one in text.split(",") if one.strip())
+    except ValueError:
+        raise ValueError from None  # its own words repeat the value
+
+
 def _webhook(text: str, _home: Path) -> str:
     return check_webhook_url(text)
 
@@ -314,6 +322,11 @@ STATE_URL = Form(ALLOWED_DATABASES, effective_state_url, _scheme, mask_url)
 WEBHOOK = Form(ALLOWED_WEBHOOK, _webhook, _scheme, mask_to_scheme)
 SMTP_URL = Form(ALLOWED_SMTP, _smtp_url, _scheme, mask_url)
 SIGNING_SECRET = Form(ALLOWED_SECRET, _signing_secret, lambda _text: '"…"', lambda _text: "…")
+NETWORKS = Form(
+    "addresses or networks, such as 10.0.0.7 or 10.0.0.0/8, with commas between them",
+    _networks,
+    types=(str, tuple),
+)
 ADDRESS = Form("an e-mail address, such as koo@example.com, without a name", _address)
 ADDRESSES = Form(
     f"e-mail addresses without names, with commas between them, no more than {ADDRESSES_MAX}",

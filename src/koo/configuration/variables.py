@@ -32,6 +32,7 @@ from koo.configuration.values import (
     HOSTS,
     KEY,
     MODEL,
+    NETWORKS,
     PARAMETERS,
     PROXY,
     SERVICE_KIND,
@@ -261,7 +262,10 @@ class Variables(Table):
     koo_url = variable(lambda koo: koo.url, form=WEB_URL)
     koo_shutdown_delay = variable(lambda koo: koo.shutdown_delay_s)
     koo_token = secret(variable(lambda koo: koo.token, form=KEY))
+    koo_token_2 = secret(variable(lambda koo: koo.token_2, form=KEY))
     koo_read_token = secret(variable(lambda koo: koo.read_token, form=KEY))
+    koo_read_token_2 = secret(variable(lambda koo: koo.read_token_2, form=KEY))
+    koo_trusted_proxies = variable(lambda koo: koo.trusted_proxies, form=NETWORKS)
     koo_log_format = variable(lambda koo: koo.log.format)
     koo_log_level = variable(lambda koo: koo.log.level)
     koo_log_requests = variable(lambda koo: koo.log.requests)

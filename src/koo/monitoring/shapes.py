@@ -405,3 +405,22 @@ class Dashboard(TypedDict):
     ai_services: ServicesHealth
     alerts: list[Alert]
     timestamp: Time
+
+
+class AuditEntry(TypedDict):
+    """An act that was let through, or a request that was refused."""
+
+    at: Time
+    who: Annotated[str, Doc("token, read token, this machine, or unknown")]
+    what: Annotated[str, Doc("the method and the route, without a caller's words")]
+    peer: Annotated[str, Doc("the address that it came from")]
+    status: Annotated[int, Doc("200: it was let through; its own answer may be another")]
+    reason: Annotated[str, Doc("why it was refused; empty: it was not")]
+    more: Annotated[int, Doc("refusals of this address and status in the minute before, which have no entry")]
+
+
+class AuditLog(TypedDict):
+    """The last acts and refusals of this process, the newest first."""
+
+    entries: list[AuditEntry]
+    timestamp: Time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from datetime import date
 from typing import Annotated, Literal
 
@@ -15,14 +16,15 @@ from koo.monitoring.snapshot import unknown_service
 from koo.options import LEDGER_DAYS_MAX
 from koo.platform import Platform
 from koo.web import answers, bodies, views
+from koo.web.door import door_of
 from koo.web.routing import JsonView, described, make_router, while_connected
 
 log = logging.getLogger("koo.web")
 
 
-def ai_router(platform: Platform) -> APIRouter:
-    """The routes, below `/ai`, for one platform."""
-    router = make_router("/ai", "ai")
+def ai_router(platform: Platform, *, protect: bool = True, hosts: Iterable[str] = ()) -> APIRouter:
+    """The routes, below `/ai`, for one platform. `protect` and `hosts` as of `monitoring_router`."""
+    router = make_router("/ai", "ai", door_of(platform, protect, hosts))
     _add_queries(router, platform)
     _add_health(router, platform)
     _add_resets(router, platform)

@@ -10,6 +10,7 @@ from importlib.resources import files
 
 from fastapi import APIRouter
 
+from koo.web.door import Door
 from koo.web.routing import add_file, file_router
 
 POLICY = (
@@ -23,9 +24,9 @@ FILES = {
 }
 
 
-def docs_router() -> APIRouter:
+def docs_router(door: Door) -> APIRouter:
     """The page and its two files."""
-    router, folder = file_router(), files("koo.web").joinpath("pages")
+    router, folder = file_router(door), files("koo.web").joinpath("pages")
     for path, (name, media_type) in FILES.items():
         content = folder.joinpath(name).read_bytes()
         add_file(router, path, content, media_type, {"Content-Security-Policy": POLICY})

@@ -25,6 +25,7 @@ from koo.platform import Platform
 from koo.web.ai import ai_router
 from koo.web.api_docs import docs_router
 from koo.web.dashboard_routes import PATH, dashboard_router
+from koo.web.door import Door, door_of
 from koo.web.edge import PROBES, Edge
 from koo.web.guest import Guest, receive_guest
 from koo.web.metrics import metrics_router
@@ -34,7 +35,6 @@ from koo.web.probes import probes_router
 from koo.web.readiness import Readiness, readiness_of
 from koo.web.routing import answer_error, answer_http_error, describe_access, describe_problems
 from koo.web.runbook import runbook_router
-from koo.web.security import OPEN_PATHS, Access, AccessControl
 
 PREFIX = "/api/v1"
 GZIP_BYTES_MIN = 1024
@@ -77,16 +77,14 @@ def create_app(platform: Platform, *, hosts: Iterable[str] = ()) -> FastAPI:
         telemetry={"exclude": _is_probe},
         middleware=[
             Middleware(Edge, log_requests=lambda: platform.options.log.requests),
-            Middleware(AccessControl, access=lambda: Access.of(platform.options, hosts)),
             Middleware(Gzip, minimum_size=GZIP_BYTES_MIN, compresslevel=6),
         ],
         exception_handlers={HTTPException: _answer_http_error, KooError: _answer_error},
     )
-    _include(app, platform, readiness, PREFIX)
-    app.include_router(docs_router())
-    app.include_router(dashboard_router(PREFIX))
+    door = _include(app, platform, readiness, PREFIX, True, hosts)
+    app.include_router(docs_router(door))
+    app.include_router(dashboard_router(door))
     describe_problems(app)
-    describe_access(app, lambda path: platform.options.token is not None and path not in OPEN_PATHS)
     _name_the_path(app, platform)
     return app
 
@@ -116,25 +114,22 @@ def mount(
     """Put koo's routes into an application of FastAPI or Starlette that exists; call it before the application starts.
 
     `platform` None: the process's own, which `query_ai`, `db_manager` and `SessionDep` use.
-    `protect`: the rules of `koo.web.security` watch over koo's routes (and no others); `hosts` are names by which your
-    server is known, beside those of KOO_HOST and KOO_URL; "testserver" for a `TestClient`. False: your own middleware
-    decides who may ask. `dashboard`:
-    where the page is; None leaves it out. `name`: what the page calls your application; without it, the `title` of a
-    FastAPI application. The platform opens before and closes after the application's own lifespan.
-    koo's errors that your own routes raise become problems, unless you handle them.
+    `protect`: the rules of `koo.web.security` hold in koo's routes (and no others), whatever the prefix; `hosts` are
+    names by which your server is known, beside those of KOO_HOST and KOO_URL; "testserver" for a `TestClient`. False:
+    your own middleware decides who may ask. `dashboard`: where the page is; None leaves it out. `name`: what the page
+    calls your application; without it, the `title` of a FastAPI application. The platform opens before and closes
+    after the application's own lifespan. koo's errors that your own routes raise become problems, unless you handle
+    them.
     """
     platform = platform or koo.platform
     readiness = readiness_of(platform)
     host = app if isinstance(app, FastAPI) else FastAPI(openapi_url=None, redirect_slashes=False)
-    _include(host, platform, readiness, prefix)
+    door = _include(host, platform, readiness, prefix, protect, hosts)
     if dashboard is not None:
-        host.include_router(dashboard_router(prefix, dashboard, name or _title_of(app)))
+        host.include_router(dashboard_router(door, prefix, dashboard, name or _title_of(app)))
     if host is not app:
         app.state.koo_prefix = prefix
         receive_guest(app.router.routes, Guest(host))
-    if protect:
-        paths = (f"{prefix}/monitoring", f"{prefix}/ai", "/metrics")
-        app.add_middleware(AccessControl, access=lambda: Access.of(platform.options, hosts), paths=paths)
     if KooError not in app.exception_handlers:
         app.add_exception_handler(KooError, _answer_error)
     _wrap_lifespan(app, platform, readiness)
@@ -147,13 +142,30 @@ def _title_of(app: Starlette) -> str:
     return "" if title == "FastAPI" else title
 
 
-def _include(app: FastAPI, platform: Platform, readiness: Readiness, prefix: str) -> None:
-    app.state.koo_prefix = prefix
-    app.include_router(monitoring_router(platform), prefix=prefix)
-    app.include_router(ai_router(platform), prefix=prefix)
-    app.include_router(runbook_router(), prefix=prefix)
-    app.include_router(probes_router(readiness))
-    app.include_router(metrics_router(platform))
+def _include(
+    app: FastAPI,
+    platform: Platform,
+    readiness: Readiness,
+    prefix: str,
+    protect: bool,
+    hosts: Iterable[str],
+) -> Door:
+    app.state.koo_prefix, names = prefix, tuple(hosts)
+    door = door_of(platform, protect, names)
+    app.include_router(monitoring_router(platform, protect=protect, hosts=names), prefix=prefix)
+    app.include_router(ai_router(platform, protect=protect, hosts=names), prefix=prefix)
+    app.include_router(runbook_router(door), prefix=prefix)
+    app.include_router(probes_router(readiness, door))
+    app.include_router(metrics_router(platform, door))
+    describe_access(
+        app,
+        lambda path: (
+            protect
+            and platform.options.token is not None
+            and (path == "/metrics" or path.startswith((f"{prefix}/monitoring", f"{prefix}/ai")))
+        ),
+    )
+    return door
 
 
 def _wrap_lifespan(app: Starlette, platform: Platform, readiness: Readiness) -> None:

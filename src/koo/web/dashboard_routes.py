@@ -16,6 +16,7 @@ from importlib.resources import files
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from koo.web.door import Door
 from koo.web.routing import add_file, file_router
 
 PATH = "/dashboard"
@@ -25,8 +26,6 @@ MODULES = (
     "view.js", "words.js",
 )  # fmt: skip
 ASSETS = ("style.css", *MODULES)
-OPEN_PATHS = frozenset({PATH, f"{PATH}/", *(f"{PATH}/{name}" for name in ASSETS)})
-"""What needs no token: a browser that opens an address cannot send one."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'; "
@@ -43,9 +42,11 @@ HEADERS = {
 }
 
 
-def dashboard_router(prefix: str = "/api/v1", path: str = PATH, application: str = "") -> APIRouter:
+def dashboard_router(
+    door: Door, prefix: str = "/api/v1", path: str = PATH, application: str = ""
+) -> APIRouter:
     """The page below `path` and its files. `prefix`: of the routes that it asks. `application`: whose page it is."""
-    router = file_router()
+    router = file_router(door)
     folder = files("koo.web").joinpath("dashboard")
     page = folder.joinpath("index.html").read_text(encoding="utf-8")
     page = page.replace("../api/v1", _from(path, prefix)).replace("../docs", _from(path, "/docs"))

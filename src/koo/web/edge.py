@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
-from fastapi import HTTPException
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,33 +20,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from koo.failures import safe
 from koo.log_options import LogRequests
 from koo.logs.lines import request_id
+from koo.web.bounds import BODY_BYTES_MAX, CAREFUL, CLOSE, MARK, BodyTooLarge, announced_bytes
 from koo.web.problems import PROBLEMS, http_problem, respond
 
-BODY_BYTES_MAX = 16 * 1024 * 1024
-"""More than the largest prompt, whose own limit gives the better sentence."""
 LEFT = 499
 """The status, in the log, of a request whose caller left before it was answered."""
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "X-Frame-Options": "DENY",
-}
-CLOSE = {"Connection": "close"}
 log = logging.getLogger("koo.web")
-
-
-class BodyTooLarge(HTTPException):
-    """More bytes came than any request needs.
-
-    FastAPI's own, because it takes any other error while a body is read for a body that is no JSON.
-    """
-
-    def __init__(self, bytes_max: int) -> None:
-        # The rest of the body is not read, so the connection cannot be used again.
-        super().__init__(413, f"the body is larger than {bytes_max // 2**20} MiB", CLOSE)
 
 
 class Edge:
@@ -69,12 +49,12 @@ class Edge:
             await self.app(scope, receive, send)
             return
         request = Request(scope)
-        scope["koo.request_id"] = _id_of(request)
+        scope["koo.request_id"], scope[MARK] = _id_of(request), True
         scope[PROBLEMS] = []  # shared with copies of the scope
         exchange = _Exchange(scope, receive, send, self._body_bytes_max)
         asked_by = request_id.set(scope["koo.request_id"])
         try:
-            if _announced_bytes(request) > self._body_bytes_max:
+            if announced_bytes(request) > self._body_bytes_max:
                 raise BodyTooLarge(self._body_bytes_max)
             await self.app(scope, exchange.receive, exchange.send)
         except BodyTooLarge as error:
@@ -111,7 +91,7 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self._scope["koo.request_id"]
-            for name, value in _HEADERS.items():
+            for name, value in CAREFUL.items():
                 headers.setdefault(name, value)
         await self._send(message)
 
@@ -162,8 +142,3 @@ def _id_of(request: Request) -> str:
     """The caller's own id, if it is one that may stand in a log; else a new one."""
     given = request.headers.get("x-request-id", "")
     return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-def _announced_bytes(request: Request) -> int:
-    length = request.headers.get("content-length", "")
-    return int(length) if length.isdecimal() and length.isascii() else 0

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 import koo
 from koo.platform import Platform
+from koo.web.door import Door
 from koo.web.routing import make_router, problems
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -26,9 +27,9 @@ def metrics_text(platform: Platform | None = None) -> bytes:
     return text_of(platform or koo.platform)
 
 
-def metrics_router(platform: Platform) -> APIRouter:
+def metrics_router(platform: Platform, door: Door) -> APIRouter:
     """`/metrics` for one platform."""
-    router = make_router("", "probes")
+    router = make_router("", "probes", door)
 
     @router.get("/metrics", summary="Numbers for Prometheus", response_class=Response, responses=RESPONSES)
     async def metrics() -> Response:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Body, Query, Request
 from starlette.responses import Response
 
 from koo.monitoring import shapes
@@ -14,7 +15,9 @@ from koo.monitoring.overview import dashboard_view
 from koo.platform import LOOK_AGE_MAX_S, Platform
 from koo.web import answers, bodies
 from koo.web.alerts import add_alerts
+from koo.web.audit import KEPT, audit_of
 from koo.web.database_acts import add_database_acts
+from koo.web.door import door_of
 from koo.web.links import linked
 from koo.web.notices import add_notices
 from koo.web.routing import JsonView, described, make_router
@@ -22,16 +25,29 @@ from koo.web.routing import JsonView, described, make_router
 log = logging.getLogger("koo.web")
 
 
-def monitoring_router(platform: Platform) -> APIRouter:
-    """The routes, below `/monitoring`, for one platform."""
-    router = make_router("/monitoring", "monitoring")
+def monitoring_router(platform: Platform, *, protect: bool = True, hosts: Iterable[str] = ()) -> APIRouter:
+    """The routes, below `/monitoring`, for one platform.
+
+    `protect`: the rules of `koo.web.security` hold, wherever the router is included; False: your own middleware decides
+    who may ask. `hosts` are names by which your server is known, beside those of KOO_HOST and KOO_URL.
+    """
+    router = make_router("/monitoring", "monitoring", door_of(platform, protect, hosts))
     _add_overview(router, platform)
     add_notices(router, platform)
     add_alerts(router, platform)
     _add_database(router, platform)
     add_database_acts(router, platform)
     _add_services(router, platform)
+    _add_audit(router, platform)
     return router
+
+
+def _add_audit(router: APIRouter, platform: Platform) -> None:
+    @router.get("/audit", summary="Who did what, and who was refused", **described(shapes.AuditLog, 422))
+    async def get_audit(limit: Annotated[int, Query(ge=1, le=KEPT)] = 100) -> Response:
+        """The last acts and refusals of this process, the newest first; the log has them all."""
+        entries = audit_of(platform).entries(limit)
+        return JsonView(shapes.AuditLog(entries=entries, timestamp=now_iso()))
 
 
 def _add_overview(router: APIRouter, platform: Platform) -> None:

@@ -11,13 +11,14 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from koo.web import answers
+from koo.web.door import Door
 from koo.web.readiness import Readiness
 from koo.web.routing import JsonView, described, make_router
 
 
-def probes_router(readiness: Readiness) -> APIRouter:
+def probes_router(readiness: Readiness, door: Door) -> APIRouter:
     """`/livez` and `/readyz`, for GET and HEAD."""
-    router = make_router("", "probes")
+    router = make_router("", "probes", door, "probe")
 
     async def livez() -> Response:
         """200 as long as the process can answer at all."""

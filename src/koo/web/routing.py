@@ -10,7 +10,7 @@ import asyncio
 import json
 import math
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import HTTPException, RequestValidationError
@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from koo.errors import KooError
+from koo.web.door import Door
 from koo.web.examples import RECORDED
 from koo.web.links import base_of, runbook_of
 from koo.web.problems import (
@@ -33,6 +34,7 @@ from koo.web.problems import (
     respond,
     validation_problem,
 )
+from koo.web.security import Kind
 
 T = TypeVar("T")
 
@@ -55,9 +57,17 @@ class CallerLeft(Exception):
 
 
 class ProblemRoute(APIRoute):
-    """A route whose errors are problems, which answers HEAD where it answers GET, and says to OPTIONS what it does."""
+    """A route behind a door, whose errors are problems, which answers HEAD where it answers GET, and says to OPTIONS
+    what it does."""
+
+    door: ClassVar[Door]
+    kind: ClassVar[Kind]
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        passed = await self.door.pass_through(self.kind, self.path_format, scope, receive, send)
+        if passed is None:
+            return
+        receive, send = passed
         method, methods = scope["method"], self.methods or set()
         if method not in methods:
             if method == "HEAD" and "GET" in methods:
@@ -107,20 +117,25 @@ def answer_http_error(request: Request, error: StarletteHTTPException) -> Respon
     return respond(http_problem(request, error.status_code, str(error.detail)), error.headers)
 
 
-def make_router(prefix: str, tag: str) -> APIRouter:
+def behind(door: Door, kind: Kind) -> type[ProblemRoute]:
+    """The class of routes behind this door: a router that is included elsewhere takes the class along."""
+    return type("GuardedRoute", (ProblemRoute,), {"door": door, "kind": kind})
+
+
+def make_router(prefix: str, tag: str, door: Door, kind: Kind = "guarded") -> APIRouter:
     """A router whose operations are called `<tag>_<function>` in the description of the API."""
     return APIRouter(
         prefix=prefix,
         tags=[tag],
-        route_class=ProblemRoute,
+        route_class=behind(door, kind),
         generate_unique_id_function=lambda route: f"{tag}_{route.name}",
         redirect_slashes=False,
     )
 
 
-def file_router() -> APIRouter:
+def file_router(door: Door) -> APIRouter:
     """A router for the files of a page, which are not in the description of the API."""
-    return APIRouter(include_in_schema=False, route_class=ProblemRoute)
+    return APIRouter(include_in_schema=False, route_class=behind(door, "page"))
 
 
 def add_file(

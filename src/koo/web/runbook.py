@@ -16,7 +16,8 @@ from fastapi import APIRouter, HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from koo.monitoring.runbook import PATH, PREFIX, Runbook, runbook, runbook_path, runbooks
+from koo.monitoring.runbook import PATH, Runbook, runbook, runbooks
+from koo.web.door import Door
 from koo.web.routing import JsonView, file_router
 
 STYLE = (
@@ -36,9 +37,9 @@ HEADERS = {
 }
 
 
-def runbook_router() -> APIRouter:
+def runbook_router(door: Door) -> APIRouter:
     """The page of all kinds, and one for each."""
-    router = file_router()
+    router = file_router(door)
 
     @router.get(PATH)
     async def get_runbook(request: Request) -> Response:
@@ -52,11 +53,6 @@ def runbook_router() -> APIRouter:
         return _answer(request, [found])
 
     return router
-
-
-def open_paths(prefix: str = PREFIX) -> frozenset[str]:
-    """What needs no token."""
-    return frozenset({f"{prefix}{PATH}", *(runbook_path(kind, prefix) for kind in runbooks())})
 
 
 # ── the page ──────────────────────────────────────────────────────────────────────────────────────────────────────

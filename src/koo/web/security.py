@@ -1,4 +1,4 @@
-"""Who may ask: pure rules over one request's headers, and the ASGI middleware that applies them.
+"""Who may ask: pure rules over one request's headers. `door.py` applies them, in the routes themselves.
 
 On loopback, without a token, the plain `curl` lines work. Two things would still let a stranger in: a web page in
 somebody's browser, and a name of its own that suddenly points to 127.0.0.1 (DNS rebinding). So:
@@ -7,36 +7,39 @@ somebody's browser, and a name of its own that suddenly points to 127.0.0.1 (DNS
 * An unsafe method must not come from another site. Browsers say where it comes from (`Sec-Fetch-Site`, `Origin`);
   whoever says nothing is no browser, and a page cannot make a browser say nothing. "same-site" is another site here:
   every port of localhost is.
-* Without a token only this machine may ask, whatever address somebody made the server listen on.
+* Without a token only this machine may ask, whatever address somebody made the server listen on. A peer without a
+  readable address is not this machine, and neither is a request that came through a proxy, unless the proxy is trusted
+  and names this machine as the caller.
 * With KOO_TOKEN each request needs it, or KOO_READ_TOKEN for what changes nothing. A browser never sends a bearer token
-  by itself, so who has one may come from anywhere.
+  by itself, so who has one may come from anywhere and call us by any name.
 
-The probes and the description of the API say nothing about this installation and are open to all.
+Probes answer under any name: they say nothing that a stranger could use, and a kubelet asks by the pod's address.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Literal
 from urllib.parse import urlsplit
 
-from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from koo.http.proxies import is_loopback
 from koo.options import PlatformOptions
-from koo.web.api_docs import FILES as DOCS
-from koo.web.dashboard_routes import OPEN_PATHS as PAGE
-from koo.web.problems import http_problem, respond
-from koo.web.runbook import open_paths as runbook_paths
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/openapi.json", *DOCS}) | PAGE | runbook_paths()
 TEST_NAMES = frozenset({"testserver", "testserver.local"})
 """What the test clients of Starlette and Django, and that of Litestar, send unless told otherwise."""
+TEST_PEER = "testclient"
+"""The peer of Starlette's test client, which no server on a socket ever has."""
 ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})
+PROXY_HEADERS = ("forwarded", "x-forwarded-for", "via")
+Kind = Literal["guarded", "page", "probe"]
+"""Of a route: what says something about this installation, a page's files, what an orchestrator asks."""
+Who = Literal["token", "read token", "this machine", ""]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,45 +51,64 @@ class Asked:
     headers: Mapping[str, str]
     peer: str | None = None
     repeated: frozenset[str] = frozenset()
+    kind: Kind = "guarded"
 
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """Why not, as a status and a sentence."""
+    """Why not, as a status and a sentence. `is_guess`: with a token that is not known."""
 
     status: int
     detail: str
+    is_guess: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
     """The rules of one installation. `hosts` None: any name (the server listens on all addresses, with a token)."""
 
-    token: str | None = None
-    read_token: str | None = None
+    tokens: tuple[str, ...] = ()
+    read_tokens: tuple[str, ...] = ()
     hosts: frozenset[str] | None = frozenset()
     origins: frozenset[str] = frozenset()
+    proxies: tuple[IPv4Network | IPv6Network, ...] = ()
 
     @classmethod
     def of(cls, options: PlatformOptions, more_hosts: Iterable[str] = ()) -> Access:
         """The rules that follow from the options; `more_hosts` are further names of this server."""
         url = urlsplit(options.url)
         everywhere = options.host in ANY_ADDRESS and options.token is not None
-        hosts = {options.host.lower(), (url.hostname or "").lower(), *(host.lower() for host in more_hosts)}
+        public = urlsplit(options.alerts.public_url or "").hostname
+        hosts = {options.host, url.hostname or "", public or "", *more_hosts}
         return cls(
-            options.token,
-            options.read_token,
-            None if everywhere else frozenset(hosts - ANY_ADDRESS),
+            _set(options.token, options.token_2),
+            _set(options.read_token, options.read_token_2),
+            None if everywhere else frozenset(host.lower() for host in hosts) - ANY_ADDRESS,
             frozenset({f"{url.scheme}://{url.netloc}".lower()}),
+            tuple(ip_network(one, strict=False) for one in options.trusted_proxies),
         )
 
     def judge(self, asked: Asked) -> Denial | None:
         """None: go on."""
+        if asked.kind == "probe" or (asked.kind == "guarded" and self.who(asked) == "token"):
+            return None
+        if asked.kind == "guarded" and self.who(asked) == "read token":
+            looks = asked.method in SAFE_METHODS
+            return None if looks else Denial(403, "this token may only look; send KOO_TOKEN")
         if not self._knows_host(asked):
             return Denial(403, _explain_host(asked.headers.get("host", "")))
-        if asked.path in OPEN_PATHS and asked.method in SAFE_METHODS:
+        if asked.kind == "page":
             return None
-        return self._judge_token(asked) if self.token is not None else self._judge_stranger(asked)
+        return self._refuse_without_token(asked) if self.tokens else self._judge_stranger(asked)
+
+    def who(self, asked: Asked) -> Who:
+        """Whose request it is, by its token, or by where it comes from; empty: nobody's that is known."""
+        given = _token_of(asked)
+        if self.tokens:
+            writes = _fits(given, self.tokens)
+            reads = _fits(given, self.read_tokens)
+            return "token" if writes else "read token" if reads else ""
+        return "this machine" if self.is_local(asked) else ""
 
     # ── whom it is meant for ──────────────────────────────────────────────────────────────────────────────────
 
@@ -100,29 +122,47 @@ class Access:
 
     # ── who asks ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _judge_token(self, asked: Asked) -> Denial | None:
-        scheme, _, given = asked.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not given.strip():
+    def _refuse_without_token(self, asked: Asked) -> Denial:
+        if "authorization" in asked.repeated:
+            return Denial(401, "Authorization was sent twice, and which one counts is open to doubt")
+        if not _token_of(asked):
             return Denial(401, "a token is needed: send Authorization: Bearer, with KOO_TOKEN")
-        if _same(given.strip(), self.token):
-            return None
-        if not _same(given.strip(), self.read_token):
-            return Denial(401, "the token is not known")
-        if asked.method not in SAFE_METHODS:
-            return Denial(403, "this token may only look; send KOO_TOKEN")
-        return None
+        return Denial(401, "the token is not known", is_guess=True)
 
     def _judge_stranger(self, asked: Asked) -> Denial | None:
-        if not is_local_peer(asked.peer):
-            return Denial(403, "without KOO_TOKEN only this machine may ask")
+        if not self.is_local(asked):
+            return Denial(403, _explain_peer(asked))
         if asked.method in SAFE_METHODS:
             return None
         site, origin = asked.headers.get("sec-fetch-site"), asked.headers.get("origin")
-        if site is not None:
-            own = site in ("same-origin", "none") and "sec-fetch-site" not in asked.repeated
-        else:
-            own = origin is None or ("origin" not in asked.repeated and self._is_own(origin, asked))
-        return None if own else Denial(403, "a web page of another origin may change nothing here")
+        own = site in (None, "same-origin", "none") and "sec-fetch-site" not in asked.repeated
+        # A page cannot take its origin away: whatever the other header says, a foreign one counts.
+        foreign = origin is not None and ("origin" in asked.repeated or not self._is_own(origin, asked))
+        if own and not foreign:
+            return None
+        return Denial(403, "a web page of another origin may change nothing here")
+
+    def is_local(self, asked: Asked) -> bool:
+        """Does it come from this machine, and not through a proxy on it, whose callers may be anywhere?"""
+        is_test = asked.peer == TEST_PEER and self.hosts is not None and not TEST_NAMES.isdisjoint(self.hosts)
+        return is_test or is_local_peer(self.caller(asked))
+
+    def caller(self, asked: Asked) -> str | None:
+        """Where it comes from: the peer, or before trusted proxies the caller that they name. None: unknown."""
+        if not any(name in asked.headers for name in PROXY_HEADERS):
+            return asked.peer
+        if not self._is_trusted(asked.peer) or "x-forwarded-for" in asked.repeated:
+            return None
+        # The nearest proxy wrote the last one; what stands before the first that is not ours anybody may have written.
+        named = [one.strip() for one in asked.headers.get("x-forwarded-for", "").split(",")]
+        return next((one for one in reversed(named) if not self._is_trusted(one)), None)
+
+    def _is_trusted(self, peer: str | None) -> bool:
+        try:
+            address = ip_address(peer or "")
+        except ValueError:
+            return False
+        return any(address in one for one in self.proxies)
 
     def _is_own(self, origin: str, asked: Asked) -> bool:
         host = asked.headers.get("host", "").lower()
@@ -155,61 +195,47 @@ def _explain_host(header: str) -> str:
     return "this server is not known by the name in the Host header; set KOO_URL to its address"
 
 
+def _explain_peer(asked: Asked) -> str:
+    proxied = next((name for name in PROXY_HEADERS if name in asked.headers), None)
+    if proxied is not None:
+        return (
+            f"without KOO_TOKEN only this machine may ask, and this came through a proxy ({proxied}): set KOO_TOKEN, "
+            "or KOO_TRUSTED_PROXIES to the proxy's address"
+        )
+    if asked.peer == TEST_PEER:
+        return (
+            "without KOO_TOKEN only this machine may ask, and a test's client names no address; let it name one, "
+            'TestClient(app, client=("127.0.0.1", 50000)), or allow its name (hosts=["testserver"])'
+        )
+    return "without KOO_TOKEN only this machine may ask"
+
+
 def is_local_peer(peer: str | None) -> bool:
-    """This machine: a loopback address, or no address at all (a Unix socket, a test's client)."""
-    if not peer:
-        return True
+    """This machine: a loopback address. What is no readable address is not: behind a socket file anybody may be."""
     try:
-        address = ip_address(peer)
+        address = ip_address(peer or "")
     except ValueError:
-        return True
+        return False
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
 
 
-def _same(given: str, wanted: str | None) -> bool:
-    return wanted is not None and hmac.compare_digest(given.encode(), wanted.encode())
+def _set(*given: str | None) -> tuple[str, ...]:
+    return tuple(one for one in given if one is not None)
 
 
-# ── the middleware ────────────────────────────────────────────────────────────────────────────────────────────────
+def _token_of(asked: Asked) -> str:
+    scheme, _, given = asked.headers.get("authorization", "").partition(" ")
+    is_bearer = scheme.lower() == "bearer" and "authorization" not in asked.repeated
+    return given.strip() if is_bearer else ""
 
 
-class AccessControl:
-    """Refuses what `Access` denies. `paths`: the prefixes that it watches over; None: everything."""
-
-    def __init__(
-        self, app: ASGIApp, access: Callable[[], Access], paths: tuple[str, ...] | None = None
-    ) -> None:
-        self.app = app
-        self._make = access
-        self._access: Access | None = None
-        self._paths = paths
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or not self._watches(scope):
-            await self.app(scope, receive, send)
-            return
-        if self._access is None:
-            self._access = self._make()
-        denial = self._access.judge(asked_of(scope))
-        if denial is None:
-            await self.app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-        else:
-            request = Request(scope)
-            headers = {"WWW-Authenticate": "Bearer"} if denial.status == 401 else {}
-            answer = respond(http_problem(request, denial.status, denial.detail), headers)
-            await answer(scope, receive, send)
-
-    def _watches(self, scope: Scope) -> bool:
-        if self._paths is None:
-            return True
-        path = _path_of(scope)
-        return any(path == prefix or path.startswith(f"{prefix}/") for prefix in self._paths)
+def _fits(given: str, tokens: tuple[str, ...]) -> bool:
+    # All are compared, so that the time tells nothing of which one it was like.
+    return sum(hmac.compare_digest(given.encode(), one.encode()) for one in tokens) > 0
 
 
-def asked_of(scope: Scope) -> Asked:
+def asked_of(scope: Scope, kind: Kind = "guarded") -> Asked:
     """What the rules look at, of an ASGI scope."""
     headers: dict[str, str] = {}
     repeated = set()
@@ -219,11 +245,6 @@ def asked_of(scope: Scope) -> Asked:
             repeated.add(name)
         headers[name] = raw_value.decode("latin-1")
     client = scope.get("client")
-    method = scope.get("method", "CONNECT")  # a websocket may do anything, so it counts as unsafe
-    return Asked(method, _path_of(scope), headers, client[0] if client else None, frozenset(repeated))
-
-
-def _path_of(scope: Scope) -> str:
-    """The path below the folder where the application is mounted."""
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
+    return Asked(
+        scope["method"], str(scope["path"]), headers, client[0] if client else None, frozenset(repeated), kind
+    )

@@ -105,7 +105,7 @@ def answering_what_is_cut(app: ASGIApp) -> ASGIApp:
     """
     from starlette.requests import Request
 
-    from koo.web.edge import CLOSE
+    from koo.web.bounds import CLOSE
     from koo.web.problems import http_problem, respond
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:

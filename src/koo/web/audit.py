@@ -1,0 +1,110 @@
+"""Who did what, and who was refused: a line in the log for each, and a list of the last ones.
+
+An act is what changes something: a reset, a pause, a query that costs money. Each has who (which token, or this
+machine), what (the method and the route, without a caller's words), where from, and how it was answered at the door.
+Refusals of one address with one status are logged when they begin, and then once a minute with their number: a stranger
+must not be able to fill a disk. The list counts them in the same way.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from koo.clock import iso
+from koo.monitoring.shapes import AuditEntry
+from koo.plain_text import plain
+from koo.platform import Platform
+from koo.web.guesses import Guesses
+from koo.web.security import Denial, Who
+
+KEPT = 1000
+AGAIN_S = 60.0
+ADDRESSES_MAX = 1024
+log = logging.getLogger("koo.audit")
+
+
+@dataclass(slots=True)
+class Refusals:
+    """Of one address and status: since when the running minute lasts, and how many came in it without a line."""
+
+    began: float
+    unsaid: int = 0
+
+
+class Audit:
+    """The last acts and refusals of one process."""
+
+    def __init__(
+        self, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._wall = wall
+        self._monotonic = monotonic
+        self.guesses = Guesses(monotonic)
+        self._entries: deque[AuditEntry] = deque(maxlen=KEPT)
+        self._refusals: OrderedDict[tuple[str, int], Refusals] = OrderedDict()
+
+    def note(self, who: Who, what: str, where: str, denial: Denial | None) -> None:
+        """One act that was let through, or one request that was refused."""
+        unsaid = 0
+        if denial is not None:
+            seen = self._count(where, denial.status)
+            if seen is None:
+                return
+            unsaid = seen
+        entry = AuditEntry(
+            at=iso(self._wall()),
+            who=who or "unknown",
+            what=what,
+            peer=plain(where, 64),
+            status=denial.status if denial is not None else 200,
+            reason=denial.detail if denial is not None else "",
+            more=unsaid,
+        )
+        self._entries.append(entry)
+        _write(entry)
+
+    def entries(self, limit: int = KEPT) -> list[AuditEntry]:
+        """The newest first."""
+        return list(reversed(self._entries))[:limit]
+
+    def _count(self, where: str, status: int) -> int | None:
+        """How many came since the last line that had none; None: this one has none either."""
+        now, key = self._monotonic(), (where, status)
+        refusals = self._refusals.pop(key, None)
+        if refusals is not None and now - refusals.began < AGAIN_S:
+            refusals.unsaid += 1
+            self._refusals[key] = refusals
+            return None
+        self._refusals[key] = Refusals(now)
+        while len(self._refusals) > ADDRESSES_MAX:
+            self._refusals.popitem(last=False)
+        return refusals.unsaid if refusals is not None else 0
+
+
+def _write(entry: AuditEntry) -> None:
+    if not entry["reason"]:
+        log.info("%s by %s from %s", entry["what"], entry["who"], entry["peer"], extra={"audit": entry})
+        return
+    more = f"; {entry['more']} more like it before" if entry["more"] else ""
+    log.warning(
+        "%s from %s was refused (%d): %s%s",
+        entry["what"],
+        entry["peer"],
+        entry["status"],
+        entry["reason"],
+        more,
+        extra={"audit": entry},
+    )
+
+
+_of: WeakKeyDictionary[Platform, Audit] = WeakKeyDictionary()
+
+
+def audit_of(platform: Platform) -> Audit:
+    """The one of this platform, whichever routers serve it."""
+    return _of.setdefault(platform, Audit())

@@ -1,0 +1,108 @@
+"""The door of koo's routes: it stands in each route, so that no way of mounting them leaves it away.
+
+A prefix with a parameter, a sub-application, a router that was included by hand: the route is the same, and so is its
+door. It refuses what `security.py` denies, bounds the body, gives each answer the headers of one that is nobody else's
+business, slows those down who try tokens, and has a line in the audit for each refusal and each act.
+
+`protect=False` where routes are made takes the rules away: their application decides who may ask. Headers and bounds
+stay. Under `koo serve` the edge has done both already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, MutableMapping
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from koo.platform import Platform
+from koo.web.audit import Audit, audit_of
+from koo.web.bounds import BODY_BYTES_MAX, CAREFUL, CLOSE, MARK, BodyTooLarge, announced_bytes, bounded
+from koo.web.problems import http_problem, respond
+from koo.web.security import SAFE_METHODS, Access, Asked, Denial, Kind, asked_of
+
+
+class Door:
+    """Of one platform's routes. `access` makes the rules when the first request comes; None: everybody may pass."""
+
+    def __init__(
+        self,
+        access: Callable[[], Access] | None,
+        audit: Audit,
+    ) -> None:
+        self._make = access
+        self._access: Access | None = None
+        self._audit = audit
+        self._guesses = audit.guesses
+
+    @property
+    def protects(self) -> bool:
+        """Are there rules?"""
+        return self._make is not None
+
+    async def pass_through(
+        self, kind: Kind, path: str, scope: Scope, receive: Receive, send: Send
+    ) -> tuple[Receive, Send] | None:
+        """What the route goes on with; None: it was answered here. `path`: the route's own, with no caller's words."""
+        if MARK not in scope:
+            scope[MARK] = True
+            send = careful(send)
+            if announced_bytes(Request(scope)) > BODY_BYTES_MAX:
+                await _answer(413, BodyTooLarge(BODY_BYTES_MAX).detail, scope, receive, send, CLOSE)
+                return None
+            receive = bounded(receive, BODY_BYTES_MAX)
+        denial = self._judge(asked_of(scope, kind), path)
+        if denial is None:
+            return receive, send
+        more = {"WWW-Authenticate": "Bearer"} if denial.status == 401 else {}
+        if denial.status == 429:
+            more["Retry-After"] = str(self._guesses.again_in_s)
+        await _answer(denial.status, denial.detail, scope, receive, send, more)
+        return None
+
+    def _judge(self, asked: Asked, path: str) -> Denial | None:
+        if self._make is None:
+            return None
+        if self._access is None:
+            self._access = self._make()
+        access = self._access
+        denial, where = access.judge(asked), access.caller(asked) or "unknown"
+        if denial is not None and denial.is_guess and self._guesses.are_too_many(where):
+            denial = Denial(429, "too many tokens that are not known came from this address; try again later")
+        if denial is not None or (asked.kind == "guarded" and asked.method not in SAFE_METHODS):
+            self._audit.note(access.who(asked), f"{asked.method} {path}", where, denial)
+        return denial
+
+
+def door_of(platform: Platform, protect: bool = True, hosts: Iterable[str] = ()) -> Door:
+    """The door of a platform's routes; `hosts` are further names by which the server is known."""
+    names = tuple(hosts)
+    return Door((lambda: Access.of(platform.options, names)) if protect else None, audit_of(platform))
+
+
+def careful(send: Send) -> Send:
+    """Headers of an answer that no cache keeps, no browser guesses the type of, and no other page frames."""
+
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in CAREFUL.items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return sending
+
+
+async def _answer(
+    status: int,
+    detail: str,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    headers: dict[str, str] | None = None,
+) -> None:
+    answer: Response = respond(http_problem(Request(scope), status, detail), headers)
+    await answer(scope, receive, send)

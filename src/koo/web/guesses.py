@@ -1,0 +1,35 @@
+"""Tokens that are not known, counted by address: who tries many is answered 429 for a while.
+
+A right token passes at any time, since others may share the address with whoever guesses. The count does not stop a
+guesser from guessing; a token of 16 characters does. It keeps logs readable, and tells who is at it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+GUESSES_MAX = 10
+WINDOW_S = 60.0
+ADDRESSES_MAX = 1024
+
+
+class Guesses:
+    """Of each address: how many in the running window, and when that began."""
+
+    again_in_s = round(WINDOW_S)
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._windows: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def are_too_many(self, address: str) -> bool:
+        """Count one, and say whether it is one too many."""
+        now = self._monotonic()
+        began, count = self._windows.pop(address, (now, 0))
+        if now - began >= WINDOW_S:
+            began, count = now, 0
+        self._windows[address] = (began, count + 1)
+        while len(self._windows) > ADDRESSES_MAX:
+            self._windows.popitem(last=False)
+        return count + 1 > GUESSES_MAX

@@ -1,0 +1,102 @@
+"""Acts and refusals: each has who, what and where from; a stranger fills neither the log nor the list."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+
+from koo.web import create_app
+from koo.web.audit import AGAIN_S, KEPT, Audit
+from koo.web.guesses import ADDRESSES_MAX, GUESSES_MAX, WINDOW_S, Guesses
+from koo.web.security import Denial
+from tests.web.serving import platform, served
+
+WRITE, READ = "w" * 32, "r" * 32
+REFUSED = Denial(401, "the token is not known", is_guess=True)
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_an_act_has_who_what_and_where_from(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "koo.audit")
+    audit = Audit()
+    audit.note("token", "POST /ai/services/{service}/reset-errors", "10.0.0.7", None)
+    [entry] = audit.entries()
+    assert (entry["who"], entry["what"], entry["peer"], entry["status"], entry["reason"]) == (
+        "token", "POST /ai/services/{service}/reset-errors", "10.0.0.7", 200, "",
+    )  # fmt: skip
+    assert caplog.messages == ["POST /ai/services/{service}/reset-errors by token from 10.0.0.7"]
+
+
+def test_equal_refusals_of_one_address_are_said_once_a_minute_with_their_number(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    time = Time()
+    audit = Audit(monotonic=time)
+    for _ in range(5000):
+        audit.note("", "GET /monitoring/health", "203.0.113.9", REFUSED)
+    audit.note("", "GET /monitoring/health", "203.0.113.10", REFUSED)
+    time.now += AGAIN_S
+    audit.note("", "GET /monitoring/health", "203.0.113.9", REFUSED)
+    assert [(one["peer"], one["more"]) for one in reversed(audit.entries())] == [
+        ("203.0.113.9", 0), ("203.0.113.10", 0), ("203.0.113.9", 4999),
+    ]  # fmt: skip
+    assert len(caplog.messages) == 3 and "4999 more like it before" in caplog.messages[-1]
+
+
+def test_many_addresses_are_forgotten_oldest_first_and_the_list_is_bounded() -> None:
+    audit = Audit()
+    for number in range(3 * KEPT):
+        audit.note("", "GET /x", f"address {number}", REFUSED)
+    assert [one["peer"] for one in audit.entries(2)] == [f"address {3 * KEPT - 1}", f"address {3 * KEPT - 2}"]
+    assert len(audit.entries()) == KEPT
+
+
+def test_an_address_with_control_characters_is_one_plain_line(caplog: pytest.LogCaptureFixture) -> None:
+    Audit().note("", "GET /x", "1.2.3.4\r\nFORGED \x1b[31m", REFUSED)
+    assert len(caplog.messages) == 1
+    assert not {"\r", "\n", "\x1b"} & set(caplog.messages[0])
+
+
+def test_so_many_guesses_a_minute_are_too_many_and_a_minute_later_they_are_not() -> None:
+    time = Time()
+    guesses = Guesses(time)
+    assert [guesses.are_too_many("a") for _ in range(GUESSES_MAX + 1)] == [False] * GUESSES_MAX + [True]
+    assert not guesses.are_too_many("b")
+    time.now += WINDOW_S
+    assert not guesses.are_too_many("a")
+    for number in range(ADDRESSES_MAX):
+        guesses.are_too_many(str(number))
+    assert not guesses.are_too_many("a")
+
+
+def test_a_guesser_is_slowed_and_a_right_token_of_the_same_address_passes(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(create_app(platform(tmp_path, token=WRITE, read_token=READ))) as client:
+            health, audit = "/api/v1/monitoring/health", "/api/v1/monitoring/audit"
+            wrong = {"Authorization": f"Bearer {'x' * 32}"}
+            statuses = [(await client.get(health, headers=wrong)).status for _ in range(GUESSES_MAX + 1)]
+            assert statuses == [401] * GUESSES_MAX + [429]
+            slowed = await client.get(health, headers=wrong)
+            assert int(slowed.headers["Retry-After"]) > 0
+            assert (await client.get(health, headers={"Authorization": f"Bearer {READ}"})).status == 200
+            reset = await client.post(
+                "/api/v1/ai/services/reset-all-errors", headers={"Authorization": f"Bearer {WRITE}"}
+            )
+            assert reset.status == 200
+            shown = (await client.get(audit, headers={"Authorization": f"Bearer {READ}"})).body["entries"]
+            assert [(one["who"], one["what"].split()[0], one["status"]) for one in shown] == [
+                ("token", "POST", 200), ("unknown", "GET", 429), ("unknown", "GET", 401),
+            ]  # fmt: skip
+            assert "x" * 32 not in str(shown) and WRITE not in str(shown)
+
+    asyncio.run(main())

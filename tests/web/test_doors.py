@@ -1,0 +1,180 @@
+"""Every route of koo's, made from the routers themselves, behind its door: whoever mounts them, and wherever.
+
+A role is refused or let through by the kind of the route and the method alone. So a new route cannot be forgotten, and
+no way of mounting leaves the door away: `create_app`, `mount` below three prefixes, routers that are included by hand,
+an application within an application.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from koo.platform import Platform
+from koo.web import ai_router, create_app, monitoring_router, mount
+from koo.web.api_docs import docs_router
+from koo.web.dashboard_routes import dashboard_router
+from koo.web.door import door_of
+from koo.web.metrics import metrics_router
+from koo.web.probes import probes_router
+from koo.web.readiness import readiness_of
+from koo.web.routing import ProblemRoute
+from koo.web.runbook import runbook_router
+from tests.web.serving import platform
+
+WRITE, READ = "w" * 32, "r" * 32
+ROLES = {"nobody": "", "a guess": "x" * 32, "reads": READ, "writes": WRITE}
+METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND")
+PREFIXES = ("/api/v1", "/t/{tenant}/api", "")
+
+
+class One(NamedTuple):
+    """A route: its path below the application, which router it is of, and its kind."""
+
+    path: str
+    kind: str
+    methods: frozenset[str]
+
+
+def routes(koo: Platform, prefix: str) -> Iterator[One]:
+    """Read from the routers, not written down."""
+    door = door_of(koo)
+    for router, before in (
+        (monitoring_router(koo), prefix),
+        (ai_router(koo), prefix),
+        (runbook_router(door), prefix),
+        (metrics_router(koo, door), ""),
+        (probes_router(readiness_of(koo), door), ""),
+        (docs_router(door), ""),
+        (dashboard_router(door), ""),
+    ):
+        for route in router.routes:
+            assert isinstance(route, ProblemRoute)
+            path = re.sub(r"\{[^}]*\}", "claude", before + route.path)
+            yield One(path, route.kind, frozenset(route.methods or ()))
+
+
+def served_by(koo: Platform) -> FastAPI:
+    return create_app(koo)
+
+
+def mounted(prefix: str) -> Callable[[Platform], FastAPI]:
+    def make(koo: Platform) -> FastAPI:
+        app = FastAPI()
+        mount(app, koo, prefix=prefix)
+        return app
+
+    return make
+
+
+def in_starlette(koo: Platform) -> Starlette:
+    app = Starlette()
+    mount(app, koo)
+    return app
+
+
+def by_hand(koo: Platform) -> FastAPI:
+    app = FastAPI()
+    for router in (monitoring_router(koo), ai_router(koo)):
+        app.include_router(router, prefix="/hand/{made}")
+    return app
+
+
+def within(koo: Platform) -> Starlette:
+    inner = FastAPI()
+    mount(inner, koo)
+    return Starlette(routes=[Mount("/outer", inner)])
+
+
+WAYS: dict[str, tuple[Callable[[Platform], Any], str, str]] = {
+    "create_app": (served_by, "", "/api/v1"),
+    **{f"mount at {prefix or '/'}": (mounted(prefix), "", prefix) for prefix in PREFIXES},
+    "mount in Starlette": (in_starlette, "", "/api/v1"),
+    "by hand": (by_hand, "", "/hand/{made}"),
+    "an application within": (within, "/outer", "/api/v1"),
+}
+
+
+def expected(one: One, role: str, method: str) -> set[int]:
+    """Statuses of the door; empty: the door lets it through, and what the route says is its own business."""
+    if one.kind != "guarded" or role == "writes":
+        return set()
+    if role == "reads":
+        return set() if method in ("GET", "HEAD", "OPTIONS") else {403}
+    return {401, 429} if role == "a guess" else {401}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_route_asks_for_a_token_however_it_is_mounted(way: str, tmp_path: Path) -> None:
+    make, before, prefix = WAYS[way]
+    koo = platform(tmp_path, token=WRITE, read_token=READ)
+    client = TestClient(make(koo), base_url="http://localhost", client=("127.0.0.1", 50000))
+    mine = {"/monitoring", "/ai"} if way == "by hand" else {""}
+    seen = 0
+    for one in routes(koo, prefix):
+        if not any(part in one.path for part in mine) or (before + prefix + one.path).endswith("/rotate"):
+            continue
+        if way.startswith(("mount", "an app")) and one.path.startswith("/docs"):
+            continue  # the host's own
+        for role in ("nobody", "a guess", "reads"):
+            headers = {"Authorization": f"Bearer {ROLES[role]}"} if ROLES[role] else {}
+            for method in METHODS:
+                statuses = expected(one, role, method)
+                if statuses:
+                    reply = client.request(method, before + one.path, headers=headers)
+                    assert reply.status_code in statuses, (way, role, method, one.path, reply.status_code)
+                    assert reply.headers["Cache-Control"] == "no-store"
+                    assert reply.headers["X-Content-Type-Options"] == "nosniff"
+                    seen += 1
+    assert seen > 100
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_without_a_token_no_strange_page_and_no_other_machine_passes(way: str, tmp_path: Path) -> None:
+    make, before, prefix = WAYS[way]
+    koo = platform(tmp_path)
+    app = make(koo)
+    far = TestClient(app, base_url="http://localhost", client=("203.0.113.9", 50000))
+    near = TestClient(app, base_url="http://localhost", client=("127.0.0.1", 50000))
+    mine = {"/monitoring", "/ai"} if way == "by hand" else {""}
+    for one in routes(koo, prefix):
+        if one.kind != "guarded" or not any(part in one.path for part in mine):
+            continue
+        path = before + one.path
+        for method in one.methods:
+            assert far.request(method, path).status_code == 403, (way, method, path)
+            assert near.request(method, path, headers={"Host": "evil.example"}).status_code == 403
+            assert near.request(method, path, headers={"X-Forwarded-For": "127.0.0.1"}).status_code == 403
+            if method == "POST":
+                for page in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+                    assert near.request(method, path, headers=page).status_code == 403, (way, path)
+
+
+def test_who_guards_the_doors_himself_keeps_headers_and_bounds(tmp_path: Path) -> None:
+    app = FastAPI()
+    mount(app, platform(tmp_path), protect=False)
+    client = TestClient(app, base_url="http://localhost")
+    reply = client.get("/api/v1/monitoring/health")
+    assert (reply.status_code, reply.headers["Cache-Control"]) == (200, "no-store")
+    body = b'{"service": "claude", "prompt": "' + b"a" * (17 * 2**20) + b'"}'
+    assert client.post("/api/v1/ai/query", content=body).status_code == 413
+
+
+def test_a_body_without_a_length_is_bounded_too(tmp_path: Path) -> None:
+    app = FastAPI()
+    mount(app, platform(tmp_path), hosts=["testserver"])
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(17):
+            yield b"a" * 2**20
+
+    reply = TestClient(app).post("/api/v1/ai/query", content=pieces())
+    assert reply.status_code == 413
