@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from koo import run
 from koo.platform import Platform
 from koo.web import ai_router, create_app, monitoring_router, mount
 from koo.web.api_docs import docs_router
@@ -94,6 +95,20 @@ def within(koo: Platform) -> Starlette:
     return Starlette(routes=[Mount("/outer", inner)])
 
 
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Callable[..., Platform]]:
+    """Platforms that are closed in the end: each request of a test's client opens them on a loop in the background."""
+    open_ones: list[Platform] = []
+
+    def make(**options: Any) -> Platform:
+        open_ones.append(platform(tmp_path, **options))
+        return open_ones[-1]
+
+    yield make
+    for one in open_ones:
+        run(one.close())
+
+
 WAYS: dict[str, tuple[Callable[[Platform], Any], str, str]] = {
     "create_app": (served_by, "", "/api/v1"),
     **{f"mount at {prefix or '/'}": (mounted(prefix), "", prefix) for prefix in PREFIXES},
@@ -113,9 +128,9 @@ def expected(one: One, role: str, method: str) -> set[int]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_each_route_asks_for_a_token_however_it_is_mounted(way: str, tmp_path: Path) -> None:
+def test_each_route_asks_for_a_token_however_it_is_mounted(way: str, made: Callable[..., Platform]) -> None:
     make, before, prefix = WAYS[way]
-    koo = platform(tmp_path, token=WRITE, read_token=READ)
+    koo = made(token=WRITE, read_token=READ)
     client = TestClient(make(koo), base_url="http://localhost", client=("127.0.0.1", 50000))
     mine = {"/monitoring", "/ai"} if way == "by hand" else {""}
     seen = 0
@@ -138,9 +153,11 @@ def test_each_route_asks_for_a_token_however_it_is_mounted(way: str, tmp_path: P
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_without_a_token_no_strange_page_and_no_other_machine_passes(way: str, tmp_path: Path) -> None:
+def test_without_a_token_no_strange_page_and_no_other_machine_passes(
+    way: str, made: Callable[..., Platform]
+) -> None:
     make, before, prefix = WAYS[way]
-    koo = platform(tmp_path)
+    koo = made()
     app = make(koo)
     far = TestClient(app, base_url="http://localhost", client=("203.0.113.9", 50000))
     near = TestClient(app, base_url="http://localhost", client=("127.0.0.1", 50000))
@@ -158,9 +175,9 @@ def test_without_a_token_no_strange_page_and_no_other_machine_passes(way: str, t
                     assert near.request(method, path, headers=page).status_code == 403, (way, path)
 
 
-def test_who_guards_the_doors_himself_keeps_headers_and_bounds(tmp_path: Path) -> None:
+def test_who_guards_the_doors_himself_keeps_headers_and_bounds(made: Callable[..., Platform]) -> None:
     app = FastAPI()
-    mount(app, platform(tmp_path), protect=False)
+    mount(app, made(), protect=False)
     client = TestClient(app, base_url="http://localhost")
     reply = client.get("/api/v1/monitoring/health")
     assert (reply.status_code, reply.headers["Cache-Control"]) == (200, "no-store")
@@ -168,9 +185,9 @@ def test_who_guards_the_doors_himself_keeps_headers_and_bounds(tmp_path: Path) -
     assert client.post("/api/v1/ai/query", content=body).status_code == 413
 
 
-def test_a_body_without_a_length_is_bounded_too(tmp_path: Path) -> None:
+def test_a_body_without_a_length_is_bounded_too(made: Callable[..., Platform]) -> None:
     app = FastAPI()
-    mount(app, platform(tmp_path), hosts=["testserver"])
+    mount(app, made(), hosts=["testserver"])
 
     def pieces() -> Iterator[bytes]:
         for _ in range(17):
