@@ -24,10 +24,15 @@ from koo.settings import SecretStr, Settings
 
 ROOT = Path(__file__).parents[1]
 SECRET = "s3cret-9f8e7d"
+LONG, OTHER = "l" * 16, "o" * 16
+"""Tokens that are long enough where others can try them."""
 SIGNING = "whsec_" + base64.b64encode(SECRET.encode() * 2).decode()
 HOOK = "https://hooks.example/T0/B0?key=x"
 SMTP = "smtp://koo%40example.com:p%2Fw@mail.example"
 BESIDE = {
+    "KOO_TOKEN_2": {"KOO_TOKEN": "t"},
+    "KOO_READ_TOKEN": {"KOO_TOKEN": "t"},
+    "KOO_READ_TOKEN_2": {"KOO_TOKEN": "t", "KOO_READ_TOKEN": "r"},
     "KOO_ALERT_WEBHOOK_SECRET": {"KOO_ALERT_WEBHOOK": HOOK},
     "KOO_ALERT_EMAIL": {"KOO_SMTP_URL": SMTP},
     "KOO_SMTP_URL": {"KOO_ALERT_EMAIL": "ops@example.com"},
@@ -91,8 +96,12 @@ DEFAULTS: dict[str, Any] = {
     "KOO_HOST": "127.0.0.1",
     "KOO_PORT": 8000,
     "KOO_URL": "http://127.0.0.1:8000",
+    "KOO_SHUTDOWN_DELAY": 5.0,
     "KOO_TOKEN": None,
+    "KOO_TOKEN_2": None,
     "KOO_READ_TOKEN": None,
+    "KOO_READ_TOKEN_2": None,
+    "KOO_TRUSTED_PROXIES": (),
     "KOO_LOG_FORMAT": "auto",
     "KOO_LOG_LEVEL": "info",
     "KOO_LOG_REQUESTS": "failed",
@@ -240,7 +249,11 @@ ARRIVALS: list[tuple[str, str, str, Any]] = [
     ("KOO_HOST", "::1", "url", "http://[::1]:8000"),
     ("KOO_URL", "https://koo.test/x/", "url", "https://koo.test/x"),
     ("KOO_TOKEN", "t", "token", "t"),
+    ("KOO_SHUTDOWN_DELAY", "0", "shutdown_delay_s", 0.0),
+    ("KOO_TOKEN_2", "t2", "token_2", "t2"),
     ("KOO_READ_TOKEN", "r", "read_token", "r"),
+    ("KOO_READ_TOKEN_2", "r2", "read_token_2", "r2"),
+    ("KOO_TRUSTED_PROXIES", "127.0.0.1, 10.1.0.0/16,", "trusted_proxies", ("127.0.0.1/32", "10.1.0.0/16")),
     ("KOO_LOG_FORMAT", "JSON", "log.format", "json"),
     ("KOO_LOG_LEVEL", "warning", "log.level", "warning"),
     ("KOO_LOG_REQUESTS", "all", "log.requests", "all"),
@@ -529,7 +542,7 @@ def test_times_that_were_not_set_follow_from_the_querys(
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "koo.example"])
 def test_an_address_that_others_can_reach_is_allowed_with_a_token(host: str) -> None:
-    assert read({"KOO_HOST": host, "KOO_TOKEN": "t"}).koo_host == host
+    assert read({"KOO_HOST": host, "KOO_TOKEN": LONG}).koo_host == host
     assert "KOO_TOKEN" in refused({"KOO_HOST": host, "KOO_READ_TOKEN": "t"})
 
 
@@ -539,7 +552,7 @@ def test_loopback_needs_no_token(host: str) -> None:
 
 
 def test_the_address_of_a_server_that_listens_everywhere_is_loopback() -> None:
-    assert read({"KOO_HOST": "0.0.0.0", "KOO_TOKEN": "t"}).koo_url == "http://127.0.0.1:8000"
+    assert read({"KOO_HOST": "0.0.0.0", "KOO_TOKEN": LONG}).koo_url == "http://127.0.0.1:8000"
 
 
 def test_an_argument_that_is_no_setting_is_refused() -> None:
@@ -1002,7 +1015,7 @@ def test_each_variable_has_words_and_a_place_in_the_documents() -> None:
 def test_the_example_uncommented_sets_the_defaults(tmp_path: Path) -> None:
     """Who copies `.env.example` and takes all comment signs away changes nothing."""
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
-    lines = re.findall(r"^#((?:[A-Z]+_)+[A-Z]+=.*)$", example.split("one by one")[0], re.MULTILINE)
+    lines = re.findall(r"^#((?:[A-Z]+_)+[A-Z0-9]+=.*)$", example.split("one by one")[0], re.MULTILINE)
     assert len(lines) == len(DEFAULTS) + 3
     (tmp_path / ".env").write_text("\n".join(lines))
     copied, plain = read(), read()
@@ -1021,9 +1034,6 @@ def test_the_services_of_the_example_can_be_uncommented_too(tmp_path: Path) -> N
     (tmp_path / "models" / "another.gguf").touch()
     assert len(read_env_file(tmp_path / ".env")) == 4
     assert {"claude", "local", "ollama"} == read().ai_services.keys()
-
-
-LONG, OTHER = "l" * 16, "o" * 16
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_it_is_read_without_a_token_as_a_page_and_as_data(tmp_path: Path) -> Non
             known = runbook("circuit_open")
             assert known is not None and data["circuit_open"]["advice"] == known.advice
             assert data.keys() == KINDS.keys()
-            assert (await client.get("/api/v1/runbook/nonsense", headers=JSON)).status == 401
+            assert (await client.get("/api/v1/runbook/nonsense", headers=JSON)).status == 404
 
     asyncio.run(main())
 
