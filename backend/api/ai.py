@@ -2,8 +2,8 @@
 
     app.include_router(router, prefix="/api/v1")
 
-It serves `/ai/...`; its errors are `application/problem+json`. The rules of access are in its routes, as in those of `koo
-serve`: see docs/security.md.
+It serves `/ai/...`; its errors are `application/problem+json`. The rules of access are in its routes, as in those of
+`koo serve`: see docs/security.md.
 """
 
 from __future__ import annotations
