@@ -9,8 +9,8 @@
 The functions need no request and no running server. `overall_health` is `unhealthy` if the database refuses or every
 configured AI service does, `degraded` if any part is not healthy, else `healthy`.
 
-The router serves `/monitoring/...`; its errors are `application/problem+json`. The rules of access are in its routes, as
-in those of `koo serve`: see docs/security.md.
+The router serves `/monitoring/...`; its errors are `application/problem+json`. The rules of access are in its routes,
+as in those of `koo serve`: see docs/security.md.
 """
 
 from __future__ import annotations
