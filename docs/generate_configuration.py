@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from koo.ai.models import DEFAULT_MODELS
 from koo.alert_options import AlertOptions
+from koo.budget_options import BudgetOptions
 from koo.checked import Checked, allowed
 from koo.configuration.names import PREFIXES
 from koo.configuration.table import Row, Table
@@ -25,7 +26,6 @@ from koo.log_options import LogOptions
 from koo.network_options import NetworkOptions
 from koo.options import (
     BreakerOptions,
-    BudgetOptions,
     DatabaseOptions,
     GuardOptions,
     LimitOptions,

@@ -25,6 +25,7 @@ KOO = ROOT / "src" / "koo"
 ROWS: list[set[str]] = [
     {
         "alert_options",
+        "budget_options",
         "beats",
         "checked",
         "episodes",

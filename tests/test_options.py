@@ -11,13 +11,13 @@ import pytest
 
 from koo import options
 from koo.alert_options import AlertOptions
+from koo.budget_options import BudgetOptions
 from koo.checked import Checked, Timed, allowed
 from koo.errors import ConfigurationError, KooError
 from koo.log_options import LogOptions
 from koo.network_options import NetworkOptions
 from koo.options import (
     BreakerOptions,
-    BudgetOptions,
     DatabaseOptions,
     GuardOptions,
     LimitOptions,

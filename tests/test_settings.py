@@ -16,10 +16,11 @@ from rich.console import Console
 
 from docs.generate_configuration import pages, variables_by_section
 from koo.ai.models import not_configured
+from koo.budget_options import BudgetOptions
 from koo.configuration.sources import read_env_file
 from koo.configuration.variables import BUILT_IN, BudgetSettings, ServiceSettings
 from koo.errors import ConfigurationError
-from koo.options import BudgetOptions, PlatformOptions, ServiceOptions
+from koo.options import PlatformOptions, ServiceOptions
 from koo.settings import SecretStr, Settings
 
 ROOT = Path(__file__).parents[1]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from koo.alert_options import AlertOptions
+from koo.budget_options import BudgetOptions
 from koo.checked import Checked, Nothing, Timed, not_set, option
 from koo.errors import ConfigurationError
 from koo.log_options import LogOptions
@@ -394,25 +395,6 @@ class ServiceOptions(Timed):
         """Does it cost nothing? The local model, and a server of one's own, declared without key and price."""
         unpriced = self.input_price is None and self.output_price is None and self.price_as is None
         return self.kind == "local" or (self.declared and not self.has_credentials and unpriced)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BudgetOptions(Checked):
-    """A budget that an operator set, beside those that each service has."""
-
-    name: str
-    limit_usd: Decimal = option(
-        Decimal(0), "most money of a period", "it has to be set", unit="USD", at_least=0
-    )
-    period: Literal["day", "month"] = option(
-        "day", "the UTC day or month that it counts", "as a service's own budget"
-    )
-    service: str | None = option(None, "the one service that it counts", "all together")
-    model: str | None = option(None, "the one model that it counts", "all together")
-    tag: str | None = option(
-        None, "the one tag that it counts; * gives each tag a budget of its own", "all together"
-    )
-    on_exhausted: str = option("refuse", "`refuse`, or the service that is asked instead", "a cap that holds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from koo.ai import budgets
+from koo.budget_options import BudgetOptions
 from koo.errors import AllServicesFailed, BudgetExceeded, UnknownService
-from koo.options import DAY_S, BudgetOptions
+from koo.options import DAY_S
 from koo.storage.memory import MemoryLedger
 from koo.testing.clock import run_virtual
 from tests.ai.virtual import VirtualWorld, words

@@ -12,8 +12,8 @@ import pytest
 from koo.ai.providers.base import CompletionChunk, Request
 from koo.ai.providers.transport import FRAMING_TOKENS
 from koo.ai.types import Query, Usage
+from koo.budget_options import BudgetOptions
 from koo.errors import BudgetExceeded, ExternalServiceError, InvalidRequest, Kind
-from koo.options import BudgetOptions
 from koo.testing.clock import run_virtual
 from koo.testing.providers import answer, stream
 from tests.ai.virtual import INPUT_TOKENS_MAX, VirtualWorld, words

@@ -16,8 +16,9 @@ from koo.ai.registration import compose
 from koo.ai.service import AIService, Service, guard_options
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query, Usage
+from koo.budget_options import BudgetOptions
 from koo.deadlines import Deadlines
-from koo.options import BudgetOptions, LimitOptions, RetryOptions, ServiceOptions
+from koo.options import LimitOptions, RetryOptions, ServiceOptions
 from koo.storage.base import Allowance
 from koo.storage.ledger import Ledger
 from koo.storage.memory import MemoryLedger

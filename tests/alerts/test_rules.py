@@ -13,12 +13,13 @@ import pytest
 from koo.alerts.findings import Finding
 from koo.alerts.kinds import KINDS
 from koo.alerts.rules import find
+from koo.budget_options import BudgetOptions
 from koo.clock import iso
 from koo.database.gate import GateState
 from koo.events import Severity
 from koo.monitoring.shapes import RequestWindow
 from koo.monitoring.snapshot import own_budget_view
-from koo.options import BudgetOptions, LimitOptions
+from koo.options import LimitOptions
 from koo.policies.breaker import Override
 from koo.policies.forecast import RunOut
 from koo.policies.verdict import THROTTLED, Fault

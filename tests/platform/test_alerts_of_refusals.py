@@ -12,10 +12,11 @@ from sqlalchemy import text
 
 from koo.ai.types import Query
 from koo.beats import LATE_S
+from koo.budget_options import BudgetOptions
 from koo.errors import BudgetExceeded
 from koo.host import Descriptors, Disk, Host, HostWatch
 from koo.monitoring.shapes import Alert
-from koo.options import BudgetOptions, DatabaseOptions
+from koo.options import DatabaseOptions
 from koo.platform import Platform
 from koo.testing.providers import FakeAnthropic, answer
 from koo.upkeep import KeepTime

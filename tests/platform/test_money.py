@@ -8,8 +8,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from koo.budget_options import BudgetOptions
 from koo.events import ProcessRenamed, StoreForgot
-from koo.options import BudgetOptions
 from koo.platform import Platform
 from koo.policies.treasury import LIVES_MS
 from koo.storage.postings import book

@@ -19,8 +19,9 @@ from google import genai
 from google.genai import types
 
 from koo import BudgetExceeded, ExternalServiceError, Platform, PriceUnknown
+from koo.budget_options import BudgetOptions
 from koo.events import BillExceededHold
-from koo.options import BudgetOptions, LimitOptions, PlatformOptions, RetryOptions, ServiceOptions
+from koo.options import LimitOptions, PlatformOptions, RetryOptions, ServiceOptions
 from koo.testing.providers import (
     FakeAnthropic,
     FakeCompatible,

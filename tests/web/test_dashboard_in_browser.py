@@ -25,9 +25,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from koo.budget_options import BudgetOptions
 from koo.errors import Kind
 from koo.monitoring.runbook import runbook
-from koo.options import DAY_S, BreakerOptions, BudgetOptions, LimitOptions, ServiceOptions
+from koo.options import DAY_S, BreakerOptions, LimitOptions, ServiceOptions
 from koo.passage import Passage
 from koo.platform import Platform
 from koo.policies.breaker import CLOSED, OPEN

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from koo.budget_options import BudgetOptions
 from koo.monitoring import shapes, spend_shapes
-from koo.options import BudgetOptions
 from koo.platform import Platform
 from koo.policies.treasury import LIVES_MS
 from koo.storage.base import StoreUnavailable

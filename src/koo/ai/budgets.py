@@ -12,9 +12,9 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from koo.ai.service import Service
+from koo.budget_options import BudgetOptions
 from koo.errors import BudgetExceeded, Kind, ServiceRefused
 from koo.events import BillExceededHold, Event
-from koo.options import BudgetOptions
 from koo.policies.forecast import SpendingPace, pace_of_period, run_out
 from koo.policies.money import from_pico, in_words, limit_to_pico
 from koo.policies.purse import Budget, Hold, Refusal

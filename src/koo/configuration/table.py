@@ -30,9 +30,10 @@ from typing import (
     overload,
 )
 
+from koo.budget_options import BudgetOptions
 from koo.checked import BOUNDS, Checked
 from koo.configuration.values import YES_OR_NO, Form, SecretStr, as_text, choice, number, reveal
-from koo.options import BudgetOptions, PlatformOptions, ServiceOptions
+from koo.options import PlatformOptions, ServiceOptions
 
 T = TypeVar("T")
 Place = tuple[str, ...]

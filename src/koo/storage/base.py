@@ -12,9 +12,9 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
+from koo.budget_options import BudgetOptions
 from koo.episodes import Episodes, Silences
 from koo.notices import Notices
-from koo.options import BudgetOptions
 from koo.policies.forecast import RunOut
 from koo.policies.purse import Budget, Hold, Refusal
 from koo.policies.treasury import Key, PeriodKind, Reply, Standing
