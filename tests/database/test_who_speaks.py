@@ -269,14 +269,16 @@ async def refusing(
 
     After so many `times` there is no answer any more.
     """
-    came = 0
+    came, over = 0, asyncio.Event()
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal came
         came += 1
         with suppress(OSError, asyncio.IncompleteReadError):
             if came > times:
-                await reader.read()
+                await over.wait()  # not for the client: its error may keep the socket open
+                writer.close()
+                return
             length, code = struct.unpack("!II", await reader.readexactly(8))
             if code == 80877103:  # asks for TLS
                 writer.write(b"N")
@@ -288,7 +290,10 @@ async def refusing(
         writer.close()
 
     async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1]
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            over.set()
 
 
 OVERLOADED, AUTH, AWAY = Kind.OVERLOADED, Kind.AUTH, Kind.CONNECTION
