@@ -393,6 +393,7 @@ def test_the_health_of_everything_needs_no_request() -> None:
             "ai_services_healthy": "2/2",
             "active_alerts": 0,
             "circuit_breakers_open": 0,
+            "severity": None,
         }
         alerts = await get_system_alerts()
         assert (alerts["alerts"], alerts["alert_count"]) == ([], 0)

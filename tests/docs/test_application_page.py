@@ -57,7 +57,7 @@ def test_the_shop_of_the_page_serves_survives_an_outage_and_is_seen(kind: str, t
     end = "\nclient.__exit__(None, None, None)\n" if kind == "FastAPI" else ""
     (tmp_path / "shop.py").write_text(shop.text.replace('fallback=["local"]', 'fallback=["lab"]'))
     (tmp_path / "try_it.py").write_text(STEPS.format(**CLIENTS[kind]) + end)
-    with FakeAnthropic(key="another-key") as claude, FakeCompatible(key=None) as lab:
+    with FakeAnthropic(key="another-key", strict=False) as claude, FakeCompatible(key=None) as lab:
         providers = {
             "ANTHROPIC_API_KEY": "test-key",
             "AI_SERVICES__CLAUDE__BASE_URL": claude.base_url,

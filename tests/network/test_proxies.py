@@ -116,13 +116,13 @@ def test_a_service_may_have_a_proxy_of_its_own_or_none() -> None:
         environ={
             "HTTPS_PROXY": PROXY,
             "AI_SERVICES__CLAUDE__PROXY": "none",
-            "AI_SERVICES__OPENAI__PROXY": "http://u:secret@own:1",
+            "AI_SERVICES__OPENAI__PROXY": "http://u:hunter2@own:1",
         },
         working_directory=Path("/"),
     )
     own = {one.name: one.proxy for one in settings.platform_options().services}
-    assert (own["claude"], own["openai"], own["gemini"]) == (None, "http://u:secret@own:1", "")
-    assert "secret" not in repr(settings) + repr(settings.platform_options()) + repr(settings.explain())
+    assert (own["claude"], own["openai"], own["gemini"]) == (None, "http://u:hunter2@own:1", "")
+    assert "hunter2" not in repr(settings) + repr(settings.platform_options()) + repr(settings.explain())
 
 
 def test_the_password_is_read_as_it_was_written_and_never_shown() -> None:

@@ -116,8 +116,9 @@ def test_a_throttled_call_pauses_the_service_as_long_as_was_asked_for(dressed: A
             errors = await one.fails(lambda: dressed(one), times=7)
             assert all(type(caught) is RateLimited for caught in errors) and len(errors) == 7
             first, last = errors[0], errors[-1]
-            assert (
-                isinstance(first, RateLimited) and first.kind is Kind.THROTTLED and first.retry_after_s == 300
+            assert isinstance(first, RateLimited) and first.kind is Kind.THROTTLED
+            assert first.retry_after_s is not None and 300 <= first.retry_after_s <= 315, (
+                "koo's own pause is up to 5 % longer, and who comes back earlier is refused"
             )
             assert isinstance(last, RateLimited) and last.attempts == 0
             assert first.__cause__ is not None, "the original is at hand"
