@@ -249,10 +249,12 @@ def test_the_log_says_who_acted_and_why(here: Here, tmp_path: Path, monkeypatch:
         ("reset", "claude"), ("reset", "database"), ("reset", "all"),
         ("db", "pause"), ("db", "drain"), ("db", "resume"),
     )  # fmt: skip
-    with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, _):
+    with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
         here.set({"KOO_URL": url})
         for number, act in enumerate(acts):
             assert here.run(*act, "--reason", f"ticket {number}\nERROR forged")[0] == 0
+        process.send_signal(signal.SIGTERM)  # its last lines are written at its end
+        assert process.wait(20) == 0
     log = (tmp_path / "serve.log").read_text()
     for number in range(len(acts)):
         lines = [line for line in log.splitlines() if f"ticket {number}" in line]
@@ -292,9 +294,10 @@ def test_logs_are_json_lines_without_probes_prompts_and_queries(tmp_path: Path) 
         process.send_signal(signal.SIGTERM)
         process.wait(20)
     log = (tmp_path / "serve.log").read_text()
-    lines = [json.loads(line) for line in log.splitlines() if line != "koo has ended"]
-    paths = [line.get("path") for line in lines]
-    assert paths == ["/api/v1/monitoring/health", "/api/v1/ai/query"]
+    said = [json.loads(line) for line in log.splitlines() if line != "koo has ended"]
+    assert [line["what"] for line in said] == ["request", "act", "request"]
+    lines = [line for line in said if line["what"] == "request"]
+    assert [line["path"] for line in lines] == ["/api/v1/monitoring/health", "/api/v1/ai/query"]
     assert {"timestamp", "level", "logger", "event", "method", "status", "took_ms", "request_id"} <= lines[
         0
     ].keys()
@@ -314,8 +317,13 @@ def test_the_log_is_quiet_while_all_is_well_and_says_why_a_request_failed(tmp_pa
         process.send_signal(signal.SIGTERM)
         process.wait(20)
     log = (tmp_path / "serve.log").read_text()
-    lines = [json.loads(line) for line in log.splitlines() if line != "koo has ended"]
-    assert [line["what"] for line in lines] == ["call_failed", "request"]
+    said = [json.loads(line) for line in log.splitlines() if line != "koo has ended"]
+    assert [line["what"] for line in said] == ["act", "act", "call_failed", "request"]
+    for act in said[:2]:  # a query costs money: who asked is said, and no more
+        assert (act["level"], act["logger"], act["status"]) == ("info", "koo.audit", 200)
+        assert (act["who"], act["route"]) == ("this machine", "POST /ai/query")
+    assert said[1]["request_id"] == problem["request_id"]
+    lines = said[2:]
     for line in lines:
         assert (line["request_id"], line["kind"]) == (problem["request_id"], "invalid_request")
         assert "it does not accept the request" in line["event"] and "it does not" in line["cause"]

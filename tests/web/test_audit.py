@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from koo.web import create_app
 from koo.web.audit import AGAIN_S, KEPT, Audit
 from koo.web.guesses import ADDRESSES_MAX, GUESSES_MAX, WINDOW_S, Guesses
+from koo.web.logs import JsonLines
 from koo.web.security import Denial
 from tests.web.serving import platform, served
 
@@ -35,6 +38,26 @@ def test_an_act_has_who_what_and_where_from(caplog: pytest.LogCaptureFixture) ->
         "token", "POST /ai/services/{service}/reset-errors", "10.0.0.7", 200, "",
     )  # fmt: skip
     assert caplog.messages == ["POST /ai/services/{service}/reset-errors by token from 10.0.0.7"]
+    line = as_json(caplog.records[0])
+    assert line["level"] == "info" and "reason" not in line
+    assert [line[name] for name in ("what", "who", "route", "peer", "status")] == [
+        "act", "token", "POST /ai/services/{service}/reset-errors", "10.0.0.7", 200,
+    ]  # fmt: skip
+
+
+def test_a_refusal_is_a_warning_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    Audit().note("", "GET /monitoring/health", "203.0.113.9", REFUSED)
+    line = as_json(caplog.records[0])
+    assert line["level"] == "warning"
+    assert [line[name] for name in ("what", "who", "route", "peer", "status", "reason")] == [
+        "refused_at_the_door", "unknown", "GET /monitoring/health", "203.0.113.9", 401, "the token is not known",
+    ]  # fmt: skip
+
+
+def as_json(record: logging.LogRecord) -> dict[str, Any]:
+    """As `koo serve` writes it."""
+    line: dict[str, Any] = json.loads(JsonLines().format(record))
+    return line
 
 
 def test_equal_refusals_of_one_address_are_said_once_a_minute_with_their_number(

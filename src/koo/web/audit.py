@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from koo.clock import iso
+from koo.logs.lines import request_id
 from koo.monitoring.shapes import AuditEntry
 from koo.plain_text import plain
 from koo.platform import Platform
@@ -87,8 +88,18 @@ class Audit:
 
 
 def _write(entry: AuditEntry) -> None:
+    facts = {
+        "what": "refused_at_the_door" if entry["reason"] else "act",
+        "who": entry["who"],
+        "route": entry["what"],
+        "peer": entry["peer"],
+        "status": entry["status"],
+        "reason": entry["reason"],
+        "request_id": request_id.get(),
+    }
+    given = {name: value for name, value in facts.items() if value != ""}
     if not entry["reason"]:
-        log.info("%s by %s from %s", entry["what"], entry["who"], entry["peer"], extra={"audit": entry})
+        log.info("%s by %s from %s", entry["what"], entry["who"], entry["peer"], extra=given)
         return
     more = f"; {entry['more']} more like it before" if entry["more"] else ""
     log.warning(
@@ -98,7 +109,7 @@ def _write(entry: AuditEntry) -> None:
         entry["status"],
         entry["reason"],
         more,
-        extra={"audit": entry},
+        extra=given,
     )
 
 

@@ -26,6 +26,8 @@ __all__ = ["ConsoleLines", "JsonLines", "LogFormat", "logs_set_up"]
 
 OF_REQUESTS = ("method", "path", "took_ms")
 """What the edge's line for a request carries beside the facts of every line."""
+OF_ACTS = ("who", "route", "peer", "reason")
+"""What a line of the audit carries beside them."""
 QUIET = {"uvicorn": logging.WARNING, "uvicorn.error": logging.WARNING, "asyncio": logging.WARNING}
 """Others' chatter: who starts and stops is said by ourselves."""
 MESSAGE_MAX = 8000
@@ -67,7 +69,9 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "event": _cut(record.getMessage(), MESSAGE_MAX),
         }
-        line |= {name: vars(record)[name] for name in (*OF_REQUESTS, *FACTS) if name in vars(record)}
+        line |= {
+            name: vars(record)[name] for name in (*OF_REQUESTS, *OF_ACTS, *FACTS) if name in vars(record)
+        }
         if record.exc_info:
             line["exception"] = _cut(self.formatException(record.exc_info), TRACEBACK_MAX)
         text = json.dumps(line, ensure_ascii=False, default=str)
