@@ -20,13 +20,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from koo.crossing import LOOK_S, NO_LOOP, OVER, SETTLE_S_MAX, Loop, Visit, running_loop, start_on
-from koo.deadlines import Alarm, OwnTimer, ends_at
+from koo.deadlines import Alarm, Deadline, OwnTimer, ends_at
 from koo.forks import forget_in_child
 from koo.options import NEVER
 
@@ -135,18 +136,31 @@ class Bridge:
 
         Raises RuntimeError at the end of the process.
         """
-        for home in reversed(list(self._homes.values())):
-            if home.is_running():
-                return home
-        server = None if threading.get_ident() == self._forked_in else _servers_loop()
-        if server is not None:
-            return server
+        foreign = self._foreign()
+        if foreign is not None:
+            return foreign
         with self._lock:
             if self._over:
                 raise RuntimeError(OVER)
             if self._loop is None:
                 self._loop = self._start()
             return self._loop
+
+    def _foreign(self) -> Loop | None:
+        """A loop that is running already and does the work, other than the one in the background."""
+        for home in reversed(list(self._homes.values())):
+            if home.is_running():
+                return home
+        return None if threading.get_ident() == self._forked_in else _servers_loop()
+
+    def time(self) -> float:
+        """The time of the loop that would do the work; none is started for it.
+
+        Loops count the same seconds, but for one of asyncio's that a clock of `koo.testing` moves, while it does.
+        """
+        loop = self._foreign() or self._loop
+        # uvloop's time stands still while the loop waits.
+        return loop.time() if isinstance(loop, asyncio.BaseEventLoop) else time.monotonic()
 
     def _start(self) -> Loop:
         ready = threading.Event()
@@ -275,6 +289,7 @@ def _wait(loop: Loop, call: Call[Any]) -> None:
 
 BRIDGE = Bridge()
 """The one of this process: a second loop in the background would be a second koo."""
+Deadline.loops_time = BRIDGE.time
 
 
 @overload

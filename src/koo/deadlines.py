@@ -251,7 +251,7 @@ class Deadline:
     __slots__ = ("_alarm", "_in_s", "_token")
 
     loops_time: ClassVar[Callable[[], float]] = staticmethod(time.monotonic)
-    """All loops count these seconds; a clock of `koo.testing` that moves a loop moves them too."""
+    """The time of the loop that a call from this thread would run on: the bridge sets it."""
 
     def __init__(self, in_s: float) -> None:
         self._in_s = in_s

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +71,9 @@ def test_inside_a_running_loop_it_says_to_await_and_leaves_no_coroutine_behind()
         with pytest.raises(RuntimeError, match=r"koo\.run waits.*await the coroutine"):
             koo.run(asyncio.sleep(0))
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()  # what other tests left is not this one's
     asyncio.run(main())
     gc.collect()  # A coroutine that was never awaited would warn here, and a warning is an error.
 

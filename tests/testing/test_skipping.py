@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from koo.deadlines import Alarm, Deadlines, OwnTimer
+import koo
+from koo.deadlines import Alarm, Deadlines, OwnTimer, ends_at
 from koo.options import PlatformOptions
 from koo.platform import Platform
 from koo.testing.clock import StandingClock, VirtualClock, run_virtual
@@ -248,6 +249,55 @@ def test_what_koos_background_work_waits_for_keeps_its_time(registry: type[Deadl
         beat.cancel()
 
     asyncio.run(main())
+
+
+def test_released_a_deadline_of_koos_comes_when_it_would_have() -> None:
+    async def main() -> None:
+        clock, deadlines = SkippingClock(), Deadlines()
+        loop = asyncio.get_running_loop()
+        clock.advance(hours=2)
+
+        async def hang(registry: Deadlines) -> None:
+            with Alarm(registry, loop.time() + 0.6):
+                await asyncio.sleep(3600)
+
+        calls = [asyncio.create_task(hang(one)) for one in (deadlines, OwnTimer())]
+        await asyncio.sleep(0)
+        clock.release()
+        began = time.monotonic()
+        done, _ = await asyncio.wait(calls, timeout=NEAR_S)
+        assert len(done) == 2 and time.monotonic() - began > 0.3
+        assert all(isinstance(one.exception(), TimeoutError) for one in done)
+
+    asyncio.run(main())
+
+
+def test_what_waits_on_a_loop_that_comes_late_goes_on_waiting() -> None:
+    async def main() -> None:
+        waits = asyncio.create_task(asyncio.sleep(3600))
+        await asyncio.sleep(0)
+        assert clock.monotonic() > time.monotonic() + 3600
+        await asyncio.sleep(0.01)
+        assert not waits.done()
+        clock.advance(hours=1)
+        await waits
+
+    clock = SkippingClock()
+    clock.advance(hours=2)
+    asyncio.run(main())
+
+
+def test_a_clock_that_nobody_released_leaves_deadlines_of_threads_as_they_are() -> None:
+    async def skip() -> None:
+        clock.advance(hours=2)
+
+    async def left_s() -> float:
+        return ends_at.get() - asyncio.get_running_loop().time()
+
+    clock = SkippingClock()
+    asyncio.run(skip())
+    with koo.deadline(50):
+        assert 0 < koo.run(left_s()) <= 50
 
 
 # ── a clock that stands still ─────────────────────────────────────────────────────────────────────────────────────

@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import text
 
 import koo
+from koo.deadlines import ends_at
 from koo.errors import (
     AuthenticationFailed,
     CommitOutcomeUnknown,
@@ -285,6 +286,23 @@ def test_a_test_without_a_loop_has_one_too() -> None:
         assert world.run(world.ask("claude")).text == "Boots."
         assert "".join(one.text for one in koo.run(world.stream("claude"))) == "Boots."
         assert world.settled()
+
+
+def test_a_world_that_skipped_two_hours_in_the_background_leaves_deadlines_as_they_were() -> None:
+    async def left_s() -> float:
+        return ends_at.get() - asyncio.get_running_loop().time()
+
+    with World(OPTIONS, instead_of=Platform(OPTIONS)) as world:
+        assert world.run(world.ask("claude")).text == "Paris."
+        world.clock.advance(hours=2)
+        with koo.deadline(50):
+            assert 0 < koo.run(left_s()) <= 50
+    with koo.deadline(50):
+        assert 0 < koo.run(left_s()) <= 50
+    with koo.deadline(0.05), pytest.raises(TimeoutError):
+        koo.run(asyncio.sleep(60))
+    with pytest.raises(TimeoutError):
+        koo.run(asyncio.sleep(60), timeout_s=0.05)
 
 
 def test_a_world_whose_platform_was_opened_on_a_loop_that_stands_still_is_closed_there() -> None:

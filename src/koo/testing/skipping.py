@@ -23,7 +23,7 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 
-from koo.deadlines import Alarm, Deadline, begin_grain
+from koo.deadlines import Alarm, begin_grain
 from koo.testing.backstage import on_loop
 
 NO_SKIPPING = (
@@ -107,8 +107,6 @@ class SkippingClock:
         for loop in tuple(self._moved):
             if not loop.is_closed():
                 on_loop(loop, lambda loop=loop: _move_back(loop, self.skipped_s))  # type: ignore[misc]
-        if self._moved:
-            Deadline.loops_time = time.monotonic
         self._moved.clear()
         self._loops.clear()
         self._ahead_s += self.skipped_s
@@ -122,8 +120,8 @@ class SkippingClock:
         if "time" in vars(loop):
             raise RuntimeError(TWO_CLOCKS)
         vars(loop)["time"] = self._loop_time
-        Deadline.loops_time = self._loop_time
         self._moved.add(loop)
+        _shift_timers(loop, self.skipped_s)  # it comes late: what was skipped before is not skipped for it
 
     def _loop_time(self) -> float:
         return time.monotonic() + self.skipped_s
@@ -146,9 +144,7 @@ def _keep_and(loop: asyncio.AbstractEventLoop, skip_s: float, skip: Callable[[],
         elif callback is begin_grain:
             _, grains, grain = arguments
             for alarm in [one for one in grains.get(grain, ()) if _is_in_background(one.task)]:
-                alarm.members.discard(alarm)
-                alarm.when += skip_s
-                alarm.timer = loop.call_at(alarm.when, alarm.expire)
+                _time_by_itself(loop, alarm, skip_s)
     heapq.heapify(timers)
     skip()
 
@@ -166,7 +162,28 @@ def _wake() -> None:
 
 def _move_back(loop: asyncio.AbstractEventLoop, by_s: float) -> None:
     vars(loop).pop("time", None)
+    _shift_timers(loop, -by_s)
+
+
+def _shift_timers(loop: asyncio.AbstractEventLoop, by_s: float) -> None:
+    """The loop's time was moved by so much: what is left of its timers stays left."""
     # All by the same: their order in the heap stays.
-    timers: list[asyncio.TimerHandle] = loop._scheduled  # type: ignore[attr-defined]
+    timers: tuple[asyncio.TimerHandle, ...] = tuple(loop._scheduled)  # type: ignore[attr-defined]
     for timer in timers:
-        timer._when -= by_s  # type: ignore[attr-defined]
+        timer._when += by_s  # type: ignore[attr-defined]
+    for timer in timers:
+        callback, arguments = timer._callback, timer._args  # type: ignore[attr-defined]
+        owner = getattr(callback, "__self__", None)
+        if isinstance(owner, Alarm):
+            owner.when += by_s
+        elif callback is begin_grain:
+            _, grains, grain = arguments
+            for alarm in tuple(grains.get(grain, ())):
+                _time_by_itself(loop, alarm, by_s)
+
+
+def _time_by_itself(loop: asyncio.AbstractEventLoop, alarm: Alarm, by_s: float) -> None:
+    """Take it out of its grain: from now on it rings so much later."""
+    alarm.members.discard(alarm)
+    alarm.when += by_s
+    alarm.timer = loop.call_at(alarm.when, alarm.expire)
