@@ -206,6 +206,8 @@ def test_a_link_in_a_env_file_is_a_wrong_value(tmp_path: Path) -> None:
         "“value-of-16-chars”",
         "${MODEL}",
         "a${MODEL}b",
+        "${MODEL:-other}",
+        "${MODEL?not set}",
         "$MODEL",
         "$(MODEL)",
         "{{ model }}",

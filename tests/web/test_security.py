@@ -110,6 +110,8 @@ def test_two_hosts_are_none() -> None:
         ({"origin": "null"}, False),
         ({"origin": ""}, False),
         ({"sec_fetch_site": ""}, False),
+        ({"sec_fetch_site": "none", "origin": "https://evil.example"}, False),  # no browser says both
+        ({"sec_fetch_site": "same-origin", "origin": "https://evil.example"}, False),
     ],
 )
 def test_a_page_of_another_origin_changes_nothing(headers: dict[str, str], allowed: bool) -> None:

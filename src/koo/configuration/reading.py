@@ -18,7 +18,9 @@ from koo.configuration.variables import FAMILIES, Name, Variables
 from koo.errors import ConfigurationError
 
 QUOTES = ("'", '"', "`", "“", "”", "‘", "’")
-_UNREPLACED = re.compile(r"\$\{[A-Za-z_]\w*\}|^\$(?:[A-Za-z_]\w*|\([A-Za-z_]\w*\))$|^\{\{.*\}\}$")
+_UNREPLACED = re.compile(
+    r"\$\{[A-Za-z_]\w*(?:[-:?+=][^}]*)?\}|^\$(?:[A-Za-z_]\w*|\([A-Za-z_]\w*\))$|^\{\{.*\}\}$"
+)
 
 
 def read_rows(
