@@ -173,7 +173,7 @@ def announce(platform: Platform, port: int, out: TextIO) -> None:
         "",
         *([f'  {koo} query {service} "{SHOWN_PROMPT}"'] if service else []),
         f"  {koo} status",
-        f"  curl{token} {url}/api/v1/monitoring/health",
+        f"  curl{token} {url}/api/v1/monitoring/health | python3 -m json.tool",
         *(query if service else []),
         "",
         *([f"The service local is {obstacle}.", ""] if obstacle else []),
