@@ -185,11 +185,9 @@ class Bridge:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         ready.set()
         await self._end.wait()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await _end_all_tasks()
         await self._loop.shutdown_asyncgens()
+        await _end_all_tasks()
 
     def _end_with_process(self, thread: threading.Thread) -> None:
         threading.main_thread().join()
@@ -245,6 +243,15 @@ class Bridge:
                 self.call(iterator.aclose(), Until(None))
 
 
+async def _end_all_tasks() -> None:
+    """Those too that begin meanwhile: a daemon thread's call that came a moment ago may open koo once more."""
+    while others := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in others:
+            if not task.cancelling():  # a second cancellation would cut into its closing
+                task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+
 async def _next(iterator: AsyncIterator[T]) -> T:
     return await anext(iterator)
 
@@ -279,6 +286,7 @@ def _wait(loop: Loop, call: Call[Any]) -> None:
         while not call.done.wait(LOOK_S):
             # A loop of somebody's own may stop and never go on; nothing would wake this thread.
             if not loop.is_running() and not call.done.is_set():
+                call.drop_unbegun()
                 raise RuntimeError(OVER)
     except BaseException:
         with suppress(RuntimeError):

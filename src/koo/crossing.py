@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from contextvars import Context
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
@@ -38,6 +39,20 @@ def running_loop() -> Loop:
         return asyncio.get_running_loop()
     except RuntimeError:
         raise RuntimeError(NO_LOOP) from None
+
+
+def begin(loop: Loop, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+    """Background work on that loop, outside of the caller's context: its deadline would hold for the work, and its
+    tracing span never end.
+
+    Raises what the loop refuses it with (it is closed; its owner's task factory fails), and leaves no coroutine behind.
+    """
+    try:
+        # Not `create_task(context=…)`: a task factory written for Python 3.10 does not take it.
+        return Context().run(loop.create_task, work, name=name)
+    except BaseException:
+        work.close()
+        raise
 
 
 class Visit(Generic[T]):
@@ -87,6 +102,11 @@ class Visit(Generic[T]):
         """Say that it is never begun, so that Python does not warn of it."""
         if isinstance(self._work, Coroutine):
             self._work.close()
+
+    def drop_unbegun(self) -> None:
+        """Its loop ended before it came to it."""
+        if self._task is None:
+            self.drop()
 
     def result(self) -> T:
         """What it returned. Raises what it raised."""
@@ -156,6 +176,7 @@ async def _cross(loop: Loop, work: Coroutine[Any, Any, T], over: Callable[[], Ba
         while not arrived.done():
             await asyncio.wait([arrived], timeout=LOOK_S)
             if not arrived.done() and not loop.is_running():
+                visit.drop_unbegun()
                 raise over()
     except BaseException as error:
         with suppress(RuntimeError):

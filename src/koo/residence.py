@@ -17,12 +17,11 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from contextvars import Context
 from weakref import WeakSet
 
 from koo.bridge import BRIDGE
 from koo.composition import Parts
-from koo.crossing import NO_LOOP, Loop, carry, running_loop
+from koo.crossing import NO_LOOP, Loop, begin, carry, running_loop
 from koo.forks import leave_behind
 from koo.upkeep import CheckServices, KeepTime, SendNotices
 
@@ -56,8 +55,7 @@ class Keeper:
         self.error: Exception | None = None
         self._parts = parts
         self._residence = residence
-        # Not in the caller's context: its deadline would hold for all background work, and its tracing span never end.
-        self.task = loop.create_task(self._run(), name="koo keeper", context=Context())
+        self.task = begin(loop, self._run(), "koo keeper")
         self.task.add_done_callback(lambda _: residence.leave(self))
 
     async def _run(self) -> None:
@@ -69,10 +67,10 @@ class Keeper:
             parts.deadlines.bind(loop)
             await parts.open()
             for one in (parts.store.ledger, KeepTime(parts), CheckServices(parts), parts.sharing):
-                tasks.append(loop.create_task(one.run(), name=f"koo {type(one).__name__}"))  # noqa: PERF401
+                tasks.append(begin(loop, one.run(), f"koo {type(one).__name__}"))  # noqa: PERF401
             for courier in parts.outbox.couriers:
                 name = f"koo alerts by {courier.channel.name}"
-                tasks.append(loop.create_task(SendNotices(parts, courier).run(), name=name))
+                tasks.append(begin(loop, SendNotices(parts, courier).run(), name))
             self._residence.settle(loop)
             self.opened.set_result(None)
             await loop.create_future()

@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 
 import koo
+from koo.bridge import BRIDGE
+from koo.crossing import carry
 from koo.deadlines import ends_at
 from koo.options import NEVER
 
@@ -60,6 +62,21 @@ def test_calls_of_many_threads_run_at_the_same_time() -> None:
     gate = koo.run(_barrier(6))
     with ThreadPoolExecutor(6) as pool:
         assert sorted(pool.map(lambda _: koo.run(gate.wait(), timeout_s=20), range(6))) == list(range(6))
+
+
+def test_a_call_whose_loop_ends_before_it_begins_leaves_no_coroutine_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("koo.crossing.LOOK_S", 0.01)
+    monkeypatch.setattr("koo.bridge.LOOK_S", 0.01)
+    ended = asyncio.new_event_loop()  # as one that has stopped, and does not say so yet
+    monkeypatch.setattr(BRIDGE, "loop", lambda: ended)
+    with pytest.raises(RuntimeError, match="ended before the call did"):
+        koo.run(here())
+    with pytest.raises(RuntimeError, match="ended before the call did"):
+        asyncio.run(carry(ended, here()))
+    ended.close()
+    gc.collect()  # A coroutine that was never awaited would warn here, and a warning is an error.
 
 
 async def _barrier(parties: int) -> asyncio.Barrier:
@@ -234,6 +251,25 @@ koo.run(main())
 print("main is over")
 """
     assert process(program) == (0, "main is over\nclosed\n")
+
+
+def test_what_begins_while_the_process_ends_is_cancelled_and_closed_too() -> None:
+    program = """
+import asyncio, koo
+async def keep(word, late=None):
+    try:
+        await asyncio.get_running_loop().create_future()
+    finally:
+        if late is not None:
+            keep.late = asyncio.create_task(late)
+            await asyncio.sleep(0)
+        print(word)
+async def main():
+    main.task = asyncio.create_task(keep("first", keep("second", keep("third"))))
+    await asyncio.sleep(0)
+koo.run(main())
+"""
+    assert process(program) == (0, "first\nsecond\nthird\n")
 
 
 def test_a_thread_that_outlives_the_main_one_may_finish_its_call() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -260,5 +261,56 @@ def test_a_store_that_is_away_is_no_reason_not_to_open(tmp_path: Path) -> None:
             assert await platform.execute("x", one) == 1
         await platform.close()
         assert tasks() == set()
+
+    asyncio.run(main())
+
+
+# ── loops that refuse a task ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Refused(Exception):
+    """A task factory of the application's own fails."""
+
+
+def of_python_310(loop: asyncio.AbstractEventLoop, work: Any) -> Any:
+    """A task factory from before tasks had contexts."""
+    return asyncio.Task(work, loop=loop)
+
+
+def test_it_opens_under_a_task_factory_that_knows_no_contexts(tmp_path: Path) -> None:
+    platform = Platform(options(tmp_path))
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(of_python_310)
+        async with platform, platform.database.session_scope():
+            assert {"koo keeper", "koo ProbeDatabase"} <= tasks()
+        assert tasks() == set()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("refused", ["Keeper._run", "Ledger.run", "BackgroundTask.run", "Database._keep"])
+def test_a_loop_that_refuses_a_task_leaves_no_coroutine_behind_and_the_next_call_opens(
+    refused: str, tmp_path: Path
+) -> None:
+    platform, refuses = Platform(options(tmp_path)), True
+
+    def factory(loop: asyncio.AbstractEventLoop, work: Any, **more: Any) -> Any:
+        if refuses and work.__qualname__ == refused:
+            raise Refused
+        return asyncio.Task(work, loop=loop, **more)
+
+    async def use() -> None:
+        async with platform, platform.database.session_scope():
+            pass
+
+    async def main() -> None:
+        nonlocal refuses
+        asyncio.get_running_loop().set_task_factory(factory)
+        with pytest.raises(Refused):
+            await use()
+        gc.collect()  # A coroutine that was never awaited would warn here, and a warning is an error.
+        refuses = False
+        await use()
 
     asyncio.run(main())

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import URL, Pool
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
+from koo.crossing import begin
 from koo.database.dial import OF_SQLALCHEMY, Dial
 from koo.database.drivers.loading import load_driver
 from koo.database.engine_args import EngineArgs
@@ -152,7 +153,7 @@ class Connections:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something small in the background."""
-        self.keep(self.loop.create_task(work))
+        self.keep(begin(self.loop, work, "koo small work"))
 
     def keep(self, future: asyncio.Future[Any] | None) -> None:
         """`close` waits for it: it must end before the loop does."""
@@ -181,7 +182,7 @@ class Connections:
         pool = self.engine.sync_engine.pool
         await self.engine.dispose(close=False)
         self.records.distrust_all()
-        task = self.loop.create_task(self._retire(pool), name="koo retires a pool")
+        task = begin(self.loop, self._retire(pool), "koo retires a pool")
         self._retired[task] = pool
         task.add_done_callback(self._retired.pop)
         until = self.monotonic() + within_s

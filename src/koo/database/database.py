@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from contextvars import Context
 from typing import Any, Concatenate, Generic, TypeVar, cast
 
 from sqlalchemy import URL
@@ -24,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from koo.bridge import BRIDGE
 from koo.clock import SYSTEM_CLOCK, Clock
-from koo.crossing import carry, running_loop
+from koo.crossing import begin, carry, running_loop
 from koo.database.connections import Connections
 from koo.database.connects import connect_options
 from koo.database.dial import Dial, Password
@@ -235,7 +234,7 @@ class Database(Generic[S_co]):
             raise refusal from error
         self._abandon()
         temporary = self._file is not None and self._file.temporary
-        self.connections = Connections(
+        connections = Connections(
             url,
             self.options,
             temporary=temporary,
@@ -252,7 +251,7 @@ class Database(Generic[S_co]):
             dial=self._dial,
             nameplate=self._nameplate,
         )
-        self._probe = ProbeDatabase(
+        probe = ProbeDatabase(
             url,
             self.options,
             metrics=self.metrics,
@@ -267,12 +266,11 @@ class Database(Generic[S_co]):
             on_look=self._note_look,
             tick=self.tick,
         )
-        # Not in the caller's context, whose deadline would hold for every probe.
-        keep = self._keep(self.connections, self._probe)
-        self._keeper = loop.create_task(keep, name="koo ProbeDatabase", context=Context())
+        self._keeper = begin(loop, self._keep(connections, probe), "koo ProbeDatabase")
+        self.connections, self._probe = connections, probe  # not before there is what closes them
         forget_in_child(self)
         BRIDGE.settle(self, loop)
-        return self.connections
+        return connections
 
     def _abandon(self) -> None:
         """Another loop begins, while the one before stands still or was closed: its scopes lose their connections."""
