@@ -70,6 +70,22 @@ class Need(Enum):
     SAVEPOINT = 3
 
 
+class Opening:
+    """What begins a transaction, said right before its first statement. `is_done`: SQLite has taken it."""
+
+    __slots__ = ("is_done", "words")
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+        self.is_done = False
+
+    def say(self, inner: sqlite3.Connection) -> None:
+        """In the thread. Raises what SQLite says; a lock of another process is one of that."""
+        if not self.is_done:
+            inner.execute(self.words)
+            self.is_done = True
+
+
 _NEEDS = {
     **dict.fromkeys(("SELECT", "VALUES", "EXPLAIN"), Need.READ),
     **dict.fromkeys(("INSERT", "UPDATE", "DELETE", "REPLACE", "CREATE", "DROP", "ALTER"), Need.WRITE),

@@ -11,6 +11,7 @@ from sqlalchemy.util import await_only as await_
 
 from koo.database import sqlite
 from koo.database.drivers.aiosqlite import give_up, stop_running
+from koo.database.drivers.aiosqlite_cursor import AdaptedConnection
 from koo.database.hooks import Hooks
 from koo.database.records import ConnectionRecord, ConnectionRecords
 
@@ -25,11 +26,19 @@ class SqliteHooks(Hooks):
 
     def install(self, engine: Engine) -> None:
         super().install(engine)
+        event.listen(engine, "do_connect", self.on_do_connect)
         event.listen(engine.pool, "checkin", self.on_checkin)
         engine.dialect.do_terminate = self._terminate  # type: ignore[method-assign, assignment]
         self._do_commit = partial(self._commit_and_end, self._do_commit)
         self._do_rollback = partial(self._roll_back_what_is_open, self._do_rollback)
         self._send_commit = self._commit_what_is_left
+
+    def on_do_connect(
+        self, dialect: Any, record: Any, args: Any, options: dict[str, Any]
+    ) -> AdaptedConnection:
+        """As the dialect connects, with koo's own cursors."""
+        create = options.pop("async_creator_fn")
+        return AdaptedConnection(dialect.dbapi, await_(create(*args, **options)))
 
     def on_connect(self, adapted: Any, record: Any) -> None:
         super().on_connect(adapted, record)
@@ -59,11 +68,12 @@ class SqliteHooks(Hooks):
 
     def _commit_and_end(self, commit: Callable[[Any], None], fairy: Any) -> None:
         record = self._by_connection[fairy.dbapi_connection]
+        transaction = record.transaction
         try:
-            if record.transaction is None:
+            if transaction is None or record.is_closed:
                 commit(fairy)
-            else:
-                record.transaction.commit(partial(commit, fairy))
+            elif not transaction.is_untouched or record.connection.in_transaction:
+                transaction.commit(partial(commit, fairy))
         finally:
             record.end_transaction()
 
@@ -108,9 +118,15 @@ class SqliteHooks(Hooks):
         """Begin what the statement needs, then run it."""
         try:
             need = sqlite.need_of(statement, context) or self._ask(record, context, statement, parameters)
-            if record.transaction is not None and need is not sqlite.Need.NOTHING:
-                await_(record.transaction.prepare(need))
-            execute(statement, *parameters)
+            run = partial(execute, statement, *parameters)
+            transaction = record.transaction
+            if transaction is None or need is sqlite.Need.NOTHING:
+                run()
+                return
+            await_(transaction.prepare(need))
+            if context._is_server_side:
+                transaction.begin()
+            transaction.run(run)
         except BaseException as error:
             if not isinstance(error, Exception):
                 stop_running(record.connection)  # else it goes on in its thread, and closing waits for it

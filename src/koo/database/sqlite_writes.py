@@ -14,8 +14,9 @@ from typing import Any
 from sqlalchemy.util import await_only as await_
 
 from koo.database.faults import SERVICE
+from koo.database.greenlets import in_greenlet
 from koo.database.pool_queue import Holder
-from koo.database.sqlite import Mode, Need
+from koo.database.sqlite import Mode, Need, Opening
 from koo.deadlines import Alarm, Deadlines
 from koo.errors import DatabaseError, Kind, PoolSaturated, describe_s
 from koo.monitoring.pool import PoolMetrics
@@ -78,23 +79,42 @@ class WriterLine(Bulkhead):
 
 
 class SqliteTransaction:
-    """One transaction on aiosqlite's `connection`, of a scope in `mode`."""
+    """One transaction on aiosqlite's `connection`, of a scope in `mode`.
 
-    __slots__ = ("_connection", "_is_open", "_is_writing", "_line", "_mode", "_writer", "rolled_back")
+    It is begun in the turn of the connection's thread that also runs its first statement: `prepare`, then `run`.
+    """
+
+    __slots__ = (
+        "_begin_by",
+        "_connection",
+        "_is_writing",
+        "_line",
+        "_mode",
+        "_opening",
+        "_writer",
+        "rolled_back",
+    )
 
     def __init__(self, connection: Any, line: WriterLine, mode: Mode, writer: Holder) -> None:
         self._connection = connection
         self._line = line
         self._mode = mode
         self._writer = writer
-        self._is_open = False
+        self._opening: Opening | None = None
+        self._begin_by = 0.0
         self._is_writing = False
         self.rolled_back = False
 
     @property
+    def is_untouched(self) -> bool:
+        """Whether nothing has begun, and nothing is about to."""
+        return self._opening is None
+
+    @property
     def has_ended(self) -> bool:
         """Whether SQLite has no transaction open any more, although nothing here has ended it."""
-        return self._is_open and not self._connection.in_transaction
+        is_open = self._opening is not None and self._opening.is_done
+        return is_open and not self._connection.in_transaction
 
     def note_failure(self) -> None:
         """A statement has failed: SQLite ends the whole transaction for some (a full disk, INSERT OR ROLLBACK).
@@ -104,7 +124,7 @@ class SqliteTransaction:
         self.rolled_back = self.rolled_back or self.has_ended
 
     async def prepare(self, need: Need) -> None:
-        """Before a statement: begin what it needs.
+        """Before a statement: what it needs is begun with it, and a write first has its turn in the line.
 
         Raises `DatabaseError` for a write in a read-only scope, and after SQLite has ended the transaction.
         """
@@ -124,36 +144,61 @@ class SqliteTransaction:
                     SERVICE, "the scope is read-only: open it without readonly=True", kind=Kind.READ_ONLY
                 )
             if not self._is_writing:
-                await self.begin_writing()
-        elif need is Need.READ and self._mode is not Mode.COMMITTED and not self._is_open:
-            await self._connection.execute_fetchall("BEGIN")
-            self._is_open = True
+                await self._become_writer()
+        elif need is Need.READ and self._mode is not Mode.COMMITTED and self._opening is None:
+            self._opening = Opening("BEGIN")
 
     async def begin_writing(self) -> None:
-        """Stand in the line, then take SQLite's own lock. A snapshot that is open goes on as it is."""
-        until = self._until()
+        """Stand in the line, then take SQLite's own lock at once. A snapshot that is open goes on as it is."""
+        await self._become_writer()
+        await in_greenlet(self.begin)
+
+    async def _become_writer(self) -> None:
+        until = self._begin_by = self._until()
         await self._line.enter(self._writer, until)
         self._is_writing = True
-        if self._is_open:
-            return
-        try:
-            await self._begin_immediate(until)
-        except BaseException:
-            self.end()
-            raise
-        self._is_open = True
+        if self._opening is None:
+            self._opening = Opening("BEGIN IMMEDIATE")
 
     def _until(self) -> float:
         return min(self._writer.deadline, self._line.monotonic() + self._line.wait_s)
 
-    async def _begin_immediate(self, until: float) -> None:
+    def begin(self) -> None:
+        """Begin what was prepared, in a turn of its own; in SQLAlchemy's greenlet."""
+        if self._opening is not None and not self._opening.is_done:
+            self.run(lambda: await_(self._connection.take_turn()))
+
+    def run(self, statement: Callable[[], object]) -> None:
+        """Run `statement`, in SQLAlchemy's greenlet, and in the same turn begin what was prepared for it.
+
+        While another process holds SQLite's lock nothing has begun, and both are tried again.
+        """
+        opening = self._opening
+        if opening is None or opening.is_done:
+            statement()
+            return
+        self._connection.opening = opening
+        try:
+            self._insist(statement, self._begin_by, opening)
+        except Exception:
+            if not opening.is_done:
+                self.end()
+            raise
+        finally:
+            self._connection.opening = None
+            if opening.is_done and self._is_writing:
+                self._line.metrics.is_read_only = False
+
+    def _insist(self, step: Callable[[], object], until: float, opening: Opening | None = None) -> None:
+        """Run `step`, again while a lock of another process keeps SQLite from it; of a statement, from its opening."""
         while True:
             try:
-                await self._connection.execute_fetchall("BEGIN IMMEDIATE")
-                self._line.metrics.is_read_only = False
+                step()
                 return
             except sqlite3.OperationalError as error:
-                await self._wait_for(error, until)
+                if opening is not None and opening.is_done:
+                    raise
+                await_(self._wait_for(error, until))
 
     async def _wait_for(self, error: sqlite3.OperationalError, until: float) -> None:
         """A moment, for another process's lock; raises `error` where it is not a lock, or the time is over."""
@@ -165,16 +210,11 @@ class SqliteTransaction:
 
     def commit(self, commit: Callable[[], None]) -> None:
         """Run `commit`, in SQLAlchemy's greenlet; again while a foreign reader keeps SQLite from writing."""
-        until = self._until()
-        while True:
-            try:
-                return commit()
-            except sqlite3.OperationalError as error:
-                await_(self._wait_for(error, until))
+        self._insist(commit, self._until())
 
     def end(self) -> None:
         """It was committed or rolled back, or its connection is gone: the next writer's turn."""
-        self._is_open = False
+        self._opening = None
         if self._is_writing:
             self._is_writing = False
             self._line.give_back()

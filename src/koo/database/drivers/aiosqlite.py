@@ -18,7 +18,9 @@ from typing import Any
 
 import aiosqlite
 
+from koo.database.drivers.aiosqlite_cursor import Answer, Turn
 from koo.database.drivers.base import Keep
+from koo.database.sqlite import Opening
 from koo.options import DatabaseOptions
 
 CHUNK_ROWS = 64
@@ -80,8 +82,8 @@ def interrupt(connection: Any) -> None:
 def stop_running(connection: Any) -> None:
     """As `interrupt`, but only if its thread is at work.
 
-    Between `execute` and `fetchall` it is not. An interrupt would then lie in wait for the ROLLBACK that comes next,
-    because SQLite forgets it only when no statement is open.
+    Between two pieces of rows that are streamed it is not. An interrupt would then lie in wait for the ROLLBACK that
+    comes next, because SQLite forgets it only when no statement is open.
     """
     if connection._connection is None:
         return
@@ -138,7 +140,10 @@ class OwnCursors(sqlite3.Connection):
 
 
 class SingleEnd(aiosqlite.Connection):
-    """Stops once, however often it is told to; `keep` receives what is done when its thread has ended."""
+    """Stops once, however often it is told to; `keep` receives what is done when its thread has ended.
+
+    `opening` is said before the next statement, in the same turn of the thread.
+    """
 
     def __init__(self, connector: Callable[[], OwnCursors], keep: Keep) -> None:
         opened: list[OwnCursors] = []
@@ -147,6 +152,19 @@ class SingleEnd(aiosqlite.Connection):
         self._thread.daemon = True  # a statement without end must not keep the process alive
         self._keep: Keep | None = keep
         self._stopped: asyncio.Future[Any] | None = None
+        self.opening: Opening | None = None
+
+    def take_turn(self, method: Callable[..., Any] | None = None, *arguments: Any) -> asyncio.Future[Answer]:
+        """Run a method of `sqlite3.Cursor` to its end in the thread; without one, only what `opening` says.
+
+        Raises `sqlite3.OperationalError` at once where the connection is closed.
+        """
+        inner = self._connection
+        if inner is None or not self._running:
+            raise sqlite3.OperationalError("no active connection")  # what SQLAlchemy takes for a loss
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._tx.put_nowait((future, Turn(future, inner, self.opening, method, *arguments)))
+        return future
 
     def stop(self) -> asyncio.Future[Any] | None:
         if self._running:

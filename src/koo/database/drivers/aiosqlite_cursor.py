@@ -1,0 +1,127 @@
+"""SQLAlchemy's cursor on aiosqlite, with one turn of the connection's thread for each statement.
+
+SQLAlchemy's own gives the thread a turn to make a cursor, one to run the statement, one to fetch and one to close it,
+and BEGIN is another one. Each wakes the thread and then the event loop, which costs more than a small statement; and
+between two of them a statement is open, which holds locks and keeps an interrupt for whatever comes next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
+from sqlalchemy.util import await_only as await_
+
+from koo.database.sqlite import Opening
+
+
+class Answer(NamedTuple):
+    """What a statement came to: what `sqlite3` calls these, and all of its rows."""
+
+    description: Any = None
+    rowcount: int = -1
+    lastrowid: int | None = None
+    rows: Sequence[Any] = ()
+
+
+class Turn:
+    """One turn of the thread: the opening, if there is one, then one statement from its beginning to its end.
+
+    A caller that was cancelled is not served any more: what is not begun would otherwise run without end, because an
+    interrupt reaches only what runs already.
+    """
+
+    __slots__ = ("_arguments", "_future", "_inner", "_method", "_opening")
+
+    def __init__(
+        self,
+        future: asyncio.Future[Answer],
+        inner: sqlite3.Connection,
+        opening: Opening | None,
+        method: Callable[..., Any] | None,
+        *arguments: Any,
+    ) -> None:
+        self._future = future
+        self._inner = inner
+        self._opening = opening
+        self._method = method
+        self._arguments = arguments
+
+    def __call__(self) -> Answer:
+        if self._opening is not None and not self._future.cancelled():
+            self._opening.say(self._inner)
+        if self._method is None or self._future.cancelled():
+            return Answer()
+        cursor = self._inner.cursor()
+        try:
+            self._method(cursor, *self._arguments)
+            rows = () if cursor.description is None else cursor.fetchall()
+            return Answer(cursor.description, cursor.rowcount, cursor.lastrowid, rows)
+        finally:
+            cursor.close()  # an error's traceback would keep the statement open, and its locks
+
+
+class OneTurnCursor:
+    """As SQLAlchemy's cursor; it has all rows when `execute` returns, and holds nothing open."""
+
+    __slots__ = ("_adapted", "_rows", "arraysize", "description", "lastrowid", "rowcount")
+
+    server_side = False
+
+    def __init__(self, adapted: AsyncAdapt_aiosqlite_connection) -> None:
+        self._adapted = adapted
+        self._rows: deque[Any] = deque()
+        self.arraysize = 1
+        self.description: Any = None
+        self.rowcount = -1
+        self.lastrowid: int | None = None
+
+    def execute(self, operation: str, parameters: Any = ()) -> OneTurnCursor:
+        return self._run(sqlite3.Cursor.execute, operation, () if parameters is None else parameters)
+
+    def executemany(self, operation: str, seq_of_parameters: Any) -> OneTurnCursor:
+        return self._run(sqlite3.Cursor.executemany, operation, seq_of_parameters)
+
+    def _run(self, method: Callable[..., Any], *arguments: Any) -> OneTurnCursor:
+        answer = await_(self._adapted.driver_connection.take_turn(method, *arguments))
+        self.description, self.rowcount, self.lastrowid, rows = answer
+        self._rows = deque(rows)
+        return self
+
+    def fetchone(self) -> Any:
+        return self._rows.popleft() if self._rows else None
+
+    def fetchmany(self, size: int | None = None) -> list[Any]:
+        many = self.arraysize if size is None else size
+        return [self._rows.popleft() for _ in range(min(many, len(self._rows)))]
+
+    def fetchall(self) -> list[Any]:
+        rows = list(self._rows)
+        self._rows.clear()
+        return rows
+
+    def __iter__(self) -> Iterator[Any]:
+        while self._rows:
+            yield self._rows.popleft()
+
+    def setinputsizes(self, *sizes: Any) -> None:
+        """Nothing to do, as in SQLAlchemy's."""
+
+    def close(self) -> None:
+        self._rows.clear()
+
+    async def _async_soft_close(self) -> None:
+        """SQLAlchemy closes what is open behind a result that lives on: here nothing is."""
+
+
+class AdaptedConnection(AsyncAdapt_aiosqlite_connection):
+    """As SQLAlchemy's, with cursors of one turn, save for rows that are streamed."""
+
+    __slots__ = ()
+
+    def cursor(self, server_side: bool = False) -> Any:
+        return super().cursor(server_side=True) if server_side else OneTurnCursor(self)
