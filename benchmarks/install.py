@@ -1,7 +1,8 @@
 """Install the peers: `make bench` runs this before the first measurement and after a change of the pins.
 
-Those of the extra `bench` go into koo's own environment, those of the group `bench-apart` into one of their own. One
-that cannot be installed keeps nobody else out: its reason is kept for the table, and the end code is 3.
+Those of the extra `bench` go into koo's own environment, those of the group `bench-apart` into one of their own, all
+with the hashes of pins/. One that cannot be installed keeps no other out: its reason is kept for the table, and the end
+code is 3.
 """
 
 from __future__ import annotations
@@ -10,26 +11,17 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 import venv
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from benchmarks.peers import APART, APART_PYTHON, REASONS
 
 ROOT = Path(__file__).parents[1]
-PINS = ROOT / "constraints.txt"
-PINS_APART = ROOT / "benchmarks" / "constraints.txt"
+PINS = ROOT / "pins" / "bench.txt"
+PINS_APART = ROOT / "pins" / "apart.txt"
 SOME_ARE_MISSING = 3
-
-
-def wanted() -> tuple[list[str], list[str]]:
-    """The requirements beside koo, and those apart, from pyproject.toml."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    beside = project["project"]["optional-dependencies"]["bench"]
-    return [line for line in beside if not line.startswith("koo")], project["dependency-groups"][
-        "bench-apart"
-    ]
 
 
 def name_of(requirement: str) -> str:
@@ -51,33 +43,42 @@ def reason(said: str) -> str:
     return f"pip could not install it for {here}"
 
 
-def pip(python: Path, pins: Path, requirements: Iterable[str]) -> str | None:
+def pip(python: Path, pins: Path) -> str | None:
     """None where all went well, else what pip said."""
     command = [sys.executable, "-m", "pip", "--python", str(python), "--quiet", "--no-input"]
-    command += ["--disable-pip-version-check", "install", "--retries", "1", "--constraint", str(pins)]
-    done = subprocess.run([*command, *requirements], capture_output=True, text=True, check=False)
+    command += ["--disable-pip-version-check", "install", "--retries", "1", "--no-deps", "--require-hashes"]
+    done = subprocess.run([*command, "--requirement", str(pins)], capture_output=True, text=True, check=False)
     return None if done.returncode == 0 else done.stdout + done.stderr
 
 
-def install(python: Path, pins: Path, requirements: list[str]) -> dict[str, str]:
+def install(python: Path, pins: Path) -> dict[str, str]:
     """All at once; where that fails one by one, and the reasons of those that could not be installed."""
-    if pip(python, pins, requirements) is None:
+    if pip(python, pins) is None:
         return {}
     missing: dict[str, str] = {}
-    for requirement in requirements:
-        said = pip(python, pins, [requirement])
-        if said is not None:
-            print(said, file=sys.stderr)
-            missing[name_of(requirement)] = reason(said)
+    with TemporaryDirectory(prefix="koo-pins-") as folder:
+        for name, lines in each_pin(pins):
+            alone = Path(folder) / f"{name}.txt"
+            alone.write_text(lines, encoding="utf-8")
+            said = pip(python, alone)
+            if said is not None:
+                print(said, file=sys.stderr)
+                missing[name] = reason(said)
     return missing
 
 
+def each_pin(pins: Path) -> Iterator[tuple[str, str]]:
+    """Each package's name, and its lines: the version, then the hashes."""
+    for lines in re.split(r"\n(?=\w)", pins.read_text(encoding="utf-8")):
+        if not lines.startswith("#"):
+            yield name_of(lines), lines.rstrip("\n") + "\n"
+
+
 def main() -> int:
-    beside, apart = wanted()
-    missing = install(Path(sys.executable), PINS, beside)
+    missing = install(Path(sys.executable), PINS)
     if not APART_PYTHON.exists():
         venv.create(APART, clear=True, symlinks=True)
-    missing |= install(APART_PYTHON, PINS_APART, apart)
+    missing |= install(APART_PYTHON, PINS_APART)
     REASONS.write_text(json.dumps(missing, indent=2) + "\n", encoding="utf-8")
     for name, why in missing.items():
         print(f"koo: {name} will not be measured: {why}", file=sys.stderr)

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from proofs.own import GROUPS
+from proofs.pins import TEST, versions
 from tests.ai.oddities import Format, Oddity
 from tests.ai.test_oddities import ALL
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
-PINS = ROOT / "constraints.txt"
 FORMATS: dict[Format, str] = {
     "anthropic": "Anthropic Messages",
     "openai_compatible": "OpenAI chat completions",
@@ -100,8 +100,7 @@ def end_of(oddity: Oddity) -> str:
 
 def version_of(distribution: str) -> str:
     """The version that is pinned for the tests."""
-    lines = PINS.read_text(encoding="utf-8").splitlines()
-    return next(line.partition("==")[2] for line in lines if line.startswith(f"{distribution}=="))
+    return versions(TEST)[distribution]
 
 
 if __name__ == "__main__":

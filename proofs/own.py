@@ -1,8 +1,8 @@
 """Libraries that the suite does not install, each group in an environment of its own: `make prove-own`.
 
-A group is a row of `GROUPS`: its packages with their exact versions, which stand above those of constraints.txt, and
-the tests that need them. To add a library: a row here, a file in `proofs/own_cases`. `ARGS=sqlmodel` tries one group;
-the page keeps what it says of the others.
+A group is a row of `GROUPS`: its packages with their exact versions, which stand above those of pins/ (and without
+hashes), and the tests that need them. To add a library: a row here, a file in `proofs/own_cases`. `ARGS=sqlmodel` tries
+one group; the page keeps what it says of the others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import venv
 from pathlib import Path
 from typing import NamedTuple
 
-from proofs.fresh import PINS, PYTHON, canonical
+from proofs.fresh import PYTHON
+from proofs.pins import RUN, TEST, as_constraints, canonical, versions
 from proofs.running import (
     PAGES,
     Counts,
@@ -124,12 +125,11 @@ PAGE = PAGES / "own.md"
 
 
 def pins_of(group: Group) -> str:
-    """constraints.txt with the group's own versions."""
+    """The versions of pins, with the group's own above them."""
     plain = [re.sub(r"\[.*\]", "", pin) for pin in group.pins]  # pip takes no extras in constraints
-    own = {canonical(pin.split("==")[0]): pin for pin in plain}
-    lines = [line for line in PINS.read_text(encoding="utf-8").splitlines() if "==" in line]
-    return "\n".join(
-        [*(line for line in lines if canonical(line.split("==")[0]) not in own), *own.values(), ""]
+    return as_constraints(
+        versions(RUN, TEST)
+        | {canonical(name): version for name, _, version in (one.partition("==") for one in plain)}
     )
 
 
@@ -142,9 +142,9 @@ def try_group(group: Group, arguments: list[str]) -> tuple[float, Counts]:
         python = environment / "bin" / "python"
         constraints.write_text(pins_of(group), encoding="utf-8")
         for wanted in (["hatchling"], ["--no-build-isolation", "--editable", *group.tools, *group.pins]):
-            pip_install(python, constraints, limit, wanted)
+            pip_install(python, limit, ["--constraint", str(constraints), *wanted])
         if group.alone:
-            pip_install(python, constraints, limit, ["--no-deps", *group.alone])
+            pip_install(python, limit, ["--constraint", str(constraints), "--no-deps", *group.alone])
         junit = Path(folder) / "tests.xml"
         quiet = ["-q", "-p", "no:cacheprovider", f"--junitxml={junit}"]
         limit.run([python, "-m", "pytest", *quiet, *group.tests, *arguments])

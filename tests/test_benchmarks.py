@@ -6,7 +6,7 @@ Nothing is measured here, and no peer needs to be installed.
 from __future__ import annotations
 
 import json
-import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from benchmarks.measure import Table, noise
 from benchmarks.peers import ON_THEIR_OWN, TOGETHER
 from benchmarks.streamers import STREAMERS
 from koo.testing.providers.instant import VENDORS, prepared
+from proofs.pins import APART, BENCH, RUN, TEST, canonical, versions
 
 ROOT = Path(__file__).parents[1]
 
@@ -193,29 +194,32 @@ def test_pips_words_become_a_short_reason(said: str, why: str) -> None:
     assert install.reason(said).startswith(why)
 
 
-def test_one_that_cannot_be_installed_keeps_nobody_else_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
+def test_one_that_cannot_be_installed_keeps_no_other_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pins = tmp_path / "pins.txt"
+    here, gone = (
+        "here==1 \\\n    --hash=sha256:1a\n",
+        "gone==2 ; python_version < '4' \\\n    --hash=sha256:2b\n",
+    )
+    pins.write_text(f"# What it is.\n{here}{gone}{here.replace('here', 'there')}")
+    asked: list[str] = []
 
-    def pip(python: Path, pins: Path, requirements: list[str]) -> str | None:
-        asked.append(requirements)
-        return "No matching distribution found for gone" if "gone>=1" in requirements else None
+    def pip(python: Path, pins: Path) -> str | None:
+        asked.append(pins.read_text())
+        return "No matching distribution found for gone" if "gone" in asked[-1] else None
 
     monkeypatch.setattr(install, "pip", pip)
-    missing = install.install(Path("python"), Path("pins"), ["here>=1", "gone>=1", "there>=1"])
-    assert asked == [["here>=1", "gone>=1", "there>=1"], ["here>=1"], ["gone>=1"], ["there>=1"]]
+    missing = install.install(Path("python"), pins)
+    assert asked == [pins.read_text(), here, gone, here.replace("here", "there")]
     assert missing.keys() == {"gone"}
 
 
 def test_each_peer_is_asked_for_and_pinned() -> None:
-    beside, apart = install.wanted()
-    for requirements, pins in ((beside, install.PINS), (apart, install.PINS_APART)):
-        pinned = {
-            canonical(line.partition("==")[0]) for line in pins.read_text().splitlines() if "==" in line
-        }
-        assert {canonical(install.name_of(line)) for line in requirements} <= pinned
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    beside = [line for line in project["project"]["optional-dependencies"]["bench"] if line[:3] != "koo"]
+    apart = project["dependency-groups"]["bench-apart"]
+    for requirements, pins in ((beside, (RUN, TEST, BENCH)), (apart, (APART,))):
+        assert {canonical(install.name_of(line)) for line in requirements} <= versions(*pins).keys()
     assert {install.name_of(line) for line in apart} == set(ON_THEIR_OWN)
     assert {install.name_of(line) for line in beside} <= set(TOGETHER)
-
-
-def canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()

@@ -98,9 +98,24 @@ def test_each_mark_of_a_merge_is_found(line: str) -> None:
     assert MERGE_MARK.fullmatch(line)
 
 
-@pytest.mark.parametrize("name", ["constraints.txt", "benchmarks/constraints.txt"])
-def test_the_pinned_versions_have_no_address(name: str) -> None:
-    lines = (ROOT / name).read_text().splitlines()
-    pins = [line for line in lines if line and not line.startswith("#")]
-    assert [line for line in pins if ADDRESS.search(line)] == []
-    assert [line for line in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line)] == []
+PIN = re.compile(
+    r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+( ; [\w.'<>=! ]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+\n"
+)
+
+
+@pytest.mark.parametrize("name", ["run", "test", "bench", "apart"])
+def test_each_pin_is_a_version_with_hashes_and_without_an_address(name: str) -> None:
+    lines = (ROOT / "pins" / f"{name}.txt").read_text().splitlines(keepends=True)
+    assert [line for line in lines if ADDRESS.search(line.replace("--hash=sha256:", ""))] == []
+    assert PIN.sub("", "".join(line for line in lines if not line.startswith("#"))) == ""
+
+
+def test_what_a_registry_sends_is_installed_by_its_hash_alone() -> None:
+    """Each `pip install` of the Makefile takes either a file of pins or what stands here."""
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    assert set(re.findall(r"\$\(PIP\) install (.*)", makefile)) == {
+        "--no-deps --require-hashes --requirement",
+        "--no-deps --no-build-isolation --editable .",
+    }
+    assert "-m pip install" not in makefile
+    assert '"--no-deps", "--require-hashes"' in (ROOT / "benchmarks" / "install.py").read_text()

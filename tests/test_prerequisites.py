@@ -30,8 +30,8 @@ def bare(tmp_path: Path) -> Path:
     uname = tmp_path / "bin" / "uname"
     uname.write_text("#!/bin/sh\necho Linux\n")
     uname.chmod(0o755)
-    (tmp_path / "benchmarks").mkdir()
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "benchmarks/constraints.txt"):
+    shutil.copytree(ROOT / "pins", tmp_path / "pins")
+    for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 

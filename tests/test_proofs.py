@@ -7,16 +7,19 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from proofs.bare import RELEASES
 from proofs.fresh import lower_bounds, oldest_of_what_koo_runs_on, pins_of_the_tools
+from proofs.pins import BENCH, MODEL, RUN, TEST, canonical, lines_of, versions
 from proofs.running import ProofFailed, TimeLimit, read_counts
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PAGES = ROOT / "docs" / "proofs"
+PIN_FILES = (RUN, TEST, BENCH)
 CLASSIFIER = "Programming Language :: Python :: "
 
 JUNIT = """<testsuites><testsuite>
@@ -56,6 +59,36 @@ def test_what_koo_runs_on_has_its_bound_and_the_tests_tools_their_pin() -> None:
     tools = pins_of_the_tools(PROJECT, oldest)
     assert {"pytest", "anthropic"} <= tools.keys()
     assert not oldest.keys() & tools.keys()
+
+
+def test_the_pins_are_what_pyproject_asks_for() -> None:
+    """Each package in one file, within its bounds: what `make` installs without asking for more."""
+    packaging = pytest.importorskip("packaging.requirements")
+    extras, build = PROJECT["project"]["optional-dependencies"], PROJECT["build-system"]["requires"]
+    run = [*PROJECT["project"]["dependencies"], *extras["local"], *build, MODEL]
+    for wanted, files in (
+        (run, (RUN,)),
+        ([*extras["dev"], *extras["test"]], PIN_FILES[:2]),
+        (extras["bench"], PIN_FILES),
+    ):
+        pinned = versions(*files)
+        asked = [packaging.Requirement(line) for line in wanted if not line.startswith("koo")]
+        assert [str(one) for one in asked if pinned.get(canonical(one.name), "") not in one.specifier] == []
+    assert sum(len(versions(file)) for file in PIN_FILES) == len(versions(*PIN_FILES))
+
+
+def test_pins_are_the_wheels_of_our_systems_and_a_package_without_is_refused() -> None:
+    def package(*files: str) -> dict[str, Any]:
+        wheels = [{"name": file, "hashes": {"sha256": f"{at}"}} for at, file in enumerate(files)]
+        return {"name": "x", "version": "1", "wheels": wheels}
+
+    anywhere, old = "x-1-py3-none-any.whl", "x-1-cp39-cp39-manylinux_2_17_x86_64.whl"
+    elsewhere, sound = "x-1-cp311-cp311-win_amd64.whl", "x-1-cp311-abi3-manylinux2014_x86_64.whl"
+    arm = "x-1-cp311-abi3-manylinux_2_17_aarch64.manylinux2014_aarch64.whl"
+    assert list(lines_of(package(old, anywhere, elsewhere))) == ["x==1 \\", "    --hash=sha256:1"]
+    assert len(list(lines_of(package(sound, arm)))) == 3
+    with pytest.raises(ProofFailed, match="no wheel"):
+        list(lines_of(package(sound)))
 
 
 def test_the_counts_are_those_of_the_run_and_name_no_folder(tmp_path: Path) -> None:

