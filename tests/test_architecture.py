@@ -32,6 +32,7 @@ ROWS: list[set[str]] = [
         "errors",
         "failures",
         "forks",
+        "hidden",
         "host",
         "log_options",
         "network_options",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import re
 import traceback
+from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from koo.budget_options import BudgetOptions
 from koo.configuration.sources import read_env_file
 from koo.configuration.variables import BUILT_IN, BudgetSettings, ServiceSettings
 from koo.errors import ConfigurationError
+from koo.hidden import Secret
 from koo.options import PlatformOptions, ServiceOptions
 from koo.settings import SecretStr, Settings
 
@@ -275,7 +278,8 @@ def test_each_variable_becomes_its_option(variable: str, text: str, place: str, 
     value: Any = read({variable: text, **BESIDE.get(variable, {})}).platform_options()
     for step in place.split("."):
         value = value[int(step)] if step.isdigit() else getattr(value, step)
-    assert value == expected and type(value) is type(expected)
+    kind = Secret if variable in SECRETS and isinstance(expected, str) else type(expected)
+    assert value == expected and type(value) is kind
 
 
 def test_no_variable_is_left_out_of_the_table_of_arrivals() -> None:
@@ -818,7 +822,9 @@ SECRETS = {
     "HTTP_PROXY": f"http://{SECRET}@proxy:1",
     "ALL_PROXY": f"socks5://u:{SECRET}@proxy:1",
     "KOO_TOKEN": SECRET,
+    "KOO_TOKEN_2": f"{SECRET}3",
     "KOO_READ_TOKEN": f"{SECRET}2",
+    "KOO_READ_TOKEN_2": f"{SECRET}4",
     "KOO_ALERT_WEBHOOK": f"https://hooks.example/{SECRET}?key={SECRET}",
     "KOO_ALERT_WEBHOOK_SECRET": SIGNING,
     "KOO_ALERT_SLACK": f"https://hooks.slack.example/services/{SECRET}",
@@ -836,6 +842,7 @@ def test_nothing_that_shows_settings_shows_a_secret() -> None:
     views = [
         repr(settings), str(settings), f"{settings}", repr(settings.explain()), repr(settings.ai_services),
         repr(vars(settings)), f"{settings.database_url} {[settings.openai_api_key]}", repr(settings.platform_options()),
+        repr(asdict(settings.platform_options())), json.dumps(asdict(settings.platform_options()), default=str),
         console.export_text(),
     ]  # fmt: skip
     assert [view for view in views if SECRET in view or SIGNING in view] == []

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import field, fields
 from decimal import Decimal
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from koo.errors import ConfigurationError
+from koo.hidden import hide
 
 T = TypeVar("T")
 ATTEMPT_S_MAX = 60.0
@@ -41,7 +42,8 @@ def option(
 ) -> T:
     """A dataclass field with its meaning, its unit, its range (None: no bound) and the reason for its default.
 
-    `none` says what None means where it is a value to choose ("no limit"); a secret is left out of every `repr`.
+    `none` says what None means where it is a value to choose ("no limit"); a secret is left out of every `repr`, and
+    its value is one that nothing shows (`koo.hidden`).
     """
     about = {
         "meaning": meaning,
@@ -51,6 +53,7 @@ def option(
         "at_most": at_most,
         "above": above,
         "none": none,
+        "secret": secret,
     }
     made: T = field(default=default, metadata=about, repr=not secret)
     return made
@@ -92,6 +95,8 @@ class Checked:
     def __post_init__(self) -> None:
         for one in fields(self):  # type: ignore[arg-type]
             value = getattr(self, one.name)
+            if value and one.metadata.get("secret"):
+                object.__setattr__(self, one.name, hide(value))
             if not _is_bounded(one.metadata) or (value is None and "None" in str(one.type)):
                 continue
             # What is no number would pass here and fail in the first comparison, in the middle of a call.
@@ -101,6 +106,13 @@ class Checked:
             if not is_inside(one.metadata, value):
                 what = f"{type(self).__name__}.{one.name}"
                 raise ConfigurationError("", f"{what} is {value}; allowed is {allowed(one.metadata)}")
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Itself: it never changes, and a copy would have masks in place of its secrets."""
+        return self
 
 
 def not_set() -> float:

@@ -8,7 +8,10 @@ comes in, and the error never holds a part of it.
 from __future__ import annotations
 
 import re
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from koo.hidden import Secret
 
 ALLOWED_PLACE = (
     "allowed is postgresql://user:password@host:port/database with a port from 1 to 65535"
@@ -24,6 +27,11 @@ _HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]@\s]*)(?::(\d{1,5}))?
 
 class UnusableArguments(Exception):
     """A driver could not make a connection's arguments of a URL and the environment; its text is for people."""
+
+
+def with_hidden_password(url: Any) -> Any:
+    """The same URL, one of SQLAlchemy's, whose password no frame shows: it is a tuple, which reporters open."""
+    return url.set(password=Secret(url.password)) if url.password else url
 
 
 def check_place(rest: str) -> None:

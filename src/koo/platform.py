@@ -37,6 +37,7 @@ from koo.deadlines import Deadlines
 from koo.errors import ConfigurationError, ExternalServiceError
 from koo.events import EventBus
 from koo.forks import forget_in_child
+from koo.hidden import UNSHOWN
 from koo.monitoring.notice_shapes import AlertDeliveries, AlertTests
 from koo.monitoring.shapes import (
     Alert,
@@ -265,26 +266,27 @@ class Platform:
 
         An operation that blocks runs only where the registration says `in_thread=True`; TypeError elsewhere.
         """
-        if not self._residence.is_here() and (home := await self._residence.enter()) is not None:
-            guarded = self._execute_for(running_loop(), name, operation, args, kwargs)
-            return await carry(home, guarded)
-        service, money = self.parts.find_operation(name)
-        if money.needs_prices:
-            await self.parts.load_prices(surely=True)
-        return await execute(service, money, self.parts.budgets, operation, args, kwargs)
+        try:
+            if not self._residence.is_here() and (home := await self._residence.enter()) is not None:
+                guarded = self._execute_for(running_loop(), name, operation, args, kwargs)
+                return await carry(home, guarded)
+            service, money = self.parts.find_operation(name)
+            if money.needs_prices:
+                await self.parts.load_prices(surely=True)
+            return await execute(service, money, self.parts.budgets, operation, args, kwargs)
+        except BaseException:
+            operation = args = kwargs = UNSHOWN
+            raise
 
-    async def _execute_for(
-        self,
-        own: Loop,
-        name: str,
-        operation: Callable[..., Awaitable[T]],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> T:
+    async def _execute_for(self, own: Loop, name: str, operation: Any, args: Any, kwargs: Any) -> Any:
         """As `execute`, for a caller on another loop, where the operation runs."""
-        await self._residence.open()
-        service, money = await self._find_operation(name)
-        return await execute(service, money, self.parts.budgets, operation, args, kwargs, own)
+        try:
+            await self._residence.open()
+            service, money = await self._find_operation(name)
+            return await execute(service, money, self.parts.budgets, operation, args, kwargs, own)
+        except BaseException:
+            operation = args = kwargs = UNSHOWN
+            raise
 
     @overload
     def execute_stream(

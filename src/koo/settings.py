@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from koo.configuration.cross_checks import contradictions
@@ -90,8 +91,9 @@ class Settings(Variables):
         for one in self._unknown:
             _warn_once(str(one))
 
-    _merged: dict[Name, Found]
-    _unknown: tuple[UnknownVariable, ...]
+    # Of a class too: a reporter shows this object where reading the settings failed, half made.
+    _merged: Mapping[Name, Found] = MappingProxyType({})
+    _unknown: tuple[UnknownVariable, ...] = ()
 
     @property
     def unknown_variables(self) -> tuple[UnknownVariable, ...]:
@@ -133,7 +135,7 @@ class Settings(Variables):
 
     def __repr__(self) -> str:
         unknown = f", {len(self._unknown)} unknown" if self._unknown else ""
-        return f"<Settings {self.koo_home}: {len(self._merged)} set{unknown}>"
+        return f"<Settings {vars(self).get('koo_home', '')}: {len(self._merged)} set{unknown}>"
 
 
 def _working_directory() -> Path:

@@ -22,6 +22,7 @@ from koo.ai.operation_stream import OperationStream
 from koo.ai.registration import read_credential, read_options
 from koo.bridge import run
 from koo.errors import ConfigurationError
+from koo.hidden import UNSHOWN
 from koo.service_names import check_service_name
 
 P = ParamSpec("P")
@@ -137,7 +138,11 @@ class Guarding:
 
         @wraps(function)
         async def guarded(*args: Any, **kwargs: Any) -> Any:
-            return await runner.execute(name, function, *args, **kwargs)
+            try:
+                return await runner.execute(name, function, *args, **kwargs)
+            except BaseException:
+                args = kwargs = UNSHOWN
+                raise
 
         return guarded
 
@@ -157,6 +162,10 @@ class Guarding:
         def guarded(*args: Any, **kwargs: Any) -> Any:
             if asyncio._get_running_loop() is not None:
                 raise RuntimeError(IN_LOOP.format(function.__qualname__))
-            return run(runner.execute(name, function, *args, **kwargs))
+            try:
+                return run(runner.execute(name, function, *args, **kwargs))
+            except BaseException:
+                args = kwargs = UNSHOWN
+                raise
 
         return guarded

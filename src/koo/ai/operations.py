@@ -22,6 +22,7 @@ from koo.ai.stream_source import describe, discard, is_left_open, is_stream, is_
 from koo.crossing import Loop, come_back
 from koo.errors import KooError
 from koo.guard import Guard
+from koo.hidden import UNSHOWN
 from koo.policies.verdict import NEUTRAL
 
 T = TypeVar("T")
@@ -42,39 +43,44 @@ async def execute(
     Raises SDK and transport errors as `ExternalServiceError`, refusals of ours, everything else unchanged.
     TypeError where `operation` cannot be awaited, or what it gives is read over time: that is closed.
     """
-    check_operation(operation)
-    threads = service.threads
-    if threads is not None and is_async(operation):
-        threads = None
-    guard = guard_of(service, operation, args, kwargs, threads is not None)
-    charge = money.charge(service, budgets, operation, args, kwargs) if money is not None else None
-    if threads is not None:
-        operation = threads.over(operation)
-
-    is_streamed = kwargs.get("stream") is True
-
-    async def run() -> T:
-        awaitable = operation(*args, **kwargs)
-        if not inspect.isawaitable(awaitable):
-            # What it returned without waiting, it may have asked for.
-            if charge is not None and not is_unstarted(awaitable):
-                charge.begun = True
-            raise await _refusal(service.name, awaitable)
-        if charge is not None:
-            charge.begun = True
-        result: T = await awaitable
-        if is_stream(result) or (is_streamed and is_left_open(result)):
-            raise await _refusal(service.name, result)
-        if charge is not None:
-            charge.answered(result)
-        return result
-
-    # What runs in a thread needs no loop of its caller's, and counts itself on koo's.
-    attempt = run if own is None or threads is not None else come_back(run, own)
     try:
-        return await guard.call(attempt, charge=charge)
-    except Exception as error:
-        note_failure(service, guard, error)
+        check_operation(operation)
+        threads = service.threads
+        if threads is not None and is_async(operation):
+            threads = None
+        guard = guard_of(service, operation, args, kwargs, threads is not None)
+        charge = money.charge(service, budgets, operation, args, kwargs) if money is not None else None
+        if threads is not None:
+            operation = threads.over(operation)
+
+        is_streamed = kwargs.get("stream") is True
+
+        async def run() -> T:
+            awaitable = operation(*args, **kwargs)
+            if not inspect.isawaitable(awaitable):
+                # What it returned without waiting, it may have asked for.
+                if charge is not None and not is_unstarted(awaitable):
+                    charge.begun = True
+                raise await _refusal(service.name, awaitable)
+            if charge is not None:
+                charge.begun = True
+            result: T = await awaitable
+            if is_stream(result) or (is_streamed and is_left_open(result)):
+                raise await _refusal(service.name, result)
+            if charge is not None:
+                charge.answered(result)
+            return result
+
+        # What runs in a thread needs no loop of its caller's, and counts itself on koo's.
+        attempt = run if own is None or threads is not None else come_back(run, own)
+        try:
+            return await guard.call(attempt, charge=charge)
+        except Exception as error:
+            note_failure(service, guard, error)
+            raise
+    except BaseException:
+        # Here and wherever else a caller's arguments are held: reporters of errors record the variables of frames.
+        operation = args = kwargs = UNSHOWN
         raise
 
 

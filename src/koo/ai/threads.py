@@ -26,6 +26,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar, cast
 
 from koo.deadlines import Deadlines
+from koo.hidden import UNSHOWN
 from koo.policies.bulkhead import Bulkhead
 
 T = TypeVar("T")
@@ -92,7 +93,7 @@ class Threads:
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run `work()` in a thread, in this context. Raises what it raises, and TypeError for a stream."""
-        call = Call(work)
+        call, work = Call(work), UNSHOWN
         self._hand_over(call)
         self.running += 1
         try:

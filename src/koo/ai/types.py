@@ -22,9 +22,9 @@ class Query:
     """
 
     service: str
-    prompt: str
+    prompt: str = field(repr=False)
     model: str | None = None
-    system: str | None = None
+    system: str | None = field(default=None, repr=False)
     max_tokens: int | None = None
     temperature: float | None = None
     timeout_s: float | None = None

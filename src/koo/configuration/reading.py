@@ -16,6 +16,7 @@ from koo.configuration.table import Row, Table
 from koo.configuration.values import reveal
 from koo.configuration.variables import FAMILIES, Name, Variables
 from koo.errors import ConfigurationError
+from koo.hidden import HIDDEN
 
 QUOTES = ("'", '"', "`", "“", "”", "‘", "’")
 _UNREPLACED = re.compile(
@@ -55,6 +56,7 @@ def _read(row: Row, found: Found | None, home: Path) -> object:
         said = str(error) or f"allowed is {row.allowed}"
     # Raised out here: the error before, whose frames hold the value, would come along as the context of this one.
     held = row.form.held(str(reveal(value)))
+    value = HIDDEN
     variable = row.name.upper() if found is None else found.variable
     raise ConfigurationError("", f"{variable} holds {held}; {said}{where(found, home)}")
 

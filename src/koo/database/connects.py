@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from koo.database.dial import unshown
 from koo.options import DatabaseOptions, GuardOptions
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ class Connects:
 
     async def open(self, connect: Callable[..., Awaitable[T]], /, *args: object, **kwargs: object) -> T:
         """`await connect(*args, **kwargs)`, in turn."""
+        kwargs = unshown(kwargs)
         self.waiting += 1
         try:
             await self._places.acquire()

@@ -46,6 +46,7 @@ from koo.events import Event
 from koo.forks import forget_in_child, leave_behind
 from koo.gates import Gates
 from koo.guard import Guard
+from koo.hidden import hide
 from koo.logs.calls import CallLog
 from koo.monitoring.pool import PoolMetrics
 from koo.monitoring.shapes import DatabaseGate, DatabaseHealth, DatabaseMetrics, DatabaseStatus
@@ -88,6 +89,7 @@ class Database(Generic[S_co]):
         calls: CallLog | None = None,
         on_reset: Callable[[], None] | None = None,
     ) -> None:
+        options = hide(options)
         given_url: URL | str = options.url if isinstance(options, DatabaseOptions) else options
         self._url = read_url(given_url)
         if not isinstance(options, DatabaseOptions):
@@ -467,6 +469,7 @@ class Database(Generic[S_co]):
         for that. `password` is called for each connection that is opened from now on, and may be awaitable. Raises
         `DatabaseError` for SQLite and for a URL of another driver, `ConfigurationError` for one that cannot be read.
         """
+        url = hide(url)
         new = self._url if url is None else read_url(url)
         if self._file is not None or new.drivername != self._url.drivername:
             reason, kind = f"rotate keeps the driver {self._url.drivername}", Kind.INVALID_REQUEST

@@ -12,11 +12,18 @@ import inspect
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, TypeVar
 
+from koo.hidden import HIDDEN, hide
+
 T = TypeVar("T")
 
 Password = Callable[[], str | Awaitable[str]]
 OF_SQLALCHEMY = ("prepared_statement_cache_size", "prepared_statement_name_func")
 """Parameters of a URL that SQLAlchemy takes out before it asks the driver."""
+
+
+def unshown(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a connection with passwords that no frame shows."""
+    return {name: hide(value) if "password" in name else value for name, value in parameters.items()}
 
 
 class Dial:
@@ -39,8 +46,9 @@ class Dial:
         if self.parameters is not None:
             kept = {name: value for name, value in kwargs.items() if name in own}
             kwargs = {name: value for name, value in self.parameters.items() if name not in OF_SQLALCHEMY}
-            kwargs |= kept
+            kwargs = unshown(kwargs | kept)
         if self.password is not None:
             password = self.password()
-            kwargs["password"] = await password if inspect.isawaitable(password) else password
+            kwargs["password"] = hide(await password if inspect.isawaitable(password) else password)
+            password = HIDDEN
         return await connect(*args, **kwargs)

@@ -10,6 +10,7 @@ from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query
 from koo.default.platform import platform
 from koo.errors import ExternalServiceError, InvalidRequest, name_of
+from koo.hidden import HIDDEN
 from koo.monitoring.shapes import ServiceCheck, ServiceHealth, ServicesHealth
 from koo.passage import OnLimit
 
@@ -40,23 +41,25 @@ async def query_ai(
     `answer.clamped` says so. `tag` and `metadata` are your own words and are never sent. Raises `ExternalServiceError`,
     and TypeError for an option that there is not.
     """
-    return await platform.query(
-        _query(
-            service,
-            prompt,
-            model=model,
-            system=system,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            timeout_s=timeout_s,
-            fallback=fallback,
-            on_limit=on_limit,
-            max_cost_usd=max_cost_usd,
-            clamp=clamp,
-            tag=tag,
-            metadata=metadata,
-        )
+    query = _query(
+        service,
+        prompt,
+        model=model,
+        system=system,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        timeout_s=timeout_s,
+        fallback=fallback,
+        on_limit=on_limit,
+        max_cost_usd=max_cost_usd,
+        clamp=clamp,
+        tag=tag,
+        metadata=metadata,
     )
+    prompt = system = (
+        HIDDEN  # This frame is in the traceback of each failure, and reporters record its variables.
+    )
+    return await platform.query(query)
 
 
 def stream_ai(
@@ -79,23 +82,25 @@ def stream_ai(
 
     To leave early, call `aclose()`, or use it as `async with`: the provider stops, and what was used is booked.
     """
-    return platform.stream(
-        _query(
-            service,
-            prompt,
-            model=model,
-            system=system,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            timeout_s=timeout_s,
-            fallback=fallback,
-            on_limit=on_limit,
-            max_cost_usd=max_cost_usd,
-            clamp=clamp,
-            tag=tag,
-            metadata=metadata,
-        )
+    query = _query(
+        service,
+        prompt,
+        model=model,
+        system=system,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        timeout_s=timeout_s,
+        fallback=fallback,
+        on_limit=on_limit,
+        max_cost_usd=max_cost_usd,
+        clamp=clamp,
+        tag=tag,
+        metadata=metadata,
     )
+    prompt = system = (
+        HIDDEN  # This frame is in the traceback of each failure, and reporters record its variables.
+    )
+    return platform.stream(query)
 
 
 class Outcome(TypedDict):

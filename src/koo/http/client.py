@@ -26,6 +26,7 @@ from weakref import WeakSet
 import aiohttp
 
 from koo.forks import forget_in_child, leave_behind
+from koo.hidden import Headers, Sent
 from koo.http.connector import (
     AnswerTooLarge,
     Connector,
@@ -112,7 +113,7 @@ class HttpClient:
         )
         self._session: aiohttp.ClientSession | None = None
         self._loop: AbstractEventLoop | None = None
-        self._prepared: dict[tuple[str, ...], Prepared] = {}
+        self._prepared: dict[tuple[str, Headers], Prepared] = {}
         self._replies: WeakSet[Reply] = WeakSet()  # whose bodies are still to come
         self._cut_off: WeakSet[Reply] = WeakSet()
 
@@ -141,13 +142,13 @@ class HttpClient:
         Raises `TransportError`. A refusal (400 and above) whose body cannot be read whole is still an answer: its
         status says what matters.
         """
-        reply = await self._send(method, url, headers, body)
+        reply = await self._send(method, url, hidden(headers), body)
         try:
             content = await self.read(reply)
         except TransportError as error:
             if reply.status < 400 or isinstance(error, ClosedHere):
                 raise
-            content = b""
+            content = Sent()
         return HttpResponse(reply.status, reply.headers, content)
 
     async def stream(
@@ -157,7 +158,7 @@ class HttpClient:
 
         Raises `TransportError`.
         """
-        return HttpStream(await self._send(method, url, headers, body), self)
+        return HttpStream(await self._send(method, url, hidden(headers), body), self)
 
     async def read(self, reply: Reply) -> bytes:
         """The whole body, decompressed. Raises `TransportError`."""
@@ -174,13 +175,13 @@ class HttpClient:
                 body = b"".join(parts)
             if len(body) > bytes_max:
                 raise AnswerTooLarge("the answer", bytes_max)
+            return Sent(body)
         except BaseException as error:
             # Cancellation included: a connection with half an answer in it must not go back to the pool.
             reply.close()
             if isinstance(error, BROKEN):
                 raise self.explain_body(reply, error) from None
             raise
-        return body
 
     def explain_body(self, reply: Reply, error: Exception) -> TransportError:
         """What went wrong after there were headers."""
@@ -208,9 +209,7 @@ class HttpClient:
         self._session, self._loop, self._prepared = None, None, {}
         self._replies = WeakSet()
 
-    async def _send(
-        self, method: str, url: str, headers: Mapping[str, str] | None, body: bytes | None
-    ) -> Reply:
+    async def _send(self, method: str, url: str, headers: Headers, body: bytes | None) -> Reply:
         session = self._session
         if session is None or get_running_loop() is not self._loop:
             session = await self._open()
@@ -224,7 +223,7 @@ class HttpClient:
                     and body is not None
                     and len(body) < WRITTEN_AT_ONCE_MAX
                 ):
-                    reply = await self._prepare(url, headers or {}).send(session, body)
+                    reply = await self._prepare(url, headers).send(session, body)
                 if reply is None:
                     reply = await ask(session, self.proxy, method, url, headers, body)
             except (aiohttp.ClientError, OSError) as error:
@@ -241,11 +240,11 @@ class HttpClient:
             self._replies.add(reply)
         return reply
 
-    def _prepare(self, url: str, headers: Mapping[str, str]) -> Prepared:
+    def _prepare(self, url: str, headers: Headers) -> Prepared:
         """How to ask there again and again."""
-        key = (url, *headers.values())
+        key = (url, headers)
         found = self._prepared.get(key)
-        if found is None or found.headers != headers:
+        if found is None:
             if len(self._prepared) >= PREPARED_MAX:
                 self._prepared.clear()
             found = self._prepared[key] = Prepared(url, headers, get_running_loop(), self._timeout)
@@ -290,6 +289,11 @@ class HttpClient:
         )
 
 
+def hidden(headers: Mapping[str, str] | None) -> Headers:
+    """Headers that no frame shows."""
+    return headers if isinstance(headers, Headers) else Headers(headers or {})
+
+
 class HttpStream:
     """An answer whose body comes bit by bit. Leave it with `aclose()`."""
 
@@ -308,7 +312,9 @@ class HttpStream:
         content = self._content
         try:
             while chunk := await content.readany():
-                if events := self._events.feed(chunk):
+                events = self._events.feed(chunk)
+                chunk = b""
+                if events:
                     return events
         except BROKEN as error:
             raise self._client.explain_body(self._reply, error) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from koo.hidden import Sent
 from koo.http.connector import AnswerTooLarge
 from koo.http.strays import Strays, is_whole
 
@@ -87,7 +88,7 @@ class EventParser:
             self._take(last, events)
         if not last or self._data[-1:] == [b"[DONE]"] or is_whole(b"\n".join(self._data)):
             self._dispatch(events)
-        events += [ServerSentEvent(DOCUMENT, document) for document in self._strays.finish()]
+        events += [ServerSentEvent(DOCUMENT, Sent(document)) for document in self._strays.finish()]
         return events
 
     def _take_block(self, block: bytes, events: list[ServerSentEvent]) -> None:
@@ -98,7 +99,7 @@ class EventParser:
             name = first[7:].decode("utf-8", "replace") or name
         if data.startswith(b"data: ") and b"\n" not in data:
             self._begun = True
-            events.append(ServerSentEvent(name, data[6:]))
+            events.append(ServerSentEvent(name, Sent(data[6:])))
             return
         for line in block.split(b"\n"):
             self._take(line, events)
@@ -122,18 +123,18 @@ class EventParser:
             self._event = "error"
             self._data.append(value)
         elif name and self._strays.wants(line):
-            events += [ServerSentEvent(DOCUMENT, document) for document in self._strays.take(line)]
+            events += [ServerSentEvent(DOCUMENT, Sent(document)) for document in self._strays.take(line)]
 
     def _dispatch(self, events: list[ServerSentEvent]) -> None:
         if self._data:
             name = self._event or "message"
             if len(self._data) == 1:
-                events.append(ServerSentEvent(name, self._data[0]))
+                events.append(ServerSentEvent(name, Sent(self._data[0])))
             elif all(map(_EVENT.fullmatch, self._data)):
                 # Servers that leave out the empty line between two events.
-                events += [ServerSentEvent(name, data) for data in self._data]
+                events += [ServerSentEvent(name, Sent(data)) for data in self._data]
             else:
-                events.append(ServerSentEvent(name, b"\n".join(self._data)))
+                events.append(ServerSentEvent(name, Sent(b"\n".join(self._data))))
             self._data = []
         self._event = ""
 

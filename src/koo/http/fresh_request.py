@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 
 import aiohttp
 
+from koo.hidden import Headers
 from koo.http.connector import credentials_refused
 from koo.http.prepared import Reply
 from koo.http.proxies import Proxy
@@ -19,7 +19,7 @@ async def ask(
     proxy: Proxy | None,
     method: str,
     url: str,
-    headers: Mapping[str, str] | None,
+    headers: Headers,
     body: bytes | None,
 ) -> Reply:
     """One request that is made anew. Raises as aiohttp does, and `TransportError` for the proxy's own refusal."""
@@ -34,7 +34,7 @@ async def ask(
         method,
         url,
         # Never into a tunnel: the password is the proxy's, and what is inside is the other side's.
-        headers={**(headers or {}), **told} if is_plain else headers,
+        headers={**headers, **told} if is_plain else headers,
         data=data,
         allow_redirects=False,
         proxy=proxy.url,

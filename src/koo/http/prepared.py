@@ -20,6 +20,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawResponseMessage
 from yarl import URL
 
+from koo.hidden import Headers
 from koo.http.connector import TransportError
 
 LINE_BYTES_MAX = 64 * 1024
@@ -59,12 +60,11 @@ class Reply:
 class Prepared:
     """POST to one address with the same headers, as often as wanted."""
 
-    __slots__ = ("_head", "_request", "_timeout", "headers")
+    __slots__ = ("_head", "_request", "_timeout")
 
     def __init__(
-        self, url: str, headers: Mapping[str, str], loop: AbstractEventLoop, timeout: aiohttp.ClientTimeout
+        self, url: str, headers: Headers, loop: AbstractEventLoop, timeout: aiohttp.ClientTimeout
     ) -> None:
-        self.headers = dict(headers)
         self._timeout = timeout
         self._request: aiohttp.ClientRequest | None = None
         try:
@@ -73,7 +73,7 @@ class Prepared:
             return
         if address.scheme not in {"http", "https"} or not address.raw_host or address.raw_user is not None:
             return
-        request = aiohttp.ClientRequest("POST", address, headers=self.headers, loop=loop)
+        request = aiohttp.ClientRequest("POST", address, headers=headers, loop=loop)
         request.headers.setdefault("Content-Type", "application/octet-stream")
         lines = [f"POST {address.raw_path_qs} HTTP/1.1"]
         lines += [f"{name}: {of}" for name, of in request.headers.items() if name.lower() not in OF_THE_BODY]

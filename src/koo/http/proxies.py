@@ -18,6 +18,7 @@ from ipaddress import ip_address, ip_network
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from koo.errors import ConfigurationError
+from koo.hidden import Secret
 from koo.network_options import NetworkOptions
 
 ALLOWED_PROXY = (
@@ -50,7 +51,7 @@ def read_proxy(text: str) -> Proxy:
     user, password = unquote(parts.username), unquote(parts.password or "")
     if ":" in user:
         raise ValueError("allowed is a user without a colon: a proxy could not tell it from the password")
-    return Proxy(url, "Basic " + b64encode(f"{user}:{password}".encode()).decode())
+    return Proxy(url, Secret("Basic " + b64encode(f"{user}:{password}".encode()).decode()))
 
 
 def _split(text: str) -> SplitResult | None:

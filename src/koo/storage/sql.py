@@ -32,7 +32,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import NullPool, StaticPool
 
-from koo.database_urls import check_place
+from koo.database_urls import check_place, with_hidden_password
 from koo.errors import ConfigurationError
 from koo.sqlstates import is_locked
 from koo.storage import schema
@@ -422,7 +422,7 @@ def read_url(url: str, home: Path) -> Path | URL:
         raise ConfigurationError("KOO_STATE_URL", f"it cannot be right: {error}") from None
     parsed = None
     with suppress(ArgumentError, ValueError):  # their own words repeat the URL, with the password
-        parsed = make_url(url)
+        parsed = with_hidden_password(make_url(url))
     if parsed is None:
         raise ConfigurationError("KOO_STATE_URL", "it is no URL; sqlite:///data/koo-state.db is one")
     backend = parsed.drivername.partition("+")[0]

@@ -15,6 +15,7 @@ from koo.ai.providers.forms import PLAIN, Form, Forms
 from koo.ai.providers.streaming import Reader, read_events, read_stream
 from koo.ai.providers.transport import UNREADABLE, ReadError, Wire, bound_tokens
 from koo.clock import SYSTEM_CLOCK, Clock
+from koo.hidden import Sent
 from koo.http.client import HttpClient, HttpResponse
 from koo.options import NOTHING
 
@@ -102,7 +103,7 @@ class Adapter:
 
     async def complete(self, request: Request) -> Completion:
         """Ask once. Raises `ExternalServiceError`."""
-        body = self.encode(request, stream=False)
+        body = Sent(self.encode(request, stream=False))
         response = await self._wire.request("POST", self.path(request, stream=False), body, request)
         try:
             answer = self.shape.decode(response.body)
@@ -114,7 +115,7 @@ class Adapter:
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Ask once; returns the pieces as they come. Raises `ExternalServiceError`."""
-        body = self.encode(request, stream=True)
+        body = Sent(self.encode(request, stream=True))
         return read_stream(self._wire, self.path(request, stream=True), body, request, self.reader)
 
     def bound_input_tokens(self, request: Request) -> int:

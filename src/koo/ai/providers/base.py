@@ -10,7 +10,7 @@ are made for each call and for each piece of a stream.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Protocol
 
@@ -22,10 +22,10 @@ from koo.errors import ExternalServiceError
 class Request:
     """One attempt's worth of work, all defaults filled in."""
 
-    prompt: str
+    prompt: str = field(repr=False)
     model: str
     max_tokens: int
-    system: str | None = None
+    system: str | None = field(default=None, repr=False)
     temperature: float | None = None
 
 
@@ -43,7 +43,7 @@ class Pace:
 class Completion:
     """A finished answer. `cost_usd` only where the provider itself reports a price."""
 
-    text: str
+    text: str = field(repr=False)
     model: str
     usage: Usage
     stop_reason: str | None = None
@@ -61,7 +61,7 @@ class CompletionChunk:
     stream; `error` is raised after the piece has been taken in.
     """
 
-    text: str = ""
+    text: str = field(default="", repr=False)
     reasoning: bool = False
     model: str | None = None
     usage: Usage | None = None

@@ -23,7 +23,7 @@ class ExtraFields:
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         self._fields = fields
-        self.bytes_max = len(_encode(fields))
+        self.bytes_max = len(_encode(dict(fields)))
 
     def into(self, body: bytes) -> bytes:
         """The body with the fields that it has not."""

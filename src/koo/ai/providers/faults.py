@@ -90,8 +90,8 @@ class ParsedError:
     code: str | None = None
     type: str | None = None
     more: tuple[str, ...] = ()
-    message: str = ""
-    outer: tuple[str, ...] = ()
+    message: str = field(default="", repr=False)
+    outer: tuple[str, ...] = field(default=(), repr=False)
     param: str | None = None
     request_id: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -25,6 +25,7 @@ from koo.ai.providers.loose import NOT_JSON, Halves, fit, loads, whole_text
 from koo.ai.providers.transport import UNREADABLE, Wire, complete_usage, estimate_usage, kind_of_document
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError
+from koo.hidden import Sent
 from koo.http.client import HttpStream
 from koo.http.connector import TransportError
 from koo.http.events import DOCUMENT, EventParser, ServerSentEvent
@@ -111,7 +112,7 @@ class Reader(ABC):
 
     def _read_word(self, data: bytes) -> CompletionChunk | None:
         """An event that is not JSON."""
-        data = data.strip().removeprefix(b"data:")
+        data = Sent(data.strip().removeprefix(b"data:"))
         if _PING.fullmatch(data):
             return None
         if _DONE.fullmatch(data.decode("latin-1")):

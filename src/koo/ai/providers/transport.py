@@ -28,6 +28,7 @@ from koo.ai.providers.loose import NOT_JSON, fit, loads, repaired
 from koo.ai.types import Usage
 from koo.clock import Clock
 from koo.errors import ExternalServiceError, Kind
+from koo.hidden import Headers, Secret, Sent
 from koo.http.client import ClosedHere, HttpClient, HttpResponse, HttpStream
 from koo.http.connector import TransportError
 
@@ -83,16 +84,19 @@ class Wire:
         self.service = service
         self.extra = extra
         self._http = http
-        self._base_url = base_url
+        # With a user and password in it, which is a key like any other.
+        self._base_url = Secret(base_url) if "@" in base_url else base_url
         self.host = urlsplit(base_url).hostname or ""
         # All headers that aiohttp would otherwise work out anew for each request.
-        self._headers = {
-            "accept": "application/json",
-            "accept-encoding": "identity",
-            "user-agent": USER_AGENT,
-            "content-type": "application/json",
-            **headers,
-        }
+        self._headers = Headers(
+            {
+                "accept": "application/json",
+                "accept-encoding": "identity",
+                "user-agent": USER_AGENT,
+                "content-type": "application/json",
+                **headers,
+            }
+        )
         self._table = table
         # In plain HTTP a proxy answers in the service's place, and its page looks like the service's.
         by_proxy = http.proxy is not None and base_url.startswith("http:")
@@ -120,7 +124,7 @@ class Wire:
         """Ask once; an answer of status 200 to 299. `request`: what `body` says. Raises `ExternalServiceError`."""
         sent = body
         if self.extra is not None and body is not None:
-            body = self.extra.into(body)
+            body = Sent(self.extra.into(body))
         try:
             response = await self._http.request(
                 method, self._base_url + path, headers=self._headers, body=body
@@ -135,7 +139,7 @@ class Wire:
         """Ask once for a stream of events; its owner closes it. Raises `ExternalServiceError`."""
         sent = body
         if self.extra is not None:
-            body = self.extra.into(body)
+            body = Sent(self.extra.into(body))
         try:
             stream = await self._http.stream("POST", self._base_url + path, headers=self._headers, body=body)
         except TransportError as error:

@@ -9,7 +9,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from koo.database.drivers.base import Driver
-from koo.database_urls import check_host, check_place
+from koo.database_urls import check_host, check_place, with_hidden_password
 from koo.errors import ConfigurationError
 from koo.sqlite_url import check_sqlite_url
 
@@ -47,7 +47,8 @@ def load_driver(name: str) -> Driver:
 def _parsed(given: str | URL) -> URL | None:
     """None for what is no URL. SQLAlchemy's own errors repeat it, with the password, so none of them goes on."""
     with suppress(ArgumentError, ValueError):
-        return make_url(given)
+        url: URL = with_hidden_password(make_url(given))
+        return url
     return None
 
 
