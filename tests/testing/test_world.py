@@ -225,6 +225,16 @@ def test_a_day_ends_and_its_budget_with_it() -> None:
     run(test, PlatformOptions(services=(small,)))
 
 
+def test_time_that_was_skipped_is_no_loop_that_stood_still() -> None:
+    async def test(world: World) -> None:
+        await world.tick()
+        world.clock.advance(minutes=3)
+        await world.tick()
+        assert world.alerts == []
+
+    run(test)
+
+
 def test_an_own_limit_of_a_minute_passes() -> None:
     async def test(world: World) -> None:
         await world.ask("claude")

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from koo.testing.providers import FakeAnthropic
 from koo.web import create_app
 from koo.web.audit import AGAIN_S, KEPT, Audit
 from koo.web.guesses import ADDRESSES_MAX, GUESSES_MAX, WINDOW_S, Guesses
 from koo.web.logs import JsonLines
 from koo.web.security import Denial
-from tests.web.serving import platform, served
+from tests.web.serving import claude, platform, served
 
 WRITE, READ = "w" * 32, "r" * 32
 REFUSED = Denial(401, "the token is not known", is_guess=True)
@@ -121,5 +122,33 @@ def test_a_guesser_is_slowed_and_a_right_token_of_the_same_address_passes(tmp_pa
                 ("token", "POST", 200), ("unknown", "GET", 429), ("unknown", "GET", 401),
             ]  # fmt: skip
             assert "x" * 32 not in str(shown) and WRITE not in str(shown)
+
+    asyncio.run(main())
+
+
+def test_a_query_that_is_let_through_is_no_act_and_one_that_is_refused_is_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that answers well is quiet, however much it is asked; what changes something for others is written."""
+    caplog.set_level(logging.INFO, "koo")
+
+    async def main() -> None:
+        async with FakeAnthropic() as fake:
+            koo = platform(tmp_path, claude(fake), token=WRITE, read_token=READ)
+            async with served(create_app(koo)) as client:
+                right = {"Authorization": f"Bearer {WRITE}"}
+                asked = {"service": "claude", "prompt": "Hi"}
+                for path, body in (("query", asked), ("batch-query", {"queries": [asked, asked]})):
+                    assert (await client.post(f"/api/v1/ai/{path}", json=body, headers=right)).status == 200
+                assert [one for one in caplog.messages if "ai/" in one] == []
+                for path in ("query", "batch-query"):
+                    wrong = {"Authorization": f"Bearer {READ}"}
+                    assert (await client.post(f"/api/v1/ai/{path}", json=asked, headers=wrong)).status == 403
+                reset = "/api/v1/ai/services/claude/reset-errors"
+                assert (await client.post(reset, headers=right)).status == 200
+                shown = (await client.get("/api/v1/monitoring/audit", headers=right)).body["entries"]
+        assert [(one["what"], one["status"]) for one in shown] == [
+            ("POST /ai/services/{service}/reset-errors", 200), ("POST /ai/query", 403),
+        ]  # fmt: skip
 
     asyncio.run(main())

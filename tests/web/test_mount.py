@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from koo.errors import DatabaseUnavailable
-from koo.testing.providers import FakeAnthropic
+from koo.logs.lines import request_id
+from koo.testing.providers import FakeAnthropic, error
 from koo.web import create_app, mount
 from tests.web.serving import claude, platform, served
 
@@ -94,6 +96,41 @@ def test_who_guards_his_own_doors_may_say_so(tmp_path: Path) -> None:
             headers = {"Host": "his.example", "Origin": "https://other.example"}
             path = "/api/v1/monitoring/database/reset-circuit-breaker"
             assert (await client.post(path, headers=headers)).status == 200
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("make", [FastAPI, Starlette])
+def test_koos_routes_have_request_ids_there_and_his_have_none_of_koos(
+    make: type[Starlette], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The id that a caller reads in a problem leads to the lines of what failed for it."""
+    caplog.set_level(logging.INFO, "koo")
+
+    async def main() -> None:
+        async with FakeAnthropic(default=error(500, "api_error")) as fake:
+            app = make(routes=[Route("/his/{number:int}", his_route)])
+            app.state.name = "shop"
+            koo = platform(tmp_path, claude(fake))
+            mount(app, koo)
+            async with served(app) as client:
+                query = {"service": "claude", "prompt": "Hi"}
+                failed = await client.post("/api/v1/ai/query", json=query)
+                name = failed.headers["X-Request-ID"]
+                assert failed.status == 502 and failed.body["request_id"] == name != ""
+                (line,) = [one for one in caplog.records if one.name == "koo" and "query failed" in one.msg]
+                assert getattr(line, "request_id", "") == name and f"[request {name}]" in line.getMessage()
+
+                given = {"X-Request-ID": "mine-1"}
+                assert (await client.get("/livez", headers=given)).headers["X-Request-ID"] == "mine-1"
+                evil = {"Origin": "https://evil.example", "X-Request-ID": "mine-2"}
+                denied = await client.post("/api/v1/ai/services/reset-all-errors", headers=evil)
+                assert (denied.status, denied.body["request_id"]) == (403, "mine-2")
+                (refusal,) = [one for one in caplog.records if one.name == "koo.audit"]
+                assert getattr(refusal, "request_id", "") == "mine-2"
+
+                assert "X-Request-ID" not in (await client.get("/his/2", headers=given)).headers
+                assert request_id.get() == ""
 
     asyncio.run(main())
 

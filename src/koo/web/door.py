@@ -24,6 +24,9 @@ from koo.web.bounds import BODY_BYTES_MAX, CAREFUL, CLOSE, MARK, BodyTooLarge, a
 from koo.web.problems import http_problem, respond
 from koo.web.security import SAFE_METHODS, Access, Asked, Denial, Kind, asked_of
 
+QUERIES = ("/ai/query", "/ai/batch-query")
+"""Routes whose calls are what the server is there for: they change nothing for other callers, and are no acts."""
+
 
 class Door:
     """Of one platform's routes. `access` makes the rules when the first request comes; None: everybody may pass."""
@@ -72,7 +75,8 @@ class Door:
         denial, where = access.judge(asked), access.caller(asked) or "unknown"
         if denial is not None and denial.is_guess and self._guesses.are_too_many(where):
             denial = Denial(429, "too many tokens that are not known came from this address; try again later")
-        if denial is not None or (asked.kind == "guarded" and asked.method not in SAFE_METHODS):
+        changes = asked.kind == "guarded" and asked.method not in SAFE_METHODS and not path.endswith(QUERIES)
+        if denial is not None or changes:
             self._audit.note(access.who(asked), f"{asked.method} {path}", where, denial)
         return denial
 

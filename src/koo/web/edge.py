@@ -7,9 +7,7 @@ the caller has left.
 from __future__ import annotations
 
 import logging
-import re
 import time
-import uuid
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
@@ -22,11 +20,11 @@ from koo.log_options import LogRequests
 from koo.logs.lines import request_id
 from koo.web.bounds import BODY_BYTES_MAX, CAREFUL, CLOSE, MARK, BodyTooLarge, announced_bytes
 from koo.web.problems import PROBLEMS, http_problem, respond
+from koo.web.request_ids import HEADER, ID, make_id
 
 LEFT = 499
 """The status, in the log, of a request whose caller left before it was answered."""
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
-_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 log = logging.getLogger("koo.web")
 
 
@@ -49,10 +47,10 @@ class Edge:
             await self.app(scope, receive, send)
             return
         request = Request(scope)
-        scope["koo.request_id"], scope[MARK] = _id_of(request), True
+        scope[ID], scope[MARK] = make_id(request), True
         scope[PROBLEMS] = []  # shared with copies of the scope
         exchange = _Exchange(scope, receive, send, self._body_bytes_max)
-        asked_by = request_id.set(scope["koo.request_id"])
+        asked_by = request_id.set(scope[ID])
         try:
             if announced_bytes(request) > self._body_bytes_max:
                 raise BodyTooLarge(self._body_bytes_max)
@@ -90,7 +88,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            headers["X-Request-ID"] = self._scope["koo.request_id"]
+            headers[HEADER] = self._scope[ID]
             for name, value in CAREFUL.items():
                 headers.setdefault(name, value)
         await self._send(message)
@@ -133,7 +131,7 @@ class _Exchange:
             "method": scope["method"],
             "path": scope["path"],
             "status": status,
-            "request_id": scope["koo.request_id"],
+            "request_id": scope[ID],
         }
         return {name: value for name, value in facts.items() if value is not None}
 
@@ -142,9 +140,3 @@ def _is_probe(scope: Scope) -> bool:
     """Also below a path that a proxy or another application put in front."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path in PROBES or path.removeprefix(root) in PROBES
-
-
-def _id_of(request: Request) -> str:
-    """The caller's own id, if it is one that may stand in a log; else a new one."""
-    given = request.headers.get("x-request-id", "")
-    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex

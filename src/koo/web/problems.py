@@ -25,6 +25,7 @@ from koo.errors import AllServicesFailed, DatabaseError, ExternalServiceError, K
 from koo.monitoring.guards import last_error_view
 from koo.monitoring.shapes import DatabaseServer, LastError
 from koo.web import bodies
+from koo.web.request_ids import request_id_of
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:koo:problem:"
@@ -291,11 +292,6 @@ def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Respo
     """The answer, with `Retry-After` in whole seconds where a time is known."""
     more = {**(headers or {}), **_retry_after(problem)}
     return Response(_encode(problem), problem.status, more, media_type=MEDIA_TYPE)
-
-
-def request_id_of(request: Request) -> str | None:
-    """The id that this request was given on its way in."""
-    return request.scope.get("koo.request_id")
 
 
 def known_s(seconds: float | None) -> float | None:

@@ -34,6 +34,7 @@ from koo.web.problems import (
     respond,
     validation_problem,
 )
+from koo.web.request_ids import identified
 from koo.web.security import Kind
 
 T = TypeVar("T")
@@ -64,6 +65,10 @@ class ProblemRoute(APIRoute):
     kind: ClassVar[Kind]
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with identified(scope, send) as named:
+            await self._handle(scope, receive, named)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         passed = await self.door.pass_through(self.kind, self.path_format, scope, receive, send)
         if passed is None:
             return
