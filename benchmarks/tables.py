@@ -71,6 +71,7 @@ COMPARISONS = (
         {
             "µs of CPU": "1,000 tasks, us of CPU a scope",
             "wait p99 / p50": "1,000 tasks, wait p99 / p50",
+            "counted in scopes": "1,000 tasks, wait p99 / p50 in scopes",
         },
     ),
     Comparison(
