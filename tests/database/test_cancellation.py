@@ -117,6 +117,28 @@ def test_at_every_wait_of_a_scope_on_a_warm_pool(url: str, late: bool) -> None:
 
 
 @pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    "kind", [{"readonly": True}, {"isolation": "SERIALIZABLE"}], ids=["reads", "isolated"]
+)
+def test_at_every_wait_of_a_scope_whose_connection_is_told_what_it_is_for(
+    url: str, late: bool, kind: dict[str, Any]
+) -> None:
+    async def read(database: Database) -> None:
+        async with database.session_scope(**kind) as session:
+            await session.execute(SELECT)
+
+    async def main() -> None:
+        async with with_notes(url) as database:
+            step = 1
+            while await cancelled_at(read(database), step, late):
+                assert_free(database)
+                step += 1
+            assert step > 2
+
+    run(main)
+
+
+@pytest.mark.parametrize("late", [False, True])
 def test_at_every_wait_of_a_scope_that_has_to_connect(url: str, late: bool) -> None:
     async def main() -> None:
         if url == "sqlite://":

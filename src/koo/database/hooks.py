@@ -28,6 +28,17 @@ BODY, COMMIT = ScopeStage.BODY, ScopeStage.COMMIT
 class LivingConnection(Connection):
     """Replaces a pooled connection that turns out to be dead at BEGIN, unseen, also in the midst of a block."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().__init__(*args, **kwargs)
+        except BaseException as error:
+            # Cancelled between its taking and its first use, while the driver is told that it is for reading: its place
+            # in the pool would stay taken until the garbage collector comes.
+            taken = vars(self).get("_dbapi_connection")
+            if taken is not None:
+                taken.invalidate(error)
+            raise
+
     def begin(self) -> RootTransaction:
         """As SQLAlchemy's."""
         while True:  # each turn takes a dead one out of the pool, and a connection that is new is never stale

@@ -179,7 +179,12 @@ class SessionScope(Generic[S_co]):
         except BaseException:
             # A pool that is closed already would keep what is given back to it, open, for ever.
             end = self._sync.invalidate if connections.draining else self._sync.rollback
-            await to_end(in_greenlet(end))
+            try:
+                await to_end(in_greenlet(end))
+            finally:
+                if (left := self._occupied()) is not None:  # no `_end` follows, which would free it
+                    left.occupant = None
+                    left.end_transaction()
             raise
         self.transcript.begin(
             self._monotonic() - began,
