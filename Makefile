@@ -43,7 +43,7 @@ endef
 # Two pips at a time in one environment break it, so `make -j` changes nothing here.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check lint bench docs pins clean prove-bare prove-database prove-money prove-oldest prove-own prove-python
+.PHONY: help setup run test check lint bench docs pins clean prove-bare prove-chaos prove-database prove-money prove-oldest prove-own prove-python
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -76,6 +76,9 @@ pins: $(STAMPS)/test ## write pins/ again, with the versions that stand there; A
 
 prove-bare: ## both commands on bare Debian 12 and 13 (root and debootstrap needed); ARGS: bookworm, trixie, user
 	@$(PYTHON) -m proofs.bare $(ARGS)
+
+prove-chaos: $(STAMPS)/test ## mixed faults for ten minutes, and nothing is left of them; ARGS: --minutes 60, --seed 2
+	@$(BIN)/python -m proofs.chaos $(ARGS)
 
 prove-database: $(STAMPS)/test ## PgBouncer, a failover, a restart (needs Debian's postgresql-15 and pgbouncer)
 	@$(BIN)/python -m proofs.database

@@ -241,6 +241,16 @@ AI_SERVICES__CLAUDE__DALY_BUDGET holds "20", but a service has no such setting (
 KOO_HOST holds "0.0.0.0", which others can reach; allowed without KOO_TOKEN are 127.0.0.1, ::1 and localhost
 ```
 
+Values that cannot both be meant stop the start too: a token without the one it stands beside, a short token where
+others can reach the server, `KOO_ALERT_EMAIL` without `KOO_SMTP_URL`, an attempt that may last longer than its query,
+a first pause above the longest one, a wait for a connection that is longer than its scope, a price of one kind without
+the other, a budget that goes on with a service that is switched off.
+
+A value that another one makes pointless is told as a warning, at each start and by `koo doctor`, because it may be
+meant as "never": a first-token or stall timeout, a held or slow warning that comes after the end of what it watches;
+a limit of a minute above that of an hour; checks that may last longer than the time between them; alerts that are set
+up without a channel; a budget that goes on with a service that has no key. What you did not set contradicts nothing.
+
 Quotes around a value (`docker run --env-file` and systemd keep them) and names that were to be replaced
 (`${{NAME}}`, `$NAME`, `{{{{ name }}}}`) stop the start too: taken as they stand, they would be part of a model's name.
 

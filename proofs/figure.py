@@ -19,8 +19,10 @@ class Row:
     marks: Sequence[tuple[float, str]] = ()
 
 
-def bars_svg(title: str, rows: Sequence[Row], step_s: float, shaded: tuple[float, float]) -> str:
-    """Rows of bars; `shaded` is the time, in seconds, behind which there is a grey ground."""
+def bars_svg(
+    title: str, rows: Sequence[Row], step_s: float, shaded: tuple[float, float], *, tick_s: int = 1
+) -> str:
+    """Rows of bars; `shaded` is the time, in seconds, behind which the ground is grey. `tick_s`: a number so often."""
     steps = max(len(row.bars) for row in rows)
     most = max(1, *(max(row.bars, default=0) for row in rows))
     height = TOP + len(rows) * (ROW + GAP) + BOTTOM
@@ -32,7 +34,7 @@ def bars_svg(title: str, rows: Sequence[Row], step_s: float, shaded: tuple[float
     ]
     for number, row in enumerate(rows):
         parts += _row(row, TOP + number * (ROW + GAP), most, step_s, per_s, shaded)
-    for second in range(int(steps * step_s) + 1):
+    for second in range(0, int(steps * step_s) + 1, tick_s):
         parts.append(
             f'<text x="{LEFT + second * per_s:.0f}" y="{height - 22}" {FONT} text-anchor="middle">{second}</text>'
         )

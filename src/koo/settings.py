@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from koo.configuration.cross_checks import contradictions
+from koo.configuration.doubts import doubts
 from koo.configuration.names import UnknownVariable, merge, unknown
 from koo.configuration.reading import read_rows, where
 from koo.configuration.sources import (
@@ -88,12 +89,24 @@ class Settings(Variables):
         vars(self).update(_merged=merged, _unknown=unknown(found.values()))
         for name, sentence in contradictions(self):
             raise ConfigurationError("", f"{name.variable} {sentence}{where(merged.get(name), home)}")
-        for one in self._unknown:
-            _warn_once(str(one))
+        vars(self).update(
+            _doubts=tuple(
+                f"{name.variable} {sentence}{where(merged.get(name), home)}"
+                for name, sentence in doubts(self)
+            )
+        )
+        for told in (*map(str, self._unknown), *self._doubts):
+            _warn_once(told)
 
     # Of a class too: a reporter shows this object where reading the settings failed, half made.
     _merged: Mapping[Name, Found] = MappingProxyType({})
     _unknown: tuple[UnknownVariable, ...] = ()
+    _doubts: tuple[str, ...] = ()
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Values that are allowed and that another one makes pointless, each in a sentence for people."""
+        return self._doubts
 
     @property
     def unknown_variables(self) -> tuple[UnknownVariable, ...]:

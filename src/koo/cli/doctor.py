@@ -84,6 +84,8 @@ def _configuration(settings: Settings) -> Iterator[Check]:
     yield Check("configuration", "ok", f"read; KOO_HOME is {settings.koo_home}")
     for unknown in settings.unknown_variables:
         yield Check("configuration", "warning", str(unknown), "correct its name, or take it out")
+    for doubt in settings.doubts:
+        yield Check("configuration", "warning", doubt, "change one of both, or take it out")
 
 
 def _files(settings: Settings) -> Iterator[Check]:

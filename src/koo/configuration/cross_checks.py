@@ -13,7 +13,11 @@ from koo.configuration.values import quoted, reveal
 from koo.configuration.variables import BUILT_IN, BudgetSettings, Name, ServiceSettings, Variables
 from koo.http.proxies import is_loopback
 
-ORDERED = [("db_retry_base_delay", "db_retry_max_delay"), ("ai_retry_base_delay", "ai_retry_max_delay")]
+ORDERED = [
+    ("db_retry_base_delay", "db_retry_max_delay"),
+    ("ai_retry_base_delay", "ai_retry_max_delay"),
+    ("database_pool_timeout", "database_scope_timeout"),
+]
 """Where both are set, the first must not be larger than the second."""
 
 
@@ -62,6 +66,11 @@ def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
     for budget, its in settings.ai_budgets.items():
         for name, sentence in _of_budget(budget, its, services):
             yield Name("ai_budgets", budget, name), sentence
+        if its.on_exhausted == "local" and not settings.ai_local_enabled:
+            sentence = (
+                'holds "local"; allowed is a service that may be asked, and AI_LOCAL_ENABLED=false says no'
+            )
+            yield Name("ai_budgets", budget, "on_exhausted"), sentence
 
 
 TOKEN_LENGTH_MIN = 16

@@ -1,0 +1,169 @@
+"""The application of the proof of chaos: library calls of every kind at once, cancelled at random awaits.
+
+Queries with fallbacks, streams that are read, left and cut, lists, an own operation that sleeps, raises and hangs,
+scopes and transactions of the database, calls from a thread by `koo.run`. Each row that it writes is unique, and it
+keeps in mind what it was told of it: the table is the judge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+import koo
+from koo.errors import KooError
+from koo.web.metrics import metrics_text
+
+WORKERS = 16
+PAUSE_S = 0.25
+CANCELLED = 0.3
+"""So many of the calls are cancelled."""
+OnLimit = Literal["wait"] | None
+SERVICES = ("alpha", "beta")
+ENDED = {"TimeoutError", "CancelledError", "OwnFailure"}
+"""What a caller may see beside koo's own errors."""
+
+
+class OwnFailure(Exception):
+    """The own operation fails now and then."""
+
+
+class Application:
+    """`said`: what its calls came to, each kind counted, and what no caller should see."""
+
+    def __init__(self, seed: int) -> None:
+        self.is_quiet = False
+        self.outcomes = Counter[str]()
+        self.strange = Counter[str]()
+        self.acknowledged = set[int]()
+        self.unknown = set[int]()
+        self._seed = seed
+        self._row = 0
+
+    def said(self) -> dict[str, Any]:
+        """So far."""
+        return {
+            "outcomes": self.outcomes,
+            "strange": self.strange,
+            "rows": [len(self.acknowledged), len(self.unknown)],
+        }
+
+    def metrics(self) -> str:
+        """As `/metrics` has it."""
+        return metrics_text().decode()
+
+    async def run(self) -> None:
+        """Until SIGTERM; then what it was told of its rows is said."""
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        koo.platform.register_service("parcels", timeout_s=1.0)
+        async with koo.platform:
+            workers = [
+                asyncio.create_task(self._work(random.Random(self._seed + number)), name="worker")
+                for number in range(WORKERS)
+            ]
+            await stop.wait()
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+        print("ROWS", *sorted(self.acknowledged), "UNKNOWN", *sorted(self.unknown), flush=True)
+
+    async def _work(self, rng: random.Random) -> None:
+        acts: list[Callable[[random.Random], Awaitable[None]]] = [
+            self._query, self._stream, self._list, self._own, self._scope, self._transaction, self._transaction,
+            self._thread,
+        ]  # fmt: skip
+        while True:
+            await asyncio.sleep(PAUSE_S * (0.5 + rng.random()))
+            if self.is_quiet:
+                continue
+            act = rng.choice(acts)
+            await self._try(act, rng)
+
+    async def _try(self, act: Callable[[random.Random], Awaitable[None]], rng: random.Random) -> None:
+        task = asyncio.ensure_future(act(rng))
+        if rng.random() < CANCELLED:
+            # Half of them by the steps of the loop, half by time: what is cut are awaits of both kinds.
+            if rng.random() < 0.5:
+                for _ in range(rng.randint(0, 30)):
+                    await asyncio.sleep(0)
+            else:
+                await asyncio.sleep(rng.random() * 0.3)
+            task.cancel()
+        try:
+            await task
+        except (KooError, TimeoutError, OwnFailure) as error:
+            self.outcomes[str(getattr(error, "kind", type(error).__name__))] += 1
+        except asyncio.CancelledError:
+            worker = asyncio.current_task()
+            if worker is not None and worker.cancelling():
+                raise
+            self.outcomes["cancelled"] += 1
+        except Exception as error:  # noqa: BLE001 - the judge reads it
+            self.strange[f"{act.__name__}: {error!r}"[:300]] += 1
+        else:
+            self.outcomes["ok"] += 1
+
+    async def _query(self, rng: random.Random) -> None:
+        first, second = rng.sample(SERVICES, 2)
+        on_limit: OnLimit = "wait" if rng.random() < 0.3 else None
+        await koo.query_ai(
+            first, "spend", fallback=[second], timeout_s=rng.uniform(0.5, 6), on_limit=on_limit
+        )
+
+    async def _stream(self, rng: random.Random) -> None:
+        leaves = rng.random() < 0.5
+        async with koo.stream_ai(rng.choice(SERVICES), "spend", timeout_s=6) as answer:
+            async for _ in answer:
+                if leaves:
+                    return
+
+    async def _list(self, rng: random.Random) -> None:
+        await koo.query_multiple_ai(
+            [{"service": rng.choice(SERVICES), "prompt": "spend", "timeout_s": 4} for _ in range(3)]
+        )
+
+    async def _own(self, rng: random.Random) -> None:
+        async def parcel() -> None:
+            chance = rng.random()
+            if chance < 0.01:
+                raise OwnFailure
+            await asyncio.sleep(100 if chance < 0.02 else 0.01)
+
+        await koo.execute_ai_operation("parcels", parcel)
+
+    async def _scope(self, rng: random.Random) -> None:
+        async with koo.deadline(3), koo.db_manager.session_scope(readonly=True) as session:
+            await session.execute(text("SELECT count(*) FROM notes"))
+            await asyncio.sleep(rng.random() * 0.05)
+            await session.execute(text("SELECT pg_sleep(0.01)"))
+
+    async def _transaction(self, rng: random.Random) -> None:
+        self._row += 1
+        row = self._row
+
+        async def insert(session: AsyncSession) -> None:
+            await session.execute(text("INSERT INTO notes (n) VALUES (:n)"), {"n": row})
+            await asyncio.sleep(rng.random() * 0.02)
+
+        try:
+            async with koo.deadline(5):
+                await koo.db_manager.transaction(insert)
+        except asyncio.CancelledError:
+            self.unknown.add(row)  # it may have been cancelled between COMMIT and its answer
+            raise
+        except koo.CommitOutcomeUnknown:
+            self.unknown.add(row)
+            raise
+        self.acknowledged.add(row)
+
+    async def _thread(self, rng: random.Random) -> None:
+        service = rng.choice(SERVICES)
+        await asyncio.to_thread(lambda: koo.run(koo.query_ai(service, "spend", timeout_s=3)))

@@ -1,0 +1,246 @@
+"""The faults of the proof of chaos: how each begins and ends, which alert tells of it, and how soon.
+
+They come in two lanes that run beside each other: what a provider does, and what the ground does on which koo stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from koo.testing.providers import Cut, Failure, Hang, Nothing, Raw, Stream
+from proofs.chaos_world import Alpha, Beta, World
+
+Act = Callable[[World], Awaitable[None]]
+SERVICE = frozenset({"service_down", "circuit_open"})
+DATABASE = frozenset({"database_unavailable"})
+STORE = frozenset({"store_unavailable", "budget_local"})
+FEW = 4
+"""So many more descriptors than are open: a handful of connections, and then none."""
+STRANGERS = 150
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault. `alerts`: kinds, one of which must fire at `component` while it lasts; none: it need not be told.
+
+    `lasts_s`: long enough that the alert can fire. `ends_s`: so long after its end its alert may go on.
+    """
+
+    name: str
+    begin: Act
+    end: Act
+    lasts_s: float
+    alerts: frozenset[str] = frozenset()
+    component: str = ""
+    ends_s: float = 60.0
+    needs_root: bool = False
+
+
+# ── a provider ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+STEPS = {
+    "answers 500": Failure(500),
+    "is overloaded": Failure(503),
+    "answers with garbage": Raw(body=b"\x00<html>{"),
+    "answers with another shape": Raw(body=b'{"unexpected": [1, 2, 3]}'),
+    "hangs": Hang(),
+    "closes connections": Nothing(),
+    "cuts answers": Cut(60),
+    "stalls in streams": Stream(pieces=["a", "b"], stall_after=1),
+    "refuses the key": Failure(401, "authentication_error", "invalid x-api-key"),
+}
+
+
+def of_provider(name: str) -> list[Fault]:
+    """What this provider does wrong."""
+    told = [_told(name, what, step) for what, step in STEPS.items()]
+    pause = _told(name, "asks for a pause", Failure(429, headers={"retry-after": "2"}))
+    return [
+        *told,
+        Fault(**{**vars(pause), "alerts": frozenset({"provider_limit_reached"}), "ends_s": 90.0}),
+        _gone(name),
+    ]
+
+
+def _told(name: str, what: str, step: object) -> Fault:
+    async def begin(world: World) -> None:
+        world.fakes[name].do(step)  # type: ignore[arg-type]
+
+    async def end(world: World) -> None:
+        heal_provider(world.fakes[name])
+
+    return Fault(f"{name} {what}", begin, end, 14.0, SERVICE, f"ai:{name}")
+
+
+def heal_provider(fake: Alpha | Beta) -> None:
+    fake.told = None
+    fake._checks_fail = False
+
+
+def _gone(name: str) -> Fault:
+    async def begin(world: World) -> None:
+        world.ways[name].refuses()
+        world.ways[name].reset_all()
+
+    async def end(world: World) -> None:
+        world.ways[name].accepts()
+
+    return Fault(f"{name} is gone", begin, end, 12.0, SERVICE, f"ai:{name}")
+
+
+# ── the ground ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def of_server(which: str, alerts: frozenset[str], component: str) -> list[Fault]:
+    """What a PostgreSQL, or the way to it, does wrong."""
+
+    async def kill(world: World) -> None:
+        await asyncio.to_thread(getattr(world, which).kill)
+
+    async def start(world: World) -> None:
+        await asyncio.to_thread(getattr(world, which).start)
+
+    async def stop(world: World) -> None:
+        await asyncio.to_thread(getattr(world, which).stop)
+
+    async def freeze(world: World) -> None:
+        getattr(world, which).pause()
+
+    async def thaw(world: World) -> None:
+        getattr(world, which).resume()
+
+    async def swallow(world: World) -> None:
+        world.ways[which].black_hole()
+
+    async def heal(world: World) -> None:
+        world.ways[which].heal()
+
+    async def cut(world: World) -> None:
+        world.ways[which].reset_all()
+        world.ways[which].cut_after_bytes = 3000
+
+    async def whole(world: World) -> None:
+        world.ways[which].cut_after_bytes = None
+
+    async def cut_commits(world: World) -> None:
+        world.ways[which].cut_commit("after", 5)
+
+    async def nothing(world: World) -> None:
+        world.ways[which].cut_commit("after", 0)
+
+    return [
+        Fault(f"the {which} is killed", kill, start, 14.0, alerts, component),
+        Fault(f"the {which} restarts", stop, start, 8.0, alerts, component),
+        Fault(f"the {which} hangs", freeze, thaw, 14.0, alerts, component),
+        Fault(f"nothing passes to the {which}", swallow, heal, 14.0, alerts, component),
+        Fault(f"connections to the {which} are cut", cut, whole, 10.0),
+        Fault(f"COMMITs to the {which} are cut", cut_commits, nothing, 5.0),
+    ]
+
+
+async def fill(world: World) -> None:
+    """All that is left on the application's disk."""
+    with (world.disk / "filler").open("wb", buffering=0) as file:
+        free = os.statvfs(world.disk)
+        with contextlib.suppress(OSError):
+            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - 4096)
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                file.seek(0, os.SEEK_END)
+                file.write(b"x" * 4096)
+                file.flush()
+
+
+async def empty(world: World) -> None:
+    (world.disk / "filler").unlink(missing_ok=True)
+
+
+async def few_descriptors(world: World) -> None:
+    """So many as `koo serve` has open, and a few more."""
+    pid = world.served.process.pid
+    world.files, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + FEW, hard))  # noqa: PTH208
+
+
+async def many_descriptors(world: World) -> None:
+    pid = world.served.process.pid
+    _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (world.files, hard))
+
+
+def lever(down: str, up: str) -> tuple[Act, Act]:
+    """A lever of both processes."""
+
+    async def begin(world: World) -> None:
+        for child in world.children:
+            child.lever(down)
+
+    async def end(world: World) -> None:
+        for child in world.children:
+            child.lever(up)
+
+    return begin, end
+
+
+async def unread(world: World) -> None:
+    world.served.reads.clear()
+
+
+async def read(world: World) -> None:
+    world.served.reads.set()
+
+
+async def freeze_served(world: World) -> None:
+    world.served.process.send_signal(signal.SIGSTOP)
+
+
+async def thaw_served(world: World) -> None:
+    world.served.process.send_signal(signal.SIGCONT)
+
+
+@dataclass
+class Strangers:
+    """Silent connections and half heads at the server's door."""
+
+    open: list[socket.socket] = field(default_factory=list)
+
+    async def come(self, world: World) -> None:
+        host, port = world.url.removeprefix("http://").split(":")
+        for number in range(STRANGERS):
+            with contextlib.suppress(OSError):
+                one = socket.create_connection((host, int(port)), timeout=1)
+                self.open.append(one)
+                if number % 2:
+                    one.send(b"GET /livez HTTP/1.1\r\nHost: local")
+            await asyncio.sleep(0)
+
+    async def go(self, world: World) -> None:
+        for one in self.open:
+            one.close()
+        self.open.clear()
+
+
+def of_ground() -> list[Fault]:
+    """All of them."""
+    strangers = Strangers()
+    full = frozenset({"disk_full", "disk_nearly_full"})
+    scarce = frozenset({"descriptors_used_up", "descriptors_nearly_used_up"})
+    return [
+        *of_server("database", DATABASE, "database"),
+        *of_server("store", STORE, "state_store"),
+        Fault("the disk is full", fill, empty, 40.0, full, "disk:", 120.0, needs_root=True),
+        Fault("descriptors are scarce", few_descriptors, many_descriptors, 40.0, scarce, "process", 120.0),
+        Fault("names are not found", *lever("names hang", "names answer"), 12.0),
+        Fault("the clock goes ten minutes ahead", *lever("clock 600", "clock 0"), 8.0),
+        Fault("the clock goes ten minutes back", *lever("clock -600", "clock 0"), 8.0),
+        Fault("the log is not read", unread, read, 12.0),
+        Fault("the server is stopped for three seconds", freeze_served, thaw_served, 3.0),
+        Fault("strangers hold the door", strangers.come, strangers.go, 15.0),
+    ]

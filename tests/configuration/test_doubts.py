@@ -1,0 +1,138 @@
+"""Settings that make one another pointless are told, and only where somebody set them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from koo.errors import ConfigurationError
+from koo.settings import Settings
+
+CLAUDE = "AI_SERVICES__CLAUDE__"
+NIGHT = "AI_BUDGETS__NIGHT__"
+
+
+def told(home: Path, **environ: str) -> tuple[str, ...]:
+    return Settings(environ={"KOO_HOME": str(home), **environ}).doubts
+
+
+TOLD = [
+    (
+        {"AI_FIRST_TOKEN_TIMEOUT": "90"},
+        'AI_FIRST_TOKEN_TIMEOUT holds "90", and an attempt ends after 60 s, so it never decides',
+    ),
+    (
+        {"AI_STALL_TIMEOUT": "30", "AI_QUERY_TIMEOUT": "20"},
+        'AI_STALL_TIMEOUT holds "30", and a query ends after 20 s, so it never decides',
+    ),
+    (
+        {f"{CLAUDE}FIRST_TOKEN_TIMEOUT": "30", f"{CLAUDE}ATTEMPT_TIMEOUT": "10"},
+        f'{CLAUDE}FIRST_TOKEN_TIMEOUT holds "30", and an attempt ends after 10 s, so it never decides',
+    ),
+    (
+        {f"{CLAUDE}STALL_TIMEOUT": "30", f"{CLAUDE}TIMEOUT": "25"},
+        f'{CLAUDE}STALL_TIMEOUT holds "30", and a query ends after 25 s, so it never decides',
+    ),
+    (
+        {"DATABASE_HELD_WARNING": "20", "DATABASE_SCOPE_TIMEOUT": "15"},
+        'DATABASE_HELD_WARNING holds "20", and a scope ends after 15 s, so it never decides',
+    ),
+    (
+        {"DB_SLOW_CALL_SECONDS": "60"},
+        'DB_SLOW_CALL_SECONDS holds "60", and a scope ends after 60 s, so it never decides',
+    ),
+    (
+        {"DB_RETRY_BASE_DELAY": "60"},
+        'DB_RETRY_BASE_DELAY holds "60", and DB_RETRY_MAX_DELAY, which was not set, cuts it to 30',
+    ),
+    (
+        {"DB_HEALTH_CHECK_INTERVAL": "2", "HEALTH_CHECK_TIMEOUT": "4"},
+        'DB_HEALTH_CHECK_INTERVAL holds "2", but a check may take 4 s (HEALTH_CHECK_TIMEOUT): '
+        "one that hangs keeps the next from its time",
+    ),
+    (
+        {"KOO_ALERT_EMAIL_FROM": "koo@example.com"},
+        "KOO_ALERT_EMAIL_FROM is set, and no mail is sent to anybody without KOO_ALERT_EMAIL",
+    ),
+    (
+        {"KOO_ALERT_SEVERITY": "critical"},
+        "KOO_ALERT_SEVERITY is set, and nothing is sent to anybody without KOO_ALERT_WEBHOOK, _SLACK or _EMAIL",
+    ),
+    (
+        {"AI_DEFAULT_REQUESTS_PER_MINUTE": "90", "AI_DEFAULT_REQUESTS_PER_HOUR": "80"},
+        'AI_DEFAULT_REQUESTS_PER_MINUTE holds "90", above the 80 of REQUESTS_PER_HOUR, so it never decides',
+    ),
+    (
+        {f"{CLAUDE}REQUESTS_PER_HOUR": "90", f"{CLAUDE}REQUESTS_PER_DAY": "80"},
+        f'{CLAUDE}REQUESTS_PER_HOUR holds "90", above the 80 of REQUESTS_PER_DAY, so it never decides',
+    ),
+    (
+        {f"{NIGHT}LIMIT": "5", f"{NIGHT}ON_EXHAUSTED": "claude"},
+        f'{NIGHT}ON_EXHAUSTED holds "claude", which has no key: where the budget refuses, it refuses too',
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("environ", "sentence"), TOLD, ids=lambda it: "+".join(it) if isinstance(it, dict) else ""
+)
+def test_a_value_that_another_makes_pointless_is_told(
+    environ: dict[str, str], sentence: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "koo.settings"):
+        assert told(tmp_path, **environ) == (sentence,)
+
+
+def test_it_is_logged_with_the_file_that_set_it_once_a_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".env").write_text("AI_STALL_TIMEOUT=500\n")
+    for _ in range(2):
+        Settings(environ={}, working_directory=tmp_path)
+    logged = [one.getMessage() for one in caplog.records if "AI_STALL_TIMEOUT" in one.getMessage()]
+    assert len(logged) == 1 and logged[0].endswith(f"(set in {tmp_path}/.env)")
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        # What nobody set contradicts nothing.
+        {"AI_QUERY_TIMEOUT": "20"}, {"DATABASE_SCOPE_TIMEOUT": "10"}, {"DB_HEALTH_CHECK_INTERVAL": "2"},
+        {"AI_DEFAULT_REQUESTS_PER_HOUR": "30"}, {"DB_RETRY_MAX_DELAY": "0.1"},
+        # What is right beside the others.
+        {"AI_FIRST_TOKEN_TIMEOUT": "59"}, {"DATABASE_HELD_WARNING": "59"},
+        {"DB_HEALTH_CHECK_INTERVAL": "4", "HEALTH_CHECK_TIMEOUT": "4"},
+        {"AI_DEFAULT_REQUESTS_PER_MINUTE": "80", "AI_DEFAULT_REQUESTS_PER_HOUR": "80"},
+        {"KOO_ALERT_SEVERITY": "critical", "KOO_ALERT_WEBHOOK": "https://hooks.example/x"},
+        {f"{NIGHT}LIMIT": "5", f"{NIGHT}ON_EXHAUSTED": "claude", "ANTHROPIC_API_KEY": "k"},
+        {f"{NIGHT}LIMIT": "5", f"{NIGHT}ON_EXHAUSTED": "local"},
+        {f"{NIGHT}LIMIT": "5", f"{NIGHT}ON_EXHAUSTED": "refuse"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_nothing_else_is(environ: dict[str, str], tmp_path: Path) -> None:
+    assert told(tmp_path, **environ) == ()
+
+
+@pytest.mark.parametrize(
+    ("environ", "sentence"),
+    [
+        (
+            {"DATABASE_POOL_TIMEOUT": "9", "DATABASE_SCOPE_TIMEOUT": "3"},
+            'DATABASE_POOL_TIMEOUT holds "9"; allowed is at most 3, which DATABASE_SCOPE_TIMEOUT holds',
+        ),
+        (
+            {f"{NIGHT}LIMIT": "5", f"{NIGHT}ON_EXHAUSTED": "local", "AI_LOCAL_ENABLED": "false"},
+            f'{NIGHT}ON_EXHAUSTED holds "local"; allowed is a service that may be asked, and AI_LOCAL_ENABLED=false '
+            "says no",
+        ),
+    ],
+    ids=["pool in scope", "a fallback that is switched off"],
+)
+def test_what_cannot_be_meant_stops_the_start(environ: dict[str, str], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        told(tmp_path, **environ)
+    assert str(refused.value) == sentence
