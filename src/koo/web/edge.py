@@ -103,7 +103,7 @@ class _Exchange:
     def tell(self, which: LogRequests) -> None:
         """One line in the log, if `which` says so or it failed. Never the query string: there may be a token in it."""
         status, path = self.status or LEFT, self._scope["path"]
-        if status < 400 and (which == "failed" or _is_probe(self._scope)):
+        if status < 400 and (which == "failed" or is_probe(self._scope)):
             return
         took_ms = (time.perf_counter() - self._began_at) * 1000
         facts = {**self.facts(status), "took_ms": round(took_ms, 1)}
@@ -136,7 +136,7 @@ class _Exchange:
         return {name: value for name, value in facts.items() if value is not None}
 
 
-def _is_probe(scope: Scope) -> bool:
+def is_probe(scope: Scope) -> bool:
     """Also below a path that a proxy or another application put in front."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path in PROBES or path.removeprefix(root) in PROBES

@@ -18,6 +18,7 @@ from types import FrameType
 import uvicorn
 
 from koo.platform import Platform
+from koo.web.crowd import Crowd
 from koo.web.readiness import readiness_of
 
 GRACE_S = 10
@@ -26,10 +27,13 @@ HURRY_S = 2
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, with koo's end; `on_ready` is called when it listens."""
+    """uvicorn's, with koo's end and a bound on connections; `on_ready` is called when it listens."""
 
-    def __init__(self, config: uvicorn.Config, platform: Platform, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, platform: Platform, crowd: Crowd, on_ready: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self._crowd = crowd
         self._delay_s = platform.options.shutdown_delay_s
         self._readiness = readiness_of(platform)
         self._on_ready = on_ready
@@ -48,6 +52,7 @@ class Server(uvicorn.Server):
             self._readiness.begin_to_end(self._delay_s)
 
     async def on_tick(self, counter: int) -> bool:
+        self._crowd.sweep()
         if (
             self._readiness.closing
             and not self.should_exit

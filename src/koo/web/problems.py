@@ -79,6 +79,7 @@ HTTP_KINDS: dict[int, str] = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "request_timeout",
     413: "too_large",
     422: "invalid_request",
     431: "too_large",
@@ -232,9 +233,9 @@ def _of_database(error: DatabaseError) -> dict[str, Any]:
     return {"server": error.server, "answers_since": error.answers_since}
 
 
-def http_problem(request: Request, status: int, detail: str, **more: Any) -> Problem:
+def http_problem(request: Request, status: int, detail: str, kind: str = "", **more: Any) -> Problem:
     """An error of HTTP itself: a path that is not there, a method that is not allowed."""
-    kind = HTTP_KINDS.get(status, "http_error")
+    kind = kind or HTTP_KINDS.get(status, "http_error")
     return _note(
         request,
         _problem(status, detail, kind, instance=request.url.path, request_id=request_id_of(request), **more),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from koo.configuration.urls import url_of
 from koo.errors import ConfigurationError
+from koo.host import count_descriptors
 from koo.log_options import LogLevel
 from koo.options import PlatformOptions
 from koo.platform import Platform
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from koo.web.crowd import Crowd
+
 BACKLOG = 2048
-KEEP_ALIVE_S = 75
-"""Longer than the usual proxy keeps a connection: the side that closes first may lose a request on its way."""
 SHOWN_PROMPT = "What is the capital of France?"
 
 
@@ -65,24 +66,30 @@ def serve(
 
 
 def make_server(
-    platform: Platform, app: ASGIApp, on_ready: Callable[[], None] = lambda: None
+    platform: Platform,
+    app: ASGIApp,
+    on_ready: Callable[[], None] = lambda: None,
+    crowd: Crowd | None = None,
 ) -> uvicorn.Server:
-    """A uvicorn server, which is run with its sockets. Opens nothing.
+    """A uvicorn server, which is run with its sockets. Opens nothing. `crowd`: the bound on connections.
 
     Raises `ConfigurationError` for settings that cannot be right.
     """
     import uvicorn
 
-    from koo.web.connection import Connection
+    from koo.web.connection import KEEP_ALIVE_S, in_crowd
+    from koo.web.crowd import Crowd, bound_of
     from koo.web.ending import GRACE_S, Server
 
     # Report wrong settings now, in one sentence, and not as a traceback out of the application's start.
     platform.assemble()
 
+    if crowd is None:
+        crowd = Crowd(bound_of(count_descriptors()))
     return Server(
         uvicorn.Config(
             answering_what_is_cut(app),
-            http=Connection,
+            http=in_crowd(crowd),
             ws="none",  # "auto" would load a websocket library that is installed by chance, in its deprecated half
             lifespan="on",
             log_config=None,
@@ -94,6 +101,7 @@ def make_server(
             backlog=BACKLOG,
         ),
         platform,
+        crowd,
         on_ready,
     )
 

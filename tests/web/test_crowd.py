@@ -1,0 +1,166 @@
+"""Which connection ends when there are too many: one on which koo waits, of the address that has most, the oldest."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import pytest
+
+from koo.host import Descriptors
+from koo.web.crowd import (
+    CALM_S,
+    CONNECTIONS_MAX,
+    CONNECTIONS_MIN,
+    FOR_PROBES,
+    HEADS_BYTES_MAX,
+    Crowd,
+    address_of,
+    bound_of,
+)
+
+
+@dataclass(eq=False)
+class One:
+    """A connection that notes what becomes of it."""
+
+    address: str = "192.0.2.1"
+    is_over: bool = False
+    looks: list[float] = field(default_factory=list)
+
+    def look(self, now: float) -> None:
+        self.looks.append(now)
+
+    def end(self) -> None:
+        self.is_over = True
+
+
+class Time:
+    """Seconds, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def filled(bound: int, *ones: One) -> Crowd:
+    crowd = Crowd(bound, Time())
+    for one in ones:
+        assert crowd.enter(one)
+    return crowd
+
+
+def test_the_oldest_of_the_address_that_has_most_ends_for_a_new_one() -> None:
+    neighbour, *many = One("192.0.2.9"), One(), One(), One()
+    crowd = filled(4, neighbour, *many)
+    assert crowd.enter(One("192.0.2.9"))
+    assert [one.is_over for one in (neighbour, *many)] == [False, True, False, False]
+    assert len(crowd) == 4
+
+
+def test_who_has_asked_before_ends_after_those_who_never_did() -> None:
+    asked, silent = One(), One()
+    crowd = filled(2, asked, silent)
+    crowd.works(asked)
+    crowd.waits(asked, is_known=True)
+    crowd.enter(One())
+    assert (asked.is_over, silent.is_over) == (False, True)
+    crowd.enter(One("192.0.2.2"))
+    crowd.enter(One("192.0.2.3"))
+    assert not asked.is_over  # there are still some that never asked
+
+
+def test_a_connection_on_which_koo_works_never_ends_and_a_few_more_come_in_for_probes() -> None:
+    busy = [One(), One()]
+    crowd = filled(2, *busy)
+    for one in busy:
+        crowd.works(one)
+    more = [One() for _ in range(FOR_PROBES)]
+    assert all(crowd.enter(one) for one in more)
+    assert all(crowd.refuses(one) for one in more) and not crowd.refuses(busy[0])
+    # Then one of them makes place for the next: they wait, the busy ones do not.
+    last = One()
+    assert crowd.enter(last) and more[0].is_over
+    for one in (*more[1:], last):
+        crowd.works(one)
+    assert not crowd.enter(One())
+    assert not any(one.is_over for one in busy)
+
+
+def test_who_came_above_the_bound_is_served_once_there_is_room() -> None:
+    busy = [One(), One()]
+    crowd = filled(2, *busy)
+    for one in busy:
+        crowd.works(one)
+    crowd.enter(more := One())
+    assert crowd.refuses(more)
+    crowd.leave(busy[0])
+    assert not crowd.refuses(more)
+
+
+def test_heads_together_are_bounded() -> None:
+    first, second = One(), One()
+    crowd = filled(10, first, second)
+    crowd.gather(HEADS_BYTES_MAX)
+    assert not first.is_over
+    crowd.gather(1)
+    assert first.is_over
+
+
+def test_each_looks_at_its_time_once_a_second() -> None:
+    crowd = filled(10, one := One())
+    time = crowd.monotonic
+    assert isinstance(time, Time)
+    for _ in range(30):
+        crowd.sweep()
+        time.now += 0.1
+    assert len(one.looks) == 2
+    crowd.leave(one)
+    time.now += 5
+    crowd.sweep()
+    assert len(one.looks) == 2
+
+
+def test_a_flood_has_one_line_and_its_end_another(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "koo.web")
+    crowd = filled(3)
+    time = crowd.monotonic
+    assert isinstance(time, Time)
+    waves = [[One() for _ in range(50)] for _ in range(3)]
+    for wave in waves:
+        for one in wave:
+            crowd.enter(one)
+        for one in wave:
+            crowd.leave(one)
+        time.now += CALM_S - 1
+        crowd.sweep()
+    assert [record.message.split(",")[0] for record in caplog.records] == ["3 connections are open"], (
+        "its waves are one flood"
+    )
+    time.now += 1
+    crowd.sweep()
+    assert caplog.records[-1].message == (
+        "there has been room for connections for 60 s; 141 were ended for new ones, 0 refused"
+    )
+    time.now += CALM_S
+    crowd.sweep()
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def test_the_bound_is_half_of_the_free_descriptors_without_those_for_probes() -> None:
+    assert bound_of(Descriptors(24, 1024)) == 500 - FOR_PROBES
+    assert bound_of(Descriptors(20, 64)) == 22 - FOR_PROBES
+    assert bound_of(Descriptors(60, 64)) == CONNECTIONS_MIN
+    assert bound_of(Descriptors(20, 1_048_576)) == CONNECTIONS_MAX
+    assert bound_of(None) == CONNECTIONS_MAX
+
+
+def test_an_address_is_one_caller_and_of_ipv6_a_network_is() -> None:
+    assert address_of("192.0.2.1") == "192.0.2.1"
+    assert address_of("::ffff:192.0.2.1") == "192.0.2.1"
+    assert address_of("2001:db8::1") == address_of("2001:db8::ffff") == "2001:db8::/64"
+    assert address_of("2001:db8:0:1::1") != address_of("2001:db8::1")
+    assert address_of("fe80::1%eth0") == "fe80::/64"
+    assert address_of("not:an:address") == "not:an:address"
