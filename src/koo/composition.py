@@ -156,7 +156,7 @@ class Parts:
             clock=self.clock,
             publish=self.events.publish,
             calls=self.calls,
-            on_reset=self._publish_database_reset,
+            on_reset=self._database_was_reset,
             **changes,
         )
 
@@ -236,6 +236,21 @@ class Parts:
         channels = find_in_channels(self.outbox.statuses(), self.clock.wall())
         return self.store_news.add_to([*found, *channels])
 
+    def what_holds(self) -> tuple[list[Finding], Looks]:
+        """What is wrong now, and what this process knows by now; without I/O."""
+        # Do not import SQLAlchemy just to watch a database that is not used.
+        database = self.database_in_use
+        health = database.get_health() if database is not None else None
+        services = self.services_status()
+        return self.findings(health, services, self.koo_health()), self.looks(health, services)
+
+    def see(self) -> None:
+        """Let the alerts follow at once, and not with the next beat: an operator has changed something."""
+        if (
+            self.deadlines.loop is not None
+        ):  # Before it opens, nobody has told it what an earlier process found.
+            self.alerts.see(*self.what_holds())
+
     def services_health(self) -> ServicesHealth:
         """All services with their overall health."""
         return services_view(self.services_status(), self.clock, self.own_budgets())
@@ -304,10 +319,11 @@ class Parts:
     def reset_database(self) -> None:
         """The same of the database."""
         self.database.reset_circuit_breaker()
-        self.alerts.alerts.trust(DATABASE)
 
-    def _publish_database_reset(self) -> None:
+    def _database_was_reset(self) -> None:
         self.sharing.publish("reset", DATABASE)
+        self.alerts.alerts.trust(DATABASE)
+        self.see()
 
     def _follow_database_reset(self) -> None:
         """Another process reset its database: a process that does not use one has nothing to reset."""

@@ -411,8 +411,8 @@ class Platform:
         service = self.services.get(name) if isinstance(name, str) else None
         if service is None:
             return False
-        self._act(lambda: self.parts.reset_service(service))
-        self._act(lambda: self.parts.sharing.publish("reset", name))
+        publish = self.parts.sharing.publish
+        self._act(lambda: self.parts.reset_service(service), lambda: publish("reset", name))
         return True
 
     def reset_services(self) -> dict[str, bool]:
@@ -427,15 +427,18 @@ class Platform:
         service = self.services.get(name) if isinstance(name, str) else None
         if service is None:
             return False
-        self._act(service.forget_used)
-        self._act(lambda: self.parts.sharing.publish("limits", name))
+        publish = self.parts.sharing.publish
+        self._act(service.forget_used, lambda: publish("limits", name))
         return True
 
     def override_service(self, name: str, override: Override) -> None:
         """Set an operator's override on all models of a service. Raises `UnknownService`."""
         service = self.parts.find_service(name)
-        self._act(lambda: service.set_override(override))
-        self._act(lambda: self.parts.sharing.publish("override", name, {"override": override.value}))
+        publish = self.parts.sharing.publish
+        self._act(
+            lambda: service.set_override(override),
+            lambda: publish("override", name, {"override": override.value}),
+        )
 
     async def write_off(self, process: str | None, *, by: str, reason: str = "") -> WriteOffs:
         """Free what a process that no longer reports had left of the budgets; None: every such process.
@@ -475,22 +478,14 @@ class Platform:
         url = None if self._given_options is not None else _read_settings().database.url
         return await self.database.rotate(url, within_s=within_s)
 
-    def _act(self, step: Callable[[], object]) -> None:
-        """Run a step of the policies on the loop they belong to, and wait: another thread must not cut into one."""
-        loop = self._residence.loop
-        if loop is None or not loop.is_running() or asyncio._get_running_loop() is loop:
-            step()
-            return
-        done = threading.Event()
+    def _act(self, *steps: Callable[[], object]) -> None:
+        """Steps of the policies; the alerts and the verdict follow at once: who has acted looks at them next."""
 
-        def run() -> None:
-            try:
+        def act() -> None:
+            for step in (*steps, self.parts.see):
                 step()
-            finally:
-                done.set()
 
-        loop.call_soon_threadsafe(run)
-        done.wait(5.0)
+        self._residence.act(act)
 
 
 def _read_settings() -> PlatformOptions:

@@ -124,6 +124,23 @@ class Residence:
         """The loop that a call has to cross to; None: it is opened on the running one. See `Bridge.elsewhere`."""
         return BRIDGE.elsewhere(self.loop)
 
+    def act(self, step: Callable[[], object]) -> None:
+        """Run a step of the policies on the loop they belong to, and wait: another thread must not cut into one."""
+        loop = self.loop
+        if loop is None or not loop.is_running() or asyncio._get_running_loop() is loop:
+            step()
+            return
+        done = threading.Event()
+
+        def run() -> None:
+            try:
+                step()
+            finally:
+                done.set()
+
+        loop.call_soon_threadsafe(run)
+        done.wait(5.0)
+
     # ── opening and closing ───────────────────────────────────────────────────────────────────────────────────
 
     async def enter(self) -> Loop | None:

@@ -100,13 +100,7 @@ class KeepTime(BackgroundTask):
 
     async def _watch(self) -> None:
         """Look at everything once, and let alerts begin and end."""
-        # Do not import SQLAlchemy just to watch a database that is not used.
-        database = self.parts.database_in_use
-        health = database.get_health() if database is not None else None
-        parts = self.parts
-        services = parts.services_status()
-        found = parts.findings(health, services, parts.koo_health())
-        await parts.alerts.look(found, parts.looks(health, services))
+        await self.parts.alerts.look(*self.parts.what_holds())
 
     async def _sweep(self) -> None:
         """Forget what is old, and note what forecasts are made of."""

@@ -19,6 +19,9 @@ from google import genai
 from koo.ai import callees, credentials
 from koo.ai.client_keys import find_key
 from koo.ai.credentials import digest_of
+from koo.alerts.absorbing import absorb
+from koo.alerts.findings import Finding
+from koo.alerts.service_rules import find_in_service
 from koo.errors import (
     AuthenticationFailed,
     CircuitOpen,
@@ -29,7 +32,8 @@ from koo.errors import (
 )
 from koo.events import CooldownBegan, KeyBlocked, KeyUnblocked
 from koo.monitoring.guards import Wall
-from koo.monitoring.snapshot import state_of
+from koo.monitoring.shapes import ServiceHealth
+from koo.monitoring.snapshot import service_view, state_of
 from koo.testing.clock import run_virtual
 from tests.ai.own import Own
 
@@ -249,6 +253,35 @@ def test_a_service_is_well_while_some_keys_are_refused_and_says_how_many() -> No
         own.service.reset()
         assert state(own) == ("healthy", "")
         assert await outcome(own, Client("secret-one").ask) == "ok"
+
+    run(test)
+
+
+def test_a_refused_key_of_one_client_is_an_alert_that_names_how_many_and_no_key() -> None:
+    def seen(own: Own) -> ServiceHealth:
+        budget = own.budgets.view("own", None, own.clock.wall())
+        return service_view(own.service, budget, own.clock)
+
+    def alerts(own: Own) -> list[Finding]:
+        return absorb(find_in_service(seen(own)))
+
+    async def test(own: Own) -> None:
+        await outcome(own, Client("secret-one").ask)
+        assert alerts(own) == []
+        await outcome(own, Client("secret-two", REFUSED).ask)
+        (found,) = alerts(own)
+        assert (found.kind, found.severity, found.data["clients"]) == ("client_key_refused", "warning", 1)
+        assert "the keys of 1 of 2 clients" in found.message and "1 of 2 clients" in found.data["refuses"]
+        shown = repr((found, seen(own)))
+        assert "secret" not in shown and digest_of("secret-two") not in shown
+        await own.clock.sleep(1)
+        await outcome(own, Client("secret-one", REFUSED).ask)
+        (found,) = alerts(own)
+        assert found.kind == "service_down" and "client_key_refused" in found.data["also"], (
+            "one cause, one alert"
+        )
+        own.service.reset()
+        assert alerts(own) == []
 
     run(test)
 

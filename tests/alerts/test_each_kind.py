@@ -28,7 +28,7 @@ from koo.options import LimitOptions
 from koo.policies.forecast import RunOut
 from koo.policies.verdict import THROTTLED, Fault
 from koo.storage.base import Short
-from tests.monitoring.houses import FAILED, KEY_REFUSED, MODEL_REFUSED, TOO_MANY, House, in_house
+from tests.monitoring.houses import FAILED, KEY_REFUSED, MODEL_REFUSED, TOO_MANY, Ends, House, in_house
 
 QUOTA = Fault(verdict=THROTTLED, kind=Kind.QUOTA, retry_after_s=3600.0, reach="service")
 
@@ -67,6 +67,16 @@ async def circuit_recovering(scene: Scene) -> None:
 async def key_refused(scene: Scene) -> None:
     await scene.call(model="opus")
     await scene.call(MODEL_REFUSED)
+
+
+async def client_key_refused(scene: Scene) -> None:
+    async def refused() -> None:
+        raise Ends(KEY_REFUSED, "")
+
+    clients = scene.services["claude"].credentials
+    with suppress(Ends):
+        await clients.guard("one", None).call(refused)
+    await clients.guard("another", None).call(lambda: asyncio.sleep(0))
 
 
 async def quota(scene: Scene) -> None:
@@ -243,6 +253,7 @@ HAPPENS: Mapping[str, Callable[[Scene], Awaitable[None]]] = {
     "circuit_open": circuit_open,
     "circuit_recovering": circuit_recovering,
     "key_refused": key_refused,
+    "client_key_refused": client_key_refused,
     "quota_used_up": quota,
     "provider_limit_reached": pause,
     "degraded_performance": degraded,

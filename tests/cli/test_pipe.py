@@ -389,3 +389,22 @@ def test_url_names_the_server_and_wins_over_the_setting(here: Here, before: dict
 def test_every_command_that_asks_a_server_takes_its_url(here: Here, arguments: tuple[str, ...]) -> None:
     _, out, err = here.run(*arguments, "--url", "http://127.0.0.1:9/elsewhere")
     assert "no koo server answers at http://127.0.0.1:9/elsewhere" in out + err
+
+
+@pytest.mark.parametrize(
+    "arguments", [("config",), ("config", "--json"), ("--help",), ("help", "query"), ("status",)]
+)
+def test_a_reader_that_has_enough_ends_a_command_quietly(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """`koo config | head -1`: nothing failed, so the code is 0 and no word is said of it."""
+    with canned(health_of("degraded")) as url:
+        read, write = os.pipe()
+        os.close(read)
+        try:
+            done = subprocess.run(
+                command(*arguments), env=environment(tmp_path, KOO_URL=url), cwd=tmp_path, stdout=write,
+                stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+            )  # fmt: skip
+        finally:
+            os.close(write)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("KOO_HOME is ")]
+    assert (done.returncode, said) == (0, [])

@@ -27,7 +27,7 @@ def test_the_answer_goes_to_standard_output_and_what_it_took_to_standard_error(h
         fake.script(answer("Paris.", input_tokens=20, output_tokens=4))
         code, out, err = here.run("query", "claude", "Capital of France?")
         assert (code, out) == (0, "Paris.\n")
-        assert "20 tokens read, 4 written; 0.00008 USD; " in err
+        assert "20 tokens read, 4 written; $0.00008; " in err
         assert "claude claude-sonnet" in err
         assert fake.wants_stream(fake.queries[0])
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from koo.cli.words import usd
 from koo.policies.treasury import LIVES_MS
 from koo.storage.store import SqlStore
 from koo.testing.providers import FakeAnthropic
@@ -50,7 +51,7 @@ def test_what_was_spent_as_a_table_as_csv_and_as_json(here: Here) -> None:
         question(url, "=1+1")
         code, out, _ = here.run("spend", "--days", "1", "--by", "service", "--by", "tag")
         assert code == 0 and "claude" in out and "night" in out
-        assert f"together {fake.billed_usd:.4f} USD in 2 calls" in out
+        assert f"together {usd(str(fake.billed_usd))} in 2 calls" in out
 
         code, out, _ = here.run("spend", "--by", "service,tag", "--csv")
         rows = list(csv.DictReader(io.StringIO(out)))

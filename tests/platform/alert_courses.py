@@ -15,11 +15,13 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
+import anthropic
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from koo.errors import DatabaseError
+from koo.errors import DatabaseError, ExternalServiceError
 from koo.host import count_descriptors
 from koo.options import BreakerOptions, LimitOptions
 from koo.policies.breaker import Override
@@ -86,6 +88,29 @@ async def succeed(stage: Stage) -> None:
 async def refuse_a_model(stage: Stage) -> None:
     await stage.ask(answer())
     await stage.ask(error(403, "permission_error"), model=OTHER_MODEL)
+
+
+async def ask_as(stage: Stage, key: str) -> None:
+    client = anthropic.AsyncAnthropic(api_key=key, base_url=stage.server.base_url, max_retries=0)
+    async with client:
+        with suppress(ExternalServiceError):
+            messages: Any = [{"role": "user", "content": "Hello"}]
+            await stage.platform.execute(
+                "llm", client.messages.create, model=OTHER_MODEL, max_tokens=10, messages=messages
+            )
+
+
+async def expire_a_clients_key(stage: Stage) -> None:
+    stage.platform.register_service("llm", timeout_s=HOUR_S)
+    stage.server.key = "valid"
+    await ask_as(stage, "valid")
+    await ask_as(stage, "expired")
+
+
+async def take_it_again(stage: Stage) -> None:
+    stage.server.key = None
+    await stage.jump(61.0)
+    await ask_as(stage, "expired")
 
 
 async def use_the_quota_up(stage: Stage) -> None:
@@ -427,6 +452,7 @@ COURSES: Mapping[str, Course] = {
         fail, succeed, service={"breaker": BreakerOptions(failure_threshold=3, recovery_s=1e-6)}
     ),
     "key_refused": Course(refuse_a_model, later(61.0)),
+    "client_key_refused": Course(expire_a_clients_key, take_it_again),
     "quota_used_up": Course(use_the_quota_up, later(32 * DAY_S)),
     "provider_limit_reached": Course(throttle, later(300.0)),
     "degraded_performance": Course(fail_now_and_then, later(301.0)),

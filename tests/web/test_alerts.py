@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
-from koo.errors import CallerMistake, InvalidRequest
+from koo.errors import CallerMistake, DatabaseUnavailable, InvalidRequest
 from koo.monitoring import alert_shapes, shapes
 from koo.platform import Platform
 from koo.policies.breaker import Override
 from koo.storage.base import StoreUnavailable
-from koo.testing.providers import FakeAnthropic
+from koo.testing.providers import FakeAnthropic, answer, error
 from koo.upkeep import KeepTime
 from koo.web import create_app
 from tests.web.exact import check_exactly
@@ -25,9 +26,9 @@ ALERTS = "/api/v1/monitoring/alerts"
 Work = Callable[[Client, Platform], Awaitable[None]]
 
 
-def with_server(folder: Path, work: Work, **more: Any) -> None:
+def with_server(folder: Path, work: Work, default: Any = None, **more: Any) -> None:
     async def main() -> None:
-        async with FakeAnthropic() as fake:
+        async with FakeAnthropic(default=default or answer()) as fake:
             koo = platform(folder, claude(fake), **more)
             async with served(create_app(koo)) as client:
                 await work(client, koo)
@@ -272,3 +273,43 @@ def test_in_python_it_is_the_same_from_any_loop(tmp_path: Path) -> None:
         await asyncio.to_thread(asyncio.run, elsewhere())
 
     with_server(tmp_path, work)
+
+
+def test_after_a_reset_the_list_and_the_verdict_follow_before_the_next_beat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("koo.upkeep.TICK_S", 3600.0)  # no beat comes but those of `look`
+    file = tmp_path / "app.db"
+    file.mkdir()
+
+    async def verdict(client: Client) -> tuple[str, list[str]]:
+        health = (await client.get("/api/v1/monitoring/health")).body
+        listed = (await client.get(ALERTS)).body["alerts"]
+        return health["overall_health"], [one["kind"] for one in listed if one["active"]]
+
+    async def work(client: Client, koo: Platform) -> None:
+        await down(client, koo)
+        for _ in range(5):
+            with pytest.raises(DatabaseUnavailable):
+                async with koo.database.session_scope() as session:
+                    await session.execute(text("SELECT 1"))
+        await look(koo)
+        assert await verdict(client) == ("unhealthy", ["database_unavailable", "service_down"])
+        file.rmdir()
+        await koo.database.health_check()
+        reset = "/api/v1/monitoring/database/reset-circuit-breaker"
+        assert (await client.post(reset)).status == 200
+        assert (await verdict(client))[1] == ["service_down"]
+        koo.override_service("claude", Override.NONE)
+        assert await verdict(client) == ("healthy", [])
+        for _ in range(3):
+            await client.post("/api/v1/ai/query", json={"service": "claude", "prompt": "Hi"})
+        await look(koo)
+        assert (await verdict(client))[1] == ["service_down"]
+        assert (await client.post("/api/v1/ai/services/claude/reset-errors")).status == 200
+        assert await verdict(client) == ("healthy", [])
+        await look(koo)
+        ended = (await client.get(f"{ALERTS}/history")).body["episodes"]
+        assert [one["kind"] for one in ended if one["ended_at"]].count("service_down") == 2
+
+    with_server(tmp_path, work, default=error(500, "api_error"))

@@ -115,6 +115,11 @@ class Credentials:
             return blocks[0].reason, True
         return f"the provider refused the keys of {len(blocks)} of {known} credentials", are_all
 
+    def count(self, now: float) -> tuple[int, int]:
+        """Of how many the key is refused, for some model or for all of them, and how many there are."""
+        refused = sum(holder.gates.key_blocks.hold_any(now) for holder in self._holders.values())
+        return refused, len(self._holders)
+
     def paused(self, now: float, last_success_at: float | None) -> Cooldown | None:
         """The first pause to end, where all credentials have to pause; None where one has not."""
         pauses = [holder.paused(now) for holder in self._holders.values()]

@@ -107,13 +107,18 @@ class AlertKeeper:
         self._renew_at = self._clock.monotonic() + RENEW_EVERY_S
         await self._refresh(self.now)
 
-    async def look(self, findings: Iterable[Finding], has_looked: HasLooked) -> None:
-        """Take in what holds now, and notify people of it. Does not raise when the store is away."""
+    def see(self, findings: Iterable[Finding], has_looked: HasLooked) -> Moment:
+        """Let alerts begin and end by what holds now. The next look writes it down and notifies people."""
         now = self.now
         for episode in self.alerts.step(findings, now, has_looked, new_id):
             self._unwritten[episode.id] = episode
         while len(self._unwritten) > UNWRITTEN_MAX:
             del self._unwritten[next(iter(self._unwritten))]
+        return now
+
+    async def look(self, findings: Iterable[Finding], has_looked: HasLooked) -> None:
+        """Take in what holds now, and notify people of it. Does not raise when the store is away."""
+        now = self.see(findings, has_looked)
         if await self._write(now):
             self._away_since = None
             return

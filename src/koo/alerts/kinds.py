@@ -100,6 +100,9 @@ KINDS: Mapping[str, AlertKind] = {
         evidence="answer",
         inhibited_by=("service_down",),
     ),
+    "client_key_refused": AlertKind(
+        "warning", "Keys of clients refused", part_of=("service_down",), evidence="recent"
+    ),
     "quota_used_up": AlertKind(
         "critical",
         "The provider's quota is used up",

@@ -30,6 +30,7 @@ def find_in_service(view: ServiceHealth) -> Iterator[Finding]:
     component = f"ai:{view['service_name']}"
     yield from _down(view, component)
     yield from _models(view, component)
+    yield from _clients(view, component)
     if view["pause"] is not None:
         yield _paused(component, view["service_name"], view["pause"])
     yield from _performance(view, component)
@@ -117,6 +118,20 @@ def _models(view: ServiceHealth, component: str) -> Iterator[Finding]:
             yield Finding("key_refused", part, f"{whom} cannot be asked: {status['key_refused']}", data)
         if place and status["pause"] is not None:
             yield _paused(part, whom, status["pause"])
+
+
+def _clients(view: ServiceHealth, component: str) -> Iterator[Finding]:
+    """Clients of an own operation with keys of their own; which ones they are, no part of koo says."""
+    clients, name = view["clients"], view["service_name"]
+    if clients is not None and clients["refused"]:
+        whom = f"{clients['refused']} of {clients['known']} clients"
+        data: AlertData = {
+            "refuses": f"the calls of {whom} to {name}, for one model or for all",
+            "clients": clients["refused"],
+            "last_error": view["last_error"],
+        }
+        message = f"the provider refuses the keys of {whom} of {name}; the others are asked as before"
+        yield Finding("client_key_refused", component, message, data)
 
 
 def _paused(component: str, whom: str, pause: Pause) -> Finding:

@@ -73,6 +73,8 @@ def _run(arguments: list[str]) -> int:
         # As a function, not as a program: it would print its own words for a mistake, in a box, and end the process.
         return _as_int(app(arguments, prog_name=PROGRAM, standalone_mode=False))
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):
+            raise end.__context__ from None  # The library would make it a failure: exit code 1.
         return _as_int(end.code)
     except _UsageError as error:
         return _end_misused(arguments, error)

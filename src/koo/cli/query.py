@@ -23,9 +23,8 @@ from koo.cli.terminal import (
     say,
 )
 from koo.cli.text import name
-from koo.cli.words import latency
+from koo.cli.words import latency, usd
 from koo.errors import KooError
-from koo.monitoring.guards import money
 from koo.platform import Platform
 from koo.settings import Settings
 
@@ -109,7 +108,7 @@ def summary(answer: Answer) -> str:
     attempts = f", {answer.attempts} attempts" if answer.attempts > 1 else ""
     clamped = f" (at most {answer.max_tokens}, to fit)" if answer.clamped else ""
     return (
-        f"{about}{read} tokens read, {usage.output_tokens} written{clamped}; {money(answer.cost_usd)} USD; "
+        f"{about}{read} tokens read, {usage.output_tokens} written{clamped}; {usd(str(answer.cost_usd))}; "
         f"{latency(answer.latency_s)}{attempts}; {answer.service} {name(answer.model)}"
     )
 

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from koo.cli.client import act, ask, who
 from koo.cli.tables import Column, put_table
 from koo.cli.terminal import CommandFailed, Exit, put, put_json, put_whole, run_async, say
-from koo.cli.words import when
+from koo.cli.words import counted, usd, when
 from koo.monitoring.spend_shapes import PeriodAmount, Spend, SpendRow, WriteOffs
 
 NUMBERS = ("calls", "amount", "estimated", "estimated_calls", "input_tokens", "output_tokens")
@@ -66,17 +66,17 @@ def _cells(row: SpendRow, names: Iterable[str]) -> list[str]:
 
 
 def _show(report: Spend) -> None:
-    numbers = [Column(head, right=True) for head in ("calls", "USD", "of that estimated")]
+    numbers = [Column(head, right=True) for head in ("calls", "spent", "of that estimated")]
     rows = [
         [
             *(cell or "—" for cell in _cells(row, report["by"])),
-            *(str(row["calls"]), _usd(row["amount"]), _estimated(row["estimated"])),
+            *(str(row["calls"]), usd(row["amount"]), _estimated(row["estimated"])),
         ]
         for row in report["rows"]
     ]
     put(f"{report['first_day']} to {report['last_day']} (UTC)")
     put_table([*map(Column, report["by"]), *numbers], rows)
-    put(f"together {_usd(report['amount'])} USD in {report['calls']} calls")
+    put(f"together {usd(report['amount'])} in {counted(report['calls'], 'call')}")
     for one in report["unsettled"]:
         say(
             f"unsettled: process {one['process']} no longer reports and was granted {_words(one['amounts'])}; "
@@ -91,9 +91,5 @@ def _words(amounts: Sequence[PeriodAmount]) -> str:
     return ", ".join(f"{one['amount']} USD of {one['budget']} in {one['period']}" for one in amounts)
 
 
-def _usd(amount: str) -> str:
-    return f"{Decimal(amount):.4f}"
-
-
 def _estimated(amount: str) -> str:
-    return "" if Decimal(amount) == 0 else f"≤ {_usd(amount)}"
+    return "" if Decimal(amount) == 0 else f"≤ {usd(amount)}"

@@ -153,12 +153,13 @@ def _key_blocked(event: events.KeyBlocked, since: Since) -> Told:
     reason, again = event.reason, until(since.now, event.again_in_s)
     since.begin("key", event.source, event.model or "", event.credential)
     for_model = f" for model {safe(event.model, 80)}" if event.model else ""
+    page = "client_key_refused" if event.credential else "service_down"
     said = [
         reason,
         _what_broke(reason, event.last_error),
         f"nothing is sent with it{for_model} until it works; it is tried again from {again}" if again else "",
         _whose(event.credential),
-        f"set a valid key, or see the account at the provider: {GUIDE}service_down",
+        f"set a valid key, or see the account at the provider: {GUIDE}{page}",
     ]
     again_at = None if event.again_in_s is None else since.now + event.again_in_s
     return Told("key refused", said, reason, since.now, again_at, event.last_error)

@@ -230,6 +230,13 @@ class ServiceConfiguration(TypedDict):
     output_price: NotRequired[Annotated[Usd | None, Doc("per million tokens; null: from the price table")]]
 
 
+class Clients(TypedDict):
+    """Clients that bring keys of their own."""
+
+    known: Annotated[int, Doc("whose calls came lately, at most 1024")]
+    refused: Annotated[int, Doc("whose key the provider refuses, for some model or for all of them")]
+
+
 class ServiceHealth(TypedDict):
     """One AI service."""
 
@@ -243,6 +250,7 @@ class ServiceHealth(TypedDict):
     rate_limits: RateLimits
     pause: Annotated[Pause | None, Doc("of the whole service, or of its default model; null: none")]
     shortage: Annotated[Shortage | None, Doc("null: no call was refused for money lately")]
+    clients: Annotated[Clients | None, Doc("null: no client has brought a key of its own")]
     models: Annotated[dict[str, ModelStatus], Doc("by name; the default one first")]
     configuration: ServiceConfiguration
     last_updated: Time
@@ -307,6 +315,7 @@ class AlertData(TypedDict, total=False):
     p95: Annotated[float, Doc("seconds")]
     services: Annotated[list[str], Doc("whom it concerns")]
     lasted_s: Annotated[float, Doc("how long what has ended lasted")]
+    clients: Annotated[int, Doc("of how many clients the key is refused")]
     share: Annotated[float, Doc("of a budget that is spent or held, 0 to 1")]
     runs_out: Annotated[RunOut | None, Doc("when a budget is used up if spending goes on")]
     amount: Annotated[Usd, Doc("the money that it is about")]

@@ -29,6 +29,7 @@ from koo.monitoring.guards import (
 from koo.monitoring.shapes import (
     Budget,
     BudgetMoney,
+    Clients,
     ModelStatus,
     Pause,
     RateLimit,
@@ -61,6 +62,8 @@ class CredentialsLike(Protocol):
     def refused(self, now: float, last_success_at: float | None) -> tuple[str, bool]: ...
 
     def paused(self, now: float, last_success_at: float | None) -> Cooldown | None: ...
+
+    def count(self, now: float) -> tuple[int, int]: ...
 
 
 class ServiceLike(Protocol):
@@ -368,10 +371,16 @@ def service_view(
         "rate_limits": limits_view(service, budget, wall),
         "pause": pause_view(pause_of(service, wall), wall),
         "shortage": shortage_view(service, budget.short),
+        "clients": _clients(service, wall),
         "models": {str(g.model or "default"): model_view(service, g, wall) for g in service.guards},
         "configuration": configuration or _configuration(service),
         "last_updated": iso(wall.wall),
     }
+
+
+def _clients(service: ServiceLike, wall: Wall) -> Clients | None:
+    refused, known = service.credentials.count(wall.now)
+    return {"known": known, "refused": refused} if known else None
 
 
 def _configuration(service: ServiceLike) -> ServiceConfiguration:

@@ -77,6 +77,10 @@ class KeyBlocks:
                 return block
         return None
 
+    def hold_any(self, now: float) -> bool:
+        """Is any model refused now? Changes nothing."""
+        return any(now < block.until for block in self.by_model.values())
+
     def refuses(self, model: str | None, now: float) -> KeyBlock | None:
         """As `find`; None where a call is let out as a check."""
         if self.by_calls and all(self._is_due(block, now) for block in self._of(model, now)):

@@ -86,6 +86,10 @@
  * }} Shortage
  *
  * @typedef {{
+ *   known: number, refused: number,
+ * }} Clients
+ *
+ * @typedef {{
  *   name: string, state: "closed" | "open" | "half_open" | "forced_open" | "disabled",
  *   override: "none" | "forced_open" | "disabled" | "metrics_only", reason: string, last_error: LastError | null,
  *   consecutive_failures: number, failure_threshold: number, success_threshold: number, recovery_timeout: number,
@@ -107,7 +111,8 @@
  *   service_name: string, state: "healthy" | "degraded" | "unhealthy" | "circuit_open" | "rate_limited",
  *   configured: boolean, reason: string, last_error: LastError | null, health: ServiceBreaker,
  *   metrics: ServiceMetrics, rate_limits: RateLimits, pause: Pause | null, shortage: Shortage | null,
- *   models: Record<string, ModelStatus>, configuration: ServiceConfiguration, last_updated: string,
+ *   clients: Clients | null, models: Record<string, ModelStatus>, configuration: ServiceConfiguration,
+ *   last_updated: string,
  * }} ServiceHealth
  *
  * @typedef {{
@@ -125,7 +130,7 @@
  * @typedef {{
  *   refuses?: string, since?: string | null, also?: string[], turned_away?: number, next_attempt?: string | null,
  *   resets_at?: string | null, error_rate?: number, p95?: number, services?: string[], lasted_s?: number,
- *   share?: number, runs_out?: RunOut | null, amount?: string, last_error?: LastError | null,
+ *   clients?: number, share?: number, runs_out?: RunOut | null, amount?: string, last_error?: LastError | null,
  *   server?: DatabaseServer, answers_since?: string | null,
  * }} AlertData
  *
