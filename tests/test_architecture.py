@@ -36,6 +36,7 @@ ROWS: list[set[str]] = [
         "host",
         "log_options",
         "network_options",
+        "once_options",
         "options",
         "service_names",
         "events",

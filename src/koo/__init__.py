@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from koo.ai.usage_price import price_usd
     from koo.bridge import run
     from koo.database.database import Database
+    from koo.database.on_commit import on_commit
     from koo.deadlines import Deadline as deadline  # noqa: N813 (used as a verb: `async with koo.deadline(2.5)`)
     from koo.default.database import check_database_health, db_manager, get_session, transactional_with_retry
     from koo.default.monitoring import get_monitoring_dashboard, get_system_alerts, get_system_health
@@ -45,9 +46,12 @@ if TYPE_CHECKING:
         DatabaseTimeout,
         DatabaseUnavailable,
         ExternalServiceError,
+        IdempotencyKeyInUse,
+        IdempotencyKeyReused,
         InvalidRequest,
         Kind,
         KooError,
+        NotCommitted,
         PoolSaturated,
         PriceUnknown,
         RateLimited,
@@ -94,10 +98,13 @@ _PLACES = {
     "ExternalServiceError": "koo.errors",
     "Guard": "koo.guard",
     "GuardOptions": "koo.options",
+    "IdempotencyKeyInUse": "koo.errors",
+    "IdempotencyKeyReused": "koo.errors",
     "InvalidRequest": "koo.errors",
     "Kind": "koo.errors",
     "KooError": "koo.errors",
     "LimitOptions": "koo.options",
+    "NotCommitted": "koo.errors",
     "Platform": "koo.platform",
     "PlatformOptions": "koo.options",
     "PoolSaturated": "koo.errors",
@@ -129,6 +136,7 @@ _PLACES = {
     "get_system_health": "koo.default.monitoring",
     "guarded": "koo.default.operations",
     "hybrid_ai_manager": "koo.default.questions",
+    "on_commit": "koo.database.on_commit",
     "perform_ai_health_check": "koo.default.questions",
     "platform": "koo.default.platform",
     "price_usd": "koo.ai.usage_price",
@@ -164,10 +172,13 @@ __all__ = [
     "ExternalServiceError",
     "Guard",
     "GuardOptions",
+    "IdempotencyKeyInUse",
+    "IdempotencyKeyReused",
     "InvalidRequest",
     "Kind",
     "KooError",
     "LimitOptions",
+    "NotCommitted",
     "Platform",
     "PlatformOptions",
     "PoolSaturated",
@@ -200,6 +211,7 @@ __all__ = [
     "get_system_health",
     "guarded",
     "hybrid_ai_manager",
+    "on_commit",
     "perform_ai_health_check",
     "platform",
     "price_usd",

@@ -331,6 +331,28 @@ class DatabaseTimeout(DatabaseUnavailable, TimeoutError):
 
 
 class CommitOutcomeUnknown(DatabaseError):
-    """The connection was lost during COMMIT: the transaction may have happened or not, so it was not run again."""
+    """The connection was lost during COMMIT: the transaction may have happened or not, so it was not run again.
+
+    `key`: of its marker, where it had one: the row in `koo_markers` that tells once the database can be asked.
+    """
 
     kind = Kind.OUTCOME_UNKNOWN
+    key: str | None = None
+
+
+class NotCommitted(DatabaseError):
+    """The connection was lost during COMMIT, and the transaction did not happen: nothing of it was written."""
+
+    kind = Kind.CONNECTION
+
+
+class IdempotencyKeyReused(DatabaseError):
+    """The idempotency key belongs to another operation, or to the same one with other arguments."""
+
+    kind = Kind.INVALID_REQUEST
+
+
+class IdempotencyKeyInUse(DatabaseError):
+    """An operation with this idempotency key is still running."""
+
+    kind = Kind.CONFLICT

@@ -195,11 +195,12 @@ class HealthCheckPassed(Event):
 class CommitUnknown(Event):
     """A connection was lost during COMMIT: the transaction may have happened or not, and was not run again.
 
-    `where` the scope stands in the program, and the first words of its last statement.
+    `where` the scope stands in the program, and the first words of its last statement. `key`: of its marker, or empty.
     """
 
     where: str
     statement: str
+    key: str = ""
 
     severity = "critical"
 

@@ -20,6 +20,7 @@ from koo.checked import Checked, Nothing, Timed, not_set, option
 from koo.errors import ConfigurationError
 from koo.log_options import LogOptions
 from koo.network_options import NetworkOptions
+from koo.once_options import OnceOptions
 from koo.service_names import check_service_name
 
 DAY_S = 86_400.0
@@ -169,7 +170,7 @@ class GuardOptions(Timed):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DatabaseOptions(Checked):
+class DatabaseOptions(OnceOptions):
     """The user's database, which koo guards."""
 
     url: str = option(
@@ -241,12 +242,6 @@ class DatabaseOptions(Checked):
     probe_interval_s: float = option(30.0, "time between health probes", "two a minute", unit="s", above=0)
     probe_timeout_s: float = option(
         5.0, "longest time of a probe", "as long as a connection may take", unit="s", above=0
-    )
-    exactly_once: Literal["off", "marker"] = option(
-        "off",
-        "`marker` writes a row with each transaction, which tells after a connection was lost during COMMIT whether it "
-        "happened; this version knows `off` only, and refuses to use the database with the other",
-        "koo puts no table into your database unless told to",
     )
     breaker: BreakerOptions = field(default_factory=BreakerOptions)
     retry: RetryOptions = field(default_factory=lambda: RetryOptions(base_s=0.2))

@@ -185,6 +185,11 @@ async def database_commit_unknown(scene: Scene) -> None:
     scene.database.metrics.unknown_commit_at = scene.clock.monotonic()
 
 
+async def database_markers_unusable(scene: Scene) -> None:
+    assert scene.database is not None
+    scene.database.metrics.marker_problem = "the table koo_markers is missing"
+
+
 async def database_paused(scene: Scene) -> None:
     scene.pause_database()
 
@@ -285,6 +290,7 @@ HAPPENS: Mapping[str, Callable[[Scene], Awaitable[None]]] = {
     "database_saturated": database_saturated,
     "database_leaking": database_leaking,
     "database_commit_unknown": database_commit_unknown,
+    "database_markers_unusable": database_markers_unusable,
     "database_paused": database_paused,
     "database_draining": database_draining,
     "disk_full": host(disk_mib=10),

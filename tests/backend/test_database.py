@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from importlib import import_module
 from typing import Annotated, Any
 
 import pytest
@@ -13,7 +12,6 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from koo.errors import ConfigurationError
 from koo.testing.postgres import PostgresServer
 from tests.web.serving import Client, served
 
@@ -177,12 +175,3 @@ def test_the_error_of_a_failed_commit_is_the_databases_own() -> None:
                 await session.execute(text("INSERT INTO people VALUES ('Bob', 'Atlantis')"))
 
     asyncio.run(main())
-
-
-def test_what_this_version_cannot_do_is_told_and_not_done_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DB_EXACTLY_ONCE", "marker")
-    with pytest.raises(ConfigurationError) as caught:
-        getattr(import_module("core.database"), "db_manager")  # noqa: B009
-    assert str(caught.value) == (
-        'DB_EXACTLY_ONCE holds "marker", which this version cannot do yet; allowed is off'
-    )

@@ -264,8 +264,3 @@ def test_a_url_that_cannot_be_right_is_told_without_its_password(bad: str, tells
     with pytest.raises(ConfigurationError, match=tells) as caught:
         Database(DatabaseOptions(url=bad))
     assert "hunter2" not in str(caught.value)
-
-
-def test_marker_mode_is_refused_and_not_ignored() -> None:
-    with pytest.raises(ConfigurationError, match="DB_EXACTLY_ONCE"):
-        Database(DatabaseOptions(url="sqlite://", exactly_once="marker"))

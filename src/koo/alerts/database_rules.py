@@ -52,6 +52,9 @@ def _condition(condition: str, view: DatabaseHealth) -> Finding:
     if condition == "commit_unknown":
         message = "a connection was lost during COMMIT: look whether what it wrote is there"
         return Finding(kind, DATABASE, message)
+    if condition == "markers_unusable":
+        message = "DB_EXACTLY_ONCE=marker, and the table koo_markers cannot be used: `koo doctor` says why"
+        return Finding(kind, DATABASE, message, {"refuses": "scopes that may write"})
     data: AlertData = {"refuses": "new scopes"} if condition == "draining" else {}
     return Finding(kind, DATABASE, f"the database is {condition.replace('_', ' ')}", data)
 

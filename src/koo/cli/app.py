@@ -32,7 +32,10 @@ model_app = Commands(help="The model of the local service.", no_args_is_help=Tru
 app.add_typer(model_app, name="model")
 spend_app = Commands(help="What was spent, and money that dead processes left behind.")
 app.add_typer(spend_app, name="spend")
-db_app = Commands(help="Pause, resume, drain or rotate the running server's database.", no_args_is_help=True)
+db_app = Commands(
+    help="The running server's database: pause, resume, drain, rotate; make koo's table.",
+    no_args_is_help=True,
+)
 app.add_typer(db_app, name="db")
 
 app.add_typer(alerts_app, name="alerts")
@@ -344,6 +347,14 @@ def drain(within: Within = 10.0, reason: Reason = "", url: Url = None, as_json: 
 def rotate(within: Within = 0.0, reason: Reason = "", url: Url = None, as_json: Json = False) -> None:
     """Read DATABASE_URL again and replace each connection; those in use, when their scopes end."""
     _act_on_database("rotate", within, reason, url, as_json)
+
+
+@db_app.command()
+def init(as_json: Json = False) -> None:
+    """Make the table that exactly-once needs in the database of DATABASE_URL; may be done again."""
+    from koo.cli.database import init as make
+
+    raise typer.Exit(make(as_json=as_json))
 
 
 def _act_on_database(name: str, within_s: float | None, reason: str, url: str | None, as_json: bool) -> None:

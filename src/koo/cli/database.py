@@ -1,12 +1,15 @@
-"""`koo db`: pause, resume, drain or rotate the database of the running server."""
+"""`koo db`: pause, resume, drain or rotate the database of the running server; make the table of exactly-once."""
 
 from __future__ import annotations
 
 from typing import TypedDict
 
-from koo.cli.client import TIMEOUT_S, connect, who
+from koo.cli.client import TIMEOUT_S, connect, settings_for, who
 from koo.cli.terminal import Exit, progress, put, put_json, run_async
+from koo.database.marker_keys import TABLE
+from koo.database.news import shown
 from koo.monitoring.shapes import DatabaseGate, Time
+from koo.platform import Platform
 
 
 class Act(TypedDict):
@@ -35,3 +38,21 @@ async def _act(name: str, within_s: float | None, reason: str, url: str | None) 
         with progress(f"asking {client.url}"):
             patience_s = TIMEOUT_S + (within_s or 0.0)
             return await client.post(f"/monitoring/database/{name}", Act, body, patience_s=patience_s)
+
+
+def init(*, as_json: bool) -> Exit:
+    """Make the table of exactly-once, in this process and not in the server: its user may have no right to."""
+    where = run_async(_init())
+    if as_json:
+        put_json({"table": TABLE, "database": where})
+    else:
+        put(f"the table {TABLE} is there, in {where}")
+    return Exit.OK
+
+
+async def _init() -> str:
+    platform = Platform(settings_for(None).platform_options())
+    async with platform:
+        with progress("making the table"):
+            await platform.database.init_exactly_once()
+        return shown(platform.database.get_health()["server"])

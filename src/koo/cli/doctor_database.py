@@ -67,6 +67,16 @@ async def behind_database(database: Database, workers: int) -> AsyncIterator[Che
     if facts.pooling:
         yield _pooler(facts, database)
     yield _room(facts, database, workers)
+    if database.options.exactly_once == "marker":
+        yield await _markers(database)
+
+
+async def _markers(database: Database) -> Check:
+    try:
+        await database.check_exactly_once()
+    except KooError as error:
+        return Check("exactly once", "problem", error.reason, "until then scopes that may write are refused")
+    return Check("exactly once", "ok", "the table koo_markers is there, with all that it needs")
 
 
 def _room(facts: ServerFacts, database: Database, workers: int) -> Check:

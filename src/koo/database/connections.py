@@ -10,21 +10,27 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import URL, Pool
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
+from koo.clock import Clock
 from koo.crossing import begin
+from koo.database.beside import Beside
 from koo.database.dial import OF_SQLALCHEMY, Dial
+from koo.database.drivers.base import MarkingDriver
 from koo.database.drivers.loading import load_driver
 from koo.database.engine_args import EngineArgs
 from koo.database.faults import SERVICE, ScopeStage, explain, unavailable
 from koo.database.gate import ScopeGate
 from koo.database.greenlets import in_greenlet
 from koo.database.hooks import Hooks, revive
+from koo.database.marked_hooks import MarkedHooks
+from koo.database.markers import Markers
 from koo.database.nameplate import Nameplate
 from koo.database.news import DatabaseNews
+from koo.database.outcomes import Outcomes
 from koo.database.pool_queue import PoolQueue
 from koo.database.records import ConnectionRecords
 from koo.database.sqlite_writes import WriterLine
@@ -43,6 +49,7 @@ class Connections:
 
     `writers` is SQLite's line of writers, or None. `has_keeper` is True once the task runs that will close this.
     `is_abandoned`: the database is used on another loop since. `is_parents`: this process is a forked child.
+    `marks`: each COMMIT that may have written has a marker.
     """
 
     def __init__(
@@ -55,7 +62,7 @@ class Connections:
         pool_queue: PoolQueue,
         metrics: PoolMetrics,
         deadlines: Deadlines,
-        monotonic: Callable[[], float],
+        clock: Clock,
         draw: Callable[[], float] = random.random,
         engine_args: EngineArgs,
         session_class: type[AsyncSession],
@@ -70,7 +77,7 @@ class Connections:
         self.guard = guard
         self.pool_queue = pool_queue
         self.metrics = metrics
-        self.monotonic = monotonic
+        monotonic = self.monotonic = clock.monotonic
         self.gate = gate
         self.news = news
         self.dial = dial
@@ -86,6 +93,13 @@ class Connections:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
         self._retired: dict[asyncio.Task[None], Pool] = {}
+        self.beside = Beside(
+            url, options, self.driver, connect_args=engine_args.connect_args, dial=dial, keep=self.keep,
+            metrics=metrics, monotonic=monotonic, temporary=temporary,
+        )  # fmt: skip
+        self.markers = Markers(self.beside, options, metrics, clock.wall)
+        self.outcomes = Outcomes(self.beside, self.markers, options, news, monotonic)
+        self.marks = options.exactly_once == "marker" and self.writers is None
         self._own_args = engine_args.connect_args | self.driver.connect_args(options, self.keep)
         self.engine = create_async_engine(
             url,
@@ -99,7 +113,7 @@ class Connections:
             **{"hide_parameters": True, **engine_args.others},
         )
         self._engines: dict[tuple[bool, str | None], AsyncEngine] = {}
-        self._hooks(temporary).install(self.engine.sync_engine)
+        self._hooks(temporary, clock).install(self.engine.sync_engine)
 
     def _connect_args(self) -> dict[str, Any]:
         if self.writers is not None:
@@ -107,11 +121,14 @@ class Connections:
         call = partial(self.dial.call, self._own_args, self._own_args["async_creator_fn"])
         return {**self._own_args, "async_creator_fn": partial(self.records.connects.open, call)}
 
-    def _hooks(self, temporary: bool) -> Hooks:
+    def _hooks(self, temporary: bool, clock: Clock) -> Hooks:
         if self.writers is not None:
             from koo.database.sqlite_hooks import SqliteHooks  # loads aiosqlite
 
             return SqliteHooks(self.records, temporary)
+        if self.marks:
+            driver = cast("MarkingDriver", self.driver)
+            return MarkedHooks(self.records, driver, self.markers, self.outcomes, self.pool_queue, clock.wall)
         return Hooks(self.records)
 
     def engine_for(self, readonly: bool, isolation: str | None) -> AsyncEngine:
@@ -229,9 +246,11 @@ class Connections:
             self.pool_queue.wake_all()
             await self.pool_queue.drain(self.options.cleanup_timeout_s)
         self.records.abort_all(occupied_only=True)
+        await self.outcomes.close(self.options.cleanup_timeout_s)
         timer = self.loop.call_later(self.options.cleanup_timeout_s, self.records.hasten)
         try:
             await self._end_retired()
+            await self.beside.close()
             await self.engine.dispose()
         finally:
             timer.cancel()

@@ -33,6 +33,7 @@ from koo.database.faults import SERVICE, ScopeStage, classify_connect, explain, 
 from koo.database.gate import GateState, ScopeGate
 from koo.database.nameplate import Nameplate, server_of
 from koo.database.news import DatabaseNews
+from koo.database.operations import Operation, fingerprint_of
 from koo.database.pool_queue import NAMED_MAX, PoolQueue
 from koo.database.probe import ProbeDatabase
 from koo.database.scope import S_co, SessionScope
@@ -100,11 +101,6 @@ class Database(Generic[S_co]):
         self._on_reset = on_reset
         self.clock = clock
         self._draw = draw
-        if options.exactly_once != "off":
-            raise ConfigurationError(
-                "",
-                f'DB_EXACTLY_ONCE holds "{options.exactly_once}", which this version cannot do yet; allowed is off',
-            )
         self._file = SqliteFile(self._url) if self._url.get_backend_name() == "sqlite" else None
         self._deadlines = deadlines or Deadlines()
         self._is_alone = deadlines is None
@@ -181,20 +177,37 @@ class Database(Generic[S_co]):
         max_retries: int | None = None,
         readonly: bool = False,
         isolation: str | None = None,
+        idempotency_key: str | None = None,
         **kwargs: Any,
     ) -> T:
         """`await fn(session, *args, **kwargs)` as one transaction; again, in a fresh session, on a transient failure.
 
-        `max_retries` counts the repeats; None is what the options say. One deadline covers all attempts. Raises what
-        `fn` raised last, `CommitOutcomeUnknown` without a repeat, and TypeError unless `fn` is an `async def`.
+        `max_retries` counts the repeats; None is what the options say. One deadline covers all attempts. With an
+        `idempotency_key` it happens once for that key, and later calls return the stored result, which is JSON.
+
+        Raises what `fn` raised last, `CommitOutcomeUnknown` without a repeat, `IdempotencyKeyReused` for a key that
+        another call has used, and TypeError unless `fn` is an `async def`.
         """
         check_function(fn)
+        key = idempotency_key
         return await self.transactions.run(
             lambda session: fn(cast(S_co, session), *args, **kwargs),
             max_retries=max_retries,
             readonly=readonly,
             isolation=isolation,
+            operation=None if key is None else Operation(key, fingerprint_of(fn, args, kwargs)),
         )
+
+    async def init_exactly_once(self) -> None:
+        """Make the table of markers, or add what one of an older version lacks; again and again if you like.
+
+        As `koo db init`. Needs a user who may create tables. Raises `DatabaseError`.
+        """
+        await self._open().markers.make()
+
+    async def check_exactly_once(self) -> None:
+        """Look at the table of markers now. Raises `DatabaseError` with what is wrong and what to do about it."""
+        await self._open().markers.look()
 
     # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -244,7 +257,7 @@ class Database(Generic[S_co]):
             pool_queue=self.pool_queue,
             metrics=self.metrics,
             deadlines=self._deadlines,
-            monotonic=self.clock.monotonic,
+            clock=self.clock,
             draw=self._draw,
             engine_args=self._engine_args,
             session_class=self._session_class,

@@ -90,9 +90,21 @@ class DatabaseNews:
         error.logged = True
         if isinstance(error, CommitOutcomeUnknown):
             where = str(find(asyncio.current_task(), scope.session))
-            self.publish(CommitUnknown(SERVICE, where, first_words(scope.transcript.statement)))
+            words = first_words(scope.transcript.statement)
+            self.publish(CommitUnknown(SERVICE, where, words, error.key or ""))
         else:
             self.calls.failed(SERVICE, what, error, error.kind, attempts)
+
+    def note_outcome(self, key: str, was_committed: bool | None) -> None:
+        """What became of the lost COMMIT of a caller who was cancelled; None: it could not be learned."""
+        if was_committed is None:
+            self._metrics.unknown_commits += 1
+            self.publish(CommitUnknown(SERVICE, "", "", key))
+            return
+        said = "it happened" if was_committed else "it did not happen, and nothing of it was written"
+        Line(
+            logging.WARNING, SERVICE, "the COMMIT of a cancelled caller was lost", [said, f"marker {key}"]
+        ).write("")
 
     def note_refused(self, error: DatabaseError) -> None:
         """No scope can begin: what is opened before the first one cannot be."""

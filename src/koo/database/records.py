@@ -19,8 +19,10 @@ from koo.database.connects import Connects
 from koo.database.drivers.base import Driver
 from koo.database.faults import ScopeStage
 from koo.database.sqlite_writes import SqliteTransaction
+from koo.errors import CommitOutcomeUnknown
 from koo.monitoring.pool import PoolMetrics
 from koo.options import DatabaseOptions
+from koo.sqlstates import Meaning
 
 AGE_JITTER = 0.1
 """A connection lives up to this share shorter: those that were opened together must not be replaced together."""
@@ -64,15 +66,33 @@ class Occupant(Protocol):
         """ROLLBACK: what a failed statement has spoiled is gone."""
         ...
 
+    def may_have_written(self) -> bool:
+        """Whether the COMMIT to come may change something."""
+        ...
+
+    def lost_in_commit(self, record: ConnectionRecord, error: Exception, lost: bool) -> Meaning | None:
+        """An error of COMMIT: its meaning where the transaction may have happened, else None."""
+        ...
+
+    def not_committed(self, meaning: Meaning) -> Exception:
+        """The error for a COMMIT that was lost and did not happen."""
+        ...
+
+    def count_unknown(self) -> None: ...
+
+    def unknown_outcome(self, key: str | None = None) -> CommitOutcomeUnknown:
+        """The error for a COMMIT whose outcome stays unknown."""
+        ...
+
 
 class ConnectionRecord:
     """One connection. `busy`: a statement was sent and is not answered; `occupant`: the scope that has it;
-    `is_open`: its transaction has begun, and neither COMMIT nor ROLLBACK came by here.
+    `is_open`: its transaction has begun, and neither COMMIT nor ROLLBACK came by here. `wrote`: it certainly wrote.
     """
 
     __slots__ = (
         "_loop", "aborted", "adapted", "busy", "driver", "expires_at", "fresh", "generation", "idle_since",
-        "is_open", "occupant", "transaction",
+        "is_open", "occupant", "transaction", "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -87,7 +107,7 @@ class ConnectionRecord:
         self.fresh = True
         self.aborted = False
         self.busy = False
-        self.is_open = False
+        self.is_open = self.wrote = False
         self.occupant: Occupant | None = None
         self.transaction: SqliteTransaction | None = None  # the servers keep track of theirs themselves
 

@@ -29,6 +29,8 @@ from koo.attempt import before_that
 from koo.database.connections import Connections
 from koo.database.faults import ScopeStage
 from koo.database.greenlets import in_greenlet
+from koo.database.marker_keys import Place
+from koo.database.on_commit import CommitHooks
 from koo.database.records import ConnectionRecord
 from koo.database.session import SyncSession
 from koo.database.sqlite import MODES, Mode
@@ -37,6 +39,7 @@ from koo.database.transcript import Transcript
 from koo.database.uncancellable import Unbroken, to_end
 from koo.deadlines import ends_at
 from koo.errors import (
+    CommitOutcomeUnknown,
     DatabaseError,
     DatabaseTimeout,
     DatabaseUnavailable,
@@ -76,6 +79,7 @@ class SessionScope(Generic[S_co]):
     _monotonic: Callable[[], float]
 
     owner: asyncio.Task[Any] | None = None
+    hooks: CommitHooks | None = None
     is_part = False  # of a function that may be run again: the function's end is logged, not the scope's
     _record: ConnectionRecord | None = None
     _held: Scope[None] | None = None
@@ -175,6 +179,8 @@ class SessionScope(Generic[S_co]):
                 await record.transaction.begin_writing()
             if connections.writers is not None and connections.guard.breaker.phase is HALF_OPEN:
                 await self._ask()
+            if connections.marks and not self._readonly:
+                await connections.markers.ready()
             connections.refuse_if_draining()
         except BaseException:
             # A pool that is closed already would keep what is given back to it, open, for ever.
@@ -259,7 +265,11 @@ class SessionScope(Generic[S_co]):
     async def begin_again(self, error: Exception) -> None:
         """On another connection, with another permit: the lost one was a failure of its own."""
         now = self._monotonic()
+        if self.hooks is not None:
+            self.hooks.is_deaf = True
         await in_greenlet(self._sync.rollback)
+        if self.hooks is not None:
+            self.hooks.is_deaf = False
         failure, self.transcript.failure = self.transcript.failure, None
         self._settle(failure.fault() if failure is not None else UNJUDGED, now)
         self._connections.metrics.replays += 1
@@ -272,6 +282,15 @@ class SessionScope(Generic[S_co]):
         ):  # another task left the scope meanwhile: it could not give this permit back
             await to_end(self._leave_failed(error, late=False))
             raise error
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the block has ended."""
+        return self.transcript.leaving
+
+    async def find_markers(self) -> Place:
+        """Where the table of markers is. Raises `DatabaseError` where it cannot be used."""
+        return await self._connections.markers.ready()
 
     def why_repeat(self, error: Exception) -> Meaning | None:
         """Why the whole transaction may be run again after `error` left it, or None."""
@@ -295,21 +314,40 @@ class SessionScope(Generic[S_co]):
                 await to_end(self._leave(error, late))
             except BaseException as failure:
                 self._note_end(failure)
+                self._run_hooks_behind()
                 raise
             if error is not None:
                 self._note_end(error)
+                self._run_hooks_behind()
+            elif self.hooks is not None:
+                await self._run_hooks(self.hooks)
             return
         try:
             await Unbroken(in_greenlet(_commit_and_close, self._sync))
         except BaseException as failure:
             # A deferred cancellation lands here too, after the COMMIT; nothing is left to roll back.
             await to_end(self._leave_failed(failure, late))
+            self._run_hooks_behind()
             if self.transcript.in_doubt:
                 self._decide(failure)
             else:
                 self._note_end(failure)
             raise
         self._end(None, late)
+        if self.hooks is not None:
+            await self._run_hooks(self.hooks)
+
+    async def _run_hooks(self, hooks: CommitHooks) -> None:
+        try:
+            await hooks.run()
+        except BaseException:
+            self._run_hooks_behind()
+            raise
+
+    def _run_hooks_behind(self) -> None:
+        """The caller leaves with an error: what it has committed, and what follows from that, is so all the same."""
+        if self.hooks is not None and self.hooks.is_due:
+            self._connections.spawn(self.hooks.run())
 
     async def _leave(self, error: BaseException | None, late: bool) -> None:
         """The slow path: errors, expired scopes, SQLite."""
@@ -347,15 +385,24 @@ class SessionScope(Generic[S_co]):
     def _decide(self, failure: BaseException) -> None:
         """The last COMMIT was lost, and may have happened: raises what the caller learns in place of `failure`.
 
-        Connection and permit are back, so this is where the outcome could be asked for on another connection.
+        Connection and permit are back. With a marker it never comes here: that is asked for in `MarkedHooks`.
         """
         unknown = self.transcript.unknown_outcome()
-        self._connections.nameplate.sign(unknown)
-        self._connections.news.failed(unknown, self, "scope", 1)
+        self.note_unknown(unknown)
         if isinstance(failure, Exception):
             raise unknown from original_of(failure)
         unknown.__cause__ = failure.__cause__  # a cancellation that was put aside during COMMIT goes up first
         failure.__cause__ = unknown
+
+    def note_unknown(self, unknown: CommitOutcomeUnknown) -> None:
+        """The outcome of a COMMIT of this scope stays unknown: publish it."""
+        self._connections.nameplate.sign(unknown)
+        self._connections.news.failed(unknown, self, "scope", 1)
+
+    def give_back(self, error: Exception) -> None:
+        """The last COMMIT was lost with its connection: the permit goes back before the outcome is asked for."""
+        late = ends_at.get() <= self._monotonic()
+        self._settle(self.transcript.verdict(error, late), self._monotonic())
 
     async def _roll_back(self) -> None:
         """Give the connection back, clean or not at all, within the cleanup time. The first error is the one to see."""

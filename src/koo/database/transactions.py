@@ -19,6 +19,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -26,16 +27,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from koo.attempt import explain
 from koo.clock import Clock
 from koo.database.faults import SERVICE
+from koo.database.operations import Operation, fingerprint_of
 from koo.database.scope import SessionScope
 from koo.database.sqlite import MODES, Mode
 from koo.deadlines import ends_at
-from koo.errors import DatabaseError, Kind, KooError
+from koo.errors import CommitOutcomeUnknown, DatabaseError, Kind, KooError
 from koo.guard import Guard
 from koo.monitoring.pool import PoolMetrics
 from koo.options import DatabaseOptions, RetryOptions
 from koo.policies.backoff import pause_s
 from koo.policies.repeat import why_shut
-from koo.sqlstates import STANDBY, UNPREPARED, Meaning
+from koo.sqlstates import LOST, STANDBY, UNPREPARED, Meaning
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,13 +77,21 @@ class Transactions:
         max_retries: int | None = None,
         readonly: bool = False,
         isolation: str | None = None,
+        operation: Operation | None = None,
     ) -> T:
-        """`call(session)` in a transaction, run again where that may help; its result, once that is committed."""
+        """`call(session)` in a transaction, run again where that may help; its result, once that is committed.
+
+        With an `operation` once for its key: the result is then what JSON makes of it, or of the earlier one's.
+        """
         outer = self._to_join()
+        if operation is not None:
+            call = partial(operation.run, call, joined=outer is not None)
         if outer is not None:
             outer.refuse_stricter(readonly, isolation)
             return await call(outer.scope.session)
-        return await RepeatedTransaction(self, max_retries, readonly, isolation).run(call)
+        transaction = RepeatedTransaction(self, max_retries, readonly, isolation)
+        transaction.is_fenced = operation is not None
+        return await transaction.run(call)
 
     def _to_join(self) -> RepeatedTransaction | None:
         """The transaction of this database that runs in this task, also with those of other databases in between."""
@@ -97,8 +107,11 @@ class Transactions:
 class RepeatedTransaction:
     """One call: `run` makes as many attempts as are worth it. One deadline covers them.
 
-    `outer` is the transaction, of any database, inside which it was called.
+    `outer` is the transaction, of any database, inside which it was called. `is_fenced`: it begins with a row that
+    tells whether an earlier attempt was committed, so that a lost COMMIT may be repeated.
     """
+
+    is_fenced = False
 
     def __init__(
         self, transactions: Transactions, max_retries: int | None, readonly: bool, isolation: str | None
@@ -170,6 +183,8 @@ class RepeatedTransaction:
     def _plan(self, error: Exception, attempt: int) -> tuple[float | None, str]:
         """The pause before the next attempt; or None, and why there is none (empty: none was to be expected)."""
         meaning = self.scope.why_repeat(error)
+        if self.is_fenced and isinstance(error, CommitOutcomeUnknown):
+            meaning = LOST
         if meaning is None or attempt > self._repeats_max:
             return None, ""
         if meaning in ONCE:
@@ -231,7 +246,11 @@ def make_transactional(
         run; None is `DB_MAX_RETRIES`. `readonly` and `isolation`: as for `session_scope`. One deadline,
         `DATABASE_SCOPE_TIMEOUT`, covers all runs.
 
+        `await move(a, b, idempotency_key="…")` happens once for that key, also when clients and processes repeat it:
+        later calls return the stored result, which is JSON.
+
         Raises what the function raised last; `CommitOutcomeUnknown` without a repeat, because it may have happened;
+        `IdempotencyKeyReused` for a key of another call;
         `DatabaseUnavailable` or `PoolSaturated` where no run could begin. At decoration: TypeError for anything but an
         `async def`, ValueError for a `max_retries` that is not a whole number from 0.
         """
@@ -256,14 +275,17 @@ def _decorate(
     isolation: str | None,
 ) -> Callable[P, Awaitable[T]]:
     check_function(fn)
+    takes_key = "idempotency_key" in inspect.signature(fn).parameters
 
     @functools.wraps(fn)
     async def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        key: Any = kwargs.get("idempotency_key") if takes_key else kwargs.pop("idempotency_key", None)
         return await get_database().transactions.run(
             lambda session: fn(session, *args, **kwargs),
             max_retries=max_retries,
             readonly=readonly,
             isolation=isolation,
+            operation=None if key is None else Operation(key, fingerprint_of(fn, args, kwargs)),
         )
 
     return run

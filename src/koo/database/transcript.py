@@ -20,8 +20,17 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import InvalidRequestError, ResourceClosedError, StatementError
 
 from koo.database.faults import AGAIN_IN_S, SERVICE, ScopeStage, explain
+from koo.database.marker_keys import TABLE
 from koo.database.records import ConnectionRecord, ConnectionRecords
-from koo.errors import CommitOutcomeUnknown, DatabaseError, DatabaseTimeout, Kind, KooError, describe_s
+from koo.errors import (
+    CommitOutcomeUnknown,
+    DatabaseError,
+    DatabaseTimeout,
+    Kind,
+    KooError,
+    NotCommitted,
+    describe_s,
+)
 from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, UNJUDGED, Fault
 from koo.sqlstates import LATE, STANDBY, Drop, Meaning, sqlstate_of
 
@@ -116,9 +125,7 @@ class Transcript:
             context.is_disconnect = True
         ours = self._note(error, meaning, record)
         if self._is_doubtful(meaning):
-            self._metrics.unknown_commits += 1
-            self._metrics.unknown_commit_at = self._monotonic()
-            self.committed = True
+            self.count_unknown()
             self.in_doubt = self.leaving
             return None if self.leaving else self.unknown_outcome()
         if meaning is STANDBY and not self._readonly:
@@ -208,13 +215,48 @@ class Transcript:
         """ROLLBACK: what a failed statement has spoiled is gone."""
         self._spoiler = None
 
-    def unknown_outcome(self) -> CommitOutcomeUnknown:
-        """The error for a COMMIT whose outcome stays unknown."""
-        return CommitOutcomeUnknown(
+    # ── a COMMIT that was lost ────────────────────────────────────────────────────────────────────────────────
+
+    def may_have_written(self) -> bool:
+        """Whether the COMMIT to come may change something."""
+        return not self._readonly and (self.statements > 0 or self.handed_out)
+
+    def lost_in_commit(self, record: ConnectionRecord, error: Exception, lost: bool) -> Meaning | None:
+        """An error of a COMMIT that can be asked for: counted, and its meaning; None where it did not happen."""
+        meaning = explain(error, self.stage, lost=lost)
+        if not self._is_doubtful(meaning):
+            return None
+        self._note(error, meaning, record)
+        self.stage = ScopeStage.BODY
+        return meaning
+
+    def count_unknown(self) -> None:
+        """The outcome of a COMMIT stays unknown: from here on no part may be repeated."""
+        self._metrics.unknown_commits += 1
+        self._metrics.unknown_commit_at = self._monotonic()
+        self.committed = True
+
+    def unknown_outcome(self, key: str | None = None) -> CommitOutcomeUnknown:
+        """The error for a COMMIT whose outcome stays unknown; `key` is its marker's."""
+        reason = "the connection was lost during COMMIT: the transaction may have happened or not"
+        if key is None:
+            return CommitOutcomeUnknown(SERVICE, f"{reason}, look before you repeat it")
+        reason += ", and the database could not say in time:"
+        reason += f" it happened if {TABLE} has the key {key} with burned = false"
+        unknown = CommitOutcomeUnknown(SERVICE, reason)
+        unknown.key = key
+        return unknown
+
+    def not_committed(self, meaning: Meaning) -> NotCommitted:
+        """The error for a COMMIT that was lost for the reason `meaning`, and did not happen."""
+        error = NotCommitted(
             SERVICE,
-            "the connection was lost during COMMIT: the transaction may have happened or not,"
-            " look before you repeat it",
+            "the connection was lost during COMMIT, and the transaction did not happen:"
+            " nothing of it was written, so it may be repeated",
+            AGAIN_IN_S,
         )
+        self._reports = (*self._reports, (error, meaning))
+        return error
 
     # ── what it comes to ──────────────────────────────────────────────────────────────────────────────────────
 

@@ -203,6 +203,7 @@ def _commit_unknown(event: events.CommitUnknown, since: Since) -> Told:
         f"{cause}: the transaction may have happened or not, and was not run again",
         f"in {where}" if where else "",
         f"last statement {statement}" if statement else "",
+        f"its marker is {event.key}" if event.key else "",
         "look whether it happened before it is repeated",
     ]
     return Told("outcome of a commit unknown", said, cause, since.now, kind=Kind.OUTCOME_UNKNOWN)

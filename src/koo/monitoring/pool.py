@@ -65,6 +65,8 @@ class PoolMetrics:
         self.repeats = 0
         self.contention = 0
         self.unknown_commits = 0
+        self.resolved_commits = 0  # lost, and learned by their markers
+        self.marker_problem: str | None = None  # why the table of markers cannot be used
         self.unknown_commit_at = float("-inf")  # the last one
         self.errors: dict[str, int] = {}
         self.last_error: str | None = None

@@ -173,6 +173,7 @@ def _conditions(vitals: Vitals) -> list[str]:
         "without_wal": vitals.metrics.is_without_wal,
         "paused": vitals.gate == "paused",
         "draining": vitals.gate == "draining",
+        "markers_unusable": vitals.metrics.marker_problem is not None,
         "commit_unknown": now - vitals.metrics.unknown_commit_at < UNKNOWN_COMMIT_KEPT_S,
     }
     return [condition for condition, holds in known.items() if holds]

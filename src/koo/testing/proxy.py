@@ -482,11 +482,12 @@ class _Login:
 
 
 def _is_commit(message: tuple[bytes, bytes]) -> bool:
-    """A simple query (Q), or one to be parsed (P: its name comes first), that commits."""
+    """A simple query (Q), or one to be parsed (P: its name comes first), that commits, or ends with a COMMIT."""
     kind, body = message
     if kind == b"P":
         body = body.partition(b"\0")[2]
     elif kind != b"Q":
         return False
-    words = body.lstrip().upper()
-    return words.startswith((b"COMMIT", b"END"))
+    words = body.strip(b" \n\0;").upper()
+    last = words.rpartition(b";")[2].lstrip()
+    return words.startswith((b"COMMIT", b"END")) or last == b"COMMIT"

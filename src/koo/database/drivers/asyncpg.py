@@ -15,6 +15,7 @@ from functools import cache, partial
 from typing import Any
 
 import asyncpg
+from sqlalchemy.util import await_only as await_
 
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
 from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, set_up_socket, sever
@@ -53,7 +54,8 @@ class Asyncpg:
         read_numbers(kwargs, NUMBERS)
         given: dict[str, str] = kwargs.pop("server_settings", None) or {}
         base = kwargs.pop("connection_class", asyncpg.Connection)
-        connect = partial(asyncpg.connect, *args, connection_class=tagged(base), **kwargs)
+        ours_class = TaggedConnection if options.exactly_once == "off" else MarkedConnection
+        connect = partial(asyncpg.connect, *args, connection_class=tagged(base, ours_class), **kwargs)
         user = kwargs.get("user")
         ours = timeouts.of(user)
         try:
@@ -84,6 +86,22 @@ class Asyncpg:
         connection = fairy.dbapi_connection.driver_connection
         connection.tag = ""
         send(fairy)
+        return bool(connection.tag != "ROLLBACK")
+
+    def commit_marked(self, send: Callable[[Any], None], fairy: Any, marker: str) -> bool:
+        connection = fairy.dbapi_connection.driver_connection
+        if connection.is_closed() or not connection.is_in_transaction():
+            return self.commit(send, fairy)
+        connection.tag, connection.marker = "", f"{marker}; "
+        try:
+            send(fairy)
+        except BaseException:
+            # A COMMIT that fails ends the transaction, and so asyncpg believes; a marker that fails does not.
+            if not connection.is_closed() and connection.is_in_transaction():
+                await_(connection.execute("ROLLBACK"))
+            raise
+        finally:
+            connection.marker = ""
         return bool(connection.tag != "ROLLBACK")
 
     def is_in_transaction(self, connection: Any) -> bool:
@@ -173,10 +191,25 @@ class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]
             timer.cancel()
 
 
+class MarkedConnection(TaggedConnection):
+    """Sends `marker` before the next plain command, in one message: asyncpg's own COMMIT, and all it keeps in mind."""
+
+    __slots__ = ("marker",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.marker = ""
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's own
+        """As asyncpg's."""
+        marker, self.marker = self.marker, ""
+        return await super().execute(marker + query, *args, timeout=timeout)
+
+
 @cache
-def tagged(connection_class: Any) -> Any:
-    """The application's own class of connections, whose commands leave their tag."""
+def tagged(connection_class: Any, ours: Any = TaggedConnection) -> Any:
+    """The application's own class of connections, whose commands leave their tag; `ours` is koo's."""
     if connection_class is asyncpg.Connection:
-        return TaggedConnection
-    name = f"Tagged{connection_class.__name__}"
-    return type(connection_class)(name, (TaggedConnection, connection_class), {"__slots__": ()})
+        return ours
+    name = f"{ours.__name__.removesuffix('Connection')}{connection_class.__name__}"
+    return type(connection_class)(name, (ours, connection_class), {"__slots__": ()})

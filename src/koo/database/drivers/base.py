@@ -73,6 +73,14 @@ class Driver(Protocol):
         ...
 
 
+class MarkingDriver(Driver, Protocol):
+    """A driver whose COMMIT can be lost."""
+
+    def commit_marked(self, send: Callable[[Any], None], fairy: Any, marker: str) -> bool:
+        """As `commit`, with the statement `marker` before COMMIT in one message; both happen, or neither."""
+        ...
+
+
 POSTGRESQL_HEALTH = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"
 
 

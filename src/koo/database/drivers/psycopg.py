@@ -19,6 +19,7 @@ from typing import Any
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.waiting import wait_async
+from sqlalchemy.util import await_only as await_
 
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
 from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, libpq_parameters, sever
@@ -70,6 +71,18 @@ class Psycopg:
         if fairy.dbapi_connection.driver_connection.pgconn.transaction_status == INERROR:
             return False
         send(fairy)
+        return True
+
+    def commit_marked(self, send: Callable[[Any], None], fairy: Any, marker: str) -> bool:
+        connection = fairy.dbapi_connection.driver_connection
+        status = connection.pgconn.transaction_status
+        if status == IDLE:  # the block has ended the transaction in its own words: there is nothing to mark
+            send(fairy)
+            return True
+        if status == INERROR:
+            return False
+        # Without parameters it is a simple query: several statements in one message.
+        await_(connection.execute(f"{marker}; COMMIT", prepare=False))
         return True
 
     def is_in_transaction(self, connection: Any) -> bool:

@@ -1,0 +1,113 @@
+"""Connections beside the pool, for what koo asks on its own account: one each time, closed after use.
+
+The pool may be used up just when they are needed, or all of its connections be lost. Few are open at a time, because
+after a server's restart every scope that was in COMMIT asks at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from sqlalchemy import URL, NullPool, event
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from koo.database import sqlite
+from koo.database.dial import Dial
+from koo.database.drivers.base import Driver, Keep
+from koo.database.records import ConnectionRecord
+from koo.database.uncancellable import to_end
+from koo.monitoring.pool import PoolMetrics
+from koo.options import DatabaseOptions
+
+AT_A_TIME = 4
+
+
+class Beside:
+    """Of one event loop. Opens nothing before it is asked to; `connect_args` are the application's own."""
+
+    def __init__(
+        self,
+        url: URL,
+        options: DatabaseOptions,
+        driver: Driver,
+        *,
+        connect_args: dict[str, Any],
+        dial: Dial,
+        keep: Keep,
+        metrics: PoolMetrics,
+        monotonic: Callable[[], float],
+        temporary: bool,
+    ) -> None:
+        self.is_sqlite = url.get_backend_name() == "sqlite"
+        self._url = url
+        self._options = options
+        self._driver = driver
+        self._connect_args = connect_args
+        self._dial = dial
+        self._keep = keep
+        self._metrics = metrics
+        self._monotonic = monotonic
+        self._temporary = temporary
+        self._engine: AsyncEngine | None = None
+        self._places = asyncio.Semaphore(AT_A_TIME)
+
+    @asynccontextmanager
+    async def begin(self, within_s: float) -> AsyncIterator[AsyncConnection]:
+        """A connection in one transaction that can write, committed at the end; all of it within so many seconds.
+
+        Raises what the driver raises, and `TimeoutError`. To be used in a task of its own: it ends waits by cancelling.
+        """
+        until = self._monotonic() + within_s
+        async with asyncio.timeout(within_s):
+            await self._places.acquire()
+        try:
+            async with asyncio.timeout(max(until - self._monotonic(), 0.0)):
+                connection = await self._open_engine().connect()
+            adapted = (await connection.get_raw_connection()).dbapi_connection
+            now = self._monotonic()
+            record = ConnectionRecord(adapted, self._driver, now=now, expires_at=until)
+            timer = record.abort_in(max(until - now, 0.0))
+            try:
+                async with connection.begin():
+                    if self.is_sqlite:  # no line of writers stands in front of it here
+                        await connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(within_s * 1000)}")
+                    yield connection
+            except BaseException:
+                record.abort()  # an orderly goodbye to a server that does not answer takes seconds
+                raise
+            finally:
+                timer.cancel()
+                await to_end(connection.close())
+        finally:
+            self._places.release()
+
+    def _open_engine(self) -> AsyncEngine:
+        if self._engine is None:
+            # Behind a pooler each transaction may be another server's, which knows no statement that was prepared.
+            plain = replace(self._options, prepared_statements=False)
+            args = {**self._connect_args, **self._driver.connect_args(plain, self._keep)}
+            others: dict[str, Any] = {}
+            if not self.is_sqlite:
+                args["async_creator_fn"] = partial(self._dial.call, dict(args), args["async_creator_fn"])
+                # Whatever the role is used to: in a snapshot, the row that decides could not be seen.
+                others = {"isolation_level": "READ COMMITTED"}
+            self._engine = create_async_engine(
+                self._url, poolclass=NullPool, hide_parameters=True, connect_args=args, **others
+            )
+            if self.is_sqlite:
+                event.listen(self._engine.sync_engine.pool, "connect", self._on_connect)
+        return self._engine
+
+    def _on_connect(self, adapted: Any, record: Any) -> None:
+        adapted.run_async(lambda connection: sqlite.prepare(connection, self._temporary, self._metrics))
+
+    async def close(self) -> None:
+        """Each connection was closed after use; only the engine is left."""
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            await engine.dispose()

@@ -1,0 +1,242 @@
+"""Markers: rows that tell whether a transaction was committed, when its connection was lost during COMMIT.
+
+    COMMIT      INSERT INTO koo_markers (key) VALUES ('tx:…'); COMMIT      one message: not a round trip more
+    lost        the same key is inserted as *burned*                       on a connection beside the pool
+
+Both INSERTs meet in the unique index. While the lost transaction is open the second one waits. If it committed, its row
+is there, and it happened. If not, the new row burns the key, and whatever of the lost transaction still arrives late
+fails on it. So one statement asks and shuts the door behind the answer (`koo.database.outcomes`).
+
+A row is also kept for each *idempotency key* (`koo.database.operations`), with the result of the operation.
+
+On PostgreSQL every COMMIT of a scope that wrote has a marker. Where only the server can tell whether anything was
+written (a SELECT may call a function that writes), it is asked in the same message, and writes no row where nothing
+was. SQLite commits in this process and always knows whether it did, so it has no markers.
+
+The table is made by an explicit act: `koo db init`, or a migration of the application's own with the same text. A
+database without it, or with one that cannot be used, is refused to scopes that may write: without a word they would
+have lost the protection that they were promised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from koo.crossing import begin
+from koo.database.beside import Beside
+from koo.database.faults import AGAIN_IN_S, SERVICE, ScopeStage, explain, unavailable
+from koo.database.marker_keys import TABLE, Place, commit_key, quoted
+from koo.errors import DatabaseError, Kind, KooError
+from koo.monitoring.pool import PoolMetrics
+from koo.options import DatabaseOptions
+from koo.sqlstates import original_of, sqlstate_of
+
+GUIDE = "docs/exactly-once.md"
+COLUMNS = ("key", "created_at", "burned", "fingerprint", "result")
+BATCH = 1000
+"""Rows that one DELETE takes: its locks and its WAL stay small beside the application's own."""
+BATCHES_MAX = 20
+REFUSED = "42"
+"""The class of SQLSTATEs of what cannot be right, such as a privilege that is missing."""
+INIT_LOCK = 0x6B6F6F
+"""Of two processes that make the table at once, one waits."""
+
+POSTGRESQL_TABLE = """
+CREATE TABLE IF NOT EXISTS koo_markers (
+    key text COLLATE "C" PRIMARY KEY,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    burned boolean NOT NULL DEFAULT false,
+    fingerprint text,
+    result text
+);
+ALTER TABLE koo_markers ADD COLUMN IF NOT EXISTS created_at timestamptz NOT NULL DEFAULT clock_timestamp();
+ALTER TABLE koo_markers ADD COLUMN IF NOT EXISTS burned boolean NOT NULL DEFAULT false;
+ALTER TABLE koo_markers ADD COLUMN IF NOT EXISTS fingerprint text;
+ALTER TABLE koo_markers ADD COLUMN IF NOT EXISTS result text;
+CREATE INDEX IF NOT EXISTS koo_markers_operations ON koo_markers (created_at) WHERE fingerprint IS NOT NULL;
+COMMENT ON TABLE koo_markers IS 'koo: which transactions were committed, and results of idempotency keys'
+"""
+SQLITE_TABLE = """
+CREATE TABLE IF NOT EXISTS koo_markers (
+    key TEXT PRIMARY KEY,
+    created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+    burned BOOLEAN NOT NULL DEFAULT 0,
+    fingerprint TEXT,
+    result TEXT
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS koo_markers_operations ON koo_markers (created_at) WHERE fingerprint IS NOT NULL
+"""
+
+# One row: the schema, the columns, whether the key is unique, and the privileges that are missing. Where the search
+# path does not lead to the table, any schema that has one.
+_LOOK = text("""
+SELECT n.nspname, pg_table_is_visible(c.oid),
+    ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
+    EXISTS(SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
+        WHERE i.indrelid = c.oid AND i.indisunique AND i.indnkeyatts = 1 AND i.indpred IS NULL AND a.attname = 'key'),
+    ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p
+        WHERE NOT has_table_privilege(c.oid, p)) || CASE WHEN has_schema_privilege(n.oid, 'USAGE')
+        THEN ARRAY[]::text[] ELSE ARRAY['USAGE of the schema'] END
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relname = 'koo_markers' AND c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_(temp|toast)'
+ORDER BY 2 DESC LIMIT 1
+""")
+_LOOK_SQLITE = text("SELECT name FROM pragma_table_info('koo_markers')")
+_DELETE = """
+DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE key >= 'tx:' AND key < :before ORDER BY key
+LIMIT :batch FOR UPDATE SKIP LOCKED)
+"""
+_DELETE_OPERATIONS = """
+DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE fingerprint IS NOT NULL
+AND created_at < {now} ORDER BY created_at LIMIT :batch{lock})
+"""
+
+
+class Markers:
+    """The table of one database. `metrics.marker_problem`: why it cannot be used, or None."""
+
+    def __init__(
+        self, beside: Beside, options: DatabaseOptions, metrics: PoolMetrics, wall: Callable[[], float]
+    ) -> None:
+        self.place: Place | None = None
+        self._wall = wall
+        self._beside = beside
+        self._options = options
+        self._metrics = metrics
+        self._looking: asyncio.Task[Place] | None = None
+
+    async def ready(self) -> Place:
+        """Where it is, looked up at the first use.
+
+        Raises `DatabaseError` (not_configured) with what to do where it cannot be used, and looks again next time.
+        """
+        if self.place is not None:
+            return self.place
+        return await self.look()
+
+    async def look(self) -> Place:
+        """As `ready`, but look now; those who ask at the same time share it."""
+        if self._looking is None or self._looking.done():
+            self._looking = begin(asyncio.get_running_loop(), self._look(), "koo looks for its markers")
+        return await asyncio.shield(self._looking)
+
+    async def _look(self) -> Place:
+        async def ask(connection: AsyncConnection) -> Place:
+            return await (self._find_sqlite if self._beside.is_sqlite else self._find)(connection)
+
+        try:
+            place: Place = await self._run(ask)
+        except DatabaseError as error:
+            if error.kind is Kind.NOT_CONFIGURED:
+                self.distrust(error.reason)
+            raise
+        self.place, self._metrics.marker_problem = place, None
+        return place
+
+    async def _find(self, connection: AsyncConnection) -> Place:
+        row = (await connection.execute(_LOOK)).one_or_none()
+        if row is None:
+            raise refused(f"the table {TABLE} is missing: run `koo db init`")
+        schema, is_visible, columns, is_unique, missing = row
+        if missing:
+            raise refused(
+                f"this user lacks {', '.join(missing)} on {schema}.{TABLE}: GRANT it, or connect as the owner"
+            )
+        if not is_visible:
+            raise refused(
+                f"the table {TABLE} is in the schema {schema}, which is not in this user's search_path: set that in"
+                " DATABASE_URL (options=-csearch_path=…), or run `koo db init` to make one here"
+            )
+        self._check_columns(columns)
+        if not is_unique:
+            raise refused(f"the column key of {TABLE} is not unique: it is not koo's table, rename it")
+        return Place(f"{quoted(schema)}.{TABLE}")
+
+    async def _find_sqlite(self, connection: AsyncConnection) -> Place:
+        columns = (await connection.execute(_LOOK_SQLITE)).scalars().all()
+        if not columns:
+            raise refused(f"the table {TABLE} is missing: run `koo db init`")
+        self._check_columns(columns)
+        return Place(TABLE, is_sqlite=True)
+
+    def _check_columns(self, columns: Any) -> None:
+        lacks = [name for name in COLUMNS if name not in columns]
+        if lacks:
+            raise refused(
+                f"the table {TABLE} is of another version, it has no {', '.join(lacks)}: run `koo db init`"
+            )
+
+    def distrust(self, problem: str) -> None:
+        """A marker could not be written: look again before the next scope that may write."""
+        self.place, self._metrics.marker_problem = None, problem
+
+    async def make(self) -> None:
+        """Make the table, or add what an older one lacks. May be done again. Raises `DatabaseError`."""
+
+        async def create(connection: AsyncConnection) -> None:
+            statements = SQLITE_TABLE if self._beside.is_sqlite else POSTGRESQL_TABLE
+            if not self._beside.is_sqlite:
+                await connection.execute(text(f"SELECT pg_advisory_xact_lock({INIT_LOCK})"))
+            for statement in statements.split(";"):
+                await connection.exec_driver_sql(statement)
+
+        await self._run(create)
+        self.place = None
+        await self.ready()
+
+    async def clean(self) -> int:
+        """Delete what is older than the retention, in small transactions; returns how many rows. Raises as `ready`."""
+        place = await self.ready()
+        deleted = 0
+        for _ in range(BATCHES_MAX):
+            count = await self._run(lambda connection: self._delete(connection, place))
+            deleted += count
+            if count < BATCH:
+                break
+        return deleted
+
+    async def _delete(self, connection: AsyncConnection, place: Place) -> int:
+        keep_s = self._options.marker_retention_s
+        now = (
+            f"strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-{keep_s:.0f} seconds')"
+            if place.is_sqlite
+            else f"clock_timestamp() - interval '{keep_s:.0f} seconds'"
+        )
+        lock = "" if place.is_sqlite else " FOR UPDATE SKIP LOCKED"
+        deletion = text(_DELETE_OPERATIONS.format(table=place.table, now=now, lock=lock))
+        count: int = (await connection.execute(deletion, {"batch": BATCH})).rowcount
+        if not place.is_sqlite:
+            # Clocks may differ: nothing goes that is young by this process's or by the server's.
+            server_s = float(
+                (await connection.execute(text("SELECT extract(epoch FROM now())"))).scalar_one()
+            )
+            before = commit_key(min(self._wall(), server_s) - keep_s)
+            deletion = text(_DELETE.format(table=place.table))
+            count = max(
+                count, (await connection.execute(deletion, {"before": before, "batch": BATCH})).rowcount
+            )
+        return count
+
+    async def _run(self, work: Callable[[AsyncConnection], Awaitable[Any]]) -> Any:
+        try:
+            async with self._beside.begin(self._options.pool_timeout_s) as connection:
+                return await work(connection)
+        except KooError:
+            raise
+        except Exception as error:
+            code = sqlstate_of(error)
+            if code is not None and code.startswith(REFUSED):
+                name = type(original_of(error)).__name__
+                raise refused(f"{TABLE} could not be used ({name}, SQLSTATE {code}): see {GUIDE}") from error
+            meaning = explain(error, ScopeStage.CONNECT)
+            raise unavailable(error, meaning) from error
+
+
+def refused(reason: str) -> DatabaseError:
+    """The error for a table that cannot be used."""
+    return DatabaseError(SERVICE, reason, AGAIN_IN_S, kind=Kind.NOT_CONFIGURED)

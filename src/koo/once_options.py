@@ -1,0 +1,36 @@
+"""What makes a transaction happen exactly once, also where its COMMIT is lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from koo.checked import Checked, option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnceOptions(Checked):
+    """Markers: the rows that tell, after a connection was lost during COMMIT, whether the transaction happened."""
+
+    exactly_once: Literal["off", "marker"] = option(
+        "off",
+        "`marker` writes a row with each COMMIT on PostgreSQL, which tells after a connection was lost there whether "
+        "it happened; `koo db init` makes the table. SQLite always knows, and writes none",
+        "koo puts no table into your database unless told to",
+    )
+    resolve_timeout_s: float = option(
+        10.0,
+        "how long beyond a scope's deadline the outcome of a lost COMMIT is asked for",
+        "a server that crashed has recovered by then, as a rule",
+        unit="s",
+        at_least=0,
+        at_most=3600,
+    )
+    marker_retention_s: float = option(
+        86_400.0,
+        "age at which markers and the results of idempotency keys are deleted; longer than any client resends",
+        "clients and people have come back within a day",
+        unit="s",
+        at_least=3600,
+        at_most=365 * 86_400,
+    )

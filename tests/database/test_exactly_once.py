@@ -1,0 +1,475 @@
+"""DB_EXACTLY_ONCE=marker: after a lost COMMIT the caller learns whether it happened, and a function happens once."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext, suppress
+from typing import Any, Literal
+
+import pytest
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from koo.database.database import Database
+from koo.database.marker_keys import commit_key
+from koo.errors import CommitOutcomeUnknown, DatabaseError, Kind, NotCommitted
+from koo.testing.polling import until
+from koo.testing.proxy import FaultProxy
+from tests.database.conftest import Place
+from tests.database.support import INSERT, ONE, Base, Note, assert_free, notes, opened, proxied, run, through
+
+KEYS = "SELECT count(*) FROM koo_markers WHERE NOT burned"
+BURNED = "SELECT count(*) FROM koo_markers WHERE burned"
+
+
+@asynccontextmanager
+async def marked(pg: Place, **changes: Any) -> AsyncIterator[tuple[Database, FaultProxy]]:
+    """A database with markers and an empty table `notes`, by way of a proxy."""
+    async with proxied(pg.server) as proxy:
+        url = through(proxy, pg.server, pg.driver, pg.database)
+        async with opened(url, exactly_once="marker", **changes) as database:
+            await database.init_exactly_once()
+            async with database.session_scope() as session:
+                await session.run_sync(lambda sync: Base.metadata.create_all(sync.connection()))
+            pg.server.sql("TRUNCATE koo_markers", pg.database)
+            yield database, proxy
+
+
+def count(pg: Place, statement: str) -> int:
+    return int(pg.server.sql(statement, pg.database))
+
+
+async def insert(session: AsyncSession, n: int = 1) -> int:
+    await session.execute(INSERT, {"n": n})
+    return n
+
+
+# ── a lost COMMIT ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("when", ["before", "after", "at"])
+def test_a_function_whose_commit_is_cut_happens_once(
+    any_pg: Place, when: Literal["before", "at", "after"]
+) -> None:
+    runs = 0
+
+    async def add(session: AsyncSession) -> int:
+        nonlocal runs
+        runs += 1
+        return await insert(session)
+
+    async def main() -> None:
+        async with marked(any_pg) as (database, proxy):
+            proxy.cut_commit(when)
+            assert await database.transaction(add) == 1
+            assert proxy.cuts == 1
+            assert await notes(database) == [1]
+            if when == "before":
+                assert runs == 2 and count(any_pg, KEYS) == 1 and count(any_pg, BURNED) == 1
+            elif when == "after":
+                assert runs == 1 and count(any_pg, KEYS) == 1 and count(any_pg, BURNED) == 0
+            assert database.get_pool_metrics()["errors"]["unknown_commits"] == 0
+
+    run(main)
+
+
+def test_a_scope_whose_commit_is_cut_leaves_as_a_success_when_it_happened(pg: Place) -> None:
+    async def main() -> None:
+        async with marked(pg) as (database, proxy):
+            proxy.cut_commit("after")
+            heard: list[str] = []
+            note = Note(n=1, words="kept")
+            async with database.session_scope() as session:
+                event.listen(session.sync_session, "after_commit", lambda _: heard.append("commit"))
+                event.listen(session.sync_session, "after_rollback", lambda _: heard.append("rollback"))
+                session.add(note)
+            assert (proxy.cuts, heard) == (1, ["commit"]), "SQLAlchemy's own session sees a success too"
+            assert note.words == "kept", "and the objects are as after any other commit"
+            assert await notes(database) == [1]
+
+    run(main)
+
+
+def test_a_scope_whose_commit_is_cut_says_that_nothing_was_written_when_it_did_not_happen(pg: Place) -> None:
+    async def main() -> None:
+        async with marked(pg) as (database, proxy):
+            proxy.cut_commit("before")
+            with pytest.raises(NotCommitted, match="nothing of it was written") as caught:
+                async with database.session_scope() as session:
+                    await insert(session)
+            assert caught.value.kind is Kind.CONNECTION and isinstance(caught.value.__cause__, Exception)
+            assert await notes(database) == []
+            assert_free(database)
+
+    run(main)
+
+
+def test_a_commit_inside_the_block_has_a_marker_of_its_own_and_the_block_goes_on(pg: Place) -> None:
+    async def main() -> None:
+        async with marked(pg) as (database, proxy):
+            async with database.session_scope() as session:
+                await insert(session, 1)
+                proxy.cut_commit("after")
+                await session.commit()
+                await insert(session, 2)
+                proxy.cut_commit("before")
+                with pytest.raises(NotCommitted):
+                    await session.commit()
+                await session.rollback()
+                await insert(session, 3)
+            assert await notes(database) == [1, 3]
+            assert (count(pg, KEYS), count(pg, BURNED)) == (2, 1)
+
+    run(main)
+
+
+def test_a_function_that_committed_a_part_is_not_run_again(pg: Place) -> None:
+    async def two_parts(session: AsyncSession, proxy: FaultProxy) -> None:
+        await insert(session, 1)
+        await session.commit()
+        proxy.cut_commit("before")
+        await insert(session, 2)
+
+    async def main() -> None:
+        async with marked(pg) as (database, proxy):
+            with pytest.raises(NotCommitted):
+                await database.transaction(two_parts, proxy)
+            assert await notes(database) == [1]
+
+    run(main)
+
+
+def test_work_on_the_drivers_own_connection_is_marked_too(pg: Place) -> None:
+    async def main() -> None:
+        async with marked(pg) as (database, proxy):
+            proxy.cut_commit("after")
+            async with database.session_scope() as session:
+                raw: Any = (await (await session.connection()).get_raw_connection()).driver_connection
+                if pg.driver == "psycopg":
+                    async with raw.cursor().copy("COPY notes (n) FROM STDIN") as copy:
+                        await copy.write_row((1,))
+                else:
+                    await raw.copy_records_to_table("notes", records=[(1,)], columns=["n"])
+            assert await notes(database) == [1] and proxy.cuts == 1
+
+    run(main)
+
+
+def test_a_late_original_meets_the_burned_key_and_is_judged_as_not_committed(
+    pg: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "tx:00000000-0000-7000-8000-000000000000"
+    monkeypatch.setattr("koo.database.marked_hooks.commit_key", lambda wall_s: key)
+
+    async def main() -> None:
+        async with marked(pg) as (database, _):
+            pg.server.sql(f"INSERT INTO koo_markers (key, burned) VALUES ('{key}', true)", pg.database)
+            with pytest.raises(NotCommitted):
+                async with database.session_scope() as session:
+                    await insert(session)
+            assert await notes(database) == []
+            assert_free(database)
+
+    run(main)
+
+
+def test_an_asker_that_finds_its_own_row_does_not_take_it_for_the_transactions(pg: Place) -> None:
+    """Its COMMIT may be lost too: then it asks again, and the row that it left behind is there."""
+
+    async def main() -> None:
+        async with marked(pg) as (database, _):
+            assert database.connections is not None
+            outcomes, key = database.connections.outcomes, "tx:00000000-0000-7000-8000-000000000001"
+            assert [await outcomes.learn(key, 0.0), await outcomes.learn(key, 0.0)] == [False, False]
+
+    run(main)
+
+
+def test_a_session_that_does_not_end_its_commit_is_ended_and_asked_about_again(pg: Place) -> None:
+    """A deferred trigger keeps it in COMMIT for as long as the server lets it."""
+    pg.server.sql(
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN"
+        " PERFORM pg_sleep(CASE WHEN NEW.n = 1 THEN 600 ELSE 0 END); RETURN NEW; END$$",
+        pg.database,
+    )
+
+    async def main() -> None:
+        async with marked(pg, cleanup_timeout_s=0.2) as (database, _):
+            pg.server.sql(
+                "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON notes DEFERRABLE INITIALLY DEFERRED"
+                " FOR EACH ROW EXECUTE FUNCTION dawdle()",
+                pg.database,
+            )
+            deadline = asyncio.get_running_loop().time() + 0.3
+            with pytest.raises(NotCommitted):
+                async with database.make_scope(deadline=deadline) as session:
+                    await insert(session)
+            assert await notes(database) == []
+            left = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%tx:%' AND state = 'active'"
+            assert count(pg, f"{left} AND pid <> pg_backend_pid()") == 0
+
+    run(main)
+
+
+async def fall_silent(database: Database, proxy: FaultProxy, deadline: float) -> None:
+    """A transaction whose COMMIT is lost, with a server that cannot be asked."""
+    async with database.make_scope(deadline=deadline) as session:
+        await insert(session)
+        proxy.cut_commit("after")
+        proxy.refuses()
+
+
+async def catch_an_error(database: Database) -> None:
+    async with database.session_scope() as session:
+        await insert(session)
+        with suppress(DBAPIError):
+            await session.execute(text("SELECT 1 / 0"))
+
+
+# ── where it stays unknown ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_cannot_be_learned_is_unknown_and_says_the_key(pg: Place) -> None:
+    async def main() -> None:
+        async with marked(pg, resolve_timeout_s=0.2) as (database, proxy):
+            assert database.connections is not None
+            deadline = asyncio.get_running_loop().time() + 0.5
+            with pytest.raises(CommitOutcomeUnknown) as caught:
+                await fall_silent(database, proxy, deadline)
+            proxy.accepts()
+            key = caught.value.key
+            assert key is not None and key in str(caught.value)
+            assert count(pg, f"SELECT count(*) FROM koo_markers WHERE key = '{key}' AND NOT burned") == 1
+            assert "commit_unknown" in database.get_health()["conditions"]
+            assert database.get_pool_metrics()["errors"]["unknown_commits"] == 1
+            assert_free(database)
+
+    run(main)
+
+
+def test_a_cancelled_caller_leaves_and_the_log_keeps_the_answer(
+    pg: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with marked(pg, cleanup_timeout_s=0.2) as (database, proxy):
+
+            async def write() -> None:
+                async with database.session_scope() as session:
+                    await insert(session)
+                    proxy.cut_commit("after")
+                    proxy.refuses()  # nothing can be asked for now
+
+            writing = asyncio.create_task(write())
+            await until(lambda: proxy.cuts == 1)
+            writing.cancel()
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await writing
+            assert isinstance(caught.value.__cause__, CommitOutcomeUnknown)
+            assert_free(database)
+            proxy.accepts()
+            await until(lambda: "it happened" in caplog.text)
+            assert await notes(database) == [1]
+
+    run(main)
+
+
+def test_a_cancellation_that_comes_while_it_is_asked_is_put_aside_when_the_answer_comes_in_time(
+    pg: Place,
+) -> None:
+    async def main() -> None:
+        async with marked(pg, cleanup_timeout_s=30.0) as (database, proxy):
+
+            async def write() -> None:
+                async with database.session_scope() as session:
+                    await insert(session)
+                    proxy.cut_commit("before")
+
+            writing = asyncio.create_task(write())
+            await until(lambda: proxy.cuts == 1)
+            writing.cancel()
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await writing
+            assert isinstance(caught.value.__cause__, NotCommitted)
+
+    run(main)
+
+
+# ── when a marker is written ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_marker_costs_no_round_trip(pg: Place) -> None:
+    async def main() -> None:
+        async with marked(pg) as (database, proxy):
+            trips = []
+            for n in (1, 2, 3, 4):
+                before = proxy.round_trips
+                async with database.session_scope(readonly=n < 3) as session:
+                    await session.execute(ONE) if n < 3 else await insert(session, n)
+                trips.append(proxy.round_trips - before)
+            assert trips[1] == trips[3] and count(pg, KEYS) == 2
+
+    run(main)
+
+
+def test_what_only_reads_leaves_no_marker_and_a_function_that_writes_does(pg: Place) -> None:
+    async def main() -> None:
+        async with marked(pg) as (database, _):
+            pg.server.sql(
+                "CREATE FUNCTION add(n int) RETURNS void LANGUAGE sql AS 'INSERT INTO notes VALUES (n)'",
+                pg.database,
+            )
+            async with database.session_scope() as session:
+                await session.execute(ONE)
+            async with database.session_scope() as session:
+                await session.execute(text("SET TRANSACTION READ ONLY"))
+                await session.execute(ONE)
+            async with database.session_scope(readonly=True) as session:
+                await session.execute(ONE)
+            async with database.session_scope():
+                pass
+            assert count(pg, KEYS) == 0
+            async with database.session_scope() as session:
+                await session.execute(text("SELECT add(1)"))
+            assert count(pg, KEYS) == 1
+
+    run(main)
+
+
+def test_a_flush_at_commit_and_savepoints_come_before_the_marker(pg: Place) -> None:
+    async def main() -> None:
+        async with marked(pg) as (database, proxy):
+            proxy.cut_commit("after")
+            async with database.session_scope() as session:
+                async with session.begin_nested():
+                    await insert(session, 1)
+                session.add(Note(n=2))
+            assert proxy.cuts == 1 and await notes(database) == [1, 2]
+            assert count(pg, KEYS) == 1
+
+    run(main)
+
+
+# ── errors that COMMIT always had ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_a_commit_is_refused_for_stays_the_callers_error(pg: Place) -> None:
+    async def main() -> None:
+        async with marked(pg) as (database, _):
+            pg.server.sql("ALTER TABLE notes ADD UNIQUE (words) DEFERRABLE INITIALLY DEFERRED", pg.database)
+            with pytest.raises(IntegrityError):
+                async with database.session_scope() as session:
+                    session.add_all([Note(n=1, words="same"), Note(n=2, words="same")])
+            with pytest.raises(DatabaseError, match="a statement of this transaction failed"):
+                await catch_an_error(database)
+            async with database.session_scope() as session:
+                await insert(session, 3)
+            assert await notes(database) == [3] and count(pg, KEYS) == 1
+
+    run(main)
+
+
+# ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+SPOILED = {
+    "missing": ("DROP TABLE koo_markers", "is missing: run `koo db init`"),
+    "older": ("ALTER TABLE koo_markers DROP COLUMN burned", "has no burned: run `koo db init`"),
+    "elsewhere": (
+        "CREATE SCHEMA aside; ALTER TABLE koo_markers SET SCHEMA aside",
+        "is in the schema aside, which is not in this user's search_path",
+    ),
+    "foreign": ("ALTER TABLE koo_markers DROP CONSTRAINT koo_markers_pkey", "is not unique"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_table_that_cannot_be_used_is_told_and_nothing_is_written_without_it(pg: Place, how: str) -> None:
+    spoil, says = SPOILED[how]
+
+    async def main() -> None:
+        async with marked(pg) as (database, _):
+            pg.server.sql(spoil, pg.database)
+            with pytest.raises(DatabaseError) if how in {"missing", "elsewhere"} else nullcontext():
+                async with database.session_scope() as session:  # it was well when it was looked at
+                    await insert(session)
+            await database.close()
+            with pytest.raises(DatabaseError, match=re.escape(says)) as caught:
+                async with database.session_scope() as session:
+                    await insert(session, 2)
+            assert caught.value.kind is Kind.NOT_CONFIGURED
+            assert "markers_unusable" in database.get_health()["conditions"]
+            async with database.session_scope(readonly=True) as session:
+                await session.execute(ONE)
+            if how != "foreign":
+                await database.init_exactly_once()
+                async with database.session_scope() as session:
+                    await insert(session, 3)
+                assert (await notes(database))[-1] == 3
+                assert "markers_unusable" not in database.get_health()["conditions"]
+
+    run(main)
+
+
+def test_a_user_without_privileges_is_told_which(pg: Place) -> None:
+    async def main() -> None:
+        async with marked(pg):
+            pg.server.sql(
+                "DROP ROLE IF EXISTS clerk; CREATE ROLE clerk LOGIN; GRANT SELECT, INSERT ON koo_markers TO clerk",
+                pg.database,
+            )
+            async with opened(pg.url.replace("postgres:koo-test@", "clerk@"), exactly_once="marker") as clerk:
+                with pytest.raises(
+                    DatabaseError, match=r"lacks UPDATE, DELETE on public\.koo_markers: GRANT it"
+                ):
+                    async with clerk.session_scope():
+                        pass
+            pg.server.sql("DROP OWNED BY clerk; DROP ROLE clerk", pg.database)
+
+    run(main)
+
+
+def test_a_search_path_of_the_transaction_does_not_lead_the_marker_astray(pg: Place) -> None:
+    async def main() -> None:
+        async with marked(pg) as (database, _):
+            async with database.session_scope() as session:
+                await insert(session)
+                await session.execute(text("SET LOCAL search_path = pg_catalog"))
+            assert count(pg, KEYS) == 1
+
+    run(main)
+
+
+def test_old_markers_are_deleted_and_younger_ones_kept(pg: Place) -> None:
+    async def main() -> None:
+        async with marked(pg) as (database, _):
+            old, now = commit_key(time.time() - 2 * 86_400), commit_key(time.time())
+            pg.server.sql(f"INSERT INTO koo_markers (key) VALUES ('{old}'), ('{now}')", pg.database)
+            pg.server.sql(
+                "INSERT INTO koo_markers (key, created_at, fingerprint)"
+                " VALUES ('op:old', now() - interval '2 days', 'f'), ('op:young', now(), 'f')",
+                pg.database,
+            )
+            assert database.connections is not None
+            assert await database.connections.markers.clean() > 0
+            assert count(pg, "SELECT count(*) FROM koo_markers") == 2
+            assert count(pg, f"SELECT count(*) FROM koo_markers WHERE key IN ('{now}', 'op:young')") == 2
+
+    run(main)
+
+
+def test_sqlite_always_knows_so_it_needs_neither_table_nor_markers(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with opened(sqlite_url, exactly_once="marker") as database:
+            async with database.session_scope() as session:
+                await session.run_sync(lambda sync: Base.metadata.create_all(sync.connection()))
+                await insert(session)
+            await database.init_exactly_once()
+            async with database.session_scope() as session:
+                await insert(session, 2)
+                assert (await session.execute(text("SELECT count(*) FROM koo_markers"))).scalar_one() == 0
+
+    run(main)

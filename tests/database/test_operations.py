@@ -1,0 +1,239 @@
+"""idempotency_key: an operation happens once for its key, and each caller gets the stored result."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from koo.database.database import Database
+from koo.database.operations import Operation, fingerprint_of
+from koo.database.transactions import make_transactional
+from koo.errors import DatabaseError, IdempotencyKeyInUse, IdempotencyKeyReused, Kind
+from koo.testing.polling import until
+from tests.database.conftest import Place
+from tests.database.support import INSERT, notes, proxied, run, through, with_notes
+
+
+@asynccontextmanager
+async def keyed(url: str, **changes: Any) -> AsyncIterator[Database]:
+    async with with_notes(url, **changes) as database:
+        await database.init_exactly_once()
+        yield database
+
+
+async def add(session: AsyncSession, n: int) -> dict[str, Any]:
+    await session.execute(INSERT, {"n": n})
+    return {"added": n, "of": (n, n)}
+
+
+ADDED: Any = {"added": 1, "of": [1, 1]}
+
+
+def test_a_repeat_gets_the_stored_result_and_does_nothing(url: str) -> None:
+    async def main() -> None:
+        async with keyed(url) as database:
+            first: Any = await database.transaction(add, 1, idempotency_key="k")
+            assert first == ADDED, "the first caller gets what was stored, too"
+            assert await database.transaction(add, 1, idempotency_key="k") == ADDED
+            assert await notes(database) == [1]
+
+    run(main)
+
+
+def test_the_decorated_function_takes_the_key_at_the_call(url: str) -> None:
+    async def main() -> None:
+        async with keyed(url) as database:
+            transactional: Any = make_transactional(lambda: database)
+            keys: list[str | None] = []
+
+            async def tell(session: AsyncSession, *, idempotency_key: str | None = None) -> str:
+                keys.append(idempotency_key)
+                return "told"
+
+            plain, telling = transactional(max_retries=1)(add), transactional(tell)
+            assert [await plain(1, idempotency_key="k") for _ in range(2)] == [ADDED, ADDED]
+            assert [await telling(idempotency_key="t") for _ in range(2)] == ["told", "told"]
+            assert keys == ["t"], "a function that has the parameter is given the key"
+            assert await notes(database) == [1]
+
+    run(main)
+
+
+def test_a_key_of_another_call_is_refused(url: str) -> None:
+    async def main() -> None:
+        async with keyed(url) as database:
+            await database.transaction(add, 1, idempotency_key="k")
+            with pytest.raises(IdempotencyKeyReused, match="other arguments"):
+                await database.transaction(add, 2, idempotency_key="k")
+            assert await notes(database) == [1]
+
+    run(main)
+
+
+def test_what_fails_leaves_the_key_free(url: str) -> None:
+    async def fail(session: AsyncSession, n: int) -> None:
+        await add(session, n)
+        raise LookupError
+
+    async def main() -> None:
+        async with keyed(url) as database:
+            with pytest.raises(LookupError):
+                await database.transaction(fail, 1, idempotency_key="k")
+            assert await database.transaction(add, 1, idempotency_key="k") == ADDED
+
+    run(main)
+
+
+def test_of_two_at_once_the_second_waits_and_gets_the_firsts_result(url: str) -> None:
+    async def main() -> None:
+        async with keyed(url) as database:
+            began, go = asyncio.Event(), asyncio.Event()
+            runs = 0
+
+            async def slow(session: AsyncSession) -> int:
+                nonlocal runs
+                runs += 1
+                await add(session, runs)
+                began.set()
+                await go.wait()
+                return runs
+
+            first = asyncio.create_task(database.transaction(slow, idempotency_key="k"))
+            await began.wait()
+            second = asyncio.create_task(database.transaction(slow, idempotency_key="k"))
+            await until(lambda: database.pool_queue.used == 2)
+            go.set()
+            results = list(await asyncio.gather(first, second))
+            assert results == [1, 1] and runs == 1
+            assert await notes(database) == [1]
+
+    run(main)
+
+
+def test_one_that_does_not_wait_is_told_that_the_key_is_in_use(pg: Place) -> None:
+    async def main() -> None:
+        async with keyed(pg.url) as database:
+            async with database.session_scope() as session, database.session_scope() as other:
+                assert await Operation("k").begin(session) is None
+                with pytest.raises(IdempotencyKeyInUse) as caught:
+                    await Operation("k", wait_s=0.05).begin(other)
+                assert caught.value.retry_after_s and caught.value.kind is Kind.CONFLICT
+                await other.rollback()
+                await Operation("k").finish(session, "done")
+            async with database.session_scope() as session:
+                stored = await Operation("k", wait_s=0.05).begin(session)
+                assert stored is not None and stored.result == "done"
+                timeout = await session.execute(text("SELECT current_setting('lock_timeout')"))
+                assert timeout.scalar_one() == "0", "the time was the INSERT's alone"
+
+    run(main)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("mode", ["off", "marker"])
+def test_a_lost_commit_is_repeated_safely_with_markers_and_without(pg: Place, when: Any, mode: str) -> None:
+    async def main() -> None:
+        async with proxied(pg.server) as proxy:
+            url = through(proxy, pg.server, pg.driver, pg.database)
+            async with keyed(pg.url):
+                pass
+            async with with_notes(url, exactly_once=mode) as database:
+                await database.check_exactly_once()
+                proxy.cut_commit(when)
+                assert await database.transaction(add, 1, idempotency_key="k") == ADDED
+                assert proxy.cuts == 1 and await notes(database) == [1]
+
+    run(main)
+
+
+def test_a_joined_operation_is_part_of_the_outer_transaction(url: str) -> None:
+    async def fail(session: AsyncSession) -> None:
+        await add(session, 7)
+        raise LookupError
+
+    async def main() -> None:
+        async with keyed(url) as database:
+
+            async def outer(session: AsyncSession, fails: bool) -> None:
+                if fails:
+                    with pytest.raises(LookupError):
+                        await database.transaction(fail, idempotency_key="inner")
+                await database.transaction(add, 1, idempotency_key="inner")
+
+            await database.transaction(outer, fails=True)
+            await database.transaction(outer, fails=False)
+            assert await notes(database) == [1]
+
+    run(main)
+
+
+def test_such_a_function_must_not_commit_a_part(url: str) -> None:
+    async def parts(session: AsyncSession) -> None:
+        await add(session, 1)
+        await session.commit()
+
+    async def rolls_back(session: AsyncSession) -> None:
+        await session.rollback()
+
+    async def main() -> None:
+        async with keyed(url) as database:
+            with pytest.raises(DatabaseError, match="must not commit a part"):
+                await database.transaction(parts, idempotency_key="k")
+            with pytest.raises(DatabaseError, match="was rolled back inside the function"):
+                await database.transaction(rolls_back, idempotency_key="k")
+            assert await notes(database) == []
+
+    run(main)
+
+
+def test_what_json_cannot_hold_is_refused_before_the_commit(url: str) -> None:
+    async def main() -> None:
+        async with keyed(url) as database:
+
+            async def odd(session: AsyncSession) -> object:
+                await add(session, 1)
+                return object()
+
+            with pytest.raises(TypeError):
+                await database.transaction(odd, idempotency_key="k")
+            assert await notes(database) == []
+
+    run(main)
+
+
+def test_without_its_table_it_is_refused_and_says_how_to_make_it(url: str) -> None:
+    async def main() -> None:
+        async with with_notes(url) as database:
+            with pytest.raises(DatabaseError, match="run `koo db init`") as caught:
+                await database.transaction(add, 1, idempotency_key="k")
+            assert caught.value.kind is Kind.NOT_CONFIGURED
+            assert await notes(database) == []
+
+    run(main)
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "two\nlines"])
+def test_a_key_that_cannot_be_one(key: str) -> None:
+    with pytest.raises(ValueError, match="1 to 255 printable characters"):
+        Operation(key)
+
+
+class Plain:
+    pass
+
+
+def test_a_fingerprint_is_the_same_in_the_next_process() -> None:
+    ours = fingerprint_of(add, (1, Decimal("1.5"), {"b", "a"}, Plain()), {"b": {1: 2}, "a": None})
+    assert ours == fingerprint_of(
+        add, (1, Decimal("1.50").normalize(), {"a", "b"}, Plain()), {"a": None, "b": {1: 2}}
+    )
+    assert ours != fingerprint_of(add, (1, Decimal("1.6"), {"b", "a"}, Plain()), {"b": {1: 2}, "a": None})
+    assert "0x" not in ours
+    assert fingerprint_of(add, ({(1, 2): 3},), {}) != fingerprint_of(add, ({(1, 2): 4},), {})
