@@ -174,7 +174,7 @@ KINDS: Mapping[str, AlertKind] = {
     "database_leaking": AlertKind("warning", "Scopes hold connections too long", recovering_s=30.0),
     "database_commit_unknown": AlertKind("warning", "The outcome of a COMMIT is unknown"),
     "database_markers_unusable": AlertKind(
-        "critical", "The markers of COMMITs cannot be written", evidence="answer"
+        "warning", "The markers of COMMITs cannot be written", evidence="answer"
     ),
     "database_paused": AlertKind("warning", "Database paused by an operator"),
     "database_draining": AlertKind("warning", "Database draining"),

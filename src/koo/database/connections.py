@@ -101,7 +101,13 @@ class Connections:
         self.outcomes = Outcomes(self.beside, self.markers, options, news, monotonic)
         self.marks = options.exactly_once == "marker" and self.writers is None
         self._own_args = engine_args.connect_args | self.driver.connect_args(options, self.keep)
-        self.engine = create_async_engine(
+        self.engine = self._make_engine(url, engine_args)
+        self._engines: dict[tuple[bool, str | None], AsyncEngine] = {}
+        self._hooks(temporary, clock).install(self.engine.sync_engine)
+
+    def _make_engine(self, url: URL, engine_args: EngineArgs) -> AsyncEngine:
+        options = self.options
+        return create_async_engine(
             url,
             pool_size=options.pool_size,
             max_overflow=options.max_overflow,
@@ -112,8 +118,6 @@ class Connections:
             connect_args=self._connect_args(),
             **{"hide_parameters": True, **engine_args.others},
         )
-        self._engines: dict[tuple[bool, str | None], AsyncEngine] = {}
-        self._hooks(temporary, clock).install(self.engine.sync_engine)
 
     def _connect_args(self) -> dict[str, Any]:
         if self.writers is not None:
