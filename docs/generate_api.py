@@ -49,7 +49,7 @@ GROUPS = [
     Group(
         "After a commit",
         ("on_commit",),
-        "Exactly once, and keys of operations: [exactly-once.md](exactly-once.md).",
+        "More about it: [exactly-once.md](exactly-once.md).",
     ),
     Group("Errors in a framework's answers", ("problem_answer", "ProblemAnswer")),
     Group(
@@ -140,7 +140,8 @@ transient failure; it is then called without the session.
 
 `max_retries` counts repeats after the first run (None: `DB_MAX_RETRIES`). `readonly` takes no writes; `isolation` \
 is "READ COMMITTED", "REPEATABLE READ" or "SERIALIZABLE". A call with `idempotency_key="…"` happens once for that key; \
-later ones return the stored result, which is JSON. Raises `CommitOutcomeUnknown` without a repeat, and TypeError at the decoration of anything but a coroutine function."""
+later ones return the stored result, which is JSON. Raises `CommitOutcomeUnknown` without a repeat, and TypeError at \
+the decoration of anything but a coroutine function."""
 """Made by a function, which has the docstring."""
 ADDRESS = re.compile(r"<.* at 0x[0-9a-f]+>")
 
