@@ -33,7 +33,7 @@ from koo.database.faults import SERVICE, ScopeStage, classify_connect, explain, 
 from koo.database.gate import GateState, ScopeGate
 from koo.database.nameplate import Nameplate, server_of
 from koo.database.news import DatabaseNews
-from koo.database.operations import Operation, fingerprint_of
+from koo.database.operations import operation_of
 from koo.database.pool_queue import NAMED_MAX, PoolQueue
 from koo.database.probe import ProbeDatabase
 from koo.database.scope import S_co, SessionScope
@@ -189,20 +189,16 @@ class Database(Generic[S_co]):
         another call has used, and TypeError unless `fn` is an `async def`.
         """
         check_function(fn)
-        key = idempotency_key
         return await self.transactions.run(
             lambda session: fn(cast(S_co, session), *args, **kwargs),
             max_retries=max_retries,
             readonly=readonly,
             isolation=isolation,
-            operation=None if key is None else Operation(key, fingerprint_of(fn, args, kwargs)),
+            operation=operation_of(idempotency_key, fn, args, kwargs),
         )
 
     async def init_exactly_once(self) -> None:
-        """Make the table of markers, or add what one of an older version lacks; again and again if you like.
-
-        As `koo db init`. Needs a user who may create tables. Raises `DatabaseError`.
-        """
+        """As `koo db init`: make the table of markers, or add what an older one lacks. Raises `DatabaseError`."""
         await self._open().markers.make()
 
     async def check_exactly_once(self) -> None:

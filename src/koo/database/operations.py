@@ -183,6 +183,13 @@ def _forbid_commits(session: Session, scope: _Begun) -> None:
     event.listen(session, "before_commit", refuse)
 
 
+def operation_of(
+    key: str | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Operation | None:
+    """The operation that this call is, or None where it has no key."""
+    return None if key is None else Operation(key, fingerprint_of(fn, args, kwargs))
+
+
 def fingerprint_of(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Which call it is: the function's name and its arguments, as far as they can be told."""
     name = f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__qualname__)}"

@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from koo.attempt import explain
 from koo.clock import Clock
 from koo.database.faults import SERVICE
-from koo.database.operations import Operation, fingerprint_of
+from koo.database.operations import Operation, operation_of
 from koo.database.scope import SessionScope
 from koo.database.sqlite import MODES, Mode
 from koo.deadlines import ends_at
@@ -285,7 +285,7 @@ def _decorate(
             max_retries=max_retries,
             readonly=readonly,
             isolation=isolation,
-            operation=None if key is None else Operation(key, fingerprint_of(fn, args, kwargs)),
+            operation=operation_of(key, fn, args, kwargs),
         )
 
     return run
