@@ -57,7 +57,7 @@ class Clients:
         while True:
             await asyncio.sleep(1)
             try:
-                async with asyncio.timeout(2), session.get("/livez") as answer:
+                async with asyncio.timeout(5), session.get("/livez") as answer:
                     await answer.read()
                     if answer.status == 200:
                         continue

@@ -98,7 +98,7 @@ def _told(course: Course, one: Struck) -> Told:
 
     last = one.ended_s + FIRES_LATE_S
     fired = [at for at, seen in course.alerts if one.began_s <= at <= last and holds(seen)]
-    ended = [at for at, seen in course.alerts if at > max(one.ended_s, *fired[:1]) and not holds(seen)]
+    ended = [at for at, seen in course.alerts if at > max([one.ended_s, *fired[:1]]) and not holds(seen)]
     until = ended[0] if ended else float("inf")
     followed = any(
         other.fault.component == one.fault.component and one.ended_s <= other.began_s <= until

@@ -296,7 +296,7 @@ async def world(seed: int) -> AsyncIterator[World]:
         port = free_port()
         shared = {
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{ROOT}:{ROOT}/src",
             "CHAOS_SEED": str(seed),
             **SETTINGS,
             **_services(ways),

@@ -181,6 +181,8 @@ class Parts:
     def add_operation(self, service: Service, money: Money) -> None:
         """Guard an own operation from now on; one of the same name is replaced."""
         service.calls = self.calls
+        if service.name in self.operations:
+            service.take_over(self.operations[service.name][0])
         self.operations[service.name] = (service, money)
         self.budgets.add_service(service.name, service.allowance)
 

@@ -147,6 +147,7 @@ class Service:
         self.credentials = Credentials(self.gates, self.guard)
         self._guards: dict[str | None, Guard] = {}
         self._forgotten = Tally(clock.monotonic())  # the counts of models that made room for others
+        self._opened_before = 0  # how often their breakers opened
         self._pauses: dict[str | None, Cooldown] = {}  # of models that have no guard now
         self._override = Override.NONE
         self.guard(default_model)
@@ -179,6 +180,22 @@ class Service:
     def tallies(self) -> list[Tally]:
         """What was counted of all models, also of those that were forgotten."""
         return [*(guard.tally for guard in self._guards.values()), self._forgotten]
+
+    @property
+    def times_opened(self) -> int:
+        """How often a breaker of any model opened, also of those that were forgotten."""
+        return self._opened_before + sum(guard.breaker.trips for guard in self._guards.values())
+
+    def take_over(self, before: Service) -> None:
+        """Go on with the counts of a registration that this one replaces; a counter never falls."""
+        now = self.clock.monotonic()
+        for tally in before.tallies:
+            self._forgotten.take_over(tally, now)
+        self._opened_before += before.times_opened
+        before._forgotten = self._forgotten
+        for guard in before.guards:  # a call that is under way counts here when it ends
+            guard.tally = self._forgotten
+            before.credentials.forget(guard.model, self._forgotten)
 
     def _make_guard(self, model: str | None) -> Guard:
         if len(self._guards) >= MODELS_MAX:
@@ -218,6 +235,7 @@ class Service:
         self.gates.pacing.discard(guard.pacer)
         self.gates.retry_budget.leave(guard.tally)
         self._forgotten.take_over(guard.tally, now)
+        self._opened_before += guard.breaker.trips
         # A caller that waits before its gates still has the guard, and will count.
         guard.tally = self._forgotten
         self.credentials.forget(guard.model, self._forgotten)

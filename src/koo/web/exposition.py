@@ -127,6 +127,7 @@ class PlatformMetrics(Collector):
         for name, view in overview["services"].items():
             if view["configured"]:
                 yield from _service(name, view)
+                yield "koo_circuit_breaker_opened", (name,), self._platform.services[name].times_opened
         for own in overview["budgets"]:
             yield from _budget("koo_own_budget", own["title"], own)
         database = self._platform.database
@@ -146,11 +147,9 @@ class PlatformMetrics(Collector):
 
 def _service(name: str, view: ServiceHealth) -> Iterator[Sample]:
     metrics, limits = view["metrics"], view["rate_limits"]
-    models = view["models"].values()
     yield from _one_of(
         "koo_circuit_breaker_state", name, BREAKER_STATES, view["health"]["circuit_breaker_state"]
     )
-    yield "koo_circuit_breaker_opened", (name,), sum(model["times_opened"] for model in models)
     yield from _one_of("koo_service_state", name, SERVICE_STATES, view["state"])
     for outcome, key in OUTCOMES.items():
         yield "koo_service_requests", (name, outcome), metrics[key]
