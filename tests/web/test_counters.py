@@ -129,7 +129,7 @@ def test_what_forgotten_models_and_replaced_registrations_have_counted_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(koo.ai.service, "MODELS_MAX", 2)
-    acts: list[Act] = [fails] * 4 + [is_registered_again, succeeds, is_replaced_while_it_runs]
+    acts: list[Act] = [fails, fails, fails, fails, is_registered_again, succeeds, is_replaced_while_it_runs]
     last = counters(asyncio.run(texts_of(acts, tmp_path))[-1])
     assert last["koo_circuit_breaker_opened_total", (("breaker", NAME),)] == 4
     assert last["koo_service_requests_total", (("outcome", "success"), ("service", NAME))] == 2
