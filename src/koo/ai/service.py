@@ -90,6 +90,9 @@ class AIService:
 class Service:
     """The guards and gates of one service, by model; `default_model` is what a query gets that names none."""
 
+    _opened_before = 0
+    """How often breakers opened of models that made room for others."""
+
     def __init__(
         self,
         name: str,
@@ -147,7 +150,6 @@ class Service:
         self.credentials = Credentials(self.gates, self.guard)
         self._guards: dict[str | None, Guard] = {}
         self._forgotten = Tally(clock.monotonic())  # the counts of models that made room for others
-        self._opened_before = 0  # how often their breakers opened
         self._pauses: dict[str | None, Cooldown] = {}  # of models that have no guard now
         self._override = Override.NONE
         self.guard(default_model)
