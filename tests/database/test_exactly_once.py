@@ -204,7 +204,7 @@ def test_a_session_that_does_not_end_its_commit_is_ended_and_asked_about_again(p
                 " FOR EACH ROW EXECUTE FUNCTION dawdle()",
                 pg.database,
             )
-            deadline = asyncio.get_running_loop().time() + 0.3
+            deadline = asyncio.get_running_loop().time() + 2.0
             with pytest.raises(NotCommitted):
                 async with database.make_scope(deadline=deadline) as session:
                     await insert(session)
@@ -237,7 +237,7 @@ def test_what_cannot_be_learned_is_unknown_and_says_the_key(pg: Place) -> None:
     async def main() -> None:
         async with marked(pg, resolve_timeout_s=0.2) as (database, proxy):
             assert database.connections is not None
-            deadline = asyncio.get_running_loop().time() + 0.5
+            deadline = asyncio.get_running_loop().time() + 3.0
             with pytest.raises(CommitOutcomeUnknown) as caught:
                 await fall_silent(database, proxy, deadline)
             proxy.accepts()
@@ -471,5 +471,22 @@ def test_sqlite_always_knows_so_it_needs_neither_table_nor_markers(sqlite_url: s
             async with database.session_scope() as session:
                 await insert(session, 2)
                 assert (await session.execute(text("SELECT count(*) FROM koo_markers"))).scalar_one() == 0
+
+    run(main)
+
+
+def test_a_table_that_is_missing_is_noticed_without_a_scope_and_its_old_rows_are_deleted_by_themselves(
+    pg: Place,
+) -> None:
+    async def main() -> None:
+        async with opened(pg.url, exactly_once="marker") as database:
+            await database.health_check()  # it is open now, and nothing more
+            await until(lambda: "markers_unusable" in database.get_health()["conditions"])
+            async with opened(pg.url) as other:
+                await other.init_exactly_once()
+            old = commit_key(time.time() - 2 * 86_400)
+            pg.server.sql(f"INSERT INTO koo_markers (key) VALUES ('{old}')", pg.database)
+            await until(lambda: "markers_unusable" not in database.get_health()["conditions"])
+            await until(lambda: count(pg, "SELECT count(*) FROM koo_markers") == 0)
 
     run(main)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -172,6 +173,12 @@ class Connections:
 
     # ── background work ───────────────────────────────────────────────────────────────────────────────────────
 
+    def tick(self, now: float) -> None:
+        """What each second brings, at the monotonic time `now`."""
+        with suppress(RuntimeError):  # a tick without a loop, or from another one, tends nothing
+            if not self.draining and asyncio.get_running_loop() is self.loop:
+                self.markers.tend(now, must_be_there=self.marks)
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something small in the background."""
         self.keep(begin(self.loop, work, "koo small work"))
@@ -254,6 +261,7 @@ class Connections:
         timer = self.loop.call_later(self.options.cleanup_timeout_s, self.records.hasten)
         try:
             await self._end_retired()
+            await self.markers.close()
             await self.beside.close()
             await self.engine.dispose()
         finally:

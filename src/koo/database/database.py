@@ -341,6 +341,8 @@ class Database(Generic[S_co]):
         self.guard.tick()
         self.news.tick()
         self.metrics.fold(now)
+        if self.connections is not None:
+            self.connections.tick(now)
         self.news.note_overdue(self.pool_queue.take_overdue(now, self.options.held_warning_s), now)
 
     # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -21,6 +21,7 @@ have lost the protection that they were promised.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -41,6 +42,8 @@ COLUMNS = ("key", "created_at", "burned", "fingerprint", "result")
 BATCH = 1000
 """Rows that one DELETE takes: its locks and its WAL stay small beside the application's own."""
 BATCHES_MAX = 20
+CLEAN_S = 60.0
+"""Between two deletions: with both numbers above, a process keeps up with 300 COMMITs a second."""
 REFUSED = "42"
 """The class of SQLSTATEs of what cannot be right, such as a privilege that is missing."""
 INIT_LOCK = 0x6B6F6F
@@ -97,6 +100,9 @@ AND created_at < {now} ORDER BY created_at LIMIT :batch{lock})
 """
 
 
+log = logging.getLogger("koo")
+
+
 class Markers:
     """The table of one database. `metrics.marker_problem`: why it cannot be used, or None."""
 
@@ -109,6 +115,8 @@ class Markers:
         self._options = options
         self._metrics = metrics
         self._looking: asyncio.Task[Place] | None = None
+        self._tending: asyncio.Task[None] | None = None
+        self._tend_at = 0.0
 
     async def ready(self) -> Place:
         """Where it is, looked up at the first use.
@@ -170,6 +178,32 @@ class Markers:
             raise refused(
                 f"the table {TABLE} is of another version, it has no {', '.join(lacks)}: run `koo db init`"
             )
+
+    def tend(self, now: float, *, must_be_there: bool) -> None:
+        """Each second: look again while it `must_be_there` and cannot be used; delete old rows once in `CLEAN_S`."""
+        is_busy = self._tending is not None and not self._tending.done()
+        if (
+            is_busy
+            or (self.place is None and not must_be_there)
+            or (self.place is not None and now < self._tend_at)
+        ):
+            return
+        self._tend_at = now + CLEAN_S
+        self._tending = begin(asyncio.get_running_loop(), self._tend(), "koo tends its markers")
+
+    async def _tend(self) -> None:
+        try:
+            await self.ready()
+            await self.clean()
+        except DatabaseError:
+            log.debug("database: the markers could not be tended", exc_info=True)
+
+    async def close(self) -> None:
+        """End what runs in the background."""
+        running = [task for task in (self._tending, self._looking) if task is not None and not task.done()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
     def distrust(self, problem: str) -> None:
         """A marker could not be written: look again before the next scope that may write."""
