@@ -20,6 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import aiohttp
 
@@ -129,7 +130,7 @@ async def pause(one: World, course: Course, clients: Clients) -> None:
         Pause(
             one.now_s,
             took_s,
-            {child.what: str(open_in(child.said)) for child in one.children if open_in(child.said)},
+            {child.what: left for child in one.children if (left := _left_in(child.said))},
             {child.what: child.look(one.began) for child in one.children},
             one.ways["database"].open_connections,
             sum(one.ways[name].open_connections for name in one.fakes),
@@ -140,8 +141,14 @@ async def pause(one: World, course: Course, clients: Clients) -> None:
     set_quiet(one, clients, False)
 
 
-def _is_old(said: dict[str, float]) -> bool:
-    return time.monotonic() - said.get("heard_s", 0.0) > 4
+def _left_in(said: dict[str, Any]) -> str:
+    if _is_old(said):
+        return "it says nothing any more"
+    return str(open_in(said)) if open_in(said) else ""
+
+
+def _is_old(said: dict[str, Any]) -> bool:
+    return bool(time.monotonic() - said.get("heard_s", 0.0) > 4)
 
 
 def set_quiet(one: World, clients: Clients, is_quiet: bool) -> None:

@@ -54,7 +54,7 @@ def test_an_alert_goes_on_where_the_next_fault_of_the_same_begins_before_it_has_
     assert [one.wrong() for one in told(seen)] == ["", ""]
 
 
-def pauses(*rss_mib: float, **of_last: int) -> list[Pause]:
+def pauses(*rss_mib: float, **of_last: Any) -> list[Pause]:
     sample = Sample(0.0, 0.0, descriptors=20, threads=8, said={"tasks": {"koo keeper": 5}})
     made = [
         Pause(60.0 * minute, 1.0, {}, {"serve": replace(sample, rss_mib=rss)}, 0, 0)

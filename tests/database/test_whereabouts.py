@@ -57,6 +57,22 @@ def test_the_line_of_its_async_with_is_found_from_outside() -> None:
     run(main)
 
 
+def test_it_is_found_from_a_thread_without_a_loop_too() -> None:
+    """A page of Flask shows a saturated pool: no task runs in its thread."""
+
+    async def work(scope: Scope) -> None:
+        async with scope as session:
+            await wait_inside(session)
+
+    async def main() -> None:
+        task = await started(work(Scope()))
+        line = work.__code__.co_firstlineno + 1
+        assert str(await asyncio.to_thread(find, task, Scope.session)) == f"{__name__}:{line}"
+        await finished(task)
+
+    run(main)
+
+
 def test_of_two_scopes_in_one_function_each_has_its_own_line() -> None:
     async def work(outer: Scope, inner: Scope) -> None:
         inner.session = object()

@@ -9,7 +9,6 @@ when, because "all in use" is useless without knowing by whom.
 from __future__ import annotations
 
 import asyncio
-from itertools import islice
 from typing import Any, Protocol
 
 from koo.database.whereabouts import find, first_words
@@ -127,7 +126,7 @@ class PoolQueue(Bulkhead):
     def count_overdue(self, now: float, after_s: float) -> int:
         """How many scopes have been open for `after_s`."""
         count = 0
-        for since in self.holders.values():  # the oldest first
+        for since in list(self.holders.values()):  # the oldest first; another thread may ask while one leaves
             if now - since < after_s:
                 break
             count += 1
@@ -135,7 +134,7 @@ class PoolQueue(Bulkhead):
 
     def describe_oldest(self, now: float, most: int) -> list[str]:
         """The scopes that have been open longest, in words."""
-        return [describe(holder, since, now) for holder, since in islice(self.holders.items(), most)]
+        return [describe(holder, since, now) for holder, since in list(self.holders.items())[:most]]
 
     def take_overdue(self, now: float, after_s: float) -> list[tuple[Holder, float]]:
         """The scopes that have been open for `after_s`, each once, with when they had asked."""

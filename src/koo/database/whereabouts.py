@@ -56,7 +56,8 @@ def find(task: asyncio.Task[Any] | None, session: object) -> Whereabouts:
     own = [frame for frame in frames if not frame.f_code.co_filename.startswith(_KOO)]
     name = task.get_name() + (", which has ended" if task.done() else "")
     for frame in own:
-        names = [name for name, value in frame.f_locals.items() if value is session]
+        # A copy: looked at from another thread, it changes meanwhile.
+        names = [name for name, value in dict(frame.f_locals).items() if value is session]
         if names:
             line = _opened_at(frame.f_code, frame.f_lasti, names[0]) or frame.f_lineno
             return Whereabouts(_place(frame, line), _route(frames), name)
@@ -67,7 +68,8 @@ def find(task: asyncio.Task[Any] | None, session: object) -> Whereabouts:
 
 def _frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
     """The frames of a task, outermost first."""
-    if task is asyncio.current_task():
+    # In a thread without a loop, where an application of WSGI asks for the numbers, no task runs.
+    if asyncio._get_running_loop() is not None and task is asyncio.current_task():
         # A coroutine that runs does not say what it awaits; the interpreter's own stack does. From `find`'s caller on:
         # a frame that is listed among its own locals would be left to the garbage collector.
         outermost = getattr(task.get_coro(), "cr_frame", None)
