@@ -90,7 +90,7 @@ class AlertActs:
         if episode is None:
             raise CallerMistake("alerts", "no alert of that id lasts", kind=Kind.NOT_FOUND)
         own = (view for view in self._keeper.views() if view["id"] == alert_id and view["active"])
-        return next(own, past_view(episode))
+        return next(own, past_view(episode, has_channel=self._keeper.has_channel))
 
     async def silence(
         self,
@@ -154,7 +154,7 @@ class AlertActs:
         found = await self._ask(lambda: episodes.history(first, last, limit=limit + 1, after=after))
         page = found[:limit]
         return {
-            "episodes": [past_view(episode) for episode in page],
+            "episodes": [past_view(episode, has_channel=self._keeper.has_channel) for episode in page],
             "next_cursor": None if len(found) <= limit else _cursor(page[-1].started_at, page[-1].id),
             "since": iso(first),
             "until": iso(last),

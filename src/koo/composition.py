@@ -113,6 +113,7 @@ class Parts:
             alone=self.outbox.alone,
             outer=self.hangs_on,
             remind_every_s=options.alerts.reminder_every_s,
+            has_channel=bool(self.outbox.couriers),
         )
         self.own_watch = OwnWatch(_folders(options.home, store.file))
         self.checked: set[str] = set()  # Services whose last unbilled check passed.

@@ -573,7 +573,7 @@ def test_without_the_engine_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
             await refused_load(provider),
         ):
             assert isinstance(error, ServiceFailed) and error.kind is Kind.NOT_CONFIGURED
-            assert "pip install -U 'koo[local]'" in str(error)
+            assert "pip install -U '/path/to/koo[local]'" in str(error)
 
     asyncio.run(main())
 

@@ -12,6 +12,7 @@ from koo.ai import local_obstacle
 from koo.ai.local_model import PACKAGE
 from koo.ai.local_obstacle import ENGINE, engine_obstacle, import_obstacle, model_obstacle
 
+INSTALL = "from where you installed koo, run pip install -U '/path/to/koo[local]', then koo model install"
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there it can be missing")
 NO_LIBGOMP = "libgomp.so.1: cannot open shared object file: No such file or directory"
 
@@ -30,9 +31,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, ENGINE, None)
-    assert engine_obstacle() == (
-        "not configured: its engine xllamacpp is not installed; run pip install -U 'koo[local]'"
-    )
+    assert engine_obstacle() == (f"not configured: its engine xllamacpp is not installed; {INSTALL}")
 
 
 @linux
@@ -67,7 +66,7 @@ def test_an_engine_that_failed_to_load_is_tried_though_the_usual_library_is_ther
 
 def test_another_failure_of_the_import_is_an_engine_to_install_again() -> None:
     assert import_obstacle("ImportError: undefined symbol: llama_decode").endswith(
-        "is damaged or too old; run pip install -U 'koo[local]'"
+        f"is damaged or too old; {INSTALL}"
     )
 
 

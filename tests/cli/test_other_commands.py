@@ -11,6 +11,7 @@ import pytest
 
 from koo.ai.local_model import find_model
 from koo.ai.local_server import SERVERS
+from koo.monitoring.runbook import runbooks
 from koo.testing.providers import FakeAnthropic, error
 from tests.cli.running import Here, settings_of
 
@@ -104,7 +105,7 @@ def test_without_its_engine_doctor_says_so_and_no_model_is_fetched(
     here.set(settings_of(KOO_URL="http://127.0.0.1:9"))
     _, found = findings(here)
     assert [check["result"] for check in found["local"]] == ["note"]
-    assert "run pip install -U 'koo[local]'" in found["local"][0]["found"]
+    assert "pip install -U '/path/to/koo[local]', then koo model install" in found["local"][0]["found"]
     # Were it to look for the model first, it would find it and be content.
     code, out, err = here.run("model", "install")
     assert (code, out) == (1, "")
@@ -127,3 +128,15 @@ def test_the_model_that_is_there_is_not_fetched_again(here: Here) -> None:
     assert here.run("model", "install")[:2] == (0, f"{path}\n")
     code, out, _ = here.run("model", "install", "--json")
     assert (code, Path(json.loads(out)["path"])) == (0, path)
+
+
+def test_the_runbook_is_read_without_a_server(here: Here) -> None:
+    here.set({"KOO_URL": "http://127.0.0.1:9"})
+    code, out, _ = here.run("runbook", "circuit_open")
+    assert code == 0 and out.startswith("Circuit breaker open (circuit_open, critical)\nBegins: ")
+    code, out, _ = here.run("runbook")
+    assert code == 0 and {line.split()[0] for line in out.splitlines()} == set(runbooks())
+    code, out, _ = here.run("runbook", "circuit_open", "--json")
+    assert [one["kind"] for one in json.loads(out)["kinds"]] == ["circuit_open"]
+    code, _, err = here.run("runbook", "curcuit_open")
+    assert code == 2 and "no kind of alert is called curcuit_open; `koo runbook` lists them" in err

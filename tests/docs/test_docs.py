@@ -232,3 +232,28 @@ def test_the_architecture_names_the_files_that_there_are() -> None:
     assert {
         name for name in parts if not name.startswith("__") and not re.search(rf"\b{name}\b", tree)
     } == set()
+
+
+BARE = re.compile(r"pip3? install(?:\s+-{1,2}[\w-]+)*\s+['\"]?koo(?![\w./-])")
+"""Koo by its name alone; `/path/to/koo` and `koo.db` are others."""
+
+
+def test_no_command_installs_koo_by_its_name_from_an_index() -> None:
+    """There it belongs to another project, whose code a reader would run."""
+    assert all(BARE.search(line) for line in ("pip install koo", "`pip install -U 'koo[testing]'`"))
+    assert not any(
+        BARE.search(line) for line in ("pip install /path/to/koo", "pip install '/src/koo[local]'")
+    )
+    folders = [ROOT / name for name in ("src", "docs", "examples", "backend")]
+    files = [
+        *ROOT.glob("*.*"),
+        ROOT / "Makefile",
+        *(one for folder in folders for one in folder.rglob("*.*")),
+    ]
+    read = [
+        one
+        for one in files
+        if one.is_file() and one.suffix in ("", ".py", ".md", ".json", ".js", ".html", ".toml", ".txt")
+    ]
+    found = [(str(one), said[0]) for one in read for said in BARE.finditer(one.read_text(encoding="utf-8"))]
+    assert found == []

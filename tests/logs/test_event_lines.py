@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import pytest
 
@@ -36,9 +37,11 @@ from koo.events import (
     StoreFound,
     StoreLost,
 )
+from koo.logs import event_lines
 from koo.logs.event_lines import LINES
 from koo.logs.event_log import LEVELS, EventLog
 from koo.logs.lines import request_id
+from koo.monitoring.runbook import runbooks
 from koo.testing.clock import WALL_S, StandingClock
 
 KINDS = [
@@ -53,14 +56,14 @@ REFUSED = Failure(
     401,
     "authentication_error",
 )
-PAGE = "docs/alerts.md"
+GUIDE = "koo runbook"
 
 EXACT: list[tuple[Event, str]] = [
     (
         CircuitOpened("claude/fable", "5 failures in a row, the last: status 500, api_error", 63.0, FAILED),
         "CRITICAL claude/fable: circuit opened: 5 failures in a row, the last: status 500, api_error; "
         "calls are refused until 2026-09-21T14:14:23Z (in 63 s), then one call at a time tests recovery; "
-        f"koo does that by itself; if it stays open: {PAGE}#circuit_open",
+        f"koo does that by itself; if it stays open: {GUIDE} circuit_open",
     ),
     (
         CircuitHalfOpened("claude/fable"),
@@ -72,7 +75,7 @@ EXACT: list[tuple[Event, str]] = [
         "CRITICAL claude/fable: circuit opened: 5 failures in a row, then a failed probe; "
         "it was open already since 2026-09-21T14:13:20Z; "
         "calls are refused until 2026-09-21T14:15:40Z (in 2 min), then one call at a time tests recovery; "
-        f"koo does that by itself; if it stays open: {PAGE}#circuit_open",
+        f"koo does that by itself; if it stays open: {GUIDE} circuit_open",
     ),
     (
         CircuitClosed("claude/fable"),
@@ -108,7 +111,7 @@ EXACT: list[tuple[Event, str]] = [
         "CRITICAL claude: key refused: the provider refused the key; "
         "what broke: it refuses the API key: set a valid one (status 401, authentication_error); "
         "nothing is sent with it until it works; it is tried again from 2026-09-21T14:15:50Z (in 60 s); "
-        f"set a valid key, or see the account at the provider: {PAGE}#service_down",
+        f"set a valid key, or see the account at the provider: {GUIDE} service_down",
     ),
     (
         KeyUnblocked("claude"),
@@ -132,7 +135,7 @@ EXACT: list[tuple[Event, str]] = [
     (
         DatabaseReadOnly("database"),
         "WARNING database: read-only: it takes no writes: a standby, or a full disk; "
-        f"reads pass, writes fail; it is asked again by itself: {PAGE}#database_read_only",
+        f"reads pass, writes fail; it is asked again by itself: {GUIDE} database_read_only",
     ),
     (
         DatabaseWritable("database"),
@@ -160,12 +163,12 @@ EXACT: list[tuple[Event, str]] = [
     (
         BillExceededHold("claude", "0.75", "0.5"),
         "CRITICAL claude: bill above its hold: a bill of 0.75 USD was above its worst case of 0.5 USD; "
-        f"it is booked whole, and the budget may be overspent by it: {PAGE}#bill_above_hold",
+        f"it is booked whole, and the budget may be overspent by it: {GUIDE} bill_above_hold",
     ),
     (
         StoreLost("state store", "the disk is full"),
         "CRITICAL state store: lost: the disk is full; "
-        f"it is tried again by itself, every few seconds: {PAGE}#budget_local",
+        f"it is tried again by itself, every few seconds: {GUIDE} budget_local",
     ),
     (
         StoreFound("state store"),
@@ -177,13 +180,13 @@ EXACT: list[tuple[Event, str]] = [
         "CRITICAL state store: forgot: it is older than what this process told it: it was replaced, or has lost "
         "what it had acknowledged; 1.25 USD that this process had booked were not known there, and are booked again; "
         "what processes that have ended told it since that copy is lost to the budgets; "
-        f"nothing is granted for six seconds: {PAGE}#store_forgot",
+        f"nothing is granted for six seconds: {GUIDE} store_forgot",
     ),
     (
         ProcessRenamed("state store", "host:42:abcd"),
         "WARNING state store: name taken: another process spoke to the state store under this one's name, "
         "or it was written off; this process goes on as host:42:abcd, and what it held is booked twice: "
-        f"{PAGE}#process_renamed",
+        f"{GUIDE} process_renamed",
     ),
     (
         DeliveryFailed("webhook", "the receiver answered 500", 30.0),
@@ -297,3 +300,11 @@ def test_what_has_begun_is_forgotten_when_there_is_too_much_of_it(
     log.on_event(CircuitClosed("claude/0"))
     log.on_event(CircuitClosed("claude/1999"))
     assert ["it refused calls" in message for message in caplog.messages] == [False, True]
+
+
+def test_what_a_line_tells_to_read_is_what_an_installed_koo_has() -> None:
+    """Each kind that the lines name is in the package's runbook, and no line names a file of the repository."""
+    source = Path(event_lines.__file__).read_text(encoding="utf-8")
+    kinds = {*re.findall(r"\{GUIDE\}(\w+)", source), "database_unavailable", "circuit_open"}
+    assert len(kinds) > 6 and kinds <= runbooks().keys()
+    assert "docs/" not in source and event_lines.GUIDE == "koo runbook "

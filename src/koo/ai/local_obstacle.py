@@ -19,7 +19,10 @@ from koo.ai.local_server import child_environment
 
 SET_PATH = "set AI_SERVICES__LOCAL__MODEL to the path of a GGUF file"
 ENGINE = "xllamacpp"
-INSTALL_ENGINE = "pip install -U 'koo[local]'"
+INSTALL_ENGINE = (
+    "from where you installed koo, run pip install -U '/path/to/koo[local]', then koo model install"
+)
+"""No bare name: on the public index it belongs to another project."""
 PACKAGES = {"libgomp.so.1": "libgomp1", "libstdc++.so.6": "libstdc++6"}
 """Debian's packages of the libraries that the engine's wheel leaves to the system."""
 LIBRARY = "libgomp.so.1"
@@ -33,7 +36,7 @@ def engine_obstacle(*, doubted: bool = False) -> str:
     """Why the engine cannot be imported, or empty. `doubted`: it failed to, so try it wherever its library is."""
     spec = find_spec(ENGINE)
     if spec is None:
-        return f"not configured: its engine {ENGINE} is not installed; run {INSTALL_ENGINE}"
+        return f"not configured: its engine {ENGINE} is not installed; {INSTALL_ENGINE}"
     libraries, changed_at = _read_ld_cache()
     if not sys.platform.startswith("linux") or (not doubted and f"{LIBRARY}\0".encode() in libraries):
         return ""
@@ -45,7 +48,7 @@ def import_obstacle(words: str) -> str:
     """What an ImportError of the engine means."""
     found = MISSING_LIBRARY.search(words)
     if found is None:
-        return f"not configured: its engine {ENGINE} is damaged or too old; run {INSTALL_ENGINE}"
+        return f"not configured: its engine {ENGINE} is damaged or too old; {INSTALL_ENGINE}"
     library = found[1]
     package = PACKAGES.get(library)
     command = f"run apt install {package}" if package else "install the system's package that has it"

@@ -7,7 +7,7 @@ recovery keeps it (`kept_by`), and is listed in its place. So does the greater k
 
 An episode of a process that is gone is *restored*. This process knows nothing of it yet: its breakers are closed and
 its probes have not looked. So it does not end because nothing is found, but because this process has looked where the
-kind's `evidence` says, and found nothing.
+kind's `evidence` says, and found nothing. Until then it *waits*, and what is found of its lesser kinds is part of it.
 
 People are notified of what fires, once, and hear of its end if they heard of its beginning. Three things keep it quiet
 meanwhile, and lose nothing: a silence, an acknowledgement, and an episode that explains it (`inhibited_by`) in the same
@@ -61,10 +61,16 @@ class Seen:
     since: Moment
     is_found: bool = True
     restored_at: float | None = None  # Until this process has found it too, or looked.
+    lesser: tuple[Finding, ...] = ()  # What is found of its parts while it waits.
     stands_in: str = ""
     inhibited_by: str = ""
     inhibited_at: float | None = None
     reminders: int = 0
+
+    @property
+    def waits(self) -> bool:
+        """An earlier process found it; this one has neither found it nor looked."""
+        return self.restored_at is not None
 
     @property
     def is_firing(self) -> bool:
@@ -109,8 +115,8 @@ class Alerts:
             elif episode.fingerprint not in self._active:
                 self._active[episode.fingerprint] = self._restored(episode, now)
         for seen in self._active.values():
-            if seen.restored_at is not None:
-                seen.stands_in = self._kept_by(seen, ())
+            if seen.waits:
+                seen.stands_in = self._kept_by(seen, ()) or self._waiting_whole(seen.episode)
         self._relate(now)
 
     def _restored(self, episode: Episode, now: Moment) -> Seen:
@@ -180,12 +186,13 @@ class Alerts:
         A pending one that is over is returned as resolved without `fired_at`.
         """
         current = {finding.fingerprint: finding for finding in findings}
-        parts = _parts_of(current.values())
+        parts = {**_parts_of(current.values()), **self._parts_of_waiting(current)}
         changed = []
         for key, finding in current.items():
             seen = self._active.get(key)
             if seen is not None:
                 changed += self._go_on(seen, finding, now)
+                seen.stands_in = parts.get(key, "")
             elif finding.begins and key not in parts:
                 changed.append(self._begin(finding, now, new_id()))
         for key, seen in list(self._active.items()):
@@ -195,6 +202,30 @@ class Alerts:
         self._relate(now)
         self._ended = [one for one in self._ended if _is_news(one, now.wall)]
         return changed
+
+    def _parts_of_waiting(self, current: Mapping[str, Finding]) -> dict[str, str]:
+        """The lesser faces of episodes that wait, found or restored: what absorbs them is only kept, and not found."""
+        for seen in self._active.values():
+            seen.lesser = ()
+        parts = {}
+        for finding in current.values():
+            whole = self._waiting_whole(finding, current)
+            if whole:
+                parts[finding.fingerprint] = whole
+                self._active[whole].lesser += (finding,)
+        for episode in self.lasting:
+            whole = self._waiting_whole(episode, current)
+            if whole:
+                parts[episode.fingerprint] = whole
+        return parts
+
+    def _waiting_whole(self, one: Finding | Episode, current: Collection[str] = ()) -> str:
+        """The waiting episode of which this is a part; what tests its recovery stands in its place instead."""
+        for kind in self._row(one.kind).part_of:
+            key = f"{kind}:{one.component}"
+            if key not in current and self._is_unseen(key) and one.kind not in self._row(kind).kept_by:
+                return key
+        return ""
 
     def _begin(self, finding: Finding, now: Moment, episode_id: str) -> Episode:
         row = self._row(finding.kind)
@@ -214,7 +245,7 @@ class Alerts:
         return episode
 
     def _go_on(self, seen: Seen, finding: Finding, now: Moment) -> list[Episode]:
-        seen.is_found, seen.restored_at, seen.stands_in = True, None, ""
+        seen.is_found, seen.restored_at = True, None
         seen.episode = replace(seen.episode, message=finding.message, data=dict(finding.data))
         if seen.episode.phase == "pending":
             held_s = now.monotonic - seen.since.monotonic
@@ -276,7 +307,7 @@ class Alerts:
 
     def _is_unseen(self, key: str) -> bool:
         seen = self._active.get(key)
-        return seen is not None and seen.restored_at is not None
+        return seen is not None and seen.waits
 
     def _relate(self, now: Moment) -> None:
         for seen in self._active.values():

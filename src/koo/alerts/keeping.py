@@ -60,7 +60,8 @@ class AlertKeeper:
     """Lets alerts begin and end, and keeps them. `observes`: can this process observe a component at all?
 
     `outer` says what a component hangs on. `alone` delivers notices from this process's memory, without the store.
-    `remind_every_s`: how often people are reminded of a critical alert that still fires; 0: never.
+    `remind_every_s`: how often people are reminded of a critical alert that still fires; 0: never. `has_channel`: can
+    this process tell people anything?
     """
 
     def __init__(
@@ -72,12 +73,14 @@ class AlertKeeper:
         alone: Alone,
         outer: Callable[[str], Collection[str]] = outer_component,
         remind_every_s: float = 0.0,
+        has_channel: bool = True,
     ) -> None:
         self._store = store
         self._clock = clock
         self._observes = observes
         self._alone = alone
         self._remind_every_s = remind_every_s
+        self.has_channel = has_channel
         self.alerts = Alerts(outer)
         self._knows_news = False
         self._unwritten: dict[str, Episode] = {}
@@ -87,11 +90,11 @@ class AlertKeeper:
 
     def views(self) -> list[Alert]:
         """What holds now, the worst first, then what ended within fifteen minutes. Changes nothing."""
-        return alert_views(self.alerts, self.now)
+        return alert_views(self.alerts, self.now, has_channel=self.has_channel)
 
     def doubted(self) -> set[str]:
         """The components of which an earlier process left alerts that this one has neither found nor looked for yet."""
-        doubted = {one.episode.component for one in self.alerts.seen if one.restored_at is not None}
+        doubted = {one.episode.component for one in self.alerts.seen if one.waits}
         return {component.partition("/")[0] for component in doubted}
 
     @property

@@ -253,7 +253,9 @@ def _status(courier: Courier, severity: Severity, clock: Clock) -> ChannelStatus
 
 def _untold(alert: Alert, names: Sequence[str]) -> UntoldAlert:
     notified = alert["notified"]
-    written = NOT_CONFIGURED if not names else "it is written down, and goes out within a second or two"
+    written = "it is written down, and goes out within a second or two"
+    is_written = notified["state"] in ("notified", "no_channel")
+    reason = NOT_CONFIGURED if is_written and not names else notified["reason"] or written
     return {
         "id": alert["id"],
         "kind": alert["kind"],
@@ -261,5 +263,5 @@ def _untold(alert: Alert, names: Sequence[str]) -> UntoldAlert:
         "severity": alert["type"],
         "since": alert["timestamp"],
         "state": notified["state"],
-        "reason": notified["reason"] or written,
+        "reason": reason,
     }

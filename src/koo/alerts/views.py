@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from koo.alerts.engine import Alerts, Moment, Seen
-from koo.alerts.kinds import ENDINGS
+from koo.alerts.kinds import ENDINGS, KINDS, UNKNOWN, Evidence
 from koo.alerts.own_rules import find_in_koo
 from koo.clock import iso
 from koo.episodes import Acknowledgement, Episode, Silence
@@ -21,12 +21,20 @@ from koo.monitoring.shapes import (
 )
 
 RANK = {"critical": 0, "warning": 1, "info": 2}
+NO_CHANNEL = "no channel is configured, so nobody is told of it"
+ENDS: dict[Evidence, str] = {
+    "own": "it ends at the next look",
+    "answer": "it ends when that answers again",
+    "recent": "it ends when there were enough calls, or enough time",
+    "store": "it ends when the state store has answered",
+}
+"""What the end of an alert waits for that an earlier process found, by its kind's evidence."""
 
 
-def alert_views(alerts: Alerts, now: Moment) -> list[Alert]:
+def alert_views(alerts: Alerts, now: Moment, *, has_channel: bool = True) -> list[Alert]:
     """What holds now, the worst first, then what ended within fifteen minutes. Changes nothing."""
-    lasting = [_seen_view(seen, alerts, now) for seen in alerts.seen if not seen.stands_in]
-    listed = [*lasting, *(_news_view(ended) for ended in alerts.ended(now))]
+    lasting = [_seen_view(seen, alerts, now, has_channel) for seen in alerts.seen if not seen.stands_in]
+    listed = [*lasting, *(_news_view(ended, has_channel) for ended in alerts.ended(now))]
     return sorted(sorted(listed, key=_timestamp, reverse=True), key=lambda view: RANK[view["type"]])
 
 
@@ -41,10 +49,10 @@ def _timestamp(view: Alert) -> str:
     return view["timestamp"]
 
 
-def past_view(episode: Episode) -> Alert:
+def past_view(episode: Episode, *, has_channel: bool = True) -> Alert:
     """An episode of the history, of this process or of another one."""
     if episode.notified_at is not None:
-        notified = _notified("notified", "", episode.notified_at)
+        notified = _noticed(episode.notified_at, has_channel)
     elif episode.ended_at is not None:
         notified = _notified("ended", "it ended before anyone was to be notified")
     else:
@@ -68,9 +76,11 @@ def silence_view(silence: Silence) -> SilenceView:
 # ── one alert ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _seen_view(seen: Seen, alerts: Alerts, now: Moment) -> Alert:
+def _seen_view(seen: Seen, alerts: Alerts, now: Moment, has_channel: bool) -> Alert:
     episode = seen.episode
-    view = _view(episode, _since(seen), _why(seen, alerts, now))
+    view = _view(episode, _since(seen), _why(seen, alerts, now, has_channel))
+    if seen.waits:
+        _say_that_it_waits(view, seen)
     silence = alerts.silence_of(episode, now)
     if silence is not None:
         view["silenced"] = silence_view(silence)
@@ -80,6 +90,27 @@ def _seen_view(seen: Seen, alerts: Alerts, now: Moment) -> Alert:
     return view
 
 
+def _say_that_it_waits(view: Alert, seen: Seen) -> None:
+    """What an earlier process found refuses nothing here, and is tried when somebody calls: else a list of alerts says
+    "cannot be asked" beside a state that says "healthy"."""
+    data = AlertData(unconfirmed=True)
+    for finding in seen.lesser:
+        data.update(finding.data)
+    if "last_error" not in data and "last_error" in view["data"]:
+        data["last_error"] = view["data"]["last_error"]
+    data["also"] = sorted({*view["data"].get("also", ()), *(one.kind for one in seen.lesser)})
+    found = "; ".join(one.message for one in seen.lesser)
+    has_met = (
+        f"now: {found}"
+        if found
+        else f"this one has not met it, and {ENDS[KINDS.get(seen.episode.kind, UNKNOWN).evidence]}"
+    )
+    view["message"] = f"an earlier process found: {view['message']}; {has_met}"
+    view["data"] = data
+    if view["type"] == "critical" and not any(one.severity == "critical" for one in seen.lesser):
+        view["type"] = "warning"
+
+
 def _since(seen: Seen) -> float:
     episode = seen.episode
     if episode.phase == "recovering":
@@ -87,11 +118,11 @@ def _since(seen: Seen) -> float:
     return episode.started_at if episode.fired_at is None else episode.fired_at
 
 
-def _why(seen: Seen, alerts: Alerts, now: Moment) -> Notified:
+def _why(seen: Seen, alerts: Alerts, now: Moment, has_channel: bool) -> Notified:
     """Whether people are notified, and if not, why."""
     episode, silence = seen.episode, alerts.silence_of(seen.episode, now)
     if episode.notified_at is not None:
-        return _notified("notified", "", episode.notified_at)
+        return _noticed(episode.notified_at, has_channel)
     if episode.phase == "pending":
         return _notified("pending", "it has not held for long enough yet")
     if silence is not None:
@@ -106,6 +137,11 @@ def _why(seen: Seen, alerts: Alerts, now: Moment) -> Notified:
     if not seen.is_found:
         return _notified("kept_quiet", "it may be over: its condition was not found at the last look")
     return _notified("due", "it has just begun, or the state store is away")
+
+
+def _noticed(at: float, has_channel: bool) -> Notified:
+    """A notice is written. Where no channel is configured it lies in the store, and reaches no one."""
+    return _notified("notified", "", at) if has_channel else _notified("no_channel", NO_CHANNEL)
 
 
 def _notified(state: NotificationWord, reason: str, at: float | None = None) -> Notified:
@@ -142,10 +178,10 @@ def _view(episode: Episode, since: float, notified: Notified) -> Alert:
     }
 
 
-def _news_view(ended: Episode) -> Alert:
+def _news_view(ended: Episode, has_channel: bool) -> Alert:
     """That an episode ended, as information: under a kind of its own, with the time of the end."""
     assert ended.ended_at is not None
-    view, ending = past_view(ended), ENDINGS[ended.kind]
+    view, ending = past_view(ended, has_channel=has_channel), ENDINGS[ended.kind]
     view["type"], view["kind"], view["message"] = "info", ending.kind, ending.message
     view["timestamp"], view["runbook"] = iso(ended.ended_at), runbook_path(ending.kind)
     view["data"] = {"lasted_s": ended.ended_at - ended.started_at}

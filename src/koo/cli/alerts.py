@@ -62,6 +62,9 @@ def state_of(alert: Alert) -> str:
         words.append(f"acknowledged by {acknowledged['by']}")
     if silence := alert.get("silenced"):
         words.append(f"silenced by {silence['by']} until {when(silence['ends_at'])}")
+    # A server of an earlier version does not say it.
+    if alert["active"] and alert.get("notified", {}).get("state") == "no_channel":
+        words.append("nobody is told: no channel")
     return ", ".join(words)
 
 

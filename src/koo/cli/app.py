@@ -378,6 +378,27 @@ def doctor(
     raise typer.Exit(examine(url, as_json=as_json, workers=workers))
 
 
+def _kinds(incomplete: str) -> list[str]:
+    """For the completion of a shell: the kinds of alerts."""
+    from koo.monitoring.runbook import runbooks
+
+    return [kind for kind in runbooks() if kind.startswith(incomplete)]
+
+
+@app.command()
+def runbook(
+    kind: Annotated[
+        str | None,
+        typer.Argument(help="A kind of alert, as circuit_open; without it, all.", autocompletion=_kinds),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what to do about a kind of alert; needs no server."""
+    from koo.cli.runbook import runbook as show
+
+    raise typer.Exit(show(kind, as_json=as_json))
+
+
 @app.command()
 def config(
     only_set: Annotated[bool, typer.Option("--only-set", help="Leave out what is as by default.")] = False,

@@ -18,7 +18,8 @@ from koo.logs.lines import at, until
 
 BEGUN_MAX = 1000
 """So many beginnings are remembered: a model's name, and so a breaker's, is a caller's word."""
-GUIDE = "docs/alerts.md#"
+GUIDE = "koo runbook "
+"""What whoever reads the log has: the command, and no folder of documents."""
 
 
 class Since:

@@ -308,6 +308,9 @@ class AlertData(TypedDict, total=False):
     also: Annotated[
         list[str], Doc("other kinds that hold for the same cause and are not listed by themselves")
     ]
+    unconfirmed: Annotated[
+        bool, Doc("an earlier process found it; this one has neither met it nor seen enough to end it")
+    ]
     turned_away: Annotated[int, Doc("callers that got no place since it began")]
     next_attempt: Annotated[Time | None, Doc("when an open breaker is tried again; null: not by itself")]
     resets_at: Annotated[Time | None, Doc("when a limit or a budget is free again")]
@@ -326,7 +329,15 @@ class AlertData(TypedDict, total=False):
 
 PhaseWord = Literal["pending", "firing", "recovering", "resolved"]
 NotificationWord = Literal[
-    "pending", "due", "notified", "silenced", "acknowledged", "inhibited", "kept_quiet", "ended"
+    "pending",
+    "due",
+    "notified",
+    "no_channel",
+    "silenced",
+    "acknowledged",
+    "inhibited",
+    "kept_quiet",
+    "ended",
 ]
 
 

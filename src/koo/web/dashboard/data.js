@@ -128,10 +128,10 @@
  * }} ServicesHealth
  *
  * @typedef {{
- *   refuses?: string, since?: string | null, also?: string[], turned_away?: number, next_attempt?: string | null,
- *   resets_at?: string | null, error_rate?: number, p95?: number, services?: string[], lasted_s?: number,
- *   clients?: number, share?: number, runs_out?: RunOut | null, amount?: string, last_error?: LastError | null,
- *   server?: DatabaseServer, answers_since?: string | null,
+ *   refuses?: string, since?: string | null, also?: string[], unconfirmed?: boolean, turned_away?: number,
+ *   next_attempt?: string | null, resets_at?: string | null, error_rate?: number, p95?: number,
+ *   services?: string[], lasted_s?: number, clients?: number, share?: number, runs_out?: RunOut | null,
+ *   amount?: string, last_error?: LastError | null, server?: DatabaseServer, answers_since?: string | null,
  * }} AlertData
  *
  * @typedef {{
@@ -143,8 +143,8 @@
  * }} SilenceView
  *
  * @typedef {{
- *   state: "pending" | "due" | "notified" | "silenced" | "acknowledged" | "inhibited" | "kept_quiet" | "ended",
- *   at: string | null, reason: string,
+ *   state: "pending" | "due" | "notified" | "no_channel" | "silenced" | "acknowledged" | "inhibited" | "kept_quiet"
+ *    | "ended", at: string | null, reason: string,
  * }} Notified
  *
  * @typedef {{
@@ -212,9 +212,9 @@
  * }} AlertDelivery
  *
  * @typedef {{
- *   id: string, kind: string, component: string, severity: "critical" | "warning" | "info", since: string,
- *   state: "pending" | "due" | "notified" | "silenced" | "acknowledged" | "inhibited" | "kept_quiet" | "ended",
- *   reason: string,
+ *   id: string, kind: string, component: string, severity: "critical" | "warning" | "info", since: string, state: "
+ *   pending" | "due" | "notified" | "no_channel" | "silenced" | "acknowledged" | "inhibited" | "kept_quiet" | "ende
+ *   d", reason: string,
  * }} UntoldAlert
  *
  * @typedef {{
