@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from koo.web.ai import ai_router
     from koo.web.app import create_app, mount
+    from koo.web.beside import serve_beside
     from koo.web.metrics import METRICS_TYPE, metrics_text
     from koo.web.monitoring import monitoring_router
     from koo.web.server import serve
@@ -25,6 +26,7 @@ _PLACES = {
     "monitoring_router": "koo.web.monitoring",
     "mount": "koo.web.app",
     "serve": "koo.web.server",
+    "serve_beside": "koo.web.beside",
 }
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "monitoring_router",
     "mount",
     "serve",
+    "serve_beside",
 ]
 
 

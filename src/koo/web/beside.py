@@ -1,0 +1,105 @@
+"""koo's page and API beside an application without an event loop (Flask, Django without async): a server of their own.
+
+It runs on the loop that koo lives on, in a thread in the background, and shows that very platform: the breakers, the
+pool and the counts of this process. It is no part of the application's server, and so it answers while every thread of
+that one waits, which is when it is needed. Its rules of access are those of `koo serve`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import Future
+from contextlib import nullcontext
+from socket import socket
+from typing import Self
+
+import koo
+from koo.bridge import BRIDGE
+from koo.configuration.urls import url_of
+from koo.events import log
+from koo.forks import forget_in_child
+from koo.platform import Platform
+from koo.web.app import create_app
+from koo.web.server import bind, make_server
+
+INSIDE_A_LOOP = (
+    "an event loop is running in this thread, so the application has one: "
+    "koo.web.mount(app) puts the page into it"
+)
+STARTS_S_MAX = 60.0
+
+
+class Beside:
+    """The server that `serve_beside` has begun. It ends with the process, or by `close`."""
+
+    def __init__(self, platform: Platform, listener: socket) -> None:
+        self.url = url_of(platform.options.host, listener.getsockname()[1])
+        self._listener = listener
+        self._ready = threading.Event()
+        self._app = create_app(platform)
+        self._server = make_server(platform, self._app, self._ready.set)
+        # The lifespan is run here, around the server: cancelled at the process's end, both end in order.
+        self._server.config.lifespan = "off"
+        self._server.capture_signals = nullcontext  # type: ignore[method-assign, assignment]
+        self._running: Future[None] | None = None
+        forget_in_child(self)
+
+    def __repr__(self) -> str:
+        return f"<Beside {self.url}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def forget_parent(self) -> None:
+        """In a forked child: the parent serves, and this copy of its socket would keep callers waiting after it."""
+        self._running = None
+        self._listener.close()
+
+    def begin(self) -> None:
+        """Serve, and wait until it answers. Raises what kept it from that."""
+        running = self._running = asyncio.run_coroutine_threadsafe(self._run(), BRIDGE.loop())
+        running.add_done_callback(lambda _: self._ready.set())
+        self._ready.wait(STARTS_S_MAX)
+        if running.done():
+            running.result()
+
+    async def _run(self) -> None:
+        with self._listener:
+            async with self._app.router.lifespan_context(self._app):
+                await self._server.serve(sockets=[self._listener])
+
+    def close(self) -> None:
+        """End it, from any thread but its loop's. The platform closes too, and opens itself at its next use."""
+        running, self._running = self._running, None
+        if running is not None:
+            self._server.should_exit = True
+            running.result()
+
+
+def serve_beside(platform: Platform | None = None, *, port: int | None = None) -> Beside:
+    """Serve koo's page and API in the background, for an application without an event loop; returns when it answers.
+
+    `platform` None: the process's own, `koo.platform`. `port` None: `KOO_PORT`; 0: any that is free, which `url` and a
+    line in the log say. The address is `KOO_HOST`, and another one than loopback needs `KOO_TOKEN`. Each process has a
+    server of its own, because each has breakers and a pool of its own. A forked child has none.
+
+    Raises `ConfigurationError` for settings that cannot be right and for a port that is taken, and RuntimeError inside
+    a running event loop.
+    """
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError(INSIDE_A_LOOP)
+    chosen = koo.platform if platform is None else platform
+    options = chosen.options
+    listener = bind(options.host, options.port if port is None else port)
+    try:
+        made = Beside(chosen, listener)
+        made.begin()
+    except BaseException:
+        listener.close()
+        raise
+    log.info("koo's page is on %s/dashboard/", made.url)
+    return made
