@@ -113,7 +113,7 @@ INNER = {
     "Guard": {"begin", "evidence", "judge", "leave", "note_check", "tick"},
 }
 """What koo's own parts call of one another; a page with them would hide what its readers look for."""
-WEB = ("create_app", "mount", "serve", "monitoring_router", "ai_router", "metrics_text")
+WEB = ("create_app", "mount", "serve", "serve_beside", "monitoring_router", "ai_router", "metrics_text")
 BACKEND = (
     "core.platform",
     "core.config",

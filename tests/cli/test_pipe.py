@@ -247,6 +247,16 @@ def test_a_full_limit_says_when_it_is_free_again(here: Here) -> None:
     assert "lab: spent; next attempt 2026-11-29T00:00:00Z (in 9 h 54 min)" in out
 
 
+def test_a_database_that_has_just_stopped_answering_is_not_called_healthy(here: Here) -> None:
+    """Its state follows from three probes, and the alert from the first."""
+    documents: Any = health_of("degraded", lab=service_of())
+    documents["/monitoring/health"]["database"] |= {"state": "healthy", "reason": ""}
+    with canned(documents) as url:
+        here.set({"KOO_URL": url})
+        _, out, _ = here.run("status")
+    assert "database: no answer on db.example:5432/shop" in out and "database: healthy" not in out
+
+
 def test_what_a_stranger_wrote_into_a_name_is_escaped(here: Here) -> None:
     alert = {**ALERT, "component": f"ai:x/{EVIL}", "message": f"no model {EVIL}"}
     with canned(alerts_of(alert) | health_of("healthy", lab=service_of())) as url:

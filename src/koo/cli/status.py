@@ -79,7 +79,10 @@ def _put_database(view: DatabaseHealth, now: float) -> None:
         error = _last_error(view.get("last_error"), why, now)
         next_ = _again(seconds_of(view["circuit_breaker"]["next_attempt"]), now)
         words.append(f"— {plainly(why, now)}{error}{again}{next_}")
-    put_words("database:", coloured(view["state"]), *filter(None, words))
+    # Its state follows from several probes. After the first that failed, "healthy" would contradict the alert.
+    is_silent = view["state"] == "healthy" and view["error"] is not None
+    state = coloured("no answer", "red") if is_silent else coloured(view["state"])
+    put_words("database:", state, *filter(None, words))
 
 
 def _server(server: DatabaseServer | None) -> str:
