@@ -38,6 +38,7 @@ ROWS: list[set[str]] = [
         "network_options",
         "once_options",
         "options",
+        "own_files",
         "service_names",
         "events",
         "clock",

@@ -28,6 +28,7 @@ from koo.ai.types import Query
 from koo.alert_options import AlertOptions
 from koo.alerts.channels.base import Message
 from koo.alerts.outbox import make_channels
+from koo.cli.client import ServerClient
 from koo.network_options import NetworkOptions
 from koo.options import DatabaseOptions, PlatformOptions, RetryOptions
 from koo.settings import Settings
@@ -294,6 +295,17 @@ def test_a_proxy_that_fails_shows_no_password() -> None:
             proxy = f"http://user:{PASSWORD}@127.0.0.1:1"
             async with platform_of(server, "own", AI_SERVICES__OWN__PROXY=proxy) as platform:
                 return leaks(await failing(platform.query(Query(service="own", prompt=PROMPT))))
+
+    assert asyncio.run(main()) == []
+
+
+def test_the_command_line_shows_no_token() -> None:
+    async def main() -> list[str]:
+        client = ServerClient(PlatformOptions(url="http://127.0.0.1:1", token=KEY))
+        found = leaks(await failing(client.get("/monitoring/health", dict)))
+        found += leaks(await failing(client.post("/x", dict, {})))
+        await client.close()
+        return found
 
     assert asyncio.run(main()) == []
 

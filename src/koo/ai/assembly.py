@@ -20,11 +20,12 @@ from koo.deadlines import Deadlines
 from koo.errors import ConfigurationError
 from koo.events import Event
 from koo.http.client import HttpClient
+from koo.http.plain_http import warn_of_plain_http, warn_of_proxy
 from koo.http.proxies import Proxy, proxy_of
 from koo.logs.calls import CallLog
 from koo.monitoring.shapes import ServiceConfiguration
 from koo.network_options import NetworkOptions
-from koo.options import PlatformOptions, ServiceOptions
+from koo.options import KEY_HEADERS, PlatformOptions, ServiceOptions
 from koo.policies.pacer import PILOTS
 from koo.storage.base import Allowance
 
@@ -76,6 +77,8 @@ def assemble(
             calls=calls,
         )
         proxy = _proxy(one, options.network)
+        if one.configured:
+            _warn_of_secrets_in_the_clear(one, proxy)
         provider = make_provider(one, options, http.by_way_of(proxy), clock)
         ai_services[one.name] = AIService(service, provider, one, proxy)
         ai_services[one.name].look()
@@ -110,6 +113,13 @@ def _proxy(one: ServiceOptions, network: NetworkOptions) -> Proxy | None:
         return proxy_of(address, network, one.proxy)
     except ConfigurationError as error:
         raise ConfigurationError(one.name, error.reason) from None
+
+
+def _warn_of_secrets_in_the_clear(one: ServiceOptions, proxy: Proxy | None) -> None:
+    if one.api_key or not KEY_HEADERS.isdisjoint(one.headers):
+        warn_of_plain_http(f"the key of {one.name}", one.base_url or "", proxy)
+    else:
+        warn_of_proxy(proxy)
 
 
 def describe(one: AIService) -> ServiceConfiguration:

@@ -70,6 +70,7 @@ def threads_for(setup: Setup) -> Threads:
 
 def main(folder: Path) -> None:
     """Load, serve until stdin ends, and leave no file in `folder`, nor the folder itself."""
+    os.umask(0o077)  # whatever it writes, its socket too, is for this user alone
     try:
         _be_ended_first()
         _serve(folder)

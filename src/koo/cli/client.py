@@ -12,8 +12,10 @@ from typing import Any, TypeVar, cast
 
 from koo.cli.terminal import CommandFailed, Exit, progress
 from koo.errors import Kind
+from koo.hidden import Secret
 from koo.http.client import HttpClient, HttpResponse
 from koo.http.connector import TransportError
+from koo.http.plain_http import warn_of_plain_http
 from koo.http.proxies import proxy_of
 from koo.options import PlatformOptions
 from koo.settings import Settings
@@ -33,7 +35,8 @@ class ServerClient:
         token = options.token or options.read_token
         self._headers = {"Accept": "application/json"}
         if token is not None:
-            self._headers["Authorization"] = f"Bearer {token}"
+            self._headers["Authorization"] = Secret(f"Bearer {token}")
+            warn_of_plain_http("the token", self.url, proxy)
 
     async def get(self, path: str, shape: type[T]) -> T:
         """The answer at that path below `/api/v1`, of which `shape` is a `TypedDict`. Raises `CommandFailed`."""

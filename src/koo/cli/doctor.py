@@ -6,6 +6,7 @@ import asyncio
 import logging
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -108,10 +109,9 @@ def _files(settings: Settings) -> Iterator[Check]:
 
 
 def _write_flaw(folder: Path) -> str:
-    probe = folder / ".koo-doctor"
     try:
-        probe.write_bytes(b"")
-        probe.unlink()
+        # Under a name that nobody can have put a link under before.
+        tempfile.NamedTemporaryFile(prefix=".koo-doctor-", dir=folder).close()
     except OSError as error:
         return error.strerror or type(error).__name__
     return ""

@@ -53,6 +53,7 @@ from koo.monitoring.pool import PoolMetrics
 from koo.monitoring.shapes import DatabaseGate, DatabaseHealth, DatabaseMetrics, DatabaseStatus
 from koo.monitoring.vitals import Look, Vitals, database_health, database_metrics, database_status
 from koo.options import NEVER, DatabaseOptions
+from koo.own_files import PutThere
 from koo.policies.breaker import EARLY_S
 from koo.policies.reported import DatabaseState, database_state
 from koo.refusals import DATABASES
@@ -239,7 +240,12 @@ class Database(Generic[S_co]):
         try:
             url = self._url if self._file is None else self._file.open()
         except OSError as error:
-            reason = f"the folder of the file cannot be made: {error.strerror}"
+            what = (
+                "its file cannot be used"
+                if isinstance(error, PutThere)
+                else "the folder of the file cannot be made"
+            )
+            reason = f"{what}: {error.strerror}"
             refusal = DatabaseUnavailable(SERVICE, reason, kind=Kind.NOT_FOUND)
             self.news.note_refused(refusal)
             raise refusal from error

@@ -31,11 +31,11 @@ from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from sqlalchemy import URL
 
 from koo.monitoring.pool import PoolMetrics
+from koo.own_files import make_database
 from koo.sqlstates import is_locked
 
 BUSY_MS = 50
@@ -129,7 +129,7 @@ class SqliteFile:
         self.temporary = _is_memory(url)
 
     def open(self) -> URL:
-        """The URL to connect to; makes the folder. Raises OSError where that is not possible."""
+        """The URL to connect to; makes the file and its folder. Raises OSError where that is not possible."""
         if self.temporary:
             if self._finalizer is None:
                 folder = tempfile.mkdtemp(prefix="koo-memory-")
@@ -138,7 +138,7 @@ class SqliteFile:
             return self.url
         path = self.path
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_database(path)
         return self.url
 
     @property
@@ -147,7 +147,7 @@ class SqliteFile:
         database = self.url.database
         if not database or database.startswith("file:"):
             return None
-        return Path(unquote(database))
+        return Path(database)
 
 
 def _is_memory(url: URL) -> bool:

@@ -266,7 +266,7 @@ class HttpClient:
         return self._session
 
     def _make_session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
+        session = aiohttp.ClientSession(
             connector=self._make_connector(),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=self._timeout,
@@ -275,6 +275,9 @@ class HttpClient:
             # It would fail on the header of an encoding that it cannot read, and the status would be lost.
             auto_decompress=False,
         )
+        # What instruments each session would write whole URLs into spans, and that of a webhook is its secret.
+        session.trace_configs.clear()
+        return session
 
     def _make_connector(self) -> aiohttp.BaseConnector:
         if self.unix_socket is not None:

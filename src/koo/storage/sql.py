@@ -34,6 +34,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from koo.database_urls import check_place, with_hidden_password
 from koo.errors import ConfigurationError
+from koo.own_files import make_database
 from koo.sqlstates import is_locked
 from koo.storage import schema
 from koo.storage.base import StoreUnavailable
@@ -288,12 +289,7 @@ class SqliteBackend(SqlBackend):
         return found.st_dev, found.st_ino
 
     def _prepare(self) -> None:
-        if self._identity() is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            except FileExistsError:
-                pass  # Another process was faster.
+        make_database(self._path)
 
     def _made(self, connection: Any, record: object) -> None:
         driver: sqlite3.Connection = connection

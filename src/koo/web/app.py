@@ -35,6 +35,7 @@ from koo.web.probes import probes_router
 from koo.web.readiness import Readiness, readiness_of
 from koo.web.routing import answer_error, answer_http_error, describe_access, describe_problems
 from koo.web.runbook import runbook_router
+from koo.web.spans import Application
 
 PREFIX = "/api/v1"
 GZIP_BYTES_MIN = 1024
@@ -65,7 +66,7 @@ def create_app(platform: Platform, *, hosts: Iterable[str] = ()) -> FastAPI:
         async with _serving(platform, readiness):
             yield
 
-    app = FastAPI(
+    app = Application(
         title="koo",
         version=koo.__version__,
         description=DESCRIPTION,

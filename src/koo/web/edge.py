@@ -21,6 +21,7 @@ from koo.logs.lines import request_id
 from koo.web.bounds import BODY_BYTES_MAX, CAREFUL, CLOSE, MARK, BodyTooLarge, announced_bytes
 from koo.web.problems import PROBLEMS, http_problem, respond
 from koo.web.request_ids import HEADER, ID, make_id
+from koo.web.spans import put_back
 
 LEFT = 499
 """The status, in the log, of a request whose caller left before it was answered."""
@@ -46,6 +47,7 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        put_back(scope)
         request = Request(scope)
         scope[ID], scope[MARK] = make_id(request), True
         scope[PROBLEMS] = []  # shared with copies of the scope

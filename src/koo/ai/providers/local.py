@@ -35,6 +35,7 @@ from koo.ai.local_server import (
     Stopped,
 )
 from koo.ai.providers.base import Completion, CompletionChunk, Request
+from koo.ai.providers.local_text import tokens_of
 from koo.ai.providers.openai_compatible import OpenAICompatibleProvider
 from koo.ai.providers.transport import bound_tokens
 from koo.ai.types import Usage
@@ -258,12 +259,11 @@ class LocalProvider:
             raise self._unloaded()
         began_at = session.loop.time()
         try:
-            async with (
-                session.connect() as http,
-                aclosing(Chat(self, http, session.server.key).stream(request)) as pieces,
-            ):
-                async for piece in pieces:
-                    yield piece
+            async with session.connect() as http:
+                chat = await Chat(self, http, session.server.key).without_marks(request)
+                async with aclosing(chat.stream(request)) as pieces:
+                    async for piece in pieces:
+                        yield piece
         except ExternalServiceError as error:
             raise await self._explain(error, session) from None
         took_s = session.loop.time() - began_at
@@ -343,9 +343,26 @@ class Chat(OpenAICompatibleProvider):
     def __init__(self, provider: LocalProvider, http: HttpClient, key: str) -> None:
         super().__init__(provider.service, http, base_url="http://local", api_key=key)
         self._provider = provider
+        self._tokens: list[int] | None = None
+
+    @staticmethod
+    def address(base_url: str) -> str:
+        return base_url
+
+    async def without_marks(self, request: Request) -> Chat:
+        """Itself, with the request's messages as text alone. Raises `ExternalServiceError`."""
+        self._tokens = await tokens_of(self._wire, self._provider.body(request)["messages"])
+        return self
+
+    def path(self, request: Request, *, stream: bool) -> str:
+        return "/v1/chat/completions" if self._tokens is None else "/v1/completions"
 
     def encode(self, request: Request, *, stream: bool) -> bytes:
-        return msgspec.json.encode(self._provider.body(request))
+        body = self._provider.body(request)
+        if self._tokens is not None:
+            del body["messages"]
+            body["prompt"] = self._tokens
+        return msgspec.json.encode(body)
 
 
 async def _exit_code(server: ModelServer) -> int | None:

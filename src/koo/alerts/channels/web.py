@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from koo.alerts.channels.base import NotTaken
 from koo.http.client import HttpClient, HttpStream
 from koo.http.connector import Departure, TransportError, departure
+from koo.http.plain_http import warn_of_proxy
 from koo.http.proxies import is_loopback, proxy_of
 from koo.network_options import NetworkOptions
 from koo.plain_text import plain
@@ -42,7 +43,9 @@ class WebReceiver:
         self._parts = urlsplit(url)
         self.host = self._parts.hostname or ""
         self._base = HttpClient(network=network, answer_bytes_max=ANSWER_BYTES_MAX)
-        self._http = self._base.by_way_of(proxy_of(url, network))
+        proxy = proxy_of(url, network)
+        warn_of_proxy(proxy)
+        self._http = self._base.by_way_of(proxy)
 
     @property
     def place(self) -> str:

@@ -1,0 +1,80 @@
+"""Where a process has set OpenTelemetry up, no span of koo's has a query string or a secret address in it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from opentelemetry import trace
+from starlette.testclient import TestClient
+
+from koo import Platform
+from koo.http.client import HttpClient
+from koo.options import PlatformOptions
+from koo.testing.providers import FakeCompatible
+from koo.web import create_app
+
+SPANS: list[Mapping[str, Any]] = []
+
+
+class Tracer(trace.NoOpTracer):
+    def start_span(self, name: str, *args: Any, **options: Any) -> trace.Span:
+        SPANS.append(dict(options.get("attributes") or {}))
+        return trace.INVALID_SPAN
+
+    @contextmanager
+    def start_as_current_span(self, name: str, *args: Any, **options: Any) -> Iterator[trace.Span]:  # type: ignore[override]
+        yield self.start_span(name, *args, **options)
+
+
+class Provider(trace.TracerProvider):
+    def get_tracer(self, *args: Any, **kwargs: Any) -> trace.Tracer:
+        return Tracer()
+
+
+def test_a_request_has_its_query_string_and_its_span_has_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(trace, "get_tracer_provider", Provider)
+    SPANS.clear()
+    app = create_app(Platform(PlatformOptions(home=tmp_path, services=())), hosts=["testserver"])
+    with TestClient(app) as client:
+        answer = client.get("/api/v1/monitoring/health?token=canary")
+        assert answer.status_code == 200
+        assert client.get("/api/v1/ai/spend?days=nonsense").status_code == 422  # it is read all the same
+    paths = [span["url.path"] for span in SPANS if "url.path" in span]
+    assert {"/api/v1/monitoring/health", "/api/v1/ai/spend"} <= set(paths)
+    assert [span for span in SPANS if "url.query" in span or "canary" in str(span)] == []
+
+
+def test_what_instruments_each_client_sees_no_address_of_koos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As OpenTelemetry's instrumentation of aiohttp does it: a trace configuration more for each session."""
+    seen: list[str] = []
+
+    async def on_start(_: object, __: object, parameters: aiohttp.TraceRequestStartParams) -> None:
+        seen.append(str(parameters.url))
+
+    plain = aiohttp.ClientSession.__init__
+
+    def instrumented(session: aiohttp.ClientSession, **options: Any) -> None:
+        config = aiohttp.TraceConfig()
+        config.on_request_start.append(on_start)
+        plain(session, **options, trace_configs=[config])
+
+    async def main() -> None:
+        async with FakeCompatible(strict=False) as server:
+            # A GET, and whatever goes through a proxy: the short way of a POST passes by sessions altogether.
+            http = HttpClient()
+            assert (await http.request("GET", f"{server.base_url}/canary?key=canary")).status == 404
+            await http.close()
+            assert seen == []
+            async with aiohttp.ClientSession() as theirs, theirs.get(server.base_url):
+                assert len(seen) == 1
+
+    monkeypatch.setattr(aiohttp.ClientSession, "__init__", instrumented)
+    asyncio.run(main())
