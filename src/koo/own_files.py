@@ -26,6 +26,14 @@ class PutThere(PermissionError):
         super().__init__(errno.EACCES, reason, str(path))
 
 
+def why_not_made(error: OSError) -> str:
+    """What `make_database` raised, as half a sentence."""
+    what = (
+        "its file cannot be used" if isinstance(error, PutThere) else "the folder of the file cannot be made"
+    )
+    return f"{what}: {error.strerror}"
+
+
 def make_database(path: Path) -> None:
     """Make an SQLite file that is not there, and the folders on the way to it.
 

@@ -53,7 +53,7 @@ from koo.monitoring.pool import PoolMetrics
 from koo.monitoring.shapes import DatabaseGate, DatabaseHealth, DatabaseMetrics, DatabaseStatus
 from koo.monitoring.vitals import Look, Vitals, database_health, database_metrics, database_status
 from koo.options import NEVER, DatabaseOptions
-from koo.own_files import PutThere
+from koo.own_files import why_not_made
 from koo.policies.breaker import EARLY_S
 from koo.policies.reported import DatabaseState, database_state
 from koo.refusals import DATABASES
@@ -92,8 +92,7 @@ class Database(Generic[S_co]):
         on_reset: Callable[[], None] | None = None,
     ) -> None:
         options = hide(options)
-        given_url: URL | str = options.url if isinstance(options, DatabaseOptions) else options
-        self._url = read_url(given_url)
+        self._url = read_url(options.url if isinstance(options, DatabaseOptions) else options)
         if not isinstance(options, DatabaseOptions):
             options = DatabaseOptions(url=self._url.render_as_string(hide_password=False))
         options, self._engine_args = read_engine_args(self._url, options, engine_args or {})
@@ -240,13 +239,7 @@ class Database(Generic[S_co]):
         try:
             url = self._url if self._file is None else self._file.open()
         except OSError as error:
-            what = (
-                "its file cannot be used"
-                if isinstance(error, PutThere)
-                else "the folder of the file cannot be made"
-            )
-            reason = f"{what}: {error.strerror}"
-            refusal = DatabaseUnavailable(SERVICE, reason, kind=Kind.NOT_FOUND)
+            refusal = DatabaseUnavailable(SERVICE, why_not_made(error), kind=Kind.NOT_FOUND)
             self.news.note_refused(refusal)
             raise refusal from error
         self._abandon()
@@ -486,8 +479,7 @@ class Database(Generic[S_co]):
         for that. `password` is called for each connection that is opened from now on, and may be awaitable. Raises
         `DatabaseError` for SQLite and for a URL of another driver, `ConfigurationError` for one that cannot be read.
         """
-        url = hide(url)
-        new = self._url if url is None else read_url(url)
+        new = self._url if (url := hide(url)) is None else read_url(url)
         if self._file is not None or new.drivername != self._url.drivername:
             reason, kind = f"rotate keeps the driver {self._url.drivername}", Kind.INVALID_REQUEST
             if self._file is not None:
