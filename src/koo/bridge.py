@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar, overload
 from weakref import WeakKeyDictionary
@@ -30,6 +31,7 @@ from koo.crossing import LOOK_S, NO_LOOP, OVER, SETTLE_S_MAX, Loop, Visit, runni
 from koo.deadlines import Alarm, Deadline, OwnTimer, ends_at
 from koo.forks import forget_in_child
 from koo.options import NEVER
+from koo.shortages import start
 
 T = TypeVar("T")
 
@@ -95,7 +97,6 @@ class Bridge:
         self._awaited = 0  # calls of threads that Python waits for at its end
         self._was_idle = False  # since the main thread ended
         self._loop: Loop | None = None
-        self._end: asyncio.Event | None = None
         self._homes: WeakKeyDictionary[object, Loop] = WeakKeyDictionary()
         self._over = False
         self._forked_in = 0
@@ -163,33 +164,45 @@ class Bridge:
         return loop.time() if isinstance(loop, asyncio.BaseEventLoop) else time.monotonic()
 
     def _start(self) -> Loop:
-        ready = threading.Event()
+        ready: Future[tuple[Loop, asyncio.Event]] = Future()
         thread = threading.Thread(target=self._run, args=(ready,), name="koo loop", daemon=True)
-        thread.start()
-        ready.wait()
+        start(thread)
+        loop, end = ready.result()
         # Not a daemon: Python waits for it before it ends, and so for what it does.
-        threading.Thread(target=self._end_with_process, args=(thread,), name="koo end", daemon=False).start()
-        assert self._loop is not None
-        return self._loop
+        ending = threading.Thread(
+            target=self._end_with_process, args=(thread, loop, end), name="koo end", daemon=False
+        )
+        try:
+            start(ending)
+        except BaseException:
+            # A loop that nothing would end in order: the next call begins another one.
+            loop.call_soon_threadsafe(end.set)
+            thread.join(CLOSING_S_MAX)
+            raise
+        return loop
 
-    def _run(self, ready: threading.Event) -> None:
+    def _run(self, ready: Future[tuple[Loop, asyncio.Event]]) -> None:
         # Not `asyncio.run`: it starts a thread to end its executor, and Python 3.12 starts none once it ends itself.
-        loop = asyncio.new_event_loop()
+        try:
+            loop = asyncio.new_event_loop()
+        except BaseException as error:  # noqa: BLE001 - no descriptor: who waits for the loop has to hear of it
+            ready.set_exception(error)
+            return
         try:
             loop.run_until_complete(self._stay(ready))
         finally:
             loop.close()
 
-    async def _stay(self, ready: threading.Event) -> None:
+    async def _stay(self, ready: Future[tuple[Loop, asyncio.Event]]) -> None:
         """Keep the loop until the process ends; then cancel all tasks and wait for them."""
-        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        ready.set()
-        await self._end.wait()
+        loop, end = asyncio.get_running_loop(), asyncio.Event()
+        ready.set_result((loop, end))
+        await end.wait()
         await _end_all_tasks()
-        await self._loop.shutdown_asyncgens()
+        await loop.shutdown_asyncgens()
         await _end_all_tasks()
 
-    def _end_with_process(self, thread: threading.Thread) -> None:
+    def _end_with_process(self, thread: threading.Thread, loop: Loop, end: asyncio.Event) -> None:
         threading.main_thread().join()
         with self._none_runs:
             self._was_idle = not self._awaited
@@ -197,8 +210,7 @@ class Bridge:
             self._none_runs.wait_for(lambda: self._was_idle)
         with self._lock:
             self._over = True
-        assert self._loop is not None and self._end is not None
-        self._loop.call_soon_threadsafe(self._end.set)
+        loop.call_soon_threadsafe(end.set)
         thread.join(CLOSING_S_MAX)
 
     # ── the call ──────────────────────────────────────────────────────────────────────────────────────────────

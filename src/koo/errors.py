@@ -25,6 +25,8 @@ class Kind(StrEnum):
     COOLING_DOWN = "cooling_down"
     KEY_REFUSED = "key_refused"
     DRAINING = "draining"
+    STORE_UNAVAILABLE = "store_unavailable"
+    OUT_OF_RESOURCES = "out_of_resources"
     # failed by them
     CONNECTION = "connection"
     TIMEOUT = "timeout"

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from koo.shortages import NoThread, shortage_in, start
+
 EVERY_STEPS = 30
 """A disk that a runaway log fills is seen within half a minute."""
 SILENT_STEPS = 60
@@ -61,9 +63,15 @@ class HostWatch:
     def step(self) -> None:
         """Once a second: begin a look that is due. Does not wait for it."""
         if self._steps % EVERY_STEPS == 0 and (self._thread is None or not self._thread.is_alive()):
-            self._steps = 0
-            self._thread = threading.Thread(target=self._run, name="koo host", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="koo host", daemon=True)
+            try:
+                start(thread)
+            except NoThread as error:
+                shortage_in(
+                    error
+                )  # It is noted, and tried again in a second: this must not end what comes after it.
+                return
+            self._steps, self._thread = 0, thread
         self._steps += 1
 
     @property

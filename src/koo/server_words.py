@@ -18,6 +18,7 @@ import ssl
 from collections.abc import Iterable
 from re import Pattern
 
+from koo.shortages import shortage_in_words, shortage_now
 from koo.sqlstates import (
     AT_CONNECT,
     FULL,
@@ -28,6 +29,7 @@ from koo.sqlstates import (
     MISSING,
     OVERSTAYED,
     REFUSED,
+    SHORT_HERE,
     SQLSTATES,
     STARTING,
     Meaning,
@@ -231,7 +233,11 @@ def by_words(original: BaseException) -> Meaning:
     text = str(original)
     spoken = SPOKEN.search(text)
     if spoken is None:
-        return _first(CLIENT, text) or LOST
+        short = shortage_in_words(text)
+        meaning = None if short is not None else _first(CLIENT, text)
+        # libpq may lack it for so much that it has no words left.
+        short = short or (shortage_now() if meaning is None else None)
+        return SHORT_HERE.saying(short) if short is not None else meaning or LOST
     words = spoken[2]
     return _first(POOLERS, words) or _first(REFUSALS, words) or UNKNOWN_REFUSAL
 

@@ -21,6 +21,7 @@ from enum import Enum
 
 from koo.errors import Failure, Kind
 from koo.policies.verdict import FAILURE, NEUTRAL, Fault, Verdict
+from koo.shortages import NO_DESCRIPTOR, NO_MEMORY, shortage_in, shortage_now
 
 
 class Drop(Enum):
@@ -126,6 +127,7 @@ ELSEWHERE = Meaning(
 )
 SHORT = Meaning(Kind.SERVER_ERROR, NEUTRAL, says="the statement needs more than it may have of the server")
 FOREIGN = Meaning(Kind.SERVER_ERROR, NEUTRAL, says="another server, which the statement asked, failed")
+SHORT_HERE = Meaning(Kind.OUT_OF_RESOURCES, NEUTRAL, repeatable=True, says=NO_DESCRIPTOR)
 UNEXPLAINED = Meaning(Kind.UNKNOWN, NEUTRAL)
 
 SQLSTATES: dict[str, Meaning] = {
@@ -208,7 +210,7 @@ SQLITE_CODES: dict[int, Meaning] = {
     3: FORBIDDEN,
     5: HELD,
     6: HELD,
-    7: EXHAUSTED.saying("memory is exhausted"),
+    7: SHORT_HERE.saying(NO_MEMORY),
     8: READ_ONLY.saying("the file or its folder is read-only for this user"),
     9: STOPPED,
     10: FAILED.saying("the disk failed or is full (I/O error)"),
@@ -222,10 +224,14 @@ SQLITE_CODES: dict[int, Meaning] = {
     23: FORBIDDEN,
     25: MISTAKEN,
     26: NOT_OURS,
+    # SQLITE_IOERR_NOMEM
+    3082: SHORT_HERE.saying(NO_MEMORY),
     # SQLITE_READONLY_DBMOVED: the file was moved away under the connection.
     1032: FAILED.saying("the file was moved or removed while it was open"),
 }
 """SQLite: the extended result code, else its primary one (the low byte)."""
+NEED_DESCRIPTORS = frozenset({10, 14})
+"""SQLITE_IOERR, SQLITE_CANTOPEN: the file itself, its journal, its folder, a temporary file."""
 
 
 # ── reading an error ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -284,6 +290,9 @@ def by_code(original: BaseException) -> Meaning | None:
         return (is_report(original) and find(REPORTED, state)) or find(SQLSTATES, state) or MISTAKEN
     code = getattr(original, "sqlite_errorcode", None)
     if isinstance(code, int):
+        # SQLite says the same of a file that is away, and of one for which there is no descriptor.
+        if code & 0xFF in NEED_DESCRIPTORS and (short := shortage_now()) is not None:
+            return SHORT_HERE.saying(short)
         return SQLITE_CODES.get(code) or SQLITE_CODES.get(code & 0xFF, FAILED)
     return None
 
@@ -304,6 +313,9 @@ def by_class(original: BaseException) -> Meaning | None:
         return LOST
     if isinstance(original, TimeoutError) or type(original).__name__ == "ConnectionTimeout":
         return LATE
+    short = shortage_in(original)
+    if short is not None:
+        return SHORT_HERE.saying(short)
     if isinstance(original, OSError | EOFError):  # asyncio.IncompleteReadError is an EOFError
         return LOST
     return None

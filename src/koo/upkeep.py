@@ -193,7 +193,8 @@ async def check_service(parts: Parts, name: str) -> ServiceCheck:
     ai_service, clock = parts.ai_services[name], parts.clock
     began = clock.monotonic()
     error = await _ask(ai_service, parts.options.health_check_timeout_s)
-    if ai_service.service.configured:
+    # What this machine lacks says nothing about the service.
+    if ai_service.service.configured and (error is None or error.kind is not Kind.OUT_OF_RESOURCES):
         failed_before = ai_service.service.default_guard.checks_failed
         ai_service.service.note_check(error)
         (parts.checked.discard if error else parts.checked.add)(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +28,7 @@ from koo.monitoring.notice_shapes import ChannelStatus
 from koo.options import LimitOptions
 from koo.policies.forecast import RunOut
 from koo.policies.verdict import THROTTLED, Fault
+from koo.shortages import NO_DESCRIPTOR, shortage_in
 from koo.storage.base import Short
 from tests.monitoring.houses import FAILED, KEY_REFUSED, MODEL_REFUSED, TOO_MANY, Ends, House, in_house
 
@@ -211,6 +213,15 @@ async def process_renamed(scene: Scene) -> None:
     scene.news.on_event(ProcessRenamed("state store"))
 
 
+async def shortage(scene: Scene) -> None:
+    """A connection that could not be opened, because this process had no file descriptor left."""
+    watch = OwnWatch({})
+    assert shortage_in(OSError(errno.EMFILE, "too many")) == NO_DESCRIPTOR
+    now = scene.clock.monotonic()
+    watch.step(now, check_s=1.0, probe=None, probe_s=None)
+    scene.koo = watch.view(scene.koo["state_store"], now)
+
+
 def host(disk_mib: int = 10_000, used: int = 10) -> Callable[[Scene], Awaitable[None]]:
     """A look at a machine with so much room, and so many open descriptors of a hundred."""
 
@@ -297,6 +308,7 @@ HAPPENS: Mapping[str, Callable[[Scene], Awaitable[None]]] = {
     "disk_nearly_full": host(disk_mib=900),
     "descriptors_used_up": host(used=98),
     "descriptors_nearly_used_up": host(used=90),
+    "out_of_resources": shortage,
     "notification_failing": notification_failing,
     "monitor_stale": monitor_stale,
 }

@@ -67,6 +67,7 @@ class House:
             "state_store": {"reachable": True, "reason": "", "lost_at": None, "refuses": []},
             "disks": [],
             "descriptors": None,
+            "short_of": "",
             "late": [],
             "blocked_s": 0.0,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import ssl
@@ -20,6 +21,7 @@ from koo.errors import (
     PoolSaturated,
     RateLimited,
     ServiceFailed,
+    ServiceRefused,
     ServiceTimeout,
     StreamTruncated,
 )
@@ -57,6 +59,12 @@ FOREIGN: list[tuple[Exception, Verdict, bool]] = [
     (KeyError("x"), NEUTRAL, False),
     (IndexError("x"), NEUTRAL, False),
     (AttributeError("x"), NEUTRAL, False),
+    # What this machine lacks is nobody's failure, and may be there a moment later.
+    (OSError(errno.EMFILE, "Too many open files"), NEUTRAL, True),
+    (OSError(errno.ENFILE, "Too many open files in system"), NEUTRAL, True),
+    (OSError(errno.ENOMEM, "Cannot allocate memory"), NEUTRAL, True),
+    (MemoryError(), NEUTRAL, True),
+    (RuntimeError("can't start new thread"), NEUTRAL, True),
     # Anything else is a failure, and not repeated.
     (NotOurs("x"), FAILURE, False),
     (RuntimeError("x"), FAILURE, False),
@@ -116,6 +124,7 @@ PROMISED: list[tuple[Kind, type[ExternalServiceError], Verdict, bool]] = [
     (Kind.CONTENT_POLICY, InvalidRequest, NEUTRAL, False),
     (Kind.NOT_FOUND, InvalidRequest, NEUTRAL, False),
     (Kind.TOO_LARGE, InvalidRequest, NEUTRAL, False),
+    (Kind.OUT_OF_RESOURCES, ServiceRefused, NEUTRAL, True),
 ]
 
 

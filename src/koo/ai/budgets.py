@@ -297,7 +297,7 @@ class Budgets:
                 f"it is unknown whether the budget covers this call, because {self.ledger.trouble}; "
                 "a budget that was set refuses until the state store is back"
             )
-            return ServiceRefused(service, reason, AWAY_RETRY_S, kind=Kind.CIRCUIT_OPEN)
+            return ServiceRefused(service, reason, AWAY_RETRY_S, kind=Kind.STORE_UNAVAILABLE)
         name = short or next(b.name for b in budgets if b.limit is not None)
         standing = self.ledger.standing(name)
         # What is recalled comes home in two beats; and calls that run seldom cost what they hold.

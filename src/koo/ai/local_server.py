@@ -27,6 +27,7 @@ from pathlib import Path
 from koo.ai import local_llama
 from koo.ai.local_llama import SOCKET_NAME, Setup
 from koo.forks import forget_in_child
+from koo.shortages import start
 
 SOCKET_PATH_BYTES_MAX = 100
 """The kernel's bound is 107 on Linux and 103 on macOS."""
@@ -78,7 +79,11 @@ class ModelServer:
         except OSError:
             self._folder.rmdir()
             raise
-        threading.Thread(target=self._watch, name="koo-local-model", daemon=True).start()
+        try:
+            start(threading.Thread(target=self._watch, name="koo-local-model", daemon=True))
+        except BaseException:
+            self.stop()
+            raise
 
     def __repr__(self) -> str:
         state = "ended" if self.ended.done() else "loaded" if self.ready.done() else "loading"

@@ -15,7 +15,6 @@ below what was reported.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from abc import abstractmethod
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from koo.ai.operation_prompt import Reading, read_prompt
 from koo.ai.operation_usage import Meter, Report, tokens_in
 from koo.ai.pricing import Prices, context_tokens
 from koo.ai.service import Service
+from koo.ai.threads import aside
 from koo.ai.told_cost import ToldCost
 from koo.ai.types import Usage
 from koo.ai.usage_price import cost_usd
@@ -207,7 +207,7 @@ class AskCharge(OperationCharge):
         reading = read_prompt(ask.said, ask.model)
         window = partial(context_tokens, self._options, ask.model)
         if _is_long(reading):
-            self._bound = await asyncio.to_thread(bound_of, ask, reading, price, window)
+            self._bound = await aside(self._service.name, partial(bound_of, ask, reading, price, window))
         else:
             self._bound = bound_of(ask, reading, price, window)
 

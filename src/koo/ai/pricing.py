@@ -22,6 +22,8 @@ from koo.ai.price_names import AWS, Spelling, bedrock_spellings, factor_at, glob
 from koo.clock import SYSTEM_CLOCK, Clock, utc_day
 from koo.options import ServiceOptions
 from koo.policies.money import EXACT
+from koo.policies.treatment import out_of_resources
+from koo.shortages import shortage_in
 
 if TYPE_CHECKING:
     from genai_prices.data_snapshot import DataSnapshot
@@ -64,8 +66,13 @@ class Prices:
         self._day = -1
 
     async def load(self) -> None:
-        """Import the table in a thread, so that the event loop goes on."""
-        await asyncio.to_thread(_table)
+        """Import the table in a thread, so that the event loop goes on. Raises `ServiceRefused` for want of either."""
+        try:
+            await asyncio.to_thread(_table)
+        except (RuntimeError, OSError) as error:
+            if shortage_in(error) is None:
+                raise
+            raise out_of_resources("koo", error) from None
 
     def find(self, service: ServiceOptions, model: str) -> ModelPrice | None:
         """The price of a model at a service, or None where nobody knows it."""

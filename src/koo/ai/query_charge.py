@@ -7,7 +7,6 @@ estimate is never above the hold, and nothing is ever below what was reported.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -21,6 +20,7 @@ from koo.ai.model_price import NOTHING, ModelPrice
 from koo.ai.providers.base import Completion, Provider, Request
 from koo.ai.providers.transport import bound_text
 from koo.ai.service import Service
+from koo.ai.threads import aside
 from koo.ai.types import Usage
 from koo.errors import BudgetExceeded, Kind
 from koo.http.connector import Departure
@@ -113,7 +113,7 @@ class QueryCharge(ServiceCharge):
     async def hold(self, deadline: float) -> None:
         self.departure, self.reported = Departure(), None
         if self._measure is None and _is_long(self._asked):
-            self._measure = await asyncio.to_thread(self._take_measure)
+            self._measure = await aside(self._service.name, self._take_measure)
         self.request = self._asked
         if self.is_clamped:
             self._clamp()

@@ -28,6 +28,8 @@ from typing import Any, Generic, TypeVar, cast
 from koo.deadlines import Deadlines
 from koo.hidden import UNSHOWN
 from koo.policies.bulkhead import Bulkhead
+from koo.policies.treatment import out_of_resources
+from koo.shortages import NoThread, shortage_in, start
 
 T = TypeVar("T")
 log = logging.getLogger("koo")
@@ -112,8 +114,12 @@ class Threads:
             calls = self._idle.pop() if self._idle else None
         if calls is None:
             calls = SimpleQueue()
-            thread = threading.Thread(target=self._work, args=(calls,), name=f"koo {self._name}", daemon=True)
-            thread.start()
+            try:
+                start(
+                    threading.Thread(target=self._work, args=(calls,), name=f"koo {self._name}", daemon=True)
+                )
+            except NoThread as error:
+                raise out_of_resources(self._name, error) from None
         calls.put(call)
 
     # ── in the thread ─────────────────────────────────────────────────────────────────────────────────────────
@@ -176,6 +182,16 @@ class Threads:
                 self._name,
                 self.running,
             )
+
+
+async def aside(service: str, work: Callable[[], T]) -> T:
+    """Run something short that blocks beside the loop. Raises what it raises, and `ServiceRefused` without a thread."""
+    try:
+        return await asyncio.to_thread(work)
+    except RuntimeError as error:
+        if shortage_in(error) is None:
+            raise
+        raise out_of_resources(service, error) from None
 
 
 def _refuse_stream(result: object) -> None:

@@ -265,6 +265,12 @@ KINDS: Mapping[str, AlertKind] = {
     "descriptors_nearly_used_up": AlertKind(
         "warning", "File descriptors nearly used up", recovering_s=60.0, part_of=("descriptors_used_up",)
     ),
+    "out_of_resources": AlertKind(
+        "warning",
+        "Out of descriptors, memory or threads",
+        recovering_s=60.0,
+        part_of=("descriptors_used_up",),
+    ),
     "notification_failing": AlertKind("warning", "Notifications fail"),
     "monitor_stale": AlertKind("warning", "What watches has not run"),
 }

@@ -28,6 +28,9 @@ def find_in_koo(view: KooHealth) -> Iterator[Finding]:
         yield from _disk(disk)
     if view["descriptors"] is not None:
         yield from _descriptors(view["descriptors"])
+    if view["short_of"]:
+        message = f"{view['short_of']}: calls that need it fail, which is held against no service"
+        yield Finding("out_of_resources", PROCESS, message)
     yield from _monitors(view)
 
 

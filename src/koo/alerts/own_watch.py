@@ -10,9 +10,12 @@ from koo.beats import Beats
 from koo.host import HostWatch
 from koo.monitoring.own import descriptors_view, disks_view
 from koo.monitoring.own_shapes import KooHealth, StoreHealth
+from koo.shortages import SHORTAGES
 
 LOOKS_MAX = 60
 """What watches may be a minute late, beside its interval, before it is said to have stopped."""
+SHORT_S = 60.0
+"""A shortage lasts longer than the one call that met it: others wait for their pauses meanwhile."""
 PROBE, CHECKS = "the probe of the database", "the checks of services"
 
 
@@ -24,6 +27,8 @@ class OwnWatch:
         self.beats = Beats()
         self.rounds = 0
         self._signs = Signs()
+        self._shortages = SHORTAGES.count
+        self._short_until = float("-inf")
 
     def step(self, now: float, *, check_s: float, probe: object, probe_s: float | None) -> None:
         """Look once; `now` in monotonic seconds.
@@ -32,6 +37,8 @@ class OwnWatch:
         `probe_s` (None: no database is open).
         """
         self.beats.beat(now)
+        if SHORTAGES.count != self._shortages:
+            self._shortages, self._short_until = SHORTAGES.count, now + SHORT_S
         self.host.step()
         self._signs.see(CHECKS, self.rounds, LOOKS_MAX + int(check_s))
         if probe_s is None:
@@ -45,6 +52,7 @@ class OwnWatch:
             "state_store": store,
             "disks": disks_view(self.host),
             "descriptors": descriptors_view(self.host),
+            "short_of": SHORTAGES.last if now < self._short_until else "",
             "late": self._late(),
             "blocked_s": self.beats.blocked_s(now),
         }

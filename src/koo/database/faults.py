@@ -63,7 +63,9 @@ def explain(error: BaseException, stage: ScopeStage = ScopeStage.BODY, *, lost: 
         harmless = sqlstate_of(original) is not None and meaning.drop is Drop.KEEP
         return LOST if lost and harmless else meaning
     meaning = _by_class(error, original, stage)
-    if meaning is None and lost:
+    is_short = meaning is not None and meaning.kind is Kind.OUT_OF_RESOURCES
+    # Whatever a socket lacked while COMMIT was under way, the server may have got it.
+    if (lost and (meaning is None or is_short)) or (is_short and stage is ScopeStage.COMMIT):
         return LOST
     if meaning is None and isinstance(error, exc.DBAPIError) and stage is ScopeStage.CONNECT:
         return by_words(original)

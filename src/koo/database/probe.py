@@ -152,6 +152,10 @@ class ProbeDatabase:
             self._feed(permit, NEUTRAL, clock.monotonic() - began)
             raise
         took_s = clock.monotonic() - began
+        if error is not None and error.kind is Kind.OUT_OF_RESOURCES:
+            # Nothing was seen of the database: what the last look saw still holds.
+            self._feed(permit, NEUTRAL, took_s)
+            return Look(clock.wall(), took_s, error, read_only, self._answered_since)
         self._last_error = error
         self._guard.note_check(error)
         self._count_answer(phase, error is None, took_s)

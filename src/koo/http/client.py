@@ -31,6 +31,7 @@ from koo.http.connector import (
     AnswerTooLarge,
     Connector,
     Resolver,
+    ShortHere,
     Stage,
     TransportError,
     departure,
@@ -45,6 +46,7 @@ from koo.http.fresh_request import WRITTEN_AT_ONCE_MAX, ask
 from koo.http.prepared import LINE_BYTES_MAX, Prepared, Reply
 from koo.http.proxies import Proxy
 from koo.network_options import NetworkOptions
+from koo.shortages import shortage_in
 
 CONNECT_TIMEOUT_S = 5.0
 CONNECTIONS_MAX = 0
@@ -187,6 +189,9 @@ class HttpClient:
         """What went wrong after there were headers."""
         if reply in self._cut_off:
             return ClosedHere("answer")
+        short = shortage_in(error)
+        if short is not None:
+            return ShortHere("answer", short)
         return TransportError("answer", f"the answer broke off ({name_of_class(error)})")
 
     async def close(self) -> None:
@@ -212,7 +217,12 @@ class HttpClient:
     async def _send(self, method: str, url: str, headers: Headers, body: bytes | None) -> Reply:
         session = self._session
         if session is None or get_running_loop() is not self._loop:
-            session = await self._open()
+            try:
+                session = await self._open()
+            except (
+                OSError
+            ) as error:  # the files of certificates, where there is no descriptor to read them with
+                raise explain(error) from None
         again = False
         while True:
             try:

@@ -9,14 +9,16 @@ import asyncio
 import ssl
 from asyncio import get_running_loop
 from contextvars import ContextVar
-from socket import AF_INET, AddressFamily
-from typing import Any, Literal
+from socket import AF_INET, AddressFamily, getnameinfo
+from typing import Any, Literal, cast
 
 import aiohttp
 from aiohttp.abc import ResolveResult
 
 from koo.http.proxies import Proxy
+from koo.lookups import LOOKUPS, Address
 from koo.network_options import NetworkOptions
+from koo.shortages import shortage_in
 
 Stage = Literal["connect", "sent", "answer"]
 
@@ -35,6 +37,10 @@ class TransportError(Exception):
         self.stage = stage
         self.reason = reason
         self.lasting = lasting
+
+
+class ShortHere(TransportError):
+    """This process lacks a file descriptor, memory or a thread: the other side did not fail."""
 
 
 class AnswerTooLarge(TransportError):
@@ -126,11 +132,23 @@ def trusted(network: NetworkOptions) -> ssl.SSLContext | bool:
     return context
 
 
+class Names:
+    """As much of an event loop as aiohttp's resolver asks: lookups in koo's threads, not in the application's."""
+
+    async def getaddrinfo(
+        self, host: str, port: int, *, family: int, flags: int, **_: object
+    ) -> list[Address]:
+        return await LOOKUPS.find(host, port, family=family, flags=flags)
+
+    async def getnameinfo(self, place: tuple[Any, ...], flags: int) -> tuple[str, str]:
+        return getnameinfo(place, flags)  # of numbers, in numbers: no name server is asked
+
+
 class Resolver(aiohttp.ThreadedResolver):
     """The system's own name lookup, which knows no timeout, with one."""
 
     def __init__(self, timeout_s: float) -> None:
-        super().__init__()
+        super().__init__(cast("asyncio.AbstractEventLoop", Names()))
         self._timeout_s = timeout_s
 
     async def resolve(
@@ -155,6 +173,9 @@ def was_stale(error: aiohttp.ClientError | OSError, note: Departure | None) -> b
 
 def explain(error: aiohttp.ClientError | OSError) -> TransportError:
     """What went wrong before there were headers. Only our own words and the system's: no URL, no header."""
+    short = shortage_in(error)
+    if short is not None:
+        return ShortHere("connect" if isinstance(error, aiohttp.ClientConnectorError) else "sent", short)
     match error:
         case aiohttp.ClientConnectorDNSError():
             return TransportError("connect", f"the name {error.host} cannot be looked up")
@@ -180,6 +201,9 @@ def explain(error: aiohttp.ClientError | OSError) -> TransportError:
 
 def on_the_way(proxy: Proxy, host: str, error: aiohttp.ClientError | OSError) -> TransportError:
     """What went wrong between here and the other side's own door, of which a proxy is part: nothing was sent."""
+    short = shortage_in(error)
+    if short is not None:
+        return ShortHere("connect", short)
     match error:
         case aiohttp.ClientHttpProxyError(status=407):
             return credentials_refused(proxy)

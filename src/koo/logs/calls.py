@@ -35,7 +35,7 @@ RUNS_MAX = 500
 OTHERS = "others"
 REFUSED = frozenset({
     Kind.CIRCUIT_OPEN, Kind.RATE_LIMITED, Kind.BUDGET_EXCEEDED, Kind.SATURATED, Kind.COOLING_DOWN, Kind.KEY_REFUSED,
-    Kind.DRAINING,
+    Kind.DRAINING, Kind.STORE_UNAVAILABLE,
 })  # fmt: skip
 """Kinds with which koo refuses a repeat, too. Any other call that was never made is refused as well."""
 

@@ -40,6 +40,10 @@ class KooHealth(TypedDict):
     state_store: StoreHealth
     disks: list[DiskHealth]
     descriptors: Annotated[DescriptorHealth | None, Doc("null: not looked yet, or the system does not tell")]
+    short_of: Annotated[
+        str,
+        Doc("file descriptors, memory or threads that calls lacked within the last minute; empty: nothing"),
+    ]
     late: Annotated[list[str], Doc("what watches and has not run for long; empty: everything has")]
     blocked_s: Annotated[
         float, Doc("how long the event loop stood still within the last five minutes; 0: not")

@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from koo.errors import (
     AuthenticationFailed,
     ExternalServiceError,
+    Failure,
     InvalidRequest,
     Kind,
     KooError,
     RateLimited,
     ServiceFailed,
+    ServiceRefused,
     ServiceTimeout,
     StreamTruncated,
 )
 from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED, Fault, Reach, Verdict
+from koo.shortages import shortage_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,13 @@ TREATMENTS: dict[Kind, Treatment] = {
     Kind.CONTENT_POLICY: Treatment(InvalidRequest, NEUTRAL),
     Kind.NOT_FOUND: Treatment(InvalidRequest, NEUTRAL),
     Kind.TOO_LARGE: Treatment(InvalidRequest, NEUTRAL),
+    # A moment later another call may have given back what was missing.
+    Kind.OUT_OF_RESOURCES: Treatment(ServiceRefused, NEUTRAL, repeatable=True),
 }
-"""Kinds a provider's answer can have. What only we say (circuit_open, deadline, ...) is not in it."""
+"""Kinds a provider's answer can have, and what keeps us from getting one.
+
+What only we say (circuit_open, deadline, ...) is not in it.
+"""
 
 
 NOT_REPEATED = frozenset({Kind.AUTH, Kind.QUOTA, Kind.BILLING})
@@ -86,6 +94,14 @@ def _repeatable(error: ExternalServiceError, treatment: Treatment) -> bool:
     return treatment.repeatable if said is None or error.kind in NOT_REPEATED else bool(said)
 
 
+def out_of_resources(service: str, error: BaseException) -> ServiceRefused:
+    """The error for what this process lacks, as `error` says."""
+    sentence = shortage_in(error) or "this machine lacks what the call needs"
+    refusal = ServiceRefused(service, sentence, kind=Kind.OUT_OF_RESOURCES)
+    refusal.billable = False
+    return refusal
+
+
 CALLERS = (TypeError, ValueError, LookupError, AttributeError)
 """Mistakes of the code that calls: neutral, never repeated, unchanged."""
 
@@ -107,6 +123,14 @@ def classify_error(error: Exception) -> Fault:
         return OURS
     if isinstance(error, TimeoutError):
         return LATE
+    short = shortage_in(error)
+    if short is not None:
+        return Fault(
+            verdict=NEUTRAL,
+            kind=Kind.OUT_OF_RESOURCES,
+            repeatable=True,
+            failure=Failure(Kind.OUT_OF_RESOURCES, short),
+        )
     if isinstance(error, OSError):
         return MISTAKEN if isinstance(error, LOCAL) and not _of_socket(error) else UNREACHABLE
     return MISTAKEN if isinstance(error, CALLERS) else ELSE

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from koo.clock import Clock
+from koo.shortages import shortage_in
 from koo.storage.base import StoreUnavailable
 from koo.storage.transaction import Transaction
 from koo.storage.worker import Backend, Job, Worker
@@ -80,7 +81,7 @@ class Executor:
     def start(self) -> Worker:
         """The thread that works for the running loop; a new one where there is none. Connects to nothing yet.
 
-        Raises RuntimeError while the store is in use on another loop.
+        Raises RuntimeError while the store is in use on another loop, `StoreUnavailable` where no thread is to be had.
         """
         loop = asyncio.get_running_loop()
         worker = self.worker
@@ -89,14 +90,20 @@ class Executor:
                 return worker
             raise RuntimeError(IN_USE)
         if worker is not None:
+            self.worker = None
             worker.stop()
             _left_behind.append(worker)
         return self._start(loop)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> Worker:
         self.process = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        worker = self.worker = Worker(self._connect(self.timeout_s), loop, self._changed)
-        worker.start()
+        worker = Worker(self._connect(self.timeout_s), loop, self._changed)
+        try:
+            worker.start()
+        except OSError as error:
+            # Not kept: its thread never was, and the next call tries again.
+            raise StoreUnavailable(f"the state store cannot be used: {shortage_in(error) or error}") from None
+        self.worker = worker
         return worker
 
     async def stop(self) -> None:

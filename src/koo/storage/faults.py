@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from koo.server_words import by_words, sentence_of
+from koo.shortages import shortage_in
 from koo.sqlstates import (
     CONTENDED,
     MISTAKEN,
@@ -28,6 +29,9 @@ def sentence(error: BaseException, place: str) -> str:
 
 
 def _reason(original: BaseException) -> str:
+    short = shortage_in(original)
+    if short is not None:
+        return short
     if isinstance(original, OSError) and original.strerror:
         return original.strerror.lower()
     state = sqlstate_of(original)

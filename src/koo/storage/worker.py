@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from koo.shortages import start
 from koo.storage.base import StoreUnavailable
 from koo.storage.transaction import StatementRejected, Transaction
 
@@ -88,8 +89,8 @@ class Worker:
         self._thread = threading.Thread(target=self._serve, name="koo state store", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+        """Begin. Raises OSError where the system starts no thread."""
+        start(self._thread)
 
     @property
     def alive(self) -> bool:

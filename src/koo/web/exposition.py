@@ -185,6 +185,7 @@ REFUSALS = frozenset(
         Kind.SATURATED,
         Kind.COOLING_DOWN,
         Kind.KEY_REFUSED,
+        Kind.STORE_UNAVAILABLE,
     }
 )
 FAILURES = frozenset(

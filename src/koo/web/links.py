@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from starlette.requests import Request
 
-from koo.errors import DatabaseError, Kind, KooError, ServiceRefused
+from koo.errors import DatabaseError, Kind, KooError
 from koo.monitoring.runbook import PREFIX, runbook_path, runbooks
 from koo.monitoring.shapes import Alert
 
@@ -34,6 +34,8 @@ OF_SERVICES: dict[Kind, str] = {
     Kind.QUOTA: "quota_used_up",
     Kind.BILLING: "quota_used_up",
     Kind.ALL_FAILED: "service_down",
+    Kind.STORE_UNAVAILABLE: "store_unavailable",
+    Kind.OUT_OF_RESOURCES: "out_of_resources",
 }
 OF_DATABASES: dict[Kind, str] = {
     Kind.CIRCUIT_OPEN: "database_unavailable",
@@ -47,6 +49,7 @@ OF_DATABASES: dict[Kind, str] = {
     Kind.CONTENTION: "database_slow",
     Kind.READ_ONLY: "database_read_only",
     Kind.OUTCOME_UNKNOWN: "database_commit_unknown",
+    Kind.OUT_OF_RESOURCES: "out_of_resources",
 }
 _WINDOWS = ("minute", "hour", "day")
 
@@ -57,8 +60,6 @@ def runbook_of(error: KooError, base: str) -> str | None:
     kind = table.get(error.kind, "")
     if error.kind is Kind.RATE_LIMITED:
         kind = _limit_of(error)
-    elif type(error) is ServiceRefused and error.kind is Kind.CIRCUIT_OPEN:
-        kind = "store_unavailable"  # no breaker: what a budget has left is not known
     return runbook_path(kind, base) if kind in runbooks() else None
 
 

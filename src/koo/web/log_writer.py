@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from koo.forks import forget_in_child
+from koo.shortages import NoThread, start
 
 QUEUE_BYTES_MAX = 4 * 2**20
 """Some 20,000 lines: minutes of a storm, and not much of a server's memory."""
@@ -58,9 +59,16 @@ class LineWriter:
             self._lines.append(data)
             self._bytes += len(data)
             if self._thread is None and not self._closing:
-                self._thread = threading.Thread(target=self._run, name="koo log", daemon=True)
-                self._thread.start()
+                self._start()
             self._changed.notify()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="koo log", daemon=True)
+        try:
+            start(thread)
+        except NoThread:
+            return  # The lines are kept, and the next one tries again.
+        self._thread = thread
 
     def close(self, within_s: float = LAST_LINES_S) -> None:
         """Let what is queued be written, for so long at most."""

@@ -40,6 +40,8 @@ STATUS: dict[Kind, int] = {
     Kind.COOLING_DOWN: 429,
     Kind.KEY_REFUSED: 503,
     Kind.DRAINING: 503,
+    Kind.STORE_UNAVAILABLE: 503,
+    Kind.OUT_OF_RESOURCES: 503,
     Kind.CONNECTION: 503,
     Kind.TIMEOUT: 504,
     Kind.OVERLOADED: 503,

@@ -33,9 +33,11 @@ from koo.ai.foreign.frameworks import ENDS_EARLY, ends_early
 from koo.ai.foreign.peek import peek
 from koo.ai.foreign.statuses import classify_status, is_answer, status_of
 from koo.ai.foreign.vendors import classify_sdk
-from koo.errors import KooError
+from koo.ai.providers.faults import make_error
+from koo.errors import Failure, Kind, KooError
 from koo.policies.treatment import CALLERS, ELSE, MISTAKEN, classify_error, fault_of
 from koo.policies.verdict import FAILURE, THROTTLED, Fault
+from koo.shortages import shortage_in
 
 LOOKED_AT_MAX = 16
 """Errors that are looked at for one call: the depth of causes and the width of groups that occur, and some more."""
@@ -86,6 +88,8 @@ class _Walk:
         if isinstance(error, ExceptionGroup):
             return self._look_into(error)
         by_table = classify_sdk(error, self._service) or classify_database(error)
+        if by_table is not None and by_table.kind is Kind.CONNECTION:
+            by_table = self._short(error, by_table) or by_table
         if by_table is not None:
             return Meaning(self._with_what_was_before(error, by_table), spoken=True)
         cause = self._cause_of(error)
@@ -93,6 +97,16 @@ class _Walk:
             fault = _unchanged(cause.fault) if _leaves_unchanged(error) else cause.fault
             return Meaning(_in_part(fault) if _tried_before(error) else fault, spoken=True)
         return self._by_itself(error) or self._by_context(error) or _by_answer(error) or cause
+
+    def _short(self, error: Exception, by_table: Fault) -> Fault | None:
+        """A library's word for a connection that could not be made, where it is this process that lacks something."""
+        short = shortage_in(error)
+        if short is None:
+            return None
+        lacking = make_error(self._service, Kind.OUT_OF_RESOURCES, short, billable=by_table.billed)
+        if by_table.error is None:  # a database's own, which leaves unchanged
+            return replace(fault_of(lacking), failure=Failure(lacking.kind, short))
+        return replace(fault_of(lacking), error=lacking)
 
     def _cause_of(self, error: Exception) -> Meaning:
         return next((found for one in _causes(error) if (found := self.look(one)) is not NOTHING), NOTHING)

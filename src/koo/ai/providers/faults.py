@@ -22,7 +22,7 @@ from koo.ai.providers.waits import Stated, resets_in_s, retry_after_s, said_s, s
 from koo.errors import ExternalServiceError, Kind, ServiceFailed
 from koo.failures import safe
 from koo.http.client import ClosedHere
-from koo.http.connector import TransportError
+from koo.http.connector import ShortHere, TransportError
 from koo.policies.treatment import TREATMENTS
 
 SENTENCE_MAX = 300
@@ -48,6 +48,7 @@ SENTENCES: dict[Kind, str] = {
     Kind.NOT_FOUND: "it does not know this model or path: see MODEL and BASE_URL",
     Kind.TOO_LARGE: "the request is larger than it accepts",
     Kind.UNKNOWN: "unexpected error: please report it",
+    Kind.OUT_OF_RESOURCES: "this machine has not what a call needs",
 }
 """Our own words for each kind: no sentence of a provider is repeated."""
 
@@ -271,6 +272,8 @@ def transport_error(service: str, error: TransportError) -> ExternalServiceError
     if isinstance(error, ClosedHere):
         return _closed_here(service, error)
     kind = Kind.BAD_ANSWER if error.stage == "answer" else Kind.CONNECTION
+    if isinstance(error, ShortHere):
+        kind = Kind.OUT_OF_RESOURCES
     # What never left cannot be billed; anything else may have been.
     detail: dict[str, Any] = {"phase": error.stage}
     if error.lasting:

@@ -50,6 +50,8 @@ from koo.errors import (
 from koo.gates import is_fed
 from koo.http.client import HttpClient
 from koo.options import LOCAL_QUEUE_MAX
+from koo.policies.treatment import out_of_resources
+from koo.shortages import shortage_in
 
 CONTEXT_TOKENS = 4096
 """Prompt and answer together; 94 MB of memory with the small model, whose own bound is 8192."""
@@ -235,6 +237,8 @@ class LocalProvider:
         except FolderMissing:
             raise self._not_configured(NO_FOLDER) from None
         except OSError as error:
+            if shortage_in(error) is not None:
+                raise out_of_resources(self.service, error) from None
             reason = f"no process can be started for the model ({error.strerror})"
             raise ServiceFailed(self.service, reason) from None
         session, loop = self._session, asyncio.get_running_loop()

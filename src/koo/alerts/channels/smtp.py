@@ -19,8 +19,10 @@ from contextlib import suppress
 from koo.alerts.channels.base import NotTaken
 from koo.alerts.channels.smtp_url import MailServer
 from koo.http.connector import trusted
+from koo.lookups import LOOKUPS
 from koo.network_options import NetworkOptions
 from koo.plain_text import plain
+from koo.shortages import NoThread, shortage_in, start
 
 ANSWER_S = 10.0
 GOODBYE_S = 1.0
@@ -42,10 +44,11 @@ class Talk:
         """Hand a mail over; returns the addresses that were refused beside others. Raises `NotTaken`."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Refused] = loop.create_future()
+        places = await self._places()
 
         def run() -> None:
             try:
-                refused = self._talk(sender, to, letter)
+                refused = self._talk(places, sender, to, letter)
             except NotTaken as error:
                 _tell(loop, ended.set_exception, error, ended)
             except Exception as error:  # noqa: BLE001 - in a thread it would end in nowhere
@@ -53,11 +56,23 @@ class Talk:
             else:
                 _tell(loop, ended.set_result, refused, ended)
 
-        threading.Thread(target=run, name="koo mail", daemon=True).start()
+        try:
+            start(threading.Thread(target=run, name="koo mail", daemon=True))
+        except NoThread as error:
+            raise NotTaken(_reason(error)) from None
         try:
             return await ended
         finally:
             self._cut()
+
+    async def _places(self) -> list[str]:
+        """The server's addresses: a lookup that hangs has one thread, and not one for each attempt."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                found = await LOOKUPS.find(self._server.host, self._server.port)
+        except OSError as error:  # TimeoutError too
+            raise NotTaken(_reason(error)) from None
+        return [address[4][0] for address in found]
 
     def _opened(self, line: socket.socket) -> None:
         """Keep a hand on the connection: the socket itself is wrapped and replaced when TLS begins."""
@@ -72,9 +87,9 @@ class Talk:
             with suppress(OSError):  # it is closed already
                 self._line.shutdown(socket.SHUT_RDWR)
 
-    def _talk(self, sender: str, to: tuple[str, ...], letter: bytes) -> Refused:
+    def _talk(self, places: list[str], sender: str, to: tuple[str, ...], letter: bytes) -> Refused:
         try:
-            line = Line(self._server, self._context(), self._opened)
+            line = Line(self._server, places, self._context(), self._opened)
             try:
                 self._secure(line)
                 if self._server.user:
@@ -109,8 +124,13 @@ class Line(smtplib.SMTP):
     """smtplib's side of the conversation; `opened` is called with the connection before a byte is read of it."""
 
     def __init__(
-        self, server: MailServer, context: ssl.SSLContext, opened: Callable[[socket.socket], None]
+        self,
+        server: MailServer,
+        places: list[str],
+        context: ssl.SSLContext,
+        opened: Callable[[socket.socket], None],
     ) -> None:
+        self._places = places
         self._opened = opened
         self._tls = context if server.security == "tls" else None
         # Its own default is the machine's full name, for which it asks a name server, however long that takes.
@@ -120,9 +140,15 @@ class Line(smtplib.SMTP):
         )
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
-        line = socket.create_connection((host, port), timeout)
+        line = self._connect(port, timeout)
         self._opened(line)
         return line if self._tls is None else self._tls.wrap_socket(line, server_hostname=host)
+
+    def _connect(self, port: int, timeout: float) -> socket.socket:
+        for place in self._places[:-1]:
+            with suppress(OSError):
+                return socket.create_connection((place, port), timeout)
+        return socket.create_connection((self._places[-1], port), timeout)
 
 
 def _leave(line: Line) -> None:
@@ -180,6 +206,8 @@ def _reason_of_line(error: Exception) -> str:
             return f"no secure connection: {plain(error.reason or 'TLS failed', WORDS_MAX)}"
         case TimeoutError():
             return LATE
+        case _ if (short := shortage_in(error)) is not None:
+            return short
         case socket.gaierror():
             return "its name cannot be looked up"
         case OSError():

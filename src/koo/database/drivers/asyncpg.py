@@ -18,6 +18,7 @@ import asyncpg
 from sqlalchemy.util import await_only as await_
 
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
+from koo.database.drivers.names import find_servers
 from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, set_up_socket, sever
 from koo.database_urls import NAMES_NO_USER, UNREADABLE, UnusableArguments
 from koo.options import DatabaseOptions
@@ -52,6 +53,7 @@ class Asyncpg:
     ) -> asyncpg.Connection:
         """As `asyncpg.connect`. Raises TypeError for a number that is none."""
         read_numbers(kwargs, NUMBERS)
+        await find_servers(kwargs)
         given: dict[str, str] = kwargs.pop("server_settings", None) or {}
         base = kwargs.pop("connection_class", asyncpg.Connection)
         ours_class = TaggedConnection if options.exactly_once == "off" else MarkedConnection

@@ -11,17 +11,18 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import Conninfo, TransactionStatus
 from psycopg.waiting import wait_async
 from sqlalchemy.util import await_only as await_
 
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
+from koo.database.drivers.names import as_libpq, find_servers
 from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, libpq_parameters, sever
 from koo.options import DatabaseOptions
 
@@ -46,7 +47,7 @@ class Psycopg:
         self, options: DatabaseOptions, timeouts: ServerTimeouts, /, *args: Any, **kwargs: Any
     ) -> PromptConnection:
         connect = partial(PromptConnection.connect_within, options.cleanup_timeout_s, *args)
-        kwargs = {**libpq_parameters(options), **kwargs}
+        kwargs = {**libpq_parameters(options), **kwargs, **await _addresses(kwargs)}
         user, given = kwargs.get("user"), kwargs.get("options") or ""
         # The last word on a setting holds: the URL's come after koo's.
         ours = timeouts.of(user)
@@ -115,6 +116,18 @@ class Psycopg:
         # Of a copy: closing the original would pull it from under the selector and from libpq.
         with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as wire:
             wire.shutdown(socket.SHUT_RDWR)
+
+
+async def _addresses(parameters: Mapping[str, Any]) -> dict[str, str]:
+    if parameters.get("service"):
+        return {}
+    # What libpq reads itself: PGHOST and its like.
+    of_libpq = {one.keyword.decode(): one.val.decode() for one in Conninfo.get_defaults() if one.val}
+    asked = of_libpq | {name: value for name, value in parameters.items() if value}
+    try:
+        return as_libpq(await find_servers(asked), asked)
+    except OSError as error:
+        raise psycopg.OperationalError(f"failed to resolve host: {error}") from error
 
 
 async def _keep_shorter(

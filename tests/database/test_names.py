@@ -1,0 +1,129 @@
+"""The names of a database's servers are looked up in koo's threads, and what a driver is told of them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+from koo.database.drivers.names import Server, as_libpq, find_servers
+from koo.errors import DatabaseUnavailable, Kind
+from koo.options import RetryOptions
+from tests.database.conftest import Place
+from tests.database.support import ONE, opened
+
+KNOWN = {"a.example": ["10.0.0.1", "10.0.0.2"], "b.example": ["10.0.0.3"]}
+
+
+def look_up(host: str, *_: Any, **__: Any) -> list[Any]:
+    if host not in KNOWN:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in KNOWN[host]]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({"host": "a.example"}, {"host": "a.example,a.example", "hostaddr": "10.0.0.1,10.0.0.2"}),
+        (
+            {"host": "a.example,b.example", "port": "1,2"},
+            {
+                "host": "a.example,a.example,b.example",
+                "hostaddr": "10.0.0.1,10.0.0.2,10.0.0.3",
+                "port": "1,1,2",
+            },
+        ),
+        (
+            {"host": "b.example,10.1.1.1,/run/pg", "port": 5433},
+            {
+                "host": "b.example,10.1.1.1,/run/pg",
+                "hostaddr": "10.0.0.3,10.1.1.1,",
+                "port": "5433,5433,5433",
+            },
+        ),
+        # One that is not known is left out, as the driver leaves it out.
+        ({"host": "gone.example,b.example"}, {"host": "b.example", "hostaddr": "10.0.0.3"}),
+        ({"host": ["b.example"]}, {"host": "b.example", "hostaddr": "10.0.0.3"}),
+        # Nothing to look up.
+        ({"host": "10.0.0.9"}, {}),
+        ({"host": "::1"}, {}),
+        ({"host": "/run/postgresql"}, {}),
+        ({}, {}),
+        ({"host": "a.example", "hostaddr": "10.9.9.9"}, {}),
+    ],
+    ids=repr,
+)
+def test_libpq_is_told_each_address_as_one_to_try(
+    parameters: dict[str, Any], told: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+    async def main() -> None:
+        assert as_libpq(await find_servers(parameters), parameters) == told
+
+    asyncio.run(main())
+
+
+def test_where_no_name_is_known_the_lookup_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+    async def main() -> None:
+        assert await find_servers({"host": "b.example"}) == [Server("b.example", "", ("10.0.0.3",))]
+        with pytest.raises(socket.gaierror):
+            await find_servers({"host": "gone.example,away.example"})
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_a_database_whose_name_hangs_takes_no_thread_of_the_application(
+    driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, asked = threading.Event(), []
+
+    def hang(host: str, *_: Any, **__: Any) -> list[Any]:
+        asked.append(threading.current_thread().name)
+        released.wait(60)
+        raise socket.gaierror(socket.EAI_AGAIN, "late")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+
+    async def main() -> None:
+        url = f"postgresql+{driver}://u@hang.example/d"
+        async with opened(url, pool_timeout_s=0.05, retry=RetryOptions(attempts_max=1)) as database:
+
+            async def ask() -> None:
+                async with database.session_scope():
+                    pass
+
+            for _ in range(3):
+                with pytest.raises(DatabaseUnavailable):
+                    await ask()
+            assert asked == ["koo lookup"], "callers join, the probe too"
+            assert await asyncio.to_thread(int) == 0
+            released.set()
+
+    try:
+        asyncio.run(main())
+    finally:
+        released.set()
+
+
+def test_a_server_is_reached_by_its_name_and_an_unknown_one_is_said_to_be(pg: Place) -> None:
+    async def main() -> None:
+        async with (
+            opened(pg.url.replace(pg.server.host, "localhost")) as database,
+            database.session_scope() as session,
+        ):
+            assert (await session.execute(ONE)).scalar() == 1
+        url = pg.url.replace(pg.server.host, "nowhere.invalid")
+        async with opened(url, retry=RetryOptions(attempts_max=1)) as database:
+            with pytest.raises(DatabaseUnavailable, match="the host name cannot be resolved") as caught:
+                async with database.session_scope():
+                    pass
+            assert caught.value.kind is Kind.CONNECTION
+
+    asyncio.run(main())
