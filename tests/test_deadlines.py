@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
+from contextvars import copy_context
 from types import TracebackType
 from typing import Any
 
@@ -473,6 +474,69 @@ def test_a_task_started_inside_has_the_deadline_and_cannot_move_ours() -> None:
         async with Deadline(10):
             assert await asyncio.create_task(child()) == BEGIN_S + 1
             assert ends_at.get() == BEGIN_S + 10
+
+    run_virtual(main)
+
+
+def test_a_task_that_outlives_a_block_is_free_of_its_deadline_and_not_of_those_around_it() -> None:
+    registry = Deadlines()
+
+    async def main() -> None:
+        seen: list[float] = []
+
+        async def child(goes_on: asyncio.Event) -> None:
+            seen.append(ends_at.get())
+            await goes_on.wait()
+            seen.append(ends_at.get())
+            with Alarm(registry, BEGIN_S + 40):  # its own: the one that is over is no shorter
+                seen.append(ends_at.get())
+            seen.append(ends_at.get())
+
+        inside, outside = asyncio.Event(), asyncio.Event()
+        async with Deadline(30):
+            with Alarm(registry, BEGIN_S + 10):
+                async with Deadline(5):
+                    within = asyncio.create_task(child(inside))
+                    beyond = asyncio.create_task(child(outside))
+                    await asyncio.sleep(0)
+            inside.set()
+            await within
+            assert seen == [BEGIN_S + 5, BEGIN_S + 5, *[BEGIN_S + 30] * 3]
+        seen.clear()
+        outside.set()
+        await beyond
+        assert seen == [NEVER, BEGIN_S + 40, NEVER]
+
+    run_virtual(main)
+
+
+def test_a_thread_that_outlives_a_block_without_a_loop_is_free_of_it_too() -> None:
+    with Deadline(1000.0):
+        inside = copy_context()
+        assert inside.run(ends_at.get) < NEVER
+    assert inside.run(ends_at.get) == NEVER
+
+
+def test_a_task_that_goes_on_does_not_keep_the_one_that_made_it() -> None:
+    registry = Deadlines()
+
+    async def main() -> None:
+        goes_on = asyncio.Event()
+        others: list[asyncio.Task[Any]] = []
+
+        async def request() -> None:
+            with Alarm(registry, BEGIN_S + 10):
+                others.append(asyncio.create_task(goes_on.wait()))
+
+        asked = asyncio.create_task(request())
+        await asked
+        gone = weakref.ref(asked)
+        del asked
+        await asyncio.sleep(0)
+        gc.collect()
+        assert gone() is None
+        goes_on.set()
+        await others[0]
 
     run_virtual(main)
 

@@ -29,8 +29,41 @@ from koo.options import NEVER
 T = TypeVar("T")
 GRAIN_S = 0.25
 
-ends_at: ContextVar[float] = ContextVar("koo_deadline", default=NEVER)
-"""The deadline of the work in hand, in monotonic seconds of the event loop; `NEVER` where there is none."""
+OVER = float("-inf")
+
+
+class Block:
+    """A deadline that holds in a block. `until`: its time while the block runs, `OVER` afterwards. `outer`: around it.
+
+    A task that is made inside gets a copy of the context, and may run on for hours after the block has ended. What it
+    finds there must not be a number, which would go on ending its calls, but something that knows that it is over.
+    """
+
+    __slots__ = ("outer", "until")
+
+    outer: Block
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+
+
+block: ContextVar[Block] = ContextVar("koo_deadline", default=Block(NEVER))  # noqa: B039 - this one never ends
+
+
+class EndsAt:
+    """The deadline of the work in hand."""
+
+    __slots__ = ()
+
+    def get(self) -> float:
+        """In monotonic seconds of the event loop; `NEVER` where there is none."""
+        found = block.get()
+        while found.until == OVER:
+            found = found.outer
+        return found.until
+
+
+ends_at = EndsAt()
 
 
 class WrongLoop(RuntimeError):
@@ -118,7 +151,7 @@ class OwnTimer(Deadlines):
         return set()
 
 
-class Alarm:
+class Alarm(Block):
     """`with Alarm(registry, when) as alarm:` ends the block with TimeoutError at `when`.
 
     `when` is in monotonic seconds of the loop. Inside the block `ends_at` is the alarm's time, if that is earlier than
@@ -135,7 +168,7 @@ class Alarm:
         self.when = when
         self.timer: asyncio.Handle | None = None
         self.expired = False
-        self._token: Token[float] | None = None
+        self._token: Token[Block] | None = None
 
     def __enter__(self) -> Alarm:
         # The running loop, not the registry's: from another thread the latter names whatever task that loop is in,
@@ -155,8 +188,10 @@ class Alarm:
         members.add(self)
         self.members = members
         self._cancelling = task.cancelling()
-        if self.when < ends_at.get():
-            self._token = ends_at.set(self.when)
+        outer, when = block.get(), self.when
+        if when < outer.until or (outer.until == OVER and when < ends_at.get()):
+            self.outer, self.until = outer, when
+            self._token = block.set(self)
         return self
 
     def __exit__(
@@ -166,12 +201,13 @@ class Alarm:
         if self.timer is not None:
             self.timer.cancel()
         if self._token is not None:
-            ends_at.reset(self._token)
-            self._token = None
+            block.reset(self._token)
+            self._token, self.until = None, OVER
         if self.expired:
             self._leave_expired(kind, error)
-        elif kind is not None:
-            # The error's traceback keeps the frame that holds this alarm, and the task may keep the error.
+        else:
+            # The error's traceback keeps the frame that holds this alarm, and the task may keep the error. And a task
+            # that was made inside keeps the alarm for as long as it runs.
             del self.task
 
     def expire(self) -> None:
@@ -185,8 +221,7 @@ class Alarm:
 
     def _leave_expired(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         ours = self.task.uncancel() <= self._cancelling
-        if kind is not None:
-            del self.task
+        del self.task
         if ours and kind is not None and issubclass(kind, CancelledError):
             raise TimeoutError from error
         self.expired = False  # the caller's cancellation, or a result that won the race: not our timeout
@@ -244,11 +279,12 @@ def resumed(reading: Coroutine[object, object, T], waits_for: object) -> Generat
 class Deadline:
     """`async with koo.deadline(2.5):` bounds everything inside, nested or guarded, in seconds from now.
 
-    A nested deadline can only shorten. Raises TimeoutError at the end of its time. Without an event loop
-    `with koo.deadline(2.5):` bounds each `koo.run` inside.
+    A nested deadline can only shorten. Raises TimeoutError at the end of its time. A task that was made inside is under
+    it as long as the block runs, and free of it afterwards. Without an event loop `with koo.deadline(2.5):` bounds each
+    `koo.run` inside.
     """
 
-    __slots__ = ("_alarm", "_in_s", "_token")
+    __slots__ = ("_alarm", "_block", "_in_s", "_token")
 
     loops_time: ClassVar[Callable[[], float]] = staticmethod(time.monotonic)
     """The time of the loop that a call from this thread would run on: the bridge sets it."""
@@ -256,19 +292,23 @@ class Deadline:
     def __init__(self, in_s: float) -> None:
         self._in_s = in_s
         self._alarm: Alarm | None = None
-        self._token: Token[float] | None = None
+        self._block: Block | None = None
+        self._token: Token[Block] | None = None
 
     def __enter__(self) -> Deadline:
         if asyncio._get_running_loop() is not None:
             raise RuntimeError("inside an event loop a deadline is entered by `async with`")
-        self._token = ends_at.set(min(Deadline.loops_time() + self._in_s, ends_at.get()))
+        self._block = Block(min(Deadline.loops_time() + self._in_s, ends_at.get()))
+        self._block.outer = block.get()
+        self._token = block.set(self._block)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._token is not None:
-            ends_at.reset(self._token)
+        if self._token is not None and self._block is not None:
+            block.reset(self._token)
+            self._block.until = OVER
 
     async def __aenter__(self) -> Deadline:
         when = min(running_loop().time() + self._in_s, ends_at.get())

@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import NoReturn, TypeVar
 
 from koo.attempt import AlarmOfProbe, explain, fault_of_time, judge, met_by
-from koo.deadlines import Alarm, ends_at
+from koo.deadlines import Alarm, block, ends_at
 from koo.errors import Failure, Kind, KooError, describe_s
 from koo.events import CircuitClosed, CircuitOpened
 from koo.failures import failure_of
@@ -123,10 +123,10 @@ class Guard:
         """
         now, options = self._monotonic(), self.options
         # `if` instead of `min()`, here and below: two calls of `min` are a tenth of the guard's overhead.
-        deadline, outer = now + (options.timeout_s if timeout_s is None else timeout_s), ends_at.get()
-        is_ours = (is_ours or timeout_s is None) and deadline < outer
-        if outer < deadline:
-            deadline = outer
+        deadline, outer = now + (options.timeout_s if timeout_s is None else timeout_s), block.get().until
+        is_ours = is_ours or timeout_s is None
+        if outer <= deadline:  # or its block is over: then the one around it counts
+            is_ours, deadline = deadline < (outer := ends_at.get()) and is_ours, min(deadline, outer)
         if self.breaker.refuses(now):
             self.gates.refuse_open(self, now)
         passage = None
