@@ -1,5 +1,7 @@
 """The application of the proof of chaos: library calls of every kind at once, cancelled at random awaits.
 
+Callers may see koo's own errors, and in a block with a session SQLAlchemy's, by which a statement tells of its loss.
+
 Queries with fallbacks, streams that are read, left and cut, lists, an own operation that sleeps, raises and hangs,
 scopes and transactions of the database, calls from a thread by `koo.run`. Each row that it writes is unique, and it
 keeps in mind what it was told of it: the table is the judge.
@@ -15,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import koo
@@ -27,8 +30,6 @@ CANCELLED = 0.3
 """So many of the calls are cancelled."""
 OnLimit = Literal["wait"] | None
 SERVICES = ("alpha", "beta")
-ENDED = {"TimeoutError", "CancelledError", "OwnFailure"}
-"""What a caller may see beside koo's own errors."""
 
 
 class OwnFailure(Exception):
@@ -103,7 +104,7 @@ class Application:
             task.cancel()
         try:
             await task
-        except (KooError, TimeoutError, OwnFailure) as error:
+        except (KooError, DBAPIError, TimeoutError, OwnFailure) as error:
             self.outcomes[str(getattr(error, "kind", type(error).__name__))] += 1
         except asyncio.CancelledError:
             worker = asyncio.current_task()

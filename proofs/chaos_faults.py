@@ -53,30 +53,32 @@ STEPS = {
     "hangs": Hang(),
     "closes connections": Nothing(),
     "cuts answers": Cut(60),
-    "stalls in streams": Stream(pieces=["a", "b"], stall_after=1),
     "refuses the key": Failure(401, "authentication_error", "invalid x-api-key"),
 }
+
+PAUSE = Failure(429, headers={"retry-after": "2"})
+STALL = Stream(pieces=["a", "b"], stall_after=1)
 
 
 def of_provider(name: str) -> list[Fault]:
     """What this provider does wrong."""
-    told = [_told(name, what, step) for what, step in STEPS.items()]
-    pause = _told(name, "asks for a pause", Failure(429, headers={"retry-after": "2"}))
+    # A pause is sent after a minute, and a stall in streams lets whole answers pass: neither has to be told in time.
+    quiet = {"asks for a pause": PAUSE, "stalls in streams": STALL}
     return [
-        *told,
-        Fault(**{**vars(pause), "alerts": frozenset({"provider_limit_reached"}), "ends_s": 90.0}),
+        *(_told(name, what, step, SERVICE) for what, step in STEPS.items()),
+        *(_told(name, what, step, frozenset()) for what, step in quiet.items()),
         _gone(name),
     ]
 
 
-def _told(name: str, what: str, step: object) -> Fault:
+def _told(name: str, what: str, step: object, alerts: frozenset[str]) -> Fault:
     async def begin(world: World) -> None:
         world.fakes[name].do(step)  # type: ignore[arg-type]
 
     async def end(world: World) -> None:
         heal_provider(world.fakes[name])
 
-    return Fault(f"{name} {what}", begin, end, 14.0, SERVICE, f"ai:{name}")
+    return Fault(f"{name} {what}", begin, end, 14.0, alerts, f"ai:{name}" if alerts else "")
 
 
 def heal_provider(fake: Alpha | Beta) -> None:
@@ -162,17 +164,31 @@ async def empty(world: World) -> None:
     (world.disk / "filler").unlink(missing_ok=True)
 
 
-async def few_descriptors(world: World) -> None:
-    """So many as `koo serve` has open, and a few more."""
-    pid = world.served.process.pid
-    world.files, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + FEW, hard))  # noqa: PTH208
+@dataclass
+class Scarcity:
+    """So many descriptors as `koo serve` has open, and a few more: also when it has closed some."""
+
+    before: int = 0
+    keeping: asyncio.Task[None] | None = None
+
+    async def begin(self, world: World) -> None:
+        self.before, _ = resource.prlimit(world.served.process.pid, resource.RLIMIT_NOFILE)
+        self.keeping = asyncio.create_task(self._keep(world.served.process.pid))
+
+    async def _keep(self, pid: int) -> None:
+        while True:
+            allow(pid, len(os.listdir(f"/proc/{pid}/fd")) + FEW)  # noqa: PTH208
+            await asyncio.sleep(2)
+
+    async def end(self, world: World) -> None:
+        assert self.keeping is not None
+        self.keeping.cancel()
+        allow(world.served.process.pid, self.before)
 
 
-async def many_descriptors(world: World) -> None:
-    pid = world.served.process.pid
+def allow(pid: int, files: int) -> None:
     _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (world.files, hard))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (files, hard))
 
 
 def lever(down: str, up: str) -> tuple[Act, Act]:
@@ -229,14 +245,14 @@ class Strangers:
 
 def of_ground() -> list[Fault]:
     """All of them."""
-    strangers = Strangers()
+    strangers, scarcity = Strangers(), Scarcity()
     full = frozenset({"disk_full", "disk_nearly_full"})
     scarce = frozenset({"descriptors_used_up", "descriptors_nearly_used_up"})
     return [
         *of_server("database", DATABASE, "database"),
         *of_server("store", STORE, "state_store"),
         Fault("the disk is full", fill, empty, 40.0, full, "disk:", 120.0, needs_root=True),
-        Fault("descriptors are scarce", few_descriptors, many_descriptors, 40.0, scarce, "process", 120.0),
+        Fault("descriptors are scarce", scarcity.begin, scarcity.end, 40.0, scarce, "process", 120.0),
         Fault("names are not found", *lever("names hang", "names answer"), 12.0),
         Fault("the clock goes ten minutes ahead", *lever("clock 600", "clock 0"), 8.0),
         Fault("the clock goes ten minutes back", *lever("clock -600", "clock 0"), 8.0),

@@ -226,7 +226,6 @@ class World:
     url: str
     disk: Path
     is_own_disk: bool
-    files: int = 0
     began: float = field(default_factory=time.monotonic)
 
     @property
