@@ -131,6 +131,10 @@ class Bridge:
     def _lasts(self, loop: Loop) -> bool:
         return threading.current_thread() is threading.main_thread() or loop is self._loop
 
+    def is_own(self, loop: Loop | None) -> bool:
+        """Is it the one in the background?"""
+        return loop is not None and loop is self._loop
+
     def loop(self) -> Loop:
         """The loop that does the work: where koo is open, else the server's whose thread this is, else the one in the
         background, started if need be.

@@ -75,7 +75,7 @@ def test_the_tests_of_the_page_pass_as_they_stand(tmp_path: Path) -> None:
     shop, *tests = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     write(tmp_path, shop=shop, **{f"test_{number}": test for number, test in enumerate(tests)})
     said = run_pytest(tmp_path, plugins=("anyio",))
-    assert f"{8 + len(rules())} passed" in said, said
+    assert f"{11 + len(rules())} passed" in said, said
 
 
 @pytest.mark.parametrize(
@@ -158,6 +158,13 @@ def test_settings(koo_sync):
     assert "2 failed, 2 passed" in said and "error" not in said.splitlines()[-1], said
     assert "koo.claude: 3 step(s) of its script were not used: Failure(status=529" in said
     assert "assert 1 == 2" in said
+
+
+def test_an_argument_that_the_marker_does_not_have_is_a_sentence(tmp_path: Path) -> None:
+    write(tmp_path, test_typo="import pytest\n@pytest.mark.koo(setings={})\ndef test_typo(koo): pass\n")
+    said = run_pytest(tmp_path)
+    assert "@pytest.mark.koo has no argument 'setings'; did you mean 'settings'?" in said
+    assert "Traceback" not in said and "1 error" in said, said
 
 
 def test_a_project_that_does_not_use_it_is_left_alone(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 `koo.testing.postgres` says which program runs and when it is ready; what holds for any server is here. Every server has
 a directory of its own and one port on 127.0.0.1 for its whole life, so that a client's URL stays true over a kill and a
 restart. Calls block for some milliseconds (a start for some tenths of a second): from a coroutine use
-`asyncio.to_thread(server.kill)`. What is still alive when the interpreter ends is ended and its directory removed.
+`asyncio.to_thread(server.kill)`. What is still alive when the interpreter ends is ended and its directory removed, also
+where a signal ends the interpreter (`koo.testing.orphans`).
 
 Four lessons are in the code:
 
@@ -39,10 +40,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
+from koo.testing.orphans import Watcher, end_what_was_left
+
 if TYPE_CHECKING:
     import psutil
 
 HOST = "127.0.0.1"
+FOLDER = "koo-servers-"
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 20.0
 
@@ -86,9 +90,10 @@ def scratch() -> Path:
     # Under a private TMPDIR of root the server's account could not open its own data directory.
     shared = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]
     parent = next((path for path in shared if path.is_dir() and unprivileged().reaches(path)), shared[0])
-    path = Path(tempfile.mkdtemp(prefix="koo-servers-", dir=parent))
+    end_what_was_left(parent, f"{FOLDER}*")
+    path = Path(tempfile.mkdtemp(prefix=FOLDER, dir=parent))
     path.chmod(0o711)
-    atexit.register(_close_all, path, os.getpid())
+    atexit.register(_close_all, path, os.getpid(), Watcher(path))
     return path
 
 
@@ -98,12 +103,13 @@ _one_prepares = threading.RLock()
 _alive: weakref.WeakSet[RealServer] = weakref.WeakSet()
 
 
-def _close_all(path: Path, owner: int) -> None:
+def _close_all(path: Path, owner: int, watcher: Watcher) -> None:
     if os.getpid() != owner:  # A forked child that exits must not end its parent's servers.
         return
     for server in list(_alive):
         server.close()
     shutil.rmtree(path, ignore_errors=True)
+    watcher.end()
 
 
 def lease_port(port: int | None = None) -> socket.socket:

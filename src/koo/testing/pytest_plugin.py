@@ -80,10 +80,19 @@ def koo_sync(request: pytest.FixtureRequest) -> Iterator[World]:
 
 
 def _make_world(request: pytest.FixtureRequest) -> World:
+    from inspect import signature
+
+    from koo.testing.misspelt import did_you_mean
     from koo.testing.world import World
 
     marker = request.node.get_closest_marker("koo")
     arguments = dict(marker.kwargs) if marker is not None else {}
+    known = [name for name in signature(World).parameters if name != "self"]
+    for name in arguments:
+        if name not in known:
+            pytest.fail(
+                f"@pytest.mark.koo has no argument {name!r}{did_you_mean(name, known)}", pytrace=False
+            )
     if "koo_postgres_url" in request.fixturenames:
         arguments.setdefault("database_url", request.getfixturevalue("koo_postgres_url"))
     world = World(*(marker.args if marker is not None else ()), **arguments)

@@ -87,14 +87,17 @@ class SkippingClock:
         if not skip_s >= 0:
             raise ValueError(f"time goes forward: {skip_s:g} s cannot be skipped")
         running = asyncio._get_running_loop()
-        loops = {one for one in (*self._loops, running) if one is not None and not one.is_closed()}
+        others = [one for one in self._loops if one is not running and not one.is_closed()]
+        # The last one is entered first. Were this thread's own loop entered by another loop's thread, both would wait
+        # for ever: it stands still for as long as this call does (`with TestClient(app)` in an `async def` test).
+        loops = others if running is None else [*others, running]
         for loop in loops:
             self._move(loop)
         skip = partial(self._skip, skip_s)
         for loop in loops:
             skip = partial(on_loop, loop, partial(_keep_and, loop, skip_s, skip))
         skip()
-        for loop in loops - {running}:
+        for loop in others:
             loop.call_soon_threadsafe(_wake)  # it may wait for a timer that is due now
         for listener in self._listeners:
             listener()

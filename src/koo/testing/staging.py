@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from koo.errors import ConfigurationError
 from koo.network_options import NetworkOptions
 from koo.options import DatabaseOptions, PlatformOptions, RetryOptions, ServiceOptions
 from koo.settings import Settings, environment_with
@@ -38,7 +39,12 @@ FAKES: dict[str, tuple[type[FakeProvider], tuple[str, ...]]] = {
 
 def your_options(settings: Mapping[str, str]) -> PlatformOptions:
     """What `settings`, the environment and `.env` say, in this order. Raises `ConfigurationError`."""
-    return Settings(environ=environment_with(settings)).platform_options()
+    read = Settings(environ=environment_with(settings))
+    for said in read.unknown_variables:
+        # In an environment a name that nobody knows is another program's. One that a test writes is a slip of the pen.
+        if said.name in settings:
+            raise ConfigurationError("", str(said))
+    return read.platform_options()
 
 
 def make_fake(service: ServiceOptions) -> FakeProvider:

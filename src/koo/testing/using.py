@@ -20,8 +20,11 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
+from koo.bridge import BRIDGE
 from koo.errors import ConfigurationError
 from koo.platform import Platform
+from koo.residence import OpenElsewhere
+from koo.testing.taken import settled
 
 if TYPE_CHECKING:
     from koo.database.database import Database
@@ -30,12 +33,29 @@ OPEN = (
     "the database of the platform that is to be replaced is open: close it first (`await platform.close()`), or begin "
     "to use the other platform before the application is started"
 )
+LIFESPAN = (
+    "the application's lifespan opens koo on the loop of its test client, so begin with `with TestClient(app)`, before "
+    "the test awaits anything of koo's, or take the fixture `koo_sync` in a plain `def` test"
+)
 _handed_out: WeakKeyDictionary[Platform, Database] = WeakKeyDictionary()
 """By platform: the database that was handed out while another one stood in for it."""
 
 
 class _Replaced(Platform):
     """A platform for which another one stands in."""
+
+    async def open(self) -> Platform:
+        """As `Platform.open`; from koo's loop in the background it moves to this one, where no call is under way.
+
+        So an application's lifespan may open, on the loop of its test client, what `koo_sync` used before.
+        """
+        try:
+            return await super().open()
+        except OpenElsewhere as error:
+            if not (BRIDGE.is_own(self._residence.loop) and settled(self)):
+                raise OpenElsewhere(f"{error}; in a test: {LIFESPAN}") from None
+        await self.close()
+        return await super().open()
 
     @property
     def database(self) -> Database:

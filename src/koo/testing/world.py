@@ -35,6 +35,7 @@ from koo.options import PlatformOptions
 from koo.platform import Platform
 from koo.testing.backstage import Backstage, on_loop
 from koo.testing.faked import FakedService
+from koo.testing.misspelt import did_you_mean
 from koo.testing.providers.diary import complain
 from koo.testing.providers.server import FakeProvider
 from koo.testing.proxy import FaultProxy
@@ -49,6 +50,10 @@ T = TypeVar("T")
 MEMORY = "/dev/shm"
 """Where Linux has files in memory: what a test's state store commits need not reach a disk."""
 WITHOUT_PAUSES = {"retry_base_delay": NO_PAUSE_S, "retry_max_delay": NO_PAUSE_S}
+NO_PROXY = (
+    "this world has no proxy, because its database is an SQLite file: take the fixture `koo_postgres_url` beside "
+    "`koo`, or World(database_url=...) of a server"
+)
 INSIDE_A_LOOP = "an event loop is running here: write `async with World()`"
 
 
@@ -103,16 +108,21 @@ class World:
         return f"<World {', '.join(map(repr, self.services.values()))}>"
 
     def __getitem__(self, name: str) -> FakedService:
+        if name not in self.services:
+            raise KeyError(self._no_service(name))
         return self.services[name]
 
     def __getattr__(self, name: str) -> FakedService:
         services = vars(self).get("services", {})
         if name not in services:
-            raise AttributeError(
-                f"this world has no service {name!r}; it has {', '.join(services) or 'none'}"
-            )
+            raise AttributeError(NO_PROXY if name == "proxy" else self._no_service(name))
         found: FakedService = services[name]
         return found
+
+    def _no_service(self, name: str) -> str:
+        services = vars(self).get("services", {})
+        meant = did_you_mean(name, [*services, *(one for one in dir(type(self)) if not one.startswith("_"))])
+        return f"this world has no service {name!r}; it has {', '.join(services) or 'none'}{meant}"
 
     # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from koo.testing.misspelt import did_you_mean
 from koo.testing.providers.script import (
     NO_HEADERS,
     Answer,
@@ -43,6 +44,12 @@ class Verbs(ABC):
     def failure(self, status: int) -> Failure:
         """An error with this status as the vendor words it."""
 
+    if not TYPE_CHECKING:  # a type checker would take every name for granted
+
+        def __getattr__(self, name):
+            verbs = [one for one in dir(type(self)) if not one.startswith("_")]
+            raise AttributeError(f"{type(self).__name__} has no {name!r}{did_you_mean(name, verbs)}")
+
     def answers(
         self,
         text: str = "Paris.",
@@ -64,7 +71,14 @@ class Verbs(ABC):
         retry_after_s: float | None = None,
         **about: Any,
     ) -> Self:
-        """An error with this status, in the vendor's words. `about`: fields of `Failure` that replace them."""
+        """An error with this status, in the vendor's words. `about`: fields of `Failure` that replace them.
+
+        Raises TypeError for what is not a number.
+        """
+        if not isinstance(status, int):
+            raise TypeError(
+                f"fails takes a status, as fails(529), and not {status!r}; without an answer: drops(), hangs()"
+            )
         usual = self.failure(status)
         words = {"type": usual.type, "message": usual.message, "code": usual.code, **about}
         return self.do(Failure(status, headers=_headers(headers, retry_after_s), **words), times)
