@@ -35,7 +35,7 @@ DISK_MIB = 192
 KEY = "test-key"
 MODEL = {"alpha": "m", "beta": "claude-sonnet-5-5"}
 INPUT_PRICE, OUTPUT_PRICE = Decimal(2), Decimal(10)
-READY_S = 30.0
+READY_S = 120.0
 STEP_S = 1.0
 TROUBLE = re.compile(
     r"never awaited|never retrieved|Task was destroyed|Traceback|Exception ignored|ResourceWarning"
