@@ -20,7 +20,19 @@ from koo.errors import CommitOutcomeUnknown, DatabaseError, Kind, NotCommitted
 from koo.testing.polling import until
 from koo.testing.proxy import FaultProxy
 from tests.database.conftest import Place
-from tests.database.support import INSERT, ONE, Base, Note, assert_free, notes, opened, proxied, run, through
+from tests.database.support import (
+    INSERT,
+    ONE,
+    Base,
+    Note,
+    assert_free,
+    leave_markers_alone,
+    notes,
+    opened,
+    proxied,
+    run,
+    through,
+)
 
 KEYS = "SELECT count(*) FROM koo_markers WHERE NOT burned"
 BURNED = "SELECT count(*) FROM koo_markers WHERE burned"
@@ -35,8 +47,14 @@ async def marked(pg: Place, **changes: Any) -> AsyncIterator[tuple[Database, Fau
             await database.init_exactly_once()
             async with database.session_scope() as session:
                 await session.run_sync(lambda sync: Base.metadata.create_all(sync.connection()))
-            pg.server.sql("TRUNCATE koo_markers", pg.database)
+            await leave_markers_alone(database)
+            await in_thread(pg, "DELETE FROM koo_markers")
             yield database, proxy
+
+
+async def in_thread(pg: Place, statement: str) -> None:
+    """What waits for a lock on the table must not stop the loop, which may be deleting old rows just then."""
+    await asyncio.to_thread(pg.server.sql, statement, pg.database)
 
 
 def count(pg: Place, statement: str) -> int:
@@ -271,8 +289,53 @@ def test_a_cancelled_caller_leaves_and_the_log_keeps_the_answer(
             assert isinstance(caught.value.__cause__, CommitOutcomeUnknown)
             assert_free(database)
             proxy.accepts()
-            await until(lambda: "it happened" in caplog.text)
+            await until(lambda: "caller was lost: it happened" in caplog.text)
+            assert f"in {__name__}" in caplog.text.replace("/", "."), "where it stood was told at once"
+            errors = database.get_pool_metrics()["errors"]
+            assert (errors["unknown_commits"], errors["resolved_commits"]) == (0, 1)
+            assert "commit_unknown" not in database.get_health()["conditions"], "it was settled after all"
             assert await notes(database) == [1]
+
+    run(main)
+
+
+def test_a_caller_that_is_cancelled_in_a_commit_of_its_own_leaves_and_the_log_keeps_the_answer(
+    pg: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with marked(pg) as (database, proxy):
+
+            async def write() -> None:
+                async with database.session_scope() as session:
+                    await insert(session)
+                    proxy.cut_commit("hold")
+                    await session.commit()
+
+            writing = asyncio.create_task(write())
+            await until(lambda: proxy.cuts == 1)
+            writing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+            await until(lambda: "it did not happen" in caplog.text)
+            assert_free(database)
+
+    run(main)
+
+
+def test_a_server_that_is_killed_while_it_commits_has_done_it_once(pg: Place) -> None:
+    async def main() -> None:
+        async with marked(pg, resolve_timeout_s=60.0) as (database, proxy):
+            for when in ("before", "after"):
+                proxy.cut_commit(when)
+                cuts = proxy.cuts
+                writing = asyncio.create_task(database.transaction(insert, cuts, max_retries=20))
+                await until(lambda cuts=cuts: proxy.cuts > cuts)  # type: ignore[misc]
+                pg.server.kill()
+                pg.server.start()
+                for n in range(6):
+                    pg.server.sql(f"CREATE TABLE unrelated_{when}_{n} ()", pg.database)
+                assert await writing == cuts
+            assert await notes(database) == [0, 1]
 
     run(main)
 
@@ -392,7 +455,7 @@ def test_a_table_that_cannot_be_used_is_told_and_nothing_is_written_without_it(p
 
     async def main() -> None:
         async with marked(pg) as (database, _):
-            pg.server.sql(spoil, pg.database)
+            await in_thread(pg, spoil)
             with pytest.raises(DatabaseError) if how in {"missing", "elsewhere"} else nullcontext():
                 async with database.session_scope() as session:  # it was well when it was looked at
                     await insert(session)

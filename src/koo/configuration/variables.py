@@ -200,6 +200,8 @@ class Variables(Table):
     db_retry_backoff_multiplier = variable(lambda koo: koo.database.retry.multiplier)
     db_slow_call_seconds = variable(lambda koo: koo.database.slow_call_s)
     db_exactly_once = variable(lambda koo: koo.database.exactly_once)
+    db_resolve_timeout = variable(lambda koo: koo.database.resolve_timeout_s)
+    db_marker_retention = variable(lambda koo: koo.database.marker_retention_s)
     db_health_check_interval = variable(lambda koo: koo.database.probe_interval_s)
     health_check_timeout = variable(
         lambda koo: koo.health_check_timeout_s,

@@ -19,7 +19,6 @@ from koo.database.markers import Markers, refused
 from koo.database.outcomes import Outcomes
 from koo.database.pool_queue import PoolQueue
 from koo.database.records import ConnectionRecord, ConnectionRecords, Occupant
-from koo.errors import CommitOutcomeUnknown
 from koo.sqlstates import LOST, original_of, sqlstate_of
 
 IN_FAILED_TRANSACTION = "25P02"
@@ -36,10 +35,6 @@ class Committing(Protocol):
 
     def give_back(self, error: Exception) -> None:
         """Give the permit back, and settle it."""
-        ...
-
-    def note_unknown(self, unknown: CommitOutcomeUnknown) -> None:
-        """Publish that the outcome stays unknown."""
         ...
 
 
@@ -118,11 +113,8 @@ class MarkedHooks(Hooks):
         was_committed = await_(self._outcomes.learn(key, deadline))
         if was_committed is None:
             occupant.count_unknown()
-            unknown = occupant.unknown_outcome(key)
-            if scope is not None:
-                scope.note_unknown(unknown)
-            raise unknown from original_of(error)
-        self._metrics.resolved_commits += 1
+            raise occupant.unknown_outcome(key) from original_of(error)
+        self._metrics.note_resolved_commit()
         if not was_committed:
             raise occupant.not_committed(meaning) from original_of(error)
 

@@ -104,7 +104,10 @@ log = logging.getLogger("koo")
 
 
 class Markers:
-    """The table of one database. `metrics.marker_problem`: why it cannot be used, or None."""
+    """The table of one database. `metrics.marker_problem`: why it cannot be used, or None.
+
+    `tend_at`: when old rows are deleted next, in monotonic seconds; `tending`: the task that does it.
+    """
 
     def __init__(
         self, beside: Beside, options: DatabaseOptions, metrics: PoolMetrics, wall: Callable[[], float]
@@ -115,8 +118,8 @@ class Markers:
         self._options = options
         self._metrics = metrics
         self._looking: asyncio.Task[Place] | None = None
-        self._tending: asyncio.Task[None] | None = None
-        self._tend_at = 0.0
+        self.tending: asyncio.Task[None] | None = None
+        self.tend_at = 0.0
 
     async def ready(self) -> Place:
         """Where it is, looked up at the first use.
@@ -181,15 +184,15 @@ class Markers:
 
     def tend(self, now: float, *, must_be_there: bool) -> None:
         """Each second: look again while it `must_be_there` and cannot be used; delete old rows once in `CLEAN_S`."""
-        is_busy = self._tending is not None and not self._tending.done()
+        is_busy = self.tending is not None and not self.tending.done()
         if (
             is_busy
             or (self.place is None and not must_be_there)
-            or (self.place is not None and now < self._tend_at)
+            or (self.place is not None and now < self.tend_at)
         ):
             return
-        self._tend_at = now + CLEAN_S
-        self._tending = begin(asyncio.get_running_loop(), self._tend(), "koo tends its markers")
+        self.tend_at = now + CLEAN_S
+        self.tending = begin(asyncio.get_running_loop(), self._tend(), "koo tends its markers")
 
     async def _tend(self) -> None:
         try:
@@ -200,7 +203,7 @@ class Markers:
 
     async def close(self) -> None:
         """End what runs in the background."""
-        running = [task for task in (self._tending, self._looking) if task is not None and not task.done()]
+        running = [task for task in (self.tending, self._looking) if task is not None and not task.done()]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)

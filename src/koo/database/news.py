@@ -65,6 +65,7 @@ class DatabaseNews:
         self.calls = calls or CallLog(clock)
         self._is_alone = calls is None
         self._metrics = metrics
+        self._clock = clock
         self._was_read_only = False
         self._checks_failed = 0
 
@@ -95,16 +96,21 @@ class DatabaseNews:
         else:
             self.calls.failed(SERVICE, what, error, error.kind, attempts)
 
-    def note_outcome(self, key: str, was_committed: bool | None) -> None:
-        """What became of the lost COMMIT of a caller who was cancelled; None: it could not be learned."""
+    def note_outcome(self, key: str, was_committed: bool | None, *, was_told: bool) -> None:
+        """What became of the lost COMMIT of a caller that was cancelled; None: it could not be learned.
+
+        `was_told`: that caller has left with "unknown", which was published and counted.
+        """
+        metrics = self._metrics
         if was_committed is None:
-            self._metrics.unknown_commits += 1
-            self.publish(CommitUnknown(SERVICE, "", "", key))
+            if not was_told:
+                metrics.note_unknown_commit(self._clock.monotonic())
+                self.publish(CommitUnknown(SERVICE, "", "", key))
             return
+        metrics.note_resolved_commit(was_unknown=was_told)
         said = "it happened" if was_committed else "it did not happen, and nothing of it was written"
-        Line(
-            logging.WARNING, SERVICE, "the COMMIT of a cancelled caller was lost", [said, f"marker {key}"]
-        ).write("")
+        words = "the COMMIT of a cancelled caller was lost"
+        Line(logging.WARNING, SERVICE, words, [said, f"marker {key}"], {"what": "commit_resolved"}).write("")
 
     def note_refused(self, error: DatabaseError) -> None:
         """No scope can begin: what is opened before the first one cannot be."""

@@ -78,17 +78,21 @@ class Outcomes:
         `deadline`: the scope's. To be awaited where it stood in COMMIT, also where cancellations are put aside.
         """
         task = self._begin(key, deadline)
-        is_heard = False
         try:
             is_heard = await self._wait(task)
-        finally:
-            if not is_heard:
-                task.add_done_callback(partial(self._tell, key))
-        return answer_of(task) if is_heard else None
+        except (
+            asyncio.CancelledError
+        ):  # of a COMMIT inside the block: the caller leaves without a word about it
+            task.add_done_callback(partial(self._tell, key, False))
+            raise
+        if is_heard:
+            return answer_of(task)
+        task.add_done_callback(partial(self._tell, key, True))
+        return None
 
     def record(self, key: str, deadline: float) -> None:
         """As `learn`, where no caller waits: the log keeps the answer."""
-        self._begin(key, deadline).add_done_callback(partial(self._tell, key))
+        self._begin(key, deadline).add_done_callback(partial(self._tell, key, False))
 
     def _begin(self, key: str, deadline: float) -> asyncio.Task[bool | None]:
         until = max(deadline, self._monotonic()) + self._options.resolve_timeout_s
@@ -109,9 +113,9 @@ class Outcomes:
                 return task.done()
         return True
 
-    def _tell(self, key: str, task: asyncio.Task[bool | None]) -> None:
+    def _tell(self, key: str, was_told: bool, task: asyncio.Task[bool | None]) -> None:
         """The answer to a question whose caller has gone."""
-        self._news.note_outcome(key, answer_of(task))
+        self._news.note_outcome(key, answer_of(task), was_told=was_told)
 
     async def _ask_until(self, key: str, until: float) -> bool | None:
         pause_s, longest_s = PAUSES_S

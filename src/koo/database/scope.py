@@ -374,7 +374,10 @@ class SessionScope(Generic[S_co]):
             self._end(failure, late)
 
     def _note_end(self, error: BaseException) -> None:
-        if not self.is_part:
+        unknown = error.__cause__ if isinstance(error, asyncio.CancelledError) else error
+        if isinstance(unknown, CommitOutcomeUnknown) and not unknown.logged:
+            self._note_unknown(unknown)
+        elif not self.is_part:
             self._connections.news.failed(error, self, "scope", 1)
 
     def note_last(self, error: Exception, attempts: int) -> None:
@@ -388,13 +391,13 @@ class SessionScope(Generic[S_co]):
         Connection and permit are back. With a marker it never comes here: that is asked for in `MarkedHooks`.
         """
         unknown = self.transcript.unknown_outcome()
-        self.note_unknown(unknown)
+        self._note_unknown(unknown)
         if isinstance(failure, Exception):
             raise unknown from original_of(failure)
         unknown.__cause__ = failure.__cause__  # a cancellation that was put aside during COMMIT goes up first
         failure.__cause__ = unknown
 
-    def note_unknown(self, unknown: CommitOutcomeUnknown) -> None:
+    def _note_unknown(self, unknown: CommitOutcomeUnknown) -> None:
         """The outcome of a COMMIT of this scope stays unknown: publish it."""
         self._connections.nameplate.sign(unknown)
         self._connections.news.failed(unknown, self, "scope", 1)

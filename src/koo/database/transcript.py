@@ -232,8 +232,7 @@ class Transcript:
 
     def count_unknown(self) -> None:
         """The outcome of a COMMIT stays unknown: from here on no part may be repeated."""
-        self._metrics.unknown_commits += 1
-        self._metrics.unknown_commit_at = self._monotonic()
+        self._metrics.note_unknown_commit(self._monotonic())
         self.committed = True
 
     def unknown_outcome(self, key: str | None = None) -> CommitOutcomeUnknown:

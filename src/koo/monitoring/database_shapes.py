@@ -84,6 +84,7 @@ class DatabaseErrors(TypedDict):
     total: int
     contention: Annotated[int, Doc("transactions that others were in the way of")]
     unknown_commits: Annotated[int, Doc("COMMITs whose outcome is unknown")]
+    resolved_commits: Annotated[int, Doc("lost COMMITs whose outcome was learned by their markers")]
     pool_timeouts: Annotated[int, Doc("callers that got no connection in time")]
     last_error: Annotated[str | None, Doc("its kind and the driver's name for it; null: none yet")]
 

@@ -76,6 +76,19 @@ class PoolMetrics:
         self.errors[kind] = self.errors.get(kind, 0) + 1
         self.last_error = f"{kind} ({name})"
 
+    def note_unknown_commit(self, now: float) -> None:
+        """The outcome of a COMMIT is unknown."""
+        self.unknown_commits += 1
+        self.unknown_commit_at = now
+
+    def note_resolved_commit(self, *, was_unknown: bool = False) -> None:
+        """The outcome of a lost COMMIT was learned; `was_unknown`: after it had been counted as unknown."""
+        self.resolved_commits += 1
+        if was_unknown:
+            self.unknown_commits -= 1
+            if not self.unknown_commits:
+                self.unknown_commit_at = float("-inf")
+
     def note_role(self, read_only: bool, now: float) -> None:
         """A look has seen whether the server refuses writes."""
         self.is_read_only = read_only or now - self.disk_full_at < DISK_FULL_S

@@ -145,6 +145,7 @@ def _errors(vitals: Vitals) -> DatabaseErrors:
         "total": sum(metrics.errors.values()),
         "contention": metrics.contention,
         "unknown_commits": metrics.unknown_commits,
+        "resolved_commits": metrics.resolved_commits,
         "pool_timeouts": vitals.pool_timeouts,
         "last_error": metrics.last_error,
     }

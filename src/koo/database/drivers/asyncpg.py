@@ -97,7 +97,7 @@ class Asyncpg:
         connection.tag, connection.marker = "", f"{marker}; "
         try:
             send(fairy)
-        except BaseException:
+        except Exception:
             # A COMMIT that fails ends the transaction, and so asyncpg believes; a marker that fails does not.
             if not connection.is_closed() and connection.is_in_transaction():
                 await_(connection.execute("ROLLBACK"))

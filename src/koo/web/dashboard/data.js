@@ -176,7 +176,7 @@
  *
  * @typedef {{
  *   by_kind: Record<string, number>, total: number, contention: number, unknown_commits: number,
- *   pool_timeouts: number, last_error: string | null,
+ *   resolved_commits: number, pool_timeouts: number, last_error: string | null,
  * }} DatabaseErrors
  *
  * @typedef {{
