@@ -32,5 +32,4 @@ class OnceOptions(Checked):
         "clients and people have come back within a day",
         unit="s",
         at_least=3600,
-        at_most=365 * 86_400,
     )
