@@ -76,7 +76,13 @@ ROW = {part: number for number, row in enumerate(ROWS) for part in row}
 
 # Where each package of others may be imported; a path that ends with "/" means all files below it.
 THIRD_PARTIES: dict[str, list[str]] = {
-    "sqlalchemy": ["database/", "default/database.py", "storage/sql.py", "web/session_dep.py"],
+    "sqlalchemy": [
+        "database/",
+        "default/database.py",
+        "storage/sql.py",
+        "web/idempotency.py",
+        "web/session_dep.py",
+    ],
     "greenlet": ["database/greenlets.py"],
     "psycopg": ["database/drivers/psycopg.py"],
     "asyncpg": ["database/drivers/asyncpg.py"],

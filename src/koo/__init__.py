@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     )
     from koo.platform import Platform
     from koo.settings import Settings
+    from koo.web.idempotency import IdempotentDep, IdempotentRoute, idempotent
     from koo.web.problems import ProblemAnswer, problem_answer
     from koo.web.session_dep import SessionDep
 
@@ -100,6 +101,8 @@ _PLACES = {
     "GuardOptions": "koo.options",
     "IdempotencyKeyInUse": "koo.errors",
     "IdempotencyKeyReused": "koo.errors",
+    "IdempotentDep": "koo.web.idempotency",
+    "IdempotentRoute": "koo.web.idempotency",
     "InvalidRequest": "koo.errors",
     "Kind": "koo.errors",
     "KooError": "koo.errors",
@@ -136,6 +139,7 @@ _PLACES = {
     "get_system_health": "koo.default.monitoring",
     "guarded": "koo.default.operations",
     "hybrid_ai_manager": "koo.default.questions",
+    "idempotent": "koo.web.idempotency",
     "on_commit": "koo.database.on_commit",
     "perform_ai_health_check": "koo.default.questions",
     "platform": "koo.default.platform",
@@ -174,6 +178,8 @@ __all__ = [
     "GuardOptions",
     "IdempotencyKeyInUse",
     "IdempotencyKeyReused",
+    "IdempotentDep",
+    "IdempotentRoute",
     "InvalidRequest",
     "Kind",
     "KooError",
@@ -211,6 +217,7 @@ __all__ = [
     "get_system_health",
     "guarded",
     "hybrid_ai_manager",
+    "idempotent",
     "on_commit",
     "perform_ai_health_check",
     "platform",

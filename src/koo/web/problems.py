@@ -21,7 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from koo.errors import AllServicesFailed, DatabaseError, ExternalServiceError, Kind, KooError
+from koo.errors import (
+    AllServicesFailed,
+    DatabaseError,
+    ExternalServiceError,
+    IdempotencyKeyInUse,
+    Kind,
+    KooError,
+)
 from koo.monitoring.guards import last_error_view
 from koo.monitoring.shapes import DatabaseServer, LastError
 from koo.web import bodies
@@ -196,6 +203,8 @@ def status_of(error: KooError) -> int:
     if isinstance(error, AllServicesFailed):
         each = {status_of(one) for one in _causes(error)}
         return each.pop() if len(each) == 1 else STATUS[Kind.ALL_FAILED]
+    if isinstance(error, IdempotencyKeyInUse):
+        return 409  # Of its kind are also conflicts that a provider reports, and those are its bad answers.
     return STATUS[error.kind]
 
 
