@@ -1,0 +1,71 @@
+"""A clerk of the bank in `proofs.once`: a process that makes transfers, and says on stdout what became of each.
+
+`python -m proofs.once_bank URL MODE SEED NUMBER…`; a line is `done NUMBER` or `unknown NUMBER`. MODE is "key" (each
+has an idempotency key), "marker" (`DB_EXACTLY_ONCE=marker` and no key), or "naive" (the control: a lost COMMIT
+is repeated).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from koo.database.database import Database
+from koo.errors import CommitOutcomeUnknown, DatabaseError
+from koo.options import BreakerOptions, DatabaseOptions, RetryOptions
+
+ACCOUNTS = 20
+AT_ONCE = 8
+TAKE = text("UPDATE accounts SET cents = cents - :cents WHERE id = :payer")
+GIVE = text("UPDATE accounts SET cents = cents + :cents WHERE id = :payee")
+NOTE = text("INSERT INTO transfers (number) VALUES (:number)")
+
+
+async def transfer(session: AsyncSession, seed: int, number: int) -> int:
+    """Money from one account to another, and a row without any uniqueness: one that is made twice shows."""
+    rng = random.Random(f"{seed}-{number}")
+    payer, payee = rng.sample(range(ACCOUNTS), 2)
+    cents = rng.randint(1, 100)
+    # In one order, so that two transfers cannot block each other for ever.
+    for statement in (TAKE, GIVE) if payer < payee else (GIVE, TAKE):
+        await session.execute(statement, {"cents": cents, "payer": payer, "payee": payee})
+    await session.execute(NOTE, {"number": number})
+    return cents
+
+
+async def clerk(database: Database, mode: str, seed: int, waiting: list[int]) -> None:
+    """Take numbers until there are none."""
+    while waiting:
+        number = waiting.pop()
+        key = f"{seed}-{number}" if mode == "key" else None
+        word = None
+        while word is None:
+            try:
+                await database.transaction(transfer, seed, number, idempotency_key=key)
+                word = "done"
+            except CommitOutcomeUnknown:
+                word = "unknown" if mode == "marker" else None
+            except DatabaseError:
+                await asyncio.sleep(0.05)
+        print(word, number, flush=True)
+
+
+async def work(url: str, mode: str, seed: int, numbers: list[int]) -> None:
+    options = DatabaseOptions(
+        url=url,
+        exactly_once="marker" if mode == "marker" and url.startswith("postgresql") else "off",
+        # A breaker that rests for a minute after each killed server would make the proof long, and prove nothing.
+        breaker=BreakerOptions(recovery_s=1.0, open_s_max=1.0),
+        retry=RetryOptions(attempts_max=4, base_s=0.02, cap_s=0.2),
+    )
+    database = Database(options)
+    await asyncio.gather(*(clerk(database, mode, seed, numbers) for _ in range(AT_ONCE)))
+    await database.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(work(sys.argv[1], sys.argv[2], int(sys.argv[3]), list(map(int, sys.argv[4:]))))
