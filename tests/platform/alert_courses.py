@@ -377,6 +377,14 @@ async def lose_a_commit(stage: Stage) -> None:
         await statement(stage, "INSERT INTO notes VALUES (1)")
 
 
+async def need_markers_that_are_missing(stage: Stage) -> None:
+    await stage.platform.database.health_check()
+
+
+async def make_the_markers(stage: Stage) -> None:
+    await stage.platform.database.init_exactly_once()
+
+
 async def pause(stage: Stage) -> None:
     stage.platform.pause_database()
 
@@ -506,6 +514,12 @@ COURSES: Mapping[str, Course] = {
     ),
     "database_leaking": Course(hold_too_long, leave, database=LONG),
     "database_commit_unknown": Course(lose_a_commit, later(12 * HOUR_S), behind_proxy="database"),
+    "database_markers_unusable": Course(
+        need_markers_that_are_missing,
+        make_the_markers,
+        database={"exactly_once": "marker"},
+        behind_proxy="database",
+    ),
     "database_paused": Course(pause, resume),
     "database_draining": Course(drain, resume),
     "disk_full": Course(disk_needs(FULL_BYTES=MUCH, NEARLY_FULL_SHARE=1.1), disk_needs(**ENOUGH)),
