@@ -32,6 +32,7 @@ from koo.testing.polling import until
 from koo.testing.providers import answer, error, hang
 from tests.alerts.hooks import answer as hook_answer
 from tests.platform.alert_stage import Course, Stage, Step
+from tests.scarce import no_descriptors
 
 ROOT = Path(__file__).parents[2]
 OTHER_MODEL = "claude-haiku-4-5"
@@ -435,6 +436,14 @@ async def close_descriptors(stage: Stage) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+async def ask_without_a_descriptor(stage: Stage) -> None:
+    """A new connection to the provider needs one, and none is left."""
+    await stage.ask(answer("yes"))
+    await stage.platform.parts.http.close()
+    with no_descriptors():
+        await stage.ask()
+
+
 async def fail_to_notify(stage: Stage) -> None:
     stage.receivers.hook.always = hook_answer(503, "")
     stage.platform.override_service("claude", Override.FORCED_OPEN)
@@ -528,6 +537,7 @@ COURSES: Mapping[str, Course] = {
     ),
     "descriptors_used_up": Course(descriptors(0.975), close_descriptors),
     "descriptors_nearly_used_up": Course(descriptors(0.90), close_descriptors),
+    "out_of_resources": Course(ask_without_a_descriptor, later(301.0)),
     "notification_failing": Course(fail_to_notify, nothing_more),
     "monitor_stale": Course(stand_still, later(301.0)),
 }
