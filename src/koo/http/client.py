@@ -28,6 +28,7 @@ import aiohttp
 from koo.forks import forget_in_child, leave_behind
 from koo.hidden import Headers, Sent
 from koo.http.connector import (
+    DENSE_FROM,
     AnswerTooLarge,
     Connector,
     Resolver,
@@ -37,6 +38,7 @@ from koo.http.connector import (
     departure,
     explain,
     name_of_class,
+    refuse_dense,
     trusted,
     was_stale,
 )
@@ -51,7 +53,8 @@ from koo.shortages import shortage_in
 CONNECT_TIMEOUT_S = 5.0
 CONNECTIONS_MAX = 0
 """No bound: the guards limit concurrency, each service's as it is set, and a queue in here would be invisible."""
-ANSWER_BYTES_MAX = 32 * 1024 * 1024
+ANSWER_BYTES_MAX = 4 * 1024 * 1024
+"""The longest answers of today's models have half a megabyte."""
 PREPARED_MAX = 256
 """Addresses and headers that are remembered: Gemini's addresses contain the model, which callers choose."""
 STEPS_TO_A_TUNNEL = 3
@@ -177,6 +180,7 @@ class HttpClient:
                 body = b"".join(parts)
             if len(body) > bytes_max:
                 raise AnswerTooLarge("the answer", bytes_max)
+            refuse_dense(body)
             return Sent(body)
         except BaseException as error:
             # Cancellation included: a connection with half an answer in it must not go back to the pool.
@@ -325,13 +329,19 @@ class HttpStream:
         content = self._content
         try:
             while chunk := await content.readany():
-                events = self._events.feed(chunk)
+                events, is_large = self._events.feed(chunk), len(chunk) > DENSE_FROM
                 chunk = b""
                 if events:
+                    # Of a small portion only the first event can have begun before it, and be large.
+                    for event in events if is_large else events[:1]:
+                        refuse_dense(event.data)
                     return events
         except BROKEN as error:
             raise self._client.explain_body(self._reply, error) from None
-        return self._events.finish()
+        events = self._events.finish()
+        for event in events:
+            refuse_dense(event.data)
+        return events
 
     async def read(self) -> bytes:
         """The rest of the body as a whole, for an answer that is not a stream. Raises `TransportError`."""

@@ -50,6 +50,19 @@ class AnswerTooLarge(TransportError):
         super().__init__("answer", f"{what} is larger than {bytes_max // 1024} KiB")
 
 
+DENSE_FROM = 64 * 1024
+PARTS_MAX = 100_000
+"""Objects, lists and values: to decode as many takes some hundredths of a second, in which the loop stands still."""
+
+
+def refuse_dense(document: bytes) -> None:
+    """Raises `TransportError` for a document of more parts than any answer has; what is small is not looked at."""
+    if len(document) > DENSE_FROM and (
+        document.count(b"{") + document.count(b"[") > PARTS_MAX or document.count(b",") > 5 * PARTS_MAX
+    ):
+        raise TransportError("answer", f"the answer has more than {PARTS_MAX} objects and lists")
+
+
 class Departure:
     """How far one request got: a note for an owner who may be cancelled, and so never sees an error that says it.
 

@@ -16,12 +16,29 @@ from koo.http.connector import TransportError
 
 GZIP = frozenset({"gzip", "x-gzip"})
 DEFLATE = frozenset({"deflate", "x-deflate", "zlib"})
+MANY_LAYERS = "several encodings around one another"
 UNREAD = frozenset(
-    {"br", "brotli", "zstd", "zst", "compress", "x-compress", "lz4", "snappy", "xz", "dcb", "dcz"}
+    {
+        "br",
+        "brotli",
+        "zstd",
+        "zst",
+        "compress",
+        "x-compress",
+        "lz4",
+        "snappy",
+        "xz",
+        "dcb",
+        "dcz",
+        MANY_LAYERS,
+    }
 )
 """Other labels (`identity`, `utf-8`, …) are no compression."""
 PORTION_MAX = 256 * 1024
 """Bytes that are unpacked at once: a small body may unpack to more than the memory."""
+LAYERS_MAX = 4
+EMPTY_BYTES_MAX = 1024 * 1024
+"""Compressed bytes that may come to nothing: empty blocks, a thousand of them in each byte of another layer."""
 PLAIN_FROM = 16
 """Bytes at the beginning that tell plain text from what is compressed."""
 
@@ -44,6 +61,8 @@ def unpacked(headers: Mapping[str, str], content: Content) -> Content:
     if label is None:
         return content
     names = [name.strip().lower() for name in label.split(",")]
+    if len(names) > LAYERS_MAX:
+        return Unpacked(content, MANY_LAYERS)
     # The last one was put around the others.
     for name in reversed(names):
         if name in GZIP or name in DEFLATE or name in UNREAD:
@@ -54,12 +73,13 @@ def unpacked(headers: Mapping[str, str], content: Content) -> Content:
 class Unpacked:
     """A compressed body. Raises `TransportError` for what cannot be unpacked."""
 
-    __slots__ = ("_content", "_inflate", "_name", "_plain", "_tail")
+    __slots__ = ("_content", "_empty", "_inflate", "_name", "_plain", "_tail")
 
     def __init__(self, content: Content, name: str) -> None:
         self._content = content
         self._name = name
         self._tail = b""
+        self._empty = 0
         self._plain = False
         self._inflate: zlib._Decompress | None = None
 
@@ -75,7 +95,11 @@ class Unpacked:
             if self._plain:
                 return packed
             if bytes_ := self._unpack(packed):
+                self._empty = 0
                 return bytes_
+            self._empty += len(packed) - len(self._tail)
+            if self._empty > EMPTY_BYTES_MAX:
+                raise TransportError("answer", "the answer is compressed and comes to nothing")
 
     def at_eof(self) -> bool:
         """True once everything has been returned."""

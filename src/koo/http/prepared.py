@@ -24,6 +24,8 @@ from koo.hidden import Headers
 from koo.http.connector import TransportError
 
 LINE_BYTES_MAX = 64 * 1024
+INTERIM_MAX = 16
+"""A "102 Processing" every twenty seconds is the most that is written anywhere, and longer than a call lasts."""
 OF_THE_BODY = frozenset({"content-length", "transfer-encoding"})
 """Headers that differ from one request to the next."""
 
@@ -119,7 +121,8 @@ class Prepared:
             max_field_size=LINE_BYTES_MAX,
         )
         transport.write(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
-        while True:
+        for _ in range(INTERIM_MAX + 1):
             message, content = await protocol.read()
             if message.code >= 200 or message.code == 101:  # "100 Continue" and its kin: the answer follows.
                 return message, content
+        raise TransportError("answer", f"more than {INTERIM_MAX} interim answers came, and none that counts")

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import json
 
+from koo.http.connector import refuse_dense
+
 OPENING = (b"{", b"[", b"<")
+TRIES_MAX = 16
+"""A megabyte that never ends, and then a thousand lines that could end it, would be read a thousand times."""
 
 
 class Strays:
     """Lines outside of events → documents."""
 
-    __slots__ = ("_lines",)
+    __slots__ = ("_lines", "_tries")
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
+        self._tries = 0
 
     @property
     def size(self) -> int:
@@ -35,10 +40,12 @@ class Strays:
         # Only these lines can be a document's last: to try each one would read a long document again and again.
         if len(self._lines) > 1 and line[:1] not in (b"}", b"]"):
             return []
-        document = b"\n".join(self._lines)
+        if self._tries >= TRIES_MAX:
+            return []
+        document, self._tries = b"\n".join(self._lines), self._tries + 1
         if not is_whole(document):
             return []
-        self._lines = []
+        self._lines, self._tries = [], 0
         return _parts(document)
 
     def finish(self) -> list[bytes]:
@@ -50,7 +57,8 @@ class Strays:
 
 
 def is_whole(document: bytes) -> bool:
-    """Is it JSON to its end?"""
+    """Is it JSON to its end? Raises `TransportError` for one of more parts than any answer has."""
+    refuse_dense(document)
     try:
         json.loads(document.decode("utf-8", "surrogateescape"), strict=False)
     except (ValueError, RecursionError):

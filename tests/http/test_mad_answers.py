@@ -1,0 +1,108 @@
+"""What a provider may send, however mad: bounded in bytes, in parts, in layers and in patience."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import zlib
+
+import pytest
+
+from koo.http.client import ANSWER_BYTES_MAX, HttpResponse
+from koo.http.connector import PARTS_MAX, AnswerTooLarge
+from koo.http.encodings import LAYERS_MAX
+from koo.http.prepared import INTERIM_MAX
+from koo.http.strays import TRIES_MAX, Strays
+from tests.http.test_client import OK, client, failure_of, serving, talking
+
+DENSE = b'{"choices":[' + b"{}," * (PARTS_MAX + 1) + b"{}]}"
+COMMAS = b"[" + b"1," * (5 * PARTS_MAX + 1) + b"1]"
+
+
+async def answered(*parts: bytes, body: bytes = b"x") -> HttpResponse:
+    async with serving(talking(*parts)) as url, client() as http:
+        return await http.request("POST", url, body=body)
+
+
+def whole(body: bytes, *headers: bytes) -> bytes:
+    lines = [b"HTTP/1.1 200 OK", b"content-length: %d" % len(body), *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+@pytest.mark.parametrize("body", [DENSE, COMMAS], ids=["objects", "values"])
+def test_a_document_of_more_parts_than_an_answer_has_is_not_decoded(body: bytes) -> None:
+    async def main() -> None:
+        error = await failure_of(answered(whole(body)))
+        assert error.stage == "answer" and "objects and lists" in error.reason
+
+    asyncio.run(main())
+
+
+def test_a_document_is_bounded_by_a_few_megabytes() -> None:
+    async def main() -> None:
+        text = whole(b'{"text":"' + b"a" * (ANSWER_BYTES_MAX - 100) + b'"}')
+        assert len((await answered(text)).body) > ANSWER_BYTES_MAX - 100
+        error = await failure_of(answered(whole(b"a" * (ANSWER_BYTES_MAX + 1))))
+        assert isinstance(error, AnswerTooLarge)
+
+    asyncio.run(main())
+
+
+def test_an_event_of_more_parts_than_an_answer_has_is_not_decoded() -> None:
+    async def main() -> None:
+        for event in (b"data: " + DENSE + b"\n\n", DENSE + b"\n"):
+            head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+            async with serving(talking(head, event)) as url, client() as http:
+                stream = await http.stream("POST", url, body=b"x")
+                error = await failure_of(stream.next_events())
+                await stream.aclose()
+                assert "objects and lists" in error.reason
+
+    asyncio.run(main())
+
+
+def test_interim_answers_are_passed_over_and_counted() -> None:
+    interim = b"HTTP/1.1 102 Processing\r\n\r\n"
+
+    async def main() -> None:
+        assert (await answered(interim * INTERIM_MAX + OK)).body == b"ok"
+        error = await failure_of(answered(interim * (INTERIM_MAX + 1) + OK))
+        assert error.stage == "answer" and "interim answers" in error.reason
+
+    asyncio.run(main())
+
+
+def test_layers_of_encodings_are_bounded_and_cost_the_body_alone() -> None:
+    async def main() -> None:
+        body = b"x"
+        for _ in range(LAYERS_MAX):
+            body = gzip.compress(body)
+        label = b"content-encoding: " + b", ".join([b"gzip"] * LAYERS_MAX)
+        assert (await answered(whole(body, label))).body == b"x"
+        error = await failure_of(answered(whole(gzip.compress(body), label + b", gzip")))
+        assert error.stage == "answer" and "several encodings" in error.reason
+
+    asyncio.run(main())
+
+
+def test_what_unpacks_to_nothing_for_ever_is_given_up() -> None:
+    """Empty blocks of deflate, packed once more: a few kilobytes that keep a processor busy for minutes."""
+    empty = b"\x00\x00\x00\xff\xff" * 2_000_000
+    packed = zlib.compress(b"\x78\x9c" + empty)
+
+    async def main() -> None:
+        error = await failure_of(answered(whole(packed, b"content-encoding: deflate, deflate")))
+        assert "comes to nothing" in error.reason
+
+    asyncio.run(main())
+
+
+def test_a_document_that_never_ends_is_not_read_for_each_line_that_could_end_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = []
+    monkeypatch.setattr("koo.http.strays.is_whole", read.append)
+    strays = Strays()
+    for line in [b'{"a": [1,', *[b"}"] * 1000]:
+        assert strays.take(line) == []
+    assert len(read) == TRIES_MAX
