@@ -100,7 +100,7 @@ def test_what_unpacks_to_nothing_for_ever_is_given_up() -> None:
 def test_a_document_that_never_ends_is_not_read_for_each_line_that_could_end_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    read = []
+    read: list[bytes] = []
     monkeypatch.setattr("koo.http.strays.is_whole", read.append)
     strays = Strays()
     for line in [b'{"a": [1,', *[b"}"] * 1000]:
