@@ -16,6 +16,7 @@ from koo.checked import Checked, Timed, allowed
 from koo.errors import ConfigurationError, KooError
 from koo.log_options import LogOptions
 from koo.network_options import NetworkOptions
+from koo.once_options import OnceOptions
 from koo.options import (
     BreakerOptions,
     DatabaseOptions,
@@ -38,6 +39,7 @@ CLASSES = [
     NetworkOptions,
     LogOptions,
     AlertOptions,
+    OnceOptions,
 ]
 NEEDED: dict[type[Checked], dict[str, Any]] = {
     ServiceOptions: {"name": "claude", "kind": "anthropic"},

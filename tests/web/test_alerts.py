@@ -61,7 +61,7 @@ def test_an_alert_that_is_listed_says_where_it_stands(tmp_path: Path) -> None:
         check_exactly(alert, shapes.Alert)
         assert (alert["phase"], alert["active"], alert["acknowledged"]) == ("firing", True, None)
         assert (alert["silenced"], alert["inhibited_by"]) == (None, None)
-        assert alert["notified"]["state"] == "notified" and alert["since"] == alert["timestamp"]
+        assert alert["notified"]["state"] == "no_channel" and alert["since"] == alert["timestamp"]
 
     with_server(tmp_path, work)
 
@@ -145,7 +145,7 @@ def test_a_silence_is_listed_keeps_quiet_and_ends(tmp_path: Path) -> None:
         reply = await client.ask("DELETE", f"{ALERTS}/silences/{silence['id']}")
         assert reply.status == 200 and reply.body["silence"]["ends_at"] < silence["ends_at"]
         assert (await client.get(f"{ALERTS}/silences")).body["silences"] == []
-        assert (await down(client, koo))["notified"]["state"] == "notified"
+        assert (await down(client, koo))["notified"]["state"] == "no_channel"
         gone = await client.ask("DELETE", f"{ALERTS}/silences/{silence['id']}")
         assert gone.status == 404 and gone.body["detail"] == "alerts: no silence of that id lasts"
 

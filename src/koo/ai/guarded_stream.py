@@ -49,20 +49,20 @@ class Leased(Protocol):
 class Silence(Lasting):
     """Rings when a stream has been silent for `longest_s`, or a probe's lease or the call's own time is over.
 
-    `since` is when it last gave a sign of life, in monotonic seconds; `until` is the end of the call, whatever comes.
+    `since` is when it last gave a sign of life, in monotonic seconds; `whole_until` is the end of the call, whatever comes.
     """
 
-    __slots__ = ("_clock", "_scope", "longest_s", "since", "until")
+    __slots__ = ("_clock", "_scope", "longest_s", "since", "whole_until")
 
     def __init__(self, registry: Deadlines, clock: Clock, scope: Leased) -> None:
         super().__init__(registry)
         self._clock = clock
         self._scope = scope
-        self.longest_s = self.until = NEVER
+        self.longest_s = self.whole_until = NEVER
         self.since = clock.monotonic()
 
     def ends(self) -> float:
-        return min(self.since + self.longest_s, self.until, self._scope.permit.lease_ends_at)
+        return min(self.since + self.longest_s, self.whole_until, self._scope.permit.lease_ends_at)
 
     def renew(self) -> None:
         """A sign of life, or the reader is back."""
@@ -141,7 +141,7 @@ class GuardedStream(ABC, Generic[V]):
                 raise StopAsyncIteration from None
             raise
         await self._leave_if_asked()
-        held.silence.until = held.scope.deadline
+        held.silence.whole_until = held.scope.deadline
         self._hand_over(held, held.scope.permit.given_at)
         return held
 
@@ -198,7 +198,7 @@ class GuardedStream(ABC, Generic[V]):
         passage = held.scope.passage
         if passage.is_ours:
             passage.deadline += away_s
-            held.silence.until = passage.deadline
+            held.silence.whole_until = passage.deadline
 
     # ── its end ───────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -69,7 +69,7 @@ class StreamedCompletion:
                     return chunk.text
                 self.silence.renew()
                 if not self._texts:
-                    self.silence.until = (
+                    self.silence.whole_until = (
                         NEVER  # it has begun to answer: an attempt's time is for those that do not
                     )
             if chunk.final:
@@ -231,7 +231,7 @@ async def open_stream(
 
     streamed = StreamedCompletion(one.provider.stream(charge.request), charge, silence, hear)
     silence.longest_s = options.first_token_timeout_s
-    silence.until = scope.permit.given_at + options.attempt_timeout_s
+    silence.whole_until = scope.permit.given_at + options.attempt_timeout_s
     try:
         with silence:
             streamed.first = await streamed.next_text() or ""

@@ -21,6 +21,7 @@ from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
 from koo.database.drivers.names import find_servers
 from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, set_up_socket, sever
 from koo.database_urls import NAMES_NO_USER, UNREADABLE, UnusableArguments
+from koo.hidden import Secret
 from koo.options import DatabaseOptions
 
 UNPREPARED = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
@@ -54,6 +55,8 @@ class Asyncpg:
         """As `asyncpg.connect`. Raises TypeError for a number that is none."""
         read_numbers(kwargs, NUMBERS)
         await find_servers(kwargs)
+        if isinstance(kwargs.get("password"), Secret):
+            kwargs["password"] = partial(str, kwargs["password"])  # its C code takes no subclass of str
         given: dict[str, str] = kwargs.pop("server_settings", None) or {}
         base = kwargs.pop("connection_class", asyncpg.Connection)
         ours_class = TaggedConnection if options.exactly_once == "off" else MarkedConnection
