@@ -222,12 +222,17 @@ def test_a_deadline_that_cannot_cancel_the_list_still_ends_its_queries() -> None
 
     async def main() -> None:
         world = ListWorld(concurrency_max=10)
-        with pytest.raises(TimeoutError):
+        asking: list[asyncio.Task[Any]] = []
+
+        async def begin_and_wait() -> None:
             async with Deadline(2.5):
-                asking = asyncio.create_task(world.ask_many(*several(100)))
+                asking.append(asyncio.create_task(world.ask_many(*several(100))))
                 await asyncio.sleep(10.0)
+
+        with pytest.raises(TimeoutError):
+            await begin_and_wait()
         assert world.elapsed_s == 2.5
-        found = texts(await asking)
+        found = texts(await asking[0])
         assert found[20:30] == [Kind.DEADLINE] * 10, "what ran at its end"
         assert found[:20] + found[30:] == [f"first {n}" for n in range(100) if not 20 <= n < 30]
         assert world.is_idle()
