@@ -222,7 +222,7 @@ def test_a_deadline_that_cannot_cancel_the_list_still_ends_its_queries() -> None
 
     async def main() -> None:
         world = ListWorld(concurrency_max=10)
-        asking: list[asyncio.Task[Any]] = []
+        asking: list[asyncio.Task[list[Answer | ExternalServiceError]]] = []
 
         async def begin_and_wait() -> None:
             async with Deadline(2.5):

@@ -49,7 +49,7 @@ class Leased(Protocol):
 class Silence(Lasting):
     """Rings when a stream has been silent for `longest_s`, or a probe's lease or the call's own time is over.
 
-    `since` is when it last gave a sign of life, in monotonic seconds; `whole_until` is the end of the call, whatever comes.
+    `since`: when it last gave a sign of life, in monotonic seconds; `whole_until`: the end of the call, whatever comes.
     """
 
     __slots__ = ("_clock", "_scope", "longest_s", "since", "whole_until")
