@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
+from koo import run
 from koo.errors import DatabaseUnavailable, KooError, ServiceRefused
 from koo.platform import Platform
+from koo.web import mount
 from koo.web.readiness import WATCHED_S, Readiness, readiness_of
 from tests.web.serving import options
 
@@ -98,3 +102,19 @@ def test_routes_lifespan_and_server_of_one_platform_share_it(tmp_path: Path) -> 
     platform = Platform(options(tmp_path))
     assert readiness_of(platform) is readiness_of(platform)
     assert readiness_of(platform) is not readiness_of(Platform(options(tmp_path)))
+
+
+def test_a_platform_whose_application_never_started_it_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = FastAPI()
+    made = Platform(options(tmp_path))
+    mount(app, made)
+    for _ in range(2):  # no `with`: nothing runs the lifespan
+        client = TestClient(app, base_url="http://localhost")
+        assert client.get("/livez").status_code == 200
+        assert client.get("/readyz").status_code == 503
+    assert [record.message.split(":")[0] for record in caplog.records if "lifespan" in record.message] == [
+        "the application's lifespan never ran"
+    ]
+    run(made.close())

@@ -17,6 +17,8 @@ from koo.options import LEDGER_DAYS_MAX
 from koo.platform import Platform
 from koo.web import answers, bodies, views
 from koo.web.door import door_of
+from koo.web.pieces import pieces_of
+from koo.web.reading import in_slices
 from koo.web.routing import JsonView, described, make_router, while_connected
 
 log = logging.getLogger("koo.web")
@@ -49,9 +51,9 @@ def _add_queries(router: APIRouter, platform: Platform) -> None:
     @router.post("/batch-query", summary="Ask several at once", **described(answers.BatchAnswer, 413, 422))
     async def query_batch(body: bodies.BatchBody, request: Request) -> Response:
         """Each as a place comes free, the results in the same order. Always 200: each says whether it succeeded."""
-        queries = [views.query_of(one) for one in body.queries]
+        queries = await in_slices(views.query_of, body.queries)
         outcomes = await while_connected(request, platform.query_many(queries))
-        return JsonView(views.batch_view(queries, outcomes))
+        return await pieces_of(dict(await views.batch_view(queries, outcomes)), "results")
 
 
 def _add_health(router: APIRouter, platform: Platform) -> None:

@@ -6,9 +6,11 @@ nothing, and each reader would be told to a third party. This one is three small
 
 from __future__ import annotations
 
+import asyncio
 from importlib.resources import files
 
 from fastapi import APIRouter
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from koo.web.door import Door
 from koo.web.routing import add_file, file_router
@@ -31,3 +33,19 @@ def docs_router(door: Door) -> APIRouter:
         content = folder.joinpath(name).read_bytes()
         add_file(router, path, content, media_type, {"Content-Security-Policy": POLICY})
     return router
+
+
+class MadeAside:
+    """The description of the API is made when it is first asked for, in a thread: it takes a second of work."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._making = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and str(scope["path"]).endswith("/openapi.json"):
+            described = scope["app"]
+            async with self._making:
+                if described.openapi_schema is None:
+                    await asyncio.to_thread(described.openapi)
+        await self.app(scope, receive, send)

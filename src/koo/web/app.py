@@ -23,7 +23,7 @@ import koo
 from koo.errors import KooError
 from koo.platform import Platform
 from koo.web.ai import ai_router
-from koo.web.api_docs import docs_router
+from koo.web.api_docs import MadeAside, docs_router
 from koo.web.dashboard_routes import PATH, dashboard_router
 from koo.web.door import Door, door_of
 from koo.web.edge import PROBES, Edge
@@ -79,6 +79,7 @@ def create_app(platform: Platform, *, hosts: Iterable[str] = ()) -> FastAPI:
         middleware=[
             Middleware(Edge, log_requests=lambda: platform.options.log.requests),
             Middleware(Gzip, minimum_size=GZIP_BYTES_MIN, compresslevel=6),
+            Middleware(MadeAside),
         ],
         exception_handlers={HTTPException: _answer_http_error, KooError: _answer_error},
     )
@@ -152,6 +153,7 @@ def _include(
     hosts: Iterable[str],
 ) -> Door:
     app.state.koo_prefix, names = prefix, tuple(hosts)
+    readiness.expects_start = True
     door = door_of(platform, protect, names)
     app.include_router(monitoring_router(platform, protect=protect, hosts=names), prefix=prefix)
     app.include_router(ai_router(platform, protect=protect, hosts=names), prefix=prefix)

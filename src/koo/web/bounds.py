@@ -8,6 +8,8 @@ from starlette.types import Message, Receive
 
 BODY_BYTES_MAX = 16 * 1024 * 1024
 """More than the largest prompt, whose own limit gives the better sentence."""
+PARAMETERS_MAX = 100
+"""Of an address; thousands take longer to read than an answer to make."""
 MARK = "koo.careful"
 """In the scope of a request that the edge, or a door before another one, takes care of."""
 CLOSE = {"Connection": "close"}

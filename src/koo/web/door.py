@@ -20,7 +20,16 @@ from starlette.types import Receive, Scope, Send
 
 from koo.platform import Platform
 from koo.web.audit import Audit, audit_of
-from koo.web.bounds import BODY_BYTES_MAX, CAREFUL, CLOSE, MARK, BodyTooLarge, announced_bytes, bounded
+from koo.web.bounds import (
+    BODY_BYTES_MAX,
+    CAREFUL,
+    CLOSE,
+    MARK,
+    PARAMETERS_MAX,
+    BodyTooLarge,
+    announced_bytes,
+    bounded,
+)
 from koo.web.problems import http_problem, respond
 from koo.web.security import SAFE_METHODS, Access, Asked, Denial, Kind, asked_of
 
@@ -57,6 +66,10 @@ class Door:
                 await _answer(413, BodyTooLarge(BODY_BYTES_MAX).detail, scope, receive, send, CLOSE)
                 return None
             receive = bounded(receive, BODY_BYTES_MAX)
+        if scope["query_string"].count(b"&") > PARAMETERS_MAX:
+            detail = f"the address has more than {PARAMETERS_MAX} parameters"
+            await _answer(422, detail, scope, receive, send)
+            return None
         denial = self._judge(asked_of(scope, kind), path)
         if denial is None:
             return receive, send

@@ -19,7 +19,7 @@ from koo.failures import safe
 from koo.log_options import LogRequests
 from koo.logs.lines import request_id
 from koo.web.bounds import BODY_BYTES_MAX, CAREFUL, CLOSE, MARK, BodyTooLarge, announced_bytes
-from koo.web.problems import PROBLEMS, http_problem, respond
+from koo.web.problems import PROBLEMS, http_problem, respond, shown_path
 from koo.web.request_ids import HEADER, ID, make_id
 from koo.web.spans import put_back
 
@@ -104,7 +104,7 @@ class _Exchange:
 
     def tell(self, which: LogRequests) -> None:
         """One line in the log, if `which` says so or it failed. Never the query string: there may be a token in it."""
-        status, path = self.status or LEFT, self._scope["path"]
+        status, path = self.status or LEFT, shown_path(self._scope)
         if status < 400 and (which == "failed" or is_probe(self._scope)):
             return
         took_ms = (time.perf_counter() - self._began_at) * 1000
@@ -131,7 +131,7 @@ class _Exchange:
         facts |= {
             "what": "request",
             "method": scope["method"],
-            "path": scope["path"],
+            "path": shown_path(scope),
             "status": status,
             "request_id": scope[ID],
         }

@@ -22,6 +22,7 @@ def probes_router(readiness: Readiness, door: Door) -> APIRouter:
 
     async def livez() -> Response:
         """200 as long as the process can answer at all."""
+        readiness.warn_of_no_start()
         return JsonView(answers.Alive(status="alive"))
 
     async def readyz() -> Response:

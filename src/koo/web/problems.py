@@ -15,11 +15,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from koo.errors import (
     AllServicesFailed,
@@ -103,6 +105,7 @@ WORDS: dict[str, str] = {
     "extra_forbidden": "is not known",
 }
 """Our words where pydantic's own would puzzle somebody who has never heard of it."""
+PATH_MAX = 200
 ERRORS_MAX = 20
 """A body may have half a million wrong fields; nobody reads more than some, and telling all would take a minute."""
 _JSON_TYPE = re.compile(r"application/([\w.!#$&^+-]+\+)?json\s*(;|$)", re.IGNORECASE)
@@ -249,13 +252,30 @@ def http_problem(request: Request, status: int, detail: str, kind: str = "", **m
     kind = kind or HTTP_KINDS.get(status, "http_error")
     return _note(
         request,
-        _problem(status, detail, kind, instance=request.url.path, request_id=request_id_of(request), **more),
+        _problem(
+            status,
+            detail,
+            kind,
+            instance=shown_path(request.scope),
+            request_id=request_id_of(request),
+            **more,
+        ),
     )
 
 
 def error_problem(request: Request, error: KooError, runbook: str | None = None) -> Problem:
     """The problem of one of koo's errors, met while a request was answered."""
-    return _note(request, problem_of(error, request.url.path, request_id_of(request), runbook))
+    is_unknown = error.kind is Kind.UNKNOWN_SERVICE
+    instance = shown_path(request.scope, request.path_params if is_unknown else {})
+    return _note(request, problem_of(error, instance, request_id_of(request), runbook))
+
+
+def shown_path(scope: Scope, hidden: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """The path that was asked for, cut; of its parameters the `hidden` ones may be anything, and are not repeated."""
+    path = str(scope["path"])
+    for value in hidden.values():
+        path = path.replace(str(value), "…") if value else path
+    return path if len(path) <= PATH_MAX else path[:PATH_MAX] + "…"
 
 
 def _note(request: Request, problem: Problem) -> Problem:

@@ -10,6 +10,7 @@ Ctrl-C and a second signal do not wait: a person sits there.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
@@ -19,6 +20,7 @@ from koo.options import NEVER
 from koo.platform import Platform
 from koo.policies.reported import DatabaseState
 
+log = logging.getLogger("koo.web")
 WATCHED_S = 60.0
 """Who asks less often than that would hear of the end too late in any case."""
 
@@ -32,13 +34,27 @@ class Readiness:
         self._asked_at = -NEVER
         self._ends_since = self._shuts_at = NEVER
         self.begun = self.closing = False
+        self.expects_start = False
 
     # ── asked ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def asked(self) -> None:
         """Somebody watches `/readyz`. Raises what stands against traffic; reads what is known, and asks nobody."""
         self._asked_at = self._monotonic()
+        self.warn_of_no_start()
         self.check()
+
+    def warn_of_no_start(self) -> None:
+        """Say once that requests are answered although the application's lifespan never ran."""
+        if self.expects_start and not self.begun:
+            self.expects_start = False
+            log.warning(
+                "the application's lifespan never ran: koo opens itself with the first call that needs it, /readyz "
+                "says no until then, and nothing closes it in order; let the server run it (uvicorn: not "
+                "--lifespan off), "
+                "and let a host pass it on to a sub-application",
+                extra={"what": "lifespan_never_ran"},
+            )
 
     def check(self) -> None:
         """Raises what stands against traffic."""

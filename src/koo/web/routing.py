@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from koo.errors import KooError
+from koo.web.bodies import BatchBody
 from koo.web.door import Door
 from koo.web.examples import RECORDED
 from koo.web.links import base_of, runbook_of
@@ -34,6 +35,7 @@ from koo.web.problems import (
     respond,
     validation_problem,
 )
+from koo.web.reading import Reading
 from koo.web.request_ids import identified
 from koo.web.security import Kind
 
@@ -86,9 +88,13 @@ class ProblemRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
+        body = self.body_field
+        is_batch = body is not None and body.field_info.annotation is BatchBody
+
         async def answer(request: Request) -> Response:
+            reading = Reading(request, is_batch)
             try:
-                return await handle(request)
+                return await handle(reading)
             except KooError as error:
                 return answer_error(request, error)
             except RequestValidationError as error:
@@ -97,6 +103,8 @@ class ProblemRoute(APIRoute):
                 return answer_http_error(request, error)
             except CallerLeft:
                 return Response(status_code=499)
+            finally:
+                reading.close_body()
 
         return answer
 
@@ -119,7 +127,8 @@ def answer_http_error(request: Request, error: StarletteHTTPException) -> Respon
     """The problem of an error of HTTP itself; a body that cannot be read at all is the caller's mistake, a 422."""
     if error.status_code == 400:
         return respond(http_problem(request, 422, "the body cannot be read as JSON"))
-    return respond(http_problem(request, error.status_code, str(error.detail)), error.headers)
+    kind = getattr(error, "kind", "")
+    return respond(http_problem(request, error.status_code, str(error.detail), kind), error.headers)
 
 
 def behind(door: Door, kind: Kind) -> type[ProblemRoute]:

@@ -9,6 +9,7 @@ from koo.monitoring.guards import money, now_iso
 from koo.web.answers import BatchAnswer, BatchFailure, BatchSuccess, QueryAnswer
 from koo.web.bodies import QueryBody
 from koo.web.problems import known_s, status_of
+from koo.web.reading import in_slices
 
 
 def query_of(body: QueryBody) -> Query:
@@ -62,11 +63,11 @@ def _result(query: Query, outcome: Answer | ExternalServiceError) -> BatchSucces
     return error_view(query.service, outcome)
 
 
-def batch_view(queries: list[Query], outcomes: list[Answer | ExternalServiceError]) -> BatchAnswer:
+async def batch_view(queries: list[Query], outcomes: list[Answer | ExternalServiceError]) -> BatchAnswer:
     """A result for each question, and their sums."""
     answers = [one for one in outcomes if isinstance(one, Answer)]
     return {
-        "results": [_result(query, one) for query, one in zip(queries, outcomes, strict=True)],
+        "results": await in_slices(lambda pair: _result(*pair), list(zip(queries, outcomes, strict=True))),
         "total_queries": len(queries),
         "successful_queries": len(answers),
         "failed_queries": len(queries) - len(answers),
