@@ -89,7 +89,7 @@ THIRD_PARTIES: dict[str, list[str]] = {
     "aiosqlite": ["database/drivers/aiosqlite.py"],
     "aiohttp": ["http/"],
     "yarl": ["http/"],
-    "msgspec": ["ai/providers/", "testing/"],
+    "msgspec": ["ai/providers/", "web/reading.py", "testing/"],
     "genai_prices": ["ai/pricing.py"],
     "xllamacpp": ["ai/local_llama.py"],
     "prometheus_client": ["web/exposition.py"],
