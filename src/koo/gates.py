@@ -29,7 +29,7 @@ from typing import NoReturn, Protocol
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.deadlines import Alarm, Deadlines
 from koo.errors import Kind, KooError
-from koo.events import CooldownBegan, Event, KeyBlocked, KeyUnblocked, log
+from koo.events import CooldownBegan, Event, KeyBlocked, KeyUnblocked, outlive
 from koo.options import NEVER, GuardOptions
 from koo.passage import Passage
 from koo.policies.breaker import Breaker, Draw
@@ -491,8 +491,8 @@ class Gates:
             return
         try:
             self.publish(event)
-        except Exception:  # noqa: BLE001 - whatever a listener raises
-            log.exception("could not publish %s", type(event).__name__)
+        except BaseException as error:  # noqa: BLE001 - whatever a listener raises
+            outlive(error, f"could not publish {type(event).__name__}")
 
 
 def _known_s(wait_s: float) -> float | None:

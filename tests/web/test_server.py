@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import pytest
 from koo.errors import ConfigurationError
 from koo.options import DatabaseOptions
 from koo.platform import Platform
+from koo.shortages import NO_DESCRIPTOR, SHORTAGES
 from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic, hang
 from koo.web import create_app
@@ -24,6 +26,7 @@ from koo.web.ending import GRACE_S
 from koo.web.server import bind, make_server
 from tests.cli.running import serving, settings_of
 from tests.cli.test_serve import ask, question
+from tests.scarce import no_descriptors
 from tests.web.serving import claude, options, platform, served
 
 
@@ -143,3 +146,27 @@ def test_a_server_needs_no_main_thread(tmp_path: Path) -> None:
     thread.join(20)
     listener.close()
     assert not thread.is_alive()
+
+
+def test_a_server_without_a_descriptor_for_its_door_notices_within_a_second(tmp_path: Path) -> None:
+    """uvloop accepts and closes what it has no descriptor for, and raises nothing."""
+
+    async def main() -> None:
+        made = platform(tmp_path)
+        server = make_server(made, create_app(made))
+        with closing(bind("127.0.0.1", 0)) as listener:
+            running = asyncio.create_task(asyncio.to_thread(server.run, [listener]))
+            await until(lambda: server.started or running.done())
+            try:
+                before = SHORTAGES.count
+                with no_descriptors():
+                    await until(lambda: SHORTAGES.count > before)
+                assert SHORTAGES.last == NO_DESCRIPTOR
+                with closing(socket.create_connection(listener.getsockname())) as caller:
+                    caller.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                    assert (await asyncio.to_thread(caller.recv, 100)).startswith(b"HTTP/1.1 200 ")
+            finally:
+                server.should_exit = True
+                await running
+
+    asyncio.run(main())

@@ -18,10 +18,13 @@ from types import FrameType
 import uvicorn
 
 from koo.platform import Platform
+from koo.shortages import shortage_now
 from koo.web.crowd import Crowd
 from koo.web.readiness import readiness_of
 
 GRACE_S = 10
+TICKS_A_LOOK = 10
+"""Of uvicorn's ticks, ten a second."""
 HURRY_S = 2
 """After a second signal, for the requests to settle what they held, and again for the platform to close."""
 
@@ -53,6 +56,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         self._crowd.sweep()
+        if counter % TICKS_A_LOOK == 0:
+            shortage_now()  # uvloop closes what it has no descriptor for, and says so nowhere
         if (
             self._readiness.closing
             and not self.should_exit
