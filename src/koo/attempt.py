@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from koo.deadlines import Alarm, Deadlines, Lasting, WrongLoop
 from koo.errors import Failure, Kind, KooError
+from koo.events import outlive
 from koo.failures import failure_of
 from koo.passage import Passage
 from koo.policies.permit import Permit
@@ -76,6 +77,9 @@ def judge(classify: Classify, error: BaseException) -> Fault:
     try:
         fault = classify(error)
     except Exception:  # noqa: BLE001 - a classifier that fails must not keep the permit
+        return UNJUDGED
+    except BaseException as worse:  # noqa: BLE001 - nor one that ends the program, which it does all the same
+        outlive(worse, "a classifier failed")
         return UNJUDGED
     if not isinstance(fault, Fault):
         return UNJUDGED

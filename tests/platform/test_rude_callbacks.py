@@ -238,6 +238,25 @@ def test_a_rude_function_of_the_cost_leaks_nothing_in_an_operation_or_a_stream(
 
 
 @pytest.mark.parametrize("raised", RAISED, ids=lambda one: one.__name__)
+def test_a_rude_classifier_leaks_nothing(tmp_path: Path, raised: type[BaseException]) -> None:
+    async def main() -> None:
+        platform = Platform(options(tmp_path))
+        platform.register_service("odd", classify=rude(raised), max_retries=0)
+
+        async def fail() -> None:
+            raise ValueError
+
+        with pytest.raises(ValueError):
+            await platform.execute("odd", fail)
+        assert settled(platform) and platform.services["odd"].gates.bulkhead.used == 0
+        await asyncio.sleep(0)  # where the loop raises an exit
+        await platform.close()
+
+    exits = run(main)
+    assert bool(exits) == (raised in EXITS), "an exit ends the program all the same"
+
+
+@pytest.mark.parametrize("raised", RAISED, ids=lambda one: one.__name__)
 def test_a_rude_hook_after_a_commit_leaks_nothing_and_the_hooks_after_it_run(
     tmp_path: Path, raised: type[BaseException]
 ) -> None:
