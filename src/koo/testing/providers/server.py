@@ -379,7 +379,7 @@ class FakeProvider(Vendor, Verbs):
         tokens = self._tokens(request, good)
         before, after = self.around(request, good, list(step.pieces), tokens, next(self._ids))
         await connection.begin(self._head(step.headers))
-        written = 0
+        written, is_billed = 0, False
         try:
             if step.error_after == 0:
                 connection.write(self.error_event(step.error))
@@ -397,14 +397,16 @@ class FakeProvider(Vendor, Verbs):
                 written += count_tokens(piece)
             if not await self._goes_on(step, len(step.pieces), connection):
                 return step.error_after is not None
+            # Before its end is sent: a test that has read to the end looks at the bill at once.
+            written, is_billed = tokens.output, True
+            self._bill(request, Tokens(input=tokens.read, output=written))
             for one in after if step.end else ():
                 connection.write(one)
             await connection.end()
-            written = tokens.output
         except GONE:
             self.abandoned += 1
         finally:
-            if step.error_after != 0:
+            if step.error_after != 0 and not is_billed:
                 self._bill(request, Tokens(input=tokens.read, output=written))
         return True
 
