@@ -92,7 +92,7 @@ def test_whether_a_descriptor_is_to_be_had_is_tried() -> None:
 async def platform(home: Path, base_url: str = "http://127.0.0.1:1/v1") -> AsyncIterator[Platform]:
     lab = ServiceOptions(
         name="lab", kind="openai_compatible", model="m", base_url=base_url, declared=True, limits=LimitOptions(),
-        retry=RetryOptions(attempts_max=1), timeout_s=300.0, attempt_timeout_s=120.0,
+        retry=RetryOptions(attempts_max=1),
     )  # fmt: skip
     async with Platform(
         PlatformOptions(home=home, state_url=f"sqlite:///{home}/s.db", services=(lab,))
