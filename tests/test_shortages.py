@@ -32,7 +32,7 @@ from koo.alerts.channels.base import Message, NotTaken
 from koo.alerts.channels.mail import Mail
 from koo.bridge import Bridge, Until
 from koo.errors import Kind
-from koo.host import HostWatch
+from koo.host import HostWatch, count_descriptors
 from koo.network_options import NetworkOptions
 from koo.policies.verdict import NEUTRAL
 from koo.shortages import NO_DESCRIPTOR, NO_MEMORY, NO_THREAD, SHORTAGES, no_descriptor, shortage_in
@@ -85,6 +85,12 @@ def test_whether_a_descriptor_is_to_be_had_is_tried() -> None:
     assert missing is not None and missing.errno == errno.EMFILE
 
 
+def descriptors_used() -> int:
+    found = count_descriptors()
+    assert found is not None
+    return found.used
+
+
 # ── services ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -110,7 +116,10 @@ def test_a_call_without_a_descriptor_moves_no_breaker_and_the_next_one_passes(tm
                         Query(service="lab", prompt="hi", max_tokens=5)
                     )  # not even the price table
                 await koo.query(Query(service="lab", prompt="hi", max_tokens=5))
+                used = descriptors_used()
                 await koo.parts.http.close()  # and with it the kept connection
+                # Its other end is the fake's, in this process too: closed later, it would be one to be had.
+                await until(lambda: descriptors_used() <= used - 2)
                 with no_descriptors():
                     for _ in range(7):  # more than open a breaker
                         with pytest.raises(ServiceRefused) as caught:
