@@ -91,6 +91,18 @@ class Shop:
             await pay(session, 1)
             return f"{user} {self.runs}"
 
+        @post("/in-a-thread")
+        def in_a_thread(session: Annotated[AsyncSession, key]) -> int:
+            self.runs += 1
+            return self.runs
+
+        class Object:
+            async def __call__(inner, session: Annotated[AsyncSession, key]) -> int:  # noqa: N805
+                await pay(session, 1)
+                return self.runs
+
+        post("/object")(Object())
+
         @self.router.get("/none")
         async def none() -> str:
             return "no session"
@@ -119,6 +131,19 @@ def where(request: pytest.FixtureRequest) -> Any:
     name = server.create_database()
     yield server.url(request.param, name)
     server.drop_database(name)
+
+
+@pytest.mark.parametrize("route", ["in-a-thread", "object"])
+def test_a_repeat_runs_no_route_again_whatever_its_function_is(tmp_path: Path, route: str) -> None:
+    async def main() -> None:
+        async with shop(tmp_path) as (client, made):
+            for replayed in (None, "true"):
+                reply = await client.post(f"/v1/{route}", headers=KEY)
+                assert (reply.status, reply.body) == (200, 1)
+                assert reply.headers.get("Idempotency-Replayed") == replayed
+            assert made.runs == 1
+
+    asyncio.run(main())
 
 
 def test_a_repeat_gets_the_stored_answer_and_does_nothing(tmp_path: Path, where: str | None) -> None:

@@ -23,7 +23,7 @@ import json
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Header
 from fastapi.routing import APIRoute
@@ -183,18 +183,28 @@ async def _operation(request: Request, key: str, caller: str, wait_s: float) -> 
 
 def _unless_stored(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     """The same endpoint, which is not called where its answer is stored already."""
-    if not inspect.iscoroutinefunction(endpoint) or hasattr(endpoint, "koo_idempotent"):
+    if hasattr(endpoint, "koo_idempotent"):
         return endpoint
+
+    def stored_answer() -> Response | None:
+        exchange = _current.get()
+        return None if exchange is None or exchange.stored is None else _replay(exchange.stored.result)
 
     @functools.wraps(endpoint)
     async def call(*args: Any, **kwargs: Any) -> Any:
-        exchange = _current.get()
-        if exchange is None or exchange.stored is None:
-            return await endpoint(*args, **kwargs)
-        return _replay(exchange.stored.result)
+        return stored_answer() or await endpoint(*args, **kwargs)
 
-    call.koo_idempotent = True  # type: ignore[attr-defined]
-    return call
+    @functools.wraps(endpoint)
+    def call_in_thread(*args: Any, **kwargs: Any) -> Any:
+        return stored_answer() or endpoint(*args, **kwargs)
+
+    # FastAPI awaits the one and runs the other in a thread. An object is either by its `__call__`.
+    is_async = inspect.iscoroutinefunction(endpoint) or inspect.iscoroutinefunction(
+        getattr(endpoint, "__call__", None)  # noqa: B004 - not whether it can be called, but how
+    )
+    wrapped: Any = call if is_async else call_in_thread
+    wrapped.koo_idempotent = True
+    return cast("Callable[..., Any]", wrapped)
 
 
 def _record(response: Response) -> dict[str, Any]:
