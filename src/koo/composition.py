@@ -251,7 +251,7 @@ class Parts:
         """Let the alerts follow at once, and not with the next beat: an operator has changed something."""
         if (
             self.deadlines.loop is not None
-        ):  # Before it opens, nobody has told it what an earlier process found.
+        ):  # Before it opens, it does not know what an earlier process found.
             self.alerts.see(*self.what_holds())
 
     def services_health(self) -> ServicesHealth:

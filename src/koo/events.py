@@ -294,7 +294,7 @@ class EventBus:
         for listener in tuple(self._listeners):
             try:
                 listener(event)
-            except BaseException as error:  # noqa: BLE001 - whoever publishes has a permit or money to give back
+            except BaseException as error:  # noqa: BLE001 - the publisher has a permit or money to give back
                 outlive(error, f"a listener failed on {type(event).__name__}")
 
 

@@ -1,6 +1,6 @@
 """Files that koo makes: for its user alone, and none through what another user put in the way.
 
-What koo writes holds prompts' costs, audit entries and the rows of its user's database, so nobody else is to read it,
+What koo writes holds prompts' costs, audit entries and the rows of its user's database, so no other user is to read it,
 whatever the umask says. In a folder that every user can write, /tmp say, another one may have put a link, a file or a
 folder under the name first: then koo would write where they want, or read what they wrote.
 """

@@ -40,7 +40,7 @@ from koo.storage.base import Store, StoreUnavailable
 
 SHOWN_S = 86_400.0
 NOT_CONFIGURED = (
-    "no channel is configured, so nobody is told of alerts: set KOO_ALERT_WEBHOOK, KOO_ALERT_SLACK, or KOO_ALERT_EMAIL "
+    "no channel is configured, so alerts are not sent: set KOO_ALERT_WEBHOOK, KOO_ALERT_SLACK, or KOO_ALERT_EMAIL "
     "and KOO_SMTP_URL"
 )
 TEST_MESSAGE = "this is a test that somebody asked for; nothing is wrong"

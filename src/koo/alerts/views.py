@@ -21,7 +21,7 @@ from koo.monitoring.shapes import (
 )
 
 RANK = {"critical": 0, "warning": 1, "info": 2}
-NO_CHANNEL = "no channel is configured, so nobody is told of it"
+NO_CHANNEL = "it is not sent: no channel is configured"
 ENDS: dict[Evidence, str] = {
     "own": "it ends at the next look",
     "answer": "it ends when that answers again",
@@ -91,7 +91,7 @@ def _seen_view(seen: Seen, alerts: Alerts, now: Moment, has_channel: bool) -> Al
 
 
 def _say_that_it_waits(view: Alert, seen: Seen) -> None:
-    """What an earlier process found refuses nothing here, and is tried when somebody calls: else a list of alerts says
+    """What an earlier process found refuses nothing here, and is tried when a call comes: else a list of alerts says
     "cannot be asked" beside a state that says "healthy"."""
     data = AlertData(unconfirmed=True)
     for finding in seen.lesser:

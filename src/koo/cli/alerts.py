@@ -64,7 +64,7 @@ def state_of(alert: Alert) -> str:
         words.append(f"silenced by {silence['by']} until {when(silence['ends_at'])}")
     # A server of an earlier version does not say it.
     if alert["active"] and alert.get("notified", {}).get("state") == "no_channel":
-        words.append("nobody is told: no channel")
+        words.append("not sent: no channel")
     return ", ".join(words)
 
 

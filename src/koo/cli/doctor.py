@@ -110,7 +110,7 @@ def _files(settings: Settings) -> Iterator[Check]:
 
 def _write_flaw(folder: Path) -> str:
     try:
-        # Under a name that nobody can have put a link under before.
+        # Under a name that cannot have been guessed, so no link waits there.
         tempfile.NamedTemporaryFile(prefix=".koo-doctor-", dir=folder).close()
     except OSError as error:
         return error.strerror or type(error).__name__

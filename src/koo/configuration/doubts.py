@@ -1,6 +1,6 @@
 """Values that are allowed, and that another one makes pointless.
 
-A long time may be meant as "never", so these do not stop the start, as contradictions do. But somebody who set one
+A long time may be meant as "never", so these do not stop the start, as contradictions do. But a person who set one
 believes in it: each is told in a sentence.
 """
 

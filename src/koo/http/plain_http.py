@@ -31,4 +31,4 @@ def _is_open(url: str) -> bool:
 
 @cache
 def _say(what: str) -> None:
-    log.warning("%s: whoever is on the way can read it; use https://, or a tunnel to it", what)
+    log.warning("%s: it can be read on the way; use https://, or a tunnel to it", what)

@@ -19,7 +19,7 @@ from koo.logs.lines import at, until
 BEGUN_MAX = 1000
 """So many beginnings are remembered: a model's name, and so a breaker's, is a caller's word."""
 GUIDE = "koo runbook "
-"""What whoever reads the log has: the command, and no folder of documents."""
+"""What a reader of the log has at hand: the command. A folder of documents is not installed."""
 
 
 class Since:

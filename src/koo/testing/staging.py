@@ -41,7 +41,7 @@ def your_options(settings: Mapping[str, str]) -> PlatformOptions:
     """What `settings`, the environment and `.env` say, in this order. Raises `ConfigurationError`."""
     read = Settings(environ=environment_with(settings))
     for said in read.unknown_variables:
-        # In an environment a name that nobody knows is another program's. One that a test writes is a slip of the pen.
+        # In an environment an unknown name is another program's. One that a test writes is a slip of the pen.
         if said.name in settings:
             raise ConfigurationError("", str(said))
     return read.platform_options()

@@ -6,7 +6,7 @@ never keep others out:
 
 * First those end that never asked anything, then the others on which koo waits.
 * Of these, one of the address that has most; of that address, the one that has waited longest. A caller who asks at
-  once is the newest, even where somebody of the same address opens connections without end.
+  once is the newest, even where another caller of the same address opens connections without end.
 * Where koo works on all of them, a few more are let in, so that probes are answered; other requests on these are
   refused at once. Beyond the few a new connection is closed.
 

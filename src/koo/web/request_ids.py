@@ -1,6 +1,6 @@
 """The id of a request: the caller's own where it may stand in a log, else a new one.
 
-Under `koo serve` the edge gives it to every request. In somebody's application koo's own routes give it to theirs, and
+Under `koo serve` the edge gives it to every request. Mounted in an application, koo's own routes give it to theirs, and
 leave the application's routes, and its own ids, alone.
 """
 

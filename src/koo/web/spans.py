@@ -1,4 +1,4 @@
-"""Spans of requests carry no query string: there may be a token in it, as in a link that somebody made by hand.
+"""Spans of requests carry no query string: there may be a token in it, as in a link made by hand.
 
 FastAPI makes a span of each request where the process has set OpenTelemetry up, and writes the query string into it
 before any middleware runs. So the application puts it aside, and the edge, the first middleware, puts it back.
