@@ -54,7 +54,7 @@ GROUPS = [
     Group(
         "A route that happens once",
         ("IdempotentRoute", "idempotent"),
-        "`IdempotentDep` is `idempotent()` as a parameter's type. More about it: [application.md](application.md).",
+        "More about it: [application.md](application.md).",
     ),
     Group("Errors in a framework's answers", ("problem_answer", "ProblemAnswer")),
     Group(
@@ -104,7 +104,7 @@ GROUPS = [
         "What to do about each is in [errors.md](errors.md). All have `reason`, `kind`, `retry_after_s`, `attempts`.",
     ),
 ]
-UNDER_NO_HEADING = {"__version__", "IdempotentDep"}
+UNDER_NO_HEADING = {"__version__"}
 INNER = {
     "Platform": {"assemble", "forget_parent", "own_operations", "parts"},
     "Database": {"forget_parent", "make_scope", "tick"},

@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     )
     from koo.platform import Platform
     from koo.settings import Settings
-    from koo.web.idempotency import IdempotentDep, IdempotentRoute, idempotent
+    from koo.web.idempotency import IdempotentRoute, idempotent
     from koo.web.problems import ProblemAnswer, problem_answer
     from koo.web.session_dep import SessionDep
 
@@ -101,7 +101,6 @@ _PLACES = {
     "GuardOptions": "koo.options",
     "IdempotencyKeyInUse": "koo.errors",
     "IdempotencyKeyReused": "koo.errors",
-    "IdempotentDep": "koo.web.idempotency",
     "IdempotentRoute": "koo.web.idempotency",
     "InvalidRequest": "koo.errors",
     "Kind": "koo.errors",
@@ -178,7 +177,6 @@ __all__ = [
     "GuardOptions",
     "IdempotencyKeyInUse",
     "IdempotencyKeyReused",
-    "IdempotentDep",
     "IdempotentRoute",
     "InvalidRequest",
     "Kind",

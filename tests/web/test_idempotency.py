@@ -46,7 +46,7 @@ class Shop:
 
     def _add_routes(self) -> None:
         post, find = self.router.post, lambda: self.koo.database
-        key = idempotent(database=find)
+        key = idempotent(database=find, caller=None)
         of_user = idempotent(database=find, caller=who_asks, required=False)
 
         async def pay(session: AsyncSession, cents: int) -> None:
@@ -179,7 +179,7 @@ def test_the_key_of_another_request_is_a_422_and_of_another_route_its_own(tmp_pa
                 assert (other.status, other.body["kind"]) == (422, "invalid_request")
                 assert other.headers["Content-Type"] == "application/problem+json"
             assert made.runs == 1
-            assert (await client.post("/v1/mine", headers=KEY)).body == " 2"
+            assert (await client.post("/v1/mine", headers={"X-User": "ann", **KEY})).body == "ann 2"
 
     asyncio.run(main())
 
@@ -270,6 +270,36 @@ def test_callers_have_keys_of_their_own_and_are_checked_for_repeats_too(tmp_path
     asyncio.run(main())
 
 
+def test_who_the_callers_are_is_never_left_unsaid() -> None:
+    unsaid: Any = idempotent
+    with pytest.raises(TypeError, match="caller"):
+        unsaid(required=False)
+
+
+@pytest.mark.parametrize("who", [None, "", object(), {"id": 1}, 1.5], ids=str)
+def test_a_caller_whose_name_may_change_is_refused_and_nothing_is_done(tmp_path: Path, who: Any) -> None:
+    """Its repeat would be another caller's, and be done again; without a name all would share their answers."""
+
+    async def main() -> None:
+        koo, runs = platform(tmp_path), 0
+        app, router = FastAPI(), APIRouter(route_class=IdempotentRoute)
+        mount(app, koo)
+        mine = idempotent(caller=lambda: who, database=lambda: koo.database)
+
+        @router.post("/pay")
+        async def pay(session: Annotated[AsyncSession, mine]) -> None:
+            nonlocal runs
+            runs += 1
+
+        app.include_router(router)
+        async with served(app) as client:
+            await koo.database.init_exactly_once()
+            assert (await client.post("/pay", headers=KEY)).status == 500
+            assert runs == 0
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_no_client_sees_an_answer_whose_commit_was_lost(
     tmp_path: Path, postgres18: PostgresServer, when: Any
@@ -303,7 +333,9 @@ def test_the_session_says_what_its_route_lacks(tmp_path: Path) -> None:
         mount(app, koo)
 
         @app.post("/plain")
-        async def plain(session: Annotated[AsyncSession, idempotent(database=lambda: koo.database)]) -> None:
+        async def plain(
+            session: Annotated[AsyncSession, idempotent(database=lambda: koo.database, caller=None)],
+        ) -> None:
             raise AssertionError
 
         async with served(app) as client:

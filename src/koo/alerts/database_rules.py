@@ -54,7 +54,7 @@ def _condition(condition: str, view: DatabaseHealth) -> Finding:
         return Finding(kind, DATABASE, message)
     if condition == "markers_unusable":
         message = "DB_EXACTLY_ONCE=marker, and the table koo_markers cannot be used: `koo doctor` says why"
-        return Finding(kind, DATABASE, message, {"refuses": "scopes that may write"})
+        return Finding(kind, DATABASE, message, {"refuses": "every scope but those with readonly=True"})
     data: AlertData = {"refuses": "new scopes"} if condition == "draining" else {}
     return Finding(kind, DATABASE, f"the database is {condition.replace('_', ' ')}", data)
 

@@ -142,6 +142,13 @@ KINDS: Mapping[str, AlertKind] = {
         kept_by=_RECOVERY,
         evidence="answer",
     ),
+    "database_markers_unusable": AlertKind(
+        "critical",
+        "The markers of COMMITs cannot be written",
+        ending=Ending("database_markers_usable", "COMMITs have their markers again"),
+        evidence="answer",
+        inhibited_by=DATABASE_GONE,
+    ),
     "database_unhealthy": AlertKind(
         "warning", "Database unhealthy", part_of=DATABASE_GONE, inhibited_by=DATABASE_GONE, evidence="answer"
     ),
@@ -173,9 +180,6 @@ KINDS: Mapping[str, AlertKind] = {
     ),
     "database_leaking": AlertKind("warning", "Scopes hold connections too long", recovering_s=30.0),
     "database_commit_unknown": AlertKind("warning", "The outcome of a COMMIT is unknown"),
-    "database_markers_unusable": AlertKind(
-        "warning", "The markers of COMMITs cannot be written", evidence="answer"
-    ),
     "database_paused": AlertKind("warning", "Database paused by an operator"),
     "database_draining": AlertKind("warning", "Database draining"),
     # ── limits ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,16 +1,18 @@
 """The header `Idempotency-Key`: a route whose work happens once for it, and whose answer is stored with that work.
 
     payments = APIRouter(route_class=IdempotentRoute)
+    Once = Annotated[AsyncSession, idempotent(caller=user_id)]
 
     @payments.post("/payments", status_code=201)
-    async def pay(payment: Payment, session: IdempotentDep) -> Paid: ...
+    async def pay(payment: Payment, session: Once) -> Paid: ...
 
 The dependency begins the transaction and takes the key; the route's class stores the answer as the transaction's last
 statement, commits, and only then lets the answer go. So no client sees an answer whose work is not committed, and a
 client that saw none sends the same request again.
 
 What commits is stored, whatever its status; what raises is rolled back, and its key is free again. Dependencies run
-before a stored answer is returned, so a check of who asks is made for repeats too.
+before a stored answer is returned, so a check of who asks is made for repeats too. A key belongs to the caller that
+sent it: two users with the same key have two answers.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from typing import Annotated, Any, cast
+from uuid import UUID
 
 from fastapi import Depends, Header
 from fastapi.routing import APIRoute
@@ -86,7 +89,7 @@ _current: ContextVar[_Exchange | None] = ContextVar("koo_idempotent_exchange", d
 class IdempotentRoute(APIRoute):
     """A route that stores answers: `APIRouter(route_class=IdempotentRoute)`.
 
-    Needed by a route with `IdempotentDep` or another session of `idempotent`; routes without one are as they were.
+    Needed by a route with a session of `idempotent`; routes without one are as they were.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -122,34 +125,48 @@ class IdempotentRoute(APIRoute):
 
 def idempotent(
     *,
-    caller: Callable[..., Any] | None = None,
+    caller: Callable[..., Any] | None,
     required: bool = True,
     wait_s: float = 0.0,
     database: Callable[[], Database] | None = None,
 ) -> Any:
     """A dependency: one transaction, whose key is the request's `Idempotency-Key`. For `IdempotentRoute`.
 
-    `caller`: a dependency of FastAPI's that returns who asks (its text is used); without it all callers of a route
-    share its keys. `required`: whether a request without the header is refused (400), or works without a key.
-    `wait_s`: how long to wait for another request with the key, before 409. `database`: another platform's.
+    `caller`: a dependency of FastAPI's that returns who asks, as what stays the same for a user (a str, int or UUID;
+    anything else is a TypeError, at the request); or None, for a route without users: all callers share its keys and
+    answers. `required`: whether a request without the header is refused (400), or works without a key. `wait_s`: how
+    long to wait for another request with the key, before 409. `database`: another platform's.
     """
-    who, find = caller or _everyone, database or _own_database
+    find = database or _own_database
 
-    async def begin(request: Request, key: _Described = None, caller: Any = Depends(who)) -> AsyncSession:
+    async def begin(
+        request: Request, key: _Described = None, who: Any = Depends(caller or _everyone)
+    ) -> AsyncSession:
         exchange = _current.get()
         if exchange is None:
             raise RuntimeError(
                 "a session of koo.idempotent needs its route's class: APIRouter(route_class=koo.IdempotentRoute)"
             )
         sent = _key_of(request, required)
-        operation = None if sent is None else await _operation(request, sent, str(caller), wait_s)
+        name = "" if caller is None else _name_of(who)
+        operation = None if sent is None else await _operation(request, sent, name, wait_s)
         return await exchange.begin(find(), operation)
 
     return Depends(begin)
 
 
-def _everyone() -> str:
-    return ""
+def _everyone() -> None:
+    return None
+
+
+def _name_of(who: object) -> str:
+    """An object's text may differ from one request to the next: a repeat would be another caller's, and done again."""
+    if not isinstance(who, str | int | UUID) or who == "":
+        raise TypeError(
+            "the caller of koo.idempotent returns what stays the same for a user, a str (not empty), an int or a UUID,"
+            f" and not {'an empty str' if who == '' else type(who).__name__}"
+        )
+    return str(who)
 
 
 def _own_database() -> Database:
@@ -245,6 +262,3 @@ def _ask_again(request: Request, error: KooError) -> Response:
             }
         )
     )
-
-
-IdempotentDep = Annotated[AsyncSession, idempotent()]
