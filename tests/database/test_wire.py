@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
+import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 from sqlalchemy import event, text
 
 from koo.database.database import Database
+from koo.database.drivers.psycopg import PromptConnection
 from koo.database.drivers.wire import milliseconds
 from koo.options import RetryOptions
-from koo.testing.postgres import PASSWORD
+from koo.testing.polling import until
+from koo.testing.postgres import PASSWORD, PostgresServer
 from tests.database.conftest import Place
 from tests.database.support import ONE, opened, proxied, run, through
 
@@ -53,6 +58,50 @@ def test_a_dead_peer_is_noticed_by_keepalives_and_by_the_user_timeout(pg: Place)
                 seen = [tcp(wire, name) for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")]
                 assert seen == [30, 10, 3]
                 assert tcp(wire, "TCP_USER_TIMEOUT") == 30_000
+
+    run(main)
+
+
+def test_a_connection_that_is_closed_under_a_statement_ends_it_and_closes_behind_it(
+    postgres16: PostgresServer,
+) -> None:
+    """Reply and close arrive in one turn of the loop: libpq's memory, freed then, would be read once more."""
+
+    async def main() -> None:
+        connection = await PromptConnection.connect_within(
+            2.0, postgres16.url("psycopg", "postgres").replace("+psycopg", "")
+        )
+        asleep = asyncio.create_task(connection.execute("SELECT pg_sleep(0.05)"))
+        await until(lambda: connection.pgconn.transaction_status == TransactionStatus.ACTIVE)
+        select.select([connection.fileno()], [], [], 30)
+        await asyncio.sleep(0)  # the selector reports it
+        await asyncio.sleep(0)  # its callback wakes the task, whose turn comes after ours
+        await connection.close()
+        assert not connection.closed
+        assert (await asleep).pgresult is not None
+        assert connection.closed
+
+    run(main)
+
+
+def test_a_copy_that_is_under_way_ends_with_an_error_when_its_connection_is_closed(
+    postgres16: PostgresServer,
+) -> None:
+    async def main() -> None:
+        url = postgres16.url("psycopg", "postgres").replace("+psycopg", "")
+        connection = await PromptConnection.connect_within(2.0, url)
+
+        async def read() -> None:
+            endless = "COPY (SELECT pg_sleep(60)) TO STDOUT"
+            async with connection.cursor() as cursor, cursor.copy(endless) as copy:
+                await copy.read()
+
+        reading = asyncio.create_task(read())
+        await until(lambda: connection.pgconn.transaction_status == TransactionStatus.ACTIVE)
+        await connection.close()
+        with pytest.raises(psycopg.OperationalError):
+            await reading
+        assert connection.closed
 
     run(main)
 

@@ -111,11 +111,16 @@ class Psycopg:
             sever(connection.fileno())
 
     def cut_off(self, connection: Any) -> None:
-        if connection.closed:
-            return
-        # Of a copy: closing the original would pull it from under the selector and from libpq.
-        with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as wire:
-            wire.shutdown(socket.SHUT_RDWR)
+        _shut(connection)
+
+
+def _shut(connection: Any) -> None:
+    """End the connection on the wire; what runs on it gets an error."""
+    if connection.closed:
+        return
+    # Of a copy: closing the original would pull it from under the selector and from libpq.
+    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as wire:
+        wire.shutdown(socket.SHUT_RDWR)
 
 
 async def _addresses(parameters: Mapping[str, Any]) -> dict[str, str]:
@@ -169,6 +174,9 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
     begun = 0
     is_parents = False
     """This process is a forked child."""
+    _steps = 0
+    """Steps of the protocol under way: one, but for a caller who uses the connection from two tasks."""
+    _must_close = False
 
     @classmethod
     async def connect_within(cls, cleanup_s: float, *args: Any, **kwargs: Any) -> PromptConnection:
@@ -191,22 +199,40 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
 
     async def wait(self, gen: Any, interval: float = 0.1, **more: Any) -> Any:  # type: ignore[override]
         """Run a step of the protocol to its end; a cancellation in the midst of a statement closes the connection."""
+        self._steps += 1
         try:
             return await wait_async(gen, self.pgconn.socket, interval=interval, **more)
         except asyncio.CancelledError:
-            try:
-                await self._stop_statement()
-            finally:
-                self.pgconn.finish()
+            self._must_close = True
+            await self._stop_statement()
             raise
+        finally:
+            self._end_step()
 
     async def wait_for_begin(self, gen: Any) -> Any:
         """As `wait`, for BEGIN: the server has no statement to stop, and whoever waits for it may be short of time."""
+        self._steps += 1
         try:
             return await wait_async(gen, self.pgconn.socket, interval=0.1)
         except asyncio.CancelledError:
-            self.pgconn.finish()
+            self._must_close = True
             raise
+        finally:
+            self._end_step()
+
+    def _end_step(self) -> None:
+        self._steps -= 1
+        if self._must_close and not self._steps:
+            self.pgconn.finish()
+
+    async def close(self) -> None:
+        """As psycopg's. A statement that another task has under way ends at once, with an error."""
+        # psycopg would free libpq's memory now, where its compiled half goes on reading when that task wakes: a crash.
+        if self._steps:
+            self._must_close = True
+            _shut(self)
+        else:
+            await super().close()
 
     async def _stop_statement(self) -> None:
         # A cancellation goes over a connection of its own, so a child would stop the parent's statement.
