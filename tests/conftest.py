@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, settings
 
 from koo.testing.postgres import PostgresServer
 
-# A script's background job ignores Ctrl-C, and so would every process that the tests start and interrupt.
+# A script's background job ignores both, and so would every process that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # Neither an example that takes long nor a slow search for one is a fault: machines differ, and are busy.
 settings.register_profile(

@@ -252,10 +252,15 @@ def test_a_process_that_ends_while_the_model_writes_does_not_wait_for_the_answer
 
 def test_a_process_that_ends_while_the_model_reads_does_not_wait_for_the_prompt() -> None:
     out = run("""
-        asyncio.run(LocalProvider("local").load())
+        import psutil
+        provider = LocalProvider("local")
+        asyncio.run(provider.load())
+        PIDS.append(provider.server().pid)
+        model = psutil.Process(PIDS[0])
+        before_s = model.cpu_times().user
         begin("word " * 3000)
-        while not PIDS:
-            pass
+        while model.cpu_times().user < before_s + 0.2:
+            time.sleep(0.01)
     """)
     assert out == "stopped early\ngone\n"
 
