@@ -164,6 +164,7 @@ class Fleet:
     home: str
     counts: bool = False
     spares: int = 0
+    callers: int = CALLERS
     running: list[Process] = field(default_factory=list)
     _waiting: list[Process] = field(default_factory=list)
     ended: list[Process] = field(default_factory=list)
@@ -178,7 +179,7 @@ class Fleet:
             process.go()
 
     async def _start(self, number: int) -> Process:
-        share = max(1, CALLERS // self.processes)
+        share = max(1, self.callers // self.processes)
         task = Task(
             self.provider.base_url,
             self.state_url,

@@ -75,11 +75,14 @@ class PgBouncer(RealServer):
 
 
 class Standby(PostgresServer):
-    """A copy of `primary` that follows it, until it is promoted."""
+    """A copy of `primary` that follows it, until it is promoted; through `port`, where that is a proxy's."""
 
-    def __init__(self, primary: PostgresServer) -> None:
-        super().__init__(MAJOR, settings={"hot_standby": True})
+    def __init__(self, primary: PostgresServer, port: int | None = None) -> None:
+        # As many as the primary has: a standby with fewer connections does not start.
+        most = {name: primary.settings[name] for name in ("max_connections",) if name in primary.settings}
+        super().__init__(MAJOR, settings={"hot_standby": True, **most})
         self._primary = primary
+        self._from_port = primary.port if port is None else port
 
     def promote(self) -> None:
         """Make it take writes; returns when it does."""
@@ -89,7 +92,7 @@ class Standby(PostgresServer):
     def _prepare(self, directory: Path) -> None:
         programs = postgres_binaries(MAJOR)
         assert programs is not None
-        source = f"host={self._primary.host} port={self._primary.port} user={USER} password={PASSWORD}"
+        source = f"host={self._primary.host} port={self._from_port} user={USER} password={PASSWORD}"
         place = ["-D", str(directory / "data"), "-d", source]
         command = [str(programs / "pg_basebackup"), *place, "-R", "-X", "stream", "-c", "fast"]
         done = subprocess.run(
