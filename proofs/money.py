@@ -165,6 +165,7 @@ class Fleet:
     counts: bool = False
     spares: int = 0
     callers: int = CALLERS
+    quiet_s: float = QUIET_S
     running: list[Process] = field(default_factory=list)
     _waiting: list[Process] = field(default_factory=list)
     ended: list[Process] = field(default_factory=list)
@@ -215,7 +216,7 @@ class Fleet:
             nonlocal bills, since
             if len(self.provider.bills) != bills:
                 bills, since = len(self.provider.bills), time.monotonic()
-            return bills > 0 and time.monotonic() - since > QUIET_S
+            return bills > 0 and time.monotonic() - since > self.quiet_s
 
         await self._until(is_quiet)
         await asyncio.gather(*(process.end() for process in self.running + self.ended + self._waiting))
