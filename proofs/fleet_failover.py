@@ -26,7 +26,11 @@ CUT_OFF_S = 3.0
 """So long the asynchronous standby hears nothing before the primary dies: some beats' grants."""
 QUIET_S = 12.0
 """Longer than a store that forgot grants nothing (six seconds), after it was found again."""
-PRIMARY = {"wal_level": "replica", "max_wal_senders": 4, "max_connections": 60}
+PRIMARY: dict[str, str | int | float | bool] = {
+    "wal_level": "replica",
+    "max_wal_senders": 4,
+    "max_connections": 60,
+}
 DRAWN = (
     f"SELECT process, sum(granted - back + over_granted) FROM koo_purses WHERE budget = 'service/{SERVICE}'"
 )
