@@ -64,6 +64,7 @@ ROWS: list[set[str]] = [
     {"configuration"},
     {"settings"},
     {"alert_acts", "sharing", "spending"},
+    {"fleet"},
     {"composition"},
     {"upkeep"},
     {"residence"},

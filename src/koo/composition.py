@@ -8,8 +8,9 @@ that happens, and on which loop, is decided in `platform.py`.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,10 @@ from koo.clock import Clock, iso
 from koo.database_urls import is_same_server
 from koo.deadlines import Deadlines
 from koo.events import EventBus, ProcessRenamed, StoreForgot, StoreFound, StoreLost
+from koo.fleet.beats import Fleet
+from koo.fleet.digests import digests_of
+from koo.fleet.places import place_of, place_of_database, presence_of
+from koo.guard import Guard
 from koo.http.client import HttpClient
 from koo.logs.calls import CallLog
 from koo.logs.event_log import EventLog
@@ -45,6 +50,7 @@ from koo.monitoring.own_shapes import KooHealth, StoreHealth
 from koo.monitoring.shapes import Alert, Budget, DatabaseHealth, ServiceHealth, ServicesHealth, SystemHealth
 from koo.monitoring.snapshot import own_budget_view, service_view, unknown_service
 from koo.options import PlatformOptions
+from koo.policies.fleet import GuardKey
 from koo.policies.money import from_pico
 from koo.policies.treasury import Reply
 from koo.sharing import DATABASE, Sharing
@@ -97,6 +103,15 @@ class Parts:
             self.store, clock, lambda: self.services, self._follow_database_reset, self._key_of
         )
         events.listen(self.sharing.on_event)
+        configuration = json.dumps(digests_of(options))
+        self.fleet = Fleet(
+            self.store,
+            clock,
+            self.sharing,
+            self._guards,
+            lambda: presence_of(store.ledger.process, options.version_label, configuration),
+        )
+        events.listen(self.fleet.on_event)
         self.spending = SpendReports(self.store, clock, self.own_budgets)
         self.outbox = Outbox(
             options.alerts,
@@ -167,6 +182,18 @@ class Parts:
         services = {name: ai_service.service for name, ai_service in self.ai_services.items()}
         services.update({name: service for name, (service, _) in self.operations.items()})
         return services
+
+    def _guards(self) -> Iterator[tuple[GuardKey, Guard]]:
+        """Every guard, by what it is among processes."""
+        for name, service in self.services.items():
+            ai_service = self.ai_services.get(name)
+            if service.configured:
+                place = "" if ai_service is None else place_of(ai_service.options)
+                for guard in service.guards:
+                    yield GuardKey(guard.breaker.name, place), guard
+        if self.database_in_use is not None:
+            place = place_of_database(self.database_in_use.options)
+            yield GuardKey(DATABASE, place), self.database_in_use.guard
 
     def find_service(self, name: str) -> Service:
         """One service. Raises `UnknownService`, which lists the known ones."""
@@ -350,6 +377,7 @@ class Parts:
             await self.store.open()
             for service in self.services.values():
                 self.budgets.keep_count(service)
+            await self.fleet.begin()
             await self.alerts.begin()
         except StoreUnavailable:
             log.warning("koo begins without its state store, which is tried again by itself")
@@ -390,6 +418,7 @@ class Parts:
                 self._release_alerts,
                 self.outbox.finish,
                 self.sharing.flush,
+                self.fleet.leave,
                 self._keep_counts,
                 self.store.close,
             )

@@ -428,6 +428,11 @@ class PlatformOptions(Checked):
         5.0, "longest time of a health check", "an operator waits", unit="s", above=0
     )
     local_model_path: Path | None = option(None, "GGUF file of `local`", "the packaged model")
+    version_label: str = option(
+        "",
+        "what people call this deployment, shown with each process of the fleet: a release, a colour, a commit",
+        "koo knows only its own version",
+    )
     host: str = option(
         "127.0.0.1",
         "address that the server listens on; one that others can reach needs `KOO_TOKEN`",

@@ -1,8 +1,8 @@
 """What the processes on one state store share: resets, overrides, pauses and refused keys.
 
 A reset that reaches one worker of four leaves three that refuse. So an operator's act goes to the store too, and every
-process follows within a second. So do pauses that a provider asked for and keys that it refused, since both concern all
-processes with the same key. Breakers are not shared: each process opens on its own evidence.
+process follows with its next beat (`fleet/beats.py`). So do pauses that a provider asked for and keys that it refused,
+since both concern all processes with the same key. Breakers are not shared: each opens on its own process's evidence.
 
 A pause or a refused key belongs to a credential: its signal names the credential (by a short digest, never the key),
 and a process with another key does not follow. A starting process replays earlier signals in order, so that a reset
@@ -19,7 +19,7 @@ import asyncio
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from koo.ai.service import Service
@@ -53,7 +53,9 @@ class Sharing:
         self._services = services
         self._reset_database = reset_database
         self._key_of = key_of
-        self._seen: int | None = None  # the number of the last signal that is applied here
+        self.seen: int | None = None
+        """The number of the last signal that is applied here."""
+        self._names: set[str] = set()  # under which this process has published, one for each opening
         self._unpublished: deque[tuple[SignalKind, str, dict[str, Any] | None]] = deque(maxlen=1000)
         self._publishing: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -116,6 +118,7 @@ class Sharing:
             kind, target, payload = signal
             try:
                 await self._store.signals.publish(kind, target, payload)
+                self._names.add(self._store.process)
             except StoreUnavailable as error:
                 log.warning("a %s of %s did not reach other processes: %s", kind, target, error)
             # It leaves the queue only now, so that a flush which is cancelled loses none. The flush at closing may run
@@ -131,28 +134,33 @@ class Sharing:
 
     # ── following ───────────────────────────────────────────────────────────────────────────────────────────
 
-    async def run(self) -> None:
-        """Apply the signals of other processes until cancelled, beginning with those from before this one started."""
+    def begin(self) -> None:
+        """Acts from other threads are published on the running loop from now on."""
         self._loop = asyncio.get_running_loop()
-        try:
-            async for signal in self._store.signals.follow(await self.catch_up()):
-                self._seen = signal.id
+
+    def end(self) -> None:
+        """That loop publishes no longer."""
+        self._loop = None
+
+    def take(self, signals: Iterable[Signal]) -> None:
+        """Apply what other processes did since `seen`, in order."""
+        for signal in signals:
+            self.seen = signal.id
+            if signal.process not in self._names:
                 self._apply(signal, new=True)
-        finally:
-            self._loop = None
 
     async def catch_up(self) -> int | None:
         """Apply earlier signals, in their order; returns the number of the last one."""
         try:
             signals = await self._store.signals.latest()
         except StoreUnavailable:
-            return self._seen
+            return self.seen
         # Opened again, this process knows more than it did: what it has seen must not undo what it learned since.
-        before, self._seen = self._seen, signals[-1].id if signals else 0
+        before, self.seen = self.seen, signals[-1].id if signals else 0
         for signal in signals:
-            if signal.id > (before or 0) and signal.process != self._store.process:
+            if signal.id > (before or 0) and signal.process not in self._names:
                 self._apply(signal, new=before is not None)
-        return self._seen
+        return self.seen
 
     def _apply(self, signal: Signal, *, new: bool) -> None:
         try:

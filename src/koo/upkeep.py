@@ -17,10 +17,12 @@ from koo.clock import utc_day
 from koo.composition import Parts
 from koo.errors import ExternalServiceError, Kind
 from koo.events import HealthCheckFailed, HealthCheckPassed
+from koo.fleet.places import place_of_key
 from koo.monitoring.shapes import ServiceCheck
 from koo.options import DAY_S
+from koo.policies.fleet import Check
 from koo.sharing import DATABASE
-from koo.storage.base import StoreUnavailable
+from koo.storage.base import LeadersStore, NotLeading, StoreUnavailable
 
 TICK_S = 1.0
 SWEEP_EVERY_TICKS = 30
@@ -28,6 +30,8 @@ PRUNE_EVERY_S = 3600.0
 STORE_AWAY_LOOK_S = 5.0
 NOTICES_KEPT_S = 90 * DAY_S
 """As long as the episodes that they are about."""
+
+_KINDS = {kind.value for kind in Kind}
 
 log = logging.getLogger("koo")
 
@@ -103,20 +107,25 @@ class KeepTime(BackgroundTask):
         await self.parts.alerts.look(*self.parts.what_holds())
 
     async def _sweep(self) -> None:
-        """Forget what is old, and note what forecasts are made of."""
+        """Note what forecasts are made of; and as the leader forget what is old, for all processes."""
         self.parts.budgets.forget_unused_tags()
         self.parts.budgets.note_paces(self.parts.clock.wall())
-        with suppress(StoreUnavailable):
-            await self.parts.alerts.sweep()
-            await self.parts.store.notices.prune(self.parts.clock.wall() - NOTICES_KEPT_S)
-            await self._prune()
+        if self.parts.fleet.leads:
+            with suppress(StoreUnavailable, NotLeading):
+                await self._forget(self.parts.store.as_leader(self.parts.fleet.leadership.epoch))
 
-    async def _prune(self) -> None:
+    async def _forget(self, store: LeadersStore) -> None:
+        wall = self.parts.clock.wall()
+        await self.parts.alerts.sweep(store)
+        await store.notices.prune(wall - NOTICES_KEPT_S)
+        await store.roll_call.forget_old()
+        await self._prune(store)
+
+    async def _prune(self, store: LeadersStore) -> None:
         """Once an hour, and on with the next sweep where there was more than a little."""
         now = self.parts.clock.monotonic()
         if now >= self._prune_at:
-            before_day = utc_day(self.parts.clock.wall()) - self.parts.options.ledger_days
-            more = await self.parts.store.past.prune(before_day)
+            more = await store.past.prune(utc_day(self.parts.clock.wall()) - self.parts.options.ledger_days)
             self._prune_at = now if more else now + PRUNE_EVERY_S
 
 
@@ -132,10 +141,15 @@ class SendNotices(BackgroundTask):
 
 
 class CheckServices(BackgroundTask):
-    """One unbilled check of each configured service at its interval; a blocked key at its own, growing one."""
+    """One unbilled check of each configured service at its interval; a blocked key at its own, growing one.
+
+    In a fleet the leader asks, and the others take its word. A process whose key or address the leader does not have
+    hears nothing of them, and asks itself, half as often; so does each where none leads.
+    """
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
+        self._began_at = parts.clock.monotonic()
         self._due_at = self._next_round()
         self._looked_at: set[str] = set()  # What an earlier process left alerts of: looked at once, at once.
 
@@ -144,6 +158,7 @@ class CheckServices(BackgroundTask):
 
     async def step(self) -> None:
         now = self.parts.clock.monotonic()
+        self._take_word(now)
         due = now >= self._due_at
         if due:
             self._due_at = self._next_round()
@@ -153,10 +168,32 @@ class CheckServices(BackgroundTask):
             name
             for name, service in self.parts.services.items()
             if _wants_check(service, due or f"ai:{name}" in doubted, now)
+            and (f"ai:{name}" in doubted or not self._leaves_it(name, now))
         ]
         await asyncio.gather(*(self._check(name) for name in names))
         self.parts.own_watch.rounds += 1
         await self._check_database(DATABASE in doubted)
+
+    def _leaves_it(self, name: str, now: float) -> bool:
+        """Does another process ask this service, or may it still?"""
+        fleet, ai_service = self.parts.fleet, self.parts.ai_services[name]
+        if fleet.leads or ai_service.options.kind == "local":
+            return False
+        told_at = fleet.checks.told_at.get((name, place_of_key(ai_service.options)), self._began_at)
+        return now - told_at < 2 * self.parts.options.health_check_interval_s
+
+    def _take_word(self, now: float) -> None:
+        """Of the leader, about what this process would ask with the same key."""
+        for check in self.parts.fleet.checks.take():
+            ai_service = self.parts.ai_services.get(check.service)
+            if ai_service is None or place_of_key(ai_service.options) != check.place:
+                continue
+            if check.ago_s < 2 * self.parts.options.health_check_interval_s:
+                kind = Kind(check.kind) if check.kind in _KINDS else Kind.UNKNOWN
+                error = ExternalServiceError(check.service, check.reason, kind=kind) if check.kind else None
+                note_check(self.parts, ai_service, error)
+                if error is not None and ai_service.service.gates.key_blocks:
+                    ai_service.service.gates.key_blocks.postpone(now)
 
     async def _check_database(self, is_doubted: bool) -> None:
         """At once where an earlier process left alerts of it, or where its server's other database does not answer.
@@ -195,10 +232,9 @@ async def check_service(parts: Parts, name: str) -> ServiceCheck:
     error = await _ask(ai_service, parts.options.health_check_timeout_s)
     # What this machine lacks says nothing about the service.
     if ai_service.service.configured and (error is None or error.kind is not Kind.OUT_OF_RESOURCES):
-        failed_before = ai_service.service.default_guard.checks_failed
-        ai_service.service.note_check(error)
-        (parts.checked.discard if error else parts.checked.add)(name)
-        _publish_check(parts, name, error, failed_before)
+        note_check(parts, ai_service, error)
+        kind, reason = ("", "") if error is None else (error.kind.value, error.reason)
+        parts.fleet.note_check(Check(name, place_of_key(ai_service.options), kind, reason))
     view = parts.service_health(name)
     return {
         "service_name": name,
@@ -208,6 +244,14 @@ async def check_service(parts: Parts, name: str) -> ServiceCheck:
         "response_time_ms": (clock.monotonic() - began) * 1000,
         "last_updated": view["last_updated"],
     }
+
+
+def note_check(parts: Parts, ai_service: AIService, error: ExternalServiceError | None) -> None:
+    """An unbilled check ended, here or in the process that leads."""
+    name, failed_before = ai_service.options.name, ai_service.service.default_guard.checks_failed
+    ai_service.service.note_check(error)
+    (parts.checked.discard if error else parts.checked.add)(name)
+    _publish_check(parts, name, error, failed_before)
 
 
 def _publish_check(parts: Parts, name: str, error: ExternalServiceError | None, failed_before: int) -> None:

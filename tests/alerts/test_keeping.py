@@ -233,14 +233,14 @@ def test_what_no_process_can_see_any_more_ends_after_a_day_and_is_forgotten_at_l
             await before.look(Finding("service_down", "ai:gone", "gone cannot be asked"))
         async with Process(tmp_path, clock, "database") as now:
             clock.now += EXPIRES_AFTER_S - 1
-            await now.keeper.sweep()
+            await now.keeper.sweep(now.store)
             assert lasting(tmp_path) == ["service_down:ai:gone"]
             clock.now += 2
-            await now.keeper.sweep()
+            await now.keeper.sweep(now.store)
             assert lasting(tmp_path) == []
             assert await now.look() == [], "without news"
             clock.now += ENDED_KEPT_S + 1
-            await now.keeper.sweep()
+            await now.keeper.sweep(now.store)
             assert await now.history() == []
 
     run(test)

@@ -45,7 +45,8 @@ def broken(platform: Platform, step: str, error: Exception) -> Iterator[None]:
 
 STEPS = [
     "deadlines.bind", "store.open", "store.executor.start", "store.ledger.refresh", "budgets.keep_count",
-    "alerts.begin", "alerts._refresh", "store.ledger.run", "sharing.run",
+    "alerts.begin", "alerts._refresh", "store.ledger.run",
+    "fleet.begin", "fleet.run",
 ]  # fmt: skip
 
 
@@ -214,7 +215,7 @@ def test_the_first_callers_deadline_and_context_are_not_koos(tmp_path: Path) -> 
         await asyncio.get_running_loop().create_future()
 
     async def main() -> None:
-        platform.parts.sharing.run = run  # type: ignore[method-assign]
+        platform.parts.fleet.run = run  # type: ignore[method-assign]
         async with koo.deadline(60):
             await platform.execute("x", one)
         await asyncio.sleep(0)

@@ -40,17 +40,21 @@ ALONE_AFTER_S = 10.0
 Alone = Callable[[Sequence[Notice]], None]
 
 
-class AlertStore(Protocol):
-    """What alerts need of a store."""
-
-    @property
-    def trouble(self) -> str | None: ...
+class SweptStore(Protocol):
+    """What is swept now and then, by the leader of the fleet."""
 
     @property
     def episodes(self) -> Episodes: ...
 
     @property
     def silences(self) -> Silences: ...
+
+
+class AlertStore(SweptStore, Protocol):
+    """What alerts need of a store."""
+
+    @property
+    def trouble(self) -> str | None: ...
 
     @property
     def notices(self) -> Notices: ...
@@ -215,12 +219,12 @@ class AlertKeeper:
 
     # ── now and then ──────────────────────────────────────────────────────────────────────────────────────────
 
-    async def sweep(self) -> None:
+    async def sweep(self, store: SweptStore) -> None:
         """End what no process observes any more, and forget what ended long ago. Raises `StoreUnavailable`."""
         wall = self._clock.wall()
-        await self._store.episodes.expire(wall - EXPIRES_AFTER_S)
-        await self._store.episodes.prune(wall - ENDED_KEPT_S)
-        await self._store.silences.prune(wall - ENDED_KEPT_S)
+        await store.episodes.expire(wall - EXPIRES_AFTER_S)
+        await store.episodes.prune(wall - ENDED_KEPT_S)
+        await store.silences.prune(wall - ENDED_KEPT_S)
 
     async def finish(self) -> None:
         """Write what is not written, and let others take over. Raises `StoreUnavailable`."""

@@ -183,6 +183,12 @@ def _tag(text: str, _home: Path) -> str:
     return text
 
 
+def _label(text: str, _home: Path) -> str:
+    if len(text) > LABEL_MAX or not text.isprintable():
+        raise ValueError
+    return text
+
+
 def _masked(text: str) -> str:
     return f'"{mask_url(text)}"' if "://" in text else quoted(text)
 
@@ -336,5 +342,7 @@ ADDRESSES = Form(
 SERVICE_NAME = Form("the name of a service", _service_name)
 SERVICE_OR_REFUSE = Form("refuse, or the name of another service", _service_name)
 TAG = Form(f"a tag of at most {TAG_MAX} characters, or * for a budget for each tag", _tag)
+LABEL_MAX = 64
+LABEL = Form(f"at most {LABEL_MAX} characters", _label)
 SERVICE_KIND = choice("openai", "anthropic", "gemini")
 SERVICE_KIND = SERVICE_KIND._replace(allowed=f"{SERVICE_KIND.allowed}, for a declared service only")

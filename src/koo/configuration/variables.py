@@ -31,6 +31,7 @@ from koo.configuration.values import (
     HOST,
     HOSTS,
     KEY,
+    LABEL,
     MODEL,
     NETWORKS,
     PARAMETERS,
@@ -259,6 +260,7 @@ class Variables(Table):
     # ── koo itself ──
     koo_state_url = secret(variable(lambda koo: koo.state_url, form=STATE_URL))
     koo_ledger_days = variable(lambda koo: koo.ledger_days)
+    koo_version_label = variable(lambda koo: koo.version_label, form=LABEL)
     koo_host = variable(lambda koo: koo.host, form=HOST)
     koo_port = variable(lambda koo: koo.port)
     koo_url = variable(lambda koo: koo.url, form=WEB_URL)

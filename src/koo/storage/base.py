@@ -6,7 +6,7 @@ settled + held ≤ limit, whatever happens to this process or to the store. Ever
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from koo.budget_options import BudgetOptions
 from koo.episodes import Episodes, Silences
 from koo.notices import Notices
+from koo.policies.fleet import Heard, Roll, Told
 from koo.policies.forecast import RunOut
 from koo.policies.purse import Budget, Hold, Refusal
 from koo.policies.treasury import Key, PeriodKind, Reply, Standing
@@ -294,9 +295,44 @@ class Signals(Protocol):
         """The last act of each kind on each target, oldest first. Raises `StoreUnavailable`."""
         ...
 
-    def follow(self, cursor: int | None = None) -> AsyncGenerator[Signal, None]:
-        """Acts of other processes after number `cursor` (None: from now on), as they come, without end."""
+
+class RollCall(Protocol):
+    """Who is on the store, and who leads. Each method raises `StoreUnavailable`."""
+
+    async def beat(self, told: Told, cursor: int | None = None) -> tuple[Heard, list[Signal]]:
+        """Tell how this process is, and hear of the others; with the signals after number `cursor`."""
         ...
+
+    async def leave(self) -> None:
+        """This process ends."""
+        ...
+
+    async def read(self) -> Roll:
+        """Everything, for people."""
+        ...
+
+    async def forget_old(self) -> None:
+        """Forget processes that have been silent for a day."""
+        ...
+
+
+class LeadersStore(Protocol):
+    """What the leader of the fleet does for all. Each act raises `NotLeading` where another leads since."""
+
+    @property
+    def past(self) -> Upkeep: ...
+
+    @property
+    def episodes(self) -> Episodes: ...
+
+    @property
+    def silences(self) -> Silences: ...
+
+    @property
+    def notices(self) -> Notices: ...
+
+    @property
+    def roll_call(self) -> RollCall: ...
 
 
 class Store(Protocol):
@@ -336,6 +372,13 @@ class Store(Protocol):
     @property
     def notices(self) -> Notices: ...
 
+    @property
+    def roll_call(self) -> RollCall: ...
+
+    def as_leader(self, epoch: int) -> LeadersStore:
+        """What only the leader does, in the epoch in which this process leads."""
+        ...
+
     def watch(self, changed: Callable[[str | None], None]) -> None:
         """Call `changed` on the loop when the store is lost (with the reason) and when it is back (with None)."""
         ...
@@ -351,3 +394,7 @@ class Store(Protocol):
 
 class StoreUnavailable(Exception):
     """The state store cannot be read or written now; says why, without a DSN."""
+
+
+class NotLeading(Exception):
+    """The act was the leader's, and another process leads since: it is that one's now."""

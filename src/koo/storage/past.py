@@ -11,8 +11,7 @@ harmless.
 from __future__ import annotations
 
 from koo.policies.treasury import DAY_MS
-from koo.storage.executor import Executor
-from koo.storage.transaction import Transaction
+from koo.storage.transaction import Transaction, Transactions
 
 BATCH = 1000
 """Little at a time, because beats wait meanwhile."""
@@ -36,7 +35,7 @@ PROCESSES = """DELETE FROM koo_processes WHERE name IN (SELECT name FROM koo_pro
 class Past:
     """The past of one store."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Transactions) -> None:
         self._executor = executor
 
     async def prune(self, before_day: int) -> bool:

@@ -15,6 +15,9 @@ while others wait; it refuses a store that has more steps than it knows. A step 
 * `koo_notices`: what is to be said to people; `koo_channels`: the ways to do so, one row each, whose `process` may send
   as long as the lease lasts; `koo_deliveries`: what became of each notice on each channel. Those with the same
   `message` are sent together.
+* `koo_fleet`: the last word of each process about itself; `koo_fleet_guards`: about its guards;
+  `koo_fleet_configurations`: digests of its options (JSON). `koo_fleet_checks`: what the leader's last unbilled check
+  of each service found. `koo_leader`: which process leads, in which epoch, and until when (`policies/fleet.py`).
 
 Money is in pico-dollars, times are milliseconds since 1970, days are days since then.
 """
@@ -132,6 +135,24 @@ STEPS: tuple[tuple[str, ...], ...] = (
                (SELECT 1 FROM koo_episodes_before o WHERE o.fingerprint = b.fingerprint AND o.ended_ms IS NULL
                   AND (o.started_ms < b.started_ms OR (o.started_ms = b.started_ms AND o.process < b.process))))""",
         "DROP TABLE koo_episodes_before",
+    ),
+    (
+        """CREATE TABLE koo_fleet (
+             process TEXT NOT NULL PRIMARY KEY, ledger TEXT NOT NULL, host TEXT NOT NULL, worker TEXT NOT NULL,
+             pid BIGINT NOT NULL, version TEXT NOT NULL, label TEXT NOT NULL, started_ms BIGINT NOT NULL,
+             seen_ms BIGINT NOT NULL, beat_ms BIGINT NOT NULL, beats BIGINT NOT NULL,
+             in_flight BIGINT NOT NULL)""",
+        "CREATE TABLE koo_fleet_configurations (process TEXT NOT NULL PRIMARY KEY, digests TEXT NOT NULL)",
+        """CREATE TABLE koo_fleet_guards (
+             process TEXT NOT NULL, guard TEXT NOT NULL, place TEXT NOT NULL, phase TEXT NOT NULL,
+             is_down BIGINT NOT NULL, since_ms BIGINT NOT NULL, calls BIGINT NOT NULL,
+             PRIMARY KEY (process, guard, place))""",
+        """CREATE TABLE koo_fleet_checks (
+             service TEXT NOT NULL, place TEXT NOT NULL, kind TEXT NOT NULL, reason TEXT NOT NULL,
+             at_ms BIGINT NOT NULL, number BIGINT NOT NULL, PRIMARY KEY (service, place))""",
+        """CREATE TABLE koo_leader (
+             role TEXT NOT NULL PRIMARY KEY, process TEXT NOT NULL, epoch BIGINT NOT NULL, until_ms BIGINT NOT NULL)""",
+        "INSERT INTO koo_leader (role, process, epoch, until_ms) VALUES ('fleet', '', 0, 0)",
     ),
 )
 

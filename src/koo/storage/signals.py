@@ -1,35 +1,32 @@
 """Acts that concern all processes on the same store: resets, overrides, cooldowns, blocked keys.
 
-Each process asks for new ones twice a second, so a reset is followed within a second. A new signal's number is drawn
-under a lock that is kept until its commit. Otherwise a smaller number could become visible after a larger one, and a
-process that had read the larger one would never see it.
+Each process hears of new ones with its beat (`roll_call.py`), so up to a hundred processes follow a reset within a
+second and a half. A new signal's number is drawn under a lock that is kept until its commit. Otherwise a smaller number
+could become visible after a larger one, and a process that had read the larger one would never see it.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 from typing import Any
 
 from koo.options import DAY_S
-from koo.storage.base import Signal, SignalKind, StoreUnavailable
-from koo.storage.executor import Executor
-from koo.storage.transaction import Row, Transaction
+from koo.storage.base import Signal, SignalKind
+from koo.storage.transaction import Row, Transaction, Transactions
 
-log = logging.getLogger("koo")
-
-POLL_S = 0.5
 SIGNAL_KEPT_S = 7 * DAY_S
 NEWEST = "SELECT max(id) FROM koo_signals GROUP BY kind, target"
 PRUNE = f"DELETE FROM koo_signals WHERE at_ms < :before_ms AND id NOT IN ({NEWEST})"
 COLUMNS = "id, at_ms, process, kind, target, payload"
+SINCE_MAX = 1000
+SINCE = f"SELECT {COLUMNS} FROM koo_signals WHERE id > :cursor ORDER BY id LIMIT {SINCE_MAX}"
 
 
 class SqlSignals:
     """The acts of all processes on one store."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Transactions) -> None:
         self._executor = executor
 
     async def publish(self, kind: SignalKind, target: str, payload: dict[str, Any] | None = None) -> int:
@@ -50,9 +47,7 @@ class SqlSignals:
 
     async def since(self, cursor: int) -> list[Signal]:
         """All acts after number `cursor`, this process's own included. Raises `StoreUnavailable`."""
-        sql = f"SELECT {COLUMNS} FROM koo_signals WHERE id > :cursor ORDER BY id LIMIT 1000"
-        rows = await self._executor.run(lambda tx: tx.rows(sql, {"cursor": cursor}), exclusive=False)
-        return [_signal(row) for row in rows]
+        return await self._executor.run(lambda tx: since_in(tx, cursor)(), exclusive=False)
 
     async def cursor(self) -> int:
         """The number of the last act. Raises `StoreUnavailable`."""
@@ -60,24 +55,11 @@ class SqlSignals:
         rows = await self._executor.run(lambda tx: tx.rows(sql), exclusive=False)
         return int(rows[0][0])
 
-    async def follow(self, cursor: int | None = None) -> AsyncGenerator[Signal, None]:
-        """Acts of other processes after number `cursor` (None: from now on), as they come, without end.
 
-        While the store is away there are none; nothing is missed when it is back.
-        """
-        while True:
-            try:
-                if cursor is None:
-                    cursor = await self.cursor()
-                found = await self.since(cursor)
-            except StoreUnavailable:
-                found = []  # The store itself says so once, and again when it is back.
-            for signal in found:
-                cursor = signal.id
-                if signal.process != self._executor.process:
-                    yield signal
-            if not found:
-                await self._executor.clock.sleep(POLL_S)
+def since_in(tx: Transaction, cursor: int) -> Callable[[], list[Signal]]:
+    """Ask, in a transaction, for what came after number `cursor`; what is returned waits for it."""
+    found = tx.later(SINCE, {"cursor": cursor})
+    return lambda: [_signal(row) for row in found()]
 
 
 def publish_in(

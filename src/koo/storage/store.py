@@ -20,6 +20,7 @@ from koo.storage.executor import Executor
 from koo.storage.ledger import Ledger
 from koo.storage.notices import SqlNotices
 from koo.storage.past import Past
+from koo.storage.roll_call import Fenced, SqlRollCall
 from koo.storage.signals import SqlSignals
 from koo.storage.silences import SqlSilences
 from koo.storage.unsettled import SqlUnsettled
@@ -67,6 +68,7 @@ class SqlStore:
         self.episodes = SqlEpisodes(self.executor)
         self.silences = SqlSilences(self.executor)
         self.notices = SqlNotices(self.executor)
+        self.roll_call = SqlRollCall(self.executor)
 
     def __repr__(self) -> str:
         state = "closed" if not self.is_open else self.trouble or "open"
@@ -86,6 +88,10 @@ class SqlStore:
     def trouble(self) -> str | None:
         """Why the store cannot be used now, as a sentence; None: nothing is known against it."""
         return self.executor.trouble
+
+    def as_leader(self, epoch: int) -> LedStore:
+        """What only the leader does, in the epoch in which this process leads."""
+        return LedStore(Fenced(self.executor, epoch))
 
     def watch(self, changed: Callable[[str | None], None]) -> None:
         """Call `changed` on the loop when the store is lost (with the reason) and when it is back (with None)."""
@@ -116,3 +122,14 @@ class SqlStore:
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         await self.close()
+
+
+class LedStore:
+    """The store as the leader of the fleet writes it: each transaction looks first whether it still leads."""
+
+    def __init__(self, transactions: Fenced) -> None:
+        self.past = Past(transactions)
+        self.episodes = SqlEpisodes(transactions)
+        self.silences = SqlSilences(transactions)
+        self.notices = SqlNotices(transactions)
+        self.roll_call = SqlRollCall(transactions)

@@ -1,0 +1,288 @@
+"""The fleet's beat: tells the store how this process is, and applies what comes back.
+
+One transaction about once a second: this process's row and what is new of its guards go up; what operators and
+providers did elsewhere (`sharing.py`), which guards are down in other processes, and who leads come down. No call waits
+for it. A breaker that changes its phase has it sent at once.
+
+While the store is away nothing is heard and nobody leads; every part does what a process alone would do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from koo.clock import Clock
+from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, Event, OverrideSet
+from koo.forks import forget_in_child
+from koo.guard import Guard
+from koo.policies.breaker import CLOSED
+from koo.policies.fleet import (
+    LEASE_BEATS,
+    Check,
+    GuardKey,
+    GuardLine,
+    Heard,
+    Lately,
+    Leadership,
+    Presence,
+    Told,
+    beat_s,
+)
+from koo.sharing import Sharing
+from koo.storage.base import Store, StoreUnavailable
+from koo.storage.signals import SINCE_MAX
+
+log = logging.getLogger("koo")
+
+RUNG_S = 0.1
+"""News do not wait for the next beat, but a storm of them is one beat."""
+CALLS_TOLD_S = 10.0
+"""How often only the number of calls is told anew; that a guard is called at all, or no longer, is told at once."""
+
+Guards = Callable[[], Iterable[tuple[GuardKey, Guard]]]
+
+
+class Watched:
+    """One guard, and what the store was told of it last."""
+
+    __slots__ = ("lately", "phase_at", "told", "told_at", "trips")
+
+    def __init__(self, guard: Guard, now: float) -> None:
+        self.lately = Lately(asked(guard), now)
+        self.told: GuardLine | None = None
+        self.told_at = self.phase_at = now
+        self.trips = guard.breaker.generation
+
+    def line(self, key: GuardKey, guard: Guard, now: float) -> GuardLine:
+        """How it is now."""
+        breaker = guard.breaker
+        if breaker.generation != self.trips:
+            self.trips, self.phase_at = breaker.generation, now
+        is_down = breaker.phase is not CLOSED and not breaker.ok
+        calls = self.lately.note(asked(guard), now)
+        return GuardLine(key, breaker.phase.value, is_down, now - self.phase_at, calls)
+
+    def is_news(self, line: GuardLine, now: float) -> bool:
+        """Must the store hear of it?"""
+        told = self.told
+        if told is None:
+            return line.is_called or line.phase != "closed"
+        if (told.phase, told.is_down, told.is_called) != (line.phase, line.is_down, line.is_called):
+            return True
+        return told.calls != line.calls and now - self.told_at >= CALLS_TOLD_S
+
+
+def asked(guard: Guard) -> int:
+    """How often callers wanted it, let through or not."""
+    return guard.breaker.given + sum(guard.tally.refused.values())
+
+
+class Checks:
+    """Unbilled checks that were made here and are not told yet, and what was told of those made elsewhere.
+
+    `told_at`: when something was last heard of a service's place, in this process's monotonic seconds.
+    """
+
+    def __init__(self) -> None:
+        self.untold: tuple[Check, ...] = ()
+        self.seen = 0
+        self.told_at: dict[tuple[str, str], float] = {}
+        self._news: list[Check] = []
+
+    def note(self, check: Check) -> None:
+        """One was made here."""
+        before = (one for one in self.untold if one[:2] != check[:2])
+        self.untold = (*before, check)
+
+    def hear(self, told: Told, heard: Heard, now: float) -> None:
+        """A beat was answered."""
+        own = {one[:2] for one in told.checks}
+        self.untold = tuple(one for one in self.untold if one not in told.checks)
+        for one in heard.checks:
+            if one[:2] not in own:
+                self.told_at[one[:2]] = now - one.ago_s
+                self._news.append(one)
+        if heard.checks_seen is not None:
+            self.seen = heard.checks_seen
+
+    def take(self) -> list[Check]:
+        """What was heard since the last time."""
+        news, self._news = self._news, []
+        return news
+
+
+class Fleet:
+    """This process among those on its store. `guards`: all of them; `presence`: what is said of this process."""
+
+    def __init__(
+        self, store: Store, clock: Clock, sharing: Sharing, guards: Guards, presence: Callable[[], Presence]
+    ) -> None:
+        self.leadership = Leadership()
+        self.heard: Heard | None = None
+        """What the last beat brought; None while the store is away."""
+        self._store = store
+        self._clock = clock
+        self._sharing = sharing
+        self._guards = guards
+        self._presence = presence
+        self.checks = Checks()
+        self._watched: dict[GuardKey, Watched] = {}
+        self._wake = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._beat_at = float("-inf")
+        self._is_failing = False
+        forget_in_child(self)
+
+    # ── who leads ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def leads(self) -> bool:
+        """Does this process lead? Then it sweeps, and asks services on behalf of all."""
+        return self.leadership.leads(self._clock.monotonic())
+
+    @property
+    def is_led(self) -> bool:
+        """Does another process lead? Where none does, each does its own, only slower."""
+        return self.leadership.is_led(self._clock.monotonic())
+
+    # ── the beat ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def begin(self) -> None:
+        """The first beat, before the first call: a new process knows what the others know.
+
+        Raises `StoreUnavailable`; then the next beats try.
+        """
+        await self.beat()
+
+    async def run(self) -> None:
+        """Beat until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._sharing.begin()
+        try:
+            while True:
+                await self._until_due()
+                await self._try_to_beat()
+        finally:
+            self._sharing.end()
+            self._loop = None
+
+    async def _try_to_beat(self) -> None:
+        try:
+            await self.beat()
+        except StoreUnavailable:
+            self._lose()  # The store itself says so once, and again when it is back.
+        except Exception:
+            self._lose()
+            if not self._is_failing:
+                log.exception("the fleet's beat failed, and is tried again")
+            self._is_failing = True
+        else:
+            self._is_failing = False
+
+    async def beat(self) -> None:
+        """Tell, hear, and apply what was heard. Raises `StoreUnavailable`."""
+        self._beat_at = now = self._clock.monotonic()
+        if self._sharing.seen is None:
+            await self._sharing.catch_up()
+        told, watched = self._tell(now)
+        heard, signals = await self._store.roll_call.beat(told, self._sharing.seen)
+        self.heard = heard
+        self.leadership.hear(told, heard, now)
+        self._note_told(told, heard, watched, now)
+        self.checks.hear(told, heard, now)
+        self._sharing.take(signals)
+        if len(signals) == SINCE_MAX:
+            self.ring()
+
+    def _tell(self, now: float) -> tuple[Told, dict[GuardKey, Guard]]:
+        processes = 1 if self.heard is None else self.heard.processes
+        beat = beat_s(processes)
+        guards = dict(self._guards())
+        lines, in_flight = [], 0
+        for key, guard in guards.items():
+            in_flight += guard.breaker.running
+            watched = self._watched.get(key)
+            if watched is None:
+                watched = self._watched[key] = Watched(guard, now)
+            line = watched.line(key, guard, now)
+            if watched.is_news(line, now):
+                lines.append(line)
+        gone = tuple(key for key in self._watched if key not in guards)
+        told = Told(
+            presence=self._presence(),
+            in_flight=in_flight,
+            beat_s=beat,
+            lease_s=LEASE_BEATS * beat,
+            anew=tuple(lines),
+            gone=gone,
+            checks=self.checks.untold if self.leads else (),
+            checks_seen=self.checks.seen,
+        )
+        return told, guards
+
+    def _note_told(self, told: Told, heard: Heard, guards: dict[GuardKey, Guard], now: float) -> None:
+        """What was told need not be told again; a store that did not know this process knew none of it before."""
+        if heard.is_new:
+            for watched in self._watched.values():
+                watched.told = None
+        for line in told.anew:
+            watched = self._watched[line.key]
+            watched.told, watched.told_at = line, now
+        for key in told.gone:
+            del self._watched[key]
+
+    def note_check(self, check: Check) -> None:
+        """An unbilled check was made here: as the leader, tell the others."""
+        if self.leads:
+            self.checks.note(check)
+            self.ring()
+
+    def _lose(self) -> None:
+        """The store is away: what others said is no longer known to hold."""
+        self.heard = None
+
+    async def _until_due(self) -> None:
+        processes = 1 if self.heard is None else self.heard.processes
+        now = self._clock.monotonic()
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(max(0.0, self._beat_at + beat_s(processes) - now), self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
+        early_s = self._beat_at + RUNG_S - self._clock.monotonic()
+        if early_s > 0:
+            await self._clock.sleep(early_s)
+        self._wake.clear()
+
+    def ring(self) -> None:
+        """There are news: beat now."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._wake.set()
+
+    def on_event(self, event: Event) -> None:
+        """A breaker's step is news."""
+        if isinstance(event, (CircuitOpened, CircuitHalfOpened, CircuitClosed, OverrideSet)):
+            self.ring()
+
+    # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def leave(self) -> None:
+        """This process closes: it is no longer on the roll, and leads nothing."""
+        self.leadership.resign()
+        self.heard = None
+        self._watched.clear()
+        try:
+            await self._store.roll_call.leave()
+        except StoreUnavailable:
+            pass  # Its row is silent soon, and forgotten after a day.
+
+    def forget_parent(self) -> None:
+        """In a forked child, which is another process under another name."""
+        self._loop, self._wake = None, asyncio.Event()
+        self.leadership.resign()
+        self.heard = None
+        self._watched.clear()

@@ -1,0 +1,82 @@
+"""What a guard stands before, so that only guards before the same thing speak of one another.
+
+Two processes may give one name to two servers: another address, or one that each machine has for itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import sys
+from functools import cache
+from urllib.parse import urlsplit
+
+from koo.ai.assembly import ADDRESSES
+from koo.hidden import Secret
+from koo.http.proxies import is_loopback
+from koo.options import DatabaseOptions, ServiceOptions
+from koo.policies.fleet import Presence
+
+
+def place_of(options: ServiceOptions) -> str:
+    """Of a service's server; whose key asks it is not part of that."""
+    if options.kind == "local":
+        return _digest("local", socket.gethostname())
+    address = options.base_url or ADDRESSES.get(options.kind, "")
+    return _digest(options.kind, address, _machine(address))
+
+
+def place_of_key(options: ServiceOptions) -> str:
+    """The same, with the key: whether it is taken is the key's alone."""
+    return _digest(place_of(options), options.api_key or "")
+
+
+def place_of_database(options: DatabaseOptions) -> str:
+    """Of a database's server, without user and password."""
+    parts = urlsplit(options.url or "")
+    return _digest(parts.scheme, parts.netloc.rpartition("@")[2], parts.path, _machine(options.url or ""))
+
+
+def _machine(address: str) -> str:
+    """This one, where only it can reach the address."""
+    host = urlsplit(address).hostname or ""
+    return socket.gethostname() if not host or is_loopback(host) else ""
+
+
+def _digest(*parts: str) -> str:
+    text = Secret("\n".join(parts))
+    return hashlib.blake2b(
+        text.encode("utf-8", "surrogatepass"), digest_size=6, person=b"koo place"
+    ).hexdigest()
+
+
+def presence_of(ledger: str, label: str, configuration: str) -> Presence:
+    """What this process says of itself. In Kubernetes the host's name is the pod's."""
+    return Presence(
+        ledger=ledger,
+        host=socket.gethostname(),
+        worker=_worker(),
+        pid=os.getpid(),
+        version=_version(),
+        label=label,
+        configuration=configuration,
+    )
+
+
+def _worker() -> str:
+    """As a server that starts several processes calls this one; empty where it is alone."""
+    # One that `multiprocessing` has started has loaded it; to load it for its name alone would take milliseconds.
+    started_by = sys.modules.get("multiprocessing.process")
+    name: str = started_by.current_process().name if started_by is not None else "MainProcess"
+    return "" if name == "MainProcess" else name
+
+
+@cache
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # it takes some milliseconds
+
+    try:
+        return version("koo")
+    except PackageNotFoundError:  # a folder of sources that was never installed
+        return ""

@@ -1,0 +1,264 @@
+"""The roll call: one row a process, which its beat keeps fresh, and the row of the process that leads.
+
+A beat is one transaction and, on a server, two round trips. It tells what is new here, takes or renews the leadership,
+and brings what others did (`signals.py`) and how their guards are. Which guards are down is added up in the database,
+so that a hundred processes do not each read the rows of a hundred.
+
+All times are the store's clock. One that was set back leaves rows of the future: those are taken for old ones, since
+their owners write them anew within a beat.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from koo.policies.fleet import (
+    SILENT_BEATS,
+    Check,
+    GuardKey,
+    Heard,
+    Leader,
+    Member,
+    MemberGuard,
+    Opinion,
+    Roll,
+    Told,
+)
+from koo.storage.base import NotLeading, Signal
+from koo.storage.signals import since_in
+from koo.storage.transaction import Row, T, Transaction, Transactions, as_rows, picked
+
+FUTURE_MS = 60_000
+"""A time that is further ahead was written by a clock that has been set back since."""
+FORGOTTEN_AFTER_MS = 86_400_000
+"""How long the row of a process that was killed stays, for people to see that it was there."""
+
+LIVES = f"f.seen_ms > {{clock_ms}} - {SILENT_BEATS} * f.beat_ms AND f.seen_ms < {{clock_ms}} + {FUTURE_MS}"
+LEADS = f"until_ms > {{clock_ms}} AND until_ms < {{clock_ms}} + {FUTURE_MS} + :lease_ms"
+SAY = """INSERT INTO koo_fleet (process, ledger, host, worker, pid, version, label, started_ms, seen_ms, beat_ms,
+      beats, in_flight)
+    VALUES (:process, :ledger, :host, :worker, :pid, :version, :label, {clock_ms}, {clock_ms}, :beat_ms, 1, :in_flight)
+    ON CONFLICT (process) DO UPDATE SET seen_ms = excluded.seen_ms, beat_ms = excluded.beat_ms,
+      beats = koo_fleet.beats + 1, in_flight = excluded.in_flight, ledger = excluded.ledger RETURNING beats"""
+# In a table of its own: with the row it would be written again with each beat.
+CONFIGURE = """INSERT INTO koo_fleet_configurations (process, digests) VALUES (:process, :configuration)
+    ON CONFLICT (process) DO NOTHING"""
+LINE = picked(("guard", "place", "phase"), ("is_down", "ago_ms", "calls"))
+SAY_GUARDS = f"""INSERT INTO koo_fleet_guards (process, guard, place, phase, is_down, since_ms, calls)
+    SELECT :process, {LINE["guard"]}, {LINE["place"]}, {LINE["phase"]}, {LINE["is_down"]},
+      {{clock_ms}} - {LINE["ago_ms"]}, {LINE["calls"]} FROM ({{rows}}) r WHERE true
+    ON CONFLICT (process, guard, place) DO UPDATE SET phase = excluded.phase, is_down = excluded.is_down,
+      since_ms = excluded.since_ms, calls = excluded.calls"""
+DROP_GUARD = "DELETE FROM koo_fleet_guards WHERE process = :process AND guard = :guard AND place = :place"
+LEAD = f"""UPDATE koo_leader SET epoch = CASE WHEN process = :process THEN epoch ELSE epoch + 1 END,
+      process = :process, until_ms = {{clock_ms}} + :lease_ms
+    WHERE role = 'fleet' AND (process = :process OR NOT ({LEADS}))"""
+FLEET = f"""SELECT (SELECT count(*) FROM koo_fleet f WHERE {LIVES}), process, epoch, CASE WHEN {LEADS} THEN 1 ELSE 0 END
+    FROM koo_leader WHERE role = 'fleet'"""
+OPINIONS = f"""SELECT g.guard, g.place, sum(g.is_down), count(*)
+    FROM koo_fleet_guards g JOIN koo_fleet f ON f.process = g.process
+    WHERE (g.calls > 0 OR g.phase <> 'closed') AND {LIVES}
+    GROUP BY g.guard, g.place HAVING sum(g.is_down) > 0"""
+CHECK = picked(("service", "place", "kind", "reason"), ())
+# Only of the process that leads in this very transaction: what one that led before has found is old.
+SAY_CHECKS = f"""INSERT INTO koo_fleet_checks (service, place, kind, reason, at_ms, number)
+    SELECT {", ".join(CHECK.values())}, {{clock_ms}}, (SELECT coalesce(max(number), 0) + 1 FROM koo_fleet_checks)
+    FROM ({{rows}}) r WHERE EXISTS (SELECT 1 FROM koo_leader WHERE process = :process AND {LEADS})
+    ON CONFLICT (service, place) DO UPDATE SET kind = excluded.kind, reason = excluded.reason,
+      at_ms = excluded.at_ms, number = excluded.number"""
+CHECKS = """SELECT service, place, kind, reason, {clock_ms} - at_ms, number FROM koo_fleet_checks
+    WHERE number > :checks_seen ORDER BY number, service, place"""
+LEAVE = (
+    "DELETE FROM koo_fleet_configurations WHERE process = :process",
+    "DELETE FROM koo_fleet_guards WHERE process = :process",
+    "DELETE FROM koo_fleet WHERE process = :process",
+    "UPDATE koo_leader SET until_ms = 0 WHERE process = :process",
+)
+OLD = f"SELECT process FROM koo_fleet WHERE seen_ms < {{clock_ms}} - {FORGOTTEN_AFTER_MS}"
+FORGET = (
+    f"DELETE FROM koo_fleet_checks WHERE at_ms < {{clock_ms}} - {FORGOTTEN_AFTER_MS}",
+    f"DELETE FROM koo_fleet_configurations WHERE process IN ({OLD})",
+    f"DELETE FROM koo_fleet_guards WHERE process IN ({OLD})",
+    f"DELETE FROM koo_fleet WHERE seen_ms < {{clock_ms}} - {FORGOTTEN_AFTER_MS}",
+)
+FENCE = "SELECT 1 FROM koo_leader WHERE role = 'fleet' AND process = :process AND epoch = :epoch {for_update}"
+MEMBERS = f"""SELECT process, ledger, host, worker, pid, version, label, started_ms, seen_ms, {{clock_ms}} - seen_ms,
+      in_flight, (SELECT digests FROM koo_fleet_configurations c WHERE c.process = f.process),
+      CASE WHEN {LIVES} THEN 1 ELSE 0 END FROM koo_fleet f ORDER BY started_ms, process"""
+GUARDS = f"""SELECT g.process, g.guard, g.place, g.phase, g.is_down, g.since_ms, g.calls
+    FROM koo_fleet_guards g JOIN koo_fleet f ON f.process = g.process
+    WHERE {LIVES} ORDER BY g.guard, g.place, g.process"""
+
+
+class SqlRollCall:
+    """The roll of one store, for one process on it."""
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+
+    async def beat(self, told: Told, cursor: int | None = None) -> tuple[Heard, list[Signal]]:
+        """Tell, and hear, in one transaction; with the signals after number `cursor`. Raises `StoreUnavailable`."""
+        return await self._transactions.run(lambda tx: self._beat(tx, told, cursor))
+
+    def _beat(self, tx: Transaction, told: Told, cursor: int | None) -> tuple[Heard, list[Signal]]:
+        # In here, because a store that was closed has another name from its first transaction on.
+        process = self._transactions.process
+        values = self._values(told, process)
+        beats = tx.later(SAY, values)
+        _say_guards(tx, told, values)
+        tx.run(LEAD, values)
+        _say_checks(tx, told, values)
+        fleet, opinions = tx.later(FLEET, values), tx.later(OPINIONS, values)
+        checks = tx.later(CHECKS, {**values, "checks_seen": told.checks_seen})
+        signals: Callable[[], list[Signal]] = list if cursor is None else since_in(tx, cursor)
+        is_new = beats()[0][0] == 1
+        if is_new:
+            tx.run(CONFIGURE, values)
+        return _heard(process, is_new, fleet()[0], opinions(), checks()), signals()
+
+    async def leave(self) -> None:
+        """This process ends: it is no longer on the roll, and another may lead at once."""
+        values = {"process": self._transactions.process}
+
+        def write(tx: Transaction) -> None:
+            for statement in LEAVE:
+                tx.run(statement, values)
+
+        await self._transactions.run(write)
+
+    async def read(self) -> Roll:
+        """Everything, for people."""
+        values = {"wall_ms": self._wall_ms(), "lease_ms": FUTURE_MS}
+
+        def find(tx: Transaction) -> Roll:
+            fleet, members, guards = (tx.later(one, values) for one in (FLEET, MEMBERS, GUARDS))
+            leader = _leader(fleet()[0])
+            return Roll(members=[*map(_member, members())], guards=[*map(_guard, guards())], leader=leader)
+
+        return await self._transactions.run(find, exclusive=False)
+
+    async def forget_old(self) -> None:
+        """Forget processes that have been silent for a day."""
+        values = {"wall_ms": self._wall_ms()}
+
+        def write(tx: Transaction) -> None:
+            for statement in FORGET:
+                tx.run(statement, values)
+
+        await self._transactions.run(write)
+
+    def _wall_ms(self) -> int:
+        return int(self._transactions.clock.wall() * 1000)
+
+    def _values(self, told: Told, process: str) -> dict[str, Any]:
+        one = told.presence
+        return {
+            "process": process,
+            "ledger": one.ledger,
+            "host": one.host,
+            "worker": one.worker,
+            "pid": one.pid,
+            "version": one.version,
+            "label": one.label,
+            "configuration": one.configuration,
+            "in_flight": told.in_flight,
+            "beat_ms": int(told.beat_s * 1000),
+            "lease_ms": int(told.lease_s * 1000),
+            "wall_ms": self._wall_ms(),
+        }
+
+
+class Fenced:
+    """Transactions of a leader: each is refused where another process has led since `epoch`.
+
+    The row stays locked until the transaction ends, so that no other begins to lead in the middle of it.
+    """
+
+    def __init__(self, transactions: Transactions, epoch: int) -> None:
+        self.process = transactions.process
+        self.clock = transactions.clock
+        self._transactions = transactions
+        self._epoch = epoch
+
+    async def run(self, work: Callable[[Transaction], T], *, exclusive: bool = True) -> T:
+        """Run `work` in a transaction. Raises `NotLeading`, or `StoreUnavailable`."""
+        values = {"process": self.process, "epoch": self._epoch}
+
+        def fenced(tx: Transaction) -> T:
+            if not tx.rows(FENCE, values):
+                raise NotLeading("another process leads the fleet since")
+            return work(tx)
+
+        return await self._transactions.run(fenced)
+
+
+def _say_guards(tx: Transaction, told: Told, values: dict[str, Any]) -> None:
+    if told.anew:
+        rows = [
+            (*line.key, line.phase, int(line.is_down), int(line.ago_s * 1000), line.calls)
+            for line in told.anew
+        ]
+        tx.run(SAY_GUARDS, {**values, **as_rows(rows)})
+    if told.gone:
+        process = values["process"]
+        tx.run(DROP_GUARD, [{"process": process, "guard": one.name, "place": one.place} for one in told.gone])
+
+
+def _say_checks(tx: Transaction, told: Told, values: dict[str, Any]) -> None:
+    if told.checks:
+        rows = [(one.service, one.place, one.kind, one.reason) for one in told.checks]
+        tx.run(SAY_CHECKS, {**values, **as_rows(rows)})
+
+
+def _heard(process: str, is_new: bool, fleet: Row, opinions: list[Row], checks: list[Row]) -> Heard:
+    found = [Opinion(GuardKey(guard, place), int(down), all_) for guard, place, down, all_ in opinions]
+    return Heard(
+        process=process,
+        is_new=is_new,
+        processes=fleet[0],
+        leader=_leader(fleet),
+        opinions={one.key: one for one in found},
+        checks=tuple(
+            Check(service, place, kind, reason, max(0, ago_ms) / 1000)
+            for service, place, kind, reason, ago_ms, _ in checks
+        ),
+        checks_seen=max((row[5] for row in checks), default=None),
+    )
+
+
+def _leader(fleet: Row) -> Leader | None:
+    _, process, epoch, lasts = fleet
+    return Leader(process, epoch) if lasts else None
+
+
+def _member(row: Row) -> Member:
+    process, ledger, host, worker, pid, version, label, started, seen, silent, in_flight, told, lives = row
+    return Member(
+        process=process,
+        ledger=ledger,
+        host=host,
+        worker=worker,
+        pid=pid,
+        version=version,
+        label=label,
+        started_at=started / 1000,
+        seen_at=seen / 1000,
+        silent_for_s=max(0, silent) / 1000,
+        in_flight=in_flight,
+        configuration=json.loads(told or "{}"),
+        lives=bool(lives),
+    )
+
+
+def _guard(row: Row) -> MemberGuard:
+    process, guard, place, phase, is_down, since, calls = row
+    return MemberGuard(
+        process=process,
+        key=GuardKey(guard, place),
+        phase=phase,
+        is_down=bool(is_down),
+        since=since / 1000,
+        calls=calls,
+    )
