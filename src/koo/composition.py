@@ -50,7 +50,7 @@ from koo.monitoring.own_shapes import KooHealth, StoreHealth
 from koo.monitoring.shapes import Alert, Budget, DatabaseHealth, ServiceHealth, ServicesHealth, SystemHealth
 from koo.monitoring.snapshot import own_budget_view, service_view, unknown_service
 from koo.options import PlatformOptions
-from koo.policies.fleet import GuardKey
+from koo.policies.fleet import GuardKey, Presence
 from koo.policies.money import from_pico
 from koo.policies.treasury import Reply
 from koo.sharing import DATABASE, Sharing
@@ -103,14 +103,7 @@ class Parts:
             self.store, clock, lambda: self.services, self._follow_database_reset, self._key_of
         )
         events.listen(self.sharing.on_event)
-        configuration = json.dumps(digests_of(options))
-        self.fleet = Fleet(
-            self.store,
-            clock,
-            self.sharing,
-            self._guards,
-            lambda: presence_of(store.ledger.process, options.version_label, configuration),
-        )
+        self.fleet = Fleet(self.store, clock, self.sharing, self._guards, self._presence_of())
         events.listen(self.fleet.on_event)
         self.spending = SpendReports(self.store, clock, self.own_budgets)
         self.outbox = Outbox(
@@ -137,6 +130,11 @@ class Parts:
         self.database_in_use: Database | None = None
         self._opened_at = self._store_back_at = 0.0
         self._priced: bool | None = None  # False: no service needs prices
+
+    def _presence_of(self) -> Callable[[], Presence]:
+        """Says what this process tells the others of itself."""
+        label, configuration = self.options.version_label, json.dumps(digests_of(self.options))
+        return lambda: presence_of(self.store.ledger.process, label, configuration)
 
     def _assemble(self) -> dict[str, AIService]:
         """The services of the options, each with its budget."""
