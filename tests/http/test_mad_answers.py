@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import gzip
 import zlib
+from typing import ClassVar
 
 import pytest
 
-from koo.http.client import ANSWER_BYTES_MAX, HttpResponse
-from koo.http.connector import PARTS_MAX, AnswerTooLarge
+from koo.http.client import ANSWER_BYTES_MAX, HttpClient, HttpResponse, HttpStream
+from koo.http.connector import PARTS_MAX, AnswerTooLarge, TransportError
 from koo.http.encodings import LAYERS_MAX
+from koo.http.events import EVENTS_AT_ONCE, LINES_MAX, PORTION_BYTES, EventParser
 from koo.http.prepared import INTERIM_MAX
-from koo.http.strays import TRIES_MAX, Strays
+from koo.http.strays import STRAY_PARTS_MAX, TRIED_BYTES_MAX, TRIES_MAX, Strays
 from tests.http.test_client import OK, client, failure_of, serving, talking
 
 DENSE = b'{"choices":[' + b"{}," * (PARTS_MAX + 1) + b"{}]}"
@@ -106,3 +108,69 @@ def test_a_document_that_never_ends_is_not_read_for_each_line_that_could_end_it(
     for line in [b'{"a": [1,', *[b"}"] * 1000]:
         assert strays.take(line) == []
     assert len(read) == TRIES_MAX
+
+
+def test_a_large_document_that_never_ends_is_read_a_few_times_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[bytes] = []
+    monkeypatch.setattr("koo.http.strays.is_whole", read.append)
+    strays = Strays()
+    for line in [b'{"a": "' + b"a" * (TRIED_BYTES_MAX * 2 // 5), *[b"}"] * 1000]:
+        strays.take(line)
+    assert len(read) == 3
+
+
+def test_a_list_of_very_many_chunks_is_left_in_one_piece() -> None:
+    few, many = (b"[" + b"{}," * number + b"{}]" for number in (STRAY_PARTS_MAX - 2, STRAY_PARTS_MAX))
+    assert len(Strays().take(few)) == STRAY_PARTS_MAX - 1
+    strays = Strays()
+    assert strays.take(many) == [] and strays.finish() == [many]
+
+
+def test_an_event_has_fewer_lines_than_would_keep_the_loop() -> None:
+    with pytest.raises(TransportError, match="lines"):
+        EventParser().feed(b"data: {}\n" * (LINES_MAX + 1) + b"\n")
+
+
+class AtOnce:
+    """A reply whose whole body has come already, and its content."""
+
+    status = 200
+    headers: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, body: bytes) -> None:
+        self._left = [body, b""]
+        self.content = self
+
+    async def readany(self) -> bytes:
+        return self._left.pop(0)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"data: 1\n\n" * 20_000, (b"data: {}\n" * 5_000 + b"\n") * 3, b"\n" * 200_000 + b"data: 1\n\n"],
+    ids=["many events", "events without empty lines", "empty lines"],
+)
+def test_what_comes_at_once_in_a_stream_is_read_portion_by_portion(body: bytes) -> None:
+    """Counted: turns of the loop, and events of one of them."""
+
+    turns, most, count = 0, 0, 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        nonlocal most, count
+        turning = asyncio.create_task(turn())
+        stream = HttpStream(AtOnce(body), HttpClient())  # type: ignore[arg-type]
+        while events := await stream.next_events():
+            most, count = max(most, len(events)), count + len(events)
+        turning.cancel()
+
+    asyncio.run(main())
+    assert count == body.count(b"data") and most <= EVENTS_AT_ONCE
+    assert turns >= max(len(body) // PORTION_BYTES, count // EVENTS_AT_ONCE)

@@ -28,7 +28,6 @@ import aiohttp
 from koo.forks import forget_in_child, leave_behind
 from koo.hidden import Headers, Sent
 from koo.http.connector import (
-    DENSE_FROM,
     AnswerTooLarge,
     Connector,
     Resolver,
@@ -43,7 +42,7 @@ from koo.http.connector import (
     was_stale,
 )
 from koo.http.encodings import unpacked
-from koo.http.events import EVENT_BYTES_MAX, EventParser, ServerSentEvent
+from koo.http.events import EVENT_BYTES_MAX, EVENTS_AT_ONCE, PORTION_BYTES, EventParser, ServerSentEvent
 from koo.http.fresh_request import WRITTEN_AT_ONCE_MAX, ask
 from koo.http.prepared import LINE_BYTES_MAX, Prepared, Reply
 from koo.http.proxies import Proxy
@@ -314,7 +313,7 @@ def hidden(headers: Mapping[str, str] | None) -> Headers:
 class HttpStream:
     """An answer whose body comes bit by bit. Leave it with `aclose()`."""
 
-    __slots__ = ("_client", "_content", "_events", "_reply", "headers", "status")
+    __slots__ = ("_client", "_content", "_events", "_later", "_left", "_reply", "headers", "status")
 
     def __init__(self, reply: Reply, client: HttpClient) -> None:
         self._reply = reply
@@ -323,25 +322,42 @@ class HttpStream:
         self.status = reply.status
         self.headers: Mapping[str, str] = reply.headers
         self._content = unpacked(reply.headers, reply.content)
+        self._left = b""
+        self._later: list[ServerSentEvent] = []
 
     async def next_events(self) -> list[ServerSentEvent]:
         """The next events, one or more; none: the stream has ended. Raises `TransportError`."""
+        if self._later:
+            await asyncio.sleep(0)
+            return self._first_of(self._later)
         content = self._content
         try:
-            while chunk := await content.readany():
-                events, is_large = self._events.feed(chunk), len(chunk) > DENSE_FROM
+            while chunk := await (self._rest() if self._left else content.readany()):
+                if len(chunk) > PORTION_BYTES:
+                    self._left, chunk = chunk[PORTION_BYTES:], chunk[:PORTION_BYTES]
+                events = self._events.feed(chunk)
                 chunk = b""
                 if events:
-                    # Of a small portion only the first event can have begun before it, and be large.
-                    for event in events if is_large else events[:1]:
-                        refuse_dense(event.data)
-                    return events
+                    # Only the first can have begun before this portion, and be large.
+                    refuse_dense(events[0].data)
+                    return events if len(events) <= EVENTS_AT_ONCE else self._first_of(events)
         except BROKEN as error:
             raise self._client.explain_body(self._reply, error) from None
         events = self._events.finish()
         for event in events:
             refuse_dense(event.data)
-        return events
+        return self._first_of(events)
+
+    def _first_of(self, events: list[ServerSentEvent]) -> list[ServerSentEvent]:
+        """As many as are read at once: where no empty line stands between them, one portion may end very many."""
+        self._later = events[EVENTS_AT_ONCE:]
+        return events[:EVENTS_AT_ONCE]
+
+    async def _rest(self) -> bytes:
+        """What came together with the last portion; the loop's other work goes first."""
+        await asyncio.sleep(0)
+        rest, self._left = self._left, b""
+        return rest
 
     async def read(self) -> bytes:
         """The rest of the body as a whole, for an answer that is not a stream. Raises `TransportError`."""

@@ -51,16 +51,19 @@ class AnswerTooLarge(TransportError):
 
 
 DENSE_FROM = 64 * 1024
-PARTS_MAX = 100_000
+PARTS_MAX = 50_000
 """Objects, lists and values: to decode as many takes some hundredths of a second, in which the loop stands still."""
 
 
 def refuse_dense(document: bytes) -> None:
     """Raises `TransportError` for a document of more parts than any answer has; what is small is not looked at."""
-    if len(document) > DENSE_FROM and (
-        document.count(b"{") + document.count(b"[") > PARTS_MAX or document.count(b",") > 5 * PARTS_MAX
-    ):
+    if len(document) > DENSE_FROM and is_dense(document, PARTS_MAX):
         raise TransportError("answer", f"the answer has more than {PARTS_MAX} objects and lists")
+
+
+def is_dense(document: bytes, parts_max: int) -> bool:
+    """Has it more objects and lists than this, or five times as many values? Commas in texts count too."""
+    return document.count(b"{") + document.count(b"[") > parts_max or document.count(b",") > 5 * parts_max
 
 
 class Departure:

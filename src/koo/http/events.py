@@ -6,10 +6,16 @@ import re
 from typing import NamedTuple
 
 from koo.hidden import Sent
-from koo.http.connector import AnswerTooLarge
+from koo.http.connector import AnswerTooLarge, TransportError
 from koo.http.strays import Strays, is_whole
 
 EVENT_BYTES_MAX = 1024 * 1024
+PORTION_BYTES = 8 * 1024
+"""So much of a stream is read at once, and then the loop does something else."""
+EVENTS_AT_ONCE = 1000
+"""The same of events: reading one that is odd takes up to fifty microseconds."""
+LINES_MAX = 10_000
+"""Of one event's data; where no empty line stands between events, so many of them."""
 DOCUMENT = "document"
 """The name of what stands in a stream without being an event."""
 _EVENT = re.compile(rb"\{.*\}|\[DONE\]", re.DOTALL)
@@ -126,6 +132,8 @@ class EventParser:
             events += [ServerSentEvent(DOCUMENT, Sent(document)) for document in self._strays.take(line)]
 
     def _dispatch(self, events: list[ServerSentEvent]) -> None:
+        if len(self._data) > LINES_MAX:
+            raise TransportError("answer", f"an event of the stream has more than {LINES_MAX} lines")
         if self._data:
             name = self._event or "message"
             if len(self._data) == 1:

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import json
 
-from koo.http.connector import refuse_dense
+from koo.http.connector import is_dense, refuse_dense
 
 OPENING = (b"{", b"[", b"<")
 TRIES_MAX = 16
-"""A megabyte that never ends, and then a thousand lines that could end it, would be read a thousand times."""
+"""A document that never ends, and then a thousand lines that could end it, would be read a thousand times."""
+TRIED_BYTES_MAX = 1024 * 1024
+"""The same of a large one, which the loop waits for each time."""
+STRAY_PARTS_MAX = 10_000
+"""Objects and lists of one that is read, cut and written again, all at once. One with more is left as it is."""
 
 
 class Strays:
     """Lines outside of events → documents."""
 
-    __slots__ = ("_lines", "_tries")
+    __slots__ = ("_lines", "_tried_bytes", "_tries")
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
-        self._tries = 0
+        self._tries = self._tried_bytes = 0
 
     @property
     def size(self) -> int:
@@ -40,12 +44,13 @@ class Strays:
         # Only these lines can be a document's last: to try each one would read a long document again and again.
         if len(self._lines) > 1 and line[:1] not in (b"}", b"]"):
             return []
-        if self._tries >= TRIES_MAX:
+        if self._tries >= TRIES_MAX or self._tried_bytes > TRIED_BYTES_MAX:
             return []
-        document, self._tries = b"\n".join(self._lines), self._tries + 1
-        if not is_whole(document):
+        document = b"\n".join(self._lines)
+        self._tries, self._tried_bytes = self._tries + 1, self._tried_bytes + len(document)
+        if is_dense(document, STRAY_PARTS_MAX) or not is_whole(document):
             return []
-        self._lines, self._tries = [], 0
+        self._lines, self._tries, self._tried_bytes = [], 0, 0
         return _parts(document)
 
     def finish(self) -> list[bytes]:
@@ -53,7 +58,8 @@ class Strays:
         document, self._lines = b"\n".join(self._lines), []
         if not document:
             return []
-        return _parts(document) if is_whole(document) else [document]
+        can_be_cut = not is_dense(document, STRAY_PARTS_MAX) and is_whole(document)
+        return _parts(document) if can_be_cut else [document]
 
 
 def is_whole(document: bytes) -> bool:

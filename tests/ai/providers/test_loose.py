@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from decimal import Decimal
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -10,7 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koo.ai.providers.loose import NOT_JSON, Halves, fit, loads, whole_text
+from koo.ai.providers.loose import (
+    LOOSE_BYTES_MAX,
+    LOOSE_PARTS_MAX,
+    LOST,
+    NOT_JSON,
+    Halves,
+    fit,
+    loads,
+    whole_text,
+)
 
 
 class Part(msgspec.Struct):
@@ -107,3 +118,27 @@ def test_whatever_comes_what_goes_on_is_text(texts: list[str]) -> None:
         joiner.join(text).encode()
     assert joiner.finish() in ("", "\ufffd")
     whole_text("".join(texts)).encode()
+
+
+@pytest.mark.parametrize(
+    ("part", "most"),
+    [(b" ", LOOSE_BYTES_MAX - 3), (b"{},", LOOSE_PARTS_MAX - 1), (b"1,", 5 * LOOSE_PARTS_MAX)],
+    ids=["bytes", "objects", "values"],
+)
+def test_what_would_take_the_loop_too_long_to_read_leniently_is_unreadable(part: bytes, most: int) -> None:
+    assert isinstance(loads(b"[" + part * most + b"1]"), list)
+    assert loads(b"[" + part * (most + 1) + b"1]") is NOT_JSON
+
+
+@pytest.mark.parametrize("odd", ["\udcff", "a\udcff\udc00"])
+def test_a_long_text_of_halves_is_made_whole_without_a_call_for_each(odd: str) -> None:
+    """Of a megabyte each microsecond for a byte would be a second in which the loop stands still."""
+    calls = [0]
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        calls[0] += event == "call"
+
+    sys.setprofile(count)
+    text = whole_text(odd * 10_000)
+    sys.setprofile(None)
+    assert calls[0] < 50 and text == odd.translate(dict.fromkeys(range(0xD800, 0xE000), LOST)) * 10_000

@@ -110,7 +110,7 @@ class Adapter:
         except UNREADABLE:
             answer = None
         if answer is None:  # not above: that error may quote the answer, and would stay behind each of ours
-            return self._reread(request, response)
+            return await self._reread(request, response)
         return self._completion(request, response, answer)
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
@@ -127,10 +127,10 @@ class Adapter:
         """What an answer comes to that was decoded to `shape`. Raises `ExternalServiceError`."""
         raise NotImplementedError
 
-    def _reread(self, request: Request, response: HttpResponse) -> Completion:
+    async def _reread(self, request: Request, response: HttpResponse) -> Completion:
         """An answer that cannot be read strictly: leniently, or as the stream that it is. Raises as `complete` does."""
         if response.body.lstrip(b"\xef\xbb\xbf\r\n").startswith(EVENT_FIELDS):
-            return read_events(self.reader(self._wire, response.headers, request), response.body)
+            return await read_events(self.reader(self._wire, response.headers, request), response.body)
         return self._completion(request, response, self._wire.reread(response, self.shape))
 
     def obstacle(self) -> str:

@@ -7,6 +7,9 @@ stays as if it had not come. So a shape must give a default to everything that a
 
 Half a character is kept as half a surrogate pair, or as the escape of a byte, because its other half may come with the
 next chunk: `Halves` joins them. `whole_text` is for texts that nothing follows.
+
+What the lenient reading costs is bounded, because it is Python's and some twenty times slower than the strict one: the
+loop stands still meanwhile. A document beyond the bounds counts as unreadable.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from typing import TypeVar
 import msgspec
 from msgspec import inspect
 
+from koo.http.connector import is_dense
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 PLAIN_FIELDS = ("text", "content", "parts", "message", "delta")
@@ -30,6 +35,11 @@ WORD_FIELDS = ("text", "value", "content", "type", "reason", "name", "message")
 """Where the text is in an object that stands in place of a bare one."""
 LOST = "\ufffd"
 
+LOOSE_BYTES_MAX = 1024 * 1024
+"""Twice the longest answers of today's models."""
+LOOSE_PARTS_MAX = 10_000
+"""Objects and lists of a document, and a fifth of its values."""
+
 NOT_JSON = object()
 _ABSENT = object()
 _loads = json.JSONDecoder(strict=False).decode
@@ -37,7 +47,9 @@ _described = cache(inspect.type_info)  # which takes longer than everything else
 
 
 def loads(data: bytes) -> object:
-    """A document however oddly it is written, or `NOT_JSON`."""
+    """A document however oddly it is written, or `NOT_JSON`, which one beyond the bounds is too."""
+    if len(data) > LOOSE_BYTES_MAX or is_dense(data, LOOSE_PARTS_MAX):
+        return NOT_JSON
     text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape").strip("\ufeff\0 \t\r\n")
     # Not raised: the decoder's error quotes the document, and would stay behind each error that is raised for it.
     with suppress(ValueError, RecursionError):
@@ -177,10 +189,11 @@ def _object(value: object, node: inspect.StructType) -> object:
 # ── half a character ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
-_BYTES = re.compile("[\udc80-\udcff]+")
-_LEFT = re.compile("[\ud800-\udfff]")
-_OPEN = re.compile("(?:[\ud800-\udbff]|[\udcc2-\udcf4][\udc80-\udcbf]{0,2})$")
-"""At the end of a text: half a pair, or the first bytes of a character."""
+_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_BYTE = re.compile("[\udc80-\udcff]")
+_OPEN_PAIR = re.compile(r"[\ud800-\udbff]\Z")
+_OPEN_BYTES = re.compile(r"[\udcc2-\udcf4][\udc80-\udcbf]{0,2}\Z")
+"""At the end of a text: the first bytes of a character."""
 
 
 class Halves:
@@ -193,11 +206,15 @@ class Halves:
 
     def join(self, text: str) -> str:
         """The text with its halves joined; a half at its end is kept for the next one."""
+        if not self._kept and _is_whole(text):
+            return text
         text = _PAIR.sub(_one_of_two, self._kept + text)
-        text = _BYTES.sub(_decoded, text)
-        found = _OPEN.search(text)
-        self._kept = found[0] if found else ""
-        return _LEFT.sub(LOST, text[: len(text) - len(self._kept)])
+        text, self._kept = _cut_at(_OPEN_PAIR, text)
+        # All at once and in C: of a megabyte of bytes that are no text, one call for each would take half a second.
+        text = _HALF.sub(LOST, text).encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+        if not self._kept:
+            text, self._kept = _cut_at(_OPEN_BYTES, text)
+        return _BYTE.sub(LOST, text)
 
     def finish(self) -> str:
         """What is left of a half that was kept."""
@@ -209,13 +226,25 @@ def _one_of_two(pair: re.Match[str]) -> str:
     return pair[0].encode("utf-16", "surrogatepass").decode("utf-16")
 
 
-def _decoded(escaped: re.Match[str]) -> str:
-    """The characters that bytes make, and the escapes of those that make none yet."""
-    return escaped[0].encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+def _cut_at(end: re.Pattern[str], text: str) -> tuple[str, str]:
+    """The text without its end of this kind, and that."""
+    found = end.search(text, max(0, len(text) - 4))
+    return (text, "") if found is None else (text[: found.start()], found[0])
+
+
+def _is_whole(text: str) -> bool:
+    """Has it no half of a character?"""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def whole_text(text: str) -> str:
     """A text with what stands for no character replaced."""
+    if _is_whole(text):
+        return text
     halves = Halves()
     return halves.join(text) + halves.finish()
 

@@ -24,6 +24,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from itertools import islice
 from typing import Any
 
 from koo.ai.providers.faults import MESSAGE_MAX, ParsedError
@@ -35,6 +36,8 @@ DEPTH_MAX = 4
 """A gateway in front of a gateway wraps an error twice; more levels are nobody's."""
 LISTED_MAX = 8
 """Details of one error; lists that are longer hold something else."""
+FIELDS_MAX = 200
+"""Of one error; of the hundred thousand that fit into an answer each would be read as the name of a wait."""
 PLAIN_TEXT_MAX = 1000
 """Characters: a body of plain text that is longer is a page."""
 PERIODS = ("PerDay", "PerMinute")
@@ -159,7 +162,7 @@ class _Facts:
         for key, ours in _COUNTS.items():
             if isinstance(count := error.get(key), int):
                 self.counts[ours] = count
-        for key, value in error.items():
+        for key, value in islice(error.items(), FIELDS_MAX):
             self._take_wait(key, value)
         self.request_id = self.request_id or _text(error.get("request_id"))
         self.param = _text(error.get("param")) or _last_place(error.get("loc")) or self.param
@@ -208,7 +211,8 @@ class _Facts:
     def _take_metadata(self, error: Mapping[str, Any], depth: int) -> None:
         """OpenRouter's: the vendor's own error as text, the vendor's headers, why a prompt was flagged."""
         if isinstance(told := error.get("headers"), Mapping):
-            self.headers |= {str(name).lower(): str(value) for name, value in told.items()}
+            few = islice(told.items(), FIELDS_MAX)
+            self.headers |= {str(name).lower(): str(value) for name, value in few}
         if isinstance(raw := error.get("raw"), str):
             self.gather(document_of(raw.encode()) or raw, depth + 1)
         if "reasons" in error or "flagged_input" in error:
@@ -247,7 +251,7 @@ def _first_name(message: str) -> str | None:
 def _periods(violations: object) -> list[str]:
     """The periods of the quotas of Google that were hit."""
     ids = (
-        [one.get("quotaId") for one in violations if isinstance(one, Mapping)]
+        [one.get("quotaId") for one in violations[:FIELDS_MAX] if isinstance(one, Mapping)]
         if isinstance(violations, list)
         else []
     )

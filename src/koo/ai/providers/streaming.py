@@ -28,7 +28,7 @@ from koo.errors import ExternalServiceError
 from koo.hidden import Sent
 from koo.http.client import HttpStream
 from koo.http.connector import TransportError
-from koo.http.events import DOCUMENT, EventParser, ServerSentEvent
+from koo.http.events import DOCUMENT, EVENTS_AT_ONCE, PORTION_BYTES, EventParser, ServerSentEvent
 
 USAGE_WAIT_S = 1.0
 """What a stream used follows its reason for stopping at once, or not at all."""
@@ -218,18 +218,23 @@ async def _rest(stream: HttpStream, reader: Reader) -> list[ServerSentEvent]:
         return []
 
 
-def read_events(reader: Reader, body: bytes) -> Completion:
+async def read_events(reader: Reader, body: bytes) -> Completion:
     """A whole stream that came in place of an answer. Raises `ExternalServiceError`."""
     pieces: list[CompletionChunk] = []
     parser = EventParser(len(body))
-    for event in (*parser.feed(body), *parser.finish()):
-        piece = reader.read_leniently(event)
-        if piece is not None:
-            pieces.append(piece)
-            if piece.error is not None:
-                raise piece.error
-            if piece.final:
-                return _gathered(reader, pieces)
+    portions = [body[begin : begin + PORTION_BYTES] for begin in range(0, len(body), PORTION_BYTES)]
+    for portion in (*portions, b""):
+        for number, event in enumerate(parser.feed(portion) if portion else parser.finish(), 1):
+            if number % EVENTS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            piece = reader.read_leniently(event)
+            if piece is not None:
+                pieces.append(piece)
+                if piece.error is not None:
+                    raise piece.error
+                if piece.final:
+                    return _gathered(reader, pieces)
+        await asyncio.sleep(0)
     last = reader.finish()
     if last is None:
         raise reader.wire.unfinished()
