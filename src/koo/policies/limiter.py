@@ -7,11 +7,15 @@ The day is a calendar day in UTC; its end is handed in as monotonic time, so tha
 
 A call does not look at each count. Until the first of them rolls, time brings no unit back and none is lost, so one
 look tells how many may be taken until then, and each call takes one of these.
+
+A limit that holds for a fleet has its units *in hand*: leased (`hand.py`), or in a purse for the day. They are one more
+bound of what may be taken until the next look, so a call pays nothing for them.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 from koo.options import DAY_S, NEVER
 
@@ -20,10 +24,56 @@ GRANT_MAX = 250
 """Python makes a new object for each larger number, so counting down from more would be slower."""
 
 
-class SlidingCount:
-    """At most `limit` in any `period_s`. `rolls_at` is when the counts next change by time alone."""
+class InHand(Protocol):
+    """What a process may use of a limit that it shares with others. `shut_until`: when it may get more."""
 
-    __slots__ = ("_bucket", "_bucket_s", "_older", "_past", "limit", "name", "rolls_at", "used")
+    shut_until: float
+
+    @property
+    def others(self) -> int:
+        """How many units other processes had used of the limit, as last heard."""
+        ...
+
+    @property
+    def share(self) -> int:
+        """How much of the limit this process may use where `is_alone`."""
+        ...
+
+    @property
+    def is_alone(self) -> bool:
+        """Is the store away, so that this process decides by itself?"""
+        ...
+
+    def units(self, now: float, used: int) -> tuple[int, float]:
+        """How many may be taken, and until when; `used`: by this process in the last period."""
+        ...
+
+    def book(self, units: int) -> None:
+        """So many of those were taken."""
+        ...
+
+    def refund(self, units: int, taken_at: float) -> None:
+        """So many were taken and never used."""
+        ...
+
+    def may_ask(self, now: float) -> bool:
+        """May a call that found nothing wait for an answer of the store?"""
+        ...
+
+    def clear(self) -> None:
+        """An operator says that nothing was used."""
+        ...
+
+
+class SlidingCount:
+    """At most `limit` in any `period_s`. `rolls_at` is when the counts next change by time alone.
+
+    `hand`: what this process has of the limit, where it holds for a fleet; `used` is this process's own.
+    """
+
+    __slots__ = ("_bucket", "_bucket_s", "_older", "_past", "hand", "limit", "name", "rolls_at", "used")
+
+    hand: InHand | None
 
     rolls_at: float
     _older: int
@@ -32,6 +82,7 @@ class SlidingCount:
         self.name = name
         self.limit = limit
         self.used = 0
+        self.hand = None
         self._bucket_s = period_s / SUB_BUCKETS
         self._past: list[list[int]] = []  # [bucket number, count], oldest first; empty buckets are not kept
         self._begin(now)
@@ -84,6 +135,10 @@ class SlidingCount:
         later_s = (units - 1) // self.limit * (SUB_BUCKETS + 1) * self._bucket_s
         return later_s + self._one_usable_at(now, (units - 1) % self.limit + 1)
 
+    def usable_below(self, now: float, limit: int) -> float:
+        """When less than `limit` is used; never where that is nothing."""
+        return self._one_usable_at(now, self.limit - limit + 1) if limit > 0 else NEVER
+
     def _one_usable_at(self, now: float, units: int) -> float:
         missing = self.used + units - self.limit
         if missing <= 0:
@@ -94,6 +149,17 @@ class SlidingCount:
                 return (bucket + SUB_BUCKETS + 1) * self._bucket_s
         return (self._bucket + SUB_BUCKETS + 1) * self._bucket_s
 
+    def ages(self, now: float, units: int) -> list[tuple[float, int]]:
+        """When the last so many were used: more than how long ago, in seconds, and how many, the newest first."""
+        found, left = list[tuple[float, int]](), units
+        current = (self._bucket, self.used - self._older)
+        for bucket, used in (current, *map(tuple, reversed(self._past))):
+            count = min(left, used)
+            if count > 0:
+                found.append((max(0.0, now - (bucket + 1) * self._bucket_s), count))
+                left -= count
+        return found
+
     def _begin(self, now: float) -> None:
         self._bucket = int(now // self._bucket_s)
         self._older = self.used
@@ -103,12 +169,15 @@ class SlidingCount:
 class DayCount:
     """At most `limit` in a calendar day that ends at `ends_at` (monotonic seconds); `day` is its UTC number."""
 
-    __slots__ = ("day", "limit", "name", "rolls_at", "used")
+    __slots__ = ("day", "hand", "limit", "name", "rolls_at", "used")
+
+    hand: InHand | None
 
     def __init__(self, name: str, limit: int, ends_at: float, day: int, used: int = 0) -> None:
         self.name = name
         self.limit = limit
         self.used = used
+        self.hand = None
         self.day = day
         self.rolls_at = ends_at
 
@@ -146,6 +215,10 @@ class DayCount:
         days = max(0, math.ceil((self.used + units) / self.limit) - 1)
         return now if not days else self.rolls_at + (days - 1) * DAY_S
 
+    def usable_below(self, now: float, limit: int) -> float:
+        """When less than `limit` is used; never where that is nothing."""
+        return (now if self.used < limit else self.rolls_at) if limit > 0 else NEVER
+
 
 Count = SlidingCount | DayCount
 
@@ -157,14 +230,15 @@ class Limits:
     them until the first of them rolls. What was taken is booked when somebody asks for `counts`.
 
     `full_until`: when the last of those that were full at the last look has a unit again (monotonic seconds); a look at
-    the counts themselves would cost a refusal by an open breaker more than all else.
+    the counts themselves would cost a refusal by an open breaker more than all else. `waiting`: callers that found
+    nothing in hand, and wait for the store's answer.
     """
 
-    __slots__ = ("_counts", "_granted", "_left", "_until", "full_until")
+    __slots__ = ("_counts", "_granted", "_left", "_until", "full_until", "waiting")
 
     def __init__(self, *counts: Count) -> None:
         self._counts = counts
-        self._granted = self._left = 0
+        self._granted = self._left = self.waiting = 0
         self._until = self.full_until = 0.0
 
     @property
@@ -172,8 +246,11 @@ class Limits:
         """The counts as they are now. Ask anew after each `take`; they may be changed until the next one."""
         taken = self._granted - self._left
         self._granted = self._left = 0
-        for count in self._counts:
-            count.used += taken
+        if taken:
+            for count in self._counts:
+                count.used += taken
+                if count.hand is not None:
+                    count.hand.book(taken)
         return self._counts
 
     def take(self, now: float) -> Count | None:
@@ -199,9 +276,29 @@ class Limits:
                 return count
             units = min(units, count.limit - count.used)
             until = min(until, count.rolls_at)
+            if count.hand is not None:
+                in_hand, ends_at = count.hand.units(now, count.used)
+                if in_hand <= 0:
+                    self.full_until = _in_hand_at(count, now)
+                    return count
+                units, until = min(units, in_hand), min(until, ends_at)
         self._granted = self._left = units
         self._until, self.full_until = until, 0.0
         return None
+
+    def lacks(self, now: float) -> bool:
+        """Is nothing full, and the store has yet to say whether there is a unit? Takes nothing."""
+        is_lacking = False
+        for count in self.counts:
+            count.roll(now)
+            if count.used >= count.limit:
+                return False
+            hand = count.hand
+            if hand is not None and hand.units(now, count.used)[0] <= 0:
+                if not hand.may_ask(now):
+                    return False
+                is_lacking = True
+        return is_lacking
 
     def refund(self, taken_at: float) -> None:
         """Give back what `take` took at `taken_at`: the call was never made."""
@@ -209,20 +306,49 @@ class Limits:
             return
         for count in self.counts:
             count.refund(taken_at)
+            if count.hand is not None:
+                count.hand.refund(1, taken_at)
+
+    def clear(self, now: float) -> None:
+        """An operator says that nothing was used."""
+        for count in self.counts:
+            count.clear(now)
+            if count.hand is not None:
+                count.hand.clear()
 
     def roll(self, now: float) -> None:
         """Forget what has left the counts by time alone: without calls nobody else does."""
         for count in self.counts:
             count.roll(now)
-        self.full_until = max((c.usable_at(now, 1) for c in self._counts if c.used >= c.limit), default=0.0)
+        self.full_until = max((at for c in self._counts if (at := _one_at(c, now)) > now), default=0.0)
 
     def usable_at(self, now: float, units: int = 1) -> float:
         """When all counts have had so many units again; never (infinite) where a limit is zero."""
         self.roll(now)
-        return max((count.usable_at(now, units) for count in self._counts), default=now)
+        return max(
+            (max(count.usable_at(now, units), _in_hand_at(count, now)) for count in self._counts), default=now
+        )
 
     def full(self, now: float) -> Count | None:
         """Of the counts that are used up the one that holds out longest; None if all have a unit. Takes nothing."""
         self.roll(now)
-        full = [count for count in self._counts if count.used >= count.limit]
-        return max(full, key=lambda count: count.resets_at(now) if count.limit else NEVER, default=None)
+        full = [count for count in self._counts if _one_at(count, now) > now]
+        return max(full, key=lambda count: _one_at(count, now), default=None)
+
+
+def _one_at(count: Count, now: float) -> float:
+    """When a count has a unit again."""
+    return max(count.usable_at(now, 1), _in_hand_at(count, now))
+
+
+def _in_hand_at(count: Count, now: float) -> float:
+    """When there may be a unit of it in hand."""
+    hand = count.hand
+    if hand is None:
+        return now
+    units, until = hand.units(now, count.used)
+    if units > 0:
+        return now
+    if hand.is_alone:
+        return min(until, count.usable_below(now, hand.share))
+    return max(now, hand.shut_until)

@@ -82,6 +82,8 @@ FORGET = (
     f"DELETE FROM koo_fleet_configurations WHERE process IN ({OLD})",
     f"DELETE FROM koo_fleet_guards WHERE process IN ({OLD})",
     f"DELETE FROM koo_fleet WHERE seen_ms < {{clock_ms}} - {FORGOTTEN_AFTER_MS}",
+    # Units of a process that never came back: they have left each window long ago.
+    f"DELETE FROM koo_leases WHERE until_ms < {{clock_ms}} - {FORGOTTEN_AFTER_MS}",
 )
 FENCE = "SELECT 1 FROM koo_leader WHERE role = 'fleet' AND process = :process AND epoch = :epoch {for_update}"
 MEMBERS = f"""SELECT process, ledger, host, worker, pid, version, label, started_ms, seen_ms, {{clock_ms}} - seen_ms,

@@ -7,6 +7,8 @@ while others wait; it refuses a store that has more steps than it knows. A step 
 * `koo_purses`: what one process was granted, sent back, spent, and spent without a grant, by budget and period; those
   of all processes that have ended are one row, `ended`.
 * `koo_processes`: the last beat of each process, when it came, and what the store had forgotten by then (JSON).
+* `koo_limits`: of each limit a minute or an hour what is in the window (JSON: sub-bucket and count), `koo_leases`: what
+  each process has of it (`policies/units.py`). `lapsed` is what counted as used when a lease ended untold.
 * `koo_probe`: what is written to find out whether a store that failed takes writes again.
 * `koo_entries`: what was booked, one row for each call that ended with a cost.
 * `koo_signals`: what operators did, for all processes.
@@ -153,6 +155,15 @@ STEPS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE koo_leader (
              role TEXT NOT NULL PRIMARY KEY, process TEXT NOT NULL, epoch BIGINT NOT NULL, until_ms BIGINT NOT NULL)""",
         "INSERT INTO koo_leader (role, process, epoch, until_ms) VALUES ('fleet', '', 0, 0)",
+    ),
+    (
+        """CREATE TABLE koo_limits (
+             name TEXT NOT NULL PRIMARY KEY, occupied TEXT NOT NULL, limit_amount BIGINT NOT NULL,
+             limit_at_ms BIGINT NOT NULL, serial BIGINT NOT NULL, frozen_until_ms BIGINT NOT NULL)""",
+        """CREATE TABLE koo_leases (
+             name TEXT NOT NULL, process TEXT NOT NULL, serial BIGINT NOT NULL, number BIGINT NOT NULL,
+             until_ms BIGINT NOT NULL, granted BIGINT NOT NULL, used BIGINT NOT NULL, undone BIGINT NOT NULL,
+             back BIGINT NOT NULL, lapsed BIGINT NOT NULL, PRIMARY KEY (name, process))""",
     ),
 )
 

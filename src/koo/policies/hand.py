@@ -1,0 +1,271 @@
+"""Units in hand: the process's half of a limit a minute or an hour that holds for a fleet (`units.py` is the store's).
+
+A call takes a unit that is here, without asking. Behind the calls what was used is told, what is not needed goes home,
+and more is asked for: when the hand runs low, and at 70 % of the lease at the latest. A call that finds nothing waits
+for one answer. An answer without units says when the next one is free, and nothing is asked before.
+
+A lease counts from when it was asked for, and 2 % short: this process's clock may be slow, and the answer late, and
+still the lease is over here before the store counts what is out as used.
+
+While the store is away, units end with their lease. Then this process may use its share of four fifths of the limit,
+among as many processes as there were. For a whole period it uses no more than it had used itself by then and its part
+of what was free: what others used may still be in the window. It is told when the store is back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+from koo.options import NEVER
+from koo.policies.units import LEASE_MS, LEASES_A_PERIOD, Grant, Told
+
+LEASE_PART = 0.98
+"""A clock is right to a hundredth of a percent; that of a virtual machine may be off by one percent for a while."""
+RENEW_PART = 0.7
+FLOAT_MAX = 10
+"""A process that is alone keeps so many units beyond what it uses in two leases, so that a few calls cost one trip."""
+FLOAT_PART = 12
+"""But no more than a twelfth of the limit: what a killed process had in hand counts as used."""
+AWAY_PART = 0.8
+LATE = 61 / 60
+"""A unit comes back at most a sixtieth of the period late."""
+TRIPS_A_LEASE = 4
+"""A way to the store that takes longer than this part of a lease asks for a longer lease."""
+LOOK_S = 5.0
+"""An idle process asks so often how many processes there are, and how much of its limits the others use."""
+
+
+class Uses(Protocol):
+    """What this process itself has used in the last period."""
+
+    used: int
+
+    def ages(self, now: float, units: int) -> list[tuple[float, int]]:
+        """When the last so many were used: more than how long ago, in seconds, and how many, the newest first."""
+        ...
+
+
+class Hand:
+    """What this process has in hand of one limit; `ring` is called where the store should be asked at once.
+
+    `left` units until `until` (monotonic seconds, as all times here). `due_at`: when the store is to be told at the
+    latest. `shut_until`: when a unit may be free again. `is_away`: the store cannot be asked. `others`: how many units
+    other processes had used of the limit, or had in hand, at `heard_at`. `processes`: how many there are.
+    """
+
+    __slots__ = (
+        "_asked_at", "_back", "_clears", "_cut_at", "_cut_most", "_flying", "_frozen_until", "_granted", "_in_share",
+        "_lease_s", "_low", "_marked", "_marked_at", "_number", "_over", "_over_told", "_pace", "_ring", "_room",
+        "_serial", "_sharing", "_spent", "_told", "_trip_s", "_undoing", "_undone", "_used", "due_at", "heard_at",
+        "is_away", "left", "limit", "name", "others", "period_s", "processes", "shut_until", "until",
+    )  # fmt: skip
+
+    def __init__(self, name: str, limit: int, period_s: float, ring: Callable[[], None]) -> None:
+        self.name = name
+        self.limit = limit
+        self.period_s = period_s
+        self._ring = ring
+        self.left = self.others = self._spent = self._over = self._over_told = self._number = 0
+        self.until = self.shut_until = self.heard_at = self._frozen_until = self._asked_at = -NEVER
+        self.due_at = -NEVER
+        self.is_away = self._in_share = self._clears = False
+        self.processes = self._sharing = 1
+        self._flying: Told | None = None
+        self._told = 0  # `used` as the store has heard it
+        self._low = -1
+        self._lease_s = min(LEASE_MS / 1000, period_s / LEASES_A_PERIOD)
+        self._trip_s = 0.0
+        self._undoing: list[tuple[int, float]] = []
+        self._pace = (0.0, 0.0)
+        self._marked, self._marked_at = 0, -NEVER
+        self._room = limit
+        self._cut_at, self._cut_most = NEVER, 0
+        self._begin_lease(0)
+
+    def _begin_lease(self, serial: int) -> None:
+        self._serial = serial
+        self._granted = self._used = self._undone = self._back = self._told = self.left = 0
+
+    # ── a call ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def units(self, now: float, used: int) -> tuple[int, float]:
+        """How many may be taken, and until when. `used`: what this process has used in the last period."""
+        if self.left > 0 and now < self.until:
+            self._in_share = False
+            if self.left > self._low:
+                return self.left - max(self._low, 0), self.until
+            self._low = -1  # Ring once; the answer sets it again.
+            self.due_at = now
+            self._ring()
+            return self.left, self.until
+        if self.is_away or now < self._frozen_until:
+            return self._share(now, used)
+        return 0, now
+
+    def _share(self, now: float, used: int) -> tuple[int, float]:
+        """What this process may use on its own, while the store is away."""
+        if self._cut_at == NEVER:
+            # What was free is anybody's, and this process's word for it is old: alone it is all its own.
+            room = self.limit if self.processes == 1 else self._room // self.processes
+            self._cut_at, self._cut_most = now, used + room
+        most, until = self.share, NEVER
+        if now < self._cut_at + self.period_s * LATE:
+            most, until = min(most, self._cut_most), self._cut_at + self.period_s * LATE
+        self._in_share = True
+        return max(0, most - used), until
+
+    @property
+    def share(self) -> int:
+        """How many units a period this process may use while the store is away."""
+        return int(self.limit * AWAY_PART / self.processes)
+
+    @property
+    def is_alone(self) -> bool:
+        """Is what is used now this process's own share, because the store is away?"""
+        return self._cut_at != NEVER
+
+    def book(self, units: int) -> None:
+        """So many of those that `units` allowed were taken."""
+        self._spent += units
+        if self._in_share:
+            self._over += units
+        else:
+            self.left -= units
+            self._used += units
+
+    def refund(self, units: int, taken_at: float) -> None:
+        """So many that were taken at `taken_at` were never used."""
+        if taken_at < self._asked_at or self._flying is not None:
+            self._undoing.append((units, taken_at))  # The store may have been told of it.
+            return
+        alone = min(units, self._over)
+        self._over -= alone
+        self._used -= units - alone
+        self.left += units - alone
+
+    def clear(self) -> None:
+        """An operator says that nothing was used."""
+        self._clears = True
+        self.shut_until = -NEVER
+        self.due_at = -NEVER
+        self._room = self.limit
+        self._cut_most = self.limit
+        self._ring()
+
+    # ── the store ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def may_ask(self, now: float) -> bool:
+        """May a call that found nothing wait for an answer? Not before a unit can be free."""
+        return not self.is_away and (self._flying is not None or now >= self.shut_until)
+
+    def ask(self, now: float, count: Uses, need: int = 0, waiting: int = 0, *, is_last: bool = False) -> Told:
+        """What to tell the store. `need`: of the first caller who waits; `waiting`: of all of them.
+
+        `is_last`: this process ends, and keeps nothing.
+        """
+        self._take_pace(now)
+        self._undo(now)
+        keep = 0 if is_last else self._keep(waiting)
+        if now >= self.until:
+            keep, waiting = 0, waiting + keep
+        # What goes home leaves the hand before it is told. Told first, it could be used here and granted elsewhere.
+        if self.left > keep:
+            self._back += self.left - keep
+            self.left = keep
+        self._over_told = self._over
+        self._number += 1
+        self._asked_at = now
+        self._flying = Told(
+            name=self.name,
+            period_ms=int(self.period_s * 1000),
+            limit=self.limit,
+            number=self._number,
+            serial=self._serial,
+            granted=self._granted,
+            used=self._used,
+            undone=self._undone,
+            back=self._back,
+            over=tuple([(int(ago_s * 1000) + 1, units) for ago_s, units in count.ages(now, self._over)]),
+            need=max(0, need - self.left),
+            want=max(0, waiting + keep - self.left),
+            window=count.used,
+            lease_ms=int(self._trip_s * TRIPS_A_LEASE * 1000),
+            clears=self._clears,
+        )
+        return self._flying
+
+    def _undo(self, now: float) -> None:
+        """Take back what was told as used, where the store still counts it."""
+        undoing, self._undoing = self._undoing, []
+        for units, taken_at in undoing:
+            # The store forgets a unit a period after it was told. One that has left already gives no other one back.
+            if now - taken_at < self.period_s - 2 * self._lease_s:
+                self._undone += min(units, self._used - self._undone)
+
+    def _take_pace(self, now: float) -> None:
+        for_s = now - self._marked_at
+        if for_s < self._lease_s / 4:
+            return  # What was used in a moment says nothing about a lease.
+        pace = (self._spent - self._marked) / for_s if math.isfinite(for_s) else 0.0
+        self._pace = (self._pace[1], pace)
+        self._marked, self._marked_at = self._spent, now
+
+    def _keep(self, waiting: int) -> int:
+        """How many units stay here: two leases of calls, and alone a few more."""
+        pace = max(self._pace)
+        if not pace and not waiting:
+            return 0
+        keep = int(2 * pace * self._lease_s)
+        return keep if self._sharing > 1 else max(keep, min(FLOAT_MAX, self.limit // FLOAT_PART))
+
+    def hear(self, grant: Grant, sent_at: float, now: float) -> None:
+        """The store's answer to what was asked at `sent_at`."""
+        told, self._flying = self._flying, None
+        if told is None:
+            return
+        self._over = max(0, self._over - self._over_told)
+        self._clears = False
+        self._trip_s = now - sent_at
+        self._take_granted(grant, told, sent_at)
+        self.processes, self._sharing = grant.processes, grant.sharing
+        self._room = max(0, grant.limit - grant.used - grant.out)
+        self.others = max(0, grant.used - told.window) + max(0, grant.out - self.left)
+        self.heard_at = now
+        is_short = bool(grant.free_in_ms) and self.left < told.need
+        self.shut_until = now + grant.free_in_ms / 1000 if is_short else -NEVER
+        self._end_share(grant, sent_at)
+        has_news = self.left > 0 or self._used > self._told or self._over > 0 or grant.frozen_ms > 0
+        self.due_at = sent_at + (RENEW_PART * self._lease_s if has_news else LOOK_S)
+        self._low = self.left // 3 if self.left > 2 else -1
+
+    def _take_granted(self, grant: Grant, told: Told, sent_at: float) -> None:
+        if grant.serial != self._serial:
+            # The lease that was told is over at the store, which counts what was out as used: nothing of it is here.
+            self._begin_lease(grant.serial)
+        else:
+            self._told = told.used
+        self.left += grant.granted - self._granted
+        self._granted = grant.granted
+        self._lease_s = grant.lease_ms / 1000
+        self.until = sent_at + self._lease_s * LEASE_PART
+
+    def _end_share(self, grant: Grant, sent_at: float) -> None:
+        """Grants begin again when all have told what they used; a lease before that is the last moment to tell it."""
+        if grant.frozen_ms:
+            self._frozen_until = sent_at + grant.frozen_ms / 1000 * LEASE_PART - self._lease_s
+        else:
+            self._frozen_until = -NEVER
+            self._cut_at = NEVER
+
+    def give_up(self) -> None:
+        """What was asked is not answered: it is asked again, with totals that have grown."""
+        self._flying = None
+
+    def begin_again(self) -> None:
+        """In a forked child, or under another name: what is in hand is another process's."""
+        self._flying = None
+        self._begin_lease(0)
+        self._over = 0
+        self.until = self.due_at = -NEVER

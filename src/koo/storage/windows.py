@@ -1,0 +1,177 @@
+"""Where limits of a fleet live: in memory, or in rows of a database. What they decide is in `policies/units.py`.
+
+One message speaks of several limits of one process, and is one transaction. The rows of the limits are locked in one
+order by a first statement; leases are read by a second one, and all is decided over what it found. So two processes
+never get the same unit, and a message that is run twice, after a lost connection, changes nothing the second time but
+what it asked for, which then ends with its lease.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from koo.policies.units import Grant, Lease, Rows, Told, Window, receive
+from koo.storage.roll_call import LIVES
+from koo.storage.transaction import Row, Transaction, as_rows, picked
+
+Values = tuple[str | int, ...]
+
+
+class Windows(Protocol):
+    """All limits of one store."""
+
+    def receive(self, process: str, told: Sequence[Told], now_ms: int) -> list[Grant]:
+        """Take in what a process tells, and answer about each limit in the same order."""
+        ...
+
+
+class MemoryWindows:
+    """Limits that end with the process. `processes`: how many there are to share them."""
+
+    def __init__(self) -> None:
+        self.windows: dict[str, Window] = {}
+        self.leases: dict[tuple[str, str], Lease] = {}
+        self.processes = 0
+
+    def receive(self, process: str, told: Sequence[Told], now_ms: int) -> list[Grant]:
+        """Take in what a process tells."""
+        return [self._receive(process, one, now_ms) for one in told]
+
+    def _receive(self, process: str, told: Told, now_ms: int) -> Grant:
+        window = self.windows.setdefault(told.name, Window())
+        mine = {name: lease for (limit, name), lease in self.leases.items() if limit == told.name}
+        own = mine.pop(process, None)
+        ended = {name: lease for name, lease in mine.items() if lease.until_ms <= now_ms}
+        lapsed = {name: lease for name, lease in ended.items() if not lease.lapsed}
+        others = [lease for name, lease in mine.items() if name not in ended]
+        rows = Rows(
+            window, own, [*lapsed.values()], len(others), sum(one.out for one in others), self.processes
+        )
+        answer = receive(rows, told, now_ms)
+        for name, lease in ended.items():
+            if not lease.lapsed or lease.until_ms < now_ms - told.period_ms:
+                del self.leases[told.name, name]
+        if rows.own is None:
+            self.leases.pop((told.name, process), None)
+        else:
+            self.leases[told.name, process] = rows.own
+        return answer
+
+
+LIMIT = picked(("name", "occupied"), ("limit_amount", "limit_at_ms", "serial", "frozen_until_ms"))
+LEASE = picked(
+    ("name", "process"), ("serial", "number", "until_ms", "granted", "used", "undone", "back", "lapsed")
+)
+OPEN_LIMITS = f"""INSERT INTO koo_limits ({", ".join(LIMIT)}) SELECT {", ".join(LIMIT.values())}
+    FROM ({{rows}}) r WHERE true ORDER BY 1 ON CONFLICT (name) DO NOTHING"""
+LOCK_LIMITS = (
+    f"""SELECT {", ".join(LIMIT)} FROM koo_limits WHERE name IN ({{ids}}) ORDER BY name {{for_update}}"""
+)
+# The time, how many processes there are, this process's leases and those that are over, and what all others have. One
+# statement has one time: of a lease that ends between two of them, neither would say what is out.
+LEASES = f"""WITH c AS (SELECT coalesce({{now_ms}}, {{clock_ms}}) AS clock)
+    SELECT '' AS name, '' AS process, clock, 0, 0, 0, 0, 0, 0, 0 FROM c
+    UNION ALL SELECT '', 'processes', count(*), 0, 0, 0, 0, 0, 0, 0 FROM koo_fleet f WHERE {LIVES}
+    UNION ALL SELECT {", ".join(LEASE)} FROM koo_leases, c
+        WHERE name IN ({{ids}}) AND (process = :process OR (until_ms <= c.clock AND lapsed = 0))
+    UNION ALL SELECT name, '', count(*), CAST(sum(granted - used - back) AS bigint), 0, 0, 0, 0, 0, 0 FROM koo_leases, c
+        WHERE name IN ({{ids}}) AND process <> :process AND until_ms > c.clock GROUP BY name"""
+SAVE_LIMITS = f"""UPDATE koo_limits SET {", ".join(f"{one} = {LIMIT[one]}" for one in list(LIMIT)[1:])}
+    FROM ({{rows}}) r WHERE name = {LIMIT["name"]}"""
+SAVE_LEASES = f"""INSERT INTO koo_leases ({", ".join(LEASE)}) SELECT {", ".join(LEASE.values())}
+    FROM ({{rows}}) r WHERE true
+    ON CONFLICT (name, process) DO UPDATE SET {", ".join(f"{one} = excluded.{one}" for one in list(LEASE)[2:])}"""
+DROP_LEASES = f"""DELETE FROM koo_leases WHERE EXISTS (SELECT 1 FROM ({{rows}}) r
+    WHERE koo_leases.name = {LEASE["name"]} AND koo_leases.process = {LEASE["process"]})"""
+
+
+def receive_in(
+    tx: Transaction, process: str, told: Sequence[Told], wall_ms: int, now_ms: int | None = None
+) -> list[Grant]:
+    """Take in what a process tells, in a transaction. The time is the store's clock, which for a file is `wall_ms`."""
+    found, now_ms = _load(tx, process, told, wall_ms, now_ms)
+    before = {name: _limit_values(name, rows.window) for name, (rows, _) in found.items()}
+    grants = [receive(found[one.name][0], one, now_ms) for one in told]
+    limits = {name: _limit_values(name, rows.window) for name, (rows, _) in found.items()}
+    changed = [limits[name] for name in limits if limits[name] != before[name]]
+    leases, gone = list[Values](), list[Values]()
+    for name, (rows, ended) in found.items():
+        if rows.own is not None:
+            leases.append(_lease_values(name, process, rows.own))
+        elif process in ended:
+            gone.append((name, process))
+        for owner, lease in ended.items():
+            if owner != process:
+                # Kept as long as its process may come back and tell what it did not use.
+                (leases if lease.lapsed else gone).append(_lease_values(name, owner, lease))
+    for sql, values in ((SAVE_LIMITS, changed), (SAVE_LEASES, leases), (DROP_LEASES, gone)):
+        if values:
+            tx.run(sql, as_rows(values))
+    return grants
+
+
+Found = dict[str, tuple[Rows, dict[str, Lease]]]
+"""By limit: its rows, and the leases that were read: this process's, and those that have just ended."""
+
+
+def _load(
+    tx: Transaction, process: str, told: Sequence[Told], wall_ms: int, now_ms: int | None
+) -> tuple[Found, int]:
+    """Lock the limits, then read the leases. The time is that of the second statement."""
+    names = sorted(one.name for one in told)
+    values = {"process": process, "ids": json.dumps(names), "wall_ms": wall_ms, "now_ms": now_ms}
+    limits, leases = tx.later(LOCK_LIMITS, values), tx.later(LEASES, values)
+    windows = limits()
+    if len(windows) < len(names):
+        tx.run(OPEN_LIMITS, as_rows([_limit_values(name, Window()) for name in names]))
+        limits, leases = tx.later(LOCK_LIMITS, values), tx.later(LEASES, values)
+        windows = limits()
+    found: Found = {name: (Rows(_window(row)), {}) for name, *row in windows}
+    return found, _take_leases(found, leases(), process)
+
+
+def _take_leases(found: Found, rows: list[Row], process: str) -> int:
+    now_ms = processes = 0
+    for name, owner, first, second, *rest in rows:
+        if not name:
+            now_ms, processes = (first, processes) if not owner else (now_ms, first)
+        elif not owner:
+            found[name][0].others, found[name][0].others_out = first, second
+        else:
+            lease = Lease(first, second, *rest)
+            found[name][1][owner] = lease
+            if owner == process:
+                found[name][0].own = lease
+            else:
+                found[name][0].lapsed.append(lease)
+    for one, _ in found.values():
+        one.processes = processes
+    return now_ms
+
+
+def _window(row: Sequence[Any]) -> Window:
+    occupied, limit, limit_at_ms, serial, frozen_until_ms = row
+    buckets = [(bucket, count) for bucket, count in json.loads(occupied)]
+    return Window(limit, limit_at_ms, serial, frozen_until_ms, buckets)
+
+
+def _limit_values(name: str, row: Window) -> Values:
+    occupied = json.dumps(row.occupied, separators=(",", ":"))
+    return name, occupied, row.limit, row.limit_at_ms, row.serial, row.frozen_until_ms
+
+
+def _lease_values(name: str, process: str, row: Lease) -> Values:
+    return (
+        name,
+        process,
+        row.serial,
+        row.number,
+        row.until_ms,
+        row.granted,
+        row.used,
+        row.undone,
+        row.back,
+        row.lapsed,
+    )
