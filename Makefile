@@ -89,7 +89,7 @@ prove-fleet: $(STAMPS)/test ## many processes on one store (needs Debian's postg
 prove-money: $(STAMPS)/test ## no kill, stop or partition makes a fleet spend more than its budget (10 minutes)
 	@$(BIN)/python -m proofs.money
 
-prove-once: $(STAMPS)/test ## a transfer whose COMMIT is lost is done once; ARGS: transfers for each way
+prove-once: $(STAMPS)/test ## a transfer whose COMMIT is lost is done once; ARGS: transfers of each driver
 	@$(BIN)/python -m proofs.once $(ARGS)
 
 prove-oldest: ## all tests with the lower bounds of pyproject.toml

@@ -33,8 +33,9 @@ from koo.testing.postgres import PostgresServer
 from koo.testing.proxy import FaultProxy
 from proofs.database_faults import CALLERS, DEADLINE_S, table
 from proofs.figure import Row, bars_svg
-from proofs.pooler import MAJOR, PgBouncer, Standby, check_programs
+from proofs.pooler import MAJOR, PgBouncer, check_programs
 from proofs.running import PAGES, ProofFailed, write_page
+from proofs.standby import Standby
 
 Driver = Literal["psycopg", "asyncpg"]
 DRIVERS: tuple[Driver, ...] = get_args(Driver)

@@ -18,8 +18,9 @@ from koo.testing.postgres import PostgresServer
 from koo.testing.proxy import FaultProxy
 from proofs.fleet_part import Part
 from proofs.money import Fleet, Provider, read_books, tables
-from proofs.pooler import MAJOR, Standby, check_programs
+from proofs.pooler import MAJOR, check_programs
 from proofs.spending import SERVICE
+from proofs.standby import Standby
 
 CAP_USD, PROCESSES, CALLERS = "20", 4, 80
 CUT_OFF_S = 3.0

@@ -1,13 +1,17 @@
 """A transfer happens once, whatever happens to its COMMIT, its server and its client: `python -m proofs.once`.
 
 Clerks (processes of `proofs.once_bank`) move money between accounts, by way of a proxy that cuts a fifth of the
-COMMITs before, at and after their passing. Meanwhile the server is killed, and in the runs with keys the clerks, which
-are started again with the same keys. The judge reads the tables: the sum is what it was; each transfer that was said to
-be done is there, and none is there twice; each is done, or was said to be unknown. The control repeats a lost COMMIT,
-and fails the same judge.
+COMMITs: before, at and after their passing, or holds them. Meanwhile (`proofs.once_faults`) backends and the server are
+killed with `kill -9`, transactions of others follow, a standby is promoted; and in the runs with keys the clerks are
+killed, and started again with the same keys. All of it comes by the number of transfers, with fixed seeds.
 
-Not tried here: COMMITs that are held, backends killed one by one, a standby that is promoted, and a server of the
-header `Idempotency-Key` that is killed.
+The judge reads the tables: the sum is what it was; each transfer that was said to be done is there, and none is there
+twice; each was said to be done, or to be unknown. The control repeats a lost COMMIT, and fails the same judge. A
+standby that lagged behind has lost what PostgreSQL had acknowledged: there nothing is doubled, and what was lost is
+counted.
+
+Then two clients send one request with one `Idempotency-Key` to a server that is killed with `kill -9` in the middle, a
+hundred times (`proofs.once_keys`).
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,33 +31,51 @@ from sqlalchemy import text
 
 from koo.database.database import Database
 from koo.options import DatabaseOptions
-from koo.testing.postgres import Driver, PostgresServer
-from koo.testing.proxy import CommitCut, FaultProxy
+from koo.testing.postgres import Driver, PostgresServer, postgres_binaries
+from koo.testing.proxy import CommitCut
 from proofs.once_bank import ACCOUNTS
-from proofs.running import ROOT, ProofFailed, write_page
+from proofs.once_faults import CUTS, CuttingProxy, Ground, trouble
+from proofs.once_keys import Trial, on_server
+from proofs.running import LIMIT_S, ROOT, ProofFailed, write_page
 
-CUTS: tuple[CommitCut, ...] = ("before", "at", "after")
-WAYS: tuple[tuple[Driver, str], ...] = (
-    ("psycopg", "key"),
-    ("psycopg", "marker"),
-    ("asyncpg", "key"),
-    ("asyncpg", "marker"),
-)
-CUT_SHARE = 0.2
-EACH = 2000
+MAJORS = (15, 16, 18)
+DRIVERS: tuple[Driver, ...] = ("psycopg", "asyncpg")
+EACH = 10_000
+"""Transfers of each driver, and of SQLite."""
+KEYS = 100
+FAULT_EVERY = 250
+CLERK_DIES_AFTER = 400
+HEAD = [
+    "| database | driver | way | what happens beside the cuts | transfers | COMMITs cut (before, at, after, held)"
+    " | clerks killed | unknown | took | result |",
+    "|---|---|---|---|---:|---|---:|---:|---:|---|",
+]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row. `trouble`: of `TROUBLES`; `mode`: of `proofs.once_bank`."""
+
+    driver: Driver
+    mode: str
+    trouble: str
+    seed: int
+    transfers: int
+    cuts: dict[CommitCut, int] = field(default_factory=lambda: CUTS)
 
 
 @dataclass
 class Bank:
-    """One run. `url` is the clerks', `own_url` goes around the proxy."""
+    """The tables and the clerks of one run. `url` is the clerks'; `own_url`, the judge's, goes around the proxy."""
 
-    own_url: str
+    own_url: Callable[[], str]
     url: str
     mode: str
     seed: int
     transfers: int
     said: dict[int, str] = field(default_factory=dict)
     kills: int = 0
+    lost: int = 0
 
     async def open(self) -> None:
         async with self._database() as database:
@@ -66,13 +88,13 @@ class Bank:
 
     @contextlib.asynccontextmanager
     async def _database(self) -> AsyncIterator[Database]:
-        database = Database(DatabaseOptions(url=self.own_url))
+        database = Database(DatabaseOptions(url=self.own_url()))
         try:
             yield database
         finally:
             await database.close()
 
-    async def work(self, rng: random.Random, *, kills_clerks: bool) -> None:
+    async def work(self, dies_after: int | None) -> None:
         """Until each transfer is said to be done or unknown; a clerk that was killed is started with what is left."""
         while left := [one for one in range(self.transfers) if one not in self.said]:
             command = [sys.executable, "-m", "proofs.once_bank", self.url, self.mode, str(self.seed)]
@@ -80,34 +102,33 @@ class Bank:
                 *command, *map(str, left), cwd=ROOT, stdout=asyncio.subprocess.PIPE
             )
             assert clerk.stdout is not None
-            dies_after = rng.randint(20, 120) if kills_clerks else self.transfers + 1
+            before, was_killed = len(self.said), False
             try:
                 while line := await clerk.stdout.readline():
                     word, number = line.split()
                     self.said[int(number)] = word.decode()
-                    dies_after -= 1
-                    if dies_after == 0:
+                    if dies_after is not None and len(self.said) - before == dies_after:
                         clerk.kill()
+                        was_killed = True
                         self.kills += 1
             finally:
                 if clerk.returncode is None:
                     with contextlib.suppress(ProcessLookupError):
                         clerk.kill()
-            await clerk.wait()
-            if not any(one in self.said for one in left):
-                raise ProofFailed("a clerk ended before it had made one transfer")
+            if await clerk.wait() != 0 and not was_killed:
+                raise ProofFailed("a clerk ended by itself: its last words are above")
 
-    async def faults(self) -> list[str]:
+    async def faults(self, *, may_lose: bool = False) -> list[str]:
         """What the judge finds."""
         async with self._database() as database, database.session_scope(readonly=True) as session:
             cents = await session.scalar(text("SELECT sum(cents) FROM accounts"))
             times = Counter((await session.scalars(text("SELECT number FROM transfers"))).all())
         doubled = [one for one in range(self.transfers) if times[one] > 1]
-        lost = [one for one, word in self.said.items() if word == "done" and not times[one]]
+        self.lost = sum(word == "done" and not times[one] for one, word in self.said.items())
         unsaid = [one for one in range(self.transfers) if one not in self.said]
         found = [] if cents == 0 else [f"the sum is off by {cents}"]
         found += [f"{len(doubled)} done twice"] if doubled else []
-        found += [f"{len(lost)} acknowledged and not done"] if lost else []
+        found += [f"{self.lost} acknowledged and not done"] if self.lost and not may_lose else []
         return found + ([f"{len(unsaid)} neither acknowledged nor unknown"] if unsaid else [])
 
     @property
@@ -115,95 +136,116 @@ class Bank:
         return sum(word == "unknown" for word in self.said.values())
 
 
-async def cut_commits(proxy: FaultProxy, rng: random.Random) -> None:
-    """A fifth of them, each in one of the ways."""
-    seen = proxy.commits
-    while True:
-        await asyncio.sleep(0.002)
-        if proxy.commits != seen:
-            seen = proxy.commits
-            if rng.random() < CUT_SHARE * 1.3:  # some come while one is armed already
-                proxy.cut_commit(rng.choice(CUTS))
-
-
-async def kill_servers(server: PostgresServer, rng: random.Random) -> None:
-    """The server, by kill -9, and then transactions of others before anyone asks what became of theirs."""
-    while True:
-        await asyncio.sleep(rng.uniform(3, 6))
-        await asyncio.to_thread(server.kill)
-        await asyncio.to_thread(server.start)
-        for _ in range(3):
-            await asyncio.to_thread(server.sql, "SELECT pg_current_xact_id()")
-
-
-async def on_postgres(
-    server: PostgresServer, driver: Driver, mode: str, seed: int, transfers: int, *, kills: bool = True
-) -> tuple[Bank, int, list[str]]:
-    """The bank after its run, how many COMMITs were cut, and what the judge found."""
-    rng, name = random.Random(seed), server.create_database()
-    own = server.url(driver, name)
-    async with FaultProxy(server.host, server.port) as proxy:
-        bank = Bank(own, proxy.through(own), mode, seed, transfers)
+async def on_postgres(server: PostgresServer, run: Run) -> tuple[Bank, Ground, list[str]]:
+    """The bank after its run, what happened to it, and what the judge found."""
+    rng, name = random.Random(run.seed), server.create_database()
+    async with CuttingProxy(server, rng, run.cuts) as proxy:
+        ground = Ground(server, name, proxy, random.Random(run.seed), lambda: len(bank.said))
+        bank = Bank(
+            lambda: ground.server.url(run.driver, name),
+            proxy.through(server.url(run.driver, name)),
+            run.mode,
+            run.seed,
+            run.transfers,
+        )
         await bank.open()
-        tasks = [asyncio.create_task(cut_commits(proxy, rng))]
-        if kills:
-            tasks.append(asyncio.create_task(kill_servers(server, rng)))
-        await bank.work(rng, kills_clerks=kills and mode == "key")
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.to_thread(server.start)
-        cuts = proxy.cuts
-    return bank, cuts, await bank.faults()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                # What began is done to its end: a thread that starts a server cannot be called back.
+                tasks.create_task(trouble(ground, run.trouble, FAULT_EVERY))
+                await bank.work(CLERK_DIES_AFTER if run.mode == "key" and run.trouble != "none" else None)
+                ground.is_over = True
+            return bank, ground, await bank.faults(may_lose=run.trouble == "lagging standby")
+        finally:
+            await ground.close()
 
 
-async def on_sqlite(folder: Path, seed: int, transfers: int) -> tuple[Bank, int, list[str]]:
+async def on_sqlite(folder: Path, seed: int, transfers: int, dies_after: int) -> tuple[Bank, list[str]]:
     url = f"sqlite:///{folder}/bank.db"
-    bank = Bank(url, url, "key", seed, transfers)
+    bank = Bank(lambda: url, url, "key", seed, transfers)
     await bank.open()
-    await bank.work(random.Random(seed), kills_clerks=True)
-    return bank, 0, await bank.faults()
+    await bank.work(dies_after)
+    return bank, await bank.faults()
 
 
-async def prove(transfers: int, note: Callable[[str], None]) -> None:
-    """All runs; ProofFailed where one does not hold, or the control does."""
-    with PostgresServer(18) as server, tempfile.TemporaryDirectory() as folder:
-        for number, (driver, mode) in enumerate(WAYS):
-            began = time.monotonic()
-            run = await on_postgres(server, driver, mode, 100 + number, transfers)
-            note(_row(driver, *run, time.monotonic() - began))
+def runs(each: int) -> Iterator[tuple[int, Run]]:
+    """Each driver with each major and both ways: kills in all of them, standbys in some; the newest has the rest."""
+    for number, driver in enumerate(DRIVERS):
+        seed = 100 * (number + 1)
+        for major in MAJORS:
+            if postgres_binaries(major) is not None:
+                yield major, Run(driver, "key", "kills", seed + major, each // 8)
+                yield major, Run(driver, "marker", "kills", seed + major + 20, each // 8)
+        for mode in ("key", "marker"):
+            yield 18, Run(driver, mode, "synchronous standby", seed + 40 + (mode == "key"), each // 8)
+        yield 18, Run(driver, "key", "lagging standby", seed + 50, each // 20)
+        yield 18, Run(driver, "naive", "none", seed + 60, each // 50)
+
+
+async def prove(each: int, note: Callable[[str], None]) -> None:
+    """The bank's runs; ProofFailed where one does not hold, or the control does."""
+    for major, run in runs(each):
         began = time.monotonic()
-        note(_row("SQLite", *await on_sqlite(Path(folder), 105, transfers), time.monotonic() - began))
-        control = await on_postgres(server, "psycopg", "naive", 106, transfers // 5, kills=False)
-        note(_row("psycopg, the control", *control, 0.0, holds=False))
+        with PostgresServer(major) as server:
+            bank, ground, faults = await on_postgres(server, run)
+        what = ", ".join(f"{number} {word}" for word, number in sorted(ground.counts.items())) or "nothing"
+        ways = ", ".join(str(ground.proxy.ways[way]) for way in CUTS)
+        cuts = f"{ground.proxy.cuts:,} ({ways}) of {ground.proxy.commits:,}"
+        cells = [f"PostgreSQL {major}", run.driver, run.mode, what]
+        note(_row(cells, bank, cuts, faults, began, holds=run.mode != "naive"))
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        bank, faults = await on_sqlite(Path(folder), 300, each, CLERK_DIES_AFTER)
+        note(_row(["SQLite", "aiosqlite", "key", "nothing"], bank, "", faults, began))
 
 
-def _row(where: str, bank: Bank, cuts: int, faults: list[str], took_s: float, *, holds: bool = True) -> str:
+def _row(
+    cells: list[str], bank: Bank, cuts: str, faults: list[str], began: float, *, holds: bool = True
+) -> str:
     if bool(faults) is holds:
-        raise ProofFailed(f"{where}, {bank.mode}: {'; '.join(faults) or 'the control holds'}")
-    numbers = f"{bank.transfers:,} | {cuts:,} | {bank.kills} | {bank.unknown} | {took_s:.0f} s"
-    return f"| {where} | {bank.mode} | {numbers} | {'; '.join(faults) or 'holds'} |"
+        raise ProofFailed(f"{', '.join(cells)}: {'; '.join(faults) or 'the control holds'}")
+    verdict = "; ".join(faults) or ("holds" + (f"; {bank.lost} lost by PostgreSQL" if bank.lost else ""))
+    took = f"{time.monotonic() - began:.0f} s"
+    return f"| {' | '.join([*cells, f'{bank.transfers:,}', cuts, str(bank.kills), str(bank.unknown), took, verdict])} |"
+
+
+async def prove_keys(kills: int, note: Callable[[str], None]) -> None:
+    """The header's trials; ProofFailed where one does not hold."""
+    with PostgresServer(18) as server, tempfile.TemporaryDirectory() as folder:
+        urls = [server.url(driver, server.create_database()) for driver in DRIVERS]
+        for url in (*urls, f"sqlite:///{folder}/till.db"):
+            began = time.monotonic()
+            trial: Trial = await on_server(url, Path(folder), 7, kills)
+            if trial.faults:
+                raise ProofFailed(f"Idempotency-Key on {trial.where}: {'; '.join(trial.faults)}")
+            note(f"{trial.row()} {time.monotonic() - began:.0f} s | holds |")
 
 
 def main() -> int:
-    lines = [
-        "# Once: a transfer whose COMMIT is lost is done once",
-        "",
-        *(__doc__ or "").splitlines()[2:],
-        "",
-        "| where | way | transfers | COMMITs cut | clerks killed | unknown | took | result |",
-        "|---|---|---:|---:|---:|---:|---:|---|",
-    ]
+    began, lines = time.monotonic(), ["# Once: a transfer whose COMMIT is lost is done once", ""]
+    lines += [*(__doc__ or "").splitlines()[2:], "", *HEAD]
 
     def note(line: str) -> None:
         print(line, flush=True)
         lines.append(line)
 
+    async def prove_all() -> None:
+        async with asyncio.timeout(LIMIT_S):
+            await prove(int(sys.argv[1]) if len(sys.argv) > 1 else EACH, note)
+            lines.extend(
+                ["", "## Two clients, one `Idempotency-Key`, a server that is killed", "", *Trial.HEAD]
+            )
+            await prove_keys(KEYS, note)
+
+    failures = list[Exception]()
     try:
-        asyncio.run(prove(int(sys.argv[1]) if len(sys.argv) > 1 else EACH, note))
-    except ProofFailed as failed:
-        print(f"failed: {failed}", file=sys.stderr)
+        asyncio.run(prove_all())
+    except* (ProofFailed, TimeoutError) as failed:
+        failures += failed.exceptions
+    if failures:
+        print(f"failed: {str(failures[0]) or 'the time is up'}", file=sys.stderr)
         return 1
+    lines += ["", f"All took {(time.monotonic() - began) / 60:.0f} minutes."]
     write_page("once", "prove-once", lines)
     return 0
 

@@ -1,4 +1,4 @@
-"""Debian's programs for the proof of the database: PgBouncer before a server, and a standby behind it."""
+"""Debian's programs for the proof of the database: PgBouncer before a server."""
 
 from __future__ import annotations
 
@@ -72,39 +72,3 @@ class PgBouncer(RealServer):
     def _is_ready(self) -> bool:
         with socket.socket() as one:
             return one.connect_ex((self.host, self.port)) == 0
-
-
-class Standby(PostgresServer):
-    """A copy of `primary` that follows it, until it is promoted; through `port`, where that is a proxy's."""
-
-    def __init__(self, primary: PostgresServer, port: int | None = None) -> None:
-        # As many as the primary has: a standby with fewer connections does not start.
-        most = {name: primary.settings[name] for name in ("max_connections",) if name in primary.settings}
-        super().__init__(MAJOR, settings={"hot_standby": True, **most})
-        self._primary = primary
-        self._from_port = primary.port if port is None else port
-
-    def promote(self) -> None:
-        """Make it take writes; returns when it does."""
-        if self.sql("SELECT pg_promote(true, 30)") != "t":
-            raise ProofFailed("the standby was not promoted")
-
-    def _prepare(self, directory: Path) -> None:
-        programs = postgres_binaries(MAJOR)
-        assert programs is not None
-        source = f"host={self._primary.host} port={self._from_port} user={USER} password={PASSWORD}"
-        place = ["-D", str(directory / "data"), "-d", source]
-        command = [str(programs / "pg_basebackup"), *place, "-R", "-X", "stream", "-c", "fast"]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=directory,
-            env={"PATH": os.defpath, "LC_ALL": "C"},
-            user=self._account.uid,
-            group=self._account.gid,
-            extra_groups=None if self._account.uid is None else [],
-        )
-        if done.returncode != 0:
-            raise ProofFailed(f"the standby could not be made: {done.stderr.strip()}")

@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import psycopg
-from psycopg.pq import Conninfo, TransactionStatus
+from psycopg.errors import error_from_result
+from psycopg.generators import execute
+from psycopg.pq import Conninfo, ExecStatus, TransactionStatus
 from psycopg.waiting import wait_async
 from sqlalchemy.util import await_only as await_
 
@@ -82,8 +84,7 @@ class Psycopg:
             return True
         if status == INERROR:
             return False
-        # Without parameters it is a simple query: several statements in one message.
-        await_(connection.execute(f"{marker}; COMMIT", prepare=False))
+        await_(connection.commit_after(marker))
         return True
 
     def is_in_transaction(self, connection: Any) -> bool:
@@ -196,6 +197,18 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
         # psycopg says BEGIN by itself: also after a COMMIT that was written out as a statement, which only it sees.
         self.begun += 1
         return super()._get_tx_start_command()
+
+    async def commit_after(self, statement: str) -> None:
+        """`statement` and COMMIT in one message, and without a cursor, which would cost as much as the statement."""
+        async with self.lock:
+            await self.wait(self._commit_after(f"{statement}; COMMIT".encode()))
+
+    def _commit_after(self, query: bytes) -> Generator[Any, Any, None]:
+        self._check_connection_ok()
+        self.pgconn.send_query(query)  # a simple query: several statements in one message
+        for result in (yield from execute(self.pgconn)):
+            if result.status == ExecStatus.FATAL_ERROR:
+                raise error_from_result(result, encoding=self.pgconn._encoding)
 
     async def wait(self, gen: Any, interval: float = 0.1, **more: Any) -> Any:  # type: ignore[override]
         """Run a step of the protocol to its end; a cancellation in the midst of a statement closes the connection."""
