@@ -10,6 +10,7 @@ keeps in mind what it was told of it: the table is the judge.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 from collections import Counter
@@ -28,6 +29,8 @@ WORKERS = 16
 PAUSE_S = 0.25
 CANCELLED = 0.3
 """So many of the calls are cancelled."""
+FAILED_MAX = 200
+"""Characters of what is said of a row that was not written."""
 OnLimit = Literal["wait"] | None
 SERVICES = ("alpha", "beta")
 
@@ -45,6 +48,7 @@ class Application:
         self.strange = Counter[str]()
         self.acknowledged = set[int]()
         self.unknown = set[int]()
+        self.failed = dict[int, str]()
         self._seed = seed
         self._row = 0
 
@@ -78,7 +82,14 @@ class Application:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
-        print("ROWS", *sorted(self.acknowledged), "UNKNOWN", *sorted(self.unknown), flush=True)
+        rows = [
+            *sorted(self.acknowledged),
+            "UNKNOWN",
+            *sorted(self.unknown),
+            "FAILED",
+            json.dumps(self.failed),
+        ]
+        print("ROWS", *rows, flush=True)
 
     async def _work(self, rng: random.Random) -> None:
         acts: list[Callable[[random.Random], Awaitable[None]]] = [
@@ -166,6 +177,12 @@ class Application:
             raise
         except koo.CommitOutcomeUnknown:
             self.unknown.add(row)
+            raise
+        except Exception as error:
+            if type(error) is TimeoutError:  # the deadline's, which is a cancellation as any other
+                self.unknown.add(row)
+                raise
+            self.failed[row] = f"{error!r} from {error.__cause__!r}"[:FAILED_MAX]
             raise
         self.acknowledged.add(row)
 

@@ -21,7 +21,7 @@ Act = Callable[[World], Awaitable[None]]
 SERVICE = frozenset({"service_down", "circuit_open"})
 DATABASE = frozenset({"database_unavailable"})
 STORE = frozenset({"store_unavailable", "budget_local"})
-FEW = 4
+FEW = 3
 """So many more descriptors than are open: a handful of connections, and then none."""
 STRANGERS = 150
 
@@ -178,7 +178,7 @@ class Scarcity:
     async def _keep(self, pid: int) -> None:
         while True:
             allow(pid, len(os.listdir(f"/proc/{pid}/fd")) + FEW)  # noqa: PTH208
-            await asyncio.sleep(2)
+            await asyncio.sleep(0.25)
 
     async def end(self, world: World) -> None:
         assert self.keeping is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +28,8 @@ DESCRIPTORS_MORE, THREADS_MORE, TASKS_MORE = 12, 6, 6
 """Above the first pause: a probe, a check, a beat that happens to run, and connections within the pool."""
 LINES_A_MINUTE_MAX = 600
 """Ten a second, under two faults at once and some 60 calls a second: each event has its line, and of calls that fail
-the first and then a count. Lines of the audit do not count: each act has one, by its promise."""
+the first and then a count. Lines of the audit and of requests do not count: each act and each request that failed has
+one, by its promise."""
 FIRES_LATE_S = 6.0
 """A pending alert, a beat, and how often we look."""
 
@@ -228,6 +230,7 @@ def read_books(server: PostgresServer, file: str) -> Books:
 def rows_wrong(said: str, rows: Sequence[int]) -> Iterator[str]:
     """`said` by the application at its end; `rows` of the table."""
     _, _, words = said.partition("ROWS")
+    words, _, failed = words.partition("FAILED")
     known, _, perhaps = words.partition("UNKNOWN")
     acknowledged, unknown = set(map(int, known.split())), set(map(int, perhaps.split()))
     if not acknowledged:
@@ -237,4 +240,6 @@ def rows_wrong(said: str, rows: Sequence[int]) -> Iterator[str]:
     if lost := acknowledged - set(rows):
         yield f"{len(lost)} acknowledged rows are missing"
     if more := set(rows) - acknowledged - unknown:
-        yield f"{len(more)} rows are there of which the caller heard that they failed"
+        heard = json.loads(failed or "{}")
+        words = "; ".join(heard.get(str(row), "nothing") for row in sorted(more)[:5])
+        yield f"{len(more)} rows are there of which the caller heard that they failed: {words}"

@@ -167,7 +167,7 @@ class Child:
             if line.startswith("ROWS"):
                 self.rows = line
                 continue
-            if '"koo.audit"' not in line:
+            if '"koo.audit"' not in line and '"what":"request"' not in line.replace(" ", ""):
                 self.lines.append(time.monotonic())
             if TROUBLE.search(line) or (
                 self.trouble and line.startswith((" ", "Traceback")) and len(self.trouble) < 60

@@ -91,7 +91,10 @@ def test_each_acknowledged_row_is_there_once_and_no_other_but_the_unknown() -> N
     assert list(rows_wrong(said, [1, 2, 3])) == list(rows_wrong(said, [1, 2, 3, 4])) == []
     assert "missing" in next(rows_wrong(said, [1, 2]))
     assert "twice" in next(rows_wrong(said, [1, 2, 3, 3]))
-    assert "heard that they failed" in next(rows_wrong(said, [1, 2, 3, 5]))
+    assert "heard that they failed: nothing" in next(rows_wrong(said, [1, 2, 3, 5]))
+    assert "heard that they failed: it did" in next(
+        rows_wrong(f'{said} FAILED {{"5": "it did"}}', [1, 2, 3, 5])
+    )
     assert next(rows_wrong("", [1]))
 
 

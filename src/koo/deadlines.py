@@ -279,7 +279,8 @@ def resumed(reading: Coroutine[object, object, T], waits_for: object) -> Generat
 class Deadline:
     """`async with koo.deadline(2.5):` bounds everything inside, nested or guarded, in seconds from now.
 
-    A nested deadline can only shorten. Raises TimeoutError at the end of its time. A task that was made inside is under
+    A nested deadline can only shorten. Raises TimeoutError at the end of its time; as after a cancellation it is then
+    unknown whether a COMMIT that was under way has happened. A task that was made inside is under
     it as long as the block runs, and free of it afterwards. Without an event loop `with koo.deadline(2.5):` bounds each
     `koo.run` inside.
     """

@@ -106,6 +106,34 @@ def test_a_copy_that_is_under_way_ends_with_an_error_when_its_connection_is_clos
     run(main)
 
 
+def test_a_connection_that_is_given_up_while_it_is_made_is_closed_at_once() -> None:
+    """And not when the error's traceback, which keeps psycopg's frame, is collected."""
+
+    async def main() -> None:
+        came, left = asyncio.Event(), asyncio.Event()
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(8)
+            came.set()
+            await reader.read()
+            left.set()
+            writer.close()
+
+        async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            connecting = asyncio.create_task(
+                PromptConnection.connect_within(2.0, f"host=127.0.0.1 port={port} dbname=x sslmode=disable")
+            )
+            await came.wait()
+            connecting.cancel()
+            with pytest.raises(asyncio.CancelledError) as kept:
+                await connecting
+            await until(left.is_set)
+            assert kept.tb is not None
+
+    run(main)
+
+
 def test_both_can_be_set_and_left_to_the_system(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url, keepalive_s=6.0, tcp_user_timeout_s=1.5) as database:

@@ -84,6 +84,10 @@ class Crowd:
         self.waits(one, is_known=False)
         return True
 
+    def make_room(self) -> None:
+        """A descriptor is missing: one on which koo waits ends, if there is one."""
+        self._end_one()
+
     def leave(self, one: Member) -> None:
         self._all.pop(one, None)
         self._extra.discard(one)

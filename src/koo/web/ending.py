@@ -20,6 +20,7 @@ import uvicorn
 from koo.platform import Platform
 from koo.shortages import shortage_now
 from koo.web.crowd import Crowd
+from koo.web.listener import Listener, quiet_about_accepts
 from koo.web.readiness import readiness_of
 
 GRACE_S = 10
@@ -40,8 +41,16 @@ class Server(uvicorn.Server):
         self._delay_s = platform.options.shutdown_delay_s
         self._readiness = readiness_of(platform)
         self._on_ready = on_ready
+        self._listeners: list[Listener] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._listeners = [one for one in sockets or () if isinstance(one, Listener)]
+        for listener in self._listeners:
+            listener.make_room = self._crowd.make_room
+            listener.refill()
+        loop = asyncio.get_running_loop()
+        if loop.get_exception_handler() is None:
+            loop.set_exception_handler(quiet_about_accepts)
         await super().startup(sockets)
         if self.started:
             self._on_ready()
@@ -57,7 +66,7 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         self._crowd.sweep()
         if counter % TICKS_A_LOOK == 0:
-            shortage_now()  # uvloop closes what it has no descriptor for, and says so nowhere
+            self._look_for_descriptors()
         if (
             self._readiness.closing
             and not self.should_exit
@@ -69,6 +78,12 @@ class Server(uvicorn.Server):
                 max(GRACE_S - self._readiness.ending_s, GRACE_S / 2)
             )
         return await super().on_tick(counter)
+
+    def _look_for_descriptors(self) -> None:
+        if shortage_now() is not None:  # uvloop closes what it has no descriptor for, and says so nowhere
+            self._crowd.make_room()
+        for listener in self._listeners:
+            listener.refill()
 
     @property
     def running(self) -> int:

@@ -21,6 +21,7 @@ from koo.host import count_descriptors
 from koo.log_options import LogLevel
 from koo.options import PlatformOptions
 from koo.platform import Platform
+from koo.web.listener import Listener
 from koo.web.logs import LogFormat, logs_set_up
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigurationError(
             "", f"KOO_HOST {host!r} is no address of this machine: {error.strerror}"
         ) from None
-    listener = socket.socket(family, kind, protocol)
+    listener = Listener(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

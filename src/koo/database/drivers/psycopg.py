@@ -13,6 +13,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -168,6 +169,10 @@ class ServerCursor(psycopg.AsyncServerCursor[Any]):
             super().__del__(*warn)
 
 
+attempts: ContextVar[list[Generator[Any, Any, Any]]] = ContextVar("attempts")
+"""The attempts at a connection of this task."""
+
+
 class PromptConnection(psycopg.AsyncConnection[Any]):
     """Leaves a cancelled statement within `cleanup_s` seconds. `begun`: transactions since koo's last BEGIN."""
 
@@ -183,10 +188,24 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
     async def connect_within(cls, cleanup_s: float, *args: Any, **kwargs: Any) -> PromptConnection:
         """As `connect`. Raises TypeError for a number that is none."""
         read_numbers(kwargs, NUMBERS)
-        connection = await cls.connect(*args, **kwargs)
+        begun: list[Generator[Any, Any, Any]] = []
+        attempts.set(begun)
+        try:
+            connection = await cls.connect(*args, **kwargs)
+        finally:
+            # One that was given up keeps its socket as long as a traceback keeps its frame: till the next collection.
+            for one in begun:
+                one.close()
         connection.cleanup_s = cleanup_s
         connection.server_cursor_factory = ServerCursor
         return connection
+
+    @classmethod
+    def _connect_gen(cls, *args: Any, **kwargs: Any) -> Any:
+        steps: Any = super()._connect_gen(*args, **kwargs)
+        if (begun := attempts.get(None)) is not None:
+            begun.append(steps)
+        return steps
 
     @property
     def is_idle(self) -> bool:

@@ -1,0 +1,73 @@
+"""The listening socket of a server, and what it does where this process has no file descriptor for a new connection.
+
+asyncio asks a listening socket for as many connections as its backlog is long, and goes on where the first fails for
+want of a descriptor: two thousand tracebacks, seconds in which nothing else is done, and that again each second. So
+this one has some descriptors in reserve. A caller who comes while there is no other gets one of them, and a connection
+on which koo waits ends, as it does at the bound of `crowd.py`: a probe is answered, whatever took the descriptors.
+Without a reserve asyncio hears of the want once, and asks again a second later.
+
+uvloop accepts by itself: it closes at once what it has no descriptor for.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+from typing import Any
+
+from koo.shortages import SENTENCES, shortage_in
+
+RESERVE = 8
+ASYNCIO_SAYS = "socket.accept() out of system resource"
+
+
+class Listener(socket.socket):
+    """A listening socket with a reserve of descriptors; `make_room` is called when there are no others."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.make_room: Callable[[], object] = bool
+        self._reserve: list[int] = []
+        self._was_told = False
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno not in SENTENCES:
+                raise
+            return self._accept_with_reserve(error)
+
+    def _accept_with_reserve(self, error: OSError) -> tuple[socket.socket, Any]:
+        if self._was_told:
+            self._was_told = False
+            raise BlockingIOError(errno.EAGAIN, "asked again at once") from None
+        shortage_in(error)
+        self.make_room()  # which has its descriptor back in the loop's next turn
+        if self._reserve:
+            os.close(self._reserve.pop())
+            return super().accept()
+        self._was_told = True
+        raise error
+
+    def refill(self) -> None:
+        """Reserve descriptors again, as far as there are some."""
+        try:
+            while len(self._reserve) < RESERVE:
+                self._reserve.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        while self._reserve:
+            os.close(self._reserve.pop())
+        super().close()
+
+
+def quiet_about_accepts(loop: AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A loop's handler of exceptions: that there is no descriptor has an alert, and needs no traceback each second."""
+    if context.get("message") != ASYNCIO_SAYS:
+        loop.default_exception_handler(context)
