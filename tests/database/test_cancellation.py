@@ -40,12 +40,18 @@ KEPT: list[BaseException] = []
 
 
 class CancelAt:
-    """Awaits `work`, and cancels the task at its `step`-th wait; `late`: when what it waits for is done."""
+    """Awaits `work`, and cancels the task at its `step`-th wait; `late`: when what it waits for is done.
 
-    def __init__(self, work: Awaitable[Any], step: int, late: bool) -> None:
+    Waits are counted while `counts()` says so.
+    """
+
+    def __init__(
+        self, work: Awaitable[Any], step: int, late: bool, counts: Callable[[], bool] = lambda: True
+    ) -> None:
         self.work = work
         self.step = step
         self.late = late
+        self.counts = counts
         self.waits = 0
 
     def __await__(self) -> Generator[Any, Any, Any]:
@@ -58,8 +64,8 @@ class CancelAt:
                 future = send()
             except StopIteration as end:
                 return end.value
-            self.waits += 1
-            if self.waits == self.step:
+            self.waits += self.counts()
+            if self.waits == self.step and self.counts():
                 self._cancel(task, future)
             try:
                 yield future
@@ -75,9 +81,11 @@ class CancelAt:
             asyncio.get_running_loop().call_soon(task.cancel)
 
 
-async def cancelled_at(work: Awaitable[Any], step: int, late: bool) -> bool:
+async def cancelled_at(
+    work: Awaitable[Any], step: int, late: bool, counts: Callable[[], bool] = lambda: True
+) -> bool:
     """Did `work` last until its `step`-th wait, and was it cancelled there?"""
-    at = CancelAt(work, step, late)
+    at = CancelAt(work, step, late, counts)
     task = asyncio.ensure_future(_await(at))
     try:
         await task

@@ -1,0 +1,182 @@
+"""What may stand around a lost COMMIT with a marker: cancellations, COPY, functions within functions, raw COMMITs."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any, Literal
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from koo.database.database import Database
+from koo.database.on_commit import on_commit
+from koo.errors import DatabaseError, Kind, NotCommitted
+from koo.options import BreakerOptions
+from koo.testing.polling import until
+from koo.testing.proxy import CommitCut, FaultProxy
+from tests.database.conftest import Place
+from tests.database.support import ONE, assert_free, notes, run
+from tests.database.test_cancellation import cancelled_at
+from tests.database.test_exactly_once import BURNED, KEYS, count, in_thread, insert, marked
+
+Cut = Literal["before", "after"]
+CUTS: tuple[Cut, ...] = ("before", "after")
+PATIENT = BreakerOptions(failure_threshold=10_000, calls_min=10_000)
+WAITS_LEAST = 2
+"""COMMIT's own, and at least one for the answer."""
+
+
+class Writer:
+    """A scope whose COMMIT is cut; `is_committing`: from then on it is cancelled at one of its waits."""
+
+    def __init__(self, database: Database, proxy: FaultProxy, when: CommitCut, *, inside: bool) -> None:
+        self._database = database
+        self._proxy = proxy
+        self._when = when
+        self._inside = inside
+        self.is_committing = False
+
+    async def write(self) -> None:
+        try:
+            async with self._database.session_scope() as session:
+                await insert(session)
+                self._proxy.cut_commit(self._when)
+                self.is_committing = True
+                if self._inside:
+                    await session.commit()
+        except NotCommitted:
+            assert self._when == "before"
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["at the end", "in the block"])
+def test_a_caller_may_be_cancelled_at_every_wait_of_resolving(pg: Place, inside: bool) -> None:
+    """Nothing is left behind, and the outcome is what it was: the question is asked to its end, and the key burned."""
+
+    async def main() -> None:
+        async with marked(pg, breaker=PATIENT) as (database, proxy):
+            assert database.connections is not None
+            asking = database.connections.outcomes
+            for when, late in product(CUTS, (False, True)):
+                step = 1
+                while True:
+                    writer = Writer(database, proxy, when, inside=inside)
+                    cancelled = await cancelled_at(
+                        writer.write(), step, late, lambda w=writer: w.is_committing
+                    )  # type: ignore[misc]
+                    await until(lambda: not asking._asking)
+                    assert_free(database)
+                    proxy.cut_commit(when, times=0)  # where it was cancelled before COMMIT was sent
+                    kept = await notes(database)
+                    assert kept == ([] if when == "before" else [1]) or cancelled
+                    assert count(pg, KEYS) == len(kept)
+                    await in_thread(pg, "DELETE FROM notes; DELETE FROM koo_markers")
+                    if not cancelled:
+                        break
+                    step += 1
+                assert step > WAITS_LEAST
+
+    run(main)
+
+
+async def copy(session: AsyncSession) -> None:
+    """By the driver's own means, past SQLAlchemy."""
+    raw: Any = (await (await session.connection()).get_raw_connection()).driver_connection
+    if hasattr(raw, "copy_records_to_table"):
+        await raw.copy_records_to_table("notes", records=[(1,)], columns=["n"])
+    else:
+        async with raw.cursor().copy("COPY notes (n) FROM STDIN") as rows:
+            await rows.write_row((1,))
+
+
+@pytest.mark.parametrize("when", CUTS)
+def test_a_copy_happens_once_however_its_commit_is_lost(pg: Place, when: Cut) -> None:
+    async def main() -> None:
+        async with marked(pg) as (database, proxy):
+            proxy.cut_commit(when)
+            await database.transaction(copy)
+            assert proxy.cuts == 1 and await notes(database) == [1]
+            assert (count(pg, KEYS), count(pg, BURNED)) == (1, int(when == "before"))
+
+    run(main)
+
+
+@pytest.mark.parametrize("when", CUTS)
+def test_functions_within_functions_and_savepoints_happen_once_and_so_do_their_hooks(
+    pg: Place, when: Cut
+) -> None:
+    async def main() -> None:
+        async with marked(pg) as (database, proxy):
+            seen: list[str] = []
+
+            async def inner(session: AsyncSession) -> None:
+                on_commit(session, lambda: seen.append("inner"))
+                await insert(session, 2)
+
+            async def outer(session: AsyncSession) -> None:
+                on_commit(session, lambda: seen.append("outer"))
+                await insert(session, 1)
+                await database.transaction(inner)
+                savepoint = await session.begin_nested()
+                on_commit(session, lambda: seen.append("never"))
+                await insert(session, 3)
+                await savepoint.rollback()
+
+            proxy.cut_commit(when)
+            await database.transaction(outer)
+            assert proxy.cuts == 1
+            assert await notes(database) == [1, 2] and seen == ["outer", "inner"]
+
+    run(main)
+
+
+def test_a_block_that_commits_in_its_own_words_has_no_marker_there_and_is_well(pg: Place) -> None:
+    async def main() -> None:
+        async with marked(pg) as (database, _):
+            async with database.session_scope() as session:
+                await insert(session, 1)
+                await session.execute(text("COMMIT"))
+            assert await notes(database) == [1] and count(pg, KEYS) == 0
+            assert_free(database)
+
+    run(main)
+
+
+def test_a_privilege_that_is_taken_away_rolls_back_and_is_told_and_given_again_it_goes_on(pg: Place) -> None:
+    """It was there when koo looked; the next look, and the table's alert, say what is missing."""
+
+    async def main() -> None:
+        async with marked(pg) as (database, _):
+            await in_thread(
+                pg,
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+                " $$BEGIN RAISE insufficient_privilege USING MESSAGE = 'no koo_markers'; END$$;"
+                " CREATE TRIGGER refuse BEFORE INSERT ON koo_markers FOR EACH ROW EXECUTE FUNCTION refuse()",
+            )
+            with pytest.raises(DatabaseError, match="the marker was refused") as caught:
+                async with database.session_scope() as session:
+                    await insert(session)
+            assert caught.value.kind is Kind.NOT_CONFIGURED
+            assert "markers_unusable" in database.get_health()["conditions"]
+            assert_free(database)
+            await in_thread(pg, "DROP TRIGGER refuse ON koo_markers")
+            async with database.session_scope() as session:
+                await insert(session, 2)
+            assert await notes(database) == [2]
+            assert "markers_unusable" not in database.get_health()["conditions"]
+
+    run(main)
+
+
+def test_another_transaction_that_only_asks_is_not_ended_with_the_one_that_hangs(pg: Place) -> None:
+    """A session is ended by the key in its words, and no other one is."""
+
+    async def main() -> None:
+        async with marked(pg) as (database, _):
+            assert database.connections is not None
+            async with database.session_scope() as session:
+                await session.execute(ONE)
+                await database.connections.outcomes._end_session("tx:00000000-0000-7000-8000-000000000009")
+                assert (await session.execute(ONE)).scalar_one() == 1
+
+    run(main)
