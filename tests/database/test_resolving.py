@@ -37,6 +37,9 @@ class Writer:
         self._inside = inside
         self.is_committing = False
 
+    def is_counted(self) -> bool:
+        return self.is_committing
+
     async def write(self) -> None:
         try:
             async with self._database.session_scope() as session:
@@ -61,9 +64,7 @@ def test_a_caller_may_be_cancelled_at_every_wait_of_resolving(pg: Place, inside:
                 step = 1
                 while True:
                     writer = Writer(database, proxy, when, inside=inside)
-                    cancelled = await cancelled_at(
-                        writer.write(), step, late, lambda w=writer: w.is_committing
-                    )  # type: ignore[misc]
+                    cancelled = await cancelled_at(writer.write(), step, late, writer.is_counted)
                     await until(lambda: not asking._asking)
                     assert_free(database)
                     proxy.cut_commit(when, times=0)  # where it was cancelled before COMMIT was sent
