@@ -27,6 +27,7 @@ ROWS: list[set[str]] = [
         "alert_options",
         "budget_options",
         "beats",
+        "callbacks",
         "checked",
         "episodes",
         "errors",

@@ -11,9 +11,9 @@ from __future__ import annotations
 from asyncio import CancelledError
 from dataclasses import replace
 
+from koo.callbacks import outlive
 from koo.deadlines import Alarm, Deadlines, Lasting, WrongLoop
 from koo.errors import Failure, Kind, KooError
-from koo.events import outlive
 from koo.failures import failure_of
 from koo.passage import Passage
 from koo.policies.permit import Permit

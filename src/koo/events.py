@@ -5,20 +5,19 @@ Events are for logs, alerts and metrics. They carry no prompt, key or DSN, and n
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, NoReturn
+from typing import Literal
 
+from koo.callbacks import outlive
 from koo.errors import Failure, Kind
 
 Severity = Literal["critical", "warning", "info"]
 
-EXITS = (SystemExit, KeyboardInterrupt)
 log = logging.getLogger("koo")
 
 
@@ -256,7 +255,7 @@ class EventBus:
     """Keeps the last events, and calls listeners with them in order.
 
     An event that a listener publishes waits until all have heard the current one. What a listener raises is logged,
-    and the others hear the event (see `outlive`).
+    and the others hear the event (see `callbacks.py`).
     """
 
     __slots__ = ("_delivering", "_listeners", "_queue", "recent")
@@ -296,27 +295,3 @@ class EventBus:
                 listener(event)
             except BaseException as error:  # noqa: BLE001 - the publisher has a permit or money to give back
                 outlive(error, f"a listener failed on {type(event).__name__}")
-
-
-def outlive(error: BaseException, sentence: str) -> None:
-    """Log what a callback of the application raised; who called it goes on, and gives back what it holds.
-
-    `SystemExit` and `KeyboardInterrupt` end the program all the same: the running event loop raises them next, as for a
-    callback of its own. Raises them here where no loop runs.
-    """
-    if not isinstance(error, EXITS):
-        try:
-            log.error(sentence, exc_info=error)
-            return
-        except BaseException as worse:  # noqa: BLE001 - a log handler is a callback too
-            error = worse
-    if isinstance(error, EXITS):
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise error from None
-        loop.call_soon(_raise, error)
-
-
-def _raise(error: BaseException) -> NoReturn:
-    raise error

@@ -26,10 +26,11 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import NoReturn, Protocol
 
+from koo.callbacks import outlive
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.deadlines import Alarm, Deadlines
 from koo.errors import Kind, KooError
-from koo.events import CooldownBegan, Event, KeyBlocked, KeyUnblocked, outlive
+from koo.events import CooldownBegan, Event, KeyBlocked, KeyUnblocked
 from koo.options import NEVER, GuardOptions
 from koo.passage import Passage
 from koo.policies.breaker import Breaker, Draw
@@ -487,10 +488,9 @@ class Gates:
 
     def emit(self, event: Event) -> None:
         """Publish one event; a listener that fails is logged, else it would keep a permit, a place or a hold."""
-        if self.publish is None:
-            return
         try:
-            self.publish(event)
+            if self.publish is not None:
+                self.publish(event)
         except BaseException as error:  # noqa: BLE001 - whatever a listener raises
             outlive(error, f"could not publish {type(event).__name__}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+import koo
+from koo.callbacks import LOGGERS, CarefulLogger
 from koo.database.on_commit import on_commit
 from koo.events import CircuitHalfOpened
 from koo.guard import Guard
@@ -277,3 +280,48 @@ def test_a_rude_hook_after_a_commit_leaks_nothing_and_the_hooks_after_it_run(
             await world.platform.close()
 
     run(main)
+
+
+@pytest.mark.parametrize("raised", RAISED, ids=lambda one: one.__name__)
+def test_what_a_log_handler_raises_reaches_no_line_that_logs(
+    raised: type[BaseException],
+) -> None:
+    """On a loop an exit comes next."""
+
+    async def main() -> None:
+        for name in LOGGERS:
+            log = logging.getLogger(name)
+            failing, failing_filter = RudeHandler(raised), rude(raised)
+            with logging_to(failing):
+                log.error("it was said")
+            await asyncio.sleep(0)
+            log.addFilter(failing_filter)
+            log.error("it was not said")
+            log.removeFilter(failing_filter)
+            await asyncio.sleep(0)
+
+    exits = run(main)
+    assert len(exits) == (2 * len(LOGGERS) if raised in EXITS else 0)
+
+
+def test_a_log_handler_that_fails_once_is_told_of_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    class Once(logging.Handler):
+        failed = 0
+
+        def emit(self, record: logging.LogRecord) -> None:
+            self.failed += 1
+            if self.failed == 1:
+                raise OSError("no room")
+
+    with logging_to(Once()):
+        logging.getLogger("koo").warning("it was said")
+    (told,) = [record for record in caplog.records if record.getMessage() == "a log handler failed"]
+    assert told.exc_info is not None and isinstance(told.exc_info[1], OSError)
+
+
+def test_koo_logs_by_loggers_that_take_care() -> None:
+    named = set()
+    for file in Path(koo.__file__).parent.rglob("*.py"):
+        named |= set(re.findall(r'^log = logging\.getLogger\("(koo[^"]*)"\)', file.read_text(), re.MULTILINE))
+    assert named <= set(LOGGERS)
+    assert all(type(logging.getLogger(name)) is CarefulLogger for name in named)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from koo.errors import describe_s
-from koo.events import outlive
 from koo.failures import safe
 from koo.options import NEVER
 
@@ -50,10 +49,7 @@ class Line:
         facts = {"service": source, **self.facts, "request_id": request}
         given = {name: _safe(value) for name, value in facts.items() if value is not None and value != ""}
         template = f"%s: {self.words}: %s" if said else f"%s: {self.words}"
-        try:
-            log.log(self.level, template, *((source, said) if said else (source,)), extra=given)
-        except BaseException as error:  # noqa: BLE001 - a handler of the application: what the line is about goes on
-            outlive(error, "a log handler failed")
+        log.log(self.level, template, *((source, said) if said else (source,)), extra=given)
 
 
 def _safe(value: object) -> object:

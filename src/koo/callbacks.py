@@ -1,0 +1,62 @@
+"""What callbacks of the application raise: listeners of events, handlers of logs. Who called them goes on.
+
+koo logs while it holds permits, money and connections, from some forty places. So its loggers themselves see to it that
+nothing which a handler or filter raises reaches the line that logs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import NoReturn
+
+EXITS = (SystemExit, KeyboardInterrupt)
+LOGGERS = ("koo", "koo.web", "koo.audit", "koo.settings")
+_OF_HANDLER = "koo_of_handler"
+
+
+class CarefulLogger(logging.Logger):
+    """A logger whose handlers fail on their own account."""
+
+    def handle(self, record: logging.LogRecord) -> None:
+        try:
+            super().handle(record)
+        except BaseException as error:  # noqa: BLE001 - who logs has a permit or money to give back
+            if not hasattr(record, _OF_HANDLER):
+                outlive(error, "a log handler failed", of_handler=True)
+            elif isinstance(error, EXITS):
+                _raise_next(error)
+
+
+def _take_care() -> None:
+    """The application may have got a logger of koo's before koo: so the class of what there is changes."""
+    for name in LOGGERS:
+        logging.getLogger(name).__class__ = CarefulLogger
+
+
+def outlive(error: BaseException, sentence: str, *, of_handler: bool = False) -> None:
+    """Log what a callback of the application raised; who called it goes on, and gives back what it holds.
+
+    `SystemExit` and `KeyboardInterrupt` end the program all the same: the running event loop raises them next, as for a
+    callback of its own. Raises them here where no loop runs. `of_handler`: if it cannot be logged either, so be it.
+    """
+    if isinstance(error, EXITS):
+        _raise_next(error)
+    else:
+        log.error(sentence, exc_info=error, extra={_OF_HANDLER: True} if of_handler else None)
+
+
+def _raise_next(error: BaseException) -> None:
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise error from None
+    loop.call_soon(_raise, error)
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
+
+
+log = logging.getLogger("koo")
+_take_care()
