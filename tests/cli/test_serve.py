@@ -158,7 +158,7 @@ def test_a_port_that_is_taken_is_one_sentence(here: Here) -> None:
 @pytest.mark.parametrize(
     ("arguments", "settings", "said"),
     [
-        (["--workers", "2"], {}, "one process"),
+        (["--workers", "0"], {}, "workers"),
         (["--host", "0.0.0.0"], {}, "KOO_TOKEN"),
         ([], {"DATABASE_POOL_SIZE": "-1"}, "DATABASE_POOL_SIZE"),
         ([], {"DATABASE_URL": "mysql://user:hunter2@host/name"}, "DATABASE_URL"),

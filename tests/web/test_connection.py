@@ -18,8 +18,9 @@ import uvicorn
 from koo.testing.polling import wait_until
 from koo.web import create_app
 from koo.web.connection import HEAD_BYTES_MAX
+from koo.web.listener import bind
 from koo.web.problems import Problem
-from koo.web.server import bind, make_server
+from koo.web.server import make_server
 from tests.web.serving import platform
 
 HOST = b"Host: 127.0.0.1\r\n"

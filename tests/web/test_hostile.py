@@ -21,8 +21,9 @@ from koo.testing.providers import FakeAnthropic, hang
 from koo.web import create_app
 from koo.web.connection import HEAD_S, KEEP_ALIVE_S, PATIENCE_S, REST_S
 from koo.web.crowd import FOR_PROBES, Crowd
+from koo.web.listener import bind
 from koo.web.problems import Problem
-from koo.web.server import bind, make_server
+from koo.web.server import make_server
 from tests.web.serving import claude, platform
 
 BOUND = 40

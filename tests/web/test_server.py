@@ -23,7 +23,8 @@ from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic, hang
 from koo.web import create_app
 from koo.web.ending import GRACE_S
-from koo.web.server import bind, make_server
+from koo.web.listener import bind
+from koo.web.server import make_server
 from tests.cli.running import serving, settings_of
 from tests.cli.test_serve import ask, question
 from tests.scarce import no_descriptors

@@ -186,12 +186,23 @@ def serve(
         Literal["debug", "info", "warning", "error", "critical"] | None,
         typer.Option(help="Instead of KOO_LOG_LEVEL.", show_default=False),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; 1 is what there is.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, max=256, help="Processes on the one port; those that die are replaced.")
+    ] = 1,
 ) -> None:
     """Serve the HTTP API until Ctrl-C or SIGTERM."""
     from koo.cli.serve import serve as run_server
 
     raise typer.Exit(run_server(host, port, log_format, log_level, workers))
+
+
+@app.command(hidden=True)
+def worker(place: str) -> None:
+    """Be a worker of `koo serve --workers`, which starts it."""
+    from koo.cli.serve import work
+    from koo.web.membership import Membership
+
+    raise typer.Exit(work(Membership.read(place)))
 
 
 @app.command()

@@ -1,18 +1,18 @@
-"""`koo serve`: the server, in this process."""
+"""`koo serve`: the server, in this process, or in workers under this one."""
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 from contextlib import suppress
 from typing import Any, Literal
 
-from koo.cli.terminal import CommandFailed, Exit, say
+from koo.cli.terminal import Exit, say
 from koo.log_options import LogFormat, LogLevel
-from koo.platform import Platform
+from koo.options import PlatformOptions
 from koo.settings import Settings
-from koo.web.app import create_app
-from koo.web.server import serve as serve_http
+from koo.web.membership import Given, Membership
 
 LAST_WORD_S = 0.5
 
@@ -25,20 +25,57 @@ def serve(
     workers: int,
 ) -> Exit:
     """Serve until SIGINT or SIGTERM. What is given here wins over the settings."""
-    if workers > 1:
-        raise CommandFailed(
-            "koo serves with one process: breakers and the limits of a minute and an hour are each process's own, "
-            "so several would let through several times as much; --workers will take more with the version that shares "
-            "them, until then use --workers 1",
-            Exit.USAGE,
-        )
-    given: dict[str, Any] = {"koo_host": host, "koo_port": port}
-    options = Settings(
-        **{name: value for name, value in given.items() if value is not None}
-    ).platform_options()
-    platform = Platform(options)
-    serve_http(platform, create_app(platform), log_format=log_format, log_level=log_level, out=sys.stdout)
+    given = Given(host=host, port=port, log_format=log_format, log_level=log_level)
+    code = _serve_by(workers, given) if workers > 1 else _serve_here(given)
     _say_last("koo has ended")
+    return code
+
+
+def _options(given: Given) -> PlatformOptions:
+    values: dict[str, Any] = {"koo_host": given.host, "koo_port": given.port}
+    return Settings(**{name: value for name, value in values.items() if value is not None}).platform_options()
+
+
+def _serve_here(given: Given) -> Exit:
+    from koo.platform import Platform
+    from koo.web.app import create_app
+    from koo.web.server import serve as serve_http
+
+    platform = Platform(_options(given))
+    serve_http(
+        platform,
+        create_app(platform),
+        log_format=given.log_format,
+        log_level=given.log_level,
+        out=sys.stdout,
+    )
+    return Exit.OK
+
+
+def _serve_by(count: int, given: Given) -> Exit:
+    """The parent: it loads nothing that a worker loads."""
+    from koo.web.listener import bind
+    from koo.web.logs import chosen_logs, logs_set_up
+    from koo.web.workers import Workers, interpreter
+
+    options = _options(given)
+    listener = bind(options.host, options.port)
+
+    def command(number: int, ready: int, announces: bool) -> list[str]:
+        place = Membership(number, count, os.getpid(), listener.fileno(), ready, announces, given)
+        return [*interpreter(), "-m", "koo.cli", "worker", place.text()]
+
+    with listener, logs_set_up(chosen_logs(options.log, given.log_format, given.log_level)):
+        code = Workers(count, command, listener, options.shutdown_delay_s).run()
+    return Exit(code) if code in list(Exit) else Exit.FAILED
+
+
+def work(place: Membership) -> Exit:
+    """Be one worker."""
+    from koo.platform import Platform
+    from koo.web.worker import serve_as
+
+    serve_as(place, Platform(_options(place.given)), sys.stdout)
     return Exit.OK
 
 

@@ -21,7 +21,8 @@ from koo.events import log
 from koo.forks import forget_in_child
 from koo.platform import Platform
 from koo.web.app import create_app
-from koo.web.server import bind, make_server
+from koo.web.listener import bind
+from koo.web.server import make_server
 
 INSIDE_A_LOOP = (
     "an event loop is running in this thread, so the application has one: "

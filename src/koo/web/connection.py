@@ -167,6 +167,10 @@ class Connection(HttpToolsProtocol):
             return ""
         return "head" if self._in_head or self.cycle is None else "request"
 
+    def is_newcomer(self, since: float) -> bool:
+        """Was it opened after `since`, and has not asked yet?"""
+        return self.cycle is None and self._since > since and not self.transport.is_closing()
+
     def look(self, now: float) -> None:
         self._turn()  # the application may have closed it
         if self._waits_for in ("body", "reader"):

@@ -9,6 +9,7 @@ booked when its lease ends.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from koo.web.readiness import readiness_of
 GRACE_S = 10
 TICKS_A_LOOK = 10
 """Of uvicorn's ticks, ten a second."""
+NEWCOMER_S = 1.0
+"""So long a new connection may take to ask for the first time; an older one that has not asked is only held open."""
 HURRY_S = 2
 """After a second signal, for the requests to settle what they held, and again for the platform to close."""
 
@@ -42,6 +45,8 @@ class Server(uvicorn.Server):
         self._readiness = readiness_of(platform)
         self._on_ready = on_ready
         self._listeners: list[Listener] = []
+        self.parent: int | None = None
+        """The process id of a worker's parent."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._listeners = [one for one in sockets or () if isinstance(one, Listener)]
@@ -56,6 +61,8 @@ class Server(uvicorn.Server):
             self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.parent is not None and self._readiness.closing and sig != signal.SIGINT:
+            return  # systemd sends it to parent and workers alike: the parent's is no second one
         if self.should_exit or self._readiness.closing:
             self.should_exit = self.force_exit = True
         elif sig == signal.SIGINT or not self.started:
@@ -65,6 +72,9 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         self._crowd.sweep()
+        if self.parent is not None and os.getppid() != self.parent:
+            self.parent = None  # it was killed: a worker that went on would keep the port from the next one
+            self.handle_exit(signal.SIGTERM, None)
         if counter % TICKS_A_LOOK == 0:
             self._look_for_descriptors()
         if (
@@ -91,9 +101,21 @@ class Server(uvicorn.Server):
         return len(self.server_state.tasks)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        await self._let_newcomers_ask()
         await super().shutdown(sockets)
         if self.force_exit:
             await _hurry(self)
+
+    async def _let_newcomers_ask(self) -> None:
+        """One that was accepted a moment ago has its first request on the way: closed now, that would be lost."""
+        until = self._crowd.monotonic() + NEWCOMER_S
+        while not self.force_exit and self._crowd.monotonic() < until:
+            await asyncio.sleep(NEWCOMER_S / 20)
+            now = self._crowd.monotonic()
+            if not any(one.is_newcomer(now - NEWCOMER_S) for one in self.server_state.connections):  # type: ignore[union-attr]
+                return
 
 
 async def _hurry(server: uvicorn.Server) -> None:

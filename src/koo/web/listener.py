@@ -18,8 +18,10 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import Any
 
+from koo.errors import ConfigurationError
 from koo.shortages import SENTENCES, shortage_in
 
+BACKLOG = 2048
 RESERVE = 8
 ASYNCIO_SAYS = "socket.accept() out of system resource"
 
@@ -65,6 +67,32 @@ class Listener(socket.socket):
         while self._reserve:
             os.close(self._reserve.pop())
         super().close()
+
+
+def bind(host: str, port: int) -> Listener:
+    """A listening socket. Raises `ConfigurationError`, which says what to do."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise ConfigurationError(
+            "", f"KOO_HOST {host!r} is no address of this machine: {error.strerror}"
+        ) from None
+    listener = Listener(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            "",
+            f"cannot listen on {host} port {port}: {error.strerror}; another server may be running there, "
+            f"KOO_PORT chooses another port",
+        ) from None
+    return listener
 
 
 def quiet_about_accepts(loop: AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -22,6 +22,8 @@ from koo.shortages import NoThread, start
 QUEUE_BYTES_MAX = 4 * 2**20
 """Some 20,000 lines: minutes of a storm, and not much of a server's memory."""
 CHUNK_BYTES = 64 * 1024
+SHARED_CHUNK_BYTES = select.PIPE_BUF
+"""What a pipe takes in one piece, however many processes write to it: lines of several would else be mixed."""
 LAST_LINES_S = 1.0
 
 Write = Callable[[bytes], object]
@@ -30,8 +32,15 @@ Write = Callable[[bytes], object]
 class LineWriter:
     """Lines on their way to `write`, which may block. `missing(count)` is the line that says that so many were lost."""
 
-    def __init__(self, write: Write, missing: Callable[[int], str], bytes_max: int = QUEUE_BYTES_MAX) -> None:
+    def __init__(
+        self,
+        write: Write,
+        missing: Callable[[int], str],
+        bytes_max: int = QUEUE_BYTES_MAX,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
         self._write = write
+        self._chunk_bytes = chunk_bytes
         self._missing = missing
         self._bytes_max = bytes_max
         self._thread: threading.Thread | None = None
@@ -80,7 +89,7 @@ class LineWriter:
 
     def _run(self) -> None:
         while lines := self._take():
-            for chunk in _chunks(lines):
+            for chunk in _chunks(lines, self._chunk_bytes):
                 try:
                     self._write(chunk)
                 except (OSError, ValueError):  # its reader has gone, and there is no other place to say so
@@ -99,24 +108,32 @@ class LineWriter:
         return lines
 
 
-def _chunks(lines: list[bytes]) -> list[bytes]:
+def _chunks(lines: list[bytes], bytes_max: int) -> list[bytes]:
     """The lines in pieces of some size: a write for each would be slow, and all in one would double the memory."""
     chunks, chunk = [], bytearray()
     for line in lines:
-        chunk += line
-        if len(chunk) >= CHUNK_BYTES:
+        if chunk and len(chunk) + len(line) > bytes_max:
             chunks.append(bytes(chunk))
             chunk = bytearray()
+        chunk += line
     return [*chunks, bytes(chunk)] if chunk else chunks
 
 
 class ThreadHandler(logging.Handler):
-    """A handler of the standard library whose lines are written by a `LineWriter`."""
+    """A handler whose lines are written by a `LineWriter`; `is_shared`: other processes write to the same log."""
 
-    def __init__(self, write: Write, formatter: logging.Formatter, bytes_max: int = QUEUE_BYTES_MAX) -> None:
+    def __init__(
+        self,
+        write: Write,
+        formatter: logging.Formatter,
+        bytes_max: int = QUEUE_BYTES_MAX,
+        *,
+        is_shared: bool = False,
+    ) -> None:
         super().__init__()
         self.setFormatter(formatter)
-        self._writer = LineWriter(write, self._missing, bytes_max)
+        chunk_bytes = SHARED_CHUNK_BYTES if is_shared else CHUNK_BYTES
+        self._writer = LineWriter(write, self._missing, bytes_max, chunk_bytes)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the record's line."""

@@ -15,10 +15,12 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Literal
 
 from koo.failures import masked
-from koo.log_options import LogFormat, LogOptions
+from koo.log_options import LogFormat, LogLevel, LogOptions
 from koo.logs.lines import FACTS
 from koo.web.log_writer import ThreadHandler, writer_to
 
@@ -34,15 +36,30 @@ MESSAGE_MAX = 8000
 TRACEBACK_MAX = 32_000
 
 
+def chosen_logs(
+    options: LogOptions, log_format: LogFormat | Literal["console"] | None, log_level: LogLevel | None
+) -> LogOptions:
+    """The options with what a command line says of them; "console" is an older word for "plain"."""
+    return replace(
+        options,
+        format="plain" if log_format == "console" else log_format or options.format,
+        level=log_level or options.level,
+    )
+
+
 @contextmanager
-def logs_set_up(options: LogOptions) -> Iterator[None]:
-    """All log lines go to standard error, from a thread of its own; but not where the root logger has a handler."""
+def logs_set_up(options: LogOptions, worker: int | None = None) -> Iterator[None]:
+    """All log lines go to standard error, from a thread of its own; but not where the root logger has a handler.
+
+    `worker`: the number of this process among those that share the log, which each line names.
+    """
     root = logging.getLogger()
     if root.handlers:
         yield
         return
     for_people = options.format == "plain" or (options.format == "auto" and sys.stderr.isatty())
-    handler = ThreadHandler(writer_to(sys.stderr), ConsoleLines() if for_people else JsonLines())
+    lines = ConsoleLines(worker) if for_people else JsonLines(worker)
+    handler = ThreadHandler(writer_to(sys.stderr), lines, is_shared=worker is not None)
     before = {name: logging.getLogger(name).level for name in ("", *QUIET)}
     root.addHandler(handler)
     root.setLevel(options.level.upper())
@@ -60,7 +77,12 @@ def logs_set_up(options: LogOptions) -> Iterator[None]:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: `timestamp`, `level`, `logger`, `event`, and what the line carries."""
+    """One JSON object a line: `timestamp`, `level`, `logger`, `event`, and what the line carries; `worker`, where
+    several processes write one log."""
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = {} if worker is None else {"worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -68,6 +90,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": _cut(record.getMessage(), MESSAGE_MAX),
+            **self._worker,
         }
         line |= {
             name: vars(record)[name] for name in (*OF_REQUESTS, *OF_ACTS, *FACTS) if name in vars(record)
@@ -79,11 +102,15 @@ class JsonLines(logging.Formatter):
 
 
 class ConsoleLines(logging.Formatter):
-    """Time of day, level, message; a traceback below it."""
+    """Time of day, level, the worker where there are several, message; a traceback below it."""
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = "" if worker is None else f"worker {worker}: "
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
-        lines = [f"{at} {record.levelname.lower():<8} {_cut(record.getMessage(), MESSAGE_MAX)}"]
+        lines = [f"{at} {record.levelname.lower():<8} {self._worker}{_cut(record.getMessage(), MESSAGE_MAX)}"]
         if record.exc_info:
             lines += _cut(self.formatException(record.exc_info), TRACEBACK_MAX).split("\n")
         return "\n".join(map(_escaped, lines))

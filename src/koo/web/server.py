@@ -7,32 +7,30 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from koo.configuration.urls import url_of
 from koo.errors import ConfigurationError
 from koo.host import count_descriptors
-from koo.log_options import LogLevel
+from koo.log_options import LogLevel, LogOptions
 from koo.options import PlatformOptions
 from koo.platform import Platform
-from koo.web.listener import Listener
-from koo.web.logs import LogFormat, logs_set_up
+from koo.web.listener import BACKLOG, bind
+from koo.web.logs import LogFormat, chosen_logs, logs_set_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from socket import socket
 
     import uvicorn
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from koo.web.crowd import Crowd
 
-BACKLOG = 2048
 SHOWN_PROMPT = "What is the capital of France?"
 
 
@@ -52,16 +50,19 @@ def serve(
     cannot be listened on.
     """
     options = platform.options
-    chosen = replace(
-        options.log,
-        format="plain" if log_format == "console" else log_format or options.log.format,
-        level=log_level or options.log.level,
-    )
-    with bind(options.host, options.port) as listener, logs_set_up(chosen):
+    with bind(options.host, options.port) as listener:
         port = listener.getsockname()[1]
         server = make_server(platform, app, lambda: announce(platform, port, out or sys.stdout))
-        with _hanging_up(server):
-            server.run(sockets=[listener])
+        run(server, listener, chosen_logs(options.log, log_format, log_level))
+
+
+def run(server: uvicorn.Server, listener: socket, chosen: LogOptions, worker: int | None = None) -> None:
+    """Serve on this socket until a signal ends it. `worker`: the number that stands in the log lines.
+
+    Raises `ConfigurationError` where the server did not start.
+    """
+    with listener, logs_set_up(chosen, worker), _hanging_up(server):
+        server.run(sockets=[listener])
     if not server.started:
         raise ConfigurationError("", "the server did not start; the log above says why")
 
@@ -141,33 +142,7 @@ def answering_what_is_cut(app: ASGIApp) -> ASGIApp:
     return answer
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `ConfigurationError`, which says what to do."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise ConfigurationError(
-            "", f"KOO_HOST {host!r} is no address of this machine: {error.strerror}"
-        ) from None
-    listener = Listener(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise ConfigurationError(
-            "",
-            f"cannot listen on {host} port {port}: {error.strerror}; another server may be running there, "
-            f"KOO_PORT chooses another port",
-        ) from None
-    return listener
-
-
-def announce(platform: Platform, port: int, out: TextIO) -> None:
+def announce(platform: Platform, port: int, out: TextIO, workers: int = 1) -> None:
     """What to try, in words that can be copied: a query only of a service that can answer it."""
     options = platform.options
     url, koo = _shown_url(options, port), _command()
@@ -178,7 +153,7 @@ def announce(platform: Platform, port: int, out: TextIO) -> None:
         f"""    -d '{{"service": "{service}", "prompt": "{SHOWN_PROMPT}"}}'""",
     ]
     lines = [
-        f"koo is ready on {url}",
+        f"koo is ready on {url}" + (f", with {workers} workers" if workers > 1 else ""),
         "",
         *([f'  {koo} query {service} "{SHOWN_PROMPT}"'] if service else []),
         f"  {koo} status",

@@ -1,0 +1,171 @@
+"""`koo serve --workers`: one port, several processes, and a parent that replaces those that end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from koo.testing.polling import wait_until
+from koo.testing.providers import FakeAnthropic
+from koo.web.workers import Worker, Workers
+from tests.cli.running import command, environment, serving, settings_of
+from tests.cli.test_serve import ask, question
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are read from /proc")
+
+
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    """Its workers, the oldest first."""
+    file = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return sorted(int(pid) for pid in file.read_text().split())
+
+
+def lines_of(home: Path) -> list[dict[str, Any]]:
+    """The log's lines; the last word is none of them."""
+    lines = (home / "serve.log").read_text().splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def said(home: Path, what: str, times: int = 1) -> Callable[[], bool]:
+    return lambda: sum(line.get("what") == what for line in lines_of(home)) >= times
+
+
+def test_all_workers_answer_on_one_port_and_the_banner_is_said_once(tmp_path: Path) -> None:
+    with FakeAnthropic() as fake, serving(tmp_path, "--workers", "2", **settings_of(fake)) as (url, process):
+        wait_until(said(tmp_path, "workers_answer"))
+        assert len(children_of(process)) == 2
+        assert ask(f"{url}/livez") == {"status": "alive"}
+        assert question(url)["response"] == "Paris."
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert process.stdout is not None
+        out = process.stdout.read()
+    assert "Ctrl-C" in out and "koo is ready" not in out  # the first line was read by `serving`
+    assert (tmp_path / "serve.log").read_text().splitlines().count("koo has ended") == 1
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_end_is_named(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers", "2") as (url, process):
+        wait_until(said(tmp_path, "workers_answer"))
+        dead = children_of(process)[0]
+        os.kill(dead, signal.SIGKILL)
+        wait_until(lambda: len(children_of(process)) == 2 and dead not in children_of(process), 60)
+        assert ask(f"{url}/livez") == {"status": "alive"}
+        (line,) = (one for one in lines_of(tmp_path) if one.get("what") == "worker_ended")
+    assert f"(process {dead}) was ended by SIGKILL, as the kernel does when memory runs out" in line["event"]
+
+
+def test_a_worker_that_ends_soon_after_its_start_is_replaced_after_a_pause_that_grows() -> None:
+    now, pauses = 100.0, []
+    with socket.socket() as listener:
+        workers = Workers(2, lambda *place: [], listener, 0.0, monotonic=lambda: now)
+        slot = workers.slots[1]
+        for code in (-9, 1, 1, 1, 1, 1, 1):
+            workers._lost(slot, Worker(2, 4711, -1, now - 5.0), code)
+            pauses.append(slot.starts_at - now)
+        workers._lost(slot, Worker(2, 4711, -1, now - 60.0), 1)
+        assert (pauses, slot.failed) == ([1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0], 0)
+        workers._lost(slot, Worker(2, 4711, -1, now - 5.0), 0)  # it was told to end: no failure
+        assert slot.failed == 0
+
+
+def test_usr2_replaces_all_workers_one_after_the_other(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers", "2") as (url, process):
+        wait_until(said(tmp_path, "workers_answer"))
+        before = set(children_of(process))
+        process.send_signal(signal.SIGUSR2)
+
+        def are_others() -> bool:
+            assert ask(f"{url}/livez") == {"status": "alive"}
+            now = set(children_of(process))
+            return len(now) == 2 and not now & before
+
+        wait_until(are_others, 90)
+        assert not [one for one in lines_of(tmp_path) if one.get("what") == "worker_ended"]
+
+
+def test_sigterm_drains_all_and_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers", "2", KOO_SHUTDOWN_DELAY="600") as (url, process):
+        wait_until(said(tmp_path, "workers_answer"))
+        workers = children_of(process)
+        wait_until(lambda: _status(f"{url}/readyz") == 200)  # a balancer watches
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: _status(f"{url}/readyz") == 503)
+        assert ask(f"{url}/livez") == {"status": "alive"}
+        for pid in workers:  # as systemd does, which sends it to all of a service
+            os.kill(pid, signal.SIGTERM)
+        assert [_status(f"{url}/livez") for _ in range(20)] == [200] * 20
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers", "2") as (_, process):
+        wait_until(said(tmp_path, "workers_answer"))
+        workers = children_of(process)
+        process.kill()
+        wait_until(lambda: not any(_runs(pid) for pid in workers), 60)
+
+
+def test_what_only_a_worker_finds_wrong_is_said_once_and_ends_the_parent(tmp_path: Path) -> None:
+    wrong = environment(tmp_path, DATABASE_URL="mysql://user:hunter2@host/name")
+    serve = command("serve", "--workers", "3", "--port", "0")
+    done = subprocess.run(
+        serve, env=wrong, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("DATABASE_URL") == 1 and "hunter2" not in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a namespace of its own")
+def test_as_process_1_it_buries_what_it_adopts_and_ends_with_its_workers(tmp_path: Path) -> None:
+    """What is left of a worker's children becomes process 1's: unburied, it would fill the table of processes."""
+    orphan = "import os, subprocess, sys; subprocess.Popen(['sh', '-c', 'sleep 0 &']); os.environ['KOO_PORT'] = '0'"
+    code = f"{orphan}; import koo.cli; koo.cli.main(['serve', '--workers', '2'])"
+    enter = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c", code]
+    with (tmp_path / "serve.log").open("w") as log:
+        outer = subprocess.Popen(
+            enter, env=environment(tmp_path), cwd=tmp_path, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        try:
+            assert outer.stdout is not None
+            if not outer.stdout.readline():
+                pytest.skip("this container makes no namespaces")
+            (first,) = children_of(outer)
+            wait_until(said(tmp_path, "workers_answer"))
+            children = Path(f"/proc/{first}/task/{first}/children")
+            wait_until(lambda: len(children.read_text().split()) == 2)
+            os.kill(first, signal.SIGTERM)
+            assert outer.wait(60) == 0
+        finally:
+            outer.kill()
+            outer.communicate()
+
+
+def _status(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=20) as reply:
+            return int(reply.status)
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
