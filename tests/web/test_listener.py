@@ -18,7 +18,7 @@ from koo.testing.polling import until
 from koo.web import create_app
 from koo.web.crowd import Crowd
 from koo.web.listener import BACKLOG, RESERVE, Listener, bind, quiet_about_accepts
-from koo.web.server import BACKLOG, bind, make_server
+from koo.web.server import make_server
 from tests.scarce import no_descriptors
 from tests.web.serving import platform
 from tests.web.test_crowd import One
