@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from koo.database.drivers.lookup_loop import LookupLoop
 from koo.database.drivers.names import Server, as_libpq, find_servers
 from koo.errors import DatabaseUnavailable, Kind
 from koo.options import RetryOptions
@@ -127,3 +128,60 @@ def test_a_server_is_reached_by_its_name_and_an_unknown_one_is_said_to_be(pg: Pl
             assert caught.value.kind is Kind.CONNECTION
 
     asyncio.run(main())
+
+
+def test_a_driver_looks_names_up_in_koos_threads_alone(pg: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+    real = socket.getaddrinfo
+
+    def note(host: str, *given: Any, **more: Any) -> Any:
+        asked.append((host, threading.current_thread().name))
+        return real(host, *given, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", note)
+    named = pg.url.replace(pg.server.host, "localhost")
+
+    async def main() -> None:
+        async with opened(named) as database, database.session_scope() as session:
+            assert await session.scalar(ONE) == 1
+
+    asyncio.run(main())
+    assert {thread for host, thread in asked if host == "localhost"} == {"koo lookup"}
+
+
+def test_asyncpgs_loop_tries_each_address_and_tells_tls_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    tried: list[tuple[Any, ...]] = []
+
+    class Loop(asyncio.SelectorEventLoop):
+        async def create_connection(  # type: ignore[override]
+            self, factory: Any, host: Any, port: Any, **more: Any
+        ) -> Any:
+            tried.append((host, port, more))
+            if host == "10.0.0.1" or more.get("ssl") == "refused":
+                raise ConnectionRefusedError(host)
+            return "transport", factory()
+
+    async def main() -> None:
+        loop = LookupLoop(asyncio.get_running_loop())
+        assert await loop.create_connection(lambda: "protocol", "a.example", 5432) == (
+            "transport",
+            "protocol",
+        )
+        await loop.create_connection(lambda: 1, "b.example", 1, ssl="context")
+        with pytest.raises(ConnectionRefusedError, match=r"10\.0\.0\.1"):
+            await loop.create_connection(lambda: 1, "a.example", 2, ssl="refused")
+        with pytest.raises(socket.gaierror):
+            await loop.create_connection(lambda: 1, "gone.example", 3)
+        assert loop.get_debug() is asyncio.get_running_loop().get_debug()
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(main())
+    named = {"ssl": "refused", "server_hostname": "a.example"}
+    assert tried == [
+        ("10.0.0.1", 5432, {}),
+        ("10.0.0.2", 5432, {}),
+        ("10.0.0.3", 1, {"ssl": "context", "server_hostname": "b.example"}),
+        ("10.0.0.1", 2, named),
+        ("10.0.0.2", 2, named),
+    ]

@@ -10,12 +10,14 @@ from typing import ClassVar
 import pytest
 
 from koo.http.client import ANSWER_BYTES_MAX, HttpClient, HttpResponse, HttpStream
-from koo.http.connector import PARTS_MAX, AnswerTooLarge, TransportError
+from koo.http.coming import COMING, SMALL_BYTES
+from koo.http.connector import PARTS_MAX, AnswerTooLarge, ShortHere, TransportError
 from koo.http.encodings import LAYERS_MAX
 from koo.http.events import EVENTS_AT_ONCE, LINES_MAX, PORTION_BYTES, EventParser
 from koo.http.prepared import INTERIM_MAX
 from koo.http.strays import STRAY_PARTS_MAX, TRIED_BYTES_MAX, TRIES_MAX, Strays
-from tests.http.test_client import OK, client, failure_of, serving, talking
+from koo.testing.polling import until
+from tests.http.test_client import OK, answer, client, failure_of, serving, talking
 
 DENSE = b'{"choices":[' + b"{}," * (PARTS_MAX + 1) + b"{}]}"
 COMMAS = b"[" + b"1," * (5 * PARTS_MAX + 1) + b"1]"
@@ -174,3 +176,33 @@ def test_what_comes_at_once_in_a_stream_is_read_portion_by_portion(body: bytes) 
     asyncio.run(main())
     assert count == body.count(b"data") and most <= EVENTS_AT_ONCE
     assert turns >= max(len(body) // PORTION_BYTES, count // EVENTS_AT_ONCE)
+
+
+def test_large_answers_that_come_at_once_are_bounded_together_and_small_ones_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is over the bound is ours, and what was counted is given back, however an answer ends."""
+    half = 4 * SMALL_BYTES
+    monkeypatch.setattr(COMING, "most", half + SMALL_BYTES)
+
+    async def main() -> None:
+        rest = asyncio.Event()
+
+        async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await answer(reader, writer, whole(b"a" * 2 * half)[: half + 100])
+            await rest.wait()
+
+        async with serving(slow) as url, client() as http:
+            first = asyncio.create_task(http.request("POST", url, body=b"x"))
+            await until(lambda: COMING.used > half - SMALL_BYTES)
+            error = await failure_of(answered(whole(b"a" * half)))
+            assert isinstance(error, ShortHere) and "fill the" in error.reason
+            assert len((await answered(whole(b"a" * SMALL_BYTES))).body) == SMALL_BYTES
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            rest.set()
+        assert COMING.used == 0
+        assert len((await answered(whole(b"a" * half))).body) == half and COMING.used == 0
+
+    asyncio.run(main())

@@ -27,6 +27,7 @@ import aiohttp
 
 from koo.forks import forget_in_child, leave_behind
 from koo.hidden import Headers, Sent
+from koo.http.coming import COMING
 from koo.http.connector import (
     AnswerTooLarge,
     Connector,
@@ -166,7 +167,7 @@ class HttpClient:
 
     async def read(self, reply: Reply) -> bytes:
         """The whole body, decompressed. Raises `TransportError`."""
-        content, bytes_max = unpacked(reply.headers, reply.content), self.answer_bytes_max
+        content, bytes_max, kept = unpacked(reply.headers, reply.content), self.answer_bytes_max, 0
         try:
             body = await content.readany()
             if not content.at_eof():
@@ -176,6 +177,7 @@ class HttpClient:
                     size += len(chunk)
                     if size > bytes_max:
                         raise AnswerTooLarge("the answer", bytes_max)
+                    kept = COMING.keep(kept, size)
                 body = b"".join(parts)
             if len(body) > bytes_max:
                 raise AnswerTooLarge("the answer", bytes_max)
@@ -187,6 +189,8 @@ class HttpClient:
             if isinstance(error, BROKEN):
                 raise self.explain_body(reply, error) from None
             raise
+        finally:
+            COMING.used -= kept
 
     def explain_body(self, reply: Reply, error: Exception) -> TransportError:
         """What went wrong after there were headers."""

@@ -18,7 +18,7 @@ import asyncpg
 from sqlalchemy.util import await_only as await_
 
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
-from koo.database.drivers.names import find_servers
+from koo.database.drivers.lookup_loop import LookupLoop
 from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, set_up_socket, sever
 from koo.database_urls import NAMES_NO_USER, UNREADABLE, UnusableArguments
 from koo.hidden import Secret
@@ -54,7 +54,7 @@ class Asyncpg:
     ) -> asyncpg.Connection:
         """As `asyncpg.connect`. Raises TypeError for a number that is none."""
         read_numbers(kwargs, NUMBERS)
-        await find_servers(kwargs)
+        kwargs.setdefault("loop", LookupLoop(asyncio.get_running_loop()))
         if isinstance(kwargs.get("password"), Secret):
             kwargs["password"] = partial(str, kwargs["password"])  # its C code takes no subclass of str
         given: dict[str, str] = kwargs.pop("server_settings", None) or {}

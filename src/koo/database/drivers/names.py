@@ -2,7 +2,7 @@
 
 Both drivers look names up by the event loop, in a thread of the application's, of which a name that hangs would take
 one after the other. psycopg is told the addresses, which it then does not look up. asyncpg takes none beside the name,
-which TLS needs: it looks up once more what was answered a moment ago.
+which TLS needs: it is given a loop that looks names up as koo does (`lookup_loop.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ async def find_servers(parameters: Mapping[str, Any]) -> list[Server]:
         return []
     if len(ports) != len(hosts):
         ports = (ports or [""]) * len(hosts) if len(ports) < 2 else [""] * len(hosts)
-    found = await asyncio.gather(*map(_addresses, hosts), return_exceptions=True)
+    found = await asyncio.gather(*map(addresses_of, hosts), return_exceptions=True)
     servers = [
         Server(host, port, addresses)
         for host, port, addresses in zip(hosts, ports, found, strict=True)
@@ -51,7 +51,8 @@ def as_libpq(servers: list[Server], parameters: Mapping[str, Any]) -> dict[str, 
     return {"host": host, "hostaddr": hostaddr, **({"port": port} if port.strip(",") else {})}
 
 
-async def _addresses(host: str) -> tuple[str, ...]:
+async def addresses_of(host: str) -> tuple[str, ...]:
+    """Those of a name, an address itself, and for libpq an empty one of a socket's path. Raises OSError."""
     if _needs_no_lookup(host):
         return ("" if host.startswith(("/", "@")) else host,)
     return tuple(dict.fromkeys(address[4][0] for address in await LOOKUPS.find(host, 0)))
