@@ -148,6 +148,7 @@ class Parts:
         )
         for name, one in services.items():
             self.budgets.add_service(name, one.service.allowance)
+            self._introduce(one.service, place_of(one.options))
         return services
 
     # ── finding ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -183,15 +184,22 @@ class Parts:
 
     def _guards(self) -> Iterator[tuple[GuardKey, Guard]]:
         """Every guard, by what it is among processes."""
-        for name, service in self.services.items():
-            ai_service = self.ai_services.get(name)
+        for service in self.services.values():
             if service.configured:
-                place = "" if ai_service is None else place_of(ai_service.options)
+                place = self._place_of(service)
                 for guard in service.guards:
                     yield GuardKey(guard.breaker.name, place), guard
         if self.database_in_use is not None:
             place = place_of_database(self.database_in_use.options)
             yield GuardKey(DATABASE, place), self.database_in_use.guard
+
+    def _place_of(self, service: Service) -> str:
+        ai_service = self.ai_services.get(service.name)
+        return "" if ai_service is None else place_of(ai_service.options)
+
+    def _introduce(self, service: Service, place: str) -> None:
+        """Its guards that are made later hear at once what the fleet says of them."""
+        service.on_new_guard = lambda guard: self.fleet.meet(GuardKey(guard.breaker.name, place), guard)
 
     def find_service(self, name: str) -> Service:
         """One service. Raises `UnknownService`, which lists the known ones."""
@@ -210,6 +218,7 @@ class Parts:
         if service.name in self.operations:
             service.take_over(self.operations[service.name][0])
         self.operations[service.name] = (service, money)
+        self._introduce(service, "")
         self.budgets.add_service(service.name, service.allowance)
 
     def budget(self, service: Service) -> BudgetView:

@@ -42,6 +42,18 @@ class CircuitOpened(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class CircuitPrimed(Event):
+    """So many other processes have it open that one failure of its own opens this breaker, which is closed.
+
+    `told`: how many of how many, in words.
+    """
+
+    told: str
+
+    severity = "warning"
+
+
+@dataclass(frozen=True, slots=True)
 class CircuitHalfOpened(Event):
     """An open breaker's time is over; probes decide."""
 

@@ -12,9 +12,9 @@ import pytest
 
 from koo.errors import ExternalServiceError
 from koo.fleet import beats
-from koo.fleet.beats import CALLS_TOLD_S, Watched
 from koo.fleet.digests import digests_of
 from koo.fleet.places import place_of, place_of_database, place_of_key, presence_of
+from koo.fleet.watched import CALLS_TOLD_S, Watched
 from koo.options import BreakerOptions, DatabaseOptions, RetryOptions, ServiceOptions
 from koo.platform import Platform
 from koo.policies.fleet import GuardKey, Lately, Member, Roll, beat_s

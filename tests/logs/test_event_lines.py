@@ -16,6 +16,7 @@ from koo.events import (
     CircuitClosed,
     CircuitHalfOpened,
     CircuitOpened,
+    CircuitPrimed,
     CommitUnknown,
     CooldownBegan,
     DatabaseDraining,
@@ -198,6 +199,11 @@ EXACT: list[tuple[Event, str]] = [
         DeliveryGivenUp("webhook", "the receiver answered 500", 2),
         "CRITICAL webhook: alerts given up: the receiver answered 500; "
         "the message of 2 alerts is not tried again: koo alerts shows them",
+    ),
+    (
+        CircuitPrimed("claude/fable", "5 of 8 processes have it open"),
+        "WARNING claude/fable: circuit primed: 5 of 8 processes have it open; "
+        "one failure of this process's own opens it",
     ),
 ]
 """Every event once at least, ten seconds apart."""

@@ -21,6 +21,7 @@ from koo.events import (
     CircuitClosed,
     CircuitHalfOpened,
     CircuitOpened,
+    CircuitPrimed,
     CommitUnknown,
     CooldownBegan,
     DatabaseDraining,
@@ -53,6 +54,7 @@ from koo.testing.polling import until
 from koo.testing.postgres import PostgresServer
 from koo.testing.providers import FakeAnthropic, answer, error
 from koo.testing.proxy import FaultProxy
+from tests.fleet.others import say_open
 from tests.platform.test_platform import QUESTION, options
 
 FAILED = error(500, "api_error")
@@ -108,6 +110,11 @@ async def fail_and_wait(world: World) -> None:
 async def fail_and_recover(world: World) -> None:
     await fail_and_wait(world)
     await world.ask(answer())
+
+
+async def be_primed(world: World) -> None:
+    await world.platform.open()
+    await say_open(world.platform, "claude")
 
 
 async def override(world: World) -> None:
@@ -262,6 +269,7 @@ async def _switch_read_only(database: Database, on: str) -> None:
 
 CAUSES: dict[type[Event], Callable[[World], Awaitable[None]]] = {
     CircuitOpened: fail,
+    CircuitPrimed: be_primed,
     CircuitHalfOpened: fail_and_wait,
     CircuitClosed: fail_and_recover,
     OverrideSet: override,

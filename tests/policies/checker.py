@@ -17,6 +17,7 @@ In each it holds the breaker against the `Model` and against what must be true o
     operator    an operator's act voids what is out (R13)
     outside     a call that passes only by an override changes nothing (R13)
     reported    what users see agrees with what is admitted
+    primed      nothing that others say moves its phase, but a success that ends an opening
     recovery    CLOSED can be reached, even if all calls now running hang for ever
     table       phases change by TRANSITIONS and in no other way
 """
@@ -75,6 +76,7 @@ class Scope:
     streak_max: int = 1
     hint_s: float = 0.0
     operator: bool = True
+    fleet: bool = False  # others prime it, and hand out units of probes
 
 
 class Recorder(dict[tuple[Phase, Trigger], Phase]):
@@ -139,12 +141,14 @@ class World:
                 tuple(window._past), window._begun,
             )  # fmt: skip
         elif breaker.phase is OPEN:
-            rest = (max(breaker.opens_until() - now, 0.0), min(now - breaker.opened_at, EARLY_S))
+            asked = breaker.open_for_s > breaker._guess_s
+            rest = (max(breaker.opens_until() - now, 0.0), min(now - breaker.opened_at, EARLY_S), asked)
         else:
             idle_s = min(now - breaker._idle_since, 3 * options.recovery_s)
             rest = (breaker.ok, breaker.inconclusive, idle_s)
         permits = sorted(self.permit_key(permit, closed) for permit in self.out.values())
-        return breaker.phase, breaker.override, breaker.streak, tuple(permits), rest
+        fleet = breaker.primed, breaker.threshold, breaker.probes_max
+        return breaker.phase, breaker.override, breaker.streak, tuple(permits), fleet, rest
 
     def permit_key(self, permit: Permit, closed: bool) -> tuple[Any, ...]:
         breaker, now = self.breaker, self.now
@@ -225,6 +229,10 @@ class Explorer:
             yield ("outage", False)
         yield ("check",)
         yield ("answer",)
+        yield ("told",)
+        if self.scope.fleet:
+            yield ("prime", not world.breaker.primed)
+            yield ("units", 1 - world.breaker.probes_max)
         if not self.scope.operator:
             return
         yield ("reset",)
@@ -333,6 +341,19 @@ class Explorer:
     def do_answer(self, _: World, world: World) -> None:
         world.breaker.end_early(world.now)
         world.model.answered()
+
+    def do_told(self, _: World, world: World) -> None:
+        world.breaker.hear_of_success(world.now)
+        world.model.told()
+
+    def do_prime(self, before: World, world: World, is_primed: bool) -> None:
+        world.breaker.prime("3 of 4 have it open" if is_primed else "")
+        world.model.primed = is_primed
+        self.must(world, "primed", before.breaker.phase is world.breaker.phase, "the word of others moves it")
+
+    def do_units(self, before: World, world: World, units: int) -> None:
+        world.breaker.probes_max = world.model.probes_max = units
+        self.must(world, "primed", before.breaker.phase is world.breaker.phase, "a unit moves it")
 
     def do_reset(self, before: World, world: World) -> None:
         world.breaker.reset(world.now)
@@ -455,6 +476,7 @@ class Explorer:
         breaker = world.breaker
         if breaker.override in (FORCED_OPEN, DISABLED):
             breaker.set_override(NONE)  # nothing recovers against an operator's word
+        breaker.probes_max = max(1, breaker.probes_max)  # a unit comes in the end, if others have them all
         for _ in range(RECOVERY_STEPS_MAX):
             if breaker.phase is CLOSED:
                 return
@@ -502,6 +524,9 @@ SCOPES: dict[str, Scope] = {
     ),
     "probes": Scope(
         _scope(probe_concurrency=2, success_threshold=3), seen_max=1, streak_max=0, operator=False
+    ),
+    "fleet": Scope(
+        _scope(failure_threshold=2, **_ONE_PROBE), calls_max=2, streak_max=0, operator=False, fleet=True
     ),
 }
 """What matters differs: each is small where the others are not. Each is visited to its end."""

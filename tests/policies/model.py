@@ -60,6 +60,9 @@ class Model:
     row: int = 0
     row_counted_at: int = 0
     streak: int = 0
+    primed: bool = False
+    probes_max: int = 0
+    asked: bool = False
     ok: int = 0
     inconclusive: int = 0
     opened_at: float = 0.0
@@ -72,6 +75,7 @@ class Model:
 
     def __post_init__(self) -> None:
         self.lease_s = self.options.lease_s
+        self.probes_max = self.options.probe_concurrency
         self.healthy_since = self.idle_since = self.now
 
     def clone(self) -> Model:
@@ -89,7 +93,7 @@ class Model:
             healthy_s = min(now - self.healthy_since, options.streak_heals_after_s) if self.streak else 0.0
             rest = (self.row, healthy_s)
         elif self.phase is OPEN:
-            rest = (max(self.opens_until - now, 0.0), min(now - self.opened_at, EARLY_S))
+            rest = (max(self.opens_until - now, 0.0), min(now - self.opened_at, EARLY_S), self.asked)
         else:
             rest = (self.ok, self.inconclusive, min(now - self.idle_since, 3 * options.recovery_s))
         calls = []
@@ -101,7 +105,8 @@ class Model:
             else:
                 hung_s = -1.0 if call.kept else min(now - call.given_at, self.slow_s)
                 calls.append((2.0 + (call.number > self.row_counted_at), hung_s))
-        return self.phase, self.override, self.streak, rest, sorted(calls).__repr__()
+        fleet = self.primed, self.probes_max
+        return self.phase, self.override, self.streak, fleet, rest, sorted(calls).__repr__()
 
     # ── what it lets through ──────────────────────────────────────────────────────────────────────────────────
 
@@ -113,7 +118,7 @@ class Model:
 
     def has_room(self) -> bool:
         running = len(self.probes())
-        return running < self.options.probe_concurrency and self.ok + running < self.options.success_threshold
+        return running < self.probes_max and self.ok + running < self.options.success_threshold
 
     def admit(self, counts: Counts) -> int | None:
         """The number of the call, or None: refused."""
@@ -195,7 +200,8 @@ class Model:
     def is_due(self, counts: Counts) -> bool:
         """Rules R5 and R6."""
         options, hung = self.options, self.hung()
-        if self.row >= options.failure_threshold:
+        # Only with a failure in the window: one of long ago is no sign of what others see now.
+        if self.row >= (1 if self.primed else options.failure_threshold) and counts.failures:
             return True
         calls = counts.calls + hung
         if calls < options.calls_min:
@@ -250,6 +256,13 @@ class Model:
             self.begin_life()
             self.idle_since = self.now
 
+    def told(self) -> None:
+        """A probe of another process succeeded."""
+        if self.phase is OPEN and not self.asked:
+            self.phase = HALF_OPEN
+            self.begin_life()
+            self.idle_since = self.now
+
     def set_override(self, override: Override) -> None:
         self.override = override
         self.begin_life()
@@ -257,6 +270,7 @@ class Model:
     def reset(self) -> None:
         self.override = NONE
         self.streak = 0
+        self.primed = False
         self.close()
 
     # ── transitions ───────────────────────────────────────────────────────────────────────────────────────────
@@ -270,6 +284,7 @@ class Model:
         for _ in range(self.streak):
             guess_s = min(guess_s * 2, max(self.options.open_s_max, self.options.recovery_s))
         self.opened_at = self.now
+        self.asked = hint_s > guess_s
         self.opens_until = self.now + max(guess_s, min(hint_s, 31 * 86_400.0))
         self.phase = OPEN
         self.begin_life()

@@ -45,6 +45,8 @@ class Mutant:
         tree.body = [
             node for node in tree.body if not (isinstance(node, ast.ClassDef) and node.name in SHARED)
         ]
+        # The table is another file's: what a mutant does to it must not be done to everybody's.
+        tree.body += ast.parse("TRANSITIONS = dict(TRANSITIONS)").body
         if self.method:
             replace(self.method_in(tree), self.old, self.new)
         else:
@@ -161,7 +163,7 @@ def in_statements(
                     yield partial(put, body, index, match)
 
 
-LOOK = "if self.phase is CLOSED: ...\nreturn now < self.opens_until() if self.phase is OPEN else not self._has_lease()"
+LOOK = "if self.phase is CLOSED: ...\nreturn (self.phase is OPEN and now < self.opens_until()) or not self._has_lease()"
 MUTANTS = [
     Mutant("R1 no fence", "settle", "permit.generation != self.generation", "permit.generation == OUTSIDE", "late"),
     Mutant("R1 no new generation", "_begin", "self.generation += 1", "pass", "late"),
@@ -172,8 +174,8 @@ MUTANTS = [
     Mutant("R4 a success leaves the row", "settle", "self.consecutive = 0", "pass", "row", "row"),
     Mutant("R4 the streak never heals", "_heal_streak", "self.streak -= 1", "pass", "order"),
     Mutant("R4 heals at once", "_heal_streak", "self.options.streak_heals_after_s", "0", "order"),
-    Mutant("R5 one failure too late", "_why_trip", "self.consecutive >= options.failure_threshold",
-           "self.consecutive > options.failure_threshold", "order"),
+    Mutant("R5 one failure too late", "_why_trip", "self.consecutive >= self.threshold",
+           "self.consecutive > self.threshold", "order"),
     Mutant("R5 no failure rate", "_why_trip", "window.failures >= options.failure_rate * calls", "False",
            "order", "rates"),
     Mutant("R5 no slow rate", "_why_trip", "slow >= options.slow_rate * calls", "False", "order", "rates"),
@@ -207,7 +209,7 @@ MUTANTS = [
     Mutant("R8 looks too early", "refuses", "now < self.opens_until()", "now + 1 < self.opens_until()", "reported"),
     Mutant("R8 looking moves it", "refuses", LOOK, f"self.tick(now, lambda: 0.0)\n{LOOK}", "look"),
     Mutant("R8 never tested", "tick", "now >= self.opens_until()", "False", "recovery"),
-    Mutant("R9 a crowd", "_has_lease", "taken < self.options.probe_concurrency", "True", "order", "probes"),
+    Mutant("R9 a crowd", "_has_lease", "taken < self.probes_max", "True", "order", "probes"),
     Mutant("R9 too many probes", "_has_lease", "self.ok + taken < self.options.success_threshold", "True",
            "order", "probes"),
     Mutant("R9 a probe has no lease", "admit", "self.leases.append(permit)", "pass", "recovery"),
@@ -269,6 +271,29 @@ MUTANTS = [
     Mutant("early: a caller is told to wait for the whole time", "refusal",
            "min(self.opens_until(), self.early_at)", "self.opens_until()",
            "checks_end_an_opening_early_only_where_they_may"),
+    Mutant("fleet: primed and not for one failure", "prime", "1 if why else self.options.failure_threshold",
+           "self.options.failure_threshold", "order", "fleet"),
+    Mutant("fleet: primed for ever", "prime", "1 if why else self.options.failure_threshold", "1", "order", "fleet"),
+    Mutant("fleet: looks as if it had a unit", "refuses",
+           "(self.phase is OPEN and now < self.opens_until()) or not self._has_lease()",
+           "now < self.opens_until() if self.phase is OPEN else not self._has_lease()", "look", "fleet"),
+    Mutant("fleet: an old failure is taken for a new one", "_why_trip",
+           "self.consecutive >= self.threshold and window.failures", "self.consecutive >= self.threshold",
+           "order", "fleet"),
+    Mutant("fleet: others open it", "prime", "self.happened.append(CircuitPrimed(self.name, why))",
+           "self.phase = OPEN", "primed", "fleet"),
+    Mutant("fleet: probes beside those of the fleet", "_has_lease", "taken < self.probes_max",
+           "taken < self.options.probe_concurrency", "order", "fleet"),
+    Mutant("fleet: others' success is not heard", "hear_of_success", "self.phase is not OPEN", "True", "order",
+           "fleet"),
+    Mutant("fleet: others' success shortens the server's word", "hear_of_success",
+           "self.open_for_s > self._guess_s", "False", "order", "hints"),
+    Mutant("fleet: a reset leaves it primed", "reset", 'self.prime("")', "pass",
+           "others_prime_a_breaker_and_a_reset_undoes_it"),
+    Mutant("fleet: priming is not told", "prime", "self.happened.append(CircuitPrimed(self.name, why))", "pass",
+           "others_prime_a_breaker_and_a_reset_undoes_it"),
+    Mutant("fleet: come back at once", "refusal", "0.0 if self.probes_max else UNIT_S", "0.0",
+           "without_a_unit_a_caller_is_told_to_come_back_after_the_next_beat"),
     Mutant("a transition is missing", "", "", "del TRANSITIONS[HALF_OPEN, Trigger.PROBES_SAID_NOTHING]", "table"),
     Mutant("a transition past the table", "_enter", "TRANSITIONS[self.phase, trigger]",
            "OPEN if self.phase is CLOSED and trigger is Trigger.TRIPPED"

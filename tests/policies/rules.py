@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, OverrideSet
+from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, CircuitPrimed, OverrideSet
 from koo.options import BreakerOptions
 from koo.policies.breaker import (
     CLOSED,
@@ -516,3 +516,44 @@ def events_tell_what_happened_in_order_and_leave_publishing_to_the_caller(module
         OverrideSet("claude", "disabled"),
         CircuitClosed("claude", by_operator=True),
     ]
+
+
+@rule
+def others_prime_a_breaker_and_a_reset_undoes_it(module: Any) -> None:
+    """One failure of its own opens it then, and says why that was enough."""
+    breaker = make(module)
+    breaker.prime("3 of 4 processes have it open")
+    breaker.prime("4 of 5 processes have it open")
+    assert breaker.phase is CLOSED
+    assert breaker.happened == [CircuitPrimed("claude", "3 of 4 processes have it open")]
+    breaker.happened = []
+    run_one(breaker, FAILURE, 0.0)
+    why = "1 failure in a row while 4 of 5 processes have it open"
+    assert breaker.phase is OPEN and breaker.reason == why
+    breaker.prime("4 of 4 processes have it open")
+    assert breaker.happened == [CircuitOpened("claude", why, 60.0)]
+    breaker.reset(1.0)
+    for _ in range(4):
+        run_one(breaker, FAILURE, 1.0)
+    assert breaker.phase is CLOSED and not breaker.primed
+
+
+@rule
+def a_failure_from_before_it_was_primed_opens_it_with_the_next_second_if_it_is_young(module: Any) -> None:
+    for age_s, phase in ((10.0, OPEN), (300.0, CLOSED)):
+        breaker = make(module)
+        run_one(breaker, FAILURE, 0.0)
+        breaker.prime("3 of 4 processes have it open")
+        assert breaker.phase is CLOSED
+        breaker.tick(age_s, no_jitter)
+        assert breaker.phase is phase
+
+
+@rule
+def without_a_unit_a_caller_is_told_to_come_back_after_the_next_beat(module: Any) -> None:
+    breaker = opened(module)
+    breaker.probes_max = 0
+    assert breaker.admit(60.0, no_jitter) is None and breaker.phase is HALF_OPEN
+    assert breaker.refusal(60.0) == ("recovery is being tested after 5 failures in a row", 1.0)
+    breaker.probes_max = 1
+    assert not breaker.refuses(60.0)

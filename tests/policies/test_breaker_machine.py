@@ -143,6 +143,22 @@ class Walk(RuleBasedStateMachine):
         self.breaker.end_early(self.now)
         self.model.answered()
 
+    @rule()
+    def a_probe_of_another_process_succeeds(self) -> None:
+        self.breaker.hear_of_success(self.now)
+        self.model.told()
+
+    @rule(is_primed=st.booleans())
+    def others_prime_it(self, is_primed: bool) -> None:
+        phase = self.breaker.phase
+        self.breaker.prime("3 of 4 have it open" if is_primed else "")
+        self.model.primed = is_primed
+        assert self.breaker.phase is phase, "never by others' word"
+
+    @rule(units=st.integers(0, 2))
+    def the_fleet_hands_out_units(self, units: int) -> None:
+        self.breaker.probes_max = self.model.probes_max = units
+
     @rule(override=st.sampled_from([*Override, Override.NONE, Override.NONE, Override.NONE]))
     def an_operator_decides(self, override: Override) -> None:
         self.breaker.set_override(override)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from koo.policies.fleet import Check, GuardKey, GuardLine, Heard, Leader, Leadership, Presence, Told
+from koo.policies.fleet import Check, GuardKey, GuardLine, Heard, Leader, Leadership, Presence, ProbeAsk, Told
 from koo.storage.base import NotLeading
 from koo.storage.memory import MemoryTransactions, make_tables
 from koo.storage.roll_call import FORGOTTEN_AFTER_MS, Fenced, SqlRollCall
@@ -72,6 +72,7 @@ class Fleet:
             return
         ms = int(seconds * 1000)
         self._place.sql(f"UPDATE koo_fleet SET seen_ms = seen_ms - {ms}, started_ms = started_ms - {ms}")
+        self._place.sql(f"UPDATE koo_fleet_probes SET until_ms = until_ms - {ms}")
         self._place.sql(f"UPDATE koo_leader SET until_ms = until_ms - {ms}")
 
 
@@ -227,9 +228,9 @@ def test_what_is_down_is_added_up_over_those_that_it_concerns(place: Place) -> N
             await process.beat(line(is_down=True), line(OPENAI))
         await processes[3].beat(line(calls=0))
         heard = await processes[4].beat(line(), line(OPENAI))
-        assert {key: tuple(one)[1:] for key, one in heard.opinions.items()} == {CLAUDE: (3, 4)}
+        assert {key: tuple(one)[1:3] for key, one in heard.opinions.items()} == {CLAUDE: (3, 4)}
         await processes[0].beat(line())
-        assert tuple((await processes[4].beat(gone=(CLAUDE,))).opinions[CLAUDE])[1:] == (2, 3)
+        assert tuple((await processes[4].beat(gone=(CLAUDE,))).opinions[CLAUDE])[1:3] == (2, 3)
         for process in processes[1:3]:
             await process.beat(line())
         assert (await processes[4].beat()).opinions == {}
@@ -243,7 +244,7 @@ def test_two_guards_that_share_only_their_name_are_two(place: Place) -> None:
         await one.beat(line(is_down=True))
         other = GuardKey("claude/m", "another address")
         heard = await two.beat(GuardLine(other, "open", True, 3.0, 1))
-        assert {key: tuple(one)[1:] for key, one in heard.opinions.items()} == {
+        assert {key: tuple(one)[1:3] for key, one in heard.opinions.items()} == {
             CLAUDE: (1, 1),
             other: (1, 1),
         }
@@ -251,6 +252,68 @@ def test_two_guards_that_share_only_their_name_are_two(place: Place) -> None:
         assert {(guard.key, guard.phase) for guard in guards} == {(CLAUDE, "open"), (other, "open")}
 
     on(place, work)
+
+
+def test_a_probe_that_succeeded_is_told_with_its_age(place: Place) -> None:
+    async def work(fleet: Fleet) -> None:
+        one, two = fleet.process(1), fleet.process(2)
+        await one.beat(line(is_down=True))
+        assert (await two.beat(line(is_down=True))).opinions[CLAUDE].proved_ago_s > 1e6
+        await one.beat(GuardLine(CLAUDE, "half_open", False, 0.0, 1, is_proved=True))
+        assert (await two.beat()).opinions[CLAUDE].proved_ago_s < 60
+        await one.beat(line())
+        assert (await two.beat()).opinions[CLAUDE].proved_ago_s < 60, "what was proved stays so"
+
+    on(place, work)
+
+
+def ask(units: int = 1, for_s: float = 5.0, *, is_kept: bool = False) -> ProbeAsk:
+    return ProbeAsk(CLAUDE, units, for_s, 1, is_kept)
+
+
+async def units(process: Process, one: ProbeAsk) -> int | None:
+    heard, _ = await process.roll.beat(replace(told(process.number), probes=(one,)))
+    return heard.units.get(CLAUDE)
+
+
+def test_a_unit_of_probes_is_one_processs_until_it_gives_it_back_or_is_not_heard(place: Place) -> None:
+    async def work(fleet: Fleet) -> None:
+        one, two, three = (fleet.process(number) for number in (1, 2, 3))
+        assert await units(one, ask()) == 1
+        assert await units(two, ask()) == 0
+        await fleet.let_pass(4.0)
+        assert await units(one, ask(is_kept=True)) is None
+        await fleet.let_pass(4.0)
+        assert await units(two, ask()) == 0
+        await units(one, ask(0))
+        assert await units(two, ask()) == 1
+        await fleet.let_pass(5.1)
+        assert await units(three, ask()) == 1
+        await three.roll.leave()
+        assert await units(two, ask()) == 1
+
+    on(place, work)
+
+
+def test_each_process_that_has_recovered_lets_two_more_probe(place: Place) -> None:
+    async def work(fleet: Fleet) -> None:
+        processes = [fleet.process(number) for number in range(7)]
+        for process in processes[:2]:
+            await process.beat(replace(line(), is_proved=True))
+        got = [await units(process, ask()) for process in processes[2:]]
+        assert got == [1, 1, 1, 1, 0]
+
+    on(place, work)
+
+
+def test_of_processes_that_ask_for_a_unit_at_the_same_moment_one_gets_it(shared: Place) -> None:
+    async def work(fleet: Fleet) -> None:
+        processes = [fleet.process(number) for number in range(6)]
+        await asyncio.gather(*(one.beat() for one in processes))
+        got = await asyncio.gather(*(units(one, ask()) for one in processes))
+        assert sorted(one or 0 for one in got) == [0, 0, 0, 0, 0, 1]
+
+    on(shared, work)
 
 
 def test_a_beat_brings_what_others_did_since_a_number(place: Place) -> None:

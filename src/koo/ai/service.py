@@ -92,6 +92,8 @@ class Service:
 
     _opened_before = 0
     """How often breakers opened of models that made room for others."""
+    on_new_guard: Callable[[Guard], None] | None = None
+    """Called with each guard that is made later than the service."""
 
     def __init__(
         self,
@@ -210,6 +212,8 @@ class Service:
             self.gates.watch_pace(guard.pacer)
         guard.cooldown = self._pauses.pop(model, guard.cooldown)
         self._guards[model] = guard
+        if self.on_new_guard is not None:
+            self.on_new_guard(guard)
         return guard
 
     def _spread_outage(self, met_by: Guard, in_row: bool) -> None:

@@ -15,22 +15,20 @@ from collections.abc import Callable, Iterable
 
 from koo.clock import Clock
 from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, Event, OverrideSet
+from koo.fleet.watched import Watched, release
 from koo.forks import forget_in_child
 from koo.guard import Guard
-from koo.policies.breaker import CLOSED
 from koo.policies.fleet import (
     LEASE_BEATS,
     Check,
     GuardKey,
-    GuardLine,
     Heard,
-    Lately,
     Leadership,
     Presence,
     Told,
     beat_s,
 )
-from koo.sharing import Sharing
+from koo.sharing import DATABASE, Sharing
 from koo.storage.base import Store, StoreUnavailable
 from koo.storage.signals import SINCE_MAX
 
@@ -38,45 +36,7 @@ log = logging.getLogger("koo")
 
 RUNG_S = 0.1
 """News do not wait for the next beat, but a storm of them is one beat."""
-CALLS_TOLD_S = 10.0
-"""How often only the number of calls is told anew; that a guard is called at all, or no longer, is told at once."""
-
 Guards = Callable[[], Iterable[tuple[GuardKey, Guard]]]
-
-
-class Watched:
-    """One guard, and what the store was told of it last."""
-
-    __slots__ = ("lately", "phase_at", "told", "told_at", "trips")
-
-    def __init__(self, guard: Guard, now: float) -> None:
-        self.lately = Lately(asked(guard), now)
-        self.told: GuardLine | None = None
-        self.told_at = self.phase_at = now
-        self.trips = guard.breaker.generation
-
-    def line(self, key: GuardKey, guard: Guard, now: float) -> GuardLine:
-        """How it is now."""
-        breaker = guard.breaker
-        if breaker.generation != self.trips:
-            self.trips, self.phase_at = breaker.generation, now
-        is_down = breaker.phase is not CLOSED and not breaker.ok
-        calls = self.lately.note(asked(guard), now)
-        return GuardLine(key, breaker.phase.value, is_down, now - self.phase_at, calls)
-
-    def is_news(self, line: GuardLine, now: float) -> bool:
-        """Must the store hear of it?"""
-        told = self.told
-        if told is None:
-            return line.is_called or line.phase != "closed"
-        if (told.phase, told.is_down, told.is_called) != (line.phase, line.is_down, line.is_called):
-            return True
-        return told.calls != line.calls and now - self.told_at >= CALLS_TOLD_S
-
-
-def asked(guard: Guard) -> int:
-    """How often callers wanted it, let through or not."""
-    return guard.breaker.given + sum(guard.tally.refused.values())
 
 
 class Checks:
@@ -198,10 +158,9 @@ class Fleet:
             self.ring()
 
     def _tell(self, now: float) -> tuple[Told, dict[GuardKey, Guard]]:
-        processes = 1 if self.heard is None else self.heard.processes
-        beat = beat_s(processes)
+        beat = beat_s(self._processes)
         guards = dict(self._guards())
-        lines, in_flight = [], 0
+        lines, probes, in_flight = [], [], 0
         for key, guard in guards.items():
             in_flight += guard.breaker.running
             watched = self._watched.get(key)
@@ -210,18 +169,29 @@ class Fleet:
             line = watched.line(key, guard, now)
             if watched.is_news(line, now):
                 lines.append(line)
-        gone = tuple(key for key in self._watched if key not in guards)
+            if self._shares_probes(key) and (ask := watched.ask(key, guard, beat, now)) is not None:
+                probes.append(ask)
+                watched.let_probe(guard, is_governed=True)
         told = Told(
             presence=self._presence(),
             in_flight=in_flight,
             beat_s=beat,
             lease_s=LEASE_BEATS * beat,
             anew=tuple(lines),
-            gone=gone,
+            gone=tuple(key for key in self._watched if key not in guards),
             checks=self.checks.untold if self.leads else (),
             checks_seen=self.checks.seen,
+            probes=tuple(probes),
         )
         return told, guards
+
+    @property
+    def _processes(self) -> int:
+        return 1 if self.heard is None else self.heard.processes
+
+    def _shares_probes(self, key: GuardKey) -> bool:
+        """A database's probes are each process's own: they cost it nothing, and an outage of it ends the sooner."""
+        return self._processes > 1 and key.name != DATABASE
 
     def _note_told(self, told: Told, heard: Heard, guards: dict[GuardKey, Guard], now: float) -> None:
         """What was told need not be told again; a store that did not know this process knew none of it before."""
@@ -229,10 +199,22 @@ class Fleet:
             for watched in self._watched.values():
                 watched.told = None
         for line in told.anew:
-            watched = self._watched[line.key]
-            watched.told, watched.told_at = line, now
+            self._watched[line.key].note_told(line, now)
         for key in told.gone:
             del self._watched[key]
+        for key, count in heard.units.items():
+            self._watched[key].unit.hear(count, guards[key].breaker.given, now)
+        for key, guard in guards.items():
+            watched = self._watched[key]
+            watched.heed(guard, heard.opinions.get(key), self._clock.monotonic())
+            watched.let_probe(guard, is_governed=self._shares_probes(key))
+
+    def meet(self, key: GuardKey, guard: Guard) -> None:
+        """A guard was made: what others say of it holds from its first call on."""
+        if self.heard is not None:
+            watched = self._watched[key] = Watched(guard, self._clock.monotonic())
+            watched.heed(guard, self.heard.opinions.get(key), self._clock.monotonic())
+            watched.let_probe(guard, is_governed=self._shares_probes(key))
 
     def note_check(self, check: Check) -> None:
         """An unbilled check was made here: as the leader, tell the others."""
@@ -243,12 +225,14 @@ class Fleet:
     def _lose(self) -> None:
         """The store is away: what others said is no longer known to hold."""
         self.heard = None
+        for _, guard in self._guards():
+            release(guard)
+        for watched in self._watched.values():
+            watched.unit.give_up()
 
     async def _until_due(self) -> None:
-        processes = 1 if self.heard is None else self.heard.processes
-        now = self._clock.monotonic()
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(max(0.0, self._beat_at + beat_s(processes) - now), self._wake.set)
+        due_s = self._beat_at + beat_s(self._processes) - self._clock.monotonic()
+        timer = asyncio.get_running_loop().call_later(max(0.0, due_s), self._wake.set)
         try:
             await self._wake.wait()
         finally:
@@ -272,9 +256,7 @@ class Fleet:
 
     async def leave(self) -> None:
         """This process closes: it is no longer on the roll, and leads nothing."""
-        self.leadership.resign()
-        self.heard = None
-        self._watched.clear()
+        self._forget()
         try:
             await self._store.roll_call.leave()
         except StoreUnavailable:
@@ -283,6 +265,9 @@ class Fleet:
     def forget_parent(self) -> None:
         """In a forked child, which is another process under another name."""
         self._loop, self._wake = None, asyncio.Event()
+        self._forget()
+
+    def _forget(self) -> None:
         self.leadership.resign()
-        self.heard = None
+        self._lose()
         self._watched.clear()

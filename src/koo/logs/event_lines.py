@@ -88,6 +88,10 @@ def _what_broke(reason: str, failure: Failure | None) -> str:
     return f"what broke: {failure.sentence}"
 
 
+def _primed(event: events.CircuitPrimed, since: Since) -> Told:
+    return Told("circuit primed", [event.told, "one failure of this process's own opens it"], event.told)
+
+
 def _half_opened(event: events.CircuitHalfOpened, since: Since) -> Told:
     began = since.find("circuit", event.source)
     said = ["one call at a time tests recovery, all others are refused", _open_since(began)]
@@ -321,6 +325,7 @@ def _given_up(event: events.DeliveryGivenUp, since: Since) -> Told:
 
 LINES: dict[type[Event], Callable[[Any, Since], Told]] = {
     events.CircuitOpened: _opened,
+    events.CircuitPrimed: _primed,
     events.CircuitHalfOpened: _half_opened,
     events.CircuitClosed: _closed,
     events.OverrideSet: _override,

@@ -63,6 +63,10 @@ class BreakerStatus(TypedDict):
     state: Annotated[BreakerWord, Doc("what it does with calls now")]
     override: Annotated[OverrideWord, Doc("what an operator set")]
     reason: Annotated[str, Doc("why it is not closed; empty if it is")]
+    primed: Annotated[
+        str,
+        Doc("so many other processes have it open that one failure opens it here; empty: it is not primed"),
+    ]
     last_error: Annotated[LastError | None, Doc("kept when it is well again; null: none yet")]
     consecutive_failures: int
     failure_threshold: Annotated[int, Doc("failures in a row that open it")]

@@ -21,14 +21,31 @@ Times are monotonic seconds handed in. `draw` gives a number in [0, 1), and is c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from enum import Enum
 
 from koo.errors import Failure, describe_s
-from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, Event, OverrideSet
+from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, CircuitPrimed, Event, OverrideSet
 from koo.options import NEVER, BreakerOptions
 from koo.policies.permit import OUTSIDE, Permit
+from koo.policies.phases import (
+    CLOSED,
+    DISABLED,
+    FORCED_OPEN,
+    HALF_OPEN,
+    METRICS_ONLY,
+    NONE,
+    OPEN,
+    TRANSITIONS,
+    Override,
+    Phase,
+    Trigger,
+)
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Verdict
 from koo.policies.window import Window
+
+__all__ = [
+    "CLOSED", "DISABLED", "FORCED_OPEN", "HALF_OPEN", "METRICS_ONLY", "NONE", "OPEN", "TRANSITIONS",
+    "Breaker", "Draw", "Override", "Phase", "Trigger",
+]  # fmt: skip
 
 Draw = Callable[[], float]
 
@@ -41,57 +58,11 @@ since one call at first is all that is let through then (rule R16)."""
 EARLY_S = 3.0
 """An opening that checks may end early lasts at least so long: what has just come up may fall again, and calls that
 were refused a moment ago need not be the first to find out. A restart takes about as long."""
+UNIT_S = 1.0
+"""When to come back where all probes of the fleet are other processes': with the next beat but one."""
 OPEN_JITTER = 0.2
 """An opening is lengthened by up to this share, so that all processes that one outage opened do not probe in the same
 second: with a fifth, a hundred of them spread over twelve of sixty seconds, and none waits much longer than asked."""
-
-
-class Phase(Enum):
-    """The only source of transitions."""
-
-    CLOSED = "closed"
-    OPEN = "open"
-    HALF_OPEN = "half_open"
-
-
-class Override(Enum):
-    """What an operator allows the breaker to do."""
-
-    NONE = "none"
-    FORCED_OPEN = "forced_open"
-    DISABLED = "disabled"
-    METRICS_ONLY = "metrics_only"
-
-
-class Trigger(Enum):
-    """What moves a breaker from phase to phase."""
-
-    TRIPPED = "too many failures in a row, or too large a share of failed or slow calls"
-    TIME_WAS_OVER = "the time to stay open is over"
-    ANSWERED = "a database answers its checks again"
-    PROBES_SUCCEEDED = "enough probes succeeded"
-    PROBE_FAILED = "a probe failed, or its lease ran out"
-    PROBES_SAID_NOTHING = "too many probes ended without a verdict"
-    STAYED_IDLE = "a check succeeded after a long time without calls"
-    RESET = "an operator reset it"
-
-
-CLOSED, OPEN, HALF_OPEN = Phase
-NONE, FORCED_OPEN, DISABLED, METRICS_ONLY = Override
-
-TRANSITIONS: dict[tuple[Phase, Trigger], Phase] = {
-    (CLOSED, Trigger.TRIPPED): OPEN,
-    (OPEN, Trigger.TIME_WAS_OVER): HALF_OPEN,
-    (OPEN, Trigger.ANSWERED): HALF_OPEN,
-    (HALF_OPEN, Trigger.PROBES_SUCCEEDED): CLOSED,
-    (HALF_OPEN, Trigger.PROBE_FAILED): OPEN,
-    (HALF_OPEN, Trigger.PROBES_SAID_NOTHING): OPEN,
-    (HALF_OPEN, Trigger.STAYED_IDLE): CLOSED,
-    (CLOSED, Trigger.RESET): CLOSED,
-    (OPEN, Trigger.RESET): CLOSED,
-    (HALF_OPEN, Trigger.RESET): CLOSED,
-}
-"""Every transition there is; `docs/states.md` is generated from it. A pair that is missing is a bug."""
 
 
 def in_a_row(failures: int) -> str:
@@ -112,7 +83,8 @@ class Breaker:
         "_by_failures", "_counted_serial", "_guess_s", "_idle_since", "_newest", "_older", "_probes", "_resting",
         "_serial", "cause", "closed_at", "closed_by", "consecutive", "early_at", "early_s", "generation", "happened",
         "inconclusive", "last_error", "lease_s", "leases", "name", "ok", "open_for_s", "opened_at", "options",
-        "override", "phase", "reason", "slow_s", "stale", "streak", "trips", "window",
+        "override", "phase", "primed", "probes_max", "reason", "slow_s", "stale", "streak", "threshold", "trips",
+        "window",
     )  # fmt: skip
 
     closed_at: float
@@ -127,6 +99,8 @@ class Breaker:
         self.slow_s = slow_s
         self.lease_s = options.lease_s
         self.early_s = NEVER
+        self.primed, self.threshold = "", options.failure_threshold
+        self.probes_max = options.probe_concurrency
         self.phase = CLOSED
         self.override = NONE
         self.generation = 0
@@ -152,7 +126,7 @@ class Breaker:
             return self.override is FORCED_OPEN
         if self.phase is CLOSED:
             return False
-        return now < self.opens_until() if self.phase is OPEN else not self._has_lease()
+        return (self.phase is OPEN and now < self.opens_until()) or not self._has_lease()
 
     def admit(self, now: float, draw: Draw) -> Permit | None:
         """A permit, or None: then `refusal` says why and when to come back."""
@@ -192,12 +166,14 @@ class Breaker:
         """Why it refuses, and in how many seconds to come back."""
         if self.override is FORCED_OPEN:
             return "an operator has forced the circuit open", self.options.recovery_s
+        # Without a unit of the fleet: another process probes, and a unit comes with a beat.
+        least_s = 0.0 if self.probes_max else UNIT_S
         if self.phase is OPEN:
             wait_s = min(self.opens_until(), self.early_at) - now
-            return f"the circuit is open after {self.reason}", max(0.0, wait_s)
+            return f"the circuit is open after {self.reason}", max(least_s, wait_s)
         ends = (self._resting.get(permit, permit.lease_ends_at) for permit in self.leases)
         ends_at = min(ends, default=now)
-        return f"recovery is being tested after {self.reason}", max(0.0, ends_at - now)
+        return f"recovery is being tested after {self.reason}", max(least_s, ends_at - now)
 
     def opens_until(self) -> float:
         """When an open breaker begins to test recovery, in monotonic seconds."""
@@ -284,8 +260,9 @@ class Breaker:
     def _why_trip(self, now: float) -> tuple[str, bool]:
         """Why it has to open, and whether failures are why; empty if it has not to."""
         options, window = self.options, self.window
-        if self.consecutive >= options.failure_threshold:
-            return in_a_row(self.consecutive), True
+        # A failure of long ago, after which nothing was asked, is no sign of what others see now.
+        if self.consecutive >= self.threshold and window.failures:
+            return in_a_row(self.consecutive) + (f" while {self.primed}" if self.primed else ""), True
         hung = self._hung(now)
         calls, slow = window.calls + hung, window.slow + hung
         if calls < options.calls_min:
@@ -349,7 +326,7 @@ class Breaker:
 
     def _has_lease(self) -> bool:
         taken = len(self.leases)
-        return taken < self.options.probe_concurrency and self.ok + taken < self.options.success_threshold
+        return taken < self.probes_max and self.ok + taken < self.options.success_threshold
 
     def renew(self, permit: Permit, now: float) -> None:
         """A stream's piece came, or its reader asks for the next one: the probe is alive."""
@@ -413,6 +390,19 @@ class Breaker:
             return False
         self._test_recovery(Trigger.ANSWERED, now)
         return True
+
+    def hear_of_success(self, now: float) -> bool:
+        """A probe of another process succeeded: test recovery now, but for the time that the server asked for."""
+        if self.phase is not OPEN or self.open_for_s > self._guess_s:
+            return False
+        self._test_recovery(Trigger.ANSWERED_ELSEWHERE, now)
+        return True
+
+    def prime(self, why: str) -> None:
+        """So many others have it open that one failure of its own opens it; empty: no longer."""
+        if why and not self.primed and self.phase is CLOSED:
+            self.happened.append(CircuitPrimed(self.name, why))
+        self.primed, self.threshold = why, 1 if why else self.options.failure_threshold
 
     def _test_recovery(self, trigger: Trigger, now: float) -> None:
         self._enter(trigger)
@@ -497,4 +487,5 @@ class Breaker:
     def reset(self, now: float) -> None:
         """An operator says that it is well: closed, without override, all memory of failures gone."""
         self.override, self.streak = NONE, 0
+        self.prime("")
         self._close(Trigger.RESET, now)

@@ -12,7 +12,7 @@ Times ending in `_ms` are the store's clock, in milliseconds since 1970; `now` i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 PhaseWord = Literal["closed", "open", "half_open"]
@@ -60,9 +60,10 @@ class GuardKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GuardLine:
-    """One guard in one process. `is_down`: it lets nothing through but probes, and none of them has succeeded.
+    """One guard in one process. `is_down`: it lets through probes at most, and none has succeeded, here or elsewhere.
 
     `calls`: of the last minute, those that were refused included. `ago_s`: for how long it has been in this phase.
+    `is_proved`: a probe has succeeded since the last beat.
     """
 
     key: GuardKey
@@ -70,6 +71,7 @@ class GuardLine:
     is_down: bool
     ago_s: float
     calls: int
+    is_proved: bool = False
 
     @property
     def is_called(self) -> bool:
@@ -92,12 +94,27 @@ class Check(NamedTuple):
 class Opinion(NamedTuple):
     """What the processes that are heard say of one guard: in how many it is down, of those that it matters to.
 
-    It matters to a process that has called it in the last minute, or in which it is not closed.
+    It matters to a process that has called it in the last minute, or in which it is not closed. `proved_ago_s`: how
+    long ago a probe of one of them succeeded.
     """
 
     key: GuardKey
     down: int
     concerned: int
+    proved_ago_s: float
+
+
+class ProbeAsk(NamedTuple):
+    """Units of probes (`probing.py`): asked for, or kept, for so long; none are given back.
+
+    `concurrency`: how many there are in the whole fleet.
+    """
+
+    key: GuardKey
+    units: int
+    for_s: float
+    concurrency: int
+    is_kept: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +132,7 @@ class Told:
     gone: tuple[GuardKey, ...] = ()
     checks: tuple[Check, ...] = ()
     checks_seen: int = 0
+    probes: tuple[ProbeAsk, ...] = ()
 
 
 class Leader(NamedTuple):
@@ -129,7 +147,7 @@ class Heard:
     """What a beat brings down. `process`: the name under which this process spoke.
 
     `is_new`: the store did not know it before, so it has to tell all its guards. `leader`: None where the last one's
-    time is over and no other has begun.
+    time is over and no other has begun. `units`: of probes that were asked for, so many were granted.
     """
 
     process: str
@@ -139,6 +157,7 @@ class Heard:
     opinions: Mapping[GuardKey, Opinion]
     checks: tuple[Check, ...] = ()
     checks_seen: int | None = None
+    units: Mapping[GuardKey, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

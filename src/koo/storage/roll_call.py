@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from koo.policies.fleet import (
@@ -27,6 +28,7 @@ from koo.policies.fleet import (
     Told,
 )
 from koo.storage.base import NotLeading, Signal
+from koo.storage.probe_units import FORGET_OF, FORGET_OLD, hand_out
 from koo.storage.signals import since_in
 from koo.storage.transaction import Row, T, Transaction, Transactions, as_rows, picked
 
@@ -45,19 +47,21 @@ SAY = """INSERT INTO koo_fleet (process, ledger, host, worker, pid, version, lab
 # In a table of its own: with the row it would be written again with each beat.
 CONFIGURE = """INSERT INTO koo_fleet_configurations (process, digests) VALUES (:process, :configuration)
     ON CONFLICT (process) DO NOTHING"""
-LINE = picked(("guard", "place", "phase"), ("is_down", "ago_ms", "calls"))
-SAY_GUARDS = f"""INSERT INTO koo_fleet_guards (process, guard, place, phase, is_down, since_ms, calls)
+LINE = picked(("guard", "place", "phase"), ("is_down", "ago_ms", "calls", "is_proved"))
+SAY_GUARDS = f"""INSERT INTO koo_fleet_guards (process, guard, place, phase, is_down, since_ms, calls, proved_ms)
     SELECT :process, {LINE["guard"]}, {LINE["place"]}, {LINE["phase"]}, {LINE["is_down"]},
-      {{clock_ms}} - {LINE["ago_ms"]}, {LINE["calls"]} FROM ({{rows}}) r WHERE true
+      {{clock_ms}} - {LINE["ago_ms"]}, {LINE["calls"]},
+      {LINE["is_proved"]} * {{clock_ms}} FROM ({{rows}}) r WHERE true
     ON CONFLICT (process, guard, place) DO UPDATE SET phase = excluded.phase, is_down = excluded.is_down,
-      since_ms = excluded.since_ms, calls = excluded.calls"""
+      since_ms = excluded.since_ms, calls = excluded.calls,
+      proved_ms = CASE WHEN excluded.proved_ms > 0 THEN excluded.proved_ms ELSE koo_fleet_guards.proved_ms END"""
 DROP_GUARD = "DELETE FROM koo_fleet_guards WHERE process = :process AND guard = :guard AND place = :place"
 LEAD = f"""UPDATE koo_leader SET epoch = CASE WHEN process = :process THEN epoch ELSE epoch + 1 END,
       process = :process, until_ms = {{clock_ms}} + :lease_ms
     WHERE role = 'fleet' AND (process = :process OR NOT ({LEADS}))"""
 FLEET = f"""SELECT (SELECT count(*) FROM koo_fleet f WHERE {LIVES}), process, epoch, CASE WHEN {LEADS} THEN 1 ELSE 0 END
     FROM koo_leader WHERE role = 'fleet'"""
-OPINIONS = f"""SELECT g.guard, g.place, sum(g.is_down), count(*)
+OPINIONS = f"""SELECT g.guard, g.place, sum(g.is_down), count(*), {{clock_ms}} - max(g.proved_ms)
     FROM koo_fleet_guards g JOIN koo_fleet f ON f.process = g.process
     WHERE (g.calls > 0 OR g.phase <> 'closed') AND {LIVES}
     GROUP BY g.guard, g.place HAVING sum(g.is_down) > 0"""
@@ -71,6 +75,7 @@ SAY_CHECKS = f"""INSERT INTO koo_fleet_checks (service, place, kind, reason, at_
 CHECKS = """SELECT service, place, kind, reason, {clock_ms} - at_ms, number FROM koo_fleet_checks
     WHERE number > :checks_seen ORDER BY number, service, place"""
 LEAVE = (
+    FORGET_OF,
     "DELETE FROM koo_fleet_configurations WHERE process = :process",
     "DELETE FROM koo_fleet_guards WHERE process = :process",
     "DELETE FROM koo_fleet WHERE process = :process",
@@ -78,6 +83,7 @@ LEAVE = (
 )
 OLD = f"SELECT process FROM koo_fleet WHERE seen_ms < {{clock_ms}} - {FORGOTTEN_AFTER_MS}"
 FORGET = (
+    FORGET_OLD,
     f"DELETE FROM koo_fleet_checks WHERE at_ms < {{clock_ms}} - {FORGOTTEN_AFTER_MS}",
     f"DELETE FROM koo_fleet_configurations WHERE process IN ({OLD})",
     f"DELETE FROM koo_fleet_guards WHERE process IN ({OLD})",
@@ -118,7 +124,8 @@ class SqlRollCall:
         is_new = beats()[0][0] == 1
         if is_new:
             tx.run(CONFIGURE, values)
-        return _heard(process, is_new, fleet()[0], opinions(), checks()), signals()
+        heard = _heard(process, is_new, fleet()[0], opinions(), checks())
+        return replace(heard, units=hand_out(tx, told, values)), signals()
 
     async def leave(self) -> None:
         """This process ends: it is no longer on the roll, and another may lead at once."""
@@ -199,7 +206,14 @@ class Fenced:
 def _say_guards(tx: Transaction, told: Told, values: dict[str, Any]) -> None:
     if told.anew:
         rows = [
-            (*line.key, line.phase, int(line.is_down), int(line.ago_s * 1000), line.calls)
+            (
+                *line.key,
+                line.phase,
+                int(line.is_down),
+                int(line.ago_s * 1000),
+                line.calls,
+                int(line.is_proved),
+            )
             for line in told.anew
         ]
         tx.run(SAY_GUARDS, {**values, **as_rows(rows)})
@@ -215,7 +229,10 @@ def _say_checks(tx: Transaction, told: Told, values: dict[str, Any]) -> None:
 
 
 def _heard(process: str, is_new: bool, fleet: Row, opinions: list[Row], checks: list[Row]) -> Heard:
-    found = [Opinion(GuardKey(guard, place), int(down), all_) for guard, place, down, all_ in opinions]
+    found = [
+        Opinion(GuardKey(guard, place), int(down), concerned, ago_ms / 1000)
+        for guard, place, down, concerned, ago_ms in opinions
+    ]
     return Heard(
         process=process,
         is_new=is_new,

@@ -19,7 +19,8 @@ while others wait; it refuses a store that has more steps than it knows. A step 
   `message` are sent together.
 * `koo_fleet`: the last word of each process about itself; `koo_fleet_guards`: about its guards;
   `koo_fleet_configurations`: digests of its options (JSON). `koo_fleet_checks`: what the leader's last unbilled check
-  of each service found. `koo_leader`: which process leads, in which epoch, and until when (`policies/fleet.py`).
+  of each service found; `koo_fleet_probes`: units of probes (`policies/probing.py`). `koo_leader`: which process leads,
+  in which epoch, and until when (`policies/fleet.py`).
 
 Money is in pico-dollars, times are milliseconds since 1970, days are days since then.
 """
@@ -164,6 +165,12 @@ STEPS: tuple[tuple[str, ...], ...] = (
              name TEXT NOT NULL, process TEXT NOT NULL, serial BIGINT NOT NULL, number BIGINT NOT NULL,
              until_ms BIGINT NOT NULL, granted BIGINT NOT NULL, used BIGINT NOT NULL, undone BIGINT NOT NULL,
              back BIGINT NOT NULL, lapsed BIGINT NOT NULL, PRIMARY KEY (name, process))""",
+    ),
+    (
+        "ALTER TABLE koo_fleet_guards ADD COLUMN proved_ms BIGINT NOT NULL DEFAULT 0",
+        """CREATE TABLE koo_fleet_probes (
+             guard TEXT NOT NULL, place TEXT NOT NULL, process TEXT NOT NULL, units BIGINT NOT NULL,
+             until_ms BIGINT NOT NULL, PRIMARY KEY (guard, place, process))""",
     ),
 )
 

@@ -21,11 +21,12 @@
  *
  * @typedef {{
  *   name: string, state: "closed" | "open" | "half_open" | "forced_open" | "disabled",
- *   override: "none" | "forced_open" | "disabled" | "metrics_only", reason: string, last_error: LastError | null,
- *   consecutive_failures: number, failure_threshold: number, success_threshold: number, recovery_timeout: number,
- *   window: WindowCounts, opened_at: string | null, next_attempt: string | null, times_opened: number,
- *   stale_results: number, running: number, failure_count: number, success_count: number,
- *   last_failure: string | null, last_success: string | null, neutral_count: number, refused_count: number,
+ *   override: "none" | "forced_open" | "disabled" | "metrics_only", reason: string, primed: string,
+ *   last_error: LastError | null, consecutive_failures: number, failure_threshold: number,
+ *   success_threshold: number, recovery_timeout: number, window: WindowCounts, opened_at: string | null,
+ *   next_attempt: string | null, times_opened: number, stale_results: number, running: number,
+ *   failure_count: number, success_count: number, last_failure: string | null, last_success: string | null,
+ *   neutral_count: number, refused_count: number,
  * }} DatabaseBreaker
  *
  * @typedef {{
@@ -91,11 +92,11 @@
  *
  * @typedef {{
  *   name: string, state: "closed" | "open" | "half_open" | "forced_open" | "disabled",
- *   override: "none" | "forced_open" | "disabled" | "metrics_only", reason: string, last_error: LastError | null,
- *   consecutive_failures: number, failure_threshold: number, success_threshold: number, recovery_timeout: number,
- *   window: WindowCounts, opened_at: string | null, next_attempt: string | null, times_opened: number,
- *   stale_results: number, running: number, key_refused: string, key_checked_at: string | null,
- *   pause: Pause | null,
+ *   override: "none" | "forced_open" | "disabled" | "metrics_only", reason: string, primed: string,
+ *   last_error: LastError | null, consecutive_failures: number, failure_threshold: number,
+ *   success_threshold: number, recovery_timeout: number, window: WindowCounts, opened_at: string | null,
+ *   next_attempt: string | null, times_opened: number, stale_results: number, running: number, key_refused: string,
+ *   key_checked_at: string | null, pause: Pause | null,
  * }} ModelStatus
  *
  * @typedef {{
