@@ -100,7 +100,7 @@ def _memory(course: Course, child: Child) -> str:
     slope = slope_mib(course.pauses, child.what)
     return (
         f"- {child.what}: {slope:+.2f} MiB a minute after the warm-up; at most {lines_a_minute(child.lines)} log lines"
-        f" in a minute, {len(child.lines):,} in all, without the audit's"
+        f" in a minute, {len(child.lines):,} in all, without the audit's and those of requests"
     )
 
 
