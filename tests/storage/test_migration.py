@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 
@@ -50,3 +51,77 @@ def test_processes_that_upgrade_at_the_same_moment_wait_for_one_another(shared: 
             await store.close()
 
     asyncio.run(main())
+
+
+# ── two versions at once ──────────────────────────────────────────────────────────────────────────────────────────
+
+BEFORE_GROWTH = tuple(step for step in schema.STEPS if not isinstance(step, schema.Growth))
+ADDS = re.compile(
+    r"CREATE (TABLE|INDEX|UNIQUE INDEX) |INSERT INTO |ALTER TABLE \w+ ADD COLUMN \w+ (.* DEFAULT .*|\w+$)"
+)
+
+
+def test_a_koo_that_starts_again_takes_a_store_to_which_a_newer_one_has_only_added(
+    shared: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a rolling upgrade a pod of the old version that is restarted, or connects anew, must not be refused."""
+
+    async def main() -> None:
+        newer = shared.sql_store()
+        await newer.open()
+        with monkeypatch.context() as old:
+            old.setattr(schema, "STEPS", BEFORE_GROWTH)
+            older = shared.sql_store()
+            know(older)
+            await older.open()
+            await hold(older, "0.10")
+            assert older.trouble is None
+            await older.close()
+        shared.sql("INSERT INTO koo_growth (number) VALUES (99)")  # and this one is older than another
+        again = shared.sql_store()
+        await again.open()
+        assert again.trouble is None
+        await again.close()
+        await newer.close()
+
+    asyncio.run(main())
+
+
+def test_an_older_store_grows_while_its_processes_go_on(
+    shared: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        with monkeypatch.context() as old:
+            old.setattr(schema, "STEPS", BEFORE_GROWTH)
+            older = shared.sql_store()
+            know(older)
+            await older.open()
+        newer = shared.sql_store()
+        await newer.open()
+        await hold(older, "0.10")
+        assert (older.trouble, newer.trouble) == (None, None)
+        await older.close()
+        await newer.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("step", schema.STEPS[len(BEFORE_GROWTH) :])
+def test_a_step_that_only_adds_is_growth_and_growth_only_adds(step: tuple[str, ...]) -> None:
+    """Else a koo of the release before would be refused, or find its columns gone."""
+    assert isinstance(step, schema.Growth) == all(ADDS.match(statement) for statement in step)
+
+
+@pytest.mark.parametrize(
+    ("statement", "adds"),
+    [
+        ("ALTER TABLE koo_x ADD COLUMN y BIGINT NOT NULL DEFAULT 0", True),
+        ("ALTER TABLE koo_x ADD COLUMN y TEXT", True),
+        ("ALTER TABLE koo_x ADD COLUMN y TEXT NOT NULL", False),
+        ("ALTER TABLE koo_x RENAME TO koo_y", False),
+        ("DROP TABLE koo_x", False),
+        ("UPDATE koo_x SET y = 1", False),
+    ],
+)
+def test_what_an_older_koo_would_notice_is_no_growth(statement: str, adds: bool) -> None:
+    assert bool(ADDS.match(statement)) == adds

@@ -1,7 +1,13 @@
 """The tables of the state store, and how an older store becomes a newer one.
 
-`koo_schema` holds one row: how many steps of `STEPS` were taken. A process takes the missing steps in one transaction,
-while others wait; it refuses a store that has more steps than it knows. A step that was published never changes.
+A process takes the steps of `STEPS` that the store lacks in one transaction, while others wait. A step that was
+published never changes. There are two kinds, because in a rolling upgrade processes of two versions use one store:
+
+* `Growth` only adds: tables, columns with a default, indexes. A koo that does not know it works beside it, and one that
+  is restarted still takes the store. `koo_growth` has a row for each that was taken.
+* Any other step changes what an older koo uses. `koo_schema` holds one row: how many of them were taken. A process
+  refuses a store that has more of them than it knows. So a table or column that is not used any more is dropped one
+  release later than the code that used it.
 
 * `koo_treasuries`: one row for each budget and period (`policies/treasury.py`). `limit_amount` -1 is no limit.
 * `koo_purses`: what one process was granted, sent back, spent, and spent without a grant, by budget and period; those
@@ -27,8 +33,17 @@ Money is in pico-dollars, times are milliseconds since 1970, days are days since
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from koo.storage.base import StoreUnavailable
 from koo.storage.transaction import Transaction
+
+
+class Growth(tuple[str, ...]):
+    """A step that only adds."""
+
+    __slots__ = ()
+
 
 STEPS: tuple[tuple[str, ...], ...] = (
     (
@@ -139,32 +154,36 @@ STEPS: tuple[tuple[str, ...], ...] = (
                   AND (o.started_ms < b.started_ms OR (o.started_ms = b.started_ms AND o.process < b.process))))""",
         "DROP TABLE koo_episodes_before",
     ),
-    (
-        """CREATE TABLE koo_fleet (
+    Growth(
+        (
+            """CREATE TABLE koo_fleet (
              process TEXT NOT NULL PRIMARY KEY, ledger TEXT NOT NULL, host TEXT NOT NULL, worker TEXT NOT NULL,
              pid BIGINT NOT NULL, version TEXT NOT NULL, label TEXT NOT NULL, started_ms BIGINT NOT NULL,
              seen_ms BIGINT NOT NULL, beat_ms BIGINT NOT NULL, beats BIGINT NOT NULL,
              in_flight BIGINT NOT NULL)""",
-        "CREATE TABLE koo_fleet_configurations (process TEXT NOT NULL PRIMARY KEY, digests TEXT NOT NULL)",
-        """CREATE TABLE koo_fleet_guards (
+            "CREATE TABLE koo_fleet_configurations (process TEXT NOT NULL PRIMARY KEY, digests TEXT NOT NULL)",
+            """CREATE TABLE koo_fleet_guards (
              process TEXT NOT NULL, guard TEXT NOT NULL, place TEXT NOT NULL, phase TEXT NOT NULL,
              is_down BIGINT NOT NULL, since_ms BIGINT NOT NULL, calls BIGINT NOT NULL,
              PRIMARY KEY (process, guard, place))""",
-        """CREATE TABLE koo_fleet_checks (
+            """CREATE TABLE koo_fleet_checks (
              service TEXT NOT NULL, place TEXT NOT NULL, kind TEXT NOT NULL, reason TEXT NOT NULL,
              at_ms BIGINT NOT NULL, number BIGINT NOT NULL, PRIMARY KEY (service, place))""",
-        """CREATE TABLE koo_leader (
+            """CREATE TABLE koo_leader (
              role TEXT NOT NULL PRIMARY KEY, process TEXT NOT NULL, epoch BIGINT NOT NULL, until_ms BIGINT NOT NULL)""",
-        "INSERT INTO koo_leader (role, process, epoch, until_ms) VALUES ('fleet', '', 0, 0)",
+            "INSERT INTO koo_leader (role, process, epoch, until_ms) VALUES ('fleet', '', 0, 0)",
+        )
     ),
-    (
-        """CREATE TABLE koo_limits (
+    Growth(
+        (
+            """CREATE TABLE koo_limits (
              name TEXT NOT NULL PRIMARY KEY, occupied TEXT NOT NULL, limit_amount BIGINT NOT NULL,
              limit_at_ms BIGINT NOT NULL, serial BIGINT NOT NULL, frozen_until_ms BIGINT NOT NULL)""",
-        """CREATE TABLE koo_leases (
+            """CREATE TABLE koo_leases (
              name TEXT NOT NULL, process TEXT NOT NULL, serial BIGINT NOT NULL, number BIGINT NOT NULL,
              until_ms BIGINT NOT NULL, granted BIGINT NOT NULL, used BIGINT NOT NULL, undone BIGINT NOT NULL,
              back BIGINT NOT NULL, lapsed BIGINT NOT NULL, PRIMARY KEY (name, process))""",
+        )
     ),
     (
         "ALTER TABLE koo_fleet_guards ADD COLUMN proved_ms BIGINT NOT NULL DEFAULT 0",
@@ -174,38 +193,68 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ),
 )
 
-_EXISTS = {
-    "sqlite": "SELECT count(*) FROM sqlite_master WHERE name = 'koo_schema'",
+_TABLES = {
+    "sqlite": "SELECT name FROM sqlite_master WHERE name IN ('koo_schema', 'koo_growth')",
     # Not to_regclass(): what it remembers of a table that was not there outlives the wait for whoever makes it.
-    "postgresql": "SELECT count(*) FROM pg_class WHERE relname = 'koo_schema' AND pg_table_is_visible(oid)",
+    "postgresql": """SELECT relname FROM pg_class
+        WHERE relname IN ('koo_schema', 'koo_growth') AND pg_table_is_visible(oid)""",
 }
 
 
 def is_current(tx: Transaction) -> bool:
     """Has the store all steps? Raises `StoreUnavailable` if a newer koo wrote it."""
-    return _steps_taken(tx) == len(STEPS)
+    return next(_missing(tx), None) is None
 
 
 def prepare(tx: Transaction) -> None:
     """Take the missing steps. Raises `StoreUnavailable` if a newer koo wrote the store."""
     tx.rows("{latecomers_wait}")
-    taken = _steps_taken(tx)
-    if taken == 0:
-        tx.run("CREATE TABLE koo_schema (steps INTEGER NOT NULL)")
-        tx.run("INSERT INTO koo_schema (steps) VALUES (0)")
-    for step in STEPS[taken:]:
+    for table, first in _FIRST.items():
+        if table not in _tables(tx):
+            for statement in first:
+                tx.run(statement)
+    for number, step in list(_missing(tx)):
         for statement in step:
             tx.run(statement)
-    tx.run("UPDATE koo_schema SET steps = :steps", {"steps": len(STEPS)})
+        if isinstance(step, Growth):
+            tx.run("INSERT INTO koo_growth (number) VALUES (:number)", {"number": number})
+        else:
+            tx.run("UPDATE koo_schema SET steps = steps + 1")
 
 
-def _steps_taken(tx: Transaction) -> int:
-    if not tx.rows(_EXISTS[tx.dialect])[0][0]:
-        return 0
-    taken = int(tx.rows("SELECT steps FROM koo_schema")[0][0])
-    if taken > len(STEPS):
+_FIRST = {
+    "koo_schema": (
+        "CREATE TABLE koo_schema (steps INTEGER NOT NULL)",
+        "INSERT INTO koo_schema (steps) VALUES (0)",
+    ),
+    "koo_growth": ("CREATE TABLE koo_growth (number INTEGER NOT NULL PRIMARY KEY)",),
+}
+
+
+def _tables(tx: Transaction) -> set[str]:
+    return {name for (name,) in tx.rows(_TABLES[tx.dialect])}
+
+
+def _missing(tx: Transaction) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """The steps that the store lacks, each with its number. Raises `StoreUnavailable` if a newer koo wrote it."""
+    tables = _tables(tx)
+    taken = int(tx.rows("SELECT steps FROM koo_schema")[0][0]) if "koo_schema" in tables else 0
+    grown = (
+        {number for (number,) in tx.rows("SELECT number FROM koo_growth")}
+        if "koo_growth" in tables
+        else set()
+    )
+    known = sum(not isinstance(step, Growth) for step in STEPS)
+    if taken > known:
         raise StoreUnavailable(
-            f"the state store was written by a newer koo (schema {taken}, this one knows {len(STEPS)}): upgrade koo, "
+            f"the state store was written by a newer koo (schema {taken}, this one knows {known}): upgrade koo, "
             "or set KOO_STATE_URL to another store"
         )
-    return taken
+    for number, step in enumerate(STEPS):
+        if isinstance(step, Growth):
+            if number not in grown:
+                yield number, step
+        elif taken:
+            taken -= 1
+        else:
+            yield number, step
