@@ -9,6 +9,7 @@ import pytest
 
 from koo.storage import schema
 from koo.storage.store import SqlStore
+from koo.storage.transaction import Transaction
 from tests.storage.support import CLAUDE, Place, Refused, hold, know, numbers, pico, seen, usd
 
 
@@ -90,17 +91,19 @@ def test_a_koo_that_starts_again_takes_a_store_to_which_a_newer_one_has_only_add
 def test_an_older_store_grows_while_its_processes_go_on(
     shared: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def count(tx: Transaction) -> int:
+        return len(tx.rows("SELECT budget FROM koo_treasuries"))
+
     async def main() -> None:
+        older, newer = SqlStore(shared.url), shared.sql_store()
         with monkeypatch.context() as old:
             old.setattr(schema, "STEPS", BEFORE_GROWTH)
-            older = shared.sql_store()
-            know(older)
-            await older.open()
-        newer = shared.sql_store()
+            assert await older.executor.run(count) == 0
+        know(newer)
         await newer.open()
-        await hold(older, "0.10")
-        assert (older.trouble, newer.trouble) == (None, None)
-        await older.close()
+        await hold(newer, "0.10")
+        assert await older.executor.run(count) > 0
+        await older.executor.stop()
         await newer.close()
 
     asyncio.run(main())
