@@ -185,11 +185,13 @@ STEPS: tuple[tuple[str, ...], ...] = (
              back BIGINT NOT NULL, lapsed BIGINT NOT NULL, PRIMARY KEY (name, process))""",
         )
     ),
-    (
-        "ALTER TABLE koo_fleet_guards ADD COLUMN proved_ms BIGINT NOT NULL DEFAULT 0",
-        """CREATE TABLE koo_fleet_probes (
+    Growth(
+        (
+            "ALTER TABLE koo_fleet_guards ADD COLUMN proved_ms BIGINT NOT NULL DEFAULT 0",
+            """CREATE TABLE koo_fleet_probes (
              guard TEXT NOT NULL, place TEXT NOT NULL, process TEXT NOT NULL, units BIGINT NOT NULL,
              until_ms BIGINT NOT NULL, PRIMARY KEY (guard, place, process))""",
+        )
     ),
 )
 
