@@ -43,8 +43,10 @@ DRIVERS: tuple[Driver, ...] = ("psycopg", "asyncpg")
 EACH = 10_000
 """Transfers of each driver, and of SQLite."""
 KEYS = 100
-FAULT_EVERY = 250
-CLERK_DIES_AFTER = 400
+FAULTS = 5
+"""In a run: one after each fifth of its transfers."""
+CLERKS = 3
+"""In a run: each but the last is killed when it has made a third of the transfers."""
 HEAD = [
     "| database | driver | way | what happens beside the cuts | transfers | COMMITs cut (before, at, after, held)"
     " | clerks killed | unknown | took | result |",
@@ -102,20 +104,24 @@ class Bank:
                 *command, *map(str, left), cwd=ROOT, stdout=asyncio.subprocess.PIPE
             )
             assert clerk.stdout is not None
-            before, was_killed = len(self.said), False
+            before, may_end = len(self.said), False
             try:
                 while line := await clerk.stdout.readline():
                     word, number = line.split()
+                    if word == b"over":
+                        may_end = True
+                        continue
                     self.said[int(number)] = word.decode()
                     if dies_after is not None and len(self.said) - before == dies_after:
                         clerk.kill()
-                        was_killed = True
+                        may_end = True
                         self.kills += 1
             finally:
                 if clerk.returncode is None:
                     with contextlib.suppress(ProcessLookupError):
                         clerk.kill()
-            if await clerk.wait() != 0 and not was_killed:
+            await clerk.wait()
+            if not may_end:
                 raise ProofFailed("a clerk ended by itself: its last words are above")
 
     async def faults(self, *, may_lose: bool = False) -> list[str]:
@@ -152,19 +158,23 @@ async def on_postgres(server: PostgresServer, run: Run) -> tuple[Bank, Ground, l
         try:
             async with asyncio.TaskGroup() as tasks:
                 # What began is done to its end: a thread that starts a server cannot be called back.
-                tasks.create_task(trouble(ground, run.trouble, FAULT_EVERY))
-                await bank.work(CLERK_DIES_AFTER if run.mode == "key" and run.trouble != "none" else None)
+                tasks.create_task(trouble(ground, run.trouble, run.transfers // FAULTS))
+                dies = run.mode == "key" and run.trouble != "none"
+                await bank.work(run.transfers // CLERKS if dies else None)
                 ground.is_over = True
-            return bank, ground, await bank.faults(may_lose=run.trouble == "lagging standby")
+            faults = await bank.faults(may_lose=run.trouble == "lagging standby")
+            if ground.counts["lagging standbys promoted"] and not bank.lost:
+                faults.append("the standby did not lag")
+            return bank, ground, faults
         finally:
             await ground.close()
 
 
-async def on_sqlite(folder: Path, seed: int, transfers: int, dies_after: int) -> tuple[Bank, list[str]]:
+async def on_sqlite(folder: Path, seed: int, transfers: int) -> tuple[Bank, list[str]]:
     url = f"sqlite:///{folder}/bank.db"
     bank = Bank(lambda: url, url, "key", seed, transfers)
     await bank.open()
-    await bank.work(dies_after)
+    await bank.work(transfers // CLERKS)
     return bank, await bank.faults()
 
 
@@ -195,7 +205,7 @@ async def prove(each: int, note: Callable[[str], None]) -> None:
         note(_row(cells, bank, cuts, faults, began, holds=run.mode != "naive"))
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        bank, faults = await on_sqlite(Path(folder), 300, each, CLERK_DIES_AFTER)
+        bank, faults = await on_sqlite(Path(folder), 300, each)
         note(_row(["SQLite", "aiosqlite", "key", "nothing"], bank, "", faults, began))
 
 

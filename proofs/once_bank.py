@@ -1,6 +1,6 @@
 """A clerk of the bank in `proofs.once`: a process that makes transfers, and says on stdout what became of each.
 
-`python -m proofs.once_bank URL MODE SEED NUMBER…`; a line is `done NUMBER` or `unknown NUMBER`. MODE is "key" (each
+`python -m proofs.once_bank URL MODE SEED NUMBER…`; a line is `done NUMBER` or `unknown NUMBER`, the last one `over 0`. MODE is "key" (each
 has an idempotency key), "marker" (`DB_EXACTLY_ONCE=marker` and no key), or "naive" (the control: a lost COMMIT
 is repeated).
 """
@@ -12,7 +12,7 @@ import random
 import sys
 
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from koo.database.database import Database
@@ -20,7 +20,7 @@ from koo.errors import CommitOutcomeUnknown, DatabaseError
 from koo.options import BreakerOptions, DatabaseOptions, RetryOptions
 
 ACCOUNTS = 200
-AT_ONCE = 24
+AT_ONCE = 16
 TAKE = text("UPDATE accounts SET cents = cents - :cents WHERE id = :payer")
 GIVE = text("UPDATE accounts SET cents = cents + :cents WHERE id = :payee")
 NOTE = text("INSERT INTO transfers (number) VALUES (:number)")
@@ -50,7 +50,7 @@ async def clerk(database: Database, mode: str, seed: int, waiting: list[int]) ->
                 word = "done"
             except CommitOutcomeUnknown:
                 word = "unknown" if mode == "marker" else None
-            except (DatabaseError, DBAPIError):
+            except (DatabaseError, SQLAlchemyError, OSError):
                 await asyncio.sleep(0.05)  # it was not done: what may have been is a CommitOutcomeUnknown
         print(word, number, flush=True)
 
@@ -63,7 +63,7 @@ async def work(url: str, mode: str, seed: int, numbers: list[int]) -> None:
         breaker=BreakerOptions(recovery_s=0.2, open_s_max=0.2),
         retry=RetryOptions(attempts_max=4, base_s=0.02, cap_s=0.2),
         # A COMMIT that is held costs the scope's whole time.
-        scope_timeout_s=2.0,
+        scope_timeout_s=3.0,
         cleanup_timeout_s=0.5,
         pool_timeout_s=2.0,
         resolve_timeout_s=30.0,
@@ -71,6 +71,7 @@ async def work(url: str, mode: str, seed: int, numbers: list[int]) -> None:
     database = Database(options)
     await asyncio.gather(*(clerk(database, mode, seed, numbers) for _ in range(AT_ONCE)))
     await database.close()
+    print("over 0", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def test_each_transfer_is_done_once_however_its_commit_is_lost(
 
 
 def test_on_sqlite_clerks_that_are_killed_are_started_again_with_the_same_keys(tmp_path: Path) -> None:
-    bank, faults = asyncio.run(on_sqlite(tmp_path, 7, 150, dies_after=60))
+    bank, faults = asyncio.run(on_sqlite(tmp_path, 7, 150))
     assert (bank.kills > 0, faults) == (True, [])
 
 

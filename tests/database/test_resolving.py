@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import product
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from koo.options import BreakerOptions
 from koo.testing.polling import until
 from koo.testing.proxy import CommitCut, FaultProxy
 from tests.database.conftest import Place
-from tests.database.support import ONE, assert_free, notes, run
+from tests.database.support import ONE, assert_free, checked_out, notes, run
 from tests.database.test_cancellation import cancelled_at
 from tests.database.test_exactly_once import BURNED, KEYS, count, in_thread, insert, marked
 
@@ -76,6 +77,29 @@ def test_a_caller_may_be_cancelled_at_every_wait_of_resolving(pg: Place, inside:
                         break
                     step += 1
                 assert step > WAITS_LEAST
+
+    run(main)
+
+
+def test_the_place_in_the_pool_and_the_permit_are_back_while_it_is_asked(pg: Place) -> None:
+    """Else the callers of a pool would all wait for a question that waits for one of its places."""
+
+    async def main() -> None:
+        async with marked(pg, pool_size=1, max_overflow=0) as (database, proxy):
+
+            async def write() -> None:
+                async with database.session_scope() as session:
+                    await insert(session)
+                    proxy.cut_commit("after")
+                    proxy.refuses()
+
+            writing = asyncio.create_task(write())
+            await until(lambda: proxy.cuts == 1)
+            await until(lambda: database.pool_queue.used == 0)
+            assert not writing.done() and checked_out(database) == 0
+            proxy.accepts()
+            await writing
+            assert await notes(database) == [1]
 
     run(main)
 

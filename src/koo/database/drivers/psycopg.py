@@ -220,7 +220,7 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
     async def commit_after(self, statement: str) -> None:
         """`statement` and COMMIT in one message, and without a cursor, which would cost as much as the statement."""
         async with self.lock:
-            await self.wait(self._commit_after(f"{statement}; COMMIT".encode()))
+            await self.wait(self._commit_after(f"{statement}; COMMIT".encode(self.pgconn._encoding)))
 
     def _commit_after(self, query: bytes) -> Generator[Any, Any, None]:
         self._check_connection_ok()
