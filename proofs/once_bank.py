@@ -1,8 +1,8 @@
 """A clerk of the bank in `proofs.once`: a process that makes transfers, and says on stdout what became of each.
 
-`python -m proofs.once_bank URL MODE SEED NUMBER…`; a line is `done NUMBER` or `unknown NUMBER`, the last one `over 0`. MODE is "key" (each
-has an idempotency key), "marker" (`DB_EXACTLY_ONCE=marker` and no key), or "naive" (the control: a lost COMMIT
-is repeated).
+`python -m proofs.once_bank URL MODE SEED NUMBER…`; a line is `done NUMBER` or `unknown NUMBER`, the last one `over 0`.
+MODE is "key" (each has an idempotency key), "marker" (`DB_EXACTLY_ONCE=marker` and no key), or "naive" (the control: a
+lost COMMIT is repeated).
 """
 
 from __future__ import annotations
