@@ -65,7 +65,7 @@ ROWS: list[set[str]] = [
     {"configuration"},
     {"settings"},
     {"alert_acts", "sharing", "spending"},
-    {"fleet"},
+    {"fleet", "history"},
     {"composition"},
     {"upkeep"},
     {"residence"},

@@ -42,9 +42,11 @@ from koo.fleet.beats import Fleet
 from koo.fleet.digests import digests_of
 from koo.fleet.places import place_of, place_of_database, presence_of
 from koo.guard import Guard
+from koo.history import History
 from koo.http.client import HttpClient
 from koo.logs.calls import CallLog
 from koo.logs.event_log import EventLog
+from koo.monitoring.history import SERVICE, counted, counted_database
 from koo.monitoring.overview import digest_of_home, services_view, system_view
 from koo.monitoring.own_shapes import KooHealth, StoreHealth
 from koo.monitoring.shapes import Alert, Budget, DatabaseHealth, ServiceHealth, ServicesHealth, SystemHealth
@@ -52,6 +54,7 @@ from koo.monitoring.snapshot import own_budget_view, service_view, unknown_servi
 from koo.options import PlatformOptions
 from koo.policies.fleet import GuardKey, Presence
 from koo.policies.money import from_pico
+from koo.policies.samples import Span
 from koo.policies.treasury import Reply
 from koo.sharing import DATABASE, Sharing
 from koo.spending import SpendReports
@@ -102,9 +105,8 @@ class Parts:
         self.sharing = Sharing(
             self.store, clock, lambda: self.services, self._follow_database_reset, self._key_of
         )
-        events.listen(self.sharing.on_event)
         self.fleet = Fleet(self.store, clock, self.sharing, self._guards, self._presence_of())
-        events.listen(self.fleet.on_event)
+        self.history = History(self.store, clock, version=self._version)
         self.spending = SpendReports(self.store, clock, self.own_budgets)
         self.outbox = Outbox(
             options.alerts,
@@ -126,7 +128,8 @@ class Parts:
         self.own_watch = OwnWatch(_folders(options.home, store.file))
         self.checked: set[str] = set()  # Services whose last unbilled check passed.
         self.store_news = StoreNews(clock)
-        events.listen(self.store_news.on_event)
+        for part in (self.sharing, self.fleet, self.history, self.store_news):
+            events.listen(part.on_event)
         self.database_in_use: Database | None = None
         self._opened_at = self._store_back_at = 0.0
         self._priced: bool | None = None  # False: no service needs prices
@@ -135,6 +138,10 @@ class Parts:
         """Says what this process tells the others of itself."""
         label, configuration = self.options.version_label, json.dumps(digests_of(self.options))
         return lambda: presence_of(self.store.ledger.process, label, configuration)
+
+    def _version(self) -> str:
+        """What is deployed."""
+        return self.options.version_label or f"koo {self._presence_of()().version}"
 
     def _assemble(self) -> dict[str, AIService]:
         """The services of the options, each with its budget."""
@@ -272,6 +279,17 @@ class Parts:
         found = find(database, services, self.own_budgets(), koo)
         channels = find_in_channels(self.outbox.statuses(), self.clock.wall())
         return self.store_news.add_to([*found, *channels])
+
+    def counted(self, looks: Looks) -> Span:
+        """What the guards of each component have counted, for the history."""
+        span = {
+            f"{SERVICE}{name}": counted(service.tallies, looks.services[name]["state"])
+            for name, service in self.services.items()
+            if service.configured and name in looks.services
+        }
+        if looks.database is not None and self.database_in_use is not None:
+            span[DATABASE] = counted_database(self.database_in_use.guard.tally, looks.database)
+        return span
 
     def what_holds(self) -> tuple[list[Finding], Looks]:
         """What is wrong now, and what this process knows by now; without I/O."""
@@ -427,6 +445,7 @@ class Parts:
                 self.sharing.flush,
                 self.fleet.leave,
                 self._keep_counts,
+                self._finish_history,
                 self.store.close,
             )
         )
@@ -443,6 +462,10 @@ class Parts:
     async def _keep_counts(self) -> None:
         for service in self.services.values():
             self.budgets.keep_count(service)
+
+    async def _finish_history(self) -> None:
+        with suppress(StoreUnavailable):
+            await self.history.finish()
 
     async def _release_alerts(self) -> None:
         with suppress(StoreUnavailable):

@@ -38,6 +38,7 @@ from koo.errors import ConfigurationError, ExternalServiceError
 from koo.events import EventBus
 from koo.forks import forget_in_child
 from koo.hidden import UNSHOWN
+from koo.history import HistoryReports
 from koo.monitoring.notice_shapes import AlertDeliveries, AlertTests
 from koo.monitoring.shapes import (
     Alert,
@@ -371,6 +372,11 @@ class Platform:
     def alerts(self) -> AlertActs:
         """What may be done about alerts: acknowledge, silence, and read those that were."""
         return AlertActs(self.parts.alerts, self.parts.store, self._clock, self._at_home)
+
+    @property
+    def history(self) -> HistoryReports:
+        """How everything was in the last 30 days: `await platform.history.report(range_s=3600)`."""
+        return HistoryReports(self.parts.history, self._at_home)
 
     async def _at_home(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         home = await self._residence.enter()

@@ -104,7 +104,14 @@ class KeepTime(BackgroundTask):
 
     async def _watch(self) -> None:
         """Look at everything once, and let alerts begin and end."""
-        await self.parts.alerts.look(*self.parts.what_holds())
+        findings, looks = self.parts.what_holds()
+        history = self.parts.history
+        if history.is_due:
+            history.take(self.parts.counted(looks))
+        await self.parts.alerts.look(findings, looks)
+        if history.has_news:
+            with suppress(StoreUnavailable):
+                await history.write()
 
     async def _sweep(self) -> None:
         """Note what forecasts are made of; and as the leader forget what is old, for all processes."""
@@ -125,7 +132,9 @@ class KeepTime(BackgroundTask):
         """Once an hour, and on with the next sweep where there was more than a little."""
         now = self.parts.clock.monotonic()
         if now >= self._prune_at:
-            more = await store.past.prune(utc_day(self.parts.clock.wall()) - self.parts.options.ledger_days)
+            wall = self.parts.clock.wall()
+            more = await store.past.prune(utc_day(wall) - self.parts.options.ledger_days)
+            more |= await store.history.prune(wall)
             self._prune_at = now if more else now + PRUNE_EVERY_S
 
 

@@ -27,6 +27,8 @@ published never changes. There are two kinds, because in a rolling upgrade proce
   `koo_fleet_configurations`: digests of its options (JSON). `koo_fleet_checks`: what the leader's last unbilled check
   of each service found; `koo_fleet_probes`: units of probes (`policies/probing.py`). `koo_leader`: which process leads,
   in which epoch, and until when (`policies/fleet.py`).
+* `koo_history`: how the components of a process were in a minute or five (JSON, `storage/history.py`). `koo_marks`:
+  what happened at a moment.
 
 Money is in pico-dollars, times are milliseconds since 1970, days are days since then.
 """
@@ -191,6 +193,17 @@ STEPS: tuple[tuple[str, ...], ...] = (
             """CREATE TABLE koo_fleet_probes (
              guard TEXT NOT NULL, place TEXT NOT NULL, process TEXT NOT NULL, units BIGINT NOT NULL,
              until_ms BIGINT NOT NULL, PRIMARY KEY (guard, place, process))""",
+        )
+    ),
+    Growth(
+        (
+            """CREATE TABLE koo_history (
+             step_s BIGINT NOT NULL, at_s BIGINT NOT NULL, process TEXT NOT NULL, data TEXT NOT NULL,
+             PRIMARY KEY (step_s, at_s, process))""",
+            """CREATE TABLE koo_marks (
+             at_ms BIGINT NOT NULL, process TEXT NOT NULL, kind TEXT NOT NULL, component TEXT NOT NULL,
+             text TEXT NOT NULL)""",
+            "CREATE INDEX koo_marks_at ON koo_marks (at_ms)",
         )
     ),
 )

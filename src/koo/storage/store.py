@@ -17,6 +17,7 @@ from koo.storage.entries import Entries
 from koo.storage.episodes import SqlEpisodes
 from koo.storage.exchanges import SqlExchange
 from koo.storage.executor import Executor
+from koo.storage.history import SqlHistory
 from koo.storage.ledger import Ledger
 from koo.storage.notices import SqlNotices
 from koo.storage.past import Past
@@ -64,6 +65,7 @@ class SqlStore:
         self.entries = Entries(self.executor)
         self.unsettled = SqlUnsettled(self.executor)
         self.past = Past(self.executor)
+        self.history = SqlHistory(self.executor)
         self.signals = SqlSignals(self.executor)
         self.episodes = SqlEpisodes(self.executor)
         self.silences = SqlSilences(self.executor)
@@ -129,6 +131,7 @@ class LedStore:
 
     def __init__(self, transactions: Fenced) -> None:
         self.past = Past(transactions)
+        self.history = SqlHistory(transactions)
         self.episodes = SqlEpisodes(transactions)
         self.silences = SqlSilences(transactions)
         self.notices = SqlNotices(transactions)

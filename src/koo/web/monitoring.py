@@ -18,6 +18,7 @@ from koo.web.alerts import add_alerts
 from koo.web.audit import KEPT, audit_of
 from koo.web.database_acts import add_database_acts
 from koo.web.door import door_of
+from koo.web.history import add_history
 from koo.web.links import linked
 from koo.web.notices import add_notices
 from koo.web.routing import JsonView, described, make_router
@@ -35,6 +36,7 @@ def monitoring_router(platform: Platform, *, protect: bool = True, hosts: Iterab
     _add_overview(router, platform)
     add_notices(router, platform)
     add_alerts(router, platform)
+    add_history(router, platform)
     _add_database(router, platform)
     add_database_acts(router, platform)
     _add_services(router, platform)

@@ -1,0 +1,349 @@
+"""How it was: samples of every component, for the charts and for the question what changed before it broke.
+
+Each five seconds one sample of each component is taken from counters that guards keep anyway, so a call pays nothing
+for its past. The last hour stays in memory. Each minute the process writes that minute, and the five minutes so far,
+into the state store, where the rows of all processes are read together: minutes for two days, five minutes for thirty.
+While the store is away an hour of minutes waits. A process that is killed loses the minute that it had not written.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import NamedTuple, TypeVar
+
+from koo.alert_acts import AtHome
+from koo.clock import Clock, iso
+from koo.episodes import Episode
+from koo.errors import InvalidRequest, Kind
+from koo.events import (
+    CircuitClosed,
+    CircuitOpened,
+    DatabaseDraining,
+    DatabasePaused,
+    DatabaseResumed,
+    DatabaseRotated,
+    Event,
+    KeyBlocked,
+    OverrideSet,
+)
+from koo.monitoring import history_shapes as shapes
+from koo.monitoring.guards import now_iso
+from koo.monitoring.history import SERVICE, series_of
+from koo.options import DAY_S
+from koo.policies.samples import Sample, Span, extend
+from koo.storage.base import Mark, Spans, Store, StoreUnavailable
+
+T = TypeVar("T")
+
+SAMPLE_S = 5
+MINUTE_S, FIVE_MINUTES_S, HOUR_S = 60, 300, 3600
+STEPS_S = (MINUTE_S, FIVE_MINUTES_S)
+POINTS_MAX = 720
+"""More than a chart has pixels for; an hour of samples is just so many."""
+MINUTES_S_MAX = int(2 * DAY_S)
+RANGE_S_MAX = int(30 * DAY_S)
+MARKS_MAX = 200
+COMPONENTS_MAX = 200
+"""Of a platform with more guards the first by name have a past in memory."""
+UNWRITTEN_MAX = 2 * 60
+DEPLOY = "deploy"
+KOO = "koo"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is asked for: from one wall time to another, in steps; of these components, or of all (None)."""
+
+    since_s: int
+    until_s: int
+    every_s: int
+    stored_s: int
+    """The step of the rows in the store; 0: from memory."""
+    components: frozenset[str] | None = None
+
+
+class Unwritten(NamedTuple):
+    """A span that the store has not taken yet."""
+
+    step_s: int
+    at_s: int
+    span: Span
+
+
+class History:
+    """The past of one process's components, and of all processes on its store. `version` says what is deployed."""
+
+    def __init__(self, store: Store, clock: Clock, *, version: Callable[[], str]) -> None:
+        self._store = store
+        self._clock = clock
+        self._version = version
+        self._recent: deque[tuple[int, Span]] = deque(maxlen=HOUR_S // SAMPLE_S)
+        self._counted: Span = {}
+        self._open: dict[int, tuple[int, Span]] = {}  # the span of each step that is being filled
+        self._unwritten: deque[Unwritten] = deque(maxlen=UNWRITTEN_MAX)
+        self._marks: deque[Mark] = deque(maxlen=MARKS_MAX)
+        self._is_announced = False
+        self._due_at = clock.monotonic()
+
+    # ── taking ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next sample's time has come."""
+        return self._clock.monotonic() >= self._due_at
+
+    def take(self, counted: Mapping[str, Sample]) -> None:
+        """Take a sample of everything: what was counted since the last one."""
+        self._due_at = self._clock.monotonic() + SAMPLE_S
+        # The span that ends now; so a minute has what happened in it.
+        now_s = (int(self._clock.wall()) // SAMPLE_S - 1) * SAMPLE_S
+        span: Span = {}
+        for component in sorted(counted)[:COMPONENTS_MAX]:
+            one = counted[component]
+            # Of a component that is new the whole life is its first sample: it began since the last one.
+            span[component] = one.since(self._counted.get(component, Sample()))
+        self._counted = dict(counted)
+        self._recent.append((now_s, span))
+        for step_s in STEPS_S:
+            self._fill(step_s, now_s, span)
+
+    def _fill(self, step_s: int, now_s: int, span: Span) -> None:
+        begin = now_s - now_s % step_s
+        at, filled = self._open.get(step_s, (begin, {}))
+        if at != begin:
+            self._unwritten.append(Unwritten(step_s, at, filled))
+            if step_s == MINUTE_S and FIVE_MINUTES_S in self._open:
+                # Written each minute, and so each time over its like: a kill costs a minute and not five.
+                self._unwritten.append(Unwritten(FIVE_MINUTES_S, *self._open[FIVE_MINUTES_S]))
+            filled = {}
+        extend(filled, span)
+        self._open[step_s] = (begin, filled)
+
+    def on_event(self, event: Event) -> None:
+        """Remember what people will look for in a chart."""
+        mark = _mark_of(event, self._clock.wall())
+        if mark is not None:
+            self._marks.append(mark)
+
+    # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def has_news(self) -> bool:
+        """Whether something waits to be written."""
+        return bool(self._unwritten or self._marks)
+
+    async def write(self) -> None:
+        """Write what waits. Raises `StoreUnavailable`; then it waits on."""
+        if not self._is_announced:
+            await self._store.history.mark_change(Mark(self._clock.wall(), DEPLOY, KOO, self._version()))
+            self._is_announced = True
+        await _hand_over(self._unwritten, self._store.history.write)
+        await _hand_over(self._marks, self._store.history.mark)
+
+    async def finish(self) -> None:
+        """This process ends: write what it has of the spans that run. Raises `StoreUnavailable`."""
+        for step_s, (at_s, span) in self._open.items():
+            self._unwritten.append(Unwritten(step_s, at_s, span))
+        self._open = {}
+        await self.write()
+
+    # ── telling ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def report(
+        self,
+        seconds: int | None,
+        since: float | None,
+        until: float | None,
+        components: Sequence[str],
+        all_processes: bool,
+    ) -> shapes.History:
+        """How it was, see `Platform.history`."""
+        ask = self._ask(seconds, since, until, all_processes)
+        if components:
+            ask = replace(ask, components=frozenset(components))
+        trouble, spent, marks = "", None, self._own_marks(ask)
+        spans = self._remembered(ask) if not ask.stored_s else {}
+        try:
+            if ask.stored_s:
+                spans = await self._store.history.read(ask.stored_s, ask.since_s, ask.until_s, ask.every_s)
+            spent = await self._store.history.spent(ask.since_s, ask.until_s, ask.every_s)
+            marks = await self._all_marks(ask)
+        except StoreUnavailable as error:
+            trouble = f"the state store is away: {error}"
+        return self._view(ask, spans, spent, marks, trouble)
+
+    def _ask(self, seconds: int | None, since: float | None, until: float | None, all_processes: bool) -> Ask:
+        now = self._clock.wall()
+        if seconds is not None and (since is not None or until is not None):
+            raise _mistake("choose a range, or since and until")
+        until = now + 1 if until is None else until  # with what happens now
+        first = until - (seconds or HOUR_S) if since is None else since
+        if not first < until:
+            raise _mistake("since must be before until")
+        if until - first > RANGE_S_MAX:
+            raise _mistake("the longest range is 30 days")
+        stored_s = _stored_step(first, until, now, all_processes)
+        base_s = stored_s or SAMPLE_S
+        every_s = -(-int(until - first) // (POINTS_MAX * base_s)) * base_s
+        begin = int(first) - int(first) % every_s
+        return Ask(begin, _round_up(until, every_s), every_s, stored_s)
+
+    def _remembered(self, ask: Ask) -> Spans:
+        spans: Spans = {}
+        for at_s, span in self._recent:
+            if ask.since_s <= at_s < ask.until_s:
+                extend(spans.setdefault(at_s - at_s % ask.every_s, {}), span)
+        return spans
+
+    def _own_marks(self, ask: Ask) -> list[Mark]:
+        return [mark for mark in self._marks if ask.since_s <= mark.at < ask.until_s]
+
+    async def _all_marks(self, ask: Ask) -> list[Mark]:
+        await self.write()
+        stored = await self._store.history.marks(ask.since_s, ask.until_s, limit=MARKS_MAX)
+        episodes = await self._store.episodes.history(ask.since_s, ask.until_s, limit=MARKS_MAX)
+        alerts = [mark for episode in episodes for mark in _marks_of(episode)]
+        inside = (mark for mark in (*stored, *alerts) if ask.since_s <= mark.at < ask.until_s)
+        return sorted(inside, key=lambda mark: mark.at)[-MARKS_MAX:]
+
+    def _view(
+        self,
+        ask: Ask,
+        spans: Spans,
+        spent: Mapping[tuple[str, int], int] | None,
+        marks: Sequence[Mark],
+        trouble: str,
+    ) -> shapes.History:
+        begins = range(ask.since_s, ask.until_s, ask.every_s)
+        names = {name for span in spans.values() for name in span}
+        if ask.components is not None:
+            names &= ask.components
+        return {
+            "since": iso(ask.since_s),
+            "until": iso(ask.until_s),
+            "step_s": ask.every_s,
+            "scope": "all processes" if ask.stored_s else "this process",
+            "series": {
+                name: series_of(
+                    name,
+                    [spans[at].get(name) if at in spans else None for at in begins],
+                    _spent_by(name, spent),
+                    begins,
+                )
+                for name in sorted(names)
+            },
+            "marks": [
+                {"at": iso(mark.at), "kind": mark.kind, "component": mark.component, "text": mark.text}
+                for mark in marks
+                if ask.components is None or mark.component in ask.components or mark.component == KOO
+            ],
+            "trouble": trouble,
+            "timestamp": now_iso(self._clock),
+        }
+
+
+async def _hand_over(waiting: deque[T], write: Callable[[Sequence[T]], Awaitable[None]]) -> None:
+    """Write what waits. It leaves the queue only when it is written, unless it was pushed out meanwhile."""
+    while waiting:
+        several = tuple(waiting)
+        await write(several)
+        for one in several:
+            if waiting and waiting[0] is one:
+                waiting.popleft()
+
+
+class HistoryReports:
+    """The past of one platform, from any event loop."""
+
+    def __init__(self, history: History, at_home: AtHome) -> None:
+        self._history = history
+        self._at_home = at_home
+
+    async def report(
+        self,
+        *,
+        range_s: int | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        components: Sequence[str] = (),
+        all_processes: bool = False,
+    ) -> shapes.History:
+        """How it was in the last `range_s` seconds (an hour without any), or from `since` to `until`.
+
+        At most 720 spans of at most 30 days, of `components` or all of them. The last hour is this process's own unless
+        `all_processes` is set. While the state store is away, `trouble` says so and its part is missing. Raises
+        `InvalidRequest`.
+        """
+        first, last = _seconds(since), _seconds(until)
+        return await self._at_home(
+            lambda: self._history.report(range_s, first, last, components, all_processes)
+        )
+
+
+def _seconds(at: datetime | None) -> float | None:
+    if at is None:
+        return None
+    if at.tzinfo is None:
+        raise _mistake("a time needs a zone: 2026-11-29T03:00:00Z")
+    return at.timestamp()
+
+
+def _mistake(sentence: str) -> InvalidRequest:
+    return InvalidRequest("history", sentence, kind=Kind.INVALID_REQUEST)
+
+
+def _stored_step(since: float, until: float, now: float, all_processes: bool) -> int:
+    """Which rows a range is made of: those in memory, minutes, or five minutes."""
+    if since >= now - HOUR_S - SAMPLE_S and not all_processes:
+        return 0
+    return MINUTE_S if since >= now - MINUTES_S_MAX and until - since <= MINUTES_S_MAX else FIVE_MINUTES_S
+
+
+def _round_up(value: float, step: int) -> int:
+    return -int(-value // step) * step
+
+
+def _spent_by(name: str, spent: Mapping[tuple[str, int], int] | None) -> Mapping[int, int] | None:
+    if spent is None:
+        return None
+    service = name.removeprefix(SERVICE)
+    return {at: amount for (of, at), amount in spent.items() if of == service}
+
+
+def _mark_of(event: Event, now: float) -> Mark | None:
+    if isinstance(event, CircuitOpened):
+        return Mark(now, "circuit", _component(event.source), f"opened: {event.reason}")
+    if isinstance(event, CircuitClosed):
+        by = "closed by an operator" if event.by_operator else "closed"
+        return Mark(now, "act" if event.by_operator else "circuit", _component(event.source), by)
+    if isinstance(event, OverrideSet):
+        return Mark(now, "act", _component(event.source), f"override: {event.override}")
+    if isinstance(event, KeyBlocked):
+        return Mark(now, "circuit", _component(event.source), "the key was refused")
+    for kind, text in _ACTS.items():
+        if isinstance(event, kind):
+            return Mark(now, "act", _component(event.source), text)
+    return None
+
+
+_ACTS: Mapping[type[Event], str] = {
+    DatabasePaused: "paused",
+    DatabaseDraining: "draining",
+    DatabaseResumed: "resumed",
+    DatabaseRotated: "rotated",
+}
+
+
+def _component(source: str) -> str:
+    name = source.partition("/")[0]
+    return name if name == "database" else SERVICE + name
+
+
+def _marks_of(episode: Episode) -> list[Mark]:
+    began = Mark(episode.started_at, "alert", episode.component, episode.message)
+    if episode.ended_at is None:
+        return [began]
+    return [began, Mark(episode.ended_at, "alert", episode.component, f"ended: {episode.message}")]

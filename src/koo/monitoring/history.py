@@ -1,0 +1,66 @@
+"""The history as it is seen: samples of services and of the database, and the series that are made of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from koo.monitoring.guards import money, total_of
+from koo.monitoring.history_shapes import Series
+from koo.monitoring.shapes import DatabaseHealth
+from koo.policies.money import from_pico
+from koo.policies.samples import Sample
+from koo.policies.tally import Tally
+from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED
+
+SERVICE = "ai:"
+
+
+def counted(tallies: Sequence[Tally], state: str) -> Sample:
+    """What guards have counted in the process's life, and how the component is now."""
+    total = total_of(tallies)
+    verdicts = total.verdicts
+    return Sample(
+        state,
+        successes=verdicts[SUCCESS],
+        failures=verdicts[FAILURE],
+        throttled=verdicts[THROTTLED],
+        neutral=verdicts[NEUTRAL],
+        refused=sum(count for tally in tallies for count in tally.refused.values()),
+        retries=sum(tally.retries for tally in tallies),
+        slow=total.slow,
+        latency={cell: count for cell, count in enumerate(total.latency) if count},
+    )
+
+
+def counted_database(tally: Tally, health: DatabaseHealth) -> Sample:
+    """The same of the database, with its pool."""
+    sample, pool = counted([tally], health["state"]), health["pool_status"]
+    sample.used, sample.waiting = pool["active_connections"], pool["waiting"]
+    sample.places = pool["max_connections"]
+    return sample
+
+
+def series_of(
+    component: str,
+    samples: Sequence[Sample | None],
+    spent: Mapping[int, int] | None,
+    begins: Sequence[int],
+) -> Series:
+    """One component's samples as lists. `spent`: pico-dollars by beginning; None: not known."""
+    view: Series = {
+        "calls": [None if one is None else one.calls for one in samples],
+        "failed": [None if one is None else one.failures + one.throttled for one in samples],
+        "throttled": [None if one is None else one.throttled for one in samples],
+        "refused": [None if one is None else one.refused for one in samples],
+        "slow": [None if one is None else one.slow for one in samples],
+        "p50": [None if one is None else one.percentile_s(0.50) for one in samples],
+        "p95": [None if one is None else one.percentile_s(0.95) for one in samples],
+        "state": [None if one is None else one.state or None for one in samples],
+    }
+    if component.startswith(SERVICE):
+        view["spent"] = [None if spent is None else money(from_pico(spent.get(at, 0))) for at in begins]
+    else:
+        view["used"] = [None if one is None else one.used for one in samples]
+        view["waiting"] = [None if one is None else one.waiting for one in samples]
+        view["places"] = [None if one is None else one.places for one in samples]
+    return view

@@ -1,0 +1,195 @@
+"""The past in the store: a row for each minute and each five minutes of a process, with all its components.
+
+A process writes its own rows, so no two write the same one. Minutes are kept for two days and five minutes for thirty;
+an hour after its end a span's rows of several processes become one, or a hundred processes would fill the disk with a
+month of it. Spending is not written here: the ledger's entries have it, exactly.
+
+Marks are what happened at a moment: a breaker opened, an operator acted, another version was deployed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+
+from koo.options import DAY_S
+from koo.policies.samples import Sample, Span, extend, unite
+from koo.storage.base import Mark, Spans
+from koo.storage.transaction import Row, Transaction, Transactions
+
+log = logging.getLogger("koo")
+
+MINUTE_S = 60
+FIVE_MINUTES_S = 300
+STEPS_S = (MINUTE_S, FIVE_MINUTES_S)
+KEPT_S = {MINUTE_S: int(2 * DAY_S), FIVE_MINUTES_S: int(30 * DAY_S)}
+MERGED_AFTER_S = 3600
+MERGED_AT_ONCE = 200
+MARKS_MAX = 5000
+TOGETHER_S = 5.0
+"""The processes of a fleet that open a breaker or follow a deploy within so long say one thing."""
+ALL = ""
+"""In place of a process: all those that there were."""
+
+WRITE = """INSERT INTO koo_history (step_s, at_s, process, data) VALUES (:step_s, :at_s, :process, :data)
+    ON CONFLICT (step_s, at_s, process) DO UPDATE SET data = excluded.data"""
+READ = """SELECT at_s, data FROM koo_history
+    WHERE step_s = :step_s AND at_s >= :since_s AND at_s < :until_s ORDER BY at_s, process"""
+SEVERAL = """SELECT step_s, at_s FROM koo_history WHERE at_s < :before_s
+    GROUP BY step_s, at_s HAVING count(*) > 1 LIMIT :limit"""
+TAKE = "DELETE FROM koo_history WHERE step_s = :step_s AND at_s = :at_s RETURNING data"
+PRUNE = "DELETE FROM koo_history WHERE step_s = :step_s AND at_s < :before_s"
+# Added up in two parts, for the reason that `entries.py` has.
+SPENT = """SELECT service, at_ms / 1000 / :step_s AS span,
+      sum(amount / 1000000), sum(amount - amount / 1000000 * 1000000) FROM koo_entries
+    WHERE day >= :first_day AND day <= :last_day AND at_ms >= :since_ms AND at_ms < :until_ms
+    GROUP BY service, span"""
+MARKED = """SELECT at_ms, kind, component, text FROM koo_marks
+    WHERE at_ms >= :since_ms AND at_ms < :until_ms ORDER BY at_ms DESC LIMIT :limit"""
+MARK = """INSERT INTO koo_marks (at_ms, process, kind, component, text)
+    VALUES (:at_ms, :process, :kind, :component, :text)"""
+LAST_MARK = """SELECT text FROM koo_marks WHERE kind = :kind AND component = :component
+    ORDER BY at_ms DESC LIMIT 1"""
+PRUNE_MARKS = """DELETE FROM koo_marks WHERE at_ms < :before_ms
+    OR at_ms < (SELECT at_ms FROM koo_marks ORDER BY at_ms DESC LIMIT 1 OFFSET :most)"""
+
+
+class SqlHistory:
+    """The past of all processes on one store. Each method raises `StoreUnavailable`."""
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+
+    async def write(self, spans: Iterable[tuple[int, int, Span]]) -> None:
+        """Write spans of this process: seconds, beginning in wall seconds, samples. A later one replaces its like."""
+        packed = [{"step_s": step_s, "at_s": at_s, "data": _packed(span)} for step_s, at_s, span in spans]
+
+        def work(tx: Transaction) -> None:
+            # Asked for here: a process has its name when its store is open.
+            tx.run(WRITE, [{**row, "process": self._transactions.process} for row in packed])
+
+        if packed:
+            await self._transactions.run(work)
+
+    async def read(self, step_s: int, since_s: int, until_s: int, every_s: int) -> Spans:
+        """Spans of `every_s` seconds of all processes together, by their beginning; `every_s` is a multiple."""
+        values = {"step_s": step_s, "since_s": since_s, "until_s": until_s}
+
+        def work(tx: Transaction) -> Spans:
+            return _spans(tx.rows(READ, values), every_s)
+
+        return await self._transactions.run(work, exclusive=False)
+
+    async def spent(self, since_s: int, until_s: int, every_s: int) -> dict[tuple[str, int], int]:
+        """What was booked, in pico-dollars by service and beginning of its span."""
+        values = {
+            "step_s": every_s,
+            "since_ms": since_s * 1000,
+            "until_ms": until_s * 1000,
+            # An entry's day is the one whose budget paid, which may be the one before.
+            "first_day": int(since_s // DAY_S) - 1,
+            "last_day": int(until_s // DAY_S),
+        }
+        rows = await self._transactions.run(lambda tx: tx.rows(SPENT, values), exclusive=False)
+        return {
+            (service, int(span) * every_s): int(high) * 1_000_000 + int(low)
+            for service, span, high, low in rows
+        }
+
+    async def mark(self, marks: Sequence[Mark]) -> None:
+        """Write down what happened."""
+
+        def work(tx: Transaction) -> None:
+            tx.run(MARK, [_mark_row(mark, self._transactions.process) for mark in marks])
+
+        await self._transactions.run(work)
+
+    async def mark_change(self, mark: Mark) -> None:
+        """Write it down unless the last mark of this kind and component says the same."""
+
+        def work(tx: Transaction) -> None:
+            tx.rows("{latecomers_wait}")
+            if [(mark.text,)] != tx.rows(LAST_MARK, {"kind": mark.kind, "component": mark.component}):
+                tx.run(MARK, _mark_row(mark, self._transactions.process))
+
+        await self._transactions.run(work)
+
+    async def marks(self, since: float, until: float, *, limit: int) -> list[Mark]:
+        """What happened from one wall time to another, oldest first; of more than `limit` the newest."""
+        values = {"since_ms": int(since * 1000), "until_ms": int(until * 1000), "limit": limit}
+        rows = await self._transactions.run(lambda tx: tx.rows(MARKED, values), exclusive=False)
+        return _together(
+            Mark(at_ms / 1000, kind, component, text) for at_ms, kind, component, text in rows[::-1]
+        )
+
+    async def prune(self, now_s: float) -> bool:
+        """Forget what is too old, and let spans of several processes become one. True where there may be more."""
+
+        def work(tx: Transaction) -> bool:
+            for step_s, kept_s in KEPT_S.items():
+                tx.run(PRUNE, {"step_s": step_s, "before_s": int(now_s) - kept_s})
+            before_ms = int((now_s - KEPT_S[FIVE_MINUTES_S]) * 1000)
+            tx.run(PRUNE_MARKS, {"before_ms": before_ms, "most": MARKS_MAX})
+            several = tx.rows(SEVERAL, {"before_s": int(now_s) - MERGED_AFTER_S, "limit": MERGED_AT_ONCE})
+            for step_s, at_s in several:
+                _merge(tx, step_s, at_s)
+            return len(several) == MERGED_AT_ONCE
+
+        return await self._transactions.run(work)
+
+
+def _merge(tx: Transaction, step_s: int, at_s: int) -> None:
+    # Taken before it is read: of two processes that merge the same span one finds nothing.
+    taken = tx.rows(TAKE, {"step_s": step_s, "at_s": at_s})
+    span: Span = {}
+    for (data,) in taken:
+        unite(span, _unpacked(data))
+    if taken:
+        tx.run(WRITE, {"step_s": step_s, "at_s": at_s, "process": ALL, "data": _packed(span)})
+
+
+def _spans(rows: Sequence[Row], every_s: int) -> Spans:
+    at_once: Spans = {}
+    for at_s, data in rows:
+        unite(at_once.setdefault(int(at_s), {}), _unpacked(data))
+    spans: Spans = {}
+    for at_s in sorted(at_once):
+        extend(spans.setdefault(at_s - at_s % every_s, {}), at_once[at_s])
+    return spans
+
+
+def _packed(span: Span) -> str:
+    return json.dumps({name: sample.packed() for name, sample in span.items()}, separators=(",", ":"))
+
+
+def _unpacked(data: str) -> Span:
+    span: Span = {}
+    for name, values in json.loads(data).items():
+        try:
+            span[name] = Sample.unpacked(values)
+        except (ValueError, TypeError, IndexError):
+            log.debug("a sample of %s in the state store could not be read", name)
+    return span
+
+
+def _mark_row(mark: Mark, process: str) -> dict[str, str | int]:
+    return {
+        "at_ms": int(mark.at * 1000),
+        "process": process,
+        "kind": mark.kind,
+        "component": mark.component,
+        "text": mark.text,
+    }
+
+
+def _together(marks: Iterable[Mark]) -> list[Mark]:
+    """Without those that repeat what another process said at the same time."""
+    kept: list[Mark] = []
+    last: dict[tuple[str, str, str], float] = {}
+    for mark in marks:
+        what = (mark.kind, mark.component, mark.text)
+        if mark.at - last.get(what, float("-inf")) > TOGETHER_S:
+            kept.append(mark)
+            last[what] = mark.at
+    return kept

@@ -1,0 +1,51 @@
+"""The route of the past: how everything was."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from koo.monitoring import history_shapes
+from koo.platform import Platform
+from koo.web.routing import JsonView, described
+
+A_TIME = "a time with a zone: 2026-11-29T03:00:00Z"
+RANGES_S = {"15m": 900, "1h": 3600, "24h": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
+
+
+def add_history(router: APIRouter, platform: Platform) -> None:
+    """Add `/monitoring/history`."""
+
+    @router.get("/history", summary="How everything was", **described(history_shapes.History, 422))
+    async def get_history(
+        range: Annotated[  # noqa: A002 - as it is called in the address
+            Literal["15m", "1h", "24h", "7d", "30d"] | None,
+            Query(description="until now; without it an hour"),
+        ] = None,
+        since: Annotated[datetime | None, Query(description=A_TIME)] = None,
+        until: Annotated[datetime | None, Query(description=f"{A_TIME}; without it now")] = None,
+        component: Annotated[
+            list[str],
+            Query(max_length=50, description="database, ai:SERVICE; may be repeated; without it all"),
+        ] = [],  # noqa: B006 - FastAPI copies it
+        all_processes: Annotated[
+            bool, Query(description="of the last hour too: minutes of all processes")
+        ] = False,
+    ) -> Response:
+        """Calls, failures, latency, state, money and pool, in at most 720 spans, and what happened meanwhile.
+
+        The last hour is this process's own, in spans of five seconds. What lies further back is that of all processes
+        on the state store: minutes for two days, five minutes for thirty.
+        """
+        return JsonView(
+            await platform.history.report(
+                range_s=None if range is None else RANGES_S[range],
+                since=since,
+                until=until,
+                components=component,
+                all_processes=all_processes,
+            )
+        )

@@ -1,0 +1,86 @@
+"""Samples add up over time and over processes, keep the worst, and come back from the store as they were."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from koo.policies.samples import COUNTS, GRAVITY, LEVELS, Sample, Span, extend, unite
+from koo.policies.tally import BOUNDS_S, Bucket
+
+numbers = st.integers(0, 10**9)
+samples = st.builds(
+    Sample,
+    st.sampled_from(sorted(GRAVITY)),
+    **dict.fromkeys(COUNTS + LEVELS, numbers),
+    latency=st.dictionaries(st.integers(0, len(BOUNDS_S)), st.integers(1, 10**6), max_size=4),
+)
+
+
+@given(samples)
+def test_what_is_stored_comes_back(sample: Sample) -> None:
+    assert Sample.unpacked(sample.packed()) == sample
+
+
+def test_an_idle_minute_takes_no_room() -> None:
+    assert Sample("healthy").packed() == ["healthy"]
+
+
+@pytest.mark.parametrize(
+    "values", [[], ["healthy", "x"], ["healthy", *[0] * 10, [1]], ["healthy", *[0] * 10, 5]]
+)
+def test_what_is_no_sample_is_an_error_and_no_sample(values: list[object]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        Sample.unpacked(values)
+
+
+@given(samples, samples)
+def test_what_follows_adds_counts_and_keeps_the_highest_level(one: Sample, later: Sample) -> None:
+    before = deepcopy(one)
+    one.follow(later)
+    assert one.calls == before.calls + later.calls
+    assert one.used == max(before.used, later.used)
+    assert GRAVITY[one.state] == max(GRAVITY[before.state], GRAVITY[later.state])
+    assert sum(one.latency.values()) == sum(before.latency.values()) + sum(later.latency.values())
+
+
+@given(samples, samples)
+def test_of_two_processes_the_levels_add_too(one: Sample, other: Sample) -> None:
+    used, waiting = one.used, one.waiting
+    one.join(other)
+    assert (one.used, one.waiting) == (used + other.used, waiting + other.waiting)
+
+
+@given(samples, samples)
+def test_what_was_counted_since_is_what_came_on_top(before: Sample, more: Sample) -> None:
+    after = deepcopy(before)
+    after.follow(more)
+    new = after.since(before)
+    assert [getattr(new, name) for name in COUNTS] == [getattr(more, name) for name in COUNTS]
+    assert new.latency == more.latency
+
+
+@given(samples, samples)
+def test_a_count_that_fell_is_nothing_and_never_less(before: Sample, after: Sample) -> None:
+    new = after.since(before)
+    assert all(getattr(new, name) >= 0 for name in COUNTS) and all(n > 0 for n in new.latency.values())
+
+
+def test_a_percentile_is_the_one_that_dashboards_have() -> None:
+    bucket = Bucket()
+    for cell, count in ((3, 50), (7, 45), (20, 5)):
+        bucket.latency[cell] = count
+    sample = Sample(latency={3: 50, 7: 45, 20: 5})
+    assert sample.percentile_s(0.95) == bucket.percentile_s(0.95)
+    assert Sample().percentile_s(0.95) is None
+
+
+def test_spans_go_on_and_are_united_by_component() -> None:
+    span: Span = {"ai:a": Sample("healthy", successes=1, used=2)}
+    extend(span, {"ai:a": Sample("unhealthy", successes=2, used=1), "ai:b": Sample(failures=1)})
+    assert span == {"ai:a": Sample("unhealthy", successes=3, used=2), "ai:b": Sample(failures=1)}
+    unite(span, {"ai:a": Sample(used=5)})
+    assert span["ai:a"].used == 7
