@@ -18,7 +18,7 @@ from sqlalchemy import text
 from koo.ai.types import Query
 from koo.database.probe import ProbeDatabase
 from koo.errors import DatabaseUnavailable, ExternalServiceError
-from koo.monitoring import alert_shapes, notice_shapes, shapes, spend_shapes
+from koo.monitoring import alert_shapes, history_shapes, notice_shapes, shapes, spend_shapes
 from koo.monitoring.vitals import Look
 from koo.options import DatabaseOptions, LimitOptions, ServiceOptions
 from koo.platform import LOOK_AGE_MAX_S, Platform
@@ -65,6 +65,10 @@ GETS: dict[str, tuple[Any, set[str]]] = {
         {"episodes", "next_cursor", "timestamp"},
     ),
     "/api/v1/monitoring/alerts/silences": (alert_shapes.Silences, {"silences", "timestamp"}),
+    "/api/v1/monitoring/history": (
+        history_shapes.History,
+        {"since", "until", "step_s", "scope", "series", "marks", "trouble", "timestamp"},
+    ),
     "/api/v1/monitoring/audit": (shapes.AuditLog, {"entries", "timestamp"}),
     "/api/v1/monitoring/database": (answers.DatabaseMonitoring, {"database_monitoring", "timestamp"}),
     "/api/v1/monitoring/database/pool-metrics": (answers.PoolMetrics, {"pool_metrics", "timestamp"}),
