@@ -132,7 +132,9 @@ async def _ask(client: Client, koo: Platform, method: str, path: str, body: Any)
     await koo.parts.store.ledger.refresh()
     await KeepTime(koo.parts).step()  # as each second does: else an alert would be in some answers only
     paused = [alert["id"] for alert in koo.active_alerts() if alert["kind"] == "database_paused"]
-    path = path.replace("PAUSED", "".join(paused)).replace("LATELY", iso(time.time() - 30).replace("+", "%2B"))
+    path = path.replace("PAUSED", "".join(paused)).replace(
+        "LATELY", iso(time.time() - 30).replace("+", "%2B")
+    )
     reply = await client.ask(method, path, json=body) if body else await client.ask(method, path)
     assert reply.status == 200, (path, reply.text)
     return reply.body
