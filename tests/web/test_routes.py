@@ -491,7 +491,9 @@ def test_the_docs_come_from_here_alone(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-SHAPES = vars(shapes) | vars(alert_shapes) | vars(spend_shapes) | vars(notice_shapes) | vars(answers)
+SHAPES = {}
+for module in (shapes, alert_shapes, history_shapes, notice_shapes, spend_shapes, answers):
+    SHAPES |= vars(module)
 
 
 @pytest.mark.parametrize("name", examples.RECORDED)
