@@ -491,7 +491,7 @@ def test_the_docs_come_from_here_alone(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-SHAPES = {}
+SHAPES: dict[str, Any] = {}
 for module in (shapes, alert_shapes, history_shapes, notice_shapes, spend_shapes, answers):
     SHAPES |= vars(module)
 
