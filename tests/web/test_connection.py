@@ -18,6 +18,7 @@ import uvicorn
 from koo.testing.polling import wait_until
 from koo.web import create_app
 from koo.web.connection import HEAD_BYTES_MAX
+from koo.web.crowd import Crowd
 from koo.web.listener import bind
 from koo.web.problems import Problem
 from koo.web.server import make_server
@@ -27,14 +28,17 @@ HOST = b"Host: 127.0.0.1\r\n"
 GET = b"GET /livez HTTP/1.1\r\n" + HOST
 POST = b"POST /api/v1/ai/query HTTP/1.1\r\nContent-Type: application/json\r\n" + HOST
 FLOOD = b"a" * 65_536
-FLOODS_MAX = 1000
+FLOODS_MAX = 300
+"""Less than all heads together may have, and more than lies in the sockets on the way."""
 
 
 @contextmanager
-def listening(folder: Path) -> Iterator[tuple[uvicorn.Server, int]]:
+def listening(
+    folder: Path, app: Any = None, crowd: Crowd | None = None
+) -> Iterator[tuple[uvicorn.Server, int]]:
     """The server of `koo serve` in a thread, and its port."""
     made = platform(folder)
-    server = make_server(made, create_app(made))
+    server = make_server(made, app or create_app(made), crowd=crowd)
     listener = bind("127.0.0.1", 0)
     port: int = listener.getsockname()[1]
     thread = threading.Thread(target=server.run, args=([listener],))
@@ -130,6 +134,37 @@ def test_what_is_no_http_is_a_problem_too(tmp_path: Path, sent: bytes) -> None:
         status, body = answer_of(connection)
         assert status == 400
         Problem.model_validate(body, strict=True)
+
+
+def test_a_connection_that_is_lost_in_its_head_leaves_nothing_behind(tmp_path: Path) -> None:
+    crowd = Crowd(100)
+    with listening(tmp_path, crowd=crowd) as (_, port):
+        with connected(port) as connection:
+            connection.sendall(GET + b"X: " + b"a" * 1000)
+            wait_until(lambda: crowd.heads_bytes > 1000)
+            assert len(crowd) == 1
+        wait_until(lambda: crowd.heads_bytes == 0 and len(crowd) == 0)
+
+
+def test_who_works_on_an_answer_learns_that_its_caller_left_whatever_was_asked_ahead(tmp_path: Path) -> None:
+    asked, left = threading.Event(), threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while scope["type"] == "lifespan":
+            message = await receive()
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+        asked.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+
+    with listening(tmp_path, app) as (_, port):
+        with connected(port) as connection:
+            connection.sendall((GET + b"\r\n") * 2)
+            assert asked.wait(20)
+        assert left.wait(20)
 
 
 def test_who_asks_ahead_is_answered_and_does_not_fill_the_memory(tmp_path: Path) -> None:

@@ -123,6 +123,25 @@ def test_each_looks_at_its_time_once_a_second() -> None:
     assert len(one.looks) == 2
 
 
+def test_there_is_calm_only_after_a_minute_with_room(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "koo.web")
+    stays = [One() for _ in range(3)]
+    crowd = filled(3, *stays)
+    time = crowd.monotonic
+    assert isinstance(time, Time)
+    crowd.enter(last := One())
+    for _ in range(3):
+        time.now += CALM_S
+        crowd.sweep()
+    crowd.leave(last)
+    time.now += CALM_S - 1
+    crowd.sweep()
+    assert len(caplog.records) == 1, "it was full until a moment ago"
+    time.now += 1
+    crowd.sweep()
+    assert len(caplog.records) == 2
+
+
 def test_a_flood_has_one_line_and_its_end_another(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "koo.web")
     crowd = filled(3)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic, hang
 from koo.web import bodies, create_app, reading
 from koo.web.bodies import QUERIES_MAX
+from koo.web.pieces import Pieces, pieces_of
 from koo.web.reading import BATCH_MARKS_MAX, MARKS_MAX, PIECE_BYTES, SLICE, Marks
 from tests.web.serving import Client, claude, platform, served
 from tests.web.test_problems import SECRET, problem
@@ -118,6 +121,59 @@ def test_a_long_batch_is_made_and_answered_in_slices(tmp_path: Path, monkeypatch
     with_server(tmp_path, work)
 
 
+def turns_in(work: Coroutine[Any, Any, object]) -> int:
+    """How often something else had its turn while this ran."""
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def main() -> None:
+        turning = asyncio.create_task(turn())
+        await work
+        turning.cancel()
+
+    asyncio.run(main())
+    return turns
+
+
+def test_something_else_has_its_turn_between_the_pieces_of_a_body_and_the_slices_of_a_list() -> None:
+    async def read() -> None:
+        sizes = [len(piece) async for piece in reading._pieces(b"a" * (10 * PIECE_BYTES))]
+        assert sizes == [PIECE_BYTES] * 10
+
+    assert turns_in(read()) >= 8
+    assert turns_in(reading.in_slices(str, range(10 * SLICE))) >= 8
+
+
+def test_something_else_has_its_turn_between_the_pieces_of_an_answer() -> None:
+    rows = list(range(10 * SLICE))
+    sent: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+
+    async def main() -> None:
+        made.append(await pieces_of({"rows": rows, "count": 1}, "rows"))
+
+    async def answer() -> None:
+        await made[0]({"type": "http"}, None, send)  # type: ignore[arg-type]
+
+    made: list[Pieces] = []
+    assert turns_in(main()) >= 8
+    assert turns_in(answer()) >= 8
+    assert json.loads(b"".join(sent)) == {"rows": rows, "count": 1}
+
+
+def test_a_slice_has_few_rows_or_few_bytes() -> None:
+    small, large = msgspec.Raw(b"1"), msgspec.Raw(b"1" * (PIECE_BYTES // 2))
+    assert [len(rows) for rows in reading._slices([small] * (2 * SLICE + 1))] == [SLICE, SLICE, 1]
+    assert [len(rows) for rows in reading._slices([large] * 5)] == [2, 2, 1]
+
+
 def test_the_first_wrong_query_of_a_long_batch_is_told_by_its_number(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         queries: list[Any] = [{"service": "claude", "prompt": "a" * 1000} for _ in range(300)]
@@ -143,11 +199,11 @@ def test_the_first_wrong_query_of_a_long_batch_is_told_by_its_number(tmp_path: P
 def test_large_bodies_together_are_bounded_until_they_are_answered_and_small_ones_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading.BUDGET, "most", 3 * PIECE_BYTES)
+    large = {"service": "claude", "prompt": "a" * (2 * PIECE_BYTES), "max_tokens": 1}
+    monkeypatch.setattr(reading.BUDGET, "most", len(json.dumps(large)) + 10)
 
     async def work(client: Client, fake: FakeAnthropic) -> None:
         fake.script(hang())
-        large = {"service": "claude", "prompt": "a" * (2 * PIECE_BYTES), "max_tokens": 1}
         first = asyncio.create_task(client.post(QUERY, json=large))
         await until(lambda: fake.queries)
         refused = await client.post(QUERY, json=large)
