@@ -86,20 +86,60 @@ def test_the_place_in_the_pool_and_the_permit_are_back_while_it_is_asked(pg: Pla
 
     async def main() -> None:
         async with marked(pg, pool_size=1, max_overflow=0) as (database, proxy):
-
-            async def write() -> None:
-                async with database.session_scope() as session:
-                    await insert(session)
-                    proxy.cut_commit("after")
-                    proxy.refuses()
-
-            writing = asyncio.create_task(write())
+            writing = asyncio.create_task(write_and_lose(database, proxy))
             await until(lambda: proxy.cuts == 1)
             await until(lambda: database.pool_queue.used == 0)
             assert not writing.done() and checked_out(database) == 0
             proxy.accepts()
             await writing
             assert await notes(database) == [1]
+
+    run(main)
+
+
+async def write_and_lose(database: Database, proxy: FaultProxy) -> None:
+    """Its COMMIT is lost, and nothing can be asked for now."""
+    async with database.session_scope() as session:
+        await insert(session)
+        proxy.cut_commit("after")
+        proxy.refuses()
+
+
+async def write_while_the_table_goes(database: Database) -> None:
+    async with database.session_scope() as session:
+        await insert(session)
+        assert database.connections is not None
+        database.connections.markers.distrust("the table is gone")
+
+
+def test_a_question_without_a_caller_is_answered_before_the_database_is_closed(
+    pg: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with marked(pg, cleanup_timeout_s=0.2) as (database, proxy):
+            writing = asyncio.create_task(write_and_lose(database, proxy))
+            await until(lambda: proxy.cuts == 1)
+            writing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+            closing = asyncio.create_task(database.close())
+            proxy.accepts()
+            await closing
+            assert "caller was lost: it happened" in caplog.text
+
+    run(main)
+
+
+def test_a_scope_that_began_when_the_table_was_well_does_not_commit_without_its_marker(pg: Place) -> None:
+    """Another scope found meanwhile that the table cannot be used."""
+
+    async def main() -> None:
+        async with marked(pg) as (database, _):
+            with pytest.raises(DatabaseError, match="the table is gone") as caught:
+                await write_while_the_table_goes(database)
+            assert caught.value.kind is Kind.NOT_CONFIGURED
+            assert await notes(database) == []
+            assert_free(database)
 
     run(main)
 
@@ -185,8 +225,10 @@ def test_a_privilege_that_is_taken_away_rolls_back_and_is_told_and_given_again_i
             assert "markers_unusable" in database.get_health()["conditions"]
             assert_free(database)
             await in_thread(pg, "DROP TRIGGER refuse ON koo_markers")
+            opened = database.metrics.created
             async with database.session_scope() as session:
                 await insert(session, 2)
+            assert database.metrics.created == opened, "the refused transaction was rolled back at once"
             assert await notes(database) == [2]
             assert "markers_unusable" not in database.get_health()["conditions"]
 
