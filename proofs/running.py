@@ -114,15 +114,16 @@ def failed_lines(counts: Counts) -> list[str]:
 
 
 def state_of_koo() -> str:
-    """The commit that is tried, or that there is none."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty=, with changes"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return f"commit {done.stdout.strip()}" if done.returncode == 0 else "a tree without git"
+    """The commit that is tried, or that there is none. A proof's own figure, written before its page, is no change."""
+    commit = _git("describe", "--always")
+    if commit.returncode != 0:
+        return "a tree without git"
+    changed = _git("status", "--porcelain", "--", ".", ":(exclude)docs/proofs").stdout.strip()
+    return f"commit {commit.stdout.strip()}{', with changes' if changed else ''}"
+
+
+def _git(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def write_page(name: str, target: str, lines: Iterable[str]) -> None:
