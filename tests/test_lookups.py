@@ -14,7 +14,7 @@ import pytest
 
 from koo.http.client import HttpClient
 from koo.http.connector import ShortHere, TransportError
-from koo.lookups import NAMES_MAX, Lookups
+from koo.lookups import NAMES_MAX, Address, Lookups, _tell
 from tests.scarce import no_descriptors, no_threads
 
 ADDRESS = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", 0))
@@ -179,5 +179,16 @@ def test_the_http_client_says_what_was_missing_for_a_name(resolver: Resolver) ->
             await http.request("POST", "http://nowhere.example/", body=b"x")
         assert not isinstance(missed.value, ShortHere)
         await http.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("found", [[], OSError("gone")], ids=["found", "failed"])
+def test_a_caller_that_has_left_is_told_nothing(found: list[Address] | OSError) -> None:
+    async def main() -> None:
+        future: asyncio.Future[list[Address]] = asyncio.get_running_loop().create_future()
+        future.cancel()
+        _tell(future, found)
+        assert future.cancelled()
 
     asyncio.run(main())
