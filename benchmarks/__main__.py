@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--rounds N] [--keep] [guard] [database] [money] [query] [imports]`: measure and print.
+"""`python -m benchmarks [--rounds N] [--keep] [guard] [database] [markers] [money] [query] [imports]`: measure, print.
 
 All subjects with all rounds are also kept in `results/`, and the tables of README.md are written from them. With
 `--keep` so are the named ones: beside the others of the newest result.
@@ -24,6 +24,7 @@ from benchmarks.tables import RESULTS, newest, write_readme
 SUBJECTS = {
     "guard": "benchmarks.guard_call",
     "database": "benchmarks.database_scope",
+    "markers": "benchmarks.markers",
     "money": "benchmarks.money",
     "query": "benchmarks.query",
     "imports": "benchmarks.imports",

@@ -88,6 +88,18 @@ COMPARISONS = (
             "p99, ms": "50 writers on SQLite, p99 of an insert, ms",
         },
     ),
+    *(
+        Comparison(
+            f"With `DB_EXACTLY_ONCE=marker` and without, {driver}, µs",
+            "markers",
+            {
+                f"{name}{where}": f"{name}, {driver}{where}, us"
+                for name in ("a COMMIT", "a scope with an INSERT")
+                for where in ("", ", 10 ms away")
+            },
+        )
+        for driver in ("psycopg", "asyncpg")
+    ),
     Comparison(
         "Money before a call and after it, µs where there is room",
         "money",

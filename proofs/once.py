@@ -163,6 +163,8 @@ async def on_postgres(server: PostgresServer, run: Run) -> tuple[Bank, Ground, l
                 await bank.work(run.transfers // CLERKS if dies else None)
                 ground.is_over = True
             faults = await bank.faults(may_lose=run.trouble == "lagging standby")
+            if run.trouble != "none" and not ground.counts:
+                faults.append("all was over before the first kill")
             if ground.counts["lagging standbys promoted"] and not bank.lost:
                 faults.append("the standby did not lag")
             return bank, ground, faults

@@ -300,6 +300,26 @@ def test_a_caller_whose_name_may_change_is_refused_and_nothing_is_done(tmp_path:
     asyncio.run(main())
 
 
+def test_an_application_without_koos_own_routes_refuses_in_the_same_words(tmp_path: Path) -> None:
+    async def main() -> None:
+        koo = platform(tmp_path)
+        app, router = FastAPI(), APIRouter(route_class=IdempotentRoute)
+        once = idempotent(caller=None, database=lambda: koo.database)
+
+        @router.post("/pay")
+        async def pay(body: dict[str, int], session: Annotated[AsyncSession, once]) -> dict[str, int]:
+            return body
+
+        app.include_router(router)
+        async with koo, served(app) as client:
+            await koo.database.init_exactly_once()
+            assert (await client.post("/pay", json={"a": 1}, headers=KEY)).body == {"a": 1}
+            other = await client.post("/pay", json={"a": 2}, headers=KEY)
+            assert (other.status, other.headers["Content-Type"]) == (422, "application/problem+json")
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_no_client_sees_an_answer_whose_commit_was_lost(
     tmp_path: Path, postgres18: PostgresServer, when: Any
