@@ -46,6 +46,7 @@ ANSWERS = {
     "SystemHealth": ("GET", f"{API}/monitoring/health", None),
     "Dashboard": ("GET", f"{API}/monitoring/dashboard", None),
     "SystemAlerts": ("GET", f"{API}/monitoring/alerts", None),
+    "FleetStatus": ("GET", f"{API}/monitoring/fleet", None),
     "AlertTests": ("POST", f"{API}/monitoring/alerts/test", {"channel": "webhook"}),
     "AuditLog": ("GET", f"{API}/monitoring/audit", None),
     "History": ("GET", f"{API}/monitoring/history?component=ai:claude&since=LATELY", None),
@@ -105,10 +106,21 @@ async def record() -> dict[str, Any]:
                     await session.execute(text("SELECT 1"))
                 await _tell(koo)
                 answers = {name: await _ask(client, koo, *asked) for name, asked in ANSWERS.items()}
+            answers["FleetStatus"] = _named(answers["FleetStatus"])
             shown = json.dumps(answers).replace(fake.base_url, "https://api.anthropic.com")
             shown = shown.replace(koo.parts.outbox.couriers[0].channel.place, "https://ops.example")
     recorded: dict[str, Any] = json.loads(shown)
     return recorded
+
+
+def _named(fleet: Any) -> Any:
+    """A fleet whose processes have the same names at each recording."""
+    named = json.loads(re.sub(r'"[^"]+:\d+:[0-9a-f]{8}"', '"web-0:17:5f2c9a40"', json.dumps(fleet)))
+    for process in named["processes"]:
+        process |= {"host": "web-0", "pid": 17, "in_flight": 1}
+    for guard in named["guards"]:
+        guard |= {"place": "5b890e03b407", "calls": 2}
+    return named
 
 
 async def _tell(koo: Platform) -> None:
@@ -130,6 +142,7 @@ async def _tell(koo: Platform) -> None:
 
 async def _ask(client: Client, koo: Platform, method: str, path: str, body: Any) -> Any:
     await koo.parts.store.ledger.refresh()
+    await koo.parts.fleet.beat()
     await KeepTime(koo.parts).step()  # as each second does: else an alert would be in some answers only
     paused = [alert["id"] for alert in koo.active_alerts() if alert["kind"] == "database_paused"]
     path = path.replace("PAUSED", "".join(paused)).replace(

@@ -40,12 +40,14 @@ from koo.deadlines import Deadlines
 from koo.events import EventBus, ProcessRenamed, StoreForgot, StoreFound, StoreLost
 from koo.fleet.beats import Fleet
 from koo.fleet.digests import digests_of
+from koo.fleet.look import look_at_fleet
 from koo.fleet.places import place_of, place_of_database, presence_of
 from koo.guard import Guard
 from koo.history import History
 from koo.http.client import HttpClient
 from koo.logs.calls import CallLog
 from koo.logs.event_log import EventLog
+from koo.monitoring.fleet_shapes import FleetStatus
 from koo.monitoring.history import SERVICE, counted, counted_database
 from koo.monitoring.overview import digest_of_home, services_view, system_view
 from koo.monitoring.own_shapes import KooHealth, StoreHealth
@@ -257,20 +259,35 @@ class Parts:
         service = self.services.get(name)
         return service is not None and service.configured
 
+    async def fleet_status(self) -> FleetStatus:
+        """The processes on the state store, as people see them."""
+        now = self.clock.wall()
+        named = [(f"ai:{one.name}", self.budget(one)) for one in self.services.values() if one.configured]
+        for own in self.budgets.views(now):
+            tag = "" if own.tag is None else f"/{own.tag}"
+            named.append((f"{BUDGET}{own.options.name}{tag}", own.view))
+        up_s = self.clock.monotonic() - self._opened_at
+        return await look_at_fleet(
+            self.store, self._presence_of()(), named, self.store_health(), up_s=up_s, now=now
+        )
+
     def koo_health(self) -> KooHealth:
         """Koo itself: its state store, its disks, and what watches."""
+        return self.own_watch.view(self.store_health(), self.clock.monotonic())
+
+    def store_health(self) -> StoreHealth:
+        """The state store, as this process finds it."""
         trouble, now = self.store.trouble, self.clock.monotonic()
         lost_at = None if trouble is None else self.clock.wall() - (now - self._store_back_at)
         capped = [
             one.name for one in self.services.values() if one.configured and self.budgets.is_capped(one.name)
         ]
-        store: StoreHealth = {
+        return {
             "reachable": trouble is None,
             "reason": trouble or "",
             "lost_at": iso(lost_at),
             "refuses": [] if trouble is None else capped,
         }
-        return self.own_watch.view(store, now)
 
     def findings(
         self, database: DatabaseHealth | None, services: Mapping[str, ServiceHealth], koo: KooHealth

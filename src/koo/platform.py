@@ -39,6 +39,7 @@ from koo.events import EventBus
 from koo.forks import forget_in_child
 from koo.hidden import UNSHOWN
 from koo.history import HistoryReports
+from koo.monitoring.fleet_shapes import FleetStatus
 from koo.monitoring.notice_shapes import AlertDeliveries, AlertTests
 from koo.monitoring.shapes import (
     Alert,
@@ -48,14 +49,13 @@ from koo.monitoring.shapes import (
     ServicesHealth,
     SystemHealth,
 )
-from koo.monitoring.snapshot import unknown_service
 from koo.monitoring.spend_shapes import Spend, WriteOffs
 from koo.options import PlatformOptions
 from koo.policies.breaker import Override
 from koo.residence import Residence
 from koo.service_names import check_service_name
 from koo.storage.base import LedgerKeeper
-from koo.upkeep import check_service
+from koo.upkeep import check_services
 
 if TYPE_CHECKING:
     from koo.database.database import Database
@@ -361,6 +361,10 @@ class Platform:
         alerts = self.active_alerts()
         return await self._at_home(lambda: self.parts.outbox.deliveries(alerts))
 
+    async def fleet(self) -> FleetStatus:
+        """The processes on the state store: who is there and leads, what is open where, and whose settings differ."""
+        return await self._at_home(self.parts.fleet_status)
+
     async def test_alerts(self, channel: str | None = None) -> AlertTests:
         """Send a test by one channel ("webhook", "slack" or "email"), or by all, and say what became of it.
 
@@ -384,14 +388,7 @@ class Platform:
 
     async def check_services(self, name: str | None = None) -> dict[str, ServiceCheck]:
         """Ask services whether they are there and take the key: never billed. None asks all that are configured."""
-        if (home := await self._residence.enter()) is not None:
-            return await carry(home, self.check_services(name))
-        ai_services = self.parts.ai_services
-        if name is not None and name not in ai_services:
-            raise unknown_service(name, list(ai_services))
-        names = [name] if name is not None else [n for n, b in ai_services.items() if b.service.configured]
-        results = await asyncio.gather(*(check_service(self.parts, one) for one in names))
-        return dict(zip(names, results, strict=True))
+        return await self._at_home(lambda: check_services(self.parts, name))
 
     async def spend(
         self,

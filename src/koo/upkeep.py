@@ -19,6 +19,7 @@ from koo.errors import ExternalServiceError, Kind
 from koo.events import HealthCheckFailed, HealthCheckPassed
 from koo.fleet.places import place_of_key
 from koo.monitoring.shapes import ServiceCheck
+from koo.monitoring.snapshot import unknown_service
 from koo.options import DAY_S
 from koo.policies.fleet import Check
 from koo.sharing import DATABASE
@@ -229,6 +230,16 @@ def _wants_check(service: Service, due: bool, now: float) -> bool:
     # While the key itself is refused, each check is one more refused request. A block for one model must not keep the
     # others from hearing that the service is there.
     return blocks.due(now) or (due and None not in blocks.by_model)
+
+
+async def check_services(parts: Parts, name: str | None) -> dict[str, ServiceCheck]:
+    """Ask one built-in service, or with None all that are configured. Raises `UnknownService`."""
+    known = parts.ai_services
+    if name is not None and name not in known:
+        raise unknown_service(name, list(known))
+    names = [name] if name is not None else [one for one, ai in known.items() if ai.service.configured]
+    results = await asyncio.gather(*(check_service(parts, one) for one in names))
+    return dict(zip(names, results, strict=True))
 
 
 async def check_service(parts: Parts, name: str) -> ServiceCheck:

@@ -292,3 +292,26 @@ def test_a_databases_place_is_the_same_for_every_role() -> None:
 def test_a_process_says_its_host_and_the_version_that_runs() -> None:
     found = presence_of("ledger", "blue", "{}")
     assert found.host and found.pid and found.version and (found.worker, found.label) == ("", "blue")
+
+
+def test_the_view_of_the_fleet_goes_on_without_the_store(tmp_path: Path) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        async with Platform(options(tmp_path, server)) as one, Platform(options(tmp_path, server)) as two:
+            whole = await two.fleet()
+            assert {process["id"] for process in whole["processes"]} == {
+                one.parts.store.process,
+                two.parts.store.process,
+            }
+            assert [purse["budget"] for purse in whole["purses"]] == ["ai:claude"]
+
+            async def fails() -> Roll:
+                raise StoreUnavailable("away")
+
+            one.parts.store.roll_call.read = fails  # type: ignore[method-assign]
+            alone = await one.fleet()
+            assert [(process["answers"], process["state"]) for process in alone["processes"]] == [
+                (True, "live")
+            ]
+            assert alone["leader"] is None and alone["guards"] == []
+
+    run(test)

@@ -18,7 +18,7 @@ from sqlalchemy import text
 from koo.ai.types import Query
 from koo.database.probe import ProbeDatabase
 from koo.errors import DatabaseUnavailable, ExternalServiceError
-from koo.monitoring import alert_shapes, history_shapes, notice_shapes, shapes, spend_shapes
+from koo.monitoring import alert_shapes, fleet_shapes, history_shapes, notice_shapes, shapes, spend_shapes
 from koo.monitoring.vitals import Look
 from koo.options import DatabaseOptions, LimitOptions, ServiceOptions
 from koo.platform import LOOK_AGE_MAX_S, Platform
@@ -89,6 +89,10 @@ GETS: dict[str, tuple[Any, set[str]]] = {
     "/api/v1/ai/spend": (
         spend_shapes.Spend,
         {"first_day", "last_day", "by", "rows", "amount", "unsettled", "budgets"},
+    ),
+    "/api/v1/monitoring/fleet": (
+        fleet_shapes.FleetStatus,
+        {"processes", "guards", "purses", "leader", "differences", "state_store", "timestamp"},
     ),
     "/livez": (answers.Alive, {"status"}),
     "/readyz": (answers.Ready, {"status"}),
@@ -492,7 +496,7 @@ def test_the_docs_come_from_here_alone(tmp_path: Path) -> None:
 
 
 SHAPES: dict[str, Any] = {}
-for module in (shapes, alert_shapes, history_shapes, notice_shapes, spend_shapes, answers):
+for module in (shapes, alert_shapes, fleet_shapes, history_shapes, notice_shapes, spend_shapes, answers):
     SHAPES |= vars(module)
 
 

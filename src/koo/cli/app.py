@@ -291,6 +291,14 @@ def reset(
     raise typer.Exit(act(target, reason, url, as_json=as_json))
 
 
+@app.command()
+def fleet(url: Url = None, as_json: Json = False) -> None:
+    """Show all processes on the state store: what is open where, purses, and settings that differ."""
+    from koo.cli.fleet import fleet as show
+
+    raise typer.Exit(show(url, as_json=as_json))
+
+
 @spend_app.callback(invoke_without_command=True)
 def spend(
     context: typer.Context,

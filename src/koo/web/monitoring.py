@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query, Request
 from starlette.responses import Response
 
-from koo.monitoring import shapes
+from koo.monitoring import fleet_shapes, shapes
 from koo.monitoring.guards import now_iso
 from koo.monitoring.overview import dashboard_view
 from koo.platform import LOOK_AGE_MAX_S, Platform
@@ -37,6 +37,7 @@ def monitoring_router(platform: Platform, *, protect: bool = True, hosts: Iterab
     add_notices(router, platform)
     add_alerts(router, platform)
     add_history(router, platform)
+    _add_fleet(router, platform)
     _add_database(router, platform)
     add_database_acts(router, platform)
     _add_services(router, platform)
@@ -66,6 +67,16 @@ def _add_overview(router: APIRouter, platform: Platform) -> None:
         """The state of everything, its summary, and the alerts."""
         health = await platform.system_health()
         return JsonView(dashboard_view(health, linked(request, platform.active_alerts())))
+
+
+def _add_fleet(router: APIRouter, platform: Platform) -> None:
+    @router.get("/fleet", summary="All processes on the state store", **described(fleet_shapes.FleetStatus))
+    async def get_fleet() -> Response:
+        """Which there are and which one leads, in how many of them each guard is open, and whose settings differ.
+
+        Always 200: while the state store is away it shows the process that answers.
+        """
+        return JsonView(await platform.fleet())
 
 
 def _add_database(router: APIRouter, platform: Platform) -> None:
