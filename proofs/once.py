@@ -34,7 +34,7 @@ from koo.options import DatabaseOptions
 from koo.testing.postgres import Driver, PostgresServer, postgres_binaries
 from koo.testing.proxy import CommitCut
 from proofs.once_bank import ACCOUNTS
-from proofs.once_faults import CUTS, CuttingProxy, Ground, trouble
+from proofs.once_faults import CUTS, CuttingProxy, Ground, prepare, trouble
 from proofs.once_keys import Trial, on_server
 from proofs.running import LIMIT_S, ROOT, ProofFailed, write_page
 
@@ -156,6 +156,7 @@ async def on_postgres(server: PostgresServer, run: Run) -> tuple[Bank, Ground, l
         )
         await bank.open()
         try:
+            await prepare(ground, run.trouble)
             async with asyncio.TaskGroup() as tasks:
                 # What began is done to its end: a thread that starts a server cannot be called back.
                 tasks.create_task(trouble(ground, run.trouble, run.transfers // FAULTS))

@@ -158,7 +158,8 @@ async def kill_server(ground: Ground) -> None:
 
 async def promote_synchronous(ground: Ground) -> None:
     """What was acknowledged is on the standby."""
-    await ground.follow(synchronous=True)
+    if ground.standby is None:
+        await ground.follow(synchronous=True)
     if await ground.reach(ground.said() + LAG):
         await ground.promote()
         ground.counts["synchronous standbys promoted"] += 1
@@ -166,7 +167,8 @@ async def promote_synchronous(ground: Ground) -> None:
 
 async def promote_lagging(ground: Ground) -> None:
     """What was acknowledged is not on the standby."""
-    await ground.follow(synchronous=False)
+    if ground.standby is None:
+        await ground.follow(synchronous=False)
     assert ground.news is not None
     ground.news.black_hole()
     if await ground.reach(ground.said() + LAG):
@@ -182,8 +184,14 @@ TROUBLES: dict[str, Sequence[Act]] = {
 }
 
 
+async def prepare(ground: Ground, kind: str) -> None:
+    """The first standby is there before the first transfer: a short run would be over before it is made."""
+    if kind.endswith("standby"):
+        await ground.follow(synchronous=kind == "synchronous standby")
+
+
 async def trouble(ground: Ground, kind: str, every: int) -> None:
-    """One act after another, each after so many transfers more, until the run is over."""
+    """One act after another, each after so many transfers more, until the run is over. Call `prepare` before."""
     if TROUBLES[kind]:
         for act in itertools.cycle(TROUBLES[kind]):
             if not await ground.reach(ground.said() + every):
