@@ -55,6 +55,7 @@ ROWS: list[set[str]] = [
     {"bridge"},
     {"refusals"},
     {"passage"},
+    {"limit_gate"},
     {"gates"},
     {"scope"},
     {"attempt"},

@@ -155,10 +155,15 @@ class Parts:
             publish=self.events.publish,
             calls=self.calls,
         )
-        for name, one in services.items():
-            self.budgets.add_service(name, one.service.allowance)
+        for one in services.values():
+            self._share(one.service)
             self._introduce(one.service, place_of(one.options))
         return services
+
+    def _share(self, service: Service) -> None:
+        """A service's money and its limits are those of all processes on the store."""
+        requests = self.budgets.add_service(service.name, service.allowance, service.options.limits.per_day)
+        self.store.leasing.share(service.gates.limits, service.name, requests)
 
     # ── finding ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -228,7 +233,7 @@ class Parts:
             service.take_over(self.operations[service.name][0])
         self.operations[service.name] = (service, money)
         self._introduce(service, "")
-        self.budgets.add_service(service.name, service.allowance)
+        self._share(service)
 
     def budget(self, service: Service) -> BudgetView:
         """The last view of a service's money of today."""
@@ -420,6 +425,7 @@ class Parts:
             for service in self.services.values():
                 self.budgets.keep_count(service)
             await self.fleet.begin()
+            await self.store.leasing.begin()
             await self.alerts.begin()
         except StoreUnavailable:
             log.warning("koo begins without its state store, which is tried again by itself")

@@ -31,8 +31,9 @@ from koo.clock import SYSTEM_CLOCK, Clock
 from koo.deadlines import Alarm, Deadlines
 from koo.errors import Kind, KooError
 from koo.events import CooldownBegan, Event, KeyBlocked, KeyUnblocked
+from koo.limit_gate import take_limits
 from koo.options import NEVER, GuardOptions
-from koo.passage import Passage
+from koo.passage import LOOK_AGAIN_S, Passage
 from koo.policies.breaker import Breaker, Draw
 from koo.policies.bulkhead import Bulkhead
 from koo.policies.cooldown import Cooldown
@@ -44,8 +45,6 @@ from koo.policies.tally import Tally
 from koo.policies.verdict import Fault
 from koo.refusals import OURS, SERVICES, Family
 
-LOOK_AGAIN_S = 1.0
-"""A call that waits for a time which may come earlier (a limit's unit, the end of a pause) looks at least so often."""
 KEY_CHECK_S = 2.0
 """An unbilled check of a refused key begins within a second of its time, and usually has its answer in another."""
 NEWS_S = 1.0
@@ -168,7 +167,7 @@ class Gates:
             if not for_place:
                 self.look(guard)
                 await self._wait_for_cooldown(guard, passage)
-                taken_at = await self._take_limits(guard, passage)
+                taken_at = await take_limits(self, guard, passage)
             try:
                 if not for_place:
                     passage.paced = await self._pace(guard, passage)
@@ -232,37 +231,13 @@ class Gates:
             # An operator's reset ends the pause earlier, and wakes no sleeper.
             await self.clock.sleep(min(wait_s, LOOK_AGAIN_S))
 
-    async def _take_limits(self, guard: Guarded, passage: Passage) -> float:
-        """One unit of each limit; returns when it was taken, for the refund."""
-        limits, queue, deadline = self.limits, self.limit_queue, passage.deadline
-        now = self.clock.monotonic()
-        # A newcomer must not take a unit ahead of callers already in the queue, even if it would not queue itself.
-        if not queue.used and limits.take(now) is None:
-            return now
-        if passage.on_limit != "wait" or limits.usable_at(now) >= deadline:
-            self._refuse_limit(guard)
-        if not await self._stand_in(queue, guard, deadline):
-            self._refuse_limit(guard)
-        for one in self.kin:
-            one.quiet = False
-        try:
-            while limits.take(now := self.clock.monotonic()) is not None:
-                usable_at = limits.usable_at(now)
-                if usable_at >= deadline:
-                    self._refuse_limit(guard)
-                # A refund may bring a unit earlier, and wakes no sleeper.
-                await self.clock.sleep(min(usable_at - now, LOOK_AGAIN_S))
-            return now
-        finally:
-            queue.give_back()
-
     async def _pace(self, guard: Guarded, passage: Passage) -> bool:
         """Wait until the provider's own limits have room; returns True, since a cell was booked."""
         pacer, line, now = guard.pacer, guard.pacer.line, self.clock.monotonic()
         wait_s = self._pace_s(guard, passage, now, len(line.line) + line.used)
         if line.used or wait_s:
             self._check_pace(guard, passage, now, wait_s)
-            if not await self._stand_in(line, guard, passage.deadline):
+            if not await self.stand_in_line(line, guard, passage.deadline):
                 self._refuse_pace(guard, wait_s)
             try:
                 while wait_s := self._pace_s(guard, passage, now := self.clock.monotonic(), 0):
@@ -308,7 +283,7 @@ class Gates:
             )
         if ramping and not bulkhead.line:
             get_running_loop().call_at(bulkhead.widens_at, self._widen)
-        if not await self._stand_in(bulkhead, guard, passage.deadline):
+        if not await self.stand_in_line(bulkhead, guard, passage.deadline):
             self._refuse_place(guard, "the deadline passed while waiting for a free place")
 
     def _widen(self) -> None:
@@ -318,7 +293,7 @@ class Gates:
         if bulkhead.line and bulkhead.cap < bulkhead.limit:
             get_running_loop().call_at(bulkhead.widens_at, self._widen)
 
-    def _stand_in(self, bulkhead: Bulkhead, guard: Guarded, deadline: float) -> Awaitable[bool]:
+    def stand_in_line(self, bulkhead: Bulkhead, guard: Guarded, deadline: float) -> Awaitable[bool]:
         """As `stand_in`, where the queue is not full."""
         if (
             len(bulkhead.line) >= self.options.queue_max
@@ -471,19 +446,6 @@ class Gates:
         reason += f" (limits: {names})" if names else ""
         self.refuse(guard, self.family.saturated, reason, None, Kind.SATURATED)
 
-    def _refuse_limit(self, guard: Guarded) -> NoReturn:
-        """Which limit, and when it is usable again; where it is only the queue that is before this call: soon."""
-        limits, now = self.limits, self.clock.monotonic()
-        full = limits.full(now)
-        if full is None:
-            reason = "other callers are waiting for our limit already"
-            ahead = len(self.limit_queue.line) + self.limit_queue.used
-            free_at = max(now + LOOK_AGAIN_S, limits.usable_at(now, ahead + 1))
-            self.refuse(guard, self.family.limited, reason, _known_s(free_at - now), Kind.RATE_LIMITED)
-        reason = f"our limit of {full.limit} {full.name} is reached"
-        wait_s = _known_s(limits.usable_at(now) - now)
-        self.refuse(guard, self.family.limited, reason, wait_s, Kind.RATE_LIMITED)
-
     # ── events ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def emit(self, event: Event) -> None:
@@ -493,8 +455,3 @@ class Gates:
                 self.publish(event)
         except BaseException as error:  # noqa: BLE001 - whatever a listener raises
             outlive(error, f"could not publish {type(event).__name__}")
-
-
-def _known_s(wait_s: float) -> float | None:
-    """A time that comes; None for never."""
-    return None if wait_s == NEVER else wait_s

@@ -24,9 +24,9 @@ from koo.deadlines import Alarm, block, ends_at
 from koo.errors import Failure, Kind, KooError, describe_s
 from koo.events import CircuitClosed, CircuitOpened
 from koo.failures import failure_of
-from koo.gates import LOOK_AGAIN_S, Gates
+from koo.gates import Gates
 from koo.options import NEVER
-from koo.passage import Charge, OnLimit, Passage
+from koo.passage import LOOK_AGAIN_S, Charge, OnLimit, Passage
 from koo.policies.breaker import CLOSED, NONE, OPEN, Breaker, Override, Trigger
 from koo.policies.cooldown import Cooldown
 from koo.policies.pacer import Pacer

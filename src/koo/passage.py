@@ -7,6 +7,9 @@ from typing import Literal, Protocol
 
 from koo.errors import Failure
 
+LOOK_AGAIN_S = 1.0
+"""A call that waits for a time which may come earlier (a limit's unit, the end of a pause) looks at least so often."""
+
 OnLimit = Literal["refuse", "wait"]
 """None, the default: wait for a pause that the other side asked for, be refused by our own limits."""
 

@@ -66,7 +66,13 @@ class Keeper:
             # First: it refuses while the platform's database is in use on another loop, and koo would be on two.
             parts.deadlines.bind(loop)
             await parts.open()
-            for one in (parts.store.ledger, KeepTime(parts), CheckServices(parts), parts.fleet):
+            for one in (
+                parts.store.ledger,
+                parts.store.leasing,
+                KeepTime(parts),
+                CheckServices(parts),
+                parts.fleet,
+            ):
                 tasks.append(begin(loop, one.run(), f"koo {type(one).__name__}"))  # noqa: PERF401
             for courier in parts.outbox.couriers:
                 name = f"koo alerts by {courier.channel.name}"

@@ -85,6 +85,8 @@ class KeepTime(BackgroundTask):
             if ai_service.service.obstacle:
                 # What was missing may have been installed.
                 ai_service.look()
+        if parts.fleet.heard is not None:
+            parts.store.leasing.know_processes(parts.fleet.heard.processes)
         for service in parts.services.values():
             service.tick()
             parts.budgets.keep_count(service)

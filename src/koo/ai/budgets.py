@@ -85,14 +85,17 @@ class Budgets:
             if one.tag != EACH:
                 self._add(f"budget/{one.name}", one)
 
-    def add_service(self, name: str, allowance: Allowance) -> None:
-        """Know a service's daily budget, and count its requests."""
+    def add_service(self, name: str, allowance: Allowance, requests_a_day: int | None = None) -> Budget:
+        """Know a service's daily budget, and count its requests; returns the budget of those."""
         limit = None if allowance.limit_usd is None else limit_to_pico(allowance.limit_usd)
         self._names[day_budget(name)] = self.ledger.budget(
             day_budget(name), limit, "day", is_default=not allowance.explicit
         )
-        self._names[requests_count(name)] = self.ledger.budget(requests_count(name), None)
+        # As a default budget: while the store is away, a limit goes on in memory. It protects no money.
+        requests = self.ledger.budget(requests_count(name), requests_a_day, is_default=True)
+        self._names[requests_count(name)] = requests
         self._sets.clear()
+        return requests
 
     def _add(self, name: str, one: BudgetOptions) -> Budget:
         budget = self.ledger.budget(name, limit_to_pico(one.limit_usd), one.period)
@@ -174,11 +177,24 @@ class Budgets:
     def keep_count(self, service: Service) -> None:
         """Have the day's requests of a service counted in the store, and learn what others have counted."""
         budget = self._names[requests_count(service.name)]
+        if budget.limit is not None:
+            service.note_day(budget.purse.key.period, self._requests_of(budget))
+            return
         day, count = service.take_unstored()
         if count:
             self.ledger.count(budget, day, count)
         if day:
             service.note_elsewhere(day, self.ledger.counted_elsewhere(budget, day))
+
+    def _requests_of(self, budget: Budget) -> int:
+        """How many requests all processes made today."""
+        standing = self.ledger.standing(budget.name)
+        # What is spent only grows; what an operator has taken back is booked no more.
+        return (
+            min(standing.spent, max(0, standing.booked))
+            if self.ledger.knows(budget.name)
+            else budget.purse.spent
+        )
 
     # ── what is seen ──────────────────────────────────────────────────────────────────────────────────────────
 

@@ -27,7 +27,8 @@ from koo.ai.service import AIService
 from koo.ai.types import Answer, Query
 from koo.deadlines import ends_at
 from koo.errors import ExternalServiceError, Kind, name_of
-from koo.gates import LOOK_AGAIN_S, is_fed
+from koo.gates import is_fed
+from koo.passage import LOOK_AGAIN_S
 from koo.policies.bulkhead import Bulkhead
 
 LOCAL_PLACES = 2

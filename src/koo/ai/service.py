@@ -401,7 +401,7 @@ class Service:
             if stored and isinstance(count, DayCount):
                 # What was taken back there includes this process's own: the store will say "elsewhere: minus these".
                 self._elsewhere = (count.day, self._of(self._elsewhere, count.day) - count.used)
-            count.clear(self.clock.monotonic())
+        self.gates.limits.clear(self.clock.monotonic(), is_told=stored)
 
     def _anchor_day(self) -> None:
         """Set the end of the day's count by the wall clock: clocks drift apart, and can be set."""
@@ -437,6 +437,13 @@ class Service:
         if count is not None and count.day == day:
             count.used += used - self._of(self._elsewhere, day)
             self._elsewhere = (day, used)
+
+    def note_day(self, day: int, used: int) -> None:
+        """All processes made so many requests on that UTC day, by the purse that the day's limit is."""
+        self._anchor_day()
+        count = self.day_count
+        if count is not None and count.day == day:
+            count.used = used
 
     @staticmethod
     def _of(known: tuple[int, int], day: int) -> int:

@@ -190,6 +190,10 @@ class RateLimits(TypedDict):
     requests_per_hour: RateLimit
     requests_per_day: RateLimit
     daily_budget: DailyBudget
+    scope: Annotated[
+        str, Doc("whose requests these are: shared (all processes on the state store), or this process")
+    ]
+    notice: Annotated[str, Doc("what holds of the limits while the state store is away; empty: it is there")]
 
 
 class ModelStatus(BreakerStatus):

@@ -8,7 +8,7 @@ these files does I/O, waits, or changes a state: they read what the policies kno
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy, deepcopy
+from copy import copy
 from decimal import Decimal
 from typing import Protocol
 
@@ -154,13 +154,13 @@ def count_view(count: Count, wall: Wall) -> RateLimit:
 
     `resets_at`: when the day ends; for a minute or an hour when the next unit comes back, None if none is used.
     """
-    if wall.now >= count.rolls_at:
-        count = deepcopy(count)
-        count.roll(wall.now)
+    count, hand = count.as_of(wall.now), count.hand
+    used = count.used + (0 if hand is None else hand.elsewhere(wall.now))
+    most = count.limit if hand is None or not hand.is_alone else used - count.used + hand.share
     return {
-        "used": count.used,
+        "used": min(used, max(count.used, count.limit)),
         "limit": count.limit,
-        "remaining": max(0, count.limit - count.used),
+        "remaining": max(0, min(most, count.limit) - used),
         "resets_at": wall.iso(_gives_back_at(count, wall.now)),
     }
 
@@ -169,7 +169,7 @@ def _gives_back_at(count: Count, now: float) -> float | None:
     if isinstance(count, DayCount):
         return count.rolls_at
     if not count.used:
-        return None
+        return count.hand.shut_until if count.hand is not None and count.hand.shut_until > now else None
     # A count with units left says "now". Asked as if it were full it tells when the oldest unit leaves it.
     full = copy(count)
     full.limit = count.used
@@ -186,9 +186,14 @@ def limits_view(service: ServiceLike, budget: BudgetView, wall: Wall) -> RateLim
         "requests_per_hour": _unlimited(),
         "requests_per_day": _unlimited(),
         "daily_budget": money_view,
+        "scope": "shared",
+        "notice": "",
     }
     for count in service.gates.limits.counts:
         views[COUNT_KEYS[count.name]] = count_view(count, wall)
+        if count.hand is None or count.hand.is_alone:
+            views["scope"] = "this process"
+            views["notice"] = "" if count.hand is None else count.hand.sentence
     return views
 
 
@@ -282,7 +287,7 @@ def used_up(service: ServiceLike, budget: BudgetView, wall: Wall) -> str:
         return f"{pause.reason} until {wall.iso(pause.until)}"
     for count in service.gates.limits.counts:
         if count_view(count, wall)["remaining"] == 0:
-            return f"our limit of {count.limit} {count.name} is reached"
+            return service.gates.limits.why(count)
     limit = service.allowance.limit_usd
     if (
         limit is not None

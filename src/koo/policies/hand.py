@@ -116,6 +116,10 @@ class Hand:
         self._in_share = True
         return max(0, most - used), until
 
+    def elsewhere(self, now: float) -> int:
+        """How many units other processes have used of the limit, as last heard within the period."""
+        return self.others if now - self.heard_at < self.period_s else 0
+
     @property
     def share(self) -> int:
         """How many units a period this process may use while the store is away."""
@@ -125,6 +129,14 @@ class Hand:
     def is_alone(self) -> bool:
         """Is what is used now this process's own share, because the store is away?"""
         return self._cut_at != NEVER
+
+    @property
+    def sentence(self) -> str:
+        """What that means, for people."""
+        whose = "1 process" if self.processes == 1 else f"{self.processes} processes"
+        return (
+            f"the state store is away, so each of {whose} has its share of four fifths, which is {self.share}"
+        )
 
     def book(self, units: int) -> None:
         """So many of those that `units` allowed were taken."""
@@ -145,9 +157,16 @@ class Hand:
         self._used -= units - alone
         self.left += units - alone
 
-    def clear(self) -> None:
-        """An operator says that nothing was used."""
-        self._clears = True
+    def clear(self, used: int | None) -> None:
+        """An operator says that nothing was used; None: and another process tells it."""
+        self._clears = used is not None
+        # What the store has not heard of yet it would count when everything else is forgotten.
+        if self._flying is None:
+            self._back += self._used - self._told
+            self._used = self._told
+        else:
+            self._undoing.append((self._used - self._told, self._asked_at))
+        self._over = self.others = 0
         self.shut_until = -NEVER
         self.due_at = -NEVER
         self._room = self.limit
@@ -198,11 +217,13 @@ class Hand:
 
     def _undo(self, now: float) -> None:
         """Take back what was told as used, where the store still counts it."""
+        if not self._serial:
+            return  # What is taken back is a total of a lease, as all that is told.
         undoing, self._undoing = self._undoing, []
         for units, taken_at in undoing:
             # The store forgets a unit a period after it was told. One that has left already gives no other one back.
             if now - taken_at < self.period_s - 2 * self._lease_s:
-                self._undone += min(units, self._used - self._undone)
+                self._undone += units
 
     def _take_pace(self, now: float) -> None:
         for_s = now - self._marked_at
@@ -226,7 +247,7 @@ class Hand:
         if told is None:
             return
         self._over = max(0, self._over - self._over_told)
-        self._clears = False
+        self._clears = self._clears and not told.clears
         self._trip_s = now - sent_at
         self._take_granted(grant, told, sent_at)
         self.processes, self._sharing = grant.processes, grant.sharing
@@ -236,8 +257,8 @@ class Hand:
         is_short = bool(grant.free_in_ms) and self.left < told.need
         self.shut_until = now + grant.free_in_ms / 1000 if is_short else -NEVER
         self._end_share(grant, sent_at)
-        has_news = self.left > 0 or self._used > self._told or self._over > 0 or grant.frozen_ms > 0
-        self.due_at = sent_at + (RENEW_PART * self._lease_s if has_news else LOOK_S)
+        is_soon = self.has_news() or grant.frozen_ms > 0
+        self.due_at = sent_at + (RENEW_PART * self._lease_s if is_soon else LOOK_S)
         self._low = self.left // 3 if self.left > 2 else -1
 
     def _take_granted(self, grant: Grant, told: Told, sent_at: float) -> None:
@@ -258,6 +279,10 @@ class Hand:
         else:
             self._frozen_until = -NEVER
             self._cut_at = NEVER
+
+    def has_news(self) -> bool:
+        """Is there something to tell, or to send home?"""
+        return self.left > 0 or self._used > self._told or self._over > 0 or self._clears
 
     def give_up(self) -> None:
         """What was asked is not answered: it is asked again, with totals that have grown."""

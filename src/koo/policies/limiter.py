@@ -15,9 +15,12 @@ bound of what may be taken until the next look, so a call pays nothing for them.
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
+from copy import copy
 from typing import Protocol
 
 from koo.options import DAY_S, NEVER
+from koo.policies.hand import Hand
 
 SUB_BUCKETS = 60
 GRANT_MAX = 250
@@ -29,9 +32,8 @@ class InHand(Protocol):
 
     shut_until: float
 
-    @property
-    def others(self) -> int:
-        """How many units other processes had used of the limit, as last heard."""
+    def elsewhere(self, now: float) -> int:
+        """How many units beyond those that are counted here other processes have used, as last heard."""
         ...
 
     @property
@@ -42,6 +44,11 @@ class InHand(Protocol):
     @property
     def is_alone(self) -> bool:
         """Is the store away, so that this process decides by itself?"""
+        ...
+
+    @property
+    def sentence(self) -> str:
+        """What that means, for people."""
         ...
 
     def units(self, now: float, used: int) -> tuple[int, float]:
@@ -60,8 +67,8 @@ class InHand(Protocol):
         """May a call that found nothing wait for an answer of the store?"""
         ...
 
-    def clear(self) -> None:
-        """An operator says that nothing was used."""
+    def clear(self, used: int | None) -> None:
+        """An operator says that nothing was used, of `used` that were counted; None: and another process tells it."""
         ...
 
 
@@ -71,7 +78,18 @@ class SlidingCount:
     `hand`: what this process has of the limit, where it holds for a fleet; `used` is this process's own.
     """
 
-    __slots__ = ("_bucket", "_bucket_s", "_older", "_past", "hand", "limit", "name", "rolls_at", "used")
+    __slots__ = (
+        "_bucket",
+        "_bucket_s",
+        "_older",
+        "_past",
+        "hand",
+        "limit",
+        "name",
+        "period_s",
+        "rolls_at",
+        "used",
+    )
 
     hand: InHand | None
 
@@ -83,6 +101,7 @@ class SlidingCount:
         self.limit = limit
         self.used = 0
         self.hand = None
+        self.period_s = period_s
         self._bucket_s = period_s / SUB_BUCKETS
         self._past: list[list[int]] = []  # [bucket number, count], oldest first; empty buckets are not kept
         self._begin(now)
@@ -119,6 +138,13 @@ class SlidingCount:
         self.used = 0
         self._past.clear()
         self._begin(now)
+
+    def as_of(self, now: float) -> SlidingCount:
+        """A copy, as it is at `now`."""
+        one = copy(self)
+        one._past = [[*past] for past in self._past]
+        one.roll(now)
+        return one
 
     def resets_at(self, now: float) -> float:
         """When at least one more unit is usable; now, if one is."""
@@ -189,6 +215,12 @@ class DayCount:
         self.day += days
         self.rolls_at += days * DAY_S
 
+    def as_of(self, now: float) -> DayCount:
+        """A copy, as it is at `now`."""
+        one = copy(self)
+        one.roll(now)
+        return one
+
     def anchor(self, ends_at: float, day: int) -> None:
         """Tell it anew when the day ends: monotonic and wall time drift apart over weeks, or somebody set the clock."""
         if day > self.day:
@@ -231,13 +263,14 @@ class Limits:
 
     `full_until`: when the last of those that were full at the last look has a unit again (monotonic seconds); a look at
     the counts themselves would cost a refusal by an open breaker more than all else. `waiting`: callers that found
-    nothing in hand, and wait for the store's answer.
+    nothing in hand, and wait for the store's answer. `ask(deadline)` waits for that; None: nothing is shared.
     """
 
-    __slots__ = ("_counts", "_granted", "_left", "_until", "full_until", "waiting")
+    __slots__ = ("_counts", "_granted", "_left", "_until", "ask", "full_until", "waiting")
 
     def __init__(self, *counts: Count) -> None:
         self._counts = counts
+        self.ask: Callable[[float], Awaitable[None]] | None = None
         self._granted = self._left = self.waiting = 0
         self._until = self.full_until = 0.0
 
@@ -300,6 +333,26 @@ class Limits:
                 is_lacking = True
         return is_lacking
 
+    def why(self, full: Count) -> str:
+        """A sentence for those whom a limit refuses."""
+        reason = f"our limit of {full.limit} {full.name} is reached"
+        if full.hand is not None and full.hand.is_alone:
+            reason += f" here: {full.hand.sentence}"
+        return reason
+
+    def leased(self, now: float) -> list[tuple[SlidingCount, Hand]]:
+        """The counts whose units are leased, as they are now; what was taken is booked."""
+        found = []
+        for count in self.counts:
+            count.roll(now)
+            if isinstance(count, SlidingCount) and isinstance(count.hand, Hand):
+                found.append((count, count.hand))
+        return found
+
+    def wanted(self) -> tuple[int, int]:
+        """How many units the first caller lacks who waits for an answer, and all of them."""
+        return min(1, self.waiting), self.waiting
+
     def refund(self, taken_at: float) -> None:
         """Give back what `take` took at `taken_at`: the call was never made."""
         if not self._counts:
@@ -309,12 +362,12 @@ class Limits:
             if count.hand is not None:
                 count.hand.refund(1, taken_at)
 
-    def clear(self, now: float) -> None:
-        """An operator says that nothing was used."""
+    def clear(self, now: float, *, is_told: bool = False) -> None:
+        """An operator says that nothing was used. `is_told`: another process tells the store."""
         for count in self.counts:
-            count.clear(now)
             if count.hand is not None:
-                count.hand.clear()
+                count.hand.clear(None if is_told else count.used)
+            count.clear(now)
 
     def roll(self, now: float) -> None:
         """Forget what has left the counts by time alone: without calls nobody else does."""

@@ -29,12 +29,12 @@ class Purse:
     `pace`: spent in each of the last two beats; `marked`: spent when it was last taken. `bound` and `bound_before`: the
     largest hold since then, and in the beat before. `told`: spent, back, over and held as the store has confirmed them.
     `low`: with less room it asks for more. `elsewhere`: what other processes had spent when that was last read.
-    `above`: by how much bills here were above what was held for them.
+    `above`: by how much bills here were above what was held for them. `least`: so much stays here in any case.
     """
 
     __slots__ = (
-        "above", "back", "bound", "bound_before", "budget", "elsewhere", "granted", "held", "key", "low", "marked",
-        "over", "pace", "room", "spent", "told",
+        "above", "back", "bound", "bound_before", "budget", "elsewhere", "granted", "held", "key", "least",
+        "low", "marked", "over", "pace", "room", "spent", "told",
     )  # fmt: skip
 
     def __init__(self, budget: Budget, key: Key) -> None:
@@ -42,13 +42,13 @@ class Purse:
         self.key = key
         self.granted = self.back = self.spent = self.over = self.held = 0
         self.room = self.elsewhere = self.above = 0
-        self.bound = self.bound_before = self.marked = self.low = 0
+        self.bound = self.bound_before = self.marked = self.low = self.least = 0
         self.pace = (0.0, 0.0)
         self.told = (0, 0, 0, 0)
 
     def keep(self) -> int:
         """How much room stays here when the rest is sent home."""
-        two_beats = int(2 * max(self.pace))
+        two_beats = max(int(2 * max(self.pace)), self.least)
         return two_beats if two_beats >= max(self.bound, self.bound_before) else 0
 
     def take_pace(self, beats: float) -> None:
@@ -76,11 +76,11 @@ class Purse:
     def has_news(self) -> bool:
         """Is there something that the store does not know, or that should go home?"""
         # A call that runs for an hour is told once: beats without news would be writes for nothing.
-        return bool(self.room) or self.told != (self.spent, self.back, self.over, self.held)
+        return self.room > self.least or self.told != (self.spent, self.back, self.over, self.held)
 
     def is_settled(self) -> bool:
         """Does the store know all about it, and is nothing held or idle?"""
-        return not self.held and not self.has_news()
+        return not self.held and not self.room and not self.has_news()
 
     def confirm(self, told: Totals) -> None:
         """A beat that told these totals was answered."""

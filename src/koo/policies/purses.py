@@ -205,6 +205,8 @@ class Purses:
     def send_home(self) -> None:
         """This process ends: with the next beat it keeps only what calls hold."""
         self._recalled = frozenset(self.purses)
+        for purse in self.purses.values():
+            purse.least = 0
 
     def may_end(self) -> bool:
         """Was something told under this name, and does no call hold or wait for more?"""

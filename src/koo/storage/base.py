@@ -17,6 +17,7 @@ from koo.episodes import Episodes, Silences
 from koo.notices import Notices
 from koo.policies.fleet import Heard, Roll, Told
 from koo.policies.forecast import RunOut
+from koo.policies.limiter import Limits
 from koo.policies.purse import Budget, Hold, Refusal
 from koo.policies.samples import Span
 from koo.policies.treasury import Key, PeriodKind, Reply, Standing
@@ -312,6 +313,26 @@ class LedgerKeeper(Ledger, Protocol):
         ...
 
 
+class LimitKeeper(Protocol):
+    """Limits that hold for all processes on one store."""
+
+    def share(self, limits: Limits, name: str, requests: Budget | None = None) -> None:
+        """Have a service's limits hold for all; `requests`: the ledger's budget of its requests of a day."""
+        ...
+
+    def know_processes(self, processes: int) -> None:
+        """So many are on the store."""
+        ...
+
+    async def begin(self) -> None:
+        """Hear how the limits stand, before the first call. Raises `StoreUnavailable`."""
+        ...
+
+    async def run(self) -> None:
+        """Tell what was used and ask for more, until cancelled."""
+        ...
+
+
 SignalKind = Literal["reset", "limits", "override", "cooldown", "latch", "write_off"]
 """As stored, so that processes of other versions on the same store understand: a blocked key is a "latch"."""
 
@@ -400,6 +421,9 @@ class Store(Protocol):
 
     @property
     def ledger(self) -> LedgerKeeper: ...
+
+    @property
+    def leasing(self) -> LimitKeeper: ...
 
     @property
     def entries(self) -> Spending: ...

@@ -84,6 +84,9 @@ class Ledger:
 
     def __init__(self, exchange: Exchange, clock: Clock) -> None:
         self.heard: Callable[[Reply], None] = lambda answer: None
+        self.before_beats: Callable[[], None] = lambda: None
+        """What was taken of purses and is not booked yet is booked here: a beat would else send it home, and it would
+        be granted once more elsewhere."""
         self._exchange = exchange
         self.clock = clock
         self._now = clock.monotonic
@@ -104,7 +107,7 @@ class Ledger:
             beat_s=exchange.beat_s,
             wall_ms=int(clock.wall() * 1000),
             now=clock.monotonic(),
-            ring=self._ring,
+            ring=self.ring,
         )
         forget_in_child(self)
 
@@ -335,10 +338,12 @@ class Ledger:
                 self._flying.append(
                     Posting(self._ids.new(), int(at_s * 1000), service, day, amount, bound, bill)
                 )
+        self.before_beats()
         now = self._now()
         is_asked = now - self._looked_at >= LOOK_S
         beat = self.purses.beat(now, is_last=is_last and not self._settled)
         answer = await self._exchange.send(beat, self._flying, is_asked=is_asked)
+        self.before_beats()
         if answer.is_you:
             self._flying = []
             self._learn(answer, beat, is_asked)
@@ -351,7 +356,7 @@ class Ledger:
                 self._disown(key, Totals(purse.granted, back, spent, over))
         self.purses.hear(answer, self._now(), asyncio.get_running_loop().time())
         if len(self._settled) >= POSTINGS_PER_BEAT:
-            self._ring()
+            self.ring()
         self._report(answer)
 
     def _learn(self, answer: Reply, beat: Beat, is_asked: bool) -> None:
@@ -415,7 +420,7 @@ class Ledger:
     def store_changed(self, trouble: str | None) -> None:
         """The store was lost, or found again."""
         if trouble is None:
-            self._ring()
+            self.ring()
         else:
             self.purses.decide_without(self._now())
 
@@ -431,7 +436,8 @@ class Ledger:
             timer.cancel()
         self._wake.clear()
 
-    def _ring(self) -> None:
+    def ring(self) -> None:
+        """Beat now."""
         if self._loop is None or not self._loop.is_closed():  # It would wake a task of a loop that has ended.
             self._wake.set()
 

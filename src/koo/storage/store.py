@@ -18,6 +18,7 @@ from koo.storage.episodes import SqlEpisodes
 from koo.storage.exchanges import SqlExchange
 from koo.storage.executor import Executor
 from koo.storage.history import SqlHistory
+from koo.storage.leasing import Leasing, SqlLimitExchange
 from koo.storage.ledger import Ledger
 from koo.storage.notices import SqlNotices
 from koo.storage.past import Past
@@ -62,6 +63,8 @@ class SqlStore:
         exchange = SqlExchange(self.executor, beat_s or (FILE_BEAT_S if is_file else SERVER_BEAT_S))
         self.ledger = Ledger(exchange, clock)
         self.executor.watch(self.ledger.store_changed)
+        self.leasing = Leasing(SqlLimitExchange(self.executor), self.ledger, clock)
+        self.executor.watch(self.leasing.store_changed)
         self.entries = Entries(self.executor)
         self.unsettled = SqlUnsettled(self.executor)
         self.past = Past(self.executor)
@@ -109,6 +112,7 @@ class SqlStore:
     async def close(self) -> None:
         """Write what waits, as far as the store lets us, and end the thread. It may be opened again."""
         try:
+            await self.leasing.finish()
             await self.ledger.finish()
         except StoreUnavailable as error:
             log.error(

@@ -1,0 +1,112 @@
+"""The gate of our own limits: a unit of each, at once, after the store's answer, or in a queue; or why there is none.
+
+A limit that holds for a fleet may have no unit in this process's hand although there is one. Then every caller waits
+for the store's answer, whatever it says about waiting: a process that does not know cannot say "full". Only
+`on_limit="wait"` waits for units that are used up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable
+from typing import Any, NoReturn, Protocol
+
+from koo.clock import Clock
+from koo.errors import Kind
+from koo.options import NEVER
+from koo.passage import LOOK_AGAIN_S, Passage
+from koo.policies.bulkhead import Bulkhead
+from koo.policies.limiter import Limits
+from koo.refusals import Family
+
+
+class Gate(Protocol):
+    """What of the gates concerns limits."""
+
+    limits: Limits
+    limit_queue: Bulkhead
+    clock: Clock
+    family: Family
+    quiet: bool
+
+    @property
+    def kin(self) -> Iterable[Any]:
+        """All gates that share these limits."""
+        ...
+
+    def refuse(self, guard: Any, error: Any, reason: str, wait_s: float | None, kind: Kind) -> NoReturn:
+        """Count a refusal and raise it."""
+        ...
+
+    def stand_in_line(self, bulkhead: Bulkhead, guard: Any, deadline: float) -> Awaitable[bool]:
+        """Wait for a place; False if the deadline passed before."""
+        ...
+
+
+async def take_limits(gate: Gate, guard: Any, passage: Passage) -> float:
+    """One unit of each limit; returns when it was taken, for the refund. Raises a refusal."""
+    limits, queue, deadline = gate.limits, gate.limit_queue, passage.deadline
+    now = gate.clock.monotonic()
+    # A newcomer must not take a unit ahead of callers already in the queue, even if it would not queue itself.
+    if not queue.used:
+        if limits.take(now) is None:
+            return now
+        if limits.ask is not None:
+            taken_at = await _answered(gate, deadline)
+            if taken_at is not None:
+                return taken_at
+            now = gate.clock.monotonic()
+    if passage.on_limit != "wait" or limits.usable_at(now) >= deadline:
+        refuse_limit(gate, guard)
+    if not await gate.stand_in_line(queue, guard, deadline):
+        refuse_limit(gate, guard)
+    for one in gate.kin:
+        one.quiet = False
+    try:
+        while limits.take(now := gate.clock.monotonic()) is not None:
+            taken_at = await _answered(gate, deadline, 1 + len(queue.line))
+            if taken_at is not None:
+                return taken_at
+            usable_at = limits.usable_at(now := gate.clock.monotonic())
+            if usable_at >= deadline:
+                refuse_limit(gate, guard)
+            # A refund may bring a unit earlier, and wakes no sleeper.
+            await gate.clock.sleep(min(usable_at - now, LOOK_AGAIN_S))
+        return now
+    finally:
+        queue.give_back()
+
+
+async def _answered(gate: Gate, deadline: float, callers: int = 1) -> float | None:
+    """Wait until the store has said whether there is a unit, and take it; returns when it was taken."""
+    limits, now = gate.limits, gate.clock.monotonic()
+    while limits.ask is not None and now < deadline and limits.lacks(now):
+        limits.waiting += callers
+        try:
+            await limits.ask(deadline)
+        finally:
+            limits.waiting -= callers
+        now = gate.clock.monotonic()
+        if limits.take(now) is None:
+            return now
+    return None
+
+
+def refuse_limit(gate: Gate, guard: Any) -> NoReturn:
+    """Which limit, and when it is usable again; where it is only the queue that is before this call: soon."""
+    limits, now = gate.limits, gate.clock.monotonic()
+    full = limits.full(now)
+    if full is not None and not (limits.ask is not None and limits.lacks(now)):
+        wait_s = _known_s(limits.usable_at(now) - now)
+        gate.refuse(guard, gate.family.limited, limits.why(full), wait_s, Kind.RATE_LIMITED)
+    if full is not None:
+        reason = "the state store did not say before the deadline whether our limit has room"
+        gate.refuse(guard, gate.family.limited, reason, LOOK_AGAIN_S, Kind.RATE_LIMITED)
+    reason = "other callers are waiting for our limit already"
+    ahead = len(gate.limit_queue.line) + gate.limit_queue.used
+    free_at = max(now + LOOK_AGAIN_S, limits.usable_at(now, ahead + 1))
+    gate.refuse(guard, gate.family.limited, reason, _known_s(free_at - now), Kind.RATE_LIMITED)
+
+
+def _known_s(wait_s: float) -> float | None:
+    """A time that comes; None for never."""
+    return None if wait_s == NEVER else wait_s

@@ -1,0 +1,132 @@
+"""The day's units in hand: a limit a day is a purse of units (`treasury.py`), spent one by one as calls are let out.
+
+A unit is spent when it is taken. One whose call was never made is taken by the next call of the same day, because what
+a process has told as spent never shrinks. A few units stay in the purse while calls come, so that not each of them asks
+the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from koo.options import NEVER
+from koo.policies.purse import Budget, Purse
+
+FLOAT_MAX = 10
+FLOAT_PART = 100
+"""A hundredth of the limit at most: what a process had that was killed is lost for the day."""
+AGAIN_S = 2.0
+"""Two beats: what other processes were asked to send home is here then."""
+
+
+class DayHand:
+    """What this process has of a day's limit. `is_away` says whether the store can be asked; `ring` asks it.
+
+    `budget` is the ledger's, with its purse of today; `roll` goes on with tomorrow's.
+    """
+
+    __slots__ = ("_credit", "_is_away", "_of", "_ring", "_roll", "budget", "last_at", "shut_until")
+
+    def __init__(
+        self,
+        budget: Budget,
+        *,
+        roll: Callable[[float], None],
+        ring: Callable[[], None],
+        is_away: Callable[[], bool],
+    ) -> None:
+        self.budget = budget
+        self.shut_until = self.last_at = -NEVER
+        self._roll = roll
+        self._ring = ring
+        self._is_away = is_away
+        self._credit = 0
+        self._of: Purse | None = None  # the purse that the credit is of
+
+    def elsewhere(self, now: float) -> int:
+        """Nothing: the day's count is that of all processes."""
+        return 0
+
+    @property
+    def share(self) -> int:
+        """How much of the limit is this process's while it is alone: a default budget's rule is the day's, too."""
+        return max(0, (self.budget.limit or 0) - self.budget.purse.elsewhere)
+
+    @property
+    def is_alone(self) -> bool:
+        """Is the store away, and what was in the purse used up?"""
+        return self._is_away() and self._in_hand() <= 0
+
+    @property
+    def sentence(self) -> str:
+        """What that means, for people."""
+        return "the state store is away, so this process counts by itself"
+
+    def _in_hand(self) -> int:
+        purse = self.budget.purse
+        return purse.room + (self._credit if purse is self._of else 0)
+
+    def units(self, now: float, used: int) -> tuple[int, float]:
+        """How many may be taken, and until when."""
+        if now >= self.budget.ends_at:
+            self._roll(now)
+        self.last_at = now
+        in_hand = self._in_hand()
+        if in_hand > 0:
+            return in_hand, self.budget.ends_at
+        if self._is_away():
+            purse = self.budget.purse
+            return max(0, self.share - purse.spent), self.budget.ends_at
+        return 0, now
+
+    def book(self, units: int) -> None:
+        """So many of those were taken."""
+        purse = self.budget.purse
+        if purse is self._of:
+            credit = min(units, self._credit)
+            self._credit -= credit
+            units -= credit
+        if not units:
+            return
+        purse.spent += units
+        if units > purse.room:
+            purse.over += units - max(0, purse.room)
+            purse.room = min(0, purse.room)
+        else:
+            purse.room -= units
+        purse.bound = max(purse.bound, 1)
+        purse.least = min(FLOAT_MAX, (self.budget.limit or 0) // FLOAT_PART)
+        if purse.room < purse.low:
+            purse.low = 0  # Ring once; the answer sets it again.
+            self._ring()
+
+    def refund(self, units: int, taken_at: float) -> None:
+        """So many were taken and never used: the next ones of this day are these."""
+        purse = self.budget.purse
+        if taken_at < self.budget.ends_at - 86_400:
+            return
+        self._credit = units + (self._credit if purse is self._of else 0)
+        self._of = purse
+
+    def may_ask(self, now: float) -> bool:
+        """May a call that found nothing wait for the store's answer?"""
+        return not self._is_away() and now >= self.shut_until
+
+    def refused(self, now: float, *, is_used_up: bool) -> None:
+        """The store's answer was no: others have what is left, or nothing is left."""
+        self.shut_until = self.budget.ends_at if is_used_up else now + AGAIN_S
+
+    def clear(self, used: int | None) -> None:
+        """An operator says that nothing was used, of `used` that were counted; None: and another process tells it."""
+        self.shut_until = -NEVER
+        if used:
+            # Booked for the whole fleet, and taken back by one process: what is spent only grows.
+            self.budget.purse.back += used
+            self._ring()
+
+    def rest(self, now: float, idle_s: float) -> None:
+        """Where no call came for so long, what is in the purse goes home."""
+        purse = self.budget.purse
+        if purse.least and now - self.last_at >= idle_s:
+            purse.least = 0
+            self._ring()

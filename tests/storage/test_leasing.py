@@ -1,0 +1,222 @@
+"""Limits of several processes on one store: memory, SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, ParamSpec
+
+import pytest
+
+from koo.clock import SYSTEM_CLOCK, Clock
+from koo.policies.hand import Hand
+from koo.policies.limiter import DayCount, Limits, SlidingCount
+from koo.storage.leasing import Leasing, MemoryLimitExchange
+from koo.storage.memory import MemoryLedger
+from koo.storage.store import SqlStore
+from koo.storage.windows import MemoryWindows
+from koo.testing.polling import until
+from tests.storage.support import Place
+
+P = ParamSpec("P")
+
+
+def on_a_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        asyncio.run(test(*args, **kwargs))
+
+    return run
+
+
+class MemoryStore:
+    """The memory's ledger and limits; several of them share `windows`."""
+
+    def __init__(self, windows: MemoryWindows, clock: Clock) -> None:
+        self.ledger = MemoryLedger(clock)
+        self.leasing = Leasing(MemoryLimitExchange(clock, windows), self.ledger, clock)
+
+    async def open(self) -> None:
+        await self.ledger.refresh()
+
+    async def close(self) -> None:
+        await self.leasing.finish()
+
+
+Store = MemoryStore | SqlStore
+
+
+class Process:
+    """One process's limits of a service."""
+
+    def __init__(self, store: Store, *, minute: int = 40, day: int | None = None) -> None:
+        now = time.monotonic()
+        self.store = store
+        self.minute = SlidingCount("requests a minute", minute, 60.0, now)
+        days = [] if day is None else [DayCount("requests a day", day, now + 40_000, 1)]
+        self.limits = Limits(self.minute, *days)
+        requests = None if day is None else store.ledger.budget("requests/x", day, is_default=True)
+        store.leasing.share(self.limits, "x", requests)
+
+    async def take(self, within_s: float = 20.0) -> bool:
+        """As a call does: a unit in hand, or one after the store's answer."""
+        deadline = time.monotonic() + within_s
+        while self.limits.take(time.monotonic()) is not None:
+            assert self.limits.ask is not None
+            if not self.limits.lacks(time.monotonic()):
+                return False
+            self.limits.waiting += 1
+            await self.limits.ask(deadline)
+            self.limits.waiting -= 1
+        return True
+
+    @property
+    def hand(self) -> Hand:
+        assert isinstance(self.minute.hand, Hand)
+        return self.minute.hand
+
+
+@asynccontextmanager
+async def fleet(place: Place, processes: int, **limits: int) -> AsyncIterator[list[Process]]:
+    """Processes on one place, each with its task; in memory they have one store's rows."""
+    windows = MemoryWindows()
+    async with AsyncExitStack() as stack:
+        members = []
+        for _ in range(processes):
+            store: Store = (
+                place.sql_store(limit=None) if place.is_shared else MemoryStore(windows, SYSTEM_CLOCK)
+            )
+            process = Process(store, **limits)
+            await store.open()
+            await store.leasing.begin()
+            task = asyncio.create_task(store.leasing.run())
+            stack.push_async_callback(store.close)
+            stack.push_async_callback(asyncio.wait, [task])
+            stack.callback(task.cancel)
+            members.append(process)
+        yield members
+
+
+@on_a_loop
+async def test_forty_a_minute_over_three_processes_are_forty(place: Place) -> None:
+    async with fleet(place, 3) as processes:
+        taken = await asyncio.gather(*(one.take() for one in processes * 20))
+        assert sum(taken) == 40
+        assert not any([await one.take() for one in processes])
+        assert all(one.limits.usable_at(time.monotonic()) > time.monotonic() for one in processes)
+
+
+@on_a_loop
+async def test_a_process_that_is_alone_makes_no_trip_for_each_call(place: Place) -> None:
+    async with fleet(place, 1, minute=200) as (process,):
+        for _ in range(200):
+            assert await process.take()
+        assert process.store.leasing.messages < 40
+
+
+@on_a_loop
+async def test_what_is_not_used_comes_home_by_itself(place: Place) -> None:
+    async with fleet(place, 2) as (one, other):
+        assert await one.take()
+        assert one.hand.left > 0
+        await until(lambda: one.hand.left == 0, within_s=20)
+        taken = await asyncio.gather(*(other.take() for _ in range(45)))
+        assert sum(taken) == 39
+
+
+@on_a_loop
+async def test_a_process_that_closes_gives_back_what_it_has(shared: Place) -> None:
+    async with fleet(shared, 1) as (one,):
+        assert await one.take()
+    assert shared.sql("SELECT count(*) FROM koo_leases") == [(0,)]
+    ((occupied,),) = shared.sql("SELECT occupied FROM koo_limits")
+    assert occupied.endswith(",1]]") and occupied.count(",1]") == 1
+
+
+@on_a_loop
+async def test_a_limit_a_day_over_two_processes_is_one_limit(shared: Place) -> None:
+    async with fleet(shared, 2, minute=500, day=30) as processes:
+        tasks = [asyncio.create_task(one.store.ledger.run()) for one in processes]
+        taken = await asyncio.gather(*(one.take() for one in processes * 25))
+        assert sum(taken) == 30
+        assert not any([await one.take() for one in processes])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+@on_a_loop
+async def test_a_beat_that_sends_the_days_units_home_leaves_none_here(sqlite: Place) -> None:
+    """Not even those that the limits' last look allowed: they would be used here and granted elsewhere."""
+    async with fleet(sqlite, 1, minute=500, day=2000) as (one,):
+        task = asyncio.create_task(one.store.ledger.run())
+        assert await one.take()
+        purse = one.store.ledger.purses.budgets["requests/x"].purse
+        await until(lambda: purse.room >= 5)
+        task.cancel()
+        await asyncio.wait([task])
+        assert one.limits.take(time.monotonic()) is None
+        one.store.ledger.purses.send_home()
+        await one.store.ledger.beat()
+        assert purse.room == 0 and one.limits.take(time.monotonic()) is not None
+
+
+@on_a_loop
+async def test_a_unit_of_a_day_that_was_not_used_is_the_next_callers(shared: Place) -> None:
+    async with fleet(shared, 1, minute=500, day=2) as (one,):
+        task = asyncio.create_task(one.store.ledger.run())
+        assert await one.take() and await one.take()
+        one.limits.refund(time.monotonic())
+        assert await one.take() and not await one.take()
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@on_a_loop
+async def test_without_the_store_units_end_with_their_lease_and_the_share_begins(
+    sqlite: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fleet(sqlite, 1) as (one,):
+        assert await one.take()
+        one.store.leasing.know_processes(4)
+        one.store.leasing.store_changed("the disk is full")
+        monkeypatch.setattr(type(one.store.ledger), "trouble", "the disk is full")
+        await until(lambda: time.monotonic() > one.hand.until, within_s=20)
+        taken = [await one.take() for _ in range(20)]
+        assert sum(taken) == 7, "a fifth of forty for each of four, of which one is used"
+        full = one.limits.full(time.monotonic())
+        assert full is not None and one.limits.why(full) == (
+            "our limit of 40 requests a minute is reached here: the state store is away, so each of 4 processes has "
+            "its share of four fifths, which is 8"
+        )
+        monkeypatch.undo()
+        one.store.leasing.store_changed(None)
+        await until(lambda: not one.hand.has_news(), within_s=20)
+
+
+@on_a_loop
+async def test_a_fork_has_nothing_in_hand(sqlite: Place) -> None:
+    async with fleet(sqlite, 1) as (one,):
+        assert await one.take()
+        one.store.ledger.forget_parent()
+        one.store.leasing.forget_parent()
+        one.store.leasing._look_at_name()
+        assert one.hand.left == 0 and one.limits.lacks(time.monotonic())
+
+
+@on_a_loop
+async def test_an_operators_reset_reaches_the_store(place: Place) -> None:
+    async with fleet(place, 2) as (one, other):
+        taken = await asyncio.gather(*(other.take() for _ in range(45)))
+        assert sum(taken) == 40
+        await until(lambda: not other.hand.has_news(), within_s=20)
+        one.limits.clear(time.monotonic())
+        other.limits.clear(time.monotonic(), is_told=True)
+        for _ in range(600):
+            if await one.take() and await other.take():
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError("the reset did not reach the store")
