@@ -46,6 +46,7 @@ ROWS: list[set[str]] = [
         "clock",
         "notices",
         "plain_text",
+        "workplace",
     },
     {"policies", "logs"},
     {"database_urls", "sqlite_url", "sqlstates"},

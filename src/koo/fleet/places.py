@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-import sys
 from functools import cache
 from urllib.parse import urlsplit
 
@@ -17,6 +16,7 @@ from koo.hidden import Secret
 from koo.http.proxies import is_loopback
 from koo.options import DatabaseOptions, ServiceOptions
 from koo.policies.fleet import Presence
+from koo.workplace import worker_name
 
 
 def place_of(options: ServiceOptions) -> str:
@@ -56,20 +56,12 @@ def presence_of(ledger: str, label: str, configuration: str) -> Presence:
     return Presence(
         ledger=ledger,
         host=socket.gethostname(),
-        worker=_worker(),
+        worker=worker_name(),
         pid=os.getpid(),
         version=_version(),
         label=label,
         configuration=configuration,
     )
-
-
-def _worker() -> str:
-    """As a server that starts several processes calls this one; empty where it is alone."""
-    # One that `multiprocessing` has started has loaded it; to load it for its name alone would take milliseconds.
-    started_by = sys.modules.get("multiprocessing.process")
-    name: str = started_by.current_process().name if started_by is not None else "MainProcess"
-    return "" if name == "MainProcess" else name
 
 
 @cache

@@ -28,7 +28,7 @@ from koo.web.dashboard_routes import PATH, dashboard_router
 from koo.web.door import Door, door_of
 from koo.web.edge import PROBES, Edge
 from koo.web.guest import Guest, receive_guest
-from koo.web.metrics import metrics_router
+from koo.web.metrics import metrics_router, told_to_siblings
 from koo.web.monitoring import monitoring_router
 from koo.web.negotiation import Gzip
 from koo.web.probes import probes_router
@@ -185,7 +185,7 @@ def _wrap_lifespan(app: Starlette, platform: Platform, readiness: Readiness) -> 
 @asynccontextmanager
 async def _serving(platform: Platform, readiness: Readiness) -> AsyncIterator[None]:
     """The platform is open, and `/readyz` knows the database, unless that keeps us waiting."""
-    async with platform:
+    async with platform, told_to_siblings(platform):
         look = asyncio.create_task(platform.database.health_check(), name="koo first look")
         try:
             await asyncio.wait({look}, timeout=FIRST_LOOK_S)

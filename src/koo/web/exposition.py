@@ -1,5 +1,8 @@
 """The numbers of `koo.monitoring` as Prometheus text.
 
+Where several workers of one host serve together, any of them answers for all: counts are added up, those of workers
+that have ended too, so that a counter falls only with the server. `Name.across` says what becomes of the rest.
+
 Made when it is asked for, from the same views as everything else; nothing is counted twice. Each series exists from the
 start, also at zero: `rate()` does not see a series' first step. Labels are configured names, never a path, a model or a
 message, so their number has a bound.
@@ -7,7 +10,7 @@ message, so their number has a bound.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple, get_args
@@ -44,24 +47,32 @@ OUTCOMES: dict[str, Literal["successful_requests", "throttled_requests", "neutra
 }
 
 
+Across = Literal["sum", "each", "own"]
+"""What several workers' values become: their sum; one series for each, with the label `worker`; or the value of the
+worker that answers, where each of them says the same of what they share."""
+
+
 class Name(NamedTuple):
-    """One metric: its kind, what it says, its labels."""
+    """One metric: its kind, what it says, its labels, and what becomes of the values of several workers."""
 
     kind: type[Metric]
     help: str
     labels: tuple[str, ...]
+    across: Across = "sum"
 
 
 NAMES: dict[str, Name] = {
-    "koo_build": Name(GaugeMetricFamily, "1, with the version as a label", ("version",)),
+    "koo_build": Name(GaugeMetricFamily, "1, with the version as a label", ("version",), "own"),
+    "koo_workers": Name(GaugeMetricFamily, "processes of this host that serve together", ()),
     "koo_circuit_breaker_state": Name(
         GaugeMetricFamily,
         "1 for the state that a breaker is in; of an AI service its default model's",
         ("breaker", "state"),
+        "each",
     ),
     "koo_circuit_breaker_opened": Name(CounterMetricFamily, "times that a breaker opened", ("breaker",)),
     "koo_service_state": Name(
-        GaugeMetricFamily, "1 for the state that an AI service is in", ("service", "state")
+        GaugeMetricFamily, "1 for the state that an AI service is in", ("service", "state"), "each"
     ),
     "koo_service_requests": Name(
         CounterMetricFamily, "attempts that reached an AI service", ("service", "outcome")
@@ -74,75 +85,132 @@ NAMES: dict[str, Name] = {
     "koo_service_request_duration_seconds": Name(
         HistogramMetricFamily, "time of successful attempts", ("service",)
     ),
-    "koo_rate_limit": Name(GaugeMetricFamily, "our own limit", ("service", "window")),
-    "koo_rate_limit_used": Name(GaugeMetricFamily, "what is used of our own limit", ("service", "window")),
-    "koo_budget_limit_usd": Name(GaugeMetricFamily, "budget of the UTC day", ("service",)),
-    "koo_budget_spent_usd": Name(GaugeMetricFamily, "booked today", ("service",)),
-    "koo_budget_reserved_usd": Name(GaugeMetricFamily, "held for running attempts", ("service",)),
-    "koo_budget_unsettled_usd": Name(
-        GaugeMetricFamily, "granted to processes that no longer report", ("service",)
+    "koo_rate_limit": Name(GaugeMetricFamily, "our own limit", ("service", "window"), "own"),
+    "koo_rate_limit_used": Name(
+        GaugeMetricFamily, "what is used of our own limit", ("service", "window"), "each"
     ),
-    "koo_own_budget_limit_usd": Name(GaugeMetricFamily, "budget that an operator set", ("budget",)),
-    "koo_own_budget_spent_usd": Name(GaugeMetricFamily, "booked in its period", ("budget",)),
-    "koo_own_budget_reserved_usd": Name(GaugeMetricFamily, "held for running attempts", ("budget",)),
+    "koo_budget_limit_usd": Name(GaugeMetricFamily, "budget of the UTC day", ("service",), "own"),
+    "koo_budget_spent_usd": Name(GaugeMetricFamily, "booked today", ("service",), "own"),
+    "koo_budget_reserved_usd": Name(GaugeMetricFamily, "held for running attempts", ("service",), "own"),
+    "koo_budget_unsettled_usd": Name(
+        GaugeMetricFamily, "granted to processes that no longer report", ("service",), "own"
+    ),
+    "koo_own_budget_limit_usd": Name(GaugeMetricFamily, "budget that an operator set", ("budget",), "own"),
+    "koo_own_budget_spent_usd": Name(GaugeMetricFamily, "booked in its period", ("budget",), "own"),
+    "koo_own_budget_reserved_usd": Name(GaugeMetricFamily, "held for running attempts", ("budget",), "own"),
     "koo_own_budget_unsettled_usd": Name(
-        GaugeMetricFamily, "granted to processes that no longer report", ("budget",)
+        GaugeMetricFamily, "granted to processes that no longer report", ("budget",), "own"
     ),
     "koo_database_up": Name(
-        GaugeMetricFamily, "1 if the last look found the database, and it is not refused", ()
+        GaugeMetricFamily, "1 if the last look found the database, and it is not refused", (), "each"
     ),
-    "koo_database_state": Name(GaugeMetricFamily, "1 for the state that the database is in", ("state",)),
+    "koo_database_state": Name(
+        GaugeMetricFamily, "1 for the state that the database is in", ("state",), "each"
+    ),
     "koo_database_errors": Name(CounterMetricFamily, "errors of the database by kind", ("kind",)),
     "db_client_connection_count": Name(GaugeMetricFamily, "connections of the pool", ("state",)),
     "db_client_connection_max": Name(GaugeMetricFamily, "most connections that there may be", ()),
     "db_client_connection_pending_requests": Name(
         GaugeMetricFamily, "callers that wait for a connection", ()
     ),
-    "koo_alerts": Name(GaugeMetricFamily, "alerts that hold now", ("severity",)),
+    "koo_alerts": Name(GaugeMetricFamily, "alerts that hold now", ("severity",), "each"),
 }
 """The one table of names. Counters get `_total`, as the text format wants it."""
 
 Sample = tuple[str, tuple[str, ...], float]
 
 
-class PlatformMetrics(Collector):
-    """Reads a platform when Prometheus asks."""
+Snapshot = dict[str, Any]
+"""One worker's numbers, as in its file: `samples` (metric, labels, value) and `durations` (service, counts, sum)."""
+DURATIONS = "koo_service_request_duration_seconds"
 
-    def __init__(self, platform: Platform) -> None:
-        self._platform = platform
+
+class Metrics(Collector):
+    """The numbers of one process; or of several, of which the first answers, with the counts of those that ended."""
+
+    def __init__(self, living: Sequence[Snapshot], gone: Snapshot) -> None:
+        self._living = living
+        self._gone = gone
 
     def collect(self) -> Iterable[Metric]:
-        families = {
-            name: one.kind(name, one.help, labels=one.labels)  # type: ignore[call-arg]
-            for name, one in NAMES.items()
-        }
-        for name, labels, value in self._samples():
-            families[name].add_metric(labels, value)  # type: ignore[attr-defined]
-        self._add_durations(families["koo_service_request_duration_seconds"])
+        families = {name: one.kind(name, one.help, labels=self._labels(one)) for name, one in NAMES.items()}  # type: ignore[call-arg]
+        for name, series in self._series().items():
+            for labels, value in series.items():
+                families[name].add_metric(labels, value)  # type: ignore[attr-defined]
+        self._add_durations(families[DURATIONS])
         return families.values()
 
-    def _samples(self) -> Iterator[Sample]:
-        yield "koo_build", (koo.__version__,), 1
-        overview = self._platform.services_health()
-        for name, view in overview["services"].items():
-            if view["configured"]:
-                yield from _service(name, view)
-                yield "koo_circuit_breaker_opened", (name,), self._platform.services[name].times_opened
-        for own in overview["budgets"]:
-            yield from _budget("koo_own_budget", own["title"], own)
-        database = self._platform.database
-        yield from _database(database.get_health(), database.get_pool_metrics())
-        active: list[str] = [alert["type"] for alert in self._platform.active_alerts() if alert["active"]]
-        for severity in SEVERITIES:
-            yield "koo_alerts", (severity,), active.count(severity)
+    def _labels(self, name: Name) -> tuple[str, ...]:
+        return (*name.labels, "worker") if self._is_each(name) else name.labels
+
+    def _is_each(self, name: Name) -> bool:
+        # Alone a series has no such label, and a server that has always had one process keeps its names.
+        return name.across == "each" and "worker" in self._living[0]
+
+    def _series(self) -> dict[str, dict[tuple[str, ...], float]]:
+        found: dict[str, dict[tuple[str, ...], float]] = {name: {} for name in NAMES}
+        for place, one in enumerate([*self._living, self._gone]):
+            for name, labels, value in one.get("samples", ()):
+                across, key = NAMES[name].across, tuple(labels)
+                if self._is_each(NAMES[name]):
+                    key = (*key, one["worker"])
+                if across != "own" or place == 0:
+                    found[name][key] = found[name].get(key, 0) + value
+        return found
 
     def _add_durations(self, family: Any) -> None:
+        total: dict[str, tuple[list[int], float]] = {}
+        for one in [*self._living, self._gone]:
+            _add_up(total, one.get("durations", ()))
         bounds = [*map(str, BOUNDS_S), "+Inf"]
-        for name, service in self._platform.services.items():
-            if service.configured:
-                total = total_of(service.tallies)
-                buckets = list(zip(bounds, accumulate(total.latency), strict=True))
-                family.add_metric((name,), buckets, total.latency_sum_s)
+        for name, (counts, sum_s) in total.items():
+            family.add_metric((name,), list(zip(bounds, accumulate(counts), strict=True)), sum_s)
+
+
+def _add_up(total: dict[str, tuple[list[int], float]], durations: Iterable[Any]) -> None:
+    for name, counts, sum_s in durations:
+        before, before_s = total.get(name, ([0] * len(counts), 0.0))
+        total[name] = [one + other for one, other in zip(before, counts, strict=True)], before_s + sum_s
+
+
+def bury(gone: Snapshot, one: Snapshot) -> None:
+    """Add the counts of a worker that has ended; its gauges end with it."""
+    counts = {(name, tuple(labels)): value for name, labels, value in gone.get("samples", ())}
+    for name, labels, value in one["samples"]:
+        if name in NAMES and NAMES[name].kind is CounterMetricFamily:
+            counts[name, tuple(labels)] = counts.get((name, tuple(labels)), 0) + value
+    gone["samples"] = [[name, labels, value] for (name, labels), value in counts.items()]
+    total: dict[str, tuple[list[int], float]] = {}
+    for durations in (gone.get("durations", ()), one["durations"]):
+        _add_up(total, durations)
+    gone["durations"] = [[name, counts, sum_s] for name, (counts, sum_s) in total.items()]
+
+
+def snapshot_of(platform: Platform) -> Snapshot:
+    """The numbers of this process."""
+    durations = []
+    for name, service in platform.services.items():
+        if service.configured:
+            total = total_of(service.tallies)
+            durations.append([name, list(total.latency), total.latency_sum_s])
+    return {"samples": list(_samples(platform)), "durations": durations}
+
+
+def _samples(platform: Platform) -> Iterator[Sample]:
+    yield "koo_build", (koo.__version__,), 1
+    yield "koo_workers", (), 1
+    overview = platform.services_health()
+    for name, view in overview["services"].items():
+        if view["configured"]:
+            yield from _service(name, view)
+            yield "koo_circuit_breaker_opened", (name,), platform.services[name].times_opened
+    for own in overview["budgets"]:
+        yield from _budget("koo_own_budget", own["title"], own)
+    database = platform.database
+    yield from _database(database.get_health(), database.get_pool_metrics())
+    active: list[str] = [alert["type"] for alert in platform.active_alerts() if alert["active"]]
+    for severity in SEVERITIES:
+        yield "koo_alerts", (severity,), active.count(severity)
 
 
 def _service(name: str, view: ServiceHealth) -> Iterator[Sample]:
@@ -227,4 +295,9 @@ def _one_of(metric: str, name: str, states: Iterable[str], current: str) -> Iter
 
 def text_of(platform: Platform) -> bytes:
     """What there is to know about a platform, as Prometheus text, version 0.0.4."""
-    return generate_latest(PlatformMetrics(platform))
+    return text_of_all([snapshot_of(platform)], {})
+
+
+def text_of_all(living: Sequence[Snapshot], gone: Snapshot) -> bytes:
+    """The same of several workers: the one that answers first, and what those that ended had counted."""
+    return generate_latest(Metrics(living, gone))

@@ -22,7 +22,7 @@ from koo.shortages import NoThread, start
 QUEUE_BYTES_MAX = 4 * 2**20
 """Some 20,000 lines: minutes of a storm, and not much of a server's memory."""
 CHUNK_BYTES = 64 * 1024
-SHARED_CHUNK_BYTES = select.PIPE_BUF
+SHARED_CHUNK_BYTES: int = getattr(select, "PIPE_BUF", 4096)  # Windows has none
 """What a pipe takes in one piece, however many processes write to it: lines of several would else be mixed."""
 LAST_LINES_S = 1.0
 

@@ -2,25 +2,92 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
 import koo
 from koo.platform import Platform
+from koo.shortages import shortage_in
 from koo.web.door import Door
 from koo.web.routing import make_router, problems
+from koo.web.siblings import Siblings
+from koo.workplace import parent_of_workers, worker_name
+
+T = TypeVar("T")
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TEXT = {"text/plain": {"schema": {"type": "string"}, "example": "koo_database_up 1.0\n"}}
 RESPONSES: dict[int | str, dict[str, Any]] = {200: {"content": TEXT}, **problems()}
 
 
+TOLD_EVERY_S = 1.0
+_siblings: WeakKeyDictionary[Platform, Siblings] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def told_to_siblings(platform: Platform) -> AsyncIterator[None]:
+    """Within the block this process leaves its numbers for the other workers of its server; alone it leaves nothing."""
+    parent = parent_of_workers()
+    if parent is None:
+        yield
+        return
+    from koo.web.exposition import bury
+
+    siblings = _siblings[platform] = Siblings(platform.options.home, worker_name(), parent, bury)
+    task = asyncio.create_task(_tell(platform, siblings), name="koo metrics of workers")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await in_thread(siblings.leave, _snapshot(platform))
+        del _siblings[platform]
+
+
+async def _tell(platform: Platform, siblings: Siblings) -> None:
+    while True:
+        await in_thread(siblings.leave, _snapshot(platform))
+        await asyncio.sleep(TOLD_EVERY_S)
+
+
+def _snapshot(platform: Platform) -> dict[str, Any]:
+    from koo.web.exposition import snapshot_of
+
+    return {"at": time.monotonic(), **snapshot_of(platform)}
+
+
+async def in_thread(act: Callable[..., T], *given: Any) -> T:
+    """In a thread, because a disk may hang; here, where this process gets no more of them."""
+    try:
+        return await asyncio.to_thread(act, *given)
+    except RuntimeError as error:
+        if shortage_in(error) is None:
+            raise
+        return act(*given)
+
+
+async def text_for_scrape(platform: Platform) -> bytes:
+    """Of this process, or of all workers of its server."""
+    from koo.web.exposition import text_of, text_of_all
+
+    siblings = _siblings.get(platform)
+    if siblings is None:
+        return text_of(platform)
+    living, gone = await in_thread(siblings.exchange, _snapshot(platform))
+    return text_of_all(living, gone)
+
+
 def metrics_text(platform: Platform | None = None) -> bytes:
     """What `/metrics` answers, for an application that is none of FastAPI's: serve it as `METRICS_TYPE`.
 
-    `platform` None: the process's own, which `query_ai` and `db_manager` use. No I/O.
+    `platform` None: the process's own, which `query_ai` and `db_manager` use. No I/O, and of this process alone.
     """
     from koo.web.exposition import text_of  # only those who are scraped load the client
 
@@ -33,7 +100,7 @@ def metrics_router(platform: Platform, door: Door) -> APIRouter:
 
     @router.get("/metrics", summary="Numbers for Prometheus", response_class=Response, responses=RESPONSES)
     async def metrics() -> Response:
-        """Prometheus text, version 0.0.4."""
-        return Response(metrics_text(platform), media_type=METRICS_TYPE)
+        """Prometheus text, version 0.0.4; where a server has several workers, of all of this host."""
+        return Response(await text_for_scrape(platform), media_type=METRICS_TYPE)
 
     return router

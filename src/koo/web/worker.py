@@ -13,10 +13,12 @@ from koo.web.listener import Listener
 from koo.web.logs import chosen_logs
 from koo.web.membership import Membership
 from koo.web.server import announce, make_server, run
+from koo.workplace import be_worker
 
 
 def serve_as(place: Membership, platform: Platform, out: TextIO) -> None:
     """Serve until told to end. Raises `ConfigurationError` for settings that cannot be right."""
+    be_worker(str(place.number))
     listener = Listener(-1, -1, -1, place.listener)
     for one in (place.listener, place.ready):
         os.set_inheritable(one, False)  # the local model's process would keep the port after our end
