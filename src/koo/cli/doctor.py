@@ -18,6 +18,7 @@ from koo.ai.service import AIService
 from koo.cli.check import Check, Result
 from koo.cli.client import ServerClient, settings_for
 from koo.cli.doctor_database import behind_database, database_itself
+from koo.cli.doctor_store import state_store
 from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async
 from koo.configuration.variables import BUILT_IN
 from koo.errors import ConfigurationError, KooError
@@ -25,7 +26,6 @@ from koo.monitoring.overview import digest_of_home
 from koo.monitoring.shapes import SystemHealth
 from koo.platform import Platform
 from koo.settings import Settings
-from koo.storage.base import StoreUnavailable
 
 EXITS: dict[Result, Exit] = {"problem": Exit.UNHEALTHY, "warning": Exit.DEGRADED}
 FREE_BYTES_MIN = 200 * 1024 * 1024
@@ -137,7 +137,8 @@ async def _connections(platform: Platform, workers: int) -> AsyncIterator[Check]
     yield await database_itself(platform.database)
     async for check in behind_database(platform.database, workers):
         yield check
-    yield await _store(platform)
+    async for check in state_store(platform):
+        yield check
     await platform.parts.prices.load()
     answers = await platform.check_services()
     for name, ai_service in platform.parts.ai_services.items():
@@ -178,15 +179,6 @@ async def _ask_local(ai_service: AIService) -> Check:
     except KooError as error:
         return Check(options.name, "problem", error.reason)
     return Check(options.name, "ok", f"{completion.model} was loaded and answers")
-
-
-async def _store(platform: Platform) -> Check:
-    try:
-        await platform.parts.store.signals.latest()
-    except StoreUnavailable as error:
-        advice = "explicit budgets refuse while it is away; see KOO_STATE_URL"
-        return Check("state store", "problem", str(error), advice)
-    return Check("state store", "ok", "can be read")
 
 
 def _price(platform: Platform, ai_service: AIService) -> Check:

@@ -100,7 +100,7 @@ def metrics_router(platform: Platform, door: Door) -> APIRouter:
 
     @router.get("/metrics", summary="Numbers for Prometheus", response_class=Response, responses=RESPONSES)
     async def metrics() -> Response:
-        """Prometheus text, version 0.0.4; where a server has several workers, of all of this host."""
+        """Prometheus text, version 0.0.4."""
         return Response(await text_for_scrape(platform), media_type=METRICS_TYPE)
 
     return router

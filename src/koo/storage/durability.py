@@ -1,0 +1,134 @@
+"""What the database under the state store may lose: read from its own settings, without privileges."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from koo.storage.transaction import Transaction
+
+NETWORK = frozenset({
+    "9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gfs2", "glusterfs", "lustre", "ncpfs",
+    "nfs", "nfs4", "smb2", "smb3", "smbfs", "virtiofs",
+})  # fmt: skip
+"""File systems on which another machine may write at the same time, and SQLite's locks do not hold or are not kept."""
+IN_MEMORY = frozenset({"tmpfs", "ramfs"})
+TEMPORARY = tuple(Path(one) for one in ("/tmp", "/var/tmp", "/dev/shm", "/run"))
+
+
+@dataclass(frozen=True, slots=True)
+class Risk:
+    """What may be lost, what that means for money, and what to do about it. `is_serious`: a cap may be overspent."""
+
+    found: str
+    advice: str
+    is_serious: bool = True
+
+
+SETTINGS = """SELECT current_setting('fsync'), current_setting('full_page_writes'),
+    current_setting('synchronous_commit'), current_setting('synchronous_standby_names'), pg_is_in_recovery(), (SELECT count(*) FROM pg_stat_replication)"""
+
+
+def risks_of_server(tx: Transaction) -> list[Risk]:
+    """Of PostgreSQL, in a transaction."""
+    fsync, full_pages, commit, names, is_standby, followers = tx.rows(SETTINGS)[0]
+    return risks_of_settings(fsync, full_pages, commit, names, bool(is_standby), int(followers))
+
+
+def risks_of_settings(
+    fsync: str, full_pages: str, commit: str, names: str, is_standby: bool, followers: int
+) -> list[Risk]:
+    """The same, of the settings."""
+    found = []
+    if is_standby:
+        found.append(
+            Risk("this server is a standby, which takes no writes", "let KOO_STATE_URL lead to the primary")
+        )
+    if fsync == "off":
+        found.append(
+            Risk(
+                "fsync is off: a crash of the server's machine may damage the store, and all that was booked is gone",
+                "set fsync = on",
+            )
+        )
+    elif full_pages == "off":
+        found.append(
+            Risk(
+                "full_page_writes is off: a crash of the server's machine may damage the store, and what it has booked",
+                "set full_page_writes = on, unless the file system writes a page whole or not at all",
+            )
+        )
+    found += _of_commits(commit, names, followers)
+    return found
+
+
+def _of_commits(commit: str, names: str, followers: int) -> list[Risk]:
+    if commit == "off":
+        return [
+            Risk(
+                "COMMIT does not wait for the disk (synchronous_commit = off): a crash of the server forgets what was "
+                "booked in the last moment; what living processes booked they tell again, and what those drew that "
+                "died with it may be spent a second time",
+                "ALTER ROLE … SET synchronous_commit = on, for koo's role",
+            )
+        ]
+    if names and commit == "local":
+        return [
+            Risk(
+                "a synchronous standby is configured, and COMMIT does not wait for it (synchronous_commit = local)",
+                "ALTER ROLE … SET synchronous_commit = on, for koo's role: else the cap does not hold over a promotion",
+            )
+        ]
+    if followers and not names:
+        those = (
+            "1 standby follows, which is not"
+            if followers == 1
+            else f"{followers} standbys follow, none of them"
+        )
+        return [
+            Risk(
+                f"{those} synchronous: a promotion forgets what was booked last; what living processes booked they "
+                "tell again, and what those drew that died in that moment may be spent a second time",
+                "set synchronous_standby_names, where a cap must hold over a promotion",
+            )
+        ]
+    return []
+
+
+def risks_of_file(path: Path, mounts: str, memory_folders: tuple[Path, ...] = TEMPORARY) -> list[Risk]:
+    """Of an SQLite file; `mounts` is what /proc/mounts says, empty where there is none."""
+    path = path.resolve()
+    kind = _kind_of(path, mounts)
+    if kind in NETWORK:
+        return [
+            Risk(
+                f"the file is on a network file system ({kind}), where SQLite's locks do not hold between machines: "
+                "two processes may spend the same money, and the file may be damaged",
+                "put it on a disk of this machine, or set KOO_STATE_URL=postgresql://… for several machines",
+            )
+        ]
+    folders = {*memory_folders, Path(tempfile.gettempdir()).resolve()}
+    if kind in IN_MEMORY or any(path.is_relative_to(one) for one in folders):
+        where = "in memory" if kind in IN_MEMORY else "in a folder for temporary files"
+        return [
+            Risk(
+                f"the file is {where}: it is gone after a restart of the machine, and with it what was spent today",
+                "put it where files stay: KOO_STATE_URL or KOO_HOME",
+                is_serious=False,
+            )
+        ]
+    return []
+
+
+def _kind_of(path: Path, mounts: str) -> str:
+    """The kind of the file system that a path is on: the longest mount point's, and of several the last."""
+    best, kind = -1, ""
+    for line in mounts.splitlines():
+        fields = line.split()
+        if len(fields) < 3:
+            continue
+        point = Path(fields[1].replace("\\040", " "))
+        if path.is_relative_to(point) and len(point.parts) >= best:
+            best, kind = len(point.parts), fields[2]
+    return kind

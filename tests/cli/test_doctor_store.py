@@ -1,0 +1,73 @@
+"""`koo doctor` names what the state store that it finds may lose, and what that means for money."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from koo.storage.durability import risks_of_file, risks_of_settings
+from koo.testing.postgres import PostgresServer
+from tests.cli.running import Here
+
+MOUNTS = """\
+/dev/sda1 / ext4 rw 0 0
+server:/export /srv/shared\\040files nfs4 rw 0 0
+/dev/sdb1 /srv/shared\\040files/local ext4 rw 0 0
+tmpfs /mem tmpfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "words", "is_serious"),
+    [
+        ("/srv/shared files/koo-state.db", "a network file system (nfs4)", True),
+        ("/mem/koo-state.db", "in memory", False),
+        ("/var/tmp/koo/koo-state.db", "a folder for temporary files", False),
+    ],
+)
+def test_what_a_file_may_lose_depends_on_where_it_is(path: str, words: str, is_serious: bool) -> None:
+    (risk,) = risks_of_file(Path(path), MOUNTS)
+    assert (words in risk.found, risk.is_serious) == (True, is_serious)
+
+
+@pytest.mark.parametrize("path", ["/var/lib/koo/koo-state.db", "/srv/shared files/local/koo-state.db"])
+def test_a_file_on_a_disk_of_this_machine_is_nothing_to_tell(path: str) -> None:
+    assert risks_of_file(Path(path), MOUNTS) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, None),
+        ({"fsync": "off", "full_pages": "off"}, "fsync is off"),
+        ({"full_pages": "off"}, "full_page_writes is off"),
+        ({"commit": "off"}, "does not wait for the disk"),
+        ({"names": "*", "followers": 1}, None),
+        ({"names": "*", "followers": 1, "commit": "local"}, "does not wait for it"),
+        ({"followers": 1}, "1 standby follows, which is not synchronous"),
+        ({"followers": 3}, "3 standbys follow, none of them synchronous"),
+        ({"is_standby": True}, "takes no writes"),
+    ],
+)
+def test_what_a_server_may_lose_is_in_its_settings(changed: dict[str, object], words: str | None) -> None:
+    settings = {
+        "fsync": "on", "full_pages": "on", "commit": "on", "names": "", "is_standby": False, "followers": 0
+    }  # fmt: skip
+    risks = risks_of_settings(**{**settings, **changed})  # type: ignore[arg-type]
+    assert len(risks) == (words is not None)
+    for risk in risks:
+        assert words is not None and words in risk.found and risk.advice
+
+
+def test_doctor_says_it_of_a_server_that_runs(here: Here, postgres18: PostgresServer) -> None:
+    """The tests' server has `fsync` off."""
+    name = postgres18.create_database()
+    postgres18.sql(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
+    here.set({"KOO_STATE_URL": postgres18.url("psycopg", name)})
+    _, out, _ = here.run("doctor", "--json")
+    found = [one for one in json.loads(out)["findings"] if one["subject"] == "state store"]
+    assert [one["result"] for one in found] == ["ok", "warning", "warning"]
+    assert "fsync is off" in found[1]["found"] and found[1]["advice"] == "set fsync = on"
+    assert "booked in the last moment" in found[2]["found"]
