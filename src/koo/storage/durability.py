@@ -27,7 +27,8 @@ class Risk:
 
 
 SETTINGS = """SELECT current_setting('fsync'), current_setting('full_page_writes'),
-    current_setting('synchronous_commit'), current_setting('synchronous_standby_names'), pg_is_in_recovery(), (SELECT count(*) FROM pg_stat_replication)"""
+    current_setting('synchronous_commit'), current_setting('synchronous_standby_names'),
+    pg_is_in_recovery(), (SELECT count(*) FROM pg_stat_replication)"""
 
 
 def risks_of_server(tx: Transaction) -> list[Risk]:
