@@ -43,7 +43,7 @@ endef
 # Two pips at a time in one environment break it, so `make -j` changes nothing here.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check lint bench docs pins clean prove-bare prove-chaos prove-database prove-fleet prove-money prove-once prove-oldest prove-own prove-python
+.PHONY: help setup run test check lint bench docs pins clean prove-bare prove-chaos prove-database prove-fleet prove-money prove-monitoring prove-once prove-oldest prove-own prove-python
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -85,6 +85,9 @@ prove-database: $(STAMPS)/test ## PgBouncer, a failover, a restart (needs Debian
 
 prove-fleet: $(STAMPS)/test ## many processes on one store (needs Debian's postgresql-15 and pgbouncer); ARGS: a part
 	@$(BIN)/python -m proofs.fleet $(ARGS)
+
+prove-monitoring: $(STAMPS)/test ## a real Prometheus scrapes koo and fires (needs Debian's prometheus)
+	@$(BIN)/python -m proofs.monitoring
 
 prove-money: $(STAMPS)/test ## no kill, stop or partition makes a fleet spend more than its budget (10 minutes)
 	@$(BIN)/python -m proofs.money

@@ -109,6 +109,8 @@ def main(arguments: list[str]) -> int:
         oldest, chosen = {}, None
         page, target = f"python-{PYTHON}", f"prove-python PYTHON=python{PYTHON}"
         title = f"Python {PYTHON}, with the versions of pins"
+    if arguments:
+        target += f' ARGS="{" ".join(arguments)}"'
     install_s, tests_s, counts = try_it(chosen, arguments)
     python = ".".join(map(str, sys.version_info[:3]))
     write_page(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from koo.cli.alert_commands import alerts_app
+from koo.cli.export_commands import grafana_app, prometheus_app
 from koo.cli.parts import Commands, Json, Reason, Url
 from koo.cli.terminal import CommandFailed, Exit, code_of, put_error, say
 from koo.errors import KooError
@@ -39,6 +40,8 @@ db_app = Commands(
 app.add_typer(db_app, name="db")
 
 app.add_typer(alerts_app, name="alerts")
+app.add_typer(prometheus_app, name="prometheus")
+app.add_typer(grafana_app, name="grafana")
 
 _UsageError: type[BaseException] = typer.BadParameter.__bases__[0]
 """What the library raises for a mistake on the command line; of that family it exports this one member."""

@@ -10,6 +10,7 @@ message, so their number has a bound.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from itertools import accumulate
@@ -20,11 +21,13 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 import koo
+from koo.alerts.kinds import KINDS
 from koo.errors import Kind
 from koo.events import Severity
 from koo.monitoring.guards import total_of
 from koo.monitoring.shapes import (
     WINDOWS,
+    Alert,
     BreakerWord,
     BudgetMoney,
     DatabaseHealth,
@@ -108,12 +111,16 @@ NAMES: dict[str, Name] = {
         GaugeMetricFamily, "1 for the state that the database is in", ("state",), "each"
     ),
     "koo_database_errors": Name(CounterMetricFamily, "errors of the database by kind", ("kind",)),
-    "db_client_connection_count": Name(GaugeMetricFamily, "connections of the pool", ("state",)),
-    "db_client_connection_max": Name(GaugeMetricFamily, "most connections that there may be", ()),
-    "db_client_connection_pending_requests": Name(
-        GaugeMetricFamily, "callers that wait for a connection", ()
-    ),
+    "koo_database_connections": Name(GaugeMetricFamily, "connections of the pool", ("state",)),
+    "koo_database_connections_max": Name(GaugeMetricFamily, "most connections that there may be", ()),
+    "koo_database_waiting": Name(GaugeMetricFamily, "callers that wait for a connection", ()),
     "koo_alerts": Name(GaugeMetricFamily, "alerts that hold now", ("severity",), "each"),
+    "koo_alert_active": Name(
+        GaugeMetricFamily,
+        "alerts of a kind that fire, without those that are silenced or explained by another",
+        ("kind", "severity"),
+        "each",
+    ),
 }
 """The one table of names. Counters get `_total`, as the text format wants it."""
 
@@ -208,9 +215,7 @@ def _samples(platform: Platform) -> Iterator[Sample]:
         yield from _budget("koo_own_budget", own["title"], own)
     database = platform.database
     yield from _database(database.get_health(), database.get_pool_metrics())
-    active: list[str] = [alert["type"] for alert in platform.active_alerts() if alert["active"]]
-    for severity in SEVERITIES:
-        yield "koo_alerts", (severity,), active.count(severity)
+    yield from _alerts([alert for alert in platform.active_alerts() if alert["active"]])
 
 
 def _service(name: str, view: ServiceHealth) -> Iterator[Sample]:
@@ -281,10 +286,24 @@ def _database(health: DatabaseHealth, metrics: DatabaseMetrics) -> Iterator[Samp
     yield "koo_circuit_breaker_opened", ("database",), breaker["times_opened"]
     for kind, count in metrics["errors"]["by_kind"].items():
         yield "koo_database_errors", (kind,), count
-    yield "db_client_connection_count", ("used",), pool["active_connections"]
-    yield "db_client_connection_count", ("idle",), pool["idle_connections"]
-    yield "db_client_connection_max", (), pool["max_connections"]
-    yield "db_client_connection_pending_requests", (), pool["waiting"]
+    yield "koo_database_connections", ("used",), pool["active_connections"]
+    yield "koo_database_connections", ("idle",), pool["idle_connections"]
+    yield "koo_database_connections_max", (), pool["max_connections"]
+    yield "koo_database_waiting", (), pool["waiting"]
+
+
+def _alerts(active: Sequence[Alert]) -> Iterator[Sample]:
+    severities: list[str] = [alert["type"] for alert in active]
+    for severity in SEVERITIES:
+        yield "koo_alerts", (severity,), severities.count(severity)
+    firing = Counter({(kind, row.severity): 0 for kind, row in KINDS.items()})
+    firing.update(
+        (alert["kind"], alert["type"])
+        for alert in active
+        if alert["phase"] != "pending" and alert["silenced"] is None and alert["inhibited_by"] is None
+    )
+    for labels, count in firing.items():
+        yield "koo_alert_active", labels, count
 
 
 def _one_of(metric: str, name: str, states: Iterable[str], current: str) -> Iterator[Sample]:

@@ -1,0 +1,249 @@
+"""A real Prometheus scrapes a real koo, and says what koo says: `python -m proofs.monitoring`.
+
+`koo serve` asks a provider that answers, then fails, then answers again. Prometheus scrapes it each second by koo's own
+rules. The same numbers must stand in the API, on the command line and in Prometheus; the alert that koo has must fire
+there under the same kind, and end; and when koo is killed, Prometheus must be the one that says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from koo.monitoring.exports import RULES, text_of
+from koo.testing.polling import until
+from koo.testing.providers import FakeAnthropic, answer, error
+from proofs.running import ProofFailed, end, start, write_page
+
+API = "/api/v1"
+TOKEN = "a-token-to-read-and-act"
+PATIENCE_S = 60.0
+ABSENT_S = 240.0
+"""The rule waits for two minutes, and the last scrape is seen for five at most."""
+QUESTIONS = 12
+CONFIG = """
+global: {{scrape_interval: 1s, evaluation_interval: 1s}}
+rule_files: [koo.rules.yaml]
+scrape_configs:
+  - job_name: koo
+    authorization: {{credentials: {token}}}
+    static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
+"""
+
+
+def ask(url: str, body: object = None) -> Any:
+    """JSON from a server of this machine; what is no success has an answer too."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    request = urllib.request.Request(url, data, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            return json.load(reply)
+    except urllib.error.HTTPError as refused:
+        return json.load(refused)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
+class Watched:
+    """A koo, and the Prometheus that watches it."""
+
+    def __init__(self, koo: str, prometheus: str, home: Path) -> None:
+        self.koo = koo
+        self.prometheus = prometheus
+        self.home = home
+
+    async def koo_says(self, path: str, body: object = None) -> Any:
+        return await asyncio.to_thread(ask, f"{self.koo}{path}", body)
+
+    async def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        words = urllib.parse.urlencode({"query": expression})
+        found = await asyncio.to_thread(ask, f"{self.prometheus}/api/v1/query?{words}")
+        return [(one["metric"], float(one["value"][1])) for one in found["data"]["result"]]
+
+    async def firing(self) -> set[tuple[str, str]]:
+        """Alerts that fire there: name and kind."""
+        found = await asyncio.to_thread(ask, f"{self.prometheus}/api/v1/alerts")
+        return {
+            (one["labels"]["alertname"], one["labels"].get("kind", ""))
+            for one in found["data"]["alerts"]
+            if one["state"] == "firing"
+        }
+
+    async def ask_a_question(self) -> None:
+        await self.koo_says(f"{API}/ai/query", {"service": "claude", "prompt": "hi", "fallback": []})
+
+    async def numbers(self) -> tuple[int, int, int]:
+        """Successful requests, by the API, the command line and Prometheus."""
+        view = await self.koo_says(f"{API}/monitoring/ai-services/claude/metrics")
+        by_api = view["service_metrics"]["metrics"]["successful_requests"]
+        command = [sys.executable, "-m", "koo.cli", "status", "--json", "--url", self.koo]
+        environment = os.environ | {"KOO_TOKEN": TOKEN, "KOO_HOME": str(self.home)}
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, env=environment, check=False
+        )
+        services = json.loads(done.stdout)["ai_services"]["services"]
+        by_command = services["claude"]["metrics"]["successful_requests"]
+        series = await self.query('koo_service_requests_total{service="claude",outcome="success"}')
+        return by_api, by_command, int(series[0][1]) if series else -1
+
+
+async def seconds_until(is_so: Callable[[], Any], within_s: float, what: str) -> float:
+    """How long it took. Raises ProofFailed."""
+    began = time.monotonic()
+    try:
+        await until(is_so, within_s=within_s)
+    except AssertionError as late:
+        raise ProofFailed(f"{what}: not within {within_s:.0f} s") from late
+    return time.monotonic() - began
+
+
+@contextmanager
+def running(fake: FakeAnthropic, folder: Path) -> Iterator[tuple[Watched, subprocess.Popen[bytes]]]:
+    """koo and Prometheus, until the end."""
+    port, watch = free_port(), free_port()
+    (folder / "koo.rules.yaml").write_text(text_of(RULES))
+    (folder / "prometheus.yml").write_text(CONFIG.format(token=TOKEN, port=port))
+    environment = {
+        "KOO_HOME": str(folder),
+        "KOO_TOKEN": TOKEN,
+        "CLAUDE_API_KEY": "sk-ant-proof",
+        "CLAUDE_BASE_URL": fake.base_url,
+        "AI_LOCAL_ENABLED": "false",
+    }
+    koo = subprocess.Popen(
+        [sys.executable, "-m", "koo.cli", "serve", "--port", str(port)],
+        env=os.environ | environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    prometheus = start(
+        [
+            "prometheus",
+            f"--config.file={folder}/prometheus.yml",
+            f"--storage.tsdb.path={folder}/tsdb",
+            f"--web.listen-address=127.0.0.1:{watch}",
+            "--log.level=error",
+        ],
+        cwd=folder,
+    )
+    try:
+        yield Watched(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{watch}", folder), koo
+    finally:
+        end(prometheus)
+        koo.kill()
+        koo.wait()
+
+
+async def prove() -> list[str]:
+    """The rows of the page."""
+    rows = []
+    with FakeAnthropic(strict=False) as fake, tempfile.TemporaryDirectory() as folder:
+        with running(fake, Path(folder)) as (both, koo):
+            rows.append(await _the_same_numbers(both))
+            rows.append(await _an_outage(both, fake))
+            rows.append(await _its_end(both, fake))
+            koo.send_signal(signal.SIGKILL)
+            rows.append(await _nobody_left(both))
+    return rows
+
+
+async def _the_same_numbers(both: Watched) -> str:
+    async def answers() -> bool:
+        try:
+            return bool(await both.koo_says("/livez"))
+        except OSError:
+            return False
+
+    await seconds_until(answers, PATIENCE_S, "koo answers")
+    for _ in range(QUESTIONS):
+        await both.ask_a_question()
+
+    async def agree() -> bool:
+        try:
+            return set(await both.numbers()) == {QUESTIONS}
+        except OSError:  # Prometheus still starts
+            return False
+
+    await seconds_until(agree, PATIENCE_S, f"{QUESTIONS} answers in API, command line and Prometheus")
+    return f"| {QUESTIONS} questions are answered | {QUESTIONS} in the API, `koo status` and Prometheus |"
+
+
+async def _an_outage(both: Watched, fake: FakeAnthropic) -> str:
+    fake.default = error(500, "api_error")
+
+    async def opens() -> bool:
+        await both.ask_a_question()
+        return await both.query('koo_circuit_breaker_state{breaker="claude",state="open"} == 1') != []
+
+    await seconds_until(opens, PATIENCE_S, "the circuit opens")
+    kinds: set[str] = set()
+
+    async def fires() -> bool:
+        alerts = (await both.koo_says(f"{API}/monitoring/alerts"))["alerts"]
+        kinds.update(one["kind"] for one in alerts if one["active"] and one["type"] == "critical")
+        return any(name == "KooCritical" and kind in kinds for name, kind in await both.firing())
+
+    took_s = await seconds_until(fires, PATIENCE_S, "KooCritical fires")
+    said = ", ".join(sorted(kind for name, kind in await both.firing() if name == "KooCritical"))
+    return f"| the provider fails | `KooCritical` of `{said}` fires {took_s:.1f} s after the circuit is seen open |"
+
+
+async def _its_end(both: Watched, fake: FakeAnthropic) -> str:
+    fake.default = answer("Paris.")
+    await both.koo_says(f"{API}/ai/services/claude/reset-errors", {"by": "ada", "reason": "it is back"})
+
+    async def ends() -> bool:
+        await both.ask_a_question()
+        return all(name != "KooCritical" for name, _ in await both.firing())
+
+    took_s = await seconds_until(ends, 4 * PATIENCE_S, "KooCritical ends")
+    return f"| it answers again, an operator resets | `KooCritical` ends within {took_s:.0f} s |"
+
+
+async def _nobody_left(both: Watched) -> str:
+    async def told() -> bool:
+        return ("KooAbsent", "") in await both.firing()
+
+    took_s = await seconds_until(told, ABSENT_S + 5 * PATIENCE_S, "KooAbsent fires")
+    return f"| koo is killed | `KooAbsent` fires after {took_s:.0f} s |"
+
+
+def main() -> int:
+    if shutil.which("prometheus") is None:
+        raise ProofFailed("prometheus is not installed: apt install prometheus")
+    version = subprocess.run(["prometheus", "--version"], capture_output=True, text=True, check=True)
+    rows = asyncio.run(prove())
+    page = [
+        "# A real Prometheus says what koo says",
+        "",
+        f"{(version.stdout or version.stderr).split(' (')[0]} scrapes `koo serve` each second, by the rules of `koo prometheus rules`.",
+        "",
+        "| what happens | what is seen |",
+        "|---|---|",
+        *rows,
+    ]
+    write_page("monitoring", "prove-monitoring", page)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ProofFailed as failed:
+        sys.exit(f"koo: {failed}")

@@ -1,0 +1,100 @@
+"""The rules for Prometheus and the dashboard for Grafana ask for nothing that koo does not tell."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+from docs.generate_grafana import FILE, dashboard
+from koo.alerts.kinds import KINDS
+from koo.monitoring.exports import DASHBOARD, RULES, text_of
+from koo.platform import Platform
+from koo.web.exposition import NAMES
+from koo.web.exposition import text_of as metrics_of
+
+PROMTOOL = shutil.which("promtool")
+STORIES = Path(__file__).with_name("prometheus-rules.test.yaml")
+RULES_FILE = FILE.with_name(RULES)
+METRIC = re.compile(r"\bkoo[a-z0-9_:]+")
+
+
+def told() -> set[str]:
+    """The names of all series."""
+    names = set()
+    for name, one in NAMES.items():
+        if one.kind is HistogramMetricFamily:
+            names |= {f"{name}_bucket", f"{name}_sum", f"{name}_count"}
+        else:
+            names.add(f"{name}_total" if one.kind is CounterMetricFamily else name)
+    return names
+
+
+def recorded() -> set[str]:
+    return set(re.findall(r"- record: (\S+)", text_of(RULES)))
+
+
+def expressions() -> Iterator[str]:
+    for panel in json.loads(text_of(DASHBOARD))["panels"]:
+        yield from (target["expr"] for target in panel["targets"])
+
+
+def test_each_rule_asks_for_what_there_is() -> None:
+    asked = re.findall(r"expr: (?:>-)?(.*?)\n *(?:- |keep|for:|labels)", text_of(RULES), re.DOTALL)
+    assert len(asked) == len(re.findall("expr:", text_of(RULES))) == 11
+    assert {name for part in asked for name in METRIC.findall(part)} <= told() | recorded()
+
+
+def test_each_panel_asks_for_what_there_is() -> None:
+    asked = {name for part in expressions() for name in METRIC.findall(part)}
+    assert asked <= told() | recorded()
+    assert len(asked) >= 10
+
+
+def test_the_dashboard_names_no_installation_and_is_the_generated_one() -> None:
+    shown = json.loads(text_of(DASHBOARD))
+    assert shown == json.loads(json.dumps(dashboard()))
+    assert shown["id"] is None and shown["templating"]["list"][0]["type"] == "datasource"
+    sources = {json.dumps(target["datasource"]) for panel in shown["panels"] for target in panel["targets"]}
+    assert sources == {'{"type": "prometheus", "uid": "${source}"}'}
+
+
+def test_each_kind_of_alert_has_its_series_before_it_ever_fires() -> None:
+    """`rate()` and alerting rules do not see the first step of a series that was not there."""
+    text = metrics_of(Platform()).decode()
+    for kind, row in KINDS.items():
+        assert f'koo_alert_active{{kind="{kind}",severity="{row.severity}"}} 0.0' in text
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
+class TestWithPromtool:
+    """Prometheus' own tool reads the rules, their stories and the metrics."""
+
+    def ask(self, *words: str, given: str = "") -> Any:
+        assert PROMTOOL is not None
+        return subprocess.run([PROMTOOL, *words], input=given, capture_output=True, text=True, check=False)
+
+    def test_the_rules_say_what_the_stories_want(self) -> None:
+        done = self.ask("test", "rules", str(STORIES))
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def test_it_finds_nothing_to_criticize_in_the_metrics(self) -> None:
+        done = self.ask("check", "metrics", given=metrics_of(Platform()).decode())
+        assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+    def test_the_panels_are_expressions_of_prometheus(self, tmp_path: Path) -> None:
+        lines = ["groups:", "  - name: panels", "    rules:"]
+        for number, one in enumerate(expressions()):
+            shown = one.replace("$__rate_interval", "5m").replace("$job", ".+")
+            lines += [f"      - record: panel:{number}", f"        expr: {json.dumps(shown)}"]
+        rules = tmp_path / "panels.yaml"
+        rules.write_text("\n".join(lines))
+        done = self.ask("check", "rules", str(rules))
+        assert done.returncode == 0, done.stdout + done.stderr
