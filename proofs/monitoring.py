@@ -124,8 +124,8 @@ def running(fake: FakeAnthropic, folder: Path) -> Iterator[tuple[Watched, subpro
     environment = {
         "KOO_HOME": str(folder),
         "KOO_TOKEN": TOKEN,
-        "CLAUDE_API_KEY": "sk-ant-proof",
-        "CLAUDE_BASE_URL": fake.base_url,
+        "ANTHROPIC_API_KEY": "test-key",
+        "AI_SERVICES__CLAUDE__BASE_URL": fake.base_url,
         "AI_LOCAL_ENABLED": "false",
     }
     koo = subprocess.Popen(
@@ -153,13 +153,16 @@ def running(fake: FakeAnthropic, folder: Path) -> Iterator[tuple[Watched, subpro
 async def prove() -> list[str]:
     """The rows of the page."""
     rows = []
-    with FakeAnthropic(strict=False) as fake, tempfile.TemporaryDirectory() as folder:
-        with running(fake, Path(folder)) as (both, koo):
-            rows.append(await _the_same_numbers(both))
-            rows.append(await _an_outage(both, fake))
-            rows.append(await _its_end(both, fake))
-            koo.send_signal(signal.SIGKILL)
-            rows.append(await _nobody_left(both))
+    with (
+        FakeAnthropic(strict=False) as fake,
+        tempfile.TemporaryDirectory() as folder,
+        running(fake, Path(folder)) as (both, koo),
+    ):
+        rows.append(await _the_same_numbers(both))
+        rows.append(await _an_outage(both, fake))
+        rows.append(await _its_end(both, fake))
+        koo.send_signal(signal.SIGKILL)
+        rows.append(await _nobody_left(both))
     return rows
 
 
@@ -232,7 +235,8 @@ def main() -> int:
     page = [
         "# A real Prometheus says what koo says",
         "",
-        f"{(version.stdout or version.stderr).split(' (')[0]} scrapes `koo serve` each second, by the rules of `koo prometheus rules`.",
+        f"{(version.stdout or version.stderr).split(' (')[0]} scrapes `koo serve` each second,",
+        "by the rules of `koo prometheus rules`.",
         "",
         "| what happens | what is seen |",
         "|---|---|",
