@@ -235,7 +235,7 @@ def main() -> int:
     page = [
         "# A real Prometheus says what koo says",
         "",
-        f"{(version.stdout or version.stderr).split(' (')[0]} scrapes `koo serve` each second,",
+        f"{(version.stdout or version.stderr).split(' (')[0].replace(', version', '')} scrapes `koo serve` each second,",
         "by the rules of `koo prometheus rules`.",
         "",
         "| what happens | what is seen |",
