@@ -11,6 +11,7 @@ import pytest
 
 from koo.ai.local_model import find_model
 from koo.ai.local_server import SERVERS
+from koo.monitoring.exports import DASHBOARD, RULES, text_of
 from koo.monitoring.runbook import runbooks
 from koo.testing.providers import FakeAnthropic, error
 from tests.cli.running import Here, settings_of
@@ -142,3 +143,9 @@ def test_the_runbook_is_read_without_a_server(here: Here) -> None:
     assert [one["kind"] for one in json.loads(out)["kinds"]] == ["circuit_open"]
     code, _, err = here.run("runbook", "curcuit_open")
     assert code == 2 and "no kind of alert is called curcuit_open; `koo runbook` lists them" in err
+
+
+def test_rules_and_dashboard_are_printed_whole_without_a_server(here: Here) -> None:
+    for words, name in ((("prometheus", "rules"), RULES), (("grafana", "dashboard"), DASHBOARD)):
+        code, out, err = here.run(*words)
+        assert (code, out, err) == (0, text_of(name), "")
