@@ -227,6 +227,10 @@ async def _nobody_left(both: Watched) -> str:
     return f"| koo is killed | `KooAbsent` fires after {took_s:.0f} s |"
 
 
+def _name_of(version: subprocess.CompletedProcess[str]) -> str:
+    return (version.stdout or version.stderr).split(" (")[0].replace(", version", "")
+
+
 def main() -> int:
     if shutil.which("prometheus") is None:
         raise ProofFailed("prometheus is not installed: apt install prometheus")
@@ -235,7 +239,7 @@ def main() -> int:
     page = [
         "# A real Prometheus says what koo says",
         "",
-        f"{(version.stdout or version.stderr).split(' (')[0].replace(', version', '')} scrapes `koo serve` each second,",
+        f"{_name_of(version)} scrapes `koo serve` each second,",
         "by the rules of `koo prometheus rules`.",
         "",
         "| what happens | what is seen |",
