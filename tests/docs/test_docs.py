@@ -134,7 +134,8 @@ def test_each_endpoint_is_listed() -> None:
 def test_each_command_is_explained() -> None:
     table = GUIDE.read_text().split("## Command line")[1].split("## Metrics")[0]
     listed = {name for name in named_in(table) if name.startswith("koo ") and not name.startswith("koo --")}
-    commands = [one.callback.__name__ for one in app.registered_commands if one.callback]
+    shown = [one for one in app.registered_commands if not one.hidden]
+    commands = [one.callback.__name__ for one in shown if one.callback]
     for group in app.registered_groups:
         inner = group.typer_instance
         assert inner is not None

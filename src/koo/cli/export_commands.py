@@ -12,21 +12,11 @@ prometheus_app = Commands(help="What koo brings for Prometheus.", no_args_is_hel
 grafana_app = Commands(help="What koo brings for Grafana.", no_args_is_help=True)
 
 
-@prometheus_app.callback()
-def of_prometheus() -> None:
-    """A command of its own, although it is the only one yet."""
-
-
 @prometheus_app.command()
 def rules() -> None:
     """Print recording and alerting rules: `koo prometheus rules > koo.rules.yaml`."""
     put_whole(text_of(RULES))
     raise typer.Exit
-
-
-@grafana_app.callback()
-def of_grafana() -> None:
-    """A command of its own, although it is the only one yet."""
 
 
 @grafana_app.command()
