@@ -117,6 +117,21 @@ def test_what_the_block_has_committed_has_its_hooks_run_though_the_rest_fails(ur
     run(main)
 
 
+def test_a_hook_runs_once_though_the_block_commits_twice(url: str) -> None:
+    async def main() -> None:
+        async with with_notes(url) as database:
+            seen: list[str] = []
+            async with database.session_scope() as session:
+                on_commit(session, lambda: seen.append("first"))
+                await insert(session, 1)
+                await session.commit()
+                on_commit(session, lambda: seen.append("second"))
+                await insert(session, 2)
+            assert seen == ["first", "second"]
+
+    run(main)
+
+
 def test_a_hook_that_fails_is_told_and_fails_nothing(url: str, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with with_notes(url) as database:

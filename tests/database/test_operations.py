@@ -193,6 +193,32 @@ def test_such_a_function_must_not_commit_a_part(url: str) -> None:
     run(main)
 
 
+def test_a_key_that_was_committed_without_a_result_is_neither_done_nor_free(sqlite_url: str) -> None:
+    """A statement of the application's own that ends the transaction can do that; koo's own commit is refused."""
+
+    async def main() -> None:
+        async with keyed(sqlite_url) as database:
+            half = text("INSERT INTO koo_markers (key, fingerprint) VALUES (:key, :fingerprint)")
+            async with database.session_scope() as session:
+                await session.execute(half, Operation("k")._values)
+            with pytest.raises(DatabaseError, match="did not finish") as caught:
+                async with database.session_scope() as session:
+                    await Operation("k").begin(session)
+            assert caught.value.kind is Kind.OUTCOME_UNKNOWN
+
+    run(main)
+
+
+def test_no_clients_key_can_be_the_marker_of_a_commit(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with keyed(sqlite_url) as database:
+            await database.transaction(add, 1, idempotency_key="tx:0")
+            async with database.session_scope(readonly=True) as session:
+                assert (await session.scalars(text("SELECT key FROM koo_markers"))).all() == ["op:tx:0"]
+
+    run(main)
+
+
 def test_what_json_cannot_hold_is_refused_before_the_commit(url: str) -> None:
     async def main() -> None:
         async with keyed(url) as database:
