@@ -28,6 +28,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -83,10 +84,14 @@ class Process:
         self.was_killed = False
         self.said: list[tuple[int, int, int]] = []
 
-    async def start(self) -> Process:
-        """Until it is ready."""
+    async def start(self, python: str = sys.executable, folder: Path = ROOT) -> Process:
+        """Until it is ready; with another interpreter's koo, and the scripts of another folder."""
         self._child = await asyncio.create_subprocess_exec(
-            *self.task.command(), cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+            python,
+            *self.task.command()[1:],
+            cwd=folder,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
         )
         assert self._child.stdout is not None
         if await self._child.stdout.readline() != b"ready\n":

@@ -38,6 +38,11 @@ SECOND = (
     "a second koo platform opens in this process on the same settings: each has a pool, breakers and counts of its "
     "own, and the monitoring of one shows nothing of the other; one is enough, and `from koo import platform` is it"
 )
+FORKED = (
+    "koo was open in the process that forked this one, and opens anew here: this process has connections, purses and a "
+    "name of its own; what runs on a loop of the other one stays there, so open koo in each worker rather than before "
+    "the fork (gunicorn --preload, multiprocessing)"
+)
 log = logging.getLogger("koo")
 _all: WeakSet[Residence] = WeakSet()
 
@@ -115,6 +120,7 @@ class Residence:
         self.loop: Loop | None = None
         self._keeper: Keeper | None = None
         self._is_open = False
+        self._was_forked = False
         _all.add(self)
 
     # ── where ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -180,8 +186,15 @@ class Residence:
                     return self._keeper, False
                 raise OpenElsewhere(RUNS_ELSEWHERE if self.loop.is_running() else STANDS_STILL)
             self.loop, self._is_open = loop, False
-            self._keeper = Keeper(parts, self, loop)
-            return self._keeper, True
+            keeper = self._keeper = Keeper(parts, self, loop)
+        self._tell_of_fork()
+        return keeper, True
+
+    def _tell_of_fork(self) -> None:
+        # Not in the fork itself: a handler may wait for a lock that a thread of the parent held in that moment.
+        if self._was_forked:
+            self._was_forked = False
+            log.warning(FORKED, extra={"what": "forked_while_open"})
 
     async def close(self) -> None:
         """Close what is open; from another loop too, while the one it is open on runs. Else raises RuntimeError."""
@@ -226,6 +239,7 @@ class Residence:
     def forget_parent(self) -> None:
         """In a forked child: it lives nowhere yet."""
         leave_behind(self.loop, self._keeper)
+        self._was_forked = self._keeper is not None
         self._lock = threading.Lock()
         self._keeper = self.loop = None
         self._is_open = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import multiprocessing
 import os
 import traceback
@@ -19,6 +20,7 @@ import koo
 from koo import Database, Platform
 from koo.deadlines import Alarm, Deadlines
 from koo.options import DatabaseOptions
+from koo.residence import FORKED
 from koo.testing.postgres import Driver, PostgresServer
 from koo.testing.providers import FakeAnthropic
 from tests.bridge.test_platform_in_threads import closed, in_thread
@@ -48,6 +50,17 @@ def in_child(work: Callable[[], object]) -> str:
 
 async def one() -> int:
     return 1
+
+
+class Told(logging.Handler):
+    """What was logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
 
 
 def made(home: Path, **registered: Any) -> Platform:
@@ -112,6 +125,37 @@ def test_a_child_of_a_child_too(tmp_path: Path) -> None:
 
     assert in_child(child) == "1 1"
     closed(platform)
+
+
+def test_a_fork_after_opening_is_told_in_one_sentence_and_the_child_has_a_name_of_its_own(
+    tmp_path: Path,
+) -> None:
+    platform = made(tmp_path)
+    assert run_bridged(platform) == 1
+    name = platform.parts.store.process
+
+    def child() -> list[object]:
+        told = Told()
+        logging.getLogger("koo").addHandler(told)
+        for _ in range(2):
+            run_bridged(platform)
+        return [told.lines.count(FORKED), platform.parts.store.process == name]
+
+    assert in_child(child) == "[1, False]"
+    closed(platform)
+
+
+def test_a_fork_before_opening_is_as_it_should_be_and_nothing_is_told(tmp_path: Path) -> None:
+    """As gunicorn --preload does with an application that only imports koo."""
+    platform = made(tmp_path)
+
+    def child() -> list[str]:
+        told = Told()
+        logging.getLogger("koo").addHandler(told)
+        run_bridged(platform)
+        return told.lines
+
+    assert in_child(child) == "[]"
 
 
 _workers: Platform | None = None

@@ -1,0 +1,194 @@
+"""Two versions at once: processes of an older koo, from its wheel in an environment of its own, beside this one.
+
+The older one is the newest commit whose state store has fewer steps than this one's. Its processes start first and make
+the tables, those of this version add theirs under them, and one older process is killed and started again then: it
+takes the store although a newer koo has added to it. All spend one budget; the provider's bill is the judge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import venv
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+from koo.storage import schema
+from koo.testing.postgres import PostgresServer
+from proofs.fleet_part import Part
+from proofs.money import Books, Fleet, Process, Provider, faults_found, read_books, tables
+from proofs.running import ROOT, ProofFailed, TimeLimit, pip_install
+from proofs.spending import Task
+
+CAP_USD = "20"
+CALLERS = 10
+EACH = 3
+STEPS_OF = "from koo.storage import schema; print(len(schema.STEPS))"
+
+
+def older_commits() -> Iterator[str]:
+    """Commits that changed the tables, the newest first, each as it was before."""
+    command = ["git", "log", "--format=%H", "--first-parent", "--", "src/koo/storage/schema.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ProofFailed("the proof of two versions needs the history of this repository (git)")
+    for commit in done.stdout.split():
+        yield f"{commit}~1"
+
+
+class Older:
+    """An older koo in an environment of its own: its wheel, before the packages that this one runs on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.commit = ""
+        self.steps = 0
+
+    def make(self) -> None:
+        """Build and install the newest whose store has fewer steps."""
+        for revision in older_commits():
+            source = self._unpack(revision)
+            steps = self._steps(source)
+            if 0 < steps < len(schema.STEPS):
+                self.steps = steps
+                self.commit = _output(["git", "rev-parse", "--short", revision], ROOT)
+                self._install(source)
+                return
+        raise ProofFailed("no older commit has fewer steps")
+
+    def _unpack(self, revision: str) -> Path:
+        source = self.source
+        shutil.rmtree(source, ignore_errors=True)
+        archive = self._folder / "source.tar"
+        subprocess.run(["git", "archive", "--output", archive, revision], cwd=ROOT, check=True)
+        with tarfile.open(archive) as tar:
+            tar.extractall(source, filter="data")
+        return source
+
+    def _steps(self, source: Path) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(source / 'src')!r}); {STEPS_OF}"],
+            capture_output=True, text=True, check=False, cwd=self._folder,
+        )  # fmt: skip
+        return int(done.stdout) if done.returncode == 0 else 0
+
+    def _install(self, source: Path) -> None:
+        """The wheel alone: the packages that it runs on are this environment's."""
+        wheels = self._folder / "wheels"
+        build = [
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--wheel-dir",
+            str(wheels),
+            str(source),
+        ]
+        if TimeLimit().run([sys.executable, "-m", "pip", *build]) != 0:
+            raise ProofFailed("the older wheel could not be built")
+        venv.create(self._folder / "environment", with_pip=True, symlinks=True, system_site_packages=False)
+        (wheel,) = wheels.glob("koo-*.whl")
+        pip_install(self.python, TimeLimit(), ["--no-deps", str(wheel)])
+        # Packages of this environment come after its own, among which koo is found first.
+        packages = next((self._folder / "environment" / "lib").glob("python*")) / "site-packages"
+        ours = Path(sys.prefix) / "lib" / packages.parent.name / "site-packages"
+        (packages / "zz_ours.pth").write_text(f"{ours}\n", encoding="utf-8")
+
+    @property
+    def source(self) -> Path:
+        """Its files, with the proof's scripts as they were then."""
+        return self._folder / "source"
+
+    @property
+    def python(self) -> Path:
+        return self._folder / "environment" / "bin" / "python"
+
+    def check(self) -> None:
+        """Raises ProofFailed where it is not the older koo that would run."""
+        where = _output([str(self.python), "-c", "import koo; print(koo.__file__)"], self._folder)
+        if not where.startswith(str(self._folder)):
+            raise ProofFailed("the older environment runs another koo than its own")
+
+
+def _output(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ProofFailed(f"{command[0]} failed: {done.stderr.strip().splitlines()[-1:]}")
+    return done.stdout.strip()
+
+
+class Mixed:
+    """Processes of both versions over one store."""
+
+    def __init__(self, older: Older, fleet: Fleet) -> None:
+        self._older = older
+        self._fleet = fleet
+        self._number = 0
+
+    async def add(self, *, is_older: bool) -> None:
+        """One more process, which spends at once."""
+        fleet, self._number = self._fleet, self._number + 1
+        task = Task(
+            fleet.provider.base_url, fleet.state_url, fleet.home, CAP_USD, CALLERS, fleet.seed + self._number
+        )  # fmt: skip
+        process = Process(task)
+        if is_older:
+            await process.start(str(self._older.python), self._older.source)
+        else:
+            await process.start()
+        fleet.running.append(process)
+        process.go()
+
+    def kill_first(self) -> None:
+        """The oldest process, which is of the older version."""
+        process = self._fleet.running.pop(0)
+        process.kill()
+        self._fleet.ended.append(process)
+
+
+async def roll(older: Older, server: PostgresServer, home: str) -> tuple[Fleet, Books, list[str]]:
+    """A rolling upgrade, and what does not hold."""
+    url = server.url("psycopg", server.create_database())
+    with Provider(301) as provider:
+        fleet = Fleet(CAP_USD, 0, 301, provider, url, home)
+        mixed = Mixed(older, fleet)
+        for _ in range(EACH):
+            await mixed.add(is_older=True)
+        for _ in range(EACH):
+            await mixed.add(is_older=False)
+        await fleet.until_share(0.3)
+        mixed.kill_first()
+        await mixed.add(is_older=True)
+        await fleet.finish()
+        books = await asyncio.to_thread(read_books, tables(url))
+        found = [one for one in faults_found(fleet, books) if "no call ran" not in one]
+        taken = tables(url)("SELECT steps FROM koo_schema")[0][0]
+        grown = tables(url)("SELECT count(*) FROM koo_growth")[0][0]
+        if taken + grown != len(schema.STEPS):
+            found.append(f"the store has {taken + grown} steps, and this koo knows {len(schema.STEPS)}")
+        return fleet, books, found
+
+
+async def prove() -> Part:
+    """One rolling upgrade."""
+    with tempfile.TemporaryDirectory() as folder, PostgresServer(18) as server:
+        older = Older(Path(folder))
+        await asyncio.to_thread(older.make)
+        older.check()
+        fleet, books, found = await roll(older, server, folder)
+    lines = [
+        f"{EACH} processes of koo at {older.commit} ({older.steps} steps of the schema), then {EACH} of this one",
+        f"({len(schema.STEPS)} steps), then one of the older is killed and another of its version started: all on one",
+        f"PostgreSQL, and one budget of {CAP_USD} USD.",
+        "",
+        "| bill | booked | spent by the ledger | unsettled of the killed |",
+        "|---:|---:|---:|---:|",
+        f"| {fleet.provider.billed_usd:.4f} | {books.booked:.4f} | {books.spent:.4f} |"
+        f" {sum(books.unsettled.values(), Decimal(0)):.4f} |",
+    ]
+    return Part("Two versions on one store", lines, found)
