@@ -273,9 +273,9 @@ async def prove() -> Part:
     lines = [
         f"{CLIENTS} clients ask on connections of their own; one of {WORKERS} workers is killed under them, then all",
         "are replaced, one after the other (`SIGUSR2`; gunicorn: `SIGHUP`). `lost` questions got no answer. `counted`",
-        "is what /metrics of one worker says in the end: what the killed one counted in its last second may be missing.",
-        "Under gunicorn uvicorn's own server closes connections that were accepted and have not asked yet when it ends;",
-        "koo's waits for their first question.",
+        "is what /metrics of one worker says in the end: what the killed one counted in its last second may be",
+        "missing. Under gunicorn it is uvicorn's own server that ends, and closes connections that were accepted and",
+        "have not asked yet; koo's waits for their first question.",
         "",
         "| server | answered | lost by the kill | lost by replacing | counted | bill | booked | result |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
