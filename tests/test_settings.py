@@ -719,7 +719,7 @@ def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
     own = {
         "MODEL": "m", "BASE_URL": "http://h", "API_KEY": "k", "DAILY_BUDGET": "20", "INPUT_PRICE": "1",
         "OUTPUT_PRICE": "2", "PRICE_AS": "gpt-4o", "REQUESTS_PER_MINUTE": "3", "REQUESTS_PER_HOUR": "none",
-        "REQUESTS_PER_DAY": "4",
+        "REQUESTS_PER_DAY": "4", "TOKENS_PER_MINUTE": "5000",
         "TIMEOUT": "60", "ATTEMPT_TIMEOUT": "20", "FIRST_TOKEN_TIMEOUT": "7", "STALL_TIMEOUT": "8",
         "SLOW_CALL_SECONDS": "9", "MAX_TOKENS": "10", "THINKS_UNSEEN": "false", "LEAVE_OUT": "temperature",
         "TOKENS_PARAMETER": "max_completion_tokens", "KIND": "anthropic",
@@ -737,6 +737,7 @@ def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
     assert (one.daily_budget_usd, one.input_price, one.output_price) == (Decimal(20), Decimal(1), Decimal(2))
     assert one.price_as == "gpt-4o"
     assert (one.limits.per_minute, one.limits.per_hour, one.limits.per_day) == (3, None, 4)
+    assert one.limits.tokens_per_minute == 5000
     assert (one.timeout_s, one.attempt_timeout_s, one.first_token_timeout_s, one.stall_timeout_s) == (
         60,
         20,

@@ -163,7 +163,7 @@ class Parts:
     def _share(self, service: Service) -> None:
         """A service's money and its limits are those of all processes on the store."""
         requests = self.budgets.add_service(service.name, service.allowance, service.options.limits.per_day)
-        self.store.leasing.share(service.gates.limits, service.name, requests)
+        self.store.leasing.share(service.gates.limits, service.name, requests, service.tokens)
 
     # ── finding ───────────────────────────────────────────────────────────────────────────────────────────────
 

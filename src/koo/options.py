@@ -139,6 +139,13 @@ class LimitOptions(Checked):
     per_day: int | None = option(
         None, "requests in a UTC day", "none unless asked for", at_least=0, none="no limit"
     )
+    tokens_per_minute: int | None = option(
+        None,
+        "tokens in any minute, read and written: a call takes the most that it can need, and gives back the rest",
+        "the provider's own limit is kept as its answers tell it",
+        at_least=0,
+        none="no limit",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

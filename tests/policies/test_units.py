@@ -430,8 +430,8 @@ def _share_at_once(patch: pytest.MonkeyPatch) -> dict[str, Any]:
 def _never_told(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     true = units._take_told
 
-    def take(rows: Any, told: Told, *rest: Any) -> None:
-        true(rows, replace(told, over=()), *rest)
+    def take(rows: Any, told: Told, *rest: Any, **more: Any) -> None:
+        true(rows, replace(told, over=()), *rest, **more)
 
     patch.setattr(units, "_take_told", take)
     return {}

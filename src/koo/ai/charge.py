@@ -17,6 +17,7 @@ from decimal import Decimal
 from koo.ai.budgets import Budgets
 from koo.ai.model_price import ModelPrice
 from koo.ai.service import Service
+from koo.ai.token_gate import Tokens
 from koo.ai.types import Usage
 from koo.errors import BudgetExceeded, Kind
 from koo.policies.money import from_pico, to_pico
@@ -30,7 +31,17 @@ class ServiceCharge(ABC):
     `is_patient`: wait for money that other processes have been asked to send home.
     """
 
-    __slots__ = ("_budgets", "_hold", "_is_patient", "_metadata", "_service", "_tag", "bill", "model")
+    __slots__ = (
+        "_budgets",
+        "_hold",
+        "_is_patient",
+        "_metadata",
+        "_service",
+        "_tag",
+        "_tokens",
+        "bill",
+        "model",
+    )
 
     def __init__(
         self,
@@ -49,18 +60,36 @@ class ServiceCharge(ABC):
         self._tag = tag
         self._metadata = metadata
         self._is_patient = is_patient
+        self._tokens = Tokens(service) if service.tokens is not None else None
         self.bill: Bill | None = None
 
     @abstractmethod
     def bound_usd(self) -> Decimal:
         """The worst case of one attempt."""
 
+    def bound_tokens(self) -> int:
+        """The most tokens that one attempt can take; 0 where that is unknown."""
+        return 0
+
     async def hold(self, deadline: float) -> None:
         """Hold the worst case: at once where there is room, else by `deadline` (monotonic seconds) at the latest.
 
-        Raises `BudgetExceeded`, also where the store does not answer in time; then nothing is held.
+        Raises `RateLimited` for tokens, and `BudgetExceeded`, also where the store does not answer in time; then
+        nothing is held.
         """
         self.bill = None
+        if self._tokens is None:
+            await self._hold_money(deadline)
+            return
+        # Before the money: what waits must not hold it.
+        await self._tokens.take(self.bound_tokens(), deadline, waits=self._is_patient)
+        try:
+            await self._hold_money(deadline)
+        except BaseException:
+            self._tokens.settle(0)
+            raise
+
+    async def _hold_money(self, deadline: float) -> None:
         service = self._service.name
         try:
             amount = to_pico(self.bound_usd())
@@ -88,6 +117,8 @@ class ServiceCharge(ABC):
 
     def settle(self) -> None:
         """Book what it cost; without a bill, the worst case."""
+        if self._tokens is not None:
+            self._tokens.settle(tokens_of(self.bill))
         hold, self._hold = self._hold, None
         if hold is None:
             return
@@ -98,9 +129,21 @@ class ServiceCharge(ABC):
 
     def release(self) -> None:
         """Nothing can have been billed."""
+        if self._tokens is not None:
+            self._tokens.settle(0)
         hold, self._hold = self._hold, None
         if hold is not None:
             self._budgets.ledger.release(hold)
+
+
+def tokens_of(bill: Bill | None) -> int | None:
+    """What an attempt took of a limit on tokens, as providers count it; None where it is an estimate.
+
+    What comes out of the provider's cache takes nothing.
+    """
+    if bill is None or bill.source == "estimate":
+        return None
+    return bill.input_tokens + bill.cache_write_tokens + bill.output_tokens
 
 
 def priced_bill(price: ModelPrice, amount_usd: Decimal, source: str, model: str, usage: Usage) -> Bill:

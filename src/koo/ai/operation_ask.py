@@ -222,10 +222,11 @@ def longest_answer(model: str) -> int:
 
 
 class Bound(NamedTuple):
-    """The most that a call can cost, and the most tokens that it can read."""
+    """The most that a call can cost, and the most tokens that it can read and write."""
 
     usd: Decimal
     read: int
+    written: int = 0
 
 
 def bound_of(ask: Ask, reading: Reading, price: ModelPrice, window: Callable[[], int | None]) -> Bound:
@@ -249,7 +250,7 @@ def bound_of(ask: Ask, reading: Reading, price: ModelPrice, window: Callable[[],
     tiers = [
         TIERS[one] for name in ("service_tier", "speed") if (one := str(ask.settings.get(name))) in TIERS
     ]
-    return Bound(EXACT.multiply(cost, max(tiers)) if tiers else cost, read)
+    return Bound(EXACT.multiply(cost, max(tiers)) if tiers else cost, read, written)
 
 
 def _has_open_tools(settings: Mapping[str, object]) -> bool:

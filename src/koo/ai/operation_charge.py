@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any
 
 from koo.ai.budgets import Budgets
-from koo.ai.charge import ServiceCharge, priced_bill
+from koo.ai.charge import ServiceCharge, priced_bill, tokens_of
 from koo.ai.model_price import NOTHING, ModelPrice
 from koo.ai.models import may_think_unseen
 from koo.ai.operation_ask import Ask, Bound, bound_of
@@ -225,6 +225,9 @@ class AskCharge(OperationCharge):
     def bound_usd(self) -> Decimal:
         return NOTHING if self._bound is None else self._bound.usd
 
+    def bound_tokens(self) -> int:
+        return 0 if self._bound is None else self._bound.read + self._bound.written
+
     def take(self, piece: object) -> None:
         super().take(piece)
         if self._counts:
@@ -263,6 +266,8 @@ class AskCharge(OperationCharge):
             return
         # Not by `Budgets.settle`: there was no worst case that this bill could be above.
         self._hold = None
+        if self._tokens is not None:
+            self._tokens.settle(tokens_of(bill))
         self._budgets.ledger.settle(hold, self._service.name, bill)
 
 

@@ -110,6 +110,9 @@ class QueryCharge(ServiceCharge):
     def bound_usd(self) -> Decimal:
         return self.price.bound_usd(self.input_tokens_max, self.request.max_tokens)
 
+    def bound_tokens(self) -> int:
+        return self.input_tokens_max + self.request.max_tokens
+
     async def hold(self, deadline: float) -> None:
         self.departure, self.reported = Departure(), None
         if self._measure is None and _is_long(self._asked):

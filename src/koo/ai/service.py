@@ -29,6 +29,7 @@ from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
 from koo.policies.pacer import Pacer
 from koo.policies.permit import Permit
 from koo.policies.tally import Tally
+from koo.policies.token_limit import TokenLimit
 from koo.policies.verdict import Classify
 from koo.storage.base import Allowance
 
@@ -54,6 +55,12 @@ def make_limits(options: ServiceOptions | GuardOptions, clock: Clock) -> Limits:
         day = utc_day(wall)
         counts.append(DayCount("requests a day", limits.per_day, now + (day + 1) * DAY_S - wall, day))
     return Limits(*counts)
+
+
+def make_token_limit(options: ServiceOptions | GuardOptions, clock: Clock) -> TokenLimit | None:
+    """The limit on tokens; None where it is not set."""
+    limit = options.limits.tokens_per_minute
+    return None if limit is None else TokenLimit(limit, clock.monotonic())
 
 
 def guard_options(options: ServiceOptions) -> GuardOptions:
@@ -129,8 +136,7 @@ class Service:
         self.clock, self.deadlines = clock, deadlines
         self.calls = calls or CallLog(clock)  # of own operations, and of streams that break off
         self._seen_at = clock.monotonic(), clock.wall()
-        self._stored = (0, 0)  # a UTC day, and how many of its requests here the state store knows
-        self._elsewhere = (0, 0)  # a UTC day, and how many of its requests were made elsewhere
+        self._stored = self._elsewhere = (0, 0)  # a UTC day, and its requests: stored, made elsewhere
         self._classify = classify
         self._publish = publish
         self.gates = Gates(
@@ -142,6 +148,7 @@ class Service:
             publish=publish,
             place_settings=place_settings,
         )
+        self.tokens = make_token_limit(options, clock)
         self.threads = Threads(name, self.gates.bulkhead, deadlines) if in_thread else None
         """Where its operations run that block the event loop; None: there are none."""
         self.gates.key_blocks.by_calls = not checkable
@@ -402,6 +409,8 @@ class Service:
                 # What was taken back there includes this process's own: the store will say "elsewhere: minus these".
                 self._elsewhere = (count.day, self._of(self._elsewhere, count.day) - count.used)
         self.gates.limits.clear(self.clock.monotonic(), is_told=stored)
+        if self.tokens is not None:
+            self.tokens.clear(self.clock.monotonic(), is_told=stored)
 
     def _anchor_day(self) -> None:
         """Set the end of the day's count by the wall clock: clocks drift apart, and can be set."""

@@ -125,6 +125,7 @@ class ServiceSettings(Table):
     requests_per_minute = of_one(lambda service: service.limits.per_minute, why=ONE_RULE)
     requests_per_hour = of_one(lambda service: service.limits.per_hour, why=ONE_RULE)
     requests_per_day = of_one(lambda service: service.limits.per_day, why=ONE_RULE)
+    tokens_per_minute = of_one(lambda service: service.limits.tokens_per_minute)
     concurrency = of_one(lambda service: service.concurrency_max)
     queue_length = of_one(lambda service: service.queue_max, shown_default="1000; 32 for `local`")
     timeout = of_one(lambda service: service.timeout_s)

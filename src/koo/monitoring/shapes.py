@@ -189,6 +189,7 @@ class RateLimits(TypedDict):
     requests_per_minute: RateLimit
     requests_per_hour: RateLimit
     requests_per_day: RateLimit
+    tokens_per_minute: RateLimit
     daily_budget: DailyBudget
     scope: Annotated[
         str, Doc("whose requests these are: shared (all processes on the state store), or this process")

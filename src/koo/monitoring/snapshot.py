@@ -48,6 +48,7 @@ from koo.policies.cooldown import Cooldown
 from koo.policies.limiter import Count, DayCount
 from koo.policies.reported import ServiceState, service_state
 from koo.policies.tally import BUCKET_S, BUCKETS, Tally
+from koo.policies.token_limit import TokenLimit
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED
 from koo.storage.base import Allowance, BudgetView, OwnBudgetView, Short
 
@@ -76,6 +77,7 @@ class ServiceLike(Protocol):
     allowance: Allowance
     options: GuardOptions
     gates: Gates
+    tokens: TokenLimit | None
     own_credential: str
 
     @property
@@ -185,6 +187,9 @@ def limits_view(service: ServiceLike, budget: BudgetView, wall: Wall) -> RateLim
         "requests_per_minute": _unlimited(),
         "requests_per_hour": _unlimited(),
         "requests_per_day": _unlimited(),
+        "tokens_per_minute": (
+            _unlimited() if service.tokens is None else count_view(service.tokens.count, wall)
+        ),
         "daily_budget": money_view,
         "scope": "shared",
         "notice": "",

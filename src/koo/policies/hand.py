@@ -58,7 +58,7 @@ class Hand:
     __slots__ = (
         "_asked_at", "_back", "_clears", "_cut_at", "_cut_most", "_flying", "_frozen_until", "_granted", "_in_share",
         "_lease_s", "_low", "_marked", "_marked_at", "_number", "_over", "_over_told", "_pace", "_ring", "_room",
-        "_serial", "_sharing", "_spent", "_told", "_trip_s", "_undoing", "_undone", "_used", "due_at", "heard_at",
+        "_serial", "_sharing", "_spent", "_told", "_trip_s", "_undoing", "_used", "due_at", "heard_at",
         "is_away", "left", "limit", "name", "others", "period_s", "processes", "shut_until", "until",
     )  # fmt: skip
 
@@ -86,7 +86,7 @@ class Hand:
 
     def _begin_lease(self, serial: int) -> None:
         self._serial = serial
-        self._granted = self._used = self._undone = self._back = self._told = self.left = 0
+        self._granted = self._used = self._back = self._told = self.left = 0
 
     # ── a call ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -138,6 +138,11 @@ class Hand:
             f"the state store is away, so each of {whose} has its share of four fifths, which is {self.share}"
         )
 
+    def has(self, units: int, now: float, used: int) -> bool:
+        """Are so many here at once? For what takes more than one."""
+        allowed, _ = self.units(now, used)
+        return allowed >= units or (not self._in_share and now < self.until and self.left >= units)
+
     def book(self, units: int) -> None:
         """So many of those that `units` allowed were taken."""
         self._spent += units
@@ -151,6 +156,7 @@ class Hand:
         """So many that were taken at `taken_at` were never used."""
         if taken_at < self._asked_at or self._flying is not None:
             self._undoing.append((units, taken_at))  # The store may have been told of it.
+            self.due_at = min(self.due_at, self._asked_at + RENEW_PART * self._lease_s)
             return
         alone = min(units, self._over)
         self._over -= alone
@@ -185,7 +191,6 @@ class Hand:
         `is_last`: this process ends, and keeps nothing.
         """
         self._take_pace(now)
-        self._undo(now)
         keep = 0 if is_last else self._keep(waiting)
         if now >= self.until:
             keep, waiting = 0, waiting + keep
@@ -204,7 +209,7 @@ class Hand:
             serial=self._serial,
             granted=self._granted,
             used=self._used,
-            undone=self._undone,
+            undone=self._undone(now),
             back=self._back,
             over=tuple([(int(ago_s * 1000) + 1, units) for ago_s, units in count.ages(now, self._over)]),
             need=max(0, need - self.left),
@@ -215,15 +220,12 @@ class Hand:
         )
         return self._flying
 
-    def _undo(self, now: float) -> None:
-        """Take back what was told as used, where the store still counts it."""
-        if not self._serial:
-            return  # What is taken back is a total of a lease, as all that is told.
+    def _undone(self, now: float) -> int:
+        """How many units were told as used that were not, where the store still counts them."""
         undoing, self._undoing = self._undoing, []
-        for units, taken_at in undoing:
-            # The store forgets a unit a period after it was told. One that has left already gives no other one back.
-            if now - taken_at < self.period_s - 2 * self._lease_s:
-                self._undone += units
+        # The store forgets a unit a period after it was told. One that has left already gives no other one back.
+        last_s = self.period_s - 2 * self._lease_s
+        return sum(units for units, taken_at in undoing if now - taken_at < last_s)
 
     def _take_pace(self, now: float) -> None:
         for_s = now - self._marked_at
@@ -282,7 +284,8 @@ class Hand:
 
     def has_news(self) -> bool:
         """Is there something to tell, or to send home?"""
-        return self.left > 0 or self._used > self._told or self._over > 0 or self._clears
+        is_untold = self._used > self._told or self._over > 0 or bool(self._undoing)
+        return self.left > 0 or is_untold or self._clears
 
     def give_up(self) -> None:
         """What was asked is not answered: it is asked again, with totals that have grown."""

@@ -118,17 +118,18 @@ class SlidingCount:
             self.used -= self._past.pop(0)[1]
         self._older = self.used
 
-    def refund(self, taken_at: float) -> None:
-        """Give back one unit that was taken at `taken_at`, if it still counts."""
+    def refund(self, taken_at: float, units: int = 1) -> None:
+        """Give back what was taken at `taken_at`, if it still counts."""
         bucket = int(taken_at // self._bucket_s)
         if bucket == self._bucket:
-            self.used -= self.used > self._older  # unless it was cleared in between
+            self.used -= min(units, self.used - self._older)  # less if it was cleared in between
             return
         for place, past in enumerate(self._past):
             if past[0] == bucket:
-                past[1] -= 1
-                self.used -= 1
-                self._older -= 1
+                gone = min(units, past[1])
+                past[1] -= gone
+                self.used -= gone
+                self._older -= gone
                 if not past[1]:  # an empty bucket at the head would promise a unit that never comes
                     del self._past[place]
                 return

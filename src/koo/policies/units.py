@@ -7,11 +7,11 @@ itself, so most calls ask nothing. A unit is in one of three places:
     out         leased to a process, which has not told what became of it
     occupied    used: it leaves the window a whole period after it was told; untold, after the end of its lease
 
-A process tells totals that only grow within a lease: `used`, `back` (sent home unused) and `undone` (told as used by a
-call that was never made). The larger number is the truth, so an answer that is lost or a message that comes twice
-changes nothing. A lease that ends is not waited for: what is out counts as used at its last moment. A process that
-comes back within the period tells what it did not use, and begins a new lease. It counts a lease from when it asked,
-and 2 % short (`hand.py`), so two clocks need to agree about a second, and never about the time of day.
+A process tells totals that only grow within a lease: `used`, and `back` (sent home unused). The larger number is the
+truth, so an answer that is lost or a message that comes twice changes nothing. A lease that ends is not waited for:
+what is out counts as used at its last moment. A process that comes back within the period tells what it did not use,
+and begins a new lease. It counts a lease from when it asked, and 2 % short (`hand.py`), so two clocks need to agree
+about a second, and never about the time of day.
 
 Units that were used while the store was away are told as `over`. Others may have used some too, and are not back yet:
 whoever tells first stops all grants of that limit for as long as a store takes to be found again, plus a beat.
@@ -121,7 +121,8 @@ class Told:
     """What a process tells about one limit, and what it asks for.
 
     `number` grows with each message. `granted`: of its lease, as it has heard it. `over`: what was used without a lease
-    since the last answer, as pairs of how long ago (ms) and how much. `need`: what the first caller lacks who waits;
+    since the last answer, as pairs of how long ago (ms) and how much. `undone`: told as used, and not used after all;
+    told once, so that an answer that is lost takes nothing back twice. `need`: what the first caller lacks who waits;
     `want`: what all of them and the next moments lack. `window`: what it used in the last period, for a store that has
     forgotten. `lease_ms`: the lease that its way to the store needs at least. `clears`: an operator says that nothing
     was used.
@@ -191,7 +192,7 @@ def receive(rows: Rows, told: Told, now_ms: int) -> Grant:
     window, bucket_ms = rows.window, bucket_ms_of(told.period_ms)
     is_repeated = rows.own is not None and told.number <= rows.own.number
     _lapse(rows, now_ms, bucket_ms)
-    _take_told(rows, told, now_ms, bucket_ms)
+    _take_told(rows, told, now_ms, bucket_ms, is_repeated=is_repeated)
     _take_limit(window, told, now_ms)
     if told.clears:
         window.occupied.clear()
@@ -200,7 +201,8 @@ def receive(rows: Rows, told: Told, now_ms: int) -> Grant:
     units = 0 if is_repeated or now_ms < window.frozen_until_ms else _fitting(rows, told)
     lease_ms = _lease_ms(rows, told)
     free_in_ms = _free_in_ms(rows, told, now_ms, bucket_ms) if units < told.need else 0
-    if own is None and (units or told.want):
+    is_known = bool(told.want or told.undone)  # Where this message comes again, its number is known.
+    if own is None and (units or is_known):
         window.serial += 1
         own = rows.own = Lease(window.serial, told.number, now_ms)
     if own is not None:
@@ -209,7 +211,8 @@ def receive(rows: Rows, told: Told, now_ms: int) -> Grant:
         # was given nothing is still one among whom units are divided, until it is to ask again.
         lasts_ms = lease_ms if own.out else max(lease_ms, free_in_ms)
         own.until_ms = max(own.until_ms, now_ms + lasts_ms)
-        if not own.out and not told.want:
+        own.undone += 0 if is_repeated else told.undone
+        if not own.out and not is_known:
             rows.own = None
     return Grant(
         name=told.name,
@@ -237,15 +240,17 @@ def _lapse(rows: Rows, now_ms: int, bucket_ms: int) -> None:
         lease.lapsed += out
 
 
-def _take_told(rows: Rows, told: Told, now_ms: int, bucket_ms: int) -> None:
+def _take_told(rows: Rows, told: Told, now_ms: int, bucket_ms: int, *, is_repeated: bool) -> None:
     window, own = rows.window, rows.own
     if told.serial > window.serial:
         # The store is an older copy of itself. What it has forgotten each process knows of itself, and tells.
         window.add(now_ms, told.window, bucket_ms)
         window.serial = told.serial
         window.frozen_until_ms = now_ms + FREEZE_MS
-    elif own is not None and told.number > own.number:
+    elif own is not None and not is_repeated:
         rows.own = _take_totals(window, own, told, now_ms, bucket_ms)
+    if not is_repeated:
+        window.take_out(told.undone)
     for ago_ms, units in told.over:
         window.add(now_ms - ago_ms, units, bucket_ms)
     # Once for an outage: what a process tells late would else stop the others again.
@@ -266,9 +271,6 @@ def _take_totals(window: Window, own: Lease, told: Told, now_ms: int, bucket_ms:
     window.add(now_ms, told.used - own.used, bucket_ms)
     own.used = max(own.used, told.used)
     own.back = max(own.back, told.back)
-    if told.undone > own.undone:
-        window.take_out(told.undone - own.undone)
-        own.undone = told.undone
     return own
 
 

@@ -20,6 +20,7 @@ from koo.policies.forecast import RunOut
 from koo.policies.limiter import Limits
 from koo.policies.purse import Budget, Hold, Refusal
 from koo.policies.samples import Span
+from koo.policies.token_limit import TokenLimit
 from koo.policies.treasury import Key, PeriodKind, Reply, Standing
 
 
@@ -316,7 +317,9 @@ class LedgerKeeper(Ledger, Protocol):
 class LimitKeeper(Protocol):
     """Limits that hold for all processes on one store."""
 
-    def share(self, limits: Limits, name: str, requests: Budget | None = None) -> None:
+    def share(
+        self, limits: Limits, name: str, requests: Budget | None = None, tokens: TokenLimit | None = None
+    ) -> None:
         """Have a service's limits hold for all; `requests`: the ledger's budget of its requests of a day."""
         ...
 

@@ -19,6 +19,7 @@ from koo.policies.day_hand import DayHand
 from koo.policies.hand import LOOK_S, Hand
 from koo.policies.limiter import DayCount, Limits, SlidingCount
 from koo.policies.purse import Budget, Hold, Refusal
+from koo.policies.token_limit import TokenLimit
 from koo.policies.units import Grant, Told
 from koo.storage.base import StoreUnavailable
 from koo.storage.executor import IN_USE, Executor
@@ -102,7 +103,9 @@ class Leasing:
 
     # ── limits ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def share(self, limits: Limits, name: str, requests: Budget | None = None) -> None:
+    def share(
+        self, limits: Limits, name: str, requests: Budget | None = None, tokens: TokenLimit | None = None
+    ) -> None:
         """Have limits hold for all processes on the store; those of the same name before them are forgotten.
 
         `requests`: the ledger's budget of a day's requests.
@@ -114,6 +117,12 @@ class Leasing:
                 count.hand = self._day(count, requests)
         limits.ask = partial(self._ask, limits)
         self._lessees[name] = limits
+        if tokens is not None:
+            tokens.count.hand = self.hand(
+                f"tokens a minute/{name}", tokens.count.limit, tokens.count.period_s
+            )
+            tokens.ask = self.answer
+            self._lessees[f"{name}/tokens"] = tokens
 
     def hand(self, name: str, limit: int, period_s: float) -> Hand:
         """What this process has in hand of one limit."""
@@ -242,7 +251,8 @@ class Leasing:
         for lessee in self._lessees.values():
             waits = lessee.wanted()[1] > 0
             for count, hand in lessee.leased(now):
-                is_wanted = waits and now >= hand.shut_until and hand.units(now, count.used)[0] <= 0
+                lacks = hand.units(now, count.used)[0] < max(1, lessee.wanted()[0])
+                is_wanted = waits and now >= hand.shut_until and lacks
                 found.append((is_wanted or hand.due_at <= now, hand.due_at, lessee, count, hand))
         if not is_last and not any(is_due for is_due, *_ in found):
             return []

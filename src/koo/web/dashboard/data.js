@@ -75,7 +75,7 @@
  *
  * @typedef {{
  *   requests_per_minute: RateLimit, requests_per_hour: RateLimit, requests_per_day: RateLimit,
- *   daily_budget: DailyBudget, scope: string, notice: string,
+ *   tokens_per_minute: RateLimit, daily_budget: DailyBudget, scope: string, notice: string,
  * }} RateLimits
  *
  * @typedef {{

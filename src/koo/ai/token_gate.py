@@ -1,0 +1,59 @@
+"""The tokens of one attempt: taken before its money is held, and settled with what it used."""
+
+from __future__ import annotations
+
+from koo.ai.service import Service
+from koo.errors import Kind, RateLimited
+from koo.options import NEVER
+from koo.passage import LOOK_AGAIN_S
+
+
+class Tokens:
+    """What one attempt has taken of its service's limit of tokens a minute."""
+
+    __slots__ = ("_at", "_service", "taken")
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._at = 0.0
+        self.taken = 0
+
+    async def take(self, tokens: int, deadline: float, *, waits: bool) -> None:
+        """Take the most that the attempt can need. Raises `RateLimited`, and then nothing is taken.
+
+        `waits`: until there are so many, as long as `deadline` (monotonic seconds) allows.
+        """
+        limit, clock = self._service.tokens, self._service.clock
+        if limit is None:
+            return
+        while not limit.take(tokens, now := clock.monotonic()):
+            if limit.ask is not None and now < deadline and limit.lacks(tokens, now):
+                limit.waiting.append(tokens)
+                try:
+                    await limit.ask(deadline)
+                finally:
+                    limit.waiting.remove(tokens)
+                continue
+            usable_at = limit.usable_at(tokens, now)
+            if not waits or usable_at >= deadline:
+                raise self._refusal(tokens, usable_at - now)
+            await clock.sleep(min(usable_at - now, LOOK_AGAIN_S))
+        self.taken, self._at = tokens, now
+
+    def _refusal(self, tokens: int, wait_s: float) -> RateLimited:
+        assert self._service.tokens is not None
+        count = self._service.tokens.count
+        reason = f"our limit of {count.limit} tokens a minute leaves no room for the {tokens} that this call may take"
+        if count.hand is not None and count.hand.is_alone:
+            reason += f": {count.hand.sentence}"
+        if wait_s == NEVER:
+            reason += "; a lower max_tokens takes fewer"
+        return RateLimited(
+            self._service.name, reason, None if wait_s == NEVER else wait_s, kind=Kind.RATE_LIMITED
+        )
+
+    def settle(self, used: int | None) -> None:
+        """So many were used; None: nothing is known, so all of them."""
+        limit, taken, self.taken = self._service.tokens, self.taken, 0
+        if limit is not None and used is not None:
+            limit.settle(taken, used, self._at)

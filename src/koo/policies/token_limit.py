@@ -1,0 +1,92 @@
+"""A limit on tokens a minute: a call takes the most that it can need, and gives back what it did not use.
+
+What a call takes counts from when it takes it, as its provider counts it. A call whose most is above the whole limit
+can never be made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from koo.options import NEVER
+from koo.policies.hand import Hand
+from koo.policies.limiter import SlidingCount
+
+
+class TokenLimit:
+    """At most `limit` tokens in any minute. `waiting`: what callers need that wait for the store, the first first.
+
+    `ask(deadline)` waits for the store's answer; None: the limit is this process's own.
+    """
+
+    __slots__ = ("ask", "count", "waiting")
+
+    def __init__(self, limit: int, now: float) -> None:
+        self.count = SlidingCount("tokens a minute", limit, 60.0, now)
+        self.ask: Callable[[float], Awaitable[None]] | None = None
+        self.waiting: list[int] = []
+
+    @property
+    def _hand(self) -> Hand | None:
+        hand = self.count.hand
+        return hand if isinstance(hand, Hand) else None
+
+    def take(self, tokens: int, now: float) -> bool:
+        """Take so many, or nothing."""
+        count, hand = self.count, self._hand
+        count.roll(now)
+        if count.used + tokens > count.limit or (hand is not None and not hand.has(tokens, now, count.used)):
+            return False
+        count.used += tokens
+        if hand is not None:
+            hand.book(tokens)
+        return True
+
+    def settle(self, taken: int, used: int, taken_at: float) -> None:
+        """Of what was taken at `taken_at` so much was used."""
+        count, hand = self.count, self._hand
+        if used > taken:
+            count.used += used - taken
+            if hand is not None:
+                hand.book(used - taken)
+        elif used < taken:
+            count.refund(taken_at, taken - used)
+            if hand is not None:
+                hand.refund(taken - used, taken_at)
+
+    def lacks(self, tokens: int, now: float) -> bool:
+        """Has the store yet to say whether there are so many?"""
+        count, hand = self.count, self._hand
+        count.roll(now)
+        if hand is None or count.used + tokens > count.limit:
+            return False
+        return not hand.has(tokens, now, count.used) and hand.may_ask(now)
+
+    def usable_at(self, tokens: int, now: float) -> float:
+        """When so many may be there; never for more than the limit."""
+        count, hand = self.count, self._hand
+        if tokens > count.limit:
+            return NEVER
+        count.roll(now)
+        at = count.usable_at(now, tokens)
+        if hand is None or hand.has(tokens, now, count.used):
+            return at
+        if hand.is_alone:
+            return max(at, count.usable_below(now, hand.share - tokens + 1))
+        return max(at, now, hand.shut_until)
+
+    def clear(self, now: float, *, is_told: bool = False) -> None:
+        """An operator says that nothing was used. `is_told`: another process tells the store."""
+        if self.count.hand is not None:
+            self.count.hand.clear(None if is_told else self.count.used)
+        self.count.clear(now)
+
+    def leased(self, now: float) -> list[tuple[SlidingCount, Hand]]:
+        """The count, where it holds for the fleet."""
+        self.count.roll(now)
+        hand = self._hand
+        return [] if hand is None else [(self.count, hand)]
+
+    def wanted(self) -> tuple[int, int]:
+        """What the first caller needs who waits for the store, and all of them."""
+        return (self.waiting[0], sum(self.waiting)) if self.waiting else (0, 0)

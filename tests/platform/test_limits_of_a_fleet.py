@@ -1,0 +1,105 @@
+"""Limits over several processes on one state store, and tokens a minute: as callers and operators see them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from koo import Query
+from koo.errors import RateLimited
+from koo.options import LimitOptions, PlatformOptions, ServiceOptions
+from koo.platform import Platform
+from koo.testing.polling import until
+from koo.testing.providers import FakeAnthropic
+
+
+def options(home: Path, server: FakeAnthropic, limits: LimitOptions) -> PlatformOptions:
+    claude = ServiceOptions(
+        name="claude",
+        kind="anthropic",
+        model="claude-sonnet-5-5",
+        api_key="test-key",
+        base_url=server.base_url,
+        limits=limits,
+    )
+    return PlatformOptions(home=home, state_url=f"sqlite:///{home / 'state.db'}", services=(claude,))
+
+
+def run(test: Callable[[FakeAnthropic], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with FakeAnthropic() as server:
+            await test(server)
+
+    asyncio.run(main())
+
+
+def query(max_tokens: int = 100) -> Query:
+    return Query(service="claude", prompt="What is the capital of France?", max_tokens=max_tokens)
+
+
+async def answers(platform: Platform, one: Query) -> bool:
+    try:
+        await platform.query(one)
+    except RateLimited:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "limits", [LimitOptions(per_minute=9), LimitOptions(per_hour=9), LimitOptions(per_day=9)]
+)
+def test_nine_requests_over_two_processes_are_nine(tmp_path: Path, limits: LimitOptions) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        one, two = (Platform(options(tmp_path, server, limits)) for _ in range(2))
+        async with one, two:
+            came = await asyncio.gather(*(answers(each, query()) for each in (one, two) * 8))
+            assert sum(came) == len(server.requests) == 9
+            with pytest.raises(RateLimited, match="our limit of 9 requests") as refused:
+                await one.query(query())
+            assert (refused.value.retry_after_s or 0) > 0
+
+    run(test)
+
+
+def test_a_call_takes_the_most_tokens_that_it_can_need_and_gives_back_what_it_did_not_use(
+    tmp_path: Path,
+) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        async with Platform(options(tmp_path, server, LimitOptions(tokens_per_minute=2000))) as platform:
+
+            def used() -> int:
+                return platform.service_health("claude")["rate_limits"]["tokens_per_minute"]["used"]
+
+            answer = await platform.query(query(1500))
+            await until(lambda: used() == answer.usage.input_tokens + answer.usage.output_tokens)
+            assert await answers(platform, query(1500))
+            with pytest.raises(RateLimited, match="2000 tokens a minute leaves no room") as refused:
+                await platform.query(query(2000))
+            assert refused.value.retry_after_s is None and "a lower max_tokens" in refused.value.reason
+
+    run(test)
+
+
+def test_tokens_of_two_processes_are_one_limit(tmp_path: Path) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        server.latency_s = 0.3
+        limits = LimitOptions(tokens_per_minute=3000)
+        one, two = (Platform(options(tmp_path, server, limits)) for _ in range(2))
+        async with one, two:
+            came = await asyncio.gather(*(answers(each, query(1000)) for each in (one, two) * 3))
+            assert sum(came) == 2, "of a thousand each, and the prompt"
+
+    run(test)
+
+
+def test_a_call_whose_money_is_refused_keeps_no_tokens(tmp_path: Path) -> None:
+    async def test(server: FakeAnthropic) -> None:
+        async with Platform(options(tmp_path, server, LimitOptions(tokens_per_minute=2_000_000))) as platform:
+            with pytest.raises(Exception, match="does not cover this call"):
+                await platform.query(query(1_500_000))
+            assert platform.service_health("claude")["rate_limits"]["tokens_per_minute"]["used"] == 0
+
+    run(test)
