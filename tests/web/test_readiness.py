@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from fastapi import FastAPI
@@ -11,9 +14,12 @@ from fastapi.testclient import TestClient
 from koo import run
 from koo.errors import DatabaseUnavailable, KooError, ServiceRefused
 from koo.platform import Platform
-from koo.web import mount
+from koo.testing.polling import until
+from koo.testing.postgres import PostgresServer
+from koo.testing.proxy import FaultProxy
+from koo.web import create_app, mount
 from koo.web.readiness import WATCHED_S, Readiness, readiness_of
-from tests.web.serving import options
+from tests.web.serving import Client, options, served
 
 
 class Time:
@@ -47,6 +53,36 @@ def is_ready(readiness: Readiness) -> bool:
 def test_a_database_that_was_not_looked_at_is_not_ready(readiness: Readiness) -> None:
     with pytest.raises(DatabaseUnavailable, match="it has not been looked at yet"):
         readiness.asked()
+
+
+def test_readiness_does_not_wait_for_a_state_store_that_hangs(
+    tmp_path: Path, postgres18: PostgresServer
+) -> None:
+    """Else the pods of a fleet would all leave the balancer when the store they share does not answer."""
+
+    async def main() -> None:
+        url = postgres18.url("psycopg", postgres18.create_database())
+        async with FaultProxy(postgres18.host, postgres18.port) as proxy:
+            platform = Platform(replace(options(tmp_path), state_url=proxy.through(url)))
+            async with served(create_app(platform)) as client:
+                await until_ready(client)
+                proxy.black_hole()
+                began = monotonic()
+                for _ in range(30):
+                    assert (await client.get("/readyz")).status == 200
+                assert (
+                    monotonic() - began < 30
+                )  # a minute, if each waited for the store's timeout of two seconds
+                proxy.heal()
+
+    asyncio.run(main())
+
+
+async def until_ready(client: Client) -> None:
+    async def is_ready_now() -> bool:
+        return (await client.get("/readyz")).status == 200
+
+    await until(is_ready_now)
 
 
 def test_from_the_first_moment_of_its_end_it_is_not_ready(readiness: Readiness) -> None:

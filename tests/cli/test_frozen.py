@@ -1,0 +1,36 @@
+"""Serverless: a process that is frozen between two requests keeps no money from the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from koo.testing.polling import wait_until
+from koo.testing.providers import FakeAnthropic
+from tests.cli.running import serving, settings_of
+from tests.cli.test_serve import question
+
+LEFT = "SELECT sum(granted - back + over_granted - spent) FROM koo_purses WHERE budget = 'service/claude'"
+"""What a process was granted and has neither spent nor sent home, in pico-dollars."""
+
+
+def asked(home: Path, sql: str) -> int:
+    with closing(sqlite3.connect(home / "data" / "koo-state.db")) as store:
+        return int(store.execute(sql).fetchone()[0] or 0)
+
+
+def test_a_process_that_is_frozen_after_each_answer_strands_no_more_than_one_call(tmp_path: Path) -> None:
+    """And nothing once it had a moment: without traffic a purse goes home with the settlement."""
+    stranded = []
+    with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
+        for _ in range(4):
+            question(url)
+            os.kill(process.pid, signal.SIGSTOP)
+            stranded.append(asked(tmp_path, LEFT))
+            os.kill(process.pid, signal.SIGCONT)
+        wait_until(lambda: asked(tmp_path, LEFT) == 0)
+        wait_until(lambda: asked(tmp_path, "SELECT count(*) FROM koo_entries") == 4)
+        assert max(stranded) <= asked(tmp_path, "SELECT max(bound) FROM koo_entries")
