@@ -14,12 +14,11 @@ from fastapi.testclient import TestClient
 from koo import run
 from koo.errors import DatabaseUnavailable, KooError, ServiceRefused
 from koo.platform import Platform
-from koo.testing.polling import until
 from koo.testing.postgres import PostgresServer
 from koo.testing.proxy import FaultProxy
 from koo.web import create_app, mount
 from koo.web.readiness import WATCHED_S, Readiness, readiness_of
-from tests.web.serving import Client, options, served
+from tests.web.serving import options, served
 
 
 class Time:
@@ -65,7 +64,8 @@ def test_readiness_does_not_wait_for_a_state_store_that_hangs(
         async with FaultProxy(postgres18.host, postgres18.port) as proxy:
             platform = Platform(replace(options(tmp_path), state_url=proxy.through(url)))
             async with served(create_app(platform)) as client:
-                await until_ready(client)
+                while (await client.get("/readyz")).status != 200:
+                    await asyncio.sleep(0.01)
                 proxy.black_hole()
                 began = monotonic()
                 for _ in range(30):
@@ -76,13 +76,6 @@ def test_readiness_does_not_wait_for_a_state_store_that_hangs(
                 proxy.heal()
 
     asyncio.run(main())
-
-
-async def until_ready(client: Client) -> None:
-    async def is_ready_now() -> bool:
-        return (await client.get("/readyz")).status == 200
-
-    await until(is_ready_now)
 
 
 def test_from_the_first_moment_of_its_end_it_is_not_ready(readiness: Readiness) -> None:
