@@ -65,7 +65,7 @@ def test_readiness_does_not_wait_for_a_state_store_that_hangs(
             platform = Platform(replace(options(tmp_path), state_url=proxy.through(url)))
             async with served(create_app(platform)) as client:
                 while (await client.get("/readyz")).status != 200:
-                    await asyncio.sleep(0.01)
+                    pass
                 proxy.black_hole()
                 began = monotonic()
                 for _ in range(30):
