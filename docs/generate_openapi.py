@@ -57,6 +57,7 @@ ANSWERS = {
     "ServicesMonitoring": ("GET", f"{API}/monitoring/ai-services", None),
     "ServiceMonitoring": ("GET", f"{API}/monitoring/ai-services/claude/metrics", None),
     "Spend": ("GET", f"{API}/ai/spend?by=day&by=service&by=model", None),
+    "BookedCalls": ("GET", f"{API}/ai/requests?limit=1", None),
     "WriteOffs": ("POST", f"{API}/ai/spend/write-off", {"all": True, "by": "ada"}),
     "ServicesHealth": ("GET", f"{API}/ai/services/health", None),
     "ServiceHealth": ("GET", f"{API}/ai/services/claude/health", None),

@@ -66,7 +66,7 @@ ROWS: list[set[str]] = [
     {"ai", "database", "alerts", "storage"},
     {"configuration"},
     {"settings"},
-    {"alert_acts", "sharing", "spending"},
+    {"alert_acts", "bookings", "sharing", "spending"},
     {"fleet", "history"},
     {"composition"},
     {"upkeep"},

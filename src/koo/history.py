@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import NamedTuple, TypeVar
 
 from koo.alert_acts import AtHome
+from koo.bookings import page_of
 from koo.clock import Clock, iso
 from koo.episodes import Episode
 from koo.errors import InvalidRequest, Kind
@@ -32,6 +33,7 @@ from koo.events import (
 from koo.monitoring import history_shapes as shapes
 from koo.monitoring.guards import now_iso
 from koo.monitoring.history import SERVICE, series_of
+from koo.monitoring.spend_shapes import BookedCalls
 from koo.options import DAY_S
 from koo.policies.samples import Sample, Span, extend
 from koo.storage.base import Mark, Spans, Store, StoreUnavailable
@@ -77,8 +79,8 @@ class History:
     """The past of one process's components, and of all processes on its store. `version` says what is deployed."""
 
     def __init__(self, store: Store, clock: Clock, *, version: Callable[[], str]) -> None:
-        self._store = store
-        self._clock = clock
+        self.store = store
+        self.clock = clock
         self._version = version
         self._recent: deque[tuple[int, Span]] = deque(maxlen=HOUR_S // SAMPLE_S)
         self._counted: Span = {}
@@ -93,13 +95,13 @@ class History:
     @property
     def is_due(self) -> bool:
         """Whether the next sample's time has come."""
-        return self._clock.monotonic() >= self._due_at
+        return self.clock.monotonic() >= self._due_at
 
     def take(self, counted: Mapping[str, Sample]) -> None:
         """Take a sample of everything: what was counted since the last one."""
-        self._due_at = self._clock.monotonic() + SAMPLE_S
+        self._due_at = self.clock.monotonic() + SAMPLE_S
         # The span that ends now; so a minute has what happened in it.
-        now_s = (int(self._clock.wall()) // SAMPLE_S - 1) * SAMPLE_S
+        now_s = (int(self.clock.wall()) // SAMPLE_S - 1) * SAMPLE_S
         span: Span = {}
         for component in sorted(counted)[:COMPONENTS_MAX]:
             one = counted[component]
@@ -124,7 +126,7 @@ class History:
 
     def on_event(self, event: Event) -> None:
         """Remember what people will look for in a chart."""
-        mark = _mark_of(event, self._clock.wall())
+        mark = _mark_of(event, self.clock.wall())
         if mark is not None:
             self._marks.append(mark)
 
@@ -138,10 +140,10 @@ class History:
     async def write(self) -> None:
         """Write what waits. Raises `StoreUnavailable`; then it waits on."""
         if not self._is_announced:
-            await self._store.history.mark_change(Mark(self._clock.wall(), DEPLOY, KOO, self._version()))
+            await self.store.history.mark_change(Mark(self.clock.wall(), DEPLOY, KOO, self._version()))
             self._is_announced = True
-        await _hand_over(self._unwritten, self._store.history.write)
-        await _hand_over(self._marks, self._store.history.mark)
+        await _hand_over(self._unwritten, self.store.history.write)
+        await _hand_over(self._marks, self.store.history.mark)
 
     async def finish(self) -> None:
         """This process ends: write what it has of the spans that run. Raises `StoreUnavailable`."""
@@ -168,15 +170,15 @@ class History:
         spans = self._remembered(ask) if not ask.stored_s else {}
         try:
             if ask.stored_s:
-                spans = await self._store.history.read(ask.stored_s, ask.since_s, ask.until_s, ask.every_s)
-            spent = await self._store.history.spent(ask.since_s, ask.until_s, ask.every_s)
+                spans = await self.store.history.read(ask.stored_s, ask.since_s, ask.until_s, ask.every_s)
+            spent = await self.store.history.spent(ask.since_s, ask.until_s, ask.every_s)
             marks = await self._all_marks(ask)
         except StoreUnavailable as error:
             trouble = f"the state store is away: {error}"
         return self._view(ask, spans, spent, marks, trouble)
 
     def _ask(self, seconds: int | None, since: float | None, until: float | None, all_processes: bool) -> Ask:
-        now = self._clock.wall()
+        now = self.clock.wall()
         if seconds is not None and (since is not None or until is not None):
             raise _mistake("choose a range, or since and until")
         until = now + 1 if until is None else until  # with what happens now
@@ -203,8 +205,8 @@ class History:
 
     async def _all_marks(self, ask: Ask) -> list[Mark]:
         await self.write()
-        stored = await self._store.history.marks(ask.since_s, ask.until_s, limit=MARKS_MAX)
-        episodes = await self._store.episodes.history(ask.since_s, ask.until_s, limit=MARKS_MAX)
+        stored = await self.store.history.marks(ask.since_s, ask.until_s, limit=MARKS_MAX)
+        episodes = await self.store.episodes.history(ask.since_s, ask.until_s, limit=MARKS_MAX)
         alerts = [mark for episode in episodes for mark in _marks_of(episode)]
         inside = (mark for mark in (*stored, *alerts) if ask.since_s <= mark.at < ask.until_s)
         return sorted(inside, key=lambda mark: mark.at)[-MARKS_MAX:]
@@ -241,7 +243,7 @@ class History:
                 if ask.components is None or mark.component in ask.components or mark.component == KOO
             ],
             "trouble": trouble,
-            "timestamp": now_iso(self._clock),
+            "timestamp": now_iso(self.clock),
         }
 
 
@@ -281,6 +283,24 @@ class HistoryReports:
         return await self._at_home(
             lambda: self._history.report(range_s, first, last, components, all_processes)
         )
+
+    async def requests(
+        self,
+        *,
+        service: str | None = None,
+        model: str | None = None,
+        tag: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> BookedCalls:
+        """The last calls that cost something, in all processes, the newest first: never a prompt or an answer.
+
+        `limit` is at most 500, `cursor` the `next_cursor` of the page before. Raises `InvalidRequest`, and
+        `ServiceRefused` while the state store is away.
+        """
+        store, clock = self._history.store, self._history.clock
+        asked = {"service": service, "model": model, "tag": tag}
+        return await self._at_home(lambda: page_of(store, clock, **asked, limit=limit, cursor=cursor))
 
 
 def _seconds(at: datetime | None) -> float | None:

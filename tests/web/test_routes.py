@@ -86,6 +86,7 @@ GETS: dict[str, tuple[Any, set[str]]] = {
         {"service_name", "state", "configured", "reason", "health", "metrics", "rate_limits", "configuration"}
         | {"last_updated"},
     ),
+    "/api/v1/ai/requests": (spend_shapes.BookedCalls, {"requests", "amount", "next_cursor", "timestamp"}),
     "/api/v1/ai/spend": (
         spend_shapes.Spend,
         {"first_day", "last_day", "by", "rows", "amount", "unsettled", "budgets"},

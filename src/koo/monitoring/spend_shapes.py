@@ -22,6 +22,36 @@ class SpendRow(TypedDict):
     output_tokens: int
 
 
+class BookedCall(TypedDict):
+    """One attempt that cost something, as the ledger has it. Prompts and answers are not in the ledger."""
+
+    id: str
+    at: Annotated[Time, Doc("when it ended")]
+    service: str
+    model: str
+    tag: Annotated[str | None, Doc("the caller's; null: none")]
+    cost: Usd
+    cost_source: Annotated[str, Doc("reported by the provider, price table, configured price, or estimate")]
+    estimated: Annotated[bool, Doc("the provider did not say what it used: the cost is an upper bound")]
+    held: Annotated[Usd, Doc("the worst case that was held for it")]
+    input_tokens: Annotated[int, Doc("fresh ones")]
+    cache_read_tokens: int
+    cache_write_tokens: int
+    output_tokens: int
+    reasoning_tokens: Annotated[int, Doc("of the output's")]
+    metadata: Annotated[dict[str, str], Doc("the caller's own words")]
+    process: Annotated[str, Doc("which process booked it")]
+
+
+class BookedCalls(TypedDict):
+    """The last calls that cost something, the newest first, of all processes on the state store."""
+
+    requests: list[BookedCall]
+    amount: Annotated[Usd, Doc("of this page")]
+    next_cursor: Annotated[str | None, Doc("`cursor` of the next page; null: there is none")]
+    timestamp: Time
+
+
 class PeriodAmount(TypedDict):
     """An amount of one budget in one period."""
 

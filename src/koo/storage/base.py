@@ -124,8 +124,48 @@ class Spent:
     output_tokens: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One booking. `at` is wall seconds, `day` the UTC day whose budget paid; `held_usd` was the worst case.
+
+    `estimated`: the provider sent no usage. `unit_prices` are USD per million tokens, by class, as texts. `tag`
+    and `metadata` are the caller's own words. `process` is the one that booked it.
+    """
+
+    id: str
+    at: float
+    service: str
+    day: int
+    model: str
+    amount_usd: Decimal
+    held_usd: Decimal
+    source: str
+    estimated: bool
+    input_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    unit_prices: dict[str, str]
+    price_version: str
+    tag: str | None
+    metadata: dict[str, str]
+    process: str
+
+
+class Place(NamedTuple):
+    """Where a page of bookings ends."""
+
+    at_ms: int
+    id: str
+
+
 class Spending(Protocol):
-    """What was booked by all processes on one store."""
+    """What was booked by all processes on one store. Each method raises `StoreUnavailable`."""
+
+    async def latest(self, before: Place, wanted: Mapping[str, str], *, limit: int) -> list[Entry]:
+        """Those before a place, the newest first; `wanted`: only those of a service, a model, a tag."""
+        ...
 
     async def spent(
         self, first_day: int, last_day: int, by: Sequence[SpendGroup], *, limit: int = 10_000

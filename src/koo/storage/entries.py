@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from decimal import Decimal
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from koo.policies.money import from_pico
-from koo.storage.base import SpendGroup, Spent
+from koo.storage.base import Entry, Place, SpendGroup, Spent
 from koo.storage.executor import Executor
 from koo.storage.transaction import Row
 
@@ -19,6 +17,9 @@ AS_THEY_ARE = (
 )  # fmt: skip
 COLUMNS = "at_ms, amount, bound, estimated, unit_prices, metadata, " + ", ".join(AS_THEY_ARE)
 OF_DAY = f"SELECT {COLUMNS} FROM koo_entries WHERE day = :day ORDER BY at_ms, id LIMIT :limit OFFSET :offset"
+LATEST = f"""SELECT {COLUMNS} FROM koo_entries
+    WHERE (at_ms < :at_ms OR (at_ms = :at_ms AND id < :id)) {{wanted}} ORDER BY at_ms DESC, id DESC LIMIT :limit"""
+FILTERS = ("service", "model", "tag")
 GROUPS: tuple[SpendGroup, ...] = get_args(SpendGroup)
 # Amounts are added up in two parts: a sum of pico-dollars has no room in a database's integer above nine million
 # dollars, and SQLite raises for it. Tokens are added up as floats, because a provider may tell any number.
@@ -31,35 +32,6 @@ SPENT = """SELECT {columns}, count(*), sum(estimated), sum(amount / 1000000), su
     GROUP BY {columns} ORDER BY {order} LIMIT :limit"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One booking. `at` is wall seconds, `day` the UTC day whose budget paid; `held_usd` was the worst case.
-
-    `estimated`: the provider sent no usage. `unit_prices` are USD per million tokens, by class, as texts. `tag`
-    and `metadata` are the caller's own words. `process` is the one that booked it.
-    """
-
-    id: str
-    at: float
-    service: str
-    day: int
-    model: str
-    amount_usd: Decimal
-    held_usd: Decimal
-    source: str
-    estimated: bool
-    input_tokens: int
-    cache_read_tokens: int
-    cache_write_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-    unit_prices: dict[str, str]
-    price_version: str
-    tag: str | None
-    metadata: dict[str, str]
-    process: str
-
-
 class Entries:
     """The bookings of all processes on one store."""
 
@@ -70,6 +42,14 @@ class Entries:
         """Those that a UTC day's budget paid, oldest first. Raises `StoreUnavailable`."""
         values = {"day": day, "limit": limit, "offset": offset}
         rows = await self._executor.run(lambda tx: tx.rows(OF_DAY, values), exclusive=False)
+        return [_entry(row) for row in rows]
+
+    async def latest(self, before: Place, wanted: Mapping[str, str], *, limit: int) -> list[Entry]:
+        """Those before a place, the newest first; `wanted`: only those with these values of `FILTERS`."""
+        conditions = "".join(f" AND {name} = :{name}" for name in FILTERS if name in wanted)
+        sql = LATEST.replace("{wanted}", conditions)
+        values = {**wanted, "at_ms": before.at_ms, "id": before.id, "limit": limit}
+        rows = await self._executor.run(lambda tx: tx.rows(sql, values), exclusive=False)
         return [_entry(row) for row in rows]
 
     async def spent(

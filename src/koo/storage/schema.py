@@ -206,6 +206,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
             "CREATE INDEX koo_marks_at ON koo_marks (at_ms)",
         )
     ),
+    Growth(("CREATE INDEX koo_entries_at ON koo_entries (at_ms, id)",)),
 )
 
 _TABLES = {

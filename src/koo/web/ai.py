@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Body, Query, Request
 from starlette.responses import Response
 
+from koo.bookings import PAGE_MAX
 from koo.monitoring import shapes, spend_shapes
 from koo.monitoring.guards import now_iso
 from koo.monitoring.snapshot import unknown_service
@@ -108,6 +109,26 @@ def _add_spending(router: APIRouter, platform: Platform) -> None:
             days=days, first_day=first_day, last_day=last_day, month=month, by=by or ("service",)
         )
         return JsonView(spend)
+
+    @router.get(
+        "/requests",
+        summary="The last calls that cost something",
+        **described(spend_shapes.BookedCalls, 422, 503),
+    )
+    async def get_requests(
+        service: Annotated[str | None, Query(max_length=100, description="only of this service")] = None,
+        model: Annotated[str | None, Query(max_length=200, description="only of this model")] = None,
+        tag: Annotated[str | None, Query(max_length=200, description="only with this tag")] = None,
+        limit: Annotated[int, Query(ge=1, le=PAGE_MAX, description="requests of a page")] = 50,
+        cursor: Annotated[
+            str | None, Query(max_length=100, description="`next_cursor` of the page before")
+        ] = None,
+    ) -> Response:
+        """What the ledger has of each, of all processes, the newest first; never a prompt or an answer."""
+        page = await platform.history.requests(
+            service=service, model=model, tag=tag, limit=limit, cursor=cursor
+        )
+        return JsonView(page)
 
     @router.post(
         "/spend/write-off",

@@ -1,0 +1,58 @@
+"""The last calls that cost something: in order, page by page, and summed as they stand."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from koo.errors import InvalidRequest, Kind, ServiceRefused
+from koo.storage.base import StoreUnavailable
+from koo.testing import World
+from tests.testing.test_world import run
+
+
+def test_each_call_that_cost_something_is_listed_with_what_the_ledger_has() -> None:
+    async def test(world: World) -> None:
+        world.claude.answers("Boots.", input_tokens=1000, output_tokens=50)
+        for tag in ("shop", "shop", None):
+            await world.ask("claude", tag=tag)
+        history = world.platform.history
+        page = await history.requests(tag="shop", limit=1)
+        (call,) = page["requests"]
+        assert (call["service"], call["tag"]) == ("claude", "shop")
+        assert (call["input_tokens"], call["output_tokens"]) == (1000, 50)
+        assert Decimal(call["cost"]) == world.claude.billed_usd / 3 == Decimal(page["amount"])
+        rest = await history.requests(tag="shop", cursor=page["next_cursor"])
+        assert len(rest["requests"]) == 1 and rest["next_cursor"] is None
+        everything = await history.requests()
+        assert Decimal(everything["amount"]) == world.spent_usd
+        assert "Boots." not in str(everything)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"limit": 0}, {"limit": 501}, {"cursor": "x"}, {"cursor": "-a"}, {"cursor": "9" * 30 + "-a"}]
+)
+def test_what_cannot_be_meant_is_refused(asked: dict[str, object]) -> None:
+    async def test(world: World) -> None:
+        with pytest.raises(InvalidRequest):
+            await world.platform.history.requests(**asked)  # type: ignore[arg-type]
+
+    run(test)
+
+
+def test_while_the_store_is_away_it_is_refused_with_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(world: World) -> None:
+        async def away(*_: object, **__: object) -> None:
+            raise StoreUnavailable("it is away")
+
+        await world.tick()
+        with monkeypatch.context() as patch:
+            patch.setattr(world.platform.parts.store.entries, "latest", away)
+            with pytest.raises(ServiceRefused) as caught:
+                await world.platform.history.requests()
+        assert caught.value.kind is Kind.STORE_UNAVAILABLE and caught.value.retry_after_s == 5.0
+
+    run(test)
