@@ -9,14 +9,14 @@ from decimal import Decimal
 import pytest
 
 from koo.bookings import NEWEST
-from koo.storage.base import Bill, Entry, Place
+from koo.storage import base
+from koo.storage.base import Bill, Entry
 from koo.storage.postings import Ids
 from koo.storage.store import SqlStore
-from tests.storage.support import Place as Place_
-from tests.storage.support import SetClock, bill, hold, numbers, pico, usd
+from tests.storage.support import Place, SetClock, bill, hold, numbers, pico, usd
 
 
-def with_store(place: Place_, test: Callable[[SqlStore, SetClock], Awaitable[None]]) -> None:
+def with_store(place: Place, test: Callable[[SqlStore, SetClock], Awaitable[None]]) -> None:
     async def main() -> None:
         clock = place.clock()
         store = place.sql_store(clock, "100")
@@ -36,7 +36,7 @@ async def booked(store: SqlStore, *costs: Bill, amount: str = "0.05") -> list[En
     return await store.entries.of_day(day)
 
 
-def test_an_entry_keeps_tokens_by_class_unit_prices_and_where_the_price_came_from(shared: Place_) -> None:
+def test_an_entry_keeps_tokens_by_class_unit_prices_and_where_the_price_came_from(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         cost = Bill(
             amount_usd=Decimal("0.000123456789"),
@@ -63,7 +63,7 @@ def test_an_entry_keeps_tokens_by_class_unit_prices_and_where_the_price_came_fro
     with_store(shared, test)
 
 
-def test_an_entry_keeps_the_callers_own_words(shared: Place_) -> None:
+def test_an_entry_keeps_the_callers_own_words(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         words = {"team": "blue", "\ud800": "nul\0", "long": "x" * 10_000}
         entries = await booked(store, bill(metadata=words), bill())
@@ -72,7 +72,7 @@ def test_an_entry_keeps_the_callers_own_words(shared: Place_) -> None:
     with_store(shared, test)
 
 
-def test_odd_texts_are_kept_as_far_as_a_database_takes_them(shared: Place_) -> None:
+def test_odd_texts_are_kept_as_far_as_a_database_takes_them(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         (entry,) = await booked(store, bill(tag="a\0b\ud800c" + "x" * 1000))
         assert entry.tag is not None and entry.tag.startswith("ab?cxxx") and len(entry.tag) <= 256
@@ -80,7 +80,7 @@ def test_odd_texts_are_kept_as_far_as_a_database_takes_them(shared: Place_) -> N
     with_store(shared, test)
 
 
-def test_token_counts_that_cannot_be_are_kept_as_near_as_a_number_holds(shared: Place_) -> None:
+def test_token_counts_that_cannot_be_are_kept_as_near_as_a_number_holds(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         cost = Bill(
             amount_usd=Decimal("0.01"), source="table", model="m", input_tokens=-3, output_tokens=2**70
@@ -91,7 +91,7 @@ def test_token_counts_that_cannot_be_are_kept_as_near_as_a_number_holds(shared: 
     with_store(shared, test)
 
 
-def test_an_estimate_is_marked(shared: Place_) -> None:
+def test_an_estimate_is_marked(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         (entry,) = await booked(store, Bill(amount_usd=Decimal("0.04"), source="estimate", model="m"))
         assert entry.estimated
@@ -117,7 +117,7 @@ def test_an_entry_that_the_store_does_not_take_keeps_no_money_and_no_other_entry
     with_store(shared, test)
 
 
-def test_more_entries_than_one_beat_takes_travel_with_the_next_ones(shared: Place_) -> None:
+def test_more_entries_than_one_beat_takes_travel_with_the_next_ones(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         await store.open()
         for _ in range(1200):
@@ -159,7 +159,7 @@ def test_ids_are_unique_also_in_a_child_that_goes_on_from_its_parents_memory(
     assert ids.new()[:16] != mine[0][:16]
 
 
-def test_the_latest_come_first_page_by_page_even_within_one_millisecond(shared: Place_) -> None:
+def test_the_latest_come_first_page_by_page_even_within_one_millisecond(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         await booked(store, *(bill("0.01") for _ in range(3)))
         clock.advance(1)
@@ -167,13 +167,13 @@ def test_the_latest_come_first_page_by_page_even_within_one_millisecond(shared: 
         pages, before = [], NEWEST
         while page := await store.entries.latest(before, {}, limit=2):
             pages.append([str(one.amount_usd.normalize()) for one in page])
-            before = Place(round(page[-1].at * 1000), page[-1].id)
+            before = base.Place(round(page[-1].at * 1000), page[-1].id)
         assert pages == [["0.02", "0.01"], ["0.01", "0.01"]]
 
     with_store(shared, test)
 
 
-def test_the_latest_are_chosen_by_service_model_and_tag(shared: Place_) -> None:
+def test_the_latest_are_chosen_by_service_model_and_tag(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         one = bill("0.01")
         await booked(store, one, one._replace(model="haiku"), one._replace(tag="team"))
