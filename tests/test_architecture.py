@@ -61,6 +61,7 @@ ROWS: list[set[str]] = [
     {"scope"},
     {"attempt"},
     {"guard"},
+    {"storage.spans"},
     {"http", "storage.base"},
     {"monitoring"},
     {"ai", "database", "alerts", "storage"},

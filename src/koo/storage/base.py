@@ -6,7 +6,7 @@ settled + held ≤ limit, whatever happens to this process or to the store. Ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
@@ -19,9 +19,9 @@ from koo.policies.fleet import Heard, Roll, Told
 from koo.policies.forecast import RunOut
 from koo.policies.limiter import Limits
 from koo.policies.purse import Budget, Hold, Refusal
-from koo.policies.samples import Span
 from koo.policies.token_limit import TokenLimit
 from koo.policies.treasury import Key, PeriodKind, Reply, Standing
+from koo.storage.spans import PastSpans
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,52 +218,6 @@ class Upkeep(Protocol):
 
         Raises `StoreUnavailable`.
         """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """Something that happened at a moment (wall seconds) to a component, as a sentence's end; `kind` is its family."""
-
-    at: float
-    kind: str
-    component: str
-    text: str
-
-
-Spans = dict[int, Span]
-"""Samples by the beginning of their span, in wall seconds."""
-
-
-class PastSpans(Protocol):
-    """How things were, for all processes on one store. Each method raises `StoreUnavailable`."""
-
-    async def write(self, spans: Iterable[tuple[int, int, Span]]) -> None:
-        """Write spans of this process: seconds, beginning in wall seconds, samples. A later one replaces its like."""
-        ...
-
-    async def read(self, step_s: int, since_s: int, until_s: int, every_s: int) -> Spans:
-        """Spans of `every_s` seconds of all processes together, made of those of `step_s`."""
-        ...
-
-    async def spent(self, since_s: int, until_s: int, every_s: int) -> dict[tuple[str, int], int]:
-        """What was booked, in pico-dollars by service and beginning of its span."""
-        ...
-
-    async def mark(self, marks: Sequence[Mark]) -> None:
-        """Write down what happened."""
-        ...
-
-    async def mark_change(self, mark: Mark) -> None:
-        """Write it down unless the last mark of this kind and component says the same."""
-        ...
-
-    async def marks(self, since: float, until: float, *, limit: int) -> list[Mark]:
-        """What happened from one wall time to another, oldest first; of more than `limit` the newest."""
-        ...
-
-    async def prune(self, now_s: float) -> bool:
-        """Forget what is too old; True where there may be more."""
         ...
 
 
