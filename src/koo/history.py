@@ -36,8 +36,8 @@ from koo.monitoring.history import SERVICE, series_of
 from koo.monitoring.spend_shapes import BookedCalls
 from koo.options import DAY_S
 from koo.policies.samples import Sample, Span, extend
+from koo.spans import Mark, Spans
 from koo.storage.base import Store, StoreUnavailable
-from koo.storage.spans import Mark, Spans
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from decimal import Decimal
 
 from koo.options import DAY_S
 from koo.policies.samples import Sample, Span
+from koo.spans import Mark
 from koo.storage.history import FIVE_MINUTES_S, KEPT_S, MARKS_MAX, MINUTE_S
-from koo.storage.spans import Mark
 from koo.storage.store import SqlStore
 from tests.storage.support import NOON_S, Place, SetClock, bill, hold
 

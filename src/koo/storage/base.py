@@ -21,7 +21,7 @@ from koo.policies.limiter import Limits
 from koo.policies.purse import Budget, Hold, Refusal
 from koo.policies.token_limit import TokenLimit
 from koo.policies.treasury import Key, PeriodKind, Reply, Standing
-from koo.storage.spans import PastSpans
+from koo.spans import PastSpans
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 from koo.options import DAY_S
 from koo.policies.samples import Sample, Span, extend, unite
-from koo.storage.spans import Mark, Spans
+from koo.spans import Mark, Spans
 from koo.storage.transaction import Row, Transaction, Transactions
 
 log = logging.getLogger("koo")
