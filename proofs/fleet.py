@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from proofs import fleet_failover, fleet_versions, fleet_workers
+from proofs import fleet_breakers, fleet_failover, fleet_versions, fleet_workers
 from proofs.fleet_part import Part
 from proofs.running import LIMIT_S, PAGES, ProofFailed, state_of_koo, write_page
 
@@ -20,6 +20,7 @@ PARTS: Mapping[str, Callable[[], Awaitable[Part]]] = {
     "failover": fleet_failover.prove,
     "workers": fleet_workers.prove,
     "versions": fleet_versions.prove,
+    "breakers": fleet_breakers.prove,
 }
 HEAD = (
     "# Fleet: many processes, one store",

@@ -48,7 +48,8 @@ class Parcel:
     """The notices of one message, taken to be sent through a channel. `key` is the message's own.
 
     `attempt` counts this message's attempts from 1; `failures` the channel's in a row, without this one. `first_at` is
-    when the oldest of the notices was written, in wall seconds.
+    when the oldest of the notices was written, in wall seconds. `epoch` grows each time that another process sends
+    through the channel.
     """
 
     key: str
@@ -56,6 +57,7 @@ class Parcel:
     notices: tuple[Notice, ...]
     attempt: int
     failures: int
+    epoch: int
     first_at: float
 
 

@@ -86,6 +86,11 @@ def test_without_a_public_url_the_paths_are_named_and_what_would_make_them_links
     assert compose("k", [notice()], UNLINKED).document["dashboard_url"] is None
 
 
+def test_a_message_carries_the_epoch_of_its_sender() -> None:
+    assert compose("k", [notice()], UNLINKED, epoch=7).document["epoch"] == 7
+    assert compose("k", [notice()], UNLINKED, is_alone=True).document["epoch"] is None
+
+
 def runbook_text() -> str:
     book = runbook("service_down")
     return book.advice if book is not None else ""

@@ -139,6 +139,11 @@ def test_one_message_is_one_processes_until_it_is_sent_or_its_lease_is_over(plac
         again = await take(waits)
         assert again.notices == (notice(),)
         assert again.attempt == 2
+        first = next(parcel for parcel in taken if parcel is not None)
+        assert again.epoch == first.epoch + 1, "what the first one still sends is known by its old epoch"
+        await waits.notices.mark_sent(again)
+        await waits.notices.put(notice("another"))
+        assert (await take(waits)).epoch == again.epoch
 
     with_stores(place, main, 2)
 

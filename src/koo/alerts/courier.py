@@ -149,7 +149,8 @@ class Courier:
         parcel = await notices.take(name)
         if parcel is None:
             return
-        failure = await self._hand_over(compose(parcel.key, parcel.notices, self._sender))
+        message = compose(parcel.key, parcel.notices, self._sender, epoch=parcel.epoch)
+        failure = await self._hand_over(message)
         if failure is None:
             await notices.mark_sent(parcel)
         else:

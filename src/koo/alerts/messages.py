@@ -49,8 +49,15 @@ class Sender:
         return None if self.public_url is None else f"{self.public_url}{path}"
 
 
-def compose(key: str, notices: Sequence[Notice], sender: Sender, *, is_alone: bool = False) -> Message:
-    """One message of one notice or several. `is_alone`: it goes out without the state store."""
+def compose(
+    key: str,
+    notices: Sequence[Notice],
+    sender: Sender,
+    *,
+    epoch: int | None = None,
+    is_alone: bool = False,
+) -> Message:
+    """One message of one notice or several. `epoch`: of its sender's lease. `is_alone`: it leaves without the store."""
     note = ALONE if is_alone else ""
     one = notices[0]
     is_one = len(notices) == 1
@@ -61,7 +68,7 @@ def compose(key: str, notices: Sequence[Notice], sender: Sender, *, is_alone: bo
         thread=f"{one.fingerprint}:{round(one.started_at)}" if is_one else key,
         subject=f"[koo] {subject}",
         text=f"{text}\n\n{note}\n" if note else f"{text}\n",
-        document=_document(key, notices, sender, subject, note),
+        document=_document(key, epoch, notices, sender, subject, note),
     )
 
 
@@ -177,10 +184,13 @@ def _card_path(notice: Notice | None) -> str:
 # ── for programs ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _document(key: str, notices: Sequence[Notice], sender: Sender, subject: str, note: str) -> dict[str, Any]:
+def _document(
+    key: str, epoch: int | None, notices: Sequence[Notice], sender: Sender, subject: str, note: str
+) -> dict[str, Any]:
     return {
         "type": f"koo.alert.{notices[0].what}" if len(notices) == 1 else "koo.alerts",
         "key": key,
+        "epoch": epoch,
         "title": subject,
         "note": note,
         "from": sender.name,

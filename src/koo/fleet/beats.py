@@ -165,7 +165,7 @@ class Fleet:
             in_flight += guard.breaker.running
             watched = self._watched.get(key)
             if watched is None:
-                watched = self._watched[key] = Watched(guard, now)
+                watched = self._watched[key] = Watched(guard, now, is_new=self.heard is not None)
             line = watched.line(key, guard, now)
             if watched.is_news(line, now):
                 lines.append(line)
@@ -212,7 +212,7 @@ class Fleet:
     def meet(self, key: GuardKey, guard: Guard) -> None:
         """A guard was made: what others say of it holds from its first call on."""
         if self.heard is not None:
-            watched = self._watched[key] = Watched(guard, self._clock.monotonic())
+            watched = self._watched[key] = Watched(guard, self._clock.monotonic(), is_new=True)
             watched.heed(guard, self.heard.opinions.get(key), self._clock.monotonic())
             watched.let_probe(guard, is_governed=self._shares_probes(key))
 

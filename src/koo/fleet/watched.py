@@ -33,13 +33,14 @@ class Watched:
         "unit",
     )
 
-    def __init__(self, guard: Guard, now: float) -> None:
+    def __init__(self, guard: Guard, now: float, *, is_new: bool = False) -> None:
         self.told: GuardLine | None = None
         self.told_at = self._phase_at = now
         self.unit = Unit()
         self.has_heard = False
         """It tests recovery because a probe of another process succeeded."""
-        self._lately = Lately(asked(guard), now)
+        # Of one that is older than the fleet's first beat nobody knows when it was called.
+        self._lately = Lately(0 if is_new else asked(guard), now)
         self._calls = 0
         self._generation, self._ok = guard.breaker.generation, guard.breaker.ok
         self._is_proved = False

@@ -51,8 +51,9 @@ STANDINGS = f"""SELECT name, failures, failing_since_ms, reason, next_ms, sent_m
       CASE WHEN {FREE} THEN 1 ELSE 0 END,
       CASE WHEN EXISTS (SELECT 1 FROM koo_deliveries d WHERE {DUE}) THEN 1 ELSE 0 END
     FROM koo_channels c WHERE name IN ({{ids}}) ORDER BY name"""
-LEASE = f"""UPDATE koo_channels SET process = :process, lease_ends_ms = :lease_ends_ms
-    WHERE name = :channel AND {FREE} RETURNING failures"""
+LEASE = f"""UPDATE koo_channels SET epoch = CASE WHEN process = :process THEN epoch ELSE epoch + 1 END,
+      process = :process, lease_ends_ms = :lease_ends_ms
+    WHERE name = :channel AND {FREE} RETURNING failures, epoch"""
 OWE = f"""INSERT INTO koo_deliveries (notice, channel, state, message, attempts, next_ms, reason)
     SELECT n.key, c.name, CASE WHEN n.severity IN ({{ids}}) THEN 'waiting' ELSE 'below_severity' END, '', 0, 0, ''
     FROM koo_notices n, koo_channels c WHERE c.name = :channel AND {NEW}
@@ -202,6 +203,7 @@ def _take(tx: Transaction, values: dict[str, Any]) -> Parcel | None:
         notices=tuple(_notice(row[:10]) for row in carried),
         attempt=max(row[11] for row in carried),
         failures=leased[0][0],
+        epoch=leased[0][1],
         first_at=min(row[10] for row in carried) / 1000,
     )
 

@@ -21,8 +21,8 @@ published never changes. There are two kinds, because in a rolling upgrade proce
 * `koo_episodes`: alerts, from their beginning to their end; of one fingerprint one lasts at most. `koo_sightings`:
   which process sees each of them, for as long as the lease lasts. `koo_silences`: what people are not notified of.
 * `koo_notices`: what is to be said to people; `koo_channels`: the ways to do so, one row each, whose `process` may send
-  as long as the lease lasts; `koo_deliveries`: what became of each notice on each channel. Those with the same
-  `message` are sent together.
+  as long as the lease lasts, in an `epoch` that grows with each new one; `koo_deliveries`: what became of each notice
+  on each channel. Those with the same `message` are sent together.
 * `koo_fleet`: the last word of each process about itself; `koo_fleet_guards`: about its guards;
   `koo_fleet_configurations`: digests of its options (JSON). `koo_fleet_checks`: what the leader's last unbilled check
   of each service found; `koo_fleet_probes`: units of probes (`policies/probing.py`). `koo_leader`: which process leads,
@@ -207,6 +207,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         )
     ),
     Growth(("CREATE INDEX koo_entries_at ON koo_entries (at_ms, id)",)),
+    Growth(("ALTER TABLE koo_channels ADD COLUMN epoch BIGINT NOT NULL DEFAULT 0",)),
 )
 
 _TABLES = {
