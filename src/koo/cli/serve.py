@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from typing import Any, Literal
 
-from koo.cli.terminal import Exit, say
+from koo.cli.terminal import CommandFailed, Exit, say
 from koo.log_options import LogFormat, LogLevel
 from koo.options import PlatformOptions
 from koo.settings import Settings
@@ -25,6 +25,11 @@ def serve(
     workers: int,
 ) -> Exit:
     """Serve until SIGINT or SIGTERM. What is given here wins over the settings."""
+    if workers > 1 and not hasattr(os, "fork"):
+        raise CommandFailed(
+            "several workers share one socket, which this system does not do between processes; use --workers 1",
+            Exit.USAGE,
+        )
     given = Given(host=host, port=port, log_format=log_format, log_level=log_level)
     code = _serve_by(workers, given) if workers > 1 else _serve_here(given)
     _say_last("koo has ended")
