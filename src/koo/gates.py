@@ -150,6 +150,17 @@ class Gates:
         self.bulkhead.give_back()
         self.limits.refund(taken_at)
 
+    def refuse_full(self, guard: Guarded, now: float, deadline: float, on_limit: str | None) -> None:
+        """The short way out: refuse a call that `take` has found no unit for, where nothing else is to be looked at."""
+        refusal = self.limits.refusal(now)
+        if refusal is None or not self.quiet or on_limit == "wait":
+            return
+        if now >= deadline or now < guard.cooldown.until:
+            return
+        guard.tally.record_refusal(Kind.RATE_LIMITED, now)
+        wait_s = None if refusal[1] == NEVER else refusal[1] - now
+        raise self.family.limited(self.name, refusal[0], wait_s, kind=Kind.RATE_LIMITED)
+
     # ── the long way ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def take_in_turn(self, guard: Guarded, passage: Passage) -> float:

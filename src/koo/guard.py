@@ -42,8 +42,7 @@ __all__ = ["Guard", "Scope"]
 
 T = TypeVar("T")
 RAMP_FACTOR = 2
-"""After closing, this many times the probes that closed the breaker may run at first (rule R16).
-Only the probes are known to work; doubling is each later step, too."""
+"""After closing, so many times the probes that closed it may run at first (rule R16): only they are known to work."""
 CUT_S_MIN, USUAL_CUT = 0.5, 2.0
 """A call that its caller cut short is a sign only if it had lasted so long, and twice as long as calls usually take:
 callers in a hurry must not make a service look ill that is well."""
@@ -136,6 +135,7 @@ class Guard:
             else:
                 permit = await self._pay(charge, deadline, now)
         else:
+            self.gates.refuse_full(self, now, deadline, on_limit)
             passage = Passage(charge, deadline, on_limit, is_ours, has_next)
             permit = await self.enter(passage)
         while True:

@@ -267,17 +267,22 @@ class Limits:
     nothing in hand, and wait for the store's answer. `ask(deadline)` waits for that; None: nothing is shared.
     """
 
-    __slots__ = ("_counts", "_granted", "_left", "_until", "ask", "full_until", "waiting")
+    __slots__ = (
+        "_counts", "_granted", "_left", "_refusal", "_shut_by", "_shut_until", "_until", "ask", "full_until", "waiting",
+    )  # fmt: skip
 
     def __init__(self, *counts: Count) -> None:
         self._counts = counts
         self.ask: Callable[[float], Awaitable[None]] | None = None
         self._granted = self._left = self.waiting = 0
-        self._until = self.full_until = 0.0
+        self._until = self.full_until = self._shut_until = 0.0
+        self._refusal: tuple[str, float] | None = None
+        self._shut_by: Count | None = None
 
     @property
     def counts(self) -> tuple[Count, ...]:
         """The counts as they are now. Ask anew after each `take`; they may be changed until the next one."""
+        self._shut_until = 0.0
         taken = self._granted - self._left
         self._granted = self._left = 0
         if taken:
@@ -290,6 +295,8 @@ class Limits:
     def take(self, now: float) -> Count | None:
         """One unit of each, or the count that is full: then nothing was taken."""
         if not self._left or now >= self._until:
+            if now < self._shut_until:
+                return self._shut_by
             full = self._grant(now)
             if full is not None:
                 return full
@@ -307,6 +314,8 @@ class Limits:
             count.roll(now)
             if count.used >= count.limit:
                 self.full_until = count.usable_at(now, 1)
+                self._refusal, self._shut_by = None, count
+                self._shut_until = min(one.rolls_at for one in self._counts)
                 return count
             units = min(units, count.limit - count.used)
             until = min(until, count.rolls_at)
@@ -319,6 +328,20 @@ class Limits:
         self._granted = self._left = units
         self._until, self.full_until = until, 0.0
         return None
+
+    def refusal(self, now: float) -> tuple[str, float] | None:
+        """Why `take` has found no unit just now, and when there is one; None where it may find one, or was not asked.
+
+        Nothing can change before the first count rolls, so in a storm of calls only the first refusal is worked out.
+        """
+        if now >= self._shut_until:
+            return None
+        if self._refusal is None:
+            until = self._shut_until
+            full = self.full(now)
+            self._refusal = None if full is None else (self.why(full), self.usable_at(now))
+            self._shut_until = until
+        return self._refusal
 
     def lacks(self, now: float) -> bool:
         """Is nothing full, and the store has yet to say whether there is a unit? Takes nothing."""
@@ -340,6 +363,10 @@ class Limits:
         if full.hand is not None and full.hand.is_alone:
             reason += f" here: {full.hand.sentence}"
         return reason
+
+    def hands(self) -> list[Hand]:
+        """What is leased, without a look at what was taken: the grant that the next calls use stays."""
+        return [count.hand for count in self._counts if isinstance(count.hand, Hand)]
 
     def leased(self, now: float) -> list[tuple[SlidingCount, Hand]]:
         """The counts whose units are leased, as they are now; what was taken is booked."""

@@ -202,6 +202,11 @@ class Purses:
         """Is there something that the store does not know, or that should go home?"""
         return bool(self.waiting) or any(purse.has_news() for purse in self.purses.values())
 
+    def may_send_home(self, purse: Purse) -> bool:
+        """May the next beat take something out of it? How much it keeps of its pace is known only then."""
+        stays = purse.budget.purse is purse and purse.key not in self._recalled
+        return purse.room > (purse.least if stays else 0)
+
     def send_home(self) -> None:
         """This process ends: with the next beat it keeps only what calls hold."""
         self._recalled = frozenset(self.purses)

@@ -81,6 +81,11 @@ class TokenLimit:
             self.count.hand.clear(None if is_told else self.count.used)
         self.count.clear(now)
 
+    def hands(self) -> list[Hand]:
+        """What is leased."""
+        hand = self._hand
+        return [] if hand is None else [hand]
+
     def leased(self, now: float) -> list[tuple[SlidingCount, Hand]]:
         """The count, where it holds for the fleet."""
         self.count.roll(now)

@@ -37,6 +37,10 @@ TOGETHER_S = 0.2
 class Lessee(Protocol):
     """What has units in hand: a service's limits."""
 
+    def hands(self) -> list[Hand]:
+        """What is leased, without booking what was taken."""
+        ...
+
     def leased(self, now: float) -> list[tuple[SlidingCount, Hand]]:
         """Its counts that hold for the fleet, as they are now; what was taken is booked."""
         ...
@@ -143,7 +147,7 @@ class Leasing:
 
     def know_processes(self, processes: int) -> None:
         """So many are on the store: among so many a limit is divided while the store is away."""
-        for _, hand in self._hands():
+        for hand in self._hands():
             hand.processes = max(1, processes)
 
     # ── a call ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -247,6 +251,9 @@ class Leasing:
 
     def _due(self, now: float, is_last: bool) -> list[tuple[Lessee, SlidingCount, Hand]]:
         """What is to be told, and asked for."""
+        is_waited_for = any(lessee.wanted()[1] for lessee in self._lessees.values())
+        if not is_last and not is_waited_for and all(hand.due_at > now for hand in self._hands()):
+            return []
         found = []
         for lessee in self._lessees.values():
             waits = lessee.wanted()[1] > 0
@@ -262,28 +269,28 @@ class Leasing:
             if is_due or is_last or due_at <= now + TOGETHER_S
         ]
 
-    def _hands(self) -> list[tuple[SlidingCount, Hand]]:
-        now = self._now()
-        return [pair for lessee in self._lessees.values() for pair in lessee.leased(now)]
+    def _hands(self) -> list[Hand]:
+        return [hand for lessee in self._lessees.values() for hand in lessee.hands()]
 
     def _settle(self) -> None:
-        """Book what was taken of the units that each limit's last look allowed."""
-        for lessee in self._lessees.values():
-            lessee.leased(self._now())
+        """Book what was taken of the units that each limit's last look allowed, where a beat takes from a purse."""
+        # Not with each beat: the next call would have to look at all its limits again.
+        if any(self._ledger.purses.may_send_home(day.budget.purse) for day in self._days):
+            for lessee in self._lessees.values():
+                lessee.leased(self._now())
 
     def _look_at_name(self) -> None:
         """Under another name, what was granted to the old one is not this process's any more."""
         name = self._ledger.process
         if name != self._name:
             self._name = name
-            for _, hand in self._hands():
-                hand.begin_again()
+            self._begin_again()
 
     async def _until_due(self) -> None:
         now = self._now()
         for day in self._days:
             day.rest(now, LOOK_S)
-        due_at = min((hand.due_at for _, hand in self._hands()), default=now + LOOK_S)
+        due_at = min((hand.due_at for hand in self._hands()), default=now + LOOK_S)
         delay_s = min(max(due_at - now, 0.0), LOOK_S)
         if self._ledger.trouble is not None:
             delay_s = AWAY_S
@@ -301,7 +308,7 @@ class Leasing:
 
     def store_changed(self, trouble: str | None) -> None:
         """The store was lost, or found again."""
-        for _, hand in self._hands():
+        for hand in self._hands():
             hand.is_away = trouble is not None
             if trouble is None:
                 hand.due_at = self._now()
@@ -317,7 +324,9 @@ class Leasing:
 
     async def finish(self) -> None:
         """This process ends: tell what was used, and give back what was not. Raises `StoreUnavailable`."""
-        if self._name and any(hand.has_news() for _, hand in self._hands()):
+        for lessee in self._lessees.values():
+            lessee.leased(self._now())
+        if self._name and any(hand.has_news() for hand in self._hands()):
             await self.exchange(is_last=True)
 
     def _come_to_this_loop(self) -> None:
@@ -338,5 +347,10 @@ class Leasing:
         self._wake, self._one_at_a_time = asyncio.Event(), asyncio.Lock()
         self._waiting.clear()
         self._name = ""
-        for _, hand in self._hands():
-            hand.begin_again()
+        self._begin_again()
+
+    def _begin_again(self) -> None:
+        for lessee in self._lessees.values():
+            lessee.leased(self._now())  # Drops what the last look allowed.
+            for hand in lessee.hands():
+                hand.begin_again()
