@@ -12,13 +12,14 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from proofs import fleet_breakers, fleet_failover, fleet_limits, fleet_versions, fleet_workers
+from proofs import fleet_breakers, fleet_failover, fleet_limits, fleet_thousand, fleet_versions, fleet_workers
 from proofs.fleet_part import Part
 from proofs.running import LIMIT_S, PAGES, ProofFailed, state_of_koo, write_page
 
 PARTS: Mapping[str, Callable[[], Awaitable[Part]]] = {
     "failover": fleet_failover.prove,
     "limits": fleet_limits.prove,
+    "thousand": fleet_thousand.prove,
     "workers": fleet_workers.prove,
     "versions": fleet_versions.prove,
     "breakers": fleet_breakers.prove,

@@ -182,7 +182,9 @@ class Members:
         await asyncio.gather(*(one.wait() for one in self.running))
 
 
-async def run(server: PostgresServer, limit: int, processes: int, lasts_s: float) -> Run:
+async def run(
+    server: PostgresServer, limit: int, processes: int, lasts_s: float, *, demand: float = DEMAND
+) -> Run:
     """One run with its faults."""
     result = Run(limit, processes)
     with tempfile.TemporaryDirectory() as home, Provider() as provider:
@@ -190,7 +192,7 @@ async def run(server: PostgresServer, limit: int, processes: int, lasts_s: float
             url = server.url("psycopg", server.create_database()).replace(
                 f":{server.port}/", f":{proxy.port}/"
             )
-            task = Task(provider.base_url, url, home, limit, limit / MINUTE_S * DEMAND / processes, 0)
+            task = Task(provider.base_url, url, home, limit, limit / MINUTE_S * demand / processes, 0)
             members = Members(task, processes)
             try:
                 began = await _with_faults(members, proxy, processes, lasts_s)

@@ -159,8 +159,9 @@ async def test_a_beat_that_sends_the_days_units_home_leaves_none_here(sqlite: Pl
         task.cancel()
         await asyncio.wait([task])
         assert one.limits.take(time.monotonic()) is None
-        one.store.ledger.purses.send_home()
-        await one.store.ledger.beat()
+        for _ in range(2):  # The first may be one that was on its way.
+            one.store.ledger.purses.send_home()
+            await one.store.ledger.beat()
         assert purse.room == 0 and one.limits.take(time.monotonic()) is not None
 
 

@@ -35,6 +35,8 @@ TRIPS_A_LEASE = 4
 """A way to the store that takes longer than this part of a lease asks for a longer lease."""
 LOOK_S = 5.0
 """An idle process asks so often how many processes there are, and how much of its limits the others use."""
+LOOKS_A_LOOK = 100
+"""With more processes than that each looks less often."""
 
 
 class Uses(Protocol):
@@ -260,7 +262,8 @@ class Hand:
         self.shut_until = now + grant.free_in_ms / 1000 if is_short else -NEVER
         self._end_share(grant, sent_at)
         is_soon = self.has_news() or grant.frozen_ms > 0
-        self.due_at = sent_at + (RENEW_PART * self._lease_s if is_soon else LOOK_S)
+        look_s = LOOK_S * max(1.0, self.processes / LOOKS_A_LOOK)
+        self.due_at = sent_at + (RENEW_PART * self._lease_s if is_soon else look_s)
         self._low = self.left // 3 if self.left > 2 else -1
 
     def _take_granted(self, grant: Grant, told: Told, sent_at: float) -> None:

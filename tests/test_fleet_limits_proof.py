@@ -1,0 +1,22 @@
+"""The limits' part of `make prove-fleet`, short: real processes with a kill and a store that cannot be reached."""
+
+from __future__ import annotations
+
+import asyncio
+
+from koo.testing.postgres import PostgresServer
+from proofs.fleet_limits import Run, run
+
+
+def test_thirty_a_minute_over_three_processes_are_thirty(postgres18: PostgresServer) -> None:
+    """Ten seconds: processes have to start, and one is killed and another one started."""
+    found = asyncio.run(run(postgres18, 30, 3, 10.0, demand=20.0))
+    assert found.worst <= 30
+    assert len(found.asked_at) >= 0.85 * 30
+
+
+def test_what_does_not_hold_is_found() -> None:
+    seconds = [float(second) for second in range(120)]
+    assert Run(60, 4, seconds, 120.0).found() == []
+    assert Run(59, 4, seconds, 120.0).found() == ["60 of 59 a minute over 4 processes"]
+    assert Run(120, 1, seconds, 120.0).found() == ["50% of 120 a minute used over 1 processes"]
