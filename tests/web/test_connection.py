@@ -206,3 +206,24 @@ def ask_until_closed(connection: socket.socket) -> None:
     with suppress(OSError):
         while True:
             connection.sendall((GET + b"\r\n") * 100)
+
+
+def test_a_connection_that_was_just_accepted_may_ask_though_the_server_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first request is on the way: closed at once, it would be lost in each rolling restart."""
+    monkeypatch.setattr("koo.web.ending.NEWCOMER_S", 60.0)
+    with listening(tmp_path) as (server, port), connected(port) as newcomer:
+        wait_until(lambda: server.server_state.connections)
+        server.should_exit = True
+        wait_until(lambda: not is_accepting(port))
+        newcomer.sendall(GET + b"\r\n")
+        assert newcomer.recv(4096).startswith(b"HTTP/1.1 200")
+        newcomer.sendall(GET + b"\r\n")  # an older one that asks no more is closed
+        while newcomer.recv(4096):
+            pass
+
+
+def is_accepting(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0

@@ -112,7 +112,7 @@ class Server(uvicorn.Server):
         """One that was accepted a moment ago has its first request on the way: closed now, that would be lost."""
         until = self._crowd.monotonic() + NEWCOMER_S
         while not self.force_exit and self._crowd.monotonic() < until:
-            await asyncio.sleep(NEWCOMER_S / 20)
+            await asyncio.sleep(0.05)
             now = self._crowd.monotonic()
             if not any(one.is_newcomer(now - NEWCOMER_S) for one in self.server_state.connections):  # type: ignore[union-attr]
                 return
