@@ -194,9 +194,9 @@ async def prove() -> Part:
     with PostgresServer(18) as server:
         upgrades = [await upgrade(server, knows_growth=knows) for knows in (True, False)]
     lines = [
-        f"{EACH} processes of an older koo, then {EACH} of this one ({len(schema.STEPS)} steps of the schema), then one",
-        "of the older is killed and another of its version started: all on one PostgreSQL, with one budget. The second",
-        "knows nothing of steps that only add.",
+        f"{EACH} processes of an older koo, then {EACH} of this one ({len(schema.STEPS)} steps of the schema), then",
+        "one of the older is killed and another of its version started: all on one PostgreSQL, with one budget. The",
+        "second knows nothing of steps that only add.",
         "",
         "| older koo | its steps | cap | bill | booked | spent | unsettled of the killed | result |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
