@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--rounds N] [--keep] [guard] [database] [markers] [money] [query] [imports]`: measure, print.
+"""`python -m benchmarks [--rounds N] [--keep] [guard] [database] [markers] [money] [fleet] [query] [imports]`: measure.
 
 All subjects with all rounds are also kept in `results/`, and the tables of README.md are written from them. With
 `--keep` so are the named ones: beside the others of the newest result.
@@ -26,6 +26,7 @@ SUBJECTS = {
     "database": "benchmarks.database_scope",
     "markers": "benchmarks.markers",
     "money": "benchmarks.money",
+    "fleet": "benchmarks.fleet",
     "query": "benchmarks.query",
     "imports": "benchmarks.imports",
 }

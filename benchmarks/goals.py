@@ -24,6 +24,8 @@ GOALS: dict[str, tuple[str, float]] = {
     "koo with markers / without: a COMMIT, asyncpg, 10 ms away": (AT_MOST, 1.05),
     "koo: a hold and its settlement in one budget, us": (AT_MOST, 2.0),
     "koo: round trips a call at 200 calls a second": (AT_MOST, 0.05),
+    "koo: round trips a call with limits and money": (AT_MOST, 0.05),
+    "koo: refusal by a limit of the fleet, us": (AT_MOST, 2.3),
     "koo: a hold's wait with the store 500 ms away, p99 ms": (AT_MOST, 1.0),
     "koo: anthropic, calls a second": (AT_LEAST, 4000.0),
     "koo: openai, calls a second": (AT_LEAST, 4000.0),

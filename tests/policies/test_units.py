@@ -297,6 +297,7 @@ def test_at_first_a_process_uses_no_more_than_before_and_its_part_of_what_was_fr
     away(party, one)
     party.now += 1
     assert party.take(one, 20) == 2, "a fourth part of the nine that were free"
+    assert 60 < one[0].usable_at(party.now) - party.now < 62 and one[0].full(party.now) is not None
     party.now += 62
     assert party.take(one, 20) == 12, "what others used has left the window"
 

@@ -431,5 +431,7 @@ def _in_hand_at(count: Count, now: float) -> float:
     if units > 0:
         return now
     if hand.is_alone:
-        return min(until, count.usable_below(now, hand.share))
+        # Below its share it waits for what others may have used to leave the window.
+        at = count.usable_below(now, hand.share)
+        return min(until, at) if at > now else until
     return max(now, hand.shut_until)
