@@ -87,8 +87,9 @@ def test_without_a_public_url_the_paths_are_named_and_what_would_make_them_links
 
 
 def test_a_message_carries_the_epoch_of_its_sender() -> None:
-    assert compose("k", [notice()], UNLINKED, epoch=7).document["epoch"] == 7
-    assert compose("k", [notice()], UNLINKED, is_alone=True).document["epoch"] is None
+    sent, again = (compose("k", [notice()], UNLINKED, epoch=epoch) for epoch in (7, 8))
+    assert (sent.epoch, again.epoch, sent.document) == (7, 8, again.document)
+    assert compose("k", [notice()], UNLINKED, is_alone=True).epoch is None
 
 
 def runbook_text() -> str:

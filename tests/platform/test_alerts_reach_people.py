@@ -297,6 +297,7 @@ def test_a_process_that_is_killed_in_the_middle_of_a_delivery_has_it_sent_again_
                 await hook.until(2)
                 one, again = hook.taken[:2]
                 assert one.headers["webhook-id"] == again.headers["webhook-id"]
+                assert int(one.headers["koo-epoch"]) < int(again.headers["koo-epoch"])
                 assert one.body == again.body
                 await until(lambda: rows(tmp_path) == [("firing", "sent", 2)], PATIENCE_S)
             finally:

@@ -68,7 +68,8 @@ def compose(
         thread=f"{one.fingerprint}:{round(one.started_at)}" if is_one else key,
         subject=f"[koo] {subject}",
         text=f"{text}\n\n{note}\n" if note else f"{text}\n",
-        document=_document(key, epoch, notices, sender, subject, note),
+        document=_document(key, notices, sender, subject, note),
+        epoch=epoch,
     )
 
 
@@ -184,13 +185,10 @@ def _card_path(notice: Notice | None) -> str:
 # ── for programs ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _document(
-    key: str, epoch: int | None, notices: Sequence[Notice], sender: Sender, subject: str, note: str
-) -> dict[str, Any]:
+def _document(key: str, notices: Sequence[Notice], sender: Sender, subject: str, note: str) -> dict[str, Any]:
     return {
         "type": f"koo.alert.{notices[0].what}" if len(notices) == 1 else "koo.alerts",
         "key": key,
-        "epoch": epoch,
         "title": subject,
         "note": note,
         "from": sender.name,

@@ -12,7 +12,8 @@ class Message:
     """What is sent. `key` is the same each time that the same message is sent again.
 
     `subject` is one line, `text` several, both plain text. `document` is the same for programs. `thread` is common to
-    the messages of one alert.
+    the messages of one alert. `epoch` is that of its sender's lease, and grows with each new sender; None: without the
+    state store there is none.
     """
 
     key: str
@@ -20,6 +21,7 @@ class Message:
     subject: str
     text: str
     document: Mapping[str, Any]
+    epoch: int | None = None
 
 
 class NotTaken(Exception):
