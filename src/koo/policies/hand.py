@@ -26,8 +26,8 @@ LEASE_PART = 0.98
 RENEW_PART = 0.7
 FLOAT_MAX = 10
 """A process that is alone keeps so many units beyond what it uses in two leases, so that a few calls cost one trip."""
-FLOAT_PART = 12
-"""But no more than a twelfth of the limit: what a killed process had in hand counts as used."""
+FLOAT_PART = 20
+"""But no more than a twentieth of the limit: what a killed process had in hand counts as used."""
 AWAY_PART = 0.8
 LATE = 61 / 60
 """A unit comes back at most a sixtieth of the period late."""
