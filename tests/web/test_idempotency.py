@@ -276,7 +276,9 @@ def test_who_the_callers_are_is_never_left_unsaid() -> None:
         unsaid(required=False)
 
 
-@pytest.mark.parametrize("who", [None, "", object(), {"id": 1}, 1.5], ids=str)
+@pytest.mark.parametrize(
+    "who", [None, "", object(), {"id": 1}, 1.5], ids=["none", "empty", "object", "dictionary", "float"]
+)
 def test_a_caller_whose_name_may_change_is_refused_and_nothing_is_done(tmp_path: Path, who: Any) -> None:
     """Its repeat would be another caller's, and be done again; without a name all would share their answers."""
 
