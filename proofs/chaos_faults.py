@@ -13,6 +13,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from koo.testing.providers import Cut, Failure, Hang, Nothing, Raw, Stream
 from proofs.chaos_world import Alpha, Beta, World
@@ -149,15 +150,19 @@ def of_server(which: str, alerts: frozenset[str], component: str) -> list[Fault]
 
 async def fill(world: World) -> None:
     """All that is left on the application's disk."""
-    with (world.disk / "filler").open("wb", buffering=0) as file:
-        free = os.statvfs(world.disk)
-        with contextlib.suppress(OSError):
-            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - 4096)
-        with contextlib.suppress(OSError):
-            for _ in range(1000):
-                file.seek(0, os.SEEK_END)
-                file.write(b"x" * 4096)
-                file.flush()
+    await asyncio.to_thread(fill_up, world.disk)
+
+
+def fill_up(folder: Path) -> None:
+    """Take room in large pieces, then in small ones, until there is none."""
+    # In one piece it would fail as a whole where the application writes a page meanwhile, and nothing be filled.
+    with (folder / "filler").open("wb", buffering=0) as file:
+        size = 0
+        for piece in (2**20, 4096):
+            with contextlib.suppress(OSError):
+                while True:
+                    os.posix_fallocate(file.fileno(), size, piece)
+                    size += piece
 
 
 async def empty(world: World) -> None:

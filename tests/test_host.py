@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from koo.host import (
-    EVERY_STEPS,
+    EVERY_S,
     SILENT_STEPS,
     Descriptors,
     Disk,
@@ -64,25 +64,47 @@ def test_how_full_a_disk_is(free: int, total: int, state: str) -> None:
     assert disk_state(Disk("home", free, total)) == state
 
 
-def test_it_looks_at_once_and_then_every_half_minute_one_look_at_a_time() -> None:
-    looked = threading.Semaphore(0)
-    count = 0
+class Looks:
+    """A watch whose looks are counted."""
 
-    def look(_: object) -> Host:
-        nonlocal count
-        count += 1
-        looked.release()
-        return Host(descriptors=Descriptors(count, 100))
+    def __init__(self) -> None:
+        self.count = 0
+        self.watch = HostWatch({}, look=self.look)
 
-    watch = HostWatch({}, look=look)
-    for step in range(2 * EVERY_STEPS):
-        watch.step()
-        if step % EVERY_STEPS == 0:
-            assert looked.acquire(timeout=30)
-            for thread in threading.enumerate():
-                if thread.name == "koo host":
-                    thread.join(30)
-    assert count == 2 and watch.last == Host(descriptors=Descriptors(2, 100)) and not watch.is_silent
+    def look(self, _: object) -> Host:
+        self.count += 1
+        return Host(descriptors=Descriptors(self.count, 100))
+
+    def step(self, now: float) -> int:
+        """How many looks there were, once the one of this step is over."""
+        self.watch.step(now)
+        wait_for_look()
+        return self.count
+
+
+def wait_for_look() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "koo host":
+            thread.join(30)
+
+
+def test_it_looks_at_once_and_then_every_half_minute() -> None:
+    looks = Looks()
+    assert [looks.step(float(now)) for now in (0, 1, EVERY_S - 1, EVERY_S, EVERY_S + 1)] == [1, 1, 1, 2, 2]
+    assert looks.watch.last == Host(descriptors=Descriptors(2, 100)) and not looks.watch.is_silent
+
+
+def test_steps_that_take_long_put_no_look_off() -> None:
+    """A disk that is full makes the state store slow, and each second waits for the store."""
+    looks = Looks()
+    assert [looks.step(now) for now in (0.0, EVERY_S / 2, EVERY_S)] == [1, 1, 2]
+
+
+def test_in_a_hurry_it_looks_with_the_next_step() -> None:
+    looks = Looks()
+    looks.step(0.0)
+    looks.watch.hurry()
+    assert [looks.step(now) for now in (1.0, 2.0)] == [2, 2]
 
 
 def test_a_disk_that_does_not_answer_holds_nobody_up_and_is_told_after_a_minute() -> None:
@@ -93,13 +115,11 @@ def test_a_disk_that_does_not_answer_holds_nobody_up_and_is_told_after_a_minute(
         return Host()
 
     watch = HostWatch({}, look=look)
-    for _ in range(SILENT_STEPS):
-        watch.step()
+    for step in range(SILENT_STEPS):
+        watch.step(float(step))
     assert not watch.is_silent
-    watch.step()
+    watch.step(float(SILENT_STEPS))
     assert watch.is_silent and watch.last is None
     back.set()
-    for thread in threading.enumerate():
-        if thread.name == "koo host":
-            thread.join(30)
+    wait_for_look()
     assert not watch.is_silent and watch.last == Host()

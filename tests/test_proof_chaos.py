@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
-from proofs.chaos_faults import Fault, of_ground, of_provider
+import pytest
+
+from proofs.chaos_faults import Fault, fill_up, of_ground, of_provider
 from proofs.chaos_judge import (
     Books,
     Course,
@@ -110,3 +115,21 @@ def test_what_python_says_of_things_left_behind_is_trouble() -> None:
 def test_each_fault_has_a_name_of_its_own() -> None:
     names = [fault.name for fault in (*of_provider("alpha"), *of_provider("beta"), *of_ground())]
     assert len(names) == len(set(names)) >= 40
+
+
+def test_a_disk_is_filled_to_its_last_page_while_the_application_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one piece it failed as a whole, and a full disk that was not full fired no alert."""
+    room = 5 * 2**20 + 7 * 4096
+
+    def allocate(file: int, offset: int, size: int) -> None:
+        nonlocal room
+        room -= 4096  # the application's page
+        if room < size:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        room -= size
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    fill_up(tmp_path)
+    assert room < 4096

@@ -253,9 +253,9 @@ def test_the_bridge_without_a_descriptor_for_its_loop_does_not_wait_for_ever() -
 def test_a_look_at_the_disks_without_a_thread_is_made_a_second_later(tmp_path: Path) -> None:
     watch = HostWatch({"home": tmp_path})
     with no_threads("koo host"):
-        watch.step()
+        watch.step(0.0)
     assert watch.last is None
-    watch.step()
+    watch.step(1.0)
     while watch.last is None:
         os.sched_yield()
 

@@ -374,6 +374,7 @@ class Parts:
     def _store_changed(self, trouble: str | None) -> None:
         """The state store was lost (with the reason), or found again."""
         self._store_back_at = self.clock.monotonic()
+        self.own_watch.host.hurry()  # a disk may have filled up, or have room again
         self.events.publish(
             StoreFound(STORE_SOURCE) if trouble is None else StoreLost(STORE_SOURCE, f"{trouble}; {AWAY}")
         )
@@ -420,6 +421,7 @@ class Parts:
         """
         self._opened_at = self._store_back_at = self.clock.monotonic()
         self.outbox.begin()
+        self.http.reopen()
         try:
             await self.store.open()
             for service in self.services.values():
@@ -458,7 +460,7 @@ class Parts:
         self.own_watch.beats.stop()
         closers: list[Callable[[], Awaitable[None]]] = [self._close_threads]
         closers.extend(ai_service.provider.close for ai_service in self.ai_services.values())
-        closers.append(self.http.close)
+        closers.append(self._close_http)
         if self.database_in_use is not None:
             closers.append(self.database_in_use.close)
         closers.extend(
@@ -478,6 +480,11 @@ class Parts:
             except Exception:
                 log.exception("a part of koo did not close")
         self.calls.close()
+
+    async def _close_http(self) -> None:
+        self.http.shut()
+        await self.gateway.cut_streams()
+        await self.http.close()
 
     async def _close_threads(self) -> None:
         await asyncio.gather(*(threads.close() for threads in self._threads()))

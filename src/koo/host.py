@@ -8,6 +8,7 @@ daemon: it holds nothing, and the end of the process need not wait for it.
 from __future__ import annotations
 
 import errno
+import math
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -16,9 +17,10 @@ from pathlib import Path
 
 from koo.shortages import NoThread, shortage_in, start
 
-EVERY_STEPS = 30
-"""A disk that a runaway log fills is seen within half a minute."""
+EVERY_S = 30.0
+"""A disk that a runaway log fills is seen within half a minute, however long what is done each second may take."""
 SILENT_STEPS = 60
+"""Counted in steps: the time in which the whole process stood still says nothing about a disk."""
 DESCRIPTOR_FOLDERS = ("/proc/self/fd", "/dev/fd")
 """One entry for each open descriptor: Linux, and the other Unixes."""
 
@@ -58,11 +60,16 @@ class HostWatch:
         self._look = look or look_at_host
         self._thread: threading.Thread | None = None
         self._steps = 0
+        self._due_at = -math.inf
         self.last: Host | None = None
 
-    def step(self) -> None:
-        """Once a second: begin a look that is due. Does not wait for it."""
-        if self._steps % EVERY_STEPS == 0 and (self._thread is None or not self._thread.is_alive()):
+    def hurry(self) -> None:
+        """The next step looks: something speaks of a disk that is full, or has room again."""
+        self._due_at = -math.inf
+
+    def step(self, now: float) -> None:
+        """About once a second: begin a look that is due. Does not wait for it. `now` in monotonic seconds."""
+        if now >= self._due_at and (self._thread is None or not self._thread.is_alive()):
             thread = threading.Thread(target=self._run, name="koo host", daemon=True)
             try:
                 start(thread)
@@ -71,7 +78,7 @@ class HostWatch:
                     error
                 )  # It is noted, and tried again in a second: this must not end what comes after it.
                 return
-            self._steps, self._thread = 0, thread
+            self._steps, self._thread, self._due_at = 0, thread, now + EVERY_S
         self._steps += 1
 
     @property

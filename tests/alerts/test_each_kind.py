@@ -229,7 +229,7 @@ def host(disk_mib: int = 10_000, used: int = 10) -> Callable[[Scene], Awaitable[
         found = Host((Disk("home", disk_mib * 2**20, 100 * 2**30),), Descriptors(used, 100))
         watch = OwnWatch({})
         watch.host = HostWatch({}, look=lambda _: found)
-        watch.host.step()
+        watch.host.step(0.0)
         while watch.host.last is None:  # noqa: ASYNC110 - in a thread, which virtual time does not know
             await asyncio.sleep(0)
         scene.koo = watch.view(scene.koo["state_store"], scene.clock.monotonic())

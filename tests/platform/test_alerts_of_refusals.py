@@ -112,6 +112,25 @@ def test_a_full_disk_and_used_up_descriptors_are_critical_and_the_verdict_says_s
     asyncio.run(main())
 
 
+def test_a_state_store_that_fails_has_the_disks_looked_at_at_once(tmp_path: Path) -> None:
+    """Half a minute later the disk may have room again, and nothing would have said why bookings failed."""
+    looks: list[float] = []
+
+    def look(_: object) -> Host:
+        looks.append(1.0)
+        return Host()
+
+    async def main() -> None:
+        async with platform(tmp_path) as koo:
+            koo.parts.own_watch.host = watch = HostWatch({}, look=look)
+            await until(lambda: watch.last is not None)
+            koo.parts._store_changed("the disk failed or is full")
+            async with asyncio.timeout(20):
+                await until(lambda: len(looks) == 2)
+
+    asyncio.run(main())
+
+
 async def until(is_so: Callable[[], bool]) -> None:
     """Until a tick of the platform's own, or a thread, has done it."""
     while not is_so():  # noqa: ASYNC110 - it happens elsewhere

@@ -308,6 +308,9 @@ class Budgets:
         short: str | None,
         now_s: float,
     ) -> ServiceRefused:
+        if why is Refusal.CLOSED:
+            reason = "it is not begun any more, because koo is being closed"
+            return ServiceRefused(service, reason, kind=Kind.DRAINING)
         if why is Refusal.AWAY:
             reason = (
                 f"it is unknown whether the budget covers this call, because {self.ledger.trouble}; "

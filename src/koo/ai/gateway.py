@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import TypeVar
+from weakref import WeakSet
 
 from koo.ai.abilities import LONG_CHARACTERS, TOO_LONG, check_room, is_too_long_for
 from koo.ai.budgets import Budgets
@@ -32,6 +33,7 @@ from koo.ai.models import may_think_unseen
 from koo.ai.open_answer import Begun
 from koo.ai.pricing import Prices
 from koo.ai.providers.base import Completion, Request
+from koo.ai.providers.faults import transport_error
 from koo.ai.query_charge import QueryCharge, Terms
 from koo.ai.service import AIService
 from koo.ai.stream import AnswerStream, StreamedCompletion, open_stream
@@ -48,6 +50,7 @@ from koo.errors import (
     UnknownService,
     name_of,
 )
+from koo.http.client import ClosedHere
 from koo.http.connector import departure
 from koo.logs.calls import CallLog
 from koo.options import ServiceOptions
@@ -91,6 +94,7 @@ class Gateway:
         self._calls = calls or CallLog(clock)
         self._conversations = Conversations(clock.monotonic)
         self._lists = Lists(services, self.query)
+        self._streams: WeakSet[AnswerStream] = WeakSet()
 
     # ── the faces ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -117,7 +121,14 @@ class Gateway:
                 await before()
             return await self._begin(query, open_stream)
 
-        return AnswerStream(name_of(query.service), start, self._deadlines)
+        stream = AnswerStream(name_of(query.service), start, self._deadlines)
+        self._streams.add(stream)
+        return stream
+
+    async def cut_streams(self) -> None:
+        """koo is being closed, and the connections of open streams with it: what was used of each is booked now."""
+        for stream in tuple(self._streams):
+            await stream.cut(transport_error(stream.service, ClosedHere("answer")))
 
     async def query_many(self, queries: Sequence[Query]) -> list[Answer | ExternalServiceError]:
         """Each as a place comes free; an answer or an error for each, in the same order. See `koo.ai.lists`."""

@@ -88,7 +88,7 @@ class GuardedStream(ABC, Generic[V]):
     """
 
     def __init__(self, service: str, deadlines: Deadlines) -> None:
-        self._service = service
+        self.service = service
         self._deadlines = deadlines
         self._held: Held[V] | None = None
         self._closed = False
@@ -260,7 +260,7 @@ class GuardedStream(ABC, Generic[V]):
             raise StopAsyncIteration
         reason, kind = self._failed
         sentence = f"this stream has failed already ({reason}); start a new one to ask again"
-        error = ServiceFailed(self._service, sentence, kind=kind)
+        error = ServiceFailed(self.service, sentence, kind=kind)
         error.partial_text = self._partial_text()
         try:
             raise error
@@ -282,3 +282,13 @@ class GuardedStream(ABC, Generic[V]):
         closed, self._closed = self._closed, True
         if not closed and self._held is not None:
             await self._end(CANCELLED)
+
+    async def cut(self, why: ExternalServiceError) -> None:
+        """End it for its reader, who may ask for the next piece long after; a reader that waits for one sees it itself.
+
+        Read on, it says that it has failed, and why.
+        """
+        if self._held is None or self._waits is not None or self._closed:
+            return
+        self._note_failure(why)
+        await self._end(self._held.guard.judge(why))

@@ -207,7 +207,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             self._came_to = came_to
 
     def _closed_by_another(self) -> ServiceFailed:
-        return ServiceFailed(self._service, "the stream was closed by another task", kind=Kind.CANCELLED)
+        return ServiceFailed(self.service, "the stream was closed by another task", kind=Kind.CANCELLED)
 
     # ── its life ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -241,7 +241,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             if not (self._in_block and source.is_managed):
                 self._ahead = [await source.next()]
         except BaseException as error:
-            await close_quietly(self._service, source.close(type(error), error))
+            await close_quietly(self.service, source.close(type(error), error))
             raise
         return source
 
@@ -269,7 +269,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
     async def _close(self) -> None:
         source, self._source = self._source, None
         if source is not None:
-            await close_quietly(self._service, self._there(source.close()))
+            await close_quietly(self.service, self._there(source.close()))
 
     def _settle_success(self, held: Held[Source]) -> None:
         self._closed = True

@@ -39,7 +39,7 @@ class OwnWatch:
         self.beats.beat(now)
         if SHORTAGES.count != self._shortages:
             self._shortages, self._short_until = SHORTAGES.count, now + SHORT_S
-        self.host.step()
+        self.host.step(now)
         self._signs.see(CHECKS, self.rounds, LOOKS_MAX + int(check_s))
         if probe_s is None:
             self._signs.forget(PROBE)

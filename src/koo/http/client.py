@@ -121,6 +121,7 @@ class HttpClient:
         self._prepared: dict[tuple[str, Headers], Prepared] = {}
         self._replies: WeakSet[Reply] = WeakSet()  # whose bodies are still to come
         self._cut_off: WeakSet[Reply] = WeakSet()
+        self._is_shut = False
 
     def __repr__(self) -> str:
         return f"<HttpClient {'closed' if self._session is None else 'open'}>"
@@ -137,6 +138,7 @@ class HttpClient:
                 network=self.network,
                 proxy=proxy,
             )
+            self._others[proxy]._is_shut = self._is_shut
         return self._others[proxy]
 
     async def request(
@@ -200,6 +202,19 @@ class HttpClient:
         if short is not None:
             return ShortHere("answer", short)
         return TransportError("answer", f"the answer broke off ({name_of_class(error)})")
+
+    def shut(self) -> None:
+        """From now on what wants to begin ends with `ClosedHere`: it would open connections that nothing closes."""
+        self._set_shut(True)
+
+    def reopen(self) -> None:
+        """It was shut, and is used again."""
+        self._set_shut(False)
+
+    def _set_shut(self, is_shut: bool) -> None:
+        self._is_shut = is_shut
+        for other in self._others.values():
+            other._set_shut(is_shut)
 
     async def close(self) -> None:
         """Close all connections. The client may be used again, also on another loop.
@@ -269,6 +284,8 @@ class HttpClient:
 
     async def _open(self) -> aiohttp.ClientSession:
         loop = get_running_loop()
+        if self._is_shut:
+            raise ClosedHere("connect")
         if self._loop is not None and not self._loop.is_closed():
             raise RuntimeError(
                 "koo's connections are in use on another event loop: write `await platform.close()` where that ends"

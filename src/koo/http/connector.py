@@ -90,6 +90,14 @@ class Connector(aiohttp.TCPConnector):
     def __init__(self, proxy: Proxy | None = None, **options: Any) -> None:
         super().__init__(**options)
         self._proxy = proxy
+        self._opening: set[asyncio.Timeout] = set()
+
+    def close(self, **options: Any) -> Any:
+        """Close it; connections that are being opened are given up at once."""
+        # aiohttp waits for each of them as long as for any other, and what waits for one holds its money meanwhile.
+        for bound in self._opening:
+            bound.reschedule(get_running_loop().time())
+        return super().close(**options)
 
     async def connect(
         self,
@@ -120,7 +128,18 @@ class Connector(aiohttp.TCPConnector):
         note = departure.get()
         if note is not None:
             note.is_reused = False
-        return await super()._create_connection(req, traces, timeout)
+        bound = asyncio.timeout(None)
+        try:
+            async with bound:
+                self._opening.add(bound)
+                return await super()._create_connection(req, traces, timeout)
+        except (TimeoutError, asyncio.CancelledError):
+            # aiohttp cancels its own lookup, and all who wait for that see a cancellation that nobody asked for.
+            if bound.expired() or (self.closed and not _is_cancelled()):
+                raise aiohttp.ClientConnectionError("the connector was closed") from None
+            raise
+        finally:
+            self._opening.discard(bound)
 
     async def _connect(
         self,
@@ -137,6 +156,11 @@ class Connector(aiohttp.TCPConnector):
                 raise
             # Whatever it is, the request itself has not left: the way to the other side was not open yet.
             raise on_the_way(self._proxy, req.host, error) from None
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def trusted(network: NetworkOptions) -> ssl.SSLContext | bool:

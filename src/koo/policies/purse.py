@@ -133,6 +133,7 @@ class Refusal(Enum):
     NEVER = "what is spent leaves no room for it"
     NOT_MET = "others hold what is left"
     AWAY = "the store that knows is away"
+    CLOSED = "the ledger of this process is closed"
 
 
 @dataclass(slots=True, eq=False)

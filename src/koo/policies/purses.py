@@ -190,6 +190,12 @@ class Purses:
         if waiter in self.waiting:
             self.waiting.remove(waiter)
 
+    def refuse_all(self, why: Refusal) -> None:
+        """Refuse all who wait."""
+        waiting, self.waiting = self.waiting, []
+        for waiter in waiting:
+            waiter.decided(why)
+
     def decide_without(self, now: float) -> None:
         """The store is away: waiters go on in memory where their budgets may, else they are refused."""
         waiting, self.waiting = self.waiting, []

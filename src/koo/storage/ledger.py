@@ -94,6 +94,7 @@ class Ledger:
         self._wake = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
         self._has_left = False  # its loop, which may go on
+        self._is_closed = False
         self._runs = 0
         self._helper: asyncio.Task[None] | None = None
         self._refused = 0
@@ -190,6 +191,9 @@ class Ledger:
 
         Returns a hold, or why there is none and which budget is short. Raises TimeoutError at `deadline`.
         """
+        if self._is_closed:
+            # A straggler would open the store anew, and what it was granted would be told by nobody.
+            return Refusal.CLOSED, None
         if self._exchange.trouble is not None:
             return self.purses.hold_without(budgets, amount, self._now()) or (Refusal.AWAY, None)
         future: asyncio.Future[Hold | Refusal] = asyncio.get_running_loop().create_future()
@@ -400,12 +404,21 @@ class Ledger:
         return self.purses.name
 
     async def refresh(self) -> None:
-        """Tell what is new, and learn how all budgets stand. Raises `StoreUnavailable`."""
+        """Tell what is new, and learn how all budgets stand. Raises `StoreUnavailable`.
+
+        A ledger that was finished is used again from here on.
+        """
+        self._is_closed = False
         self._looked_at = float("-inf")
         await self.beat()
 
     async def finish(self) -> None:
-        """This process ends: tell everything, and send home what no call holds. Raises `StoreUnavailable`."""
+        """This process ends: tell everything, and send home what no call holds. Raises `StoreUnavailable`.
+
+        Callers that wait for money are refused, and so are those that come later.
+        """
+        self._is_closed = True
+        self.purses.refuse_all(Refusal.CLOSED)
         for _ in range(BEATS_TO_FINISH + len(self._settled) // POSTINGS_PER_BEAT):
             self.purses.send_home()
             has_more = self._settled or self._flying or self.purses.flying or self.purses.has_news()

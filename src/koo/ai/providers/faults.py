@@ -284,7 +284,7 @@ def transport_error(service: str, error: TransportError) -> ExternalServiceError
 def _closed_here(service: str, error: ClosedHere) -> ExternalServiceError:
     """Nobody's failure; what was sent may be billed all the same."""
     closed = ServiceFailed(service, error.reason, kind=Kind.DRAINING, detail={"phase": error.stage})
-    closed.billable = True
+    closed.billable = error.stage != "connect"
     return closed
 
 
