@@ -343,11 +343,8 @@ class Parts:
         """Alerts that hold, the worst first, then what ended within fifteen minutes."""
         views = self.alerts.views()
         # Alerts begin and end with koo's beat: that it does not come is the one thing which it cannot find.
-        return (
-            [*stale_views(self.koo_health(), self.alerts.now), *views]
-            if self.own_watch.beats.is_late
-            else views
-        )
+        is_late = self.own_watch.beats.is_late
+        return [*stale_views(self.koo_health(), self.alerts.now), *views] if is_late else views
 
     def hangs_on(self, component: str) -> tuple[str, ...]:
         """The components that an alert's component is a part of, or cannot work without."""
@@ -460,7 +457,7 @@ class Parts:
         self.own_watch.beats.stop()
         closers: list[Callable[[], Awaitable[None]]] = [self._close_threads]
         closers.extend(ai_service.provider.close for ai_service in self.ai_services.values())
-        closers.append(self._close_http)
+        closers.extend((self.http.shut, self.gateway.cut_streams))
         if self.database_in_use is not None:
             closers.append(self.database_in_use.close)
         closers.extend(
@@ -480,11 +477,6 @@ class Parts:
             except Exception:
                 log.exception("a part of koo did not close")
         self.calls.close()
-
-    async def _close_http(self) -> None:
-        self.http.shut()
-        await self.gateway.cut_streams()
-        await self.http.close()
 
     async def _close_threads(self) -> None:
         await asyncio.gather(*(threads.close() for threads in self._threads()))

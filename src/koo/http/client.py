@@ -203,9 +203,10 @@ class HttpClient:
             return ShortHere("answer", short)
         return TransportError("answer", f"the answer broke off ({name_of_class(error)})")
 
-    def shut(self) -> None:
-        """From now on what wants to begin ends with `ClosedHere`: it would open connections that nothing closes."""
+    async def shut(self) -> None:
+        """Close it. What wants to begin ends with `ClosedHere`, too: it would open connections that nothing closes."""
         self._set_shut(True)
+        await self.close()
 
     def reopen(self) -> None:
         """It was shut, and is used again."""
