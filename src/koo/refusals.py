@@ -13,6 +13,7 @@ from koo.errors import (
     KooError,
     PoolSaturated,
     RateLimited,
+    ServiceRefused,
     ServiceSaturated,
     ServiceTimeout,
 )
@@ -34,3 +35,9 @@ class Family:
 
 SERVICES = Family(CircuitOpen, RateLimited, ServiceSaturated, ServiceTimeout, AuthenticationFailed)
 DATABASES = Family(DatabaseUnavailable, PoolSaturated, PoolSaturated, DatabaseTimeout, DatabaseUnavailable)
+
+
+def not_begun(service: str) -> ServiceRefused:
+    """The refusal of what a call would still begin while koo is closed."""
+    reason = "it is not begun any more, because koo is being closed"
+    return ServiceRefused(service, reason, kind=Kind.DRAINING)

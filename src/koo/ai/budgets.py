@@ -19,6 +19,7 @@ from koo.policies.forecast import SpendingPace, pace_of_period, run_out
 from koo.policies.money import from_pico, in_words, limit_to_pico
 from koo.policies.purse import Budget, Hold, Refusal
 from koo.policies.treasury import Standing, starts_ms
+from koo.refusals import not_begun
 from koo.storage.base import Allowance, Bill, BudgetView, Ledger, OwnBudgetView, Short
 
 AWAY_RETRY_S = 5.0
@@ -309,8 +310,7 @@ class Budgets:
         now_s: float,
     ) -> ServiceRefused:
         if why is Refusal.CLOSED:
-            reason = "it is not begun any more, because koo is being closed"
-            return ServiceRefused(service, reason, kind=Kind.DRAINING)
+            return not_begun(service)
         if why is Refusal.AWAY:
             reason = (
                 f"it is unknown whether the budget covers this call, because {self.ledger.trouble}; "

@@ -21,6 +21,7 @@ from koo.policies.limiter import DayCount, Limits, SlidingCount
 from koo.policies.purse import Budget, Hold, Refusal
 from koo.policies.token_limit import TokenLimit
 from koo.policies.units import Grant, Told
+from koo.refusals import not_begun
 from koo.storage.base import StoreUnavailable
 from koo.storage.executor import IN_USE, Executor
 from koo.storage.ledger import Ledger
@@ -100,6 +101,7 @@ class Leasing:
         self._wake = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
         self._runs = 0
+        self._is_closed = False
         self._helper: asyncio.Task[None] | None = None
         self.messages = 0
         ledger.before_beats = self._settle
@@ -119,13 +121,13 @@ class Leasing:
                 count.hand = self.hand(f"{count.name}/{name}", count.limit, count.period_s)
             elif requests is not None and requests.limit is not None:
                 count.hand = self._day(count, requests)
-        limits.ask = partial(self._ask, limits)
+        limits.ask = partial(self._ask, name, limits)
         self._lessees[name] = limits
         if tokens is not None:
             tokens.count.hand = self.hand(
                 f"tokens a minute/{name}", tokens.count.limit, tokens.count.period_s
             )
-            tokens.ask = self.answer
+            tokens.ask = partial(self._ask_tokens, name)
             self._lessees[f"{name}/tokens"] = tokens
 
     def hand(self, name: str, limit: int, period_s: float) -> Hand:
@@ -152,13 +154,15 @@ class Leasing:
 
     # ── a call ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _ask(self, limits: Limits, deadline: float) -> None:
-        """Wait for one answer about each limit of which nothing is in hand."""
+    async def _ask(self, name: str, limits: Limits, deadline: float) -> None:
+        """Wait for one answer about each limit of which nothing is in hand. Raises `ServiceRefused` once closed."""
+        self._refuse_closed(name)
         self._come_to_this_loop()
         self.ring()
         for count in limits.counts:
             if isinstance(count.hand, DayHand) and count.hand.units(self._now(), count.used)[0] <= 0:
                 await self._ask_day(count.hand, deadline)
+                self._refuse_closed(name)
         if limits.lacks(self._now()):
             await self.answer(deadline)
 
@@ -169,8 +173,17 @@ class Leasing:
             return
         if isinstance(answer, Hold):
             self._ledger.release(answer)
-        else:
+        elif answer[0] is not Refusal.CLOSED:
             hand.refused(self._now(), is_used_up=answer[0] is Refusal.NEVER)
+
+    async def _ask_tokens(self, name: str, deadline: float) -> None:
+        self._refuse_closed(name)
+        await self.answer(deadline)
+
+    def _refuse_closed(self, name: str) -> None:
+        """A straggler would open the store anew, and nothing would close it."""
+        if self._is_closed:
+            raise not_begun(name)
 
     async def answer(self, deadline: float) -> None:
         """Wait for the next answer of the store, or until `deadline`."""
@@ -312,18 +325,31 @@ class Leasing:
             hand.is_away = trouble is not None
             if trouble is None:
                 hand.due_at = self._now()
+        self._answer_all()
+        self.ring()
+
+    def _answer_all(self) -> None:
+        """Have all who wait look again."""
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():
                 future.set_result(None)
-        self.ring()
+
+    def reopen(self) -> None:
+        """It was finished, and is used again."""
+        self._is_closed = False
 
     async def begin(self) -> None:
         """Hear how the limits stand, before the first call. Raises `StoreUnavailable`."""
         await self.exchange()
 
     async def finish(self) -> None:
-        """This process ends: tell what was used, and give back what was not. Raises `StoreUnavailable`."""
+        """This process ends: tell what was used, and give back what was not. Raises `StoreUnavailable`.
+
+        Calls that wait for an answer are refused, and so are those that come later, until `reopen`.
+        """
+        self._is_closed = True
+        self._answer_all()
         for lessee in self._lessees.values():
             lessee.leased(self._now())
         if self._name and any(hand.has_news() for hand in self._hands()):

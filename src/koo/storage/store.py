@@ -107,6 +107,7 @@ class SqlStore:
 
         Raises RuntimeError while it is open on another event loop that still runs.
         """
+        self.leasing.reopen()
         await self.ledger.refresh()
 
     async def close(self) -> None:
