@@ -121,6 +121,8 @@ def _named(fleet: Any) -> Any:
         process |= {"host": "web-0", "pid": 17, "in_flight": 1}
     for guard in named["guards"]:
         guard |= {"place": "5b890e03b407", "calls": 2}
+    for lease in named["leases"]:
+        lease["leased"] = 1
     return named
 
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 from koo.monitoring.fleet import differences, fleet_view
 from koo.monitoring.fleet_shapes import FleetStatus
 from koo.monitoring.own_shapes import StoreHealth
-from koo.policies.fleet import GuardKey, Leader, Member, MemberGuard, Roll
+from koo.policies.fleet import GuardKey, Leader, LeasedUnits, Member, MemberGuard, Roll
 from koo.storage.base import BudgetView
 from tests.web.exact import check_exactly
 
@@ -93,6 +93,13 @@ def test_a_purse_stands_beside_its_treasury() -> None:
         "unsettled": "1",
         "granted": "1.5",
     }
+
+
+def test_units_that_are_leased_stand_beside_their_limit() -> None:
+    roll = Roll(members=[], guards=[], leader=None, units=[LeasedUnits("claude/requests/60", 60, 12, 3)])
+    status = fleet_view(roll, "a", [], WELL, NOW)
+    check_exactly(status, FleetStatus)
+    assert status["leases"] == [{"limit": "claude/requests/60", "units": 60, "leased": 12, "processes": 3}]
 
 
 def test_what_is_set_differently_has_a_name_and_those_that_agree_stand_together() -> None:

@@ -9,7 +9,18 @@ from dataclasses import replace
 
 import pytest
 
-from koo.policies.fleet import Check, GuardKey, GuardLine, Heard, Leader, Leadership, Presence, ProbeAsk, Told
+from koo.policies.fleet import (
+    Check,
+    GuardKey,
+    GuardLine,
+    Heard,
+    Leader,
+    Leadership,
+    LeasedUnits,
+    Presence,
+    ProbeAsk,
+    Told,
+)
 from koo.storage.base import NotLeading
 from koo.storage.memory import MemoryTransactions, make_tables
 from koo.storage.roll_call import FORGOTTEN_AFTER_MS, Fenced, SqlRollCall
@@ -350,6 +361,22 @@ def test_what_the_leader_has_checked_is_told_to_all_and_what_another_says_is_not
         assert [(one.service, one.kind) for one in later.checks] == [("claude", "")]
 
     on(place, work)
+
+
+def test_units_on_lease_are_read_with_the_roll(shared: Place) -> None:
+    async def work(fleet: Fleet) -> None:
+        one = fleet.process(1)
+        await one.beat()
+        shared.sql("INSERT INTO koo_limits VALUES ('claude/60', '[]', 60, 0, 0, 0)")
+        later = int(time.time() * 1000) + 10**12
+        for process, granted in (("a", 7), ("b", 9)):
+            shared.sql(
+                f"INSERT INTO koo_leases VALUES ('claude/60', '{process}', 1, 1, {later}, {granted}, 2, 0, 1, 0)"
+            )
+        shared.sql("INSERT INTO koo_leases VALUES ('claude/60', 'over', 1, 1, 5, 9, 0, 0, 0, 0)")
+        assert (await one.roll.read()).units == [LeasedUnits("claude/60", 60, 10, 2)]
+
+    on(shared, work)
 
 
 def test_a_leader_stops_a_little_before_the_store_lets_another_one_in() -> None:

@@ -93,7 +93,7 @@ GETS: dict[str, tuple[Any, set[str]]] = {
     ),
     "/api/v1/monitoring/fleet": (
         fleet_shapes.FleetStatus,
-        {"processes", "guards", "purses", "leader", "differences", "state_store", "timestamp"},
+        {"processes", "guards", "purses", "leases", "leader", "differences", "state_store", "timestamp"},
     ),
     "/livez": (answers.Alive, {"status"}),
     "/readyz": (answers.Ready, {"status"}),

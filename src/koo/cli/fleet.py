@@ -6,7 +6,14 @@ from koo.cli.client import ask
 from koo.cli.tables import Column, coloured, put_table, put_words
 from koo.cli.terminal import Exit, put, put_json, run_async, say
 from koo.cli.words import counted, seconds_of, span, usd
-from koo.monitoring.fleet_shapes import FleetDifference, FleetGuard, FleetProcess, FleetPurse, FleetStatus
+from koo.monitoring.fleet_shapes import (
+    FleetDifference,
+    FleetGuard,
+    FleetProcess,
+    FleetPurse,
+    FleetStatus,
+    FleetUnits,
+)
 
 PROCESSES = (
     Column("process"),
@@ -25,6 +32,12 @@ GUARDS = (
 PURSES = (
     Column("budget"),
     *(Column(head, right=True) for head in ("limit", "spent", "granted", "held", "idle", "unsettled")),
+)
+
+
+LEASES = (
+    Column("limit"),
+    *(Column(head, right=True) for head in ("units", "leased", "processes")),
 )
 
 
@@ -50,6 +63,10 @@ def _show(status: FleetStatus) -> None:
     if purses:
         put("")
         put_table(PURSES, [_purse(one) for one in purses])
+    leases = [one for one in status["leases"] if one["leased"]]
+    if leases:
+        put("")
+        put_table(LEASES, [_lease(one) for one in leases])
     names = {one["id"]: name_of(one) for one in status["processes"]}
     for difference in status["differences"]:
         say(_difference(difference, names))
@@ -98,6 +115,10 @@ def _purse(one: FleetPurse) -> list[str]:
         *("" if amount is None else usd(amount) for amount in (one["limit"], one["spent"], one["granted"])),
         *(usd(amount) for amount in (one["held"], one["idle"], one["unsettled"])),
     ]
+
+
+def _lease(one: FleetUnits) -> list[str]:
+    return [one["limit"], str(one["units"]), str(one["leased"]), str(one["processes"])]
 
 
 def _difference(one: FleetDifference, names: dict[str, str]) -> str:

@@ -13,10 +13,11 @@ from koo.monitoring.fleet_shapes import (
     FleetProcess,
     FleetPurse,
     FleetStatus,
+    FleetUnits,
 )
 from koo.monitoring.guards import money
 from koo.monitoring.own_shapes import StoreHealth
-from koo.policies.fleet import GuardKey, Leader, Member, MemberGuard, Opinion, Roll
+from koo.policies.fleet import GuardKey, Leader, LeasedUnits, Member, MemberGuard, Opinion, Roll
 from koo.policies.priming import why_primed
 from koo.storage.base import BudgetView
 
@@ -31,6 +32,7 @@ def fleet_view(
         "processes": [_process(member, own, leader) for member in roll.members],
         "guards": [_guard(key, rows) for key, rows in _by_key(roll.guards).items()],
         "purses": [_purse(name, view) for name, view in budgets],
+        "leases": [_units(one) for one in roll.units],
         "leader": _leader(roll.leader),
         "differences": list(
             differences({one.process: one.configuration for one in living if one.configuration})
@@ -100,6 +102,10 @@ def _purse(name: str, view: BudgetView) -> FleetPurse:
         "granted": money(view.held_usd + view.idle_usd + view.unsettled_usd),
         "resets_at": iso(view.resets_at),
     }
+
+
+def _units(one: LeasedUnits) -> FleetUnits:
+    return {"limit": one.name, "units": one.limit, "leased": one.leased, "processes": one.processes}
 
 
 # ── configuration ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -56,6 +56,15 @@ class FleetPurse(TypedDict):
     resets_at: Time
 
 
+class FleetUnits(TypedDict):
+    """A limit a minute or an hour, of which processes lease units in blocks."""
+
+    limit: Annotated[str, Doc("the service, and what is counted in which time")]
+    units: Annotated[int, Doc("the limit itself")]
+    leased: Annotated[int, Doc("units out with processes, of which nothing is known yet")]
+    processes: Annotated[int, Doc("how many have some")]
+
+
 class FleetLeader(TypedDict):
     """The process that acts for all."""
 
@@ -79,6 +88,7 @@ class FleetStatus(TypedDict):
     processes: Annotated[list[FleetProcess], Doc("the oldest first; those that closed are gone")]
     guards: list[FleetGuard]
     purses: list[FleetPurse]
+    leases: list[FleetUnits]
     leader: Annotated[FleetLeader | None, Doc("null: none; each process then asks services itself")]
     differences: list[FleetDifference]
     state_store: StoreHealth

@@ -191,6 +191,15 @@ class MemberGuard:
     calls: int
 
 
+class LeasedUnits(NamedTuple):
+    """Of a limit a minute or an hour: how many units are leased to processes that have not told their use."""
+
+    name: str
+    limit: int
+    leased: int
+    processes: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roll:
     """The whole roll, for people."""
@@ -198,6 +207,7 @@ class Roll:
     members: list[Member]
     guards: list[MemberGuard]
     leader: Leader | None
+    units: list[LeasedUnits] = field(default_factory=list)
 
 
 class Leadership:

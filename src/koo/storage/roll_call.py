@@ -21,6 +21,7 @@ from koo.policies.fleet import (
     GuardKey,
     Heard,
     Leader,
+    LeasedUnits,
     Member,
     MemberGuard,
     Opinion,
@@ -100,6 +101,13 @@ GUARDS = f"""SELECT g.process, g.guard, g.place, g.phase, g.is_down, g.since_ms,
     WHERE {LIVES} ORDER BY g.guard, g.place, g.process"""
 
 
+OUT = "e.until_ms > {clock_ms} AND e.lapsed = 0"
+UNITS = f"""SELECT l.name, l.limit_amount,
+      coalesce(sum(CASE WHEN {OUT} THEN e.granted - e.used - e.back ELSE 0 END), 0),
+      coalesce(sum(CASE WHEN {OUT} THEN 1 ELSE 0 END), 0)
+    FROM koo_limits l LEFT JOIN koo_leases e ON e.name = l.name GROUP BY l.name, l.limit_amount ORDER BY l.name"""
+
+
 class SqlRollCall:
     """The roll of one store, for one process on it."""
 
@@ -142,9 +150,15 @@ class SqlRollCall:
         values = {"wall_ms": self._wall_ms(), "lease_ms": FUTURE_MS}
 
         def find(tx: Transaction) -> Roll:
-            fleet, members, guards = (tx.later(one, values) for one in (FLEET, MEMBERS, GUARDS))
-            leader = _leader(fleet()[0])
-            return Roll(members=[*map(_member, members())], guards=[*map(_guard, guards())], leader=leader)
+            fleet, members, guards, units = (tx.later(one, values) for one in (FLEET, MEMBERS, GUARDS, UNITS))
+            return Roll(
+                leader=_leader(fleet()[0]),
+                members=[*map(_member, members())],
+                guards=[*map(_guard, guards())],
+                units=[
+                    LeasedUnits(name, int(limit), int(out), int(count)) for name, limit, out, count in units()
+                ],
+            )
 
         return await self._transactions.run(find, exclusive=False)
 
