@@ -121,7 +121,12 @@ def _add_spending(router: APIRouter, platform: Platform) -> None:
         tag: Annotated[str | None, Query(max_length=200, description="only with this tag")] = None,
         limit: Annotated[int, Query(ge=1, le=PAGE_MAX, description="requests of a page")] = 50,
         cursor: Annotated[
-            str | None, Query(max_length=100, description="`next_cursor` of the page before")
+            str | None,
+            Query(
+                max_length=100,
+                json_schema_extra={"pattern": "^[0-9]{1,18}-.+$"},
+                description="`next_cursor` of the page before",
+            ),
         ] = None,
     ) -> Response:
         """What the ledger has of each, of all processes, the newest first; never a prompt or an answer."""
