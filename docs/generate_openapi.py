@@ -168,9 +168,11 @@ RANDOM = {"id", "process", "next_cursor"}
 def look_of(value: Any) -> Any:
     """A value without what differs from run to run: measured numbers, times, and texts with a number in them."""
     if isinstance(value, dict):
-        return {key: "…" if key in RANDOM else look_of(inner) for key, inner in value.items()}
-    if isinstance(value, list) and None in value:  # a value for each span of time, of which most are empty
-        return {type(inner).__name__ for inner in value if inner is not None}
+        # Of a series only its numbers' names: how many spans there are, and which are empty, is a matter of seconds.
+        shown = {
+            key: {name: sorted(one) for name, one in value[key].items()} for key in value if key == "series"
+        }
+        return {key: "…" if key in RANDOM else look_of(inner) for key, inner in (value | shown).items()}
     if isinstance(value, list):
         return [look_of(inner) for inner in value]
     if isinstance(value, float):
