@@ -50,15 +50,22 @@ class AnswerTooLarge(TransportError):
         super().__init__("answer", f"{what} is larger than {bytes_max // 1024} KiB")
 
 
+class AnswerTooDense(TransportError):
+    """More parts than any answer has: it is complete, and is not decoded."""
+
+    def __init__(self, parts_max: int) -> None:
+        super().__init__("answer", f"the answer has more than {parts_max} objects and lists")
+
+
 DENSE_FROM = 64 * 1024
 PARTS_MAX = 50_000
 """Objects, lists and values: to decode as many takes some hundredths of a second, in which the loop stands still."""
 
 
 def refuse_dense(document: bytes) -> None:
-    """Raises `TransportError` for a document of more parts than any answer has; what is small is not looked at."""
+    """Raises `AnswerTooDense` for a document of more parts than any answer has; what is small is not looked at."""
     if len(document) > DENSE_FROM and is_dense(document, PARTS_MAX):
-        raise TransportError("answer", f"the answer has more than {PARTS_MAX} objects and lists")
+        raise AnswerTooDense(PARTS_MAX)
 
 
 def is_dense(document: bytes, parts_max: int) -> bool:

@@ -32,6 +32,7 @@ def ai_router(platform: Platform, *, protect: bool = True, hosts: Iterable[str] 
     _add_health(router, platform)
     _add_resets(router, platform)
     _add_spending(router, platform)
+    _add_requests(router, platform)
     return router
 
 
@@ -110,6 +111,20 @@ def _add_spending(router: APIRouter, platform: Platform) -> None:
         )
         return JsonView(spend)
 
+    @router.post(
+        "/spend/write-off",
+        summary="Free what dead processes left",
+        **described(spend_shapes.WriteOffs, 404, 413, 422, 503),
+    )
+    async def write_off(body: bodies.WriteOffBody) -> Response:
+        """Frees money that stays booked because a process that no longer reports may have spent it.
+
+        That may raise the possible bill by the amount. It is logged, and kept with who did it.
+        """
+        return JsonView(await platform.write_off(body.process, by=body.by, reason=body.reason))
+
+
+def _add_requests(router: APIRouter, platform: Platform) -> None:
     @router.get(
         "/requests",
         summary="The last calls that cost something",
@@ -134,18 +149,6 @@ def _add_spending(router: APIRouter, platform: Platform) -> None:
             service=service, model=model, tag=tag, limit=limit, cursor=cursor
         )
         return JsonView(page)
-
-    @router.post(
-        "/spend/write-off",
-        summary="Free what dead processes left",
-        **described(spend_shapes.WriteOffs, 404, 413, 422, 503),
-    )
-    async def write_off(body: bodies.WriteOffBody) -> Response:
-        """Frees money that stays booked because a process that no longer reports may have spent it.
-
-        That may raise the possible bill by the amount. It is logged, and kept with who did it.
-        """
-        return JsonView(await platform.write_off(body.process, by=body.by, reason=body.reason))
 
 
 def _add_resets(router: APIRouter, platform: Platform) -> None:

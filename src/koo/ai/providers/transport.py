@@ -30,7 +30,7 @@ from koo.clock import Clock
 from koo.errors import ExternalServiceError, Kind
 from koo.hidden import Headers, Secret, Sent
 from koo.http.client import ClosedHere, HttpClient, HttpResponse, HttpStream
-from koo.http.connector import TransportError
+from koo.http.connector import AnswerTooDense, TransportError
 
 T = TypeVar("T", bound=msgspec.Struct)
 OF_THE_FORM = frozenset({Kind.INVALID_REQUEST, Kind.CONTEXT_LENGTH, Kind.TOO_LARGE})
@@ -191,6 +191,8 @@ class Wire:
         """A stream that broke off after its headers."""
         if isinstance(error, ClosedHere):
             return transport_error(self.service, error)
+        if isinstance(error, AnswerTooDense):
+            return self.unreadable(error.reason)
         return make_error(self.service, Kind.TRUNCATED_STREAM, error.reason, billable=True)
 
     def unfinished(self, reason: str = "") -> ExternalServiceError:
