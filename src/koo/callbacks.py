@@ -11,7 +11,7 @@ import logging
 from typing import NoReturn
 
 EXITS = (SystemExit, KeyboardInterrupt)
-LOGGERS = ("koo", "koo.web", "koo.audit", "koo.settings")
+LOGGERS = ("koo", "koo.web", "koo.audit", "koo.settings", "koo.workers")
 _OF_HANDLER = "koo_of_handler"
 
 
