@@ -1,8 +1,9 @@
 """The gate of our own limits: a unit of each, at once, after the store's answer, or in a queue; or why there is none.
 
 A limit that holds for a fleet may have no unit in this process's hand although there is one. Then every caller waits
-for the store's answer, whatever it says about waiting: a process that does not know cannot say "full". Only
-`on_limit="wait"` waits for units that are used up.
+for the store's answer, whatever it says about waiting: a process that does not know cannot say "full". Where the answer
+is that the units left lie in other processes' hands, it waits until they may have come home, for five seconds at most.
+Only `on_limit="wait"` waits for units that are used up.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from koo.passage import LOOK_AGAIN_S, Passage
 from koo.policies.bulkhead import Bulkhead
 from koo.policies.limiter import Limits
 from koo.refusals import Family
+
+PATIENCE_S = 5.0
+"""A process notices within three leases, or beats, that its calls have ended; then its units go home and come here."""
 
 
 class Gate(Protocol):
@@ -79,12 +83,18 @@ async def take_limits(gate: Gate, guard: Any, passage: Passage) -> float:
 async def _answered(gate: Gate, deadline: float, callers: int = 1) -> float | None:
     """Wait until the store has said whether there is a unit, and take it; returns when it was taken."""
     limits, now = gate.limits, gate.clock.monotonic()
-    while limits.ask is not None and now < deadline and limits.lacks(now):
-        limits.waiting += callers
-        try:
-            await limits.ask(deadline)
-        finally:
-            limits.waiting -= callers
+    patient_until = min(deadline, now + PATIENCE_S)
+    while limits.ask is not None and now < deadline:
+        if limits.lacks(now):
+            limits.waiting += callers
+            try:
+                await limits.ask(deadline)
+            finally:
+                limits.waiting -= callers
+        elif (home_at := limits.comes_home_at(now)) < patient_until:
+            await gate.clock.sleep(home_at - now)
+        else:
+            return None
         now = gate.clock.monotonic()
         if limits.take(now) is None:
             return now

@@ -64,6 +64,25 @@ def test_nine_requests_over_two_processes_are_nine(tmp_path: Path, limits: Limit
     run(test)
 
 
+@pytest.mark.parametrize(
+    "limits", [LimitOptions(per_minute=40), LimitOptions(per_hour=40), LimitOptions(per_day=40)]
+)
+def test_units_in_another_hand_are_waited_for_and_not_called_used_up(
+    tmp_path: Path, limits: LimitOptions
+) -> None:
+    """One process was busy, and has what it needs for as much again; then the other has all the calls."""
+
+    async def test(server: FakeAnthropic) -> None:
+        one, two = (Platform(options(tmp_path, server, limits)) for _ in range(2))
+        async with one, two:
+            for _ in range(2):
+                assert all(await asyncio.gather(*(answers(each, query()) for each in (one, two) * 6)))
+            assert all([await answers(two, query()) for _ in range(16)]), "of 40 units 24 are used"
+            assert not await answers(two, query())
+
+    run(test)
+
+
 def test_a_call_takes_the_most_tokens_that_it_can_need_and_gives_back_what_it_did_not_use(
     tmp_path: Path,
 ) -> None:

@@ -25,7 +25,7 @@ class DayHand:
     `budget` is the ledger's, with its purse of today; `roll` goes on with tomorrow's.
     """
 
-    __slots__ = ("_credit", "_is_away", "_of", "_ring", "_roll", "budget", "last_at", "shut_until")
+    __slots__ = ("_credit", "_is_away", "_of", "_ring", "_roll", "budget", "is_lent", "last_at", "shut_until")
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class DayHand:
     ) -> None:
         self.budget = budget
         self.shut_until = self.last_at = -NEVER
+        self.is_lent = False
         self._roll = roll
         self._ring = ring
         self._is_away = is_away
@@ -115,6 +116,7 @@ class DayHand:
     def refused(self, now: float, *, is_used_up: bool) -> None:
         """The store's answer was no: others have what is left, or nothing is left."""
         self.shut_until = self.budget.ends_at if is_used_up else now + AGAIN_S
+        self.is_lent = not is_used_up
 
     def clear(self, used: int | None) -> None:
         """An operator says that nothing was used, of `used` that were counted; None: and another process tells it."""

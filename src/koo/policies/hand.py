@@ -53,15 +53,16 @@ class Hand:
     """What this process has in hand of one limit; `ring` is called where the store should be asked at once.
 
     `left` units until `until` (monotonic seconds, as all times here). `due_at`: when the store is to be told at the
-    latest. `shut_until`: when a unit may be free again. `is_away`: the store cannot be asked. `others`: how many units
-    other processes had used of the limit, or had in hand, at `heard_at`. `processes`: how many there are.
+    latest. `shut_until`: when a unit may be free again. `is_lent`: there are units, but in other hands. `is_away`: the
+    store cannot be asked. `others`: how many units other processes had used of the limit, or had in hand, at
+    `heard_at`. `processes`: how many there are.
     """
 
     __slots__ = (
         "_asked_at", "_back", "_clears", "_cut_at", "_cut_most", "_flying", "_frozen_until", "_granted", "_in_share",
         "_lease_s", "_low", "_marked", "_marked_at", "_number", "_over", "_over_told", "_pace", "_ring", "_room",
         "_serial", "_sharing", "_spent", "_told", "_trip_s", "_undoing", "_used", "due_at", "heard_at",
-        "is_away", "left", "limit", "name", "others", "period_s", "processes", "shut_until", "until",
+        "is_away", "is_lent", "left", "limit", "name", "others", "period_s", "processes", "shut_until", "until",
     )  # fmt: skip
 
     def __init__(self, name: str, limit: int, period_s: float, ring: Callable[[], None]) -> None:
@@ -72,7 +73,7 @@ class Hand:
         self.left = self.others = self._spent = self._over = self._over_told = self._number = 0
         self.until = self.shut_until = self.heard_at = self._frozen_until = self._asked_at = -NEVER
         self.due_at = -NEVER
-        self.is_away = self._in_share = self._clears = False
+        self.is_away = self.is_lent = self._in_share = self._clears = False
         self.processes = self._sharing = 1
         self._flying: Told | None = None
         self._told = 0  # `used` as the store has heard it
@@ -260,6 +261,7 @@ class Hand:
         self.heard_at = now
         is_short = bool(grant.free_in_ms) and self.left < told.need
         self.shut_until = now + grant.free_in_ms / 1000 if is_short else -NEVER
+        self.is_lent = is_short and not grant.frozen_ms and grant.limit - grant.used >= told.need
         self._end_share(grant, sent_at)
         is_soon = self.has_news() or grant.frozen_ms > 0
         look_s = LOOK_S * max(1.0, self.processes / LOOKS_A_LOOK)

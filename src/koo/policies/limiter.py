@@ -28,9 +28,13 @@ GRANT_MAX = 250
 
 
 class InHand(Protocol):
-    """What a process may use of a limit that it shares with others. `shut_until`: when it may get more."""
+    """What a process may use of a limit that it shares with others. `shut_until`: when it may get more.
+
+    `is_lent`: there are units, but in other processes' hands.
+    """
 
     shut_until: float
+    is_lent: bool
 
     def elsewhere(self, now: float) -> int:
         """How many units beyond those that are counted here other processes have used, as last heard."""
@@ -356,6 +360,21 @@ class Limits:
                     return False
                 is_lacking = True
         return is_lacking
+
+    def comes_home_at(self, now: float) -> float:
+        """When units that lie in other hands may be here; never where a count is used up, or none lies there."""
+        at = NEVER
+        for count in self.counts:
+            count.roll(now)
+            hand = count.hand
+            if count.used >= count.limit:
+                return NEVER
+            if hand is None or hand.may_ask(now) or hand.units(now, count.used)[0] > 0:
+                continue
+            if not hand.is_lent:
+                return NEVER
+            at = hand.shut_until if at == NEVER else max(at, hand.shut_until)
+        return at
 
     def why(self, full: Count) -> str:
         """A sentence for those whom a limit refuses."""
