@@ -22,6 +22,7 @@ from urllib.error import HTTPError
 import pytest
 
 from koo.monitoring.shapes import SystemHealth
+from koo.policies.day_hand import FLOAT_MAX
 from koo.testing.providers import FakeAnthropic, error, hang
 from tests.cli.running import Here, command, environment, serving, settings_of
 from tests.web.exact import check_exactly
@@ -114,13 +115,13 @@ def test_kill_9_loses_no_money(tmp_path: Path) -> None:
             budget = _budget(url)
             assert budget["spent"] == booked
             assert sum(float(budget[key]) for key in ("reserved", "idle", "unsettled")) > 0
-            limits = ask(f"{url}/api/v1/ai/services/claude/health")["rate_limits"]
-            assert limits["requests_per_day"]["used"] == 2
+            used = ask(f"{url}/api/v1/ai/services/claude/health")["rate_limits"]["requests_per_day"]["used"]
+            assert 2 <= used <= 2 + FLOAT_MAX, "with what the killed process had in hand"
 
 
 def _until_counted(home: Path, requests: int) -> None:
     """Wait until the state store knows of so many requests of the day."""
-    counted = "SELECT sum(booked) FROM koo_treasuries WHERE budget = 'requests/claude'"
+    counted = "SELECT sum(spent) FROM koo_treasuries WHERE budget = 'requests/claude'"
     for _ in range(2000):
         with closing(sqlite3.connect(home / "data" / "koo-state.db")) as store:
             if store.execute(counted).fetchone() == (requests,):
