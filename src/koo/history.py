@@ -8,6 +8,7 @@ While the store is away an hour of minutes waits. A process that is killed loses
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -176,7 +177,7 @@ class History:
             marks = await self._all_marks(ask)
         except StoreUnavailable as error:
             trouble = f"the state store is away: {error}"
-        return self._view(ask, spans, spent, marks, trouble)
+        return await self._view(ask, spans, spent, marks, trouble)
 
     def _ask(self, seconds: int | None, since: float | None, until: float | None, all_processes: bool) -> Ask:
         now = self.clock.wall()
@@ -212,7 +213,7 @@ class History:
         inside = (mark for mark in (*stored, *alerts) if ask.since_s <= mark.at < ask.until_s)
         return sorted(inside, key=lambda mark: mark.at)[-MARKS_MAX:]
 
-    def _view(
+    async def _view(
         self,
         ask: Ask,
         spans: Spans,
@@ -224,20 +225,17 @@ class History:
         names = {name for span in spans.values() for name in span}
         if ask.components is not None:
             names &= ask.components
+        series = {}
+        for name in sorted(names):
+            samples = [spans[at].get(name) if at in spans else None for at in begins]
+            series[name] = series_of(name, samples, _spent_by(name, spent), begins)
+            await asyncio.sleep(0)  # Many components, one after the other, would keep the loop for too long.
         return {
             "since": iso(ask.since_s),
             "until": iso(ask.until_s),
             "step_s": ask.every_s,
             "scope": "all processes" if ask.stored_s else "this process",
-            "series": {
-                name: series_of(
-                    name,
-                    [spans[at].get(name) if at in spans else None for at in begins],
-                    _spent_by(name, spent),
-                    begins,
-                )
-                for name in sorted(names)
-            },
+            "series": series,
             "marks": [
                 {"at": iso(mark.at), "kind": mark.kind, "component": mark.component, "text": mark.text}
                 for mark in marks

@@ -73,7 +73,7 @@ def test_a_percentile_is_the_one_that_dashboards_have() -> None:
     bucket = Bucket()
     for cell, count in ((3, 50), (7, 45), (20, 5)):
         bucket.latency[cell] = count
-    sample = Sample(latency={3: 50, 7: 45, 20: 5})
+    sample = Sample(successes=100, latency={3: 50, 7: 45, 20: 5})
     assert sample.percentile_s(0.95) == bucket.percentile_s(0.95)
     assert Sample().percentile_s(0.95) is None
 

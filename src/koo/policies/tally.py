@@ -24,6 +24,13 @@ BUCKETS = 20
 service with a call every few seconds has a percentile. A bucket that leaves moves a rate by a twentieth."""
 
 
+def value_in(cell: int, share: float) -> float:
+    """The latency at a share of a cell of the histogram, in seconds."""
+    low = BOUNDS_S[cell - 1] if cell else 0.0
+    high = BOUNDS_S[cell] if cell < len(BOUNDS_S) else BOUNDS_S[-1] * 2
+    return low + (high - low) * share
+
+
 class Bucket:
     """Counts of some seconds: by verdict, by latency of successes, and how many were slow."""
 
@@ -75,9 +82,7 @@ class Bucket:
         below = 0
         for i, count in enumerate(self.latency):
             if count and below + count >= rank:
-                low = BOUNDS_S[i - 1] if i else 0.0
-                high = BOUNDS_S[i] if i < len(BOUNDS_S) else BOUNDS_S[-1] * 2
-                return low + (high - low) * (rank - below) / count
+                return value_in(i, (rank - below) / count)
             below += count
         return 0.0
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 from koo.options import DAY_S
 from koo.policies.samples import Sample, Span, extend, unite
 from koo.spans import Mark, Spans
-from koo.storage.transaction import Row, Transaction, Transactions
+from koo.storage.transaction import Transaction, Transactions
 
 log = logging.getLogger("koo")
 
@@ -36,6 +37,8 @@ WRITE = """INSERT INTO koo_history (step_s, at_s, process, data) VALUES (:step_s
     ON CONFLICT (step_s, at_s, process) DO UPDATE SET data = excluded.data"""
 READ = """SELECT at_s, data FROM koo_history
     WHERE step_s = :step_s AND at_s >= :since_s AND at_s < :until_s ORDER BY at_s, process"""
+READ_AT_ONCE = 300
+"""So many spans, which takes some hundredths of a second of the store's thread, in which money waits."""
 SEVERAL = """SELECT step_s, at_s FROM koo_history WHERE at_s < :before_s
     GROUP BY step_s, at_s HAVING count(*) > 1 LIMIT :limit"""
 TAKE = "DELETE FROM koo_history WHERE step_s = :step_s AND at_s = :at_s RETURNING data"
@@ -74,12 +77,16 @@ class SqlHistory:
 
     async def read(self, step_s: int, since_s: int, until_s: int, every_s: int) -> Spans:
         """Spans of `every_s` seconds of all processes together, by their beginning; `every_s` is a multiple."""
-        values = {"step_s": step_s, "since_s": since_s, "until_s": until_s}
-
-        def work(tx: Transaction) -> Spans:
-            return _spans(tx.rows(READ, values), every_s)
-
-        return await self._transactions.run(work, exclusive=False)
+        spans: Spans = {}
+        slice_s = -(-READ_AT_ONCE * step_s // every_s) * every_s
+        for begin_s in range(since_s - since_s % every_s, until_s, slice_s):
+            values = {
+                "step_s": step_s,
+                "since_s": max(since_s, begin_s),
+                "until_s": min(until_s, begin_s + slice_s),
+            }
+            spans |= await self._transactions.run(partial(_read, values, every_s), exclusive=False)
+        return spans
 
     async def spent(self, since_s: int, until_s: int, every_s: int) -> dict[tuple[str, int], int]:
         """What was booked, in pico-dollars by service and beginning of its span."""
@@ -149,13 +156,21 @@ def _merge(tx: Transaction, step_s: int, at_s: int) -> None:
         tx.run(WRITE, {"step_s": step_s, "at_s": at_s, "process": ALL, "data": _packed(span)})
 
 
-def _spans(rows: Sequence[Row], every_s: int) -> Spans:
+def _read(values: Mapping[str, int], every_s: int, tx: Transaction) -> Spans:
+    """Of one slice of time; all of it in the store's thread, because it would keep the loop for too long."""
     at_once: Spans = {}
-    for at_s, data in rows:
-        unite(at_once.setdefault(int(at_s), {}), _unpacked(data))
+    for at_s, data in tx.rows(READ, values):
+        if at_s in at_once:
+            unite(at_once[at_s], _unpacked(data))
+        else:
+            at_once[at_s] = _unpacked(data)
     spans: Spans = {}
-    for at_s in sorted(at_once):
-        extend(spans.setdefault(at_s - at_s % every_s, {}), at_once[at_s])
+    for at_s, span in at_once.items():
+        begin = at_s - at_s % every_s
+        if begin in spans:
+            extend(spans[begin], span)
+        else:
+            spans[begin] = span
     return spans
 
 
