@@ -132,6 +132,7 @@ def test_processes_that_ended_leave_one_row_for_each_budget(shared: Place) -> No
             await spend(store, "0.01")
             await store.close()
         know(store, "1.00")  # One is opened again.
+        await store.open()
         await spend(store, "0.02")
         assert await numbers(store) == usd("0.05")
         await store.close()
@@ -272,6 +273,7 @@ def test_one_store_serves_one_loop_after_another(shared: Place) -> None:
     store = shared.sql_store()
 
     async def spend_and_close() -> None:
+        await store.open()
         running = asyncio.create_task(store.ledger.run())
         await spend(store)
         running.cancel()
@@ -279,6 +281,7 @@ def test_one_store_serves_one_loop_after_another(shared: Place) -> None:
 
     async def spend_and_go() -> None:
         """It is not closed: the loop just ends, and what was not yet told is told later."""
+        await store.open()
         running = asyncio.create_task(store.ledger.run())
         await spend(store)
         del running

@@ -1,8 +1,8 @@
 """The state store of one process: its ledger, signals and alert episodes over one thread and one connection.
 
-It belongs to the event loop on which it was first used, until `close()`; after that, or when that loop has ended, it
-may be used on another one. A store that cannot be reached is open nevertheless: it goes on trying, `trouble` says
-why, and each use raises `StoreUnavailable` until it is there.
+It belongs to the event loop on which it was first used, until `close()`. After that it may be opened again on any loop;
+where its loop has just ended, it may be used on another one as it is. A store that cannot be reached is open
+nevertheless: it goes on trying, `trouble` says why, and each use raises `StoreUnavailable` until it is there.
 """
 
 from __future__ import annotations
