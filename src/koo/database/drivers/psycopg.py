@@ -142,15 +142,16 @@ async def _keep_shorter(
 ) -> None:
     """Ask for the role's own timeouts, on its first connection. A server that cannot say has none."""
     try:
+        # Without a transaction: its COMMIT would be the first that passes, where a test cuts the application's.
+        await connection.set_autocommit(True)
         try:
             rows = await (await connection.execute(ROLE_TIMEOUTS)).fetchall()
             for name, value in timeouts.learn(user, rows).items():
                 if name not in given:
                     await connection.execute("SELECT set_config(%s, %s, false)", (name, value))
-            await connection.commit()
         except psycopg.Error:
             timeouts.learn(user, ())
-            await connection.rollback()
+        await connection.set_autocommit(False)
     except BaseException:
         connection.pgconn.finish()
         raise
