@@ -169,3 +169,55 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_worker_whose_loop_stands_still_is_killed_and_replaced(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """As long as a worker beats it lives; where it stands is printed before it is killed."""
+    monkeypatch.setattr("koo.web.workers.HUNG_AFTER_S", 0.0)
+    stuck = (
+        "import faulthandler, os, signal, sys, time; faulthandler.register(signal.SIGQUIT, chain=False);"
+        "os.write(int(sys.argv[1]), b'+'); open(sys.argv[2], 'w').close(); time.sleep(600)"
+    )
+    begun: list[int] = []
+
+    def start(number: int, said: int, announces: bool) -> list[str]:
+        begun.append(number)
+        if len(begun) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return [sys.executable, "-c", stuck, str(said), str(tmp_path / "answers")]
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        assert Workers(1, start, listener, 0.0).run() == 0
+    assert begun == [1, 1]
+    said = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
+    assert "has not turned its event loop" in said[0] and "was stuck and has been killed" in said[1]
+    assert "most recent call first" in capfd.readouterr().err
+
+
+def test_a_parent_that_slept_does_not_take_its_own_sleep_for_a_workers_silence() -> None:
+    now = [100.0]
+
+    def monotonic() -> float:
+        now[0] += 3600.0
+        return now[0]
+
+    beats, said = os.pipe()
+    wake, waker = os.pipe()
+    os.set_blocking(wake, False)
+    with socket.socket() as listener:
+        workers = Workers(1, lambda *place: [], listener, 0.0, monotonic=monotonic)
+        worker = workers.slots[0].worker = Worker(1, 4711, beats, 0.0, answers=True)
+        os.write(waker, b"!")
+        workers._wait(wake)
+        assert worker.silent_s == 1.0
+        os.write(said, b"+")
+        workers._wait(wake)
+        assert worker.silent_s == 0.0
+    for one in (beats, said, wake, waker):
+        os.close(one)

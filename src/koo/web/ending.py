@@ -47,6 +47,8 @@ class Server(uvicorn.Server):
         self._listeners: list[Listener] = []
         self.parent: int | None = None
         """The process id of a worker's parent."""
+        self.beat: Callable[[], None] = lambda: None
+        """What tells a worker's parent that the event loop turns; called once a second from the first answer on."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._listeners = [one for one in sockets or () if isinstance(one, Listener)]
@@ -76,6 +78,7 @@ class Server(uvicorn.Server):
             self.parent = None  # it was killed: a worker that went on would keep the port from the next one
             self.handle_exit(signal.SIGTERM, None)
         if counter % TICKS_A_LOOK == 0:
+            self.beat()
             self._look_for_descriptors()
         if (
             self._readiness.closing

@@ -23,8 +23,8 @@ class Given:
 class Membership:
     """One worker: its number from 1, of how many, its parent's process id, and descriptors that it inherits.
 
-    `listener`: the socket that all share. `ready`: where a byte says that it answers. `announces`: it prints what to
-    try.
+    `listener`: the socket that all share. `ready`: where a byte says that it answers, and one each second from then on.
+    `announces`: it prints what to try.
     """
 
     number: int

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
@@ -26,12 +29,27 @@ def serve_as(place: Membership, platform: Platform, out: TextIO) -> None:
     def on_ready() -> None:
         if place.announces:
             announce(platform, listener.getsockname()[1], out, place.count)
-        with suppress(BrokenPipeError):  # the parent was killed meanwhile: see `Server.parent`
-            os.write(place.ready, b"+")
-        os.close(place.ready)
+        beat()
 
+    beat = beating(place.ready)
+    # `kill -QUIT` prints where it stands, as its parent does before it kills a stuck one. Stacks name files and lines,
+    # and no values.
+    faulthandler.register(signal.SIGQUIT, all_threads=True, chain=False)
     server = make_server(platform, create_app(platform), on_ready)
     assert isinstance(server, Server)
-    server.parent = place.parent
+    server.parent, server.beat = place.parent, beat
     given = place.given
     run(server, listener, chosen_logs(platform.options.log, given.log_format, given.log_level), place.number)
+
+
+def beating(descriptor: int) -> Callable[[], None]:
+    """What tells the parent that the event loop turns."""
+    os.set_blocking(descriptor, False)
+
+    def beat() -> None:
+        # A parent that was killed (`Server.parent` ends this worker), or that is stopped and reads nothing: neither
+        # may hold up the loop.
+        with suppress(BrokenPipeError, BlockingIOError):
+            os.write(descriptor, b"+")
+
+    return beat

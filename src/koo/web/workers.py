@@ -7,8 +7,10 @@ so a connection that waits there is lost by no worker's end. Each is a fresh int
 
 The first worker starts alone: what is wrong with the settings is said once, and one process makes the tables. When it
 answers, the others start. One that ends unasked is replaced, at once, or after a pause that grows if it ends again and
-again soon after its start. SIGTERM, SIGHUP and SIGINT are passed on, and so is a second one, which does not wait.
-SIGUSR2 replaces all, one after the other: the new one answers before the old one is told to end.
+again soon after its start. One whose event loop stands still is killed and replaced: each worker writes a byte a
+second into the pipe by which it said that it answers, and the parent counts the silence. SIGTERM, SIGHUP and SIGINT
+are passed on, and so is a second one, which does not wait. SIGUSR2 replaces all, one after the other: the new one
+answers before the old one is told to end.
 
 Workers are in process groups of their own, so that Ctrl-C on a terminal reaches the parent alone: with the one that
 the parent passes on it would be the second. A worker whose parent is gone ends by itself (`ending.py`).
@@ -36,11 +38,16 @@ SHORT_LIFE_S = 10.0
 """A worker that ends sooner has most likely failed at its start, and so will the next one."""
 PAUSE_S_MAX = 30.0
 TICK_S = 0.5
+HUNG_AFTER_S = 60.0
+"""A worker that is silent for so long is stuck: longer than any answer of koo's keeps the loop, and than a machine that
+is short of memory needs to wake a process."""
 ENDS_WITHIN_S = 20.0
 """After KOO_SHUTDOWN_DELAY: for the requests that run, for those that are cancelled then, and to close."""
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 OBEYED = {0, 130, *(-one for one in ENDING)}
 """How a worker ends that was told to: in order, or by the signal itself while it still starts."""
+STACKS_S = 0.2
+"""For a worker to print where it stands before it is killed."""
 Start = Callable[[int, int, bool], Sequence[str]]
 """The command line of a worker, by its number, the descriptor where it says that it is ready, and whether it is the one
 that prints what to try."""
@@ -48,14 +55,19 @@ that prints what to try."""
 
 @dataclass(eq=False)
 class Worker:
-    """One process. `ready`: the descriptor that it closes, or writes to when it answers."""
+    """One process. `beats`: the descriptor that it writes to when it answers, and each second from then on.
+
+    `silent_s`: how long nothing came, in time that the parent itself was awake for.
+    """
 
     number: int
     pid: int
-    ready: int
+    beats: int
     started_at: float
     answers: bool = False
     retires: bool = False
+    silent_s: float = 0.0
+    stuck: bool = False
 
 
 @dataclass
@@ -98,6 +110,7 @@ class Workers:
                 self._fill()
                 self._wait(wake)
                 self._bury()
+                self._kill_hung_ones()
                 self._kill_late_ones()
         return self._code
 
@@ -123,13 +136,18 @@ class Workers:
 
     def _wait(self, wake: int) -> None:
         """Until something happens; for a moment at most."""
-        unready = {one.ready: one for one in self._living() if one.ready >= 0}
-        readable, _, _ = select.select([wake, *unready], [], [], TICK_S)
+        talking = {one.beats: one for one in self._living() if one.beats >= 0}
+        began_at = self.monotonic()
+        readable, _, _ = select.select([wake, *talking], [], [], TICK_S)
         with suppress(BlockingIOError):
             os.read(wake, 4096)
-        for one in readable:
-            if one in unready:
-                self._hear_of(unready[one])
+        # At most two ticks at a time: a parent that was stopped, with its workers, must not take its own sleep for
+        # their silence.
+        waited_s = min(self.monotonic() - began_at, 2 * TICK_S)
+        for descriptor, worker in talking.items():
+            worker.silent_s += waited_s
+            if descriptor in readable:
+                self._hear_of(worker)
 
     # ── signals ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -166,6 +184,19 @@ class Workers:
             )  # fmt: skip
             self._tell(worker, signal.SIGKILL)
 
+    def _kill_hung_ones(self) -> None:
+        for worker in self._living():
+            if self._code is not None or not worker.answers or worker.stuck or worker.silent_s < HUNG_AFTER_S:
+                continue
+            worker.stuck = True
+            log.error(
+                "worker %d (process %d) has not turned its event loop for %.0f s and is killed; where it stood is on "
+                "standard error", worker.number, worker.pid, HUNG_AFTER_S, extra={"what": "worker_killed"},
+            )  # fmt: skip
+            self._tell(worker, signal.SIGQUIT)  # it prints the stacks of its threads (`worker.py`)
+            time.sleep(STACKS_S)
+            self._tell(worker, signal.SIGKILL)
+
     def _tell(self, worker: Worker, number: int) -> None:
         with suppress(ProcessLookupError):
             os.kill(worker.pid, number)
@@ -192,29 +223,33 @@ class Workers:
         slot.newcomer = self._begin(slot)
 
     def _begin(self, slot: Slot) -> Worker | None:
-        ready, said = os.pipe()
+        beats, said = os.pipe()
         try:
             command = self.start(slot.number, said, not self._announced)
             process = subprocess.Popen(
                 command, pass_fds=(said, self.listener.fileno()), process_group=0, stdin=subprocess.DEVNULL
             )
         except OSError as error:
-            os.close(ready)
+            os.close(beats)
             self._fail(slot, f"could not be started: {error.strerror}")
             return None
         finally:
             os.close(said)
         # Its end is waited for by `waitpid` alone (see `_bury`); Popen would warn that it was not by its own.
         process.returncode = 0
-        return Worker(slot.number, process.pid, ready, self.monotonic())
+        return Worker(slot.number, process.pid, beats, self.monotonic())
 
     def _hear_of(self, worker: Worker) -> None:
-        worker.answers = bool(os.read(worker.ready, 1))
-        os.close(worker.ready)
-        worker.ready = -1
-        if not worker.answers:
-            return
-        self._announced = True
+        beats = os.read(worker.beats, 4096)
+        worker.silent_s = 0.0
+        if not beats:  # it has ended, or it is about to
+            os.close(worker.beats)
+            worker.beats = -1
+        elif not worker.answers:
+            self._answers(worker)
+
+    def _answers(self, worker: Worker) -> None:
+        worker.answers = self._announced = True
         slot = self.slots[worker.number - 1]
         if slot.newcomer is worker and slot.worker is not None:
             slot.worker.retires = True
@@ -239,8 +274,8 @@ class Workers:
                     self._ended(worker, os.waitstatus_to_exitcode(status))
 
     def _ended(self, worker: Worker, code: int) -> None:
-        if worker.ready >= 0:
-            os.close(worker.ready)
+        if worker.beats >= 0:
+            os.close(worker.beats)
         slot = self.slots[worker.number - 1]
         if slot.newcomer is worker:
             slot.newcomer = None
@@ -263,7 +298,7 @@ class Workers:
             self._lost(slot, worker, code)
 
     def _lost(self, slot: Slot, worker: Worker, code: int) -> None:
-        how = how_it_ended(code)
+        how = "was stuck and has been killed" if worker.stuck else how_it_ended(code)
         if code != 0 and self.monotonic() - worker.started_at < SHORT_LIFE_S:
             self._fail(slot, f"(process {worker.pid}) {how}")
             return
