@@ -6,126 +6,26 @@ import json
 import os
 import pty
 import subprocess
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from koo.cli.text import json_text, name, one_line, shown
+from tests.cli.canned import (
+    ALERT,
+    AT,
+    EVIL,
+    MESSAGE,
+    MODEL,
+    NAME,
+    alerts_of,
+    canned,
+    error_of,
+    health_of,
+    service_of,
+)
 from tests.cli.running import Here, command, environment
-
-NAME = "summaries-for-the-sales-department-of-the-northern-region"
-MODEL = f"ai:{NAME}/mistral[/inst]-with-a-longer-name-2026"
-MESSAGE = "the circuit breaker is open: 5 failures in a row, the last: status 500, api_error: [bold]boom[/bold] [/x]"
-AT = "2026-11-28T14:07:06.058907+00:00"
-NOW = "2026-11-28T14:06:24+00:00"
-EVIL = "m\x1b]0;owned\x07\x1b[31m\n\u202enimda\u2069 \x9b2J"
-ALERT = {
-    "type": "critical",
-    "component": MODEL,
-    "message": MESSAGE,
-    "timestamp": AT,
-    "kind": "circuit_open",
-    "active": True,
-    "ended_at": None,
-    "data": {},
-    "id": "3f2a9c0d1e4b5a67",
-    "phase": "firing",
-    "acknowledged": None,
-    "silenced": None,
-}
-
-
-@contextmanager
-def canned(documents: Mapping[str, object]) -> Iterator[str]:
-    """A server that answers each path below `/api/v1` with one document."""
-
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = self.path.removeprefix("/api/v1").partition("?")[0]
-            body = json.dumps(documents[path]).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def alerts_of(*listed: Mapping[str, object]) -> dict[str, object]:
-    return {"/monitoring/alerts": {"alerts": list(listed), "alert_count": len(listed), "timestamp": NOW}}
-
-
-def service_of(**more: Any) -> dict[str, Any]:
-    limit = {"used": 1, "limit": 60, "remaining": 59, "resets_at": AT}
-    budget = {"spent": "0.000082", "reserved": "0", "limit": "10", "remaining": "9.999918", "resets_at": AT}
-    windows = dict.fromkeys(("requests_per_minute", "requests_per_hour", "requests_per_day"), limit)
-    given = {
-        "state": "healthy",
-        "configured": True,
-        "reason": "",
-        "health": {"circuit_breaker_state": "closed", "next_attempt": None},
-        "metrics": {"total_requests": 8, "failed_requests": 5, "p95": 0.0019},
-        "rate_limits": {**windows, "daily_budget": budget},
-        "configuration": {"kind": "openai_compatible"},
-        "last_error": None,
-    }
-    return given | more
-
-
-def error_of(sentence: str) -> dict[str, object]:
-    """A last error, a minute ago."""
-    return {"kind": "server_error", "status": 500, "sentence": sentence, "at": "2026-11-28T14:05:24+00:00"}
-
-
-def health_of(overall: str, **services: dict[str, Any]) -> dict[str, object]:
-    pool = {"active_connections": 1, "max_connections": 30}
-    database: dict[str, object] = {
-        "state": "circuit_open",
-        "reason": "5 failures in a row",
-        "error": f"database: the server refuses connections; try again at {AT}",
-        "last_error": error_of("the server refuses connections") | {"kind": "connection"},
-        "server": {"host": "db.example", "port": 5432, "name": "shop"},
-        "answers_since": None,
-        "conditions": [],
-        "response_time_ms": 1.94,
-        "pool_status": pool,
-        "circuit_breaker": {"next_attempt": AT},
-    }
-    budget = {
-        "title": f"team/{EVIL}",
-        "period": "day",
-        "spent": "0.000082",
-        "reserved": "1",
-        "remaining": None,
-        "unsettled": "0",
-        "runs_out": {"earliest": AT, "latest": None, "then": "calls are refused"},
-    }
-    ai = {"services": services, "budgets": [budget]}
-    return {
-        "/monitoring/health": {
-            "overall_health": overall,
-            "database": database,
-            "ai_services": ai,
-            "timestamp": NOW,
-        }
-    }
-
 
 # ── tables ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -185,7 +85,7 @@ def test_status_has_one_line_a_service_and_one_for_each_reason(here: Here) -> No
     next_attempt = "next attempt 2026-11-28T14:07:06Z (in 43 s)"
     lines = out.splitlines()
     assert code == 3
-    assert f"koo at {url}: degraded" in lines
+    assert f"koo at {url}: degraded at 2026-11-28T14:06:24Z" in lines
     assert (
         "database: circuit_open on db.example:5432/shop, 1 of 30 connections in use — 5 failures in a row; "
         f"last error connection: the server refuses connections, 60 s ago; {next_attempt}"
@@ -198,7 +98,7 @@ def test_status_has_one_line_a_service_and_one_for_each_reason(here: Here) -> No
     )
     assert [line for line in lines if line.startswith("openai:") and "unbilled check" in line]
     row = next(line for line in lines if line.startswith(NAME) and "5 failures" not in line)
-    assert row.split() == f"{NAME} circuit_open open 8 5 1.9 ms $0.000082 of $10.00".split()
+    assert row.split() == f"{NAME} circuit_open open 8 5 31 1.9 ms $0.000082 of $10.00".split()
     assert "what to do: koo alerts" in lines
 
 

@@ -270,6 +270,14 @@ def status(url: Url = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def watch(url: Url = None, as_json: Json = False) -> None:
+    """Show the running server live: alerts, services, database, fleet. In a pipe: once, with the codes of status."""
+    from koo.cli.watch import watch as show
+
+    raise typer.Exit(show(url, as_json=as_json))
+
+
+@app.command()
 def audit(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="The last so many.")] = 50,
     url: Url = None,

@@ -16,6 +16,7 @@ from koo.cli.text import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console, JustifyMethod
+    from rich.table import Table
     from rich.text import Text
 
 COLOURS = {
@@ -45,6 +46,15 @@ class Column:
 
 def put_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     """Print a table, one line a row in a pipe."""
+    screen = console()
+    with screen.capture() as captured:
+        screen.print(table_of(columns, rows))
+    # The library fills the last column of each row with blanks up to its longest cell.
+    put_rendered("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def table_of(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Table:
+    """The table itself, for what draws it among other things."""
     from rich.table import Table
     from rich.text import Text
 
@@ -58,11 +68,7 @@ def put_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
         table.add_row(
             *(coloured(cell) if column.coloured else Text(one_line(cell)) for column, cell in cells)
         )
-    console = _console()
-    with console.capture() as captured:
-        console.print(table)
-    # The library fills the last column of each row with blanks up to its longest cell.
-    put_rendered("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    return table
 
 
 def put_words(*words: str | Text) -> None:
@@ -70,9 +76,9 @@ def put_words(*words: str | Text) -> None:
     from rich.text import Text
 
     parts = [word if isinstance(word, Text) else Text(one_line(word)) for word in words]
-    console = _console()
-    with console.capture() as captured:
-        console.print(Text(" ").join(parts), soft_wrap=True)
+    screen = console()
+    with screen.capture() as captured:
+        screen.print(Text(" ").join(parts), soft_wrap=True)
     put_rendered(captured.get().rstrip("\n"))
 
 
@@ -88,7 +94,8 @@ def put_rendered(text: str) -> None:
     print(text, flush=True)
 
 
-def _console() -> Console:
+def console() -> Console:
+    """What draws: as wide as the window, and without an end in a pipe."""
     from rich.console import Console
 
     # COLUMNS and FORCE_COLOR are the library's; neither of them makes a pipe a window.

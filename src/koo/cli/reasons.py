@@ -1,0 +1,131 @@
+"""What is wrong with a part, and when it is tried again: the sentences that `koo status` and `koo watch` share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+
+from koo.cli.words import latency, moment, plainly, seconds_of, span, time_in, when
+from koo.monitoring.own_shapes import KooHealth
+from koo.monitoring.shapes import WINDOWS, DatabaseHealth, DatabaseServer, LastError, ServiceHealth
+
+
+def server_words(server: DatabaseServer | None) -> str:
+    """Which one it is: "on db.example:5432/shop", or "in app.db"."""
+    if server is None:
+        return ""
+    name = server["name"] or ""
+    if server["host"] is None:
+        return f"in {name}" if name else ""
+    port = "" if server["port"] is None else f":{server['port']}"
+    return f"on {server['host']}{port}{'/' if name else ''}{name}"
+
+
+def database_state(view: DatabaseHealth) -> str:
+    """Its state. After the first probe that fails, "healthy" would contradict the alert: "no answer"."""
+    is_silent = view["state"] == "healthy" and view["error"] is not None
+    return "no answer" if is_silent else view["state"]
+
+
+def database_figures(view: DatabaseHealth) -> str:
+    """ "on db.example:5432/shop, 1.9 ms, 3 of 30 connections in use, 2 waiting (saturated)"."""
+    pool = view["pool_status"]
+    words = [server_words(view.get("server"))]
+    # Of a probe that failed the time says how soon it was refused, and would read as if the database were quick.
+    if view["response_time_ms"] is not None and view["error"] is None:
+        words.append(latency(view["response_time_ms"] / 1000))
+    words.append(f"{pool['active_connections']} of {pool['max_connections']} connections in use")
+    if pool["waiting"]:
+        words.append(f"{pool['waiting']} waiting")
+    conditions = "".join(f" ({condition})" for condition in view["conditions"])
+    return ", ".join(filter(None, words)) + conditions
+
+
+def why_database(view: DatabaseHealth, now: float) -> str:
+    """What is wrong with the database, and when it is tried again; empty where nothing is."""
+    # The line says already whose reason it is.
+    why = view["reason"] or view["error"] or ""
+    if not why:
+        return ""
+    again = f"; its probe is answered since {when(since)}" if (since := view.get("answers_since")) else ""
+    error = _last_error(view.get("last_error"), why, now)
+    return (
+        f"{plainly(why, now)}{error}{again}{_again(seconds_of(view['circuit_breaker']['next_attempt']), now)}"
+    )
+
+
+def why_service(view: ServiceHealth, now: float) -> str:
+    """What is wrong with a service, and when it is asked again; empty where nothing is."""
+    if not view["reason"] or not (view["configured"] or is_local(view)):
+        return ""
+    at = next_attempt(view)
+    again = _again(at, now)
+    if at is None and view["state"] == "circuit_open":
+        again = "; next attempt after an unbilled check that succeeds, or a reset"
+    return plainly(view["reason"], now) + _last_error(view.get("last_error"), view["reason"], now) + again
+
+
+def breaker_word(view: ServiceHealth) -> str:
+    """What refuses its calls: the breaker's state, or the key where that was refused, which no breaker says."""
+    refused = any(model.get("key_refused") for model in view["models"].values())
+    breaker = view["health"]["circuit_breaker_state"]
+    return "key refused" if refused and breaker == "closed" else breaker
+
+
+def why_koo(koo: KooHealth | None) -> Iterator[str]:
+    """What is wrong with koo itself, and what it stands on: one sentence each."""
+    if koo is None:  # A server of an earlier version does not say it.
+        return
+    store = koo["state_store"]
+    if not store["reachable"]:
+        since = f" since {when(store['lost_at'])}" if store["lost_at"] else ""
+        refuses = f"; calls of {', '.join(store['refuses'])} are refused" if store["refuses"] else ""
+        yield f"state store: cannot be used{since}: {store['reason']}{refuses}"
+    for disk in koo["disks"]:
+        if disk["state"] != "ok":
+            free = f"{disk['free_bytes'] / 2**30:.1f} of {disk['total_bytes'] / 2**30:.1f} GiB free"
+            yield f"disk of {disk['name']}: {disk['state'].replace('_', ' ')}, {free}"
+    if koo["short_of"]:
+        yield f"koo: calls lacked {koo['short_of']} within the last minute"
+    for late in koo["late"]:
+        yield f"koo: {late} has not run for long"
+    if koo["blocked_s"]:
+        yield f"koo: its event loop stood still for {span(koo['blocked_s'])} within the last five minutes"
+
+
+def next_attempt(view: ServiceHealth) -> float | None:
+    """When this service will be asked again, as the page says it; None while it is, or where no time is known."""
+    if view["state"] == "circuit_open":
+        return seconds_of(view["health"]["next_attempt"])
+    if view["state"] != "rate_limited":
+        return None
+    named = time_in(view["reason"])
+    return max(_ends_of_what_is_full(view), default=None) if named is None else named
+
+
+def is_local(view: ServiceHealth) -> bool:
+    """It needs no key: what it lacks is in its reason."""
+    return view["configuration"].get("kind") == "local"
+
+
+def _last_error(error: LastError | None, reason: str, now: float) -> str:
+    """What broke, as far as the reason does not say it already."""
+    if error is None:
+        return ""
+    at = seconds_of(error["at"])
+    ago = "" if at is None else f", {span(now - at)} ago"
+    sentence = "" if error["sentence"] in reason else f": {error['sentence']}"
+    return f"; last error {error['kind']}{sentence}{ago}"
+
+
+def _again(at: float | None, now: float) -> str:
+    return "" if at is None else f"; next attempt {moment(at, now)}"
+
+
+def _ends_of_what_is_full(view: ServiceHealth) -> Iterator[float]:
+    limits = view["rate_limits"]
+    budget = limits["daily_budget"]
+    ends = [limits[window]["resets_at"] for window in WINDOWS if limits[window]["remaining"] == 0]
+    if budget["remaining"] is not None and Decimal(budget["remaining"]) <= 0:
+        ends.append(budget["resets_at"])
+    return (at for at in map(seconds_of, ends) if at is not None)

@@ -1,0 +1,122 @@
+"""`koo watch`: the state of the running server, drawn anew each second in a terminal; one frame in a pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+
+from koo.cli.client import ServerClient, connect
+from koo.cli.frame import Seen, lines_of
+from koo.cli.tables import console, put_rendered
+from koo.cli.terminal import HEALTH_EXITS, CommandFailed, Exit, put_json, run_async
+from koo.monitoring.fleet_shapes import FleetStatus
+from koo.monitoring.shapes import Dashboard
+
+EVERY_S = 1.0
+FLEET_EVERY_S = 5.0
+"""The fleet is read from the state store, and changes slowly."""
+
+
+def watch(url: str | None, *, as_json: bool) -> Exit:
+    """Until Ctrl-C in a terminal. Where there is none, or JSON is wanted: what is now, once; the exit code says it."""
+    if as_json or not _can_draw():
+        return run_async(_show_once(url, as_json=as_json))
+    try:
+        run_async(_draw(url))
+    except CommandFailed as ended:
+        if ended.code is not Exit.INTERRUPTED:
+            raise
+    return Exit.OK
+
+
+def _can_draw() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+class Watched:
+    """The server, asked over and over; the last answer stays while no newer one comes."""
+
+    def __init__(self, client: ServerClient) -> None:
+        self._client = client
+        self._answer: Dashboard | None = None
+        self._fleet: FleetStatus | None = None
+        self._answered_at = self._fleet_due_at = 0.0
+        self._trouble = ""
+
+    async def look(self) -> None:
+        """Ask once. Raises `CommandFailed` for what no later answer can mend: a token that is refused, say."""
+        try:
+            self._answer = await self._client.get("/monitoring/dashboard", Dashboard)
+        except CommandFailed as failed:
+            if failed.kind != "no_server" or self._answer is None:
+                raise
+            self._trouble = f"no koo server answers at {self._client.url}"
+            self._fleet_due_at = 0.0
+            return
+        self._answered_at, self._trouble = time.monotonic(), ""
+        if self._answered_at >= self._fleet_due_at:
+            self._fleet_due_at = self._answered_at + FLEET_EVERY_S
+            with suppress(CommandFailed):  # a server of an earlier version has none
+                self._fleet = await self._client.get("/monitoring/fleet", FleetStatus)
+
+    @property
+    def seen(self) -> Seen:
+        """What is known now."""
+        age_s = time.monotonic() - self._answered_at if self._answer is not None else 0.0
+        return Seen(self._client.url, self._answer, self._fleet, age_s, self._trouble)
+
+    @property
+    def answer(self) -> Dashboard:
+        assert self._answer is not None
+        return self._answer
+
+
+async def _show_once(url: str | None, *, as_json: bool) -> Exit:
+    async with connect(url) as client:
+        watched = Watched(client)
+        await watched.look()
+    if as_json:
+        put_json(watched.answer)
+    else:
+        screen = console()
+        with screen.capture() as captured:
+            screen.print(*lines_of(watched.seen, screen.width), sep="\n")
+        put_rendered("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    return HEALTH_EXITS.get(watched.answer["summary"]["overall_health"], Exit.FAILED)
+
+
+async def _draw(url: str | None) -> None:
+    """A screen of its own, drawn each second, and at once when the window changes; gone at the end."""
+    from rich.console import Group
+    from rich.live import Live
+
+    async with connect(url) as client:
+        watched = Watched(client)
+        await watched.look()  # A server that is not there is one sentence on the ordinary screen.
+        with Live(console=console(), screen=True, auto_refresh=False) as live:
+            resized = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGWINCH, resized.set)
+            asking = asyncio.create_task(_ask_over_and_over(watched))
+            try:
+                while not asking.done():
+                    live.update(Group(*lines_of(watched.seen, live.console.width)), refresh=True)
+                    resized.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(EVERY_S):
+                            await resized.wait()
+            finally:
+                loop.remove_signal_handler(signal.SIGWINCH)
+                asking.cancel()
+        await asking
+
+
+async def _ask_over_and_over(watched: Watched) -> None:
+    """Beside the drawing: an answer that takes long must not keep its age from being seen."""
+    while True:
+        await asyncio.sleep(EVERY_S)
+        await watched.look()

@@ -1,0 +1,158 @@
+"""`koo watch`: a frame says what is wrong and what to do; the terminal is drawn anew, and left as it was."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import termios
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.cli.canned import ALERT, AT, NOW, canned, health_of, service_of
+from tests.cli.running import Here, command, environment
+
+FLEET: dict[str, Any] = {
+    "processes": [
+        {"state": "live", "host": "vm", "pid": 7},
+        {"state": "silent", "host": "vm", "pid": 8},
+    ],
+    "guards": [{"name": "claude", "open": 1, "processes": 2}],
+    "differences": [],
+    "leader": None,
+    "purses": [],
+    "leases": [],
+}
+
+
+def dashboard_of(overall: str, **services: dict[str, Any]) -> dict[str, Any]:
+    health: Any = health_of(overall, **services)["/monitoring/health"]
+    data = {"next_attempt": AT, "last_error": {"kind": "overloaded", "sentence": "status 529"}}
+    alert = {**ALERT, "component": "ai:claude", "message": "claude cannot be asked", "data": data}
+    summary = {"overall_health": overall, "severity": "critical"}
+    ended = {**alert, "active": False, "message": "this is over"}
+    return {
+        "summary": summary,
+        "database": health["database"],
+        "ai_services": health["ai_services"],
+        "alerts": [alert | {"timestamp": "2026-11-28T14:04:24+00:00"}, ended],
+        "timestamp": NOW,
+    }
+
+
+def test_in_a_pipe_it_is_one_frame_the_worst_first(here: Here) -> None:
+    sick = service_of(
+        state="circuit_open",
+        reason="5 failures in a row",
+        health={"circuit_breaker_state": "open", "next_attempt": AT},
+    )
+    documents = {
+        "/monitoring/dashboard": dashboard_of("unhealthy", lab=service_of(), claude=sick),
+        "/monitoring/fleet": FLEET,
+    }
+    with canned(documents) as url:
+        here.set({"KOO_URL": url})
+        code, out, err = here.run("watch")
+        _, document, _ = here.run("watch", "--json")
+    lines = out.splitlines()
+    assert (code, err) == (4, "") and "\x1b" not in out
+    assert lines[0] == f"koo at {url}: unhealthy · 1 alert · 2026-11-28T14:06:24Z"
+    assert lines[2] == "critical ai:claude: claude cannot be asked, for 2 min"
+    assert lines[3].split("; ") == [
+        "    last error overloaded: status 529",
+        "next attempt 2026-11-28T14:07:06Z (in 43 s)",
+        "what to do: koo runbook circuit_open",
+    ]
+    assert "this is over" not in out
+    rows = [line.split() for line in lines if line.startswith(("claude", "lab"))]
+    figures = "1.6 1.2 ms 1.9 ms 62.5 % 31 $0.000082 of $10.00"
+    assert [" ".join(row) for row in rows] == [
+        f"claude circuit_open open {figures} in 43 s",
+        f"lab healthy closed {figures}",
+    ]
+    assert "database: circuit_open on db.example:5432/shop, 1 of 30 connections in use" in lines
+    assert "fleet: 1 process, vm:8 is silent, claude open in 1 of 2, no process leads" in lines
+    assert json.loads(document)["summary"]["overall_health"] == "unhealthy"
+
+
+# ── in a terminal ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Screen:
+    """A window in which a command runs, and all that was written into it."""
+
+    def __init__(self, ours: int, process: subprocess.Popen[bytes]) -> None:
+        self._ours = ours
+        self.process = process
+        self.seen = b""
+        os.set_blocking(ours, False)
+
+    def read_until(self, words: bytes, within_s: float = 30.0) -> None:
+        """Read until these words were written since the last call."""
+        ends_at, new = time.monotonic() + within_s, b""
+        while words not in new:
+            assert time.monotonic() < ends_at, (words, new[-2000:])
+            try:
+                new += os.read(self._ours, 65536)
+            except BlockingIOError:
+                threading.Event().wait(0.02)
+            except OSError:
+                break
+        assert words in new, new
+        self.seen += new
+
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.process.send_signal(signal.SIGWINCH)
+
+    def press_ctrl_c(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+
+@contextmanager
+def screen_of(home: Path, *arguments: str, **settings: str) -> Iterator[Screen]:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
+    given = environment(home, TERM="xterm", **settings)
+    del given["COLUMNS"]  # what it says would be the window's width, whatever the window's is
+    with subprocess.Popen(command(*arguments), stdin=theirs, stdout=theirs, stderr=theirs, env=given) as run:
+        os.close(theirs)
+        try:
+            yield Screen(ours, run)
+        finally:
+            run.kill()
+            os.close(ours)
+
+
+def test_a_terminal_is_drawn_anew_and_left_as_it_was(tmp_path: Path) -> None:
+    """It follows the window's width, says that the server is gone and how old what it shows is, and ends by Ctrl-C."""
+    documents = {
+        "/monitoring/dashboard": dashboard_of("unhealthy", lab=service_of()),
+        "/monitoring/fleet": FLEET,
+    }
+    with (
+        ExitStack() as server,
+        screen_of(tmp_path, "watch", KOO_URL=server.enter_context(canned(documents))) as screen,
+    ):
+        screen.read_until(b"fleet: 1 process")
+        assert b"\x1b[?1049h" in screen.seen and b"breaker" in screen.seen
+        screen.resize(30, 60)
+        screen.read_until(b"fleet: 1 process")
+        before = len(screen.seen)
+        screen.read_until(b"fleet: 1 process")
+        assert b"breaker" not in screen.seen[before:], "there is no room for that column"
+        server.close()
+        screen.read_until(b"no koo server answers at")
+        screen.read_until(b" s old")
+        screen.press_ctrl_c()
+        screen.read_until(b"\x1b[?1049l")
+        assert screen.process.wait(20) == 0
+        assert b"Traceback" not in screen.seen and b"\x1b[31m" not in screen.seen, "NO_COLOR is set"
