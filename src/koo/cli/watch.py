@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 import time
@@ -34,7 +33,7 @@ def watch(url: str | None, *, as_json: bool) -> Exit:
 
 
 def _can_draw() -> bool:
-    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    return sys.stdout.isatty() and not console().is_dumb_terminal
 
 
 class Watched:
