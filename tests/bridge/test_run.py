@@ -67,6 +67,7 @@ def test_calls_of_many_threads_run_at_the_same_time() -> None:
 def test_a_call_whose_loop_ends_before_it_begins_leaves_no_coroutine_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    collect_what_other_tests_left()
     monkeypatch.setattr("koo.crossing.LOOK_S", 0.01)
     monkeypatch.setattr("koo.bridge.LOOK_S", 0.01)
     ended = asyncio.new_event_loop()  # as one that has stopped, and does not say so yet
@@ -79,6 +80,14 @@ def test_a_call_whose_loop_ends_before_it_begins_leaves_no_coroutine_behind(
     gc.collect()  # A coroutine that was never awaited would warn here, and a warning is an error.
 
 
+def collect_what_other_tests_left() -> None:
+    """What a test that failed has not closed says so here, and in no other test's name."""
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")
+        patch.setattr("sys.unraisablehook", lambda _: None)
+        gc.collect()
+
+
 async def _barrier(parties: int) -> asyncio.Barrier:
     return asyncio.Barrier(parties)
 
@@ -88,9 +97,7 @@ def test_inside_a_running_loop_it_says_to_await_and_leaves_no_coroutine_behind()
         with pytest.raises(RuntimeError, match=r"koo\.run waits.*await the coroutine"):
             koo.run(asyncio.sleep(0))
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()  # what other tests left is not this one's
+    collect_what_other_tests_left()
     asyncio.run(main())
     gc.collect()  # A coroutine that was never awaited would warn here, and a warning is an error.
 

@@ -219,9 +219,11 @@ def test_a_connection_that_was_just_accepted_may_ask_though_the_server_ends(
         wait_until(lambda: not is_accepting(port))
         newcomer.sendall(GET + b"\r\n")
         assert newcomer.recv(4096).startswith(b"HTTP/1.1 200")
-        newcomer.sendall(GET + b"\r\n")  # an older one that asks no more is closed
-        while newcomer.recv(4096):
-            pass
+        # An older one is closed; whether it asked once more before that decides between an end and a reset.
+        with suppress(ConnectionResetError, BrokenPipeError):
+            newcomer.sendall(GET + b"\r\n")
+            while newcomer.recv(4096):
+                pass
 
 
 def is_accepting(port: int) -> bool:
