@@ -131,11 +131,11 @@ def test_what_koo_needs_of_the_driver_stays_koos(sqlite_url: str) -> None:
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        ({"poolclass": NullPool}, "engine_args has poolclass"),
-        ({"async_creator": print}, "engine_args has async_creator"),
-        ({"connect_args": {"async_creator_fn": print}}, "engine_args has async_creator_fn"),
-        ({"isolation_level": "AUTOCOMMIT"}, "engine_args has AUTOCOMMIT"),
-        ({"execution_options": {"isolation_level": "AUTOCOMMIT"}}, "engine_args has AUTOCOMMIT"),
+        ({"poolclass": NullPool}, "engine_args contains poolclass"),
+        ({"async_creator": print}, "engine_args contains async_creator"),
+        ({"connect_args": {"async_creator_fn": print}}, "engine_args contains async_creator_fn"),
+        ({"isolation_level": "AUTOCOMMIT"}, "engine_args sets AUTOCOMMIT"),
+        ({"execution_options": {"isolation_level": "AUTOCOMMIT"}}, "engine_args sets AUTOCOMMIT"),
         ({"pool_siez": 3}, "engine_args cannot be used: .*pool_siez"),
         ({"pool_size": 0}, "pool_size is 0"),
     ],

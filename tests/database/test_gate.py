@@ -59,7 +59,7 @@ def test_a_pause_lasts_no_longer_than_a_scopes_own_deadline(url: str) -> None:
     async def main() -> None:
         async with opened(url, scope_timeout_s=0.1) as database:
             database.pause()
-            with pytest.raises(DatabaseUnavailable, match="it is paused, and was not resumed") as caught:
+            with pytest.raises(DatabaseUnavailable, match="an operator paused it, and did not resume") as caught:
                 await ask(database)
             assert caught.value.kind is Kind.DRAINING
             assert database.guard.tally.totals().verdicts[FAILURE] == 0
@@ -262,7 +262,7 @@ def test_a_failover_by_rotation_leaves_what_has_become_a_black_hole(pg: Place) -
 def test_what_cannot_be_rotated_is_refused(pg: Place, sqlite_url: str) -> None:
     async def main() -> None:
         other: Driver = "asyncpg" if pg.driver == "psycopg" else "psycopg"
-        with pytest.raises(DatabaseError, match="rotate keeps the driver"):
+        with pytest.raises(DatabaseError, match="rotate cannot change the driver"):
             await Database(pg.url).rotate(pg.server.url(other, "x"))
         with pytest.raises(DatabaseError, match="rotate is for servers"):
             await Database(sqlite_url).rotate()

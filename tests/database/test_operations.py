@@ -184,7 +184,7 @@ def test_such_a_function_must_not_commit_a_part(url: str) -> None:
 
     async def main() -> None:
         async with keyed(url) as database:
-            with pytest.raises(DatabaseError, match="must not commit a part"):
+            with pytest.raises(DatabaseError, match="must not commit part"):
                 await database.transaction(parts, idempotency_key="k")
             with pytest.raises(DatabaseError, match="was rolled back inside the function"):
                 await database.transaction(rolls_back, idempotency_key="k")

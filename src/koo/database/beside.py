@@ -1,7 +1,7 @@
 """Connections beside the pool, for what koo asks on its own account: one each time, closed after use.
 
-The pool may be used up just when they are needed, or all of its connections be lost. Few are open at a time, because
-after a server's restart every scope that was in COMMIT asks at once.
+The pool may be exhausted, or all of its connections lost, at the very moment when they are needed. Few are open at a
+time, because after a server restart every scope that was in COMMIT asks at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ AT_A_TIME = 4
 
 
 class Beside:
-    """Of one event loop. Opens nothing before it is asked to; `connect_args` are the application's own."""
+    """Side connections of one event loop. Opens nothing before it is asked to; `connect_args` are the application's."""
 
     def __init__(
         self,
@@ -58,9 +58,9 @@ class Beside:
 
     @asynccontextmanager
     async def begin(self, within_s: float) -> AsyncIterator[AsyncConnection]:
-        """A connection in one transaction that can write, committed at the end; all of it within so many seconds.
+        """A connection in one transaction that can write, committed at the end; the whole block must take `within_s`.
 
-        Raises what the driver raises, and `TimeoutError`. To be used in a task of its own: it ends waits by cancelling.
+        Raises what the driver raises, and `TimeoutError`. Run it in its own task, because it ends waits by cancelling.
         """
         until = self._monotonic() + within_s
         async with asyncio.timeout(within_s):
@@ -74,11 +74,11 @@ class Beside:
             timer = record.abort_in(max(until - now, 0.0))
             try:
                 async with connection.begin():
-                    if self.is_sqlite:  # no line of writers stands in front of it here
+                    if self.is_sqlite:  # the queue of writers does not cover this connection
                         await connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(within_s * 1000)}")
                     yield connection
             except BaseException:
-                record.abort()  # an orderly goodbye to a server that does not answer takes seconds
+                record.abort()  # closing in order takes seconds if the server does not answer
                 raise
             finally:
                 timer.cancel()
@@ -88,13 +88,14 @@ class Beside:
 
     def _open_engine(self) -> AsyncEngine:
         if self._engine is None:
-            # Behind a pooler each transaction may be another server's, which knows no statement that was prepared.
+            # Behind a pooler each transaction may run on another server connection, which does not know the statements
+            # that were prepared on the last one.
             plain = replace(self._options, prepared_statements=False)
             args = {**self._connect_args, **self._driver.connect_args(plain, self._keep)}
             others: dict[str, Any] = {}
             if not self.is_sqlite:
                 args["async_creator_fn"] = partial(self._dial.call, dict(args), args["async_creator_fn"])
-                # Whatever the role is used to: in a snapshot, the row that decides could not be seen.
+                # Overrides the role's default: in a snapshot, the row that decides would be invisible.
                 others = {"isolation_level": "READ COMMITTED"}
             self._engine = create_async_engine(
                 self._url, poolclass=NullPool, hide_parameters=True, connect_args=args, **others
@@ -107,7 +108,7 @@ class Beside:
         adapted.run_async(lambda connection: sqlite.prepare(connection, self._temporary, self._metrics))
 
     async def close(self) -> None:
-        """Each connection was closed after use; only the engine is left."""
+        """Dispose of the engine; each connection was closed after its use."""
         if self._engine is not None:
             engine, self._engine = self._engine, None
             await engine.dispose()

@@ -1,7 +1,7 @@
 """Connections: the engine of one event loop, with everything that belongs to that loop.
 
-A connection cannot leave the event loop in which it was opened. So a `Database` has one `Connections` at a time, made
-anew for each `asyncio.run`; what is known about the server (breaker, counts) stays with the `Database`.
+A connection cannot leave the event loop that opened it. So a `Database` has one `Connections` at a time, and makes a
+new one for each `asyncio.run`; what is known about the server (breaker, counts) stays with the `Database`.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from koo.monitoring.pool import PoolMetrics
 from koo.options import NEVER, DatabaseOptions
 
 RETIRE_S = 0.05
-"""How often a pool that was replaced is looked at for connections that came home."""
+"""How often a replaced pool is checked for connections that were returned."""
 
 
 class Connections:
     """One engine on one loop. Made without I/O; `close` ends what it began.
 
-    `writers` is SQLite's line of writers, or None. `has_keeper` is True once the task runs that will close this.
-    `is_abandoned`: the database is used on another loop since. `is_parents`: this process is a forked child.
+    `writers` is SQLite's queue of writers, or None. `has_keeper` is True once the task runs that will close this.
+    `is_abandoned`: the database has since been used on another loop. `is_parents`: this process is a forked child.
     `marks`: each COMMIT that may have written has a marker.
     """
 
@@ -112,9 +112,9 @@ class Connections:
             url,
             pool_size=options.pool_size,
             max_overflow=options.max_overflow,
-            # No caller waits in the pool: the pool's queue in front of it lets in no more than it has.
+            # No caller waits in the pool: the queue in front of it admits no more callers than there are connections.
             pool_timeout=options.pool_timeout_s,
-            # The connection that was used last is the least likely to be dead, and the rest may age and go.
+            # The connection that was used last is the least likely to be dead, and the others may age and be closed.
             pool_use_lifo=True,
             connect_args=self._connect_args(),
             **{"hide_parameters": True, **engine_args.others},
@@ -157,7 +157,7 @@ class Connections:
     # ── deadlines of scopes ───────────────────────────────────────────────────────────────────────────────────
 
     def wake_at(self, when: float) -> None:
-        """One timer serves all scopes: nearly none lives until its deadline."""
+        """One timer serves all scopes, because almost every scope ends long before its deadline."""
         if self._timer is not None:
             self._timer.cancel()
         self.wakes_at = when
@@ -175,7 +175,7 @@ class Connections:
 
     def tick(self, now: float) -> None:
         """What each second brings, at the monotonic time `now`."""
-        with suppress(RuntimeError):  # a tick without a loop, or from another one, tends nothing
+        with suppress(RuntimeError):  # a tick without a loop, or from another one, has nothing to tend
             if not self.draining and asyncio.get_running_loop() is self.loop:
                 self.markers.tend(now, must_be_there=self.marks)
 
@@ -192,10 +192,10 @@ class Connections:
     # ── other parameters ──────────────────────────────────────────────────────────────────────────────────────
 
     async def rotate(self, url: URL, dial: Dial, within_s: float) -> int:
-        """Open every connection from now on as `dial` says, and close the others; returns how many are still in use.
+        """Open every new connection as `dial` says, and close the others; returns how many are still in use.
 
-        One is opened first: raises `DatabaseUnavailable`, and changes nothing, where that fails. Those in use are
-        closed when their scopes end; it waits for them for `within_s` seconds.
+        Opens one first: if that fails, raises `DatabaseUnavailable` and changes nothing. Connections in use are closed
+        when their scopes end; waits for them for `within_s` seconds.
         """
         dial.parameters = dict(self.engine.dialect.create_connect_args(url)[1])
         own = {name: value for name, value in self._own_args.items() if name not in OF_SQLALCHEMY}
@@ -222,7 +222,7 @@ class Connections:
             await asyncio.sleep(RETIRE_S)
 
     async def _retire(self, pool: Pool) -> None:
-        """Close what comes home to a pool that is not used any more, until no scope can have a connection of it."""
+        """Close connections that return to a replaced pool, until no scope can still hold one."""
         options = self.options
         last_s = options.pool_timeout_s + options.scope_timeout_s + options.cleanup_timeout_s
         until = self.monotonic() + last_s
@@ -243,17 +243,17 @@ class Connections:
     def refuse_if_draining(self) -> None:
         """Raises `DatabaseUnavailable` once closing has begun: a connection opened after that would stay open."""
         if self.draining:
-            raise DatabaseUnavailable(SERVICE, "it is being closed", kind=Kind.DRAINING)
+            raise DatabaseUnavailable(SERVICE, "it is being closed: no new scope begins", kind=Kind.DRAINING)
 
     def leave_to_parent(self) -> None:
-        """In a forked child: nothing that is done here reaches the parent's connections and transactions."""
+        """In a forked child: nothing done here affects the parent's connections and transactions."""
         self.is_parents = True
         self.records.leave_to_parent()
 
     async def close(self) -> None:
-        """Refuse the waiting, let running scopes end within the cleanup time, then cut off what is left, and close."""
+        """Refuse waiting callers, let running scopes end within the cleanup time, cut off the rest, and close."""
         self.draining = True
-        if not self.is_abandoned:  # else those that wait belong to the loop that came after this one
+        if not self.is_abandoned:  # otherwise the waiting callers belong to the loop that came after this one
             self.pool_queue.wake_all()
             await self.pool_queue.drain(self.options.cleanup_timeout_s)
         self.records.abort_all(occupied_only=True)

@@ -1,11 +1,11 @@
-"""Connects: few connections are opened at a time, and after a loss not in step with other processes.
+"""Connects: opens few connections at a time, and after a loss at other moments than other processes do.
 
-Opening a connection is the dearest thing that a client asks of a PostgreSQL server: a process, a login, caches to be
-filled. After a restart every caller finds its connection dead in the same moment, and if each opened its own at once,
-the server would fall over again. So no more than `most` are being opened at any moment; the other callers wait, first
-come first served, within the time that they have for a connection. For a while after a loss or a failed connect each
-opening also begins after a short random pause. That keeps the processes of a fleet, which lost their connections
-together, from coming back together.
+Opening a connection is the most expensive request a client makes of a PostgreSQL server: a process, a login, caches to
+fill. After a restart every caller finds its connection dead at the same moment, and if each opened its own at once,
+the server would fall over again. So at most `most` are being opened at any moment; other callers wait, first come first
+served, within the time that they have for a connection. For a while after a loss or a failed connect, each opening also
+starts after a short random pause. Without it the processes of a fleet, which lost their connections together, would
+come back together.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from koo.options import DatabaseOptions, GuardOptions
 T = TypeVar("T")
 
 UNSETTLED_S = 10.0
-"""For so long after a loss connects are spread: a restarted server needs some seconds to fill its caches."""
+"""For this long after a loss, connects are spread out: a restarted server needs some seconds to fill its caches."""
 SPREAD_S = 0.1
-"""The longest pause: with four at a time a process opens at most about eighty connections a second."""
+"""The longest pause: with four at a time, a process opens at most about eighty connections a second."""
 QUEUE_MAX = 10_000
 ATTEMPT_SHARE = 0.98
 
@@ -43,7 +43,7 @@ class Connects:
         self._unsettled_until = self._monotonic() + UNSETTLED_S
 
     async def open(self, connect: Callable[..., Awaitable[T]], /, *args: object, **kwargs: object) -> T:
-        """`await connect(*args, **kwargs)`, in turn."""
+        """`await connect(*args, **kwargs)`, once a place is free."""
         kwargs = unshown(kwargs)
         self.waiting += 1
         try:
@@ -64,10 +64,11 @@ class Connects:
 
 
 def connect_options(options: DatabaseOptions) -> GuardOptions:
-    """The guard's part: connecting and BEGIN, which may always be repeated."""
+    """The guard's options for connecting and BEGIN, which are always safe to repeat."""
     return GuardOptions(
         timeout_s=options.pool_timeout_s,
-        # A moment before the whole: an attempt that times out is the server's failure, a deadline is nobody's.
+        # A little less than the whole: an attempt that times out counts as the server's failure, a passed deadline does
+        # not count against it.
         attempt_timeout_s=options.pool_timeout_s * ATTEMPT_SHARE,
         slow_s=options.slow_call_s,
         concurrency_max=options.pool_size + options.max_overflow,

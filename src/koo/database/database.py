@@ -4,11 +4,11 @@
     await database.transaction(move_money, "a", "b", 100)    one transaction, run again on a transient failure
     database.get_pool_metrics(); await database.health_check()
 
-    Database(engine.url, session_class=AsyncSession)         beside an engine that exists, with SQLModel's session
+    Database(engine.url, session_class=AsyncSession)         beside an existing engine, with SQLModel's session
 
 Nothing is opened before the first use. That first use makes the connections of the running loop, and one keeper task,
-which probes, and which closes everything when the loop ends (`asyncio.run` cancels all tasks at its end). A later
-`asyncio.run` opens anew; breaker and counts go on.
+which probes, and closes everything when the loop ends (`asyncio.run` cancels all tasks at its end). A later
+`asyncio.run` opens new connections; breaker and counts carry on.
 """
 
 from __future__ import annotations
@@ -61,21 +61,21 @@ from koo.refusals import DATABASES
 T = TypeVar("T")
 
 HELD_BY_MAX = 20
-"""Scopes that are described when it is drained: a person looks at the oldest first."""
+"""How many scopes `drain` describes: the oldest are enough to find what is stuck."""
 ISOLATIONS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 DRAW = random.SystemRandom().random
-"""Not the random numbers of the module: background work would disturb an application's own, seeded sequence."""
+"""Not the module's random numbers: background work would disturb an application's own seeded sequence."""
 
 
 class Database(Generic[S_co]):
     """One guarded database. Constructing it opens nothing.
 
-    `options`: koo's, or the URL alone, also an engine's own (`engine.url`); `engine_args`: what an application gives to
-    `create_async_engine` beside it; `session_class`: what scopes hand out, a subclass of SQLAlchemy's `AsyncSession`.
-    `deadlines`: the loop's registry, shared with other guards; `draw`: numbers in [0, 1); `publish` takes events;
-    `on_reset` is called after an operator's reset. Raises `ConfigurationError` for a URL whose driver is not known,
-    and for arguments that koo cannot honour.
+    `options`: koo's, or just the URL, which may be an engine's own (`engine.url`); `engine_args`: what an application
+    passes to `create_async_engine` with it; `session_class`: what scopes return, a subclass of SQLAlchemy's
+    `AsyncSession`. `deadlines`: the loop's registry, shared with other guards; `draw`: numbers in [0, 1); `publish`
+    receives events; `on_reset` is called after an operator's reset. Raises `ConfigurationError` for a URL with an
+    unknown driver, and for arguments that koo cannot honour.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Database(Generic[S_co]):
         self.transactions = Transactions(self.make_scope, self.guard, self.metrics, options, clock, draw)
         self.connections: Connections | None = None
         self.last_look: Look | None = None
-        self._role: bool | None = None  # whether the server was a standby at the last look that could tell
+        self._role: bool | None = None  # whether the server was a standby when last known
         self._looked_at = -NEVER
         self._probe: ProbeDatabase | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -149,9 +149,9 @@ class Database(Generic[S_co]):
     def session_scope(self, *, readonly: bool = False, isolation: str | None = None) -> SessionScope[S_co]:
         """`async with` it: an `AsyncSession` in one transaction; see `SessionScope`.
 
-        `readonly`: one that takes no writes (SQLite: beside a writer). `isolation`: "READ COMMITTED", "REPEATABLE
-        READ" or "SERIALIZABLE"; None is the server's default (SQLite: as READ COMMITTED; SERIALIZABLE is the writer
-        from the start). A scope inside another one is a transaction of its own, on a connection of its own.
+        `readonly`: takes no writes (SQLite: runs beside a writer). `isolation`: "READ COMMITTED", "REPEATABLE READ" or
+        "SERIALIZABLE"; None is the server's default (SQLite: as READ COMMITTED; SERIALIZABLE is the writer from the
+        start). A scope inside another one is a separate transaction, on a connection of its own.
         """
         return self.make_scope(readonly=readonly, isolation=isolation)
 
@@ -180,9 +180,9 @@ class Database(Generic[S_co]):
         idempotency_key: str | None = None,
         **kwargs: Any,
     ) -> T:
-        """`await fn(session, *args, **kwargs)` as one transaction; again, in a fresh session, on a transient failure.
+        """`await fn(session, *args, **kwargs)` as one transaction; repeated in a fresh session if that may help.
 
-        `max_retries` counts the repeats; None is what the options say. One deadline covers all attempts. With an
+        `max_retries` counts the repeats; None takes the options' number. One deadline covers all attempts. With an
         `idempotency_key` it happens once for that key, and later calls return the stored result, which is JSON.
 
         Raises what `fn` raised last, `CommitOutcomeUnknown` without a repeat, `IdempotencyKeyReused` for a key that
@@ -215,14 +215,14 @@ class Database(Generic[S_co]):
             if here.draining:
                 here.refuse_if_draining()
             return here
-        # The platform that this database is a part of may be open where the database is not yet.
+        # The platform that owns this database may be open on another loop before the database is open anywhere.
         for other in (here.loop if here is not None else None, self._deadlines.loop):
             if other is not None and other is not loop and other.is_running():
                 raise WrongLoop(TWO_LOOPS)
         return self._open_on(loop)
 
     def forget_parent(self) -> None:
-        """In a forked child, where the connections are the parent's: closing them here would close them there."""
+        """In a forked child, where the connections are the parent's: closing them here would close them there too."""
         if self.connections is not None:
             self.connections.leave_to_parent()
         if self._probe is not None:
@@ -277,19 +277,19 @@ class Database(Generic[S_co]):
             tick=self.tick,
         )
         self._keeper = begin(loop, self._keep(connections, probe), "koo ProbeDatabase")
-        self.connections, self._probe = connections, probe  # not before there is what closes them
+        self.connections, self._probe = connections, probe  # only now that a keeper exists to close them
         forget_in_child(self)
         BRIDGE.settle(self, loop)
         return connections
 
     def _abandon(self) -> None:
-        """Another loop begins, while the one before stands still or was closed: its scopes lose their connections."""
+        """Another loop starts while the previous one stands still or is closed: its scopes lose their connections."""
         before, keeper = self.connections, self._keeper
         if before is not None:
             before.records.abort_all()
             before.is_abandoned = True
             if keeper is not None and not before.loop.is_closed():
-                before.loop.call_soon_threadsafe(keeper.cancel)  # should it ever run again
+                before.loop.call_soon_threadsafe(keeper.cancel)  # in case it ever runs again
         self.pool_queue.forget()
         self.gate.forget()
 
@@ -315,7 +315,7 @@ class Database(Generic[S_co]):
     async def close(self) -> None:
         """Let running scopes end (within the cleanup time), then close all connections. It may be used again.
 
-        From another loop too; where the one it is open on stands still, it closes when that runs again.
+        Also works from another loop; if the one it is open on stands still, it closes when that loop runs again.
         """
         keeper = self._keeper
         if keeper is None or keeper.done():
@@ -328,14 +328,14 @@ class Database(Generic[S_co]):
                 home.call_soon_threadsafe(keeper.cancel)
             return
         self._keeper = None
-        # The end of `asyncio.run` has cancelled it already, perhaps: a second cancellation would cut into its closing.
+        # The end of `asyncio.run` may have cancelled it already: a second cancellation would interrupt its closing.
         if not keeper.cancelling():
-            await asyncio.sleep(0)  # a task that never began would be cancelled before its `finally`
+            await asyncio.sleep(0)  # a task that has not started would be cancelled before its `finally`
             keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
 
     def tick(self) -> None:
-        """What time alone brings about; the keeper does it too."""
+        """What happens by time alone; the keeper calls it too."""
         now = self.clock.monotonic()
         self.guard.tick()
         self.news.tick()
@@ -352,7 +352,7 @@ class Database(Generic[S_co]):
         return database_state(self.guard.evidence())[0]
 
     def vitals(self) -> Vitals:
-        """What `koo.monitoring.vitals` makes every answer about this database of. No I/O."""
+        """The source of every answer about this database (`koo.monitoring.vitals`). No I/O."""
         connections, now = self.connections, self.clock.monotonic()
         is_saturated = self.pool_queue.is_saturated(now)
         overdue = self.pool_queue.count_overdue(now, self.options.held_warning_s)
@@ -380,13 +380,13 @@ class Database(Generic[S_co]):
         return database_metrics(self.vitals())
 
     def get_health(self) -> DatabaseHealth:
-        """As `health_check`, from what is known already: no I/O."""
+        """As `health_check`, from what is already known: no I/O."""
         return database_health(self.vitals())
 
     async def health_check(self, *, max_age_s: float = 0.0) -> DatabaseHealth:
-        """Probe now, within the probe's timeout. Never raises for a database that is ill.
+        """Probe now, within the probe's timeout. Never raises because the database is unwell.
 
-        Calls made while a probe runs share its look; `max_age_s`: a look that is younger will do as well.
+        Calls made while a probe runs share its result; a result younger than `max_age_s` is returned as it is.
         """
         home = BRIDGE.elsewhere(self._deadlines.loop if self.connections is None else self.connections.loop)
         if home is not None:
@@ -406,9 +406,9 @@ class Database(Generic[S_co]):
         return database_status(self.vitals(), checked)
 
     async def examine_server(self) -> ServerFacts | None:
-        """How many connections the server has for this user, and whether a pooler is in between; None for SQLite.
+        """How many connections the server allows this user, and whether a pooler is in between; None for SQLite.
 
-        Asks over two connections of its own, within the probe's timeout. Raises `DatabaseUnavailable`.
+        Uses two connections of its own, within the probe's timeout. Raises `DatabaseUnavailable`.
         """
         if self._file is not None:
             return None
@@ -424,7 +424,7 @@ class Database(Generic[S_co]):
         if look.read_only is None:
             return
         if look.read_only is not self._role and self._role is not None and self.connections is not None:
-            # The address leads to a server of another role by now: those in the pool may be with the old one.
+            # The address now leads to a server in another role: pooled connections may still go to the old one.
             self.connections.records.distrust_all()
         self._role = look.read_only
         self.metrics.note_role(look.read_only, self._looked_at)
@@ -432,7 +432,7 @@ class Database(Generic[S_co]):
     # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def get_gate(self) -> DatabaseGate:
-        """Whether new scopes may begin, and where the oldest of those inside are open. No I/O."""
+        """Whether new scopes may begin, and where the oldest running ones are open. No I/O."""
         now = self.clock.monotonic()
         return {
             "gate": self.gate.state.value,
@@ -448,7 +448,7 @@ class Database(Generic[S_co]):
         self.gate.set(state)
 
     def pause(self) -> DatabaseGate:
-        """Let new scopes wait, each until its own deadline, until `resume`. Those inside, and in line, go on."""
+        """Make new scopes wait, each until its own deadline, until `resume`. Running and queued scopes carry on."""
         self._set_gate(GateState.PAUSED)
         return self.get_gate()
 
@@ -458,10 +458,10 @@ class Database(Generic[S_co]):
         return self.get_gate()
 
     async def drain(self, within_s: float | None = None) -> DatabaseGate:
-        """Refuse new scopes until `resume`, and wait for those inside; `held_by` says which are left.
+        """Refuse new scopes until `resume`, and wait for the running ones; `held_by` names those that are left.
 
-        It waits for `within_s` seconds, by default until the deadline of the longest scope. Nothing is cut off before
-        its own deadline.
+        Waits for `within_s` seconds, by default until the longest scope's deadline. Nothing is cut off before its own
+        deadline.
         """
         self._set_gate(GateState.DRAINING)
         self.pool_queue.wake_all()
@@ -472,16 +472,16 @@ class Database(Generic[S_co]):
     async def rotate(
         self, url: URL | str | None = None, *, password: Password | None = None, within_s: float = 0.0
     ) -> DatabaseGate:
-        """Replace every connection: by ones to `url` (another server, other credentials), or to the same one.
+        """Replace every connection: with connections to `url` (another server, other credentials), or to the same one.
 
-        One is opened first; where that fails it raises `DatabaseUnavailable` and nothing has changed. New scopes get
-        new connections from then on, and those in use are closed when their scopes end: it waits `within_s` seconds
-        for that. `password` is called for each connection that is opened from now on, and may be awaitable. Raises
-        `DatabaseError` for SQLite and for a URL of another driver, `ConfigurationError` for one that cannot be read.
+        Opens one first; if that fails, raises `DatabaseUnavailable` and changes nothing. New scopes get new connections
+        from then on, and those in use are closed when their scopes end: waits `within_s` seconds for that. `password`
+        is called for each connection that is opened from now on, and may be awaitable. Raises `DatabaseError` for
+        SQLite and for a URL with another driver, `ConfigurationError` for a URL that cannot be read.
         """
         new = self._url if (url := hide(url)) is None else read_url(url)
         if self._file is not None or new.drivername != self._url.drivername:
-            reason, kind = f"rotate keeps the driver {self._url.drivername}", Kind.INVALID_REQUEST
+            reason, kind = f"rotate cannot change the driver ({self._url.drivername})", Kind.INVALID_REQUEST
             if self._file is not None:
                 reason, kind = "SQLite has no connections to replace: rotate is for servers", Kind.NOT_FOUND
             raise DatabaseError(SERVICE, reason, kind=kind)

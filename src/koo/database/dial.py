@@ -1,9 +1,9 @@
-"""Dial: whom a database's connections are opened to, and with which password, when that changes while it is in use.
+"""Dial: which server a database's connections are opened to, and with which password, when that changes during use.
 
 An engine keeps the parameters of the URL that it was made with, and engines, with their hooks and sessions, live as
-long as their loop. So after `rotate` the parameters of the new URL take the place of the old ones on the way to the
-driver, for each connection that is opened from then on. A password may be a function: it is called for each connection,
-as tokens of cloud providers want it, which hold for a quarter of an hour.
+long as their loop. So after `rotate` the new URL's parameters replace the old ones on the way to the driver, for each
+connection opened from then on. A password may be a function: it is called for each connection, because cloud providers'
+tokens are valid for a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ OF_SQLALCHEMY = ("prepared_statement_cache_size", "prepared_statement_name_func"
 
 
 def unshown(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of a connection with passwords that no frame shows."""
+    """The parameters of a connection with passwords hidden from tracebacks."""
     return {name: hide(value) if "password" in name else value for name, value in parameters.items()}
 
 
 class Dial:
-    """`parameters`: what the driver is asked with in place of the first URL's; None: the first URL holds."""
+    """`parameters` replace the first URL's; None: the first URL holds."""
 
     __slots__ = ("parameters", "password")
 
@@ -36,13 +36,13 @@ class Dial:
         self.password = password
 
     def take(self, other: Dial) -> None:
-        """From now on as the other one."""
+        """Use the other's parameters from now on."""
         self.parameters, self.password = other.parameters, other.password
 
     async def call(
         self, own: Collection[str], connect: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any
     ) -> T:
-        """`connect(*args, **kwargs)` with today's parameters. `own`: those that did not come from the URL."""
+        """`connect(*args, **kwargs)` with the current parameters. `own`: those that did not come from the URL."""
         if self.parameters is not None:
             kept = {name: value for name, value in kwargs.items() if name in own}
             kwargs = {name: value for name, value in self.parameters.items() if name not in OF_SQLALCHEMY}

@@ -1,11 +1,11 @@
 """The arguments of an application's own `create_async_engine`, for the engine that koo makes.
 
-koo cannot guard an engine that exists: its pool's queue, its deadlines and its judgement of statements sit in the
-pool, the dialect and the connections. So it makes one from the same arguments. Of these,
+koo cannot guard an existing engine: its pool's queue, its deadlines and its judgement of statements sit in the pool,
+the dialect and the connections. So it makes one from the same arguments. Of these,
 
 * the pool's size, overflow, timeout and recycling become koo's own options, because the queue in front of the pool has
   to know them;
-* what koo does in its own way (a ping before use, the order in the pool, the reset on return) is left out;
+* what koo does in its own way (a ping before use, the order in the pool, the reset on return) is ignored;
 * what would take the pool or the connections out of koo's hands is refused;
 * everything else goes to SQLAlchemy as it is. Of `connect_args`, those that koo needs itself are koo's.
 """
@@ -36,7 +36,7 @@ NEVER_S = 10 * 365 * 86_400.0
 
 
 class EngineArgs(NamedTuple):
-    """What SQLAlchemy receives beside what koo says itself."""
+    """What SQLAlchemy receives beside koo's own arguments."""
 
     connect_args: dict[str, Any]
     others: dict[str, Any]
@@ -47,7 +47,7 @@ def read_engine_args(
 ) -> tuple[DatabaseOptions, EngineArgs]:
     """The options with what the arguments say of the pool, and the rest.
 
-    Raises `ConfigurationError` for an argument that koo cannot honour, or SQLAlchemy does not know.
+    Raises `ConfigurationError` for an argument that koo cannot honour, or that SQLAlchemy does not know.
     """
     _refuse(given)
     sizes = {OPTION_OF[name]: value for name, value in given.items() if name in OPTION_OF}
@@ -65,13 +65,11 @@ def _refuse(given: Mapping[str, Any]) -> None:
     connect_args = given.get("connect_args") or {}
     for name in [*sorted(REFUSED & given.keys()), *({"async_creator_fn"} & connect_args.keys())]:
         raise ConfigurationError(
-            "", f"engine_args has {name}, but koo makes pool and connections itself: leave it out"
+            "", f"engine_args contains {name}, but koo makes the pool and its connections itself: remove it"
         )
     levels = (given.get("isolation_level"), (given.get("execution_options") or {}).get("isolation_level"))
     if "AUTOCOMMIT" in levels:
-        raise ConfigurationError(
-            "", "engine_args has AUTOCOMMIT, but a scope is one transaction: leave it out"
-        )
+        raise ConfigurationError("", "engine_args sets AUTOCOMMIT, but a scope is one transaction: remove it")
 
 
 def _try(url: URL, args: EngineArgs) -> None:

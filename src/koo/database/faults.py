@@ -28,9 +28,9 @@ from koo.sqlstates import (
 )
 
 SERVICE = "database"
-"""What errors and states call it."""
+"""The name of the database in errors and states."""
 AGAIN_IN_S = 1.0
-"""When to come back after a failed connect that may pass: a server needs about that long to start."""
+"""When to come back after a failed connect that may pass: about the time a server needs to start."""
 
 
 class ScopeStage(Enum):
@@ -42,29 +42,29 @@ class ScopeStage(Enum):
 
 
 def explain(error: BaseException, stage: ScopeStage = ScopeStage.BODY, *, lost: bool = False) -> Meaning:
-    """What an error means, met in `stage`. `lost`: the connection turned out to be gone. Total: never raises."""
+    """What an error met in `stage` means. `lost`: the connection turned out to be gone. Never raises."""
     if isinstance(error, KooError):
         return Meaning(error.kind, NEUTRAL)
     if not isinstance(error, Exception):
         return Meaning(Kind.CANCELLED, NEUTRAL)
     original = original_of(error)
     lost = lost or getattr(error, "connection_invalidated", False)
-    # Only from a side that refuses us or ends the connection: an error of a statement may quote anything. And not in
+    # Only if the other side refuses us or ends the connection: a statement's error may quote any words. And not in
     # COMMIT, where a lost connection leaves the outcome open, whatever a pooler says.
     if lost or stage is ScopeStage.CONNECT:
         meaning = of_pooler(original) if stage is not ScopeStage.COMMIT else None
-        # While it connects, SQLAlchemy 2.0 lets asyncpg's errors pass as they are.
+        # During connect, SQLAlchemy 2.0 passes asyncpg's errors through unchanged.
         is_drivers = stage is ScopeStage.CONNECT and sqlstate_of(original) is not None
         if meaning is not None and (is_drivers or isinstance(error, exc.DBAPIError)):
             return meaning
     meaning = _by_code(original, stage)
     if meaning is not None:
-        # A server that goes down may first say something harmless; the connection is gone all the same.
+        # A server that is going down may first report something harmless; the connection is gone all the same.
         harmless = sqlstate_of(original) is not None and meaning.drop is Drop.KEEP
         return LOST if lost and harmless else meaning
     meaning = _by_class(error, original, stage)
     is_short = meaning is not None and meaning.kind is Kind.OUT_OF_RESOURCES
-    # Whatever a socket lacked while COMMIT was under way, the server may have got it.
+    # Even if a socket lacked a resource while COMMIT was under way, the server may have received it.
     if (lost and (meaning is None or is_short)) or (is_short and stage is ScopeStage.COMMIT):
         return LOST
     if meaning is None and isinstance(error, exc.DBAPIError) and stage is ScopeStage.CONNECT:
@@ -80,12 +80,12 @@ def _by_code(original: BaseException, stage: ScopeStage) -> Meaning | None:
 def _by_class(error: Exception, original: BaseException, stage: ScopeStage) -> Meaning | None:
     if isinstance(
         error, exc.TimeoutError
-    ):  # of SQLAlchemy's pool: the pool's queue in front should make it impossible
+    ):  # SQLAlchemy's pool: the queue in front of it should make this impossible
         return SATURATED
     if isinstance(error, UnusableArguments):
         return MISCONFIGURED.saying(str(error))
     meaning = by_certificate(original) or by_class(original)
-    # asyncpg.connect takes the URL's options as arguments, and refuses one that it does not have.
+    # asyncpg.connect takes the URL's options as arguments, and raises TypeError for one that it does not have.
     mistaken = meaning is None and stage is ScopeStage.CONNECT and isinstance(error, TypeError)
     return MISCONFIGURED if mistaken else meaning
 
@@ -102,7 +102,7 @@ def classify_connect(error: Exception) -> Fault:
 
 
 def unavailable(error: Exception, meaning: Meaning) -> DatabaseUnavailable:
-    """What is raised when no connection could be opened. Its sentence holds no address, user or password."""
+    """The error for a connection that could not be opened. Its sentence holds no address, user or password."""
     original = original_of(error)
     return DatabaseUnavailable(
         SERVICE,
@@ -114,5 +114,5 @@ def unavailable(error: Exception, meaning: Meaning) -> DatabaseUnavailable:
 
 
 def too_late(seconds: float) -> Meaning:
-    """No connection could be opened within the pool's time; nothing of it is left for a repeat."""
+    """No connection could be opened within the pool's time, and no time is left for a repeat."""
     return replace(LATE, repeatable=False, says=f"no connection could be opened within {seconds:g} s")

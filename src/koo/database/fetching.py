@@ -1,4 +1,4 @@
-"""Streamed rows: each piece is fetched when the block asks for it, so each is one of the database's answers.
+"""Streamed rows: each piece is fetched when the block asks for it, so each fetch counts as a database answer.
 
 SQLAlchemy fetches through the driver's cursor, past every hook. `FetchingCursor` stands before that cursor: a fetch
 counts as the database's time and ends at the scope's deadline like a statement, and what asyncpg raises in it becomes
@@ -17,7 +17,7 @@ BODY = ScopeStage.BODY
 
 
 class FetchingCursor:
-    """A cursor on the server's side, as SQLAlchemy's results use it; the rest is the cursor's own."""
+    """A server-side cursor as SQLAlchemy's results use it; everything else is the cursor's own."""
 
     def __init__(self, cursor: Any, record: ConnectionRecord, occupant: Occupant) -> None:
         self._cursor = cursor

@@ -1,8 +1,8 @@
-"""ScopeGate: whether new scopes may begin. An operator shuts it and opens it again; scopes inside are not touched.
+"""ScopeGate: whether new scopes may begin. An operator shuts and opens it; running scopes are not touched.
 
-*Paused*, new scopes wait, each until its own deadline: for the half minute of a failover or of a migration that callers
-need not notice. *Draining*, they are refused, those in the pool's line too: for the last minute of a process or of a
-database. `resume` ends both. The gate belongs to the `Database`: it stays shut while that is closed and opened again.
+*Paused*, new scopes wait, each until its own deadline: for the half minute of a failover or a migration that callers
+need not notice. *Draining*, new and queued scopes are refused: for the last minute of a process or a database.
+`resume` ends both. The gate belongs to the `Database`: it stays shut while that is closed and opened again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class GateState(Enum):
 
 
 class ScopeGate:
-    """`state`; `is_shut`: it is not open, to be asked by each scope; `waiting`: how many scopes wait for `resume`."""
+    """`state`; `is_shut`: not open, checked by each scope; `waiting`: how many scopes wait for `resume`."""
 
     __slots__ = ("_waiters", "is_shut", "state")
 
@@ -37,7 +37,7 @@ class ScopeGate:
         return len(self._waiters)
 
     def set(self, state: GateState) -> None:
-        """Let the waiting look again."""
+        """Set the state, and let waiting scopes look again."""
         self.state, self.is_shut = state, state is not GateState.OPEN
         if state is not GateState.PAUSED:
             for waiter in self._waiters:
@@ -48,11 +48,13 @@ class ScopeGate:
         """Raises `DatabaseUnavailable` while it is being drained."""
         if self.state is GateState.DRAINING:
             raise DatabaseUnavailable(
-                SERVICE, "it is being drained: no new scope begins until it is resumed", kind=Kind.DRAINING
+                SERVICE,
+                "an operator is draining it: no new scope begins until it is resumed",
+                kind=Kind.DRAINING,
             )
 
     async def enter(self, within_s: float) -> None:
-        """Wait while it is paused. Raises `DatabaseUnavailable` when it is drained, or the time is over."""
+        """Wait while it is paused. Raises `DatabaseUnavailable` if it is drained or the time runs out."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
@@ -64,7 +66,7 @@ class ScopeGate:
         if self.state is GateState.PAUSED:
             raise DatabaseUnavailable(
                 SERVICE,
-                "it is paused, and was not resumed before the deadline of the scope",
+                "an operator paused it, and did not resume it before the scope's deadline",
                 AGAIN_IN_S,
                 kind=Kind.DRAINING,
             )

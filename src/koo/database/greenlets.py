@@ -1,10 +1,10 @@
 """Greenlets that are kept for the next call.
 
-SQLAlchemy runs its synchronous code in a greenlet, a stack that can be left in the middle and taken up again when what
-it waits for is there. It makes one for each call, and the memory of that stack is mapped and unmapped each time: some
-8 µs, three or four times in each transaction. Here a greenlet that has done its work waits for more of it.
+SQLAlchemy runs its synchronous code in a greenlet, a stack that can be left in the middle and resumed when what it
+waits for is ready. It makes one for each call, and maps and unmaps that stack's memory each time: some 8 µs, three or
+four times in each transaction. Here a greenlet that has finished its work waits for the next call.
 
-Nothing of a call may stay in an idle greenlet: neither its arguments, nor its result, nor its context, in which an
+Nothing of a call may stay in an idle greenlet: not its arguments, its result, or its context, in which an
 application keeps its request. So a greenlet works on attributes, which are cleared, and not on locals.
 """
 
@@ -21,7 +21,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 T = TypeVar("T")
 
 IDLE_MAX = 64
-"""So many are kept in each thread; each holds some 16 KiB of stack."""
+"""How many are kept in each thread; each holds some 16 KiB of stack."""
 
 
 class Kept(greenlet):  # type: ignore[misc]
@@ -37,7 +37,7 @@ class Kept(greenlet):  # type: ignore[misc]
         super().__init__(_serve)
 
     def work(self) -> None:
-        """The one call that was given."""
+        """Run the one call that was set."""
         assert self.call is not None
         try:
             self.result = self.call()
@@ -49,15 +49,15 @@ class Kept(greenlet):  # type: ignore[misc]
 
 
 def _serve() -> None:
-    """One call after another, for ever: an idle greenlet that is dropped is ended by the library."""
+    """One call after another, forever: the greenlet library ends an idle greenlet that is dropped."""
     while True:
-        # Never in a variable: it would hold itself, and not be dropped with the last other reference.
+        # Never in a variable: it would refer to itself, and not be freed with the last other reference.
         getcurrent().work()
         getcurrent().parent.switch()
 
 
 class Idle(threading.local):
-    """The idle ones of this thread: a greenlet cannot be taken up in another one."""
+    """The idle greenlets of this thread: a greenlet cannot be resumed in another one."""
 
     def __init__(self) -> None:
         self.greenlets: list[Kept] = []
@@ -67,14 +67,14 @@ _idle = Idle()
 
 
 async def in_greenlet(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """As SQLAlchemy's `greenlet_spawn`: `function(*args, **kwargs)`, which can wait by `await_only`."""
+    """As SQLAlchemy's `greenlet_spawn`: `function(*args, **kwargs)`, which may wait by `await_only`."""
     idle, here = _idle.greenlets, getcurrent()
     kept = idle.pop() if idle else Kept()
     if kept.parent is not here:
         kept.parent = here
     kept.gr_context = here.gr_context
     kept.call = partial(function, *args, **kwargs) if args or kwargs else function
-    # What it waits for comes out of each switch; when it has no call any more it is done.
+    # Each switch returns what it waits for; it is done when it no longer has a call.
     waits_for = kept.switch()
     while kept.call is not None:
         try:
@@ -92,4 +92,4 @@ async def in_greenlet(function: Callable[..., T], *args: Any, **kwargs: Any) -> 
     try:
         raise error
     finally:
-        del error  # the error's traceback keeps this frame, and the frame would keep the error
+        del error  # its traceback keeps this frame, and the frame would keep the error: a cycle

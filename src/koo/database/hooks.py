@@ -1,7 +1,7 @@
 """Where koo sits inside SQLAlchemy: on each connection's life, each statement, each COMMIT and each error.
 
-All of it runs in SQLAlchemy's greenlet, inside the caller's task. A hook must not raise anything but what the caller
-should see, and does little: the success path of every statement goes through here.
+All of it runs in SQLAlchemy's greenlet, inside the caller's task. A hook must raise only what the caller should see,
+and does little: the success path of every statement goes through here.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from koo.database.fetching import FetchingCursor
 from koo.database.records import ConnectionRecords, Stale
 
 IDLE_BEGIN_SHARE = 0.4
-"""Of the time to get a connection: how long BEGIN may take on one that lay idle. The rest is for a new one."""
+"""Of the time to get a connection: how long BEGIN may take on an idle one. The rest is left for a new connection: with
+all of it spent here, a pool of dead connections could never be replaced in time."""
 
-# On the way of every statement, where a class attribute of an enum costs a dictionary walk.
+# Used by every statement, where a class attribute of an enum costs a dictionary lookup.
 BODY, COMMIT = ScopeStage.BODY, ScopeStage.COMMIT
 
 
 class LivingConnection(Connection):
-    """Replaces a pooled connection that turns out to be dead at BEGIN, unseen, also in the midst of a block."""
+    """Silently replaces a pooled connection that turns out to be dead at BEGIN, even in the middle of a block."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
             super().__init__(*args, **kwargs)
         except BaseException as error:
-            # Cancelled between its taking and its first use, while the driver is told that it is for reading: its place
-            # in the pool would stay taken until the garbage collector comes.
+            # Cancelled between checkout and first use, while the driver is switched to read-only: without this its
+            # place in the pool would stay taken until the garbage collector runs.
             taken = vars(self).get("_dbapi_connection")
             if taken is not None:
                 taken.invalidate(error)
@@ -41,17 +42,17 @@ class LivingConnection(Connection):
 
     def begin(self) -> RootTransaction:
         """As SQLAlchemy's."""
-        while True:  # each turn takes a dead one out of the pool, and a connection that is new is never stale
+        while True:  # each turn removes a dead connection from the pool, and a new one is never stale
             try:
                 return super().begin()
             except Stale:
                 self.close()
-                # A whole new one and not only another link of the pool: making it also sets its isolation level.
+                # A whole new Connection, not only another pool connection: making it also sets its isolation level.
                 vars(self).update(vars(LivingConnection(self.engine)))
 
 
 def revive(engine: Engine) -> None:
-    """Let the sessions of this engine have living connections."""
+    """Make the sessions of this engine use living connections."""
     engine._connection_cls = LivingConnection
 
 
@@ -71,7 +72,7 @@ class Hooks:
         self._idle_begin_s = records.options.pool_timeout_s * IDLE_BEGIN_SHARE
 
     def install(self, engine: Engine) -> None:
-        """Listen to the engine's pool and dialect, and stand before BEGIN and COMMIT."""
+        """Listen to the engine's pool and dialect, and wrap BEGIN and COMMIT."""
         dialect = engine.dialect
         revive(engine)
         event.listen(engine.pool, "connect", self.on_connect)
@@ -102,7 +103,7 @@ class Hooks:
     # ── transactions ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _begin(self, fairy: Any) -> None:
-        """BEGIN now: it shows what a ping would show, without a ping."""
+        """Send BEGIN now: it proves what a ping would prove, without the extra round trip."""
         record = self._by_connection[fairy.dbapi_connection]
         now = self._monotonic()
         if not record.fresh:
@@ -110,18 +111,24 @@ class Hooks:
         start = self._driver.begin(record.adapted)
         if start is None:
             return
+        # Only an idle connection gets this timer: on one that a firewall has silently dropped, BEGIN would otherwise
+        # wait for the whole deadline, and the caller would fail although the server is well. A fresh connection has
+        # just been answered.
         idle = now - record.idle_since > self._validate_after_idle_s
         timer = record.abort_in(self._idle_begin_s) if idle and not record.fresh else None
         try:
             await_(start)
         except asyncio.CancelledError:
-            # The caller gave up first: the others of this pool are as old, and must not cost each caller the same wait.
-            # And an orderly goodbye, to a server that does not answer, would take the rest of this caller's time.
+            # The caller gave up first. The pool's other connections are as old: without `distrust_all` each of them
+            # would cost one more caller the same wait. And closing this one in order, with a server that does not
+            # answer, would use up the rest of this caller's time.
             if self._monotonic() - now > self._idle_begin_s:
                 record.abort()
                 self._records.distrust_all()
             raise
         except Exception as error:
+            # A fresh connection that fails is the server's answer, and so is an error on a connection that stays open:
+            # replacing it would hide an outage in an endless loop of new connections.
             if record.fresh or not record.is_closed:
                 raise
             if record.aborted:
@@ -152,7 +159,7 @@ class Hooks:
         self._note_commit(occupant.leave(record, began, True))
 
     def _rollback(self, fairy: Any) -> None:
-        """Nothing to do where nothing is open: the pool rolls back whatever comes home, after a COMMIT too."""
+        """Nothing to do if nothing is open: the pool rolls back every returned connection, after a COMMIT too."""
         record = self._by_connection.get(fairy.dbapi_connection)
         if record is not None and record.is_open:
             record.is_open = False
@@ -173,7 +180,7 @@ class Hooks:
         return self._run(cursor.execute, context, statement)
 
     def _run(self, execute: Callable[..., Any], context: Any, statement: str, *parameters: Any) -> bool:
-        """Run a statement of a scope; False lets SQLAlchemy do it, for its own questions on a new connection."""
+        """Run a scope's statement; False lets SQLAlchemy run it: its own questions on a new connection."""
         record = self._by_connection.get(context.root_connection.connection.dbapi_connection)
         occupant = None if record is None else record.occupant
         if record is None or occupant is None:
@@ -194,9 +201,9 @@ class Hooks:
     # ── errors ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def on_error(self, context: ExceptionContext) -> BaseException | None:
-        """Record what the engine reports; put koo's own word in the place of a deadline's or a lost COMMIT's error."""
+        """Record what the engine reports; replace the error of a deadline or a lost COMMIT with koo's own."""
         error = context.original_exception
-        # The whole pool by SQLAlchemy's wall clock is never dropped: koo's generations do that.
+        # SQLAlchemy would drop the whole pool by wall time; koo's generations do that, by monotonic time.
         context.invalidate_pool_on_disconnect = False
         if isinstance(error, Stale):
             self._metrics.stale += 1

@@ -1,7 +1,7 @@
 """The hooks of an engine on PostgreSQL whose COMMITs have markers.
 
-A lost COMMIT is decided right here, before SQLAlchemy hears of it: to the session it either succeeded or failed. Its
-objects, its events and the block's own code see one of the two, and never the doubt.
+A lost COMMIT is decided right here, before SQLAlchemy hears of it: to the session it either succeeded or failed. So its
+objects, its events and the block's own code see one of the two, never an open question.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Committing(Protocol):
 
 
 class MarkedHooks(Hooks):
-    """As `Hooks`; `wall` is the time that keys begin with."""
+    """As `Hooks`; `wall` is the time at the start of keys."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class MarkedHooks(Hooks):
         if occupant is None or not occupant.may_have_written():
             super()._commit(fairy)
             return
-        if place is None:  # another scope found since this one began that the table cannot be used any more
+        if place is None:  # since this scope began, another one found that the table can no longer be used
             raise refused(self._metrics.marker_problem or f"the table {TABLE} cannot be used")
         key = commit_key(self._wall())
         began = occupant.enter(record, COMMIT)
@@ -100,15 +100,17 @@ class MarkedHooks(Hooks):
     def _learn(
         self, record: ConnectionRecord, occupant: Occupant, fairy: Any, key: str, error: BaseException
     ) -> None:
-        """Return if it happened although COMMIT ended in `error`; else raise what the caller learns."""
+        """Return if the COMMIT happened although it ended in `error`; else raise the error for the caller."""
         scope = next((one for one in self._scopes if one.transcript is occupant), None)
         deadline = scope.deadline if scope is not None else 0.0
         if not isinstance(error, Exception):
-            self._outcomes.record(key, deadline)  # the caller was cancelled in a COMMIT of its own
+            self._outcomes.record(key, deadline)  # a COMMIT inside the block: only the log can have it
             raise error
         meaning = occupant.lost_in_commit(record, error, self._is_lost(record, fairy, error))
         if meaning is None:
             raise self._refusal(occupant, error)
+        # Connection and permit go back first. If every scope kept its own while it asks, a pool full of lost COMMITs
+        # would wait for connections that only its own members could free.
         self._give_back(record, scope if occupant.leaving else None, fairy, error)
         was_committed = await_(self._outcomes.learn(key, deadline))
         if was_committed is None:
@@ -129,7 +131,7 @@ class MarkedHooks(Hooks):
     def _give_back(
         self, record: ConnectionRecord, scope: Committing | None, fairy: Any, error: Exception
     ) -> None:
-        """The connection goes, and with it the permit of a scope that ends: the question must not wait for either."""
+        """Release the connection, and the permit of a scope that ends: the question must not wait for either."""
         record.abort()
         record.occupant, record.is_open = None, False
         fairy.invalidate(error)
@@ -137,14 +139,14 @@ class MarkedHooks(Hooks):
             scope.give_back(error)
 
     def _refusal(self, occupant: Occupant, error: Exception) -> Exception:
-        """What is raised for a COMMIT that did not happen: the caller's own error, unless the marker was refused."""
+        """The error for a COMMIT that did not happen: the caller's own, unless the marker was refused."""
         code = sqlstate_of(error)
         if code == IN_FAILED_TRANSACTION:
             return occupant.rolled_back()
         if code is None or TABLE not in str(error):
             return error
         if code == UNIQUE_VIOLATION:
-            # The key was burned while this message was on its way: it was judged as not committed, and is not.
+            # The key was burned while this message was on its way: the answer "not committed" was given, and holds.
             return occupant.not_committed(LOST)
         problem = refused(f"the marker was refused (SQLSTATE {code}), so the transaction was rolled back")
         self._markers.distrust(problem.reason)

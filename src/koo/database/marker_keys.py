@@ -1,4 +1,4 @@
-"""What a marker is called, and the statement that writes it."""
+"""The keys of markers, and the statement that writes them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _CERTAIN = re.compile(r"\s*(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
 
 
 def writes_for_certain(statement: str) -> bool:
-    """Whether its first word says that it writes; of any other the server is asked."""
+    """Whether its first word proves that it writes; for any other statement the server is asked."""
     return _CERTAIN.match(statement) is not None
 
 
 def commit_key(wall_s: float) -> str:
-    """A key that no other COMMIT has (a UUID of version 7): it begins with the time, so old ones are found by it."""
+    """A unique key for one COMMIT (a UUID of version 7). It begins with the time, so old rows are found by it."""
     number = (int(wall_s * 1000) & (1 << 48) - 1) << 80 | secrets.randbits(80)
     number = number & ~(0xF << 76) | 0x7 << 76
     number = number & ~(0x3 << 62) | 0x2 << 62
@@ -34,11 +34,11 @@ class Place:
     is_sqlite: bool = False
 
     def insertion(self, key: str, certain: bool) -> str:
-        """What goes before COMMIT. `certain`: the transaction has written; else the server sees whether it has."""
+        """What goes before COMMIT. `certain`: the transaction has written; otherwise the server checks that."""
         insert = f"INSERT INTO {self.table} (key) VALUES ('{key}')"
         if certain:
             return insert
-        # By DO and not by INSERT ... WHERE: in a read-only transaction that is refused also where it inserts nothing.
+        # By DO, not by INSERT ... WHERE: a read-only transaction refuses that even where it would insert nothing.
         return (
             "DO $koo$BEGIN IF pg_current_xact_id_if_assigned() IS NOT NULL"
             f" AND NOT current_setting('transaction_read_only')::bool THEN {insert}; END IF; END$koo$"
@@ -46,5 +46,5 @@ class Place:
 
 
 def quoted(name: str) -> str:
-    """A name as SQL takes it, whatever is in it."""
+    """A quoted SQL identifier, whatever characters it holds."""
     return '"' + name.replace('"', '""') + '"'

@@ -1,21 +1,21 @@
-"""Markers: rows that tell whether a transaction was committed, when its connection was lost during COMMIT.
+"""Markers: rows that say whether a transaction was committed, when its connection was lost during COMMIT.
 
-    COMMIT      INSERT INTO koo_markers (key) VALUES ('tx:…'); COMMIT      one message: not a round trip more
+    COMMIT      INSERT INTO koo_markers (key) VALUES ('tx:…'); COMMIT      one message: no extra round trip
     lost        the same key is inserted as *burned*                       on a connection beside the pool
 
-Both INSERTs meet in the unique index. While the lost transaction is open the second one waits. If it committed, its row
-is there, and it happened. If not, the new row burns the key, and whatever of the lost transaction still arrives late
-fails on it. So one statement asks and shuts the door behind the answer (`koo.database.outcomes`).
+Both INSERTs meet in the unique index. While the lost transaction is open, the second one waits. If it committed, its
+row is there. If not, the new row burns the key, and anything of the lost transaction that still arrives late fails on
+it. So one statement both asks and makes the answer final (`koo.database.outcomes`).
 
 A row is also kept for each *idempotency key* (`koo.database.operations`), with the result of the operation.
 
-On PostgreSQL every COMMIT of a scope that wrote has a marker. Where only the server can tell whether anything was
-written (a SELECT may call a function that writes), it is asked in the same message, and writes no row where nothing
-was. SQLite commits in this process and always knows whether it did, so it has no markers.
+On PostgreSQL every COMMIT of a scope that wrote has a marker. Where only the server can say whether anything was
+written (a SELECT may call a function that writes), it is asked in the same message, and writes a row only if something
+was. SQLite commits in this process and always knows whether it did, so it needs no markers.
 
-The table is made by an explicit act: `koo db init`, or a migration of the application's own with the same text. A
-database without it, or with one that cannot be used, is refused to scopes that may write: without a word they would
-have lost the protection that they were promised.
+The table is made by an explicit act: `koo db init`, or an application's own migration with the same text. If a database
+has no table, or one that cannot be used, scopes that may write are refused: otherwise they would silently lose the
+protection that they were promised.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from koo.sqlstates import original_of, sqlstate_of
 GUIDE = "docs/exactly-once.md"
 COLUMNS = ("key", "created_at", "burned", "fingerprint", "result")
 BATCH = 1000
-"""Rows that one DELETE takes: its locks and its WAL stay small beside the application's own."""
+"""Rows that one DELETE takes: small enough that its locks and WAL do not disturb the application."""
 BATCHES_MAX = 20
 CLEAN_S = 60.0
 """Between two deletions: with both numbers above, a process keeps up with 300 COMMITs a second."""
 REFUSED = "42"
-"""The class of SQLSTATEs of what cannot be right, such as a privilege that is missing."""
+"""The class of SQLSTATEs for statements that cannot be right, such as a missing privilege."""
 INIT_LOCK = 0x6B6F6F
-"""Of two processes that make the table at once, one waits."""
+"""An advisory lock: of two processes that make the table at once, one waits."""
 
 POSTGRESQL_TABLE = """
 CREATE TABLE IF NOT EXISTS koo_markers (
@@ -75,8 +75,8 @@ CREATE TABLE IF NOT EXISTS koo_markers (
 CREATE INDEX IF NOT EXISTS koo_markers_operations ON koo_markers (created_at) WHERE fingerprint IS NOT NULL
 """
 
-# One row: the schema, the columns, whether the key is unique, and the privileges that are missing. Where the search
-# path does not lead to the table, any schema that has one.
+# One row: the schema, the columns, whether the key is unique, and the missing privileges. If the search path does not
+# lead to the table, any schema that has one.
 _LOOK = text("""
 SELECT n.nspname, pg_table_is_visible(c.oid),
     ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
@@ -106,7 +106,7 @@ log = logging.getLogger("koo")
 class Markers:
     """The table of one database. `metrics.marker_problem`: why it cannot be used, or None.
 
-    `tend_at`: when old rows are deleted next, in monotonic seconds; `tending`: the task that does it.
+    `tend_at`: when old rows are next deleted, in monotonic seconds; `tending`: the task that deletes them.
     """
 
     def __init__(
@@ -122,16 +122,16 @@ class Markers:
         self.tend_at = 0.0
 
     async def ready(self) -> Place:
-        """Where it is, looked up at the first use.
+        """Where the table is, looked up at the first use.
 
-        Raises `DatabaseError` (not_configured) with what to do where it cannot be used, and looks again next time.
+        If it cannot be used, raises `DatabaseError` (not_configured) with what to do, and looks again next time.
         """
         if self.place is not None:
             return self.place
         return await self.look()
 
     async def look(self) -> Place:
-        """As `ready`, but look now; those who ask at the same time share it."""
+        """As `ready`, but look now; callers that ask at the same time share one look."""
         if self._looking is None or self._looking.done():
             self._looking = begin(asyncio.get_running_loop(), self._look(), "koo looks for its markers")
         return await asyncio.shield(self._looking)
@@ -179,11 +179,11 @@ class Markers:
         lacks = [name for name in COLUMNS if name not in columns]
         if lacks:
             raise refused(
-                f"the table {TABLE} is of another version, it has no {', '.join(lacks)}: run `koo db init`"
+                f"the table {TABLE} is of another version: it lacks {', '.join(lacks)}; run `koo db init`"
             )
 
     def tend(self, now: float, *, must_be_there: bool) -> None:
-        """Each second: look again while it `must_be_there` and cannot be used; delete old rows once in `CLEAN_S`."""
+        """Each second: look again while it `must_be_there` but cannot be used; delete old rows every `CLEAN_S`."""
         is_busy = self.tending is not None and not self.tending.done()
         if (
             is_busy
@@ -202,7 +202,7 @@ class Markers:
             log.debug("database: the markers could not be tended", exc_info=True)
 
     async def close(self) -> None:
-        """End what runs in the background."""
+        """Cancel the background work."""
         running = [task for task in (self.tending, self._looking) if task is not None and not task.done()]
         for task in running:
             task.cancel()
@@ -213,7 +213,7 @@ class Markers:
         self.place, self._metrics.marker_problem = None, problem
 
     async def make(self) -> None:
-        """Make the table, or add what an older one lacks. May be done again. Raises `DatabaseError`."""
+        """Make the table, or add what an older one lacks. Safe to repeat. Raises `DatabaseError`."""
 
         async def create(connection: AsyncConnection) -> None:
             statements = SQLITE_TABLE if self._beside.is_sqlite else POSTGRESQL_TABLE
@@ -227,7 +227,7 @@ class Markers:
         await self.ready()
 
     async def clean(self) -> int:
-        """Delete what is older than the retention, in small transactions; returns how many rows. Raises as `ready`."""
+        """Delete rows older than the retention, in small transactions; returns how many. Raises as `ready` does."""
         place = await self.ready()
         deleted = 0
         for _ in range(BATCHES_MAX):
@@ -248,7 +248,7 @@ class Markers:
         deletion = text(_DELETE_OPERATIONS.format(table=place.table, now=now, lock=lock))
         count: int = (await connection.execute(deletion, {"batch": BATCH})).rowcount
         if not place.is_sqlite:
-            # Clocks may differ: nothing goes that is young by this process's or by the server's.
+            # Clocks may differ: a row is deleted only if it is old by this process's clock and by the server's.
             server_s = float(
                 (await connection.execute(text("SELECT extract(epoch FROM now())"))).scalar_one()
             )

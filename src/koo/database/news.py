@@ -1,7 +1,7 @@
-"""What a database publishes and logs beside what its breaker does: scopes that failed, and what changed about it.
+"""What a database publishes and logs beside its breaker's events: scopes that failed, and changes of its own.
 
-A scope that the program itself has spoiled (a constraint, a statement that cannot be right, an exception of its own) is
-the program's business, and is not logged: many use a constraint to find out whether a row is there.
+A scope that the program itself broke (a constraint, an invalid statement, an exception of its own) is the program's
+business, and is not logged: many programs use a constraint to find out whether a row exists.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from koo.server_words import sentence_of
 from koo.sqlstates import original_of, sqlstate_of
 
 THE_PROGRAMS = frozenset({Kind.INTEGRITY, Kind.INVALID_REQUEST})
-"""Kinds of what a statement was refused for, and not the database."""
+"""Kinds where the server refused a statement, not the database as a whole."""
 
 
 class EndedScope(Protocol):
-    """What is asked of a scope that has ended; one that never began has neither."""
+    """What is read of a scope that has ended; one that never began has neither."""
 
     transcript: Transcript
 
@@ -52,7 +52,7 @@ class EndedScope(Protocol):
 
 
 class DatabaseNews:
-    """Of one database. `publish` takes events; without it they are logged all the same, and likewise with `calls`."""
+    """The news of one database. `publish` receives events; they are logged even without it or `calls`."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class DatabaseNews:
     # ── scopes ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def failed(self, error: BaseException, scope: EndedScope, what: What, attempts: int) -> None:
-        """A scope, or the function that it was the last attempt of, ended with an error."""
+        """A scope ended with an error, or the function whose last attempt it was."""
         known = next((one for one in leaves_of(error) if isinstance(one, DatabaseError)), None)
         if known is not None:
             self._failed(known, scope, what, attempts)
@@ -87,7 +87,7 @@ class DatabaseNews:
 
     def _failed(self, error: DatabaseError, scope: EndedScope, what: What, attempts: int) -> None:
         if error.logged:
-            return  # it left an inner scope before, and there it was met
+            return  # it passed through an inner scope before, and was logged there
         error.logged = True
         if isinstance(error, CommitOutcomeUnknown):
             where = str(find(asyncio.current_task(), scope.session))
@@ -97,9 +97,9 @@ class DatabaseNews:
             self.calls.failed(SERVICE, what, error, error.kind, attempts)
 
     def note_outcome(self, key: str, was_committed: bool | None, *, was_told: bool) -> None:
-        """What became of the lost COMMIT of a caller that was cancelled; None: it could not be learned.
+        """What became of the lost COMMIT of a cancelled caller; None: unknown.
 
-        `was_told`: that caller has left with "unknown", which was published and counted.
+        `was_told`: that caller has already received "unknown", which was published and counted.
         """
         metrics = self._metrics
         if was_committed is None:
@@ -113,13 +113,13 @@ class DatabaseNews:
         Line(logging.WARNING, SERVICE, words, [said, f"marker {key}"], {"what": "commit_resolved"}).write("")
 
     def note_refused(self, error: DatabaseError) -> None:
-        """No scope can begin: what is opened before the first one cannot be."""
+        """No scope can begin, because what must be opened before the first one cannot be."""
         self.calls.failed(SERVICE, "scope", error, error.kind, 0)
 
     # ── what changed ──────────────────────────────────────────────────────────────────────────────────────────
 
     def tick(self) -> None:
-        """What a second brings about."""
+        """Log what a second brings."""
         if self._is_alone:
             self.calls.tick()
         is_read_only = self._metrics.is_read_only
@@ -139,7 +139,7 @@ class DatabaseNews:
             self.publish(HealthCheckFailed(SERVICE, f"{error.reason} ({shown(server)})", error.kind))
 
     def note_gate(self, state: GateState, running: int) -> None:
-        """An operator has shut the gate, or opened it again."""
+        """An operator has shut or opened the gate."""
         if state is GateState.OPEN:
             self.publish(DatabaseResumed(SERVICE))
         else:
@@ -147,11 +147,11 @@ class DatabaseNews:
             self.publish(act(SERVICE, running))
 
     def note_rotation(self, running: int) -> None:
-        """An operator has had the connections replaced."""
+        """An operator had the connections replaced."""
         self.publish(DatabaseRotated(SERVICE, running))
 
     def note_overdue(self, scopes: list[tuple[Holder, float]], now: float) -> None:
-        """Scopes are open for longer than they should be, since the times that stand beside them."""
+        """These scopes have been open for too long, each since the time beside it."""
         for scope, since in scopes:
             left_s = max(scope.deadline - now, 0.0)
             said = [describe(scope, since, now), f"its deadline comes in {describe_s(left_s)}"]

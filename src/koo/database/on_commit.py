@@ -1,14 +1,14 @@
-"""Hooks: what is to happen once a transaction is known to be committed. A mail, a message, a cache.
+"""Hooks that run once a transaction is known to be committed: send a mail, publish a message, clear a cache.
 
     on_commit(session, lambda: send_receipt(order))
 
-They run after the COMMIT, also after one that was lost and is known by its marker, when connection and permit are back:
-in the order in which they were given, each once. They do not run after a rollback, nor where the outcome is unknown.
-What was given inside a savepoint that is rolled back, or by a run of a function that is repeated, is forgotten. A
-function that joined an outer one has its hooks run with the outermost.
+They run after the COMMIT (also one that was lost, if its marker proves it), when connection and permit are back: in the
+order of registration, each once. They do not run after a rollback, or if the outcome is unknown. Hooks registered
+inside a savepoint that is rolled back, or by a run of a function that is repeated, are forgotten. Hooks of a function
+that joined an outer one run with the outermost.
 
-The transaction is done by then. So a hook that fails is logged, and handed to the event loop's exception handler, but
-makes no failure of it; the others run all the same. Those of a caller that is cancelled run without it.
+The transaction is done by then. So a hook that fails is logged and passed to the event loop's exception handler, but
+the scope does not fail, and the other hooks run. If the caller is cancelled, its hooks run without it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Hook = Callable[[], object]
 
 
 class CommitHooks:
-    """Of one scope. `is_deaf`: a rollback is koo's own, and nothing is to be forgotten."""
+    """The hooks of one scope. `is_deaf`: the rollback is koo's own, and nothing is forgotten."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -42,11 +42,11 @@ class CommitHooks:
         event.listen(session, "after_soft_rollback", self._on_rollback)
 
     def add(self, hook: Hook) -> None:
-        """Run it after the COMMIT to come."""
+        """Run it after the next COMMIT."""
         self._waiting.append((hook, self._session.get_nested_transaction()))
 
     def _on_commit(self, session: Session) -> None:
-        if not session.in_nested_transaction():  # the release of a savepoint commits nothing yet
+        if not session.in_nested_transaction():  # releasing a savepoint commits nothing yet
             self._due += [hook for hook, _ in self._waiting]
             self._waiting = []
 
@@ -55,7 +55,7 @@ class CommitHooks:
             self._waiting = [one for one in self._waiting if ended.nested and not _is_within(one[1], ended)]
 
     async def run(self) -> None:
-        """Those that are due, each once. What is left when it is cancelled stays due."""
+        """Run the hooks that are due, each once. Those left when it is cancelled stay due."""
         while self._due:
             hook = self._due.pop(0)
             try:
@@ -76,13 +76,15 @@ class _Hooked(Protocol):
 
 
 def on_commit(session: AsyncSession, hook: Hook) -> None:
-    """Call `hook()` once the transaction of `session` is known to be committed, and await what it returns if it can be.
+    """Call `hook()` once the transaction of `session` is known to be committed; an awaitable that it returns is
+    awaited.
 
-    `session` is one of an open scope, or of a function under `transactional_with_retry`. A hook that fails is logged,
-    and changes nothing about the transaction. Raises `DatabaseError` for any other session, TypeError for no function.
+    `session` belongs to an open scope, or to a function under `transactional_with_retry`. A hook that fails is logged
+    and changes nothing about the transaction. Raises `DatabaseError` for any other session, TypeError for anything that
+    cannot be called.
     """
     if not callable(hook):
-        raise TypeError(f"on_commit takes a function to call later, and not {type(hook).__name__}")
+        raise TypeError(f"on_commit takes a function to call later, not {type(hook).__name__}")
     sync: Any = session.sync_session
     scope = cast("_Hooked | None", getattr(sync, "scope", None))
     if scope is None:

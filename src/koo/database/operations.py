@@ -1,15 +1,15 @@
-"""Operations that happen once for their idempotency key, however often they are sent, and by however many processes.
+"""Operations that happen once for their idempotency key, however often and by however many processes they are sent.
 
     INSERT INTO koo_markers (key, fingerprint) … ON CONFLICT DO NOTHING      the transaction's first statement
-        a row      the key is new: run the operation, write its result into the row; COMMIT makes all of it one
+        a row      the key is new: run the operation, write its result into the row; one COMMIT covers all of it
         no row     it was done before: return the stored result, and write nothing
 
-Two at once meet in the unique index. The second waits until the first has ended: then it finds the result, or the place
-free if the first was rolled back. So the row also fences a lost COMMIT, with markers or without: to run the operation
-again is to ask what became of it.
+Two at once meet in the unique index. The second waits until the first has ended: then it finds the result, or may run
+if the first was rolled back. So the row also fences a lost COMMIT, with markers or without: running the operation again
+finds out whether it was committed.
 
-The fingerprint says which operation it was: the same key for another one is a mistake of the client's, and refused.
-Results are JSON, because they outlive the process; each caller gets what was stored, the first one too.
+The fingerprint says which operation it was: using the same key for another one is the client's mistake, and is refused.
+Results are JSON, because they outlive the process; each caller gets the stored form, the first one too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from koo.errors import DatabaseError, IdempotencyKeyInUse, IdempotencyKeyReused,
 from koo.sqlstates import sqlstate_of
 
 KEY_MAX = 255
-"""What clients send as `Idempotency-Key` is a UUID as a rule; longer keys would make a slow index."""
+"""The header `Idempotency-Key` usually holds a UUID; much longer keys would slow the index down."""
 TRIES_MAX = 3
 LOCK_NOT_AVAILABLE = "55P03"
 
@@ -56,9 +56,9 @@ class Stored:
 class Operation:
     """One operation. `begin` comes first in its transaction and `finish` last; `run` is both around a function.
 
-    `key`: the client's, 1 to 255 printable characters; `fingerprint`: anything that tells this operation from another
-    one (it is hashed). `wait_s`: how long to wait for another transaction that has the key; None is until the scope's
-    deadline. On SQLite the wait is the writers' line. Raises ValueError for a key that cannot be one.
+    `key`: the client's, 1 to 255 printable characters; `fingerprint`: whatever tells this operation apart from another
+    one (it is hashed). `wait_s`: how long to wait for another transaction with the same key; None: until the scope's
+    deadline. On SQLite the wait is in the writers' queue. Raises ValueError for an invalid key.
     """
 
     def __init__(self, key: str, fingerprint: str = "", *, wait_s: float | None = None) -> None:
@@ -70,10 +70,10 @@ class Operation:
         self._values = {"key": OF_OPERATION + key, "fingerprint": self._fingerprint}
 
     async def begin(self, session: AsyncSession) -> Stored | None:
-        """Take the key for this transaction; or, if it has been done, what it returned then.
+        """Take the key for this transaction; or, if the operation has been done, return what it returned then.
 
-        Raises `IdempotencyKeyReused`, `IdempotencyKeyInUse` after `wait_s`, and `DatabaseError` where the table of
-        markers cannot be used, or the session is not a scope's.
+        Raises `IdempotencyKeyReused`, `IdempotencyKeyInUse` after `wait_s`, and `DatabaseError` if the table of markers
+        cannot be used, or the session does not belong to a scope.
         """
         scope = cast("_Begun | None", getattr(session.sync_session, "scope", None))
         if scope is None:
@@ -86,7 +86,7 @@ class Operation:
                 return None
             select = f"SELECT fingerprint, result, created_at FROM {place.table} WHERE key = :key"
             row = (await session.execute(text(select), self._values)).one_or_none()
-            if row is not None:  # else the retention has deleted it since
+            if row is not None:  # otherwise the retention deleted it meanwhile
                 return self._read(*row)
         raise self._in_use()
 
@@ -94,13 +94,13 @@ class Operation:
         if fingerprint != self._fingerprint:
             raise IdempotencyKeyReused(
                 SERVICE,
-                "this idempotency key was used for another operation, or for other arguments: make a new key",
+                "this idempotency key was used for another operation, or with other arguments: make a new key",
             )
         if result is None:
             raise DatabaseError(
                 SERVICE,
-                "an earlier operation with this idempotency key committed a part of its work and did not finish:"
-                " look at what it did, then delete its row",
+                "an earlier operation with this idempotency key committed part of its work and did not finish:"
+                " check what it did, then delete its row",
                 kind=Kind.OUTCOME_UNKNOWN,
             )
         at = created_at if isinstance(created_at, str) else created_at.isoformat()
@@ -119,7 +119,7 @@ class Operation:
             raise
 
     async def _bounded(self, session: AsyncSession, insert: TextClause, place: Place) -> Any:
-        """The INSERT, and for it alone the time that it may wait."""
+        """The INSERT, with a limit on its own wait."""
         if self._wait_s is None or place.is_sqlite:
             return await session.execute(insert, self._values)
         before = (await session.execute(text("SELECT current_setting('lock_timeout')"))).scalar_one()
@@ -136,8 +136,8 @@ class Operation:
     async def finish(self, session: AsyncSession, result: Any) -> Any:
         """Store the result, in the same transaction; returns it as it was stored.
 
-        Raises TypeError or ValueError for what JSON cannot hold, `DatabaseError` where the block has rolled back, and
-        the key with it.
+        Raises TypeError or ValueError for what JSON cannot hold, `DatabaseError` if the block rolled back, because the
+        key went with it.
         """
         stored = json.dumps(result, allow_nan=False)
         scope = cast("_Begun", cast("Any", session.sync_session).scope)
@@ -147,7 +147,7 @@ class Operation:
         if done.rowcount != 1:
             raise DatabaseError(
                 SERVICE,
-                "the transaction of this idempotency key was rolled back inside the function: let its error out,"
+                "the transaction of this idempotency key was rolled back inside the function: let the error propagate,"
                 " or put what may fail into session.begin_nested()",
                 kind=Kind.INVALID_REQUEST,
             )
@@ -156,9 +156,9 @@ class Operation:
     async def run(
         self, call: Callable[[AsyncSession], Awaitable[Any]], session: AsyncSession, *, joined: bool = False
     ) -> Any:
-        """The result of `call(session)`, or of the one that was before. `joined`: the transaction is another's."""
+        """The result of `call(session)`, or the stored one. `joined`: the transaction belongs to an outer function."""
         if joined:
-            # An error that the outer function catches must not leave the key behind, without a result.
+            # If the outer function catches an error, the key must not stay behind without a result.
             async with session.begin_nested():
                 return await self.run(call, session)
         stored = await self.begin(session)
@@ -176,7 +176,7 @@ def _forbid_commits(session: Session, scope: _Begun) -> None:
         if not scope.is_leaving and not session.in_nested_transaction():
             raise DatabaseError(
                 SERVICE,
-                "a function with an idempotency key is one transaction: it must not commit a part of it",
+                "a function with an idempotency key is one transaction: it must not commit part of it",
                 kind=Kind.INVALID_REQUEST,
             )
 
@@ -186,21 +186,21 @@ def _forbid_commits(session: Session, scope: _Begun) -> None:
 def operation_of(
     key: str | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Operation | None:
-    """The operation that this call is, or None where it has no key."""
+    """The operation of this call, or None without a key."""
     return None if key is None else Operation(key, fingerprint_of(fn, args, kwargs))
 
 
 def fingerprint_of(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Which call it is: the function's name and its arguments, as far as they can be told."""
+    """Which call it is: the function's name and its arguments, as far as JSON can express them."""
     name = f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__qualname__)}"
     try:
         return json.dumps([name, list(args), kwargs], sort_keys=True, default=_words)
-    except (TypeError, ValueError):  # keys of a dict that JSON cannot sort or hold
+    except (TypeError, ValueError):  # dict keys that JSON cannot sort or hold
         return repr((name, args, sorted(kwargs.items())))
 
 
 def _words(value: object) -> object:
-    """What JSON does not know: its own words, unless they would be others in the next process."""
+    """For values that JSON does not know: their `str`, unless it would differ in the next process."""
     if isinstance(value, set | frozenset):
         return sorted(map(repr, value))
     of_class = type(value)

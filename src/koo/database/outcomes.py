@@ -1,20 +1,21 @@
-"""Was it committed? What is asked, on a connection beside the pool, after a COMMIT was lost.
+"""Was it committed? Asked on a connection beside the pool, after a COMMIT was lost.
 
     INSERT INTO koo_markers (key, burned) VALUES (…, true) ON CONFLICT (key) DO UPDATE … RETURNING burned
 
-* It **waits** in the unique index for a transaction that is still open. Where that takes longer than `LOCK_WAIT_S` (its
-  COMMIT waits for a standby that is gone, say), the session that sent the key is ended, and the question asked again.
-* `burned` false: the transaction's own row, so it **was committed**. True: the row is this one, so it **was not**, and
-  cannot be any more: what arrives late of it fails on the row.
-* A row says itself whether it was burned, because the asker's own COMMIT may be lost too. It asks again then, and must
-  not take the row that it left behind for the transaction's.
-* It always writes, also where it finds the row: its COMMIT waits for a synchronous standby as every other does. Else a
-  transaction would be called committed that a failover in the next second loses.
-* A standby cannot answer: it refuses the INSERT. It is asked again until it is promoted, or the time is over.
+* It **waits** in the unique index for a transaction that is still open. If that takes longer than `LOCK_WAIT_S`
+  (because its COMMIT waits for a standby that is gone, say), the session that sent the key is ended, and the question
+  repeated.
+* `burned` false: the row is the transaction's own, so it **was committed**. True: the row is the asker's, so it **was
+  not**, and never will be: anything of it that arrives late fails on the row.
+* The row itself records whether it was burned, because the asker's own COMMIT may be lost too. It then asks again, and
+  must not mistake the row that it left behind for the transaction's.
+* It always writes, even if it finds the row: so its COMMIT waits for a synchronous standby as every other does.
+  Otherwise a transaction could be reported as committed that a failover loses a second later.
+* A standby cannot answer: it refuses the INSERT. It is asked again until it is promoted or the time runs out.
 
-The connection and the permit of the scope are back by then, so nothing waits for itself. It ends `resolve_timeout_s`
-after the scope's deadline. A caller that is cancelled waits for the answer no longer than for any other clean-up; the
-question goes on without it, and the log keeps the answer.
+The connection and the permit of the scope are back by then, so it cannot wait for itself. It ends `resolve_timeout_s`
+after the scope's deadline. A cancelled caller waits for the answer no longer than for any other clean-up; the question
+goes on without it, and the answer is logged.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ from koo.options import DatabaseOptions
 from koo.sqlstates import sqlstate_of
 
 LOCK_WAIT_S = 1.0
-"""So long the old session may take for its COMMIT: most of those that live are done within milliseconds."""
+"""How long the old session may take for its COMMIT: a living one is usually done within milliseconds."""
 PAUSES_S = (0.05, 1.0)
-"""Between two questions that were not answered: the first, and the longest."""
+"""Between two unanswered questions: the first pause, and the longest."""
 GLANCE_S = 0.1
-"""How often a caller that waits looks whether it was cancelled: in COMMIT a cancellation is put aside."""
+"""How often a waiting caller checks whether it was cancelled: during COMMIT a cancellation is deferred."""
 LOCK_NOT_AVAILABLE = "55P03"
 
 _ASK = """
 INSERT INTO {table} AS m (key, burned) VALUES (:key, true)
 ON CONFLICT (key) DO UPDATE SET burned = m.burned RETURNING burned
 """
-# The session is found by what it sent last, which holds the key. Its process id would be another one behind a pooler.
+# Found by its last query, which holds the key: behind a pooler its process id would be another session's.
 _END = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE pid <> pg_backend_pid() AND state <> 'idle' AND position(cast(:key AS text) IN query) > 0"
@@ -55,7 +56,7 @@ log = logging.getLogger("koo")
 
 
 class Outcomes:
-    """Of one database on one loop."""
+    """The questions of one database on one loop."""
 
     def __init__(
         self,
@@ -73,16 +74,14 @@ class Outcomes:
         self._asking: set[asyncio.Task[bool | None]] = set()
 
     async def learn(self, key: str, deadline: float) -> bool | None:
-        """Whether the transaction of this key was committed; None: it could not be learned in time.
+        """Whether the transaction of this key was committed; None: no answer in time.
 
-        `deadline`: the scope's. To be awaited where it stood in COMMIT, also where cancellations are put aside.
+        `deadline`: the scope's. Await it where COMMIT was awaited, even where cancellations are deferred.
         """
         task = self._begin(key, deadline)
         try:
             is_heard = await self._wait(task)
-        except (
-            asyncio.CancelledError
-        ):  # of a COMMIT inside the block: the caller leaves without a word about it
+        except asyncio.CancelledError:  # a COMMIT inside the block: the caller leaves without an answer
             task.add_done_callback(partial(self._tell, key, False))
             raise
         if is_heard:
@@ -91,7 +90,7 @@ class Outcomes:
         return None
 
     def record(self, key: str, deadline: float) -> None:
-        """As `learn`, where no caller waits: the log keeps the answer."""
+        """As `learn`, without a waiting caller: the answer is logged."""
         self._begin(key, deadline).add_done_callback(partial(self._tell, key, False))
 
     def _begin(self, key: str, deadline: float) -> asyncio.Task[bool | None]:
@@ -102,7 +101,7 @@ class Outcomes:
         return task
 
     async def _wait(self, task: asyncio.Task[bool | None]) -> bool:
-        """Wait for the answer; False: the caller was cancelled, and has waited as long as for any clean-up."""
+        """Wait for the answer; False: the caller was cancelled, and the cleanup time has passed since."""
         caller, cancelled_at = asyncio.current_task(), float("inf")
         while not task.done():
             await asyncio.wait({task}, timeout=GLANCE_S)
@@ -114,7 +113,7 @@ class Outcomes:
         return True
 
     def _tell(self, key: str, was_told: bool, task: asyncio.Task[bool | None]) -> None:
-        """The answer to a question whose caller has gone."""
+        """Log the answer to a question whose caller has gone."""
         self._news.note_outcome(key, answer_of(task), was_told=was_told)
 
     async def _ask_until(self, key: str, until: float) -> bool | None:
@@ -125,6 +124,8 @@ class Outcomes:
                 return await self._ask(key, min(max(left_s, GLANCE_S), self._options.pool_timeout_s))
             except Exception as error:
                 log.debug("database: the outcome of a COMMIT could not be asked for", exc_info=True)
+                # The old session still waits in COMMIT. While it lives, any answer could change: "not committed" now,
+                # committed a moment later. So it is ended before the question is repeated.
                 if sqlstate_of(error) == LOCK_NOT_AVAILABLE:
                     await self._end_session(key)
             if self._monotonic() + pause_s >= until:
@@ -139,7 +140,7 @@ class Outcomes:
             burned: bool = (
                 await connection.execute(text(_ASK.format(table=place.table)), {"key": key})
             ).scalar_one()
-        return not burned  # only now: the row that burns the key must be committed itself
+        return not burned  # only after the block: the row that burns the key must itself be committed
 
     async def _end_session(self, key: str) -> None:
         try:
@@ -149,7 +150,7 @@ class Outcomes:
             log.debug("database: the session of a lost COMMIT could not be ended", exc_info=True)
 
     async def close(self, within_s: float) -> None:
-        """Let what is being asked be answered within so many seconds, then give up."""
+        """Give open questions this long to be answered, then cancel them."""
         if self._asking:
             await asyncio.wait(self._asking, timeout=within_s)
         for task in tuple(self._asking):
@@ -158,5 +159,5 @@ class Outcomes:
 
 
 def answer_of(task: asyncio.Task[bool | None]) -> bool | None:
-    """None too where the database was closed meanwhile."""
+    """None also if the database was closed meanwhile."""
     return None if task.cancelled() else task.result()

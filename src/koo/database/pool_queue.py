@@ -1,9 +1,9 @@
-"""The fair queue in front of the pool: as many may pass as the pool can have connections.
+"""The fair queue in front of the pool: it admits as many callers as the pool can have connections.
 
-SQLAlchemy's own pool can let callers wait, but does not wake them when a connect fails: they sit out their whole time
+SQLAlchemy's own pool can make callers wait, but does not wake them when a connect fails: they wait for their whole time
 beside a free place. So no caller waits in the pool; all wait here, first come first served, each until its own
-deadline. Waiting and handing over are the guard's (`koo.gates`, `Bulkhead`); this queue knows who is inside, and since
-when, because "all in use" is useless without knowing by whom.
+deadline. The guard waits and hands over (`koo.gates`, `Bulkhead`); this queue knows which scopes are inside, and since
+when, because "all in use" is useless without naming what uses them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from koo.errors import PoolSaturated, describe_s
 from koo.policies.bulkhead import Bulkhead
 
 RECENT_S = 30.0
-"""For so long after a caller had to be turned away a pool that is still full is said to be saturated."""
+"""For this long after a caller was turned away, a pool that is still full is reported as saturated."""
 JUST_NOW_S = 2.0
-"""And one with a free place for so long: longer than a tick, so that each look sees that callers are turned away."""
+"""And one with a free place for this long: longer than a tick, so that each tick sees that callers are turned away."""
 RETRY_S_MIN = 0.1
 NAMED_MAX = 3
-"""So many of the scopes inside are described in a refusal, the oldest first."""
+"""How many of the scopes inside a refusal describes, the oldest first."""
 DESCRIBED_FOR_S = 1.0
-"""A description serves the refusals of so long: each one looks through tasks, and a full pool refuses by hundreds."""
+"""A description is reused for this long: each one walks through tasks, and a full pool refuses hundreds of callers."""
 
 
 class Holder(Protocol):
@@ -72,7 +72,7 @@ class PoolQueue(Bulkhead):
         self.holders: dict[Holder, float] = {}
         self.refused = 0
         self.refused_at = float("-inf")
-        self._refused_before = 0  # when the pool was last not saturated
+        self._refused_before = 0  # how many were refused when the pool was last not saturated
         self._empty: asyncio.Future[None] | None = None
         self._described = ""
         self._described_at = float("-inf")
@@ -80,18 +80,18 @@ class PoolQueue(Bulkhead):
 
     @property
     def waiting(self) -> int:
-        """Callers in line."""
+        """Callers in the queue."""
         return sum(not waiter.done() for waiter in self.line)
 
     def leave_hold(self, holder: Holder) -> float:
-        """A scope has left; returns when it had asked. The permit itself comes back with the guard's settlement."""
+        """A scope has left; returns when it asked. The permit itself comes back when the guard settles it."""
         since = self.holders.pop(holder)
         if not self.holders and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
         return since
 
     def wake_all(self) -> None:
-        """Wake all in line, whatever the limit: it is being closed, and inside each one is refused at once."""
+        """Wake all callers in the queue, whatever the limit: on closing, each is refused as soon as it is inside."""
         while self.line:
             waiter = self.line.popleft()
             if not waiter.done():
@@ -99,25 +99,25 @@ class PoolQueue(Bulkhead):
                 waiter.set_result(None)
 
     async def drain(self, within_s: float) -> None:
-        """Wait until the last scope has left, for so long at most."""
+        """Wait until the last scope has left, at most `within_s` seconds."""
         if self.holders:
             if self._empty is None or self._empty.done():
                 self._empty = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._empty], timeout=within_s)
 
     def forget(self) -> None:
-        """Another event loop begins: the waiters and holders belong to one that has ended."""
+        """Another event loop starts: waiters and holders belong to one that has ended."""
         super().forget()
         self.holders.clear()
         self._logged.clear()
         self._empty = None
 
     def is_saturated(self, now: float) -> bool:
-        """Whether callers wait, or are turned away: it ends with the pressure, and not half a minute later."""
+        """Whether callers wait or are turned away. It ends with the pressure, not half a minute later."""
         return self.waiting > 0 or self._turns_away(now)
 
     def turned_away(self, now: float) -> int:
-        """Callers turned away since the pool is saturated; 0 while none was lately."""
+        """Callers turned away since the pool became saturated; 0 if none was lately."""
         return self.refused - self._refused_before if self._turns_away(now) else 0
 
     def _turns_away(self, now: float) -> bool:
@@ -126,18 +126,20 @@ class PoolQueue(Bulkhead):
     def count_overdue(self, now: float, after_s: float) -> int:
         """How many scopes have been open for `after_s`."""
         count = 0
-        for since in list(self.holders.values()):  # the oldest first; another thread may ask while one leaves
+        for since in list(
+            self.holders.values()
+        ):  # oldest first; a copy, because a scope may leave in another thread
             if now - since < after_s:
                 break
             count += 1
         return count
 
     def describe_oldest(self, now: float, most: int) -> list[str]:
-        """The scopes that have been open longest, in words."""
+        """Describe the scopes that have been open longest."""
         return [describe(holder, since, now) for holder, since in list(self.holders.items())[:most]]
 
     def take_overdue(self, now: float, after_s: float) -> list[tuple[Holder, float]]:
-        """The scopes that have been open for `after_s`, each once, with when they had asked."""
+        """Scopes that have been open for `after_s`, each reported once, with when they asked."""
         self._logged.intersection_update(self.holders)
         overdue = [
             (holder, since)
@@ -148,7 +150,7 @@ class PoolQueue(Bulkhead):
         return overdue
 
     def explain(self, refusal: PoolSaturated, now: float, usual_hold_s: float) -> PoolSaturated:
-        """The refusal with what a person needs: who is inside, for how long, and when to come back."""
+        """Add to the refusal what a person needs: which scopes are inside, for how long, and when to come back."""
         if not self.turned_away(now):
             self._refused_before = self.refused
         self.refused += 1
@@ -168,8 +170,8 @@ class PoolQueue(Bulkhead):
         if any(holder.owner is here for holder in self.holders):
             reason += "; this task holds one itself: nested scopes need a connection each"
         refusal.reason = reason
-        # Those inside hold their connections for longer than is usual, or none would be refused: what they have held
-        # them for already is the best guess of how much longer they will.
+        # Scopes inside have held their connections longer than usual, or this caller would not be refused: the time
+        # that they have held them is the best guess of how much longer they will.
         ages = sorted(now - since for since in self.holders.values())
         hold_s = max(usual_hold_s, ages[len(ages) // 2] if ages else 0.0)
         refusal.retry_after_s = max(RETRY_S_MIN, hold_s * (waiting + 1) / most)

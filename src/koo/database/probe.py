@@ -1,17 +1,17 @@
-"""ProbeDatabase: asks the database how it is, over a connection of its own.
+"""ProbeDatabase: checks the database over a connection of its own.
 
-Outside the pool and its queue, because a full pool must not look like a dead database. It asks what the next caller
-would ask. A connection that was opened yesterday goes on when the password was changed, the server is full or its
-address leads elsewhere by now, so the probe opens a new one whenever it matters: while recovery is awaited or tested,
-after a distrust of the pool, and when its own is older than half an interval. The old one is closed afterwards, so that
-a full server is not found to have room because of it.
+It is outside the pool and its queue, because a full pool must not look like a dead database. It asks what the next
+caller would ask. A connection opened yesterday still works after the password was changed, the server became full or
+its address moved, so the probe opens a new one whenever that matters: while recovery is awaited or tested, after the
+pool was distrusted, and when its own is older than half an interval. The old one is closed only afterwards: otherwise a
+full server would appear to have room, because the probe had just made it.
 
-It asks once in an interval, and about once a second while something is wrong. Two answers in a row while the breaker is
-open begin the test of recovery at once: a restart of four seconds is an outage of six. Each such test that failed in
-the same outage doubles the number. Only a refused user is not asked each second: directories lock an account for that.
+It probes once per interval, and about once a second while something is wrong. Two answers in a row while the breaker is
+open start the recovery test at once, so a restart of four seconds is an outage of six. Each such test that fails in the
+same outage doubles the number. Only a refused user is not retried each second: directories lock accounts for that.
 
-A probe that fails three times makes a database unhealthy; in HALF_OPEN a probe takes a lease like a scope, so that an
-unused database recovers too.
+Three failed probes make a database unhealthy; in HALF_OPEN a probe takes a lease like a scope, so that an unused
+database recovers too.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Verdict
 
 TICK_S = 1.0
 TICK_JITTER = 0.1
-"""A tick may be so much longer: processes that one outage met must not connect in the same moment each second."""
+"""A tick may be longer by this share: processes hit by one outage must not all connect at the same moment."""
 AGE_SHARE = 0.5
-"""A connection is asked over for half an interval: so each look of the interval's own is over a new one."""
+"""A connection is used for half an interval, so each of the interval's own probes is over a new one."""
 ANSWERS = 2
-"""In a row, before the test of recovery begins early: one may be the last of a server that goes down."""
+"""Answers in a row before the recovery test starts early: a single one may be the last of a server going down."""
 DOUBLINGS_MAX = 5
 
 log = logging.getLogger("koo")
@@ -67,9 +67,9 @@ class Own:
 
 
 class ProbeDatabase:
-    """Probes at an interval, and when asked; `on_look` receives what it saw.
+    """Probes at an interval, and when asked; `on_look` receives each result.
 
-    `generation`: that of the pool's connections, which goes up when they are distrusted.
+    `generation`: that of the pool's connections, which rises when they are distrusted.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class ProbeDatabase:
         self._ending: set[asyncio.Future[Any]] = set()
 
     async def run(self) -> None:
-        """For ever: once in an interval, and about once a second while something is wrong."""
+        """Forever: once per interval, and about once a second while something is wrong."""
         due_at = self._clock.monotonic() + self._options.probe_interval_s
         while True:
             tick_s = TICK_S * (1.0 + TICK_JITTER * self._draw())
@@ -131,7 +131,7 @@ class ProbeDatabase:
         return (phase is OPEN or error is not None) and (error is None or error.kind is not Kind.AUTH)
 
     async def look(self) -> Look:
-        """One probe, shared by all who ask while it runs. Never raises; bounded by the probe's timeout and cleanup."""
+        """One probe, shared by all that ask while it runs. Never raises; bounded by the probe's timeout and cleanup."""
         running = self._running
         if running is None or running.done() or running.get_loop() is not asyncio.get_running_loop():
             running = self._running = asyncio.get_running_loop().create_task(self._look(), name="koo probe")
@@ -153,7 +153,7 @@ class ProbeDatabase:
             raise
         took_s = clock.monotonic() - began
         if error is not None and error.kind is Kind.OUT_OF_RESOURCES:
-            # Nothing was seen of the database: what the last look saw still holds.
+            # The failure was our own, and says nothing about the database: the last result still holds.
             self._feed(permit, NEUTRAL, took_s)
             return Look(clock.wall(), took_s, error, read_only, self._answered_since)
         self._last_error = error
@@ -169,7 +169,7 @@ class ProbeDatabase:
         return look
 
     def _count_answer(self, phase: Phase, answered: bool, took_s: float) -> None:
-        """Begin the test of recovery before its time, once the database has answered often enough in a row."""
+        """Start the recovery test early, once the database has answered often enough in a row."""
         breaker, now = self._guard.breaker, self._clock.monotonic()
         if breaker.closed_at != self._closed_at:
             self._closed_at, self._early = breaker.closed_at, 0
@@ -178,7 +178,7 @@ class ProbeDatabase:
         if self._answers >= needed and breaker.end_early(now):
             self._answers, self._early = 0, self._early + 1
         elif breaker.phase is OPEN:
-            # Callers are told when the test begins if the next looks are answered too; else the breaker's own time.
+            # Callers are told when the test begins if the next probes succeed too; otherwise the breaker's own time.
             looks_s = max(needed - self._answers, 1) * (TICK_S * (1.0 + TICK_JITTER) + took_s)
             early_at = max(breaker.opened_at + breaker.early_s, now) + looks_s
             breaker.early_at = early_at if self._answers else NEVER
@@ -187,7 +187,7 @@ class ProbeDatabase:
         if permit is not None:
             slow = took_s >= self._options.slow_call_s
             self._guard.breaker.settle(permit, verdict, slow, self._clock.monotonic(), self._draw)
-        self._guard.tick()  # tells what happened
+        self._guard.tick()  # publishes what happened
 
     def _name_it(self, failure: Exception) -> DatabaseError:
         if isinstance(failure, DatabaseError):
@@ -197,7 +197,7 @@ class ProbeDatabase:
         return unavailable(failure, explain(failure, ScopeStage.CONNECT))
 
     async def _ask_anew(self, until: float) -> bool | None:
-        """Does it answer, and does it refuse writes? Over a new connection, where a kept one would prove nothing."""
+        """Whether it refuses writes, if it answers. Over a new connection where a kept one would prove nothing."""
         own = self._own
         if own is not None and self._is_telling(own):
             try:
@@ -205,11 +205,11 @@ class ProbeDatabase:
             except Exception:
                 if own.record.aborted:
                     raise
-                await self._drop()  # a kept one that is dead says nothing about the server either
+                await self._drop()  # a dead kept connection says nothing about the server
         return await self._ask(await self._renew(until), until)
 
     def _is_telling(self, own: Own) -> bool:
-        """Whether what it answers holds for the next caller too."""
+        """Whether its answer also holds for the next caller."""
         age_s = self._clock.monotonic() - own.opened_at
         return (
             self._guard.breaker.phase is CLOSED
@@ -249,8 +249,8 @@ class ProbeDatabase:
         return await self._engine.connect()
 
     def _all_connect_args(self) -> dict[str, Any]:
-        # Behind a pooler each transaction may be another server's: a statement prepared for the last one is unknown
-        # there, and the probe would call that a failure of the database.
+        # Behind a pooler each transaction may run on another server connection, which does not know a statement
+        # prepared on the last one: the probe would report that as a failure of the database.
         plain = replace(self._options, prepared_statements=False)
         args = {**self._connect_args, **self._driver.connect_args(plain, self._keep)}
         if self._url.get_backend_name() != "sqlite":
@@ -269,7 +269,7 @@ class ProbeDatabase:
             future.add_done_callback(self._ending.discard)
 
     async def _drop(self) -> None:
-        """The connection is of no use any more: the next probe makes another."""
+        """Drop the connection: the next probe opens another."""
         own, self._own, self._record = self._own, None, None
         if own is not None:
             own.record.abort()

@@ -1,9 +1,9 @@
-"""The connections of one pool: how old each is, of which generation, and which scope occupies it.
+"""The connections of one pool: how old each is, its generation, and which scope occupies it.
 
-SQLAlchemy measures the age of connections in wall time and throws a whole pool away by it: after one lost connection
-and a step of the clock each checkout reconnects. A record counts in monotonic time, and belongs to a *generation*: when
-all connections are known to be useless (a black hole, a failover) the number goes up, and each older connection is
-replaced when it is next taken.
+SQLAlchemy measures the age of connections in wall time and drops a whole pool by it: after one lost connection and a
+clock step, each checkout reconnects. A record counts in monotonic time, and belongs to a *generation*: when all
+connections are known to be useless (a black hole, a failover), the number rises, and each older connection is replaced
+when it is next taken.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from koo.options import DatabaseOptions
 from koo.sqlstates import Meaning
 
 AGE_JITTER = 0.1
-"""A connection lives up to this share shorter: those that were opened together must not be replaced together."""
+"""A connection's life is shorter by up to this share: those opened together must not be replaced together."""
 
 
 class Stale(Exception):
-    """A pooled connection turned out to be dead before the block began: take another, unseen."""
+    """A pooled connection turned out to be dead before the block began: silently take another."""
 
 
 class Occupant(Protocol):
@@ -38,40 +38,40 @@ class Occupant(Protocol):
     statements: int
     """How many have succeeded."""
     leaving: bool
-    """The block has ended: what comes now is the scope's own."""
+    """The block has ended: what follows is the scope's own."""
     committed: bool
-    """The block has committed a part of its work."""
+    """The block has committed part of its work."""
     statement: str | None
     """The last one that was sent; only its first words are ever shown."""
 
     def enter(self, record: ConnectionRecord, stage: ScopeStage) -> float:
-        """Before a statement or COMMIT is sent; returns the time. Raises `DatabaseError` where it must not be."""
+        """Before a statement or COMMIT is sent; returns the time. Raises `DatabaseError` if it must not be sent."""
         ...
 
     def leave(self, record: ConnectionRecord, began: float, succeeded: bool) -> float:
-        """After it; returns the seconds that it took."""
+        """After it; returns how many seconds it took."""
         ...
 
     def report(
         self, context: ExceptionContext, record: ConnectionRecord, error: BaseException
     ) -> Exception | None:
-        """An error of the engine; returns what is raised in its place, or None."""
+        """An error of the engine; returns what to raise instead, or None."""
         ...
 
     def rolled_back(self) -> Exception:
-        """The error for a COMMIT that is a rollback."""
+        """The error for a COMMIT that the server answers with a rollback."""
         ...
 
     def mended(self) -> None:
-        """ROLLBACK: what a failed statement has spoiled is gone."""
+        """ROLLBACK: a failed statement no longer spoils the transaction."""
         ...
 
     def may_have_written(self) -> bool:
-        """Whether the COMMIT to come may change something."""
+        """Whether the next COMMIT may change something."""
         ...
 
     def lost_in_commit(self, record: ConnectionRecord, error: Exception, lost: bool) -> Meaning | None:
-        """An error of COMMIT: its meaning where the transaction may have happened, else None."""
+        """An error of COMMIT: its meaning if the transaction may have happened, else None."""
         ...
 
     def not_committed(self, meaning: Meaning) -> Exception:
@@ -86,8 +86,8 @@ class Occupant(Protocol):
 
 
 class ConnectionRecord:
-    """One connection. `busy`: a statement was sent and is not answered; `occupant`: the scope that has it;
-    `is_open`: its transaction has begun, and neither COMMIT nor ROLLBACK came by here. `wrote`: it certainly wrote.
+    """One connection. `busy`: a statement was sent and not yet answered; `occupant`: the scope that has it; `is_open`:
+    its transaction has begun, and no COMMIT or ROLLBACK has been seen. `wrote`: it certainly wrote.
     """
 
     __slots__ = (
@@ -109,7 +109,7 @@ class ConnectionRecord:
         self.busy = False
         self.is_open = self.wrote = False
         self.occupant: Occupant | None = None
-        self.transaction: SqliteTransaction | None = None  # the servers keep track of theirs themselves
+        self.transaction: SqliteTransaction | None = None  # servers keep track of theirs themselves
 
     @property
     def connection(self) -> Any:
@@ -121,20 +121,20 @@ class ConnectionRecord:
         return self.aborted or self.driver.is_closed(self.connection)
 
     def has_ended(self) -> bool:
-        """Whether the transaction has ended although nothing that came by here has ended it."""
+        """Whether the transaction has ended by a way that the hooks do not see."""
         if not self.is_open:
             return False
         transaction = self.transaction
         return transaction.has_ended if transaction is not None else self.driver.has_ended(self.connection)
 
     def end_transaction(self) -> None:
-        """The transaction has ended, or its connection: on SQLite that is the next writer's turn."""
+        """The transaction or its connection has ended: on SQLite the next writer may go."""
         if self.transaction is not None:
             self.transaction.end()
             self.transaction = None
 
     def abort(self) -> None:
-        """Cut it off: a task that waits for it gets an error now. The other side is not asked."""
+        """Cut it off: a task waiting for it gets an error now. The other side is not asked."""
         if self.aborted:
             return
         self.aborted = True
@@ -144,11 +144,11 @@ class ConnectionRecord:
     def leave_to_parent(self) -> None:
         """In a forked child: the connection is the parent's, and lost here."""
         self.aborted = True
-        with suppress(Exception):  # a driver that cannot say which socket it has: it is left untouched
+        with suppress(Exception):  # a driver that cannot name its socket: leave it untouched
             self.driver.sever(self.connection)
 
     def abort_in(self, seconds: float) -> asyncio.TimerHandle:
-        """Cut it off then, unless the timer is cancelled before."""
+        """Cut it off after `seconds`, unless the timer is cancelled before."""
         return self._loop.call_later(seconds, self.abort)
 
     async def cancel(self, within_s: float) -> None:
@@ -160,9 +160,9 @@ class ConnectionRecord:
 
 
 class ConnectionRecords:
-    """The records of all open connections of one pool, and what its hooks and transcripts count by.
+    """The records of all open connections of one pool, and what its hooks and transcripts count.
 
-    `by_connection`: SQLAlchemy's adapted connections are the keys. `connects`: how new ones are opened.
+    `by_connection`: keyed by SQLAlchemy's adapted connections. `connects`: how new ones are opened.
     """
 
     def __init__(
@@ -201,17 +201,17 @@ class ConnectionRecords:
     def check(self, record: ConnectionRecord, now: float) -> None:
         """Raises `Stale` for a connection that is too old, or known to be useless."""
         if self.driver.is_in_transaction(record.connection):
-            # Drivers begin nothing then, or a savepoint: the scope would be a part of that transaction.
+            # Drivers then begin nothing, or only a savepoint: the scope would become part of that transaction.
             record.abort()
             raise Stale
         if record.generation != self.generation:
-            record.abort()  # an orderly goodbye to a black hole takes seconds
+            record.abort()  # closing in order takes seconds on a black hole
             raise Stale
         if now >= record.expires_at:
             raise Stale
 
     def distrust_all(self) -> None:
-        """Each connection opened before now is replaced when it is next taken."""
+        """Replace each connection opened before now when it is next taken."""
         self.generation += 1
         self.connects.unsettle()
 
@@ -223,7 +223,7 @@ class ConnectionRecords:
         return record
 
     def hasten(self) -> None:
-        """Cut off every connection, and those too that are only now about to be closed in order."""
+        """Cut off every connection, including those that are only now being closed in order."""
         self.in_haste = True
         self.abort_all()
 
@@ -233,7 +233,7 @@ class ConnectionRecords:
             record.leave_to_parent()
 
     def abort_all(self, *, occupied_only: bool = False) -> None:
-        """Cut off every connection, or those that a scope has."""
+        """Cut off every connection, or only those that a scope occupies."""
         for record in tuple(self.by_connection.values()):
             if record.occupant is not None or not occupied_only:
                 record.abort()

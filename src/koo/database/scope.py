@@ -1,17 +1,17 @@
 """SessionScope: one session, one transaction, one permit.
 
-    enter    breaker → queue → connection → BEGIN            the guard runs and repeats this
+    enter    breaker → queue → connection → BEGIN            run and repeated by the guard
     body     the user's                                     nothing of koo's runs around it: no timer, no ContextVar
-    leave    COMMIT or ROLLBACK → connection back → settle  in a task of its own, waited for through cancellations
+    leave    COMMIT or ROLLBACK → connection back → settle  in a task of its own, which a cancellation does not stop
 
-**Deadline.** A timeout around the block would cancel the user's own awaits. Here it is the *connection* that has a
-deadline: at its end the running statement is cancelled on the server, and what does not answer is cut off
+**Deadline.** A timeout around the block would cancel the user's own awaits. So the *connection* has the deadline: when
+it comes, the running statement is cancelled on the server, and a connection that does not answer is cut off
 `cleanup_timeout_s` later. An idle transaction is cut off at once, because others wait for its locks. COMMIT is never
 cancelled, only cut off.
 
-**Judgement.** What happens on the connection is written into a `Transcript`, and the permit is settled by it. A lost
-COMMIT is decided last (`_decide`), when the connection and the permit are back: only then may the scope take another
-of either without waiting for itself.
+**Judgement.** Everything that happens on the connection is written into a `Transcript`, and the permit is settled by
+it. A lost COMMIT is decided last (`_decide`), when the connection and the permit are back: only then can the scope take
+another of either without waiting for itself.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from koo.policies.verdict import UNJUDGED, Fault
 from koo.sqlstates import Meaning, original_of
 
 if TYPE_CHECKING:
-    # Only type checkers need the default; at run time Python has it from 3.13 on.
+    # Only type checkers need the default; Python has it at run time from 3.13 on.
     from typing_extensions import TypeVar as TypeVarWithDefault
 
     S_co = TypeVarWithDefault("S_co", bound=AsyncSession, default=AsyncSession, covariant=True)
@@ -68,8 +68,8 @@ log = logging.getLogger("koo")
 class SessionScope(Generic[S_co]):
     """`async with` it: an `AsyncSession` in one transaction, committed at the end, rolled back on any exception.
 
-    Raises `DatabaseUnavailable` and `PoolSaturated` on entry, `DatabaseTimeout` when its time is over,
-    `CommitOutcomeUnknown` when the connection was lost in COMMIT. What the block raises leaves unchanged.
+    Raises `DatabaseUnavailable` and `PoolSaturated` on entry, `DatabaseTimeout` when its time runs out,
+    `CommitOutcomeUnknown` when the connection was lost in COMMIT. The block's own exceptions pass through unchanged.
     """
 
     session: S_co
@@ -80,7 +80,7 @@ class SessionScope(Generic[S_co]):
 
     owner: asyncio.Task[Any] | None = None
     hooks: CommitHooks | None = None
-    is_part = False  # of a function that may be run again: the function's end is logged, not the scope's
+    is_part = False  # part of a function that may be run again: the function's end is logged, not the scope's
     _record: ConnectionRecord | None = None
     _held: Scope[None] | None = None
     _timer: asyncio.TimerHandle | None = None
@@ -118,8 +118,9 @@ class SessionScope(Generic[S_co]):
                 connections, now = self._open(), monotonic()
                 self._connections = connections
             self.transcript = Transcript(connections.records, self._readonly)
-            # Without expire_on_commit: an attribute read after the scope would need a connection that is gone.
-            # Closed for good at its end: used later it would take a connection past the pool's queue.
+            # expire_on_commit=False: otherwise reading an attribute after the scope would need a connection that is
+            # gone. close_resets_only=False: a session used after the scope would take a connection past the pool's
+            # queue.
             session: Any = connections.session_class(
                 connections.engine_for(self._readonly, self._isolation),
                 expire_on_commit=False,
@@ -136,7 +137,7 @@ class SessionScope(Generic[S_co]):
         return self.session
 
     async def _begin(self, now: float) -> None:
-        """Through the breaker and the pool's queue to a connection with an open transaction."""
+        """Pass the breaker and the pool's queue, and get a connection with an open transaction."""
         connections, transcript = self._connections, self.transcript
         self._asked_at = now
         transcript.stage = ScopeStage.CONNECT
@@ -165,10 +166,10 @@ class SessionScope(Generic[S_co]):
     async def _connect(self) -> None:
         """One attempt of the guard: a connection that answered BEGIN."""
         connections = self._connections
-        if not connections.has_keeper:  # a task that is cancelled before its first step closes nothing
+        if not connections.has_keeper:  # a keeper cancelled before its first step would close nothing
             await asyncio.sleep(0)
         connections.refuse_if_draining()
-        if connections.gate.is_shut:  # it was drained while this scope stood in line
+        if connections.gate.is_shut:  # drained while this scope was queued
             connections.gate.refuse_if_draining()
         began = self._monotonic()
         connections.metrics.gate_wait.note(began - self._asked_at)
@@ -183,12 +184,12 @@ class SessionScope(Generic[S_co]):
                 await connections.markers.ready()
             connections.refuse_if_draining()
         except BaseException:
-            # A pool that is closed already would keep what is given back to it, open, for ever.
+            # A closed pool would keep a returned connection open forever, so it is invalidated instead.
             end = self._sync.invalidate if connections.draining else self._sync.rollback
             try:
                 await to_end(in_greenlet(end))
             finally:
-                if (left := self._occupied()) is not None:  # no `_end` follows, which would free it
+                if (left := self._occupied()) is not None:  # no `_end` follows that would free it
                     left.occupant = None
                     left.end_transaction()
             raise
@@ -201,7 +202,7 @@ class SessionScope(Generic[S_co]):
             record.fresh = False
 
     async def _ask(self) -> None:
-        """SQLite answers no BEGIN, so a probe asks it what every probe asks."""
+        """SQLite does not answer BEGIN, so in HALF_OPEN run the probe's own query."""
         assert self._record is not None
         await self._record.connection.execute_fetchall(self._connections.driver.health_query)
 
@@ -231,7 +232,7 @@ class SessionScope(Generic[S_co]):
         return self.transcript.statement
 
     def expire(self) -> None:
-        """The deadline came, somewhere in the event loop."""
+        """The deadline has come: cancel what runs, or cut the connection off."""
         transcript, record = self.transcript, self._occupied()
         transcript.expired = True
         if record is None:
@@ -249,7 +250,7 @@ class SessionScope(Generic[S_co]):
     # ── the first statement once more ─────────────────────────────────────────────────────────────────────────
 
     def may_replay(self) -> bool:
-        """Whether nothing has happened in this transaction, so that it may be begun anew."""
+        """Whether nothing has happened in this transaction, so that it may be started anew."""
         transcript = self.transcript
         return (
             transcript.statements == 0
@@ -263,7 +264,7 @@ class SessionScope(Generic[S_co]):
         )
 
     async def begin_again(self, error: Exception) -> None:
-        """On another connection, with another permit: the lost one was a failure of its own."""
+        """Start again on another connection with another permit: the loss was a failure of the first one."""
         now = self._monotonic()
         if self.hooks is not None:
             self.hooks.is_deaf = True
@@ -279,7 +280,7 @@ class SessionScope(Generic[S_co]):
             raise refusal from error
         if (
             self.transcript.leaving
-        ):  # another task left the scope meanwhile: it could not give this permit back
+        ):  # another task left the scope meanwhile, before this permit existed to be given back
             await to_end(self._leave_failed(error, late=False))
             raise error
 
@@ -289,7 +290,7 @@ class SessionScope(Generic[S_co]):
         return self.transcript.leaving
 
     async def find_markers(self) -> Place:
-        """Where the table of markers is. Raises `DatabaseError` where it cannot be used."""
+        """Where the table of markers is. Raises `DatabaseError` if it cannot be used."""
         return await self._connections.markers.ready()
 
     def why_repeat(self, error: Exception) -> Meaning | None:
@@ -325,7 +326,7 @@ class SessionScope(Generic[S_co]):
         try:
             await Unbroken(in_greenlet(_commit_and_close, self._sync))
         except BaseException as failure:
-            # A deferred cancellation lands here too, after the COMMIT; nothing is left to roll back.
+            # A deferred cancellation arrives here too, after the COMMIT; nothing is left to roll back.
             await to_end(self._leave_failed(failure, late))
             self._run_hooks_behind()
             if self.transcript.in_doubt:
@@ -345,13 +346,13 @@ class SessionScope(Generic[S_co]):
             raise
 
     def _run_hooks_behind(self) -> None:
-        """The caller leaves with an error: what it has committed, and what follows from that, is so all the same."""
+        """The caller leaves with an error; what was committed still happened, so its hooks run in the background."""
         if self.hooks is not None and self.hooks.is_due:
             self._connections.spawn(self.hooks.run())
 
     async def _leave(self, error: BaseException | None, late: bool) -> None:
         """The slow path: errors, expired scopes, SQLite."""
-        # Of these only SQLite commits, and it always knows whether it did: nothing to decide as on the fast path.
+        # Of these only SQLite commits, and it always knows whether it did: there is nothing to decide.
         record = self._occupied()
         if isinstance(error, Exception) and record is not None:
             self.transcript.report_raw(error, record)
@@ -381,24 +382,24 @@ class SessionScope(Generic[S_co]):
             self._connections.news.failed(error, self, "scope", 1)
 
     def note_last(self, error: Exception, attempts: int) -> None:
-        """Log that the function failed of which this scope was the last attempt."""
-        if self.owner is not None:  # else the database is being closed
+        """Log the failure of the function whose last attempt this scope was."""
+        if self.owner is not None:  # otherwise the database is being closed
             self._connections.news.failed(error, self, "transaction", attempts)
 
     def _decide(self, failure: BaseException) -> None:
-        """The last COMMIT was lost, and may have happened: raises what the caller learns in place of `failure`.
+        """The last COMMIT was lost, and may have happened: raise the error that says so instead of `failure`.
 
-        Connection and permit are back. With a marker it never comes here: that is asked for in `MarkedHooks`.
+        Connection and permit are back. With markers this is never reached: `MarkedHooks` asks for the outcome.
         """
         unknown = self.transcript.unknown_outcome()
         self._note_unknown(unknown)
         if isinstance(failure, Exception):
             raise unknown from original_of(failure)
-        unknown.__cause__ = failure.__cause__  # a cancellation that was put aside during COMMIT goes up first
+        unknown.__cause__ = failure.__cause__  # a cancellation deferred during COMMIT is raised first
         failure.__cause__ = unknown
 
     def _note_unknown(self, unknown: CommitOutcomeUnknown) -> None:
-        """The outcome of a COMMIT of this scope stays unknown: publish it."""
+        """The outcome of this scope's COMMIT stays unknown: publish it."""
         self._connections.nameplate.sign(unknown)
         self._connections.news.failed(unknown, self, "scope", 1)
 
@@ -408,14 +409,14 @@ class SessionScope(Generic[S_co]):
         self._settle(self.transcript.verdict(error, late), self._monotonic())
 
     async def _roll_back(self) -> None:
-        """Give the connection back, clean or not at all, within the cleanup time. The first error is the one to see."""
+        """Return the connection, clean or not at all, within the cleanup time. The first error is the one to report."""
         record = self._occupied()
         if record is None:
             await in_greenlet(self._sync.close)
             return
         timer = record.abort_in(self._connections.options.cleanup_timeout_s)
         if record.busy:
-            record.abort()  # another task is still at it: its statement ends here, with an error
+            record.abort()  # another task still uses it: its statement ends here, with an error
         try:
             if record.is_closed:
                 await in_greenlet(self._sync.invalidate)
@@ -427,7 +428,7 @@ class SessionScope(Generic[S_co]):
             timer.cancel()
 
     def _end(self, error: BaseException | None, late: bool) -> None:
-        """The connection is back: settle, and let the next one in."""
+        """The connection is back: settle the permit, and admit the next caller."""
         if self._timer is not None:
             self._timer.cancel()
         now = self._monotonic()
@@ -436,12 +437,13 @@ class SessionScope(Generic[S_co]):
             record.occupant = None
             record.idle_since = now
             record.end_transaction()
-        # A ring of references would leave each scope to the garbage collector, which costs more than all else here.
+        # Session, scope and record refer to one another. Left as a cycle, each scope would live until the garbage
+        # collector runs, and its passes over thousands of scopes would cost more than everything else here.
         self._sync.scope = self._record = None
         self._settle(self.transcript.verdict(error, late), now)
 
     def leave_to_parent(self) -> object:
-        """In a forked child: the permit is the parent's to settle; returns what must not be collected here."""
+        """In a forked child: the permit is the parent's to settle; returns what must not be freed here."""
         held, self._held = self._held, None
         self.transcript.has_permit = False
         self.transcript.expired = True
@@ -455,7 +457,7 @@ class SessionScope(Generic[S_co]):
             return
         connections = self._connections
         connections.metrics.hold.note(now - connections.pool_queue.leave_hold(self))
-        # The database's time, not the scope's: the rest was the user's.
+        # Only the database's time: the rest of the scope was the user's.
         slow = transcript.slowest_s >= connections.options.slow_call_s
         held.settle(fault, slow=slow, took_s=transcript.spent_s)
 

@@ -1,9 +1,9 @@
-"""What stands behind a database's URL: how many connections it takes, and whether a pooler is in between.
+"""What is behind a database's URL: how many connections it takes, and whether a pooler is in between.
 
-A pooler tells a client a process id that it made up, to be cancelled by; the server's own id is what the server says.
-Where the two differ, something is in between. Where two connections that are both open say the same id of the server's,
-or one connection says two, the pooler gives a server's connection to a transaction and not to a client: what a session
-keeps there (SET, prepared statements, LISTEN, advisory locks, temporary tables) is another client's a moment later.
+A pooler makes up the process id that a client cancels by; the server's own id comes from a query. If the two differ,
+something is in between. If two open connections report the same server id, or one connection reports two, the pooler
+lends a server connection per transaction, not per client: what a session keeps there (SET, prepared statements, LISTEN,
+advisory locks, temporary tables) belongs to another client a moment later.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ Pooling = Literal["", "session", "transaction"]
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """`room`: connections for all of this user's clients together, and `limit` is what bounds them.
+    """`room`: connections for all of this user's clients together; `limit` names what bounds them.
 
-    `pooling`: how a pooler in between lends the server's connections; "" where there is none.
+    `pooling`: how a pooler in between lends the server's connections; "" without a pooler.
     """
 
     room: int
@@ -46,7 +46,8 @@ async def examine(url: URL, options: DatabaseOptions, connect_args: dict[str, An
     """Ask over two connections of its own. Raises what the driver raises, `TimeoutError` after the probe's time."""
     driver = load_driver(url.get_driver_name())
     ending: set[asyncio.Future[Any]] = set()
-    # Behind a pooler a prepared statement may be gone with the next transaction, and that is what is looked for.
+    # Without prepared statements: behind a pooler one may be gone in the next transaction, and that is what we look
+    # for.
     plain = replace(options, prepared_statements=False)
     args = {**connect_args, **driver.connect_args(plain, lambda one: ending.add(one) if one else None)}
     engine = create_async_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=args)
@@ -85,14 +86,14 @@ async def _pooling(first: AsyncConnection, second: AsyncConnection) -> Pooling:
 
 
 async def _pid(connection: AsyncConnection) -> int:
-    """The server's own process id, in a transaction that is over at once."""
+    """The server's own process id, in a transaction that ends at once."""
     pid: int = (await connection.execute(PID)).scalar_one()
     await connection.rollback()
     return pid
 
 
 async def _told_pid(connection: AsyncConnection) -> int:
-    """What the other side said when the connection began."""
+    """The process id reported when the connection began."""
     raw: Any = (await connection.get_raw_connection()).driver_connection
     pid: int = raw.get_server_pid() if hasattr(raw, "get_server_pid") else raw.info.backend_pid
     return pid

@@ -1,9 +1,9 @@
-"""The session that a scope hands out: SQLAlchemy's own, which runs its very first statement again if need be.
+"""The session that a scope returns: SQLAlchemy's own, which repeats its very first statement if need be.
 
-Between BEGIN and the first statement the user's block may do anything for any length of time, and meanwhile the server
-may have been restarted. Nothing has happened in the transaction yet, so it can be begun anew on another connection, and
-the statement be sent once more, unseen. After the first success, or with objects in the session, that would be wrong:
-then the error is the user's to see.
+Between BEGIN and the first statement the user's block may take any length of time, and the server may be restarted
+meanwhile. Nothing has happened in the transaction yet, so it can be started anew on another connection and the
+statement sent once more, without the caller noticing. After the first success, or with objects in the session, that
+would be wrong: then the user gets the error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BUFFERED = immutabledict({"prebuffer_rows": True})
 
 
 class Renewable(Protocol):
-    """The scope of a session: it may begin its transaction anew."""
+    """The scope of a session: it may start its transaction anew."""
 
     transcript: Transcript
 
@@ -39,16 +39,16 @@ class Renewable(Protocol):
         ...
 
     def may_replay(self) -> bool:
-        """Whether nothing has happened in this transaction, so that it may be begun anew."""
+        """Whether nothing has happened in this transaction, so that it may be started anew."""
         ...
 
     async def begin_again(self, error: Exception) -> None:
-        """Begin it on another connection: `error` is how the last one was lost."""
+        """Start it on another connection; `error` is how the last one was lost."""
         ...
 
 
 class SyncSession(Session):
-    """The part of a session that SQLAlchemy runs in its greenlet. `scope` is whose it is, until it ends."""
+    """The part of a session that SQLAlchemy runs in its greenlet. `scope` is its owner, until the scope ends."""
 
     scope: Renewable | None = None
 
@@ -57,13 +57,13 @@ class SyncSession(Session):
         return super().connection()
 
     def connection(self, *args: Any, **kwargs: Any) -> Any:
-        """As SQLAlchemy's. The block has it in its hands then: it may do anything, and must not see it exchanged."""
+        """As SQLAlchemy's. The block now holds the connection and may do anything on it: it must not be replaced."""
         if self.scope is not None:
             self.scope.transcript.handed_out = True
         return super().connection(*args, **kwargs)
 
     def begin(self, nested: bool = False) -> Any:
-        """As SQLAlchemy's. A SAVEPOINT that comes first is sent now, while it can be sent once more."""
+        """As SQLAlchemy's. If a SAVEPOINT comes first it is sent now, while it can still be repeated."""
         scope = self.scope
         if scope is None or not nested or scope.transcript.statements:
             return super().begin(nested)
@@ -98,13 +98,13 @@ class SyncSession(Session):
         run: Callable[..., Any] = super()._bulk_save_mappings
         if scope is None or scope.transcript.statements:
             return run(mapper, mappings, **options)
-        # A generator would be empty the second time, and its rows lost without a word.
+        # A generator would be empty the second time, and its rows silently lost.
         return self._run_first(scope, run, (mapper, list(mappings)), options)
 
     def _run_first(
         self, scope: Renewable, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        blank = self._is_blank()  # asked before: a flush that fails leaves nothing behind to be seen
+        blank = self._is_blank()  # checked before: a flush that fails leaves nothing behind to check
         try:
             return run(*args, **kwargs)
         except DBAPIError as error:
@@ -115,12 +115,12 @@ class SyncSession(Session):
         return run(*args, **kwargs)
 
     def _is_blank(self) -> bool:
-        """Whether a rollback would change nothing in it: neither pending objects nor loaded ones."""
-        # The attributes behind `new`, `deleted` and `in_nested_transaction()`: this is on the way of every scope.
+        """Whether a rollback would change nothing in it: it has no pending and no loaded objects."""
+        # The attributes behind `new`, `deleted` and `in_nested_transaction()`: every scope passes here.
         return not (self._new or self._deleted or self._nested_transaction or len(self.identity_map))
 
     def expunge_all(self) -> None:
-        """As SQLAlchemy's. At the end of a scope that has loaded no objects there is nothing to do."""
+        """As SQLAlchemy's. At the end of a scope that loaded no objects there is nothing to do."""
         if self._new or self._deleted or len(self.identity_map):
             super().expunge_all()
 
@@ -165,7 +165,7 @@ class GuardedSession(AsyncSession):
         )  # fmt: skip
 
     async def connection(self, *args: Any, **kwargs: Any) -> AsyncConnection:
-        """The connection of this transaction, which has begun already. Raises for options that come too late."""
+        """The connection of this transaction, which has already begun. Raises for options that come too late."""
         options = kwargs.get("execution_options") or {}
         if "isolation_level" in options:
             raise DatabaseError(
@@ -179,16 +179,16 @@ class GuardedSession(AsyncSession):
 
 @event.listens_for(SyncSession, "after_begin")
 def _take_connection(session: SyncSession, transaction: object, connection: Any) -> None:
-    """A connection belongs to the scope from its BEGIN on, also the next one after a commit inside the block."""
+    """From its BEGIN on a connection belongs to the scope, and so does the next one after a commit in the block."""
     if session.scope is not None:
         session.scope.take(connection)
 
 
-@cache  # SQLAlchemy keeps what it knows of a class for ever, so one is made for each class and not for each scope
+@cache  # SQLAlchemy keeps data for each class forever, so a class is made per session class, not per scope
 def guarded(session_class: type[AsyncSession]) -> type[AsyncSession]:
-    """`session_class` as the session of a scope: its own methods come first, and what they call is koo's.
+    """`session_class` as the session of a scope: its own methods come first, and the methods they call are koo's.
 
-    Raises `ConfigurationError` for what is not a subclass of SQLAlchemy's `AsyncSession`.
+    Raises `ConfigurationError` for anything but a subclass of SQLAlchemy's `AsyncSession`.
     """
     if session_class is AsyncSession:
         return GuardedSession

@@ -1,23 +1,22 @@
-"""SQLite's known traps, and what koo does about each.
+"""SQLite's known traps, and what koo does about each one.
 
-* **One writer at a time.** Two that write at once poll a lock (`database is locked`), and who polls last may wait
-  longest. Here writers of this process stand in a line, first come first served; only other processes are polled for.
-* **A transaction that read cannot always go on to write.** After a foreign write it gets BUSY_SNAPSHOT (517) at once,
-  whatever the busy timeout. So a scope keeps no snapshot while it reads: each SELECT sees what is committed, as in
-  PostgreSQL's READ COMMITTED, and BEGIN IMMEDIATE is said right before the first write, when there is no old snapshot
-  to be in conflict with. `SELECT ... FOR UPDATE` begins to write too: read, think and write is safe with it, here as
-  there.
+* **One writer at a time.** Concurrent writers poll a lock (`database is locked`), and the last to poll may wait
+  longest. So this process's writers stand in a queue, first come first served; only other processes are polled for.
+* **A transaction that has read cannot always write.** After another connection's write it gets BUSY_SNAPSHOT (517) at
+  once, whatever the busy timeout. So a scope keeps no snapshot while it reads: each SELECT sees what is committed, as
+  in PostgreSQL's READ COMMITTED, and BEGIN IMMEDIATE is sent right before the first write, when no old snapshot can
+  conflict. `SELECT ... FOR UPDATE` starts to write too: read, think and write is safe with it, as in PostgreSQL.
 * **readonly** keeps one snapshot for the whole scope (plain BEGIN), and never waits for a writer.
-* A **function that is run again** (`transaction`) keeps its snapshot: callers do not see 517, since the repeat takes
+* A **function that is run again** (`transaction`) keeps its snapshot: callers do not see 517, because the repeat takes
   the writers' lock at its start.
-* **Foreign keys** are off, and a deleted file's folder is missing: koo sees to both.
-* **`:memory:`** is another database for each connection, or one transaction shared by all. Here it is a file in a
-  temporary folder that goes when the `Database` does.
-* **What writes** is asked of SQLite where its first word does not say it: `WITH ... DELETE` writes, and a CTE that only
-  has the word in a literal reads.
-* **COMMIT** meets a foreign reader's lock where WAL is off. The transaction stays open then, and commits when the
+* **Foreign keys** are off by default, and the folder of a new file may be missing: koo handles both.
+* **`:memory:`** is a different database for each connection, or one transaction shared by all. Here it is a file in a
+  temporary folder that is removed with the `Database`.
+* **Whether a statement writes** is asked of SQLite if its first word does not say so: `WITH ... DELETE` writes, and a
+  CTE that only has the word in a literal reads.
+* **COMMIT** meets another process's read lock if WAL is off. The transaction then stays open, and commits when the
   reader is gone. Each new connection tries to switch WAL on; while it is off, that is a condition (`without_wal`).
-* A cancelled statement goes on in its thread, and closing waits for it: it is interrupted.
+* A cancelled statement would go on in its thread, and closing would wait for it: so it is interrupted.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from koo.own_files import make_database
 from koo.sqlstates import is_locked
 
 BUSY_MS = 50
-"""SQLite's own polling for another process's lock, in its thread; koo asks again, and can be cancelled in between."""
+"""SQLite's own polling for another process's lock, in its thread; koo polls on after it, and can then be cancelled."""
 
 
 class Mode(Enum):
@@ -71,7 +70,7 @@ class Need(Enum):
 
 
 class Opening:
-    """What begins a transaction, said right before its first statement. `is_done`: SQLite has taken it."""
+    """What starts a transaction, sent right before its first statement. `is_done`: SQLite has accepted it."""
 
     __slots__ = ("is_done", "words")
 
@@ -80,7 +79,7 @@ class Opening:
         self.is_done = False
 
     def say(self, inner: sqlite3.Connection) -> None:
-        """In the thread. Raises what SQLite says; a lock of another process is one of that."""
+        """In the thread. Raises what SQLite raises, for another process's lock too."""
         if not self.is_done:
             inner.execute(self.words)
             self.is_done = True
@@ -89,17 +88,17 @@ class Opening:
 _NEEDS = {
     **dict.fromkeys(("SELECT", "VALUES", "EXPLAIN"), Need.READ),
     **dict.fromkeys(("INSERT", "UPDATE", "DELETE", "REPLACE", "CREATE", "DROP", "ALTER"), Need.WRITE),
-    # Some of them are errors inside a transaction.
+    # Some of these are errors inside a transaction.
     **dict.fromkeys(("PRAGMA", "ATTACH", "DETACH", "VACUUM"), Need.NOTHING),
     **dict.fromkeys(("RELEASE", "ROLLBACK"), Need.NOTHING),
     "SAVEPOINT": Need.SAVEPOINT,
 }
 ASKED_MAX = 1000
-"""Statements whose need is remembered: those that a program has in its text, with room for generated ones."""
+"""Statements whose need is remembered: those in a program's source, with room for generated ones."""
 
 
 def need_of(statement: str, context: Any) -> Need | None:
-    """What a statement needs by its first word; None: SQLite has to be asked."""
+    """What a statement needs by its first word; None: ask SQLite."""
     head = _HEAD.match(statement)
     need = None if head is None else _NEEDS.get(head[1].upper())
     if need is not Need.READ:
@@ -110,18 +109,18 @@ def need_of(statement: str, context: Any) -> Need | None:
 
 
 async def ask_need(connection: Any, statement: str, parameters: Any) -> Need:
-    """What SQLite itself says, in the program that it would run; a statement that it refuses needs nothing."""
+    """What SQLite's own program for the statement shows; a statement that it refuses needs nothing."""
     try:
         program = await connection.execute_fetchall(f"EXPLAIN {statement}", parameters)
     except sqlite3.Error:
-        return Need.READ  # it is refused once more when it is run, in its own words
+        return Need.READ  # running it will raise the same error, in its own words
     # Of the opcode Transaction, P1 is the database (1 is for temporary tables), and P2 says whether it writes.
     begins = [step[2:4] for step in program if step[1] == "Transaction"]
     return Need.WRITE if any(place != 1 and writes for place, writes in begins) else Need.READ
 
 
 class SqliteFile:
-    """Where the database of a URL lies. `:memory:` becomes a file of its own that is removed with this object."""
+    """The file of a URL's database. `:memory:` becomes a file of its own that is removed with this object."""
 
     def __init__(self, url: URL) -> None:
         self.url = url.set(drivername="sqlite+aiosqlite")
@@ -129,7 +128,7 @@ class SqliteFile:
         self.temporary = _is_memory(url)
 
     def open(self) -> URL:
-        """The URL to connect to; makes the file and its folder. Raises OSError where that is not possible."""
+        """The URL to connect to; makes the file and its folder. Raises OSError if that is not possible."""
         if self.temporary:
             if self._finalizer is None:
                 folder = tempfile.mkdtemp(prefix="koo-memory-")
@@ -161,7 +160,7 @@ def _is_memory(url: URL) -> bool:
 
 
 async def prepare(connection: Any, temporary: bool, metrics: PoolMetrics) -> None:
-    """Set a new connection up, and note whether the database has a write-ahead log."""
+    """Set up a new connection, and record whether the database has a write-ahead log."""
     synchronous = "OFF" if temporary else "NORMAL"
     await connection.executescript(
         f"PRAGMA busy_timeout={BUSY_MS}; PRAGMA foreign_keys=ON; PRAGMA synchronous={synchronous}"
@@ -170,7 +169,7 @@ async def prepare(connection: Any, temporary: bool, metrics: PoolMetrics) -> Non
 
 
 async def _is_kept_from_wal(connection: Any) -> bool:
-    """Switch it on; whether a database that can be written works without."""
+    """Switch WAL on; returns whether a writable database has to work without it."""
     try:
         ((mode,),) = await connection.execute_fetchall("PRAGMA journal_mode=WAL")
         if mode == "wal":
@@ -178,5 +177,5 @@ async def _is_kept_from_wal(connection: Any) -> bool:
         await connection.execute_fetchall("BEGIN IMMEDIATE")
         await connection.execute_fetchall("ROLLBACK")
     except sqlite3.OperationalError as error:
-        return is_locked(error)  # by another process; one that is read-only has no use for it
+        return is_locked(error)  # by another process; a read-only database does not need WAL
     return True

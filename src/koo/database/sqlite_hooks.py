@@ -1,4 +1,4 @@
-"""The hooks of an engine on SQLite: what `koo.database.sqlite` promises, at the places where SQLAlchemy can be met."""
+"""The hooks of an engine on SQLite: they keep the promises of `koo.database.sqlite`."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class SqliteHooks(Hooks):
         super().on_close(adapted, record)
 
     def on_checkin(self, adapted: Any, record: Any) -> None:
-        """A rollback or a commit inside the block ends the writer's turn, also before the scope does."""
+        """A rollback or commit inside the block ends the writer's turn before the scope does."""
         returned = self._by_connection.get(adapted)
         if returned is not None:
             returned.end_transaction()
 
     def _terminate(self, adapted: Any) -> None:
-        """Close in its thread, without waiting for it: whatever still runs there goes first."""
+        """Close in its thread, without waiting: whatever still runs there goes first."""
         adapted.driver_connection.stop()
 
     def _commit_what_is_left(self, send: Callable[[Any], None], fairy: Any) -> bool:
@@ -78,9 +78,9 @@ class SqliteHooks(Hooks):
             record.end_transaction()
 
     def _roll_back_what_is_open(self, roll_back: Callable[[Any], None], fairy: Any) -> None:
-        """A scope that has committed comes home without a rollback: each word to SQLite wakes a thread.
+        """Skip the rollback of a scope that has committed: each command to SQLite wakes a thread.
 
-        While koo has a transaction of it, its thread may still be at work, and may open what is not open yet.
+        While koo has a transaction on it, its thread may still be working, and may yet open one.
         """
         record = self._by_connection.get(fairy.dbapi_connection)
         settled = record is not None and record.transaction is None and not record.is_closed
@@ -96,7 +96,7 @@ class SqliteHooks(Hooks):
     def _ask(
         self, record: ConnectionRecord, context: Any, statement: str, parameters: tuple[Any, ...]
     ) -> sqlite.Need:
-        """What a statement needs whose first word does not say it: SQLite is asked once."""
+        """What a statement needs if its first word does not say: SQLite is asked once."""
         need = self._asked.get(statement)
         if need is None:
             values = parameters[0] if parameters else ()
@@ -129,7 +129,9 @@ class SqliteHooks(Hooks):
             transaction.run(run)
         except BaseException as error:
             if not isinstance(error, Exception):
-                stop_running(record.connection)  # else it goes on in its thread, and closing waits for it
+                stop_running(
+                    record.connection
+                )  # otherwise it goes on in its thread, and closing waits for it
             elif record.transaction is not None:
                 record.transaction.note_failure()
             raise

@@ -1,7 +1,7 @@
-"""SQLite has one writer. In this process writers stand in a line; only other processes are polled for.
+"""SQLite has one writer. This process's writers stand in a queue; only other processes are polled for.
 
-A `SqliteTransaction` is begun as late as its statements allow, and no later (`koo.database.sqlite` says why): a read
-opens a snapshot where the scope keeps one, a write first takes its turn in the line, then SQLite's own lock.
+A `SqliteTransaction` begins as late as its statements allow (`koo.database.sqlite` explains why): a read opens a
+snapshot if the scope keeps one, a write first waits for its turn in the queue, then for SQLite's own lock.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from koo.policies.bulkhead import Bulkhead
 from koo.sqlstates import is_locked
 
 BUSY_PAUSE_S = (0.002, 0.03)
-"""Between two tries to begin a write while another process holds the lock."""
+"""Between two attempts to begin a write while another process holds the lock."""
 
 
 class WriterLine(Bulkhead):
@@ -50,13 +50,13 @@ class WriterLine(Bulkhead):
         self._since = 0.0
 
     async def enter(self, writer: Holder, until: float) -> None:
-        """Be the writer, or raise `PoolSaturated` at `until`."""
+        """Become the writer, or raise `PoolSaturated` at `until`."""
         if not self.take():
             if self._owner is not None and self._owner is writer.owner:
                 raise DatabaseError(
                     SERVICE,
-                    "this task writes in an outer scope already, and SQLite has one writer at a time:"
-                    " hand the outer session down, or end the outer scope first",
+                    "this task already writes in an outer scope, and SQLite has one writer at a time:"
+                    " pass the outer session on, or end the outer scope first",
                     kind=Kind.CONTENTION,
                 )
             await self._wait(until)
@@ -74,14 +74,14 @@ class WriterLine(Bulkhead):
                 raise
             held = f", held for {describe_s(self.monotonic() - self._since)}"
             raise PoolSaturated(
-                SERVICE, f"SQLite has one writer at a time, and its turn did not come{held}", 1.0
+                SERVICE, f"SQLite has one writer at a time, and another scope is writing{held}", 1.0
             ) from None
 
 
 class SqliteTransaction:
     """One transaction on aiosqlite's `connection`, of a scope in `mode`.
 
-    It is begun in the turn of the connection's thread that also runs its first statement: `prepare`, then `run`.
+    It begins in the same turn of the connection's thread that runs its first statement: `prepare`, then `run`.
     """
 
     __slots__ = (
@@ -112,31 +112,31 @@ class SqliteTransaction:
 
     @property
     def has_ended(self) -> bool:
-        """Whether SQLite has no transaction open any more, although nothing here has ended it."""
+        """Whether SQLite's transaction has ended although nothing here ended it."""
         is_open = self._opening is not None and self._opening.is_done
         return is_open and not self._connection.in_transaction
 
     def note_failure(self) -> None:
-        """A statement has failed: SQLite ends the whole transaction for some (a full disk, INSERT OR ROLLBACK).
+        """A statement has failed: for some errors SQLite ends the whole transaction (a full disk, INSERT OR ROLLBACK).
 
-        What came after it would be committed statement by statement, and COMMIT would have nothing left to do.
+        Later statements would then be committed one by one, and COMMIT would have nothing left to do.
         """
         self.rolled_back = self.rolled_back or self.has_ended
 
     async def prepare(self, need: Need) -> None:
-        """Before a statement: what it needs is begun with it, and a write first has its turn in the line.
+        """Before a statement: prepare what it needs; a write first waits for its turn in the queue.
 
         Raises `DatabaseError` for a write in a read-only scope, and after SQLite has ended the transaction.
         """
         if self.rolled_back:
             raise DatabaseError(
                 SERVICE,
-                "SQLite has rolled this transaction back after an error that was caught: call session.rollback(),"
+                "SQLite has rolled this transaction back after an error that the block caught: call session.rollback(),"
                 " or leave the scope",
                 kind=Kind.INVALID_REQUEST,
             )
         if need is Need.SAVEPOINT:
-            # Outside a transaction it would begin one, with a snapshot that may be too old for the write after it.
+            # Outside a transaction it would open one, with a snapshot that may be too old for the next write.
             need = Need.WRITE if self._mode is Mode.COMMITTED else Need.READ
         if need is Need.WRITE:
             if self._mode is Mode.READER:
@@ -149,7 +149,7 @@ class SqliteTransaction:
             self._opening = Opening("BEGIN")
 
     async def begin_writing(self) -> None:
-        """Stand in the line, then take SQLite's own lock at once. A snapshot that is open goes on as it is."""
+        """Wait for the turn, then take SQLite's own lock at once. A snapshot that is open stays as it is."""
         await self._become_writer()
         await in_greenlet(self.begin)
 
@@ -164,12 +164,12 @@ class SqliteTransaction:
         return min(self._writer.deadline, self._line.monotonic() + self._line.wait_s)
 
     def begin(self) -> None:
-        """Begin what was prepared, in a turn of its own; in SQLAlchemy's greenlet."""
+        """Begin what was prepared, in a turn of its own; call it in SQLAlchemy's greenlet."""
         if self._opening is not None and not self._opening.is_done:
             self.run(lambda: await_(self._connection.take_turn()))
 
     def run(self, statement: Callable[[], object]) -> None:
-        """Run `statement`, in SQLAlchemy's greenlet, and in the same turn begin what was prepared for it.
+        """Run `statement` in SQLAlchemy's greenlet, and in the same turn begin what was prepared for it.
 
         While another process holds SQLite's lock nothing has begun, and both are tried again.
         """
@@ -190,7 +190,7 @@ class SqliteTransaction:
                 self._line.metrics.is_read_only = False
 
     def _insist(self, step: Callable[[], object], until: float, opening: Opening | None = None) -> None:
-        """Run `step`, again while a lock of another process keeps SQLite from it; of a statement, from its opening."""
+        """Run `step`, repeated while another process's lock prevents it; a statement repeats from its opening."""
         while True:
             try:
                 step()
@@ -201,7 +201,7 @@ class SqliteTransaction:
                 await_(self._wait_for(error, until))
 
     async def _wait_for(self, error: sqlite3.OperationalError, until: float) -> None:
-        """A moment, for another process's lock; raises `error` where it is not a lock, or the time is over."""
+        """Pause for another process's lock; raises `error` if it is not a lock, or the time is over."""
         line = self._line
         if not is_locked(error) or line.monotonic() >= until:
             raise error
@@ -209,11 +209,11 @@ class SqliteTransaction:
         await asyncio.sleep(low + (high - low) * line.draw())
 
     def commit(self, commit: Callable[[], None]) -> None:
-        """Run `commit`, in SQLAlchemy's greenlet; again while a foreign reader keeps SQLite from writing."""
+        """Run `commit` in SQLAlchemy's greenlet; repeated while another process's reader prevents the write."""
         self._insist(commit, self._until())
 
     def end(self) -> None:
-        """It was committed or rolled back, or its connection is gone: the next writer's turn."""
+        """Committed, rolled back, or its connection is gone: the next writer's turn."""
         self._opening = None
         if self._is_writing:
             self._is_writing = False

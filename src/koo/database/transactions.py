@@ -1,13 +1,13 @@
-"""Functions that are one transaction each, run again as a whole when that may help.
+"""Functions that are one transaction each, run again as a whole if that may help.
 
-What is repeated is what PostgreSQL's own manual says to repeat: the complete transaction, with all its logic, in a
-fresh session. A loss in COMMIT is not: the transaction may have happened, and a repeat would make it happen twice.
+As PostgreSQL's manual asks, the complete transaction is repeated, with all its logic, in a fresh session. A loss in
+COMMIT is not repeated: the transaction may have happened, and a repeat would make it happen twice.
 
-Nothing is repeated either once a function has committed a part itself: that part would happen twice.
+Nor is a function that has committed a part itself: that part would happen twice.
 
-A function that is called inside another one (of the same database, in the same task) joins the outer transaction: its
-work is committed or rolled back with it, and only the outermost is run again. Functions of other databases may lie
-between. What joins cannot be stricter than what it joins: that is refused. In a task of its own, or inside an open
+A function called inside another one (same database, same task) joins the outer transaction: its work is committed or
+rolled back with it, and only the outermost is run again. Functions of other databases may lie in between. A function
+that asks for more than the transaction it would join is refused. In a task of its own, or inside an open
 `session_scope`, it is a transaction of its own.
 """
 
@@ -43,12 +43,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 CONTENTION = RetryOptions(base_s=0.02, cap_s=1.0)
-"""Conflicts pass in milliseconds: the first pause is a fiftieth of a second at most."""
+"""Conflicts pass in milliseconds: the first pause is at most a fiftieth of a second."""
 
 ONCE = (UNPREPARED, STANDBY)
-"""What is met again after a repeat on another connection stays as it is: a pooler, or a standby."""
+"""If a repeat on another connection meets the same again, it will stay so: a pooler, or a standby."""
 STRICTNESS = {None: 0, "READ COMMITTED": 0, "REPEATABLE READ": 1, "SERIALIZABLE": 2}
-"""Of isolation levels. None is the server's default: PostgreSQL's is READ COMMITTED, and nothing promises more."""
+"""Ranks of isolation levels. None is the server's default: PostgreSQL's is READ COMMITTED, and more is not promised."""
 
 
 class MakeScope(Protocol):
@@ -79,9 +79,9 @@ class Transactions:
         isolation: str | None = None,
         operation: Operation | None = None,
     ) -> T:
-        """`call(session)` in a transaction, run again where that may help; its result, once that is committed.
+        """`call(session)` in a transaction, repeated if that may help; its result, once that is committed.
 
-        With an `operation` once for its key: the result is then what JSON makes of it, or of the earlier one's.
+        With an `operation` once for its key: the result is then what JSON makes of it, or the stored one.
         """
         outer = self._to_join()
         if operation is not None:
@@ -94,9 +94,9 @@ class Transactions:
         return await transaction.run(call)
 
     def _to_join(self) -> RepeatedTransaction | None:
-        """The transaction of this database that runs in this task, also with those of other databases in between."""
+        """The transaction of this database that runs in this task, even through those of other databases."""
         outer = _current.get()
-        # A task that was started inside inherits the ContextVar, but a session is for one task at a time.
+        # A task started inside inherits the ContextVar, but a session is for one task at a time.
         while outer is not None and not (
             outer.transactions is self and outer.scope.owner is asyncio.current_task()
         ):
@@ -105,10 +105,10 @@ class Transactions:
 
 
 class RepeatedTransaction:
-    """One call: `run` makes as many attempts as are worth it. One deadline covers them.
+    """One call: `run` makes as many attempts as are worthwhile. One deadline covers them.
 
     `outer` is the transaction, of any database, inside which it was called. `is_fenced`: it begins with a row that
-    tells whether an earlier attempt was committed, so that a lost COMMIT may be repeated.
+    shows whether an earlier attempt was committed, so that a lost COMMIT may be repeated.
     """
 
     is_fenced = False
@@ -128,7 +128,7 @@ class RepeatedTransaction:
         self._met: list[Meaning] = []
 
     def refuse_stricter(self, readonly: bool, isolation: str | None) -> None:
-        """Raises `DatabaseError` for a function that joins this transaction and asks for more than it has."""
+        """Raises `DatabaseError` if a function would join this transaction but asks for more than it has."""
         asked, has = STRICTNESS[isolation], STRICTNESS[self._isolation]
         if asked > has:
             what, remedy = f"isolation {isolation}", f"isolation={isolation!r}"
@@ -139,7 +139,7 @@ class RepeatedTransaction:
         raise DatabaseError(
             SERVICE,
             f"this function asks for {what}, but it is called inside a transaction without it, which it would join:"
-            f" give the outermost function {remedy}, or call this one outside",
+            f" set {remedy} on the outermost function, or call this one outside",
             kind=Kind.INVALID_REQUEST,
         )
 
@@ -161,7 +161,7 @@ class RepeatedTransaction:
                         explain(SERVICE, error, attempt, why_not)
                     self.scope.note_last(error, attempt)
                     raise
-            # Outside the scope: a pause must not keep a permit or a connection.
+            # Outside the scope: a pause must not hold a permit or a connection.
             await self.transactions.clock.sleep(pause)
             attempt += 1
 
@@ -200,7 +200,7 @@ class RepeatedTransaction:
             return None, why_shut(guard.breaker)
         if now + pause >= self._deadline:
             return None, "the deadline is too near"
-        # A conflict is no sign of ill health: repeats of it are bounded by their number, not by the shared budget.
+        # A conflict does not mean ill health: its repeats are limited by their number, not by the shared budget.
         if not contended and not guard.gates.retry_budget.take(now):
             return None, "the retry budget is empty"
         guard.tally.retries += 1
@@ -226,7 +226,7 @@ def make_transactional(
 ]:
     """The decorator `transactional_with_retry(max_retries=..., readonly=..., isolation=...)` of a database.
 
-    `get_database` is called for each call. The decorated `async def f(session, ...)` is called without the session.
+    `get_database` is called at each call. The decorated `async def f(session, ...)` is called without the session.
     Raises TypeError at decoration for anything but a coroutine function: a generator cannot be run again.
     """
 
@@ -241,18 +241,18 @@ def make_transactional(
             await move(a, b)                                       called without the session
 
         It commits when the function returns, and returns its result. After a connection loss, a deadlock or a
-        conflict of serializable transactions it runs again, in a fresh session, after a pause with jitter: so the
-        function must do nothing but SQL that it would not do twice. `max_retries` counts the repeats after the first
+        conflict of serializable transactions it runs again, in a fresh session, after a pause with jitter: so besides
+        SQL the function must do nothing that may not happen twice. `max_retries` counts the repeats after the first
         run; None is `DB_MAX_RETRIES`. `readonly` and `isolation`: as for `session_scope`. One deadline,
         `DATABASE_SCOPE_TIMEOUT`, covers all runs.
 
-        `await move(a, b, idempotency_key="…")` happens once for that key, also when clients and processes repeat it:
+        `await move(a, b, idempotency_key="…")` happens once for that key, even if clients and processes repeat it:
         later calls return the stored result, which is JSON.
 
-        Raises what the function raised last; `CommitOutcomeUnknown` without a repeat, because it may have happened;
-        `IdempotencyKeyReused` for a key of another call;
-        `DatabaseUnavailable` or `PoolSaturated` where no run could begin. At decoration: TypeError for anything but an
-        `async def`, ValueError for a `max_retries` that is not a whole number from 0.
+        Raises the function's last error; `CommitOutcomeUnknown` without a repeat, because it may have happened;
+        `IdempotencyKeyReused` for a key of another call; `DatabaseUnavailable` or `PoolSaturated` if no run could
+        begin. At decoration: TypeError for anything but an `async def`, ValueError for a `max_retries` that is not a
+        whole number from 0.
         """
         if callable(max_retries):  # @transactional_with_retry without its parentheses
             bare: Any = _decorate(get_database, max_retries, None, False, None)
@@ -292,7 +292,7 @@ def _decorate(
 
 
 def check_function(fn: Callable[..., Any]) -> None:
-    """Raises TypeError unless `fn` can be called, and called again, for a coroutine."""
+    """Raises TypeError unless calling `fn`, any number of times, returns a coroutine."""
     if not inspect.iscoroutinefunction(inspect.unwrap(fn)) and not inspect.iscoroutinefunction(
         getattr(fn, "func", None)
     ):

@@ -1,15 +1,15 @@
-"""Transcript: what a scope did on its connection, what the engine reported about it, and what it comes to.
+"""Transcript: what a scope did on its connection, what the engine reported about it, and the verdict.
 
-The breaker gets one verdict for a scope, by what the engine reported in it and not by what leaves the block: a lost
+The breaker gets one verdict per scope, by what the engine reported in it, not by what leaves the block: a lost
 connection counts even if the block caught it, and a user's own exception does not. Fifty statements on a dead
-connection are one failure. Time in the block is the user's: the permit is charged with the database's time alone.
+connection are one failure. Time in the block is the user's: the permit is charged with the database's time only.
 
-A COMMIT that was lost may have happened. Where the block itself sent it, `report` says so at once. The last COMMIT is
-the scope's own: it is only noted here (`in_doubt`), and the scope decides when its connection and permit are back.
+A COMMIT that was lost may have happened. If the block itself sent it, `report` says so at once. The last COMMIT is the
+scope's own: it is only noted here (`in_doubt`), and the scope decides when its connection and permit are back.
 
-What a block does on the driver's own connection (COPY, a cursor of psycopg's) passes by the engine and is not counted.
-So from the moment a block has that connection in its hands (`handed_out`) it may have done anything: a lost COMMIT is
-in doubt, and a driver's error that leaves the block is read as one of the engine's (`report_raw`).
+What a block does on the driver's own connection (COPY, a psycopg cursor) bypasses the engine and is not counted. So
+once a block holds that connection (`handed_out`), it may have done anything: a lost COMMIT is in doubt, and a driver's
+error that leaves the block is treated as if the engine had reported it (`report_raw`).
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from koo.sqlstates import LATE, STANDBY, Drop, Meaning, sqlstate_of
 REPORTS_MAX = 8
 CAUSES_MAX = 16
 IN_FAILED_TRANSACTION = "25P02"
-"""Says only that an earlier statement failed: that one's error is the reason."""
+"""This error says only that an earlier statement failed: the reason is that statement's error."""
 
 
 class Transcript:
-    """One scope's. The hooks inside SQLAlchemy write it (`koo.database.records.Occupant`); the scope reads it."""
+    """One scope's transcript. SQLAlchemy's hooks write it (`koo.database.records.Occupant`); the scope reads it."""
 
     __slots__ = (
         "_answered", "_metrics", "_monotonic", "_readonly", "_records", "_reports", "_spoiler",
@@ -63,9 +63,9 @@ class Transcript:
         self.stopped = False  # ... while a statement ran
         self.leaving = False  # the block has ended
         self.in_doubt = False
-        self.handed_out = False  # the block has a connection in its hands: what it does there is not seen
+        self.handed_out = False  # the block holds a driver connection: what it does there is not seen
         self.committed = (
-            False  # the block has committed a part of its work, or may have: no part may be repeated
+            False  # the block has committed part of its work, or may have: no part may be repeated
         )
         self.failure: Meaning | None = None
         self.statement: str | None = None
@@ -75,7 +75,7 @@ class Transcript:
     # ── a statement, or COMMIT ────────────────────────────────────────────────────────────────────────────────
 
     def begin(self, took_s: float, *, answered: bool, connected: bool) -> None:
-        """A connection has begun. `answered`: the server confirmed BEGIN; `connected`: the connection is new."""
+        """A transaction has begun. `answered`: the server confirmed BEGIN; `connected`: the connection is new."""
         self._answered = answered
         self.spent_s = took_s
         if connected:
@@ -83,7 +83,7 @@ class Transcript:
             self._metrics.connect.note(took_s)
 
     def enter(self, record: ConnectionRecord, stage: ScopeStage) -> float:
-        """Before anything is sent. Returns the time. Raises when it is too late, or when another task is at it."""
+        """Before anything is sent. Returns the time. Raises if it is too late, or another task uses the session."""
         if record.busy or self.expired or not self.has_permit:
             raise self._why_not(record)
         record.busy = True
@@ -96,7 +96,7 @@ class Transcript:
         elif self.expired:
             return self.too_late()
         else:
-            reason = "this scope has lost its connection: leave it"
+            reason = "this scope has lost its connection, so it cannot run more statements: leave the block"
         return DatabaseError(SERVICE, reason, kind=Kind.INVALID_REQUEST)
 
     def leave(self, record: ConnectionRecord, began: float, succeeded: bool) -> float:
@@ -109,7 +109,9 @@ class Transcript:
         if succeeded:
             self.stage = ScopeStage.BODY
             self._answered = True
-            self._spoiler = None  # after a failed statement only a rollback succeeds, and mends it
+            self._spoiler = (
+                None  # after a failed statement only a rollback can succeed, and it repairs the transaction
+            )
         return took_s
 
     # ── what the engine reports ───────────────────────────────────────────────────────────────────────────────
@@ -117,7 +119,7 @@ class Transcript:
     def report(
         self, context: ExceptionContext, record: ConnectionRecord, error: BaseException
     ) -> Exception | None:
-        """An error of the engine in this scope; returns what is raised in its place, or None."""
+        """An error of the engine in this scope; returns what to raise instead, or None."""
         if isinstance(error, KooError):
             return None
         meaning = explain(error, self.stage, lost=context.is_disconnect and isinstance(error, Exception))
@@ -133,7 +135,7 @@ class Transcript:
         return self.too_late() if ours else None
 
     def report_raw(self, error: Exception, record: ConnectionRecord) -> None:
-        """An error leaves the block: was it met on the driver's own connection, where the engine reports nothing?"""
+        """An error leaves the block: check whether it came from the driver's own connection, past the engine."""
         self.look_for_commit(record)
         for leaf in leaves_of(error) if self.handed_out else ():
             if self.meaning_of(leaf) is None:
@@ -144,18 +146,18 @@ class Transcript:
             original = record.driver.error_of(record.adapted, one)
             if original is not None:
                 meaning = explain(original, lost=record.is_closed)
-                # Without a loss of this connection it was met on another one, which is the block's own.
+                # If this connection is not lost, the error came from another one that the block opened itself.
                 if record.is_closed or not meaning.is_loss:
                     self._note(one, meaning, record)
                 return
 
     def look_for_commit(self, record: ConnectionRecord) -> None:
-        """Whether the block has ended the transaction in its own words, such as `text("COMMIT")`."""
+        """Check whether the block ended the transaction in its own words, such as `text("COMMIT")`."""
         if self.stage is ScopeStage.BODY and record.has_ended():
             self.committed = True
 
     def _note(self, error: BaseException, meaning: Meaning, record: ConnectionRecord) -> bool:
-        """Keep and count it. Returns whether it is the work of our own deadline."""
+        """Keep and count it. Returns whether our own deadline caused it."""
         self.look_for_commit(record)
         spoiler = self._spoiler
         if spoiler is not None and sqlstate_of(error) == IN_FAILED_TRANSACTION:
@@ -176,7 +178,7 @@ class Transcript:
         """Whether a COMMIT that would have changed something may have happened."""
         if self.stage is not ScopeStage.COMMIT or not meaning.unsure or self._readonly:
             return False
-        # A spoiled transaction commits nothing; but what the block did on its own connection may have mended it.
+        # A spoiled transaction commits nothing; but the block may have repaired it on its own connection.
         return self.handed_out or (self.statements > 0 and self._spoiler is None)
 
     def _count(self, error: BaseException, meaning: Meaning, ours: bool) -> None:
@@ -188,7 +190,7 @@ class Transcript:
             self._records.distrust_all()
         if meaning.kind is Kind.READ_ONLY and not self._readonly:
             metrics.is_read_only = True
-            if meaning.drop is Drop.KEEP:  # a full disk: no look can tell
+            if meaning.drop is Drop.KEEP:  # a full disk: reconnecting cannot show when it passes
                 metrics.disk_full_at = self._monotonic()
         if meaning.verdict is FAILURE and not ours and self.failure is None:
             self.failure = meaning
@@ -198,10 +200,10 @@ class Transcript:
         return DatabaseTimeout(SERVICE, f"the scope's deadline passed (at most {describe_s(total_s)})")
 
     def rolled_back(self) -> DatabaseError:
-        """The error for a COMMIT that is a rollback; its cause is what the engine reported."""
+        """The error for a COMMIT that becomes a rollback; its cause is what the engine reported."""
         self.stage = (
             ScopeStage.BODY
-        )  # else a loss in the ROLLBACK that follows would be taken for a lost COMMIT
+        )  # otherwise a loss in the ROLLBACK that follows would be taken for a lost COMMIT
         error = DatabaseError(
             SERVICE,
             "a statement of this transaction failed and the error was caught, so the server answers COMMIT"
@@ -212,17 +214,17 @@ class Transcript:
         return error
 
     def mended(self) -> None:
-        """ROLLBACK: what a failed statement has spoiled is gone."""
+        """ROLLBACK: a failed statement no longer spoils the transaction."""
         self._spoiler = None
 
     # ── a COMMIT that was lost ────────────────────────────────────────────────────────────────────────────────
 
     def may_have_written(self) -> bool:
-        """Whether the COMMIT to come may change something."""
+        """Whether the next COMMIT may change something."""
         return not self._readonly and (self.statements > 0 or self.handed_out)
 
     def lost_in_commit(self, record: ConnectionRecord, error: Exception, lost: bool) -> Meaning | None:
-        """An error of a COMMIT that can be asked for: counted, and its meaning; None where it did not happen."""
+        """Count an error of a COMMIT that has a marker; returns its meaning, or None if it did not happen."""
         meaning = explain(error, self.stage, lost=lost)
         if not self._is_doubtful(meaning):
             return None
@@ -239,7 +241,7 @@ class Transcript:
         """The error for a COMMIT whose outcome stays unknown; `key` is its marker's."""
         reason = "the connection was lost during COMMIT: the transaction may have happened or not"
         if key is None:
-            return CommitOutcomeUnknown(SERVICE, f"{reason}, look before you repeat it")
+            return CommitOutcomeUnknown(SERVICE, f"{reason}; check before you repeat it")
         reason += ", and the database could not say in time:"
         reason += f" it happened if {TABLE} has the key {key} with burned = false"
         unknown = CommitOutcomeUnknown(SERVICE, reason)
@@ -260,9 +262,9 @@ class Transcript:
     # ── what it comes to ──────────────────────────────────────────────────────────────────────────────────────
 
     def meaning_of(self, error: BaseException) -> Meaning | None:
-        """What the engine reported about an error that left the scope, or about one that it came from.
+        """What the engine reported about an error that left the scope, or about one of its causes.
 
-        Of a group (`asyncio.TaskGroup`, anyio) it is the first member's, where each of them may be repeated.
+        For a group (`asyncio.TaskGroup`, anyio) it is the first member's, if each of them may be repeated.
         """
         reported = {id(original): meaning for original, meaning in self._reports}
         for one in chain_of(error):
@@ -279,16 +281,16 @@ class Transcript:
         return (worst or meanings)[0]
 
     def _meaning_of_end(self, error: BaseException) -> Meaning | None:
-        """As `meaning_of`, also for what follows from an earlier loss."""
+        """As `meaning_of`, also for errors that follow from an earlier loss."""
         meaning = self.meaning_of(error)
         if meaning is None and isinstance(error, StatementError | InvalidRequestError | ResourceClosedError):
-            # What SQLAlchemy says about a session whose connection was lost before, and the loss was caught.
+            # SQLAlchemy's error for a session whose connection was lost before, if the loss was caught.
             meaning = next((one for _, one in self._reports if one.is_loss), None)
         return meaning
 
     def why_repeat(self, error: Exception) -> Meaning | None:
         """Why the whole transaction may be run again after `error` left the scope, or None."""
-        # On entry the guard has repeated what was worth it.
+        # On entry the guard has already repeated what was worth repeating.
         if self.committed or self.stage is ScopeStage.CONNECT:
             return None
         if any(isinstance(one, CommitOutcomeUnknown | DatabaseTimeout) for one in leaves_of(error)):
@@ -296,7 +298,7 @@ class Transcript:
         meaning = self._meaning_of_end(error)
         if meaning is None or meaning.repeatable:
             return meaning
-        # Nothing was written there; after a failover the next connection leads to another server.
+        # Nothing was written; after a failover the next connection leads to another server.
         return meaning if meaning is STANDBY and not self._readonly else None
 
     def verdict(self, error: BaseException | None, late: bool) -> Fault | None:
@@ -313,7 +315,7 @@ class Transcript:
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """An error, what it came from, and so on."""
+    """An error, its cause, and so on."""
     one: BaseException | None = error
     for _ in range(CAUSES_MAX):
         if one is None:

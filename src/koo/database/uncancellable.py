@@ -1,12 +1,12 @@
-"""Two ways to let work come to its end although its caller is cancelled. The cancellation goes up afterwards.
+"""Two ways to finish work although its caller is cancelled. The cancellation is raised afterwards.
 
-Without them a cancelled caller would leave before its connection is back, and take the pool's place with it.
+Without them a cancelled caller would leave before its connection is back, and the pool would lose that place.
 
-`to_end` runs the work in a task of its own: always right, and the way for everything that is rare. `Unbroken` stays in
-the caller's task, and saves two turns of the event loop (a tenth of a short transaction): it stands between the task
-and the future that the work waits for, and answers "no" when the task, being cancelled, asks that future to cancel.
-The task then keeps the cancellation in mind and delivers it when the future is done; it is put aside until the end.
-Work that cancels itself to end its own waits (`asyncio.timeout`, `Alarm`) must not run in it: it would wait for ever.
+`to_end` runs the work in a task of its own: always right, and used for everything rare. `Unbroken` stays in the
+caller's task, and saves two turns of the event loop (a tenth of a short transaction): it stands between the task and
+the future that the work waits for, and when the cancelled task asks that future to cancel, it answers False. The task
+then remembers the cancellation and delivers it when the future is done; it is deferred until the end. Work that ends
+its own waits by cancelling itself (`asyncio.timeout`, `Alarm`) must not run in it: it would wait forever.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 
 
 async def to_end(work: Coroutine[Any, Any, Any]) -> None:
-    """Wait for `work`, in a task of its own, whatever happens."""
+    """Wait for `work`, in a task of its own, even if the caller is cancelled."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
-        # Not asyncio.shield: it makes two more callbacks and a future that nobody needs.
+        # Not asyncio.shield: it would make two more callbacks and a future for nothing.
         waiter = loop.create_future()
         wake = partial(_wake, waiter)
         task.add_done_callback(wake)
@@ -44,7 +44,7 @@ def _wake(waiter: asyncio.Future[None], task: asyncio.Task[Any]) -> None:
 
 
 class Unbroken:
-    """`await Unbroken(work)`: the work's steps, none of which sees a cancellation."""
+    """`await Unbroken(work)`: run the work's steps, none of which sees a cancellation."""
 
     __slots__ = ("_work",)
 
@@ -69,7 +69,7 @@ class Unbroken:
                 yield None if future is None else _Deaf(future)
             except asyncio.CancelledError as error:
                 if future is not None and future.cancelled():
-                    step = partial(work.throw, error)  # somebody cancelled what it waits for, not us
+                    step = partial(work.throw, error)  # what it waits for was cancelled, not this task
                 else:
                     cancelled = error
             except BaseException as error:  # noqa: BLE001 - the future's own error: the work's to see
@@ -79,7 +79,7 @@ class Unbroken:
 
 
 class _Deaf:
-    """A future, for the task that waits for it; but it does not let itself be cancelled."""
+    """A future as the task sees it, which refuses to be cancelled."""
 
     __slots__ = ("_asyncio_future_blocking", "_future")
 

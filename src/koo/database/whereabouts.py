@@ -1,13 +1,13 @@
-"""Where a scope stands in the program, found only when somebody asks: a scope notes nothing of it on its way.
+"""Where a scope is open in the program, found only when it is asked for: a scope records nothing along its way.
 
-A scope knows its task and its session. A task that waits is a chain of coroutines, each awaiting the next, and one of
+A scope knows its task and its session. A waiting task is a chain of coroutines, each awaiting the next, and one of
 their frames has the session in a local variable. The outermost such frame outside koo is the function that opened the
-scope, or was handed its session; the line is the one of its `async with` where there is one. Where no frame has the
-session (it lies in an object), the outermost frame of the application is as close as can be said. FastAPI leaves the
-route of a request in the chain too.
+scope, or received its session; the line is that of its `async with`, if it has one. If no frame has the session
+(because an object holds it), the outermost frame of the application is the closest answer. FastAPI also leaves the
+route of a request in the chain.
 
 Of a statement only its first words are ever shown. They end before anything that could be a value: a literal, a
-parameter, a number, a comment. A value belongs to the application's users, and what is said here reaches logs.
+parameter, a number, a comment. Values belong to the application's users, and these words reach logs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 WORDS_MAX = 6
 SETTING_WORDS_MAX = 2
-"""Of `SET role TO somebody` and its like the third word may be a value."""
+"""In `SET role TO alice` and the like the third word may be a value."""
 FRAMES_MAX = 200
 MANY = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "COPY", "CREATE", "ALTER", "DROP"})
 
@@ -49,14 +49,14 @@ class Whereabouts(NamedTuple):
 
 
 def find(task: asyncio.Task[Any] | None, session: object) -> Whereabouts:
-    """Where the scope with this session stands in its task, as far as it can be seen. Never raises."""
+    """Where the scope with this session is open in its task, as far as can be seen. Never raises."""
     if task is None:
         return Whereabouts("", "", "none")
     frames = list(_frames(task))[:FRAMES_MAX]
     own = [frame for frame in frames if not frame.f_code.co_filename.startswith(_KOO)]
     name = task.get_name() + (", which has ended" if task.done() else "")
     for frame in own:
-        # A copy: looked at from another thread, it changes meanwhile.
+        # A copy: from another thread, it may change while it is read.
         names = [name for name, value in dict(frame.f_locals).items() if value is session]
         if names:
             line = _opened_at(frame.f_code, frame.f_lasti, names[0]) or frame.f_lineno
@@ -68,10 +68,10 @@ def find(task: asyncio.Task[Any] | None, session: object) -> Whereabouts:
 
 def _frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
     """The frames of a task, outermost first."""
-    # In a thread without a loop, where an application of WSGI asks for the numbers, no task runs.
+    # In a thread without a loop (a WSGI application asking for metrics) there is no current task.
     if asyncio._get_running_loop() is not None and task is asyncio.current_task():
-        # A coroutine that runs does not say what it awaits; the interpreter's own stack does. From `find`'s caller on:
-        # a frame that is listed among its own locals would be left to the garbage collector.
+        # A running coroutine does not say what it awaits; the interpreter's own stack does. It starts at `find`'s
+        # caller: a frame listed among its own locals would be left to the garbage collector.
         outermost = getattr(task.get_coro(), "cr_frame", None)
         yield from reversed(list(_callers(sys._getframe(2), outermost)))
         return
@@ -84,7 +84,7 @@ def _frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
 
 
 def _callers(frame: FrameType | None, outermost: FrameType | None) -> Iterator[FrameType]:
-    """From a frame outward to the task's own; beyond it the event loop runs, and whatever started that."""
+    """From a frame outward to the task's own; further out are the event loop and whatever started it."""
     while frame is not None:
         yield frame
         frame = None if frame is outermost else frame.f_back
@@ -121,7 +121,7 @@ def _route(frames: list[FrameType]) -> str:
 
 
 def first_words(statement: str | None) -> str:
-    """The first words of a statement, none of which is a value: "UPDATE accounts SET balance"."""
+    """The first words of a statement, none of them a value: "UPDATE accounts SET balance"."""
     text = statement or ""
     while (comment := _COMMENT.match(text)) is not None:
         text = text[comment.end() :]

@@ -1,1 +1,1 @@
-"""One file a driver: how it begins, cancels, cuts off and closes. Nothing here counts, retries or decides."""
+"""One file per driver: how it begins, cancels, cuts off and closes. Nothing here counts, retries or decides."""

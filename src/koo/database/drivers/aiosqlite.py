@@ -1,9 +1,9 @@
 """aiosqlite, beneath `sqlite://`: a thread for each connection.
 
-The thread serves its connection until it is told to stop. Told twice, aiosqlite waits for a second answer that never
-comes: a task that is cancelled while SQLAlchemy closes (at the end of `asyncio.run`, say) would wait for ever. And an
-attempt to connect that is cancelled stops its thread without waiting, so that the thread may answer to a loop that has
-ended meanwhile. `SingleEnd` stops once, and its end is waited for.
+The thread serves its connection until it is stopped. Stopped twice, aiosqlite waits for a second answer that never
+comes: a task cancelled while SQLAlchemy closes (at the end of `asyncio.run`, say) would wait forever. And a cancelled
+connect stops its thread without waiting, so the thread may report to a loop that has ended meanwhile. `SingleEnd` stops
+once, and waits for its end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from koo.options import DatabaseOptions
 
 CHUNK_ROWS = 64
 STOP_AFTER_S = 0.002
-"""So long a cancelled statement may go on before it is known that its thread is not idle."""
+"""How long a cancelled statement may go on before its thread counts as busy."""
 
 
 class Aiosqlite:
@@ -35,7 +35,7 @@ class Aiosqlite:
     health_query = "SELECT NULL FROM sqlite_master"  # reads the file
 
     def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
-        # No transaction of pysqlite's own making: koo says BEGIN. Its busy timeout is set by a PRAGMA.
+        # pysqlite must not open transactions itself: koo sends BEGIN. The busy timeout is set by a PRAGMA.
         return {"isolation_level": None, "timeout": 0.0, "async_creator_fn": partial(connect, keep)}
 
     def begin(self, adapted: Any) -> Awaitable[Any] | None:
@@ -49,7 +49,7 @@ class Aiosqlite:
         return False  # the pool's rollback on return ends whatever is open
 
     def has_ended(self, connection: Any) -> bool:
-        return False  # what is open there is koo's own: `SqliteTransaction` knows
+        return False  # transactions here are koo's own: `SqliteTransaction` knows
 
     def error_of(self, adapted: Any, error: BaseException) -> Exception | None:
         return error if isinstance(error, sqlite3.Error) else None
@@ -64,10 +64,10 @@ class Aiosqlite:
         interrupt(connection)
 
     def sever(self, connection: Any) -> None:
-        connection._running = False  # its thread is the parent's: to close it here would wait for ever
+        connection._running = False  # its thread is the parent's: closing it here would wait forever
 
     def cut_off(self, connection: Any) -> None:
-        # Not `connection.stop()`: SQLAlchemy closes it later, and that would wait for a thread which has ended.
+        # Not `connection.stop()`: SQLAlchemy closes it later, and that would wait for a thread that has ended.
         interrupt(connection)
         give_up(connection)
 
@@ -80,10 +80,10 @@ def interrupt(connection: Any) -> None:
 
 
 def stop_running(connection: Any) -> None:
-    """As `interrupt`, but only if its thread is at work.
+    """As `interrupt`, but only if its thread is working.
 
-    Between two pieces of rows that are streamed it is not. An interrupt would then lie in wait for the ROLLBACK that
-    comes next, because SQLite forgets it only when no statement is open.
+    Between two pieces of streamed rows it is not. The interrupt would then hit the ROLLBACK that comes next, because
+    SQLite forgets it only when no statement is open.
     """
     if connection._connection is None:
         return
@@ -98,10 +98,10 @@ def stop_running(connection: Any) -> None:
 
 
 def give_up(connection: Any) -> None:
-    """End SQLite's transaction in its thread, before whatever is put there next.
+    """End SQLite's transaction in its thread, before anything that is queued there later.
 
-    A connection that is closed with a statement still open lives on as a zombie until the garbage collector finds the
-    statement, and so do its locks.
+    A connection closed with a statement still open lives on as a zombie, and keeps its locks, until the garbage
+    collector finds the statement.
     """
     inner = connection._connection
     if inner is not None:
@@ -114,7 +114,7 @@ def _roll_back(inner: OwnCursors) -> None:
 
 
 class OwnCursors(sqlite3.Connection):
-    """Knows its cursors, so that they can be closed by another than their owner.
+    """Knows its cursors, so that they can be closed without their owner.
 
     While a statement is open SQLite remembers an interrupt, and applies it to the ROLLBACK that comes next: then the
     transaction and its locks would live on. A cancelled caller's traceback can keep a cursor, and so a statement, open.
@@ -130,7 +130,7 @@ class OwnCursors(sqlite3.Connection):
         return cursor
 
     def execute(self, *args: Any) -> Any:
-        return self.cursor().execute(*args)  # the C code would make a cursor past `cursor`
+        return self.cursor().execute(*args)  # the C code would make a cursor that bypasses `cursor`
 
     def give_up(self) -> None:
         """Close every statement, and end the transaction. In the connection's thread."""
@@ -140,36 +140,36 @@ class OwnCursors(sqlite3.Connection):
 
 
 class SingleEnd(aiosqlite.Connection):
-    """Stops once, however often it is told to; `keep` receives what is done when its thread has ended.
+    """Stops once, however often it is asked to; `keep` receives the future of its thread's end.
 
-    `opening` is said before the next statement, in the same turn of the thread.
+    `opening` is sent before the next statement, in the same turn of the thread.
     """
 
     def __init__(self, connector: Callable[[], OwnCursors], keep: Keep) -> None:
         opened: list[OwnCursors] = []
         super().__init__(partial(_open, connector, opened), CHUNK_ROWS)
         self._opened = opened
-        self._thread.daemon = True  # a statement without end must not keep the process alive
+        self._thread.daemon = True  # an endless statement must not keep the process alive
         self._keep: Keep | None = keep
         self._stopped: asyncio.Future[Any] | None = None
         self.opening: Opening | None = None
 
     def take_turn(self, method: Callable[..., Any] | None = None, *arguments: Any) -> asyncio.Future[Answer]:
-        """Run a method of `sqlite3.Cursor` to its end in the thread; without one, only what `opening` says.
+        """Run a method of `sqlite3.Cursor` to its end in the thread; without one, only send `opening`.
 
-        Raises `sqlite3.OperationalError` at once where the connection is closed.
+        Raises `sqlite3.OperationalError` at once if the connection is closed.
         """
         inner = self._connection
         if inner is None or not self._running:
-            raise sqlite3.OperationalError("no active connection")  # what SQLAlchemy takes for a loss
+            raise sqlite3.OperationalError("no active connection")  # SQLAlchemy treats these words as a loss
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._tx.put_nowait((future, Turn(future, inner, self.opening, method, *arguments)))
         return future
 
     def stop(self) -> asyncio.Future[Any] | None:
         if self._running:
-            # aiosqlite closes only what it was handed. A cancelled connect is not handed what the thread opens for it,
-            # and a cancelled close forgets it: SQLite's handle would stay open until the garbage collector finds it.
+            # aiosqlite closes only what it received. It never receives the handle of a cancelled connect, and forgets
+            # it in a cancelled close: SQLite's handle would stay open until the garbage collector finds it.
             self._tx.put_nowait((None, partial(_close, self._opened)))
             self._stopped = super().stop()
             keep, self._keep = self._keep, None  # the ending thread must not keep a whole database alive
@@ -186,7 +186,7 @@ def _open(connector: Callable[[], OwnCursors], opened: list[OwnCursors]) -> OwnC
 
 
 def _close(opened: list[OwnCursors]) -> None:
-    """In the thread, after all that was asked of it before."""
+    """In the thread, after everything that was queued before."""
     for inner in opened:
         _roll_back(inner)
         inner.close()

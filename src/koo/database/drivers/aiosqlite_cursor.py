@@ -1,8 +1,8 @@
 """SQLAlchemy's cursor on aiosqlite, with one turn of the connection's thread for each statement.
 
-SQLAlchemy's own gives the thread a turn to make a cursor, one to run the statement, one to fetch and one to close it,
-and BEGIN is another one. Each wakes the thread and then the event loop, which costs more than a small statement; and
-between two of them a statement is open, which holds locks and keeps an interrupt for whatever comes next.
+SQLAlchemy's own cursor takes one turn of the thread to be made, one to run the statement, one to fetch and one to
+close, and BEGIN is another. Each wakes the thread and then the event loop, which costs more than a small statement; and
+between two turns a statement is open, which holds locks and keeps an interrupt for whatever comes next.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from koo.database.sqlite import Opening
 
 
 class Answer(NamedTuple):
-    """What a statement came to: what `sqlite3` calls these, and all of its rows."""
+    """The result of a statement: `sqlite3`'s values of these names, and all of its rows."""
 
     description: Any = None
     rowcount: int = -1
@@ -31,8 +31,8 @@ class Answer(NamedTuple):
 class Turn:
     """One turn of the thread: the opening, if there is one, then one statement from its beginning to its end.
 
-    A caller that was cancelled is not served any more: what is not begun would otherwise run without end, because an
-    interrupt reaches only what runs already.
+    It does not run for a caller that was cancelled: an interrupt reaches only what already runs, so a statement that
+    starts afterwards could run without end.
     """
 
     __slots__ = ("_arguments", "_future", "_inner", "_method", "_opening")
@@ -62,7 +62,7 @@ class Turn:
             rows = () if cursor.description is None else cursor.fetchall()
             return Answer(cursor.description, cursor.rowcount, cursor.lastrowid, rows)
         finally:
-            cursor.close()  # an error's traceback would keep the statement open, and its locks
+            cursor.close()  # otherwise an error's traceback would keep the statement open, and its locks
 
 
 class OneTurnCursor:
@@ -115,11 +115,11 @@ class OneTurnCursor:
         self._rows.clear()
 
     async def _async_soft_close(self) -> None:
-        """SQLAlchemy closes what is open behind a result that lives on: here nothing is."""
+        """SQLAlchemy closes what is open behind a buffered result: here nothing is."""
 
 
 class AdaptedConnection(AsyncAdapt_aiosqlite_connection):
-    """As SQLAlchemy's, with cursors of one turn, save for rows that are streamed."""
+    """As SQLAlchemy's, with cursors of one turn, except for rows that are streamed."""
 
     __slots__ = ()
 

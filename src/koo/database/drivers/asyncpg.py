@@ -1,8 +1,8 @@
 """asyncpg, beneath `postgresql+asyncpg://`.
 
-asyncpg says goodbye and waits until the server has hung up, for ever if nothing bounds it. SQLAlchemy bounds it where
-it drops a connection, but not where a pool closes one that it has too many of, or all of them at its end. koo's own
-class of connections waits no longer than the cleanup time, whatever closes it.
+asyncpg's close waits until the server has hung up, forever if nothing bounds it. SQLAlchemy bounds it where it drops a
+connection, but not where a pool closes a surplus one, or all of them at its end. koo's own class of connections waits
+no longer than the cleanup time, whatever closes it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from koo.hidden import Secret
 from koo.options import DatabaseOptions
 
 UNPREPARED = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
-"""asyncpg's own and SQLAlchemy's. Without them statements have no name, and each lasts until the next one."""
+"""asyncpg's own setting and SQLAlchemy's. With both off statements have no name, and each lasts until the next one."""
 NUMBERS = {
     "statement_cache_size": int,
     "max_cached_statement_lifetime": int,
@@ -34,7 +34,7 @@ NUMBERS = {
 }
 """Options that a URL can only hold as text."""
 NOWHERE = os.devnull
-"""Where a child's cancellation goes, which has a connection of its own: it would stop the parent's statement."""
+"""Where a forked child's cancel request goes: sent to the real server, it would stop the parent's statement."""
 OWN_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
@@ -52,11 +52,13 @@ class Asyncpg:
     async def _connect(
         self, options: DatabaseOptions, timeouts: ServerTimeouts, /, *args: Any, **kwargs: Any
     ) -> asyncpg.Connection:
-        """As `asyncpg.connect`. Raises TypeError for a number that is none."""
+        """As `asyncpg.connect`. Raises TypeError for a number that cannot be read."""
         read_numbers(kwargs, NUMBERS)
         kwargs.setdefault("loop", LookupLoop(asyncio.get_running_loop()))
         if isinstance(kwargs.get("password"), Secret):
-            kwargs["password"] = partial(str, kwargs["password"])  # its C code takes no subclass of str
+            kwargs["password"] = partial(
+                str, kwargs["password"]
+            )  # its C code does not accept a subclass of str
         given: dict[str, str] = kwargs.pop("server_settings", None) or {}
         base = kwargs.pop("connection_class", asyncpg.Connection)
         ours_class = TaggedConnection if options.exactly_once == "off" else MarkedConnection
@@ -101,7 +103,7 @@ class Asyncpg:
         try:
             send(fairy)
         except Exception:
-            # A COMMIT that fails ends the transaction, and so asyncpg believes; a marker that fails does not.
+            # A failed COMMIT ends the transaction, and asyncpg assumes that; a failed marker does not end it.
             if not connection.is_closed() and connection.is_in_transaction():
                 await_(connection.execute("ROLLBACK"))
             raise
@@ -149,7 +151,7 @@ class Asyncpg:
 async def _keep_shorter(
     connection: asyncpg.Connection, timeouts: ServerTimeouts, user: object, given: Collection[str]
 ) -> None:
-    """Ask for the role's own timeouts, on its first connection. A server that cannot say has none."""
+    """Ask for the role's own timeouts, on its first connection. A server that cannot answer has none."""
     try:
         rows = await connection.fetch(ROLE_TIMEOUTS)
         for name, value in timeouts.learn(user, [(row[0], row[1]) for row in rows]).items():
@@ -165,7 +167,7 @@ async def _keep_shorter(
 class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]
     """Keeps the server's last answer to a plain command, which asyncpg's own COMMIT throws away.
 
-    Says goodbye within `cleanup_s` seconds.
+    Closes within `cleanup_s` seconds.
     """
 
     __slots__ = ("cleanup_s", "tag")
@@ -176,19 +178,19 @@ class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]
         if args or self._query_loggers:
             tag = await super().execute(query, *args, timeout=timeout)
         else:
-            # As asyncpg's own, without its coroutine: BEGIN and COMMIT of every scope come by here.
+            # As asyncpg's own, without its coroutine: every scope's BEGIN and COMMIT pass here.
             self._check_open()
             tag = await self._protocol.query(query, timeout)
         self.tag = tag
         return tag
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's own
-        """As asyncpg's; without a `timeout` it is cut off when the cleanup time is over."""
+        """As asyncpg's; without a `timeout` it is cut off after the cleanup time."""
         transport = getattr(self, "_transport", None)
         if timeout is not None or transport is None or self.is_closed():
             await super().close(timeout=timeout)
             return
-        # Not by a timeout: it works by cancelling, and a scope that commits does not let itself be cancelled.
+        # Not by a timeout: that works by cancelling, and a scope that commits cannot be cancelled.
         timer = asyncio.get_running_loop().call_later(self.cleanup_s, transport.abort)
         try:
             await super().close()
@@ -197,7 +199,7 @@ class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]
 
 
 class MarkedConnection(TaggedConnection):
-    """Sends `marker` before the next plain command, in one message: asyncpg's own COMMIT, and all it keeps in mind."""
+    """Sends `marker` before the next plain command, in one message: asyncpg's own COMMIT, with all its bookkeeping."""
 
     __slots__ = ("marker",)
 
@@ -213,7 +215,7 @@ class MarkedConnection(TaggedConnection):
 
 @cache
 def tagged(connection_class: Any, ours: Any = TaggedConnection) -> Any:
-    """The application's own class of connections, whose commands leave their tag; `ours` is koo's."""
+    """The application's own connection class, made to keep its commands' tags; `ours` is koo's."""
     if connection_class is asyncpg.Connection:
         return ours
     name = f"{ours.__name__.removesuffix('Connection')}{connection_class.__name__}"

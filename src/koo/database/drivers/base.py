@@ -1,17 +1,17 @@
-"""What differs between the drivers, beneath SQLAlchemy: how to begin at once, to cancel, and to cut off.
+"""How the drivers beneath SQLAlchemy differ: how to begin at once, to cancel, and to cut off.
 
-*Begin at once.* A driver sends BEGIN with the first statement. koo sends it when the scope is entered: that costs no
-extra round trip, and it is the cheapest validation there is. A dead connection is found before any of the user's code
-has run, while another one may still be taken unseen.
+*Begin at once.* A driver sends BEGIN with the first statement. koo sends it when the scope is entered: that needs no
+extra round trip, and is the cheapest validation there is. A dead connection is found before any of the user's code has
+run, while it can still be replaced silently.
 
-*Cancel* asks the server, over a connection of its own, to stop the statement. *Cut off* needs no answer: it is what
-remains when the other side is a black hole. It must wake the task that waits on the socket, so it shuts the socket down
-and does not close it under the selector.
+*Cancel* asks the server, over a connection of its own, to stop the statement. *Cut off* needs no answer: it remains
+when the other side is a black hole. It must wake the task that waits on the socket, so it shuts the socket down instead
+of closing it under the selector.
 
-*Commit.* PostgreSQL answers COMMIT with ROLLBACK where a statement of the transaction had failed, and no driver calls
-that an error. Only the driver knows for certain: statements on its own connection pass by SQLAlchemy, and by koo.
+*Commit.* PostgreSQL answers COMMIT with ROLLBACK if a statement of the transaction had failed, and no driver reports
+that as an error. Only the driver knows for certain: statements on its own connection bypass SQLAlchemy and koo.
 
-Some of this uses names that a driver does not document. Each is looked up when needed, and where it is gone koo falls
+Some of this uses names that a driver does not document. Each is looked up when needed, and if it is gone koo falls
 back: to beginning with the first statement, or from cancelling to cutting off.
 """
 
@@ -32,30 +32,30 @@ class Driver(Protocol):
     answers_begin: bool
     """Whether BEGIN is a round trip, so that its success shows that the server is well."""
     health_query: str
-    """Its one value says whether writes are refused; NULL where only a write can show that."""
+    """Its one value says whether writes are refused; NULL if only a write can show that."""
 
     def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
         """For SQLAlchemy. `keep` receives background work that must end before the event loop does."""
         ...
 
     def begin(self, adapted: Any) -> Awaitable[Any] | None:
-        """BEGIN, to be awaited; None leaves it to the first statement."""
+        """Start BEGIN, to be awaited; None leaves it to the first statement."""
         ...
 
     def commit(self, send: Callable[[Any], None], fairy: Any) -> bool:
-        """COMMIT, by `send(fairy)`. False: a statement had failed, so the server's answer is, or would be, ROLLBACK."""
+        """COMMIT by `send(fairy)`. False: a statement had failed, so the server answers with ROLLBACK, or would."""
         ...
 
     def is_in_transaction(self, connection: Any) -> bool:
-        """Whether a transaction is open, by what the other side said last."""
+        """Whether a transaction is open, by the other side's last answer."""
         ...
 
     def has_ended(self, connection: Any) -> bool:
-        """Whether the transaction begun last has ended by a COMMIT or ROLLBACK in the user's own words."""
+        """Whether the user's own COMMIT or ROLLBACK, sent as a statement, ended the transaction begun last."""
         ...
 
     def error_of(self, adapted: Any, error: BaseException) -> Exception | None:
-        """`error` as SQLAlchemy would raise it, where it is one of the driver's own or of its socket; else None."""
+        """`error` as SQLAlchemy would raise it, if it is the driver's own or its socket's; else None."""
         ...
 
     def is_closed(self, connection: Any) -> bool: ...
@@ -69,7 +69,7 @@ class Driver(Protocol):
     def cut_off(self, connection: Any) -> None: ...
 
     def sever(self, connection: Any) -> None:
-        """In a forked child: nothing that is done to it here reaches the parent's connection."""
+        """In a forked child: make sure that nothing done to it here reaches the parent's connection."""
         ...
 
 
@@ -85,7 +85,7 @@ POSTGRESQL_HEALTH = "SELECT pg_is_in_recovery() OR current_setting('transaction_
 
 
 def read_numbers(options: dict[str, Any], numbers: Mapping[str, Callable[[str], Any]]) -> None:
-    """Read what a URL says as text. Raises TypeError, as drivers do for an option that they do not have."""
+    """Read numbers that a URL holds as text. Raises TypeError, as drivers do for an unknown option."""
     for name in numbers.keys() & options.keys():
         if isinstance(options[name], str):
             try:

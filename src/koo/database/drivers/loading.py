@@ -1,4 +1,4 @@
-"""Which drivers there are, and which one a URL names. It is loaded then: importing all takes longer than koo itself."""
+"""Which drivers exist, and which one a URL names. It is loaded then: importing all takes longer than koo itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DIALECTS = {
 
 
 LEAVES_QUOTED = make_url("sqlite:///%20").database == "%20"
-"""SQLAlchemy 2.0 takes the name of the database as it is written; 2.1 reads `%20` in it as a space."""
+"""SQLAlchemy 2.0 takes the database name as written; 2.1 reads `%20` in it as a space."""
 
 
 def load_driver(name: str) -> Driver:
@@ -45,7 +45,7 @@ def load_driver(name: str) -> Driver:
 
 
 def _parsed(given: str | URL) -> URL | None:
-    """None for what is no URL. SQLAlchemy's own errors repeat it, with the password, so none of them goes on."""
+    """None if it is not a URL. SQLAlchemy's own errors repeat it, with the password, so none of them is passed on."""
     with suppress(ArgumentError, ValueError):
         url: URL = with_hidden_password(make_url(given))
         return url
@@ -64,7 +64,7 @@ def read_url(given: str | URL) -> URL:
         raise ConfigurationError("", f"DATABASE_URL cannot be right: {error}") from None
     if url is None:
         raise ConfigurationError(
-            "", "DATABASE_URL cannot be read; it looks like driver://user:password@host/name"
+            "", "DATABASE_URL is not a URL; it has the form driver://user:password@host/name"
         )
     if LEAVES_QUOTED and isinstance(given, str) and url.database is not None:
         url = url.set(database=unquote(url.database))

@@ -1,7 +1,7 @@
-"""The event loop as asyncpg gets it: names are looked up in koo's own threads, everything else is the loop's.
+"""The event loop as asyncpg sees it: names are looked up in koo's own threads, everything else is the loop's.
 
-asyncpg connects to a name by its loop, which would look it up in a thread of the application's. It takes a loop as an
-argument, and the name for TLS from where it was asked to connect: so TLS sees the name, and the loop an address.
+asyncpg connects to a name through its loop, which would look it up in one of the application's threads. It accepts a
+loop as an argument, and takes the name for TLS from the original host: so TLS sees the name, and the loop an address.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from koo.database.drivers.names import addresses_of
 
 OFTEN = ("call_at", "call_later", "call_soon", "create_future", "create_task", "is_closed", "time")
-"""Methods that each statement needs: by `__getattr__` each would be found after a search in vain."""
+"""Methods that each statement needs: through `__getattr__` each would be found only after a failed lookup."""
 
 
 class LookupLoop:
@@ -30,7 +30,7 @@ class LookupLoop:
     async def create_connection(
         self, factory: Callable[[], Any], host: str, port: int, **more: Any
     ) -> tuple[Any, Any]:
-        """As the loop's. Raises OSError: of several addresses that of the first."""
+        """As the loop's. Raises OSError: with several addresses, the error of the first."""
         if more.get("ssl"):
             more.setdefault("server_hostname", host)
         failed: OSError | None = None

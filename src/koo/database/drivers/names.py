@@ -1,8 +1,8 @@
 """The names of a database's servers, looked up in koo's own threads before a driver is asked to connect.
 
-Both drivers look names up by the event loop, in a thread of the application's, of which a name that hangs would take
-one after the other. psycopg is told the addresses, which it then does not look up. asyncpg takes none beside the name,
-which TLS needs: it is given a loop that looks names up as koo does (`lookup_loop.py`).
+Both drivers look names up through the event loop, in the application's threads, and a name that hangs would block them
+one after another. psycopg is passed the addresses, and then looks nothing up. asyncpg takes no address beside the name,
+which TLS needs: it gets a loop that looks names up as koo does (`lookup_loop.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from koo.lookups import LOOKUPS
 
 
 class Server(NamedTuple):
-    """One server of a URL: its host as it is named, its port as it is written, its addresses."""
+    """One server of a URL: its host as named, its port as written, its addresses."""
 
     host: str
     port: str
@@ -24,7 +24,7 @@ class Server(NamedTuple):
 
 
 async def find_servers(parameters: Mapping[str, Any]) -> list[Server]:
-    """Those whose names are answered. Raises OSError where none is; empty: there is no name to look up."""
+    """The servers whose names resolve. Raises OSError if none does; empty: there is no name to look up."""
     hosts = _listed(parameters.get("host"))
     ports = _listed(parameters.get("port"))
     if all(map(_needs_no_lookup, hosts)):
@@ -43,7 +43,7 @@ async def find_servers(parameters: Mapping[str, Any]) -> list[Server]:
 
 
 def as_libpq(servers: list[Server], parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Each address of each server as one to try, as libpq lists them; empty where it has to find them itself."""
+    """Each address of each server as one to try, as libpq lists them; empty if libpq has to find them itself."""
     tries = [(one.host, address, one.port) for one in servers for address in one.addresses]
     if parameters.get("hostaddr") or not tries:
         return {}
@@ -52,14 +52,14 @@ def as_libpq(servers: list[Server], parameters: Mapping[str, Any]) -> dict[str, 
 
 
 async def addresses_of(host: str) -> tuple[str, ...]:
-    """Those of a name, an address itself, and for libpq an empty one of a socket's path. Raises OSError."""
+    """The addresses of a name; an address itself; for libpq an empty one for a socket path. Raises OSError."""
     if _needs_no_lookup(host):
         return ("" if host.startswith(("/", "@")) else host,)
     return tuple(dict.fromkeys(address[4][0] for address in await LOOKUPS.find(host, 0)))
 
 
 def _listed(given: object) -> list[str]:
-    """As libpq and asyncpg read it: one, several with commas, or a list."""
+    """As libpq and asyncpg read it: a single one, several separated by commas, or a list."""
     if isinstance(given, list | tuple):
         return [str(one) for one in given]
     return str(given).split(",") if given else []

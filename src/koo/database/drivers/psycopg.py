@@ -1,9 +1,8 @@
-"""psycopg 3, which `postgresql://` means.
+"""psycopg 3, the driver of `postgresql://`.
 
-psycopg answers a cancellation by asking the server to stop the statement and waiting until it has: up to ten seconds
-when the server is a black hole, and nothing from outside can shorten them. SQLAlchemy drops a connection whose
-statement was cancelled, so there is nothing to wait for: `PromptConnection` asks once, within the cleanup time, and
-closes.
+When a task is cancelled, psycopg asks the server to stop the statement and waits until it has: up to ten seconds with a
+black hole, and nothing from outside can shorten that. SQLAlchemy drops a connection whose statement was cancelled, so
+there is nothing to wait for: `PromptConnection` asks once, within the cleanup time, and closes.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from koo.database.drivers.names import as_libpq, find_servers
 from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, libpq_parameters, sever
 from koo.options import DatabaseOptions
 
-# On the way of every scope, where a class attribute of an enum costs a dictionary walk.
+# Used by every scope, where a class attribute of an enum costs a dictionary lookup.
 IDLE, INERROR, UNKNOWN = TransactionStatus.IDLE, TransactionStatus.INERROR, TransactionStatus.UNKNOWN
 
 NUMBERS = {"prepare_threshold": lambda text: None if text.lower() == "none" else int(text)}
@@ -52,7 +51,7 @@ class Psycopg:
         connect = partial(PromptConnection.connect_within, options.cleanup_timeout_s, *args)
         kwargs = {**libpq_parameters(options), **kwargs, **await _addresses(kwargs)}
         user, given = kwargs.get("user"), kwargs.get("options") or ""
-        # The last word on a setting holds: the URL's come after koo's.
+        # The last value of a setting wins: the URL's come after koo's.
         ours = timeouts.of(user)
         words = [*(f"-c {name}={value}" for name, value in ours.items()), given]
         try:
@@ -80,7 +79,7 @@ class Psycopg:
     def commit_marked(self, send: Callable[[Any], None], fairy: Any, marker: str) -> bool:
         connection = fairy.dbapi_connection.driver_connection
         status = connection.pgconn.transaction_status
-        if status == IDLE:  # the block has ended the transaction in its own words: there is nothing to mark
+        if status == IDLE:  # the block ended the transaction in its own words: there is nothing to mark
             send(fairy)
             return True
         if status == INERROR:
@@ -117,10 +116,10 @@ class Psycopg:
 
 
 def _shut(connection: Any) -> None:
-    """End the connection on the wire; what runs on it gets an error."""
+    """End the connection on the wire; whatever runs on it gets an error."""
     if connection.closed:
         return
-    # Of a copy: closing the original would pull it from under the selector and from libpq.
+    # On a copy: closing the original would pull it from under the selector and from libpq.
     with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as wire:
         wire.shutdown(socket.SHUT_RDWR)
 
@@ -128,7 +127,7 @@ def _shut(connection: Any) -> None:
 async def _addresses(parameters: Mapping[str, Any]) -> dict[str, str]:
     if parameters.get("service"):
         return {}
-    # What libpq reads itself: PGHOST and its like.
+    # Variables that libpq reads itself: PGHOST and the like.
     of_libpq = {one.keyword.decode(): one.val.decode() for one in Conninfo.get_defaults() if one.val}
     asked = of_libpq | {name: value for name, value in parameters.items() if value}
     try:
@@ -140,7 +139,7 @@ async def _addresses(parameters: Mapping[str, Any]) -> dict[str, str]:
 async def _keep_shorter(
     connection: PromptConnection, timeouts: ServerTimeouts, user: object, given: str
 ) -> None:
-    """Ask for the role's own timeouts, on its first connection. A server that cannot say has none."""
+    """Ask for the role's own timeouts, on its first connection. A server that cannot answer has none."""
     try:
         # Without a transaction: its COMMIT would be the first that passes, where a test cuts the application's.
         await connection.set_autocommit(True)
@@ -171,30 +170,30 @@ class ServerCursor(psycopg.AsyncServerCursor[Any]):
 
 
 attempts: ContextVar[list[Generator[Any, Any, Any]]] = ContextVar("attempts")
-"""The attempts at a connection of this task."""
+"""This task's attempts to connect."""
 
 
 class PromptConnection(psycopg.AsyncConnection[Any]):
-    """Leaves a cancelled statement within `cleanup_s` seconds. `begun`: transactions since koo's last BEGIN."""
+    """Abandons a cancelled statement within `cleanup_s` seconds. `begun`: transactions since koo's last BEGIN."""
 
     cleanup_s = 2.0
     begun = 0
     is_parents = False
     """This process is a forked child."""
     _steps = 0
-    """Steps of the protocol under way: one, but for a caller who uses the connection from two tasks."""
+    """Protocol steps under way: one, unless a caller uses the connection from two tasks."""
     _must_close = False
 
     @classmethod
     async def connect_within(cls, cleanup_s: float, *args: Any, **kwargs: Any) -> PromptConnection:
-        """As `connect`. Raises TypeError for a number that is none."""
+        """As `connect`. Raises TypeError for a number that cannot be read."""
         read_numbers(kwargs, NUMBERS)
         begun: list[Generator[Any, Any, Any]] = []
         attempts.set(begun)
         try:
             connection = await cls.connect(*args, **kwargs)
         finally:
-            # One that was given up keeps its socket as long as a traceback keeps its frame: till the next collection.
+            # An abandoned attempt keeps its socket as long as a traceback keeps its frame: until the next collection.
             for one in begun:
                 one.close()
         connection.cleanup_s = cleanup_s
@@ -210,11 +209,11 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no transaction is open, by what the server said last."""
+        """Whether no transaction is open, by the server's last answer."""
         return self.pgconn.transaction_status == TransactionStatus.IDLE
 
     def _get_tx_start_command(self) -> bytes:
-        # psycopg says BEGIN by itself: also after a COMMIT that was written out as a statement, which only it sees.
+        # psycopg sends BEGIN itself: also after a COMMIT sent as a statement, which only psycopg sees.
         self.begun += 1
         return super()._get_tx_start_command()
 
@@ -231,7 +230,7 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
                 raise error_from_result(result, encoding=self.pgconn._encoding)
 
     async def wait(self, gen: Any, interval: float = 0.1, **more: Any) -> Any:  # type: ignore[override]
-        """Run a step of the protocol to its end; a cancellation in the midst of a statement closes the connection."""
+        """Run a protocol step to its end; a cancellation in the middle of a statement closes the connection."""
         self._steps += 1
         try:
             return await wait_async(gen, self.pgconn.socket, interval=interval, **more)
@@ -243,7 +242,7 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
             self._end_step()
 
     async def wait_for_begin(self, gen: Any) -> Any:
-        """As `wait`, for BEGIN: the server has no statement to stop, and whoever waits for it may be short of time."""
+        """As `wait`, for BEGIN: the server has no statement to stop, and the caller may be short of time."""
         self._steps += 1
         try:
             return await wait_async(gen, self.pgconn.socket, interval=0.1)
@@ -259,8 +258,8 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
             self.pgconn.finish()
 
     async def close(self) -> None:
-        """As psycopg's. A statement that another task has under way ends at once, with an error."""
-        # psycopg would free libpq's memory now, where its compiled half goes on reading when that task wakes: a crash.
+        """As psycopg's. A statement that another task is running ends at once, with an error."""
+        # psycopg would free libpq's memory now, which its compiled half still reads when that task wakes: a crash.
         if self._steps:
             self._must_close = True
             _shut(self)
@@ -268,10 +267,10 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
             await super().close()
 
     async def _stop_statement(self) -> None:
-        # A cancellation goes over a connection of its own, so a child would stop the parent's statement.
+        # A cancel request uses a connection of its own, so a forked child would stop the parent's statement.
         if self.pgconn.transaction_status != TransactionStatus.ACTIVE or self.is_parents:
             return
         try:
             await self.cancel_safe(timeout=self.cleanup_s)
         except (psycopg.Error, OSError):
-            return  # unreachable: the server will notice the closed connection, or has gone itself
+            return  # unreachable: the server will notice the closed connection, or is gone itself

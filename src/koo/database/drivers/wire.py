@@ -1,14 +1,14 @@
-"""What both PostgreSQL drivers ask of the network and of the server, each in its own words.
+"""What both PostgreSQL drivers request of the network and the server, each by its own names.
 
-*TCP.* A peer that vanished without a goodbye is noticed by keepalives while nothing is said, and by the user timeout
-while something is unanswered. The system's own defaults are two hours and a quarter of one.
+*TCP.* A peer that vanished silently is noticed by keepalives while the connection is idle, and by the user timeout
+while something is unanswered. The system's own defaults are two hours and a quarter of an hour.
 
 *The server.* A process that is stopped or cut off cannot take its statement back, and its transaction keeps its locks.
 So each connection is opened with the server's own timeouts, a little longer than the longest scope: while the process
-lives, koo's deadline always comes first. A value in the URL or in `connect_args` wins. A pooler that refuses parameters
-at the start is asked once more without them, and from then on not again. What is said at the start goes before what a
-role has been given (`ALTER ROLE ... SET statement_timeout`), so the first connection asks for that, and of the two the
-shorter holds.
+lives, koo's deadline always comes first. A value in the URL or in `connect_args` wins. If a pooler refuses startup
+parameters, the connection is opened once more without them, and later ones do not send them again. Startup parameters
+override a role's settings (`ALTER ROLE ... SET statement_timeout`), so the first connection asks for those, and the
+shorter of the two holds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KEEPALIVE_PROBES = 3
 MS_MAX = 2**31 - 1
 """The server's timeouts are 32-bit milliseconds."""
 REFUSES_PARAMETERS = ("startup parameter", "command-line options")
-"""Words of PgBouncer and its like, and of RDS Proxy."""
+"""Words of PgBouncer and the like, and of RDS Proxy."""
 
 ROLE_TIMEOUTS = """
 SELECT DISTINCT ON (split_part(one, '=', 1)) split_part(one, '=', 1), substr(one, strpos(one, '=') + 1)
@@ -36,7 +36,7 @@ AND setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_
 AND setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))
 ORDER BY split_part(one, '=', 1), setrole = 0, setdatabase = 0
 """
-"""What a role was given in this database, else anywhere, else what all roles were: in the order in which it counts."""
+"""A role's settings in this database, else anywhere, else those of all roles: in order of precedence."""
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|min|h|d)?")
 _UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1e3, "min": 60e3, "h": 3600e3, "d": 86_400e3}
 
@@ -44,7 +44,7 @@ log = logging.getLogger("koo")
 
 
 def server_timeouts(options: DatabaseOptions) -> dict[str, str]:
-    """The server's settings for a connection; empty where the option leaves them alone."""
+    """The server's settings for a connection; empty if the option turns them off."""
     if not options.server_timeouts:
         return {}
     last_s = options.scope_timeout_s + options.cleanup_timeout_s
@@ -53,7 +53,7 @@ def server_timeouts(options: DatabaseOptions) -> dict[str, str]:
 
 
 class ServerTimeouts:
-    """What the connections of one database ask the server for at their start, and what was learned about it."""
+    """The timeouts that one database's connections request at startup, and what was learned about them."""
 
     def __init__(self, options: DatabaseOptions) -> None:
         self._ours = server_timeouts(options)
@@ -64,36 +64,36 @@ class ServerTimeouts:
         return {name: value for name, value in self._ours.items() if name not in self._of_role.get(user, ())}
 
     def must_ask(self, user: object) -> bool:
-        """Whether this user's role was not asked for yet."""
+        """Whether this user's role has not been asked for yet."""
         return bool(self._ours) and user not in self._of_role
 
     def learn(self, user: object, rows: Iterable[tuple[str, str]]) -> Mapping[str, str]:
-        """The answer to `ROLE_TIMEOUTS`; returns what is shorter than koo's, to be set where koo's is already."""
+        """The answer to `ROLE_TIMEOUTS`; returns what is shorter than koo's, to be set now in its place."""
         ours = {name: int(value) for name, value in self._ours.items()}
         shorter = {name: value for name, value in rows if 0 < milliseconds(value) < ours.get(name, 0)}
         self._of_role[user] = shorter
         return shorter
 
     def are_refused(self, asked: Mapping[str, str], error: Exception) -> bool:
-        """Whether a pooler refused to be asked for these settings; then it is not asked again."""
-        # By what this connection asked for: others may have been refused while it was being opened.
+        """Whether a pooler refused these settings; then they are not requested again."""
+        # By what this connection requested: others may have been refused while it was being opened.
         refused = bool(asked) and any(words in str(error) for words in REFUSES_PARAMETERS)
         if refused:
             self._ours = {}
             log.info(
-                "database: the pooler takes no statement_timeout, so the server does not know koo's deadlines"
+                "database: the pooler does not accept statement_timeout, so the server does not know koo's deadlines"
             )
         return refused
 
 
 def milliseconds(setting: str) -> float:
-    """A time as PostgreSQL writes it in a setting: milliseconds, where it has no unit. Zero is none."""
+    """A time as PostgreSQL writes it in a setting: milliseconds if it has no unit. Zero means none."""
     found = _TIME.fullmatch(setting.strip().strip("'"))
     return float(found[1]) * _UNITS_MS[found[2] or "ms"] if found else 0.0
 
 
 def libpq_parameters(options: DatabaseOptions) -> dict[str, int]:
-    """The TCP options as libpq spells them."""
+    """The TCP options under libpq's names."""
     parameters: dict[str, int] = {}
     if options.keepalive_s:
         parameters |= {
@@ -108,8 +108,8 @@ def libpq_parameters(options: DatabaseOptions) -> dict[str, int]:
 
 
 def set_up_socket(fileno: int, options: DatabaseOptions) -> None:
-    """The same options on a socket that is connected; a Unix socket needs none."""
-    # Of a copy: an event loop's own socket object may not let itself be set.
+    """The same options on a connected socket; a Unix socket needs none."""
+    # On a copy: an event loop's own socket object may not allow it.
     with suppress(OSError), socket.socket(fileno=os.dup(fileno)) as wire:
         if wire.family not in (socket.AF_INET, socket.AF_INET6):
             return
@@ -139,10 +139,10 @@ def _whole(seconds: float) -> int:
 
 
 def sever(fd: int) -> None:
-    """In a forked child: let an inherited socket's descriptor lead nowhere, and the parent's connection be.
+    """In a forked child: point an inherited socket's descriptor nowhere, and leave the parent's connection alone.
 
-    Whatever closes it later, or ends its transaction, says that to nobody. Without this a child that ends by itself
-    (`sys.exit`) would say goodbye in its parent's name, and take the socket out of the selector that both share.
+    Closing it later, or ending its transaction, then reaches no server. Without this a child that exits (`sys.exit`)
+    would close the connection in its parent's name, and take the socket out of the selector that both share.
     """
     nowhere, other = socket.socketpair()
     other.close()
