@@ -91,10 +91,10 @@ def test_drained_new_scopes_are_refused_and_those_inside_are_waited_for(url: str
             in_line = asyncio.create_task(ask(database))
             await until(lambda: database.pool_queue.waiting == 1)
             draining = asyncio.create_task(database.drain(30.0))
-            with pytest.raises(DatabaseUnavailable, match="it is being drained") as caught:
+            with pytest.raises(DatabaseUnavailable, match="an operator is draining it") as caught:
                 await in_line
             assert caught.value.kind is Kind.DRAINING
-            with pytest.raises(DatabaseUnavailable, match="it is being drained"):
+            with pytest.raises(DatabaseUnavailable, match="an operator is draining it"):
                 await ask(database)
             assert not draining.done()
             go.set()
