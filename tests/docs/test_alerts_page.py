@@ -16,7 +16,6 @@ from koo.options import DAY_S
 from tests.docs.markdown import ROOT
 
 PAGE = (ROOT / "docs" / "alerts.md").read_text(encoding="utf-8")
-GUIDE = (ROOT / "docs" / "ENHANCED_ERROR_HANDLING.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL))
 
 
@@ -57,13 +56,3 @@ def test_the_numbers_are_those_of_the_code() -> None:
     assert "at least 20 calls in five minutes a tenth failed" in SECTIONS["degraded_performance"]
     assert all("80 %" in text for kind, text in SECTIONS.items() if "approaching" in kind)
     assert "listed for fifteen minutes" in PAGE
-
-
-def test_the_guide_has_each_kind_with_its_severity_and_leads_here() -> None:
-    alerts = GUIDE.split("## Alerts")[1].split("## Events")[0]
-    assert "(alerts.md)" in alerts
-    rows = re.findall(r"^\| (critical|warning|info) \|([^|]*)\|", alerts, re.MULTILINE)
-    said = {name: severity for severity, names in rows for name in re.findall(r"`([^`]+)`", names)}
-    for kind, row in KINDS.items():
-        family = re.sub(r"^(limit_approaching_|database_(?!unavailable|markers)).*", r"\1…", kind)
-        assert said.get(family) == row.severity, kind

@@ -11,7 +11,6 @@ import pytest
 from prometheus_client.core import CounterMetricFamily
 
 from koo import errors, events, options
-from koo.alerts.kinds import ENDINGS
 from koo.checked import Checked
 from koo.cli.app import app, query
 from koo.cli.terminal import Exit
@@ -70,12 +69,6 @@ def test_each_kind_is_explained(kind: Kind) -> None:
     assert f"\n| `{kind.value}` |" in kinds
 
 
-@pytest.mark.parametrize("name", classes_of(errors, errors.KooError))
-def test_each_error_is_in_the_guides_tree(name: str) -> None:
-    tree = GUIDE.read_text().split("## Error types")[1].split("## How a call is treated")[0]
-    assert re.search(rf"\b{name}\b", tree)
-
-
 OPTIONS = [
     f"{name}.{one.name}" for name in classes_of(options, Checked) for one in fields(getattr(options, name))
 ]
@@ -106,12 +99,6 @@ def test_the_severity_of_each_event_is_as_the_guide_says() -> None:
         name: getattr(events, name).severity for name in classes_of(events, events.Event) if name != "Event"
     }
     assert said == real
-
-
-def test_each_news_of_an_ended_alert_is_explained() -> None:
-    alerts = GUIDE.read_text().split("## Alerts")[1].split("## Events")[0]
-    kinds = {*ENDINGS, *(ending.kind for ending in ENDINGS.values())}
-    assert kinds - named_in(alerts) == set()
 
 
 def test_each_kind_has_the_status_that_is_documented() -> None:
@@ -158,7 +145,7 @@ def test_each_exit_code_is_explained() -> None:
 
 def test_each_metric_is_explained() -> None:
     """Under the name that Prometheus shows, with its labels."""
-    table = GUIDE.read_text().split("For Prometheus")[1].split("## Alerts")[0]
+    table = GUIDE.read_text().split("For Prometheus")[1].split("## Events")[0]
     said = {
         name: named_in(labels)
         for names, labels in re.findall(r"^\|([^|]*`[^|]*)\|([^|]*)\|", table, re.MULTILINE)
