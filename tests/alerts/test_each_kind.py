@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from koo.ai.token_gate import Tokens
 from koo.alerts.absorbing import absorb
 from koo.alerts.findings import Finding
 from koo.alerts.kinds import KINDS
@@ -21,11 +22,11 @@ from koo.alerts.own_rules import find_in_channels
 from koo.alerts.own_watch import LOOKS_MAX, OwnWatch
 from koo.clock import iso
 from koo.database.gate import GateState
-from koo.errors import ExternalServiceError, Kind
+from koo.errors import ExternalServiceError, Kind, RateLimited
 from koo.events import ProcessRenamed, StoreForgot
 from koo.host import Descriptors, Disk, Host, HostWatch
 from koo.monitoring.notice_shapes import ChannelStatus
-from koo.options import LimitOptions
+from koo.options import NEVER, LimitOptions
 from koo.policies.forecast import RunOut
 from koo.policies.verdict import THROTTLED, Fault
 from koo.shortages import NO_DESCRIPTOR, shortage_in
@@ -111,6 +112,18 @@ def requests(window: str, count: int) -> Callable[[Scene], Awaitable[None]]:
     async def happen(scene: Scene) -> None:
         scene.add(limits=LimitOptions(**{f"per_{window}": 10}))
         await scene.calls(count)
+
+    return happen
+
+
+def tokens(*asked: int) -> Callable[[Scene], Awaitable[None]]:
+    """Calls that may need so many of a hundred tokens a minute, one after the other."""
+
+    async def happen(scene: Scene) -> None:
+        service = scene.add(limits=LimitOptions(tokens_per_minute=100))
+        for one in asked:
+            with suppress(RateLimited):
+                await Tokens(service).take(one, NEVER, waits=False)
 
     return happen
 
@@ -278,9 +291,11 @@ HAPPENS: Mapping[str, Callable[[Scene], Awaitable[None]]] = {
     "limit_reached_requests_per_minute": requests("minute", 10),
     "limit_reached_requests_per_hour": requests("hour", 10),
     "limit_reached_requests_per_day": requests("day", 10),
+    "limit_reached_tokens_per_minute": tokens(60, 60),
     "limit_approaching_requests_per_minute": requests("minute", 8),
     "limit_approaching_requests_per_hour": requests("hour", 8),
     "limit_approaching_requests_per_day": requests("day", 8),
+    "limit_approaching_tokens_per_minute": tokens(80),
     "budget_used_up": spent("10"),
     "budget_too_small": too_small,
     "budget_at_95": spent("9.5"),

@@ -170,6 +170,19 @@ async def ask_on_near_the_limit(stage: Stage) -> None:
         await asyncio.sleep(0.002)
 
 
+async def ask_for_more_tokens_than_are_left(stage: Stage) -> None:
+    for _ in range(14):
+        for _ in range(2):
+            await stage.ask(answer(input_tokens=500, output_tokens=300), max_tokens=900)
+        await stage.passes(5.0)
+
+
+async def use_most_tokens(stage: Stage) -> None:
+    for _ in range(14):
+        await stage.ask(answer(input_tokens=10, output_tokens=270), max_tokens=300)
+        await stage.passes(5.0)
+
+
 # ── money ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -496,6 +509,14 @@ COURSES: Mapping[str, Course] = {
     ),
     "limit_reached_requests_per_day": Course(
         asks(10), later(DAY_S), service={"limits": LimitOptions(per_day=10)}
+    ),
+    "limit_reached_tokens_per_minute": Course(
+        ask_for_more_tokens_than_are_left,
+        later(90.0),
+        service={"limits": LimitOptions(tokens_per_minute=1000)},
+    ),
+    "limit_approaching_tokens_per_minute": Course(
+        use_most_tokens, later(90.0), service={"limits": LimitOptions(tokens_per_minute=4000)}
     ),
     "limit_approaching_requests_per_minute": Course(
         ask_on_near_the_limit, later(60.0), service={"limits": LimitOptions(per_minute=10)}

@@ -36,6 +36,7 @@ class Tokens:
                 continue
             usable_at = limit.usable_at(tokens, now)
             if not waits or usable_at >= deadline:
+                limit.refused_at = now
                 raise self._refusal(tokens, usable_at - now)
             await clock.sleep(min(usable_at - now, LOOK_AGAIN_S))
         self.taken, self._at = tokens, now

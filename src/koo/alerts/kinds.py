@@ -192,6 +192,9 @@ KINDS: Mapping[str, AlertKind] = {
     "limit_reached_requests_per_day": AlertKind(
         "critical", "Limit a day is reached", ending=_REQUESTS_FREE, evidence="store"
     ),
+    "limit_reached_tokens_per_minute": AlertKind(
+        "warning", "Limit of tokens a minute is reached", pending_s=60.0, recovering_s=60.0
+    ),
     "limit_approaching_requests_per_minute": AlertKind(
         "warning",
         "Limit a minute is close",
@@ -204,6 +207,13 @@ KINDS: Mapping[str, AlertKind] = {
     ),
     "limit_approaching_requests_per_day": AlertKind(
         "warning", "Limit a day is close", part_of=("limit_reached_requests_per_day",), evidence="store"
+    ),
+    "limit_approaching_tokens_per_minute": AlertKind(
+        "warning",
+        "Limit of tokens a minute is close",
+        pending_s=60.0,
+        recovering_s=60.0,
+        part_of=("limit_reached_tokens_per_minute",),
     ),
     # ── money ─────────────────────────────────────────────────────────────────────────────────────────────────
     "budget_used_up": AlertKind("critical", "Budget used up", ending=_BUDGET_FREE, evidence="store"),

@@ -1,11 +1,11 @@
-"""Our own limits on requests: close, and reached."""
+"""Our own limits on requests and tokens: close, and reached."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from koo.alerts.findings import Finding
-from koo.monitoring.shapes import WINDOWS, AlertData, RateLimit, RequestWindow, ServiceHealth
+from koo.monitoring.shapes import LIMITS, TOKENS, WINDOWS, AlertData, LimitName, RateLimit, ServiceHealth
 
 APPROACHING = 0.80
 
@@ -13,7 +13,7 @@ APPROACHING = 0.80
 def find_in_limits(view: ServiceHealth, component: str) -> Iterator[Finding]:
     """Each limit of which four fifths are used; at its end every call is refused, or waits."""
     reached = _reached(view)
-    for key in WINDOWS:
+    for key in LIMITS:
         limit = view["rate_limits"][key]
         most = limit["limit"]
         if most is None or (limit["used"] < APPROACHING * most and key not in reached):
@@ -24,24 +24,31 @@ def find_in_limits(view: ServiceHealth, component: str) -> Iterator[Finding]:
         if key in reached:
             refuses: AlertData = {
                 **data,
-                "refuses": f"calls to {view['service_name']} until a request is free",
+                "refuses": f"calls to {view['service_name']} {_while_full(key)}",
             }
             message = f"our limit of {most} {key.replace('_', ' ')} is reached: calls are refused, or wait"
             yield Finding(f"limit_reached_{key}", component, message, refuses)
 
 
-def _reached(view: ServiceHealth) -> set[RequestWindow]:
+def _reached(view: ServiceHealth) -> set[LimitName]:
     """The limits that refuse calls.
 
-    Of a minute a request comes back each second and is taken at once, so a look may find one free that no caller found.
+    A call may need more tokens than are left of a limit that is not full, so for tokens the refusals decide. Of a
+    minute a request comes back each second and is taken at once, so a look may find one free that no caller found.
     """
-    limits = {
+    if view["rate_limits"][TOKENS]["refuses"]:
+        return {TOKENS}
+    limits: dict[LimitName, RateLimit] = {
         key: view["rate_limits"][key] for key in WINDOWS if view["rate_limits"][key]["limit"] is not None
     }
     full = {key for key, limit in limits.items() if limit["remaining"] == 0}
     if not full and limits and "rate_limited" in view["metrics"]["refusing"]:
         return {max(limits, key=lambda key: _share(limits[key]))}
     return full
+
+
+def _while_full(key: LimitName) -> str:
+    return "that need more tokens than are left" if key == TOKENS else "until a request is free"
 
 
 def _share(limit: RateLimit) -> float:

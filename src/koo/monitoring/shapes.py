@@ -11,7 +11,7 @@ five minutes. Keys may be added; a key that stands here never disappears and nev
 
 # Without `from __future__ import annotations`: the types are read at run time, where the API is described.
 
-from typing import Annotated, Literal, NotRequired, get_args
+from typing import Annotated, Final, Literal, NotRequired, get_args
 
 from koo.events import Severity
 from koo.monitoring.breaker_shapes import (
@@ -60,6 +60,9 @@ ServiceWord = Literal["healthy", "degraded", "unhealthy", "circuit_open", "rate_
 RequestWindow = Literal["requests_per_minute", "requests_per_hour", "requests_per_day"]
 WINDOWS: tuple[RequestWindow, ...] = get_args(RequestWindow)
 """The keys of `RateLimits` that are limits on requests."""
+TOKENS: Final = "tokens_per_minute"
+LimitName = Literal["requests_per_minute", "requests_per_hour", "requests_per_day", "tokens_per_minute"]
+LIMITS: tuple[LimitName, ...] = get_args(LimitName)
 
 
 # ── AI services ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -127,7 +130,7 @@ class Shortage(TypedDict):
 
 
 class RateLimit(TypedDict):
-    """One limit of ours on requests."""
+    """One limit of ours."""
 
     used: int
     limit: Annotated[int | None, Doc("null: none")]
@@ -135,6 +138,12 @@ class RateLimit(TypedDict):
     resets_at: Annotated[
         Time | None, Doc("when the day ends, or the next unit comes back; null: nothing to come back")
     ]
+
+
+class TokenRate(RateLimit):
+    """Our limit on tokens."""
+
+    refuses: Annotated[bool, Doc("a call found too few tokens left, within the last half minute")]
 
 
 class RunOut(TypedDict):
@@ -189,7 +198,7 @@ class RateLimits(TypedDict):
     requests_per_minute: RateLimit
     requests_per_hour: RateLimit
     requests_per_day: RateLimit
-    tokens_per_minute: RateLimit
+    tokens_per_minute: TokenRate
     daily_budget: DailyBudget
     scope: Annotated[
         str, Doc("whose requests these are: shared (all processes on the state store), or this process")

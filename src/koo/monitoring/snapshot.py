@@ -40,6 +40,7 @@ from koo.monitoring.shapes import (
     ServiceHealth,
     ServiceMetrics,
     Shortage,
+    TokenRate,
 )
 from koo.options import GuardOptions
 from koo.policies import forecast
@@ -187,9 +188,7 @@ def limits_view(service: ServiceLike, budget: BudgetView, wall: Wall) -> RateLim
         "requests_per_minute": _unlimited(),
         "requests_per_hour": _unlimited(),
         "requests_per_day": _unlimited(),
-        "tokens_per_minute": (
-            _unlimited() if service.tokens is None else count_view(service.tokens.count, wall)
-        ),
+        "tokens_per_minute": _tokens_view(service.tokens, wall),
         "daily_budget": money_view,
         "scope": "shared",
         "notice": "",
@@ -200,6 +199,13 @@ def limits_view(service: ServiceLike, budget: BudgetView, wall: Wall) -> RateLim
             views["scope"] = "this process"
             views["notice"] = "" if count.hand is None else count.hand.sentence
     return views
+
+
+def _tokens_view(limit: TokenLimit | None, wall: Wall) -> TokenRate:
+    if limit is None:
+        return {**_unlimited(), "refuses": False}
+    at = limit.refused_at
+    return {**count_view(limit.count, wall), "refuses": at is not None and wall.now - at < REFUSING_S}
 
 
 def _unlimited() -> RateLimit:

@@ -16,15 +16,17 @@ from koo.policies.limiter import SlidingCount
 class TokenLimit:
     """At most `limit` tokens in any minute. `waiting`: what callers need that wait for the store, the first first.
 
-    `ask(deadline)` waits for the store's answer; None: the limit is this process's own.
+    `ask(deadline)` waits for the store's answer; None: the limit is this process's own. `refused_at`: when a call was
+    last refused, for want of tokens; a call may be when others, which need fewer, are not.
     """
 
-    __slots__ = ("ask", "count", "waiting")
+    __slots__ = ("ask", "count", "refused_at", "waiting")
 
     def __init__(self, limit: int, now: float) -> None:
         self.count = SlidingCount("tokens a minute", limit, 60.0, now)
         self.ask: Callable[[float], Awaitable[None]] | None = None
         self.waiting: list[int] = []
+        self.refused_at: float | None = None
 
     @property
     def _hand(self) -> Hand | None:

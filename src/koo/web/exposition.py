@@ -26,7 +26,7 @@ from koo.errors import Kind
 from koo.events import Severity
 from koo.monitoring.guards import total_of
 from koo.monitoring.shapes import (
-    WINDOWS,
+    LIMITS,
     Alert,
     BreakerWord,
     BudgetMoney,
@@ -234,7 +234,7 @@ def _service(name: str, view: ServiceHealth) -> Iterator[Sample]:
         if kind in metrics["error_counts"] or kind in FAILURES:
             yield "koo_service_errors", (name, kind.value), metrics["error_counts"].get(kind.value, 0)
     yield "koo_service_retries", (name,), metrics["retries"]
-    for window in WINDOWS:
+    for window in LIMITS:
         limit = limits[window]["limit"]
         yield "koo_rate_limit_used", (name, window), limits[window]["used"]
         if limit is not None:

@@ -64,6 +64,8 @@ def runbook_of(error: KooError, base: str) -> str | None:
 
 
 def _limit_of(error: KooError) -> str:
+    if "tokens a minute" in str(error):
+        return "limit_reached_tokens_per_minute"
     window = next((one for one in _WINDOWS if one in str(error)), _WINDOWS[0])
     return f"limit_reached_requests_per_{window}"
 

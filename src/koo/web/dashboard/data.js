@@ -64,6 +64,10 @@
  * }} RateLimit
  *
  * @typedef {{
+ *   used: number, limit: number | null, remaining: number | null, resets_at: string | null, refuses: boolean,
+ * }} TokenRate
+ *
+ * @typedef {{
  *   earliest: string, latest: string | null, then: string,
  * }} RunOut
  *
@@ -75,7 +79,7 @@
  *
  * @typedef {{
  *   requests_per_minute: RateLimit, requests_per_hour: RateLimit, requests_per_day: RateLimit,
- *   tokens_per_minute: RateLimit, daily_budget: DailyBudget, scope: string, notice: string,
+ *   tokens_per_minute: TokenRate, daily_budget: DailyBudget, scope: string, notice: string,
  * }} RateLimits
  *
  * @typedef {{
