@@ -3,19 +3,20 @@
     CLOSED ── failures in a row, or too large a share ──▶ OPEN
     OPEN ── its time is over, or a database answers again ──▶ HALF_OPEN
     HALF_OPEN ── enough probes succeed ──▶ CLOSED
-    HALF_OPEN ── a probe fails, hangs, or too many say nothing ──▶ OPEN, for longer
+    HALF_OPEN ── a probe fails, hangs, or too many are inconclusive ──▶ OPEN, for longer
 
-Each change of phase raises the generation, and a permit carries the generation in which it was given. A result that
-comes late therefore changes nothing: without this fence one old success closes a breaker that has just opened, and one
-old failure opens one that has just closed.
+Each change of phase raises the generation, and a permit carries the generation in which it was granted. So a late
+result changes nothing: without this fence one old success would close a breaker that has just opened, and one old
+failure would open one that has just closed.
 
-In HALF_OPEN a permit is a lease with an end. Without the end one hung probe would keep the breaker half open for ever.
-A lease past its end is a failed probe, whoever looks first: the clock or the probe's own late result.
+In HALF_OPEN a permit is a lease with an end. Without the end one hung probe would keep the breaker half open forever. A
+lease past its end is a failed probe, whether the clock finds it or the probe's own late result.
 
-`override` is the operator's, and lies across the phases: FORCED_OPEN refuses, DISABLED and METRICS_ONLY let everything
-through. A call that passes only because of an override gets a permit outside all generations: counted, and harmless.
+`override` is the operator's, and independent of the phases: FORCED_OPEN refuses, DISABLED and METRICS_ONLY admit
+everything. A call that passes only because of an override gets a permit outside all generations: it is counted, and
+moves nothing.
 
-Times are monotonic seconds handed in. `draw` gives a number in [0, 1), and is called only when a trip needs one.
+Times are monotonic seconds, passed in. `draw` returns a number in [0, 1), and is called only when a trip needs one.
 """
 
 from __future__ import annotations
@@ -50,19 +51,19 @@ __all__ = [
 Draw = Callable[[], float]
 
 HINT_S_MAX = 31 * 86_400.0
-"""A server's word is taken up to a month: caps are for our own guesses."""
+"""A server's own wait is believed up to a month: the caps are for our own guesses."""
 IDLE_RECOVERIES = 3
-"""After so many recovery times without a call, a service that can be reached is believed to be well: as long as the
-first three openings of one that stays ill would have lasted without their doubling, and a cheap guess to get wrong,
-since one call at first is all that is let through then (rule R16)."""
+"""After this many recovery times without a call, a reachable service is believed to be well: as long as the first three
+openings of a sick one would last without doubling, and a cheap guess to get wrong, since only one call at first is
+admitted then (rule R16)."""
 EARLY_S = 3.0
-"""An opening that checks may end early lasts at least so long: what has just come up may fall again, and calls that
-were refused a moment ago need not be the first to find out. A restart takes about as long."""
+"""An opening that checks may end early lasts at least this long: a server that has just come up may fall again, and the
+callers refused a moment ago should not be the first to find out. A restart takes about as long."""
 UNIT_S = 1.0
-"""When to come back where all probes of the fleet are other processes': with the next beat but one."""
+"""When to come back while other processes have all the fleet's probes: by then a second beat has been answered."""
 OPEN_JITTER = 0.2
-"""An opening is lengthened by up to this share, so that all processes that one outage opened do not probe in the same
-second: with a fifth, a hundred of them spread over twelve of sixty seconds, and none waits much longer than asked."""
+"""An opening is lengthened by up to this share, so that processes opened by one outage do not probe in the same second:
+with a fifth, a hundred of them spread over twelve of sixty seconds, and none waits much longer than asked."""
 
 
 def in_a_row(failures: int) -> str:
@@ -71,12 +72,12 @@ def in_a_row(failures: int) -> str:
 
 
 class Breaker:
-    """One breaker. `happened` collects events for the caller to publish after the step, outside this section.
+    """One breaker. `happened` collects events, for the caller to publish after the step, outside this section.
 
-    `early_s`: after how long an opening may be ended by checks that ask what calls would ask. Only a database has such
-    checks: an unbilled one of an AI service shows that it can be reached, not that it answers. `early_at`: when that is
-    to be expected, as the checks go. `cause`: what opened it; `reason`: the same, with what was met last. `last_error`:
-    what the last call or check that failed met, as its guard wrote before it settled it; a success does not clear it.
+    `early_s`: how long an opening lasts before checks that ask what calls would ask may end it. Only a database has
+    such checks: an unbilled one of an AI service shows that it can be reached, not that it answers. `early_at`: when
+    that is expected, as the checks go. `cause`: what opened it; `reason`: the same, with the last error. `last_error`:
+    what the last failed call or check met, written by its guard before settling; a success does not clear it.
     """
 
     __slots__ = (
@@ -110,7 +111,7 @@ class Breaker:
         self._by_failures, self._probes = False, 0
         self.last_error: Failure | None = None
         self.opened_at = self.open_for_s = self._guess_s = 0.0
-        self._newest: Permit | None = None  # of the running ones; apart, because most calls are alone
+        self._newest: Permit | None = None  # of the running ones; kept apart, because most calls run alone
         self._older: dict[int, Permit] = {}  # by serial, so the oldest come first
         self.happened: list[Event] = []
         self._serial = 0
@@ -121,7 +122,7 @@ class Breaker:
     # ── admission ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def refuses(self, now: float) -> bool:
-        """Look without taking: would `admit` refuse? Changes nothing."""
+        """Whether `admit` would refuse. Takes and changes nothing."""
         if self.override is not NONE:
             return self.override is FORCED_OPEN
         if self.phase is CLOSED:
@@ -150,9 +151,9 @@ class Breaker:
 
     def _gate(self, now: float, draw: Draw) -> int | None:
         """The generation to admit under when it is not simply closed; None refuses."""
-        # The operator's word comes before the tick: a call that is refused or let through whatever the phase must not
-        # be what trips or half opens the breaker. METRICS_ONLY comes last, because there the breaker goes on as if it
-        # decided, and only its refusal is not carried out.
+        # The operator's word comes before the tick: a call that is refused or admitted whatever the phase must not be
+        # what trips or half opens the breaker. METRICS_ONLY comes last, because there the breaker carries on as if it
+        # decided, and only its refusal is not enforced: decided before the tick, it would never test recovery.
         if self.override is FORCED_OPEN:
             return None
         if self.override is DISABLED:
@@ -166,7 +167,7 @@ class Breaker:
         """Why it refuses, and in how many seconds to come back."""
         if self.override is FORCED_OPEN:
             return "an operator has forced the circuit open", self.options.recovery_s
-        # Without a unit of the fleet: another process probes, and a unit comes with a beat.
+        # Without a unit of the fleet's, another process probes, and a unit may come with the next beats.
         least_s = 0.0 if self.probes_max else UNIT_S
         if self.phase is OPEN:
             wait_s = min(self.opens_until(), self.early_at) - now
@@ -184,10 +185,10 @@ class Breaker:
     def settle(
         self, permit: Permit, verdict: Verdict, slow: bool, now: float, draw: Draw, hint_s: float = 0.0
     ) -> bool:
-        """End a permit; False if it was ended before or came too late to count.
+        """End a permit; False if it had ended before, or came too late to count.
 
-        `slow` of a NEUTRAL call says that its caller's deadline cut it short when it was already slow: that counts as
-        a slow call and not in the row, else a hung backend behind short deadlines would never be seen.
+        A NEUTRAL call that is `slow` was cut short by its caller's deadline when it was already slow: it counts as a
+        slow call, not in the row. Otherwise a hung backend behind short deadlines would never be seen.
         """
         if permit.settled:
             return False
@@ -221,7 +222,7 @@ class Breaker:
         return True
 
     def _count_failure(self, permit: Permit) -> None:
-        """One reset that hits fifty running calls is one step; five failures one after another are five.
+        """One reset that hits fifty running calls is one step; five failures in succession are five.
 
         By serial number, not by time: two events in one tick of the clock have an order too.
         """
@@ -230,7 +231,7 @@ class Breaker:
             self._counted_serial = self._serial
 
     def count_outage(self, in_row: bool, now: float, draw: Draw) -> None:
-        """A failure that another breaker saw on the same host: the rate sees all, the row only what was a step there.
+        """A failure that another breaker saw on the same host: the rate counts all, the row only what was a step there.
 
         One reset that hits fifty calls of ten models is one step for each of them, not ten or fifty.
         """
@@ -243,7 +244,7 @@ class Breaker:
 
     @property
     def marks(self) -> int:
-        """Grows with each failure that is a step: one more in the row, or over the edge."""
+        """Grows with each failure that is a step: one more in the row, or past a threshold."""
         return self.consecutive + self.trips
 
     def _heal_streak(self, now: float) -> None:
@@ -258,9 +259,9 @@ class Breaker:
             self._trip(Trigger.TRIPPED, self._with_last(cause), now, draw, hint_s)
 
     def _why_trip(self, now: float) -> tuple[str, bool]:
-        """Why it has to open, and whether failures are why; empty if it has not to."""
+        """Why it has to open, and whether failures are why; empty if it need not."""
         options, window = self.options, self.window
-        # A failure of long ago, after which nothing was asked, is no sign of what others see now.
+        # One old failure, with no calls after it, does not confirm what others see now.
         if self.consecutive >= self.threshold and window.failures:
             return in_a_row(self.consecutive) + (f" while {self.primed}" if self.primed else ""), True
         hung = self._hung(now)
@@ -279,7 +280,7 @@ class Breaker:
 
     @property
     def given(self) -> int:
-        """How many permits were ever given; the last one has this serial number."""
+        """How many permits were ever granted; the last one has this serial number."""
         return self._serial
 
     @property
@@ -294,7 +295,7 @@ class Breaker:
             yield self._newest
 
     def _hung(self, now: float) -> int:
-        """Calls still running and already slow: they count before they end, since some never do."""
+        """Calls that are still running and already slow: they count before they end, since some never do."""
         count = 0
         for permit in self._running():
             if permit.kept:
@@ -329,16 +330,16 @@ class Breaker:
         return taken < self.probes_max and self.ok + taken < self.options.success_threshold
 
     def renew(self, permit: Permit, now: float) -> None:
-        """A stream's piece came, or its reader asks for the next one: the probe is alive."""
+        """A stream's chunk arrived, or its reader asks for the next one: the probe is alive."""
         if self.phase is HALF_OPEN and permit.generation == self.generation:
             self._resting.pop(permit, None)
             self._lend(permit, now)
 
     def rest(self, permit: Permit, now: float) -> None:
-        """A stream's reader has the turn: its time is no silence of the other side, so the lease stands still.
+        """It is the stream's reader's turn: that time is not the other side's silence, so the lease stands still.
 
-        A reader who stays away for as long as a lease gives the slot back without a verdict, else one stream that is
-        never read to its end would keep the breaker half open for ever. The stream itself goes on.
+        A reader that stays away for a whole lease gives the slot back without a verdict; otherwise a stream that is
+        never read to its end would keep the breaker half open forever. The stream itself goes on.
         """
         if self.phase is HALF_OPEN and permit.generation == self.generation:
             permit.lease_ends_at = permit.shadow_ends_at = NEVER
@@ -349,7 +350,7 @@ class Breaker:
         self._resting.pop(permit, None)
 
     def _give_up_resting(self, now: float, draw: Draw) -> None:
-        """The slots of those whose readers stayed away; one by one, because the last of them may trip."""
+        """Take back the slots of absent readers; one by one, because the last of them may trip."""
         for permit in [permit for permit, until in self._resting.items() if now >= until]:
             if permit in self._resting:
                 self._take_back(permit)
@@ -357,7 +358,7 @@ class Breaker:
                 self._count_inconclusive(now, draw)
 
     def _lift_leases(self) -> None:
-        """What runs now is no probe any more: without this, the end of its lease would cut it all the same."""
+        """What runs now is no longer a probe: without this, the end of its lease would still cut it off."""
         for permit in self.leases:
             permit.lease_ends_at = NEVER
 
@@ -371,7 +372,7 @@ class Breaker:
     # ── transitions ───────────────────────────────────────────────────────────────────────────────────────────
 
     def tick(self, now: float, draw: Draw) -> None:
-        """What time alone brings about; called by the monitor and by `admit`, never by a reader of the state."""
+        """What time alone brings about; called by the monitor and by `admit`, never when the state is only read."""
         if self.phase is OPEN:
             if now >= self.opens_until():
                 self._test_recovery(Trigger.TIME_WAS_OVER, now)
@@ -385,21 +386,21 @@ class Breaker:
             self._trip_if_due(now, draw, 0.0)
 
     def end_early(self, now: float) -> bool:
-        """After good checks that asked what calls would ask: test recovery now, if it was open for long enough."""
+        """After good checks that asked what calls would ask: test recovery now, if it has been open long enough."""
         if self.phase is not OPEN or now - self.opened_at < self.early_s:
             return False
         self._test_recovery(Trigger.ANSWERED, now)
         return True
 
     def hear_of_success(self, now: float) -> bool:
-        """A probe of another process succeeded: test recovery now, but for the time that the server asked for."""
+        """A probe of another process succeeded: test recovery now, except while the server's own wait lasts."""
         if self.phase is not OPEN or self.open_for_s > self._guess_s:
             return False
         self._test_recovery(Trigger.ANSWERED_ELSEWHERE, now)
         return True
 
     def prime(self, why: str) -> None:
-        """So many others have it open that one failure of its own opens it; empty: no longer."""
+        """So many other processes have it open that one failure of its own opens it; empty: no longer."""
         if why and not self.primed and self.phase is CLOSED:
             self.happened.append(CircuitPrimed(self.name, why))
         self.primed, self.threshold = why, 1 if why else self.options.failure_threshold
@@ -410,7 +411,7 @@ class Breaker:
         self.happened.append(CircuitHalfOpened(self.name))
 
     def close_idle(self, now: float) -> bool:
-        """After a good check of a service that nobody calls: close, if it has been idle long enough."""
+        """After a good check of a service without calls: close, if it has been idle long enough."""
         idle = now - self._idle_since >= IDLE_RECOVERIES * self.options.recovery_s
         if self.phase is not HALF_OPEN or self.leases or not idle:
             return False
@@ -424,7 +425,7 @@ class Breaker:
         probes = (
             f"{self._probes} failed probes" if self._probes > 1 else f"a {'hung' if hung else 'failed'} probe"
         )
-        # "A failed probe" alone would say nothing of the cause.
+        # "A failed probe" alone would not show the cause.
         joint = "; the last error: " if hung else ", the last: "
         reason = self._with_last(f"{self.cause}, then {probes}", joint)
         self._trip(Trigger.PROBE_FAILED, reason, now, draw, hint_s)
@@ -443,7 +444,7 @@ class Breaker:
         self.happened.append(CircuitOpened(self.name, reason, self.open_for_s, met))
 
     def skip(self, by_s: float) -> None:
-        """So much time has passed that the clock did not see: it counts for the server's word, not for our guess."""
+        """The clock missed `by_s` seconds (suspend): they count towards the server's wait, not our own guess."""
         self.open_for_s = max(self._guess_s, self.open_for_s - by_s)
 
     def _close(self, trigger: Trigger, now: float) -> None:
@@ -464,7 +465,7 @@ class Breaker:
         self._begin(self._idle_since)
 
     def _begin(self, idle_since: float) -> None:
-        """A new generation: everything given out before is void."""
+        """A new generation: every permit granted before is void."""
         self.generation += 1
         self.leases, self._resting = [], {}
         self.early_at = NEVER
@@ -472,20 +473,20 @@ class Breaker:
         self._idle_since = idle_since
 
     def forget_running(self) -> None:
-        """In a forked child: what runs is the parent's. It never ends here, and would be counted as hanging."""
+        """In a forked child: running calls are the parent's. They never end here, and would be counted as hung."""
         self._newest, self._older, self.leases = None, {}, []
 
     # ── the operator ──────────────────────────────────────────────────────────────────────────────────────────
 
     def set_override(self, override: Override) -> None:
-        """Let an operator decide; what is running now no longer counts."""
+        """Let an operator decide; calls that are running now no longer count."""
         self.override = override
         self._lift_leases()
         self._begin(self._idle_since)
         self.happened.append(OverrideSet(self.name, override.value))
 
     def reset(self, now: float) -> None:
-        """An operator says that it is well: closed, without override, all memory of failures gone."""
+        """An operator declares it well: closed, no override, all failures forgotten."""
         self.override, self.streak = NONE, 0
         self.prime("")
         self._close(Trigger.RESET, now)

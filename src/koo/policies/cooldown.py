@@ -1,7 +1,7 @@
 """The pause that the other side asked for (rule R14): fed by 429, `Retry-After` and quota headers.
 
-It is no breaker: a 429 never opens one, and never goes uncounted either. All callers of the same credential wait for
-it, not only the one that met the 429. The later time wins: a shorter hint never shortens a longer one.
+It is not a breaker: a 429 never opens one, and is never left uncounted either. All callers with the same credential
+wait, not only the one that met the 429. The later time wins: a shorter hint never shortens a longer one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from koo.policies.breaker import HINT_S_MAX
 GUESS_S_MIN = 1.0
 RATE_BASE_S, RATE_CAP_S = 1.0, 60.0
 QUOTA_BASE_S, QUOTA_CAP_S = 60.0, 900.0
-"""A spent quota whose end nobody tells is tried again after 1, 2, 4, ... 15 minutes: a refused call is not billed."""
+"""A spent quota without a known end is tried again after 1, 2, 4, ... 15 minutes: a refused call is not billed."""
 
 
 class Cooldown:
@@ -32,8 +32,8 @@ class Cooldown:
     def extend(
         self, now: float, hint_s: float | None, draw: Callable[[], float], kind: Kind, reason: str
     ) -> float:
-        """Take in one throttled answer; gives for how many seconds calls now stay away."""
-        # What comes during the pause answers calls that were sent before it: fifty such answers are one step.
+        """Take in one throttled answer; returns for how many seconds calls now stay away."""
+        # Answers during the pause belong to calls that were sent before it: fifty of them are one step, not fifty.
         if now >= self.until:
             self.since = now
             self.level += 1
@@ -50,13 +50,13 @@ class Cooldown:
         return self.until - now
 
     def ease(self) -> None:
-        """A call succeeded: the next guess begins small again."""
+        """A call succeeded: the next guess starts small again."""
         self.level = 0
 
     def skip(self, by_s: float) -> None:
-        """So much time has passed that the clock did not see: the other side meant time as it passes for all."""
+        """The clock missed `by_s` seconds (suspend): the other side meant real time."""
         self.until -= by_s
 
     def clear(self) -> None:
-        """An operator says that it is over."""
+        """An operator declares it over."""
         self.until, self.level = 0.0, 0

@@ -1,8 +1,8 @@
-"""The day's units in hand: a limit a day is a purse of units (`treasury.py`), spent one by one as calls are let out.
+"""The day's units in hand: a limit per day is a purse of units (`treasury.py`), spent one by one as calls are admitted.
 
-A unit is spent when it is taken. One whose call was never made is taken by the next call of the same day, because what
-a process has told as spent never shrinks. A few units stay in the purse while calls come, so that not each of them asks
-the store.
+A unit is spent when it is taken. If its call is never made, the next call of the same day uses it, because the total
+that a process reports as spent never shrinks. A few units stay in the purse while calls come, so that not every call
+has to ask the store.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from koo.policies.purse import Budget, Purse
 
 FLOAT_MAX = 10
 FLOAT_PART = 100
-"""A hundredth of the limit at most: what a process had that was killed is lost for the day."""
+"""At most a hundredth of the limit: what a killed process had in hand is lost for the day."""
 AGAIN_S = 2.0
-"""Two beats: what other processes were asked to send home is here then."""
+"""Two beats: by then, what other processes were asked to send home has arrived."""
 
 
 class DayHand:
-    """What this process has of a day's limit. `is_away` says whether the store can be asked; `ring` asks it.
+    """This process's units of a daily limit. `is_away` says whether the store cannot be asked; `ring` asks it.
 
-    `budget` is the ledger's, with its purse of today; `roll` goes on with tomorrow's.
+    `budget` is the ledger's, with its purse of today; `roll` moves on to tomorrow's.
     """
 
     __slots__ = ("_credit", "_is_away", "_of", "_ring", "_roll", "budget", "is_lent", "last_at", "shut_until")
@@ -42,25 +42,25 @@ class DayHand:
         self._ring = ring
         self._is_away = is_away
         self._credit = 0
-        self._of: Purse | None = None  # the purse that the credit is of
+        self._of: Purse | None = None  # the purse that the credit belongs to
 
     def elsewhere(self, now: float) -> int:
-        """Nothing: the day's count is that of all processes."""
+        """Zero: the day's count already covers all processes."""
         return 0
 
     @property
     def share(self) -> int:
-        """How much of the limit is this process's while it is alone: a default budget's rule is the day's, too."""
+        """How much of the limit this process may use while the store is away: as a default budget does, all of it."""
         return max(0, (self.budget.limit or 0) - self.budget.purse.elsewhere)
 
     @property
     def is_alone(self) -> bool:
-        """Is the store away, and what was in the purse used up?"""
+        """Whether the store is away and the purse is used up."""
         return self._is_away() and self._in_hand() <= 0
 
     @property
     def sentence(self) -> str:
-        """What that means, for people."""
+        """The same in words, for people."""
         return "the state store is away, so this process counts by itself"
 
     def _in_hand(self) -> int:
@@ -68,7 +68,7 @@ class DayHand:
         return purse.room + (self._credit if purse is self._of else 0)
 
     def units(self, now: float, used: int) -> tuple[int, float]:
-        """How many may be taken, and until when."""
+        """How many units may be taken, and until when."""
         if now >= self.budget.ends_at:
             self._roll(now)
         self.last_at = now
@@ -81,7 +81,7 @@ class DayHand:
         return 0, now
 
     def book(self, units: int) -> None:
-        """So many of those were taken."""
+        """`units` of those were taken."""
         purse = self.budget.purse
         if purse is self._of:
             credit = min(units, self._credit)
@@ -98,11 +98,11 @@ class DayHand:
         purse.bound = max(purse.bound, 1)
         purse.least = min(FLOAT_MAX, (self.budget.limit or 0) // FLOAT_PART)
         if purse.room < purse.low:
-            purse.low = 0  # Ring once; the answer sets it again.
+            purse.low = 0  # ring once; the answer sets it again
             self._ring()
 
     def refund(self, units: int, taken_at: float) -> None:
-        """So many were taken and never used: the next ones of this day are these."""
+        """`units` were taken but never used: the next calls of this day use them."""
         purse = self.budget.purse
         if taken_at < self.budget.ends_at - 86_400:
             return
@@ -110,24 +110,24 @@ class DayHand:
         self._of = purse
 
     def may_ask(self, now: float) -> bool:
-        """May a call that found nothing wait for the store's answer?"""
+        """Whether a call that found nothing may wait for the store's answer."""
         return not self._is_away() and now >= self.shut_until
 
     def refused(self, now: float, *, is_used_up: bool) -> None:
-        """The store's answer was no: others have what is left, or nothing is left."""
+        """The store refused: other processes hold what is left, or nothing is left."""
         self.shut_until = self.budget.ends_at if is_used_up else now + AGAIN_S
         self.is_lent = not is_used_up
 
     def clear(self, used: int | None) -> None:
-        """An operator says that nothing was used, of `used` that were counted; None: and another process tells it."""
+        """An operator resets the `used` units that were counted; None: another process reports it."""
         self.shut_until = -NEVER
         if used:
-            # Booked for the whole fleet, and taken back by one process: what is spent only grows.
+            # Booked for the whole fleet and taken back by one process: `spent` only grows.
             self.budget.purse.back += used
             self._ring()
 
     def rest(self, now: float, idle_s: float) -> None:
-        """Where no call came for so long, what is in the purse goes home."""
+        """After `idle_s` without a call, the purse's units go home."""
         purse = self.budget.purse
         if purse.least and now - self.last_at >= idle_s:
             purse.least = 0

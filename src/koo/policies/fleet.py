@@ -1,10 +1,10 @@
-"""The fleet: what the processes on one state store tell one another about themselves, about once a second.
+"""The fleet: what the processes on one state store report about themselves, about once a second.
 
-Each has a row, and a beat keeps it fresh. Whose row is not fresh is *silent*: it was killed, or is stopped, or is cut
-off. One process *leads*: the row of the leader has a holder, an epoch that grows with each new holder, and an end. The
-beat renews it. A leader counts its time from when it asked and stops a little before the store lets another one in, so
-two clocks that run apart by less than two in a hundred never let two lead at once. A process that was stopped while it
-led looks at its clock first; what it does in the store is refused there for its old epoch, too.
+Each process has a row, and a beat keeps it fresh. A process whose row is stale is *silent*: killed, stopped, or cut
+off. One process *leads*: the leader's row has a holder, an epoch that grows with each new holder, and an end, and the
+beat renews it. A leader counts its time from when it asked, and stops a little before the store admits another one: so
+two clocks that differ by less than two in a hundred never let two lead at once. A process that was stopped while it led
+checks its clock first; and the store refuses what it does under its old epoch.
 
 Times ending in `_ms` are the store's clock, in milliseconds since 1970; `now` is this process's monotonic seconds.
 """
@@ -19,26 +19,26 @@ PhaseWord = Literal["closed", "open", "half_open"]
 
 BEAT_S = 1.0
 BEATS_PER_SECOND_MAX = 100
-"""What all processes together ask of the store; a thousand of them beat every ten seconds."""
+"""Requests that all processes together make of the store; a thousand of them beat every ten seconds."""
 LEASE_BEATS = 4
-"""A leader that misses three beats is replaced with the fourth: seconds after a kill, and no single slow beat does."""
+"""A leader that misses three beats is replaced at the fourth: seconds after a kill, but not for one slow beat."""
 SILENT_BEATS = 5
 DRIFT = 0.02
-"""By how much two clocks may run apart."""
+"""How much two clocks may differ in speed."""
 LATELY_S = 60.0
-"""A guard that was called in this time is in use."""
+"""A guard that was called within this time is in use."""
 
 
 def beat_s(processes: int) -> float:
-    """The time between two beats of one process, where so many share the store."""
+    """The time between two beats of one process, when this many share the store."""
     return max(BEAT_S, processes / BEATS_PER_SECOND_MAX)
 
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """What a process says of itself. `ledger`: the name under which its purses are.
+    """What a process reports about itself. `ledger`: the name that its purses are under.
 
-    `worker`: which one of its host, where a server has several. `configuration`: digests of its options, as JSON.
+    `worker`: its number on its host, if a server has several. `configuration`: digests of its options, as JSON.
     """
 
     ledger: str
@@ -51,8 +51,8 @@ class Presence:
 
 
 class GuardKey(NamedTuple):
-    """A guard across processes: its name, and a digest of what it stands before, so that two that only share the name
-    are two."""
+    """A guard across processes: its name, and a digest of what it stands before, so that guards that share only a name
+    stay apart."""
 
     name: str
     place: str
@@ -60,9 +60,9 @@ class GuardKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GuardLine:
-    """One guard in one process. `is_down`: it lets through probes at most, and none has succeeded, here or elsewhere.
+    """One guard in one process. `is_down`: it admits probes at most, and none has succeeded, here or elsewhere.
 
-    `calls`: of the last minute, those that were refused included. `ago_s`: for how long it has been in this phase.
+    `calls`: of the last minute, refused ones included. `ago_s`: how long it has been in this phase.
     `is_proved`: a probe has succeeded since the last beat.
     """
 
@@ -79,9 +79,9 @@ class GuardLine:
 
 
 class Check(NamedTuple):
-    """What an unbilled check found: `kind` of the error and its reason, both empty where it is well.
+    """What an unbilled check found: the error's `kind` and reason, both empty if it is well.
 
-    `place`: what was asked, with which key. `ago_s`: how long ago the store heard of it.
+    `place`: what was asked, with which key. `ago_s`: how long ago the store received it.
     """
 
     service: str
@@ -92,10 +92,10 @@ class Check(NamedTuple):
 
 
 class Opinion(NamedTuple):
-    """What the processes that are heard say of one guard: in how many it is down, of those that it matters to.
+    """What the live processes report of one guard: in how many it is down, of those that are concerned.
 
-    It matters to a process that has called it in the last minute, or in which it is not closed. `proved_ago_s`: how
-    long ago a probe of one of them succeeded.
+    Concerned is a process that has called it in the last minute, or in which it is not closed. `proved_ago_s`: how long
+    ago a probe of one of them succeeded.
     """
 
     key: GuardKey
@@ -105,9 +105,9 @@ class Opinion(NamedTuple):
 
 
 class ProbeAsk(NamedTuple):
-    """Units of probes (`probing.py`): asked for, or kept, for so long; none are given back.
+    """Units of probes (`probing.py`): requested or kept, for this long; zero gives them back.
 
-    `concurrency`: how many there are in the whole fleet.
+    `concurrency`: how many exist in the whole fleet.
     """
 
     key: GuardKey
@@ -119,9 +119,9 @@ class ProbeAsk(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """What a beat carries up. `anew`: guards whose line has changed; `gone`: those that are there no longer.
+    """What a beat carries up. `anew`: guards whose line has changed; `gone`: guards that no longer exist.
 
-    `checks`: what this process found, heeded if it leads. `checks_seen`: the number of the last ones it has heard.
+    `checks`: this process's results, heeded if it leads. `checks_seen`: the number of the last ones it received.
     """
 
     presence: Presence
@@ -136,7 +136,7 @@ class Told:
 
 
 class Leader(NamedTuple):
-    """Who leads, and in which epoch."""
+    """The leader, and its epoch."""
 
     process: str
     epoch: int
@@ -144,10 +144,10 @@ class Leader(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heard:
-    """What a beat brings down. `process`: the name under which this process spoke.
+    """What a beat brings down. `process`: the name under which this process was known.
 
-    `is_new`: the store did not know it before, so it has to tell all its guards. `leader`: None where the last one's
-    time is over and no other has begun. `units`: of probes that were asked for, so many were granted.
+    `is_new`: the store did not know it before, so it must report all its guards. `leader`: None if the last one's time
+    is over and no other has begun. `units`: how many probes were granted, of those requested.
     """
 
     process: str
@@ -162,7 +162,7 @@ class Heard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A process on the roll, as it is shown. Times are wall seconds of the store's clock; `lives`: its beat comes."""
+    """A process on the roll, as shown. Times are wall seconds of the store's clock; `lives`: its beat is fresh."""
 
     process: str
     ledger: str
@@ -181,7 +181,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberGuard:
-    """One guard in one process that is heard."""
+    """One guard in one live process."""
 
     process: str
     key: GuardKey
@@ -192,7 +192,7 @@ class MemberGuard:
 
 
 class LeasedUnits(NamedTuple):
-    """Of a limit a minute or an hour: how many units are leased to processes that have not told their use."""
+    """Of a limit per minute or hour: units leased to processes that have not reported their use."""
 
     name: str
     limit: int
@@ -211,41 +211,41 @@ class Roll:
 
 
 class Leadership:
-    """What one process knows of who leads."""
+    """What one process knows of the leadership."""
 
     __slots__ = ("_known_until", "epoch", "leader", "until")
 
     def __init__(self) -> None:
         self.leader: Leader | None = None
         self.epoch = 0
-        """Of this process, while it leads."""
+        """This process's epoch, while it leads."""
         self.until = self._known_until = float("-inf")
 
     def hear(self, told: Told, heard: Heard, asked_at: float) -> None:
         """A beat that was sent at `asked_at` was answered."""
         self.leader = heard.leader
-        # From when it asked: the store counts from later, whenever the answer came.
+        # From when it asked: the store starts counting later than that, however late the answer arrived.
         self._known_until = asked_at + told.lease_s * (1 - DRIFT)
         is_own = heard.leader is not None and heard.leader.process == heard.process
         self.epoch = heard.leader.epoch if is_own and heard.leader is not None else 0
         self.until = self._known_until if is_own else float("-inf")
 
     def leads(self, now: float) -> bool:
-        """Does this process lead now?"""
+        """Whether this process leads now."""
         return now < self.until
 
     def is_led(self, now: float) -> bool:
-        """Does another process lead, as far as this one has heard?"""
+        """Whether another process leads, as far as this one knows."""
         return self.leader is not None and not self.epoch and now < self._known_until
 
     def resign(self) -> None:
-        """This process closes, or is a forked child: it leads nothing, and knows nothing of who does."""
+        """This process closes, or is a forked child: it does not lead, and does not know which process does."""
         self.leader, self.epoch = None, 0
         self.until = self._known_until = float("-inf")
 
 
 class Lately:
-    """How often a guard was asked in the last minute, from a count that only grows; to a quarter of a minute."""
+    """How often a guard was called in the last minute, from a count that only grows; to a quarter of a minute."""
 
     __slots__ = ("_marks",)
 
@@ -253,7 +253,7 @@ class Lately:
         self._marks = [(now, count)]
 
     def note(self, count: int, now: float) -> int:
-        """The count is so high now; returns by how much it grew in the last minute."""
+        """Record the count's current value; returns by how much it grew in the last minute."""
         marks = self._marks
         if now - marks[-1][0] >= LATELY_S / 4:
             marks.append((now, count))

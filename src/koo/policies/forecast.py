@@ -1,7 +1,7 @@
-"""When a budget runs out if spending goes on as it does: a range, by the last hour's pace and by the period's so far.
+"""When a budget runs out at the current pace: a range, from the last hour's pace and the whole period's so far.
 
-The two paces answer different questions. The last hour shows a loop that went wild an hour ago, the whole period shows
-what is usual. Where they differ the truth is somewhere between, so both ends are told.
+The two paces answer different questions. The last hour shows a loop that went wild an hour ago; the whole period shows
+what is usual. If they differ the truth lies somewhere between, so both ends are reported.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import NamedTuple
 HOUR_S = 3600.0
 SAMPLE_S = 60.0
 SPAN_S_MIN = 300.0
-"""Paces of less than five minutes are noise: one expensive call would foretell ruin."""
+"""A pace over less than five minutes is noise: one expensive call would predict ruin."""
 
 
 class RunOut(NamedTuple):
-    """When a budget is used up, in wall seconds; `latest` None: by the slower pace not in this period."""
+    """When a budget is used up, in wall seconds; `latest` None: at the slower pace not within this period."""
 
     earliest: float
     latest: float | None
@@ -32,7 +32,7 @@ class SpendingPace:
         self._samples: deque[tuple[float, int]] = deque()
 
     def note(self, now: float, period: int, spent: int) -> None:
-        """Take down what is spent; a new period begins anew."""
+        """Record what is spent; a new period starts afresh."""
         if period != self._period or (self._samples and spent < self._samples[-1][1]):
             self._period = period
             self._samples.clear()
@@ -42,7 +42,7 @@ class SpendingPace:
             self._samples.popleft()
 
     def of_last_hour(self, now: float, period: int, spent: int) -> float | None:
-        """Spent a second within the last hour; None where less than five minutes are known."""
+        """Spent per second within the last hour; None if less than five minutes are known."""
         if period != self._period or not self._samples:
             return None
         began, before = self._samples[0]
@@ -50,7 +50,7 @@ class SpendingPace:
 
 
 def pace_of_period(spent: int, starts_at: float, now: float) -> float | None:
-    """Spent a second since the period began; None in its first five minutes."""
+    """Spent per second since the period began; None in its first five minutes."""
     return spent / (now - starts_at) if now - starts_at >= SPAN_S_MIN else None
 
 

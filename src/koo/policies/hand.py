@@ -1,15 +1,16 @@
-"""Units in hand: the process's half of a limit a minute or an hour that holds for a fleet (`units.py` is the store's).
+"""Units in hand: a process's half of a fleet-wide limit per minute or hour (`units.py` is the store's half).
 
-A call takes a unit that is here, without asking. Behind the calls what was used is told, what is not needed goes home,
-and more is asked for: when the hand runs low, and at 70 % of the lease at the latest. A call that finds nothing waits
-for one answer. An answer without units says when the next one is free, and nothing is asked before.
+A call takes a unit that is here, without asking. Behind the calls, what was used is reported, what is not needed goes
+home, and more is requested: when the hand runs low, and at 70 % of the lease at the latest. A call that finds nothing
+waits for one answer. An answer without units says when the next one is free, and until then the store is not asked.
 
-A lease counts from when it was asked for, and 2 % short: this process's clock may be slow, and the answer late, and
-still the lease is over here before the store counts what is out as used.
+A lease counts from when it was requested, and 2 % short: this process's clock may be slow and the answer late, and
+still the lease ends here before the store counts outstanding units as used. Any longer, and a unit could be spent
+twice.
 
 While the store is away, units end with their lease. Then this process may use its share of four fifths of the limit,
-among as many processes as there were. For a whole period it uses no more than it had used itself by then and its part
-of what was free: what others used may still be in the window. It is told when the store is back.
+divided by the number of processes last known. For one whole period it uses at most what it had used itself by then plus
+its part of what was free: what others used may still be in the window. All of it is reported when the store is back.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from koo.options import NEVER
 from koo.policies.units import LEASE_MS, LEASES_A_PERIOD, Grant, Told
 
 LEASE_PART = 0.98
-"""A clock is right to a hundredth of a percent; that of a virtual machine may be off by one percent for a while."""
+"""Clocks are right to a hundredth of a percent; a virtual machine's may be off by one percent for a while."""
 RENEW_PART = 0.7
 FLOAT_MAX = 10
-"""A process that is alone keeps so many units beyond what it uses in two leases, so that a few calls cost one trip."""
+"""A lone process keeps this many units beyond its use in two leases, so that a few calls cost one trip."""
 FLOAT_PART = 20
-"""But no more than a twentieth of the limit: what a killed process had in hand counts as used."""
+"""But at most a twentieth of the limit: what a killed process had in hand counts as used."""
 AWAY_PART = 0.8
 LATE = 61 / 60
 """A unit comes back at most a sixtieth of the period late."""
 TRIPS_A_LEASE = 4
-"""A way to the store that takes longer than this part of a lease asks for a longer lease."""
+"""If a trip to the store takes longer than this part of a lease, a longer lease is requested."""
 LOOK_S = 5.0
-"""An idle process asks so often how many processes there are, and how much of its limits the others use."""
+"""How often an idle process asks how many processes there are, and how much of its limits they use."""
 LOOKS_A_LOOK = 100
-"""With more processes than that each looks less often."""
+"""With more processes than this, each asks less often."""
 
 
 class Uses(Protocol):
@@ -45,16 +46,16 @@ class Uses(Protocol):
     used: int
 
     def ages(self, now: float, units: int) -> list[tuple[float, int]]:
-        """When the last so many were used: more than how long ago, in seconds, and how many, the newest first."""
+        """When the last `units` were used: at least how many seconds ago, and how many, newest first."""
         ...
 
 
 class Hand:
-    """What this process has in hand of one limit; `ring` is called where the store should be asked at once.
+    """This process's units of one limit; `ring` is called when the store should be asked at once.
 
-    `left` units until `until` (monotonic seconds, as all times here). `due_at`: when the store is to be told at the
-    latest. `shut_until`: when a unit may be free again. `is_lent`: there are units, but in other hands. `is_away`: the
-    store cannot be asked. `others`: how many units other processes had used of the limit, or had in hand, at
+    `left` units until `until` (monotonic seconds, as all times here). `due_at`: when the store must hear from us at the
+    latest. `shut_until`: when a unit may be free again. `is_lent`: units exist, but other processes hold them.
+    `is_away`: the store cannot be asked. `others`: units that other processes had used of the limit, or held, at
     `heard_at`. `processes`: how many there are.
     """
 
@@ -76,7 +77,7 @@ class Hand:
         self.is_away = self.is_lent = self._in_share = self._clears = False
         self.processes = self._sharing = 1
         self._flying: Told | None = None
-        self._told = 0  # `used` as the store has heard it
+        self._told = 0  # `used` as last reported to the store
         self._low = -1
         self._lease_s = min(LEASE_MS / 1000, period_s / LEASES_A_PERIOD)
         self._trip_s = 0.0
@@ -94,12 +95,12 @@ class Hand:
     # ── a call ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def units(self, now: float, used: int) -> tuple[int, float]:
-        """How many may be taken, and until when. `used`: what this process has used in the last period."""
+        """How many may be taken, and until when. `used`: by this process in the last period."""
         if self.left > 0 and now < self.until:
             self._in_share = False
             if self.left > self._low:
                 return self.left - max(self._low, 0), self.until
-            self._low = -1  # Ring once; the answer sets it again.
+            self._low = -1  # ring once; the answer sets it again
             self.due_at = now
             self._ring()
             return self.left, self.until
@@ -108,9 +109,9 @@ class Hand:
         return 0, now
 
     def _share(self, now: float, used: int) -> tuple[int, float]:
-        """What this process may use on its own, while the store is away."""
+        """What this process may use on its own while the store is away."""
         if self._cut_at == NEVER:
-            # What was free is anybody's, and this process's word for it is old: alone it is all its own.
+            # Once every lease has ended, the free units belong to no process: a lone process may use them all.
             room = self.limit if self.processes == 1 else self._room // self.processes
             self._cut_at, self._cut_most = now, used + room
         most, until = self.share, NEVER
@@ -130,24 +131,24 @@ class Hand:
 
     @property
     def is_alone(self) -> bool:
-        """Is what is used now this process's own share, because the store is away?"""
+        """Whether this process now uses its own share, because the store is away."""
         return self._cut_at != NEVER
 
     @property
     def sentence(self) -> str:
-        """What that means, for people."""
+        """The same in words, for people."""
         whose = "1 process" if self.processes == 1 else f"{self.processes} processes"
         return (
             f"the state store is away, so each of {whose} has its share of four fifths, which is {self.share}"
         )
 
     def has(self, units: int, now: float, used: int) -> bool:
-        """Are so many here at once? For what takes more than one."""
+        """Whether this many units are here at once, for calls that take more than one."""
         allowed, _ = self.units(now, used)
         return allowed >= units or (not self._in_share and now < self.until and self.left >= units)
 
     def book(self, units: int) -> None:
-        """So many of those that `units` allowed were taken."""
+        """`units` of those that `units()` allowed were taken."""
         self._spent += units
         if self._in_share:
             self._over += units
@@ -156,9 +157,9 @@ class Hand:
             self._used += units
 
     def refund(self, units: int, taken_at: float) -> None:
-        """So many that were taken at `taken_at` were never used."""
+        """`units` taken at `taken_at` were never used."""
         if taken_at < self._asked_at or self._flying is not None:
-            self._undoing.append((units, taken_at))  # The store may have been told of it.
+            self._undoing.append((units, taken_at))  # they may have been reported to the store already
             self.due_at = min(self.due_at, self._asked_at + RENEW_PART * self._lease_s)
             return
         alone = min(units, self._over)
@@ -167,9 +168,9 @@ class Hand:
         self.left += units - alone
 
     def clear(self, used: int | None) -> None:
-        """An operator says that nothing was used; None: and another process tells it."""
+        """An operator resets the limit; None: another process reports it."""
         self._clears = used is not None
-        # What the store has not heard of yet it would count when everything else is forgotten.
+        # Uses that were not reported yet must go too: the store would count them after everything else is forgotten.
         if self._flying is None:
             self._back += self._used - self._told
             self._used = self._told
@@ -185,11 +186,11 @@ class Hand:
     # ── the store ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def may_ask(self, now: float) -> bool:
-        """May a call that found nothing wait for an answer? Not before a unit can be free."""
+        """Whether a call that found nothing may wait for an answer. Not before a unit can be free."""
         return not self.is_away and (self._flying is not None or now >= self.shut_until)
 
     def ask(self, now: float, count: Uses, need: int = 0, waiting: int = 0, *, is_last: bool = False) -> Told:
-        """What to tell the store. `need`: of the first caller who waits; `waiting`: of all of them.
+        """What to report to the store. `need`: of the first waiting caller; `waiting`: of all of them.
 
         `is_last`: this process ends, and keeps nothing.
         """
@@ -197,7 +198,8 @@ class Hand:
         keep = 0 if is_last else self._keep(waiting)
         if now >= self.until:
             keep, waiting = 0, waiting + keep
-        # What goes home leaves the hand before it is told. Told first, it could be used here and granted elsewhere.
+        # Units going home leave the hand before they are reported. Reported first, one could be used here and granted
+        # elsewhere as well.
         if self.left > keep:
             self._back += self.left - keep
             self.left = keep
@@ -224,22 +226,23 @@ class Hand:
         return self._flying
 
     def _undone(self, now: float) -> int:
-        """How many units were told as used that were not, where the store still counts them."""
+        """Units that were reported as used but were not, if the store still counts them."""
         undoing, self._undoing = self._undoing, []
-        # The store forgets a unit a period after it was told. One that has left already gives no other one back.
+        # The store forgets a unit one period after it was reported: taking back one it has forgotten would free
+        # another.
         last_s = self.period_s - 2 * self._lease_s
         return sum(units for units, taken_at in undoing if now - taken_at < last_s)
 
     def _take_pace(self, now: float) -> None:
         for_s = now - self._marked_at
         if for_s < self._lease_s / 4:
-            return  # What was used in a moment says nothing about a lease.
+            return  # a moment's use says nothing about a whole lease
         pace = (self._spent - self._marked) / for_s if math.isfinite(for_s) else 0.0
         self._pace = (self._pace[1], pace)
         self._marked, self._marked_at = self._spent, now
 
     def _keep(self, waiting: int) -> int:
-        """How many units stay here: two leases of calls, and alone a few more."""
+        """How many units stay here: two leases of calls, and a few more when alone."""
         pace = max(self._pace)
         if not pace and not waiting:
             return 0
@@ -247,7 +250,7 @@ class Hand:
         return keep if self._sharing > 1 else max(keep, min(FLOAT_MAX, self.limit // FLOAT_PART))
 
     def hear(self, grant: Grant, sent_at: float, now: float) -> None:
-        """The store's answer to what was asked at `sent_at`."""
+        """The store's answer to the request sent at `sent_at`."""
         told, self._flying = self._flying, None
         if told is None:
             return
@@ -270,7 +273,7 @@ class Hand:
 
     def _take_granted(self, grant: Grant, told: Told, sent_at: float) -> None:
         if grant.serial != self._serial:
-            # The lease that was told is over at the store, which counts what was out as used: nothing of it is here.
+            # The store has ended the reported lease, and counts what was out as used: nothing of it remains here.
             self._begin_lease(grant.serial)
         else:
             self._told = told.used
@@ -280,7 +283,7 @@ class Hand:
         self.until = sent_at + self._lease_s * LEASE_PART
 
     def _end_share(self, grant: Grant, sent_at: float) -> None:
-        """Grants begin again when all have told what they used; a lease before that is the last moment to tell it."""
+        """Grants begin again when all have reported; a lease before that is the last moment to report."""
         if grant.frozen_ms:
             self._frozen_until = sent_at + grant.frozen_ms / 1000 * LEASE_PART - self._lease_s
         else:
@@ -288,16 +291,16 @@ class Hand:
             self._cut_at = NEVER
 
     def has_news(self) -> bool:
-        """Is there something to tell, or to send home?"""
+        """Whether there is anything to report, or to send home."""
         is_untold = self._used > self._told or self._over > 0 or bool(self._undoing)
         return self.left > 0 or is_untold or self._clears
 
     def give_up(self) -> None:
-        """What was asked is not answered: it is asked again, with totals that have grown."""
+        """The request was not answered: it is sent again, with totals that have grown."""
         self._flying = None
 
     def begin_again(self) -> None:
-        """In a forked child, or under another name: what is in hand is another process's."""
+        """In a forked child, or under another name: the units in hand belong to another process."""
         self._flying = None
         self._begin_lease(0)
         self._over = 0

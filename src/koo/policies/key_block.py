@@ -1,16 +1,16 @@
 """Keys that the other side refused: nothing is sent with them until they work again.
 
-A refused key, an empty account or a spent quota does not pass by trying: each try is one more refused request, and some
-providers lock accounts for it. So the first refusal blocks the key (or the key for one model). An unbilled check with
-a growing interval (1 to 15 minutes) clears it when the key works again; so does a reset, a new key, or the time that
-the provider named.
+A refused key, an empty account or a spent quota does not recover by trying: each try is one more refused request, and
+some providers lock accounts for that. So the first refusal blocks the key (or the key for one model). An unbilled check
+at a growing interval (1 to 15 minutes) lifts the block when the key works again; so does a reset, a new key, or the
+time that the provider named.
 
 A check proves that the key works, not that it may use a model. So a block for a model is lifted only when its own check
-is due, and one that comes again soon after that goes on with the interval as it has grown: else a model that is not
-allowed would be asked, and refused, once a minute for ever.
+is due, and if it comes back soon after, its interval continues from where it had grown to. Otherwise a model that the
+key may not use would be called, and refused, once a minute forever.
 
-Where koo has no check, because the key is not its own, a call is one: when a check would be due, one call is let out,
-and the block ends with its success (`by_calls`).
+If koo cannot check, because the key is not its own, a call serves as the check: when one is due, one call is admitted,
+and its success ends the block (`by_calls`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from koo.options import NEVER
 CHECK_S_MIN = 60.0
 CHECK_S_MAX = 900.0
 BLOCKS_MAX = 1024
-"""A model's name is the caller's word: of more blocks than these, the oldest goes."""
+"""Model names come from callers: beyond this many blocks, the oldest is dropped."""
 
 
 @dataclass(slots=True)
 class KeyBlock:
     """Why a key is not used, since and until when (infinite: until a check), in monotonic seconds.
 
-    `tried`: a call was let out, to see whether the key works again.
+    `tried`: a call was admitted to see whether the key works again.
     """
 
     reason: str
@@ -78,26 +78,26 @@ class KeyBlocks:
         return None
 
     def hold_any(self, now: float) -> bool:
-        """Is any model refused now? Changes nothing."""
+        """Whether any model is refused now. Changes nothing."""
         return any(now < block.until for block in self.by_model.values())
 
     def refuses(self, model: str | None, now: float) -> KeyBlock | None:
-        """As `find`; None where a call is let out as a check."""
+        """As `find`; None if a call may pass as a check."""
         if self.by_calls and all(self._is_due(block, now) for block in self._of(model, now)):
             return None
         return self.find(model, now)
 
     def let_out(self, model: str | None, now: float) -> None:
-        """A call goes out. If that is a check, the next one follows later, and later still."""
+        """A call goes out. If it is a check, the next one follows later, at a longer interval."""
         for block in self._of(model, now):
             if self._is_due(block, now):
                 self._postpone(block, now)
                 block.tried = True
 
     def end_by_success(self, model: str | None, now: float) -> list[str | None]:
-        """A call succeeded: what it was let out to check is over; returns the models.
+        """A call succeeded: the block that it was checking ends; returns the models.
 
-        One that was under way when the key was refused proves nothing.
+        A call that was already running when the key was refused proves nothing.
         """
         over = [one for one in {None, model} if one in self.by_model and self.by_model[one].tried]
         for one in over:
@@ -113,7 +113,7 @@ class KeyBlocks:
         return block.check_at <= now and block.until == NEVER
 
     def expire(self, now: float) -> list[str | None]:
-        """Drop what is over by its own time; returns the models."""
+        """Drop blocks whose own time is over; returns the models."""
         self._lifted = {model: one for model, one in self._lifted.items() if now - one[0] <= CHECK_S_MAX}
         over = [model for model, block in self.by_model.items() if now >= block.until]
         for model in over:
@@ -121,11 +121,11 @@ class KeyBlocks:
         return over
 
     def due(self, now: float) -> bool:
-        """Is it time for an unbilled check? A block with a known end is not asked about."""
+        """Whether an unbilled check is due. A block with a known end is not checked."""
         return any(self._is_due(block, now) for block in self.by_model.values())
 
     def postpone(self, now: float) -> None:
-        """A check that was due failed: look again later, and later still."""
+        """A check that was due failed: try again later, at a longer interval."""
         for block in self.by_model.values():
             if block.check_at <= now:
                 self._postpone(block, now)
@@ -136,7 +136,7 @@ class KeyBlocks:
         block.check_at = now + block.interval_s
 
     def lift(self, now: float) -> list[str | None]:
-        """A check succeeded: the key works, and the models whose check was due may be tried; returns what is lifted."""
+        """A check succeeded: the key works, and models whose check was due may be tried; returns what is lifted."""
         models = [
             model
             for model, block in self.by_model.items()
@@ -147,7 +147,7 @@ class KeyBlocks:
         return models
 
     def skip(self, by_s: float) -> None:
-        """So much time has passed that the clock did not see."""
+        """The clock missed `by_s` seconds (suspend)."""
         for block in self.by_model.values():
             block.until -= by_s
 
@@ -158,7 +158,7 @@ class KeyBlocks:
             self._lifted[model] = now, block.interval_s
 
     def clear(self) -> list[str | None]:
-        """An operator says that all is well; returns the models that were blocked."""
+        """An operator declares all well; returns the models that were blocked."""
         models = list(self.by_model)
         self.by_model.clear()
         self._lifted.clear()

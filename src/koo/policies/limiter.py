@@ -1,15 +1,15 @@
-"""Our own limits: so many a minute, an hour, a day. Decided together, all or nothing, and refundable.
+"""Our own limits: calls per minute, hour and day. Decided together, all or nothing, and refundable.
 
 "60 a minute" is never 61 in any minute, wherever the minute begins; a token bucket of 60 would let 119 through. So the
 minute and the hour are sliding counts in sixty sub-buckets, and a sub-bucket leaves the count only when its *end* is a
 whole period ago: the promise holds at every instant, and the price is that a unit comes back up to one sub-bucket late.
-The day is a calendar day in UTC; its end is handed in as monotonic time, so that no call reads a wall clock.
+The day is a calendar day in UTC; its end is passed in as monotonic time, so that no call reads a wall clock.
 
-A call does not look at each count. Until the first of them rolls, time brings no unit back and none is lost, so one
-look tells how many may be taken until then, and each call takes one of these.
+A call does not check each count. Until the first of them rolls, time brings no unit back and takes none away, so one
+check finds how many may be taken until then, and each call takes one of these.
 
-A limit that holds for a fleet has its units *in hand*: leased (`hand.py`), or in a purse for the day. They are one more
-bound of what may be taken until the next look, so a call pays nothing for them.
+A fleet-wide limit has its units *in hand*: leased (`hand.py`), or for the day in a purse. They are one more bound on
+what may be taken until the next check, so a call pays nothing for them.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ GRANT_MAX = 250
 
 
 class InHand(Protocol):
-    """What a process may use of a limit that it shares with others. `shut_until`: when it may get more.
+    """What a process may use of a shared limit. `shut_until`: when it may get more.
 
-    `is_lent`: there are units, but in other processes' hands.
+    `is_lent`: units exist, but other processes hold them.
     """
 
     shut_until: float
     is_lent: bool
 
     def elsewhere(self, now: float) -> int:
-        """How many units beyond those that are counted here other processes have used, as last heard."""
+        """Units that other processes have used, beyond those counted here, as last heard."""
         ...
 
     @property
     def share(self) -> int:
-        """How much of the limit this process may use where `is_alone`."""
+        """How much of the limit this process may use when `is_alone`."""
         ...
 
     @property
     def is_alone(self) -> bool:
-        """Is the store away, so that this process decides by itself?"""
+        """Whether the store is away, so that this process decides by itself."""
         ...
 
     @property
     def sentence(self) -> str:
-        """What that means, for people."""
+        """The same in words, for people."""
         ...
 
     def units(self, now: float, used: int) -> tuple[int, float]:
@@ -60,26 +60,26 @@ class InHand(Protocol):
         ...
 
     def book(self, units: int) -> None:
-        """So many of those were taken."""
+        """`units` of those were taken."""
         ...
 
     def refund(self, units: int, taken_at: float) -> None:
-        """So many were taken and never used."""
+        """`units` were taken but never used."""
         ...
 
     def may_ask(self, now: float) -> bool:
-        """May a call that found nothing wait for an answer of the store?"""
+        """Whether a call that found nothing may wait for the store's answer."""
         ...
 
     def clear(self, used: int | None) -> None:
-        """An operator says that nothing was used, of `used` that were counted; None: and another process tells it."""
+        """An operator resets the `used` units that were counted; None: another process reports it."""
         ...
 
 
 class SlidingCount:
     """At most `limit` in any `period_s`. `rolls_at` is when the counts next change by time alone.
 
-    `hand`: what this process has of the limit, where it holds for a fleet; `used` is this process's own.
+    `hand`: this process's units, if the limit is fleet-wide; `used` is this process's own.
     """
 
     __slots__ = (
@@ -111,7 +111,7 @@ class SlidingCount:
         self._begin(now)
 
     def roll(self, now: float) -> None:
-        """Begin the bucket of `now`; drop those that ended a whole period ago."""
+        """Start the bucket of `now`; drop those that ended a whole period ago."""
         if now < self.rolls_at:
             return
         current = self.used - self._older
@@ -159,15 +159,15 @@ class SlidingCount:
         return (oldest + SUB_BUCKETS + 1) * self._bucket_s
 
     def usable_at(self, now: float, units: int) -> float:
-        """When so many units have come, one after another; never (infinite) where there are none."""
+        """When this many units have become free, one after another; never (infinite) for a limit of zero."""
         if not self.limit:
             return NEVER
-        # Each unit that is used as it comes is back after a whole period and its sub-bucket.
+        # Each unit that is used as it becomes free returns after a whole period and its sub-bucket.
         later_s = (units - 1) // self.limit * (SUB_BUCKETS + 1) * self._bucket_s
         return later_s + self._one_usable_at(now, (units - 1) % self.limit + 1)
 
     def usable_below(self, now: float, limit: int) -> float:
-        """When less than `limit` is used; never where that is nothing."""
+        """When less than `limit` is used; never if that is impossible."""
         return self._one_usable_at(now, self.limit - limit + 1) if limit > 0 else NEVER
 
     def _one_usable_at(self, now: float, units: int) -> float:
@@ -181,7 +181,7 @@ class SlidingCount:
         return (self._bucket + SUB_BUCKETS + 1) * self._bucket_s
 
     def ages(self, now: float, units: int) -> list[tuple[float, int]]:
-        """When the last so many were used: more than how long ago, in seconds, and how many, the newest first."""
+        """When the last `units` were used: at least how many seconds ago, and how many, newest first."""
         found, left = list[tuple[float, int]](), units
         current = (self._bucket, self.used - self._older)
         for bucket, used in (current, *map(tuple, reversed(self._past))):
@@ -227,7 +227,7 @@ class DayCount:
         return one
 
     def anchor(self, ends_at: float, day: int) -> None:
-        """Tell it anew when the day ends: monotonic and wall time drift apart over weeks, or somebody set the clock."""
+        """Set the end of the day anew: monotonic and wall time drift apart over weeks, and clocks are set."""
         if day > self.day:
             self.used = 0
             self.day = day
@@ -246,14 +246,14 @@ class DayCount:
         return now if self.used < self.limit else self.rolls_at
 
     def usable_at(self, now: float, units: int) -> float:
-        """When so many units have come, one after another; never (infinite) where there are none."""
+        """When this many units have become free, one after another; never (infinite) for a limit of zero."""
         if not self.limit:
             return NEVER
         days = max(0, math.ceil((self.used + units) / self.limit) - 1)
         return now if not days else self.rolls_at + (days - 1) * DAY_S
 
     def usable_below(self, now: float, limit: int) -> float:
-        """When less than `limit` is used; never where that is nothing."""
+        """When less than `limit` is used; never if that is impossible."""
         return (now if self.used < limit else self.rolls_at) if limit > 0 else NEVER
 
 
@@ -263,12 +263,12 @@ Count = SlidingCount | DayCount
 class Limits:
     """Several counts taken as one.
 
-    Between two looks at the counts only what is left is counted: `_left` of the `_granted` units that fit into all of
-    them until the first of them rolls. What was taken is booked when somebody asks for `counts`.
+    Between two checks of the counts only the rest is counted: `_left` of the `_granted` units that fit into all of them
+    until the first of them rolls. What was taken is booked when `counts` is read.
 
-    `full_until`: when the last of those that were full at the last look has a unit again (monotonic seconds); a look at
-    the counts themselves would cost a refusal by an open breaker more than all else. `waiting`: callers that found
-    nothing in hand, and wait for the store's answer. `ask(deadline)` waits for that; None: nothing is shared.
+    `full_until`: when the last of the counts that were full at the last check has a unit again (monotonic seconds);
+    checking the counts themselves would cost a refusal by an open breaker more than everything else. `waiting`: callers
+    that found nothing in hand, and wait for the store. `ask(deadline)` waits for its answer; None: nothing is shared.
     """
 
     __slots__ = (
@@ -285,7 +285,7 @@ class Limits:
 
     @property
     def counts(self) -> tuple[Count, ...]:
-        """The counts as they are now. Ask anew after each `take`; they may be changed until the next one."""
+        """The counts as they are now. Read it anew after each `take`; they may be changed until the next one."""
         self._shut_until = 0.0
         taken = self._granted - self._left
         self._granted = self._left = 0
@@ -297,7 +297,7 @@ class Limits:
         return self._counts
 
     def take(self, now: float) -> Count | None:
-        """One unit of each, or the count that is full: then nothing was taken."""
+        """Take one unit of each; or return the count that is full, and take nothing."""
         if not self._left or now >= self._until:
             if now < self._shut_until:
                 return self._shut_by
@@ -308,11 +308,11 @@ class Limits:
         return None
 
     def _grant(self, now: float) -> Count | None:
-        """Look at the counts: how many units may be taken until when, or which count is full."""
-        # Exact, and not an estimate: until the first count rolls, time brings no unit back, and all that take or give
-        # back units come through here, where `counts` books what was granted and not used. A grant that went on past
-        # that moment would refuse units that are free again; one larger than what the fullest count has left would let
-        # a 61st call into the minute.
+        """Check the counts: how many units may be taken until when, or which count is full."""
+        # The grant is exact, not an estimate: until the first count rolls, time brings no unit back, and everything
+        # that takes or gives back units passes here, where `counts` books what was granted and not used. A grant valid
+        # beyond that moment would refuse units that are free again; one larger than what the fullest count has left
+        # would admit a 61st call into the minute.
         units, until = GRANT_MAX, NEVER
         for count in self.counts:
             count.roll(now)
@@ -334,9 +334,9 @@ class Limits:
         return None
 
     def refusal(self, now: float) -> tuple[str, float] | None:
-        """Why `take` has found no unit just now, and when there is one; None where it may find one, or was not asked.
+        """Why `take` found no unit just now, and when there is one; None if it may find one, or was not asked.
 
-        Nothing can change before the first count rolls, so in a storm of calls only the first refusal is worked out.
+        Nothing can change before the first count rolls, so in a storm of calls only the first refusal is computed.
         """
         if now >= self._shut_until:
             return None
@@ -348,7 +348,7 @@ class Limits:
         return self._refusal
 
     def lacks(self, now: float) -> bool:
-        """Is nothing full, and the store has yet to say whether there is a unit? Takes nothing."""
+        """Whether nothing is full, but the store has yet to say if there is a unit. Takes nothing."""
         is_lacking = False
         for count in self.counts:
             count.roll(now)
@@ -362,7 +362,7 @@ class Limits:
         return is_lacking
 
     def comes_home_at(self, now: float) -> float:
-        """When units that lie in other hands may be here; never where a count is used up, or none lies there."""
+        """When units held by other processes may be here; never if a count is used up, or no process holds any."""
         at = NEVER
         for count in self.counts:
             count.roll(now)
@@ -377,14 +377,14 @@ class Limits:
         return at
 
     def why(self, full: Count) -> str:
-        """A sentence for those whom a limit refuses."""
+        """The sentence of a refusal."""
         reason = f"our limit of {full.limit} {full.name} is reached"
         if full.hand is not None and full.hand.is_alone:
             reason += f" here: {full.hand.sentence}"
         return reason
 
     def hands(self) -> list[Hand]:
-        """What is leased, without a look at what was taken: the grant that the next calls use stays."""
+        """The leased parts, without checking what was taken: the grant that the next calls use stays valid."""
         return [count.hand for count in self._counts if isinstance(count.hand, Hand)]
 
     def leased(self, now: float) -> list[tuple[SlidingCount, Hand]]:
@@ -397,7 +397,7 @@ class Limits:
         return found
 
     def wanted(self) -> tuple[int, int]:
-        """How many units the first caller lacks who waits for an answer, and all of them."""
+        """How many units the first waiting caller lacks, and all of them together."""
         return min(1, self.waiting), self.waiting
 
     def refund(self, taken_at: float) -> None:
@@ -410,27 +410,27 @@ class Limits:
                 count.hand.refund(1, taken_at)
 
     def clear(self, now: float, *, is_told: bool = False) -> None:
-        """An operator says that nothing was used. `is_told`: another process tells the store."""
+        """An operator resets the counts. `is_told`: another process reports it to the store."""
         for count in self.counts:
             if count.hand is not None:
                 count.hand.clear(None if is_told else count.used)
             count.clear(now)
 
     def roll(self, now: float) -> None:
-        """Forget what has left the counts by time alone: without calls nobody else does."""
+        """Forget what has left the counts by time alone: without calls nothing else does."""
         for count in self.counts:
             count.roll(now)
         self.full_until = max((at for c in self._counts if (at := _one_at(c, now)) > now), default=0.0)
 
     def usable_at(self, now: float, units: int = 1) -> float:
-        """When all counts have had so many units again; never (infinite) where a limit is zero."""
+        """When all counts have had this many units again; never (infinite) if a limit is zero."""
         self.roll(now)
         return max(
             (max(count.usable_at(now, units), _in_hand_at(count, now)) for count in self._counts), default=now
         )
 
     def full(self, now: float) -> Count | None:
-        """Of the counts that are used up the one that holds out longest; None if all have a unit. Takes nothing."""
+        """Of the counts that are used up, the one that stays full longest; None if all have a unit. Takes nothing."""
         self.roll(now)
         full = [count for count in self._counts if _one_at(count, now) > now]
         return max(full, key=lambda count: _one_at(count, now), default=None)
@@ -442,7 +442,7 @@ def _one_at(count: Count, now: float) -> float:
 
 
 def _in_hand_at(count: Count, now: float) -> float:
-    """When there may be a unit of it in hand."""
+    """When a unit of it may be in hand."""
     hand = count.hand
     if hand is None:
         return now
@@ -450,7 +450,7 @@ def _in_hand_at(count: Count, now: float) -> float:
     if units > 0:
         return now
     if hand.is_alone:
-        # Below its share it waits for what others may have used to leave the window.
+        # Below its share, it waits until what others may have used has left the window.
         at = count.usable_below(now, hand.share)
         return min(until, at) if at > now else until
     return max(now, hand.shut_until)

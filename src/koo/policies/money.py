@@ -1,8 +1,8 @@
 """Money: USD as `Decimal` where people see it, whole pico-dollars where it is counted.
 
-A price of $0.15 for a million tokens is 150,000 pico-dollars a token, so integers are exact where a database's own
-decimals differ from one another (SQLite has none). What is finer than a pico-dollar is rounded up for amounts and down
-for limits: never to the side where the cap leaks.
+A price of $0.15 per million tokens is 150,000 pico-dollars per token, so integers are exact where databases' own
+decimals differ (SQLite has none). Anything finer than a pico-dollar is rounded up for amounts and down for limits:
+never in the direction in which the cap leaks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DIGITS = 12
 AMOUNT_PICO_MAX = 10**18
 """A million dollars for one call: more is a mistake in a price."""
 TOTAL_PICO_MAX = 2**63 - 1
-"""Some nine million dollars a day: what fits into a database's integer."""
+"""Some nine million dollars a day: the most that fits a database's integer."""
 
 
 def _context(rounding: str) -> Context:
@@ -31,7 +31,7 @@ def _context(rounding: str) -> Context:
 
 
 EXACT = _context(ROUND_HALF_EVEN)
-"""All arithmetic with money is done in contexts of koo's own: the caller's may round to three digits, or trap."""
+"""All arithmetic with money uses koo's own contexts: the caller's may round to three digits, or trap."""
 _up = _context(ROUND_CEILING)
 _down = _context(ROUND_FLOOR)
 _scale, _whole = _up.scaleb, _up.to_integral_value

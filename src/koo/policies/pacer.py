@@ -1,13 +1,13 @@
 """Keeps calls under the provider's own limits, before a 429 comes.
 
-With every answer the headers say how much is left of each of the provider's limits, and when it is full again. What an
-answer says was true when its call arrived there: so the calls that left after it are taken off, and an answer to an
-earlier call than the last one heard says nothing new. Of several limits, each counted in calls, the one with the
-longest wait decides; what one limit allows is in `koo.policies.provider_limit`.
+The headers of every answer say how much is left of each of the provider's limits, and when it is full again. That was
+true when the answer's call arrived there: so the calls that left after it are subtracted, and an answer to an earlier
+call than the last one heard brings nothing new. Of several limits, each counted in calls, the one with the longest wait
+decides; what one limit allows is in `koo.policies.provider_limit`.
 
-Sometimes nobody knows what is allowed: before the first answer, after a 429, and when a limit that was used up should
-be full again. Then a few calls go ahead as pilots, and the others wait for what their answers say: two hundred callers
-at once would meet an unknown limit of fifty with a hundred and fifty calls.
+Sometimes it is unknown what is allowed: before the first answer, after a 429, and when a used-up limit should be full
+again. Then a few calls go ahead as pilots, and the others wait for their answers. Otherwise two hundred callers at once
+would meet an unknown limit of fifty with a hundred and fifty refused calls.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from koo.policies.bulkhead import Bulkhead
 from koo.policies.provider_limit import Limit, Told
 
 PILOTS = 10
-"""Below the limits by the minute of nearly all vendors' first tiers."""
+"""Below the limits per minute of nearly all vendors' first tiers."""
 PILOTS_DOUBLE_AFTER_S = 5.0
 """Longer than a usual answer; a service whose first answer takes minutes does not wait for it with ten calls."""
 DOUBTS_DOUBLE_AFTER_S = 30.0
@@ -28,13 +28,13 @@ DOUBLINGS_MAX = 30
 WAIT_S_MIN = 0.001
 """Less is rounding."""
 PILOT_LOOK_S = 0.05
-"""How soon a caller who waits for a pilot looks again: an answer may have come."""
+"""How soon a caller that waits for a pilot looks again: an answer may have come."""
 
 
 class Pacer:
     """The limits of one model at one provider.
 
-    `line`: callers who wait for them, one after the other. `sizes`: how many tokens a call takes, by resource.
+    `line`: callers that wait for them, one after another. `sizes`: how many tokens a call takes, by resource.
     """
 
     __slots__ = (
@@ -55,7 +55,7 @@ class Pacer:
     # ── what is heard ─────────────────────────────────────────────────────────────────────────────────────────
 
     def learn(self, told: Sequence[Told], serial: int, sent: int, now: float, took_s: float = 0.0) -> float:
-        """Take in all limits that an answer's headers name; what cannot be right is ignored.
+        """Take in all limits that an answer's headers name; impossible values are ignored.
 
         `serial`: the number of its call, counted from 1; `sent`: how many have left by now; `took_s`: how long it took.
         Returns how many more may leave at once.
@@ -81,19 +81,19 @@ class Pacer:
         return least
 
     def send_pilots(self, few: int) -> None:
-        """Before the first answer: so many calls at first ask what is allowed."""
+        """Before the first answer: let `few` calls go ahead and ask what is allowed."""
         self._pilots, self._hears = few, True
 
     def doubt(self, sent: int) -> None:
-        """A call met the provider's limit: one at first, of those that have not left by now, asks what is allowed."""
+        """A call met the provider's limit: of the calls that have not left yet, let one ask what is allowed."""
         if not self._hears:
-            return  # of operations whose answers say nothing, no answer would end the doubt
+            return  # operations whose answers have no such headers could never end the doubt
         self._heard = sent + 1
         self._pilots, self._pilots_from, self._pilots_out, self._pilots_since = 1, sent, 0, None
         self._doubles_after_s = DOUBTS_DOUBLE_AFTER_S
 
     def skip(self, by_s: float) -> None:
-        """So much time has passed that the clock did not see: the machine was suspended."""
+        """The clock missed `by_s` seconds: the machine was suspended."""
         for limit in self._limits.values():
             limit.skip(by_s)
 
@@ -101,7 +101,7 @@ class Pacer:
 
     @property
     def knows(self) -> bool:
-        """Has the provider ever said what it allows?"""
+        """Whether the provider has ever said what it allows."""
         return bool(self._limits)
 
     @property
@@ -111,11 +111,11 @@ class Pacer:
 
     @property
     def asks(self) -> bool:
-        """Is a pilot under way, so that any answer is news?"""
+        """Whether a pilot is under way, so that any answer is news."""
         return self._pilots > 0
 
     def allows(self, calls: int, now: float) -> bool:
-        """May so many leave at once, and uncounted?"""
+        """Whether `calls` may leave at once, without being counted."""
         self._fill(now)
         return not self._pilots and all(limit.spare >= calls for limit in self._limits.values())
 
@@ -126,13 +126,13 @@ class Pacer:
                 self.doubt(self._counted)
 
     def wait_s(self, now: float, ahead: int = 0) -> float:
-        """How long a call behind so many others waits at least, for the limits; takes nothing."""
+        """How long a call behind `ahead` others waits at least, for the limits; takes nothing."""
         self._fill(now)
         wait_s = max((limit.wait_s(now, ahead) for limit in self._limits.values()), default=0.0)
         return wait_s if wait_s > WAIT_S_MIN else 0.0
 
     def count(self, sent: int) -> None:
-        """So many calls have left by now: those that left without a cell are taken off, too."""
+        """`sent` calls have left by now: those that left without a cell are subtracted too."""
         uncounted = sent - self._counted
         if uncounted:
             self._counted = sent
@@ -140,7 +140,7 @@ class Pacer:
                 limit.left -= uncounted
 
     def must_follow(self, now: float, ended: int) -> bool:
-        """Are as many pilots out as may be? `ended`: how many calls have ended, ever."""
+        """Whether as many pilots are out as allowed. `ended`: how many calls have ever ended."""
         if not self._pilots:
             return False
         if self._pilots_since is None:

@@ -52,4 +52,4 @@ TRANSITIONS: dict[tuple[Phase, Trigger], Phase] = {
     (OPEN, Trigger.RESET): CLOSED,
     (HALF_OPEN, Trigger.RESET): CLOSED,
 }
-"""Every transition there is; `docs/states.md` is generated from it. A pair that is missing is a bug."""
+"""Every transition; `docs/states.md` is generated from it. An event in a state that is missing here is a bug."""

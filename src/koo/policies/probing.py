@@ -1,10 +1,10 @@
 """Probes of a fleet: when recovery is tested, few calls go to the provider, however many processes wait for it.
 
-A probe needs a *unit*, which the store hands out with a beat. There are `probe_concurrency` of them for all processes
-together. One whose probe failed is not handed out again before a recovery time has passed since it was. One that is not
-used within three beats is given back, because a process without calls tests nothing. A breaker closes by its own probes
-alone; each that has closed lets two more units be handed out (as rule R16 lets calls through), so a hundred processes
-have recovered after seven rounds and not after a hundred.
+A probe needs a *unit*, which the store grants with a beat. All processes together have `probe_concurrency` of them. If
+a unit's probe failed, it is not granted again before a recovery time has passed. A unit unused for three beats is given
+back, because a process without calls tests nothing. A breaker closes by its own probes only; each one that has closed
+makes room for two more units (as rule R16 admits calls), so a hundred processes recover after seven rounds instead of a
+hundred.
 
 A process alone on its store, and each process while the store is away, has all probes of its own breaker.
 """
@@ -18,25 +18,25 @@ from koo.policies.fleet import GuardKey, ProbeAsk
 UNUSED_BEATS = 3
 """How long a unit stays with a process that does not use it."""
 HELD_BEATS = 5
-"""How long one lasts of which nothing more is heard: its process was killed. Longer than any process keeps one."""
+"""How long a unit lasts without news: its process was killed. Longer than any process keeps one."""
 RAMP_FACTOR = 2
-"""How many units each process that has recovered makes room for: it has shown that the provider answers."""
+"""How many units each recovered process makes room for: it has shown that the provider answers."""
 
 
 def units_of_fleet(probe_concurrency: int, recovered: int) -> int:
-    """How many probes may run at once, where so many processes have closed by their own probes lately."""
+    """How many probes may run at once, after `recovered` processes have lately closed by their own probes."""
     return max(probe_concurrency, RAMP_FACTOR * recovered)
 
 
 def granted(wanted: int, units: int, others_have: int) -> int:
-    """How many of them a process gets."""
+    """How many of the wanted units a process gets."""
     return max(0, min(wanted, units - others_have))
 
 
 class Sight(NamedTuple):
-    """What is seen of a breaker at a beat. `is_due`: it tests recovery, or will before the next beat.
+    """A breaker as seen at a beat. `is_due`: it tests recovery, or will before the next beat.
 
-    `given`: how many permits it ever gave; of one that is not closed each was a probe. `is_wanted`: it was called
+    `given`: permits ever granted; each one of a breaker that is not closed was a probe. `is_wanted`: it was called
     lately.
     """
 
@@ -49,7 +49,7 @@ class Sight(NamedTuple):
 
 
 class Unit:
-    """What one process has of the units of one guard; times are monotonic seconds."""
+    """What one process holds of one guard's units; times are monotonic seconds."""
 
     __slots__ = ("_given", "_is_used", "_used_at", "_waits_until", "count")
 
@@ -72,27 +72,27 @@ class Unit:
             self._given, self._used_at, self._is_used = sight.given, now, True
         count = self.count
         if sight.is_open and self._is_used:
-            # Its probe failed: no other process tries before this one could have tried again.
+            # Its probe failed: no other process may try before this one could have tried again.
             self.count, self._waits_until = 0, now + about.recovery_s
             return about.ask(count, about.recovery_s, is_kept=True)
         idle_s = UNUSED_BEATS * about.beat_s
         if sight.is_closed or (not sight.is_probing and now - self._used_at >= idle_s):
-            # The others first: a process that asks again at once would have it again.
+            # Other processes come first: one that asks again at once would get the same unit again.
             self.count, self._waits_until = 0, now + idle_s
             return about.ask(0, 0.0)
         return about.ask(count, HELD_BEATS * about.beat_s, is_kept=True)
 
     def hear(self, count: int, given: int, now: float) -> None:
-        """So many were granted, for what was asked at `now`."""
+        """`count` units were granted, for the request made at `now`."""
         self.count, self._used_at, self._given, self._is_used = count, now, given, False
 
     def give_up(self) -> None:
-        """There is no fleet now: nothing is had of it."""
+        """There is no fleet now: units held from it are void."""
         self.count, self._waits_until = 0, float("-inf")
 
 
 class Terms(NamedTuple):
-    """What holds for one guard's units: how many there are, and for how long one is used up by a failed probe."""
+    """Conditions of one guard's units: how many exist, and for how long a failed probe uses one up."""
 
     key: GuardKey
     concurrency: int
@@ -100,5 +100,5 @@ class Terms(NamedTuple):
     beat_s: float
 
     def ask(self, units: int, for_s: float, *, is_kept: bool = False) -> ProbeAsk:
-        """Ask for so many, or tell that they are kept; none: they are given back."""
+        """Request this many units, or report that they are kept; zero gives them back."""
         return ProbeAsk(self.key, units, for_s, self.concurrency, is_kept)

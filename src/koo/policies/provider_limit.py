@@ -1,11 +1,11 @@
-"""One of the provider's limits, as its headers tell it: how many calls may leave, and when more may.
+"""One of the provider's limits, as its headers report it: how many calls may leave, and when more may.
 
-What is left may leave at once, but for the last twentieth: that is spread over the time until the limit is full, so
-that a caller who comes late, or another process, has a turn too.
+What is left may leave at once, except the last twentieth: that is spread over the time until the limit is full, so that
+a late caller, or another process, gets a turn too.
 
-A limit comes back bit by bit (a bucket), or all at once (a window), or call by call. The headers do not say which, but
-in a bucket what is missing and the time until it is full keep the same ratio. Such a limit is filled at that speed. The
-others are taken as full when they are said to be, and where much of it was used that is a guess.
+A limit refills gradually (a bucket), all at once (a window), or call by call. The headers do not say which, but in a
+bucket what is missing and the time until it is full keep the same ratio. Such a limit is refilled at that speed. The
+others are taken as full when the headers say they will be; if much of it was used, that is a guess.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import NamedTuple
 from koo.options import NEVER
 
 RESERVE = 0.05
-"""Of a limit: what is spread. More would leave much unused of a limit that comes back bit by bit."""
+"""The share of a limit that is spread. More would leave much of a gradually refilled limit unused."""
 INTERVAL_S_MAX = 60.0
-"""A limit of a whole day is spread, too, and yet a caller with a usual deadline has a turn."""
+"""A limit of a whole day is spread too, yet a caller with a usual deadline gets a turn."""
 LOOK_S_MAX = 600.0
-"""Where a limit is said to be full only after hours or days, one call every ten minutes sees whether it is still so."""
+"""If a limit is to be full only after hours or days, one call every ten minutes checks whether that still holds."""
 PERIOD_S = 60.0
-"""Where headers say what is left, and not until when: most limits are by the minute."""
+"""If headers say what is left but not until when: most limits are per minute."""
 SLACK, SLACK_S_MAX = 0.05, 1.0
 """Dates in headers are whole seconds, so a limit may be full up to a second later than they say."""
 GUESS_BELOW = 0.5
-"""Less than this of a limit was left when it should be full: were it not, a burst would break it."""
+"""If less than this share was left of a limit that should be full now, a burst might break it: one call asks first."""
 APART, ALIKE, ALIKE_MIN = 0.2, 0.1, 2
-"""Answers are compared that are a fifth of the limit apart: a window's times to fill differ by more than a tenth then.
-A bucket's differ by less, though its counts are whole calls and its times whole seconds."""
+"""Only answers a fifth of the limit apart are compared: a window's times to fill then differ by more than a tenth. A
+bucket's differ by less, although its counts are whole calls and its times whole seconds."""
 
 
 class LimitLeft(NamedTuple):
     """One of the provider's limits, counted in calls: `remaining` of `limit`, full again in `resets_in_s`.
 
-    None: the provider does not say. Fractions are right: they come from limits that count tokens.
+    None: the provider does not say. Fractions are allowed: they come from limits that count tokens.
     """
 
     limit: float | None
@@ -44,7 +44,7 @@ class LimitLeft(NamedTuple):
 
 
 Told = tuple[float | None, float | None, float | None, str]
-"""The same without its names: made for each answer, where a class would cost as much as what is done with it."""
+"""The same as a plain tuple: made for each answer, where a class would cost as much as its use."""
 
 
 class Limit:
@@ -69,30 +69,30 @@ class Limit:
         took_s: float,
         now: float,
     ) -> float:
-        """Take in what an answer that took so long says of it; returns how many calls may leave at once."""
+        """Take in what an answer that took `took_s` says of it; returns how many calls may leave at once."""
         if resets_in_s is None:
             resets_in_s = PERIOD_S
         size = size or max(self.size, remaining, 1.0)
         if size < 1.0:
-            # After one huge prompt a limit by tokens would have no room for any call, however long it is waited for.
+            # After one huge prompt a limit on tokens would have no room for any call, however long it waited.
             remaining, size = remaining / size, 1.0
         self.size = size
         self.left = left = remaining - sent_since
         full_at = now + resets_in_s
-        # Some servers count the seconds from the call's arrival, others from its answer: taken from the answer each
+        # Some servers count the seconds from the call's arrival, others from its answer: counted from the answer each
         # time, a window of a minute would end later with each slow answer.
         if not now < self.full_at < full_at <= self.full_at + took_s:
             self.full_at = full_at
         if self._period_s < resets_in_s:  # noqa: PLR1730 - this runs with each answer
             self._period_s = resets_in_s
         self._look_at, self._seen_at = now + LOOK_S_MAX, now
-        # Only answers that are well apart tell whether it fills at one speed; a window's that are near do not differ.
+        # Only answers well apart show whether it refills steadily; close together, a window's look alike too.
         if remaining < (1 - APART) * size and abs(remaining - self._compared) >= APART * size:
             self._compare(remaining, resets_in_s)
         return left - RESERVE * size
 
     def _compare(self, remaining: float, resets_in_s: float) -> None:
-        """Would it fill in the same time as when it was last looked at?"""
+        """Compare whether it would fill in the same time as at the last answer."""
         missing = self.size - remaining
         fills_in_s = resets_in_s * self.size / missing
         is_alike = abs(fills_in_s - self._fills_in_s) < ALIKE * fills_in_s
@@ -104,19 +104,19 @@ class Limit:
         return self._alike >= ALIKE_MIN
 
     def fill_up(self, now: float) -> None:
-        """What has come back by now, where that is known."""
+        """Add what has come back by now, if the refill speed is known."""
         if self._is_bucket:
             come_back = (now - self._seen_at) * self.size / self._fills_in_s
             self.left, self._seen_at = min(self.left + come_back, self.size), now
 
     def is_over(self, now: float) -> bool:
-        """Should it be full again?"""
+        """Whether it should be full again."""
         return now >= self.full_at + self._slack_s and not self._is_bucket
 
     def fill(self, now: float) -> bool:
-        """It should be full again; True where that is a guess, until an answer says so."""
-        # After a quiet time it is full for sure. Where much of it was used, a server that gives back each call a whole
-        # period after it was made says when the first of them comes back.
+        """It should be full again; True if that is a guess, until an answer confirms it."""
+        # After a quiet time it is certainly full. If much of it was used, it may not be: a server that gives each call
+        # back a whole period after it was made reports when the first of them comes back.
         is_guess = self.left < GUESS_BELOW * self.size and now < self.full_at + self._period_s
         self.left, self.full_at, self._next_at = self.size, now + self._period_s, now
         return is_guess
@@ -131,7 +131,7 @@ class Limit:
         return min(SLACK * self._period_s, SLACK_S_MAX)
 
     def wait_s(self, now: float, ahead: int) -> float:
-        """How long a call behind so many others waits at least; takes nothing."""
+        """How long a call behind `ahead` others waits at least; takes nothing."""
         if ahead + 1 <= self.spare:
             return 0.0
         if self._is_bucket:
@@ -157,7 +157,7 @@ class Limit:
         self._step_s = 0.0
 
     def skip(self, by_s: float) -> None:
-        """So much time has passed that the clock did not see."""
+        """The clock missed `by_s` seconds (suspend)."""
         self.full_at -= by_s
         self._next_at -= by_s
         self._seen_at -= by_s

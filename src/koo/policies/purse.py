@@ -1,16 +1,16 @@
-"""Purses: the process's half of a budget. What a call may cost is held and settled here, in memory, without waiting.
+"""Purses: a process's half of a budget. A call's worst case is held and settled here, in memory, without waiting.
 
     room     granted − back + over − spent − held
     hold     room ≥ bound in every budget that applies, else nothing is held
-    settle   held − bound, spent + cost; what a cost has above its bound is `over`: booked, above the limit or not
+    settle   held − bound, spent + cost; a cost above its bound is `over`: booked, whether above the limit or not
     release  held − bound
 
-What is held without a grant is `over` from then on, and what it did not cost goes back: a process that is killed in the
-middle of such a call leaves its worst case booked, like any other.
+What is held without a grant is `over` from then on, and what it did not cost goes back: a process killed in the middle
+of such a call leaves its worst case booked, as with any other call.
 
-A purse keeps what it holds and two beats of spending; where that is less than one call's bound it keeps nothing, and
-goes home with the last settlement. So a budget that covers only a few calls is decided call by call, exactly, and a
-script of one call leaves nothing behind.
+A purse keeps what it holds and two beats of spending; if that is less than one call's bound, it keeps nothing, and goes
+home with the last settlement. So a budget that covers only a few calls is decided call by call, exactly, and a script
+of one call leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from koo.policies.treasury import Key, PeriodKind, Totals
 class Purse:
     """What one process may spend of one budget in one period. Amounts are whole pico-dollars, or requests.
 
-    `pace`: spent in each of the last two beats; `marked`: spent when it was last taken. `bound` and `bound_before`: the
-    largest hold since then, and in the beat before. `told`: spent, back, over and held as the store has confirmed them.
-    `low`: with less room it asks for more. `elsewhere`: what other processes had spent when that was last read.
-    `above`: by how much bills here were above what was held for them. `least`: so much stays here in any case.
+    `pace`: spent in each of the last two beats; `marked`: `spent` when the pace was last taken. `bound` and
+    `bound_before`: the largest hold since then, and in the beat before. `told`: spent, back, over and held as the store
+    has confirmed them. `low`: with less room it asks for more. `elsewhere`: what other processes had spent when last
+    read. `above`: how much bills here exceeded what was held for them. `least`: what stays here in any case.
     """
 
     __slots__ = (
@@ -64,31 +64,31 @@ class Purse:
             self.room = keep
 
     def take_granted(self, granted: int) -> None:
-        """The store's word, which only grows."""
+        """Accept the store's total, which only grows."""
         if granted > self.granted:
             self.room += granted - self.granted
             self.granted = granted
 
     def totals(self) -> Totals:
-        """What a beat tells."""
+        """The totals that a beat reports."""
         return Totals(self.granted, self.back, self.spent, self.over, self.held)
 
     def has_news(self) -> bool:
-        """Is there something that the store does not know, or that should go home?"""
-        # A call that runs for an hour is told once: beats without news would be writes for nothing.
+        """Whether anything is unknown to the store, or should go home."""
+        # A call that runs for an hour is reported once: a beat without news would be a write for nothing.
         return self.room > self.least or self.told != (self.spent, self.back, self.over, self.held)
 
     def is_settled(self) -> bool:
-        """Does the store know all about it, and is nothing held or idle?"""
+        """Whether the store knows everything about it, and nothing is held or idle."""
         return not self.held and not self.room and not self.has_news()
 
     def confirm(self, told: Totals) -> None:
-        """A beat that told these totals was answered."""
+        """A beat that reported these totals was answered."""
         spent, back, over, _ = self.told
         self.told = (max(spent, told.spent), max(back, told.back), max(over, told.over), told.held)
 
     def begin_again(self) -> None:
-        """Tell, under a new name, what is held and what was spent since the last answered beat: as granted, no more.
+        """Under a new name, report what is held and what was spent since the last answered beat: as granted, no more.
 
         The old name's grant stays booked as well, so this may book above the limit. It never spends above it.
         """
@@ -103,7 +103,7 @@ class Purse:
 class Budget:
     """A limit for each period. `limit` None: spending is counted and never refused.
 
-    `is_default`: nobody set it, so it may go on in memory while the store is away.
+    `is_default`: it was not set, so it may continue in memory while the store is away.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Budget:
 
 @dataclass(slots=True, eq=False)
 class Hold:
-    """A call's worst case, held in all of its purses; in none once it was settled or released.
+    """A call's worst case, held in all of its purses; in none once it is settled or released.
 
     `without`: purses that hold it without a grant, because they are only counted, or because their budget is a default
     one and the store is away.
@@ -141,7 +141,7 @@ class Waiter:
     """A call that found no room. `decided` is called once, with a hold or a refusal.
 
     `patience`: unmet beats after which it is refused; 1 waits for one answer, and for no recall. `unmet_at`: when the
-    last of them was counted. `short`: the budget that had no room, once an answer has named one.
+    last of them was counted. `short`: the budget that had no room, once an answer has named it.
     """
 
     budgets: tuple[Budget, ...]

@@ -1,12 +1,12 @@
-"""All purses of one process: calls hold and settle, and behind them a beat talks with the treasury.
+"""All purses of one process: calls hold and settle, and behind them a beat talks to the treasury.
 
-A beat tells what was spent, sends home what is not needed, and asks for more (`treasury.py` explains the chain of
+A beat reports what was spent, sends home what is not needed, and asks for more (`treasury.py` explains the chain of
 beats). A call that finds no room waits for an answer. Waiters of one set of budgets ask together: all or none of what
-the first one *needs*, and up to what all of them *want*. Asking for the sum would starve all of them where it does not
-fit.
+the first one *needs*, and up to what all of them *want*. Asking for the whole sum would starve all of them if it does
+not fit.
 
 Nothing here waits, reads a clock, or knows of a store: `now` is monotonic seconds. The owner of the purses sends
-`beat()` to the store when something rings or a beat is due, and hands the answer to `hear()`.
+`beat()` to the store when something rings or a beat is due, and passes the answer to `hear()`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from koo.policies.treasury import Ask, Beat, Key, Limit, Met, Reply, period_at, 
 TRIP_S_MAX = 2.0
 """A store that takes longer to answer is away."""
 PATIENCE = 3
-"""Beats that a patient caller's need may go unmet: a recall takes two, and one may have been on its way."""
+"""How many beats a patient caller's need may go unmet: a recall takes two, and one may have been on its way."""
 
 
 class Purses:
     """All purses of one process, under one name.
 
-    `draw` returns a random word from the operating system, for names and tokens: a generator of this process's own
-    would be copied with it. `ring` is called where a beat should go out at once. `wall_ms` (at `now`) is this machine's
-    clock, which says what day it is until the store has answered once.
+    `draw` returns a random word from the operating system, for names and tokens: a fork would copy the state of a
+    generator of this process's own. `ring` is called when a beat should go out at once. `wall_ms` (at `now`) is this
+    machine's clock, which decides what day it is until the store has answered once.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Purses:
         self._groups_asked: list[tuple[Key, ...]] = []
         self._recalled: frozenset[Key] = frozenset()
         self._store_ms, self._heard_at = wall_ms, now
-        # A beat lasts as long as it is waited for, and as its answer takes.
+        # A beat's time includes its wait and its answer.
         self._span_s = beat_s
         self._sent_at = now
         self._paced_at = -math.inf
@@ -55,13 +55,13 @@ class Purses:
     # ── budgets and their periods ─────────────────────────────────────────────────────────────────────────────
 
     def add(self, budget: Budget, now: float) -> Budget:
-        """Know a budget from now on. One of the same name is replaced, and what was spent of it stays spent."""
+        """Know a budget from now on. It replaces one of the same name, and what was spent of that stays spent."""
         self.budgets[budget.name] = budget
         self._open(budget, now)
         return budget
 
     def forget(self, name: str) -> bool:
-        """Know a budget no longer, if it was not used in this period; a purse that was granted something stays."""
+        """Forget a budget, if it was not used in this period; a purse that was granted something stays."""
         budget = self.budgets[name]
         purse = budget.purse
         is_told = self.flying is not None and purse.key in self.flying.totals
@@ -73,11 +73,11 @@ class Purses:
         return True
 
     def wall_ms(self, now: float) -> int:
-        """The store's clock as last told, and this process's own steady time since."""
+        """The store's clock as last heard, plus this process's own steady time since."""
         return self._store_ms + int((now - self._heard_at) * 1000)
 
     def roll(self, budgets: Iterable[Budget], now: float) -> None:
-        """Go on with the purses of the period that has begun."""
+        """Move on to the purses of the period that has begun."""
         for budget in budgets:
             if now >= budget.ends_at:
                 self._open(budget, now)
@@ -93,7 +93,7 @@ class Purses:
     # ── a call ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def hold(self, budgets: tuple[Budget, ...], amount: int, now: float) -> Hold | None:
-        """Hold `amount` in every budget; None where one has no room, and then nothing is held."""
+        """Hold `amount` in every budget; None if one has no room, and then nothing is held."""
         for budget in budgets:
             if now >= budget.ends_at:
                 self._open(budget, now)
@@ -102,7 +102,7 @@ class Purses:
         return self._held(budgets, amount, ())
 
     def hold_without(self, budgets: tuple[Budget, ...], amount: int, now: float) -> Hold | None:
-        """As `hold` while the store is away: a default budget goes on in memory, one that somebody set does not."""
+        """As `hold` while the store is away: a default budget continues in memory, one that was set does not."""
         self.roll(budgets, now)
         short = tuple([b.purse for b in budgets if b.limit is not None and b.purse.room < amount])
         if not all(self._may_go_on(purse, amount) for purse in short):
@@ -128,12 +128,12 @@ class Purses:
                 if amount > purse.bound:  # noqa: PLR1730 - `max` would be one more call on every call's way
                     purse.bound = amount
                 if purse.room < purse.low:
-                    purse.low = 0  # Ring once; the answer sets it again.
+                    purse.low = 0  # ring once; the answer sets it again
                     self._ring()
         return Hold(tuple([budget.purse for budget in budgets]), amount, without)
 
     def shrink(self, hold: Hold, amount: int) -> None:
-        """Something has proved the bound smaller: what is too much is room again. A larger amount changes nothing."""
+        """The bound has proved smaller: the difference is room again. A larger amount changes nothing."""
         less = hold.amount - amount
         if less <= 0:
             return
@@ -159,8 +159,8 @@ class Purses:
                 purse.back += bound - cost
             else:
                 purse.room += bound - cost
-            # The last call has ended. What the purse would not keep goes home now: a process that is killed in the
-            # next second would leave it behind.
+            # The last call has ended. What the purse would not keep goes home now, not with the next beat: a process
+            # killed within that second would leave it behind, booked for the whole period.
             if not purse.held and purse.room > 0 and not purse.keep():
                 self._ring()
 
@@ -186,18 +186,18 @@ class Purses:
         self._ring()
 
     def leave(self, waiter: Waiter) -> None:
-        """The call waits no longer: it was cancelled, or its deadline has passed."""
+        """The call no longer waits: it was cancelled, or its deadline has passed."""
         if waiter in self.waiting:
             self.waiting.remove(waiter)
 
     def refuse_all(self, why: Refusal) -> None:
-        """Refuse all who wait."""
+        """Refuse all waiters."""
         waiting, self.waiting = self.waiting, []
         for waiter in waiting:
             waiter.decided(why)
 
     def decide_without(self, now: float) -> None:
-        """The store is away: waiters go on in memory where their budgets may, else they are refused."""
+        """The store is away: waiters continue in memory where their budgets allow it, else they are refused."""
         waiting, self.waiting = self.waiting, []
         for waiter in waiting:
             waiter.decided(self.hold_without(waiter.budgets, waiter.amount, now) or Refusal.AWAY)
@@ -205,11 +205,11 @@ class Purses:
     # ── the beat ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def has_news(self) -> bool:
-        """Is there something that the store does not know, or that should go home?"""
+        """Whether anything is unknown to the store, or should go home."""
         return bool(self.waiting) or any(purse.has_news() for purse in self.purses.values())
 
     def may_send_home(self, purse: Purse) -> bool:
-        """May the next beat take something out of it? How much it keeps of its pace is known only then."""
+        """Whether the next beat may take something out of it. How much it keeps of its pace is known only then."""
         stays = purse.budget.purse is purse and purse.key not in self._recalled
         return purse.room > (purse.least if stays else 0)
 
@@ -220,7 +220,7 @@ class Purses:
             purse.least = 0
 
     def may_end(self) -> bool:
-        """Was something told under this name, and does no call hold or wait for more?"""
+        """Whether anything was reported under this name, and no call holds or waits for more."""
         is_known = self._number > 0 or self.flying is not None
         return is_known and not self.waiting and not any(purse.held for purse in self.purses.values())
 
@@ -231,11 +231,12 @@ class Purses:
         self._take_paces(now)
         self.roll(self.budgets.values(), now)
         for purse in self.purses.values():
-            # What goes back leaves the purse before it is told. Told first, it could be spent here and granted there.
+            # What goes back leaves the purse before it is reported. Reported first, it could be spent here and granted
+            # elsewhere as well.
             purse.send_back(self._keep_of(purse))
         self._groups_asked, asks = self._asks()
         asked = {key for ask in asks for key in ask.need}
-        # Those of this period each time: a store that has forgotten is told all of them in one beat.
+        # All of this period each time: a store that has forgotten is told everything in one beat.
         totals = {
             key: purse.totals()
             for key, purse in self.purses.items()
@@ -252,7 +253,7 @@ class Purses:
     def _take_paces(self, now: float) -> None:
         beats = (now - self._paced_at) / self._span_s
         if beats < 1:
-            return  # This beat goes out early. What was spent since the last one says nothing about a whole beat.
+            return  # this beat goes out early: what was spent since the last one says nothing about a whole beat
         self._paced_at = now
         for purse in self.purses.values():
             purse.take_pace(beats if math.isfinite(beats) else 1.0)
@@ -262,7 +263,7 @@ class Purses:
         return 0 if is_over or purse.key in self._recalled else purse.keep()
 
     def _asks(self) -> tuple[list[tuple[Key, ...]], list[Ask]]:
-        """One for each set of budgets that has waiters (its keys, first), then one for each purse that runs low."""
+        """One ask per set of budgets with waiters (its keys first), then one per purse that runs low."""
         groups, asks, asked = self._groups(), [], set[Key]()
         for group in groups.values():
             purses = [budget.purse for budget in group[0].budgets if budget.limit is not None]
@@ -287,7 +288,7 @@ class Purses:
                     keys,
                     0,
                     -math.inf,
-                )  # A new period has money of its own.
+                )  # a new period has money of its own
             groups.setdefault(keys, []).append(waiter)
         return groups
 
@@ -296,7 +297,7 @@ class Purses:
     def hear(self, answer: Reply, now: float, waited_at: float | None = None) -> bool:
         """Take in the store's answer, and decide waiters by it. False: this beat was answered before.
 
-        `waited_at`: seconds of the event loop, in which callers wait; `now` where it is left out.
+        `waited_at`: seconds of the event loop, in which callers wait; `now` if it is omitted.
         """
         beat = self.flying
         if beat is None or answer.beat.token != beat.token:
@@ -305,16 +306,16 @@ class Purses:
             self.begin_again()
             return True
         self.flying = None
-        # Two beats of spending must last until the next answer is there, however far away the store is.
+        # Two beats of spending must last until the next answer arrives, however far away the store is.
         self._span_s = self._beat_s + min(now - self._sent_at, TRIP_S_MAX)
         self._number, self._last_token = beat.number, beat.token
         self._recalled = answer.recalled
         self._take_answer(answer, beat, now)
         self._decide(answer, now, now if waited_at is None else waited_at)
         if any(self.purses[key].room > 0 for key in answer.recalled if key in self.purses):
-            self._ring()  # What is recalled goes home now.
+            self._ring()  # what is recalled goes home now
         if beat.is_last:
-            self.begin_again()  # Should it go on after all, its totals would be added to those that have ended.
+            self.begin_again()  # if it does continue, its totals must not be added to those that have ended
         return True
 
     def _take_answer(self, answer: Reply, beat: Beat, now: float) -> None:
@@ -322,12 +323,12 @@ class Purses:
             purse = self.purses[key]
             purse.take_granted(answer.granted.get(key, 0))
             purse.confirm(told)
-        # As of now, though the store looked at its clock before it answered: so late by a trip, and never early.
+        # By our own clock on arrival: late by one trip, and never early.
         self._store_ms, self._heard_at = answer.now_ms, now
         for budget in self.budgets.values():
             self._open(budget, now)
         for key, purse in list(self.purses.items()):
-            purse.low = self._keep_of(purse) // 3  # After a beat of steady spending half of it is left.
+            purse.low = self._keep_of(purse) // 3  # after a beat of steady spending half of it is left
             if purse.budget.purse is not purse and purse.is_settled():
                 del self.purses[key]
 
@@ -335,7 +336,7 @@ class Purses:
         unmet = self._unmet(answer)
         before, self.waiting = self.waiting, []
         for waiter in before:
-            # A period that ended while the beat was on its way has no money left, and says nothing of the next one.
+            # A period that ended while the beat was on its way has no money left, and says nothing about the next one.
             told = unmet.get(waiter.keys) if waiter.keys == _keys_of(waiter) else None
             verdict = self._verdict(waiter, told, now, waited_at)
             if verdict is None:
@@ -346,7 +347,7 @@ class Purses:
             self._ring()
 
     def _unmet(self, answer: Reply) -> dict[tuple[Key, ...], tuple[Met, int, Key | None]]:
-        """What each set of budgets was told, for the amount of its first waiter. A freeze says nothing about that."""
+        """What each set of budgets was answered, for its first waiter's amount. A freeze says nothing about that."""
         if answer.frozen:
             return {}
         asked = zip(self._groups_asked, answer.beat.asks, answer.met, answer.short, strict=False)
@@ -360,25 +361,25 @@ class Purses:
             return hold
         met, amount, waiter.short = unmet
         if waiter.amount < amount:
-            return None  # A need that was not met speaks for those who want as much, or more.
+            return None  # an unmet need also decides for callers that need as much or more
         if met is Met.NEVER:
             return Refusal.NEVER
         if waited_at - waiter.unmet_at >= self._beat_s:
-            # Other calls make beats go out early. Three of those within a moment leave no time for what is recalled.
+            # Other calls make beats go out early. Three of them within a moment leave recalled money no time to arrive.
             waiter.unmet, waiter.unmet_at = waiter.unmet + 1, waited_at
         return Refusal.NOT_MET if waiter.unmet >= waiter.patience else None
 
     # ── another name ──────────────────────────────────────────────────────────────────────────────────────────
 
     def begin_again(self) -> None:
-        """Go on under another name: this one is another copy's, or was written off."""
+        """Continue under another name: this one is another copy's, or was written off."""
         self._rename()
         for purse in self.purses.values():
             purse.begin_again()
         self._ring()
 
     def empty(self) -> None:
-        """In a forked child: what was granted is the parent's, and so are the callers who wait."""
+        """In a forked child: what was granted is the parent's, and so are the waiting callers."""
         self._rename()
         self.waiting, self.purses = [], {}
         for budget in self.budgets.values():
@@ -392,5 +393,5 @@ class Purses:
 
 
 def _keys_of(waiter: Waiter) -> tuple[Key, ...]:
-    """The purses that it waits for, in the periods that run."""
+    """The purses that it waits for, in the current periods."""
     return tuple([budget.purse.key for budget in waiter.budgets])

@@ -1,11 +1,11 @@
 """May a failed call be made again, and after what pause?
 
-The questions are asked in this order: may it be repeated safely, are attempts left, does the breaker let it through,
-what pause, does the deadline hold that pause and a usual answer, and last: is there a token of the retry budget. The
-token is last, because what is taken from the budget is missed by the calls that could have been repeated.
+The checks, in this order: is a repeat safe, are attempts left, does the breaker admit it, what pause, does the deadline
+leave room for that pause and a usual answer, and last: is there a token of the retry budget. The token is last, because
+one taken in vain is missing for calls that could have been repeated.
 
-A call whose own failure opens the breaker ends there, as the next caller's does: only one that asked for it, and has no
-other service to go to, waits until the breaker tests recovery.
+A call whose own failure opens the breaker ends there, as the next caller's does: only one that asked to wait, and has
+no other service to go to, waits until the breaker tests recovery.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from koo.policies.tally import Tally
 from koo.policies.verdict import THROTTLED, Fault
 
 LATENCY_S_MIN = 1.0
-"""A repeat is not begun when less than this (or the usual latency, if that is longer) is left of the deadline."""
+"""A repeat is not started when less than this (or the usual latency, if longer) is left of the deadline."""
 BAD_ANSWERS_MAX = 2
-"""Each answer that cannot be read is paid for, and the one after the second would be no better."""
+"""Each unreadable answer is paid for, and the one after the second would be no better."""
 ANEW_MAX = 4
-"""Forms of one call that may be tried beyond its repeats: a server may refuse a few things of it, one after another."""
+"""Forms of one call that may be tried beyond its repeats: a server may refuse a few parameters, one after another."""
 
 
 class Repeats:
-    """The repeats of one guard; `budget`, which all guards of a dependency share, bounds the load that they add."""
+    """One guard's repeats; `budget`, which all guards of a dependency share, bounds the load that they add."""
 
     __slots__ = ("_breaker", "_budget", "_options", "_tally")
 
@@ -48,14 +48,14 @@ class Repeats:
         *,
         waits_for_breaker: bool,
     ) -> tuple[float | None, str]:
-        """The pause before the next attempt, and a token is taken for it; or None and why there is none.
+        """The pause before the next attempt, with a token taken for it; or None and why there is none.
 
-        The reason is empty where no repeat was to be expected. `paused_until`: the end of the cooldown that the fault
+        The reason is empty if no repeat was to be expected. `paused_until`: the end of the cooldown that the fault
         belongs to. Times in monotonic seconds.
         """
         retry, breaker = self._options.retry, self._breaker
         throttled = fault.verdict is THROTTLED
-        # What was turned away at the door was not done.
+        # A call that was turned away was not carried out, so repeating it is safe.
         safe = self._options.idempotent or (throttled and not fault.in_part)
         attempts_max = retry.attempts_max
         if fault.kind is Kind.BAD_ANSWER:
@@ -81,7 +81,7 @@ class Repeats:
 
 
 def why_shut(breaker: Breaker) -> str:
-    """Why the breaker lets nothing through now; what it opened after is the error that this is written on."""
+    """Why the breaker admits nothing now; the error that this is written on says what it opened after."""
     if breaker.override is FORCED_OPEN:
         return "an operator has forced the circuit open"
     return (

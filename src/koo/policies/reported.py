@@ -1,6 +1,6 @@
 """What users see: a state that is a pure function of what the policies know now.
 
-It has no transitions of its own, so it cannot contradict what is admitted. The first rule that holds, wins; the tables
+It has no transitions of its own, so it cannot contradict what is admitted. The first rule that holds wins; the tables
 are in `docs/states.md`.
 """
 
@@ -38,12 +38,12 @@ class ServiceState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What speaks about one breaker: `checks_failed` health checks in a row without a success since.
+    """What is known about one breaker: `checks_failed` health checks in a row without a success since.
 
     `check_error`: what the last of them met.
 
-    `cuts`: so many calls in a row ended with their callers' deadlines, after longer than calls usually take. That moves
-    no breaker; but a service that hangs must not look healthy because its callers leave before we would give up.
+    `cuts`: this many calls in a row ended at their callers' deadlines, after longer than calls usually take. That moves
+    no breaker, but a service that hangs must not look healthy because its callers leave before we would give up.
     """
 
     breaker: Breaker
@@ -53,12 +53,12 @@ class Evidence:
 
 
 def is_open(breaker: Breaker) -> bool:
-    """Open for its failures, or by an operator's word. One that is disabled refuses nobody, whatever its phase."""
+    """Open because of its failures, or by an operator. A disabled one refuses no call, whatever its phase."""
     return breaker.override is FORCED_OPEN or (breaker.phase is OPEN and breaker.override is not DISABLED)
 
 
 def is_testing(breaker: Breaker) -> bool:
-    """Is recovery being tested?"""
+    """Whether recovery is being tested."""
     return breaker.phase is HALF_OPEN and breaker.override is not DISABLED
 
 
@@ -76,7 +76,7 @@ def is_unhealthy(evidence: Evidence) -> bool:
 
 
 def is_troubled(breaker: Breaker) -> bool:
-    """Closed, with enough calls and half the share that would open it."""
+    """Closed, with enough calls and half the share of failures that would open it."""
     options, window = breaker.options, breaker.window
     if breaker.phase is not CLOSED or window.calls < options.calls_min:
         return False
@@ -109,9 +109,9 @@ def service_state(
 ) -> tuple[ServiceState, str]:
     """The state of an AI service, and why.
 
-    `default` speaks of its default model, `others` of the rest. `key_blocked`: why the key is refused; `limited`: which
-    limit, budget or cooldown is used up; `model_blocked`: why the key is refused for some model. Empty: not so.
-    `some_refused`: how many clients' keys are refused, which is their owners' trouble and not the service's.
+    `default` is its default model's, `others` the other models'. `key_blocked`: why the key is refused; `limited`:
+    which limit, budget or cooldown is used up; `model_blocked`: why the key is refused for some model. Empty: it is
+    not. `some_refused`: how many clients' keys are refused, which is their owners' trouble, not the service's.
     """
     breaker = default.breaker
     if is_open(breaker):

@@ -1,10 +1,10 @@
-"""A token bucket that bounds the load which retries add: a share of the successes, plus a floor each second.
+"""A token bucket that bounds the load that retries add: a share of the successes, plus a floor each second.
 
 Without it, every client repeating three times turns an overload into four times the load, and the overload stays when
 its cause is gone. An empty bucket never fails a first attempt.
 
-Deposits are not made call by call: they are worked out from the count of successes when somebody wants to retry.
-Between two withdrawals there are only deposits, so capping once is the same as capping each time.
+Deposits are not made call by call: they are computed from the count of successes when a call is to be repeated. Between
+two withdrawals there are only deposits, so capping once is the same as capping each time.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class RetryBudget:
         self._seen_at = now
 
     def join(self, earner: Earner) -> None:
-        """Its successes count from now on."""
+        """Count its successes from now on."""
         self._earners.append(earner)
 
     def leave(self, earner: Earner) -> None:
-        """It is forgotten, and what it earned is not."""
+        """Forget it, but keep what it earned."""
         self._earners.remove(earner)
         self._earned_by_others += earner.first_successes
 
     def take(self, now: float) -> bool:
-        """One token for one repeat."""
+        """Take one token for one repeat."""
         options = self._options
         successes = self._earned_by_others + sum(earner.first_successes for earner in self._earners)
         earned = options.budget_per_success * (successes - self._successes_seen)

@@ -1,8 +1,8 @@
 """Samples: what became of the calls to one component in a span of time, and how it was at its worst.
 
-A span is some seconds, a minute, five minutes. Samples add up in two directions. `follow` makes one span of two that
-come one after the other: counts add, and of what is a level (connections in use) the highest stays. `join` makes one
-fleet of two processes in the same span: levels add too. Both keep the worst state, so a bad minute is seen in a month.
+A span is some seconds, a minute, five minutes. Samples add up in two directions. `follow` makes one span of two
+successive ones: counts add, and of a level (connections in use) the highest stays. `join` makes one fleet of two
+processes in the same span: levels add too. Both keep the worst state, so a bad minute is still visible in a month.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NUMBERS = COUNTS + LEVELS
 
 @dataclass(slots=True)
 class Sample:
-    """One component in one span. `state`: the worst one, empty where it is not known.
+    """One component in one span. `state`: the worst one, empty if unknown.
 
     `latency`: successes by cell of `BOUNDS_S`. `used`, `waiting`, `places`: a pool's connections in use, its queue and
     its size, at most.
@@ -50,25 +50,25 @@ class Sample:
 
     @property
     def calls(self) -> int:
-        """Calls that the other side has answered, or failed to."""
+        """Calls that the other side has answered, or failed to answer."""
         return self.successes + self.failures + self.throttled
 
     def follow(self, later: Sample) -> None:
-        """The span goes on with that of `later`."""
+        """Extend the span by that of `later`."""
         self._add(later)
         self.used = max(self.used, later.used)
         self.waiting = max(self.waiting, later.waiting)
         self.places = max(self.places, later.places)
 
     def join(self, other: Sample) -> None:
-        """Another process saw that in the same span."""
+        """Add what another process saw in the same span."""
         self._add(other)
         self.used += other.used
         self.waiting += other.waiting
         self.places += other.places
 
     def _add(self, other: Sample) -> None:
-        # Written out: a month of twenty components is 170,000 of these.
+        # Written out for speed: a month of twenty components is 170,000 of these.
         if GRAVITY.get(other.state, 0) > GRAVITY.get(self.state, 0):
             self.state = other.state
         self.successes += other.successes
@@ -83,9 +83,9 @@ class Sample:
             latency[cell] = latency.get(cell, 0) + count
 
     def since(self, before: Sample) -> Sample:
-        """What was counted since `before`, where both count from the same beginning. Never less than nothing.
+        """What was counted since `before`, if both count from the same start. Never negative.
 
-        A count falls when a guard goes with what it counted.
+        A count falls when a guard is dropped with what it counted.
         """
         new = Sample(self.state, used=self.used, waiting=self.waiting, places=self.places)
         for name in COUNTS:
@@ -118,7 +118,7 @@ class Sample:
 
     @classmethod
     def unpacked(cls, values: Sequence[Any]) -> Sample:
-        """The sample that was packed. Raises `ValueError` or `TypeError` for what is none."""
+        """The sample that was packed. Raises `ValueError` or `TypeError` if it is not one."""
         if not values or not all(type(value) is int for value in values[1 : 1 + len(NUMBERS)]):
             raise ValueError("a count is a whole number")
         new = cls(str(values[0]), *values[1 : 1 + len(NUMBERS)])
@@ -135,7 +135,7 @@ Span = dict[str, Sample]
 
 
 def extend(span: Span, later: Mapping[str, Sample]) -> None:
-    """Let a span go on with a later one."""
+    """Extend a span by a later one."""
     for component, sample in later.items():
         if (known := span.get(component)) is None:
             known = span[component] = Sample()

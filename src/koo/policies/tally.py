@@ -1,8 +1,8 @@
-"""What a guard counts, in plain integers that are read when somebody looks.
+"""What a guard counts, in plain integers that are read on demand.
 
 Two views of the same calls: counts for the process's life, and rates and percentiles of the last five minutes. Calls
-are recorded only into the bucket being filled; a bucket that ends is added to the life's totals. Refusals of ours are
-no requests to the other side: they are counted apart.
+are recorded only into the bucket being filled; a bucket that ends is added to the life's totals. Our own refusals are
+not requests to the other side: they are counted separately.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ BOUNDS_S = (
 """Upper bounds of the latency histogram, in seconds: neighbours differ by at most half."""
 BUCKET_S = 15.0
 BUCKETS = 20
-"""Twenty buckets of fifteen seconds: five minutes, the time that dashboards usually look back, and so long that a
-service with a call every few seconds has a percentile. A bucket that leaves moves a rate by a twentieth."""
+"""Twenty buckets of fifteen seconds: five minutes, the time that dashboards usually look back, and long enough for a
+percentile of a service with a call every few seconds. A bucket that leaves moves a rate by a twentieth."""
 
 
 def value_in(cell: int, share: float) -> float:
@@ -69,7 +69,7 @@ class Bucket:
         return self.successes + self._others.get(FAILURE, 0) + self._others.get(THROTTLED, 0)
 
     def success_rate(self) -> float:
-        """Share of successes; 1.0 where nothing was asked."""
+        """Share of successes; 1.0 if nothing was asked."""
         return self.successes / self.answered if self.answered else 1.0
 
     def mean_s(self) -> float:
@@ -125,7 +125,7 @@ class Tally:
             self.late_successes += 1
 
     def record_successes(self, latencies_s: Collection[float], now: float) -> None:
-        """Many at once, none of them slow and each a first attempt: a busy pool notes thousands in a second."""
+        """Many at once, none of them slow and each a first attempt: a busy pool records thousands per second."""
         self.roll(now)
         bucket = self.bucket
         latency = bucket.latency
@@ -136,7 +136,7 @@ class Tally:
 
     @property
     def first_successes(self) -> int:
-        """First attempts that ever succeeded: what the retry budget lives on."""
+        """First attempts that ever succeeded: the retry budget's income."""
         return self.life.successes + self.bucket.successes - self.late_successes
 
     def record_other(self, verdict: Verdict, kind: str, slow: bool, now: float) -> None:
@@ -155,7 +155,7 @@ class Tally:
         self._cut_at = now
 
     def cuts_in_row(self, now: float) -> int:
-        """How many calls were cut short since the last success, and none longer than five minutes before the next."""
+        """How many calls were cut short since the last success, none more than five minutes before the next."""
         success_at = self.last_success_at
         is_over = now - self._cut_at > BUCKET_S * BUCKETS or (
             success_at is not None and success_at > self._cut_at
@@ -163,7 +163,7 @@ class Tally:
         return 0 if is_over else self._cuts
 
     def forget_cuts(self) -> None:
-        """An operator says that it is well."""
+        """An operator declares it well."""
         self._cuts = 0
 
     def record_refusal(self, kind: str, now: float) -> None:
@@ -190,9 +190,9 @@ class Tally:
         return max(self.last_other_at, self.last_success_at or self.last_other_at)
 
     def take_over(self, other: Tally, now: float) -> None:
-        """Count what `other` has counted, which counts no more: neither the life's counts nor the last minutes shrink.
+        """Add what `other` has counted, which is no longer used: neither the life's counts nor the last minutes shrink.
 
-        The five minutes of two tallies begin at different moments, so a call may move by less than a bucket.
+        The five minutes of two tallies start at different moments, so a call may move by less than a bucket.
         """
         self.roll(now)
         other.roll(now)
@@ -227,7 +227,7 @@ class Tally:
         return total
 
     def recent(self, now: float) -> Bucket:
-        """Counts of the last five minutes. Changes nothing: buckets that have left by now are left out."""
+        """Counts of the last five minutes. Changes nothing: buckets that have expired by now are left out."""
         idle = max(0, int((now - self._rolls_at) // BUCKET_S) + 1)
         total = Bucket()
         buckets = [*self._past, self.bucket]

@@ -1,7 +1,7 @@
-"""A limit on tokens a minute: a call takes the most that it can need, and gives back what it did not use.
+"""A limit on tokens per minute: a call takes the most that it can need, and gives back what it did not use.
 
-What a call takes counts from when it takes it, as its provider counts it. A call whose most is above the whole limit
-can never be made.
+A call's tokens count from when it takes them, as its provider counts them. A call that may need more than the whole
+limit can never be made.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from koo.policies.limiter import SlidingCount
 
 
 class TokenLimit:
-    """At most `limit` tokens in any minute. `waiting`: what callers need that wait for the store, the first first.
+    """At most `limit` tokens in any minute. `waiting`: what callers waiting for the store need, the first one first.
 
     `ask(deadline)` waits for the store's answer; None: the limit is this process's own. `refused_at`: when a call was
     last refused, for want of tokens; a call may be when others, which need fewer, are not.
@@ -34,7 +34,7 @@ class TokenLimit:
         return hand if isinstance(hand, Hand) else None
 
     def take(self, tokens: int, now: float) -> bool:
-        """Take so many, or nothing."""
+        """Take this many, or nothing."""
         count, hand = self.count, self._hand
         count.roll(now)
         if count.used + tokens > count.limit or (hand is not None and not hand.has(tokens, now, count.used)):
@@ -45,7 +45,7 @@ class TokenLimit:
         return True
 
     def settle(self, taken: int, used: int, taken_at: float) -> None:
-        """Of what was taken at `taken_at` so much was used."""
+        """Of what was taken at `taken_at`, `used` was used."""
         count, hand = self.count, self._hand
         if used > taken:
             count.used += used - taken
@@ -57,7 +57,7 @@ class TokenLimit:
                 hand.refund(taken - used, taken_at)
 
     def lacks(self, tokens: int, now: float) -> bool:
-        """Has the store yet to say whether there are so many?"""
+        """Whether the store has yet to say if there are this many."""
         count, hand = self.count, self._hand
         count.roll(now)
         if hand is None or count.used + tokens > count.limit:
@@ -65,7 +65,7 @@ class TokenLimit:
         return not hand.has(tokens, now, count.used) and hand.may_ask(now)
 
     def usable_at(self, tokens: int, now: float) -> float:
-        """When so many may be there; never for more than the limit."""
+        """When this many may be available; never if that exceeds the limit."""
         count, hand = self.count, self._hand
         if tokens > count.limit:
             return NEVER
@@ -78,22 +78,22 @@ class TokenLimit:
         return max(at, now, hand.shut_until)
 
     def clear(self, now: float, *, is_told: bool = False) -> None:
-        """An operator says that nothing was used. `is_told`: another process tells the store."""
+        """An operator resets the limit. `is_told`: another process reports it to the store."""
         if self.count.hand is not None:
             self.count.hand.clear(None if is_told else self.count.used)
         self.count.clear(now)
 
     def hands(self) -> list[Hand]:
-        """What is leased."""
+        """The leased part."""
         hand = self._hand
         return [] if hand is None else [hand]
 
     def leased(self, now: float) -> list[tuple[SlidingCount, Hand]]:
-        """The count, where it holds for the fleet."""
+        """The count, if it is fleet-wide."""
         self.count.roll(now)
         hand = self._hand
         return [] if hand is None else [(self.count, hand)]
 
     def wanted(self) -> tuple[int, int]:
-        """What the first caller needs who waits for the store, and all of them."""
+        """What the first caller waiting for the store needs, and all of them together."""
         return (self.waiting[0], sum(self.waiting)) if self.waiting else (0, 0)

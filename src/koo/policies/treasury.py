@@ -1,23 +1,23 @@
 """What a treasury grants: the store's half of a budget, decided over its rows, without I/O.
 
-A budget is one row for each period (a day, a month): the treasury. A process holds and settles against a purse that the
-treasury granted it. A process tells four totals for each purse that only grow: `granted` (moved by the store alone),
-`back`, `spent` and `over` (moved by the process alone). The larger number is the truth, so a total that arrives twice,
-late or not at all changes nothing. A treasury has one sum:
+A budget has one row for each period (a day, a month): the treasury. A process holds and settles against a purse that
+the treasury granted it. For each purse a process reports four totals that only grow: `granted` (moved by the store
+only), `back`, `spent` and `over` (moved by the process only). The larger number is the truth, so a total that arrives
+twice, late or not at all changes nothing. A treasury has one sum:
 
     booked = Σ (granted − back + over) over all purses,     and at every grant     booked + need ≤ limit
 
 Nothing comes back by time. What a dead process was granted stays booked until it reports again, its period is over, or
 an operator writes it off, so no clock, hang or partition breaks the cap.
 
-The totals travel in beats. A beat has a number, a random token, and the token before it, and is sent again unchanged
-until it is answered. The chain tells three cases apart that look the same by number alone: a beat that arrives twice
-(the answer was lost), two copies of one process under one name (the second is answered *not you*), and a store that was
+The totals travel in beats. A beat has a number, a random token, and the previous token, and is sent again unchanged
+until it is answered. The chain separates three cases that look the same by number alone: a beat that arrives twice (the
+answer was lost), two copies of one process under one name (the second is answered *not you*), and a store that was
 replaced by an older copy of itself (it is behind the process). A store that has forgotten takes the larger totals and
-grants nothing for `FREEZE_MS`, because other processes know of grants too, and have not told them yet.
+grants nothing for `FREEZE_MS`, because other processes know of grants too, and have not reported them yet.
 
 A process that ends says so with its last beat, if nothing is held or idle in its purses. They have nothing more to
-tell, and become part of one purse for each budget, `ENDED`: many short scripts leave one row, not one for each.
+report, and are merged into one purse per budget, `ENDED`: many short scripts leave one row, not one each.
 
 `receive` is the only way in. The store loads the rows that a beat touches, locked in one order, calls it, and writes
 them back: the same decisions over memory, SQLite and PostgreSQL.
@@ -33,11 +33,11 @@ from typing import Literal, NamedTuple
 
 DAY_MS = 86_400_000
 FREEZE_MS = 6_000
-"""A store is found again within five seconds of being back; then each living process tells its totals in a beat."""
+"""A store is found again within five seconds of being back; then each living process reports its totals in a beat."""
 LIMIT_STANDS_MS = 5_000
-"""How long a told limit keeps a higher one out: three beats of a second, and two for a process that tells it idly."""
+"""How long a reported limit keeps a higher one out: three beats of a second, or two of an idle process."""
 LIVES_MS = 10_000
-"""A process that has not told anything for so long is taken for dead: only for what is shown, never for the cap."""
+"""A process that has been silent for this long is presumed dead: only for display, never for the cap."""
 RECALL_BEATS = 2
 """A recall reaches a purse with its next beat, and what it sends home travels with the one after that."""
 
@@ -71,7 +71,7 @@ def starts_ms(kind: PeriodKind, period: int) -> int:
 
 @dataclass(slots=True)
 class Totals:
-    """One purse as told. Each number only grows; `held` alone moves both ways and is for display."""
+    """One purse as reported. Each number only grows; `held` alone moves both ways and is for display."""
 
     granted: int = 0
     back: int = 0
@@ -85,7 +85,7 @@ class Totals:
         return self.granted - self.back + self.over
 
     def take_larger(self, told: Totals) -> None:
-        """Merge what a process tells, however late or often."""
+        """Merge what a process reports, however late or often."""
         self.granted = max(self.granted, told.granted)
         self.back = max(self.back, told.back)
         self.spent = max(self.spent, told.spent)
@@ -93,7 +93,7 @@ class Totals:
         self.held = told.held
 
     def take_in(self, ended: Totals) -> None:
-        """Add a purse that tells no more: what is booked of it, as granted."""
+        """Add a purse that reports no more: what is booked of it, as granted."""
         self.granted += ended.net
         self.spent += ended.spent
 
@@ -104,9 +104,9 @@ class Totals:
 
 @dataclass(slots=True)
 class Treasury:
-    """A budget's row for one period. `limit` None: what is spent is counted, and nothing is granted or refused.
+    """A budget's row for one period. `limit` None: spending is counted, and nothing is granted or refused.
 
-    `limit_at_ms`: when a process last told this limit. `recall_at_ms`: when a need was last not met.
+    `limit_at_ms`: when a process last reported this limit. `recall_at_ms`: when a need was last not met.
     """
 
     limit: int | None = None
@@ -118,10 +118,10 @@ class Treasury:
 
 @dataclass(slots=True)
 class ProcessRow:
-    """A process's last beat. `closed`: an operator wrote it off, and its name answers no more.
+    """A process's last beat. `closed`: an operator wrote it off, and its name is no longer answered.
 
-    `forgotten`: what the store had not known of when that beat came, where it was behind. The answer may be lost, and
-    the beat that is sent again finds the store up to date.
+    `forgotten`: what the store had lost when that beat arrived, if it was behind. That answer may be lost too, and the
+    repeated beat then finds the store up to date.
     """
 
     number: int = 0
@@ -141,7 +141,7 @@ class Limit(NamedTuple):
 class Ask:
     """One set of budgets that wants more: all of `need` or nothing, and up to `want`.
 
-    `amount`: the first waiter's bound, of which `need` is what its own purses lack; 0 where nobody waits.
+    `amount`: the first waiter's bound, of which `need` is what its own purses lack; 0 without a waiter.
     """
 
     need: Mapping[Key, int]
@@ -151,7 +151,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a process tells and asks; sent unchanged until it is answered. `is_last`: of this name, which has ended."""
+    """What a process reports and asks; sent unchanged until it is answered. `is_last`: its name has ended."""
 
     process: str
     number: int
@@ -167,9 +167,9 @@ class Beat:
 class Standing:
     """One budget in one period, over all processes.
 
-    `spent` was billed, `held` is held by calls that run now, `idle` lies in purses of living processes and can be
-    recalled. `unsettled` was granted to processes that no longer report, beyond what they told as spent.
-    `processes`: in how many living ones it is idle.
+    `spent` was billed, `held` is held by calls that run now, `idle` lies in living processes' purses and can be
+    recalled. `unsettled` was granted to processes that no longer report, beyond what they reported as spent.
+    `processes`: in how many living ones money lies idle.
     """
 
     limit: int | None = None
@@ -190,7 +190,7 @@ def standing_of(treasury: Treasury, living: Sequence[Totals], dead: Sequence[Tot
         booked=treasury.booked,
         spent=treasury.spent,
         held=held,
-        # A call that was held without a grant, or under a lower limit, is held above what was granted.
+        # A call held without a grant, or under a lower limit, is held above what was granted.
         idle=max(0, granted - held),
         unsettled=sum(max(0, row.net - row.spent) for row in dead),
         processes=sum(row.net - row.spent > row.held for row in living),
@@ -209,10 +209,10 @@ class Met(Enum):
 class Reply:
     """The store's answer. `met` is empty for a beat that was answered before. `now_ms` is the store's clock.
 
-    `has_forgotten`: the store was behind this process; `forgotten` is what it did not know of, by key.
+    `has_forgotten`: the store was behind this process; `forgotten` is what it had lost, by key.
 
-    `short`: the key with too little room, of each ask not met. `standings`: where the store was asked how its budgets
-    stand, and of what is in `short`.
+    `short`: for each unmet ask, the key with too little room. `standings`: if the store was asked how its budgets
+    stand, and for those in `short`.
     """
 
     beat: Beat
@@ -239,12 +239,12 @@ class Rows:
 
 
 def opened(last: Treasury | None) -> Treasury:
-    """A new period's row. It begins with the limit of the last one, not with that of whoever tells one first."""
+    """A new period's row. It starts with the last one's limit, not with that of the first process to report one."""
     return Treasury() if last is None else Treasury(limit=last.limit, limit_at_ms=last.limit_at_ms)
 
 
 def keys_of(beat: Beat, now_ms: int) -> set[Key]:
-    """Which treasuries a beat touches."""
+    """The treasuries that a beat touches."""
     keys = set(beat.totals)
     for ask in beat.asks:
         keys |= ask.need.keys()
@@ -253,7 +253,7 @@ def keys_of(beat: Beat, now_ms: int) -> set[Key]:
 
 
 def receive(rows: Rows, beat: Beat, now_ms: int, beat_ms: int) -> Reply:
-    """Take a beat in and decide what it asks for; changes `rows`. `beat_ms`: the time between two beats."""
+    """Take a beat in and decide its asks; changes `rows`. `beat_ms`: the time between two beats."""
     process = rows.process
     if process.closed:
         return Reply(beat, is_you=False)
@@ -261,7 +261,7 @@ def receive(rows: Rows, beat: Beat, now_ms: int, beat_ms: int) -> Reply:
         return _answer(rows, beat, now_ms, beat_ms)
     is_behind = process.token != beat.before
     if is_behind and process.number >= beat.number:
-        # Somebody else spoke under this name. Only the copy that reads this changes its name: a treasury that froze
+        # Another process spoke under this name. Only the copy that reads this changes its name: freezing the treasury
         # here would freeze an honest process whose beat was repeated late.
         return Reply(beat, is_you=False)
     forgotten = _take_totals(rows, beat)
@@ -276,7 +276,7 @@ def receive(rows: Rows, beat: Beat, now_ms: int, beat_ms: int) -> Reply:
 
 
 def _take_totals(rows: Rows, beat: Beat) -> dict[Key, int]:
-    """Merge the told totals; returns what the store did not know of by key."""
+    """Merge the reported totals; returns what the store had lost, by key."""
     unknown: dict[Key, int] = {}
     for key, told in beat.totals.items():
         row, treasury = rows.purses.setdefault(key, Totals()), rows.treasuries.setdefault(key, Treasury())
@@ -290,7 +290,7 @@ def _take_totals(rows: Rows, beat: Beat) -> dict[Key, int]:
 
 
 def _take_limits(rows: Rows, beat: Beat, now_ms: int) -> None:
-    """A lower limit counts at once; a higher one when the lower was not told for `LIMIT_STANDS_MS`."""
+    """A lower limit counts at once; a higher one when the lower was not reported for `LIMIT_STANDS_MS`."""
     for key, treasury in rows.treasuries.items():
         told = beat.limits.get(key.budget)
         if told is None:
@@ -318,7 +318,7 @@ def _decide(rows: Rows, beat: Beat, ask: Ask, now_ms: int) -> tuple[Met, Key | N
     for key in short:
         treasury = rows.treasuries[key]
         if treasury.limit is not None and ask.amount > treasury.limit - treasury.spent:
-            # Recalling everybody's purses for a call that cannot fit would cost them all a trip, for nothing.
+            # Recalling every purse for a call that cannot fit would cost each process a trip, for nothing.
             return Met.NEVER, key
     if ask.amount:
         for key in short:
@@ -327,7 +327,7 @@ def _decide(rows: Rows, beat: Beat, ask: Ask, now_ms: int) -> tuple[Met, Key | N
 
 
 def _room(rows: Rows, beat: Beat, key: Key, now_ms: int) -> int:
-    """What a treasury may still grant: nothing for a period that is over, or has not begun by the store's clock."""
+    """What a treasury may still grant: nothing if its period is over, or has not begun by the store's clock."""
     treasury, limit = rows.treasuries.setdefault(key, Treasury()), beat.limits.get(key.budget)
     if limit is None or treasury.limit is None or key.period != period_at(limit.kind, now_ms):
         return 0

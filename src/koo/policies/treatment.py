@@ -1,8 +1,7 @@
-"""What follows from each kind of error: one table for every service, as users were promised it.
+"""What follows from each kind of error: one table for all services, as promised to users.
 
-A provider's file only says which of its errors is of which kind. What the kind does (repeat it? count it for the
-breaker? stop using the key?) is decided here, once. An exception that koo did not raise
-is judged by its type.
+A provider's file only says which of its errors is of which kind. What follows from a kind (repeat it? count it for the
+breaker? stop using the key?) is decided here, once. An exception that koo did not raise is judged by its type.
 """
 
 from __future__ import annotations
@@ -61,9 +60,9 @@ TREATMENTS: dict[Kind, Treatment] = {
     # A moment later another call may have given back what was missing.
     Kind.OUT_OF_RESOURCES: Treatment(ServiceRefused, NEUTRAL, repeatable=True),
 }
-"""Kinds a provider's answer can have, and what keeps us from getting one.
+"""Kinds that a provider's answer, or the lack of one, can have.
 
-What only we say (circuit_open, deadline, ...) is not in it.
+Kinds that only koo raises (circuit_open, deadline, ...) are not in it.
 """
 
 
@@ -72,7 +71,7 @@ NOT_REPEATED = frozenset({Kind.AUTH, Kind.QUOTA, Kind.BILLING})
 
 
 def fault_of(error: ExternalServiceError) -> Fault:
-    """The fault that an error of one of these kinds stands for; other kinds are NEUTRAL (our own refusals)."""
+    """The fault for an error of one of these kinds; other kinds are NEUTRAL (our own refusals)."""
     treatment = TREATMENTS.get(error.kind)
     if treatment is None:
         return Fault(verdict=NEUTRAL, kind=error.kind, billed=error.billable is not False)
@@ -103,10 +102,10 @@ def out_of_resources(service: str, error: BaseException) -> ServiceRefused:
 
 
 CALLERS = (TypeError, ValueError, LookupError, AttributeError)
-"""Mistakes of the code that calls: neutral, never repeated, unchanged."""
+"""Mistakes of the calling code: neutral, never repeated, unchanged."""
 
 LOCAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
-"""Of this machine's files: the caller's mistakes too. A socket's call may raise some of them as well."""
+"""Errors of this machine's files: the caller's mistakes too. A socket may raise some of them as well."""
 
 UNREACHABLE = Fault(verdict=FAILURE, kind=Kind.CONNECTION, repeatable=True)
 LATE = Fault(verdict=FAILURE, kind=Kind.TIMEOUT, repeatable=True)
@@ -116,7 +115,7 @@ ELSE = Fault(verdict=FAILURE)
 
 
 def classify_error(error: Exception) -> Fault:
-    """The table: errors of koo by kind, `TimeoutError` and a network's `OSError` are failures, the rest as promised."""
+    """The table: koo's errors by kind; `TimeoutError` and a network's `OSError` are failures; the rest as promised."""
     if isinstance(error, ExternalServiceError):
         return fault_of(error)
     if isinstance(error, KooError):
@@ -137,5 +136,5 @@ def classify_error(error: Exception) -> Fault:
 
 
 def _of_socket(error: OSError) -> bool:
-    """A file's error names the file, `connect` has a number alone: a firewall's EACCES, a Unix socket that is away."""
+    """A file's error names the file; a socket's has only a number: a firewall's EACCES, a missing Unix socket."""
     return error.errno is not None and error.filename is None

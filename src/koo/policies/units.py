@@ -1,20 +1,21 @@
-"""What a limit a minute or an hour grants to a fleet: the store's half, decided over its rows, without I/O.
+"""What a limit per minute or hour grants to a fleet: the store's half, decided over its rows, without I/O.
 
-"60 a minute" is never 61 for all processes together. A process takes a block of units on lease and hands them out
-itself, so most calls ask nothing. A unit is in one of three places:
+"60 a minute" is never 61 for all processes together. A process leases a block of units and hands them out itself, so
+most calls ask the store nothing. A unit is in one of three places:
 
     room        limit − occupied − out
-    out         leased to a process, which has not told what became of it
-    occupied    used: it leaves the window a whole period after it was told; untold, after the end of its lease
+    out         leased to a process that has not reported what became of it
+    occupied    used: leaves the window a whole period after it was reported; unreported, after the end of its lease
 
-A process tells totals that only grow within a lease: `used`, and `back` (sent home unused). The larger number is the
-truth, so an answer that is lost or a message that comes twice changes nothing. A lease that ends is not waited for:
-what is out counts as used at its last moment. A process that comes back within the period tells what it did not use,
-and begins a new lease. It counts a lease from when it asked, and 2 % short (`hand.py`), so two clocks need to agree
-about a second, and never about the time of day.
+A process reports totals that only grow within a lease: `used`, and `back` (sent home unused). The larger number is the
+truth, so a lost answer or a repeated message changes nothing. The store does not wait for a lease that has ended: what
+is out counts as used at its last moment. A process that returns within the period reports what it did not use, and
+starts a new lease. It counts a lease from when it asked, and 2 % short (`hand.py`), so two clocks need to agree on the
+length of a second, and never on the time of day.
 
-Units that were used while the store was away are told as `over`. Others may have used some too, and are not back yet:
-whoever tells first stops all grants of that limit for as long as a store takes to be found again, plus a beat.
+Units that were used while the store was away are reported as `over`. Other processes may have used some too, and not be
+back yet: so the first report stops all grants of that limit for as long as a store takes to be found again, plus a
+beat.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ from dataclasses import dataclass, field
 
 LEASE_MS = 1_000
 LEASES_A_PERIOD = 60
-"""A lease is no longer than one part of the period: as late a unit may come back."""
+"""A lease is at most this part of the period, because a unit may come back that late."""
 LEASE_MS_MAX = 10_000
 BUCKETS = 60
 SPREAD_MS = 10
-"""A hundred processes that find no unit ask a hundred times a second, and so do a thousand."""
+"""A hundred processes that find no unit ask a hundred times a second together, and so do a thousand."""
 FREEZE_MS = 6_000
-"""A store is found again within five seconds of being back; then each process tells what it used meanwhile."""
+"""A store is found again within five seconds of being back; then each process reports what it used meanwhile."""
 LIMIT_STANDS_MS = 5_000
-"""How long a told limit keeps a higher one out."""
+"""How long a reported limit keeps a higher one out."""
 
 
 @dataclass(slots=True)
 class Window:
-    """One limit's row. `occupied`: how many units were told in which sub-bucket of the period, oldest first.
+    """One limit's row. `occupied`: how many units were reported in which sub-bucket of the period, oldest first.
 
-    `serial` numbers leases; `limit_at_ms`: when a process last told this limit.
+    `serial` numbers leases; `limit_at_ms`: when a process last reported this limit.
     """
 
     limit: int = 0
@@ -48,7 +49,7 @@ class Window:
     occupied: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, at_ms: int, units: int, bucket_ms: int) -> None:
-        """So many were used, at `at_ms` at the latest."""
+        """`units` were used, at `at_ms` at the latest."""
         if units <= 0:
             return
         bucket = at_ms // bucket_ms
@@ -61,14 +62,14 @@ class Window:
                 return
 
     def take_out(self, units: int) -> None:
-        """So many of those that were told were never used."""
-        # The oldest leave: what was really used then is covered by the later one that was not. The other way round a
+        """`units` of those reported were never used."""
+        # The oldest are removed: a later unit that was not used covers what was really used then. The other way round a
         # unit would come back while the use that it stood for is still in the window.
         while units > 0 and self.occupied:
             units -= self._take_from(0, units)
 
     def take_out_of(self, at_ms: int, units: int, bucket_ms: int) -> None:
-        """So many of those that were added for `at_ms` were never used."""
+        """`units` of those added for `at_ms` were never used."""
         for place, (bucket, _) in enumerate(self.occupied):
             if bucket == at_ms // bucket_ms:
                 self._take_from(place, units)
@@ -96,9 +97,9 @@ class Window:
 
 @dataclass(slots=True)
 class Lease:
-    """What one process has of one limit. Totals of this lease only; `serial` tells it from the ones before.
+    """What one process has of one limit. Totals of this lease only; `serial` separates it from the ones before.
 
-    `number`: of the message that changed it last. `lapsed`: how many units counted as used when it ended untold.
+    `number`: of the message that changed it last. `lapsed`: units that counted as used when it ended unreported.
     """
 
     serial: int
@@ -112,20 +113,20 @@ class Lease:
 
     @property
     def out(self) -> int:
-        """Units of which nothing is known yet."""
+        """Units whose fate is not known yet."""
         return 0 if self.lapsed else self.granted - self.used - self.back
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a process tells about one limit, and what it asks for.
+    """What a process reports about one limit, and what it asks for.
 
-    `number` grows with each message. `granted`: of its lease, as it has heard it. `over`: what was used without a lease
-    since the last answer, as pairs of how long ago (ms) and how much. `undone`: told as used, and not used after all;
-    told once, so that an answer that is lost takes nothing back twice. `need`: what the first caller lacks who waits;
+    `number` grows with each message. `granted`: of its lease, as far as it knows. `over`: what was used without a lease
+    since the last answer, as pairs of how long ago (ms) and how many. `undone`: reported as used, but not used after
+    all; reported once, so that a lost answer takes nothing back twice. `need`: what the first waiting caller lacks;
     `want`: what all of them and the next moments lack. `window`: what it used in the last period, for a store that has
-    forgotten. `lease_ms`: the lease that its way to the store needs at least. `clears`: an operator says that nothing
-    was used.
+    forgotten. `lease_ms`: the shortest lease that its way to the store allows. `clears`: an operator has reset the
+    limit.
     """
 
     name: str
@@ -149,9 +150,9 @@ class Told:
 class Grant:
     """The store's answer about one limit. `granted` is the total of the lease `serial`, which lasts for `lease_ms`.
 
-    `used` units of `limit` are in the window and `out` ones on lease, by all processes. `free_in_ms`: when to ask again
-    for a need that was not met. `frozen_ms`: for so long nothing is granted, because the store was away. `processes`
-    are in the fleet, and `sharing` of them use this limit now.
+    `used` units of `limit` are in the window and `out` ones on lease, for all processes. `free_in_ms`: when to ask
+    again for an unmet need. `frozen_ms`: how long nothing is granted, because the store was away. `processes` are in
+    the fleet, and `sharing` of them use this limit now.
     """
 
     name: str
@@ -169,7 +170,7 @@ class Grant:
 
 @dataclass(slots=True)
 class Rows:
-    """What one message about one limit touches. `own`: this process's lease. `lapsed`: others that have ended just now.
+    """What one message about one limit touches. `own`: this process's lease. `lapsed`: others that have just ended.
 
     `others`: how many other processes have a lease; `others_out`: how many units. `processes`: how many report at all.
     """
@@ -183,12 +184,12 @@ class Rows:
 
 
 def bucket_ms_of(period_ms: int) -> int:
-    """How exactly the window knows when a unit was used."""
+    """How precisely the window knows when a unit was used."""
     return max(1, period_ms // BUCKETS)
 
 
 def receive(rows: Rows, told: Told, now_ms: int) -> Grant:
-    """Take in what a process tells about a limit, and decide what it gets; changes `rows`."""
+    """Take in what a process reports about a limit, and decide what it gets; changes `rows`."""
     window, bucket_ms = rows.window, bucket_ms_of(told.period_ms)
     is_repeated = rows.own is not None and told.number <= rows.own.number
     _lapse(rows, now_ms, bucket_ms)
@@ -201,14 +202,14 @@ def receive(rows: Rows, told: Told, now_ms: int) -> Grant:
     units = 0 if is_repeated or now_ms < window.frozen_until_ms else _fitting(rows, told)
     lease_ms = _lease_ms(rows, told)
     free_in_ms = _free_in_ms(rows, told, now_ms, bucket_ms) if units < told.need else 0
-    is_known = bool(told.want or told.undone)  # Where this message comes again, its number is known.
+    is_known = bool(told.want or told.undone)  # if this message is repeated, its number is known
     if own is None and (units or is_known):
         window.serial += 1
         own = rows.own = Lease(window.serial, told.number, now_ms)
     if own is not None:
         own.granted += units
-        # Never earlier than before: an answer that is lost leaves the process with the lease that it knows. One that
-        # was given nothing is still one among whom units are divided, until it is to ask again.
+        # Never shorter than before: if this answer is lost, the process still has the lease that it knows. A process
+        # that was granted nothing still counts among those that share, until it is to ask again.
         lasts_ms = lease_ms if own.out else max(lease_ms, free_in_ms)
         own.until_ms = max(own.until_ms, now_ms + lasts_ms)
         own.undone += 0 if is_repeated else told.undone
@@ -230,7 +231,7 @@ def receive(rows: Rows, told: Told, now_ms: int) -> Grant:
 
 
 def _lapse(rows: Rows, now_ms: int, bucket_ms: int) -> None:
-    """Leases that have ended: nothing was told, so all of it counts as used at the last moment."""
+    """Leases that have ended unreported: all of their units count as used at the last moment."""
     leases = [*rows.lapsed]
     if rows.own is not None and rows.own.until_ms <= now_ms:
         leases.append(rows.own)
@@ -243,7 +244,7 @@ def _lapse(rows: Rows, now_ms: int, bucket_ms: int) -> None:
 def _take_told(rows: Rows, told: Told, now_ms: int, bucket_ms: int, *, is_repeated: bool) -> None:
     window, own = rows.window, rows.own
     if told.serial > window.serial:
-        # The store is an older copy of itself. What it has forgotten each process knows of itself, and tells.
+        # The store is an older copy of itself. Each process knows its own part of what was lost, and reports it.
         window.add(now_ms, told.window, bucket_ms)
         window.serial = told.serial
         window.frozen_until_ms = now_ms + FREEZE_MS
@@ -253,7 +254,7 @@ def _take_told(rows: Rows, told: Told, now_ms: int, bucket_ms: int, *, is_repeat
         window.take_out(told.undone)
     for ago_ms, units in told.over:
         window.add(now_ms - ago_ms, units, bucket_ms)
-    # Once for an outage: what a process tells late would else stop the others again.
+    # Once per outage: otherwise each late report would stop the other processes again.
     if told.over and now_ms >= window.frozen_until_ms + FREEZE_MS:
         window.frozen_until_ms = now_ms + FREEZE_MS
 
@@ -262,8 +263,8 @@ def _take_totals(window: Window, own: Lease, told: Told, now_ms: int, bucket_ms:
     """Take in what became of a lease; returns what is left of it."""
     own.number = told.number
     if own.until_ms <= now_ms or own.serial != told.serial:
-        # It has ended untold, or the process never heard of it. What it sent home, and what it does not know to have
-        # been granted, was not used.
+        # It ended unreported, or the process never heard of it. What it sent home, and what it does not know was
+        # granted, was not used.
         never_heard = own.granted - (told.granted if own.serial == told.serial else 0)
         unused = max(0, never_heard) + (max(0, told.back - own.back) if own.serial == told.serial else 0)
         window.take_out_of(own.until_ms, min(own.lapsed, unused), bucket_ms)
@@ -275,7 +276,7 @@ def _take_totals(window: Window, own: Lease, told: Told, now_ms: int, bucket_ms:
 
 
 def _take_limit(window: Window, told: Told, now_ms: int) -> None:
-    """A lower limit counts at once; a higher one when the lower was not told for `LIMIT_STANDS_MS`."""
+    """A lower limit counts at once; a higher one when the lower was not reported for `LIMIT_STANDS_MS`."""
     is_first = not window.limit_at_ms
     if is_first or told.limit < window.limit or window.limit_at_ms < now_ms - LIMIT_STANDS_MS:
         window.limit, window.limit_at_ms = told.limit, now_ms
@@ -284,14 +285,15 @@ def _take_limit(window: Window, told: Told, now_ms: int) -> None:
 
 
 def _fitting(rows: Rows, told: Told) -> int:
-    """How many units a process gets: what it needs or nothing, and of what it wants its share."""
+    """How many units a process gets: all it needs or nothing, and its share of what it wants."""
     room = rows.window.limit - rows.window.used - rows.others_out - (rows.own.out if rows.own else 0)
     if room < told.need or room <= 0:
         return 0
     share = room
     if rows.others:
-        # Half of what is left, divided, as long as there is much; a lease's own part, where there is little: what lies
-        # idle in one hand is missing in the other.
+        # While much is left, half of it, divided: granting all to the first process that asks would leave the others
+        # waiting for a whole lease. When little is left, a lease's own part: smaller blocks would cost more trips,
+        # larger ones would lie idle in one hand while another process refuses calls.
         processes = rows.others + 1
         block = rows.window.limit * LEASE_MS // told.period_ms // processes
         share = max(block, room // (2 * processes))
@@ -299,13 +301,13 @@ def _fitting(rows: Rows, told: Told) -> int:
 
 
 def _lease_ms(rows: Rows, told: Told) -> int:
-    """Long enough for the way to the store, and for as many processes as there are."""
+    """Long enough for the way to the store, and for the number of processes."""
     usual = min(LEASE_MS, max(1, told.period_ms // LEASES_A_PERIOD))
     return max(usual, min(max(told.lease_ms, SPREAD_MS * (rows.others + 1)), LEASE_MS_MAX))
 
 
 def _free_in_ms(rows: Rows, told: Told, now_ms: int, bucket_ms: int) -> int:
-    """When to ask again: not before so many units have left the window, or may come home from others."""
+    """When to ask again: not before this many units have left the window, or may come home from other processes."""
     window = rows.window
     if now_ms < window.frozen_until_ms:
         return window.frozen_until_ms - now_ms

@@ -1,7 +1,7 @@
 """What a call came to: three verdicts, not two, and a fourth for "too fast".
 
-NEUTRAL is no nicety. A cancelled call counted as a failure opens circuits when users navigate away; counted as a
-success it closes one on a dead backend; recorded as nothing it leaks the probe's slot for ever.
+NEUTRAL is a necessity. A cancelled call counted as a failure opens circuits when users navigate away; counted as a
+success it closes one on a dead backend; not recorded at all it leaks the probe's slot forever.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Verdict(IntEnum):
     THROTTLED = 3
 
 
-# Module names, because a class attribute of an enum costs a dictionary walk on each use.
+# Module names, because a class attribute of an enum costs a dictionary lookup on each use.
 SUCCESS, FAILURE, NEUTRAL, THROTTLED = Verdict
 
 Reach = Literal["model", "service"]
@@ -32,14 +32,14 @@ Reach = Literal["model", "service"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What an error means: the answer of a classifier.
+    """What an error means: a classifier's answer.
 
-    `repeatable`: a repeat may succeed; whether it is safe is the guard's question. `reach`: whose failure it is, so
-    that an unreachable host feeds all models. `block`: refuse from now on until the key (or the key for this model)
-    works again. `billed`: the other side may have done paid work. `in_part`: something beside what was turned away
-    may have been done. `anew`: the same may pass at once, in another form. `error`: raise this instead, `from` the
-    original. `until_wall_s`: a key block's or quota's known end. `failure`: what it was, for people, where `error`
-    does not say so; a guard adds the time.
+    `repeatable`: a repeat may succeed; whether it is safe is the guard's decision. `reach`: how far the failure
+    extends, so that an unreachable host counts for all models. `block`: refuse from now on until the key (or the key
+    for this model) works again. `billed`: the other side may have done paid work. `in_part`: something beyond what was
+    turned away may have been done. `anew`: the same may pass at once, in another form. `error`: raise this instead,
+    `from` the original. `until_wall_s`: a key block's or quota's known end. `failure`: what it was, for people, if
+    `error` does not say so; a guard adds the time.
     """
 
     verdict: Verdict
@@ -57,7 +57,7 @@ class Fault:
 
     @property
     def met(self) -> Failure:
-        """What it says of what broke: in its own words, by the error that stands for it, or at least its kind."""
+        """What to report of it: its own words, its error's, or at least its kind."""
         if self.failure is not None:
             return self.failure
         if self.error is not None:
@@ -68,6 +68,6 @@ class Fault:
 Classify = Callable[[Exception], Fault]
 
 CANCELLED = Fault(verdict=NEUTRAL, kind=Kind.CANCELLED)
-"""Any `BaseException` that is no `Exception`: the caller left."""
+"""Any `BaseException` that is not an `Exception`: the caller left."""
 UNJUDGED = Fault(verdict=NEUTRAL)
 """A classifier that itself raised must not keep the permit."""

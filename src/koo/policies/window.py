@@ -1,6 +1,6 @@
 """What happened in the last seconds, in a ring of buckets.
 
-The totals of the whole window are three plain integers, and `rolls_at` is the only time that recording looks at: one
+The totals of the whole window are three plain integers, and `rolls_at` is the only time that recording checks: one
 comparison and one to three additions. Dividing and summing happen when a bucket ends.
 """
 
@@ -18,7 +18,7 @@ class Window:
         self.clear(now)
 
     def clear(self, now: float) -> None:
-        """Forget everything; a bucket begins now."""
+        """Forget everything; a new bucket starts now."""
         self.calls = self.failures = self.slow = 0
         self._begun = (0, 0, 0)  # the totals when the current bucket began
         self._past: list[tuple[int, int, int]] = []  # what each older bucket holds, oldest first
