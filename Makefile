@@ -22,6 +22,8 @@ INSTALL_KOO := $(PIP) install --no-deps --no-build-isolation --editable .
 # about it. And koo's tests and server must not see the packages of another project.
 export PIP_USER := 0
 unexport PYTHONPATH PYTHONHOME
+# Without compiled files each of the hundreds of processes that the tests start would compile koo for itself.
+unexport PYTHONDONTWRITEBYTECODE
 
 # An environment whose python is gone (an upgrade of the system's) is made anew, whatever its stamps say.
 $(shell test -x $(BIN)/python || rm -rf $(STAMPS))

@@ -70,6 +70,8 @@ def test_a_call_whose_loop_ends_before_it_begins_leaves_no_coroutine_behind(
     collect_what_other_tests_left()
     monkeypatch.setattr("koo.crossing.LOOK_S", 0.01)
     monkeypatch.setattr("koo.bridge.LOOK_S", 0.01)
+    monkeypatch.setattr("koo.crossing.SETTLE_S_MAX", 0.01)
+    monkeypatch.setattr("koo.bridge.SETTLE_S_MAX", 0.01)
     ended = asyncio.new_event_loop()  # as one that has stopped, and does not say so yet
     monkeypatch.setattr(BRIDGE, "loop", lambda: ended)
     with pytest.raises(RuntimeError, match="ended before the call did"):
@@ -204,7 +206,10 @@ def test_a_deadline_inside_a_loop_is_entered_with_async() -> None:
 # ── being interrupted ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_interrupt_cancels_the_call_and_waits_until_it_has_settled() -> None:
+def test_an_interrupt_cancels_the_call_and_waits_until_it_has_settled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("koo.bridge.LOOK_S", 0.01)
     settled = []
 
     async def work() -> None:

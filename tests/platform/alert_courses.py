@@ -268,7 +268,11 @@ async def be_forgotten(stage: Stage) -> None:
     older.replace(state)
     for rest in ("state.db-wal", "state.db-shm"):
         (stage.home / rest).unlink(missing_ok=True)
-    await stage.ask(answer())
+    asked = asyncio.create_task(
+        stage.ask(answer())
+    )  # It waits until all processes may have told what they know.
+    await stage.until(asked.done)
+    await asked
 
 
 async def be_written_off(stage: Stage) -> None:

@@ -311,6 +311,8 @@ def test_each_event_can_happen(
     monkeypatch.setattr("koo.upkeep.TICK_S", 0.02)
     monkeypatch.setattr("koo.upkeep.SWEEP_EVERY_TICKS", 1)
     monkeypatch.setattr("koo.alerts.courier.GIVEN_UP_AFTER_S", -1.0)
+    monkeypatch.setattr("koo.policies.treasury.FREEZE_MS", 50)
+    monkeypatch.setattr("koo.policies.units.FREEZE_MS", 50)
 
     async def main() -> None:
         async with FakeAnthropic(strict=False) as server:

@@ -46,7 +46,7 @@ class World:
         return [*models, self.platform.database.guard]
 
     async def query(self) -> None:
-        for step in (error(500, "api_error"), answer(output_tokens=1_000_000)):
+        for step in (error(500, "api_error"), answer(output_tokens=1000)):
             self.server.default = step
             await self.ask(lambda: self.platform.query(QUESTION))
 
