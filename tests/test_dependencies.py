@@ -21,6 +21,7 @@ IMPORTED_AS = {
     "perplexityai": "perplexity",
     "pytest_xdist": "xdist",
     "interlock_cb": "interlock",
+    "opentelemetry_sdk": "opentelemetry",
     "pydantic_ai_slim": "pydantic_ai",
 }
 USED_BY_NAME = {

@@ -24,6 +24,7 @@ from koo.options import DAY_S
 from koo.policies.fleet import Check
 from koo.sharing import DATABASE
 from koo.storage.base import LeadersStore, NotLeading, StoreUnavailable
+from koo.telemetry.looking import finish, look
 
 TICK_S = 1.0
 SWEEP_EVERY_TICKS = 30
@@ -68,6 +69,13 @@ class KeepTime(BackgroundTask):
         super().__init__(parts)
         self._ticks = 0
         self._prune_at = 0.0
+        look(parts)
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        finally:
+            finish(self.parts)
 
     async def step(self) -> None:
         self._watch_itself()
@@ -80,6 +88,7 @@ class KeepTime(BackgroundTask):
     def tick(self) -> None:
         """What a second brings about in every guard; reads no network."""
         parts = self.parts
+        look(parts)
         parts.calls.tick()
         for ai_service in parts.ai_services.values():
             if ai_service.service.obstacle:

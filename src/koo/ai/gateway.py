@@ -38,6 +38,7 @@ from koo.ai.query_charge import QueryCharge, Terms
 from koo.ai.service import AIService
 from koo.ai.stream import AnswerStream, StreamedCompletion, open_stream
 from koo.ai.types import Answer, Query
+from koo.ai.watching import UNWATCHED, Watch
 from koo.clock import Clock
 from koo.deadlines import Deadlines, ends_at
 from koo.errors import (
@@ -95,6 +96,7 @@ class Gateway:
         self._conversations = Conversations(clock.monotonic)
         self._lists = Lists(services, self.query)
         self._streams: WeakSet[AnswerStream] = WeakSet()
+        self.watch: Watch = UNWATCHED
 
     # ── the faces ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -159,19 +161,18 @@ class Gateway:
                     break
                 asked = replace(query, model=None) if failures else query
                 later = _askable(services, place)
-                share_s, ours = left_s / (1 + later), is_ours
-                if query.timeout_s is None and one.options.timeout_s < share_s:
-                    share_s, ours = one.options.timeout_s, True
+                share_s, ours = _share(query, one, left_s / (1 + later), is_ours)
                 try:
                     charge = self._prepare(one, asked)
                     if too_long_for or len(query.prompt) >= LONG_CHARACTERS:
                         check_room(one, charge.model, len(query.prompt), too_long_for)
                     guard, paid = one.service.guard(charge.model), None if charge.price.free else charge
                     scope: Scope[T] = Scope(guard, streams=ask is open_stream)
-                    await guard.begin(
-                        ask, one, charge, scope, charge=paid, on_limit=query.on_limit, scope=scope,
-                        timeout_s=share_s, is_ours=ours, has_next=later > 0,
-                    )  # fmt: skip
+                    with self.watch(one.options, charge.request, ask is open_stream) as watched:
+                        await guard.begin(
+                            ask, one, charge, scope, charge=paid, on_limit=query.on_limit, scope=scope,
+                            timeout_s=share_s, is_ours=ours, has_next=later > 0,
+                        )  # fmt: skip
                 except ExternalServiceError as error:
                     services[place:place] = self._instead(error, services)
                     self._note(error, services[place:])
@@ -184,7 +185,7 @@ class Gateway:
                     if error.kind in TOO_LONG:
                         too_long_for = max(too_long_for, is_too_long_for(one, _model(one, asked), error))
                 else:
-                    return Begun(one, guard, charge, scope, began_at)
+                    return Begun(one, guard, charge, scope, began_at, watched)
             if all(error.kind in TOO_LONG for error in failures):
                 _add_reasons(failures[0], failures[1:])
                 raise failures[0]
@@ -273,6 +274,13 @@ def _terms(query: Query) -> Terms:
 def _askable(services: Sequence[AIService], place: int) -> int:
     """How many of the services after the one at `place` may be asked at all: they have a share of the time."""
     return sum(one.service.configured for one in services[place:]) if len(services) > place else 0
+
+
+def _share(query: Query, one: AIService, share_s: float, is_ours: bool) -> tuple[float, bool]:
+    """The service's time, and whether its end is ours: no more than its own option, unless the query says a time."""
+    if query.timeout_s is None and one.options.timeout_s < share_s:
+        return one.options.timeout_s, True
+    return share_s, is_ours
 
 
 def _model(one: AIService, query: Query) -> str:

@@ -9,6 +9,7 @@ from koo.ai.providers.base import Completion, Pace
 from koo.ai.query_charge import QueryCharge
 from koo.ai.service import AIService, Service
 from koo.ai.types import Answer, Usage
+from koo.ai.watching import UNWATCHED, Watched
 from koo.guard import Guard, Scope
 from koo.policies.permit import Permit
 
@@ -28,6 +29,7 @@ class Begun(Generic[T]):
     charge: QueryCharge
     scope: Scope[T]
     began_at: float
+    watched: Watched = UNWATCHED
 
     @property
     def guarded(self) -> Service:
@@ -53,7 +55,7 @@ class Begun(Generic[T]):
         """
         bill = self.charge.note(completion)
         self.scope.settle(slow=slow, took_s=took_s)
-        return Answer(
+        answer = Answer(
             text=completion.text,
             service=self.guard.name,
             model=completion.model,
@@ -67,6 +69,8 @@ class Begun(Generic[T]):
             max_tokens=self.charge.request.max_tokens,
             clamped=self.charge.clamped,
         )
+        self.watched.answered(answer, away_s)
+        return answer
 
 
 def learn_pace(

@@ -203,6 +203,7 @@ class AnswerStream(GuardedStream[StreamedCompletion]):
             ),
             took_s=silent_s,
         )
+        begun.watched.broke(None if fault.kind is Kind.CANCELLED else fault.kind)
 
     def _partial_text(self) -> str:
         return "" if self._begun is None else self._begun.scope.value.text

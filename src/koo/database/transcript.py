@@ -44,7 +44,7 @@ class Transcript:
     """One scope's transcript. SQLAlchemy's hooks write it (`koo.database.records.Occupant`); the scope reads it."""
 
     __slots__ = (
-        "_answered", "_metrics", "_monotonic", "_readonly", "_records", "_reports", "_spoiler",
+        "_answered", "_failed_s", "_metrics", "_monotonic", "_readonly", "_records", "_reports", "_spoiler",
         "_unanswered", "committed", "expired", "failure", "handed_out", "has_permit", "in_doubt", "leaving",
         "slowest_s", "spent_s", "stage", "statement", "statements", "stopped",
     )  # fmt: skip
@@ -71,6 +71,7 @@ class Transcript:
         self.statement: str | None = None
         self.statements = 0
         self.spent_s = self.slowest_s = 0.0
+        self._failed_s: float | None = None  # how long what failed took, until the engine reports why
 
     # ── a statement, or COMMIT ────────────────────────────────────────────────────────────────────────────────
 
@@ -112,6 +113,8 @@ class Transcript:
             self._spoiler = (
                 None  # after a failed statement only a rollback can succeed, and it repairs the transaction
             )
+        else:
+            self._failed_s = took_s
         return took_s
 
     # ── what the engine reports ───────────────────────────────────────────────────────────────────────────────
@@ -183,7 +186,11 @@ class Transcript:
 
     def _count(self, error: BaseException, meaning: Meaning, ours: bool) -> None:
         metrics = self._metrics
-        metrics.count_error(Kind.DEADLINE if ours else meaning.kind, type(error).__name__)
+        kind = Kind.DEADLINE if ours else meaning.kind
+        metrics.count_error(kind, type(error).__name__)
+        if self._failed_s is not None:
+            metrics.failures.append((kind, self._failed_s))
+            self._failed_s = None
         metrics.contention += meaning.kind is Kind.CONTENTION
         metrics.broken += meaning.is_loss and not ours
         if meaning.drop is Drop.ALL and not self._readonly:

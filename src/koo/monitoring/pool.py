@@ -7,11 +7,13 @@ Each phase has its own latencies, because they blame different parties: `gate_wa
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 
 from koo.monitoring.shapes import ConnectionCounts, Phases, PhaseTimes, Spread
 from koo.policies.tally import Bucket, Tally
 
 SAMPLES_MAX = 20_000
+FAILURES_MAX = 1000
 DISK_FULL_S = 60.0
 """For so long after a write found no room the database is said to take none: a look reads, so it cannot tell, and an
 alert that began with each write and ended with each look would say nothing."""
@@ -20,13 +22,14 @@ alert that began with each write and ended with each look would say nothing."""
 class Latencies:
     """Seconds of one phase. `note` is a list's own append: the sorting into a histogram waits until it is read."""
 
-    __slots__ = ("_samples", "_tally", "note")
+    __slots__ = ("_samples", "_tally", "listener", "note")
 
     def __init__(self, now: float) -> None:
         self._tally = Tally(now)
         # Bounded: without a tick and without a reader it would grow for ever.
         self._samples: deque[float] = deque(maxlen=SAMPLES_MAX)
         self.note = self._samples.append
+        self.listener: Callable[[Sequence[float]], None] | None = None  # hears them behind the calls, once
 
     @property
     def count(self) -> int:
@@ -37,6 +40,8 @@ class Latencies:
         """Sort what was noted; the tick does it each second, so that each ends in the right quarter of a minute."""
         if self._samples:
             self._tally.record_successes(self._samples, now)
+            if self.listener is not None:
+                self.listener(tuple(self._samples))
             self._samples.clear()
 
     def recent(self, now: float) -> Bucket:
@@ -70,6 +75,8 @@ class PoolMetrics:
         self.unknown_commit_at = float("-inf")  # the last one
         self.errors: dict[str, int] = {}
         self.last_error: str | None = None
+        # What failed lately, by kind and seconds, for whoever listens; nobody need take it.
+        self.failures: deque[tuple[str, float]] = deque(maxlen=FAILURES_MAX)
 
     def count_error(self, kind: str, name: str) -> None:
         """An error that the engine reported: its kind, and the class of the driver's exception."""
