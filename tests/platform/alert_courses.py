@@ -178,8 +178,9 @@ async def ask_for_more_tokens_than_are_left(stage: Stage) -> None:
 
 
 async def use_most_tokens(stage: Stage) -> None:
-    for _ in range(14):
-        await stage.ask(answer(input_tokens=10, output_tokens=270), max_tokens=300)
+    for _ in range(26):  # a minute to use them, and a minute until it is an alert
+        for _ in range(4):
+            await stage.ask(answer(input_tokens=10, output_tokens=390), max_tokens=390)
         await stage.passes(5.0)
 
 
@@ -520,7 +521,7 @@ COURSES: Mapping[str, Course] = {
         service={"limits": LimitOptions(tokens_per_minute=1000)},
     ),
     "limit_approaching_tokens_per_minute": Course(
-        use_most_tokens, later(90.0), service={"limits": LimitOptions(tokens_per_minute=4000)}
+        use_most_tokens, later(90.0), service={"limits": LimitOptions(tokens_per_minute=20_000)}
     ),
     "limit_approaching_requests_per_minute": Course(
         ask_on_near_the_limit, later(60.0), service={"limits": LimitOptions(per_minute=10)}
