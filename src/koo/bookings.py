@@ -28,15 +28,17 @@ async def page_of(
     tag: str | None,
     limit: int,
     cursor: str | None,
+    is_booked: bool = False,
 ) -> BookedCalls:
-    """The newest first; see `HistoryReports.requests`."""
+    """The newest first; see `HistoryReports.requests`. `is_booked`: what is in the store already will do."""
     if not 1 <= limit <= PAGE_MAX:
         raise _mistake(f"limit must be 1 to {PAGE_MAX}")
     before = NEWEST if cursor is None else _place(cursor)
     asked = {"service": service, "model": model, "tag": tag}
     wanted = {name: value for name, value in asked.items() if value is not None}
     try:
-        await store.ledger.refresh()
+        if not is_booked:
+            await store.ledger.refresh()
         found = await store.entries.latest(before, wanted, limit=limit + 1)
     except StoreUnavailable as error:
         raise ServiceRefused(

@@ -34,7 +34,7 @@ from koo.events import (
 from koo.monitoring import history_shapes as shapes
 from koo.monitoring.guards import now_iso
 from koo.monitoring.history import SERVICE, series_of
-from koo.monitoring.spend_shapes import BookedCalls
+from koo.monitoring.spend_shapes import BookedCall, BookedCalls
 from koo.options import DAY_S
 from koo.policies.samples import Sample, Span, extend
 from koo.spans import Mark, Spans
@@ -126,6 +126,11 @@ class History:
         extend(filled, span)
         self._open[step_s] = (begin, filled)
 
+    @property
+    def newest(self) -> tuple[int, Span] | None:
+        """The last sample, and when its span began (wall seconds)."""
+        return self._recent[-1] if self._recent else None
+
     def on_event(self, event: Event) -> None:
         """Remember what people will look for in a chart."""
         mark = _mark_of(event, self.clock.wall())
@@ -213,6 +218,14 @@ class History:
         inside = (mark for mark in (*stored, *alerts) if ask.since_s <= mark.at < ask.until_s)
         return sorted(inside, key=lambda mark: mark.at)[-MARKS_MAX:]
 
+    async def marks_since(self, since: float) -> list[shapes.HistoryMark]:
+        """What happened since a wall time, in all processes; while the state store is away, in this one."""
+        ask = Ask(int(since), int(self.clock.wall()) + 1, SAMPLE_S, 0)
+        try:
+            return list(map(_mark_view, await self._all_marks(ask)))
+        except StoreUnavailable:
+            return list(map(_mark_view, self._own_marks(ask)))
+
     async def _view(
         self,
         ask: Ask,
@@ -237,13 +250,17 @@ class History:
             "scope": "all processes" if ask.stored_s else "this process",
             "series": series,
             "marks": [
-                {"at": iso(mark.at), "kind": mark.kind, "component": mark.component, "text": mark.text}
+                _mark_view(mark)
                 for mark in marks
                 if ask.components is None or mark.component in ask.components or mark.component == KOO
             ],
             "trouble": trouble,
             "timestamp": now_iso(self.clock),
         }
+
+
+def _mark_view(mark: Mark) -> shapes.HistoryMark:
+    return {"at": iso(mark.at), "kind": mark.kind, "component": mark.component, "text": mark.text}
 
 
 async def _hand_over(waiting: deque[T], write: Callable[[Sequence[T]], Awaitable[None]]) -> None:
@@ -298,8 +315,23 @@ class HistoryReports:
         `ServiceRefused` while the state store is away.
         """
         store, clock = self._history.store, self._history.clock
-        asked = {"service": service, "model": model, "tag": tag}
-        return await self._at_home(lambda: page_of(store, clock, **asked, limit=limit, cursor=cursor))
+        return await self._at_home(
+            lambda: page_of(store, clock, service=service, model=model, tag=tag, limit=limit, cursor=cursor)
+        )
+
+    async def marks(self, since: datetime) -> list[shapes.HistoryMark]:
+        """What happened since then, in all processes, the oldest first; while the state store is away, in this one."""
+        return await self._at_home(lambda: self._history.marks_since(since.timestamp()))
+
+    async def newest_requests(self, limit: int) -> list[BookedCall]:
+        """As `requests`, of what the state store has already: asks no process to book first."""
+        store, clock = self._history.store, self._history.clock
+        page = await self._at_home(
+            lambda: page_of(
+                store, clock, service=None, model=None, tag=None, limit=limit, cursor=None, is_booked=True
+            )
+        )
+        return page["requests"]
 
 
 def _seconds(at: datetime | None) -> float | None:

@@ -18,7 +18,15 @@ from sqlalchemy import text
 from koo.ai.types import Query
 from koo.database.probe import ProbeDatabase
 from koo.errors import DatabaseUnavailable, ExternalServiceError
-from koo.monitoring import alert_shapes, fleet_shapes, history_shapes, notice_shapes, shapes, spend_shapes
+from koo.monitoring import (
+    alert_shapes,
+    fleet_shapes,
+    history_shapes,
+    live_shapes,
+    notice_shapes,
+    shapes,
+    spend_shapes,
+)
 from koo.monitoring.vitals import Look
 from koo.options import DatabaseOptions, LimitOptions, ServiceOptions
 from koo.platform import LOOK_AGE_MAX_S, Platform
@@ -141,6 +149,7 @@ def test_the_description_of_the_api_names_exactly_the_paths_that_there_are(tmp_p
         "/api/v1/ai/spend/write-off",
         "/api/v1/monitoring/alerts/test",
         "/api/v1/monitoring/database/rotate",
+        "/api/v1/monitoring/live",
         "/api/v1/monitoring/alerts/{alert}/acknowledge",
         "/api/v1/monitoring/alerts/{alert}/unacknowledge",
         "/api/v1/monitoring/alerts/silences/{silence}",
@@ -497,7 +506,16 @@ def test_the_docs_come_from_here_alone(tmp_path: Path) -> None:
 
 
 SHAPES: dict[str, Any] = {}
-for module in (shapes, alert_shapes, fleet_shapes, history_shapes, notice_shapes, spend_shapes, answers):
+for module in (
+    shapes,
+    alert_shapes,
+    fleet_shapes,
+    history_shapes,
+    live_shapes,
+    notice_shapes,
+    spend_shapes,
+    answers,
+):
     SHAPES |= vars(module)
 
 
@@ -524,7 +542,7 @@ def test_each_answer_has_an_example(tmp_path: Path) -> None:
     found = [one["responses"]["200"]["content"] for ways in schema["paths"].values() for one in ways.values()]
     assert all(content.get("example") for media in found for content in media.values())
     shown = {json.dumps(media["example"]) for content in found for media in content.values()}
-    assert len(shown) == len(examples.RECORDED) + 1, "and `/metrics`, which is no JSON"
+    assert len(shown) == len(examples.RECORDED) + 2, "and `/metrics` and the stream, which are not JSON"
 
 
 def test_every_error_is_described_as_a_problem(tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ def test_whatever_is_asked_the_answer_is_a_described_one(tmp_path: Path) -> None
         for found in schema.get_all_operations():
             assert isinstance(found, Ok)
             operation = found.ok()
+            if operation.path.endswith("/live"):
+                continue  # it does not end
 
             @hypothesis.settings(
                 max_examples=15,

@@ -28,6 +28,7 @@ from koo.web.dashboard_routes import PATH, dashboard_router
 from koo.web.door import Door, door_of
 from koo.web.edge import PROBES, Edge
 from koo.web.guest import Guest, receive_guest
+from koo.web.live import live_of
 from koo.web.metrics import metrics_router, told_to_siblings
 from koo.web.monitoring import monitoring_router
 from koo.web.negotiation import Gzip
@@ -127,8 +128,9 @@ def mount(
     readiness = readiness_of(platform)
     host = app if isinstance(app, FastAPI) else FastAPI(openapi_url=None, redirect_slashes=False)
     door = _include(host, platform, readiness, prefix, protect, hosts)
+    host.state.koo_application = name or _title_of(app)
     if dashboard is not None:
-        host.include_router(dashboard_router(door, prefix, dashboard, name or _title_of(app)))
+        host.include_router(dashboard_router(door, prefix, dashboard, host.state.koo_application))
     if host is not app:
         app.state.koo_prefix = prefix
         receive_guest(app.router.routes, Guest(host))
@@ -186,6 +188,7 @@ def _wrap_lifespan(app: Starlette, platform: Platform, readiness: Readiness) -> 
 async def _serving(platform: Platform, readiness: Readiness) -> AsyncIterator[None]:
     """The platform is open, and `/readyz` knows the database, unless that keeps us waiting."""
     async with platform, told_to_siblings(platform):
+        live = live_of(platform)
         look = asyncio.create_task(platform.database.health_check(), name="koo first look")
         try:
             await asyncio.wait({look}, timeout=FIRST_LOOK_S)
@@ -194,7 +197,7 @@ async def _serving(platform: Platform, readiness: Readiness) -> AsyncIterator[No
         finally:
             readiness.closing = True
             look.cancel()
-            await asyncio.gather(look, return_exceptions=True)
+            await asyncio.gather(look, live.close(), return_exceptions=True)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

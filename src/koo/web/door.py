@@ -79,6 +79,10 @@ class Door:
         await _answer(denial.status, denial.detail, scope, receive, send, more)
         return None
 
+    def still_lets(self, scope: Scope) -> bool:
+        """Would a guarded request that was let in a while ago be let in now?"""
+        return self._access is None or self._access.judge(asked_of(scope)) is None
+
     def _judge(self, asked: Asked, path: str) -> Denial | None:
         if self._make is None:
             return None

@@ -22,6 +22,7 @@ from koo.platform import Platform
 from koo.shortages import shortage_now
 from koo.web.crowd import Crowd
 from koo.web.listener import Listener, quiet_about_accepts
+from koo.web.live import live_of
 from koo.web.readiness import readiness_of
 
 GRACE_S = 10
@@ -43,6 +44,7 @@ class Server(uvicorn.Server):
         self._crowd = crowd
         self._delay_s = platform.options.shutdown_delay_s
         self._readiness = readiness_of(platform)
+        self._live = live_of(platform)
         self._on_ready = on_ready
         self._listeners: list[Listener] = []
         self.parent: int | None = None
@@ -80,6 +82,9 @@ class Server(uvicorn.Server):
         if counter % TICKS_A_LOOK == 0:
             self.beat()
             self._look_for_descriptors()
+        if self._readiness.closing:
+            # First of all: an open page counts as a request that runs, and would cost the whole grace period.
+            self._live.end()
         if (
             self._readiness.closing
             and not self.should_exit
@@ -106,6 +111,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()
+        self._live.end()
         await self._let_newcomers_ask()
         await super().shutdown(sockets)
         if self.force_exit:

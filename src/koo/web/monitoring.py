@@ -20,6 +20,7 @@ from koo.web.database_acts import add_database_acts
 from koo.web.door import door_of
 from koo.web.history import add_history
 from koo.web.links import linked
+from koo.web.live_routes import add_live
 from koo.web.notices import add_notices
 from koo.web.routing import JsonView, described, make_router
 
@@ -32,11 +33,13 @@ def monitoring_router(platform: Platform, *, protect: bool = True, hosts: Iterab
     `protect`: the rules of `koo.web.security` hold, wherever the router is included; False: your own middleware decides
     who may ask. `hosts` are names by which your server is known, beside those of KOO_HOST and KOO_URL.
     """
-    router = make_router("/monitoring", "monitoring", door_of(platform, protect, hosts))
+    door = door_of(platform, protect, hosts)
+    router = make_router("/monitoring", "monitoring", door)
     _add_overview(router, platform)
     add_notices(router, platform)
     add_alerts(router, platform)
     add_history(router, platform)
+    add_live(router, platform, door)
     _add_fleet(router, platform)
     _add_database(router, platform)
     add_database_acts(router, platform)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -23,6 +22,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from koo.errors import KooError
+from koo.web.as_json import as_json
 from koo.web.bodies import BatchBody
 from koo.web.door import Door
 from koo.web.examples import RECORDED
@@ -55,6 +55,10 @@ PROBLEM_WORDS: dict[int, str] = {
 }
 
 
+HEAD = "koo.head"
+"""In the scope of a request whose answer has no body: one that never ends has nothing to wait for."""
+
+
 class CallerLeft(Exception):
     """Nobody waits for the answer any longer."""
 
@@ -79,7 +83,7 @@ class ProblemRoute(APIRoute):
         if method not in methods:
             if method == "HEAD" and "GET" in methods:
                 # In a copy: the server looks at its own scope to know that no body follows.
-                scope = {**scope, "method": "GET"}
+                scope = {**scope, "method": "GET", HEAD: True}
             else:
                 await _tell_allowed(Request(scope), methods)(scope, receive, send)
                 return
@@ -261,21 +265,7 @@ class JsonView(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        try:
-            text = json.dumps(
-                content, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str
-            )
-        except ValueError:  # JSON knows no infinity; a view that fails for one number hides all others
-            text = json.dumps(_finite(content), ensure_ascii=False, separators=(",", ":"), default=str)
-        return text.encode()
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+        return as_json(content)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -1,0 +1,93 @@
+"""The route of the live stream."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from koo.platform import Platform
+from koo.web.as_json import as_json
+from koo.web.door import Door
+from koo.web.links import base_of
+from koo.web.live import COMMENT, Listener, Live, live_of
+from koo.web.live_parts import event_of
+from koo.web.live_source import BASE
+from koo.web.routing import HEAD, problems
+
+COMMENT_S = 15.0
+CHECK_S = 60.0
+"""How often it is asked whether who listens may still do so."""
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+TYPE = "text/event-stream"
+MARK = '{"at":"2026-11-29T03:00:00+00:00","kind":"act","component":"database","text":"paused"}'
+EXAMPLE = f"event: mark\ndata: {MARK}\n\n"
+
+
+def add_live(router: APIRouter, platform: Platform, door: Door) -> None:
+    """Add `/monitoring/live`."""
+    answers = {200: {"content": {TYPE: {"schema": {"type": "string"}, "example": EXAMPLE}}}, **problems(503)}
+
+    @router.get(
+        "/live", summary="The state of everything, as it changes", response_class=Response, responses=answers
+    )
+    async def get_live(request: Request) -> Response:
+        """Server-sent events: everything at first, then each part that has changed, once a second.
+
+        503 where 100 streams are open, and when the server ends. The events are described in docs/live.md.
+        """
+        live = live_of(platform)
+        if HEAD in request.scope:
+            return Response(headers=HEADERS, media_type=TYPE)
+        await platform.open()
+        listener = Listener()
+        await live.join(listener, {"application": getattr(request.app.state, "koo_application", "")})
+        return Stream(live, listener, door, base_of(request))
+
+
+class Stream(Response):
+    """One stream, until its reader or the server leaves. `base`: what stands before koo's routes, for links."""
+
+    media_type = TYPE
+
+    def __init__(self, live: Live, listener: Listener, door: Door, base: str) -> None:
+        super().__init__(headers=HEADERS)
+        del self.headers["Content-Length"]
+        self._live, self._listener, self._door = live, listener, door
+        self._base = as_json(base)[1:-1]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        left = asyncio.create_task(_until_left(receive))
+        left.add_done_callback(lambda _: self._listener.wake())
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._tell(scope, send, left)
+        finally:
+            self._live.leave(self._listener)
+            left.cancel()
+            await asyncio.gather(left, return_exceptions=True)
+
+    async def _tell(self, scope: Scope, send: Send, left: asyncio.Task[None]) -> None:
+        loop, listener = asyncio.get_running_loop(), self._listener
+        check_at = loop.time() + CHECK_S
+        while not left.done():
+            news = await listener.take(COMMENT_S)
+            if loop.time() >= check_at:
+                check_at = loop.time() + CHECK_S
+                if not self._door.still_lets(scope):
+                    listener.end("session")
+                    news = b""  # what came meanwhile is not for them any more
+            if listener.reason:
+                news += event_of("end", as_json({"reason": listener.reason}))
+            # Nothing of an earlier event waits here: `send` returns when the reader has taken enough of them.
+            body = news.replace(BASE.encode(), self._base) or COMMENT
+            await send({"type": "http.response.body", "body": body, "more_body": not listener.reason})
+            if listener.reason:
+                return
+
+
+async def _until_left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
