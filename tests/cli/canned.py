@@ -32,11 +32,16 @@ ALERT = {
 
 
 @contextmanager
-def canned(documents: Mapping[str, object]) -> Iterator[str]:
-    """A server that answers each path below `/api/v1` with one document."""
+def canned(documents: Mapping[str, object], port: int = 0, asked: list[str] | None = None) -> Iterator[str]:
+    """A server that answers each path below `/api/v1` with one document, as it is at that moment.
+
+    `asked`: takes the path and query of each request.
+    """
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if asked is not None:
+                asked.append(self.path)
             path = self.path.removeprefix("/api/v1").partition("?")[0]
             body = json.dumps(documents[path]).encode()
             self.send_response(200)
@@ -47,7 +52,7 @@ def canned(documents: Mapping[str, object]) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Answers)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

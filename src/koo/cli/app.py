@@ -278,6 +278,25 @@ def watch(url: Url = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def tail(
+    service: Annotated[
+        str | None,
+        typer.Option(help='Of one service, or "database", alone.', autocompletion=_services),
+    ] = None,
+    errors: Annotated[
+        bool, typer.Option("--errors", help="Alerts, openings, failed and refused calls alone.")
+    ] = False,
+    since: Annotated[str, typer.Option(metavar="AGO", help="Begin so long ago: 10m, at most 24h.")] = "1m",
+    url: Url = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a line.")] = False,
+) -> None:
+    """Follow what happens: alerts, openings, operators' acts, failed and refused calls summed, requests."""
+    from koo.cli.tail import tail as follow
+
+    raise typer.Exit(follow(since, service, url, errors=errors, as_json=as_json))
+
+
+@app.command()
 def audit(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="The last so many.")] = 50,
     url: Url = None,

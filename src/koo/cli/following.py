@@ -1,0 +1,229 @@
+"""What is new in the answers of a server that is asked over and over: each thing once, whatever happens in between.
+
+There is no log to follow across processes, so `koo tail` asks for the past from where it stands, and a little before:
+another process's news may arrive late. What it has shown it knows by its id (an alert, a request), by all that it says
+(a mark), or by the span that was counted. Each source stands where it was read last, so one that cannot be read for a
+while loses nothing. Everything is by the server's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from koo.cli.words import counted, latency, seconds_of, span, usd
+from koo.monitoring.history_shapes import History, HistoryMark
+from koo.monitoring.shapes import Alert
+from koo.monitoring.spend_shapes import BookedCall
+
+LATE_S = 60.0
+"""So late may the news of another process arrive."""
+SUMMED_S = 30.0
+"""Failed and refused calls of a component: the first span with some at once, then the sum of so long."""
+COUNTS = ("failed", "refused", "throttled")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One thing that happened, at a wall time. `word`: its severity, or what it is; `facts`: for programs."""
+
+    at: float
+    word: str
+    component: str
+    text: str
+    facts: Mapping[str, object] = field(default_factory=dict)
+    is_error: bool = False
+
+
+class Known:
+    """What was seen already, for as long as it may come again."""
+
+    def __init__(self) -> None:
+        self._seen_at: dict[Hashable, float] = {}
+
+    def is_new(self, key: Hashable, at: float) -> bool:
+        """Whether it is seen for the first time."""
+        if key in self._seen_at:
+            return False
+        self._seen_at[key] = at
+        return True
+
+    def keep(self, ids: Container[str]) -> None:
+        """What has another id is not asked for any more."""
+        self._seen_at = {
+            key: at for key, at in self._seen_at.items() if isinstance(key, tuple) and key[0] in ids
+        }
+
+    def forget(self, before: float) -> None:
+        """Those that happened earlier are not asked for any more."""
+        self._seen_at = {key: at for key, at in self._seen_at.items() if at >= before}
+
+
+class Marks:
+    """Openings, operators' acts and deploys."""
+
+    def __init__(self, start: float) -> None:
+        self._start = start
+        self._known = Known()
+
+    def take(self, marks: Iterable[HistoryMark]) -> Iterator[Line]:
+        """Those that are new; alerts come from their own history, where they have an id."""
+        for mark in marks:
+            at = seconds_of(mark["at"]) or 0.0
+            key = mark["at"], mark["kind"], mark["component"], mark["text"]
+            if mark["kind"] != "alert" and at >= self._start and self._known.is_new(key, at):
+                is_error = mark["kind"] == "circuit" and not mark["text"].startswith("closed")
+                yield Line(at, mark["kind"], mark["component"], mark["text"], is_error=is_error)
+
+    def forget(self, before: float) -> None:
+        """See `Known.forget`."""
+        self._known.forget(before)
+
+
+class Alerts:
+    """Alerts that fire, are taken on by somebody, and end. What holds already at the start is known."""
+
+    def __init__(self, start: float) -> None:
+        self._start = start
+        self._known = Known()
+        self._is_first = True
+
+    def take(self, episodes: Sequence[Alert]) -> Iterator[Line]:
+        """What is new about them: all that last, and those that ended lately."""
+        for alert in episodes:
+            yield from self._of(alert)
+        self._is_first = False
+        self._known.keep({alert["id"] for alert in episodes})
+
+    def _of(self, alert: Alert) -> Iterator[Line]:
+        began, ended = seconds_of(alert["timestamp"]) or 0.0, seconds_of(alert["ended_at"])
+        facts = {"id": alert["id"], "alert": alert["kind"]}
+        is_error = alert["type"] != "info"
+        # One that begins before the start, and fires after it, is not among those of the first answer.
+        if self._is_new(alert, "began", began):
+            yield Line(began, alert["type"], alert["component"], alert["message"], facts, is_error)
+        taken = alert.get("acknowledged")
+        if taken and self._is_new(alert, f"acknowledged {taken['at']}", at := seconds_of(taken["at"]) or 0.0):
+            text = f"{taken['by']} is at work on it: {alert['message']}"
+            yield Line(at, "act", alert["component"], text, facts)
+        if ended is not None and self._is_new(alert, "ended", ended):
+            text = f"over after {span(ended - began)}: {alert['message']}"
+            yield Line(ended, "ended", alert["component"], text, facts)
+
+    def _is_new(self, alert: Alert, what: str, at: float) -> bool:
+        return self._known.is_new((alert["id"], what), at) and (at >= self._start or not self._is_first)
+
+
+class Requests:
+    """Calls that cost something, as they are booked."""
+
+    def __init__(self, start: float) -> None:
+        self._start = start
+        self._known = Known()
+
+    def take(self, requests: Iterable[BookedCall]) -> Iterator[Line]:
+        """Those that are new."""
+        for one in requests:
+            at = seconds_of(one["at"]) or 0.0
+            if at >= self._start and self._known.is_new(one["id"], at):
+                yield Line(at, "request", f"ai:{one['service']}", request_words(one), dict(one))
+
+    def forget(self, before: float) -> None:
+        """See `Known.forget`."""
+        self._known.forget(before)
+
+
+def request_words(one: BookedCall) -> str:
+    """ "claude-x: 14 → 5 tokens, $0.000082, tag shop, id 01J…", and more where the server says it."""
+    more: Mapping[str, object] = dict(one)
+    read = one["input_tokens"] + one["cache_read_tokens"] + one["cache_write_tokens"]
+    words = [f"{read:,} → {one['output_tokens']:,} tokens", usd(one["cost"])]
+    if isinstance(outcome := more.get("outcome"), str) and outcome:
+        words.insert(0, outcome)
+    if isinstance(took := more.get("latency"), int | float):
+        words.append(latency(took))
+    if one["estimated"]:
+        words.append("an upper bound")
+    if one["tag"]:
+        words.append(f"tag {one['tag']}")
+    if isinstance(request := more.get("request_id"), str) and request:
+        words.append(f"request {request}")
+    return f"{one['model']}: {', '.join(words)}, id {one['id']}"
+
+
+@dataclass(slots=True)
+class Sum:
+    """Calls of one component since the last line, from the first span that had some."""
+
+    since: float = 0.0
+    until: float = 0.0
+    due_at: float = 0.0
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+
+
+class Calls:
+    """Failed and refused calls, summed: the first span of a component that has some, then every half minute."""
+
+    def __init__(self, start: float) -> None:
+        self._next_at = start  # the beginning of the first span that was not counted
+        self._sums: dict[str, Sum] = {}
+
+    @property
+    def since(self) -> float:
+        """From where the spans are wanted."""
+        return self._next_at
+
+    def take(self, history: History, settles_s: float = 0.0) -> Iterator[Line]:
+        """Count the spans that are over and were not counted; what is due is said.
+
+        `settles_s`: for so long after its end a span may still grow.
+        """
+        step_s, begin = history["step_s"], seconds_of(history["since"]) or 0.0
+        settled = (seconds_of(history["timestamp"]) or 0.0) - settles_s
+        length = max((len(one["calls"]) for one in history["series"].values()), default=0)
+        for place in range(length):
+            at = begin + place * step_s
+            if at < self._next_at or at + step_s > settled:
+                continue
+            known = {name: one for name, one in history["series"].items() if one["calls"][place] is not None}
+            for component, one in known.items():
+                counts = {"failed": one["failed"], "refused": one["refused"], "throttled": one["throttled"]}
+                self._add(component, at, at + step_s, {name: of[place] or 0 for name, of in counts.items()})
+            if known:
+                self._next_at = at + step_s
+                yield from self._due(self._next_at)
+
+    def _add(self, component: str, since: float, until: float, counts: Mapping[str, int]) -> None:
+        if not any(counts.values()):
+            return
+        sum_ = self._sums.setdefault(component, Sum())
+        if not any(sum_.counts.values()):
+            sum_.since = since
+        sum_.until = until
+        for name, number in counts.items():
+            sum_.counts[name] += number
+
+    def _due(self, now: float) -> Iterator[Line]:
+        for component, sum_ in self._sums.items():
+            if now >= sum_.due_at and any(sum_.counts.values()):
+                yield from self._say(component, sum_)
+                sum_.due_at = now + SUMMED_S
+
+    def rest(self) -> Iterator[Line]:
+        """What was counted and not said yet."""
+        for component, sum_ in self._sums.items():
+            yield from self._say(component, sum_)
+
+    def _say(self, component: str, sum_: Sum) -> Iterator[Line]:
+        counts = {name: number for name, number in sum_.counts.items() if number}
+        if not counts:
+            return
+        # Throttled ones are among those that failed.
+        failed, throttled = counts.get("failed", 0), counts.get("throttled", 0)
+        words = [f"{counted(failed, 'call')} failed" + (f" ({throttled} throttled)" if throttled else "")]
+        words = words if failed else []
+        if refused := counts.get("refused", 0):
+            words.append(f"{counted(refused, 'call')} refused by koo")
+        text = f"{', '.join(words)} in {span(sum_.until - sum_.since)}"
+        yield Line(sum_.until, "calls", component, text, counts, is_error=True)
+        sum_.counts = dict.fromkeys(COUNTS, 0)

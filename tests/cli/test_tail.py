@@ -1,0 +1,193 @@
+"""`koo tail`: each thing that happens is one line, once, whatever happens to the connection in between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from koo.cli.client import connect
+from koo.cli.following import Line
+from koo.cli.tail import Follower
+from koo.cli.terminal import CommandFailed
+from tests.cli.canned import ALERT, canned
+from tests.cli.running import Here, command, environment
+
+BEGIN = 1_764_338_400.0  # 2025-11-28T14:00:00Z
+
+
+def at(second: float) -> str:
+    minute, rest = divmod(second, 60)
+    return f"2025-11-28T14:{int(minute):02}:{rest:09.6f}+00:00"
+
+
+def mark(second: float, kind: str, text: str) -> dict[str, str]:
+    return {"at": at(second), "kind": kind, "component": "ai:claude", "text": text}
+
+
+def request(number: int, second: float) -> dict[str, Any]:
+    tokens = dict.fromkeys(("cache_read_tokens", "cache_write_tokens", "reasoning_tokens"), 0)
+    return {
+        "id": f"r{number}",
+        "at": at(second),
+        "service": "claude",
+        "model": "claude-x",
+        "tag": "shop",
+        "cost": "0.000082",
+        "input_tokens": 14,
+        "output_tokens": 5,
+        "estimated": False,
+        **tokens,
+    }
+
+
+class Server:
+    """The documents of a server, which a test changes as time goes on."""
+
+    def __init__(self) -> None:
+        self.marks: list[dict[str, str]] = []
+        self.requests: list[dict[str, Any]] = []
+        self.episodes: list[dict[str, Any]] = []
+        self.spans: dict[str, list[tuple[int, int] | None]] = {}
+        self.now = 0.0
+
+    def documents(self) -> dict[str, object]:
+        """As they are now; the history begins at 14:00:00 in steps of five seconds."""
+        series = {
+            name: {
+                "calls": [None if span is None else 1 for span in spans],
+                "failed": [None if span is None else span[0] for span in spans],
+                "refused": [None if span is None else span[1] for span in spans],
+                "throttled": [None if span is None else 0 for span in spans],
+            }
+            for name, spans in self.spans.items()
+        }
+        now = {"timestamp": at(self.now)}
+        past = {"since": at(0), "until": at(self.now), "step_s": 5, "scope": "this process", "trouble": ""}
+        return {
+            "/monitoring/history": {**past, "series": series, "marks": self.marks, **now},
+            "/monitoring/alerts/history": {
+                "episodes": self.episodes, "next_cursor": None, "since": at(0), "until": at(0), **now,
+            },
+            "/ai/requests": {"requests": self.requests[::-1], "amount": "0", "next_cursor": None, **now},
+            "/monitoring/fleet": {
+                "processes": [{"state": "live"}], "guards": [], "purses": [], "leases": [], "leader": None,
+                "differences": [], "state_store": {}, **now,
+            },
+        }  # fmt: skip
+
+
+def texts(lines: list[Line]) -> list[str]:
+    return [f"{line.word} {line.text}" for line in sorted(lines, key=lambda one: one.at)]
+
+
+def test_nothing_is_lost_and_nothing_comes_twice_across_a_reconnect() -> None:
+    """Not what came while the server was away, nor what another process told late, nor what was there before."""
+    server, documents, asked = Server(), dict[str, object](), list[str]()
+
+    async def look(follower: Follower, second: float) -> list[str]:
+        server.now = second
+        documents.update(server.documents())
+        return texts([line async for line in follower.look()])
+
+    async def main() -> None:
+        with canned(documents) as url:
+            async with connect(url) as client:
+                follower = Follower(client, BEGIN + 10, None)
+                server.marks = [mark(5, "deploy", "too early"), mark(11, "circuit", "opened: 5 failures")]
+                server.requests = [request(1, 9), request(2, 12)]
+                server.episodes = [{**ALERT, "id": "old", "timestamp": at(1), "message": "lasts already"}]
+                server.spans["ai:claude"] = [(9, 9), (9, 9), (5, 0), None]
+                first = await look(follower, 16)
+        assert first == [
+            "circuit opened: 5 failures",
+            "request claude-x: 14 → 5 tokens, $0.000082, tag shop, id r2",
+            "calls 5 calls failed in 5 s",
+        ]
+        async with connect(url) as client:
+            follower._client = client
+            with pytest.raises(CommandFailed, match="no koo server answers"):
+                await look(follower, 17)
+            server.marks.append(mark(18, "act", "closed by an operator"))
+            server.marks.append(mark(10.5, "circuit", "opened in another process, and told late"))
+            server.requests.append(request(3, 18.5))
+            server.episodes.append({**ALERT, "id": "new", "timestamp": at(2), "message": "fires now"})
+            server.spans["ai:claude"] = [(9, 9), (9, 9), (5, 0), (0, 31), (1, 0), None]
+            documents.update(server.documents())
+            with canned(documents, int(url.rpartition(":")[2]), asked):
+                assert await look(follower, 26) == [
+                    "critical fires now",
+                    "circuit opened in another process, and told late",
+                    "act closed by an operator",
+                    "request claude-x: 14 → 5 tokens, $0.000082, tag shop, id r3",
+                ]
+                # A minute before the last answer: another process's news may arrive late.
+                past = asked[0].partition("/history?since=")[2].partition("&")[0]
+                assert unquote(past) == "2025-11-28T13:59:16+00:00"
+                assert await look(follower, 27) == []
+                # The sum of what came since the first line, once half a minute is over.
+                server.spans["ai:claude"][5:] = [(0, 0)] * 5
+                assert await look(follower, 51) == ["calls 1 call failed, 31 calls refused by koo in 10 s"]
+                server.episodes[1] |= {"ended_at": at(40), "acknowledged": {"by": "ada", "at": at(39)}}
+                assert await look(follower, 52) == [
+                    "act ada is at work on it: fires now",
+                    "ended over after 38 s: fires now",
+                ]
+                assert texts(list(follower.calls.rest())) == []
+
+    asyncio.run(main())
+
+
+def test_of_several_processes_a_minute_is_counted_when_all_have_written_it() -> None:
+    server, documents = Server(), dict[str, object]()
+
+    async def main() -> None:
+        with canned(documents) as url:
+            async with connect(url) as client:
+                follower = Follower(client, BEGIN, None)
+                follower.has_others = True
+                server.spans["ai:claude"] = [(1, 0)]
+                for second, count, said in ((6.0, 1, []), (25.5, 7, ["calls 7 calls failed in 5 s"])):
+                    server.now, server.spans["ai:claude"] = second, [(count, 0)]
+                    documents.update(server.documents())
+                    assert texts([line async for line in follower.look()]) == said
+
+    asyncio.run(main())
+
+
+def test_it_follows_until_ctrl_c_and_shows_what_is_wanted(tmp_path: Path) -> None:
+    server = Server()
+    server.now = 40.0
+    server.marks = [mark(12, "circuit", "opened: 5 failures"), mark(13, "act", "closed by an operator")]
+    server.requests = [request(1, 14)]
+    for arguments, last, unwanted in (
+        (["--json"], "id r1", "nothing"),
+        (["--errors", "--service", "claude"], "opened", "operator"),
+    ):
+        with canned(server.documents()) as url:
+            env = environment(tmp_path, KOO_URL=url)
+            line = command("tail", *arguments)
+            with subprocess.Popen(
+                line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+            ) as run:
+                assert run.stdout is not None and run.stderr is not None
+                read: list[str] = []
+                while not read or last not in read[-1]:
+                    read.append(run.stdout.readline())
+                    assert read[-1], run.stderr.read()
+                    assert "--json" not in arguments or json.loads(read[-1])["component"] == "ai:claude"
+                run.send_signal(signal.SIGINT)
+                out, err = run.communicate(timeout=30)
+                assert (run.returncode, err) == (0, "")
+                assert unwanted not in out and all(unwanted not in one for one in read)
+
+
+def test_a_time_that_is_no_duration_is_the_callers_mistake(here: Here) -> None:
+    code, _, err = here.run("tail", "--since", "yesterday")
+    assert code == 2 and "--since is 'yesterday'" in err
