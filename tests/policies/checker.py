@@ -526,7 +526,12 @@ SCOPES: dict[str, Scope] = {
         _scope(probe_concurrency=2, success_threshold=3), seen_max=1, streak_max=0, operator=False
     ),
     "fleet": Scope(
-        _scope(failure_threshold=2, **_ONE_PROBE), calls_max=2, streak_max=0, operator=False, fleet=True
+        _scope(failure_threshold=2, **_ONE_PROBE),
+        calls_max=2,
+        seen_max=1,
+        streak_max=0,
+        operator=False,
+        fleet=True,
     ),
 }
 """What matters differs: each is small where the others are not. Each is visited to its end."""
