@@ -103,6 +103,7 @@ GETS: dict[str, tuple[Any, set[str]]] = {
         fleet_shapes.FleetStatus,
         {"processes", "guards", "purses", "leases", "leader", "differences", "state_store", "timestamp"},
     ),
+    "/api/v1/session": (answers.SessionView, {"role", "who", "expires_at", "login", "timestamp"}),
     "/livez": (answers.Alive, {"status"}),
     "/readyz": (answers.Ready, {"status"}),
 }

@@ -445,7 +445,7 @@ class AuditEntry(TypedDict):
     """An act that was let through, or a request that was refused."""
 
     at: Time
-    who: Annotated[str, Doc("token, read token, this machine, or unknown")]
+    who: Annotated[str, Doc("token, read token, session, read session, this machine, or unknown")]
     what: Annotated[str, Doc("the method and the route, without a caller's words")]
     peer: Annotated[str, Doc("the address that it came from")]
     status: Annotated[int, Doc("200: it was let through; its own answer may be another")]

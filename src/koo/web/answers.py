@@ -168,3 +168,18 @@ class Ready(TypedDict):
     """Traffic is welcome."""
 
     status: Literal["ready"]
+
+
+# ── sessions ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class SessionView(TypedDict):
+    """Who asks, and what they may do."""
+
+    role: Annotated[Literal["write", "read"], Doc("read: what changes something is refused")]
+    who: Annotated[
+        str, Doc("token, read token, session, read session, this machine; empty: your application decides")
+    ]
+    expires_at: Annotated[Time | None, Doc("when the session ends; null: it is none")]
+    login: Annotated[bool, Doc("a session can be begun here; false: no token is set")]
+    timestamp: Time

@@ -36,6 +36,7 @@ from koo.web.probes import probes_router
 from koo.web.readiness import Readiness, readiness_of
 from koo.web.routing import answer_error, answer_http_error, describe_access, describe_problems
 from koo.web.runbook import runbook_router
+from koo.web.session_routes import login_router, session_router
 from koo.web.spans import Application
 
 PREFIX = "/api/v1"
@@ -87,6 +88,7 @@ def create_app(platform: Platform, *, hosts: Iterable[str] = ()) -> FastAPI:
     door = _include(app, platform, readiness, PREFIX, True, hosts)
     app.include_router(docs_router(door))
     app.include_router(dashboard_router(door))
+    app.include_router(login_router(door, PREFIX, PATH))
     describe_problems(app)
     _name_the_path(app, platform)
     return app
@@ -131,6 +133,7 @@ def mount(
     host.state.koo_application = name or _title_of(app)
     if dashboard is not None:
         host.include_router(dashboard_router(door, prefix, dashboard, host.state.koo_application))
+        host.include_router(login_router(door, prefix, dashboard, host.state.koo_application))
     if host is not app:
         app.state.koo_prefix = prefix
         receive_guest(app.router.routes, Guest(host))
@@ -159,6 +162,7 @@ def _include(
     door = door_of(platform, protect, names)
     app.include_router(monitoring_router(platform, protect=protect, hosts=names), prefix=prefix)
     app.include_router(ai_router(platform, protect=protect, hosts=names), prefix=prefix)
+    app.include_router(session_router(door), prefix=prefix)
     app.include_router(runbook_router(door), prefix=prefix)
     app.include_router(probes_router(readiness, door))
     app.include_router(metrics_router(platform, door))
@@ -167,7 +171,10 @@ def _include(
         lambda path: (
             protect
             and platform.options.token is not None
-            and (path == "/metrics" or path.startswith((f"{prefix}/monitoring", f"{prefix}/ai")))
+            and (
+                path == "/metrics"
+                or path.startswith((f"{prefix}/monitoring", f"{prefix}/ai", f"{prefix}/session"))
+            )
         ),
     )
     return door

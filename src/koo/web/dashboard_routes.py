@@ -13,11 +13,12 @@ import posixpath
 from html import escape
 from importlib.resources import files
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from koo.web.door import Door
 from koo.web.routing import add_file, file_router
+from koo.web.session_routes import login_path
 
 PATH = "/dashboard"
 MODULES = (
@@ -49,9 +50,19 @@ def dashboard_router(
     router = file_router(door)
     folder = files("koo.web").joinpath("dashboard")
     page = folder.joinpath("index.html").read_text(encoding="utf-8")
+    login = _from(path, login_path(prefix, path))
+    has_login = "../koo-login" in page
+    page = page.replace("../koo-login", login).replace("../koo-logout", login.replace("-login", "-logout"))
     page = page.replace("../api/v1", _from(path, prefix)).replace("../docs", _from(path, "/docs"))
     page = page.replace('data-application=""', f'data-application="{escape(application)}"')
-    add_file(router, f"{path}/", page.encode(), "text/html", HEADERS)
+    content = page.encode()
+
+    async def show(request: Request) -> Response:
+        if has_login and door.has_sessions and not door.look(request.scope)[0]:
+            return Response(status_code=303, headers={"Location": login, **HEADERS})
+        return Response(content, media_type="text/html", headers=HEADERS)
+
+    router.add_api_route(f"{path}/", show, methods=["GET"])
     for name in ASSETS:
         media_type = "text/css" if name.endswith(".css") else "text/javascript"
         add_file(router, f"{path}/{name}", folder.joinpath(name).read_bytes(), media_type, HEADERS)

@@ -31,7 +31,8 @@ from koo.web.bounds import (
     bounded,
 )
 from koo.web.problems import http_problem, respond
-from koo.web.security import SAFE_METHODS, Access, Asked, Denial, Kind, asked_of
+from koo.web.security import SAFE_METHODS, Access, Asked, Denial, Kind, Who, asked_of
+from koo.web.session import Session
 
 QUERIES = ("/ai/query", "/ai/batch-query")
 """Routes whose calls are what the server is there for: they change nothing for other callers, and are no acts."""
@@ -49,6 +50,11 @@ class Door:
         self._access: Access | None = None
         self._audit = audit
         self._guesses = audit.guesses
+
+    @property
+    def again_in_s(self) -> int:
+        """When who guessed too often may try again."""
+        return self._guesses.again_in_s
 
     @property
     def protects(self) -> bool:
@@ -79,6 +85,49 @@ class Door:
         await _answer(denial.status, denial.detail, scope, receive, send, more)
         return None
 
+    # ── sessions ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def has_sessions(self) -> bool:
+        """Can a session be begun: is there a token?"""
+        return self._make is not None and bool(self._rules().tokens)
+
+    @property
+    def session_names(self) -> list[str]:
+        """What the cookies of sessions may be called."""
+        return self._rules().sessions.names
+
+    def begin_session(self, token: str, what: str, scope: Scope) -> tuple[str, str] | Denial:
+        """The name and the value of a cookie for who has this token. `what`: the act, for the audit."""
+        access, asked = self._rules(), asked_of(scope, "page")
+        where = access.caller(asked) or "unknown"
+        begun = access.sessions.begin(token, asked.audience, asked.at)
+        if begun is None:
+            denial = self._slowed(Denial(401, "the token is not known", is_guess=True), where)
+            self._audit.note("", what, where, denial)
+            return denial
+        name, value, role = begun
+        self._audit.note("session" if role == "write" else "read session", what, where, None)
+        return name, value
+
+    def look(self, scope: Scope) -> tuple[Who, Session | None]:
+        """Whose request this is, and the session it comes with."""
+        if self._make is None:
+            return "", None
+        asked = asked_of(scope)
+        return self._rules().who(asked), self._rules().session(asked)
+
+    def _rules(self) -> Access:
+        if self._access is None:
+            assert self._make is not None
+            self._access = self._make()
+        return self._access
+
+    def _slowed(self, denial: Denial, where: str) -> Denial:
+        if not self._guesses.are_too_many(where):
+            return denial
+        return Denial(429, "too many tokens that are not known came from this address; try again later")
+
     def still_lets(self, scope: Scope) -> bool:
         """Would a guarded request that was let in a while ago be let in now?"""
         return self._access is None or self._access.judge(asked_of(scope)) is None
@@ -86,12 +135,10 @@ class Door:
     def _judge(self, asked: Asked, path: str) -> Denial | None:
         if self._make is None:
             return None
-        if self._access is None:
-            self._access = self._make()
-        access = self._access
+        access = self._rules()
         denial, where = access.judge(asked), access.caller(asked) or "unknown"
-        if denial is not None and denial.is_guess and self._guesses.are_too_many(where):
-            denial = Denial(429, "too many tokens that are not known came from this address; try again later")
+        if denial is not None and denial.is_guess:
+            denial = self._slowed(denial, where)
         changes = asked.kind == "guarded" and asked.method not in SAFE_METHODS and not path.endswith(QUERIES)
         if denial is not None or changes:
             self._audit.note(access.who(asked), f"{asked.method} {path}", where, denial)

@@ -16,6 +16,7 @@ from koo.web.live import COMMENT, Listener, Live, live_of
 from koo.web.live_parts import event_of
 from koo.web.live_source import BASE
 from koo.web.routing import HEAD, problems
+from koo.web.session_routes import session_view
 
 COMMENT_S = 15.0
 CHECK_S = 60.0
@@ -43,7 +44,11 @@ def add_live(router: APIRouter, platform: Platform, door: Door) -> None:
             return Response(headers=HEADERS, media_type=TYPE)
         await platform.open()
         listener = Listener()
-        await live.join(listener, {"application": getattr(request.app.state, "koo_application", "")})
+        head = {
+            "application": getattr(request.app.state, "koo_application", ""),
+            "session": session_view(door, request.scope),
+        }
+        await live.join(listener, head)
         return Stream(live, listener, door, base_of(request))
 
 

@@ -12,6 +12,8 @@ somebody's browser, and a name of its own that suddenly points to 127.0.0.1 (DNS
   and names this machine as the caller.
 * With KOO_TOKEN each request needs it, or KOO_READ_TOKEN for what changes nothing. A browser never sends a bearer token
   by itself, so who has one may come from anywhere and call us by any name.
+* A session's cookie (`session.py`) stands for the token it was begun with. A browser does send it by itself, so with it
+  the two rules above hold as they do without a token. Beside an Authorization header it does not count.
 
 Probes answer under any name: they say nothing that a stranger could use, and a kubelet asks by the pod's address.
 """
@@ -19,6 +21,7 @@ Probes answer under any name: they say nothing that a stranger could use, and a 
 from __future__ import annotations
 
 import hmac
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -29,6 +32,7 @@ from starlette.types import Scope
 
 from koo.http.proxies import is_loopback
 from koo.options import PlatformOptions
+from koo.web.session import Session, Sessions
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 TEST_NAMES = frozenset({"testserver", "testserver.local"})
@@ -37,9 +41,10 @@ TEST_PEER = "testclient"
 """The peer of Starlette's test client, which no server on a socket ever has."""
 ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})
 PROXY_HEADERS = ("forwarded", "x-forwarded-for", "via")
+NO_SESSIONS = Sessions()
 Kind = Literal["guarded", "page", "probe"]
 """Of a route: what says something about this installation, a page's files, what an orchestrator asks."""
-Who = Literal["token", "read token", "this machine", ""]
+Who = Literal["token", "read token", "session", "read session", "this machine", ""]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,10 @@ class Asked:
     peer: str | None = None
     repeated: frozenset[str] = frozenset()
     kind: Kind = "guarded"
+    audience: str = ""
+    """Below which prefix the route lies, which a session has to be made for."""
+    at: float = 0.0
+    """When, in wall seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,7 @@ class Access:
     hosts: frozenset[str] | None = frozenset()
     origins: frozenset[str] = frozenset()
     proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    sessions: Sessions = NO_SESSIONS
 
     @classmethod
     def of(cls, options: PlatformOptions, more_hosts: Iterable[str] = ()) -> Access:
@@ -80,35 +90,52 @@ class Access:
         everywhere = options.host in ANY_ADDRESS and options.token is not None
         public = urlsplit(options.alerts.public_url or "").hostname
         hosts = {options.host, url.hostname or "", public or "", *more_hosts}
-        return cls(
+        tokens, read_tokens = (
             _set(options.token, options.token_2),
             _set(options.read_token, options.read_token_2),
+        )
+        return cls(
+            tokens,
+            read_tokens,
             None if everywhere else frozenset(host.lower() for host in hosts) - ANY_ADDRESS,
             frozenset({f"{url.scheme}://{url.netloc}".lower()}),
             tuple(ip_network(one, strict=False) for one in options.trusted_proxies),
+            # Without a token this machine may ask, and a read token alone is refused at the start.
+            Sessions(tokens, read_tokens) if tokens else NO_SESSIONS,
         )
 
     def judge(self, asked: Asked) -> Denial | None:
         """None: go on."""
-        if asked.kind == "probe" or (asked.kind == "guarded" and self.who(asked) == "token"):
+        who = self.who(asked)
+        if asked.kind == "probe" or (asked.kind == "guarded" and who == "token"):
             return None
-        if asked.kind == "guarded" and self.who(asked) == "read token":
-            looks = asked.method in SAFE_METHODS
+        looks = asked.method in SAFE_METHODS
+        if asked.kind == "guarded" and who == "read token":
             return None if looks else Denial(403, "this token may only look; send KOO_TOKEN")
         if not self._knows_host(asked):
             return Denial(403, _explain_host(asked.headers.get("host", "")))
-        if asked.kind == "page":
-            return None
+        if asked.kind == "page" or who == "session":
+            return self._judge_origin(asked)
+        if who == "read session":
+            return None if looks else Denial(403, "this session may only look; log in with KOO_TOKEN")
         return self._refuse_without_token(asked) if self.tokens else self._judge_stranger(asked)
 
     def who(self, asked: Asked) -> Who:
-        """Whose request it is, by its token, or by where it comes from; empty: nobody's that is known."""
+        """Whose request it is, by its token, its session, or where it comes from; empty: nobody's that is known."""
         given = _token_of(asked)
-        if self.tokens:
-            writes = _fits(given, self.tokens)
-            reads = _fits(given, self.read_tokens)
-            return "token" if writes else "read token" if reads else ""
-        return "this machine" if self.is_local(asked) else ""
+        if not self.tokens:
+            return "this machine" if self.is_local(asked) else ""
+        if (session := self.session(asked)) is not None:
+            return "session" if session.role == "write" else "read session"
+        writes = _fits(given, self.tokens)
+        reads = _fits(given, self.read_tokens)
+        return "token" if writes else "read token" if reads else ""
+
+    def session(self, asked: Asked) -> Session | None:
+        """The session that a request comes with; None: none, or a token."""
+        if "authorization" in asked.headers or "cookie" in asked.repeated:
+            return None
+        return self.sessions.find(asked.headers.get("cookie", ""), asked.audience, asked.at)
 
     # ── whom it is meant for ──────────────────────────────────────────────────────────────────────────────────
 
@@ -125,6 +152,8 @@ class Access:
     def _refuse_without_token(self, asked: Asked) -> Denial:
         if "authorization" in asked.repeated:
             return Denial(401, "Authorization was sent twice, and which one counts is open to doubt")
+        if not _token_of(asked) and self.sessions.has_cookie(asked.headers.get("cookie", "")):
+            return Denial(401, "the session has ended, or its token was changed: log in again")
         if not _token_of(asked):
             return Denial(401, "a token is needed: send Authorization: Bearer, with KOO_TOKEN")
         return Denial(401, "the token is not known", is_guess=True)
@@ -132,6 +161,9 @@ class Access:
     def _judge_stranger(self, asked: Asked) -> Denial | None:
         if not self.is_local(asked):
             return Denial(403, _explain_peer(asked))
+        return self._judge_origin(asked)
+
+    def _judge_origin(self, asked: Asked) -> Denial | None:
         if asked.method in SAFE_METHODS:
             return None
         site, origin = asked.headers.get("sec-fetch-site"), asked.headers.get("origin")
@@ -235,6 +267,12 @@ def _fits(given: str, tokens: tuple[str, ...]) -> bool:
     return sum(hmac.compare_digest(given.encode(), one.encode()) for one in tokens) > 0
 
 
+def audience_of(scope: Scope) -> str:
+    """Below which prefix koo's routes lie, as the application that has them says."""
+    app = scope.get("app")
+    return f"{scope.get('root_path', '')}{getattr(app.state, 'koo_prefix', '') if app is not None else ''}"
+
+
 def asked_of(scope: Scope, kind: Kind = "guarded") -> Asked:
     """What the rules look at, of an ASGI scope."""
     headers: dict[str, str] = {}
@@ -246,5 +284,12 @@ def asked_of(scope: Scope, kind: Kind = "guarded") -> Asked:
         headers[name] = raw_value.decode("latin-1")
     client = scope.get("client")
     return Asked(
-        scope["method"], str(scope["path"]), headers, client[0] if client else None, frozenset(repeated), kind
+        scope["method"],
+        str(scope["path"]),
+        headers,
+        client[0] if client else None,
+        frozenset(repeated),
+        kind,
+        audience_of(scope),
+        time.time(),
     )
