@@ -1,7 +1,7 @@
 """What must outlive the process or be shared, as protocols: money, operators' acts, alert episodes.
 
 Money is held in memory against what the store has granted in advance (`policies/purses.py`), so at every instant
-settled + held ≤ limit, whatever happens to this process or to the store. Everything else may be written a moment later.
+settled + held ≤ limit, whatever happens to this process or the store. Everything else may be written a moment later.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from koo.spans import PastSpans
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """A service's daily budget: `limit_usd` a UTC day; None is no limit. `explicit`: somebody set it."""
+    """A service's daily budget: `limit_usd` a UTC day; None is no limit. `explicit`: it was set, not a default."""
 
     limit_usd: Decimal | None
     explicit: bool = False
@@ -58,7 +58,7 @@ class Bill(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Short:
-    """A call was refused for money lately, and `left_usd` of the budget would not cover the same call now.
+    """A call was lately refused for lack of money, and `left_usd` of the budget would not cover the same call now.
 
     `budget`: the name of one that an operator set, with its tag (NAME/TAG); empty: the service's own of the day.
     `title`: the same in a sentence. `resets_at` is wall seconds.
@@ -73,13 +73,13 @@ class Short:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetView:
-    """One budget in its present period, as last known, in USD; times are wall seconds.
+    """One budget in its current period, as last known, in USD; times are wall seconds.
 
     `held_usd` is held by calls that run now. `idle_usd` lies in the purses of processes and can be recalled,
     `unsettled_usd` was granted to processes that no longer report. `scope` is "shared", or "this process" while the
-    store is away. `above_hold_usd` is by how much this process's bills were above what was held for them. `runs_out`
-    is when it is used up if spending goes on. `shortage` says why the last call that it should cover was refused, for
-    as long as the same call would be refused again; `short` says it in numbers, and for some minutes longer.
+    store is away. `above_hold_usd`: how much this process's bills exceeded what was held for them. `runs_out`: when it
+    is used up at the current pace. `shortage`: why the last call that it should cover was refused, for as long as the
+    same call would be refused again; `short`: the same in numbers, and for some minutes longer.
     """
 
     limit_usd: Decimal | None
@@ -98,7 +98,7 @@ class BudgetView:
 
 @dataclass(frozen=True, slots=True)
 class OwnBudgetView:
-    """A budget that an operator set; `tag` where it is one of those for each tag."""
+    """A budget that an operator set; `tag` if it is one of those for each tag."""
 
     options: BudgetOptions
     tag: str | None
@@ -110,9 +110,9 @@ SpendGroup = Literal["day", "service", "model", "tag"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
-    """What was booked in one group, whose values stand in the order of `SpendGroup`; a day is a UTC day.
+    """What was booked in one group, its values in the order of `SpendGroup`; a day is a UTC day.
 
-    `estimated_usd` is the part of which the provider did not say what it used, `input_tokens` those read in any way.
+    `estimated_usd`: the part without usage from the provider; `input_tokens`: read in any way, caches included.
     """
 
     group: tuple[str | int | None, ...]
@@ -129,7 +129,7 @@ class Entry:
     """One booking. `at` is wall seconds, `day` the UTC day whose budget paid; `held_usd` was the worst case.
 
     `estimated`: the provider sent no usage. `unit_prices` are USD per million tokens, by class, as texts. `tag`
-    and `metadata` are the caller's own words. `process` is the one that booked it.
+    and `metadata` are the caller's own. `process` is the one that booked it.
     """
 
     id: str
@@ -161,22 +161,22 @@ class Place(NamedTuple):
 
 
 class Spending(Protocol):
-    """What was booked by all processes on one store. Each method raises `StoreUnavailable`."""
+    """What all processes on one store have booked. Each method raises `StoreUnavailable`."""
 
     async def latest(self, before: Place, wanted: Mapping[str, str], *, limit: int) -> list[Entry]:
-        """Those before a place, the newest first; `wanted`: only those of a service, a model, a tag."""
+        """Bookings before a place, newest first; `wanted`: only those of a service, a model, a tag."""
         ...
 
     async def spent(
         self, first_day: int, last_day: int, by: Sequence[SpendGroup], *, limit: int = 10_000
     ) -> list[Spent]:
-        """Added up from one UTC day to another, both included. Raises `StoreUnavailable`."""
+        """Totals from one UTC day to another, both included. Raises `StoreUnavailable`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Unsettled:
-    """What one process that no longer reports was granted and has not spent, as it told; amounts in pico-dollars."""
+    """What one process that no longer reports was granted and has not reported as spent; amounts in pico-dollars."""
 
     process: str
     seen_at: float
@@ -198,11 +198,11 @@ class UnsettledMoney(Protocol):
     """What dead processes left behind in all budgets of one store. Each method raises `StoreUnavailable`."""
 
     async def find(self) -> list[Unsettled]:
-        """Of the day and the month that run, by process."""
+        """Of the current day and month, by process."""
         ...
 
     async def write_off(self, process: str | None, by: str, reason: str) -> list[WriteOff]:
-        """Free it for one process, or for all (None); returns what was freed. A process that lives is left alone."""
+        """Free it for one process, or for all (None); returns what was freed. A living process is left alone."""
         ...
 
     async def written_off(self, since: float, until: float) -> list[WriteOff]:
@@ -211,10 +211,10 @@ class UnsettledMoney(Protocol):
 
 
 class Upkeep(Protocol):
-    """What the store forgets. It may be done by any process, at any time."""
+    """What the store forgets. Any process may do it, at any time."""
 
     async def prune(self, before_day: int) -> bool:
-        """Forget a little of what ended before that UTC day; True where there may be more.
+        """Forget a little of what ended before that UTC day; True if there may be more.
 
         Raises `StoreUnavailable`.
         """
@@ -226,7 +226,7 @@ class Ledger(Protocol):
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now, as a sentence; None: nothing is known against it."""
+        """Why the store cannot be used now, as a sentence; None: no trouble is known."""
         ...
 
     def budget(
@@ -236,21 +236,21 @@ class Ledger(Protocol):
         ...
 
     def forget(self, name: str) -> bool:
-        """Know a budget no longer, if it was not used in this period."""
+        """Forget a budget, if it was not used in this period."""
         ...
 
     def hold(self, budgets: tuple[Budget, ...], amount: int) -> Hold | None:
-        """Hold a call's worst case in all its budgets, in memory; None where it has to wait."""
+        """Hold a call's worst case in all its budgets, in memory; None if it has to wait."""
         ...
 
     async def wait(
         self, budgets: tuple[Budget, ...], amount: int, deadline: float, *, is_patient: bool
     ) -> Hold | tuple[Refusal, Key | None]:
-        """Wait for the store's answer, and where `is_patient` for what is recalled. Raises TimeoutError."""
+        """Wait for the store's answer, and if `is_patient` for what is recalled. Raises TimeoutError."""
         ...
 
     def shrink(self, hold: Hold, amount: int) -> None:
-        """Something has proved a call's worst case smaller."""
+        """A call's worst case has proved smaller."""
         ...
 
     def settle(self, hold: Hold, service: str, bill: Bill) -> int:
@@ -274,7 +274,7 @@ class Ledger(Protocol):
         ...
 
     def knows(self, name: str) -> bool:
-        """Has the store said how this budget stands in this period?"""
+        """Whether the store has said how this budget stands in this period."""
         ...
 
     def view(self, name: str) -> BudgetView:
@@ -300,11 +300,11 @@ class LedgerKeeper(Ledger, Protocol):
         ...
 
     async def refresh(self) -> None:
-        """Tell what is new, and learn how all budgets stand. Raises `StoreUnavailable`."""
+        """Report what is new, and learn how all budgets stand. Raises `StoreUnavailable`."""
         ...
 
     async def finish(self) -> None:
-        """This process ends: tell everything, and send home what no call holds. Raises `StoreUnavailable`."""
+        """This process ends: report everything, and send home what no call holds. Raises `StoreUnavailable`."""
         ...
 
 
@@ -314,24 +314,24 @@ class LimitKeeper(Protocol):
     def share(
         self, limits: Limits, name: str, requests: Budget | None = None, tokens: TokenLimit | None = None
     ) -> None:
-        """Have a service's limits hold for all; `requests`: the ledger's budget of its requests of a day."""
+        """Make a service's limits fleet-wide; `requests`: the ledger's budget of its requests per day."""
         ...
 
     def know_processes(self, processes: int) -> None:
-        """So many are on the store."""
+        """`processes` are on the store."""
         ...
 
     async def begin(self) -> None:
-        """Hear how the limits stand, before the first call. Raises `StoreUnavailable`."""
+        """Learn how the limits stand, before the first call. Raises `StoreUnavailable`."""
         ...
 
     async def run(self) -> None:
-        """Tell what was used and ask for more, until cancelled."""
+        """Report what was used and ask for more, until cancelled."""
         ...
 
 
 SignalKind = Literal["reset", "limits", "override", "cooldown", "latch", "write_off"]
-"""As stored, so that processes of other versions on the same store understand: a blocked key is a "latch"."""
+"""As stored, so that processes of other versions on the same store understand it: a blocked key is a "latch"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +353,7 @@ class Signals(Protocol):
     """The acts of all processes on one store."""
 
     async def publish(self, kind: SignalKind, target: str, payload: dict[str, Any] | None = None) -> int:
-        """Tell all other processes; returns the signal's number. Raises `StoreUnavailable`."""
+        """Publish to all other processes; returns the signal's number. Raises `StoreUnavailable`."""
         ...
 
     async def latest(self) -> list[Signal]:
@@ -362,10 +362,10 @@ class Signals(Protocol):
 
 
 class RollCall(Protocol):
-    """Who is on the store, and who leads. Each method raises `StoreUnavailable`."""
+    """Which processes are on the store, and which one leads. Each method raises `StoreUnavailable`."""
 
     async def beat(self, told: Told, cursor: int | None = None) -> tuple[Heard, list[Signal]]:
-        """Tell how this process is, and hear of the others; with the signals after number `cursor`."""
+        """Report how this process is, and hear of the others; with the signals after number `cursor`."""
         ...
 
     async def leave(self) -> None:
@@ -382,7 +382,7 @@ class RollCall(Protocol):
 
 
 class LeadersStore(Protocol):
-    """What the leader of the fleet does for all. Each act raises `NotLeading` where another leads since."""
+    """What the leader of the fleet does for all. Each act raises `NotLeading` if another process leads by now."""
 
     @property
     def past(self) -> Upkeep: ...
@@ -404,7 +404,7 @@ class LeadersStore(Protocol):
 
 
 class Store(Protocol):
-    """One process's door to what it shares. It belongs to one event loop at a time."""
+    """One process's access to what it shares. It belongs to one event loop at a time."""
 
     @property
     def process(self) -> str:
@@ -413,7 +413,7 @@ class Store(Protocol):
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now, as a sentence; None: nothing is known against it."""
+        """Why the store cannot be used now, as a sentence; None: no trouble is known."""
         ...
 
     @property
@@ -458,11 +458,11 @@ class Store(Protocol):
         ...
 
     async def open(self) -> None:
-        """Connect and read today's numbers. Raises `StoreUnavailable`, and goes on trying."""
+        """Connect and read today's numbers. Raises `StoreUnavailable`, and keeps trying."""
         ...
 
     async def close(self) -> None:
-        """Write what waits, as far as the store lets us. It may be opened again."""
+        """Write what is still waiting, as far as the store allows. It may be opened again."""
         ...
 
 
@@ -471,4 +471,4 @@ class StoreUnavailable(Exception):
 
 
 class NotLeading(Exception):
-    """The act was the leader's, and another process leads since: it is that one's now."""
+    """The act was the leader's, and another process leads by now: it is that one's to do."""

@@ -12,7 +12,7 @@ NETWORK = frozenset({
     "9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gfs2", "glusterfs", "lustre", "ncpfs",
     "nfs", "nfs4", "smb2", "smb3", "smbfs", "virtiofs",
 })  # fmt: skip
-"""File systems on which another machine may write at the same time, and SQLite's locks do not hold or are not kept."""
+"""File systems on which another machine may write at the same time, where SQLite's locks are absent or unreliable."""
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 TEMPORARY = tuple(Path(one) for one in ("/tmp", "/var/tmp", "/dev/shm", "/run"))
 
@@ -32,7 +32,7 @@ SETTINGS = """SELECT current_setting('fsync'), current_setting('full_page_writes
 
 
 def risks_of_server(tx: Transaction) -> list[Risk]:
-    """Of PostgreSQL, in a transaction."""
+    """The risks of a PostgreSQL server, read in a transaction."""
     fsync, full_pages, commit, names, is_standby, followers = tx.rows(SETTINGS)[0]
     return risks_of_settings(fsync, full_pages, commit, names, bool(is_standby), int(followers))
 
@@ -40,16 +40,16 @@ def risks_of_server(tx: Transaction) -> list[Risk]:
 def risks_of_settings(
     fsync: str, full_pages: str, commit: str, names: str, is_standby: bool, followers: int
 ) -> list[Risk]:
-    """The same, of the settings."""
+    """The risks of these settings."""
     found = []
     if is_standby:
         found.append(
-            Risk("this server is a standby, which takes no writes", "let KOO_STATE_URL lead to the primary")
+            Risk("this server is a standby, which takes no writes", "point KOO_STATE_URL at the primary")
         )
     if fsync == "off":
         found.append(
             Risk(
-                "fsync is off: a crash of the server's machine may damage the store, and all that was booked is gone",
+                "fsync is off: a crash of the server's machine may damage the store, and lose all bookings",
                 "set fsync = on",
             )
         )
@@ -57,7 +57,7 @@ def risks_of_settings(
         found.append(
             Risk(
                 "full_page_writes is off: a crash of the server's machine may damage the store, and what it has booked",
-                "set full_page_writes = on, unless the file system writes a page whole or not at all",
+                "set full_page_writes = on, unless the file system writes pages atomically",
             )
         )
     found += _of_commits(commit, names, followers)
@@ -68,9 +68,9 @@ def _of_commits(commit: str, names: str, followers: int) -> list[Risk]:
     if commit == "off":
         return [
             Risk(
-                "COMMIT does not wait for the disk (synchronous_commit = off): a crash of the server forgets what was "
-                "booked in the last moment; what living processes booked they tell again, and what those drew that "
-                "died with it may be spent a second time",
+                "COMMIT does not wait for the disk (synchronous_commit = off): a crash of the server loses the last "
+                "bookings; living processes report theirs again, but what processes that died with it had spent may be "
+                "spent a second time",
                 "ALTER ROLE … SET synchronous_commit = on, for koo's role",
             )
         ]
@@ -89,16 +89,16 @@ def _of_commits(commit: str, names: str, followers: int) -> list[Risk]:
         )
         return [
             Risk(
-                f"{those} synchronous: a promotion forgets what was booked last; what living processes booked they "
-                "tell again, and what those drew that died in that moment may be spent a second time",
-                "set synchronous_standby_names, where a cap must hold over a promotion",
+                f"{those} synchronous: a promotion loses the last bookings; living processes report theirs again, but "
+                "what processes that died at that moment had spent may be spent a second time",
+                "set synchronous_standby_names, if a cap must hold over a promotion",
             )
         ]
     return []
 
 
 def risks_of_file(path: Path, mounts: str, memory_folders: tuple[Path, ...] = TEMPORARY) -> list[Risk]:
-    """Of an SQLite file; `mounts` is what /proc/mounts says, empty where there is none."""
+    """The risks of an SQLite file; `mounts` is the content of /proc/mounts, empty where there is none."""
     path = path.resolve()
     kind = _kind_of(path, mounts)
     if kind in NETWORK:
@@ -114,8 +114,8 @@ def risks_of_file(path: Path, mounts: str, memory_folders: tuple[Path, ...] = TE
         where = "in memory" if kind in IN_MEMORY else "in a folder for temporary files"
         return [
             Risk(
-                f"the file is {where}: it is gone after a restart of the machine, and with it what was spent today",
-                "put it where files stay: KOO_STATE_URL or KOO_HOME",
+                f"the file is {where}: a restart of the machine removes it, and with it what was spent today",
+                "put it on a permanent disk: KOO_STATE_URL or KOO_HOME",
                 is_serious=False,
             )
         ]
@@ -123,7 +123,7 @@ def risks_of_file(path: Path, mounts: str, memory_folders: tuple[Path, ...] = TE
 
 
 def _kind_of(path: Path, mounts: str) -> str:
-    """The kind of the file system that a path is on: the longest mount point's, and of several the last."""
+    """The kind of file system that a path is on: that of the longest mount point, and of several the last."""
     best, kind = -1, ""
     for line in mounts.splitlines():
         fields = line.split()

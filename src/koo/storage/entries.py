@@ -1,4 +1,4 @@
-"""What was booked, one entry for each call that cost something: for reports, and to check a provider's bill against."""
+"""What was booked, one entry per call that cost something: for reports, and to check a provider's bill against."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ LATEST = f"""SELECT {COLUMNS} FROM koo_entries
     WHERE (at_ms < :at_ms OR (at_ms = :at_ms AND id < :id)) {{wanted}} ORDER BY at_ms DESC, id DESC LIMIT :limit"""
 FILTERS = ("service", "model", "tag")
 GROUPS: tuple[SpendGroup, ...] = get_args(SpendGroup)
-# Amounts are added up in two parts: a sum of pico-dollars has no room in a database's integer above nine million
-# dollars, and SQLite raises for it. Tokens are added up as floats, because a provider may tell any number.
+# Amounts are added up in two parts: a sum of pico-dollars overflows a database's integer above nine million dollars,
+# and SQLite raises then. Tokens are added up as floats, because a provider may report any number.
 SPENT = """SELECT {columns}, count(*), sum(estimated), sum(amount / 1000000), sum(amount - amount / 1000000 * 1000000),
       sum(CASE WHEN estimated = 1 THEN amount / 1000000 ELSE 0 END),
       sum(CASE WHEN estimated = 1 THEN amount - amount / 1000000 * 1000000 ELSE 0 END),
@@ -39,13 +39,13 @@ class Entries:
         self._executor = executor
 
     async def of_day(self, day: int, *, limit: int = 1000, offset: int = 0) -> list[Entry]:
-        """Those that a UTC day's budget paid, oldest first. Raises `StoreUnavailable`."""
+        """Entries that a UTC day's budget paid, oldest first. Raises `StoreUnavailable`."""
         values = {"day": day, "limit": limit, "offset": offset}
         rows = await self._executor.run(lambda tx: tx.rows(OF_DAY, values), exclusive=False)
         return [_entry(row) for row in rows]
 
     async def latest(self, before: Place, wanted: Mapping[str, str], *, limit: int) -> list[Entry]:
-        """Those before a place, the newest first; `wanted`: only those with these values of `FILTERS`."""
+        """Entries before a place, newest first; `wanted`: only those with these values of `FILTERS`."""
         conditions = "".join(f" AND {name} = :{name}" for name in FILTERS if name in wanted)
         sql = LATEST.replace("{wanted}", conditions)
         values = {**wanted, "at_ms": before.at_ms, "id": before.id, "limit": limit}
@@ -55,9 +55,9 @@ class Entries:
     async def spent(
         self, first_day: int, last_day: int, by: Sequence[SpendGroup], *, limit: int = 10_000
     ) -> list[Spent]:
-        """What was booked from one UTC day to another, both included, added up by at least one of `GROUPS`.
+        """Totals from one UTC day to another, both included, grouped by at least one of `GROUPS`.
 
-        By day the oldest first, then what cost most. Raises `StoreUnavailable`.
+        By day the oldest first, then by cost, highest first. Raises `StoreUnavailable`.
         """
         columns = ", ".join(name for name in GROUPS if name in by)
         sql = SPENT.replace("{columns}", columns).replace(

@@ -1,12 +1,12 @@
-"""Alerts as the store keeps them: one row an episode, and one for each process that sees it.
+"""Alerts as the store keeps them: one row per episode, and one for each process that sees it.
 
-A process renews the lease of its *sightings* for as long as it sees an episode. When it sees it no longer it deletes
-its own, and the last one to do so ends the episode. A sighting whose lease is over is that of a process that closed or
-died: it keeps nothing from ending. An episode without any other is *orphaned*, and the next process that observes its
-component takes it over.
+A process renews the lease of its *sightings* for as long as it sees an episode. When it no longer does, it deletes its
+own, and the last process to do so ends the episode. A sighting with an expired lease belongs to a process that closed
+or died: it does not keep the episode going. An episode without any other is *orphaned*, and the next process that
+observes its component takes it over.
 
 Notices are written in the transaction that decides on them: that an episode has notified is a claim in its row, so of
-several processes one writes the notice, and of a process that dies either both are there or neither.
+several processes one writes the notice, and if a process dies either both are there or neither.
 """
 
 from __future__ import annotations
@@ -76,14 +76,14 @@ class SqlEpisodes:
         values = self._values(lease_ends_ms=self._now_ms(LEASE_S))
 
         def write(tx: Transaction) -> list[Episode]:
-            # Every process takes the rows in one order: two that each wait for the other's would end in an error.
+            # Every process takes the rows in one order: otherwise two could deadlock, each waiting for the other's.
             kept = {one.id: _keep(tx, one, values, said) for one in sorted(episodes, key=_order)}
             return [kept[one.id] for one in episodes]
 
         return await self._transactions.run(write)
 
     async def leave(self, *episodes: Episode, said: Collection[str] = ()) -> None:
-        """This process sees them no longer. Those that no other living process sees have ended."""
+        """This process no longer sees them. Those that no other living process sees have ended."""
         values = self._values()
 
         def write(tx: Transaction) -> None:
@@ -93,7 +93,7 @@ class SqlEpisodes:
         await self._transactions.run(write)
 
     async def orphaned(self) -> list[Episode]:
-        """Those that last and that no living process sees, oldest first."""
+        """Open episodes that no living process sees, oldest first."""
         values = self._values()
         rows = await self._transactions.run(lambda tx: tx.rows(ORPHANED, values), exclusive=False)
         return [_episode(row) for row in rows]
@@ -113,7 +113,7 @@ class SqlEpisodes:
         await self._transactions.run(lambda tx: tx.run(RELEASE, values))
 
     async def acknowledge(self, episode_id: str, acknowledged: Acknowledgement | None) -> Episode | None:
-        """Set or take back who is at work on an episode that lasts; returns None where no such episode lasts."""
+        """Set or clear an open episode's acknowledgement; returns None if it is not open."""
         values = {"id": episode_id, "acknowledged": _said(acknowledged)}
 
         def write(tx: Transaction) -> list[Row]:
@@ -126,7 +126,7 @@ class SqlEpisodes:
     async def history(
         self, since: float, until: float, *, limit: int, after: Place | None = None
     ) -> list[Episode]:
-        """Those that fired and lasted at some time from `since` to `until`, the newest beginning first."""
+        """Those that fired and lasted at some time from `since` to `until`, the newest start first."""
         values = {"since_ms": _ms(since), "until_ms": _ms(until), "most": limit}
         values |= {"after_ms": ALWAYS_MS if after is None else _ms(after.started_at)}
         place = {**values, "after_id": "" if after is None else after.id}
@@ -134,7 +134,7 @@ class SqlEpisodes:
         return [_episode(row) for row in rows]
 
     async def expire(self, before: float) -> None:
-        """End those that no process has seen since wall time `before`: nobody observes their component any more."""
+        """End those that no process has seen since wall time `before`: their component is no longer observed."""
         values = self._values(before_ms=_ms(before))
         now = self._transactions.clock.wall()
 
@@ -163,7 +163,7 @@ def _keep(tx: Transaction, seen: Episode, values: dict[str, Any], said: Collecti
     is_said = notice_of("firing", seen).key in said
     lasting = _lasting(tx, seen)
     if lasting is None:
-        # Others ended it while this process was stopped, or cut off from the store.
+        # Other processes ended it while this one was stopped, or cut off from the store.
         return _episode(tx.rows(LOCK, {"id": seen.id})[0])
     known = replace(seen, id=lasting[0], started_at=lasting[1] / 1000, acknowledged=_acknowledged(lasting[3]))
     fired_at = known.fired_at if lasting[2] is None else lasting[2] / 1000
@@ -174,7 +174,7 @@ def _keep(tx: Transaction, seen: Episode, values: dict[str, Any], said: Collecti
 
 
 def _lasting(tx: Transaction, seen: Episode) -> Row | None:
-    """The episode that lasts with this fingerprint; this one, where there is none and its id is new."""
+    """The open episode with this fingerprint; this one, if there is none and its id is new."""
     tx.run(ADD, _row(replace(seen, notified_at=None)))
     rows = tx.rows(LASTING, {"fingerprint": seen.fingerprint})
     return rows[0] if rows else None
@@ -202,7 +202,7 @@ def _leave(tx: Transaction, left: Episode, values: dict[str, Any], said: Collect
     tx.run(FORGET_MINE, place)
     if known.ended_at is not None:
         return
-    # What was not written yet, because the store was away: that it fired, and that people are notified of it.
+    # What was not written yet because the store was away: that it fired, and that people are notified of it.
     known = replace(
         known, message=left.message, fired_at=_not_before(known.fired_at or left.fired_at, known.started_at)
     )
@@ -254,7 +254,7 @@ def _take(tx: Transaction, orphan: Episode, values: dict[str, Any]) -> bool:
 
 
 def _not_before(fired_at: float | None, started_at: float) -> float | None:
-    """A process that was cut off may have seen it fire before the one whose beginning is kept."""
+    """A process that was cut off may have seen it fire before the start of the one that is kept."""
     return None if fired_at is None else max(fired_at, started_at)
 
 
@@ -325,7 +325,7 @@ def _phase(word: Phase) -> Phase:
 
 
 def _said(acknowledged: Acknowledgement | None) -> str:
-    """As the row keeps it: the words of one act, which nothing is looked up by."""
+    """As stored in the row: one act's words, which no query looks up."""
     if acknowledged is None:
         return ""
     words = {"by": acknowledged.by, "at": acknowledged.at, "until": acknowledged.until}

@@ -1,4 +1,4 @@
-"""Where a ledger's beats go: treasuries that end with the process, or a database's, through the store's thread."""
+"""Where a ledger's beats go: to treasuries that end with the process, or to a database, through the store's thread."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Exchange(Protocol):
 
     @property
     def dropped(self) -> int:
-        """Entries that the store did not take."""
+        """Entries that the store rejected."""
         ...
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now; None: nothing is known against it."""
+        """Why the store cannot be used now; None: no trouble is known."""
         ...
 
     async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Reply:
@@ -56,7 +56,7 @@ class MemoryExchange:
 
 
 class SqlExchange:
-    """Treasuries in a database, reached through the store's thread. `dropped` counts entries that it did not take."""
+    """Treasuries in a database, reached through the store's thread. `dropped` counts entries that it rejected."""
 
     def __init__(self, executor: Executor, beat_s: float) -> None:
         self.beat_s = beat_s
@@ -74,7 +74,7 @@ class SqlExchange:
         try:
             return await self._send(beat, postings, is_asked)
         except StatementRejected:
-            # An entry that the store does not take must keep neither the money nor other entries from being written.
+            # An entry that the store rejects must not keep the money or other entries from being written.
             answer = await self._send(beat, (), is_asked)
         for posting in postings:
             await self._book_alone(posting, beat.process)
@@ -97,5 +97,5 @@ class SqlExchange:
         except StatementRejected as error:
             self.dropped += 1
             log.error(
-                "%s; an entry of %s is lost to the ledger, and its money counted", error, posting.service
+                "%s; an entry of %s is lost to the ledger, but its money is counted", error, posting.service
             )

@@ -1,6 +1,6 @@
 """Runs transactions in the store's thread, and lets callers wait for them with a bound.
 
-The ledger, signals and episodes each describe their work as a plain function of a `Transaction`; this is the one way
+The ledger, signals and episodes each describe their work as a plain function of a `Transaction`; this is the only way
 by which it reaches the database. It belongs to the event loop on which it was first used, until `stop()`; after that,
 or when that loop has ended, a new thread is started for the next loop.
 """
@@ -43,12 +43,12 @@ class Executor:
 
     @property
     def is_open(self) -> bool:
-        """True while its thread is at work."""
+        """True while its thread is running."""
         return self.worker is not None and self.worker.alive
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now, as a sentence; None: nothing is known against it."""
+        """Why the store cannot be used now, as a sentence; None: no trouble is known."""
         return self.worker.trouble if self.worker is not None else None
 
     def watch(self, changed: Callable[[str | None], None]) -> None:
@@ -58,7 +58,7 @@ class Executor:
     async def run(self, work: Callable[[Transaction], T], *, exclusive: bool = True) -> T:
         """Run `work` in a transaction, in the store's thread. `exclusive`: it writes.
 
-        Raises `StoreUnavailable`, after `timeout_s` at the latest: then `work` may still be done, or not.
+        Raises `StoreUnavailable`, after `timeout_s` at the latest: `work` may still be done then, or not.
         """
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         call = Call(work, exclusive, result)
@@ -68,8 +68,8 @@ class Executor:
                 return await result
         except TimeoutError:
             if result.done() and not result.cancelled():
-                return result.result()  # The loop was held up, not the store.
-            reason = f"the state store did not answer within {self.timeout_s:g} s"
+                return result.result()  # the loop was held up, not the store
+            reason = f"the state store (KOO_STATE_URL) did not answer within {self.timeout_s:g} s"
             if self.worker is not None:
                 self.worker.cut_if_stuck(call, self.timeout_s, reason)
             raise StoreUnavailable(reason) from None
@@ -79,9 +79,9 @@ class Executor:
         self.start().submit(job)
 
     def start(self) -> Worker:
-        """The thread that works for the running loop; a new one where there is none. Connects to nothing yet.
+        """The thread that works for the running loop; a new one if there is none. Does not connect yet.
 
-        Raises RuntimeError while the store is in use on another loop, `StoreUnavailable` where no thread is to be had.
+        Raises RuntimeError while the store is in use on another loop, `StoreUnavailable` if no thread can be started.
         """
         loop = asyncio.get_running_loop()
         worker = self.worker
@@ -101,13 +101,13 @@ class Executor:
         try:
             worker.start()
         except OSError as error:
-            # Not kept: its thread never was, and the next call tries again.
+            # Not kept: its thread never started, and the next call tries again.
             raise StoreUnavailable(f"the state store cannot be used: {shortage_in(error) or error}") from None
         self.worker = worker
         return worker
 
     async def stop(self) -> None:
-        """End the thread, and wait for it no longer than `timeout_s`."""
+        """End the thread, and wait for that at most `timeout_s`."""
         worker, self.worker = self.worker, None
         if worker is not None and worker.alive:
             worker.stop()

@@ -1,4 +1,4 @@
-"""Why a state store cannot be used, as one sentence to act on: never a DSN, never a statement's values."""
+"""Why a state store cannot be used, as one actionable sentence: never a DSN, never a statement's values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OURS = {
     "42501": "this user may not create or write koo's tables",
     "42P01": "koo's tables are gone",
 }
-"""What a SQLSTATE says about the tables that koo made."""
+"""What a SQLSTATE says about koo's own tables."""
 
 
 def sentence(error: BaseException, place: str) -> str:
@@ -54,7 +54,7 @@ def transient(error: BaseException) -> bool:
 def lost(error: BaseException) -> bool:
     """Whether the server says that it has ended this connection.
 
-    Its word may arrive before the end of the connection does: then the driver takes the connection for a good one.
+    This may arrive before the connection's end does: the driver then still takes the connection for a good one.
     """
     meaning = by_code(original_of(error))
     return meaning is not None and meaning.unsure

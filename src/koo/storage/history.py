@@ -1,8 +1,8 @@
 """The past in the store: a row for each minute and each five minutes of a process, with all its components.
 
 A process writes its own rows, so no two write the same one. Minutes are kept for two days and five minutes for thirty;
-an hour after its end a span's rows of several processes become one, or a hundred processes would fill the disk with a
-month of it. Spending is not written here: the ledger's entries have it, exactly.
+an hour after its end, the rows of several processes for one span become one. Otherwise a month of a hundred processes
+would fill the disk. Spending is not written here: the ledger's entries have it, exactly.
 
 Marks are what happened at a moment: a breaker opened, an operator acted, another version was deployed.
 """
@@ -29,21 +29,21 @@ MERGED_AFTER_S = 3600
 MERGED_AT_ONCE = 200
 MARKS_MAX = 5000
 TOGETHER_S = 5.0
-"""The processes of a fleet that open a breaker or follow a deploy within so long say one thing."""
+"""The processes of a fleet that open a breaker or follow a deploy within this time report one event."""
 ALL = ""
-"""In place of a process: all those that there were."""
+"""In place of a process: all of them together."""
 
 WRITE = """INSERT INTO koo_history (step_s, at_s, process, data) VALUES (:step_s, :at_s, :process, :data)
     ON CONFLICT (step_s, at_s, process) DO UPDATE SET data = excluded.data"""
 READ = """SELECT at_s, data FROM koo_history
     WHERE step_s = :step_s AND at_s >= :since_s AND at_s < :until_s ORDER BY at_s, process"""
 READ_AT_ONCE = 300
-"""So many spans, which takes some hundredths of a second of the store's thread, in which money waits."""
+"""Spans read at once: some hundredths of a second of the store's thread, in which money waits."""
 SEVERAL = """SELECT step_s, at_s FROM koo_history WHERE at_s < :before_s
     GROUP BY step_s, at_s HAVING count(*) > 1 LIMIT :limit"""
 TAKE = "DELETE FROM koo_history WHERE step_s = :step_s AND at_s = :at_s RETURNING data"
 PRUNE = "DELETE FROM koo_history WHERE step_s = :step_s AND at_s < :before_s"
-# Added up in two parts, for the reason that `entries.py` has.
+# Added up in two parts, for the reason given in `entries.py`.
 SPENT = """SELECT service, at_ms / 1000 / :step_s AS span,
       sum(amount / 1000000), sum(amount - amount / 1000000 * 1000000) FROM koo_entries
     WHERE day >= :first_day AND day <= :last_day AND at_ms >= :since_ms AND at_ms < :until_ms
@@ -65,18 +65,18 @@ class SqlHistory:
         self._transactions = transactions
 
     async def write(self, spans: Iterable[tuple[int, int, Span]]) -> None:
-        """Write spans of this process: seconds, beginning in wall seconds, samples. A later one replaces its like."""
+        """Write spans of this process: seconds, start in wall seconds, samples. A later one replaces the same span."""
         packed = [{"step_s": step_s, "at_s": at_s, "data": _packed(span)} for step_s, at_s, span in spans]
 
         def work(tx: Transaction) -> None:
-            # Asked for here: a process has its name when its store is open.
+            # Read here: a process has its name only when its store is open.
             tx.run(WRITE, [{**row, "process": self._transactions.process} for row in packed])
 
         if packed:
             await self._transactions.run(work)
 
     async def read(self, step_s: int, since_s: int, until_s: int, every_s: int) -> Spans:
-        """Spans of `every_s` seconds of all processes together, by their beginning; `every_s` is a multiple."""
+        """Spans of `every_s` seconds of all processes together, by their start; `every_s` is a multiple."""
         spans: Spans = {}
         slice_s = -(-READ_AT_ONCE * step_s // every_s) * every_s
         for begin_s in range(since_s - since_s % every_s, until_s, slice_s):
@@ -89,12 +89,12 @@ class SqlHistory:
         return spans
 
     async def spent(self, since_s: int, until_s: int, every_s: int) -> dict[tuple[str, int], int]:
-        """What was booked, in pico-dollars by service and beginning of its span."""
+        """What was booked, in pico-dollars by service and start of its span."""
         values = {
             "step_s": every_s,
             "since_ms": since_s * 1000,
             "until_ms": until_s * 1000,
-            # An entry's day is the one whose budget paid, which may be the one before.
+            # An entry's day is the one whose budget paid, which may be the previous one.
             "first_day": int(since_s // DAY_S) - 1,
             "last_day": int(until_s // DAY_S),
         }
@@ -105,7 +105,7 @@ class SqlHistory:
         }
 
     async def mark(self, marks: Sequence[Mark]) -> None:
-        """Write down what happened."""
+        """Record what happened."""
 
         def work(tx: Transaction) -> None:
             tx.run(MARK, [_mark_row(mark, self._transactions.process) for mark in marks])
@@ -113,7 +113,7 @@ class SqlHistory:
         await self._transactions.run(work)
 
     async def mark_change(self, mark: Mark) -> None:
-        """Write it down unless the last mark of this kind and component says the same."""
+        """Record it unless the last mark of this kind and component says the same."""
 
         def work(tx: Transaction) -> None:
             tx.rows("{latecomers_wait}")
@@ -123,7 +123,7 @@ class SqlHistory:
         await self._transactions.run(work)
 
     async def marks(self, since: float, until: float, *, limit: int) -> list[Mark]:
-        """What happened from one wall time to another, oldest first; of more than `limit` the newest."""
+        """What happened from one wall time to another, oldest first; if more than `limit`, the newest of them."""
         values = {"since_ms": int(since * 1000), "until_ms": int(until * 1000), "limit": limit}
         rows = await self._transactions.run(lambda tx: tx.rows(MARKED, values), exclusive=False)
         return _together(
@@ -131,7 +131,7 @@ class SqlHistory:
         )
 
     async def prune(self, now_s: float) -> bool:
-        """Forget what is too old, and let spans of several processes become one. True where there may be more."""
+        """Forget what is too old, and merge spans of several processes. True if there may be more."""
 
         def work(tx: Transaction) -> bool:
             for step_s, kept_s in KEPT_S.items():
@@ -147,7 +147,7 @@ class SqlHistory:
 
 
 def _merge(tx: Transaction, step_s: int, at_s: int) -> None:
-    # Taken before it is read: of two processes that merge the same span one finds nothing.
+    # Deleted before it is read: of two processes that merge the same span, one finds nothing.
     taken = tx.rows(TAKE, {"step_s": step_s, "at_s": at_s})
     span: Span = {}
     for (data,) in taken:
@@ -157,7 +157,7 @@ def _merge(tx: Transaction, step_s: int, at_s: int) -> None:
 
 
 def _read(values: Mapping[str, int], every_s: int, tx: Transaction) -> Spans:
-    """Of one slice of time; all of it in the store's thread, because it would keep the loop for too long."""
+    """One slice of time; read in the store's thread, because it would block the loop for too long."""
     at_once: Spans = {}
     for at_s, data in tx.rows(READ, values):
         if at_s in at_once:
@@ -199,7 +199,7 @@ def _mark_row(mark: Mark, process: str) -> dict[str, str | int]:
 
 
 def _together(marks: Iterable[Mark]) -> list[Mark]:
-    """Without those that repeat what another process said at the same time."""
+    """Without marks that repeat what another process reported at the same time."""
     kept: list[Mark] = []
     last: dict[tuple[str, str, str], float] = {}
     for mark in marks:

@@ -1,8 +1,8 @@
 """Units of limits, fetched from the store behind the calls: what `policies/hand.py` decides, on one event loop.
 
-A call with a unit in hand never comes here. One without waits for the answer to the next message, which goes out at
-once and speaks for all who wait. One message at a time is under way; it tells of every limit for which that is due.
-A message that is not answered is given up: the next one tells the same totals, or larger ones.
+A call with a unit in hand never comes here. A call without one waits for the answer to the next message, which goes out
+at once and speaks for all waiting callers. One message at a time is under way; it reports every limit that is due. A
+message that is not answered is given up: the next one reports the same totals, or larger ones.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from koo.storage.windows import MemoryWindows, Windows, receive_in
 log = logging.getLogger("koo")
 
 AWAY_S = 1.0
-"""How often a store that is away is asked, where nobody saw it come back."""
+"""How often an absent store is asked, in case its return went unnoticed."""
 TOGETHER_S = 0.2
-"""What is due so soon travels with what is due now."""
+"""What is due this soon travels with what is due now."""
 
 
 class Lessee(Protocol):
@@ -43,11 +43,11 @@ class Lessee(Protocol):
         ...
 
     def leased(self, now: float) -> list[tuple[SlidingCount, Hand]]:
-        """Its counts that hold for the fleet, as they are now; what was taken is booked."""
+        """Its fleet-wide counts, as they are now; what was taken is booked."""
         ...
 
     def wanted(self) -> tuple[int, int]:
-        """How many units the first caller lacks who waits for an answer, and all of them."""
+        """How many units the first waiting caller lacks, and all of them together."""
         ...
 
 
@@ -86,7 +86,7 @@ class SqlLimitExchange:
 class Leasing:
     """The units of all limits of one process. `run` is its background task.
 
-    Use it on one event loop at a time. Without `run` what a caller waits for is asked by a task of its own.
+    Use it on one event loop at a time. Without `run`, a temporary task asks for what callers wait for.
     """
 
     def __init__(self, exchange: LimitExchange, ledger: Ledger, clock: Clock) -> None:
@@ -112,7 +112,7 @@ class Leasing:
     def share(
         self, limits: Limits, name: str, requests: Budget | None = None, tokens: TokenLimit | None = None
     ) -> None:
-        """Have limits hold for all processes on the store; those of the same name before them are forgotten.
+        """Make limits hold for all processes on the store; earlier ones of the same name are forgotten.
 
         `requests`: the ledger's budget of a day's requests.
         """
@@ -131,7 +131,7 @@ class Leasing:
             self._lessees[f"{name}/tokens"] = tokens
 
     def hand(self, name: str, limit: int, period_s: float) -> Hand:
-        """What this process has in hand of one limit."""
+        """This process's units of one limit."""
         hand = Hand(name, limit, period_s, self.ring)
         hand.is_away = self._ledger.trouble is not None
         return hand
@@ -148,14 +148,14 @@ class Leasing:
         return hand
 
     def know_processes(self, processes: int) -> None:
-        """So many are on the store: among so many a limit is divided while the store is away."""
+        """`processes` are on the store: a limit is divided among them while the store is away."""
         for hand in self._hands():
             hand.processes = max(1, processes)
 
     # ── a call ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _ask(self, name: str, limits: Limits, deadline: float) -> None:
-        """Wait for one answer about each limit of which nothing is in hand. Raises `ServiceRefused` once closed."""
+        """Wait for one answer about each limit without units in hand. Raises `ServiceRefused` once closed."""
         self._refuse_closed(name)
         self._come_to_this_loop()
         self.ring()
@@ -181,12 +181,12 @@ class Leasing:
         await self.answer(deadline)
 
     def _refuse_closed(self, name: str) -> None:
-        """A straggler would open the store anew, and nothing would close it."""
+        """A straggler would open the store again, and it would never be closed."""
         if self._is_closed:
             raise not_begun(name)
 
     async def answer(self, deadline: float) -> None:
-        """Wait for the next answer of the store, or until `deadline`."""
+        """Wait for the store's next answer, or until `deadline`."""
         self._come_to_this_loop()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
@@ -203,7 +203,7 @@ class Leasing:
     # ── the messages ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
-        """Tell and ask, until cancelled."""
+        """Report and ask, until cancelled."""
         await self._run(lambda: True)
 
     async def _run(self, goes_on: Callable[[], bool]) -> None:
@@ -222,9 +222,9 @@ class Leasing:
         try:
             await self.exchange()
         except StoreUnavailable:
-            pass  # The store itself says so once, and again when it is back.
+            pass  # the store itself logs this once, and again when it is back
         except Exception:
-            log.exception("units of limits could not be asked for, which is tried again")
+            log.exception("units of limits could not be fetched; koo tries again")
 
     async def exchange(self, *, is_last: bool = False) -> None:
         """One message about what is due, and its answer. Raises `StoreUnavailable`."""
@@ -254,16 +254,16 @@ class Leasing:
             for _, _, hand in hands:
                 hand.give_up()
                 hand.is_away = self._ledger.trouble is not None
-                # An answer that is an error would else be asked for again at once, by each caller that waits.
+                # If the answer is an error, each waiting caller would otherwise ask again at once.
                 hand.shut_until = hand.due_at = now + AWAY_S
             raise
         for (lessee, _, hand), grant in zip(hands, grants, strict=True):
-            lessee.leased(self._now())  # Books what was taken of the units that were here before.
+            lessee.leased(self._now())  # books what was taken of the units that were here before
             hand.is_away = False
             hand.hear(grant, now, self._now())
 
     def _due(self, now: float, is_last: bool) -> list[tuple[Lessee, SlidingCount, Hand]]:
-        """What is to be told, and asked for."""
+        """What must be reported and requested."""
         is_waited_for = any(lessee.wanted()[1] for lessee in self._lessees.values())
         if not is_last and not is_waited_for and all(hand.due_at > now for hand in self._hands()):
             return []
@@ -286,14 +286,14 @@ class Leasing:
         return [hand for lessee in self._lessees.values() for hand in lessee.hands()]
 
     def _settle(self) -> None:
-        """Book what was taken of the units that each limit's last look allowed, where a beat takes from a purse."""
-        # Not with each beat: the next call would have to look at all its limits again.
+        """Book what was taken of the units granted ahead, if a beat is about to take from a purse."""
+        # Not with each beat: the next call would have to check all its limits again.
         if any(self._ledger.purses.may_send_home(day.budget.purse) for day in self._days):
             for lessee in self._lessees.values():
                 lessee.leased(self._now())
 
     def _look_at_name(self) -> None:
-        """Under another name, what was granted to the old one is not this process's any more."""
+        """Under another name, what was granted to the old one no longer belongs to this process."""
         name = self._ledger.process
         if name != self._name:
             self._name = name
@@ -315,7 +315,7 @@ class Leasing:
         self._wake.clear()
 
     def ring(self) -> None:
-        """Tell and ask now."""
+        """Report and ask now."""
         if self._loop is None or not self._loop.is_closed():
             self._wake.set()
 
@@ -329,7 +329,7 @@ class Leasing:
         self.ring()
 
     def _answer_all(self) -> None:
-        """Have all who wait look again."""
+        """Let all waiting callers look again."""
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():
@@ -340,13 +340,13 @@ class Leasing:
         self._is_closed = False
 
     async def begin(self) -> None:
-        """Hear how the limits stand, before the first call. Raises `StoreUnavailable`."""
+        """Learn how the limits stand, before the first call. Raises `StoreUnavailable`."""
         await self.exchange()
 
     async def finish(self) -> None:
-        """This process ends: tell what was used, and give back what was not. Raises `StoreUnavailable`.
+        """This process ends: report what was used, and give back the rest. Raises `StoreUnavailable`.
 
-        Calls that wait for an answer are refused, and so are those that come later, until `reopen`.
+        Calls that wait for an answer are refused, and later ones too, until `reopen`.
         """
         self._is_closed = True
         self._answer_all()
@@ -368,7 +368,7 @@ class Leasing:
         self._waiting.clear()
 
     def forget_parent(self) -> None:
-        """In a forked child: what is in hand is the parent's, and so are the callers who wait."""
+        """In a forked child: units in hand and waiting callers are the parent's."""
         self._loop, self._runs, self._helper = None, 0, None
         self._wake, self._one_at_a_time = asyncio.Event(), asyncio.Lock()
         self._waiting.clear()
@@ -377,6 +377,6 @@ class Leasing:
 
     def _begin_again(self) -> None:
         for lessee in self._lessees.values():
-            lessee.leased(self._now())  # Drops what the last look allowed.
+            lessee.leased(self._now())  # drops the units granted ahead
             for hand in lessee.hands():
                 hand.begin_again()

@@ -1,12 +1,12 @@
 """The ledger: calls hold and settle in this process's purses, and a beat behind them keeps the store up to date.
 
-A call with room in its purses never waits. One without waits for the answer to the next beat, which goes out at once.
-While the store is away, purses go on until they are used up; then a budget that somebody set refuses, and a default one
-goes on in memory ("budget scope: this process"). What was spent meanwhile is told when the store is back.
+A call with room in its purses never waits. A call without waits for the answer to the next beat, which goes out at
+once. While the store is away, purses last until they are used up; then a budget that was set refuses, and a default one
+goes on in memory ("budget scope: this process"). What was spent meanwhile is reported when the store is back.
 
-Beats carry the ledger's entries. One beat is in flight at a time, and is sent again, unchanged, until it is answered;
-what is booked meanwhile waits for the next one. A process that is killed loses the entries of its last beat, and never
-money: what it was granted stays booked.
+Beats carry the ledger's entries. One beat at a time is in flight, and is sent again, unchanged, until it is answered;
+bookings made meanwhile wait for the next one. A killed process loses the entries of its last beat, but never money:
+what it was granted stays booked.
 """
 
 from __future__ import annotations
@@ -43,57 +43,57 @@ from koo.storage.postings import Ids, Posting
 log = logging.getLogger("koo")
 
 IDLE_S = 2.0
-"""A process that spends nothing still tells its limits this often, so that a lower one stands (LIMIT_STANDS_MS)."""
+"""A process that spends nothing still reports its limits this often, so that a lower one stands (LIMIT_STANDS_MS)."""
 AWAY_S = 1.0
-"""How often a beat is tried while the store is away. It rings when it is back, so this is only for what nobody saw."""
+"""How often a beat is tried while the store is away. The store's return rings too; this covers a missed ring."""
 LOOK_S = 2.0
-"""How often a beat also asks how all budgets stand, for what is shown."""
+"""How often a beat also asks how all budgets stand, for display."""
 BEATS_TO_FINISH = 3
-"""One that may be in flight, one that tells the rest, and one for a new name where the old one was another's."""
+"""One that may be in flight, one that reports the rest, and one for a new name if the old one was another's."""
 POSTINGS_PER_BEAT = 500
-"""So that what gathered in an outage is not one transaction that takes longer than the store's timeout, for ever."""
+"""So that what gathers in an outage does not become one transaction that always exceeds the store's timeout."""
 POSTINGS_MAX = 100_000
-"""Entries that wait for a store that is away. More are dropped and counted; the money itself is never lost."""
+"""Entries that wait for an absent store. More are dropped and counted; the money itself is never lost."""
 
 
 Settled = tuple[float, str, int, int, int, Bill]
 """When (wall seconds), service, day, amount, bound and bill of a call whose entry waits. The beat makes the entry, with
-its id: made at settlement it would cost each call as much as all the rest of its money."""
+its id: at settlement it would cost each call as much as everything else about its money."""
 
 
 @dataclass(slots=True)
 class Known:
-    """How a budget stood when the store was last asked, without what this process had told, and when that was."""
+    """How a budget stood when the store was last asked, without what this process had reported, and when that was."""
 
     others: Standing
     wall_s: float
 
 
 def _word() -> str:
-    """For people, where a process has money that it no longer reports; and random, for its chain of tokens."""
+    """A random name, for people to see where an absent process has money, and for its chain of tokens."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
 
 
 class Ledger:
-    """This process's money over one store. `heard` is called with an answer that gives this process
-    another name, or says that the store has forgotten something.
+    """This process's money over one store. `heard` is called with an answer that gives this process another name, or
+    says that the store has forgotten something.
 
-    Use it on one event loop at a time. `run` is its background task. Without it nothing is told, and what a caller
-    waits for is asked by a task that lasts as long as some caller waits.
+    Use it on one event loop at a time. `run` is its background task. Without it nothing is reported, and a temporary
+    task asks for what callers wait for, while any of them waits.
     """
 
     def __init__(self, exchange: Exchange, clock: Clock) -> None:
         self.heard: Callable[[Reply], None] = lambda answer: None
         self.before_beats: Callable[[], None] = lambda: None
-        """What was taken of purses and is not booked yet is booked here: a beat would else send it home, and it would
-        be granted once more elsewhere."""
+        """Books what was taken of purses and is not booked yet: otherwise a beat would send it home, and it would be
+        granted once more elsewhere."""
         self._exchange = exchange
         self.clock = clock
         self._now = clock.monotonic
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
-        self._has_left = False  # its loop, which may go on
+        self._has_left = False  # its loop, which may still run
         self._is_closed = False
         self._runs = 0
         self._helper: asyncio.Task[None] | None = None
@@ -117,17 +117,17 @@ class Ledger:
     def budget(
         self, name: str, limit: int | None, kind: PeriodKind = "day", *, is_default: bool = False
     ) -> Budget:
-        """Know a budget from now on; `limit` in pico-dollars a period, None only counts."""
+        """Know a budget from now on; `limit` in pico-dollars per period, None only counts."""
         return self.purses.add(Budget(name, limit, kind, is_default), self._now())
 
     def forget(self, name: str) -> bool:
-        """Know a budget no longer, if it was not used in this period."""
+        """Forget a budget, if it was not used in this period."""
         budget = self.purses.budgets[name]
         self.purses.roll((budget,), self._now())
         return self.purses.forget(name)
 
     def standing(self, name: str) -> Standing:
-        """How a budget stands in this period: the store's last word, with this process's own numbers of now."""
+        """How a budget stands in this period: the store's last answer, with this process's own current numbers."""
         budget = self.purses.budgets[name]
         self.purses.roll((budget,), self._now())
         purse, known = budget.purse, self._known.get(budget.purse.key)
@@ -143,7 +143,7 @@ class Ledger:
         )
 
     def knows(self, name: str) -> bool:
-        """Has the store said how this budget stands in this period?"""
+        """Whether the store has said how this budget stands in this period."""
         return self.purses.budgets[name].purse.key in self._known
 
     def view(self, name: str) -> BudgetView:
@@ -164,18 +164,18 @@ class Ledger:
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now; None: nothing is known against it."""
+        """Why the store cannot be used now; None: no trouble is known."""
         return self._exchange.trouble
 
     @property
     def dropped(self) -> int:
-        """Entries that are lost: too many waited, or the store did not take them."""
+        """Entries that are lost: too many waited, or the store rejected them."""
         return self._refused + self._exchange.dropped
 
     # ── a call ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def hold(self, budgets: tuple[Budget, ...], amount: int) -> Hold | None:
-        """Hold a call's worst case now; None where it has to wait.
+        """Hold a call's worst case now; None if it has to wait.
 
         A newcomer must not take room ahead of callers that already wait for one of its budgets.
         """
@@ -192,7 +192,7 @@ class Ledger:
         Returns a hold, or why there is none and which budget is short. Raises TimeoutError at `deadline`.
         """
         if self._is_closed:
-            # A straggler would open the store anew, and what it was granted would be told by nobody.
+            # A straggler would open the store again, and what it was granted would never be reported.
             return Refusal.CLOSED, None
         if self._exchange.trouble is not None:
             return self.purses.hold_without(budgets, amount, self._now()) or (Refusal.AWAY, None)
@@ -209,7 +209,7 @@ class Ledger:
                 verdict = await future
         except BaseException:
             self.purses.leave(waiter)
-            # Cancelled in the very moment when the answer was there already.
+            # Cancelled at the very moment when the answer had already arrived: without this its hold would stay held.
             if future.done() and not future.cancelled() and isinstance(future.result(), Hold):
                 self._give_up(future.result())
             raise
@@ -226,11 +226,11 @@ class Ledger:
             self.purses.release(verdict)
 
     def shrink(self, hold: Hold, amount: int) -> None:
-        """Something has proved a call's worst case smaller."""
+        """A call's worst case has proved smaller."""
         self.purses.shrink(hold, amount)
 
     def settle(self, hold: Hold, service: str, bill: Bill) -> int:
-        """Book what a call cost; returns it in pico-dollars. A cost that is no money is booked at the call's bound.
+        """Book what a call cost; returns it in pico-dollars. An invalid cost is booked at the call's bound.
 
         A hold ends once: a second settlement, or a release, changes nothing.
         """
@@ -316,7 +316,7 @@ class Ledger:
             self._loop, self._runs, self._helper = loop, 0, None
             self._wake, self._one_at_a_time = asyncio.Event(), asyncio.Lock()
             self._wake.set()
-            self.purses.waiting.clear()  # A caller on a loop that has ended cannot be told.
+            self.purses.waiting.clear()  # a caller on a loop that has ended cannot be answered
         self._has_left = False
 
     async def _try_to_beat(self) -> None:
@@ -329,9 +329,9 @@ class Ledger:
             self.purses.decide_without(self._now())
 
     async def beat(self, *, is_last: bool = False) -> None:
-        """One exchange with the store. Raises `StoreUnavailable`; then the same beat is sent the next time."""
+        """One exchange with the store. Raises `StoreUnavailable`; the same beat is then sent the next time."""
         self._come_to_this_loop()
-        # Two at once would send one beat twice, and the second answer would be taken for that of the next beat.
+        # Two at once would send one beat twice, and take the second answer for that of the next beat.
         async with self._one_at_a_time:
             await self._beat(is_last)
 
@@ -356,7 +356,7 @@ class Ledger:
                     self._disown(key, told)
         else:
             for key, purse in self.purses.purses.items():
-                spent, back, over, _ = purse.told  # What is held is told again, under the new name.
+                spent, back, over, _ = purse.told  # what is held is reported again, under the new name
                 self._disown(key, Totals(purse.granted, back, spent, over))
         self.purses.hear(answer, self._now(), asyncio.get_running_loop().time())
         if len(self._settled) >= POSTINGS_PER_BEAT:
@@ -373,7 +373,7 @@ class Ledger:
             if told is not None:
                 others = replace(
                     standing,
-                    # Of a last beat that comes again the store knows no purse any more.
+                    # When a last beat is repeated, the store no longer has its purses.
                     booked=standing.booked - answer.granted.get(key, told.granted) + told.granted - told.net,
                     spent=standing.spent - told.spent,
                     held=standing.held - told.held,
@@ -384,7 +384,7 @@ class Ledger:
                 purse.elsewhere = others.spent
 
     def _disown(self, key: Key, told: Totals) -> None:
-        """What was told under a name that is left is another process's from now on."""
+        """What was reported under an abandoned name belongs to another process from now on."""
         known = self._known.setdefault(key, Known(Standing(), self.clock.wall()))
         others = known.others
         known.others = replace(
@@ -404,18 +404,18 @@ class Ledger:
         return self.purses.name
 
     async def refresh(self) -> None:
-        """Tell what is new, and learn how all budgets stand. Raises `StoreUnavailable`.
+        """Report what is new, and learn how all budgets stand. Raises `StoreUnavailable`.
 
-        A ledger that was finished is used again from here on.
+        A ledger that was finished is in use again after this.
         """
         self._is_closed = False
         self._looked_at = float("-inf")
         await self.beat()
 
     async def finish(self) -> None:
-        """This process ends: tell everything, and send home what no call holds. Raises `StoreUnavailable`.
+        """This process ends: report everything, and send home what no call holds. Raises `StoreUnavailable`.
 
-        Callers that wait for money are refused, and so are those that come later.
+        Callers that wait for money are refused, and later ones too.
         """
         self._is_closed = True
         self.purses.refuse_all(Refusal.CLOSED)
@@ -427,7 +427,7 @@ class Ledger:
             await self.beat(is_last=True)
 
     def leave(self) -> None:
-        """The store is closed: another loop may have it, though this one goes on."""
+        """The store is closed: another loop may have it, although this one still runs."""
         self._has_left = True
 
     def store_changed(self, trouble: str | None) -> None:
@@ -451,7 +451,9 @@ class Ledger:
 
     def ring(self) -> None:
         """Beat now."""
-        if self._loop is None or not self._loop.is_closed():  # It would wake a task of a loop that has ended.
+        if (
+            self._loop is None or not self._loop.is_closed()
+        ):  # ringing would wake a task of a loop that has ended
             self._wake.set()
 
     def forget_parent(self) -> None:

@@ -21,8 +21,8 @@ class MemoryLedger(Ledger):
 
 
 def make_tables() -> Backend:
-    """All tables of a store, in memory, for as many `MemoryTransactions` as there are processes to play."""
-    from koo.storage import sql  # Importing SQLAlchemy takes longer than all of koo.
+    """All tables of a store, in memory, for as many `MemoryTransactions` as there are processes to simulate."""
+    from koo.storage import sql  # importing SQLAlchemy takes longer than all of koo
 
     return sql.MemoryBackend()
 
@@ -30,7 +30,7 @@ def make_tables() -> Backend:
 class MemoryTransactions:
     """One process's transactions on tables in memory: without a thread, so each is done at once.
 
-    `trouble`: as long as it is set, the store is away for this process.
+    `trouble`: while it is set, the store is away for this process.
     """
 
     def __init__(self, tables: Backend, process: str, clock: Clock = SYSTEM_CLOCK) -> None:

@@ -1,12 +1,12 @@
-"""Notices and their deliveries, as the store keeps them: written once, owed to each channel, sent by one process.
+"""Notices and their deliveries in the store: written once, owed to each channel, sent by one process.
 
 A channel has one row, and with it one lease: only one process sends through it at a time, so messages leave in the
 order in which their notices were written, and no two processes send the same one. The lease is longer than any sending
-may take. If its holder dies, another process sends the same message again, under the same key. The row also has what
-all processes need to know of the channel: since when it fails and when it is tried next.
+may take. If its holder dies, another process sends the same message again, under the same key. The row also holds what
+all processes need to know about the channel: since when it fails and when it is tried next.
 
-What a channel owes is found when a process looks for work: each notice younger than a day for which it has no delivery.
-So the writer of a notice need not know the channels, and a process without any may write what another one sends.
+What a channel owes is found when a process looks for work: each notice younger than a day without a delivery there. So
+the writer of a notice need not know the channels, and a process without any may write what another one sends.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from koo.options import DAY_S
 from koo.storage.transaction import Row, Transaction, Transactions
 
 LEASE_S = 30.0
-"""Longer than a sending may take, plus what two clocks may differ by."""
+"""Longer than a sending may take, plus the difference between two clocks."""
 OWED_S = DAY_S
-"""What is a day old is not news: a channel that is configured again after a week must not send the week."""
+"""A day-old notice is not news: a channel that is configured again after a week must not send the whole week."""
 JOIN_SLACK_S = 60.0
-"""The clock of the process that wrote a notice may be behind that of the process that knows the channel."""
+"""The clock of the process that wrote a notice may be behind that of the process that has the channel."""
 MINUTE_MS = 60_000
 MESSAGES_PER_MINUTE = 10
-"""A person reads no more. What comes above that goes together in one message when the minute is over."""
+"""A person reads no more per minute. The rest is sent together in one message when the minute is over."""
 TOGETHER_FROM = 6
-"""So many notices that wait at once become one message: a receiver that was away, or an outage of everything."""
+"""This many waiting notices become one message: the receiver was away, or everything is out."""
 TOGETHER_MAX = 200
 
 NOTICE = "key, what, fingerprint, kind, severity, component, message, started_ms, ended_ms, data"
@@ -78,7 +78,7 @@ FAILED = """UPDATE koo_deliveries SET reason = :reason, next_ms = :next_ms,
       state = CASE WHEN :gives_up = 1 THEN 'given_up' ELSE state END,
       done_ms = CASE WHEN :gives_up = 1 THEN :now_ms ELSE done_ms END
     WHERE channel = :channel AND message = :message AND state = 'waiting'"""
-# Not of a process that has lost its lease meanwhile: another one knows better by now.
+# Only while the lease is held: the next holder has newer facts about the channel.
 FAILS = """UPDATE koo_channels SET failures = failures + 1, reason = :reason, next_ms = :next_ms, lease_ends_ms = 0,
       failing_since_ms = coalesce(failing_since_ms, :now_ms)
     WHERE name = :channel AND process = :process"""
@@ -104,18 +104,18 @@ class SqlNotices:
         self._executor = executor
 
     async def put(self, *notices: Notice) -> list[Notice]:
-        """Write them; returns those whose key was not there yet."""
+        """Write them; returns those whose key was new."""
         at_ms = self._now_ms()
         return await self._executor.run(lambda tx: put_in(tx, notices, at_ms)) if notices else []
 
     async def join(self, channels: Sequence[str]) -> None:
-        """Let these channels owe what is written from now on; one that is known already goes on."""
+        """Let these channels owe what is written from now on; known ones carry on."""
         since_ms = self._now_ms(-JOIN_SLACK_S)
         rows = [{"channel": channel, "since_ms": since_ms} for channel in channels]
         await self._executor.run(lambda tx: tx.run(JOIN, rows))
 
     async def standings(self, channels: Sequence[str]) -> list[Standing]:
-        """How these channels do."""
+        """How these channels stand."""
         values = self._values("", ids=json.dumps(list(channels)), hour_ago_ms=self._now_ms(-3600.0))
         rows = await self._executor.run(lambda tx: tx.rows(STANDINGS, values), exclusive=False)
         return [_standing(row) for row in rows]
@@ -125,7 +125,7 @@ class SqlNotices:
         await self._run((OWE,), self._values(channel, ids=json.dumps(list(severities))))
 
     async def take(self, channel: str) -> Parcel | None:
-        """The next message of a channel, under a lease; None: nothing is due, or another process is sending."""
+        """A channel's next message, under a lease; None: nothing is due, or another process is sending."""
         values = self._values(channel, lease_ends_ms=self._now_ms(LEASE_S), most=TOGETHER_MAX)
         return await self._executor.run(lambda tx: _take(tx, values))
 
@@ -136,7 +136,7 @@ class SqlNotices:
     async def mark_failed(
         self, parcel: Parcel, reason: str, next_at: float, *, is_channels: bool, gives_up: bool
     ) -> None:
-        """It did not arrive. `is_channels`: the channel failed, so nothing else is tried before `next_at` either."""
+        """It did not arrive. `is_channels`: the channel itself failed, so nothing is sent before `next_at`."""
         values = self._values(
             parcel.channel, message=parcel.key, reason=reason, next_ms=_ms(next_at), gives_up=int(gives_up)
         )
@@ -182,7 +182,7 @@ class SqlNotices:
 
 
 def put_in(tx: Transaction, notices: Sequence[Notice], at_ms: int) -> list[Notice]:
-    """Write them, in a transaction; returns those whose key was not there yet."""
+    """Write them, in a transaction; returns those whose key was new."""
     return [notice for notice in notices if tx.rows(PUT, {**_columns(notice), "at_ms": at_ms})]
 
 
@@ -209,7 +209,7 @@ def _take(tx: Transaction, values: dict[str, Any]) -> Parcel | None:
 
 
 def _next_message(tx: Transaction, values: dict[str, Any]) -> str | None:
-    """One that failed and is due again, else a new one; None: nothing is due, or enough was sent in this minute."""
+    """One that failed and is due again, else a new one; None: nothing is due, or enough was sent this minute."""
     due = tx.rows(WAITING, values)
     begun = next((message for _, message in due if message), None)
     if begun is not None or not due:

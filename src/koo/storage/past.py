@@ -1,11 +1,10 @@
 """What the ledger forgets: entries, and the treasuries, purses and processes of periods that ended long ago.
 
-A treasury goes together with all of its purses, so that the books of a period are whole or gone. A treasury's limit is
-told every few seconds while its period runs, and by nobody afterwards; so one whose limit was not told for that long is
-over, whatever its period is called. A process that stopped so long ago and reports now opens the treasury of its old
-period again, where nothing is granted any more; no sum of a period that runs changes. Processes go last, when no purse
-speaks of them: the row of a process that is gone, and of a name that was written off, is what makes a late beat of it
-harmless.
+A treasury is deleted together with all of its purses, so that the books of a period are complete or gone. A treasury's
+limit is reported every few seconds while its period runs, and never afterwards; so a treasury whose limit was not
+reported for that long is over, whatever its period is called. A process that stopped so long ago and reports now opens
+the treasury of its old period again, but nothing is granted there; no sum of a current period changes. Processes are
+deleted last, when no purse refers to them: their row makes a late beat of a dead or written-off process harmless.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ BATCH = 1000
 
 ENTRIES = """DELETE FROM koo_entries
     WHERE id IN (SELECT id FROM koo_entries WHERE day < :before_day ORDER BY day LIMIT :batch) RETURNING 1"""
-# What was carried over from an older schema has no time of its limit, and only days.
+# What was carried over from an older schema has no time for its limit, only a day.
 OVER = "(limit_at_ms < :before_ms AND (limit_at_ms > 0 OR period < :before_day))"
 OLD_TREASURIES = (
     f"SELECT budget, period FROM koo_treasuries WHERE {OVER} ORDER BY budget, period LIMIT :batch"
@@ -39,7 +38,7 @@ class Past:
         self._executor = executor
 
     async def prune(self, before_day: int) -> bool:
-        """Forget a little of what ended before that UTC day; True where there may be more.
+        """Forget a little of what ended before that UTC day; True if there may be more.
 
         Raises `StoreUnavailable`.
         """

@@ -1,4 +1,4 @@
-"""What a call cost in the end, as it travels to the store with the next beat."""
+"""What a call finally cost, as it travels to the store with the next beat."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from koo.storage.transaction import Table, Transaction
 TEXT_MAX = 256
 INTEGER_MAX = 2**63 - 1
 
-# Told twice it is written once: its id is its own.
+# Sent twice it is written once: its id is unique.
 ENTRIES = Table(
     "koo_entries",
     "id",
@@ -51,7 +51,7 @@ class Ids:
 
     def new(self) -> str:
         """The next one."""
-        if self._pid != os.getpid():  # A fork would go on with its parent's numbers.
+        if self._pid != os.getpid():  # a fork would continue with its parent's numbers
             self._pid = os.getpid()
             self._prefix = secrets.token_hex(8)
         return f"{self._prefix}{next(self._next):012x}"
@@ -61,7 +61,7 @@ def book(tx: Transaction, postings: Sequence[Posting], process: str) -> None:
     """Write entries, in a transaction."""
     if not postings:
         return
-    # All calls for one model share their prices: to write them out for each would take half of the time.
+    # All calls for one model share their prices: serialising them for each would take half of the time.
     prices = {
         id(unit_prices): unit_prices for unit_prices in (posting.bill.unit_prices for posting in postings)
     }
@@ -99,7 +99,7 @@ def _columns(posting: Posting, process: str, unit_prices: str) -> Sequence[str |
 
 
 def _cut(said: str) -> str:
-    """What a text column takes: PostgreSQL has no NUL in a text, neither database a lone surrogate."""
+    """What a text column accepts: no NUL on PostgreSQL, and no lone surrogate on either database."""
     if said.isascii() and len(said) <= TEXT_MAX and "\0" not in said:
         return said
     return said[:TEXT_MAX].replace("\0", "").encode(errors="replace").decode()

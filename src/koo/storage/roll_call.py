@@ -1,11 +1,11 @@
-"""The roll call: one row a process, which its beat keeps fresh, and the row of the process that leads.
+"""The roll call: one row per process, which its beat keeps fresh, and the row of the process that leads.
 
-A beat is one transaction and, on a server, two round trips. It tells what is new here, takes or renews the leadership,
-and brings what others did (`signals.py`) and how their guards are. Which guards are down is added up in the database,
-so that a hundred processes do not each read the rows of a hundred.
+A beat is one transaction and, on a server, two round trips. It reports what is new here, takes or renews the
+leadership, and returns what others did (`signals.py`) and how their guards are. The database adds up which guards are
+down, so that a hundred processes do not each read the rows of a hundred.
 
-All times are the store's clock. One that was set back leaves rows of the future: those are taken for old ones, since
-their owners write them anew within a beat.
+All times are the store's clock. A clock that was set back leaves rows of the future: those count as old, because their
+owners write them anew within a beat.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from koo.storage.signals import since_in
 from koo.storage.transaction import Row, T, Transaction, Transactions, as_rows, picked
 
 FUTURE_MS = 60_000
-"""A time that is further ahead was written by a clock that has been set back since."""
+"""A time further ahead was written by a clock that has been set back since."""
 FORGOTTEN_AFTER_MS = 86_400_000
-"""How long the row of a process that was killed stays, for people to see that it was there."""
+"""How long a killed process's row stays, for people to see that it existed."""
 
 LIVES = f"f.seen_ms > {{clock_ms}} - {SILENT_BEATS} * f.beat_ms AND f.seen_ms < {{clock_ms}} + {FUTURE_MS}"
 LEADS = f"until_ms > {{clock_ms}} AND until_ms < {{clock_ms}} + {FUTURE_MS} + :lease_ms"
@@ -45,7 +45,7 @@ SAY = """INSERT INTO koo_fleet (process, ledger, host, worker, pid, version, lab
     VALUES (:process, :ledger, :host, :worker, :pid, :version, :label, {clock_ms}, {clock_ms}, :beat_ms, 1, :in_flight)
     ON CONFLICT (process) DO UPDATE SET seen_ms = excluded.seen_ms, beat_ms = excluded.beat_ms,
       beats = koo_fleet.beats + 1, in_flight = excluded.in_flight, ledger = excluded.ledger RETURNING beats"""
-# In a table of its own: with the row it would be written again with each beat.
+# In a table of its own: in the process's row it would be written again with each beat.
 CONFIGURE = """INSERT INTO koo_fleet_configurations (process, digests) VALUES (:process, :configuration)
     ON CONFLICT (process) DO NOTHING"""
 LINE = picked(("guard", "place", "phase"), ("is_down", "ago_ms", "calls", "is_proved"))
@@ -67,7 +67,7 @@ OPINIONS = f"""SELECT g.guard, g.place, sum(g.is_down), count(*), {{clock_ms}} -
     WHERE (g.calls > 0 OR g.phase <> 'closed') AND {LIVES}
     GROUP BY g.guard, g.place HAVING sum(g.is_down) > 0"""
 CHECK = picked(("service", "place", "kind", "reason"), ())
-# Only of the process that leads in this very transaction: what one that led before has found is old.
+# Only from the process that leads in this very transaction: what an earlier leader found is outdated.
 SAY_CHECKS = f"""INSERT INTO koo_fleet_checks (service, place, kind, reason, at_ms, number)
     SELECT {", ".join(CHECK.values())}, {{clock_ms}}, (SELECT coalesce(max(number), 0) + 1 FROM koo_fleet_checks)
     FROM ({{rows}}) r WHERE EXISTS (SELECT 1 FROM koo_leader WHERE process = :process AND {LEADS})
@@ -115,11 +115,11 @@ class SqlRollCall:
         self._transactions = transactions
 
     async def beat(self, told: Told, cursor: int | None = None) -> tuple[Heard, list[Signal]]:
-        """Tell, and hear, in one transaction; with the signals after number `cursor`. Raises `StoreUnavailable`."""
+        """Report, and hear, in one transaction; with the signals after number `cursor`. Raises `StoreUnavailable`."""
         return await self._transactions.run(lambda tx: self._beat(tx, told, cursor))
 
     def _beat(self, tx: Transaction, told: Told, cursor: int | None) -> tuple[Heard, list[Signal]]:
-        # In here, because a store that was closed has another name from its first transaction on.
+        # Read in here, because a reopened store has another name from its first transaction on.
         process = self._transactions.process
         values = self._values(told, process)
         beats = tx.later(SAY, values)
@@ -136,7 +136,7 @@ class SqlRollCall:
         return replace(heard, units=hand_out(tx, told, values)), signals()
 
     async def leave(self) -> None:
-        """This process ends: it is no longer on the roll, and another may lead at once."""
+        """This process ends: it leaves the roll, and another may lead at once."""
         values = {"process": self._transactions.process}
 
         def write(tx: Transaction) -> None:
@@ -194,9 +194,9 @@ class SqlRollCall:
 
 
 class Fenced:
-    """Transactions of a leader: each is refused where another process has led since `epoch`.
+    """A leader's transactions: each is refused if another process has led since `epoch`.
 
-    The row stays locked until the transaction ends, so that no other begins to lead in the middle of it.
+    The row stays locked until the transaction ends, so that no other process becomes leader in the middle of it.
     """
 
     def __init__(self, transactions: Transactions, epoch: int) -> None:

@@ -1,34 +1,34 @@
 """The tables of the state store, and how an older store becomes a newer one.
 
-A process takes the steps of `STEPS` that the store lacks in one transaction, while others wait. A step that was
-published never changes. There are two kinds, because in a rolling upgrade processes of two versions use one store:
+A process takes the steps of `STEPS` that the store lacks in one transaction, while others wait. A published step never
+changes. There are two kinds, because in a rolling upgrade processes of two versions use one store:
 
-* `Growth` only adds: tables, columns with a default, indexes. A koo that does not know it works beside it, and one that
-  is restarted still takes the store. `koo_growth` has a row for each that was taken.
+* `Growth` only adds: tables, columns with a default, indexes. A koo that does not know it works beside it, and a
+  restarted one still accepts the store. `koo_growth` has a row for each that was taken.
 * Any other step changes what an older koo uses. `koo_schema` holds one row: how many of them were taken. A process
-  refuses a store that has more of them than it knows. So a table or column that is not used any more is dropped one
-  release later than the code that used it.
+  refuses a store that has more of them than it knows. So an unused table or column is dropped one release later than
+  the code that used it.
 
 * `koo_treasuries`: one row for each budget and period (`policies/treasury.py`). `limit_amount` -1 is no limit.
 * `koo_purses`: what one process was granted, sent back, spent, and spent without a grant, by budget and period; those
   of all processes that have ended are one row, `ended`.
 * `koo_processes`: the last beat of each process, when it came, and what the store had forgotten by then (JSON).
-* `koo_limits`: of each limit a minute or an hour what is in the window (JSON: sub-bucket and count), `koo_leases`: what
-  each process has of it (`policies/units.py`). `lapsed` is what counted as used when a lease ended untold.
-* `koo_probe`: what is written to find out whether a store that failed takes writes again.
+* `koo_limits`: per limit a minute or an hour, what is in the window (JSON: sub-bucket and count), `koo_leases`: what
+  each process has of it (`policies/units.py`). `lapsed`: what counted as used when a lease ended unreported.
+* `koo_probe`: written to find out whether a store that failed accepts writes again.
 * `koo_entries`: what was booked, one row for each call that ended with a cost.
 * `koo_signals`: what operators did, for all processes.
-* `koo_episodes`: alerts, from their beginning to their end; of one fingerprint one lasts at most. `koo_sightings`:
-  which process sees each of them, for as long as the lease lasts. `koo_silences`: what people are not notified of.
-* `koo_notices`: what is to be said to people; `koo_channels`: the ways to do so, one row each, whose `process` may send
-  as long as the lease lasts, in an `epoch` that grows with each new one; `koo_deliveries`: what became of each notice
-  on each channel. Those with the same `message` are sent together.
-* `koo_fleet`: the last word of each process about itself; `koo_fleet_guards`: about its guards;
+* `koo_episodes`: alerts, from start to end; at most one open per fingerprint. `koo_sightings`: which process sees each
+  of them, for as long as the lease lasts. `koo_silences`: what people are not notified of.
+* `koo_notices`: what people are to be notified of; `koo_channels`: the ways to do so, one row each, whose `process` may
+  send as long as the lease lasts, in an `epoch` that grows with each new one; `koo_deliveries`: what became of each
+  notice on each channel. Those with the same `message` are sent together.
+* `koo_fleet`: each process's last report about itself; `koo_fleet_guards`: about its guards;
   `koo_fleet_configurations`: digests of its options (JSON). `koo_fleet_checks`: what the leader's last unbilled check
   of each service found; `koo_fleet_probes`: units of probes (`policies/probing.py`). `koo_leader`: which process leads,
   in which epoch, and until when (`policies/fleet.py`).
-* `koo_history`: how the components of a process were in a minute or five (JSON, `storage/history.py`). `koo_marks`:
-  what happened at a moment.
+* `koo_history`: how a process's components were in a minute or five (JSON, `storage/history.py`). `koo_marks`: what
+  happened at a moment.
 
 Money is in pico-dollars, times are milliseconds since 1970, days are days since then.
 """
@@ -146,7 +146,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE koo_silences (
              id TEXT NOT NULL PRIMARY KEY, kind TEXT NOT NULL, component TEXT NOT NULL, made_ms BIGINT NOT NULL,
              ends_ms BIGINT NOT NULL, made_by TEXT NOT NULL, reason TEXT NOT NULL)""",
-        # What ended was listed as episodes of its own, and each process had its own of what lasts: the oldest goes on.
+        # Ended ones had a row each, and every process its own row of an open one: the oldest of those stays.
         """INSERT INTO koo_episodes
              SELECT 'before' || row_number() OVER (ORDER BY started_ms, fingerprint, process), fingerprint, type,
                component, message, data, started_ms, started_ms, NULL,
@@ -212,14 +212,14 @@ STEPS: tuple[tuple[str, ...], ...] = (
 
 _TABLES = {
     "sqlite": "SELECT name FROM sqlite_master WHERE name IN ('koo_schema', 'koo_growth')",
-    # Not to_regclass(): what it remembers of a table that was not there outlives the wait for whoever makes it.
+    # Not to_regclass(): it caches that a table is missing, even after waiting for the process that makes it.
     "postgresql": """SELECT relname FROM pg_class
         WHERE relname IN ('koo_schema', 'koo_growth') AND pg_table_is_visible(oid)""",
 }
 
 
 def is_current(tx: Transaction) -> bool:
-    """Has the store all steps? Raises `StoreUnavailable` if a newer koo wrote it."""
+    """Whether the store has all steps. Raises `StoreUnavailable` if a newer koo wrote it."""
     return next(_missing(tx), None) is None
 
 

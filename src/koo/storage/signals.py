@@ -1,6 +1,6 @@
 """Acts that concern all processes on the same store: resets, overrides, cooldowns, blocked keys.
 
-Each process hears of new ones with its beat (`roll_call.py`), so up to a hundred processes follow a reset within a
+Each process receives new ones with its beat (`roll_call.py`), so up to a hundred processes follow a reset within a
 second and a half. A new signal's number is drawn under a lock that is kept until its commit. Otherwise a smaller number
 could become visible after a larger one, and a process that had read the larger one would never see it.
 """
@@ -30,7 +30,7 @@ class SqlSignals:
         self._executor = executor
 
     async def publish(self, kind: SignalKind, target: str, payload: dict[str, Any] | None = None) -> int:
-        """Tell all other processes; returns the signal's number. `payload` must be JSON-ready.
+        """Publish to all other processes; returns the signal's number. `payload` must be JSON-ready.
 
         Raises `StoreUnavailable`.
         """
@@ -57,7 +57,7 @@ class SqlSignals:
 
 
 def since_in(tx: Transaction, cursor: int) -> Callable[[], list[Signal]]:
-    """Ask, in a transaction, for what came after number `cursor`; what is returned waits for it."""
+    """Ask, in a transaction, for what came after number `cursor`; calling the result waits for it."""
     found = tx.later(SINCE, {"cursor": cursor})
     return lambda: [_signal(row) for row in found()]
 
@@ -65,7 +65,7 @@ def since_in(tx: Transaction, cursor: int) -> Callable[[], list[Signal]]:
 def publish_in(
     tx: Transaction, at_ms: int, process: str, kind: SignalKind, target: str, payload: dict[str, Any]
 ) -> int:
-    """Tell all other processes, in a transaction; returns the signal's number."""
+    """Publish to all other processes, in a transaction; returns the signal's number."""
     values = {
         "at_ms": at_ms,
         "process": process,

@@ -1,4 +1,4 @@
-"""Silences as the store keeps them. One that ended is kept as long as episodes are."""
+"""Silences in the store. An ended one is kept as long as episodes are."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SqlSilences:
         await self._transactions.run(lambda tx: tx.run(ADD, values))
 
     async def end(self, silence_id: str, at: float) -> Silence | None:
-        """End one at wall time `at`, before its time; returns None where no such silence lasts."""
+        """End one early, at wall time `at`; returns None if no such silence is in force."""
         rows = await self._transactions.run(lambda tx: tx.rows(END, {"id": silence_id, "at_ms": _ms(at)}))
         return _silence(rows[0]) if rows else None
 

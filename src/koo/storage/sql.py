@@ -1,15 +1,13 @@
-"""The state store in SQLite (a file of its own) or PostgreSQL: money, day counts, what operators did, alerts.
+"""The state store in SQLite (a file of its own) or PostgreSQL: money, day counts, operators' acts, alerts.
 
 SQLite is in WAL mode with `synchronous=NORMAL`. What was committed survives the death of the process, `kill -9`
-included, because it is in the kernel's hands. When the machine itself loses power, the file stays whole, but the
-commits of the last moments (since the last checkpoint, some thousand pages) may be gone: then money that was spent in
-them is not in the books, and that day's cap can be exceeded by that much. `FULL` would close this gap with a flush to
-the disk for each commit, one to ten milliseconds of every call's latency. PostgreSQL does what its server is told
-(`synchronous_commit`).
+included, because the kernel has it. When the machine itself loses power, the file stays intact, but the last commits
+(since the last checkpoint, some thousand pages) may be lost: money spent in them is then missing from the books, and
+that day's cap can be exceeded by that much. `FULL` would close this gap with a flush to disk for each commit: one to
+ten milliseconds of every call's latency. PostgreSQL follows its server's own setting (`synchronous_commit`).
 
-Waits are bounded: `timeout_s` is what any caller waits at most. A statement that waits for a lock ends by itself a
-little earlier (`busy_timeout`, `statement_timeout`), so that its error says why; what hangs without a word is cut
-off.
+Waits are bounded: no caller waits longer than `timeout_s`. A statement that waits for a lock ends by itself a little
+earlier (`busy_timeout`, `statement_timeout`), so that its error says why; anything that hangs silently is cut off.
 """
 
 from __future__ import annotations
@@ -68,11 +66,11 @@ class SqlTransaction:
         self.dialect: Dialect = dialect
 
     def rows(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Row]:
-        """Run a statement, and give the rows it returns."""
+        """Run a statement, and return its rows."""
         return [tuple(row) for row in self._connection.execute(_statement(sql, self.dialect), values)]
 
     def later(self, sql: str, values: Mapping[str, Any] | None = None) -> Callable[[], list[Row]]:
-        """Run a statement, whose rows are asked for later."""
+        """Run a statement, whose rows are fetched later."""
         found = self.rows(sql, values)
         return lambda: found
 
@@ -82,7 +80,7 @@ class SqlTransaction:
 
     def add(self, table: Table, rows: Sequence[Sequence[Any]]) -> None:
         """Write rows; one whose key is there already changes nothing."""
-        # Bound by the driver, one after the other: to pick each value out of a JSON text takes twice as long.
+        # Bound by the driver, one row after another: picking each value out of a JSON text takes twice as long.
         self._connection.exec_driver_sql(_insert_of_values(table), [tuple(row) for row in rows])
 
 
@@ -94,8 +92,8 @@ def _insert_of_values(table: Table) -> str:
 
 
 class PipelinedTransaction:
-    """A `Transaction` in psycopg's pipeline: what returns nothing travels with the next statement that does, or with
-    COMMIT. A beat of ten statements is two round trips so, and a server that is far away is no server that hangs."""
+    """A `Transaction` in psycopg's pipeline: a statement that returns nothing travels with the next one that does, or
+    with COMMIT. So a beat of ten statements is two round trips, and a distant server does not look like a hung one."""
 
     __slots__ = ("_connection", "_driver", "dialect")
 
@@ -105,11 +103,11 @@ class PipelinedTransaction:
         self.dialect: Dialect = "postgresql"
 
     def rows(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Row]:
-        """Run a statement, and give the rows it returns."""
+        """Run a statement, and return its rows."""
         return self.later(sql, values)()
 
     def later(self, sql: str, values: Mapping[str, Any] | None = None) -> Callable[[], list[Row]]:
-        """Send a statement; its rows are waited for when they are asked for."""
+        """Send a statement; its rows are awaited when they are asked for."""
         with self.translated(sql):
             cursor = self._driver.execute(_for_driver(sql), values or {})
 
@@ -134,7 +132,7 @@ class PipelinedTransaction:
 
     @contextmanager
     def translated(self, sql: str) -> Iterator[None]:
-        """The driver's errors as those of SQLAlchemy, which knows whether the connection is lost with them."""
+        """Raise the driver's errors as SQLAlchemy's, which also say whether the connection is lost."""
         dialect = self._connection.dialect
         try:
             yield
@@ -185,14 +183,14 @@ class SqlBackend:
             try:
                 self._attempt(write, exclusive)
             except DBAPIError as error:
-                # The server was restarted since the last use, or its connection was cut while it was idle.
+                # The server was restarted since the last use, or its idle connection was cut.
                 is_lost = error.connection_invalidated or lost(error)
                 stale = reused and is_lost and not self._was_cut
                 if not stale and not transient(error):
                     raise
                 self._attempt(write, exclusive)
         except (DataError, IntegrityError) as error:
-            raise StatementRejected(f"the state store does not take this: {type(error).__name__}") from error
+            raise StatementRejected(f"the state store rejects this: {type(error).__name__}") from error
         except (SQLAlchemyError, OSError) as error:
             raise StoreUnavailable(sentence(error, self.place)) from error
 
@@ -202,7 +200,7 @@ class SqlBackend:
             self._exclusive = exclusive
             self._run(connection, write)
         except BaseException:
-            self.close()  # Nobody knows what state it is in, and a new one costs a millisecond.
+            self.close()  # its state is unknown, and a new one costs a millisecond
             raise
 
     def _run(self, connection: Connection, write: Callable[[Transaction], None]) -> None:
@@ -230,21 +228,21 @@ class SqlBackend:
                 connection.invalidate()
                 connection.close()
             except SQLAlchemyError:
-                pass  # It is being dropped because it failed.
+                pass  # it is being dropped because it failed
 
     def cut(self) -> None:
         """From another thread: make the statement that hangs fail."""
         raise NotImplementedError
 
     def _usable(self) -> bool:
-        """Is there a connection already?"""
+        """Whether there is a connection already."""
         return self._connection is not None
 
     def _prepare(self) -> None:
         """Before a connection is made."""
 
     def _made(self, connection: Any, record: object) -> None:
-        """After a connection was made: the driver's own."""
+        """After a connection was made; `connection` is the driver's own."""
         raise NotImplementedError
 
     def _begin(self, connection: Connection) -> None:
@@ -261,22 +259,22 @@ class SqliteBackend(SqlBackend):
         self._busy_s = min(BUSY_S_MAX, timeout_s * 0.9)
         self._file: tuple[int, int] | None = None
         self._driver: sqlite3.Connection | None = None
-        # The timeout is zero because SQLite's own wait sleeps up to 0.1 s between two looks: see `_begin`.
+        # The timeout is zero because SQLite's own wait sleeps up to 0.1 s between two attempts: see `_begin`.
         arguments = {"check_same_thread": False, "timeout": 0.0}
         url = URL.create("sqlite", database=str(path))
         super().__init__(create_engine(url, poolclass=NullPool, connect_args=arguments), str(path))
 
     def cut(self) -> None:
-        """Interrupt the statement; a write that waits for the disk cannot be interrupted by anybody."""
+        """Interrupt the statement; a write that waits for the disk cannot be interrupted at all."""
         driver = self._driver
         try:
             if driver is not None:
                 driver.interrupt()
         except sqlite3.ProgrammingError:
-            pass  # It was closed meanwhile.
+            pass  # it was closed meanwhile
 
     def _usable(self) -> bool:
-        # Whoever goes on writing into a file that somebody removed or replaced shares it with nobody.
+        # If the file was removed or replaced, writes to the old one would be invisible to every other process.
         if self._connection is not None and self._identity() != self._file:
             self.close()
         return super()._usable()
@@ -294,7 +292,7 @@ class SqliteBackend(SqlBackend):
     def _made(self, connection: Any, record: object) -> None:
         driver: sqlite3.Connection = connection
         driver.isolation_level = (
-            None  # The module would else begin transactions of its own, and not IMMEDIATE.
+            None  # otherwise the module would begin transactions itself, and not IMMEDIATE ones
         )
         self._driver = driver
         self._file = self._identity()
@@ -309,13 +307,13 @@ class SqliteBackend(SqlBackend):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def _begin_to_read(self, connection: Connection) -> None:
-        """A deferred transaction locks with its first read, which fails while another process makes the file a WAL."""
-        # SQLAlchemy rolls back where the second statement fails.
+        """A deferred transaction locks at its first read, which fails while another process turns the file to WAL."""
+        # SQLAlchemy rolls back if the second statement fails.
         connection.exec_driver_sql("BEGIN")
         connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")
 
     def _patiently(self, act: Callable[[], object]) -> None:
-        """Do `act` as soon as nobody else holds the lock: looks again after a millisecond or two, at random."""
+        """Do `act` as soon as the lock is free: tries again after a millisecond or two, at random."""
         until = time.monotonic() + self._busy_s
         while True:
             try:
@@ -336,10 +334,10 @@ class MemoryBackend(SqlBackend):
         super().__init__(create_engine("sqlite://", poolclass=StaticPool), "memory")
 
     def close(self) -> None:
-        """Keep the connection: it is all that there is."""
+        """Keep the connection: the tables exist only in it."""
 
     def _made(self, connection: Any, record: object) -> None:
-        connection.isolation_level = None  # The module would else begin transactions of its own.
+        connection.isolation_level = None  # otherwise the module would begin transactions itself
 
     def _begin(self, connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN")
@@ -354,7 +352,7 @@ class PostgresBackend(SqlBackend):
         timeout_ms = int(timeout_s * 900)
         self._settings = (
             f"SET statement_timeout = {timeout_ms}; SET lock_timeout = {timeout_ms}; "
-            # A process that is stopped in the middle of a transaction would keep everybody from the day's row.
+            # A process that is stopped in the middle of a transaction would keep every other one from the day's row.
             f"SET idle_in_transaction_session_timeout = {timeout_ms * 2}"
         )
         self._plug: socket.socket | None = None
@@ -363,7 +361,7 @@ class PostgresBackend(SqlBackend):
             "connect_timeout": max(2, math.ceil(timeout_s)),
             "application_name": "koo",
             "tcp_user_timeout": timeout_ms,
-            "prepare_threshold": None,  # Preparing takes a round trip, and does not work behind every pooler.
+            "prepare_threshold": None,  # preparing takes a round trip, and does not work behind every pooler
         }
         engine = create_engine(
             url, poolclass=NullPool, connect_args=arguments, isolation_level="READ COMMITTED"
@@ -372,17 +370,17 @@ class PostgresBackend(SqlBackend):
 
     def cut(self) -> None:
         """End the connection under the statement."""
-        self._was_cut = True  # A server that hangs would keep the next attempt waiting too.
+        self._was_cut = True  # a server that hangs would keep the next attempt waiting too
         with self._plug_lock:
             if self._plug is not None:
                 try:
                     self._plug.shutdown(socket.SHUT_RDWR)
                 except OSError:
-                    pass  # The other side was faster.
+                    pass  # the other side was faster
 
     def _run(self, connection: Connection, write: Callable[[Transaction], None]) -> None:
         driver: Any = connection.connection.driver_connection
-        # BEGIN and COMMIT are statements like the others: the driver's own would each be a round trip of its own.
+        # BEGIN and COMMIT are sent as statements: the driver's own would each be an extra round trip.
         driver.autocommit = True
         tx, pipeline = PipelinedTransaction(connection), driver.pipeline()
         # Not as a block: after an error the connection is closed, and leaving the pipeline would only warn about that.
@@ -402,7 +400,7 @@ class PostgresBackend(SqlBackend):
         super().close()
 
     def _made(self, connection: Any, record: object) -> None:
-        # A duplicate of our own: the driver closes its number when it likes, and the number may be another's by then.
+        # A duplicate: the driver closes its descriptor at any time, and the number may then belong to another socket.
         self._plug = socket.socket(fileno=os.dup(connection.fileno()))
         connection.autocommit = True
         connection.execute(self._settings)
@@ -417,10 +415,10 @@ def read_url(url: str, home: Path) -> Path | URL:
     except ValueError as error:
         raise ConfigurationError("KOO_STATE_URL", f"it cannot be right: {error}") from None
     parsed = None
-    with suppress(ArgumentError, ValueError):  # their own words repeat the URL, with the password
+    with suppress(ArgumentError, ValueError):  # their messages repeat the URL, with the password
         parsed = with_hidden_password(make_url(url))
     if parsed is None:
-        raise ConfigurationError("KOO_STATE_URL", "it is no URL; sqlite:///data/koo-state.db is one")
+        raise ConfigurationError("KOO_STATE_URL", "not a URL; an example is sqlite:///data/koo-state.db")
     backend = parsed.drivername.partition("+")[0]
     if backend == "sqlite":
         if not parsed.database or ":memory:" in parsed.database or parsed.query:
@@ -431,12 +429,12 @@ def read_url(url: str, home: Path) -> Path | URL:
     if backend in ("postgresql", "postgres"):
         return _for_psycopg(parsed)
     raise ConfigurationError(
-        "KOO_STATE_URL", f"{parsed.drivername} is no state store; allowed are sqlite and postgresql"
+        "KOO_STATE_URL", f"{parsed.drivername} cannot be a state store; allowed are sqlite and postgresql"
     )
 
 
 def _for_psycopg(url: URL) -> URL:
-    """asyncpg's own options are not libpq's: `ssl` is `sslmode` there, the caches have no meaning for one thread."""
+    """asyncpg's own options are not libpq's: `ssl` is `sslmode` there, and the caches mean nothing to one thread."""
     query = {name: value for name, value in url.query.items() if "statement" not in name}
     if "ssl" in query:
         query["sslmode"] = query.pop("ssl")
@@ -444,7 +442,7 @@ def _for_psycopg(url: URL) -> URL:
 
 
 def make_backend(target: Path | URL, timeout_s: float) -> SqlBackend:
-    """The backend for what `read_url` gave; opens nothing."""
+    """The backend for the result of `read_url`; opens nothing."""
     if isinstance(target, Path):
         return SqliteBackend(target, timeout_s)
     return PostgresBackend(target, timeout_s)

@@ -1,8 +1,8 @@
 """The state store of one process: its ledger, signals and alert episodes over one thread and one connection.
 
 It belongs to the event loop on which it was first used, until `close()`. After that it may be opened again on any loop;
-where its loop has just ended, it may be used on another one as it is. A store that cannot be reached is open
-nevertheless: it goes on trying, `trouble` says why, and each use raises `StoreUnavailable` until it is there.
+if its loop has just ended, it may be used on another one as it is. A store that cannot be reached is open nevertheless:
+it keeps trying, `trouble` says why, and each use raises `StoreUnavailable` until it is reachable.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger("koo")
 FILE_BEAT_S = 0.1
 """A commit to a file takes a millisecond, so purses can be small and a dead process leaves little behind."""
 SERVER_BEAT_S = 1.0
-"""A hundred processes are a hundred transactions a second."""
+"""A hundred processes then make a hundred transactions a second."""
 
 
 class SqlStore:
@@ -52,7 +52,7 @@ class SqlStore:
         timeout_s: float = 2.0,
         beat_s: float | None = None,
     ) -> None:
-        from koo.storage import sql  # Importing SQLAlchemy takes longer than all of koo.
+        from koo.storage import sql  # importing SQLAlchemy takes longer than all of koo
 
         target = sql.read_url(url, home)
         self.file = target if isinstance(target, Path) else None
@@ -81,7 +81,7 @@ class SqlStore:
 
     @property
     def is_open(self) -> bool:
-        """True while its thread is at work."""
+        """True while its thread is running."""
         return self.executor.is_open
 
     @property
@@ -91,7 +91,7 @@ class SqlStore:
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now, as a sentence; None: nothing is known against it."""
+        """Why the store cannot be used now, as a sentence; None: no trouble is known."""
         return self.executor.trouble
 
     def as_leader(self, epoch: int) -> LedStore:
@@ -103,7 +103,7 @@ class SqlStore:
         self.executor.watch(changed)
 
     async def open(self) -> None:
-        """Connect, make or upgrade the tables, read today's numbers. Raises `StoreUnavailable`, and goes on trying.
+        """Connect, make or upgrade the tables, read today's numbers. Raises `StoreUnavailable`, and keeps trying.
 
         Raises RuntimeError while it is open on another event loop that still runs.
         """
@@ -111,7 +111,7 @@ class SqlStore:
         await self.ledger.refresh()
 
     async def close(self) -> None:
-        """Write what waits, as far as the store lets us, and end the thread. It may be opened again."""
+        """Write what is still waiting, as far as the store allows, and end the thread. It may be opened again."""
         try:
             await self.leasing.finish()
             await self.ledger.finish()
@@ -132,7 +132,7 @@ class SqlStore:
 
 
 class LedStore:
-    """The store as the leader of the fleet writes it: each transaction looks first whether it still leads."""
+    """The store as the fleet's leader writes it: each transaction first checks that it still leads."""
 
     def __init__(self, transactions: Fenced) -> None:
         self.past = Past(transactions)

@@ -1,7 +1,7 @@
-"""What a store's work sees of its database: one transaction on one connection, in plain SQL that both databases know.
+"""How a store's work sees its database: one transaction on one connection, in plain SQL that both databases know.
 
-Work is a plain function: it runs in the store's own thread, so it must not touch anything of the event loop.
-Where SQLite and PostgreSQL differ, a statement has a word in braces: see `WORDS`.
+Work is a plain function: it runs in the store's own thread, so it must not touch anything of the event loop. Where
+SQLite and PostgreSQL differ, a statement has a word in braces: see `WORDS`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WORDS: dict[Dialect, dict[str, str]] = {
         "keys": "SELECT value ->> 0 AS budget, value ->> 1 AS period FROM json_each(:keys)",
         "rows": "SELECT value FROM json_each(:rows)",
         "for_update_of_t": "",
-        "for_update": "",  # The whole file is ours since BEGIN IMMEDIATE.
+        "for_update": "",  # since BEGIN IMMEDIATE the whole file is ours
         "serial": "INTEGER PRIMARY KEY AUTOINCREMENT",
         "latecomers_wait": "SELECT 1",
     },
@@ -41,14 +41,14 @@ WORDS: dict[Dialect, dict[str, str]] = {
         "for_update_of_t": "FOR UPDATE OF t",
         "for_update": "FOR UPDATE",
         "serial": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
-        # Until the end of the transaction; any number that no other application uses.
+        # Held until the end of the transaction; the number only has to differ from other applications'.
         "latecomers_wait": "SELECT pg_advisory_xact_lock(7072003120211)",
     },
 }
 
 
 class Table(NamedTuple):
-    """A table that rows are added to: its key, and its columns, of which those with texts come first."""
+    """A table that rows are added to: its key, and its columns, text columns first."""
 
     name: str
     key: str
@@ -62,11 +62,11 @@ class Transaction(Protocol):
     dialect: Dialect
 
     def rows(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Row]:
-        """Run a statement, and give the rows it returns."""
+        """Run a statement, and return its rows."""
         ...
 
     def later(self, sql: str, values: Mapping[str, Any] | None = None) -> Callable[[], list[Row]]:
-        """Run a statement whose rows are asked for later: several of these are one round trip, where there are any."""
+        """Run a statement whose rows are fetched later: on a server, several of these are one round trip."""
         ...
 
     def run(self, sql: str, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:
@@ -79,7 +79,7 @@ class Transaction(Protocol):
 
 
 class Transactions(Protocol):
-    """Where work is run, one transaction after the other, for one process among those on a store."""
+    """Where work runs, one transaction after another, for one of the processes on a store."""
 
     process: str
     clock: Clock
@@ -97,11 +97,11 @@ def as_rows(rows: Iterable[Sequence[Any]]) -> dict[str, str]:
 def picked(texts: Sequence[str], numbers: Sequence[str]) -> dict[str, str]:
     """How a statement picks columns out of `{rows}`, each of them texts first and then numbers."""
     found = {name: f"value ->> {place}" for place, name in enumerate(texts)}
-    # Of a number PostgreSQL has the text.
+    # PostgreSQL extracts numbers as text.
     return found | {
         name: f"CAST(value ->> {place} AS bigint)" for place, name in enumerate(numbers, len(texts))
     }
 
 
 class StatementRejected(StoreUnavailable):
-    """The store works, but does not take this: running it again unchanged cannot help."""
+    """The store works, but rejects this: running it again unchanged cannot help."""

@@ -1,8 +1,8 @@
 """Where treasuries live: in memory, or in rows of a database. What they decide is in `policies/treasury.py`.
 
 A beat is one transaction: the rows that it touches are loaded and locked in one order, `receive` decides over them, and
-what has changed is written back. Locking first and deciding second is what keeps the sum: a decision made on rows that
-were read without a lock is applied to newer ones, and grants the same money twice.
+the changes are written back. Locking first and deciding second keeps the sum right: a decision over rows that were read
+without a lock would be applied to newer ones, and grant the same money twice.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from koo.storage.transaction import Row, Transaction, as_rows, picked
 Values = tuple[str | int, ...]
 
 UNBOUNDED = -1
-"""How a database says that a budget has no limit: NULL would need its own words in each comparison."""
+"""How a database stores that a budget has no limit: NULL would need special cases in each comparison."""
 
 
 class Treasuries(Protocol):
@@ -45,7 +45,7 @@ class Treasuries(Protocol):
         ...
 
     def write_off(self, process: str) -> dict[Key, int]:
-        """Free what a process was granted and has not spent; its name answers no more. Returns what came free."""
+        """Free what a process was granted and has not spent; its name is no longer answered. Returns what came free."""
         ...
 
 
@@ -117,14 +117,14 @@ class MemoryTreasuries:
 
 
 def _added(column: str) -> str:
-    """How two rows become one: of more than a column holds, the most that it holds."""
+    """How two rows become one; a sum beyond the column's range becomes its maximum."""
     return f"""{column} = CASE WHEN koo_purses.{column} > {TOTAL_PICO_MAX} - excluded.{column} THEN {TOTAL_PICO_MAX}
         ELSE koo_purses.{column} + excluded.{column} END"""
 
 
 OPEN_PROCESS = """INSERT INTO koo_processes (name, number, token, closed, seen_ms)
     VALUES (:process, 0, '', 0, 0) ON CONFLICT (name) DO NOTHING"""
-# All that is known before the treasuries are: one statement, because each is a round trip.
+# Everything known before the treasuries are: one statement, because each is a round trip.
 LOCK_PROCESS = """SELECT number, token, closed, forgotten, (SELECT frozen_until_ms FROM koo_schema),
         coalesce({now_ms}, {clock_ms})
     FROM koo_processes WHERE name = :process {for_update}"""
@@ -152,7 +152,7 @@ SAVE_PURSES = f"""INSERT INTO koo_purses ({", ".join(PURSE)}) SELECT {", ".join(
     FROM ({{rows}}) r WHERE true
     ON CONFLICT (budget, period, process) DO UPDATE SET
     {", ".join(f"{one} = excluded.{one}" for one in list(PURSE)[3:])}"""
-# As `Totals.take_in` does it. The treasuries are locked, so no other process adds to the same row meanwhile.
+# The same as `Totals.take_in`. The treasuries are locked, so no other process adds to the same row meanwhile.
 END_PURSES = f"""INSERT INTO koo_purses ({", ".join(PURSE)})
     SELECT p.budget, '{ENDED}', p.period, p.granted - p.back + p.over_granted, 0, p.spent, 0, 0
     FROM koo_purses p JOIN ({{keys}}) k ON k.budget = p.budget AND k.period = p.period WHERE p.process = :process
@@ -177,7 +177,7 @@ OTHERS = """SELECT p.budget, p.period, q.seen_ms, q.closed, p.granted, p.back, p
 
 
 def _asked(answer: Reply, keys: Iterable[Key], is_asked: bool) -> set[Key]:
-    """Of which budgets the answer says how they stand."""
+    """The budgets for which the answer says how they stand."""
     return set(keys) if is_asked else {key for key in answer.short if key is not None}
 
 
@@ -191,9 +191,9 @@ def receive_in(
     opened: set[Key] | None = None,
     now_ms: int | None = None,
 ) -> Reply:
-    """Take a beat in, in a transaction. The time is the store's clock, which for a file is `wall_ms`, or `now_ms`.
+    """Take a beat in, in a transaction. The time is the store's clock; for a file that is `wall_ms`, or `now_ms`.
 
-    `opened` remembers which treasuries were there at the last beat, so that they need not be opened again.
+    `opened` remembers which treasuries existed at the last beat, so that they need not be opened again.
     """
     process, frozen_until_ms, now_ms, rows, others = _load(tx, beat, wall_ms, now_ms, opened, is_asked)
     rows.process, rows.frozen_until_ms = process, frozen_until_ms
@@ -225,19 +225,19 @@ def _load(
     tx: Transaction, beat: Beat, wall_ms: int, now_ms: int | None, opened: set[Key] | None, is_asked: bool
 ) -> tuple[ProcessRow, int, int, Rows, Callable[[], list[Row]]]:
     """Lock this process, and then what its beat touches: its row, until when the store is frozen, the time, all rows,
-    and the purses of other processes where the store was asked how its budgets stand.
+    and the purses of other processes if the store was asked how its budgets stand.
     """
     opened = set() if opened is None else opened
     locked = tx.later(LOCK_PROCESS, {"process": beat.process, "wall_ms": wall_ms, "now_ms": now_ms})
-    # With the same round trip the treasuries of the last beat, which are nearly always those of this one.
+    # In the same round trip the treasuries of the last beat, which are nearly always those of this one.
     likely = _Locked(tx, beat.process, opened, is_asked) if opened else None
     process, frozen_until_ms, now_ms, is_new = _process(tx, beat.process, locked(), wall_ms, now_ms)
     keys = keys_of(beat, now_ms)
     rows = None if likely is None else likely.rows()
-    # A process that is new was not locked, so what was read with it may be another's, of the same name.
+    # A new process had no row to lock, so what was read with it may belong to another one of the same name.
     if rows is None or likely is None or is_new or keys != opened:
-        # Before any is locked: one that is locked while another is made would be two processes' deadlock. Where the
-        # likely ones are locked already, at midnight, the database ends one of the two, and it is run again.
+        # Before any is locked: if one were made while another is locked, two processes could deadlock. If the likely
+        # ones are locked already, at midnight, the database ends one of the two transactions, and it is run again.
         tx.run(OPEN_TREASURIES, _values_of(beat.process, keys))
         likely = _Locked(tx, beat.process, keys, is_asked)
         rows = likely.rows()
@@ -281,7 +281,7 @@ def _read(forgotten: str) -> dict[Key, int] | None:
 
 
 class _Locked:
-    """Some treasuries, locked in one order, with this process's purses; and the purses of the others, if `is_asked`."""
+    """Some treasuries, locked in one order, with this process's purses, and the others' if `is_asked`."""
 
     def __init__(self, tx: Transaction, process: str, keys: set[Key], is_asked: bool) -> None:
         values = _values_of(process, keys)
@@ -291,7 +291,7 @@ class _Locked:
         self.others = tx.later(OTHERS, values) if is_asked else list
 
     def rows(self) -> Rows | None:
-        """Wait for them; None where some are missing, because this store is another one than before."""
+        """Wait for them; None if some are missing, because this store is another one than before."""
         found = self._found()
         if len(found) < len(self._keys):
             return None
@@ -330,7 +330,7 @@ def _purse_values(key: Key, row: Totals, process: str) -> Values:
 
 
 def _fit(amount: int) -> int:
-    """Of more money than a column holds, the most that it holds: a beat that is rejected would be sent for ever."""
+    """At most what a column holds: a beat that the database rejects would be sent again forever."""
     return min(amount, TOTAL_PICO_MAX)
 
 

@@ -1,8 +1,8 @@
 """Money that dead processes left behind, and what operators wrote off of it.
 
 What a process was granted stays booked until it reports again, because it may have spent it. An operator may know that
-it did not, or take the risk: then what it had not told as spent comes free, and its name answers no more. Each
-write-off is kept as a signal, in the same transaction, so that it can be found for as long as the store lives.
+it did not, or accept the risk: then what it had not reported as spent comes free, and its name is no longer answered.
+Each write-off is kept as a signal, in the same transaction, so that it can be found for as long as the store exists.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class SqlUnsettled:
         self._executor = executor
 
     async def find(self) -> list[Unsettled]:
-        """Of the day and the month that run, by process. Raises `StoreUnavailable`."""
+        """Of the current day and month, by process. Raises `StoreUnavailable`."""
         wall_ms = self._wall_ms()
         return await self._executor.run(lambda tx: _left(tx, wall_ms), exclusive=False)
 

@@ -1,9 +1,9 @@
-"""Where limits of a fleet live: in memory, or in rows of a database. What they decide is in `policies/units.py`.
+"""Where a fleet's limits live: in memory, or in rows of a database. What they decide is in `policies/units.py`.
 
-One message speaks of several limits of one process, and is one transaction. The rows of the limits are locked in one
-order by a first statement; leases are read by a second one, and all is decided over what it found. So two processes
-never get the same unit, and a message that is run twice, after a lost connection, changes nothing the second time but
-what it asked for, which then ends with its lease.
+One message covers several limits of one process, and is one transaction. A first statement locks the limits' rows in
+one order, a second one reads the leases, and everything is decided over what it found. So two processes never get the
+same unit. A message that is run twice, after a lost connection, changes nothing the second time except its own
+requests, and what those are granted ends with its lease.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Windows(Protocol):
     """All limits of one store."""
 
     def receive(self, process: str, told: Sequence[Told], now_ms: int) -> list[Grant]:
-        """Take in what a process tells, and answer about each limit in the same order."""
+        """Take in what a process reports, and answer about each limit in the same order."""
         ...
 
 
@@ -36,7 +36,7 @@ class MemoryWindows:
         self.processes = 0
 
     def receive(self, process: str, told: Sequence[Told], now_ms: int) -> list[Grant]:
-        """Take in what a process tells."""
+        """Take in what a process reports."""
         return [self._receive(process, one, now_ms) for one in told]
 
     def _receive(self, process: str, told: Told, now_ms: int) -> Grant:
@@ -70,7 +70,7 @@ LOCK_LIMITS = (
     f"""SELECT {", ".join(LIMIT)} FROM koo_limits WHERE name IN ({{ids}}) ORDER BY name {{for_update}}"""
 )
 # The time, how many processes there are, this process's leases and those that are over, and what all others have. One
-# statement has one time: of a lease that ends between two of them, neither would say what is out.
+# statement has one time: between two statements a lease could end, and be counted by neither.
 LEASES = f"""WITH c AS (SELECT coalesce({{now_ms}}, {{clock_ms}}) AS clock)
     SELECT '' AS name, '' AS process, clock, 0, 0, 0, 0, 0, 0, 0 FROM c
     UNION ALL SELECT '', 'processes', count(*), 0, 0, 0, 0, 0, 0, 0 FROM koo_fleet f WHERE {LIVES}
@@ -90,7 +90,7 @@ DROP_LEASES = f"""DELETE FROM koo_leases WHERE EXISTS (SELECT 1 FROM ({{rows}}) 
 def receive_in(
     tx: Transaction, process: str, told: Sequence[Told], wall_ms: int, now_ms: int | None = None
 ) -> list[Grant]:
-    """Take in what a process tells, in a transaction. The time is the store's clock, which for a file is `wall_ms`."""
+    """Take in what a process reports, in a transaction. The time is the store's clock; for a file it is `wall_ms`."""
     found, now_ms = _load(tx, process, told, wall_ms, now_ms)
     before = {name: _limit_values(name, rows.window) for name, (rows, _) in found.items()}
     grants = [receive(found[one.name][0], one, now_ms) for one in told]
@@ -104,7 +104,7 @@ def receive_in(
             gone.append((name, process))
         for owner, lease in ended.items():
             if owner != process:
-                # Kept as long as its process may come back and tell what it did not use.
+                # Kept as long as its process may come back and report what it did not use.
                 (leases if lease.lapsed else gone).append(_lease_values(name, owner, lease))
     for sql, values in ((SAVE_LIMITS, changed), (SAVE_LEASES, leases), (DROP_LEASES, gone)):
         if values:

@@ -1,16 +1,15 @@
-"""The store's own thread: everything that touches the state store happens in it, one transaction after the other.
+"""The store's own thread: everything that touches the state store happens in it, one transaction after another.
 
-Why a thread, and not a driver for asyncio: a transaction is some six statements, and an asynchronous driver gives the
-loop at least one turn for each step of each. In a loop that is busy for half a millisecond a turn, such a transaction
-was measured at 23 ms, and in a thread of its own at 1.4 ms (idle: 0.9 and 0.3). The loop hands over a job, and its end
-costs the loop one turn. Both databases work the same way.
+Why a thread, and not a driver for asyncio: a transaction is some six statements, and an asynchronous driver needs at
+least one turn of the loop for each step of each. With a loop that is busy for half a millisecond a turn, such a
+transaction was measured at 23 ms, and in a thread of its own at 1.4 ms (idle: 0.9 and 0.3). The loop hands a job over,
+and its end costs the loop one turn. Both databases work the same way.
 
-No call waits for it, but for one that finds its purse empty (`ledger.py`).
+No call waits for it, except one that finds its purse empty (`ledger.py`).
 
-Callers do not each try a store that fails: `trouble` says why it failed last. While it is not None all jobs fail at
-once with that, and the thread itself tries the store again, with growing pauses. A call that does not come back is cut
-off by the caller that waits longest for it (`cut_if_stuck`): the thread cannot do that, because it is the one that
-hangs.
+Callers do not each try a failing store: `trouble` says why it failed last. While it is not None, all jobs fail with
+that at once, and the thread itself tries the store again, with growing pauses. A call that does not return is cut off
+by the caller that has waited longest for it (`cut_if_stuck`): the thread cannot do that, because it is what hangs.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ PAUSE_S_MIN = 0.05
 PAUSE_S_MAX = 2.0
 """So that a store is found again within five seconds of being back, a slow attempt included."""
 KNOCK_BYTES = 262_144
-"""As large as the largest beat: what fits in less says nothing about a disk that is nearly full."""
+"""As large as the largest beat: a smaller write could succeed on a disk that is nearly full, and prove nothing."""
 
 
 class Job(Protocol):
@@ -43,7 +42,7 @@ class Job(Protocol):
     exclusive: bool
 
     def wanted(self) -> bool:
-        """In the thread, before it begins: False when no caller waits any more. Then only `finished` follows."""
+        """In the thread, before it starts: False when no caller waits any more. Then only `finished` follows."""
         ...
 
     def write(self, tx: Transaction) -> None:
@@ -89,12 +88,12 @@ class Worker:
         self._thread = threading.Thread(target=self._serve, name="koo state store", daemon=True)
 
     def start(self) -> None:
-        """Begin. Raises OSError where the system starts no thread."""
+        """Start. Raises OSError if the system cannot start a thread."""
         start(self._thread)
 
     @property
     def alive(self) -> bool:
-        """True while it works for a loop that is open. In a fork it is False: a fork has no threads."""
+        """True while it works for an open loop. After a fork it is False in the child, which has no threads."""
         return self._thread.is_alive() and not self.loop.is_closed()
 
     def submit(self, job: Job) -> None:
@@ -106,7 +105,7 @@ class Worker:
         self._jobs.put(None)
 
     async def stopped(self, timeout_s: float) -> None:
-        """Wait until it has ended; a thread that hangs longer than that is cut off, and left to itself."""
+        """Wait until it has ended; a thread that hangs for longer is cut off, and left to itself."""
         for step in (self._backend.cut, lambda: None):
             try:
                 async with asyncio.timeout(timeout_s):
@@ -117,9 +116,9 @@ class Worker:
         log.error("the state store's thread does not end: %s", self.trouble)
 
     def cut_if_stuck(self, waited_for: Job, after_s: float, reason: str) -> None:
-        """On the loop, after a wait of `after_s` in vain: the store is lost, and what hangs is ended.
+        """On the loop, after waiting `after_s` in vain: declare the store lost, and end what hangs.
 
-        Another's call is left alone until it has had as long; the thread may have taken it just now.
+        Another caller's job is left alone until it has had as long; the thread may have started it just now.
         """
         self._lost(reason)
         under_way = self._under_way
@@ -145,7 +144,7 @@ class Worker:
     def _next(self) -> Job | None:
         if self.trouble is None:
             return self._jobs.get()
-        # By the clock, not when the queue is empty: what waits in it would put the knock off for ever.
+        # By the clock, not when the queue is empty: a steady queue would postpone the knock forever.
         wait_s = self._knock_at - time.monotonic()
         try:
             if wait_s > 0:
@@ -160,12 +159,14 @@ class Worker:
             self._on_loop(job.finished, None)
             return
         error = self._transact(job)
-        self._note(job, error)  # First, so that a caller that gets the failure finds the store in trouble.
+        self._note(job, error)  # first, so that a caller that receives the failure finds the store in trouble
         self._on_loop(job.finished, error)
 
     def _transact(self, job: Job) -> Exception | None:
         if self.trouble is not None and not isinstance(job, Knock):
-            return StoreUnavailable(self.trouble)  # Each would wait for its own timeout, one after the other.
+            return StoreUnavailable(
+                self.trouble
+            )  # otherwise each would wait for its own timeout, one after another
         self._under_way = job, time.monotonic()
         try:
             self._backend.transact(job.write, job.exclusive)
@@ -181,7 +182,9 @@ class Worker:
         elif isinstance(job, Knock):
             self._found()
         elif error is None and job.exclusive:
-            self._pause_s = PAUSE_S_MIN  # Not when it was found: one that flaps is found less and less often.
+            self._pause_s = (
+                PAUSE_S_MIN  # not when it was found: a flapping store is tried less and less often
+            )
         if isinstance(job, Knock):
             self._knock_at = time.monotonic() + self._pause_s
 
@@ -200,12 +203,12 @@ class Worker:
     def _on_loop(self, call: Callable[..., None], *values: object) -> None:
         try:
             self.loop.call_soon_threadsafe(call, *values)
-        except RuntimeError:  # The loop is closed, and its callers with it.
+        except RuntimeError:  # the loop is closed, and its callers with it
             pass
 
 
 class Knock:
-    """Can the store be written again?"""
+    """Checks whether the store can be written again."""
 
     exclusive = True
 
@@ -213,7 +216,7 @@ class Knock:
         return True
 
     def write(self, tx: Transaction) -> None:
-        # Reading alone would call a full disk well, and so would a write that fits into what is left of it.
+        # A read alone would pass on a full disk, and so would a small write into what is left of it.
         tx.run("DELETE FROM koo_probe")
         tx.run(
             "INSERT INTO koo_probe (filler) VALUES (:filler)", {"filler": secrets.token_hex(KNOCK_BYTES // 2)}
